@@ -1,0 +1,1 @@
+"""vmessctl: the command line that speaks to vmessd over its control socket."""

@@ -1,0 +1,138 @@
+"""From what a VM should be to QEMU's command line. Pure: no file is touched here.
+
+Sources: qemu-system-x86_64(1), QEMU's `docs/devel/blockdev` and `qapi/block-core.json`. The guest's
+hardware stays what `kvm -hda ... -cdrom ...` gave it: machine `pc`, IDE disks, VGA, one serial port.
+"""
+
+import dataclasses
+import enum
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vmessd.errors import Failed
+from vmessd.names import VNC_PORT
+from vmessd.settings import SETTINGS
+from vmessd.vmdir import PID_FILE, Disk
+
+
+class ChildFd(enum.IntEnum):
+    """The descriptors QEMU finds open, always under these numbers, so that its command line is stable."""
+
+    lock = 3
+    """The VM's directory with the lock of vmdir.VMDirectory.lock on it; QEMU only has to keep it."""
+    qmp = 4
+    """A listening socket for the monitor."""
+    serial = 5
+    """A listening socket for the serial console."""
+    serial_log = 6
+    """Where everything the serial console prints is appended."""
+
+
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+# Where `-hda` ... `-hdd` put a disk on machine `pc`; `-cdrom` takes the place of hdc.
+IDE = {"hda": ("ide.0", 0), "hdb": ("ide.0", 1), "hdc": ("ide.1", 0), "hdd": ("ide.1", 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a VM should be: everything that shapes its QEMU."""
+
+    vm: str
+    directory: str
+    """Absolute path of the VM's directory."""
+    accel: str
+    """`kvm` or `tcg`."""
+    display: int
+    """VNC display; the TCP port is 5900 more."""
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings by file name, as VMDirectory.read_settings returns them."""
+    disks: Sequence[Disk] = ()
+
+
+def build(spec: Spec, qemu: str) -> list[str]:
+    """Return the argument vector for a VM, `qemu` being the executable.
+
+    The guest does not run yet when QEMU is up (`-S`), so that whoever started it can connect and
+    listen before the first instruction.
+
+    Raises:
+        Failed: hdc, hdd and a CD-ROM together; IDE has four places and hdc is the CD-ROM's own.
+    """
+    argv = [qemu, "-name", spec.vm, "-nodefaults", "-no-user-config", "-S"]
+    argv += ["-machine", "pc", "-accel", spec.accel]
+    argv += ["-sandbox", SANDBOX]
+    argv += ["-pidfile", f"{spec.directory}/{PID_FILE}"]
+    argv += ["-chardev", f"socket,id=qmp,fd={ChildFd.qmp:d},server=on,wait=off"]
+    argv += ["-mon", "chardev=qmp,mode=control"]
+    argv += ["-vga", "std", "-vnc", f"127.0.0.1:{spec.display},password=on"]
+    argv += _serial()
+    for disk in spec.disks:
+        argv += _drive(disk, _slot(disk, spec.disks))
+    for setting in SETTINGS:
+        if setting.file in spec.values:
+            argv += setting.option(spec.values[setting.file])
+    return argv
+
+
+def _serial() -> list[str]:
+    """The serial port: a socket for people, and a log that QEMU is handed so that it opens no path."""
+    return [
+        *("-add-fd", f"fd={ChildFd.serial_log:d},set=1"),
+        "-chardev",
+        f"socket,id=serial0,fd={ChildFd.serial:d},server=on,wait=off,logfile=/dev/fdset/1,logappend=on",
+        *("-serial", "chardev:serial0"),
+    ]
+
+
+def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
+    if disk.slot != "cdrom":
+        return disk.slot
+    taken = {other.slot for other in disks}
+    free = [slot for slot in ("hdc", "hdd") if slot not in taken]
+    if not free:
+        raise Failed(
+            "hdc, hdd and a CD-ROM do not fit together: IDE has four places, and the CD-ROM needs hdc or hdd",
+            hint="remove the CD-ROM with: vmess <vm> cdrom none",
+        )
+    return free[0]
+
+
+def _drive(disk: Disk, slot: str) -> list[str]:
+    """One drive. JSON with an explicit driver: no format is probed and any path is only a path."""
+    node = {
+        "driver": "raw",
+        "node-name": disk.slot,
+        "read-only": disk.slot == "cdrom",
+        "file": {"driver": "host_device" if disk.block_device else "file", "filename": disk.path},
+    }
+    bus, unit = IDE[slot]
+    model = "ide-cd" if disk.slot == "cdrom" else "ide-hd"
+    return [
+        *("-blockdev", json.dumps(node, separators=(",", ":"), ensure_ascii=False)),
+        *("-device", f"{model},id={disk.slot}-drive,drive={disk.slot},bus={bus},unit={unit}"),
+    ]
+
+
+def shell(argv: Sequence[str]) -> str:
+    """Return the command quoted so that it can be pasted into a shell, on one line."""
+    return " ".join(_shell_word(word) for word in argv)
+
+
+def _shell_word(word: str) -> str:
+    """Quote one word; control characters become `$'...'`, which no terminal obeys."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = "".join(char if char.isprintable() and char not in "\\'" else _ansi_c(char) for char in word)
+    return f"$'{escaped}'"
+
+
+def _ansi_c(char: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+
+
+def port(display: int) -> int:
+    """Return the TCP port of a VNC display."""
+    return VNC_PORT + display

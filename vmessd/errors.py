@@ -1,0 +1,135 @@
+"""What can go wrong, as one tree.
+
+Every class is one error of the Varlink interface `org.emptystack.vmess`; its class name is the
+last part of the wire name, its `status` the exit status of `vmessctl`:
+
+* :exc:`VmessError` -- the root; never raised itself
+    * :exc:`InvalidValue` (2) -- a name, size, path or option that cannot be right
+    * :exc:`NotRunning` (3) -- the VM would have to run for this
+    * :exc:`NoSuchVM` (4) -- there is no directory for the VM
+    * :exc:`Unreachable` (5) -- no daemon answers on the control socket
+    * :exc:`TimedOut` (6) -- the deadline passed; what was begun goes on
+    * :exc:`Locked` (7) -- somebody else holds the VM, the VM root or the socket
+    * :exc:`Failed` (1) -- it was tried and did not work
+        * :exc:`AlreadyRunning` -- the VM runs, so this must wait until it is stopped
+        * :exc:`BadFile` -- a file in a VM directory is not what it has to be
+        * :exc:`StartFailed` -- QEMU did not come up; the message carries its own words
+
+A message is one line that names the thing, the value and what would be right; a hint, where there
+is one, says what to type next. Neither ever holds a raw control character: see :func:`quoted`.
+"""
+
+DONE = 0
+FORCED = 8
+INTERRUPTED = 130  # 128 + SIGINT, as shells report a command that Ctrl-C ended
+
+INTERFACE = "org.emptystack.vmess"
+
+
+def printable(text: str) -> str:
+    """Return `text` with every control character, newline and lone surrogate as an escape.
+
+    What comes out is one line that a terminal shows and does not obey.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
+def quoted(value: object, limit: int = 80) -> str:
+    """Return a value as it may be shown in a message: escaped, in quotes, at most `limit` characters long."""
+    text = str(value)
+    shown = printable(text[:limit])
+    return f"'{shown}'" if len(text) <= limit else f"'{shown}...' ({len(text)} characters)"
+
+
+class VmessError(Exception):
+    """The root: a message of one line, an optional hint, and the exit status of `vmessctl`."""
+
+    status = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = printable(message)
+        self.hint = printable(hint) if hint else None
+
+    @classmethod
+    def wire_name(cls) -> str:
+        """Return the name the error has on the control socket."""
+        return f"{INTERFACE}.{cls.__name__}"
+
+
+class InvalidValue(VmessError):
+    """A name, size, path or option that cannot be right."""
+
+    status = 2
+
+
+class NotRunning(VmessError):
+    """The VM would have to run for this."""
+
+    status = 3
+
+
+class NoSuchVM(VmessError):
+    """There is no directory for the VM."""
+
+    status = 4
+
+
+class Unreachable(VmessError):
+    """No daemon answers on the control socket."""
+
+    status = 5
+
+
+class TimedOut(VmessError):
+    """The deadline passed; what was begun goes on."""
+
+    status = 6
+
+
+class Locked(VmessError):
+    """Somebody else holds the VM, the VM root or the socket."""
+
+    status = 7
+
+
+class Failed(VmessError):
+    """It was tried and did not work."""
+
+
+class AlreadyRunning(Failed):
+    """The VM runs, so this must wait until it is stopped."""
+
+
+class BadFile(Failed):
+    """A file in a VM directory is not what it has to be."""
+
+
+class StartFailed(Failed):
+    """QEMU did not come up; the message carries its own words."""
+
+
+ERRORS: tuple[type[VmessError], ...] = (
+    InvalidValue,
+    NotRunning,
+    NoSuchVM,
+    Unreachable,
+    TimedOut,
+    Locked,
+    Failed,
+    AlreadyRunning,
+    BadFile,
+    StartFailed,
+)
+
+BY_WIRE_NAME = {error.wire_name(): error for error in ERRORS}
+
+# From harmless to hopeless: where one command reports on several VMs, the worst status wins.
+SEVERITY = (DONE, FORCED, 3, 6, 7, 4, 1, 2, 5, INTERRUPTED)
+
+
+def worst(statuses: list[int]) -> int:
+    """Return the worst of several exit statuses, by :data:`SEVERITY`; 0 for none."""
+    return max(statuses, key=SEVERITY.index, default=DONE)

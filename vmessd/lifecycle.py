@@ -1,0 +1,249 @@
+"""A VM's life as tables: states, events and one transition for each pair; the stop ladder; exits.
+
+Pure: no clock is read and nothing is done here. `machine` feeds events in and carries actions out.
+"""
+
+import enum
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+
+class State(enum.Enum):
+    """Where a VM is in its life."""
+
+    stopped = "stopped"
+    """There is no QEMU."""
+    starting = "starting"
+    """QEMU was spawned; the guest has not run yet."""
+    running = "running"
+    """The guest runs."""
+    paused = "paused"
+    """QEMU answers, but the guest stands still (paused by hand, by an I/O error, after a panic)."""
+    unresponsive = "unresponsive"
+    """The process lives and does not answer. It is left alone and never started a second time."""
+    stopping = "stopping"
+    """A stop is under way; see :func:`ladder`."""
+
+
+class Event(enum.Enum):
+    """What can happen to a VM."""
+
+    start = "start is asked for"
+    stop = "a graceful stop is asked for"
+    force = "a stop by force is asked for"
+    found = "its process was found alive"
+    born = "QEMU answers; the guest has never run"
+    runs = "QEMU says the guest runs"
+    halts = "QEMU says the guest stands still"
+    silent = "QEMU does not answer in time"
+    lost = "the monitor connection is gone"
+    rung = "the next rung of the ladder is due"
+    refused = "there is no process: it could not be spawned"
+    exited = "the process has ended"
+
+
+class Action(enum.Enum):
+    """What is done about an event, besides changing the state."""
+
+    nothing = "nothing"
+    spawn = "read the settings, spawn QEMU, connect"
+    connect = "connect to the monitor of the process that was found"
+    reconnect = "connect again, after a pause"
+    cont = "let the guest run"
+    started = "tell whoever waits for the start"
+    adopted = "tell whoever waits for the start that QEMU hangs"
+    climb = "take the step of the ladder that is due"
+    ladder = "begin the ladder at its foot"
+    kill = "begin the ladder at its top"
+    join = "wait for what is under way"
+    bury = "reap, record the exit, clean up, tell everyone"
+    say_running = "refuse: it runs"
+    say_stopping = "refuse: it is being stopped"
+    say_stopped = "refuse: it does not run"
+
+
+_S, _E, _A = State, Event, Action
+
+# Spelled out pair by pair, so that it can be checked by eye. What is missing changes nothing and asks
+# for nothing: an event that comes too late to matter.
+_TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
+    _S.stopped: {
+        _E.start: (_S.starting, _A.spawn),
+        _E.stop: (_S.stopped, _A.say_stopped),
+        _E.force: (_S.stopped, _A.say_stopped),
+        _E.found: (_S.unresponsive, _A.connect),
+    },
+    _S.starting: {
+        _E.start: (_S.starting, _A.join),
+        _E.stop: (_S.stopping, _A.kill),  # the guest has not run an instruction: nothing to be gentle to
+        _E.force: (_S.stopping, _A.kill),
+        _E.born: (_S.starting, _A.cont),
+        _E.runs: (_S.running, _A.started),
+        _E.halts: (_S.paused, _A.started),
+        _E.silent: (_S.unresponsive, _A.adopted),
+        _E.lost: (_S.starting, _A.reconnect),
+        _E.refused: (_S.stopped, _A.bury),
+        _E.exited: (_S.stopped, _A.bury),
+    },
+    _S.running: {
+        _E.start: (_S.running, _A.say_running),
+        _E.stop: (_S.stopping, _A.ladder),
+        _E.force: (_S.stopping, _A.kill),
+        _E.halts: (_S.paused, _A.nothing),
+        _E.silent: (_S.unresponsive, _A.nothing),
+        _E.lost: (_S.unresponsive, _A.reconnect),
+        _E.exited: (_S.stopped, _A.bury),
+    },
+    _S.paused: {
+        _E.start: (_S.paused, _A.say_running),
+        _E.stop: (_S.stopping, _A.ladder),
+        _E.force: (_S.stopping, _A.kill),
+        _E.runs: (_S.running, _A.nothing),
+        _E.silent: (_S.unresponsive, _A.nothing),
+        _E.lost: (_S.unresponsive, _A.reconnect),
+        _E.exited: (_S.stopped, _A.bury),
+    },
+    _S.unresponsive: {
+        _E.start: (_S.unresponsive, _A.say_running),
+        _E.stop: (_S.stopping, _A.ladder),
+        _E.force: (_S.stopping, _A.kill),
+        # Its daemon died between spawning it and letting it run: the start is carried through.
+        _E.born: (_S.starting, _A.cont),
+        _E.runs: (_S.running, _A.nothing),
+        _E.halts: (_S.paused, _A.nothing),
+        _E.lost: (_S.unresponsive, _A.reconnect),
+        _E.exited: (_S.stopped, _A.bury),
+    },
+    _S.stopping: {
+        _E.start: (_S.stopping, _A.say_stopping),
+        _E.stop: (_S.stopping, _A.join),
+        _E.force: (_S.stopping, _A.kill),
+        _E.lost: (_S.stopping, _A.reconnect),
+        _E.rung: (_S.stopping, _A.climb),
+        _E.refused: (_S.stopped, _A.bury),
+        _E.exited: (_S.stopped, _A.bury),
+    },
+}
+
+
+def transition(state: State, event: Event) -> tuple[State, Action]:
+    """Return the state that follows and what is to be done. Total: every pair has an answer."""
+    return _TABLE[state].get(event, (state, Action.nothing))
+
+
+# QEMU's RunState (qapi/run-state.json), as far as it is not simply "the guest stands still".
+_RUNSTATE_EVENT = {
+    "prelaunch": Event.born,
+    "running": Event.runs,
+}
+
+
+def runstate_event(runstate: str) -> Event:
+    """Return what a runstate reported by `query-status` means for the VM's life."""
+    return _RUNSTATE_EVENT.get(runstate, Event.halts)
+
+
+class Rung(enum.Enum):
+    """How hard a stop is being asked for."""
+
+    powerdown = "power button"
+    quit = "QMP quit"
+    term = "SIGTERM"
+    kill = "SIGKILL"
+
+
+class Step(NamedTuple):
+    """One thing the ladder does, `at` so many seconds after the stop began."""
+
+    at: float
+    rung: Rung
+
+
+PRESS_EVERY = 5.0  # a press before the guest listens is lost without a trace, so it is repeated
+RUNG_TIME = 1.5  # for quit and SIGTERM each: the whole takes no more than the grace and 5 seconds
+
+
+def ladder(grace: float) -> Iterator[Step]:
+    """Yield the steps of a graceful stop: the button for `grace` seconds, then force in three rungs.
+
+    The last step is SIGKILL; after it there is nothing left but to wait for the process.
+    """
+    presses = 0
+    while presses * PRESS_EVERY < grace:
+        yield Step(presses * PRESS_EVERY, Rung.powerdown)
+        presses += 1
+    yield Step(grace, Rung.quit)
+    yield Step(grace + RUNG_TIME, Rung.term)
+    yield Step(grace + 2 * RUNG_TIME, Rung.kill)
+
+
+def by_force() -> Iterator[Step]:
+    """Yield the only step of a stop by force."""
+    yield Step(0.0, Rung.kill)
+
+
+class Reason(enum.Enum):
+    """Why a QEMU ended, in the words `status` shows."""
+
+    powered_off = "guest powered off"
+    powered_down = "powered down as asked"
+    reset = "guest reset, and QEMU was told not to reboot"
+    panicked = "guest panicked"
+    quit = "QEMU was told to quit"
+    forced = "forced off"
+    signalled = "killed by signal"
+    failed = "QEMU failed"
+    refused = "QEMU did not start"
+    unseen = "ended while no vmessd watched"
+    unknown = "ended for an unknown reason"
+
+
+class Ending(NamedTuple):
+    """What is known when a QEMU has ended."""
+
+    ran: bool
+    """The guest had run."""
+    shutdown: str | None
+    """The reason of QMP's SHUTDOWN event (ShutdownCause in qapi/run-state.json), if one was seen."""
+    status: int | None
+    """Exit status, negative for a signal; None where the process was not our child."""
+    rung: Rung | None
+    """How far a stop had come; None where nobody asked for one."""
+
+
+_BY_SHUTDOWN = {
+    "guest-reset": Reason.reset,
+    "guest-panic": Reason.panicked,
+    "host-qmp-quit": Reason.quit,
+}
+
+
+def classify(ending: Ending) -> tuple[Reason, str]:
+    """Return why a QEMU ended, and the same in words.
+
+    By the event first: QEMU's exit status is 0 for nearly every way to end (measured on 7.2).
+    """
+    reason = _reason(ending)
+    if reason is Reason.signalled and ending.status is not None and ending.status < 0:
+        return reason, f"{reason.value} {-ending.status}"
+    if reason is Reason.signalled:
+        return reason, "killed by a signal"
+    if reason is Reason.failed:
+        return reason, f"QEMU failed with exit status {ending.status}"
+    return reason, reason.value
+
+
+def _reason(ending: Ending) -> Reason:
+    if ending.shutdown in ("guest-shutdown", "host-ui"):
+        return Reason.powered_off if ending.rung is None else Reason.powered_down
+    if ending.rung in (Rung.quit, Rung.term, Rung.kill):
+        return Reason.forced
+    if ending.shutdown in _BY_SHUTDOWN:
+        return _BY_SHUTDOWN[ending.shutdown]
+    if ending.shutdown == "host-signal" or (ending.status is not None and ending.status < 0):
+        return Reason.signalled
+    if ending.status:
+        return Reason.failed if ending.ran else Reason.refused
+    if not ending.ran:
+        return Reason.refused
+    return Reason.unknown

@@ -1,0 +1,215 @@
+"""Files in a directory that somebody else may write to: opened without trust, replaced atomically.
+
+Every function takes the descriptor of an open directory and a plain name in it, follows no symbolic
+link, and cannot be made to wait by a FIFO or a device.
+"""
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Iterator
+
+from vmessd.errors import BadFile, Failed, printable
+
+TEMPORARY = ".vmess-tmp-"  # what is left with this prefix after a crash is ours to remove
+
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISREG, "a plain file"),
+)
+
+
+def kind(mode: int) -> str:
+    """Return in words what sort of file has this `st_mode`."""
+    return next((words for test, words in _KINDS if test(mode)), "of unknown kind")
+
+
+def reason(error: OSError) -> str:
+    """Return what the system says of a failure, in a few words and without the path."""
+    return (error.strerror or str(error)).lower()
+
+
+def place(directory: int, name: str) -> str:
+    """Return the path of a file for messages."""
+    try:
+        return printable(os.path.join(os.readlink(f"/proc/self/fd/{directory}"), name))
+    except OSError:
+        return printable(name)
+
+
+def status(directory: int, name: str) -> os.stat_result | None:
+    """Return what a name stands for, not following a link; None where there is nothing."""
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def must_be_plain(directory: int, name: str) -> None:
+    """Raise BadFile where the name is taken by anything but a plain file."""
+    found = status(directory, name)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise BadFile(f"{place(directory, name)} is {kind(found.st_mode)}; it has to be a plain file")
+
+
+def open_plain(directory: int, name: str, flags: int, mode: int = 0o640) -> int:
+    """Open a plain file and return the descriptor.
+
+    O_NONBLOCK keeps a FIFO from holding us; for plain files it means nothing.
+
+    Raises:
+        FileNotFoundError: there is none and `flags` does not create it.
+        BadFile: it is something else than a plain file with one name, or may not be opened.
+    """
+    must_be_plain(directory, name)
+    try:
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=directory)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadFile(f"{place(directory, name)} cannot be opened: {reason(error)}") from None
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(fd)
+        what = "a hard link to another file" if stat.S_ISREG(found.st_mode) else kind(found.st_mode)
+        raise BadFile(f"{place(directory, name)} is {what}; it has to be a plain file of its own")
+    return fd
+
+
+def read(directory: int, name: str, limit: int) -> bytes | None:
+    """Return what a plain file holds; None where there is no such file.
+
+    Raises:
+        BadFile: it is no plain file, cannot be read, or holds more than `limit` bytes.
+    """
+    try:
+        fd = open_plain(directory, name, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise BadFile(f"{place(directory, name)} cannot be read: {reason(error)}") from None
+    if len(data) > limit:
+        raise BadFile(f"{place(directory, name)} holds more than {limit} bytes; it has to be a short value")
+    return data
+
+
+@contextlib.contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Turn an OSError inside into a Failed of one line that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise Failed(f"{what}: {reason(error)}") from None
+
+
+def _temporary(name: str) -> str:
+    return f"{TEMPORARY}{name}.{os.urandom(4).hex()}"
+
+
+def write(directory: int, name: str, data: bytes, *, durable: bool = True) -> None:
+    """Replace a plain file by one that holds `data`: all of it or the old one, whatever happens.
+
+    `durable` waits until the disk has it; what describes a running process need not, since the
+    process does not survive a crash of the host either.
+
+    Raises:
+        BadFile: the name is taken by something that is no plain file.
+        Failed: it could not be written; the old file is as it was.
+    """
+    must_be_plain(directory, name)
+    temporary = _temporary(name)
+    with failing(f"{place(directory, name)} cannot be written"):
+        try:
+            fd = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660, dir_fd=directory
+            )
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=directory)
+            raise
+        if durable:
+            os.fsync(directory)
+
+
+def link(directory: int, name: str, target: str) -> None:
+    """Make `name` a symbolic link to `target`, replacing the link that is there.
+
+    Raises:
+        BadFile: the name is taken by something that is no symbolic link.
+        Failed: it could not be made; the old link is as it was.
+    """
+    found = status(directory, name)
+    if found is not None and not stat.S_ISLNK(found.st_mode):
+        raise BadFile(f"{place(directory, name)} is {kind(found.st_mode)}; it has to be a symbolic link")
+    temporary = _temporary(name)
+    with failing(f"{place(directory, name)} cannot be made"):
+        os.symlink(target, temporary, dir_fd=directory)
+        try:
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError:
+            os.unlink(temporary, dir_fd=directory)
+            raise
+
+
+def remove(directory: int, name: str) -> None:
+    """Remove a name; nothing to do where there is none.
+
+    Raises:
+        Failed: it is there and stays.
+    """
+    with failing(f"{place(directory, name)} cannot be removed"), contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def remove_socket(directory: int, name: str) -> None:
+    """Remove a socket that a dead process left.
+
+    Raises:
+        BadFile: the name is taken by something else.
+    """
+    found = status(directory, name)
+    if found is None:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise BadFile(
+            f"{place(directory, name)} is {kind(found.st_mode)} where a socket has to be; move it away"
+        )
+    remove(directory, name)
+
+
+def listener(directory: int, name: str, mode: int, backlog: int = 128) -> socket.socket:
+    """Return a listening Unix stream socket of this name, replacing a stale one.
+
+    The mode is set before the socket has a name (Linux takes it from the unbound socket's inode), so
+    it is never wider, not even for a moment. The way through /proc lifts the limit of 107 bytes.
+
+    Raises:
+        BadFile: the name is taken by something that is no socket.
+        Failed: it could not be bound.
+    """
+    remove_socket(directory, name)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(sock.fileno(), mode)
+        with failing(f"{place(directory, name)} cannot be bound"):
+            sock.bind(f"/proc/self/fd/{directory}/{name}")
+            sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

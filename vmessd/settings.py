@@ -1,0 +1,192 @@
+"""The table of per-VM settings: one upper-case file, one value, a verb of the same name.
+
+The daemon reads values and builds QEMU options from these rows; the client takes its verbs, usage
+and help from the same ones. The module is light because the client reads it at every start.
+"""
+
+import re
+import shlex
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vmessd.errors import InvalidValue, quoted
+from vmessd.names import DISKS
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+RAM_MAX = 16 * UNITS["T"]
+DISK_MIN = UNITS["M"]
+DISK_MAX = 64 * UNITS["T"]
+SMP_MAX = 255  # of machine type `pc` (QEMU, "smp_cpus > max_cpus")
+GRACE_DEFAULT = 60
+GRACE_MAX = 86400
+
+
+def size(text: str, bare: int = 1) -> int:
+    """Return a size in bytes: `8G` is 8 x 1024^3; a number without a unit counts `bare` bytes each.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    match = re.fullmatch(r"([0-9]{1,15})([KMGTkmgt]?)", text)
+    if not match:
+        raise ValueError(text)
+    number, unit = match.groups()
+    return int(number) * (UNITS[unit.upper()] if unit else bare)
+
+
+def size_text(count: int) -> str:
+    """Return a size as short as it can be written exactly: 8589934592 is `8G`."""
+    for unit, factor in reversed(UNITS.items()):
+        if count and count % factor == 0:
+            return f"{count // factor}{unit}"
+    return str(count)
+
+
+def _within(low: int, number: int, high: int) -> int:
+    if not low <= number <= high:
+        raise ValueError(number)
+    return number
+
+
+def _integer(text: str, low: int, high: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError(text)
+    return _within(low, int(text), high)
+
+
+def _accelerator(text: str) -> str:
+    if text not in ("auto", "kvm", "tcg"):
+        raise ValueError(text)
+    return text
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(shlex.split(text))
+    if any(word in ("-daemonize", "--daemonize") for word in words):
+        raise ValueError(text)
+    return words
+
+
+class Setting(NamedTuple):
+    """One value of a VM: where it is kept, how it is read, what it makes of QEMU's command line."""
+
+    file: str
+    """The file in the VM's directory that holds the value."""
+    verb: str | None
+    """The word that sets it; None where the file is edited by hand."""
+    argument: str
+    expects: str
+    """What would be right, for messages: `RAM 'x' is not <expects>`."""
+    parse: Callable[[str], Any]
+    """Text to value; raises ValueError."""
+    option: Callable[[Any], tuple[str, ...]]
+    """Value to QEMU arguments."""
+    help: str
+
+    def value(self, text: str) -> Any:
+        """Return the value the text stands for.
+
+        Raises:
+            InvalidValue: it stands for none; names the file, the text and what would be right.
+        """
+        try:
+            return self.parse(text.strip())
+        except ValueError:
+            raise InvalidValue(f"{self.file} {quoted(text.strip())} is not {self.expects}") from None
+
+
+def _no_option(_value: Any) -> tuple[str, ...]:
+    return ()
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        file="SMP",
+        verb="smp",
+        argument="<N>",
+        expects=f"a number of processors from 1 to {SMP_MAX}",
+        parse=lambda text: _integer(text, 1, SMP_MAX),
+        option=lambda count: ("-smp", str(count)),
+        help='Set the "-smp" parameter of KVM to <N> and store it inside the VM\'s dir.',
+    ),
+    Setting(
+        file="RAM",
+        verb="ram",
+        argument="<size>",
+        expects="a size from 1M to 16T such as 512M or 2G",
+        # A number alone counts MiB: QEMU's -m reads it so, and files of the original hold such.
+        parse=lambda text: _within(UNITS["M"], size(text, bare=UNITS["M"]), RAM_MAX),
+        option=lambda count: ("-m", size_text(count)),
+        help="Set the size of RAM for the VM and store it inside the VM's dir.",
+    ),
+    Setting(
+        file="ACCEL",
+        verb="accel",
+        argument="<auto|kvm|tcg>",
+        expects="auto, kvm or tcg",
+        parse=_accelerator,
+        option=_no_option,  # the daemon decides what `auto` is; see cmdline.Spec.accel
+        help="Choose what runs the guest's code: KVM, QEMU's own translator (tcg), or whichever\n"
+        "the daemon may use (auto).",
+    ),
+    Setting(
+        file="STOP",
+        verb=None,
+        argument="<seconds>",
+        expects=f"a whole number of seconds from 0 to {GRACE_MAX}",
+        parse=lambda text: _integer(text, 0, GRACE_MAX),
+        option=_no_option,
+        help="How long a guest may take to power down before it is made to.",
+    ),
+    Setting(
+        file="EXARGS",
+        verb=None,
+        argument="<arguments>",
+        expects="QEMU arguments quoted as for a shell, without -daemonize",
+        parse=_words,
+        option=lambda words: words,
+        help="More arguments for QEMU, split as a shell would split them.",
+    ),
+)
+
+BY_FILE = {setting.file: setting for setting in SETTINGS}
+
+
+class Drive(NamedTuple):
+    """One IDE position of a VM and the verb that fills it."""
+
+    verb: str
+    argument: str
+    help: str
+
+
+DRIVES: tuple[Drive, ...] = (
+    *(
+        Drive(
+            verb=disk,
+            argument="<size>",
+            help=f"Create a sparse file for the {order} disk, or make it larger.\n"
+            "An image that is there is never written into and never made smaller.",
+        )
+        for disk, order in zip(DISKS, ("first", "second", "third", "fourth"), strict=True)
+    ),
+    Drive(
+        verb="cdrom",
+        argument="<path-to-iso|none>",
+        help='Create a symlink to the cdrom to be used by the VM; "none" removes it.',
+    ),
+)
+
+
+def disk_size(text: str) -> int:
+    """Return the size of a disk in bytes.
+
+    Raises:
+        InvalidValue: not a size, or one no disk has (a bare `8` is taken for a slip, not for 8 bytes).
+    """
+    try:
+        return _within(DISK_MIN, size(text.strip()), DISK_MAX)
+    except ValueError:
+        raise InvalidValue(
+            f"disk size {quoted(text.strip())} is not a size from 1M to 64T such as 8G"
+        ) from None

@@ -1,0 +1,463 @@
+"""One VM directory: the plain files that say what a VM is, and the records of its process.
+
+Nothing that is read here is trusted: whoever may write to the directory may have put anything
+there. Sizes are in bytes, moments in seconds since the epoch unless they say otherwise.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from vmessd import names, safefile, settings
+from vmessd.errors import BadFile, Failed, InvalidValue, NoSuchVM, VmessError, printable, quoted
+from vmessd.safefile import failing
+
+QMP_SOCKET = "qmp.sock"
+SERIAL_SOCKET = "serial.sock"
+SERIAL_LOG = "serial.log"
+QEMU_LOG = "qemu.log"
+PID_FILE = "qemu.pid"
+RUN_RECORD = "run.json"
+EXIT_RECORD = "exit.json"
+REMOVED = ".vmess-removed-"  # a VM directory on its way out; what a crash leaves is ours to remove
+
+VALUE_LIMIT = 16 * 1024
+RECORD_LIMIT = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A point in time that a later reader can tell the age of, whatever was done to the clock."""
+
+    epoch: float
+    """Seconds since 1970, by the wall clock."""
+    uptime: float
+    """Seconds since boot, by CLOCK_BOOTTIME."""
+    boot: str
+    """The boot this `uptime` belongs to."""
+
+    @classmethod
+    def now(cls) -> "Moment":
+        """Return this moment."""
+        return cls(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot_id())
+
+    def age(self) -> float:
+        """Return the seconds since; by the wall clock only where the host was booted in between."""
+        now = Moment.now()
+        if self.boot == now.boot:
+            return max(0.0, now.uptime - self.uptime)
+        return max(0.0, now.epoch - self.epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What identifies a VM's QEMU, and what it was started with."""
+
+    pid: int
+    ticks: int
+    """The process's start time in clock ticks since boot, field 22 of proc(5) `stat`."""
+    display: int
+    accel: str
+    argv: list[str]
+    since: Moment
+
+
+@dataclasses.dataclass(frozen=True)
+class ExitRecord:
+    """How a VM's last run ended."""
+
+    pid: int
+    ticks: int
+    reason: str
+    """The name of a member of lifecycle.Reason."""
+    text: str
+    """The same in words, such as `guest powered off`."""
+    status: int | None
+    """Exit status of QEMU, negative for the signal that killed it; None where it was not our child."""
+    asked_by: int | None
+    """The uid that asked for the stop; None where nobody did."""
+    log: list[str]
+    """The last lines QEMU wrote."""
+    when: Moment
+
+
+@dataclasses.dataclass(frozen=True)
+class Disk:
+    """A drive as it was found: what QEMU is to open, and whether that is a file or a device."""
+
+    slot: str
+    """`hda` to `hdd`, or `cdrom`."""
+    path: str
+    block_device: bool
+    size: int
+
+
+_T = TypeVar("_T")
+
+
+def boot_id() -> str:
+    """Return the kernel's random name of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Tell whether a decoded JSON value has the type a record's field is annotated with."""
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    kinds = get_args(kind) or (kind,)
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _load(data: Any, kind: type[_T]) -> _T:
+    """Build a record from decoded JSON, raising ValueError unless every field is there and fits."""
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(data, dict) or data.keys() != fields.keys():
+        raise ValueError("fields")
+    values = {
+        name: _load(data[name], Moment) if wanted is Moment else data[name] for name, wanted in fields.items()
+    }
+    if not all(wanted is Moment or _fits(values[name], wanted) for name, wanted in fields.items()):
+        raise ValueError("types")
+    return kind(**values)
+
+
+class VMDirectory:
+    """The directory `<root>/<vm>`. Creating the object touches nothing."""
+
+    def __init__(self, root: Path, vm: str) -> None:
+        self.vm = vm
+        self.path = root / vm
+
+    def __str__(self) -> str:
+        return printable(str(self.path))
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """Open the directory for the length of a `with` and yield its descriptor.
+
+        Raises:
+            NoSuchVM: there is none.
+            BadFile: the name is taken by something else, a symbolic link for one.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NoSuchVM(
+                f"You need to create directory {self} if are serious about that VM - use vmess make",
+                hint=f"vmess {self.vm} make",
+            ) from None
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise BadFile(f"{self} is not a directory of its own, so it is no VM") from None
+            raise BadFile(f"{self} cannot be opened: {safefile.reason(error)}") from None
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def exists(self) -> bool:
+        """Tell whether there is such a VM."""
+        try:
+            return stat.S_ISDIR(os.lstat(self.path).st_mode)
+        except OSError:
+            return False
+
+    def make(self) -> None:
+        """Create the directory.
+
+        Raises:
+            Failed: it could not be made, or is there already.
+        """
+        if os.path.lexists(self.path):
+            raise Failed(f"VM {self.vm} is there already: {self}", hint=f"vmess {self.vm} info")
+        with failing(f"{self} cannot be made"):
+            self.path.mkdir()
+
+    def remove(self) -> None:
+        """Delete the VM with all its files.
+
+        It is renamed first, so that whatever happens it is either whole or gone from the list.
+        """
+        with self.opened():
+            pass
+        parting = self.path.with_name(f"{REMOVED}{self.vm}-{os.urandom(4).hex()}")
+        with failing(f"{self} cannot be removed"):
+            self.path.rename(parting)
+        with failing(f"{printable(str(parting))}, all that is left of {self.vm}, cannot be removed"):
+            shutil.rmtree(parting)
+
+    # Settings
+
+    def read_setting(self, setting: settings.Setting) -> Any:
+        """Return the value of a setting, None where it is not set.
+
+        Raises:
+            BadFile: the file is not a plain one, not text, or its value cannot be right.
+        """
+        with self.opened() as directory:
+            data = safefile.read(directory, setting.file, VALUE_LIMIT)
+            if data is None:
+                return None
+            try:
+                return setting.value(data.decode())
+            except UnicodeDecodeError:
+                where = safefile.place(directory, setting.file)
+                raise BadFile(f"{where} is not text; it has to be {setting.expects}") from None
+            except InvalidValue as error:
+                raise BadFile(f"{safefile.place(directory, setting.file)}: {error.message}") from None
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return all settings that are set, by file name; see :meth:`read_setting` for errors."""
+        values = {setting.file: self.read_setting(setting) for setting in settings.SETTINGS}
+        return {file: value for file, value in values.items() if value is not None}
+
+    def write_setting(self, setting: settings.Setting, text: str | None) -> None:
+        """Set a setting to what `text` says, or remove it with None.
+
+        Raises:
+            InvalidValue: `text` cannot be right; nothing is changed.
+            BadFile, Failed: as :func:`safefile.write`.
+        """
+        with self.opened() as directory:
+            if text is None:
+                safefile.must_be_plain(directory, setting.file)
+                safefile.remove(directory, setting.file)
+                return
+            setting.value(text)
+            safefile.write(directory, setting.file, f"{text.strip()}\n".encode())
+
+    # Drives
+
+    def set_disk(self, slot: str, text: str) -> str:
+        """Create a sparse disk image, or make the one that is there larger; return what was done.
+
+        Raises:
+            InvalidValue: no size, or a smaller one than the image has.
+            BadFile: the name is taken by something that is no plain file.
+            Failed: there is no room, or the file system cannot hold a file of the size.
+        """
+        wanted = settings.disk_size(text)
+        name = names.disk_file(self.vm, slot)
+        with self.opened() as directory:
+            found = safefile.status(directory, name)
+            if found is None:
+                self._create_disk(directory, name, wanted)
+                return f"{name}: created, {settings.size_text(wanted)}, sparse"
+            safefile.must_be_plain(directory, name)
+            # The original wrote one byte at offset <size>, so its images are a byte longer than asked.
+            if found.st_size in (wanted, wanted + 1):
+                return f"{name}: has {settings.size_text(wanted)} already, left as it is"
+            if found.st_size > wanted:
+                raise InvalidValue(
+                    f"disk size {quoted(text)} is less than the {settings.size_text(found.st_size)} that "
+                    f"{name} has; an image is never made smaller",
+                    hint=f"to start over, remove {self}/{name} first",
+                )
+            fd = safefile.open_plain(directory, name, os.O_WRONLY)
+            try:
+                with failing(f"{safefile.place(directory, name)} cannot be made larger"):
+                    os.ftruncate(fd, wanted)
+            finally:
+                os.close(fd)
+            return f"{name}: {settings.size_text(wanted)} now, was {settings.size_text(found.st_size)}"
+
+    @staticmethod
+    def _create_disk(directory: int, name: str, size: int) -> None:
+        with failing(f"{safefile.place(directory, name)} cannot be made"):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660, dir_fd=directory)
+            try:
+                os.ftruncate(fd, size)
+            except OSError:
+                os.unlink(name, dir_fd=directory)
+                raise
+            finally:
+                os.close(fd)
+
+    def set_cdrom(self, path: str | None) -> None:
+        """Make the CD-ROM the image at `path`, an absolute path; None takes it out.
+
+        Raises:
+            InvalidValue: there is no such file, or it is neither a plain file nor a block device.
+            BadFile: the link's name is taken by something that is no link.
+        """
+        name = names.cdrom_file(self.vm)
+        with self.opened() as directory:
+            if path is None:
+                found = safefile.status(directory, name)
+                if found is not None and not stat.S_ISLNK(found.st_mode):
+                    raise BadFile(
+                        f"{safefile.place(directory, name)} is {safefile.kind(found.st_mode)}, not a link "
+                        f"that vmess made; remove it by hand"
+                    )
+                safefile.remove(directory, name)
+                return
+            if "\0" in path or not os.path.isabs(path):
+                raise InvalidValue(f"cdrom path {quoted(path)} is not an absolute path")
+            try:
+                found = os.stat(path)
+            except OSError as error:
+                raise InvalidValue(f"cdrom {quoted(path, 300)}: {safefile.reason(error)}") from None
+            if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+                raise InvalidValue(
+                    f"cdrom {quoted(path, 300)} is {safefile.kind(found.st_mode)}; "
+                    f"it has to be an ISO image or a CD drive"
+                )
+            safefile.link(directory, name, path)
+
+    def disks(self) -> list[Disk]:
+        """Return the drives the VM has, `hda` first and `cdrom` last.
+
+        Raises:
+            BadFile: one is neither a plain file nor a block device, or a link that leads nowhere.
+        """
+        slots = [(slot, names.disk_file(self.vm, slot)) for slot in names.DISKS]
+        slots.append(("cdrom", names.cdrom_file(self.vm)))
+        with self.opened() as directory:
+            found = [self._disk(directory, slot, name) for slot, name in slots]
+        return [disk for disk in found if disk is not None]
+
+    def _disk(self, directory: int, slot: str, name: str) -> Disk | None:
+        if safefile.status(directory, name) is None:
+            return None
+        where = safefile.place(directory, name)
+        try:
+            found = os.stat(name, dir_fd=directory)
+        except OSError as error:
+            target = os.readlink(name, dir_fd=directory)
+            raise BadFile(f"{where} is a link to {quoted(target, 300)}: {safefile.reason(error)}") from None
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+            raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it has to be an image or a block device")
+        return Disk(slot, str(self.path / name), stat.S_ISBLK(found.st_mode), found.st_size)
+
+    # The process's files
+
+    def lock(self) -> int | None:
+        """Lock the directory for a new owner and return the descriptor; None where it has a live one.
+
+        QEMU inherits the descriptor. The kernel drops the lock when the last process that has it is
+        gone (flock(2)), so there is no moment in which a running VM looks free.
+        """
+        with self.opened() as directory:
+            fd = os.dup(directory)
+        # The duplicate shares the open file, and with it the lock, with nobody but QEMU.
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError as error:
+            os.close(fd)
+            raise Failed(f"{self} cannot be locked: {safefile.reason(error)}") from None
+        return fd
+
+    def listen(self, name: str) -> socket.socket:
+        """Return a listening 0600 socket in the directory, replacing a stale one."""
+        with self.opened() as directory:
+            return safefile.listener(directory, name, 0o600)
+
+    def open_log(self, name: str) -> int:
+        """Open a log for appending and return the descriptor; a log may be truncated at any time."""
+        with self.opened() as directory:
+            return safefile.open_plain(directory, name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def log_tail(self, name: str, start: int, limit: int = 16 * 1024) -> list[str]:
+        """Return the lines of a log from byte `start` on, at most the last `limit` bytes, escaped."""
+        try:
+            with self.opened() as directory:
+                fd = safefile.open_plain(directory, name, os.O_RDONLY)
+        except (OSError, VmessError):
+            return []
+        with open(fd, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, start if start <= end else 0, end - limit))
+            text = file.read(limit).decode(errors="backslashreplace")
+        return [printable(line) for line in text.split("\n") if line.strip()]
+
+    def sweep(self) -> None:
+        """Remove what a dead QEMU leaves: its sockets and its pid file.
+
+        Raises:
+            BadFile: one of the names is taken by something else.
+        """
+        with self.opened() as directory:
+            safefile.remove_socket(directory, QMP_SOCKET)
+            safefile.remove_socket(directory, SERIAL_SOCKET)
+            safefile.must_be_plain(directory, PID_FILE)
+            safefile.remove(directory, PID_FILE)
+
+    def sweep_temporaries(self) -> None:
+        """Remove half-written files that a crash left; only those that are ours by name and kind."""
+        with self.opened() as directory:
+            for name in os.listdir(directory):
+                found = safefile.status(directory, name) if name.startswith(safefile.TEMPORARY) else None
+                if found and (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+                    safefile.remove(directory, name)
+
+    # Records
+
+    def _read_record(self, name: str, kind: type[_T]) -> _T | None:
+        with self.opened() as directory:
+            data = safefile.read(directory, name, RECORD_LIMIT)
+            if data is None:
+                return None
+            try:
+                return _load(json.loads(data), kind)
+            except (ValueError, RecursionError):
+                raise BadFile(f"{safefile.place(directory, name)} is not a record of vmessd") from None
+
+    def _write_record(self, name: str, record: RunRecord | ExitRecord) -> None:
+        with self.opened() as directory:
+            data = json.dumps(dataclasses.asdict(record), indent=1).encode()
+            safefile.write(directory, name, data + b"\n", durable=False)
+
+    def run_record(self) -> RunRecord | None:
+        """Return the record of the running QEMU, None where there is none; raises BadFile."""
+        return self._read_record(RUN_RECORD, RunRecord)
+
+    def exit_record(self) -> ExitRecord | None:
+        """Return the record of the last exit, None where there is none; raises BadFile."""
+        return self._read_record(EXIT_RECORD, ExitRecord)
+
+    def write_run_record(self, record: RunRecord) -> None:
+        """Note the running QEMU; raises as :func:`safefile.write`."""
+        self._write_record(RUN_RECORD, record)
+
+    def write_exit_record(self, record: ExitRecord) -> None:
+        """Note how QEMU ended and forget its run; raises as :func:`safefile.write`."""
+        self._write_record(EXIT_RECORD, record)
+        self.forget_run()
+
+    def forget_run(self) -> None:
+        """Remove the run record."""
+        with self.opened() as directory:
+            safefile.remove(directory, RUN_RECORD)
+
+
+def listing(root: Path) -> list[str]:
+    """Return the names of all VMs in a root, sorted; what is no VM is passed over.
+
+    Raises:
+        Failed: the root cannot be read.
+    """
+    with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
+        return sorted(
+            entry.name for entry in entries if names.is_full(entry.name) and entry.is_dir(follow_symlinks=False)
+        )
+
+
+def sweep_removed(root: Path) -> None:
+    """Finish removals of VM directories that a crash interrupted."""
+    with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
+        leftovers = [entry.path for entry in entries if entry.name.startswith(REMOVED)]
+    for path in leftovers:
+        shutil.rmtree(path, ignore_errors=True)
