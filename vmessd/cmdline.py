@@ -6,13 +6,13 @@ hardware stays what `kvm -hda ... -cdrom ...` gave it: machine `pc`, IDE disks, 
 
 import dataclasses
 import enum
+import itertools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmessd.errors import Failed
-from vmessd.names import VNC_PORT
 from vmessd.settings import SETTINGS
 from vmessd.vmdir import PID_FILE, Disk
 
@@ -133,6 +133,10 @@ def _ansi_c(char: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
 
 
-def port(display: int) -> int:
-    """Return the TCP port of a VNC display."""
-    return VNC_PORT + display
+def display_of(argv: Sequence[str]) -> int:
+    """Return the VNC display of a command line that :func:`build` made; 0 where it has none."""
+    for option, value in itertools.pairwise(argv):
+        if option == "-vnc":
+            number = value.removeprefix("127.0.0.1:").partition(",")[0]
+            return int(number) if number.isdecimal() else 0
+    return 0

@@ -51,7 +51,7 @@ class Action(enum.Enum):
     reconnect = "connect again, after a pause"
     cont = "let the guest run"
     started = "tell whoever waits for the start"
-    adopted = "tell whoever waits for the start that QEMU hangs"
+    hangs = "tell whoever waits for the start that QEMU does not answer"
     climb = "take the step of the ladder that is due"
     ladder = "begin the ladder at its foot"
     kill = "begin the ladder at its top"
@@ -80,8 +80,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.born: (_S.starting, _A.cont),
         _E.runs: (_S.running, _A.started),
         _E.halts: (_S.paused, _A.started),
-        _E.silent: (_S.unresponsive, _A.adopted),
+        _E.silent: (_S.unresponsive, _A.hangs),
         _E.lost: (_S.starting, _A.reconnect),
+        _E.found: (_S.unresponsive, _A.connect),  # somebody else's start came before ours
         _E.refused: (_S.stopped, _A.bury),
         _E.exited: (_S.stopped, _A.bury),
     },

@@ -213,3 +213,20 @@ def listener(directory: int, name: str, mode: int, backlog: int = 128) -> socket
         sock.close()
         raise
     return sock
+
+
+def connect(directory: int, name: str) -> socket.socket:
+    """Return a non-blocking socket connected to the one of this name, whatever the depth of the path.
+
+    Raises:
+        Failed: nobody listens there, or those who wait for its owner already fill its queue.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        with failing(f"{place(directory, name)} cannot be reached"):
+            sock.connect(f"/proc/self/fd/{directory}/{name}")
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,7 +1,7 @@
 """One VM directory: the plain files that say what a VM is, and the records of its process.
 
 Nothing that is read here is trusted: whoever may write to the directory may have put anything
-there. Sizes are in bytes, moments in seconds since the epoch unless they say otherwise.
+there. Sizes are in bytes.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ import os
 import shutil
 import socket
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from vmessd import names, safefile, settings
+from vmessd import names, records, safefile, settings
 from vmessd.errors import BadFile, Failed, InvalidValue, NoSuchVM, VmessError, printable, quoted
+from vmessd.records import ExitRecord, RunRecord
 from vmessd.safefile import failing
 
 QMP_SOCKET = "qmp.sock"
@@ -36,62 +36,6 @@ RECORD_LIMIT = 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
-    """A point in time that a later reader can tell the age of, whatever was done to the clock."""
-
-    epoch: float
-    """Seconds since 1970, by the wall clock."""
-    uptime: float
-    """Seconds since boot, by CLOCK_BOOTTIME."""
-    boot: str
-    """The boot this `uptime` belongs to."""
-
-    @classmethod
-    def now(cls) -> "Moment":
-        """Return this moment."""
-        return cls(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot_id())
-
-    def age(self) -> float:
-        """Return the seconds since; by the wall clock only where the host was booted in between."""
-        now = Moment.now()
-        if self.boot == now.boot:
-            return max(0.0, now.uptime - self.uptime)
-        return max(0.0, now.epoch - self.epoch)
-
-
-@dataclasses.dataclass(frozen=True)
-class RunRecord:
-    """What identifies a VM's QEMU, and what it was started with."""
-
-    pid: int
-    ticks: int
-    """The process's start time in clock ticks since boot, field 22 of proc(5) `stat`."""
-    display: int
-    accel: str
-    argv: list[str]
-    since: Moment
-
-
-@dataclasses.dataclass(frozen=True)
-class ExitRecord:
-    """How a VM's last run ended."""
-
-    pid: int
-    ticks: int
-    reason: str
-    """The name of a member of lifecycle.Reason."""
-    text: str
-    """The same in words, such as `guest powered off`."""
-    status: int | None
-    """Exit status of QEMU, negative for the signal that killed it; None where it was not our child."""
-    asked_by: int | None
-    """The uid that asked for the stop; None where nobody did."""
-    log: list[str]
-    """The last lines QEMU wrote."""
-    when: Moment
-
-
-@dataclasses.dataclass(frozen=True)
 class Disk:
     """A drive as it was found: what QEMU is to open, and whether that is a file or a device."""
 
@@ -103,32 +47,6 @@ class Disk:
 
 
 _T = TypeVar("_T")
-
-
-def boot_id() -> str:
-    """Return the kernel's random name of this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Tell whether a decoded JSON value has the type a record's field is annotated with."""
-    if kind == list[str]:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    kinds = get_args(kind) or (kind,)
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _load(data: Any, kind: type[_T]) -> _T:
-    """Build a record from decoded JSON, raising ValueError unless every field is there and fits."""
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(data, dict) or data.keys() != fields.keys():
-        raise ValueError("fields")
-    values = {
-        name: _load(data[name], Moment) if wanted is Moment else data[name] for name, wanted in fields.items()
-    }
-    if not all(wanted is Moment or _fits(values[name], wanted) for name, wanted in fields.items()):
-        raise ValueError("types")
-    return kind(**values)
 
 
 class VMDirectory:
@@ -365,6 +283,11 @@ class VMDirectory:
         with self.opened() as directory:
             return safefile.listener(directory, name, 0o600)
 
+    def connect(self, name: str) -> socket.socket:
+        """Return a socket connected to one in the directory; raises Failed where nobody listens."""
+        with self.opened() as directory:
+            return safefile.connect(directory, name)
+
     def open_log(self, name: str) -> int:
         """Open a log for appending and return the descriptor; a log may be truncated at any time."""
         with self.opened() as directory:
@@ -411,7 +334,7 @@ class VMDirectory:
             if data is None:
                 return None
             try:
-                return _load(json.loads(data), kind)
+                return records.load(json.loads(data), kind)
             except (ValueError, RecursionError):
                 raise BadFile(f"{safefile.place(directory, name)} is not a record of vmessd") from None
 

@@ -1,0 +1,62 @@
+"""Free VNC displays: the VM's own by convention, else the next that nobody has."""
+
+import itertools
+import socket
+import threading
+
+from vmessd.errors import Failed
+from vmessd.names import DISPLAY_MAX, VNC_PORT
+from vmessd.safefile import failing
+
+
+class Displays:
+    """Which displays are in force; one object for all VMs of a daemon, used from several threads."""
+
+    def __init__(self) -> None:
+        self._owners: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, vm: str, wanted: int) -> int:
+        """Take a display for a VM and return it: `wanted`, or the next above it that is free.
+
+        Raises:
+            Failed: there is none.
+        """
+        with self._lock:
+            display = self._first_free(vm, wanted)
+            self._owners[display] = vm
+            return display
+
+    def hold(self, vm: str, display: int) -> None:
+        """Note the display that a running VM has."""
+        with self._lock:
+            self._owners[display] = vm
+
+    def would_be(self, vm: str, wanted: int) -> int:
+        """Return the display a claim would give now, and claim nothing; raises Failed."""
+        with self._lock:
+            return self._first_free(vm, wanted)
+
+    def release(self, vm: str) -> None:
+        """Give back what a VM has."""
+        with self._lock:
+            self._owners = {display: owner for display, owner in self._owners.items() if owner != vm}
+
+    def _first_free(self, vm: str, wanted: int) -> int:
+        for display in itertools.chain(range(wanted, DISPLAY_MAX + 1), range(wanted)):
+            if self._owners.get(display, vm) == vm and _is_free(display):
+                return display
+        raise Failed("no VNC display is free on 127.0.0.1")
+
+
+def _is_free(display: int) -> bool:
+    """Tell whether QEMU could listen: it binds with SO_REUSEADDR, as this does."""
+    with failing("no socket for a VNC display"):
+        probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", VNC_PORT + display))
+        except OSError:
+            return False
+        return True

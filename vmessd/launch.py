@@ -1,0 +1,223 @@
+"""From a VM's directory to its QEMU: started anew, or found alive.
+
+Everything here blocks, for a few milliseconds on a healthy disk; `machine` runs it in a thread.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import signal
+
+from vmessd import cmdline, names, vmdir
+from vmessd.cmdline import ChildFd, Spec
+from vmessd.display import Displays
+from vmessd.errors import BadFile, Locked
+from vmessd.lifecycle import Reason
+from vmessd.process import Process, arguments
+from vmessd.records import ExitRecord, Moment, RunRecord, boot_id
+from vmessd.vmdir import VMDirectory
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Host:
+    """What all VMs of a daemon share."""
+
+    qemu: str
+    """Path of the QEMU executable."""
+    accel: str = "auto"
+    """auto, kvm or tcg: what a VM without an ACCEL file gets."""
+    displays: Displays = dataclasses.field(default_factory=Displays)
+    _kvm_missed: bool = False
+
+    def accelerator(self, wanted: str | None) -> str:
+        """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`."""
+        choice = wanted or self.accel
+        if choice != "auto":
+            return choice
+        if kvm_usable():
+            return "kvm"
+        if not self._kvm_missed:
+            self._kvm_missed = True
+            log.warning("/dev/kvm cannot be opened by this process: VMs run under TCG, which is slower")
+        return "tcg"
+
+
+@dataclasses.dataclass
+class Launched:
+    """A QEMU process and what is known about it."""
+
+    process: Process
+    record: RunRecord
+    log_start: int
+    """Where in its log this run's own words begin."""
+
+
+def kvm_usable() -> bool:
+    """Tell whether this process may open /dev/kvm."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def identity(directory: VMDirectory) -> tuple[str, str]:
+    """Return the arguments that only this VM's QEMU has."""
+    return ("-pidfile", f"{directory.path}/{vmdir.PID_FILE}")
+
+
+def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
+    """Read what the VM should be.
+
+    Raises:
+        NoSuchVM: there is no directory.
+        BadFile: a setting or a drive is not what it has to be; names the file and the value.
+    """
+    values = directory.read_settings()
+    return Spec(
+        vm=directory.vm,
+        directory=str(directory.path),
+        accel=host.accelerator(values.get("ACCEL")),
+        display=display,
+        values=values,
+        disks=directory.disks(),
+    )
+
+
+def launch(directory: VMDirectory, host: Host) -> Launched:
+    """Start the VM's QEMU, its guest not running yet. Where this fails, nothing is left.
+
+    Raises:
+        Locked: the VM has a live owner that is not ours.
+        VmessError: as :func:`specify`, or the host lacks what it takes.
+    """
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
+        directory.read_settings()  # a bad value is told before anything is touched
+        lock = directory.lock()
+        if lock is None:
+            raise Locked(
+                f"VM {directory.vm} is held by another process, so it is not started a second time",
+                hint=f"fuser -v {directory} tells which",
+            )
+        ours.callback(os.close, lock)
+        directory.sweep()
+        undo.callback(host.displays.release, directory.vm)
+        display = host.displays.claim(directory.vm, names.display(directory.vm))
+        spec = specify(directory, host, display)
+        argv = cmdline.build(spec, host.qemu)
+        undo.callback(_sweep_quietly, directory)
+        output = directory.open_log(vmdir.QEMU_LOG)
+        ours.callback(os.close, output)
+        serial_log = directory.open_log(vmdir.SERIAL_LOG)
+        ours.callback(os.close, serial_log)
+        qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
+        serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
+        os.write(output, f"{cmdline.shell(argv)}\n".encode())
+        log_start = os.fstat(output).st_size
+        process = Process.spawn(
+            argv,
+            output,
+            {
+                ChildFd.lock: lock,
+                ChildFd.qmp: qmp.fileno(),
+                ChildFd.serial: serial.fileno(),
+                ChildFd.serial_log: serial_log,
+            },
+        )
+        undo.callback(_end, process)
+        record = RunRecord(process.pid, process.ticks, display, spec.accel, argv, Moment.now())
+        directory.write_run_record(record)
+        undo.pop_all()
+    return Launched(process, record, log_start)
+
+
+def _end(process: Process) -> None:
+    process.signal(signal.SIGKILL)
+    process.reap()
+    process.close()
+
+
+def _sweep_quietly(directory: VMDirectory) -> None:
+    with contextlib.suppress(BadFile):
+        directory.sweep()
+
+
+def recover(directory: VMDirectory, host: Host) -> Launched | None:
+    """Find the VM's QEMU that an earlier daemon started; None where there is none alive.
+
+    A run that ended while nobody watched gets its exit record here.
+
+    Raises:
+        VmessError: the directory cannot be read, or a record cannot be written.
+    """
+    directory.sweep_temporaries()
+    record = _run_record(directory)
+    found = _find(directory, record)
+    if found is None:
+        if record is not None:
+            _record_unseen(directory, record)
+        return None
+    process, record = found
+    host.displays.hold(directory.vm, record.display)
+    log_start = 0
+    with contextlib.suppress(OSError):
+        log_start = os.stat(directory.path / vmdir.QEMU_LOG, follow_symlinks=False).st_size
+    return Launched(process, record, log_start)
+
+
+def _run_record(directory: VMDirectory) -> RunRecord | None:
+    try:
+        return directory.run_record()
+    except BadFile as error:
+        log.warning("%s; it is passed over", error.message)
+        return None
+
+
+def _find(directory: VMDirectory, record: RunRecord | None) -> tuple[Process, RunRecord] | None:
+    """Return the live process by its record, or, if the directory is locked all the same, by looking."""
+    if record is not None and record.since.boot == boot_id():
+        process = Process.find(record.pid, record.ticks, identity(directory))
+        if process is not None:
+            return process, record
+    lock = directory.lock()
+    if lock is not None:
+        os.close(lock)
+        return None
+    process = Process.search(identity(directory))
+    if process is None:
+        log.warning("%s: the directory is locked by a process that is not its QEMU", directory.vm)
+        return None
+    argv = arguments(process.pid)
+    record = RunRecord(
+        process.pid,
+        process.ticks,
+        cmdline.display_of(argv),
+        "kvm" if ("-accel", "kvm") in itertools.pairwise(argv) else "tcg",
+        argv,
+        Moment.now(),
+    )
+    directory.write_run_record(record)
+    return process, record
+
+
+def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
+    last = None
+    with contextlib.suppress(BadFile):
+        last = directory.exit_record()
+    if last is None or (last.pid, last.ticks) != (record.pid, record.ticks):
+        last = ExitRecord(
+            pid=record.pid,
+            ticks=record.ticks,
+            reason=Reason.unseen.name,
+            text=Reason.unseen.value,
+            status=None,
+            asked_by=None,
+            log=directory.log_tail(vmdir.QEMU_LOG, 0)[-5:],
+            when=Moment.now(),
+        )
+    directory.write_exit_record(last)
+    _sweep_quietly(directory)

@@ -1,0 +1,168 @@
+"""The only place that spawns, finds, signals and reaps QEMU.
+
+A process is held by its pidfd (pidfd_open(2)): it cannot be confused with a later one of the same
+number, it becomes readable when the process ends whoever the parent is, and it takes signals.
+posix_spawn(3) gives the child fixed descriptor numbers; Python's own descriptors are all
+close-on-exec (PEP 446), so nothing else is inherited.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vmessd.errors import Failed, StartFailed, quoted
+
+# The parent's environment holds NOTIFY_SOCKET, WATCHDOG_* and whatever the person had; QEMU needs none.
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+_ABOVE_CHILD_FDS = 32
+
+
+class Process:
+    """A QEMU process, spawned here or found again."""
+
+    def __init__(self, pid: int, ticks: int, pidfd: int) -> None:
+        self.pid = pid
+        self.ticks = ticks
+        """Start time in clock ticks since boot: with the pid it names one process of this boot."""
+        self._pidfd = pidfd
+
+    @classmethod
+    def spawn(cls, argv: list[str], log: int, descriptors: Mapping[int, int]) -> "Process":
+        """Start a program in a session of its own.
+
+        Args:
+            argv: the program's path and arguments.
+            log: descriptor that becomes its standard output and error.
+            descriptors: what else it inherits, as number in the child -> our descriptor.
+
+        Raises:
+            StartFailed: it cannot be executed.
+            Failed: this process is out of descriptors or processes.
+        """
+        with contextlib.ExitStack() as stack:
+            # Ours first move above all numbers the child uses, so that no dup2 overwrites a later source.
+            moved = {child: _duplicate(stack, ours) for child, ours in {**descriptors, 1: log, 2: log}.items()}
+            actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, ours, child) for child, ours in moved.items()]
+            try:
+                pid = os.posix_spawn(
+                    argv[0],
+                    argv,
+                    ENVIRONMENT,
+                    file_actions=actions,
+                    setsid=True,
+                    setsigmask=(),
+                    setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP),
+                )
+            except OSError as error:
+                raise StartFailed(
+                    f"QEMU {quoted(argv[0])} cannot be executed: {(error.strerror or str(error)).lower()}",
+                    hint="install the package qemu-system-x86, or name another with vmessd --qemu",
+                ) from None
+        try:
+            return cls(pid, _ticks(pid), os.pidfd_open(pid))
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise Failed(f"QEMU cannot be watched, so it was ended again: {error.strerror}") from None
+
+    @classmethod
+    def find(cls, pid: int, ticks: int | None, option: tuple[str, str]) -> "Process | None":
+        """Return the process with this pid if it is the QEMU that is meant, else None.
+
+        It is if it started at `ticks` (where that is known) and has `option`, a pair of adjacent
+        arguments that no other QEMU has. A stranger that got the number later has neither.
+        """
+        try:
+            pidfd = os.pidfd_open(pid)
+        except (OSError, ValueError, OverflowError):
+            return None
+        try:
+            # Read after the pidfd was opened: if both fit, the pidfd is that process.
+            found = _ticks(pid)
+            if (ticks is None or found == ticks) and option in _pairs(arguments(pid)):
+                return cls(pid, found, pidfd)
+        except OSError:
+            pass
+        os.close(pidfd)
+        return None
+
+    @classmethod
+    def search(cls, option: tuple[str, str]) -> "Process | None":
+        """Return the process that has `option` in its arguments, by looking at all of them."""
+        candidates = (cls.find(int(entry), None, option) for entry in os.listdir("/proc") if entry.isdecimal())
+        return next((process for process in candidates if process), None)
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Have `ended` called once from the running event loop when the process has ended."""
+        loop = asyncio.get_running_loop()
+
+        def report() -> None:
+            loop.remove_reader(self._pidfd)
+            ended()
+
+        loop.add_reader(self._pidfd, report)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens where the process has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def reap(self) -> int | None:
+        """Take the exit status of a process that has ended, negative for the signal that killed it.
+
+        None where the process was not our child: an earlier daemon's, which init reaps.
+        """
+        try:
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        except ChildProcessError:
+            return None
+        if result is None:
+            return None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+    def close(self) -> None:
+        """Let go of the process, which goes on if it lives."""
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+
+
+def _duplicate(stack: contextlib.ExitStack, fd: int) -> int:
+    """Duplicate a descriptor to a number no child uses, close-on-exec, closed with the stack."""
+    try:
+        duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_CHILD_FDS)
+    except OSError as error:
+        raise Failed(f"QEMU cannot be started: {(error.strerror or str(error)).lower()}") from None
+    stack.callback(os.close, duplicate)
+    return duplicate
+
+
+def _ticks(pid: int) -> int:
+    """Return the start time of a process: field 22 of /proc/PID/stat (proc(5)), behind the name."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+def arguments(pid: int) -> list[str]:
+    """Return the arguments of a process, none for one that has ended; raises OSError."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    return list(itertools.pairwise(words))
+
+
+def keep_descriptors_private() -> None:
+    """Mark every descriptor this process inherited as close-on-exec, so that no QEMU gets it."""
+    for entry in os.listdir("/proc/self/fd"):
+        if int(entry) > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(entry), False)

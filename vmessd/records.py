@@ -1,0 +1,94 @@
+"""What is noted of a QEMU in its VM's directory: who it is while it runs, how it ended afterwards."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+_T = TypeVar("_T")
+
+
+def boot_id() -> str:
+    """Return the kernel's random name of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A point in time that a later reader can tell the age of, whatever was done to the clock."""
+
+    epoch: float
+    """Seconds since 1970, by the wall clock."""
+    uptime: float
+    """Seconds since boot, by CLOCK_BOOTTIME."""
+    boot: str
+    """The boot this `uptime` belongs to."""
+
+    @classmethod
+    def now(cls) -> "Moment":
+        """Return this moment."""
+        return cls(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot_id())
+
+    def age(self) -> float:
+        """Return the seconds since; by the wall clock only where the host was booted in between."""
+        now = Moment.now()
+        if self.boot == now.boot:
+            return max(0.0, now.uptime - self.uptime)
+        return max(0.0, now.epoch - self.epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What identifies a VM's QEMU, and what it was started with."""
+
+    pid: int
+    ticks: int
+    """The process's start time in clock ticks since boot, field 22 of proc(5) `stat`."""
+    display: int
+    accel: str
+    argv: list[str]
+    since: Moment
+
+
+@dataclasses.dataclass(frozen=True)
+class ExitRecord:
+    """How a VM's last run ended."""
+
+    pid: int
+    ticks: int
+    reason: str
+    """The name of a member of lifecycle.Reason."""
+    text: str
+    """The same in words, such as `guest powered off`."""
+    status: int | None
+    """Exit status of QEMU, negative for the signal that killed it; None where it was not our child."""
+    asked_by: int | None
+    """The uid that asked for the stop; None where nobody did."""
+    log: list[str]
+    """The last lines QEMU wrote."""
+    when: Moment
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Tell whether a decoded JSON value has the type a record's field is annotated with."""
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    kinds = get_args(kind) or (kind,)
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def load(data: Any, kind: type[_T]) -> _T:
+    """Build a record from decoded JSON that nobody vouches for.
+
+    Raises:
+        ValueError: a field is missing, is one too many, or has the wrong type.
+    """
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(data, dict) or data.keys() != fields.keys():
+        raise ValueError("fields")
+    values = {
+        name: load(data[name], Moment) if wanted is Moment else data[name] for name, wanted in fields.items()
+    }
+    if not all(wanted is Moment or _fits(values[name], wanted) for name, wanted in fields.items()):
+        raise ValueError("types")
+    return kind(**values)

@@ -1,0 +1,110 @@
+"""What a VM looks like from outside: the records that go over the control socket.
+
+Durations are in seconds and sizes in bytes. Field names are wire names and stay.
+"""
+
+import dataclasses
+
+from vmessd.lifecycle import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Exit:
+    """How the last run of a VM ended."""
+
+    reason: str
+    """Name of a lifecycle.Reason: powered_off, powered_down, reset, panicked, quit, forced ..."""
+    text: str
+    """The same in words."""
+    age: float
+    """Seconds since."""
+    status: int | None
+    """QEMU's exit status, negative for a signal; None where it cannot be known."""
+    asked_by: int | None
+    """The uid that asked for the stop."""
+    log: list[str]
+    """The last lines QEMU wrote."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """One VM in one line."""
+
+    name: str
+    state: State
+    pid: int | None
+    uptime: float | None
+    """Seconds since QEMU was started."""
+    runstate: str | None
+    """What QEMU last said of the guest, such as running, paused, io-error."""
+    last_exit: Exit | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Drive:
+    """One drive of a VM."""
+
+    slot: str
+    path: str
+    target: str | None
+    """Where the path leads if it is a symbolic link."""
+    size: int
+    read: int | None
+    """Bytes the guest has read; None while the VM is off or does not answer."""
+    written: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """One setting of a VM as its file has it."""
+
+    name: str
+    value: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """All there is to say of one VM."""
+
+    status: Status
+    directory: str
+    interfaces: int
+    """How many TAPs carry the VM's name."""
+    command: list[str]
+    """QEMU's command line: the one it runs with, else the one a start would use. Empty: see problem."""
+    problem: str | None
+    """Why there is no command line: what a start would say."""
+    display: int | None
+    """VNC display in force; the TCP port on 127.0.0.1 is 5900 more."""
+    accel: str | None
+    serial: str
+    """Path of the serial console's socket; what it prints is logged beside it."""
+    settings: list[Value]
+    drives: list[Drive]
+
+
+@dataclasses.dataclass(frozen=True)
+class StartProgress:
+    """A step of a start: first the command line, at the end the process."""
+
+    done: bool
+    pid: int | None
+    command: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class StopProgress:
+    """A step of a stop: a rung of the ladder, at the end how it ended."""
+
+    done: bool
+    pid: int | None
+    rung: str | None
+    """power button, QMP quit, SIGTERM or SIGKILL."""
+    elapsed: float
+    """Seconds since the stop began."""
+    grace: float
+    """Seconds the guest has in all before it is forced."""
+    forced: bool
+    """A graceful stop that did not do: force had to be used."""
+    text: str | None
+    """How it ended, in words."""

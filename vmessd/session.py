@@ -1,0 +1,128 @@
+"""The conversation with one QEMU: connect, ask how it is, notice silence, connect again.
+
+Reports what it learns as lifecycle events. A QEMU that does not answer is waited for, not hung up
+on: when it comes to itself, the answer that was asked for tells so.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from vmessd.errors import VmessError
+from vmessd.lifecycle import Event, runstate_event
+from vmessd.monitor import CommandRefused, EventHandler, Monitor, MonitorLost
+
+
+class Timing(NamedTuple):
+    """How patient the daemon is with a QEMU, in seconds."""
+
+    answer: float = 10.0
+    """Until a QEMU that was just started or found counts as silent."""
+    probe_every: float = 5.0
+    probe_answer: float = 3.0
+    """Until a QEMU that answered before counts as silent."""
+    retry: float = 0.1
+    """Before the first reconnection; doubles up to `retry_most`."""
+    retry_most: float = 10.0
+    last_words: float = 1.0
+    """How long a dead QEMU's last messages are waited for."""
+
+
+Report = Callable[[Event, str | None], None]
+
+
+class Session:
+    """Keeps one monitor connection to one QEMU until it is closed."""
+
+    def __init__(
+        self, connect: Callable[[], socket.socket], report: Report, events: EventHandler, timing: Timing
+    ) -> None:
+        self._connect = connect
+        self._report = report
+        self._events = events
+        self._timing = timing
+        self._retry = 0.0
+        self._monitor: Monitor | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._doubt = asyncio.Event()
+
+    def begin(self) -> None:
+        """Connect, at once the first time, later after a pause that grows with every failure."""
+        self._task = asyncio.get_running_loop().create_task(self._converse(self._retry))
+        self._retry = min(max(self._timing.retry, 2 * self._retry), self._timing.retry_most)
+
+    def probe(self) -> None:
+        """Ask for the runstate now and not only when the next question is due."""
+        self._doubt.set()
+
+    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+        """Run a QMP command on the connection there is; raises as Monitor.execute."""
+        return await self.monitor().execute(command, arguments)
+
+    def monitor(self) -> Monitor:
+        """Return the connection there is; raises MonitorLost."""
+        if self._monitor is None:
+            raise MonitorLost("not connected")
+        return self._monitor
+
+    async def drained(self) -> None:
+        """Return when all that a QEMU that has ended still said has been handed over."""
+        if self._monitor is not None and self._task is not None:
+            await asyncio.wait({self._task}, timeout=self._timing.last_words)
+
+    async def close(self) -> None:
+        """End the conversation; QEMU goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _converse(self, pause: float) -> None:
+        await asyncio.sleep(pause)
+        monitor = Monitor(self._events)
+        # A reason to end the conversation is no error here: the process's pidfd tells what it meant.
+        with contextlib.suppress(MonitorLost, CommandRefused, VmessError):
+            try:
+                with self._silent_after(self._timing.answer):
+                    await monitor.open(self._connect())
+                    runstate = await monitor.runstate()
+                self._monitor = monitor
+                self._report(runstate_event(runstate), runstate)
+                await self._attend(monitor)
+            finally:
+                self._monitor = None
+                await monitor.close()
+        self._report(Event.lost, None)
+
+    async def _attend(self, monitor: Monitor) -> None:
+        """Ask for the runstate every so often until the connection ends."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        closed = loop.create_task(monitor.closed())
+        try:
+            while not closed.done():
+                doubt = loop.create_task(self._doubt.wait())
+                await asyncio.wait(
+                    {closed, doubt}, timeout=self._timing.probe_every, return_when=asyncio.FIRST_COMPLETED
+                )
+                doubt.cancel()
+                self._doubt.clear()
+                if closed.done():
+                    return
+                with self._silent_after(self._timing.probe_answer):
+                    runstate = await monitor.runstate()
+                self._report(runstate_event(runstate), runstate)
+                if loop.time() - since > self._timing.retry_most:
+                    self._retry = 0.0
+        finally:
+            closed.cancel()
+
+    @contextlib.contextmanager
+    def _silent_after(self, seconds: float) -> Iterator[None]:
+        """Report silence if what is inside takes longer, and let it go on."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._report, Event.silent, None)
+        try:
+            yield
+        finally:
+            timer.cancel()
