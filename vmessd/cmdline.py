@@ -8,7 +8,6 @@ import dataclasses
 import enum
 import itertools
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,27 +115,10 @@ def _drive(disk: Disk, slot: str) -> list[str]:
     ]
 
 
-def shell(argv: Sequence[str]) -> str:
-    """Return the command quoted so that it can be pasted into a shell, on one line."""
-    return " ".join(_shell_word(word) for word in argv)
-
-
-def _shell_word(word: str) -> str:
-    """Quote one word; control characters become `$'...'`, which no terminal obeys."""
-    if word.isprintable():
-        return shlex.quote(word)
-    escaped = "".join(char if char.isprintable() and char not in "\\'" else _ansi_c(char) for char in word)
-    return f"$'{escaped}'"
-
-
-def _ansi_c(char: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
-
-
 def display_of(argv: Sequence[str]) -> int:
     """Return the VNC display of a command line that :func:`build` made; 0 where it has none."""
     for option, value in itertools.pairwise(argv):
         if option == "-vnc":
             number = value.removeprefix("127.0.0.1:").partition(",")[0]
-            return int(number) if number.isdecimal() else 0
+            return int(number) if number.isdecimal() and len(number) <= 5 else 0
     return 0

@@ -4,9 +4,8 @@ import itertools
 import socket
 import threading
 
-from vmessd.errors import Failed
+from vmessd.errors import Failed, failing
 from vmessd.names import DISPLAY_MAX, VNC_PORT
-from vmessd.safefile import failing
 
 
 class Displays:

@@ -19,6 +19,9 @@ A message is one line that names the thing, the value and what would be right; a
 is one, says what to type next. Neither ever holds a raw control character: see :func:`quoted`.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 DONE = 0
 FORCED = 8
 INTERRUPTED = 130  # 128 + SIGINT, as shells report a command that Ctrl-C ended
@@ -43,14 +46,19 @@ def quoted(value: object, limit: int = 80) -> str:
     return f"'{shown}'" if len(text) <= limit else f"'{shown}...' ({len(text)} characters)"
 
 
+def reason(error: OSError) -> str:
+    """Return what the system says of a failure, in a few words and without the path."""
+    return (error.strerror or str(error)).lower()
+
+
 class VmessError(Exception):
     """The root: a message of one line, an optional hint, and the exit status of `vmessctl`."""
 
     status = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
         self.message = printable(message)
+        super().__init__(self.message)
         self.hint = printable(hint) if hint else None
 
     @classmethod
@@ -109,6 +117,15 @@ class BadFile(Failed):
 
 class StartFailed(Failed):
     """QEMU did not come up; the message carries its own words."""
+
+
+@contextlib.contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Turn an OSError inside into a Failed of one line that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise Failed(f"{what}: {reason(error)}") from None
 
 
 ERRORS: tuple[type[VmessError], ...] = (

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 
-from vmessd import cmdline, names, vmdir
+from vmessd import cmdline, names, shell, vmdir
 from vmessd.cmdline import ChildFd, Spec
 from vmessd.display import Displays
 from vmessd.errors import BadFile, Locked
@@ -116,7 +116,7 @@ def launch(directory: VMDirectory, host: Host) -> Launched:
         ours.callback(os.close, serial_log)
         qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
-        os.write(output, f"{cmdline.shell(argv)}\n".encode())
+        os.write(output, f"{shell.join(argv)}\n".encode())
         log_start = os.fstat(output).st_size
         process = Process.spawn(
             argv,

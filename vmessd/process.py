@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vmessd.errors import Failed, StartFailed, quoted
+from vmessd.errors import Failed, StartFailed, quoted, reason
 
 # The parent's environment holds NOTIFY_SOCKET, WATCHDOG_* and whatever the person had; QEMU needs none.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -62,7 +62,7 @@ class Process:
                 )
             except OSError as error:
                 raise StartFailed(
-                    f"QEMU {quoted(argv[0])} cannot be executed: {(error.strerror or str(error)).lower()}",
+                    f"QEMU {quoted(argv[0])} cannot be executed: {reason(error)}",
                     hint="install the package qemu-system-x86, or name another with vmessd --qemu",
                 ) from None
         try:
@@ -139,7 +139,7 @@ def _duplicate(stack: contextlib.ExitStack, fd: int) -> int:
     try:
         duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_CHILD_FDS)
     except OSError as error:
-        raise Failed(f"QEMU cannot be started: {(error.strerror or str(error)).lower()}") from None
+        raise Failed(f"QEMU cannot be started: {reason(error)}") from None
     stack.callback(os.close, duplicate)
     return duplicate
 

@@ -1,6 +1,7 @@
 """What is noted of a QEMU in its VM's directory: who it is while it runs, how it ended afterwards."""
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -73,6 +74,8 @@ def _fits(value: Any, kind: Any) -> bool:
     """Tell whether a decoded JSON value has the type a record's field is annotated with."""
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     kinds = get_args(kind) or (kind,)
     return isinstance(value, kinds) and not isinstance(value, bool)
 

@@ -8,9 +8,8 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Iterator
 
-from vmessd.errors import BadFile, Failed, printable
+from vmessd.errors import BadFile, failing, printable, reason
 
 TEMPORARY = ".vmess-tmp-"  # what is left with this prefix after a crash is ours to remove
 
@@ -30,11 +29,6 @@ def kind(mode: int) -> str:
     return next((words for test, words in _KINDS if test(mode)), "of unknown kind")
 
 
-def reason(error: OSError) -> str:
-    """Return what the system says of a failure, in a few words and without the path."""
-    return (error.strerror or str(error)).lower()
-
-
 def place(directory: int, name: str) -> str:
     """Return the path of a file for messages."""
     try:
@@ -44,11 +38,17 @@ def place(directory: int, name: str) -> str:
 
 
 def status(directory: int, name: str) -> os.stat_result | None:
-    """Return what a name stands for, not following a link; None where there is nothing."""
+    """Return what a name stands for, not following a link; None where there is nothing.
+
+    Raises:
+        BadFile: the directory does not let us look.
+    """
     try:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise BadFile(f"{place(directory, name)} cannot be looked at: {reason(error)}") from None
 
 
 def must_be_plain(directory: int, name: str) -> None:
@@ -100,15 +100,6 @@ def read(directory: int, name: str, limit: int) -> bytes | None:
     if len(data) > limit:
         raise BadFile(f"{place(directory, name)} holds more than {limit} bytes; it has to be a short value")
     return data
-
-
-@contextlib.contextmanager
-def failing(what: str) -> Iterator[None]:
-    """Turn an OSError inside into a Failed of one line that begins with `what`."""
-    try:
-        yield
-    except OSError as error:
-        raise Failed(f"{what}: {reason(error)}") from None
 
 
 def _temporary(name: str) -> str:

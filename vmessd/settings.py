@@ -62,7 +62,7 @@ def _accelerator(text: str) -> str:
 
 def _words(text: str) -> tuple[str, ...]:
     words = tuple(shlex.split(text))
-    if any(word in ("-daemonize", "--daemonize") for word in words):
+    if "\0" in text or any(word in ("-daemonize", "--daemonize") for word in words):
         raise ValueError(text)
     return words
 

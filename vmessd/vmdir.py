@@ -18,9 +18,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vmessd import names, records, safefile, settings
-from vmessd.errors import BadFile, Failed, InvalidValue, NoSuchVM, VmessError, printable, quoted
+from vmessd.errors import (
+    BadFile,
+    Failed,
+    InvalidValue,
+    NoSuchVM,
+    VmessError,
+    failing,
+    printable,
+    quoted,
+    reason,
+)
 from vmessd.records import ExitRecord, RunRecord
-from vmessd.safefile import failing
 
 QMP_SOCKET = "qmp.sock"
 SERIAL_SOCKET = "serial.sock"
@@ -77,7 +86,7 @@ class VMDirectory:
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise BadFile(f"{self} is not a directory of its own, so it is no VM") from None
-            raise BadFile(f"{self} cannot be opened: {safefile.reason(error)}") from None
+            raise BadFile(f"{self} cannot be opened: {reason(error)}") from None
         try:
             yield fd
         finally:
@@ -116,23 +125,31 @@ class VMDirectory:
 
     # Settings
 
+    def setting_text(self, file: str) -> str | None:
+        """Return what a setting's file says, None where there is none.
+
+        Raises:
+            BadFile: the file is not a plain one, too long, or not text.
+        """
+        with self.opened() as directory:
+            data = safefile.read(directory, file, VALUE_LIMIT)
+            try:
+                return None if data is None else data.decode().strip()
+            except UnicodeDecodeError:
+                where = safefile.place(directory, file)
+                raise BadFile(f"{where} is not text; it has to be {settings.BY_FILE[file].expects}") from None
+
     def read_setting(self, setting: settings.Setting) -> Any:
         """Return the value of a setting, None where it is not set.
 
         Raises:
-            BadFile: the file is not a plain one, not text, or its value cannot be right.
+            BadFile: as :meth:`setting_text`, or the value cannot be right.
         """
-        with self.opened() as directory:
-            data = safefile.read(directory, setting.file, VALUE_LIMIT)
-            if data is None:
-                return None
-            try:
-                return setting.value(data.decode())
-            except UnicodeDecodeError:
-                where = safefile.place(directory, setting.file)
-                raise BadFile(f"{where} is not text; it has to be {setting.expects}") from None
-            except InvalidValue as error:
-                raise BadFile(f"{safefile.place(directory, setting.file)}: {error.message}") from None
+        text = self.setting_text(setting.file)
+        try:
+            return None if text is None else setting.value(text)
+        except InvalidValue as error:
+            raise BadFile(f"{self}/{error.message}") from None
 
     def read_settings(self) -> dict[str, Any]:
         """Return all settings that are set, by file name; see :meth:`read_setting` for errors."""
@@ -223,8 +240,10 @@ class VMDirectory:
                 raise InvalidValue(f"cdrom path {quoted(path)} is not an absolute path")
             try:
                 found = os.stat(path)
+            except UnicodeEncodeError:
+                raise InvalidValue(f"cdrom {quoted(path, 300)} is not a path") from None
             except OSError as error:
-                raise InvalidValue(f"cdrom {quoted(path, 300)}: {safefile.reason(error)}") from None
+                raise InvalidValue(f"cdrom {quoted(path, 300)}: {reason(error)}") from None
             if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
                 raise InvalidValue(
                     f"cdrom {quoted(path, 300)} is {safefile.kind(found.st_mode)}; "
@@ -252,7 +271,7 @@ class VMDirectory:
             found = os.stat(name, dir_fd=directory)
         except OSError as error:
             target = os.readlink(name, dir_fd=directory)
-            raise BadFile(f"{where} is a link to {quoted(target, 300)}: {safefile.reason(error)}") from None
+            raise BadFile(f"{where} is a link to {quoted(target, 300)}: {reason(error)}") from None
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
             raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it has to be an image or a block device")
         return Disk(slot, str(self.path / name), stat.S_ISBLK(found.st_mode), found.st_size)
@@ -275,7 +294,7 @@ class VMDirectory:
             return None
         except OSError as error:
             os.close(fd)
-            raise Failed(f"{self} cannot be locked: {safefile.reason(error)}") from None
+            raise Failed(f"{self} cannot be locked: {reason(error)}") from None
         return fd
 
     def listen(self, name: str) -> socket.socket:

@@ -1,0 +1,215 @@
+"""Guests for tests: a few dozen bytes of 16-bit code each, for machine `pc`.
+
+The same code comes as a ROM for `-bios`, which skips SeaBIOS and is ready tens of milliseconds after
+`cont`, and as a boot sector for a disk. Whoever is ready prints `R` on the first serial port.
+
+Ports, of PIIX4's power management at 0x600: 0x600 PM1 status (bit 8: the button was pressed; written
+to clear), 0x602 PM1 enable, 0x604 PM1 control, 0x608 the timer (24 bits at 3.579545 MHz).
+"""
+
+
+def _code(listing: str) -> bytes:
+    """Return the bytes of a listing: hexadecimal, with what it does after a semicolon."""
+    return bytes.fromhex("".join(line.partition(";")[0] for line in listing.splitlines()))
+
+
+_POWER_MANAGEMENT = _code("""
+    ba f8 0c             ; mov dx, 0xcf8          PCI configuration address ...
+    66 b8 40 0b 00 80    ; mov eax, 0x80000b40    ... of function 0:1.3, PMBASE
+    66 ef                ; out dx, eax
+    ba fc 0c             ; mov dx, 0xcfc
+    66 b8 01 06 00 00    ; mov eax, 0x601         the ports of power management begin at 0x600
+    66 ef                ; out dx, eax
+    ba f8 0c             ; mov dx, 0xcf8
+    66 b8 80 0b 00 80    ; mov eax, 0x80000b80    PMREGMISC
+    66 ef                ; out dx, eax
+    ba fc 0c             ; mov dx, 0xcfc
+    b0 01                ; mov al, 1              switch them on
+    ee                   ; out dx, al
+""")
+
+# SeaBIOS opens the way from the PIC through the local APIC at 0xfee00000; a ROM that wants interrupts
+# has to. Out of reach in real mode, so the limit of FS is lifted. Stands at 0xf000:0.
+_INTERRUPTS = _code("""
+    2e 0f 01 16 3a 00    ; lgdt cs:[0x3a]
+    0f 20 c0             ; mov eax, cr0
+    0c 01                ; or al, 1
+    0f 22 c0             ; mov cr0, eax           protected mode
+    bb 08 00             ; mov bx, 8
+    8e e3                ; mov fs, bx             4 GiB
+    24 fe                ; and al, 0xfe
+    0f 22 c0             ; mov cr0, eax           real mode
+    66 bb 00 00 e0 fe    ; mov ebx, 0xfee00000
+    64 67 66 c7 83 f0 00 00 00 ff 01 00 00    ; mov dword fs:[ebx + 0xf0], 0x1ff     enable the APIC
+    64 67 66 c7 83 50 03 00 00 00 07 00 00    ; mov dword fs:[ebx + 0x350], 0x700    LINT0 is the PIC
+    eb 16                ; jmp +22                past this listing
+    0f 00 40 00 0f 00    ; at 0x3a: 16 bytes of descriptors at 0xf0040
+    00 00 00 00 00 00 00 00
+    ff ff 00 00 00 93 cf 00
+""")
+
+_ENABLE_BUTTON = _code("""
+    ba 02 06             ; mov dx, 0x602
+    b8 00 01             ; mov ax, 0x100
+    ef                   ; out dx, ax
+""")
+
+_PRINT_R = _code("""
+    ba f8 03             ; mov dx, 0x3f8          COM1
+    b0 52                ; mov al, 'R'
+    ee                   ; out dx, al
+""")
+
+_PRINT_1 = _code("""
+    ba f8 03             ; mov dx, 0x3f8
+    b0 31                ; mov al, '1'
+    ee                   ; out dx, al
+""")
+
+_AWAIT_PRESS = _code("""
+    ba 00 06             ; mov dx, 0x600
+    ed                   ; in ax, dx
+    f6 c4 01             ; test ah, 1
+    74 f7                ; jz -9                  to the first line
+""")
+
+_FORGET_PRESS = _code("""
+    ba 00 06             ; mov dx, 0x600
+    b8 00 01             ; mov ax, 0x100
+    ef                   ; out dx, ax
+""")
+
+_POWER_OFF = _code("""
+    ba 04 06             ; mov dx, 0x604
+    b8 00 20             ; mov ax, 0x2000         SLP_EN, with the sleep type of S5
+    ef                   ; out dx, ax
+""")
+
+_HALT = _code("""
+    fa                   ; cli
+    f4                   ; hlt
+    eb fd                ; jmp -3                 to the hlt
+""")
+
+_WAIT = _code("""
+    ba 08 06             ; mov dx, 0x608
+    66 ed                ; in eax, dx
+    66 89 c3             ; mov ebx, eax
+    66 ed                ; in eax, dx
+    66 29 d8             ; sub eax, ebx
+    66 25 ff ff ff 00    ; and eax, 0xffffff
+    66 3d c8 62 10 00    ; cmp eax, 1073864       0.3 s
+    72 ed                ; jb -19                 to the second in
+""")
+
+# Non-volatile byte 0x50 outlives a reset and is nobody else's.
+_RESET_ONCE = _code("""
+    b0 50                ; mov al, 0x50
+    e6 70                ; out 0x70, al
+    e4 71                ; in al, 0x71
+    3c 5a                ; cmp al, 0x5a
+    74 0e                ; je +14                 past this listing: it was reset before
+    b0 50                ; mov al, 0x50
+    e6 70                ; out 0x70, al
+    b0 5a                ; mov al, 0x5a
+    e6 71                ; out 0x71, al
+    ba f9 0c             ; mov dx, 0xcf9
+    b0 06                ; mov al, 6
+    ee                   ; out dx, al             hard reset
+""")
+
+_PANIC = _code("""
+    ba 05 05             ; mov dx, 0x505          pvpanic
+    b0 01                ; mov al, 1
+    ee                   ; out dx, al
+""")
+
+_PANIC_FOR_EVER = _code("""
+    ba 05 05             ; mov dx, 0x505
+    b0 01                ; mov al, 1
+    ee                   ; out dx, al
+    eb fd                ; jmp -3                 to the out
+""")
+
+_CHATTER = _code("""
+    ba f8 03             ; mov dx, 0x3f8
+    b0 20                ; mov al, ' '
+    ee                   ; out dx, al
+    fe c0                ; inc al
+    3c 7f                ; cmp al, 0x7f
+    72 f9                ; jb -7                  to the out
+    b0 0a                ; mov al, newline
+    ee                   ; out dx, al
+    eb f2                ; jmp -14                to the second line
+""")
+
+# The button is to raise IRQ 9, which is made interrupt 0x71, and that begins 17 bytes after this listing.
+_PREPARE_INTERRUPT = _code("""
+    fa                   ; cli
+    31 c0                ; xor ax, ax
+    8e d8                ; mov ds, ax
+    8e d0                ; mov ss, ax
+    bc 00 7c             ; mov sp, 0x7c00
+    e8 00 00             ; call +0                push the address of the next line
+    5b                   ; pop bx
+    83 c3 4e             ; add bx, 78             what comes 17 bytes after this listing
+    89 1e c4 01          ; mov [0x1c4], bx        vector 0x71, offset
+    8c 0e c6 01          ; mov [0x1c6], cs        and segment
+    b0 11 e6 20 e6 a0    ; mov al, 0x11; out 0x20, al; out 0xa0, al     set up both PICs
+    b0 08 e6 21          ; mov al, 8; out 0x21, al                      IRQ 0 is interrupt 8
+    b0 70 e6 a1          ; mov al, 0x70; out 0xa1, al                   IRQ 8 is interrupt 0x70
+    b0 04 e6 21          ; mov al, 4; out 0x21, al                      the second is on IRQ 2
+    b0 02 e6 a1          ; mov al, 2; out 0xa1, al
+    b0 01 e6 21 e6 a1    ; mov al, 1; out 0x21, al; out 0xa1, al        8086 mode
+    b0 fb e6 21          ; mov al, 0xfb; out 0x21, al                   IRQ 2
+    b0 fd e6 a1          ; mov al, 0xfd; out 0xa1, al                   and 9 only
+    ba d1 04             ; mov dx, 0x4d1
+    b0 02                ; mov al, 2
+    ee                   ; out dx, al             IRQ 9 by level
+    ba 04 06             ; mov dx, 0x604
+    b8 01 00             ; mov ax, 1              SCI_EN: the button interrupts (only if set before it)
+    ef                   ; out dx, ax
+""")
+
+_SLEEP = _code("""
+    fb                   ; sti
+    f4                   ; hlt
+    eb fd                ; jmp -3                 to the hlt
+""")
+
+GUESTS = {
+    # Powers off when the button is pressed. Polls, so it keeps a processor of the host busy.
+    "polite": _ENABLE_BUTTON + _PRINT_R + _AWAIT_PRESS + _POWER_OFF + _HALT,
+    # The same from the outside, but asleep until then: for tests with many machines.
+    "idle": _PREPARE_INTERRUPT + _ENABLE_BUTTON + _PRINT_R + _SLEEP + _POWER_OFF + _HALT,
+    # Sleeps and does not notice the button.
+    "ignoring": _PRINT_R + _HALT,
+    # Powers off at the second press. Prints `1` when it has seen the first.
+    "twice": (
+        _ENABLE_BUTTON + _PRINT_R + _AWAIT_PRESS + _FORGET_PRESS + _PRINT_1 + _AWAIT_PRESS + _POWER_OFF + _HALT
+    ),
+    # Powers off by itself 0.3 s after its `R`.
+    "selfoff": _PRINT_R + _WAIT + _POWER_OFF + _HALT,
+    # Powers off at once, without a word.
+    "instant": _POWER_OFF + _HALT,
+    # Resets the machine once; with -no-reboot QEMU ends. Comes back (a second `R`) as `polite`.
+    "reset": _ENABLE_BUTTON + _PRINT_R + _RESET_ONCE + _AWAIT_PRESS + _POWER_OFF + _HALT,
+    # Says that it panicked, once. Needs `-device pvpanic`.
+    "panic": _PRINT_R + _PANIC + _HALT,
+    # Says so without end: an event each with `-device pvpanic -action panic=none`.
+    "panics": _PRINT_R + _PANIC_FOR_EVER,
+    # Prints lines of 95 characters for ever.
+    "chatter": _PRINT_R + _CHATTER,
+}
+
+
+def rom(name: str) -> bytes:
+    """Return a guest as an image for `-bios`: 64 KiB, entered through the reset vector at 0xfff0."""
+    jump = _code("ea 00 00 00 f0   ; jmp 0xf000:0")
+    start = _INTERRUPTS if name == "idle" else b""
+    return ((start + _POWER_MANAGEMENT + GUESTS[name]).ljust(0xFFF0, b"\0") + jump).ljust(0x10000, b"\0")
+
+
+def boot_sector(name: str) -> bytes:
+    """Return a guest as the first 512 bytes of a disk."""
+    return GUESTS[name].ljust(510, b"\0") + b"\x55\xaa"

@@ -1,0 +1,257 @@
+"""From a VM to QEMU's argument vector, word by word; and from there to a line for a shell."""
+
+import json
+import os
+import random
+import subprocess
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vmessd import cmdline, shell
+from vmessd.cmdline import Spec
+from vmessd.errors import Failed
+from vmessd.vmdir import Disk
+
+G = 2**30
+HOME = "/home/ayourtch/vms/newvm0"
+ANY_TEXT = st.text(st.characters(exclude_categories=()) | st.characters(categories=["Cs"]))
+
+
+def disk(slot: str, *, block_device: bool = False) -> Disk:
+    ending = "cdrom.iso" if slot == "cdrom" else f"{slot}.img"
+    return Disk(slot, f"{HOME}/newvm0-{ending}", block_device=block_device, size=8 * G)
+
+
+def words(lines: str) -> list[str]:
+    """One option a line, its argument behind the first space."""
+    return [word for line in lines.strip().splitlines() for word in line.split(" ", 1)]
+
+
+BARE = words("""
+qemu-system-x86_64
+-name newvm0
+-nodefaults
+-no-user-config
+-S
+-machine pc
+-accel kvm
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-pidfile /home/ayourtch/vms/newvm0/qemu.pid
+-chardev socket,id=qmp,fd=4,server=on,wait=off
+-mon chardev=qmp,mode=control
+-vga std
+-vnc 127.0.0.1:2811,password=on
+-add-fd fd=6,set=1
+-chardev socket,id=serial0,fd=5,server=on,wait=off,logfile=/dev/fdset/1,logappend=on
+-serial chardev:serial0
+""")
+
+SEED = words("""
+qemu-system-x86_64
+-name newvm0
+-nodefaults
+-no-user-config
+-S
+-machine pc
+-accel kvm
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-pidfile /home/ayourtch/vms/newvm0/qemu.pid
+-chardev socket,id=qmp,fd=4,server=on,wait=off
+-mon chardev=qmp,mode=control
+-vga std
+-vnc 127.0.0.1:2811,password=on
+-add-fd fd=6,set=1
+-chardev socket,id=serial0,fd=5,server=on,wait=off,logfile=/dev/fdset/1,logappend=on
+-serial chardev:serial0
+-blockdev {"driver":"raw","node-name":"hda","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img"}}
+-device ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0
+-blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
+-device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0
+-m 2G
+""")  # noqa: E501 -- an argument is one word, however long
+
+FOUR_DISKS = BARE + words("""
+-blockdev {"driver":"raw","node-name":"hda","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img"}}
+-device ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0
+-blockdev {"driver":"raw","node-name":"hdb","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdb.img"}}
+-device ide-hd,id=hdb-drive,drive=hdb,bus=ide.0,unit=1
+-blockdev {"driver":"raw","node-name":"hdc","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img"}}
+-device ide-hd,id=hdc-drive,drive=hdc,bus=ide.1,unit=0
+-blockdev {"driver":"raw","node-name":"hdd","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img"}}
+-device ide-hd,id=hdd-drive,drive=hdd,bus=ide.1,unit=1
+""")  # noqa: E501
+
+CDROM_BESIDE_HDC = BARE + words("""
+-blockdev {"driver":"raw","node-name":"hdc","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img"}}
+-device ide-hd,id=hdc-drive,drive=hdc,bus=ide.1,unit=0
+-blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
+-device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=1
+""")  # noqa: E501
+
+CDROM_BESIDE_HDD = BARE + words("""
+-blockdev {"driver":"raw","node-name":"hdd","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img"}}
+-device ide-hd,id=hdd-drive,drive=hdd,bus=ide.1,unit=1
+-blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
+-device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0
+""")  # noqa: E501
+
+BLOCK_DEVICES = BARE + words("""
+-blockdev {"driver":"raw","node-name":"hda","read-only":false,"file":{"driver":"host_device","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img"}}
+-device ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0
+-blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"host_device","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
+-device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0
+""")  # noqa: E501
+
+GOLDEN: dict[str, tuple[dict[str, Any], list[Disk], list[str]]] = {
+    "bare": ({}, [], BARE),
+    "seed": ({"RAM": 2 * G}, [disk("hda"), disk("cdrom")], SEED),
+    "four disks": ({}, [disk(slot) for slot in cmdline.IDE], FOUR_DISKS),
+    "cdrom beside hdc": ({}, [disk("hdc"), disk("cdrom")], CDROM_BESIDE_HDC),
+    "cdrom beside hdd": ({}, [disk("hdd"), disk("cdrom")], CDROM_BESIDE_HDD),
+    "block devices": (
+        {},
+        [disk("hda", block_device=True), disk("cdrom", block_device=True)],
+        BLOCK_DEVICES,
+    ),
+    "smp": ({"SMP": 4}, [], [*BARE, "-smp", "4"]),
+    "settings of the daemon": ({"ACCEL": "auto", "STOP": 5}, [], BARE),
+    "exargs last": (
+        {"EXARGS": ("-cpu", "max,+x2apic"), "RAM": 512 * 2**20, "SMP": 2},
+        [],
+        [*BARE, "-smp", "2", "-m", "512M", "-cpu", "max,+x2apic"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_golden_command_line(case: str) -> None:
+    values, disks, expected = GOLDEN[case]
+    spec = Spec(vm="newvm0", directory=HOME, accel="kvm", display=2811, values=values, disks=disks)
+    assert cmdline.build(spec, "qemu-system-x86_64") == expected
+
+
+def test_exargs_stand_behind_the_drives() -> None:
+    spec = Spec("newvm0", HOME, "tcg", 1, {"EXARGS": ("-no-reboot",)}, [disk("hda"), disk("cdrom")])
+    argv = cmdline.build(spec, "qemu")
+    assert argv[-1] == "-no-reboot"
+    assert argv[-2].startswith("ide-cd,")
+
+
+def test_hdc_hdd_and_cdrom_do_not_fit_together() -> None:
+    spec = Spec("newvm0", HOME, "kvm", 2811, disks=[*(disk(slot) for slot in cmdline.IDE), disk("cdrom")])
+    with pytest.raises(Failed, match="do not fit together") as caught:
+        cmdline.build(spec, "qemu")
+    assert caught.value.hint is not None
+    assert "cdrom none" in caught.value.hint
+
+
+def test_display_in_force_and_accelerator_are_the_ones_given() -> None:
+    argv = cmdline.build(Spec("newvm0", HOME, "tcg", 2812), "/opt/qemu/bin/qemu")
+    assert argv[0] == "/opt/qemu/bin/qemu"
+    assert argv[argv.index("-accel") + 1] == "tcg"
+    assert argv[argv.index("-vnc") + 1] == "127.0.0.1:2812,password=on"
+
+
+@pytest.mark.parametrize(
+    ("argv", "display"),
+    [
+        (BARE, 2811),
+        (SEED, 2811),
+        ([], 0),
+        (["qemu"], 0),
+        (["qemu", "-vnc"], 0),
+        (["qemu", "-vnc", "none"], 0),
+        (["qemu", "-vnc", "unix:/x"], 0),
+        (["qemu", "-vnc", ":1"], 0),
+        (["qemu", "-vnc", "127.0.0.1:"], 0),
+        (["qemu", "-vnc", "127.0.0.1:-1"], 0),
+        (["qemu", "-vnc", "127.0.0.1:²"], 0),
+        (["qemu", "-vnc", "127.0.0.1:" + "9" * 5000], 0),
+    ],
+    ids=lambda value: None if isinstance(value, int) else " ".join(value)[-20:],
+)
+def test_display_of_a_command_line(argv: list[str], display: int) -> None:
+    assert cmdline.display_of(argv) == display
+
+
+def test_nothing_lets_qemu_daemonize_or_probe_a_format() -> None:
+    for values, disks, _ in GOLDEN.values():
+        argv = cmdline.build(Spec("newvm0", HOME, "kvm", 2811, values, disks), "qemu")
+        assert not {"-daemonize", "-hda", "-cdrom", "-drive"} & set(argv)
+
+
+@settings(deadline=None)
+@given(ANY_TEXT)
+@example('/we,ird "d=:\n/ir/x.img')
+@example("nbd:localhost:10809")
+@example("fat:rw:/")
+@example('json:{"driver":"nbd"}')
+@example('","filename":"/etc/shadow')
+@example("/a,,b,file.locking=off,readonly=on")
+@example("/latin-\udce9.iso")
+def test_any_path_arrives_in_blockdev_as_it_is_and_nowhere_else(path: str) -> None:
+    drive = Disk("hda", path, block_device=False, size=0)
+    argv = cmdline.build(Spec("newvm0", HOME, "kvm", 2811, disks=[drive]), "qemu")
+    node = json.loads(argv[argv.index("-blockdev") + 1])
+    assert node == {
+        "driver": "raw",
+        "node-name": "hda",
+        "read-only": False,
+        "file": {"driver": "file", "filename": path},
+    }
+    assert argv[argv.index("-blockdev") + 2 :] == [
+        "-device",
+        "ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0",
+    ]
+
+
+NASTY_WORDS = [
+    "",
+    " ",
+    "plain",
+    "two words",
+    "it's",
+    'a "b" c',
+    "$HOME `id` $(id) ${x}",
+    "back\\slash\\n\\x41",
+    "!!",
+    "!x'\n",
+    "*?[a-z]{b,c}~",
+    "# no comment",
+    "-n",
+    "a;b&c|d>e<f",
+    "line\nline\n",
+    "\n",
+    "tab\tcr\rbell\a",
+    "\x1b[2J\x1b]0;title\x07",
+    "\x7f\x80\x9b",
+    "quote' and \\ and \n",
+    "\x01" + "23",
+    "\x1bface",
+    "ünï 日本 🐧",
+    "no\u00a0break\u202eright-to-left\u2028",
+    "latin-\udce9\udcff",
+    "%s\\0%n",
+    'json:{"a":"b"}',
+]
+
+
+def test_what_shell_prints_bash_reads_back() -> None:
+    chance = random.Random(14)
+    alphabet = "ab1 '\"\\$`!\n\t\x1b\x80é日\u202e\udcff;&|<>(){}[]*?~#%=:,-"
+    chosen = NASTY_WORDS + ["".join(chance.choices(alphabet, k=chance.randrange(12))) for _ in range(300)]
+    line = f"printf '%s\\0' {shell.join(chosen)}"
+    assert line.isprintable()
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=10)
+    assert done.stdout.split(b"\0")[:-1] == [os.fsencode(word) for word in chosen]
+    assert done.stderr == b""
+
+
+@settings(deadline=None)
+@given(st.lists(ANY_TEXT))
+@example(["\ud800"])
+def test_what_shell_prints_is_one_printable_line(argv: list[str]) -> None:
+    assert shell.join(argv).isprintable()

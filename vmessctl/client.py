@@ -1,0 +1,122 @@
+"""A blocking Varlink client: a socket, JSON and a NUL byte (https://varlink.org/Method-Call)."""
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from vmessd.errors import BY_WIRE_NAME, INTERFACE, Failed, TimedOut, Unreachable, VmessError, printable, reason
+
+ANSWER_TIME = 30.0
+"""Seconds a daemon may take for a plain call."""
+
+Reply = dict[str, Any]
+
+
+def candidates(option: str | None, environment: Mapping[str, str]) -> list[str]:
+    """Return where the control socket may be: as told, else a person's own place, then the service's."""
+    told = option or environment.get("VMESS_SOCKET")
+    if told:
+        return [told]
+    own = environment.get("XDG_RUNTIME_DIR")
+    return [f"{place}/vmess/control.sock" for place in (own, "/run") if place]
+
+
+class Client:
+    """One connection to the daemon."""
+
+    def __init__(self, paths: list[str]) -> None:
+        """Connect to the first path where somebody answers.
+
+        Raises:
+            Unreachable: nobody does.
+        """
+        self._buffer = b""
+        self._socket = _connect(paths)
+
+    def fileno(self) -> int:
+        """Return the descriptor, to wait for news with select(2)."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def send(self, method: str, parameters: Mapping[str, object], *, more: bool = False) -> None:
+        """Send a call; `more` asks for a stream of replies. Raises Unreachable."""
+        call: dict[str, object] = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
+        if more:
+            call["more"] = True
+        try:
+            self._socket.sendall(json.dumps(call).encode() + b"\0")
+        except OSError as error:
+            raise Unreachable(f"vmessd hung up: {reason(error)}") from None
+
+    def receive(self) -> tuple[Reply, bool]:
+        """Return the next reply's parameters, and whether more replies follow.
+
+        Raises:
+            VmessError: the reply is an error of the daemon's.
+            Unreachable: the daemon hung up.
+            TimedOut: it does not answer.
+        """
+        while b"\0" not in self._buffer:
+            self.fill()
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        reply = json.loads(message)
+        if "error" in reply:
+            raise _error(reply["error"], reply.get("parameters") or {})
+        return reply.get("parameters") or {}, bool(reply.get("continues"))
+
+    def pending(self) -> bool:
+        """Tell whether a whole reply has arrived already."""
+        return b"\0" in self._buffer
+
+    def fill(self) -> None:
+        """Read what has arrived; raises as :meth:`receive`."""
+        try:
+            data = self._socket.recv(65536)
+        except TimeoutError:
+            raise TimedOut(f"vmessd does not answer within {ANSWER_TIME:.0f} s") from None
+        except OSError as error:
+            raise Unreachable(f"vmessd hung up: {reason(error)}") from None
+        if not data:
+            raise Unreachable("vmessd hung up", hint="its log tells why")
+        self._buffer += data
+
+    def call(self, method: str, **parameters: object) -> Reply:
+        """Make a call and return the parameters of its reply; raises as :meth:`receive`."""
+        self.send(method, parameters)
+        return self.receive()[0]
+
+
+def _connect(paths: list[str]) -> socket.socket:
+    failures = []
+    for path in paths:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(ANSWER_TIME)
+        try:
+            _connect_to(sock, path)
+        except OSError as error:
+            sock.close()
+            failures.append(f"{printable(path)}: {reason(error)}")
+        else:
+            return sock
+    raise Unreachable(f"no vmessd answers ({'; '.join(failures)})", hint="start one with: vmessd")
+
+
+def _connect_to(sock: socket.socket, path: str) -> None:
+    """Connect by way of the directory's descriptor: a path may be longer than the 107 bytes of unix(7)."""
+    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        sock.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+    finally:
+        os.close(directory)
+
+
+def _error(name: str, parameters: Mapping[str, Any]) -> VmessError:
+    kind = BY_WIRE_NAME.get(name)
+    if kind is None:
+        return Failed(f"vmessd refused the call: {name} {parameters}", hint="are both of one version?")
+    return kind(str(parameters.get("message")), parameters.get("hint"))

@@ -1,0 +1,240 @@
+"""One table of all verbs. Parser, usage and help come out of it; so does which method is called.
+
+The grammar is the seed's: `vmess <vmname> <verb> ...`, and a few words that stand alone. No verb is a
+VM name, so several VMs may stand before one: `vmess leaf spine start`.
+"""
+
+from typing import NamedTuple
+
+from vmessd import names
+from vmessd.errors import InvalidValue, quoted
+from vmessd.settings import DRIVES, SETTINGS
+
+PROGRAM = "vmess"
+
+
+class Option(NamedTuple):
+    """A flag; with a metavar it takes a value."""
+
+    flag: str
+    help: str
+    metavar: str | None = None
+
+
+SOCKET = Option("--socket", "Use this control socket.", "PATH")
+JSON = Option("--json", "Print what the daemon answers as JSON: sizes in bytes, times in seconds.")
+YES = Option("--yes", "Do not ask.")
+TIMEOUT = Option("--timeout", "Wait no longer than this for the stop; it goes on (exit status 6).", "SECONDS")
+NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
+HELP = Option("--help", "Show help.")
+VERSION = Option("--version", "Show the version.")
+
+EVERYWHERE = (SOCKET, HELP, VERSION)
+OPTIONS = {option.flag: option for option in (*EVERYWHERE, JSON, YES, TIMEOUT, NO_WAIT)}
+
+
+class Command(NamedTuple):
+    """One verb."""
+
+    verb: str
+    """The word; for what `vmess` and `vmess <vmname>` do alone, the word it stands for."""
+    help: str
+    method: str
+    """The Varlink method behind it; empty for what needs no daemon."""
+    arguments: str = ""
+    """As in the usage: `<x>` has to be there, `[x]` may."""
+    options: tuple[Option, ...] = ()
+    many: bool = False
+    """Several VMs may be named."""
+
+    @property
+    def is_global(self) -> bool:
+        """It stands alone and takes no VM."""
+        return self.verb in names.GLOBAL_WORDS
+
+    def usage(self) -> str:
+        """Return the line that shows how it is called."""
+        options = " ".join(
+            f"[{option.flag} {option.metavar}]" if option.metavar else f"[{option.flag}]"
+            for option in self.options
+        )
+        words = (PROGRAM, "" if self.is_global else "<vmname>", self.verb, self.arguments, options)
+        return " ".join(word for word in words if word)
+
+    def accepts(self, count: int) -> bool:
+        """Tell whether it can take so many arguments."""
+        words = self.arguments.split()
+        return len([word for word in words if word.startswith("<")]) <= count <= len(words)
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "list",
+        "List the running VMs with their PIDs, then all VMs. The same without the word.",
+        "List",
+        options=(JSON,),
+    ),
+    Command("help", "Show all verbs, or one.", "", arguments="[verb]"),
+    Command("make", "Create a directory for the VM.", "Make", many=True),
+    *(
+        Command(setting.verb, setting.help, "Set", arguments=setting.argument, many=True)
+        for setting in SETTINGS
+        if setting.verb
+    ),
+    *(Command(drive.verb, drive.help, "Set", arguments=drive.argument, many=True) for drive in DRIVES),
+    Command("start", "Start the VM in the background.", "Start", many=True),
+    Command(
+        "stop",
+        "Stop the VM: press its power button for as long as the STOP file says (60 seconds),\n"
+        'then make it end. "stop force" kills it at once.',
+        "Stop",
+        arguments="[force]",
+        options=(TIMEOUT, NO_WAIT),
+        many=True,
+    ),
+    Command(
+        "status",
+        "Show the status of the VM - whether it is running or not. The same without the word.",
+        "Status",
+        options=(JSON,),
+        many=True,
+    ),
+    Command(
+        "info",
+        "Show the various information about the VM, including the current full command\n"
+        "line used to launch KVM.",
+        "Info",
+        options=(JSON,),
+        many=True,
+    ),
+    Command(
+        "rm", "Delete the VM with all its files. It has to be stopped.", "Remove", options=(YES,), many=True
+    ),
+)
+
+BY_VERB = {command.verb: command for command in COMMANDS}
+
+
+class Invocation(NamedTuple):
+    """A command line understood."""
+
+    command: Command
+    vms: tuple[str, ...]
+    arguments: tuple[str, ...]
+    options: dict[str, str]
+    """By flag; the value is empty for a flag that takes none."""
+
+
+def parse(words: list[str]) -> Invocation:
+    """Return what a command line asks for.
+
+    Raises:
+        InvalidValue: it makes no sense; names the word and what would be right.
+    """
+    words, options = _split_options(words)
+    if HELP.flag in options:
+        words = ["help", *[word for word in words if word in BY_VERB][:1]]
+    command, vms, arguments = _split_words(words)
+    for flag in options:
+        if OPTIONS[flag] not in (*command.options, *EVERYWHERE):
+            raise InvalidValue(f"{flag} is no option of {command.verb}", hint=f"usage: {command.usage()}")
+    if not command.accepts(len(arguments)):
+        wrong = f"{command.verb} takes {command.arguments or 'no argument'}, not {quoted(' '.join(arguments))}"
+        raise InvalidValue(
+            wrong if arguments else f"{command.verb} needs {command.arguments}",
+            hint=f"usage: {command.usage()}",
+        )
+    if len(vms) > 1 and not command.many:
+        raise InvalidValue(f"{command.verb} takes one VM, not {len(vms)}", hint=f"usage: {command.usage()}")
+    return Invocation(command, vms, arguments, options)
+
+
+def _split_options(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take the options out of a command line; `--` ends them."""
+    rest: list[str] = []
+    options: dict[str, str] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if word == "--":
+            return rest + queue, options
+        flag, equals, value = word.partition("=")
+        if word == "-h":
+            flag = HELP.flag
+        # A lone dash and a negative number are arguments, so that messages can speak of their value.
+        if not flag.startswith("-") or flag == "-" or flag[1].isdecimal():
+            rest.append(word)
+            continue
+        option = OPTIONS.get(flag)
+        if option is None:
+            raise InvalidValue(f"{quoted(word)} is no option", hint=f"{PROGRAM} help")
+        if option.metavar and not equals:
+            if not queue:
+                raise InvalidValue(f"{flag} needs a value: {flag} {option.metavar}")
+            value = queue.pop(0)
+        elif equals and not option.metavar:
+            raise InvalidValue(f"{flag} takes no value, not {quoted(value)}")
+        options[flag] = value
+    return rest, options
+
+
+def _split_words(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str, ...]]:
+    """Find the verb; what stands before it are VMs, what stands behind it its arguments."""
+    if not words:
+        return BY_VERB["list"], (), ()
+    place = next((index for index, word in enumerate(words) if word in BY_VERB), None)
+    if place is None:
+        if len(words) > 1:
+            raise InvalidValue(f"{quoted(words[1])} is no verb{_similar(words[1])}", hint=f"{PROGRAM} help")
+        return BY_VERB["status"], (names.parse(words[0]),), ()
+    command = BY_VERB[words[place]]
+    if command.is_global and place == 0:
+        return command, (), tuple(words[1:])
+    if command.is_global:
+        raise InvalidValue(f"{command.verb} takes no VM", hint=f"usage: {command.usage()}")
+    if place == 0:
+        raise InvalidValue(f"{command.verb} needs a VM", hint=f"usage: {command.usage()}")
+    vms = tuple(dict.fromkeys(names.parse(word) for word in words[:place]))
+    return command, vms, tuple(words[place + 1 :])
+
+
+def _similar(word: str) -> str:
+    import difflib  # noqa: PLC0415 -- only somebody who mistyped waits for it
+
+    near = difflib.get_close_matches(word, BY_VERB, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+INTRODUCTION = "vmess: VM Empty Stack Supervisor: small KVM machines in plain directories, kept by vmessd."
+
+NOTES = """\
+A VM's name is letters a-z and one digit; newvm means newvm0. Several VMs may stand before a verb.
+Exit status: 0 done, 1 failed, 2 usage, 3 VM not running, 4 no such VM, 5 daemon unreachable,
+6 timed out, 7 locked, 8 had to use force."""
+
+
+def help_text(verb: str | None = None) -> str:
+    """Return the help for all verbs, or for one.
+
+    Raises:
+        InvalidValue: there is no such verb.
+    """
+    if verb is None:
+        blocks = [_block(command) for command in COMMANDS]
+        options = "\n".join(_option_line(option) for option in EVERYWHERE)
+        return "\n\n".join([INTRODUCTION, "Usage:", *blocks, f"Options:\n{options}", NOTES])
+    command = BY_VERB.get(verb)
+    if command is None:
+        raise InvalidValue(f"{quoted(verb)} is no verb{_similar(verb)}", hint=f"{PROGRAM} help")
+    lines = [_option_line(option) for option in command.options]
+    return "\n".join([_block(command), *lines])
+
+
+def _block(command: Command) -> str:
+    text = command.help.replace("\n", "\n      ")
+    return f"{command.usage()}\n      {text}"
+
+
+def _option_line(option: Option) -> str:
+    name = f"{option.flag} {option.metavar}" if option.metavar else option.flag
+    return f"      {name:<20} {option.help}"

@@ -1,0 +1,108 @@
+"""What a person reads, made from the daemon's replies. Pure: text in, text out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vmessd import shell
+from vmessd.errors import printable
+from vmessd.names import VNC_PORT
+from vmessd.settings import size_text
+
+Reply = Mapping[str, Any]
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as short as a person wants it: `12 s`, `3 min`, `5 h`, `2 days`."""
+    for unit, length, name in ((86400, 2 * 86400, "days"), (3600, 3600, "h"), (60, 60, "min")):
+        if seconds >= length:
+            return f"{int(seconds // unit)} {name}"
+    return f"{int(seconds)} s"
+
+
+def ended(last_exit: Reply) -> str:
+    """Return how and when a run ended: `guest powered off 3 min ago`."""
+    text = printable(str(last_exit["text"]))
+    return f"{text}{', ' if ':' in text else ' '}{duration(last_exit['age'])} ago"
+
+
+def _condition(status: Reply) -> str:
+    """Return what is out of the ordinary with a VM that runs, in brackets; empty if nothing is."""
+    words = {
+        "stopping": "stopping",
+        "unresponsive": "unresponsive: QEMU does not answer",
+        "paused": f"paused: {status['runstate']}" if status["runstate"] != "paused" else "paused",
+    }.get(status["state"])
+    return f" ({words})" if words else ""
+
+
+def status(reply: Reply) -> str:
+    """Return one VM's status in a line, as the original worded it."""
+    vm = reply["status"]
+    if vm["state"] == "stopped":
+        return f"VM not running ({ended(vm['last_exit'])})" if vm["last_exit"] else "VM not running"
+    if vm["state"] == "starting":
+        return f"VM is starting, PID: {vm['pid']}" if vm["pid"] else "VM is starting"
+    return f"VM is running, PID: {vm['pid']}{_condition(vm)}"
+
+
+def listing(reply: Reply) -> str:
+    """Return all VMs: first those that run with their PIDs, then every one."""
+    vms: Sequence[Reply] = reply["vms"]
+    lines = ["List of KVMs (with PIDs as in ps-ef):"]
+    lines += [
+        f"{vm['name']:<14} {vm['pid'] or '-':>8}  up {duration(vm['uptime'] or 0)}{_condition(vm)}"
+        for vm in vms
+        if vm["state"] != "stopped"
+    ]
+    lines.append("All VMs:")
+    lines += [f"{vm['name']:<14} {status({'status': vm})}" for vm in vms]
+    return "\n".join(lines)
+
+
+def info(reply: Reply) -> str:
+    """Return all there is to say of a VM, the original's lines first and last."""
+    vm = reply["info"]
+    lines = [f"Total number of interfaces: {vm['interfaces']}", "Command for this VM"]
+    lines.append(f"  {shell.join(vm['command'])}" if vm["command"] else f"  none: {printable(vm['problem'])}")
+    if vm["display"]:
+        lines.append(f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)")
+    lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
+    lines += [f"{value['name']}: {printable(value['value'])}" for value in vm["settings"]]
+    lines.append(f"Serial console: {printable(vm['serial'])}")
+    lines.append(status(vm))
+    return "\n".join(lines)
+
+
+def _drive(drive: Reply) -> str:
+    path = printable(drive["target"] or drive["path"])
+    text = f"{path}, {size_text(drive['size'])}"
+    if drive["read"] is None:
+        return text
+    return f"{text}, {drive['read']} bytes read, {drive['written']} bytes written"
+
+
+def starting(progress: Reply) -> str:
+    """Return the line that says what is being started."""
+    return f"Starting VM: {shell.join(progress['command'])}"
+
+
+def stopping(progress: Reply) -> str:
+    """Return the line that says what is being stopped."""
+    return f"Stopping VM PID {progress['pid']}"
+
+
+def rung(progress: Reply, elapsed: float) -> str:
+    """Return which rung of the ladder a stop is on, and for how long it has been going on."""
+    if progress["rung"] == "power button":
+        return f"power button pressed, {elapsed:.0f} s of {progress['grace']:.0f} s"
+    return f"{progress['rung']}, {elapsed:.0f} s"
+
+
+def made(reply: Reply) -> str:
+    """Return what the original said when a VM was made."""
+    return f"{serious(str(reply['path']))}\nOh, I see you are serious. Okay, I will proceed."
+
+
+def serious(path: str) -> str:
+    """Return what the original said of a VM that is not there yet."""
+    return f"You need to create directory {printable(path)} if are serious about that VM - use vmess make"

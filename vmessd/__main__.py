@@ -1,0 +1,28 @@
+"""`vmessd`: read the settings, then serve."""
+
+import os
+import sys
+
+from vmessd import config, daemon, log
+from vmessd.errors import VmessError
+
+
+def main() -> int:
+    """Run vmessd and return its exit status: that of the error that ended it, 0 after a signal."""
+    try:
+        settings = config.read(sys.argv[1:], os.environ)
+        if settings.check:
+            print(*config.check(settings), sep="\n")  # noqa: T201 -- this is what --check is for
+        else:
+            log.begin()
+            daemon.run(settings)
+    except VmessError as error:
+        print(f"vmessd: {error.message}", file=sys.stderr)  # noqa: T201 -- the user's message
+        if error.hint:
+            print(f"vmessd: {error.hint}", file=sys.stderr)  # noqa: T201 -- the user's message
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

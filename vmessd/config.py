@@ -1,0 +1,191 @@
+"""The daemon's own settings: one table gives flag, key of the TOML file, environment variable and help."""
+
+import argparse
+import os
+import shutil
+import stat
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vmessd import __version__
+from vmessd.errors import Failed, InvalidValue, printable, quoted, reason
+
+QEMU = "qemu-system-x86_64"
+ACCELERATORS = ("auto", "kvm", "tcg")
+
+
+class Option(NamedTuple):
+    """One setting of the daemon."""
+
+    key: str
+    """In the file; the flag is `--<key>`."""
+    metavar: str
+    help: str
+    environment: str | None = None
+    choices: tuple[str, ...] | None = None
+
+
+OPTIONS = (
+    Option("vmdir", "DIR", "VM root: one directory for each VM (default: ~/vms)", "VMESS_VMDIR"),
+    Option(
+        "socket",
+        "PATH",
+        "control socket (default: $XDG_RUNTIME_DIR/vmess/control.sock, else /run/vmess/control.sock)",
+        "VMESS_SOCKET",
+    ),
+    Option("qemu", "PROGRAM", f"QEMU to run, a path or a name in $PATH (default: {QEMU})"),
+    Option(
+        "accel",
+        "auto|kvm|tcg",
+        "what runs the guests' code where a VM has no ACCEL file; auto is KVM where it may be used, "
+        "else TCG (default: auto)",
+        choices=ACCELERATORS,
+    ),
+)
+
+
+class Config(NamedTuple):
+    """The settings in force."""
+
+    vmdir: Path
+    socket: Path
+    qemu: str
+    accel: str
+    check: bool
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of vmessd's command line."""
+    result = argparse.ArgumentParser(
+        prog="vmessd",
+        allow_abbrev=False,
+        description="Supervise the KVM machines of a VM root. They go on when the daemon ends.",
+        epilog="A flag overrides the environment, which overrides the file.",
+    )
+    for option in OPTIONS:
+        result.add_argument(
+            f"--{option.key}", metavar=option.metavar, help=option.help.replace("%", "%%"), default=None
+        )
+    result.add_argument("--config", metavar="FILE", help="TOML file with the same names as keys")
+    result.add_argument("--check", action="store_true", help="say whether the settings are right, and exit")
+    result.add_argument("--version", action="version", version=f"vmessd {__version__}")
+    return result
+
+
+def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+    """Return the settings from command line, environment and file.
+
+    Raises:
+        InvalidValue: one is wrong; names it, its value, and what would be right.
+        Failed: the file cannot be read.
+    """
+    given = vars(parser().parse_args(arguments))
+    file = _file(Path(given["config"])) if given["config"] is not None else {}
+    chosen = {option.key: _choose(option, given, environment, file) for option in OPTIONS}
+    return Config(
+        vmdir=_path("vmdir", chosen["vmdir"] or "~/vms"),
+        socket=_path("socket", chosen["socket"]) if chosen["socket"] else default_socket(environment),
+        qemu=chosen["qemu"] or QEMU,
+        accel=chosen["accel"] or "auto",
+        check=given["check"],
+    )
+
+
+def _choose(
+    option: Option, given: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, str]
+) -> str | None:
+    value: str | None = given[option.key]
+    if value is None and option.environment:
+        value = environment.get(option.environment) or None
+    if value is None:
+        value = file.get(option.key)
+    if value == "":
+        raise InvalidValue(f"{option.key} is empty; it has to be {option.metavar}")
+    if value is not None and option.choices and value not in option.choices:
+        raise InvalidValue(f"{option.key} {quoted(value)} is none of {', '.join(option.choices)}")
+    return value
+
+
+def _file(path: Path) -> dict[str, str]:
+    where = printable(str(path))
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise Failed(f"configuration {where} cannot be read: {reason(error)}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidValue(f"configuration {where} is not TOML: {error}") from None
+    keys = [option.key for option in OPTIONS]
+    for key, value in content.items():
+        if key not in keys:
+            raise InvalidValue(f"configuration {where}: {quoted(key)} is none of {', '.join(keys)}")
+        if not isinstance(value, str):
+            raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be a text in quotes")
+    return content
+
+
+def _path(key: str, text: str) -> Path:
+    """Return an absolute path that can be written into QEMU's command line."""
+    path = Path(os.path.abspath(Path(text).expanduser()))
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(
+            f"{key} {quoted(path)} is not valid UTF-8, which QEMU's options have to be"
+        ) from None
+    if "\0" in str(path):
+        raise InvalidValue(f"{key} {quoted(path)} holds a NUL byte")
+    return path
+
+
+def default_socket(environment: Mapping[str, str]) -> Path:
+    """Return where the control socket is if nobody says: a person's own place, else the service's."""
+    own = environment.get("XDG_RUNTIME_DIR")
+    return Path(own or "/run") / "vmess" / "control.sock"
+
+
+def find_qemu(name: str) -> str:
+    """Return the path of the QEMU executable.
+
+    Raises:
+        InvalidValue: there is none of this name, or it cannot be executed.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise InvalidValue(
+            f"QEMU {quoted(name)} is not an executable program",
+            hint="install the package qemu-system-x86, or name another with --qemu",
+        )
+    return os.path.abspath(found)
+
+
+def check(config: Config) -> list[str]:
+    """Return what is in force, a line each; changes nothing.
+
+    Raises:
+        VmessError: a daemon with these settings would not work.
+    """
+    qemu = find_qemu(config.qemu)
+    _check_directory("vmdir", config.vmdir)
+    _check_directory("socket", config.socket.parent)
+    if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):
+        raise InvalidValue(f"socket {quoted(config.socket)} is taken by something that is no socket")
+    return [
+        f"vmdir = {printable(str(config.vmdir))}",
+        f"socket = {printable(str(config.socket))}",
+        f"qemu = {printable(qemu)}",
+        f"accel = {config.accel}",
+    ]
+
+
+def _check_directory(key: str, path: Path) -> None:
+    """Raise InvalidValue unless `path` is a directory that may be written to, or could become one."""
+    existing = path
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InvalidValue(f"{key}: {quoted(existing)} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InvalidValue(f"{key}: {quoted(existing)} may not be written to by uid {os.geteuid()}")

@@ -1,0 +1,263 @@
+"""The control socket: who may connect, how many, how much they may send, for how long they may idle.
+
+`asyncvarlink` speaks the protocol; what is added here are the bounds it does not have. The way a
+peer steps over one costs it the connection and nobody else anything.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from asyncvarlink import (
+    GenericVarlinkErrorReply,
+    VarlinkInterfaceRegistry,
+    VarlinkInterfaceServerProtocol,
+    VarlinkTransport,
+)
+from asyncvarlink.message import VarlinkMethodReply
+from asyncvarlink.serviceinterface import VarlinkServiceInterface
+from asyncvarlink.types import FileDescriptorArray, JSONObject
+
+from vmessd import __version__, safefile
+from vmessd.errors import INTERFACE, Failed, Locked, VmessError, failing, printable, reason
+from vmessd.interface import Peer, VmessInterface, error_reply
+from vmessd.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+MESSAGE_LIMIT = 64 * 1024
+"""Bytes of one request; the longest real one holds a path."""
+CLIENTS_MAX = 256
+IDLE_LIMIT = 60.0
+"""Seconds a connection may be open with no call under way."""
+REPLIES_MAX = 256
+"""Replies a client may leave unread."""
+ACCEPT_PAUSE = 1.0
+"""Seconds to wait for descriptors where there are none."""
+
+
+class Connection(VarlinkInterfaceServerProtocol):
+    """One client."""
+
+    def __init__(self, registry: VarlinkInterfaceRegistry, ended: Callable[["Connection"], None]) -> None:
+        super().__init__(registry)
+        self._ended = ended
+        self._calls = 0
+        self._unread = 0
+        self._partial = 0
+        self._link: VarlinkTransport | None = None
+        self.idle_since: float | None = asyncio.get_running_loop().time()
+        """When the last call ended, by the loop's clock; None while one is under way."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take note of the way back."""
+        super().connection_made(transport)
+        assert isinstance(transport, VarlinkTransport)  # noqa: S101 -- Control makes no other
+        self._link = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give up the place."""
+        super().connection_lost(exc)
+        self._ended(self)
+
+    def abort(self) -> None:
+        """Hang up now, whatever is still to be sent."""
+        if self._link is not None:
+            self._link.abort()
+
+    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
+        """Pass on what arrived, if it is within bounds."""
+        end = data.rfind(b"\0")
+        self._partial = len(data) - end - 1 if end >= 0 else self._partial + len(data)
+        if self._partial > MESSAGE_LIMIT or self._link is None or self._link.is_closing():
+            self.abort()
+            return
+        try:
+            super().message_received(data, fds)
+        except (ValueError, RecursionError):
+            # Bad UTF-8, numbers or nesting beyond what the JSON decoder takes.
+            self.abort()
+
+    def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
+        """Hang up on what is not a JSON object."""
+        self.abort()
+
+    def request_received(self, obj: JSONObject, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
+        """Serve a call, and count it as under way."""
+        self.idle_since = None
+        self._calls += 1
+        future: asyncio.Future[None] | None = super().request_received(obj, fds)
+        if future is None:
+            self._call_ended()
+        else:
+            future.add_done_callback(self._call_ended)
+        return future
+
+    def _call_ended(self, _future: asyncio.Future[None] | None = None) -> None:
+        self._calls -= 1
+        if self._calls == 0:
+            self.idle_since = asyncio.get_running_loop().time()
+
+    def send_reply(
+        self, reply: VarlinkMethodReply, fds: list[int] | None = None, autoclose: bool = True
+    ) -> asyncio.Future[None]:
+        """Send a reply, unless too many are waiting to be read: then hang up."""
+        if self._unread >= REPLIES_MAX:
+            self.abort()
+        self._unread += 1
+        future: asyncio.Future[None] = super().send_reply(reply, fds, autoclose)
+        future.add_done_callback(self._reply_sent)
+        return future
+
+    def _reply_sent(self, _future: asyncio.Future[None]) -> None:
+        self._unread -= 1
+
+    def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:  # noqa: ARG002
+        """Make a reply of what a method raised; what was not foreseen goes to the log only."""
+        if isinstance(exc, VmessError):
+            raise error_reply(exc)
+        log.error("a call failed unexpectedly", exc_info=exc)
+        raise GenericVarlinkErrorReply(
+            Failed.wire_name(),
+            {"message": "the daemon met an unexpected failure; its log has the details", "hint": None},
+        )
+
+
+class Control:
+    """The listening socket and its clients. Use as an async context manager."""
+
+    def __init__(self, path: Path, supervisor: Supervisor) -> None:
+        self.path = path
+        self._supervisor = supervisor
+        self._clients: set[Connection] = set()
+        self._listener: socket.socket | None = None
+        self._identity: tuple[int, int] | None = None
+        self._chores: dict[str, asyncio.TimerHandle] = {}
+        self._complained = -60.0
+
+    async def __aenter__(self) -> Self:
+        """Bind the socket, mode 0660 from its first moment, and serve.
+
+        Raises:
+            Locked: another daemon answers there.
+            BadFile, Failed: the path is taken by something else, or cannot be bound.
+        """
+        with failing(f"control socket {printable(str(self.path))} cannot be made"):
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._refuse_second(directory)
+            self._listener = safefile.listener(directory, self.path.name, 0o660, backlog=1024)
+            found = os.stat(self.path.name, dir_fd=directory, follow_symlinks=False)
+            self._identity = (found.st_dev, found.st_ino)
+        finally:
+            os.close(directory)
+        self._listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        self._later(IDLE_LIMIT / 4, self._hang_up_idle)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for chore in self._chores.values():
+            chore.cancel()
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._unlink()
+        for client in list(self._clients):
+            client.abort()
+        await asyncio.sleep(0)
+
+    def _refuse_second(self, directory: int) -> None:
+        """Raise Locked where somebody answers at the path; what nobody answers at is stale."""
+        found = safefile.status(directory, self.path.name)
+        if found is None or not stat.S_ISSOCK(found.st_mode):
+            return
+        with contextlib.suppress(Failed):
+            safefile.connect(directory, self.path.name).close()
+            raise Locked(
+                f"another vmessd serves the control socket {printable(str(self.path))}",
+                hint="name another socket with --socket",
+            )
+
+    def _unlink(self) -> None:
+        """Remove the socket unless somebody has put another in its place."""
+        with contextlib.suppress(OSError):
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == self._identity:
+                self.path.unlink()
+
+    # -- Clients --
+
+    def _accept(self) -> None:
+        if self._listener is None:
+            return
+        try:
+            connected, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # Out of descriptors: the kernel would report the same client over and over.
+            self._complain(f"no client can be accepted: {reason(error)}")
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make_room()
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._later(ACCEPT_PAUSE, self._accept_again)
+            return
+        if len(self._clients) >= CLIENTS_MAX and not self._make_room():
+            self._complain(f"a client is turned away: {CLIENTS_MAX} are busy")
+            connected.close()
+            return
+        self._serve(connected)
+
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def _serve(self, connected: socket.socket) -> None:
+        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        peer = Peer(*struct.unpack("3i", credentials))
+        registry = VarlinkInterfaceRegistry()
+        registry.register_interface(VmessInterface(self._supervisor, peer))
+        registry.register_interface(
+            VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
+        )
+        connected.setblocking(False)
+        client = Connection(registry, self._clients.discard)
+        self._clients.add(client)
+        VarlinkTransport(asyncio.get_running_loop(), connected, connected, client)
+
+    def _make_room(self) -> bool:
+        """Hang up on the client that has been idle longest; tell whether there was one."""
+        idle = [client for client in self._clients if client.idle_since is not None]
+        if not idle:
+            return False
+        longest = min(idle, key=lambda client: client.idle_since or 0.0)
+        self._clients.discard(longest)
+        longest.abort()
+        return True
+
+    def _hang_up_idle(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for client in list(self._clients):
+            if client.idle_since is not None and now - client.idle_since > IDLE_LIMIT:
+                client.abort()
+        self._later(IDLE_LIMIT / 4, self._hang_up_idle)
+
+    def _later(self, seconds: float, chore: Callable[[], None]) -> None:
+        self._chores[chore.__name__] = asyncio.get_running_loop().call_later(seconds, chore)
+
+    def _complain(self, text: str) -> None:
+        """Log what may recur thousands of times, once in ten seconds."""
+        if time.monotonic() - self._complained > 10:
+            self._complained = time.monotonic()
+            log.warning("%s", text)

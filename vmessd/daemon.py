@@ -1,0 +1,43 @@
+"""The composition root: everything is put together here, runs until a signal, and is taken apart."""
+
+import asyncio
+import logging
+import os
+import signal
+
+import sdnotify
+
+from vmessd import __version__, process
+from vmessd.config import Config, find_qemu
+from vmessd.control import Control
+from vmessd.launch import Host
+from vmessd.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+async def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; the VMs go on.
+
+    Raises:
+        VmessError: the daemon cannot serve with these settings.
+    """
+    asked_to_end = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_end.set)
+    notifier = sdnotify.SystemdNotifier()
+    host = Host(find_qemu(config.qemu), config.accel)
+    async with Supervisor(config.vmdir, host) as supervisor, Control(config.socket, supervisor):
+        log.info("vmessd %s serves %s on %s", __version__, config.vmdir, config.socket)
+        notifier.notify("READY=1")
+        await asked_to_end.wait()
+        notifier.notify("STOPPING=1")
+        log.info("ending; the VMs go on")
+
+
+def run(config: Config) -> None:
+    """Serve in an event loop of its own; raises as :func:`serve`."""
+    process.keep_descriptors_private()
+    os.chdir("/")
+    asyncio.run(serve(config))

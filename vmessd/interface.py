@@ -1,0 +1,124 @@
+"""The Varlink interface `org.emptystack.vmess`: typed methods, no logic.
+
+One object for each connection, so that every call knows who makes it.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple, TypedDict
+
+from asyncvarlink import LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
+
+from vmessd.errors import ERRORS, INTERFACE, VmessError, quoted
+from vmessd.report import Info, StartProgress, Status, StopProgress
+from vmessd.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+class Peer(NamedTuple):
+    """Who is at the other end, by SO_PEERCRED: the kernel's word and not the client's."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class _ErrorParameters(TypedDict):
+    message: str
+    hint: str | None
+
+
+def _error_type(error: type[VmessError]) -> type[TypedVarlinkErrorReply]:
+    """Make the wire form of one error of the tree."""
+    body: dict[str, Any] = {
+        "name": error.wire_name(),
+        "__annotations__": {"parameters": _ErrorParameters},
+        "__doc__": error.__doc__,
+    }
+    return type(error.__name__, (TypedVarlinkErrorReply,), body)
+
+
+_ERROR_TYPES = {error: _error_type(error) for error in ERRORS}
+
+
+def error_reply(error: VmessError) -> TypedVarlinkErrorReply:
+    """Return an error as it goes over the wire."""
+    return _ERROR_TYPES[type(error)](message=error.message, hint=error.hint)
+
+
+class VmessInterface(VarlinkInterface, name=INTERFACE):
+    """Small KVM machines in plain directories.
+
+    A VM is named as on the command line: letters a-z and one digit, `newvm` meaning `newvm0`.
+    Durations are in seconds, sizes in bytes.
+    """
+
+    errors = tuple(_ERROR_TYPES.values())
+
+    def __init__(self, supervisor: Supervisor, peer: Peer) -> None:
+        self._supervisor = supervisor
+        self._peer = peer
+
+    def _note(self, method: str, vm: str, detail: str = "") -> None:
+        log.info("uid %d, pid %d: %s %s%s", self._peer.uid, self._peer.pid, method, quoted(vm), detail)
+
+    @varlinkmethod(return_parameter="vms")
+    async def List(self) -> list[Status]:
+        """Return every VM of the daemon's root, sorted by name."""
+        return await self._supervisor.statuses()
+
+    @varlinkmethod(return_parameter="status")
+    async def Status(self, *, vm: str) -> Status:
+        """Return how a VM is."""
+        return (await self._supervisor.machine(vm)).status()
+
+    @varlinkmethod(return_parameter="info")
+    async def Info(self, *, vm: str) -> Info:
+        """Return all there is to say of a VM, QEMU's command line for one."""
+        return await self._supervisor.info(vm)
+
+    @varlinkmethod(return_parameter="path")
+    async def Make(self, *, vm: str) -> str:
+        """Create the directory of a VM and return its path."""
+        self._note("Make", vm)
+        return await self._supervisor.make(vm)
+
+    @varlinkmethod(return_parameter="note")
+    async def Set(self, *, vm: str, setting: str, value: str | None) -> str | None:
+        """Set a setting or a drive (smp, ram, accel, hda, hdb, hdc, hdd, cdrom).
+
+        The value is written as on the command line; a path is absolute. null takes the setting away.
+        Returns what there is to say about it, if anything.
+        """
+        self._note("Set", vm, f" {quoted(setting)} {quoted(value)}")
+        return await self._supervisor.set(vm, setting, value)
+
+    @varlinkmethod
+    async def Remove(self, *, vm: str) -> None:
+        """Delete a stopped VM with all its files."""
+        self._note("Remove", vm)
+        await self._supervisor.remove(vm)
+
+    @varlinkmethod(return_parameter="progress", delay_generator=False)
+    async def Start(self, *, vm: str) -> AsyncIterator[StartProgress]:
+        """Start a VM: a reply with the command line, then a last one when it runs."""
+        self._note("Start", vm)
+        machine = await self._supervisor.machine(vm)
+        async for progress in machine.start(self._peer.uid):
+            if progress.done:
+                raise LastResult(progress)
+            yield progress
+
+    @varlinkmethod(return_parameter="progress", delay_generator=False)
+    async def Stop(self, *, vm: str, force: bool) -> AsyncIterator[StopProgress]:
+        """Stop a VM: a reply for each rung of the ladder, then a last one when it is off.
+
+        The stop goes on if the caller leaves. `force` kills at once.
+        """
+        self._note("Stop", vm, " by force" if force else "")
+        machine = await self._supervisor.machine(vm)
+        async for progress in machine.stop(self._peer.uid, force=force):
+            if progress.done:
+                raise LastResult(progress)
+            yield progress

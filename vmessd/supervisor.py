@@ -1,0 +1,231 @@
+"""All VMs of one root: finding them, making and removing them, coming and going of the daemon."""
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from vmessd import cmdline, launch, names, network, vmdir
+from vmessd.errors import InvalidValue, Locked, VmessError, failing, printable, quoted
+from vmessd.launch import Host
+from vmessd.lifecycle import State
+from vmessd.machine import Machine
+from vmessd.report import Drive, Info, Status, Value
+from vmessd.session import Timing
+from vmessd.settings import BY_FILE, DRIVES, SETTINGS
+from vmessd.vmdir import Disk, VMDirectory
+
+log = logging.getLogger(__name__)
+
+SETTLE_TIME = 2.0  # how long the VMs found at boot may take to answer before the daemon is ready
+
+
+class Supervisor:
+    """The machines of a VM root. Use as an async context manager: leaving it leaves the VMs running."""
+
+    def __init__(self, root: Path, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
+        self.root = root
+        self._host = host
+        self._timing = timing
+        self._machines: dict[str, Machine] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._lock = -1
+
+    async def __aenter__(self) -> Self:
+        """Take the root and find every VM in it.
+
+        Raises:
+            Locked: another daemon has the root.
+            Failed: it cannot be made or read.
+        """
+        self._lock = self._take_root()
+        try:
+            await asyncio.to_thread(vmdir.sweep_removed, self.root)
+            for vm in await asyncio.to_thread(vmdir.listing, self.root):
+                self._add(vm)
+        except VmessError:
+            await self.__aexit__()
+            raise
+        waits = [asyncio.create_task(machine.settled.wait()) for machine in self._machines.values()]
+        if waits:
+            _, slow = await asyncio.wait(waits, timeout=SETTLE_TIME)
+            for wait in slow:
+                wait.cancel()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for machine in self._machines.values():
+            machine.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+        os.close(self._lock)
+
+    def _take_root(self) -> int:
+        where = printable(str(self.root))
+        with failing(f"VM root {where} cannot be used"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise Locked(
+                    f"another vmessd serves the VM root {where}",
+                    hint="there is one daemon to a root; name another root with --vmdir",
+                ) from None
+        return lock
+
+    def _add(self, vm: str) -> Machine:
+        machine = Machine(VMDirectory(self.root, vm), self._host, self._timing)
+        self._machines[vm] = machine
+        self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
+        return machine
+
+    async def _drop(self, vm: str) -> None:
+        self._machines.pop(vm).close()
+        await asyncio.wait({self._tasks.pop(vm)})
+
+    async def machine(self, name: str) -> Machine:
+        """Return the VM of this name, which may have been made by hand just now.
+
+        Raises:
+            InvalidValue: it is no VM name.
+            NoSuchVM: there is no directory, and no QEMU that had one.
+        """
+        vm = names.parse(name)
+        directory = VMDirectory(self.root, vm)
+        machine = self._machines.get(vm)
+        there = directory.exists()
+        if machine is not None and not there and machine.state is State.stopped:
+            await self._drop(vm)
+            machine = None
+        if machine is None:
+            if not there:
+                with directory.opened():
+                    pass  # says what is wrong
+            machine = self._add(vm)
+        await machine.settled.wait()
+        return machine
+
+    # -- What can be asked --
+
+    async def statuses(self) -> list[Status]:
+        """Return all VMs in the root, and those whose directory is gone while their QEMU runs."""
+        there = await asyncio.to_thread(vmdir.listing, self.root)
+        running = [vm for vm, machine in self._machines.items() if machine.state is not State.stopped]
+        return [(await self.machine(vm)).status() for vm in sorted({*there, *running})]
+
+    async def info(self, name: str) -> Info:
+        """Return all there is to say of a VM; what cannot be read is said in `problem`."""
+        machine = await self.machine(name)
+        directory, record = machine.directory, machine.record()
+        command, problem = (record.argv, None) if record else await self._planned(directory)
+        display = record.display if record else cmdline.display_of(command) or None
+        transferred = await machine.transferred()
+        return Info(
+            status=machine.status(),
+            directory=str(directory.path),
+            interfaces=network.interfaces(machine.vm),
+            command=command,
+            problem=problem,
+            display=display,
+            accel=record.accel if record else None,
+            serial=str(directory.path / vmdir.SERIAL_SOCKET),
+            settings=await asyncio.to_thread(_settings, directory),
+            drives=[_drive(disk, transferred) for disk in await asyncio.to_thread(_disks, directory)],
+        )
+
+    async def _planned(self, directory: VMDirectory) -> tuple[list[str], str | None]:
+        """Return the command line a start would use, or what it would say."""
+
+        def plan() -> list[str]:
+            display = self._host.displays.would_be(directory.vm, names.display(directory.vm))
+            return cmdline.build(launch.specify(directory, self._host, display), self._host.qemu)
+
+        try:
+            return await asyncio.to_thread(plan), None
+        except VmessError as error:
+            return [], error.message
+
+    # -- What can be changed --
+
+    async def make(self, name: str) -> str:
+        """Create a VM and return its path; raises InvalidValue, Failed."""
+        directory = VMDirectory(self.root, names.parse(name))
+        await asyncio.to_thread(directory.make)
+        return str(directory.path)
+
+    async def remove(self, name: str) -> None:
+        """Delete a VM with all its files.
+
+        Raises:
+            AlreadyRunning: it runs.
+            NoSuchVM: there is none.
+            Failed: something in it cannot be deleted.
+        """
+        machine = await self.machine(name)
+        await machine.change(machine.directory.remove, stopped=True)
+        if self._machines.get(machine.vm) is machine:
+            await self._drop(machine.vm)
+
+    async def set(self, name: str, setting: str, value: str | None) -> str | None:
+        """Set a setting or a drive, by its verb; None as value takes it away. Return what was done.
+
+        Raises:
+            InvalidValue: there is no such setting, or the value cannot be right.
+            AlreadyRunning: an image cannot change its size under a running VM.
+            BadFile, Failed: the file cannot be written.
+        """
+        machine = await self.machine(name)
+        work, stopped = _change(machine.directory, setting, value)
+        done = await machine.change(work, stopped=stopped)
+        if not stopped and machine.state is not State.stopped:
+            return f"{machine.vm} is running; {setting} takes effect at its next start"
+        return done
+
+
+def _change(directory: VMDirectory, setting: str, value: str | None) -> tuple[Callable[[], str | None], bool]:
+    """Return the work that sets a setting, and whether the VM has to be stopped for it."""
+    row = next((row for row in SETTINGS if row.verb == setting), None)
+    if row is not None:
+        return lambda: directory.write_setting(row, value), False
+    if setting == "cdrom":
+        return lambda: directory.set_cdrom(value), False
+    if setting in names.DISKS:
+        if value is None:
+            raise InvalidValue(
+                f"{setting} cannot be set to none: vmess deletes no image",
+                hint=f"remove {directory}/{names.disk_file(directory.vm, setting)} by hand",
+            )
+        return lambda: directory.set_disk(setting, value), True
+    known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
+    raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
+
+
+def _settings(directory: VMDirectory) -> list[Value]:
+    """Return the settings whose files can be read, as they would be written."""
+    values = []
+    for file in BY_FILE:
+        try:
+            text = directory.setting_text(file)
+        except VmessError:
+            continue
+        if text is not None:
+            values.append(Value(file, printable(text)))
+    return values
+
+
+def _disks(directory: VMDirectory) -> list[Disk]:
+    try:
+        return directory.disks()
+    except VmessError:
+        return []
+
+
+def _drive(disk: Disk, transferred: dict[str, tuple[int, int]]) -> Drive:
+    read, written = transferred.get(disk.slot, (None, None))
+    target = os.readlink(disk.path) if os.path.islink(disk.path) else None
+    return Drive(disk.slot, disk.path, target, disk.size, read, written)
