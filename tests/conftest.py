@@ -84,7 +84,7 @@ class Daemon:
                     stderr=log,
                     env=environment,
                     cwd=TESTS.parent,
-                    preexec_fn=preexec_fn,
+                    preexec_fn=preexec_fn,  # noqa: PLW1509 -- no other thread runs here
                 )
             try:
                 assert notify.recv(64) == b"READY=1"

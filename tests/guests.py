@@ -7,6 +7,8 @@ Ports, of PIIX4's power management at 0x600: 0x600 PM1 status (bit 8: the button
 to clear), 0x602 PM1 enable, 0x604 PM1 control, 0x608 the timer (24 bits at 3.579545 MHz).
 """
 
+import sys
+
 
 def _code(listing: str) -> bytes:
     """Return the bytes of a listing: hexadecimal, with what it does after a semicolon."""
@@ -177,11 +179,26 @@ _SLEEP = _code("""
     eb fd                ; jmp -3                 to the hlt
 """)
 
+
+def _say(text: str) -> bytes:
+    """Code that prints on COM1: `mov dx, 0x3f8`, then `mov al, c` and `out dx, al` for each character."""
+    return b"\xba\xf8\x03" + b"".join(b"\xb0" + bytes([char]) + b"\xee" for char in text.encode("ascii"))
+
+
 GUESTS = {
     # Powers off when the button is pressed. Polls, so it keeps a processor of the host busy.
     "polite": _ENABLE_BUTTON + _PRINT_R + _AWAIT_PRESS + _POWER_OFF + _HALT,
     # The same from the outside, but asleep until then: for tests with many machines.
     "idle": _PREPARE_INTERRUPT + _ENABLE_BUTTON + _PRINT_R + _SLEEP + _POWER_OFF + _HALT,
+    # As `polite`, with words for people.
+    "listener": (
+        _ENABLE_BUTTON
+        + _say("Ready. Press my power button.\r\n")
+        + _AWAIT_PRESS
+        + _say("Good night.\r\n")
+        + _POWER_OFF
+        + _HALT
+    ),
     # Sleeps and does not notice the button.
     "ignoring": _PRINT_R + _HALT,
     # Powers off at the second press. Prints `1` when it has seen the first.
@@ -213,3 +230,8 @@ def rom(name: str) -> bytes:
 def boot_sector(name: str) -> bytes:
     """Return a guest as the first 512 bytes of a disk."""
     return GUESTS[name].ljust(510, b"\0") + b"\x55\xaa"
+
+
+if __name__ == "__main__":
+    # `guests.py NAME >FILE`: a boot sector to be written to the beginning of a disk image.
+    sys.stdout.buffer.write(boot_sector(sys.argv[1]))

@@ -184,6 +184,8 @@ def _split_words(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str,
         return BY_VERB["list"], (), ()
     place = next((index for index, word in enumerate(words) if word in BY_VERB), None)
     if place is None:
+        if words[0] in names.RESERVED:
+            raise InvalidValue(f"{words[0]} is not a verb of this version", hint=f"{PROGRAM} help")
         if len(words) > 1:
             raise InvalidValue(f"{quoted(words[1])} is no verb{_similar(words[1])}", hint=f"{PROGRAM} help")
         return BY_VERB["status"], (names.parse(words[0]),), ()

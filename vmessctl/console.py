@@ -308,15 +308,11 @@ def _show_stop(prefix: str, watch: _Watch, progress: Reply) -> int | None:
     if watch.progress is None and progress["pid"]:
         print(prefix + render.stopping(progress), flush=True)
     elif not progress["done"]:
-        say(
-            f"{prefix}did not power down in {progress['grace']:.0f} s: {progress['rung']}"
-            if progress["rung"] == "QMP quit"
-            else f"{prefix}still there: {progress['rung']}"
-        )
+        say(f"{watch.vm}: {render.escalation(progress)}")
     if not progress["done"]:
         return None
     if progress["forced"]:
-        say(f"{prefix}had to use force: {progress['rung']}")
+        say(f"{watch.vm}: had to use force: {progress['rung']}")
         return FORCED
     return DONE
 

@@ -98,6 +98,13 @@ def rung(progress: Reply, elapsed: float) -> str:
     return f"{progress['rung']}, {elapsed:.0f} s"
 
 
+def escalation(progress: Reply) -> str:
+    """Return why a stop has come to the rung it is on."""
+    if progress["rung"] == "QMP quit":
+        return f"did not power down in {progress['grace']:.0f} s; now {progress['rung']}"
+    return f"is still there; now {progress['rung']}"
+
+
 def made(reply: Reply) -> str:
     """Return what the original said when a VM was made."""
     return f"{serious(str(reply['path']))}\nOh, I see you are serious. Okay, I will proceed."
