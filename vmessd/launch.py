@@ -96,7 +96,7 @@ def launch(directory: VMDirectory, host: Host) -> Launched:
         VmessError: as :func:`specify`, or the host lacks what it takes.
     """
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
-        directory.read_settings()  # a bad value is told before anything is touched
+        spec = specify(directory, host, display=0)  # a bad value is told before anything is touched
         lock = directory.lock()
         if lock is None:
             raise Locked(
@@ -107,8 +107,7 @@ def launch(directory: VMDirectory, host: Host) -> Launched:
         directory.sweep()
         undo.callback(host.displays.release, directory.vm)
         display = host.displays.claim(directory.vm, names.display(directory.vm))
-        spec = specify(directory, host, display)
-        argv = cmdline.build(spec, host.qemu)
+        argv = cmdline.build(dataclasses.replace(spec, display=display), host.qemu)
         undo.callback(_sweep_quietly, directory)
         output = directory.open_log(vmdir.QEMU_LOG)
         ours.callback(os.close, output)

@@ -74,7 +74,11 @@ class Machine:
 
     async def run(self) -> None:
         """Find out how the VM is, then handle one message after the other until told to close."""
-        await self._recover()
+        try:
+            await self._recover()
+        except Exception:
+            log.exception("%s: unexpected failure", self.vm)
+            self.settled.set()
         while (message := await self._inbox.get()) is not None:
             try:
                 if isinstance(message, Job):
@@ -84,6 +88,7 @@ class Machine:
             except Exception:
                 # The one place that catches broadly: a VM whose handling fails must not take others along.
                 log.exception("%s: unexpected failure", self.vm)
+                self._give_up_on(message)
         await self._let_go()
 
     def close(self) -> None:
@@ -169,11 +174,18 @@ class Machine:
         if message.event not in (Event.found, Event.start):
             self.settled.set()
 
+    def _give_up_on(self, message: Happening | Job) -> None:
+        """Leave nobody waiting, and the VM in no state it would never leave."""
+        failure = Failed(f"VM {self.vm}: unexpected failure; vmessd's log has the details")
+        if isinstance(message, Happening) and message.request is not None:
+            tell([message.request], failure)
+        if self._run is None and self.state is not State.stopped:
+            self._inbox.happen(Event.refused, error=failure)
+
     # -- Coming and going --
 
     async def _recover(self) -> None:
         try:
-            self.last_exit = await asyncio.to_thread(self._last_exit)
             launched = await asyncio.to_thread(launch.recover, self.directory, self._host)
             self.last_exit = await asyncio.to_thread(self._last_exit)
         except VmessError as error:
@@ -183,6 +195,8 @@ class Machine:
             self.settled.set()
             return
         log.info("%s: found running, pid %d", self.vm, launched.process.pid)
+        # One that hangs must not make everybody wait who asks how it is.
+        asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
         self._adopt(launched)
         await self._react(Happening(Event.found))
 

@@ -26,6 +26,8 @@ class Timing(NamedTuple):
     retry: float = 0.1
     """Before the first reconnection; doubles up to `retry_most`."""
     retry_most: float = 10.0
+    settle: float = 1.0
+    """How long those who ask about a QEMU that was just found wait for its first answer."""
     last_words: float = 1.0
     """How long a dead QEMU's last messages are waited for."""
 

@@ -22,6 +22,7 @@ from vmessd.errors import (
     BadFile,
     Failed,
     InvalidValue,
+    Locked,
     NoSuchVM,
     VmessError,
     failing,
@@ -114,16 +115,24 @@ class VMDirectory:
         """Delete the VM with all its files.
 
         It is renamed first, so that whatever happens it is either whole or gone from the list.
-        """
-        with self.opened():
-            pass
-        parting = self.path.with_name(f"{REMOVED}{self.vm}-{os.urandom(4).hex()}")
-        with failing(f"{self} cannot be removed"):
-            self.path.rename(parting)
-        with failing(f"{printable(str(parting))}, all that is left of {self.vm}, cannot be removed"):
-            shutil.rmtree(parting)
 
-    # Settings
+        Raises:
+            Locked: it has a live owner.
+            Failed: something in it cannot be deleted.
+        """
+        lock = self.lock()
+        if lock is None:
+            raise Locked(f"VM {self.vm} is held by another process, so it is not deleted")
+        parting = self.path.with_name(f"{REMOVED}{self.vm}-{os.urandom(4).hex()}")
+        try:
+            with failing(f"{self} cannot be removed"):
+                self.path.rename(parting)
+            with failing(f"{printable(str(parting))}, all that is left of {self.vm}, cannot be removed"):
+                shutil.rmtree(parting)
+        finally:
+            os.close(lock)
+
+    # -- Settings --
 
     def setting_text(self, file: str) -> str | None:
         """Return what a setting's file says, None where there is none.
@@ -171,7 +180,7 @@ class VMDirectory:
             setting.value(text)
             safefile.write(directory, setting.file, f"{text.strip()}\n".encode())
 
-    # Drives
+    # -- Drives --
 
     def set_disk(self, slot: str, text: str) -> str:
         """Create a sparse disk image, or make the one that is there larger; return what was done.
@@ -276,7 +285,7 @@ class VMDirectory:
             raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it has to be an image or a block device")
         return Disk(slot, str(self.path / name), stat.S_ISBLK(found.st_mode), found.st_size)
 
-    # The process's files
+    # -- The process's files --
 
     def lock(self) -> int | None:
         """Lock the directory for a new owner and return the descriptor; None where it has a live one.
@@ -345,7 +354,7 @@ class VMDirectory:
                 if found and (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
                     safefile.remove(directory, name)
 
-    # Records
+    # -- Records --
 
     def _read_record(self, name: str, kind: type[_T]) -> _T | None:
         with self.opened() as directory:
