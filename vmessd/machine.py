@@ -24,9 +24,9 @@ from vmessd.errors import (
 )
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
 from vmessd.launch import Host, Launched
-from vmessd.lifecycle import Action, Ending, Event, Reason, State, by_force, classify, ladder, transition
+from vmessd.lifecycle import Action, Event, Reason, State, by_force, ladder, transition
 from vmessd.monitor import CommandRefused, MonitorLost
-from vmessd.records import ExitRecord, Moment, RunRecord
+from vmessd.records import ExitRecord, RunRecord
 from vmessd.report import Exit, StartProgress, Status, StopProgress
 from vmessd.run import Run, Stop
 from vmessd.session import Session, Timing
@@ -35,6 +35,8 @@ from vmessd.vmdir import VMDirectory
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
 
 
 class Machine:
@@ -364,10 +366,8 @@ class Machine:
         if run is not None:
             run.cancel_errands()
             await run.session.close()
-            ending = run.ending()
+            record = self.last_exit = await asyncio.to_thread(self._record_exit, run)
             run.launched.process.close()
-            record = await asyncio.to_thread(self._record_exit, run, ending)
-            self.last_exit = record
             self._host.displays.release(self.vm)
             log.info("%s: %s", self.vm, record.text)
             error = run.error or StartFailed(f"VM {self.vm}: {record.text}")
@@ -376,21 +376,9 @@ class Machine:
         self._starters.clear()
         self._stoppers.clear()
 
-    def _record_exit(self, run: Run, ending: Ending) -> ExitRecord:
-        reason, text = classify(ending)
-        said = self.directory.log_tail(vmdir.QEMU_LOG, run.launched.log_start)[-5:]
-        if reason in (Reason.refused, Reason.failed) and said:
-            text = f"{text}: {'; '.join(_without_name(line) for line in said)}"
-        record = ExitRecord(
-            pid=run.launched.record.pid,
-            ticks=run.launched.record.ticks,
-            reason=reason.name,
-            text=text,
-            status=ending.status,
-            asked_by=run.stop.uid if run.stop else None,
-            log=said,
-            when=Moment.now(),
-        )
+    def _record_exit(self, run: Run) -> ExitRecord:
+        said = self.directory.log_tail(vmdir.QEMU_LOG, run.launched.log_start)[-LAST_LINES:]
+        record = run.exit_record(said)
         try:
             self.directory.write_exit_record(record)
             self.directory.sweep()
@@ -428,12 +416,6 @@ class Machine:
     async def _say_stopped(self, message: Happening) -> None:
         ended = f" ({self.last_exit.text})" if self.last_exit else ""
         tell([message.asker()], NotRunning(f"VM not running: {self.vm}{ended}"))
-
-
-def _without_name(line: str) -> str:
-    """Drop the program's name that QEMU puts before its messages."""
-    name, colon, rest = line.partition(": ")
-    return rest if colon and name.startswith("qemu-system-") else line
 
 
 def _exit_report(record: ExitRecord) -> Exit:

@@ -56,6 +56,7 @@ class Monitor:
         self._client.events.event_filter = lambda _event: False
         self._client.register_listener(_Handover(handler))
         self._socket: socket.socket | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     async def open(self, connected: socket.socket) -> None:
         """Take over a connected socket, await the greeting and negotiate. No deadline of its own.
@@ -107,13 +108,19 @@ class Monitor:
             await self._client.runstate_changed()
 
     async def close(self) -> None:
-        """End the connection; the VM goes on. Never raises."""
+        """End the connection; the VM goes on. Never raises, and is carried through if cancelled."""
         if self._socket is None:
             return
         # Without this, a peer that does not read would hold up the flush inside disconnect().
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._disconnect(self._socket))
+        # Half a disconnect() would leave its reader's exception behind, to be complained about later.
+        await asyncio.shield(self._closing)
+
+    async def _disconnect(self, connected: socket.socket) -> None:
         # It raises whatever ended its reader: any error the peer's bytes can provoke.
         with contextlib.suppress(Exception):
             await self._client.disconnect()
-        self._socket.close()
+        connected.close()

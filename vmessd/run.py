@@ -9,8 +9,9 @@ from typing import Any
 
 from vmessd.errors import VmessError
 from vmessd.launch import Launched
-from vmessd.lifecycle import Ending, Rung, Step
+from vmessd.lifecycle import Ending, Reason, Rung, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
+from vmessd.records import ExitRecord, Moment
 from vmessd.report import StopProgress
 from vmessd.session import Session
 
@@ -77,10 +78,23 @@ class Run:
         """The process's pid."""
         return self.launched.process.pid
 
-    def ending(self) -> Ending:
-        """Reap the process, which has ended, and return what is known about it."""
+    def exit_record(self, said: list[str]) -> ExitRecord:
+        """Reap the process, which has ended, and return how; `said` are the last lines it wrote."""
         status = self.launched.process.reap()
-        return Ending(self.ran, self.shutdown, status, self.stop.rung if self.stop else None)
+        ending = Ending(self.ran, self.shutdown, status, self.stop.rung if self.stop else None)
+        reason, text = classify(ending)
+        if reason in (Reason.refused, Reason.failed) and said:
+            text = f"{text}: {'; '.join(_without_name(line) for line in said)}"
+        return ExitRecord(
+            pid=self.pid,
+            ticks=self.launched.process.ticks,
+            reason=reason.name,
+            text=text,
+            status=status,
+            asked_by=self.stop.uid if self.stop else None,
+            log=said,
+            when=Moment.now(),
+        )
 
     def replace_stop(self, stop: Stop) -> None:
         """Let this stop take the place of the one under way."""
@@ -130,3 +144,9 @@ class Run:
 async def _unless_lost(work: Coroutine[Any, Any, None]) -> None:
     with contextlib.suppress(MonitorLost):
         await work
+
+
+def _without_name(line: str) -> str:
+    """Drop the program's name that QEMU puts before its messages."""
+    name, colon, rest = line.partition(": ")
+    return rest if colon and name.startswith("qemu-system-") else line
