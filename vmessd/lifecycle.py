@@ -228,7 +228,7 @@ def classify(ending: Ending) -> tuple[Reason, str]:
     if reason is Reason.signalled and ending.status is not None and ending.status < 0:
         return reason, f"{reason.value} {-ending.status}"
     if reason is Reason.signalled:
-        return reason, "ended by a signal"
+        return reason, "killed by a signal"
     if reason is Reason.failed:
         return reason, f"QEMU failed with exit status {ending.status}"
     return reason, reason.value
