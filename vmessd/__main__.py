@@ -11,15 +11,16 @@ def main() -> int:
     """Run vmessd and return its exit status: that of the error that ended it, 0 after a signal."""
     try:
         settings = config.read(sys.argv[1:], os.environ)
+        in_force = config.check(settings)
         if settings.check:
-            print(*config.check(settings), sep="\n")  # noqa: T201 -- this is what --check is for
+            print(*in_force, sep="\n")  # noqa: T201 -- this is what --check is for
         else:
             log.begin()
             daemon.run(settings)
     except VmessError as error:
         print(f"vmessd: {error.message}", file=sys.stderr)  # noqa: T201 -- the user's message
         if error.hint:
-            print(f"vmessd: {error.hint}", file=sys.stderr)  # noqa: T201 -- the user's message
+            print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201 -- the user's message
         return error.status
     return 0
 

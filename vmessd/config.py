@@ -7,7 +7,7 @@ import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from vmessd import __version__
 from vmessd.errors import Failed, InvalidValue, printable, quoted, reason
@@ -56,9 +56,16 @@ class Config(NamedTuple):
     check: bool
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports what it does not understand as everything else is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidValue(message, hint="vmessd --help")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of vmessd's command line."""
-    result = argparse.ArgumentParser(
+    result = _Parser(
         prog="vmessd",
         allow_abbrev=False,
         description="Supervise the KVM machines of a VM root. They go on when the daemon ends.",
@@ -186,6 +193,9 @@ def _check_directory(key: str, path: Path) -> None:
     while not os.path.lexists(existing):
         existing = existing.parent
     if not existing.is_dir():
-        raise InvalidValue(f"{key}: {quoted(existing)} is not a directory")
+        raise InvalidValue(f"{key}: {quoted(existing)} is not a directory", hint=f"name another with --{key}")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InvalidValue(f"{key}: {quoted(existing)} may not be written to by uid {os.geteuid()}")
+        raise InvalidValue(
+            f"{key}: {quoted(existing)} may not be written to by uid {os.geteuid()}",
+            hint=f"name another place with --{key}",
+        )
