@@ -4,11 +4,12 @@ import os
 import sys
 
 from vmessctl import console
-from vmessd.errors import INTERRUPTED, VmessError
+from vmessd.errors import INTERRUPTED, Failed, VmessError, reason
 
 
 def main() -> int:
     """Run the command line and return its exit status."""
+    _fill_gaps()
     try:
         status = console.run(sys.argv[1:])
         sys.stdout.flush()
@@ -16,11 +17,20 @@ def main() -> int:
         return console.complain(error)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has had enough; Python's own flush at exit must not complain.
+    except OSError as error:
+        # Python's own flush at exit must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        if isinstance(error, BrokenPipeError):
+            return Failed.status  # whoever read our output has had enough
+        return console.complain(Failed(f"the output cannot be written: {reason(error)}"))
     return status
+
+
+def _fill_gaps() -> None:
+    """Put /dev/null where a standard stream was closed by the caller, and Python has None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- open to the end
 
 
 if __name__ == "__main__":

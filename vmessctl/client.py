@@ -78,7 +78,7 @@ class Client:
         try:
             data = self._socket.recv(65536)
         except TimeoutError:
-            raise TimedOut(f"vmessd does not answer within {ANSWER_TIME:.0f} s") from None
+            raise silence() from None
         except OSError as error:
             raise Unreachable(f"vmessd hung up: {reason(error)}") from None
         if not data:
@@ -89,6 +89,13 @@ class Client:
         """Make a call and return the parameters of its reply; raises as :meth:`receive`."""
         self.send(method, parameters)
         return self.receive()[0]
+
+
+def silence() -> TimedOut:
+    """Return the error for a daemon that does not answer."""
+    return TimedOut(
+        f"vmessd does not answer within {ANSWER_TIME:g} s", hint="it may be busy, or stopped by a signal"
+    )
 
 
 def _connect(paths: list[str]) -> socket.socket:

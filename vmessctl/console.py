@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from vmessctl import client as wire
 from vmessctl import commands, render
 from vmessctl.client import Client, Reply, candidates
 from vmessctl.commands import PROGRAM, Invocation
@@ -24,6 +25,7 @@ from vmessd.errors import (
     TimedOut,
     VmessError,
     printable,
+    quoted,
     worst,
 )
 
@@ -139,7 +141,10 @@ def _absolute(path: str) -> str:
     """Return a path as the caller's directory makes it; `..` behind a link is left to the kernel."""
     if not path:
         raise InvalidValue("cdrom '' is no path; it has to be that of an ISO image, or none")
-    joined = os.path.join(os.getcwd(), path)
+    try:
+        joined = os.path.join(os.getcwd(), path)
+    except FileNotFoundError:
+        raise InvalidValue(f"cdrom {quoted(path)} is relative to a directory that is gone") from None
     return joined if ".." in joined.split("/") else os.path.normpath(joined)
 
 
@@ -185,6 +190,8 @@ class _Watch:
         self.status: int | None = None
         """Exit status once it is over."""
         self.client.send(invocation.command.method, {"vm": vm, **parameters}, more=True)
+        self.due = time.monotonic() + wire.ANSWER_TIME
+        """When the daemon has to have answered for the first time."""
 
     def news(self, show: "Callable[[_Watch, Reply], int | None]") -> None:
         """Take in what has arrived."""
@@ -201,6 +208,17 @@ class _Watch:
         if self.status is not None:
             self.client.close()
 
+    def patience(self) -> float | None:
+        """Return the seconds the daemon still has for its first answer; give it up when there are none."""
+        if self.progress is not None or self.status is not None:
+            return None
+        left = self.due - time.monotonic()
+        if left <= 0:
+            _line.clear()
+            self.status = complain(wire.silence())
+            self.client.close()
+        return left
+
 
 class _Line:
     """A line at the bottom of a terminal that is drawn over and over; nothing elsewhere."""
@@ -210,7 +228,7 @@ class _Line:
 
     def draw(self, text: str) -> None:
         if sys.stderr.isatty():
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             sys.stderr.write(f"\r\x1b[K{text[: max(width - 1, 10)]}")
             sys.stderr.flush()
             self._drawn = True
@@ -233,12 +251,16 @@ def _follow(
 ) -> list[_Watch]:
     """Follow several VMs until all are over or it is enough; return those that are not over."""
     while (pending := [watch for watch in watches if watch.status is None]) and not enough():
-        tick = 1.0 if sys.stderr.isatty() else None
+        limits = [left for watch in pending if (left := watch.patience()) is not None]
+        if sys.stderr.isatty():
+            limits.append(1.0)
         if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            limits.append(deadline - time.monotonic())
+        if min(limits, default=1.0) <= 0:
+            if deadline is not None and time.monotonic() >= deadline:
                 break
-            tick = left if tick is None else min(tick, left)
+            continue
+        tick = min(limits, default=None)
         ready, _, _ = select.select([watch.client for watch in pending], [], [], tick)
         for watch in pending:
             if watch.client in ready:

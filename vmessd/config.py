@@ -122,7 +122,7 @@ def _file(path: Path) -> dict[str, str]:
             content = tomllib.load(file)
     except OSError as error:
         raise Failed(f"configuration {where} cannot be read: {reason(error)}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidValue(f"configuration {where} is not TOML: {error}") from None
     keys = [option.key for option in OPTIONS]
     for key, value in content.items():
@@ -135,7 +135,10 @@ def _file(path: Path) -> dict[str, str]:
 
 def _path(key: str, text: str) -> Path:
     """Return an absolute path that can be written into QEMU's command line."""
-    path = Path(os.path.abspath(Path(text).expanduser()))
+    try:
+        path = Path(os.path.abspath(Path(text).expanduser()))
+    except RuntimeError:
+        raise InvalidValue(f"{key} {quoted(text)} begins with a user who has no home") from None
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 MESSAGE_LIMIT = 64 * 1024
 """Bytes of one request; the longest real one holds a path."""
 CLIENTS_MAX = 256
+SOCKET_MODE = 0o660
+"""The owner and the group, by which the administrator says who may use the daemon."""
 IDLE_LIMIT = 60.0
 """Seconds a connection may be open with no call under way."""
 REPLIES_MAX = 256
@@ -86,6 +88,10 @@ class Connection(VarlinkInterfaceServerProtocol):
         except (ValueError, RecursionError):
             # Bad UTF-8, numbers or nesting beyond what the JSON decoder takes.
             self.abort()
+            return
+        if end >= 0:
+            # Read on when all that came is answered; the library takes up reading again by itself.
+            self._link.pause_reading()
 
     def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
         """Hang up on what is not a JSON object."""
@@ -152,13 +158,14 @@ class Control:
             BadFile, Failed: the path is taken by something else, or cannot be bound.
         """
         with failing(f"control socket {printable(str(self.path))} cannot be made"):
-            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for place in reversed(self.path.parents):
+                if not place.exists():
+                    place.mkdir(mode=0o755)  # with parents=True the others would follow the umask alone
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._refuse_second(directory)
-            self._listener = safefile.listener(directory, self.path.name, 0o660, backlog=1024)
-            found = os.stat(self.path.name, dir_fd=directory, follow_symlinks=False)
-            self._identity = (found.st_dev, found.st_ino)
+            self._listener = safefile.listener(directory, self.path.name, SOCKET_MODE, backlog=1024)
+            self._identity = self._widen(directory)
         finally:
             os.close(directory)
         self._listener.setblocking(False)
@@ -182,12 +189,31 @@ class Control:
         found = safefile.status(directory, self.path.name)
         if found is None or not stat.S_ISSOCK(found.st_mode):
             return
-        with contextlib.suppress(Failed):
-            safefile.connect(directory, self.path.name).close()
-            raise Locked(
-                f"another vmessd serves the control socket {printable(str(self.path))}",
-                hint="name another socket with --socket",
-            )
+        with failing("no socket"):
+            probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(f"/proc/self/fd/{directory}/{self.path.name}")
+            except ConnectionRefusedError:
+                return  # nobody listens: stale
+            except OSError:
+                pass  # its queue is full, or it is somebody else's
+        raise Locked(
+            f"another vmessd serves the control socket {printable(str(self.path))}",
+            hint="name another socket with --socket",
+        )
+
+    def _widen(self, directory: int) -> tuple[int, int]:
+        """Give the socket the mode the umask may have narrowed; return which file it is."""
+        with failing(f"control socket {printable(str(self.path))} cannot be made"):
+            socket_file = os.open(self.path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                os.chmod(f"/proc/self/fd/{socket_file}", SOCKET_MODE)
+                found = os.fstat(socket_file)
+            finally:
+                os.close(socket_file)
+        return found.st_dev, found.st_ino
 
     def _unlink(self) -> None:
         """Remove the socket unless somebody has put another in its place."""
@@ -234,7 +260,7 @@ class Control:
         connected.setblocking(False)
         client = Connection(registry, self._clients.discard)
         self._clients.add(client)
-        VarlinkTransport(asyncio.get_running_loop(), connected, connected, client)
+        VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
 
     def _make_room(self) -> bool:
         """Hang up on the client that has been idle longest; tell whether there was one."""

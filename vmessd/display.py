@@ -13,6 +13,7 @@ class Displays:
 
     def __init__(self) -> None:
         self._owners: dict[int, str] = {}
+        self._reservations: dict[str, socket.socket] = {}
         self._lock = threading.Lock()
 
     def claim(self, vm: str, wanted: int) -> int:
@@ -22,7 +23,8 @@ class Displays:
             Failed: there is none.
         """
         with self._lock:
-            display = self._first_free(vm, wanted)
+            display, reservation = self._first_free(vm, wanted)
+            self._reservations[vm] = reservation
             self._owners[display] = vm
             return display
 
@@ -34,18 +36,53 @@ class Displays:
     def would_be(self, vm: str, wanted: int) -> int:
         """Return the display a claim would give now, and claim nothing; raises Failed."""
         with self._lock:
-            return self._first_free(vm, wanted)
+            display, reservation = self._first_free(vm, wanted)
+            reservation.close()
+            return display
+
+    def settle(self, vm: str) -> None:
+        """Note that the VM's QEMU listens now, which keeps others away by itself."""
+        with self._lock:
+            self._drop_reservation(vm)
 
     def release(self, vm: str) -> None:
         """Give back what a VM has."""
         with self._lock:
+            self._drop_reservation(vm)
             self._owners = {display: owner for display, owner in self._owners.items() if owner != vm}
 
-    def _first_free(self, vm: str, wanted: int) -> int:
+    def _drop_reservation(self, vm: str) -> None:
+        reservation = self._reservations.pop(vm, None)
+        if reservation is not None:
+            reservation.close()
+
+    def _first_free(self, vm: str, wanted: int) -> tuple[int, socket.socket]:
         for display in itertools.chain(range(wanted, DISPLAY_MAX + 1), range(wanted)):
-            if self._owners.get(display, vm) == vm and _is_free(display):
-                return display
+            if self._owners.get(display, vm) != vm:
+                continue
+            reservation = _reserve(display)
+            if reservation is not None:
+                return display, reservation
         raise Failed("no VNC display is free on 127.0.0.1")
+
+
+def _reserve(display: int) -> socket.socket | None:
+    """Reserve a display among all daemons of the host if QEMU could listen on it; None where not.
+
+    Between the look at the port and QEMU's own bind(2) another daemon may look, too. An abstract name
+    is taken by one process at a time and vanishes with it (unix(7)); it belongs to the same network
+    namespace as the port.
+    """
+    with failing("no socket for a VNC display"):
+        reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        reservation.bind(f"\0vmess-display-{display}")
+        if _is_free(display):
+            return reservation
+    except OSError:
+        pass
+    reservation.close()
+    return None
 
 
 def _is_free(display: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 from asyncvarlink import LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
 from vmessd.errors import ERRORS, INTERFACE, VmessError, quoted
-from vmessd.report import Info, StartProgress, Status, StopProgress
+from vmessd.report import StartProgress, StopProgress, VMInfo, VMStatus
 from vmessd.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -64,17 +64,17 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         log.info("uid %d, pid %d: %s %s%s", self._peer.uid, self._peer.pid, method, quoted(vm), detail)
 
     @varlinkmethod(return_parameter="vms")
-    async def List(self) -> list[Status]:
+    async def List(self) -> list[VMStatus]:
         """Return every VM of the daemon's root, sorted by name."""
         return await self._supervisor.statuses()
 
     @varlinkmethod(return_parameter="status")
-    async def Status(self, *, vm: str) -> Status:
+    async def Status(self, *, vm: str) -> VMStatus:
         """Return how a VM is."""
         return (await self._supervisor.machine(vm)).status()
 
     @varlinkmethod(return_parameter="info")
-    async def Info(self, *, vm: str) -> Info:
+    async def Info(self, *, vm: str) -> VMInfo:
         """Return all there is to say of a VM, QEMU's command line for one."""
         return await self._supervisor.info(vm)
 

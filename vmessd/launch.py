@@ -13,7 +13,7 @@ import signal
 from vmessd import cmdline, names, shell, vmdir
 from vmessd.cmdline import ChildFd, Spec
 from vmessd.display import Displays
-from vmessd.errors import BadFile, Locked
+from vmessd.errors import BadFile, Locked, VmessError, failing
 from vmessd.lifecycle import Reason
 from vmessd.process import Process, arguments
 from vmessd.records import ExitRecord, Moment, RunRecord, boot_id
@@ -115,8 +115,9 @@ def launch(directory: VMDirectory, host: Host) -> Launched:
         ours.callback(os.close, serial_log)
         qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
-        os.write(output, f"{shell.join(argv)}\n".encode())
-        log_start = os.fstat(output).st_size
+        with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
+            os.write(output, f"{shell.join(argv)}\n".encode())
+            log_start = os.fstat(output).st_size
         process = Process.spawn(
             argv,
             output,
@@ -151,7 +152,7 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     A run that ended while nobody watched gets its exit record here.
 
     Raises:
-        VmessError: the directory cannot be read, or a record cannot be written.
+        VmessError: the directory cannot be read, or an exit record cannot be written.
     """
     directory.sweep_temporaries()
     record = _run_record(directory)
@@ -190,7 +191,11 @@ def _find(directory: VMDirectory, record: RunRecord | None) -> tuple[Process, Ru
     if process is None:
         log.warning("%s: the directory is locked by a process that is not its QEMU", directory.vm)
         return None
-    argv = arguments(process.pid)
+    try:
+        argv = arguments(process.pid)
+    except OSError:
+        process.close()
+        return None  # it ended just now
     record = RunRecord(
         process.pid,
         process.ticks,
@@ -199,7 +204,11 @@ def _find(directory: VMDirectory, record: RunRecord | None) -> tuple[Process, Ru
         argv,
         Moment.now(),
     )
-    directory.write_run_record(record)
+    try:
+        directory.write_run_record(record)
+    except VmessError as error:
+        # The VM is known all the same; the next daemon will have to look for it again.
+        log.warning("%s: %s", directory.vm, error.message)
     return process, record
 
 

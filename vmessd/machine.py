@@ -27,7 +27,7 @@ from vmessd.launch import Host, Launched
 from vmessd.lifecycle import Action, Event, Reason, State, by_force, ladder, transition
 from vmessd.monitor import CommandRefused, MonitorLost
 from vmessd.records import ExitRecord, RunRecord
-from vmessd.report import Exit, StartProgress, Status, StopProgress
+from vmessd.report import Exit, StartProgress, StopProgress, VMStatus
 from vmessd.run import Run, Stop
 from vmessd.session import Session, Timing
 from vmessd.vmdir import VMDirectory
@@ -126,10 +126,10 @@ class Machine:
         """
         return await self._inbox.change(work, stopped=stopped)
 
-    def status(self) -> Status:
+    def status(self) -> VMStatus:
         """Return how the VM is now."""
         run = self._run
-        return Status(
+        return VMStatus(
             name=self.vm,
             state=self.state,
             pid=run.pid if run else None,
@@ -163,7 +163,9 @@ class Machine:
         if self._run is not None and message.runstate is not None:
             self._run.runstate = message.runstate
         before = self.state
-        self.state, action = transition(before, message.event)
+        after, action = transition(before, message.event)
+        if action is not Action.bury:  # which is done only when the exit is on record
+            self.state = after
         if message.event in (Event.runs, Event.halts) and self._run is not None:
             self._run.ran = True
         if before is not self.state:
@@ -305,6 +307,7 @@ class Machine:
         if self._run is None:
             return
         record = self._run.launched.record
+        self._host.displays.settle(self.vm)
         log.info("%s: started, pid %d, display %d, %s", self.vm, record.pid, record.display, record.accel)
         tell(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
         self._starters.clear()
@@ -371,6 +374,7 @@ class Machine:
             self._host.displays.release(self.vm)
             log.info("%s: %s", self.vm, record.text)
             error = run.error or StartFailed(f"VM {self.vm}: {record.text}")
+        self.state = State.stopped
         tell(self._starters, error or StartFailed(f"VM {self.vm} did not start"))
         tell(self._stoppers, self._stopped_progress(run))
         self._starters.clear()

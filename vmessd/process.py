@@ -78,19 +78,29 @@ class Process:
 
         It is if it started at `ticks` (where that is known) and has `option`, a pair of adjacent
         arguments that no other QEMU has. A stranger that got the number later has neither.
+
+        Raises:
+            Failed: it cannot be found out; a live QEMU must not pass for a dead one.
         """
         try:
             pidfd = os.pidfd_open(pid)
-        except (OSError, ValueError, OverflowError):
+        except (ProcessLookupError, ValueError, OverflowError):
             return None
+        except OSError as error:
+            raise Failed(f"process {pid} cannot be watched: {reason(error)}") from None
         try:
             # Read after the pidfd was opened: if both fit, the pidfd is that process.
             found = _ticks(pid)
             if (ticks is None or found == ticks) and option in _pairs(arguments(pid)):
-                return cls(pid, found, pidfd)
-        except OSError:
+                pidfd, mine = -1, pidfd
+                return cls(pid, found, mine)
+        except (FileNotFoundError, ProcessLookupError):
             pass
-        os.close(pidfd)
+        except OSError as error:
+            raise Failed(f"process {pid} cannot be looked at: {reason(error)}") from None
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
         return None
 
     @classmethod

@@ -1,6 +1,7 @@
 """What is noted of a QEMU in its VM's directory: who it is while it runs, how it ended afterwards."""
 
 import dataclasses
+import functools
 import math
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar, get_args
 _T = TypeVar("_T")
 
 
+@functools.cache
 def boot_id() -> str:
     """Return the kernel's random name of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

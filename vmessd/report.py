@@ -27,7 +27,7 @@ class Exit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Status:
+class VMStatus:
     """One VM in one line."""
 
     name: str
@@ -63,10 +63,10 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
-class Info:
+class VMInfo:
     """All there is to say of one VM."""
 
-    status: Status
+    status: VMStatus
     directory: str
     interfaces: int
     """How many TAPs carry the VM's name."""

@@ -131,7 +131,10 @@ class Run:
         if name in self._errands and not self._errands[name].done():
             work.close()
             return
-        self._errands[name] = asyncio.get_running_loop().create_task(_unless_lost(work))
+        task = asyncio.get_running_loop().create_task(_unless_lost(work))
+        # Cancelled before its first step, the task never awaited the work.
+        task.add_done_callback(lambda _task: work.close())
+        self._errands[name] = task
 
     def cancel_errands(self) -> None:
         """Leave everything undone that waits for QEMU."""

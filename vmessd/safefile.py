@@ -194,7 +194,8 @@ def listener(directory: int, name: str, mode: int, backlog: int = 128) -> socket
         Failed: it could not be bound.
     """
     remove_socket(directory, name)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with failing(f"{place(directory, name)} cannot be bound"):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(sock.fileno(), mode)
         with failing(f"{place(directory, name)} cannot be bound"):
@@ -212,7 +213,8 @@ def connect(directory: int, name: str) -> socket.socket:
     Raises:
         Failed: nobody listens there, or those who wait for its owner already fill its queue.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with failing(f"{place(directory, name)} cannot be reached"):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         with failing(f"{place(directory, name)} cannot be reached"):

@@ -28,7 +28,7 @@ class Timing(NamedTuple):
     retry_most: float = 10.0
     settle: float = 1.0
     """How long those who ask about a QEMU that was just found wait for its first answer."""
-    last_words: float = 1.0
+    last_words: float = 10.0
     """How long a dead QEMU's last messages are waited for."""
 
 
@@ -49,10 +49,14 @@ class Session:
         self._monitor: Monitor | None = None
         self._task: asyncio.Task[None] | None = None
         self._doubt = asyncio.Event()
+        self._overdue: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Connect, at once the first time, later after a pause that grows with every failure."""
-        self._task = asyncio.get_running_loop().create_task(self._converse(self._retry))
+        loop = asyncio.get_running_loop()
+        if self._overdue is None:
+            self._overdue = loop.call_later(self._timing.answer, self._report, Event.silent, None)
+        self._task = loop.create_task(self._converse(self._retry))
         self._retry = min(max(self._timing.retry, 2 * self._retry), self._timing.retry_most)
 
     def probe(self) -> None:
@@ -76,9 +80,16 @@ class Session:
 
     async def close(self) -> None:
         """End the conversation; QEMU goes on."""
+        self._answered()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+
+    def _answered(self) -> None:
+        """Note that QEMU said something, for the first time since it was spawned, found or lost."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
 
     async def _converse(self, pause: float) -> None:
         await asyncio.sleep(pause)
@@ -86,9 +97,9 @@ class Session:
         # A reason to end the conversation is no error here: the process's pidfd tells what it meant.
         with contextlib.suppress(MonitorLost, CommandRefused, VmessError):
             try:
-                with self._silent_after(self._timing.answer):
-                    await monitor.open(self._connect())
-                    runstate = await monitor.runstate()
+                await monitor.open(self._connect())
+                runstate = await monitor.runstate()
+                self._answered()
                 self._monitor = monitor
                 self._report(runstate_event(runstate), runstate)
                 await self._attend(monitor)
@@ -105,10 +116,12 @@ class Session:
         try:
             while not closed.done():
                 doubt = loop.create_task(self._doubt.wait())
-                await asyncio.wait(
-                    {closed, doubt}, timeout=self._timing.probe_every, return_when=asyncio.FIRST_COMPLETED
-                )
-                doubt.cancel()
+                try:
+                    await asyncio.wait(
+                        {closed, doubt}, timeout=self._timing.probe_every, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    doubt.cancel()
                 self._doubt.clear()
                 if closed.done():
                     return

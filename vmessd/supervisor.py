@@ -13,7 +13,7 @@ from vmessd.errors import InvalidValue, Locked, VmessError, failing, printable, 
 from vmessd.launch import Host
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
-from vmessd.report import Drive, Info, Status, Value
+from vmessd.report import Drive, Value, VMInfo, VMStatus
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
 from vmessd.vmdir import Disk, VMDirectory
@@ -112,20 +112,20 @@ class Supervisor:
 
     # -- What can be asked --
 
-    async def statuses(self) -> list[Status]:
+    async def statuses(self) -> list[VMStatus]:
         """Return all VMs in the root, and those whose directory is gone while their QEMU runs."""
         there = await asyncio.to_thread(vmdir.listing, self.root)
         running = [vm for vm, machine in self._machines.items() if machine.state is not State.stopped]
         return [(await self.machine(vm)).status() for vm in sorted({*there, *running})]
 
-    async def info(self, name: str) -> Info:
+    async def info(self, name: str) -> VMInfo:
         """Return all there is to say of a VM; what cannot be read is said in `problem`."""
         machine = await self.machine(name)
         directory, record = machine.directory, machine.record()
         command, problem = (record.argv, None) if record else await self._planned(directory)
         display = record.display if record else cmdline.display_of(command) or None
         transferred = await machine.transferred()
-        return Info(
+        return VMInfo(
             status=machine.status(),
             directory=str(directory.path),
             interfaces=network.interfaces(machine.vm),

@@ -293,7 +293,7 @@ class VMDirectory:
         QEMU inherits the descriptor. The kernel drops the lock when the last process that has it is
         gone (flock(2)), so there is no moment in which a running VM looks free.
         """
-        with self.opened() as directory:
+        with self.opened() as directory, failing(f"{self} cannot be locked"):
             fd = os.dup(directory)
         # The duplicate shares the open file, and with it the lock, with nobody but QEMU.
         try:

@@ -1,0 +1,719 @@
+"""The command line as a person meets it: words, output, exit status, on a terminal and off it."""
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TESTS, Daemon
+
+from vmessctl import commands, console, render
+from vmessctl.commands import BY_VERB, COMMANDS, parse
+from vmessd import __version__, names, settings
+from vmessd.errors import InvalidValue, VmessError
+from vmessd.interface import VmessInterface
+
+qemu = pytest.mark.qemu
+
+
+def own(letter: str) -> str:
+    """A VM name that no other run of the tests has, so that no two want one VNC display at one moment."""
+    return letter + "".join("abcdefghij"[int(digit)] for digit in str(os.getpid())) + "0"
+
+
+A, B = own("a"), own("b")
+
+
+# What a command line means
+
+UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, str]], ...] = (
+    ("", "list", (), (), {}),
+    ("list", "list", (), (), {}),
+    ("--json", "list", (), (), {"--json": ""}),
+    ("list --json --socket /s", "list", (), (), {"--json": "", "--socket": "/s"}),
+    ("--socket=/s list", "list", (), (), {"--socket": "/s"}),
+    ("help", "help", (), (), {}),
+    ("help stop", "help", (), ("stop",), {}),
+    ("--help", "help", (), (), {"--help": ""}),
+    ("-h", "help", (), (), {"--help": ""}),
+    ("newvm start --help", "help", (), ("start",), {"--help": ""}),
+    ("newvm", "status", ("newvm0",), (), {}),
+    ("newvm3 --json", "status", ("newvm3",), (), {"--json": ""}),
+    ("newvm status", "status", ("newvm0",), (), {}),
+    ("newvm make", "make", ("newvm0",), (), {}),
+    ("newvm smp 4", "smp", ("newvm0",), ("4",), {}),
+    ("newvm ram 2G", "ram", ("newvm0",), ("2G",), {}),
+    ("newvm ram -5", "ram", ("newvm0",), ("-5",), {}),
+    ("newvm ram none", "ram", ("newvm0",), ("none",), {}),
+    ("newvm accel tcg", "accel", ("newvm0",), ("tcg",), {}),
+    ("newvm hda 8G", "hda", ("newvm0",), ("8G",), {}),
+    ("newvm hdd 8G", "hdd", ("newvm0",), ("8G",), {}),
+    ("newvm cdrom -", "cdrom", ("newvm0",), ("-",), {}),
+    ("newvm cdrom -- -x.iso", "cdrom", ("newvm0",), ("-x.iso",), {}),
+    ("newvm cdrom start", "cdrom", ("newvm0",), ("start",), {}),
+    ("a b1 a0 c start", "start", ("a0", "b1", "c0"), (), {}),
+    ("newvm stop", "stop", ("newvm0",), (), {}),
+    ("newvm stop force --no-wait", "stop", ("newvm0",), ("force",), {"--no-wait": ""}),
+    ("newvm --timeout 5 stop", "stop", ("newvm0",), (), {"--timeout": "5"}),
+    ("newvm stop --timeout=-1", "stop", ("newvm0",), (), {"--timeout": "-1"}),
+    ("newvm info --json", "info", ("newvm0",), (), {"--json": ""}),
+    ("start0 rm --yes", "rm", ("start0",), (), {"--yes": ""}),
+    ("--version", "list", (), (), {"--version": ""}),
+)
+
+
+@pytest.mark.parametrize("case", UNDERSTOOD, ids=[case[0] or "nothing" for case in UNDERSTOOD])
+def test_a_command_line_is_understood(case: tuple[Any, ...]) -> None:
+    line, verb, vms, arguments, options = case
+    assert parse(line.split()) == (BY_VERB[verb], vms, arguments, options)
+
+
+def test_every_verb_is_among_those_understood() -> None:
+    assert {verb for _, verb, *_ in UNDERSTOOD} >= set(BY_VERB) - {"hdb", "hdc"}
+
+
+REFUSED = (
+    ("newvm strat", "'strat' is no verb; did you mean start?", "vmess help"),
+    ("newvm infoo x", "'infoo' is no verb; did you mean info?", "vmess help"),
+    ("newvm qqqqq", "'qqqqq' is no verb", "vmess help"),
+    ("top", "top is not a verb of this version", "vmess help"),
+    ("start", "start needs a VM", "usage: vmess <vmname> start"),
+    ("start newvm", "start needs a VM", "usage: vmess <vmname> start"),
+    ("newvm list", "list takes no VM", "usage: vmess list [--json]"),
+    ("newvm help", "help takes no VM", "usage: vmess help [verb]"),
+    ("list newvm", "list takes no argument, not 'newvm'", "usage: vmess list [--json]"),
+    ("newvm make it", "make takes no argument, not 'it'", "usage: vmess <vmname> make"),
+    ("newvm ram", "ram needs <size>", "usage: vmess <vmname> ram <size>"),
+    ("newvm ram 2 G", "ram takes <size>, not '2 G'", "usage: vmess <vmname> ram <size>"),
+    (
+        "newvm stop force now",
+        "stop takes [force], not 'force now'",
+        "usage: vmess <vmname> stop [force] [--timeout SECONDS] [--no-wait]",
+    ),
+    ("newvm start --json", "--json is no option of start", "usage: vmess <vmname> start"),
+    ("list --yes", "--yes is no option of list", "usage: vmess list [--json]"),
+    ("newvm start --foo", "'--foo' is no option", "vmess help"),
+    ("newvm start -x", "'-x' is no option", "vmess help"),
+    ("newvm stop --timeout", "--timeout needs a value: --timeout SECONDS", None),
+    ("newvm rm --yes=1", "--yes takes no value, not '1'", None),
+    ("A1 start", "VM name 'A1' is not letters a-z with one digit at the end, such as newvm0", None),
+    ("../x", "VM name '../x' is not letters a-z with one digit at the end, such as newvm0", None),
+    (
+        "abcdefghijklm",
+        "VM name 'abcdefghijklm' has 13 letters; 12 is the most, so that its TAP names fit into 15 bytes",
+        None,
+    ),
+)
+
+
+@pytest.mark.parametrize(("line", "message", "hint"), REFUSED, ids=[line for line, *_ in REFUSED])
+def test_a_command_line_is_refused_with_a_word_on_why(line: str, message: str, hint: str | None) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        parse(line.split())
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["new\nvm", "start"], r"VM name 'new\nvm' is not letters a-z"),
+        (["newvm", "\x1b[31m"], r"'\x1b[31m' is no verb"),
+        (["newvm", "start", "--\udcff"], r"'--\udcff' is no option"),
+        (["", "start"], "VM name '' is not letters a-z"),
+        (["newvm", ""], "'' is no verb"),
+    ],
+)
+def test_a_refusal_shows_what_a_terminal_would_obey(words: list[str], message: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        parse(words)
+    assert caught.value.message.startswith(message)
+    assert caught.value.message.isprintable()
+
+
+def test_help_for_what_is_no_verb_says_what_may_be_meant() -> None:
+    with pytest.raises(InvalidValue, match=r"^'strat' is no verb; did you mean start\?$"):
+        console.run(["help", "strat"])
+
+
+@pytest.mark.parametrize("text", ["x", "", "-1", "nan", "inf", "1e10", "5 s"])
+def test_a_time_limit_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidValue, match="is not a number of seconds such as 30"):
+        console.run(["--socket", "/nonexistent", "newvm", "stop", f"--timeout={text}"])
+
+
+def test_stop_takes_force_or_nothing() -> None:
+    with pytest.raises(InvalidValue, match=r"^stop takes force or nothing, not 'now'$"):
+        console.run(["--socket", "/nonexistent", "newvm", "stop", "now"])
+
+
+# One table
+
+
+def test_every_verb_has_a_handler_and_every_handler_a_verb() -> None:
+    assert set(console.HANDLERS) == set(BY_VERB)
+    assert len(BY_VERB) == len(COMMANDS)
+
+
+def test_every_method_of_the_table_is_in_the_interface() -> None:
+    for command in COMMANDS:
+        if command.method:
+            assert callable(getattr(VmessInterface, command.method)), command.verb
+    methods = {name for name in vars(VmessInterface) if name[0].isupper()}
+    assert {command.method for command in COMMANDS if command.method} == methods
+
+
+def test_no_verb_can_be_taken_for_a_vm() -> None:
+    assert set(BY_VERB) <= names.RESERVED
+    assert {command.verb for command in COMMANDS if command.is_global} == {"list", "help"}
+
+
+def test_every_setting_and_drive_has_its_verb() -> None:
+    wanted = {row.verb for row in settings.SETTINGS if row.verb} | {drive.verb for drive in settings.DRIVES}
+    assert {command.verb for command in COMMANDS if command.method == "Set"} == wanted
+
+
+def test_help_tells_every_verb_with_its_usage() -> None:
+    whole = commands.help_text()
+    for command in COMMANDS:
+        block = commands.help_text(command.verb)
+        assert block.startswith(f"{command.usage()}\n      {command.help.splitlines()[0]}")
+        assert command.usage() in whole.splitlines()
+        for option in command.options:
+            assert option.help in block
+    assert max(len(line) for line in whole.splitlines()) <= 100
+    assert "did you mean" not in whole
+
+
+# What is printed
+
+
+def told(state: str, **more: object) -> dict[str, Any]:
+    vm = {"name": "newvm0", "state": state, "pid": 7, "uptime": 5.0, "runstate": "running", "last_exit": None}
+    return {"status": {**vm, **more}}
+
+
+EXIT = {
+    "reason": "powered_off",
+    "text": "guest powered off",
+    "age": 200.0,
+    "status": 0,
+    "asked_by": None,
+    "log": [],
+}
+REFUSAL = {**EXIT, "text": "QEMU did not start: -foo: invalid\x1b option", "age": 1.9}
+
+STATUS_LINES = (
+    (told("stopped", pid=None), "VM not running"),
+    (told("stopped", pid=None, last_exit=EXIT), "VM not running (guest powered off 3 min ago)"),
+    (
+        told("stopped", pid=None, last_exit=REFUSAL),
+        "VM not running (QEMU did not start: -foo: invalid\\x1b option, 1 s ago)",
+    ),
+    (told("starting", pid=None), "VM is starting"),
+    (told("starting"), "VM is starting, PID: 7"),
+    (told("running"), "VM is running, PID: 7"),
+    (told("running", last_exit=EXIT), "VM is running, PID: 7"),
+    (told("paused", runstate="paused"), "VM is running, PID: 7 (paused)"),
+    (told("paused", runstate="io-error"), "VM is running, PID: 7 (paused: io-error)"),
+    (told("unresponsive"), "VM is running, PID: 7 (unresponsive: QEMU does not answer)"),
+    (told("stopping"), "VM is running, PID: 7 (stopping)"),
+)
+
+
+@pytest.mark.parametrize(("reply", "line"), STATUS_LINES, ids=[line for _, line in STATUS_LINES])
+def test_a_status_is_one_line(reply: dict[str, Any], line: str) -> None:
+    assert render.status(reply) == line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (3599, "59 min"),
+        (3600, "1 h"),
+        (47 * 3600, "47 h"),
+        (48 * 3600, "2 days"),
+        (1e8, "1157 days"),
+    ],
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert render.duration(seconds) == text
+
+
+def test_a_listing_has_those_that_run_first_and_then_all() -> None:
+    vms = [
+        told("running", name="a0")["status"],
+        told("stopped", name="abcdefghijkl0", pid=None, uptime=None, last_exit=EXIT)["status"],
+        told("unresponsive", name="c0", pid=4194303, uptime=7200.0)["status"],
+    ]
+    assert render.listing({"vms": vms}).splitlines() == [
+        "List of KVMs (with PIDs as in ps-ef):",
+        "a0                    7  up 5 s",
+        "c0              4194303  up 2 h (unresponsive: QEMU does not answer)",
+        "All VMs:",
+        "a0             VM is running, PID: 7",
+        "abcdefghijkl0  VM not running (guest powered off 3 min ago)",
+        "c0             VM is running, PID: 4194303 (unresponsive: QEMU does not answer)",
+    ]
+    assert render.listing({"vms": []}).splitlines()[0] == "List of KVMs (with PIDs as in ps-ef):"
+
+
+def test_info_tells_everything_in_lines() -> None:
+    drive = {
+        "slot": "hda",
+        "path": "/v/a0/a0-hda.img",
+        "target": None,
+        "size": 2**33,
+        "read": 512,
+        "written": 0,
+    }
+    disc = {
+        "slot": "cdrom",
+        "path": "/v/l",
+        "target": "/iso\n.iso",
+        "size": 4097,
+        "read": None,
+        "written": None,
+    }
+    vm = {
+        **told("running"),
+        "directory": "/v/a0",
+        "interfaces": 0,
+        "command": ["qemu", "-name", "a b", "-x", "\x1b'"],
+        "problem": None,
+        "display": 2811,
+        "accel": "tcg",
+        "serial": "/v/a0/serial.sock",
+        "settings": [{"name": "RAM", "value": "2G"}],
+        "drives": [drive, disc],
+    }
+    assert render.info({"info": vm}).splitlines() == [
+        "Total number of interfaces: 0",
+        "Command for this VM",
+        "  qemu -name 'a b' -x $'\\x1b\\x27'",
+        "VNC display: 2811 (port 8711 on 127.0.0.1)",
+        "hda: /v/a0/a0-hda.img, 8G, 512 bytes read, 0 bytes written",
+        "cdrom: /iso\\n.iso, 4097",
+        "RAM: 2G",
+        "Serial console: /v/a0/serial.sock",
+        "VM is running, PID: 7",
+    ]
+    off = {
+        **vm,
+        **told("stopped", pid=None),
+        "command": [],
+        "problem": "bad\x1b",
+        "display": None,
+        "drives": [],
+    }
+    assert render.info({"info": off}).splitlines()[1:4] == [
+        "Command for this VM",
+        "  none: bad\\x1b",
+        "RAM: 2G",
+    ]
+
+
+def test_the_words_of_the_original() -> None:
+    assert render.starting({"command": ["kvm", "-m", "2G"]}) == "Starting VM: kvm -m 2G"
+    assert render.stopping({"pid": 5748}) == "Stopping VM PID 5748"
+    assert render.made({"path": "/home/ayourtch/vms/newvm0"}).splitlines() == [
+        "You need to create directory /home/ayourtch/vms/newvm0 if are serious about that VM - use vmess make",
+        "Oh, I see you are serious. Okay, I will proceed.",
+    ]
+
+
+def test_a_rung_of_the_ladder_is_told_with_its_time() -> None:
+    pressed = {"rung": "power button", "grace": 60.0}
+    assert render.rung(pressed, 3.4) == "power button pressed, 3 s of 60 s"
+    assert render.rung({"rung": "SIGTERM", "grace": 60.0}, 61.6) == "SIGTERM, 62 s"
+
+
+# The program
+
+
+def vmessctl(*words: str, **run: Any) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "VMESS_SOCKET": "/nonexistent/control.sock", **run.pop("env", {})}
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **run}
+    argv = [sys.executable, "-m", "vmessctl", *words]
+    return subprocess.run(
+        argv, env=environment, text=True, check=False, timeout=30, cwd=TESTS.parent, **options
+    )
+
+
+def test_version_and_help_need_no_daemon() -> None:
+    assert vmessctl("--version").stdout == f"vmess {__version__}\n"
+    for words in (["-h"], ["--help"], ["help"]):
+        result = vmessctl(*words)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == commands.help_text() + "\n"
+    assert vmessctl("newvm", "stop", "--help").stdout == commands.help_text("stop") + "\n"
+
+
+def test_the_console_scripts_are_there() -> None:
+    project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {
+        "vmessd": "vmessd.__main__:main",
+        "vmessctl": "vmessctl.__main__:main",
+        "vmess": "vmessctl.__main__:main",
+    }
+
+
+def test_no_daemon_is_one_line_and_what_to_do() -> None:
+    for words in ([], ["newvm", "status"], ["newvm", "start"], ["newvm", "stop"], ["newvm", "info"]):
+        result = vmessctl(*words)
+        assert (result.returncode, result.stdout) == (5, "")
+        assert result.stderr.splitlines() == [
+            "vmess: no vmessd answers (/nonexistent/control.sock: no such file or directory)",
+            "  hint: start one with: vmessd",
+        ]
+    both = vmessctl(env={"VMESS_SOCKET": "", "XDG_RUNTIME_DIR": "/nonexistent\x1b"})
+    assert both.returncode == 5
+    assert "(/nonexistent\\x1b/vmess/control.sock: no such file or directory; /run/vmess/" in both.stderr
+
+
+def test_a_usage_error_is_one_line_and_a_hint() -> None:
+    result = vmessctl("newvm", "strat")
+    assert result.returncode == 2
+    assert result.stderr == "vmess: 'strat' is no verb; did you mean start?\n  hint: vmess help\n"
+
+
+IMPATIENT = """
+import sys
+from vmessctl import client
+client.ANSWER_TIME = 0.5
+from vmessctl.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "line", ["list", "newvm status", "newvm info", "newvm make", "newvm start", "newvm stop"]
+)
+def test_a_daemon_that_hangs_is_waited_for_so_long(daemon: Daemon, line: str) -> None:
+    os.kill(daemon.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, *line.split()],
+        env={**os.environ, "VMESS_SOCKET": str(daemon.socket)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=5,
+        cwd=TESTS.parent,
+    )
+    assert result.returncode == 6
+    assert 0.5 <= time.monotonic() - begun < 2
+    assert result.stderr.startswith("vmess: vmessd does not answer within ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ["list", "newvm status", "newvm start", "newvm stop"])
+def test_a_daemon_that_hangs_up_is_told_of(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(10)
+        with subprocess.Popen(
+            [sys.executable, "-m", "vmessctl", *line.split()],
+            env={**os.environ, "VMESS_SOCKET": str(path)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=TESTS.parent,
+        ) as client:
+            connected, _ = listener.accept()
+            with connected:
+                while not connected.recv(4096).endswith(b"\0"):
+                    pass
+            out, error = client.communicate(timeout=10)
+    assert (client.returncode, out) == (5, "")
+    assert error.splitlines() == ["vmess: vmessd hung up", "  hint: its log tells why"]
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">/dev/full", "<&- >&- 2>&-"])
+def test_descriptors_that_are_closed_or_full_make_no_traceback(daemon: Daemon, redirection: str) -> None:
+    (daemon.root / "newvm0").mkdir()
+    results = {}
+    for line, status in {
+        "--version": 0,
+        "list": 0,
+        "newvm status": 3,
+        "newvm rm": 2,
+        "missing info": 4,
+    }.items():
+        result = subprocess.run(
+            ["sh", "-c", f"exec {sys.executable} -m vmessctl {line} {redirection}"],
+            env={**os.environ, "VMESS_SOCKET": str(daemon.socket)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+            cwd=TESTS.parent,
+        )
+        results[line] = (result.returncode, result.stderr[-200:])
+        wanted = 1 if redirection == ">/dev/full" and status in (0, 3) else status
+        if result.returncode != wanted or len(result.stderr.splitlines()) > 2:
+            continue
+        if wanted == 1 and not result.stderr.endswith("no space left on device\n"):
+            continue
+        del results[line]
+    assert results == {}
+
+
+def test_a_reader_that_has_had_enough_is_no_error(daemon: Daemon) -> None:
+    for letters in range(40):
+        (daemon.root / f"v{chr(97 + letters // 10)}{letters % 10}").mkdir()
+    head = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m vmessctl list | head -1"],
+        env={**os.environ, "VMESS_SOCKET": str(daemon.socket)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+        cwd=TESTS.parent,
+    )
+    assert (head.stdout, head.stderr) == ("List of KVMs (with PIDs as in ps-ef):\n", "")
+    for words in (["list"], ["va", "info"], ["va0", "vb1", "status"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            result = vmessctl(
+                *words,
+                env={"VMESS_SOCKET": str(daemon.socket)},
+                stdout=writing,
+            )
+        finally:
+            os.close(writing)
+        assert (result.returncode, result.stderr) == (1, "")
+
+
+# Several VMs
+
+
+@qemu
+def test_several_vms_are_each_reported_and_the_worst_status_wins(daemon: Daemon) -> None:
+    daemon.make(A)
+    daemon.make(B)
+    started = daemon.vmess(A, B, "start")
+    assert started.returncode == 0, started.stderr
+    assert sorted(line.split()[0] for line in started.stdout.splitlines()) == [f"{A}:", f"{B}:"]
+    pids = {vm: daemon.status(vm)["pid"] for vm in (A, B)}
+    mixed = daemon.vmess(A, "missing", B, "status")
+    assert mixed.returncode == 4
+    assert mixed.stdout == "".join(f"{vm}: VM is running, PID: {pids[vm]}\n" for vm in (A, B))
+    assert mixed.stderr.splitlines()[0].endswith(
+        f"create directory {daemon.root}/missing0 if are serious about that VM - use vmess make"
+    )
+    daemon.wait_guest(A)
+    daemon.wait_guest(B)
+    daemon.done(A, "stop")
+    again = daemon.vmess(A, B, "missing", "stop")
+    assert again.returncode == 4
+    assert again.stdout == f"{B}: Stopping VM PID {pids[B]}\n"
+    assert f"VM not running: {A} (powered down as asked)" in again.stderr
+    assert daemon.vmess(A, B, "status").returncode == 3
+    assert daemon.vmess(A, "stop").returncode == 3
+
+
+@qemu
+def test_off_a_terminal_nothing_moves_and_nothing_is_coloured(daemon: Daemon) -> None:
+    daemon.make(A, "ignoring", STOP="1")
+    said = ""
+    for line in (
+        f"{A} start",
+        "list",
+        A,
+        f"{A} info",
+        f"{A} ram 1G",
+        f"{A} start",
+        f"{A} stop",
+        f"{A} strat",
+        "help",
+    ):
+        result = daemon.vmess(*line.split())
+        said += result.stdout + result.stderr
+        if line.endswith("start"):
+            daemon.wait_guest(A)
+    assert "had to use force" in said
+    assert "\x1b" not in said
+    assert "\r" not in said
+
+
+# On a terminal
+
+
+class Terminal:
+    """The client on a terminal of its own, and what it wrote there."""
+
+    def __init__(self, daemon: Daemon, *words: str, **environment: str) -> None:
+        self.master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+        self.said = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vmessctl", *words],
+            env={**os.environ, "VMESS_SOCKET": str(daemon.socket), "TERM": "xterm", **environment},
+            cwd=TESTS.parent,
+            preexec_fn=lambda: os.login_tty(slave),  # type: ignore[attr-defined,unused-ignore]  # noqa: PLW1509 -- no other thread runs here
+        )
+        os.close(slave)
+
+    def read(self, seconds: float) -> bool:
+        """Take in what it wrote; tell whether there was something."""
+        if not select.select([self.master], [], [], seconds)[0]:
+            return False
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # EIO: it has ended
+            return False
+        self.said += data.decode()
+        return bool(data)
+
+    def expect(self, text: str, seconds: float = 10.0) -> None:
+        """Wait until it has written something."""
+        deadline = time.monotonic() + seconds
+        while text not in self.said:
+            left = deadline - time.monotonic()
+            assert left > 0, f"{text!r} is not in {self.said!r}"
+            if not self.read(left):
+                assert text in self.said, f"{text!r} is not in {self.said!r}"
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def end(self) -> int:
+        """Wait for its end, and return the exit status."""
+        while self.read(20):
+            pass
+        return self.process.wait(10)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        os.close(self.master)
+
+
+@contextlib.contextmanager
+def terminal(daemon: Daemon, *words: str, **environment: str) -> Iterator[Terminal]:
+    instance = Terminal(daemon, *words, **environment)
+    try:
+        yield instance
+    finally:
+        instance.close()
+
+
+def stubborn(daemon: Daemon, grace: int) -> int:
+    """Start a VM that ignores the power button, and return its pid."""
+    daemon.make(A, "ignoring", STOP=str(grace))
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    pid: int = daemon.status(A)["pid"]
+    return pid
+
+
+@qemu
+def test_a_stop_moves_on_a_terminal_and_ctrl_c_leaves_it_going(daemon: Daemon) -> None:
+    pid = stubborn(daemon, 60)
+    with terminal(daemon, A, "stop") as screen:
+        screen.expect(f"Stopping VM PID {pid}\r\n")
+        screen.expect(f"\r\x1b[K{A}: power button pressed, 1 s of 60 s")
+        screen.type("\x03")
+        screen.expect(f"vmess: the stop of {A} goes on; to see it: vmess {A} status\r\n")
+        assert screen.end() == 130
+        assert "Traceback" not in screen.said
+    assert daemon.done(A) == f"VM is running, PID: {pid} (stopping)\n"
+    refused = daemon.vmess(A, "start")
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (1, f"vmess: VM {A} is being stopped")
+    daemon.done(A, "stop", "force")
+    assert daemon.status(A)["last_exit"]["reason"] == "forced"
+
+
+@qemu
+def test_a_stop_that_was_left_is_carried_through(daemon: Daemon) -> None:
+    stubborn(daemon, 1)
+    with terminal(daemon, A, "stop", NO_COLOR="1") as screen:
+        screen.expect("Stopping VM PID")
+        screen.type("\x03")
+        assert screen.end() == 130
+        assert "\x1b[3" not in screen.said  # no colour
+    assert daemon.wait_state(A, "stopped", 5)["last_exit"]["reason"] == "forced"
+
+
+@qemu
+def test_a_time_limit_ends_the_waiting_and_not_the_stop(daemon: Daemon) -> None:
+    pid = stubborn(daemon, 2)
+    begun = time.monotonic()
+    result = daemon.vmess(A, "stop", "--timeout", "0.5")
+    assert 0.5 <= time.monotonic() - begun < 1.5
+    assert (result.returncode, result.stdout) == (6, f"Stopping VM PID {pid}\n")
+    assert result.stderr.splitlines() == [
+        f"vmess: VM {A} is not off after 0.5 s (power button); the stop goes on",
+        f"  hint: vmess {A} status",
+    ]
+    begun = time.monotonic()
+    left = daemon.vmess(A, "stop", "--no-wait")
+    assert time.monotonic() - begun < 1
+    assert (left.returncode, left.stdout, left.stderr) == (0, f"Stopping VM PID {pid}\n", "")
+    assert daemon.status(A)["state"] == "stopping"
+    assert daemon.wait_state(A, "stopped", 5)["last_exit"]["reason"] == "forced"
+    assert daemon.vmess(A, "stop", "--no-wait").returncode == 3
+
+
+@qemu
+def test_rm_asks_on_a_terminal_and_obeys(daemon: Daemon) -> None:
+    directory = daemon.make(A)
+    daemon.done(A, "hda", "1M")
+    for answer in ("n\n", "\n", "yess\n", "\x04"):
+        with terminal(daemon, A, "rm") as screen:
+            screen.expect(f"Delete {A} with hda, all of {directory}? [y/N] ")
+            screen.type(answer)
+            assert screen.end() == 1
+            assert f"{A} is left as it is" in screen.said
+        assert (directory / f"{A}-hda.img").exists()
+    with terminal(daemon, A, "rm") as screen:
+        screen.expect("[y/N] ")
+        screen.type("\x03")
+        assert screen.end() == 130
+        assert "Traceback" not in screen.said
+    assert directory.exists()
+    with terminal(daemon, A, "rm") as screen:
+        screen.expect("[y/N] ")
+        screen.type("y\n")
+        assert screen.end() == 0
+    assert not directory.exists()
+
+
+def test_a_terminal_of_unknown_width_still_shows_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    try:
+        with os.fdopen(os.dup(slave), "w") as stream:
+            monkeypatch.setattr(sys, "stderr", stream)
+            console._line.draw(f"{A}: power button pressed, 1 s of 60 s")
+            console._line.clear()
+        assert f"{A}: power button pressed, 1 s of 60 s".encode() in os.read(master, 4096)
+    finally:
+        os.close(slave)
+        os.close(master)
+
+
+def test_every_error_of_the_tree_can_be_complained_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in VmessError.__subclasses__():
+        assert console.complain(kind("no\nway", "do\x1bso")) == kind.status
+    assert set(capsys.readouterr().err.splitlines()) == {"vmess: no\\nway", "  hint: do\\x1bso"}

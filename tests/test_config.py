@@ -1,0 +1,361 @@
+"""The daemon's own settings and its log: where a value comes from, what is refused, how a line looks."""
+
+import io
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TESTS, Daemon
+
+from vmessctl.client import Client
+from vmessd import __version__, config, launch, log
+from vmessd.config import ACCELERATORS, OPTIONS, Config, read
+from vmessd.errors import InvalidValue, VmessError
+from vmessd.launch import Host
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A configuration file that sets everything."""
+    path = tmp_path / "vmessd.toml"
+    path.write_text('vmdir = "/of/file"\nsocket = "/of/file.sock"\nqemu = "file-qemu"\naccel = "kvm"\n')
+    return path
+
+
+def vmessd(*words: str | os.PathLike[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the daemon where it is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "vmessd", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=TESTS.parent,
+        timeout=20,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment},
+    )
+
+
+def refusal(*words: str | os.PathLike[str], status: int = 2, **environment: str) -> str:
+    """Run the daemon, expect one line and maybe a hint, and return the line."""
+    result = vmessd(*words, **environment)
+    lines = result.stderr.splitlines()
+    assert result.returncode == status, result.stderr[-500:]
+    assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("  hint: ")), result.stderr
+    assert lines[0].startswith("vmessd: ")
+    assert all(line.isprintable() for line in lines)
+    assert result.stdout == ""
+    return lines[0].removeprefix("vmessd: ")
+
+
+# Where a value comes from
+
+
+def test_without_a_word_all_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read([], {}) == Config(
+        vmdir=Path("/home/me/vms"),
+        socket=Path("/run/vmess/control.sock"),
+        qemu="qemu-system-x86_64",
+        accel="auto",
+        check=False,
+    )
+    assert read([], {"XDG_RUNTIME_DIR": "/run/user/7"}).socket == Path("/run/user/7/vmess/control.sock")
+    assert read([], {"XDG_RUNTIME_DIR": ""}).socket == Path("/run/vmess/control.sock")
+    assert read(["--check"], {}).check
+
+
+def test_flag_before_environment_before_file(file: Path) -> None:
+    environment = {
+        "VMESS_VMDIR": "/of/environment",
+        "VMESS_SOCKET": "/of/environment.sock",
+        "XDG_RUNTIME_DIR": "/x",
+    }
+    of_file = read(["--config", str(file)], {"XDG_RUNTIME_DIR": "/x"})
+    assert of_file == Config(Path("/of/file"), Path("/of/file.sock"), "file-qemu", "kvm", check=False)
+    of_environment = read([f"--config={file}"], environment)
+    assert of_environment.vmdir == Path("/of/environment")
+    assert of_environment.socket == Path("/of/environment.sock")
+    flags = ["--vmdir", "/of/flag", "--socket", "/of/flag.sock", "--qemu", "flag-qemu", "--accel", "tcg"]
+    of_flags = read([*flags, "--config", str(file)], environment)
+    assert of_flags == Config(Path("/of/flag"), Path("/of/flag.sock"), "flag-qemu", "tcg", check=False)
+
+
+def test_an_empty_variable_counts_as_none(file: Path) -> None:
+    assert read(["--config", str(file)], {"VMESS_VMDIR": "", "VMESS_SOCKET": ""}).vmdir == Path("/of/file")
+
+
+def test_a_path_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    found = read(["--vmdir", "sub/../vms", "--socket", "~/x.sock"], {})
+    assert found.vmdir == tmp_path / "vms"
+    assert found.socket == Path("/home/me/x.sock")
+
+
+def test_each_row_is_a_flag_and_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read(["--help"], {})
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    for option in OPTIONS:
+        assert f"--{option.key} {option.metavar}" in told
+    assert [option.key for option in OPTIONS] == [field for field in Config._fields if field != "check"]
+    assert set(ACCELERATORS) == {"auto", "kvm", "tcg"}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("key", [option.key for option in OPTIONS])
+def test_an_empty_value_is_refused(key: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match=f"^{key} is empty; it has to be "):
+        read([f"--{key}", ""], {})
+    file = tmp_path / "vmessd.toml"
+    file.write_text(f'{key} = ""\n')
+    with pytest.raises(InvalidValue, match=f"^{key} is empty; it has to be "):
+        read(["--config", str(file)], {})
+
+
+BAD_FILES = (
+    ('accel = "xen"', "accel 'xen' is none of auto, kvm, tcg"),
+    ("accel = 1", "{file}: accel '1' has to be a text in quotes"),
+    ("vmdir = ['/x']", "{file}: vmdir '['/x']' has to be a text in quotes"),
+    ("vmdirs = '/x'", "{file}: 'vmdirs' is none of vmdir, socket, qemu, accel"),
+    ("[vmessd]\nvmdir = '/x'", "{file}: 'vmessd' is none of vmdir, socket, qemu, accel"),
+    ('"\\u001b[31m" = "x"', "{file}: '\\x1b[31m' is none of vmdir, socket, qemu, accel"),
+    ('vmdir = "/a\\u0000b"', "vmdir '/a\\x00b' holds a NUL byte"),
+    ("vmdir = ", "{file} is not TOML: "),
+    ("vmdir", "{file} is not TOML: "),
+    ("\udcff = 'x'", "{file} is not TOML: "),
+    ('vmdir = "~nosuchuser/vms"', "vmdir '~nosuchuser/vms'"),
+    ("x = " + "[" * 5000, "{file} is not TOML: "),
+)
+
+
+@pytest.mark.parametrize(("content", "words"), BAD_FILES, ids=[words for _, words in BAD_FILES])
+def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "vmessd.toml"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    told = refusal("--config", file)
+    assert told.startswith(words.format(file=f"configuration {file}"))
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "no\nfile"
+    shown = str(missing).replace("\n", "\\n")
+    expected = f"configuration {shown} cannot be read: no such file or directory"
+    assert refusal("--config", missing, status=1) == expected
+    assert refusal("--config", tmp_path, status=1) == f"configuration {tmp_path} cannot be read: is a directory"
+
+
+def test_bad_flags_are_refused() -> None:
+    assert refusal("--accel", "xen") == "accel 'xen' is none of auto, kvm, tcg"
+    assert refusal("--vmdir", os.fsdecode(b"/v\xff")).endswith(
+        "is not valid UTF-8, which QEMU's options have to be"
+    )
+    assert refusal(VMESS_VMDIR="~nosuchuser").startswith("vmdir '~nosuchuser'")
+    for words in (["--foo"], ["extra"], ["--vm", "/x"]):
+        assert refusal(*words) == f"unrecognized arguments: {' '.join(words)}"
+    assert refusal("--vmdir") == "argument --vmdir: expected one argument"
+
+
+def test_version() -> None:
+    assert vmessd("--version").stdout == f"vmessd {__version__}\n"
+
+
+# --check
+
+
+def test_check_says_what_is_in_force_and_changes_nothing(tmp_path: Path) -> None:
+    paths = ["--vmdir", str(tmp_path / "v\nms"), "--socket", str(tmp_path / "run" / "control.sock")]
+    result = vmessd("--check", *paths, "--qemu", sys.executable, "--accel", "tcg")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == (
+        f"vmdir = {tmp_path}/v\\nms\n"
+        f"socket = {tmp_path}/run/control.sock\n"
+        f"qemu = {os.path.abspath(sys.executable)}\n"
+        "accel = tcg\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_finds_what_would_not_work(tmp_path: Path) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("x")
+    (tmp_path / "loose").symlink_to("nowhere")
+    good = {"--vmdir": str(tmp_path / "vms"), "--socket": str(tmp_path / "sock"), "--qemu": sys.executable}
+
+    def check(**bad: object) -> str:
+        words = {**good, **{f"--{key}": str(value) for key, value in bad.items()}}
+        return refusal("--check", *(word for pair in words.items() for word in pair))
+
+    assert check(qemu="no-such-qemu") == "QEMU 'no-such-qemu' is not an executable program"
+    assert check(qemu=taken) == f"QEMU '{taken}' is not an executable program"
+    assert check(vmdir=taken) == f"vmdir: '{taken}' is not a directory"
+    assert check(vmdir=taken / "sub") == f"vmdir: '{taken}' is not a directory"
+    assert check(vmdir=tmp_path / "loose") == f"vmdir: '{tmp_path}/loose' is not a directory"
+    assert check(socket=taken / "sock") == f"socket: '{taken}' is not a directory"
+    assert check(socket=taken) == f"socket '{taken}' is taken by something that is no socket"
+    assert check(socket=tmp_path) == f"socket '{tmp_path}' is taken by something that is no socket"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "stale"))
+        assert vmessd("--check", *(word for pair in good.items() for word in pair)).returncode == 0
+
+
+def test_the_daemon_itself_says_the_same(tmp_path: Path) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("x")
+    places = ["--vmdir", str(tmp_path / "vms"), "--socket", str(tmp_path / "sock")]
+    assert refusal(*places, "--qemu", "no-such-qemu") == "QEMU 'no-such-qemu' is not an executable program"
+    assert refusal(*places, "--vmdir", taken) == f"vmdir: '{taken}' is not a directory"
+    assert refusal(*places, "--socket", taken) == f"socket '{taken}' is taken by something that is no socket"
+    assert taken.read_text() == "x"
+    assert list(tmp_path.iterdir()) == [taken]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may write anywhere; somebody else has to be asked")
+def test_check_as_somebody_who_may_not_write() -> None:
+    code = (
+        "import os, sys\n"
+        "from vmessd import config, errors\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try: config._check_directory('vmdir', config.Path('/etc/vms'))\n"
+        "except errors.VmessError as error: print(error.message)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TESTS.parent, timeout=20
+    )
+    assert done.stdout == "vmdir: '/etc' may not be written to by uid 65534\n"
+
+
+# What runs the guests' code
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_auto_is_kvm_where_it_may_be_used(
+    usable: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launch, "kvm_usable", lambda: usable)
+    best = "kvm" if usable else "tcg"
+    host = Host("qemu")
+    assert [host.accelerator(wanted) for wanted in (None, "auto", "kvm", "tcg")] == [best, best, "kvm", "tcg"]
+    assert [record.levelname for record in caplog.records] == ([] if usable else ["WARNING"])
+    assert [Host("qemu", "tcg").accelerator(wanted) for wanted in (None, "auto", "kvm")] == ["tcg", best, "kvm"]
+    assert Host("qemu", "kvm").accelerator(None) == "kvm"
+
+
+def test_kvm_is_usable_where_its_device_can_be_opened() -> None:
+    assert launch.kvm_usable() is os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def test_a_qemu_is_found_in_the_path_or_where_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "my-qemu"
+    program.write_text("#!/bin/sh\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InvalidValue, match="'my-qemu' is not an executable program"):
+        config.find_qemu("my-qemu")
+    program.chmod(0o755)
+    assert config.find_qemu("my-qemu") == str(program)
+    monkeypatch.chdir(tmp_path)
+    assert config.find_qemu("./my-qemu") == str(program)
+
+
+# Log lines
+
+NASTY = "new\nline \x1b[31m <0>not a priority \r\x00\x85\u2028 end"
+TAMED = r"new\nline \x1b[31m <0>not a priority \r\x00\x85\u2028 end"
+
+
+def formatted(
+    formatter: logging.Formatter, level: int, message: str, *args: object, error: bool = False
+) -> str:
+    info = None
+    if error:
+        try:
+            raise ValueError(NASTY)
+        except ValueError:
+            info = sys.exc_info()
+    return formatter.format(logging.LogRecord("vmessd.x", level, "x.py", 1, message, args, info))
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [
+        (logging.CRITICAL, 3),
+        (logging.ERROR, 3),
+        (logging.WARNING, 4),
+        (logging.INFO, 6),
+        (logging.DEBUG, 7),
+    ],
+)
+def test_c36_a_record_is_one_line_with_its_priority(level: int, priority: int) -> None:
+    assert formatted(log.JournalFormatter(), level, "%s", NASTY) == f"<{priority}>{TAMED}"
+    assert formatted(log.JournalFormatter(), level, NASTY.replace("%", "%%")) == f"<{priority}>{TAMED}"
+
+
+def test_c36_every_line_of_a_traceback_has_the_priority() -> None:
+    lines = formatted(log.JournalFormatter(), logging.ERROR, "%s", "<0>bad", error=True).split("\n")
+    assert lines[:2] == ["<3><0>bad", "<3>Traceback (most recent call last):"]
+    assert all(line.startswith("<3>") and line.isprintable() for line in lines)
+
+
+def test_c36_on_a_terminal_a_record_is_one_line_too() -> None:
+    told = formatted(log.TerminalFormatter(), logging.INFO, "%s", NASTY)
+    clock, rest = told.split(" ", 1)
+    assert len(clock) == len("00:00:00")
+    assert rest == TAMED
+    assert f" warning: {TAMED}" in formatted(log.TerminalFormatter(), logging.WARNING, "%s", NASTY)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "begins"), [(io.StringIO(), "<6>hello"), (Terminal(), "")])
+def test_the_log_suits_its_reader(stream: io.StringIO, begins: str) -> None:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    varlink = logging.getLogger("asyncvarlink").level
+    try:
+        log.begin(stream)
+        logging.getLogger("vmessd.x").info("hello")
+        logging.getLogger("vmessd.x").debug("not told")
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+        logging.getLogger("asyncvarlink").setLevel(varlink)
+    assert stream.getvalue().startswith(begins)
+    assert stream.getvalue().endswith("hello\n")
+    assert stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.qemu
+def test_c36_nothing_a_client_or_qemu_says_makes_a_line_of_its_own(daemon: Daemon) -> None:
+    (daemon.root / "newvm0").mkdir()
+    (daemon.root / "newvm0" / "EXARGS").write_text("'-foo\n<0>evil\x1b[31m'\n")
+    client = Client([str(daemon.socket)])
+    for call in (
+        {"method": "Make", "vm": "a\n<0>evil\x1b[31m"},
+        {"method": "Set", "vm": "newvm0", "setting": "x\n<0>evil", "value": "\x1b[31m\n<0>evil"},
+    ):
+        method = call.pop("method")
+        with pytest.raises(VmessError) as caught:
+            client.call(method, **call)
+        assert caught.value.message.isprintable()
+    client.close()
+    result = daemon.vmess("newvm", "start")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "evil" in result.stderr
+    assert "\x1b" not in result.stderr + daemon.vmess("newvm").stdout
+    lines = daemon.log.read_text().split("\n")[:-1]
+    assert [line for line in lines if not line.startswith(("<6>", "<4>")) or not line.isprintable()] == []
+    assert len([line for line in lines if "evil" in line]) >= 3
+    assert not [line for line in lines if line.startswith("<0>")]
