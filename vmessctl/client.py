@@ -93,9 +93,7 @@ class Client:
 
 def silence() -> TimedOut:
     """Return the error for a daemon that does not answer."""
-    return TimedOut(
-        f"vmessd does not answer within {ANSWER_TIME:g} s", hint="it may be busy, or stopped by a signal"
-    )
+    return TimedOut(f"vmessd does not answer within {ANSWER_TIME:g} s")
 
 
 def _connect(paths: list[str]) -> socket.socket:

@@ -1,5 +1,6 @@
 """Free VNC displays: the VM's own by convention, else the next that nobody has."""
 
+import contextlib
 import itertools
 import socket
 import threading
@@ -75,14 +76,16 @@ def _reserve(display: int) -> socket.socket | None:
     """
     with failing("no socket for a VNC display"):
         reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        reservation.bind(f"\0vmess-display-{display}")
-        if _is_free(display):
-            return reservation
-    except OSError:
-        pass
-    reservation.close()
-    return None
+    with contextlib.ExitStack() as undo:
+        undo.callback(reservation.close)
+        try:
+            reservation.bind(f"\0vmess-display-{display}")
+        except OSError:
+            return None
+        if not _is_free(display):
+            return None
+        undo.pop_all()
+    return reservation
 
 
 def _is_free(display: int) -> bool:

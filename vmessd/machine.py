@@ -228,6 +228,7 @@ class Machine:
             self._run.cancel_errands()
             await self._run.session.close()
             self._run.launched.process.close()
+            self._host.displays.settle(self.vm)
         farewell = Failed("vmessd is going away; what was begun with QEMU goes on, its deadline does not")
         tell([*self._inbox.leftovers(), *self._starters, *self._stoppers], farewell)
 
