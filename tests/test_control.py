@@ -33,7 +33,7 @@ from vmessd.session import Timing
 from vmessd.supervisor import Supervisor
 
 SERVICE = "org.varlink.service"
-PATIENCE = 1.0  # the campaign's: an answer or a closed connection
+PATIENCE = 1.0  # seconds until there is an answer or a closed connection
 
 Message = dict[str, Any]
 

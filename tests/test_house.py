@@ -5,6 +5,7 @@ Everything is read from the code with `ast`; imports inside functions count like
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -198,3 +199,12 @@ def test_a_function_fits_on_a_screen(name: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {function: lines for function, lines in lengths.items() if lines > FUNCTION_LINES_MAX} == {}
+
+
+def test_the_table_of_faults_has_the_numbers_of_the_tests() -> None:
+    table = (ROOT / "tests" / "FAULTS.md").read_text()
+    listed = set(re.findall(r"^\| ([0-9]{2}) \|", table, re.MULTILINE))
+    tests = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
+    numbered = re.findall(r"def test_((?:c[0-9]{2}_)+)", tests)
+    shown = {number for name in numbered for number in re.findall(r"[0-9]{2}", name)}
+    assert listed == shown

@@ -46,7 +46,7 @@ BAD: dict[str, list[str]] = {
     "EXARGS": ["'", '"open', "-daemonize", "-S --daemonize", "'-daemonize'", "\\", "-name a\0b"],
 }
 
-# Campaign 15.
+# Fault 15.
 IMPOSSIBLE = ["0", "-5", "128,slots=2", "1,maxcpus=4", "", BINARY, MEBIBYTE_OF_DIGITS]
 
 UTF8_TEXT = st.text()
