@@ -89,14 +89,14 @@ REFUSED = (
     ("newvm infoo x", "'infoo' is no verb; did you mean info?", "vmess help"),
     ("newvm qqqqq", "'qqqqq' is no verb", "vmess help"),
     ("top", "top is not a verb of this version", "vmess help"),
-    ("start", "start needs a VM", "usage: vmess <vmname> start"),
-    ("start newvm", "start needs a VM", "usage: vmess <vmname> start"),
+    ("start", "start needs a VM before it", "usage: vmess <vmname> start"),
+    ("start newvm", "start needs a VM before it", "usage: vmess <vmname> start"),
     ("newvm list", "list takes no VM", "usage: vmess list [--json]"),
     ("newvm help", "help takes no VM", "usage: vmess help [verb]"),
     ("list newvm", "list takes no argument, not 'newvm'", "usage: vmess list [--json]"),
     ("newvm make it", "make takes no argument, not 'it'", "usage: vmess <vmname> make"),
-    ("newvm ram", "ram needs <size>", "usage: vmess <vmname> ram <size>"),
-    ("newvm ram 2 G", "ram takes <size>, not '2 G'", "usage: vmess <vmname> ram <size>"),
+    ("newvm ram", "ram needs <size|none>", "usage: vmess <vmname> ram <size|none>"),
+    ("newvm ram 2 G", "ram takes <size|none>, not '2 G'", "usage: vmess <vmname> ram <size|none>"),
     (
         "newvm stop force now",
         "stop takes [force], not 'force now'",
@@ -149,7 +149,7 @@ def test_help_for_what_is_no_verb_says_what_may_be_meant() -> None:
 
 @pytest.mark.parametrize("text", ["x", "", "-1", "nan", "inf", "1e10", "5 s"])
 def test_a_time_limit_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(InvalidValue, match="is not a number of seconds such as 30"):
+    with pytest.raises(InvalidValue, match="is not a number of seconds above 0"):
         console.run(["--socket", "/nonexistent", "newvm", "stop", f"--timeout={text}"])
 
 
@@ -298,6 +298,7 @@ def test_info_tells_everything_in_lines() -> None:
         "display": 2811,
         "accel": "tcg",
         "serial": "/v/a0/serial.sock",
+        "changed": False,
         "settings": [{"name": "RAM", "value": "2G"}],
         "drives": [drive, disc],
     }
@@ -307,7 +308,7 @@ def test_info_tells_everything_in_lines() -> None:
         "  qemu -name 'a b' -x $'\\x1b\\x27'",
         "VNC display: 2811 (port 8711 on 127.0.0.1)",
         "hda: /v/a0/a0-hda.img, 8G, 512 bytes read, 0 bytes written",
-        "cdrom: /iso\\n.iso, 4097",
+        "cdrom: /iso\\n.iso, 4.0K",
         "RAM: 2G",
         "Serial console: /v/a0/serial.sock",
         "VM is running, PID: 7",
@@ -444,7 +445,10 @@ def test_a_daemon_that_hangs_up_is_told_of(tmp_path: Path, line: str) -> None:
                     pass
             out, error = client.communicate(timeout=10)
     assert (client.returncode, out) == (5, "")
-    assert error.splitlines() == ["vmess: vmessd hung up", "  hint: its log tells why"]
+    assert error.splitlines() == [
+        "vmess: vmessd hung up",
+        "  hint: what was under way may have to be asked for again",
+    ]
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", ">/dev/full", "<&- >&- 2>&-"])

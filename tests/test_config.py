@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -112,16 +113,16 @@ def test_each_row_is_a_flag_and_a_key(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("key", [option.key for option in OPTIONS])
 def test_an_empty_value_is_refused(key: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidValue, match=f"^{key} is empty; it has to be "):
+    with pytest.raises(InvalidValue, match=f"^--{key} is empty; it has to be "):
         read([f"--{key}", ""], {})
     file = tmp_path / "vmessd.toml"
     file.write_text(f'{key} = ""\n')
-    with pytest.raises(InvalidValue, match=f"^{key} is empty; it has to be "):
+    with pytest.raises(InvalidValue, match=f"^configuration {file}: {key} is empty; it has to be "):
         read(["--config", str(file)], {})
 
 
 BAD_FILES = (
-    ('accel = "xen"', "accel 'xen' is none of auto, kvm, tcg"),
+    ('accel = "xen"', "{file}: accel 'xen' is none of auto, kvm, tcg"),
     ("accel = 1", "{file}: accel '1' has to be a text in quotes"),
     ("vmdir = ['/x']", "{file}: vmdir '['/x']' has to be a text in quotes"),
     ("vmdirs = '/x'", "{file}: 'vmdirs' is none of vmdir, socket, qemu, accel"),
@@ -148,15 +149,13 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "no\nfile"
     shown = str(missing).replace("\n", "\\n")
     expected = f"configuration {shown} cannot be read: no such file or directory"
-    assert refusal("--config", missing, status=1) == expected
-    assert refusal("--config", tmp_path, status=1) == f"configuration {tmp_path} cannot be read: is a directory"
+    assert refusal("--config", missing) == expected
+    assert refusal("--config", tmp_path) == f"configuration {tmp_path} cannot be read: is a directory"
 
 
 def test_bad_flags_are_refused() -> None:
-    assert refusal("--accel", "xen") == "accel 'xen' is none of auto, kvm, tcg"
-    assert refusal("--vmdir", os.fsdecode(b"/v\xff")).endswith(
-        "is not valid UTF-8, which QEMU's options have to be"
-    )
+    assert refusal("--accel", "xen") == "--accel 'xen' is none of auto, kvm, tcg"
+    assert refusal("--vmdir", os.fsdecode(b"/v\xff")).endswith("is not valid UTF-8; QEMU's options have to be")
     assert refusal(VMESS_VMDIR="~nosuchuser").startswith("vmdir '~nosuchuser'")
     for words in (["--foo"], ["extra"], ["--vm", "/x"]):
         assert refusal(*words) == f"unrecognized arguments: {' '.join(words)}"
@@ -305,12 +304,12 @@ def test_c36_every_line_of_a_traceback_has_the_priority() -> None:
     assert all(line.startswith("<3>") and line.isprintable() for line in lines)
 
 
-def test_c36_on_a_terminal_a_record_is_one_line_too() -> None:
-    told = formatted(log.TerminalFormatter(), logging.INFO, "%s", NASTY)
+def test_c36_for_a_person_a_record_is_one_line_too() -> None:
+    told = formatted(log.PersonFormatter("%H:%M:%S"), logging.INFO, "%s", NASTY)
     clock, rest = told.split(" ", 1)
     assert len(clock) == len("00:00:00")
     assert rest == TAMED
-    assert f" warning: {TAMED}" in formatted(log.TerminalFormatter(), logging.WARNING, "%s", NASTY)
+    assert f" warning: {TAMED}" in formatted(log.PersonFormatter("%H:%M:%S"), logging.WARNING, "%s", NASTY)
 
 
 class Terminal(io.StringIO):
@@ -318,21 +317,31 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("stream", "begins"), [(io.StringIO(), "<6>hello"), (Terminal(), "")])
-def test_the_log_suits_its_reader(stream: io.StringIO, begins: str) -> None:
+@pytest.mark.parametrize("journal", [True, False])
+def test_the_log_suits_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: bool) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        found = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino + (not journal)}")
+        chosen = log.formatter(stream)
+    assert isinstance(chosen, log.JournalFormatter if journal else log.PersonFormatter)
+    assert isinstance(log.formatter(Terminal()), log.PersonFormatter)
+
+
+def test_debugging_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     varlink = logging.getLogger("asyncvarlink").level
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
     try:
-        log.begin(stream)
+        log.begin()
         logging.getLogger("vmessd.x").info("hello")
         logging.getLogger("vmessd.x").debug("not told")
     finally:
         root.handlers = handlers
         root.setLevel(level)
         logging.getLogger("asyncvarlink").setLevel(varlink)
-    assert stream.getvalue().startswith(begins)
-    assert stream.getvalue().endswith("hello\n")
+    assert stream.getvalue().endswith(" hello\n")
     assert stream.getvalue().count("\n") == 1
 
 
@@ -356,6 +365,6 @@ def test_c36_nothing_a_client_or_qemu_says_makes_a_line_of_its_own(daemon: Daemo
     assert "evil" in result.stderr
     assert "\x1b" not in result.stderr + daemon.vmess("newvm").stdout
     lines = daemon.log.read_text().split("\n")[:-1]
-    assert [line for line in lines if not line.startswith(("<6>", "<4>")) or not line.isprintable()] == []
+    assert [line for line in lines if not re.match("20[0-9: -]{17} ", line) or not line.isprintable()] == []
     assert len([line for line in lines if "evil" in line]) >= 3
     assert not [line for line in lines if line.startswith("<0>")]

@@ -426,9 +426,9 @@ def test_a_disk_is_made_grown_and_never_shrunk(daemon: Daemon) -> None:
     assert "vmess deletes no image" in refused(daemon, A, "hda", "none", status=2)
     for bad in ("8", "0", "-8G", "8X", "8G,format=qcow2", "1e3M"):
         assert refused(daemon, A, "hda", bad, status=2).startswith(f"disk size '{bad}' is not a size")
-    pid = run_guest(daemon, A)
-    assert refused(daemon, A, "hda", "4M", status=1) == f"VM {A} is running already, PID: {pid}"
-    assert refused(daemon, A, "hdb", "1M", status=1) == f"VM {A} is running already, PID: {pid}"
+    run_guest(daemon, A)
+    assert refused(daemon, A, "hda", "4M", status=1) == f"VM {A} is running; it has to be stopped for this"
+    assert refused(daemon, A, "hdb", "1M", status=1) == f"VM {A} is running; it has to be stopped for this"
     assert image.stat().st_size == 3 * M
     assert not (image.parent / f"{A}-hdb.img").exists()
 
@@ -479,9 +479,9 @@ def test_rm_wants_to_be_sure(daemon: Daemon, tmp_path: Path) -> None:
     (directory / "link").symlink_to(foreign)
     (directory / "sub").mkdir()
     (directory / "sub" / "up").symlink_to("../../..")
-    pid = run_guest(daemon, A)
-    assert refused(daemon, A, "rm", "--yes", status=1) == f"VM {A} is running, PID: {pid}"
-    with connected(daemon) as client, pytest.raises(VmessError, match="is running already"):
+    run_guest(daemon, A)
+    assert refused(daemon, A, "rm", "--yes", status=1) == f"VM {A} is running; it has to be stopped for this"
+    with connected(daemon) as client, pytest.raises(VmessError, match="has to be stopped for this"):
         client.call("Remove", vm=A)
     daemon.done(A, "stop")
     assert "nobody is there to be asked" in refused(daemon, A, "rm", status=2)

@@ -29,9 +29,9 @@ stopping      .                 .                 .                 .
               lost              rung              refused           exited
 stopped       .                 .                 .                 .
 starting      =/reconnect       .                 stopped/bury      stopped/bury
-running       unresponsive/reconnect  .           .                 stopped/bury
-paused        unresponsive/reconnect  .           .                 stopped/bury
-unresponsive  =/reconnect       .                 .                 stopped/bury
+running       unresponsive/reconnect  .           stopped/bury      stopped/bury
+paused        unresponsive/reconnect  .           stopped/bury      stopped/bury
+unresponsive  =/reconnect       .                 stopped/bury      stopped/bury
 stopping      =/reconnect       =/climb           stopped/bury      stopped/bury
 """
 

@@ -269,7 +269,7 @@ def test_c36_last_words_of_several_lines_become_one_escaped_line(fake_daemon: Da
     assert line == f"vmess: VM newvm0: {expected}"
     assert line.isprintable()
     log = daemon.log.read_bytes().decode().split("\n")
-    assert [text for text in log if "did not start" in text] == [f"<6>newvm0: {expected}"]
+    assert [text[20:] for text in log if "did not start" in text] == [f"newvm0: {expected}"]
     assert not [text for text in log if text.startswith("<0>") or not text.isprintable()]
     record = json.loads((directory / "exit.json").read_text())
     assert (record["text"], record["status"], record["reason"]) == (expected, 3, "refused")

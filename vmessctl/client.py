@@ -82,7 +82,7 @@ class Client:
         except OSError as error:
             raise Unreachable(f"vmessd hung up: {reason(error)}") from None
         if not data:
-            raise Unreachable("vmessd hung up", hint="its log tells why")
+            raise Unreachable("vmessd hung up", hint="what was under way may have to be asked for again")
         self._buffer += data
 
     def call(self, method: str, **parameters: object) -> Reply:
@@ -97,7 +97,8 @@ def silence() -> TimedOut:
 
 
 def _connect(paths: list[str]) -> socket.socket:
-    failures = []
+    failures: list[str] = []
+    denied: list[str] = []
     for path in paths:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(ANSWER_TIME)
@@ -105,9 +106,16 @@ def _connect(paths: list[str]) -> socket.socket:
             _connect_to(sock, path)
         except OSError as error:
             sock.close()
+            if isinstance(error, PermissionError):
+                denied.append(path)
             failures.append(f"{printable(path)}: {reason(error)}")
         else:
             return sock
+    if denied:
+        raise Unreachable(
+            f"the control socket {printable(denied[0])} may not be used: permission denied",
+            hint="it is for its owner and the members of its group",
+        )
     raise Unreachable(f"no vmessd answers ({'; '.join(failures)})", hint="start one with: vmessd")
 
 

@@ -21,7 +21,7 @@ class Option(NamedTuple):
     metavar: str | None = None
 
 
-SOCKET = Option("--socket", "Use this control socket.", "PATH")
+SOCKET = Option("--socket", "Use this control socket; so does VMESS_SOCKET in the environment.", "PATH")
 JSON = Option("--json", "Print what the daemon answers as JSON: sizes in bytes, times in seconds.")
 YES = Option("--yes", "Do not ask.")
 TIMEOUT = Option("--timeout", "Wait no longer than this for the stop; it goes on (exit status 6).", "SECONDS")
@@ -185,9 +185,9 @@ def _split_words(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str,
     place = next((index for index, word in enumerate(words) if word in BY_VERB), None)
     if place is None:
         if words[0] in names.RESERVED:
-            raise InvalidValue(f"{words[0]} is not a verb of this version", hint=f"{PROGRAM} help")
+            raise _no_verb(words[0])
         if len(words) > 1:
-            raise InvalidValue(f"{quoted(words[1])} is no verb{_similar(words[1])}", hint=f"{PROGRAM} help")
+            raise _no_verb(words[1])
         return BY_VERB["status"], (names.parse(words[0]),), ()
     command = BY_VERB[words[place]]
     if command.is_global and place == 0:
@@ -195,16 +195,20 @@ def _split_words(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str,
     if command.is_global:
         raise InvalidValue(f"{command.verb} takes no VM", hint=f"usage: {command.usage()}")
     if place == 0:
-        raise InvalidValue(f"{command.verb} needs a VM", hint=f"usage: {command.usage()}")
+        raise InvalidValue(f"{command.verb} needs a VM before it", hint=f"usage: {command.usage()}")
     vms = tuple(dict.fromkeys(names.parse(word) for word in words[:place]))
     return command, vms, tuple(words[place + 1 :])
 
 
-def _similar(word: str) -> str:
+def _no_verb(word: str) -> InvalidValue:
+    """Return the error for a word in the place of a verb."""
     import difflib  # noqa: PLC0415 -- only somebody who mistyped waits for it
 
+    if word in names.RESERVED:
+        return InvalidValue(f"{word} is not a verb of this version", hint=f"{PROGRAM} help")
     near = difflib.get_close_matches(word, BY_VERB, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return InvalidValue(f"{quoted(word)} is no verb{meant}", hint=f"{PROGRAM} help")
 
 
 INTRODUCTION = "vmess: VM Empty Stack Supervisor: small KVM machines in plain directories, kept by vmessd."
@@ -212,7 +216,7 @@ INTRODUCTION = "vmess: VM Empty Stack Supervisor: small KVM machines in plain di
 NOTES = """\
 A VM's name is letters a-z and one digit; newvm means newvm0. Several VMs may stand before a verb.
 Exit status: 0 done, 1 failed, 2 usage, 3 VM not running, 4 no such VM, 5 daemon unreachable,
-6 timed out, 7 locked, 8 had to use force."""
+6 timed out, 7 locked, 8 had to use force (unasked); 130 after Ctrl-C."""
 
 
 def help_text(verb: str | None = None) -> str:
@@ -223,11 +227,11 @@ def help_text(verb: str | None = None) -> str:
     """
     if verb is None:
         blocks = [_block(command) for command in COMMANDS]
-        options = "\n".join(_option_line(option) for option in EVERYWHERE)
+        options = "\n".join(_option_line(option) for option in OPTIONS.values())
         return "\n\n".join([INTRODUCTION, "Usage:", *blocks, f"Options:\n{options}", NOTES])
     command = BY_VERB.get(verb)
     if command is None:
-        raise InvalidValue(f"{quoted(verb)} is no verb{_similar(verb)}", hint=f"{PROGRAM} help")
+        raise _no_verb(verb)
     lines = [_option_line(option) for option in command.options]
     return "\n".join([_block(command), *lines])
 

@@ -157,7 +157,7 @@ def _remove(invocation: Invocation) -> int:
         info = client.call("Info", vm=vm)["info"]
         if info["status"]["state"] != "stopped":
             raise AlreadyRunning(
-                f"VM {vm} is running, PID: {info['status']['pid']}", hint=f"{PROGRAM} {vm} stop"
+                f"VM {vm} is running; it has to be stopped for this", hint=f"{PROGRAM} {vm} stop"
             )
         if not sure and not _agreed(vm, info):
             say(f"{vm} is left as it is")
@@ -173,7 +173,14 @@ def _agreed(vm: str, info: Reply) -> bool:
     what = f" with {', '.join(images)}" if images else ""
     sys.stderr.write(f"Delete {vm}{what}, all of {printable(info['directory'])}? [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        say("")
+        raise
+    if not answer:
+        say("")
+    return answer.strip().lower() in ("y", "yes")
 
 
 # -- Verbs that take their time --
@@ -301,11 +308,13 @@ def _start(invocation: Invocation) -> int:
 
 def _stop(invocation: Invocation) -> int:
     if invocation.arguments not in ((), ("force",)):
-        raise InvalidValue(f"stop takes force or nothing, not {invocation.arguments[0]!r}")
+        raise InvalidValue(f"stop takes force or nothing, not {quoted(invocation.arguments[0])}")
     timeout = _seconds(invocation.options.get(commands.TIMEOUT.flag))
     deadline = None if timeout is None else time.monotonic() + timeout
 
     def show(watch: _Watch, progress: Reply) -> int | None:
+        if progress["note"] and watch.progress is None:
+            say(printable(progress["note"]))
         return _show_stop(_prefix(invocation, watch.vm), watch, progress)
 
     force = bool(invocation.arguments)
@@ -354,8 +363,8 @@ def _seconds(text: str | None) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds <= 1e9:
-        raise InvalidValue(f"{commands.TIMEOUT.flag} {text!r} is not a number of seconds such as 30")
+    if not 0 < seconds <= 1e9:
+        raise InvalidValue(f"{commands.TIMEOUT.flag} {quoted(text)} is not a number of seconds above 0")
     return seconds
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from vmessd import shell
 from vmessd.errors import printable
 from vmessd.names import VNC_PORT
-from vmessd.settings import size_text
+from vmessd.settings import size_shown
 
 Reply = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def _condition(status: Reply) -> str:
     words = {
         "stopping": "stopping",
         "unresponsive": "unresponsive: QEMU does not answer",
-        "paused": f"paused: {status['runstate']}" if status["runstate"] != "paused" else "paused",
+        "paused": f"paused: {printable(str(status['runstate']))}".removesuffix(": paused"),
     }.get(status["state"])
     return f" ({words})" if words else ""
 
@@ -68,6 +68,8 @@ def info(reply: Reply) -> str:
         lines.append(f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)")
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
     lines += [f"{value['name']}: {printable(value['value'])}" for value in vm["settings"]]
+    if vm["changed"]:
+        lines.append("It runs with other settings than these; they take effect at its next start")
     lines.append(f"Serial console: {printable(vm['serial'])}")
     lines.append(status(vm))
     return "\n".join(lines)
@@ -75,7 +77,7 @@ def info(reply: Reply) -> str:
 
 def _drive(drive: Reply) -> str:
     path = printable(drive["target"] or drive["path"])
-    text = f"{path}, {size_text(drive['size'])}"
+    text = f"{path}, {size_shown(drive['size'])}"
     if drive["read"] is None:
         return text
     return f"{text}, {drive['read']} bytes read, {drive['written']} bytes written"

@@ -115,6 +115,11 @@ def _drive(disk: Disk, slot: str) -> list[str]:
     ]
 
 
+def accel_of(argv: Sequence[str]) -> str:
+    """Return `kvm` or `tcg`, whichever a command line that :func:`build` made says."""
+    return "kvm" if ("-accel", "kvm") in itertools.pairwise(argv) else "tcg"
+
+
 def display_of(argv: Sequence[str]) -> int:
     """Return the VNC display of a command line that :func:`build` made; 0 where it has none."""
     for option, value in itertools.pairwise(argv):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from vmessd import __version__
-from vmessd.errors import Failed, InvalidValue, printable, quoted, reason
+from vmessd.errors import InvalidValue, printable, quoted, reason
 
 QEMU = "qemu-system-x86_64"
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -86,7 +86,6 @@ def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
 
     Raises:
         InvalidValue: one is wrong; names it, its value, and what would be right.
-        Failed: the file cannot be read.
     """
     given = vars(parser().parse_args(arguments))
     file = _file(Path(given["config"])) if given["config"] is not None else {}
@@ -103,15 +102,16 @@ def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
 def _choose(
     option: Option, given: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, str]
 ) -> str | None:
-    value: str | None = given[option.key]
-    if value is None and option.environment:
-        value = environment.get(option.environment) or None
-    if value is None:
-        value = file.get(option.key)
+    sources: list[tuple[str, str | None]] = [
+        (f"--{option.key}", given[option.key]),
+        (option.environment or "", environment.get(option.environment or "") or None),
+        (f"configuration {printable(str(given['config']))}: {option.key}", file.get(option.key)),
+    ]
+    source, value = next((pair for pair in sources if pair[1] is not None), ("", None))
     if value == "":
-        raise InvalidValue(f"{option.key} is empty; it has to be {option.metavar}")
+        raise InvalidValue(f"{source} is empty; it has to be {option.metavar}")
     if value is not None and option.choices and value not in option.choices:
-        raise InvalidValue(f"{option.key} {quoted(value)} is none of {', '.join(option.choices)}")
+        raise InvalidValue(f"{source} {quoted(value)} is none of {', '.join(option.choices)}")
     return value
 
 
@@ -121,7 +121,7 @@ def _file(path: Path) -> dict[str, str]:
         with path.open("rb") as file:
             content = tomllib.load(file)
     except OSError as error:
-        raise Failed(f"configuration {where} cannot be read: {reason(error)}") from None
+        raise InvalidValue(f"configuration {where} cannot be read: {reason(error)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidValue(f"configuration {where} is not TOML: {error}") from None
     keys = [option.key for option in OPTIONS]
@@ -142,9 +142,7 @@ def _path(key: str, text: str) -> Path:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise InvalidValue(
-            f"{key} {quoted(path)} is not valid UTF-8, which QEMU's options have to be"
-        ) from None
+        raise InvalidValue(f"{key} {quoted(path)} is not valid UTF-8; QEMU's options have to be") from None
     if "\0" in str(path):
         raise InvalidValue(f"{key} {quoted(path)} holds a NUL byte")
     return path

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import socket
 import stat
 import struct
@@ -50,8 +51,14 @@ ACCEPT_PAUSE = 1.0
 class Connection(VarlinkInterfaceServerProtocol):
     """One client."""
 
-    def __init__(self, registry: VarlinkInterfaceRegistry, ended: Callable[["Connection"], None]) -> None:
+    def __init__(
+        self,
+        registry: VarlinkInterfaceRegistry,
+        connected: socket.socket,
+        ended: Callable[["Connection"], None],
+    ) -> None:
         super().__init__(registry)
+        self._socket = connected
         self._ended = ended
         self._calls = 0
         self._unread = 0
@@ -71,12 +78,20 @@ class Connection(VarlinkInterfaceServerProtocol):
         super().connection_lost(exc)
         self._ended(self)
 
+    def left(self) -> bool:
+        """Tell whether the peer is gone: while a call is under way nothing is read that would tell."""
+        if self._socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
     def abort(self) -> None:
         """Hang up now, whatever is still to be sent."""
         if self._link is not None:
             self._link.abort()
 
-    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
+    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
         """Pass on what arrived, if it is within bounds."""
         end = data.rfind(b"\0")
         self._partial = len(data) - end - 1 if end >= 0 else self._partial + len(data)
@@ -84,7 +99,8 @@ class Connection(VarlinkInterfaceServerProtocol):
             self.abort()
             return
         try:
-            super().message_received(data, fds)
+            # No method takes a descriptor; without a holder they are closed when this returns.
+            super().message_received(data, None)
         except (ValueError, RecursionError):
             # Bad UTF-8, numbers or nesting beyond what the JSON decoder takes.
             self.abort()
@@ -258,13 +274,13 @@ class Control:
             VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
         )
         connected.setblocking(False)
-        client = Connection(registry, self._clients.discard)
+        client = Connection(registry, connected, self._clients.discard)
         self._clients.add(client)
         VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
 
     def _make_room(self) -> bool:
-        """Hang up on the client that has been idle longest; tell whether there was one."""
-        idle = [client for client in self._clients if client.idle_since is not None]
+        """Hang up on a client that has left, or has been idle longest; tell whether there was one."""
+        idle = [client for client in self._clients if client.idle_since is not None or client.left()]
         if not idle:
             return False
         longest = min(idle, key=lambda client: client.idle_since or 0.0)

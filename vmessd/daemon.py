@@ -1,6 +1,7 @@
 """The composition root: everything is put together here, runs until a signal, and is taken apart."""
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import signal
@@ -15,6 +16,8 @@ from vmessd.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
+THREADS = 64
+
 
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT; the VMs go on.
@@ -24,6 +27,8 @@ async def serve(config: Config) -> None:
     """
     asked_to_end = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # Work on files waits for disks. The default of a few threads would let slow VMs hold up the others.
+    loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(THREADS, "files"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_end.set)
     notifier = sdnotify.SystemdNotifier()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 from vmessd.errors import NoSuchVM, VmessError
+from vmessd.launch import Launched
 from vmessd.lifecycle import Event
 from vmessd.report import StartProgress, StopProgress
 
@@ -29,6 +30,7 @@ class Happening:
     request: Request | None = None
     runstate: str | None = None
     error: VmessError | None = None
+    launched: Launched | None = None
 
     def asker(self) -> Request:
         """Return who asked; an event of QEMU's own has nobody, and nobody is told."""
@@ -66,10 +68,18 @@ class Inbox:
         """Return the next message, None when there will be no more."""
         return await self._queue.get()
 
-    def happen(self, event: Event, runstate: str | None = None, error: VmessError | None = None) -> None:
+    def happen(
+        self,
+        event: Event,
+        runstate: str | None = None,
+        error: VmessError | None = None,
+        launched: Launched | None = None,
+    ) -> None:
         """Put an event that nobody asked for; dropped where the inbox is closed."""
         if not self._closed:
-            self._queue.put_nowait(Happening(event, runstate=runstate, error=error))
+            self._queue.put_nowait(Happening(event, None, runstate, error, launched))
+        elif launched is not None:
+            launched.process.close()
 
     async def ask(self, event: Event, uid: int | None) -> AsyncIterator[StartProgress | StopProgress]:
         """Put a request and yield its news until the last; raises the error it ends with."""

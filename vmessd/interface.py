@@ -91,7 +91,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         The value is written as on the command line; a path is absolute. null takes the setting away.
         Returns what there is to say about it, if anything.
         """
-        self._note("Set", vm, f" {quoted(setting)} {quoted(value)}")
+        self._note("Set", vm, f" {quoted(setting)} {'none' if value is None else quoted(value)}")
         return await self._supervisor.set(vm, setting, value)
 
     @varlinkmethod
@@ -102,7 +102,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Start(self, *, vm: str) -> AsyncIterator[StartProgress]:
-        """Start a VM: a reply with the command line, then a last one when it runs."""
+        """Start a VM: a reply with the command line, then a last one when it runs. Wants `more`."""
         self._note("Start", vm)
         machine = await self._supervisor.machine(vm)
         async for progress in machine.start(self._peer.uid):
@@ -112,7 +112,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Stop(self, *, vm: str, force: bool) -> AsyncIterator[StopProgress]:
-        """Stop a VM: a reply for each rung of the ladder, then a last one when it is off.
+        """Stop a VM: a reply for each rung of the ladder, then a last one when it is off. Wants `more`.
 
         The stop goes on if the caller leaves. `force` kills at once.
         """

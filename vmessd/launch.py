@@ -5,7 +5,6 @@ Everything here blocks, for a few milliseconds on a healthy disk; `machine` runs
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import signal
@@ -152,9 +151,13 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     A run that ended while nobody watched gets its exit record here.
 
     Raises:
+        Locked: it has a live owner that cannot be told to be its QEMU.
         VmessError: the directory cannot be read, or an exit record cannot be written.
     """
-    directory.sweep_temporaries()
+    try:
+        directory.sweep_temporaries()
+    except VmessError as error:
+        log.warning("%s: %s", directory.vm, error.message)
     record = _run_record(directory)
     found = _find(directory, record)
     if found is None:
@@ -178,38 +181,40 @@ def _run_record(directory: VMDirectory) -> RunRecord | None:
 
 
 def _find(directory: VMDirectory, record: RunRecord | None) -> tuple[Process, RunRecord] | None:
-    """Return the live process by its record, or, if the directory is locked all the same, by looking."""
+    """Return the live process by its record, or, if the directory is locked all the same, by looking.
+
+    What it was started with is read from the process: the record may be anybody's.
+    """
     if record is not None and record.since.boot == boot_id():
         process = Process.find(record.pid, record.ticks, identity(directory))
         if process is not None:
-            return process, record
+            return _described(process, record.since)
     lock = directory.lock()
     if lock is not None:
         os.close(lock)
         return None
     process = Process.search(identity(directory))
     if process is None:
-        log.warning("%s: the directory is locked by a process that is not its QEMU", directory.vm)
-        return None
+        raise Locked(f"VM {directory.vm} is held by a process that is not its QEMU, or was not at this path")
+    found = _described(process, Moment.now())
+    if found is not None:
+        try:
+            directory.write_run_record(found[1])
+        except VmessError as error:
+            # The VM is known all the same; the next daemon will have to look for it again.
+            log.warning("%s: %s", directory.vm, error.message)
+    return found
+
+
+def _described(process: Process, since: Moment) -> tuple[Process, RunRecord] | None:
+    """Return a process with what its arguments say; None where it ended just now."""
     try:
         argv = arguments(process.pid)
     except OSError:
         process.close()
-        return None  # it ended just now
-    record = RunRecord(
-        process.pid,
-        process.ticks,
-        cmdline.display_of(argv),
-        "kvm" if ("-accel", "kvm") in itertools.pairwise(argv) else "tcg",
-        argv,
-        Moment.now(),
-    )
-    try:
-        directory.write_run_record(record)
-    except VmessError as error:
-        # The VM is known all the same; the next daemon will have to look for it again.
-        log.warning("%s: %s", directory.vm, error.message)
-    return process, record
+        return None
+    display, accel = cmdline.display_of(argv), cmdline.accel_of(argv)
+    return process, RunRecord(process.pid, process.ticks, display, accel, argv, since)
 
 
 def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:

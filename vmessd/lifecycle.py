@@ -38,7 +38,7 @@ class Event(enum.Enum):
     silent = "QEMU does not answer in time"
     lost = "the monitor connection is gone"
     rung = "the next rung of the ladder is due"
-    refused = "there is no process: it could not be spawned"
+    refused = "there is no process: it could not be spawned, or its end could not be handled"
     exited = "the process has ended"
 
 
@@ -93,6 +93,7 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.halts: (_S.paused, _A.nothing),
         _E.silent: (_S.unresponsive, _A.nothing),
         _E.lost: (_S.unresponsive, _A.reconnect),
+        _E.refused: (_S.stopped, _A.bury),
         _E.exited: (_S.stopped, _A.bury),
     },
     _S.paused: {
@@ -102,6 +103,7 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.runs: (_S.running, _A.nothing),
         _E.silent: (_S.unresponsive, _A.nothing),
         _E.lost: (_S.unresponsive, _A.reconnect),
+        _E.refused: (_S.stopped, _A.bury),
         _E.exited: (_S.stopped, _A.bury),
     },
     _S.unresponsive: {
@@ -113,6 +115,7 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.runs: (_S.running, _A.nothing),
         _E.halts: (_S.paused, _A.nothing),
         _E.lost: (_S.unresponsive, _A.reconnect),
+        _E.refused: (_S.stopped, _A.bury),
         _E.exited: (_S.stopped, _A.bury),
     },
     _S.stopping: {

@@ -6,7 +6,6 @@ message in the inbox and is handled after the one before it; nothing else change
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -24,11 +23,11 @@ from vmessd.errors import (
 )
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
 from vmessd.launch import Host, Launched
-from vmessd.lifecycle import Action, Event, Reason, State, by_force, ladder, transition
+from vmessd.lifecycle import Action, Event, State, by_force, ladder, transition
 from vmessd.monitor import CommandRefused, MonitorLost
 from vmessd.records import ExitRecord, RunRecord
 from vmessd.report import Exit, StartProgress, StopProgress, VMStatus
-from vmessd.run import Run, Stop
+from vmessd.run import Run, Stop, grace_of, stopped
 from vmessd.session import Session, Timing
 from vmessd.vmdir import VMDirectory
 
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
+DEAF_RUNSTATES = ("shutdown", "guest-panicked")  # no guest is there any more to hear the power button
 
 
 class Machine:
@@ -53,6 +52,7 @@ class Machine:
         self._timing = timing
         self._inbox = Inbox(directory.vm)
         self._run: Run | None = None
+        self._search: asyncio.Task[None] | None = None
         self._starters: list[Request] = []
         self._stoppers: list[Request] = []
         self._actions: dict[Action, Callable[[Happening], Coroutine[Any, Any, None]]] = {
@@ -135,7 +135,7 @@ class Machine:
             pid=run.pid if run else None,
             uptime=run.launched.record.since.age() if run else None,
             runstate=run.runstate if run else None,
-            last_exit=_exit_report(self.last_exit) if self.last_exit else None,
+            last_exit=Exit.of(self.last_exit) if self.last_exit else None,
         )
 
     def record(self) -> RunRecord | None:
@@ -154,12 +154,16 @@ class Machine:
     async def _do(self, job: Job) -> None:
         try:
             if job.stopped and self.state is not State.stopped:
-                raise self._running_error()
+                raise AlreadyRunning(
+                    f"VM {self.vm} is running; it has to be stopped for this", hint=f"vmess {self.vm} stop"
+                )
             job.settle(await asyncio.to_thread(job.work))
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked
             job.settle(error=error)
 
     async def _react(self, message: Happening) -> None:
+        if message.launched is not None and not self._take_in(message.launched):
+            return
         if self._run is not None and message.runstate is not None:
             self._run.runstate = message.runstate
         before = self.state
@@ -170,13 +174,23 @@ class Machine:
             self._run.ran = True
         if before is not self.state:
             log.debug("%s: %s -> %s (%s)", self.vm, before.value, self.state.value, message.event.value)
-            if State.unresponsive in (before, self.state) and before is not State.stopped:
-                word = "does not answer" if self.state is State.unresponsive else "answers again"
-                log.warning("%s: QEMU %s", self.vm, word)
+        self._mind_silence(message.event)
         if action is not Action.nothing:
             await self._actions[action](message)
         if message.event not in (Event.found, Event.start):
             self.settled.set()
+
+    def _mind_silence(self, event: Event) -> None:
+        """Log once that QEMU does not answer, and that it does again."""
+        run = self._run
+        if run is None:
+            return
+        if event in (Event.silent, Event.lost) and self.state is State.unresponsive and not run.missed:
+            run.missed = True
+            log.warning("%s: QEMU does not answer", self.vm)
+        elif event in (Event.born, Event.runs, Event.halts) and run.missed:
+            run.missed = False
+            log.warning("%s: QEMU answers again", self.vm)
 
     def _give_up_on(self, message: Happening | Job) -> None:
         """Leave nobody waiting, and the VM in no state it would never leave."""
@@ -193,16 +207,25 @@ class Machine:
             launched = await asyncio.to_thread(launch.recover, self.directory, self._host)
             self.last_exit = await asyncio.to_thread(self._last_exit)
         except VmessError as error:
-            log.warning("%s: %s", self.vm, error.message)
+            log.warning("%s: %s; it is looked at again until that is over", self.vm, error.message)
+            self._search = asyncio.get_running_loop().create_task(self._search_on())
             launched = None
         if launched is None:
             self.settled.set()
             return
-        log.info("%s: found running, pid %d", self.vm, launched.process.pid)
         # One that hangs must not make everybody wait who asks how it is.
         asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
-        self._adopt(launched)
-        await self._react(Happening(Event.found))
+        await self._react(Happening(Event.found, launched=launched))
+
+    async def _search_on(self) -> None:
+        """Look for the VM's QEMU until it is known whether there is one."""
+        while self.state is State.stopped:
+            await asyncio.sleep(self._timing.probe_every)
+            with contextlib.suppress(VmessError):
+                launched = await asyncio.to_thread(launch.recover, self.directory, self._host)
+                if launched is not None:
+                    self._inbox.happen(Event.found, launched=launched)
+                return
 
     def _last_exit(self) -> ExitRecord | None:
         try:
@@ -211,7 +234,16 @@ class Machine:
             log.warning("%s: %s; it is passed over", self.vm, error.message)
             return None
 
-    def _adopt(self, launched: Launched) -> None:
+    def _take_in(self, launched: Launched) -> bool:
+        """Adopt a QEMU that was found; tell whether there was none yet."""
+        if self._run is not None:
+            launched.process.close()
+            return False
+        log.info("%s: found running, pid %d", self.vm, launched.process.pid)
+        self._adopt(launched).ran = True  # whether it did, nobody knows; it was not refused
+        return True
+
+    def _adopt(self, launched: Launched) -> Run:
         """Take a process under watch."""
         session = Session(
             connect=lambda: self.directory.connect(vmdir.QMP_SOCKET),
@@ -221,10 +253,15 @@ class Machine:
         )
         self._run = Run(launched, session)
         launched.process.watch(self._ended)
+        return self._run
 
     async def _let_go(self) -> None:
         """Leave the VM running, and whoever waits with a word."""
+        if self._search is not None:
+            self._search.cancel()
         if self._run is not None:
+            if self._run.stop is not None:
+                log.warning("%s: its stop is not carried on", self.vm)
             self._run.cancel_errands()
             await self._run.session.close()
             self._run.launched.process.close()
@@ -239,7 +276,8 @@ class Machine:
         if run is None:
             return
         if name == "SHUTDOWN":
-            run.shutdown = str(data.get("reason"))
+            # The first counts: with -no-shutdown the guest is off long before QEMU is told to quit.
+            run.shutdown = run.shutdown or str(data.get("reason"))
         elif name == "RESUME":
             self._inbox.happen(Event.runs, "running")
         elif name == "STOP":
@@ -282,10 +320,9 @@ class Machine:
         if launched is None:
             self._inbox.happen(Event.refused, error=error)
             return
-        self._adopt(launched)
-        tell(self._starters, self._running_error())
-        self._starters.clear()
-        await self._react(Happening(Event.found))
+        starters, self._starters = self._starters, []
+        await self._react(Happening(Event.found, launched=launched))
+        tell(starters, self._running_error())
 
     async def _converse(self, _message: Happening) -> None:
         if self._run is not None:
@@ -325,8 +362,14 @@ class Machine:
     # -- Actions: stop --
 
     async def _begin_ladder(self, message: Happening) -> None:
-        grace = await asyncio.to_thread(self._grace)
-        await self._begin_stop(message, Stop(ladder(grace), grace, message.asker().uid, gentle=True))
+        try:
+            grace, note = await asyncio.to_thread(grace_of, self.directory)
+        except RuntimeError as error:  # no thread is to be had; that must not keep a VM from stopping
+            grace, note = float(settings.GRACE_DEFAULT), str(error)
+        if self._run is not None and self._run.runstate in DEAF_RUNSTATES:
+            grace = 0.0
+        stop = Stop(ladder(grace), grace, message.asker().uid, gentle=True, note=note)
+        await self._begin_stop(message, stop)
 
     async def _begin_force(self, message: Happening) -> None:
         await self._begin_stop(message, Stop(by_force(), 0.0, message.asker().uid, gentle=False))
@@ -338,14 +381,6 @@ class Machine:
         if self._run is not None:
             self._run.replace_stop(stop)
             await self._climb(message)
-
-    def _grace(self) -> float:
-        try:
-            value = self.directory.read_setting(settings.BY_FILE["STOP"])
-        except VmessError as error:
-            log.warning("%s: %s; it gets %d s", self.vm, error.message, settings.GRACE_DEFAULT)
-            value = None
-        return float(settings.GRACE_DEFAULT if value is None else value)
 
     async def _climb(self, _message: Happening) -> None:
         run = self._run
@@ -366,47 +401,31 @@ class Machine:
 
     async def _bury(self, message: Happening) -> None:
         run, self._run = self._run, None
-        error = message.error
-        if run is not None:
-            run.cancel_errands()
-            await run.session.close()
-            record = self.last_exit = await asyncio.to_thread(self._record_exit, run)
-            run.launched.process.close()
-            self._host.displays.release(self.vm)
-            log.info("%s: %s", self.vm, record.text)
-            error = run.error or StartFailed(f"VM {self.vm}: {record.text}")
-        self.state = State.stopped
-        tell(self._starters, error or StartFailed(f"VM {self.vm} did not start"))
-        tell(self._stoppers, self._stopped_progress(run))
-        self._starters.clear()
-        self._stoppers.clear()
-
-    def _record_exit(self, run: Run) -> ExitRecord:
-        said = self.directory.log_tail(vmdir.QEMU_LOG, run.launched.log_start)[-LAST_LINES:]
-        record = run.exit_record(said)
+        error = message.error or StartFailed(f"VM {self.vm} did not start")
         try:
-            self.directory.write_exit_record(record)
-            self.directory.sweep()
-        except VmessError as error:
-            log.error("%s: %s", self.vm, error.message)  # noqa: TRY400 -- a full disk needs no traceback
-        return record
-
-    def _stopped_progress(self, run: Run | None) -> StopProgress:
-        if run is None or run.stop is None or self.last_exit is None:
-            text = self.last_exit.text if run is not None and self.last_exit else None
-            return StopProgress(True, run.pid if run else None, None, 0.0, 0.0, False, text)
-        forced = run.stop.gentle and self.last_exit.reason == Reason.forced.name
-        return dataclasses.replace(
-            run.stop.progress(run.pid), done=True, forced=forced, text=self.last_exit.text
-        )
+            if run is not None:
+                run.cancel_errands()
+                await run.session.close()
+                self.last_exit = await asyncio.to_thread(run.bury, self.directory)
+                log.info("%s: %s", self.vm, self.last_exit.text)
+                error = run.error or StartFailed(f"VM {self.vm}: {self.last_exit.text}")
+        finally:
+            if run is not None:
+                run.launched.process.close()
+            self._host.displays.release(self.vm)
+            self.state = State.stopped
+            tell(self._starters, error)
+            tell(self._stoppers, stopped(run, self.last_exit))
+            self._starters.clear()
+            self._stoppers.clear()
 
     # -- Actions: refusals --
 
     def _running_error(self) -> AlreadyRunning:
-        pid = self._run.pid if self._run else 0
+        pid = f", PID: {self._run.pid}" if self._run else ""
         return AlreadyRunning(
-            f"VM {self.vm} is running already, PID: {pid}",
-            hint=f"vmess {self.vm} stop",
+            f"VM {self.vm} is running already{pid}",
+            hint=f"vmess {self.vm} status",
         )
 
     async def _say_running(self, message: Happening) -> None:
@@ -421,14 +440,3 @@ class Machine:
     async def _say_stopped(self, message: Happening) -> None:
         ended = f" ({self.last_exit.text})" if self.last_exit else ""
         tell([message.asker()], NotRunning(f"VM not running: {self.vm}{ended}"))
-
-
-def _exit_report(record: ExitRecord) -> Exit:
-    return Exit(
-        reason=record.reason,
-        text=record.text,
-        age=record.when.age(),
-        status=record.status,
-        asked_by=record.asked_by,
-        log=record.log,
-    )

@@ -15,6 +15,7 @@ from typing import Any
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, Runstate
 
 LINE_LIMIT = 1024 * 1024
+RUNSTATE_LIMIT = 40
 _FAIR_SHARE = 64  # events handled before others get a turn
 
 # What it logs is the peer's misbehaviour, which the machine reports in one line of its own.
@@ -90,7 +91,7 @@ class Monitor:
         status = reply.get("status") if isinstance(reply, Mapping) else None
         if not isinstance(status, str):
             raise MonitorLost("query-status was answered without a status")
-        return status
+        return status[:RUNSTATE_LIMIT]
 
     async def transferred(self) -> dict[str, tuple[int, int]]:
         """Return bytes read and written by the guest for each drive's node, by `query-blockstats`."""

@@ -61,9 +61,10 @@ class Process:
                     setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP),
                 )
             except OSError as error:
+                missing = isinstance(error, FileNotFoundError | PermissionError)
                 raise StartFailed(
                     f"QEMU {quoted(argv[0])} cannot be executed: {reason(error)}",
-                    hint="install the package qemu-system-x86, or name another with vmessd --qemu",
+                    hint="name another with vmessd --qemu" if missing else None,
                 ) from None
         try:
             return cls(pid, _ticks(pid), os.pidfd_open(pid))
@@ -76,8 +77,8 @@ class Process:
     def find(cls, pid: int, ticks: int | None, option: tuple[str, str]) -> "Process | None":
         """Return the process with this pid if it is the QEMU that is meant, else None.
 
-        It is if it started at `ticks` (where that is known) and has `option`, a pair of adjacent
-        arguments that no other QEMU has. A stranger that got the number later has neither.
+        It is if it started at `ticks` (where that is known), runs as our user and has `option`, a pair
+        of adjacent arguments that no other QEMU has. A stranger that got the number later has neither.
 
         Raises:
             Failed: it cannot be found out; a live QEMU must not pass for a dead one.
@@ -91,7 +92,8 @@ class Process:
         try:
             # Read after the pidfd was opened: if both fit, the pidfd is that process.
             found = _ticks(pid)
-            if (ticks is None or found == ticks) and option in _pairs(arguments(pid)):
+            fits = (ticks is None or found == ticks) and _uid(pid) == os.geteuid()
+            if fits and option in _pairs(arguments(pid)):
                 pidfd, mine = -1, pidfd
                 return cls(pid, found, mine)
         except (FileNotFoundError, ProcessLookupError):
@@ -158,6 +160,12 @@ def _ticks(pid: int) -> int:
     """Return the start time of a process: field 22 of /proc/PID/stat (proc(5)), behind the name."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[19])
+
+
+def _uid(pid: int) -> int:
+    """Return the real uid of a process, by /proc/PID/status (proc(5))."""
+    with open(f"/proc/{pid}/status", "rb") as file:
+        return int(file.read().partition(b"\nUid:")[2].split()[0])
 
 
 def arguments(pid: int) -> list[str]:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
-import math
 import time
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 _T = TypeVar("_T")
+
+NUMBER_LIMIT = 2**53
+TEXT_LIMIT = 2000
 
 
 @functools.cache
@@ -76,7 +78,9 @@ def _fits(value: Any, kind: Any) -> bool:
     """Tell whether a decoded JSON value has the type a record's field is annotated with."""
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, int | float) and not -NUMBER_LIMIT < value < NUMBER_LIMIT:  # NaN is not, either
+        return False
+    if isinstance(value, str) and len(value) > TEXT_LIMIT:
         return False
     kinds = get_args(kind) or (kind,)
     return isinstance(value, kinds) and not isinstance(value, bool)

@@ -4,8 +4,10 @@ Durations are in seconds and sizes in bytes. Field names are wire names and stay
 """
 
 import dataclasses
+from typing import Self
 
 from vmessd.lifecycle import State
+from vmessd.records import ExitRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,18 @@ class Exit:
     """The uid that asked for the stop."""
     log: list[str]
     """The last lines QEMU wrote."""
+
+    @classmethod
+    def of(cls, record: ExitRecord) -> Self:
+        """Return what an exit record says, as of now."""
+        return cls(
+            reason=record.reason,
+            text=record.text,
+            age=record.when.age(),
+            status=record.status,
+            asked_by=record.asked_by,
+            log=record.log,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +93,10 @@ class VMInfo:
     accel: str | None
     serial: str
     """Path of the serial console's socket; what it prints is logged beside it."""
+    changed: bool
+    """It runs with other settings than it has now: they take effect at its next start."""
     settings: list[Value]
+    """As their files have them."""
     drives: list[Drive]
 
 
@@ -108,3 +125,5 @@ class StopProgress:
     """A graceful stop that did not do: force had to be used."""
     text: str | None
     """How it ended, in words."""
+    note: str | None
+    """What else there is to say, such as that the STOP file makes no sense."""

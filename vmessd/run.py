@@ -3,29 +3,46 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
+import logging
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+from vmessd import settings, vmdir
 from vmessd.errors import VmessError
 from vmessd.launch import Launched
-from vmessd.lifecycle import Ending, Reason, Rung, Step, classify
+from vmessd.lifecycle import RUNG_TIME, Ending, Reason, Rung, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
-from vmessd.records import ExitRecord, Moment
+from vmessd.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.report import StopProgress
 from vmessd.session import Session
+from vmessd.vmdir import VMDirectory
+
+log = logging.getLogger(__name__)
+
+LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
 
 
 class Stop:
     """A stop under way: where on the ladder it is. Measured by the event loop's monotonic clock."""
 
-    def __init__(self, steps: Iterator[Step], grace: float, uid: int | None, *, gentle: bool) -> None:
+    def __init__(
+        self,
+        steps: Iterator[Step],
+        grace: float,
+        uid: int | None,
+        *,
+        gentle: bool,
+        note: str | None = None,
+    ) -> None:
         self._steps = steps
         self._next = next(steps, None)
         self._began = asyncio.get_running_loop().time()
         self._timer: asyncio.TimerHandle | None = None
         self.grace = grace
         self.uid = uid
+        self.note = note
         self.gentle = gentle
         """It was asked for without force."""
         self.rung = self._next.rung if self._next else Rung.kill
@@ -35,7 +52,10 @@ class Stop:
         step, self._next = self._next, next(self._steps, None)
         if self._next is not None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(self._began + self._next.at, due)
+            at = self._began + self._next.at
+            if step is not None and step.rung is not Rung.powerdown:
+                at = max(at, loop.time() + RUNG_TIME)  # each rung gets its time, also if we were held up
+            self._timer = loop.call_at(at, due)
         return step
 
     def cancel(self) -> None:
@@ -53,6 +73,7 @@ class Stop:
             grace=self.grace,
             forced=False,
             text=None,
+            note=self.note,
         )
 
 
@@ -68,6 +89,8 @@ class Run:
     """Reason of the SHUTDOWN event."""
     ran: bool = False
     """The guest has run."""
+    missed: bool = False
+    """It was said that QEMU does not answer."""
     stop: Stop | None = None
     error: VmessError | None = None
     """Why a start came to nothing, where that is known better than by QEMU's last words."""
@@ -78,13 +101,23 @@ class Run:
         """The process's pid."""
         return self.launched.process.pid
 
-    def exit_record(self, said: list[str]) -> ExitRecord:
-        """Reap the process, which has ended, and return how; `said` are the last lines it wrote."""
+    def bury(self, directory: VMDirectory) -> ExitRecord:
+        """Reap the process, which has ended; note how, remove what it left, and return the record."""
+        said = directory.log_tail(vmdir.QEMU_LOG, self.launched.log_start)[-LAST_LINES:]
+        record = self._exit_record(said)
+        with _logged(directory.vm):
+            directory.write_exit_record(record)
+        with _logged(directory.vm):
+            directory.sweep()
+        return record
+
+    def _exit_record(self, said: list[str]) -> ExitRecord:
         status = self.launched.process.reap()
         ending = Ending(self.ran, self.shutdown, status, self.stop.rung if self.stop else None)
         reason, text = classify(ending)
-        if reason in (Reason.refused, Reason.failed) and said:
-            text = f"{text}: {'; '.join(_without_name(line) for line in said)}"
+        if reason in (Reason.refused, Reason.failed):
+            words = "; ".join(_reason_in(line) for line in said)
+            text = f"{text}: {words or f'exit status {status}, and not a word'}"[:TEXT_LIMIT]
         return ExitRecord(
             pid=self.pid,
             ticks=self.launched.process.ticks,
@@ -144,12 +177,49 @@ class Run:
             self.stop.cancel()
 
 
+@contextlib.contextmanager
+def _logged(vm: str) -> Iterator[None]:
+    """Log what does not work, such as writing to a full disk, and go on."""
+    try:
+        yield
+    except VmessError as error:
+        log.warning("%s: %s", vm, error.message)
+
+
+def grace_of(directory: VMDirectory) -> tuple[float, str | None]:
+    """Return a guest's grace in seconds, and what is wrong with its STOP file: no reason not to stop it."""
+    note = None
+    try:
+        value = directory.read_setting(settings.BY_FILE["STOP"])
+    except VmessError as error:
+        note = f"{error.message}; it gets {settings.GRACE_DEFAULT} s"
+        log.warning("%s: %s", directory.vm, note)
+        value = None
+    return float(settings.GRACE_DEFAULT if value is None else value), note
+
+
+def stopped(run: Run | None, exit_record: ExitRecord | None) -> StopProgress:
+    """Return the last news of a stop."""
+    text = exit_record.text if run is not None and exit_record is not None else None
+    if run is None or run.stop is None or exit_record is None:
+        return StopProgress(True, run.pid if run else None, None, 0.0, 0.0, False, text, None)
+    forced = run.stop.gentle and exit_record.reason == Reason.forced.name
+    return dataclasses.replace(run.stop.progress(run.pid), done=True, forced=forced, text=text)
+
+
 async def _unless_lost(work: Coroutine[Any, Any, None]) -> None:
     with contextlib.suppress(MonitorLost):
         await work
 
 
-def _without_name(line: str) -> str:
-    """Drop the program's name that QEMU puts before its messages."""
+def _reason_in(line: str) -> str:
+    """Return what a message of QEMU says, without its name and without the JSON it is about."""
     name, colon, rest = line.partition(": ")
-    return rest if colon and name.startswith("qemu-system-") else line
+    if not colon or not name.startswith("qemu-system-"):
+        return line
+    option, brace, json_and_rest = rest.partition(" {")
+    if brace and option.startswith("-"):
+        with contextlib.suppress(ValueError):
+            _, end = json.JSONDecoder().raw_decode("{" + json_and_rest)
+            return json_and_rest[end - 1 :].removeprefix(": ")
+    return rest

@@ -5,9 +5,12 @@ link, and cannot be made to wait by a FIFO or a device.
 """
 
 import contextlib
+import errno
 import os
+import shutil
 import socket
 import stat
+from pathlib import Path
 
 from vmessd.errors import BadFile, failing, printable, reason
 
@@ -218,8 +221,37 @@ def connect(directory: int, name: str) -> socket.socket:
     try:
         sock.setblocking(False)
         with failing(f"{place(directory, name)} cannot be reached"):
-            sock.connect(f"/proc/self/fd/{directory}/{name}")
+            found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                sock.connect(f"/proc/self/fd/{found}")  # the very socket, and not what a link leads to
+            finally:
+                os.close(found)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def link_target(directory: int, name: str) -> str | None:
+    """Return where a symbolic link leads, None where it is none."""
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError:
+        return None
+
+
+def device_size(device: int) -> int:
+    """Return the bytes of a block device; the kernel counts in 512 (sysfs, block/<dev>/size)."""
+    try:
+        text = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return int(text) * 512
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory with all it holds, following no link; raises OSError."""
+    try:
+        shutil.rmtree(path)
+    except RecursionError:
+        raise OSError(errno.ELOOP, "directories are nested too deep") from None

@@ -42,6 +42,21 @@ def size_text(count: int) -> str:
     return str(count)
 
 
+def size_shown(count: int) -> str:
+    """Return a size for people: exact where a unit fits, else with one decimal, small ones in bytes."""
+    exact = size_text(count)
+    if not exact.isdecimal():
+        return exact
+    for unit, factor in reversed(UNITS.items()):
+        if count >= factor:
+            return f"{count / factor:.1f}{unit}"
+    return f"{count} bytes"
+
+
+class _Objection(ValueError):
+    """Why a value is wrong, where that is not plain to see."""
+
+
 def _within(low: int, number: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(number)
@@ -61,9 +76,14 @@ def _accelerator(text: str) -> str:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    words = tuple(shlex.split(text))
-    if "\0" in text or any(word in ("-daemonize", "--daemonize") for word in words):
-        raise ValueError(text)
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise _Objection(str(error).lower()) from None
+    if "\0" in text:
+        raise _Objection("it holds a NUL byte")
+    if any(word in ("-daemonize", "--daemonize") for word in words):
+        raise _Objection("-daemonize would take QEMU out of vmessd's hands")
     return words
 
 
@@ -91,8 +111,9 @@ class Setting(NamedTuple):
         """
         try:
             return self.parse(text.strip())
-        except ValueError:
-            raise InvalidValue(f"{self.file} {quoted(text.strip())} is not {self.expects}") from None
+        except ValueError as error:
+            why = f" ({error})" if isinstance(error, _Objection) else ""
+            raise InvalidValue(f"{self.file} {quoted(text.strip())} is not {self.expects}{why}") from None
 
 
 def _no_option(_value: Any) -> tuple[str, ...]:
@@ -103,7 +124,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         file="SMP",
         verb="smp",
-        argument="<N>",
+        argument="<N|none>",
         expects=f"a number of processors from 1 to {SMP_MAX}",
         parse=lambda text: _integer(text, 1, SMP_MAX),
         option=lambda count: ("-smp", str(count)),
@@ -112,7 +133,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         file="RAM",
         verb="ram",
-        argument="<size>",
+        argument="<size|none>",
         expects="a size from 1M to 16T such as 512M or 2G",
         # A number alone counts MiB: QEMU's -m reads it so, and files of the original hold such.
         parse=lambda text: _within(UNITS["M"], size(text, bare=UNITS["M"]), RAM_MAX),
@@ -122,7 +143,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         file="ACCEL",
         verb="accel",
-        argument="<auto|kvm|tcg>",
+        argument="<auto|kvm|tcg|none>",
         expects="auto, kvm or tcg",
         parse=_accelerator,
         option=_no_option,  # the daemon decides what `auto` is; see cmdline.Spec.accel
@@ -142,7 +163,7 @@ SETTINGS: tuple[Setting, ...] = (
         file="EXARGS",
         verb=None,
         argument="<arguments>",
-        expects="QEMU arguments quoted as for a shell, without -daemonize",
+        expects="QEMU arguments quoted as for a shell",
         parse=_words,
         option=lambda words: words,
         help="More arguments for QEMU, split as a shell would split them.",
@@ -188,5 +209,5 @@ def disk_size(text: str) -> int:
         return _within(DISK_MIN, size(text.strip()), DISK_MAX)
     except ValueError:
         raise InvalidValue(
-            f"disk size {quoted(text.strip())} is not a size from 1M to 64T such as 8G"
+            f"disk size {quoted(text.strip())} is not a size from 1M to 64T such as 8G (without a unit: bytes)"
         ) from None

@@ -1,6 +1,7 @@
 """All VMs of one root: finding them, making and removing them, coming and going of the daemon."""
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from vmessd import cmdline, launch, names, network, vmdir
-from vmessd.errors import InvalidValue, Locked, VmessError, failing, printable, quoted
+from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
 from vmessd.launch import Host
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
@@ -66,7 +67,7 @@ class Supervisor:
     def _take_root(self) -> int:
         where = printable(str(self.root))
         with failing(f"VM root {where} cannot be used"):
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o770, parents=True, exist_ok=True)
             lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,11 +98,12 @@ class Supervisor:
         """
         vm = names.parse(name)
         directory = VMDirectory(self.root, vm)
-        machine = self._machines.get(vm)
-        there = directory.exists()
-        if machine is not None and not there and machine.state is State.stopped:
+        while True:  # as long as it waits for one to go, another may be made
+            machine = self._machines.get(vm)
+            there = directory.exists()
+            if machine is None or there or machine.state is not State.stopped:
+                break
             await self._drop(vm)
-            machine = None
         if machine is None:
             if not there:
                 with directory.opened():
@@ -116,14 +118,18 @@ class Supervisor:
         """Return all VMs in the root, and those whose directory is gone while their QEMU runs."""
         there = await asyncio.to_thread(vmdir.listing, self.root)
         running = [vm for vm, machine in self._machines.items() if machine.state is not State.stopped]
-        return [(await self.machine(vm)).status() for vm in sorted({*there, *running})]
+        statuses = []
+        for vm in sorted({*there, *running}):
+            with contextlib.suppress(NoSuchVM, BadFile):  # gone, or no VM any more, since we looked
+                statuses.append((await self.machine(vm)).status())
+        return statuses
 
     async def info(self, name: str) -> VMInfo:
         """Return all there is to say of a VM; what cannot be read is said in `problem`."""
         machine = await self.machine(name)
         directory, record = machine.directory, machine.record()
-        command, problem = (record.argv, None) if record else await self._planned(directory)
-        display = record.display if record else cmdline.display_of(command) or None
+        planned, problem = await self._planned(directory, record.display if record else None)
+        command = record.argv if record else planned
         transferred = await machine.transferred()
         return VMInfo(
             status=machine.status(),
@@ -131,18 +137,23 @@ class Supervisor:
             interfaces=network.interfaces(machine.vm),
             command=command,
             problem=problem,
-            display=display,
-            accel=record.accel if record else None,
+            display=cmdline.display_of(command) or None,
+            accel=cmdline.accel_of(command) if command else None,
             serial=str(directory.path / vmdir.SERIAL_SOCKET),
+            changed=record is not None and planned != record.argv,
             settings=await asyncio.to_thread(_settings, directory),
             drives=[_drive(disk, transferred) for disk in await asyncio.to_thread(_disks, directory)],
         )
 
-    async def _planned(self, directory: VMDirectory) -> tuple[list[str], str | None]:
+    async def _planned(
+        self, directory: VMDirectory, display_in_force: int | None
+    ) -> tuple[list[str], str | None]:
         """Return the command line a start would use, or what it would say."""
 
         def plan() -> list[str]:
-            display = self._host.displays.would_be(directory.vm, names.display(directory.vm))
+            display = display_in_force
+            if display is None:
+                display = self._host.displays.would_be(directory.vm, names.display(directory.vm))
             return cmdline.build(launch.specify(directory, self._host, display), self._host.qemu)
 
         try:
@@ -168,7 +179,7 @@ class Supervisor:
         """
         machine = await self.machine(name)
         await machine.change(machine.directory.remove, stopped=True)
-        if self._machines.get(machine.vm) is machine:
+        if self._machines.get(machine.vm) is machine and not machine.directory.exists():
             await self._drop(machine.vm)
 
     async def set(self, name: str, setting: str, value: str | None) -> str | None:
@@ -227,5 +238,4 @@ def _disks(directory: VMDirectory) -> list[Disk]:
 
 def _drive(disk: Disk, transferred: dict[str, tuple[int, int]]) -> Drive:
     read, written = transferred.get(disk.slot, (None, None))
-    target = os.readlink(disk.path) if os.path.islink(disk.path) else None
-    return Drive(disk.slot, disk.path, target, disk.size, read, written)
+    return Drive(disk.slot, disk.path, disk.target, disk.size, read, written)

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -43,6 +42,7 @@ REMOVED = ".vmess-removed-"  # a VM directory on its way out; what a crash leave
 
 VALUE_LIMIT = 16 * 1024
 RECORD_LIMIT = 1024 * 1024
+LINE_LIMIT = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Disk:
     path: str
     block_device: bool
     size: int
+    target: str | None = None
+    """Where the path leads if it is a symbolic link."""
 
 
 _T = TypeVar("_T")
@@ -107,9 +109,11 @@ class VMDirectory:
             Failed: it could not be made, or is there already.
         """
         if os.path.lexists(self.path):
+            with self.opened():
+                pass  # says what else it is, if it is no directory
             raise Failed(f"VM {self.vm} is there already: {self}", hint=f"vmess {self.vm} info")
         with failing(f"{self} cannot be made"):
-            self.path.mkdir()
+            self.path.mkdir(mode=0o770)  # others may not even open it: whoever can, can lock it
 
     def remove(self) -> None:
         """Delete the VM with all its files.
@@ -128,7 +132,7 @@ class VMDirectory:
             with failing(f"{self} cannot be removed"):
                 self.path.rename(parting)
             with failing(f"{printable(str(parting))}, all that is left of {self.vm}, cannot be removed"):
-                shutil.rmtree(parting)
+                safefile.remove_tree(parting)
         finally:
             os.close(lock)
 
@@ -197,13 +201,16 @@ class VMDirectory:
             if found is None:
                 self._create_disk(directory, name, wanted)
                 return f"{name}: created, {settings.size_text(wanted)}, sparse"
+            if stat.S_ISLNK(found.st_mode):
+                target = quoted(os.readlink(name, dir_fd=directory), 300)
+                raise BadFile(f"{name} is a link to {target}; vmess changes no size through a link")
             safefile.must_be_plain(directory, name)
             # The original wrote one byte at offset <size>, so its images are a byte longer than asked.
             if found.st_size in (wanted, wanted + 1):
                 return f"{name}: has {settings.size_text(wanted)} already, left as it is"
             if found.st_size > wanted:
                 raise InvalidValue(
-                    f"disk size {quoted(text)} is less than the {settings.size_text(found.st_size)} that "
+                    f"disk size {quoted(text)} is less than the {settings.size_shown(found.st_size)} that "
                     f"{name} has; an image is never made smaller",
                     hint=f"to start over, remove {self}/{name} first",
                 )
@@ -213,7 +220,7 @@ class VMDirectory:
                     os.ftruncate(fd, wanted)
             finally:
                 os.close(fd)
-            return f"{name}: {settings.size_text(wanted)} now, was {settings.size_text(found.st_size)}"
+            return f"{name}: {settings.size_text(wanted)} now, was {settings.size_shown(found.st_size)}"
 
     @staticmethod
     def _create_disk(directory: int, name: str, size: int) -> None:
@@ -258,6 +265,8 @@ class VMDirectory:
                     f"cdrom {quoted(path, 300)} is {safefile.kind(found.st_mode)}; "
                     f"it has to be an ISO image or a CD drive"
                 )
+            if not os.access(path, os.R_OK):
+                raise InvalidValue(f"cdrom {quoted(path, 300)} may not be read by uid {os.geteuid()}")
             safefile.link(directory, name, path)
 
     def disks(self) -> list[Disk]:
@@ -279,11 +288,13 @@ class VMDirectory:
         try:
             found = os.stat(name, dir_fd=directory)
         except OSError as error:
-            target = os.readlink(name, dir_fd=directory)
-            raise BadFile(f"{where} is a link to {quoted(target, 300)}: {reason(error)}") from None
+            target = quoted(safefile.link_target(directory, name), 300)
+            raise BadFile(f"{where} is a link to {target}: {reason(error)}") from None
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
             raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it has to be an image or a block device")
-        return Disk(slot, str(self.path / name), stat.S_ISBLK(found.st_mode), found.st_size)
+        block_device = stat.S_ISBLK(found.st_mode)
+        size = safefile.device_size(found.st_rdev) if block_device else found.st_size
+        return Disk(slot, str(self.path / name), block_device, size, safefile.link_target(directory, name))
 
     # -- The process's files --
 
@@ -318,7 +329,7 @@ class VMDirectory:
 
     def open_log(self, name: str) -> int:
         """Open a log for appending and return the descriptor; a log may be truncated at any time."""
-        with self.opened() as directory:
+        with self.opened() as directory, failing(f"{self}/{name} cannot be opened"):
             return safefile.open_plain(directory, name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def log_tail(self, name: str, start: int, limit: int = 16 * 1024) -> list[str]:
@@ -328,11 +339,12 @@ class VMDirectory:
                 fd = safefile.open_plain(directory, name, os.O_RDONLY)
         except (OSError, VmessError):
             return []
-        with open(fd, "rb") as file:
+        with contextlib.suppress(OSError), open(fd, "rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, start if start <= end else 0, end - limit))
             text = file.read(limit).decode(errors="backslashreplace")
-        return [printable(line) for line in text.split("\n") if line.strip()]
+            return [printable(line[:LINE_LIMIT]) for line in text.split("\n") if line.strip()]
+        return []
 
     def sweep(self) -> None:
         """Remove what a dead QEMU leaves: its sockets and its pid file.
@@ -349,7 +361,9 @@ class VMDirectory:
     def sweep_temporaries(self) -> None:
         """Remove half-written files that a crash left; only those that are ours by name and kind."""
         with self.opened() as directory:
-            for name in os.listdir(directory):
+            with failing(f"{self} cannot be read"):
+                entries = os.listdir(directory)
+            for name in entries:
                 found = safefile.status(directory, name) if name.startswith(safefile.TEMPORARY) else None
                 if found and (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
                     safefile.remove(directory, name)
@@ -411,4 +425,5 @@ def sweep_removed(root: Path) -> None:
     with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
         leftovers = [entry.path for entry in entries if entry.name.startswith(REMOVED)]
     for path in leftovers:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            safefile.remove_tree(Path(path))
