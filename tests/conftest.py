@@ -24,6 +24,13 @@ TESTS = Path(__file__).parent
 FAKE = TESTS / "fakeqemu.py"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts a daemon, so that `-m 'not qemu'` is the quick part."""
+    for item in items:
+        if {"daemon", "fake_daemon", "lab"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("qemu")
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 10.0, what: str = "it") -> Any:
     """Return the first true value of a condition that no descriptor tells about."""
     deadline = time.monotonic() + seconds
