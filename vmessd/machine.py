@@ -6,6 +6,7 @@ message in the inbox and is handled after the one before it; nothing else change
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -218,11 +219,12 @@ class Machine:
         await self._react(Happening(Event.found, launched=launched))
 
     async def _search_on(self) -> None:
-        """Look for the VM's QEMU until it is known whether there is one."""
+        """Look for the VM's QEMU until it is known whether there is one; in turn with all else."""
+        look = functools.partial(launch.recover, self.directory, self._host)
         while self.state is State.stopped:
             await asyncio.sleep(self._timing.probe_every)
             with contextlib.suppress(VmessError):
-                launched = await asyncio.to_thread(launch.recover, self.directory, self._host)
+                launched = await self._inbox.change(look, stopped=True)
                 if launched is not None:
                     self._inbox.happen(Event.found, launched=launched)
                 return
