@@ -21,6 +21,7 @@ from vmessd.vmdir import VMDirectory
 
 log = logging.getLogger(__name__)
 
+STANDING_STILL = ("paused", "io-error", "watchdog")  # runstates that `cont` ends
 LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
 
 
@@ -151,7 +152,7 @@ class Run:
 
     async def _press(self) -> None:
         """Press the power button of a guest that can notice: a paused one is let run first."""
-        if self.runstate == "paused":
+        if self.runstate in STANDING_STILL:
             await self._execute("cont")
         await self._execute("system_powerdown")
 
