@@ -20,6 +20,8 @@ from vmessd.vmdir import VMDirectory
 
 log = logging.getLogger(__name__)
 
+LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
+
 
 @dataclasses.dataclass
 class Host:
@@ -229,7 +231,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
             text=Reason.unseen.value,
             status=None,
             asked_by=None,
-            log=directory.log_tail(vmdir.QEMU_LOG, 0)[-5:],
+            log=directory.log_tail(vmdir.QEMU_LOG, 0)[-LAST_LINES:],
             when=Moment.now(),
         )
     directory.write_exit_record(last)

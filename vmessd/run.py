@@ -11,7 +11,7 @@ from typing import Any
 
 from vmessd import settings, vmdir
 from vmessd.errors import VmessError
-from vmessd.launch import Launched
+from vmessd.launch import LAST_LINES, Launched
 from vmessd.lifecycle import RUNG_TIME, Ending, Reason, Rung, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
 from vmessd.records import TEXT_LIMIT, ExitRecord, Moment
@@ -22,7 +22,6 @@ from vmessd.vmdir import VMDirectory
 log = logging.getLogger(__name__)
 
 STANDING_STILL = ("paused", "io-error", "watchdog")  # runstates that `cont` ends
-LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
 
 
 class Stop:
