@@ -8,6 +8,7 @@ close-on-exec (PEP 446), so nothing else is inherited.
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -151,7 +152,9 @@ def _duplicate(stack: contextlib.ExitStack, fd: int) -> int:
     try:
         duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_CHILD_FDS)
     except OSError as error:
-        raise Failed(f"QEMU cannot be started: {reason(error)}") from None
+        # EINVAL: no number from there on is within RLIMIT_NOFILE (fcntl(2)).
+        words = os.strerror(errno.EMFILE).lower() if error.errno == errno.EINVAL else reason(error)
+        raise Failed(f"QEMU cannot be started: {words}") from None
     stack.callback(os.close, duplicate)
     return duplicate
 
