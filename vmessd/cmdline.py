@@ -36,6 +36,19 @@ IDE = {"hda": ("ide.0", 0), "hdb": ("ide.0", 1), "hdc": ("ide.1", 0), "hdd": ("i
 
 
 @dataclasses.dataclass(frozen=True)
+class Card:
+    """A network card of the guest and what is behind it."""
+
+    index: int
+    """Counted from 0."""
+    mac: str
+    tap: str | None
+    """The TAP behind it; None for QEMU's user-mode network."""
+    forwards: Sequence[tuple[int, int]] = ()
+    """Of a user-mode network: TCP ports of the host's 127.0.0.1 and the guest's ports they lead to."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """What a VM should be: everything that shapes its QEMU."""
 
@@ -49,6 +62,7 @@ class Spec:
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings by file name, as VMDirectory.read_settings returns them."""
     disks: Sequence[Disk] = ()
+    cards: Sequence[Card] = ()
 
 
 def build(spec: Spec, qemu: str) -> list[str]:
@@ -70,6 +84,8 @@ def build(spec: Spec, qemu: str) -> list[str]:
     argv += _serial()
     for disk in spec.disks:
         argv += _drive(disk, _slot(disk, spec.disks))
+    for card in spec.cards:
+        argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, spec.values))]
     for setting in SETTINGS:
         if setting.file in spec.values:
             argv += setting.option(spec.values[setting.file])
@@ -113,6 +129,85 @@ def _drive(disk: Disk, slot: str) -> list[str]:
         *("-blockdev", json.dumps(node, separators=(",", ":"), ensure_ascii=False)),
         *("-device", f"{model},id={disk.slot}-drive,drive={disk.slot},bus={bus},unit={unit}"),
     ]
+
+
+def netdev_id(index: int) -> str:
+    """Return the id of what is behind the Nth network card."""
+    return f"net{index}"
+
+
+def card_id(index: int) -> str:
+    """Return the id of the Nth network card."""
+    return f"nic{index}"
+
+
+def card_index(identifier: str) -> int | None:
+    """Return which network card has this id; None for what is none."""
+    number = identifier.removeprefix("nic")
+    return int(number) if number != identifier and number.isdecimal() and len(number) <= 3 else None
+
+
+def netdev(card: Card) -> dict[str, Any]:
+    """Return what is behind a card, as arguments of QMP's `netdev_add` (qapi/net.json)."""
+    if card.tap is not None:
+        return {
+            "type": "tap",
+            "id": netdev_id(card.index),
+            "ifname": card.tap,
+            "script": "no",
+            "downscript": "no",
+        }
+    arguments: dict[str, Any] = {"type": "user", "id": netdev_id(card.index)}
+    if card.forwards:
+        arguments["hostfwd"] = [{"str": forward(host, guest)} for host, guest in card.forwards]
+    return arguments
+
+
+def forward(host: int, guest: int) -> str:
+    """Return QEMU's words for a forwarded port; only the host itself can reach it."""
+    return f"tcp:127.0.0.1:{host}-:{guest}"
+
+
+def device(card: Card, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a card as arguments of QMP's `device_add`; `values` are settings by file name."""
+    arguments = {
+        "driver": values.get("NIC_MODEL", "e1000"),
+        "netdev": netdev_id(card.index),
+        "mac": card.mac,
+        "id": card_id(card.index),
+    }
+    more = values.get("NIC_EXARGS", "")
+    return arguments | dict(pair.split("=", 1) for pair in more.split(",") if pair)
+
+
+def _options(arguments: Mapping[str, Any]) -> str:
+    """Return QMP arguments as the option of a command line; the first one stands without its name."""
+    (_, first), *rest = arguments.items()
+    words = [str(first)]
+    for key, value in rest:
+        words += [f"{key}={item['str']}" for item in value] if isinstance(value, list) else [f"{key}={value}"]
+    return ",".join(words)
+
+
+def same_but_for_wires(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Tell whether two command lines differ at most in network cards, which come and go while a VM runs."""
+    (rest, cards), (other_rest, other_cards) = _split_cards(one), _split_cards(other)
+    common = cards.keys() & other_cards.keys()
+    return rest == other_rest and all(cards[card] == other_cards[card] for card in common)
+
+
+def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return a command line without its network cards, and those by the id of what is behind them."""
+    rest, cards = [], {}
+    words = iter(argv)
+    for word in words:
+        value = next(words, "") if word in ("-netdev", "-device") else ""
+        behind = next((part for part in value.split(",") if part.startswith("netdev=net")), None)
+        if word == "-device" and behind:
+            cards[behind] = value
+        elif word != "-netdev":
+            rest += [word, value] if word == "-device" else [word]
+    return rest, cards
 
 
 def accel_of(argv: Sequence[str]) -> str:

@@ -25,6 +25,8 @@ class Option(NamedTuple):
     help: str
     environment: str | None = None
     choices: tuple[str, ...] | None = None
+    many: bool = False
+    """Several values: a list in the file, with commas between them on the command line."""
 
 
 OPTIONS = (
@@ -43,6 +45,19 @@ OPTIONS = (
         "else TCG (default: auto)",
         choices=ACCELERATORS,
     ),
+    Option(
+        "allow-links",
+        "PATTERN,...",
+        "links that are not vmess's own and may be enslaved, changed and deleted all the same: names or "
+        "patterns such as eth1 or lab*, !eth0 to deny one (default: none)",
+        many=True,
+    ),
+    Option(
+        "allow-bridges",
+        "PATTERN,...",
+        "bridges that are not vmess's own and VMs may be connected to (default: *, all)",
+        many=True,
+    ),
 )
 
 
@@ -53,6 +68,8 @@ class Config(NamedTuple):
     socket: Path
     qemu: str
     accel: str
+    allow_links: tuple[str, ...]
+    allow_bridges: tuple[str, ...]
     check: bool
 
 
@@ -95,6 +112,8 @@ def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
         socket=_path("socket", chosen["socket"]) if chosen["socket"] else default_socket(environment),
         qemu=chosen["qemu"] or QEMU,
         accel=chosen["accel"] or "auto",
+        allow_links=_patterns(chosen["allow-links"] or ""),
+        allow_bridges=_patterns(chosen["allow-bridges"] or "*"),
         check=given["check"],
     )
 
@@ -103,7 +122,7 @@ def _choose(
     option: Option, given: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, str]
 ) -> str | None:
     sources: list[tuple[str, str | None]] = [
-        (f"--{option.key}", given[option.key]),
+        (f"--{option.key}", given[option.key.replace("-", "_")]),
         (option.environment or "", environment.get(option.environment or "") or None),
         (f"configuration {printable(str(given['config']))}: {option.key}", file.get(option.key)),
     ]
@@ -124,13 +143,28 @@ def _file(path: Path) -> dict[str, str]:
         raise InvalidValue(f"configuration {where} cannot be read: {reason(error)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidValue(f"configuration {where} is not TOML: {error}") from None
-    keys = [option.key for option in OPTIONS]
-    for key, value in content.items():
-        if key not in keys:
-            raise InvalidValue(f"configuration {where}: {quoted(key)} is none of {', '.join(keys)}")
-        if not isinstance(value, str):
-            raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be a text in quotes")
-    return content
+    return {key: _text(where, key, value) for key, value in content.items()}
+
+
+def _text(where: str, key: str, value: object) -> str:
+    """Return a value of the file as it would stand on the command line."""
+    option = next((option for option in OPTIONS if option.key == key), None)
+    if option is None:
+        known = ", ".join(option.key for option in OPTIONS)
+        raise InvalidValue(f"configuration {where}: {quoted(key)} is none of {known}")
+    if option.many:
+        if not isinstance(value, list) or not all(isinstance(item, str) and "," not in item for item in value):
+            raise InvalidValue(
+                f"configuration {where}: {key} {quoted(value)} has to be a list of texts in quotes, without commas"
+            )
+        return ",".join(value)
+    if not isinstance(value, str):
+        raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be a text in quotes")
+    return value
+
+
+def _patterns(text: str) -> tuple[str, ...]:
+    return tuple(pattern.strip() for pattern in text.split(",") if pattern.strip())
 
 
 def _path(key: str, text: str) -> Path:
@@ -185,6 +219,8 @@ def check(config: Config) -> list[str]:
         f"socket = {printable(str(config.socket))}",
         f"qemu = {printable(qemu)}",
         f"accel = {config.accel}",
+        f"allow-links = {printable(', '.join(config.allow_links)) or 'none'}",
+        f"allow-bridges = {printable(', '.join(config.allow_bridges))}",
     ]
 
 

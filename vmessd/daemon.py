@@ -9,9 +9,11 @@ import signal
 import sdnotify
 
 from vmessd import __version__, process
+from vmessd.access import Access
 from vmessd.config import Config, find_qemu
 from vmessd.control import Control
 from vmessd.launch import Host
+from vmessd.network import Network
 from vmessd.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,8 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_end.set)
     notifier = sdnotify.SystemdNotifier()
-    host = Host(find_qemu(config.qemu), config.accel)
+    access = Access(os.geteuid(), config.allow_links, config.allow_bridges)
+    host = Host(find_qemu(config.qemu), config.accel, network=Network(access))
     async with Supervisor(config.vmdir, host) as supervisor, Control(config.socket, supervisor):
         log.info("vmessd %s serves %s on %s", __version__, config.vmdir, config.socket)
         notifier.notify("READY=1")

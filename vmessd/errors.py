@@ -14,6 +14,7 @@ last part of the wire name, its `status` the exit status of `vmessctl`:
         * :exc:`AlreadyRunning` -- the VM runs, so this must wait until it is stopped
         * :exc:`BadFile` -- a file in a VM directory is not what it has to be
         * :exc:`StartFailed` -- QEMU did not come up; the message carries its own words
+        * :exc:`NotPermitted` -- the daemon lacks a capability for it, or it is not vmess's to touch
 
 A message is one line that names the thing, the value and what would be right; a hint, where there
 is one, says what to type next. Neither ever holds a raw control character: see :func:`quoted`.
@@ -119,6 +120,10 @@ class StartFailed(Failed):
     """QEMU did not come up; the message carries its own words."""
 
 
+class NotPermitted(Failed):
+    """The daemon lacks a capability for it, or the link is not vmess's and nobody allowed it."""
+
+
 @contextlib.contextmanager
 def failing(what: str) -> Iterator[None]:
     """Turn an OSError inside into a Failed of one line that begins with `what`."""
@@ -139,6 +144,7 @@ ERRORS: tuple[type[VmessError], ...] = (
     AlreadyRunning,
     BadFile,
     StartFailed,
+    NotPermitted,
 )
 
 BY_WIRE_NAME = {error.wire_name(): error for error in ERRORS}

@@ -3,14 +3,18 @@
 One object for each connection, so that every call knows who makes it.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, TypedDict
 
 from asyncvarlink import LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
+from vmessd.addresses import VMAddress
 from vmessd.errors import ERRORS, INTERFACE, VmessError, quoted
-from vmessd.report import StartProgress, StopProgress, VMInfo, VMStatus
+from vmessd.network import Step
+from vmessd.report import StartProgress, StopProgress, VMInfo, VMNic, VMStatus
+from vmessd.segments import Segment
 from vmessd.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -122,3 +126,84 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
             if progress.done:
                 raise LastResult(progress)
             yield progress
+
+    # -- Wires --
+
+    @varlinkmethod(return_parameter="nics")
+    async def Nics(self, *, vm: str) -> list[VMNic]:
+        """Return a VM's interfaces and what they are plugged into."""
+        return await self._supervisor.nics(vm)
+
+    @varlinkmethod(return_parameter="steps")
+    async def SetNics(self, *, vm: str, count: int, wires: list[str]) -> list[Step]:
+        """Have a VM have `count` interfaces and no others; returns what was done, in order.
+
+        Each wire is a bridge, made if need be, or `-` for none, or `user` (`user:2222:22,8080:80`) for
+        QEMU's user-mode network; those without a word are in no bridge. On a running VM cards come and
+        go; a step `pending` tells of one that the guest has not let go of.
+        """
+        self._note("SetNics", vm, f" {count} {quoted(' '.join(wires), 300)}")
+        return await (await self._supervisor.wires(vm)).set(count, wires)
+
+    @varlinkmethod(return_parameter="steps")
+    async def Connect(self, *, vm: str, interface: int, wire: str) -> list[Step]:
+        """Plug one interface, counted from 0, into another bridge; `-` is none."""
+        self._note("Connect", vm, f" {interface} {quoted(wire)}")
+        return await (await self._supervisor.wires(vm)).connect(interface, wire)
+
+    @varlinkmethod
+    async def Cable(self, *, vm: str, interface: int, on: bool) -> None:
+        """Plug or pull the cable of a running VM's interface, as its guest sees it."""
+        self._note("Cable", vm, f" {interface} {'on' if on else 'off'}")
+        await (await self._supervisor.wires(vm)).cable(interface, on=on)
+
+    @varlinkmethod
+    async def Forward(self, *, vm: str, interface: int, host: int, guest: int | None) -> None:
+        """Forward a TCP port of the host's 127.0.0.1 into a user-mode network; null ends it."""
+        self._note("Forward", vm, f" {interface} {host}:{guest}")
+        await (await self._supervisor.wires(vm)).forward(interface, host, guest)
+
+    @varlinkmethod(return_parameter="addresses")
+    async def Addresses(self, *, vm: str) -> list[VMAddress]:
+        """Return a VM's addresses, and how each is known."""
+        return await self._supervisor.addresses(vm)
+
+    @varlinkmethod(return_parameter="segments")
+    async def NetShow(self) -> list[Segment]:
+        """Return the host's bridges with their ports, but for those that are ignored."""
+        return await asyncio.to_thread(self._supervisor.segments.show)
+
+    @varlinkmethod(return_parameter="steps")
+    async def NetVlan(self, *, bridge: str, interfaces: list[str]) -> list[Step]:
+        """Put interfaces into a bridge, all of them made if need be; returns what was done, in order."""
+        self._note("NetVlan", bridge, f" {quoted(' '.join(interfaces), 300)}")
+        return await self._supervisor.vlan(bridge, interfaces)
+
+    @varlinkmethod(return_parameter="steps")
+    async def NetAdd(self, *, interface: str) -> list[Step]:
+        """Make a link and set it up, in no bridge; it is no longer ignored."""
+        self._note("NetAdd", interface)
+        return await asyncio.to_thread(self._supervisor.segments.add, interface)
+
+    @varlinkmethod(return_parameter="steps")
+    async def NetDelete(self, *, interface: str) -> list[Step]:
+        """Delete a link of vmess's own that nobody uses."""
+        self._note("NetDelete", interface)
+        return await asyncio.to_thread(self._supervisor.segments.delete, interface)
+
+    @varlinkmethod
+    async def NetIgnore(self, *, name: str) -> None:
+        """Have NetShow leave a link out."""
+        self._note("NetIgnore", name)
+        await asyncio.to_thread(self._supervisor.segments.ignore, name)
+
+    @varlinkmethod(return_parameter="names")
+    async def NetIgnored(self) -> list[str]:
+        """Return the links that NetShow leaves out."""
+        return await asyncio.to_thread(self._supervisor.segments.ignored)
+
+    @varlinkmethod(return_parameter="steps")
+    async def NetPrune(self) -> list[Step]:
+        """Delete the bridges vmess made that have neither a port nor an address."""
+        self._note("NetPrune", "")
+        return await asyncio.to_thread(self._supervisor.segments.prune)

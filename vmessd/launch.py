@@ -9,13 +9,16 @@ import logging
 import os
 import signal
 
-from vmessd import cmdline, names, shell, vmdir
-from vmessd.cmdline import ChildFd, Spec
+from vmessd import cmdline, names, shell, tap, vmdir
+from vmessd.access import Access
+from vmessd.cmdline import Card, ChildFd, Spec
 from vmessd.display import Displays
 from vmessd.errors import BadFile, Locked, VmessError, failing
 from vmessd.lifecycle import Reason
+from vmessd.network import Network, Nic
 from vmessd.process import Process, arguments
 from vmessd.records import ExitRecord, Moment, RunRecord, boot_id
+from vmessd.settings import BY_FILE
 from vmessd.vmdir import VMDirectory
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ class Host:
     accel: str = "auto"
     """auto, kvm or tcg: what a VM without an ACCEL file gets."""
     displays: Displays = dataclasses.field(default_factory=Displays)
+    network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
     _kvm_missed: bool = False
 
     def accelerator(self, wanted: str | None) -> str:
@@ -71,6 +75,12 @@ def identity(directory: VMDirectory) -> tuple[str, str]:
     return ("-pidfile", f"{directory.path}/{vmdir.PID_FILE}")
 
 
+def card(vm: str, nic: Nic) -> Card:
+    """Return the network card of an interface."""
+    wire = nic.wire
+    return Card(nic.index, names.mac(vm, nic.index), None if wire.user else nic.tap, wire.forwards)
+
+
 def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
     """Read what the VM should be.
 
@@ -79,6 +89,7 @@ def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
         BadFile: a setting or a drive is not what it has to be; names the file and the value.
     """
     values = directory.read_settings()
+    nics = host.network.nics(directory.vm, values.get("NICS"))
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),
@@ -86,7 +97,23 @@ def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
         display=display,
         values=values,
         disks=directory.disks(),
+        cards=[card(directory.vm, nic) for nic in nics if not nic.leaving],
     )
+
+
+def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> None:
+    """See to it that the VM's TAPs are there: those the kernel has stay where they are.
+
+    Raises:
+        NotPermitted, Failed: one is missing, and cannot be made.
+    """
+    host.network.sweep(directory.vm)
+    nics = host.network.nics(directory.vm, directory.read_setting(BY_FILE["NICS"]))
+    wires = {nic.index: nic.wire for nic in nics if not nic.wire.user}
+    if wires:
+        tap.check_device()
+    missing = {nic.index: nic.wire for nic in nics if nic.link is None or not nic.link.up}
+    undo.callback(host.network.wire(directory.vm, missing).undo)
 
 
 def launch(directory: VMDirectory, host: Host) -> Launched:
@@ -106,6 +133,8 @@ def launch(directory: VMDirectory, host: Host) -> Launched:
             )
         ours.callback(os.close, lock)
         directory.sweep()
+        _wire(directory, host, undo)
+        spec = specify(directory, host, display=0)  # what was to go is gone now
         undo.callback(host.displays.release, directory.vm)
         display = host.displays.claim(directory.vm, names.display(directory.vm))
         argv = cmdline.build(dataclasses.replace(spec, display=display), host.qemu)
@@ -142,6 +171,14 @@ def _end(process: Process) -> None:
     process.close()
 
 
+def sweep_links(directory: VMDirectory, network: Network) -> None:
+    """Delete TAPs that were to go as soon as the VM's QEMU had; what does not work is logged."""
+    try:
+        network.sweep(directory.vm)
+    except VmessError as error:
+        log.warning("%s: %s", directory.vm, error.message)
+
+
 def _sweep_quietly(directory: VMDirectory) -> None:
     with contextlib.suppress(BadFile):
         directory.sweep()
@@ -165,6 +202,7 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     if found is None:
         if record is not None:
             _record_unseen(directory, record)
+            sweep_links(directory, host.network)
         return None
     process, record = found
     host.displays.hold(directory.vm, record.display)

@@ -49,6 +49,8 @@ class Machine:
         self.last_exit: ExitRecord | None = None
         self.settled = asyncio.Event()
         """Set once it is known whether an earlier daemon's QEMU lives, and it had a chance to answer."""
+        self.device_gone: Callable[[str], None] = lambda _identifier: None
+        """Called with the id of a device that the guest has let go of."""
         self._host = host
         self._timing = timing
         self._inbox = Inbox(directory.vm)
@@ -142,6 +144,22 @@ class Machine:
     def record(self) -> RunRecord | None:
         """Return the record of the QEMU there is."""
         return self._run.launched.record if self._run else None
+
+    async def execute(self, command: str, arguments: dict[str, object], patience: float = 5.0) -> Any:
+        """Run a QMP command and return what it returns.
+
+        Raises:
+            NotRunning: there is no QEMU that could be asked.
+            CommandRefused: QEMU's own words.
+            TimedOut: it does not answer.
+        """
+        run = self._run
+        if run is None:
+            raise NotRunning(f"VM not running: {self.vm}")
+        try:
+            return await asyncio.wait_for(run.session.execute(command, arguments), patience)
+        except (MonitorLost, TimeoutError):
+            raise TimedOut(f"QEMU of {self.vm}, PID {run.pid}, does not answer") from None
 
     async def transferred(self, patience: float = 1.0) -> dict[str, tuple[int, int]]:
         """Return bytes read and written for each drive; nothing where QEMU does not answer in time."""
@@ -285,6 +303,8 @@ class Machine:
         elif name == "STOP":
             self._inbox.happen(Event.halts, "paused")
             run.session.probe()  # which kind of standing still it is
+        elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str):
+            self.device_gone(data["device"])
 
     def _ended(self) -> None:
         """The pidfd says the process has ended; its last messages may still be on the way."""
@@ -409,6 +429,7 @@ class Machine:
                 run.cancel_errands()
                 await run.session.close()
                 self.last_exit = await asyncio.to_thread(run.bury, self.directory)
+                await asyncio.to_thread(launch.sweep_links, self.directory, self._host.network)
                 log.info("%s: %s", self.vm, self.last_exit.text)
                 error = run.error or StartFailed(f"VM {self.vm}: {self.last_exit.text}")
         finally:

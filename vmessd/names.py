@@ -78,6 +78,14 @@ def tap(vm: str, interface: int) -> str:
     return f"{vm}e{interface}"
 
 
+def tap_parts(text: str) -> tuple[str, int] | None:
+    """Return the VM and the interface a TAP's name tells of; None for a name that is no TAP's."""
+    vm, found, interface = text.rpartition("e")
+    if not found or not is_full(vm) or not interface or not _DIGITS.issuperset(interface):
+        return None
+    return (vm, int(interface)) if interface == str(int(interface)) else None
+
+
 def display(vm: str) -> int:
     """Return the VNC display the VM has where nobody else took it: 2811 for newvm0.
 

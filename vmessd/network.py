@@ -1,17 +1,304 @@
-"""The host's links, as far as a VM's name tells which are its own."""
+"""The host's side of VMs' wires: TAPs and bridges, all of a change or none of it.
 
+The kernel is the truth while links exist; a NICS file says what is made anew where they do not. All of
+this blocks; callers are in a thread, and one piece of work follows the other.
+"""
+
+import contextlib
+import errno
+import hashlib
 import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from vmessd import names
+from vmessd import names, netlink, tap
+from vmessd.access import LEAVING, MARK, Access, describe
+from vmessd.errors import AlreadyRunning, Failed, NotPermitted
+from vmessd.netlink import Link, Netlink
+from vmessd.wiring import INTERFACES_MAX, Wire
+
+Reversal = Callable[[Netlink], None]
 
 
-def interfaces(vm: str) -> int:
-    """Return how many TAPs carry the VM's name: e0, e1 and so on without a gap, as the original counted."""
+@dataclass(frozen=True)
+class Step:
+    """One thing that was done, as the client tells it."""
+
+    step: str
+    """persistent, nonpersistent, making, exists, preparing, pending; or a word of the net verbs."""
+    link: str
+    uid: int | None = None
+    """Of the TAP's owner, where that is what the step is about."""
+
+
+@dataclass(frozen=True)
+class Nic:
+    """One interface of a VM: what its file says, and what the kernel has."""
+
+    index: int
+    tap: str
+    """Name of the TAP, whether there is one or not."""
+    noted: Wire | None
+    """As in NICS."""
+    link: Link | None
+    """The TAP."""
+    bridge: str | None
+    """What the TAP is a port of."""
+
+    @property
+    def wire(self) -> Wire:
+        """What it is plugged into: by the kernel if there is a TAP, else as noted."""
+        return Wire(bridge=self.bridge) if self.link else self.noted or Wire()
+
+    @property
+    def leaving(self) -> bool:
+        """The guest was asked to let go of it and has not yet."""
+        return self.link is not None and self.link.alias == LEAVING
+
+    def difference(self) -> str | None:
+        """Return in what the kernel differs from the file; None if in nothing, or if there is no file."""
+        if self.noted is None or (self.link is None and self.noted.user):
+            return None
+        if self.link is None:
+            return f"{self.tap} is not there; a start makes it, plugged into {self.noted}"
+        if self.wire != self.noted:
+            return f"{self.tap} is plugged into {self.wire}, but NICS says {self.noted}"
+        return None
+
+
+@dataclass
+class Change:
+    """What was done to the host's links, and how to take it back."""
+
+    network: "Network"
+    steps: list[Step] = field(default_factory=list)
+    reversals: list[Reversal] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Take everything back, the last thing first; what has vanished meanwhile is no matter."""
+        with self.network.kernel() as kernel:
+            while self.reversals:
+                with contextlib.suppress(OSError):
+                    self.reversals.pop()(kernel)
+
+
+class Network:
+    """The links of the host, as far as VMs are concerned."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def kernel(self) -> Iterator[Netlink]:
+        """Have the kernel's links to oneself for the length of a `with`.
+
+        Raises:
+            NotPermitted: CAP_NET_ADMIN is missing.
+            Failed: the kernel refused something; carries its words.
+        """
+        with self._lock, explained(), Netlink() as kernel:
+            yield kernel
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[tuple[Netlink, Change]]:
+        """Change links: if what is inside fails, all of it is taken back."""
+        change = Change(self)
+        try:
+            with self.kernel() as kernel:
+                yield kernel, change
+        except BaseException:
+            change.undo()
+            raise
+
+    # -- What there is --
+
+    def nics(self, vm: str, noted: Sequence[Wire] | None) -> list[Nic]:
+        """Return a VM's interfaces: those noted, and behind them TAPs by their names without a gap.
+
+        One that is being unplugged is told apart by :attr:`Nic.leaving`.
+        """
+        with self.kernel() as kernel:
+            return self._nics(kernel, vm, noted or ())
+
+    def _nics(self, kernel: Netlink, vm: str, noted: Sequence[Wire]) -> list[Nic]:
+        bridges: dict[int, str | None] = {0: None}
+        nics: list[Nic] = []
+        while len(nics) < INTERFACES_MAX:
+            index = len(nics)
+            link = kernel.link(names.tap(vm, index))
+            if link is not None and not (link.tap and self.access.is_own(link)):
+                link = None  # somebody else's; whoever needs the name is told
+            if link is None and index >= len(noted):
+                break
+            if link is not None and link.master not in bridges:
+                master = kernel.link_at(link.master)
+                bridges[link.master] = master.name if master else None
+            nics.append(
+                Nic(
+                    index=index,
+                    tap=names.tap(vm, index),
+                    noted=noted[index] if index < len(noted) else None,
+                    link=link,
+                    bridge=bridges[link.master] if link else None,
+                )
+            )
+        return nics
+
+    # -- What is changed --
+
+    def wire(self, vm: str, wires: Mapping[int, Wire]) -> Change:
+        """Give interfaces their TAPs and plug them in, making what is missing; user networks need none.
+
+        Raises:
+            NotPermitted: CAP_NET_ADMIN is missing, a TAP is another user's, a bridge is not allowed.
+            Failed: a name is taken by something else, or the kernel refused. Nothing was changed then.
+        """
+        with self.change() as (kernel, change):
+            for index, wire in sorted(wires.items()):
+                if not wire.user:
+                    link = self.make_tap(kernel, change, names.tap(vm, index))
+                    self._plug(kernel, change, link, wire.bridge)
+        return change
+
+    def make_tap(self, kernel: Netlink, change: Change, name: str) -> Link:
+        """Return the TAP of this name, made if need be; raises as :meth:`wire`."""
+        link = kernel.link(name)
+        if link is None:
+            tap.create(name, self.access.owner)
+            link = kernel.link(name)
+            if link is None:
+                raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
+            change.reversals.append(undoing(link))
+        else:
+            self._check_tap(link, name)
+            if link.owner is None:
+                tap.claim(name, self.access.owner)
+        change.steps.append(Step("persistent", name, self.access.owner))
+        return link
+
+    def _check_tap(self, link: Link, name: str) -> None:
+        if link.name != name or not link.tap:
+            raise Failed(f"{name} is taken by {describe(link)} named {link.name}; a TAP of this name is needed")
+        if not self.access.is_own(link):
+            raise NotPermitted(f"TAP {name} belongs to uid {link.owner}, not to uid {self.access.owner}")
+        if link.multi_queue:
+            raise Failed(f"TAP {name} has several queues, so QEMU cannot attach to it as vmess has it do")
+        if link.alias == LEAVING:
+            raise AlreadyRunning(
+                f"{name} is still being unplugged: the guest has not let go of it",
+                hint="it goes when the guest lets go of it, or when the VM ends",
+            )
+
+    def _plug(self, kernel: Netlink, change: Change, link: Link, bridge: str | None) -> None:
+        """Make a TAP a port of a bridge, or of none, and set it up."""
+        master = 0
+        if bridge is not None:
+            master = self.make_bridge(kernel, change, bridge).index
+            change.steps += [Step("preparing", link.name), Step("persistent", link.name, self.access.owner)]
+        if (link.master, link.up) == (master, True):
+            return
+        change.reversals.append(as_it_was(link))
+        # Its own address is out of the way of the guest's, which differs from it in the first byte.
+        vm, index = names.tap_parts(link.name) or (link.name, 0)
+        mac = f"fe{names.mac(vm, index)[2:]}"
+        kernel.do([netlink.change(link.index, up=True, master=master, mac=mac, alias=MARK, silent=True)])
+
+    def make_bridge(self, kernel: Netlink, change: Change, name: str) -> Link:
+        """Return the bridge of this name, made if need be; raises as :meth:`wire`."""
+        link = kernel.link(name)
+        if link is not None:
+            self.access.check_bridge(link, name)
+            change.steps += [Step("making", name), Step("exists", name)]
+            return link
+        change.steps.append(Step("making", name))
+        kernel.do([netlink.new_bridge(name, bridge_mac(name))])
+        link = kernel.link(name)
+        if link is None:
+            raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
+        change.reversals.append(undoing(link))
+        kernel.do([netlink.change(link.index, up=True, alias=MARK, silent=True)])
+        return link
+
+    def unwire(self, vm: str, keep: Sequence[int] = ()) -> list[Step]:
+        """Delete a VM's TAPs but those to `keep`, in one step of the kernel's.
+
+        Raises:
+            AlreadyRunning: a process holds one; none was deleted.
+        """
+        with self.kernel() as kernel:
+            kept = {names.tap(vm, index) for index in keep}
+            links = [link for link in self._own_taps(kernel, vm) if link.name not in kept]
+            held = [link.name for link in links if link.attached]
+            if held:
+                raise AlreadyRunning(f"{', '.join(held)}: a process is attached, so it is not deleted")
+            kernel.delete(links)
+        return [Step("nonpersistent", link.name) for link in links]
+
+    def _own_taps(self, kernel: Netlink, vm: str) -> list[Link]:
+        found = [kernel.link(names.tap(vm, index)) for index in range(INTERFACES_MAX)]
+        return [link for link in found if link is not None and link.tap and self.access.is_own(link)]
+
+    def mark_leaving(self, vm: str, indices: Sequence[int]) -> None:
+        """Note at the TAPs themselves that they are to go, so that whoever comes next knows."""
+        with self.kernel() as kernel:
+            taps = [kernel.link(names.tap(vm, index)) for index in indices]
+            kernel.do(netlink.change(link.index, alias=LEAVING) for link in taps if link)
+
+    def sweep(self, vm: str) -> list[Step]:
+        """Delete the VM's TAPs that were to go and that no process holds any more."""
+        with self.kernel() as kernel:
+            taps = self._own_taps(kernel, vm)
+            gone = [link for link in taps if link.alias == LEAVING and not link.attached]
+            kernel.delete(gone)
+        return [Step("nonpersistent", link.name) for link in gone]
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn what the kernel says into a line that helps."""
     try:
-        links = set(os.listdir("/sys/class/net"))
-    except OSError:
-        return 0
-    count = 0
-    while names.tap(vm, count) in links:
-        count += 1
-    return count
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise missing_capability() from None
+        if error.errno == errno.ENODEV:
+            raise Failed(
+                "a link vanished while it was being used; nothing was changed", hint="try again"
+            ) from None
+        words = error.strerror or str(error)
+        raise Failed(f"the kernel refused to change links: {words[:1].lower()}{words[1:]}") from None
+
+
+def missing_capability() -> NotPermitted:
+    """Return the error for a daemon that may not change links, with the two ways to let it."""
+    uid = os.geteuid()
+    return NotPermitted(
+        f"vmessd, uid {uid}, lacks CAP_NET_ADMIN, which TAPs and bridges take: run it as root, or with that "
+        f"capability alone: sudo setpriv --reuid {uid} --regid {os.getegid()} --init-groups --inh-caps "
+        f"+net_admin --ambient-caps +net_admin vmessd",
+        hint='"user" in place of a bridge needs neither',
+    )
+
+
+def bridge_mac(name: str) -> str:
+    """Return the MAC of a bridge, the same after every boot of this host, and of this host alone."""
+    host = ""
+    with contextlib.suppress(OSError):
+        host = Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
+    digest = hashlib.md5(f"{host} {name}\n".encode(), usedforsecurity=False).digest()
+    return f"06:{digest[:5].hex(':')}"
+
+
+def undoing(link: Link) -> Reversal:
+    """Return what deletes a link again."""
+    return lambda kernel: kernel.do([netlink.deletion(link.index)])
+
+
+def as_it_was(link: Link) -> Reversal:
+    """Return what puts a changed link back into the state it was in."""
+    return lambda kernel: kernel.do(
+        [netlink.change(link.index, up=link.up, master=link.master, mac=link.mac, alias=link.alias)]
+    )

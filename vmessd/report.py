@@ -69,6 +69,27 @@ class Drive:
 
 
 @dataclasses.dataclass(frozen=True)
+class VMNic:
+    """One interface of a VM."""
+
+    index: int
+    """Counted from 0."""
+    tap: str | None
+    """Name of its TAP; None for QEMU's user-mode network."""
+    mac: str
+    wire: str
+    """What it is plugged into, as `ifadd` takes it: a bridge, `-`, or `user` with its forwarded ports."""
+    present: bool
+    """The TAP exists."""
+    leaving: bool
+    """It is being unplugged: the guest has not let go of it."""
+    cable: bool
+    """Its cable is in, as far as this daemon knows: `cable` pulls it."""
+    difference: str | None
+    """In what the host's links differ from the NICS file, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Value:
     """One setting of a VM as its file has it."""
 
@@ -82,8 +103,7 @@ class VMInfo:
 
     status: VMStatus
     directory: str
-    interfaces: int
-    """How many TAPs carry the VM's name."""
+    nics: list[VMNic]
     command: list[str]
     """QEMU's command line: the one it runs with, else the one a start would use. Empty: see problem."""
     problem: str | None

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from vmessd.errors import BadFile, failing, printable, reason
@@ -38,6 +39,17 @@ def place(directory: int, name: str) -> str:
         return printable(os.path.join(os.readlink(f"/proc/self/fd/{directory}"), name))
     except OSError:
         return printable(name)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open a directory for the length of a `with` and yield its descriptor; raises Failed."""
+    with failing(f"{printable(str(path))} cannot be opened"):
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
 
 
 def status(directory: int, name: str) -> os.stat_result | None:

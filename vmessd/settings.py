@@ -87,6 +87,28 @@ def _words(text: str) -> tuple[str, ...]:
     return words
 
 
+def _network_device(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
+        raise ValueError(text)
+    return "virtio-net-pci" if text == "virtio" else text
+
+
+def _properties(text: str) -> str:
+    text = text.strip(",")
+    if not re.fullmatch(r"[!-~]+", text) or not all("=" in pair for pair in text.split(",")):
+        raise ValueError(text)
+    return text
+
+
+def _wires(text: str) -> Any:
+    from vmessd import wiring  # noqa: PLC0415 -- the client reads this module at every start and no NICS
+
+    try:
+        return wiring.parse_file(text)
+    except InvalidValue as error:
+        raise _Objection(error.message) from None
+
+
 class Setting(NamedTuple):
     """One value of a VM: where it is kept, how it is read, what it makes of QEMU's command line."""
 
@@ -158,6 +180,33 @@ SETTINGS: tuple[Setting, ...] = (
         parse=lambda text: _integer(text, 0, GRACE_MAX),
         option=_no_option,
         help="How long a guest may take to power down before it is made to.",
+    ),
+    Setting(
+        file="NICS",
+        verb=None,
+        argument="[bridge|-|user ...]",
+        expects="at most 29 words, each a bridge, - or user",
+        parse=_wires,
+        option=_no_option,  # what the kernel has counts more; see network.Nic
+        help="What the interfaces are plugged into, as ifadd and connect noted it.",
+    ),
+    Setting(
+        file="NIC_MODEL",
+        verb=None,
+        argument="<device>",
+        expects="a network device of QEMU's such as e1000 or virtio-net-pci",
+        parse=_network_device,
+        option=_no_option,
+        help="The network cards' model; e1000 without.",
+    ),
+    Setting(
+        file="NIC_EXARGS",
+        verb=None,
+        argument="<property=value,...>",
+        expects="properties of a QEMU device such as romfile=,bootindex=1",
+        parse=_properties,
+        option=_no_option,
+        help="More properties for each network card.",
     ),
     Setting(
         file="EXARGS",

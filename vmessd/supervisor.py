@@ -5,19 +5,23 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from vmessd import cmdline, launch, names, network, vmdir
+from vmessd import cmdline, launch, names, vmdir
+from vmessd.addresses import USER_ADDRESS, VMAddress, of_interface
 from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
 from vmessd.launch import Host
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
-from vmessd.report import Drive, Value, VMInfo, VMStatus
+from vmessd.network import Nic, Step
+from vmessd.report import Drive, Value, VMInfo, VMNic, VMStatus
+from vmessd.segments import Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
 from vmessd.vmdir import Disk, VMDirectory
+from vmessd.wires import Wires
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +33,11 @@ class Supervisor:
 
     def __init__(self, root: Path, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
         self.root = root
+        self.segments = Segments(host.network, root)
         self._host = host
         self._timing = timing
         self._machines: dict[str, Machine] = {}
+        self._wires: dict[str, Wires] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._lock = -1
 
@@ -82,11 +88,13 @@ class Supervisor:
     def _add(self, vm: str) -> Machine:
         machine = Machine(VMDirectory(self.root, vm), self._host, self._timing)
         self._machines[vm] = machine
+        self._wires[vm] = Wires(machine, self._host.network, self._is_vm)
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
 
     async def _drop(self, vm: str) -> None:
         self._machines.pop(vm).close()
+        del self._wires[vm]
         await asyncio.wait({self._tasks.pop(vm)})
 
     async def machine(self, name: str) -> Machine:
@@ -112,6 +120,13 @@ class Supervisor:
         await machine.settled.wait()
         return machine
 
+    async def wires(self, name: str) -> Wires:
+        """Return the interfaces of the VM of this name; raises as :meth:`machine`."""
+        return self._wires[(await self.machine(name)).vm]
+
+    def _is_vm(self, name: str) -> bool:
+        return names.is_full(name) and VMDirectory(self.root, name).exists()
+
     # -- What can be asked --
 
     async def statuses(self) -> list[VMStatus]:
@@ -134,16 +149,46 @@ class Supervisor:
         return VMInfo(
             status=machine.status(),
             directory=str(directory.path),
-            interfaces=network.interfaces(machine.vm),
+            nics=await self._nics_or_none(machine.vm),
             command=command,
             problem=problem,
             display=cmdline.display_of(command) or None,
             accel=cmdline.accel_of(command) if command else None,
             serial=str(directory.path / vmdir.SERIAL_SOCKET),
-            changed=record is not None and planned != record.argv,
+            changed=record is not None and not cmdline.same_but_for_wires(planned, record.argv),
             settings=await asyncio.to_thread(_settings, directory),
             drives=[_drive(disk, transferred) for disk in await asyncio.to_thread(_disks, directory)],
         )
+
+    async def nics(self, name: str) -> list[VMNic]:
+        """Return a VM's interfaces; raises BadFile where NICS makes no sense, Failed."""
+        wires = await self.wires(name)
+        return [_nic(wires, nic) for nic in await wires.nics()]
+
+    async def _nics_or_none(self, vm: str) -> list[VMNic]:
+        try:
+            return await self.nics(vm)
+        except VmessError:  # which is said in `problem`
+            return []
+
+    async def addresses(self, name: str) -> list[VMAddress]:
+        """Return a VM's addresses as far as the host knows; raises BadFile, Failed."""
+        wires = await self.wires(name)
+        return await asyncio.to_thread(self._addresses, wires.vm, await wires.nics())
+
+    def _addresses(self, vm: str, nics: Sequence[Nic]) -> list[VMAddress]:
+        with self._host.network.kernel() as kernel:
+            forwarding, neighbours = kernel.forwarding(), kernel.neighbours()
+            links = {link.index: link.name for link in kernel.links()}
+        found = []
+        for nic in nics:
+            mac = names.mac(vm, nic.index)
+            if nic.link is not None:
+                found += of_interface(nic.index, mac, nic.link.index, forwarding, neighbours, links)
+            elif nic.wire.user:
+                source = "what QEMU's user network offers by DHCP"
+                found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source))
+        return found
 
     async def _planned(
         self, directory: VMDirectory, display_in_force: int | None
@@ -168,6 +213,12 @@ class Supervisor:
         directory = VMDirectory(self.root, names.parse(name))
         await asyncio.to_thread(directory.make)
         return str(directory.path)
+
+    async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
+        """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
+        if self._is_vm(bridge):
+            raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
+        return await asyncio.to_thread(self.segments.vlan, bridge, interfaces)
 
     async def remove(self, name: str) -> None:
         """Delete a VM with all its files.
@@ -214,6 +265,19 @@ def _change(directory: VMDirectory, setting: str, value: str | None) -> tuple[Ca
         return lambda: directory.set_disk(setting, value), True
     known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
     raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
+
+
+def _nic(wires: Wires, nic: Nic) -> VMNic:
+    return VMNic(
+        index=nic.index,
+        tap=None if nic.wire.user else nic.tap,
+        mac=names.mac(wires.vm, nic.index),
+        wire=str(nic.wire),
+        present=nic.link is not None,
+        leaving=nic.leaving,
+        cable=nic.index not in wires.unplugged,
+        difference=nic.difference(),
+    )
 
 
 def _settings(directory: VMDirectory) -> list[Value]:

@@ -184,6 +184,10 @@ class VMDirectory:
             setting.value(text)
             safefile.write(directory, setting.file, f"{text.strip()}\n".encode())
 
+    def note_wires(self, text: str) -> None:
+        """Write the NICS file, remove it where there is nothing to say; raises as :func:`safefile.write`."""
+        self.write_setting(settings.BY_FILE["NICS"], text or None)
+
     # -- Drives --
 
     def set_disk(self, slot: str, text: str) -> str:

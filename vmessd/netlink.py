@@ -1,0 +1,404 @@
+"""The kernel's links over rtnetlink: what there is, and one request for each thing that is changed.
+
+Everything here blocks, a request for as long as others hold the kernel's one lock on links; callers
+are in a thread. Nothing is cached and nothing is subscribed to: the kernel is asked when it matters,
+so there is no picture of it that could be lost or stale.
+
+Sources: rtnetlink(7), netlink(7), and Linux's include/uapi/linux/{rtnetlink,if_link,neighbour}.h.
+"""
+
+import errno
+import ipaddress
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+_NEWLINK, _DELLINK, _GETLINK, _GETADDR, _GETNEIGH = 16, 17, 18, 22, 30
+_ERROR, _DONE = 2, 3
+_REQUEST, _ACK, _DUMP, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
+_DUMP_INTERRUPTED, _ACK_TLVS = 0x10, 0x200
+_SOL_NETLINK, _EXT_ACK, _CAP_ACK = 270, 11, 10
+_ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
+_NEST = 0x8000
+
+_ADDRESS, _IFNAME, _LINK, _MASTER, _LINKINFO, _ALIAS, _AF_SPEC, _GROUP = 1, 3, 5, 10, 18, 20, 26, 27
+_EXT_MASK, _CARRIER, _PROPERTIES, _ALTNAME = 29, 33, 52, 53
+_KIND, _DATA = 1, 2
+_SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS
+_GEN_MODE, _GEN_MODE_NONE = 8, 1  # IFLA_INET6_ADDR_GEN_MODE: no link-local address by itself
+_TUN_OWNER, _TUN_TYPE, _TUN_TAP, _TUN_MULTI_QUEUE = 1, 3, 2, 7
+_BRIDGE_DELAY, _BRIDGE_STP = 1, 5
+_VLAN_ID, _VETH_PEER, _VXLAN_ID, _VXLAN_PORT = 1, 1, 1, 15
+_NEIGHBOUR_IP, _NEIGHBOUR_MAC, _NEIGHBOUR_MASTER = 1, 2, 9
+_PERMANENT, _FAILED = 0x80, 0x20
+_AF_BRIDGE = 7
+
+_HEADER = struct.Struct("=IHHII")
+_LINK_BODY = struct.Struct("=BxHiII")
+_ADDRESS_BODY = struct.Struct("=BBBBI")
+_NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
+_ATTRIBUTE = struct.Struct("=HH")
+
+_BUFFER = 256 * 1024
+_TOGETHER = 32  # requests sent before their answers are read; the answers have to fit into a buffer
+_DUMPS_MAX = 20  # attempts at a dump that others keep changing
+_UP = 1
+_LOWER_UP = 0x10000
+_LOOPBACK = 0x8
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface as the kernel has it."""
+
+    index: int
+    name: str
+    kind: str
+    """`bridge`, `tun`, `vlan`, `veth`, `vxlan`, `bond` ...; empty for a card or the loopback."""
+    master: int
+    """Index of the bridge (or bond) it is a port of; 0 for none."""
+    parent: int
+    """Index of the link it lives on or is paired with; 0 for none."""
+    up: bool
+    attached: bool
+    """It has a carrier: for a TAP, some process holds it."""
+    loopback: bool
+    mac: str
+    alias: str
+    altnames: tuple[str, ...]
+    group: int
+    tap: bool
+    """It is a TAP (and no TUN)."""
+    owner: int | None
+    """The uid that may attach to a TAP; None where anybody may."""
+    multi_queue: bool
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An entry of a forwarding or neighbour table."""
+
+    index: int
+    """The link: the port of a bridge, or where the neighbour is."""
+    master: int
+    mac: str
+    ip: str | None
+    """None in a bridge's forwarding table."""
+    permanent: bool
+
+
+class Refused(OSError):
+    """The kernel refused a request; `strerror` has its own words where it gave any."""
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """Return one attribute, padded."""
+    return _ATTRIBUTE.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+
+
+def nested(kind: int, *inner: bytes) -> bytes:
+    """Return an attribute that holds others."""
+    return attribute(kind | _NEST, b"".join(inner))
+
+
+def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the attributes in `data` from `offset` on, as type and payload."""
+    end = len(data)
+    while offset + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, bytes(data[offset + 4 : offset + length])
+        offset += length + (-length % 4)
+
+
+def _text(name: str) -> bytes:
+    return os.fsencode(name) + b"\0"
+
+
+def _number(payload: bytes) -> int:
+    return int.from_bytes(payload, sys.byteorder)
+
+
+def _u32(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def _body(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+    return _LINK_BODY.pack(0, 0, index, flags, change)
+
+
+def parse_link(body: bytes) -> Link:
+    """Return the link that the body of an RTM_NEWLINK message tells of."""
+    _, _, index, flags, _ = _LINK_BODY.unpack_from(body)
+    found = dict(attributes(body, _LINK_BODY.size))
+    info = dict(attributes(found.get(_LINKINFO, b"")))
+    kind = info.get(_KIND, b"").rstrip(b"\0").decode(errors="replace")
+    tun = dict(attributes(info.get(_DATA, b""))) if kind == "tun" else {}
+    return Link(
+        index=index,
+        name=os.fsdecode(found.get(_IFNAME, b"").rstrip(b"\0")),
+        kind=kind,
+        master=_number(found.get(_MASTER, b"")),
+        parent=_number(found.get(_LINK, b"")),
+        up=bool(flags & _UP),
+        attached=bool(_number(found.get(_CARRIER, b""))) or bool(flags & _LOWER_UP),
+        loopback=bool(flags & _LOOPBACK),
+        mac=found.get(_ADDRESS, b"").hex(":"),
+        alias=found.get(_ALIAS, b"").rstrip(b"\0").decode(errors="replace"),
+        altnames=tuple(
+            os.fsdecode(name.rstrip(b"\0"))
+            for kind, name in attributes(found.get(_PROPERTIES, b""))
+            if kind == _ALTNAME
+        ),
+        group=_number(found.get(_GROUP, b"")),
+        tap=_number(tun.get(_TUN_TYPE, b"")) == _TUN_TAP,
+        owner=_number(tun[_TUN_OWNER]) if _TUN_OWNER in tun else None,
+        multi_queue=bool(_number(tun.get(_TUN_MULTI_QUEUE, b""))),
+    )
+
+
+def parse_neighbour(body: bytes) -> Neighbour:
+    """Return the entry that the body of an RTM_NEWNEIGH message tells of."""
+    family, index, state, _, _ = _NEIGHBOUR_BODY.unpack_from(body)
+    found = dict(attributes(body, _NEIGHBOUR_BODY.size))
+    address = found.get(_NEIGHBOUR_IP)
+    return Neighbour(
+        index=index,
+        master=_number(found.get(_NEIGHBOUR_MASTER, b"")),
+        mac="" if state & _FAILED else found.get(_NEIGHBOUR_MAC, b"").hex(":"),
+        ip=str(ipaddress.ip_address(address)) if address and family != _AF_BRIDGE else None,
+        permanent=bool(state & _PERMANENT),
+    )
+
+
+def change(
+    index: int,
+    *,
+    up: bool | None = None,
+    master: int | None = None,
+    mac: str | None = None,
+    alias: str | None = None,
+    group: int | None = None,
+    silent: bool = False,
+) -> tuple[int, int, bytes]:
+    """Return a request that changes a link; all of it is one step of the kernel's.
+
+    `silent` keeps the host from giving itself an IPv6 address there.
+    """
+    parts = [_body(index, int(up or False), int(up is not None))]
+    if mac is not None:
+        parts.append(attribute(_ADDRESS, _mac(mac)))
+    if master is not None:
+        parts.append(attribute(_MASTER, _u32(master)))
+    if alias is not None:
+        parts.append(attribute(_ALIAS, alias.encode()))
+    if group is not None:
+        parts.append(attribute(_GROUP, _u32(group)))
+    if silent:
+        mode = attribute(_GEN_MODE, bytes([_GEN_MODE_NONE]))
+        parts.append(nested(_AF_SPEC, nested(socket.AF_INET6, mode)))
+    return _NEWLINK, 0, b"".join(parts)
+
+
+def _creation(name: str, kind: str, data: bytes, *more: bytes) -> tuple[int, int, bytes]:
+    information = nested(_LINKINFO, attribute(_KIND, kind.encode()), nested(_DATA, data))
+    return _NEWLINK, _CREATE | _EXCL, b"".join([_body(), attribute(_IFNAME, _text(name)), *more, information])
+
+
+def new_bridge(name: str, mac: str) -> tuple[int, int, bytes]:
+    """Return a request for a bridge that never blocks a port: no spanning tree, no forward delay."""
+    data = attribute(_BRIDGE_DELAY, _u32(0)) + attribute(_BRIDGE_STP, _u32(0))
+    return _creation(name, "bridge", data, attribute(_ADDRESS, _mac(mac)))
+
+
+def new_vlan(name: str, parent: int, tag: int) -> tuple[int, int, bytes]:
+    """Return a request for a VLAN sub-interface of another link."""
+    return _creation(name, "vlan", attribute(_VLAN_ID, struct.pack("=H", tag)), attribute(_LINK, _u32(parent)))
+
+
+def new_veth(name: str, peer: str) -> tuple[int, int, bytes]:
+    """Return a request for a pair of links: what goes into one comes out of the other."""
+    return _creation(name, "veth", attribute(_VETH_PEER, _body() + attribute(_IFNAME, _text(peer))))
+
+
+def new_vxlan(name: str, identifier: int, port: int) -> tuple[int, int, bytes]:
+    """Return a request for a VXLAN end point that learns; where to send at first is for `bridge fdb`."""
+    data = attribute(_VXLAN_ID, _u32(identifier)) + attribute(_VXLAN_PORT, struct.pack(">H", port))
+    return _creation(name, "vxlan", data)
+
+
+def deletion(index: int) -> tuple[int, int, bytes]:
+    """Return a request that deletes a link."""
+    return _DELLINK, 0, _body(index)
+
+
+class Netlink:
+    """A socket to the kernel for one piece of work. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        self._socket.bind((0, 0))
+        for option in (_CAP_ACK, _EXT_ACK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    # -- Asking --
+
+    def link(self, name: str) -> Link | None:
+        """Return the link that goes by a name, be it one of its alternative ones; None for none."""
+        return self._get(_body() + attribute(_IFNAME, _text(name)))
+
+    def link_at(self, index: int) -> Link | None:
+        """Return the link with an index; None where there is none."""
+        return self._get(_body(index)) if index else None
+
+    def links(self) -> list[Link]:
+        """Return all links."""
+        mask = attribute(_EXT_MASK, _u32(_SKIP_STATISTICS))
+        return [parse_link(body) for kind, body in self._dump(_GETLINK, _body() + mask) if kind == _NEWLINK]
+
+    def addressed(self) -> set[int]:
+        """Return the indices of all links on which the host has an IP address."""
+        replies = self._dump(_GETADDR, _ADDRESS_BODY.pack(0, 0, 0, 0, 0))
+        return {_ADDRESS_BODY.unpack_from(body)[4] for _, body in replies}
+
+    def forwarding(self) -> list[Neighbour]:
+        """Return the forwarding tables of all bridges."""
+        body = _LINK_BODY.pack(_AF_BRIDGE, 0, 0, 0, 0)
+        return [parse_neighbour(reply) for _, reply in self._dump(_GETNEIGH, body)]
+
+    def neighbours(self) -> list[Neighbour]:
+        """Return the neighbour tables, IPv4's (ARP) and IPv6's."""
+        bodies = [_NEIGHBOUR_BODY.pack(family, 0, 0, 0, 0) for family in (socket.AF_INET, socket.AF_INET6)]
+        return [parse_neighbour(reply) for body in bodies for _, reply in self._dump(_GETNEIGH, body)]
+
+    def _get(self, body: bytes) -> Link | None:
+        mask = attribute(_EXT_MASK, _u32(_SKIP_STATISTICS))
+        try:
+            for kind, reply in self._exchange([(_GETLINK, 0, body + mask)]):
+                if kind == _NEWLINK:
+                    return parse_link(reply)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        return None
+
+    # -- Changing --
+
+    def do(self, requests: Iterable[tuple[int, int, bytes]]) -> None:
+        """Carry out requests in order; raises Refused at the first that is refused.
+
+        Those that were sent together with it are carried out all the same.
+        """
+        waiting = list(requests)
+        while waiting:
+            self._exchange(waiting[:_TOGETHER])
+            del waiting[:_TOGETHER]
+
+    def delete(self, links: Sequence[Link]) -> None:
+        """Delete links, several in one step: each step alone takes the kernel some 20 ms.
+
+        The kernel deletes a *group* of links at once, so they are moved into one of their own first.
+        """
+        if len(links) <= 1:
+            self.do(deletion(link.index) for link in links)
+            return
+        taken = {link.group for link in self.links()}
+        group = next(
+            number for number in iter(lambda: int.from_bytes(os.urandom(4)) | 1 << 31, 0) if number not in taken
+        )
+        self.do(change(link.index, group=group) for link in links)
+        self.do([(_DELLINK, 0, _body() + attribute(_GROUP, _u32(group)))])
+
+    # -- The protocol --
+
+    def _send(self, requests: Sequence[tuple[int, int, bytes]]) -> int:
+        """Send requests in one go and return the sequence number before the first."""
+        before = self._sequence
+        packets = []
+        for kind, flags, body in requests:
+            self._sequence += 1
+            size = _HEADER.size + len(body)
+            packets.append(_HEADER.pack(size, kind, flags | _REQUEST, self._sequence, 0) + body)
+        self._socket.send(b"".join(packets))
+        return before
+
+    def _messages(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield the messages of one datagram: type, flags, sequence number, body."""
+        data = self._socket.recv(_BUFFER)
+        offset = 0
+        while offset + _HEADER.size <= len(data):
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            if length < _HEADER.size:
+                return
+            yield kind, flags, sequence, data[offset + _HEADER.size : offset + length]
+            offset += length + (-length % 4)
+
+    def _exchange(self, requests: Sequence[tuple[int, int, bytes]]) -> list[tuple[int, bytes]]:
+        """Send requests and return all replies when each was acknowledged; raises the first error."""
+        before = self._send([(kind, flags | _ACK, body) for kind, flags, body in requests])
+        replies: list[tuple[int, bytes]] = []
+        failures: dict[int, OSError] = {}
+        left = len(requests)
+        while left:
+            for kind, flags, sequence, body in self._messages():
+                if sequence <= before:
+                    continue  # an answer that an earlier, failed exchange did not wait for
+                if kind != _ERROR:
+                    replies.append((kind, body))
+                    continue
+                left -= 1
+                error = _refusal(flags, body)
+                if error is not None:
+                    failures[sequence] = error
+        if failures:
+            raise failures[min(failures)]
+        return replies
+
+    def _dump(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
+        """Return a whole table; asks anew where it was changed while it was being read."""
+        for _ in range(_DUMPS_MAX):
+            before = self._send([(kind, _DUMP, body)])
+            replies: list[tuple[int, bytes]] = []
+            whole, done = True, False
+            while not done:
+                for reply, flags, sequence, content in self._messages():
+                    if sequence <= before:
+                        continue
+                    whole = whole and not flags & _DUMP_INTERRUPTED
+                    if reply == _ERROR and (error := _refusal(flags, content)):
+                        raise error
+                    done = done or reply in (_DONE, _ERROR)
+                    if reply not in (_DONE, _ERROR):
+                        replies.append((reply, content))
+            if whole:
+                return replies
+        raise OSError(errno.EAGAIN, "the host's links change faster than they can be read")
+
+
+def _refusal(flags: int, body: bytes) -> Refused | None:
+    """Return the error that a message of type NLMSG_ERROR tells of; None for an acknowledgement."""
+    (number,) = struct.unpack_from("=i", body)
+    if number == 0:
+        return None
+    words = os.strerror(-number)
+    if flags & _ACK_TLVS:  # attributes stand behind the header of the request
+        said = dict(attributes(body, 4 + _HEADER.size)).get(_ERROR_TEXT)
+        if said:
+            words = f"{words} ({said.rstrip(bytes(1)).decode(errors='replace')})"
+    return Refused(-number, words)

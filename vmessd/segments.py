@@ -1,0 +1,229 @@
+"""The net verbs: bridges and what is plugged into them, whatever VM it belongs to.
+
+The name says what a link is, as with the original: `newvm0e0` a TAP, `eth0.100` a VLAN sub-interface,
+`vethA0` and `vethB0` the two ends of a pair, `vxlan7` a VXLAN end point. What cannot be told by its
+name has to be there already.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmessd import names, netlink, safefile
+from vmessd.access import MARK, describe
+from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NotPermitted, quoted
+from vmessd.netlink import Link, Netlink
+from vmessd.network import Change, Network, Step, as_it_was, undoing
+from vmessd.wiring import bridge_name, link_name
+
+IGNORED = "NET_IGNORE"
+"""File in the VM root: links that `net` leaves out, a name to a line."""
+IGNORED_LIMIT = 64 * 1024
+VXLAN_PORT = 4789  # IANA's
+VXLAN_MAX = 2**24 - 1
+VLAN_MAX = 4094
+_DEPTH_MAX = 4  # a VLAN on a VLAN on a VXLAN is sense; more is a slip
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A bridge and its ports; without a bridge, links of ours that are in none."""
+
+    bridge: str | None
+    own: bool
+    """vmess made it."""
+    ports: list[str]
+
+
+class Segments:
+    """The bridges of the host."""
+
+    def __init__(self, network: Network, root: Path) -> None:
+        self._network = network
+        self._root = root
+
+    # -- What there is --
+
+    def show(self) -> list[Segment]:
+        """Return all bridges with their ports, by name; raises Failed."""
+        ignored = self.ignored()
+        access = self._network.access
+        with self._network.kernel() as kernel:
+            links = [link for link in kernel.links() if link.name not in ignored]
+        links.sort(key=lambda link: natural(link.name))
+        segments = [
+            Segment(
+                bridge.name, access.is_own(bridge), [port.name for port in links if port.master == bridge.index]
+            )
+            for bridge in links
+            if bridge.kind == "bridge"
+        ]
+        loose = [
+            link.name
+            for link in links
+            if link.kind in ("vlan", "veth", "vxlan") and not link.master and access.is_own(link)
+        ]
+        return [*segments, Segment(None, own=True, ports=loose)] if loose else segments
+
+    def ignored(self) -> list[str]:
+        """Return the links that `net` leaves out; raises BadFile."""
+        with safefile.opened(self._root) as root:
+            data = safefile.read(root, IGNORED, IGNORED_LIMIT)
+            try:
+                return (data or b"").decode().split()
+            except UnicodeDecodeError:
+                raise BadFile(
+                    f"{safefile.place(root, IGNORED)} is not text; it has to be names of links"
+                ) from None
+
+    # -- What is changed --
+
+    def ignore(self, name: str) -> None:
+        """Have `net` leave a link out from now on; raises InvalidValue, BadFile, Failed."""
+        link_name(name, "link name")
+        self._write_ignored([*self.ignored(), name])
+
+    def _write_ignored(self, links: Sequence[str]) -> None:
+        with safefile.opened(self._root) as root:
+            safefile.write(root, IGNORED, "".join(f"{link}\n" for link in dict.fromkeys(links)).encode())
+
+    def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
+        """Put interfaces into a bridge, all of them made if need be.
+
+        Raises:
+            InvalidValue: a name cannot be that of a bridge or link.
+            NotPermitted: a link is not vmess's own and not allowed.
+            VmessError: it could not be done; then nothing was.
+        """
+        bridge_name(bridge)
+        for name in interfaces:
+            link_name(name, "link name")
+        with self._network.change() as (kernel, change):
+            addressed = kernel.addressed()
+            master = self._network.make_bridge(kernel, change, bridge)
+            for name in interfaces:
+                link = self._prepare(kernel, change, name)
+                if link.index in addressed and not self._network.access.is_allowed(link):
+                    raise NotPermitted(
+                        f"{name} has an IP address of the host, which would be cut off there",
+                        hint=f"take the address away first, or allow it: vmessd --allow-links {name}",
+                    )
+                if link.master != master.index:
+                    change.reversals.append(as_it_was(link))
+                    kernel.do([netlink.change(link.index, master=master.index)])
+        return change.steps
+
+    def add(self, name: str) -> list[Step]:
+        """Make a link and set it up, in no bridge; `net` no longer leaves it out. Raises as :meth:`vlan`."""
+        link_name(name, "link name")
+        with self._network.change() as (kernel, change):
+            self._prepare(kernel, change, name)
+        ignored = self.ignored()
+        if name in ignored:
+            self._write_ignored([other for other in ignored if other != name])
+        return change.steps
+
+    def delete(self, name: str) -> list[Step]:
+        """Delete a link of ours.
+
+        Raises:
+            Failed: there is none, or it is a bridge with ports.
+            AlreadyRunning: it is the TAP of a process.
+            NotPermitted: it is not vmess's own and not allowed.
+        """
+        link_name(name, "link name")
+        with self._network.kernel() as kernel:
+            link = kernel.link(name)
+            if link is None:
+                raise Failed(f"there is no link {quoted(name)}", hint="vmess net show")
+            self._network.access.check_change(link, name)
+            if link.kind == "":
+                raise Failed(f"{name} is {describe(link)}; nobody can delete it")
+            if link.tap and link.attached:
+                raise AlreadyRunning(f"{name}: a process is attached, so it is not deleted")
+            ports = [port.name for port in kernel.links() if port.master == link.index]
+            if ports:
+                raise Failed(f"{name} has ports ({', '.join(ports)}), so it is not deleted")
+            kernel.delete([link])
+        return [Step("nonpersistent" if link.tap else "deleted", name)]
+
+    def prune(self) -> list[Step]:
+        """Delete the bridges vmess made that have neither a port nor an address; raises Failed."""
+        with self._network.kernel() as kernel:
+            links, addressed = kernel.links(), kernel.addressed()
+            used = {link.master for link in links} | addressed
+            empty = [
+                link
+                for link in links
+                if link.kind == "bridge" and self._network.access.is_own(link) and link.index not in used
+            ]
+            kernel.delete(empty)
+        return [Step("deleted", link.name) for link in sorted(empty, key=lambda link: natural(link.name))]
+
+    # -- One link --
+
+    def _prepare(self, kernel: Netlink, change: Change, name: str, depth: int = 0) -> Link:
+        """Return a link by its name, made if need be, and up."""
+        if names.tap_parts(name):
+            change.steps.append(Step("preparing", name))
+            link = self._network.make_tap(kernel, change, name)
+            self._set_up(kernel, change, link)
+            return link
+        link = kernel.link(name)
+        if link is None:
+            link = self._make(kernel, change, name, depth)
+        elif link.kind == "bridge":
+            raise Failed(f"{name} is a bridge; a bridge is no port of another")
+        else:
+            self._network.access.check_change(link, name)
+            change.steps.append(Step("existing", name))
+        self._set_up(kernel, change, link)
+        return link
+
+    def _set_up(self, kernel: Netlink, change: Change, link: Link) -> None:
+        if not link.up:
+            change.reversals.append(as_it_was(link))
+            kernel.do([netlink.change(link.index, up=True, silent=self._network.access.is_own(link))])
+
+    def _make(self, kernel: Netlink, change: Change, name: str, depth: int) -> Link:
+        """Make a link whose name tells what it is."""
+        request = self._creation(kernel, change, name, depth)
+        kernel.do([request])
+        made = [link for link in (kernel.link(end) for end in (name, peer(name))) if link]
+        change.reversals.append(undoing(made[0]))
+        kernel.do(netlink.change(link.index, alias=MARK, up=True, silent=True) for link in made)
+        return made[0]
+
+    def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> tuple[int, int, bytes]:
+        parent, dot, tag = name.rpartition(".")
+        if dot and parent and re.fullmatch(r"[0-9]{1,4}", tag):
+            if not 1 <= int(tag) <= VLAN_MAX or depth >= _DEPTH_MAX:
+                raise InvalidValue(f"VLAN {quoted(tag)} of {quoted(name)} is not from 1 to {VLAN_MAX}")
+            base = self._prepare(kernel, change, parent, depth + 1)
+            change.steps.append(Step("subinterface", name))
+            return netlink.new_vlan(name, base.index, int(tag))
+        if peer(name):
+            change.steps.append(Step("pair", name))
+            return netlink.new_veth(name, peer(name))
+        vxlan = re.fullmatch(r"vxlan([0-9]{1,8})", name)
+        if vxlan:
+            if not 1 <= int(vxlan[1]) <= VXLAN_MAX:
+                raise InvalidValue(f"VXLAN {quoted(vxlan[1])} of {quoted(name)} is not from 1 to {VXLAN_MAX}")
+            change.steps.append(Step("vxlan", name))
+            return netlink.new_vxlan(name, int(vxlan[1]), VXLAN_PORT)
+        raise InvalidValue(
+            f"there is no link {quoted(name)}, and its name does not say what to make",
+            hint="newvm0e0 is a TAP, eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN",
+        )
+
+
+def peer(name: str) -> str:
+    """Return the name of the other end of a pair, `vethB0` for `vethA0`; empty for what is no such name."""
+    match = re.fullmatch(r"(.*veth)([AB])([0-9]+)", name)
+    return f"{match[1]}{'B' if match[2] == 'A' else 'A'}{match[3]}" if match else ""
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts bridge2 before bridge10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
