@@ -77,7 +77,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
 @pytest.mark.parametrize("case", UNDERSTOOD, ids=[case[0] or "nothing" for case in UNDERSTOOD])
 def test_a_command_line_is_understood(case: tuple[Any, ...]) -> None:
     line, verb, vms, arguments, options = case
-    assert parse(line.split()) == (BY_VERB[verb], vms, arguments, options)
+    understood = {"command": BY_VERB[verb], "vms": vms, "arguments": arguments, "options": options}
+    assert vars(parse(line.split())) == understood
 
 
 def test_every_verb_is_among_those_understood() -> None:
