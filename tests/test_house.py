@@ -21,7 +21,7 @@ VMESSD = (
     *("report", "process", "monitor", "display", "network", "launch", "session", "run", "inbox", "machine"),
     *("supervisor", "interface", "control", "config", "log", "daemon", "__main__"),
 )
-VMESSCTL = ("commands", "client", "render", "console", "__main__")
+VMESSCTL = ("commands", "client", "render", "console", "follow", "verbs", "__main__")
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 
 # What the client shares with the daemon, and so reads at every start.

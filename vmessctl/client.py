@@ -1,17 +1,25 @@
 """A blocking Varlink client: a socket, JSON and a NUL byte (https://varlink.org/Method-Call)."""
 
+from __future__ import annotations
+
 import json
 import os
 import socket
-from collections.abc import Mapping
-from typing import Any
 
+from vmessctl import commands
 from vmessd.errors import BY_WIRE_NAME, INTERFACE, Failed, TimedOut, Unreachable, VmessError, printable, reason
 
 ANSWER_TIME = 30.0
 """Seconds a daemon may take for a plain call."""
 
-Reply = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from vmessctl.commands import Invocation
+
+    Reply = dict[str, Any]
 
 
 def candidates(option: str | None, environment: Mapping[str, str]) -> list[str]:
@@ -21,6 +29,11 @@ def candidates(option: str | None, environment: Mapping[str, str]) -> list[str]:
         return [told]
     own = environment.get("XDG_RUNTIME_DIR")
     return [f"{place}/vmess/control.sock" for place in (own, "/run") if place]
+
+
+def connect(invocation: Invocation) -> Client:
+    """Connect to the daemon that a command line is meant for; raises Unreachable."""
+    return Client(candidates(invocation.options.get(commands.SOCKET.flag), os.environ))
 
 
 class Client:
