@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket  # `socket` makes enums of all constants, for as long as all the rest takes
 import json
 import os
-import socket
 
 from vmessctl import commands
 from vmessd.errors import BY_WIRE_NAME, INTERFACE, Failed, TimedOut, Unreachable, VmessError, printable, reason
@@ -109,11 +109,11 @@ def silence() -> TimedOut:
     return TimedOut(f"vmessd does not answer within {ANSWER_TIME:g} s")
 
 
-def _connect(paths: list[str]) -> socket.socket:
+def _connect(paths: list[str]) -> _socket.socket:
     failures: list[str] = []
     denied: list[str] = []
     for path in paths:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         sock.settimeout(ANSWER_TIME)
         try:
             _connect_to(sock, path)
@@ -132,7 +132,7 @@ def _connect(paths: list[str]) -> socket.socket:
     raise Unreachable(f"no vmessd answers ({'; '.join(failures)})", hint="start one with: vmessd")
 
 
-def _connect_to(sock: socket.socket, path: str) -> None:
+def _connect_to(sock: _socket.socket, path: str) -> None:
     """Connect by way of the directory's descriptor: a path may be longer than the 107 bytes of unix(7)."""
     directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
     try:
