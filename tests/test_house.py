@@ -21,7 +21,7 @@ VMESSD = (
     *("report", "process", "monitor", "display", "network", "launch", "session", "run", "inbox", "machine"),
     *("supervisor", "interface", "control", "config", "log", "daemon", "__main__"),
 )
-VMESSCTL = ("commands", "client", "render", "console", "follow", "verbs", "__main__")
+VMESSCTL = ("commands", "notation", "client", "render", "console", "follow", "verbs", "__main__")
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 
 # What the client shares with the daemon, and so reads at every start.
@@ -54,7 +54,7 @@ SPAWNING = {
 # Each takes longer to import than the client's work.
 HEAVY = {
     *("asyncio", "dataclasses", "argparse", "subprocess", "socket", "selectors", "typing", "contextlib"),
-    *("shlex", "difflib", "hashlib"),
+    *("shlex", "difflib", "hashlib", "json", "re", "enum", "functools", "collections"),
 }
 LINES_MAX = 450
 FUNCTION_LINES_MAX = 55

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import _socket  # `socket` makes enums of all constants, for as long as all the rest takes
-import json
 import os
 
-from vmessctl import commands
+from vmessctl import commands, notation
 from vmessd.errors import BY_WIRE_NAME, INTERFACE, Failed, TimedOut, Unreachable, VmessError, printable, reason
 
 ANSWER_TIME = 30.0
@@ -62,7 +61,7 @@ class Client:
         if more:
             call["more"] = True
         try:
-            self._socket.sendall(json.dumps(call).encode() + b"\0")
+            self._socket.sendall(notation.dumps(call).encode() + b"\0")
         except OSError as error:
             raise Unreachable(f"vmessd hung up: {reason(error)}") from None
 
@@ -77,7 +76,7 @@ class Client:
         while b"\0" not in self._buffer:
             self.fill()
         message, _, self._buffer = self._buffer.partition(b"\0")
-        reply = json.loads(message)
+        reply = notation.loads(message.decode("utf-8", "surrogatepass"))
         if "error" in reply:
             raise _error(reply["error"], reply.get("parameters") or {})
         return reply.get("parameters") or {}, bool(reply.get("continues"))
