@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from vmessctl.commands import Invocation
-
     Reply = dict[str, Any]
 
 
@@ -30,7 +28,7 @@ def candidates(option: str | None, environment: Mapping[str, str]) -> list[str]:
     return [f"{place}/vmess/control.sock" for place in (own, "/run") if place]
 
 
-def connect(invocation: Invocation) -> Client:
+def connect(invocation: commands.Invocation) -> Client:
     """Connect to the daemon that a command line is meant for; raises Unreachable."""
     return Client(candidates(invocation.options.get(commands.SOCKET.flag), os.environ))
 

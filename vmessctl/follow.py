@@ -8,7 +8,7 @@ import time
 
 from vmessctl import client as wire
 from vmessctl import commands, render
-from vmessctl.commands import PROGRAM
+from vmessctl.commands import PROGRAM, Invocation
 from vmessctl.console import complain, moving, say
 from vmessd.errors import (
     DONE,
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmessctl.client import Reply
-    from vmessctl.commands import Invocation
 
 
 class _Watch:

@@ -7,7 +7,7 @@ import sys
 
 from vmessctl import commands, render
 from vmessctl.client import connect
-from vmessctl.commands import PROGRAM
+from vmessctl.commands import PROGRAM, Invocation
 from vmessctl.console import complain, say
 from vmessd import __version__
 from vmessd.errors import DONE, AlreadyRunning, InvalidValue, NotRunning, VmessError, printable, quoted, worst
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmessctl.client import Client, Reply
-    from vmessctl.commands import Invocation
 
     Handler = Callable[[Invocation], int]
 
