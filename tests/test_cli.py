@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import TESTS, Daemon
 
-from vmessctl import commands, console, render
+from vmessctl import commands, console, render, verbs
 from vmessctl.commands import BY_VERB, COMMANDS, parse
 from vmessd import __version__, names, settings
 from vmessd.errors import InvalidValue, VmessError
@@ -77,7 +77,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
 @pytest.mark.parametrize("case", UNDERSTOOD, ids=[case[0] or "nothing" for case in UNDERSTOOD])
 def test_a_command_line_is_understood(case: tuple[Any, ...]) -> None:
     line, verb, vms, arguments, options = case
-    assert parse(line.split()) == (BY_VERB[verb], vms, arguments, options)
+    understood = {"command": BY_VERB[verb], "vms": vms, "arguments": arguments, "options": options}
+    assert vars(parse(line.split())) == understood
 
 
 def test_every_verb_is_among_those_understood() -> None:
@@ -144,25 +145,25 @@ def test_a_refusal_shows_what_a_terminal_would_obey(words: list[str], message: s
 
 def test_help_for_what_is_no_verb_says_what_may_be_meant() -> None:
     with pytest.raises(InvalidValue, match=r"^'strat' is no verb; did you mean start\?$"):
-        console.run(["help", "strat"])
+        verbs.run(["help", "strat"])
 
 
 @pytest.mark.parametrize("text", ["x", "", "-1", "nan", "inf", "1e10", "5 s"])
 def test_a_time_limit_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InvalidValue, match="is not a number of seconds above 0"):
-        console.run(["--socket", "/nonexistent", "newvm", "stop", f"--timeout={text}"])
+        verbs.run(["--socket", "/nonexistent", "newvm", "stop", f"--timeout={text}"])
 
 
 def test_stop_takes_force_or_nothing() -> None:
     with pytest.raises(InvalidValue, match=r"^stop takes force or nothing, not 'now'$"):
-        console.run(["--socket", "/nonexistent", "newvm", "stop", "now"])
+        verbs.run(["--socket", "/nonexistent", "newvm", "stop", "now"])
 
 
 # One table
 
 
 def test_every_verb_has_a_handler_and_every_handler_a_verb() -> None:
-    assert set(console.HANDLERS) == set(BY_VERB)
+    assert set(verbs.HANDLERS) == set(BY_VERB)
     assert len(BY_VERB) == len(COMMANDS)
 
 
@@ -709,8 +710,8 @@ def test_a_terminal_of_unknown_width_still_shows_the_line(monkeypatch: pytest.Mo
     try:
         with os.fdopen(os.dup(slave), "w") as stream:
             monkeypatch.setattr(sys, "stderr", stream)
-            console._line.draw(f"{A}: power button pressed, 1 s of 60 s")
-            console._line.clear()
+            console.moving.draw(f"{A}: power button pressed, 1 s of 60 s")
+            console.moving.clear()
         assert f"{A}: power button pressed, 1 s of 60 s".encode() in os.read(master, 4096)
     finally:
         os.close(slave)

@@ -3,7 +3,8 @@
 import os
 import sys
 
-from vmessctl import console
+from vmessctl import verbs
+from vmessctl.console import complain
 from vmessd.errors import INTERRUPTED, Failed, VmessError, reason
 
 
@@ -11,10 +12,10 @@ def main() -> int:
     """Run the command line and return its exit status."""
     _fill_gaps()
     try:
-        status = console.run(sys.argv[1:])
+        status = verbs.run(sys.argv[1:])
         sys.stdout.flush()
     except VmessError as error:
-        return console.complain(error)
+        return complain(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
@@ -22,7 +23,7 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return Failed.status  # whoever read our output has had enough
-        return console.complain(Failed(f"the output cannot be written: {reason(error)}"))
+        return complain(Failed(f"the output cannot be written: {reason(error)}"))
     return status
 
 

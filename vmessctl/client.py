@@ -1,17 +1,22 @@
 """A blocking Varlink client: a socket, JSON and a NUL byte (https://varlink.org/Method-Call)."""
 
-import json
-import os
-import socket
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
+import _socket  # `socket` makes enums of all constants, for as long as all the rest takes
+import os
+
+from vmessctl import commands, notation
 from vmessd.errors import BY_WIRE_NAME, INTERFACE, Failed, TimedOut, Unreachable, VmessError, printable, reason
 
 ANSWER_TIME = 30.0
 """Seconds a daemon may take for a plain call."""
 
-Reply = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    Reply = dict[str, Any]
 
 
 def candidates(option: str | None, environment: Mapping[str, str]) -> list[str]:
@@ -21,6 +26,11 @@ def candidates(option: str | None, environment: Mapping[str, str]) -> list[str]:
         return [told]
     own = environment.get("XDG_RUNTIME_DIR")
     return [f"{place}/vmess/control.sock" for place in (own, "/run") if place]
+
+
+def connect(invocation: commands.Invocation) -> Client:
+    """Connect to the daemon that a command line is meant for; raises Unreachable."""
+    return Client(candidates(invocation.options.get(commands.SOCKET.flag), os.environ))
 
 
 class Client:
@@ -49,7 +59,7 @@ class Client:
         if more:
             call["more"] = True
         try:
-            self._socket.sendall(json.dumps(call).encode() + b"\0")
+            self._socket.sendall(notation.dumps(call).encode() + b"\0")
         except OSError as error:
             raise Unreachable(f"vmessd hung up: {reason(error)}") from None
 
@@ -64,7 +74,7 @@ class Client:
         while b"\0" not in self._buffer:
             self.fill()
         message, _, self._buffer = self._buffer.partition(b"\0")
-        reply = json.loads(message)
+        reply = notation.loads(message.decode("utf-8", "surrogatepass"))
         if "error" in reply:
             raise _error(reply["error"], reply.get("parameters") or {})
         return reply.get("parameters") or {}, bool(reply.get("continues"))
@@ -96,11 +106,11 @@ def silence() -> TimedOut:
     return TimedOut(f"vmessd does not answer within {ANSWER_TIME:g} s")
 
 
-def _connect(paths: list[str]) -> socket.socket:
+def _connect(paths: list[str]) -> _socket.socket:
     failures: list[str] = []
     denied: list[str] = []
     for path in paths:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         sock.settimeout(ANSWER_TIME)
         try:
             _connect_to(sock, path)
@@ -119,7 +129,7 @@ def _connect(paths: list[str]) -> socket.socket:
     raise Unreachable(f"no vmessd answers ({'; '.join(failures)})", hint="start one with: vmessd")
 
 
-def _connect_to(sock: socket.socket, path: str) -> None:
+def _connect_to(sock: _socket.socket, path: str) -> None:
     """Connect by way of the directory's descriptor: a path may be longer than the 107 bytes of unix(7)."""
     directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
     try:

@@ -4,16 +4,18 @@ The grammar is the seed's: `vmess <vmname> <verb> ...`, and a few words that sta
 VM name, so several VMs may stand before one: `vmess leaf spine start`.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from vmessd import names
 from vmessd.errors import InvalidValue, quoted
+from vmessd.row import row
 from vmessd.settings import DRIVES, SETTINGS
 
 PROGRAM = "vmess"
 
 
-class Option(NamedTuple):
+@row
+class Option:
     """A flag; with a metavar it takes a value."""
 
     flag: str
@@ -33,7 +35,8 @@ EVERYWHERE = (SOCKET, HELP, VERSION)
 OPTIONS = {option.flag: option for option in (*EVERYWHERE, JSON, YES, TIMEOUT, NO_WAIT)}
 
 
-class Command(NamedTuple):
+@row
+class Command:
     """One verb."""
 
     verb: str
@@ -115,7 +118,8 @@ COMMANDS: tuple[Command, ...] = (
 BY_VERB = {command.verb: command for command in COMMANDS}
 
 
-class Invocation(NamedTuple):
+@row
+class Invocation:
     """A command line understood."""
 
     command: Command

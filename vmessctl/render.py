@@ -1,14 +1,18 @@
 """What a person reads, made from the daemon's replies. Pure: text in, text out."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
 from vmessd import shell
 from vmessd.errors import printable
 from vmessd.names import VNC_PORT
 from vmessd.settings import size_shown
 
-Reply = Mapping[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    Reply = Mapping[str, Any]
 
 
 def duration(seconds: float) -> str:

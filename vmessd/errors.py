@@ -20,9 +20,6 @@ A message is one line that names the thing, the value and what would be right; a
 is one, says what to type next. Neither ever holds a raw control character: see :func:`quoted`.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 DONE = 0
 FORCED = 8
 INTERRUPTED = 130  # 128 + SIGINT, as shells report a command that Ctrl-C ended
@@ -124,13 +121,18 @@ class NotPermitted(Failed):
     """The daemon lacks a capability for it, or the link is not vmess's and nobody allowed it."""
 
 
-@contextlib.contextmanager
-def failing(what: str) -> Iterator[None]:
+class failing:  # noqa: N801 -- it reads as a statement: with failing("...")
     """Turn an OSError inside into a Failed of one line that begins with `what`."""
-    try:
-        yield
-    except OSError as error:
-        raise Failed(f"{what}: {reason(error)}") from None
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise Failed(f"{self._what}: {reason(error)}") from None
 
 
 ERRORS: tuple[type[VmessError], ...] = (

@@ -4,13 +4,16 @@ The daemon reads values and builds QEMU options from these rows; the client take
 and help from the same ones. The module is light because the client reads it at every start.
 """
 
-import re
-import shlex
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 from vmessd.errors import InvalidValue, quoted
 from vmessd.names import DISKS
+from vmessd.row import row
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 RAM_MAX = 16 * UNITS["T"]
@@ -27,11 +30,8 @@ def size(text: str, bare: int = 1) -> int:
     Raises:
         ValueError: the text is no size.
     """
-    match = re.fullmatch(r"([0-9]{1,15})([KMGTkmgt]?)", text)
-    if not match:
-        raise ValueError(text)
-    number, unit = match.groups()
-    return int(number) * (UNITS[unit.upper()] if unit else bare)
+    unit = UNITS.get(text[-1:].upper())
+    return _number(text[:-1], 15) * unit if unit else _number(text, 15) * bare
 
 
 def size_text(count: int) -> str:
@@ -57,6 +57,13 @@ class _Objection(ValueError):
     """Why a value is wrong, where that is not plain to see."""
 
 
+def _number(text: str, digits: int) -> int:
+    """Return a number of so many digits 0-9 at most; signs and whatever else int() takes are refused."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= digits):
+        raise ValueError(text)
+    return int(text)
+
+
 def _within(low: int, number: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(number)
@@ -64,9 +71,7 @@ def _within(low: int, number: int, high: int) -> int:
 
 
 def _integer(text: str, low: int, high: int) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ValueError(text)
-    return _within(low, int(text), high)
+    return _within(low, _number(text, 9), high)
 
 
 def _accelerator(text: str) -> str:
@@ -76,6 +81,8 @@ def _accelerator(text: str) -> str:
 
 
 def _words(text: str) -> tuple[str, ...]:
+    import shlex  # noqa: PLC0415 -- the client never splits arguments
+
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
@@ -88,14 +95,15 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _network_device(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
+    if not text.isascii() or not text.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ValueError(text)
     return "virtio-net-pci" if text == "virtio" else text
 
 
 def _properties(text: str) -> str:
     text = text.strip(",")
-    if not re.fullmatch(r"[!-~]+", text) or not all("=" in pair for pair in text.split(",")):
+    printable = text.isascii() and text.isprintable() and " " not in text
+    if not printable or not all("=" in pair for pair in text.split(",")):
         raise ValueError(text)
     return text
 
@@ -109,7 +117,8 @@ def _wires(text: str) -> Any:
         raise _Objection(error.message) from None
 
 
-class Setting(NamedTuple):
+@row
+class Setting:
     """One value of a VM: where it is kept, how it is read, what it makes of QEMU's command line."""
 
     file: str
@@ -222,7 +231,8 @@ SETTINGS: tuple[Setting, ...] = (
 BY_FILE = {setting.file: setting for setting in SETTINGS}
 
 
-class Drive(NamedTuple):
+@row
+class Drive:
     """One IDE position of a VM and the verb that fills it."""
 
     verb: str

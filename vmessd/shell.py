@@ -1,7 +1,12 @@
 """Commands as a shell reads them."""
 
-import shlex
-from collections.abc import Sequence
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-")
 
 
 def join(argv: Sequence[str]) -> str:
@@ -11,8 +16,10 @@ def join(argv: Sequence[str]) -> str:
 
 def _shell_word(word: str) -> str:
     """Quote one word; control characters become `$'...'`, which no terminal obeys."""
+    if word and _PLAIN.issuperset(word):
+        return word
     if word.isprintable():
-        return shlex.quote(word)
+        return "'" + word.replace("'", "'\"'\"'") + "'"
     escaped = "".join(char if char.isprintable() and char not in "\\'" else _ansi_c(char) for char in word)
     return f"$'{escaped}'"
 
