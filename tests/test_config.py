@@ -62,6 +62,8 @@ def test_without_a_word_all_is_as_documented(monkeypatch: pytest.MonkeyPatch) ->
         socket=Path("/run/vmess/control.sock"),
         qemu="qemu-system-x86_64",
         accel="auto",
+        allow_links=(),
+        allow_bridges=("*",),
         check=False,
     )
     assert read([], {"XDG_RUNTIME_DIR": "/run/user/7"}).socket == Path("/run/user/7/vmess/control.sock")
@@ -76,13 +78,17 @@ def test_flag_before_environment_before_file(file: Path) -> None:
         "XDG_RUNTIME_DIR": "/x",
     }
     of_file = read(["--config", str(file)], {"XDG_RUNTIME_DIR": "/x"})
-    assert of_file == Config(Path("/of/file"), Path("/of/file.sock"), "file-qemu", "kvm", check=False)
+    assert of_file == Config(
+        Path("/of/file"), Path("/of/file.sock"), "file-qemu", "kvm", (), ("*",), check=False
+    )
     of_environment = read([f"--config={file}"], environment)
     assert of_environment.vmdir == Path("/of/environment")
     assert of_environment.socket == Path("/of/environment.sock")
     flags = ["--vmdir", "/of/flag", "--socket", "/of/flag.sock", "--qemu", "flag-qemu", "--accel", "tcg"]
     of_flags = read([*flags, "--config", str(file)], environment)
-    assert of_flags == Config(Path("/of/flag"), Path("/of/flag.sock"), "flag-qemu", "tcg", check=False)
+    assert of_flags == Config(
+        Path("/of/flag"), Path("/of/flag.sock"), "flag-qemu", "tcg", (), ("*",), check=False
+    )
 
 
 def test_an_empty_variable_counts_as_none(file: Path) -> None:

@@ -17,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = (
-    *("errors", "names", "shell", "row", "settings", "safefile", "records", "vmdir", "cmdline", "lifecycle"),
-    *("report", "process", "monitor", "display", "network", "launch", "session", "run", "inbox", "machine"),
-    *("supervisor", "interface", "control", "config", "log", "daemon", "__main__"),
+    *("errors", "names", "shell", "row", "wiring", "settings", "safefile", "records", "vmdir", "cmdline"),
+    *("lifecycle", "process", "monitor", "display", "netlink", "tap", "access", "network", "segments"),
+    *("addresses", "report", "launch", "session", "run", "inbox", "machine", "wires", "supervisor"),
+    *("interface", "control", "config", "log", "daemon", "__main__"),
 )
-VMESSCTL = ("commands", "notation", "client", "render", "console", "follow", "verbs", "__main__")
+VMESSCTL = ("commands", "notation", "client", "render", "console", "follow", "wires", "verbs", "__main__")
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 
 # What the client shares with the daemon, and so reads at every start.
@@ -30,13 +31,18 @@ SHARED = frozenset({"vmessd", "vmessd.errors", "vmessd.names", "vmessd.shell", "
 # Rooms that may know less than what stands before them.
 MAY_IMPORT = {
     "vmessd.names": {"vmessd.errors"},
-    "vmessd.settings": {"vmessd.errors", "vmessd.names", "vmessd.row"},
+    "vmessd.wiring": {"vmessd.errors", "vmessd.names"},
+    "vmessd.settings": {"vmessd.errors", "vmessd.names", "vmessd.row", "vmessd.wiring"},
     "vmessd.safefile": {"vmessd.errors"},
     "vmessd.lifecycle": {"vmessd.errors"},
     "vmessd.process": {"vmessd.errors"},
     "vmessd.monitor": {"vmessd.errors"},
     "vmessd.display": {"vmessd.errors", "vmessd.names"},
-    "vmessd.network": {"vmessd.errors", "vmessd.names"},
+    "vmessd.netlink": set(),
+    "vmessd.tap": {"vmessd.errors"},
+    "vmessd.access": {"vmessd.errors", "vmessd.names", "vmessd.netlink"},
+    "vmessd.network": {f"vmessd.{room}" for room in ("errors", "names", "wiring", "netlink", "tap", "access")},
+    "vmessd.addresses": {"vmessd.netlink"},
 }
 
 # Each wrapped library and the rooms that may import it.

@@ -138,7 +138,7 @@ async def test_c34_monitors_that_misbehave(lab: Lab, monkeypatch: pytest.MonkeyP
         # Two seconds of it: no busy loop, nobody else waits, no second process, no change of mind.
         spent, seconds = time.process_time(), 2.0
         with connections(monkeypatch) as count:
-            bystander = asyncio.create_task(machines["good"].transferred(patience=0.5))
+            bystander = asyncio.create_task(machines["good"].live().transferred(patience=0.5))
             assert await longest_wait(seconds) < 0.5
             assert bystander.done()
         assert time.process_time() - spent < 0.6 * seconds

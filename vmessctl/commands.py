@@ -45,7 +45,7 @@ class Command:
     method: str
     """The Varlink method behind it; empty for what needs no daemon."""
     arguments: str = ""
-    """As in the usage: `<x>` has to be there, `[x]` may."""
+    """As in the usage: `<x>` has to be there, `[x]` may, `[x]...` may several times."""
     options: tuple[Option, ...] = ()
     many: bool = False
     """Several VMs may be named."""
@@ -53,7 +53,7 @@ class Command:
     @property
     def is_global(self) -> bool:
         """It stands alone and takes no VM."""
-        return self.verb in names.GLOBAL_WORDS
+        return self.verb.partition(" ")[0] in names.GLOBAL_WORDS
 
     def usage(self) -> str:
         """Return the line that shows how it is called."""
@@ -67,7 +67,8 @@ class Command:
     def accepts(self, count: int) -> bool:
         """Tell whether it can take so many arguments."""
         words = self.arguments.split()
-        return len([word for word in words if word.startswith("<")]) <= count <= len(words)
+        most = count if self.arguments.endswith("...") else len(words)
+        return len([word for word in words if word.startswith("<")]) <= count <= most
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -77,7 +78,7 @@ COMMANDS: tuple[Command, ...] = (
         "List",
         options=(JSON,),
     ),
-    Command("help", "Show all verbs, or one.", "", arguments="[verb]"),
+    Command("help", "Show all verbs, or one.", "", arguments="[verb]..."),
     Command("make", "Create a directory for the VM.", "Make", many=True),
     *(
         Command(setting.verb, setting.help, "Set", arguments=setting.argument, many=True)
@@ -85,6 +86,53 @@ COMMANDS: tuple[Command, ...] = (
         if setting.verb
     ),
     *(Command(drive.verb, drive.help, "Set", arguments=drive.argument, many=True) for drive in DRIVES),
+    Command(
+        "ifadd",
+        "Add N virtual NICs to the VM, and optionally place them into bridged segments.\n"
+        'Create the segments if necessary. "-" stands for no bridge, "user" for QEMU\'s user-mode\n'
+        "network, which needs no privilege. NB: the VM has these NICs then and no others; a running\n"
+        "one is given what is missing, and asked to let go of what is too much.",
+        "SetNics",
+        arguments="<N> [bridge|-|user]...",
+        many=True,
+    ),
+    Command("ifdel", "Delete all of the VM's NICs.", "SetNics", many=True),
+    Command(
+        "connect",
+        "Connect Nth interface (<ifnum>, starts from 0) to a specified <bridge>, disconnecting it\n"
+        "from the current bridge if necessary; at once, also while the VM runs.",
+        "Connect",
+        arguments="<ifnum> <bridge|->",
+        many=True,
+    ),
+    Command(
+        "ifstat",
+        'Display the VM NICs\' current connections in the syntax of a "ifadd" command above.',
+        "Nics",
+        options=(JSON,),
+        many=True,
+    ),
+    Command(
+        "cable",
+        "Plug or pull the cable of a running VM's Nth interface, as its guest sees it.",
+        "Cable",
+        arguments="<ifnum> <on|off>",
+        many=True,
+    ),
+    Command(
+        "forward",
+        "Forward a TCP port of the host's 127.0.0.1 into the user-mode network of the Nth\n"
+        'interface, at once and at every start; "none" in place of the guest\'s port ends it.',
+        "Forward",
+        arguments="<ifnum> <hostport>:<guestport|none>",
+    ),
+    Command(
+        "addr",
+        "Show the addresses of the VM as far as the host knows, and how it knows.",
+        "Addresses",
+        options=(JSON,),
+        many=True,
+    ),
     Command("start", "Start the VM in the background.", "Start", many=True),
     Command(
         "stop",
@@ -113,7 +161,35 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "rm", "Delete the VM with all its files. It has to be stopped.", "Remove", options=(YES,), many=True
     ),
+    Command(
+        "net show",
+        "Show the bridges and what is in them, as lines that recreate them. The same without the word.",
+        "NetShow",
+        options=(JSON,),
+    ),
+    Command(
+        "net vlan",
+        "Add the interfaces to the bridge, creating all of them if necessary: newvm0e0 is a TAP,\n"
+        "eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN.",
+        "NetVlan",
+        arguments="<bridge> [intf]...",
+    ),
+    Command("net add", "Create an interface and set it up, in no bridge.", "NetAdd", arguments="<intf>"),
+    Command("net delete", "Delete an interface that vmess made.", "NetDelete", arguments="<intf>"),
+    Command(
+        "net ignore",
+        'Leave an interface out of "net show" until the next "net add"; without a name, list those.',
+        "NetIgnore",
+        arguments="[name]",
+        options=(JSON,),
+    ),
+    Command("net prune", "Delete the bridges vmess made that have nothing in them.", "NetPrune"),
 )
+
+WIRES = frozenset({"SetNics", "Connect", "Nics", "Cable", "Forward", "Addresses"}) | {
+    command.method for command in COMMANDS if command.method.startswith("Net")
+}
+"""Methods whose handlers are in `wires`."""
 
 BY_VERB = {command.verb: command for command in COMMANDS}
 
@@ -137,7 +213,7 @@ def parse(words: list[str]) -> Invocation:
     """
     words, options = _split_options(words)
     if HELP.flag in options:
-        words = ["help", *[word for word in words if word in BY_VERB][:1]]
+        words = ["help", *_verb_among(words)]
     command, vms, arguments = _split_words(words)
     for flag in options:
         if OPTIONS[flag] not in (*command.options, *EVERYWHERE):
@@ -151,6 +227,13 @@ def parse(words: list[str]) -> Invocation:
     if len(vms) > 1 and not command.many:
         raise InvalidValue(f"{command.verb} takes one VM, not {len(vms)}", hint=f"usage: {command.usage()}")
     return Invocation(command, vms, arguments, options)
+
+
+def _verb_among(words: list[str]) -> list[str]:
+    """Return the words that name a verb, for help about it."""
+    if words[:1] == ["net"]:
+        return words[:2]
+    return [word for word in words if word in BY_VERB][:1]
 
 
 def _split_options(words: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -186,6 +269,8 @@ def _split_words(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str,
     """Find the verb; what stands before it are VMs, what stands behind it its arguments."""
     if not words:
         return BY_VERB["list"], (), ()
+    if words[0] == "net":
+        return _net_command(words[1:])
     place = next((index for index, word in enumerate(words) if word in BY_VERB), None)
     if place is None:
         if words[0] in names.RESERVED:
@@ -202,6 +287,14 @@ def _split_words(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str,
         raise InvalidValue(f"{command.verb} needs a VM before it", hint=f"usage: {command.usage()}")
     vms = tuple(dict.fromkeys(names.parse(word) for word in words[:place]))
     return command, vms, tuple(words[place + 1 :])
+
+
+def _net_command(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str, ...]]:
+    """Find the second word of a net verb; none is `show`."""
+    verb = f"net {words[0]}" if words else "net show"
+    if verb not in BY_VERB:
+        raise _no_verb(verb)
+    return BY_VERB[verb], (), tuple(words[1:])
 
 
 def _no_verb(word: str) -> InvalidValue:
@@ -223,21 +316,22 @@ Exit status: 0 done, 1 failed, 2 usage, 3 VM not running, 4 no such VM, 5 daemon
 6 timed out, 7 locked, 8 had to use force (unasked); 130 after Ctrl-C."""
 
 
-def help_text(verb: str | None = None) -> str:
-    """Return the help for all verbs, or for one.
+def help_text(verb: str = "") -> str:
+    """Return the help for all verbs, for one, or for all that begin with a word such as `net`.
 
     Raises:
         InvalidValue: there is no such verb.
     """
-    if verb is None:
+    if not verb:
         blocks = [_block(command) for command in COMMANDS]
         options = "\n".join(_option_line(option) for option in OPTIONS.values())
         return "\n\n".join([INTRODUCTION, "Usage:", *blocks, f"Options:\n{options}", NOTES])
-    command = BY_VERB.get(verb)
-    if command is None:
+    meant = [command for command in COMMANDS if f"{command.verb} ".startswith(f"{verb} ")]
+    if not meant:
         raise _no_verb(verb)
-    lines = [_option_line(option) for option in command.options]
-    return "\n".join([_block(command), *lines])
+    return "\n\n".join(
+        "\n".join([_block(command), *(_option_line(option) for option in command.options)]) for command in meant
+    )
 
 
 def _block(command: Command) -> str:

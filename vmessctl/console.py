@@ -3,11 +3,21 @@
 Data go to standard output, everything else to standard error; what moves, moves on a terminal only.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 
-from vmessctl.commands import PROGRAM
-from vmessd.errors import VmessError
+from vmessctl import commands
+from vmessctl.client import connect
+from vmessctl.commands import PROGRAM, Invocation
+from vmessd.errors import VmessError, worst
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmessctl.client import Client, Reply
 
 
 def say(text: str) -> None:
@@ -21,6 +31,31 @@ def complain(error: VmessError) -> int:
     if error.hint:
         say(f"  hint: {error.hint}")
     return error.status
+
+
+def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
+    """Do the same for every VM over one connection; each is reported, the worst status wins."""
+    client = connect(invocation)
+    statuses = []
+    for vm in invocation.vms:
+        try:
+            statuses.append(work(client, vm))
+        except VmessError as error:
+            statuses.append(complain(error))
+    client.close()
+    return worst(statuses)
+
+
+def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm: str = "") -> None:
+    """Print an answer: as `text` makes it for people, or as JSON where that is asked for."""
+    if commands.JSON.flag in invocation.options:
+        import json  # noqa: PLC0415 -- it takes as long as all the rest
+
+        print(json.dumps(reply))
+    elif len(invocation.vms) > 1:
+        print("\n".join(f"{vm}: {line}" for line in text(reply).splitlines()))
+    else:
+        print(text(reply))
 
 
 class Line:

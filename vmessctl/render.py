@@ -66,17 +66,37 @@ def listing(reply: Reply) -> str:
 def info(reply: Reply) -> str:
     """Return all there is to say of a VM, the original's lines first and last."""
     vm = reply["info"]
-    lines = [f"Total number of interfaces: {vm['interfaces']}", "Command for this VM"]
+    interfaces = [nic for nic in vm["nics"] if not nic["leaving"]]
+    lines = [f"Total number of interfaces: {len(interfaces)}", "Command for this VM"]
     lines.append(f"  {shell.join(vm['command'])}" if vm["command"] else f"  none: {printable(vm['problem'])}")
     if vm["display"]:
         lines.append(f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)")
+    lines += [nic(interface) for interface in vm["nics"]]
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
     lines += [f"{value['name']}: {printable(value['value'])}" for value in vm["settings"]]
+    lines += [f"NICS: {printable(nic['difference'])}" for nic in vm["nics"] if nic["difference"]]
     if vm["changed"]:
         lines.append("It runs with other settings than these; they take effect at its next start")
     lines.append(f"Serial console: {printable(vm['serial'])}")
     lines.append(status(vm))
     return "\n".join(lines)
+
+
+def nic(reply: Reply) -> str:
+    """Return one interface of a VM and what it is plugged into."""
+    name, wire = reply["tap"] or f"interface {reply['index']}", printable(reply["wire"])
+    if reply["tap"] is None:
+        forwards = [pair.split(":") for pair in wire.partition(":")[2].split(",") if pair]
+        ports = "".join(f", 127.0.0.1:{host} to port {guest}" for host, guest in forwards)
+        wire = f"user network{ports}"
+    elif wire == "-":
+        wire = "in no bridge"
+    remarks = [
+        "" if reply["present"] or reply["tap"] is None else ", not there yet",
+        ", being unplugged: the guest has not let go of it" if reply["leaving"] else "",
+        "" if reply["cable"] else ", cable pulled",
+    ]
+    return f"{name}: {wire}, MAC {reply['mac']}{''.join(remarks)}"
 
 
 def _drive(drive: Reply) -> str:

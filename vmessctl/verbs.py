@@ -8,9 +8,9 @@ import sys
 from vmessctl import commands, render
 from vmessctl.client import connect
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import complain, say
+from vmessctl.console import for_each, say, show
 from vmessd import __version__
-from vmessd.errors import DONE, AlreadyRunning, InvalidValue, NotRunning, VmessError, printable, quoted, worst
+from vmessd.errors import DONE, AlreadyRunning, InvalidValue, NotRunning, printable, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,38 +30,14 @@ def run(words: list[str]) -> int:
     return HANDLERS[invocation.command.verb](invocation)
 
 
-def _for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
-    """Do the same for every VM over one connection; each is reported, the worst status wins."""
-    client = connect(invocation)
-    statuses = []
-    for vm in invocation.vms:
-        try:
-            statuses.append(work(client, vm))
-        except VmessError as error:
-            statuses.append(complain(error))
-    client.close()
-    return worst(statuses)
-
-
-def _show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm: str = "") -> None:
-    if commands.JSON.flag in invocation.options:
-        import json  # noqa: PLC0415 -- it takes as long as all the rest
-
-        print(json.dumps(reply))
-    elif len(invocation.vms) > 1:
-        print("\n".join(f"{vm}: {line}" for line in text(reply).splitlines()))
-    else:
-        print(text(reply))
-
-
 def _help(invocation: Invocation) -> int:
-    print(commands.help_text(*invocation.arguments))
+    print(commands.help_text(" ".join(invocation.arguments)))
     return DONE
 
 
 def _list(invocation: Invocation) -> int:
     client = connect(invocation)
-    _show(invocation, client.call("List"), render.listing)
+    show(invocation, client.call("List"), render.listing)
     client.close()
     return DONE
 
@@ -69,18 +45,18 @@ def _list(invocation: Invocation) -> int:
 def _status(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         reply = client.call("Status", vm=vm)
-        _show(invocation, reply, render.status, vm)
+        show(invocation, reply, render.status, vm)
         return NotRunning.status if reply["status"]["state"] == "stopped" else DONE
 
-    return _for_each(invocation, work)
+    return for_each(invocation, work)
 
 
 def _info(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
-        _show(invocation, client.call("Info", vm=vm), render.info, vm)
+        show(invocation, client.call("Info", vm=vm), render.info, vm)
         return DONE
 
-    return _for_each(invocation, work)
+    return for_each(invocation, work)
 
 
 def _make(invocation: Invocation) -> int:
@@ -88,7 +64,7 @@ def _make(invocation: Invocation) -> int:
         print(render.made(client.call("Make", vm=vm)))
         return DONE
 
-    return _for_each(invocation, work)
+    return for_each(invocation, work)
 
 
 def _set(invocation: Invocation) -> int:
@@ -105,7 +81,7 @@ def _set(invocation: Invocation) -> int:
             say(printable(note))
         return DONE
 
-    return _for_each(invocation, work)
+    return for_each(invocation, work)
 
 
 def _absolute(path: str) -> str:
@@ -136,7 +112,7 @@ def _remove(invocation: Invocation) -> int:
         client.call("Remove", vm=vm)
         return DONE
 
-    return _for_each(invocation, work)
+    return for_each(invocation, work)
 
 
 def _agreed(vm: str, info: Reply) -> bool:
@@ -160,6 +136,12 @@ def _follow(invocation: Invocation) -> int:
     return follow.start(invocation) if invocation.command.verb == "start" else follow.stop(invocation)
 
 
+def _wires(invocation: Invocation) -> int:
+    from vmessctl import wires  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return wires.HANDLERS[invocation.command.verb](invocation)
+
+
 HANDLERS: dict[str, Handler] = {
     "list": _list,
     "help": _help,
@@ -170,4 +152,5 @@ HANDLERS: dict[str, Handler] = {
     "info": _info,
     "rm": _remove,
     **{command.verb: _set for command in commands.COMMANDS if command.method == "Set"},
+    **{command.verb: _wires for command in commands.COMMANDS if command.method in commands.WIRES},
 }

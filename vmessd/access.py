@@ -55,7 +55,7 @@ class Access:
         check_name(link, asked)
         if not self.is_own(link) and not self.is_allowed(link):
             raise NotPermitted(
-                f"{link.name} is {describe(link)} that is not vmess's own, so it is left alone",
+                f"{link.name} is {describe(link)} and not vmess's own, so it is left alone",
                 hint=f"the administrator may allow it: vmessd --allow-links {link.name}, or allow-links = "
                 f'["{link.name}"] in the file of --config',
             )

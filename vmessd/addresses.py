@@ -6,7 +6,7 @@ appendix A) where the guest forms it that way, which Linux does without NetworkM
 """
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmessd.netlink import Neighbour
@@ -41,34 +41,28 @@ def behind(port: int, mac: str, forwarding: Sequence[Neighbour]) -> list[str]:
     return [mac, *sorted(heard - {mac})]
 
 
-def of_interface(
-    interface: int,
-    mac: str,
-    port: int,
-    forwarding: Sequence[Neighbour],
-    neighbours: Sequence[Neighbour],
-    names: dict[int, str],
-) -> list[VMAddress]:
-    """Return the addresses behind one TAP.
+@dataclass(frozen=True)
+class Tables:
+    """What the host has heard."""
 
-    Args:
-        interface: which interface of the VM.
-        mac: of its network card.
-        port: index of its TAP.
-        forwarding: the forwarding tables of all bridges.
-        neighbours: the neighbour tables.
-        names: of links, by index.
-    """
+    forwarding: Sequence[Neighbour]
+    """The forwarding tables of all bridges."""
+    neighbours: Sequence[Neighbour]
+    names: Mapping[int, str]
+    """Of the links, by index."""
+
+
+def of_interface(interface: int, mac: str, port: int, tables: Tables) -> list[VMAddress]:
+    """Return the addresses behind a TAP, `port` being its index and `mac` the network card's."""
     found = []
-    for station in behind(port, mac, forwarding):
-        heard = any(entry.index == port and entry.mac == station for entry in forwarding if not entry.permanent)
+    for station in behind(port, mac, tables.forwarding):
+        heard = any(entry.index == port and entry.mac == station for entry in tables.forwarding)
         expected = link_local(station)
-        for entry in neighbours:
-            if entry.mac == station and entry.ip:
-                table = f"neighbour table of the host on {names.get(entry.index, entry.index)}"
-                found.append(VMAddress(interface, station, entry.ip, seen=True, source=table))
-        if not any(address.address == expected for address in found):
-            where = "its frames were heard" if heard else "nothing was heard from it"
-            source = f"follows from the MAC; {where}"
+        known = {entry.ip: entry.index for entry in tables.neighbours if entry.mac == station and entry.ip}
+        for ip, index in known.items():
+            source = f"the host's neighbour table, on {tables.names.get(index, index)}"
+            found.append(VMAddress(interface, station, ip, seen=True, source=source))
+        if expected not in known:
+            source = f"follows from the MAC; {'its frames were' if heard else 'nothing was'} heard"
             found.append(VMAddress(interface, station, expected, seen=False, source=source))
     return found

@@ -154,9 +154,8 @@ def _text(where: str, key: str, value: object) -> str:
         raise InvalidValue(f"configuration {where}: {quoted(key)} is none of {known}")
     if option.many:
         if not isinstance(value, list) or not all(isinstance(item, str) and "," not in item for item in value):
-            raise InvalidValue(
-                f"configuration {where}: {key} {quoted(value)} has to be a list of texts in quotes, without commas"
-            )
+            shape = "a list of texts in quotes, none with a comma in it"
+            raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be {shape}")
         return ",".join(value)
     if not isinstance(value, str):
         raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be a text in quotes")

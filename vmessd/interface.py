@@ -143,7 +143,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         go; a step `pending` tells of one that the guest has not let go of.
         """
         self._note("SetNics", vm, f" {count} {quoted(' '.join(wires), 300)}")
-        return await (await self._supervisor.wires(vm)).set(count, wires)
+        return await (await self._supervisor.wires(vm)).arrange(count, wires)
 
     @varlinkmethod(return_parameter="steps")
     async def Connect(self, *, vm: str, interface: int, wire: str) -> list[Step]:

@@ -25,7 +25,7 @@ from vmessd.errors import (
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
 from vmessd.launch import Host, Launched
 from vmessd.lifecycle import Action, Event, State, by_force, ladder, transition
-from vmessd.monitor import CommandRefused, MonitorLost
+from vmessd.monitor import CommandRefused
 from vmessd.records import ExitRecord, RunRecord
 from vmessd.report import Exit, StartProgress, StopProgress, VMStatus
 from vmessd.run import Run, Stop, grace_of, stopped
@@ -145,28 +145,11 @@ class Machine:
         """Return the record of the QEMU there is."""
         return self._run.launched.record if self._run else None
 
-    async def execute(self, command: str, arguments: dict[str, object], patience: float = 5.0) -> Any:
-        """Run a QMP command and return what it returns.
-
-        Raises:
-            NotRunning: there is no QEMU that could be asked.
-            CommandRefused: QEMU's own words.
-            TimedOut: it does not answer.
-        """
-        run = self._run
-        if run is None:
+    def live(self) -> Run:
+        """Return the QEMU there is; raises NotRunning."""
+        if self._run is None:
             raise NotRunning(f"VM not running: {self.vm}")
-        try:
-            return await asyncio.wait_for(run.session.execute(command, arguments), patience)
-        except (MonitorLost, TimeoutError):
-            raise TimedOut(f"QEMU of {self.vm}, PID {run.pid}, does not answer") from None
-
-    async def transferred(self, patience: float = 1.0) -> dict[str, tuple[int, int]]:
-        """Return bytes read and written for each drive; nothing where QEMU does not answer in time."""
-        if self._run is not None:
-            with contextlib.suppress(MonitorLost, CommandRefused, TimeoutError):
-                return await asyncio.wait_for(self._run.session.monitor().transferred(), patience)
-        return {}
+        return self._run
 
     # -- One message after the other --
 

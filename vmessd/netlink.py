@@ -180,7 +180,7 @@ def parse_neighbour(body: bytes) -> Neighbour:
     )
 
 
-def change(
+def change(  # noqa: PLR0913 -- the kernel takes them all at once, and so does this
     index: int,
     *,
     up: bool | None = None,

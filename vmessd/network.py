@@ -27,7 +27,10 @@ class Step:
     """One thing that was done, as the client tells it."""
 
     step: str
-    """persistent, nonpersistent, making, exists, preparing, pending; or a word of the net verbs."""
+    """`persistent`, `nonpersistent` and `pending` (it will be) of a TAP; `making`, `exists` and `down` of a
+    bridge; `preparing` of what goes into one; `subinterface`, `pair`, `vxlan` and `existing` of other links;
+    `deleted`.
+    """
     link: str
     uid: int | None = None
     """Of the TAP's owner, where that is what the step is about."""
@@ -211,7 +214,12 @@ class Network:
         link = kernel.link(name)
         if link is not None:
             self.access.check_bridge(link, name)
-            change.steps += [Step("making", name), Step("exists", name)]
+            change.steps.append(Step("exists", name))
+            if not link.up and self.access.is_own(link):
+                change.reversals.append(as_it_was(link))
+                kernel.do([netlink.change(link.index, up=True)])
+            elif not link.up:
+                change.steps.append(Step("down", name))
             return link
         change.steps.append(Step("making", name))
         kernel.do([netlink.new_bridge(name, bridge_mac(name))])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from vmessd import settings, vmdir
-from vmessd.errors import VmessError
+from vmessd.errors import TimedOut, VmessError
 from vmessd.launch import LAST_LINES, Launched
 from vmessd.lifecycle import RUNG_TIME, Ending, Reason, Rung, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
@@ -100,6 +100,24 @@ class Run:
     def pid(self) -> int:
         """The process's pid."""
         return self.launched.process.pid
+
+    async def execute(self, command: str, arguments: dict[str, object], patience: float = 5.0) -> Any:
+        """Run a QMP command and return what it returns.
+
+        Raises:
+            CommandRefused: QEMU's own words.
+            TimedOut: it does not answer within `patience` seconds.
+        """
+        try:
+            return await asyncio.wait_for(self.session.execute(command, arguments), patience)
+        except (MonitorLost, TimeoutError):
+            raise TimedOut(f"QEMU, PID {self.pid}, does not answer") from None
+
+    async def transferred(self, patience: float = 1.0) -> dict[str, tuple[int, int]]:
+        """Return bytes read and written for each drive; nothing where QEMU does not answer in time."""
+        with contextlib.suppress(MonitorLost, CommandRefused, TimeoutError):
+            return await asyncio.wait_for(self.session.monitor().transferred(), patience)
+        return {}
 
     def bury(self, directory: VMDirectory) -> ExitRecord:
         """Reap the process, which has ended; note how, remove what it left, and return the record."""

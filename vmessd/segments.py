@@ -118,7 +118,9 @@ class Segments:
         """Make a link and set it up, in no bridge; `net` no longer leaves it out. Raises as :meth:`vlan`."""
         link_name(name, "link name")
         with self._network.change() as (kernel, change):
-            self._prepare(kernel, change, name)
+            found = kernel.link(name)
+            if found is None or not found.up:
+                self._prepare(kernel, change, name)
         ignored = self.ignored()
         if name in ignored:
             self._write_ignored([other for other in ignored if other != name])
@@ -170,16 +172,15 @@ class Segments:
             link = self._network.make_tap(kernel, change, name)
             self._set_up(kernel, change, link)
             return link
-        link = kernel.link(name)
-        if link is None:
-            link = self._make(kernel, change, name, depth)
-        elif link.kind == "bridge":
+        found = kernel.link(name)
+        if found is None:
+            return self._make(kernel, change, name, depth)
+        if found.kind == "bridge":
             raise Failed(f"{name} is a bridge; a bridge is no port of another")
-        else:
-            self._network.access.check_change(link, name)
-            change.steps.append(Step("existing", name))
-        self._set_up(kernel, change, link)
-        return link
+        self._network.access.check_change(found, name)
+        change.steps.append(Step("existing", name))
+        self._set_up(kernel, change, found)
+        return found
 
     def _set_up(self, kernel: Netlink, change: Change, link: Link) -> None:
         if not link.up:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from vmessd import cmdline, launch, names, vmdir
-from vmessd.addresses import USER_ADDRESS, VMAddress, of_interface
+from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
 from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
 from vmessd.launch import Host
 from vmessd.lifecycle import State
@@ -145,7 +145,7 @@ class Supervisor:
         directory, record = machine.directory, machine.record()
         planned, problem = await self._planned(directory, record.display if record else None)
         command = record.argv if record else planned
-        transferred = await machine.transferred()
+        transferred = await machine.live().transferred() if record else {}
         return VMInfo(
             status=machine.status(),
             directory=str(directory.path),
@@ -178,13 +178,13 @@ class Supervisor:
 
     def _addresses(self, vm: str, nics: Sequence[Nic]) -> list[VMAddress]:
         with self._host.network.kernel() as kernel:
-            forwarding, neighbours = kernel.forwarding(), kernel.neighbours()
             links = {link.index: link.name for link in kernel.links()}
+            tables = Tables(kernel.forwarding(), kernel.neighbours(), links)
         found = []
         for nic in nics:
             mac = names.mac(vm, nic.index)
             if nic.link is not None:
-                found += of_interface(nic.index, mac, nic.link.index, forwarding, neighbours, links)
+                found += of_interface(nic.index, mac, nic.link.index, tables)
             elif nic.wire.user:
                 source = "what QEMU's user network offers by DHCP"
                 found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source))

@@ -60,7 +60,7 @@ class Wires:
 
     # -- What is changed --
 
-    async def set(self, count: int, words: Sequence[str]) -> list[Step]:
+    async def arrange(self, count: int, words: Sequence[str]) -> list[Step]:
         """Have `count` interfaces, plugged into what the words say, and no others.
 
         Raises:
@@ -79,7 +79,7 @@ class Wires:
             return await self._set_live(wires)
 
     async def connect(self, index: int, word: str) -> list[Step]:
-        """Plug one interface into another bridge, or into none; raises as :meth:`set`."""
+        """Plug one interface into another bridge, or into none; raises as :meth:`arrange`."""
         wire = parse_wire(word)
         self._check_bridges([wire])
         async with self._turn:
@@ -185,7 +185,7 @@ class Wires:
         if self._machine.state not in (State.running, State.paused):
             raise Failed(f"VM {self.vm} is {self._machine.state.value}: its wires stay as they are")
         try:
-            found = await self._machine.execute("qom-list", {"path": "/machine/peripheral"})
+            found = await self._machine.live().execute("qom-list", {"path": "/machine/peripheral"})
         except CommandRefused as refusal:
             raise Failed(f"QEMU does not say which network cards it has: {refusal}") from None
         devices = [entry.get("name") for entry in found if isinstance(entry, Mapping)] if found else []
@@ -203,16 +203,16 @@ class Wires:
         plugged: list[int] = []
         try:
             for index, card in cards.items():
-                await self._machine.execute("netdev_add", cmdline.netdev(card))
+                await self._machine.live().execute("netdev_add", cmdline.netdev(card))
                 behind.append(index)
             for index, card in cards.items():
-                await self._machine.execute("device_add", cmdline.device(card, values))
+                await self._machine.live().execute("device_add", cmdline.device(card, values))
                 plugged.append(index)
         except (CommandRefused, VmessError) as error:
             await self._unplug(plugged)
             for index in behind:
                 with contextlib.suppress(CommandRefused, VmessError):
-                    await self._machine.execute("netdev_del", {"id": cmdline.netdev_id(index)})
+                    await self._machine.live().execute("netdev_del", {"id": cmdline.netdev_id(index)})
             if isinstance(error, CommandRefused):
                 raise Failed(f"QEMU did not take a network card of {self.vm}: {error}") from None
             raise
@@ -226,7 +226,7 @@ class Wires:
             self._leaving.setdefault(index, asyncio.Event())
         for index in sorted(indices):
             try:
-                await self._machine.execute("device_del", {"id": cmdline.card_id(index)})
+                await self._machine.live().execute("device_del", {"id": cmdline.card_id(index)})
             except CommandRefused as refusal:
                 # "already in the process of unplug" is as good as done; "not found" is done.
                 log.info("%s: card %d: %s", self.vm, index, refusal)
@@ -253,7 +253,7 @@ class Wires:
                 nics = {nic.index: nic for nic in await self.nics()}
                 if index not in self._leaving and index in nics and not nics[index].leaving:
                     continue  # the guest threw it out by itself; it is back at the next start
-                await self._machine.execute("netdev_del", {"id": cmdline.netdev_id(index)})
+                await self._machine.live().execute("netdev_del", {"id": cmdline.netdev_id(index)})
             with contextlib.suppress(VmessError):
                 await self._machine.change(functools.partial(self._network.sweep, self.vm))
             self.unplugged.discard(index)
@@ -272,7 +272,7 @@ class Wires:
             have = await self._plugged()
             check_interface(self.vm, index, max(have, default=-1) + 1)
             try:
-                await self._machine.execute("set_link", {"name": cmdline.card_id(index), "up": on})
+                await self._machine.live().execute("set_link", {"name": cmdline.card_id(index), "up": on})
             except CommandRefused as refusal:
                 raise Failed(f"QEMU did not switch the link of interface {index}: {refusal}") from None
         (self.unplugged.discard if on else self.unplugged.add)(index)
@@ -316,7 +316,7 @@ class Wires:
         if guest is not None:
             line = f"hostfwd_add {cmdline.netdev_id(index)} {cmdline.forward(host, guest)}"
         try:
-            said = await self._machine.execute("human-monitor-command", {"command-line": line})
+            said = await self._machine.live().execute("human-monitor-command", {"command-line": line})
         except CommandRefused as refusal:
             said = str(refusal)
         words = str(said).strip()

@@ -1,0 +1,209 @@
+"""The verbs of wires: a VM's interfaces, and the host's bridges. Says what was done in the seed's words."""
+
+from __future__ import annotations
+
+import sys
+
+from vmessctl import commands
+from vmessctl.client import connect
+from vmessctl.commands import PROGRAM, Invocation
+from vmessctl.console import for_each, say, show
+from vmessd import names, shell
+from vmessd.errors import DONE, InvalidValue, TimedOut, printable, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmessctl.client import Client, Reply
+
+STEPS = {
+    "persistent": "Set '{link}' persistent and owned by uid {uid}",
+    "nonpersistent": "Set '{link}' nonpersistent",
+    "making": "Making a VLAN: {link}",
+    "exists": "Making a VLAN: {link}",
+    "preparing": "preparing a TAP interface {link}",
+    "subinterface": "[{link}]: Ethernet sub-interface",
+    "pair": "[{link}]: one end of a pair",
+    "vxlan": "[{link}]: VXLAN main interface",
+    "existing": "[{link}]: Ethernet interface",
+    "deleted": "Deleted {link}",
+}
+ASIDES = {
+    "exists": "device {link} already exists; can't create bridge with the same name",
+    "down": "bridge {link} is down, so nothing passes: ip link set {link} up",
+    "pending": "{link}: pending: the guest has not let go of it; it goes when the guest does, or with the VM",
+}
+QUIETLY = ("persistent", "preparing", "exists")
+"""Steps that go without saying where one cable is moved."""
+
+
+def _tell(steps: Sequence[Reply], leave_out: Sequence[str] = ()) -> int:
+    """Say what was done; return the exit status, which tells whether something is still pending."""
+    for step in steps:
+        values = {"link": printable(step["link"]), "uid": step["uid"]}
+        if step["step"] in STEPS and step["step"] not in leave_out:
+            print(STEPS[step["step"]].format_map(values), flush=True)
+        if step["step"] in ASIDES and step["step"] not in leave_out:
+            say(ASIDES[step["step"]].format_map(values))
+    return TimedOut.status if any(step["step"] == "pending" for step in steps) else DONE
+
+
+def _number(text: str, what: str) -> int:
+    if not text.removeprefix("-").isdecimal() or len(text) > 9:
+        raise InvalidValue(f"{what} {quoted(text)} is not a whole number")
+    return int(text)
+
+
+# -- A VM's interfaces --
+
+
+def _ifadd(invocation: Invocation) -> int:
+    count, *wires = invocation.arguments or ("0",)
+    parameters = {"count": _number(count, "number of NICs"), "wires": list(wires)}
+    return for_each(invocation, lambda client, vm: _tell(client.call("SetNics", vm=vm, **parameters)["steps"]))
+
+
+def _connect(invocation: Invocation) -> int:
+    number, wire = invocation.arguments
+    interface = _number(number, "interface")
+
+    def work(client: Client, vm: str) -> int:
+        return _tell(client.call("Connect", vm=vm, interface=interface, wire=wire)["steps"], QUIETLY)
+
+    return for_each(invocation, work)
+
+
+def _ifstat(invocation: Invocation) -> int:
+    def work(client: Client, vm: str) -> int:
+        reply = client.call("Nics", vm=vm)
+        if commands.JSON.flag in invocation.options:
+            show(invocation, reply, str, vm)
+        else:
+            print(wiring(names.parse(vm), reply))
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def wiring(vm: str, reply: Reply) -> str:
+    """Return the command that recreates a VM's wires."""
+    wires = [nic["wire"] for nic in reply["nics"] if not nic["leaving"]]
+    return shell.join([PROGRAM, vm, "ifadd", str(len(wires)), *wires])
+
+
+def _cable(invocation: Invocation) -> int:
+    number, word = invocation.arguments
+    interface = _number(number, "interface")
+    if word not in ("on", "off"):
+        raise InvalidValue(f"cable {quoted(word)} is neither on nor off")
+
+    def work(client: Client, vm: str) -> int:
+        client.call("Cable", vm=vm, interface=interface, on=word == "on")
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def _forward(invocation: Invocation) -> int:
+    number, pair = invocation.arguments
+    interface = _number(number, "interface")
+    host, colon, guest = pair.partition(":")
+    if not colon:
+        raise InvalidValue(f"forward {quoted(pair)} is not <hostport>:<guestport>, such as 2222:22")
+    ports = {"host": _number(host, "port"), "guest": None if guest == "none" else _number(guest, "port")}
+
+    def work(client: Client, vm: str) -> int:
+        client.call("Forward", vm=vm, interface=interface, **ports)
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def _addr(invocation: Invocation) -> int:
+    def work(client: Client, vm: str) -> int:
+        show(invocation, client.call("Addresses", vm=vm), lambda reply: addresses(names.parse(vm), reply), vm)
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def addresses(vm: str, reply: Reply) -> str:
+    """Return a VM's addresses, a line each, with how they are known."""
+    lines = [
+        f"{names.tap(vm, found['interface'])}  {found['mac']}  {found['address']:<25} ({found['source']})"
+        for found in reply["addresses"]
+    ]
+    return "\n".join(map(printable, lines)) or f"{vm} has no interface that is there"
+
+
+# -- The host's bridges --
+
+
+def _net_show(invocation: Invocation) -> int:
+    client = connect(invocation)
+    reply = client.call("NetShow")
+    client.close()
+    if commands.JSON.flag not in invocation.options:
+        say("Network connections per-segment:")
+        sys.stderr.flush()
+    show(invocation, reply, segments)
+    return DONE
+
+
+def segments(reply: Reply) -> str:
+    """Return the commands that recreate the bridges and what is in them."""
+    lines = []
+    for segment in reply["segments"]:
+        if segment["bridge"] is None:
+            lines += [shell.join([PROGRAM, "net", "add", port]) for port in segment["ports"]]
+        else:
+            lines.append(shell.join([PROGRAM, "net", "vlan", segment["bridge"], *segment["ports"]]))
+    return "\n".join(lines)
+
+
+def _net(method: str, *parameters: str) -> Callable[[Invocation], int]:
+    """Return the handler of a net verb whose arguments go over the wire as they are."""
+
+    def handler(invocation: Invocation) -> int:
+        client = connect(invocation)
+        reply = client.call(method, **dict(zip(parameters, invocation.arguments, strict=True)))
+        client.close()
+        return _tell(reply["steps"])
+
+    return handler
+
+
+def _net_vlan(invocation: Invocation) -> int:
+    bridge, *interfaces = invocation.arguments
+    client = connect(invocation)
+    reply = client.call("NetVlan", bridge=bridge, interfaces=interfaces)
+    client.close()
+    return _tell(reply["steps"])
+
+
+def _net_ignore(invocation: Invocation) -> int:
+    client = connect(invocation)
+    if invocation.arguments:
+        client.call("NetIgnore", name=invocation.arguments[0])
+    else:
+        show(invocation, client.call("NetIgnored"), lambda reply: "\n".join(map(printable, reply["names"])))
+    client.close()
+    return DONE
+
+
+HANDLERS: dict[str, Callable[[Invocation], int]] = {
+    "ifadd": _ifadd,
+    "ifdel": _ifadd,
+    "connect": _connect,
+    "ifstat": _ifstat,
+    "cable": _cable,
+    "forward": _forward,
+    "addr": _addr,
+    "net show": _net_show,
+    "net vlan": _net_vlan,
+    "net add": _net("NetAdd", "interface"),
+    "net delete": _net("NetDelete", "interface"),
+    "net ignore": _net_ignore,
+    "net prune": _net("NetPrune"),
+}
