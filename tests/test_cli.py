@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import select
 import signal
 import socket
@@ -19,10 +20,10 @@ from typing import Any
 import pytest
 from conftest import TESTS, Daemon
 
-from vmessctl import commands, console, render, verbs
+from vmessctl import commands, console, notation, render, verbs, wires
 from vmessctl.commands import BY_VERB, COMMANDS, parse
 from vmessd import __version__, names, settings
-from vmessd.errors import InvalidValue, VmessError
+from vmessd.errors import Failed, InvalidValue, VmessError
 from vmessd.interface import VmessInterface
 
 qemu = pytest.mark.qemu
@@ -71,6 +72,51 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm info --json", "info", ("newvm0",), (), {"--json": ""}),
     ("start0 rm --yes", "rm", ("start0",), (), {"--yes": ""}),
     ("--version", "list", (), (), {"--version": ""}),
+    ("newvm ifadd 2 bridge1", "ifadd", ("newvm0",), ("2", "bridge1"), {}),
+    (
+        "newvm ifadd 3 - user:2222:22,80:80 br2",
+        "ifadd",
+        ("newvm0",),
+        ("3", "-", "user:2222:22,80:80", "br2"),
+        {},
+    ),
+    ("leaf spine ifadd 1", "ifadd", ("leaf0", "spine0"), ("1",), {}),
+    ("newvm ifadd -1", "ifadd", ("newvm0",), ("-1",), {}),
+    ("newvm ifadd 1 -- -x", "ifadd", ("newvm0",), ("1", "-x"), {}),
+    ("newvm ifdel", "ifdel", ("newvm0",), (), {}),
+    ("a b ifdel", "ifdel", ("a0", "b0"), (), {}),
+    ("newvm connect 0 bridge1", "connect", ("newvm0",), ("0", "bridge1"), {}),
+    ("newvm connect 1 -", "connect", ("newvm0",), ("1", "-"), {}),
+    ("newvm connect -1 net", "connect", ("newvm0",), ("-1", "net"), {}),
+    ("newvm ifstat", "ifstat", ("newvm0",), (), {}),
+    ("a b ifstat --json", "ifstat", ("a0", "b0"), (), {"--json": ""}),
+    ("newvm cable 0 off", "cable", ("newvm0",), ("0", "off"), {}),
+    ("newvm forward 0 2222:22", "forward", ("newvm0",), ("0", "2222:22"), {}),
+    ("newvm forward 0 2222:none", "forward", ("newvm0",), ("0", "2222:none"), {}),
+    ("newvm addr --json", "addr", ("newvm0",), (), {"--json": ""}),
+    ("net", "net show", (), (), {}),
+    ("net --json", "net show", (), (), {"--json": ""}),
+    ("--json net show", "net show", (), (), {"--json": ""}),
+    ("net vlan bridge1", "net vlan", (), ("bridge1",), {}),
+    (
+        "net vlan bridge1 eth1.100 newvm0e0 start",
+        "net vlan",
+        (),
+        ("bridge1", "eth1.100", "newvm0e0", "start"),
+        {},
+    ),
+    ("net add vethA0 --socket /s", "net add", (), ("vethA0",), {"--socket": "/s"}),
+    ("net delete vxlan7", "net delete", (), ("vxlan7",), {}),
+    ("net ignore", "net ignore", (), (), {}),
+    ("net ignore --json", "net ignore", (), (), {"--json": ""}),
+    ("net ignore net", "net ignore", (), ("net",), {}),
+    ("net prune", "net prune", (), (), {}),
+    ("help net", "help", (), ("net",), {}),
+    ("help net vlan", "help", (), ("net", "vlan"), {}),
+    ("net --help", "help", (), ("net",), {"--help": ""}),
+    ("net vlan -h", "help", (), ("net", "vlan"), {"--help": ""}),
+    ("net vlan bridge1 eth0 --help", "help", (), ("net", "vlan"), {"--help": ""}),
+    ("newvm ifadd 1 start --help", "help", (), ("ifadd",), {"--help": ""}),
 )
 
 
@@ -93,7 +139,7 @@ REFUSED = (
     ("start", "start needs a VM before it", "usage: vmess <vmname> start"),
     ("start newvm", "start needs a VM before it", "usage: vmess <vmname> start"),
     ("newvm list", "list takes no VM", "usage: vmess list [--json]"),
-    ("newvm help", "help takes no VM", "usage: vmess help [verb]"),
+    ("newvm help", "help takes no VM", "usage: vmess help [verb]..."),
     ("list newvm", "list takes no argument, not 'newvm'", "usage: vmess list [--json]"),
     ("newvm make it", "make takes no argument, not 'it'", "usage: vmess <vmname> make"),
     ("newvm ram", "ram needs <size|none>", "usage: vmess <vmname> ram <size|none>"),
@@ -116,6 +162,40 @@ REFUSED = (
         "VM name 'abcdefghijklm' has 13 letters; 12 is the most, so that its TAP names fit into 15 bytes",
         None,
     ),
+    ("ifadd 2", "ifadd needs a VM before it", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
+    ("newvm ifadd", "ifadd needs <N> [bridge|-|user]...", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
+    ("newvm ifadd 1 -x", "'-x' is no option", "vmess help"),
+    ("newvm ifdel 1", "ifdel takes no argument, not '1'", "usage: vmess <vmname> ifdel"),
+    ("newvm connect", "connect needs <ifnum> <bridge|->", "usage: vmess <vmname> connect <ifnum> <bridge|->"),
+    (
+        "newvm connect bridge1",
+        "connect takes <ifnum> <bridge|->, not 'bridge1'",
+        "usage: vmess <vmname> connect <ifnum> <bridge|->",
+    ),
+    (
+        "newvm connect 0 a b",
+        "connect takes <ifnum> <bridge|->, not '0 a b'",
+        "usage: vmess <vmname> connect <ifnum> <bridge|->",
+    ),
+    ("newvm cable 0", "cable takes <ifnum> <on|off>, not '0'", "usage: vmess <vmname> cable <ifnum> <on|off>"),
+    (
+        "a b forward 0 2222:22",
+        "forward takes one VM, not 2",
+        "usage: vmess <vmname> forward <ifnum> <hostport>:<guestport|none>",
+    ),
+    (
+        "newvm connect 0 br0 --json",
+        "--json is no option of connect",
+        "usage: vmess <vmname> connect <ifnum> <bridge|->",
+    ),
+    ("net vlan", "net vlan needs <bridge> [intf]...", "usage: vmess net vlan <bridge> [intf]..."),
+    ("net show bridge1", "net show takes no argument, not 'bridge1'", "usage: vmess net show [--json]"),
+    ("net add a b", "net add takes <intf>, not 'a b'", "usage: vmess net add <intf>"),
+    ("net delete", "net delete needs <intf>", "usage: vmess net delete <intf>"),
+    ("net ignore a b", "net ignore takes [name], not 'a b'", "usage: vmess net ignore [name] [--json]"),
+    ("net prune --json", "--json is no option of net prune", "usage: vmess net prune"),
+    ("net prnue", "'net prnue' is no verb; did you mean net prune?", "vmess help"),
+    ("net qqqqqqqqq start", "'net qqqqqqqqq' is no verb", "vmess help"),
 )
 
 
@@ -146,6 +226,26 @@ def test_a_refusal_shows_what_a_terminal_would_obey(words: list[str], message: s
 def test_help_for_what_is_no_verb_says_what_may_be_meant() -> None:
     with pytest.raises(InvalidValue, match=r"^'strat' is no verb; did you mean start\?$"):
         verbs.run(["help", "strat"])
+    with pytest.raises(InvalidValue, match=r"^'net vlna' is no verb; did you mean net vlan\?$"):
+        verbs.run(["help", "net", "vlna"])
+    for words in (["help", "ne"], ["help", "net", "v"], ["help", "net vlan", "x"], ["help", "start", "stop"]):
+        with pytest.raises(InvalidValue, match=" is no verb"):
+            verbs.run(words)
+
+
+def test_help_for_net_is_that_of_all_that_begins_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verbs.run(["help", "net"]) == 0
+    told = capsys.readouterr().out
+    nets = [command for command in COMMANDS if command.verb.startswith("net ")]
+    assert len(nets) == 6
+    assert told == "\n\n".join(commands.help_text(command.verb) for command in nets) + "\n"
+    assert [line.split()[2] for line in told.splitlines() if line.startswith("vmess net ")] == [
+        *("show", "vlan", "add", "delete", "ignore", "prune"),
+    ]
+    assert verbs.run(["net", "--help"]) == 0
+    assert capsys.readouterr().out == told
+    assert verbs.run(["help", "net", "vlan"]) == 0
+    assert capsys.readouterr().out == commands.help_text("net vlan") + "\n"
 
 
 @pytest.mark.parametrize("text", ["x", "", "-1", "nan", "inf", "1e10", "5 s"])
@@ -165,6 +265,7 @@ def test_stop_takes_force_or_nothing() -> None:
 def test_every_verb_has_a_handler_and_every_handler_a_verb() -> None:
     assert set(verbs.HANDLERS) == set(BY_VERB)
     assert len(BY_VERB) == len(COMMANDS)
+    assert set(wires.HANDLERS) == {command.verb for command in COMMANDS if command.method in commands.WIRES}
 
 
 def test_every_method_of_the_table_is_in_the_interface() -> None:
@@ -172,12 +273,13 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
         if command.method:
             assert callable(getattr(VmessInterface, command.method)), command.verb
     methods = {name for name in vars(VmessInterface) if name[0].isupper()}
-    assert {command.method for command in COMMANDS if command.method} == methods
+    assert {command.method for command in COMMANDS if command.method} == methods - {"NetIgnored"}
 
 
 def test_no_verb_can_be_taken_for_a_vm() -> None:
-    assert set(BY_VERB) <= names.RESERVED
-    assert {command.verb for command in COMMANDS if command.is_global} == {"list", "help"}
+    assert {verb.partition(" ")[0] for verb in BY_VERB} <= names.RESERVED
+    alone = {command.verb for command in COMMANDS if command.is_global}
+    assert alone == {"list", "help"} | {verb for verb in BY_VERB if verb.startswith("net ")}
 
 
 def test_every_setting_and_drive_has_its_verb() -> None:
@@ -273,6 +375,47 @@ def test_a_listing_has_those_that_run_first_and_then_all() -> None:
     assert render.listing({"vms": []}).splitlines()[0] == "List of KVMs (with PIDs as in ps-ef):"
 
 
+def nic(index: int, **more: object) -> dict[str, Any]:
+    """An interface as the daemon tells of it."""
+    return {
+        "index": index,
+        "tap": f"newvm0e{index}",
+        "mac": f"02:11:9b:af:00:{index:02x}",
+        "wire": "bridge1",
+        "present": True,
+        "leaving": False,
+        "cable": True,
+        "difference": None,
+        **more,
+    }
+
+
+USER = {"tap": None, "present": False}
+NIC_LINES = (
+    (nic(0), "newvm0e0: bridge1, MAC 02:11:9b:af:00:00"),
+    (nic(1, wire="-"), "newvm0e1: in no bridge, MAC 02:11:9b:af:00:01"),
+    (nic(0, present=False), "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not there yet"),
+    (nic(0, wire="\x1b[31m"), "newvm0e0: \\x1b[31m, MAC 02:11:9b:af:00:00"),
+    (
+        nic(0, cable=False, leaving=True, present=False),
+        (
+            "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not there yet, being unplugged: the guest has not let go of it"
+            ", cable pulled"
+        ),
+    ),
+    (nic(2, wire="user", **USER), "interface 2: user network, MAC 02:11:9b:af:00:02"),
+    (
+        nic(0, wire="user:2222:22,8080:80", **USER),
+        "interface 0: user network, 127.0.0.1:2222 to port 22, 127.0.0.1:8080 to port 80, MAC " + nic(0)["mac"],
+    ),
+)
+
+
+@pytest.mark.parametrize(("reply", "line"), NIC_LINES, ids=[line for _, line in NIC_LINES])
+def test_an_interface_is_one_line(reply: dict[str, Any], line: str) -> None:
+    assert render.nic(reply) == line
+
+
 def test_info_tells_everything_in_lines() -> None:
     drive = {
         "slot": "hda",
@@ -293,7 +436,11 @@ def test_info_tells_everything_in_lines() -> None:
     vm = {
         **told("running"),
         "directory": "/v/a0",
-        "interfaces": 0,
+        "nics": [
+            nic(0),
+            nic(1, wire="-", cable=False, difference="e1: in x, NICS: y\x1b"),
+            nic(2, leaving=True),
+        ],
         "command": ["qemu", "-name", "a b", "-x", "\x1b'"],
         "problem": None,
         "display": 2811,
@@ -304,13 +451,17 @@ def test_info_tells_everything_in_lines() -> None:
         "drives": [drive, disc],
     }
     assert render.info({"info": vm}).splitlines() == [
-        "Total number of interfaces: 0",
+        "Total number of interfaces: 2",
         "Command for this VM",
         "  qemu -name 'a b' -x $'\\x1b\\x27'",
         "VNC display: 2811 (port 8711 on 127.0.0.1)",
+        "newvm0e0: bridge1, MAC 02:11:9b:af:00:00",
+        "newvm0e1: in no bridge, MAC 02:11:9b:af:00:01, cable pulled",
+        "newvm0e2: bridge1, MAC 02:11:9b:af:00:02, being unplugged: the guest has not let go of it",
         "hda: /v/a0/a0-hda.img, 8G, 512 bytes read, 0 bytes written",
         "cdrom: /iso\\n.iso, 4.0K",
         "RAM: 2G",
+        "NICS: e1: in x, NICS: y\\x1b",
         "Serial console: /v/a0/serial.sock",
         "VM is running, PID: 7",
     ]
@@ -321,12 +472,329 @@ def test_info_tells_everything_in_lines() -> None:
         "problem": "bad\x1b",
         "display": None,
         "drives": [],
+        "nics": [],
     }
-    assert render.info({"info": off}).splitlines()[1:4] == [
+    assert render.info({"info": off}).splitlines()[:4] == [
+        "Total number of interfaces: 0",
         "Command for this VM",
         "  none: bad\\x1b",
         "RAM: 2G",
     ]
+
+
+# The verbs of wires, with what the daemon would answer
+
+
+def step(name: str, link: str = "bridge1", uid: int | None = None) -> dict[str, Any]:
+    return {"step": name, "link": link, "uid": uid}
+
+
+PLUGGED = [
+    step("making"),
+    step("preparing", "newvm0e0"),
+    step("persistent", "newvm0e0", 1000),
+    step("exists"),
+    step("pending", "newvm0e1"),
+    step("unheard of"),
+]
+MANY_STEPS = [
+    *(
+        step("subinterface", "eth1.100"),
+        step("pair", "vethA0"),
+        step("vxlan", "vxlan7"),
+        step("existing", "eth1"),
+    ),
+    *(step("down"), step("deleted", "br\x1b9"), step("nonpersistent", "newvm0e0")),
+]
+ADDRESSES = [
+    {"interface": 0, "mac": "02:11:9b:af:00:00", "address": "192.0.2.5", "seen": True, "source": "seen\x1b"},
+    {
+        "interface": 1,
+        "mac": "02:11:9b:af:00:01",
+        "address": "fe80::11:9bff:feaf:1",
+        "seen": False,
+        "source": "MAC",
+    },
+]
+SEGMENTS = [
+    {"bridge": "bridge1", "own": True, "ports": ["newvm0e0", "eth1.100"]},
+    {"bridge": "br$(id)", "own": False, "ports": []},
+    {"bridge": None, "own": True, "ports": ["vethA0", "vxlan7"]},
+]
+NET_LINES = ["vmess net vlan bridge1 newvm0e0 eth1.100", "vmess net vlan 'br$(id)'"]
+NET_LINES += ["vmess net add vethA0", "vmess net add vxlan7"]
+
+Calls = list[tuple[str, dict[str, Any]]]
+# The line, the calls it makes, the answer to each, and then: exit status, standard output, standard error.
+TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] = (
+    (
+        "newvm ifadd 2 bridge1 user:2222:22",
+        [("SetNics", {"vm": "newvm0", "count": 2, "wires": ["bridge1", "user:2222:22"]})],
+        {"steps": PLUGGED},
+        6,
+        [
+            "Making a VLAN: bridge1",
+            "preparing a TAP interface newvm0e0",
+            "Set 'newvm0e0' persistent and owned by uid 1000",
+            "Making a VLAN: bridge1",
+        ],
+        [
+            "device bridge1 already exists; can't create bridge with the same name",
+            "newvm0e1: pending: the guest has not let go of it; it goes when the guest does, or with the VM",
+        ],
+    ),
+    (
+        "a b ifadd -5",
+        [("SetNics", {"vm": vm, "count": -5, "wires": []}) for vm in ("a0", "b0")],
+        {"steps": []},
+        0,
+        [],
+        [],
+    ),
+    (
+        "newvm ifdel",
+        [("SetNics", {"vm": "newvm0", "count": 0, "wires": []})],
+        {"steps": [step("nonpersistent", "newvm0e0")]},
+        0,
+        ["Set 'newvm0e0' nonpersistent"],
+        [],
+    ),
+    (
+        "newvm connect 1 bridge1",
+        [("Connect", {"vm": "newvm0", "interface": 1, "wire": "bridge1"})],
+        {"steps": PLUGGED[:4]},
+        0,
+        ["Making a VLAN: bridge1"],
+        [],
+    ),
+    (
+        "newvm connect 0 -",
+        [("Connect", {"vm": "newvm0", "interface": 0, "wire": "-"})],
+        {"steps": [step("down")]},
+        0,
+        [],
+        ["bridge bridge1 is down, so nothing passes: ip link set bridge1 up"],
+    ),
+    (
+        "newvm ifstat",
+        [("Nics", {"vm": "newvm0"})],
+        {
+            "nics": [
+                nic(0),
+                nic(1, leaving=True),
+                nic(2, wire="-"),
+                nic(3, wire="user:2222:22"),
+                nic(4, wire="a;b"),
+            ]
+        },
+        0,
+        ["vmess newvm0 ifadd 4 bridge1 - user:2222:22 'a;b'"],
+        [],
+    ),
+    ("newvm ifstat", [("Nics", {"vm": "newvm0"})], {"nics": []}, 0, ["vmess newvm0 ifadd 0"], []),
+    ("newvm ifstat --json", [("Nics", {"vm": "newvm0"})], {"nics": []}, 0, ['{"nics": []}'], []),
+    (
+        "a b cable 0 off",
+        [("Cable", {"vm": vm, "interface": 0, "on": False}) for vm in ("a0", "b0")],
+        {},
+        0,
+        [],
+        [],
+    ),
+    ("newvm cable 28 on", [("Cable", {"vm": "newvm0", "interface": 28, "on": True})], {}, 0, [], []),
+    (
+        "newvm forward 0 2222:22",
+        [("Forward", {"vm": "newvm0", "interface": 0, "host": 2222, "guest": 22})],
+        {},
+        0,
+        [],
+        [],
+    ),
+    (
+        "newvm forward 0 2222:none",
+        [("Forward", {"vm": "newvm0", "interface": 0, "host": 2222, "guest": None})],
+        {},
+        0,
+        [],
+        [],
+    ),
+    (
+        "newvm addr",
+        [("Addresses", {"vm": "newvm0"})],
+        {"addresses": ADDRESSES},
+        0,
+        [
+            "newvm0e0  02:11:9b:af:00:00  192.0.2.5                 (seen\\x1b)",
+            "newvm0e1  02:11:9b:af:00:01  fe80::11:9bff:feaf:1      (MAC)",
+        ],
+        [],
+    ),
+    (
+        "newvm addr",
+        [("Addresses", {"vm": "newvm0"})],
+        {"addresses": []},
+        0,
+        ["newvm0 has no interface that is there"],
+        [],
+    ),
+    ("newvm addr --json", [("Addresses", {"vm": "newvm0"})], {"addresses": []}, 0, ['{"addresses": []}'], []),
+    ("net", [("NetShow", {})], {"segments": SEGMENTS}, 0, NET_LINES, ["Network connections per-segment:"]),
+    ("net show --json", [("NetShow", {})], {"segments": []}, 0, ['{"segments": []}'], []),
+    (
+        "net vlan bridge1",
+        [("NetVlan", {"bridge": "bridge1", "interfaces": []})],
+        {"steps": [step("exists")]},
+        0,
+        ["Making a VLAN: bridge1"],
+        ["device bridge1 already exists; can't create bridge with the same name"],
+    ),
+    (
+        "net vlan bridge1 eth1.100 vethA0",
+        [("NetVlan", {"bridge": "bridge1", "interfaces": ["eth1.100", "vethA0"]})],
+        {"steps": MANY_STEPS},
+        0,
+        [
+            "[eth1.100]: Ethernet sub-interface",
+            "[vethA0]: one end of a pair",
+            "[vxlan7]: VXLAN main interface",
+            "[eth1]: Ethernet interface",
+            "Deleted br\\x1b9",
+            "Set 'newvm0e0' nonpersistent",
+        ],
+        ["bridge bridge1 is down, so nothing passes: ip link set bridge1 up"],
+    ),
+    (
+        "net add vxlan7",
+        [("NetAdd", {"interface": "vxlan7"})],
+        {"steps": [step("vxlan", "vxlan7")]},
+        0,
+        ["[vxlan7]: VXLAN main interface"],
+        [],
+    ),
+    (
+        "net delete vxlan7",
+        [("NetDelete", {"interface": "vxlan7"})],
+        {"steps": [step("deleted", "vxlan7")]},
+        0,
+        ["Deleted vxlan7"],
+        [],
+    ),
+    ("net ignore eth0", [("NetIgnore", {"name": "eth0"})], {}, 0, [], []),
+    ("net ignore", [("NetIgnored", {})], {"names": ["eth0", "\x1b"]}, 0, ["eth0", "\\x1b"], []),
+    ("net ignore --json", [("NetIgnored", {})], {"names": []}, 0, ['{"names": []}'], []),
+    (
+        "net prune",
+        [("NetPrune", {})],
+        {"steps": [step("deleted"), step("deleted", "bridge2")]},
+        0,
+        ["Deleted bridge1", "Deleted bridge2"],
+        [],
+    ),
+)
+
+
+class Answering:
+    """A client whose daemon answers always the same."""
+
+    def __init__(self, answer: dict[str, Any] | VmessError) -> None:
+        self.answer = answer
+        self.calls: Calls = []
+        self.closed = 0
+
+    def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        notation.dumps(parameters)  # raises where it cannot go over the wire
+        self.calls.append((method, parameters))
+        if isinstance(self.answer, VmessError):
+            raise self.answer
+        return self.answer
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | VmessError) -> Answering:
+    client = Answering(answer)
+    for module in (console, wires):
+        monkeypatch.setattr(module, "connect", lambda _invocation: client)
+    return client
+
+
+@pytest.mark.parametrize("case", TOLD, ids=[case[0] for case in TOLD])
+def test_what_a_verb_of_wires_asks_and_tells(
+    case: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, calls, answer, status, out, aside = case
+    client = answering(monkeypatch, answer)
+    assert verbs.run(line.split()) == status
+    assert client.calls == calls
+    assert client.closed == 1
+    said = capsys.readouterr()
+    assert (said.out.splitlines(), said.err.splitlines()) == (out, aside)
+
+
+def test_each_verb_of_wires_is_among_those_told() -> None:
+    assert {parse(case[0].split()).command.verb for case in TOLD} == set(wires.HANDLERS)
+
+
+def test_every_step_of_the_daemon_has_its_words() -> None:
+    told = {each["step"] for each in (*PLUGGED, *MANY_STEPS)} - {"unheard of"}
+    assert told == set(wires.STEPS) | set(wires.ASIDES)
+    made = re.compile(r'\bStep\("(\w+)"(?: if [^,]* else "(\w+)")?')
+    found: set[str] = set()
+    for module in ("network", "segments", "wires"):
+        for pair in made.findall((TESTS.parent / "vmessd" / f"{module}.py").read_text()):
+            found.update(word for word in pair if word)
+    assert found == told
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("newvm ifadd x", "number of NICs 'x' is not a whole number"),
+        ("newvm ifadd 1.5", "number of NICs '1.5' is not a whole number"),
+        ("newvm ifadd -", "number of NICs '-' is not a whole number"),
+        ("newvm ifadd bridge1 2", "number of NICs 'bridge1' is not a whole number"),
+        ("newvm ifadd 9999999999", "number of NICs '9999999999' is not a whole number"),
+        ("newvm ifadd ²", "number of NICs '²' is not a whole number"),
+        ("newvm connect e0 bridge1", "interface 'e0' is not a whole number"),
+        ("newvm connect bridge1 0", "interface 'bridge1' is not a whole number"),
+        ("newvm cable x on", "interface 'x' is not a whole number"),
+        ("newvm cable 0 of", "cable 'of' is neither on nor off"),
+        ("newvm cable 0 ON", "cable 'ON' is neither on nor off"),
+        ("newvm forward 0 2222", "forward '2222' is not <hostport>:<guestport>, such as 2222:22"),
+        ("newvm forward 0 none", "forward 'none' is not <hostport>:<guestport>, such as 2222:22"),
+        ("newvm forward 0 :22", "port '' is not a whole number"),
+        ("newvm forward 0 2222:", "port '' is not a whole number"),
+        ("newvm forward 0 none:22", "port 'none' is not a whole number"),
+        ("newvm forward 0 2222:22:22", "port '22:22' is not a whole number"),
+        ("newvm forward x 2222:22", "interface 'x' is not a whole number"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused_before_any_call(
+    line: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = answering(monkeypatch, {})
+    with pytest.raises(InvalidValue) as caught:
+        verbs.run(line.split())
+    assert caught.value.message == message
+    assert client.calls == []
+
+
+@pytest.mark.parametrize("line", [case[0] for case in TOLD])
+def test_what_the_daemon_refuses_is_passed_on(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = answering(monkeypatch, Failed("no\nway", hint="do this"))
+    try:
+        status = verbs.run(line.split())
+    except VmessError as error:
+        status = console.complain(error)
+    assert status == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    vms = len(parse(line.split()).vms) or 1
+    assert said.err.splitlines() == ["vmess: no\\nway", "  hint: do this"] * vms
+    assert len(client.calls) == vms
 
 
 def test_the_words_of_the_original() -> None:
@@ -365,13 +833,11 @@ def test_version_and_help_need_no_daemon() -> None:
     assert vmessctl("newvm", "stop", "--help").stdout == commands.help_text("stop") + "\n"
 
 
-def test_the_console_scripts_are_there() -> None:
-    project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {
-        "vmessd": "vmessd.__main__:main",
-        "vmessctl": "vmessctl.__main__:main",
-        "vmess": "vmessctl.__main__:main",
-    }
+@pytest.mark.parametrize("program", ["vmess", "vmessctl", "vmessd"])
+def test_the_programs_are_installed(program: str) -> None:
+    path = Path(sys.executable).parent / program
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.split()[1] == __version__
 
 
 def test_no_daemon_is_one_line_and_what_to_do() -> None:

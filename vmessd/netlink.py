@@ -246,6 +246,7 @@ class Netlink:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        self._buffer = bytearray(_BUFFER)
         self._sequence = 0
 
     def __enter__(self) -> Self:
@@ -261,11 +262,24 @@ class Netlink:
 
     def link(self, name: str) -> Link | None:
         """Return the link that goes by a name, be it one of its alternative ones; None for none."""
-        return self._get(_body() + attribute(_IFNAME, _text(name)))
+        return self.named([name]).get(name)
+
+    def named(self, names: Iterable[str]) -> dict[str, Link]:
+        """Return the links that go by these names, by the names asked for; those that are not there miss."""
+        asked = list(dict.fromkeys(names))
+        found = self._look([_body() + attribute(_IFNAME, _text(name)) for name in asked])
+        return {name: link for name, link in zip(asked, found, strict=True) if link}
+
+    def present(self, name: str) -> Link:
+        """Return a link that has to be there; raises OSError, ENODEV, if it vanished."""
+        link = self.link(name)
+        if link is None:
+            raise OSError(errno.ENODEV, f"{name} vanished")
+        return link
 
     def link_at(self, index: int) -> Link | None:
         """Return the link with an index; None where there is none."""
-        return self._get(_body(index)) if index else None
+        return self._look([_body(index)])[0] if index else None
 
     def links(self) -> list[Link]:
         """Return all links."""
@@ -287,16 +301,21 @@ class Netlink:
         bodies = [_NEIGHBOUR_BODY.pack(family, 0, 0, 0, 0) for family in (socket.AF_INET, socket.AF_INET6)]
         return [parse_neighbour(reply) for body in bodies for _, reply in self._dump(_GETNEIGH, body)]
 
-    def _get(self, body: bytes) -> Link | None:
+    def _look(self, bodies: Sequence[bytes]) -> list[Link | None]:
+        """Ask for single links, and return them in this order, None for each that is not there."""
         mask = attribute(_EXT_MASK, _u32(_SKIP_STATISTICS))
-        try:
-            for kind, reply in self._exchange([(_GETLINK, 0, body + mask)]):
-                if kind == _NEWLINK:
-                    return parse_link(reply)
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
-        return None
+        links: list[Link | None] = []
+        for start in range(0, len(bodies), _TOGETHER):
+            together = bodies[start : start + _TOGETHER]
+            before = self._send([(_GETLINK, 0, body + mask) for body in together])
+            answers = self._answers(before, len(together))
+            for sequence in range(before + 1, before + 1 + len(together)):
+                kind, flags, body = answers[sequence]
+                error = _refusal(flags, body) if kind == _ERROR else None
+                if error is not None and error.errno != errno.ENODEV:
+                    raise error
+                links.append(parse_link(body) if kind == _NEWLINK else None)
+        return links
 
     # -- Changing --
 
@@ -307,7 +326,13 @@ class Netlink:
         """
         waiting = list(requests)
         while waiting:
-            self._exchange(waiting[:_TOGETHER])
+            together = waiting[:_TOGETHER]
+            before = self._send([(kind, flags | _ACK, body) for kind, flags, body in together])
+            answers = self._answers(before, len(together))
+            for sequence in sorted(answers):
+                _, flags, body = answers[sequence]
+                if (error := _refusal(flags, body)) is not None:
+                    raise error
             del waiting[:_TOGETHER]
 
     def delete(self, links: Sequence[Link]) -> None:
@@ -318,12 +343,16 @@ class Netlink:
         if len(links) <= 1:
             self.do(deletion(link.index) for link in links)
             return
-        taken = {link.group for link in self.links()}
-        group = next(
-            number for number in iter(lambda: int.from_bytes(os.urandom(4)) | 1 << 31, 0) if number not in taken
-        )
+        group = int.from_bytes(os.urandom(4)) | 1 << 31
+        while self._mentions(attribute(_GROUP, _u32(group))):
+            group = int.from_bytes(os.urandom(4)) | 1 << 31
         self.do(change(link.index, group=group) for link in links)
         self.do([(_DELLINK, 0, _body() + attribute(_GROUP, _u32(group)))])
+
+    def _mentions(self, pattern: bytes) -> bool:
+        """Tell whether these bytes stand anywhere in what the kernel tells of all links, without reading it."""
+        mask = attribute(_EXT_MASK, _u32(_SKIP_STATISTICS))
+        return any(pattern in body for _, body in self._dump(_GETLINK, _body() + mask))
 
     # -- The protocol --
 
@@ -340,35 +369,24 @@ class Netlink:
 
     def _messages(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Yield the messages of one datagram: type, flags, sequence number, body."""
-        data = self._socket.recv(_BUFFER)
+        end = self._socket.recv_into(self._buffer)
+        data = bytes(memoryview(self._buffer)[:end])
         offset = 0
-        while offset + _HEADER.size <= len(data):
+        while offset + _HEADER.size <= end:
             length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
             if length < _HEADER.size:
                 return
             yield kind, flags, sequence, data[offset + _HEADER.size : offset + length]
             offset += length + (-length % 4)
 
-    def _exchange(self, requests: Sequence[tuple[int, int, bytes]]) -> list[tuple[int, bytes]]:
-        """Send requests and return all replies when each was acknowledged; raises the first error."""
-        before = self._send([(kind, flags | _ACK, body) for kind, flags, body in requests])
-        replies: list[tuple[int, bytes]] = []
-        failures: dict[int, OSError] = {}
-        left = len(requests)
-        while left:
+    def _answers(self, before: int, count: int) -> dict[int, tuple[int, int, bytes]]:
+        """Return the answers to the last `count` requests, by sequence number: type, flags, body."""
+        answers: dict[int, tuple[int, int, bytes]] = {}
+        while len(answers) < count:
             for kind, flags, sequence, body in self._messages():
-                if sequence <= before:
-                    continue  # an answer that an earlier, failed exchange did not wait for
-                if kind != _ERROR:
-                    replies.append((kind, body))
-                    continue
-                left -= 1
-                error = _refusal(flags, body)
-                if error is not None:
-                    failures[sequence] = error
-        if failures:
-            raise failures[min(failures)]
-        return replies
+                if sequence > before:  # else what an earlier, failed exchange did not wait for
+                    answers[sequence] = (kind, flags, body)
+        return answers
 
     def _dump(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
         """Return a whole table; asks anew where it was changed while it was being read."""

@@ -127,27 +127,19 @@ class Network:
             return self._nics(kernel, vm, noted or ())
 
     def _nics(self, kernel: Netlink, vm: str, noted: Sequence[Wire]) -> list[Nic]:
-        bridges: dict[int, str | None] = {0: None}
+        found = kernel.named(names.tap(vm, index) for index in range(INTERFACES_MAX))
+        masters = {link.master for link in found.values() if link.master}
+        bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
         nics: list[Nic] = []
-        while len(nics) < INTERFACES_MAX:
-            index = len(nics)
-            link = kernel.link(names.tap(vm, index))
-            if link is not None and not (link.tap and self.access.is_own(link)):
+        for index in range(INTERFACES_MAX):
+            name = names.tap(vm, index)
+            link = found.get(name)
+            if link is not None and not (link.name == name and self._is_own_tap(link)):
                 link = None  # somebody else's; whoever needs the name is told
             if link is None and index >= len(noted):
                 break
-            if link is not None and link.master not in bridges:
-                master = kernel.link_at(link.master)
-                bridges[link.master] = master.name if master else None
-            nics.append(
-                Nic(
-                    index=index,
-                    tap=names.tap(vm, index),
-                    noted=noted[index] if index < len(noted) else None,
-                    link=link,
-                    bridge=bridges[link.master] if link else None,
-                )
-            )
+            wire = noted[index] if index < len(noted) else None
+            nics.append(Nic(index, name, wire, link, bridges.get(link.master) if link else None))
         return nics
 
     # -- What is changed --
@@ -159,28 +151,42 @@ class Network:
             NotPermitted: CAP_NET_ADMIN is missing, a TAP is another user's, a bridge is not allowed.
             Failed: a name is taken by something else, or the kernel refused. Nothing was changed then.
         """
+        plugged = {names.tap(vm, index): wire for index, wire in sorted(wires.items()) if not wire.user}
         with self.change() as (kernel, change):
-            for index, wire in sorted(wires.items()):
-                if not wire.user:
-                    link = self.make_tap(kernel, change, names.tap(vm, index))
-                    self._plug(kernel, change, link, wire.bridge)
+            bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
+            found = kernel.named([*plugged, *bridges])
+            for name in plugged:
+                self._make_tap(change, name, found.get(name))
+            found |= kernel.named(name for name in plugged if name not in found)
+            if not plugged.keys() <= found.keys():
+                raise OSError(errno.ENODEV, "a TAP vanished as soon as it was made")
+            requests = []
+            for name, wire in plugged.items():
+                change.steps.append(Step("persistent", name, self.access.owner))
+                master = 0
+                if wire.bridge is not None:
+                    found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
+                    master = found[wire.bridge].index
+                    change.steps += [Step("preparing", name), Step("persistent", name, self.access.owner)]
+                requests += _plugging(change, name, found[name], master)
+            kernel.do(requests)
         return change
 
     def make_tap(self, kernel: Netlink, change: Change, name: str) -> Link:
         """Return the TAP of this name, made if need be; raises as :meth:`wire`."""
-        link = kernel.link(name)
+        self._make_tap(change, name, kernel.link(name))
+        change.steps.append(Step("persistent", name, self.access.owner))
+        return kernel.present(name)
+
+    def _make_tap(self, change: Change, name: str, link: Link | None) -> None:
+        """Make a TAP where there is none; see that one that is there will do."""
         if link is None:
             tap.create(name, self.access.owner)
-            link = kernel.link(name)
-            if link is None:
-                raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
-            change.reversals.append(undoing(link))
-        else:
-            self._check_tap(link, name)
-            if link.owner is None:
-                tap.claim(name, self.access.owner)
-        change.steps.append(Step("persistent", name, self.access.owner))
-        return link
+            change.reversals.append(lambda kernel: kernel.delete(list(kernel.named([name]).values())))
+            return
+        self._check_tap(link, name)
+        if link.owner is None:
+            tap.claim(name, self.access.owner)
 
     def _check_tap(self, link: Link, name: str) -> None:
         if link.name != name or not link.tap:
@@ -189,29 +195,14 @@ class Network:
             raise NotPermitted(f"TAP {name} belongs to uid {link.owner}, not to uid {self.access.owner}")
         if link.multi_queue:
             raise Failed(f"TAP {name} has several queues, so QEMU cannot attach to it as vmess has it do")
-        if link.alias == LEAVING:
+        if link.alias == LEAVING and link.attached:
             raise AlreadyRunning(
                 f"{name} is still being unplugged: the guest has not let go of it",
                 hint="it goes when the guest lets go of it, or when the VM ends",
             )
 
-    def _plug(self, kernel: Netlink, change: Change, link: Link, bridge: str | None) -> None:
-        """Make a TAP a port of a bridge, or of none, and set it up."""
-        master = 0
-        if bridge is not None:
-            master = self.make_bridge(kernel, change, bridge).index
-            change.steps += [Step("preparing", link.name), Step("persistent", link.name, self.access.owner)]
-        if (link.master, link.up) == (master, True):
-            return
-        change.reversals.append(as_it_was(link))
-        # Its own address is out of the way of the guest's, which differs from it in the first byte.
-        vm, index = names.tap_parts(link.name) or (link.name, 0)
-        mac = f"fe{names.mac(vm, index)[2:]}"
-        kernel.do([netlink.change(link.index, up=True, master=master, mac=mac, alias=MARK, silent=True)])
-
-    def make_bridge(self, kernel: Netlink, change: Change, name: str) -> Link:
-        """Return the bridge of this name, made if need be; raises as :meth:`wire`."""
-        link = kernel.link(name)
+    def make_bridge(self, kernel: Netlink, change: Change, name: str, link: Link | None) -> Link:
+        """Return the bridge of this name, made if `link` says there is none; raises as :meth:`wire`."""
         if link is not None:
             self.access.check_bridge(link, name)
             change.steps.append(Step("exists", name))
@@ -223,12 +214,10 @@ class Network:
             return link
         change.steps.append(Step("making", name))
         kernel.do([netlink.new_bridge(name, bridge_mac(name))])
-        link = kernel.link(name)
-        if link is None:
-            raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
-        change.reversals.append(undoing(link))
-        kernel.do([netlink.change(link.index, up=True, alias=MARK, silent=True)])
-        return link
+        made = kernel.present(name)
+        change.reversals.append(undoing(made))
+        kernel.do([netlink.change(made.index, up=True, alias=MARK, silent=True)])
+        return made
 
     def unwire(self, vm: str, keep: Sequence[int] = ()) -> list[Step]:
         """Delete a VM's TAPs but those to `keep`, in one step of the kernel's.
@@ -246,14 +235,17 @@ class Network:
         return [Step("nonpersistent", link.name) for link in links]
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[Link]:
-        found = [kernel.link(names.tap(vm, index)) for index in range(INTERFACES_MAX)]
-        return [link for link in found if link is not None and link.tap and self.access.is_own(link)]
+        found = kernel.named(names.tap(vm, index) for index in range(INTERFACES_MAX))
+        return [link for name, link in found.items() if link.name == name and self._is_own_tap(link)]
+
+    def _is_own_tap(self, link: Link) -> bool:
+        return link.tap and self.access.is_own(link)
 
     def mark_leaving(self, vm: str, indices: Sequence[int]) -> None:
         """Note at the TAPs themselves that they are to go, so that whoever comes next knows."""
         with self.kernel() as kernel:
-            taps = [kernel.link(names.tap(vm, index)) for index in indices]
-            kernel.do(netlink.change(link.index, alias=LEAVING) for link in taps if link)
+            taps = kernel.named(names.tap(vm, index) for index in indices)
+            kernel.do(netlink.change(link.index, alias=LEAVING) for link in taps.values())
 
     def sweep(self, vm: str) -> list[Step]:
         """Delete the VM's TAPs that were to go and that no process holds any more."""
@@ -298,6 +290,16 @@ def bridge_mac(name: str) -> str:
         host = Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
     digest = hashlib.md5(f"{host} {name}\n".encode(), usedforsecurity=False).digest()
     return f"06:{digest[:5].hex(':')}"
+
+
+def _plugging(change: Change, name: str, link: Link, master: int) -> list[tuple[int, int, bytes]]:
+    """Return what makes a TAP a port of the bridge `master`, 0 being none, and sets it up."""
+    if (link.master, link.up) == (master, True) and link.alias != LEAVING:
+        return []
+    change.reversals.append(as_it_was(link))
+    # Its own address is out of the way of the guest's, which differs from it in the first byte.
+    mac = f"fe{names.mac(*parts)[2:]}" if (parts := names.tap_parts(name)) else None
+    return [netlink.change(link.index, up=True, master=master, mac=mac, alias=MARK, silent=True)]
 
 
 def undoing(link: Link) -> Reversal:

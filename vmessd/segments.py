@@ -101,7 +101,7 @@ class Segments:
             link_name(name, "link name")
         with self._network.change() as (kernel, change):
             addressed = kernel.addressed()
-            master = self._network.make_bridge(kernel, change, bridge)
+            master = self._network.make_bridge(kernel, change, bridge, kernel.link(bridge))
             for name in interfaces:
                 link = self._prepare(kernel, change, name)
                 if link.index in addressed and not self._network.access.is_allowed(link):

@@ -92,7 +92,6 @@ class Wires:
 
     def _set_off(self, wires: Sequence[Wire]) -> list[Step]:
         """Rewire a VM that does not run."""
-        self._network.sweep(self.vm)
         change = self._network.wire(self.vm, dict(enumerate(wires)))
         kept = [index for index, wire in enumerate(wires) if not wire.user]
         with self._noted(change, wires):
