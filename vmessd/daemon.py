@@ -50,6 +50,6 @@ async def serve(config: Config) -> None:
 def run(config: Config) -> None:
     """Serve in an event loop of its own; raises as :func:`serve`."""
     sys.setswitchinterval(TURN)
-    process.keep_descriptors_private()
+    process.keep_to_ourselves()
     os.chdir("/")
     asyncio.run(serve(config))

@@ -44,7 +44,7 @@ _NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
 
 _BUFFER = 256 * 1024
-_TOGETHER = 32  # requests sent before their answers are read; the answers have to fit into a buffer
+_TOGETHER = 16  # requests sent before their answers are read; the answers have to fit into a buffer
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
 _UP = 1
 _LOWER_UP = 0x10000

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -275,10 +276,11 @@ def explained() -> Iterator[None]:
 def missing_capability() -> NotPermitted:
     """Return the error for a daemon that may not change links, with the two ways to let it."""
     uid = os.geteuid()
+    program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) and os.path.isabs(sys.argv[0]) else "vmessd"
     return NotPermitted(
         f"vmessd, uid {uid}, lacks CAP_NET_ADMIN, which TAPs and bridges take: run it as root, or with that "
-        f"capability alone: sudo setpriv --reuid {uid} --regid {os.getegid()} --init-groups --inh-caps "
-        f"+net_admin --ambient-caps +net_admin vmessd",
+        f"capability alone: sudo -E setpriv --reuid {uid} --regid {os.getegid()} --init-groups --inh-caps "
+        f"+net_admin --ambient-caps +net_admin {program}",
         hint='"user" in place of a bridge needs neither',
     )
 

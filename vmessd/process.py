@@ -22,6 +22,7 @@ from vmessd.errors import Failed, StartFailed, quoted, reason
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 _ABOVE_CHILD_FDS = 32
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4  # prctl(2)
 
 
 class Process:
@@ -181,9 +182,20 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     return list(itertools.pairwise(words))
 
 
-def keep_descriptors_private() -> None:
-    """Mark every descriptor this process inherited as close-on-exec, so that no QEMU gets it."""
+def keep_to_ourselves() -> None:
+    """See to it that no QEMU inherits what this process has: descriptors, and ambient capabilities.
+
+    The process keeps its own capabilities; only what would survive an exec is given up
+    (capabilities(7), "Ambient"). To be called before there are threads.
+    """
     for entry in os.listdir("/proc/self/fd"):
         if int(entry) > 2:
             with contextlib.suppress(OSError):
                 os.set_inheritable(int(entry), False)
+    with open("/proc/self/status", "rb") as file:
+        ambient = int(file.read().partition(b"\nCapAmb:")[2].split()[0], 16)
+    if ambient:
+        import ctypes  # noqa: PLC0415 -- few daemons have such, and it takes its time
+
+        if ctypes.CDLL(None).prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0):
+            raise Failed("ambient capabilities cannot be kept from QEMU")

@@ -205,6 +205,8 @@ class Segments:
             change.steps.append(Step("subinterface", name))
             return netlink.new_vlan(name, base.index, int(tag))
         if peer(name):
+            if kernel.link(peer(name)):
+                raise Failed(f"{peer(name)} is there already, and is not the other end of a pair with {name}")
             change.steps.append(Step("pair", name))
             return netlink.new_veth(name, peer(name))
         vxlan = re.fullmatch(r"vxlan([0-9]{1,8})", name)

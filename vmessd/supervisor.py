@@ -221,7 +221,7 @@ class Supervisor:
         return await asyncio.to_thread(self.segments.vlan, bridge, interfaces)
 
     async def remove(self, name: str) -> None:
-        """Delete a VM with all its files.
+        """Delete a VM with all its files and its TAPs.
 
         Raises:
             AlreadyRunning: it runs.
@@ -229,9 +229,16 @@ class Supervisor:
             Failed: something in it cannot be deleted.
         """
         machine = await self.machine(name)
-        await machine.change(machine.directory.remove, stopped=True)
+        await machine.change(lambda: self._remove(machine.directory), stopped=True)
         if self._machines.get(machine.vm) is machine and not machine.directory.exists():
             await self._drop(machine.vm)
+
+    def _remove(self, directory: VMDirectory) -> None:
+        directory.remove()
+        try:
+            self._host.network.unwire(directory.vm)
+        except VmessError as error:  # whoever made TAPs for a daemon that may not, can delete them
+            log.warning("%s: its TAPs stay: %s", directory.vm, error.message)
 
     async def set(self, name: str, setting: str, value: str | None) -> str | None:
         """Set a setting or a drive, by its verb; None as value takes it away. Return what was done.

@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from vmessd import cmdline, launch, names
 from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NotRunning, VmessError
@@ -22,6 +22,8 @@ from vmessd.settings import BY_FILE
 from vmessd.wiring import PORT_MAX, Wire, check_interface, file_text, parse_wire, parse_wires
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 NICS = BY_FILE["NICS"]
 UNPLUG_TIME = 5.0
@@ -39,7 +41,7 @@ class Wires:
         self._turn = asyncio.Lock()
         self._pid: int | None = None
         self._leaving: dict[int, asyncio.Event] = {}
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.unplugged: set[int] = set()
         """Cards whose cable was pulled by `cable`, as far as this daemon knows."""
         machine.device_gone = self._device_gone
@@ -69,6 +71,9 @@ class Wires:
         """
         wires = parse_wires(self.vm, count, words)
         self._check_bridges(wires)
+        return await self._carried_through(self._arrange(wires))
+
+    async def _arrange(self, wires: Sequence[Wire]) -> list[Step]:
         async with self._turn:
             if self._is_off:
                 try:
@@ -84,6 +89,13 @@ class Wires:
         self._check_bridges([wire])
         async with self._turn:
             return await self._machine.change(functools.partial(self._connect, index, wire))
+
+    async def _carried_through(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Return what the work returns; it goes on if whoever asked for it leaves."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
 
     def _check_bridges(self, wires: Sequence[Wire]) -> None:
         for wire in wires:
@@ -118,24 +130,19 @@ class Wires:
             raise
 
     def _connect(self, index: int, wire: Wire) -> list[Step]:
-        nics = [nic for nic in self._look() if not nic.leaving]
-        check_interface(self.vm, index, len(nics))
+        nics = {nic.index: nic for nic in self._look() if not nic.leaving}
+        check_interface(self.vm, index, nics)
         nic = nics[index]
-        if not self._is_off and nic.wire.user is not wire.user:
-            raise _kind_stays(self.vm, index)
+        if not self._is_off:
+            _check_stays(self.vm, nic, wire)
         if not self._is_off and nic.link is None and not wire.user:
             raise Failed(
                 f"TAP {nic.tap} is gone although QEMU has it", hint=f"vmess {self.vm} stop, then start"
             )
         change = self._network.wire(self.vm, {index: wire})
-        wires = [(nic.noted or nic.wire) if nic.index != index else wire for nic in nics]
-        with self._noted(change, wires):
-            gone = self._network.unwire(self.vm, self._others(nics, index)) if wire.user else []
+        with self._noted(change, _with(nics, index, wire)):
+            gone = self._network.unwire(self.vm, sorted(nics.keys() - {index})) if wire.user else []
         return change.steps + gone
-
-    @staticmethod
-    def _others(nics: Sequence[Nic], index: int) -> list[int]:
-        return [nic.index for nic in nics if nic.index != index]
 
     # -- While it runs --
 
@@ -155,14 +162,14 @@ class Wires:
         for index, wire in enumerate(wires):
             if index in self._leaving:
                 raise _still_leaving(self.vm, index)
-            if index in have and index in nics and nics[index].wire.user is not wire.user:
-                raise _kind_stays(self.vm, index)
+            if index in have and index in nics:
+                _check_stays(self.vm, nics[index], wire)
         change = await self._machine.change(
             functools.partial(self._network.wire, self.vm, dict(enumerate(wires)))
         )
         try:
             await self._plug(wires, [index for index in range(len(wires)) if index not in have])
-            await self._machine.change(functools.partial(self._machine.directory.note_wires, file_text(wires)))
+            await self._note(wires)
         except BaseException:
             await self._machine.change(change.undo)
             raise
@@ -242,8 +249,8 @@ class Wires:
         index = cmdline.card_index(identifier)
         if index is not None:
             task = asyncio.get_running_loop().create_task(self._finish([index]))
-            self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _finish(self, indices: Sequence[int]) -> None:
         """Take away what was behind cards that are gone: QEMU's end first, then the TAP."""
@@ -269,7 +276,7 @@ class Wires:
             raise NotRunning(f"VM not running: {self.vm}; a cable is pulled from a running one")
         async with self._turn:
             have = await self._plugged()
-            check_interface(self.vm, index, max(have, default=-1) + 1)
+            check_interface(self.vm, index, have)
             try:
                 await self._machine.live().execute("set_link", {"name": cmdline.card_id(index), "up": on})
             except CommandRefused as refusal:
@@ -287,8 +294,8 @@ class Wires:
             if port is not None and not 1 <= port <= PORT_MAX:
                 raise InvalidValue(f"port '{port}' is not a number from 1 to {PORT_MAX}")
         async with self._turn:
-            nics = [nic for nic in await self.nics() if not nic.leaving]
-            check_interface(self.vm, index, len(nics))
+            nics = {nic.index: nic for nic in await self.nics() if not nic.leaving}
+            check_interface(self.vm, index, nics)
             wire = nics[index].wire
             if not wire.user:
                 raise InvalidValue(
@@ -301,12 +308,18 @@ class Wires:
                     f"port {host} is {'not forwarded' if guest is None else 'forwarded already'}"
                 )
             ports.pop(host, None) if guest is None else ports.update({host: guest})
+            wires = _with(nics, index, Wire(user=True, forwards=tuple(ports.items())))
             if not self._is_off:
                 await self._forward_live(index, host, guest)
-            wires = [nic.noted or nic.wire for nic in nics]
-            wires[index] = Wire(user=True, forwards=tuple(ports.items()))
-            note = functools.partial(self._machine.directory.note_wires, file_text(wires))
-            await self._machine.change(note)
+            try:
+                await self._note(wires)
+            except BaseException:
+                if not self._is_off:
+                    await self._forward_live(index, host, dict(wire.forwards).get(host))
+                raise
+
+    async def _note(self, wires: Sequence[Wire]) -> None:
+        await self._machine.change(functools.partial(self._machine.directory.note_wires, file_text(wires)))
 
     async def _forward_live(self, index: int, host: int, guest: int | None) -> None:
         """Tell QEMU, which knows these two commands in its human monitor only."""
@@ -323,11 +336,23 @@ class Wires:
             raise Failed(f"port {host} of 127.0.0.1 is not forwarded: {words}")
 
 
-def _kind_stays(vm: str, index: int) -> InvalidValue:
-    return InvalidValue(
-        f"interface {index} of {vm} cannot change between a bridge and a user network while the VM runs",
-        hint=f"vmess {vm} stop",
-    )
+def _with(nics: Mapping[int, Nic], index: int, wire: Wire) -> list[Wire]:
+    """Return what NICS has to say when one interface is plugged elsewhere; the others as it says now."""
+    return [wire if number == index else nic.noted or nic.wire for number, nic in sorted(nics.items())]
+
+
+def _check_stays(vm: str, nic: Nic, wire: Wire) -> None:
+    """Raise InvalidValue where a card that QEMU has would need something else behind it."""
+    if nic.wire.user is not wire.user:
+        raise InvalidValue(
+            f"interface {nic.index} of {vm} cannot change between a bridge and a user network while the VM runs",
+            hint=f"vmess {vm} stop",
+        )
+    if nic.wire.forwards != wire.forwards:
+        raise InvalidValue(
+            f"interface {nic.index} of {vm} forwards '{nic.wire}' and not '{wire}' while the VM runs",
+            hint=f"vmess {vm} forward {nic.index} <hostport>:<guestport|none>",
+        )
 
 
 def _still_leaving(vm: str, index: int) -> AlreadyRunning:

@@ -6,7 +6,7 @@ colon or a space in it (dev_valid_name() in Linux's net/core/dev.c), so the word
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vmessd import names
@@ -106,12 +106,12 @@ def parse_wires(vm: str, count: int, words: Sequence[str]) -> tuple[Wire, ...]:
     return tuple(parse_wire(word) for word in words) + (Wire(),) * (count - len(words))
 
 
-def check_interface(vm: str, number: int, count: int) -> None:
-    """Raise InvalidValue unless a VM of `count` interfaces has one with this number, counted from 0."""
-    if not count:
+def check_interface(vm: str, number: int, there: Collection[int]) -> None:
+    """Raise InvalidValue unless the number, counted from 0, is one of the VM's interfaces."""
+    if not there:
         raise InvalidValue(f"interface '{number}': {vm} has none", hint=f"vmess {vm} ifadd 1")
-    if not 0 <= number < count:
-        raise InvalidValue(f"interface '{number}' is not from 0 to {count - 1}: {vm} has {count}")
+    if number not in there:
+        raise InvalidValue(f"interface '{number}' is not one of {vm}: {', '.join(map(str, sorted(there)))}")
 
 
 def _why(vm: str) -> str:
