@@ -345,7 +345,7 @@ def _check_stays(vm: str, nic: Nic, wire: Wire) -> None:
     """Raise InvalidValue where a card that QEMU has would need something else behind it."""
     if nic.wire.user is not wire.user:
         raise InvalidValue(
-            f"interface {nic.index} of {vm} cannot change between a bridge and a user network while the VM runs",
+            f"interface {nic.index} of {vm} cannot change between bridge and user network while it runs",
             hint=f"vmess {vm} stop",
         )
     if nic.wire.forwards != wire.forwards:
