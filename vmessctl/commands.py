@@ -275,6 +275,8 @@ def _split_words(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str,
     if place is None:
         if words[0] in names.RESERVED:
             raise _no_verb(words[0])
+        if words[1:2] == ["net"]:
+            raise InvalidValue("net takes no VM", hint=f"{PROGRAM} help net")
         if len(words) > 1:
             raise _no_verb(words[1])
         return BY_VERB["status"], (names.parse(words[0]),), ()
@@ -293,7 +295,8 @@ def _net_command(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str,
     """Find the second word of a net verb; none is `show`."""
     verb = f"net {words[0]}" if words else "net show"
     if verb not in BY_VERB:
-        raise _no_verb(verb)
+        known = ", ".join(verb.partition(" ")[2] for verb in BY_VERB if verb.startswith("net "))
+        raise InvalidValue(f"net takes {known}, not {quoted(words[0])}", hint=f"{PROGRAM} help net")
     return BY_VERB[verb], (), tuple(words[1:])
 
 

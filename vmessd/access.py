@@ -41,10 +41,10 @@ class Access:
 
     def is_own(self, link: Link) -> bool:
         """Tell whether a link is vmess's own."""
+        marked = link.alias in (MARK, LEAVING)
         if link.tap:
-            named = link.alias.startswith(MARK) or names.tap_parts(link.name) is not None
-            return named and (link.owner in (None, self.owner) or self.owner == 0)
-        return link.alias.startswith(MARK) and not link.loopback and link.kind != ""
+            return (marked or names.tap_parts(link.name) is not None) and link.owner in (None, self.owner)
+        return marked and not link.loopback and link.kind != ""
 
     def is_allowed(self, link: Link) -> bool:
         """Tell whether the administrator lets vmess enslave, change and delete a link."""
@@ -73,7 +73,7 @@ class Access:
         if not self.is_own(link) and not _matches(link.name, self.bridges):
             raise NotPermitted(
                 f"bridge {link.name} is not vmess's own and not among those the administrator allows",
-                hint=f"vmessd --allow-bridges {','.join((*self.bridges, link.name))}",
+                hint="that is allow-bridges, in the file of vmessd --config",
             )
 
 

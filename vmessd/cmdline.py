@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,8 +144,8 @@ def card_id(index: int) -> str:
 
 def card_index(identifier: str) -> int | None:
     """Return which network card has this id; None for what is none."""
-    number = identifier.removeprefix("nic")
-    return int(number) if number != identifier and number.isdecimal() and len(number) <= 3 else None
+    match = re.fullmatch("nic([0-9]{1,3})", identifier)
+    return int(match[1]) if match else None
 
 
 def netdev(card: Card) -> dict[str, Any]:
@@ -197,16 +198,16 @@ def same_but_for_wires(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return a command line without its network cards, and those by the id of what is behind them."""
+    """Return a command line without the network cards of ours, and those by their ids."""
     rest, cards = [], {}
     words = iter(argv)
-    for word in words:
-        value = next(words, "") if word in ("-netdev", "-device") else ""
-        behind = next((part for part in value.split(",") if part.startswith("netdev=net")), None)
-        if word == "-device" and behind:
-            cards[behind] = value
-        elif word != "-netdev":
-            rest += [word, value] if word == "-device" else [word]
+    for option in words:
+        value = next(words, "") if option in ("-netdev", "-device") else ""
+        identifier = re.search(r",id=((?:net|nic)[0-9]+)(?:,|$)", value)
+        if identifier is None:
+            rest += [option, value]
+        elif option == "-device":
+            cards[identifier[1]] = value
     return rest, cards
 
 

@@ -113,7 +113,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
         qemu=chosen["qemu"] or QEMU,
         accel=chosen["accel"] or "auto",
         allow_links=_patterns(chosen["allow-links"] or ""),
-        allow_bridges=_patterns(chosen["allow-bridges"] or "*"),
+        allow_bridges=_patterns("*" if chosen["allow-bridges"] is None else chosen["allow-bridges"]),
         check=given["check"],
     )
 
@@ -127,7 +127,7 @@ def _choose(
         (f"configuration {printable(str(given['config']))}: {option.key}", file.get(option.key)),
     ]
     source, value = next((pair for pair in sources if pair[1] is not None), ("", None))
-    if value == "":
+    if value == "" and not option.many:
         raise InvalidValue(f"{source} is empty; it has to be {option.metavar}")
     if value is not None and option.choices and value not in option.choices:
         raise InvalidValue(f"{source} {quoted(value)} is none of {', '.join(option.choices)}")
@@ -219,7 +219,7 @@ def check(config: Config) -> list[str]:
         f"qemu = {printable(qemu)}",
         f"accel = {config.accel}",
         f"allow-links = {printable(', '.join(config.allow_links)) or 'none'}",
-        f"allow-bridges = {printable(', '.join(config.allow_bridges))}",
+        f"allow-bridges = {printable(', '.join(config.allow_bridges)) or 'none'}",
     ]
 
 

@@ -142,25 +142,25 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         QEMU's user-mode network; those without a word are in no bridge. On a running VM cards come and
         go; a step `pending` tells of one that the guest has not let go of.
         """
-        self._note("SetNics", vm, f" {count} {quoted(' '.join(wires), 300)}")
+        self._note("SetNics", vm, f" {quoted(count)} {quoted(' '.join(wires), 300)}")
         return await (await self._supervisor.wires(vm)).arrange(count, wires)
 
     @varlinkmethod(return_parameter="steps")
     async def Connect(self, *, vm: str, interface: int, wire: str) -> list[Step]:
         """Plug one interface, counted from 0, into another bridge; `-` is none."""
-        self._note("Connect", vm, f" {interface} {quoted(wire)}")
+        self._note("Connect", vm, f" {quoted(interface)} {quoted(wire)}")
         return await (await self._supervisor.wires(vm)).connect(interface, wire)
 
     @varlinkmethod
     async def Cable(self, *, vm: str, interface: int, on: bool) -> None:
         """Plug or pull the cable of a running VM's interface, as its guest sees it."""
-        self._note("Cable", vm, f" {interface} {'on' if on else 'off'}")
+        self._note("Cable", vm, f" {quoted(interface)} {'on' if on else 'off'}")
         await (await self._supervisor.wires(vm)).cable(interface, on=on)
 
     @varlinkmethod
     async def Forward(self, *, vm: str, interface: int, host: int, guest: int | None) -> None:
         """Forward a TCP port of the host's 127.0.0.1 into a user-mode network; null ends it."""
-        self._note("Forward", vm, f" {interface} {host}:{guest}")
+        self._note("Forward", vm, f" {quoted(interface)} {quoted(host)}:{quoted(guest)}")
         await (await self._supervisor.wires(vm)).forward(interface, host, guest)
 
     @varlinkmethod(return_parameter="addresses")

@@ -80,8 +80,8 @@ def tap(vm: str, interface: int) -> str:
 
 def tap_parts(text: str) -> tuple[str, int] | None:
     """Return the VM and the interface a TAP's name tells of; None for a name that is no TAP's."""
-    vm, found, interface = text.rpartition("e")
-    if not found or not is_full(vm) or not interface or not _DIGITS.issuperset(interface):
+    vm, _, interface = text.rpartition("e")
+    if not is_full(vm) or not 1 <= len(interface) <= 9 or not _DIGITS.issuperset(interface):
         return None
     return (vm, int(interface)) if interface == str(int(interface)) else None
 

@@ -319,8 +319,8 @@ class Netlink:
 
     # -- Changing --
 
-    def do(self, requests: Iterable[tuple[int, int, bytes]]) -> None:
-        """Carry out requests in order; raises Refused at the first that is refused.
+    def do(self, requests: Iterable[tuple[int, int, bytes]], *, tolerate: int = 0) -> None:
+        """Carry out requests in order; raises Refused at the first that is refused, but for one errno.
 
         Those that were sent together with it are carried out all the same.
         """
@@ -331,7 +331,7 @@ class Netlink:
             answers = self._answers(before, len(together))
             for sequence in sorted(answers):
                 _, flags, body = answers[sequence]
-                if (error := _refusal(flags, body)) is not None:
+                if (error := _refusal(flags, body)) is not None and error.errno != tolerate:
                     raise error
             del waiting[:_TOGETHER]
 
@@ -346,7 +346,7 @@ class Netlink:
         group = int.from_bytes(os.urandom(4)) | 1 << 31
         while self._mentions(attribute(_GROUP, _u32(group))):
             group = int.from_bytes(os.urandom(4)) | 1 << 31
-        self.do(change(link.index, group=group) for link in links)
+        self.do((change(link.index, group=group) for link in links), tolerate=errno.ENODEV)
         self.do([(_DELLINK, 0, _body() + attribute(_GROUP, _u32(group)))])
 
     def _mentions(self, pattern: bytes) -> bool:
@@ -399,7 +399,7 @@ class Netlink:
                     if sequence <= before:
                         continue
                     whole = whole and not flags & _DUMP_INTERRUPTED
-                    if reply == _ERROR and (error := _refusal(flags, content)):
+                    if reply in (_DONE, _ERROR) and (error := _refusal(flags, content)):
                         raise error
                     done = done or reply in (_DONE, _ERROR)
                     if reply not in (_DONE, _ERROR):
@@ -410,8 +410,8 @@ class Netlink:
 
 
 def _refusal(flags: int, body: bytes) -> Refused | None:
-    """Return the error that a message of type NLMSG_ERROR tells of; None for an acknowledgement."""
-    (number,) = struct.unpack_from("=i", body)
+    """Return the error that a message of type NLMSG_ERROR or NLMSG_DONE tells of; None for none."""
+    number = struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
     if number == 0:
         return None
     words = os.strerror(-number)

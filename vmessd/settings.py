@@ -103,8 +103,11 @@ def _network_device(text: str) -> str:
 def _properties(text: str) -> str:
     text = text.strip(",")
     printable = text.isascii() and text.isprintable() and " " not in text
-    if not printable or not all("=" in pair for pair in text.split(",")):
+    keys = [pair.partition("=")[0] for pair in text.split(",") if "=" in pair]
+    if not printable or not all(keys) or len(keys) <= text.count(","):
         raise ValueError(text)
+    if taken := [key for key in keys if key in ("driver", "id", "netdev", "mac")]:
+        raise _Objection(f"{taken[0]} follows from the VM's name")
     return text
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vmessd import cmdline, launch, names
-from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NotRunning, VmessError
+from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NotRunning, VmessError, quoted
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused
@@ -292,7 +292,7 @@ class Wires:
         """
         for port in (host, guest):
             if port is not None and not 1 <= port <= PORT_MAX:
-                raise InvalidValue(f"port '{port}' is not a number from 1 to {PORT_MAX}")
+                raise InvalidValue(f"port {quoted(port)} is not a number from 1 to {PORT_MAX}")
         async with self._turn:
             nics = {nic.index: nic for nic in await self.nics() if not nic.leaving}
             check_interface(self.vm, index, nics)
@@ -338,7 +338,8 @@ class Wires:
 
 def _with(nics: Mapping[int, Nic], index: int, wire: Wire) -> list[Wire]:
     """Return what NICS has to say when one interface is plugged elsewhere; the others as it says now."""
-    return [wire if number == index else nic.noted or nic.wire for number, nic in sorted(nics.items())]
+    said = {number: nic.noted or nic.wire for number, nic in nics.items()} | {index: wire}
+    return [said.get(number, Wire()) for number in range(max(said) + 1)]
 
 
 def _check_stays(vm: str, nic: Nic, wire: Wire) -> None:

@@ -43,7 +43,7 @@ def link_name(text: str, what: str = "bridge name") -> str:
     Raises:
         InvalidValue: the kernel would not have it, or would take it for a pattern (`%d`).
     """
-    size = len(text.encode(errors="surrogateescape"))
+    size = len(text.encode(errors="surrogatepass"))
     if not text:
         raise InvalidValue(f"{what} '' is empty; it has to be a name of 1 to {LINK_NAME_MAX} bytes")
     if size > LINK_NAME_MAX:
@@ -100,7 +100,7 @@ def room(vm: str) -> int:
 def parse_wires(vm: str, count: int, words: Sequence[str]) -> tuple[Wire, ...]:
     """Return the wires of `count` interfaces, those without a word unplugged; raises InvalidValue."""
     if not 0 <= count <= room(vm):
-        raise InvalidValue(f"number of NICs '{count}' is not from 0 to {room(vm)}{_why(vm)}")
+        raise InvalidValue(f"number of NICs {quoted(count)} is not from 0 to {room(vm)}{_why(vm)}")
     if len(words) > count:
         raise InvalidValue(f"{len(words)} bridges ({quoted(' '.join(words))}) are more than the {count} NICs")
     return tuple(parse_wire(word) for word in words) + (Wire(),) * (count - len(words))
@@ -109,9 +109,11 @@ def parse_wires(vm: str, count: int, words: Sequence[str]) -> tuple[Wire, ...]:
 def check_interface(vm: str, number: int, there: Collection[int]) -> None:
     """Raise InvalidValue unless the number, counted from 0, is one of the VM's interfaces."""
     if not there:
-        raise InvalidValue(f"interface '{number}': {vm} has none", hint=f"vmess {vm} ifadd 1")
+        raise InvalidValue(f"interface {quoted(number)}: {vm} has none", hint=f"vmess {vm} ifadd 1")
     if number not in there:
-        raise InvalidValue(f"interface '{number}' is not one of {vm}: {', '.join(map(str, sorted(there)))}")
+        raise InvalidValue(
+            f"interface {quoted(number)} is not one of {vm}: {', '.join(map(str, sorted(there)))}"
+        )
 
 
 def _why(vm: str) -> str:
