@@ -52,10 +52,9 @@ def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm:
         import json  # noqa: PLC0415 -- it takes as long as all the rest
 
         print(json.dumps(reply))
-    elif len(invocation.vms) > 1:
-        print("\n".join(f"{vm}: {line}" for line in text(reply).splitlines()))
-    else:
-        print(text(reply))
+    elif shown := text(reply):
+        prefix = f"{vm}: " if len(invocation.vms) > 1 else ""
+        print("\n".join(f"{prefix}{line}" for line in shown.splitlines()))
 
 
 class Line:

@@ -1,7 +1,8 @@
 """Which of the host's links vmess may touch: its own, and those an administrator has allowed. Pure.
 
 A link is its own by the mark in its ifalias, which takes CAP_NET_ADMIN to set, or, for a TAP, by a name
-of the convention together with the right owner: so TAPs of the original script are known, too.
+of the convention together with the right owner (for root any), so that TAPs of the original script are
+known, too.
 """
 
 import fnmatch
@@ -43,7 +44,8 @@ class Access:
         """Tell whether a link is vmess's own."""
         marked = link.alias in (MARK, LEAVING)
         if link.tap:
-            return (marked or names.tap_parts(link.name) is not None) and link.owner in (None, self.owner)
+            named = marked or names.tap_parts(link.name) is not None
+            return named and (link.owner in (None, self.owner) or self.owner == 0)
         return marked and not link.loopback and link.kind != ""
 
     def is_allowed(self, link: Link) -> bool:

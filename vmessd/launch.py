@@ -112,7 +112,9 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     wires = {nic.index: nic.wire for nic in nics if not nic.wire.user}
     if wires:
         tap.check_device()
-    missing = {nic.index: nic.wire for nic in nics if nic.link is None or not nic.link.up}
+    missing = {
+        nic.index: nic.wire for nic in nics if nic.link is None or not nic.link.up or nic.link.owner is None
+    }
     undo.callback(host.network.wire(directory.vm, missing).undo)
 
 

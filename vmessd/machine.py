@@ -418,6 +418,7 @@ class Machine:
         finally:
             if run is not None:
                 run.launched.process.close()
+                run.over.set()
             self._host.displays.release(self.vm)
             self.state = State.stopped
             tell(self._starters, error)

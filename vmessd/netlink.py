@@ -35,6 +35,7 @@ _BRIDGE_DELAY, _BRIDGE_STP = 1, 5
 _VLAN_ID, _VETH_PEER, _VXLAN_ID, _VXLAN_PORT = 1, 1, 1, 15
 _NEIGHBOUR_IP, _NEIGHBOUR_MAC, _NEIGHBOUR_MASTER = 1, 2, 9
 _PERMANENT, _FAILED = 0x80, 0x20
+_SCOPE_LINK = 253  # what the kernel gives a link by itself
 _AF_BRIDGE = 7
 
 _HEADER = struct.Struct("=IHHII")
@@ -287,9 +288,10 @@ class Netlink:
         return [parse_link(body) for kind, body in self._dump(_GETLINK, _body() + mask) if kind == _NEWLINK]
 
     def addressed(self) -> set[int]:
-        """Return the indices of all links on which the host has an IP address."""
+        """Return the indices of all links on which the host has an IP address that somebody gave it."""
         replies = self._dump(_GETADDR, _ADDRESS_BODY.pack(0, 0, 0, 0, 0))
-        return {_ADDRESS_BODY.unpack_from(body)[4] for _, body in replies}
+        found = [_ADDRESS_BODY.unpack_from(body) for _, body in replies]
+        return {index for _, _, _, scope, index in found if scope != _SCOPE_LINK}
 
     def forwarding(self) -> list[Neighbour]:
         """Return the forwarding tables of all bridges."""

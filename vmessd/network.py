@@ -16,9 +16,9 @@ from pathlib import Path
 
 from vmessd import names, netlink, tap
 from vmessd.access import LEAVING, MARK, Access, describe
-from vmessd.errors import AlreadyRunning, Failed, NotPermitted
+from vmessd.errors import AlreadyRunning, Failed, NotPermitted, reason
 from vmessd.netlink import Link, Netlink
-from vmessd.wiring import INTERFACES_MAX, Wire
+from vmessd.wiring import Wire, room
 
 Reversal = Callable[[Netlink], None]
 
@@ -128,11 +128,11 @@ class Network:
             return self._nics(kernel, vm, noted or ())
 
     def _nics(self, kernel: Netlink, vm: str, noted: Sequence[Wire]) -> list[Nic]:
-        found = kernel.named(names.tap(vm, index) for index in range(INTERFACES_MAX))
+        found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
         masters = {link.master for link in found.values() if link.master}
         bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
         nics: list[Nic] = []
-        for index in range(INTERFACES_MAX):
+        for index in range(room(vm)):
             name = names.tap(vm, index)
             link = found.get(name)
             if link is not None and not (link.name == name and self._is_own_tap(link)):
@@ -157,18 +157,19 @@ class Network:
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
             found = kernel.named([*plugged, *bridges])
             for name in plugged:
-                self._make_tap(change, name, found.get(name))
+                if self._make_tap(change, name, found.get(name)):
+                    found.pop(name, None)
             found |= kernel.named(name for name in plugged if name not in found)
             if not plugged.keys() <= found.keys():
                 raise OSError(errno.ENODEV, "a TAP vanished as soon as it was made")
             requests = []
             for name, wire in plugged.items():
-                change.steps.append(Step("persistent", name, self.access.owner))
+                change.steps.append(owned := Step("persistent", name, found[name].owner))
                 master = 0
                 if wire.bridge is not None:
                     found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
                     master = found[wire.bridge].index
-                    change.steps += [Step("preparing", name), Step("persistent", name, self.access.owner)]
+                    change.steps += [Step("preparing", name), owned]
                 requests += _plugging(change, name, found[name], master)
             kernel.do(requests)
         return change
@@ -176,18 +177,20 @@ class Network:
     def make_tap(self, kernel: Netlink, change: Change, name: str) -> Link:
         """Return the TAP of this name, made if need be; raises as :meth:`wire`."""
         self._make_tap(change, name, kernel.link(name))
-        change.steps.append(Step("persistent", name, self.access.owner))
-        return kernel.present(name)
+        made = kernel.present(name)
+        change.steps.append(Step("persistent", name, made.owner))
+        return made
 
-    def _make_tap(self, change: Change, name: str, link: Link | None) -> None:
-        """Make a TAP where there is none; see that one that is there will do."""
+    def _make_tap(self, change: Change, name: str, link: Link | None) -> bool:
+        """Make a TAP where there is none, see that one that is there will do; tell whether it is another now."""
         if link is None:
             tap.create(name, self.access.owner)
-            change.reversals.append(lambda kernel: kernel.delete(list(kernel.named([name]).values())))
-            return
+            change.reversals.append(lambda kernel: _part_with(kernel, name))
+            return True
         self._check_tap(link, name)
         if link.owner is None:
             tap.claim(name, self.access.owner)
+        return link.owner is None
 
     def _check_tap(self, link: Link, name: str) -> None:
         if link.name != name or not link.tap:
@@ -214,10 +217,11 @@ class Network:
                 change.steps.append(Step("down", name))
             return link
         change.steps.append(Step("making", name))
-        kernel.do([netlink.new_bridge(name, bridge_mac(name))])
+        with making(name):
+            kernel.do([netlink.new_bridge(name, bridge_mac(name))])
         made = kernel.present(name)
         change.reversals.append(undoing(made))
-        kernel.do([netlink.change(made.index, up=True, alias=MARK, silent=True)])
+        kernel.do([netlink.change(made.index, alias=MARK, silent=True), netlink.change(made.index, up=True)])
         return made
 
     def unwire(self, vm: str, keep: Sequence[int] = ()) -> list[Step]:
@@ -236,17 +240,20 @@ class Network:
         return [Step("nonpersistent", link.name) for link in links]
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[Link]:
-        found = kernel.named(names.tap(vm, index) for index in range(INTERFACES_MAX))
+        found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
         return [link for name, link in found.items() if link.name == name and self._is_own_tap(link)]
 
     def _is_own_tap(self, link: Link) -> bool:
         return link.tap and self.access.is_own(link)
 
-    def mark_leaving(self, vm: str, indices: Sequence[int]) -> None:
-        """Note at the TAPs themselves that they are to go, so that whoever comes next knows."""
-        with self.kernel() as kernel:
-            taps = kernel.named(names.tap(vm, index) for index in indices)
-            kernel.do(netlink.change(link.index, alias=LEAVING) for link in taps.values())
+    def mark_leaving(self, vm: str, keep: Sequence[int]) -> Change:
+        """Note at a VM's TAPs, but those to `keep`, that they are to go, so that whoever comes next knows."""
+        kept = {names.tap(vm, index) for index in keep}
+        with self.change() as (kernel, change):
+            taps = [link for link in self._own_taps(kernel, vm) if link.name not in kept]
+            change.reversals += [as_it_was(link) for link in taps]
+            kernel.do(netlink.change(link.index, alias=LEAVING) for link in taps)
+        return change
 
     def sweep(self, vm: str) -> list[Step]:
         """Delete the VM's TAPs that were to go and that no process holds any more."""
@@ -271,6 +278,17 @@ def explained() -> Iterator[None]:
             ) from None
         words = error.strerror or str(error)
         raise Failed(f"the kernel refused to change links: {words[:1].lower()}{words[1:]}") from None
+
+
+@contextlib.contextmanager
+def making(name: str) -> Iterator[None]:
+    """Name the link that cannot be made, unless nothing could be."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise
+        raise Failed(f"{name} cannot be made: {reason(error)}") from None
 
 
 def missing_capability() -> NotPermitted:
@@ -301,7 +319,19 @@ def _plugging(change: Change, name: str, link: Link, master: int) -> list[tuple[
     change.reversals.append(as_it_was(link))
     # Its own address is out of the way of the guest's, which differs from it in the first byte.
     mac = f"fe{names.mac(*parts)[2:]}" if (parts := names.tap_parts(name)) else None
-    return [netlink.change(link.index, up=True, master=master, mac=mac, alias=MARK, silent=True)]
+    return [
+        netlink.change(link.index, mac=mac, alias=MARK, silent=True),
+        netlink.change(link.index, up=True, master=master),
+    ]
+
+
+def _part_with(kernel: Netlink, name: str) -> None:
+    """Delete a TAP, or, while a process holds it, mark it so that it goes when that ends."""
+    link = kernel.link(name)
+    if link is not None:
+        kernel.do(
+            [netlink.change(link.index, alias=LEAVING) if link.attached else netlink.deletion(link.index)]
+        )
 
 
 def undoing(link: Link) -> Reversal:
@@ -311,6 +341,6 @@ def undoing(link: Link) -> Reversal:
 
 def as_it_was(link: Link) -> Reversal:
     """Return what puts a changed link back into the state it was in."""
-    return lambda kernel: kernel.do(
-        [netlink.change(link.index, up=link.up, master=link.master, mac=link.mac, alias=link.alias)]
-    )
+    mac = link.mac if link.tap else None  # nothing else gets another one here, and some cards refuse any
+    before = netlink.change(link.index, up=link.up, master=link.master, mac=mac, alias=link.alias)
+    return lambda kernel: kernel.do([before])

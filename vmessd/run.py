@@ -92,6 +92,8 @@ class Run:
     missed: bool = False
     """It was said that QEMU does not answer."""
     stop: Stop | None = None
+    over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    """Set when the process has ended and everything of it was cleared away."""
     error: VmessError | None = None
     """Why a start came to nothing, where that is known better than by QEMU's last words."""
     _errands: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)

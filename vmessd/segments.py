@@ -14,7 +14,7 @@ from vmessd import names, netlink, safefile
 from vmessd.access import MARK, describe
 from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NotPermitted, quoted
 from vmessd.netlink import Link, Netlink
-from vmessd.network import Change, Network, Step, as_it_was, undoing
+from vmessd.network import Change, Network, Step, as_it_was, making, undoing
 from vmessd.wiring import bridge_name, link_name
 
 IGNORED = "NET_IGNORE"
@@ -185,15 +185,20 @@ class Segments:
     def _set_up(self, kernel: Netlink, change: Change, link: Link) -> None:
         if not link.up:
             change.reversals.append(as_it_was(link))
-            kernel.do([netlink.change(link.index, up=True, silent=self._network.access.is_own(link))])
+            if self._network.access.is_own(link):
+                kernel.do([netlink.change(link.index, silent=True)])
+            kernel.do([netlink.change(link.index, up=True)])
 
     def _make(self, kernel: Netlink, change: Change, name: str, depth: int) -> Link:
         """Make a link whose name tells what it is."""
         request = self._creation(kernel, change, name, depth)
-        kernel.do([request])
+        with making(name):
+            kernel.do([request])
         made = [link for link in (kernel.link(end) for end in (name, peer(name))) if link]
         change.reversals.append(undoing(made[0]))
-        kernel.do(netlink.change(link.index, alias=MARK, up=True, silent=True) for link in made)
+        # Quiet before it is up: one with a carrier would have an address at once.
+        kernel.do(netlink.change(link.index, alias=MARK, silent=True) for link in made)
+        kernel.do(netlink.change(link.index, up=True) for link in made)
         return made[0]
 
     def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> tuple[int, int, bytes]:

@@ -17,6 +17,7 @@ DEVICE = "/dev/net/tun"
 
 _SET_INTERFACE, _SET_PERSISTENT, _SET_OWNER = 0x400454CA, 0x400454CB, 0x400454CC  # TUNSET{IFF,PERSIST,OWNER}
 _TAP, _NO_PACKET_INFORMATION, _EXCLUSIVE = 0x0002, 0x1000, 0x8000
+_NUMBER = os.makedev(10, 200)  # Linux's Documentation/admin-guide/devices.txt
 _REQUEST = struct.Struct("16sH22x")
 
 
@@ -57,6 +58,8 @@ def claim(name: str, owner: int) -> None:
 def check_device() -> None:
     """Raise Failed where there is no /dev/net/tun, NotPermitted where this process may not open it."""
     try:
+        if os.stat(DEVICE).st_rdev != _NUMBER:
+            raise Failed(f"{DEVICE} is not the device it should be; TAPs need it", hint="as root: modprobe tun")
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):

@@ -159,31 +159,38 @@ class Wires:
         have = await self._plugged()
         nics = {nic.index: nic for nic in await self.nics()}
         await self._finish([index for index, nic in nics.items() if nic.leaving and index not in have])
-        for index, wire in enumerate(wires):
-            if index in self._leaving:
+        for index in have & set(range(len(wires))):
+            if index in self._leaving or index not in nics:  # QEMU has it, and neither file nor kernel want it
                 raise _still_leaving(self.vm, index)
-            if index in have and index in nics:
-                _check_stays(self.vm, nics[index], wire)
-        change = await self._machine.change(
-            functools.partial(self._network.wire, self.vm, dict(enumerate(wires)))
-        )
-        try:
-            await self._plug(wires, [index for index in range(len(wires)) if index not in have])
-            await self._note(wires)
-        except BaseException:
-            await self._machine.change(change.undo)
-            raise
-        kept = set(range(len(wires)))
-        leaving = sorted(have - kept)
+            _check_stays(self.vm, nics[index], wires[index])
+        told = await self._change_live(wires, [index for index in range(len(wires)) if index not in have])
+        leaving = sorted(have - set(range(len(wires))))
         pending = await self._unplug(leaving)
-        gone = await self._machine.change(functools.partial(self._network.unwire, self.vm, [*kept, *pending]))
+        gone = await self._machine.change(functools.partial(self._network.sweep, self.vm))
         taps = {index for index, nic in nics.items() if nic.link}
         steps = [
             Step("pending" if index in pending else "nonpersistent", names.tap(self.vm, index))
             for index in leaving
             if index in pending or index in taps
         ]
-        return steps + [step for step in gone if step not in steps] + change.steps
+        return steps + [step for step in gone if step not in steps] + told
+
+    async def _change_live(self, wires: Sequence[Wire], missing: Sequence[int]) -> list[Step]:
+        """Do all of a change that can be taken back, and take it back where a part of it fails."""
+        done: list[Change] = []
+        kept = range(len(wires))
+        try:
+            wire = functools.partial(self._network.wire, self.vm, dict(enumerate(wires)))
+            done.append(await self._machine.change(wire))
+            mark = functools.partial(self._network.mark_leaving, self.vm, kept)
+            done.append(await self._machine.change(mark))
+            await self._plug(wires, missing)
+            await self._note(wires)
+        except BaseException:
+            for change in reversed(done):
+                await self._machine.change(change.undo)
+            raise
+        return done[0].steps
 
     async def _plugged(self) -> set[int]:
         """Return which network cards QEMU has."""
@@ -227,22 +234,30 @@ class Wires:
         """Have the guest let go of network cards; return those it still holds at the deadline."""
         if not indices:
             return set()
-        await self._machine.change(functools.partial(self._network.mark_leaving, self.vm, sorted(indices)))
-        for index in indices:
-            self._leaving.setdefault(index, asyncio.Event())
-        for index in sorted(indices):
+        run = self._machine.live()
+        events = {index: self._leaving.setdefault(index, asyncio.Event()) for index in sorted(indices)}
+        hopeless = set()
+        for index in events:
             try:
-                await self._machine.live().execute("device_del", {"id": cmdline.card_id(index)})
-            except CommandRefused as refusal:
+                await run.execute("device_del", {"id": cmdline.card_id(index)})
+            except (CommandRefused, VmessError) as refusal:
                 # "already in the process of unplug" is as good as done; "not found" is done.
                 log.info("%s: card %d: %s", self.vm, index, refusal)
                 if "not found" in str(refusal):
                     self._device_gone(cmdline.card_id(index))
-        waits = {index: asyncio.create_task(self._leaving[index].wait()) for index in indices}
-        _, slow = await asyncio.wait(waits.values(), timeout=UNPLUG_TIME)
-        for wait in slow:
-            wait.cancel()
-        return {index for index, wait in waits.items() if wait in slow}
+                elif "hotplug" in str(refusal):
+                    hopeless.add(index)
+        ends = [asyncio.create_task(event.wait()) for index, event in events.items() if index not in hopeless]
+        over = asyncio.create_task(run.over.wait())
+        deadline = asyncio.get_running_loop().time() + UNPLUG_TIME
+        while (waiting := {end for end in ends if not end.done()}) and not over.done():
+            left = deadline - asyncio.get_running_loop().time()
+            done, _ = await asyncio.wait({*waiting, over}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
+        for task in (*ends, over):
+            task.cancel()
+        return set() if run.over.is_set() else {index for index, event in events.items() if not event.is_set()}
 
     def _device_gone(self, identifier: str) -> None:
         """QEMU has no such device any more: take away what was behind it, if that was to go."""
