@@ -1,23 +1,28 @@
 """A real daemon, real clients and real QEMU for the tests; whatever a test starts, it ends.
 
 `daemon` is a `vmessd` process with a VM root of its own, ready by sd_notify(3). Guests are the ROMs of
-`guests.py` (up in tens of milliseconds under TCG) or the fake QEMU of `fakeqemu.py`.
+`guests.py` (up in tens of milliseconds under TCG) or the fake QEMU of `fakeqemu.py`. `wired` is a daemon
+in a network namespace of its own, so that no link of the machine is touched.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import guests
+import netguests
 import pytest
 
 TESTS = Path(__file__).parent
@@ -27,7 +32,7 @@ FAKE = TESTS / "fakeqemu.py"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts a daemon, so that `-m 'not qemu'` is the quick part."""
     for item in items:
-        if {"daemon", "fake_daemon", "lab"} & set(getattr(item, "fixturenames", ())):
+        if {"daemon", "fake_daemon", "lab", "wired", "make_wired"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("qemu")
 
 
@@ -72,18 +77,30 @@ class Daemon:
         self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
         self.arguments = ["--accel", "tcg"]
+        self.inside: tuple[str, ...] = ()
+        """A command that becomes the program behind it: what daemon and clients are started by."""
+        self.wrapper: tuple[str, ...] = ()
+        """The same, for the daemon alone."""
+        self.program: tuple[str, ...] = ("-m", "vmessd")
 
     def start(self, *, ready: float = 15.0, preexec_fn: Callable[[], object] | None = None) -> "Daemon":
         """Start it and wait for READY=1."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            address = f"\0vmess-test-{os.getpid()}-{id(self)}"
-            notify.bind(address)
+        # A path, since an abstract address ends at a network namespace; a short one, by unix(7).
+        with (
+            tempfile.TemporaryDirectory(prefix="vmess-test-") as place,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+        ):
+            address = Path(place, "notify")
+            notify.bind(str(address))
+            address.chmod(0o666)
+            address.parent.chmod(0o711)
             notify.settimeout(ready)
-            environment = {**os.environ, "NOTIFY_SOCKET": f"@{address[1:]}"}
+            environment = {**os.environ, "NOTIFY_SOCKET": str(address)}
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
                     [
-                        *(sys.executable, "-m", "vmessd", "--vmdir", str(self.root)),
+                        *(*self.inside, *self.wrapper),
+                        *(sys.executable, *self.program, "--vmdir", str(self.root)),
                         *("--socket", str(self.socket), *self.arguments),
                     ],
                     stdin=subprocess.DEVNULL,
@@ -116,7 +133,7 @@ class Daemon:
         """Run the client and return what it said."""
         options: dict[str, Any] = {"timeout": 90, "cwd": TESTS.parent, "stdin": subprocess.DEVNULL, **run}
         return subprocess.run(
-            [sys.executable, "-m", "vmessctl", *words],
+            [*self.inside, sys.executable, "-m", "vmessctl", *words],
             env={**os.environ, "VMESS_SOCKET": str(self.socket), "PYTHONPATH": str(TESTS.parent)},
             capture_output=True,
             text=True,
@@ -127,7 +144,7 @@ class Daemon:
     def client(self, *words: str, **popen: Any) -> "subprocess.Popen[str]":
         """Start the client and return the running process."""
         return subprocess.Popen(
-            [sys.executable, "-m", "vmessctl", *words],
+            [*self.inside, sys.executable, "-m", "vmessctl", *words],
             env={**os.environ, "VMESS_SOCKET": str(self.socket)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -144,14 +161,19 @@ class Daemon:
         return result.stdout
 
     def make(self, vm: str, guest: str | None = "idle", **files: str) -> Path:
-        """Make a VM whose firmware is a test guest; `files` are settings such as STOP="1"."""
+        """Make a VM whose firmware is a test guest; `files` are settings such as STOP="1".
+
+        `talker` is the guest of `netguests.py`, with its model of network card.
+        """
         directory = self.root / vm
         directory.mkdir(parents=True)
         arguments = shlex.split(files.pop("EXARGS", ""))
         if guest:
             rom = self.directory / f"{guest}.rom"
-            rom.write_bytes(guests.rom(guest))
+            rom.write_bytes(netguests.rom() if guest == "talker" else guests.rom(guest))
             arguments += ["-bios", str(rom)]
+        if guest == "talker":
+            files.setdefault("NIC_MODEL", netguests.MODEL)
         files.setdefault("RAM", "16M")
         files["EXARGS"] = shlex.join(arguments)
         for name, value in files.items():
@@ -211,3 +233,108 @@ def fake_daemon(tmp_path: Path) -> Iterator[Daemon]:
         yield instance.start()
     finally:
         instance.close()
+
+
+class Namespace:
+    """A network namespace: links, addresses and ports of its own, gone when it is closed."""
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self.name = f"vmesstest-{os.getpid()}-{next(self._numbers)}"
+        self.inside = ("ip", "netns", "exec", self.name)
+        made = subprocess.run(["ip", "netns", "add", self.name], capture_output=True, text=True, check=False)
+        if made.returncode:
+            pytest.skip(f"no network namespace can be made here: {made.stderr.strip()}")
+        self.ip("link set lo up")
+
+    def run(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Run a command in the namespace to its end."""
+        options = {"timeout": 30, "capture_output": True, "text": True, **options}
+        done = subprocess.run([*self.inside, *words], check=False, **options)
+        assert done.returncode == 0 or not check, f"{words}: {done.stderr}"
+        return done
+
+    def ip(self, *lines: str) -> None:
+        """Do what lines of ip(8) say, without the word `ip`."""
+        batch = "".join(f"{line}\n" for line in lines)
+        command = ["ip", "-n", self.name, "-batch", "-"]
+        subprocess.run(command, input=batch, text=True, check=True, timeout=30)
+
+    def can(self, line: str) -> bool:
+        """Try a line of ip(8) that adds what this kernel may not have."""
+        words = ["ip", "-n", self.name, *line.split()]
+        return subprocess.run(words, capture_output=True, check=False, timeout=30).returncode == 0
+
+    def links(self) -> dict[str, dict[str, Any]]:
+        """Return all links but the loopback by name, with all that ip(8) knows of them."""
+        command = ["ip", "-n", self.name, "-details", "-json", "link", "show"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return {link["ifname"]: link for link in json.loads(shown.stdout) if link.get("ifname") != "lo"}
+
+    def wiring(self) -> dict[str, str | None]:
+        """Return all links but the loopback, each with the bridge it is a port of."""
+        return {name: link.get("master") for name, link in self.links().items()}
+
+    def close(self) -> None:
+        """End every process of the namespace and remove it."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False, timeout=30
+        )
+        for pid in listed.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        subprocess.run(["ip", "netns", "del", self.name], check=True, timeout=30)
+
+
+class WiredDaemon(Daemon):
+    """A daemon in a network namespace."""
+
+    def __init__(self, directory: Path, namespace: Namespace) -> None:
+        super().__init__(directory)
+        self.namespace = namespace
+        self.inside = namespace.inside
+        self.ip = namespace.ip
+        self.links = namespace.links
+        self.wiring = namespace.wiring
+
+    def noted(self, vm: str) -> str | None:
+        """Return what a VM's NICS file says, None where there is none."""
+        file = self.root / vm / "NICS"
+        return file.read_text().strip() if file.exists() else None
+
+    def mentions(self, text: str) -> bool:
+        """Tell whether the daemon's log holds a text."""
+        return text in self.log.read_text()
+
+
+@pytest.fixture
+def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
+    """A function that returns a daemon in a fresh namespace, not started yet.
+
+    Arguments of the function are arguments of vmessd.
+    """
+    missing = [
+        *([] if os.geteuid() == 0 else ["root"]),
+        *([] if os.path.exists("/dev/net/tun") else ["/dev/net/tun"]),
+        *([] if shutil.which("ip") else ["ip(8) of iproute2"]),
+    ]
+    if missing:
+        pytest.skip(f"tests of links in a network namespace need {' and '.join(missing)}")
+    with contextlib.ExitStack() as stack:
+
+        def make(*arguments: str, directory: Path = tmp_path) -> WiredDaemon:
+            namespace = stack.enter_context(contextlib.closing(Namespace()))
+            instance = stack.enter_context(contextlib.closing(WiredDaemon(directory, namespace)))
+            instance.arguments += arguments
+            return instance
+
+        yield make
+
+
+@pytest.fixture
+def wired(make_wired: Callable[..., WiredDaemon]) -> WiredDaemon:
+    """A running daemon in a fresh network namespace, with an empty VM root."""
+    instance = make_wired()
+    instance.start()
+    return instance

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -163,10 +164,15 @@ class Fake:
         elif name in commands:
             message["return"] = commands[name]()
         else:
-            message["error"] = error(f"The command {name} has not been found")
+            arguments = request.get("arguments")
+            message.update(self.other(name, arguments if isinstance(arguments, dict) else {}))
         if "id" in request:
             message["id"] = request["id"]
         self.reply(name, message)
+
+    def other(self, name: object, arguments: dict[str, object]) -> dict[str, object]:
+        """Return the outcome of a command that only some modes know."""
+        return {"error": error(f"The command {name} has not been found")}
 
     # What happens to the guest.
 
@@ -519,6 +525,81 @@ class IoError(Fake):
         self.event("STOP")
 
 
+class Cards(Fake):
+    """Has network cards that come and go, and holds TAPs of this host behind them.
+
+    The guest lets go of a card `letgo` seconds after `device_del`, never if that is negative. Card number
+    `refuse` is refused with `message`. What `mute` names, with + between, is neither done nor answered.
+    """
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.letgo = options.number("letgo", 0.2)
+        self.refused = f"nic{int(options.number('refuse', -1))}"
+        self.muted = options.text("mute", "").split("+")
+        self.words = options.text("message", "no such device")
+        self.held: dict[str, int | None] = {}
+        self.cards: set[str] = set()
+
+    def started(self) -> None:
+        for option, value in itertools.pairwise(sys.argv):
+            first, *pairs = value.split(",")
+            arguments: dict[str, object] = {
+                key: item for key, _, item in (pair.partition("=") for pair in pairs)
+            }
+            if option == "-netdev":
+                self.netdev_add({"type": first, **arguments})
+            elif option == "-device" and "netdev" in arguments:
+                self.cards.add(str(arguments["id"]))
+
+    def netdev_add(self, arguments: dict[str, object]) -> None:
+        device = None
+        if arguments["type"] == "tap":
+            device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+            name = os.fsencode(str(arguments["ifname"]))
+            # TUNSETIFF with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR
+            fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", name, 0x0002 | 0x1000 | 0x4000))
+        self.held[str(arguments["id"])] = device
+
+    def netdev_del(self, identifier: str) -> None:
+        device = self.held.pop(identifier)
+        if device is not None:
+            os.close(device)
+
+    def let_go(self, card: str) -> None:
+        self.cards.discard(card)
+        self.event("DEVICE_DELETED", {"path": f"/machine/peripheral/{card}/virtio-backend"})
+        self.event("DEVICE_DELETED", {"device": card, "path": f"/machine/peripheral/{card}"})
+
+    def other(self, name: object, arguments: dict[str, object]) -> dict[str, object]:
+        identifier = str(arguments.get("id"))
+        if name in self.muted:
+            return {"return": {}}
+        if name == "qom-list":
+            cards = [{"name": card, "type": "child<e1000>"} for card in sorted(self.cards)]
+            return {"return": [{"name": "type", "type": "string"}, *cards]}
+        if name == "netdev_add":
+            self.netdev_add(arguments)
+        elif name == "device_add" and identifier == self.refused:
+            return {"error": {"class": "GenericError", "desc": self.words}}
+        elif name == "device_add":
+            self.cards.add(identifier)
+        elif name == "netdev_del" and identifier in self.held:
+            self.netdev_del(identifier)
+        elif name == "device_del" and identifier in self.cards:
+            if self.letgo >= 0:
+                self.later(self.letgo, lambda: self.let_go(identifier))
+        elif name in ("device_del", "netdev_del"):
+            return {"error": {"class": "DeviceNotFound", "desc": f"Device '{identifier}' not found"}}
+        else:
+            return super().other(name, arguments)
+        return {"return": {}}
+
+    def reply(self, command: object, message: dict[str, object]) -> None:
+        if command not in self.muted:
+            super().reply(command, message)
+
+
 MODES: dict[str, type[Fake]] = {
     "good": Fake,
     "nogreeting": NoGreeting,
@@ -540,6 +621,7 @@ MODES: dict[str, type[Fake]] = {
     "die": Die,
     "panic": Panic,
     "ioerror": IoError,
+    "cards": Cards,
 }
 
 

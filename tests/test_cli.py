@@ -12,7 +12,6 @@ import subprocess
 import sys
 import termios
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,8 +193,8 @@ REFUSED = (
     ("net delete", "net delete needs <intf>", "usage: vmess net delete <intf>"),
     ("net ignore a b", "net ignore takes [name], not 'a b'", "usage: vmess net ignore [name] [--json]"),
     ("net prune --json", "--json is no option of net prune", "usage: vmess net prune"),
-    ("net prnue", "'net prnue' is no verb; did you mean net prune?", "vmess help"),
-    ("net qqqqqqqqq start", "'net qqqqqqqqq' is no verb", "vmess help"),
+    ("net prnue", "net takes show, vlan, add, delete, ignore, prune, not 'prnue'", "vmess help net"),
+    ("newvm net show", "net takes no VM", "vmess help net"),
 )
 
 
@@ -399,8 +398,8 @@ NIC_LINES = (
     (
         nic(0, cable=False, leaving=True, present=False),
         (
-            "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not there yet, being unplugged: the guest has not let go of it"
-            ", cable pulled"
+            "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not there yet, "
+            "being unplugged: the guest has not let go of it, cable pulled"
         ),
     ),
     (nic(2, wire="user", **USER), "interface 2: user network, MAC 02:11:9b:af:00:02"),

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vmessd import cmdline, shell
-from vmessd.cmdline import Spec
+from vmessd.cmdline import Card, Spec
 from vmessd.errors import Failed
 from vmessd.vmdir import Disk
 
@@ -131,6 +131,175 @@ def test_golden_command_line(case: str) -> None:
     values, disks, expected = GOLDEN[case]
     spec = Spec(vm="newvm0", directory=HOME, accel="kvm", display=2811, values=values, disks=disks)
     assert cmdline.build(spec, "qemu-system-x86_64") == expected
+
+
+MACS = [f"02:11:9b:af:00:{index:02x}" for index in range(30)]
+TAP = Card(0, MACS[0], "newvm0e0")
+USER = Card(0, MACS[0], None)
+TAP_OPTIONS = words("""
+-netdev tap,id=net0,ifname=newvm0e0,script=no,downscript=no
+-device e1000,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
+""")
+
+CARDS: dict[str, tuple[dict[str, Any], list[Card], list[str]]] = {
+    "none": ({}, [], []),
+    "a TAP": ({}, [TAP], TAP_OPTIONS),
+    "user": (
+        {},
+        [USER],
+        words("""
+-netdev user,id=net0
+-device e1000,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
+"""),
+    ),
+    "user with forwards": (
+        {},
+        [Card(0, MACS[0], None, ((2222, 22), (8080, 80)))],
+        words("""
+-netdev user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80
+-device e1000,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
+"""),
+    ),
+    "a model": (
+        {"NIC_MODEL": "virtio-net-pci"},
+        [TAP],
+        words("""
+-netdev tap,id=net0,ifname=newvm0e0,script=no,downscript=no
+-device virtio-net-pci,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
+"""),
+    ),
+    "more properties": (
+        {"NIC_EXARGS": "romfile=,bootindex=1"},
+        [TAP],
+        words("""
+-netdev tap,id=net0,ifname=newvm0e0,script=no,downscript=no
+-device e1000,netdev=net0,mac=02:11:9b:af:00:00,id=nic0,romfile=,bootindex=1
+"""),
+    ),
+    "another MAC, in its place": (
+        {"NIC_EXARGS": "mac=02:00:00:00:00:01,x=a=b"},
+        [USER],
+        words("""
+-netdev user,id=net0
+-device e1000,netdev=net0,mac=02:00:00:00:00:01,id=nic0,x=a=b
+"""),
+    ),
+    "several, of both kinds, with a gap": (
+        {"NIC_MODEL": "ne2k_isa"},
+        [TAP, Card(2, MACS[2], None, ((2222, 22),)), Card(28, MACS[28], "newvm0e28")],
+        words("""
+-netdev tap,id=net0,ifname=newvm0e0,script=no,downscript=no
+-device ne2k_isa,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
+-netdev user,id=net2,hostfwd=tcp:127.0.0.1:2222-:22
+-device ne2k_isa,netdev=net2,mac=02:11:9b:af:00:02,id=nic2
+-netdev tap,id=net28,ifname=newvm0e28,script=no,downscript=no
+-device ne2k_isa,netdev=net28,mac=02:11:9b:af:00:1c,id=nic28
+"""),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_golden_network_cards(case: str) -> None:
+    values, cards, expected = CARDS[case]
+    spec = Spec("newvm0", HOME, "kvm", 2811, values, cards=cards)
+    assert cmdline.build(spec, "qemu-system-x86_64") == BARE + expected
+
+
+def test_cards_stand_between_drives_and_settings() -> None:
+    values = {"EXARGS": ("-no-reboot",), "RAM": 2 * G, "NICS": ("whatever",)}
+    spec = Spec("newvm0", HOME, "kvm", 2811, values, [disk("hda"), disk("cdrom")], [TAP])
+    expected = [*SEED[:-2], *TAP_OPTIONS, "-m", "2G", "-no-reboot"]
+    assert cmdline.build(spec, "qemu-system-x86_64") == expected
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_what_a_monitor_is_told_is_what_stands_in_the_command_line(case: str) -> None:
+    """The arguments of netdev_add and device_add (qapi/net.json, qapi/qdev.json)."""
+    values, cards, expected = CARDS[case]
+    told: list[str] = []
+    for card in cards:
+        behind, front = cmdline.netdev(card), cmdline.device(card, values)
+        assert behind["id"] == front["netdev"] == cmdline.netdev_id(card.index)
+        assert front["id"] == cmdline.card_id(card.index)
+        assert cmdline.card_index(front["id"]) == card.index
+        assert behind["type"] == ("user" if card.tap is None else "tap")
+        forwards = behind.pop("hostfwd", [])
+        assert [list(item) for item in forwards] == [["str"]] * len(card.forwards)
+        behind_words = [*(f"{key}={value}" for key, value in behind.items())]
+        behind_words += [f"hostfwd={item['str']}" for item in forwards]
+        told += ["-netdev", ",".join(behind_words).removeprefix("type=")]
+        front_words = [f"{key}={value}" for key, value in front.items()]
+        told += ["-device", ",".join(front_words).removeprefix("driver=")]
+        json.dumps([behind, front])
+    assert told == expected
+
+
+@pytest.mark.parametrize(
+    "identifier", ["nic", "net0", "nic-1", "nic0x", "xnic0", "nicnic0", "nic1000", "0", ""]
+)
+def test_what_is_no_network_card_s_id(identifier: str) -> None:
+    assert cmdline.card_index(identifier) is None
+
+
+def line(*cards: Card, **values: Any) -> list[str]:
+    """A command line as it would be built."""
+    drives = [disk("hda"), disk("cdrom")]
+    return cmdline.build(Spec("newvm0", HOME, "kvm", 2811, values, drives, cards), "qemu")
+
+
+ALL = [Card(index, mac, f"newvm0e{index}") for index, mac in enumerate(MACS[:5])]
+SAME: dict[str, tuple[list[str], list[str]]] = {
+    "nothing": ([], []),
+    "the same": (line(*ALL), line(*ALL)),
+    "cards that came": (line(), line(*ALL)),
+    "cards that went and came": (line(*ALL[:3]), line(*ALL[2:])),
+    "other cards": (line(*ALL[:2]), line(*ALL[2:])),
+    "an order": (line(*ALL), line(*reversed(ALL))),
+    "another wire": (line(TAP), line(USER)),
+    "forwards": (line(USER), line(Card(0, MACS[0], None, ((2222, 22),)))),
+    "a model no card has yet": (line(), line(*ALL, NIC_MODEL="virtio-net-pci")),
+    "NICS": (line(TAP, NICS=("br0",)), line(TAP, NICS=())),
+}
+DIFFERENT: dict[str, tuple[list[str], list[str]]] = {
+    "memory": (line(TAP, RAM=G), line(TAP, RAM=2 * G)),
+    "arguments": (line(TAP), line(TAP, EXARGS=("-no-reboot",))),
+    "arguments, a device": (line(TAP, EXARGS=("-device", "x")), line(TAP, EXARGS=("-device", "y"))),
+    "a device more": (line(TAP), line(TAP, EXARGS=("-device", "x"))),
+    "a drive": (line(TAP), [word.replace("ide-cd", "ide-hd") for word in line(TAP)]),
+    "the model": (line(TAP), line(TAP, NIC_MODEL="virtio-net-pci")),
+    "properties": (line(TAP), line(TAP, NIC_EXARGS="romfile=")),
+    "a MAC": (line(TAP), line(Card(0, MACS[1], "newvm0e0"))),
+    "the model, one card of two in common": (line(*ALL[:2]), line(*ALL[1:3], NIC_MODEL="virtio-net-pci")),
+    "the program": (line(TAP), ["/other/qemu", *line(TAP)[1:]]),
+    "cut short": (line(TAP), line(TAP)[:5]),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_wires_are_no_difference(case: str) -> None:
+    one, other = SAME[case]
+    assert cmdline.same_but_for_wires(one, other)
+    assert cmdline.same_but_for_wires(other, one)
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_everything_else_is_a_difference(case: str) -> None:
+    one, other = DIFFERENT[case]
+    assert not cmdline.same_but_for_wires(one, other)
+    assert not cmdline.same_but_for_wires(other, one)
+
+
+WORDS = st.sampled_from(["-netdev", "-device", "user,id=net0", "e1000,netdev=net0", "x,netdev=net1", "y", ""])
+
+
+@settings(deadline=None)
+@given(st.lists(WORDS, max_size=8))
+@example(["-device"])
+@example(["-netdev"])
+def test_any_command_line_is_the_same_as_itself(argv: list[str]) -> None:
+    assert cmdline.same_but_for_wires(argv, argv)
+    assert not cmdline.same_but_for_wires(argv, [*argv[:1], "extra", *argv[1:]]) or "-netdev" in argv[:1]
 
 
 def test_exargs_stand_behind_the_drives() -> None:

@@ -14,7 +14,7 @@ from conftest import TESTS, Daemon
 
 from vmessctl.client import Client
 from vmessd import __version__, config, launch, log
-from vmessd.config import ACCELERATORS, OPTIONS, Config, read
+from vmessd.config import ACCELERATORS, OPTIONS, Config, Option, read
 from vmessd.errors import InvalidValue, VmessError
 from vmessd.launch import Host
 
@@ -23,7 +23,10 @@ from vmessd.launch import Host
 def file(tmp_path: Path) -> Path:
     """A configuration file that sets everything."""
     path = tmp_path / "vmessd.toml"
-    path.write_text('vmdir = "/of/file"\nsocket = "/of/file.sock"\nqemu = "file-qemu"\naccel = "kvm"\n')
+    path.write_text(
+        'vmdir = "/of/file"\nsocket = "/of/file.sock"\nqemu = "file-qemu"\naccel = "kvm"\n'
+        'allow-links = ["eth1", "lab*", "!lab0"]\nallow-bridges = ["br?"]\n'
+    )
     return path
 
 
@@ -78,17 +81,44 @@ def test_flag_before_environment_before_file(file: Path) -> None:
         "XDG_RUNTIME_DIR": "/x",
     }
     of_file = read(["--config", str(file)], {"XDG_RUNTIME_DIR": "/x"})
+    links, bridges = ("eth1", "lab*", "!lab0"), ("br?",)
     assert of_file == Config(
-        Path("/of/file"), Path("/of/file.sock"), "file-qemu", "kvm", (), ("*",), check=False
+        Path("/of/file"), Path("/of/file.sock"), "file-qemu", "kvm", links, bridges, check=False
     )
     of_environment = read([f"--config={file}"], environment)
     assert of_environment.vmdir == Path("/of/environment")
     assert of_environment.socket == Path("/of/environment.sock")
     flags = ["--vmdir", "/of/flag", "--socket", "/of/flag.sock", "--qemu", "flag-qemu", "--accel", "tcg"]
+    flags += ["--allow-links", "eth2", "--allow-bridges", "virbr0,bridge*"]
     of_flags = read([*flags, "--config", str(file)], environment)
     assert of_flags == Config(
-        Path("/of/flag"), Path("/of/flag.sock"), "flag-qemu", "tcg", (), ("*",), check=False
+        *(Path("/of/flag"), Path("/of/flag.sock"), "flag-qemu", "tcg"),
+        *(("eth2",), ("virbr0", "bridge*")),
+        check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "patterns"),
+    [
+        ("eth1", ("eth1",)),
+        ("eth1,lab*,!lab0", ("eth1", "lab*", "!lab0")),
+        (" eth1 , lab[0-9] ,", ("eth1", "lab[0-9]")),
+        ("!*", ("!*",)),
+    ],
+)
+def test_patterns_have_commas_between_them_on_the_command_line(text: str, patterns: tuple[str, ...]) -> None:
+    assert read(["--allow-links", text], {}).allow_links == patterns
+    assert read(["--allow-links", text], {}).allow_bridges == ("*",)
+    assert read([f"--allow-bridges={text}"], {}).allow_bridges == patterns
+
+
+def test_patterns_are_a_list_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "vmessd.toml"
+    file.write_text('allow-links = [\n  "eth1",  # the lab\n  "lab*",\n]\nallow-bridges = ["!virbr0", "*"]\n')
+    found = read(["--config", str(file)], {})
+    assert (found.allow_links, found.allow_bridges) == (("eth1", "lab*"), ("!virbr0", "*"))
+    assert read(["--config", str(file), "--allow-links", "x"], {}).allow_links == ("x",)
 
 
 def test_an_empty_variable_counts_as_none(file: Path) -> None:
@@ -110,20 +140,25 @@ def test_each_row_is_a_flag_and_a_key(capsys: pytest.CaptureFixture[str]) -> Non
     told = capsys.readouterr().out
     for option in OPTIONS:
         assert f"--{option.key} {option.metavar}" in told
-    assert [option.key for option in OPTIONS] == [field for field in Config._fields if field != "check"]
+    fields = [field.replace("_", "-") for field in Config._fields if field != "check"]
+    assert [option.key for option in OPTIONS] == fields
     assert set(ACCELERATORS) == {"auto", "kvm", "tcg"}
 
 
 # What is refused
 
 
-@pytest.mark.parametrize("key", [option.key for option in OPTIONS])
-def test_an_empty_value_is_refused(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "option", [option for option in OPTIONS if not option.many], ids=lambda option: option.key
+)
+def test_an_empty_value_is_refused(option: Option, tmp_path: Path) -> None:
+    key = option.key
     with pytest.raises(InvalidValue, match=f"^--{key} is empty; it has to be "):
         read([f"--{key}", ""], {})
     file = tmp_path / "vmessd.toml"
     file.write_text(f'{key} = ""\n')
-    with pytest.raises(InvalidValue, match=f"^configuration {file}: {key} is empty; it has to be "):
+    wrong = "'' has to be a list of texts in quotes" if option.many else "is empty; it has to be "
+    with pytest.raises(InvalidValue, match=f"^configuration {file}: {key} {wrong}"):
         read(["--config", str(file)], {})
 
 
@@ -135,6 +170,13 @@ BAD_FILES = (
     ("[vmessd]\nvmdir = '/x'", "{file}: 'vmessd' is none of vmdir, socket, qemu, accel"),
     ('"\\u001b[31m" = "x"', "{file}: '\\x1b[31m' is none of vmdir, socket, qemu, accel"),
     ('vmdir = "/a\\u0000b"', "vmdir '/a\\x00b' holds a NUL byte"),
+    ('allow-links = "eth1"', "{file}: allow-links 'eth1' has to be a list of texts in quotes, none with a"),
+    ("allow-links = true", "{file}: allow-links 'True' has to be a list of texts in quotes, none with a"),
+    ("allow-bridges = [1]", "{file}: allow-bridges '[1]' has to be a list of texts in quotes, none"),
+    ('allow-bridges = [["br0"]]', "{file}: allow-bridges '[['br0']]' has to be a list of texts in quotes"),
+    ('allow-links = ["a,b"]', "{file}: allow-links '['a,b']' has to be a list of texts in quotes, none with"),
+    ('allow-links = {a = "b"}', "{file}: allow-links '{{'a': 'b'}}' has to be a list of texts in quotes"),
+    ('allow_links = ["eth1"]', "{file}: 'allow_links' is none of vmdir, socket, qemu, accel, allow-links, a"),
     ("vmdir = ", "{file} is not TOML: "),
     ("vmdir", "{file} is not TOML: "),
     ("\udcff = 'x'", "{file} is not TOML: "),
@@ -184,7 +226,11 @@ def test_check_says_what_is_in_force_and_changes_nothing(tmp_path: Path) -> None
         f"socket = {tmp_path}/run/control.sock\n"
         f"qemu = {os.path.abspath(sys.executable)}\n"
         "accel = tcg\n"
+        "allow-links = none\n"
+        "allow-bridges = *\n"
     )
+    allowed = vmessd("--check", *paths, "--qemu", sys.executable, "--allow-links", "eth1,!la\nb*")
+    assert allowed.stdout.splitlines()[-2:] == ["allow-links = eth1, !la\\nb*", "allow-bridges = *"]
     assert list(tmp_path.iterdir()) == []
 
 

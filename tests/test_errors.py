@@ -18,6 +18,7 @@ STATUSES = {
     "AlreadyRunning": 1,
     "BadFile": 1,
     "StartFailed": 1,
+    "NotPermitted": 1,
     "InvalidValue": 2,
     "NotRunning": 3,
     "NoSuchVM": 4,

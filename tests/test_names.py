@@ -84,6 +84,58 @@ def test_c20_tap_names_fit_into_15_bytes(interface: int) -> None:
     assert len(names.tap(names.parse(LONGEST), interface).encode()) <= 15
 
 
+TAPS: tuple[tuple[str, tuple[str, int] | None], ...] = (
+    ("newvm0e0", ("newvm0", 0)),
+    ("newvm7e28", ("newvm7", 28)),
+    ("abcdefghijkl9e9", ("abcdefghijkl9", 9)),
+    ("e1e2", ("e1", 2)),
+    ("eee0e0", ("eee0", 0)),
+    ("start0e1", ("start0", 1)),
+    ("newvm0e00", None),
+    ("newvm0e01", None),
+    ("newvm0e", None),
+    ("newvm0e-1", None),
+    ("newvm0e+1", None),
+    ("newvm0e 1", None),
+    ("newvm0e1\n", None),
+    ("newvm0e٣", None),
+    ("newvm0e²", None),
+    ("newvme0", None),
+    ("newvm00e0", None),
+    ("Newvm0e0", None),
+    ("0e0", None),
+    ("e0", None),
+    ("e", None),
+    ("", None),
+    ("newvm0", None),
+    ("eth0", None),
+    ("bridge1", None),
+    ("abcdefghijklm0e0", None),
+    (" newvm0e0", None),
+    ("newvm0e0e0", None),
+)
+
+
+@pytest.mark.parametrize(("text", "parts"), TAPS, ids=[ascii(text) for text, _ in TAPS])
+def test_the_name_of_a_tap_tells_vm_and_interface(text: str, parts: tuple[str, int] | None) -> None:
+    assert names.tap_parts(text) == parts
+
+
+@settings(deadline=None)
+@given(st.from_regex(r"[a-z]{1,12}[0-9]", fullmatch=True), st.integers(0, 10**9 - 1))
+@example("e1", 0)
+def test_every_tap_leads_back_to_its_vm(vm: str, interface: int) -> None:
+    assert names.tap_parts(names.tap(vm, interface)) == (vm, interface)
+
+
+@settings(deadline=None)
+@given(ANY_TEXT | st.from_regex(r"[a-e]{0,3}[0-9]{0,2}e?[0-9]{0,3}\n?", fullmatch=True))
+@example("\ud800e0")
+def test_a_name_is_a_tap_s_only_if_it_is_what_its_parts_make(text: str) -> None:
+    parts = names.tap_parts(text)
+    assert parts is None or names.tap(*parts) == text
+
+
 @settings(deadline=None)
 @given(ANY_TEXT | NEARLY_NAMES)
 @example("\ud800")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vmessd import names, settings
 from vmessd.errors import InvalidValue, quoted
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS, Setting
+from vmessd.wiring import Wire
 
 K, M, G, T = 2**10, 2**20, 2**30, 2**40
 MEBIBYTE_OF_DIGITS = "1" * M
@@ -33,6 +34,18 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("STOP", "0", 0, ()),
     ("STOP", "60\n", 60, ()),
     ("STOP", "86400", 86400, ()),
+    ("NICS", "", (), ()),
+    ("NICS", "\n bridge1\t-  user\n", (Wire("bridge1"), Wire(), Wire(user=True)), ()),
+    ("NICS", "user:2222:22,8080:80\n", (Wire(user=True, forwards=((2222, 22), (8080, 80))),), ()),
+    ("NICS", "- " * 29, (Wire(),) * 29, ()),
+    ("NIC_MODEL", "e1000\n", "e1000", ()),
+    ("NIC_MODEL", "virtio", "virtio-net-pci", ()),
+    ("NIC_MODEL", "virtio-net-pci", "virtio-net-pci", ()),
+    ("NIC_MODEL", "ne2k_isa", "ne2k_isa", ()),
+    ("NIC_MODEL", "virtio-net-pci-non-transitional", "virtio-net-pci-non-transitional", ()),
+    ("NIC_EXARGS", "romfile=\n", "romfile=", ()),
+    ("NIC_EXARGS", ",romfile=,bootindex=1", "romfile=,bootindex=1", ()),  # the original's began with a comma
+    ("NIC_EXARGS", "a=b=c,", "a=b=c", ()),
     ("EXARGS", "", (), ()),
     ("EXARGS", "-cpu max\n", ("-cpu", "max"), ("-cpu", "max")),
     ("EXARGS", "-append 'a b' \"c,d\"", ("-append", "a b", "c,d"), ("-append", "a b", "c,d")),
@@ -43,6 +56,12 @@ BAD: dict[str, list[str]] = {
     "RAM": ["999K", "17T", "2GB", "2.5G", "0x10", "٢G", "2 G", "G", "1e3M", "2G\n2G", "-m"],
     "ACCEL": ["", "KVM", "xen", "tcg,thread=multi", "auto kvm"],
     "STOP": ["", "-1", "86401", "1.5", "5s", "inf", "nan"],
+    "NICS": [
+        *("- " * 30, "br/0", "br:0", "x" * 16, "newvm0e0", "-x", "user:", "user:22", "user:0:22"),
+        *("a user:1:65536", "user:1:2,1:3", "br%d", "\x1b[31m", "bridge1,bridge2\0", MEBIBYTE_OF_DIGITS),
+    ],
+    "NIC_MODEL": ["", "-", "e1000,mac=1", "e 1000", "e1000\nvirtio", "é1000", "e1000=", "\0", "../x"],
+    "NIC_EXARGS": ["", ",", "romfile", "a=b,,c=d", "a=b c=d", "a=b\nc=d", "a=é", "a=b,c", "a=\0", "a=\x1b"],
     "EXARGS": ["'", '"open', "-daemonize", "-S --daemonize", "'-daemonize'", "\\", "-name a\0b"],
 }
 
@@ -150,7 +169,8 @@ def test_each_row_is_consistent(setting: Setting) -> None:
     assert setting.file.isupper()
     assert setting.verb in (None, setting.file.lower())
     assert setting.verb is None or setting.verb in names.VERBS
-    assert setting.argument.startswith("<")
+    assert setting.argument[0] in "<["
+    assert setting.verb is None or setting.argument[0] == "<"
     assert setting.expects
     assert setting.help.strip()
     assert BY_FILE[setting.file] is setting

@@ -178,7 +178,7 @@ def test_a_directory_of_the_original_is_read_unchanged(vm: VMDirectory) -> None:
     (vm.path / "RAM").write_text("2G\n", encoding="ascii")
     (vm.path / "EXARGS").write_text("-cpu max\n", encoding="ascii")
     (vm.path / "NIC_MODEL").write_text("virtio\n", encoding="ascii")
-    assert vm.read_settings() == {"RAM": 2 * G, "EXARGS": ("-cpu", "max")}
+    assert vm.read_settings() == {"RAM": 2 * G, "EXARGS": ("-cpu", "max"), "NIC_MODEL": "virtio-net-pci"}
 
 
 IMPOSSIBLE = [b"0", b"-5", b"128,slots=2", b"1,maxcpus=4", b"", b"\x7fELF\x02\xff\xfe\0", b"1" * M]

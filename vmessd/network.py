@@ -182,7 +182,7 @@ class Network:
         return made
 
     def _make_tap(self, change: Change, name: str, link: Link | None) -> bool:
-        """Make a TAP where there is none, see that one that is there will do; tell whether it is another now."""
+        """Make a TAP where there is none, see that one that is there will do; tell whether it changed."""
         if link is None:
             tap.create(name, self.access.owner)
             change.reversals.append(lambda kernel: _part_with(kernel, name))

@@ -1,0 +1,498 @@
+"""The net verbs and `addr` on real links, in a network namespace for each test."""
+
+import json
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import WiredDaemon, wait_for
+
+pytestmark = pytest.mark.qemu
+
+MakeWired = Callable[..., WiredDaemon]
+
+MAC = "02:11:9b:af:00:00"
+LINK_LOCAL = "fe80::11:9bff:feaf:0"
+
+
+def lines_of(daemon: WiredDaemon, *words: str) -> list[str]:
+    return daemon.done(*words).splitlines()
+
+
+def refused(daemon: WiredDaemon, status: int, *words: str) -> str:
+    """Run the client, expect one line of complaint (and at most one of a hint), and return the line."""
+    result = daemon.vmess(*words)
+    said = result.stderr.splitlines()
+    assert (result.returncode, result.stdout) == (status, ""), (words, result)
+    assert 1 <= len(said) <= 2, (words, said)
+    assert said[0].startswith("vmess: "), (words, said)
+    assert len(said) == 1 or said[1].startswith("  hint: "), (words, said)
+    return said[0]
+
+
+def state_of(daemon: WiredDaemon) -> dict[str, tuple[Any, ...]]:
+    """Return of all links what a refused command must not have changed."""
+    return {
+        name: (
+            link["ifindex"],
+            link.get("master"),
+            link.get("address"),
+            "UP" in link["flags"],
+            link.get("ifalias"),
+        )
+        for name, link in daemon.links().items()
+    }
+
+
+def addressed(daemon: WiredDaemon) -> list[str]:
+    """Return the links on which the host has an IPv6 address."""
+    found = daemon.namespace.run("ip", "-6", "-json", "address", "show").stdout
+    return [link["ifname"] for link in json.loads(found) if link.get("addr_info")]
+
+
+def replay(daemon: WiredDaemon, lines: list[str]) -> None:
+    """Run lines that the client printed, as a shell would."""
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "vmess"
+        daemon.done(*words)
+
+
+# What is shown recreates what is there
+
+
+def test_the_lines_of_show_recreate_what_they_show(wired: WiredDaemon) -> None:
+    assert lines_of(wired, "net", "vlan", "lab", "newvm0e0", "vethA0") == [
+        "Making a VLAN: lab",
+        "preparing a TAP interface newvm0e0",
+        "Set 'newvm0e0' persistent and owned by uid 0",
+        "[vethA0]: one end of a pair",
+    ]
+    wired.done("net", "vlan", "core", "newvm0e10", "newvm0e2", "vethB0", "vxlan7")
+    wired.done("net", "vlan", "empty10")
+    wired.done("net", "vlan", "empty2")
+    wired.done("net", "add", "vethB3")
+    result = wired.vmess("net")
+    assert result.stderr == "Network connections per-segment:\n"
+    shown = result.stdout.splitlines()
+    assert shown == [
+        "vmess net vlan core newvm0e2 newvm0e10 vethB0 vxlan7",
+        "vmess net vlan empty2",
+        "vmess net vlan empty10",
+        "vmess net vlan lab newvm0e0 vethA0",
+        "vmess net add vethA3",
+        "vmess net add vethB3",
+    ]
+    assert lines_of(wired, "net", "show") == shown
+    before = {name: (state[1], *state[3:]) for name, state in state_of(wired).items()}
+    for name in ("newvm0e0", "newvm0e2", "newvm0e10", "vethA0", "vethA3", "vxlan7"):
+        wired.done("net", "delete", name)
+    wired.done("net", "prune")
+    assert wired.links() == {}
+    replay(wired, shown)
+    assert lines_of(wired, "net") == shown
+    assert {name: (state[1], *state[3:]) for name, state in state_of(wired).items()} == before
+    replay(wired, shown)  # and again, where all of it is there
+    assert lines_of(wired, "net") == shown
+
+
+def test_the_lines_of_ifstat_recreate_what_they_show(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
+    wired.done("newvm", "ifadd", "4", "lab", "-", "user:2222:22,2223:23", "core")
+    shown = lines_of(wired, "newvm", "ifstat")
+    assert shown == ["vmess newvm0 ifadd 4 lab - user:2222:22,2223:23 core"]
+    before = wired.wiring()
+    wired.done("newvm", "ifdel")
+    replay(wired, shown)
+    assert (wired.wiring(), lines_of(wired, "newvm", "ifstat")) == (before, shown)
+
+
+def test_names_that_shells_and_terminals_would_obey_are_shown_harmless(wired: WiredDaemon) -> None:
+    for name in ("a;b", "a$b", "a'b", "\x1b[31m"):
+        subprocess.run(
+            ["ip", "-n", wired.namespace.name, "link", "add", name, "type", "bridge"], check=True, timeout=30
+        )
+    shown = wired.done("net")
+    assert "\x1b" not in shown
+    words = [shlex.split(line)[3] for line in shown.splitlines()]
+    assert {"a;b", "a$b", "a'b"} < set(words)
+
+
+def test_what_all_show_as_json_is_what_they_show_as_text(wired: WiredDaemon) -> None:
+    wired.done("net", "vlan", "lab", "newvm0e0")
+    wired.ip("link add foreign up type bridge")
+    result = wired.vmess("net", "show", "--json")
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["segments"] == [
+        {"bridge": "foreign", "own": False, "ports": []},
+        {"bridge": "lab", "own": True, "ports": ["newvm0e0"]},
+    ]
+
+
+# Making
+
+
+def test_vlan_gives_what_it_makes_the_mark_and_no_address(wired: WiredDaemon) -> None:
+    wired.done("net", "vlan", "lab", "newvm0e0", "vethA0", "vxlan7")
+    links = wired.links()
+    assert set(links) == {"lab", "newvm0e0", "vethA0", "vethB0", "vxlan7"}
+    assert {name: link["master"] for name, link in links.items() if "master" in link} == {
+        "newvm0e0": "lab",
+        "vethA0": "lab",
+        "vxlan7": "lab",
+    }
+    assert all("UP" in link["flags"] for link in links.values())
+    assert {link["inet6_addr_gen_mode"] for link in links.values()} == {"none"}
+    assert addressed(wired) == ["lo"]
+    assert all(links[name]["ifalias"].startswith("vmess") for name in ("lab", "vethA0", "vethB0", "vxlan7"))
+    assert links["newvm0e0"]["linkinfo"]["info_data"]["user"] == "root"
+    vxlan = links["vxlan7"]["linkinfo"]["info_data"]
+    assert (vxlan["id"], vxlan["port"]) == (7, 4789)
+    again = wired.vmess("net", "vlan", "lab", "newvm0e0")
+    assert again.stderr == "device lab already exists; can't create bridge with the same name\n"
+
+
+def test_a_vlan_is_made_or_refused_in_one_line(wired: WiredDaemon) -> None:
+    wired.done("net", "add", "vethA0")
+    before = state_of(wired)
+    can = wired.namespace.can("link add link vethA0 name probe type vlan id 5")
+    if can:
+        wired.ip("link delete probe")
+        wired.done("net", "vlan", "lab", "vethA0.100")
+        links = wired.links()
+        assert links["vethA0.100"]["master"] == "lab"
+        assert links["vethA0.100"]["linkinfo"]["info_data"]["id"] == 100
+        assert "[vethA1.7]: Ethernet sub-interface" in lines_of(wired, "net", "vlan", "lab", "vethA1.7")
+        before = state_of(wired)
+    else:
+        complaint = refused(wired, 1, "net", "vlan", "lab", "newvm0e0", "vethA0.100")
+        assert "vethA0.100" in complaint
+        assert state_of(wired) == before
+    for tag in ("0", "4095", "9999"):
+        assert f"'{tag}'" in refused(wired, 2, "net", "vlan", "lab", f"vethA0.{tag}")
+    assert state_of(wired) == before
+
+
+def test_a_running_vms_tap_is_moved_by_vlan(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
+    wired.done("newvm", "ifadd", "1", "lab")
+    wired.done("newvm", "start")
+    wired.done("net", "vlan", "core", "newvm0e0")
+    assert wired.wiring()["newvm0e0"] == "core"
+    assert "NICS: newvm0e0 is plugged into core, but NICS says lab" in lines_of(wired, "newvm", "info")
+    assert wired.status("newvm0")["state"] == "running"
+
+
+def test_a_tap_that_the_kernel_gave_an_address_by_itself_is_moved_all_the_same(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
+    wired.ip("tuntap add newvm0e0 mode tap user root", "link set newvm0e0 up")
+    wired.done("newvm", "start")
+    wait_for(lambda: "newvm0e0" in addressed(wired), 5, "the link-local address")
+    wired.done("net", "vlan", "lab", "newvm0e0")
+    assert wired.wiring()["newvm0e0"] == "lab"
+
+
+def test_vlan_makes_all_or_nothing(wired: WiredDaemon) -> None:
+    wired.done("net", "vlan", "old", "vethA0")
+    wired.ip("link set vethA0 down")
+    before = state_of(wired)
+    refused(wired, 1, "net", "vlan", "lab", "newvm0e0", "vethA0", "vethA1", "vxlan7", "lo")
+    assert state_of(wired) == before
+    refused(wired, 2, "net", "vlan", "lab", "newvm0e0", "nosuchlink")
+    assert state_of(wired) == before
+    refused(wired, 1, "net", "vlan", "old", "newvm0e0", "old")
+    assert state_of(wired) == before
+
+
+def test_what_makes_no_sense_is_named_and_changes_nothing(wired: WiredDaemon) -> None:
+    wired.make("leaf0")
+    wired.ip(
+        "link add here type veth peer name there",
+        "link add corp up type bridge",
+        "link property add dev corp altname another",
+        "tuntap add tun0 mode tun",
+    )
+    cases: list[tuple[int, str, list[str]]] = [
+        (2, "'leaf0'", ["vlan", "leaf0"]),
+        (2, "'leaf0e0'", ["vlan", "leaf0e0"]),
+        (2, "''", ["vlan", ""]),
+        (2, "'a/b'", ["vlan", "a/b"]),
+        (2, "'br%d'", ["vlan", "br%d"]),
+        (2, "'abcdefghijklmnop'", ["vlan", "abcdefghijklmnop"]),
+        (2, "'user'", ["vlan", "user"]),
+        (1, "lo is the loopback", ["vlan", "lo"]),
+        (1, "here is a veth", ["vlan", "here"]),
+        (1, "another is another name of corp", ["vlan", "another"]),
+        (2, "''", ["vlan", "lab", ""]),
+        (2, "'a/b'", ["vlan", "lab", "a/b"]),
+        (2, "'eth%d'", ["vlan", "lab", "eth%d"]),
+        (2, "'nosuch'", ["vlan", "lab", "nosuch"]),
+        (2, "'nosuch'", ["vlan", "lab", "nosuch.5"]),
+        (2, "'vxlan0'", ["vlan", "lab", "vxlan0"]),
+        (2, "'vxlan99999999'", ["vlan", "lab", "vxlan99999999"]),
+        (1, "here", ["vlan", "lab", "here"]),
+        (1, "tun0", ["vlan", "lab", "tun0"]),
+        (1, "corp", ["vlan", "lab", "corp"]),
+        (1, "lo", ["vlan", "lab", "lo"]),
+        (1, "lo", ["vlan", "lab", "lo.5"]),
+        (2, "'nosuch'", ["add", "nosuch"]),
+        (2, "'-'", ["add", "-"]),
+        (1, "here", ["add", "here"]),
+        (1, "nosuch", ["delete", "nosuch"]),
+        (2, "''", ["delete", ""]),
+        (1, "lo is the loopback", ["delete", "lo"]),
+        (1, "here is a veth", ["delete", "here"]),
+        (1, "corp is a bridge", ["delete", "corp"]),
+        (1, "another is another name of corp", ["delete", "another"]),
+        (1, "tun0 is a TAP or TUN", ["delete", "tun0"]),
+        (2, "'a/b'", ["ignore", "a/b"]),
+        (2, r"'a\nb'", ["ignore", "a\nb"]),
+        (2, "'nosuch'", ["nosuch"]),
+        (2, "net vlan needs", ["vlan"]),
+        (2, "net delete takes", ["delete", "a", "b"]),
+    ]
+    before = state_of(wired)
+    wrong = []
+    for status, named, words in cases:
+        try:
+            complaint = refused(wired, status, "net", *words)
+            assert named in complaint, (words, complaint)
+            assert state_of(wired) == before, words
+        except AssertionError as error:
+            wrong.append(str(error).partition("\nassert")[0])
+    assert not wrong, "\n".join(wrong)
+    assert not wired.mentions("Traceback")
+
+
+# Deleting
+
+
+def test_delete_takes_away_what_is_ours_and_unused(wired: WiredDaemon) -> None:
+    wired.done("net", "vlan", "lab", "newvm0e0", "vethA0")
+    before = state_of(wired)
+    complaint = refused(wired, 1, "net", "delete", "lab")
+    assert "newvm0e0, vethA0" in complaint
+    assert state_of(wired) == before
+    assert lines_of(wired, "net", "delete", "newvm0e0") == ["Set 'newvm0e0' nonpersistent"]
+    assert lines_of(wired, "net", "delete", "vethB0") == ["Deleted vethB0"]
+    assert lines_of(wired, "net", "delete", "lab") == ["Deleted lab"]
+    assert wired.links() == {}
+
+
+def test_prune_deletes_only_bridges_of_ours_that_nobody_uses(wired: WiredDaemon) -> None:
+    wired.ip(
+        "link add foreign up type bridge", "link add aliased up type bridge", "link set aliased alias uplink"
+    )
+    for bridge in ("empty10", "empty2", "gateway", "used"):
+        wired.done("net", "vlan", bridge)
+    wired.done("net", "vlan", "used", "newvm0e0")
+    wired.ip("address add 10.9.0.1/24 dev gateway")
+    assert lines_of(wired, "net", "prune") == ["Deleted empty2", "Deleted empty10"]
+    assert set(wired.links()) == {"foreign", "aliased", "gateway", "used", "newvm0e0"}
+    assert wired.done("net", "prune") == ""
+
+
+# Whose links
+
+
+def test_links_of_others_are_left_alone_unless_the_administrator_allows_them(make_wired: MakeWired) -> None:
+    wired = make_wired("--allow-links", "good*,!goodbye")
+    wired.ip(
+        "link add good0 type veth peer name other0",
+        "link add goodbye type veth peer name other1",
+        "link add goodbr type bridge",
+    )
+    wired.start()
+    for name in ("other0", "goodbye"):
+        before = state_of(wired)
+        assert name in refused(wired, 1, "net", "vlan", "lab", name)
+        assert name in refused(wired, 1, "net", "delete", name)
+        assert name in refused(wired, 1, "net", "add", name)
+        assert state_of(wired) == before
+    refused(wired, 1, "net", "vlan", "lab", "good0", "goodbye")
+    assert state_of(wired) == before  # also what is allowed is put back: it was down
+    assert lines_of(wired, "net", "vlan", "lab", "good0") == [
+        "Making a VLAN: lab",
+        "[good0]: Ethernet interface",
+    ]
+    assert wired.wiring()["good0"] == "lab"
+    assert wired.links()["good0"].get("ifalias") is None
+    wired.done("net", "delete", "good0")
+    wired.done("net", "delete", "goodbr")
+    assert set(wired.links()) == {"lab", "goodbye", "other1"}
+
+
+def test_vms_are_connected_only_to_bridges_that_are_ours_or_allowed(make_wired: MakeWired) -> None:
+    wired = make_wired("--allow-bridges", "lab*,!labsecret")
+    wired.ip(*(f"link add {name} up type bridge" for name in ("corp", "lab1", "labsecret")))
+    wired.start()
+    wired.make("newvm0")
+    wired.done("newvm", "ifadd", "1", "ours")
+    before = state_of(wired)
+    for bridge in ("corp", "labsecret"):
+        assert bridge in refused(wired, 1, "newvm", "connect", "0", bridge)
+        assert bridge in refused(wired, 1, "newvm", "ifadd", "2", "ours", bridge)
+        assert bridge in refused(wired, 1, "net", "vlan", bridge, "newvm0e0")
+        assert state_of(wired) == before
+        assert wired.noted("newvm0") == "ours"
+    wired.done("newvm", "connect", "0", "lab1")
+    wired.done("newvm", "connect", "0", "ours")
+    wired.done("newvm", "connect", "0", "new")
+    assert wired.wiring()["newvm0e0"] == "new"
+
+
+def test_a_link_with_an_address_of_the_host_is_not_cut_off(make_wired: MakeWired) -> None:
+    wired = make_wired()
+    wired.start()
+    wired.done("net", "add", "vethA0")
+    wired.ip("address add 10.9.0.1/24 dev vethA0")
+    before = state_of(wired)
+    complaint = refused(wired, 1, "net", "vlan", "lab", "vethA0")
+    assert "vethA0" in complaint
+    assert "address" in complaint
+    assert state_of(wired) == before
+    assert "10.9.0.1" in wired.namespace.run("ip", "address", "show", "vethA0").stdout
+    wired.stop()
+    wired.arguments += ["--allow-links", "vethA0"]
+    wired.start()
+    wired.done("net", "vlan", "lab", "vethA0")
+    assert wired.wiring()["vethA0"] == "lab"
+
+
+def test_a_bridge_of_others_that_is_down_is_left_down_and_told(wired: WiredDaemon) -> None:
+    wired.ip("link add corp type bridge")
+    wired.make("newvm0")
+    result = wired.vmess("newvm", "ifadd", "1", "corp")
+    assert result.returncode == 0
+    assert "bridge corp is down" in result.stderr
+    assert "UP" not in wired.links()["corp"]["flags"]
+    wired.done("net", "vlan", "ours")
+    wired.ip("link set ours down")
+    wired.done("newvm", "connect", "0", "ours")
+    assert "UP" in wired.links()["ours"]["flags"]
+
+
+# Ignoring
+
+
+def test_an_ignored_link_is_left_out_until_it_is_added_again(wired: WiredDaemon) -> None:
+    wired.done("net", "vlan", "lab", "newvm0e0", "newvm0e1")
+    wired.done("net", "vlan", "core")
+    wired.done("net", "ignore", "newvm0e0")
+    wired.done("net", "ignore", "core")
+    wired.done("net", "ignore", "core")
+    assert lines_of(wired, "net", "ignore") == ["newvm0e0", "core"]
+    assert lines_of(wired, "net") == ["vmess net vlan lab newvm0e1"]
+    wired.stop()
+    wired.start()
+    assert lines_of(wired, "net") == ["vmess net vlan lab newvm0e1"]
+    assert wired.done() == wired.done("list")  # the file in the VM root is no VM
+    wired.done("net", "add", "newvm0e0")
+    wired.done("net", "add", "core")
+    assert lines_of(wired, "net") == ["vmess net vlan core", "vmess net vlan lab newvm0e0 newvm0e1"]
+    assert wired.wiring()["newvm0e0"] == "lab"
+    assert wired.done("net", "ignore") == ""
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"x" * 1_000_000, None])
+def test_a_list_of_ignored_links_that_makes_no_sense_is_named(
+    wired: WiredDaemon, content: bytes | None
+) -> None:
+    file = wired.root / "NET_IGNORE"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    for words in (["show"], ["ignore"], ["ignore", "lab"]):
+        result = wired.vmess("net", *words)
+        assert result.returncode == 1
+        assert "NET_IGNORE" in result.stderr
+    assert not wired.mentions("Traceback")
+
+
+# Addresses
+
+
+def addresses(daemon: WiredDaemon, vm: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(daemon.done(vm, "addr", "--json"))["addresses"]
+    return found
+
+
+def test_addr_tells_what_follows_from_the_mac_and_what_the_host_has_heard(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
+    assert "newvm0 has no interface" in wired.done("newvm", "addr")
+    wired.done("newvm", "ifadd", "2", "lab", "user")
+    expected = {
+        "interface": 0,
+        "mac": MAC,
+        "address": LINK_LOCAL,
+        "seen": False,
+        "source": "follows from the MAC; nothing was heard",
+    }
+    found = addresses(wired, "newvm0")
+    assert found[0] == expected
+    assert (found[1]["interface"], found[1]["address"], found[1]["seen"]) == (1, "10.0.2.15", False)
+
+    wired.ip(
+        "address add 10.9.0.1/24 dev lab",
+        f"neigh add 10.9.0.5 lladdr {MAC} dev lab nud reachable",
+        "neigh add 10.9.0.6 lladdr 02:00:00:00:00:01 dev lab nud reachable",
+        f"neigh add {LINK_LOCAL} lladdr {MAC} dev lab nud stale",
+    )
+    seen = {item["address"]: item for item in addresses(wired, "newvm0") if item["interface"] == 0}
+    assert set(seen) == {"10.9.0.5", LINK_LOCAL}
+    assert all(item["seen"] for item in seen.values())
+    assert seen["10.9.0.5"]["source"] == "the host's neighbour table, on lab"
+    lines = lines_of(wired, "newvm", "addr")
+    assert lines[0].split()[:3] == ["newvm0e0", MAC, "10.9.0.5"]
+    assert len(lines) == 3
+
+
+def test_addr_tells_whose_frames_were_heard(wired: WiredDaemon) -> None:
+    for vm in ("newvm0", "newvm1"):
+        wired.make(vm, "talker")
+        wired.done(vm, "ifadd", "1", "lab")
+    wired.done("newvm0", "start")
+    wired.wait_guest("newvm0")
+    wait_for(lambda: "its frames were heard" in wired.done("newvm0", "addr"), 5, "hearing the guest")
+    assert "nothing was heard" in wired.done("newvm1", "addr")
+    # Another station behind the same TAP, as with a guest that is itself a bridge.
+    wired.namespace.run("bridge", "fdb", "add", "02:00:00:00:00:99", "dev", "newvm0e0", "master", "dynamic")
+    found = {item["mac"]: item["address"] for item in addresses(wired, "newvm0")}
+    assert found == {MAC: LINK_LOCAL, "02:00:00:00:00:99": "fe80::ff:fe00:99"}
+
+
+def test_addr_tells_nothing_of_a_tap_that_is_not_there(wired: WiredDaemon) -> None:
+    wired.make("newvm0", NICS="lab")
+    assert "newvm0 has no interface" in wired.done("newvm", "addr")
+    assert refused(wired, 4, "nosuch", "addr")
+
+
+# Others at work on the same links
+
+
+def test_links_that_others_keep_changing_are_shown_and_pruned_all_the_same(wired: WiredDaemon) -> None:
+    lines = []
+    for turn in range(60):
+        lines += [f"link add gust{turn % 5} type bridge", f"link set gust{turn % 5} up"]
+        lines += [f"link delete gust{turn % 5}"]
+    wired.done("net", "vlan", "lab", "newvm0e0")
+    with subprocess.Popen(
+        ["ip", "-n", wired.namespace.name, "-force", "-batch", "-"], stdin=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write("\n".join(lines))
+        process.stdin.close()
+        turns = 0
+        while process.poll() is None or not turns:
+            for bridge in ("some", "more"):
+                wired.done("net", "vlan", bridge)
+            assert "vmess net vlan lab newvm0e0" in lines_of(wired, "net")
+            assert set(lines_of(wired, "net", "prune")) == {"Deleted some", "Deleted more"}
+            turns += 1
+            time.sleep(0.01)
+    assert wired.wiring()["newvm0e0"] == "lab"
+    assert not wired.mentions("Traceback")
