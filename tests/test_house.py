@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 VMESSD = (
     *("errors", "names", "shell", "row", "wiring", "settings", "safefile", "records", "vmdir", "cmdline"),
     *("lifecycle", "process", "monitor", "display", "netlink", "tap", "access", "network", "segments"),
-    *("addresses", "report", "launch", "session", "run", "inbox", "machine", "wires", "supervisor"),
+    *("addresses", "report", "launch", "session", "run", "inbox", "machine", "hotplug", "wires", "supervisor"),
     *("interface", "control", "config", "log", "daemon", "__main__"),
 )
 VMESSCTL = ("commands", "notation", "client", "render", "console", "follow", "wires", "verbs", "__main__")

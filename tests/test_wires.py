@@ -37,8 +37,8 @@ NOBODY = 65534
 
 # vmessd that waits for guests and for QEMU a second only, and not five.
 HURRIED = """
-import vmessd.run, vmessd.wires
-vmessd.wires.UNPLUG_TIME = 1.0
+import vmessd.run, vmessd.hotplug
+vmessd.hotplug.UNPLUG_TIME = 1.0
 vmessd.run.Run.execute.__defaults__ = (1.0,)
 from vmessd.__main__ import main
 raise SystemExit(main())

@@ -282,7 +282,7 @@ def _nic(wires: Wires, nic: Nic) -> VMNic:
         wire=str(nic.wire),
         present=nic.link is not None,
         leaving=nic.leaving,
-        cable=nic.index not in wires.unplugged,
+        cable=nic.index not in wires.cards.unplugged,
         difference=nic.difference(),
     )
 

@@ -1,0 +1,159 @@
+"""The network cards of a running QEMU: plugged, unplugged and switched through QMP.
+
+What only the guest can end, its hold on a card, has a deadline. A card that it still holds then is
+*pending*; nobody waits for it any more, and what was behind it goes when QEMU says that the card is gone.
+
+Sources: QEMU's qapi/{qdev,net,qom}.json and docs/specs/acpi_pci_hotplug.txt.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any
+
+from vmessd import cmdline
+from vmessd.cmdline import Card
+from vmessd.errors import Failed, VmessError
+from vmessd.lifecycle import State
+from vmessd.machine import Machine
+from vmessd.monitor import CommandRefused
+
+log = logging.getLogger(__name__)
+
+UNPLUG_TIME = 5.0
+"""Seconds a guest may take to let go of network cards; Linux takes some tenths."""
+
+Released = Callable[[int], Coroutine[Any, Any, None]]
+
+
+class Cards:
+    """The network cards of one machine, by their numbers."""
+
+    def __init__(self, machine: Machine, released: Released) -> None:
+        self.vm = machine.vm
+        self.unplugged: set[int] = set()
+        """Cards whose cable was pulled, as far as this daemon knows."""
+        self._machine = machine
+        self._released = released
+        self._pid: int | None = None
+        self._leaving: dict[int, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        machine.device_gone = self._device_gone
+
+    def is_leaving(self, index: int) -> bool:
+        """Tell whether the guest was asked to let go of a card and has not yet."""
+        return index in self._leaving
+
+    async def present(self) -> set[int]:
+        """Return which cards QEMU has; raises Failed, NotRunning, TimedOut."""
+        self._mind_the_run()
+        if self._machine.state not in (State.running, State.paused):
+            raise Failed(f"VM {self.vm} is {self._machine.state.value}: its wires stay as they are")
+        found = await self._execute("qom-list", {"path": "/machine/peripheral"})
+        devices = [entry.get("name") for entry in found if isinstance(entry, Mapping)] if found else []
+        indices = [cmdline.card_index(device) for device in devices if isinstance(device, str)]
+        return {index for index in indices if index is not None}
+
+    def _mind_the_run(self) -> None:
+        """Forget what was true of an earlier QEMU's cards."""
+        pid = self._machine.status().pid
+        if pid != self._pid:
+            self._pid = pid
+            self._leaving.clear()
+            self.unplugged.clear()
+
+    async def _execute(self, command: str, arguments: dict[str, object]) -> Any:
+        """Run a QMP command; raises Failed with QEMU's words, NotRunning, TimedOut."""
+        try:
+            return await self._machine.live().execute(command, arguments)
+        except CommandRefused as refusal:
+            raise Failed(f"QEMU of {self.vm} refused {command}: {refusal}") from None
+
+    async def plug(self, cards: Sequence[Card], values: Mapping[str, Any]) -> None:
+        """Give QEMU cards, all or none; first all that is behind them, since that can be taken back for sure.
+
+        Raises:
+            Failed, NotRunning, TimedOut: it did not take one. A card it had taken may be pending then.
+        """
+        behind: list[int] = []
+        plugged: list[int] = []
+        try:
+            for card in cards:
+                await self._execute("netdev_add", cmdline.netdev(card))
+                behind.append(card.index)
+            for card in cards:
+                await self._execute("device_add", cmdline.device(card, values))
+                plugged.append(card.index)
+        except BaseException:
+            await self.unplug(plugged)
+            for index in behind:
+                with contextlib.suppress(VmessError):
+                    await self._execute("netdev_del", {"id": cmdline.netdev_id(index)})
+            raise
+
+    async def unplug(self, indices: Collection[int]) -> set[int]:
+        """Have the guest let go of cards; return those it still holds at the deadline."""
+        if not indices:
+            return set()
+        run = self._machine.live()
+        events = {index: self._leaving.setdefault(index, asyncio.Event()) for index in sorted(indices)}
+        hopeful = [event for index, event in events.items() if await self._ask_back(index)]
+        ends = {asyncio.create_task(_all_set(hopeful)), asyncio.create_task(run.over.wait())}
+        await asyncio.wait(ends, timeout=UNPLUG_TIME, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        return set() if run.over.is_set() else {index for index, event in events.items() if not event.is_set()}
+
+    async def _ask_back(self, index: int) -> bool:
+        """Ask the guest to let go of a card; tell whether it could before the VM ends."""
+        try:
+            await self._machine.live().execute("device_del", {"id": cmdline.card_id(index)})
+        except (CommandRefused, VmessError) as refusal:
+            # "already in the process of unplug" is as good as done; "not found" is done.
+            log.info("%s: card %d: %s", self.vm, index, refusal)
+            if "not found" in str(refusal):
+                self._device_gone(cmdline.card_id(index))
+            return "hotplug" not in str(refusal)
+        return True
+
+    def _device_gone(self, identifier: str) -> None:
+        """QEMU says that it has no such device any more."""
+        index = cmdline.card_index(identifier)
+        if index is not None:
+            task = asyncio.get_running_loop().create_task(self._released(index))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def take_away(self, index: int) -> None:
+        """Take away what QEMU has behind a card that is gone; what is gone already is no matter."""
+        with contextlib.suppress(VmessError):
+            await self._execute("netdev_del", {"id": cmdline.netdev_id(index)})
+
+    def forget(self, index: int) -> None:
+        """Note that nothing is left of a card, and tell whoever waits for that."""
+        self.unplugged.discard(index)
+        if index in self._leaving:
+            self._leaving.pop(index).set()
+
+    async def set_link(self, index: int, *, up: bool) -> None:
+        """Plug or pull a card's cable as its guest sees it; raises Failed, NotRunning, TimedOut."""
+        await self._execute("set_link", {"name": cmdline.card_id(index), "up": up})
+        (self.unplugged.discard if up else self.unplugged.add)(index)
+
+    async def forward(self, index: int, host: int, guest: int | None) -> None:
+        """Forward a TCP port to a guest's, or with None no longer; raises Failed, NotRunning, TimedOut.
+
+        QEMU knows these two commands in its human monitor only, and refuses in words.
+        """
+        line = f"hostfwd_remove {cmdline.netdev_id(index)} tcp:127.0.0.1:{host}"
+        if guest is not None:
+            line = f"hostfwd_add {cmdline.netdev_id(index)} {cmdline.forward(host, guest)}"
+        said = str(await self._execute("human-monitor-command", {"command-line": line})).strip()
+        if said and "removed" not in said:
+            raise Failed(f"port {host} of 127.0.0.1 is not forwarded: {said}")
+
+
+async def _all_set(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
