@@ -23,7 +23,6 @@ CARD = Link(
     loopback=False,
     mac="02:00:00:00:00:01",
     alias="",
-    altnames=(),
     group=0,
     tap=False,
     owner=None,
@@ -214,7 +213,6 @@ def test_what_is_no_bridge_is_none_whoever_allows_it(link: Link, what: str) -> N
 
 @pytest.mark.parametrize("link", [CARD, replace(BRIDGE, alias=MARK), TAP], ids=lambda link: link.name)
 def test_a_link_asked_for_by_another_of_its_names_is_refused(link: Link) -> None:
-    link = replace(link, altnames=("uplink",))
     generous = Access(UID, links=("*",), bridges=("*",))
     for check in (generous.check_change, generous.check_bridge):
         with pytest.raises(Failed) as caught:

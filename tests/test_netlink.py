@@ -206,7 +206,6 @@ SOME_LINK = Link(
     loopback=False,
     mac=MAC,
     alias="vmess",
-    altnames=("one", os.fsdecode(b"\xfftwo")),
     group=5,
     tap=True,
     owner=1000,
@@ -234,7 +233,7 @@ def test_a_link_is_read() -> None:
 def test_of_a_link_that_tells_nothing_nothing_is_known() -> None:
     link = netlink.parse_link(body_of())
     assert link == Link(7, "", "", 0, 0, up=False, attached=False, loopback=False, mac="", alias="",
-                        altnames=(), group=0, tap=False, owner=None, multi_queue=False)  # fmt: skip
+                        group=0, tap=False, owner=None, multi_queue=False)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -631,7 +630,7 @@ def test_a_bridge_is_made_as_asked_for() -> None:
         kernel.do([netlink.new_bridge("bridge1", MAC)])
         made = there(kernel, "bridge1")
         assert (made.kind, made.mac, made.master, made.up, made.alias) == ("bridge", MAC, 0, False, "")
-        assert (made.group, made.altnames, made.tap, made.owner, made.loopback) == (0, (), False, None, False)
+        assert (made.group, made.tap, made.owner, made.loopback) == (0, False, None, False)
         details = shown("bridge1")["linkinfo"]["info_data"]
         assert (details["forward_delay"], details["stp_state"]) == (0, 0)
         kernel.do([netlink.change(made.index, up=True, alias="vmess, \u00fc", silent=True)])
@@ -694,7 +693,6 @@ def test_a_link_answers_to_its_other_names() -> None:
         ip("link property add dev bridge1 altname uplink altname the-uplink-of-the-whole-laboratory")
         link = there(kernel, "uplink")
         assert link.name == "bridge1"
-        assert link.altnames == ("uplink", "the-uplink-of-the-whole-laboratory")
         assert kernel.link("bridge1") == link
         assert link in kernel.links()
         with refused(errno.EEXIST):

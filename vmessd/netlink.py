@@ -26,7 +26,7 @@ _ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
 _NEST = 0x8000
 
 _ADDRESS, _IFNAME, _LINK, _MASTER, _LINKINFO, _ALIAS, _AF_SPEC, _GROUP = 1, 3, 5, 10, 18, 20, 26, 27
-_EXT_MASK, _CARRIER, _PROPERTIES, _ALTNAME = 29, 33, 52, 53
+_EXT_MASK, _CARRIER = 29, 33
 _KIND, _DATA = 1, 2
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS
 _GEN_MODE, _GEN_MODE_NONE = 8, 1  # IFLA_INET6_ADDR_GEN_MODE: no link-local address by itself
@@ -58,6 +58,7 @@ class Link:
 
     index: int
     name: str
+    """The first of its names; it may have been asked for by another."""
     kind: str
     """`bridge`, `tun`, `vlan`, `veth`, `vxlan`, `bond` ...; empty for a card or the loopback."""
     master: int
@@ -70,7 +71,6 @@ class Link:
     loopback: bool
     mac: str
     alias: str
-    altnames: tuple[str, ...]
     group: int
     tap: bool
     """It is a TAP (and no TUN)."""
@@ -155,11 +155,6 @@ def parse_link(body: bytes) -> Link:
         loopback=bool(flags & _LOOPBACK),
         mac=found.get(_ADDRESS, b"").hex(":"),
         alias=found.get(_ALIAS, b"").rstrip(b"\0").decode(errors="replace"),
-        altnames=tuple(
-            os.fsdecode(name.rstrip(b"\0"))
-            for kind, name in attributes(found.get(_PROPERTIES, b""))
-            if kind == _ALTNAME
-        ),
         group=_number(found.get(_GROUP, b"")),
         tap=_number(tun.get(_TUN_TYPE, b"")) == _TUN_TAP,
         owner=_number(tun[_TUN_OWNER]) if _TUN_OWNER in tun else None,

@@ -6,6 +6,7 @@ name has to be there already.
 """
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ class Segments:
     def __init__(self, network: Network, root: Path) -> None:
         self._network = network
         self._root = root
+        self._ignoring = threading.Lock()
 
     # -- What there is --
 
@@ -82,11 +84,14 @@ class Segments:
     def ignore(self, name: str) -> None:
         """Have `net` leave a link out from now on; raises InvalidValue, BadFile, Failed."""
         link_name(name, "link name")
-        self._write_ignored([*self.ignored(), name])
+        with self._ignoring:
+            ignored = self.ignored()
+            if name not in ignored:
+                self._write_ignored([*ignored, name])
 
     def _write_ignored(self, links: Sequence[str]) -> None:
         with safefile.opened(self._root) as root:
-            safefile.write(root, IGNORED, "".join(f"{link}\n" for link in dict.fromkeys(links)).encode())
+            safefile.write(root, IGNORED, "".join(f"{link}\n" for link in links).encode())
 
     def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
         """Put interfaces into a bridge, all of them made if need be.
@@ -121,9 +126,10 @@ class Segments:
             found = kernel.link(name)
             if found is None or not found.up:
                 self._prepare(kernel, change, name)
-        ignored = self.ignored()
-        if name in ignored:
-            self._write_ignored([other for other in ignored if other != name])
+        with self._ignoring:
+            ignored = self.ignored()
+            if name in ignored:
+                self._write_ignored([other for other in ignored if other != name])
         return change.steps
 
     def delete(self, name: str) -> list[Step]:
