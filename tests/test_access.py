@@ -164,7 +164,7 @@ def test_what_is_not_own_is_left_alone_unless_it_is_allowed(link: Link, told: st
     with pytest.raises(NotPermitted) as caught:
         MINE.check_change(link, link.name)
     assert caught.value.message.startswith(told)
-    assert f"--allow-links {link.name}" in (caught.value.hint or "")
+    assert f'allow-links = ["{link.name}"]' in (caught.value.hint or "")
     Access(UID, links=(link.name,)).check_change(link, link.name)
     with pytest.raises(NotPermitted):
         Access(UID, links=("*", f"!{link.name}")).check_change(link, link.name)

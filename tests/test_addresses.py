@@ -96,9 +96,9 @@ def addresses(found: list[VMAddress]) -> list[tuple[str, str, bool, str]]:
     return [(one.mac, one.address, one.seen, one.source) for one in found]
 
 
-NOTHING = "follows from the MAC; nothing was heard"
-FRAMES = "follows from the MAC; its frames were heard"
-ON_BRIDGE = "the host's neighbour table, on bridge1"
+NOTHING = "EUI-64 of the MAC, not heard"
+FRAMES = "EUI-64 of the MAC, which was heard"
+ON_BRIDGE = "neighbour table, bridge1"
 
 
 def test_of_a_guest_nobody_heard_the_link_local_address_is_a_guess() -> None:
@@ -115,7 +115,7 @@ def test_addresses_the_host_has_seen_come_first() -> None:
     known = tables(station(MAC), neighbour(MAC, "192.0.2.5"), neighbour(MAC, "2001:db8::5", CARD))
     assert addresses(of_interface(0, MAC, PORT, known)) == [
         (MAC, "192.0.2.5", True, ON_BRIDGE),
-        (MAC, "2001:db8::5", True, "the host's neighbour table, on eth0"),
+        (MAC, "2001:db8::5", True, "neighbour table, eth0"),
         (MAC, LOCAL, False, FRAMES),
     ]
 
@@ -147,7 +147,7 @@ def test_a_neighbour_without_an_address_or_a_mac_says_nothing() -> None:
 
 def test_a_link_that_is_gone_is_told_by_its_number() -> None:
     (seen, _) = of_interface(0, MAC, PORT, tables(neighbour(MAC, "192.0.2.5", 99)))
-    assert seen.source == "the host's neighbour table, on 99"
+    assert seen.source == "neighbour table, 99"
 
 
 NEIGHBOURS = st.lists(

@@ -165,16 +165,20 @@ REFUSED = (
     ("newvm ifadd", "ifadd needs <N> [bridge|-|user]...", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
     ("newvm ifadd 1 -x", "'-x' is no option", "vmess help"),
     ("newvm ifdel 1", "ifdel takes no argument, not '1'", "usage: vmess <vmname> ifdel"),
-    ("newvm connect", "connect needs <ifnum> <bridge|->", "usage: vmess <vmname> connect <ifnum> <bridge|->"),
+    (
+        "newvm connect",
+        "connect needs <ifnum> <bridge|-|user>",
+        "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
+    ),
     (
         "newvm connect bridge1",
-        "connect takes <ifnum> <bridge|->, not 'bridge1'",
-        "usage: vmess <vmname> connect <ifnum> <bridge|->",
+        "connect takes <ifnum> <bridge|-|user>, not 'bridge1'",
+        "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
     (
         "newvm connect 0 a b",
-        "connect takes <ifnum> <bridge|->, not '0 a b'",
-        "usage: vmess <vmname> connect <ifnum> <bridge|->",
+        "connect takes <ifnum> <bridge|-|user>, not '0 a b'",
+        "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
     ("newvm cable 0", "cable takes <ifnum> <on|off>, not '0'", "usage: vmess <vmname> cable <ifnum> <on|off>"),
     (
@@ -185,7 +189,7 @@ REFUSED = (
     (
         "newvm connect 0 br0 --json",
         "--json is no option of connect",
-        "usage: vmess <vmname> connect <ifnum> <bridge|->",
+        "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
     ("net vlan", "net vlan needs <bridge> [intf]...", "usage: vmess net vlan <bridge> [intf]..."),
     ("net show bridge1", "net show takes no argument, not 'bridge1'", "usage: vmess net show [--json]"),
@@ -460,7 +464,7 @@ def test_info_tells_everything_in_lines() -> None:
         "hda: /v/a0/a0-hda.img, 8G, 512 bytes read, 0 bytes written",
         "cdrom: /iso\\n.iso, 4.0K",
         "RAM: 2G",
-        "NICS: e1: in x, NICS: y\\x1b",
+        "Mind: e1: in x, NICS: y\\x1b",
         "Serial console: /v/a0/serial.sock",
         "VM is running, PID: 7",
     ]
@@ -503,7 +507,7 @@ MANY_STEPS = [
         step("vxlan", "vxlan7"),
         step("existing", "eth1"),
     ),
-    *(step("down"), step("deleted", "br\x1b9"), step("nonpersistent", "newvm0e0")),
+    *(step("down"), step("dropped", "user:1:2"), step("deleted", "br\x1b9"), step("nonpersistent", "newvm0e0")),
 ]
 ADDRESSES = [
     {"interface": 0, "mac": "02:11:9b:af:00:00", "address": "192.0.2.5", "seen": True, "source": "seen\x1b"},
@@ -633,7 +637,7 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         [("Addresses", {"vm": "newvm0"})],
         {"addresses": []},
         0,
-        ["newvm0 has no interface that is there"],
+        ["newvm0 has no interface that is there; a start makes what is missing"],
         [],
     ),
     ("newvm addr --json", [("Addresses", {"vm": "newvm0"})], {"addresses": []}, 0, ['{"addresses": []}'], []),
@@ -660,7 +664,10 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
             "Deleted br\\x1b9",
             "Set 'newvm0e0' nonpersistent",
         ],
-        ["bridge bridge1 is down, so nothing passes: ip link set bridge1 up"],
+        [
+            "bridge bridge1 is down, so nothing passes: ip link set bridge1 up",
+            "no longer forwarded: user:1:2",
+        ],
     ),
     (
         "net add vxlan7",

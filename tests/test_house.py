@@ -41,7 +41,9 @@ MAY_IMPORT = {
     "vmessd.netlink": set(),
     "vmessd.tap": {"vmessd.errors"},
     "vmessd.access": {"vmessd.errors", "vmessd.names", "vmessd.netlink"},
-    "vmessd.network": {f"vmessd.{room}" for room in ("errors", "names", "wiring", "netlink", "tap", "access")},
+    "vmessd.network": {
+        f"vmessd.{room}" for room in ("errors", "names", "shell", "wiring", "netlink", "tap", "access")
+    },
     "vmessd.addresses": {"vmessd.netlink"},
 }
 

@@ -182,7 +182,7 @@ def test_a_running_vms_tap_is_moved_by_vlan(wired: WiredDaemon) -> None:
     wired.done("newvm", "start")
     wired.done("net", "vlan", "core", "newvm0e0")
     assert wired.wiring()["newvm0e0"] == "core"
-    assert "NICS: newvm0e0 is plugged into core, but NICS says lab" in lines_of(wired, "newvm", "info")
+    assert "Mind: newvm0e0 is plugged into core, but NICS says lab" in lines_of(wired, "newvm", "info")
     assert wired.status("newvm0")["state"] == "running"
 
 
@@ -430,7 +430,7 @@ def test_addr_tells_what_follows_from_the_mac_and_what_the_host_has_heard(wired:
         "mac": MAC,
         "address": LINK_LOCAL,
         "seen": False,
-        "source": "follows from the MAC; nothing was heard",
+        "source": "EUI-64 of the MAC, not heard",
     }
     found = addresses(wired, "newvm0")
     assert found[0] == expected
@@ -445,7 +445,7 @@ def test_addr_tells_what_follows_from_the_mac_and_what_the_host_has_heard(wired:
     seen = {item["address"]: item for item in addresses(wired, "newvm0") if item["interface"] == 0}
     assert set(seen) == {"10.9.0.5", LINK_LOCAL}
     assert all(item["seen"] for item in seen.values())
-    assert seen["10.9.0.5"]["source"] == "the host's neighbour table, on lab"
+    assert seen["10.9.0.5"]["source"] == "neighbour table, lab"
     lines = lines_of(wired, "newvm", "addr")
     assert lines[0].split()[:3] == ["newvm0e0", MAC, "10.9.0.5"]
     assert len(lines) == 3
@@ -457,8 +457,8 @@ def test_addr_tells_whose_frames_were_heard(wired: WiredDaemon) -> None:
         wired.done(vm, "ifadd", "1", "lab")
     wired.done("newvm0", "start")
     wired.wait_guest("newvm0")
-    wait_for(lambda: "its frames were heard" in wired.done("newvm0", "addr"), 5, "hearing the guest")
-    assert "nothing was heard" in wired.done("newvm1", "addr")
+    wait_for(lambda: "which was heard" in wired.done("newvm0", "addr"), 5, "hearing the guest")
+    assert "not heard" in wired.done("newvm1", "addr")
     # Another station behind the same TAP, as with a guest that is itself a bridge.
     wired.namespace.run("bridge", "fdb", "add", "02:00:00:00:00:99", "dev", "newvm0e0", "master", "dynamic")
     found = {item["mac"]: item["address"] for item in addresses(wired, "newvm0")}

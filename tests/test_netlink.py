@@ -110,7 +110,7 @@ GOLDEN: dict[str, tuple[tuple[int, int, bytes], int, int, str]] = {
         ),
     ),
     "no IPv6 address": (
-        netlink.change(2, silent=True),
+        netlink.quiet(2),
         *(16, 0),
         "00 00 0000 02000000 00000000 00000000  1000 1a80  0c00 0a80  0500 0800 01 000000",
     ),
@@ -169,10 +169,9 @@ def test_a_creation_reads_as_the_link_it_asks_for_and_never_takes_one_that_is_th
     mac=st.none() | st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":")),
     alias=st.none() | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60),
     group=st.none() | st.integers(0, 2**32 - 1),
-    silent=st.booleans(),
 )
-def test_a_change_reads_as_what_it_changes(index: int, up: bool | None, silent: bool, **rest: Any) -> None:
-    kind, flags, body = netlink.change(index, up=up, silent=silent, **rest)
+def test_a_change_reads_as_what_it_changes(index: int, up: bool | None, **rest: Any) -> None:
+    kind, flags, body = netlink.change(index, up=up, **rest)
     assert (kind, flags, len(body) % 4) == (16, 0, 0)
     link = netlink.parse_link(body)
     assert (link.index, link.up) == (index, bool(up))
@@ -180,7 +179,7 @@ def test_a_change_reads_as_what_it_changes(index: int, up: bool | None, silent: 
     assert {name: getattr(link, name) for name in asked} == asked
     # Nothing but what was asked for is told to be changed.
     assert struct.unpack_from("=I", body, 12) == (up is not None,)
-    assert len(list(attributes(body, 16))) == len(asked) + silent
+    assert len(list(attributes(body, 16))) == len(asked)
 
 
 # Replies
@@ -633,7 +632,7 @@ def test_a_bridge_is_made_as_asked_for() -> None:
         assert (made.group, made.tap, made.owner, made.loopback) == (0, False, None, False)
         details = shown("bridge1")["linkinfo"]["info_data"]
         assert (details["forward_delay"], details["stp_state"]) == (0, 0)
-        kernel.do([netlink.change(made.index, up=True, alias="vmess, \u00fc", silent=True)])
+        kernel.do([netlink.change(made.index, up=True, alias="vmess, \u00fc")])
         now = there(kernel, "bridge1")
         assert (now.up, now.alias, now.index) == (True, "vmess, \u00fc", made.index)
         assert kernel.link_at(made.index) == now
@@ -851,11 +850,12 @@ def test_what_the_host_has_heard_is_read() -> None:
         bridge, port, end = (there(kernel, name) for name in ("bridge1", "vethA0", "vethB0"))
         kernel.do(
             [
-                netlink.change(bridge.index, up=True, silent=True),
-                netlink.change(end.index, up=True, silent=True),
+                *(netlink.quiet(link.index) for link in (bridge, port, end)),
+                netlink.change(bridge.index, up=True),
+                netlink.change(end.index, up=True),
             ]
         )
-        kernel.do([netlink.change(port.index, up=True, master=bridge.index, silent=True)])
+        kernel.do([netlink.change(port.index, up=True, master=bridge.index)])
         assert kernel.addressed() == set()
         ip("address add 192.0.2.1/24 dev bridge1", "address add 2001:db8::1/64 dev bridge1 nodad")
         assert kernel.addressed() == {bridge.index}

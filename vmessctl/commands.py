@@ -90,8 +90,8 @@ COMMANDS: tuple[Command, ...] = (
         "ifadd",
         "Add N virtual NICs to the VM, and optionally place them into bridged segments.\n"
         'Create the segments if necessary. "-" stands for no bridge, "user" for QEMU\'s user-mode\n'
-        "network, which needs no privilege. NB: the VM has these NICs then and no others; a running\n"
-        "one is given what is missing, and asked to let go of what is too much.",
+        "network, which needs no privilege (user:2222:22 forwards a port). NB: the VM has these NICs\n"
+        "then and no others; a running one is given what is missing, and asked to let go of the rest.",
         "SetNics",
         arguments="<N> [bridge|-|user]...",
         many=True,
@@ -100,9 +100,10 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "connect",
         "Connect Nth interface (<ifnum>, starts from 0) to a specified <bridge>, disconnecting it\n"
-        "from the current bridge if necessary; at once, also while the VM runs.",
+        'from the current bridge if necessary; at once, also while the VM runs. From and to "user"\n'
+        "only while it does not.",
         "Connect",
-        arguments="<ifnum> <bridge|->",
+        arguments="<ifnum> <bridge|-|user>",
         many=True,
     ),
     Command(

@@ -74,7 +74,7 @@ def info(reply: Reply) -> str:
     lines += [nic(interface) for interface in vm["nics"]]
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
     lines += [f"{value['name']}: {printable(value['value'])}" for value in vm["settings"]]
-    lines += [f"NICS: {printable(nic['difference'])}" for nic in vm["nics"] if nic["difference"]]
+    lines += [f"Mind: {printable(nic['difference'])}" for nic in vm["nics"] if nic["difference"]]
     if vm["changed"]:
         lines.append("It runs with other settings than these; they take effect at its next start")
     lines.append(f"Serial console: {printable(vm['serial'])}")

@@ -109,7 +109,9 @@ def _remove(invocation: Invocation) -> int:
         if not sure and not _agreed(vm, info):
             say(f"{vm} is left as it is")
             return 1
-        client.call("Remove", vm=vm)
+        note = client.call("Remove", vm=vm)["note"]
+        if note:
+            say(printable(note))
         return DONE
 
     return for_each(invocation, work)

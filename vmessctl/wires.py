@@ -32,6 +32,7 @@ STEPS = {
 ASIDES = {
     "exists": "device {link} already exists; can't create bridge with the same name",
     "down": "bridge {link} is down, so nothing passes: ip link set {link} up",
+    "dropped": "no longer forwarded: {link}",
     "pending": "{link}: pending: the guest has not let go of it; it goes when the guest does, or with the VM",
 }
 QUIETLY = ("persistent", "preparing", "exists")
@@ -49,10 +50,19 @@ def _tell(steps: Sequence[Reply], leave_out: Sequence[str] = ()) -> int:
     return TimedOut.status if any(step["step"] == "pending" for step in steps) else DONE
 
 
-def _number(text: str, what: str) -> int:
+def _number(invocation: Invocation, text: str, what: str) -> int:
     if not text.removeprefix("-").isdecimal() or len(text) > 9:
-        raise InvalidValue(f"{what} {quoted(text)} is not a whole number")
+        usage = invocation.command.usage()
+        raise InvalidValue(f"{what} {quoted(text)} is not a whole number", hint=f"usage: {usage}")
     return int(text)
+
+
+def _interface(invocation: Invocation, text: str) -> int:
+    """Return the number of an interface, which may be called by its TAP's name, too."""
+    parts = names.tap_parts(text)
+    if parts and invocation.vms == (parts[0],):
+        return parts[1]
+    return _number(invocation, text, "interface")
 
 
 # -- A VM's interfaces --
@@ -60,13 +70,13 @@ def _number(text: str, what: str) -> int:
 
 def _ifadd(invocation: Invocation) -> int:
     count, *wires = invocation.arguments or ("0",)
-    parameters = {"count": _number(count, "number of NICs"), "wires": list(wires)}
+    parameters = {"count": _number(invocation, count, "number of NICs"), "wires": list(wires)}
     return for_each(invocation, lambda client, vm: _tell(client.call("SetNics", vm=vm, **parameters)["steps"]))
 
 
 def _connect(invocation: Invocation) -> int:
     number, wire = invocation.arguments
-    interface = _number(number, "interface")
+    interface = _interface(invocation, number)
 
     def work(client: Client, vm: str) -> int:
         return _tell(client.call("Connect", vm=vm, interface=interface, wire=wire)["steps"], QUIETLY)
@@ -94,7 +104,7 @@ def wiring(vm: str, reply: Reply) -> str:
 
 def _cable(invocation: Invocation) -> int:
     number, word = invocation.arguments
-    interface = _number(number, "interface")
+    interface = _interface(invocation, number)
     if word not in ("on", "off"):
         raise InvalidValue(f"cable {quoted(word)} is neither on nor off")
 
@@ -107,11 +117,14 @@ def _cable(invocation: Invocation) -> int:
 
 def _forward(invocation: Invocation) -> int:
     number, pair = invocation.arguments
-    interface = _number(number, "interface")
+    interface = _interface(invocation, number)
     host, colon, guest = pair.partition(":")
     if not colon:
         raise InvalidValue(f"forward {quoted(pair)} is not <hostport>:<guestport>, such as 2222:22")
-    ports = {"host": _number(host, "port"), "guest": None if guest == "none" else _number(guest, "port")}
+    ports = {
+        "host": _number(invocation, host, "port"),
+        "guest": None if guest == "none" else _number(invocation, guest, "port"),
+    }
 
     def work(client: Client, vm: str) -> int:
         client.call("Forward", vm=vm, interface=interface, **ports)
@@ -134,7 +147,10 @@ def addresses(vm: str, reply: Reply) -> str:
         f"{names.tap(vm, found['interface'])}  {found['mac']}  {found['address']:<25} ({found['source']})"
         for found in reply["addresses"]
     ]
-    return "\n".join(map(printable, lines)) or f"{vm} has no interface that is there"
+    return (
+        "\n".join(map(printable, lines))
+        or f"{vm} has no interface that is there; a start makes what is missing"
+    )
 
 
 # -- The host's bridges --

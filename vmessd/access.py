@@ -58,8 +58,7 @@ class Access:
         if not self.is_own(link) and not self.is_allowed(link):
             raise NotPermitted(
                 f"{link.name} is {describe(link)} and not vmess's own, so it is left alone",
-                hint=f"the administrator may allow it: vmessd --allow-links {link.name}, or allow-links = "
-                f'["{link.name}"] in the file of --config',
+                hint=_way("allow-links", self.links, link.name),
             )
 
     def check_bridge(self, link: Link, asked: str) -> None:
@@ -75,7 +74,7 @@ class Access:
         if not self.is_own(link) and not _matches(link.name, self.bridges):
             raise NotPermitted(
                 f"bridge {link.name} is not vmess's own and not among those the administrator allows",
-                hint="that is allow-bridges, in the file of vmessd --config",
+                hint=_way("allow-bridges", self.bridges, link.name),
             )
 
 
@@ -85,6 +84,15 @@ def check_name(link: Link, asked: str) -> None:
         raise Failed(
             f"{asked} is another name of {link.name}, {describe(link)}; call links by their first names"
         )
+
+
+def _way(key: str, patterns: tuple[str, ...], name: str) -> str:
+    """Return how the administrator may allow a link."""
+    denial = next((p for p in patterns if p[:1] == "!" and fnmatch.fnmatchcase(name, p[1:])), None)
+    if denial is not None:
+        return f"{key} denies it by {denial!r}"
+    now = ", ".join(f'"{pattern}"' for pattern in (*patterns, name))
+    return f"the administrator may allow it, in the file of vmessd --config: {key} = [{now}]"
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -13,6 +13,8 @@ from vmessd.netlink import Neighbour
 
 USER_ADDRESS = "10.0.2.15"
 """What QEMU's user-mode network gives its only guest by DHCP (QEMU, "network backends")."""
+STATIONS_MAX = 64
+"""A guest may send frames from any number of MACs; so many are told besides its own."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,6 @@ def link_local(mac: str) -> str:
     return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + octets[:3] + b"\xff\xfe" + octets[3:]))
 
 
-def behind(port: int, mac: str, forwarding: Sequence[Neighbour]) -> list[str]:
-    """Return the MACs behind a port of a bridge: the card's own, and what else was heard there."""
-    heard = {entry.mac for entry in forwarding if entry.index == port and entry.master and not entry.permanent}
-    return [mac, *sorted(heard - {mac})]
-
-
 @dataclass(frozen=True)
 class Tables:
     """What the host has heard."""
@@ -52,17 +48,26 @@ class Tables:
     """Of the links, by index."""
 
 
+def behind(port: int, mac: str, forwarding: Sequence[Neighbour]) -> list[str]:
+    """Return the MACs behind a port of a bridge: the card's own, and of what else was heard the first."""
+    heard = {entry.mac for entry in forwarding if entry.index == port and entry.master and not entry.permanent}
+    return [mac, *sorted(heard - {mac})[:STATIONS_MAX]]
+
+
 def of_interface(interface: int, mac: str, port: int, tables: Tables) -> list[VMAddress]:
     """Return the addresses behind a TAP, `port` being its index and `mac` the network card's."""
+    stations = behind(port, mac, tables.forwarding)
+    heard = {entry.mac for entry in tables.forwarding if entry.index == port and not entry.permanent}
+    known: dict[str, dict[str, int]] = {station: {} for station in stations}
+    for entry in tables.neighbours:
+        if entry.mac in known and entry.ip:
+            known[entry.mac][entry.ip] = entry.index
     found = []
-    for station in behind(port, mac, tables.forwarding):
-        heard = any(entry.index == port and entry.mac == station for entry in tables.forwarding)
-        expected = link_local(station)
-        known = {entry.ip: entry.index for entry in tables.neighbours if entry.mac == station and entry.ip}
-        for ip, index in known.items():
-            source = f"the host's neighbour table, on {tables.names.get(index, index)}"
+    for station in stations:
+        for ip, index in known[station].items():
+            source = f"neighbour table, {tables.names.get(index, index)}"
             found.append(VMAddress(interface, station, ip, seen=True, source=source))
-        if expected not in known:
-            source = f"follows from the MAC; {'its frames were' if heard else 'nothing was'} heard"
-            found.append(VMAddress(interface, station, expected, seen=False, source=source))
+        if link_local(station) not in known[station]:
+            source = f"EUI-64 of the MAC, {'which was' if station in heard else 'not'} heard"
+            found.append(VMAddress(interface, station, link_local(station), seen=False, source=source))
     return found

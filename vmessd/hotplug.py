@@ -18,11 +18,15 @@ from vmessd.errors import Failed, VmessError
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused
+from vmessd.wiring import INTERFACES_MAX
 
 log = logging.getLogger(__name__)
 
 UNPLUG_TIME = 5.0
 """Seconds a guest may take to let go of network cards; Linux takes some tenths."""
+
+WORDS = 300
+"""Characters of what QEMU says that are passed on."""
 
 Released = Callable[[int], Coroutine[Any, Any, None]]
 
@@ -32,18 +36,23 @@ class Cards:
 
     def __init__(self, machine: Machine, released: Released) -> None:
         self.vm = machine.vm
-        self.unplugged: set[int] = set()
-        """Cards whose cable was pulled, as far as this daemon knows."""
         self._machine = machine
         self._released = released
         self._pid: int | None = None
+        self._pulled: set[int] = set()
         self._leaving: dict[int, asyncio.Event] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._going: dict[int, asyncio.Task[None]] = {}
         machine.device_gone = self._device_gone
 
     def is_leaving(self, index: int) -> bool:
         """Tell whether the guest was asked to let go of a card and has not yet."""
+        self._mind_the_run()
         return index in self._leaving
+
+    def is_pulled(self, index: int) -> bool:
+        """Tell whether a card's cable was pulled, as far as this daemon knows: QEMU tells nobody."""
+        self._mind_the_run()
+        return index in self._pulled
 
     async def present(self) -> set[int]:
         """Return which cards QEMU has; raises Failed, NotRunning, TimedOut."""
@@ -51,7 +60,8 @@ class Cards:
         if self._machine.state not in (State.running, State.paused):
             raise Failed(f"VM {self.vm} is {self._machine.state.value}: its wires stay as they are")
         found = await self._execute("qom-list", {"path": "/machine/peripheral"})
-        devices = [entry.get("name") for entry in found if isinstance(entry, Mapping)] if found else []
+        entries = found if isinstance(found, list) else []
+        devices = [entry.get("name") for entry in entries if isinstance(entry, Mapping)]
         indices = [cmdline.card_index(device) for device in devices if isinstance(device, str)]
         return {index for index in indices if index is not None}
 
@@ -61,14 +71,14 @@ class Cards:
         if pid != self._pid:
             self._pid = pid
             self._leaving.clear()
-            self.unplugged.clear()
+            self._pulled.clear()
 
     async def _execute(self, command: str, arguments: dict[str, object]) -> Any:
         """Run a QMP command; raises Failed with QEMU's words, NotRunning, TimedOut."""
         try:
             return await self._machine.live().execute(command, arguments)
         except CommandRefused as refusal:
-            raise Failed(f"QEMU of {self.vm} refused {command}: {refusal}") from None
+            raise Failed(f"QEMU of {self.vm} refused {command}: {str(refusal)[:WORDS]}") from None
 
     async def plug(self, cards: Sequence[Card], values: Mapping[str, Any]) -> None:
         """Give QEMU cards, all or none; first all that is behind them, since that can be taken back for sure.
@@ -80,6 +90,7 @@ class Cards:
         plugged: list[int] = []
         try:
             for card in cards:
+                await self.take_away(card.index)  # what a card left behind that the guest threw out by itself
                 await self._execute("netdev_add", cmdline.netdev(card))
                 behind.append(card.index)
             for card in cards:
@@ -98,7 +109,8 @@ class Cards:
             return set()
         run = self._machine.live()
         events = {index: self._leaving.setdefault(index, asyncio.Event()) for index in sorted(indices)}
-        hopeful = [event for index, event in events.items() if await self._ask_back(index)]
+        asked = await asyncio.gather(*map(self._ask_back, events))
+        hopeful = [event for event, may in zip(events.values(), asked, strict=True) if may]
         ends = {asyncio.create_task(_all_set(hopeful)), asyncio.create_task(run.over.wait())}
         await asyncio.wait(ends, timeout=UNPLUG_TIME, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
@@ -106,12 +118,14 @@ class Cards:
         return set() if run.over.is_set() else {index for index, event in events.items() if not event.is_set()}
 
     async def _ask_back(self, index: int) -> bool:
-        """Ask the guest to let go of a card; tell whether it could before the VM ends."""
+        """Pull a card's cable and ask the guest to let go of it; tell whether it could before the VM ends."""
+        with contextlib.suppress(VmessError):
+            await self._execute("set_link", {"name": cmdline.card_id(index), "up": False})
         try:
             await self._machine.live().execute("device_del", {"id": cmdline.card_id(index)})
         except (CommandRefused, VmessError) as refusal:
             # "already in the process of unplug" is as good as done; "not found" is done.
-            log.info("%s: card %d: %s", self.vm, index, refusal)
+            log.info("%s: card %d: %s", self.vm, index, str(refusal)[:WORDS])
             if "not found" in str(refusal):
                 self._device_gone(cmdline.card_id(index))
             return "hotplug" not in str(refusal)
@@ -120,10 +134,9 @@ class Cards:
     def _device_gone(self, identifier: str) -> None:
         """QEMU says that it has no such device any more."""
         index = cmdline.card_index(identifier)
-        if index is not None:
-            task = asyncio.get_running_loop().create_task(self._released(index))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if index is not None and index < INTERFACES_MAX and index not in self._going:
+            self._going[index] = asyncio.get_running_loop().create_task(self._released(index))
+            self._going[index].add_done_callback(lambda _task: self._going.pop(index))
 
     async def take_away(self, index: int) -> None:
         """Take away what QEMU has behind a card that is gone; what is gone already is no matter."""
@@ -132,14 +145,14 @@ class Cards:
 
     def forget(self, index: int) -> None:
         """Note that nothing is left of a card, and tell whoever waits for that."""
-        self.unplugged.discard(index)
+        self._pulled.discard(index)
         if index in self._leaving:
             self._leaving.pop(index).set()
 
     async def set_link(self, index: int, *, up: bool) -> None:
         """Plug or pull a card's cable as its guest sees it; raises Failed, NotRunning, TimedOut."""
         await self._execute("set_link", {"name": cmdline.card_id(index), "up": up})
-        (self.unplugged.discard if up else self.unplugged.add)(index)
+        (self._pulled.discard if up else self._pulled.add)(index)
 
     async def forward(self, index: int, host: int, guest: int | None) -> None:
         """Forward a TCP port to a guest's, or with None no longer; raises Failed, NotRunning, TimedOut.
@@ -151,7 +164,9 @@ class Cards:
             line = f"hostfwd_add {cmdline.netdev_id(index)} {cmdline.forward(host, guest)}"
         said = str(await self._execute("human-monitor-command", {"command-line": line})).strip()
         if said and "removed" not in said:
-            raise Failed(f"port {host} of 127.0.0.1 is not forwarded: {said}")
+            raise Failed(
+                f"port {host} of 127.0.0.1 cannot be forwarded: it is in use, or kept for root ({said[:WORDS]})"
+            )
 
 
 async def _all_set(events: Sequence[asyncio.Event]) -> None:

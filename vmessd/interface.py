@@ -98,11 +98,11 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         self._note("Set", vm, f" {quoted(setting)} {'none' if value is None else quoted(value)}")
         return await self._supervisor.set(vm, setting, value)
 
-    @varlinkmethod
-    async def Remove(self, *, vm: str) -> None:
-        """Delete a stopped VM with all its files."""
+    @varlinkmethod(return_parameter="note")
+    async def Remove(self, *, vm: str) -> str | None:
+        """Delete a stopped VM with all its files and TAPs; returns what there is to say, if anything."""
         self._note("Remove", vm)
-        await self._supervisor.remove(vm)
+        return await self._supervisor.remove(vm)
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Start(self, *, vm: str) -> AsyncIterator[StartProgress]:
@@ -189,7 +189,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     async def NetDelete(self, *, interface: str) -> list[Step]:
         """Delete a link of vmess's own that nobody uses."""
         self._note("NetDelete", interface)
-        return await asyncio.to_thread(self._supervisor.segments.delete, interface)
+        return await self._supervisor.delete_link(interface)
 
     @varlinkmethod
     async def NetIgnore(self, *, name: str) -> None:

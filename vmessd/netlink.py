@@ -154,7 +154,7 @@ def parse_link(body: bytes) -> Link:
         attached=bool(_number(found.get(_CARRIER, b""))) or bool(flags & _LOWER_UP),
         loopback=bool(flags & _LOOPBACK),
         mac=found.get(_ADDRESS, b"").hex(":"),
-        alias=found.get(_ALIAS, b"").rstrip(b"\0").decode(errors="replace"),
+        alias=os.fsdecode(found.get(_ALIAS, b"").rstrip(b"\0")),
         group=_number(found.get(_GROUP, b"")),
         tap=_number(tun.get(_TUN_TYPE, b"")) == _TUN_TAP,
         owner=_number(tun[_TUN_OWNER]) if _TUN_OWNER in tun else None,
@@ -184,25 +184,32 @@ def change(  # noqa: PLR0913 -- the kernel takes them all at once, and so does t
     mac: str | None = None,
     alias: str | None = None,
     group: int | None = None,
-    silent: bool = False,
 ) -> tuple[int, int, bytes]:
-    """Return a request that changes a link; all of it is one step of the kernel's.
-
-    `silent` keeps the host from giving itself an IPv6 address there.
-    """
+    """Return a request that changes a link; all of it is one step of the kernel's."""
     parts = [_body(index, int(up or False), int(up is not None))]
     if mac is not None:
         parts.append(attribute(_ADDRESS, _mac(mac)))
     if master is not None:
         parts.append(attribute(_MASTER, _u32(master)))
     if alias is not None:
-        parts.append(attribute(_ALIAS, alias.encode()))
+        parts.append(attribute(_ALIAS, os.fsencode(alias)))
     if group is not None:
         parts.append(attribute(_GROUP, _u32(group)))
-    if silent:
-        mode = attribute(_GEN_MODE, bytes([_GEN_MODE_NONE]))
-        parts.append(nested(_AF_SPEC, nested(socket.AF_INET6, mode)))
     return _NEWLINK, 0, b"".join(parts)
+
+
+def quiet(index: int) -> tuple[int, int, bytes]:
+    """Return a request that keeps the host from giving itself an IPv6 address on a link.
+
+    Refused with EAFNOSUPPORT where there is no IPv6, and so nothing to keep quiet.
+    """
+    mode = attribute(_GEN_MODE, bytes([_GEN_MODE_NONE]))
+    return _NEWLINK, 0, _body(index) + nested(_AF_SPEC, nested(socket.AF_INET6, mode))
+
+
+def marked(name: str, alias: str) -> tuple[int, int, bytes]:
+    """Return a request that gives the link of this name an alias, to be sent along with what makes it."""
+    return _NEWLINK, 0, _body() + attribute(_IFNAME, _text(name)) + attribute(_ALIAS, os.fsencode(alias))
 
 
 def _creation(name: str, kind: str, data: bytes, *more: bytes) -> tuple[int, int, bytes]:

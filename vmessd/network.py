@@ -11,14 +11,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmessd import names, netlink, tap
+from vmessd import names, netlink, shell, tap
 from vmessd.access import LEAVING, MARK, Access, describe
 from vmessd.errors import AlreadyRunning, Failed, NotPermitted, reason
 from vmessd.netlink import Link, Netlink
-from vmessd.wiring import Wire, room
+from vmessd.wiring import Wire, new_bridge_name, room
 
 Reversal = Callable[[Netlink], None]
 
@@ -62,8 +62,10 @@ class Nic:
         return self.link is not None and self.link.alias == LEAVING
 
     def difference(self) -> str | None:
-        """Return in what the kernel differs from the file; None if in nothing, or if there is no file."""
-        if self.noted is None or (self.link is None and self.noted.user):
+        """Return in what the kernel differs from what it should be by the file; None if in nothing."""
+        if self.link is not None and not self.link.up:
+            return f"{self.tap} is down, so nothing passes: ip link set {self.tap} up"
+        if self.noted is None or self.leaving or (self.link is None and self.noted.user):
             return None
         if self.link is None:
             return f"{self.tap} is not there; a start makes it, plugged into {self.noted}"
@@ -135,7 +137,7 @@ class Network:
         for index in range(room(vm)):
             name = names.tap(vm, index)
             link = found.get(name)
-            if link is not None and not (link.name == name and self._is_own_tap(link)):
+            if link is not None and not self._is_own_tap(link, name):
                 link = None  # somebody else's; whoever needs the name is told
             if link is None and index >= len(noted):
                 break
@@ -160,7 +162,7 @@ class Network:
                 if self._make_tap(change, name, found.get(name)):
                     found.pop(name, None)
             found |= kernel.named(name for name in plugged if name not in found)
-            if not plugged.keys() <= found.keys():
+            if any(name not in found or not self._is_own_tap(found[name], name) for name in plugged):
                 raise OSError(errno.ENODEV, "a TAP vanished as soon as it was made")
             requests = []
             for name, wire in plugged.items():
@@ -171,13 +173,15 @@ class Network:
                     master = found[wire.bridge].index
                     change.steps += [Step("preparing", name), owned]
                 requests += _plugging(change, name, found[name], master)
-            kernel.do(requests)
+            kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
         return change
 
     def make_tap(self, kernel: Netlink, change: Change, name: str) -> Link:
         """Return the TAP of this name, made if need be; raises as :meth:`wire`."""
         self._make_tap(change, name, kernel.link(name))
         made = kernel.present(name)
+        if not self._is_own_tap(made, name):
+            raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
         change.steps.append(Step("persistent", name, made.owner))
         return made
 
@@ -185,7 +189,7 @@ class Network:
         """Make a TAP where there is none, see that one that is there will do; tell whether it changed."""
         if link is None:
             tap.create(name, self.access.owner)
-            change.reversals.append(lambda kernel: _part_with(kernel, name))
+            change.reversals.append(lambda kernel: self._part_with(kernel, name))
             return True
         self._check_tap(link, name)
         if link.owner is None:
@@ -211,18 +215,21 @@ class Network:
             self.access.check_bridge(link, name)
             change.steps.append(Step("exists", name))
             if not link.up and self.access.is_own(link):
-                change.reversals.append(as_it_was(link))
+                change.reversals.append(as_it_was(link, link.master))
                 kernel.do([netlink.change(link.index, up=True)])
             elif not link.up:
                 change.steps.append(Step("down", name))
             return link
+        new_bridge_name(name)
         change.steps.append(Step("making", name))
         with making(name):
-            kernel.do([netlink.new_bridge(name, bridge_mac(name))])
+            kernel.do([netlink.new_bridge(name, bridge_mac(name)), netlink.marked(name, MARK)])
         made = kernel.present(name)
+        if made.name != name or made.kind != "bridge" or not self.access.is_own(made):
+            raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
         change.reversals.append(undoing(made))
-        kernel.do([netlink.change(made.index, alias=MARK, silent=True), netlink.change(made.index, up=True)])
-        return made
+        kernel.do([netlink.quiet(made.index), netlink.change(made.index, up=True)], tolerate=errno.EAFNOSUPPORT)
+        return replace(made, up=True)
 
     def unwire(self, vm: str, keep: Sequence[int] = ()) -> list[Step]:
         """Delete a VM's TAPs but those to `keep`, in one step of the kernel's.
@@ -241,18 +248,25 @@ class Network:
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[Link]:
         found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
-        return [link for name, link in found.items() if link.name == name and self._is_own_tap(link)]
+        return [link for name, link in found.items() if self._is_own_tap(link, name)]
 
-    def _is_own_tap(self, link: Link) -> bool:
-        return link.tap and self.access.is_own(link)
+    def _is_own_tap(self, link: Link, name: str) -> bool:
+        return link.name == name and link.tap and self.access.is_own(link)
+
+    def _part_with(self, kernel: Netlink, name: str) -> None:
+        """Delete a TAP, or, while a process holds it, mark it so that it goes when that ends."""
+        link = kernel.link(name)
+        if link is not None and self._is_own_tap(link, name):
+            mark = netlink.change(link.index, master=0, alias=LEAVING)
+            kernel.do([mark if link.attached else netlink.deletion(link.index)])
 
     def mark_leaving(self, vm: str, keep: Sequence[int]) -> Change:
-        """Note at a VM's TAPs, but those to `keep`, that they are to go, so that whoever comes next knows."""
+        """Pull a VM's TAPs, but those to `keep`, out of their bridges, and note at them that they are to go."""
         kept = {names.tap(vm, index) for index in keep}
         with self.change() as (kernel, change):
             taps = [link for link in self._own_taps(kernel, vm) if link.name not in kept]
-            change.reversals += [as_it_was(link) for link in taps]
-            kernel.do(netlink.change(link.index, alias=LEAVING) for link in taps)
+            change.reversals += [as_it_was(link, 0) for link in taps]
+            kernel.do(netlink.change(link.index, master=0, alias=LEAVING) for link in taps)
         return change
 
     def sweep(self, vm: str) -> list[Step]:
@@ -294,12 +308,12 @@ def making(name: str) -> Iterator[None]:
 def missing_capability() -> NotPermitted:
     """Return the error for a daemon that may not change links, with the two ways to let it."""
     uid = os.geteuid()
-    program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) and os.path.isabs(sys.argv[0]) else "vmessd"
+    command = shell.join(sys.argv) if os.access(sys.argv[0], os.X_OK) else "vmessd"
     return NotPermitted(
-        f"vmessd, uid {uid}, lacks CAP_NET_ADMIN, which TAPs and bridges take: run it as root, or with that "
-        f"capability alone: sudo -E setpriv --reuid {uid} --regid {os.getegid()} --init-groups --inh-caps "
-        f"+net_admin --ambient-caps +net_admin {program}",
-        hint='"user" in place of a bridge needs neither',
+        f"vmessd, uid {uid}, lacks CAP_NET_ADMIN, which TAPs and bridges take: run it as root, or as "
+        f"yourself with that capability alone",
+        hint=f"sudo -E setpriv --reuid {uid} --regid {os.getegid()} --init-groups --inh-caps +net_admin "
+        f'--ambient-caps +net_admin {command}; "user" in place of a bridge needs neither',
     )
 
 
@@ -316,31 +330,46 @@ def _plugging(change: Change, name: str, link: Link, master: int) -> list[tuple[
     """Return what makes a TAP a port of the bridge `master`, 0 being none, and sets it up."""
     if (link.master, link.up) == (master, True) and link.alias != LEAVING:
         return []
-    change.reversals.append(as_it_was(link))
+    change.reversals.append(as_it_was(link, master))
     # Its own address is out of the way of the guest's, which differs from it in the first byte.
     mac = f"fe{names.mac(*parts)[2:]}" if (parts := names.tap_parts(name)) else None
     return [
-        netlink.change(link.index, mac=mac, alias=MARK, silent=True),
+        netlink.quiet(link.index),
+        netlink.change(link.index, mac=mac, alias=MARK),
         netlink.change(link.index, up=True, master=master),
     ]
 
 
-def _part_with(kernel: Netlink, name: str) -> None:
-    """Delete a TAP, or, while a process holds it, mark it so that it goes when that ends."""
-    link = kernel.link(name)
-    if link is not None:
-        kernel.do(
-            [netlink.change(link.index, alias=LEAVING) if link.attached else netlink.deletion(link.index)]
-        )
+def undoing(made: Link) -> Reversal:
+    """Return what deletes a link again that was made just now, unless others use it meanwhile."""
+
+    def undo(kernel: Netlink) -> None:
+        link = kernel.link_at(made.index)
+        if link is not None and (link.name, link.kind) == (made.name, made.kind) and not users(kernel, link):
+            kernel.do([netlink.deletion(link.index)])
+
+    return undo
 
 
-def undoing(link: Link) -> Reversal:
-    """Return what deletes a link again."""
-    return lambda kernel: kernel.do([netlink.deletion(link.index)])
+def users(kernel: Netlink, link: Link) -> list[str]:
+    """Return what uses a link: its ports, links that live on it, the host with an address of its own."""
+    others = [other.name for other in kernel.links() if link.index in (other.master, _base(other))]
+    return others + (["an IP address of the host"] if link.index in kernel.addressed() else [])
 
 
-def as_it_was(link: Link) -> Reversal:
-    """Return what puts a changed link back into the state it was in."""
+def _base(link: Link) -> int:
+    """Return the index of the link that another lives on; the two ends of a pair do not live on each other."""
+    return 0 if link.kind == "veth" else link.parent
+
+
+def as_it_was(link: Link, master: int) -> Reversal:
+    """Return what puts a changed link back, unless others have moved it from the `master` we gave it."""
     mac = link.mac if link.tap else None  # nothing else gets another one here, and some cards refuse any
-    before = netlink.change(link.index, up=link.up, master=link.master, mac=mac, alias=link.alias)
-    return lambda kernel: kernel.do([before])
+
+    def undo(kernel: Netlink) -> None:
+        now = kernel.link_at(link.index)
+        if now is not None and now.name == link.name:
+            back = link.master if now.master == master else None
+            kernel.do([netlink.change(link.index, up=link.up, master=back, mac=mac, alias=link.alias)])
+
+    return undo

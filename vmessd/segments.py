@@ -5,6 +5,7 @@ The name says what a link is, as with the original: `newvm0e0` a TAP, `eth0.100`
 name has to be there already.
 """
 
+import errno
 import re
 import threading
 from collections.abc import Sequence
@@ -15,12 +16,15 @@ from vmessd import names, netlink, safefile
 from vmessd.access import MARK, describe
 from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NotPermitted, quoted
 from vmessd.netlink import Link, Netlink
-from vmessd.network import Change, Network, Step, as_it_was, making, undoing
-from vmessd.wiring import bridge_name, link_name
+from vmessd.network import Change, Network, Step, as_it_was, making, undoing, users
+from vmessd.wiring import bridge_name, kind_by_name, link_name, peer, room
 
 IGNORED = "NET_IGNORE"
 """File in the VM root: links that `net` leaves out, a name to a line."""
 IGNORED_LIMIT = 64 * 1024
+IGNORED_MAX = 1000
+TOGETHER_MAX = 64
+"""Interfaces of one call: the host's links wait for it."""
 VXLAN_PORT = 4789  # IANA's
 VXLAN_MAX = 2**24 - 1
 VLAN_MAX = 4094
@@ -86,6 +90,8 @@ class Segments:
         link_name(name, "link name")
         with self._ignoring:
             ignored = self.ignored()
+            if len(ignored) >= IGNORED_MAX:
+                raise Failed(f"{IGNORED} has {len(ignored)} links already; net add takes one out")
             if name not in ignored:
                 self._write_ignored([*ignored, name])
 
@@ -102,11 +108,16 @@ class Segments:
             VmessError: it could not be done; then nothing was.
         """
         bridge_name(bridge)
+        interfaces = list(dict.fromkeys(interfaces))
+        if len(interfaces) > TOGETHER_MAX:
+            raise InvalidValue(f"{len(interfaces)} interfaces are more than {TOGETHER_MAX} at once")
         for name in interfaces:
             link_name(name, "link name")
         with self._network.change() as (kernel, change):
             addressed = kernel.addressed()
             master = self._network.make_bridge(kernel, change, bridge, kernel.link(bridge))
+            if not self._network.access.is_own(master) and not all(map(names.tap_parts, interfaces)):
+                self._network.access.check_change(master, bridge)  # VMs may join it, other segments may not
             for name in interfaces:
                 link = self._prepare(kernel, change, name)
                 if link.index in addressed and not self._network.access.is_allowed(link):
@@ -114,23 +125,34 @@ class Segments:
                         f"{name} has an IP address of the host, which would be cut off there",
                         hint=f"take the address away first, or allow it: vmessd --allow-links {name}",
                     )
+                other = kernel.link(peer(name)) if peer(name) else None
+                if other is not None and other.master == master.index:
+                    raise Failed(
+                        f"{name} and {other.name} are the ends of a pair; in one bridge they are a loop"
+                    )
                 if link.master != master.index:
-                    change.reversals.append(as_it_was(link))
+                    change.reversals.append(as_it_was(link, master.index))
                     kernel.do([netlink.change(link.index, master=master.index)])
         return change.steps
 
     def add(self, name: str) -> list[Step]:
         """Make a link and set it up, in no bridge; `net` no longer leaves it out. Raises as :meth:`vlan`."""
         link_name(name, "link name")
+        self.ignored()  # if that cannot be read, nothing is made
         with self._network.change() as (kernel, change):
             found = kernel.link(name)
-            if found is None or not found.up:
+            if not (found.up if found else self._is_heard_again(name)):
                 self._prepare(kernel, change, name)
+        self._is_heard_again(name)
+        return change.steps
+
+    def _is_heard_again(self, name: str) -> bool:
+        """Have `net` no longer leave a link out; tell whether it did."""
         with self._ignoring:
             ignored = self.ignored()
             if name in ignored:
                 self._write_ignored([other for other in ignored if other != name])
-        return change.steps
+            return name in ignored
 
     def delete(self, name: str) -> list[Step]:
         """Delete a link of ours.
@@ -150,9 +172,12 @@ class Segments:
                 raise Failed(f"{name} is {describe(link)}; nobody can delete it")
             if link.tap and link.attached:
                 raise AlreadyRunning(f"{name}: a process is attached, so it is not deleted")
-            ports = [port.name for port in kernel.links() if port.master == link.index]
-            if ports:
-                raise Failed(f"{name} has ports ({', '.join(ports)}), so it is not deleted")
+            if used := users(kernel, link):
+                raise Failed(f"{name} is in use ({', '.join(used[:8])}), so it is not deleted")
+            other = kernel.link_at(link.parent) if link.kind == "veth" else None
+            bridge = kernel.link_at(other.master) if other else None
+            if other and bridge and not self._network.access.is_own(bridge):
+                raise Failed(f"{other.name}, its other end, is in {bridge.name}, so {name} is not deleted")
             kernel.delete([link])
         return [Step("nonpersistent" if link.tap else "deleted", name)]
 
@@ -160,7 +185,7 @@ class Segments:
         """Delete the bridges vmess made that have neither a port nor an address; raises Failed."""
         with self._network.kernel() as kernel:
             links, addressed = kernel.links(), kernel.addressed()
-            used = {link.master for link in links} | addressed
+            used = {link.master for link in links} | {link.parent for link in links} | addressed
             empty = [
                 link
                 for link in links
@@ -173,7 +198,11 @@ class Segments:
 
     def _prepare(self, kernel: Netlink, change: Change, name: str, depth: int = 0) -> Link:
         """Return a link by its name, made if need be, and up."""
-        if names.tap_parts(name):
+        if parts := names.tap_parts(name):
+            if parts[1] >= room(parts[0]):
+                raise InvalidValue(
+                    f"TAP {quoted(name)} is none a VM can have; {room(parts[0]) - 1} is the last"
+                )
             change.steps.append(Step("preparing", name))
             link = self._network.make_tap(kernel, change, name)
             self._set_up(kernel, change, link)
@@ -190,26 +219,33 @@ class Segments:
 
     def _set_up(self, kernel: Netlink, change: Change, link: Link) -> None:
         if not link.up:
-            change.reversals.append(as_it_was(link))
+            change.reversals.append(as_it_was(link, link.master))
             if self._network.access.is_own(link):
-                kernel.do([netlink.change(link.index, silent=True)])
+                kernel.do([netlink.quiet(link.index)], tolerate=errno.EAFNOSUPPORT)
             kernel.do([netlink.change(link.index, up=True)])
 
     def _make(self, kernel: Netlink, change: Change, name: str, depth: int) -> Link:
         """Make a link whose name tells what it is."""
         request = self._creation(kernel, change, name, depth)
+        ends = [name, peer(name)] if peer(name) else [name]
         with making(name):
-            kernel.do([request])
-        made = [link for link in (kernel.link(end) for end in (name, peer(name))) if link]
+            kernel.do([request, *(netlink.marked(end, MARK) for end in ends)])
+        made = [kernel.present(end) for end in ends]
+        if any(
+            link.name != end or not link.kind or link.alias != MARK
+            for link, end in zip(made, ends, strict=True)
+        ):
+            raise Failed(f"{name} vanished as soon as it was made")
         change.reversals.append(undoing(made[0]))
         # Quiet before it is up: one with a carrier would have an address at once.
-        kernel.do(netlink.change(link.index, alias=MARK, silent=True) for link in made)
+        kernel.do((netlink.quiet(link.index) for link in made), tolerate=errno.EAFNOSUPPORT)
         kernel.do(netlink.change(link.index, up=True) for link in made)
         return made[0]
 
     def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> tuple[int, int, bytes]:
-        parent, dot, tag = name.rpartition(".")
-        if dot and parent and re.fullmatch(r"[0-9]{1,4}", tag):
+        kind = kind_by_name(name)
+        parent, _, tag = name.rpartition(".")
+        if kind == "a VLAN":
             if not 1 <= int(tag) <= VLAN_MAX or depth >= _DEPTH_MAX:
                 raise InvalidValue(f"VLAN {quoted(tag)} of {quoted(name)} is not from 1 to {VLAN_MAX}")
             base = self._prepare(kernel, change, parent, depth + 1)
@@ -220,22 +256,17 @@ class Segments:
                 raise Failed(f"{peer(name)} is there already, and is not the other end of a pair with {name}")
             change.steps.append(Step("pair", name))
             return netlink.new_veth(name, peer(name))
-        vxlan = re.fullmatch(r"vxlan([0-9]{1,8})", name)
-        if vxlan:
-            if not 1 <= int(vxlan[1]) <= VXLAN_MAX:
-                raise InvalidValue(f"VXLAN {quoted(vxlan[1])} of {quoted(name)} is not from 1 to {VXLAN_MAX}")
+        if kind == "a VXLAN":
+            number = int(name.removeprefix("vxlan"))
+            if not 1 <= number <= VXLAN_MAX:
+                raise InvalidValue(f"VXLAN '{number}' of {quoted(name)} is not from 1 to {VXLAN_MAX}")
             change.steps.append(Step("vxlan", name))
-            return netlink.new_vxlan(name, int(vxlan[1]), VXLAN_PORT)
+            return netlink.new_vxlan(name, number, VXLAN_PORT)
         raise InvalidValue(
             f"there is no link {quoted(name)}, and its name does not say what to make",
-            hint="newvm0e0 is a TAP, eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN",
+            hint="newvm0e0 is a TAP, eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN; "
+            "a bridge is made by: vmess net vlan <bridge>",
         )
-
-
-def peer(name: str) -> str:
-    """Return the name of the other end of a pair, `vethB0` for `vethA0`; empty for what is no such name."""
-    match = re.fullmatch(r"(.*veth)([AB])([0-9]+)", name)
-    return f"{match[1]}{'B' if match[2] == 'A' else 'A'}{match[3]}" if match else ""
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -186,7 +187,7 @@ class Supervisor:
             if nic.link is not None:
                 found += of_interface(nic.index, mac, nic.link.index, tables)
             elif nic.wire.user:
-                source = "what QEMU's user network offers by DHCP"
+                source = "DHCP of QEMU's user network"
                 found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source))
         return found
 
@@ -220,8 +221,20 @@ class Supervisor:
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
         return await asyncio.to_thread(self.segments.vlan, bridge, interfaces)
 
-    async def remove(self, name: str) -> None:
-        """Delete a VM with all its files and its TAPs.
+    async def delete_link(self, name: str) -> list[Step]:
+        """Delete a link; that of a VM in turn with all else that happens to it. Raises as Segments.delete.
+
+        Raises:
+            AlreadyRunning: the VM it belongs to is not stopped.
+        """
+        work = functools.partial(self.segments.delete, name)
+        parts = names.tap_parts(name)
+        if parts and self._is_vm(parts[0]):
+            return await (await self.machine(parts[0])).change(work, stopped=True)
+        return await asyncio.to_thread(work)
+
+    async def remove(self, name: str) -> str | None:
+        """Delete a VM with all its files and its TAPs; return what there is to say about it.
 
         Raises:
             AlreadyRunning: it runs.
@@ -229,16 +242,18 @@ class Supervisor:
             Failed: something in it cannot be deleted.
         """
         machine = await self.machine(name)
-        await machine.change(lambda: self._remove(machine.directory), stopped=True)
+        note = await machine.change(lambda: self._remove(machine.directory), stopped=True)
         if self._machines.get(machine.vm) is machine and not machine.directory.exists():
             await self._drop(machine.vm)
+        return note
 
-    def _remove(self, directory: VMDirectory) -> None:
+    def _remove(self, directory: VMDirectory) -> str | None:
         directory.remove()
         try:
             self._host.network.unwire(directory.vm)
         except VmessError as error:  # whoever made TAPs for a daemon that may not, can delete them
-            log.warning("%s: its TAPs stay: %s", directory.vm, error.message)
+            return f"{directory.vm} is deleted, but its TAPs stay: {error.message}"
+        return None
 
     async def set(self, name: str, setting: str, value: str | None) -> str | None:
         """Set a setting or a drive, by its verb; None as value takes it away. Return what was done.
@@ -282,8 +297,8 @@ def _nic(wires: Wires, nic: Nic) -> VMNic:
         wire=str(nic.wire),
         present=nic.link is not None,
         leaving=nic.leaving,
-        cable=nic.index not in wires.cards.unplugged,
-        difference=nic.difference(),
+        cable=not wires.cards.is_pulled(nic.index),
+        difference=wires.lost(nic) or nic.difference(),
     )
 
 

@@ -17,7 +17,7 @@ from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.network import Change, Network, Nic, Step
 from vmessd.settings import BY_FILE
-from vmessd.wiring import PORT_MAX, Wire, check_interface, file_text, parse_wire, parse_wires
+from vmessd.wiring import FORWARDS_MAX, PORT_MAX, Wire, check_interface, file_text, parse_wire, parse_wires
 
 _T = TypeVar("_T")
 
@@ -105,9 +105,9 @@ class Wires:
         """Note the wires in NICS; take that and the change back if what is inside fails."""
         directory = self._machine.directory
         before: str | None = None
-        with contextlib.suppress(BadFile):
-            before = directory.setting_text(NICS.file)
         try:
+            with contextlib.suppress(BadFile):
+                before = directory.setting_text(NICS.file)
             directory.note_wires(file_text(wires))
             try:
                 yield
@@ -120,19 +120,21 @@ class Wires:
             raise
 
     def _connect(self, index: int, wire: Wire) -> list[Step]:
-        nics = {nic.index: nic for nic in self._look() if not nic.leaving}
+        nics = {nic.index: nic for nic in self._look()}
+        if index in nics and nics[index].leaving:
+            raise _still_leaving(self.vm, index)
+        nics = {number: nic for number, nic in nics.items() if not nic.leaving}
         check_interface(self.vm, index, nics)
         nic = nics[index]
+        if wire.user and nic.wire.user:
+            return []  # it keeps its forwarded ports
         if not self._is_off:
-            _check_stays(self.vm, nic, wire)
-        if not self._is_off and nic.link is None and not wire.user:
-            raise Failed(
-                f"TAP {nic.tap} is gone although QEMU has it", hint=f"vmess {self.vm} stop, then start"
-            )
+            self._check_stays(nic, wire)
         change = self._network.wire(self.vm, {index: wire})
         with self._noted(change, _with(nics, index, wire)):
             gone = self._network.unwire(self.vm, sorted(nics.keys() - {index})) if wire.user else []
-        return change.steps + gone
+        dropped = [Step("dropped", str(nic.wire))] if nic.wire.forwards else []
+        return change.steps + gone + dropped
 
     # -- While it runs --
 
@@ -145,7 +147,7 @@ class Wires:
         for index in have & set(range(len(wires))):
             if self.cards.is_leaving(index) or index not in nics:  # neither file nor kernel want it
                 raise _still_leaving(self.vm, index)
-            _check_stays(self.vm, nics[index], wires[index])
+            self._check_stays(nics[index], wires[index])
         told = await self._change_live(wires, [index for index in range(len(wires)) if index not in have])
         leaving = sorted(have - set(range(len(wires))))
         pending = await self.cards.unplug(leaving)
@@ -158,6 +160,28 @@ class Wires:
         ]
         return steps + [step for step in gone if step not in steps] + told
 
+    def lost(self, nic: Nic) -> str | None:
+        """Return what is wrong with an interface whose TAP was deleted under its QEMU; None if nothing."""
+        running = self._machine.state in (State.running, State.paused)
+        if running and not nic.wire.user and (nic.link is None or not nic.link.attached):
+            return f"QEMU has lost {nic.tap}: the VM has to be stopped and started"
+        return None
+
+    def _check_stays(self, nic: Nic, wire: Wire) -> None:
+        """Raise where what QEMU has behind a card is not there, or would have to be something else."""
+        if nic.wire.user is not wire.user:
+            raise InvalidValue(
+                f"interface {nic.index} of {self.vm} cannot change between bridge and user network now",
+                hint=f"vmess {self.vm} stop",
+            )
+        if nic.wire.forwards != wire.forwards:
+            raise InvalidValue(
+                f"interface {nic.index} of {self.vm} is {quoted(nic.wire)}; forward changes that now",
+                hint=f"vmess {self.vm} forward {nic.index} <hostport>:<guestport|none>",
+            )
+        if words := self.lost(nic):
+            raise Failed(words, hint=f"vmess {self.vm} stop")
+
     async def _change_live(self, wires: Sequence[Wire], missing: Sequence[int]) -> list[Step]:
         """Do all of a change that can be taken back, and take it back where a part of it fails."""
         done: list[Change] = []
@@ -167,9 +191,14 @@ class Wires:
             mark = functools.partial(self._network.mark_leaving, self.vm, range(len(wires)))
             done.append(await self._machine.change(mark))
             values = await asyncio.to_thread(self._machine.directory.read_settings)
+            before = await asyncio.to_thread(self._machine.directory.setting_text, NICS.file)
             planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
-            await self.cards.plug([launch.card(self.vm, nic) for nic in planned], values)
-            await self._note(wires)
+            await self._note(file_text(wires))
+            try:
+                await self.cards.plug([launch.card(self.vm, nic) for nic in planned], values)
+            except BaseException:
+                await self._note(before or "")
+                raise
         except BaseException:
             for change in reversed(done):
                 await self._machine.change(change.undo)
@@ -197,6 +226,8 @@ class Wires:
             raise NotRunning(f"VM not running: {self.vm}; a cable is pulled from a running one")
         async with self._turn:
             check_interface(self.vm, index, await self.cards.present())
+            if self.cards.is_leaving(index):
+                raise _still_leaving(self.vm, index)
             await self.cards.set_link(index, up=on)
 
     async def forward(self, index: int, host: int, guest: int | None) -> None:
@@ -223,39 +254,28 @@ class Wires:
                 )
             before = dict(wire.forwards)
             if (guest is None) is (host not in before):
-                raise InvalidValue(f"port {host} is {'forwarded already' if guest else 'not forwarded'}")
+                how = f"forwarded already, to {before[host]}" if guest else "not forwarded"
+                raise InvalidValue(f"port {host} is {how}")
             after = {port: to for port, to in {**before, host: guest}.items() if to is not None}
+            if len(after) > FORWARDS_MAX:
+                raise InvalidValue(f"{len(after)} forwarded ports are more than {FORWARDS_MAX}")
             if not self._is_off:
                 await self.cards.forward(index, host, guest)
             try:
-                await self._note(_with(nics, index, Wire(user=True, forwards=tuple(after.items()))))
+                await self._note(file_text(_with(nics, index, Wire(user=True, forwards=tuple(after.items())))))
             except BaseException:
                 if not self._is_off:
                     await self.cards.forward(index, host, before.get(host))
                 raise
 
-    async def _note(self, wires: Sequence[Wire]) -> None:
-        await self._machine.change(functools.partial(self._machine.directory.note_wires, file_text(wires)))
+    async def _note(self, text: str) -> None:
+        await self._machine.change(functools.partial(self._machine.directory.note_wires, text))
 
 
 def _with(nics: Mapping[int, Nic], index: int, wire: Wire) -> list[Wire]:
     """Return what NICS has to say when one interface is plugged elsewhere; the others as it says now."""
     said = {number: nic.noted or nic.wire for number, nic in nics.items()} | {index: wire}
     return [said.get(number, Wire()) for number in range(max(said) + 1)]
-
-
-def _check_stays(vm: str, nic: Nic, wire: Wire) -> None:
-    """Raise InvalidValue where a card that QEMU has would need something else behind it."""
-    if nic.wire.user is not wire.user:
-        raise InvalidValue(
-            f"interface {nic.index} of {vm} cannot change between bridge and user network while it runs",
-            hint=f"vmess {vm} stop",
-        )
-    if nic.wire.forwards != wire.forwards:
-        raise InvalidValue(
-            f"interface {nic.index} of {vm} forwards '{nic.wire}' and not '{wire}' while the VM runs",
-            hint=f"vmess {vm} forward {nic.index} <hostport>:<guestport|none>",
-        )
 
 
 def _still_leaving(vm: str, index: int) -> AlreadyRunning:

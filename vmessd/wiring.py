@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from vmessd import names
 from vmessd.errors import InvalidValue, quoted
 
+NOTHING = "none"
 UNPLUGGED = "-"
 USER = "user"
 LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
 INTERFACES_MAX = 29  # PCI slots 3 to 31 of machine `pc`: host bridge, PIIX and VGA have the first three
 PORT_MAX = 65535
+FORWARDS_MAX = 32  # to an interface, so that all of a VM's fit into NICS
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ def link_name(text: str, what: str = "bridge name") -> str:
         raise InvalidValue(f"{what} '' is empty; it has to be a name of 1 to {LINK_NAME_MAX} bytes")
     if size > LINK_NAME_MAX:
         raise InvalidValue(f"{what} {quoted(text)} has {size} bytes; a link's name has {LINK_NAME_MAX} at most")
-    if text in (".", "..", USER, UNPLUGGED) or text[0] == "-":
+    if text in (".", "..", NOTHING, USER, UNPLUGGED) or text[0] == "-":
         raise InvalidValue(f"{what} {quoted(text)} has another meaning; it has to be a name such as bridge1")
     if any(char in "/:%" or char.isspace() or not char.isprintable() for char in text):
         raise InvalidValue(
-            f"{what} {quoted(text)} holds a character no link's name may have (space, '/', ':', '%', control)"
+            f"{what} {quoted(text)} holds a character no link's name may have (space, control, / : %)"
         )
     return text
 
@@ -63,6 +65,33 @@ def bridge_name(text: str) -> str:
     if names.tap_parts(text):
         raise InvalidValue(f"bridge name {quoted(text)} is the name of a VM's TAP")
     return text
+
+
+def new_bridge_name(text: str) -> str:
+    """Return a name that a bridge may be given; raises InvalidValue where it tells of something else."""
+    other = kind_by_name(text)
+    if other:
+        raise InvalidValue(f"bridge name {quoted(text)} is the name of {other}, and there is no such bridge")
+    if "," in text:
+        raise InvalidValue(f"bridge name {quoted(text)} has a comma; bridges stand with spaces between them")
+    return text
+
+
+def kind_by_name(text: str) -> str:
+    """Return in words what a link of this name is by convention; empty where the name does not tell."""
+    if names.tap_parts(text):
+        return "a VM's TAP"
+    if peer(text):
+        return "one end of a pair"
+    if re.fullmatch(r"vxlan[0-9]{1,8}", text):
+        return "a VXLAN"
+    return "a VLAN" if re.fullmatch(r".+\.[0-9]{1,4}", text) else ""
+
+
+def peer(name: str) -> str:
+    """Return the name of the other end of a pair, `vethB0` for `vethA0`; empty for what is no such name."""
+    match = re.fullmatch(r"(.*veth)([AB])([0-9]+)", name)
+    return f"{match[1]}{'B' if match[2] == 'A' else 'A'}{match[3]}" if match else ""
 
 
 def _port(text: str) -> int:
@@ -88,6 +117,8 @@ def parse_wire(word: str) -> Wire:
         if _port(host) in forwards:
             raise InvalidValue(f"port {quoted(host)} is forwarded twice")
         forwards[_port(host)] = _port(guest)
+    if len(forwards) > FORWARDS_MAX:
+        raise InvalidValue(f"{len(forwards)} forwarded ports are more than {FORWARDS_MAX}")
     return Wire(user=True, forwards=tuple(forwards.items()))
 
 
