@@ -1,0 +1,136 @@
+"""What others do to the host's links meanwhile, and what members of the socket's group may not do to them."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable
+
+from conftest import FAKE, WiredDaemon, wait_for
+
+MakeWired = Callable[..., WiredDaemon]
+
+
+def hanging(make_wired: MakeWired) -> WiredDaemon:
+    """Start a daemon and a VM whose QEMU never answers when it is to be given a network card."""
+    wired = make_wired("--qemu", str(FAKE))
+    wired.start()
+    wired.make_fake("leaf0", "cards,mute=netdev_add", NICS="-")
+    wired.make_fake("spine0", "cards", NICS="-")
+    wired.done("leaf", "spine", "start")
+    return wired
+
+
+def test_a_bridge_that_somebody_uses_by_now_outlives_the_failure_of_who_made_it(make_wired: MakeWired) -> None:
+    wired = hanging(make_wired)
+    client = wired.client("leaf", "ifadd", "2", "-", "fresh")
+    wait_for(lambda: wired.wiring().get("leaf0e1") == "fresh", 5, "the bridge")
+    wired.done("spine", "connect", "0", "fresh")
+    assert "does not answer" in client.communicate(timeout=30)[1]
+    assert wired.wiring() == {"fresh": None, "leaf0e0": None, "spine0e0": "fresh"}
+
+
+def test_what_is_taken_back_is_never_another_link_by_that_name(make_wired: MakeWired) -> None:
+    wired = hanging(make_wired)
+    wired.ip("link add precious type veth peer name other")
+    client = wired.client("leaf", "ifadd", "2", "-", "-")
+    wait_for(lambda: "LOWER_UP" not in wired.links().get("leaf0e1", {"flags": ["LOWER_UP"]})["flags"], 5, "it")
+    wired.ip("link delete leaf0e1", "link property add dev precious altname leaf0e1")
+    client.communicate(timeout=30)
+    assert {"precious", "other"} <= wired.links().keys()
+    assert not wired.links()["precious"].get("ifalias")
+
+
+def test_an_alias_of_any_bytes_is_put_back(wired: WiredDaemon) -> None:
+    directory = wired.make("leaf0")
+    wired.done("leaf", "ifadd", "1", "lab")
+    wired.namespace.run("ip", "link", "set", "leaf0e0", "alias", os.fsdecode(b"\xe9" * 200))
+    (directory / "NICS").unlink()
+    os.mkfifo(directory / "NICS")
+    assert wired.vmess("leaf", "ifadd", "1", "elsewhere").returncode == 1
+    (directory / "NICS").unlink()
+    assert wired.done("leaf", "ifstat") == "vmess leaf0 ifadd 1 lab\n"
+
+
+def test_a_tap_is_not_deleted_before_its_qemu_has_it(wired: WiredDaemon) -> None:
+    wired.make("leaf0")
+    wired.done("leaf", "ifadd", "1", "lab")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            start = pool.submit(wired.vmess, "leaf", "start")
+            delete = pool.submit(wired.vmess, "net", "delete", "leaf0e0")
+            assert start.result().returncode == 0
+            delete.result()
+            tap = wired.links()["leaf0e0"]
+            assert tap["linkinfo"]["info_data"]["persist"] is True
+            assert "LOWER_UP" in tap["flags"]
+            wired.done("leaf", "stop", "force")
+            wired.done("leaf", "ifadd", "1", "lab")
+
+
+def test_other_segments_are_not_joined_to_a_bridge_of_others(wired: WiredDaemon) -> None:
+    wired.ip("link add uplink type bridge", "link set uplink up")
+    for words in (["uplink", "vethA0"], ["uplink", "vxlan7"]):
+        result = wired.vmess("net", "vlan", *words)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert "uplink is a bridge and not vmess's own" in result.stderr
+    assert set(wired.links()) == {"uplink"}
+    wired.done("net", "vlan", "uplink", "leaf0e0")  # a VM may join
+    looped = wired.vmess("net", "vlan", "lab", "vethA0", "vethB0")
+    assert "loop" in looped.stderr
+    assert set(wired.links()) == {"uplink", "leaf0e0"}
+
+
+def test_a_bridge_in_use_is_neither_deleted_nor_pruned(wired: WiredDaemon) -> None:
+    wired.done("net", "vlan", "lab")
+    wired.ip("address add 10.8.0.1/24 dev lab")
+    result = wired.vmess("net", "delete", "lab")
+    assert "lab is in use (an IP address of the host), so it is not deleted" in result.stderr
+    wired.done("net", "prune")
+    assert "lab" in wired.links()
+
+
+def test_rm_and_ifadd_at_once_leave_nothing_behind(wired: WiredDaemon) -> None:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            wired.make("leaf0")
+            first = pool.submit(wired.vmess, "leaf", "rm", "--yes")
+            second = pool.submit(wired.vmess, "leaf", "ifadd", "2", "lab", "lab")
+            first.result()
+            second.result()
+            assert not [link for link in wired.links() if link.startswith("leaf0")]
+
+
+def test_one_call_asks_for_so_many_interfaces_and_no_more(wired: WiredDaemon) -> None:
+    result = wired.vmess("net", "vlan", "lab", *(f"leaf0e{number}" for number in range(65)))
+    assert (result.returncode, wired.links()) == (2, {})
+    assert "65 interfaces are more than 64 at once" in result.stderr
+
+
+def test_nics_cannot_be_written_larger_than_it_can_be_read(wired: WiredDaemon) -> None:
+    wired.make("leaf0")
+    word = "user:" + ",".join(f"{20000 + port}:{port}" for port in range(1, 34))
+    result = wired.vmess("leaf", "ifadd", "1", word)
+    assert "33 forwarded ports are more than 32" in result.stderr
+    wired.done("leaf", "ifadd", "29", *[word.rpartition(",")[0]] * 29)
+    assert len(wired.done("leaf", "ifstat").split()) == 4 + 29
+
+
+def test_a_guest_of_many_addresses_does_not_hold_up_addr(wired: WiredDaemon) -> None:
+    wired.make("leaf0")
+    wired.done("leaf", "ifadd", "1", "lab")
+    wired.done("leaf", "start")  # a port without a carrier learns nothing
+    batch = wired.directory / "fdb"
+    batch.write_text(
+        "".join(
+            f"fdb add 06:00:00:00:{number >> 8:02x}:{number & 255:02x} dev leaf0e0 master dynamic\n"
+            for number in range(5000)
+        )
+    )
+    wired.namespace.run("bridge", "-batch", str(batch))
+    assert len(wired.done("leaf", "addr").splitlines()) == 65
+
+
+def test_a_list_of_ignored_links_that_is_none_is_told_before_anything_is_made(wired: WiredDaemon) -> None:
+    (wired.root / "NET_IGNORE").write_bytes(b"\xff\xfe")
+    result = wired.vmess("net", "add", "vethA0")
+    assert (result.returncode, wired.links()) == (1, {})
+    assert "NET_IGNORE is not text" in result.stderr
