@@ -134,3 +134,13 @@ def test_a_list_of_ignored_links_that_is_none_is_told_before_anything_is_made(wi
     result = wired.vmess("net", "add", "vethA0")
     assert (result.returncode, wired.links()) == (1, {})
     assert "NET_IGNORE is not text" in result.stderr
+
+
+def test_a_daemon_that_is_to_end_finishes_or_takes_back_what_is_under_way(make_wired: MakeWired) -> None:
+    wired = hanging(make_wired)
+    client = wired.client("leaf", "ifadd", "2", "lab", "fresh")
+    wait_for(lambda: wired.wiring().get("leaf0e1") == "fresh", 5, "the bridge")
+    assert wired.stop() == 0
+    client.communicate(timeout=30)
+    assert wired.noted("leaf0") == "-"
+    assert wired.wiring() == {"leaf0e0": None, "spine0e0": None}

@@ -997,6 +997,7 @@ def test_with_the_capability_alone_wires_work_and_qemu_does_not_have_it(
     assert int(capabilities["CapEff"], 16) == 0
     assert int(capabilities["CapPrm"], 16) == 0
     assert int(capabilities["CapAmb"], 16) == 0
+    assert int(capabilities["CapInh"], 16) == 0
     wired.done("newvm", "stop")
     assert lines_of(wired, "newvm", "ifdel") == ["Set 'newvm0e0' nonpersistent"]
 

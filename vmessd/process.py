@@ -13,6 +13,7 @@ import fcntl
 import itertools
 import os
 import signal
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from vmessd.errors import Failed, StartFailed, quoted, reason
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 _ABOVE_CHILD_FDS = 32
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4  # prctl(2)
+_CAPABILITY_VERSION, _LOW = 0x20080522, 0xFFFFFFFF  # capset(2): two words of 32 bits for each set
 
 
 class Process:
@@ -183,19 +184,23 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def keep_to_ourselves() -> None:
-    """See to it that no QEMU inherits what this process has: descriptors, and ambient capabilities.
+    """See to it that no QEMU inherits what this process has: descriptors, and capabilities.
 
-    The process keeps its own capabilities; only what would survive an exec is given up
-    (capabilities(7), "Ambient"). To be called before there are threads.
+    The process keeps its own capabilities. What would survive an exec is the ambient set, and the
+    inheritable one where a program's file has such, too; without the latter there is none of the former
+    (capabilities(7)). To be called before there are threads.
     """
     for entry in os.listdir("/proc/self/fd"):
         if int(entry) > 2:
             with contextlib.suppress(OSError):
                 os.set_inheritable(int(entry), False)
-    with open("/proc/self/status", "rb") as file:
-        ambient = int(file.read().partition(b"\nCapAmb:")[2].split()[0], 16)
-    if ambient:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        fields = dict(line.split(":", 1) for line in file if line.startswith("Cap"))
+    sets = {name: int(text, 16) for name, text in fields.items()}
+    if sets["CapInh"]:
         import ctypes  # noqa: PLC0415 -- few daemons have such, and it takes its time
 
-        if ctypes.CDLL(None).prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0):
-            raise Failed("ambient capabilities cannot be kept from QEMU")
+        words = [sets["CapEff"], sets["CapPrm"], 0]
+        data = struct.pack("=6I", *(word & _LOW for word in words), *(word >> 32 for word in words))
+        if ctypes.CDLL(None).capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), data):
+            raise Failed("inheritable capabilities cannot be kept from QEMU")

@@ -26,6 +26,7 @@ from vmessd.wires import Wires
 
 log = logging.getLogger(__name__)
 
+FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
 SETTLE_TIME = 2.0  # how long the VMs found at boot may take to answer before the daemon is ready
 
 
@@ -65,6 +66,11 @@ class Supervisor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
+        if changes:  # half a change would be nobody's to take back
+            await asyncio.wait(changes, timeout=FINISH_TIME)
+            for change in changes:
+                change.cancel()
         for machine in self._machines.values():
             machine.close()
         if self._tasks:

@@ -36,6 +36,11 @@ class Wires:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.cards = Cards(machine, self._released)
 
+    async def finished(self) -> None:
+        """Return when no change is under way."""
+        async with self._turn:
+            pass
+
     # -- What there is --
 
     async def nics(self) -> list[Nic]:
