@@ -308,6 +308,21 @@ class WiredDaemon(Daemon):
         return text in self.log.read_text()
 
 
+def lines_of(daemon: WiredDaemon, *words: str) -> list[str]:
+    return daemon.done(*words).splitlines()
+
+
+def refused(daemon: WiredDaemon, status: int, *words: str) -> str:
+    """Run the client, expect one line of complaint (and at most one of a hint), and return the line."""
+    result = daemon.vmess(*words)
+    said = result.stderr.splitlines()
+    assert (result.returncode, result.stdout) == (status, ""), (words, result)
+    assert 1 <= len(said) <= 2, (words, said)
+    assert said[0].startswith("vmess: "), (words, said)
+    assert len(said) == 1 or said[1].startswith("  hint: "), (words, said)
+    return said[0]
+
+
 @pytest.fixture
 def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
     """A function that returns a daemon in a fresh namespace, not started yet.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import WiredDaemon, wait_for
+from conftest import WiredDaemon, lines_of, refused, wait_for
 
 pytestmark = pytest.mark.qemu
 
@@ -16,21 +16,6 @@ MakeWired = Callable[..., WiredDaemon]
 
 MAC = "02:11:9b:af:00:00"
 LINK_LOCAL = "fe80::11:9bff:feaf:0"
-
-
-def lines_of(daemon: WiredDaemon, *words: str) -> list[str]:
-    return daemon.done(*words).splitlines()
-
-
-def refused(daemon: WiredDaemon, status: int, *words: str) -> str:
-    """Run the client, expect one line of complaint (and at most one of a hint), and return the line."""
-    result = daemon.vmess(*words)
-    said = result.stderr.splitlines()
-    assert (result.returncode, result.stdout) == (status, ""), (words, result)
-    assert 1 <= len(said) <= 2, (words, said)
-    assert said[0].startswith("vmess: "), (words, said)
-    assert len(said) == 1 or said[1].startswith("  hint: "), (words, said)
-    return said[0]
 
 
 def state_of(daemon: WiredDaemon) -> dict[str, tuple[Any, ...]]:

@@ -24,7 +24,7 @@ from typing import Any
 import guests
 import netguests
 import pytest
-from conftest import FAKE, Namespace, WiredDaemon, wait_for
+from conftest import FAKE, Namespace, WiredDaemon, lines_of, refused, wait_for
 
 from vmessctl.client import Client
 from vmessd.errors import VmessError
@@ -92,21 +92,6 @@ def releasing(daemon: WiredDaemon, vm: str, **files: str) -> Path:
     rom.write_bytes((RELEASING.ljust(0xFFF0, b"\0") + jump).ljust(0x10000, b"\0"))
     files["EXARGS"] = f"{files.get('EXARGS', '')} -bios {rom}"
     return daemon.make(vm, guest=None, **files)
-
-
-def lines_of(daemon: WiredDaemon, *words: str) -> list[str]:
-    return daemon.done(*words).splitlines()
-
-
-def refused(daemon: WiredDaemon, status: int, *words: str) -> str:
-    """Run the client, expect one line of complaint (and at most one of a hint), and return the line."""
-    result = daemon.vmess(*words)
-    said = result.stderr.splitlines()
-    assert (result.returncode, result.stdout) == (status, ""), (words, result)
-    assert 1 <= len(said) <= 2, (words, said)
-    assert said[0].startswith("vmess: "), (words, said)
-    assert len(said) == 1 or said[1].startswith("  hint: "), (words, said)
-    return said[0]
 
 
 def state_of(daemon: WiredDaemon, vm: str) -> tuple[Any, ...]:

@@ -126,13 +126,11 @@ class Network:
 
         One that is being unplugged is told apart by :attr:`Nic.leaving`.
         """
+        noted = noted or ()
         with self.kernel() as kernel:
-            return self._nics(kernel, vm, noted or ())
-
-    def _nics(self, kernel: Netlink, vm: str, noted: Sequence[Wire]) -> list[Nic]:
-        found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
-        masters = {link.master for link in found.values() if link.master}
-        bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
+            found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
+            masters = {link.master for link in found.values() if link.master}
+            bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
         nics: list[Nic] = []
         for index in range(room(vm)):
             name = names.tap(vm, index)
@@ -192,9 +190,10 @@ class Network:
             change.reversals.append(lambda kernel: self._part_with(kernel, name))
             return True
         self._check_tap(link, name)
-        if link.owner is None:
+        if link.owner is None and not link.attached:  # else whoever holds it would have to let go first
             tap.claim(name, self.access.owner)
-        return link.owner is None
+            return True
+        return False
 
     def _check_tap(self, link: Link, name: str) -> None:
         if link.name != name or not link.tap:
