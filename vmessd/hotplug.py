@@ -99,8 +99,7 @@ class Cards:
         except BaseException:
             await self.unplug(plugged)
             for index in behind:
-                with contextlib.suppress(VmessError):
-                    await self._execute("netdev_del", {"id": cmdline.netdev_id(index)})
+                await self.take_away(index)
             raise
 
     async def unplug(self, indices: Collection[int]) -> set[int]:

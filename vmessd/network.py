@@ -7,6 +7,7 @@ this blocks; callers are in a thread, and one piece of work follows the other.
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import sys
 import threading
@@ -19,6 +20,8 @@ from vmessd.access import LEAVING, MARK, Access, describe
 from vmessd.errors import AlreadyRunning, Failed, NotPermitted, reason
 from vmessd.netlink import Link, Netlink
 from vmessd.wiring import Wire, new_bridge_name, room
+
+log = logging.getLogger(__name__)
 
 Reversal = Callable[[Netlink], None]
 
@@ -86,8 +89,10 @@ class Change:
         """Take everything back, the last thing first; what has vanished meanwhile is no matter."""
         with self.network.kernel() as kernel:
             while self.reversals:
-                with contextlib.suppress(OSError):
+                try:
                     self.reversals.pop()(kernel)
+                except OSError as error:
+                    log.warning("a change of links could not be taken back whole: %s", reason(error))
 
 
 class Network:
