@@ -111,7 +111,7 @@ class Daemon:
                     preexec_fn=preexec_fn,  # noqa: PLW1509 -- no other thread runs here
                 )
             try:
-                assert notify.recv(64) == b"READY=1"
+                assert notify.recv(1024).splitlines()[0] == b"READY=1"
             except TimeoutError:
                 pytest.fail(f"not ready within {ready} s:\n{self.log.read_text()}")
         return self

@@ -71,6 +71,11 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm info --json", "info", ("newvm0",), (), {"--json": ""}),
     ("start0 rm --yes", "rm", ("start0",), (), {"--yes": ""}),
     ("--version", "list", (), (), {"--version": ""}),
+    ("boot", "boot", (), (), {}),
+    ("--socket /s shutdown", "shutdown", (), (), {"--socket": "/s"}),
+    ("newvm autostart on", "autostart", ("newvm0",), ("on",), {}),
+    ("a b autostart on 10 5", "autostart", ("a0", "b0"), ("on", "10", "5"), {}),
+    ("newvm restart on-crash", "restart", ("newvm0",), ("on-crash",), {}),
     ("newvm ifadd 2 bridge1", "ifadd", ("newvm0",), ("2", "bridge1"), {}),
     (
         "newvm ifadd 3 - user:2222:22,80:80 br2",
@@ -282,7 +287,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
 def test_no_verb_can_be_taken_for_a_vm() -> None:
     assert {verb.partition(" ")[0] for verb in BY_VERB} <= names.RESERVED
     alone = {command.verb for command in COMMANDS if command.is_global}
-    assert alone == {"list", "help"} | {verb for verb in BY_VERB if verb.startswith("net ")}
+    assert alone == {"list", "help", "boot", "shutdown"} | {verb for verb in BY_VERB if verb.startswith("net ")}
 
 
 def test_every_setting_and_drive_has_its_verb() -> None:
@@ -306,8 +311,8 @@ def test_help_tells_every_verb_with_its_usage() -> None:
 
 
 def told(state: str, **more: object) -> dict[str, Any]:
-    vm = {"name": "newvm0", "state": state, "pid": 7, "uptime": 5.0, "runstate": "running", "last_exit": None}
-    return {"status": {**vm, **more}}
+    vm = {"name": "newvm0", "state": state, "pid": 7, "uptime": 5.0, "runstate": "running"}
+    return {"status": {**vm, "last_exit": None, "restart": None, **more}}
 
 
 EXIT = {
@@ -317,8 +322,11 @@ EXIT = {
     "status": 0,
     "asked_by": None,
     "log": [],
+    "note": None,
 }
 REFUSAL = {**EXIT, "text": "QEMU did not start: -foo: invalid\x1b option", "age": 1.9}
+
+KILLED = {**EXIT, "text": "killed by signal 9", "age": 1.9}
 
 STATUS_LINES = (
     (told("stopped", pid=None), "VM not running"),
@@ -326,6 +334,22 @@ STATUS_LINES = (
     (
         told("stopped", pid=None, last_exit=REFUSAL),
         "VM not running (QEMU did not start: -foo: invalid\\x1b option, 1 s ago)",
+    ),
+    (
+        told("waiting", pid=None, last_exit=KILLED, restart={"attempt": 2, "limit": 6, "due": 1.5}),
+        "VM not running (killed by signal 9 1 s ago; restart 2 of 6 in 1 s)",
+    ),
+    (
+        told(
+            "waiting",
+            last_exit=KILLED | {"note": "no b\x1bridge"},
+            restart={"attempt": 3, "limit": 6, "due": 4},
+        ),
+        "VM not running (killed by signal 9 1 s ago; no b\\x1bridge; restart 3 of 6 in 4 s)",
+    ),
+    (
+        told("stopped", pid=None, last_exit=KILLED | {"note": "given up after 6 restarts"}),
+        "VM not running (killed by signal 9 1 s ago; given up after 6 restarts)",
     ),
     (told("starting", pid=None), "VM is starting"),
     (told("starting"), "VM is starting, PID: 7"),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from vmessd import cmdline, shell
 from vmessd.cmdline import Card, Spec
+from vmessd.drives import Disk
 from vmessd.errors import Failed
-from vmessd.vmdir import Disk
 
 G = 2**30
 HOME = "/home/ayourtch/vms/newvm0"

@@ -13,10 +13,11 @@ import pytest
 from conftest import TESTS, Daemon
 
 from vmessctl.client import Client
-from vmessd import __version__, config, launch, log
+from vmessd import __version__, config, log
+from vmessd import host as hosts
 from vmessd.config import ACCELERATORS, OPTIONS, Config, Option, read
 from vmessd.errors import InvalidValue, VmessError
-from vmessd.launch import Host
+from vmessd.host import Host
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def file(tmp_path: Path) -> Path:
     path.write_text(
         'vmdir = "/of/file"\nsocket = "/of/file.sock"\nqemu = "file-qemu"\naccel = "kvm"\n'
         'allow-links = ["eth1", "lab*", "!lab0"]\nallow-bridges = ["br?"]\n'
+        'qemu-user = "file-user"\nexargs = "no"\n'
     )
     return path
 
@@ -67,6 +69,8 @@ def test_without_a_word_all_is_as_documented(monkeypatch: pytest.MonkeyPatch) ->
         accel="auto",
         allow_links=(),
         allow_bridges=("*",),
+        qemu_user=None,
+        exargs=True,
         check=False,
     )
     assert read([], {"XDG_RUNTIME_DIR": "/run/user/7"}).socket == Path("/run/user/7/vmess/control.sock")
@@ -83,17 +87,21 @@ def test_flag_before_environment_before_file(file: Path) -> None:
     of_file = read(["--config", str(file)], {"XDG_RUNTIME_DIR": "/x"})
     links, bridges = ("eth1", "lab*", "!lab0"), ("br?",)
     assert of_file == Config(
-        Path("/of/file"), Path("/of/file.sock"), "file-qemu", "kvm", links, bridges, check=False
+        *(Path("/of/file"), Path("/of/file.sock"), "file-qemu", "kvm", links, bridges, "file-user"),
+        exargs=False,
+        check=False,
     )
     of_environment = read([f"--config={file}"], environment)
     assert of_environment.vmdir == Path("/of/environment")
     assert of_environment.socket == Path("/of/environment.sock")
     flags = ["--vmdir", "/of/flag", "--socket", "/of/flag.sock", "--qemu", "flag-qemu", "--accel", "tcg"]
     flags += ["--allow-links", "eth2", "--allow-bridges", "virbr0,bridge*"]
+    flags += ["--qemu-user", "flag-user", "--exargs", "yes"]
     of_flags = read([*flags, "--config", str(file)], environment)
     assert of_flags == Config(
         *(Path("/of/flag"), Path("/of/flag.sock"), "flag-qemu", "tcg"),
-        *(("eth2",), ("virbr0", "bridge*")),
+        *(("eth2",), ("virbr0", "bridge*"), "flag-user"),
+        exargs=True,
         check=False,
     )
 
@@ -228,9 +236,11 @@ def test_check_says_what_is_in_force_and_changes_nothing(tmp_path: Path) -> None
         "accel = tcg\n"
         "allow-links = none\n"
         "allow-bridges = *\n"
+        "qemu-user = none\n"
+        "exargs = yes\n"
     )
     allowed = vmessd("--check", *paths, "--qemu", sys.executable, "--allow-links", "eth1,!la\nb*")
-    assert allowed.stdout.splitlines()[-2:] == ["allow-links = eth1, !la\\nb*", "allow-bridges = *"]
+    assert allowed.stdout.splitlines()[4:6] == ["allow-links = eth1, !la\\nb*", "allow-bridges = *"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -290,7 +300,7 @@ def test_check_as_somebody_who_may_not_write() -> None:
 def test_auto_is_kvm_where_it_may_be_used(
     usable: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(launch, "kvm_usable", lambda: usable)
+    monkeypatch.setattr(hosts, "kvm_usable", lambda: usable)
     best = "kvm" if usable else "tcg"
     host = Host("qemu")
     assert [host.accelerator(wanted) for wanted in (None, "auto", "kvm", "tcg")] == [best, best, "kvm", "tcg"]
@@ -300,7 +310,7 @@ def test_auto_is_kvm_where_it_may_be_used(
 
 
 def test_kvm_is_usable_where_its_device_can_be_opened() -> None:
-    assert launch.kvm_usable() is os.access("/dev/kvm", os.R_OK | os.W_OK)
+    assert hosts.kvm_usable() is os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
 def test_a_qemu_is_found_in_the_path_or_where_it_is_said(

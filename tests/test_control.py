@@ -28,7 +28,7 @@ import varlink
 from conftest import FAKE, TESTS, Daemon, end_processes_of, wait_for
 
 from vmessd.errors import ERRORS, INTERFACE, InvalidValue, Locked, VmessError
-from vmessd.launch import Host
+from vmessd.host import Host
 from vmessd.session import Timing
 from vmessd.supervisor import Supervisor
 

@@ -11,7 +11,7 @@ from conftest import Daemon, end_processes_of, processes_of, wait_for
 
 from vmessctl.client import Client
 from vmessd.config import QEMU, find_qemu
-from vmessd.launch import Host
+from vmessd.host import Host
 from vmessd.lifecycle import State
 from vmessd.supervisor import Supervisor
 

@@ -15,7 +15,7 @@ from conftest import FAKE, Daemon, end_processes_of, wait_for
 
 from vmessd import safefile, vmdir
 from vmessd.errors import Failed
-from vmessd.launch import Host
+from vmessd.host import Host
 from vmessd.lifecycle import RUNG_TIME, Rung, State, Step
 from vmessd.process import Process
 from vmessd.run import Stop

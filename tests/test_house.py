@@ -17,16 +17,33 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = (
-    *("errors", "names", "shell", "row", "wiring", "settings", "safefile", "records", "vmdir", "cmdline"),
-    *("lifecycle", "process", "monitor", "display", "netlink", "tap", "access", "network", "segments"),
-    *("addresses", "report", "launch", "session", "run", "inbox", "machine", "hotplug", "wires", "supervisor"),
-    *("interface", "control", "config", "log", "daemon", "__main__"),
+    *("errors", "names", "shell", "row", "wiring", "settings", "safefile", "records", "vmdir", "drives"),
+    *(
+        "cmdline",
+        "lifecycle",
+        "process",
+        "account",
+        "monitor",
+        "display",
+        "netlink",
+        "tap",
+        "access",
+        "network",
+    ),
+    *("segments", "addresses", "report", "refusals", "host", "launch", "session", "restart", "run", "inbox"),
+    *("machine", "hotplug", "wires", "supervisor", "fleet", "interface", "control", "config", "notify", "log"),
+    *("daemon", "__main__"),
 )
-VMESSCTL = ("commands", "notation", "client", "render", "console", "follow", "wires", "verbs", "__main__")
+VMESSCTL = (
+    *("commands", "notation", "client", "render", "console", "follow", "fleet", "wires", "verbs"),
+    "__main__",
+)
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 
 # What the client shares with the daemon, and so reads at every start.
-SHARED = frozenset({"vmessd", "vmessd.errors", "vmessd.names", "vmessd.shell", "vmessd.row", "vmessd.settings"})
+SHARED = frozenset(
+    {"vmessd", *(f"vmessd.{room}" for room in ("errors", "names", "shell", "row", "settings", "notify"))}
+)
 
 # Rooms that may know less than what stands before them.
 MAY_IMPORT = {
@@ -36,6 +53,9 @@ MAY_IMPORT = {
     "vmessd.safefile": {"vmessd.errors"},
     "vmessd.lifecycle": {"vmessd.errors"},
     "vmessd.process": {"vmessd.errors"},
+    "vmessd.account": {"vmessd.errors", "vmessd.process"},
+    "vmessd.refusals": {"vmessd.errors"},
+    "vmessd.notify": set(),
     "vmessd.monitor": {"vmessd.errors"},
     "vmessd.display": {"vmessd.errors", "vmessd.names"},
     "vmessd.netlink": set(),
@@ -51,7 +71,7 @@ MAY_IMPORT = {
 WRAPPED = {
     "qemu": {"vmessd.monitor"},
     "asyncvarlink": {"vmessd.interface", "vmessd.control"},
-    "sdnotify": {"vmessd.daemon"},
+    "sdnotify": {"vmessd.notify"},
     "subprocess": {"vmessd.process"},
 }
 SPAWNING = {

@@ -12,6 +12,7 @@ from vmessd.lifecycle import Action, Ending, Event, Reason, Rung, State, Step, c
 EXPECTED = """
               start             stop              force             found
 stopped       starting/spawn    =/say_stopped     =/say_stopped     unresponsive/connect
+waiting       starting/spawn    stopped/call_off  stopped/call_off  unresponsive/connect
 starting      =/join            stopping/kill     stopping/kill     unresponsive/connect
 running       =/say_running     stopping/ladder   stopping/kill     .
 paused        =/say_running     stopping/ladder   stopping/kill     .
@@ -20,6 +21,7 @@ stopping      =/say_stopping    =/join            =/kill            .
 
               born              runs              halts             silent
 stopped       .                 .                 .                 .
+waiting       .                 .                 .                 .
 starting      =/cont            running/started   paused/started    unresponsive/hangs
 running       .                 .                 paused/nothing    unresponsive/nothing
 paused        .                 running/nothing   .                 unresponsive/nothing
@@ -28,11 +30,21 @@ stopping      .                 .                 .                 .
 
               lost              rung              refused           exited
 stopped       .                 .                 .                 .
+waiting       .                 .                 .                 .
 starting      =/reconnect       .                 stopped/bury      stopped/bury
 running       unresponsive/reconnect  .           stopped/bury      stopped/bury
 paused        unresponsive/reconnect  .           stopped/bury      stopped/bury
 unresponsive  =/reconnect       .                 stopped/bury      stopped/bury
 stopping      =/reconnect       =/climb           stopped/bury      stopped/bury
+
+              pause             again
+stopped       waiting/rest      .
+waiting       .                 starting/spawn
+starting      .                 .
+running       .                 .
+paused        .                 .
+unresponsive  .                 .
+stopping      .                 .
 """
 
 
@@ -63,30 +75,56 @@ def test_transition(state: State, event: Event) -> None:
     assert transition(state, event) == TABLE[state, event]
 
 
-def test_only_a_stopped_vm_is_spawned() -> None:
-    assert {pair for pair in PAIRS if transition(*pair)[1] is Action.spawn} == {(State.stopped, Event.start)}
+OFF = {State.stopped, State.waiting}
 
 
-def test_a_vm_is_stopped_only_when_its_process_is_gone() -> None:
+def test_only_a_vm_that_is_off_is_spawned() -> None:
+    assert {pair for pair in PAIRS if transition(*pair)[1] is Action.spawn} == {
+        *((state, Event.start) for state in OFF),
+        (State.waiting, Event.again),
+    }
+    assert OFF == lifecycle.OFF
+
+
+def test_a_vm_is_off_only_when_its_process_is_gone() -> None:
     ways = {
-        event
-        for state, event in PAIRS
-        if state is not State.stopped and transition(state, event)[0] is State.stopped
+        event for state, event in PAIRS if state not in OFF and transition(state, event)[0] in lifecycle.OFF
     }
     assert ways == {Event.exited, Event.refused}
 
 
 def test_the_end_of_the_process_stops_a_vm_in_any_state_and_buries_it_once() -> None:
-    for state in set(State) - {State.stopped}:
+    for state in set(State) - OFF:
         assert transition(state, Event.exited) == (State.stopped, Action.bury)
-    assert transition(State.stopped, Event.exited) == (State.stopped, Action.nothing)
+    for state in OFF:
+        assert transition(state, Event.exited) == (state, Action.nothing)
 
 
-def test_a_stopped_vm_is_left_only_by_start_and_found() -> None:
-    assert {event for event in Event if transition(State.stopped, event)[0] is not State.stopped} == {
-        Event.start,
-        Event.found,
-    }
+def test_a_stopped_vm_is_left_only_by_start_and_found_and_for_a_pause() -> None:
+    left = {event for event in Event if transition(State.stopped, event)[0] is not State.stopped}
+    assert left == {Event.start, Event.found, Event.pause}
+
+
+def test_a_stop_ends_the_wait_for_a_restart() -> None:
+    ways = {event for event in Event if transition(State.waiting, event)[0] is State.stopped}
+    assert ways == {Event.stop, Event.force}
+
+
+# Restarts
+
+
+CRASHES = (Reason.signalled, Reason.failed, Reason.refused, Reason.panicked, Reason.unknown)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_each_policy_restarts_what_it_says(reason: Reason) -> None:
+    restarted = [lifecycle.is_restarted(policy, reason) for policy in ("no", "on-crash", "always")]
+    assert restarted == [False, reason in CRASHES, True]
+
+
+def test_pauses_double_up_to_a_minute_and_come_to_an_end() -> None:
+    pauses = [lifecycle.pause(tries) for tries in range(8)]
+    assert pauses == [1, 2, 4, 8, 16, 32, None, None]
 
 
 def test_a_stop_once_begun_is_never_taken_back() -> None:

@@ -24,7 +24,7 @@ from conftest import FAKE, TESTS, Daemon, end_processes_of, processes_of, wait_f
 from test_control import Wire, nothing_unforeseen
 
 from vmessd.errors import AlreadyRunning, NotRunning, StartFailed, TimedOut, VmessError
-from vmessd.launch import Host
+from vmessd.host import Host
 from vmessd.machine import Machine
 from vmessd.report import StartProgress, StopProgress
 from vmessd.session import Timing

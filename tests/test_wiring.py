@@ -31,7 +31,9 @@ FORWARDS = st.dictionaries(PORTS, PORTS, max_size=5).map(lambda ports: tuple(por
 BRIDGES = (
     st.text(st.characters(exclude_characters="/:%"), min_size=1, max_size=15)
     .filter(lambda name: name.isprintable() and not any(char.isspace() for char in name))
-    .filter(lambda name: len(name.encode()) <= 15 and name[0] != "-" and name not in (".", "..", "user"))
+    .filter(
+        lambda name: len(name.encode()) <= 15 and name[0] != "-" and name not in (".", "..", "user", "none")
+    )
     .filter(lambda name: names.tap_parts(name) is None)
 )
 WIRES = (

@@ -79,6 +79,17 @@ COMMANDS: tuple[Command, ...] = (
         options=(JSON,),
     ),
     Command("help", "Show all verbs, or one.", "", arguments="[verb]..."),
+    Command(
+        "boot",
+        "Start all VMs whose autostart is on, lower orders first. The host's boot does this.",
+        "Boot",
+    ),
+    Command(
+        "shutdown",
+        "Stop all VMs gracefully, higher orders first, each with its own grace. The host's shutdown\n"
+        "does this.",
+        "Shutdown",
+    ),
     Command("make", "Create a directory for the VM.", "Make", many=True),
     *(
         Command(setting.verb, setting.help, "Set", arguments=setting.argument, many=True)

@@ -29,6 +29,22 @@ def ended(last_exit: Reply) -> str:
     return f"{text}{', ' if ':' in text else ' '}{duration(last_exit['age'])} ago"
 
 
+def is_off(status: Reply) -> bool:
+    """Tell whether a VM has no QEMU."""
+    return status["state"] in ("stopped", "waiting")
+
+
+def _off(status: Reply) -> str:
+    """Return how a VM came to be off, and whether it stays so, in brackets; empty if nobody knows."""
+    last, restart = status["last_exit"], status["restart"]
+    words = [ended(last)] if last else []
+    if last and last["note"]:
+        words.append(printable(last["note"]))
+    if restart:
+        words.append(f"restart {restart['attempt']} of {restart['limit']} in {duration(restart['due'])}")
+    return f" ({'; '.join(words)})" if words else ""
+
+
 def _condition(status: Reply) -> str:
     """Return what is out of the ordinary with a VM that runs, in brackets; empty if nothing is."""
     words = {
@@ -42,8 +58,8 @@ def _condition(status: Reply) -> str:
 def status(reply: Reply) -> str:
     """Return one VM's status in a line, as the original worded it."""
     vm = reply["status"]
-    if vm["state"] == "stopped":
-        return f"VM not running ({ended(vm['last_exit'])})" if vm["last_exit"] else "VM not running"
+    if is_off(vm):
+        return f"VM not running{_off(vm)}"
     if vm["state"] == "starting":
         return f"VM is starting, PID: {vm['pid']}" if vm["pid"] else "VM is starting"
     return f"VM is running, PID: {vm['pid']}{_condition(vm)}"
@@ -56,7 +72,7 @@ def listing(reply: Reply) -> str:
     lines += [
         f"{vm['name']:<14} {vm['pid'] or '-':>8}  up {duration(vm['uptime'] or 0)}{_condition(vm)}"
         for vm in vms
-        if vm["state"] != "stopped"
+        if not is_off(vm)
     ]
     lines.append("All VMs:")
     lines += [f"{vm['name']:<14} {status({'status': vm})}" for vm in vms]
@@ -129,6 +145,20 @@ def escalation(progress: Reply) -> str:
     if progress["rung"] == "QMP quit":
         return f"did not power down in {progress['grace']:.0f} s; now {progress['rung']}"
     return f"is still there; now {progress['rung']}"
+
+
+def fleet_step(progress: Reply) -> str:
+    """Return what happens to one of many VMs."""
+    return {
+        "starting": "Starting VM",
+        "running": f"VM is running, PID: {progress['pid']}",
+        "stopping": stopping(progress),
+    }.get(progress["step"]) or str(progress["text"] or "VM not running")
+
+
+def waiting(vm: str, progress: Reply, elapsed: float) -> str:
+    """Return one VM that is waited for: `r1 (power button, 12 s)`."""
+    return f"{vm} ({progress['rung'] or 'start'}, {elapsed:.0f} s)"
 
 
 def made(reply: Reply) -> str:

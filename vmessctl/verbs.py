@@ -46,7 +46,7 @@ def _status(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         reply = client.call("Status", vm=vm)
         show(invocation, reply, render.status, vm)
-        return NotRunning.status if reply["status"]["state"] == "stopped" else DONE
+        return NotRunning.status if render.is_off(reply["status"]) else DONE
 
     return for_each(invocation, work)
 
@@ -68,7 +68,7 @@ def _make(invocation: Invocation) -> int:
 
 
 def _set(invocation: Invocation) -> int:
-    verb, (text,) = invocation.command.verb, invocation.arguments
+    verb, text = invocation.command.verb, " ".join(invocation.arguments)
     value: str | None = text
     if text == "none":
         value = None
@@ -102,7 +102,7 @@ def _remove(invocation: Invocation) -> int:
 
     def work(client: Client, vm: str) -> int:
         info = client.call("Info", vm=vm)["info"]
-        if info["status"]["state"] != "stopped":
+        if not render.is_off(info["status"]):
             raise AlreadyRunning(
                 f"VM {vm} is running; it has to be stopped for this", hint=f"{PROGRAM} {vm} stop"
             )
@@ -138,6 +138,12 @@ def _follow(invocation: Invocation) -> int:
     return follow.start(invocation) if invocation.command.verb == "start" else follow.stop(invocation)
 
 
+def _fleet(invocation: Invocation) -> int:
+    from vmessctl import fleet  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return fleet.run(invocation)
+
+
 def _wires(invocation: Invocation) -> int:
     from vmessctl import wires  # noqa: PLC0415 -- other verbs need not wait for it
 
@@ -150,6 +156,8 @@ HANDLERS: dict[str, Handler] = {
     "make": _make,
     "start": _follow,
     "stop": _follow,
+    "boot": _fleet,
+    "shutdown": _fleet,
     "status": _status,
     "info": _info,
     "rm": _remove,

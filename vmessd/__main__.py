@@ -1,5 +1,6 @@
 """`vmessd`: read the settings, then serve."""
 
+import functools
 import os
 import sys
 
@@ -7,16 +8,25 @@ from vmessd import config, daemon, log
 from vmessd.errors import VmessError
 
 
+def _working_directory() -> str:
+    """Return where relative paths count from, also when the settings are read again."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
 def main() -> int:
     """Run vmessd and return its exit status: that of the error that ended it, 0 after a signal."""
     try:
-        settings = config.read(sys.argv[1:], os.environ)
+        read = functools.partial(config.read, sys.argv[1:], os.environ, _working_directory())
+        settings = read()
         in_force = config.check(settings)
         if settings.check:
             print(*in_force, sep="\n")  # noqa: T201 -- this is what --check is for
         else:
             log.begin()
-            daemon.run(settings)
+            daemon.run(settings, read)
     except VmessError as error:
         print(f"vmessd: {error.message}", file=sys.stderr)  # noqa: T201 -- the user's message
         if error.hint:

@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vmessd.drives import Disk
 from vmessd.errors import Failed
 from vmessd.settings import SETTINGS
-from vmessd.vmdir import PID_FILE, Disk
+from vmessd.vmdir import PID_FILE
 
 
 class ChildFd(enum.IntEnum):

@@ -9,11 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from vmessd import __version__
+from vmessd import __version__, account
 from vmessd.errors import InvalidValue, printable, quoted, reason
 
 QEMU = "qemu-system-x86_64"
 ACCELERATORS = ("auto", "kvm", "tcg")
+
+
+SERVICE_CONFIG = "/etc/vmess/vmessd.toml"
+"""Read by the host's service, if it is there."""
 
 
 class Option(NamedTuple):
@@ -23,40 +27,82 @@ class Option(NamedTuple):
     """In the file; the flag is `--<key>`."""
     metavar: str
     help: str
+    default: str
+    """Where nobody says."""
+    service: str
+    """The same for the host's service."""
     environment: str | None = None
     choices: tuple[str, ...] | None = None
     many: bool = False
     """Several values: a list in the file, with commas between them on the command line."""
+    live: bool = False
+    """Read again when the daemon is told to reload."""
 
+    def explained(self) -> str:
+        """Return the help, with the defaults."""
+        default, service = (value or "none" for value in (self.default, self.service))
+        return f"{self.help} (default: {default}{f'; service: {service}' if service != default else ''})"
+
+
+OWN_USER = "none"
+OWN_SOCKET = "$XDG_RUNTIME_DIR/vmess/control.sock"
+SERVICE_SOCKET = "/run/vmess/control.sock"
 
 OPTIONS = (
-    Option("vmdir", "DIR", "VM root: one directory for each VM (default: ~/vms)", "VMESS_VMDIR"),
     Option(
-        "socket",
-        "PATH",
-        "control socket (default: $XDG_RUNTIME_DIR/vmess/control.sock, else /run/vmess/control.sock)",
-        "VMESS_SOCKET",
+        "vmdir",
+        "DIR",
+        "VM root: one directory for each VM",
+        "~/vms",
+        "/var/lib/vmess",
+        environment="VMESS_VMDIR",
     ),
-    Option("qemu", "PROGRAM", f"QEMU to run, a path or a name in $PATH (default: {QEMU})"),
+    Option("socket", "PATH", "control socket", OWN_SOCKET, SERVICE_SOCKET, environment="VMESS_SOCKET"),
+    Option("qemu", "PROGRAM", "QEMU to run, a path or a name in $PATH", QEMU, QEMU),
     Option(
         "accel",
         "auto|kvm|tcg",
-        "what runs the guests' code where a VM has no ACCEL file; auto is KVM where it may be used, "
-        "else TCG (default: auto)",
+        "what runs the guests' code where a VM has no ACCEL file; auto is KVM where it may be used, else TCG",
+        "auto",
+        "auto",
         choices=ACCELERATORS,
+        live=True,
     ),
     Option(
         "allow-links",
         "PATTERN,...",
         "links that are not vmess's own and may be enslaved, changed and deleted all the same: names or "
-        "patterns such as eth1 or lab*, !eth0 to deny one (default: none)",
+        "patterns such as eth1 or lab*, !eth0 to deny one",
+        "",
+        "",
         many=True,
+        live=True,
     ),
     Option(
         "allow-bridges",
         "PATTERN,...",
-        "bridges that are not vmess's own and VMs may be connected to (default: *, all)",
+        "bridges that are not vmess's own and VMs may be connected to",
+        "*",
+        "*",
         many=True,
+        live=True,
+    ),
+    Option(
+        "qemu-user",
+        "USER",
+        "user QEMU runs as, without any capability, or none for the daemon's own; takes CAP_SETUID, "
+        "CAP_SETGID and CAP_KILL",
+        OWN_USER,
+        "vmess-qemu",
+    ),
+    Option(
+        "exargs",
+        "yes|no",
+        "whether EXARGS and NIC_EXARGS are honoured, by which whoever writes them decides how QEMU runs",
+        "yes",
+        "no",
+        choices=("yes", "no"),
+        live=True,
     ),
 )
 
@@ -70,7 +116,23 @@ class Config(NamedTuple):
     accel: str
     allow_links: tuple[str, ...]
     allow_bridges: tuple[str, ...]
+    qemu_user: str | None
+    """None: the daemon's own."""
+    exargs: bool
     check: bool
+
+    def in_force(self) -> dict[str, str]:
+        """Return the settings by their keys, as they are shown."""
+        return {
+            "vmdir": printable(str(self.vmdir)),
+            "socket": printable(str(self.socket)),
+            "qemu": printable(self.qemu),
+            "accel": self.accel,
+            "allow-links": printable(", ".join(self.allow_links)) or "none",
+            "allow-bridges": printable(", ".join(self.allow_bridges)) or "none",
+            "qemu-user": printable(self.qemu_user or OWN_USER),
+            "exargs": "yes" if self.exargs else "no",
+        }
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,46 +152,59 @@ def parser() -> argparse.ArgumentParser:
     )
     for option in OPTIONS:
         result.add_argument(
-            f"--{option.key}", metavar=option.metavar, help=option.help.replace("%", "%%"), default=None
+            f"--{option.key}", metavar=option.metavar, help=option.explained().replace("%", "%%"), default=None
         )
     result.add_argument("--config", metavar="FILE", help="TOML file with the same names as keys")
+    result.add_argument(
+        "--service",
+        action="store_true",
+        help=f"be the host's service: the other defaults, and {SERVICE_CONFIG} if it is there and no --config",
+    )
     result.add_argument("--check", action="store_true", help="say whether the settings are right, and exit")
     result.add_argument("--version", action="version", version=f"vmessd {__version__}")
     return result
 
 
-def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
-    """Return the settings from command line, environment and file.
+def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "") -> Config:
+    """Return the settings from command line, environment and file; relative paths count from `here`.
 
     Raises:
         InvalidValue: one is wrong; names it, its value, and what would be right.
     """
     given = vars(parser().parse_args(arguments))
-    file = _file(Path(given["config"])) if given["config"] is not None else {}
+    if given["config"] is None and given["service"] and os.path.lexists(SERVICE_CONFIG):
+        given["config"] = SERVICE_CONFIG
+    file = _file(Path(here, given["config"])) if given["config"] is not None else {}
     chosen = {option.key: _choose(option, given, environment, file) for option in OPTIONS}
     return Config(
-        vmdir=_path("vmdir", chosen["vmdir"] or "~/vms"),
-        socket=_path("socket", chosen["socket"]) if chosen["socket"] else default_socket(environment),
-        qemu=chosen["qemu"] or QEMU,
-        accel=chosen["accel"] or "auto",
-        allow_links=_patterns(chosen["allow-links"] or ""),
-        allow_bridges=_patterns("*" if chosen["allow-bridges"] is None else chosen["allow-bridges"]),
+        vmdir=_path(here, "vmdir", chosen["vmdir"]),
+        socket=default_socket(environment)
+        if chosen["socket"] == OWN_SOCKET
+        else _path(here, "socket", chosen["socket"]),
+        qemu=chosen["qemu"],
+        accel=chosen["accel"],
+        allow_links=_patterns(chosen["allow-links"]),
+        allow_bridges=_patterns(chosen["allow-bridges"]),
+        qemu_user=None if chosen["qemu-user"] == OWN_USER else chosen["qemu-user"],
+        exargs=chosen["exargs"] == "yes",
         check=given["check"],
     )
 
 
 def _choose(
     option: Option, given: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, str]
-) -> str | None:
+) -> str:
     sources: list[tuple[str, str | None]] = [
         (f"--{option.key}", given[option.key.replace("-", "_")]),
         (option.environment or "", environment.get(option.environment or "") or None),
         (f"configuration {printable(str(given['config']))}: {option.key}", file.get(option.key)),
     ]
     source, value = next((pair for pair in sources if pair[1] is not None), ("", None))
-    if value == "" and not option.many:
+    if value is None:
+        return option.service if given["service"] else option.default
+    if value == "" and option.default:
         raise InvalidValue(f"{source} is empty; it has to be {option.metavar}")
-    if value is not None and option.choices and value not in option.choices:
+    if option.choices and value not in option.choices:
         raise InvalidValue(f"{source} {quoted(value)} is none of {', '.join(option.choices)}")
     return value
 
@@ -166,10 +241,10 @@ def _patterns(text: str) -> tuple[str, ...]:
     return tuple(pattern.strip() for pattern in text.split(",") if pattern.strip())
 
 
-def _path(key: str, text: str) -> Path:
+def _path(here: str, key: str, text: str) -> Path:
     """Return an absolute path that can be written into QEMU's command line."""
     try:
-        path = Path(os.path.abspath(Path(text).expanduser()))
+        path = Path(os.path.abspath(Path(here, Path(text).expanduser())))
     except RuntimeError:
         raise InvalidValue(f"{key} {quoted(text)} begins with a user who has no home") from None
     try:
@@ -209,18 +284,14 @@ def check(config: Config) -> list[str]:
         VmessError: a daemon with these settings would not work.
     """
     qemu = find_qemu(config.qemu)
+    if config.qemu_user is not None:
+        account.find(config.qemu_user)
     _check_directory("vmdir", config.vmdir)
     _check_directory("socket", config.socket.parent)
     if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):
         raise InvalidValue(f"socket {quoted(config.socket)} is taken by something that is no socket")
-    return [
-        f"vmdir = {printable(str(config.vmdir))}",
-        f"socket = {printable(str(config.socket))}",
-        f"qemu = {printable(qemu)}",
-        f"accel = {config.accel}",
-        f"allow-links = {printable(', '.join(config.allow_links)) or 'none'}",
-        f"allow-bridges = {printable(', '.join(config.allow_bridges)) or 'none'}",
-    ]
+    in_force = config._replace(qemu=qemu).in_force()
+    return [f"{key} = {value}" for key, value in in_force.items()]
 
 
 def _check_directory(key: str, path: Path) -> None:

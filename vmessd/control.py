@@ -30,6 +30,7 @@ from asyncvarlink.types import FileDescriptorArray, JSONObject
 
 from vmessd import __version__, safefile
 from vmessd.errors import INTERFACE, Failed, Locked, VmessError, failing, printable, reason
+from vmessd.fleet import Fleet
 from vmessd.interface import Peer, VmessInterface, error_reply
 from vmessd.supervisor import Supervisor
 
@@ -157,9 +158,10 @@ class Connection(VarlinkInterfaceServerProtocol):
 class Control:
     """The listening socket and its clients. Use as an async context manager."""
 
-    def __init__(self, path: Path, supervisor: Supervisor) -> None:
+    def __init__(self, path: Path, supervisor: Supervisor, fleet: Fleet) -> None:
         self.path = path
         self._supervisor = supervisor
+        self._fleet = fleet
         self._clients: set[Connection] = set()
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None
@@ -269,7 +271,7 @@ class Control:
         credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         peer = Peer(*struct.unpack("3i", credentials))
         registry = VarlinkInterfaceRegistry()
-        registry.register_interface(VmessInterface(self._supervisor, peer))
+        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer))
         registry.register_interface(
             VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
         )

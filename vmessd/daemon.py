@@ -2,18 +2,22 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 
-import sdnotify
-
-from vmessd import __version__, process
+from vmessd import __version__, account, fleet, notify, process
 from vmessd.access import Access
-from vmessd.config import Config, find_qemu
+from vmessd.account import Account
+from vmessd.config import OPTIONS, Config, find_qemu
 from vmessd.control import Control
-from vmessd.launch import Host
+from vmessd.errors import VmessError
+from vmessd.fleet import Fleet
+from vmessd.host import Host
 from vmessd.network import Network
 from vmessd.supervisor import Supervisor
 
@@ -22,9 +26,11 @@ log = logging.getLogger(__name__)
 THREADS = 64
 TURN = 0.001
 """Seconds a thread computes before the event loop gets its turn; Python's own 5 ms add up to a stall."""
+STATUS_EVERY = 2.0
+"""Seconds between looks at how many VMs run, for the service manager's STATUS."""
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) -> None:
     """Serve until SIGTERM or SIGINT; the VMs go on.
 
     Raises:
@@ -36,20 +42,75 @@ async def serve(config: Config) -> None:
     loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(THREADS, "files"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_end.set)
-    notifier = sdnotify.SystemdNotifier()
-    access = Access(os.geteuid(), config.allow_links, config.allow_bridges)
-    host = Host(find_qemu(config.qemu), config.accel, network=Network(access))
-    async with Supervisor(config.vmdir, host) as supervisor, Control(config.socket, supervisor):
-        log.info("vmessd %s serves %s on %s", __version__, config.vmdir, config.socket)
-        notifier.notify("READY=1")
-        await asked_to_end.wait()
-        notifier.notify("STOPPING=1")
-        log.info("ending; the VMs go on")
+    access = Access(runs_as.uid, config.allow_links, config.allow_bridges)
+    host = Host(find_qemu(config.qemu), config.accel, runs_as, config.exargs, network=Network(access))
+    reload = Reload(config, host, reread)
+    # On a terminal it means that the terminal is gone.
+    loop.add_signal_handler(signal.SIGHUP, asked_to_end.set if sys.stderr.isatty() else reload.now)
+    async with Supervisor(config.vmdir, host) as supervisor:
+        with contextlib.closing(Fleet(supervisor)) as all_vms:
+            async with Control(config.socket, supervisor, all_vms):
+                log.info("vmessd %s serves %s on %s", __version__, config.vmdir, config.socket)
+                notify.tell("READY=1", notify.status(fleet.summary(supervisor.machines())))
+                beat = asyncio.create_task(_beat(supervisor))
+                await asked_to_end.wait()
+                beat.cancel()
+                notify.tell("STOPPING=1", notify.status("ending; the VMs go on"))
+                log.info("ending; the VMs go on")
 
 
-def run(config: Config) -> None:
-    """Serve in an event loop of its own; raises as :func:`serve`."""
+async def _beat(supervisor: Supervisor) -> None:
+    """Tell the service manager that this loop turns, and how the VMs are."""
+    period = notify.watchdog_period(os.environ)
+    said = ""
+    while notify.is_heard():
+        text = fleet.summary(supervisor.machines())
+        news = [notify.status(text)] if text != said else []
+        said = text
+        if period is not None:
+            news.append("WATCHDOG=1")
+        if news:
+            notify.tell(*news)
+        await asyncio.sleep(min(period or STATUS_EVERY, STATUS_EVERY))
+
+
+class Reload:
+    """Takes in changed settings of the daemon while it runs."""
+
+    def __init__(self, config: Config, host: Host, reread: Callable[[], Config]) -> None:
+        self._config = config
+        self._host = host
+        self._reread = reread
+
+    def now(self) -> None:
+        """Read the settings again; wrong ones change nothing, and some take a restart."""
+        notify.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            config = self._reread()
+        except VmessError as error:
+            log.error("the settings stay as they are: %s", error.message)  # noqa: TRY400 -- the line says it all
+        else:
+            self._take(config)
+        notify.tell("READY=1")
+
+    def _take(self, config: Config) -> None:
+        before, after = self._config.in_force(), config.in_force()
+        changed = [option for option in OPTIONS if before[option.key] != after[option.key]]
+        for option in changed:
+            when = "" if option.live else ", from the next start of vmessd on"
+            log.info("%s is %s%s, was %s", option.key, after[option.key], when, before[option.key])
+        if not changed:
+            log.info("the settings are unchanged")
+        host = self._host
+        host.accel, host.exargs = config.accel, config.exargs
+        host.network.access = Access(host.account.uid, config.allow_links, config.allow_bridges)
+        self._config = config
+
+
+def run(config: Config, reread: Callable[[], Config]) -> None:
+    """Serve in an event loop of its own; raises as :func:`serve`. `reread` returns the settings as of now."""
     sys.setswitchinterval(TURN)
-    process.keep_to_ourselves()
+    runs_as = account.own() if config.qemu_user is None else account.find(config.qemu_user)
+    process.keep_to_ourselves(runs_as.handed_on)
     os.chdir("/")
-    asyncio.run(serve(config))
+    asyncio.run(serve(config, runs_as, reread))

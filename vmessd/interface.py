@@ -12,8 +12,9 @@ from asyncvarlink import LastResult, TypedVarlinkErrorReply, VarlinkInterface, v
 
 from vmessd.addresses import VMAddress
 from vmessd.errors import ERRORS, INTERFACE, VmessError, quoted
+from vmessd.fleet import Fleet
 from vmessd.network import Step
-from vmessd.report import StartProgress, StopProgress, VMInfo, VMNic, VMStatus
+from vmessd.report import FleetProgress, StartProgress, StopProgress, VMInfo, VMNic, VMStatus
 from vmessd.segments import Segment
 from vmessd.supervisor import Supervisor
 
@@ -60,8 +61,9 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     errors = tuple(_ERROR_TYPES.values())
 
-    def __init__(self, supervisor: Supervisor, peer: Peer) -> None:
+    def __init__(self, supervisor: Supervisor, fleet: Fleet, peer: Peer) -> None:
         self._supervisor = supervisor
+        self._fleet = fleet
         self._peer = peer
 
     def _note(self, method: str, vm: str, detail: str = "") -> None:
@@ -123,6 +125,27 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         self._note("Stop", vm, " by force" if force else "")
         machine = await self._supervisor.machine(vm)
         async for progress in machine.stop(self._peer.uid, force=force):
+            if progress.done:
+                raise LastResult(progress)
+            yield progress
+
+    @varlinkmethod(return_parameter="progress", delay_generator=False)
+    async def Boot(self) -> AsyncIterator[FleetProgress]:
+        """Start the VMs that are to start with the host, lower orders first. Wants `more`.
+
+        A reply for each step of each VM, then a last one. It goes on if the caller leaves.
+        """
+        self._note("Boot", "")
+        async for progress in self._fleet.boot(self._peer.uid):
+            if progress.done:
+                raise LastResult(progress)
+            yield progress
+
+    @varlinkmethod(return_parameter="progress", delay_generator=False)
+    async def Shutdown(self) -> AsyncIterator[FleetProgress]:
+        """Stop all VMs gracefully, higher orders first. Wants `more`; otherwise as Boot."""
+        self._note("Shutdown", "")
+        async for progress in self._fleet.shutdown(self._peer.uid):
             if progress.done:
                 raise LastResult(progress)
             yield progress

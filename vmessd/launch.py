@@ -9,12 +9,11 @@ import logging
 import os
 import signal
 
-from vmessd import cmdline, names, shell, tap, vmdir
-from vmessd.access import Access
+from vmessd import cmdline, drives, names, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
-from vmessd.display import Displays
 from vmessd.errors import BadFile, Locked, VmessError, failing
-from vmessd.lifecycle import Reason
+from vmessd.host import Host
+from vmessd.lifecycle import Reason, is_restarted
 from vmessd.network import Network, Nic
 from vmessd.process import Process, arguments
 from vmessd.records import ExitRecord, Moment, RunRecord, boot_id
@@ -27,31 +26,6 @@ LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
 
 
 @dataclasses.dataclass
-class Host:
-    """What all VMs of a daemon share."""
-
-    qemu: str
-    """Path of the QEMU executable."""
-    accel: str = "auto"
-    """auto, kvm or tcg: what a VM without an ACCEL file gets."""
-    displays: Displays = dataclasses.field(default_factory=Displays)
-    network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
-    _kvm_missed: bool = False
-
-    def accelerator(self, wanted: str | None) -> str:
-        """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`."""
-        choice = wanted or self.accel
-        if choice != "auto":
-            return choice
-        if kvm_usable():
-            return "kvm"
-        if not self._kvm_missed:
-            self._kvm_missed = True
-            log.warning("/dev/kvm cannot be opened by this process: VMs run under TCG, which is slower")
-        return "tcg"
-
-
-@dataclasses.dataclass
 class Launched:
     """A QEMU process and what is known about it."""
 
@@ -59,15 +33,6 @@ class Launched:
     record: RunRecord
     log_start: int
     """Where in its log this run's own words begin."""
-
-
-def kvm_usable() -> bool:
-    """Tell whether this process may open /dev/kvm."""
-    try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
 
 
 def identity(directory: VMDirectory) -> tuple[str, str]:
@@ -87,8 +52,9 @@ def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
     Raises:
         NoSuchVM: there is no directory.
         BadFile: a setting or a drive is not what it has to be; names the file and the value.
+        NotPermitted: as Host.settings.
     """
-    values = directory.read_settings()
+    values = host.settings(directory)
     nics = host.network.nics(directory.vm, values.get("NICS"))
     return Spec(
         vm=directory.vm,
@@ -96,7 +62,7 @@ def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
         accel=host.accelerator(values.get("ACCEL")),
         display=display,
         values=values,
-        disks=directory.disks(),
+        disks=drives.disks(directory),
         cards=[card(directory.vm, nic) for nic in nics if not nic.leaving],
     )
 
@@ -118,8 +84,10 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     undo.callback(host.network.wire(directory.vm, missing).undo)
 
 
-def launch(directory: VMDirectory, host: Host) -> Launched:
+def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
     """Start the VM's QEMU, its guest not running yet. Where this fails, nothing is left.
+
+    `tries` is how many restarts in a row this is.
 
     Raises:
         Locked: the VM has a live owner that is not ours.
@@ -141,6 +109,7 @@ def launch(directory: VMDirectory, host: Host) -> Launched:
         display = host.displays.claim(directory.vm, names.display(directory.vm))
         argv = cmdline.build(dataclasses.replace(spec, display=display), host.qemu)
         undo.callback(_sweep_quietly, directory)
+        directory.make_pid_file()
         output = directory.open_log(vmdir.QEMU_LOG)
         ours.callback(os.close, output)
         serial_log = directory.open_log(vmdir.SERIAL_LOG)
@@ -159,9 +128,10 @@ def launch(directory: VMDirectory, host: Host) -> Launched:
                 ChildFd.serial: serial.fileno(),
                 ChildFd.serial_log: serial_log,
             },
+            host.account.entry,
         )
         undo.callback(_end, process)
-        record = RunRecord(process.pid, process.ticks, display, spec.accel, argv, Moment.now())
+        record = RunRecord(process.pid, process.ticks, display, spec.accel, argv, Moment.now(), tries)
         directory.write_run_record(record)
         undo.pop_all()
     return Launched(process, record, log_start)
@@ -200,7 +170,7 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     except VmessError as error:
         log.warning("%s: %s", directory.vm, error.message)
     record = _run_record(directory)
-    found = _find(directory, record)
+    found = _find(directory, record, host)
     if found is None:
         if record is not None:
             _record_unseen(directory, record)
@@ -214,6 +184,15 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     return Launched(process, record, log_start)
 
 
+def last_exit(directory: VMDirectory) -> ExitRecord | None:
+    """Return how the VM's last run ended; None where there was none, or nobody can read it."""
+    try:
+        return directory.exit_record()
+    except VmessError as error:
+        log.warning("%s: %s; it is passed over", directory.vm, error.message)
+        return None
+
+
 def _run_record(directory: VMDirectory) -> RunRecord | None:
     try:
         return directory.run_record()
@@ -222,20 +201,20 @@ def _run_record(directory: VMDirectory) -> RunRecord | None:
         return None
 
 
-def _find(directory: VMDirectory, record: RunRecord | None) -> tuple[Process, RunRecord] | None:
+def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> tuple[Process, RunRecord] | None:
     """Return the live process by its record, or, if the directory is locked all the same, by looking.
 
     What it was started with is read from the process: the record may be anybody's.
     """
     if record is not None and record.since.boot == boot_id():
-        process = Process.find(record.pid, record.ticks, identity(directory))
+        process = Process.find(record.pid, record.ticks, identity(directory), host.account.uids)
         if process is not None:
-            return _described(process, record.since)
+            return _described(process, record.since, record.tries)
     lock = directory.lock()
     if lock is not None:
         os.close(lock)
         return None
-    process = Process.search(identity(directory))
+    process = Process.search(identity(directory), host.account.uids)
     if process is None:
         raise Locked(f"VM {directory.vm} is held by a process that is not its QEMU, or was not at this path")
     found = _described(process, Moment.now())
@@ -248,7 +227,7 @@ def _find(directory: VMDirectory, record: RunRecord | None) -> tuple[Process, Ru
     return found
 
 
-def _described(process: Process, since: Moment) -> tuple[Process, RunRecord] | None:
+def _described(process: Process, since: Moment, tries: int = 0) -> tuple[Process, RunRecord] | None:
     """Return a process with what its arguments say; None where it ended just now."""
     try:
         argv = arguments(process.pid)
@@ -256,7 +235,7 @@ def _described(process: Process, since: Moment) -> tuple[Process, RunRecord] | N
         process.close()
         return None
     display, accel = cmdline.display_of(argv), cmdline.accel_of(argv)
-    return process, RunRecord(process.pid, process.ticks, display, accel, argv, since)
+    return process, RunRecord(process.pid, process.ticks, display, accel, argv, since, tries)
 
 
 def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
@@ -273,6 +252,18 @@ def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
             asked_by=None,
             log=directory.log_tail(vmdir.QEMU_LOG, 0)[-LAST_LINES:],
             when=Moment.now(),
+            tries=record.tries,
+            # After a boot of the host it is for AUTOSTART to say what comes up.
+            again=record.since.boot == boot_id() and is_restarted(restart_policy(directory), Reason.unseen),
         )
     directory.write_exit_record(last)
     _sweep_quietly(directory)
+
+
+def restart_policy(directory: VMDirectory) -> str:
+    """Return what the RESTART file says; `no` where it makes no sense, which is logged."""
+    try:
+        return directory.read_setting(BY_FILE["RESTART"]) or "no"
+    except VmessError as error:
+        log.warning("%s: %s; it is not restarted", directory.vm, error.message)
+        return "no"

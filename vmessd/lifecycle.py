@@ -13,6 +13,8 @@ class State(enum.Enum):
 
     stopped = "stopped"
     """There is no QEMU."""
+    waiting = "waiting"
+    """There is no QEMU; its restart policy starts one when a pause is over."""
     starting = "starting"
     """QEMU was spawned; the guest has not run yet."""
     running = "running"
@@ -23,6 +25,10 @@ class State(enum.Enum):
     """The process lives and does not answer. It is left alone and never started a second time."""
     stopping = "stopping"
     """A stop is under way; see :func:`ladder`."""
+
+
+OFF = frozenset({State.stopped, State.waiting})
+"""The states without a QEMU."""
 
 
 class Event(enum.Enum):
@@ -38,6 +44,8 @@ class Event(enum.Enum):
     silent = "QEMU does not answer in time"
     lost = "the monitor connection is gone"
     rung = "the next rung of the ladder is due"
+    pause = "it is to be started again after a pause"
+    again = "the pause before it is started again is over"
     refused = "there is no process: it could not be spawned, or its end could not be handled"
     exited = "the process has ended"
 
@@ -57,6 +65,8 @@ class Action(enum.Enum):
     kill = "begin the ladder at its top"
     join = "wait for what is under way"
     bury = "reap, record the exit, clean up, tell everyone"
+    rest = "let the pause before a restart begin"
+    call_off = "start it not again after all"
     say_running = "refuse: it runs"
     say_stopping = "refuse: it is being stopped"
     say_stopped = "refuse: it does not run"
@@ -71,6 +81,14 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.start: (_S.starting, _A.spawn),
         _E.stop: (_S.stopped, _A.say_stopped),
         _E.force: (_S.stopped, _A.say_stopped),
+        _E.found: (_S.unresponsive, _A.connect),
+        _E.pause: (_S.waiting, _A.rest),
+    },
+    _S.waiting: {
+        _E.start: (_S.starting, _A.spawn),
+        _E.again: (_S.starting, _A.spawn),
+        _E.stop: (_S.stopped, _A.call_off),
+        _E.force: (_S.stopped, _A.call_off),
         _E.found: (_S.unresponsive, _A.connect),
     },
     _S.starting: {
@@ -251,3 +269,22 @@ def _reason(ending: Ending) -> Reason:
     if not ending.ran:
         return Reason.refused
     return Reason.unknown
+
+
+RESTARTS_MAX = 6
+"""Restarts in a row after which a VM is given up."""
+PAUSE_MAX = 60.0
+STEADY = 60.0
+"""Seconds a VM has to run for its earlier ends to be forgotten."""
+
+_CRASHES = frozenset({Reason.signalled, Reason.failed, Reason.refused, Reason.panicked, Reason.unknown})
+
+
+def is_restarted(policy: str, reason: Reason) -> bool:
+    """Tell whether a policy (no, on-crash, always) starts a VM again that ended so, nobody having asked."""
+    return policy == "always" or (policy == "on-crash" and reason in _CRASHES)
+
+
+def pause(tries: int) -> float | None:
+    """Return the seconds before the next start after so many in a row; None where it is given up."""
+    return min(2.0**tries, PAUSE_MAX) if tries < RESTARTS_MAX else None

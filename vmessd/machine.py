@@ -6,29 +6,21 @@ message in the inbox and is handled after the one before it; nothing else change
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from vmessd import launch, settings, vmdir
-from vmessd.errors import (
-    AlreadyRunning,
-    Failed,
-    Locked,
-    NotRunning,
-    StartFailed,
-    TimedOut,
-    VmessError,
-)
+from vmessd import launch, refusals, restart, settings, vmdir
+from vmessd.errors import Locked, NotRunning, StartFailed, VmessError
+from vmessd.host import Host
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
-from vmessd.launch import Host, Launched
-from vmessd.lifecycle import Action, Event, State, by_force, ladder, transition
-from vmessd.monitor import CommandRefused
-from vmessd.records import ExitRecord, RunRecord
+from vmessd.launch import Launched
+from vmessd.lifecycle import OFF, RESTARTS_MAX, Action, Event, State, by_force, ladder, transition
+from vmessd.records import ExitRecord, RunRecord, boot_id
 from vmessd.report import Exit, StartProgress, StopProgress, VMStatus
-from vmessd.run import Run, Stop, grace_of, stopped
+from vmessd.run import Run, Stop, grace_of, logged, stopped
 from vmessd.session import Session, Timing
 from vmessd.vmdir import VMDirectory
 
@@ -47,6 +39,8 @@ class Machine:
         self.directory = directory
         self.state = State.stopped
         self.last_exit: ExitRecord | None = None
+        self.found = asyncio.Event()
+        """Set once it is known whether an earlier daemon's QEMU lives, and it is held if so."""
         self.settled = asyncio.Event()
         """Set once it is known whether an earlier daemon's QEMU lives, and it had a chance to answer."""
         self.device_gone: Callable[[str], None] = lambda _identifier: None
@@ -56,6 +50,8 @@ class Machine:
         self._inbox = Inbox(directory.vm)
         self._run: Run | None = None
         self._search: asyncio.Task[None] | None = None
+        self._pending: restart.Pending | None = None
+        self._tries = 0
         self._starters: list[Request] = []
         self._stoppers: list[Request] = []
         self._actions: dict[Action, Callable[[Happening], Coroutine[Any, Any, None]]] = {
@@ -70,6 +66,8 @@ class Machine:
             Action.climb: self._climb,
             Action.join: self._join,
             Action.bury: self._bury,
+            Action.rest: self._rest,
+            Action.call_off: self._call_off,
             Action.say_running: self._say_running,
             Action.say_stopping: self._say_stopping,
             Action.say_stopped: self._say_stopped,
@@ -84,6 +82,7 @@ class Machine:
         except Exception:
             log.exception("%s: unexpected failure", self.vm)
             self.settled.set()
+        self.found.set()
         while (message := await self._inbox.get()) is not None:
             try:
                 if isinstance(message, Job):
@@ -139,11 +138,17 @@ class Machine:
             uptime=run.launched.record.since.age() if run else None,
             runstate=run.runstate if run else None,
             last_exit=Exit.of(self.last_exit) if self.last_exit else None,
+            restart=self._pending.report() if self._pending else None,
         )
 
     def record(self) -> RunRecord | None:
         """Return the record of the QEMU there is."""
         return self._run.launched.record if self._run else None
+
+    def stopping(self) -> StopProgress | None:
+        """Return where the stop is that is under way."""
+        run = self._run
+        return run.stop.progress(run.pid) if run is not None and run.stop is not None else None
 
     def live(self) -> Run:
         """Return the QEMU there is; raises NotRunning."""
@@ -155,10 +160,8 @@ class Machine:
 
     async def _do(self, job: Job) -> None:
         try:
-            if job.stopped and self.state is not State.stopped:
-                raise AlreadyRunning(
-                    f"VM {self.vm} is running; it has to be stopped for this", hint=f"vmess {self.vm} stop"
-                )
+            if job.stopped and self.state not in OFF:
+                raise refusals.in_the_way(self.vm)
             job.settle(await asyncio.to_thread(job.work))
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked
             job.settle(error=error)
@@ -176,30 +179,19 @@ class Machine:
             self._run.ran = True
         if before is not self.state:
             log.debug("%s: %s -> %s (%s)", self.vm, before.value, self.state.value, message.event.value)
-        self._mind_silence(message.event)
+        if self._run is not None:
+            self._run.mind_silence(message.event, self.state)
         if action is not Action.nothing:
             await self._actions[action](message)
         if message.event not in (Event.found, Event.start):
             self.settled.set()
 
-    def _mind_silence(self, event: Event) -> None:
-        """Log once that QEMU does not answer, and that it does again."""
-        run = self._run
-        if run is None:
-            return
-        if event in (Event.silent, Event.lost) and self.state is State.unresponsive and not run.missed:
-            run.missed = True
-            log.warning("%s: QEMU does not answer", self.vm)
-        elif event in (Event.born, Event.runs, Event.halts) and run.missed:
-            run.missed = False
-            log.warning("%s: QEMU answers again", self.vm)
-
     def _give_up_on(self, message: Happening | Job) -> None:
         """Leave nobody waiting, and the VM in no state it would never leave."""
-        failure = Failed(f"VM {self.vm}: unexpected failure; vmessd's log has the details")
+        failure = refusals.unexpected(self.vm)
         if isinstance(message, Happening) and message.request is not None:
             tell([message.request], failure)
-        if self._run is None and self.state is not State.stopped:
+        if self._run is None and self.state not in OFF:
             self._inbox.happen(Event.refused, error=failure)
 
     # -- Coming and going --
@@ -207,12 +199,13 @@ class Machine:
     async def _recover(self) -> None:
         try:
             launched = await asyncio.to_thread(launch.recover, self.directory, self._host)
-            self.last_exit = await asyncio.to_thread(self._last_exit)
+            self.last_exit = await asyncio.to_thread(launch.last_exit, self.directory)
         except VmessError as error:
             log.warning("%s: %s; it is looked at again until that is over", self.vm, error.message)
             self._search = asyncio.get_running_loop().create_task(self._search_on())
             launched = None
         if launched is None:
+            self._rest_if_wanted()
             self.settled.set()
             return
         # One that hangs must not make everybody wait who asks how it is.
@@ -222,20 +215,13 @@ class Machine:
     async def _search_on(self) -> None:
         """Look for the VM's QEMU until it is known whether there is one; in turn with all else."""
         look = functools.partial(launch.recover, self.directory, self._host)
-        while self.state is State.stopped:
+        while self.state in OFF:
             await asyncio.sleep(self._timing.probe_every)
             with contextlib.suppress(VmessError):
                 launched = await self._inbox.change(look, stopped=True)
                 if launched is not None:
                     self._inbox.happen(Event.found, launched=launched)
                 return
-
-    def _last_exit(self) -> ExitRecord | None:
-        try:
-            return self.directory.exit_record()
-        except VmessError as error:
-            log.warning("%s: %s; it is passed over", self.vm, error.message)
-            return None
 
     def _take_in(self, launched: Launched) -> bool:
         """Adopt a QEMU that was found; tell whether there was none yet."""
@@ -254,7 +240,7 @@ class Machine:
             events=self._qmp_event,
             timing=self._timing,
         )
-        self._run = Run(launched, session)
+        self._run = Run(self.vm, launched, session)
         launched.process.watch(self._ended)
         return self._run
 
@@ -269,23 +255,17 @@ class Machine:
             await self._run.session.close()
             self._run.launched.process.close()
             self._host.displays.settle(self.vm)
-        farewell = Failed("vmessd is going away; what was begun with QEMU goes on, its deadline does not")
-        tell([*self._inbox.leftovers(), *self._starters, *self._stoppers], farewell)
+        self._wait_no_longer()
+        tell([*self._inbox.leftovers(), *self._starters, *self._stoppers], refusals.going_away())
 
     # -- What QEMU and the kernel tell --
 
     def _qmp_event(self, name: str, data: Mapping[str, Any]) -> None:
-        run = self._run
-        if run is None:
+        if self._run is None:
             return
-        if name == "SHUTDOWN":
-            # The first counts: with -no-shutdown the guest is off long before QEMU is told to quit.
-            run.shutdown = run.shutdown or str(data.get("reason"))
-        elif name == "RESUME":
-            self._inbox.happen(Event.runs, "running")
-        elif name == "STOP":
-            self._inbox.happen(Event.halts, "paused")
-            run.session.probe()  # which kind of standing still it is
+        event = self._run.hear(name, data)
+        if event is not None:
+            self._inbox.happen(event, "running" if event is Event.runs else "paused")
         elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str):
             self.device_gone(data["device"])
 
@@ -302,8 +282,10 @@ class Machine:
 
     async def _spawn(self, message: Happening) -> None:
         self._starters.append(message.asker())
+        pending = self._wait_no_longer()
+        self._tries = pending.attempt if pending and message.event is Event.again else 0
         try:
-            launched = await asyncio.to_thread(launch.launch, self.directory, self._host)
+            launched = await asyncio.to_thread(launch.launch, self.directory, self._host, self._tries)
         except Locked as error:
             await self._take_over(error)
         except VmessError as error:
@@ -327,7 +309,7 @@ class Machine:
             return
         starters, self._starters = self._starters, []
         await self._react(Happening(Event.found, launched=launched))
-        tell(starters, self._running_error())
+        tell(starters, refusals.running(self.vm, launched.process.pid))
 
     async def _converse(self, _message: Happening) -> None:
         if self._run is not None:
@@ -335,16 +317,7 @@ class Machine:
 
     async def _cont(self, _message: Happening) -> None:
         if self._run is not None:
-            self._run.errand("cont", self._let_it_run(self._run))
-
-    async def _let_it_run(self, run: Run) -> None:
-        try:
-            await run.session.execute("cont")
-        except CommandRefused as refusal:
-            run.error = StartFailed(f"QEMU did not let {self.vm} run: {refusal}")
-            run.launched.process.signal(signal.SIGKILL)
-        else:
-            self._inbox.happen(Event.runs, "running")
+            self._run.errand("cont", self._run.let_it_run(lambda: self._inbox.happen(Event.runs, "running")))
 
     async def _started(self, _message: Happening) -> None:
         if self._run is None:
@@ -356,12 +329,7 @@ class Machine:
         self._starters.clear()
 
     async def _hangs(self, _message: Happening) -> None:
-        pid = self._run.pid if self._run else 0
-        error = TimedOut(
-            f"QEMU of {self.vm}, PID {pid}, does not answer; it is left alone",
-            hint=f"vmess {self.vm} status, or vmess {self.vm} stop force",
-        )
-        tell(self._starters, error)
+        tell(self._starters, refusals.hanging(self.vm, self._run.pid if self._run else 0))
         self._starters.clear()
 
     # -- Actions: stop --
@@ -381,7 +349,7 @@ class Machine:
 
     async def _begin_stop(self, message: Happening, stop: Stop) -> None:
         self._stoppers.append(message.asker())
-        tell(self._starters, Failed(f"the start of {self.vm} was called off: a stop was asked for"))
+        tell(self._starters, refusals.called_off(self.vm))
         self._starters.clear()
         if self._run is not None:
             self._run.replace_stop(stop)
@@ -425,25 +393,56 @@ class Machine:
             tell(self._stoppers, stopped(run, self.last_exit))
             self._starters.clear()
             self._stoppers.clear()
+        if run is None and self._tries and self.last_exit is not None:
+            policy = await asyncio.to_thread(launch.restart_policy, self.directory)
+            await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
+        self._rest_if_wanted()
+
+    # -- Actions: a restart --
+
+    def _rest_if_wanted(self) -> None:
+        """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
+        last = self.last_exit
+        if last is not None and last.again and last.when.boot == boot_id():
+            self._inbox.happen(Event.pause)
+        elif last is not None and last.note and self._tries:
+            log.warning("%s: %s", self.vm, last.note)
+
+    async def _rest(self, _message: Happening) -> None:
+        pending = restart.Pending(
+            self.last_exit.tries if self.last_exit else 0, lambda: self._inbox.happen(Event.again)
+        )
+        self._pending = pending
+        log.warning(
+            "%s: started again in %g s, restart %d of %d", self.vm, pending.pause, pending.attempt, RESTARTS_MAX
+        )
+
+    def _wait_no_longer(self) -> restart.Pending | None:
+        """End the pause before a restart and return what was pending."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.cancel()
+        return pending
+
+    async def _call_off(self, message: Happening) -> None:
+        self._wait_no_longer()
+        if self.last_exit is not None:
+            await self._note_exit(dataclasses.replace(self.last_exit, again=False, note=restart.CALLED_OFF))
+        log.info("%s: %s", self.vm, restart.CALLED_OFF)
+        tell([message.asker()], StopProgress.of_rest(f"{self.vm}: {restart.CALLED_OFF}"))
+
+    async def _note_exit(self, record: ExitRecord) -> None:
+        self.last_exit = record
+        with logged(self.vm):
+            await asyncio.to_thread(self.directory.write_exit_record, record)
 
     # -- Actions: refusals --
 
-    def _running_error(self) -> AlreadyRunning:
-        pid = f", PID: {self._run.pid}" if self._run else ""
-        return AlreadyRunning(
-            f"VM {self.vm} is running already{pid}",
-            hint=f"vmess {self.vm} status",
-        )
-
     async def _say_running(self, message: Happening) -> None:
-        tell([message.asker()], self._running_error())
+        tell([message.asker()], refusals.running(self.vm, self._run.pid if self._run else None))
 
     async def _say_stopping(self, message: Happening) -> None:
-        tell(
-            [message.asker()],
-            AlreadyRunning(f"VM {self.vm} is being stopped", hint="start it when that is done"),
-        )
+        tell([message.asker()], refusals.stopping(self.vm))
 
     async def _say_stopped(self, message: Happening) -> None:
-        ended = f" ({self.last_exit.text})" if self.last_exit else ""
-        tell([message.asker()], NotRunning(f"VM not running: {self.vm}{ended}"))
+        tell([message.asker()], refusals.stopped(self.vm, self.last_exit.text if self.last_exit else None))

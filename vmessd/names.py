@@ -9,7 +9,9 @@ from vmessd.errors import InvalidValue, quoted
 LETTERS_MAX = 12  # a link name has 15 bytes (IFNAMSIZ - 1): letters + instance + "e" + interface
 
 # Words of the command line. Alone they are never a VM; with their digit they may be ("start0").
-GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "version", "watch", "completion", "man"})
+GLOBAL_WORDS = frozenset(
+    {"help", "list", "net", "top", "version", "watch", "completion", "man", "boot", "shutdown"}
+)
 VERBS = frozenset(
     {
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),

@@ -8,13 +8,14 @@ close-on-exec (PEP 446), so nothing else is inherited.
 
 import asyncio
 import contextlib
+import enum
 import errno
 import fcntl
 import itertools
 import os
 import signal
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from vmessd.errors import Failed, StartFailed, quoted, reason
@@ -24,6 +25,14 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 _ABOVE_CHILD_FDS = 32
 _CAPABILITY_VERSION, _LOW = 0x20080522, 0xFFFFFFFF  # capset(2): two words of 32 bits for each set
+
+
+class Capability(enum.IntEnum):
+    """Numbers of capabilities(7), as in Linux's include/uapi/linux/capability.h."""
+
+    KILL = 5
+    SETGID = 6
+    SETUID = 7
 
 
 class Process:
@@ -36,13 +45,16 @@ class Process:
         self._pidfd = pidfd
 
     @classmethod
-    def spawn(cls, argv: list[str], log: int, descriptors: Mapping[int, int]) -> "Process":
+    def spawn(
+        cls, argv: Sequence[str], log: int, descriptors: Mapping[int, int], entry: Sequence[str] = ()
+    ) -> "Process":
         """Start a program in a session of its own.
 
         Args:
             argv: the program's path and arguments.
             log: descriptor that becomes its standard output and error.
             descriptors: what else it inherits, as number in the child -> our descriptor.
+            entry: the command that becomes the program, if it does not begin as one; same process.
 
         Raises:
             StartFailed: it cannot be executed.
@@ -53,10 +65,11 @@ class Process:
             moved = {child: _duplicate(stack, ours) for child, ours in {**descriptors, 1: log, 2: log}.items()}
             actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
             actions += [(os.POSIX_SPAWN_DUP2, ours, child) for child, ours in moved.items()]
+            command = [*entry, *argv]
             try:
                 pid = os.posix_spawn(
-                    argv[0],
-                    argv,
+                    command[0],
+                    command,
                     ENVIRONMENT,
                     file_actions=actions,
                     setsid=True,
@@ -66,7 +79,7 @@ class Process:
             except OSError as error:
                 missing = isinstance(error, FileNotFoundError | PermissionError)
                 raise StartFailed(
-                    f"QEMU {quoted(argv[0])} cannot be executed: {reason(error)}",
+                    f"QEMU {quoted(command[0])} cannot be executed: {reason(error)}",
                     hint="name another with vmessd --qemu" if missing else None,
                 ) from None
         try:
@@ -77,11 +90,13 @@ class Process:
             raise Failed(f"QEMU cannot be watched, so it was ended again: {error.strerror}") from None
 
     @classmethod
-    def find(cls, pid: int, ticks: int | None, option: tuple[str, str]) -> "Process | None":
+    def find(
+        cls, pid: int, ticks: int | None, option: tuple[str, str], uids: Collection[int]
+    ) -> "Process | None":
         """Return the process with this pid if it is the QEMU that is meant, else None.
 
-        It is if it started at `ticks` (where that is known), runs as our user and has `option`, a pair
-        of adjacent arguments that no other QEMU has. A stranger that got the number later has neither.
+        It is if it started at `ticks` (where that is known), runs as one of `uids` and has `option`, a
+        pair of adjacent arguments that no other QEMU has. A stranger that got the number later has neither.
 
         Raises:
             Failed: it cannot be found out; a live QEMU must not pass for a dead one.
@@ -95,7 +110,7 @@ class Process:
         try:
             # Read after the pidfd was opened: if both fit, the pidfd is that process.
             found = _ticks(pid)
-            fits = (ticks is None or found == ticks) and _uid(pid) == os.geteuid()
+            fits = (ticks is None or found == ticks) and _uid(pid) in uids
             if fits and option in _pairs(arguments(pid)):
                 pidfd, mine = -1, pidfd
                 return cls(pid, found, mine)
@@ -109,9 +124,10 @@ class Process:
         return None
 
     @classmethod
-    def search(cls, option: tuple[str, str]) -> "Process | None":
-        """Return the process that has `option` in its arguments, by looking at all of them."""
-        candidates = (cls.find(int(entry), None, option) for entry in os.listdir("/proc") if entry.isdecimal())
+    def search(cls, option: tuple[str, str], uids: Collection[int]) -> "Process | None":
+        """Return the process of :meth:`find` whose pid is not known, by looking at all of them."""
+        pids = (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+        candidates = (cls.find(pid, None, option, uids) for pid in pids)
         return next((process for process in candidates if process), None)
 
     def watch(self, ended: Callable[[], None]) -> None:
@@ -183,24 +199,46 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     return list(itertools.pairwise(words))
 
 
-def keep_to_ourselves() -> None:
-    """See to it that no QEMU inherits what this process has: descriptors, and capabilities.
+def succeeds(argv: Sequence[str]) -> bool:
+    """Run a program that says nothing to its end, and tell whether its exit status is 0; blocks."""
+    silence = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    try:
+        pid = os.posix_spawn(argv[0], list(argv), ENVIRONMENT, file_actions=silence, setsigmask=())
+    except (OSError, ValueError):
+        return False
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def capabilities() -> tuple[set[int], set[int]]:
+    """Return the capabilities this process may use, and those that survive an exec of its children's."""
+    sets = _capability_sets()
+    effective, ambient = ({bit for bit in range(64) if sets[name] >> bit & 1} for name in ("CapEff", "CapAmb"))
+    return effective, ambient
+
+
+def _capability_sets() -> dict[str, int]:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        fields = dict(line.split(":", 1) for line in file if line.startswith("Cap"))
+    return {name: int(text, 16) for name, text in fields.items()}
+
+
+def keep_to_ourselves(hand_on: Collection[int] = ()) -> None:
+    """See to it that no child inherits what this process has: descriptors, and capabilities but `hand_on`.
 
     The process keeps its own capabilities. What would survive an exec is the ambient set, and the
-    inheritable one where a program's file has such, too; without the latter there is none of the former
+    inheritable one where a program's file has such, too; what is not in the latter falls out of the former
     (capabilities(7)). To be called before there are threads.
     """
     for entry in os.listdir("/proc/self/fd"):
         if int(entry) > 2:
             with contextlib.suppress(OSError):
                 os.set_inheritable(int(entry), False)
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        fields = dict(line.split(":", 1) for line in file if line.startswith("Cap"))
-    sets = {name: int(text, 16) for name, text in fields.items()}
-    if sets["CapInh"]:
+    sets = _capability_sets()
+    inheritable = sets["CapInh"] & sum(1 << number for number in hand_on)
+    if sets["CapInh"] != inheritable:
         import ctypes  # noqa: PLC0415 -- few daemons have such, and it takes its time
 
-        words = [sets["CapEff"], sets["CapPrm"], 0]
+        words = [sets["CapEff"], sets["CapPrm"], inheritable]
         data = struct.pack("=6I", *(word & _LOW for word in words), *(word >> 32 for word in words))
         if ctypes.CDLL(None).capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), data):
             raise Failed("inheritable capabilities cannot be kept from QEMU")

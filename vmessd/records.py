@@ -53,6 +53,8 @@ class RunRecord:
     accel: str
     argv: list[str]
     since: Moment
+    tries: int = 0
+    """Restarts in a row that led to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,12 @@ class ExitRecord:
     log: list[str]
     """The last lines QEMU wrote."""
     when: Moment
+    tries: int = 0
+    """Restarts in a row that led to the run that ended."""
+    again: bool = False
+    """The VM is to be started again by its restart policy."""
+    note: str | None = None
+    """What became of that, such as that it was given up."""
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -83,21 +91,26 @@ def _fits(value: Any, kind: Any) -> bool:
     if isinstance(value, str) and len(value) > TEXT_LIMIT:
         return False
     kinds = get_args(kind) or (kind,)
-    return isinstance(value, kinds) and not isinstance(value, bool)
+    return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
 
 
 def load(data: Any, kind: type[_T]) -> _T:
     """Build a record from decoded JSON that nobody vouches for.
 
+    A field that has a default may be missing: an older version wrote the record. What a newer one
+    has written besides is passed over.
+
     Raises:
-        ValueError: a field is missing, is one too many, or has the wrong type.
+        ValueError: a field is missing or has the wrong type.
     """
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(data, dict) or data.keys() != fields.keys():
-        raise ValueError("fields")
-    values = {
-        name: load(data[name], Moment) if wanted is Moment else data[name] for name, wanted in fields.items()
-    }
-    if not all(wanted is Moment or _fits(values[name], wanted) for name, wanted in fields.items()):
-        raise ValueError("types")
+    if not isinstance(data, dict):
+        raise ValueError("no record")  # noqa: TRY004 -- the data are wrong, not the caller
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in data and field.default is not dataclasses.MISSING:
+            continue
+        value = data.get(field.name)
+        if field.name not in data or not (field.type is Moment or _fits(value, field.type)):
+            raise ValueError(field.name)
+        values[field.name] = load(value, Moment) if field.type is Moment else value
     return kind(**values)

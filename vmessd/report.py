@@ -26,6 +26,8 @@ class Exit:
     """The uid that asked for the stop."""
     log: list[str]
     """The last lines QEMU wrote."""
+    note: str | None
+    """What its restart policy made of it, where that came to nothing."""
 
     @classmethod
     def of(cls, record: ExitRecord) -> Self:
@@ -37,7 +39,20 @@ class Exit:
             status=record.status,
             asked_by=record.asked_by,
             log=record.log,
+            note=record.note,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Restart:
+    """The start that a VM's restart policy is about to make."""
+
+    attempt: int
+    """Counted from 1: restarts in a row."""
+    limit: int
+    """Restarts in a row after which it is given up."""
+    due: float
+    """Seconds until then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +67,8 @@ class VMStatus:
     runstate: str | None
     """What QEMU last said of the guest, such as running, paused, io-error."""
     last_exit: Exit | None
+    restart: Restart | None
+    """In state `waiting`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,3 +164,30 @@ class StopProgress:
     """How it ended, in words."""
     note: str | None
     """What else there is to say, such as that the STOP file makes no sense."""
+
+    @classmethod
+    def of_rest(cls, note: str) -> Self:
+        """Return the only step of a stop where there was no QEMU to stop."""
+        return cls(True, None, None, 0.0, 0.0, False, None, note)
+
+
+@dataclasses.dataclass(frozen=True)
+class FleetProgress:
+    """A step of bringing all VMs up or down."""
+
+    done: bool
+    """The last step; nothing else is said in it."""
+    vm: str
+    step: str
+    """`starting`, `running`, `stopping`, `off` or `failed`."""
+    pid: int | None
+    rung: str | None
+    """Of a stop: power button, QMP quit, SIGTERM or SIGKILL."""
+    grace: float
+    """Of a stop: seconds the guest has in all before it is forced."""
+    forced: bool
+    """Force had to be used."""
+    text: str | None
+    """How a stop ended, or why it failed, in words."""
+    status: int
+    """Exit status that belongs to a failure."""

@@ -6,13 +6,13 @@ import dataclasses
 import json
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
-from vmessd import settings, vmdir
-from vmessd.errors import TimedOut, VmessError
-from vmessd.launch import LAST_LINES, Launched
-from vmessd.lifecycle import RUNG_TIME, Ending, Reason, Rung, Step, classify
+from vmessd import restart, settings, vmdir
+from vmessd.errors import StartFailed, TimedOut, VmessError
+from vmessd.launch import LAST_LINES, Launched, restart_policy
+from vmessd.lifecycle import RUNG_TIME, Ending, Event, Reason, Rung, State, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
 from vmessd.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.report import StopProgress
@@ -81,6 +81,7 @@ class Stop:
 class Run:
     """A QEMU process, the conversation with it, and what was learned from both."""
 
+    vm: str
     launched: Launched
     session: Session
     runstate: str | None = None
@@ -103,6 +104,37 @@ class Run:
         """The process's pid."""
         return self.launched.process.pid
 
+    def hear(self, name: str, data: Mapping[str, Any]) -> Event | None:
+        """Take in an event of QEMU's; return what it means for the VM's life, if anything."""
+        if name == "SHUTDOWN":
+            # The first counts: with -no-shutdown the guest is off long before QEMU is told to quit.
+            self.shutdown = self.shutdown or str(data.get("reason"))
+        elif name == "RESUME":
+            return Event.runs
+        elif name == "STOP":
+            self.session.probe()  # which kind of standing still it is
+            return Event.halts
+        return None
+
+    def mind_silence(self, event: Event, state: State) -> None:
+        """Log once that QEMU does not answer, and that it does again."""
+        if event in (Event.silent, Event.lost) and state is State.unresponsive and not self.missed:
+            self.missed = True
+            log.warning("%s: QEMU does not answer", self.vm)
+        elif event in (Event.born, Event.runs, Event.halts) and self.missed:
+            self.missed = False
+            log.warning("%s: QEMU answers again", self.vm)
+
+    async def let_it_run(self, runs: Callable[[], None]) -> None:
+        """Let the guest run its first instruction, and call `runs` when it does; end a QEMU that will not."""
+        try:
+            await self.session.execute("cont")
+        except CommandRefused as refusal:
+            self.error = StartFailed(f"QEMU did not let {self.vm} run: {refusal}")
+            self.launched.process.signal(signal.SIGKILL)
+        else:
+            runs()
+
     async def execute(self, command: str, arguments: dict[str, object], patience: float = 5.0) -> Any:
         """Run a QMP command and return what it returns.
 
@@ -124,10 +156,15 @@ class Run:
     def bury(self, directory: VMDirectory) -> ExitRecord:
         """Reap the process, which has ended; note how, remove what it left, and return the record."""
         said = directory.log_tail(vmdir.QEMU_LOG, self.launched.log_start)[-LAST_LINES:]
-        record = self._exit_record(said)
-        with _logged(directory.vm):
+        record = restart.judge(
+            self._exit_record(said),
+            "no" if self.stop is not None else restart_policy(directory),
+            lasted=self.launched.record.since.age(),
+            ran=self.ran,
+        )
+        with logged(directory.vm):
             directory.write_exit_record(record)
-        with _logged(directory.vm):
+        with logged(directory.vm):
             directory.sweep()
         return record
 
@@ -147,6 +184,7 @@ class Run:
             asked_by=self.stop.uid if self.stop else None,
             log=said,
             when=Moment.now(),
+            tries=self.launched.record.tries,
         )
 
     def replace_stop(self, stop: Stop) -> None:
@@ -198,7 +236,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def _logged(vm: str) -> Iterator[None]:
+def logged(vm: str) -> Iterator[None]:
     """Log what does not work, such as writing to a full disk, and go on."""
     try:
         yield

@@ -136,7 +136,7 @@ def write(directory: int, name: str, data: bytes, *, durable: bool = True) -> No
     with failing(f"{place(directory, name)} cannot be written"):
         try:
             fd = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660, dir_fd=directory
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=directory
             )
             with open(fd, "wb") as file:
                 file.write(data)

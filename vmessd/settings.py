@@ -22,6 +22,10 @@ DISK_MAX = 64 * UNITS["T"]
 SMP_MAX = 255  # of machine type `pc` (QEMU, "smp_cpus > max_cpus")
 GRACE_DEFAULT = 60
 GRACE_MAX = 86400
+ORDER_DEFAULT = 50
+ORDER_MAX = 99
+DELAY_MAX = 3600
+RESTARTS = ("no", "on-crash", "always")
 
 
 def size(text: str, bare: int = 1) -> int:
@@ -74,10 +78,33 @@ def _integer(text: str, low: int, high: int) -> int:
     return _within(low, _number(text, 9), high)
 
 
-def _accelerator(text: str) -> str:
-    if text not in ("auto", "kvm", "tcg"):
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+@row
+class Autostart:
+    """A VM comes up with the host."""
+
+    order: int
+    """VMs of a lower order are up before; those of one order come up together."""
+    delay: int
+    """Seconds that VMs of higher orders wait after this one has been started."""
+
+
+def _autostart(text: str) -> Autostart | None:
+    word, *numbers = text.split()
+    if word == "off" and not numbers:
+        return None
+    if word != "on" or len(numbers) > 2:
         raise ValueError(text)
-    return text
+    order, delay = [*numbers, *(str(ORDER_DEFAULT), "0")[len(numbers) :]]
+    return Autostart(_integer(order, 0, ORDER_MAX), _integer(delay, 0, DELAY_MAX))
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -136,6 +163,10 @@ class Setting:
     option: Callable[[Any], tuple[str, ...]]
     """Value to QEMU arguments."""
     help: str
+    live: bool = False
+    """It takes effect at once, also on a running VM: it is about how the VM is kept, not what it is."""
+    words_for_qemu: bool = False
+    """It hands words to QEMU as they are, so the daemon's own settings say whether it is honoured."""
 
     def value(self, text: str) -> Any:
         """Return the value the text stands for.
@@ -179,7 +210,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="accel",
         argument="<auto|kvm|tcg|none>",
         expects="auto, kvm or tcg",
-        parse=_accelerator,
+        parse=_one_of("auto", "kvm", "tcg"),
         option=_no_option,  # the daemon decides what `auto` is; see cmdline.Spec.accel
         help="Choose what runs the guest's code: KVM, QEMU's own translator (tcg), or whichever\n"
         "the daemon may use (auto).",
@@ -192,6 +223,29 @@ SETTINGS: tuple[Setting, ...] = (
         parse=lambda text: _integer(text, 0, GRACE_MAX),
         option=_no_option,
         help="How long a guest may take to power down before it is made to.",
+        live=True,
+    ),
+    Setting(
+        file="AUTOSTART",
+        verb="autostart",
+        argument="<on|off|none> [order] [delay]",
+        expects=f"off, or on with an order (0 to {ORDER_MAX}) and a delay (0 to {DELAY_MAX} seconds) behind",
+        parse=_autostart,
+        option=_no_option,
+        help=f"Start the VM with the host, lower orders first ({ORDER_DEFAULT} without); those of one order\n"
+        "together, then <delay> seconds pass before the next. The host's shutdown goes the other way.",
+        live=True,
+    ),
+    Setting(
+        file="RESTART",
+        verb="restart",
+        argument="<no|on-crash|always|none>",
+        expects="no, on-crash or always",
+        parse=_one_of(*RESTARTS),
+        option=_no_option,
+        help="Start the VM again when it crashed (on-crash), or whatever ended it but a stop (always):\n"
+        "after a pause that doubles, and not for ever.",
+        live=True,
     ),
     Setting(
         file="NICS",
@@ -219,6 +273,7 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_properties,
         option=_no_option,
         help="More properties for each network card.",
+        words_for_qemu=True,
     ),
     Setting(
         file="EXARGS",
@@ -228,6 +283,7 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_words,
         option=lambda words: words,
         help="More arguments for QEMU, split as a shell would split them.",
+        words_for_qemu=True,
     ),
 )
 

@@ -8,26 +8,38 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
-from vmessd import cmdline, launch, names, vmdir
+from vmessd import cmdline, drives, launch, names, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
+from vmessd.drives import Disk
 from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
-from vmessd.launch import Host
-from vmessd.lifecycle import State
+from vmessd.host import Host
+from vmessd.lifecycle import OFF
 from vmessd.machine import Machine
 from vmessd.network import Nic, Step
 from vmessd.report import Drive, Value, VMInfo, VMNic, VMStatus
 from vmessd.segments import Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
-from vmessd.vmdir import Disk, VMDirectory
+from vmessd.vmdir import VMDirectory
 from vmessd.wires import Wires
 
 log = logging.getLogger(__name__)
 
 FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
-SETTLE_TIME = 2.0  # how long the VMs found at boot may take to answer before the daemon is ready
+FIND_TIME = 10.0  # how long a slow disk may keep the daemon from being ready
+
+
+class _Change(NamedTuple):
+    """How a setting is set."""
+
+    work: Callable[[], str | None]
+    """Blocks; returns what was done."""
+    stopped: bool = False
+    """The VM has to be stopped for it."""
+    live: bool = False
+    """It takes effect at once."""
 
 
 class Supervisor:
@@ -58,9 +70,10 @@ class Supervisor:
         except VmessError:
             await self.__aexit__()
             raise
-        waits = [asyncio.create_task(machine.settled.wait()) for machine in self._machines.values()]
+        # Found is adopted: one that hangs must not hold up the others. Whoever asks about it waits for it.
+        waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]
         if waits:
-            _, slow = await asyncio.wait(waits, timeout=SETTLE_TIME)
+            _, slow = await asyncio.wait(waits, timeout=FIND_TIME)
             for wait in slow:
                 wait.cancel()
         return self
@@ -81,6 +94,7 @@ class Supervisor:
         where = printable(str(self.root))
         with failing(f"VM root {where} cannot be used"):
             self.root.mkdir(mode=0o770, parents=True, exist_ok=True)
+            self._host.account.prepare(self.root)
             lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +109,7 @@ class Supervisor:
     def _add(self, vm: str) -> Machine:
         machine = Machine(VMDirectory(self.root, vm), self._host, self._timing)
         self._machines[vm] = machine
-        self._wires[vm] = Wires(machine, self._host.network, self._is_vm)
+        self._wires[vm] = Wires(machine, self._host, self._is_vm)
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
 
@@ -116,7 +130,7 @@ class Supervisor:
         while True:  # as long as it waits for one to go, another may be made
             machine = self._machines.get(vm)
             there = directory.exists()
-            if machine is None or there or machine.state is not State.stopped:
+            if machine is None or there or machine.state not in OFF:
                 break
             await self._drop(vm)
         if machine is None:
@@ -126,6 +140,10 @@ class Supervisor:
             machine = self._add(vm)
         await machine.settled.wait()
         return machine
+
+    def machines(self) -> list[Machine]:
+        """Return the VMs that are known, sorted by name."""
+        return [machine for _, machine in sorted(self._machines.items())]
 
     async def wires(self, name: str) -> Wires:
         """Return the interfaces of the VM of this name; raises as :meth:`machine`."""
@@ -139,7 +157,7 @@ class Supervisor:
     async def statuses(self) -> list[VMStatus]:
         """Return all VMs in the root, and those whose directory is gone while their QEMU runs."""
         there = await asyncio.to_thread(vmdir.listing, self.root)
-        running = [vm for vm, machine in self._machines.items() if machine.state is not State.stopped]
+        running = [vm for vm, machine in self._machines.items() if machine.state not in OFF]
         statuses = []
         for vm in sorted({*there, *running}):
             with contextlib.suppress(NoSuchVM, BadFile):  # gone, or no VM any more, since we looked
@@ -270,29 +288,28 @@ class Supervisor:
             BadFile, Failed: the file cannot be written.
         """
         machine = await self.machine(name)
-        work, stopped = _change(machine.directory, setting, value)
-        done = await machine.change(work, stopped=stopped)
-        if not stopped and machine.state is not State.stopped:
+        change = self._change(machine.directory, setting, value)
+        done = await machine.change(change.work, stopped=change.stopped)
+        if not change.live and machine.state not in OFF:
             return f"{machine.vm} is running; {setting} takes effect at its next start"
         return done
 
-
-def _change(directory: VMDirectory, setting: str, value: str | None) -> tuple[Callable[[], str | None], bool]:
-    """Return the work that sets a setting, and whether the VM has to be stopped for it."""
-    row = next((row for row in SETTINGS if row.verb == setting), None)
-    if row is not None:
-        return lambda: directory.write_setting(row, value), False
-    if setting == "cdrom":
-        return lambda: directory.set_cdrom(value), False
-    if setting in names.DISKS:
-        if value is None:
-            raise InvalidValue(
-                f"{setting} cannot be set to none: vmess deletes no image",
-                hint=f"remove {directory}/{names.disk_file(directory.vm, setting)} by hand",
-            )
-        return lambda: directory.set_disk(setting, value), True
-    known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
-    raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
+    def _change(self, directory: VMDirectory, setting: str, value: str | None) -> _Change:
+        """Return how a setting is set; raises InvalidValue where there is none, or not with this value."""
+        row = next((row for row in SETTINGS if row.verb == setting), None)
+        if row is not None:
+            return _Change(lambda: directory.write_setting(row, value), live=row.live)
+        if setting == "cdrom":
+            return _Change(lambda: drives.set_cdrom(directory, value, self._host.account))
+        if setting in names.DISKS:
+            if value is None:
+                raise InvalidValue(
+                    f"{setting} cannot be set to none: vmess deletes no image",
+                    hint=f"remove {directory}/{names.disk_file(directory.vm, setting)} by hand",
+                )
+            return _Change(lambda: drives.set_disk(directory, setting, value), stopped=True)
+        known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
+        raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
 
 
 def _nic(wires: Wires, nic: Nic) -> VMNic:
@@ -323,7 +340,7 @@ def _settings(directory: VMDirectory) -> list[Value]:
 
 def _disks(directory: VMDirectory) -> list[Disk]:
     try:
-        return directory.disks()
+        return drives.disks(directory)
     except VmessError:
         return []
 

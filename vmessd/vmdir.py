@@ -26,7 +26,6 @@ from vmessd.errors import (
     VmessError,
     failing,
     printable,
-    quoted,
     reason,
 )
 from vmessd.records import ExitRecord, RunRecord
@@ -43,19 +42,6 @@ REMOVED = ".vmess-removed-"  # a VM directory on its way out; what a crash leave
 VALUE_LIMIT = 16 * 1024
 RECORD_LIMIT = 1024 * 1024
 LINE_LIMIT = 300
-
-
-@dataclasses.dataclass(frozen=True)
-class Disk:
-    """A drive as it was found: what QEMU is to open, and whether that is a file or a device."""
-
-    slot: str
-    """`hda` to `hdd`, or `cdrom`."""
-    path: str
-    block_device: bool
-    size: int
-    target: str | None = None
-    """Where the path leads if it is a symbolic link."""
 
 
 _T = TypeVar("_T")
@@ -113,7 +99,8 @@ class VMDirectory:
                 pass  # says what else it is, if it is no directory
             raise Failed(f"VM {self.vm} is there already: {self}", hint=f"vmess {self.vm} info")
         with failing(f"{self} cannot be made"):
-            self.path.mkdir(mode=0o770)  # others may not even open it: whoever can, can lock it
+            # Others may not even open it: whoever can, can lock it. The group, which may be QEMU's, passes.
+            self.path.mkdir(mode=0o710)
 
     def remove(self) -> None:
         """Delete the VM with all its files.
@@ -188,118 +175,6 @@ class VMDirectory:
         """Write the NICS file, remove it where there is nothing to say; raises as :func:`safefile.write`."""
         self.write_setting(settings.BY_FILE["NICS"], text or None)
 
-    # -- Drives --
-
-    def set_disk(self, slot: str, text: str) -> str:
-        """Create a sparse disk image, or make the one that is there larger; return what was done.
-
-        Raises:
-            InvalidValue: no size, or a smaller one than the image has.
-            BadFile: the name is taken by something that is no plain file.
-            Failed: there is no room, or the file system cannot hold a file of the size.
-        """
-        wanted = settings.disk_size(text)
-        name = names.disk_file(self.vm, slot)
-        with self.opened() as directory:
-            found = safefile.status(directory, name)
-            if found is None:
-                self._create_disk(directory, name, wanted)
-                return f"{name}: created, {settings.size_text(wanted)}, sparse"
-            if stat.S_ISLNK(found.st_mode):
-                target = quoted(os.readlink(name, dir_fd=directory), 300)
-                raise BadFile(f"{name} is a link to {target}; vmess changes no size through a link")
-            safefile.must_be_plain(directory, name)
-            # The original wrote one byte at offset <size>, so its images are a byte longer than asked.
-            if found.st_size in (wanted, wanted + 1):
-                return f"{name}: has {settings.size_text(wanted)} already, left as it is"
-            if found.st_size > wanted:
-                raise InvalidValue(
-                    f"disk size {quoted(text)} is less than the {settings.size_shown(found.st_size)} that "
-                    f"{name} has; an image is never made smaller",
-                    hint=f"to start over, remove {self}/{name} first",
-                )
-            fd = safefile.open_plain(directory, name, os.O_WRONLY)
-            try:
-                with failing(f"{safefile.place(directory, name)} cannot be made larger"):
-                    os.ftruncate(fd, wanted)
-            finally:
-                os.close(fd)
-            return f"{name}: {settings.size_text(wanted)} now, was {settings.size_shown(found.st_size)}"
-
-    @staticmethod
-    def _create_disk(directory: int, name: str, size: int) -> None:
-        with failing(f"{safefile.place(directory, name)} cannot be made"):
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660, dir_fd=directory)
-            try:
-                os.ftruncate(fd, size)
-            except OSError:
-                os.unlink(name, dir_fd=directory)
-                raise
-            finally:
-                os.close(fd)
-
-    def set_cdrom(self, path: str | None) -> None:
-        """Make the CD-ROM the image at `path`, an absolute path; None takes it out.
-
-        Raises:
-            InvalidValue: there is no such file, or it is neither a plain file nor a block device.
-            BadFile: the link's name is taken by something that is no link.
-        """
-        name = names.cdrom_file(self.vm)
-        with self.opened() as directory:
-            if path is None:
-                found = safefile.status(directory, name)
-                if found is not None and not stat.S_ISLNK(found.st_mode):
-                    raise BadFile(
-                        f"{safefile.place(directory, name)} is {safefile.kind(found.st_mode)}, not a link "
-                        f"that vmess made; remove it by hand"
-                    )
-                safefile.remove(directory, name)
-                return
-            if "\0" in path or not os.path.isabs(path):
-                raise InvalidValue(f"cdrom path {quoted(path)} is not an absolute path")
-            try:
-                found = os.stat(path)
-            except UnicodeEncodeError:
-                raise InvalidValue(f"cdrom {quoted(path, 300)} is not a path") from None
-            except OSError as error:
-                raise InvalidValue(f"cdrom {quoted(path, 300)}: {reason(error)}") from None
-            if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
-                raise InvalidValue(
-                    f"cdrom {quoted(path, 300)} is {safefile.kind(found.st_mode)}; "
-                    f"it has to be an ISO image or a CD drive"
-                )
-            if not os.access(path, os.R_OK):
-                raise InvalidValue(f"cdrom {quoted(path, 300)} may not be read by uid {os.geteuid()}")
-            safefile.link(directory, name, path)
-
-    def disks(self) -> list[Disk]:
-        """Return the drives the VM has, `hda` first and `cdrom` last.
-
-        Raises:
-            BadFile: one is neither a plain file nor a block device, or a link that leads nowhere.
-        """
-        slots = [(slot, names.disk_file(self.vm, slot)) for slot in names.DISKS]
-        slots.append(("cdrom", names.cdrom_file(self.vm)))
-        with self.opened() as directory:
-            found = [self._disk(directory, slot, name) for slot, name in slots]
-        return [disk for disk in found if disk is not None]
-
-    def _disk(self, directory: int, slot: str, name: str) -> Disk | None:
-        if safefile.status(directory, name) is None:
-            return None
-        where = safefile.place(directory, name)
-        try:
-            found = os.stat(name, dir_fd=directory)
-        except OSError as error:
-            target = quoted(safefile.link_target(directory, name), 300)
-            raise BadFile(f"{where} is a link to {target}: {reason(error)}") from None
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
-            raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it has to be an image or a block device")
-        block_device = stat.S_ISBLK(found.st_mode)
-        size = safefile.device_size(found.st_rdev) if block_device else found.st_size
-        return Disk(slot, str(self.path / name), block_device, size, safefile.link_target(directory, name))
-
     # -- The process's files --
 
     def lock(self) -> int | None:
@@ -349,6 +224,12 @@ class VMDirectory:
             text = file.read(limit).decode(errors="backslashreplace")
             return [printable(line[:LINE_LIMIT]) for line in text.split("\n") if line.strip()]
         return []
+
+    def make_pid_file(self) -> None:
+        """Make an empty pid file that QEMU may write to, in a directory where it may make none."""
+        with self.opened() as directory, failing(f"{self}/{PID_FILE} cannot be made"):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(PID_FILE, flags, 0o660, dir_fd=directory))
 
     def sweep(self) -> None:
         """Remove what a dead QEMU leaves: its sockets and its pid file.

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from vmessd import launch, names
 from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NotRunning, VmessError, quoted
+from vmessd.host import Host
 from vmessd.hotplug import Cards
-from vmessd.lifecycle import State
+from vmessd.lifecycle import OFF, State
 from vmessd.machine import Machine
-from vmessd.network import Change, Network, Nic, Step
+from vmessd.network import Change, Nic, Step
 from vmessd.settings import BY_FILE
 from vmessd.wiring import FORWARDS_MAX, PORT_MAX, Wire, check_interface, file_text, parse_wire, parse_wires
 
@@ -27,10 +28,11 @@ NICS = BY_FILE["NICS"]
 class Wires:
     """The interfaces of one machine."""
 
-    def __init__(self, machine: Machine, network: Network, is_vm: Callable[[str], bool]) -> None:
+    def __init__(self, machine: Machine, host: Host, is_vm: Callable[[str], bool]) -> None:
         self.vm = machine.vm
         self._machine = machine
-        self._network = network
+        self._host = host
+        self._network = host.network
         self._is_vm = is_vm
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -53,7 +55,7 @@ class Wires:
 
     @property
     def _is_off(self) -> bool:
-        return self._machine.state is State.stopped
+        return self._machine.state in OFF
 
     # -- What is changed --
 
@@ -195,7 +197,7 @@ class Wires:
             done.append(await self._machine.change(wire))
             mark = functools.partial(self._network.mark_leaving, self.vm, range(len(wires)))
             done.append(await self._machine.change(mark))
-            values = await asyncio.to_thread(self._machine.directory.read_settings)
+            values = await asyncio.to_thread(self._host.settings, self._machine.directory)
             before = await asyncio.to_thread(self._machine.directory.setting_text, NICS.file)
             planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
             await self._note(file_text(wires))

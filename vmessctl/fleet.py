@@ -1,0 +1,111 @@
+"""The verbs for all VMs: up with the host, down with it, in order."""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+
+from vmessctl import render
+from vmessctl.client import ANSWER_TIME, Client, connect, silence
+from vmessctl.commands import PROGRAM, Invocation
+from vmessctl.console import moving, say
+from vmessd import notify
+from vmessd.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Reply
+
+TICK = 1.0
+SPARE = 15.0
+"""Seconds that the service manager is asked to wait beyond a guest's grace."""
+RETURN_TIME = 20.0
+"""Seconds a daemon that is gone in the middle has to come back: it may just be started anew."""
+
+
+def run(invocation: Invocation) -> int:
+    """Bring all VMs up or down and follow them; return the exit status."""
+    fleet = _Fleet(invocation)
+    try:
+        return fleet.follow()
+    except KeyboardInterrupt:
+        moving.clear()
+        say(f"{PROGRAM}: the {invocation.command.verb} goes on; to see it: {PROGRAM}")
+        return INTERRUPTED
+
+
+class _Fleet:
+    """All VMs as they come up or go down."""
+
+    def __init__(self, invocation: Invocation) -> None:
+        self._invocation = invocation
+        self._statuses: list[int] = []
+        self._going: dict[str, tuple[Reply, float]] = {}
+        """VMs that are on their way: the last that was heard, and since when its rung is climbed."""
+
+    def follow(self) -> int:
+        """Follow the call to its end; ask again where the daemon was started anew meanwhile."""
+        patience = None
+        while True:
+            try:
+                client = connect(self._invocation)
+                patience = None
+                self._follow(client)
+            except Unreachable:
+                now = time.monotonic()
+                patience = patience or now + RETURN_TIME
+                if not notify.is_heard() or now > patience:
+                    raise
+                self._going.clear()
+                time.sleep(TICK / 2)
+            else:
+                return worst(self._statuses)
+
+    def _follow(self, client: Client) -> None:
+        client.send(self._invocation.command.method, {}, more=True)
+        due, heard = time.monotonic() + ANSWER_TIME, False
+        while True:
+            self._tell_on()
+            ready, _, _ = select.select([client], [], [], TICK)
+            if ready:
+                client.fill()
+            elif not heard and time.monotonic() > due:
+                raise silence()
+            while client.pending():
+                heard = True
+                progress = client.receive()[0]["progress"]
+                if progress["done"]:
+                    moving.clear()
+                    client.close()
+                    return
+                self._take(progress)
+
+    def _take(self, progress: Reply) -> None:
+        """Take in a step of one VM, and show it."""
+        vm, step = progress["vm"], progress["step"]
+        before = self._going.pop(vm, None)
+        if step in ("starting", "stopping"):
+            same = before is not None and before[0]["rung"] == progress["rung"]
+            self._going[vm] = (progress, before[1] if before is not None and same else time.monotonic())
+        if before is not None and step == "stopping":
+            line = render.escalation(progress)
+        else:
+            line = render.fleet_step(progress)
+        moving.clear()
+        if step == "failed":
+            say(f"{PROGRAM}: {vm}: {printable(line)}")
+            self._statuses.append(progress["status"] or 1)
+        else:
+            print(f"{vm}: {line}", flush=True)
+            self._statuses.append(FORCED if progress["forced"] else DONE)
+
+    def _tell_on(self) -> None:
+        """Say on the terminal and to the service manager what is being waited for."""
+        now = time.monotonic()
+        waits = [render.waiting(vm, progress, now - since) for vm, (progress, since) in self._going.items()]
+        text = f"waiting for {', '.join(waits)}" if waits else ""
+        if sys.stderr.isatty():
+            moving.draw(text)
+        left = [progress["grace"] - (now - since) for progress, since in self._going.values()]
+        notify.tell(notify.status(text), notify.extend(max([0.0, *left]) + SPARE))

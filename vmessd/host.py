@@ -1,0 +1,71 @@
+"""What all VMs of a daemon share: the QEMU, who it runs as, its accelerator, displays, the host's links."""
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+from vmessd import account
+from vmessd.access import Access
+from vmessd.account import Account
+from vmessd.display import Displays
+from vmessd.errors import NotPermitted
+from vmessd.network import Network
+from vmessd.settings import SETTINGS
+from vmessd.vmdir import VMDirectory
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Host:
+    """What all VMs of a daemon share."""
+
+    qemu: str
+    """Path of the QEMU executable."""
+    accel: str = "auto"
+    """auto, kvm or tcg: what a VM without an ACCEL file gets."""
+    account: Account = dataclasses.field(default_factory=account.own)
+    """Who QEMU runs as."""
+    exargs: bool = True
+    """EXARGS and NIC_EXARGS, words for QEMU that nobody checks, are honoured."""
+    displays: Displays = dataclasses.field(default_factory=Displays)
+    network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
+    _kvm_missed: bool = False
+
+    def accelerator(self, wanted: str | None) -> str:
+        """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`."""
+        choice = wanted or self.accel
+        if choice != "auto":
+            return choice
+        if kvm_usable():
+            return "kvm"
+        if not self._kvm_missed:
+            self._kvm_missed = True
+            log.warning("/dev/kvm cannot be opened by this process: VMs run under TCG, which is slower")
+        return "tcg"
+
+    def settings(self, directory: VMDirectory) -> dict[str, Any]:
+        """Return a VM's settings by file name.
+
+        Raises:
+            NoSuchVM, BadFile: as VMDirectory.read_settings.
+            NotPermitted: one hands words to QEMU, and this daemon is not to honour such.
+        """
+        values = directory.read_settings()
+        refused = [setting.file for setting in SETTINGS if setting.words_for_qemu and setting.file in values]
+        if refused and not self.exargs:
+            raise NotPermitted(
+                f"{directory}/{refused[0]} hands arguments to QEMU, and this vmessd does not honour them",
+                hint='remove the file; or the administrator allows it, in the file of vmessd: exargs = "yes"',
+            )
+        return values
+
+
+def kvm_usable() -> bool:
+    """Tell whether this process may open /dev/kvm."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,52 @@
+"""Word to the service manager, by sd_notify(3): the only importer of sdnotify.
+
+Nothing happens where there is no service manager. Light, because the client says things too.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_notifier = None
+
+
+def is_heard() -> bool:
+    """Tell whether there is a service manager that listens."""
+    return "NOTIFY_SOCKET" in os.environ
+
+
+def tell(*assignments: str) -> None:
+    """Send assignments such as `READY=1` in one message; what cannot be sent is dropped."""
+    global _notifier  # noqa: PLW0603 -- one socket to one place
+    if not is_heard():
+        return
+    if _notifier is None:
+        import sdnotify  # noqa: PLC0415 -- only under a service manager, and it imports socket
+
+        _notifier = sdnotify.SystemdNotifier()
+    _notifier.notify("\n".join(assignments))
+
+
+def status(text: str) -> str:
+    """Return the assignment that shows a line in `systemctl status`."""
+    return f"STATUS={text}"
+
+
+def extend(seconds: float) -> str:
+    """Return the assignment that has the service manager wait so many seconds more from now on."""
+    return f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"
+
+
+def watchdog_period(environment: Mapping[str, str]) -> float | None:
+    """Return how often `WATCHDOG=1` is due, in seconds; None where nobody waits for it.
+
+    A third of the limit: one that comes late does no harm. Source: sd_watchdog_enabled(3).
+    """
+    limit, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", str(os.getpid()))
+    if not limit.isdecimal() or int(limit) == 0 or pid != str(os.getpid()):
+        return None
+    return int(limit) / 3e6

@@ -1,0 +1,47 @@
+"""What is said to whoever asks for what a VM's state does not allow. Pure."""
+
+from vmessd.errors import AlreadyRunning, Failed, NotRunning, TimedOut
+
+
+def running(vm: str, pid: int | None) -> AlreadyRunning:
+    """A start of what runs."""
+    shown = f", PID: {pid}" if pid else ""
+    return AlreadyRunning(f"VM {vm} is running already{shown}", hint=f"vmess {vm} status")
+
+
+def in_the_way(vm: str) -> AlreadyRunning:
+    """A change that takes a stopped VM."""
+    return AlreadyRunning(f"VM {vm} is running; it has to be stopped for this", hint=f"vmess {vm} stop")
+
+
+def stopping(vm: str) -> AlreadyRunning:
+    """A start of what is being stopped."""
+    return AlreadyRunning(f"VM {vm} is being stopped", hint="start it when that is done")
+
+
+def stopped(vm: str, ended: str | None) -> NotRunning:
+    """A stop of what does not run."""
+    return NotRunning(f"VM not running: {vm}{f' ({ended})' if ended else ''}")
+
+
+def hanging(vm: str, pid: int) -> TimedOut:
+    """A start whose QEMU is there and says nothing."""
+    return TimedOut(
+        f"QEMU of {vm}, PID {pid}, does not answer; it is left alone",
+        hint=f"vmess {vm} status, or vmess {vm} stop force",
+    )
+
+
+def called_off(vm: str) -> Failed:
+    """A start that a stop ended."""
+    return Failed(f"the start of {vm} was called off: a stop was asked for")
+
+
+def unexpected(vm: str) -> Failed:
+    """Whatever a failure nobody foresaw left without an answer."""
+    return Failed(f"VM {vm}: unexpected failure; vmessd's log has the details")
+
+
+def going_away() -> Failed:
+    """Whatever is still waited for when the daemon ends."""
+    return Failed("vmessd is going away; what was begun with QEMU goes on, its deadline does not")

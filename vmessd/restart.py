@@ -1,0 +1,59 @@
+"""Starting a VM again that ended unasked: whether, when, and what is noted of it."""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+from vmessd.lifecycle import RESTARTS_MAX, STEADY, Reason, is_restarted, pause
+from vmessd.records import ExitRecord
+from vmessd.report import Restart
+
+GIVEN_UP = f"given up after {RESTARTS_MAX} restarts"
+CALLED_OFF = "its restart was called off"
+
+
+def judge(record: ExitRecord, policy: str, *, lasted: float, ran: bool) -> ExitRecord:
+    """Return the record of an end with what follows from it by the VM's restart policy.
+
+    Args:
+        record: with the restarts in a row that led to the run.
+        policy: no, on-crash or always.
+        lasted: seconds QEMU was there.
+        ran: the guest did run. A first start that comes to nothing is for whoever asked to try again.
+    """
+    tries = 0 if lasted >= STEADY else record.tries
+    wanted = is_restarted(policy, Reason[record.reason]) and (ran or record.tries > 0)
+    return _decided(record, tries, wanted=wanted, note=None)
+
+
+def judge_failure(record: ExitRecord, policy: str, words: str) -> ExitRecord:
+    """Return the record of the last end after a restart that came to nothing, for lack of a bridge say."""
+    tries = record.tries + 1
+    note = f"restart {tries} of {RESTARTS_MAX} failed: {words}"
+    return _decided(record, tries, wanted=is_restarted(policy, Reason[record.reason]), note=note)
+
+
+def _decided(record: ExitRecord, tries: int, *, wanted: bool, note: str | None) -> ExitRecord:
+    again = wanted and pause(tries) is not None
+    if wanted and not again:
+        note = f"{GIVEN_UP}; {note}" if note else GIVEN_UP
+    return dataclasses.replace(record, tries=tries, again=again, note=note)
+
+
+class Pending:
+    """A restart that is due after a pause. Measured by the event loop's monotonic clock."""
+
+    def __init__(self, tries: int, due: Callable[[], None]) -> None:
+        self.attempt = tries + 1
+        """Counted from 1."""
+        self.pause = pause(tries) or 0.0
+        self._timer = asyncio.get_running_loop().call_later(self.pause, due)
+
+    def report(self) -> Restart:
+        """Return what is to be said of it."""
+        left = self._timer.when() - asyncio.get_running_loop().time()
+        return Restart(self.attempt, RESTARTS_MAX, max(0.0, left))
+
+    def cancel(self) -> None:
+        """Let it not happen."""
+        self._timer.cancel()
