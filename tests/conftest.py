@@ -36,6 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("qemu")
 
 
+def own(letter: str) -> str:
+    """A VM name that no other run of the tests has, so that no two want one VNC display at one moment."""
+    return letter + "".join("abcdefghij"[int(digit)] for digit in str(os.getpid())) + "0"
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 10.0, what: str = "it") -> Any:
     """Return the first true value of a condition that no descriptor tells about."""
     deadline = time.monotonic() + seconds

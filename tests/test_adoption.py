@@ -14,16 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TESTS, Daemon, processes_of, wait_for
+from conftest import TESTS, Daemon, own, processes_of, wait_for
 
 from vmessctl.client import Client
 
 pytestmark = pytest.mark.qemu
-
-
-def own(letter: str) -> str:
-    """A VM name that no other run of the tests has, so that no two want one VNC display at one moment."""
-    return letter + "".join("abcdefghij"[int(digit)] for digit in str(os.getpid())) + "0"
 
 
 A, B, C = own("a"), own("b"), own("c")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TESTS, Daemon
+from conftest import TESTS, Daemon, own
 
 from vmessctl import commands, console, notation, render, verbs, wires
 from vmessctl.commands import BY_VERB, COMMANDS, parse
@@ -26,11 +26,6 @@ from vmessd.errors import Failed, InvalidValue, VmessError
 from vmessd.interface import VmessInterface
 
 qemu = pytest.mark.qemu
-
-
-def own(letter: str) -> str:
-    """A VM name that no other run of the tests has, so that no two want one VNC display at one moment."""
-    return letter + "".join("abcdefghij"[int(digit)] for digit in str(os.getpid())) + "0"
 
 
 A, B = own("a"), own("b")

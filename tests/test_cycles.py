@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, end_processes_of, processes_of, wait_for
+from conftest import Daemon, end_processes_of, own, processes_of, wait_for
 
 from vmessctl.client import Client
 from vmessd.config import QEMU, find_qemu
@@ -20,11 +20,6 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 CYCLES = 200
 WARM_UP = 20
 TASK_CYCLES = 30
-
-
-def own(letter: str) -> str:
-    """A VM name that no other run of the tests has, so that no two want one VNC display at one moment."""
-    return letter + "".join("abcdefghij"[int(digit)] for digit in str(os.getpid())) + "0"
 
 
 VM = own("c")

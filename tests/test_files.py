@@ -18,7 +18,7 @@ from typing import Any
 
 import guests
 import pytest
-from conftest import Daemon, processes_of, wait_for
+from conftest import Daemon, own, processes_of, wait_for
 
 from vmessctl.client import Client
 from vmessd import names
@@ -29,11 +29,6 @@ pytestmark = pytest.mark.qemu
 
 M, G = 2**20, 2**30
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-def own(letter: str) -> str:
-    """A VM name that no other run of the tests has, so that no two want one VNC display at one moment."""
-    return letter + "".join("abcdefghij"[int(digit)] for digit in str(os.getpid())) + "0"
 
 
 A, B = own("a"), own("b")

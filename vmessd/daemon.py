@@ -51,7 +51,7 @@ async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) 
         with contextlib.closing(Fleet(supervisor)) as all_vms:
             async with Control(config.socket, supervisor, all_vms):
                 log.info("vmessd %s serves %s on %s", __version__, config.vmdir, config.socket)
-                notify.tell("READY=1", notify.status(fleet.summary(supervisor.machines())))
+                notify.tell("READY=1", notify.status(fleet.summary(supervisor.known())))
                 beat = asyncio.create_task(_beat(supervisor))
                 await asked_to_end.wait()
                 beat.cancel()
@@ -64,7 +64,7 @@ async def _beat(supervisor: Supervisor) -> None:
     period = notify.watchdog_period(os.environ)
     said = ""
     while notify.is_heard():
-        text = fleet.summary(supervisor.machines())
+        text = fleet.summary(supervisor.known())
         news = [notify.status(text)] if text != said else []
         said = text
         if period is not None:

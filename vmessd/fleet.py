@@ -77,7 +77,7 @@ class Fleet:
 
     async def _boot(self, uid: int | None, tell: Tell) -> None:
         wanted = {}
-        for machine in self._supervisor.machines():
+        for machine in await self._supervisor.everyone():
             try:
                 autostart = await _autostart(machine)
             except VmessError as error:
@@ -106,7 +106,8 @@ class Fleet:
 
     async def _shutdown(self, uid: int | None, tell: Tell) -> None:
         for _ in range(ROUNDS):
-            going = [machine for machine in self._supervisor.machines() if machine.state is not State.stopped]
+            machines = await self._supervisor.everyone()
+            going = [machine for machine in machines if machine.state is not State.stopped]
             if not going:
                 return
             orders = {machine.vm: await _order(machine) for machine in going}

@@ -382,7 +382,8 @@ class Machine:
                 self.last_exit = await asyncio.to_thread(run.bury, self.directory)
                 await asyncio.to_thread(launch.sweep_links, self.directory, self._host.network)
                 log.info("%s: %s", self.vm, self.last_exit.text)
-                error = run.error or StartFailed(f"VM {self.vm}: {self.last_exit.text}")
+                user = self._host.account.name if self._host.account.entry else None
+                error = run.error or refusals.not_started(self.vm, self.last_exit.text, user)
         finally:
             if run is not None:
                 run.launched.process.close()

@@ -1,6 +1,6 @@
 """What is said to whoever asks for what a VM's state does not allow. Pure."""
 
-from vmessd.errors import AlreadyRunning, Failed, NotRunning, TimedOut
+from vmessd.errors import AlreadyRunning, Failed, NotRunning, StartFailed, TimedOut
 
 
 def running(vm: str, pid: int | None) -> AlreadyRunning:
@@ -30,6 +30,14 @@ def hanging(vm: str, pid: int) -> TimedOut:
         f"QEMU of {vm}, PID {pid}, does not answer; it is left alone",
         hint=f"vmess {vm} status, or vmess {vm} stop force",
     )
+
+
+def not_started(vm: str, why: str, user: str | None) -> StartFailed:
+    """A start whose QEMU ended at once; `user` is whom it runs as, where that is not our own."""
+    hint = None
+    if user is not None and "Permission denied" in why:
+        hint = f"QEMU runs as {user}: images need its group and rw for it; where links lead, it has to get"
+    return StartFailed(f"VM {vm}: {why}", hint=hint)
 
 
 def called_off(vm: str) -> Failed:

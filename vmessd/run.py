@@ -118,7 +118,7 @@ class Run:
 
     def mind_silence(self, event: Event, state: State) -> None:
         """Log once that QEMU does not answer, and that it does again."""
-        if event in (Event.silent, Event.lost) and state is State.unresponsive and not self.missed:
+        if event is Event.silent and state is State.unresponsive and not self.missed:
             self.missed = True
             log.warning("%s: QEMU does not answer", self.vm)
         elif event in (Event.born, Event.runs, Event.halts) and self.missed:

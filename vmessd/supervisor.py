@@ -141,8 +141,8 @@ class Supervisor:
         await machine.settled.wait()
         return machine
 
-    def machines(self) -> list[Machine]:
-        """Return the VMs that are known, sorted by name."""
+    def known(self) -> list[Machine]:
+        """Return the VMs that were met so far, by name."""
         return [machine for _, machine in sorted(self._machines.items())]
 
     async def wires(self, name: str) -> Wires:
@@ -154,15 +154,19 @@ class Supervisor:
 
     # -- What can be asked --
 
-    async def statuses(self) -> list[VMStatus]:
-        """Return all VMs in the root, and those whose directory is gone while their QEMU runs."""
+    async def everyone(self) -> list[Machine]:
+        """Return all VMs in the root, and those whose directory is gone while their QEMU runs, by name."""
         there = await asyncio.to_thread(vmdir.listing, self.root)
         running = [vm for vm, machine in self._machines.items() if machine.state not in OFF]
-        statuses = []
+        found = []
         for vm in sorted({*there, *running}):
             with contextlib.suppress(NoSuchVM, BadFile):  # gone, or no VM any more, since we looked
-                statuses.append((await self.machine(vm)).status())
-        return statuses
+                found.append(await self.machine(vm))
+        return found
+
+    async def statuses(self) -> list[VMStatus]:
+        """Return how all VMs are."""
+        return [machine.status() for machine in await self.everyone()]
 
     async def info(self, name: str) -> VMInfo:
         """Return all there is to say of a VM; what cannot be read is said in `problem`."""

@@ -1,0 +1,288 @@
+"""All VMs at once: up in order, down in reverse order, and what the service manager hears meanwhile."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import TESTS, Daemon, own, wait_for
+
+from vmessctl.client import Client
+from vmessd.fleet import waves
+from vmessd.settings import BY_FILE
+
+A, B, C, D = (own(letter) for letter in "abcd")
+
+
+def test_waves_are_in_order_and_of_one_order_together() -> None:
+    assert waves({}) == []
+    assert waves({"b0": 50, "a0": 50, "c0": 0, "d0": 99}) == [["c0"], ["a0", "b0"], ["d0"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "order", "delay"),
+    [("on", 50, 0), ("on 7", 7, 0), ("on 0 3600", 0, 3600), ("  on  99 1 \n", 99, 1)],
+)
+def test_autostart_has_an_order_and_a_delay(text: str, order: int, delay: int) -> None:
+    value = BY_FILE["AUTOSTART"].value(text)
+    assert (value.order, value.delay) == (order, delay)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "yes", "on 100", "on -1", "on 1 3601", "on 1 2 3", "off 1", "on x", "on 1.5"]
+)
+def test_impossible_autostarts_are_refused(text: str) -> None:
+    with pytest.raises(Exception, match=r"^AUTOSTART '.*' is not off, or on with an order"):
+        BY_FILE["AUTOSTART"].value(text)
+
+
+def test_autostart_off_is_none() -> None:
+    assert BY_FILE["AUTOSTART"].value("off") is None
+
+
+def lines(daemon: Daemon, verb: str, status: int = 0) -> list[str]:
+    done = daemon.vmess(verb)
+    assert done.returncode == status, done.stderr
+    return done.stdout.splitlines()
+
+
+def steps(said: list[str], word: str) -> list[str]:
+    """The VMs of the lines that hold a word, in order."""
+    return [line.partition(":")[0] for line in said if word in line]
+
+
+def test_boot_starts_what_is_to_start_lower_orders_first(daemon: Daemon) -> None:
+    for vm, autostart in ((A, "on 60"), (B, "on 10 1"), (C, "on 10"), (D, "off")):
+        daemon.make(vm, AUTOSTART=autostart)
+    began = time.monotonic()
+    said = lines(daemon, "boot")
+    assert time.monotonic() - began >= 1.0  # B's delay, before the next order
+    assert sorted(steps(said, "running")[:2]) == [B, C]
+    assert steps(said, "running")[2:] == [A]
+    assert steps(said, "Starting")[2:] == [A]
+    assert {vm: daemon.status(vm)["state"] for vm in (A, B, C, D)} == {
+        **dict.fromkeys((A, B, C), "running"),
+        D: "stopped",
+    }
+    assert lines(daemon, "boot") == []  # nothing is left to be started
+
+
+def test_boot_goes_on_where_one_vm_cannot_start(daemon: Daemon) -> None:
+    daemon.make(A, AUTOSTART="on 1", RAM="nonsense")
+    daemon.make(B, AUTOSTART="sometimes")
+    daemon.make(C, AUTOSTART="on 2")
+    done = daemon.vmess("boot")
+    assert done.returncode == 1
+    complaints = sorted(done.stderr.splitlines())
+    assert "RAM 'nonsense' is not a size" in complaints[0]
+    assert "AUTOSTART 'sometimes' is not off" in complaints[1]
+    assert steps(done.stdout.splitlines(), "running") == [C]
+
+
+def test_shutdown_goes_the_other_way_with_each_vm_s_own_grace(daemon: Daemon) -> None:
+    daemon.make(A, AUTOSTART="on 10")
+    daemon.make(B, AUTOSTART="on 90", guest="ignoring", STOP="1")
+    daemon.make(C)  # counts as of order 50
+    for vm in (A, B, C):
+        daemon.done(vm, "start")
+        daemon.wait_guest(vm)
+    said = daemon.vmess("shutdown")
+    assert said.returncode == 8  # B had to be forced
+    out = said.stdout.splitlines()
+    assert steps(out, "Stopping") == [B, C, A]
+    assert f"{B}: did not power down in 1 s; now QMP quit" in out
+    assert f"{B}: forced off" in out
+    assert f"{A}: powered down as asked" in out
+    assert lines(daemon, "shutdown") == []
+
+
+def test_shutdown_calls_off_restarts(daemon: Daemon) -> None:
+    daemon.make(A, RESTART="always")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    os.kill(daemon.status(A)["pid"], signal.SIGKILL)
+    daemon.wait_state(A, "waiting")
+    assert lines(daemon, "shutdown") == [f"{A}: its restart was called off"]
+    assert daemon.status(A)["restart"] is None
+
+
+def test_a_shutdown_goes_on_when_whoever_asked_leaves(daemon: Daemon) -> None:
+    daemon.make(A, guest="ignoring", AUTOSTART="on 90", STOP="1")
+    daemon.make(B, AUTOSTART="on 10")
+    for vm in (A, B):
+        daemon.done(vm, "start")
+        daemon.wait_guest(vm)
+    client = Client([str(daemon.socket)])
+    client.send("Shutdown", {}, more=True)
+    client.receive()
+    client.close()
+    assert daemon.wait_state(B, "stopped")["last_exit"]["reason"] == "powered_down"
+    assert daemon.status(A)["last_exit"]["reason"] == "forced"
+
+
+# What the service manager hears
+
+
+@contextlib.contextmanager
+def service_manager() -> Iterator[tuple[str, socket.socket]]:
+    """A socket where sd_notify(3) messages arrive, and its path."""
+    with (
+        tempfile.TemporaryDirectory(prefix="vmess-test-") as place,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard,
+    ):
+        path = str(Path(place, "notify"))
+        heard.bind(path)
+        heard.settimeout(10)
+        yield path, heard
+
+
+def messages(heard: socket.socket) -> list[str]:
+    """All that has arrived, an assignment each."""
+    found = []
+    heard.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found += heard.recv(4096).decode().splitlines()
+    return found
+
+
+def test_shutdown_tells_the_service_manager_what_it_waits_for(daemon: Daemon) -> None:
+    daemon.make(A, guest="ignoring", STOP="3")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    with service_manager() as (path, heard):
+        done = subprocess.run(
+            [sys.executable, "-m", "vmessctl", "--socket", str(daemon.socket), "shutdown"],
+            env={**os.environ, "NOTIFY_SOCKET": path},
+            cwd=TESTS.parent,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 8
+        said = messages(heard)
+    assert f"STATUS=waiting for {A} (power button, 1 s)" in said
+    longest = max(int(text.partition("=")[2]) for text in said if text.startswith("EXTEND_TIMEOUT_USEC="))
+    assert 15e6 < longest <= 18e6
+
+
+def test_a_shutdown_is_asked_for_again_where_the_daemon_is_started_anew_meanwhile(daemon: Daemon) -> None:
+    daemon.make(A, guest="ignoring", STOP="4")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    with service_manager() as (path, _):
+        asking = subprocess.Popen(
+            [sys.executable, "-m", "vmessctl", "--socket", str(daemon.socket), "shutdown"],
+            env={**os.environ, "NOTIFY_SOCKET": path},
+            cwd=TESTS.parent,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            daemon.wait_state(A, "stopping")
+            daemon.stop(signal.SIGKILL)
+            daemon.start()
+            assert asking.wait(30) == 8
+        finally:
+            asking.kill()
+            asking.wait(10)
+    assert daemon.status(A)["state"] == "stopped"
+
+
+@contextlib.contextmanager
+def watched(daemon: Daemon, **environment: str) -> Iterator[socket.socket]:
+    """Run the daemon under a service manager that listens to all it says."""
+    with service_manager() as (path, heard), daemon.log.open("ab") as log:
+        daemon.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vmessd", "--vmdir", str(daemon.root)),
+                *("--socket", str(daemon.socket), *daemon.arguments),
+            ],
+            env={**os.environ, "NOTIFY_SOCKET": path, **environment},
+            cwd=TESTS.parent,
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+        )
+        try:
+            yield heard
+        finally:
+            daemon.close()
+
+
+def next_with(heard: socket.socket, start: str) -> str:
+    """Wait for an assignment that begins so."""
+    heard.settimeout(10)
+    while True:
+        found = [text for text in heard.recv(4096).decode().splitlines() if text.startswith(start)]
+        if found:
+            return found[0]
+
+
+@pytest.mark.qemu
+def test_the_daemon_says_how_many_vms_there_are_and_that_it_lives(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.make(A, guest="ignoring", STOP="5")
+    daemon.make(B)
+    with watched(daemon, WATCHDOG_USEC="1500000") as heard:
+        assert next_with(heard, "STATUS=") == "STATUS=2 VMs, 0 running"
+        began = time.monotonic()
+        for _ in range(4):
+            next_with(heard, "WATCHDOG=1")
+        assert time.monotonic() - began < 3.0
+        daemon.done(A, "start")
+        assert next_with(heard, "STATUS=") == "STATUS=2 VMs, 1 running"
+        daemon.wait_guest(A)
+        stop = daemon.client(A, "stop")
+        assert next_with(heard, "STATUS=").startswith(
+            f"STATUS=2 VMs, 1 running; waiting for {A} (power button, "
+        )
+        daemon.done(A, "stop", "force")
+        stop.communicate(timeout=10)
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGTERM)
+        assert next_with(heard, "STOPPING=1")
+
+
+@pytest.mark.qemu
+def test_a_stopped_loop_says_nothing_to_the_watchdog(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    with watched(daemon, WATCHDOG_USEC="600000") as heard:
+        next_with(heard, "WATCHDOG=1")
+        os.kill(daemon.pid, signal.SIGSTOP)
+        messages(heard)
+        heard.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            heard.recv(4096)
+
+
+@pytest.mark.qemu
+def test_settings_are_read_again_without_a_restart(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    file = tmp_path / "vmessd.toml"
+    file.write_text('exargs = "no"\n')
+    daemon.arguments += ["--config", os.path.relpath(file, TESTS.parent)]
+    daemon.make(A)
+    with watched(daemon) as heard:
+        next_with(heard, "READY=1")
+        refused = daemon.vmess(A, "start")
+        assert refused.returncode == 1
+        assert "EXARGS hands arguments to QEMU, and this vmessd does not honour them" in refused.stderr
+        assert 'exargs = "yes"' in refused.stderr
+        file.write_text('exargs = "nonsense"\n')
+        os.kill(daemon.pid, signal.SIGHUP)
+        next_with(heard, "RELOADING=1")
+        wait_for(lambda: "the settings stay as they are: " in daemon.log.read_text(), what="the complaint")
+        file.write_text('exargs = "yes"\nqemu = "/bin/true"\nallow-bridges = ["br*"]\n')
+        os.kill(daemon.pid, signal.SIGHUP)
+        next_with(heard, "READY=1")
+        wait_for(lambda: "exargs is yes, was no" in daemon.log.read_text(), what="the change")
+        log = daemon.log.read_text()
+        assert "qemu is /bin/true, from the next start of vmessd on, was qemu-system-x86_64" in log
+        assert "allow-bridges is br*, was *" in log
+        daemon.done(A, "start")
