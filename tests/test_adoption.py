@@ -438,3 +438,20 @@ def test_c22_a_root_and_a_socket_have_one_daemon(daemon: Daemon) -> None:
         assert hint.startswith("  hint: ")
     assert is_running(daemon.status(A), pid)
     assert not (daemon.directory / "other.sock").exists()
+
+
+def test_fifty_vms_are_adopted_within_a_second_though_one_of_them_hangs(daemon: Daemon) -> None:
+    vms = [own(f"{one}{other}") for one in "fghij" for other in "abcdefghij"]
+    for vm in vms:
+        daemon.make(vm)
+    assert daemon.vmess(*vms, "start").returncode == 0
+    pids = {name: status["pid"] for name, status in listed(daemon).items()}
+    os.kill(pids[vms[7]], signal.SIGSTOP)
+    daemon.stop(signal.SIGKILL)
+    began = time.monotonic()
+    daemon.start()
+    assert time.monotonic() - began <= 1.0
+    found = listed(daemon)
+    assert {name: status["pid"] for name, status in found.items()} == pids
+    states = {name: status["state"] for name, status in found.items()}
+    assert states == {**dict.fromkeys(vms, "running"), vms[7]: "unresponsive"}

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import itertools
 import os
+import select
 import signal
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -115,7 +116,8 @@ class Process:
                 pidfd, mine = -1, pidfd
                 return cls(pid, found, mine)
         except (FileNotFoundError, ProcessLookupError):
-            pass
+            if not _has_ended(pidfd):
+                raise Failed(f"process {pid} is hidden from vmessd; is /proc mounted with hidepid?") from None
         except OSError as error:
             raise Failed(f"process {pid} cannot be looked at: {reason(error)}") from None
         finally:
@@ -163,6 +165,13 @@ class Process:
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
+
+
+def _has_ended(pidfd: int) -> bool:
+    """Tell whether a process has ended: its pidfd is readable then."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _duplicate(stack: contextlib.ExitStack, fd: int) -> int:
