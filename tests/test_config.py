@@ -430,3 +430,14 @@ def test_c36_nothing_a_client_or_qemu_says_makes_a_line_of_its_own(daemon: Daemo
     assert [line for line in lines if not re.match("20[0-9: -]{17} ", line) or not line.isprintable()] == []
     assert len([line for line in lines if "evil" in line]) >= 3
     assert not [line for line in lines if line.startswith("<0>")]
+
+
+def test_the_readme_has_every_setting_of_the_daemon_with_its_defaults() -> None:
+    rows = [line for line in (TESTS.parent / "README.md").read_text().splitlines() if line.startswith("| `--")]
+    assert [row.split("`")[1].removeprefix("--") for row in rows] == [
+        *(option.key for option in OPTIONS),
+        "config",
+    ]
+    for row, option in zip(rows, OPTIONS, strict=False):
+        assert (option.default or "none") in row
+        assert option.service == option.default or option.service in row
