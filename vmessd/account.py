@@ -67,9 +67,10 @@ class Account(NamedTuple):
         with failing(f"VM root {printable(str(root))} cannot be looked at"):
             found = root.stat()
         if found.st_gid != self.gid or not found.st_mode & stat.S_ISGID or not found.st_mode & stat.S_IXGRP:
+            where = printable(str(root))
             raise InvalidValue(
-                f"VM root {printable(str(root))} is not shared with {self.name}, whom QEMU runs as",
-                hint=f"as root: chgrp {self.name} {printable(str(root))}; chmod 2711 {printable(str(root))}",
+                f"VM root {where} is not shared with {self.name}, whom QEMU runs as",
+                hint=f"as root: chgrp {_group(self.gid)} {where}; chmod 2711 {where}",
             )
 
 
@@ -111,6 +112,13 @@ def find(name: str) -> Account:
     if setpriv is None:
         raise Failed("there is no setpriv(1), by which QEMU changes its user; it is in the package util-linux")
     return Account(name, entry.pw_uid, entry.pw_gid, (setpriv, *_options(entry), "--"))
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _options(entry: pwd.struct_passwd) -> list[str]:

@@ -41,7 +41,7 @@ REMOVED = ".vmess-removed-"  # a VM directory on its way out; what a crash leave
 
 VALUE_LIMIT = 16 * 1024
 RECORD_LIMIT = 1024 * 1024
-LINE_LIMIT = 300
+LINE_LIMIT = 2000  # what QEMU complains of it quotes first, with the path in it
 
 
 _T = TypeVar("_T")
