@@ -871,7 +871,7 @@ def test_no_daemon_is_one_line_and_what_to_do() -> None:
         assert (result.returncode, result.stdout) == (5, "")
         assert result.stderr.splitlines() == [
             "vmess: no vmessd answers (/nonexistent/control.sock: no such file or directory)",
-            "  hint: start one with: vmessd",
+            "  hint: start one of your own with: vmessd; or the host's with: systemctl start vmessd",
         ]
     both = vmessctl(env={"VMESS_SOCKET": "", "XDG_RUNTIME_DIR": "/nonexistent\x1b"})
     assert both.returncode == 5

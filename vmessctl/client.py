@@ -124,9 +124,27 @@ def _connect(paths: list[str]) -> _socket.socket:
     if denied:
         raise Unreachable(
             f"the control socket {printable(denied[0])} may not be used: permission denied",
-            hint="it is for its owner and the members of its group",
+            hint=_way_in(denied[0]),
         )
-    raise Unreachable(f"no vmessd answers ({'; '.join(failures)})", hint="start one with: vmessd")
+    raise Unreachable(
+        f"no vmessd answers ({'; '.join(failures)})",
+        hint="start one of your own with: vmessd; or the host's with: systemctl start vmessd",
+    )
+
+
+def _way_in(path: str) -> str:
+    """Return how somebody who may not use a control socket comes to be allowed to."""
+    import grp  # noqa: PLC0415 -- only who is kept out waits for it
+    import pwd  # noqa: PLC0415
+
+    try:
+        gid = os.stat(path).st_gid
+        group, user = grp.getgrgid(gid).gr_name, pwd.getpwuid(os.getuid()).pw_name
+    except (OSError, KeyError):
+        gid = 0
+    if gid == 0:
+        return "it is for its owner and the members of its group"
+    return f"it is for members of group {group}; as root: usermod -aG {group} {user}, and log in again"
 
 
 def _connect_to(sock: _socket.socket, path: str) -> None:
