@@ -17,10 +17,10 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = (
-    *("errors", "names", "shell", "row", "wiring", "settings", "safefile", "records", "vmdir", "cmdline"),
-    *("lifecycle", "process", "monitor", "display", "netlink", "tap", "access", "network", "segments"),
-    *("addresses", "report", "launch", "session", "run", "inbox", "machine", "hotplug", "wires", "supervisor"),
-    *("interface", "control", "config", "log", "daemon", "__main__"),
+    *("errors", "names", "shell", "row", "wiring", "settings", "safefile", "logfile", "records", "vmdir"),
+    *("cmdline", "lifecycle", "process", "monitor", "display", "netlink", "tap", "access", "network"),
+    *("segments", "addresses", "report", "launch", "session", "run", "inbox", "machine", "hotplug", "wires"),
+    *("supervisor", "interface", "control", "config", "log", "daemon", "__main__"),
 )
 VMESSCTL = ("commands", "notation", "client", "render", "console", "follow", "wires", "verbs", "__main__")
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "vmessd.wiring": {"vmessd.errors", "vmessd.names"},
     "vmessd.settings": {"vmessd.errors", "vmessd.names", "vmessd.row", "vmessd.wiring"},
     "vmessd.safefile": {"vmessd.errors"},
+    "vmessd.logfile": {"vmessd.errors", "vmessd.safefile"},
     "vmessd.lifecycle": {"vmessd.errors"},
     "vmessd.process": {"vmessd.errors"},
     "vmessd.monitor": {"vmessd.errors"},
