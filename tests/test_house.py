@@ -20,7 +20,7 @@ VMESSD = (
     *("errors", "names", "shell", "row", "wiring", "settings", "safefile", "logfile", "records", "vmdir"),
     *("cmdline", "lifecycle", "process", "monitor", "display", "netlink", "tap", "access", "network"),
     *("segments", "addresses", "report", "launch", "session", "run", "inbox", "machine", "hotplug", "wires"),
-    *("supervisor", "interface", "control", "config", "log", "daemon", "__main__"),
+    *("upkeep", "supervisor", "interface", "control", "config", "log", "daemon", "__main__"),
 )
 VMESSCTL = ("commands", "notation", "client", "render", "console", "follow", "wires", "verbs", "__main__")
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))

@@ -11,7 +11,7 @@ from typing import Any
 
 from vmessd import settings, vmdir
 from vmessd.errors import TimedOut, VmessError
-from vmessd.launch import LAST_LINES, Launched
+from vmessd.launch import LAST_LINES, Launched, shorten_logs
 from vmessd.lifecycle import RUNG_TIME, Ending, Reason, Rung, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
 from vmessd.records import TEXT_LIMIT, ExitRecord, Moment
@@ -129,6 +129,7 @@ class Run:
             directory.write_exit_record(record)
         with _logged(directory.vm):
             directory.sweep()
+        shorten_logs(directory)
         return record
 
     def _exit_record(self, said: list[str]) -> ExitRecord:

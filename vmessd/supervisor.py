@@ -21,6 +21,7 @@ from vmessd.report import Drive, Value, VMInfo, VMNic, VMStatus
 from vmessd.segments import Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
+from vmessd.upkeep import Upkeep
 from vmessd.vmdir import Disk, VMDirectory
 from vmessd.wires import Wires
 
@@ -41,6 +42,7 @@ class Supervisor:
         self._machines: dict[str, Machine] = {}
         self._wires: dict[str, Wires] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._upkeep: asyncio.Task[None] | None = None
         self._lock = -1
 
     async def __aenter__(self) -> Self:
@@ -58,6 +60,7 @@ class Supervisor:
         except VmessError:
             await self.__aexit__()
             raise
+        self._upkeep = asyncio.create_task(Upkeep(self._machines).run(), name="upkeep")
         waits = [asyncio.create_task(machine.settled.wait()) for machine in self._machines.values()]
         if waits:
             _, slow = await asyncio.wait(waits, timeout=SETTLE_TIME)
@@ -66,6 +69,9 @@ class Supervisor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait({self._upkeep})
         changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
         if changes:  # half a change would be nobody's to take back
             await asyncio.wait(changes, timeout=FINISH_TIME)
