@@ -17,10 +17,22 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = (
-    *("errors", "names", "shell", "row", "wiring", "settings", "safefile", "records", "vmdir", "drives"),
+    *(
+        "errors",
+        "names",
+        "shell",
+        "row",
+        "wiring",
+        "settings",
+        "safefile",
+        "logfile",
+        "records",
+        "vmdir",
+        "drives",
+    ),
     *("cmdline", "lifecycle", "process", "account", "monitor", "display", "netlink", "tap", "access"),
     *("network", "segments", "addresses", "report", "refusals", "host", "launch", "session", "space"),
-    *("restart", "run", "inbox", "machine", "hotplug", "wires", "supervisor", "fleet", "interface"),
+    *("restart", "run", "inbox", "machine", "hotplug", "wires", "upkeep", "supervisor", "fleet", "interface"),
     *("control", "config", "notify", "log", "daemon", "__main__"),
 )
 VMESSCTL = (
@@ -40,6 +52,7 @@ MAY_IMPORT = {
     "vmessd.wiring": {"vmessd.errors", "vmessd.names"},
     "vmessd.settings": {"vmessd.errors", "vmessd.names", "vmessd.row", "vmessd.wiring"},
     "vmessd.safefile": {"vmessd.errors"},
+    "vmessd.logfile": {"vmessd.errors", "vmessd.safefile"},
     "vmessd.lifecycle": {"vmessd.errors"},
     "vmessd.process": {"vmessd.errors"},
     "vmessd.account": {"vmessd.errors", "vmessd.process"},

@@ -11,7 +11,7 @@ from typing import Any
 
 from vmessd import restart, settings, vmdir
 from vmessd.errors import StartFailed, TimedOut, VmessError
-from vmessd.launch import LAST_LINES, Launched, restart_policy
+from vmessd.launch import LAST_LINES, Launched, restart_policy, shorten_logs
 from vmessd.lifecycle import RUNG_TIME, Ending, Event, Reason, Rung, State, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
 from vmessd.records import TEXT_LIMIT, ExitRecord, Moment
@@ -177,6 +177,7 @@ class Run:
             directory.write_exit_record(record)
         with logged(directory.vm):
             directory.sweep()
+        shorten_logs(directory)
         return record
 
     def _exit_record(self, said: list[str]) -> ExitRecord:

@@ -22,6 +22,7 @@ from vmessd.report import Drive, Value, VMInfo, VMNic, VMStatus
 from vmessd.segments import Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
+from vmessd.upkeep import Upkeep
 from vmessd.vmdir import VMDirectory
 from vmessd.wires import Wires
 
@@ -53,6 +54,7 @@ class Supervisor:
         self._machines: dict[str, Machine] = {}
         self._wires: dict[str, Wires] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._upkeep: asyncio.Task[None] | None = None
         self._lock = -1
 
     async def __aenter__(self) -> Self:
@@ -70,6 +72,7 @@ class Supervisor:
         except VmessError:
             await self.__aexit__()
             raise
+        self._upkeep = asyncio.create_task(Upkeep(self._machines).run(), name="upkeep")
         # Found is adopted: one that hangs must not hold up the others. Whoever asks about it waits for it.
         waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]
         if waits:
@@ -79,6 +82,9 @@ class Supervisor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait({self._upkeep})
         changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
         if changes:  # half a change would be nobody's to take back
             await asyncio.wait(changes, timeout=FINISH_TIME)
