@@ -93,6 +93,16 @@ _HALT = _code("""
     eb fd                ; jmp -3                 to the hlt
 """)
 
+_ECHO_KEYS = _code("""
+    e4 64                ; in al, 0x64            the keyboard controller has something
+    a8 01                ; test al, 1
+    74 fa                ; jz -6                  to the first line
+    e4 60                ; in al, 0x60
+    ba f8 03             ; mov dx, 0x3f8
+    ee                   ; out dx, al
+    eb f2                ; jmp -14                to the first line
+""")
+
 _WAIT = _code("""
     ba 08 06             ; mov dx, 0x608
     66 ed                ; in eax, dx
@@ -267,6 +277,8 @@ GUESTS = {
     "panic": _PRINT_R + _PANIC + _HALT,
     # Says so without end: an event each with `-device pvpanic -action panic=none`.
     "panics": _PRINT_R + _PANIC_FOR_EVER,
+    # Prints what its keyboard sends: scan codes of set 2.
+    "keyboard": _PRINT_R + _ECHO_KEYS,
     # Prints lines of 95 characters for ever.
     "chatter": _PRINT_R + _CHATTER,
 }

@@ -16,29 +16,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
-VMESSD = (
-    *(
-        "errors",
-        "names",
-        "shell",
-        "row",
-        "wiring",
-        "settings",
-        "safefile",
-        "logfile",
-        "records",
-        "vmdir",
-        "drives",
-    ),
-    *("cmdline", "lifecycle", "process", "account", "monitor", "display", "netlink", "tap", "access"),
-    *("network", "segments", "addresses", "report", "refusals", "host", "launch", "session", "space"),
-    *("restart", "run", "inbox", "machine", "hotplug", "wires", "upkeep", "supervisor", "fleet", "interface"),
-    *("control", "config", "notify", "log", "daemon", "__main__"),
-)
-VMESSCTL = (
-    *("commands", "notation", "client", "render", "console", "follow", "fleet", "wires", "verbs"),
-    "__main__",
-)
+VMESSD = """
+    errors names shell row wiring settings
+    safefile logfile records vmdir drives
+    cmdline lifecycle process account monitor display
+    netlink tap access network segments addresses
+    keys report refusals host launch
+    session space restart run inbox machine
+    hands hotplug wires upkeep supervisor fleet
+    interface control config notify log daemon __main__
+""".split()  # noqa: SIM905 -- a line for each floor
+VMESSCTL = """
+    commands notation client render console
+    follow fleet hands wires verbs __main__
+""".split()  # noqa: SIM905 -- as above
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 
 # What the client shares with the daemon, and so reads at every start.
