@@ -57,6 +57,20 @@ def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm:
         print("\n".join(f"{prefix}{line}" for line in shown.splitlines()))
 
 
+def agreed(question: str) -> bool:
+    """Ask on the terminal, and tell whether the answer is yes."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        say("")
+        raise
+    if not answer:
+        say("")
+    return answer.strip().lower() in ("y", "yes")
+
+
 class Line:
     """A line at the bottom of a terminal that is drawn over and over; nothing elsewhere."""
 
