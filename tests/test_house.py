@@ -18,21 +18,10 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = (
     *("errors", "names", "shell", "row", "wiring", "settings", "safefile", "records", "vmdir", "drives"),
-    *(
-        "cmdline",
-        "lifecycle",
-        "process",
-        "account",
-        "monitor",
-        "display",
-        "netlink",
-        "tap",
-        "access",
-        "network",
-    ),
-    *("segments", "addresses", "report", "refusals", "host", "launch", "session", "restart", "run", "inbox"),
-    *("machine", "hotplug", "wires", "supervisor", "fleet", "interface", "control", "config", "notify", "log"),
-    *("daemon", "__main__"),
+    *("cmdline", "lifecycle", "process", "account", "monitor", "display", "netlink", "tap", "access"),
+    *("network", "segments", "addresses", "report", "refusals", "host", "launch", "session", "space"),
+    *("restart", "run", "inbox", "machine", "hotplug", "wires", "supervisor", "fleet", "interface"),
+    *("control", "config", "notify", "log", "daemon", "__main__"),
 )
 VMESSCTL = (
     *("commands", "notation", "client", "render", "console", "follow", "fleet", "wires", "verbs"),

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, Runstate
 
@@ -31,6 +31,18 @@ class CommandRefused(Exception):
 
 
 EventHandler = Callable[[str, Mapping[str, Any]], None]
+
+
+class Image(NamedTuple):
+    """A drive with something in it, as QEMU knows it."""
+
+    name: str
+    """Its id, or else its node's."""
+    node: str
+    file: str | None
+    """The path that QEMU opened; None for what has none, such as a network block device."""
+    starved: bool
+    """The first error that paused the guest was a lack of space. QEMU 7.2 forgets it at no `cont`."""
 
 
 class _Handover(EventListener):
@@ -101,6 +113,18 @@ class Monitor:
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 stats = entry["stats"]
                 result[str(entry["node-name"])] = (int(stats["rd_bytes"]), int(stats["wr_bytes"]))
+        return result
+
+    async def images(self) -> list[Image]:
+        """Return the drives that have something in them, by `query-block`; raises as :meth:`execute`."""
+        reply = await self.execute("query-block")
+        result = []
+        for entry in reply if isinstance(reply, list) else []:
+            with contextlib.suppress(KeyError, TypeError):
+                node, file = str(entry["inserted"]["node-name"]), str(entry["inserted"]["file"])
+                name = str(entry["device"] or node)
+                path = file if file.startswith("/") else None
+                result.append(Image(name, node, path, entry.get("io-status") == "nospace"))
         return result
 
     async def closed(self) -> None:
