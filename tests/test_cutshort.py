@@ -98,6 +98,50 @@ def test_c02_the_taps_of_a_vm_that_was_made_again_are_its_own(wired: WiredDaemon
     assert [entry.name for entry in wired.root.iterdir()] == ["leaf0"]
 
 
+@pytest.mark.parametrize(
+    "where", ["vmdir.VMDirectory.note_wires", "network.Network.wire", "network.Network.mark_leaving"]
+)
+@pytest.mark.parametrize(
+    ("before", "wanted"), [("", "user - user -"), ("- user -", ""), ("- user -", "user -")]
+)
+def test_c02_no_tap_is_left_as_nobodys(wired: WiredDaemon, where: str, before: str, wanted: str) -> None:
+    wired.make("leaf0")
+    wired.done("leaf", "ifadd", str(len(before.split())), *before.split())
+    dies(wired, where, "leaf", "ifadd", str(len(wanted.split())), *wanted.split())
+    wait_for(lambda: set(wired.wiring()) <= taps_of_interfaces(wired), what=f"{wired.wiring()} in order")
+    shown = wired.done("leaf", "ifstat").split()[4:]
+    assert shown in (before.split(), wanted.split())
+    wired.done("leaf", "ifdel")
+    assert wired.wiring() == {}
+
+
+def taps_of_interfaces(wired: WiredDaemon) -> set[str]:
+    lines = wired.done("leaf", "info").splitlines()
+    return {line.partition(":")[0] for line in lines if line.startswith("leaf0e")}
+
+
+def held(wired: WiredDaemon) -> set[str]:
+    """The TAPs that a VM's QEMU has: those with a carrier."""
+    return {
+        name for name, link in wired.links().items() if "LOWER_UP" in link["flags"] and name.startswith("leaf0")
+    }
+
+
+@pytest.mark.parametrize("where", ["vmdir.VMDirectory.note_wires", "network.Network.wire"])
+def test_c02_cards_that_were_not_plugged_are_missed_and_plugged_by_the_next_ifadd(
+    wired: WiredDaemon, where: str
+) -> None:
+    wired.make("leaf0")
+    wired.done("leaf", "ifadd", "1", "lab")
+    wired.done("leaf", "start")
+    dies(wired, where, "leaf", "ifadd", "3", "lab", "user", "-")
+    assert held(wired) == {"leaf0e0"}
+    assert "QEMU has lost leaf0e2" in wired.done("leaf", "info")
+    wired.done("leaf", "ifadd", "3", "lab", "user", "-")
+    assert held(wired) == {"leaf0e0", "leaf0e2"}
+    assert "QEMU has lost" not in wired.done("leaf", "info")
+
+
 def test_c02_a_tap_that_was_to_go_and_that_nobody_holds_goes(wired: WiredDaemon) -> None:
     wired.make("leaf0")
     wired.done("leaf", "ifadd", "2", "-", "-")
@@ -108,3 +152,12 @@ def test_c02_a_tap_that_was_to_go_and_that_nobody_holds_goes(wired: WiredDaemon)
     wired.stop()
     wired.start()
     wait_for(lambda: set(wired.wiring()) == {"leaf0e0", "leaf0e1"}, what="the end of leaf0e2")
+
+
+def test_what_is_being_unplugged_is_shown_also_behind_a_gap(wired: WiredDaemon) -> None:
+    wired.make("leaf0")
+    wired.done("leaf", "ifadd", "3", "-", "user", "-")
+    wired.done("leaf", "start")
+    assert wired.vmess("leaf", "ifdel").returncode == 6
+    shown = [line for line in wired.done("leaf", "info").splitlines() if "being unplugged" in line]
+    assert [line.partition(":")[0] for line in shown] == ["leaf0e0", "leaf0e2"]
