@@ -290,7 +290,8 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
 
 
 def test_no_verb_can_be_taken_for_a_vm() -> None:
-    assert {verb.partition(" ")[0] for verb in BY_VERB} <= names.RESERVED
+    could_be = {verb.partition(" ")[0] for verb in BY_VERB if "-" not in verb}
+    assert could_be <= names.RESERVED
     alone = {command.verb for command in COMMANDS if command.is_global}
     assert alone == {"list", "help", "boot", "shutdown"} | {verb for verb in BY_VERB if verb.startswith("net ")}
 
