@@ -455,3 +455,16 @@ def test_fifty_vms_are_adopted_within_a_second_though_one_of_them_hangs(daemon: 
     assert {name: status["pid"] for name, status in found.items()} == pids
     states = {name: status["state"] for name, status in found.items()}
     assert states == {**dict.fromkeys(vms, "running"), vms[7]: "unresponsive"}
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 2**31, 2**40])
+def test_a_recorded_pid_that_is_none_is_nobodys(daemon: Daemon, pid: int) -> None:
+    directory = daemon.root / A
+    started(daemon, A)
+    record = json.loads((directory / "run.json").read_text())
+    daemon.done(A, "stop")
+    daemon.stop()
+    (directory / "run.json").write_text(json.dumps(record | {"pid": pid}))
+    daemon.start()
+    assert listed(daemon)[A]["state"] == "stopped"
+    assert "cannot be watched" not in daemon.log.read_text()

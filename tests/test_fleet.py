@@ -297,3 +297,15 @@ def test_settings_are_read_again_without_a_restart(tmp_path: Path) -> None:
         assert "qemu is /bin/true, from the next start of vmessd on, was qemu-system-x86_64" in log
         assert "allow-bridges is br*, was *" in log
         daemon.done(A, "start")
+
+
+@pytest.mark.qemu
+def test_a_service_manager_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    with watched(daemon, WATCHDOG_USEC="30000") as heard:  # a message each hundredth of a second
+        next_with(heard, "READY=1")
+        limit = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
+        time.sleep(0.01 * (limit + 100))
+        began = time.monotonic()
+        assert daemon.vmess("list").returncode == 0
+        assert time.monotonic() - began < 5

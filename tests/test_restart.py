@@ -1,6 +1,7 @@
 """Restart policies: what is started again, when it is given up, and what a person is told meanwhile."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -59,6 +60,21 @@ def test_a_restart_that_could_not_even_be_tried_counts() -> None:
     last = restart.judge_failure(record(Reason.signalled, RESTARTS_MAX - 1), "on-crash", "no bridge")
     assert (last.again, last.note) == (False, "given up after 6 restarts; restart 6 of 6 failed: no bridge")
     assert not restart.judge_failure(record(Reason.signalled, 1), "no", "no bridge").again
+
+
+@pytest.mark.parametrize("tries", [-(2**52), -1, 10**9])
+def test_a_record_that_lies_about_its_tries_gives_neither_a_hot_loop_nor_endless_restarts(tries: int) -> None:
+    end = judged(Reason.signalled, "on-crash", tries)
+    assert 0 <= end.tries <= RESTARTS_MAX
+    assert end.again is (tries < 0)
+    assert restart.is_due(dataclasses.replace(record(Reason.signalled, tries), again=True)) is (tries < 0)
+    assert lifecycle.pause(tries) in (1.0, None)
+
+
+def test_a_reason_nobody_knows_is_an_unknown_one() -> None:
+    unknown = dataclasses.replace(record(Reason.signalled), reason="bogus")
+    assert restart.judge(unknown, "on-crash", lasted=1.0, ran=True).again
+    assert restart.judge_failure(unknown, "on-crash", "no bridge").again
 
 
 # A real QEMU that is killed

@@ -287,4 +287,4 @@ def is_restarted(policy: str, reason: Reason) -> bool:
 
 def pause(tries: int) -> float | None:
     """Return the seconds before the next start after so many in a row; None where it is given up."""
-    return min(2.0**tries, PAUSE_MAX) if tries < RESTARTS_MAX else None
+    return min(2.0 ** max(tries, 0), PAUSE_MAX) if tries < RESTARTS_MAX else None

@@ -405,7 +405,7 @@ class Machine:
     def _rest_if_wanted(self) -> None:
         """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
         last = self.last_exit
-        if last is not None and last.again and last.when.boot == boot_id():
+        if last is not None and restart.is_due(last) and last.when.boot == boot_id():
             self._inbox.happen(Event.pause)
         elif last is not None and last.note and self._tries:
             log.warning("%s: %s", self.vm, last.note)

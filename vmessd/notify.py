@@ -28,6 +28,10 @@ def tell(*assignments: str) -> None:
         import sdnotify  # noqa: PLC0415 -- only under a service manager, and it imports socket
 
         _notifier = sdnotify.SystemdNotifier()
+        if (
+            _notifier.socket is not None
+        ):  # where nobody reads, the queue fills, and nobody here is to wait for that
+            _notifier.socket.setblocking(False)
     _notifier.notify("\n".join(assignments))
 
 

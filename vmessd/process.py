@@ -107,6 +107,8 @@ class Process:
         except (ProcessLookupError, ValueError, OverflowError):
             return None
         except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # no number of a process; that of a mere thread
+                return None
             raise Failed(f"process {pid} cannot be watched: {reason(error)}") from None
         try:
             # Read after the pidfd was opened: if both fit, the pidfd is that process.

@@ -21,16 +21,29 @@ def judge(record: ExitRecord, policy: str, *, lasted: float, ran: bool) -> ExitR
         lasted: seconds QEMU was there.
         ran: the guest did run. A first start that comes to nothing is for whoever asked to try again.
     """
-    tries = 0 if lasted >= STEADY else record.tries
-    wanted = is_restarted(policy, Reason[record.reason]) and (ran or record.tries > 0)
+    tries = 0 if lasted >= STEADY else _bounded(record.tries)
+    wanted = is_restarted(policy, _reason(record)) and (ran or record.tries > 0)
     return _decided(record, tries, wanted=wanted, note=None)
 
 
 def judge_failure(record: ExitRecord, policy: str, words: str) -> ExitRecord:
     """Return the record of the last end after a restart that came to nothing, for lack of a bridge say."""
-    tries = record.tries + 1
+    tries = _bounded(record.tries) + 1
     note = f"restart {tries} of {RESTARTS_MAX} failed: {words}"
-    return _decided(record, tries, wanted=is_restarted(policy, Reason[record.reason]), note=note)
+    return _decided(record, tries, wanted=is_restarted(policy, _reason(record)), note=note)
+
+
+def is_due(record: ExitRecord) -> bool:
+    """Tell whether a VM is to be started again by the record of its end, which anybody may have written."""
+    return record.again and pause(record.tries) is not None
+
+
+def _bounded(tries: int) -> int:
+    return min(max(tries, 0), RESTARTS_MAX)
+
+
+def _reason(record: ExitRecord) -> Reason:
+    return Reason.__members__.get(record.reason, Reason.unknown)
 
 
 def _decided(record: ExitRecord, tries: int, *, wanted: bool, note: str | None) -> ExitRecord:
@@ -44,7 +57,7 @@ class Pending:
     """A restart that is due after a pause. Measured by the event loop's monotonic clock."""
 
     def __init__(self, tries: int, due: Callable[[], None]) -> None:
-        self.attempt = tries + 1
+        self.attempt = _bounded(tries) + 1
         """Counted from 1."""
         self.pause = pause(tries) or 0.0
         self._timer = asyncio.get_running_loop().call_later(self.pause, due)
