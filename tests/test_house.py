@@ -28,8 +28,8 @@ VMESSD = """
     interface control config notify log daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
-    commands notation client render console
-    follow fleet hands wires verbs __main__
+    commands grammar notation client render console
+    choice follow fleet hands wires completion verbs __main__
 """.split()  # noqa: SIM905 -- as above
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 
