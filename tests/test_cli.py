@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import TESTS, Daemon, own
 
-from vmessctl import commands, console, notation, render, verbs, wires
+from vmessctl import commands, console, helptext, notation, render, verbs, wires
 from vmessctl.commands import BY_VERB, COMMANDS
 from vmessctl.grammar import parse
 from vmessd import __version__, names, settings
@@ -255,14 +255,14 @@ def test_help_for_net_is_that_of_all_that_begins_so(capsys: pytest.CaptureFixtur
     told = capsys.readouterr().out
     nets = [command for command in COMMANDS if command.verb.startswith("net ")]
     assert len(nets) == 6
-    assert told == "\n\n".join(commands.help_text(command.verb) for command in nets) + "\n"
+    assert told == "\n\n".join(helptext.help_text(command.verb) for command in nets) + "\n"
     assert [line.split()[2] for line in told.splitlines() if line.startswith("vmess net ")] == [
         *("show", "vlan", "add", "delete", "ignore", "prune"),
     ]
     assert verbs.run(["net", "--help"]) == 0
     assert capsys.readouterr().out == told
     assert verbs.run(["help", "net", "vlan"]) == 0
-    assert capsys.readouterr().out == commands.help_text("net vlan") + "\n"
+    assert capsys.readouterr().out == helptext.help_text("net vlan") + "\n"
 
 
 @pytest.mark.parametrize("text", ["x", "", "-1", "nan", "inf", "1e10", "5 s"])
@@ -307,9 +307,9 @@ def test_every_setting_and_drive_has_its_verb() -> None:
 
 
 def test_help_tells_every_verb_with_its_usage() -> None:
-    whole = commands.help_text()
+    whole = helptext.help_text()
     for command in COMMANDS:
-        block = commands.help_text(command.verb)
+        block = helptext.help_text(command.verb)
         assert block.startswith(f"{command.usage()}\n      {command.help.splitlines()[0]}")
         assert command.usage() in whole.splitlines()
         for option in command.options:
@@ -884,8 +884,8 @@ def test_version_and_help_need_no_daemon() -> None:
     for words in (["-h"], ["--help"], ["help"]):
         result = vmessctl(*words)
         assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout == commands.help_text() + "\n"
-    assert vmessctl("newvm", "stop", "--help").stdout == commands.help_text("stop") + "\n"
+        assert result.stdout == helptext.help_text() + "\n"
+    assert vmessctl("newvm", "stop", "--help").stdout == helptext.help_text("stop") + "\n"
 
 
 @pytest.mark.parametrize("program", ["vmess", "vmessctl", "vmessd"])

@@ -28,7 +28,7 @@ VMESSD = """
     interface control config notify log daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
-    commands grammar notation client render console
+    commands grammar helptext notation client render console
     choice follow fleet hands wires completion verbs __main__
 """.split()  # noqa: SIM905 -- as above
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))

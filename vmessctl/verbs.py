@@ -87,7 +87,9 @@ def _tell_of_failure(step: Invocation, done: list[str], status: int) -> None:
 
 
 def _help(invocation: Invocation) -> int:
-    print(commands.help_text(" ".join(invocation.arguments)))
+    from vmessctl import helptext  # noqa: PLC0415 -- other verbs need not wait for it
+
+    print(helptext.help_text(" ".join(invocation.arguments)))
     return DONE
 
 
