@@ -38,7 +38,7 @@ PATIENCE = 0.5
 FILES = (":files", "")
 SIZES = ("512M", "1G", "2G", "4G", "8G", "16G", "32G")
 NUMBERS = ("1", "2", "3", "4")
-FREE = frozenset({"hostport>:<guestport", "order", "delay", "word", "key", "text", "remark", "SECONDS"})
+FREE = frozenset({"hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "SECONDS"})
 """What arguments are called that nobody can guess."""
 
 
@@ -111,7 +111,8 @@ ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
 
 def alternatives(argument: str) -> list[str]:
     """Return the words of a placeholder: `<auto|kvm|tcg|none>` has four."""
-    return argument.removesuffix("...").strip("<>[]").split("|")
+    words = argument.removesuffix("...").strip("<>[]")
+    return [words] if ">:<" in words else words.split("|")
 
 
 def _values(argument: str, world: World) -> list[Candidate]:
@@ -248,31 +249,36 @@ BASH = r"""# Completion of vmess and vmessctl for bash, as `vmess completion bas
 # shellcheck shell=bash
 
 _vmess() {
-    # bash has split the words at ":" and "=", too; what had no blank between it is one word.
-    local i piece gap rest=$COMP_LINE words=() place=0 stem='' last=''
+    # bash has split the words at ":" and "=", too: what had no blank between it is one word. And where the
+    # cursor is right before a word, bash takes it for being in that word.
+    local i piece gap word at=0 words=() place=-1 stem='' current='' last=''
     for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
         piece=${COMP_WORDS[i]}
-        gap=${rest%%[![:blank:]]*}
-        rest=${rest#"$gap"}
-        rest=${rest#"$piece"}
-        if [[ $i -eq 0 || -n $gap || -z $last ]]; then
+        gap=${COMP_LINE:at}
+        gap=${gap%%[![:blank:]]*}
+        at=$((at + ${#gap}))
+        if [[ $i -eq $COMP_CWORD && -n $gap && -n $piece && $COMP_POINT -le $at ]]; then
+            place=${#words[@]}
             words+=('')
         fi
-        if [[ $i -eq $COMP_CWORD ]]; then
+        [[ -z $gap && -n $last ]] || words+=('')
+        if [[ $i -eq $COMP_CWORD && $place -lt 0 ]]; then
             place=$((${#words[@]} - 1))
             stem=${words[place]}
+            [[ -z $piece ]] || piece=${piece:0:COMP_POINT-at}
+            current=$stem$piece
             [[ $piece != [=:] ]] || stem+=$piece
         fi
         words[${#words[@]} - 1]+=$piece
-        last=$piece
+        last=${COMP_WORDS[i]}
+        at=$((at + ${#last}))
     done
-    local current=${words[place]} word
     COMPREPLY=()
     while IFS=$'\t' read -r word _; do
         if [[ $word == :files ]]; then
             compopt -o filenames 2>/dev/null
             while IFS= read -r word; do
-                COMPREPLY+=("$word")
+                COMPREPLY+=("${word#"$stem"}")
             done < <(compgen -f -- "$current")
         elif [[ $word == "$current"* ]]; then
             COMPREPLY+=("${word#"$stem"}")
