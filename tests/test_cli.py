@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from conftest import TESTS, Daemon, own
 
-from vmessctl import commands, console, notation, render, verbs, wires
-from vmessctl.commands import BY_VERB, COMMANDS, parse
+from vmessctl import commands, console, helptext, notation, render, verbs, wires
+from vmessctl.commands import BY_VERB, COMMANDS
+from vmessctl.grammar import parse
 from vmessd import __version__, names, settings
 from vmessd.errors import Failed, InvalidValue, VmessError
 from vmessd.interface import VmessInterface
@@ -120,6 +121,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("net ignore --json", "net ignore", (), (), {"--json": ""}),
     ("net ignore net", "net ignore", (), ("net",), {}),
     ("net prune", "net prune", (), (), {}),
+    ("completion bash", "completion", (), ("bash",), {}),
+    ("completion words -- 1 newvm --all", "completion", (), ("words", "1", "newvm", "--all"), {}),
     ("help net", "help", (), ("net",), {}),
     ("help net vlan", "help", (), ("net", "vlan"), {}),
     ("net --help", "help", (), ("net",), {"--help": ""}),
@@ -133,7 +136,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
 def test_a_command_line_is_understood(case: tuple[Any, ...]) -> None:
     line, verb, vms, arguments, options = case
     understood = {"command": BY_VERB[verb], "vms": vms, "arguments": arguments, "options": options}
-    assert vars(parse(line.split())) == understood
+    assert vars(parse(line.split())) == understood | {"then": None}
 
 
 def test_every_verb_is_among_those_understood() -> None:
@@ -158,7 +161,8 @@ REFUSED = (
         "stop takes [force], not 'force now'",
         "usage: vmess <vmname> stop [force] [--timeout SECONDS] [--no-wait]",
     ),
-    ("newvm start --json", "--json is no option of start", "usage: vmess <vmname> start"),
+    ("newvm start --yes", "--yes is no option of start", "usage: vmess <vmname> start"),
+    ("help --json", "--json is no option of help", "usage: vmess help [verb]..."),
     ("list --yes", "--yes is no option of list", "usage: vmess list [--json]"),
     ("newvm start --foo", "'--foo' is no option", "vmess help"),
     ("newvm start -x", "'-x' is no option", "vmess help"),
@@ -197,8 +201,8 @@ REFUSED = (
         "usage: vmess <vmname> forward <ifnum> <hostport>:<guestport|none>",
     ),
     (
-        "newvm connect 0 br0 --json",
-        "--json is no option of connect",
+        "newvm connect 0 br0 --yes",
+        "--yes is no option of connect",
         "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
     ("net vlan", "net vlan needs <bridge> [intf]...", "usage: vmess net vlan <bridge> [intf]..."),
@@ -206,7 +210,7 @@ REFUSED = (
     ("net add a b", "net add takes <intf>, not 'a b'", "usage: vmess net add <intf>"),
     ("net delete", "net delete needs <intf>", "usage: vmess net delete <intf>"),
     ("net ignore a b", "net ignore takes [name], not 'a b'", "usage: vmess net ignore [name] [--json]"),
-    ("net prune --json", "--json is no option of net prune", "usage: vmess net prune"),
+    ("net prune --yes", "--yes is no option of net prune", "usage: vmess net prune"),
     ("net prnue", "net takes show, vlan, add, delete, ignore, prune, not 'prnue'", "vmess help net"),
     ("newvm net show", "net takes no VM", "vmess help net"),
 )
@@ -251,14 +255,14 @@ def test_help_for_net_is_that_of_all_that_begins_so(capsys: pytest.CaptureFixtur
     told = capsys.readouterr().out
     nets = [command for command in COMMANDS if command.verb.startswith("net ")]
     assert len(nets) == 6
-    assert told == "\n\n".join(commands.help_text(command.verb) for command in nets) + "\n"
+    assert told == "\n\n".join(helptext.help_text(command.verb) for command in nets) + "\n"
     assert [line.split()[2] for line in told.splitlines() if line.startswith("vmess net ")] == [
         *("show", "vlan", "add", "delete", "ignore", "prune"),
     ]
     assert verbs.run(["net", "--help"]) == 0
     assert capsys.readouterr().out == told
     assert verbs.run(["help", "net", "vlan"]) == 0
-    assert capsys.readouterr().out == commands.help_text("net vlan") + "\n"
+    assert capsys.readouterr().out == helptext.help_text("net vlan") + "\n"
 
 
 @pytest.mark.parametrize("text", ["x", "", "-1", "nan", "inf", "1e10", "5 s"])
@@ -293,7 +297,8 @@ def test_no_verb_can_be_taken_for_a_vm() -> None:
     could_be = {verb.partition(" ")[0] for verb in BY_VERB if "-" not in verb}
     assert could_be <= names.RESERVED
     alone = {command.verb for command in COMMANDS if command.is_global}
-    assert alone == {"list", "help", "boot", "shutdown"} | {verb for verb in BY_VERB if verb.startswith("net ")}
+    nets = {verb for verb in BY_VERB if verb.startswith("net ")}
+    assert alone == {"list", "help", "boot", "shutdown", "completion"} | nets
 
 
 def test_every_setting_and_drive_has_its_verb() -> None:
@@ -302,9 +307,9 @@ def test_every_setting_and_drive_has_its_verb() -> None:
 
 
 def test_help_tells_every_verb_with_its_usage() -> None:
-    whole = commands.help_text()
+    whole = helptext.help_text()
     for command in COMMANDS:
-        block = commands.help_text(command.verb)
+        block = helptext.help_text(command.verb)
         assert block.startswith(f"{command.usage()}\n      {command.help.splitlines()[0]}")
         assert command.usage() in whole.splitlines()
         for option in command.options:
@@ -625,7 +630,14 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         [],
     ),
     ("newvm ifstat", [("Nics", {"vm": "newvm0"})], {"nics": []}, 0, ["vmess newvm0 ifadd 0"], []),
-    ("newvm ifstat --json", [("Nics", {"vm": "newvm0"})], {"nics": []}, 0, ['{"nics": []}'], []),
+    (
+        "newvm ifstat --json",
+        [("Nics", {"vm": "newvm0"})],
+        {"nics": []},
+        0,
+        ['{"vm": "newvm0", "verb": "ifstat", "nics": []}'],
+        [],
+    ),
     (
         "a b cable 0 off",
         [("Cable", {"vm": vm, "interface": 0, "on": False}) for vm in ("a0", "b0")],
@@ -670,7 +682,14 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         ["newvm0 has no interface that is there; a start makes what is missing"],
         [],
     ),
-    ("newvm addr --json", [("Addresses", {"vm": "newvm0"})], {"addresses": []}, 0, ['{"addresses": []}'], []),
+    (
+        "newvm addr --json",
+        [("Addresses", {"vm": "newvm0"})],
+        {"addresses": []},
+        0,
+        ['{"vm": "newvm0", "verb": "addr", "addresses": []}'],
+        [],
+    ),
     ("net", [("NetShow", {})], {"segments": SEGMENTS}, 0, NET_LINES, ["Network connections per-segment:"]),
     ("net show --json", [("NetShow", {})], {"segments": []}, 0, ['{"segments": []}'], []),
     (
@@ -865,8 +884,8 @@ def test_version_and_help_need_no_daemon() -> None:
     for words in (["-h"], ["--help"], ["help"]):
         result = vmessctl(*words)
         assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout == commands.help_text() + "\n"
-    assert vmessctl("newvm", "stop", "--help").stdout == commands.help_text("stop") + "\n"
+        assert result.stdout == helptext.help_text() + "\n"
+    assert vmessctl("newvm", "stop", "--help").stdout == helptext.help_text("stop") + "\n"
 
 
 @pytest.mark.parametrize("program", ["vmess", "vmessctl", "vmessd"])

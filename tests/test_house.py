@@ -28,8 +28,8 @@ VMESSD = """
     interface control config notify log daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
-    commands notation client render console
-    follow fleet hands wires verbs __main__
+    commands grammar helptext notation client render console
+    choice follow fleet hands wires completion verbs manual generate __main__
 """.split()  # noqa: SIM905 -- as above
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 
@@ -37,6 +37,9 @@ ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room i
 SHARED = frozenset(
     {"vmessd", *(f"vmessd.{room}" for room in ("errors", "names", "shell", "row", "settings", "notify"))}
 )
+
+# Rooms that are no part of the client at work, and may look at more.
+AT_INSTALLATION = {"vmessctl.manual": {"vmessd.config"}}
 
 # Rooms that may know less than what stands before them.
 MAY_IMPORT = {
@@ -156,6 +159,7 @@ def reachable(name: str) -> set[str]:
     before = set(ORDER[: ORDER.index(name)])
     if name.startswith("vmessctl."):
         before = {room for room in before if room.startswith("vmessctl.")} | SHARED
+        before |= AT_INSTALLATION.get(name, set())
     return before & MAY_IMPORT.get(name, before)
 
 

@@ -37,15 +37,15 @@ def connect(invocation: commands.Invocation) -> Client:
 class Client:
     """One connection to the daemon."""
 
-    def __init__(self, paths: list[str]) -> None:
-        """Connect to the first path where somebody answers.
+    def __init__(self, paths: list[str], patience: float | None = None) -> None:
+        """Connect to the first path where somebody answers, and within `patience` seconds.
 
         Raises:
             Unreachable: nobody does.
         """
         self._buffer = b""
         self._descriptors: list[int] = []
-        self._socket = _connect(paths)
+        self._socket = _connect(paths, ANSWER_TIME if patience is None else patience)
 
     def fileno(self) -> int:
         """Return the descriptor, to wait for news with select(2)."""
@@ -120,12 +120,12 @@ def silence() -> TimedOut:
     return TimedOut(f"vmessd does not answer within {ANSWER_TIME:g} s")
 
 
-def _connect(paths: list[str]) -> _socket.socket:
+def _connect(paths: list[str], patience: float) -> _socket.socket:
     failures: list[str] = []
     denied: list[str] = []
     for path in paths:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        sock.settimeout(ANSWER_TIME)
+        sock.settimeout(patience)
         try:
             _connect_to(sock, path)
         except OSError as error:

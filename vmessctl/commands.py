@@ -1,8 +1,4 @@
-"""One table of all verbs. Parser, usage and help come out of it; so does which method is called.
-
-The grammar is the seed's: `vmess <vmname> <verb> ...`, and a few words that stand alone. No verb is a
-VM name, so several VMs may stand before one: `vmess leaf spine start`.
-"""
+"""One table of all verbs: parser, usage, help, completion, manual and which method is called come out of it."""
 
 from __future__ import annotations
 
@@ -10,6 +6,10 @@ from vmessd import names
 from vmessd.errors import InvalidValue, quoted
 from vmessd.row import row
 from vmessd.settings import DRIVES, SETTINGS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PROGRAM = "vmess"
 
@@ -25,14 +25,17 @@ class Option:
 
 SOCKET = Option("--socket", "Use this control socket; so does VMESS_SOCKET in the environment.", "PATH")
 JSON = Option("--json", "Print what the daemon answers as JSON: sizes in bytes, times in seconds.")
+ALL = Option("--all", "All VMs there are, in the place of names.")
+QUIET = Option("--quiet", "Say nothing of what was done, only what was asked for. Also -q.")
 YES = Option("--yes", "Do not ask.")
 TIMEOUT = Option("--timeout", "Wait no longer than this for the stop; it goes on (exit status 6).", "SECONDS")
 NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
 HELP = Option("--help", "Show help.")
 VERSION = Option("--version", "Show the version.")
 
-EVERYWHERE = (SOCKET, HELP, VERSION)
-OPTIONS = {option.flag: option for option in (*EVERYWHERE, JSON, YES, TIMEOUT, NO_WAIT)}
+EVERYWHERE = (SOCKET, QUIET, HELP, VERSION)
+OPTIONS = {option.flag: option for option in (*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT)}
+SHORT = {"-h": HELP, "-q": QUIET}
 
 
 @row
@@ -49,6 +52,16 @@ class Command:
     options: tuple[Option, ...] = ()
     many: bool = False
     """Several VMs may be named."""
+    reports: bool = False
+    """It says what it did, and shows nothing that was asked for: --quiet has it say nothing, --json has it
+    print the daemon's answers."""
+    wants: str = ""
+    """In what state the VM makes sense: `on`, `off`, or `none` for no VM yet; empty for any. For completion."""
+
+    @property
+    def needs(self) -> int:
+        """How many arguments have to be there."""
+        return len([word for word in self.arguments.split() if word.startswith("<")])
 
     @property
     def is_global(self) -> bool:
@@ -66,9 +79,14 @@ class Command:
 
     def accepts(self, count: int) -> bool:
         """Tell whether it can take so many arguments."""
-        words = self.arguments.split()
-        most = count if self.arguments.endswith("...") else len(words)
-        return len([word for word in words if word.startswith("<")]) <= count <= most
+        most = count if self.arguments.endswith("...") else len(self.arguments.split())
+        return self.needs <= count <= most
+
+    def knows(self, option: Option) -> bool:
+        """Tell whether an option can be given to it."""
+        if option is ALL:
+            return not self.is_global
+        return option in (*self.options, *EVERYWHERE) or (option is JSON and self.reports)
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -83,20 +101,25 @@ COMMANDS: tuple[Command, ...] = (
         "boot",
         "Start all VMs whose autostart is on, lower orders first. The host's boot does this.",
         "Boot",
+        reports=True,
     ),
     Command(
         "shutdown",
         "Stop all VMs gracefully, higher orders first, each with its own grace. The host's shutdown\n"
         "does this.",
         "Shutdown",
+        reports=True,
     ),
-    Command("make", "Create a directory for the VM.", "Make", many=True),
+    Command("make", "Create a directory for the VM.", "Make", many=True, reports=True, wants="none"),
     *(
-        Command(setting.verb, setting.help, "Set", arguments=setting.argument, many=True)
+        Command(setting.verb, setting.help, "Set", arguments=setting.argument, many=True, reports=True)
         for setting in SETTINGS
         if setting.verb
     ),
-    *(Command(drive.verb, drive.help, "Set", arguments=drive.argument, many=True) for drive in DRIVES),
+    *(
+        Command(drive.verb, drive.help, "Set", arguments=drive.argument, many=True, reports=True)
+        for drive in DRIVES
+    ),
     Command(
         "ifadd",
         "Add N virtual NICs to the VM, and optionally place them into bridged segments.\n"
@@ -106,8 +129,9 @@ COMMANDS: tuple[Command, ...] = (
         "SetNics",
         arguments="<N> [bridge|-|user]...",
         many=True,
+        reports=True,
     ),
-    Command("ifdel", "Delete all of the VM's NICs.", "SetNics", many=True),
+    Command("ifdel", "Delete all of the VM's NICs.", "SetNics", many=True, reports=True),
     Command(
         "connect",
         "Connect Nth interface (<ifnum>, starts from 0) to a specified <bridge>, disconnecting it\n"
@@ -116,6 +140,7 @@ COMMANDS: tuple[Command, ...] = (
         "Connect",
         arguments="<ifnum> <bridge|-|user>",
         many=True,
+        reports=True,
     ),
     Command(
         "ifstat",
@@ -130,6 +155,8 @@ COMMANDS: tuple[Command, ...] = (
         "Cable",
         arguments="<ifnum> <on|off>",
         many=True,
+        reports=True,
+        wants="on",
     ),
     Command(
         "forward",
@@ -137,6 +164,7 @@ COMMANDS: tuple[Command, ...] = (
         'interface, at once and at every start; "none" in place of the guest\'s port ends it.',
         "Forward",
         arguments="<ifnum> <hostport>:<guestport|none>",
+        reports=True,
     ),
     Command(
         "addr",
@@ -145,7 +173,7 @@ COMMANDS: tuple[Command, ...] = (
         options=(JSON,),
         many=True,
     ),
-    Command("start", "Start the VM in the background.", "Start", many=True),
+    Command("start", "Start the VM in the background.", "Start", many=True, reports=True, wants="off"),
     Command(
         "stop",
         "Stop the VM: press its power button for as long as the STOP file says (60 seconds),\n"
@@ -154,6 +182,8 @@ COMMANDS: tuple[Command, ...] = (
         arguments="[force]",
         options=(TIMEOUT, NO_WAIT),
         many=True,
+        reports=True,
+        wants="on",
     ),
     Command(
         "status",
@@ -170,23 +200,34 @@ COMMANDS: tuple[Command, ...] = (
         options=(JSON,),
         many=True,
     ),
-    Command("suspend", "Have the guest stand still.", "Suspend", many=True),
-    Command("resume", "Let the guest run on.", "Resume", many=True),
-    Command("reset", "Push the reset button: what the guest had not written is lost.", "Reset", many=True),
+    Command("suspend", "Have the guest stand still.", "Suspend", many=True, reports=True, wants="on"),
+    Command("resume", "Let the guest run on.", "Resume", many=True, reports=True, wants="on"),
+    Command(
+        "reset",
+        "Push the reset button: what the guest had not written is lost.",
+        "Reset",
+        many=True,
+        reports=True,
+        wants="on",
+    ),
     Command(
         "sendkey",
         "Press keys, those with - between them together: ctrl-alt-f2 ret. They are named as QEMU does.",
         "SendKeys",
         arguments="<key> [key]...",
         many=True,
+        reports=True,
+        wants="on",
     ),
-    Command("ctrl-alt-delete", "Press the three keys.", "SendKeys", many=True),
+    Command("ctrl-alt-delete", "Press the three keys.", "SendKeys", many=True, reports=True, wants="on"),
     Command(
         "type",
         "Type a text as on a US keyboard; \\n and \\t stand for return and tab.",
         "Type",
         "<text>",
         many=True,
+        reports=True,
+        wants="on",
     ),
     Command(
         "screenshot",
@@ -194,6 +235,7 @@ COMMANDS: tuple[Command, ...] = (
         "without, to <vmname>-<time>.png.",
         "Screenshot",
         "[file|-]",
+        wants="on",
     ),
     Command(
         "lock",
@@ -202,10 +244,17 @@ COMMANDS: tuple[Command, ...] = (
         "Lock",
         "[remark]...",
         many=True,
+        reports=True,
     ),
-    Command("unlock", "Let the VM be changed again.", "Unlock", options=(YES,), many=True),
+    Command("unlock", "Let the VM be changed again.", "Unlock", options=(YES,), many=True, reports=True),
     Command(
-        "rm", "Delete the VM with all its files. It has to be stopped.", "Remove", options=(YES,), many=True
+        "rm",
+        "Delete the VM with all its files. It has to be stopped.",
+        "Remove",
+        options=(YES,),
+        many=True,
+        reports=True,
+        wants="off",
     ),
     Command(
         "net show",
@@ -219,9 +268,18 @@ COMMANDS: tuple[Command, ...] = (
         "eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN.",
         "NetVlan",
         arguments="<bridge> [intf]...",
+        reports=True,
     ),
-    Command("net add", "Create an interface and set it up, in no bridge.", "NetAdd", arguments="<intf>"),
-    Command("net delete", "Delete an interface that vmess made.", "NetDelete", arguments="<intf>"),
+    Command(
+        "net add",
+        "Create an interface and set it up, in no bridge.",
+        "NetAdd",
+        arguments="<intf>",
+        reports=True,
+    ),
+    Command(
+        "net delete", "Delete an interface that vmess made.", "NetDelete", arguments="<intf>", reports=True
+    ),
     Command(
         "net ignore",
         'Leave an interface out of "net show" until the next "net add"; without a name, list those.',
@@ -229,7 +287,14 @@ COMMANDS: tuple[Command, ...] = (
         arguments="[name]",
         options=(JSON,),
     ),
-    Command("net prune", "Delete the bridges vmess made that have nothing in them.", "NetPrune"),
+    Command("net prune", "Delete the bridges vmess made that have nothing in them.", "NetPrune", reports=True),
+    Command(
+        "completion",
+        "Print the completion of command lines for a shell: source <(vmess completion bash).\n"
+        '"words" is what that asks back with: the number of the word at the cursor, and all words.',
+        "",
+        arguments="<bash|zsh|fish|words> [word]...",
+    ),
 )
 
 WIRES = frozenset({"SetNics", "Connect", "Nics", "Cable", "Forward", "Addresses"}) | {
@@ -249,148 +314,24 @@ class Invocation:
 
     command: Command
     vms: tuple[str, ...]
+    """Full names, and patterns such as `lab*` as they were written."""
     arguments: tuple[str, ...]
     options: dict[str, str]
     """By flag; the value is empty for a flag that takes none."""
+    then: Invocation | None = None
+    """The next verb of the line, to be carried out if this one works."""
 
 
-def parse(words: list[str]) -> Invocation:
-    """Return what a command line asks for.
-
-    Raises:
-        InvalidValue: it makes no sense; names the word and what would be right.
-    """
-    words, options = _split_options(words)
-    if HELP.flag in options:
-        words = ["help", *_verb_among(words)]
-    command, vms, arguments = _split_words(words)
-    for flag in options:
-        if OPTIONS[flag] not in (*command.options, *EVERYWHERE):
-            raise InvalidValue(f"{flag} is no option of {command.verb}", hint=f"usage: {command.usage()}")
-    if not command.accepts(len(arguments)):
-        wrong = f"{command.verb} takes {command.arguments or 'no argument'}, not {quoted(' '.join(arguments))}"
-        raise InvalidValue(
-            wrong if arguments else f"{command.verb} needs {command.arguments}",
-            hint=f"usage: {command.usage()}",
-        )
-    if len(vms) > 1 and not command.many:
-        raise InvalidValue(f"{command.verb} takes one VM, not {len(vms)}", hint=f"usage: {command.usage()}")
-    return Invocation(command, vms, arguments, options)
-
-
-def _verb_among(words: list[str]) -> list[str]:
-    """Return the words that name a verb, for help about it."""
-    if words[:1] == ["net"]:
-        return words[:2]
-    return [word for word in words if word in BY_VERB][:1]
-
-
-def _split_options(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take the options out of a command line; `--` ends them."""
-    rest: list[str] = []
-    options: dict[str, str] = {}
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        if word == "--":
-            return rest + queue, options
-        flag, equals, value = word.partition("=")
-        if word == "-h":
-            flag = HELP.flag
-        # A lone dash and a negative number are arguments, so that messages can speak of their value.
-        if not flag.startswith("-") or flag == "-" or flag[1].isdecimal():
-            rest.append(word)
-            continue
-        option = OPTIONS.get(flag)
-        if option is None:
-            raise InvalidValue(f"{quoted(word)} is no option", hint=f"{PROGRAM} help")
-        if option.metavar and not equals:
-            if not queue:
-                raise InvalidValue(f"{flag} needs a value: {flag} {option.metavar}")
-            value = queue.pop(0)
-        elif equals and not option.metavar:
-            raise InvalidValue(f"{flag} takes no value, not {quoted(value)}")
-        options[flag] = value
-    return rest, options
-
-
-def _split_words(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str, ...]]:
-    """Find the verb; what stands before it are VMs, what stands behind it its arguments."""
-    if not words:
-        return BY_VERB["list"], (), ()
-    if words[0] == "net":
-        return _net_command(words[1:])
-    place = next((index for index, word in enumerate(words) if word in BY_VERB), None)
-    if place is None:
-        if words[0] in names.RESERVED:
-            raise _no_verb(words[0])
-        if words[1:2] == ["net"]:
-            raise InvalidValue("net takes no VM", hint=f"{PROGRAM} help net")
-        if len(words) > 1:
-            raise _no_verb(words[1])
-        return BY_VERB["status"], (names.parse(words[0]),), ()
-    command = BY_VERB[words[place]]
-    if command.is_global and place == 0:
-        return command, (), tuple(words[1:])
-    if command.is_global:
-        raise InvalidValue(f"{command.verb} takes no VM", hint=f"usage: {command.usage()}")
-    if place == 0:
-        raise InvalidValue(f"{command.verb} needs a VM before it", hint=f"usage: {command.usage()}")
-    vms = tuple(dict.fromkeys(names.parse(word) for word in words[:place]))
-    return command, vms, tuple(words[place + 1 :])
-
-
-def _net_command(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str, ...]]:
-    """Find the second word of a net verb; none is `show`."""
-    verb = f"net {words[0]}" if words else "net show"
-    if verb not in BY_VERB:
-        known = ", ".join(verb.partition(" ")[2] for verb in BY_VERB if verb.startswith("net "))
-        raise InvalidValue(f"net takes {known}, not {quoted(words[0])}", hint=f"{PROGRAM} help net")
-    return BY_VERB[verb], (), tuple(words[1:])
-
-
-def _no_verb(word: str) -> InvalidValue:
+def no_verb(word: str) -> InvalidValue:
     """Return the error for a word in the place of a verb."""
+    if word in names.RESERVED and word not in BY_VERB:
+        return InvalidValue(f"{word} is not a verb of this version", hint=f"{PROGRAM} help")
+    return InvalidValue(f"{quoted(word)} is no verb{meant(word, BY_VERB)}", hint=f"{PROGRAM} help")
+
+
+def meant(word: str, words: Iterable[str], alike: float = 0.6) -> str:
+    """Return the question whether another word was meant, to be put behind a message; empty if none is near."""
     import difflib  # noqa: PLC0415 -- only somebody who mistyped waits for it
 
-    if word in names.RESERVED:
-        return InvalidValue(f"{word} is not a verb of this version", hint=f"{PROGRAM} help")
-    near = difflib.get_close_matches(word, BY_VERB, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    return InvalidValue(f"{quoted(word)} is no verb{meant}", hint=f"{PROGRAM} help")
-
-
-INTRODUCTION = "vmess: VM Empty Stack Supervisor: small KVM machines in plain directories, kept by vmessd."
-
-NOTES = """\
-A VM's name is letters a-z and one digit; newvm means newvm0. Several VMs may stand before a verb.
-Exit status: 0 done, 1 failed, 2 usage, 3 VM not running, 4 no such VM, 5 daemon unreachable,
-6 timed out, 7 locked, 8 had to use force (unasked); 130 after Ctrl-C."""
-
-
-def help_text(verb: str = "") -> str:
-    """Return the help for all verbs, for one, or for all that begin with a word such as `net`.
-
-    Raises:
-        InvalidValue: there is no such verb.
-    """
-    if not verb:
-        blocks = [_block(command) for command in COMMANDS]
-        options = "\n".join(_option_line(option) for option in OPTIONS.values())
-        return "\n\n".join([INTRODUCTION, "Usage:", *blocks, f"Options:\n{options}", NOTES])
-    meant = [command for command in COMMANDS if f"{command.verb} ".startswith(f"{verb} ")]
-    if not meant:
-        raise _no_verb(verb)
-    return "\n\n".join(
-        "\n".join([_block(command), *(_option_line(option) for option in command.options)]) for command in meant
-    )
-
-
-def _block(command: Command) -> str:
-    text = command.help.replace("\n", "\n      ")
-    return f"{command.usage()}\n      {text}"
-
-
-def _option_line(option: Option) -> str:
-    name = f"{option.flag} {option.metavar}" if option.metavar else option.flag
-    return f"      {name:<20} {option.help}"
+    near = difflib.get_close_matches(word, words, n=1, cutoff=alike)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -20,16 +20,43 @@ if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
 
 
+class hushed:  # noqa: N801 -- it reads as a statement: with hushed(...)
+    """Say nothing inside of what was done: for --quiet, and for --json, which has it in the answers."""
+
+    now = False
+
+    def __init__(self, on: bool) -> None:
+        self._on = on
+
+    def __enter__(self) -> None:
+        hushed.now = self._on
+
+    def __exit__(self, *_error: object) -> None:
+        hushed.now = False
+
+
+def tell(text: str) -> None:
+    """Print what was done."""
+    if not hushed.now:
+        print(text, flush=True)
+
+
 def say(text: str) -> None:
-    """Print what is no data."""
+    """Print a remark."""
+    if not hushed.now:
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Print what is wrong."""
     print(text, file=sys.stderr)
 
 
 def complain(error: VmessError) -> int:
     """Print an error and its hint, a line each; return the exit status."""
-    say(f"{PROGRAM}: {error.message}")
+    warn(f"{PROGRAM}: {error.message}")
     if error.hint:
-        say(f"  hint: {error.hint}")
+        warn(f"  hint: {error.hint}")
     return error.status
 
 
@@ -49,12 +76,19 @@ def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
 def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm: str = "") -> None:
     """Print an answer: as `text` makes it for people, or as JSON where that is asked for."""
     if commands.JSON.flag in invocation.options:
-        import json  # noqa: PLC0415 -- it takes as long as all the rest
-
-        print(json.dumps(reply))
+        emit(invocation, reply, vm)
     elif shown := text(reply):
         prefix = f"{vm}: " if len(invocation.vms) > 1 else ""
         print("\n".join(f"{prefix}{line}" for line in shown.splitlines()))
+
+
+def emit(invocation: Invocation, reply: Reply, vm: str = "") -> None:
+    """Print an answer as a line of JSON, where that is asked for; one about a VM says so, and what asked."""
+    if commands.JSON.flag in invocation.options:
+        import json  # noqa: PLC0415 -- it takes as long as all the rest
+
+        about = {"vm": vm, "verb": invocation.command.verb} if vm else {}
+        print(json.dumps(about | reply), flush=True)
 
 
 def agreed(question: str) -> bool:
@@ -64,10 +98,10 @@ def agreed(question: str) -> bool:
     try:
         answer = sys.stdin.readline()
     except KeyboardInterrupt:
-        say("")
+        warn("")
         raise
     if not answer:
-        say("")
+        warn("")
     return answer.strip().lower() in ("y", "yes")
 
 
@@ -79,7 +113,7 @@ class Line:
 
     def draw(self, text: str) -> None:
         """Draw the text, cut to the terminal's width, in the place of what was there."""
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not hushed.now:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             sys.stderr.write(f"\r\x1b[K{text[: max(width - 1, 10)]}")
             sys.stderr.flush()

@@ -9,7 +9,7 @@ import time
 from vmessctl import render
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import moving, say
+from vmessctl.console import emit, moving, tell, warn
 from vmessd import notify
 from vmessd.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
 
@@ -31,7 +31,7 @@ def run(invocation: Invocation) -> int:
         return fleet.follow()
     except KeyboardInterrupt:
         moving.clear()
-        say(f"{PROGRAM}: the {invocation.command.verb} goes on; to see it: {PROGRAM}")
+        warn(f"{PROGRAM}: the {invocation.command.verb} goes on; to see it: {PROGRAM}")
         return INTERRUPTED
 
 
@@ -75,6 +75,7 @@ class _Fleet:
             while client.pending():
                 heard = True
                 progress = client.receive()[0]["progress"]
+                emit(self._invocation, {"progress": progress})
                 if progress["done"]:
                     moving.clear()
                     client.close()
@@ -94,10 +95,10 @@ class _Fleet:
             line = render.fleet_step(progress)
         moving.clear()
         if step == "failed":
-            say(f"{PROGRAM}: {vm}: {printable(line)}")
+            warn(f"{PROGRAM}: {vm}: {printable(line)}")
             self._statuses.append(progress["status"] or 1)
         else:
-            print(f"{vm}: {line}", flush=True)
+            tell(f"{vm}: {line}")
             self._statuses.append(FORCED if progress["forced"] else DONE)
 
     def _tell_on(self) -> None:

@@ -9,7 +9,7 @@ import time
 from vmessctl import client as wire
 from vmessctl import commands, render
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import complain, moving, say
+from vmessctl.console import complain, emit, moving, say, tell, warn
 from vmessd.errors import (
     DONE,
     FORCED,
@@ -116,8 +116,9 @@ def start(invocation: Invocation) -> int:
     """Start VMs and follow them until they run; return the exit status."""
 
     def show(watch: _Watch, progress: Reply) -> int | None:
+        emit(invocation, {"progress": progress}, watch.vm)
         if watch.progress is None and progress["command"]:
-            print(_prefix(invocation, watch.vm) + render.starting(progress), flush=True)
+            tell(_prefix(invocation, watch.vm) + render.starting(progress))
         return DONE if progress["done"] else None
 
     watches = [_Watch(invocation, vm, {}) for vm in invocation.vms]
@@ -136,6 +137,7 @@ def stop(invocation: Invocation) -> int:
     deadline = None if timeout is None else time.monotonic() + timeout
 
     def show(watch: _Watch, progress: Reply) -> int | None:
+        emit(invocation, {"progress": progress}, watch.vm)
         if progress["note"] and watch.progress is None:
             say(printable(progress["note"]))
         return _show_stop(_prefix(invocation, watch.vm), watch, progress)
@@ -160,13 +162,13 @@ def _show_stop(prefix: str, watch: _Watch, progress: Reply) -> int | None:
     """Show a step of a stop; return the exit status at its end."""
     moving.clear()
     if watch.progress is None and progress["pid"]:
-        print(prefix + render.stopping(progress), flush=True)
+        tell(prefix + render.stopping(progress))
     elif not progress["done"]:
         say(f"{watch.vm}: {render.escalation(progress)}")
     if not progress["done"]:
         return None
     if progress["forced"]:
-        say(f"{watch.vm}: had to use force: {progress['rung']}")
+        warn(f"{watch.vm}: had to use force: {progress['rung']}")
         return FORCED
     return DONE
 
@@ -196,5 +198,5 @@ def _leave(watches: list[_Watch], what: str) -> int:
     moving.clear()
     for watch in watches:
         if watch.status is None:
-            say(f"{PROGRAM}: the {what} of {watch.vm} goes on; to see it: {PROGRAM} {watch.vm} status")
+            warn(f"{PROGRAM}: the {what} of {watch.vm} goes on; to see it: {PROGRAM} {watch.vm} status")
     return INTERRUPTED

@@ -8,7 +8,7 @@ import time
 
 from vmessctl import commands
 from vmessctl.client import connect
-from vmessctl.console import agreed, for_each, say
+from vmessctl.console import agreed, emit, for_each, say, warn
 from vmessd.errors import DONE, Failed, InvalidValue, failing, printable, quoted
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ def _plainly(invocation: Invocation, **parameters: object) -> int:
     """Make the call of a verb that answers with nothing."""
 
     def work(client: Client, vm: str) -> int:
-        client.call(invocation.command.method, vm=vm, **parameters)
+        emit(invocation, client.call(invocation.command.method, vm=vm, **parameters), vm)
         return DONE
 
     return for_each(invocation, work)
@@ -102,9 +102,9 @@ def _unlock(invocation: Invocation) -> int:
             say(f"{vm} is not locked")
             return DONE
         if not sure and not agreed(f"Unlock {vm} ({printable(remark)})?"):
-            say(f"{vm} stays locked")
+            warn(f"{vm} stays locked")
             return Failed.status
-        client.call("Unlock", vm=vm)
+        emit(invocation, client.call("Unlock", vm=vm), vm)
         return DONE
 
     return for_each(invocation, work)

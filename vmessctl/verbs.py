@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 import sys
 
-from vmessctl import commands, render
+from vmessctl import commands, grammar, render
 from vmessctl.client import connect
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import agreed, for_each, say, show
-from vmessd import __version__
-from vmessd.errors import DONE, AlreadyRunning, InvalidValue, NotRunning, printable, quoted
+from vmessctl.console import agreed, complain, emit, for_each, hushed, say, show, tell, warn
+from vmessd import __version__, shell
+from vmessd.errors import (
+    DONE,
+    FORCED,
+    INTERRUPTED,
+    AlreadyRunning,
+    InvalidValue,
+    NotRunning,
+    VmessError,
+    printable,
+    quoted,
+    worst,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,15 +34,62 @@ if TYPE_CHECKING:
 
 def run(words: list[str]) -> int:
     """Carry out a command line and return its exit status; raises VmessError."""
-    invocation = commands.parse(words)
+    invocation = grammar.parse(words)
     if commands.VERSION.flag in invocation.options:
         print(f"{PROGRAM} {__version__}")
         return DONE
-    return HANDLERS[invocation.command.verb](invocation)
+    if any(grammar.is_pattern(vm) for vm in invocation.vms):
+        from vmessctl import choice  # noqa: PLC0415 -- other lines need not wait for it
+
+        invocation = choice.made(invocation)
+    return _carry_out(invocation) if invocation.then is None else _in_turn(invocation)
+
+
+def _carry_out(invocation: Invocation) -> int:
+    still = {commands.QUIET.flag, commands.JSON.flag} & set(invocation.options)
+    with hushed(invocation.command.reports and bool(still)):
+        return HANDLERS[invocation.command.verb](invocation)
+
+
+def _in_turn(line: Invocation) -> int:
+    """Carry out several verbs up to the first that fails; return the exit status."""
+    statuses: list[int] = []
+    done: list[str] = []
+    step: Invocation | None = line
+    while step is not None:
+        try:
+            status = _carry_out(step)
+        except VmessError as error:
+            status = complain(error)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        # Whom it took force to stop is off all the same, and may be started again.
+        if status not in (DONE, FORCED):
+            _tell_of_failure(step, done, status)
+            return status
+        statuses.append(status)
+        done.append(step.command.verb)
+        step = step.then
+    return worst(statuses)
+
+
+def _tell_of_failure(step: Invocation, done: list[str], status: int) -> None:
+    """Say which verb of several failed, what was done before, and how to go on from there."""
+    rest, left = step.then, []
+    while rest is not None:
+        left.append(rest.command.verb)
+        rest = rest.then
+    texts = [f"{step.command.verb} {'was interrupted' if status == INTERRUPTED else 'failed'}"]
+    texts += [f"done before: {', '.join(done)}"] if done else []
+    texts += [f"not done: {', '.join(left)}"] if left else []
+    warn(f"{PROGRAM}: {'; '.join(texts)}")
+    warn(f"  hint: to go on from there: {shell.join([PROGRAM, *grammar.written(step)])}")
 
 
 def _help(invocation: Invocation) -> int:
-    print(commands.help_text(" ".join(invocation.arguments)))
+    from vmessctl import helptext  # noqa: PLC0415 -- other verbs need not wait for it
+
+    print(helptext.help_text(" ".join(invocation.arguments)))
     return DONE
 
 
@@ -61,7 +119,9 @@ def _info(invocation: Invocation) -> int:
 
 def _make(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
-        print(render.made(client.call("Make", vm=vm)))
+        reply = client.call("Make", vm=vm)
+        emit(invocation, reply, vm)
+        tell(render.made(reply))
         return DONE
 
     return for_each(invocation, work)
@@ -76,9 +136,10 @@ def _set(invocation: Invocation) -> int:
         value = _absolute(text)
 
     def work(client: Client, vm: str) -> int:
-        note = client.call("Set", vm=vm, setting=verb, value=value)["note"]
-        if note:
-            say(printable(note))
+        reply = client.call("Set", vm=vm, setting=verb, value=value)
+        emit(invocation, reply, vm)
+        if reply["note"]:
+            say(printable(reply["note"]))
         return DONE
 
     return for_each(invocation, work)
@@ -107,11 +168,12 @@ def _remove(invocation: Invocation) -> int:
                 f"VM {vm} is running; it has to be stopped for this", hint=f"{PROGRAM} {vm} stop"
             )
         if not sure and not _agreed(vm, info):
-            say(f"{vm} is left as it is")
+            warn(f"{vm} is left as it is")
             return 1
-        note = client.call("Remove", vm=vm)["note"]
-        if note:
-            say(printable(note))
+        reply = client.call("Remove", vm=vm)
+        emit(invocation, reply, vm)
+        if reply["note"]:
+            say(printable(reply["note"]))
         return DONE
 
     return for_each(invocation, work)
@@ -147,9 +209,16 @@ def _wires(invocation: Invocation) -> int:
     return wires.HANDLERS[invocation.command.verb](invocation)
 
 
+def _completion(invocation: Invocation) -> int:
+    from vmessctl import completion  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return completion.run(invocation)
+
+
 HANDLERS: dict[str, Handler] = {
     "list": _list,
     "help": _help,
+    "completion": _completion,
     "make": _make,
     "start": _follow,
     "stop": _follow,

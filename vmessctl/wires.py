@@ -7,7 +7,7 @@ import sys
 from vmessctl import commands
 from vmessctl.client import connect
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import for_each, say, show
+from vmessctl.console import emit, for_each, say, show, tell, warn
 from vmessd import names, shell
 from vmessd.errors import DONE, InvalidValue, TimedOut, printable, quoted
 
@@ -39,14 +39,16 @@ QUIETLY = ("persistent", "preparing", "exists")
 """Steps that go without saying where one cable is moved."""
 
 
-def _tell(steps: Sequence[Reply], leave_out: Sequence[str] = ()) -> int:
+def _tell(invocation: Invocation, reply: Reply, vm: str = "", leave_out: Sequence[str] = ()) -> int:
     """Say what was done; return the exit status, which tells whether something is still pending."""
+    emit(invocation, reply, vm)
+    steps = reply["steps"]
     for step in steps:
         values = {"link": printable(step["link"]), "uid": step["uid"]}
         if step["step"] in STEPS and step["step"] not in leave_out:
-            print(STEPS[step["step"]].format_map(values), flush=True)
+            tell(STEPS[step["step"]].format_map(values))
         if step["step"] in ASIDES and step["step"] not in leave_out:
-            say(ASIDES[step["step"]].format_map(values))
+            (warn if step["step"] == "pending" else say)(ASIDES[step["step"]].format_map(values))
     return TimedOut.status if any(step["step"] == "pending" for step in steps) else DONE
 
 
@@ -71,7 +73,11 @@ def _interface(invocation: Invocation, text: str) -> int:
 def _ifadd(invocation: Invocation) -> int:
     count, *wires = invocation.arguments or ("0",)
     parameters = {"count": _number(invocation, count, "number of NICs"), "wires": list(wires)}
-    return for_each(invocation, lambda client, vm: _tell(client.call("SetNics", vm=vm, **parameters)["steps"]))
+
+    def work(client: Client, vm: str) -> int:
+        return _tell(invocation, client.call("SetNics", vm=vm, **parameters), vm)
+
+    return for_each(invocation, work)
 
 
 def _connect(invocation: Invocation) -> int:
@@ -79,7 +85,7 @@ def _connect(invocation: Invocation) -> int:
     interface = _interface(invocation, number)
 
     def work(client: Client, vm: str) -> int:
-        return _tell(client.call("Connect", vm=vm, interface=interface, wire=wire)["steps"], QUIETLY)
+        return _tell(invocation, client.call("Connect", vm=vm, interface=interface, wire=wire), vm, QUIETLY)
 
     return for_each(invocation, work)
 
@@ -109,7 +115,7 @@ def _cable(invocation: Invocation) -> int:
         raise InvalidValue(f"cable {quoted(word)} is neither on nor off")
 
     def work(client: Client, vm: str) -> int:
-        client.call("Cable", vm=vm, interface=interface, on=word == "on")
+        emit(invocation, client.call("Cable", vm=vm, interface=interface, on=word == "on"), vm)
         return DONE
 
     return for_each(invocation, work)
@@ -127,7 +133,7 @@ def _forward(invocation: Invocation) -> int:
     }
 
     def work(client: Client, vm: str) -> int:
-        client.call("Forward", vm=vm, interface=interface, **ports)
+        emit(invocation, client.call("Forward", vm=vm, interface=interface, **ports), vm)
         return DONE
 
     return for_each(invocation, work)
@@ -185,7 +191,7 @@ def _net(method: str, *parameters: str) -> Callable[[Invocation], int]:
         client = connect(invocation)
         reply = client.call(method, **dict(zip(parameters, invocation.arguments, strict=True)))
         client.close()
-        return _tell(reply["steps"])
+        return _tell(invocation, reply)
 
     return handler
 
@@ -195,7 +201,7 @@ def _net_vlan(invocation: Invocation) -> int:
     client = connect(invocation)
     reply = client.call("NetVlan", bridge=bridge, interfaces=interfaces)
     client.close()
-    return _tell(reply["steps"])
+    return _tell(invocation, reply)
 
 
 def _net_ignore(invocation: Invocation) -> int:

@@ -1,0 +1,63 @@
+"""Writes what the tables make for others to read: manual pages and completions of the shells.
+
+    python -m vmessctl.generate man /usr/local/share/man
+    python -m vmessctl.generate completion /usr/local/share
+
+Each prints the files it wrote, relative to the directory; without one, those that it would write.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vmessctl import completion, manual
+from vmessd.errors import DONE, InvalidValue, failing, printable
+
+USAGE = "usage: python -m vmessctl.generate man|completion [DIRECTORY]"
+
+
+def pages() -> dict[str, str]:
+    """Return the manual pages by their places below a man directory."""
+    files = {name: page() for name, page in manual.PAGES.items()} | manual.ALIASES
+    return {f"man{name[-1]}/{name}": content for name, content in files.items()}
+
+
+def completions() -> dict[str, str]:
+    """Return the completions by their places below a share directory, where the shells look for them."""
+    fish = "fish/vendor_completions.d"
+    return {
+        "bash-completion/completions/vmess": completion.BASH,
+        "bash-completion/completions/vmessctl": completion.BASH,
+        "zsh/site-functions/_vmess": completion.ZSH,
+        f"{fish}/vmess.fish": completion.FISH,
+        f"{fish}/vmessctl.fish": completion.FISH,
+    }
+
+
+KINDS = {"man": pages, "completion": completions}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the files of one kind; raises VmessError."""
+    if len(arguments) not in (1, 2) or arguments[0] not in KINDS:
+        raise InvalidValue("what is to be written, and where?", hint=USAGE)
+    for place, content in KINDS[arguments[0]]().items():
+        if len(arguments) == 2:
+            path = os.path.join(arguments[1], place)
+            with failing(f"{printable(path)} cannot be written"):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(content)
+        print(place)
+    return DONE
+
+
+if __name__ == "__main__":
+    from vmessctl.console import complain
+    from vmessd.errors import VmessError
+
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except VmessError as error:
+        sys.exit(complain(error))
