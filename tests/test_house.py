@@ -31,8 +31,8 @@ VMESSD = (
         "network",
     ),
     *("segments", "addresses", "report", "refusals", "host", "launch", "session", "restart", "run", "inbox"),
-    *("machine", "hotplug", "wires", "supervisor", "fleet", "interface", "control", "config", "notify", "log"),
-    *("daemon", "__main__"),
+    *("stats", "machine", "hotplug", "wires", "sampler", "supervisor", "fleet", "interface", "control"),
+    *("config", "notify", "log", "daemon", "__main__"),
 )
 VMESSCTL = (
     *("commands", "notation", "client", "render", "console", "follow", "fleet", "wires", "verbs"),
@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "vmessd.monitor": {"vmessd.errors"},
     "vmessd.display": {"vmessd.errors", "vmessd.names"},
     "vmessd.netlink": set(),
+    "vmessd.stats": set(),
     "vmessd.tap": {"vmessd.errors"},
     "vmessd.access": {"vmessd.errors", "vmessd.names", "vmessd.netlink"},
     "vmessd.network": {
@@ -69,6 +70,7 @@ MAY_IMPORT = {
 
 # Each wrapped library and the rooms that may import it.
 WRAPPED = {
+    "psutil": {"vmessd.stats"},
     "qemu": {"vmessd.monitor"},
     "asyncvarlink": {"vmessd.interface", "vmessd.control"},
     "sdnotify": {"vmessd.notify"},

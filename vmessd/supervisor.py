@@ -19,6 +19,7 @@ from vmessd.lifecycle import OFF
 from vmessd.machine import Machine
 from vmessd.network import Nic, Step
 from vmessd.report import Drive, Value, VMInfo, VMNic, VMStatus
+from vmessd.sampler import Sampler
 from vmessd.segments import Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
@@ -48,6 +49,7 @@ class Supervisor:
     def __init__(self, root: Path, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
         self.root = root
         self.segments = Segments(host.network, root)
+        self.sampler = Sampler(self.everyone, host.network)
         self._host = host
         self._timing = timing
         self._machines: dict[str, Machine] = {}
@@ -79,6 +81,7 @@ class Supervisor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.sampler.close()
         changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
         if changes:  # half a change would be nobody's to take back
             await asyncio.wait(changes, timeout=FINISH_TIME)
