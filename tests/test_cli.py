@@ -66,6 +66,9 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm info --json", "info", ("newvm0",), (), {"--json": ""}),
     ("start0 rm --yes", "rm", ("start0",), (), {"--yes": ""}),
     ("--version", "list", (), (), {"--version": ""}),
+    ("top", "top", (), (), {}),
+    ("top -b -n 3 -d 0.5 --sort rss", "top", (), (), {"-b": "", "-n": "3", "-d": "0.5", "--sort": "rss"}),
+    ("--json top -n=1", "top", (), (), {"--json": "", "-n": "1"}),
     ("boot", "boot", (), (), {}),
     ("--socket /s shutdown", "shutdown", (), (), {"--socket": "/s"}),
     ("newvm autostart on", "autostart", ("newvm0",), ("on",), {}),
@@ -134,7 +137,7 @@ REFUSED = (
     ("newvm strat", "'strat' is no verb; did you mean start?", "vmess help"),
     ("newvm infoo x", "'infoo' is no verb; did you mean info?", "vmess help"),
     ("newvm qqqqq", "'qqqqq' is no verb", "vmess help"),
-    ("top", "top is not a verb of this version", "vmess help"),
+    ("version", "version is not a verb of this version", "vmess help"),
     ("start", "start needs a VM before it", "usage: vmess <vmname> start"),
     ("start newvm", "start needs a VM before it", "usage: vmess <vmname> start"),
     ("newvm list", "list takes no VM", "usage: vmess list [--json]"),
@@ -282,7 +285,9 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
 def test_no_verb_can_be_taken_for_a_vm() -> None:
     assert {verb.partition(" ")[0] for verb in BY_VERB} <= names.RESERVED
     alone = {command.verb for command in COMMANDS if command.is_global}
-    assert alone == {"list", "help", "boot", "shutdown"} | {verb for verb in BY_VERB if verb.startswith("net ")}
+    assert alone == {"list", "help", "top", "boot", "shutdown"} | {
+        verb for verb in BY_VERB if verb.startswith("net ")
+    }
 
 
 def test_every_setting_and_drive_has_its_verb() -> None:

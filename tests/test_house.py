@@ -35,8 +35,8 @@ VMESSD = (
     *("config", "notify", "log", "daemon", "__main__"),
 )
 VMESSCTL = (
-    *("commands", "notation", "client", "render", "console", "follow", "fleet", "wires", "verbs"),
-    "__main__",
+    *("commands", "notation", "client", "render", "console", "follow", "fleet", "wires", "table", "top"),
+    *("verbs", "__main__"),
 )
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 

@@ -144,6 +144,12 @@ def _fleet(invocation: Invocation) -> int:
     return fleet.run(invocation)
 
 
+def _top(invocation: Invocation) -> int:
+    from vmessctl import top  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return top.run(invocation)
+
+
 def _wires(invocation: Invocation) -> int:
     from vmessctl import wires  # noqa: PLC0415 -- other verbs need not wait for it
 
@@ -153,6 +159,7 @@ def _wires(invocation: Invocation) -> int:
 HANDLERS: dict[str, Handler] = {
     "list": _list,
     "help": _help,
+    "top": _top,
     "make": _make,
     "start": _follow,
     "stop": _follow,
