@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from conftest import TESTS, Daemon
@@ -113,10 +114,17 @@ class Terminal:
         *words: str,
         size: tuple[int, int] = (80, 24),
         then: str | None = None,
+        into: Path | None = None,
         **environment: str,
     ) -> None:
-        """Start it; `then` is what a shell with job control does when the client ends or is suspended."""
+        """Start it.
+
+        `then` is what a shell with job control does when the client ends or is suspended; `into` a file that
+        takes its standard output.
+        """
         command = [sys.executable, "-m", "vmessctl", *words]
+        if into is not None:
+            command = ["sh", "-c", f"exec {shlex.join(command)} >{shlex.quote(str(into))}"]
         if then is not None:
             command = ["bash", "--norc", "-ic", f"{shlex.join(command)}; {then}"]
         self.master, slave = os.openpty()

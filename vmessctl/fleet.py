@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import select
-import sys
 import time
 
 from vmessctl import render
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import moving, say
+from vmessctl.console import is_live, moving, say
 from vmessd import notify
 from vmessd.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
 
@@ -40,6 +39,7 @@ class _Fleet:
 
     def __init__(self, invocation: Invocation) -> None:
         self._invocation = invocation
+        self._live = is_live(invocation)
         self._statuses: list[int] = []
         self._going: dict[str, tuple[Reply, float]] = {}
         """VMs that are on their way: the last that was heard, and since when its rung is climbed."""
@@ -92,6 +92,8 @@ class _Fleet:
             line = render.escalation(progress)
         else:
             line = render.fleet_step(progress)
+        if self._live and vm in self._going:
+            return  # the line that moves says it
         moving.clear()
         if step == "failed":
             say(f"{PROGRAM}: {vm}: {printable(line)}")
@@ -105,7 +107,11 @@ class _Fleet:
         now = time.monotonic()
         waits = [render.waiting(vm, progress, now - since) for vm, (progress, since) in self._going.items()]
         text = f"waiting for {', '.join(waits)}" if waits else ""
-        if sys.stderr.isatty():
-            moving.draw(text)
+        moving.draw(
+            *(
+                (render.rung_colour(progress), f"{vm}: {render.under_way(progress, now - since)}")
+                for vm, (progress, since) in self._going.items()
+            )
+        )
         left = [progress["grace"] - (now - since) for progress, since in self._going.values()]
         notify.tell(notify.status(text), notify.extend(max([0.0, *left]) + SPARE))
