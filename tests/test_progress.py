@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,32 +116,32 @@ def lines_of(screen: Terminal) -> list[str]:
     return [line for line in screen.page.text() if line]
 
 
+def like(*patterns: str) -> Callable[[list[str]], bool]:
+    """A condition: the page has these lines, in this order, and no others."""
+
+    def condition(page: list[str]) -> bool:
+        lines = [line for line in page if line]
+        return len(lines) == len(patterns) and all(map(re.fullmatch, patterns, lines))
+
+    return condition
+
+
+def pressed(vm: str, seconds: str, grace: int) -> str:
+    return f"{vm}: power button pressed, {seconds} s of {grace} s"
+
+
 def test_each_of_several_stops_has_a_line_of_its_own(daemon: Daemon) -> None:
-    stubborn(daemon, {A: "2", B: "4"})
+    stubborn(daemon, {A: "3", B: "6"})
     daemon.make(C)
     daemon.done(C, "start")
     daemon.wait_guest(C)
+    off, forced = f"{C}: powered down as asked", f"{A}: had to use force: QMP quit"
     with terminal(daemon, A, B, C, "stop") as screen:
-        screen.wait(
-            lambda lines: (
-                lines[0] == f"{C}: powered down as asked"
-                and lines[1] == f"{A}: power button pressed, 1 s of 2 s"
-                and lines[2] == f"{B}: power button pressed, 1 s of 4 s"
-            )
-        )
-        screen.wait(
-            lambda lines: (
-                lines[1] == f"{A}: had to use force: QMP quit"
-                and re.match(f"{B}: power button pressed, [23] s of 4 s", lines[2])
-                and not lines[3]
-            )
-        )
+        screen.wait(like(off, pressed(A, "[01]", 3), pressed(B, "[01]", 6)))
+        screen.wait(like(off, pressed(A, "[23]", 3), pressed(B, "[23]", 6)))
+        screen.wait(like(off, forced, pressed(B, "[345]", 6)))
         assert screen.end() == 8
-        assert lines_of(screen) == [
-            f"{C}: powered down as asked",
-            f"{A}: had to use force: QMP quit",
-            f"{B}: had to use force: QMP quit",
-        ]
+        assert lines_of(screen) == [off, forced, f"{B}: had to use force: QMP quit"]
         assert not screen.page.wrapped
         assert "Traceback" not in screen.said
 
@@ -161,14 +162,8 @@ def test_each_of_several_starts_has_a_line_of_its_own(daemon: Daemon) -> None:
 def test_more_vms_than_lines_are_counted_and_nothing_is_folded(daemon: Daemon) -> None:
     vms = [f"{A[:-1]}{number}" for number in range(6)]
     stubborn(daemon, dict.fromkeys(vms, "60"))
-    with terminal(daemon, *vms, "stop", size=(30, 4)) as screen:
-        screen.wait(
-            lambda lines: (
-                lines[0] == f"{vms[0]}: power button pressed, 1 s"[:27]
-                and lines[1] == f"{vms[1]}: power button pressed, 1 s"[:27]
-                and lines[2] == "and 4 more"
-            )
-        )
+    with terminal(daemon, *vms, "stop", size=(24, 4)) as screen:
+        screen.wait(like(*(pressed(vm, "", 60)[:21] for vm in vms[:2]), "and 4 more"))
         assert not screen.page.wrapped
         screen.resize(80, 24)
         screen.wait(lambda lines: sum(": power button pressed" in line for line in lines) == 6)
@@ -226,14 +221,8 @@ def test_boot_and_shutdown_have_a_line_for_each_vm(daemon: Daemon) -> None:
     assert sorted(shown) == sorted(f"{vm}: VM is running, PID: {pid}" for vm, pid in pids.items())
     for vm in (A, B, C):
         daemon.wait_guest(vm)
-    with terminal(daemon, "shutdown", size=(40, 10)) as screen:
-        screen.wait(
-            lambda lines: (
-                lines[0] == f"{C}: powered down as asked"
-                and lines[1] == f"{A}: power button pressed, 2 s of 3 s"[:37]
-                and lines[2] == f"{B}: power button pressed, 2 s of 60 s"[:37]
-            )
-        )
+    with terminal(daemon, "shutdown", size=(80, 10)) as screen:
+        screen.wait(like(f"{C}: powered down as asked", pressed(A, "[0-3]", 3), pressed(B, "[0-3]", 60)))
         screen.see(f"{A}: forced off")
         screen.type("\x03")
         assert screen.end() == 130
