@@ -28,11 +28,14 @@ import pytest
 TESTS = Path(__file__).parent
 FAKE = TESTS / "fakeqemu.py"
 
+pytest_plugins = ("booted",)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts a daemon, so that `-m 'not qemu'` is the quick part."""
     for item in items:
-        if {"daemon", "fake_daemon", "lab", "wired", "make_wired"} & set(getattr(item, "fixturenames", ())):
+        asked_for = set(getattr(item, "fixturenames", ()))
+        if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "stage"} & asked_for:
             item.add_marker("qemu")
 
 

@@ -93,6 +93,16 @@ _HALT = _code("""
     eb fd                ; jmp -3                 to the hlt
 """)
 
+_ECHO_KEYS = _code("""
+    e4 64                ; in al, 0x64            the keyboard controller has something
+    a8 01                ; test al, 1
+    74 fa                ; jz -6                  to the first line
+    e4 60                ; in al, 0x60
+    ba f8 03             ; mov dx, 0x3f8
+    ee                   ; out dx, al
+    eb f2                ; jmp -14                to the first line
+""")
+
 _WAIT = _code("""
     ba 08 06             ; mov dx, 0x608
     66 ed                ; in eax, dx
@@ -144,6 +154,56 @@ _CHATTER = _code("""
     ee                   ; out dx, al
     eb f2                ; jmp -14                to the second line
 """)
+
+# Sector after sector of the first IDE disk, by programmed I/O (ATA: WRITE SECTORS, 28 bits of address):
+# each gets the first 512 bytes of this ROM. A dot on COM1 for every 256; `!` if the disk reports an error.
+# A sector is written when the disk says so by its interrupt, as for an operating system: that it is not
+# busy does not tell, since QEMU 7.2 takes BSY away from a write that failed some time before it pauses.
+_FILL_DISK = _code("""
+    8c c8                ; mov ax, cs
+    8e d8                ; mov ds, ax
+    fc                   ; cld
+    ba d1 04             ; mov dx, 0x4d1
+    b0 40 ee             ; mov al, 0x40; out dx, al          IRQ 14 by level
+    31 db                ; xor bx, bx             the sector
+    ba f2 01             ; mov dx, 0x1f2
+    b0 01 ee             ; mov al, 1; out dx, al             one sector
+    42 88 d8 ee          ; inc dx; mov al, bl; out dx, al
+    42 88 f8 ee          ; inc dx; mov al, bh; out dx, al
+    42 b0 00 ee          ; inc dx; mov al, 0; out dx, al
+    42 b0 e0 ee          ; inc dx; mov al, 0xe0; out dx, al  first drive, by sector
+    42 b0 30 ee          ; inc dx; mov al, 0x30; out dx, al  WRITE SECTORS
+    ec                   ; in al, dx              status
+    a8 80                ; test al, BSY
+    75 fb                ; jnz -5                 to the in
+    a8 08                ; test al, DRQ
+    74 f7                ; jz -9                  to the in
+    ba f0 01             ; mov dx, 0x1f0          data
+    31 f6                ; xor si, si
+    b9 00 01             ; mov cx, 256
+    f3 6f                ; rep outsw
+    e4 a0                ; in al, 0xa0            what the second PIC is asked for
+    a8 40                ; test al, IRQ 14
+    74 fa                ; jz -6                  to the in
+    ba f7 01             ; mov dx, 0x1f7
+    ec                   ; in al, dx              status; takes the interrupt back
+    a8 21                ; test al, DF or ERR
+    75 13                ; jnz +19                to what prints `!`
+    43                   ; inc bx
+    84 db                ; test bl, bl
+    75 06                ; jnz +6                 past the dot
+    ba f8 03             ; mov dx, 0x3f8
+    b0 2e ee             ; mov al, '.'; out dx, al
+    81 fb 00 0c          ; cmp bx, 3072           FILLED
+    72 b4                ; jb -76                 to one sector
+    eb 0a                ; jmp +10                past this listing
+    ba f8 03             ; mov dx, 0x3f8
+    b0 21 ee             ; mov al, '!'; out dx, al
+    fa f4 eb fd          ; cli; hlt; jmp -3       to the hlt
+""")
+
+FILLED = 3072 * 512
+"""Bytes that `filler` writes."""
 
 # Reads the first sector of the first IDE disk by programmed I/O for ever (ATA: READ SECTORS).
 _READ_DISK = _code("""
@@ -229,6 +289,8 @@ GUESTS = {
     "twice": (
         _ENABLE_BUTTON + _PRINT_R + _AWAIT_PRESS + _FORGET_PRESS + _PRINT_1 + _AWAIT_PRESS + _POWER_OFF + _HALT
     ),
+    # Fills the first `FILLED` bytes of its disk, prints `E`, and then is as `polite`.
+    "filler": _PRINT_R + _FILL_DISK + _ENABLE_BUTTON + _say("E") + _AWAIT_PRESS + _POWER_OFF + _HALT,
     # Powers off by itself 0.3 s after its `R`.
     "selfoff": _PRINT_R + _WAIT + _POWER_OFF + _HALT,
     # Powers off at once, without a word.
@@ -239,6 +301,8 @@ GUESTS = {
     "panic": _PRINT_R + _PANIC + _HALT,
     # Says so without end: an event each with `-device pvpanic -action panic=none`.
     "panics": _PRINT_R + _PANIC_FOR_EVER,
+    # Prints what its keyboard sends: scan codes of set 2.
+    "keyboard": _PRINT_R + _ECHO_KEYS,
     # Reads the first sector of its disk for ever.
     "reader": _PRINT_R + _READ_DISK,
     # Prints lines of 95 characters for ever.

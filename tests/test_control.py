@@ -808,7 +808,7 @@ def test_a_signal_ends_the_daemon_and_no_vm(fake_daemon: Daemon, number: signal.
 
 # -- Who it was --
 
-READING = {"Top", "List", "Status", "Info", "Nics", "Addresses", "NetShow", "NetIgnored"}
+READING = {"Top", "List", "Status", "Info", "Nics", "Addresses", "NetShow", "NetIgnored", "Screenshot"}
 
 AS_SOMEBODY = """
 import json, socket, sys

@@ -127,6 +127,17 @@ def test_a_shutdown_goes_on_when_whoever_asked_leaves(daemon: Daemon) -> None:
     assert daemon.status(A)["last_exit"]["reason"] == "forced"
 
 
+def test_a_shutdown_puts_an_end_to_a_boot(daemon: Daemon) -> None:
+    daemon.make(A, AUTOSTART="on 10 2")
+    daemon.make(B, AUTOSTART="on 90")
+    boot = daemon.client("boot")
+    daemon.wait_guest(A)
+    assert steps(lines(daemon, "shutdown"), "powered down") == [A]
+    assert boot.communicate(timeout=1)[1] == "vmess: not all VMs came up: they were told to go down again\n"
+    assert boot.returncode == 1
+    assert {daemon.status(vm)["state"] for vm in (A, B)} == {"stopped"}
+
+
 # What the service manager hears
 
 

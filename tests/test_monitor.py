@@ -25,6 +25,7 @@ from test_control import Wire, nothing_unforeseen
 
 from vmessd.errors import AlreadyRunning, NotRunning, StartFailed, TimedOut, VmessError
 from vmessd.host import Host
+from vmessd.logfile import CAP
 from vmessd.machine import Machine
 from vmessd.report import StartProgress, StopProgress
 from vmessd.session import Timing
@@ -315,23 +316,32 @@ def test_c33_a_flood_of_events_delays_nobody_and_hides_nothing(fake_daemon: Daem
     nothing_unforeseen(daemon)
 
 
-def test_c32_a_hundred_megabytes_on_stderr_delay_nobody(fake_daemon: Daemon) -> None:
+def test_c32_a_hundred_megabytes_on_stderr_delay_nobody_and_are_cut(fake_daemon: Daemon) -> None:
     daemon = fake_daemon
     directory = daemon.make_fake("loud0", "stderr,megabytes=100", STOP="1")
     daemon.make_fake("calm0", "good")
-    log = directory / "qemu.log"
+    log, older = directory / "qemu.log", directory / "qemu.log.1"
+    sizes = [0]
+
+    def over(_status: dict[str, Any]) -> bool:
+        """Until the log is below its cap and grows no more."""
+        sizes.append(log.stat().st_size)
+        return older.exists() and len(sizes) > 50 and min(sizes[-50:]) == max(sizes[-50:]) <= CAP
+
     try:
         daemon.done("calm", "loud", "start")
         with Wire(daemon.socket) as wire:
-            slowest = slowest_answer(
-                wire, ["loud0", "calm0"], lambda _: log.stat().st_size > 10_000_000, seconds=30
-            )
-        assert slowest < 0.5
+            slowest = slowest_answer(wire, ["loud0", "calm0"], over, seconds=30)
+        print(f"status {slowest * 1000:.0f} ms, log at most {max(sizes) / 1e6:.1f} MB")
+        assert slowest < 0.1
+        assert older.stat().st_size <= CAP
         daemon.done("loud", "stop", "force")
         exited = daemon.status("loud")["last_exit"]
         assert exited["reason"] == "forced"
+        assert exited["log"] or not sizes[-1], "the newest words are still in the log"
         assert sum(len(line) for line in exited["log"]) < 20_000
         assert (directory / "exit.json").stat().st_size < 50_000
+        nothing_unforeseen(daemon)
     finally:
         daemon.close()
         log.unlink(missing_ok=True)

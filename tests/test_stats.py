@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import Daemon, WiredDaemon, own, wait_for
+from guests import FILLED
 
 from vmessctl.client import Client
 from vmessd import sampler, stats
@@ -263,15 +264,36 @@ def test_a_guest_that_reads_its_disk_has_a_rate(daemon: Daemon) -> None:
         info = json.loads(daemon.done(A, "info", "--json"))["info"]
         return int(info["drives"][0]["read"])
 
+    first = read()
     with watched(daemon, 1.0) as following:
         following()
-        began, before = time.monotonic(), read()
-        sample = following()
-        truth = (read() - before) / (time.monotonic() - began)
-    assert truth > 100_000
-    assert sample[A]["read"] == pytest.approx(truth, rel=0.4)
+        second, one = read(), following()
+        third, sample = read(), following()
+        last = read()
+    told = sum(part[A]["read"] * part["interval"] for part in (one, sample))
+    assert third > second
+    assert 0.8 * (third - second) <= told <= 1.2 * (last - first)
     assert sample[A]["written"] == 0
     assert (sample[B]["read"], sample[B]["written"]) == (0, 0)
+
+
+def test_a_guest_that_writes_has_a_rate_while_it_does(daemon: Daemon) -> None:
+    daemon.make(A, "filler")
+    daemon.done(A, "hda", "2M")
+    told = 0.0
+    with watched(daemon, 0.2) as following:
+        for _ in range(10):  # a fast host may be done before there was a first look
+            daemon.done(A, "start")
+            before = None
+            while before != 0:  # it writes, and rests for ever
+                sample = following()
+                before = sample[A]["written"]
+                told += (before or 0) * sample["interval"]
+            daemon.done(A, "stop", "force")
+            assert told <= 1.2 * FILLED
+            if told:
+                break
+    assert told > 0
 
 
 def test_guests_that_exchange_frames_have_rates_as_they_see_them(wired: WiredDaemon) -> None:

@@ -184,6 +184,40 @@ COMMANDS: tuple[Command, ...] = (
         options=(JSON,),
         many=True,
     ),
+    Command("suspend", "Have the guest stand still.", "Suspend", many=True),
+    Command("resume", "Let the guest run on.", "Resume", many=True),
+    Command("reset", "Push the reset button: what the guest had not written is lost.", "Reset", many=True),
+    Command(
+        "sendkey",
+        "Press keys, those with - between them together: ctrl-alt-f2 ret. They are named as QEMU does.",
+        "SendKeys",
+        arguments="<key> [key]...",
+        many=True,
+    ),
+    Command("ctrl-alt-delete", "Press the three keys.", "SendKeys", many=True),
+    Command(
+        "type",
+        "Type a text as on a US keyboard; \\n and \\t stand for return and tab.",
+        "Type",
+        "<text>",
+        many=True,
+    ),
+    Command(
+        "screenshot",
+        "Write a PNG picture of the guest's screen to the file, or to standard output for -;\n"
+        "without, to <vmname>-<time>.png.",
+        "Screenshot",
+        "[file|-]",
+    ),
+    Command(
+        "lock",
+        "Have the VM refuse all but looking, until it is unlocked. The host's boot and shutdown and the\n"
+        "restart policy go on.",
+        "Lock",
+        "[remark]...",
+        many=True,
+    ),
+    Command("unlock", "Let the VM be changed again.", "Unlock", options=(YES,), many=True),
     Command(
         "rm", "Delete the VM with all its files. It has to be stopped.", "Remove", options=(YES,), many=True
     ),
@@ -216,6 +250,9 @@ WIRES = frozenset({"SetNics", "Connect", "Nics", "Cable", "Forward", "Addresses"
     command.method for command in COMMANDS if command.method.startswith("Net")
 }
 """Methods whose handlers are in `wires`."""
+
+HANDS = frozenset({"Suspend", "Resume", "Reset", "SendKeys", "Type", "Screenshot", "Lock", "Unlock"})
+"""Methods whose handlers are in `hands`."""
 
 BY_VERB = {command.verb: command for command in COMMANDS}
 

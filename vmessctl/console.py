@@ -57,6 +57,20 @@ def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm:
         print("\n".join(f"{prefix}{line}" for line in shown.splitlines()))
 
 
+def agreed(question: str) -> bool:
+    """Ask on the terminal, and tell whether the answer is yes."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        say("")
+        raise
+    if not answer:
+        say("")
+    return answer.strip().lower() in ("y", "yes")
+
+
 def may_move() -> bool:
     """Tell whether standard error is a terminal that can draw over what it shows."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -88,14 +102,23 @@ class Lines:
         shown = fitting([(colour, text) for colour, text in wanted if text], width - 3, height - 1)
         if shown or self._drawn:
             lines = "\r\n".join(painted(text, colour) for colour, text in shown)
-            sys.stderr.write(self._erasure(width) + lines)
-            sys.stderr.flush()
-        self._drawn = [len(text) for _, text in shown]
+            try:
+                sys.stderr.write(self._erasure(width) + lines)
+                sys.stderr.flush()
+            finally:  # Ctrl-C may come as soon as they are seen
+                self._drawn = [len(text) for _, text in shown]
 
     def clear(self) -> None:
         """Take the lines away."""
         if self._drawn:
             self.draw()
+
+    def leave(self) -> None:
+        """Take the lines away after Ctrl-C, and the ^C that a terminal writes where the cursor is."""
+        if may_move():
+            sys.stderr.write(self._erasure(os.get_terminal_size(sys.stderr.fileno()).columns or 80))
+            sys.stderr.flush()
+            self._drawn = []
 
     def _erasure(self, width: int) -> str:
         """Return what takes away the lines that are there; a narrower terminal may have folded them since."""

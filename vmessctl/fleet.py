@@ -29,7 +29,7 @@ def run(invocation: Invocation) -> int:
     try:
         return fleet.follow()
     except KeyboardInterrupt:
-        moving.clear()
+        moving.leave()
         say(f"{PROGRAM}: the {invocation.command.verb} goes on; to see it: {PROGRAM}")
         return INTERRUPTED
 

@@ -205,7 +205,7 @@ def _seconds(text: str | None) -> float | None:
 
 def _leave(watches: list[_Watch], what: str) -> int:
     """Say that what was begun goes on without us."""
-    moving.clear()
+    moving.leave()
     for watch in watches:
         if watch.status is None:
             say(f"{PROGRAM}: the {what} of {watch.vm} goes on; to see it: {PROGRAM} {watch.vm} status")

@@ -8,7 +8,7 @@ import sys
 from vmessctl import commands, render
 from vmessctl.client import connect
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import for_each, say, show
+from vmessctl.console import agreed, for_each, say, show
 from vmessd import __version__
 from vmessd.errors import DONE, AlreadyRunning, InvalidValue, NotRunning, printable, quoted
 
@@ -120,16 +120,7 @@ def _remove(invocation: Invocation) -> int:
 def _agreed(vm: str, info: Reply) -> bool:
     images = [drive["slot"] for drive in info["drives"] if drive["slot"] != "cdrom"]
     what = f" with {', '.join(images)}" if images else ""
-    sys.stderr.write(f"Delete {vm}{what}, all of {printable(info['directory'])}? [y/N] ")
-    sys.stderr.flush()
-    try:
-        answer = sys.stdin.readline()
-    except KeyboardInterrupt:
-        say("")
-        raise
-    if not answer:
-        say("")
-    return answer.strip().lower() in ("y", "yes")
+    return agreed(f"Delete {vm}{what}, all of {printable(info['directory'])}?")
 
 
 def _follow(invocation: Invocation) -> int:
@@ -142,6 +133,12 @@ def _fleet(invocation: Invocation) -> int:
     from vmessctl import fleet  # noqa: PLC0415 -- other verbs need not wait for it
 
     return fleet.run(invocation)
+
+
+def _hands(invocation: Invocation) -> int:
+    from vmessctl import hands  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return hands.HANDLERS[invocation.command.verb](invocation)
 
 
 def _top(invocation: Invocation) -> int:
@@ -169,5 +166,6 @@ HANDLERS: dict[str, Handler] = {
     "info": _info,
     "rm": _remove,
     **{command.verb: _set for command in commands.COMMANDS if command.method == "Set"},
+    **{command.verb: _hands for command in commands.COMMANDS if command.method in commands.HANDS},
     **{command.verb: _wires for command in commands.COMMANDS if command.method in commands.WIRES},
 }

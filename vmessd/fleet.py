@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from typing import Any
 
 from vmessd import settings
-from vmessd.errors import VmessError
+from vmessd.errors import Failed, VmessError
 from vmessd.lifecycle import OFF, State
 from vmessd.machine import Machine
 from vmessd.report import FleetProgress, StopProgress
@@ -48,6 +48,8 @@ class Fleet:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._tasks: set[asyncio.Task[None]] = set()
+        self._boots: set[asyncio.Task[None]] = set()
+        """Those of them that bring VMs up."""
 
     def close(self) -> None:
         """Let what is under way come to no more."""
@@ -55,21 +57,30 @@ class Fleet:
             task.cancel()
 
     def boot(self, uid: int | None) -> AsyncIterator[FleetProgress]:
-        """Start the VMs that are to start with the host; yield each step, at last a done one."""
-        return self._told(lambda tell: self._boot(uid, tell))
+        """Start the VMs that are to start with the host; yield each step, at last a done one.
+
+        Raises:
+            Failed: a shutdown put an end to it.
+        """
+        return self._told(lambda tell: self._boot(uid, tell), self._boots)
 
     def shutdown(self, uid: int | None) -> AsyncIterator[FleetProgress]:
         """Stop all VMs, gracefully and in reverse order; yield each step, at last a done one."""
-        return self._told(lambda tell: self._shutdown(uid, tell))
+        return self._told(lambda tell: self._shutdown(uid, tell), set())
 
-    async def _told(self, work: Callable[[Tell], Coroutine[Any, Any, None]]) -> AsyncIterator[FleetProgress]:
+    async def _told(
+        self, work: Callable[[Tell], Coroutine[Any, Any, None]], kind: set[asyncio.Task[None]]
+    ) -> AsyncIterator[FleetProgress]:
         news: asyncio.Queue[FleetProgress | None] = asyncio.Queue()
         task = asyncio.create_task(work(news.put_nowait))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        for tasks in (self._tasks, kind):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
         task.add_done_callback(lambda _task: news.put_nowait(None))
         while (step := await news.get()) is not None:
             yield step
+        if task.cancelled():
+            raise Failed("not all VMs came up: they were told to go down again")
         await task
         yield _step("", "off", done=True)
 
@@ -105,6 +116,10 @@ class Fleet:
     # -- Down --
 
     async def _shutdown(self, uid: int | None, tell: Tell) -> None:
+        boots = list(self._boots)
+        for task in boots:
+            task.cancel()
+        await asyncio.gather(*boots, return_exceptions=True)
         for _ in range(ROUNDS):
             machines = await self._supervisor.everyone()
             going = [machine for machine in machines if machine.state is not State.stopped]

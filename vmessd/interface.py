@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, TypedDict
 
-from asyncvarlink import LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
+from asyncvarlink import FileDescriptor, LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
 from vmessd.addresses import VMAddress
 from vmessd.errors import ERRORS, INTERFACE, VmessError, quoted
@@ -70,6 +70,11 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     def _note(self, method: str, vm: str, detail: str = "") -> None:
         log.info("uid %d, pid %d: %s %s%s", self._peer.uid, self._peer.pid, method, quoted(vm), detail)
 
+    async def _changing(self, method: str, vm: str, detail: str = "") -> None:
+        """Note a call that changes a VM; raises Locked where that is not to be."""
+        self._note(method, vm, detail)
+        await self._supervisor.check_unlocked(vm)
+
     @varlinkmethod(return_parameter="vms")
     async def List(self) -> list[VMStatus]:
         """Return every VM of the daemon's root, sorted by name."""
@@ -98,19 +103,19 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         The value is written as on the command line; a path is absolute. null takes the setting away.
         Returns what there is to say about it, if anything.
         """
-        self._note("Set", vm, f" {quoted(setting)} {'none' if value is None else quoted(value)}")
+        await self._changing("Set", vm, f" {quoted(setting)} {'none' if value is None else quoted(value)}")
         return await self._supervisor.set(vm, setting, value)
 
     @varlinkmethod(return_parameter="note")
     async def Remove(self, *, vm: str) -> str | None:
         """Delete a stopped VM with all its files and TAPs; returns what there is to say, if anything."""
-        self._note("Remove", vm)
+        await self._changing("Remove", vm)
         return await self._supervisor.remove(vm)
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Start(self, *, vm: str) -> AsyncIterator[StartProgress]:
         """Start a VM: a reply with the command line, then a last one when it runs. Wants `more`."""
-        self._note("Start", vm)
+        await self._changing("Start", vm)
         machine = await self._supervisor.machine(vm)
         async for progress in machine.start(self._peer.uid):
             if progress.done:
@@ -123,7 +128,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
         The stop goes on if the caller leaves. `force` kills at once.
         """
-        self._note("Stop", vm, " by force" if force else "")
+        await self._changing("Stop", vm, " by force" if force else "")
         machine = await self._supervisor.machine(vm)
         async for progress in machine.stop(self._peer.uid, force=force):
             if progress.done:
@@ -160,6 +165,55 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         async for sample in self._supervisor.sampler.watch(interval):
             yield sample
 
+    @varlinkmethod
+    async def Lock(self, *, vm: str, remark: str) -> None:
+        """Have a VM refuse all but looking, also after a restart of the daemon; the remark may be empty."""
+        self._note("Lock", vm, f" {quoted(remark)}")
+        await self._supervisor.lock(vm, remark)
+
+    @varlinkmethod
+    async def Unlock(self, *, vm: str) -> None:
+        """Let a VM be changed again."""
+        self._note("Unlock", vm)
+        await self._supervisor.lock(vm, None)
+
+    # -- A guest that runs --
+
+    @varlinkmethod
+    async def Suspend(self, *, vm: str) -> None:
+        """Have a guest stand still."""
+        await self._changing("Suspend", vm)
+        await (await self._supervisor.hands(vm)).suspend()
+
+    @varlinkmethod
+    async def Resume(self, *, vm: str) -> None:
+        """Let a guest run on."""
+        await self._changing("Resume", vm)
+        await (await self._supervisor.hands(vm)).resume()
+
+    @varlinkmethod
+    async def Reset(self, *, vm: str) -> None:
+        """Push the reset button."""
+        await self._changing("Reset", vm)
+        await (await self._supervisor.hands(vm)).reset()
+
+    @varlinkmethod
+    async def SendKeys(self, *, vm: str, keys: list[str]) -> None:
+        """Press combinations of keys such as `ctrl-alt-delete`, one after the other; named as QEMU does."""
+        await self._changing("SendKeys", vm, f" {quoted(' '.join(keys), 300)}")
+        await (await self._supervisor.hands(vm)).press(keys)
+
+    @varlinkmethod
+    async def Type(self, *, vm: str, text: str) -> None:
+        """Type a text as on a US keyboard. What it says is not logged."""
+        await self._changing("Type", vm, f" {len(text)} characters")
+        await (await self._supervisor.hands(vm)).type(text)
+
+    @varlinkmethod(return_parameter="picture")
+    async def Screenshot(self, *, vm: str) -> FileDescriptor:
+        """Return a descriptor to read a PNG picture of the screen from."""
+        return FileDescriptor(await (await self._supervisor.hands(vm)).screenshot(), should_close=True)
+
     # -- Wires --
 
     @varlinkmethod(return_parameter="nics")
@@ -175,25 +229,25 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         QEMU's user-mode network; those without a word are in no bridge. On a running VM cards come and
         go; a step `pending` tells of one that the guest has not let go of.
         """
-        self._note("SetNics", vm, f" {quoted(count)} {quoted(' '.join(wires), 300)}")
+        await self._changing("SetNics", vm, f" {quoted(count)} {quoted(' '.join(wires), 300)}")
         return await (await self._supervisor.wires(vm)).arrange(count, wires)
 
     @varlinkmethod(return_parameter="steps")
     async def Connect(self, *, vm: str, interface: int, wire: str) -> list[Step]:
         """Plug one interface, counted from 0, into another bridge; `-` is none."""
-        self._note("Connect", vm, f" {quoted(interface)} {quoted(wire)}")
+        await self._changing("Connect", vm, f" {quoted(interface)} {quoted(wire)}")
         return await (await self._supervisor.wires(vm)).connect(interface, wire)
 
     @varlinkmethod
     async def Cable(self, *, vm: str, interface: int, on: bool) -> None:
         """Plug or pull the cable of a running VM's interface, as its guest sees it."""
-        self._note("Cable", vm, f" {quoted(interface)} {'on' if on else 'off'}")
+        await self._changing("Cable", vm, f" {quoted(interface)} {'on' if on else 'off'}")
         await (await self._supervisor.wires(vm)).cable(interface, on=on)
 
     @varlinkmethod
     async def Forward(self, *, vm: str, interface: int, host: int, guest: int | None) -> None:
         """Forward a TCP port of the host's 127.0.0.1 into a user-mode network; null ends it."""
-        self._note("Forward", vm, f" {quoted(interface)} {quoted(host)}:{quoted(guest)}")
+        await self._changing("Forward", vm, f" {quoted(interface)} {quoted(host)}:{quoted(guest)}")
         await (await self._supervisor.wires(vm)).forward(interface, host, guest)
 
     @varlinkmethod(return_parameter="addresses")

@@ -32,7 +32,7 @@ class Launched:
     process: Process
     record: RunRecord
     log_start: int
-    """Where in its log this run's own words begin."""
+    """Where in its log this run's own words begin; follows when the log loses its front."""
 
 
 def identity(directory: VMDirectory) -> tuple[str, str]:
@@ -114,6 +114,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         ours.callback(os.close, output)
         serial_log = directory.open_log(vmdir.SERIAL_LOG)
         ours.callback(os.close, serial_log)
+        shorten_logs(directory)
         qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
         with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
@@ -141,6 +142,19 @@ def _end(process: Process) -> None:
     process.signal(signal.SIGKILL)
     process.reap()
     process.close()
+
+
+def shorten_logs(directory: VMDirectory) -> None:
+    """Keep the logs of a VM without a process below their cap; what does not work is logged."""
+
+    def complain(problem: str) -> None:
+        log.warning("%s: %s", directory.vm, problem)
+
+    for name in vmdir.LOGS:
+        try:
+            directory.shorten_log(name, complain)
+        except VmessError as error:
+            complain(error.message)
 
 
 def sweep_links(directory: VMDirectory, network: Network) -> None:
@@ -258,6 +272,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
         )
     directory.write_exit_record(last)
     _sweep_quietly(directory)
+    shorten_logs(directory)
 
 
 def restart_policy(directory: VMDirectory) -> str:

@@ -170,7 +170,7 @@ class Machine:
         if message.launched is not None and not self._take_in(message.launched):
             return
         if self._run is not None and message.runstate is not None:
-            self._run.runstate = message.runstate
+            self._run.learn(message.runstate)
         before = self.state
         after, action = transition(before, message.event)
         if action is not Action.bury:  # which is done only when the exit is on record

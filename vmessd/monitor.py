@@ -10,7 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, Runstate
 
@@ -31,6 +31,18 @@ class CommandRefused(Exception):
 
 
 EventHandler = Callable[[str, Mapping[str, Any]], None]
+
+
+class Image(NamedTuple):
+    """A drive with something in it, as QEMU knows it."""
+
+    name: str
+    """Its id, or else its node's."""
+    node: str
+    file: str | None
+    """The path that QEMU opened; None for what has none, such as a network block device."""
+    starved: bool
+    """The first error that paused the guest was a lack of space. QEMU 7.2 forgets it at no `cont`."""
 
 
 class _Handover(EventListener):
@@ -58,6 +70,7 @@ class Monitor:
         self._client.register_listener(_Handover(handler))
         self._socket: socket.socket | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._handing = asyncio.Lock()
 
     async def open(self, connected: socket.socket) -> None:
         """Take over a connected socket, await the greeting and negotiate. No deadline of its own.
@@ -71,15 +84,23 @@ class Monitor:
         except Exception as error:  # noqa: BLE001 -- the peer's bytes decide what the library raises
             raise MonitorLost(str(error)) from None
 
-    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, descriptor: int | None = None
+    ) -> Any:
         """Run a command and return what it returns. A caller that stops waiting does not undo it.
+
+        `descriptor` goes with it, for add-fd and getfd; ours stays open.
 
         Raises:
             CommandRefused: QEMU's own words.
             MonitorLost: the connection went away, or there is none.
         """
         try:
-            return await self._client.execute(command, arguments)
+            if descriptor is None:
+                return await self._client.execute(command, arguments)
+            async with self._handing:  # QEMU keeps the last descriptor that came, and no other
+                self._client.send_fd_scm(descriptor)
+                return await self._client.execute(command, arguments)
         except ExecuteError as error:
             raise CommandRefused(str(error)) from None
         except Exception as error:  # noqa: BLE001 -- as in open
@@ -101,6 +122,18 @@ class Monitor:
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 stats = entry["stats"]
                 result[str(entry["node-name"])] = (int(stats["rd_bytes"]), int(stats["wr_bytes"]))
+        return result
+
+    async def images(self) -> list[Image]:
+        """Return the drives that have something in them, by `query-block`; raises as :meth:`execute`."""
+        reply = await self.execute("query-block")
+        result = []
+        for entry in reply if isinstance(reply, list) else []:
+            with contextlib.suppress(KeyError, TypeError):
+                node, file = str(entry["inserted"]["node-name"]), str(entry["inserted"]["file"])
+                name = str(entry["device"] or node)
+                path = file if file.startswith("/") else None
+                result.append(Image(name, node, path, entry.get("io-status") == "nospace"))
         return result
 
     async def closed(self) -> None:

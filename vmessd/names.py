@@ -14,6 +14,7 @@ GLOBAL_WORDS = frozenset(
 )
 VERBS = frozenset(
     {
+        *("suspend", "sendkey", "ctrl-alt-delete", "type", "lock", "unlock", "why", "wait", "log"),
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
         *("smp", "ram", "accel", "hda", "hdb", "hdc", "hdd", "cdrom", "autostart", "reset", "pause", "resume"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "forward", "addr", "screenshot", "snapshot", "clone"),

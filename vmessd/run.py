@@ -11,12 +11,13 @@ from typing import Any
 
 from vmessd import restart, settings, vmdir
 from vmessd.errors import StartFailed, TimedOut, VmessError
-from vmessd.launch import LAST_LINES, Launched, restart_policy
+from vmessd.launch import LAST_LINES, Launched, restart_policy, shorten_logs
 from vmessd.lifecycle import RUNG_TIME, Ending, Event, Reason, Rung, State, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
 from vmessd.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.report import StopProgress
 from vmessd.session import Session
+from vmessd.space import Space
 from vmessd.vmdir import VMDirectory
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,9 @@ class Run:
     """Why a start came to nothing, where that is known better than by QEMU's last words."""
     _errands: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.space = Space(self.vm, self.session)
+
     @property
     def pid(self) -> int:
         """The process's pid."""
@@ -106,6 +110,7 @@ class Run:
 
     def hear(self, name: str, data: Mapping[str, Any]) -> Event | None:
         """Take in an event of QEMU's; return what it means for the VM's life, if anything."""
+        self.space.event(name, data)
         if name == "SHUTDOWN":
             # The first counts: with -no-shutdown the guest is off long before QEMU is told to quit.
             self.shutdown = self.shutdown or str(data.get("reason"))
@@ -135,15 +140,27 @@ class Run:
         else:
             runs()
 
-    async def execute(self, command: str, arguments: dict[str, object], patience: float = 5.0) -> Any:
-        """Run a QMP command and return what it returns.
+    def learn(self, runstate: str) -> None:
+        """Note how QEMU says the guest is; one that waits for space goes on when there is some."""
+        self.runstate = runstate
+        if self.space.hear(runstate) and self.stop is None:
+            self.errand("space", self.space.look())
+
+    async def execute(
+        self,
+        command: str,
+        arguments: dict[str, object],
+        patience: float = 5.0,
+        descriptor: int | None = None,
+    ) -> Any:
+        """Run a QMP command and return what it returns; `descriptor` goes with it.
 
         Raises:
             CommandRefused: QEMU's own words.
             TimedOut: it does not answer within `patience` seconds.
         """
         try:
-            return await asyncio.wait_for(self.session.execute(command, arguments), patience)
+            return await asyncio.wait_for(self.session.execute(command, arguments, descriptor), patience)
         except (MonitorLost, TimeoutError):
             raise TimedOut(f"QEMU, PID {self.pid}, does not answer") from None
 
@@ -169,6 +186,7 @@ class Run:
             directory.write_exit_record(record)
         with logged(directory.vm):
             directory.sweep()
+        shorten_logs(directory)
         return record
 
     def _exit_record(self, said: list[str]) -> ExitRecord:

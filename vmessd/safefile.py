@@ -117,7 +117,8 @@ def read(directory: int, name: str, limit: int) -> bytes | None:
     return data
 
 
-def _temporary(name: str) -> str:
+def temporary_name(name: str) -> str:
+    """Return a fresh name for what is to become `name`; if a crash leaves it, it is swept."""
     return f"{TEMPORARY}{name}.{os.urandom(4).hex()}"
 
 
@@ -132,7 +133,7 @@ def write(directory: int, name: str, data: bytes, *, durable: bool = True) -> No
         Failed: it could not be written; the old file is as it was.
     """
     must_be_plain(directory, name)
-    temporary = _temporary(name)
+    temporary = temporary_name(name)
     with failing(f"{place(directory, name)} cannot be written"):
         try:
             fd = os.open(
@@ -162,7 +163,7 @@ def link(directory: int, name: str, target: str) -> None:
     found = status(directory, name)
     if found is not None and not stat.S_ISLNK(found.st_mode):
         raise BadFile(f"{place(directory, name)} is {kind(found.st_mode)}; it has to be a symbolic link")
-    temporary = _temporary(name)
+    temporary = temporary_name(name)
     with failing(f"{place(directory, name)} cannot be made"):
         os.symlink(target, temporary, dir_fd=directory)
         try:

@@ -44,7 +44,7 @@ class Session:
         self._connect = connect
         self._report = report
         self._events = events
-        self._timing = timing
+        self.timing = timing
         self._retry = 0.0
         self._monitor: Monitor | None = None
         self._task: asyncio.Task[None] | None = None
@@ -55,17 +55,19 @@ class Session:
         """Connect, at once the first time, later after a pause that grows with every failure."""
         loop = asyncio.get_running_loop()
         if self._overdue is None:
-            self._overdue = loop.call_later(self._timing.answer, self._report, Event.silent, None)
+            self._overdue = loop.call_later(self.timing.answer, self._report, Event.silent, None)
         self._task = loop.create_task(self._converse(self._retry))
-        self._retry = min(max(self._timing.retry, 2 * self._retry), self._timing.retry_most)
+        self._retry = min(max(self.timing.retry, 2 * self._retry), self.timing.retry_most)
 
     def probe(self) -> None:
         """Ask for the runstate now and not only when the next question is due."""
         self._doubt.set()
 
-    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """Run a QMP command on the connection there is; raises as Monitor.execute."""
-        return await self.monitor().execute(command, arguments)
+    async def execute(
+        self, command: str, arguments: dict[str, object] | None = None, descriptor: int | None = None
+    ) -> Any:
+        """Run a QMP command on the connection there is; as Monitor.execute."""
+        return await self.monitor().execute(command, arguments, descriptor)
 
     def monitor(self) -> Monitor:
         """Return the connection there is; raises MonitorLost."""
@@ -76,7 +78,7 @@ class Session:
     async def drained(self) -> None:
         """Return when all that a QEMU that has ended still said has been handed over."""
         if self._monitor is not None and self._task is not None:
-            await asyncio.wait({self._task}, timeout=self._timing.last_words)
+            await asyncio.wait({self._task}, timeout=self.timing.last_words)
 
     async def close(self) -> None:
         """End the conversation; QEMU goes on."""
@@ -118,17 +120,17 @@ class Session:
                 doubt = loop.create_task(self._doubt.wait())
                 try:
                     await asyncio.wait(
-                        {closed, doubt}, timeout=self._timing.probe_every, return_when=asyncio.FIRST_COMPLETED
+                        {closed, doubt}, timeout=self.timing.probe_every, return_when=asyncio.FIRST_COMPLETED
                     )
                 finally:
                     doubt.cancel()
                 self._doubt.clear()
                 if closed.done():
                     return
-                with self._silent_after(self._timing.probe_answer):
+                with self._silent_after(self.timing.probe_answer):
                     runstate = await monitor.runstate()
                 self._report(runstate_event(runstate), runstate)
-                if loop.time() - since > self._timing.retry_most:
+                if loop.time() - since > self.timing.retry_most:
                     self._retry = 0.0
         finally:
             closed.cancel()

@@ -25,6 +25,7 @@ GRACE_MAX = 86400
 ORDER_DEFAULT = 50
 ORDER_MAX = 99
 DELAY_MAX = 3600
+REMARK_MAX = 200
 RESTARTS = ("no", "on-crash", "always")
 
 
@@ -147,6 +148,12 @@ def _wires(text: str) -> Any:
         raise _Objection(error.message) from None
 
 
+def _remark(text: str) -> str:
+    if len(text) > REMARK_MAX or not text.isprintable():
+        raise ValueError(text)
+    return text
+
+
 @row
 class Setting:
     """One value of a VM: where it is kept, how it is read, what it makes of QEMU's command line."""
@@ -245,6 +252,16 @@ SETTINGS: tuple[Setting, ...] = (
         option=_no_option,
         help="Start the VM again when it crashed (on-crash), or whatever ended it but a stop (always):\n"
         "after a pause that doubles, and not for ever.",
+        live=True,
+    ),
+    Setting(
+        file="LOCK",
+        verb=None,
+        argument="[remark]",
+        expects=f"a remark of at most {REMARK_MAX} printable characters",
+        parse=_remark,
+        option=_no_option,
+        help="Where there is one, the VM refuses all but looking; lock and unlock make and remove it.",
         live=True,
     ),
     Setting(

@@ -14,6 +14,7 @@ from vmessd import cmdline, drives, launch, names, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
 from vmessd.drives import Disk
 from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
+from vmessd.hands import Hands
 from vmessd.host import Host
 from vmessd.lifecycle import OFF
 from vmessd.machine import Machine
@@ -23,12 +24,14 @@ from vmessd.sampler import Sampler
 from vmessd.segments import Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
+from vmessd.upkeep import Upkeep
 from vmessd.vmdir import VMDirectory
 from vmessd.wires import Wires
 
 log = logging.getLogger(__name__)
 
 FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
+LOCK = BY_FILE["LOCK"]
 FIND_TIME = 10.0  # how long a slow disk may keep the daemon from being ready
 
 
@@ -55,6 +58,7 @@ class Supervisor:
         self._machines: dict[str, Machine] = {}
         self._wires: dict[str, Wires] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._upkeep: asyncio.Task[None] | None = None
         self._lock = -1
 
     async def __aenter__(self) -> Self:
@@ -72,6 +76,7 @@ class Supervisor:
         except VmessError:
             await self.__aexit__()
             raise
+        self._upkeep = asyncio.create_task(Upkeep(self._machines).run(), name="upkeep")
         # Found is adopted: one that hangs must not hold up the others. Whoever asks about it waits for it.
         waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]
         if waits:
@@ -82,6 +87,9 @@ class Supervisor:
 
     async def __aexit__(self, *_: object) -> None:
         await self.sampler.close()
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait({self._upkeep})
         changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
         if changes:  # half a change would be nobody's to take back
             await asyncio.wait(changes, timeout=FINISH_TIME)
@@ -147,6 +155,10 @@ class Supervisor:
     def known(self) -> list[Machine]:
         """Return the VMs that were met so far, by name."""
         return [machine for _, machine in sorted(self._machines.items())]
+
+    async def hands(self, name: str) -> Hands:
+        """Return the hands at the VM of this name; raises as :meth:`machine`."""
+        return Hands(await self.machine(name))
 
     async def wires(self, name: str) -> Wires:
         """Return the interfaces of the VM of this name; raises as :meth:`machine`."""
@@ -285,6 +297,20 @@ class Supervisor:
         except VmessError as error:  # whoever made TAPs for a daemon that may not, can delete them
             return f"{directory.vm} is deleted, but its TAPs stay: {error.message}"
         return None
+
+    async def lock(self, name: str, remark: str | None) -> None:
+        """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
+        machine = await self.machine(name)
+        text = remark if remark is None else remark.strip() or "locked"
+        await machine.change(lambda: machine.directory.write_setting(LOCK, text))
+
+    async def check_unlocked(self, name: str) -> None:
+        """Raise Locked where a VM is locked, BadFile where nobody can tell."""
+        machine = await self.machine(name)
+        remark = await asyncio.to_thread(machine.directory.setting_text, LOCK.file)
+        if remark is not None:
+            shown = f": {remark}" if remark != "locked" else ""
+            raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
 
     async def set(self, name: str, setting: str, value: str | None) -> str | None:
         """Set a setting or a drive, by its verb; None as value takes it away. Return what was done.

@@ -12,11 +12,11 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vmessd import names, records, safefile, settings
+from vmessd import logfile, names, records, safefile, settings
 from vmessd.errors import (
     BadFile,
     Failed,
@@ -34,6 +34,7 @@ QMP_SOCKET = "qmp.sock"
 SERIAL_SOCKET = "serial.sock"
 SERIAL_LOG = "serial.log"
 QEMU_LOG = "qemu.log"
+LOGS = (QEMU_LOG, SERIAL_LOG)
 PID_FILE = "qemu.pid"
 RUN_RECORD = "run.json"
 EXIT_RECORD = "exit.json"
@@ -207,12 +208,15 @@ class VMDirectory:
             return safefile.connect(directory, name)
 
     def open_log(self, name: str) -> int:
-        """Open a log for appending and return the descriptor; a log may be truncated at any time."""
+        """Open a log for appending and return the descriptor; a log may be shortened at any time."""
         with self.opened() as directory, failing(f"{self}/{name} cannot be opened"):
             return safefile.open_plain(directory, name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def log_tail(self, name: str, start: int, limit: int = 16 * 1024) -> list[str]:
-        """Return the lines of a log from byte `start` on, at most the last `limit` bytes, escaped."""
+        """Return the lines of a log from byte `start` on, at most the last `limit` bytes, escaped.
+
+        Whoever shortens the log takes as much off `start`. Of one cut shorter than that, all counts.
+        """
         try:
             with self.opened() as directory:
                 fd = safefile.open_plain(directory, name, os.O_RDONLY)
@@ -230,6 +234,15 @@ class VMDirectory:
         with self.opened() as directory, failing(f"{self}/{PID_FILE} cannot be made"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             os.close(os.open(PID_FILE, flags, 0o660, dir_fd=directory))
+
+    def has_long_log(self) -> bool:
+        """Tell whether :meth:`shorten_log` has something to do."""
+        return any(logfile.is_long(f"{self.path}/{name}") for name in LOGS)
+
+    def shorten_log(self, name: str, complain: Callable[[str], None]) -> int:
+        """Keep a log below its cap, return how many bytes left its front; as :func:`logfile.shorten`."""
+        with self.opened() as directory:
+            return logfile.shorten(directory, name, complain)
 
     def sweep(self) -> None:
         """Remove what a dead QEMU leaves: its sockets and its pid file.

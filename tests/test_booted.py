@@ -1,0 +1,379 @@
+"""The installed service under real systemd: what it and its VMs survive, and what they may not."""
+
+import contextlib
+import json
+import os
+import re
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from booted import ROOT, Container, Stage, machine
+from conftest import wait_for
+
+pytestmark = pytest.mark.slow
+
+PRIVATE = "a line that only root may read"
+
+
+def listed(host: Container) -> dict[str, int]:
+    """Return the pids of all running VMs, as the client lists them."""
+    return {vm: int(pid) for vm, pid in re.findall(r"^(\w+) +(\d+)  up ", host.done("vmess"), re.MULTILINE)}
+
+
+def wait_restarted(host: Container, before: int, seconds: float = 15.0) -> int:
+    """Wait until another daemon than the one with pid `before` is ready, and return its pid."""
+    wait_for(
+        lambda: host.daemon() not in (0, before) and host.show("vmessd", "ActiveState") == "active",
+        seconds,
+        "a new daemon",
+    )
+    return host.daemon()
+
+
+# -- The daemon comes and goes --
+
+
+def test_c01_twenty_restarts_leave_five_vms_alone(host: Container) -> None:
+    for number in range(5):
+        host.make(f"many{number}")
+    running = host.qemus()
+    assert len(running) == 5
+    for _ in range(20):
+        host.restart()
+        ready = time.monotonic()
+        assert listed(host) == running
+        assert time.monotonic() - ready < 2
+    assert host.qemus() == running
+
+
+def test_c03_a_daemon_that_hangs_is_replaced(host: Container) -> None:
+    host.make("alpha0")
+    running = host.qemus()
+    host.drop_in("vmessd.service", "WatchdogSec=2")
+    host.restart()
+    hung = host.daemon()
+    host.systemctl("kill", "--kill-whom=main", "--signal=STOP", "vmessd.service")
+    wait_restarted(host, hung)
+    assert "Watchdog timeout" in host.journal("vmessd")
+    assert host.qemus() == listed(host) == running
+
+
+def test_c04_stopped_and_started_the_daemon_adopts_its_vms(host: Container) -> None:
+    host.make("alpha0")
+    running = host.qemus()
+    host.systemctl("stop", "vmessd.service")
+    assert host.vmess("alpha").returncode == 5
+    assert host.qemus() == running
+    host.systemctl("start", "vmessd.service")
+    assert host.status("alpha0")["state"] == "running"
+    assert host.qemus() == listed(host) == running
+    host.done("vmess", "alpha", "stop")
+    assert host.qemus() == {}
+
+
+def test_c40_ten_manual_restarts_in_a_minute(host: Container) -> None:
+    host.make("alpha0")
+    running = host.qemus()
+    begin = time.monotonic()
+    for _ in range(10):
+        host.restart()
+    assert time.monotonic() - begin < 60
+    assert host.qemus() == listed(host) == running
+
+
+def test_c40_a_daemon_that_dies_again_and_again_leaves_vms_alive(host: Container) -> None:
+    host.make("alpha0")
+    running = host.qemus()
+    daemon = host.daemon()
+    for _ in range(6):  # with systemd's own limit, 5 in 10 s, that would be the end
+        host.systemctl("kill", "--kill-whom=main", "--signal=KILL", "vmessd.service")
+        daemon = wait_restarted(host, daemon)
+        assert host.qemus() == running
+    assert listed(host) == running
+
+
+def test_c07_no_room_in_the_run_time_directory(host: Container) -> None:
+    host.make("alpha0")
+    running = host.qemus()
+    host.done("mount", "-t", "tmpfs", "-o", "nr_inodes=1,mode=755", "full", "/run/vmess")
+    try:
+        host.systemctl("--no-block", "restart", "vmessd.service")
+        complaint = "/run/vmess/control.sock cannot be bound: no space left on device"
+        wait_for(lambda: host.journal("vmessd").count(complaint) > 1, 15, "two complaints")
+        assert host.qemus() == running
+        host.done("mount", "-o", "remount,nr_inodes=100", "/run/vmess")
+        wait_for(lambda: host.show("vmessd", "ActiveState") == "active", 15, "a daemon")
+        assert host.qemus() == listed(host) == running
+    finally:
+        host.systemctl("stop", "vmessd.service")
+        host.done("umount", "/run/vmess")
+
+
+def test_settings_are_read_again_on_reload(host: Container) -> None:
+    settings = host.path("/etc/vmess/vmessd.toml")
+    before = settings.read_text()
+    daemon = host.daemon()
+    try:
+        settings.write_text(f'{before}allow-bridges = ["none*"]\n')
+        host.systemctl("reload", "vmessd.service")
+        wait_for(lambda: "allow-bridges is none*" in host.journal("vmessd"), what="the new setting")
+        settings.write_text("nonsense = 1\n")
+        host.systemctl("reload", "vmessd.service")
+        wait_for(lambda: "the settings stay as they are" in host.journal("vmessd"), what="a complaint")
+        assert host.daemon() == daemon
+        # A start with them fails for good: it is the administrator's turn.
+        assert host.run("systemctl", "restart", "vmessd.service").returncode != 0
+        wait_for(lambda: host.show("vmessd", "ActiveState") == "failed", what="systemd giving up")
+        assert host.show("vmessd", "ExecMainStatus") == "2"
+    finally:
+        settings.write_text(before)
+
+
+# -- The host comes and goes --
+
+
+def test_c05_vms_go_down_and_come_up_with_the_host(stage: Stage, installed: list[Path]) -> None:
+    grace = 3
+    with machine(stage, installed) as host:
+        host.boot()
+        host.make("listens0", "listener")
+        host.make("ignores0", "ignoring", STOP=str(grace))
+        host.make("stays0", start=False)
+        host.done("vmess", "listens", "autostart", "on", "10")
+        host.done("vmess", "ignores", "stays", "autostart", "off")
+        # Less than the grace: systemd has to hear that it takes longer.
+        host.drop_in("vmess-guests.service", "TimeoutStopSec=2")
+        begin = time.monotonic()
+        host.power_off()
+        took = time.monotonic() - begin
+        assert host.serial("listens0").endswith("Good night.\n")
+        assert exit_of(host, "listens0")["reason"] == "powered_down"
+        assert exit_of(host, "ignores0")["reason"] == "forced"
+        assert grace <= took < grace + 10
+        host.close()
+
+        host.boot()
+        wait_for(lambda: host.serial("listens0").count("Ready") == 2, 30, "the guest")
+        assert list(host.qemus()) == ["listens0"] == list(listed(host))
+
+
+def exit_of(host: Container, vm: str) -> dict[str, str]:
+    """Return the record of a VM's last exit, also where the machine is off."""
+    record: dict[str, str] = json.loads(host.path(ROOT / vm / "exit.json").read_text())
+    return record
+
+
+def test_c05_the_host_goes_down_while_vms_are_still_coming_up(stage: Stage, installed: list[Path]) -> None:
+    with machine(stage, installed) as host:
+        host.boot()
+        for vm, order in (("first0", "1"), ("second0", "2")):
+            host.make(vm, "listener", start=False)
+            host.done("vmess", vm, "autostart", "on", order, "600")
+        host.systemctl("--no-block", "restart", "vmess-guests.service")
+        wait_for(lambda: "Ready" in host.serial("first0"), 30, "the first guest")
+        assert host.show("vmess-guests", "ActiveState") == "activating"
+        host.power_off(15)
+        assert host.serial("first0").endswith("Good night.\n")
+        assert exit_of(host, "first0")["reason"] == "powered_down"
+        assert host.serial("second0") == ""
+
+
+def test_all_vms_are_stopped_and_the_daemon_stays(host: Container) -> None:
+    host.make("ignores0", "ignoring", STOP="2")
+    host.make("idles0")
+    host.systemctl("stop", "--no-block", "vmess-guests.service")
+    waiting = "waiting for ignores0 (power button"
+    wait_for(lambda: waiting in host.show("vmess-guests", "StatusText"), 10, "word of what is waited for")
+    wait_for(lambda: host.show("vmess-guests", "ActiveState") == "inactive", 15, "the end of the stop")
+    assert host.qemus() == {}
+    assert host.show("vmessd", "ActiveState") == "active"
+
+
+# -- Who may do what --
+
+
+def test_c23_nobody_outside_the_group_gets_in_at_any_moment(host: Container) -> None:
+    assert host.vmess("list", user="member").returncode == 0
+    refused = host.vmess("list", user="outsider")
+    assert refused.returncode == 5
+    assert "permission denied" in refused.stderr
+    knock = """
+import errno, select, socket
+seen = set()
+while not select.select([0], [], [], 0)[0]:
+    with socket.socket(socket.AF_UNIX) as door:
+        number = door.connect_ex("/run/vmess/control.sock")
+    if number not in seen:
+        seen.add(number)
+        print(errno.errorcode.get(number, number), flush=True)
+"""
+    place = host.path("/run/vmess/control.sock")
+    modes = set()
+    words = host.inside("/usr/bin/python3", "-c", knock, user="outsider")
+    outsider = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert outsider.stdout is not None
+        assert outsider.stdout.readline() == "EACCES\n"
+        for _ in range(3):
+            restart = subprocess.Popen(host.inside("systemctl", "restart", "vmessd.service"))
+            while restart.poll() is None:
+                with contextlib.suppress(FileNotFoundError):
+                    found = place.lstat()
+                    modes.add((stat.filemode(found.st_mode), found.st_uid, found.st_gid))
+            assert restart.wait() == 0
+    finally:
+        heard = set(outsider.communicate(timeout=10)[0].split())  # it ends with its standard input
+    assert heard <= {"ENOENT", "ECONNREFUSED"}  # none there, or nobody behind it; never 0, which is success
+    vmess = place.lstat()
+    assert modes == {("srw-rw----", vmess.st_uid, vmess.st_gid)}
+    assert host.sh("stat -c %U:%G /run/vmess/control.sock") == "vmess:vmess\n"
+
+
+def test_c37_the_unit_is_hardened(host: Container) -> None:
+    for unit in ("vmessd.service", "vmess-guests.service"):
+        result = host.run("systemd-analyze", "security", "--no-pager", "--threshold=28", unit)
+        overall = result.stdout.rstrip().rpartition("\n")[2]
+        print(f"{overall} (libvirtd.service: 9.6)")
+        assert result.returncode == 0, result.stdout
+
+
+def test_c38_what_a_qemu_may_and_has(host: Container) -> None:
+    host.make("alpha0", start=False)
+    host.done("vmess", "alpha", "ifadd", "2", "bridge1", "user")
+    host.start("alpha0")
+    daemon = process(host, host.daemon())
+    assert daemon["CapEff"] == daemon["CapPrm"] == daemon["CapBnd"] == f"{0b1_0000_1110_0000:016x}"
+    for _ in range(2):  # as the daemon's own child, and adopted
+        own = process(host, host.qemus()["alpha0"])
+        uids = set(own["Uid"].split())
+        assert len(uids) == 1
+        assert not uids & {"0", *daemon["Uid"].split()}
+        assert not set(own["Gid"].split()) & {"0", *daemon["Gid"].split()}
+        assert {own[name] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {f"{0:016x}"}
+        assert (own["NoNewPrivs"], own["Seccomp"]) == ("1", "2")
+        environment = host.path(f"/proc/{host.qemus()['alpha0']}/environ").read_bytes().split(b"\0")
+        assert {word.partition(b"=")[0] for word in environment} == {b"PATH", b"LANG", b""}
+        assert unexpected_descriptors(host, "alpha0") == set()
+        host.restart()
+
+
+def process(host: Container, pid: int) -> dict[str, str]:
+    """Return what proc(5) says about a process."""
+    lines = host.path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def descriptors(host: Container, pid: int) -> set[str]:
+    directory = host.path(f"/proc/{pid}/fd")
+    return {os.readlink(directory / number) for number in os.listdir(directory)}
+
+
+def unexpected_descriptors(host: Container, vm: str) -> set[str]:
+    """Return what a QEMU has open that is neither its own nor handed to it."""
+    shared = descriptors(host, host.daemon()) - {"/dev/null"}
+    return {
+        target
+        for target in descriptors(host, host.qemus()[vm])
+        if target in shared
+        or not re.fullmatch(rf"/dev/null|/dev/net/tun|{ROOT}/{vm}(/.*)?|(socket|anon_inode):.*", target)
+    }
+
+
+def test_c39_a_member_reads_nothing_that_is_roots_by_way_of_a_cdrom(host: Container) -> None:
+    host.sh(f"echo '{PRIVATE}' >/root/private; chmod 600 /root/private; chmod 755 /root")
+    host.sh(f"echo '{PRIVATE}' >/etc/private; chmod 600 /etc/private")
+    host.sh("ln -s /etc/private /var/lib/vmess/iso/link.iso; mkfifo /var/lib/vmess/iso/fifo.iso", user="member")
+    host.make("alpha0", start=False)
+    tries = [
+        "/etc/private",
+        "/etc/shadow",
+        "/root/private",
+        "/proc/1/environ",
+        f"/proc/{host.daemon()}/environ",
+        "/var/lib/vmess/iso/link.iso",
+        "/var/lib/vmess/iso/fifo.iso",
+        "/var/lib/vmess/iso/../../../../etc/private",
+        "/proc/self/root/etc/private",
+        "/dev/kvm",
+        "json:{}",
+        "/var/lib/vmess/iso",
+    ]
+    for path in tries:
+        result = host.run("vmess", "alpha", "cdrom", path, user="member", timeout=10)
+        assert result.returncode in (1, 2), (path, result)
+        assert result.stderr.count("\n") <= 2, (path, result)
+        assert PRIVATE not in result.stdout + result.stderr
+    # What was fine when it was asked for is not when it is opened.
+    host.sh("echo fine >/var/lib/vmess/iso/swapped.iso", user="member")
+    host.done("vmess", "alpha", "cdrom", "/var/lib/vmess/iso/swapped.iso", user="member")
+    host.sh("ln -sf /etc/private /var/lib/vmess/iso/swapped.iso", user="member")
+    result = host.vmess("alpha", "start", user="member")
+    assert result.returncode == 1
+    assert "ermission denied" in result.stderr
+    assert PRIVATE not in host.done("vmess", "alpha", "info", user="member") + host.journal("vmessd")
+    assert host.qemus() == {}
+
+
+def test_c39_a_member_puts_nothing_where_the_daemon_reads(host: Container) -> None:
+    host.make("alpha0", start=False)
+    directory = ROOT / "alpha0"
+    for script in (
+        f"echo -daemonize >{directory}/EXARGS",
+        f"echo virtio >{directory}/NIC_MODEL",
+        f"ln -s /etc/shadow {directory}/alpha0-hdb.img",
+        f"cat {directory}/RAM",
+        f"ls {directory}",
+        f"mkdir {ROOT}/evil0",
+        f"mv {ROOT}/alpha0 {ROOT}/iso/",
+        f"mv {ROOT}/iso {ROOT}/evil0",
+        "echo 'exargs = \"yes\"' >>/etc/vmess/vmessd.toml",
+        "ln -s /etc/shadow /run/vmess/evil",
+        "ln -s / /usr/local/lib/vmess/evil",
+    ):
+        assert host.run("sh", "-c", script, user="member").returncode != 0, script
+    # One who could, root, is told that the service does not honour it.
+    host.path(directory / "EXARGS").write_text("-name evil\n")
+    refused = host.vmess("alpha", "start", user="member")
+    assert refused.returncode == 1
+    assert "EXARGS" in refused.stderr
+    assert host.qemus() == {}
+
+
+def test_c39_a_member_s_words_stay_words(host: Container) -> None:
+    host.make("alpha0", start=False)
+    host.done("ip", "tuntap", "add", "lab0", "mode", "tap")
+    marker = Path("/tmp/run-as-somebody")
+    for words in (
+        ("alpha", "ifadd", "1", f"br0,script=/bin/touch {marker}"),
+        ("alpha", "ifadd", "1", f"user,smb=/,guestfwd=tcp:1.2.3.4:1-cmd:touch {marker}"),
+        ("alpha", "ram", "128M,slots=2"),
+        ("alpha", "smp", "1,maxcpus=4"),
+        ("alpha", "hdb", "/etc/shadow"),
+        ("alpha", "accel", "tcg,dump=on"),
+        ("alpha", "forward", "0", "2222:22,guestfwd=tcp:1.2.3.4:1-cmd:id"),
+        ("../../etc", "make"),
+        ("alpha", "autostart", "on", "1", "1\n-daemonize"),
+        ("net", "vlan", "br0", "lab0"),
+        ("net", "delete", "lab0"),
+        ("net", "delete", "lo"),
+    ):
+        result = host.run("vmess", *words, user="member", timeout=20)
+        assert result.returncode in (1, 2), (words, result)
+    assert sorted(path.name for path in host.path(ROOT / "alpha0").iterdir()) == ["RAM", "alpha0-hda.img"]
+    host.start("alpha0")
+    assert not host.path(marker).exists()
+    assert "lab0" in host.done("ip", "-brief", "link")
+    host.done("ip", "link", "delete", "lab0")
+    owners = {process(host, pid)["Uid"].split()[0] for pid in host.qemus().values()}
+    assert owners == {host.done("id", "-u", "vmess-qemu").strip()}
+
+
+def test_a_member_s_iso_is_read(host: Container) -> None:
+    host.sh("head -c 65536 /dev/zero >/var/lib/vmess/iso/mine.iso", user="member")
+    host.make("alpha0", start=False)
+    host.done("vmess", "alpha", "cdrom", "/var/lib/vmess/iso/mine.iso", user="member")
+    host.start("alpha0")
+    assert "cdrom: /var/lib/vmess/iso/mine.iso" in host.done("vmess", "alpha", "info", user="member")
