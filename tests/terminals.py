@@ -174,6 +174,12 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C when all was read: the kernel throws away what was not (termios(3), NOFLSH)."""
+        while self.read(0.1):
+            pass
+        self.type("\x03")
+
     def end(self) -> int:
         """Wait for its end, and return the exit status."""
         deadline = time.monotonic() + 20

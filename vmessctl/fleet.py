@@ -84,10 +84,12 @@ class _Fleet:
     def _take(self, progress: Reply) -> None:
         """Take in a step of one VM, and show it."""
         vm, step = progress["vm"], progress["step"]
-        before = self._going.pop(vm, None)
+        before = self._going.get(vm)
         if step in ("starting", "stopping"):
             same = before is not None and before[0]["rung"] == progress["rung"]
             self._going[vm] = (progress, before[1] if before is not None and same else time.monotonic())
+        else:
+            self._going.pop(vm, None)
         if before is not None and step == "stopping":
             line = render.escalation(progress)
         else:
