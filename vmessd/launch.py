@@ -166,7 +166,7 @@ def sweep_links(directory: VMDirectory, network: Network) -> None:
 
 
 def _sweep_quietly(directory: VMDirectory) -> None:
-    with contextlib.suppress(BadFile):
+    with contextlib.suppress(VmessError):
         directory.sweep()
 
 
@@ -188,7 +188,6 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     if found is None:
         if record is not None:
             _record_unseen(directory, record)
-            sweep_links(directory, host.network)
         return None
     process, record = found
     host.displays.hold(directory.vm, record.display)
@@ -226,7 +225,10 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> tuple
             return _described(process, record.since, record.tries)
     lock = directory.lock()
     if lock is not None:
-        os.close(lock)
+        try:
+            _sweep_quietly(directory)  # what a start or an end left that its daemon did not see through
+        finally:
+            os.close(lock)
         return None
     process = Process.search(identity(directory), host.account.uids)
     if process is None:
@@ -271,7 +273,6 @@ def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
             again=record.since.boot == boot_id() and is_restarted(restart_policy(directory), Reason.unseen),
         )
     directory.write_exit_record(last)
-    _sweep_quietly(directory)
     shorten_logs(directory)
 
 

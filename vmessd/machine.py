@@ -83,6 +83,7 @@ class Machine:
             log.exception("%s: unexpected failure", self.vm)
             self.settled.set()
         self.found.set()
+        self._inbox.do(functools.partial(launch.sweep_links, self.directory, self._host.network))
         while (message := await self._inbox.get()) is not None:
             try:
                 if isinstance(message, Job):

@@ -129,7 +129,7 @@ class Network:
     def nics(self, vm: str, noted: Sequence[Wire] | None) -> list[Nic]:
         """Return a VM's interfaces: those noted, and behind them TAPs by their names without a gap.
 
-        One that is being unplugged is told apart by :attr:`Nic.leaving`.
+        One that is being unplugged is told apart by :attr:`Nic.leaving`, and may stand behind a gap.
         """
         noted = noted or ()
         with self.kernel() as kernel:
@@ -137,13 +137,15 @@ class Network:
             masters = {link.master for link in found.values() if link.master}
             bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
         nics: list[Nic] = []
+        gap = False
         for index in range(room(vm)):
             name = names.tap(vm, index)
             link = found.get(name)
             if link is not None and not self._is_own_tap(link, name):
                 link = None  # somebody else's; whoever needs the name is told
-            if link is None and index >= len(noted):
-                break
+            gap = gap or (link is None and index >= len(noted))
+            if gap and (link is None or link.alias != LEAVING):
+                continue
             wire = noted[index] if index < len(noted) else None
             nics.append(Nic(index, name, wire, link, bridges.get(link.master) if link else None))
         return nics

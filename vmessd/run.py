@@ -151,6 +151,7 @@ class Run:
         command: str,
         arguments: dict[str, object],
         patience: float = 5.0,
+        *,
         descriptor: int | None = None,
     ) -> Any:
         """Run a QMP command and return what it returns; `descriptor` goes with it.

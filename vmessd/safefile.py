@@ -183,6 +183,20 @@ def remove(directory: int, name: str) -> None:
         os.unlink(name, dir_fd=directory)
 
 
+def sweep(directory: int) -> None:
+    """Remove what :func:`write` and :func:`link` leave after a crash.
+
+    Raises:
+        BadFile, Failed: the directory cannot be read or written to.
+    """
+    with failing(f"{place(directory, '')} cannot be read"):
+        entries = [name for name in os.listdir(directory) if name.startswith(TEMPORARY)]
+    for name in entries:
+        found = status(directory, name)
+        if found and (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+            remove(directory, name)
+
+
 def remove_socket(directory: int, name: str) -> None:
     """Remove a socket that a dead process left.
 

@@ -70,7 +70,7 @@ class Supervisor:
         """
         self._lock = self._take_root()
         try:
-            await asyncio.to_thread(vmdir.sweep_removed, self.root)
+            await asyncio.to_thread(vmdir.sweep_removed, self.root, self._unwire)
             for vm in await asyncio.to_thread(vmdir.listing, self.root):
                 self._add(vm)
         except VmessError:
@@ -291,11 +291,16 @@ class Supervisor:
         return note
 
     def _remove(self, directory: VMDirectory) -> str | None:
-        directory.remove()
+        notes: list[str | None] = []
+        directory.remove(lambda: notes.append(self._unwire(directory.vm)))
+        return notes[0]
+
+    def _unwire(self, vm: str) -> str | None:
+        """Delete the TAPs of a VM that is gone; return what there is to say about it."""
         try:
-            self._host.network.unwire(directory.vm)
+            self._host.network.unwire(vm)
         except VmessError as error:  # whoever made TAPs for a daemon that may not, can delete them
-            return f"{directory.vm} is deleted, but its TAPs stay: {error.message}"
+            return f"{vm} is deleted, but its TAPs stay: {error.message}"
         return None
 
     async def lock(self, name: str, remark: str | None) -> None:

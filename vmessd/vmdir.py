@@ -103,10 +103,11 @@ class VMDirectory:
             # Others may not even open it: whoever can, can lock it. The group, which may be QEMU's, passes.
             self.path.mkdir(mode=0o710)
 
-    def remove(self) -> None:
+    def remove(self, parted: Callable[[], None] = lambda: None) -> None:
         """Delete the VM with all its files.
 
-        It is renamed first, so that whatever happens it is either whole or gone from the list.
+        It is renamed first, so that whatever happens it is either whole or gone from the list. Then `parted` is
+        called; that it was not, if this process dies before, shows in what is left (:func:`sweep_removed`).
 
         Raises:
             Locked: it has a live owner.
@@ -119,6 +120,7 @@ class VMDirectory:
         try:
             with failing(f"{self} cannot be removed"):
                 self.path.rename(parting)
+            parted()
             with failing(f"{printable(str(parting))}, all that is left of {self.vm}, cannot be removed"):
                 safefile.remove_tree(parting)
         finally:
@@ -259,12 +261,7 @@ class VMDirectory:
     def sweep_temporaries(self) -> None:
         """Remove half-written files that a crash left; only those that are ours by name and kind."""
         with self.opened() as directory:
-            with failing(f"{self} cannot be read"):
-                entries = os.listdir(directory)
-            for name in entries:
-                found = safefile.status(directory, name) if name.startswith(safefile.TEMPORARY) else None
-                if found and (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
-                    safefile.remove(directory, name)
+            safefile.sweep(directory)
 
     # -- Records --
 
@@ -318,10 +315,21 @@ def listing(root: Path) -> list[str]:
         )
 
 
-def sweep_removed(root: Path) -> None:
-    """Finish removals of VM directories that a crash interrupted."""
+def sweep_removed(root: Path, parted: Callable[[str], object] = lambda _vm: None) -> None:
+    """Finish what a crash interrupted in a VM root: writes, and removals of VM directories.
+
+    Of the latter `parted` is called with the VM's name, unless there is a VM of that name again.
+
+    Raises:
+        Failed: the root cannot be read.
+    """
     with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
-        leftovers = [entry.path for entry in entries if entry.name.startswith(REMOVED)]
-    for path in leftovers:
+        leftovers = [entry.name for entry in entries if entry.name.startswith(REMOVED)]
+    with safefile.opened(root) as directory, contextlib.suppress(VmessError):
+        safefile.sweep(directory)
+    for name in leftovers:
+        vm = name.removeprefix(REMOVED).partition("-")[0]
+        if names.is_full(vm) and not os.path.lexists(root / vm):
+            parted(vm)
         with contextlib.suppress(OSError):
-            safefile.remove_tree(Path(path))
+            safefile.remove_tree(root / name)

@@ -100,11 +100,19 @@ class Wires:
                 raise InvalidValue(f"bridge name '{wire.bridge}' is the name of a VM")
 
     def _set_off(self, wires: Sequence[Wire]) -> list[Step]:
-        """Rewire a VM that does not run."""
-        change = self._network.wire(self.vm, dict(enumerate(wires)))
+        """Rewire a VM that does not run.
+
+        In an order that leaves no TAP behind as nobody's where this process dies in between: what is to go is
+        marked first, and noted what is made.
+        """
         kept = [index for index, wire in enumerate(wires) if not wire.user]
-        with self._noted(change, wires):
-            gone = self._network.unwire(self.vm, keep=kept)
+        with self._noted(self._network.mark_leaving(self.vm, kept), wires):
+            change = self._network.wire(self.vm, dict(enumerate(wires)))
+            try:
+                gone = self._network.unwire(self.vm, keep=kept)
+            except BaseException:
+                change.undo()
+                raise
         return gone + change.steps
 
     @contextlib.contextmanager
@@ -190,27 +198,29 @@ class Wires:
             raise Failed(words, hint=f"vmess {self.vm} stop")
 
     async def _change_live(self, wires: Sequence[Wire], missing: Sequence[int]) -> list[Step]:
-        """Do all of a change that can be taken back, and take it back where a part of it fails."""
-        done: list[Change] = []
+        """Do all of a change that can be taken back, and take it back where a part of it fails.
+
+        In the order of :meth:`_set_off`.
+        """
+        values = await asyncio.to_thread(self._host.settings, self._machine.directory)
+        before = await asyncio.to_thread(self._machine.directory.setting_text, NICS.file)
+        planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
+        made: Change | None = None
+        mark = functools.partial(self._network.mark_leaving, self.vm, range(len(wires)))
+        marked = await self._machine.change(mark)
         try:
-            wire = functools.partial(self._network.wire, self.vm, dict(enumerate(wires)))
-            done.append(await self._machine.change(wire))
-            mark = functools.partial(self._network.mark_leaving, self.vm, range(len(wires)))
-            done.append(await self._machine.change(mark))
-            values = await asyncio.to_thread(self._host.settings, self._machine.directory)
-            before = await asyncio.to_thread(self._machine.directory.setting_text, NICS.file)
-            planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
             await self._note(file_text(wires))
-            try:
-                await self.cards.plug([launch.card(self.vm, nic) for nic in planned], values)
-            except BaseException:
-                await self._note(before or "")
-                raise
+            wire = functools.partial(self._network.wire, self.vm, dict(enumerate(wires)))
+            made = await self._machine.change(wire)
+            await self.cards.plug([launch.card(self.vm, nic) for nic in planned], values)
         except BaseException:
-            for change in reversed(done):
-                await self._machine.change(change.undo)
+            if made is not None:
+                await self._machine.change(made.undo)
+            with contextlib.suppress(VmessError):
+                await self._note(before or "")
+            await self._machine.change(marked.undo)
             raise
-        return done[0].steps
+        return made.steps
 
     async def _released(self, index: int) -> None:
         """Take away what was behind a card that is gone: QEMU's end first, then the TAP."""
