@@ -205,6 +205,30 @@ _FILL_DISK = _code("""
 FILLED = 3072 * 512
 """Bytes that `filler` writes."""
 
+# Reads the first sector of the first IDE disk by programmed I/O for ever (ATA: READ SECTORS).
+_READ_DISK = _code("""
+    31 c0                ; xor ax, ax
+    8e c0                ; mov es, ax
+    fc                   ; cld
+    ba f2 01             ; mov dx, 0x1f2
+    b0 01 ee             ; mov al, 1; out dx, al             one sector
+    42 b0 00 ee          ; inc dx; mov al, 0; out dx, al     number 0
+    42 ee                ; inc dx; out dx, al
+    42 ee                ; inc dx; out dx, al
+    42 b0 e0 ee          ; inc dx; mov al, 0xe0; out dx, al  first drive, by sector
+    42 b0 20 ee          ; inc dx; mov al, 0x20; out dx, al  READ SECTORS
+    ec                   ; in al, dx              status
+    a8 80                ; test al, BSY
+    75 fb                ; jnz -5                 to the in
+    a8 08                ; test al, DRQ
+    74 f7                ; jz -9                  to the in
+    ba f0 01             ; mov dx, 0x1f0          data
+    bf 00 7e             ; mov di, 0x7e00
+    b9 00 01             ; mov cx, 256
+    f3 6d                ; rep insw
+    eb d4                ; jmp -44                to the one sector
+""")
+
 # The button is to raise IRQ 9, which is made interrupt 0x71, and that begins 17 bytes after this listing.
 _PREPARE_INTERRUPT = _code("""
     fa                   ; cli
@@ -279,6 +303,8 @@ GUESTS = {
     "panics": _PRINT_R + _PANIC_FOR_EVER,
     # Prints what its keyboard sends: scan codes of set 2.
     "keyboard": _PRINT_R + _ECHO_KEYS,
+    # Reads the first sector of its disk for ever.
+    "reader": _PRINT_R + _READ_DISK,
     # Prints lines of 95 characters for ever.
     "chatter": _PRINT_R + _CHATTER,
 }

@@ -67,6 +67,9 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm info --json", "info", ("newvm0",), (), {"--json": ""}),
     ("start0 rm --yes", "rm", ("start0",), (), {"--yes": ""}),
     ("--version", "list", (), (), {"--version": ""}),
+    ("top", "top", (), (), {}),
+    ("top -b -n 3 -d 0.5 --sort rss", "top", (), (), {"-b": "", "-n": "3", "-d": "0.5", "--sort": "rss"}),
+    ("--json top -n=1", "top", (), (), {"--json": "", "-n": "1"}),
     ("newvm suspend", "suspend", ("newvm0",), (), {}),
     ("a b resume", "resume", ("a0", "b0"), (), {}),
     ("newvm reset", "reset", ("newvm0",), (), {}),
@@ -147,7 +150,7 @@ REFUSED = (
     ("newvm strat", "'strat' is no verb; did you mean start?", "vmess help"),
     ("newvm infoo x", "'infoo' is no verb; did you mean info?", "vmess help"),
     ("newvm qqqqq", "'qqqqq' is no verb", "vmess help"),
-    ("top", "top is not a verb of this version", "vmess help"),
+    ("version", "version is not a verb of this version", "vmess help"),
     ("start", "start needs a VM before it", "usage: vmess <vmname> start"),
     ("start newvm", "start needs a VM before it", "usage: vmess <vmname> start"),
     ("newvm list", "list takes no VM", "usage: vmess list [--json]"),
@@ -209,7 +212,7 @@ REFUSED = (
     ("net show bridge1", "net show takes no argument, not 'bridge1'", "usage: vmess net show [--json]"),
     ("net add a b", "net add takes <intf>, not 'a b'", "usage: vmess net add <intf>"),
     ("net delete", "net delete needs <intf>", "usage: vmess net delete <intf>"),
-    ("net ignore a b", "net ignore takes [name], not 'a b'", "usage: vmess net ignore [name] [--json]"),
+    ("net ignore a b", "net ignore takes [link], not 'a b'", "usage: vmess net ignore [link] [--json]"),
     ("net prune --yes", "--yes is no option of net prune", "usage: vmess net prune"),
     ("net prnue", "net takes show, vlan, add, delete, ignore, prune, not 'prnue'", "vmess help net"),
     ("newvm net show", "net takes no VM", "vmess help net"),
@@ -298,7 +301,7 @@ def test_no_verb_can_be_taken_for_a_vm() -> None:
     assert could_be <= names.RESERVED
     alone = {command.verb for command in COMMANDS if command.is_global}
     nets = {verb for verb in BY_VERB if verb.startswith("net ")}
-    assert alone == {"list", "help", "boot", "shutdown", "completion"} | nets
+    assert alone == {"list", "help", "top", "boot", "shutdown", "completion"} | nets
 
 
 def test_every_setting_and_drive_has_its_verb() -> None:

@@ -65,7 +65,7 @@ def offered(line: str, world: Callable[[Line], completion.World] = Host) -> set[
     return {word for word in found if word.startswith(current)}
 
 
-GLOBAL = {"list", "help", "boot", "shutdown", "net", "completion"}
+GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion"}
 OFFERED: tuple[tuple[str, set[str]], ...] = (
     # VMs, by what the verb behind the cursor needs
     ("|", {"a0", "b0", "c0"} | GLOBAL),
@@ -94,7 +94,17 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a cdrom |", {":files", "none"}),
     ("a connect |", {"0", "1"}),
     ("a connect 0 |", {"br0", "br1", "-", "user"}),
-    ("a connect 0 -|", {"-", *(o for o in OPTIONS if o not in ("--all", "--yes", "--timeout", "--no-wait"))}),
+    (
+        "a connect 0 -|",
+        {
+            "-",
+            *(
+                o
+                for o in OPTIONS
+                if o not in ("--all", "--yes", "--timeout", "--no-wait", "-b", "-n", "-d", "--sort")
+            ),
+        },
+    ),
     ("a cable 0 |", {"on", "off"}),
     ("a forward 0 |", set()),
     ("a type |", set()),
@@ -161,12 +171,14 @@ def test_every_verb_and_every_option_is_offered() -> None:
 LITERALS = {
     *("none", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
     *("-", "user", "bash", "zsh", "fish", "words"),
+    *("cpu", "rss", "disk", "net", "up", "name"),
 }
 
 
 def test_every_word_of_an_argument_is_known_for_what_it_is() -> None:
     words = {word for c in COMMANDS for each in c.arguments.split() for word in completion.alternatives(each)}
-    words |= {option.metavar for option in OPTIONS.values() if option.metavar}
+    metavars = [option.metavar for option in OPTIONS.values() if option.metavar]
+    words |= {word for each in metavars for word in completion.alternatives(each)}
     assert words - completion.ASKED.keys() - completion.FREE == LITERALS
     assert completion.ASKED.keys() | completion.FREE <= words
 

@@ -22,14 +22,14 @@ VMESSD = """
     safefile logfile records vmdir drives
     cmdline lifecycle process account monitor display
     netlink tap access network segments addresses
-    keys report refusals host launch
+    keys stats report refusals host launch
     session space restart run inbox machine
-    hands hotplug wires upkeep supervisor fleet
+    hands hotplug wires sampler upkeep supervisor fleet
     interface control config notify log daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
     commands grammar helptext notation client render console
-    choice follow fleet hands wires completion verbs manual generate __main__
+    choice follow fleet hands wires table top completion verbs manual generate __main__
 """.split()  # noqa: SIM905 -- as above
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 
@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "vmessd.monitor": {"vmessd.errors"},
     "vmessd.display": {"vmessd.errors", "vmessd.names"},
     "vmessd.netlink": set(),
+    "vmessd.stats": set(),
     "vmessd.tap": {"vmessd.errors"},
     "vmessd.access": {"vmessd.errors", "vmessd.names", "vmessd.netlink"},
     "vmessd.network": {
@@ -66,6 +67,7 @@ MAY_IMPORT = {
 
 # Each wrapped library and the rooms that may import it.
 WRAPPED = {
+    "psutil": {"vmessd.stats"},
     "qemu": {"vmessd.monitor"},
     "asyncvarlink": {"vmessd.interface", "vmessd.control"},
     "sdnotify": {"vmessd.notify"},

@@ -30,11 +30,17 @@ QUIET = Option("--quiet", "Say nothing of what was done, only what was asked for
 YES = Option("--yes", "Do not ask.")
 TIMEOUT = Option("--timeout", "Wait no longer than this for the stop; it goes on (exit status 6).", "SECONDS")
 NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
+BATCH = Option("-b", "Print one table below the other, as without a terminal.")
+COUNT = Option("-n", "End after so many samples.", "N")
+DELAY = Option("-d", "Seconds between two samples: 0.2 to 3600, 2 without.", "SECONDS")
+SORT = Option("--sort", "What to sort by, the largest first.", "cpu|rss|disk|net|up|name")
 HELP = Option("--help", "Show help.")
 VERSION = Option("--version", "Show the version.")
 
 EVERYWHERE = (SOCKET, QUIET, HELP, VERSION)
-OPTIONS = {option.flag: option for option in (*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT)}
+OPTIONS = {
+    option.flag: option for option in (*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT, BATCH, COUNT, DELAY, SORT)
+}
 SHORT = {"-h": HELP, "-q": QUIET}
 
 
@@ -97,6 +103,14 @@ COMMANDS: tuple[Command, ...] = (
         options=(JSON,),
     ),
     Command("help", "Show all verbs, or one.", "", arguments="[verb]..."),
+    Command(
+        "top",
+        "Show how busy the VMs are, again and again. Keys: c m d n u a sort by CPU, memory, disk,\n"
+        "network, time up, name; r turns the order round; x leaves out VMs that are off; arrows,\n"
+        "PgUp, PgDn, Home, End scroll; q quits. With --json a line for each sample.",
+        "Top",
+        options=(BATCH, COUNT, DELAY, SORT, JSON),
+    ),
     Command(
         "boot",
         "Start all VMs whose autostart is on, lower orders first. The host's boot does this.",
@@ -284,7 +298,7 @@ COMMANDS: tuple[Command, ...] = (
         "net ignore",
         'Leave an interface out of "net show" until the next "net add"; without a name, list those.',
         "NetIgnore",
-        arguments="[name]",
+        arguments="[link]",
         options=(JSON,),
     ),
     Command("net prune", "Delete the bridges vmess made that have nothing in them.", "NetPrune", reports=True),

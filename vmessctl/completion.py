@@ -97,7 +97,7 @@ def _second_words() -> list[Candidate]:
 ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     "bridge": World.bridges,
     "intf": lambda world: [*world.links(), *world.bridges()],
-    "name": World.links,
+    "link": World.links,
     "ifnum": World.interfaces,
     "verb": lambda _world: _first_words(),
     "path-to-iso": lambda _world: [FILES],

@@ -1,4 +1,4 @@
-"""What happens on a terminal: lines for people, complaints, and one line that moves.
+"""What happens on a terminal: lines for people, complaints, and lines that move.
 
 Data go to standard output, everything else to standard error; what moves, moves on a terminal only.
 """
@@ -105,27 +105,74 @@ def agreed(question: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-class Line:
-    """A line at the bottom of a terminal that is drawn over and over; nothing elsewhere."""
+def may_move() -> bool:
+    """Tell whether standard error is a terminal that can draw over what it shows."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def painted(text: str, colour: str) -> str:
+    """Return a text in a colour, parameters of SGR (ECMA-48), for a terminal; unless NO_COLOR is set."""
+    return f"\x1b[{colour}m{text}\x1b[m" if colour and not os.environ.get("NO_COLOR") else text
+
+
+class Lines:
+    """Lines at the bottom of a terminal that are drawn over and over; nothing elsewhere."""
 
     def __init__(self) -> None:
-        self._drawn = False
+        self._drawn: list[int] = []
+        """How many characters each has."""
 
-    def draw(self, text: str) -> None:
-        """Draw the text, cut to the terminal's width, in the place of what was there."""
-        if sys.stderr.isatty() and not hushed.now:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-            sys.stderr.write(f"\r\x1b[K{text[: max(width - 1, 10)]}")
-            sys.stderr.flush()
-            self._drawn = True
+    def draw(self, *texts: str | tuple[str, str]) -> None:
+        """Draw texts, or colours and texts, in the place of what was there, a line each.
+
+        None is longer than the terminal is wide; of more than it has lines, the last says how many.
+        """
+        if not may_move() or hushed.now:
+            return
+        size = os.get_terminal_size(sys.stderr.fileno())
+        width, height = size.columns or 80, size.lines or 24
+        wanted = [("", text) if isinstance(text, str) else text for text in texts]
+        # Behind the last one a terminal may write ^C, and that is not to fold it.
+        shown = fitting([(colour, text) for colour, text in wanted if text], width - 3, height - 1)
+        if shown or self._drawn:
+            lines = "\r\n".join(painted(text, colour) for colour, text in shown)
+            try:
+                sys.stderr.write(self._erasure(width) + lines)
+                sys.stderr.flush()
+            finally:  # Ctrl-C may come as soon as they are seen
+                self._drawn = [len(text) for _, text in shown]
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Take the lines away."""
         if self._drawn:
-            sys.stderr.write("\r\x1b[K")
+            self.draw()
+
+    def leave(self) -> None:
+        """Take the lines away after Ctrl-C, and the ^C that a terminal writes where the cursor is."""
+        if may_move():
+            sys.stderr.write(self._erasure(os.get_terminal_size(sys.stderr.fileno()).columns or 80))
             sys.stderr.flush()
-            self._drawn = False
+            self._drawn = []
+
+    def _erasure(self, width: int) -> str:
+        """Return what takes away the lines that are there; a narrower terminal may have folded them since."""
+        rows = sum(max(1, -(-length // width)) for length in self._drawn)
+        return f"\r\x1b[{rows - 1}A\x1b[J" if rows > 1 else "\r\x1b[K"
 
 
-moving = Line()
-"""The one line that a terminal has."""
+def fitting(texts: list[tuple[str, str]], width: int, height: int) -> list[tuple[str, str]]:
+    """Return colours and texts, cut to a width; where there are too many, the last says how many more."""
+    width, height = max(width, 10), max(height, 1)
+    if len(texts) > height:
+        texts = [*texts[: height - 1], ("", f"and {len(texts) - height + 1} more")]
+    return [(colour, text[:width]) for colour, text in texts]
+
+
+def is_live(invocation: Invocation) -> bool:
+    """Tell whether lines that move stand for those that say what goes on: on a terminal, for several VMs."""
+    moves = may_move() and sys.stdout.isatty() and not hushed.now
+    return moves and (invocation.command.is_global or len(invocation.vms) > 1)
+
+
+moving = Lines()
+"""The lines that a terminal has for what goes on."""

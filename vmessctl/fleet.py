@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import select
-import sys
 import time
 
 from vmessctl import render
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import emit, moving, tell, warn
+from vmessctl.console import emit, is_live, moving, tell, warn
 from vmessd import notify
 from vmessd.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
 
@@ -30,7 +29,7 @@ def run(invocation: Invocation) -> int:
     try:
         return fleet.follow()
     except KeyboardInterrupt:
-        moving.clear()
+        moving.leave()
         warn(f"{PROGRAM}: the {invocation.command.verb} goes on; to see it: {PROGRAM}")
         return INTERRUPTED
 
@@ -40,6 +39,7 @@ class _Fleet:
 
     def __init__(self, invocation: Invocation) -> None:
         self._invocation = invocation
+        self._live = is_live(invocation)
         self._statuses: list[int] = []
         self._going: dict[str, tuple[Reply, float]] = {}
         """VMs that are on their way: the last that was heard, and since when its rung is climbed."""
@@ -85,14 +85,18 @@ class _Fleet:
     def _take(self, progress: Reply) -> None:
         """Take in a step of one VM, and show it."""
         vm, step = progress["vm"], progress["step"]
-        before = self._going.pop(vm, None)
+        before = self._going.get(vm)
         if step in ("starting", "stopping"):
             same = before is not None and before[0]["rung"] == progress["rung"]
             self._going[vm] = (progress, before[1] if before is not None and same else time.monotonic())
+        else:
+            self._going.pop(vm, None)
         if before is not None and step == "stopping":
             line = render.escalation(progress)
         else:
             line = render.fleet_step(progress)
+        if self._live and vm in self._going:
+            return  # the line that moves says it
         moving.clear()
         if step == "failed":
             warn(f"{PROGRAM}: {vm}: {printable(line)}")
@@ -106,7 +110,11 @@ class _Fleet:
         now = time.monotonic()
         waits = [render.waiting(vm, progress, now - since) for vm, (progress, since) in self._going.items()]
         text = f"waiting for {', '.join(waits)}" if waits else ""
-        if sys.stderr.isatty():
-            moving.draw(text)
+        moving.draw(
+            *(
+                (render.rung_colour(progress), f"{vm}: {render.under_way(progress, now - since)}")
+                for vm, (progress, since) in self._going.items()
+            )
+        )
         left = [progress["grace"] - (now - since) for progress, since in self._going.values()]
         notify.tell(notify.status(text), notify.extend(max([0.0, *left]) + SPARE))

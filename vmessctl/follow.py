@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import select
-import sys
 import time
 
 from vmessctl import client as wire
 from vmessctl import commands, render
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import complain, emit, moving, say, tell, warn
+from vmessctl.console import complain, emit, is_live, may_move, moving, say, tell, warn
 from vmessd.errors import (
     DONE,
     FORCED,
@@ -36,7 +35,7 @@ class _Watch:
         self.vm = vm
         self.client = wire.connect(invocation)
         self.progress: Reply | None = None
-        self.at = 0.0
+        self.at = self.began = time.monotonic()
         self.status: int | None = None
         """Exit status once it is over."""
         self.client.send(invocation.command.method, {"vm": vm, **parameters}, more=True)
@@ -79,7 +78,7 @@ def _follow(
     """Follow several VMs until all are over or it is enough; return those that are not over."""
     while (pending := [watch for watch in watches if watch.status is None]) and not enough():
         limits = [left for watch in pending if (left := watch.patience()) is not None]
-        if sys.stderr.isatty():
+        if may_move():
             limits.append(1.0)
         if deadline is not None:
             limits.append(deadline - time.monotonic())
@@ -92,20 +91,19 @@ def _follow(
         for watch in pending:
             if watch.client in ready:
                 watch.news(show)
-        moving.draw(_moving([watch for watch in watches if watch.status is None and watch.progress]))
+        moving.draw(*(_moving(watch) for watch in watches if watch.status is None))
     moving.clear()
     return [watch for watch in watches if watch.status is None]
 
 
-def _moving(watches: list[_Watch]) -> str:
-    """Return what the moving line says: the first VM's rung, and how many more there are."""
-    if not watches or watches[0].progress is None or "rung" not in watches[0].progress:
-        return ""
-    first = watches[0]
-    progress = watches[0].progress
-    more = f" (and {len(watches) - 1} more)" if len(watches) > 1 else ""
-    elapsed = progress["elapsed"] + time.monotonic() - first.at
-    return f"{first.vm}: {render.rung(progress, elapsed)}{more}"
+def _moving(watch: _Watch) -> tuple[str, str]:
+    """Return what the moving line of a VM says, and its colour."""
+    now = time.monotonic()
+    progress = watch.progress
+    if progress is None:
+        return "", f"{watch.vm}: asked, {now - watch.began:.0f} s"
+    elapsed = progress["elapsed"] + now - watch.at if "elapsed" in progress else now - watch.began
+    return render.rung_colour(progress), f"{watch.vm}: {render.under_way(progress, elapsed)}"
 
 
 def _prefix(invocation: Invocation, vm: str) -> str:
@@ -114,11 +112,18 @@ def _prefix(invocation: Invocation, vm: str) -> str:
 
 def start(invocation: Invocation) -> int:
     """Start VMs and follow them until they run; return the exit status."""
+    live = is_live(invocation)
 
     def show(watch: _Watch, progress: Reply) -> int | None:
         emit(invocation, {"progress": progress}, watch.vm)
-        if watch.progress is None and progress["command"]:
-            tell(_prefix(invocation, watch.vm) + render.starting(progress))
+        text = ""
+        if live and progress["done"]:
+            text = render.started(progress)
+        elif not live and watch.progress is None and progress["command"]:
+            text = render.starting(progress)
+        if text:
+            moving.clear()
+            tell(_prefix(invocation, watch.vm) + text)
         return DONE if progress["done"] else None
 
     watches = [_Watch(invocation, vm, {}) for vm in invocation.vms]
@@ -135,16 +140,22 @@ def stop(invocation: Invocation) -> int:
         raise InvalidValue(f"stop takes force or nothing, not {quoted(invocation.arguments[0])}")
     timeout = _seconds(invocation.options.get(commands.TIMEOUT.flag))
     deadline = None if timeout is None else time.monotonic() + timeout
+    no_wait = commands.NO_WAIT.flag in invocation.options
+    live = is_live(invocation) and not no_wait
 
     def show(watch: _Watch, progress: Reply) -> int | None:
         emit(invocation, {"progress": progress}, watch.vm)
+        moving.clear()
         if progress["note"] and watch.progress is None:
             say(printable(progress["note"]))
-        return _show_stop(_prefix(invocation, watch.vm), watch, progress)
+        if not live:
+            _show_step(_prefix(invocation, watch.vm), watch, progress)
+        elif progress["done"] and not progress["forced"]:
+            tell(f"{watch.vm}: {printable(progress['text'] or 'VM not running')}")
+        return _stop_status(watch, progress)
 
     force = bool(invocation.arguments)
     watches = [_Watch(invocation, vm, {"force": force}) for vm in invocation.vms]
-    no_wait = commands.NO_WAIT.flag in invocation.options
 
     def enough() -> bool:
         return no_wait and all(watch.progress or watch.status is not None for watch in watches)
@@ -158,19 +169,20 @@ def stop(invocation: Invocation) -> int:
     return worst([watch.status or DONE for watch in watches])
 
 
-def _show_stop(prefix: str, watch: _Watch, progress: Reply) -> int | None:
-    """Show a step of a stop; return the exit status at its end."""
-    moving.clear()
+def _show_step(prefix: str, watch: _Watch, progress: Reply) -> None:
+    """Show a step of a stop in a line of its own."""
     if watch.progress is None and progress["pid"]:
         tell(prefix + render.stopping(progress))
     elif not progress["done"]:
         say(f"{watch.vm}: {render.escalation(progress)}")
-    if not progress["done"]:
-        return None
-    if progress["forced"]:
+
+
+def _stop_status(watch: _Watch, progress: Reply) -> int | None:
+    """Return the exit status at the end of a stop, None before."""
+    if progress["done"] and progress["forced"]:
         warn(f"{watch.vm}: had to use force: {progress['rung']}")
         return FORCED
-    return DONE
+    return DONE if progress["done"] else None
 
 
 def _overdue(watch: _Watch, timeout: float | None) -> TimedOut:
@@ -195,7 +207,7 @@ def _seconds(text: str | None) -> float | None:
 
 def _leave(watches: list[_Watch], what: str) -> int:
     """Say that what was begun goes on without us."""
-    moving.clear()
+    moving.leave()
     for watch in watches:
         if watch.status is None:
             warn(f"{PROGRAM}: the {what} of {watch.vm} goes on; to see it: {PROGRAM} {watch.vm} status")

@@ -140,6 +140,21 @@ def rung(progress: Reply, elapsed: float) -> str:
     return f"{progress['rung']}, {elapsed:.0f} s"
 
 
+def rung_colour(progress: Reply) -> str:
+    """Return in which colour a step is shown, as parameters of SGR: force stands out."""
+    return {"QMP quit": "33", "SIGTERM": "33", "SIGKILL": "31"}.get(progress.get("rung") or "", "")
+
+
+def under_way(progress: Reply, elapsed: float) -> str:
+    """Return what goes on with a VM, and for how long."""
+    return rung(progress, elapsed) if progress.get("rung") else f"starting, {elapsed:.0f} s"
+
+
+def started(progress: Reply) -> str:
+    """Return the line that says that a VM was started."""
+    return f"VM is running, PID: {progress['pid']}"
+
+
 def escalation(progress: Reply) -> str:
     """Return why a stop has come to the rung it is on."""
     if progress["rung"] == "QMP quit":
@@ -151,7 +166,7 @@ def fleet_step(progress: Reply) -> str:
     """Return what happens to one of many VMs."""
     return {
         "starting": "Starting VM",
-        "running": f"VM is running, PID: {progress['pid']}",
+        "running": started(progress),
         "stopping": stopping(progress),
     }.get(progress["step"]) or str(progress["text"] or "VM not running")
 

@@ -203,6 +203,12 @@ def _hands(invocation: Invocation) -> int:
     return hands.HANDLERS[invocation.command.verb](invocation)
 
 
+def _top(invocation: Invocation) -> int:
+    from vmessctl import top  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return top.run(invocation)
+
+
 def _wires(invocation: Invocation) -> int:
     from vmessctl import wires  # noqa: PLC0415 -- other verbs need not wait for it
 
@@ -219,6 +225,7 @@ HANDLERS: dict[str, Handler] = {
     "list": _list,
     "help": _help,
     "completion": _completion,
+    "top": _top,
     "make": _make,
     "start": _follow,
     "stop": _follow,

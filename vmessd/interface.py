@@ -15,6 +15,7 @@ from vmessd.errors import ERRORS, INTERFACE, VmessError, quoted
 from vmessd.fleet import Fleet
 from vmessd.network import Step
 from vmessd.report import FleetProgress, StartProgress, StopProgress, VMInfo, VMNic, VMStatus
+from vmessd.sampler import Sample
 from vmessd.segments import Segment
 from vmessd.supervisor import Supervisor
 
@@ -154,6 +155,15 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
             if progress.done:
                 raise LastResult(progress)
             yield progress
+
+    @varlinkmethod(return_parameter="sample", delay_generator=False)
+    async def Top(self, *, interval: float) -> AsyncIterator[Sample]:
+        """Tell how busy all VMs are, every so many seconds (0.2 to 3600) until the caller leaves. Wants `more`.
+
+        The first reply comes sooner, as soon as there are rates to tell.
+        """
+        async for sample in self._supervisor.sampler.watch(interval):
+            yield sample
 
     @varlinkmethod
     async def Lock(self, *, vm: str, remark: str) -> None:

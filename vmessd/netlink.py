@@ -26,7 +26,7 @@ _ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
 _NEST = 0x8000
 
 _ADDRESS, _IFNAME, _LINK, _MASTER, _LINKINFO, _ALIAS, _AF_SPEC, _GROUP = 1, 3, 5, 10, 18, 20, 26, 27
-_EXT_MASK, _CARRIER = 29, 33
+_STATS64, _EXT_MASK, _CARRIER = 23, 29, 33
 _KIND, _DATA = 1, 2
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS
 _GEN_MODE, _GEN_MODE_NONE = 8, 1  # IFLA_INET6_ADDR_GEN_MODE: no link-local address by itself
@@ -43,6 +43,7 @@ _LINK_BODY = struct.Struct("=BxHiII")
 _ADDRESS_BODY = struct.Struct("=BBBBI")
 _NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
+_STATISTICS = struct.Struct("=QQQQ")  # the beginning of rtnl_link_stats64: packets, then bytes
 
 _BUFFER = 256 * 1024
 _TOGETHER = 16  # requests sent before their answers are read; the answers have to fit into a buffer
@@ -288,6 +289,16 @@ class Netlink:
         """Return all links."""
         mask = attribute(_EXT_MASK, _u32(_SKIP_STATISTICS))
         return [parse_link(body) for kind, body in self._dump(_GETLINK, _body() + mask) if kind == _NEWLINK]
+
+    def carried(self) -> list[tuple[Link, int, int]]:
+        """Return all links with the bytes each has received and sent since it was made, as the host sees it."""
+        found = []
+        for kind, body in self._dump(_GETLINK, _body()):
+            statistics = dict(attributes(body, _LINK_BODY.size)).get(_STATS64)
+            if kind == _NEWLINK and statistics:
+                _, _, received, sent = _STATISTICS.unpack_from(statistics)
+                found.append((parse_link(body), received, sent))
+        return found
 
     def addressed(self) -> set[int]:
         """Return the indices of all links on which the host has an IP address that somebody gave it."""

@@ -150,6 +150,20 @@ class Network:
             nics.append(Nic(index, name, wire, link, bridges.get(link.master) if link else None))
         return nics
 
+    def carried(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Return the bytes that VMs' TAPs in use have carried, by VM and TAP: to the guest, and from it.
+
+        Waits for no change of links that is under way. Raises Failed.
+        """
+        found: dict[str, dict[str, tuple[int, int]]] = {}
+        with explained(), Netlink() as kernel:
+            for link, received, sent in kernel.carried():
+                parts = names.tap_parts(link.name)
+                if parts and link.attached and self._is_own_tap(link, link.name):
+                    # The TAP sends what its guest receives. Made anew, it has another index.
+                    found.setdefault(parts[0], {})[f"{link.name} {link.index}"] = (sent, received)
+        return found
+
     # -- What is changed --
 
     def wire(self, vm: str, wires: Mapping[int, Wire]) -> Change:

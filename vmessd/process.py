@@ -162,6 +162,10 @@ class Process:
             return None
         return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended, reaped or not."""
+        return _has_ended(self._pidfd)
+
     def close(self) -> None:
         """Let go of the process, which goes on if it lives."""
         with contextlib.suppress(RuntimeError):

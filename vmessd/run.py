@@ -165,8 +165,11 @@ class Run:
         except (MonitorLost, TimeoutError):
             raise TimedOut(f"QEMU, PID {self.pid}, does not answer") from None
 
-    async def transferred(self, patience: float = 1.0) -> dict[str, tuple[int, int]]:
-        """Return bytes read and written for each drive; nothing where QEMU does not answer in time."""
+    async def transferred(self, patience: float | None = 1.0) -> dict[str, tuple[int, int]]:
+        """Return bytes read and written for each drive; nothing where QEMU does not answer in time.
+
+        With None for a patience the answer is waited for as long as there is a connection.
+        """
         with contextlib.suppress(MonitorLost, CommandRefused, TimeoutError):
             return await asyncio.wait_for(self.session.monitor().transferred(), patience)
         return {}

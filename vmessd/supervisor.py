@@ -20,6 +20,7 @@ from vmessd.lifecycle import OFF
 from vmessd.machine import Machine
 from vmessd.network import Nic, Step
 from vmessd.report import Drive, Value, VMInfo, VMNic, VMStatus
+from vmessd.sampler import Sampler
 from vmessd.segments import Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
@@ -51,6 +52,7 @@ class Supervisor:
     def __init__(self, root: Path, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
         self.root = root
         self.segments = Segments(host.network, root)
+        self.sampler = Sampler(self.everyone, host.network)
         self._host = host
         self._timing = timing
         self._machines: dict[str, Machine] = {}
@@ -84,6 +86,7 @@ class Supervisor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.sampler.close()
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait({self._upkeep})
