@@ -62,6 +62,8 @@ def test_an_upgrade_leaves_running_vms_alone_and_nothing_else_changes(
         guests = host.show("vmess-guests", "ActiveEnterTimestampMonotonic")
 
         edit(host, "vmessd/__init__.py", "0.1.0", "0.1.1")
+        assert host.done("cat", "/usr/local/share/man/man1/vmessctl.1").startswith(".TH VMESSCTL 1 ")
+        assert host.done("cat", "/usr/local/share/bash-completion/completions/vmess")
         result = install(host)
         assert result.returncode == 0, result.stderr
         assert result.stderr == ""
