@@ -148,7 +148,7 @@ def test_without_systemd_it_installs_and_says_what_it_left_out(stage: Stage, bar
         made = footprint(host.tree) - before
         for line in (
             "var/lib/vmess drwx--s--x vmess:vmess-qemu",
-            "var/lib/vmess/iso drwxrwsr-x vmess:vmess",
+            "var/lib/vmess/iso drwxrwsr-t vmess:vmess",
             "etc/vmess drwxr-xr-x root:root",
             "etc/vmess/vmessd.toml -rw-r--r-- root:root",
             "usr/local/lib/systemd/system/vmessd.service -rw-r--r-- root:root",
