@@ -163,7 +163,7 @@ def test_more_vms_than_lines_are_counted_and_nothing_is_folded(daemon: Daemon) -
     vms = [f"{A[:-1]}{number}" for number in range(6)]
     stubborn(daemon, dict.fromkeys(vms, "60"))
     with terminal(daemon, *vms, "stop", size=(24, 4)) as screen:
-        screen.wait(like(*(pressed(vm, "", 60)[:21] for vm in vms[:2]), "and 4 more"))
+        screen.wait(like(*(pressed(vm, "", 60)[:21].rstrip() for vm in vms[:2]), "and 4 more"))
         assert not screen.page.wrapped
         screen.resize(80, 24)
         screen.wait(lambda lines: sum(": power button pressed" in line for line in lines) == 6)
