@@ -33,16 +33,15 @@ from vmessd.row import row
 VERBS = {command.verb: command for command in COMMANDS if not command.is_global}
 """The verbs that stand behind a VM, and behind each other."""
 PATTERN_MARKS = frozenset("*?[")
-PATTERN_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789*?[]!-")
 EVERY = "*"
 
 
 def is_pattern(word: str) -> bool:
     """Tell whether a word in the place of a VM's name stands for several, as in a shell.
 
-    One with a character that no VM's name has stands for none, and is refused as an impossible name.
+    One with a control character is refused as the impossible name it is.
     """
-    return not PATTERN_MARKS.isdisjoint(word) and PATTERN_CHARACTERS.issuperset(word)
+    return not PATTERN_MARKS.isdisjoint(word) and word.isprintable()
 
 
 def is_option(word: str) -> bool:
