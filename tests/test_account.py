@@ -3,18 +3,22 @@
 import grp
 import os
 import pwd
+import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, Daemon, own, processes_of
+from conftest import TESTS, Daemon, own, processes_of, wait_for
 
-from vmessd import account, process
+from vmessd import account, launch, process
 from vmessd.account import Account
 from vmessd.errors import InvalidValue
+from vmessd.host import Host
 from vmessd.process import Capability, Process
+from vmessd.records import Moment, RunRecord
+from vmessd.vmdir import VMDirectory
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
 NOBODY = pwd.getpwnam("nobody")
@@ -155,3 +159,30 @@ def test_a_vm_of_a_root_that_is_shared_runs_as_qemus_user_who_owns_nothing(tmp_p
         assert refused[1].startswith("  hint: QEMU runs as nobody: images need its group and rw for it; ")
     finally:
         daemon.close()
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("words", [("x",), ("-pidfile", "/var/lib/vmess/other0/qemu.pid")])
+def test_a_qemu_that_overwrote_its_arguments_is_held_all_the_same(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    nobody = account.find("nobody")
+    directory = VMDirectory(tmp_path, A)
+    directory.make()
+    log = os.open(os.devnull, os.O_WRONLY)
+    child = Process.spawn(["/bin/sh", "-c", "sleep 60; :", *words], log, {}, nobody.entry)
+    os.close(log)
+    try:
+        command = Path(f"/proc/{child.pid}/cmdline")
+        wait_for(lambda: command.read_bytes().startswith(b"/bin/sh"), what="the change of the user")
+        record = RunRecord(child.pid, child.ticks, 7, "tcg", ["qemu"], Moment.now())
+        directory.write_run_record(record)
+        found = launch.recover(directory, Host("qemu", account=nobody))
+        assert (found is not None) is (len(words) == 1)
+        if found is not None:
+            assert (found.process.pid, found.record) == (child.pid, record)
+            found.process.close()
+    finally:
+        child.signal(signal.SIGKILL)
+        child.reap()
+        child.close()

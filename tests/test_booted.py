@@ -181,6 +181,28 @@ def test_c05_the_host_goes_down_while_vms_are_still_coming_up(stage: Stage, inst
         assert host.serial("second0") == ""
 
 
+@pytest.mark.parametrize("how", ["killed meanwhile", "stopped before"])
+def test_c05_vms_go_down_with_the_host_also_where_the_daemon_does_not_live(
+    stage: Stage, installed: list[Path], how: str
+) -> None:
+    with machine(stage, installed) as host:
+        host.boot()
+        host.make("listens0", "listener")
+        host.make("ignores0", "ignoring", STOP="4")
+        host.done("vmess", "listens", "autostart", "on", "10")  # goes down after the other
+        if how == "stopped before":
+            host.systemctl("stop", "vmessd.service")
+            host.power_off(60)
+        else:
+            host.systemctl("--no-block", "poweroff")
+            wait_for(lambda: "power button" in host.show("vmess-guests", "StatusText"), 10, "the shutdown")
+            host.run("kill", "-KILL", host.show("vmessd", "MainPID"))
+            wait_for(lambda: not host.is_up(), 60, "the end of the host")
+        assert host.serial("listens0").endswith("Good night.\n")
+        assert exit_of(host, "listens0")["reason"] == "powered_down"
+        assert exit_of(host, "ignores0")["reason"] == "forced"
+
+
 def test_all_vms_are_stopped_and_the_daemon_stays(host: Container) -> None:
     host.make("ignores0", "ignoring", STOP="2")
     host.make("idles0")

@@ -113,6 +113,21 @@ def test_shutdown_calls_off_restarts(daemon: Daemon) -> None:
     assert daemon.status(A)["restart"] is None
 
 
+def test_nothing_is_booted_while_all_is_shut_down(daemon: Daemon) -> None:
+    daemon.make(A, guest="ignoring", STOP="2")
+    daemon.make(B, AUTOSTART="on")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    with daemon.client("shutdown") as going:
+        daemon.wait_state(A, "stopping")
+        refused = daemon.vmess("boot")
+        assert refused.returncode == 1
+        assert refused.stderr.splitlines()[0] == "vmess: all VMs are being stopped"
+        going.communicate(timeout=20)
+    assert daemon.status(B)["state"] == "stopped"
+    assert steps(lines(daemon, "boot"), "running") == [B]
+
+
 def test_a_shutdown_goes_on_when_whoever_asked_leaves(daemon: Daemon) -> None:
     daemon.make(A, guest="ignoring", AUTOSTART="on 90", STOP="1")
     daemon.make(B, AUTOSTART="on 10")

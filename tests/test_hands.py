@@ -266,3 +266,18 @@ def test_lock_files_are_the_daemons_own(daemon: Daemon) -> None:
     daemon.done(A, "lock")
     assert (directory / "LOCK").read_text() == "locked\n"
     assert not stat.S_IMODE((directory / "LOCK").stat().st_mode) & 0o022
+
+
+def test_a_remark_that_makes_no_sense_keeps_no_vm_from_coming_up_with_the_host(daemon: Daemon) -> None:
+    daemon.make(A, LOCK="kept for the demo\nask bob\n", AUTOSTART="on")
+    assert daemon.vmess("boot").returncode == 0
+    assert daemon.status(A)["state"] == "running"
+    refused = daemon.vmess(A, "stop")
+    assert refused.returncode == 7
+    assert "locked: kept for the demo\\nask bob" in refused.stderr
+
+
+def test_a_locked_vm_is_not_told_to_be_stopped_before_it_is_removed(daemon: Daemon) -> None:
+    run(daemon)
+    daemon.done(A, "lock")
+    assert daemon.vmess(A, "rm", "--yes").returncode == 7

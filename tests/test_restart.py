@@ -163,6 +163,28 @@ def test_a_vm_stopped_as_asked_stays_off_whatever_the_policy(daemon: Daemon) -> 
     assert daemon.status(A)["state"] == "stopped"
 
 
+def test_a_stop_that_another_daemon_sees_the_end_of_is_a_stop(daemon: Daemon) -> None:
+    daemon.make(A, guest="twice", RESTART="always", STOP="60")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    with daemon.client(A, "stop") as asking:
+        daemon.wait_guest(A, b"1")  # it felt the button, and waits for another press
+        daemon.stop(signal.SIGKILL)
+        asking.communicate(timeout=10)
+    daemon.start()
+    os.kill(daemon.status(A)["pid"], signal.SIGKILL)
+    status = daemon.wait_state(A, "stopped")
+    assert (status["restart"], status["last_exit"]["note"]) == (None, None)
+
+
+def test_a_policy_that_is_taken_back_counts_at_once(daemon: Daemon) -> None:
+    killed(daemon)
+    daemon.wait_state(A, "waiting")
+    daemon.done(A, "restart", "no")
+    status = daemon.wait_state(A, "stopped")
+    assert status["last_exit"]["note"] == "its restart was called off"
+
+
 def test_always_restarts_what_ended_unseen(daemon: Daemon) -> None:
     daemon.make(A, RESTART="always")
     daemon.done(A, "start")

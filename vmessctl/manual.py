@@ -180,6 +180,10 @@ def vmessd() -> str:
     more = (
         ("--config FILE", CONFIG),
         ("--service", SERVICE.format(config=config.SERVICE_CONFIG)),
+        (
+            "--shutdown",
+            "Power all VMs down in order and end; nothing to do where another vmessd serves the VM root.",
+        ),
         ("--check", "Say what is in force, or what is wrong with it, and exit."),
         ("--help, --version", "Show help, or the version."),
     )

@@ -163,11 +163,12 @@ def _remove(invocation: Invocation) -> int:
 
     def work(client: Client, vm: str) -> int:
         info = client.call("Info", vm=vm)["info"]
-        if not render.is_off(info["status"]):
+        locked = any(value["name"] == "LOCK" for value in info["settings"])
+        if not render.is_off(info["status"]) and not locked:  # of a locked one the daemon says so
             raise AlreadyRunning(
                 f"VM {vm} is running; it has to be stopped for this", hint=f"{PROGRAM} {vm} stop"
             )
-        if not sure and not _agreed(vm, info):
+        if not sure and not locked and not _agreed(vm, info):
             warn(f"{vm} is left as it is")
             return 1
         reply = client.call("Remove", vm=vm)

@@ -83,6 +83,21 @@ def own() -> Account:
     return Account(name, uid, os.getegid())
 
 
+def met(name: str) -> Account:
+    """Return the account of this name for who meets its QEMUs and starts none; raises InvalidValue."""
+    entry = _entry(name)
+    return Account(name, entry.pw_uid, entry.pw_gid)
+
+
+def _entry(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(name)
+    except (KeyError, ValueError):
+        raise InvalidValue(
+            f"qemu-user {quoted(name)} is no user of this host", hint="contrib/install makes vmess-qemu"
+        ) from None
+
+
 def find(name: str) -> Account:
     """Return the account of this name, and how it is entered.
 
@@ -90,12 +105,7 @@ def find(name: str) -> Account:
         InvalidValue: there is none, it is root, or it may not be entered by this process.
         Failed: there is no setpriv.
     """
-    try:
-        entry = pwd.getpwnam(name)
-    except (KeyError, ValueError):
-        raise InvalidValue(
-            f"qemu-user {quoted(name)} is no user of this host", hint="contrib/install makes vmess-qemu"
-        ) from None
+    entry = _entry(name)
     if entry.pw_uid == os.geteuid():
         return own()
     if entry.pw_uid == 0:

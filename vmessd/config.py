@@ -120,6 +120,8 @@ class Config(NamedTuple):
     """None: the daemon's own."""
     exargs: bool
     check: bool
+    shutdown: bool = False
+    """Power all VMs down and end."""
 
     def in_force(self) -> dict[str, str]:
         """Return the settings by their keys, as they are shown."""
@@ -160,6 +162,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"be the host's service: the other defaults, and {SERVICE_CONFIG} if it is there and no --config",
     )
+    result.add_argument(
+        "--shutdown",
+        action="store_true",
+        help="power all VMs down in order and end; nothing to do where another vmessd serves the VM root",
+    )
     result.add_argument("--check", action="store_true", help="say whether the settings are right, and exit")
     result.add_argument("--version", action="version", version=f"vmessd {__version__}")
     return result
@@ -188,6 +195,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
         qemu_user=None if chosen["qemu-user"] == OWN_USER else chosen["qemu-user"],
         exargs=chosen["exargs"] == "yes",
         check=given["check"],
+        shutdown=given["shutdown"],
     )
 
 
@@ -284,10 +292,11 @@ def check(config: Config) -> list[str]:
         VmessError: a daemon with these settings would not work.
     """
     qemu = find_qemu(config.qemu)
-    if config.qemu_user is not None:
+    if config.qemu_user is not None and not config.shutdown:
         account.find(config.qemu_user)
     _check_directory("vmdir", config.vmdir)
-    _check_directory("socket", config.socket.parent)
+    if not config.shutdown:
+        _check_directory("socket", config.socket.parent)
     if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):
         raise InvalidValue(f"socket {quoted(config.socket)} is taken by something that is no socket")
     in_force = config._replace(qemu=qemu).in_force()

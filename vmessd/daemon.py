@@ -15,7 +15,7 @@ from vmessd.access import Access
 from vmessd.account import Account
 from vmessd.config import OPTIONS, Config, find_qemu
 from vmessd.control import Control
-from vmessd.errors import VmessError
+from vmessd.errors import Locked, VmessError
 from vmessd.fleet import Fleet
 from vmessd.host import Host
 from vmessd.network import Network
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 THREADS = 64
 TURN = 0.001
 """Seconds a thread computes before the event loop gets its turn; Python's own 5 ms add up to a stall."""
+SPARE = 15.0
+"""Seconds that the service manager is asked to wait beyond a guest's grace."""
 STATUS_EVERY = 2.0
 """Seconds between looks at how many VMs run, for the service manager's STATUS."""
 
@@ -107,10 +109,42 @@ class Reload:
         self._config = config
 
 
+async def power_down(config: Config, runs_as: Account) -> None:
+    """Power all VMs down where no daemon does: it died, or was stopped, while the host goes down.
+
+    Raises:
+        VmessError: it cannot be done with these settings.
+    """
+    network = Network(Access(runs_as.uid, config.allow_links, config.allow_bridges))
+    host = Host(find_qemu(config.qemu), config.accel, runs_as, config.exargs, network=network)
+    try:
+        async with Supervisor(config.vmdir, host) as supervisor:
+            beat = asyncio.create_task(_wait_for_stops(supervisor))
+            with contextlib.closing(Fleet(supervisor)) as all_vms:
+                async for _ in all_vms.shutdown(os.getuid()):
+                    pass
+            beat.cancel()
+    except Locked:
+        log.info("another vmessd serves the VM root; the shutdown is its business")
+
+
+async def _wait_for_stops(supervisor: Supervisor) -> None:
+    """Have the service manager wait for as long as guests have their grace."""
+    while True:
+        stops = [stop for machine in supervisor.known() if (stop := machine.stopping()) is not None]
+        left = max((stop.grace - stop.elapsed for stop in stops), default=0.0)
+        text = fleet.summary(supervisor.known())
+        notify.tell(notify.status(text), notify.extend(max(left, 0.0) + SPARE))
+        await asyncio.sleep(1.0)
+
+
 def run(config: Config, reread: Callable[[], Config]) -> None:
     """Serve in an event loop of its own; raises as :func:`serve`. `reread` returns the settings as of now."""
     sys.setswitchinterval(TURN)
+    os.chdir("/")
+    if config.shutdown:  # which starts nothing, so that there is nobody to inherit
+        asyncio.run(power_down(config, account.met(config.qemu_user) if config.qemu_user else account.own()))
+        return
     runs_as = account.own() if config.qemu_user is None else account.find(config.qemu_user)
     process.keep_to_ourselves(runs_as.handed_on)
-    os.chdir("/")
     asyncio.run(serve(config, runs_as, reread))

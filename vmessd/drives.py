@@ -6,10 +6,11 @@ An image that is there is never written into and never made smaller. Sizes are i
 import dataclasses
 import os
 import stat
+from pathlib import Path
 from typing import Protocol
 
 from vmessd import names, safefile, settings
-from vmessd.errors import BadFile, InvalidValue, failing, quoted, reason
+from vmessd.errors import BadFile, InvalidValue, failing, printable, quoted, reason
 from vmessd.vmdir import VMDirectory
 
 SHARED_ISOS = "iso"
@@ -148,6 +149,8 @@ def _check_image(vm: VMDirectory, path: str, reader: Reader) -> None:
     shown = quoted(path, 300)
     shared = vm.path.parent / SHARED_ISOS
     hint = f"put it into {shared}, where vmessd finds it and QEMU may read it" if shared.is_dir() else None
+    if Path(path).parent == shared:
+        hint = f"everybody has to be able to read it: chmod a+r {printable(path)}"
     try:
         found = os.stat(path)
     except UnicodeEncodeError:

@@ -50,6 +50,8 @@ class Fleet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._boots: set[asyncio.Task[None]] = set()
         """Those of them that bring VMs up."""
+        self._shutdowns: set[asyncio.Task[None]] = set()
+        """Those that bring them down."""
 
     def close(self) -> None:
         """Let what is under way come to no more."""
@@ -60,13 +62,13 @@ class Fleet:
         """Start the VMs that are to start with the host; yield each step, at last a done one.
 
         Raises:
-            Failed: a shutdown put an end to it.
+            Failed: a shutdown put an end to it, or is under way.
         """
         return self._told(lambda tell: self._boot(uid, tell), self._boots)
 
     def shutdown(self, uid: int | None) -> AsyncIterator[FleetProgress]:
         """Stop all VMs, gracefully and in reverse order; yield each step, at last a done one."""
-        return self._told(lambda tell: self._shutdown(uid, tell), set())
+        return self._told(lambda tell: self._shutdown(uid, tell), self._shutdowns)
 
     async def _told(
         self, work: Callable[[Tell], Coroutine[Any, Any, None]], kind: set[asyncio.Task[None]]
@@ -87,6 +89,8 @@ class Fleet:
     # -- Up --
 
     async def _boot(self, uid: int | None, tell: Tell) -> None:
+        if self._shutdowns:
+            raise Failed("all VMs are being stopped", hint="boot them when that is done")
         wanted = {}
         for machine in await self._supervisor.everyone():
             try:

@@ -11,7 +11,7 @@ import signal
 
 from vmessd import cmdline, drives, names, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
-from vmessd.errors import BadFile, Locked, VmessError, failing
+from vmessd.errors import BadFile, Failed, Locked, VmessError, failing
 from vmessd.host import Host
 from vmessd.lifecycle import Reason, is_restarted
 from vmessd.network import Network, Nic
@@ -93,6 +93,8 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         Locked: the VM has a live owner that is not ours.
         VmessError: as :func:`specify`, or the host lacks what it takes.
     """
+    if tries and restart_policy(directory) == "no":
+        raise Failed("its RESTART file does not want it any more")
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
         spec = specify(directory, host, display=0)  # a bad value is told before anything is touched
         lock = directory.lock()
@@ -222,7 +224,9 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> tuple
     if record is not None and record.since.boot == boot_id():
         process = Process.find(record.pid, record.ticks, identity(directory), host.account.uids)
         if process is not None:
-            return _described(process, record.since, record.tries)
+            return _described(process, record)
+        if host.account.entry and (process := _disguised(record, host)) is not None:
+            return process, record
     lock = directory.lock()
     if lock is not None:
         try:
@@ -233,7 +237,7 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> tuple
     process = Process.search(identity(directory), host.account.uids)
     if process is None:
         raise Locked(f"VM {directory.vm} is held by a process that is not its QEMU, or was not at this path")
-    found = _described(process, Moment.now())
+    found = _described(process, None)
     if found is not None:
         try:
             directory.write_run_record(found[1])
@@ -243,15 +247,39 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> tuple
     return found
 
 
-def _described(process: Process, since: Moment, tries: int = 0) -> tuple[Process, RunRecord] | None:
-    """Return a process with what its arguments say; None where it ended just now."""
-    try:
-        argv = arguments(process.pid)
-    except OSError:
+def _disguised(record: RunRecord, host: Host) -> Process | None:
+    """Return the process of a record that only we can have written, whatever it made of its arguments.
+
+    For a QEMU as a user of its own: a guest that broke out of it may overwrite them, and is to be held all
+    the more. One that names a pid file is another VM's, whose record was copied here.
+    """
+    process = Process.find(record.pid, record.ticks, None, {host.account.uid})
+    if process is not None and "-pidfile" in _arguments(process):
         process.close()
         return None
-    display, accel = cmdline.display_of(argv), cmdline.accel_of(argv)
-    return process, RunRecord(process.pid, process.ticks, display, accel, argv, since, tries)
+    return process
+
+
+def _arguments(process: Process) -> list[str]:
+    try:
+        return arguments(process.pid)
+    except OSError:
+        return []
+
+
+def _described(process: Process, record: RunRecord | None) -> tuple[Process, RunRecord] | None:
+    """Return a process with what its arguments say, the rest by its record; None where it has ended."""
+    argv = _arguments(process)
+    if not argv:
+        process.close()
+        return None
+    found = RunRecord(
+        *(process.pid, process.ticks, cmdline.display_of(argv), cmdline.accel_of(argv), argv),
+        since=record.since if record else Moment.now(),
+        tries=record.tries if record else 0,
+        stopping=record is not None and record.stopping,
+    )
+    return process, found
 
 
 def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
@@ -270,7 +298,9 @@ def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
             when=Moment.now(),
             tries=record.tries,
             # After a boot of the host it is for AUTOSTART to say what comes up.
-            again=record.since.boot == boot_id() and is_restarted(restart_policy(directory), Reason.unseen),
+            again=record.since.boot == boot_id()
+            and not record.stopping
+            and is_restarted(restart_policy(directory), Reason.unseen),
         )
     directory.write_exit_record(last)
     shorten_logs(directory)

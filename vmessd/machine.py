@@ -353,7 +353,7 @@ class Machine:
         tell(self._starters, refusals.called_off(self.vm))
         self._starters.clear()
         if self._run is not None:
-            self._run.replace_stop(stop)
+            await self._run.begin_stop(stop, self.directory)
             await self._climb(message)
 
     async def _climb(self, _message: Happening) -> None:

@@ -92,12 +92,13 @@ class Process:
 
     @classmethod
     def find(
-        cls, pid: int, ticks: int | None, option: tuple[str, str], uids: Collection[int]
+        cls, pid: int, ticks: int | None, option: tuple[str, str] | None, uids: Collection[int]
     ) -> "Process | None":
         """Return the process with this pid if it is the QEMU that is meant, else None.
 
         It is if it started at `ticks` (where that is known), runs as one of `uids` and has `option`, a
-        pair of adjacent arguments that no other QEMU has. A stranger that got the number later has neither.
+        pair of adjacent arguments that no other QEMU has; None asks for none. A stranger that got the
+        number later has neither.
 
         Raises:
             Failed: it cannot be found out; a live QEMU must not pass for a dead one.
@@ -114,7 +115,7 @@ class Process:
             # Read after the pidfd was opened: if both fit, the pidfd is that process.
             found = _ticks(pid)
             fits = (ticks is None or found == ticks) and _uid(pid) in uids
-            if fits and option in _pairs(arguments(pid)):
+            if fits and (option is None or option in _pairs(arguments(pid))):
                 pidfd, mine = -1, pidfd
                 return cls(pid, found, mine)
         except (FileNotFoundError, ProcessLookupError):

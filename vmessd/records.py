@@ -55,6 +55,8 @@ class RunRecord:
     since: Moment
     tries: int = 0
     """Restarts in a row that led to it."""
+    stopping: bool = False
+    """A stop was asked for: also if another daemon sees its end, nobody starts it again."""
 
 
 @dataclasses.dataclass(frozen=True)

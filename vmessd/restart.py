@@ -28,6 +28,8 @@ def judge(record: ExitRecord, policy: str, *, lasted: float, ran: bool) -> ExitR
 
 def judge_failure(record: ExitRecord, policy: str, words: str) -> ExitRecord:
     """Return the record of the last end after a restart that came to nothing, for lack of a bridge say."""
+    if policy == "no":
+        return dataclasses.replace(record, again=False, note=CALLED_OFF)
     tries = _bounded(record.tries) + 1
     note = f"restart {tries} of {RESTARTS_MAX} failed: {words}"
     return _decided(record, tries, wanted=is_restarted(policy, _reason(record)), note=note)

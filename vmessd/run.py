@@ -179,7 +179,7 @@ class Run:
         said = directory.log_tail(vmdir.QEMU_LOG, self.launched.log_start)[-LAST_LINES:]
         record = restart.judge(
             self._exit_record(said),
-            "no" if self.stop is not None else restart_policy(directory),
+            "no" if self.launched.record.stopping else restart_policy(directory),
             lasted=self.launched.record.since.age(),
             ran=self.ran,
         )
@@ -209,11 +209,18 @@ class Run:
             tries=self.launched.record.tries,
         )
 
-    def replace_stop(self, stop: Stop) -> None:
-        """Let this stop take the place of the one under way."""
+    async def begin_stop(self, stop: Stop, directory: VMDirectory) -> None:
+        """Let this stop take the place of the one under way, and note that there is one."""
         if self.stop is not None:
             self.stop.cancel()
         self.stop = stop
+        if not self.launched.record.stopping:
+            self.launched.record = dataclasses.replace(self.launched.record, stopping=True)
+            with (
+                logged(self.vm),
+                contextlib.suppress(RuntimeError),
+            ):  # no thread is to be had: it stops all the same
+                await asyncio.to_thread(directory.write_run_record, self.launched.record)
 
     def climb(self, due: Callable[[], None]) -> bool:
         """Take the step of the stop that is due; tell whether it is the first on its rung."""

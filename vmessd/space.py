@@ -95,8 +95,9 @@ class Space:
     def _say(self, images: Sequence[Image]) -> None:
         """Log once what the guest waits for."""
         if self._lacking is None:
-            self._lacking = ", ".join(printable(image.name) for image in images)
-            where = ", ".join(printable(image.file)[:WORDS] for image in images if image.file)
+            self._lacking = ", ".join(printable(image.name[:WORDS]) for image in images[:NODES_MAX])[:WORDS]
+            files = [printable(image.file[:WORDS]) for image in images[:NODES_MAX] if image.file]
+            where = ", ".join(files)[: 4 * WORDS]
             where = f" on the file system of {where}" if where else ""
             log.warning("%s: paused: no room for %s%s", self._vm, self._lacking, where)
 
