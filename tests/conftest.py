@@ -102,6 +102,21 @@ def end_processes_of(root: Path) -> None:
     wait_for(lambda: not processes_of(root), what="the end of all QEMUs")
 
 
+def generated(kind: str, place: Path) -> list[str]:
+    """Have manual pages or completions written, and return the names that were."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vmessctl.generate", kind, place],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=TESTS.parent,
+        timeout=30,
+    )
+    written = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    assert written == sorted(done.stdout.split())
+    return written
+
+
 class Daemon:
     """A vmessd process and the clients that speak to it."""
 

@@ -155,11 +155,22 @@ _CHATTER = _code("""
     eb f2                ; jmp -14                to the second line
 """)
 
+# Waits until the first IDE disk is ready to pass 512 bytes. DX is its status port, and its data port then.
+_AWAIT_DATA = _code("""
+    ec                   ; in al, dx              status
+    a8 80                ; test al, BSY
+    75 fb                ; jnz -5                 to the in
+    a8 08                ; test al, DRQ
+    74 f7                ; jz -9                  to the in
+    ba f0 01             ; mov dx, 0x1f0          data
+""")
+
 # Sector after sector of the first IDE disk, by programmed I/O (ATA: WRITE SECTORS, 28 bits of address):
 # each gets the first 512 bytes of this ROM. A dot on COM1 for every 256; `!` if the disk reports an error.
 # A sector is written when the disk says so by its interrupt, as for an operating system: that it is not
 # busy does not tell, since QEMU 7.2 takes BSY away from a write that failed some time before it pauses.
-_FILL_DISK = _code("""
+_FILL_DISK = (
+    _code("""
     8c c8                ; mov ax, cs
     8e d8                ; mov ds, ax
     fc                   ; cld
@@ -173,12 +184,9 @@ _FILL_DISK = _code("""
     42 b0 00 ee          ; inc dx; mov al, 0; out dx, al
     42 b0 e0 ee          ; inc dx; mov al, 0xe0; out dx, al  first drive, by sector
     42 b0 30 ee          ; inc dx; mov al, 0x30; out dx, al  WRITE SECTORS
-    ec                   ; in al, dx              status
-    a8 80                ; test al, BSY
-    75 fb                ; jnz -5                 to the in
-    a8 08                ; test al, DRQ
-    74 f7                ; jz -9                  to the in
-    ba f0 01             ; mov dx, 0x1f0          data
+""")
+    + _AWAIT_DATA
+    + _code("""
     31 f6                ; xor si, si
     b9 00 01             ; mov cx, 256
     f3 6f                ; rep outsw
@@ -201,12 +209,14 @@ _FILL_DISK = _code("""
     b0 21 ee             ; mov al, '!'; out dx, al
     fa f4 eb fd          ; cli; hlt; jmp -3       to the hlt
 """)
+)
 
 FILLED = 3072 * 512
 """Bytes that `filler` writes."""
 
 # Reads the first sector of the first IDE disk by programmed I/O for ever (ATA: READ SECTORS).
-_READ_DISK = _code("""
+_READ_DISK = (
+    _code("""
     31 c0                ; xor ax, ax
     8e c0                ; mov es, ax
     fc                   ; cld
@@ -217,17 +227,15 @@ _READ_DISK = _code("""
     42 ee                ; inc dx; out dx, al
     42 b0 e0 ee          ; inc dx; mov al, 0xe0; out dx, al  first drive, by sector
     42 b0 20 ee          ; inc dx; mov al, 0x20; out dx, al  READ SECTORS
-    ec                   ; in al, dx              status
-    a8 80                ; test al, BSY
-    75 fb                ; jnz -5                 to the in
-    a8 08                ; test al, DRQ
-    74 f7                ; jz -9                  to the in
-    ba f0 01             ; mov dx, 0x1f0          data
+""")
+    + _AWAIT_DATA
+    + _code("""
     bf 00 7e             ; mov di, 0x7e00
     b9 00 01             ; mov cx, 256
     f3 6d                ; rep insw
     eb d4                ; jmp -44                to the one sector
 """)
+)
 
 # The button is to raise IRQ 9, which is made interrupt 0x71, and that begins 17 bytes after this listing.
 _PREPARE_INTERRUPT = _code("""

@@ -4,14 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TESTS, Daemon, WiredDaemon, own
+from conftest import Daemon, WiredDaemon, generated, own
 from hypothesis import given
 from hypothesis import strategies as st
 from shells import LEFT, Shell
@@ -321,16 +320,7 @@ def test_a_file_with_a_blank_is_completed_as_a_file(shell: Shell, program: str) 
 
 def test_the_installed_files_are_found_by_the_shells(daemon: Daemon, tmp_path: Path) -> None:
     share = tmp_path / "share"
-    done = subprocess.run(
-        [sys.executable, "-m", "vmessctl.generate", "completion", share],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=TESTS.parent,
-        timeout=30,
-    )
-    written = sorted(str(path.relative_to(share)) for path in share.rglob("*") if path.is_file())
-    assert written == sorted(done.stdout.split())
+    generated("completion", share)
     shell = Shell(tmp_path, VMESS_SOCKET=str(daemon.socket), XDG_DATA_DIRS=f"{share}:/usr/share")
     if "zsh" not in MISSING:
         (tmp_path / "completion.zsh").write_text("")

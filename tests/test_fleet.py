@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import TESTS, Daemon, own, wait_for
 
+from vmessctl import render
 from vmessctl.client import Client
+from vmessd import notify
 from vmessd.fleet import waves
 from vmessd.settings import BY_FILE
 
@@ -179,20 +181,24 @@ def messages(heard: socket.socket) -> list[str]:
     return found
 
 
+def shutting_down(daemon: Daemon, path: str) -> "subprocess.Popen[bytes]":
+    """Start `vmess shutdown` as a service manager does that listens at a path."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vmessctl", "--socket", str(daemon.socket), "shutdown"],
+        env={**os.environ, "NOTIFY_SOCKET": path},
+        cwd=TESTS.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 def test_shutdown_tells_the_service_manager_what_it_waits_for(daemon: Daemon) -> None:
     daemon.make(A, guest="ignoring", STOP="3")
     daemon.done(A, "start")
     daemon.wait_guest(A)
     with service_manager() as (path, heard):
-        done = subprocess.run(
-            [sys.executable, "-m", "vmessctl", "--socket", str(daemon.socket), "shutdown"],
-            env={**os.environ, "NOTIFY_SOCKET": path},
-            cwd=TESTS.parent,
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
-        assert done.returncode == 8
+        with shutting_down(daemon, path) as going:
+            assert going.wait(30) == 8
         said = messages(heard)
     assert f"STATUS=waiting for {A} (power button, 1 s)" in said
     longest = max(int(text.partition("=")[2]) for text in said if text.startswith("EXTEND_TIMEOUT_USEC="))
@@ -204,12 +210,7 @@ def test_a_shutdown_is_asked_for_again_where_the_daemon_is_started_anew_meanwhil
     daemon.done(A, "start")
     daemon.wait_guest(A)
     with service_manager() as (path, _):
-        asking = subprocess.Popen(
-            [sys.executable, "-m", "vmessctl", "--socket", str(daemon.socket), "shutdown"],
-            env={**os.environ, "NOTIFY_SOCKET": path},
-            cwd=TESTS.parent,
-            stdout=subprocess.DEVNULL,
-        )
+        asking = shutting_down(daemon, path)
         try:
             daemon.wait_state(A, "stopping")
             daemon.stop(signal.SIGKILL)
@@ -314,13 +315,33 @@ def test_settings_are_read_again_without_a_restart(tmp_path: Path) -> None:
         daemon.done(A, "start")
 
 
+def is_full(path: str) -> bool:
+    """Tell whether a datagram socket takes no more messages."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.sendto(b"", path)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @pytest.mark.qemu
 def test_a_service_manager_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     with watched(daemon, WATCHDOG_USEC="30000") as heard:  # a message each hundredth of a second
         next_with(heard, "READY=1")
-        limit = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
-        time.sleep(0.01 * (limit + 100))
+        wait_for(lambda: is_full(str(heard.getsockname())), what="a full queue")
         began = time.monotonic()
         assert daemon.vmess("list").returncode == 0
         assert time.monotonic() - began < 5
+
+
+def test_what_nothing_ends_is_not_waited_for_without_end() -> None:
+    spare = notify.SPARE
+    assert notify.extend(10.0) == [f"EXTEND_TIMEOUT_USEC={int((10 + spare) * 1e6)}"]
+    assert notify.extend(1 - spare) == [f"EXTEND_TIMEOUT_USEC={int(spare * 1e6)}"]
+    assert notify.extend(-spare) == []
+    pressed = {"rung": "power button", "grace": 60.0}
+    assert (render.patience(pressed, 20.0), render.patience(pressed, 80.0)) == (40.0, -20.0)
+    assert render.patience({"rung": "SIGKILL", "grace": 60.0}, 20.0) == -20.0

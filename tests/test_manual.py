@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TESTS
+from conftest import TESTS, generated
 
 from vmessctl import generate, helptext, manual
 from vmessctl.commands import COMMANDS, OPTIONS
@@ -74,16 +74,7 @@ def test_a_text_is_shown_as_it_is() -> None:
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
-    done = subprocess.run(
-        [sys.executable, "-m", "vmessctl.generate", "man", tmp_path],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=TESTS.parent,
-        timeout=30,
-    )
-    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    assert written == sorted(done.stdout.split())
+    written = generated("man", tmp_path)
     assert written == ["man1/vmess.1", "man1/vmessctl.1", "man5/vmess.dir.5", "man8/vmessd.8"]
     return tmp_path
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from vmessctl.client import Reply
 
 TICK = 1.0
-SPARE = 15.0
-"""Seconds that the service manager is asked to wait beyond a guest's grace."""
 RETURN_TIME = 20.0
 """Seconds a daemon that is gone in the middle has to come back: it may just be started anew."""
 
@@ -116,5 +114,5 @@ class _Fleet:
                 for vm, (progress, since) in self._going.items()
             )
         )
-        left = [progress["grace"] - (now - since) for progress, since in self._going.values()]
-        notify.tell(notify.status(text), notify.extend(max([0.0, *left]) + SPARE))
+        left = [render.patience(progress, now - since) for progress, since in self._going.values()]
+        notify.tell(notify.status(text), *notify.extend(max(left, default=0.0)))

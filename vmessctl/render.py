@@ -171,6 +171,12 @@ def fleet_step(progress: Reply) -> str:
     }.get(progress["step"]) or str(progress["text"] or "VM not running")
 
 
+def patience(progress: Reply, elapsed: float) -> float:
+    """Return the seconds that a VM may still take, `elapsed` after it came to the rung it is on."""
+    grace: float = progress["grace"] if progress["rung"] == "power button" else 0.0
+    return grace - elapsed
+
+
 def waiting(vm: str, progress: Reply, elapsed: float) -> str:
     """Return one VM that is waited for: `r1 (power button, 12 s)`."""
     return f"{vm} ({progress['rung'] or 'start'}, {elapsed:.0f} s)"

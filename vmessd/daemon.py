@@ -26,10 +26,17 @@ log = logging.getLogger(__name__)
 THREADS = 64
 TURN = 0.001
 """Seconds a thread computes before the event loop gets its turn; Python's own 5 ms add up to a stall."""
-SPARE = 15.0
-"""Seconds that the service manager is asked to wait beyond a guest's grace."""
 STATUS_EVERY = 2.0
 """Seconds between looks at how many VMs run, for the service manager's STATUS."""
+
+
+def _access(config: Config, runs_as: Account) -> Access:
+    return Access(runs_as.uid, config.allow_links, config.allow_bridges)
+
+
+def _host(config: Config, runs_as: Account) -> Host:
+    network = Network(_access(config, runs_as))
+    return Host(find_qemu(config.qemu), config.accel, runs_as, config.exargs, network=network)
 
 
 async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) -> None:
@@ -44,8 +51,7 @@ async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) 
     loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(THREADS, "files"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_end.set)
-    access = Access(runs_as.uid, config.allow_links, config.allow_bridges)
-    host = Host(find_qemu(config.qemu), config.accel, runs_as, config.exargs, network=Network(access))
+    host = _host(config, runs_as)
     reload = Reload(config, host, reread)
     # On a terminal it means that the terminal is gone.
     loop.add_signal_handler(signal.SIGHUP, asked_to_end.set if sys.stderr.isatty() else reload.now)
@@ -105,7 +111,7 @@ class Reload:
             log.info("the settings are unchanged")
         host = self._host
         host.accel, host.exargs = config.accel, config.exargs
-        host.network.access = Access(host.account.uid, config.allow_links, config.allow_bridges)
+        host.network.access = _access(config, host.account)
         self._config = config
 
 
@@ -115,10 +121,8 @@ async def power_down(config: Config, runs_as: Account) -> None:
     Raises:
         VmessError: it cannot be done with these settings.
     """
-    network = Network(Access(runs_as.uid, config.allow_links, config.allow_bridges))
-    host = Host(find_qemu(config.qemu), config.accel, runs_as, config.exargs, network=network)
     try:
-        async with Supervisor(config.vmdir, host) as supervisor:
+        async with Supervisor(config.vmdir, _host(config, runs_as)) as supervisor:
             beat = asyncio.create_task(_wait_for_stops(supervisor))
             with contextlib.closing(Fleet(supervisor)) as all_vms:
                 async for _ in all_vms.shutdown(os.getuid()):
@@ -133,8 +137,7 @@ async def _wait_for_stops(supervisor: Supervisor) -> None:
     while True:
         stops = [stop for machine in supervisor.known() if (stop := machine.stopping()) is not None]
         left = max((stop.grace - stop.elapsed for stop in stops), default=0.0)
-        text = fleet.summary(supervisor.known())
-        notify.tell(notify.status(text), notify.extend(max(left, 0.0) + SPARE))
+        notify.tell(notify.status(fleet.summary(supervisor.known())), *notify.extend(left))
         await asyncio.sleep(1.0)
 
 

@@ -40,9 +40,17 @@ def status(text: str) -> str:
     return f"STATUS={text}"
 
 
-def extend(seconds: float) -> str:
-    """Return the assignment that has the service manager wait so many seconds more from now on."""
-    return f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"
+SPARE = 15.0
+"""Seconds that the service manager is asked to wait beyond what is expected."""
+
+
+def extend(left: float) -> list[str]:
+    """Return the assignment that has the service manager wait for what is expected in so many seconds.
+
+    Nothing where that is overdue by more than :data:`SPARE`: what not even SIGKILL ends, such as a process
+    whose disk hangs, is not to keep the host from going down.
+    """
+    return [f"EXTEND_TIMEOUT_USEC={int((max(left, 0.0) + SPARE) * 1e6)}"] if left > -SPARE else []
 
 
 def watchdog_period(environment: Mapping[str, str]) -> float | None:
