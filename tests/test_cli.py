@@ -66,6 +66,17 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm info --json", "info", ("newvm0",), (), {"--json": ""}),
     ("start0 rm --yes", "rm", ("start0",), (), {"--yes": ""}),
     ("--version", "list", (), (), {"--version": ""}),
+    ("watch", "watch", (), (), {}),
+    ("a b watch --json", "watch", ("a0", "b0"), (), {"--json": ""}),
+    ("newvm wait running", "wait", ("newvm0",), ("running",), {}),
+    (
+        "a b wait serial:login: --since-start --timeout 5",
+        "wait",
+        ("a0", "b0"),
+        ("serial:login:",),
+        {"--since-start": "", "--timeout": "5"},
+    ),
+    ("newvm why --json", "why", ("newvm0",), (), {"--json": ""}),
     ("boot", "boot", (), (), {}),
     ("--socket /s shutdown", "shutdown", (), (), {"--socket": "/s"}),
     ("newvm autostart on", "autostart", ("newvm0",), ("on",), {}),
@@ -197,6 +208,10 @@ REFUSED = (
     ("net delete", "net delete needs <intf>", "usage: vmess net delete <intf>"),
     ("net ignore a b", "net ignore takes [name], not 'a b'", "usage: vmess net ignore [name] [--json]"),
     ("net prune --json", "--json is no option of net prune", "usage: vmess net prune"),
+    ("watch newvm", "watch takes no argument, not 'newvm'", "usage: vmess [vmname]... watch [--json]"),
+    ("wait running", "wait needs a VM before it", f"usage: {BY_VERB['wait'].usage()}"),
+    ("newvm wait", "wait needs <state|addr|serial:REGEX>", f"usage: {BY_VERB['wait'].usage()}"),
+    ("newvm why not", "why takes no argument, not 'not'", "usage: vmess <vmname> why [--json]"),
     ("net prnue", "net takes show, vlan, add, delete, ignore, prune, not 'prnue'", "vmess help net"),
     ("newvm net show", "net takes no VM", "vmess help net"),
 )
@@ -282,7 +297,9 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
 def test_no_verb_can_be_taken_for_a_vm() -> None:
     assert {verb.partition(" ")[0] for verb in BY_VERB} <= names.RESERVED
     alone = {command.verb for command in COMMANDS if command.is_global}
-    assert alone == {"list", "help", "boot", "shutdown"} | {verb for verb in BY_VERB if verb.startswith("net ")}
+    assert alone == {"list", "help", "boot", "shutdown", "watch"} | {
+        verb for verb in BY_VERB if verb.startswith("net ")
+    }
 
 
 def test_every_setting_and_drive_has_its_verb() -> None:

@@ -26,13 +26,14 @@ class Option:
 SOCKET = Option("--socket", "Use this control socket; so does VMESS_SOCKET in the environment.", "PATH")
 JSON = Option("--json", "Print what the daemon answers as JSON: sizes in bytes, times in seconds.")
 YES = Option("--yes", "Do not ask.")
-TIMEOUT = Option("--timeout", "Wait no longer than this for the stop; it goes on (exit status 6).", "SECONDS")
+TIMEOUT = Option("--timeout", "Wait no longer than this (exit status 6); what was begun goes on.", "SECONDS")
 NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
+SINCE_START = Option("--since-start", "What the VM has printed since its start counts, too.")
 HELP = Option("--help", "Show help.")
 VERSION = Option("--version", "Show the version.")
 
 EVERYWHERE = (SOCKET, HELP, VERSION)
-OPTIONS = {option.flag: option for option in (*EVERYWHERE, JSON, YES, TIMEOUT, NO_WAIT)}
+OPTIONS = {option.flag: option for option in (*EVERYWHERE, JSON, YES, TIMEOUT, NO_WAIT, SINCE_START)}
 
 
 @row
@@ -61,7 +62,10 @@ class Command:
             f"[{option.flag} {option.metavar}]" if option.metavar else f"[{option.flag}]"
             for option in self.options
         )
-        words = (PROGRAM, "" if self.is_global else "<vmname>", self.verb, self.arguments, options)
+        vms = "<vmname>"
+        if self.is_global:
+            vms = "[vmname]..." if self.many else ""
+        words = (PROGRAM, vms, self.verb, self.arguments, options)
         return " ".join(word for word in words if word)
 
     def accepts(self, count: int) -> bool:
@@ -167,6 +171,30 @@ COMMANDS: tuple[Command, ...] = (
         "Show the various information about the VM, including the current full command\n"
         "line used to launch KVM.",
         "Info",
+        options=(JSON,),
+        many=True,
+    ),
+    Command(
+        "wait",
+        'Wait until the VM is running, stopped or paused, or the host knows an address of it ("addr"),\n'
+        "or until its serial console prints what a regular expression matches: serial:login:",
+        "Serial",
+        arguments="<state|addr|serial:REGEX>",
+        options=(TIMEOUT, SINCE_START, JSON),
+        many=True,
+    ),
+    Command(
+        "watch",
+        "Tell what happens to the VMs, to all where none is named, a line for each event, until Ctrl-C.",
+        "Watch",
+        options=(JSON,),
+        many=True,
+    ),
+    Command(
+        "why",
+        "Tell why the VM is off: how its last run ended, who asked for it, QEMU's last words and the\n"
+        "guest's, and what comes next.",
+        "Why",
         options=(JSON,),
         many=True,
     ),
@@ -295,7 +323,7 @@ def _split_words(words: list[str]) -> tuple[Command, tuple[str, ...], tuple[str,
     command = BY_VERB[words[place]]
     if command.is_global and place == 0:
         return command, (), tuple(words[1:])
-    if command.is_global:
+    if command.is_global and not command.many:
         raise InvalidValue(f"{command.verb} takes no VM", hint=f"usage: {command.usage()}")
     if place == 0:
         raise InvalidValue(f"{command.verb} needs a VM before it", hint=f"usage: {command.usage()}")

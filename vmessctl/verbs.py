@@ -144,6 +144,24 @@ def _fleet(invocation: Invocation) -> int:
     return fleet.run(invocation)
 
 
+def _watch(invocation: Invocation) -> int:
+    from vmessctl import watching  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return watching.run(invocation)
+
+
+def _wait(invocation: Invocation) -> int:
+    from vmessctl import waiting  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return waiting.run(invocation)
+
+
+def _why(invocation: Invocation) -> int:
+    from vmessctl import why  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return why.run(invocation)
+
+
 def _wires(invocation: Invocation) -> int:
     from vmessctl import wires  # noqa: PLC0415 -- other verbs need not wait for it
 
@@ -161,6 +179,9 @@ HANDLERS: dict[str, Handler] = {
     "status": _status,
     "info": _info,
     "rm": _remove,
+    "watch": _watch,
+    "wait": _wait,
+    "why": _why,
     **{command.verb: _set for command in commands.COMMANDS if command.method == "Set"},
     **{command.verb: _wires for command in commands.COMMANDS if command.method in commands.WIRES},
 }

@@ -185,6 +185,7 @@ class Run:
             log=said,
             when=Moment.now(),
             tries=self.launched.record.tries,
+            serial=self.launched.record.serial,
         )
 
     def replace_stop(self, stop: Stop) -> None:
