@@ -205,7 +205,7 @@ def test_rungs_restarts_and_their_end_are_told(daemon: Daemon) -> None:
         reader.expect('"stopping -> stopped')
         events = reader.events()
     told = [(event["event"], event["text"], event["uid"]) for event in events]
-    assert ("state", "stopped -> waiting: it is to be started again after a pause", None) in told
+    assert ("state", "running -> waiting: it is to be started again after a pause", None) in told
     assert ("restart", "its restart was called off", os.getuid()) in told
     rungs = [text for kind, text, _ in told if kind == "stop"]
     assert rungs == ["stopping: power button", "stopping: QMP quit"]

@@ -205,7 +205,7 @@ class Machine:
             self._search = asyncio.get_running_loop().create_task(self._search_on())
             launched = None
         if launched is None:
-            self._rest_if_wanted()
+            await self._rest_if_wanted()
             self.settled.set()
             return
         # One that hangs must not make everybody wait who asks how it is.
@@ -385,29 +385,29 @@ class Machine:
                 self._journal.ended(self.last_exit)
                 user = self._host.account.name if self._host.account.entry else None
                 error = run.error or refusals.not_started(self.vm, self.last_exit.text, user)
+            elif self._tries and self.last_exit is not None:
+                policy = await asyncio.to_thread(launch.restart_policy, self.directory)
+                await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
         finally:
             if run is not None:
                 run.launched.process.close()
                 run.over.set()
             self._host.displays.release(self.vm)
             self.state = State.stopped
-            self._journal.state(self.state, message)
             tell(self._starters, error)
             tell(self._stoppers, stopped(run, self.last_exit))
             self._starters.clear()
             self._stoppers.clear()
-        if run is None and self._tries and self.last_exit is not None:
-            policy = await asyncio.to_thread(launch.restart_policy, self.directory)
-            await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
-        self._rest_if_wanted()
+        await self._rest_if_wanted()
+        self._journal.state(self.state, message)
 
     # -- Actions: a restart --
 
-    def _rest_if_wanted(self) -> None:
+    async def _rest_if_wanted(self) -> None:
         """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
         last = self.last_exit
         if last is not None and last.again and last.when.boot == boot_id():
-            self._inbox.happen(Event.pause)
+            await self._react(Happening(Event.pause))  # at once, so that nobody sees it stopped
         elif last is not None and last.note and self._tries:
             self._journal.given_up(last.note)
 

@@ -40,7 +40,7 @@ class Mark(NamedTuple):
         offset, _, before = text.partition(":")
         with contextlib.suppress(ValueError):
             mark = cls(int(offset[:20]), bytes.fromhex(before[: 2 * BEFORE]))
-            if str(mark) == text and abs(mark.offset) < 2**62:
+            if str(mark) == text and abs(mark.offset) < 2**62 and (mark.before or not mark.offset):
                 return mark
         raise InvalidValue(f"{quoted(text)} is no place in a serial log")
 
