@@ -201,11 +201,12 @@ class Control:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._unlink()
-        calls = [call for client in self._clients for call in client.under_way]
-        for client in list(self._clients):
+        clients = list(self._clients)
+        for client in clients:
             client.abort()
-        await asyncio.sleep(0)
-        if calls:  # nobody hears the end of those, but half of one would be complained about
+        await asyncio.sleep(0)  # what was read already may become a call yet
+        calls = [call for client in clients for call in client.under_way]
+        if calls:  # nobody hears their end, but half of one would be complained about
             await asyncio.wait(calls, timeout=ENDING_TIME)
 
     def _refuse_second(self, directory: int) -> None:

@@ -194,6 +194,8 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         wanted = frozenset(machine.vm for machine in machines) if vms else frozenset()
         with events.watch(wanted, self._drop) as watcher:  # in one go with looking at the states
             self._watchers.add(watcher)
+            if self._gone.is_set():  # while we looked for the machines
+                watcher.close()
             picture = [events.picture(Kind.watching, "", f"{len(machines)} VMs")]
             picture += [events.picture(Kind.now, m.vm, m.state.value, m.state) for m in machines]
             try:
