@@ -102,7 +102,9 @@ ON_BRIDGE = "neighbour table, bridge1"
 
 
 def test_of_a_guest_nobody_heard_the_link_local_address_is_a_guess() -> None:
-    assert of_interface(4, MAC, PORT, tables()) == [VMAddress(4, MAC, LOCAL, seen=False, source=NOTHING)]
+    assert of_interface(4, MAC, PORT, tables()) == [
+        VMAddress(4, MAC, LOCAL, seen=False, source=NOTHING, known=False)
+    ]
 
 
 def test_of_a_guest_that_was_heard_the_guess_is_a_better_one() -> None:

@@ -80,6 +80,17 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm screenshot -", "screenshot", ("newvm0",), ("-",), {}),
     ("newvm lock for the demo", "lock", ("newvm0",), ("for", "the", "demo"), {}),
     ("newvm unlock --yes", "unlock", ("newvm0",), (), {"--yes": ""}),
+    ("watch", "watch", (), (), {}),
+    ("a b watch --json", "watch", ("a0", "b0"), (), {"--json": ""}),
+    ("newvm wait running", "wait", ("newvm0",), ("running",), {}),
+    (
+        "a b wait serial:login: --since-start --timeout 5",
+        "wait",
+        ("a0", "b0"),
+        ("serial:login:",),
+        {"--since-start": "", "--timeout": "5"},
+    ),
+    ("newvm why --json", "why", ("newvm0",), (), {"--json": ""}),
     ("boot", "boot", (), (), {}),
     ("--socket /s shutdown", "shutdown", (), (), {"--socket": "/s"}),
     ("newvm autostart on", "autostart", ("newvm0",), ("on",), {}),
@@ -214,6 +225,10 @@ REFUSED = (
     ("net delete", "net delete needs <intf>", "usage: vmess net delete <intf>"),
     ("net ignore a b", "net ignore takes [link], not 'a b'", "usage: vmess net ignore [link] [--json]"),
     ("net prune --yes", "--yes is no option of net prune", "usage: vmess net prune"),
+    ("watch newvm", "watch takes no argument, not 'newvm'", "usage: vmess [vmname]... watch [--json]"),
+    ("wait running", "wait needs a VM before it", f"usage: {BY_VERB['wait'].usage()}"),
+    ("newvm wait", "wait needs <state|addr|serial:REGEX>", f"usage: {BY_VERB['wait'].usage()}"),
+    ("newvm why not", "why takes no argument, not 'not'", "usage: vmess <vmname> why [--json]"),
     ("net prnue", "net takes show, vlan, add, delete, ignore, prune, not 'prnue'", "vmess help net"),
     ("newvm net show", "net takes no VM", "vmess help net"),
 )
@@ -301,7 +316,7 @@ def test_no_verb_can_be_taken_for_a_vm() -> None:
     assert could_be <= names.RESERVED
     alone = {command.verb for command in COMMANDS if command.is_global}
     nets = {verb for verb in BY_VERB if verb.startswith("net ")}
-    assert alone == {"list", "help", "top", "boot", "shutdown", "completion"} | nets
+    assert alone == {"list", "help", "top", "boot", "shutdown", "watch", "completion"} | nets
 
 
 def test_every_setting_and_drive_has_its_verb() -> None:

@@ -416,6 +416,7 @@ def test_addr_tells_what_follows_from_the_mac_and_what_the_host_has_heard(wired:
         "address": LINK_LOCAL,
         "seen": False,
         "source": "EUI-64 of the MAC, not heard",
+        "known": False,
     }
     found = addresses(wired, "newvm0")
     assert found[0] == expected

@@ -28,8 +28,9 @@ JSON = Option("--json", "Print what the daemon answers as JSON: sizes in bytes, 
 ALL = Option("--all", "All VMs there are, in the place of names.")
 QUIET = Option("--quiet", "Say nothing of what was done, only what was asked for. Also -q.")
 YES = Option("--yes", "Do not ask.")
-TIMEOUT = Option("--timeout", "Wait no longer than this for the stop; it goes on (exit status 6).", "SECONDS")
+TIMEOUT = Option("--timeout", "Wait no longer than this (exit status 6); what was begun goes on.", "SECONDS")
 NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
+SINCE_START = Option("--since-start", "What the VM has printed since its start counts, too.")
 BATCH = Option("-b", "Print one table below the other, as without a terminal.")
 COUNT = Option("-n", "End after so many samples.", "N")
 DELAY = Option("-d", "Seconds between two samples: 0.2 to 3600, 2 without.", "SECONDS")
@@ -39,7 +40,11 @@ VERSION = Option("--version", "Show the version.")
 
 EVERYWHERE = (SOCKET, QUIET, HELP, VERSION)
 OPTIONS = {
-    option.flag: option for option in (*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT, BATCH, COUNT, DELAY, SORT)
+    option.flag: option
+    for option in (
+        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT, SINCE_START),
+        *(BATCH, COUNT, DELAY, SORT),
+    )
 }
 SHORT = {"-h": HELP, "-q": QUIET}
 
@@ -57,7 +62,7 @@ class Command:
     """As in the usage: `<x>` has to be there, `[x]` may, `[x]...` may several times."""
     options: tuple[Option, ...] = ()
     many: bool = False
-    """Several VMs may be named."""
+    """Several VMs may be named; before a word that stands alone, any at all."""
     reports: bool = False
     """It says what it did, and shows nothing that was asked for: --quiet has it say nothing, --json has it
     print the daemon's answers."""
@@ -80,7 +85,10 @@ class Command:
             f"[{option.flag} {option.metavar}]" if option.metavar else f"[{option.flag}]"
             for option in self.options
         )
-        words = (PROGRAM, "" if self.is_global else "<vmname>", self.verb, self.arguments, options)
+        vms = "<vmname>"
+        if self.is_global:
+            vms = "[vmname]..." if self.many else ""
+        words = (PROGRAM, vms, self.verb, self.arguments, options)
         return " ".join(word for word in words if word)
 
     def accepts(self, count: int) -> bool:
@@ -91,7 +99,7 @@ class Command:
     def knows(self, option: Option) -> bool:
         """Tell whether an option can be given to it."""
         if option is ALL:
-            return not self.is_global
+            return not self.is_global or self.many
         return option in (*self.options, *EVERYWHERE) or (option is JSON and self.reports)
 
 
@@ -211,6 +219,30 @@ COMMANDS: tuple[Command, ...] = (
         "Show the various information about the VM, including the current full command\n"
         "line used to launch KVM.",
         "Info",
+        options=(JSON,),
+        many=True,
+    ),
+    Command(
+        "wait",
+        'Wait until the VM is running, stopped or paused, or the host knows an address of it ("addr"),\n'
+        "or until its serial console prints what a regular expression matches: serial:login:",
+        "Serial",
+        arguments="<state|addr|serial:REGEX>",
+        options=(TIMEOUT, SINCE_START, JSON),
+        many=True,
+    ),
+    Command(
+        "watch",
+        "Tell what happens to the VMs, to all where none is named, a line for each event, until Ctrl-C.",
+        "Watch",
+        options=(JSON,),
+        many=True,
+    ),
+    Command(
+        "why",
+        "Tell why the VM is off: how its last run ended, who asked for it, QEMU's last words and the\n"
+        "guest's, and what comes next.",
+        "Why",
         options=(JSON,),
         many=True,
     ),

@@ -138,7 +138,7 @@ def stop(invocation: Invocation) -> int:
     """Stop VMs and follow them until they are off; return the exit status."""
     if invocation.arguments not in ((), ("force",)):
         raise InvalidValue(f"stop takes force or nothing, not {quoted(invocation.arguments[0])}")
-    timeout = _seconds(invocation.options.get(commands.TIMEOUT.flag))
+    timeout = seconds(invocation.options.get(commands.TIMEOUT.flag))
     deadline = None if timeout is None else time.monotonic() + timeout
     no_wait = commands.NO_WAIT.flag in invocation.options
     live = is_live(invocation) and not no_wait
@@ -193,16 +193,17 @@ def _overdue(watch: _Watch, timeout: float | None) -> TimedOut:
     )
 
 
-def _seconds(text: str | None) -> float | None:
+def seconds(text: str | None) -> float | None:
+    """Return what --timeout says, None where it says nothing; raises InvalidValue."""
     if text is None:
         return None
     try:
-        seconds = float(text)
+        value = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 < seconds <= 1e9:
+        value = -1.0
+    if not 0 < value <= 1e9:
         raise InvalidValue(f"{commands.TIMEOUT.flag} {quoted(text)} is not a number of seconds above 0")
-    return seconds
+    return value
 
 
 def _leave(watches: list[_Watch], what: str) -> int:

@@ -171,7 +171,7 @@ class Line:
             return
         else:
             command = BY_VERB.get(word)
-            if command and command.is_global and self.vms:
+            if command and command.is_global and self.vms and not command.many:
                 self.problem = InvalidValue(f"{word} takes no VM", hint=f"usage: {command.usage()}")
         if command:
             self.steps.append(Step(command, [], {}))
@@ -226,13 +226,13 @@ class Line:
     def _vms(self, command: Command) -> tuple[str, ...]:
         """Return the VMs of the line, each once: full names, and patterns."""
         usage = f"usage: {command.usage()}"
-        if command.is_global:
+        if command.is_global and not command.many:
             return ()
         if ALL.flag in self.options:
             if self.vms:
                 raise InvalidValue(f"{ALL.flag} stands for all VMs, so none can be named", hint=usage)
-            return (EVERY,)
-        if not self.vms:
+            return () if command.is_global else (EVERY,)  # also those that are not made yet
+        if not self.vms and not command.is_global:
             raise InvalidValue(f"{command.verb} needs a VM before it", hint=usage)
         return tuple(dict.fromkeys(word if is_pattern(word) else names.parse(word) for word in self.vms))
 

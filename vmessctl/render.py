@@ -190,3 +190,15 @@ def made(reply: Reply) -> str:
 def serious(path: str) -> str:
     """Return what the original said of a VM that is not there yet."""
     return f"You need to create directory {printable(path)} if are serious about that VM - use vmess make"
+
+
+def event(reply: Reply, clock: str) -> str:
+    """Return an event in a line: when by the clock, which VM, of what sort, what, and by whom."""
+    remarks = [f"{reply['count']} times"] if reply["count"] > 1 else []
+    if reply["exit"] is not None and reply["exit"]["status"] is not None:
+        remarks.append(f"exit status {reply['exit']['status']}")
+    if reply["uid"] is not None:
+        remarks.append(f"uid {reply['uid']}")
+    aside = f" ({', '.join(remarks)})" if remarks else ""
+    fraction = f"{int(reply['time'] % 1 * 1000):03d}"
+    return f"{clock}.{fraction}  {reply['vm']:<13}  {reply['event']:<8}  {printable(str(reply['text']))}{aside}"

@@ -210,6 +210,24 @@ def _top(invocation: Invocation) -> int:
     return top.run(invocation)
 
 
+def _watch(invocation: Invocation) -> int:
+    from vmessctl import watching  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return watching.run(invocation)
+
+
+def _wait(invocation: Invocation) -> int:
+    from vmessctl import waiting  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return waiting.run(invocation)
+
+
+def _why(invocation: Invocation) -> int:
+    from vmessctl import why  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return why.run(invocation)
+
+
 def _wires(invocation: Invocation) -> int:
     from vmessctl import wires  # noqa: PLC0415 -- other verbs need not wait for it
 
@@ -235,6 +253,9 @@ HANDLERS: dict[str, Handler] = {
     "status": _status,
     "info": _info,
     "rm": _remove,
+    "watch": _watch,
+    "wait": _wait,
+    "why": _why,
     **{command.verb: _set for command in commands.COMMANDS if command.method == "Set"},
     **{command.verb: _hands for command in commands.COMMANDS if command.method in commands.HANDS},
     **{command.verb: _wires for command in commands.COMMANDS if command.method in commands.WIRES},

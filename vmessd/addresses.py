@@ -28,6 +28,8 @@ class VMAddress:
     """The host has seen it in use; else it is what it should be."""
     source: str
     """How it is known, in words."""
+    known: bool
+    """It is in use, as far as can be told: its guest runs, and has been heard or is told it by QEMU."""
 
 
 def link_local(mac: str) -> str:
@@ -66,8 +68,9 @@ def of_interface(interface: int, mac: str, port: int, tables: Tables) -> list[VM
     for station in stations:
         for ip, index in known[station].items():
             source = f"neighbour table, {tables.names.get(index, index)}"
-            found.append(VMAddress(interface, station, ip, seen=True, source=source))
+            found.append(VMAddress(interface, station, ip, seen=True, source=source, known=True))
         if link_local(station) not in known[station]:
             source = f"EUI-64 of the MAC, {'which was' if station in heard else 'not'} heard"
-            found.append(VMAddress(interface, station, link_local(station), seen=False, source=source))
+            own = link_local(station)
+            found.append(VMAddress(interface, station, own, False, source, known=station in heard))
     return found

@@ -45,6 +45,8 @@ IDLE_LIMIT = 60.0
 """Seconds a connection may be open with no call under way."""
 REPLIES_MAX = 256
 """Replies a client may leave unread."""
+ENDING_TIME = 0.5
+"""Seconds in which calls may come to their end when the daemon does."""
 ACCEPT_PAUSE = 1.0
 """Seconds to wait for descriptors where there are none."""
 
@@ -61,7 +63,8 @@ class Connection(VarlinkInterfaceServerProtocol):
         super().__init__(registry)
         self._socket = connected
         self._ended = ended
-        self._calls = 0
+        self.under_way: set[asyncio.Future[None]] = set()
+        """Calls that are not answered to the end yet."""
         self._unread = 0
         self._partial = 0
         self._link: VarlinkTransport | None = None
@@ -116,18 +119,18 @@ class Connection(VarlinkInterfaceServerProtocol):
 
     def request_received(self, obj: JSONObject, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
         """Serve a call, and count it as under way."""
-        self.idle_since = None
-        self._calls += 1
         future: asyncio.Future[None] | None = super().request_received(obj, fds)
-        if future is None:
-            self._call_ended()
-        else:
+        if future is not None:
+            self.idle_since = None
+            self.under_way.add(future)
             future.add_done_callback(self._call_ended)
+        elif self.idle_since is not None:
+            self.idle_since = asyncio.get_running_loop().time()
         return future
 
-    def _call_ended(self, _future: asyncio.Future[None] | None = None) -> None:
-        self._calls -= 1
-        if self._calls == 0:
+    def _call_ended(self, future: asyncio.Future[None]) -> None:
+        self.under_way.discard(future)
+        if not self.under_way:
             self.idle_since = asyncio.get_running_loop().time()
 
     def send_reply(
@@ -198,9 +201,13 @@ class Control:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._unlink()
-        for client in list(self._clients):
+        clients = list(self._clients)
+        for client in clients:
             client.abort()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # what was read already may become a call yet
+        calls = [call for client in clients for call in client.under_way]
+        if calls:  # nobody hears their end, but half of one would be complained about
+            await asyncio.wait(calls, timeout=ENDING_TIME)
 
     def _refuse_second(self, directory: int) -> None:
         """Raise Locked where somebody answers at the path; what nobody answers at is stale."""
@@ -271,12 +278,19 @@ class Control:
         credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         peer = Peer(*struct.unpack("3i", credentials))
         registry = VarlinkInterfaceRegistry()
-        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer))
+        interface = VmessInterface(self._supervisor, self._fleet, peer)
+        registry.register_interface(interface)
         registry.register_interface(
             VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
         )
         connected.setblocking(False)
-        client = Connection(registry, connected, self._clients.discard)
+
+        def ended(connection: Connection) -> None:
+            self._clients.discard(connection)
+            interface.ended()
+
+        client = Connection(registry, connected, ended)
+        interface.hang_up = client.abort
         self._clients.add(client)
         VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
 
@@ -293,7 +307,7 @@ class Control:
     def _hang_up_idle(self) -> None:
         now = asyncio.get_running_loop().time()
         for client in list(self._clients):
-            if client.idle_since is not None and now - client.idle_since > IDLE_LIMIT:
+            if client.left() or (client.idle_since is not None and now - client.idle_since > IDLE_LIMIT):
                 client.abort()
         self._later(IDLE_LIMIT / 4, self._hang_up_idle)
 

@@ -10,6 +10,7 @@ from vmessd.access import Access
 from vmessd.account import Account
 from vmessd.display import Displays
 from vmessd.errors import NotPermitted
+from vmessd.events import Events
 from vmessd.network import Network
 from vmessd.settings import SETTINGS
 from vmessd.vmdir import VMDirectory
@@ -30,6 +31,7 @@ class Host:
     exargs: bool = True
     """EXARGS and NIC_EXARGS, words for QEMU that nobody checks, are honoured."""
     displays: Displays = dataclasses.field(default_factory=Displays)
+    events: Events = dataclasses.field(default_factory=Events)
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
     _kvm_missed: bool = False
 

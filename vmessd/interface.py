@@ -5,21 +5,28 @@ One object for each connection, so that every call knows who makes it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, TypedDict
 
 from asyncvarlink import FileDescriptor, LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
+from vmessd import names, refusals, serialfeed
 from vmessd.addresses import VMAddress
-from vmessd.errors import ERRORS, INTERFACE, VmessError, quoted
+from vmessd.errors import ERRORS, INTERFACE, VmessError, printable, quoted
+from vmessd.events import Kind, VMEvent, Watcher
 from vmessd.fleet import Fleet
 from vmessd.network import Step
 from vmessd.report import FleetProgress, StartProgress, StopProgress, VMInfo, VMNic, VMStatus
 from vmessd.sampler import Sample
 from vmessd.segments import Segment
+from vmessd.serialfeed import SerialPiece
 from vmessd.supervisor import Supervisor
+from vmessd.why import Explanation, explain
 
 log = logging.getLogger(__name__)
+
+DROP_TIME = 5.0
+"""Seconds in which a watcher that was dropped may still read what is there for it, and that it was."""
 
 
 class Peer(NamedTuple):
@@ -66,6 +73,16 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         self._supervisor = supervisor
         self._fleet = fleet
         self._peer = peer
+        self._gone = asyncio.Event()
+        self._watchers: set[Watcher] = set()
+        self.hang_up: Callable[[], None] = lambda: None
+        """Ends the connection; whoever serves it says how."""
+
+    def ended(self) -> None:
+        """End what was done for this client alone: it is gone."""
+        self._gone.set()
+        for watcher in self._watchers:
+            watcher.close()
 
     def _note(self, method: str, vm: str, detail: str = "") -> None:
         log.info("uid %d, pid %d: %s %s%s", self._peer.uid, self._peer.pid, method, quoted(vm), detail)
@@ -74,6 +91,10 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         """Note a call that changes a VM; raises Locked where that is not to be."""
         self._note(method, vm, detail)
         await self._supervisor.check_unlocked(vm)
+
+    def _tell(self, kind: Kind, vm: str, text: str) -> None:
+        """Tell those who watch of a change that was made for this client."""
+        self._supervisor.events.publish(kind, names.parse(vm), text, uid=self._peer.uid)
 
     @varlinkmethod(return_parameter="vms")
     async def List(self) -> list[VMStatus]:
@@ -94,7 +115,9 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     async def Make(self, *, vm: str) -> str:
         """Create the directory of a VM and return its path."""
         self._note("Make", vm)
-        return await self._supervisor.make(vm)
+        path = await self._supervisor.make(vm)
+        self._tell(Kind.made, vm, printable(path))
+        return path
 
     @varlinkmethod(return_parameter="note")
     async def Set(self, *, vm: str, setting: str, value: str | None) -> str | None:
@@ -104,13 +127,17 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         Returns what there is to say about it, if anything.
         """
         await self._changing("Set", vm, f" {quoted(setting)} {'none' if value is None else quoted(value)}")
-        return await self._supervisor.set(vm, setting, value)
+        note = await self._supervisor.set(vm, setting, value)
+        self._tell(Kind.setting, vm, f"{setting} {'none' if value is None else quoted(value, 300)}")
+        return note
 
     @varlinkmethod(return_parameter="note")
     async def Remove(self, *, vm: str) -> str | None:
         """Delete a stopped VM with all its files and TAPs; returns what there is to say, if anything."""
         await self._changing("Remove", vm)
-        return await self._supervisor.remove(vm)
+        note = await self._supervisor.remove(vm)
+        self._tell(Kind.removed, vm, note or "with all its files")
+        return note
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Start(self, *, vm: str) -> AsyncIterator[StartProgress]:
@@ -170,12 +197,14 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         """Have a VM refuse all but looking, also after a restart of the daemon; the remark may be empty."""
         self._note("Lock", vm, f" {quoted(remark)}")
         await self._supervisor.lock(vm, remark)
+        self._tell(Kind.lock, vm, printable(f"locked: {remark[:300]}" if remark.strip() else "locked"))
 
     @varlinkmethod
     async def Unlock(self, *, vm: str) -> None:
         """Let a VM be changed again."""
         self._note("Unlock", vm)
         await self._supervisor.lock(vm, None)
+        self._tell(Kind.lock, vm, "unlocked")
 
     # -- A guest that runs --
 
@@ -214,6 +243,58 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         """Return a descriptor to read a PNG picture of the screen from."""
         return FileDescriptor(await (await self._supervisor.hands(vm)).screenshot(), should_close=True)
 
+    # -- Watching --
+
+    @varlinkmethod(return_parameter="event", delay_generator=False)
+    async def Watch(self, *, vms: list[str]) -> AsyncIterator[VMEvent]:
+        """Tell what happens to these VMs, to all where none is named, until the caller leaves. Wants `more`.
+
+        First comes an event `watching`, then one `now` for each VM with its state at that moment; from
+        then on nothing is missed. A caller that does not read is dropped when 1024 events wait for it.
+        """
+        if vms:
+            machines = [await self._supervisor.machine(vm) for vm in vms]
+        else:
+            machines = await self._supervisor.everyone()
+        events = self._supervisor.events
+        wanted = frozenset(machine.vm for machine in machines) if vms else frozenset()
+        with events.watch(wanted, self._drop) as watcher:  # in one go with looking at the states
+            self._watchers.add(watcher)
+            if self._gone.is_set():  # while we looked for the machines
+                watcher.close()
+            picture = [events.picture(Kind.watching, "", f"{len(machines)} VMs")]
+            picture += [events.picture(Kind.now, m.vm, m.state.value, m.state) for m in machines]
+            try:
+                for event in picture:
+                    yield event
+                async for event in watcher:
+                    yield event
+            finally:
+                self._watchers.discard(watcher)
+        raise refusals.going_away()  # to whom, does not matter: the connection is gone
+
+    @varlinkmethod(return_parameter="piece", delay_generator=False)
+    async def Serial(self, *, vm: str, since: str | None) -> AsyncIterator[SerialPiece]:
+        """Tell what a VM prints on its serial port until its run ends; of one that is off, the next run's.
+
+        From now on, or with `start` from the beginning of the present or last run, or from the mark of an
+        earlier piece. Wants `more`. A VM that is to be started again by itself is followed into the next run.
+        """
+        async for piece in serialfeed.follow(self._supervisor, vm, since, self._gone):
+            if piece.ended is not None:
+                raise LastResult(piece)
+            yield piece
+        raise refusals.going_away()  # as above
+
+    @varlinkmethod(return_parameter="why")
+    async def Why(self, *, vm: str) -> Explanation:
+        """Return why a VM is as it is: how its last run ended, and what comes of that."""
+        return await explain(await self._supervisor.machine(vm))
+
+    def _drop(self) -> None:
+        log.warning("uid %d, pid %d: a watcher that does not read is dropped", self._peer.uid, self._peer.pid)
+        asyncio.get_running_loop().call_later(DROP_TIME, self.hang_up)
+
     # -- Wires --
 
     @varlinkmethod(return_parameter="nics")
@@ -230,25 +311,31 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         go; a step `pending` tells of one that the guest has not let go of.
         """
         await self._changing("SetNics", vm, f" {quoted(count)} {quoted(' '.join(wires), 300)}")
-        return await (await self._supervisor.wires(vm)).arrange(count, wires)
+        steps = await (await self._supervisor.wires(vm)).arrange(count, wires)
+        self._tell(Kind.wires, vm, f"ifadd {count} {printable(' '.join(wires)[:300])}".strip())
+        return steps
 
     @varlinkmethod(return_parameter="steps")
     async def Connect(self, *, vm: str, interface: int, wire: str) -> list[Step]:
         """Plug one interface, counted from 0, into another bridge; `-` is none."""
         await self._changing("Connect", vm, f" {quoted(interface)} {quoted(wire)}")
-        return await (await self._supervisor.wires(vm)).connect(interface, wire)
+        steps = await (await self._supervisor.wires(vm)).connect(interface, wire)
+        self._tell(Kind.wires, vm, f"connect {interface} {printable(wire)}")
+        return steps
 
     @varlinkmethod
     async def Cable(self, *, vm: str, interface: int, on: bool) -> None:
         """Plug or pull the cable of a running VM's interface, as its guest sees it."""
         await self._changing("Cable", vm, f" {quoted(interface)} {'on' if on else 'off'}")
         await (await self._supervisor.wires(vm)).cable(interface, on=on)
+        self._tell(Kind.wires, vm, f"cable {interface} {'on' if on else 'off'}")
 
     @varlinkmethod
     async def Forward(self, *, vm: str, interface: int, host: int, guest: int | None) -> None:
         """Forward a TCP port of the host's 127.0.0.1 into a user-mode network; null ends it."""
         await self._changing("Forward", vm, f" {quoted(interface)} {quoted(host)}:{quoted(guest)}")
         await (await self._supervisor.wires(vm)).forward(interface, host, guest)
+        self._tell(Kind.wires, vm, f"forward {interface} {host}:{'none' if guest is None else guest}")
 
     @varlinkmethod(return_parameter="addresses")
     async def Addresses(self, *, vm: str) -> list[VMAddress]:

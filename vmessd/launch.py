@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 
-from vmessd import cmdline, drives, names, shell, tap, vmdir
+from vmessd import cmdline, drives, names, seriallog, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
 from vmessd.errors import BadFile, Failed, Locked, VmessError, failing
 from vmessd.host import Host
@@ -117,6 +117,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         serial_log = directory.open_log(vmdir.SERIAL_LOG)
         ours.callback(os.close, serial_log)
         shorten_logs(directory)
+        serial_begin = _serial_begin(directory)
         qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
         with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
@@ -134,7 +135,12 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
             host.account.entry,
         )
         undo.callback(_end, process)
-        record = RunRecord(process.pid, process.ticks, display, spec.accel, argv, Moment.now(), tries)
+        record = RunRecord(
+            *(process.pid, process.ticks, display, spec.accel, argv),
+            since=Moment.now(),
+            tries=tries,
+            serial=serial_begin,
+        )
         directory.write_run_record(record)
         undo.pop_all()
     return Launched(process, record, log_start)
@@ -157,6 +163,13 @@ def shorten_logs(directory: VMDirectory) -> None:
             directory.shorten_log(name, complain)
         except VmessError as error:
             complain(error.message)
+
+
+def _serial_begin(directory: VMDirectory) -> str:
+    """Return where in the log of its serial port a new run begins; nothing where that cannot be told."""
+    with contextlib.suppress(VmessError):
+        return str(seriallog.end(directory))
+    return ""
 
 
 def sweep_links(directory: VMDirectory, network: Network) -> None:
@@ -277,6 +290,7 @@ def _described(process: Process, record: RunRecord | None) -> tuple[Process, Run
         *(process.pid, process.ticks, cmdline.display_of(argv), cmdline.accel_of(argv), argv),
         since=record.since if record else Moment.now(),
         tries=record.tries if record else 0,
+        serial=record.serial if record else "",
         stopping=record is not None and record.stopping,
     )
     return process, found
@@ -297,6 +311,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
             log=directory.log_tail(vmdir.QEMU_LOG, 0)[-LAST_LINES:],
             when=Moment.now(),
             tries=record.tries,
+            serial=record.serial,
             # After a boot of the host it is for AUTOSTART to say what comes up.
             again=record.since.boot == boot_id()
             and not record.stopping

@@ -16,8 +16,9 @@ from vmessd import launch, refusals, restart, settings, vmdir
 from vmessd.errors import Locked, NotRunning, StartFailed, VmessError
 from vmessd.host import Host
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
+from vmessd.journal import Journal
 from vmessd.launch import Launched
-from vmessd.lifecycle import OFF, RESTARTS_MAX, Action, Event, State, by_force, ladder, transition
+from vmessd.lifecycle import OFF, Action, Event, State, by_force, ladder, transition
 from vmessd.records import ExitRecord, RunRecord, boot_id
 from vmessd.report import Exit, StartProgress, StopProgress, VMStatus
 from vmessd.run import Run, Stop, grace_of, logged, stopped
@@ -48,6 +49,7 @@ class Machine:
         self._host = host
         self._timing = timing
         self._inbox = Inbox(directory.vm)
+        self._journal = Journal(directory.vm, host.events)
         self._run: Run | None = None
         self._search: asyncio.Task[None] | None = None
         self._pending: restart.Pending | None = None
@@ -172,14 +174,12 @@ class Machine:
             return
         if self._run is not None and message.runstate is not None:
             self._run.learn(message.runstate)
-        before = self.state
-        after, action = transition(before, message.event)
+        after, action = transition(self.state, message.event)
         if action is not Action.bury:  # which is done only when the exit is on record
             self.state = after
         if message.event in (Event.runs, Event.halts) and self._run is not None:
             self._run.ran = True
-        if before is not self.state:
-            log.debug("%s: %s -> %s (%s)", self.vm, before.value, self.state.value, message.event.value)
+        self._journal.state(self.state, message)
         if self._run is not None:
             self._run.mind_silence(message.event, self.state)
         if action is not Action.nothing:
@@ -206,7 +206,7 @@ class Machine:
             self._search = asyncio.get_running_loop().create_task(self._search_on())
             launched = None
         if launched is None:
-            self._rest_if_wanted()
+            await self._rest_if_wanted()
             self.settled.set()
             return
         # One that hangs must not make everybody wait who asks how it is.
@@ -229,7 +229,7 @@ class Machine:
         if self._run is not None:
             launched.process.close()
             return False
-        log.info("%s: found running, pid %d", self.vm, launched.process.pid)
+        self._journal.found(launched.process.pid)
         self._adopt(launched).ran = True  # whether it did, nobody knows; it was not refused
         return True
 
@@ -264,6 +264,7 @@ class Machine:
     def _qmp_event(self, name: str, data: Mapping[str, Any]) -> None:
         if self._run is None:
             return
+        self._journal.qmp(self._run.pid, name, data)
         event = self._run.hear(name, data)
         if event is not None:
             self._inbox.happen(event, "running" if event is Event.runs else "paused")
@@ -325,7 +326,7 @@ class Machine:
             return
         record = self._run.launched.record
         self._host.displays.settle(self.vm)
-        log.info("%s: started, pid %d, display %d, %s", self.vm, record.pid, record.display, record.accel)
+        self._journal.started(record)
         tell(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
         self._starters.clear()
 
@@ -359,7 +360,7 @@ class Machine:
     async def _climb(self, _message: Happening) -> None:
         run = self._run
         if run is not None and run.climb(lambda: self._inbox.happen(Event.rung)) and run.stop is not None:
-            log.info("%s: stopping: %s", self.vm, run.stop.rung.value)
+            self._journal.rung(run)
             tell(self._stoppers, run.stop.progress(run.pid))
 
     async def _join(self, message: Happening) -> None:
@@ -382,9 +383,12 @@ class Machine:
                 await run.session.close()
                 self.last_exit = await asyncio.to_thread(run.bury, self.directory)
                 await asyncio.to_thread(launch.sweep_links, self.directory, self._host.network)
-                log.info("%s: %s", self.vm, self.last_exit.text)
+                self._journal.ended(self.last_exit)
                 user = self._host.account.name if self._host.account.entry else None
                 error = run.error or refusals.not_started(self.vm, self.last_exit.text, user)
+            elif self._tries and self.last_exit is not None:
+                policy = await asyncio.to_thread(launch.restart_policy, self.directory)
+                await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
         finally:
             if run is not None:
                 run.launched.process.close()
@@ -395,29 +399,25 @@ class Machine:
             tell(self._stoppers, stopped(run, self.last_exit))
             self._starters.clear()
             self._stoppers.clear()
-        if run is None and self._tries and self.last_exit is not None:
-            policy = await asyncio.to_thread(launch.restart_policy, self.directory)
-            await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
-        self._rest_if_wanted()
+        await self._rest_if_wanted()
+        self._journal.state(self.state, message)
 
     # -- Actions: a restart --
 
-    def _rest_if_wanted(self) -> None:
+    async def _rest_if_wanted(self) -> None:
         """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
         last = self.last_exit
         if last is not None and restart.is_due(last) and last.when.boot == boot_id():
-            self._inbox.happen(Event.pause)
+            await self._react(Happening(Event.pause))  # at once, so that nobody sees it stopped
         elif last is not None and last.note and self._tries:
-            log.warning("%s: %s", self.vm, last.note)
+            self._journal.given_up(last.note)
 
     async def _rest(self, _message: Happening) -> None:
         pending = restart.Pending(
             self.last_exit.tries if self.last_exit else 0, lambda: self._inbox.happen(Event.again)
         )
         self._pending = pending
-        log.warning(
-            "%s: started again in %g s, restart %d of %d", self.vm, pending.pause, pending.attempt, RESTARTS_MAX
-        )
+        self._journal.restart(pending)
 
     def _wait_no_longer(self) -> restart.Pending | None:
         """End the pause before a restart and return what was pending."""
@@ -430,7 +430,7 @@ class Machine:
         self._wait_no_longer()
         if self.last_exit is not None:
             await self._note_exit(dataclasses.replace(self.last_exit, again=False, note=restart.CALLED_OFF))
-        log.info("%s: %s", self.vm, restart.CALLED_OFF)
+        self._journal.called_off(message.asker().uid)
         tell([message.asker()], StopProgress.of_rest(f"{self.vm}: {restart.CALLED_OFF}"))
 
     async def _note_exit(self, record: ExitRecord) -> None:

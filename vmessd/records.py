@@ -57,6 +57,8 @@ class RunRecord:
     """Restarts in a row that led to it."""
     stopping: bool = False
     """A stop was asked for: also if another daemon sees its end, nobody starts it again."""
+    serial: str = ""
+    """Where in the log of its serial port it begins, a seriallog.Mark."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,8 @@ class ExitRecord:
     """The VM is to be started again by its restart policy."""
     note: str | None = None
     """What became of that, such as that it was given up."""
+    serial: str = ""
+    """Where in the log of its serial port the run that ended began."""
 
 
 def _fits(value: Any, kind: Any) -> bool:

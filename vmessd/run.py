@@ -207,6 +207,7 @@ class Run:
             log=said,
             when=Moment.now(),
             tries=self.launched.record.tries,
+            serial=self.launched.record.serial,
         )
 
     async def begin_stop(self, stop: Stop, directory: VMDirectory) -> None:

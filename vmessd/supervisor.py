@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import logging
@@ -14,6 +15,7 @@ from vmessd import cmdline, drives, launch, names, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
 from vmessd.drives import Disk
 from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
+from vmessd.events import Kind
 from vmessd.hands import Hands
 from vmessd.host import Host
 from vmessd.lifecycle import OFF
@@ -53,6 +55,7 @@ class Supervisor:
         self.root = root
         self.segments = Segments(host.network, root)
         self.sampler = Sampler(self.everyone, host.network)
+        self.events = host.events
         self._host = host
         self._timing = timing
         self._machines: dict[str, Machine] = {}
@@ -144,6 +147,7 @@ class Supervisor:
             if machine is None or there or machine.state not in OFF:
                 break
             await self._drop(vm)
+            self.events.publish(Kind.removed, vm, "its directory is gone")
         if machine is None:
             if not there:
                 with directory.opened():
@@ -218,7 +222,9 @@ class Supervisor:
     async def addresses(self, name: str) -> list[VMAddress]:
         """Return a VM's addresses as far as the host knows; raises BadFile, Failed."""
         wires = await self.wires(name)
-        return await asyncio.to_thread(self._addresses, wires.vm, await wires.nics())
+        found = await asyncio.to_thread(self._addresses, wires.vm, await wires.nics())
+        runs = (await self.machine(name)).state not in OFF
+        return [dataclasses.replace(address, known=address.known and runs) for address in found]
 
     def _addresses(self, vm: str, nics: Sequence[Nic]) -> list[VMAddress]:
         with self._host.network.kernel() as kernel:
@@ -231,7 +237,7 @@ class Supervisor:
                 found += of_interface(nic.index, mac, nic.link.index, tables)
             elif nic.wire.user:
                 source = "DHCP of QEMU's user network"
-                found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source))
+                found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=True))
         return found
 
     async def _planned(

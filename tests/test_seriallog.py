@@ -1,0 +1,160 @@
+"""The serial log as a stream: places in it are found again, whatever is cut off its front."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from vmessd import seriallog
+from vmessd.errors import BadFile, InvalidValue, NoSuchVM
+from vmessd.seriallog import BEFORE, Mark
+from vmessd.vmdir import VMDirectory
+
+BEGINNING = Mark(0, b"")
+
+
+@pytest.fixture
+def vm(tmp_path: Path) -> VMDirectory:
+    directory = VMDirectory(tmp_path, "newvm0")
+    directory.make()
+    return directory
+
+
+def say(vm: VMDirectory, data: bytes) -> None:
+    with (vm.path / "serial.log").open("ab") as file:
+        file.write(data)
+
+
+def cut(vm: VMDirectory, front: int) -> None:
+    """Take bytes off the front of the log, in place, and keep them as the older part."""
+    log = vm.path / "serial.log"
+    data = log.read_bytes()
+    (vm.path / "serial.log.1").write_bytes(data[:front])
+    with log.open("r+b") as file:  # the same file, as for whoever has it open
+        file.write(data[front:])
+        file.truncate()
+
+
+def lines(begin: int, end: int) -> bytes:
+    return b"".join(b"line %d\n" % number for number in range(begin, end))
+
+
+@pytest.mark.parametrize("mark", [BEGINNING, Mark(7, b"abc"), Mark(-7, bytes(range(BEFORE)))])
+def test_a_mark_survives_as_text(mark: Mark) -> None:
+    assert Mark.parse(str(mark)) == mark
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "x", "start", "1", "1:0", "1:zz", "1:AB", " 1:00", "1:" + "00" * (BEFORE + 1), f"{10**30}:00"],
+)
+def test_what_is_no_mark_is_refused(text: str) -> None:
+    with pytest.raises(InvalidValue, match="is no place in a serial log"):
+        Mark.parse(text)
+
+
+def test_a_log_that_is_not_there_yet_is_empty(vm: VMDirectory) -> None:
+    assert seriallog.end(vm) == BEGINNING
+    assert seriallog.read(vm, BEGINNING, 100) == (b"", BEGINNING, False)
+    say(vm, b"R")
+    assert seriallog.read(vm, BEGINNING, 100) == (b"R", Mark(1, b"R"), False)
+
+
+def test_what_is_printed_behind_a_place_is_read(vm: VMDirectory) -> None:
+    say(vm, b"before")
+    mark = seriallog.end(vm)
+    assert seriallog.read(vm, mark, 100).data == b""
+    say(vm, b"after")
+    chunk = seriallog.read(vm, mark, 3)
+    assert (chunk.data, chunk.gap) == (b"aft", False)
+    assert seriallog.read(vm, chunk.mark, 100) == (b"er", Mark(11, b"beforeafter"), False)
+
+
+def test_a_place_is_found_when_the_front_is_cut_off(vm: VMDirectory) -> None:
+    say(vm, lines(0, 1000))
+    early = seriallog.read(vm, BEGINNING, len(lines(0, 100))).mark
+    late = seriallog.end(vm)
+    say(vm, lines(1000, 1010))
+    cut(vm, len(lines(0, 900)))
+    assert seriallog.read(vm, late, 10**6).data == lines(1000, 1010)
+    chunk = seriallog.read(vm, early, 10)
+    assert chunk.data == lines(100, 1010)[:10]
+    assert chunk.mark.offset < 0
+    assert seriallog.read(vm, chunk.mark, 10**6).data == lines(100, 1010)[10:], "through both parts"
+    assert seriallog.read(vm, BEGINNING, 10**6).data == lines(0, 1010)
+
+
+def test_a_place_is_found_when_all_was_moved_away(vm: VMDirectory) -> None:
+    say(vm, lines(0, 1000))
+    early, late = seriallog.read(vm, BEGINNING, 700).mark, seriallog.end(vm)
+    cut(vm, len(lines(0, 1000)))
+    assert seriallog.read(vm, late, 100).data == b""
+    say(vm, b"more")
+    assert seriallog.read(vm, late, 100) == (b"more", Mark(4, (lines(0, 1000) + b"more")[-BEFORE:]), False)
+    assert seriallog.read(vm, early, 10**6).data == lines(0, 1000)[700:] + b"more"
+
+
+def test_a_place_that_is_gone_is_said_to_be(vm: VMDirectory) -> None:
+    say(vm, lines(0, 100))
+    mark = seriallog.end(vm)
+    cut(vm, len(lines(0, 100)))
+    say(vm, lines(200, 300))
+    cut(vm, len(lines(200, 300)))
+    say(vm, lines(300, 310))
+    chunk = seriallog.read(vm, mark, 10**6)
+    assert (chunk.data, chunk.gap) == (lines(200, 310), True)
+
+
+def test_a_reader_misses_nothing_whatever_is_cut_off(vm: VMDirectory) -> None:
+    dice = random.Random(5)
+    printed, seen, mark = 0, b"", BEGINNING
+    for _ in range(400):
+        match dice.randrange(4):
+            case 0 | 1:
+                more = dice.randrange(1, 60)
+                say(vm, lines(printed, printed + more))
+                printed += more
+            case 2:
+                size = (vm.path / "serial.log").stat().st_size if printed else 0
+                # The reader is never further behind than what both parts have.
+                if size > 2000 and mark.offset > 0:
+                    cut(vm, dice.choice([size, size // 2]))
+            case _:
+                while chunk := seriallog.read(vm, mark, dice.randrange(1, 3000)):
+                    assert not chunk.gap
+                    seen, mark = seen + chunk.data, chunk.mark
+                    if not chunk.data or dice.randrange(3) == 0:
+                        break
+    seen += seriallog.read(vm, mark, 10**9).data
+    assert seen == lines(0, printed)
+
+
+def test_last_lines_are_those_of_one_run(vm: VMDirectory) -> None:
+    say(vm, lines(0, 50))
+    first = seriallog.end(vm)
+    say(vm, b"\x1b[31mred\r\n\r\n" + lines(50, 60))
+    second = seriallog.end(vm)
+    say(vm, lines(60, 70))
+    expected = [r"\x1b[31mred", *(f"line {number}" for number in range(50, 60))]
+    assert seriallog.last_lines(vm, first, second, 100) == expected
+    assert seriallog.last_lines(vm, first, second, 3) == expected[-3:]
+    assert seriallog.last_lines(vm, second, None, 2) == ["line 68", "line 69"]
+    cut(vm, len(lines(0, 40)))
+    assert seriallog.last_lines(vm, first, second, 100) == expected
+    assert seriallog.last_lines(vm, first, Mark(5, b"not there"), 100) == []
+
+
+def test_what_is_no_plain_file_is_not_read(vm: VMDirectory) -> None:
+    say(vm, b"x")
+    (vm.path / "serial.log.1").symlink_to("/etc/passwd")
+    for work in (lambda: seriallog.end(vm), lambda: seriallog.read(vm, BEGINNING, 10)):
+        with pytest.raises(BadFile, match="a symbolic link; it has to be a plain file"):
+            work()
+    (vm.path / "serial.log.1").unlink()
+    (vm.path / "serial.log").unlink()
+    os.mkfifo(vm.path / "serial.log")
+    with pytest.raises(BadFile, match="a FIFO; it has to be a plain file"):
+        seriallog.end(vm)
+    with pytest.raises(NoSuchVM):
+        seriallog.end(VMDirectory(vm.path.parent, "nosuch0"))

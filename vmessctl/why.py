@@ -1,0 +1,99 @@
+"""The verb why: how a VM's last run ended, and what comes of it, in words."""
+
+from __future__ import annotations
+
+import time
+
+from vmessctl import render
+from vmessctl.console import for_each, show
+from vmessd.errors import DONE, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Client, Reply
+    from vmessctl.commands import Invocation
+
+INDENT = "  "
+
+
+def run(invocation: Invocation) -> int:
+    """Tell why VMs are as they are; return the exit status."""
+
+    def work(client: Client, vm: str) -> int:
+        show(invocation, client.call("Why", vm=vm), text, vm)
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def text(reply: Reply) -> str:
+    """Return all there is to say of the last end of a VM, in lines."""
+    why = reply["why"]
+    status, last, end = why["status"], why["status"]["last_exit"], why["end"]
+    off = render.is_off(status)
+    lines = [render.status({"status": status})]
+    if last is None or end is None:
+        lines.append("No run of it has ended" if not off else "It has never run, as far as is on record")
+    else:
+        if not off:
+            lines.append("The run before:")
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end["when"]))
+        lines += [
+            f"When: {when}, {render.duration(last['age'])} ago",
+            f"How: {printable(last['text'])}",
+            f"Asked for: {_asker(last, end)}",
+            f"QEMU: PID {end['pid']}, {_status(last['status'])}",
+        ]
+        if end["tries"]:
+            lines.append(f"Restarts in a row before it: {end['tries']}")
+    lines.append(f"Next: {_next(why)}")
+    if last is not None and end is not None:
+        lines += _quoted("QEMU's last words", last["log"])
+        lines += _quoted("Last lines of the serial console", end["console"])
+    return "\n".join(lines)
+
+
+def _asker(last: Reply, end: Reply) -> str:
+    if last["asked_by"] is None:
+        return "by nobody"
+    return f"by uid {last['asked_by']}" + (f", {printable(end['user'])}" if end["user"] else "")
+
+
+def _status(status: int | None) -> str:
+    """Return what became of the process; the number is as Python's subprocess has it."""
+    if status is None:
+        return "exit status not known: it was no child of the vmessd that saw it end"
+    if status >= 0:
+        return f"exit status {status}"
+    import signal  # noqa: PLC0415 -- it takes its time, and not all need it
+
+    try:
+        return f"ended by signal {-status}, {signal.Signals(-status).name}"
+    except ValueError:
+        return f"ended by signal {-status}"
+
+
+def _next(why: Reply) -> str:
+    """Return what the daemon is going to do with the VM."""
+    status, policy = why["status"], why["policy"]
+    last, restart = status["last_exit"], status["restart"]
+    boot = "; it comes up with the host" if why["autostart"] else ""
+    if restart:
+        when = render.duration(restart["due"])
+        return f"started again in {when}, restart {restart['attempt']} of {restart['limit']}"
+    if status["state"] == "stopping":
+        return f"it is being stopped{boot}"
+    if status["state"] == "unresponsive":
+        return "left alone until QEMU answers; stop force ends it"
+    if status["state"] != "stopped":
+        if policy == "no":
+            return f"if it ends it stays off: its restart policy is no{boot}"
+        return f"if it ends unasked it is started again: its restart policy is {policy}{boot}"
+    note = f"{printable(last['note'])}: " if last and last["note"] else ""
+    return f"{note}nothing until somebody starts it{boot}"
+
+
+def _quoted(title: str, lines: list[str]) -> list[str]:
+    if not lines:
+        return [f"{title}: none"]
+    return [f"{title}:", *(f"{INDENT}{printable(line)}" for line in lines)]

@@ -1,0 +1,73 @@
+"""Why a VM is as it is: all that is on record of its last end, and what comes of it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import pwd
+
+from vmessd import launch, seriallog
+from vmessd.errors import VmessError
+from vmessd.machine import Machine
+from vmessd.records import ExitRecord, RunRecord
+from vmessd.report import VMStatus
+from vmessd.serialfeed import place
+from vmessd.settings import BY_FILE
+
+CONSOLE_LINES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """What is on record of a run that ended, besides what `status.last_exit` has."""
+
+    pid: int
+    when: float
+    """Seconds since 1970, by the wall clock of then."""
+    user: str | None
+    """Name of the user who asked for it, where there is such a user."""
+    tries: int
+    """Restarts in a row that led to it."""
+    console: list[str]
+    """The last lines the guest printed on its serial port, escaped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Why a VM is as it is."""
+
+    status: VMStatus
+    """In `last_exit`: how the last run ended, who asked for it, QEMU's exit status and last words."""
+    end: End | None
+    """None where it never ended."""
+    policy: str
+    """no, on-crash or always: what RESTART says."""
+    autostart: bool
+    """It comes up with the host."""
+
+
+async def explain(machine: Machine) -> Explanation:
+    """Return why a VM is as it is."""
+    record, run, directory = machine.last_exit, machine.record(), machine.directory
+    policy = await asyncio.to_thread(launch.restart_policy, directory)
+    autostart = None
+    with contextlib.suppress(VmessError):
+        autostart = await asyncio.to_thread(directory.read_setting, BY_FILE["AUTOSTART"])
+    end = await asyncio.to_thread(_end, machine, record, run) if record is not None else None
+    return Explanation(machine.status(), end, policy, autostart is not None)
+
+
+def _end(machine: Machine, record: ExitRecord, run: RunRecord | None) -> End:
+    lines: list[str] = []
+    with contextlib.suppress(VmessError):
+        stop = place(run.serial) if run is not None else None
+        lines = seriallog.last_lines(machine.directory, place(record.serial), stop, CONSOLE_LINES)
+    user = _user(record.asked_by) if record.asked_by is not None else None
+    return End(record.pid, record.when.epoch, user, record.tries, lines)
+
+
+def _user(uid: int) -> str | None:
+    """Return a user's name, which may take a look into a directory of all the house's users."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return None
