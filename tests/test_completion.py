@@ -64,7 +64,7 @@ def offered(line: str, world: Callable[[Line], completion.World] = Host) -> set[
     return {word for word in found if word.startswith(current)}
 
 
-GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion"}
+GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "watch"}
 OFFERED: tuple[tuple[str, set[str]], ...] = (
     # VMs, by what the verb behind the cursor needs
     ("|", {"a0", "b0", "c0"} | GLOBAL),
@@ -100,7 +100,8 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             *(
                 o
                 for o in OPTIONS
-                if o not in ("--all", "--yes", "--timeout", "--no-wait", "-b", "-n", "-d", "--sort")
+                if o not in ("--all", "--yes", "--timeout", "--no-wait", "--since-start")
+                and o not in ("-b", "-n", "-d", "--sort")
             ),
         },
     ),
@@ -114,6 +115,11 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a ifadd 1 -- s|", {"smp", "status", "start", "stop", "suspend", "sendkey", "screenshot"}),
     ("a ifadd -- 1 s|", set()),
     ("a stop f|", {"force", "forward"}),
+    ("a w|", {"wait", "watch", "why"}),
+    ("| watch", {"a0", "b0", "c0"}),
+    ("a watch |", set()),
+    ("a wait |", {"running", "stopped", "paused", "addr"}),
+    ("a wait --s|", {"--since-start", "--socket"}),
     ("a stop force f|", {"forward"}),
     ("a make m|", set()),
     ("net |", {"show", "vlan", "add", "delete", "ignore", "prune"}),
@@ -151,7 +157,7 @@ def test_what_is_offered(line: str, words: set[str]) -> None:
 
 def test_without_a_daemon_the_tables_still_complete() -> None:
     assert offered("|", Nowhere) == GLOBAL
-    assert offered("newvm |", Nowhere) == VERBS.keys()
+    assert offered("newvm |", Nowhere) == {*VERBS, "watch"}
     assert offered("| start", Nowhere) == set()
     assert offered("newvm connect 0 |", Nowhere) == {"-", "user"}
     assert offered("newvm connect |", Nowhere) == set()
@@ -171,6 +177,7 @@ LITERALS = {
     *("none", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
     *("-", "user", "bash", "zsh", "fish", "words"),
     *("cpu", "rss", "disk", "net", "up", "name"),
+    *("running", "stopped", "paused", "addr"),
 }
 
 

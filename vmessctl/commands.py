@@ -227,7 +227,7 @@ COMMANDS: tuple[Command, ...] = (
         'Wait until the VM is running, stopped or paused, or the host knows an address of it ("addr"),\n'
         "or until its serial console prints what a regular expression matches: serial:login:",
         "Serial",
-        arguments="<state|addr|serial:REGEX>",
+        arguments="<running|stopped|paused|addr|serial:REGEX>",
         options=(TIMEOUT, SINCE_START, JSON),
         many=True,
     ),

@@ -38,7 +38,14 @@ PATIENCE = 0.5
 FILES = (":files", "")
 SIZES = ("512M", "1G", "2G", "4G", "8G", "16G", "32G")
 NUMBERS = ("1", "2", "3", "4")
-FREE = frozenset({"hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "SECONDS"})
+BEHIND_VMS = {command.verb: command for command in COMMANDS if command.many or not command.is_global}
+"""What may stand behind the names of VMs."""
+FREE = frozenset(
+    {
+        *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
+        *("SECONDS",),
+    }
+)
 """What arguments are called that nobody can guess."""
 
 
@@ -199,7 +206,7 @@ def _arguments(step: Step, world: World) -> list[Candidate]:
 def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
     """Return VMs that fit the verb behind the cursor; without one, verbs that fit the VMs before it, too."""
     vms = {vm["name"]: vm for vm in world.vms()}
-    verb = next((VERBS[word] for word in after if word in VERBS), None)
+    verb = next((BEHIND_VMS[word] for word in after if word in BEHIND_VMS), None)
     named = {vm if vm[-1:].isdecimal() else f"{vm}0" for vm in line.vms}
     left = [
         (name, f"{vm['state']} VM")
@@ -213,7 +220,7 @@ def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
     every = not vms or ALL.flag in line.options or any(map(grammar.is_pattern, line.vms))
     fitting = [
         (word, _about(command))
-        for word, command in VERBS.items()
+        for word, command in BEHIND_VMS.items()
         if every or any(fits(command, vms.get(vm)) for vm in named)
     ]
     return fitting if ALL.flag in line.options else [*fitting, *left]

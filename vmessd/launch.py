@@ -67,6 +67,17 @@ def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
     )
 
 
+def _own(directory: VMDirectory) -> int:
+    """Return the lock of a VM that nobody has; raises Locked."""
+    lock = directory.lock()
+    if lock is None:
+        raise Locked(
+            f"VM {directory.vm} is held by another process, so it is not started a second time",
+            hint=f"fuser -v {directory} tells which",
+        )
+    return lock
+
+
 def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> None:
     """See to it that the VM's TAPs are there: those the kernel has stay where they are.
 
@@ -97,12 +108,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         raise Failed("its RESTART file does not want it any more")
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
         spec = specify(directory, host, display=0)  # a bad value is told before anything is touched
-        lock = directory.lock()
-        if lock is None:
-            raise Locked(
-                f"VM {directory.vm} is held by another process, so it is not started a second time",
-                hint=f"fuser -v {directory} tells which",
-            )
+        lock = _own(directory)
         ours.callback(os.close, lock)
         directory.sweep()
         _wire(directory, host, undo)

@@ -2,7 +2,10 @@
 
 QEMU appends to `serial.log` for all runs of a VM. Whoever keeps it short takes off its front, in place, and
 has that in `serial.log.1`: the two together are without a gap. A place is therefore an offset and the bytes
-before it; where those are not at the offset any more, they are looked for. Everything here blocks.
+before it; where those are not at the offset any more, they are looked for.
+
+Everything here blocks, and has to be done in the VM's turn (:meth:`vmessd.machine.Machine.change`), as the
+shortening is: a log that is cut between two looks at it is not what it was.
 """
 
 import contextlib
@@ -10,14 +13,14 @@ import os
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from vmessd import safefile
+from vmessd import logfile, safefile
 from vmessd.errors import InvalidValue, failing, printable, quoted
 from vmessd.vmdir import LINE_LIMIT, SERIAL_LOG, VMDirectory
 
-OLDER = f"{SERIAL_LOG}.1"
+OLDER = f"{SERIAL_LOG}{logfile.OLDER}"
 BEFORE = 128
 """Bytes before a place by which it is found again."""
-SEARCH = 8 * 1024 * 1024
+SEARCH = 3 * logfile.CAP
 """Bytes in which they are looked for: more than the log and its older part have where they are kept short."""
 TAIL = 16 * 1024
 """Bytes in which the last lines are looked for."""
@@ -60,7 +63,6 @@ class _Stream:
 
     def __init__(self, directory: int) -> None:
         self._parts = contextlib.ExitStack()
-        # The log first: what is cut off it meanwhile is then there twice, and not missing.
         self._log, self.size = self._open(directory, SERIAL_LOG)
         self._older, self.older = self._open(directory, OLDER)
 
@@ -120,11 +122,8 @@ class _Stream:
 
 def end(directory: VMDirectory) -> Mark:
     """Return the place behind everything that was printed; raises NoSuchVM, BadFile, Failed."""
-    while True:
-        with directory.opened() as fd, _Stream(fd) as stream:
-            mark = stream.at(stream.size)
-        if mark.before or not mark.offset:
-            return mark  # else it was shortened between two of our looks at it
+    with directory.opened() as fd, _Stream(fd) as stream:
+        return stream.at(stream.size)
 
 
 def read(directory: VMDirectory, mark: Mark, limit: int, *, earliest: bool = False) -> Chunk:

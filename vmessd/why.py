@@ -1,8 +1,8 @@
 """Why a VM is as it is: all that is on record of its last end, and what comes of it."""
 
-import asyncio
 import contextlib
 import dataclasses
+import functools
 import pwd
 
 from vmessd import launch, seriallog
@@ -46,14 +46,17 @@ class Explanation:
 
 
 async def explain(machine: Machine) -> Explanation:
-    """Return why a VM is as it is."""
+    """Return why a VM is as it is; raises NoSuchVM."""
+    return await machine.change(functools.partial(_explain, machine))
+
+
+def _explain(machine: Machine) -> Explanation:
     record, run, directory = machine.last_exit, machine.record(), machine.directory
-    policy = await asyncio.to_thread(launch.restart_policy, directory)
     autostart = None
     with contextlib.suppress(VmessError):
-        autostart = await asyncio.to_thread(directory.read_setting, BY_FILE["AUTOSTART"])
-    end = await asyncio.to_thread(_end, machine, record, run) if record is not None else None
-    return Explanation(machine.status(), end, policy, autostart is not None)
+        autostart = directory.read_setting(BY_FILE["AUTOSTART"])
+    end = _end(machine, record, run) if record is not None else None
+    return Explanation(machine.status(), end, launch.restart_policy(directory), autostart is not None)
 
 
 def _end(machine: Machine, record: ExitRecord, run: RunRecord | None) -> End:
