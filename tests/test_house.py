@@ -30,12 +30,14 @@ VMESSD = (
         "access",
         "network",
     ),
-    *("segments", "addresses", "report", "refusals", "host", "launch", "session", "restart", "run", "inbox"),
-    *("machine", "hotplug", "wires", "supervisor", "fleet", "interface", "control", "config", "notify", "log"),
+    *("segments", "addresses", "report", "refusals", "host", "seriallog", "launch", "session", "restart"),
+    *("run", "inbox", "machine", "hotplug", "wires", "supervisor", "fleet"),
+    *("interface", "control", "config", "notify", "log"),
     *("daemon", "__main__"),
 )
 VMESSCTL = (
-    *("commands", "notation", "client", "render", "console", "follow", "fleet", "wires", "verbs"),
+    *("commands", "notation", "client", "render", "console", "follow", "fleet", "wires"),
+    "verbs",
     "__main__",
 )
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))

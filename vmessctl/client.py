@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket  # `socket` makes enums of all constants, for as long as all the rest takes
 import os
+import sys
 
 from vmessctl import commands, notation
 from vmessd.errors import BY_WIRE_NAME, INTERFACE, Failed, TimedOut, Unreachable, VmessError, printable, reason
@@ -43,6 +44,7 @@ class Client:
             Unreachable: nobody does.
         """
         self._buffer = b""
+        self._descriptors: list[int] = []
         self._socket = _connect(paths)
 
     def fileno(self) -> int:
@@ -86,19 +88,36 @@ class Client:
     def fill(self) -> None:
         """Read what has arrived; raises as :meth:`receive`."""
         try:
-            data = self._socket.recv(65536)
+            data, ancillary, _, _ = self._socket.recvmsg(65536, 256, _socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
             raise silence() from None
         except OSError as error:
             raise Unreachable(f"vmessd hung up: {reason(error)}") from None
         if not data:
             raise Unreachable("vmessd hung up", hint="what was under way may have to be asked for again")
+        for level, kind, handed in ancillary:
+            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+                self._descriptors += [
+                    int.from_bytes(handed[at : at + 4], sys.byteorder) for at in range(0, len(handed), 4)
+                ]
         self._buffer += data
 
     def call(self, method: str, **parameters: object) -> Reply:
         """Make a call and return the parameters of its reply; raises as :meth:`receive`."""
         self.send(method, parameters)
         return self.receive()[0]
+
+    def call_for_descriptor(self, method: str, **parameters: object) -> int:
+        """Make a call that is answered with a descriptor and return it; raises as :meth:`receive`."""
+        self.call(method, **parameters)
+        if not self._descriptors:
+            raise Failed("vmessd handed over no descriptor", hint="are both of one version?")
+        return self._descriptors.pop(0)
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors that came with replies so far; they are the caller's to close."""
+        handed, self._descriptors = self._descriptors, []
+        return handed
 
 
 def silence() -> TimedOut:

@@ -16,7 +16,7 @@ BLANKS = " \t\r\n"
 
 
 def dumps(value: object) -> str:
-    """Return what a call is made of as JSON: objects, lists, texts, whole numbers, true, false and null."""
+    """Return what a call is made of as JSON: objects, lists, texts, finite numbers, true, false and null."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{dumps(key)}: {dumps(item)}' for key, item in value.items())}}}"
     if isinstance(value, str):
@@ -26,7 +26,7 @@ def dumps(value: object) -> str:
     for word, meaning in WORDS.items():
         if value is meaning:
             return word
-    if isinstance(value, int):
+    if isinstance(value, int | float):
         return str(value)
     raise TypeError(value)
 

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 
-from vmessd import cmdline, drives, names, shell, tap, vmdir
+from vmessd import cmdline, drives, names, seriallog, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
 from vmessd.errors import BadFile, Locked, VmessError, failing
 from vmessd.host import Host
@@ -114,6 +114,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         ours.callback(os.close, output)
         serial_log = directory.open_log(vmdir.SERIAL_LOG)
         ours.callback(os.close, serial_log)
+        serial_begin = _serial_begin(directory)
         qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
         with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
@@ -131,7 +132,8 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
             host.account.entry,
         )
         undo.callback(_end, process)
-        record = RunRecord(process.pid, process.ticks, display, spec.accel, argv, Moment.now(), tries)
+        now = Moment.now()
+        record = RunRecord(process.pid, process.ticks, display, spec.accel, argv, now, tries, serial_begin)
         directory.write_run_record(record)
         undo.pop_all()
     return Launched(process, record, log_start)
@@ -141,6 +143,13 @@ def _end(process: Process) -> None:
     process.signal(signal.SIGKILL)
     process.reap()
     process.close()
+
+
+def _serial_begin(directory: VMDirectory) -> str:
+    """Return where in the log of its serial port a new run begins; nothing where that cannot be told."""
+    with contextlib.suppress(VmessError):
+        return str(seriallog.end(directory))
+    return ""
 
 
 def sweep_links(directory: VMDirectory, network: Network) -> None:
@@ -209,7 +218,7 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> tuple
     if record is not None and record.since.boot == boot_id():
         process = Process.find(record.pid, record.ticks, identity(directory), host.account.uids)
         if process is not None:
-            return _described(process, record.since, record.tries)
+            return _described(process, record.since, record.tries, record.serial)
     lock = directory.lock()
     if lock is not None:
         os.close(lock)
@@ -227,7 +236,9 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> tuple
     return found
 
 
-def _described(process: Process, since: Moment, tries: int = 0) -> tuple[Process, RunRecord] | None:
+def _described(
+    process: Process, since: Moment, tries: int = 0, serial: str = ""
+) -> tuple[Process, RunRecord] | None:
     """Return a process with what its arguments say; None where it ended just now."""
     try:
         argv = arguments(process.pid)
@@ -235,7 +246,7 @@ def _described(process: Process, since: Moment, tries: int = 0) -> tuple[Process
         process.close()
         return None
     display, accel = cmdline.display_of(argv), cmdline.accel_of(argv)
-    return process, RunRecord(process.pid, process.ticks, display, accel, argv, since, tries)
+    return process, RunRecord(process.pid, process.ticks, display, accel, argv, since, tries, serial)
 
 
 def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
@@ -253,6 +264,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
             log=directory.log_tail(vmdir.QEMU_LOG, 0)[-LAST_LINES:],
             when=Moment.now(),
             tries=record.tries,
+            serial=record.serial,
             # After a boot of the host it is for AUTOSTART to say what comes up.
             again=record.since.boot == boot_id() and is_restarted(restart_policy(directory), Reason.unseen),
         )

@@ -58,6 +58,7 @@ class Monitor:
         self._client.register_listener(_Handover(handler))
         self._socket: socket.socket | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._handing = asyncio.Lock()
 
     async def open(self, connected: socket.socket) -> None:
         """Take over a connected socket, await the greeting and negotiate. No deadline of its own.
@@ -71,15 +72,23 @@ class Monitor:
         except Exception as error:  # noqa: BLE001 -- the peer's bytes decide what the library raises
             raise MonitorLost(str(error)) from None
 
-    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, descriptor: int | None = None
+    ) -> Any:
         """Run a command and return what it returns. A caller that stops waiting does not undo it.
+
+        `descriptor` goes with it, for add-fd and getfd; ours stays open.
 
         Raises:
             CommandRefused: QEMU's own words.
             MonitorLost: the connection went away, or there is none.
         """
         try:
-            return await self._client.execute(command, arguments)
+            if descriptor is None:
+                return await self._client.execute(command, arguments)
+            async with self._handing:  # QEMU keeps the last descriptor that came, and no other
+                self._client.send_fd_scm(descriptor)
+                return await self._client.execute(command, arguments)
         except ExecuteError as error:
             raise CommandRefused(str(error)) from None
         except Exception as error:  # noqa: BLE001 -- as in open

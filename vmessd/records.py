@@ -55,6 +55,8 @@ class RunRecord:
     since: Moment
     tries: int = 0
     """Restarts in a row that led to it."""
+    serial: str = ""
+    """Where in the log of its serial port it begins, a seriallog.Mark."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,8 @@ class ExitRecord:
     """The VM is to be started again by its restart policy."""
     note: str | None = None
     """What became of that, such as that it was given up."""
+    serial: str = ""
+    """Where in the log of its serial port the run that ended began."""
 
 
 def _fits(value: Any, kind: Any) -> bool:

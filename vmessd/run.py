@@ -135,15 +135,21 @@ class Run:
         else:
             runs()
 
-    async def execute(self, command: str, arguments: dict[str, object], patience: float = 5.0) -> Any:
-        """Run a QMP command and return what it returns.
+    async def execute(
+        self,
+        command: str,
+        arguments: dict[str, object],
+        patience: float = 5.0,
+        descriptor: int | None = None,
+    ) -> Any:
+        """Run a QMP command and return what it returns; `descriptor` goes with it.
 
         Raises:
             CommandRefused: QEMU's own words.
             TimedOut: it does not answer within `patience` seconds.
         """
         try:
-            return await asyncio.wait_for(self.session.execute(command, arguments), patience)
+            return await asyncio.wait_for(self.session.execute(command, arguments, descriptor), patience)
         except (MonitorLost, TimeoutError):
             raise TimedOut(f"QEMU, PID {self.pid}, does not answer") from None
 
@@ -185,6 +191,7 @@ class Run:
             log=said,
             when=Moment.now(),
             tries=self.launched.record.tries,
+            serial=self.launched.record.serial,
         )
 
     def replace_stop(self, stop: Stop) -> None:

@@ -63,9 +63,11 @@ class Session:
         """Ask for the runstate now and not only when the next question is due."""
         self._doubt.set()
 
-    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """Run a QMP command on the connection there is; raises as Monitor.execute."""
-        return await self.monitor().execute(command, arguments)
+    async def execute(
+        self, command: str, arguments: dict[str, object] | None = None, descriptor: int | None = None
+    ) -> Any:
+        """Run a QMP command on the connection there is; as Monitor.execute."""
+        return await self.monitor().execute(command, arguments, descriptor)
 
     def monitor(self) -> Monitor:
         """Return the connection there is; raises MonitorLost."""

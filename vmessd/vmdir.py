@@ -201,6 +201,12 @@ class VMDirectory:
         with self.opened() as directory:
             return safefile.listener(directory, name, 0o600)
 
+    @contextlib.contextmanager
+    def succeeding(self, name: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Yield a listening 0600 socket that takes a name in the end; as :func:`safefile.succeeding`."""
+        with self.opened() as directory, safefile.succeeding(directory, name, 0o600) as pair:
+            yield pair
+
     def connect(self, name: str) -> socket.socket:
         """Return a socket connected to one in the directory; raises Failed where nobody listens."""
         with self.opened() as directory:
@@ -250,7 +256,7 @@ class VMDirectory:
                 entries = os.listdir(directory)
             for name in entries:
                 found = safefile.status(directory, name) if name.startswith(safefile.TEMPORARY) else None
-                if found and (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+                if found and stat.S_IFMT(found.st_mode) in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFSOCK):
                     safefile.remove(directory, name)
 
     # -- Records --

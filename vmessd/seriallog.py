@@ -1,0 +1,152 @@
+"""The log of a VM's serial port as one stream, in which a place is found again when the log lost its front.
+
+QEMU appends to `serial.log` for all runs of a VM. Whoever keeps it short takes off its front, in place, and
+has that in `serial.log.1`: the two together are without a gap. A place is therefore an offset and the bytes
+before it; where those are not at the offset any more, they are looked for. Everything here blocks.
+"""
+
+import contextlib
+import os
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from vmessd import safefile
+from vmessd.errors import InvalidValue, failing, printable, quoted
+from vmessd.vmdir import LINE_LIMIT, SERIAL_LOG, VMDirectory
+
+OLDER = f"{SERIAL_LOG}.1"
+BEFORE = 128
+"""Bytes before a place by which it is found again."""
+SEARCH = 8 * 1024 * 1024
+"""Bytes in which they are looked for: more than the log and its older part have where they are kept short."""
+TAIL = 16 * 1024
+"""Bytes in which the last lines are looked for."""
+
+
+class Mark(NamedTuple):
+    """A place in the stream."""
+
+    offset: int
+    """In serial.log; below 0 in its older part, counted from its end."""
+    before: bytes
+    """What stands there before it."""
+
+    def __str__(self) -> str:
+        return f"{self.offset}:{self.before.hex()}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Mark":
+        """Return what a mark's text means; raises InvalidValue."""
+        offset, _, before = text.partition(":")
+        with contextlib.suppress(ValueError):
+            mark = cls(int(offset[:20]), bytes.fromhex(before[: 2 * BEFORE]))
+            if str(mark) == text and abs(mark.offset) < 2**62 and (mark.before or not mark.offset):
+                return mark
+        raise InvalidValue(f"{quoted(text)} is no place in a serial log")
+
+
+class Chunk(NamedTuple):
+    """What was read."""
+
+    data: bytes
+    mark: Mark
+    """The place behind it."""
+    gap: bool
+    """The place it was to be read from is not there any more: this comes later in the stream."""
+
+
+class _Stream:
+    """Both parts of a log as one file. Use as a context manager."""
+
+    def __init__(self, directory: int) -> None:
+        self._parts = contextlib.ExitStack()
+        # The log first: what is cut off it meanwhile is then there twice, and not missing.
+        self._log, self.size = self._open(directory, SERIAL_LOG)
+        self._older, self.older = self._open(directory, OLDER)
+
+    def _open(self, directory: int, name: str) -> tuple[int | None, int]:
+        with failing(f"{safefile.place(directory, name)} cannot be read"):
+            try:
+                fd = safefile.open_plain(directory, name, os.O_RDONLY)
+            except FileNotFoundError:
+                return None, 0
+            self._parts.callback(os.close, fd)
+            return fd, os.fstat(fd).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, _error: object, _trace: TracebackType | None) -> None:
+        self._parts.close()
+
+    def read(self, offset: int, limit: int) -> bytes:
+        """Return bytes from an offset on, as Mark counts; raises Failed."""
+        data = b""
+        with failing("the serial log cannot be read"):
+            if offset < 0 and self._older is not None:
+                wanted = min(limit, -offset)
+                data = os.pread(self._older, wanted, self.older + offset) if self.older + offset >= 0 else b""
+                if len(data) < wanted:
+                    return data
+                offset += wanted
+            if self._log is not None and offset >= 0 and limit > len(data):
+                data += os.pread(self._log, limit - len(data), offset)
+        return data
+
+    def at(self, offset: int) -> Mark:
+        """Return the place at an offset."""
+        begin = max(-self.older, offset - BEFORE)
+        return Mark(offset, self.read(begin, offset - begin))
+
+    def find(self, mark: Mark, *, earliest: bool) -> int | None:
+        """Return the offset a place has now; None where it is gone.
+
+        `earliest` tells which one to take where several look the same.
+        """
+        if not mark.before:  # nothing was there yet: it is the beginning
+            return -self.older
+        begin = mark.offset - len(mark.before)
+        if (
+            mark.offset <= self.size
+            and begin >= -self.older
+            and self.read(begin, len(mark.before)) == mark.before
+        ):
+            return mark.offset
+        start = max(-self.older, self.size - SEARCH)
+        everything = self.read(start, self.size - start)
+        at = everything.find(mark.before) if earliest else everything.rfind(mark.before)
+        return None if at < 0 else start + at + len(mark.before)
+
+
+def end(directory: VMDirectory) -> Mark:
+    """Return the place behind everything that was printed; raises NoSuchVM, BadFile, Failed."""
+    while True:
+        with directory.opened() as fd, _Stream(fd) as stream:
+            mark = stream.at(stream.size)
+        if mark.before or not mark.offset:
+            return mark  # else it was shortened between two of our looks at it
+
+
+def read(directory: VMDirectory, mark: Mark, limit: int, *, earliest: bool = False) -> Chunk:
+    """Return what was printed behind a place, at most `limit` bytes; raises as :func:`end`.
+
+    `earliest` is as for :meth:`_Stream.find`.
+    """
+    with directory.opened() as fd, _Stream(fd) as stream:
+        found = stream.find(mark, earliest=earliest)
+        offset = -stream.older if found is None else found
+        data = stream.read(offset, limit)
+        return Chunk(data, stream.at(offset + len(data)), found is None)
+
+
+def last_lines(directory: VMDirectory, start: Mark, stop: Mark | None, count: int) -> list[str]:
+    """Return the last lines printed between two places, the second being the end by default, escaped."""
+    with directory.opened() as fd, _Stream(fd) as stream:
+        begin = stream.find(start, earliest=True)
+        until = stream.size if stop is None else stream.find(stop, earliest=False)
+        if until is None:
+            return []
+        begin = max(-stream.older if begin is None else begin, until - TAIL)
+        text = stream.read(begin, max(0, until - begin)).decode(errors="backslashreplace")
+    lines = [line.strip("\r") for line in text.split("\n")]
+    return [printable(line[:LINE_LIMIT]) for line in lines if line.strip()][-count:]
