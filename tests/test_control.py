@@ -805,7 +805,7 @@ def test_a_signal_ends_the_daemon_and_no_vm(fake_daemon: Daemon, number: signal.
 
 # -- Who it was --
 
-READING = {"List", "Status", "Info", "Nics", "Addresses", "NetShow", "NetIgnored"}
+READING = {"List", "Status", "Info", "Nics", "Addresses", "Log", "NetShow", "NetIgnored"}
 
 AS_SOMEBODY = """
 import json, socket, sys

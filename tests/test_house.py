@@ -31,13 +31,13 @@ VMESSD = (
         "network",
     ),
     *("segments", "addresses", "report", "refusals", "host", "seriallog", "launch", "session", "restart"),
-    *("run", "inbox", "machine", "hotplug", "wires", "supervisor", "fleet"),
+    *("run", "inbox", "machine", "hotplug", "wires", "vnc", "logs", "console", "supervisor", "fleet"),
     *("interface", "control", "config", "notify", "log"),
     *("daemon", "__main__"),
 )
 VMESSCTL = (
     *("commands", "notation", "client", "render", "console", "follow", "fleet", "wires"),
-    "verbs",
+    *("logs", "serial", "vnc", "verbs"),
     "__main__",
 )
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))

@@ -26,13 +26,19 @@ class Option:
 SOCKET = Option("--socket", "Use this control socket; so does VMESS_SOCKET in the environment.", "PATH")
 JSON = Option("--json", "Print what the daemon answers as JSON: sizes in bytes, times in seconds.")
 YES = Option("--yes", "Do not ask.")
-TIMEOUT = Option("--timeout", "Wait no longer than this for the stop; it goes on (exit status 6).", "SECONDS")
+TIMEOUT = Option("--timeout", "Wait no longer than this (exit status 6); what was begun goes on.", "SECONDS")
 NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
+BIND = Option("--bind", "Listen on this address of the host and not on 127.0.0.1 alone.", "ADDRESS")
+STEAL = Option("--steal", "Take the console from whoever has it.")
+LOG = Option("--log", "Show what was printed since the last start.")
+FOLLOW = Option("-f", "Go on with what comes, until Ctrl-C.")
 HELP = Option("--help", "Show help.")
 VERSION = Option("--version", "Show the version.")
 
 EVERYWHERE = (SOCKET, HELP, VERSION)
-OPTIONS = {option.flag: option for option in (*EVERYWHERE, JSON, YES, TIMEOUT, NO_WAIT)}
+OPTIONS = {
+    option.flag: option for option in (*EVERYWHERE, JSON, YES, TIMEOUT, NO_WAIT, BIND, STEAL, LOG, FOLLOW)
+}
 
 
 @row
@@ -169,6 +175,27 @@ COMMANDS: tuple[Command, ...] = (
         "Info",
         options=(JSON,),
         many=True,
+    ),
+    Command(
+        "vnc",
+        "Let one VNC viewer in, without a password: on port 5900, or the next that is free, or the one\n"
+        "given, of 127.0.0.1. It has 60 seconds to come, or what --timeout says.",
+        "Vnc",
+        arguments="[port]",
+        options=(BIND, TIMEOUT, JSON),
+    ),
+    Command(
+        "console",
+        "Attach to the VM's serial console; Ctrl-] leaves. Without a terminal it is a pipe. With --log\n"
+        "show what the guest has printed since its last start, also of a VM that is off.",
+        "Console",
+        options=(STEAL, LOG, FOLLOW, JSON),
+    ),
+    Command(
+        "log",
+        "Show what QEMU has printed since the VM's last start, first its command line.",
+        "Log",
+        options=(FOLLOW, JSON),
     ),
     Command(
         "rm", "Delete the VM with all its files. It has to be stopped.", "Remove", options=(YES,), many=True

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 
 from vmessd import cmdline, drives, launch, names, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
+from vmessd.console import Consoles
 from vmessd.drives import Disk
 from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
 from vmessd.host import Host
@@ -23,6 +24,7 @@ from vmessd.segments import Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
 from vmessd.vmdir import VMDirectory
+from vmessd.vnc import Relays
 from vmessd.wires import Wires
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ class Supervisor:
     def __init__(self, root: Path, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
         self.root = root
         self.segments = Segments(host.network, root)
+        self.consoles = Consoles()
+        self.relays = Relays()
         self._host = host
         self._timing = timing
         self._machines: dict[str, Machine] = {}
@@ -84,6 +88,8 @@ class Supervisor:
             await asyncio.wait(changes, timeout=FINISH_TIME)
             for change in changes:
                 change.cancel()
+        self.relays.close()
+        self.consoles.close()
         for machine in self._machines.values():
             machine.close()
         if self._tasks:
