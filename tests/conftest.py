@@ -253,6 +253,10 @@ class Daemon:
         log = self.root / vm / "serial.log"
         wait_for(lambda: log.exists() and said in log.read_bytes(), seconds, f"{vm} saying {said!r}")
 
+    def wait_log(self, text: str, seconds: float = 10.0) -> None:
+        """Wait until the daemon has logged something."""
+        wait_for(lambda: text in self.log.read_text(), seconds, f"{text!r} in the log")
+
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 

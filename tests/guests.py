@@ -130,6 +130,24 @@ _RESET_ONCE = _code("""
     ee                   ; out dx, al             hard reset
 """)
 
+_ECHO = _code("""
+    ba fd 03             ; mov dx, 0x3fd          line status of COM1
+    ec                   ; in al, dx
+    a8 01                ; test al, 1             is there something to read
+    74 f8                ; jz -8                  to the first line
+    ba f8 03             ; mov dx, 0x3f8
+    ec                   ; in al, dx
+    88 c3                ; mov bl, al
+    ba fd 03             ; mov dx, 0x3fd
+    ec                   ; in al, dx
+    a8 20                ; test al, 0x20          is there room for more
+    74 fb                ; jz -5                  to the in
+    88 d8                ; mov al, bl
+    ba f8 03             ; mov dx, 0x3f8
+    ee                   ; out dx, al
+    eb e2                ; jmp -30                to the first line
+""")
+
 _PANIC = _code("""
     ba 05 05             ; mov dx, 0x505          pvpanic
     b0 01                ; mov al, 1
@@ -303,6 +321,8 @@ GUESTS = {
     "selfoff": _PRINT_R + _WAIT + _POWER_OFF + _HALT,
     # Powers off at once, without a word.
     "instant": _POWER_OFF + _HALT,
+    # Prints what it reads on its first serial port.
+    "echo": _PRINT_R + _ECHO,
     # Resets the machine once; with -no-reboot QEMU ends. Comes back (a second `R`) as `polite`.
     "reset": _ENABLE_BUTTON + _PRINT_R + _RESET_ONCE + _AWAIT_PRESS + _POWER_OFF + _HALT,
     # Says that it panicked, once. Needs `-device pvpanic`.

@@ -118,6 +118,17 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm forward 0 2222:22", "forward", ("newvm0",), ("0", "2222:22"), {}),
     ("newvm forward 0 2222:none", "forward", ("newvm0",), ("0", "2222:none"), {}),
     ("newvm addr --json", "addr", ("newvm0",), (), {"--json": ""}),
+    ("newvm vnc", "vnc", ("newvm0",), (), {}),
+    (
+        "newvm vnc 5901 --bind 0.0.0.0 --timeout 5",
+        "vnc",
+        ("newvm0",),
+        ("5901",),
+        {"--bind": "0.0.0.0", "--timeout": "5"},  # noqa: S104 -- nobody listens
+    ),
+    ("newvm console --steal", "console", ("newvm0",), (), {"--steal": ""}),
+    ("newvm console --log -f", "console", ("newvm0",), (), {"--log": "", "-f": ""}),
+    ("newvm log -f --json", "log", ("newvm0",), (), {"-f": "", "--json": ""}),
     ("net", "net show", (), (), {}),
     ("net --json", "net show", (), (), {"--json": ""}),
     ("--json net show", "net show", (), (), {"--json": ""}),

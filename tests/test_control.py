@@ -808,7 +808,7 @@ def test_a_signal_ends_the_daemon_and_no_vm(fake_daemon: Daemon, number: signal.
 
 # -- Who it was --
 
-READING = {"List", "Status", "Info", "Top", "Watch", "Serial", "Why", "Screenshot"} | {
+READING = {"List", "Status", "Info", "Top", "Watch", "Serial", "Why", "Screenshot", "Log"} | {
     *("Nics", "Addresses", "NetShow", "NetIgnored"),
 }
 

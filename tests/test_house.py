@@ -24,13 +24,13 @@ VMESSD = """
     netlink tap access network segments addresses
     keys stats report events refusals host seriallog launch
     session space restart run inbox journal machine
-    hands hotplug wires sampler upkeep supervisor fleet
+    hands hotplug wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why interface control config notify log daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
     commands grammar helptext notation client render console
     choice follow fleet hands wires stream watching waiting why
-    table top completion verbs manual generate __main__
+    logs serial vnc table top completion verbs manual generate __main__
 """.split()  # noqa: SIM905 -- as above
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 

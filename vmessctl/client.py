@@ -114,6 +114,11 @@ class Client:
             raise Failed("vmessd handed over no descriptor", hint="are both of one version?")
         return self._descriptors.pop(0)
 
+    def descriptors(self) -> list[int]:
+        """Return the descriptors that came with replies so far; they are the caller's to close."""
+        handed, self._descriptors = self._descriptors, []
+        return handed
+
 
 def silence() -> TimedOut:
     """Return the error for a daemon that does not answer."""

@@ -31,6 +31,10 @@ YES = Option("--yes", "Do not ask.")
 TIMEOUT = Option("--timeout", "Wait no longer than this (exit status 6); what was begun goes on.", "SECONDS")
 NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
 SINCE_START = Option("--since-start", "What the VM has printed since its start counts, too.")
+BIND = Option("--bind", "Listen on this address of the host and not on 127.0.0.1 alone.", "ADDRESS")
+STEAL = Option("--steal", "Take the console from whoever has it.")
+LOG = Option("--log", "Show what was printed since the last start.")
+FOLLOW = Option("-f", "Go on with what comes, until Ctrl-C.")
 BATCH = Option("-b", "Print one table below the other, as without a terminal.")
 COUNT = Option("-n", "End after so many samples.", "N")
 DELAY = Option("-d", "Seconds between two samples: 0.2 to 3600, 2 without.", "SECONDS")
@@ -43,7 +47,7 @@ OPTIONS = {
     option.flag: option
     for option in (
         *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT, SINCE_START),
-        *(BATCH, COUNT, DELAY, SORT),
+        *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
     )
 }
 SHORT = {"-h": HELP, "-q": QUIET}
@@ -221,6 +225,27 @@ COMMANDS: tuple[Command, ...] = (
         "Info",
         options=(JSON,),
         many=True,
+    ),
+    Command(
+        "vnc",
+        "Let one VNC viewer in, without a password: on port 5900, or the next that is free, or the one\n"
+        "given, of 127.0.0.1. It has 60 seconds to come, or what --timeout says.",
+        "Vnc",
+        arguments="[port]",
+        options=(BIND, TIMEOUT, JSON),
+    ),
+    Command(
+        "console",
+        "Attach to the VM's serial console; Ctrl-] leaves. Without a terminal it is a pipe. With --log\n"
+        "show what the guest has printed since its last start, also of a VM that is off.",
+        "Console",
+        options=(STEAL, LOG, FOLLOW, JSON),
+    ),
+    Command(
+        "log",
+        "Show what QEMU has printed since the VM's last start, first its command line.",
+        "Log",
+        options=(FOLLOW, JSON),
     ),
     Command(
         "wait",

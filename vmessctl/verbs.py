@@ -234,6 +234,24 @@ def _wires(invocation: Invocation) -> int:
     return wires.HANDLERS[invocation.command.verb](invocation)
 
 
+def _vnc(invocation: Invocation) -> int:
+    from vmessctl import vnc  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return vnc.run(invocation)
+
+
+def _console(invocation: Invocation) -> int:
+    from vmessctl import serial  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return serial.run(invocation)
+
+
+def _log(invocation: Invocation) -> int:
+    from vmessctl import logs  # noqa: PLC0415 -- other verbs need not wait for it
+
+    return logs.run(invocation)
+
+
 def _completion(invocation: Invocation) -> int:
     from vmessctl import completion  # noqa: PLC0415 -- other verbs need not wait for it
 
@@ -252,6 +270,9 @@ HANDLERS: dict[str, Handler] = {
     "shutdown": _fleet,
     "status": _status,
     "info": _info,
+    "vnc": _vnc,
+    "console": _console,
+    "log": _log,
     "rm": _remove,
     "watch": _watch,
     "wait": _wait,

@@ -4,13 +4,16 @@ One object for each connection, so that every call knows who makes it.
 """
 
 import asyncio
+import base64
+import dataclasses
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, TypedDict
 
 from asyncvarlink import FileDescriptor, LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
-from vmessd import names, refusals, serialfeed
+from vmessd import logs, names, refusals, serialfeed, vnc
 from vmessd.addresses import VMAddress
 from vmessd.errors import ERRORS, INTERFACE, VmessError, printable, quoted
 from vmessd.events import Kind, VMEvent, Watcher
@@ -21,6 +24,7 @@ from vmessd.sampler import Sample
 from vmessd.segments import Segment
 from vmessd.serialfeed import SerialPiece
 from vmessd.supervisor import Supervisor
+from vmessd.vnc import VMRelay
 from vmessd.why import Explanation, explain
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,33 @@ class Peer(NamedTuple):
     pid: int
     uid: int
     gid: int
+
+
+@dataclasses.dataclass(frozen=True)
+class VMConsole:
+    """A serial console, handed over."""
+
+    console: FileDescriptor
+    """A socket, connected to the serial port. It has to be read: who does not is cut off."""
+    leash: FileDescriptor
+    """A socket to be kept open as long as the console is. At its end it may say why that was taken away."""
+    history: str
+    """The end of what the guest has printed since its start, in Base64 (RFC 4648)."""
+    printed: int
+    """Bytes printed since its start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VMLog:
+    """A log, open for reading."""
+
+    log: FileDescriptor
+    older: FileDescriptor | None
+    """What was before it: a log that grows long loses its front to this."""
+    begin: int
+    """Where the last run begins, counted from the beginning of the older part."""
+    size: int
+    """Bytes in both when they were opened; a log that is shorter now has lost its front meanwhile."""
 
 
 class _ErrorParameters(TypedDict):
@@ -242,6 +273,53 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     async def Screenshot(self, *, vm: str) -> FileDescriptor:
         """Return a descriptor to read a PNG picture of the screen from."""
         return FileDescriptor(await (await self._supervisor.hands(vm)).screenshot(), should_close=True)
+
+    # -- Looking into a VM --
+
+    @varlinkmethod(return_parameter="relay")
+    async def Vnc(
+        self,
+        *,
+        vm: str,
+        port: int | None,
+        address: str | None,
+        timeout: float | None,  # noqa: ASYNC109 -- of the relay, and not of this call
+    ) -> VMRelay:
+        """Open a TCP port for one connection to a VM's screen, in place of the one it may have open.
+
+        null is for the first free port from 5900 on, for 127.0.0.1, and for 60 seconds to connect.
+        """
+        await self._changing("Vnc", vm, f" {quoted(address or vnc.ADDRESS)} {quoted(port or 'any')}")
+        machine = await self._supervisor.machine(vm)
+        return await self._supervisor.relays.open(machine, port, address, timeout)
+
+    @varlinkmethod(return_parameter="console")
+    async def Console(self, *, vm: str, steal: bool) -> VMConsole:
+        """Attach to a VM's serial console, which one at a time may have; `steal` takes it from them."""
+        await self._changing("Console", vm, " to steal" if steal else "")
+        machine = await self._supervisor.machine(vm)
+        who = f"uid {self._peer.uid}, PID {self._peer.pid}"
+        attached = await self._supervisor.consoles.attach(machine, who, steal=steal)
+        return VMConsole(
+            console=FileDescriptor(attached.console, should_close=True),
+            leash=FileDescriptor(attached.leash, should_close=True),
+            history=base64.b64encode(attached.history).decode("ascii"),
+            printed=attached.printed,
+        )
+
+    @varlinkmethod(return_parameter="log")
+    async def Log(self, *, vm: str, log: str) -> VMLog:
+        """Return a VM's log to read from: `serial`, of its serial port, or `qemu`, of its QEMU."""
+        name = logs.LogName.parse(log)
+        machine = await self._supervisor.machine(vm)
+        record = machine.record() or machine.last_exit
+        found = await machine.change(functools.partial(logs.open_log, machine.directory, name, record))
+        return VMLog(
+            log=FileDescriptor(found.log, should_close=True),
+            older=None if found.older is None else FileDescriptor(found.older, should_close=True),
+            begin=found.begin,
+            size=found.size,
+        )
 
     # -- Watching --
 

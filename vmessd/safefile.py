@@ -193,7 +193,7 @@ def sweep(directory: int) -> None:
         entries = [name for name in os.listdir(directory) if name.startswith(TEMPORARY)]
     for name in entries:
         found = status(directory, name)
-        if found and (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+        if found and stat.S_IFMT(found.st_mode) in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFSOCK):
             remove(directory, name)
 
 
@@ -235,6 +235,33 @@ def listener(directory: int, name: str, mode: int, backlog: int = 128) -> socket
         sock.close()
         raise
     return sock
+
+
+@contextlib.contextmanager
+def succeeding(directory: int, name: str, mode: int) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Yield a listening socket and a non-blocking one connected to it.
+
+    If the `with` ends well, the first has taken this name from the socket that had it; the second, which is
+    then the caller's to close, stays open. The first is closed here: somebody else holds it by then.
+
+    Raises:
+        Failed: it could not be bound or renamed.
+    """
+    temporary = f"{TEMPORARY}{name}.{os.urandom(4).hex()}"
+    try:
+        with listener(directory, temporary, mode) as listening:
+            connected = connect(directory, temporary)
+            try:
+                yield listening, connected
+                with failing(f"{place(directory, name)} cannot be replaced"):
+                    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            except BaseException:
+                connected.close()
+                raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
 
 
 def connect(directory: int, name: str) -> socket.socket:

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 
 from vmessd import cmdline, drives, launch, names, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
+from vmessd.console import Consoles
 from vmessd.drives import Disk
 from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
 from vmessd.events import Kind
@@ -28,6 +29,7 @@ from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
 from vmessd.upkeep import Upkeep
 from vmessd.vmdir import VMDirectory
+from vmessd.vnc import Relays
 from vmessd.wires import Wires
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,8 @@ class Supervisor:
         self.segments = Segments(host.network, root)
         self.sampler = Sampler(self.everyone, host.network)
         self.events = host.events
+        self.consoles = Consoles()
+        self.relays = Relays()
         self._host = host
         self._timing = timing
         self._machines: dict[str, Machine] = {}
@@ -98,6 +102,8 @@ class Supervisor:
             await asyncio.wait(changes, timeout=FINISH_TIME)
             for change in changes:
                 change.cancel()
+        self.relays.close()
+        self.consoles.close()
         for machine in self._machines.values():
             machine.close()
         if self._tasks:

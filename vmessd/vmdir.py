@@ -208,6 +208,12 @@ class VMDirectory:
         with self.opened() as directory:
             return safefile.listener(directory, name, 0o600)
 
+    @contextlib.contextmanager
+    def succeeding(self, name: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Yield a listening 0600 socket that takes a name in the end; as :func:`safefile.succeeding`."""
+        with self.opened() as directory, safefile.succeeding(directory, name, 0o600) as pair:
+            yield pair
+
     def connect(self, name: str) -> socket.socket:
         """Return a socket connected to one in the directory; raises Failed where nobody listens."""
         with self.opened() as directory:

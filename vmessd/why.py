@@ -47,16 +47,20 @@ class Explanation:
 
 async def explain(machine: Machine) -> Explanation:
     """Return why a VM is as it is; raises NoSuchVM."""
-    return await machine.change(functools.partial(_explain, machine))
+    while True:
+        record = machine.last_exit
+        end, policy, autostart = await machine.change(functools.partial(_read, machine, record))
+        if machine.last_exit is record:  # else another run has ended meanwhile
+            return Explanation(machine.status(), end, policy, autostart)
 
 
-def _explain(machine: Machine) -> Explanation:
-    record, run, directory = machine.last_exit, machine.record(), machine.directory
+def _read(machine: Machine, record: ExitRecord | None) -> tuple[End | None, str, bool]:
+    """Return how a run ended, the restart policy, and whether the VM comes up with the host; blocks."""
     autostart = None
     with contextlib.suppress(VmessError):
-        autostart = directory.read_setting(BY_FILE["AUTOSTART"])
-    end = _end(machine, record, run) if record is not None else None
-    return Explanation(machine.status(), end, launch.restart_policy(directory), autostart is not None)
+        autostart = machine.directory.read_setting(BY_FILE["AUTOSTART"])
+    end = _end(machine, record, machine.record()) if record is not None else None
+    return end, launch.restart_policy(machine.directory), autostart is not None
 
 
 def _end(machine: Machine, record: ExitRecord, run: RunRecord | None) -> End:

@@ -1,0 +1,456 @@
+"""The serial console: the real client on a pseudo-terminal, or as a pipe, with real guests."""
+
+import contextlib
+import os
+import pwd
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import guests
+import pexpect
+import pytest
+from conftest import TESTS, Daemon, own, wait_for
+
+A = own("c")
+ESCAPE = "\x1d"
+HERE = "Ctrl-] leaves.]"
+
+
+def running(daemon: Daemon, guest: str = "echo", vm: str = A) -> Path:
+    """Start a VM and return its serial log."""
+    directory = daemon.make(vm, guest)
+    daemon.done(vm, "start")
+    daemon.wait_guest(vm)
+    return directory / "serial.log"
+
+
+def environment(daemon: Daemon) -> dict[str, str]:
+    return {**os.environ, "VMESS_SOCKET": str(daemon.socket), "PYTHONPATH": str(TESTS.parent)}
+
+
+@contextlib.contextmanager
+def attached(daemon: Daemon, *words: str, wrapper: str = "exec") -> Iterator[Any]:
+    """The client on a terminal of its own, attached to a console; the wrapper is a shell's."""
+    command = shlex.join([sys.executable, "-m", "vmessctl", A, "console", *words])
+    child = pexpect.spawn(
+        "/bin/bash",
+        ["-c", f"{wrapper} {command}"],
+        env=environment(daemon),
+        cwd=str(TESTS.parent),
+        timeout=10,
+        dimensions=(24, 200),
+    )
+    try:
+        before = modes(child)
+        child.expect_exact(HERE)
+        wait_for(lambda: modes(child) != before, what="raw mode")
+        child.cooked = before
+        yield child
+    finally:
+        child.close(force=True)
+
+
+def modes(child: Any) -> list[Any]:
+    """What stty(1) shows of a child's terminal."""
+    return termios.tcgetattr(child.child_fd)[:4]
+
+
+def ended(child: Any, said: str = "") -> Any:
+    """Wait for the client's end, see that its terminal is as it was, and return its exit status."""
+    child.expect(pexpect.EOF)
+    restored = modes(child)
+    child.wait()
+    assert restored == child.cooked
+    assert said in child.before.decode()
+    return child.exitstatus if child.signalstatus is None else -child.signalstatus
+
+
+@contextlib.contextmanager
+def piped(daemon: Daemon, *words: str, vm: str = A) -> "Iterator[subprocess.Popen[bytes]]":
+    """The client without a terminal."""
+    client = subprocess.Popen(
+        [sys.executable, "-m", "vmessctl", vm, "console", *words],
+        env=environment(daemon),
+        cwd=TESTS.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield client
+    finally:
+        client.kill()
+        client.wait(10)
+        for stream in (client.stdin, client.stdout, client.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+@contextlib.contextmanager
+def flooded(daemon: Daemon) -> "Iterator[subprocess.Popen[bytes]]":
+    """The client as a pipe that nobody reads, attached to a guest that prints for ever."""
+    with piped(daemon) as client:
+        assert client.stdout is not None
+        client.stdout.read(1)  # it is attached
+        yield client
+
+
+def grows(log: Path, seconds: float = 0.5) -> int:
+    before = log.stat().st_size
+    time.sleep(seconds)
+    return log.stat().st_size - before
+
+
+# -- On a terminal --
+
+
+def test_what_is_typed_reaches_the_guest_and_what_it_says_the_terminal(daemon: Daemon) -> None:
+    running(daemon)
+    with attached(daemon) as child:
+        child.send("hello\x03\x1a\x00\xff")  # Ctrl-C and Ctrl-Z are the guest's, too
+        child.expect_exact(b"hello\x03\x1a\x00")
+        child.send(f"more{ESCAPE}not this")
+        assert ended(child) == 0
+    daemon.wait_guest(A, b"more")
+    assert b"not" not in (daemon.root / A / "serial.log").read_bytes()
+
+
+def test_the_history_of_this_run_comes_first_and_its_end_is_told(daemon: Daemon) -> None:
+    running(daemon, "listener")
+    with attached(daemon) as child:
+        told = child.before.decode()
+        assert re.search(rf"\[{A}: 31 bytes printed so far; all: vmess {A} console --log\]", told)
+        assert (
+            told.index("so far") < told.index("Ready. Press my power button.") < told.index("Here it goes on")
+        )
+    daemon.done(A, "stop")
+    daemon.done(A, "start")
+    daemon.wait_guest(A, b"Good night.\r\nReady.")
+    with attached(daemon) as child:
+        assert "Good night" not in child.before.decode()
+
+
+def test_of_a_long_history_the_end_is_shown_and_the_terminal_is_asked_nothing(daemon: Daemon) -> None:
+    log = running(daemon, "idle")
+    lines = b"".join(b"line %d\n" % number for number in range(5000))
+    with log.open("ab") as file:
+        file.write(lines + b"\x1b[31mred\x1b[6n\x1b[c\x1b]10;?\x07\x05\x1b[0m\n")
+    with attached(daemon) as child:
+        told = child.before
+        assert b"the last 8.0K of " in told
+        assert b"line 4999" in told
+        assert b"line 1000" not in told
+        assert b"\x1b[31mred\x1b[0m" in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
+def test_the_terminal_is_as_before_after_a_signal(daemon: Daemon, number: signal.Signals) -> None:
+    running(daemon)
+    with attached(daemon) as child:
+        child.kill(number)
+        assert ended(child) == -number
+    with attached(daemon):
+        pass
+
+
+def test_the_terminal_is_as_before_while_the_client_stands_still(daemon: Daemon) -> None:
+    running(daemon)
+    job = "trap 'echo it stands; read -r line; fg' CHLD; set -m;"
+    with attached(daemon, wrapper=job) as child:
+        raw = modes(child)
+        holder = re.search(r"PID (\d+)", daemon.vmess(A, "console").stderr)
+        assert holder
+        os.kill(int(holder[1]), signal.SIGTSTP)
+        child.expect_exact("it stands")
+        assert modes(child) == child.cooked
+        child.sendline()
+        wait_for(lambda: modes(child) == raw, what="raw mode again")
+        child.send("back")
+        child.expect_exact("back")
+        child.send(ESCAPE)
+        wait_for(lambda: modes(child) == child.cooked, what="the terminal as it was")
+
+
+def test_the_end_of_the_vm_ends_the_console(daemon: Daemon) -> None:
+    running(daemon, "listener")
+    with attached(daemon) as child:
+        daemon.done(A, "stop")
+        child.expect_exact("Good night.")
+        assert ended(child, f"{A}: powered down as asked") == 0
+
+
+def test_a_terminal_that_changes_its_size_does_no_harm(daemon: Daemon) -> None:
+    running(daemon)
+    with attached(daemon) as child:
+        for rows in (1, 50, 24):
+            child.setwinsize(rows, 80)
+            child.kill(signal.SIGWINCH)
+        child.send("still here")
+        child.expect_exact("still here")
+        child.send(ESCAPE)
+        assert ended(child) == 0
+
+
+def test_a_client_that_dies_leaves_the_console_free(daemon: Daemon) -> None:
+    running(daemon)
+    for _ in range(3):
+        with attached(daemon) as child:
+            child.kill(signal.SIGKILL)
+            child.expect(pexpect.EOF)
+    before = daemon.descriptors()
+    for _ in range(10):
+        with attached(daemon) as child:
+            child.send(ESCAPE)
+            child.expect(pexpect.EOF)
+    wait_for(lambda: abs(daemon.descriptors() - before) <= 1, what="the descriptors' return")
+
+
+# -- Who has it --
+
+
+def test_a_second_console_is_refused_or_steals(daemon: Daemon) -> None:
+    running(daemon)
+    with attached(daemon) as first:
+        result = daemon.vmess(A, "console")
+        assert (result.returncode, result.stdout) == (7, "")
+        assert result.stderr == (
+            f"vmess: the console of {A} is in use by uid {os.getuid()}, PID {first.pid}\n"
+            f"  hint: to take it over: vmess {A} console --steal\n"
+        )
+        with attached(daemon, "--steal") as second:
+            taken = f"the console is yours no more: it was taken over by uid {os.getuid()}, PID {second.pid}"
+            assert ended(first, taken) == 7
+            second.send("mine")
+            second.expect_exact("mine")
+            assert daemon.vmess(A, "console").returncode == 7
+            second.send(ESCAPE)
+            assert ended(second) == 0
+    with attached(daemon) as third:
+        third.send("next")
+        third.expect_exact("next")
+
+
+def test_a_console_outlives_the_daemon_and_is_refused_or_stolen_from_the_next(daemon: Daemon) -> None:
+    running(daemon)
+    with attached(daemon) as first:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            daemon.stop(number)
+            first.send("alone")
+            first.expect_exact("alone")
+            daemon.start()
+        result = daemon.vmess(A, "console")
+        assert result.returncode == 7
+        assert "somebody who was there before this vmessd" in result.stderr
+        first.send("together")
+        first.expect_exact("together")
+        with attached(daemon, "--steal") as second:
+            assert ended(first, "it was taken over") == 7
+            second.send("mine")
+            second.expect_exact("mine")
+
+
+def test_whoever_went_past_the_daemon_counts_too(daemon: Daemon) -> None:
+    running(daemon)
+    with socket.socket(socket.AF_UNIX) as past, socket.socket(socket.AF_UNIX) as waiting:
+        past.connect(str(daemon.root / A / "serial.sock"))
+        waiting.connect(str(daemon.root / A / "serial.sock"))
+        past.sendall(b"x")
+        assert past.recv(1) == b"x"
+        result = daemon.vmess(A, "console")
+        assert result.returncode == 7
+        with attached(daemon, "--steal") as thief:
+            assert past.recv(1) == b""
+            thief.send("mine")
+            thief.expect_exact("mine")
+
+
+def test_a_socket_that_was_removed_is_made_anew(daemon: Daemon) -> None:
+    running(daemon)
+    (daemon.root / A / "serial.sock").unlink()
+    for _ in range(2):
+        with attached(daemon) as child:
+            child.send("through")
+            child.expect_exact("through")
+            child.send(ESCAPE)
+            assert ended(child) == 0
+    mode = (daemon.root / A / "serial.sock").stat().st_mode
+    assert mode & 0o777 == 0o600
+    assert not [name for name in os.listdir(daemon.root / A) if name.startswith(".vmess")]
+
+
+def test_everything_is_logged_whoever_has_the_console(daemon: Daemon) -> None:
+    log = running(daemon)
+    for word in ("one", "two", "three"):
+        with attached(daemon, "--steal") as child:
+            with attached(daemon, "--steal") as thief:
+                thief.send(word)
+                thief.expect_exact(word)
+            child.expect(pexpect.EOF)
+    daemon.stop()
+    daemon.start()
+    with attached(daemon) as child, attached(daemon, "--steal") as thief:
+        thief.send("four")
+        thief.expect_exact("four")
+        child.expect(pexpect.EOF)
+    assert log.read_bytes() == b"Ronetwothreefour"
+
+
+@pytest.mark.qemu
+@pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
+@contextlib.contextmanager
+def of_nobody() -> Iterator[Daemon]:
+    """A daemon whose QEMU runs as nobody, who has to get to its files."""
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(prefix="vmess-test-") as place:  # below nothing that pytest keeps private
+        os.chmod(place, 0o711)  # noqa: S103
+        daemon = Daemon(Path(place))
+        daemon.root.mkdir()
+        os.chown(daemon.root, 0, nobody.pw_gid)
+        daemon.root.chmod(0o2711)
+        daemon.arguments += ["--qemu-user", "nobody"]
+        try:
+            yield daemon.start()
+        finally:
+            daemon.close()
+
+
+@pytest.mark.qemu
+@pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
+def test_a_qemu_of_another_account_gives_its_console_and_screen_away_too() -> None:
+    with of_nobody() as daemon:
+        daemon.done(A, "make")
+        (daemon.directory / "echo.rom").write_bytes(guests.rom("echo"))
+        (daemon.root / A / "EXARGS").write_text(f"-m 16M -bios {daemon.directory}/echo.rom")
+        daemon.done(A, "start")
+        daemon.wait_guest(A)
+        assert os.stat(f"/proc/{daemon.status(A)['pid']}").st_uid == pwd.getpwnam("nobody").pw_uid
+        for _ in range(2):
+            with attached(daemon) as first, attached(daemon, "--steal") as thief:
+                assert ended(first, "it was taken over") == 7
+                thief.send("mine")
+                thief.expect_exact("mine")
+        assert daemon.done(A, "console", "--log") == "Rminemine"
+        assert "-name" in daemon.done(A, "log")
+        assert daemon.done(A, "vnc").startswith("Please VNC to ")
+
+
+# -- A guest that floods --
+
+
+def test_c32_a_console_that_nobody_reads_stops_neither_guest_nor_daemon(daemon: Daemon) -> None:
+    log = running(daemon, "chatter")
+    with flooded(daemon) as client:
+        assert grows(log), "the client reads, although nobody reads it"
+        os.kill(client.pid, signal.SIGSTOP)
+        wait_for(lambda: not grows(log), what="the serial port's standstill")
+        began = time.monotonic()
+        assert daemon.status(A)["state"] == "running"
+        assert time.monotonic() - began < 3
+        wait_for(lambda: grows(log), 10, "the end of it")
+        os.kill(client.pid, signal.SIGCONT)
+        out, said = client.communicate(timeout=10)
+    assert client.returncode == 1
+    assert b"it was not read, so the guest's serial port stood still" in said
+    assert b"!\"#$%&'()" in out
+    assert "who does not read" in daemon.log.read_text()
+    daemon.done(A, "stop", "force")
+
+
+def test_a_console_that_stands_still_can_be_stolen(daemon: Daemon) -> None:
+    log = running(daemon, "chatter")
+    with flooded(daemon) as client:
+        os.kill(client.pid, signal.SIGSTOP)
+        wait_for(lambda: not grows(log, 0.1), what="the serial port's standstill")
+        with attached(daemon, "--steal") as thief:
+            thief.expect_exact("ABCDEFG")
+            assert grows(log)
+        assert grows(log)
+
+
+def test_a_terminal_that_takes_nothing_can_be_left(daemon: Daemon) -> None:
+    log = running(daemon, "chatter")
+    with attached(daemon) as child:
+        time.sleep(5)  # more than a terminal holds, and than the daemon is patient
+        assert grows(log), "the client reads, although its terminal does not"
+        child.send(ESCAPE)
+        wait_for(lambda: modes(child) == child.cooked, what="the terminal as it was")
+    with attached(daemon):
+        pass
+
+
+# -- As a pipe --
+
+
+def test_without_a_terminal_it_is_a_pipe(daemon: Daemon) -> None:
+    running(daemon)
+    with piped(daemon) as client:
+        out, said = client.communicate(b"data in" + ESCAPE.encode() + b"\n", timeout=10)
+    assert (client.returncode, out, said) == (0, b"data in\x1d\n", b"")
+    with piped(daemon) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        for word in (b"one", b"two"):
+            client.stdin.write(word)
+            client.stdin.flush()
+            assert client.stdout.read(3) == word
+        daemon.done(A, "stop", "force")
+        out, said = client.communicate(timeout=10)
+    assert (client.returncode, out) == (0, b"")
+    assert said.startswith(f"{A}: ".encode())
+
+
+def test_more_than_fits_goes_through_a_pipe(daemon: Daemon) -> None:
+    running(daemon)
+    much = os.urandom(8_000)
+    with piped(daemon) as client:
+        out, _ = client.communicate(much, timeout=60)
+    assert client.returncode == 0
+    assert out == much
+
+
+def test_a_reader_that_has_had_enough_ends_the_console(daemon: Daemon) -> None:
+    running(daemon, "chatter")
+    with flooded(daemon) as client:
+        assert client.stdout is not None
+        client.stdout.close()
+        assert client.wait(10) == 1
+    with attached(daemon):
+        pass
+
+
+# -- What cannot be --
+
+
+def test_a_vm_that_is_off_has_no_console(daemon: Daemon) -> None:
+    daemon.make(A)
+    result = daemon.vmess(A, "console")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr == (f"vmess: VM not running: {A}\n  hint: what it printed: vmess {A} console --log\n")
+    assert daemon.vmess("nobody", "console").returncode == 4
+    for words, status in ((("-f",), 2), (("--json",), 2), (("x",), 2)):
+        assert daemon.vmess(A, "console", *words).returncode == status
+
+
+def test_a_qemu_without_a_serial_console_or_that_is_silent_is_refused(fake_daemon: Daemon) -> None:
+    fake_daemon.make_fake(A, "good")
+    fake_daemon.done(A, "start")
+    result = fake_daemon.vmess(A, "console")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"vmess: QEMU of {A} does not tell about its serial port: ")
+    pid = fake_daemon.status(A)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    result = fake_daemon.vmess(A, "console")
+    assert (result.returncode, result.stdout) == (6, "")
+    assert "does not answer" in result.stderr.splitlines()[0]
+    fake_daemon.done(A, "stop", "force")

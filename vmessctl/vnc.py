@@ -1,0 +1,62 @@
+"""The verb that lets a VNC viewer in."""
+
+from __future__ import annotations
+
+from vmessctl import commands
+from vmessctl.client import connect
+from vmessctl.commands import Invocation
+from vmessctl.console import show
+from vmessd.errors import DONE, InvalidValue, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Reply
+
+
+def run(invocation: Invocation) -> int:
+    """Have the daemon wait for one connection, and say where."""
+    parameters = {
+        "port": _port(invocation),
+        "address": invocation.options.get(commands.BIND.flag),
+        "timeout": _timeout(invocation),
+    }
+    (vm,) = invocation.vms
+    client = connect(invocation)
+    reply = client.call("Vnc", vm=vm, **parameters)
+    client.close()
+    show(invocation, reply, invitation, vm)
+    return DONE
+
+
+def invitation(reply: Reply) -> str:
+    """Return the original's words, with the address where that is not this host's own."""
+    address, port = reply["relay"]["address"], reply["relay"]["port"]
+    if address.startswith("127.") or address == "::1":
+        where = str(port)
+    else:
+        where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return f"Please VNC to {where} to connect to this VM console"
+
+
+def _port(invocation: Invocation) -> int | None:
+    if not invocation.arguments:
+        return None
+    (text,) = invocation.arguments
+    if not text.isdecimal() or len(text) > 5:
+        raise InvalidValue(
+            f"port {quoted(text)} is not 1 to 65535", hint=f"usage: {invocation.command.usage()}"
+        )
+    return int(text)
+
+
+def _timeout(invocation: Invocation) -> float | None:
+    text = invocation.options.get(commands.TIMEOUT.flag)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 1e9:
+        raise InvalidValue(f"{commands.TIMEOUT.flag} {quoted(text)} is not a number of seconds above 0")
+    return seconds
