@@ -25,7 +25,7 @@ VMESSD = """
     keys stats report events refusals host seriallog launch
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
-    serialfeed why interface control config notify log daemon __main__
+    serialfeed why faults interface control config notify log daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
     commands grammar helptext notation client render console
@@ -70,7 +70,7 @@ MAY_IMPORT = {
 WRAPPED = {
     "psutil": {"vmessd.stats"},
     "qemu": {"vmessd.monitor"},
-    "asyncvarlink": {"vmessd.interface", "vmessd.control"},
+    "asyncvarlink": {"vmessd.faults", "vmessd.interface", "vmessd.control"},
     "sdnotify": {"vmessd.notify"},
     "subprocess": {"vmessd.process"},
 }

@@ -66,7 +66,7 @@ def test_a_vm_that_never_ran_has_no_log(daemon: Daemon) -> None:
     for words, name in ((("console", "--log"), "serial.log"), (("log",), "qemu.log")):
         result = daemon.vmess(A, *words)
         assert (result.returncode, result.stdout) == (3, "")
-        assert result.stderr == f"vmess: VM {A} has never run: there is no {name}\n"
+        assert result.stderr == f"vmess: VM {A} has never run: there is no {name}\n  hint: vmess {A} start\n"
     assert daemon.vmess("nobody", "log").returncode == 4
 
 

@@ -92,11 +92,12 @@ class _Reader:
 
     def read(self) -> bytes:
         """Return what comes next, nothing if there is nothing yet."""
+        data = b""
         for _ in range(100):  # a log cannot be shortened as often as that between two looks
-            if self._is_where_it_was():
+            data = self._pread(self._place, PIECE)
+            if self._is_where_it_was():  # asked last, so that it was when it was read
                 break
             self._find()
-        data = self._pread(self._place, PIECE)
         if data:
             self._place += len(data)
             self._before = (self._before + data)[-BEFORE:]

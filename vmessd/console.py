@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import logging
 import os
 import socket
@@ -149,7 +150,7 @@ class Consoles:
 
     async def _seat(self, machine: Machine, run: Run, connected: socket.socket, who: str) -> Attached:
         """Note who is attached, and return what they get."""
-        history, printed = await asyncio.to_thread(_history, machine)
+        history, printed = await machine.change(functools.partial(_history, machine))
         self._release(machine.vm, f"it was taken over by {who}")
         ours, theirs = socket.socketpair()
         ours.setblocking(False)

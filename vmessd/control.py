@@ -28,10 +28,10 @@ from asyncvarlink.message import VarlinkMethodReply
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from asyncvarlink.types import FileDescriptorArray, JSONObject
 
-from vmessd import __version__, safefile
+from vmessd import __version__, faults, safefile
 from vmessd.errors import INTERFACE, Failed, Locked, VmessError, failing, printable, reason
 from vmessd.fleet import Fleet
-from vmessd.interface import Peer, VmessInterface, error_reply
+from vmessd.interface import Peer, VmessInterface
 from vmessd.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class Connection(VarlinkInterfaceServerProtocol):
     def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:  # noqa: ARG002
         """Make a reply of what a method raised; what was not foreseen goes to the log only."""
         if isinstance(exc, VmessError):
-            raise error_reply(exc)
+            raise faults.reply(exc)
         log.error("a call failed unexpectedly", exc_info=exc)
         raise GenericVarlinkErrorReply(
             Failed.wire_name(),

@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple
 
-from asyncvarlink import FileDescriptor, LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
+from asyncvarlink import FileDescriptor, LastResult, VarlinkInterface, varlinkmethod
 
-from vmessd import logs, names, refusals, serialfeed, vnc
+from vmessd import faults, logs, names, refusals, serialfeed, vnc
 from vmessd.addresses import VMAddress
-from vmessd.errors import ERRORS, INTERFACE, VmessError, printable, quoted
+from vmessd.errors import INTERFACE, printable, quoted
 from vmessd.events import Kind, VMEvent, Watcher
 from vmessd.fleet import Fleet
 from vmessd.network import Step
@@ -68,29 +68,6 @@ class VMLog:
     """Bytes in both when they were opened; a log that is shorter now has lost its front meanwhile."""
 
 
-class _ErrorParameters(TypedDict):
-    message: str
-    hint: str | None
-
-
-def _error_type(error: type[VmessError]) -> type[TypedVarlinkErrorReply]:
-    """Make the wire form of one error of the tree."""
-    body: dict[str, Any] = {
-        "name": error.wire_name(),
-        "__annotations__": {"parameters": _ErrorParameters},
-        "__doc__": error.__doc__,
-    }
-    return type(error.__name__, (TypedVarlinkErrorReply,), body)
-
-
-_ERROR_TYPES = {error: _error_type(error) for error in ERRORS}
-
-
-def error_reply(error: VmessError) -> TypedVarlinkErrorReply:
-    """Return an error as it goes over the wire."""
-    return _ERROR_TYPES[type(error)](message=error.message, hint=error.hint)
-
-
 class VmessInterface(VarlinkInterface, name=INTERFACE):
     """Small KVM machines in plain directories.
 
@@ -98,7 +75,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     Durations are in seconds, sizes in bytes.
     """
 
-    errors = tuple(_ERROR_TYPES.values())
+    errors = tuple(faults.REPLIES.values())
 
     def __init__(self, supervisor: Supervisor, fleet: Fleet, peer: Peer) -> None:
         self._supervisor = supervisor

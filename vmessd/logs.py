@@ -1,18 +1,16 @@
 """The logs of a VM, open for whoever wants to read what was printed since its last start.
 
-A log may have an older part beside it, `<log>.1`; the two are read as one. Everything here blocks.
+Everything here blocks, and has to be done in the VM's turn, as all in :mod:`vmessd.seriallog`.
 """
 
-import contextlib
-import dataclasses
 import enum
-import os
+from types import TracebackType
 from typing import Self
 
-from vmessd import safefile
-from vmessd.errors import InvalidValue, NotRunning, failing, quoted
+from vmessd import seriallog
+from vmessd.errors import InvalidValue, NotRunning, quoted
 from vmessd.records import ExitRecord, RunRecord
-from vmessd.seriallog import SEARCH, Mark
+from vmessd.seriallog import SEARCH, Stream
 from vmessd.vmdir import QEMU_LOG, SERIAL_LOG, VMDirectory
 
 
@@ -33,44 +31,33 @@ class LogName(enum.Enum):
             raise InvalidValue(f"log {quoted(text)} is none of {', '.join(cls.__members__)}") from None
 
 
-@dataclasses.dataclass
 class OpenLog:
     """A log and its older part, open for reading. Use as a context manager, or close it."""
 
-    log: int
-    """Descriptor."""
-    older: int | None
-    """Descriptor of its older part."""
-    begin: int = 0
-    """Where the last run begins, counted from the beginning of the older part."""
-    size: int = 0
-    """Bytes in both parts when they were opened."""
+    def __init__(self, log: int, stream: Stream, begin: int) -> None:
+        self.log = log
+        """Descriptor."""
+        self.older = stream.older_part
+        """Descriptor of its older part, None where there is none."""
+        self.begin = begin + stream.older
+        """Where the last run begins, counted from the beginning of the older part."""
+        self.size = stream.size + stream.older
+        """Bytes in both parts."""
+        self._stream = stream
 
     def close(self) -> None:
         """Close both."""
-        os.close(self.log)
-        if self.older is not None:
-            os.close(self.older)
+        self._stream.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, _error: object, _trace: TracebackType | None) -> None:
         self.close()
-
-    def older_size(self) -> int:
-        """Return the bytes of the older part."""
-        return 0 if self.older is None else os.fstat(self.older).st_size
 
     def read(self, begin: int, end: int) -> bytes:
         """Return the bytes between two places, counted as `begin` is."""
-        middle = self.older_size()
-        data = b""
-        if self.older is not None and begin < middle:
-            data = os.pread(self.older, min(end, middle) - begin, begin)
-        if end > middle:
-            data += os.pread(self.log, end - max(begin, middle), max(0, begin - middle))
-        return data
+        return self._stream.read(begin - self._stream.older, end - begin)
 
     def tail(self, limit: int) -> bytes:
         """Return the end of what the last run printed: whole lines, at most so many bytes."""
@@ -86,45 +73,26 @@ def open_log(directory: VMDirectory, name: LogName, record: RunRecord | ExitReco
         NotRunning: there is no log, so the VM has never run.
         NoSuchVM, BadFile, Failed: there is no VM, or a file that cannot be read.
     """
-    with directory.opened() as fd, failing(f"{directory}/{name.value} cannot be read"):
-        try:
-            # The log first: what is cut off it meanwhile is then there twice, and not missing.
-            found = OpenLog(safefile.open_plain(fd, name.value, os.O_RDONLY), None)
-        except FileNotFoundError:
-            raise NotRunning(f"VM {directory.vm} has never run: there is no {name.value}") from None
-        try:
-            size = os.fstat(found.log).st_size
-            with contextlib.suppress(FileNotFoundError):
-                found.older = safefile.open_plain(fd, f"{name.value}.1", os.O_RDONLY)
-            found.size = found.older_size() + size
-            if name is LogName.serial:
-                found.begin = _begin_by_mark(found, record.serial if record else "")
-            else:
-                found.begin = _begin_by_command(found, directory.vm)
-        except BaseException:
-            found.close()
-            raise
-    return found
-
-
-def _begin_by_mark(log: OpenLog, text: str) -> int:
-    """Return where the run begins that a record tells of; 0, where all begins, if that cannot be found."""
+    with directory.opened() as fd:
+        stream = Stream(fd, name.value)
     try:
-        mark = Mark.parse(text)
-    except InvalidValue:
-        return 0
-    length = len(mark.before)
-    begin = log.older_size() + mark.offset
-    if not length or (length <= begin <= log.size and log.read(begin - length, begin) == mark.before):
-        return begin if length else 0
-    start = max(0, log.size - SEARCH)
-    at = log.read(start, log.size).find(mark.before)
-    return 0 if at < 0 else start + at + length
+        if stream.log is None:
+            raise NotRunning(
+                f"VM {directory.vm} has never run: there is no {name.value}", hint=f"vmess {directory.vm} start"
+            )
+        if name is LogName.serial:
+            begin = stream.find(seriallog.place(record.serial if record else ""), earliest=True)
+        else:
+            begin = _last_command(stream, directory.vm)
+        return OpenLog(stream.log, stream, -stream.older if begin is None else begin)
+    except BaseException:
+        stream.close()
+        raise
 
 
-def _begin_by_command(log: OpenLog, vm: str) -> int:
-    """Return where the last command line stands, which launch.launch wrote; 0 where there is none."""
-    start = max(0, log.size - SEARCH)
-    data = log.read(start, log.size)
+def _last_command(stream: Stream, vm: str) -> int | None:
+    """Return where the last command line stands, which launch.launch wrote; None where there is none."""
+    start = max(-stream.older, stream.size - SEARCH)
+    data = stream.read(start, stream.size - start)
     at = data.rfind(f" -name {vm} -nodefaults -no-user-config -S ".encode())
-    return 0 if at < 0 else start + data.rfind(b"\n", 0, at) + 1
+    return None if at < 0 else start + data.rfind(b"\n", 0, at) + 1

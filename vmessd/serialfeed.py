@@ -8,7 +8,7 @@ import functools
 from collections.abc import AsyncIterator
 
 from vmessd import seriallog
-from vmessd.errors import InvalidValue, NotRunning
+from vmessd.errors import NotRunning
 from vmessd.lifecycle import OFF, State
 from vmessd.machine import Machine
 from vmessd.records import ExitRecord
@@ -36,20 +36,12 @@ class SerialPiece:
     """In the last piece: how the run ended, in words."""
 
 
-def place(text: str) -> Mark:
-    """Return the place a record tells of; the beginning of the log where it tells none."""
-    try:
-        return Mark.parse(text)
-    except InvalidValue:
-        return Mark(0, b"")
-
-
 def _begin(machine: Machine) -> Mark:
     """Return where the present run begins, or else the last one; raises NotRunning where there was none."""
     record = machine.record() or machine.last_exit
     if record is None:
         raise NotRunning(f"VM not running: {machine.vm}; it has never run", hint=f"vmess {machine.vm} start")
-    return place(record.serial)
+    return seriallog.place(record.serial)
 
 
 def _is_over(machine: Machine, before: ExitRecord | None, *, ran: bool) -> bool:

@@ -17,7 +17,6 @@ from vmessd import logfile, safefile
 from vmessd.errors import InvalidValue, failing, printable, quoted
 from vmessd.vmdir import LINE_LIMIT, SERIAL_LOG, VMDirectory
 
-OLDER = f"{SERIAL_LOG}{logfile.OLDER}"
 BEFORE = 128
 """Bytes before a place by which it is found again."""
 SEARCH = 3 * logfile.CAP
@@ -48,6 +47,14 @@ class Mark(NamedTuple):
         raise InvalidValue(f"{quoted(text)} is no place in a serial log")
 
 
+def place(text: str) -> Mark:
+    """Return the place a record tells of; the beginning of the log where it tells none."""
+    try:
+        return Mark.parse(text)
+    except InvalidValue:
+        return Mark(0, b"")
+
+
 class Chunk(NamedTuple):
     """What was read."""
 
@@ -58,13 +65,19 @@ class Chunk(NamedTuple):
     """The place it was to be read from is not there any more: this comes later in the stream."""
 
 
-class _Stream:
-    """Both parts of a log as one file. Use as a context manager."""
+class Stream:
+    """Both parts of a log as one file. Use as a context manager, or close it."""
 
-    def __init__(self, directory: int) -> None:
+    def __init__(self, directory: int, name: str = SERIAL_LOG) -> None:
+        """Open what there is of a log; raises BadFile, Failed."""
         self._parts = contextlib.ExitStack()
-        self._log, self.size = self._open(directory, SERIAL_LOG)
-        self._older, self.older = self._open(directory, OLDER)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self.log, self.size = self._open(directory, name)
+            """Descriptor of the log, None where there is none, and its bytes."""
+            self.older_part, self.older = self._open(directory, f"{name}{logfile.OLDER}")
+            """The same of its older part."""
+            undo.pop_all()
 
     def _open(self, directory: int, name: str) -> tuple[int | None, int]:
         with failing(f"{safefile.place(directory, name)} cannot be read"):
@@ -79,20 +92,26 @@ class _Stream:
         return self
 
     def __exit__(self, _kind: object, _error: object, _trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close both parts."""
         self._parts.close()
 
     def read(self, offset: int, limit: int) -> bytes:
         """Return bytes from an offset on, as Mark counts; raises Failed."""
         data = b""
         with failing("the serial log cannot be read"):
-            if offset < 0 and self._older is not None:
+            if offset < 0 and self.older_part is not None:
                 wanted = min(limit, -offset)
-                data = os.pread(self._older, wanted, self.older + offset) if self.older + offset >= 0 else b""
+                data = (
+                    os.pread(self.older_part, wanted, self.older + offset) if self.older + offset >= 0 else b""
+                )
                 if len(data) < wanted:
                     return data
                 offset += wanted
-            if self._log is not None and offset >= 0 and limit > len(data):
-                data += os.pread(self._log, limit - len(data), offset)
+            if self.log is not None and offset >= 0 and limit > len(data):
+                data += os.pread(self.log, limit - len(data), offset)
         return data
 
     def at(self, offset: int) -> Mark:
@@ -122,16 +141,16 @@ class _Stream:
 
 def end(directory: VMDirectory) -> Mark:
     """Return the place behind everything that was printed; raises NoSuchVM, BadFile, Failed."""
-    with directory.opened() as fd, _Stream(fd) as stream:
+    with directory.opened() as fd, Stream(fd) as stream:
         return stream.at(stream.size)
 
 
 def read(directory: VMDirectory, mark: Mark, limit: int, *, earliest: bool = False) -> Chunk:
     """Return what was printed behind a place, at most `limit` bytes; raises as :func:`end`.
 
-    `earliest` is as for :meth:`_Stream.find`.
+    `earliest` is as for :meth:`Stream.find`.
     """
-    with directory.opened() as fd, _Stream(fd) as stream:
+    with directory.opened() as fd, Stream(fd) as stream:
         found = stream.find(mark, earliest=earliest)
         offset = -stream.older if found is None else found
         data = stream.read(offset, limit)
@@ -140,7 +159,7 @@ def read(directory: VMDirectory, mark: Mark, limit: int, *, earliest: bool = Fal
 
 def last_lines(directory: VMDirectory, start: Mark, stop: Mark | None, count: int) -> list[str]:
     """Return the last lines printed between two places, the second being the end by default, escaped."""
-    with directory.opened() as fd, _Stream(fd) as stream:
+    with directory.opened() as fd, Stream(fd) as stream:
         begin = stream.find(start, earliest=True)
         until = stream.size if stop is None else stream.find(stop, earliest=False)
         if until is None:

@@ -10,7 +10,6 @@ from vmessd.errors import VmessError
 from vmessd.machine import Machine
 from vmessd.records import ExitRecord, RunRecord
 from vmessd.report import VMStatus
-from vmessd.serialfeed import place
 from vmessd.settings import BY_FILE
 
 CONSOLE_LINES = 10
@@ -66,8 +65,8 @@ def _read(machine: Machine, record: ExitRecord | None) -> tuple[End | None, str,
 def _end(machine: Machine, record: ExitRecord, run: RunRecord | None) -> End:
     lines: list[str] = []
     with contextlib.suppress(VmessError):
-        stop = place(run.serial) if run is not None else None
-        lines = seriallog.last_lines(machine.directory, place(record.serial), stop, CONSOLE_LINES)
+        stop = seriallog.place(run.serial) if run is not None else None
+        lines = seriallog.last_lines(machine.directory, seriallog.place(record.serial), stop, CONSOLE_LINES)
     user = _user(record.asked_by) if record.asked_by is not None else None
     return End(record.pid, record.when.epoch, user, record.tries, lines)
 
