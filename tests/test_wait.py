@@ -74,7 +74,10 @@ def test_a_state_is_waited_for(daemon: Daemon) -> None:
     with wait(daemon, A, "wait", "stopped", "--json") as stopped:
         daemon.done(A, "stop")
         status, out, _ = stopped.end()
-    assert (status, json.loads(out)) == (0, {"vm": A, "condition": "stopped", "state": "stopped"})
+    assert (status, json.loads(out)) == (
+        0,
+        {"vm": A, "verb": "wait", "condition": "stopped", "state": "stopped"},
+    )
 
 
 def test_a_state_that_passes_in_no_time_is_not_missed(daemon: Daemon) -> None:
@@ -197,6 +200,7 @@ def test_history_counts_when_asked(daemon: Daemon) -> None:
     out = daemon.done(A, "wait", r"serial:(\w+)\. Press (\w+)", "--since-start", "--json")
     assert json.loads(out) == {
         "vm": A,
+        "verb": "wait",
         "condition": r"serial:(\w+)\. Press (\w+)",
         "line": "Ready. Press my power button.",
         "groups": ["Ready", "my"],
@@ -413,13 +417,18 @@ def test_a_place_that_is_none_is_refused(daemon: Daemon) -> None:
 
 def test_a_terminal_shows_what_is_waited_for_and_ctrl_c_ends_it(daemon: Daemon) -> None:
     daemon.make(A)
-    with terminal(daemon, A, "wait", "running") as screen:
-        screen.expect(f"waiting: {A} is not running, but stopped")
+    daemon.make(B)
+    with terminal(daemon, A, B, "wait", "running") as screen:
+        for vm in (A, B):
+            screen.expect(f"{vm}: is not running, but stopped (0 s)")
+        daemon.done(B, "start")
+        screen.expect(f"{B}: running\r\n")
+        screen.expect(f"\r\x1b[K{A}: is not running, but stopped (")
         screen.type("\x03")
         assert screen.end() == 130
         assert screen.said.endswith("\r\x1b[K"), "the line is taken away"
     with terminal(daemon, "watch") as screen:
-        screen.expect("watching all VMs, 1 now; Ctrl-C ends it\r\n")
+        screen.expect("watching all VMs, 2 now; Ctrl-C ends it\r\n")
         screen.type("\x03")
         assert screen.end() == 130
         assert "Traceback" not in screen.said

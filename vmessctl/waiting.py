@@ -13,7 +13,7 @@ import time
 
 from vmessctl import commands
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import complain, moving, say
+from vmessctl.console import complain, emit, moving, say
 from vmessctl.follow import seconds
 from vmessctl.stream import Stream
 from vmessd.errors import (
@@ -225,6 +225,7 @@ class _Wait:
         self._invocation = invocation
         self.condition = condition
         self.status: int | None = None
+        self._began = time.monotonic()
         self._ask_at: float | None = None
         self._stream: Stream | None = None
         try:
@@ -247,6 +248,10 @@ class _Wait:
         if self._ask_at is not None:
             return max(0.0, self._ask_at - time.monotonic())
         return self._stream.limit() if self._stream is not None else None
+
+    def line(self) -> str:
+        """Return what a terminal shows meanwhile."""
+        return f"{self.condition.vm}: {self.condition.missing()} ({time.monotonic() - self._began:.0f} s)"
 
     def turn(self, *, ready: bool) -> None:
         """Do what is due."""
@@ -273,9 +278,7 @@ class _Wait:
         moving.clear()
         vm, text = self.condition.vm, met.pop("text")
         if commands.JSON.flag in self._invocation.options:
-            import json  # noqa: PLC0415 -- it takes its time, and few ask for it
-
-            print(json.dumps({"vm": vm, "condition": self._invocation.arguments[0], **met}), flush=True)
+            emit(self._invocation, {"condition": self._invocation.arguments[0], **met}, vm)
         else:
             print(f"{vm}: {text}" if len(self._invocation.vms) > 1 else text, flush=True)
         self.end(DONE)
@@ -294,7 +297,7 @@ def run(invocation: Invocation) -> int:
     except _Late:
         moving.clear()
     except KeyboardInterrupt:
-        moving.clear()
+        moving.leave()
         return INTERRUPTED
     for wait in waits:
         if wait.status is None:
@@ -309,7 +312,7 @@ def _turn(pending: list[_Wait], deadline: float | None) -> None:
     limits = [limit for wait in pending if (limit := wait.limit()) is not None]
     if sys.stderr.isatty():
         limits.append(1.0)
-        moving.draw(f"waiting: {pending[0].condition.vm} {pending[0].condition.missing()}{_more(pending)}")
+        moving.draw(*(wait.line() for wait in pending))
     if deadline is not None:
         limits.append(max(0.0, deadline - time.monotonic()))
     fds = [fd for wait in pending if (fd := wait.fileno()) is not None]
@@ -319,10 +322,6 @@ def _turn(pending: list[_Wait], deadline: float | None) -> None:
         wait.turn(ready=fd is not None and fd in ready)
     if deadline is not None and time.monotonic() >= deadline:
         raise _Late
-
-
-def _more(pending: list[_Wait]) -> str:
-    return f" (and {len(pending) - 1} more)" if len(pending) > 1 else ""
 
 
 def _condition(invocation: Invocation, vm: str, alarm: Alarm) -> Condition:
