@@ -81,6 +81,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm lock for the demo", "lock", ("newvm0",), ("for", "the", "demo"), {}),
     ("newvm unlock --yes", "unlock", ("newvm0",), (), {"--yes": ""}),
     ("watch", "watch", (), (), {}),
+    ("--all watch", "watch", (), (), {"--all": ""}),
+    ("'lab*' watch", "watch", ("'lab*'",), (), {}),
     ("a b watch --json", "watch", ("a0", "b0"), (), {"--json": ""}),
     ("newvm wait running", "wait", ("newvm0",), ("running",), {}),
     (

@@ -116,6 +116,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a ifadd 1 -- s|", {"smp", "status", "start", "stop", "suspend", "sendkey", "screenshot"}),
     ("a ifadd -- 1 s|", set()),
     ("a stop f|", {"force", "forward"}),
+    ("| vnc", {"a0", "c0"}),
     ("a w|", {"wait", "watch", "why"}),
     ("| watch", {"a0", "b0", "c0"}),
     ("a watch |", set()),

@@ -233,6 +233,7 @@ COMMANDS: tuple[Command, ...] = (
         "Vnc",
         arguments="[port]",
         options=(BIND, TIMEOUT, JSON),
+        wants="on",
     ),
     Command(
         "console",
