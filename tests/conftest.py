@@ -268,6 +268,15 @@ class Daemon:
         end_processes_of(self.root)
 
 
+def a_qemu_that_hangs_is_told(daemon: Daemon, vm: str, *words: str) -> None:
+    """Have a VM's QEMU stand still, see that a verb says so, and end it."""
+    os.kill(daemon.status(vm)["pid"], signal.SIGSTOP)
+    result = daemon.vmess(vm, *words)
+    assert (result.returncode, result.stdout) == (6, "")
+    assert "does not answer" in result.stderr.splitlines()[0]
+    daemon.done(vm, "stop", "force")
+
+
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A running daemon with an empty VM root."""

@@ -19,7 +19,7 @@ from typing import Any
 import guests
 import pexpect
 import pytest
-from conftest import TESTS, Daemon, own, wait_for
+from conftest import TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
 
 A = own("c")
 ESCAPE = "\x1d"
@@ -448,9 +448,4 @@ def test_a_qemu_without_a_serial_console_or_that_is_silent_is_refused(fake_daemo
     result = fake_daemon.vmess(A, "console")
     assert result.returncode == 1
     assert result.stderr.startswith(f"vmess: QEMU of {A} does not tell about its serial port: ")
-    pid = fake_daemon.status(A)["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    result = fake_daemon.vmess(A, "console")
-    assert (result.returncode, result.stdout) == (6, "")
-    assert "does not answer" in result.stderr.splitlines()[0]
-    fake_daemon.done(A, "stop", "force")
+    a_qemu_that_hangs_is_told(fake_daemon, A, "console")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, WiredDaemon, own, refused, wait_for
+from conftest import Daemon, WiredDaemon, a_qemu_that_hangs_is_told, own, refused, wait_for
 
 from vmessd import names
 
@@ -259,9 +258,4 @@ def test_a_vm_that_is_off_silent_or_without_vnc_is_refused(fake_daemon: Daemon) 
     result = fake_daemon.vmess(A, "vnc")
     assert result.returncode == 1
     assert result.stderr.startswith(f"vmess: VM {A} has no VNC server: ")
-    pid = fake_daemon.status(A)["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    result = fake_daemon.vmess(A, "vnc")
-    assert (result.returncode, result.stdout) == (6, "")
-    assert "does not answer" in result.stderr.splitlines()[0]
-    fake_daemon.done(A, "stop", "force")
+    a_qemu_that_hangs_is_told(fake_daemon, A, "vnc")

@@ -6,6 +6,7 @@ from vmessctl import commands
 from vmessctl.client import connect
 from vmessctl.commands import Invocation
 from vmessctl.console import show
+from vmessctl.follow import seconds
 from vmessd.errors import DONE, InvalidValue, quoted
 
 TYPE_CHECKING = False
@@ -18,7 +19,7 @@ def run(invocation: Invocation) -> int:
     parameters = {
         "port": _port(invocation),
         "address": invocation.options.get(commands.BIND.flag),
-        "timeout": _timeout(invocation),
+        "timeout": seconds(invocation.options.get(commands.TIMEOUT.flag)),
     }
     (vm,) = invocation.vms
     client = connect(invocation)
@@ -47,16 +48,3 @@ def _port(invocation: Invocation) -> int | None:
             f"port {quoted(text)} is not 1 to 65535", hint=f"usage: {invocation.command.usage()}"
         )
     return int(text)
-
-
-def _timeout(invocation: Invocation) -> float | None:
-    text = invocation.options.get(commands.TIMEOUT.flag)
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds <= 1e9:
-        raise InvalidValue(f"{commands.TIMEOUT.flag} {quoted(text)} is not a number of seconds above 0")
-    return seconds
