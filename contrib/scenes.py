@@ -1,0 +1,257 @@
+"""The README's pictures: what is typed in each, on which terminal, and how its screen becomes an SVG.
+
+`contrib/draw` runs this in namespaces of its own. The README is where the lines come from that it shows.
+"""
+
+import contextlib
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CONTRIB = Path(__file__).parent
+PICTURES = CONTRIB / "pictures"
+README = (CONTRIB.parent / "README.md").read_text(encoding="utf-8")
+PROMPT = "~$"
+INSTALLER = Path("/usr/lib/debian-installer/images/12/amd64/gtk/debian-installer/amd64")
+BOOTLOADER = (Path("/usr/lib/ISOLINUX/isolinux.bin"), Path("/usr/lib/syslinux/modules/bios/ldlinux.c32"))
+ISOLINUX = """\
+default install
+label install
+kernel linux
+append initrd=initrd.gz vga=788 --- quiet
+"""
+SVG = """\
+<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font: {char_height}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace }}
+.{unique_id}-title {{ font: 15px sans-serif }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal"><rect width="{terminal_width}" height="{terminal_height}"/></clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">{matrix}</g>
+</g>
+</svg>
+"""
+
+
+def tour() -> list[str]:
+    """Return the commands of the README's tour, from the first VM on."""
+    section = README.partition("\n## The tour\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"^    \$ (.*)$", section, re.MULTILINE)
+    return commands[commands.index("vmess newvm") :]
+
+
+def first_line() -> str:
+    """Return the one line with which the README begins."""
+    return next(line.strip() for line in README.splitlines() if line.startswith("    vmess newvm make"))
+
+
+class Terminal:
+    """A shell in tmux, as wide and as high as a scene wants it."""
+
+    def __init__(self, width: int, height: int) -> None:
+        bash = r"exec env PS1='\[\e[1;32m\]\w\[\e[0m\]$ \[\e[1m\]' PS0='\e[0m' bash --norc"
+        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", str(height), bash)
+        self.see(lambda page: page.strip() == PROMPT)
+
+    def _tmux(self, *words: str) -> str:
+        command = ("tmux", "-L", "vmess-draw", *words)
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def page(self, *, colours: bool = False) -> str:
+        """Return what is on the screen, with SGR sequences for its colours if these are wanted."""
+        return self._tmux("capture-pane", "-p", *(["-e"] if colours else []))
+
+    def see(self, condition: Callable[[str], bool], seconds: float = 90) -> None:
+        """Wait until the screen satisfies a condition; TimeoutError, with the screen, where it never does."""
+        end = time.monotonic() + seconds
+        while not condition(page := self.page()):
+            if time.monotonic() > end:
+                raise TimeoutError(f"the terminal still shows\n{page.rstrip()}")
+            time.sleep(0.1)
+
+    def type(self, line: str) -> None:
+        """Type a line, and Enter."""
+        self._tmux("send-keys", "-l", line)
+        self._tmux("send-keys", "Enter")
+
+    def run(self, line: str) -> None:
+        """Type a line, and wait until the shell is ready for the next one."""
+        before = self.page().count(PROMPT)
+        self.type(line)
+        self.see(lambda page: page.count(PROMPT) > before and page.rstrip().endswith(PROMPT))
+
+
+def svg(page: str, scene: "Scene") -> str:
+    """Return a scene's screen, its colours in SGR sequences, as an SVG."""
+    from rich.console import Console  # noqa: PLC0415 -- the tests read the table without it
+    from rich.terminal_theme import TerminalTheme  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    dark = [(28, 33, 40), (255, 123, 114), (63, 185, 80), (210, 153, 34)]
+    dark += [(88, 166, 255), (188, 140, 255), (57, 197, 207), (177, 186, 196)]
+    theme = TerminalTheme((13, 17, 23), (201, 209, 217), dark)
+    console = Console(width=scene.width, record=True, file=io.StringIO(), color_system="truecolor")
+    console.print(Text.from_ansi(page), no_wrap=True, overflow="ignore", crop=False)
+    title = scene.lines()[-1] if scene.watched else "vmess"
+    drawn: str = console.export_svg(title=title, theme=theme, code_format=SVG, unique_id=scene.name)
+    return drawn
+
+
+def draw_terminal(scene: "Scene") -> None:
+    """Type a scene's lines, and keep the screen as an SVG."""
+    terminal = Terminal(scene.width, scene.height)
+    *before, last = scene.lines()
+    for line in before:
+        terminal.run(line)
+        time.sleep(1)  # as a person does, before the next line
+    if scene.watched:
+        terminal.type(last)
+        time.sleep(scene.watched)
+        page = terminal.page(colours=True)
+    else:
+        terminal.run(last)
+        page, _, _ = terminal.page(colours=True).rstrip().rpartition("\n")  # without the prompt that waits
+    (PICTURES / f"{scene.name}.svg").write_text(svg(f"{page.rstrip()}\n", scene), encoding="utf-8")
+
+
+def draw_screen(scene: "Scene") -> None:
+    """Run a scene's lines, and keep what its guest shows when that is a picture which stays."""
+    for line in scene.lines():
+        subprocess.run(["vmess", "-q", *line.split()[1:]], check=True)
+    picture = PICTURES / f"{scene.name}.png"
+    same, before, end = 0, b"", time.monotonic() + 600
+    while same < 3:
+        if time.monotonic() > end:
+            raise TimeoutError("the guest shows no picture that stays")
+        time.sleep(5)
+        subprocess.run(["vmess", "-q", "newvm", "screenshot", picture], check=True)
+        now = picture.read_bytes()
+        wide = struct.unpack(">I", now[16:20])[0] >= 1024
+        same = same + 1 if wide and len(now) > 80_000 and now == before else 0
+        before = now
+
+
+def make_iso() -> None:
+    """Make ~/debian.iso of Debian's graphical installer, as it comes in a package of Debian."""
+    files = [str(file) for file in (INSTALLER / "linux", INSTALLER / "initrd.gz", *BOOTLOADER)]
+    Path("isolinux.cfg").write_text(ISOLINUX, encoding="ascii")
+    boot = ["-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]
+    command = ["xorriso", "-as", "mkisofs", "-quiet", "-o", "debian.iso", *boot, "isolinux.cfg", *files]
+    subprocess.run(command, check=True)
+
+
+def make_lab() -> None:
+    """Make VMs that have something to do: the guests of the tests."""
+    sys.path.append(str(CONTRIB.parent / "tests"))
+    import guests  # noqa: PLC0415 -- no part of contrib
+    import netguests  # noqa: PLC0415
+
+    roms = {name: guests.rom(name) for name in ("polite", "reader", "idle")} | {"talker": netguests.rom()}
+    for name, content in roms.items():
+        Path(f"{name}.rom").write_bytes(content)
+    for vm, rom, line in LAB:
+        directory = Path("vms", f"{vm}0")
+        subprocess.run(["vmess", "-q", vm, *line.split()], check=True)
+        (directory / "EXARGS").write_text(f"-bios {Path.cwd()}/{rom}.rom\n", encoding="utf-8")
+        if rom == "talker":
+            (directory / "NIC_MODEL").write_text("ne2k_isa\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture."""
+
+    name: str
+    """Of its file, without `.svg` or `.png`."""
+    draw: Callable[["Scene"], None]
+    lines: Callable[[], list[str]]
+    """What is typed."""
+    prepare: Callable[[], None] = lambda: None
+    width: int = 104
+    height: int = 60
+    """Of its terminal in characters; empty lines at the end are left out."""
+    watched: float = 0
+    """Seconds after which the last line's program, which does not end, is drawn; 0 where all of them end."""
+
+
+LAB = (
+    ("build", "polite", "make ram 64M ifadd 1 user"),
+    ("store", "reader", "make ram 64M hda 8G ifadd 1 user"),
+    ("spine", "talker", "make ram 64M ifadd 1 fabric1"),
+    ("leaf", "talker", "make ram 64M ifadd 1 fabric1"),
+    ("router", "idle", "make ram 64M ifadd 2 fabric1 user"),
+    ("lab", "idle", "make ram 64M"),
+)
+"""VMs of the scene of `top`: name, guest of the tests, and how they are made."""
+
+SCENES = (
+    Scene("iso", draw_screen, lambda: [first_line()], make_iso),
+    Scene("tour", draw_terminal, lambda: [line for line in tour() if line != "vmess newvm info"]),
+    Scene(
+        "top",
+        draw_terminal,
+        lambda: ["vmess -q build store spine leaf router start", "vmess top"],
+        make_lab,
+        width=76,
+        height=10,
+        watched=16,
+    ),
+)
+
+
+@contextlib.contextmanager
+def daemon() -> Iterator[None]:
+    """Run vmessd on ~/vms; contrib/draw's namespace ends what it leaves."""
+    with Path("vmessd.log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(["vmessd", "--accel", "tcg"], stderr=log)
+    try:
+        for _ in range(100):
+            if subprocess.run(["vmess", "list"], capture_output=True, check=False).returncode == 0:
+                break
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def draw(scene: Scene) -> None:
+    """Draw a picture, in the present directory; exit with a line where that fails."""
+    PICTURES.mkdir(exist_ok=True)
+    try:
+        with daemon():
+            scene.prepare()
+            scene.draw(scene)
+    except (TimeoutError, subprocess.CalledProcessError) as error:
+        sys.exit(f"draw: {scene.name}: {error}")
+
+
+def main() -> None:
+    """Print the names of scenes, all or those asked for; within contrib/draw's namespaces draw one."""
+    scenes = {scene.name: scene for scene in SCENES}
+    if name := os.environ.get("VMESS_DRAW"):
+        draw(scenes[name])
+        return
+    asked = sys.argv[1:] or list(scenes)
+    if strange := [name for name in asked if name not in scenes]:
+        print(f"draw: '{strange[0]}' is no picture; there are: {', '.join(scenes)}", file=sys.stderr)
+        sys.exit(2)
+    print(*asked)
+
+
+if __name__ == "__main__":
+    main()
