@@ -12,7 +12,7 @@ from conftest import Daemon, own, wait_for
 from vmessctl import why
 
 A = own("w")
-ME = f"by uid {os.getuid()}, {pwd.getpwuid(os.getuid()).pw_name}"
+ME = f"by {pwd.getpwuid(os.getuid()).pw_name} (uid {os.getuid()})"
 
 
 def told(daemon: Daemon) -> dict[str, str]:
@@ -81,7 +81,7 @@ def test_one_that_was_killed_and_is_started_again(daemon: Daemon) -> None:
         daemon.wait_state(A, "waiting")
         said = told(daemon)
         assert said["How"] == "killed by signal 9"
-        assert said["Asked for"] == "by nobody"
+        assert said["Asked for"] == "no"
         assert said["QEMU"].endswith(", ended by signal 9, SIGKILL")
         assert said.get("Restarts in a row before it", "0") == str(number - 1)
         assert said["Next"].startswith("started again in ")

@@ -55,8 +55,9 @@ def text(reply: Reply) -> str:
 
 def _asker(last: Reply, end: Reply) -> str:
     if last["asked_by"] is None:
-        return "by nobody"
-    return f"by uid {last['asked_by']}" + (f", {printable(end['user'])}" if end["user"] else "")
+        return "no"
+    uid = f"uid {last['asked_by']}"
+    return f"by {printable(end['user'])} ({uid})" if end["user"] else f"by {uid}"
 
 
 def _status(status: int | None) -> str:
