@@ -28,7 +28,7 @@ from asyncvarlink.message import VarlinkMethodReply
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from asyncvarlink.types import FileDescriptorArray, JSONObject
 
-from vmessd import __version__, safefile
+from vmessd import __version__, refusals, safefile
 from vmessd.errors import INTERFACE, Failed, Locked, VmessError, failing, printable, reason
 from vmessd.fleet import Fleet
 from vmessd.interface import Peer, VmessInterface, error_reply
@@ -151,7 +151,7 @@ class Connection(VarlinkInterfaceServerProtocol):
         log.error("a call failed unexpectedly", exc_info=exc)
         raise GenericVarlinkErrorReply(
             Failed.wire_name(),
-            {"message": "the daemon met an unexpected failure; its log has the details", "hint": None},
+            {"message": "unexpected failure; vmessd's log has the details", "hint": refusals.LOG},
         )
 
 

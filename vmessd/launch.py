@@ -11,7 +11,7 @@ import signal
 
 from vmessd import cmdline, drives, names, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
-from vmessd.errors import BadFile, Failed, Locked, VmessError, failing
+from vmessd.errors import BadFile, Failed, VmessError, failing
 from vmessd.host import Host
 from vmessd.lifecycle import Reason, is_restarted
 from vmessd.network import Network, Nic
@@ -99,10 +99,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         spec = specify(directory, host, display=0)  # a bad value is told before anything is touched
         lock = directory.lock()
         if lock is None:
-            raise Locked(
-                f"VM {directory.vm} is held by another process, so it is not started a second time",
-                hint=f"fuser -v {directory} tells which",
-            )
+            raise directory.held("by another process, so it is not started a second time")
         ours.callback(os.close, lock)
         directory.sweep()
         _wire(directory, host, undo)
@@ -236,7 +233,7 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> tuple
         return None
     process = Process.search(identity(directory), host.account.uids)
     if process is None:
-        raise Locked(f"VM {directory.vm} is held by a process that is not its QEMU, or was not at this path")
+        raise directory.held("by a process that is not its QEMU, or was not at this path")
     found = _described(process, None)
     if found is not None:
         try:
