@@ -172,16 +172,35 @@ def test_every_verb_is_among_those_understood() -> None:
 
 REFUSED = (
     ("newvm strat", "'strat' is no verb; did you mean start?", "vmess help"),
+    ("newvm stat", "'stat' is no verb; did you mean status?", "vmess help"),
     ("newvm infoo x", "'infoo' is no verb; did you mean info?", "vmess help"),
     ("newvm qqqqq", "'qqqqq' is no verb", "vmess help"),
     ("version", "version is not a verb of this version", "vmess help"),
     ("start", "start needs a VM before it", "usage: vmess <vmname> start"),
-    ("start newvm", "start needs a VM before it", "usage: vmess <vmname> start"),
+    ("start newvm", "start needs a VM before it", "vmess newvm start"),
+    ("stop leaf spine --timeout 5", "stop needs a VM before it", "vmess leaf spine stop --timeout=5"),
+    ("stop force newvm", "stop needs a VM before it", "vmess newvm stop force"),
+    ("ram newvm 2G", "ram needs a VM before it", "vmess newvm ram 2G"),
+    ("start lab*", "start needs a VM before it", "vmess 'lab*' start"),
+    ("autostart on newvm", "autostart needs a VM before it", "vmess newvm autostart on"),
+    # Which of two words would be the VM, nobody can tell.
+    ("lock newvm mine", "lock needs a VM before it", "usage: vmess <vmname> lock [remark]..."),
+    ("cdrom x", "cdrom needs a VM before it", "usage: vmess <vmname> cdrom <path-to-iso|none>"),
+    ("stop start newvm", "stop needs a VM before it", f"usage: {BY_VERB['stop'].usage()}"),
     ("newvm list", "list takes no VM", "usage: vmess list [--json]"),
     ("newvm help", "help takes no VM", "usage: vmess help [verb]..."),
     ("list newvm", "list takes no argument, not 'newvm'", "usage: vmess list [--json]"),
     ("newvm make it", "make takes no argument, not 'it'", "usage: vmess <vmname> make"),
-    ("newvm ram", "ram needs <size|none>", "usage: vmess <vmname> ram <size|none>"),
+    (
+        "newvm ram",
+        "ram needs <size|none>",
+        "usage: vmess <vmname> ram <size|none>; what it is now: vmess newvm0 info",
+    ),
+    (
+        "--all autostart",
+        "autostart needs <on|off|none> [order] [delay]",
+        "usage: vmess <vmname> autostart <on|off|none> [order] [delay]; what it is now: vmess --all info",
+    ),
     ("newvm ram 2 G", "ram takes <size|none>, not '2 G'", "usage: vmess <vmname> ram <size|none>"),
     (
         "newvm stop force now",
@@ -936,11 +955,13 @@ def test_no_daemon_is_one_line_and_what_to_do() -> None:
         assert (result.returncode, result.stdout) == (5, "")
         assert result.stderr.splitlines() == [
             "vmess: no vmessd answers (/nonexistent/control.sock: no such file or directory)",
-            "  hint: start one of your own with: vmessd; or the host's with: systemctl start vmessd",
+            "  hint: start one there with: vmessd --socket /nonexistent/control.sock",
         ]
     both = vmessctl(env={"VMESS_SOCKET": "", "XDG_RUNTIME_DIR": "/nonexistent\x1b"})
     assert both.returncode == 5
-    assert "(/nonexistent\\x1b/vmess/control.sock: no such file or directory; /run/vmess/" in both.stderr
+    complaint, hint = both.stderr.splitlines()
+    assert "(/nonexistent\\x1b/vmess/control.sock: no such file or directory; /run/vmess/" in complaint
+    assert hint == "  hint: start one of your own with: vmessd; or the host's with: systemctl start vmessd"
 
 
 def test_a_usage_error_is_one_line_and_a_hint() -> None:
@@ -976,8 +997,9 @@ def test_a_daemon_that_hangs_is_waited_for_so_long(daemon: Daemon, line: str) ->
     )
     assert result.returncode == 6
     assert 0.5 <= time.monotonic() - begun < 2
-    assert result.stderr.startswith("vmess: vmessd does not answer within ")
-    assert len(result.stderr.splitlines()) == 1
+    complaint, hint = result.stderr.splitlines()
+    assert complaint.startswith("vmess: vmessd does not answer within ")
+    assert "systemctl restart vmessd" in hint
 
 
 @pytest.mark.parametrize("line", ["list", "newvm status", "newvm start", "newvm stop"])

@@ -150,7 +150,10 @@ def test_a_shutdown_puts_an_end_to_a_boot(daemon: Daemon) -> None:
     boot = daemon.client("boot")
     daemon.wait_guest(A)
     assert steps(lines(daemon, "shutdown"), "powered down") == [A]
-    assert boot.communicate(timeout=1)[1] == "vmess: not all VMs came up: they were told to go down again\n"
+    assert boot.communicate(timeout=1)[1].splitlines() == [
+        "vmess: not all VMs came up: they were told to go down again",
+        "  hint: vmess list",
+    ]
     assert boot.returncode == 1
     assert {daemon.status(vm)["state"] for vm in (A, B)} == {"stopped"}
 

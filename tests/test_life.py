@@ -52,7 +52,10 @@ def test_arguments_that_qemu_refuses_are_told_in_its_own_words(daemon: Daemon) -
     daemon.make("newvm0", EXARGS="-foo")
     result = daemon.vmess("newvm", "start")
     assert result.returncode == 1
-    assert result.stderr == "vmess: VM newvm0: QEMU did not start: -foo: invalid option\n"
+    assert result.stderr.splitlines() == [
+        "vmess: VM newvm0: QEMU did not start: -foo: invalid option",
+        "  hint: vmess newvm0 info shows its command line; qemu.log in its directory, what QEMU said",
+    ]
     assert daemon.vmess("newvm").stdout == (
         "VM not running (QEMU did not start: -foo: invalid option, 0 s ago)\n"
     )

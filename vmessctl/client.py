@@ -7,10 +7,14 @@ import os
 import sys
 
 from vmessctl import commands, notation
+from vmessd import shell
 from vmessd.errors import BY_WIRE_NAME, INTERFACE, Failed, TimedOut, Unreachable, VmessError, printable, reason
 
 ANSWER_TIME = 30.0
 """Seconds a daemon may take for a plain call."""
+HOSTS = "/run/vmess/control.sock"
+"""Where the host's daemon, the service, listens."""
+VERSIONS = f"vmessd is of another version than {commands.PROGRAM}? restart it: systemctl restart vmessd"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ def candidates(option: str | None, environment: Mapping[str, str]) -> list[str]:
     if told:
         return [told]
     own = environment.get("XDG_RUNTIME_DIR")
-    return [f"{place}/vmess/control.sock" for place in (own, "/run") if place]
+    return [*([f"{own}/vmess/control.sock"] if own else []), HOSTS]
 
 
 def connect(invocation: commands.Invocation) -> Client:
@@ -63,7 +67,7 @@ class Client:
         try:
             self._socket.sendall(notation.dumps(call).encode() + b"\0")
         except OSError as error:
-            raise Unreachable(f"vmessd hung up: {reason(error)}") from None
+            raise _hung_up(f": {reason(error)}") from None
 
     def receive(self) -> tuple[Reply, bool]:
         """Return the next reply's parameters, and whether more replies follow.
@@ -92,9 +96,9 @@ class Client:
         except TimeoutError:
             raise silence() from None
         except OSError as error:
-            raise Unreachable(f"vmessd hung up: {reason(error)}") from None
+            raise _hung_up(f": {reason(error)}") from None
         if not data:
-            raise Unreachable("vmessd hung up", hint="what was under way may have to be asked for again")
+            raise _hung_up()
         for level, kind, handed in ancillary:
             if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
                 self._descriptors += [
@@ -111,7 +115,7 @@ class Client:
         """Make a call that is answered with a descriptor and return it; raises as :meth:`receive`."""
         self.call(method, **parameters)
         if not self._descriptors:
-            raise Failed("vmessd handed over no descriptor", hint="are both of one version?")
+            raise Failed("vmessd handed over no descriptor", hint=VERSIONS)
         return self._descriptors.pop(0)
 
     def descriptors(self) -> list[int]:
@@ -122,7 +126,14 @@ class Client:
 
 def silence() -> TimedOut:
     """Return the error for a daemon that does not answer."""
-    return TimedOut(f"vmessd does not answer within {ANSWER_TIME:g} s")
+    return TimedOut(
+        f"vmessd does not answer within {ANSWER_TIME:g} s",
+        hint="restart it, the VMs go on: systemctl restart vmessd; one of your own, kill and start again",
+    )
+
+
+def _hung_up(why: str = "") -> Unreachable:
+    return Unreachable(f"vmessd hung up{why}", hint="what was under way may have to be asked for again")
 
 
 def _connect(paths: list[str], patience: float) -> _socket.socket:
@@ -147,8 +158,15 @@ def _connect(paths: list[str], patience: float) -> _socket.socket:
         )
     raise Unreachable(
         f"no vmessd answers ({'; '.join(failures)})",
-        hint="start one of your own with: vmessd; or the host's with: systemctl start vmessd",
+        hint=_beginning(paths),
     )
+
+
+def _beginning(paths: list[str]) -> str:
+    """Return how a daemon is started that serves one of the paths."""
+    if len(paths) == 1 and paths[0] != HOSTS:
+        return f"start one there with: {shell.join(['vmessd', '--socket', paths[0]])}"
+    return "start one of your own with: vmessd; or the host's with: systemctl start vmessd"
 
 
 def _way_in(path: str) -> str:
@@ -162,7 +180,7 @@ def _way_in(path: str) -> str:
     except (OSError, KeyError):
         gid = 0
     if gid == 0:
-        return "it is for its owner and the members of its group"
+        return f"it is for its owner and the members of its group: ls -l {printable(path)}"
     return f"it is for members of group {group}; as root: usermod -aG {group} {user}, and log in again"
 
 
@@ -178,5 +196,5 @@ def _connect_to(sock: _socket.socket, path: str) -> None:
 def _error(name: str, parameters: Mapping[str, Any]) -> VmessError:
     kind = BY_WIRE_NAME.get(name)
     if kind is None:
-        return Failed(f"vmessd refused the call: {name} {parameters}", hint="are both of one version?")
+        return Failed(f"vmessd refused the call: {name} {parameters}", hint=VERSIONS)
     return kind(str(parameters.get("message")), parameters.get("hint"))

@@ -9,7 +9,7 @@ from vmessd.settings import DRIVES, SETTINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
 PROGRAM = "vmess"
 
@@ -401,9 +401,10 @@ def no_verb(word: str) -> InvalidValue:
     return InvalidValue(f"{quoted(word)} is no verb{meant(word, BY_VERB)}", hint=f"{PROGRAM} help")
 
 
-def meant(word: str, words: Iterable[str], alike: float = 0.6) -> str:
+def meant(word: str, words: Collection[str], alike: float = 0.6) -> str:
     """Return the question whether another word was meant, to be put behind a message; empty if none is near."""
     import difflib  # noqa: PLC0415 -- only somebody who mistyped waits for it
 
-    near = difflib.get_close_matches(word, words, n=1, cutoff=alike)
+    begun = [each for each in words if each.startswith(word)]
+    near = begun if len(begun) == 1 else difflib.get_close_matches(word, words, n=1, cutoff=alike)
     return f"; did you mean {near[0]}?" if near else ""

@@ -26,7 +26,7 @@ from vmessctl.commands import (
     meant,
     no_verb,
 )
-from vmessd import names
+from vmessd import names, shell
 from vmessd.errors import InvalidValue, quoted
 from vmessd.row import row
 
@@ -233,8 +233,21 @@ class Line:
                 raise InvalidValue(f"{ALL.flag} stands for all VMs, so none can be named", hint=usage)
             return () if command.is_global else (EVERY,)  # also those that are not made yet
         if not self.vms and not command.is_global:
-            raise InvalidValue(f"{command.verb} needs a VM before it", hint=usage)
+            raise InvalidValue(f"{command.verb} needs a VM before it", hint=self._put_right() or usage)
         return tuple(dict.fromkeys(word if is_pattern(word) else names.parse(word) for word in self.vms))
+
+    def _put_right(self) -> str:
+        """Return the line with the VMs before the verb, where they stand behind it; empty where none do."""
+        step = self.steps[0]
+        spoken = step.command.arguments.translate(str.maketrans("<>[]|", "     ")).split()
+        vms = [word for word in step.arguments if word not in spoken and _may_be_vm(word)]
+        # Where a verb takes words of all kinds, only one can be told to be out of place.
+        free = step.command.needs or step.command.arguments.endswith("...")
+        rest = tuple(word for word in step.arguments if word not in vms)
+        if not vms or len(self.steps) > 1 or (free and len(vms) > 1) or not step.command.accepts(len(rest)):
+            return ""
+        options = self.options | step.options
+        return shell.join([PROGRAM, *written(Invocation(step.command, tuple(vms), rest, options))])
 
     def _check_options(self, steps: list[Step]) -> None:
         """Raise InvalidValue for an option before the verbs that none of them knows."""
@@ -254,12 +267,25 @@ def _check(step: Step, vms: tuple[str, ...]) -> None:
             raise InvalidValue(f"{flag} is no option of {command.verb}", hint=usage)
     if not command.accepts(len(said)):
         if not said:
+            if command.method == "Set":
+                usage += f"; what it is now: {shell.join([PROGRAM, *_named(vms), 'info'])}"
             raise InvalidValue(f"{command.verb} needs {command.arguments}", hint=usage)
         over = len(said) > command.needs and not command.is_global
         question = meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""
         wrong = f"{command.verb} takes {command.arguments or 'no argument'}, not {quoted(' '.join(said))}"
         raise InvalidValue(f"{wrong}{question}", hint=usage)
     check_number(command, vms)
+
+
+def _named(vms: tuple[str, ...]) -> tuple[str, ...]:
+    return (ALL.flag,) if vms == (EVERY,) else vms
+
+
+def _may_be_vm(word: str) -> bool:
+    try:
+        return is_pattern(word) or bool(names.parse(word))
+    except InvalidValue:
+        return False
 
 
 def check_number(command: Command, vms: tuple[str, ...]) -> None:

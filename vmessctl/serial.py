@@ -19,7 +19,7 @@ import tty
 
 from vmessctl import commands
 from vmessctl.client import connect
-from vmessctl.commands import Invocation
+from vmessctl.commands import PROGRAM, Invocation
 from vmessctl.console import complain, say
 from vmessd.errors import DONE, Failed, InvalidValue, Locked, Unreachable, VmessError, printable
 from vmessd.settings import size_shown
@@ -74,7 +74,7 @@ def run(invocation: Invocation) -> int:
             sys.stderr.flush()
     status = DONE if why == "left" else _verdict(invocation, vm, leash)
     if session.unshown:
-        return complain(Failed(f"{session.unshown} bytes were left out: they came faster than they were taken"))
+        return complain(_left_out(vm, session.unshown))
     return status
 
 
@@ -310,6 +310,17 @@ def _output() -> tuple[int, bool]:
     return fd, not stat.S_ISREG(kind)
 
 
+def _left_out(vm: str, count: int) -> Failed:
+    return Failed(
+        f"{count} bytes were left out: they came faster than they were taken",
+        hint=f"{PROGRAM} {vm} console --log has them",
+    )
+
+
+def _taken_over(vm: str, how: str) -> Locked:
+    return Locked(f"{vm}: the console is yours no more: {how}", hint=f"{PROGRAM} {vm} console --steal")
+
+
 def _verdict(invocation: Invocation, vm: str, leash: int) -> int:
     """Say why the console ended; return the exit status."""
     deadline = time.monotonic() + VERDICT_TIME
@@ -317,9 +328,10 @@ def _verdict(invocation: Invocation, vm: str, leash: int) -> int:
     poll.register(leash, select.POLLIN)
     word = os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
     if word.startswith("it was taken over"):
-        return complain(Locked(f"{vm}: the console is yours no more: {printable(word)}"))
+        return complain(_taken_over(vm, printable(word)))
     if word:
-        return complain(Failed(f"{vm}: the console ends: {printable(word)}"))
+        again = f"{PROGRAM} {vm} console"
+        return complain(Failed(f"{vm}: the console ends: {printable(word)}", hint=again))
     try:
         while True:
             status = connect(invocation).call("Status", vm=vm)["status"]
@@ -328,7 +340,7 @@ def _verdict(invocation: Invocation, vm: str, leash: int) -> int:
                 say(f"{vm}: {printable(last['text']) if last else 'VM not running'}")
                 return DONE
             if time.monotonic() > deadline:
-                return complain(Locked(f"{vm}: the console is yours no more: it was taken over"))
+                return complain(_taken_over(vm, "it was taken over"))
             time.sleep(0.05)
     except Unreachable:
         say(f"{vm}: the console ends, and no vmessd is there to say why")

@@ -159,7 +159,10 @@ def _absolute(path: str) -> str:
 def _remove(invocation: Invocation) -> int:
     sure = commands.YES.flag in invocation.options
     if not sure and not sys.stdin.isatty():
-        raise InvalidValue("rm deletes all files of a VM and nobody is there to be asked", hint="add --yes")
+        raise InvalidValue(
+            "rm deletes all files of a VM and nobody is there to be asked",
+            hint=f"to be sure: {shell.join([PROGRAM, *invocation.vms, 'rm', commands.YES.flag])}",
+        )
 
     def work(client: Client, vm: str) -> int:
         info = client.call("Info", vm=vm)["info"]

@@ -119,7 +119,9 @@ class StateIs(Condition):
         """Take in an event."""
         event = reply["event"]
         if event["event"] == "removed":
-            raise NoSuchVM(f"VM {self.vm} was removed while it was waited for")
+            raise NoSuchVM(
+                f"VM {self.vm} was removed while it was waited for", hint=f"{PROGRAM} {self.vm} make"
+            )
         if event["event"] in ("now", "state"):
             self._state = event["state"]
         return {"text": self._state, "state": self._state} if self._state == self._wanted else None

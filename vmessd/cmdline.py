@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -110,9 +111,10 @@ def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
     taken = {other.slot for other in disks}
     free = [slot for slot in ("hdc", "hdd") if slot not in taken]
     if not free:
+        vm = os.path.basename(os.path.dirname(disk.path))
         raise Failed(
             "hdc, hdd and a CD-ROM do not fit together: IDE has four places, and the CD-ROM needs hdc or hdd",
-            hint="remove the CD-ROM with: vmess <vm> cdrom none",
+            hint=f"vmess {vm} cdrom none",
         )
     return free[0]
 

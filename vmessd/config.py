@@ -298,7 +298,10 @@ def check(config: Config) -> list[str]:
     if not config.shutdown:
         _check_directory("socket", config.socket.parent)
     if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):
-        raise InvalidValue(f"socket {quoted(config.socket)} is taken by something that is no socket")
+        raise InvalidValue(
+            f"socket {quoted(config.socket)} is taken by something that is no socket",
+            hint="name another with --socket",
+        )
     in_force = config._replace(qemu=qemu).in_force()
     return [f"{key} = {value}" for key, value in in_force.items()]
 

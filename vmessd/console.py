@@ -112,7 +112,7 @@ class Consoles:
             try:
                 run = machine.live()
             except NotRunning as error:
-                hint = f"what it printed: vmess {machine.vm} console --log"
+                hint = f"vmess {machine.vm} start; what it printed: vmess {machine.vm} console --log"
                 raise NotRunning(error.message, hint=hint) from None
             if machine.state is State.unresponsive:
                 raise hanging(machine.vm, run.pid)
@@ -239,7 +239,10 @@ async def _connect(machine: Machine, run: Run) -> socket.socket:
             await asyncio.sleep(pause)
             if await _is_connected(machine.vm, run):
                 return connected
-        raise Failed(f"QEMU of {machine.vm} does not accept anybody on its serial port")
+        raise Failed(
+            f"QEMU of {machine.vm} does not accept anybody on its serial port",
+            hint=f"what it printed: vmess {machine.vm} console --log",
+        )
     except BaseException:
         connected.close()
         raise

@@ -28,7 +28,7 @@ from asyncvarlink.message import VarlinkMethodReply
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from asyncvarlink.types import FileDescriptorArray, JSONObject
 
-from vmessd import __version__, faults, safefile
+from vmessd import __version__, faults, refusals, safefile
 from vmessd.errors import INTERFACE, Failed, Locked, VmessError, failing, printable, reason
 from vmessd.fleet import Fleet
 from vmessd.interface import Peer, VmessInterface
@@ -154,7 +154,7 @@ class Connection(VarlinkInterfaceServerProtocol):
         log.error("a call failed unexpectedly", exc_info=exc)
         raise GenericVarlinkErrorReply(
             Failed.wire_name(),
-            {"message": "the daemon met an unexpected failure; its log has the details", "hint": None},
+            {"message": "unexpected failure; vmessd's log has the details", "hint": refusals.LOG},
         )
 
 

@@ -64,7 +64,7 @@ class Displays:
             reservation = _reserve(display)
             if reservation is not None:
                 return display, reservation
-        raise Failed("no VNC display is free on 127.0.0.1")
+        raise Failed("no VNC display is free on 127.0.0.1", hint="ss -tlnp tells who has the ports")
 
 
 def _reserve(display: int) -> socket.socket | None:

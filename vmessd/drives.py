@@ -58,7 +58,10 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
             return f"{name}: created, {settings.size_text(wanted)}, sparse"
         if stat.S_ISLNK(found.st_mode):
             target = quoted(os.readlink(name, dir_fd=directory), 300)
-            raise BadFile(f"{name} is a link to {target}; vmess changes no size through a link")
+            raise BadFile(
+                f"{name} is a link to {target}; vmess changes no size through a link",
+                hint="make larger what it leads to, or remove the link",
+            )
         safefile.must_be_plain(directory, name)
         # The original wrote one byte at offset <size>, so its images are a byte longer than asked.
         if found.st_size in (wanted, wanted + 1):
@@ -134,7 +137,8 @@ def _disk(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None:
         found = os.stat(name, dir_fd=directory)
     except OSError as error:
         target = quoted(safefile.link_target(directory, name), 300)
-        raise BadFile(f"{where} is a link to {target}: {reason(error)}") from None
+        way = f"vmess {vm.vm} cdrom none" if slot == "cdrom" else f"remove {where}, or lead it elsewhere"
+        raise BadFile(f"{where} is a link to {target}: {reason(error)}", hint=way) from None
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
         raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it has to be an image or a block device")
     block_device = stat.S_ISBLK(found.st_mode)

@@ -82,7 +82,7 @@ class Fleet:
         while (step := await news.get()) is not None:
             yield step
         if task.cancelled():
-            raise Failed("not all VMs came up: they were told to go down again")
+            raise Failed("not all VMs came up: they were told to go down again", hint="vmess list")
         await task
         yield _step("", "off", done=True)
 
@@ -90,7 +90,7 @@ class Fleet:
 
     async def _boot(self, uid: int | None, tell: Tell) -> None:
         if self._shutdowns:
-            raise Failed("all VMs are being stopped", hint="boot them when that is done")
+            raise Failed("all VMs are being stopped", hint="vmess boot, when that is done")
         wanted = {}
         for machine in await self._supervisor.everyone():
             try:

@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vmessd import keys
-from vmessd.errors import Failed, NotRunning
+from vmessd import keys, refusals
+from vmessd.errors import Failed
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused
@@ -103,11 +103,8 @@ class Hands:
     ) -> Any:
         """Run a QMP command; raises Failed with QEMU's words, NotRunning, TimedOut."""
         if self._machine.state is State.stopping:
-            raise Failed(f"VM {self.vm} is being stopped")
-        try:
-            run = self._machine.live()
-        except NotRunning as error:
-            raise NotRunning(error.message, hint=f"vmess {self.vm} start") from None
+            raise refusals.stopping(self.vm)
+        run = self._machine.live()
         try:
             return await run.execute(command, arguments or {}, patience, descriptor=descriptor)
         except CommandRefused as refusal:

@@ -58,7 +58,10 @@ class Cards:
         """Return which cards QEMU has; raises Failed, NotRunning, TimedOut."""
         self._mind_the_run()
         if self._machine.state not in (State.running, State.paused):
-            raise Failed(f"VM {self.vm} is {self._machine.state.value}: its wires stay as they are")
+            raise Failed(
+                f"VM {self.vm} is {self._machine.state.value}: its wires stay as they are",
+                hint=f"vmess {self.vm} status",
+            )
         found = await self._execute("qom-list", {"path": "/machine/peripheral"})
         entries = found if isinstance(found, list) else []
         devices = [entry.get("name") for entry in entries if isinstance(entry, Mapping)]
@@ -164,7 +167,8 @@ class Cards:
         said = str(await self._execute("human-monitor-command", {"command-line": line})).strip()
         if said and "removed" not in said:
             raise Failed(
-                f"port {host} of 127.0.0.1 cannot be forwarded: it is in use, or kept for root ({said[:WORDS]})"
+                f"port {host} of 127.0.0.1 cannot be forwarded: in use, or kept for root ({said[:WORDS]})",
+                hint=f"take another, or find who has it: ss -tlnp sport = :{host}",
             )
 
 

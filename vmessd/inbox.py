@@ -127,7 +127,7 @@ class Inbox:
         self._queue.put_nowait(message)
 
     def _gone(self) -> NoSuchVM:
-        return NoSuchVM(f"VM {self._vm} is gone")
+        return NoSuchVM(f"VM {self._vm} is gone", hint=f"vmess {self._vm} make")
 
 
 def tell(requests: Sequence[Request], news: News) -> None:

@@ -11,7 +11,7 @@ import signal
 
 from vmessd import cmdline, drives, names, seriallog, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
-from vmessd.errors import BadFile, Failed, Locked, VmessError, failing
+from vmessd.errors import BadFile, Failed, VmessError, failing
 from vmessd.host import Host
 from vmessd.lifecycle import Reason, is_restarted
 from vmessd.network import Network, Nic
@@ -71,10 +71,7 @@ def _own(directory: VMDirectory) -> int:
     """Return the lock of a VM that nobody has; raises Locked."""
     lock = directory.lock()
     if lock is None:
-        raise Locked(
-            f"VM {directory.vm} is held by another process, so it is not started a second time",
-            hint=f"fuser -v {directory} tells which",
-        )
+        raise directory.held("by another process, so it is not started a second time")
     return lock
 
 
@@ -255,7 +252,7 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> tuple
         return None
     process = Process.search(identity(directory), host.account.uids)
     if process is None:
-        raise Locked(f"VM {directory.vm} is held by a process that is not its QEMU, or was not at this path")
+        raise directory.held("by a process that is not its QEMU, or was not at this path")
     found = _described(process, None)
     if found is not None:
         try:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from vmessd import launch, refusals, restart, settings, vmdir
-from vmessd.errors import Locked, NotRunning, StartFailed, VmessError
+from vmessd.errors import Locked, StartFailed, VmessError
 from vmessd.host import Host
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
 from vmessd.journal import Journal
@@ -156,7 +156,7 @@ class Machine:
     def live(self) -> Run:
         """Return the QEMU there is; raises NotRunning."""
         if self._run is None:
-            raise NotRunning(f"VM not running: {self.vm}")
+            raise refusals.off(self.vm)
         return self._run
 
     # -- One message after the other --

@@ -218,11 +218,19 @@ class Network:
 
     def _check_tap(self, link: Link, name: str) -> None:
         if link.name != name or not link.tap:
-            raise Failed(f"{name} is taken by {describe(link)} named {link.name}; a TAP of this name is needed")
+            raise Failed(
+                f"{name} is taken by {describe(link)} named {link.name}; a TAP of this name is needed",
+                hint=f"rename or delete it: ip link show {name}",
+            )
         if not self.access.is_own(link):
-            raise NotPermitted(f"TAP {name} belongs to uid {link.owner}, not to uid {self.access.owner}")
+            raise NotPermitted(
+                f"TAP {name} belongs to uid {link.owner}, not to uid {self.access.owner}", hint=_anew(name)
+            )
         if link.multi_queue:
-            raise Failed(f"TAP {name} has several queues, so QEMU cannot attach to it as vmess has it do")
+            raise Failed(
+                f"TAP {name} has several queues, so QEMU cannot attach to it as vmess has it do",
+                hint=_anew(name),
+            )
         if link.alias == LEAVING and link.attached:
             raise AlreadyRunning(
                 f"{name} is still being unplugged: the guest has not let go of it",
@@ -262,7 +270,7 @@ class Network:
             links = [link for link in self._own_taps(kernel, vm) if link.name not in kept]
             held = [link.name for link in links if link.attached]
             if held:
-                raise AlreadyRunning(f"{', '.join(held)}: a process is attached, so it is not deleted")
+                raise attached(", ".join(held))
             kernel.delete(links)
         return [Step("nonpersistent", link.name) for link in links]
 
@@ -296,6 +304,17 @@ class Network:
             gone = [link for link in taps if link.alias == LEAVING and not link.attached]
             kernel.delete(gone)
         return [Step("nonpersistent", link.name) for link in gone]
+
+
+def attached(name: str) -> AlreadyRunning:
+    """Return the error for a TAP that cannot be deleted now."""
+    return AlreadyRunning(
+        f"{name}: a process is attached, so it is not deleted", hint="fuser -v /dev/net/tun tells which"
+    )
+
+
+def _anew(name: str) -> str:
+    return f"as root: ip link delete {name}; vmessd makes it anew"
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from vmessd.errors import AlreadyRunning, Failed, NotRunning, StartFailed, TimedOut
 
+LOG = "journalctl -u vmessd; a daemon of your own has it on its standard error"
+
 
 def running(vm: str, pid: int | None) -> AlreadyRunning:
     """A start of what runs."""
@@ -16,12 +18,24 @@ def in_the_way(vm: str) -> AlreadyRunning:
 
 def stopping(vm: str) -> AlreadyRunning:
     """A start of what is being stopped."""
-    return AlreadyRunning(f"VM {vm} is being stopped", hint="start it when that is done")
+    return AlreadyRunning(f"VM {vm} is being stopped", hint=f"to start it then: vmess {vm} stop start")
 
 
 def stopped(vm: str, ended: str | None) -> NotRunning:
     """A stop of what does not run."""
     return NotRunning(f"VM not running: {vm}{f' ({ended})' if ended else ''}")
+
+
+def off(vm: str, why: str = "") -> NotRunning:
+    """Whatever takes a running VM; `why`, where it does not go without saying."""
+    return NotRunning(f"VM not running: {vm}{f'; {why}' if why else ''}", hint=f"vmess {vm} start")
+
+
+def silent(vm: str, pid: int) -> TimedOut:
+    """Whatever takes a QEMU that answers."""
+    return TimedOut(
+        f"QEMU of {vm}, PID {pid}, does not answer", hint=f"vmess {vm} status, or vmess {vm} stop force"
+    )
 
 
 def hanging(vm: str, pid: int) -> TimedOut:
@@ -34,7 +48,7 @@ def hanging(vm: str, pid: int) -> TimedOut:
 
 def not_started(vm: str, why: str, user: str | None) -> StartFailed:
     """A start whose QEMU ended at once; `user` is whom it runs as, where that is not our own."""
-    hint = None
+    hint = f"vmess {vm} info shows its command line; qemu.log in its directory, what QEMU said"
     if user is not None and "Permission denied" in why:
         hint = f"QEMU runs as {user}: images need its group and rw for it; where links lead, it has to get"
     return StartFailed(f"VM {vm}: {why}", hint=hint)
@@ -42,14 +56,20 @@ def not_started(vm: str, why: str, user: str | None) -> StartFailed:
 
 def called_off(vm: str) -> Failed:
     """A start that a stop ended."""
-    return Failed(f"the start of {vm} was called off: a stop was asked for")
+    return Failed(
+        f"the start of {vm} was called off: a stop was asked for",
+        hint=f"to start it all the same: vmess {vm} stop start",
+    )
 
 
 def unexpected(vm: str) -> Failed:
     """Whatever a failure nobody foresaw left without an answer."""
-    return Failed(f"VM {vm}: unexpected failure; vmessd's log has the details")
+    return Failed(f"VM {vm}: unexpected failure; vmessd's log has the details", hint=LOG)
 
 
 def going_away() -> Failed:
     """Whatever is still waited for when the daemon ends."""
-    return Failed("vmessd is going away; what was begun with QEMU goes on, its deadline does not")
+    return Failed(
+        "vmessd is going away; what was begun with QEMU goes on, its deadline does not",
+        hint="vmess list, when it is back",
+    )

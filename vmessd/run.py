@@ -9,8 +9,8 @@ import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
-from vmessd import restart, settings, vmdir
-from vmessd.errors import StartFailed, TimedOut, VmessError
+from vmessd import refusals, restart, settings, vmdir
+from vmessd.errors import StartFailed, VmessError
 from vmessd.launch import LAST_LINES, Launched, restart_policy, shorten_logs
 from vmessd.lifecycle import RUNG_TIME, Ending, Event, Reason, Rung, State, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
@@ -163,7 +163,7 @@ class Run:
         try:
             return await asyncio.wait_for(self.session.execute(command, arguments, descriptor), patience)
         except (MonitorLost, TimeoutError):
-            raise TimedOut(f"QEMU, PID {self.pid}, does not answer") from None
+            raise refusals.silent(self.vm, self.pid) from None
 
     async def transferred(self, patience: float | None = 1.0) -> dict[str, tuple[int, int]]:
         """Return bytes read and written for each drive; nothing where QEMU does not answer in time.

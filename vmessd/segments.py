@@ -14,9 +14,9 @@ from pathlib import Path
 
 from vmessd import names, netlink, safefile
 from vmessd.access import MARK, describe
-from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NotPermitted, quoted
+from vmessd.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
 from vmessd.netlink import Link, Netlink
-from vmessd.network import Change, Network, Step, as_it_was, making, undoing, users
+from vmessd.network import Change, Network, Step, as_it_was, attached, making, undoing, users
 from vmessd.wiring import bridge_name, kind_by_name, link_name, peer, room
 
 IGNORED = "NET_IGNORE"
@@ -171,13 +171,18 @@ class Segments:
             if link.kind == "":
                 raise Failed(f"{name} is {describe(link)}; nobody can delete it")
             if link.tap and link.attached:
-                raise AlreadyRunning(f"{name}: a process is attached, so it is not deleted")
+                raise attached(name)
             if used := users(kernel, link):
-                raise Failed(f"{name} is in use ({', '.join(used[:8])}), so it is not deleted")
+                raise Failed(
+                    f"{name} is in use ({', '.join(used[:8])}), so it is not deleted", hint="vmess net show"
+                )
             other = kernel.link_at(link.parent) if link.kind == "veth" else None
             bridge = kernel.link_at(other.master) if other else None
             if other and bridge and not self._network.access.is_own(bridge):
-                raise Failed(f"{other.name}, its other end, is in {bridge.name}, so {name} is not deleted")
+                raise Failed(
+                    f"{other.name}, its other end, is in {bridge.name}, so {name} is not deleted",
+                    hint=f"as root: ip link delete {name}",
+                )
             kernel.delete([link])
         return [Step("nonpersistent" if link.tap else "deleted", name)]
 
@@ -235,7 +240,7 @@ class Segments:
             link.name != end or not link.kind or link.alias != MARK
             for link, end in zip(made, ends, strict=True)
         ):
-            raise Failed(f"{name} vanished as soon as it was made")
+            raise Failed(f"{name} vanished as soon as it was made", hint="try again")
         change.reversals.append(undoing(made[0]))
         # Quiet before it is up: one with a carrier would have an address at once.
         kernel.do((netlink.quiet(link.index) for link in made), tolerate=errno.EAFNOSUPPORT)
@@ -253,7 +258,10 @@ class Segments:
             return netlink.new_vlan(name, base.index, int(tag))
         if peer(name):
             if kernel.link(peer(name)):
-                raise Failed(f"{peer(name)} is there already, and is not the other end of a pair with {name}")
+                raise Failed(
+                    f"{peer(name)} is there already, and is not the other end of a pair with {name}",
+                    hint=f"vmess net delete {peer(name)}",
+                )
             change.steps.append(Step("pair", name))
             return netlink.new_veth(name, peer(name))
         if kind == "a VXLAN":

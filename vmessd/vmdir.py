@@ -75,7 +75,9 @@ class VMDirectory:
             ) from None
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise BadFile(f"{self} is not a directory of its own, so it is no VM") from None
+                raise BadFile(
+                    f"{self} is not a directory of its own, so it is no VM", hint="move it away"
+                ) from None
             raise BadFile(f"{self} cannot be opened: {reason(error)}") from None
         try:
             yield fd
@@ -89,6 +91,10 @@ class VMDirectory:
         except OSError:
             return False
 
+    def held(self, how: str) -> Locked:
+        """Return the error for a VM whose directory another process has locked."""
+        return Locked(f"VM {self.vm} is held {how}", hint=f"fuser -v {self} tells which")
+
     def make(self) -> None:
         """Create the directory.
 
@@ -98,7 +104,10 @@ class VMDirectory:
         if os.path.lexists(self.path):
             with self.opened():
                 pass  # says what else it is, if it is no directory
-            raise Failed(f"VM {self.vm} is there already: {self}", hint=f"vmess {self.vm} info")
+            raise Failed(
+                f"VM {self.vm} is there already: {self}",
+                hint=f"leave make out; what it has: vmess {self.vm} info",
+            )
         with failing(f"{self} cannot be made"):
             # Others may not even open it: whoever can, can lock it. The group, which may be QEMU's, passes.
             self.path.mkdir(mode=0o710)
@@ -115,7 +124,7 @@ class VMDirectory:
         """
         lock = self.lock()
         if lock is None:
-            raise Locked(f"VM {self.vm} is held by another process, so it is not deleted")
+            raise self.held("by another process, so it is not deleted")
         parting = self.path.with_name(f"{REMOVED}{self.vm}-{os.urandom(4).hex()}")
         try:
             with failing(f"{self} cannot be removed"):
@@ -152,7 +161,9 @@ class VMDirectory:
         try:
             return None if text is None else setting.value(text)
         except InvalidValue as error:
-            raise BadFile(f"{self}/{error.message}") from None
+            way = f"set it anew: vmess {self.vm} {setting.verb} {setting.argument}"
+            hint = way if setting.verb else f"correct or remove {self}/{setting.file}"
+            raise BadFile(f"{self}/{error.message}", hint=hint) from None
 
     def read_settings(self) -> dict[str, Any]:
         """Return all settings that are set, by file name; see :meth:`read_setting` for errors.
@@ -283,7 +294,9 @@ class VMDirectory:
             try:
                 return records.load(json.loads(data), kind)
             except (ValueError, RecursionError):
-                raise BadFile(f"{safefile.place(directory, name)} is not a record of vmessd") from None
+                raise BadFile(
+                    f"{safefile.place(directory, name)} is not a record of vmessd", hint="remove it"
+                ) from None
 
     def _write_record(self, name: str, record: RunRecord | ExitRecord) -> None:
         with self.opened() as directory:

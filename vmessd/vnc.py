@@ -146,7 +146,10 @@ async def _check_server(machine: Machine, run: Run) -> None:
     except CommandRefused as refusal:
         raise Failed(f"VM {machine.vm} has no VNC server: {refusal}") from None
     if not isinstance(found, Mapping) or not found.get("enabled"):
-        raise Failed(f"VM {machine.vm} has no VNC server", hint="its EXARGS file may take it away")
+        raise Failed(
+            f"VM {machine.vm} has no VNC server",
+            hint=f"its EXARGS file may take it away: vmess {machine.vm} info",
+        )
 
 
 async def _accepted(listener: socket.socket, run: Run, patience: float) -> socket.socket | None:
@@ -233,7 +236,7 @@ class _Where:
                 raise self._refusal(port, error) from None
         raise Failed(
             f"no port of {PORTS[0]} to {PORTS[-1]} is free on {self.address}",
-            hint="name one: vmess <vm> vnc PORT",
+            hint="name one: vmess VM vnc PORT",
         )
 
     def _listener(self, port: int) -> socket.socket:

@@ -10,8 +10,8 @@ import functools
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vmessd import launch, names
-from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NotRunning, VmessError, quoted
+from vmessd import launch, names, refusals
+from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, VmessError, quoted
 from vmessd.host import Host
 from vmessd.hotplug import Cards
 from vmessd.lifecycle import OFF, State
@@ -240,7 +240,7 @@ class Wires:
             NotRunning: a VM that is off has no such state.
         """
         if self._is_off:
-            raise NotRunning(f"VM not running: {self.vm}; a cable is pulled from a running one")
+            raise refusals.off(self.vm, "a cable is pulled from a running one")
         async with self._turn:
             check_interface(self.vm, index, await self.cards.present())
             if self.cards.is_leaving(index):
