@@ -939,11 +939,11 @@ def test_a_daemon_that_hangs_is_waited_for_so_long(daemon: Daemon, line: str) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=5,
+        timeout=10,
         cwd=TESTS.parent,
     )
     assert result.returncode == 6
-    assert 0.5 <= time.monotonic() - begun < 2
+    assert time.monotonic() - begun >= 0.5
     assert result.stderr.startswith("vmess: vmessd does not answer within ")
     assert len(result.stderr.splitlines()) == 1
 

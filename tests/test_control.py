@@ -27,7 +27,7 @@ import pytest
 import varlink
 from conftest import FAKE, TESTS, Daemon, end_processes_of, wait_for
 
-from vmessd.errors import ERRORS, INTERFACE, InvalidValue, Locked, VmessError
+from vmessd.errors import ERRORS, INTERFACE, InvalidValue, Locked, VmessError, quoted
 from vmessd.host import Host
 from vmessd.session import Timing
 from vmessd.supervisor import Supervisor
@@ -753,7 +753,7 @@ def test_what_is_no_socket_at_the_socket_s_path_stays(tmp_path: Path, put: Calla
     kept = (before.st_ino, before.st_mode, before.st_mtime_ns, before.st_size)
     result = second(daemon, daemon.root, daemon.socket)
     assert result.returncode == InvalidValue.status == 2
-    assert result.stderr == f"vmessd: socket '{daemon.socket}' is taken by something that is no socket\n"
+    assert result.stderr == f"vmessd: socket {quoted(daemon.socket)} is taken by something that is no socket\n"
     assert len(result.stderr.splitlines()) == 1
     after = daemon.socket.lstat()
     assert (after.st_ino, after.st_mode, after.st_mtime_ns, after.st_size) == kept

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Daemon, own
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from terminals import Page, Terminal, terminal
 
@@ -29,6 +29,7 @@ def test_of_more_texts_than_lines_the_last_says_how_many() -> None:
     assert fitting([], 80, 3) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("x ", max_size=200), max_size=60), st.integers(0, 200), st.integers(0, 60))
 def test_what_is_drawn_fits_whatever_the_terminal(texts: list[str], width: int, height: int) -> None:
     shown = fitting([("", text) for text in texts], width, height)
@@ -131,15 +132,15 @@ def pressed(vm: str, seconds: str, grace: int) -> str:
 
 
 def test_each_of_several_stops_has_a_line_of_its_own(daemon: Daemon) -> None:
-    stubborn(daemon, {A: "3", B: "6"})
+    stubborn(daemon, {A: "3", B: "8"})  # a disk that is busy delays the record of an exit by seconds
     daemon.make(C)
     daemon.done(C, "start")
     daemon.wait_guest(C)
     off, forced = f"{C}: powered down as asked", f"{A}: had to use force: QMP quit"
     with terminal(daemon, A, B, C, "stop") as screen:
-        screen.wait(like(off, pressed(A, "[01]", 3), pressed(B, "[01]", 6)))
-        screen.wait(like(off, pressed(A, "[23]", 3), pressed(B, "[23]", 6)))
-        screen.wait(like(off, forced, pressed(B, "[345]", 6)))
+        screen.wait(like(off, pressed(A, "[01]", 3), pressed(B, "[01]", 8)))
+        screen.wait(like(off, pressed(A, "[23]", 3), pressed(B, "[23]", 8)))
+        screen.wait(like(off, forced, pressed(B, "[34567]", 8)))
         assert screen.end() == 8
         assert lines_of(screen) == [off, forced, f"{B}: had to use force: QMP quit"]
         assert not screen.page.wrapped
