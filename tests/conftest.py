@@ -39,7 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw the seed of this run where none is given."""
+    """Draw the seed of this run where none is given; have programs compiled once, not at each start."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(2**31)
 
