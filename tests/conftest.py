@@ -42,7 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Draw the seed of this run where none is given; have programs compiled once, not at each start."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if config.option.seed is None:
-        config.option.seed = random.SystemRandom().randrange(2**31)
+        drawn = getattr(config, "workerinput", {}).get("seed")
+        config.option.seed = random.SystemRandom().randrange(2**31) if drawn is None else drawn
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give each worker of pytest-xdist the seed of this run."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 @pytest.fixture
