@@ -132,15 +132,15 @@ def pressed(vm: str, seconds: str, grace: int) -> str:
 
 
 def test_each_of_several_stops_has_a_line_of_its_own(daemon: Daemon) -> None:
-    stubborn(daemon, {A: "3", B: "8"})  # a disk that is busy delays the record of an exit by seconds
+    stubborn(daemon, {A: "3", B: "6"})
     daemon.make(C)
     daemon.done(C, "start")
     daemon.wait_guest(C)
     off, forced = f"{C}: powered down as asked", f"{A}: had to use force: QMP quit"
     with terminal(daemon, A, B, C, "stop") as screen:
-        screen.wait(like(off, pressed(A, "[01]", 3), pressed(B, "[01]", 8)))
-        screen.wait(like(off, pressed(A, "[23]", 3), pressed(B, "[23]", 8)))
-        screen.wait(like(off, forced, pressed(B, "[34567]", 8)))
+        screen.wait(like(off, pressed(A, "[01]", 3), pressed(B, "[01]", 6)))
+        screen.wait(like(off, pressed(A, "[23]", 3), pressed(B, "[23]", 6)))
+        screen.wait(like(off, forced, pressed(B, "[345]", 6)))
         assert screen.end() == 8
         assert lines_of(screen) == [off, forced, f"{B}: had to use force: QMP quit"]
         assert not screen.page.wrapped
