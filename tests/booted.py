@@ -74,7 +74,12 @@ def wheels() -> Path:
         if got.returncode:
             shutil.rmtree(made, ignore_errors=True)
             pytest.skip(f"an installation needs wheels that pip cannot get here: {got.stderr.strip()}")
-        made.rename(place)
+        try:
+            made.rename(place)
+        except OSError:  # another process was quicker
+            shutil.rmtree(made)
+            if not place.exists():
+                raise
     return place
 
 

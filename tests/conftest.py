@@ -39,9 +39,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw the seed of this run where none is given."""
+    """Draw the seed of this run where none is given; have programs compiled once, not at each start."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if config.option.seed is None:
-        config.option.seed = random.SystemRandom().randrange(2**31)
+        drawn = getattr(config, "workerinput", {}).get("seed")
+        config.option.seed = random.SystemRandom().randrange(2**31) if drawn is None else drawn
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give each worker of pytest-xdist the seed of this run."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 @pytest.fixture
@@ -51,19 +59,29 @@ def seed(request: pytest.FixtureRequest) -> int:
     return number
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say what makes the lots be drawn once more; workers have no reporter."""
+    option, reporter = session.config.option, session.config.pluginmanager.get_plugin("terminalreporter")
+    if option.long and reporter is not None:
+        reporter.write_line(f"long tests: --seed {option.seed}")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is long; mark what starts a daemon, so that `-m 'not qemu'` is the quick part."""
+    """Leave out what is long; mark what starts a daemon, so that `-m 'not qemu'` is the quick part.
+
+    Tests in containers are for one worker, so that the service is installed once.
+    """
     long = [item for item in items if item.get_closest_marker("long")]
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
     if long and not config.option.long:
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
-    elif long and reporter is not None:
-        reporter.write_line(f"long tests: --seed {config.option.seed}")
     for item in items:
         asked_for = set(getattr(item, "fixturenames", ()))
         if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "stage"} & asked_for:
             item.add_marker("qemu")
+        if "stage" in asked_for:
+            item.add_marker(pytest.mark.xdist_group("booted"))
 
 
 def own(letter: str) -> str:

@@ -163,7 +163,7 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while not condition(self.page.text()):
             left = deadline - time.monotonic()
-            assert left > 0, "\n".join(["not seen:", *self.page.text()])
+            assert left > 0, "\n".join(["not seen:", *self.page.text(), repr(self.said[-4096:])])
             self.read(min(left, 0.2))
         return self.page.text()
 

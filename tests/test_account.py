@@ -7,6 +7,8 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -123,13 +125,20 @@ def test_a_root_that_is_not_shared_with_qemu_is_refused_before_anything_is_made(
     ]
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that others get into, which those of pytest are not."""
+    with tempfile.TemporaryDirectory(prefix="vmess-test-") as directory:
+        place = Path(directory)
+        place.chmod(0o711)
+        yield place
+
+
 @ROOT_ONLY
 @pytest.mark.qemu
-def test_a_vm_of_a_root_that_is_shared_runs_as_qemus_user_who_owns_nothing(tmp_path: Path) -> None:
-    for place in (tmp_path, *tmp_path.parents[:2]):
-        place.chmod(0o711)  # QEMU has to get to its files
-    root = shared_root(tmp_path, account.find("nobody"))
-    daemon = Daemon(tmp_path, root)
+def test_a_vm_of_a_root_that_is_shared_runs_as_qemus_user_who_owns_nothing(public: Path) -> None:
+    root = shared_root(public, account.find("nobody"))
+    daemon = Daemon(public, root)
     daemon.arguments += ["--qemu-user", "nobody", "--exargs", "no"]
     try:
         daemon.start()

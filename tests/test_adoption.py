@@ -440,6 +440,7 @@ def test_c22_a_root_and_a_socket_have_one_daemon(daemon: Daemon) -> None:
     assert not (daemon.directory / "other.sock").exists()
 
 
+@pytest.mark.alone
 def test_fifty_vms_are_adopted_within_a_second_though_one_of_them_hangs(daemon: Daemon) -> None:
     vms = [own(f"{one}{other}") for one in "fghij" for other in "abcdefghij"]
     for vm in vms:

@@ -27,7 +27,7 @@ import pytest
 import varlink
 from conftest import FAKE, TESTS, Daemon, end_processes_of, wait_for
 
-from vmessd.errors import ERRORS, INTERFACE, InvalidValue, Locked, VmessError
+from vmessd.errors import ERRORS, INTERFACE, InvalidValue, Locked, VmessError, quoted
 from vmessd.host import Host
 from vmessd.session import Timing
 from vmessd.supervisor import Supervisor
@@ -754,7 +754,7 @@ def test_what_is_no_socket_at_the_socket_s_path_stays(tmp_path: Path, put: Calla
     result = second(daemon, daemon.root, daemon.socket)
     assert result.returncode == InvalidValue.status == 2
     assert result.stderr.splitlines() == [
-        f"vmessd: socket '{daemon.socket}' is taken by something that is no socket",
+        f"vmessd: socket {quoted(daemon.socket)} is taken by something that is no socket",
         "  hint: name another with --socket",
     ]
     after = daemon.socket.lstat()

@@ -300,6 +300,7 @@ def slowest_answer(wire: Wire, vms: list[str], over: Callable[[dict[str, Any]], 
     return slowest
 
 
+@pytest.mark.alone
 def test_c33_a_flood_of_events_delays_nobody_and_hides_nothing(fake_daemon: Daemon) -> None:
     daemon = fake_daemon
     daemon.make_fake("flood0", "flood,rate=80000,seconds=5")
@@ -316,6 +317,7 @@ def test_c33_a_flood_of_events_delays_nobody_and_hides_nothing(fake_daemon: Daem
     nothing_unforeseen(daemon)
 
 
+@pytest.mark.alone
 def test_c32_a_hundred_megabytes_on_stderr_delay_nobody_and_are_cut(fake_daemon: Daemon) -> None:
     daemon = fake_daemon
     directory = daemon.make_fake("loud0", "stderr,megabytes=100", STOP="1")

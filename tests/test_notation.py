@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vmessctl import notation
@@ -24,6 +24,7 @@ CALLS: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(VALUES, st.booleans(), st.sampled_from([None, 0, "\t"]))
 @example("\U0001f5a5 \n\\u00e9 \\", True, None)
 @example({"": [{}, [], [[]]], "a": {"b": -0.0, "c": 1e300}}, False, None)
@@ -33,6 +34,7 @@ def test_what_json_writes_is_read(value: Any, ascii_only: bool, indent: Any) -> 
     assert notation.loads(text) == json.loads(json.dumps(value))
 
 
+@settings(deadline=None)
 @given(CALLS)
 @example({"method": "x", "parameters": {"value": 'caf\udce9 "\\\x00\x7f\U0001f5a5', "force": True}})
 @example({"count": 2, "wires": ["bridge1", "-", "user:2222:22"], "guest": None, "interface": 0, "on": False})

@@ -175,6 +175,7 @@ async def test_watchers_are_told_when_the_daemon_ends() -> None:
         await asyncio.wait_for(waiting, 1)
 
 
+@pytest.mark.alone
 async def test_a_pace_is_kept_without_drift() -> None:
     watching = Counted().sampler.watch(0.2)
     await anext(watching)
@@ -225,6 +226,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
+@pytest.mark.alone
 def test_a_guest_that_polls_takes_a_processor_and_one_that_sleeps_none(daemon: Daemon) -> None:
     daemon.make(A, "polite")
     daemon.make(B, "idle")
@@ -253,6 +255,7 @@ def test_a_guest_that_polls_takes_a_processor_and_one_that_sleeps_none(daemon: D
     assert {off[name] for name in off if name not in ("name", "state")} == {None}
 
 
+@pytest.mark.alone
 def test_a_guest_that_reads_its_disk_has_a_rate(daemon: Daemon) -> None:
     daemon.make(A, "reader")
     daemon.make(B, "idle")
@@ -296,6 +299,7 @@ def test_a_guest_that_writes_has_a_rate_while_it_does(daemon: Daemon) -> None:
     assert told > 0
 
 
+@pytest.mark.alone
 def test_guests_that_exchange_frames_have_rates_as_they_see_them(wired: WiredDaemon) -> None:
     for vm in (A, B, C):
         wired.make(vm, "talker")
@@ -322,6 +326,7 @@ def test_guests_that_exchange_frames_have_rates_as_they_see_them(wired: WiredDae
     assert 0.5 * FRAMES_BYTES < max(rates) < 2 * FRAMES_BYTES
 
 
+@pytest.mark.alone
 def test_a_qemu_that_hangs_does_not_delay_the_others(daemon: Daemon) -> None:
     daemon.make(A, "idle")
     daemon.make(B, "polite")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import Daemon, own
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from terminals import terminal
 
@@ -42,6 +42,7 @@ def test_amounts_are_short(number: float | None, text: str) -> None:
     assert amount(number) == text
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e40))
 def test_an_amount_has_four_characters_at_most(number: float) -> None:
     assert 1 <= len(amount(number)) <= 4
@@ -122,6 +123,7 @@ VMS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(VMS, st.integers(1, 130), st.integers(1, 60), st.integers(0, 100), st.sampled_from(table.SORTS))
 def test_what_is_drawn_fits_whatever_the_terminal(
     vms: list[VM], width: int, height: int, first: int, sort: table.Sort

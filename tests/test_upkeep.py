@@ -361,6 +361,7 @@ def slowest_status(socket: Path, over: Callable[[], bool], seconds: float = 30) 
     return slowest
 
 
+@pytest.mark.alone
 def test_c32_a_serial_flood_stays_under_its_cap_also_over_a_death_of_the_daemon(low_daemon: Daemon) -> None:
     daemon = low_daemon
     directory = daemon.make("newvm0", "chatter", STOP="1")
