@@ -436,7 +436,10 @@ def test_a_vm_that_is_off_has_no_console(daemon: Daemon) -> None:
     daemon.make(A)
     result = daemon.vmess(A, "console")
     assert (result.returncode, result.stdout) == (3, "")
-    assert result.stderr == (f"vmess: VM not running: {A}\n  hint: what it printed: vmess {A} console --log\n")
+    assert result.stderr.splitlines() == [
+        f"vmess: VM not running: {A}",
+        f"  hint: vmess {A} start; what it printed: vmess {A} console --log",
+    ]
     assert daemon.vmess("nobody", "console").returncode == 4
     for words, status in ((("-f",), 2), (("--json",), 2), (("x",), 2)):
         assert daemon.vmess(A, "console", *words).returncode == status

@@ -265,10 +265,11 @@ def test_c36_last_words_of_several_lines_become_one_escaped_line(fake_daemon: Da
     directory = daemon.make_fake("newvm0", f"exit,status=3,message={MULTI_LINE}")
     result = daemon.vmess("newvm", "start")
     assert result.returncode == StartFailed.status
-    (line,) = result.stderr.splitlines()
+    line, hint = result.stderr.splitlines()
     expected = r"QEMU did not start: -foo: \x1b[31mred; <0>vmessd: disk is full; \x07bell \u2028 end"
     assert line == f"vmess: VM newvm0: {expected}"
     assert line.isprintable()
+    assert hint.startswith("  hint: vmess newvm0 info shows its command line")
     log = daemon.log.read_bytes().decode().split("\n")
     assert [text[20:] for text in log if "did not start" in text] == [f"newvm0: {expected}"]
     assert not [text for text in log if text.startswith("<0>") or not text.isprintable()]

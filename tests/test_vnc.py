@@ -253,7 +253,7 @@ def test_what_cannot_be_right_is_refused(daemon: Daemon, words: tuple[str, ...],
 def test_a_vm_that_is_off_silent_or_without_vnc_is_refused(fake_daemon: Daemon) -> None:
     fake_daemon.make_fake(A, "good")
     result = fake_daemon.vmess(A, "vnc")
-    assert (result.returncode, result.stderr) == (3, f"vmess: VM not running: {A}\n")
+    assert (result.returncode, result.stderr) == (3, f"vmess: VM not running: {A}\n  hint: vmess {A} start\n")
     fake_daemon.done(A, "start")
     result = fake_daemon.vmess(A, "vnc")
     assert result.returncode == 1
