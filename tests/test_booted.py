@@ -396,3 +396,44 @@ def test_a_member_s_iso_is_read(host: Container) -> None:
     host.done("vmess", "alpha", "cdrom", "/var/lib/vmess/iso/mine.iso", user="member")
     host.start("alpha0")
     assert "cdrom: /var/lib/vmess/iso/mine.iso" in host.done("vmess", "alpha", "info", user="member")
+
+
+# -- Eyes and hands of a member --
+
+
+LOOK_IN = """
+import socket
+with socket.create_connection(("127.0.0.1", 5900), 10) as viewer:
+    print(viewer.recv(12))
+"""
+TAKE_OVER = """
+{ sleep 6 | vmess alpha console; echo "ended with $?"; } 2>&1 &
+while echo first | vmess alpha console >/dev/null 2>&1; do sleep 0.1; done
+echo second | vmess alpha console --steal
+wait
+"""
+
+
+def test_a_member_sees_all_of_a_vm(host: Container) -> None:
+    host.make("alpha0", "echo")
+    assert host.sh("echo hello | vmess alpha console", user="member").strip() == "hello"
+    assert "Please VNC to 5900" in host.done("vmess", "alpha", "vnc", user="member")
+    assert host.done("/usr/bin/python3", "-c", LOOK_IN, user="member") == "b'RFB 003.008\\n'\n"
+    assert host.done("vmess", "alpha", "wait", "serial:hel+o", "--since-start", user="member") == "Rhello\n"
+    assert host.done("vmess", "alpha", "console", "--log", user="member").startswith("Rhello")
+    assert " -name alpha0 " in host.done("vmess", "alpha", "log", user="member")
+    first = host.sh("vmess watch --json | head -n 1", user="member")
+    assert json.loads(first)["event"] == "watching"
+    host.done("vmess", "alpha", "stop", "force", user="member")
+    member = host.done("id", "-u", "member").strip()
+    assert f"Asked for: by member (uid {member})" in host.done("vmess", "alpha", "why", user="member")
+
+
+def test_a_member_takes_over_a_console(host: Container) -> None:
+    host.make("alpha0", "echo")
+    said = host.sh(TAKE_OVER, user="member")
+    assert "second" in said
+    assert "the console is yours no more: it was taken over by uid" in said
+    assert "ended with 7" in said
+    host.restart()
+    assert host.sh("echo third | vmess alpha console", user="member").strip() == "third"
