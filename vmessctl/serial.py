@@ -135,6 +135,8 @@ def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
     """Show the end of what was printed before, and say where it ends."""
     import base64  # noqa: PLC0415
 
+    from vmessctl import logs  # noqa: PLC0415 -- as above
+
     history, printed = base64.b64decode(seat["history"]), seat["printed"]
     if not printed:
         sys.stderr.write(f"[{vm} has printed nothing so far. Ctrl-] leaves.]\r\n")
@@ -143,23 +145,11 @@ def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
     shown = f"the last {size_shown(len(history))} of " if len(history) < printed else ""
     sys.stderr.write(f"[{vm}: {shown}{size_shown(printed)} printed so far; all: vmess {vm} console --log]\r\n")
     sys.stderr.flush()
-    session.show(_unasking(history))
+    # Without what has the terminal answer: the guest would be given answers anew.
+    session.show(logs.plain(history.decode(errors="replace")).encode())
     session.flush()
     sys.stderr.write("\x1b[0m\r\n[Here it goes on. Ctrl-] leaves.]\r\n")
     sys.stderr.flush()
-
-
-def _unasking(data: bytes) -> bytes:
-    """Return what a guest printed without what has the terminal answer: the guest would get answers anew."""
-    import re  # noqa: PLC0415
-
-    asking = (
-        rb"\x05|\x1bZ"  # ENQ, DECID
-        rb"|\x1b\[[0-?]*(?:[cnxq]|\$p|[0-9]t)"  # attributes, status, version, modes, window
-        rb"|\x1b[P\]][^\x07\x1b]*\?[^\x07\x1b]*(?:\x07|\x1b\\)"  # colours
-        rb"|\x1bP[^\x1b]*\x1b\\"  # DCS
-    )
-    return re.sub(asking, b"", data)
 
 
 class _Session:

@@ -23,6 +23,7 @@ import logging
 import os
 import socket
 import termios
+import weakref
 from collections.abc import Mapping
 
 from vmessd import logs
@@ -97,7 +98,7 @@ class Consoles:
 
     def __init__(self) -> None:
         self._seats: dict[str, _Seat] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def attach(self, machine: Machine, who: str, *, steal: bool) -> Attached:
         """Attach somebody to a VM's console; `who` says to others who that is.
@@ -108,7 +109,8 @@ class Consoles:
             TimedOut: its QEMU does not answer.
             Failed: it has no console, or QEMU refuses.
         """
-        async with self._turns.setdefault(machine.vm, asyncio.Lock()):
+        turn = self._turns.setdefault(machine.vm, asyncio.Lock())
+        async with turn:
             try:
                 run = machine.live()
             except NotRunning as error:
@@ -151,10 +153,13 @@ class Consoles:
     async def _seat(self, machine: Machine, run: Run, connected: socket.socket, who: str) -> Attached:
         """Note who is attached, and return what they get."""
         history, printed = await machine.change(functools.partial(_history, machine))
+        with contextlib.ExitStack() as undo:
+            copy = undo.enter_context(connected.dup())
+            ours, theirs = map(undo.enter_context, socket.socketpair())
+            undo.pop_all()
         self._release(machine.vm, f"it was taken over by {who}")
-        ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        seat = _Seat(who, run, connected.dup(), ours)
+        seat = _Seat(who, run, copy, ours)
         self._seats[machine.vm] = seat
         asyncio.get_running_loop().add_reader(ours, self._leash_moved, machine.vm, seat)
         seat.minding = asyncio.create_task(self._mind(machine, seat))

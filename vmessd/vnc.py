@@ -51,7 +51,14 @@ class _Relay:
 
     def close(self) -> None:
         self.task.cancel()
-        self.listener.close()
+        _shut(self.listener)
+
+
+def _shut(listener: socket.socket) -> None:
+    """Close a listener that is waited on: asyncio must not forget whoever gets its number next."""
+    if listener.fileno() >= 0:
+        asyncio.get_running_loop().remove_reader(listener)
+        listener.close()
 
 
 class Relays:
@@ -130,7 +137,7 @@ class Relays:
         else:
             if connected is None:
                 log.info("%s: the VNC relay ends unused", vm)
-        listener.close()  # whoever else wants in is told so at once
+        _shut(listener)  # whoever else wants in is told so at once
         self._open.pop(vm, None)
         if connected is not None:
             with connected:
