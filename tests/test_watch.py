@@ -8,6 +8,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -224,6 +225,32 @@ def test_wires_are_told_with_who_changed_them(daemon: Daemon) -> None:
             ("wires", f"forward 0 2222:22 {me}"),
             ("wires", f"forward 0 2222:none {me}"),
         ]
+
+
+def test_viewers_consoles_and_locks_are_told(daemon: Daemon) -> None:
+    daemon.make(A)
+    daemon.done(A, "start")
+    me = f"(uid {os.getuid()})"
+    with watching(daemon, A, "watch") as reader:
+        where = json.loads(daemon.done(A, "vnc", "--json"))["relay"]
+        with socket.create_connection((where["address"], where["port"])) as viewer:
+            assert viewer.recv(3) == b"RFB"
+        daemon.done(A, "vnc", "--timeout", "0.2")
+        reader.expect("the VNC relay ends unused")
+        daemon.done(A, "console")
+        reader.expect("left by")
+        daemon.done(A, "lock", "for", "the", "demo")
+        daemon.done(A, "unlock", "--yes")
+        reader.expect("unlocked")
+        told = [line[1:] for line in reader.lines()]
+    assert told[0] == ("vnc", f"a VNC viewer is waited for on 127.0.0.1, port {where['port']}, for 60 s {me}")
+    assert told[1] == ("vnc", "a VNC viewer from 127.0.0.1 was handed to QEMU")
+    assert [text for _, text in told[2:4]][1] == "the VNC relay ends unused"
+    attached, left = (text for kind, text in told if kind == "console")
+    assert attached.startswith(f"attached: uid {os.getuid()}, PID ")
+    assert left == f"left by {attached.removeprefix('attached: ').removesuffix(f' {me}')}"
+    assert told[-2:] == [("lock", f"locked: for the demo {me}"), ("lock", f"unlocked {me}")]
+    nothing_unforeseen(daemon)
 
 
 def test_a_start_that_is_refused_says_why(daemon: Daemon) -> None:

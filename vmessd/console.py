@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import logging
 import os
 import socket
 import termios
@@ -28,6 +27,8 @@ from collections.abc import Mapping
 
 from vmessd import logs
 from vmessd.errors import Failed, Locked, NoSuchVM, NotRunning, VmessError
+from vmessd.events import Events, Kind
+from vmessd.journal import tell
 from vmessd.lifecycle import State
 from vmessd.logs import LogName
 from vmessd.machine import Machine
@@ -35,8 +36,6 @@ from vmessd.monitor import CommandRefused
 from vmessd.refusals import hanging
 from vmessd.run import Run
 from vmessd.vmdir import SERIAL_LOG, SERIAL_SOCKET, VMDirectory
-
-log = logging.getLogger(__name__)
 
 CHARDEV = "serial0"
 FDNAME = "vmess-console"
@@ -96,7 +95,8 @@ class _Seat:
 class Consoles:
     """Who is attached to the VMs of a daemon."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: Events) -> None:
+        self._events = events
         self._seats: dict[str, _Seat] = {}
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -178,6 +178,7 @@ class Consoles:
     def _leave(self, vm: str, seat: _Seat, why: str = "") -> None:
         if self._seats.get(vm) is seat:
             self._release(vm, why)
+            tell(self._events, Kind.console, vm, f"left by {seat.who}{f': {why}' if why else ''}")
 
     def _release(self, vm: str, why: str = "") -> None:
         seat = self._seats.pop(vm, None)
@@ -195,7 +196,6 @@ class Consoles:
             strikes = strikes + 1 if now == before and now[0] else 0
             before = now
             if strikes >= PATIENCE:
-                log.warning("%s: its console is taken from %s, who does not read", machine.vm, seat.who)
                 with contextlib.suppress(OSError):
                     seat.console.shutdown(socket.SHUT_RDWR)
                 self._leave(machine.vm, seat, "it was not read, so the guest's serial port stood still")

@@ -47,6 +47,10 @@ class Kind(enum.Enum):
     setting = "setting"
     lock = "lock"
     """A VM was locked or unlocked."""
+    vnc = "vnc"
+    """A viewer is waited for, has come, or has not."""
+    console = "console"
+    """Somebody is attached to the serial console, or is no more."""
     made = "made"
     removed = "removed"
 

@@ -268,7 +268,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         """
         await self._changing("Vnc", vm, f" {quoted(address or vnc.ADDRESS)} {quoted(port or 'any')}")
         machine = await self._supervisor.machine(vm)
-        return await self._supervisor.relays.open(machine, port, address, timeout)
+        return await self._supervisor.relays.open(machine, self._peer.uid, port, address, timeout)
 
     @varlinkmethod(return_parameter="console")
     async def Console(self, *, vm: str, steal: bool) -> VMConsole:
@@ -277,6 +277,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         machine = await self._supervisor.machine(vm)
         who = f"uid {self._peer.uid}, PID {self._peer.pid}"
         attached = await self._supervisor.consoles.attach(machine, who, steal=steal)
+        self._tell(Kind.console, vm, f"attached: {who}")
         return VMConsole(
             console=FileDescriptor(attached.console, should_close=True),
             leash=FileDescriptor(attached.leash, should_close=True),

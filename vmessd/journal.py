@@ -19,8 +19,14 @@ DOUBT_TIME = 0.5
 """Seconds after which a monitor that is lost is worth telling."""
 
 
+def tell(events: Events, kind: Kind, vm: str, text: str, **more: Any) -> None:
+    """Tell of something that has happened to a VM; `more` are fields of VMEvent."""
+    log.info("%s: %s", vm, text)
+    events.publish(kind, vm, text, **more)
+
+
 class Journal:
-    """Tells of one VM."""
+    """Tells of one VM's process."""
 
     def __init__(self, vm: str, events: Events) -> None:
         self._vm = vm
@@ -64,15 +70,13 @@ class Journal:
         self._start(f"started, pid {record.pid}, display {record.display}, {record.accel}", record.pid)
 
     def _start(self, text: str, pid: int) -> None:
-        log.info("%s: %s", self._vm, text)
-        self._events.publish(Kind.start, self._vm, text, pid=pid)
+        tell(self._events, Kind.start, self._vm, text, pid=pid)
 
     def rung(self, run: Run) -> None:
         """Tell how far a stop has come."""
         if run.stop is not None:
             text = f"stopping: {run.stop.rung.value}"
-            log.info("%s: %s", self._vm, text)
-            self._events.publish(Kind.stop, self._vm, text, pid=run.pid, uid=run.stop.uid)
+            tell(self._events, Kind.stop, self._vm, text, pid=run.pid, uid=run.stop.uid)
 
     def ended(self, record: ExitRecord) -> None:
         """Tell how a QEMU has ended."""

@@ -58,8 +58,8 @@ class Supervisor:
         self.segments = Segments(host.network, root)
         self.sampler = Sampler(self.everyone, host.network)
         self.events = host.events
-        self.consoles = Consoles()
-        self.relays = Relays()
+        self.consoles = Consoles(host.events)
+        self.relays = Relays(host.events)
         self._host = host
         self._timing = timing
         self._machines: dict[str, Machine] = {}

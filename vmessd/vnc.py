@@ -10,20 +10,19 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import logging
 import socket
 from collections.abc import Mapping
 from typing import Any
 
 from vmessd.errors import Failed, InvalidValue, NotPermitted, TimedOut, VmessError, printable, quoted, reason
+from vmessd.events import Events, Kind
+from vmessd.journal import tell
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused
 from vmessd.names import VNC_PORT
 from vmessd.refusals import hanging
 from vmessd.run import Run
-
-log = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
 TIMEOUT = 60.0
@@ -64,17 +63,19 @@ def _shut(listener: socket.socket) -> None:
 class Relays:
     """The relays of a daemon, by VM."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: Events) -> None:
+        self._events = events
         self._open: dict[str, _Relay] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(
-        self, machine: Machine, port: int | None, address: str | None, patience: float | None
+        self, machine: Machine, uid: int, port: int | None, address: str | None, patience: float | None
     ) -> VMRelay:
         """Open a relay to a VM, in place of the one it may have.
 
         Args:
             machine: the VM.
+            uid: who asks for it.
             port: None for the first free one of PORTS.
             address: None for ADDRESS.
             patience: seconds it waits for its connection; None for TIMEOUT.
@@ -94,8 +95,8 @@ class Relays:
         await _check_server(machine, run)
         listener = self._listen(machine.vm, where)
         found = int(listener.getsockname()[1])
-        shown = f"{where.address}, port {found}"
-        log.info("%s: a VNC connection is waited for on %s for %g s", machine.vm, shown, patience)
+        text = f"a VNC viewer is waited for on {where.address}, port {found}, for {patience:g} s"
+        tell(self._events, Kind.vnc, machine.vm, text, uid=uid)
         task = asyncio.create_task(self._serve(machine.vm, run, listener, patience))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -124,24 +125,22 @@ class Relays:
     def _drop(self, vm: str) -> None:
         relay = self._open.pop(vm, None)
         if relay is not None:
-            log.info("%s: its VNC relay is closed", vm)
             relay.close()
+            tell(self._events, Kind.vnc, vm, "the VNC relay is closed")
 
     async def _serve(self, vm: str, run: Run, listener: socket.socket, patience: float) -> None:
         """Wait for one connection and hand it over."""
+        connected, text = None, "the VNC relay ends unused"
         try:
             connected = await _accepted(listener, run, patience)
         except OSError as error:
-            log.warning("%s: the VNC relay ends: %s", vm, reason(error))
-            connected = None
-        else:
-            if connected is None:
-                log.info("%s: the VNC relay ends unused", vm)
+            text = f"the VNC relay ends: {reason(error)}"
         _shut(listener)  # whoever else wants in is told so at once
         self._open.pop(vm, None)
         if connected is not None:
             with connected:
-                await _hand_over(vm, run, connected)
+                text = await _hand_over(run, connected)
+        tell(self._events, Kind.vnc, vm, text)
 
 
 async def _check_server(machine: Machine, run: Run) -> None:
@@ -179,8 +178,8 @@ async def _accepted(listener: socket.socket, run: Run, patience: float) -> socke
     return connected
 
 
-async def _hand_over(vm: str, run: Run, connected: socket.socket) -> None:
-    """Give a connection to QEMU; where that fails, it ends."""
+async def _hand_over(run: Run, connected: socket.socket) -> str:
+    """Give a connection to QEMU, or end it where that fails; return what became of it."""
     with contextlib.suppress(OSError):  # a viewer that vanished without a word is noticed, some time
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     try:
@@ -193,9 +192,8 @@ async def _hand_over(vm: str, run: Run, connected: socket.socket) -> None:
                 await run.execute("closefd", {"fdname": FDNAME})
             raise
     except (CommandRefused, TimedOut, OSError) as failure:
-        log.warning("%s: a VNC connection could not be handed to QEMU: %s", vm, printable(str(failure)))
-    else:
-        log.info("%s: a VNC connection from %s was handed to QEMU", vm, peer)
+        return f"a VNC viewer could not be handed to QEMU: {printable(str(failure))}"
+    return f"a VNC viewer from {peer} was handed to QEMU"
 
 
 @dataclasses.dataclass(frozen=True)
