@@ -1,5 +1,6 @@
 """Relays to a VM's VNC server, with viewers of our own and a real one (vncdotool)."""
 
+import concurrent.futures
 import contextlib
 import json
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import Daemon, WiredDaemon, a_qemu_that_hangs_is_told, own, refused, wait_for
 
+from vmessctl.client import Client
 from vmessd import names
 
 A = own("v")
@@ -194,6 +196,22 @@ def test_a_second_relay_takes_the_place_of_the_first(daemon: Daemon) -> None:
 LISTEN = (
     "import socket, sys\nwith socket.create_server(('127.0.0.1', 5900)):\n print(flush=True)\n sys.stdin.read()"
 )
+
+
+def test_viewers_of_one_vm_that_come_at_once_are_all_let_in(daemon: Daemon) -> None:
+    running(daemon)
+
+    def look() -> str:
+        with contextlib.closing(Client([str(daemon.socket)])) as client:
+            port = client.call("Vnc", vm=A, port=None, address=None, timeout=5.0)["relay"]["port"]
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connected:
+            return read(connected, 4).decode()
+        return ""  # another one's relay took the place of this one
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        seen = [future.result() for future in [pool.submit(look) for _ in range(60)]]
+    assert "RFB " in seen
+    assert "could not be handed to QEMU" not in daemon.log.read_text()
 
 
 def test_a_port_that_is_taken_is_refused_and_without_one_the_next_is_found(wired: WiredDaemon) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import itertools
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,9 @@ TIMEOUT_MAX = 24 * 3600.0
 PORTS = range(VNC_PORT, VNC_PORT + 100)
 """Where a free port is looked for; VNC viewers call them displays 0 to 99."""
 FDNAME = "vmess-vnc"
+"""Followed by a number: two viewers may be handed over at once, and QEMU closes what a name was before."""
+
+_numbers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,14 +186,15 @@ async def _hand_over(run: Run, connected: socket.socket) -> str:
     """Give a connection to QEMU, or end it where that fails; return what became of it."""
     with contextlib.suppress(OSError):  # a viewer that vanished without a word is noticed, some time
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    name = f"{FDNAME}-{next(_numbers)}"
     try:
         peer = printable(str(connected.getpeername()[0]))
-        await run.execute("getfd", {"fdname": FDNAME}, descriptor=connected.fileno())
+        await run.execute("getfd", {"fdname": name}, descriptor=connected.fileno())
         try:
-            await run.execute("add_client", {"protocol": "vnc", "fdname": FDNAME, "skipauth": True})
+            await run.execute("add_client", {"protocol": "vnc", "fdname": name, "skipauth": True})
         except CommandRefused:
             with contextlib.suppress(CommandRefused, VmessError):
-                await run.execute("closefd", {"fdname": FDNAME})
+                await run.execute("closefd", {"fdname": name})
             raise
     except (CommandRefused, TimedOut, OSError) as failure:
         return f"a VNC viewer could not be handed to QEMU: {printable(str(failure))}"
