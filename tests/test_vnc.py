@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -212,6 +213,19 @@ def test_viewers_of_one_vm_that_come_at_once_are_all_let_in(daemon: Daemon) -> N
         seen = [future.result() for future in [pool.submit(look) for _ in range(60)]]
     assert "RFB " in seen
     assert "could not be handed to QEMU" not in daemon.log.read_text()
+
+
+def test_viewers_that_a_qemu_that_hangs_does_not_take_are_hung_up_on_and_forgotten(daemon: Daemon) -> None:
+    pid = running(daemon)
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    for _ in range(2):
+        port = relay(daemon, A)
+        os.kill(pid, signal.SIGSTOP)
+        with socket.create_connection(("127.0.0.1", port), 15) as viewer:
+            assert viewer.recv(1) == b""
+        os.kill(pid, signal.SIGCONT)
+        daemon.wait_state(A, "running")
+    assert len(os.listdir(f"/proc/{pid}/fd")) <= before + 1
 
 
 def test_a_port_that_is_taken_is_refused_and_without_one_the_next_is_found(wired: WiredDaemon) -> None:

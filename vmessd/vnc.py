@@ -32,9 +32,11 @@ TIMEOUT_MAX = 24 * 3600.0
 PORTS = range(VNC_PORT, VNC_PORT + 100)
 """Where a free port is looked for; VNC viewers call them displays 0 to 99."""
 FDNAME = "vmess-vnc"
-"""Followed by a number: two viewers may be handed over at once, and QEMU closes what a name was before."""
+"""Followed by a number: two viewers may be handed over at once, and QEMU closes what a name was before.
+So the names are few, too: of a viewer that QEMU did not answer about, it keeps no more than that."""
 
-_numbers = itertools.count()
+_handing: set[str] = set()
+"""Names of those that are handed over now."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +188,8 @@ async def _hand_over(run: Run, connected: socket.socket) -> str:
     """Give a connection to QEMU, or end it where that fails; return what became of it."""
     with contextlib.suppress(OSError):  # a viewer that vanished without a word is noticed, some time
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    name = f"{FDNAME}-{next(_numbers)}"
+    name = next(name for number in itertools.count() if (name := f"{FDNAME}-{number}") not in _handing)
+    _handing.add(name)
     try:
         peer = printable(str(connected.getpeername()[0]))
         await run.execute("getfd", {"fdname": name}, descriptor=connected.fileno())
@@ -197,7 +200,11 @@ async def _hand_over(run: Run, connected: socket.socket) -> str:
                 await run.execute("closefd", {"fdname": name})
             raise
     except (CommandRefused, TimedOut, OSError) as failure:
+        with contextlib.suppress(OSError):  # a QEMU that hangs may take it yet, and then keeps it
+            connected.shutdown(socket.SHUT_RDWR)
         return f"a VNC viewer could not be handed to QEMU: {printable(str(failure))}"
+    finally:
+        _handing.discard(name)
     return f"a VNC viewer from {peer} was handed to QEMU"
 
 
