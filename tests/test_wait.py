@@ -404,6 +404,13 @@ def test_what_cannot_be_waited_for_is_refused_before_any_call(words: list[str], 
     assert caught.value.message.isprintable()
 
 
+def test_an_expression_that_python_warns_of_is_taken_without_a_word(daemon: Daemon) -> None:
+    daemon.make("a0")
+    result = daemon.vmess("a0", "wait", "serial:[[a]", "--timeout", "0.1")
+    assert (result.returncode, result.stdout) == (6, "")
+    assert result.stderr.startswith("vmess: VM a0 has not said '[[a]', after 0.1 s\n")
+
+
 def test_a_place_that_is_none_is_refused(daemon: Daemon) -> None:
     daemon.make(A)
     with Wire(daemon.socket) as wire:

@@ -329,12 +329,14 @@ def _turn(pending: list[_Wait], deadline: float | None) -> None:
 def _condition(invocation: Invocation, vm: str, alarm: Alarm) -> Condition:
     """Return what is waited for; raises InvalidValue."""
     import re  # noqa: PLC0415 -- it takes its time, and other verbs need not wait for it
+    import warnings  # noqa: PLC0415 -- as above
 
     (word,) = invocation.arguments
     since_start = commands.SINCE_START.flag in invocation.options
     if word.startswith(SERIAL):
         try:
-            pattern = re.compile(word.removeprefix(SERIAL))
+            with warnings.catch_warnings(action="ignore"):  # of what other versions of Python may make of it
+                pattern = re.compile(word.removeprefix(SERIAL))
         except (re.error, RecursionError, OverflowError) as error:
             raise InvalidValue(
                 f"{quoted(word)} holds no regular expression: {error}", hint="as Python's re has it"
