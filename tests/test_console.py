@@ -21,6 +21,8 @@ import pexpect
 import pytest
 from conftest import TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
 
+from vmessctl.client import Client
+
 A = own("c")
 ESCAPE = "\x1d"
 HERE = "Ctrl-] leaves.]"
@@ -343,6 +345,20 @@ def test_a_qemu_of_another_account_gives_its_console_and_screen_away_too() -> No
         assert daemon.done(A, "console", "--log") == "Rminemine"
         assert "-name" in daemon.done(A, "log")
         assert daemon.done(A, "vnc").startswith("Please VNC to ")
+
+
+def test_who_lets_go_of_the_leash_alone_does_not_hold_up_the_guest(daemon: Daemon) -> None:
+    log = running(daemon, "chatter")
+    with contextlib.closing(Client([str(daemon.socket)])) as client:
+        seat = client.call("Console", vm=A, steal=False)["console"]
+        handed = client.descriptors()
+    console, leash = handed[seat["console"]], handed[seat["leash"]]
+    try:
+        wait_for(lambda: not grows(log), what="a serial port that stands still")
+        os.close(leash)
+        wait_for(lambda: grows(log), what="a guest that goes on")
+    finally:
+        os.close(console)
 
 
 # -- A guest that floods --

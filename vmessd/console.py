@@ -173,6 +173,8 @@ class Consoles:
             return
         except OSError:
             pass
+        with contextlib.suppress(OSError):  # who kept it would not be minded, and may never read
+            seat.console.shutdown(socket.SHUT_RDWR)
         self._leave(vm, seat)
 
     def _leave(self, vm: str, seat: _Seat, why: str = "") -> None:

@@ -48,7 +48,7 @@ class VMConsole:
     console: FileDescriptor
     """A socket, connected to the serial port. It has to be read: who does not is cut off."""
     leash: FileDescriptor
-    """A socket to be kept open as long as the console is. At its end it may say why that was taken away."""
+    """A socket that says why the console was taken away, if it was. Who closes it has left the console."""
     history: str
     """The end of what the guest has printed since its start, in Base64 (RFC 4648)."""
     printed: int
