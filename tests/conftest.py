@@ -89,6 +89,10 @@ def own(letter: str) -> str:
     return letter + "".join("abcdefghij"[int(digit)] for digit in str(os.getpid())) + "0"
 
 
+# Who starts the tests in the background of a script has them ignore Ctrl-C, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 10.0, what: str = "it") -> Any:
     """Return the first true value of a condition that no descriptor tells about."""
     deadline = time.monotonic() + seconds
@@ -214,12 +218,9 @@ class Daemon:
         return subprocess.Popen(
             [*self.inside, sys.executable, "-m", "vmessctl", *words],
             env={**os.environ, "VMESS_SOCKET": str(self.socket)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
             cwd=TESTS.parent,
-            **popen,
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | popen,
         )
 
     def done(self, *words: str | os.PathLike[str]) -> str:

@@ -68,6 +68,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("start0 rm --yes", "rm", ("start0",), (), {"--yes": ""}),
     ("--version", "list", (), (), {"--version": ""}),
     ("top", "top", (), (), {}),
+    ("top -b -n3 -d0.5", "top", (), (), {"-b": "", "-n": "3", "-d": "0.5"}),
     ("top -b -n 3 -d 0.5 --sort rss", "top", (), (), {"-b": "", "-n": "3", "-d": "0.5", "--sort": "rss"}),
     ("--json top -n=1", "top", (), (), {"--json": "", "-n": "1"}),
     ("newvm suspend", "suspend", ("newvm0",), (), {}),
@@ -172,6 +173,11 @@ def test_every_verb_is_among_those_understood() -> None:
 
 REFUSED = (
     ("newvm strat", "'strat' is no verb; did you mean start?", "vmess help"),
+    ("newvm reboot", "'reboot' is no verb; did you mean reset?", "vmess help"),
+    ("newvm destroy", "'destroy' is no verb; did you mean stop force?", "vmess help"),
+    ("newvm pause", "'pause' is no verb; did you mean suspend?", "vmess help"),
+    ("a b shutdown", "shutdown takes no VM", "vmess a b stop"),
+    ("newvm boot", "boot takes no VM", "vmess newvm start"),
     ("newvm stat", "'stat' is no verb; did you mean status?", "vmess help"),
     ("newvm infoo x", "'infoo' is no verb; did you mean info?", "vmess help"),
     ("newvm qqqqq", "'qqqqq' is no verb", "vmess help"),
@@ -546,7 +552,7 @@ def test_info_tells_everything_in_lines() -> None:
         "Total number of interfaces: 2",
         "Command for this VM",
         "  qemu -name 'a b' -x $'\\x1b\\x27'",
-        "VNC display: 2811 (port 8711 on 127.0.0.1)",
+        "VNC display: 2811 (port 8711 on 127.0.0.1); the way in is vmess newvm0 vnc",
         "newvm0e0: bridge1, MAC 02:11:9b:af:00:00",
         "newvm0e1: in no bridge, MAC 02:11:9b:af:00:01, cable pulled",
         "newvm0e2: bridge1, MAC 02:11:9b:af:00:02, being unplugged: the guest has not let go of it",

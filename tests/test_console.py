@@ -22,6 +22,7 @@ import pytest
 from conftest import TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
 
 from vmessctl.client import Client
+from vmessctl.serial import SCREEN_END
 
 A = own("c")
 ESCAPE = "\x1d"
@@ -115,6 +116,17 @@ def grows(log: Path, seconds: float = 0.5) -> int:
 
 
 # -- On a terminal --
+
+
+def test_a_screen_that_the_guest_drew_is_left_behind(daemon: Daemon) -> None:
+    running(daemon)
+    for drawn, end in ((b"\x1b[5;5Hhere", SCREEN_END), (b"\x1b[1mhere", "\x1b[0m\r\n")):
+        with attached(daemon) as child:
+            child.send(drawn)
+            child.expect_exact("here")
+            child.send(ESCAPE)
+            assert ended(child) == 0
+            assert child.before.decode().endswith(end)
 
 
 def test_what_is_typed_reaches_the_guest_and_what_it_says_the_terminal(daemon: Daemon) -> None:

@@ -495,7 +495,7 @@ def test_rm_wants_to_be_sure(daemon: Daemon, tmp_path: Path) -> None:
 
 def display_of(daemon: Daemon, vm: str) -> int:
     """The display that `info` shows; QEMU listens there."""
-    pattern = r"^VNC display: (\d+) \(port (\d+) on 127.0.0.1\)$"
+    pattern = r"^VNC display: (\d+) \(port (\d+) on 127.0.0.1\); the way in is vmess \w+ vnc$"
     shown = re.search(pattern, daemon.done(vm, "info"), re.MULTILINE)
     assert shown
     assert int(shown[2]) == int(shown[1]) + names.VNC_PORT

@@ -21,6 +21,21 @@ A, B, C = (own(letter) for letter in "abc")
 # Lines
 
 
+def test_what_goes_through_a_pipe_is_not_drawn_over(daemon: Daemon) -> None:
+    daemon.make(A)
+    daemon.make(B)
+    master, slave = os.openpty()
+    try:
+        with daemon.client(A, B, "start", stderr=slave) as client:
+            out, _ = client.communicate(timeout=20)
+        os.write(slave, b"|")
+        assert os.read(master, 4096) == b"|"
+        assert sorted(line.split()[0] for line in out.splitlines()) == [f"{A}:", f"{B}:"]
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
 def test_of_more_texts_than_lines_the_last_says_how_many() -> None:
     texts = [("", f"vm{number}: power button pressed") for number in range(5)]
     assert fitting(texts, 12, 5) == [("", f"vm{number}: power b") for number in range(5)]
@@ -46,6 +61,7 @@ def drawn_on(
     try:
         with os.fdopen(os.dup(slave), "w") as stream:
             monkeypatch.setattr(sys, "stderr", stream)
+            monkeypatch.setattr(sys, "stdout", stream)
             monkeypatch.setenv("TERM", "xterm")
             lines = Lines()
             for texts, (width, height) in zip(steps, sizes, strict=True):

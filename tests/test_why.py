@@ -32,10 +32,21 @@ def test_one_that_never_ran(daemon: Daemon) -> None:
     daemon.make(A)
     assert daemon.done(A, "why").splitlines() == [
         "VM not running",
-        "It has never run, as far as is on record",
         "Next: nothing until somebody starts it",
+        "It has never run, as far as is on record",
     ]
     assert json.loads(daemon.done(A, "why", "--json"))["why"]["end"] is None
+
+
+def test_a_guest_that_qemu_gave_up(fake_daemon: Daemon) -> None:
+    fake_daemon.make_fake(A, "good")
+    fake_daemon.done(A, "start")
+    status = fake_daemon.status(A) | {"state": "paused", "runstate": "internal-error"}  # of a KVM that fails
+    end = {"status": status, "end": None, "policy": "no", "autostart": False}
+    first, following, *_ = why.text({"why": end}).splitlines()
+    assert first == f"VM is running, PID: {status['pid']} (paused: internal-error; vmess {A} why)"
+    assert following.startswith(f"Next: nothing: QEMU gave the guest up; vmess {A} log says more")
+    assert following.endswith(f"vmess {A} accel tcg stop force start")
 
 
 def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
@@ -47,8 +58,8 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     first = daemon.done(A, "why").splitlines()
     assert first == [
         f"VM is running, PID: {pid}",
-        "No run of it has ended",
         "Next: if it ends it stays off: its restart policy is no; it comes up with the host",
+        "No run of it has ended",
     ]
     daemon.done(A, "stop")
     said = told(daemon)
@@ -63,9 +74,9 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     wait_for(lambda: (daemon.root / A / "serial.log").read_bytes().count(b"Ready") == 2, what="the second run")
     lines = daemon.done(A, "why").splitlines()
     assert lines[0].startswith("VM is running, PID: ")
-    assert lines[1] == "The run before:"
+    assert lines[2] == "The run before:"
     assert lines[-2:] == ["  Ready. Press my power button.", "  Good night."], "of that run, not of this one"
-    assert said["When"].partition(",")[0] in lines[2]
+    assert said["When"].partition(",")[0] in lines[3]
     assert (
         told(daemon)["Next"]
         == "if it ends unasked it is started again: its restart policy is always; it comes up with the host"

@@ -394,9 +394,30 @@ class Invocation:
     """The next verb of the line, to be carried out if this one works."""
 
 
+ELSEWHERE = {
+    **dict.fromkeys(("delete", "remove", "undefine"), "rm"),
+    **dict.fromkeys(("destroy", "kill"), "stop force"),
+    **dict.fromkeys(("create", "define", "new"), "make"),
+    **dict.fromkeys(("poweroff", "powerdown", "shutdown", "halt"), "stop"),
+    **dict.fromkeys(("boot", "run", "up"), "start"),
+    **dict.fromkeys(("ls", "ps"), "list"),
+    **dict.fromkeys(("mem", "memory"), "ram"),
+    **dict.fromkeys(("cpu", "cpus", "vcpus"), "smp"),
+    **dict.fromkeys(("iso", "cd"), "cdrom"),
+    **dict.fromkeys(("ip", "domifaddr"), "addr"),
+    "reboot": "reset",
+    "pause": "suspend",
+    "unpause": "resume",
+    "events": "watch",
+    "logs": "log",
+    "serial": "console",
+}
+"""What other programs call verbs, such as virsh(1), qm(1) and vmctl(8)."""
+
+
 def no_verb(word: str) -> InvalidValue:
     """Return the error for a word in the place of a verb."""
-    if word in names.RESERVED and word not in BY_VERB:
+    if word in names.RESERVED and word not in BY_VERB and word not in ELSEWHERE:
         return InvalidValue(f"{word} is not a verb of this version", hint=f"{PROGRAM} help")
     return InvalidValue(f"{quoted(word)} is no verb{meant(word, BY_VERB)}", hint=f"{PROGRAM} help")
 
@@ -405,6 +426,8 @@ def meant(word: str, words: Collection[str], alike: float = 0.6) -> str:
     """Return the question whether another word was meant, to be put behind a message; empty if none is near."""
     import difflib  # noqa: PLC0415 -- only somebody who mistyped waits for it
 
+    if ELSEWHERE.get(word, "").partition(" ")[0] in words:
+        return f"; did you mean {ELSEWHERE[word]}?"
     begun = [each for each in words if each.startswith(word)]
     near = begun if len(begun) == 1 else difflib.get_close_matches(word, words, n=1, cutoff=alike)
     return f"; did you mean {near[0]}?" if near else ""

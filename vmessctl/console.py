@@ -6,6 +6,7 @@ Data go to standard output, everything else to standard error; what moves, moves
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from vmessctl import commands
@@ -106,8 +107,12 @@ def agreed(question: str) -> bool:
 
 
 def may_move() -> bool:
-    """Tell whether standard error is a terminal that can draw over what it shows."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    """Tell whether standard error is a terminal that can draw over what it shows.
+
+    What standard output has in a pipe may come to the same terminal, and would be drawn over.
+    """
+    piped = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
+    return sys.stderr.isatty() and not piped and os.environ.get("TERM") != "dumb"
 
 
 def painted(text: str, colour: str) -> str:

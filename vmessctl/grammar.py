@@ -15,6 +15,7 @@ from vmessctl.commands import (
     ALL,
     BY_VERB,
     COMMANDS,
+    ELSEWHERE,
     EVERYWHERE,
     HELP,
     OPTIONS,
@@ -126,6 +127,9 @@ class Line:
 
     def _option(self, word: str) -> None:
         flag, equals, value = word.partition("=")
+        short = OPTIONS.get(word[:2])
+        if short is not None and short.metavar and flag not in OPTIONS:  # its value joined to it, as in -n1
+            flag, equals, value = word[:2], "=", word[2:]
         option = SHORT.get(word) or OPTIONS.get(flag)
         if option is None:
             raise InvalidValue(
@@ -172,7 +176,10 @@ class Line:
         else:
             command = BY_VERB.get(word)
             if command and command.is_global and self.vms and not command.many:
-                self.problem = InvalidValue(f"{word} takes no VM", hint=f"usage: {command.usage()}")
+                # Nobody who says so of one VM is to be led to what concerns them all.
+                other = ELSEWHERE.get(word, "").split()
+                right = shell.join([PROGRAM, *self.vms, *other]) if other else f"usage: {command.usage()}"
+                self.problem = InvalidValue(f"{word} takes no VM", hint=right)
         if command:
             self.steps.append(Step(command, [], {}))
         elif not self.is_net:

@@ -33,6 +33,8 @@ arguments: newvm ifadd -- 1 stop. An option belongs to the verb it stands behind
 verb, to all that know it."""
 
 _STATUSES = [f"{status} {meaning}" for status, meaning in STATUSES]
+NAME_WIDTH = 20
+"""Characters that an option and its value have, or else a line of their own."""
 NOTES = f"""\
 {VMS}
 
@@ -67,4 +69,5 @@ def _block(command: Command) -> str:
 
 def _option_line(option: Option) -> str:
     name = f"{option.flag} {option.metavar}" if option.metavar else option.flag
-    return f"      {name:<20} {option.help}"
+    apart = " " if len(name) <= NAME_WIDTH else f"\n{'':<{NAME_WIDTH + 7}}"
+    return f"      {name:<{NAME_WIDTH}}{apart}{option.help}"

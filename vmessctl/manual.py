@@ -46,7 +46,8 @@ SOCKETS = (
 SYNOPSIS = (
     f"{PROGRAM} <vmname>... <verb> [argument]... [<verb> [argument]...]...",
     f"{PROGRAM} net <verb> [argument]...",
-    f"{PROGRAM} list | boot | shutdown | help",
+    f"{PROGRAM} list | top | boot | shutdown | help | completion",
+    f"{PROGRAM} [vmname]... watch",
 )
 
 EXAMPLES = (

@@ -52,7 +52,8 @@ def _condition(status: Reply) -> str:
         "unresponsive": "unresponsive: QEMU does not answer",
         "paused": f"paused: {printable(str(status['runstate']))}".removesuffix(": paused"),
     }.get(status["state"])
-    return f" ({words})" if words else ""
+    more = f"; vmess {status['name']} why" if status["runstate"] == "internal-error" else ""
+    return f" ({words}{more})" if words else ""
 
 
 def status(reply: Reply) -> str:
@@ -86,7 +87,8 @@ def info(reply: Reply) -> str:
     lines = [f"Total number of interfaces: {len(interfaces)}", "Command for this VM"]
     lines.append(f"  {shell.join(vm['command'])}" if vm["command"] else f"  none: {printable(vm['problem'])}")
     if vm["display"]:
-        lines.append(f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)")
+        where = f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)"
+        lines.append(f"{where}; the way in is vmess {vm['status']['name']} vnc")
     lines += [nic(interface) for interface in vm["nics"]]
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
     lines += [f"{value['name']}: {printable(value['value'])}" for value in vm["settings"]]

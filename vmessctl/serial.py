@@ -42,6 +42,11 @@ QUIET = 1.0
 """Seconds without a word after which the console ends whose input has ended."""
 FLUSH_TIME = 1.0
 """Seconds a terminal has to take the rest."""
+SEQUENCE_MAX = 16
+"""Bytes of a control sequence that may come one by one, as a serial port has them."""
+SCREEN_END = "\x1b[r\x1b[?1049l\x1b[?25h\x1b[?1l\x1b>\x1b[?1000l\x1b[?2004l\x1b[0m\x1b[999;1H\r\n"
+"""Ends what a guest that draws a screen may have switched on (xterm's control sequences: scroll region, second
+screen, hidden cursor, keys, mouse, paste), and goes below its picture."""
 VERDICT_TIME = 3.0
 """Seconds in which the daemon knows why a console ended."""
 
@@ -70,7 +75,7 @@ def run(invocation: Invocation) -> int:
         why = session.go_on()
         session.flush()
         if on_terminal:
-            sys.stderr.write("\x1b[0m\r\n")  # whatever the guest had switched on ends here
+            sys.stderr.write(SCREEN_END if session.drew else "\x1b[0m\r\n")
             sys.stderr.flush()
     status = DONE if why == "left" else _verdict(invocation, vm, leash)
     if session.unshown:
@@ -167,6 +172,9 @@ class _Session:
         """When there was the last word, or the last of the input."""
         self.unshown = 0
         """Bytes left out because nobody took them."""
+        self._recent = b""
+        self.drew = False
+        """The cursor was sent to places: what is shown is a screen, and not lines one after the other."""
 
     def go_on(self) -> str:
         """Carry bytes until one side leaves: `left` for the user's, `ended` for the console's."""
@@ -259,6 +267,9 @@ class _Session:
         """Have something shown, now or later."""
         room = UNSHOWN_MAX - len(self._showing)
         self.unshown += max(0, len(data) - room)
+        self._recent += data
+        self.drew = self.drew or _draws(self._recent)
+        self._recent = self._recent[-SEQUENCE_MAX:]
         self._showing += data[:room]
 
     def _write(self) -> None:
@@ -276,6 +287,15 @@ class _Session:
             poll.register(self._output, select.POLLOUT)
             if poll.poll(FLUSH_TIME * 1000):
                 self._write()
+
+
+def _draws(data: bytes) -> bool:
+    """Tell whether the cursor is sent to a place (CUP and HVP of ECMA-48), or another screen is taken."""
+    if b"\x1b[" not in data:
+        return False
+    import re  # noqa: PLC0415 -- not all guests draw
+
+    return re.search(rb"\x1b\[(?:[0-9;]*[Hf]|\?1049h)", data) is not None
 
 
 def _is_underway(console: int) -> bool:

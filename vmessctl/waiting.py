@@ -86,6 +86,8 @@ class Condition:
     more = True
     pause: float | None = None
     """Seconds after an answer until the question is put again."""
+    look = "status"
+    """The verb that shows how far it is."""
 
     def __init__(self, vm: str) -> None:
         self.vm = vm
@@ -136,6 +138,7 @@ class HasAddress(Condition):
 
     method = "Addresses"
     more = False
+    look = "addr"
     pause = ASK_EVERY
 
     def __init__(self, vm: str) -> None:
@@ -161,7 +164,7 @@ class HasAddress(Condition):
 
     def missing(self) -> str:
         """Return what is not so yet."""
-        return "has no address that the host knows"
+        return "has no address that the host knows and reaches"
 
 
 def _is_link_local(address: Reply) -> bool:
@@ -172,6 +175,7 @@ class Says(Condition):
     """Words of a guest on its serial port."""
 
     method = "Serial"
+    look = "console --log"
 
     def __init__(self, vm: str, pattern: re.Pattern[str], escapes: re.Pattern[str], alarm: Alarm) -> None:
         super().__init__(vm)
@@ -305,7 +309,7 @@ def run(invocation: Invocation) -> int:
         if wait.status is None:
             vm = wait.condition.vm
             words = f"VM {vm} {wait.condition.missing()}, after {timeout:g} s"
-            wait.end(complain(TimedOut(words, hint=f"{PROGRAM} {vm} status")))
+            wait.end(complain(TimedOut(words, hint=f"{PROGRAM} {vm} {wait.condition.look}")))
     return worst([wait.status or DONE for wait in waits])
 
 

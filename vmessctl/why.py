@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from vmessctl import render
+from vmessctl.commands import PROGRAM
 from vmessctl.console import for_each, show
 from vmessd.errors import DONE, printable
 
@@ -31,7 +32,7 @@ def text(reply: Reply) -> str:
     why = reply["why"]
     status, last, end = why["status"], why["status"]["last_exit"], why["end"]
     off = render.is_off(status)
-    lines = [render.status({"status": status})]
+    lines = [render.status({"status": status}), f"Next: {_next(why)}"]
     if last is None or end is None:
         lines.append("No run of it has ended" if not off else "It has never run, as far as is on record")
     else:
@@ -46,7 +47,6 @@ def text(reply: Reply) -> str:
         ]
         if end["tries"]:
             lines.append(f"Restarts in a row before it: {end['tries']}")
-    lines.append(f"Next: {_next(why)}")
     if last is not None and end is not None:
         lines += _quoted("QEMU's last words", last["log"])
         lines += _quoted("Last lines of the serial console", end["console"])
@@ -84,6 +84,9 @@ def _next(why: Reply) -> str:
         return f"started again in {when}, restart {restart['attempt']} of {restart['limit']}"
     if status["state"] == "stopping":
         return f"it is being stopped{boot}"
+    if (status["state"], status["runstate"]) == ("paused", "internal-error"):
+        ways = f"{PROGRAM} {status['name']} log says more; where KVM does not work: {PROGRAM} {status['name']}"
+        return f"nothing: QEMU gave the guest up; {ways} accel tcg stop force start"
     if status["state"] == "unresponsive":
         return "left alone until QEMU answers; stop force ends it"
     if status["state"] != "stopped":

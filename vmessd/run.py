@@ -142,6 +142,8 @@ class Run:
 
     def learn(self, runstate: str) -> None:
         """Note how QEMU says the guest is; one that waits for space goes on when there is some."""
+        if runstate == "internal-error" != self.runstate:
+            log.warning("%s: QEMU gave the guest up (%s); qemu.log says more", self.vm, runstate)
         self.runstate = runstate
         if self.space.hear(runstate) and self.stop is None:
             self.errand("space", self.space.look())

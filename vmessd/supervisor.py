@@ -242,8 +242,8 @@ class Supervisor:
             if nic.link is not None:
                 found += of_interface(nic.index, mac, nic.link.index, tables)
             elif nic.wire.user:
-                source = "DHCP of QEMU's user network"
-                found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=True))
+                source = "what QEMU's user network gives it; the host does not reach it"
+                found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=False))
         return found
 
     async def _planned(
