@@ -163,6 +163,15 @@ def test_both_parts_of_a_log_are_shown_as_one(daemon: Daemon) -> None:
         log.write_bytes(data)
 
 
+def test_a_line_that_does_not_end_comes_in_parts_as_json(daemon: Daemon) -> None:
+    with (run(daemon) / "serial.log").open("ab") as log:
+        log.write(b"a" * (3 << 20))
+    shown = daemon.done(A, "console", "--log", "--json").splitlines()
+    lines = [json.loads(line)["line"] for line in shown[2:]]
+    assert "".join(lines) == "a" * (3 << 20)
+    assert max(map(len, lines)) < 2 << 20
+
+
 def on_terminal(daemon: Daemon, *words: str) -> bytes:
     """Return what the client shows on a terminal."""
     child: Any = pexpect.spawn(

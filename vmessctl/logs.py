@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PIECE = 1 << 16
 BEFORE = 128
 """Bytes before a place by which it is found again."""
+LINE_MAX = 1 << 20
+"""Bytes of a line in JSON; one that is longer comes in parts, as one without end would never come."""
 PACE = 0.2
 """Seconds between looks at a log that is followed."""
 
@@ -171,8 +173,8 @@ def _json_lines() -> Callable[[bytes], None]:
     def put(data: bytes) -> None:
         nonlocal rest
         *lines, rest = (rest + data).split(b"\n")
-        if not data and rest:
-            lines, rest = [rest], b""
+        if rest and (not data or len(rest) >= LINE_MAX):
+            lines, rest = [*lines, rest], b""
         for line in lines:
             print(json.dumps({"line": line.decode(errors="replace").removesuffix("\r")}), flush=True)
 
