@@ -11,6 +11,8 @@ for room on the old one would wait for ever (measured, QEMU 7.2; hw/char/serial.
 
 As long as somebody attached does not read, the serial port stands still after some 280 bytes: QEMU sends
 each byte by itself. Linux then waits 10 ms for each byte that it prints. So who does not read is cut off.
+A byte that has to wait is sent again, and the log has it twice (QEMU 7.2; chardev/char.c,
+qemu_chr_write_buffer); who is attached gets it once.
 """
 
 import array
