@@ -1,7 +1,9 @@
 """Hands at a guest that runs: paused, reset, keys pressed, its screen looked at; and VMs that are locked."""
 
+import contextlib
 import os
 import pty
+import resource
 import signal
 import stat
 import subprocess
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import TESTS, Daemon, own, wait_for
 
+from vmessctl.client import Client
 from vmessd import keys
-from vmessd.errors import InvalidValue
+from vmessd.errors import Failed, InvalidValue
 
 A, B = own("a"), own("b")
 
@@ -136,6 +139,19 @@ def test_a_picture_that_cannot_be_written_is_one_line(daemon: Daemon, tmp_path: 
         refused = daemon.vmess(A, "screenshot", target)
         assert (refused.returncode, refused.stdout) == (1, "")
         assert refused.stderr.startswith(f"vmess: {target} cannot be written: {words}")
+
+
+def test_a_picture_without_a_descriptor_for_it_is_one_line(daemon: Daemon) -> None:
+    run(daemon)
+    _, most = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    with contextlib.closing(Client([str(daemon.socket)])) as client:
+        for spare in (0, 1):
+            client.call("Status", vm=A)  # it is accepted
+            used = set(map(int, os.listdir(f"/proc/{daemon.pid}/fd")))
+            free = [number for number in range(max(used) + 3) if number not in used]
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (free[spare], most))
+            with pytest.raises(Failed, match=r"^no picture can be made: too many open files$"):
+                client.call("Screenshot", vm=A)
 
 
 ALL = (

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmessd import keys, refusals
-from vmessd.errors import Failed
+from vmessd.errors import Failed, failing
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused
@@ -60,10 +60,12 @@ class Hands:
 
     async def screenshot(self) -> int:
         """Return a descriptor of a PNG picture of the guest's screen, in memory and at its beginning."""
-        picture = os.memfd_create(f"{self.vm}-screen", os.MFD_CLOEXEC)
+        with failing("no picture can be made"):
+            picture = os.memfd_create(f"{self.vm}-screen", os.MFD_CLOEXEC)
         try:
             # QEMU takes a descriptor of a set only if it was opened as it would open the file itself.
-            writable = os.open(f"/proc/self/fd/{picture}", os.O_WRONLY | os.O_CLOEXEC)
+            with failing("no picture can be made"):
+                writable = os.open(f"/proc/self/fd/{picture}", os.O_WRONLY | os.O_CLOEXEC)
             try:
                 await self._draw(writable)
             finally:
