@@ -145,6 +145,12 @@ def test_a_record_of_an_older_version_still_tells(daemon: Daemon) -> None:
     ]
 
 
+def test_a_restart_policy_that_makes_no_sense_is_no_and_asking_logs_nothing(daemon: Daemon) -> None:
+    daemon.make(A, RESTART="sometimes")
+    assert json.loads(daemon.done(A, "why", "--json"))["why"]["policy"] == "no"
+    assert "RESTART" not in daemon.log.read_text()
+
+
 def test_several_are_told_each_and_one_that_is_not_there(daemon: Daemon) -> None:
     daemon.make(A)
     result = daemon.vmess(A, "missing", "why")

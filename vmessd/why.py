@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pwd
 
-from vmessd import launch, seriallog
+from vmessd import seriallog
 from vmessd.errors import VmessError
 from vmessd.machine import Machine
 from vmessd.records import ExitRecord, RunRecord
@@ -55,11 +55,13 @@ async def explain(machine: Machine) -> Explanation:
 
 def _read(machine: Machine, record: ExitRecord | None) -> tuple[End | None, str, bool]:
     """Return how a run ended, the restart policy, and whether the VM comes up with the host; blocks."""
-    autostart = None
+    autostart, policy = None, "no"
     with contextlib.suppress(VmessError):
         autostart = machine.directory.read_setting(BY_FILE["AUTOSTART"])
+    with contextlib.suppress(VmessError):  # a file that makes no sense is for the log when it is to count
+        policy = machine.directory.read_setting(BY_FILE["RESTART"]) or policy
     end = _end(machine, record, machine.record()) if record is not None else None
-    return end, launch.restart_policy(machine.directory), autostart is not None
+    return end, policy, autostart is not None
 
 
 def _end(machine: Machine, record: ExitRecord, run: RunRecord | None) -> End:
