@@ -247,6 +247,30 @@ def test_a_port_that_is_taken_is_refused_and_without_one_the_next_is_found(wired
     assert wired.done(A, "vnc", "--bind", "::") == "Please VNC to [::]:5900 to connect to this VM console\n"
 
 
+def test_a_relay_stays_where_no_port_is_free_for_the_next(wired: WiredDaemon) -> None:
+    running(wired)
+    port = relay(wired, A, "6001")
+    taken = (
+        "import socket, sys\n"
+        "all = [socket.create_server(('127.0.0.1', port)) for port in range(5900, 6000)]\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()"
+    )
+    holder = [*wired.inside, sys.executable, "-c", taken]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as others:
+        assert others.stdout is not None
+        others.stdout.readline()
+        assert "no port of 5900 to 5999 is free" in refused(wired, 1, A, "vnc")
+        others.communicate()
+    look = f"import socket; print(socket.create_connection(('127.0.0.1', {port}), 5).recv(4))"
+    assert wired.namespace.run(sys.executable, "-c", look).stdout == "b'RFB '\n"
+
+
+def test_an_address_is_told_as_it_is_usually_written(wired: WiredDaemon) -> None:
+    running(wired)
+    assert wired.done(A, "vnc", "6001", "--bind", "0").startswith("Please VNC to 0.0.0.0:6001 to ")
+
+
 def test_a_privileged_port_is_refused(make_wired: Callable[..., WiredDaemon]) -> None:
     if not shutil.which("setpriv"):
         pytest.skip("setpriv(1) of util-linux is missing")

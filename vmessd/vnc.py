@@ -12,7 +12,7 @@ import dataclasses
 import errno
 import itertools
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vmessd.errors import Failed, InvalidValue, NotPermitted, TimedOut, VmessError, printable, quoted, reason
@@ -111,7 +111,7 @@ class Relays:
 
     def _listen(self, vm: str, where: "_Where") -> socket.socket:
         """Return the socket of a new relay; the old one, which may have the port that is wanted, ends."""
-        if where.port is None or self._has(vm, where.port):
+        if self._has(vm, PORTS if where.port is None else (where.port,)):
             where.try_address()
             self._drop(vm)
             return where.listen()
@@ -119,9 +119,9 @@ class Relays:
         self._drop(vm)
         return listener
 
-    def _has(self, vm: str, port: int) -> bool:
+    def _has(self, vm: str, ports: Collection[int]) -> bool:
         relay = self._open.get(vm)
-        return relay is not None and relay.listener.getsockname()[1] == port
+        return relay is not None and relay.listener.getsockname()[1] in ports
 
     def close(self) -> None:
         """End all relays; what is connected stays so."""
@@ -233,6 +233,8 @@ class _Where:
                 f"address {quoted(address)} is no IP address",
                 hint="such as 127.0.0.1 (this host only), 192.0.2.1 (one of its own), 0.0.0.0 or :: (all)",
             ) from None
+        if family == socket.AF_INET:
+            address = str(place[0])  # `0` is another way to write 0.0.0.0, and is not to be taken for less
         return cls(address, port, family, place)
 
     def try_address(self) -> None:
