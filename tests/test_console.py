@@ -303,6 +303,18 @@ def test_a_socket_that_was_removed_is_made_anew(daemon: Daemon) -> None:
     assert not [name for name in os.listdir(daemon.root / A) if name.startswith(".vmess")]
 
 
+def test_a_socket_of_somebody_else_is_replaced(daemon: Daemon) -> None:
+    running(daemon)
+    place = daemon.root / A / "serial.sock"
+    place.unlink()
+    with socket.socket(socket.AF_UNIX) as foreign:
+        foreign.bind(str(place))
+        foreign.listen()
+        with attached(daemon) as child:
+            child.send("through")
+            child.expect_exact("through")
+
+
 def test_everything_is_logged_whoever_has_the_console(daemon: Daemon) -> None:
     log = running(daemon)
     for word in ("one", "two", "three"):

@@ -241,20 +241,18 @@ async def _connect(machine: Machine, run: Run) -> socket.socket:
         connected = machine.directory.connect(SERIAL_SOCKET)
     except NoSuchVM:
         raise
-    except VmessError:  # the socket was removed, or is not QEMU's any more
+    except VmessError:  # the socket was removed
         return await _replace(machine, run)
     try:
         for pause in (*SETTLE, 1.0):
             await asyncio.sleep(pause)
             if await _is_connected(machine.vm, run):
                 return connected
-        raise Failed(
-            f"QEMU of {machine.vm} does not accept anybody on its serial port",
-            hint=f"what it printed: vmess {machine.vm} console --log",
-        )
     except BaseException:
         connected.close()
         raise
+    connected.close()  # somebody else listens there
+    return await _replace(machine, run)
 
 
 async def _replace(machine: Machine, run: Run) -> socket.socket:
