@@ -426,6 +426,28 @@ class Stubborn(Ignore):
         pass
 
 
+class Stuck(Fake):
+    """Says that the guest is off, by itself after `seconds` (0: never), and then neither answers nor ends."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.seconds = options.number("seconds", 0)
+        self.stuck = False
+
+    def ran(self) -> None:
+        if self.seconds:
+            self.later(self.seconds, self.power_off)
+
+    def finish(self, reason: str, *, guest: bool) -> None:
+        if not self.stuck:
+            self.event("SHUTDOWN", {"guest": guest, "reason": reason})
+            self.stuck = True
+
+    def execute(self, request: dict[str, object]) -> None:
+        if not self.stuck:
+            super().execute(request)
+
+
 class Flood(Fake):
     """Sends `rate` events a second for `seconds` after `cont`, and then powers off."""
 
@@ -614,6 +636,7 @@ MODES: dict[str, type[Fake]] = {
     "deaf": Deaf,
     "ignore": Ignore,
     "stubborn": Stubborn,
+    "stuck": Stuck,
     "flood": Flood,
     "stderr": Stderr,
     "exit": Exit,

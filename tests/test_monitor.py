@@ -32,7 +32,9 @@ from vmessd.session import Timing
 from vmessd.supervisor import Supervisor
 from vmessd.vmdir import VMDirectory
 
-QUICK = Timing(answer=2.0, probe_every=0.2, probe_answer=1.0, retry=0.05, retry_most=0.5, last_words=10.0)
+QUICK = Timing(
+    answer=2.0, probe_every=0.2, probe_answer=1.0, retry=0.05, retry_most=0.5, ending=0.5, last_words=10.0
+)
 
 Started = list[StartProgress] | VmessError
 
@@ -111,6 +113,20 @@ async def longest_wait(seconds: float) -> float:
 # How a start from them ends, and whether they say anything for as long as they live.
 NEVER_WELL = ("nogreeting", "noaccept", "halfjson", "garbage", "huge", "hugereply", "wrongids", "eofreply")
 HANGING_UP = ("garbage", "huge", "hugereply", "eofreply")
+
+
+async def test_c34_a_qemu_that_hangs_in_its_end_is_ended(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    lab.make_fake("alone0", "stuck,seconds=0.2")
+    lab.make_fake("asked0", "stuck", STOP="60")
+    async with lab.supervisor() as supervisor:
+        for vm in ("alone0", "asked0"):
+            assert not isinstance(await start(supervisor, vm), VmessError)
+        last = (await reach(await supervisor.machine("alone0"), "stopped")).last_exit
+        assert (last.text, last.status, last.asked_by) == ("guest powered off", -signal.SIGKILL, None)
+        told, seconds = await stop(supervisor, "asked0")
+        assert (told[-1].text, told[-1].forced) == ("powered down as asked", False)
+        assert seconds < 20
+    assert caplog.text.count("QEMU hangs although its guest is off, and is killed") == 2
 
 
 async def test_c34_monitors_that_misbehave(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

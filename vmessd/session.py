@@ -28,6 +28,8 @@ class Timing(NamedTuple):
     retry_most: float = 10.0
     settle: float = 1.0
     """How long those who ask about a QEMU that was just found wait for its first answer."""
+    ending: float = 10.0
+    """How long a QEMU that has said SHUTDOWN may take to end: its guest is off, there is little to do."""
     last_words: float = 10.0
     """How long a dead QEMU's last messages are waited for."""
 
