@@ -871,6 +871,53 @@ def test_c23_c24_others_are_kept_out_and_members_known_by_the_kernel_s_word(daem
     assert re.search(r"uid 12345, pid \d+: Make 'uid 0, pid 1'", lines[0])
 
 
+AS_A_CROWD = """
+import socket, sys
+crowd = []
+for _ in range(300):
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(f"/proc/self/fd/{sys.argv[1]}/control.sock")
+    try:
+        sock.sendall(sys.argv[2].encode() + bytes(1))
+        sock.recv(1)
+    except OSError:
+        pass
+    crowd.append(sock)
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_c27_a_member_who_takes_all_places_leaves_some_to_others(daemon: Daemon) -> None:
+    directory = os.open(daemon.directory, os.O_PATH)
+    daemon.directory.chmod(0o711)
+    call = json.dumps({"method": f"{INTERFACE}.Watch", "parameters": {"vms": []}, "more": True})
+    crowd = subprocess.Popen(
+        ["/usr/bin/python3", "-IS", "-c", AS_A_CROWD, str(directory), call],
+        user=12345,
+        group=os.getgid(),
+        extra_groups=[],
+        pass_fds=[directory],
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert crowd.stdout is not None
+        assert crowd.stdout.readline() == b"here\n"
+        with contextlib.ExitStack() as stack:
+            for _ in range(20):
+                answers(daemon, within=1)
+                watch = stack.enter_context(Wire(daemon.socket))
+                watch.begin("Watch", {"vms": []}, more=True)
+                assert watch.receive() is not None
+    finally:
+        os.close(directory)
+        crowd.kill()
+        crowd.communicate(timeout=10)
+
+
 # -- Other people's clients --
 
 

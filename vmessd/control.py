@@ -5,6 +5,7 @@ peer steps over one costs it the connection and nobody else anything.
 """
 
 import asyncio
+import collections
 import contextlib
 import errno
 import logging
@@ -58,9 +59,13 @@ class Connection(VarlinkInterfaceServerProtocol):
         self,
         registry: VarlinkInterfaceRegistry,
         connected: socket.socket,
+        uid: int,
         ended: Callable[["Connection"], None],
     ) -> None:
         super().__init__(registry)
+        self.uid = uid
+        self.since = asyncio.get_running_loop().time()
+        """When it came, by the loop's clock."""
         self._socket = connected
         self._ended = ended
         self.under_way: set[asyncio.Future[None]] = set()
@@ -156,6 +161,11 @@ class Connection(VarlinkInterfaceServerProtocol):
             Failed.wire_name(),
             {"message": "unexpected failure; vmessd's log has the details", "hint": refusals.LOG},
         )
+
+
+def _peer(connected: socket.socket) -> Peer:
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return Peer(*struct.unpack("3i", credentials))
 
 
 class Control:
@@ -264,7 +274,7 @@ class Control:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._later(ACCEPT_PAUSE, self._accept_again)
             return
-        if len(self._clients) >= CLIENTS_MAX and not self._make_room():
+        if len(self._clients) >= CLIENTS_MAX and not (self._make_room() or self._share(_peer(connected).uid)):
             self._complain(f"a client is turned away: {CLIENTS_MAX} are busy")
             connected.close()
             return
@@ -275,8 +285,7 @@ class Control:
             asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def _serve(self, connected: socket.socket) -> None:
-        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        peer = Peer(*struct.unpack("3i", credentials))
+        peer = _peer(connected)
         registry = VarlinkInterfaceRegistry()
         interface = VmessInterface(self._supervisor, self._fleet, peer)
         registry.register_interface(interface)
@@ -289,7 +298,7 @@ class Control:
             self._clients.discard(connection)
             interface.ended()
 
-        client = Connection(registry, connected, ended)
+        client = Connection(registry, connected, peer.uid, ended)
         interface.hang_up = client.abort
         self._clients.add(client)
         VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
@@ -302,6 +311,19 @@ class Control:
         longest = min(idle, key=lambda client: client.idle_since or 0.0)
         self._clients.discard(longest)
         longest.abort()
+        return True
+
+    def _share(self, uid: int) -> bool:
+        """Hang up on the oldest client of whoever has most, if a user has fewer; tell whether it was done."""
+        held = collections.Counter(client.uid for client in self._clients)
+        greedy, most = held.most_common(1)[0]
+        if most <= held[uid] + 1:
+            return False
+        theirs = [client for client in self._clients if client.uid == greedy]
+        oldest = min(theirs, key=lambda client: client.since)
+        self._complain(f"uid {greedy} has {most} of {CLIENTS_MAX} clients; one makes room for uid {uid}")
+        self._clients.discard(oldest)
+        oldest.abort()
         return True
 
     def _hang_up_idle(self) -> None:
