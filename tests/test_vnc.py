@@ -183,12 +183,12 @@ def test_relays_leave_no_descriptor(daemon: Daemon) -> None:
 
 def test_a_second_relay_takes_the_place_of_the_first(daemon: Daemon) -> None:
     running(daemon)
-    first = relay(daemon, A)
-    assert relay(daemon, A) == first
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        other = free.getsockname()[1]
-    assert relay(daemon, A, str(other)) == other
+    with socket.socket() as one, socket.socket() as two:
+        for free in (one, two):
+            free.bind(("127.0.0.1", 0))
+        first, other = one.getsockname()[1], two.getsockname()[1]
+    for port in (first, first, other):
+        assert relay(daemon, A, str(port)) == port
     assert not is_open(first)
     assert daemon.vmess(A, "vnc", "--bind", "192.0.2.1").returncode == 1
     assert is_open(other), "what is refused changes nothing"
