@@ -47,14 +47,15 @@ def attached(daemon: Daemon, *words: str, wrapper: str = "exec") -> Iterator[Any
     command = shlex.join([sys.executable, "-m", "vmessctl", A, "console", *words])
     child = pexpect.spawn(
         "/bin/bash",
-        ["-c", f"{wrapper} {command}"],
+        ["-c", f"read -r; {wrapper} {command}"],
         env=environment(daemon),
         cwd=str(TESTS.parent),
         timeout=10,
         dimensions=(24, 200),
     )
     try:
-        before = modes(child)
+        before = modes(child)  # of a terminal that nobody has touched yet
+        child.sendline()
         child.expect_exact(HERE)
         wait_for(lambda: modes(child) != before, what="raw mode")
         child.cooked = before
@@ -352,6 +353,7 @@ def of_nobody() -> Iterator[Daemon]:
 
 
 @pytest.mark.qemu
+@pytest.mark.xdist_group("relays")
 @pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
 def test_a_qemu_of_another_account_gives_its_console_and_screen_away_too() -> None:
     with of_nobody() as daemon:

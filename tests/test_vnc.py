@@ -21,6 +21,9 @@ from vmessctl.client import Client
 from vmessd import names
 
 A = own("v")
+
+# A relay takes the first free port, so tests of relays on one host bear no others beside them.
+pytestmark = pytest.mark.xdist_group("relays")
 NONE = 1
 """RFB's security type without authentication (RFC 6143)."""
 

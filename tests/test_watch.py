@@ -227,6 +227,7 @@ def test_wires_are_told_with_who_changed_them(daemon: Daemon) -> None:
         ]
 
 
+@pytest.mark.xdist_group("relays")
 def test_viewers_consoles_and_locks_are_told(daemon: Daemon) -> None:
     daemon.make(A)
     daemon.done(A, "start")

@@ -1,9 +1,11 @@
 """Why a VM is off, as `why` tells it: by real daemons, QEMUs and clients, and in words alone."""
 
+import functools
 import json
 import os
 import pwd
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,11 +85,17 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     )
 
 
+def says(log: Path, count: int) -> bool:
+    return log.read_bytes().count(b"R") == count
+
+
 def test_one_that_was_killed_and_is_started_again(daemon: Daemon) -> None:
     daemon.make(A, RESTART="on-crash")
     daemon.done(A, "start")
     daemon.wait_guest(A)
+    log = daemon.root / A / "serial.log"
     for number in (1, 2):
+        wait_for(functools.partial(says, log, number), what="the guest's word")
         os.kill(daemon.wait_state(A, "running")["pid"], signal.SIGKILL)
         daemon.wait_state(A, "waiting")
         said = told(daemon)
