@@ -409,8 +409,9 @@ with socket.create_connection(("127.0.0.1", 5900), 10) as viewer:
 TAKE_OVER = """
 { sleep 6 | vmess alpha console; echo "ended with $?"; } 2>&1 &
 while echo first | vmess alpha console >/dev/null 2>&1; do sleep 0.1; done
-echo second | vmess alpha console --steal
+second=$(echo second | vmess alpha console --steal)
 wait
+echo "$second"
 """
 
 
