@@ -407,8 +407,8 @@ with socket.create_connection(("127.0.0.1", 5900), 10) as viewer:
     print(viewer.recv(12))
 """
 TAKE_OVER = """
-{ sleep 6 | vmess alpha console; echo "ended with $?"; } 2>&1 &
-while echo first | vmess alpha console >/dev/null 2>&1; do sleep 0.1; done
+{ { echo first; sleep 8; } | vmess alpha console; echo "ended with $?"; } 2>&1 &
+vmess alpha wait serial:first --since-start --timeout 30
 second=$(echo second | vmess alpha console --steal)
 wait
 echo "$second"
