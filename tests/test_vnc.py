@@ -28,8 +28,16 @@ NONE = 1
 """RFB's security type without authentication (RFC 6143)."""
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def relay(daemon: Daemon, vm: str, *options: str) -> int:
-    """Have a relay opened and return its port."""
+    """Have a relay opened and return its port; on this host one that nobody else looks for."""
+    if not daemon.inside and not (options and options[0].isdecimal()):
+        options = (str(free_port()), *options)
     reply = json.loads(daemon.done(vm, "vnc", "--json", *options))["relay"]
     return int(reply["port"])
 
