@@ -377,7 +377,7 @@ def test_who_lets_go_of_the_leash_alone_does_not_hold_up_the_guest(daemon: Daemo
     log = running(daemon, "chatter")
     with contextlib.closing(Client([str(daemon.socket)])) as client:
         seat = client.call("Console", vm=A, steal=False)["console"]
-        handed = client.descriptors()
+        handed = client.descriptors(2)
     console, leash = handed[seat["console"]], handed[seat["leash"]]
     try:
         wait_for(lambda: not grows(log), what="a serial port that stands still")

@@ -236,7 +236,7 @@ def test_viewers_that_a_qemu_that_hangs_does_not_take_are_hung_up_on_and_forgott
             assert viewer.recv(1) == b""
         os.kill(pid, signal.SIGCONT)
         daemon.wait_state(A, "running")
-    assert len(os.listdir(f"/proc/{pid}/fd")) <= before + 1
+    wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before + 1, what="QEMU's letting go of them")
 
 
 def test_a_port_that_is_taken_is_refused_and_without_one_the_next_is_found(wired: WiredDaemon) -> None:

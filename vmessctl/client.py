@@ -111,16 +111,15 @@ class Client:
         self.send(method, parameters)
         return self.receive()[0]
 
-    def call_for_descriptor(self, method: str, **parameters: object) -> int:
-        """Make a call that is answered with a descriptor and return it; raises as :meth:`receive`."""
-        self.call(method, **parameters)
-        if not self._descriptors:
-            raise Failed("vmessd handed over no descriptor", hint=VERSIONS)
-        return self._descriptors.pop(0)
+    def descriptors(self, count: int) -> list[int]:
+        """Return the descriptors that came with replies so far; they are the caller's to close.
 
-    def descriptors(self) -> list[int]:
-        """Return the descriptors that came with replies so far; they are the caller's to close."""
+        Raises:
+            Failed: they are fewer than `count`.
+        """
         handed, self._descriptors = self._descriptors, []
+        if len(handed) < count:
+            raise Failed(f"vmessd handed over {len(handed)} descriptors, not {count}", hint=VERSIONS)
         return handed
 
 

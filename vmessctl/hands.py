@@ -66,7 +66,8 @@ def _screenshot(invocation: Invocation) -> int:
     if file == "-" and sys.stdout.isatty():
         raise InvalidValue("a picture is no text for a terminal", hint=f"vmess {vm} screenshot FILE")
     client = connect(invocation)
-    picture = client.call_for_descriptor("Screenshot", vm=vm)
+    client.call("Screenshot", vm=vm)
+    picture = client.descriptors(1)[0]
     client.close()
     try:
         with failing(f"{printable(file)} cannot be written"):

@@ -76,7 +76,7 @@ class _Reader:
         """Have the daemon open the log; return where the last run begins. Places count from the older part."""
         client: Client = connect(self._invocation)
         log = client.call("Log", vm=self._vm, log=self._name)["log"]
-        handed = client.descriptors()
+        handed = client.descriptors(1 if log["older"] is None else 2)
         client.close()
         for old in (self._log, self._older):
             if old >= 0:

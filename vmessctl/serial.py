@@ -63,7 +63,7 @@ def run(invocation: Invocation) -> int:
     (vm,) = invocation.vms
     client = connect(invocation)
     seat = client.call("Console", vm=vm, steal=commands.STEAL.flag in invocation.options)["console"]
-    handed = client.descriptors()
+    handed = client.descriptors(2)
     client.close()
     console, leash = handed[seat["console"]], handed[seat["leash"]]
     os.set_blocking(console, False)

@@ -29,7 +29,7 @@ class VMAddress:
     source: str
     """How it is known, in words."""
     known: bool
-    """It is in use, as far as can be told: its guest runs, and has been heard or is told it by QEMU."""
+    """It is in use, as far as the host can tell: the guest runs, and was heard."""
 
 
 def link_local(mac: str) -> str:

@@ -35,7 +35,7 @@ from vmessd.lifecycle import State
 from vmessd.logs import LogName
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused
-from vmessd.refusals import hanging
+from vmessd.refusals import silent
 from vmessd.run import Run
 from vmessd.vmdir import SERIAL_LOG, SERIAL_SOCKET, VMDirectory
 
@@ -119,7 +119,7 @@ class Consoles:
                 hint = f"vmess {machine.vm} start; what it printed: vmess {machine.vm} console --log"
                 raise NotRunning(error.message, hint=hint) from None
             if machine.state is State.unresponsive:
-                raise hanging(machine.vm, run.pid)
+                raise silent(machine.vm, run.pid)
             taken = await self._is_taken(machine.vm, run)
             if taken and not steal:
                 raise self._in_use(machine.vm)

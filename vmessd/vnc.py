@@ -22,7 +22,7 @@ from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused
 from vmessd.names import VNC_PORT
-from vmessd.refusals import hanging
+from vmessd.refusals import silent
 from vmessd.run import Run
 
 ADDRESS = "127.0.0.1"
@@ -152,7 +152,7 @@ class Relays:
 async def _check_server(machine: Machine, run: Run) -> None:
     """Raise TimedOut where QEMU does not answer, Failed where it has no VNC server."""
     if machine.state is State.unresponsive:
-        raise hanging(machine.vm, run.pid)
+        raise silent(machine.vm, run.pid)
     try:
         found = await run.execute("query-vnc", {})
     except CommandRefused as refusal:
