@@ -84,7 +84,7 @@ HEAVY = {
     *("asyncio", "dataclasses", "argparse", "subprocess", "socket", "selectors", "typing", "contextlib"),
     *("shlex", "difflib", "hashlib", "json", "re", "enum", "functools", "collections"),
 }
-LINES_MAX = 450
+LINES_MAX = 650
 FUNCTION_LINES_MAX = 55
 
 
@@ -236,8 +236,10 @@ def test_a_function_fits_on_a_screen(name: str) -> None:
 
 def test_the_table_of_promises_has_every_number_and_a_test_for_each() -> None:
     rows = re.findall(r"^\| ([0-9]{2}) \|.*\| `(test_c[0-9]{2}_\w+)`( \*)? \|$", README, re.MULTILINE)
-    assert [number for number, _, _ in rows] == [f"{number:02}" for number in range(1, 41)]
     tests = {file: file.read_text() for file in (ROOT / "tests").glob("test_*.py")}
+    numbers = {number for text in tests.values() for number in re.findall(r"def test_c([0-9]{2})_", text)}
+    assert [number for number, _, _ in rows] == sorted(numbers)
+    assert numbers >= {f"{number:02}" for number in range(1, 41)}
     for number, name, booted in rows:
         [home] = [file for file, text in tests.items() if f"def {name}(" in text]
         assert name.startswith(f"test_c{number}_")
