@@ -20,9 +20,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 VMESSD = """
     errors names shell row wiring settings
     safefile logfile records vmdir drives
-    cmdline lifecycle process account monitor display
+    cmdline lifecycle process census account monitor display
     netlink tap access network segments addresses
-    keys stats report events refusals host seriallog launch
+    keys stats report events refusals host seriallog launch adoption
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why faults interface control config notify log daemon __main__

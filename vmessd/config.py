@@ -184,7 +184,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
     file = _file(Path(here, given["config"])) if given["config"] is not None else {}
     chosen = {option.key: _choose(option, given, environment, file) for option in OPTIONS}
     return Config(
-        vmdir=_path(here, "vmdir", chosen["vmdir"]),
+        vmdir=_path(here, "vmdir", chosen["vmdir"], resolved=True),
         socket=default_socket(environment)
         if chosen["socket"] == OWN_SOCKET
         else _path(here, "socket", chosen["socket"]),
@@ -249,12 +249,17 @@ def _patterns(text: str) -> tuple[str, ...]:
     return tuple(pattern.strip() for pattern in text.split(",") if pattern.strip())
 
 
-def _path(here: str, key: str, text: str) -> Path:
-    """Return an absolute path that can be written into QEMU's command line."""
+def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
+    """Return an absolute path that can be written into QEMU's command line.
+
+    `resolved` follows symbolic links: a VM root has one name, however it is reached.
+    """
     try:
         path = Path(os.path.abspath(Path(here, Path(text).expanduser())))
     except RuntimeError:
         raise InvalidValue(f"{key} {quoted(text)} begins with a user who has no home") from None
+    if resolved and "\0" not in text:
+        path = Path(os.path.realpath(path))
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -69,6 +69,8 @@ class VMStatus:
     last_exit: Exit | None
     restart: Restart | None
     """In state `waiting`."""
+    problem: str | None = None
+    """What keeps it from being handled like any other, and what mends that: see state `held`."""
 
 
 @dataclasses.dataclass(frozen=True)
