@@ -102,7 +102,9 @@ def info(reply: Reply) -> str:
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
     lines += [f"{value['name']}: {printable(value['value'])}" for value in vm["settings"]]
     lines += [f"Mind: {printable(nic['difference'])}" for nic in vm["nics"] if nic["difference"]]
-    if vm["changed"]:
+    if vm["command"] and vm["problem"]:
+        lines.append(f"Mind: its next start would be refused: {printable(vm['problem'])}")
+    elif vm["changed"]:
         lines.append("It runs with other settings than these; they take effect at its next start")
     lines.append(f"Serial console: {printable(vm['serial'])}")
     lines.append(status(vm))

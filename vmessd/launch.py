@@ -62,13 +62,15 @@ def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
     """
     values = host.settings(directory)
     nics = host.network.nics(directory.vm, values.get("NICS"))
+    disks = drives.disks(directory)
+    drives.check(directory, disks, values.get("RAW", ()))
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),
         accel=host.accelerator(values.get("ACCEL")),
         display=display,
         values=values,
-        disks=drives.disks(directory),
+        disks=disks,
         cards=[card(directory.vm, nic) for nic in nics if not nic.leaving],
     )
 
