@@ -76,9 +76,7 @@ def listing(reply: Reply) -> str:
     vms: Sequence[Reply] = reply["vms"]
     lines = ["List of KVMs (with PIDs as in ps-ef):"]
     lines += [
-        f"{vm['name']:<14} {vm['pid'] or '-':>8}  {_up(vm)}{_condition(vm)}"
-        for vm in vms
-        if not is_off(vm)
+        f"{vm['name']:<14} {vm['pid'] or '-':>8}  {_up(vm)}{_condition(vm)}" for vm in vms if not is_off(vm)
     ]
     lines.append("All VMs:")
     lines += [f"{vm['name']:<14} {status({'status': vm})}" for vm in vms]

@@ -259,7 +259,7 @@ def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
     except RuntimeError:
         raise InvalidValue(f"{key} {quoted(text)} begins with a user who has no home") from None
     if resolved and "\0" not in text:
-        path = Path(os.path.realpath(path))
+        path = _resolved(path)
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -267,6 +267,14 @@ def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
     if "\0" in str(path):
         raise InvalidValue(f"{key} {quoted(path)} holds a NUL byte")
     return path
+
+
+def _resolved(path: Path) -> Path:
+    """Return a path without symbolic links; one that leads nowhere is left, for the check to refuse."""
+    existing = path
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    return Path(os.path.realpath(path)) if os.path.exists(existing) else path
 
 
 def default_socket(environment: Mapping[str, str]) -> Path:
