@@ -196,7 +196,7 @@ class Consoles:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(seat.run.over.wait(), LOOK)
             # What was printed meanwhile has been read, if it is not among what is unread.
-            now = (seat.unread(), await asyncio.to_thread(_log_size, machine.directory))
+            now = (seat.unread(), await asyncio.to_thread(_log_size, machine.home))
             strikes = strikes + 1 if now == before and now[0] else 0
             before = now
             if strikes >= PATIENCE:
@@ -217,7 +217,7 @@ def _log_size(directory: VMDirectory) -> int:
 def _history(machine: Machine) -> tuple[bytes, int]:
     """Return the end of what the run has printed, and how many bytes that was in all."""
     try:
-        with logs.open_log(machine.directory, LogName.serial, machine.record()) as found:
+        with logs.open_log(machine.home, LogName.serial, machine.record()) as found:
             return found.tail(HISTORY), found.size - found.begin
     except VmessError:  # a console without history is better than none
         return b"", 0
@@ -238,7 +238,7 @@ async def _is_connected(vm: str, run: Run) -> bool:
 async def _connect(machine: Machine, run: Run) -> socket.socket:
     """Return a socket that QEMU has accepted, on a console that nobody has."""
     try:
-        connected = machine.directory.connect(SERIAL_SOCKET)
+        connected = machine.home.connect(SERIAL_SOCKET)
     except NoSuchVM:
         raise
     except VmessError:  # the socket was removed
@@ -257,7 +257,7 @@ async def _connect(machine: Machine, run: Run) -> socket.socket:
 
 async def _replace(machine: Machine, run: Run) -> socket.socket:
     """Give the serial port another listening socket, with us connected to it, and return our end."""
-    with machine.directory.succeeding(SERIAL_SOCKET) as (listener, connected):
+    with machine.home.succeeding(SERIAL_SOCKET) as (listener, connected):
         address = {"type": "fd", "data": {"str": FDNAME}}
         options = {"server": True, "wait": True, "logfile": "/dev/fdset/1", "logappend": True}
         backend = {"type": "socket", "data": {"addr": address, **options}}

@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from vmessd import launch, refusals, restart, settings, vmdir
+from vmessd import adoption, launch, refusals, restart, settings, vmdir
 from vmessd.errors import Locked, StartFailed, VmessError
 from vmessd.host import Host
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
@@ -52,6 +52,8 @@ class Machine:
         self._journal = Journal(directory.vm, host.events)
         self._run: Run | None = None
         self._search: asyncio.Task[None] | None = None
+        self._doubt: VmessError | None = None
+        """Why it is not known whether an earlier daemon's QEMU lives."""
         self._pending: restart.Pending | None = None
         self._tries = 0
         self._starters: list[Request] = []
@@ -63,6 +65,8 @@ class Machine:
             Action.cont: self._cont,
             Action.started: self._started,
             Action.hangs: self._hangs,
+            Action.hold: self._hold,
+            Action.look: self._look,
             Action.ladder: self._begin_ladder,
             Action.kill: self._begin_force,
             Action.climb: self._climb,
@@ -142,7 +146,18 @@ class Machine:
             runstate=run.runstate if run else None,
             last_exit=Exit.of(self.last_exit) if self.last_exit else None,
             restart=self._pending.report() if self._pending else None,
+            problem=self._problem(),
         )
+
+    def _problem(self) -> str | None:
+        if self.state is State.held and self._doubt is not None:
+            return self._doubt.message
+        return self._run.launched.problem if self._run else None
+
+    @property
+    def home(self) -> VMDirectory:
+        """Where the files of its QEMU are: not in its directory if that was renamed while it ran."""
+        return (self._run and self._run.launched.home) or self.directory
 
     def record(self) -> RunRecord | None:
         """Return the record of the QEMU there is."""
@@ -154,17 +169,23 @@ class Machine:
         return run.stop.progress(run.pid) if run is not None and run.stop is not None else None
 
     def live(self) -> Run:
-        """Return the QEMU there is; raises NotRunning."""
+        """Return the QEMU there is; raises NotRunning, or Locked where it is out of reach."""
         if self._run is None:
-            raise refusals.off(self.vm)
+            raise self._in_the_way() or refusals.off(self.vm)
         return self._run
+
+    def _in_the_way(self) -> VmessError | None:
+        """Return why nothing can be done about a VM that is held."""
+        return self._doubt if self.state is State.held else None
 
     # -- One message after the other --
 
     async def _do(self, job: Job) -> None:
         try:
+            if job.stopped and self.state is State.held:
+                await self._react(Happening(Event.look))
             if job.stopped and self.state not in OFF:
-                raise refusals.in_the_way(self.vm)
+                raise self._in_the_way() or refusals.in_the_way(self.vm)
             job.settle(await asyncio.to_thread(job.work))
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked
             job.settle(error=error)
@@ -198,13 +219,7 @@ class Machine:
     # -- Coming and going --
 
     async def _recover(self) -> None:
-        try:
-            launched = await asyncio.to_thread(launch.recover, self.directory, self._host)
-            self.last_exit = await asyncio.to_thread(launch.last_exit, self.directory)
-        except VmessError as error:
-            log.warning("%s: %s; it is looked at again until that is over", self.vm, error.message)
-            self._search = asyncio.get_running_loop().create_task(self._search_on())
-            launched = None
+        launched = await self._seek()
         if launched is None:
             await self._rest_if_wanted()
             self.settled.set()
@@ -213,16 +228,54 @@ class Machine:
         asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
         await self._react(Happening(Event.found, launched=launched))
 
+    async def _seek(self) -> Launched | None:
+        """Look for a QEMU of an earlier daemon; again and again where nobody can tell whether there is one."""
+        try:
+            launched = await asyncio.to_thread(adoption.recover, self.directory, self._host)
+            self.last_exit = await asyncio.to_thread(adoption.last_exit, self.directory)
+        except VmessError as error:
+            if self._doubt is None or self._doubt.message != error.message:
+                log.warning("%s: %s; it is looked at again until that is over", self.vm, error.message)
+            self._doubt = error
+            if self._search is None:
+                self._search = asyncio.get_running_loop().create_task(self._search_on())
+            if isinstance(error, Locked):
+                await self._react(Happening(Event.held, error=error))
+            return None
+        self._search_no_more()
+        if launched is None and self.state is State.held:
+            await self._react(Happening(Event.free))
+        return launched
+
     async def _search_on(self) -> None:
-        """Look for the VM's QEMU until it is known whether there is one; in turn with all else."""
-        look = functools.partial(launch.recover, self.directory, self._host)
-        while self.state in OFF:
-            await asyncio.sleep(self._timing.probe_every)
-            with contextlib.suppress(VmessError):
-                launched = await self._inbox.change(look, stopped=True)
-                if launched is not None:
-                    self._inbox.happen(Event.found, launched=launched)
-                return
+        while True:
+            await asyncio.sleep(self._timing.look)
+            self._inbox.happen(Event.look)
+
+    def _search_no_more(self) -> None:
+        self._doubt = None
+        if self._search is not None:
+            self._search.cancel()
+            self._search = None
+
+    async def _look(self, message: Happening) -> None:
+        """Look for its QEMU again; what was asked for is then carried out, or refused."""
+        launched = await self._seek()
+        if launched is not None:
+            await self._react(Happening(Event.found, launched=launched))
+        else:
+            await self._rest_if_wanted()
+        error = self._in_the_way()
+        if message.request is not None and error is not None:
+            tell([message.request], error)
+        elif message.request is not None:
+            await self._react(message)
+
+    async def _hold(self, message: Happening) -> None:
+        self._wait_no_longer()
+        if message.error is not None:
+            tell(self._starters, message.error)
+        self._starters.clear()
 
     def _take_in(self, launched: Launched) -> bool:
         """Adopt a QEMU that was found; tell whether there was none yet."""
@@ -235,20 +288,41 @@ class Machine:
 
     def _adopt(self, launched: Launched) -> Run:
         """Take a process under watch."""
+        self._search_no_more()
         session = Session(
-            connect=lambda: self.directory.connect(vmdir.QMP_SOCKET),
+            connect=lambda: launched.connect(self.directory, vmdir.QMP_SOCKET),
             report=self._inbox.happen,
             events=self._qmp_event,
             timing=self._timing,
         )
         self._run = Run(self.vm, launched, session)
         launched.process.watch(self._ended)
+        if launched.problem is not None:
+            self.miss_directory()
         return self._run
+
+    def miss_directory(self) -> None:
+        """Keep in mind where the directory of a VM that runs is: not where it should be."""
+        if self._run is not None:
+            self._run.errand("whereabouts", self._follow(self._run.launched))
+
+    async def _follow(self, launched: Launched) -> None:
+        said = None
+        while True:
+            with contextlib.suppress(RuntimeError):  # no thread is to be had; there may be one next time
+                launched.home, launched.problem = await asyncio.to_thread(
+                    adoption.whereabouts, self.directory, launched.process.pid
+                )
+            if launched.problem is None:
+                return
+            if launched.problem != said:
+                said = launched.problem
+                log.warning("%s: %s", self.vm, said)
+            await asyncio.sleep(self._timing.look)
 
     async def _let_go(self) -> None:
         """Leave the VM running, and whoever waits with a word."""
-        if self._search is not None:
-            self._search.cancel()
+        self._search_no_more()
         if self._run is not None:
             if self._run.stop is not None:
                 log.warning("%s: its stop is not carried on", self.vm)
@@ -302,12 +376,10 @@ class Machine:
 
     async def _take_over(self, error: VmessError) -> None:
         """The VM runs although it was not known to: somebody's QEMU that is to be adopted after all."""
-        try:
-            launched = await asyncio.to_thread(launch.recover, self.directory, self._host)
-        except VmessError as failure:
-            error, launched = failure, None
+        launched = await self._seek()
         if launched is None:
-            self._inbox.happen(Event.refused, error=error)
+            if self.state is State.starting:
+                self._inbox.happen(Event.refused, error=self._doubt or error)
             return
         starters, self._starters = self._starters, []
         await self._react(Happening(Event.found, launched=launched))
@@ -338,10 +410,10 @@ class Machine:
 
     async def _begin_ladder(self, message: Happening) -> None:
         try:
-            grace, note = await asyncio.to_thread(grace_of, self.directory)
+            grace, note = await asyncio.to_thread(grace_of, self.home)
         except RuntimeError as error:  # no thread is to be had; that must not keep a VM from stopping
             grace, note = float(settings.GRACE_DEFAULT), str(error)
-        if self._run is not None and self._run.runstate in DEAF_RUNSTATES:
+        if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
         stop = Stop(ladder(grace), grace, message.asker().uid, gentle=True, note=note)
         await self._begin_stop(message, stop)
@@ -354,7 +426,7 @@ class Machine:
         tell(self._starters, refusals.called_off(self.vm))
         self._starters.clear()
         if self._run is not None:
-            await self._run.begin_stop(stop, self.directory)
+            await self._run.begin_stop(stop, self.home)
             await self._climb(message)
 
     async def _climb(self, _message: Happening) -> None:
@@ -375,13 +447,14 @@ class Machine:
     # -- Actions: the end --
 
     async def _bury(self, message: Happening) -> None:
+        home = self.home
         run, self._run = self._run, None
         error = message.error or StartFailed(f"VM {self.vm} did not start")
         try:
             if run is not None:
                 run.cancel_errands()
                 await run.session.close()
-                self.last_exit = await asyncio.to_thread(run.bury, self.directory)
+                self.last_exit = await asyncio.to_thread(run.bury, home)
                 await asyncio.to_thread(launch.sweep_links, self.directory, self._host.network)
                 self._journal.ended(self.last_exit)
                 user = self._host.account.name if self._host.account.entry else None

@@ -108,6 +108,12 @@ class Run:
         """The process's pid."""
         return self.launched.process.pid
 
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Its sockets are nowhere to be found, so that nobody can ask it to power down."""
+        launched = self.launched
+        return launched.problem is not None and launched.home is None and not self.session.is_connected
+
     def hear(self, name: str, data: Mapping[str, Any]) -> Event | None:
         """Take in an event of QEMU's; return what it means for the VM's life, if anything."""
         self.space.event(name, data)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from vmessd import cmdline, drives, launch, names, vmdir
+from vmessd import adoption, cmdline, drives, launch, names, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
+from vmessd.census import Sighting
 from vmessd.console import Consoles
 from vmessd.drives import Disk
 from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
@@ -69,7 +70,7 @@ class Supervisor:
         self._lock = -1
 
     async def __aenter__(self) -> Self:
-        """Take the root and find every VM in it.
+        """Take the root and find every VM in it, and those that run although their directory is not there.
 
         Raises:
             Locked: another daemon has the root.
@@ -78,7 +79,8 @@ class Supervisor:
         self._lock = self._take_root()
         try:
             await asyncio.to_thread(vmdir.sweep_removed, self.root, self._unwire)
-            for vm in await asyncio.to_thread(vmdir.listing, self.root):
+            there = await asyncio.to_thread(vmdir.listing, self.root)
+            for vm in sorted({*there, *await asyncio.to_thread(self._seen)}):
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
@@ -126,6 +128,14 @@ class Supervisor:
                 ) from None
         return lock
 
+    def _seen(self) -> set[str]:
+        """Return the VMs of this root that seem to run, whether they have a directory or not."""
+        try:
+            return {one.vm for one in adoption.present(self.root, self._host) if names.is_full(one.vm)}
+        except VmessError as error:
+            log.warning("%s: a VM that runs without its directory is not found", error.message)
+            return set()
+
     def _add(self, vm: str) -> Machine:
         machine = Machine(VMDirectory(self.root, vm), self._host, self._timing)
         self._machines[vm] = machine
@@ -150,10 +160,12 @@ class Supervisor:
         while True:  # as long as it waits for one to go, another may be made
             machine = self._machines.get(vm)
             there = directory.exists()
-            if machine is None or there or machine.state not in OFF:
+            if machine is None or there or machine.state not in OFF or not machine.found.is_set():
                 break
             await self._drop(vm)
             self.events.publish(Kind.removed, vm, "its directory is gone")
+        if machine is not None and not there:
+            machine.miss_directory()
         if machine is None:
             if not there:
                 with directory.opened():
@@ -188,6 +200,12 @@ class Supervisor:
             with contextlib.suppress(NoSuchVM, BadFile):  # gone, or no VM any more, since we looked
                 found.append(await self.machine(vm))
         return found
+
+    async def strays(self) -> list[Sighting]:
+        """Return the QEMUs of this root that no VM has, such as a second one of a name; raises Failed."""
+        seen = await asyncio.to_thread(adoption.alive, self.root, self._host)
+        known = {record.pid for machine in self._machines.values() if (record := machine.record())}
+        return [one for one in seen if one.pid not in known]
 
     async def statuses(self) -> list[VMStatus]:
         """Return how all VMs are."""
@@ -324,7 +342,7 @@ class Supervisor:
     async def check_unlocked(self, name: str) -> None:
         """Raise Locked where a VM is locked, BadFile where nobody can tell."""
         machine = await self.machine(name)
-        remark = await asyncio.to_thread(machine.directory.setting_text, LOCK.file)
+        remark = await asyncio.to_thread(_remark, machine)
         if remark is not None:
             shown = f": {remark}" if remark != "locked" else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
@@ -360,6 +378,16 @@ class Supervisor:
             return _Change(lambda: drives.set_disk(directory, setting, value), stopped=True)
         known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
         raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
+
+
+def _remark(machine: Machine) -> str | None:
+    """Return the remark a VM is locked with; one that runs without a directory can have none."""
+    try:
+        return machine.home.setting_text(LOCK.file)
+    except NoSuchVM:
+        if machine.state in OFF:
+            raise
+        return None
 
 
 def _nic(wires: Wires, nic: Nic) -> VMNic:
