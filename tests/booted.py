@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tomllib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,19 +60,38 @@ def _loads(module: str) -> bool:
     return False
 
 
+LOCKED = tuple(CHECKOUT / "contrib" / "locked" / f"{name}.txt" for name in ("build", "run"))
+
+
 @functools.cache
 def wheels() -> Path:
-    """Return a directory of wheels that an installation needs, kept with the Python that runs the tests."""
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    place = Path(sys.prefix, f"wheels-{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]}")
+    """Return a directory of what contrib/locked names, kept with the Python that runs the tests.
+
+    They are files as an index has them: what is built here has another hash, and would not be installed.
+    """
+    place = Path(
+        sys.prefix, f"locked-{hashlib.sha256(b''.join(map(Path.read_bytes, LOCKED))).hexdigest()[:12]}"
+    )
     if not place.exists():
         made = place.with_name(f"{place.name}.{os.getpid()}")
-        command = [sys.executable, "-m", "pip", "wheel", "-q", "--wheel-dir", str(made), *wanted]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--require-hashes",
+            "--dest",
+            str(made),
+        ]
+        for file in LOCKED:
+            command += ["--requirement", str(file)]
         got = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         if got.returncode:
             shutil.rmtree(made, ignore_errors=True)
-            pytest.skip(f"an installation needs wheels that pip cannot get here: {got.stderr.strip()}")
+            assert "DO NOT MATCH THE HASHES" not in got.stderr, got.stderr
+            pytest.skip(f"an installation needs files that pip cannot get here: {got.stderr.strip()}")
         try:
             made.rename(place)
         except OSError:  # another process was quicker

@@ -31,7 +31,7 @@ from vmessctl.client import Client
 TESTS = Path(__file__).parent
 FAKE = TESTS / "fakeqemu.py"
 
-pytest_plugins = ("booted",)
+pytest_plugins = ("booted", "hostile")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

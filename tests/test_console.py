@@ -22,7 +22,8 @@ import pytest
 from conftest import TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
 
 from vmessctl.client import Client
-from vmessctl.serial import SCREEN_END
+from vmessctl.delivery import Delivery
+from vmessctl.serial import MODES_END, SCREEN_END
 
 A = own("c")
 ESCAPE = "\x1d"
@@ -80,10 +81,12 @@ def ended(child: Any, said: str = "") -> Any:
 
 
 @contextlib.contextmanager
-def piped(daemon: Daemon, *words: str, vm: str = A) -> "Iterator[subprocess.Popen[bytes]]":
+def piped(
+    daemon: Daemon, *words: str, program: tuple[str, ...] = ("-m", "vmessctl")
+) -> "Iterator[subprocess.Popen[bytes]]":
     """The client without a terminal."""
     client = subprocess.Popen(
-        [sys.executable, "-m", "vmessctl", vm, "console", *words],
+        [sys.executable, *program, A, "console", *words],
         env=environment(daemon),
         cwd=TESTS.parent,
         stdin=subprocess.PIPE,
@@ -119,15 +122,49 @@ def grows(log: Path, seconds: float = 0.5) -> int:
 # -- On a terminal --
 
 
-def test_a_screen_that_the_guest_drew_is_left_behind(daemon: Daemon) -> None:
+DRAWN = (
+    (b"just here", "\r\n"),
+    (b"\x1b[1mhere", f"{MODES_END}\r\n"),
+    (b"\x1b[?2004h\x1b[?1003h\x1b[?25lhere", f"{MODES_END}\r\n"),
+    (b"\x0ehere", f"{MODES_END}\r\n"),
+    (b"\x1b[?1047hhere", SCREEN_END),
+    (b"\x1b[5;5Hhere", SCREEN_END),
+)
+"""What a guest prints, and what is sent to the terminal at the end."""
+
+
+def test_c69_what_the_guest_switched_on_is_switched_off_when_the_console_is_left(daemon: Daemon) -> None:
     running(daemon)
-    for drawn, end in ((b"\x1b[5;5Hhere", SCREEN_END), (b"\x1b[1mhere", "\x1b[0m\r\n")):
+    for drawn, end in DRAWN:
         with attached(daemon) as child:
             child.send(drawn)
             child.expect_exact("here")
             child.send(ESCAPE)
             assert ended(child) == 0
-            assert child.before.decode().endswith(end)
+            assert child.before.decode() == end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_c69_what_the_guest_switched_on_is_switched_off_by_a_signal_too(
+    daemon: Daemon, number: signal.Signals
+) -> None:
+    running(daemon)
+    with attached(daemon) as child:
+        child.send(b"\x1b[31m\x1b[?1049hred")
+        child.expect_exact("red")
+        child.kill(number)
+        assert ended(child) == -number
+        assert child.before.decode() == SCREEN_END
+
+
+def test_c69_a_pipe_leaves_a_terminal_as_it_was_and_sends_nothing_of_its_own_elsewhere(daemon: Daemon) -> None:
+    running(daemon)
+    command = f"printf '\\033[31mred' | {shlex.join([sys.executable, '-m', 'vmessctl', A, 'console'])}"
+    shown = pexpect.run(f"sh -c {shlex.quote(command)}", env=environment(daemon), cwd=str(TESTS.parent))
+    assert shown.decode() == f"\x1b[31mred{MODES_END}"
+    with piped(daemon) as client:
+        out, _ = client.communicate(b"\x1b[31mred", timeout=10)
+    assert out == b"\x1b[31mred"
 
 
 def test_what_is_typed_reaches_the_guest_and_what_it_says_the_terminal(daemon: Daemon) -> None:
@@ -459,6 +496,216 @@ def test_more_than_fits_goes_through_a_pipe(daemon: Daemon) -> None:
         out, _ = client.communicate(much, timeout=60)
     assert client.returncode == 0
     assert out == much
+
+
+def told(text: bytes) -> str:
+    """What the client said, without the hints."""
+    return "".join(line for line in text.decode().splitlines(keepends=True) if not line.startswith("  hint: "))
+
+
+INPUT = b"more than a serial port takes when nobody reads it"
+IMPATIENT = (
+    "import sys; from vmessctl import __main__, serial; serial.REMARK_TIME = 0.3; sys.exit(__main__.main())"
+)
+
+
+@contextlib.contextmanager
+def waiting(daemon: Daemon, *words: str, end: bool = False) -> "Iterator[subprocess.Popen[bytes]]":
+    """The client as a pipe whose input is not taken, when it has said so; the input may have its end."""
+    with piped(daemon, *words, program=("-c", IMPATIENT)) as client:
+        assert client.stdin is not None
+        assert client.stderr is not None
+        client.stdin.write(INPUT)
+        client.stdin.flush()
+        if end:
+            client.stdin.close()
+            client.stdin = None
+        remark = client.stderr.readline().decode()
+        waits = f"vmess: {A}: QEMU took [01] of {len(INPUT)} bytes of the input; waiting for the guest to take"
+        assert re.match(waits, remark)
+        yield client
+
+
+def test_c58_a_pipe_waits_for_a_guest_that_takes_nothing_yet(daemon: Daemon) -> None:
+    running(daemon)
+    daemon.done(A, "suspend")
+    with waiting(daemon, end=True) as client:
+        with pytest.raises(subprocess.TimeoutExpired):
+            client.wait(2)  # more than a guest has to be quiet that has taken all
+        daemon.done(A, "resume")
+        out, said = client.communicate(timeout=20)
+    assert (client.returncode, out, said) == (0, INPUT, b"")
+
+
+def test_c58_a_pipe_waits_as_long_as_it_is_told_and_counts_what_was_taken(daemon: Daemon) -> None:
+    running(daemon)
+    daemon.done(A, "suspend")
+    with piped(daemon, "--timeout", "0.5") as client:
+        out, said = client.communicate(INPUT, timeout=10)
+    assert (client.returncode, out) == (6, b"")
+    assert (
+        told(said) == f"vmess: {A}: QEMU took 1 of {len(INPUT)} bytes of the input, and no more within 0.5 s\n"
+    )
+    daemon.done(A, "resume")
+    daemon.wait_guest(A, INPUT[:1])
+    assert (daemon.root / A / "serial.log").read_bytes() == b"R" + INPUT[:1]
+
+
+def test_c58_a_guest_that_takes_all_and_is_quiet_is_never_late(daemon: Daemon) -> None:
+    running(daemon)
+    with piped(daemon, "--timeout", "0.3") as client:
+        out, said = client.communicate(INPUT, timeout=10)
+    assert (client.returncode, out, said) == (0, INPUT, b"")
+
+
+def test_c58_an_input_that_does_not_end_is_given_up_in_time_too(daemon: Daemon) -> None:
+    running(daemon, "idle")
+    with piped(daemon, "--timeout", "0.5") as client:
+        assert client.stdin is not None
+        client.stdin.write(INPUT)
+        client.stdin.flush()
+        assert client.wait(10) == 6
+
+
+def test_c58_what_was_not_taken_is_counted_where_the_console_is_taken_over(daemon: Daemon) -> None:
+    running(daemon)
+    daemon.done(A, "suspend")
+    with waiting(daemon) as client, attached(daemon, "--steal"):
+        out, said = client.communicate(timeout=10)
+    assert (client.returncode, out) == (7, b"")
+    taken, count = told(said).splitlines()
+    assert taken.startswith(f"vmess: {A}: the console is yours no more: it was taken over by uid")
+    assert count == f"vmess: {A}: QEMU took at least 1 of {len(INPUT)} bytes of the input"
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "reason"), [("Ctrl-C", 130, ""), ("stop force", 1, f"{A}: forced off\n")]
+)
+def test_c58_what_was_not_taken_is_counted_however_it_ends(
+    daemon: Daemon, end: str, status: int, reason: str
+) -> None:
+    running(daemon)
+    daemon.done(A, "suspend")
+    with waiting(daemon, end=True) as client:
+        if end == "Ctrl-C":
+            client.send_signal(signal.SIGINT)
+        else:
+            daemon.done(A, *end.split())
+        out, said = client.communicate(timeout=10)
+    assert (client.returncode, out) == (status, b"")
+    count = rf"vmess: {A}: QEMU took (at least )?1 of {len(INPUT)} bytes of the input\n"
+    assert re.fullmatch(reason + count, told(said))
+
+
+def test_c58_what_was_not_taken_is_counted_where_the_reader_has_had_enough(daemon: Daemon) -> None:
+    running(daemon, "chatter")
+    with piped(daemon) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert client.stderr is not None
+        client.stdin.write(INPUT)
+        client.stdin.flush()
+        client.stdout.read(1)
+        client.stdout.close()
+        assert client.wait(10) == 1
+        assert re.search(f"QEMU took [01] of {len(INPUT)} bytes", client.stderr.read().decode())
+
+
+def test_c58_a_pipe_without_input_shows_what_comes_and_ends(daemon: Daemon) -> None:
+    running(daemon)
+    daemon.done(A, "suspend")
+    with piped(daemon) as client:
+        assert client.communicate(b"", timeout=10) == (b"", b"")
+    assert client.returncode == 0
+    daemon.done(A, "stop", "force")
+    (daemon.root / A / "EXARGS").write_text(f"-bios {daemon.directory}/chatter.rom")
+    (daemon.directory / "chatter.rom").write_bytes(guests.rom("chatter"))
+    daemon.done(A, "start")
+    with piped(daemon, "--timeout", "1.5") as client:
+        out, said = client.communicate(b"", timeout=10)
+    assert client.returncode == 6
+    assert b"!\"#$%&'()" in out
+    assert "the guest was not quiet within 1.5 s" in told(said)
+
+
+def test_c58_all_is_delivered_where_the_output_was_closed(daemon: Daemon) -> None:
+    log = running(daemon)
+    command = f"exec {shlex.join([sys.executable, '-m', 'vmessctl', A, 'console'])} >&-"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        input=INPUT,
+        env=environment(daemon),
+        cwd=TESTS.parent,
+        capture_output=True,
+        check=False,
+        timeout=20,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert log.read_bytes() == b"R" + INPUT
+
+
+@pytest.mark.long
+@pytest.mark.timeout(700)
+def test_c58_a_megabyte_goes_there_and_back(daemon: Daemon) -> None:
+    running(daemon)
+    much = os.urandom(1 << 20)
+    with piped(daemon) as client:
+        out, said = client.communicate(much, timeout=600)
+    assert (client.returncode, said) == (0, b"")
+    assert out == much
+
+
+def test_c58_bytes_are_counted_as_they_are_read() -> None:
+    def delivered() -> tuple[Delivery, socket.socket, socket.socket]:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        return Delivery(ours.fileno()), ours, theirs
+
+    delivery, ours, theirs = delivered()
+    with ours, theirs:
+        much = os.urandom(5000)
+        delivery.put(much)
+        delivery.send()
+        assert 0 < delivery.unsent < 5000
+        got = b""
+        for size in (1, 7, 16, 100):
+            got += theirs.recv(size)
+            delivery.look()
+            assert (delivery.taken, delivery.left, delivery.given) == (len(got), 5000 - len(got), 5000)
+        while len(got) < 5000:
+            delivery.send()
+            got += theirs.recv(100)
+        delivery.look()
+        assert (got, delivery.taken, delivery.left) == (much, 5000, 0)
+    for read, count in ((3, "3 of 3"), (2, "at least 0 of 3")):
+        delivery, ours, theirs = delivered()
+        with ours:
+            delivery.put(b"xyz")
+            delivery.send()
+            theirs.recv(read)
+            theirs.close()
+            delivery.look()
+            try:
+                assert ours.recv(1) == b""
+            except ConnectionResetError as error:
+                delivery.hung_up(error)
+            delivery.look()
+            assert delivery.count() == f"{count} bytes of the input"
+
+
+def test_a_time_limit_is_for_pipes(daemon: Daemon) -> None:
+    running(daemon)
+    for words, said in (
+        (("--log", "--timeout", "1"), "--timeout does not go with --log"),
+        (("--timeout", "0"), "--timeout '0' is not a number of seconds above 0"),
+    ):
+        result = daemon.vmess(A, "console", *words)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"vmess: {said}\n")
+    command = shlex.join([sys.executable, "-m", "vmessctl", A, "console", "--timeout", "1"])
+    shown, status = pexpect.run(command, env=environment(daemon), cwd=str(TESTS.parent), withexitstatus=True)
+    assert status == 2
+    assert b"--timeout is for input from a pipe or a file" in shown
 
 
 def test_a_reader_that_has_had_enough_ends_the_console(daemon: Daemon) -> None:

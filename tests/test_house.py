@@ -30,7 +30,7 @@ VMESSD = """
 VMESSCTL = """
     commands grammar helptext notation client render console
     choice follow fleet hands wires stream watching waiting why
-    logs serial vnc table top completion verbs manual generate __main__
+    logs delivery serial vnc table top completion verbs manual generate __main__
 """.split()  # noqa: SIM905 -- as above
 ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room in VMESSCTL))
 

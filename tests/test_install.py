@@ -12,6 +12,7 @@ import guests
 import pytest
 from booted import CHECKOUT, OFFLINE, ROOT, Container, Stage, Tree, machine
 from conftest import wait_for
+from hostile import HostileDirectory
 
 from vmessd import config
 
@@ -172,6 +173,94 @@ def test_without_systemd_it_installs_and_says_what_it_left_out(stage: Stage, bar
         assert left == set()
 
 
+@slow
+def test_c64_no_installation_and_nothing_installed_runs_code_of_the_current_directory(
+    stage: Stage, bare: list[Path]
+) -> None:
+    with machine(stage, bare) as host:
+        hostile = HostileDirectory(host.tree.path("/evil"), "/evil")
+        settings = {**OFFLINE, **hostile.environment()}
+        words = [f"--setenv={name}={value}" for name, value in settings.items()]
+        installed = "/usr/local/bin/vmess help && /usr/local/sbin/vmessd --service --check"
+        result = host.once(
+            *(*words, "--chdir=/evil", "/bin/sh", "-c"),
+            f"/src/contrib/install && {installed} && /src/contrib/uninstall",
+        )
+        assert (result.returncode, result.stderr) == (0, ""), result
+        assert "vmessd is not installed any more" in result.stdout
+        assert hostile.marks() == []
+
+
+HOLDS = """
+exec 3</usr/local/lib/vmess && flock 3
+flock /run/vmess-install.lock echo "this one, too" 2>/dev/null
+for word in /usr/local/lib/vmess/*-*/bin/python /var/lib/vmess/alpha0/qemu.pid; do
+    (exec -a "$word" sleep 600) &
+done
+echo held
+wait
+"""
+"""What a user does who may do nothing: locks what may be opened, and runs processes with names of ours."""
+
+
+@slow
+def test_c65_nobody_but_root_keeps_an_installation_from_being_changed(
+    stage: Stage, installed: list[Path]
+) -> None:
+    with machine(stage, installed) as host:
+        host.boot()
+        host.sh("install -m 600 /dev/null /run/vmess-install.lock")
+        before = current(host)
+        words = host.inside("bash", "-c", HOLDS, user="outsider")
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as somebody:
+            try:
+                assert somebody.stdout is not None
+                assert somebody.stdout.readline() == "held\n"
+                wait_for(lambda: host.done("ps", "-eo", "args").count(" 600\n") == 2, what="his processes")
+                result = install(host)
+                assert (result.returncode, result.stderr) == (0, "")
+                assert before not in versions(host)
+                result = host.run("/src/contrib/uninstall")
+                assert (result.returncode, result.stderr) == (0, "")
+            finally:
+                somebody.kill()
+
+
+def test_c65_one_installation_at_a_time_and_a_lock_that_is_root_s(host: Container) -> None:
+    lock = "/run/vmess-install.lock"
+    host.sh(f"rm -f {lock}; install -m 600 /dev/null {lock}")
+    held = host.run("flock", lock, "/src/contrib/uninstall")
+    library = "/usr/local/lib/vmess is just being changed by another install or uninstall"
+    assert (held.returncode, held.stderr) == (1, f"uninstall: {library}\n")
+    for made in (
+        f"touch {lock}; chmod 644 {lock}",
+        f"install -m 600 -o member /dev/null {lock}",
+        f"ln -s /run/nothing {lock}",
+        f"install -m 600 /dev/null /run/x; ln -s /run/x {lock}",
+        f"mkfifo -m 600 {lock}",
+    ):
+        host.sh(f"rm -f {lock}; {made}")
+        refused = host.run("/src/contrib/uninstall")
+        assert refused.returncode == 1, made
+        assert refused.stderr == f"uninstall: {lock} has to be a file that only root may open: move it away\n"
+    assert not host.path("/run/nothing").exists()
+    host.sh(f"rm -f {lock}")
+
+
+@slow
+def test_c65_what_has_not_the_hash_that_is_locked_is_not_installed(stage: Stage, bare: list[Path]) -> None:
+    with machine(stage, bare) as host:
+        before = footprint(host.tree)
+        [archive] = host.path("/wheels").glob("sdnotify-*")
+        archive.write_bytes(archive.read_bytes() + b"\0")
+        settings = [f"--setenv={name}={value}" for name, value in OFFLINE.items()]
+        result = host.once(*settings, "/src/contrib/install")
+        assert result.returncode == 1
+        assert "THESE PACKAGES DO NOT MATCH THE HASHES" in result.stderr
+        assert result.stderr.endswith("install: pip could not install what contrib/locked names\n")
+        assert footprint(host.tree) == before
+
+
 @pytest.mark.parametrize("script", ["install", "uninstall"])
 def test_who_is_not_root_is_told_so_in_one_line(host: Container, script: str) -> None:
     result = host.run(f"/src/contrib/{script}", user="member")
@@ -184,7 +273,7 @@ def test_an_installation_that_fails_leaves_nothing(stage: Stage, bare: list[Path
         before = footprint(host.tree)
         result = host.once("--setenv=PIP_NO_INDEX=1", "/src/contrib/install")
         assert result.returncode == 1
-        assert result.stderr.endswith("install: pip could not install what pyproject.toml names\n")
+        assert result.stderr.endswith("install: pip could not install what contrib/locked names\n")
         assert footprint(host.tree) == before
         assert host.once("/src/contrib/uninstall").returncode == 0  # nothing to do is fine
 

@@ -201,6 +201,55 @@ def test_a_terminal_gets_colours_and_nothing_else_that_it_would_obey(daemon: Dae
     assert daemon.done(A, "console", "--log").endswith(nasty)
 
 
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        ("\x1b[1;31mred", "\x1b[1;31mred\x1b[0m"),
+        ("\x1b[31mred\x1b[0mplain", "\x1b[31mred\x1b[0mplain"),
+        ("\x1b[31mred\x1b[0;1mbold", "\x1b[31mred\x1b[0;1mbold\x1b[0m"),
+        ("\x1b[?1049h\x1b[?25l\x1b[?2004h\x0eplain", "plain"),
+    ],
+)
+def test_c69_a_log_leaves_no_colour_behind(daemon: Daemon, printed: str, shown: str) -> None:
+    log = run(daemon) / "serial.log"
+    before = on_terminal(daemon, "console", "--log").decode()
+    with log.open("a") as file:
+        file.write(printed)
+    assert on_terminal(daemon, "console", "--log").decode() == before + shown
+    assert daemon.done(A, "console", "--log").endswith(printed)  # elsewhere it is what it is
+
+
+def test_c69_a_log_that_is_followed_has_left_its_colour_before_ctrl_c(daemon: Daemon) -> None:
+    log = run(daemon) / "serial.log"
+    child: Any = pexpect.spawn(
+        sys.executable,
+        ["-m", "vmessctl", A, "console", "--log", "-f"],
+        env={**os.environ, "VMESS_SOCKET": str(daemon.socket)},
+        cwd=str(TESTS.parent),
+        timeout=10,
+        echo=False,
+    )
+    try:
+        child.expect_exact("Good night.\r\r\n")
+        for printed, shown in (
+            ("\x1b[31mred", "\x1b[31mred\x1b[0m"),
+            (" goes on", "\x1b[31m goes on\x1b[0m"),
+            ("\x1b[1m, bold", "\x1b[31m\x1b[1m, bold\x1b[0m"),
+            ("\x1b[m, plain", "\x1b[31m\x1b[1m\x1b[m, plain"),
+            (" goes on", " goes on"),
+        ):
+            with log.open("a") as file:
+                file.write(printed)
+            child.expect_exact(shown)
+            assert child.before == b""
+        child.sendintr()
+        child.expect(pexpect.EOF)
+        assert child.before == b""
+    finally:
+        child.close()
+    assert child.exitstatus == 130
+
+
 def test_a_reader_that_has_had_enough_ends_it(daemon: Daemon) -> None:
     daemon.make(A, "chatter")
     daemon.done(A, "start")

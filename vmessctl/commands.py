@@ -237,10 +237,11 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "console",
-        "Attach to the VM's serial console; Ctrl-] leaves. Without a terminal it is a pipe. With --log\n"
-        "show what the guest has printed since its last start, also of a VM that is off.",
+        "Attach to the VM's serial console; Ctrl-] leaves. Without a terminal it is a pipe, which waits\n"
+        "until the guest takes all of the input, or for as long as --timeout says. With --log show\n"
+        "what the guest has printed since its last start, also of a VM that is off.",
         "Console",
-        options=(STEAL, LOG, FOLLOW, JSON),
+        options=(STEAL, TIMEOUT, LOG, FOLLOW, JSON),
     ),
     Command(
         "log",

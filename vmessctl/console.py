@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
 
 
+PLAIN = "\x1b[0m"
+"""Ends colours and all that is like them (SGR 0 of ECMA-48)."""
+
+
 class hushed:  # noqa: N801 -- it reads as a statement: with hushed(...)
     """Say nothing inside of what was done: for --quiet, and for --json, which has it in the answers."""
 

@@ -13,7 +13,7 @@ import time
 from vmessctl import commands
 from vmessctl.client import Client, connect
 from vmessctl.commands import Invocation
-from vmessctl.console import say
+from vmessctl.console import PLAIN, say
 from vmessd.errors import DONE, INTERRUPTED, printable
 
 TYPE_CHECKING = False
@@ -34,6 +34,9 @@ CONTROL = (
     r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]"  # two characters
 )
 COLOUR = r"\x1b\[[0-9;:]*m"
+NO_COLOUR = r"\x1b\[[0;]*m"
+COLOURS_MAX = 16
+"""Colours and the like that are kept from one piece of a log to the next."""
 PARTIAL = r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)?$"
 PARTIAL_MAX = 4096
 
@@ -152,17 +155,32 @@ def _for_terminal(shown: Callable[[str], str]) -> Callable[[bytes], None]:
 
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     rest = ""
+    colours: list[str] = []
 
     def put(data: bytes) -> None:
-        nonlocal rest
+        nonlocal rest, colours
         text = rest + decoder.decode(data)
         partial = re.search(PARTIAL, text) if data else None
         cut = partial.start() if partial and len(text) - partial.start() < PARTIAL_MAX else len(text)
         rest = text[cut:]
-        sys.stdout.write(shown(text[:cut]))
-        sys.stdout.flush()
+        if piece := shown(text[:cut]):
+            before = "".join(colours)
+            colours = _colours(colours, re.findall(COLOUR, piece))
+            # However this ends, by Ctrl-C or in the midst of a line: the terminal is not left in a colour.
+            sys.stdout.write(before + piece + (PLAIN if colours else ""))
+            sys.stdout.flush()
 
     return put
+
+
+def _colours(before: list[str], more: list[str]) -> list[str]:
+    """Return the colours in force after some more."""
+    import re  # noqa: PLC0415 -- as above
+
+    found = before
+    for colour in more:
+        found = [] if re.fullmatch(NO_COLOUR, colour) else [*found, colour]
+    return found[-COLOURS_MAX:]
 
 
 def _json_lines() -> Callable[[bytes], None]:

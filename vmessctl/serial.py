@@ -2,13 +2,13 @@
 
 The daemon hands over the socket that is connected to the guest's serial port; what goes over it passes
 nobody. It is read however slow the terminal is, since a guest that prints waits for its reader; what the
-terminal does not take is left out, and said so.
+terminal does not take is left out, and said so. What comes through a pipe is to reach the guest, so it is
+waited for until QEMU has taken all of it.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import stat
@@ -20,12 +20,24 @@ import tty
 from vmessctl import commands
 from vmessctl.client import connect
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import complain, say
-from vmessd.errors import DONE, Failed, InvalidValue, Locked, Unreachable, VmessError, printable
+from vmessctl.console import PLAIN, complain, say, warn
+from vmessctl.delivery import Delivery
+from vmessctl.follow import seconds
+from vmessd.errors import (
+    DONE,
+    Failed,
+    InvalidValue,
+    Locked,
+    TimedOut,
+    Unreachable,
+    VmessError,
+    printable,
+)
 from vmessd.settings import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Any
 
@@ -39,14 +51,23 @@ UNSHOWN_MAX = 1 << 20
 UNSENT_MAX = 1 << 16
 """Bytes kept for a guest that does not take what is typed."""
 QUIET = 1.0
-"""Seconds without a word after which the console ends whose input has ended."""
+"""Seconds without a word after which the console ends whose input has ended and was taken."""
+TICK = 0.05
+"""Seconds between looks at how much was taken."""
+REMARK_TIME = 5.0
+"""Seconds after which it is said what is waited for, where nobody has said for how long."""
 FLUSH_TIME = 1.0
 """Seconds a terminal has to take the rest."""
 SEQUENCE_MAX = 16
 """Bytes of a control sequence that may come one by one, as a serial port has them."""
-SCREEN_END = "\x1b[r\x1b[?1049l\x1b[?25h\x1b[?1l\x1b>\x1b[?1000l\x1b[?2004l\x1b[0m\x1b[999;1H\r\n"
-"""Ends what a guest that draws a screen may have switched on (xterm's control sequences: scroll region, second
-screen, hidden cursor, keys, mouse, paste), and goes below its picture."""
+MODES_END = (
+    f"{PLAIN}\x0f\x1b(B\x1b>\x1b[4l\x1b[?1l\x1b[?7h\x1b[?25h"
+    "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1006l\x1b[?2004l"
+)
+"""Ends what a guest may have switched on, and shows nothing itself (xterm's control sequences: colours,
+character sets, keys, insertion, no folding, no cursor; mouse, focus, paste)."""
+SCREEN_END = f"\x1b[r\x1b[?1049l{MODES_END}\x1b[999;1H\r\n"
+"""Ends a screen that a guest has drawn as well (scroll region, second screen), and goes below its picture."""
 VERDICT_TIME = 3.0
 """Seconds in which the daemon knows why a console ended."""
 
@@ -54,12 +75,12 @@ VERDICT_TIME = 3.0
 def run(invocation: Invocation) -> int:
     """Attach to the console until it or the user leaves; return the exit status. Or show its log."""
     if commands.LOG.flag in invocation.options:
+        if commands.TIMEOUT.flag in invocation.options:
+            raise InvalidValue(f"{commands.TIMEOUT.flag} does not go with --log", hint=_usage(invocation))
         from vmessctl import logs  # noqa: PLC0415 -- the console does without
 
         return logs.run(invocation)
-    for option in (commands.FOLLOW, commands.JSON):
-        if option.flag in invocation.options:
-            raise InvalidValue(f"{option.flag} goes with --log", hint=f"usage: {invocation.command.usage()}")
+    timeout = _timeout(invocation)
     (vm,) = invocation.vms
     client = connect(invocation)
     seat = client.call("Console", vm=vm, steal=commands.STEAL.flag in invocation.options)["console"]
@@ -67,27 +88,49 @@ def run(invocation: Invocation) -> int:
     client.close()
     console, leash = handed[seat["console"]], handed[seat["leash"]]
     os.set_blocking(console, False)
-    session = _Session(console)
+    session = _Session(vm, console, timeout)
     on_terminal = sys.stdin.isatty()
-    with _Raw(sys.stdin.fileno(), on=on_terminal):
+    with _Raw(sys.stdin.fileno(), session.leave, on=on_terminal):
         if on_terminal and sys.stdout.isatty():
             _show_history(vm, session, seat)
-        why = session.go_on()
-        session.flush()
-        if on_terminal:
-            sys.stderr.write(SCREEN_END if session.drew else "\x1b[0m\r\n")
-            sys.stderr.flush()
-    status = DONE if why == "left" else _verdict(invocation, vm, leash)
-    if session.unshown:
-        return complain(_left_out(vm, session.unshown))
-    return status
+        try:
+            why = session.go_on()
+        except (KeyboardInterrupt, BrokenPipeError):
+            if not on_terminal:
+                session.account("")
+            raise
+        finally:
+            session.leave()
+    verdict = _verdict(invocation, vm, leash) if why == "ended" else DONE
+    untaken = DONE if on_terminal else session.account(why)
+    unshown = complain(_left_out(vm, session.unshown)) if session.unshown else DONE
+    return verdict or untaken or unshown
+
+
+def _usage(invocation: Invocation) -> str:
+    return f"usage: {invocation.command.usage()}"
+
+
+def _timeout(invocation: Invocation) -> float | None:
+    """Return what --timeout says; raises InvalidValue for options that do not go together."""
+    for option in (commands.FOLLOW, commands.JSON):
+        if option.flag in invocation.options:
+            raise InvalidValue(f"{option.flag} goes with --log", hint=_usage(invocation))
+    flag = commands.TIMEOUT.flag
+    if flag in invocation.options and sys.stdin.isatty():
+        raise InvalidValue(
+            f"{flag} is for input from a pipe or a file; on a terminal Ctrl-] leaves",
+            hint=f"echo reboot | {PROGRAM} {invocation.vms[0]} console {flag} 10",
+        )
+    return seconds(invocation.options.get(flag))
 
 
 class _Raw:
     """A terminal that hands on every key; as it was before, however this ends."""
 
-    def __init__(self, fd: int, *, on: bool) -> None:
+    def __init__(self, fd: int, leave: Callable[[], None], *, on: bool) -> None:
         self._fd = fd
+        self._leave = leave
         self._on = on
         self._saved: list[Any] = []
 
@@ -115,6 +158,7 @@ class _Raw:
         """End by a signal as if there were no handler, but with the terminal as it was."""
         import signal  # noqa: PLC0415
 
+        self._leave()
         self._restore()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -123,6 +167,7 @@ class _Raw:
         """Stand still as if there were no handler; go on in raw mode."""
         import signal  # noqa: PLC0415
 
+        self._leave()
         self._restore()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -153,43 +198,65 @@ def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
     # Without what has the terminal answer: the guest would be given answers anew.
     session.show(logs.plain(history.decode(errors="replace")).encode())
     session.flush()
-    sys.stderr.write("\x1b[0m\r\n[Here it goes on. Ctrl-] leaves.]\r\n")
+    sys.stderr.write(f"{PLAIN}\r\n[Here it goes on. Ctrl-] leaves.]\r\n")
     sys.stderr.flush()
 
 
 class _Session:
     """What is typed goes to the console, what that says to the output."""
 
-    def __init__(self, console: int) -> None:
+    def __init__(self, vm: str, console: int, timeout: float | None) -> None:
+        self._vm = vm
         self._console = console
+        self._timeout = timeout
         self._input = sys.stdin.fileno()
-        self._terminal = sys.stdin.isatty()
+        self._typed = sys.stdin.isatty()
+        """The input is a person's."""
         self._output, self._waits = _output()
-        self._unsent = b""
+        self._seen = os.isatty(self._output)
+        """So is the output."""
+        self._delivery = Delivery(console)
         self._showing = bytearray()
-        self._typing = True
+        self._goes_on = True
+        """The input has not ended."""
         self._heard = 0.0
-        """When there was the last word, or the last of the input."""
+        """When there was the last word, or the last of the input was taken."""
+        self._moved = 0.0
+        """When some of the input was taken, or there was nothing to wait for."""
+        self._remarked = False
         self.unshown = 0
         """Bytes left out because nobody took them."""
         self._recent = b""
-        self.drew = False
-        """The cursor was sent to places: what is shown is a screen, and not lines one after the other."""
+        self._escapes = self._drew = False
+        """A terminal was told to do something; it shows a screen, and not lines one after the other."""
 
     def go_on(self) -> str:
-        """Carry bytes until one side leaves: `left` for the user's, `ended` for the console's."""
-        while True:
-            ready = self._wait()
-            if self._console in ready and not self._listen():
-                return "ended"
-            if self._output in ready:
-                self._write()
-            leaves = self._typing and self._input in ready and not self._take()
-            if self._unsent and not self._send():
-                return "ended"
-            if leaves or self._is_quiet():
-                self._deliver()
-                return "left"
+        """Carry bytes until one side leaves: `left` for the user's, `ended` for the console's.
+
+        Or until what is waited for did not come in time: `late`.
+        """
+        self._heard = self._moved = time.monotonic()
+        why = ""
+        while not why:
+            why = self._carry()
+        self.flush()
+        return why
+
+    def _carry(self) -> str:
+        """Carry what there is; return why that was the last, nothing where it was not."""
+        ready = self._wait()
+        if self._console in ready and not self._listen():
+            self._delivery.look()
+            return "ended"
+        if self._output in ready:
+            self._write()
+        leaves = self._goes_on and self._input in ready and not self._take()
+        self._delivery.send()
+        if not self._typed:
+            return self._outcome()
+        if leaves:
+            self._hurry()
+        return "left" if leaves else ""
 
     def _listen(self) -> bool:
         """Take in what the console says; tell whether it goes on."""
@@ -204,31 +271,65 @@ class _Session:
         typed = self._read(self._input)
         if typed is None:
             return True
-        if self._terminal:
-            self._unsent += typed.partition(ESCAPE)[0]
-            if len(self._unsent) > UNSENT_MAX:
-                self._unsent = self._unsent[:UNSENT_MAX]
+        if self._typed:
+            self._delivery.put(typed.partition(ESCAPE)[0])
+            if self._delivery.unsent > UNSENT_MAX:
+                self._delivery.keep(UNSENT_MAX)
                 self.show(b"\a")
             return bool(typed) and ESCAPE not in typed
-        self._unsent += typed
+        self._delivery.put(typed)
         if not typed:
-            self._typing, self._heard = False, time.monotonic()
+            self._goes_on = False
+            self._heard = self._moved = time.monotonic()
         return True
 
-    def _is_quiet(self) -> bool:
-        """Tell whether neither side has anything to say any more."""
-        return not self._typing and not self._unsent and time.monotonic() - self._heard > QUIET
+    def _outcome(self) -> str:
+        """Return why a pipe is over: all was taken and nobody has more to say, or that took too long."""
+        before, now = self._delivery.taken, time.monotonic()
+        self._delivery.look()
+        if self._delivery.taken > before:
+            self._heard = self._moved = now
+        left = self._delivery.left
+        if self._goes_on and not left:
+            self._moved = now
+            return ""
+        if not left and now - self._heard > QUIET:
+            return "left"
+        waited = (now if left else self._heard) - self._moved
+        if self._timeout is not None and waited > self._timeout:
+            return "late"
+        if self._timeout is None and left and waited > REMARK_TIME and not self._remarked:
+            self._remarked = True
+            warn(
+                f"{PROGRAM}: {self._vm}: QEMU took {self._delivery.count()}; waiting for the guest to take the"
+                f" rest (Ctrl-C ends that, and so does {commands.TIMEOUT.flag} SECONDS)"
+            )
+        return ""
+
+    def account(self, why: str) -> int:
+        """Say what of the input was not taken, if anything; return the exit status."""
+        count = f"{self._vm}: QEMU took {self._delivery.count()}"
+        if why == "late" and self._delivery.left:
+            late = f"{count}, and no more within {self._timeout:g} s"
+            return complain(TimedOut(late, hint=f"is the guest paused, or busy? {PROGRAM} {self._vm} status"))
+        if why == "late":
+            late = f"{count}, and the guest was not quiet within {self._timeout:g} s"
+            return complain(TimedOut(late, hint=f"all that it prints: {PROGRAM} {self._vm} console --log"))
+        if self._delivery.left:
+            return complain(Failed(count, hint=f"what came of them: {PROGRAM} {self._vm} console --log"))
+        return DONE
 
     def _wait(self) -> set[int]:
         """Return the descriptors with which something can be done."""
         poll = select.poll()
-        poll.register(self._console, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        poll.register(self._console, select.POLLIN | (select.POLLOUT if self._delivery.unsent else 0))
         # A pipe waits for the guest; a terminal must always be able to leave.
-        if self._typing and (self._terminal or not self._unsent):
+        if self._goes_on and (self._typed or not self._delivery.unsent):
             poll.register(self._input, select.POLLIN)
         if self._showing:
             poll.register(self._output, select.POLLOUT)
-        events = dict(poll.poll(None if self._typing else QUIET * 200))
+        looks = not self._typed and (self._delivery.left or not self._goes_on)
+        events = dict(poll.poll(TICK * 1000 if looks else None))
         if self._console in events and not events[self._console] & ~select.POLLOUT:
             del events[self._console]  # it only takes more
         return set(events)
@@ -241,35 +342,27 @@ class _Session:
             return None
         except OSError as error:
             if error.errno in (errno.EIO, errno.ECONNRESET):  # the terminal hung up; so did QEMU
+                self._delivery.hung_up(error)
                 return b""
             raise
 
-    def _send(self) -> bool:
-        """Send what was typed as far as the guest takes it; tell whether somebody is there."""
-        try:
-            self._unsent = self._unsent[os.write(self._console, self._unsent) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            return False
-        return True
-
-    def _deliver(self) -> None:
-        """Wait until QEMU has read what was sent, unless the guest does not take it: hanging up drops it."""
+    def _hurry(self) -> None:
+        """Give QEMU a moment to read what was typed last: hanging up drops it."""
         deadline = time.monotonic() + FLUSH_TIME
-        while time.monotonic() < deadline and (self._unsent or _is_underway(self._console)):
-            if not self._send():
-                return
-            self._listen()
+        while self._delivery.left and time.monotonic() < deadline and self._listen():
+            self._delivery.send()
+            self._delivery.look()
             time.sleep(0.01)
 
     def show(self, data: bytes) -> None:
         """Have something shown, now or later."""
         room = UNSHOWN_MAX - len(self._showing)
         self.unshown += max(0, len(data) - room)
-        self._recent += data
-        self.drew = self.drew or _draws(self._recent)
-        self._recent = self._recent[-SEQUENCE_MAX:]
+        if self._seen:
+            self._recent += data
+            self._escapes = self._escapes or _is_obeyed(data)
+            self._drew = self._drew or _draws(self._recent)
+            self._recent = self._recent[-SEQUENCE_MAX:]
         self._showing += data[:room]
 
     def _write(self) -> None:
@@ -282,11 +375,28 @@ class _Session:
     def flush(self) -> None:
         """Have shown what is left, as far as a terminal takes it in time; a pipe gets all of it."""
         deadline = time.monotonic() + FLUSH_TIME
-        while self._showing and (not os.isatty(self._output) or time.monotonic() < deadline):
+        while self._showing and (not self._seen or time.monotonic() < deadline):
             poll = select.poll()
             poll.register(self._output, select.POLLOUT)
             if poll.poll(FLUSH_TIME * 1000):
                 self._write()
+
+    def leave(self) -> None:
+        """End on the terminal what the guest may have switched on there."""
+        if not self._seen:
+            return
+        end = SCREEN_END if self._drew else MODES_END if self._escapes else ""
+        if self._typed and not self._drew:
+            end += "\r\n"
+        import contextlib  # noqa: PLC0415 -- as above
+
+        with contextlib.suppress(OSError):  # it takes nothing, or is gone
+            os.write(self._output, end.encode())
+
+
+def _is_obeyed(data: bytes) -> bool:
+    """Tell whether a terminal may do something else than show it: ESC, CSI, shifts to other characters."""
+    return any(byte in data for byte in (b"\x1b", b"\x9b", b"\x0e"))
 
 
 def _draws(data: bytes) -> bool:
@@ -295,12 +405,7 @@ def _draws(data: bytes) -> bool:
         return False
     import re  # noqa: PLC0415 -- not all guests draw
 
-    return re.search(rb"\x1b\[(?:[0-9;]*[Hf]|\?1049h)", data) is not None
-
-
-def _is_underway(console: int) -> bool:
-    """Tell whether the other side has not read all of what was sent: SIOCOUTQ, unix(7)."""
-    return int.from_bytes(fcntl.ioctl(console, termios.TIOCOUTQ, bytes(4)), sys.byteorder) > 0
+    return re.search(rb"\x1b\[(?:[0-9;]*[Hf]|\?(?:47|104[79])h)", data) is not None
 
 
 def _output() -> tuple[int, bool]:

@@ -1,0 +1,119 @@
+"""The scripts of contrib, wherever they are called; `install` and `uninstall` are in test_install."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from booted import CHECKOUT, LOCKED
+from hostile import HostileDirectory
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+TOOLS = ("ruff", "mypy", "pytest", "shellcheck", "vmess", "vmessd")
+TOOL = (
+    f"#!{sys.executable}\nimport argparse, json, os, re, subprocess\nprint(os.path.basename(__file__), 'ran')\n"
+)
+SCENES = "import json, os\nprint(os.environ.get('VMESS_DRAW', 'picture'))\n"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose tools say that they ran, and do nothing."""
+    place = tmp_path / "checkout"
+    shutil.copytree(CHECKOUT / "contrib", place / "contrib", ignore=shutil.ignore_patterns("pictures"))
+    for name in ("pyproject.toml", "README.md", "vmessd", "vmessctl", "tests"):
+        (place / name).symlink_to(CHECKOUT / name)
+    (place / "contrib/scenes.py").write_text(SCENES)
+    programs = place / ".venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable)
+    for name in TOOLS:
+        (programs / name).write_text(TOOL)
+        (programs / name).chmod(0o755)
+    stamp = subprocess.run(
+        ["sha256sum", place / "pyproject.toml"], capture_output=True, text=True, check=True
+    ).stdout
+    for extra in ("run", "test", "pictures"):
+        (place / f".venv/stamp-{extra}").write_text(stamp)
+    return place
+
+
+def call(
+    script: str, *words: str, hostile: HostileDirectory, tools: Path
+) -> "subprocess.CompletedProcess[str]":
+    """Call a script in a hostile directory, on a host that has all packages."""
+    tools.mkdir()
+    (tools / "dpkg-query").write_text("#!/bin/sh\necho installed\n")
+    (tools / "dpkg-query").chmod(0o755)
+    environment = {**os.environ, **hostile.environment(), "PIP_NO_INDEX": "1"}
+    environment["PATH"] = environment["PATH"].replace(".:", f".:{tools}:", 1)
+    return subprocess.run(
+        [script, *words],
+        cwd=hostile.place,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "says"),
+    [
+        ("try", (), "vmessd --accel tcg &\n.*that should have ended with exit status 4"),
+        ("check", ("tests/test_names.py",), "ruff ran\nruff ran\nmypy ran\nshellcheck ran\n.*pytest ran\n"),
+        ("draw", (), "contrib/pictures: picture\npicture\n"),
+        ("bench", ("--help",), "usage: bench "),
+        ("lock", (), "No matching distribution found for pip-tools"),
+        ("install", ("x",), "usage: contrib/install"),
+        ("uninstall", ("x",), "usage: contrib/uninstall"),
+    ],
+)
+def test_c64_a_script_runs_nothing_of_the_directory_it_is_called_in(
+    checkout: Path, hostile: HostileDirectory, script: str, words: tuple[str, ...], says: str
+) -> None:
+    if script == "draw" and os.geteuid() != 0:
+        pytest.skip("it takes root")
+    place = os.path.relpath(checkout / "contrib" / script, hostile.place)
+    result = call(place, *words, hostile=hostile, tools=checkout.parent / "tools")
+    assert re.search(says, result.stdout + result.stderr, re.DOTALL), result
+    assert hostile.marks() == []
+
+
+def locked(file: Path) -> dict[str, tuple[Version, int]]:
+    """Return what a lock names: its version, and of how many files it has the hashes."""
+    found = {}
+    for entry in file.read_text().replace("\\\n", "").splitlines()[1:]:
+        match = re.fullmatch(r"([a-z0-9-]+)==(\S+)((?: +--hash=sha256:[0-9a-f]{64})+) *", entry)
+        assert match, entry
+        found[match[1]] = Version(match[2]), match[3].count("--hash")
+    return found
+
+
+def test_c65_what_is_locked_is_what_the_project_asks_for() -> None:
+    build, run = map(locked, LOCKED)
+    for lock, asked in (
+        (run, PROJECT["project"]["dependencies"]),
+        (build, [*PROJECT["build-system"]["requires"], "setuptools"]),
+    ):
+        for requirement in map(Requirement, asked):
+            version, hashes = lock[canonicalize_name(requirement.name)]
+            assert version in requirement.specifier, (
+                f"{requirement} is locked at {version}; contrib/lock locks it again"
+            )
+            assert hashes
+    assert run["psutil"][1] > 5, "it is compiled: a file for each machine"
+
+
+def test_c65_a_lock_names_no_index() -> None:
+    for file in LOCKED:
+        assert not re.search(r"://|index|find-links|trusted|^-", file.read_text(), re.MULTILINE)
