@@ -27,6 +27,8 @@ import netguests
 import pytest
 
 from vmessctl.client import Client
+from vmessd.access import Access
+from vmessd.network import root_name
 
 TESTS = Path(__file__).parent
 FAKE = TESTS / "fakeqemu.py"
@@ -380,6 +382,10 @@ class WiredDaemon(Daemon):
         self.ip = namespace.ip
         self.links = namespace.links
         self.wiring = namespace.wiring
+
+    def mark(self, *, leaving: bool = False) -> str:
+        """Return the ifalias of a link of this daemon's."""
+        return Access(0, root=root_name(self.root)).mark(leaving=leaving)
 
     def noted(self, vm: str) -> str | None:
         """Return what a VM's NICS file says, None where there is none."""

@@ -8,8 +8,6 @@ from collections.abc import Callable
 import pytest
 from conftest import WiredDaemon, processes_of, wait_for
 
-from vmessd.access import LEAVING
-
 pytestmark = pytest.mark.qemu
 
 MakeWired = Callable[..., WiredDaemon]
@@ -148,7 +146,7 @@ def test_c02_a_tap_that_was_to_go_and_that_nobody_holds_goes(wired: WiredDaemon)
     wired.done("leaf", "start")
     wired.ip("tuntap add leaf0e2 mode tap")
     for tap in ("leaf0e0", "leaf0e2"):
-        wired.namespace.run("ip", "link", "set", tap, "alias", LEAVING)
+        wired.namespace.run("ip", "link", "set", tap, "alias", wired.mark(leaving=True))
     wired.stop()
     wired.start()
     wait_for(lambda: set(wired.wiring()) == {"leaf0e0", "leaf0e1"}, what="the end of leaf0e2")

@@ -23,7 +23,6 @@ from conftest import WiredDaemon, processes_of
 from test_wires import releasing
 
 from vmessctl.client import Client
-from vmessd.access import LEAVING, MARK
 from vmessd.errors import VmessError
 from vmessd.names import tap, tap_parts
 
@@ -311,7 +310,7 @@ class FaultRun:
         taps = {name: link for name, link in links.items() if link["linkinfo"]["info_kind"] == "tun"}
         held = {vm: held_by(pid) for vm, pid in running.items()}
         for name, link in links.items():
-            if name not in taps and link.get("ifalias") != MARK:
+            if name not in taps and link.get("ifalias") != self.daemon.mark():
                 yield f"{name} is not known to be vmess's own"
         for name, link in taps.items():
             vm, index = tap_parts(name) or ("", 0)
@@ -319,7 +318,7 @@ class FaultRun:
             is_held = name in held.get(vm, ())
             if vm not in self._statuses or index not in interfaces:
                 yield f"{name} is left, and no interface of a VM"
-            elif link.get("ifalias") == LEAVING and not is_held:
+            elif link.get("ifalias") == self.daemon.mark(leaving=True) and not is_held:
                 yield f"{name} was to go with its QEMU, and is left"
             elif vm in running and not is_held and not self._may_lack_cards(vm):
                 yield f"{name} is there, and QEMU does not have it"
