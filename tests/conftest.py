@@ -372,6 +372,17 @@ class Namespace:
         subprocess.run(["ip", "netns", "del", self.name], check=True, timeout=30)
 
 
+def held_by(pid: int) -> set[str]:
+    """Return the TAPs that a process is attached to (Linux, drivers/net/tun.c: tun_chr_show_fdinfo)."""
+    held = set()
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(f"/proc/{pid}/fdinfo"):
+            with contextlib.suppress(OSError):
+                lines = Path(f"/proc/{pid}/fdinfo/{entry}").read_text().splitlines()
+                held |= {line.split()[1] for line in lines if line.startswith("iff:")}
+    return held
+
+
 class WiredDaemon(Daemon):
     """A daemon in a network namespace."""
 

@@ -6,7 +6,7 @@ Each moment was found by chance, by killing daemons at random.
 from collections.abc import Callable
 
 import pytest
-from conftest import WiredDaemon, processes_of, wait_for
+from conftest import WiredDaemon, held_by, processes_of, wait_for
 
 pytestmark = pytest.mark.qemu
 
@@ -119,10 +119,8 @@ def taps_of_interfaces(wired: WiredDaemon) -> set[str]:
 
 
 def held(wired: WiredDaemon) -> set[str]:
-    """The TAPs that a VM's QEMU has: those with a carrier."""
-    return {
-        name for name, link in wired.links().items() if "LOWER_UP" in link["flags"] and name.startswith("leaf0")
-    }
+    """The TAPs that a VM's QEMU has."""
+    return held_by(wired.status("leaf0")["pid"])
 
 
 @pytest.mark.parametrize("where", ["vmdir.VMDirectory.note_wires", "network.Network.wire"])

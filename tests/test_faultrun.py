@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WiredDaemon, processes_of
+from conftest import WiredDaemon, held_by, processes_of
 from test_wires import releasing
 
 from vmessctl.client import Client
@@ -152,17 +152,6 @@ def owners(root: Path) -> dict[str, list[int]]:
                 if word.startswith(marker) and word.endswith(b"/qemu.pid"):
                     found.setdefault(Path(word.decode()).parent.name, []).append(int(entry))
     return found
-
-
-def held_by(pid: int) -> set[str]:
-    """Return the TAPs that a process is attached to (Linux, drivers/net/tun.c: tun_chr_show_fdinfo)."""
-    held = set()
-    with contextlib.suppress(OSError):
-        for entry in os.listdir(f"/proc/{pid}/fdinfo"):
-            with contextlib.suppress(OSError):
-                lines = Path(f"/proc/{pid}/fdinfo/{entry}").read_text().splitlines()
-                held |= {line.split()[1] for line in lines if line.startswith("iff:")}
-    return held
 
 
 @contextlib.contextmanager

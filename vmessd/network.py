@@ -224,7 +224,7 @@ class Network:
         requests = _moved(
             *(link, master),
             up=up,
-            mac=f"fe{names.mac(*parts)[2:]}" if parts and link.master != master else None,
+            mac=f"fe{names.mac(*parts)[2:]}" if parts and (link.master, link.up) != (master, True) else None,
             alias=mark,
         )
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
@@ -464,14 +464,14 @@ def _moved(
     EAFNOSUPPORT of some of them is to be tolerated.
     """
     aside = link.up and (link.master != master or not up)
-    appears = up and (aside or not link.up)
-    return [
-        *([netlink.change(link.index, up=False)] if aside else []),
-        *([netlink.change(link.index, master=0)] if link.master not in (0, master) else []),
-        *(netlink.forgotten(link) if appears and link.master != master else []),
-        netlink.change(link.index, master=master, mac=mac, alias=alias),
-        *([netlink.change(link.index, up=True)] if appears else []),
-    ]
+    requests = [netlink.change(link.index, up=False)] if aside else []
+    down = aside or not link.up
+    if down and master:
+        # Out of its bridge meanwhile, whose MTU may follow that of its ports.
+        requests += [netlink.change(link.index, master=0)] if link.master else []
+        requests += netlink.forgotten(link)
+    requests.append(netlink.change(link.index, master=master, mac=mac, alias=alias))
+    return requests + ([netlink.change(link.index, up=True)] if up and down else [])
 
 
 def undoing(made: Link) -> Reversal:
