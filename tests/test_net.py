@@ -46,6 +46,35 @@ def replay(daemon: WiredDaemon, lines: list[str]) -> None:
         daemon.done(*words)
 
 
+# Names of network cards
+
+
+def test_c45_a_bridge_is_not_given_a_network_cards_name_by_a_slip(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
+    for name in ("eth0", "enp3s0", "wlan0"):
+        for words in (("ifadd", "1", name), ("ifadd", "2", "lab", name)):
+            result = wired.vmess("newvm", *words)
+            assert (result.returncode, result.stdout) == (2, "")
+            assert result.stderr.splitlines() == [
+                f"vmess: bridge name '{name}' is like a network card's, and there is no such bridge",
+                f"  hint: if a bridge is meant, make it first: vmess net vlan {name}",
+            ]
+    assert (wired.links(), wired.noted("newvm0") or None) == ({}, None)
+    wired.done("newvm", "ifadd", "1", "-")
+    assert "'eth0'" in refused(wired, 2, "newvm", "connect", "0", "eth0")
+    wired.done("net", "vlan", "eth0")
+    wired.done("newvm", "connect", "0", "eth0")
+    assert wired.wiring() == {"eth0": None, "newvm0e0": "eth0"}
+    wired.done("newvm", "ifadd", "3", "eth0", "entry", "web0")
+    wired.done("newvm", "ifdel")
+    wired.done("net", "delete", "eth0")
+    wired.done("net", "vlan", "eth0", "newvm0e0")
+    (wired.root / "newvm0/NICS").write_text("eth0")
+    wired.ip("link delete newvm0e0", "link delete eth0")
+    assert "'eth0'" in refused(wired, 2, "newvm", "start")  # a card of that name may still come
+    assert "eth0" not in wired.links()
+
+
 # What is shown recreates what is there
 
 

@@ -201,6 +201,7 @@ def parse_neighbour(body: bytes) -> Neighbour:
 def change(  # noqa: PLR0913 -- the kernel takes them all at once, and so does this
     index: int,
     *,
+    name: str | None = None,
     up: bool | None = None,
     master: int | None = None,
     mac: str | None = None,
@@ -212,6 +213,8 @@ def change(  # noqa: PLR0913 -- the kernel takes them all at once, and so does t
     """Return a request that changes a link; all of it is one step of the kernel's."""
     (up_flag, up_mask), (group_flag, group_mask) = _flags(_UP, up), _flags(_MULTICAST, multicast)
     parts = [_body(index, up_flag | group_flag, up_mask | group_mask)]
+    if name is not None:
+        parts.append(attribute(_IFNAME, _text(name)))
     if mtu is not None:
         parts.append(attribute(_MTU, _u32(mtu)))
     if mac is not None:

@@ -189,7 +189,7 @@ class Network:
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
             found = kernel.named([*plugged, *bridges])
             for name in plugged:
-                if self._make_tap(change, name, found.get(name)):
+                if self._make_tap(kernel, change, name, found.get(name)):
                     found.pop(name, None)
             found |= kernel.named(name for name in plugged if name not in found)
             if any(name not in found or not self._is_own_tap(found[name], name) for name in plugged):
@@ -263,19 +263,29 @@ class Network:
 
     def make_tap(self, kernel: Netlink, change: Change, name: str) -> Link:
         """Return the TAP of this name, made if need be; raises as :meth:`wire`."""
-        self._make_tap(change, name, kernel.link(name))
+        self._make_tap(kernel, change, name, kernel.link(name))
         made = kernel.present(name)
         if not self._is_own_tap(made, name):
             raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
         change.steps.append(Step("persistent", name, made.owner))
         return made
 
-    def _make_tap(self, change: Change, name: str, link: Link | None) -> bool:
+    def _make_tap(self, kernel: Netlink, change: Change, name: str, link: Link | None) -> bool:
         """Make a TAP where there is none, see that one that is there will do; tell whether it changed."""
         if link is None:
-            tap.create(name, self.access.owner)
-            change.reversals.append(lambda kernel: self._part_with(kernel, name))
-            return True
+            try:
+                with tap.made(self.access.owner) as first_name:
+                    index = kernel.present(first_name).index
+                    # Marked before it has the name by which other daemons would take it for their own.
+                    kernel.do(
+                        [netlink.change(index, alias=self.access.mark()), netlink.change(index, name=name)]
+                    )
+            except OSError as error:
+                if error.errno != errno.EEXIST or (link := kernel.link(name)) is None:
+                    raise  # else somebody has made one just now
+            else:
+                change.reversals.append(lambda kernel: self._part_with(kernel, name))
+                return True
         self._check_tap(link, name)
         if link.owner is None and not link.attached:  # else whoever holds it would have to let go first
             tap.claim(name, self.access.owner)
