@@ -103,10 +103,10 @@ class Capture:
 
 def checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f">{len(data + b'0') // 2}H", data + b"\0" * (len(data) % 2)))
+    total: int = sum(struct.unpack(f">{len(data + b'0') // 2}H", data + b"\0" * (len(data) % 2)))
     while total >> 16:
         total = (total >> 16) + (total & 0xFFFF)
-    return ~total & 0xFFFF
+    return 0xFFFF - total
 
 
 def with_checksum(data: bytes, place: int, before: bytes = b"") -> bytes:

@@ -4,11 +4,12 @@ Each attack is shown to work on a bridge made by hand first, so that a kernel wh
 """
 
 import contextlib
+import dataclasses
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +28,11 @@ from frames import (
     udp,
     within,
 )
+
+from vmessd import netlink
+from vmessd.access import Access
+from vmessd.netlink import Link
+from vmessd.network import Change, Network, Step
 
 pytestmark = pytest.mark.qemu
 
@@ -373,3 +379,31 @@ def test_c42_a_bridge_of_an_earlier_version_with_an_address_is_left_as_it_is(wir
     links: dict[str, dict[str, Any]] = wired.links()
     assert (links["lab"]["mtu"], links["lab"]["ifalias"]) == (1500, wired.mark())
     assert "2001:db8::1" in addresses(wired, "lab")
+
+
+class Recorded:
+    """A kernel that has one link, and notes what it is asked to do."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.requests: list[netlink.Request] = []
+
+    def link_at(self, index: int) -> Link:
+        assert index == self.link.index
+        return self.link
+
+    def do(self, requests: Iterable[netlink.Request], *, tolerate: int = 0) -> None:
+        self.requests += requests
+
+
+@pytest.mark.parametrize("carries", [False, True])
+def test_c41_a_vlan_waits_until_what_it_lives_on_is_plugged_in(*, carries: bool) -> None:
+    base = netlink.parse_link(netlink.new_veth("vethA0", "vethB0")[2])
+    vlan = netlink.parse_link(netlink.new_vlan("vethA0.5", 7, 5)[2])
+    kernel = Recorded(dataclasses.replace(base, index=7, up=carries))
+    network = Network(Access(0))
+    change = Change(network)
+    network.plug(kernel, change, dataclasses.replace(vlan, index=8, mtu=1500), 3, ())  # type: ignore[arg-type]
+    is_set_up = netlink.change(8, up=True) in kernel.requests  # which the kernel refuses over one that is down
+    assert is_set_up is carries
+    assert change.steps == ([] if carries else [Step("waiting", "vethA0")])

@@ -412,7 +412,7 @@ def test_a_start_makes_anew_what_a_reboot_took_away(wired: WiredDaemon) -> None:
     taps = {"newvm0e0": "bridge1", "newvm0e1": "bridge1", "newvm0e2": None}
     assert wired.wiring() == {"bridge1": None, **taps}
     assert after["bridge1"]["address"] == before["bridge1"]["address"]
-    for tap, bridge in taps.items():
+    for tap, plugged in taps.items():
         data = after[tap]["linkinfo"]["info_data"]
         assert (data["type"], data["persist"], data["user"], data["multi_queue"]) == (
             "tap",
@@ -422,7 +422,7 @@ def test_a_start_makes_anew_what_a_reboot_took_away(wired: WiredDaemon) -> None:
         )
         assert after[tap]["ifalias"] == wired.mark()
         assert after[tap]["address"] == f"fe:11:9b:af:00:0{tap[-1]}"
-        assert ("UP" in after[tap]["flags"]) is (bridge is not None)
+        assert ("UP" in after[tap]["flags"]) is (plugged is not None)
     wired.done("newvm", "stop")
     assert wired.wiring() == {"bridge1": None, **taps}
 

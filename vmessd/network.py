@@ -215,18 +215,14 @@ class Network:
         if link.kind == "vlan" and (base := kernel.link_at(link.parent)) and not base.up:
             change.steps.append(Step("waiting", base.name))
             up = False  # the kernel sets it up along with what it lives on
-        mark = self.access.mark()
-        if (link.master, link.up, link.alias) == (master, up, mark):
+        mark, mac = self.access.mark(), link.mac
+        if link.tap and (link.master, link.up) != (master, True) and (parts := names.tap_parts(link.name)):
+            # A TAP's own address is out of the way of the guest's, which differs from it in the first byte.
+            mac = f"fe{names.mac(*parts)[2:]}"
+        if (link.master, link.up, link.alias, link.mac) == (master, up, mark, mac):
             return
         change.reversals.append(as_it_was(link, master))
-        # A TAP's own address is out of the way of the guest's, which differs from it in the first byte.
-        parts = names.tap_parts(link.name) if link.tap else None
-        requests = _moved(
-            *(link, master),
-            up=up,
-            mac=f"fe{names.mac(*parts)[2:]}" if parts and (link.master, link.up) != (master, True) else None,
-            alias=mark,
-        )
+        requests = _moved(link, master, up=up, mac=None if mac == link.mac else mac, alias=mark)
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
 
     def settle(self, vm: str) -> Change:
