@@ -27,6 +27,8 @@ import netguests
 import pytest
 
 from vmessctl.client import Client
+from vmessd.access import Access
+from vmessd.network import root_name
 
 TESTS = Path(__file__).parent
 FAKE = TESTS / "fakeqemu.py"
@@ -370,6 +372,17 @@ class Namespace:
         subprocess.run(["ip", "netns", "del", self.name], check=True, timeout=30)
 
 
+def held_by(pid: int) -> set[str]:
+    """Return the TAPs that a process is attached to (Linux, drivers/net/tun.c: tun_chr_show_fdinfo)."""
+    held = set()
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(f"/proc/{pid}/fdinfo"):
+            with contextlib.suppress(OSError):
+                lines = Path(f"/proc/{pid}/fdinfo/{entry}").read_text().splitlines()
+                held |= {line.split()[1] for line in lines if line.startswith("iff:")}
+    return held
+
+
 class WiredDaemon(Daemon):
     """A daemon in a network namespace."""
 
@@ -380,6 +393,10 @@ class WiredDaemon(Daemon):
         self.ip = namespace.ip
         self.links = namespace.links
         self.wiring = namespace.wiring
+
+    def mark(self, *, leaving: bool = False) -> str:
+        """Return the ifalias of a link of this daemon's."""
+        return Access(0, root=root_name(self.root)).mark(leaving=leaving)
 
     def noted(self, vm: str) -> str | None:
         """Return what a VM's NICS file says, None where there is none."""

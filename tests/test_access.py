@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vmessd import access
-from vmessd.access import LEAVING, MARK, Access
+from vmessd.access import MARK, MARK_MAX, Access, is_leaving, root_text
 from vmessd.errors import Failed, NotPermitted, VmessError
 from vmessd.netlink import Link
 
@@ -33,7 +33,10 @@ BRIDGE = replace(CARD, index=3, name="bridge1", kind="bridge")
 VETH = replace(CARD, index=4, name="vethA0", kind="veth")
 TAP = replace(CARD, index=5, name="newvm0e0", kind="tun", tap=True, owner=UID)
 TUN = replace(TAP, name="newvm0e0", tap=False)
-MINE = Access(UID)
+ROOT = "/var/lib/vmess@0a1b2c3d"
+MINE = Access(UID, root=ROOT)
+OTHERS = Access(UID, root="/srv/other@0a1b2c3d")
+LEAVING = f"{MARK}, being unplugged"
 
 NAMES = st.text(
     st.characters(codec="ascii", exclude_characters="/: \t\n\v\f\r\0[]*?!"), min_size=1, max_size=15
@@ -52,6 +55,14 @@ OWN: tuple[tuple[str, Link, bool], ...] = (
     ("a TAP nearly named so", replace(TAP, name="newvm0e00"), False),
     ("a TAP of another name, marked", replace(TAP, name="tap0", alias=MARK), True),
     ("a TAP that is leaving", replace(TAP, name="x", alias=LEAVING), True),
+    ("a TAP with this root's mark", replace(TAP, alias=MINE.mark()), True),
+    ("a TAP that is leaving this root", replace(TAP, alias=MINE.mark(leaving=True)), True),
+    ("a TAP of another root", replace(TAP, alias=OTHERS.mark()), False),
+    ("a TAP of another root that nobody owns", replace(TAP, owner=None, alias=OTHERS.mark()), False),
+    ("a TAP that is leaving another root", replace(TAP, alias=OTHERS.mark(leaving=True)), False),
+    ("a TAP with somebody's alias", replace(TAP, alias="lab"), True),
+    ("a bridge with this root's mark", replace(BRIDGE, alias=MINE.mark()), True),
+    ("a bridge of another root", replace(BRIDGE, alias=OTHERS.mark()), False),
     ("a TUN of the convention", TUN, False),
     ("a TUN, marked", replace(TUN, alias=MARK), True),
     ("a bridge", BRIDGE, False),
@@ -79,6 +90,60 @@ def test_for_root_every_tap_of_the_convention_is_its_own() -> None:
     assert root.is_own(replace(TAP, owner=None))
     assert not root.is_own(replace(TAP, name="tap0"))
     assert not root.is_own(CARD)
+
+
+# Whose it is
+
+
+def test_a_mark_says_which_root_a_link_belongs_to() -> None:
+    assert MINE.mark() == f"vmess: {ROOT}"
+    assert MINE.mark(leaving=True) == f"vmess, being unplugged: {ROOT}"
+    for leaving in (False, True):
+        link = replace(BRIDGE, alias=MINE.mark(leaving=leaving))
+        assert is_leaving(link) is leaving
+        assert (MINE.other_root(link), OTHERS.other_root(link)) == (None, "/var/lib/vmess")
+    assert is_leaving(replace(TAP, alias=LEAVING))
+    assert MINE.other_root(replace(TAP, alias=LEAVING)) is None
+    assert MINE.other_root(replace(CARD, alias=OTHERS.mark())) is None
+
+
+def test_one_path_on_two_hosts_or_in_two_containers_is_two_roots() -> None:
+    other = Access(UID, root="/var/lib/vmess@ffffffff")
+    link = replace(BRIDGE, alias=other.mark())
+    assert not MINE.is_own(link)
+    assert MINE.other_root(link) == "/var/lib/vmess@ffffffff"
+
+
+def test_what_another_root_has_is_left_alone_whatever_the_administrator_allows() -> None:
+    generous = Access(UID, links=("*",), root=ROOT)
+    for link in (replace(TAP, alias=OTHERS.mark()), replace(BRIDGE, alias=OTHERS.mark())):
+        with pytest.raises(NotPermitted) as caught:
+            generous.check_change(link, link.name)
+        told = f"{link.name} belongs to the VM root /srv/other, so it is left alone"
+        assert caught.value.message == told
+        assert (caught.value.hint or "").endswith(f"ip link set dev {link.name} alias vmess")
+    generous.check_bridge(replace(BRIDGE, alias=OTHERS.mark()), "bridge1")
+    with pytest.raises(NotPermitted):
+        Access(UID, bridges=(), root=ROOT).check_bridge(replace(BRIDGE, alias=OTHERS.mark()), "bridge1")
+
+
+PATHS = st.binary(min_size=1, max_size=4096).map(lambda tail: b"/" + tail.replace(b"\0", b""))
+
+
+@settings(deadline=None)
+@given(PATHS, PATHS, st.sampled_from(["", "0a1b2c3d"]))
+@example(b"/" + b"x" * 300, b"/" + b"x" * 301, "0a1b2c3d")
+@example(b"/a@b", b"/a%40b", "")
+def test_any_path_makes_a_mark_that_fits_and_is_its_own(path: bytes, other: bytes, host: str) -> None:
+    access = Access(UID, root=root_text(path, host))
+    for leaving in (False, True):
+        mark = access.mark(leaving=leaving)
+        assert mark.isascii()
+        assert mark.isprintable()
+        assert len(mark) <= MARK_MAX
+        assert access.is_own(replace(BRIDGE, alias=mark))
+        others = Access(UID, root=root_text(other, host))
+        assert others.is_own(replace(BRIDGE, alias=mark)) is (path == other)
 
 
 # Patterns
@@ -143,7 +208,7 @@ def test_what_is_denied_is_denied_whatever_else_allows_it(patterns: list[str], n
 
 @pytest.mark.parametrize("link", [link for _, link, own in OWN if own], ids=lambda link: link.name)
 def test_what_is_own_may_be_changed_whatever_the_administrator_denies(link: Link) -> None:
-    Access(UID, links=("!*",), bridges=("!*",)).check_change(link, link.name)
+    Access(UID, links=("!*",), bridges=("!*",), root=ROOT).check_change(link, link.name)
 
 
 @pytest.mark.parametrize(

@@ -608,7 +608,13 @@ MANY_STEPS = [
         step("vxlan", "vxlan7"),
         step("existing", "eth1"),
     ),
-    *(step("down"), step("dropped", "user:1:2"), step("deleted", "br\x1b9"), step("nonpersistent", "newvm0e0")),
+    *(
+        step("waiting", "vethA0"),
+        step("down"),
+        step("dropped", "user:1:2"),
+        step("deleted", "br\x1b9"),
+        step("nonpersistent", "newvm0e0"),
+    ),
 ]
 ADDRESSES = [
     {"interface": 0, "mac": "02:11:9b:af:00:00", "address": "192.0.2.5", "seen": True, "source": "seen\x1b"},
@@ -623,9 +629,19 @@ ADDRESSES = [
 SEGMENTS = [
     {"bridge": "bridge1", "own": True, "ports": ["newvm0e0", "eth1.100"]},
     {"bridge": "br$(id)", "own": False, "ports": []},
+    {
+        "bridge": "lab",
+        "own": True,
+        "ports": ["a0e0"],
+        "root": None,
+        "foreign": [{"link": "a0e0", "root": "/b\n"}],
+    },
+    {"bridge": "theirs", "own": False, "ports": [], "root": "/srv/b", "foreign": []},
     {"bridge": None, "own": True, "ports": ["vethA0", "vxlan7"]},
 ]
 NET_LINES = ["vmess net vlan bridge1 newvm0e0 eth1.100", "vmess net vlan 'br$(id)'"]
+NET_LINES += ["vmess net vlan lab a0e0  # of another VM root: a0e0: /b\\n"]
+NET_LINES += ["vmess net vlan theirs  # of another VM root: /srv/b"]
 NET_LINES += ["vmess net add vethA0", "vmess net add vxlan7"]
 
 Calls = list[tuple[str, dict[str, Any]]]
@@ -780,6 +796,7 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
             "Set 'newvm0e0' nonpersistent",
         ],
         [
+            "vethA0 is in no bridge, so its VLANs carry nothing: vmess net vlan BRIDGE vethA0",
             "bridge bridge1 is down, so nothing passes: ip link set bridge1 up",
             "no longer forwarded: user:1:2",
         ],

@@ -6,9 +6,7 @@ Each moment was found by chance, by killing daemons at random.
 from collections.abc import Callable
 
 import pytest
-from conftest import WiredDaemon, processes_of, wait_for
-
-from vmessd.access import LEAVING
+from conftest import WiredDaemon, held_by, processes_of, wait_for
 
 pytestmark = pytest.mark.qemu
 
@@ -121,10 +119,8 @@ def taps_of_interfaces(wired: WiredDaemon) -> set[str]:
 
 
 def held(wired: WiredDaemon) -> set[str]:
-    """The TAPs that a VM's QEMU has: those with a carrier."""
-    return {
-        name for name, link in wired.links().items() if "LOWER_UP" in link["flags"] and name.startswith("leaf0")
-    }
+    """The TAPs that a VM's QEMU has."""
+    return held_by(wired.status("leaf0")["pid"])
 
 
 @pytest.mark.parametrize("where", ["vmdir.VMDirectory.note_wires", "network.Network.wire"])
@@ -148,7 +144,7 @@ def test_c02_a_tap_that_was_to_go_and_that_nobody_holds_goes(wired: WiredDaemon)
     wired.done("leaf", "start")
     wired.ip("tuntap add leaf0e2 mode tap")
     for tap in ("leaf0e0", "leaf0e2"):
-        wired.namespace.run("ip", "link", "set", tap, "alias", LEAVING)
+        wired.namespace.run("ip", "link", "set", tap, "alias", wired.mark(leaving=True))
     wired.stop()
     wired.start()
     wait_for(lambda: set(wired.wiring()) == {"leaf0e0", "leaf0e1"}, what="the end of leaf0e2")

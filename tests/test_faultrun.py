@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WiredDaemon, processes_of
+from conftest import WiredDaemon, held_by, processes_of
 from test_wires import releasing
 
 from vmessctl.client import Client
-from vmessd.access import LEAVING, MARK
 from vmessd.errors import VmessError
 from vmessd.names import tap, tap_parts
 
@@ -153,17 +152,6 @@ def owners(root: Path) -> dict[str, list[int]]:
                 if word.startswith(marker) and word.endswith(b"/qemu.pid"):
                     found.setdefault(Path(word.decode()).parent.name, []).append(int(entry))
     return found
-
-
-def held_by(pid: int) -> set[str]:
-    """Return the TAPs that a process is attached to (Linux, drivers/net/tun.c: tun_chr_show_fdinfo)."""
-    held = set()
-    with contextlib.suppress(OSError):
-        for entry in os.listdir(f"/proc/{pid}/fdinfo"):
-            with contextlib.suppress(OSError):
-                lines = Path(f"/proc/{pid}/fdinfo/{entry}").read_text().splitlines()
-                held |= {line.split()[1] for line in lines if line.startswith("iff:")}
-    return held
 
 
 @contextlib.contextmanager
@@ -311,7 +299,7 @@ class FaultRun:
         taps = {name: link for name, link in links.items() if link["linkinfo"]["info_kind"] == "tun"}
         held = {vm: held_by(pid) for vm, pid in running.items()}
         for name, link in links.items():
-            if name not in taps and link.get("ifalias") != MARK:
+            if name not in taps and link.get("ifalias") != self.daemon.mark():
                 yield f"{name} is not known to be vmess's own"
         for name, link in taps.items():
             vm, index = tap_parts(name) or ("", 0)
@@ -319,7 +307,7 @@ class FaultRun:
             is_held = name in held.get(vm, ())
             if vm not in self._statuses or index not in interfaces:
                 yield f"{name} is left, and no interface of a VM"
-            elif link.get("ifalias") == LEAVING and not is_held:
+            elif link.get("ifalias") == self.daemon.mark(leaving=True) and not is_held:
                 yield f"{name} was to go with its QEMU, and is left"
             elif vm in running and not is_held and not self._may_lack_cards(vm):
                 yield f"{name} is there, and QEMU does not have it"

@@ -46,6 +46,35 @@ def replay(daemon: WiredDaemon, lines: list[str]) -> None:
         daemon.done(*words)
 
 
+# Names of network cards
+
+
+def test_c45_a_bridge_is_not_given_a_network_cards_name_by_a_slip(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
+    for name in ("eth0", "enp3s0", "wlan0"):
+        for words in (("ifadd", "1", name), ("ifadd", "2", "lab", name)):
+            result = wired.vmess("newvm", *words)
+            assert (result.returncode, result.stdout) == (2, "")
+            assert result.stderr.splitlines() == [
+                f"vmess: bridge name '{name}' is like a network card's, and there is no such bridge",
+                f"  hint: if a bridge is meant, make it first: vmess net vlan {name}",
+            ]
+    assert (wired.links(), wired.noted("newvm0") or None) == ({}, None)
+    wired.done("newvm", "ifadd", "1", "-")
+    assert "'eth0'" in refused(wired, 2, "newvm", "connect", "0", "eth0")
+    wired.done("net", "vlan", "eth0")
+    wired.done("newvm", "connect", "0", "eth0")
+    assert wired.wiring() == {"eth0": None, "newvm0e0": "eth0"}
+    wired.done("newvm", "ifadd", "3", "eth0", "entry", "web0")
+    wired.done("newvm", "ifdel")
+    wired.done("net", "delete", "eth0")
+    wired.done("net", "vlan", "eth0", "newvm0e0")
+    (wired.root / "newvm0/NICS").write_text("eth0")
+    wired.ip("link delete newvm0e0", "link delete eth0")
+    assert "'eth0'" in refused(wired, 2, "newvm", "start")  # a card of that name may still come
+    assert "eth0" not in wired.links()
+
+
 # What is shown recreates what is there
 
 
@@ -112,8 +141,8 @@ def test_what_all_show_as_json_is_what_they_show_as_text(wired: WiredDaemon) -> 
     result = wired.vmess("net", "show", "--json")
     assert result.stderr == ""
     assert json.loads(result.stdout)["segments"] == [
-        {"bridge": "foreign", "own": False, "ports": []},
-        {"bridge": "lab", "own": True, "ports": ["newvm0e0"]},
+        {"bridge": "foreign", "own": False, "ports": [], "root": None, "foreign": []},
+        {"bridge": "lab", "own": True, "ports": ["newvm0e0"], "root": None, "foreign": []},
     ]
 
 
@@ -129,10 +158,10 @@ def test_vlan_gives_what_it_makes_the_mark_and_no_address(wired: WiredDaemon) ->
         "vethA0": "lab",
         "vxlan7": "lab",
     }
-    assert all("UP" in link["flags"] for link in links.values())
-    assert {link["inet6_addr_gen_mode"] for link in links.values()} == {"none"}
+    assert {name for name, link in links.items() if "UP" not in link["flags"]} == {"vethB0"}
+    assert {link["inet6_addr_gen_mode"] for link in links.values() if "master" in link} == {"none"}
     assert addressed(wired) == ["lo"]
-    assert all(links[name]["ifalias"].startswith("vmess") for name in ("lab", "vethA0", "vethB0", "vxlan7"))
+    assert {link["ifalias"] for link in links.values()} == {wired.mark()}
     assert links["newvm0e0"]["linkinfo"]["info_data"]["user"] == "root"
     vxlan = links["vxlan7"]["linkinfo"]["info_data"]
     assert (vxlan["id"], vxlan["port"]) == (7, 4789)
@@ -173,8 +202,9 @@ def test_a_running_vms_tap_is_moved_by_vlan(wired: WiredDaemon) -> None:
 
 def test_a_tap_that_the_kernel_gave_an_address_by_itself_is_moved_all_the_same(wired: WiredDaemon) -> None:
     wired.make("newvm0")
-    wired.ip("tuntap add newvm0e0 mode tap user root", "link set newvm0e0 up")
+    wired.done("newvm", "ifadd", "1", "lab")
     wired.done("newvm", "start")
+    wired.ip("link set newvm0e0 nomaster down", "link set newvm0e0 addrgenmode eui64", "link set newvm0e0 up")
     wait_for(lambda: "newvm0e0" in addressed(wired), 5, "the link-local address")
     wired.done("net", "vlan", "lab", "newvm0e0")
     assert wired.wiring()["newvm0e0"] == "lab"
@@ -423,6 +453,7 @@ def test_addr_tells_what_follows_from_the_mac_and_what_the_host_has_heard(wired:
     assert (found[1]["interface"], found[1]["address"], found[1]["seen"]) == (1, "10.0.2.15", False)
 
     wired.ip(
+        "link set lab mtu 1500",  # for IPv6
         "address add 10.9.0.1/24 dev lab",
         f"neigh add 10.9.0.5 lladdr {MAC} dev lab nud reachable",
         "neigh add 10.9.0.6 lladdr 02:00:00:00:00:01 dev lab nud reachable",

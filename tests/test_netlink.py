@@ -717,20 +717,20 @@ def test_a_tap_is_known_with_its_owner() -> None:
             "x3": (True, 0, True),
             "x4": (False, 1000, False),
         }
-        tap.create("newvm0e0", 4711)
+        with tap.made(4711) as name:
+            index = there(kernel, name).index
+            kernel.do([netlink.change(index, alias="vmess"), netlink.change(index, name="newvm0e0")])
         made = there(kernel, "newvm0e0")
+        assert (made.index, made.alias) == (index, "vmess")
         assert (made.tap, made.owner, made.attached, made.multi_queue) == (True, 4711, False, False)
-        try:
-            tap.create("newvm0e0", 4712)
-        except OSError as error:
-            assert error.errno == errno.EBUSY  # noqa: PT017 -- no pytest here
-        else:
-            raise AssertionError("somebody else's TAP was taken")
-        assert there(kernel, "newvm0e0").owner == 4711
+        with refused(errno.EEXIST), tap.made(4712) as name:
+            kernel.do([netlink.change(there(kernel, name).index, name="newvm0e0")])
+        assert there(kernel, "newvm0e0").owner == 4711, "somebody else's TAP was taken"
+        assert len(kernel.links()) == 6, "what got no name is gone"
         tap.claim("x2", 1000)
         assert there(kernel, "x2").owner == 1000
         kernel.do([netlink.change(made.index, up=True)])
-        with tap._attached("newvm0e0", 0):
+        with tap._attached("newvm0e0"):
             assert there(kernel, "newvm0e0").attached
         assert not there(kernel, "newvm0e0").attached
 

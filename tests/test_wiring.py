@@ -350,3 +350,76 @@ def test_any_file_is_wires_or_refused_in_one_line(text: str) -> None:
 
 def test_the_bounds_are_those_of_the_kernel_and_the_machine() -> None:
     assert (LINK_NAME_MAX, INTERFACES_MAX, wiring.PORT_MAX) == (15, 29, 65535)
+
+
+CARDS = [
+    *(
+        "eth0",
+        "eth12",
+        "wlan0",
+        "wwan1",
+        "eno1",
+        "eno1np0",
+        "ens3",
+        "ens1f0np1",
+        "enp3s0",
+        "enp0s31f6",
+        "enp5s0f1d1",
+    ),
+    *(
+        "enP4p1s0",
+        "enp0s20f0u1i5",
+        "enx525400123456",
+        "end0",
+        "enX0",
+        "enu1u1",
+        "enahisic2i0",
+        "wlp2s0",
+        "wlo1",
+    ),
+    *("wlx00c0ca123456", "wwp0s20u4i6", "enp65s0f0v3"),
+]
+NO_CARDS = [
+    *(
+        "eth",
+        "ethernet",
+        "ether1",
+        "veth0",
+        "eth0a",
+        "en",
+        "en-lab",
+        "entry",
+        "entry1",
+        "engine0",
+        "ens",
+        "end",
+        "x",
+    ),
+    *(
+        "wlab",
+        "wlab1",
+        "wlan",
+        "web",
+        "web0",
+        "www",
+        "www1",
+        "wwan",
+        "wan0",
+        "enx5254001234",
+        "Eth0",
+        "bridge1",
+        "lab",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_c45_names_of_network_cards_are_known(name: str) -> None:
+    with pytest.raises(InvalidValue, match="like a network card's"):
+        wiring.new_bridge_name(name)
+    assert wiring.new_bridge_name(name, deliberate=True) == name
+
+
+@pytest.mark.parametrize("name", NO_CARDS)
+def test_c45_other_names_are_left_to_bridges(name: str) -> None:
+    assert wiring.new_bridge_name(name) == name

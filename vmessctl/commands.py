@@ -345,7 +345,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "net add",
-        "Create an interface and set it up, in no bridge.",
+        "Create an interface, in no bridge; it is set up when it is plugged in.",
         "NetAdd",
         arguments="<intf>",
         reports=True,

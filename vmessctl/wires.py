@@ -32,6 +32,7 @@ STEPS = {
 ASIDES = {
     "exists": "device {link} already exists; can't create bridge with the same name",
     "down": "bridge {link} is down, so nothing passes: ip link set {link} up",
+    "waiting": "{link} is in no bridge, so its VLANs carry nothing: vmess net vlan BRIDGE {link}",
     "dropped": "no longer forwarded: {link}",
     "pending": "{link}: pending: the guest has not let go of it; it goes when the guest does, or with the VM",
 }
@@ -180,8 +181,16 @@ def segments(reply: Reply) -> str:
         if segment["bridge"] is None:
             lines += [shell.join([PROGRAM, "net", "add", port]) for port in segment["ports"]]
         else:
-            lines.append(shell.join([PROGRAM, "net", "vlan", segment["bridge"], *segment["ports"]]))
+            line = shell.join([PROGRAM, "net", "vlan", segment["bridge"], *segment["ports"]])
+            lines.append(f"{line}{_whose(segment)}")
     return "\n".join(lines)
+
+
+def _whose(segment: Reply) -> str:
+    """Return, as a comment of a shell's, what of a bridge and its ports belongs to other VM roots."""
+    roots = [segment["root"]] if segment.get("root") else []
+    roots += [f"{port['link']}: {port['root']}" for port in segment.get("foreign", [])]
+    return printable(f"  # of another VM root: {', '.join(roots)}") if roots else ""
 
 
 def _net(method: str, *parameters: str) -> Callable[[Invocation], int]:

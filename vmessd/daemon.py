@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -30,12 +31,8 @@ STATUS_EVERY = 2.0
 """Seconds between looks at how many VMs run, for the service manager's STATUS."""
 
 
-def _access(config: Config, runs_as: Account) -> Access:
-    return Access(runs_as.uid, config.allow_links, config.allow_bridges)
-
-
 def _host(config: Config, runs_as: Account) -> Host:
-    network = Network(_access(config, runs_as))
+    network = Network(Access(runs_as.uid, config.allow_links, config.allow_bridges))
     return Host(find_qemu(config.qemu), config.accel, runs_as, config.exargs, network=network)
 
 
@@ -111,7 +108,9 @@ class Reload:
             log.info("the settings are unchanged")
         host = self._host
         host.accel, host.exargs = config.accel, config.exargs
-        host.network.access = _access(config, host.account)
+        host.network.access = dataclasses.replace(
+            host.network.access, links=config.allow_links, bridges=config.allow_bridges
+        )
         self._config = config
 
 

@@ -94,10 +94,9 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     wires = {nic.index: nic.wire for nic in nics if not nic.wire.user}
     if wires:
         tap.check_device()
-    missing = {
-        nic.index: nic.wire for nic in nics if nic.link is None or not nic.link.up or nic.link.owner is None
-    }
+    missing = {nic.index: nic.wire for nic in nics if not nic.is_whole}
     undo.callback(host.network.wire(directory.vm, missing).undo)
+    undo.callback(host.network.settle(directory.vm).undo)
 
 
 def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:

@@ -4,7 +4,7 @@ Everything here blocks, a request for as long as others hold the kernel's one lo
 are in a thread. Nothing is cached and nothing is subscribed to: the kernel is asked when it matters,
 so there is no picture of it that could be lost or stale.
 
-Sources: rtnetlink(7), netlink(7), and Linux's include/uapi/linux/{rtnetlink,if_link,neighbour}.h.
+Sources: rtnetlink(7), netlink(7), and Linux's include/uapi/linux/{rtnetlink,if_link,if_addr,ip,neighbour}.h.
 """
 
 import errno
@@ -25,17 +25,20 @@ _SOL_NETLINK, _EXT_ACK, _CAP_ACK = 270, 11, 10
 _ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
 _NEST = 0x8000
 
-_ADDRESS, _IFNAME, _LINK, _MASTER, _LINKINFO, _ALIAS, _AF_SPEC, _GROUP = 1, 3, 5, 10, 18, 20, 26, 27
+_ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _ALIAS, _AF_SPEC, _GROUP = 1, 3, 4, 5, 10, 18, 20, 26, 27
 _STATS64, _EXT_MASK, _CARRIER = 23, 29, 33
 _KIND, _DATA = 1, 2
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS
 _GEN_MODE, _GEN_MODE_NONE = 8, 1  # IFLA_INET6_ADDR_GEN_MODE: no link-local address by itself
 _TUN_OWNER, _TUN_TYPE, _TUN_TAP, _TUN_MULTI_QUEUE = 1, 3, 2, 7
-_BRIDGE_DELAY, _BRIDGE_STP = 1, 5
+_INET_CONF = 1  # IFLA_INET_CONF: one link's net.ipv4.conf, without sysctl(8)
+_RP_FILTER, _ARP_ANNOUNCE, _ARP_IGNORE = 8, 18, 19
+_BRIDGE_DELAY, _BRIDGE_STP, _BRIDGE_SNOOPING = 1, 5, 23
 _VLAN_ID, _VETH_PEER, _VXLAN_ID, _VXLAN_PORT = 1, 1, 1, 15
 _NEIGHBOUR_IP, _NEIGHBOUR_MAC, _NEIGHBOUR_MASTER = 1, 2, 9
 _PERMANENT, _FAILED = 0x80, 0x20
-_SCOPE_LINK = 253  # what the kernel gives a link by itself
+_SCOPE_LINK = 253
+_ADDRESS_ORIGIN = 11  # IFA_PROTO: of the kernel's own addresses 1 to 3, of others not there; Linux >= 5.18
 _AF_BRIDGE = 7
 
 _HEADER = struct.Struct("=IHHII")
@@ -49,8 +52,13 @@ _BUFFER = 256 * 1024
 _TOGETHER = 16  # requests sent before their answers are read; the answers have to fit into a buffer
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
 _UP = 1
+_MULTICAST = 0x1000
 _LOWER_UP = 0x10000
 _LOOPBACK = 0x8
+
+
+IPV6_MTU_MIN = 1280
+"""A link with a smaller MTU has no IPv6 at all (RFC 8200, section 5; addrconf_notify() in Linux)."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,9 @@ class Link:
     owner: int | None
     """The uid that may attach to a TAP; None where anybody may."""
     multi_queue: bool
+    mtu: int = 0
+    multicast: bool = False
+    """The host may join multicast groups there by itself."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,10 @@ class Neighbour:
     ip: str | None
     """None in a bridge's forwarding table."""
     permanent: bool
+
+
+Request = tuple[int, int, bytes]
+"""Type of message, flags, and what stands behind the header."""
 
 
 class Refused(OSError):
@@ -134,6 +149,10 @@ def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
+def _flags(flag: int, wanted: bool | None) -> tuple[int, int]:
+    return (0, 0) if wanted is None else (flag * wanted, flag)
+
+
 def _body(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return _LINK_BODY.pack(0, 0, index, flags, change)
 
@@ -160,6 +179,8 @@ def parse_link(body: bytes) -> Link:
         tap=_number(tun.get(_TUN_TYPE, b"")) == _TUN_TAP,
         owner=_number(tun[_TUN_OWNER]) if _TUN_OWNER in tun else None,
         multi_queue=bool(_number(tun.get(_TUN_MULTI_QUEUE, b""))),
+        mtu=_number(found.get(_MTU, b"")),
+        multicast=bool(flags & _MULTICAST),
     )
 
 
@@ -180,14 +201,22 @@ def parse_neighbour(body: bytes) -> Neighbour:
 def change(  # noqa: PLR0913 -- the kernel takes them all at once, and so does this
     index: int,
     *,
+    name: str | None = None,
     up: bool | None = None,
     master: int | None = None,
     mac: str | None = None,
     alias: str | None = None,
     group: int | None = None,
-) -> tuple[int, int, bytes]:
+    mtu: int | None = None,
+    multicast: bool | None = None,
+) -> Request:
     """Return a request that changes a link; all of it is one step of the kernel's."""
-    parts = [_body(index, int(up or False), int(up is not None))]
+    (up_flag, up_mask), (group_flag, group_mask) = _flags(_UP, up), _flags(_MULTICAST, multicast)
+    parts = [_body(index, up_flag | group_flag, up_mask | group_mask)]
+    if name is not None:
+        parts.append(attribute(_IFNAME, _text(name)))
+    if mtu is not None:
+        parts.append(attribute(_MTU, _u32(mtu)))
     if mac is not None:
         parts.append(attribute(_ADDRESS, _mac(mac)))
     if master is not None:
@@ -199,7 +228,7 @@ def change(  # noqa: PLR0913 -- the kernel takes them all at once, and so does t
     return _NEWLINK, 0, b"".join(parts)
 
 
-def quiet(index: int) -> tuple[int, int, bytes]:
+def quiet(index: int) -> Request:
     """Return a request that keeps the host from giving itself an IPv6 address on a link.
 
     Refused with EAFNOSUPPORT where there is no IPv6, and so nothing to keep quiet.
@@ -208,39 +237,77 @@ def quiet(index: int) -> tuple[int, int, bytes]:
     return _NEWLINK, 0, _body(index) + nested(_AF_SPEC, nested(socket.AF_INET6, mode))
 
 
-def marked(name: str, alias: str) -> tuple[int, int, bytes]:
+def forgotten(link: Link) -> list[Request]:
+    """Return requests after which the host's own stack has nothing to say on a link; for one that is down.
+
+    IPv6 gives itself no address there. Where the host forwards IPv6 it has joined the routers' groups on
+    every link, and tells so as soon as the link is up (MLD): it forgets them when the MTU is too small for it,
+    and joins none anew on a link without IFF_MULTICAST, which is about nothing but the host's own groups.
+    """
+    requests = [quiet(link.index)]
+    if link.multicast and link.mtu >= IPV6_MTU_MIN:
+        requests = [
+            change(link.index, multicast=False),
+            change(link.index, mtu=IPV6_MTU_MIN - 1),
+            change(link.index, mtu=link.mtu),
+            *requests,
+        ]
+    return requests
+
+
+def silence(index: int) -> list[Request]:
+    """Return requests that keep the host off a bridge on which it has no address, until it is given one.
+
+    No IPv6: the MTU of the bridge itself is too small for it, and for no frame between its ports, whose own MTU
+    counts. No IPv4: every packet whose source is not expected on the bridge is dropped, and without an
+    address none is (rp_filter 2; with an address, all that the host has a route to are). No ARP for the
+    host's other addresses (arp_ignore 1), nor with them (arp_announce 2). No groups joined (snooping off, which
+    also has multicast reach every port). Linux's Documentation/networking/ip-sysctl.rst; measured on 6.18.
+    """
+    conf = [(_RP_FILTER, 2), (_ARP_ANNOUNCE, 2), (_ARP_IGNORE, 1)]
+    settings = nested(_INET_CONF, *(attribute(number, _u32(value)) for number, value in conf))
+    snooping = nested(_DATA, attribute(_BRIDGE_SNOOPING, b"\0"))
+    return [
+        change(index, mtu=IPV6_MTU_MIN - 1),
+        (_NEWLINK, 0, _body(index) + nested(_AF_SPEC, nested(socket.AF_INET, settings))),
+        (_NEWLINK, 0, _body(index) + nested(_LINKINFO, attribute(_KIND, b"bridge"), snooping)),
+    ]
+
+
+def marked(name: str, alias: str) -> Request:
     """Return a request that gives the link of this name an alias, to be sent along with what makes it."""
     return _NEWLINK, 0, _body() + attribute(_IFNAME, _text(name)) + attribute(_ALIAS, os.fsencode(alias))
 
 
-def _creation(name: str, kind: str, data: bytes, *more: bytes) -> tuple[int, int, bytes]:
+def _creation(name: str, kind: str, data: bytes, *more: bytes) -> Request:
     information = nested(_LINKINFO, attribute(_KIND, kind.encode()), nested(_DATA, data))
     return _NEWLINK, _CREATE | _EXCL, b"".join([_body(), attribute(_IFNAME, _text(name)), *more, information])
 
 
-def new_bridge(name: str, mac: str) -> tuple[int, int, bytes]:
-    """Return a request for a bridge that never blocks a port: no spanning tree, no forward delay."""
+def new_bridge(name: str, mac: str) -> Request:
+    """Return a request for a bridge that never blocks a port: no spanning tree, no delay, no snooping."""
     data = attribute(_BRIDGE_DELAY, _u32(0)) + attribute(_BRIDGE_STP, _u32(0))
+    data += attribute(_BRIDGE_SNOOPING, b"\0")
     return _creation(name, "bridge", data, attribute(_ADDRESS, _mac(mac)))
 
 
-def new_vlan(name: str, parent: int, tag: int) -> tuple[int, int, bytes]:
+def new_vlan(name: str, parent: int, tag: int) -> Request:
     """Return a request for a VLAN sub-interface of another link."""
     return _creation(name, "vlan", attribute(_VLAN_ID, struct.pack("=H", tag)), attribute(_LINK, _u32(parent)))
 
 
-def new_veth(name: str, peer: str) -> tuple[int, int, bytes]:
+def new_veth(name: str, peer: str) -> Request:
     """Return a request for a pair of links: what goes into one comes out of the other."""
     return _creation(name, "veth", attribute(_VETH_PEER, _body() + attribute(_IFNAME, _text(peer))))
 
 
-def new_vxlan(name: str, identifier: int, port: int) -> tuple[int, int, bytes]:
+def new_vxlan(name: str, identifier: int, port: int) -> Request:
     """Return a request for a VXLAN end point that learns; where to send at first is for `bridge fdb`."""
     data = attribute(_VXLAN_ID, _u32(identifier)) + attribute(_VXLAN_PORT, struct.pack(">H", port))
     return _creation(name, "vxlan", data)
 
 
-def deletion(index: int) -> tuple[int, int, bytes]:
+def deletion(index: int) -> Request:
     """Return a request that deletes a link."""
     return _DELLINK, 0, _body(index)
 
@@ -301,10 +368,16 @@ class Netlink:
         return found
 
     def addressed(self) -> set[int]:
-        """Return the indices of all links on which the host has an IP address that somebody gave it."""
-        replies = self._dump(_GETADDR, _ADDRESS_BODY.pack(0, 0, 0, 0, 0))
-        found = [_ADDRESS_BODY.unpack_from(body) for _, body in replies]
-        return {index for _, _, _, scope, index in found if scope != _SCOPE_LINK}
+        """Return the indices of all links on which the host has an IP address that somebody gave it.
+
+        Those that the kernel formed by itself, link-local or as a router advertisement says, do not count.
+        """
+        replies = [body for _, body in self._dump(_GETADDR, _ADDRESS_BODY.pack(0, 0, 0, 0, 0))]
+        formed = [_ADDRESS_ORIGIN in dict(attributes(body, _ADDRESS_BODY.size)) for body in replies]
+        found = [_ADDRESS_BODY.unpack_from(body) for body in replies]
+        if not any(formed):  # an older kernel, which does not tell
+            formed = [scope == _SCOPE_LINK for _, _, _, scope, _ in found]
+        return {index for (*_, index), by_itself in zip(found, formed, strict=True) if not by_itself}
 
     def forwarding(self) -> list[Neighbour]:
         """Return the forwarding tables of all bridges."""
@@ -334,7 +407,7 @@ class Netlink:
 
     # -- Changing --
 
-    def do(self, requests: Iterable[tuple[int, int, bytes]], *, tolerate: int = 0) -> None:
+    def do(self, requests: Iterable[Request], *, tolerate: int = 0) -> None:
         """Carry out requests in order; raises Refused at the first that is refused, but for one errno.
 
         Those that were sent together with it are carried out all the same.
@@ -371,7 +444,7 @@ class Netlink:
 
     # -- The protocol --
 
-    def _send(self, requests: Sequence[tuple[int, int, bytes]]) -> int:
+    def _send(self, requests: Sequence[Request]) -> int:
         """Send requests in one go and return the sequence number before the first."""
         before = self._sequence
         packets = []

@@ -11,12 +11,12 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmessd import names, netlink, shell, tap
-from vmessd.access import LEAVING, MARK, Access, describe
+from vmessd.access import Access, describe, is_leaving, root_text
 from vmessd.errors import AlreadyRunning, Failed, NotPermitted, reason
 from vmessd.netlink import Link, Netlink
 from vmessd.wiring import Wire, new_bridge_name, room
@@ -33,7 +33,7 @@ class Step:
     step: str
     """`persistent`, `nonpersistent` and `pending` (it will be) of a TAP; `making`, `exists` and `down` of a
     bridge; `preparing` of what goes into one; `subinterface`, `pair`, `vxlan` and `existing` of other links;
-    `deleted`.
+    `waiting` of one that carries a VLAN's frames as soon as it is plugged in itself; `deleted`.
     """
     link: str
     uid: int | None = None
@@ -53,6 +53,8 @@ class Nic:
     """The TAP."""
     bridge: str | None
     """What the TAP is a port of."""
+    taken_by: str | None = None
+    """The other VM root that a link of this name belongs to."""
 
     @property
     def wire(self) -> Wire:
@@ -62,11 +64,18 @@ class Nic:
     @property
     def leaving(self) -> bool:
         """The guest was asked to let go of it and has not yet."""
-        return self.link is not None and self.link.alias == LEAVING
+        return self.link is not None and is_leaving(self.link)
+
+    @property
+    def is_whole(self) -> bool:
+        """There is a TAP, it belongs to somebody, and it is up if it is a port."""
+        return self.link is not None and self.link.owner is not None and (self.link.up or not self.bridge)
 
     def difference(self) -> str | None:
         """Return in what the kernel differs from what it should be by the file; None if in nothing."""
-        if self.link is not None and not self.link.up:
+        if self.taken_by is not None:
+            return f"{self.tap} belongs to the VM root {self.taken_by}"
+        if self.link is not None and self.bridge and not self.link.up:
             return f"{self.tap} is down, so nothing passes: ip link set {self.tap} up"
         if self.noted is None or self.leaving or (self.link is None and self.noted.user):
             return None
@@ -141,13 +150,15 @@ class Network:
         for index in range(room(vm)):
             name = names.tap(vm, index)
             link = found.get(name)
+            taken_by = self.access.other_root(link) if link is not None else None
             if link is not None and not self._is_own_tap(link, name):
                 link = None  # somebody else's; whoever needs the name is told
             gap = gap or (link is None and index >= len(noted))
-            if gap and (link is None or link.alias != LEAVING):
+            if gap and (link is None or not is_leaving(link)):
                 continue
             wire = noted[index] if index < len(noted) else None
-            nics.append(Nic(index, name, wire, link, bridges.get(link.master) if link else None))
+            bridge = bridges.get(link.master) if link else None
+            nics.append(Nic(index, name, wire, link, bridge, None if wire and wire.user else taken_by))
         return nics
 
     def carried(self) -> dict[str, dict[str, tuple[int, int]]]:
@@ -178,12 +189,12 @@ class Network:
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
             found = kernel.named([*plugged, *bridges])
             for name in plugged:
-                if self._make_tap(change, name, found.get(name)):
+                if self._make_tap(kernel, change, name, found.get(name)):
                     found.pop(name, None)
             found |= kernel.named(name for name in plugged if name not in found)
             if any(name not in found or not self._is_own_tap(found[name], name) for name in plugged):
                 raise OSError(errno.ENODEV, "a TAP vanished as soon as it was made")
-            requests = []
+            stations = kernel.addressed()
             for name, wire in plugged.items():
                 change.steps.append(owned := Step("persistent", name, found[name].owner))
                 master = 0
@@ -191,25 +202,86 @@ class Network:
                     found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
                     master = found[wire.bridge].index
                     change.steps += [Step("preparing", name), owned]
-                requests += _plugging(change, name, found[name], master)
-            kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
+                self.plug(kernel, change, found[name], master, stations)
         return change
+
+    def plug(self, kernel: Netlink, change: Change, link: Link, master: int, stations: Collection[int]) -> None:
+        """Make a link of ours a port of the bridge `master`, 0 being none, and mark it.
+
+        What is in no bridge is down: nothing else keeps what comes out of it from the host's own stack. It is
+        left up where the host is one of the `stations`, which have an address that somebody gave it.
+        """
+        up = master != 0 or (link.up and link.index in stations)
+        if link.kind == "vlan" and (base := kernel.link_at(link.parent)) and not base.up:
+            change.steps.append(Step("waiting", base.name))
+            up = False  # the kernel sets it up along with what it lives on
+        mark, mac = self.access.mark(), link.mac
+        if link.tap and (link.master, link.up) != (master, True) and (parts := names.tap_parts(link.name)):
+            # A TAP's own address is out of the way of the guest's, which differs from it in the first byte.
+            mac = f"fe{names.mac(*parts)[2:]}"
+        if (link.master, link.up, link.alias, link.mac) == (master, up, mark, mac):
+            return
+        change.reversals.append(as_it_was(link, master))
+        requests = _moved(link, master, up=up, mac=None if mac == link.mac else mac, alias=mark)
+        kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
+
+    def settle(self, vm: str) -> Change:
+        """Bring a VM's TAPs, and the bridges of ours they are in, to how they are made today.
+
+        They may be the original's, or an earlier version's. Without CAP_NET_ADMIN they stay as they are.
+        """
+        mark = self.access.mark()
+        with self.change() as (kernel, change):
+            taps = [link for link in self._own_taps(kernel, vm) if not is_leaving(link)]
+            stations = kernel.addressed() if taps else set()
+            for link in taps:
+                if link.alias != mark:
+                    try:
+                        kernel.do([netlink.change(link.index, alias=mark)])
+                    except OSError as error:
+                        if error.errno == errno.EPERM:
+                            return change
+                        raise
+                    change.reversals.append(as_it_was(link, link.master))
+                self.plug(kernel, change, replace(link, alias=mark), link.master, stations)
+            for index in {link.master for link in taps if link.master}:
+                bridge = kernel.link_at(index)
+                if bridge is not None and self.access.is_own(bridge):
+                    self._settle_bridge(kernel, bridge, stations)
+        return change
+
+    def _settle_bridge(self, kernel: Netlink, bridge: Link, stations: Collection[int]) -> None:
+        """Have the host be no station on a bridge of ours, unless somebody gave it an address there."""
+        if bridge.index not in stations:
+            kernel.do(netlink.silence(bridge.index))
+        if bridge.alias != self.access.mark():
+            kernel.do([netlink.change(bridge.index, alias=self.access.mark())])
 
     def make_tap(self, kernel: Netlink, change: Change, name: str) -> Link:
         """Return the TAP of this name, made if need be; raises as :meth:`wire`."""
-        self._make_tap(change, name, kernel.link(name))
+        self._make_tap(kernel, change, name, kernel.link(name))
         made = kernel.present(name)
         if not self._is_own_tap(made, name):
             raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
         change.steps.append(Step("persistent", name, made.owner))
         return made
 
-    def _make_tap(self, change: Change, name: str, link: Link | None) -> bool:
+    def _make_tap(self, kernel: Netlink, change: Change, name: str, link: Link | None) -> bool:
         """Make a TAP where there is none, see that one that is there will do; tell whether it changed."""
         if link is None:
-            tap.create(name, self.access.owner)
-            change.reversals.append(lambda kernel: self._part_with(kernel, name))
-            return True
+            try:
+                with tap.made(self.access.owner) as first_name:
+                    index = kernel.present(first_name).index
+                    # Marked before it has the name by which other daemons would take it for their own.
+                    kernel.do(
+                        [netlink.change(index, alias=self.access.mark()), netlink.change(index, name=name)]
+                    )
+            except OSError as error:
+                if error.errno != errno.EEXIST or (link := kernel.link(name)) is None:
+                    raise  # else somebody has made one just now
+            else:
+                change.reversals.append(lambda kernel: self._part_with(kernel, name))
+                return True
         self._check_tap(link, name)
         if link.owner is None and not link.attached:  # else whoever holds it would have to let go first
             tap.claim(name, self.access.owner)
@@ -222,6 +294,7 @@ class Network:
                 f"{name} is taken by {describe(link)} named {link.name}; a TAP of this name is needed",
                 hint=f"rename or delete it: ip link show {name}",
             )
+        self.access.check_root(link)
         if not self.access.is_own(link):
             raise NotPermitted(
                 f"TAP {name} belongs to uid {link.owner}, not to uid {self.access.owner}", hint=_anew(name)
@@ -231,32 +304,39 @@ class Network:
                 f"TAP {name} has several queues, so QEMU cannot attach to it as vmess has it do",
                 hint=_anew(name),
             )
-        if link.alias == LEAVING and link.attached:
+        if is_leaving(link) and link.attached:
             raise AlreadyRunning(
                 f"{name} is still being unplugged: the guest has not let go of it",
                 hint="it goes when the guest lets go of it, or when the VM ends",
             )
 
-    def make_bridge(self, kernel: Netlink, change: Change, name: str, link: Link | None) -> Link:
-        """Return the bridge of this name, made if `link` says there is none; raises as :meth:`wire`."""
+    def make_bridge(
+        self, kernel: Netlink, change: Change, name: str, link: Link | None, *, deliberate: bool = False
+    ) -> Link:
+        """Return the bridge of this name, made if `link` says there is none; raises as :meth:`wire`.
+
+        It is `deliberate` where a bridge of just this name was asked for, and not a VM's connection.
+        """
         if link is not None:
             self.access.check_bridge(link, name)
             change.steps.append(Step("exists", name))
-            if not link.up and self.access.is_own(link):
-                change.reversals.append(as_it_was(link, link.master))
-                kernel.do([netlink.change(link.index, up=True)])
+            if self.access.is_own(link):
+                self._settle_bridge(kernel, link, kernel.addressed())
+                if not link.up:
+                    change.reversals.append(as_it_was(link, link.master))
+                    kernel.do([netlink.change(link.index, up=True)])
             elif not link.up:
                 change.steps.append(Step("down", name))
             return link
-        new_bridge_name(name)
+        new_bridge_name(name, deliberate=deliberate)
         change.steps.append(Step("making", name))
         with making(name):
-            kernel.do([netlink.new_bridge(name, bridge_mac(name)), netlink.marked(name, MARK)])
+            kernel.do([netlink.new_bridge(name, bridge_mac(name)), netlink.marked(name, self.access.mark())])
         made = kernel.present(name)
         if made.name != name or made.kind != "bridge" or not self.access.is_own(made):
             raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
         change.reversals.append(undoing(made))
-        kernel.do([netlink.quiet(made.index), netlink.change(made.index, up=True)], tolerate=errno.EAFNOSUPPORT)
+        kernel.do([*netlink.silence(made.index), netlink.change(made.index, up=True)])
         return replace(made, up=True)
 
     def unwire(self, vm: str, keep: Sequence[int] = ()) -> list[Step]:
@@ -285,8 +365,11 @@ class Network:
         """Delete a TAP, or, while a process holds it, mark it so that it goes when that ends."""
         link = kernel.link(name)
         if link is not None and self._is_own_tap(link, name):
-            mark = netlink.change(link.index, master=0, alias=LEAVING)
-            kernel.do([mark if link.attached else netlink.deletion(link.index)])
+            kernel.do(self._left(link) if link.attached else [netlink.deletion(link.index)])
+
+    def _left(self, link: Link) -> list[netlink.Request]:
+        """Return requests that pull a TAP out of its bridge and note at it that it is to go."""
+        return _moved(link, 0, up=False, alias=self.access.mark(leaving=True))
 
     def mark_leaving(self, vm: str, keep: Sequence[int]) -> Change:
         """Pull a VM's TAPs, but those to `keep`, out of their bridges, and note at them that they are to go."""
@@ -294,14 +377,14 @@ class Network:
         with self.change() as (kernel, change):
             taps = [link for link in self._own_taps(kernel, vm) if link.name not in kept]
             change.reversals += [as_it_was(link, 0) for link in taps]
-            kernel.do(netlink.change(link.index, master=0, alias=LEAVING) for link in taps)
+            kernel.do(request for link in taps for request in self._left(link))
         return change
 
     def sweep(self, vm: str) -> list[Step]:
         """Delete the VM's TAPs that were to go and that no process holds any more."""
         with self.kernel() as kernel:
             taps = self._own_taps(kernel, vm)
-            gone = [link for link in taps if link.alias == LEAVING and not link.attached]
+            gone = [link for link in taps if is_leaving(link) and not link.attached]
             kernel.delete(gone)
         return [Step("nonpersistent", link.name) for link in gone]
 
@@ -356,27 +439,45 @@ def missing_capability() -> NotPermitted:
     )
 
 
+def _machine_id() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
+    return ""
+
+
 def bridge_mac(name: str) -> str:
     """Return the MAC of a bridge, the same after every boot of this host, and of this host alone."""
-    host = ""
-    with contextlib.suppress(OSError):
-        host = Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
-    digest = hashlib.md5(f"{host} {name}\n".encode(), usedforsecurity=False).digest()
+    digest = hashlib.md5(f"{_machine_id()} {name}\n".encode(), usedforsecurity=False).digest()
     return f"06:{digest[:5].hex(':')}"
 
 
-def _plugging(change: Change, name: str, link: Link, master: int) -> list[tuple[int, int, bytes]]:
-    """Return what makes a TAP a port of the bridge `master`, 0 being none, and sets it up."""
-    if (link.master, link.up) == (master, True) and link.alias != LEAVING:
-        return []
-    change.reversals.append(as_it_was(link, master))
-    # Its own address is out of the way of the guest's, which differs from it in the first byte.
-    mac = f"fe{names.mac(*parts)[2:]}" if (parts := names.tap_parts(name)) else None
-    return [
-        netlink.quiet(link.index),
-        netlink.change(link.index, mac=mac, alias=MARK),
-        netlink.change(link.index, up=True, master=master),
-    ]
+def root_name(root: Path) -> str:
+    """Return how the marks of links name a VM root that is there.
+
+    Containers that share the host's links may have other directories at this path: they are told apart by
+    their machine-id(5), or, for want of one, by the directory's inode. What is told of the former is a hash.
+    """
+    seed = _machine_id() or str(root.stat().st_ino)
+    return root_text(os.fsencode(root.resolve()), hashlib.sha256(f"vmess {seed}".encode()).hexdigest()[:8])
+
+
+def _moved(
+    link: Link, master: int, *, up: bool, mac: str | None = None, alias: str | None = None
+) -> list[netlink.Request]:
+    """Return requests that plug a link into another bridge, 0 for none.
+
+    At no moment is it up and in no bridge: what its guest sends then would be the host's own to hear.
+    EAFNOSUPPORT of some of them is to be tolerated.
+    """
+    aside = link.up and (link.master != master or not up)
+    requests = [netlink.change(link.index, up=False)] if aside else []
+    down = aside or not link.up
+    if down and master:
+        # Out of its bridge meanwhile, whose MTU may follow that of its ports.
+        requests += [netlink.change(link.index, master=0)] if link.master else []
+        requests += netlink.forgotten(link)
+    requests.append(netlink.change(link.index, master=master, mac=mac, alias=alias))
+    return requests + ([netlink.change(link.index, up=True)] if up and down else [])
 
 
 def undoing(made: Link) -> Reversal:
@@ -401,14 +502,21 @@ def _base(link: Link) -> int:
     return 0 if link.kind == "veth" else link.parent
 
 
-def as_it_was(link: Link, master: int) -> Reversal:
-    """Return what puts a changed link back, unless others have moved it from the `master` we gave it."""
+def as_it_was(link: Link, master: int, *, own: bool = True) -> Reversal:
+    """Return what puts a changed link back, unless others have moved it from the `master` we gave it.
+
+    One that is not our own is not set down on the way: it may be a card.
+    """
     mac = link.mac if link.tap else None  # nothing else gets another one here, and some cards refuse any
 
     def undo(kernel: Netlink) -> None:
         now = kernel.link_at(link.index)
         if now is not None and now.name == link.name:
-            back = link.master if now.master == master else None
-            kernel.do([netlink.change(link.index, up=link.up, master=back, mac=mac, alias=link.alias)])
+            back = link.master if now.master == master else now.master
+            if own:
+                requests = _moved(now, back, up=link.up, mac=mac, alias=link.alias)
+            else:
+                requests = [netlink.change(link.index, up=link.up, master=back)]
+            kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
 
     return undo

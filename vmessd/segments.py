@@ -5,7 +5,6 @@ The name says what a link is, as with the original: `newvm0e0` a TAP, `eth0.100`
 name has to be there already.
 """
 
-import errno
 import re
 import threading
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmessd import names, netlink, safefile
-from vmessd.access import MARK, describe
+from vmessd.access import describe
 from vmessd.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
 from vmessd.netlink import Link, Netlink
 from vmessd.network import Change, Network, Step, as_it_was, attached, making, undoing, users
@@ -32,13 +31,25 @@ _DEPTH_MAX = 4  # a VLAN on a VLAN on a VXLAN is sense; more is a slip
 
 
 @dataclass(frozen=True)
+class ForeignPort:
+    """A link of another VM root that is in a bridge."""
+
+    link: str
+    root: str
+
+
+@dataclass(frozen=True)
 class Segment:
     """A bridge and its ports; without a bridge, links of ours that are in none."""
 
     bridge: str | None
     own: bool
-    """vmess made it."""
+    """vmess made it, and it belongs to this VM root."""
     ports: list[str]
+    root: str | None
+    """The other VM root that the bridge belongs to."""
+    foreign: list[ForeignPort]
+    """Which of the ports belong to other VM roots."""
 
 
 class Segments:
@@ -59,9 +70,7 @@ class Segments:
             links = [link for link in kernel.links() if link.name not in ignored]
         links.sort(key=lambda link: natural(link.name))
         segments = [
-            Segment(
-                bridge.name, access.is_own(bridge), [port.name for port in links if port.master == bridge.index]
-            )
+            self._segment(bridge, [port for port in links if port.master == bridge.index])
             for bridge in links
             if bridge.kind == "bridge"
         ]
@@ -70,7 +79,13 @@ class Segments:
             for link in links
             if link.kind in ("vlan", "veth", "vxlan") and not link.master and access.is_own(link)
         ]
-        return [*segments, Segment(None, own=True, ports=loose)] if loose else segments
+        return [*segments, Segment(None, True, loose, None, [])] if loose else segments
+
+    def _segment(self, bridge: Link, ports: Sequence[Link]) -> Segment:
+        access = self._network.access
+        foreign = [ForeignPort(port.name, root) for port in ports if (root := access.other_root(port))]
+        names_of_ports = [port.name for port in ports]
+        return Segment(bridge.name, access.is_own(bridge), names_of_ports, access.other_root(bridge), foreign)
 
     def ignored(self) -> list[str]:
         """Return the links that `net` leaves out; raises BadFile."""
@@ -114,13 +129,14 @@ class Segments:
         for name in interfaces:
             link_name(name, "link name")
         with self._network.change() as (kernel, change):
-            addressed = kernel.addressed()
-            master = self._network.make_bridge(kernel, change, bridge, kernel.link(bridge))
+            stations = kernel.addressed()
+            found = kernel.link(bridge)
+            master = self._network.make_bridge(kernel, change, bridge, found, deliberate=True)
             if not self._network.access.is_own(master) and not all(map(names.tap_parts, interfaces)):
                 self._network.access.check_change(master, bridge)  # VMs may join it, other segments may not
             for name in interfaces:
                 link = self._prepare(kernel, change, name)
-                if link.index in addressed and not self._network.access.is_allowed(link):
+                if link.index in stations and not self._network.access.is_allowed(link):
                     raise NotPermitted(
                         f"{name} has an IP address of the host, which would be cut off there",
                         hint=f"take the address away first, or allow it: vmessd --allow-links {name}",
@@ -130,13 +146,22 @@ class Segments:
                     raise Failed(
                         f"{name} and {other.name} are the ends of a pair; in one bridge they are a loop"
                     )
-                if link.master != master.index:
-                    change.reversals.append(as_it_was(link, master.index))
-                    kernel.do([netlink.change(link.index, master=master.index)])
+                self._plug(kernel, change, link, master)
         return change.steps
 
+    def _plug(self, kernel: Netlink, change: Change, link: Link, master: Link) -> None:
+        """Make a link a port of a bridge; one that is not our own is left as it is but for that."""
+        if self._network.access.is_own(link):
+            self._network.plug(kernel, change, link, master.index, ())
+        elif link.master != master.index:
+            change.reversals.append(as_it_was(link, master.index, own=False))
+            kernel.do([netlink.change(link.index, master=master.index)])
+
     def add(self, name: str) -> list[Step]:
-        """Make a link and set it up, in no bridge; `net` no longer leaves it out. Raises as :meth:`vlan`."""
+        """Make a link, in no bridge, and so down if it is ours; `net` no longer leaves it out.
+
+        Raises as :meth:`vlan`.
+        """
         link_name(name, "link name")
         self.ignored()  # if that cannot be read, nothing is made
         with self._network.change() as (kernel, change):
@@ -177,6 +202,8 @@ class Segments:
                     f"{name} is in use ({', '.join(used[:8])}), so it is not deleted", hint="vmess net show"
                 )
             other = kernel.link_at(link.parent) if link.kind == "veth" else None
+            if other:
+                self._network.access.check_root(other)  # it would go, too
             bridge = kernel.link_at(other.master) if other else None
             if other and bridge and not self._network.access.is_own(bridge):
                 raise Failed(
@@ -202,16 +229,14 @@ class Segments:
     # -- One link --
 
     def _prepare(self, kernel: Netlink, change: Change, name: str, depth: int = 0) -> Link:
-        """Return a link by its name, made if need be, and up."""
+        """Return a link by its name, made if need be; up where it is not our own."""
         if parts := names.tap_parts(name):
             if parts[1] >= room(parts[0]):
                 raise InvalidValue(
                     f"TAP {quoted(name)} is none a VM can have; {room(parts[0]) - 1} is the last"
                 )
             change.steps.append(Step("preparing", name))
-            link = self._network.make_tap(kernel, change, name)
-            self._set_up(kernel, change, link)
-            return link
+            return self._network.make_tap(kernel, change, name)
         found = kernel.link(name)
         if found is None:
             return self._make(kernel, change, name, depth)
@@ -219,32 +244,25 @@ class Segments:
             raise Failed(f"{name} is a bridge; a bridge is no port of another")
         self._network.access.check_change(found, name)
         change.steps.append(Step("existing", name))
-        self._set_up(kernel, change, found)
+        if not found.up and not self._network.access.is_own(found):
+            change.reversals.append(as_it_was(found, found.master, own=False))
+            kernel.do([netlink.change(found.index, up=True)])
         return found
 
-    def _set_up(self, kernel: Netlink, change: Change, link: Link) -> None:
-        if not link.up:
-            change.reversals.append(as_it_was(link, link.master))
-            if self._network.access.is_own(link):
-                kernel.do([netlink.quiet(link.index)], tolerate=errno.EAFNOSUPPORT)
-            kernel.do([netlink.change(link.index, up=True)])
-
     def _make(self, kernel: Netlink, change: Change, name: str, depth: int) -> Link:
-        """Make a link whose name tells what it is."""
+        """Make a link whose name tells what it is; it is down until it is plugged in."""
         request = self._creation(kernel, change, name, depth)
         ends = [name, peer(name)] if peer(name) else [name]
+        mark = self._network.access.mark()
         with making(name):
-            kernel.do([request, *(netlink.marked(end, MARK) for end in ends)])
+            kernel.do([request, *(netlink.marked(end, mark) for end in ends)])
         made = [kernel.present(end) for end in ends]
         if any(
-            link.name != end or not link.kind or link.alias != MARK
+            link.name != end or not link.kind or link.alias != mark
             for link, end in zip(made, ends, strict=True)
         ):
             raise Failed(f"{name} vanished as soon as it was made", hint="try again")
         change.reversals.append(undoing(made[0]))
-        # Quiet before it is up: one with a carrier would have an address at once.
-        kernel.do((netlink.quiet(link.index) for link in made), tolerate=errno.EAFNOSUPPORT)
-        kernel.do(netlink.change(link.index, up=True) for link in made)
         return made[0]
 
     def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> tuple[int, int, bytes]:

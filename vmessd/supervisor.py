@@ -22,7 +22,7 @@ from vmessd.hands import Hands
 from vmessd.host import Host
 from vmessd.lifecycle import OFF
 from vmessd.machine import Machine
-from vmessd.network import Nic, Step
+from vmessd.network import Nic, Step, root_name
 from vmessd.report import Drive, Value, VMInfo, VMNic, VMStatus
 from vmessd.sampler import Sampler
 from vmessd.segments import Segments
@@ -114,8 +114,10 @@ class Supervisor:
 
     def _take_root(self) -> int:
         where = printable(str(self.root))
+        network = self._host.network
         with failing(f"VM root {where} cannot be used"):
             self.root.mkdir(mode=0o770, parents=True, exist_ok=True)
+            network.access = dataclasses.replace(network.access, root=root_name(self.root))
             self._host.account.prepare(self.root)
             lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -16,33 +16,42 @@ from vmessd.errors import Failed, NotPermitted, reason
 DEVICE = "/dev/net/tun"
 
 _SET_INTERFACE, _SET_PERSISTENT, _SET_OWNER = 0x400454CA, 0x400454CB, 0x400454CC  # TUNSET{IFF,PERSIST,OWNER}
-_TAP, _NO_PACKET_INFORMATION, _EXCLUSIVE = 0x0002, 0x1000, 0x8000
+_TAP, _NO_PACKET_INFORMATION = 0x0002, 0x1000
+_ANY = "vmess%d"  # the kernel counts
 _NUMBER = os.makedev(10, 200)  # Linux's Documentation/admin-guide/devices.txt
 _REQUEST = struct.Struct("16sH22x")
 
 
 @contextlib.contextmanager
-def _attached(name: str, flags: int) -> Iterator[int]:
-    """Attach to a TAP for the length of a `with`, and yield the descriptor; raises OSError."""
+def _attached(name: str) -> Iterator[tuple[int, str]]:
+    """Attach to a TAP, made if need be, for the length of a `with`; yield descriptor and name.
+
+    Raises OSError.
+    """
     device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        request = _REQUEST.pack(os.fsencode(name), _TAP | _NO_PACKET_INFORMATION | flags)
-        fcntl.ioctl(device, _SET_INTERFACE, request)
-        yield device
+        request = _REQUEST.pack(os.fsencode(name), _TAP | _NO_PACKET_INFORMATION)
+        given = fcntl.ioctl(device, _SET_INTERFACE, request)
+        yield device, os.fsdecode(_REQUEST.unpack(given)[0].rstrip(b"\0"))
     finally:
         os.close(device)
 
 
-def create(name: str, owner: int) -> None:
-    """Make a persistent TAP that only processes of the uid `owner` may attach to.
+@contextlib.contextmanager
+def made(owner: int) -> Iterator[str]:
+    """Make a TAP that only processes of the uid `owner` may attach to; yield the name the kernel gave it.
+
+    It is for what is inside the `with` to give it another. When that is done it is persistent; if that fails,
+    or this process dies, it is gone.
 
     Raises:
-        OSError: EBUSY if there is a link of this name, EPERM without CAP_NET_ADMIN.
+        OSError: EPERM without CAP_NET_ADMIN.
         Failed, NotPermitted: as :func:`check_device`.
     """
     try:
-        with _attached(name, _EXCLUSIVE) as device:
+        with _attached(_ANY) as (device, name):
             fcntl.ioctl(device, _SET_OWNER, owner)
+            yield name
             fcntl.ioctl(device, _SET_PERSISTENT, 1)
     except OSError:
         check_device()
@@ -51,7 +60,7 @@ def create(name: str, owner: int) -> None:
 
 def claim(name: str, owner: int) -> None:
     """Give a TAP that has no owner one; raises OSError, EBUSY if a process holds it."""
-    with _attached(name, 0) as device:
+    with _attached(name) as (device, _):
         fcntl.ioctl(device, _SET_OWNER, owner)
 
 

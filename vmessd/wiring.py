@@ -67,14 +67,37 @@ def bridge_name(text: str) -> str:
     return text
 
 
-def new_bridge_name(text: str) -> str:
-    """Return a name that a bridge may be given; raises InvalidValue where it tells of something else."""
+def new_bridge_name(text: str, *, deliberate: bool = False) -> str:
+    """Return a name that a bridge may be given; raises InvalidValue where it tells of something else.
+
+    A network card's is given to one only where somebody asks for just that: a bridge would take it from a
+    card that comes later.
+    """
     other = kind_by_name(text)
     if other:
         raise InvalidValue(f"bridge name {quoted(text)} is the name of {other}, and there is no such bridge")
+    if is_card_name(text) and not deliberate:
+        raise InvalidValue(
+            f"bridge name {quoted(text)} is like a network card's, and there is no such bridge",
+            hint=f"if a bridge is meant, make it first: vmess net vlan {text}",
+        )
     if "," in text:
         raise InvalidValue(f"bridge name {quoted(text)} has a comma; bridges stand with spaces between them")
     return text
+
+
+# The kernel's own names, and those of systemd.net-naming-scheme(7) on PCs and ARM boards: by slot, on-board
+# number, path, MAC, device tree or ACPI.
+_CARD_NAME = re.compile(
+    r"(eth|wlan|wwan)[0-9]+"
+    r"|(en|wl|ww)(P[0-9]+)?[opsudX][0-9]+([a-z]{1,2}[0-9]+)*"
+    r"|(en|wl|ww)(x[0-9a-f]{12}|a[a-z]{3,4}[0-9a-f]+i[0-9]+)"
+)
+
+
+def is_card_name(text: str) -> bool:
+    """Tell whether a name is one the kernel or systemd gives to network cards: `eth0`, `enp3s0`, `wlan0`."""
+    return _CARD_NAME.fullmatch(text) is not None
 
 
 def kind_by_name(text: str) -> str:
