@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = """
-    errors names shell row wiring settings
+    errors streams names shell row wiring settings
     safefile logfile records vmdir drives
     cmdline lifecycle process account monitor display
     netlink tap access network segments addresses
@@ -36,7 +36,10 @@ ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room i
 
 # What the client shares with the daemon, and so reads at every start.
 SHARED = frozenset(
-    {"vmessd", *(f"vmessd.{room}" for room in ("errors", "names", "shell", "row", "settings", "notify"))}
+    {
+        "vmessd",
+        *(f"vmessd.{room}" for room in ("errors", "streams", "names", "shell", "row", "settings", "notify")),
+    }
 )
 
 # Rooms that are no part of the client at work, and may look at more.
@@ -44,6 +47,7 @@ AT_INSTALLATION = {"vmessctl.manual": {"vmessd.config"}}
 
 # Rooms that may know less than what stands before them.
 MAY_IMPORT = {
+    "vmessd.streams": set(),
     "vmessd.names": {"vmessd.errors"},
     "vmessd.wiring": {"vmessd.errors", "vmessd.names"},
     "vmessd.settings": {"vmessd.errors", "vmessd.names", "vmessd.row", "vmessd.wiring"},

@@ -49,8 +49,11 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print what is wrong."""
-    print(text, file=sys.stderr)
+    """Print what is wrong; where nothing can be printed, the exit status has to say it."""
+    try:  # noqa: SIM105 -- contextlib takes long to import
+        print(text, file=sys.stderr)
+    except OSError:
+        pass
 
 
 def complain(error: VmessError) -> int:
