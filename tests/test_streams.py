@@ -37,7 +37,8 @@ def test_c66_a_daemon_without_standard_streams_serves_and_nothing_else_has_their
 ) -> None:
     daemon = Daemon(tmp_path)
     daemon.wrapper = closing(numbers)["inside"]
-    with contextlib.closing(daemon.start()):
+    with contextlib.closing(daemon):
+        daemon.start()
         daemon.make(A, guest="polite")
         daemon.done(A, "start")
         daemon.wait_guest(A)

@@ -1317,3 +1317,42 @@ def test_a_storm_of_changes_elsewhere_changes_no_answer(wired: WiredDaemon) -> N
             process.kill()
     assert turns > 1
     assert healthy(wired)
+
+
+# vmessd whose disk fails: no directory reaches it, or, while a file of that name is there, nothing does.
+BROKEN_DISK = """
+import os, stat, sys
+real = os.fsync
+
+def fsync(fd):
+    if stat.S_ISDIR(os.fstat(fd).st_mode) or os.path.exists(sys.argv[2] + "/../broken"):
+        raise OSError(5, "Input/output error")
+    real(fd)
+
+os.fsync = fsync
+from vmessd.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def test_c67_wires_and_their_file_stay_together_where_the_disk_fails(make_wired: MakeWired) -> None:
+    wired = make_wired()
+    wired.program = ("-c", BROKEN_DISK)
+    wired.start()
+    wired.make("newvm0")
+    wired.done("newvm", "ifadd", "2", "br0")
+    assert (wired.noted("newvm0"), wired.wiring()) == (
+        "br0 -",
+        {"br0": None, "newvm0e0": "br0", "newvm0e1": None},
+    )
+    assert wired.mentions("NICS is changed, but a power cut may undo it: input/output error")
+    (wired.directory / "broken").touch()
+    for words in (("ifadd", "1"), ("connect", "1", "br1"), ("ifadd", "3", "br2", "br2", "br2")):
+        assert "NICS cannot be written" in refused(wired, 1, "newvm", *words)
+        assert wired.noted("newvm0") == "br0 -"
+        assert {name: master for name, master in wired.wiring().items() if name != "br0"} == {
+            "newvm0e0": "br0",
+            "newvm0e1": None,
+        }
+    wired.done("newvm", "ifdel")  # which only removes a name
+    assert (wired.noted("newvm0"), wired.wiring()) == (None, {"br0": None})

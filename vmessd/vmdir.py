@@ -184,7 +184,7 @@ class VMDirectory:
         with self.opened() as directory:
             if text is None:
                 safefile.must_be_plain(directory, setting.file)
-                safefile.remove(directory, setting.file)
+                safefile.remove(directory, setting.file, durable=True)
                 return
             setting.value(text)
             safefile.write(directory, setting.file, f"{text.strip()}\n".encode())

@@ -7,6 +7,7 @@ goes when it does, or with the VM's QEMU, whichever daemon sees that.
 import asyncio
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ from vmessd.machine import Machine
 from vmessd.network import Change, Nic, Step
 from vmessd.settings import BY_FILE
 from vmessd.wiring import FORWARDS_MAX, PORT_MAX, Wire, check_interface, file_text, parse_wire, parse_wires
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -127,8 +130,7 @@ class Wires:
             try:
                 yield
             except BaseException:
-                with contextlib.suppress(VmessError):
-                    directory.note_wires(before or "")
+                self._note_again(before or "")
                 raise
         except BaseException:
             change.undo()
@@ -216,8 +218,7 @@ class Wires:
         except BaseException:
             if made is not None:
                 await self._machine.change(made.undo)
-            with contextlib.suppress(VmessError):
-                await self._note(before or "")
+            await self._machine.change(functools.partial(self._note_again, before or ""))
             await self._machine.change(marked.undo)
             raise
         return made.steps
@@ -284,6 +285,13 @@ class Wires:
                 if not self._is_off:
                     await self.cards.forward(index, host, before.get(host))
                 raise
+
+    def _note_again(self, text: str) -> None:
+        """Put NICS back as it was; that it cannot be, is logged, and `info` tells where the kernel differs."""
+        try:
+            self._machine.directory.note_wires(text)
+        except VmessError as error:
+            log.warning("%s: %s; it says what was taken back", self.vm, error.message)
 
     async def _note(self, text: str) -> None:
         await self._machine.change(functools.partial(self._machine.directory.note_wires, text))
