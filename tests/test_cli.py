@@ -350,7 +350,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
         if command.method:
             assert callable(getattr(VmessInterface, command.method)), command.verb
     methods = {name for name in vars(VmessInterface) if name[0].isupper()}
-    assert {command.method for command in COMMANDS if command.method} == methods - {"NetIgnored"}
+    assert {command.method for command in COMMANDS if command.method} == methods - {"NetIgnored", "Look"}
 
 
 def test_no_verb_can_be_taken_for_a_vm() -> None:

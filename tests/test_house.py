@@ -25,7 +25,7 @@ VMESSD = """
     keys stats report events refusals host seriallog launch
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
-    serialfeed why faults interface control config notify log daemon __main__
+    serialfeed why views faults interface control config notify log daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
     commands grammar helptext notation client render console

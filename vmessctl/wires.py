@@ -7,7 +7,7 @@ import sys
 from vmessctl import commands
 from vmessctl.client import connect
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import emit, for_each, say, show, tell, warn
+from vmessctl.console import emit, for_each, look_at_each, say, show, tell, warn
 from vmessd import names, shell
 from vmessd.errors import DONE, InvalidValue, TimedOut, printable, quoted
 
@@ -91,15 +91,14 @@ def _connect(invocation: Invocation) -> int:
 
 
 def _ifstat(invocation: Invocation) -> int:
-    def work(client: Client, vm: str) -> int:
-        reply = client.call("Nics", vm=vm)
+    def work(reply: Reply, vm: str) -> int:
         if commands.JSON.flag in invocation.options:
             show(invocation, reply, str, vm)
         else:
             print(wiring(names.parse(vm), reply))
         return DONE
 
-    return for_each(invocation, work)
+    return look_at_each(invocation, work)
 
 
 def wiring(vm: str, reply: Reply) -> str:
@@ -140,11 +139,11 @@ def _forward(invocation: Invocation) -> int:
 
 
 def _addr(invocation: Invocation) -> int:
-    def work(client: Client, vm: str) -> int:
-        show(invocation, client.call("Addresses", vm=vm), lambda reply: addresses(names.parse(vm), reply), vm)
+    def work(reply: Reply, vm: str) -> int:
+        show(invocation, reply, lambda reply: addresses(names.parse(vm), reply), vm)
         return DONE
 
-    return for_each(invocation, work)
+    return look_at_each(invocation, work)
 
 
 def addresses(vm: str, reply: Reply) -> str:

@@ -24,6 +24,7 @@ from vmessd.sampler import Sample
 from vmessd.segments import Segment
 from vmessd.serialfeed import SerialPiece
 from vmessd.supervisor import Supervisor
+from vmessd.views import Aspect, VMView, views
 from vmessd.vnc import VMRelay
 from vmessd.why import Explanation, explain
 
@@ -118,6 +119,23 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     async def Info(self, *, vm: str) -> VMInfo:
         """Return all there is to say of a VM, QEMU's command line for one."""
         return await self._supervisor.info(vm)
+
+    @varlinkmethod(return_parameter="view", delay_generator=False)
+    async def Look(self, *, vms: list[str], aspect: Aspect) -> AsyncIterator[VMView]:
+        """Tell of several VMs, or of all, what Status, Info, Nics, Addresses or Why tell of one.
+
+        A reply for each, in this order, and by name where none is named; what is wrong with one of them is
+        told in its place. Wants `more`.
+        """
+        wanted = vms or [machine.vm for machine in await self._supervisor.everyone()]
+        if not wanted:
+            raise refusals.no_vms()
+        left = len(wanted)
+        async for view in views(self._supervisor, wanted, aspect):
+            left -= 1
+            if not left:
+                raise LastResult(view)
+            yield view
 
     @varlinkmethod(return_parameter="path")
     async def Make(self, *, vm: str) -> str:

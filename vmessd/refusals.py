@@ -1,6 +1,6 @@
 """What is said to whoever asks for what a VM's state does not allow. Pure."""
 
-from vmessd.errors import AlreadyRunning, Failed, NotRunning, StartFailed, TimedOut
+from vmessd.errors import AlreadyRunning, Failed, NoSuchVM, NotRunning, StartFailed, TimedOut
 
 LOG = "journalctl -u vmessd; a daemon of your own has it on its standard error"
 
@@ -73,3 +73,8 @@ def going_away() -> Failed:
         "vmessd is going away; what was begun with QEMU goes on, its deadline does not",
         hint="vmess list, when it is back",
     )
+
+
+def no_vms() -> NoSuchVM:
+    """A look at all VMs where there is none."""
+    return NoSuchVM("there is no VM yet", hint="make one: vmess newvm make")
