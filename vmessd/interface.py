@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from asyncvarlink import FileDescriptor, LastResult, VarlinkInterface, varlinkmethod
 
-from vmessd import faults, logs, names, refusals, serialfeed, vnc
+from vmessd import faults, logs, names, refusals, serialfeed, settings, vnc
 from vmessd.addresses import VMAddress
 from vmessd.errors import INTERFACE, printable, quoted
 from vmessd.events import Kind, VMEvent, Watcher
@@ -189,13 +189,15 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
             yield progress
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
-    async def Boot(self) -> AsyncIterator[FleetProgress]:
+    async def Boot(self, *, at_once: int | None) -> AsyncIterator[FleetProgress]:
         """Start the VMs that are to start with the host, lower orders first. Wants `more`.
 
-        A reply for each step of each VM, then a last one. It goes on if the caller leaves.
+        A reply for each step of each VM, then a last one. It goes on if the caller leaves. At most `at_once`
+        (1 to 64, which null stands for, too) are on their way up at any moment.
         """
-        self._note("Boot", "")
-        async for progress in self._fleet.boot(self._peer.uid):
+        self._note("Boot", "", "" if at_once is None else f" {quoted(at_once)} at once")
+        places = settings.AT_ONCE_MAX if at_once is None else settings.at_once(str(at_once))
+        async for progress in self._fleet.boot(self._peer.uid, places):
             if progress.done:
                 raise LastResult(progress)
             yield progress

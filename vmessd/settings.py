@@ -27,6 +27,7 @@ ORDER_MAX = 99
 DELAY_MAX = 3600
 REMARK_MAX = 200
 RESTARTS = ("no", "on-crash", "always")
+AT_ONCE_MAX = 64  # threads that vmessd has for the files of VMs: more starts would wait for each other there
 
 
 def size(text: str, bare: int = 1) -> int:
@@ -332,6 +333,14 @@ DRIVES: tuple[Drive, ...] = (
         help='Create a symlink to the cdrom to be used by the VM; "none" removes it.',
     ),
 )
+
+
+def at_once(text: str) -> int:
+    """Return how many starts may be under way at once; raises InvalidValue."""
+    try:
+        return _integer(text.strip(), 1, AT_ONCE_MAX)
+    except ValueError:
+        raise InvalidValue(f"at-once {quoted(text.strip())} is not a number from 1 to {AT_ONCE_MAX}") from None
 
 
 def disk_size(text: str) -> int:
