@@ -14,6 +14,7 @@ from vmessd import cmdline, shell
 from vmessd.cmdline import Card, Spec
 from vmessd.drives import Disk
 from vmessd.errors import Failed
+from vmessd.settings import BY_FILE
 
 G = 2**30
 HOME = "/home/ayourtch/vms/newvm0"
@@ -424,3 +425,43 @@ def test_what_shell_prints_bash_reads_back() -> None:
 @example(["\ud800"])
 def test_what_shell_prints_is_one_printable_line(argv: list[str]) -> None:
     assert shell.join(argv).isprintable()
+
+
+# Variables in words for QEMU
+
+COMMAS = "/srv/a,b c/newvm0"
+FILLED_IN = [
+    ("-kernel $DIR/linux", ("-kernel", f"{COMMAS}/linux")),
+    ("-drive file=$DIR/x.img,if=virtio", ("-drive", "file=/srv/a,,b c/newvm0/x.img,if=virtio")),
+    ("-fw_cfg name=opt/vm,string=$VM", ("-fw_cfg", "name=opt/vm,string=newvm0")),
+    ("-append 'root=$DIR vm=$VM' -append", ("-append", f"root={COMMAS} vm=newvm0", "-append")),
+    ("-append x -D a=$DIR", ("-append", "x", "-D", "a=/srv/a,,b c/newvm0")),
+    ("""-blockdev '{"filename":"$DIR/x=1"}'""", ("-blockdev", f'{{"filename":"{COMMAS}/x=1"}}')),
+    ("\"$DIR\" '$VM'", (COMMAS, "newvm0")),
+    ("${VM}x ${DIR}x $VM-$VM.$VM", ("newvm0x", f"{COMMAS}x", "newvm0-newvm0.newvm0")),
+    ("$$VM $$$VM $$ a$$b", ("$VM", "$newvm0", "$", "a$b")),
+    ("$HOME $VMX $DIR_ $vm $ $1 ${VMX}", ("$HOME", "$VMX", "$DIR_", "$vm", "$", "$1", "${VMX}")),
+    ("$VM\u00e9", ("newvm0\u00e9",)),
+    ("\\$VM", ("newvm0",)),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), FILLED_IN, ids=[text for text, _ in FILLED_IN])
+def test_c73_variables_are_filled_in_behind_the_split(text: str, expected: tuple[str, ...]) -> None:
+    values = {"EXARGS": BY_FILE["EXARGS"].value(text), "RAM": 2 * G}
+    assert cmdline.expanded(values, "newvm0", COMMAS) == {"EXARGS": expected, "RAM": 2 * G}
+
+
+def test_c73_a_path_in_json_is_a_text_whatever_it_holds() -> None:
+    directory = 'a"b\\c'
+    [word] = cmdline.expanded({"EXARGS": ('{"filename":"$DIR"}',)}, "newvm0", directory)["EXARGS"]
+    assert json.loads(word) == {"filename": directory}
+
+
+def test_c73_properties_of_cards_keep_their_commas() -> None:
+    values = {"NIC_EXARGS": BY_FILE["NIC_EXARGS"].value("romfile=$DIR/$VM.rom,bootindex=1")}
+    values = cmdline.expanded(values, "newvm0", COMMAS)
+    assert cmdline.device(TAP, values)["romfile"] == f"{COMMAS}/newvm0.rom"
+    assert cmdline.device(TAP, values)["bootindex"] == "1"
+    argv = cmdline.build(Spec("newvm0", COMMAS, "tcg", 1, values, cards=[TAP]), "qemu")
+    assert argv[-1].endswith(",id=nic0,romfile=/srv/a,,b c/newvm0/newvm0.rom,bootindex=1")

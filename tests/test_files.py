@@ -157,6 +157,28 @@ def test_c14_any_path_is_only_a_path(tmp_path: Path) -> None:
         assert iso.exists()
 
 
+def test_c73_words_for_qemu_name_the_vm_and_its_directory(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, root=tmp_path / "a,b c")
+    with serving(daemon):
+        directory = daemon.make(A, guest=None, NICS="user")
+        (directory / "guest.rom").write_bytes(guests.rom("idle"))
+        (directory / "card.rom").write_bytes(b"\x55\xaa" + bytes(510))
+        (directory / "NIC_EXARGS").write_text("romfile=$DIR/card.rom")
+        words = "-bios $DIR/guest.rom -fw_cfg name=opt/$VM,file=$DIR/RAM -D $DIR/$$x"
+        (directory / "EXARGS").write_text(words)
+        daemon.done(A, "start")
+        daemon.wait_guest(A)
+        argv = Path(f"/proc/{daemon.status(A)['pid']}/cmdline").read_text().split("\0")
+        doubled = str(directory).replace(",", ",,")
+        assert f"{directory}/guest.rom" in argv
+        assert f"name=opt/{A},file={doubled}/RAM" in argv
+        assert (directory / "$x").exists()
+        assert any(word.endswith(f",romfile={doubled}/card.rom") for word in argv)
+        assert f"EXARGS: {words}" in daemon.done(A, "info").splitlines()
+        daemon.done(A, "ifadd", "2", "user", "user")  # by QMP, where a comma is a comma
+        daemon.done(A, "stop", "force")
+
+
 def test_c14_an_iso_whose_path_is_no_utf8(daemon: Daemon) -> None:
     daemon.make(A)
     path = os.fsencode(daemon.directory) + b"/i\xff\xfe,\n.iso"

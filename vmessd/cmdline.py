@@ -180,8 +180,12 @@ def device(card: Card, values: Mapping[str, Any]) -> dict[str, Any]:
         "mac": card.mac,
         "id": card_id(card.index),
     }
-    more = values.get("NIC_EXARGS", "")
-    return arguments | dict(pair.split("=", 1) for pair in more.split(",") if pair)
+    return arguments | dict(pair.split("=", 1) for pair in _pairs(values.get("NIC_EXARGS", "")))
+
+
+def _pairs(text: str) -> list[str]:
+    """Return the parts of an option list; `,,` stands for a comma in one of them (QEMU, QemuOpts)."""
+    return [pair.replace("\0", ",") for pair in text.replace(",,", "\0").split(",") if pair]
 
 
 def _options(arguments: Mapping[str, Any]) -> str:
@@ -190,7 +194,45 @@ def _options(arguments: Mapping[str, Any]) -> str:
     words = [str(first)]
     for key, value in rest:
         words += [f"{key}={item['str']}" for item in value] if isinstance(value, list) else [f"{key}={value}"]
-    return ",".join(words)
+    return ",".join(word.replace(",", ",,") for word in words)
+
+
+_VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<bare>VM|DIR)(?!\w)|\{(?P<braced>VM|DIR)\})", re.ASCII)
+_NO_LIST = ("-append", "--append")  # what follows is the guest's business, commas and all
+
+
+def expanded(values: Mapping[str, Any], vm: str, directory: str) -> dict[str, Any]:
+    """Return settings by file name, `$VM` and `$DIR` in those that hand words to QEMU replaced.
+
+    They stand for the VM's name and the path of its directory, `$$` for a dollar; any other `$` stays.
+    """
+    found = dict(values)
+    if words := found.get("EXARGS"):
+        found["EXARGS"] = tuple(
+            _filled_in(word, vm, directory, listed=before not in _NO_LIST)
+            for before, word in itertools.pairwise(("", *words))
+        )
+    if "NIC_EXARGS" in found:
+        found["NIC_EXARGS"] = _filled_in(found["NIC_EXARGS"], vm, directory)
+    return found
+
+
+def _filled_in(word: str, vm: str, directory: str, *, listed: bool = True) -> str:
+    """Return a word with what its variables stand for, written as QEMU reads the word.
+
+    Behind a `=` in a list of options a comma is doubled; in JSON, quotes and the like are escaped.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match["dollar"]:
+            return "$"
+        if "VM" in (match["bare"], match["braced"]):
+            return vm
+        if word.startswith("{"):
+            return json.dumps(directory, ensure_ascii=False)[1:-1]
+        return directory.replace(",", ",,") if listed and "=" in word[: match.start()] else directory
+
+    return _VARIABLE.sub(value, word)
 
 
 def same_but_for_wires(one: Sequence[str], other: Sequence[str]) -> bool:

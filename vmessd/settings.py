@@ -290,7 +290,7 @@ SETTINGS: tuple[Setting, ...] = (
         expects="properties of a QEMU device such as romfile=,bootindex=1",
         parse=_properties,
         option=_no_option,
-        help="More properties for each network card.",
+        help="More properties for each network card. $VM and $DIR as in EXARGS.",
         words_for_qemu=True,
     ),
     Setting(
@@ -300,7 +300,8 @@ SETTINGS: tuple[Setting, ...] = (
         expects="QEMU arguments quoted as for a shell",
         parse=_words,
         option=lambda words: words,
-        help="More arguments for QEMU, split as a shell would split them.",
+        help="More arguments for QEMU, split as a shell would split them. Then $VM stands for the VM's name,\n"
+        "$DIR for the path of its directory, $$ for a dollar.",
         words_for_qemu=True,
     ),
 )
