@@ -25,6 +25,7 @@ from vmessctl.grammar import parse
 from vmessd import __version__, names, settings
 from vmessd.errors import Failed, InvalidValue, VmessError
 from vmessd.interface import VmessInterface
+from vmessd.wiring import FORWARD_FORM
 
 qemu = pytest.mark.qemu
 
@@ -506,6 +507,11 @@ NIC_LINES = (
         nic(0, wire="user:2222:22,8080:80", **USER),
         "interface 0: user network, 127.0.0.1:2222 to port 22, 127.0.0.1:8080 to port 80, MAC " + nic(0)["mac"],
     ),
+    (
+        nic(0, wire="user:udp:5353:53,0.0.0.0:8080:80,udp:192.0.2.7:1:2", **USER),
+        "interface 0: user network, UDP 127.0.0.1:5353 to port 53, 0.0.0.0:8080 to port 80, "
+        "UDP 192.0.2.7:1 to port 2, MAC " + nic(0)["mac"],
+    ),
 )
 
 
@@ -724,6 +730,34 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         [],
     ),
     (
+        "newvm forward 0 tcp:2222:22",
+        [("Forward", {"vm": "newvm0", "interface": 0, "host": 2222, "guest": 22})],
+        {},
+        0,
+        [],
+        [],
+    ),
+    (
+        "newvm forward 0 udp:0.0.0.0:53:none",
+        [
+            (
+                "Forward",
+                {
+                    "vm": "newvm0",
+                    "interface": 0,
+                    "protocol": "udp",
+                    "address": "0.0.0.0",  # noqa: S104 -- a word
+                    "host": 53,
+                    "guest": None,
+                },
+            )
+        ],
+        {},
+        0,
+        [],
+        [],
+    ),
+    (
         "newvm addr",
         [("Addresses", {"vm": "newvm0"})],
         {"addresses": ADDRESSES},
@@ -876,12 +910,26 @@ def test_every_step_of_the_daemon_has_its_words() -> None:
         ("newvm cable x on", "interface 'x' is not a whole number"),
         ("newvm cable 0 of", "cable 'of' is neither on nor off"),
         ("newvm cable 0 ON", "cable 'ON' is neither on nor off"),
-        ("newvm forward 0 2222", "forward '2222' is not <hostport>:<guestport>, such as 2222:22"),
-        ("newvm forward 0 none", "forward 'none' is not <hostport>:<guestport>, such as 2222:22"),
+        (
+            "newvm forward 0 2222",
+            f"forward '2222' is not {FORWARD_FORM}",
+        ),
+        (
+            "newvm forward 0 none",
+            f"forward 'none' is not {FORWARD_FORM}",
+        ),
         ("newvm forward 0 :22", "port '' is not a whole number"),
         ("newvm forward 0 2222:", "port '' is not a whole number"),
         ("newvm forward 0 none:22", "port 'none' is not a whole number"),
-        ("newvm forward 0 2222:22:22", "port '22:22' is not a whole number"),
+        (
+            "newvm forward 0 1:2:3:4",
+            f"forward '1:2:3:4' is not {FORWARD_FORM}",
+        ),
+        (
+            "newvm forward 0 udp:[::1]:2:3",
+            f"forward 'udp:[::1]:2:3' is not {FORWARD_FORM}, and QEMU forwards none of IPv6",
+        ),
+        ("newvm forward 0 udp:0.0.0.0:x:22", "port 'x' is not a whole number"),
         ("newvm forward x 2222:22", "interface 'x' is not a whole number"),
     ],
 )

@@ -15,6 +15,7 @@ from vmessd.cmdline import Card, Spec
 from vmessd.drives import Disk
 from vmessd.errors import Failed
 from vmessd.settings import BY_FILE
+from vmessd.wiring import Forward
 
 G = 2**30
 HOME = "/home/ayourtch/vms/newvm0"
@@ -155,7 +156,7 @@ CARDS: dict[str, tuple[dict[str, Any], list[Card], list[str]]] = {
     ),
     "user with forwards": (
         {},
-        [Card(0, MACS[0], None, ((2222, 22), (8080, 80)))],
+        [Card(0, MACS[0], None, (Forward(2222, 22), Forward(8080, 80)))],
         words("""
 -netdev user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80
 -device e1000,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
@@ -187,7 +188,7 @@ CARDS: dict[str, tuple[dict[str, Any], list[Card], list[str]]] = {
     ),
     "several, of both kinds, with a gap": (
         {"NIC_MODEL": "ne2k_isa"},
-        [TAP, Card(2, MACS[2], None, ((2222, 22),)), Card(28, MACS[28], "newvm0e28")],
+        [TAP, Card(2, MACS[2], None, (Forward(2222, 22),)), Card(28, MACS[28], "newvm0e28")],
         words("""
 -netdev tap,id=net0,ifname=newvm0e0,script=no,downscript=no
 -device ne2k_isa,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
@@ -258,7 +259,7 @@ SAME: dict[str, tuple[list[str], list[str]]] = {
     "other cards": (line(*ALL[:2]), line(*ALL[2:])),
     "an order": (line(*ALL), line(*reversed(ALL))),
     "another wire": (line(TAP), line(USER)),
-    "forwards": (line(USER), line(Card(0, MACS[0], None, ((2222, 22),)))),
+    "forwards": (line(USER), line(Card(0, MACS[0], None, (Forward(2222, 22),)))),
     "a model no card has yet": (line(), line(*ALL, NIC_MODEL="virtio-net-pci")),
     "NICS": (line(TAP, NICS=("br0",)), line(TAP, NICS=())),
 }

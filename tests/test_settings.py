@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vmessd import names, settings
 from vmessd.errors import InvalidValue, quoted
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS, Setting
-from vmessd.wiring import Wire
+from vmessd.wiring import Forward, Wire
 
 K, M, G, T = 2**10, 2**20, 2**30, 2**40
 MEBIBYTE_OF_DIGITS = "1" * M
@@ -36,7 +36,7 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("STOP", "86400", 86400, ()),
     ("NICS", "", (), ()),
     ("NICS", "\n bridge1\t-  user\n", (Wire("bridge1"), Wire(), Wire(user=True)), ()),
-    ("NICS", "user:2222:22,8080:80\n", (Wire(user=True, forwards=((2222, 22), (8080, 80))),), ()),
+    ("NICS", "user:2222:22,8080:80\n", (Wire(user=True, forwards=(Forward(2222, 22), Forward(8080, 80))),), ()),
     ("NICS", "- " * 29, (Wire(),) * 29, ()),
     ("NIC_MODEL", "e1000\n", "e1000", ()),
     ("NIC_MODEL", "virtio", "virtio-net-pci", ()),

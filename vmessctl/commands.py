@@ -153,8 +153,9 @@ COMMANDS: tuple[Command, ...] = (
         "ifadd",
         "Add N virtual NICs to the VM, and optionally place them into bridged segments.\n"
         'Create the segments if necessary. "-" stands for no bridge, "user" for QEMU\'s user-mode\n'
-        "network, which needs no privilege (user:2222:22 forwards a port). NB: the VM has these NICs\n"
-        "then and no others; a running one is given what is missing, and asked to let go of the rest.",
+        "network, which needs no privilege (user:2222:22,udp:5353:53 forwards ports). NB: the VM has\n"
+        "these NICs then and no others; a running one is given what is missing, and asked to let go of\n"
+        "the rest.",
         "SetNics",
         arguments="<N> [bridge|-|user]...",
         many=True,
@@ -190,7 +191,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "forward",
         "Forward a TCP port of the host's 127.0.0.1 into the user-mode network of the Nth\n"
-        'interface, at once and at every start; "none" in place of the guest\'s port ends it.',
+        'interface, at once and at every start; "none" in place of the guest\'s port ends it. With udp: in\n'
+        "front it is one of UDP, with an address one of that: udp:0.0.0.0:5353:53 is for other hosts, too.",
         "Forward",
         arguments="<ifnum> <hostport>:<guestport|none>",
         reports=True,

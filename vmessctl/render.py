@@ -104,9 +104,7 @@ def nic(reply: Reply) -> str:
     """Return one interface of a VM and what it is plugged into."""
     name, wire = reply["tap"] or f"interface {reply['index']}", printable(reply["wire"])
     if reply["tap"] is None:
-        forwards = [pair.split(":") for pair in wire.partition(":")[2].split(",") if pair]
-        ports = "".join(f", 127.0.0.1:{host} to port {guest}" for host, guest in forwards)
-        wire = f"user network{ports}"
+        wire = f"user network{''.join(map(_forward, filter(None, wire.partition(':')[2].split(','))))}"
     elif wire == "-":
         wire = "in no bridge"
     remarks = [
@@ -115,6 +113,14 @@ def nic(reply: Reply) -> str:
         "" if reply["cable"] else ", cable pulled",
     ]
     return f"{name}: {wire}, MAC {reply['mac']}{''.join(remarks)}"
+
+
+def _forward(word: str) -> str:
+    """Return where a forwarded port leads: `udp:5353:53` is `, UDP 127.0.0.1:5353 to port 53`."""
+    *front, host, guest = word.split(":")
+    protocol = "UDP " if front[:1] == ["udp"] else ""
+    address = front[-1] if front[1 if protocol else 0 :] else "127.0.0.1"
+    return f", {protocol}{address}:{host} to port {guest}"
 
 
 def _drive(drive: Reply) -> str:

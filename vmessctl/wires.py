@@ -121,21 +121,34 @@ def _cable(invocation: Invocation) -> int:
 
 
 def _forward(invocation: Invocation) -> int:
-    number, pair = invocation.arguments
+    number, text = invocation.arguments
     interface = _interface(invocation, number)
-    host, colon, guest = pair.partition(":")
-    if not colon:
-        raise InvalidValue(f"forward {quoted(pair)} is not <hostport>:<guestport>, such as 2222:22")
-    ports = {
-        "host": _number(invocation, host, "port"),
-        "guest": None if guest == "none" else _number(invocation, guest, "port"),
-    }
+    ports = _ports(invocation, text)
 
     def work(client: Client, vm: str) -> int:
         emit(invocation, client.call("Forward", vm=vm, interface=interface, **ports), vm)
         return DONE
 
     return for_each(invocation, work)
+
+
+def _ports(invocation: Invocation, text: str) -> dict[str, object]:
+    """Return what to forward; what goes without saying is not said, for a daemon that knows no more."""
+    said: dict[str, object] = {}
+    words = text.split(":")
+    if words[0] in ("tcp", "udp"):
+        said |= {"protocol": "udp"} if words.pop(0) == "udp" else {}
+    if len(words) == 3:
+        said["address"] = words.pop(0)
+    if len(words) != 2:
+        ipv6 = ", and QEMU forwards none of IPv6" if "[" in text or "::" in text else ""
+        raise InvalidValue(
+            f"forward {quoted(text)} is not [udp:][address:]<hostport>:<guestport>, such as 2222:22{ipv6}"
+        )
+    host, guest = words
+    said["host"] = _number(invocation, host, "port")
+    said["guest"] = None if guest == "none" else _number(invocation, guest, "port")
+    return said
 
 
 def _addr(invocation: Invocation) -> int:

@@ -17,6 +17,7 @@ from vmessd.drives import Disk
 from vmessd.errors import Failed
 from vmessd.settings import SETTINGS
 from vmessd.vmdir import PID_FILE
+from vmessd.wiring import Forward
 
 
 class ChildFd(enum.IntEnum):
@@ -47,8 +48,8 @@ class Card:
     mac: str
     tap: str | None
     """The TAP behind it; None for QEMU's user-mode network."""
-    forwards: Sequence[tuple[int, int]] = ()
-    """Of a user-mode network: TCP ports of the host's 127.0.0.1 and the guest's ports they lead to."""
+    forwards: Sequence[Forward] = ()
+    """Of a user-mode network: the host's ports that lead into it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +164,13 @@ def netdev(card: Card) -> dict[str, Any]:
         }
     arguments: dict[str, Any] = {"type": "user", "id": netdev_id(card.index)}
     if card.forwards:
-        arguments["hostfwd"] = [{"str": forward(host, guest)} for host, guest in card.forwards]
+        arguments["hostfwd"] = [{"str": hostfwd(forward)} for forward in card.forwards]
     return arguments
 
 
-def forward(host: int, guest: int) -> str:
-    """Return QEMU's words for a forwarded port; only the host itself can reach it."""
-    return f"tcp:127.0.0.1:{host}-:{guest}"
+def hostfwd(forward: Forward) -> str:
+    """Return QEMU's words for a forwarded port."""
+    return f"{forward.protocol}:{forward.address}:{forward.host}-:{forward.guest}"
 
 
 def device(card: Card, values: Mapping[str, Any]) -> dict[str, Any]:

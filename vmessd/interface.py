@@ -27,6 +27,7 @@ from vmessd.supervisor import Supervisor
 from vmessd.views import Aspect, VMView, views
 from vmessd.vnc import VMRelay
 from vmessd.why import Explanation, explain
+from vmessd.wiring import checked_forward
 
 log = logging.getLogger(__name__)
 
@@ -382,7 +383,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     async def SetNics(self, *, vm: str, count: int, wires: list[str]) -> list[Step]:
         """Have a VM have `count` interfaces and no others; returns what was done, in order.
 
-        Each wire is a bridge, made if need be, or `-` for none, or `user` (`user:2222:22,8080:80`) for
+        Each wire is a bridge, made if need be, or `-` for none, or `user` (`user:2222:22,udp:5353:53`) for
         QEMU's user-mode network; those without a word are in no bridge. On a running VM cards come and
         go; a step `pending` tells of one that the guest has not let go of.
         """
@@ -407,11 +408,26 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         self._tell(Kind.wires, vm, f"cable {interface} {'on' if on else 'off'}")
 
     @varlinkmethod
-    async def Forward(self, *, vm: str, interface: int, host: int, guest: int | None) -> None:
-        """Forward a TCP port of the host's 127.0.0.1 into a user-mode network; null ends it."""
-        await self._changing("Forward", vm, f" {quoted(interface)} {quoted(host)}:{quoted(guest)}")
-        await (await self._supervisor.wires(vm)).forward(interface, host, guest)
-        self._tell(Kind.wires, vm, f"forward {interface} {host}:{'none' if guest is None else guest}")
+    async def Forward(  # noqa: PLR0913 -- what was not said before 0.1.0 may be left out
+        self,
+        *,
+        vm: str,
+        interface: int,
+        host: int,
+        guest: int | None,
+        protocol: str | None,
+        address: str | None,
+    ) -> None:
+        """Forward a port of the host's into a user-mode network, to a guest's; null in its place ends it.
+
+        The protocol is `tcp`, which null stands for, or `udp`; the address is one of the host's, of IPv4,
+        null standing for 127.0.0.1. Any other lets other hosts in.
+        """
+        said = "".join(f" {quoted(word)}" for word in (protocol, address) if word is not None)
+        await self._changing("Forward", vm, f" {quoted(interface)} {quoted(host)}:{quoted(guest)}{said}")
+        forward = checked_forward(protocol, address, host, 1 if guest is None else guest)
+        await (await self._supervisor.wires(vm)).forward(interface, forward, on=guest is not None)
+        self._tell(Kind.wires, vm, f"forward {interface} {forward.port}:{'none' if guest is None else guest}")
 
     @varlinkmethod(return_parameter="addresses")
     async def Addresses(self, *, vm: str) -> list[VMAddress]:

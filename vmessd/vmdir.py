@@ -187,7 +187,10 @@ class VMDirectory:
                 safefile.remove(directory, setting.file, durable=True)
                 return
             setting.value(text)
-            safefile.write(directory, setting.file, f"{text.strip()}\n".encode())
+            data = f"{text.strip()}\n".encode()
+            if len(data) > VALUE_LIMIT:  # which nobody would read
+                raise InvalidValue(f"{setting.file} would have {len(data)} bytes; {VALUE_LIMIT} is the most")
+            safefile.write(directory, setting.file, data)
 
     def note_wires(self, text: str) -> None:
         """Write the NICS file, remove it where there is nothing to say; raises as :func:`safefile.write`."""
