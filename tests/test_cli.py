@@ -55,6 +55,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm ram -5", "ram", ("newvm0",), ("-5",), {}),
     ("newvm ram none", "ram", ("newvm0",), ("none",), {}),
     ("newvm accel tcg", "accel", ("newvm0",), ("tcg",), {}),
+    ("newvm cpu best", "cpu", ("newvm0",), ("best",), {}),
     ("newvm hda 8G", "hda", ("newvm0",), ("8G",), {}),
     ("newvm hdd 8G", "hdd", ("newvm0",), ("8G",), {}),
     ("newvm cdrom -", "cdrom", ("newvm0",), ("-",), {}),

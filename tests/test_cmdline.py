@@ -466,3 +466,26 @@ def test_c73_properties_of_cards_keep_their_commas() -> None:
     assert cmdline.device(TAP, values)["bootindex"] == "1"
     argv = cmdline.build(Spec("newvm0", COMMAS, "tcg", 1, values, cards=[TAP]), "qemu")
     assert argv[-1].endswith(",id=nic0,romfile=/srv/a,,b c/newvm0/newvm0.rom,bootindex=1")
+
+
+# The CPU
+
+
+@pytest.mark.parametrize(
+    ("value", "kvm", "tcg"),
+    [
+        ("best", "host", "max"),
+        ("best,-svm,x2apic=on", "host,-svm,x2apic=on", "max,-svm,x2apic=on"),
+        ("qemu64", "qemu64", "qemu64"),
+        ("Bestie,+aes", "Bestie,+aes", "Bestie,+aes"),
+    ],
+)
+def test_c75_the_best_cpu_is_the_hosts_or_all_that_tcg_knows(value: str, kvm: str, tcg: str) -> None:
+    for accel, expected in (("kvm", kvm), ("tcg", tcg)):
+        argv = cmdline.build(Spec("newvm0", HOME, accel, 2811, {"CPU": value}), "qemu-system-x86_64")
+        place = argv.index("-cpu")
+        assert argv[place - 2 : place + 2] == ["-accel", accel, "-cpu", expected]
+        assert cmdline.cpu_of(argv) == expected
+        assert cmdline.cpu_of([*argv, "-cpu", "486"]) == "486"  # from EXARGS, and QEMU takes the last
+    bare = cmdline.build(Spec("newvm0", HOME, "kvm", 2811), "qemu-system-x86_64")
+    assert ("-cpu" in bare, cmdline.cpu_of(bare)) == (False, None)

@@ -176,7 +176,7 @@ def test_every_verb_and_every_option_is_offered() -> None:
 
 
 LITERALS = {
-    *("none", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
+    *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
     *("-", "user", "bash", "zsh", "fish", "words"),
     *("cpu", "rss", "disk", "net", "up", "name"),
     *("running", "stopped", "paused", "addr"),

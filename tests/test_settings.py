@@ -28,6 +28,18 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("RAM", "1500K", 1500 * K, ("-m", "1500K")),
     ("RAM", "1M", M, ("-m", "1M")),
     ("RAM", "16T", 16 * T, ("-m", "16T")),
+    *(
+        ("CPU", cpu, cpu.strip(), ())
+        for cpu in (
+            "best\n",
+            "qemu64",
+            "486",
+            "Skylake-Client-noTSX-IBRS",
+            "EPYC-v4",
+            "max,+aes,-svm,x2apic=on",
+        )
+    ),
+    ("CPU", "best,hv-relaxed=off", "best,hv-relaxed=off", ()),
     ("ACCEL", "auto", "auto", ()),
     ("ACCEL", "kvm\n", "kvm", ()),
     ("ACCEL", "tcg", "tcg", ()),
@@ -54,6 +66,35 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
 BAD: dict[str, list[str]] = {
     "SMP": ["256", "+1", "1.0", "0x4", "four", "٤", "1 2", "4\n4"],
     "RAM": ["999K", "17T", "2GB", "2.5G", "0x10", "٢G", "2 G", "G", "1e3M", "2G\n2G", "-m"],
+    "CPU": [
+        *(
+            "",
+            "help",
+            "?",
+            "2",
+            "4",
+            "-cpu",
+            "+aes",
+            "a b",
+            "max,",
+            "max,aes",
+            "max,help",
+            "max,aes=1",
+            "max,=on",
+        ),
+        *(
+            "max,+",
+            "max,-",
+            "max,,+aes",
+            "é64",
+            "max,+é",
+            "max,+a=off,b",
+            "a=on",
+            "host\nmax",
+            "max,x=/etc/passwd",
+        ),
+        *("max;id", "max\0", "max,+\x1b", "max,+-", "best,x=on,y"),
+    ],
     "ACCEL": ["", "KVM", "xen", "tcg,thread=multi", "auto kvm"],
     "STOP": ["", "-1", "86401", "1.5", "5s", "inf", "nan"],
     "NICS": [

@@ -300,6 +300,34 @@ def test_c18_on_a_full_disk_the_old_value_stays_whole(vm: VMDirectory, room: int
     assert [file.name for file in vm.path.iterdir()] == (["RAM"] if old else [])
 
 
+def test_c75_a_vm_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = VMDirectory(tmp_path, "newvm0")
+    with writes_limited_to(0), pytest.raises(Failed, match="CPU cannot be written"):
+        vm.make({"CPU": "best"})
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(vm, "_must_be_new", lambda: None)  # as if another was made just then
+    vm.make({"CPU": "best"})
+    with pytest.raises(Failed, match="newvm0 cannot be made: directory not empty"):
+        vm.make({"CPU": "max"})
+    monkeypatch.undo()
+    with pytest.raises(Failed, match="is there already"):
+        vm.make({"CPU": "max"})
+    assert [file.name for file in tmp_path.iterdir()] == ["newvm0"]
+    assert (vm.path / "CPU").read_text() == "best\n"
+    assert stat.S_IMODE(vm.path.stat().st_mode) == 0o710
+
+
+@pytest.mark.parametrize(("call", "times"), [("mkdir", 1), ("fsync", 1), ("rename", 1), ("rename", 2)])
+def test_c75_killed_in_a_make_leaves_no_vm(tmp_path: Path, call: str, times: int) -> None:
+    code = DYING.replace('write_setting(BY_FILE["RAM"], "2G")', 'make({"CPU": "best"})')
+    argv = [sys.executable, "-c", code, call, str(times), str(tmp_path)]
+    assert subprocess.run(argv, check=False, timeout=10).returncode == 77
+    assert vmdir.listing(tmp_path) == []
+    parted: list[str] = []
+    vmdir.sweep_removed(tmp_path, parted.append)
+    assert (list(tmp_path.iterdir()), parted) == ([], [])
+
+
 DYING = """
 import os, sys
 from pathlib import Path

@@ -416,7 +416,7 @@ ELSEWHERE = {
     **dict.fromkeys(("boot", "run", "up"), "start"),
     **dict.fromkeys(("ls", "ps"), "list"),
     **dict.fromkeys(("mem", "memory"), "ram"),
-    **dict.fromkeys(("cpu", "cpus", "vcpus"), "smp"),
+    **dict.fromkeys(("cpus", "vcpus"), "smp"),
     **dict.fromkeys(("iso", "cd"), "cdrom"),
     **dict.fromkeys(("ip", "domifaddr"), "addr"),
     "reboot": "reset",

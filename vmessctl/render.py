@@ -91,13 +91,20 @@ def info(reply: Reply) -> str:
         lines.append(f"{where}; the way in is vmess {vm['status']['name']} vnc")
     lines += [nic(interface) for interface in vm["nics"]]
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
-    lines += [f"{value['name']}: {printable(value['value'])}" for value in vm["settings"]]
+    lines += [f"{value['name']}: {printable(value['value'])}{_meant(value, vm)}" for value in vm["settings"]]
     lines += [f"Mind: {printable(nic['difference'])}" for nic in vm["nics"] if nic["difference"]]
     if vm["changed"]:
         lines.append("It runs with other settings than these; they take effect at its next start")
     lines.append(f"Serial console: {printable(vm['serial'])}")
     lines.append(status(vm))
     return "\n".join(lines)
+
+
+def _meant(value: Reply, vm: Reply) -> str:
+    """Return what a setting comes to, where that is not what it says; in brackets."""
+    if value["name"] != "CPU" or not vm.get("cpu") or vm["cpu"] == value["value"]:
+        return ""
+    return f" ({printable(vm['cpu'])}, {vm['accel']})"
 
 
 def nic(reply: Reply) -> str:

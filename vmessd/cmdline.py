@@ -39,6 +39,10 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 IDE = {"hda": ("ide.0", 0), "hdb": ("ide.0", 1), "hdc": ("ide.1", 0), "hdd": ("ide.1", 1)}
 
 
+BEST_CPU = {"kvm": "host", "tcg": "max"}
+"""By accelerator, the model that has all there is (QEMU, docs/system/cpu-models-x86); TCG knows no `host`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Card:
     """A network card of the guest and what is behind it."""
@@ -80,6 +84,8 @@ def build(spec: Spec, qemu: str) -> list[str]:
     """
     argv = [qemu, "-name", spec.vm, "-nodefaults", "-no-user-config", "-S"]
     argv += ["-machine", "pc", "-accel", spec.accel]
+    if "CPU" in spec.values:
+        argv += ["-cpu", cpu(spec.values["CPU"], spec.accel)]
     argv += ["-sandbox", SANDBOX]
     argv += ["-pidfile", f"{spec.directory}/{PID_FILE}"]
     argv += ["-chardev", f"socket,id=qmp,fd={ChildFd.qmp:d},server=on,wait=off"]
@@ -94,6 +100,12 @@ def build(spec: Spec, qemu: str) -> list[str]:
         if setting.file in spec.values:
             argv += setting.option(spec.values[setting.file])
     return argv
+
+
+def cpu(value: str, accel: str) -> str:
+    """Return QEMU's words for the CPU that a CPU file asks for."""
+    model, comma, features = value.partition(",")
+    return f"{BEST_CPU[accel] if model == 'best' else model}{comma}{features}"
 
 
 def _serial() -> list[str]:
@@ -260,6 +272,11 @@ def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def accel_of(argv: Sequence[str]) -> str:
     """Return `kvm` or `tcg`, whichever a command line that :func:`build` made says."""
     return "kvm" if ("-accel", "kvm") in itertools.pairwise(argv) else "tcg"
+
+
+def cpu_of(argv: Sequence[str]) -> str | None:
+    """Return what a command line says of the CPU, the last word of several; None where it says nothing."""
+    return next((value for option, value in reversed([*itertools.pairwise(argv)]) if option == "-cpu"), None)
 
 
 def display_of(argv: Sequence[str]) -> int:

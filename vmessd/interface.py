@@ -148,7 +148,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="note")
     async def Set(self, *, vm: str, setting: str, value: str | None) -> str | None:
-        """Set a setting or a drive (smp, ram, accel, hda, hdb, hdc, hdd, cdrom).
+        """Set a setting or a drive (smp, ram, cpu, accel, hda, hdb, hdc, hdd, cdrom).
 
         The value is written as on the command line; a path is absolute. null takes the setting away.
         Returns what there is to say about it, if anything.

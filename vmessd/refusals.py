@@ -46,8 +46,12 @@ def hanging(vm: str, pid: int) -> TimedOut:
     )
 
 
-def not_started(vm: str, why: str, user: str | None) -> StartFailed:
+def not_started(vm: str, why: str, user: str | None, accel: str) -> StartFailed:
     """A start whose QEMU ended at once; `user` is whom it runs as, where that is not our own."""
+    if accel == "kvm" and "signal 6" in why:  # SIGABRT: KVM refused a register, as one within a VM may
+        return StartFailed(
+            f"VM {vm}: {why}; KVM may not be whole on this host", hint=f"to do without it: vmess {vm} accel tcg"
+        )
     hint = f"vmess {vm} info shows its command line; qemu.log in its directory, what QEMU said"
     if user is not None and "Permission denied" in why:
         hint = f"QEMU runs as {user}: images need its group and rw for it; where links lead, it has to get"

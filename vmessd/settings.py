@@ -123,6 +123,28 @@ def _words(text: str) -> tuple[str, ...]:
     return words
 
 
+def _cpu(text: str) -> str:
+    """Return a model of QEMU's and its features; nothing in it can be another option, nor ask for help."""
+    model, *features = text.split(",")
+    if text.isdecimal() and text != "486":
+        raise _Objection("how many there are, smp says")
+    names = [model]
+    for feature in features:
+        name, equals, value = feature.partition("=")
+        if name[:1] not in ("+", "-") and (equals, value) not in (("=", "on"), ("=", "off")):
+            raise ValueError(text)
+        names.append(name if equals else name[1:])
+    for name in names:
+        if not name[:1].isalnum() or not name.isascii() or not name.translate(_CPU_MARKS).isalnum():
+            raise ValueError(text)
+    if model == "help":
+        raise ValueError(text)
+    return text
+
+
+_CPU_MARKS = str.maketrans("", "", "-_.+")
+
+
 def _network_device(text: str) -> str:
     if not text.isascii() or not text.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ValueError(text)
@@ -212,6 +234,17 @@ SETTINGS: tuple[Setting, ...] = (
         parse=lambda text: _within(UNITS["M"], size(text, bare=UNITS["M"]), RAM_MAX),
         option=lambda count: ("-m", size_text(count)),
         help="Set the size of RAM for the VM and store it inside the VM's dir.",
+    ),
+    Setting(
+        file="CPU",
+        verb="cpu",
+        argument="<best|model|none>",
+        expects="best, or a model of QEMU's, such as qemu64, with features behind it: qemu64,+aes,-svm",
+        parse=_cpu,
+        option=_no_option,  # what is best depends on the accelerator; see cmdline.cpu
+        help="Choose the guest's CPU: a model of QEMU's (qemu-system-x86_64 -cpu help), or the best there is,\n"
+        "which is the host's own under KVM, and all that TCG knows. New VMs have the best; without,\n"
+        "it is QEMU's default, qemu64, which today's distributions find old.",
     ),
     Setting(
         file="ACCEL",

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
 LOCK = BY_FILE["LOCK"]
+NEW = {"CPU": "best"}
+"""What is set in a VM that is made; in a directory that comes from elsewhere what is not said stays so."""
 FIND_TIME = 10.0  # how long a slow disk may keep the daemon from being ready
 
 
@@ -257,6 +259,7 @@ class Supervisor:
             problem=seen.problem,
             display=cmdline.display_of(command) or None,
             accel=cmdline.accel_of(command) if command else None,
+            cpu=cmdline.cpu_of(command),
             serial=str(directory.path / vmdir.SERIAL_SOCKET),
             changed=record is not None and not cmdline.same_but_for_wires(seen.planned, record.argv),
             settings=seen.settings,
@@ -305,7 +308,7 @@ class Supervisor:
     async def make(self, name: str) -> str:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
-        await asyncio.to_thread(directory.make)
+        await asyncio.to_thread(directory.make, NEW)
         return str(directory.path)
 
     async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
