@@ -100,6 +100,28 @@ def refused(daemon: Daemon, *words: str | os.PathLike[str], status: int, **run: 
     return lines[0].removeprefix("vmess: ")
 
 
+# What a guest discards
+
+
+@pytest.mark.parametrize("slot", ["hda", "linked"])
+def test_c76_what_a_guest_discards_leaves_its_image(daemon: Daemon, slot: str) -> None:
+    directory = daemon.make(A, guest="trimmer")
+    image = directory / f"{A}-hda.img"
+    if slot == "linked":
+        image.symlink_to(daemon.directory / "elsewhere.img")
+    size = 4 * guests.TRIMMED
+    content = bytes(range(1, 256)) * (size // 255) + b"x" * (size % 255)
+    image.write_bytes(content)
+    os.sync()
+    before = os.stat(image).st_blocks * 512
+    daemon.done(A, "start")
+    daemon.wait_guest(A, b"RT")
+    assert os.stat(image).st_blocks * 512 <= before - guests.TRIMMED
+    daemon.done(A, "stop")
+    assert image.stat().st_size == size
+    assert image.read_bytes() == bytes(guests.TRIMMED) + content[guests.TRIMMED :]
+
+
 # The CPU
 
 

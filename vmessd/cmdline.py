@@ -133,13 +133,13 @@ def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
 
 
 def _drive(disk: Disk, slot: str) -> list[str]:
-    """One drive. JSON with an explicit driver: no format is probed and any path is only a path."""
-    node = {
-        "driver": "raw",
-        "node-name": disk.slot,
-        "read-only": disk.slot == "cdrom",
-        "file": {"driver": "host_device" if disk.block_device else "file", "filename": disk.path},
-    }
+    """One drive. JSON with an explicit driver: no format is probed and any path is only a path.
+
+    What a guest discards is to leave the image: each node passes it on only if told (qapi/block-core.json).
+    """
+    discard = {} if disk.slot == "cdrom" else {"discard": "unmap"}
+    file = {"driver": "host_device" if disk.block_device else "file", "filename": disk.path, **discard}
+    node = {"driver": "raw", "node-name": disk.slot, "read-only": disk.slot == "cdrom", **discard, "file": file}
     bus, unit = IDE[slot]
     model = "ide-cd" if disk.slot == "cdrom" else "ide-hd"
     return [
