@@ -255,6 +255,52 @@ _READ_DISK = (
 """)
 )
 
+# Has the first IDE disk forget its first 2048 sectors: DATA SET MANAGEMENT with TRIM (ATA8-ACS), whose list of
+# ranges the disk fetches by itself, so PIIX3's bus master (function 0:1.1) gets ports from 0xc000 on. The list
+# is at 0x8000, 48 bits of address and 16 of length for each range; what leads there, at 0x7e00.
+_TRIM = _code("""
+    31 c0                         ; xor ax, ax
+    8e d8                         ; mov ds, ax
+    66 c7 06 00 7e 00 80 00 00    ; mov dword [0x7e00], 0x8000
+    66 c7 06 04 7e 00 02 00 80    ; mov dword [0x7e04], 0x80000200    512 bytes, the only ones
+    66 c7 06 00 80 00 00 00 00    ; mov dword [0x8000], 0             from sector 0 on
+    66 c7 06 04 80 00 00 00 08    ; mov dword [0x8004], 0x08000000    2048 of them
+    ba f8 0c             ; mov dx, 0xcf8
+    66 b8 20 09 00 80    ; mov eax, 0x80000920
+    66 ef                ; out dx, eax            where the bus master's ports begin
+    ba fc 0c             ; mov dx, 0xcfc
+    66 b8 01 c0 00 00    ; mov eax, 0xc001
+    66 ef                ; out dx, eax
+    ba f8 0c             ; mov dx, 0xcf8
+    66 b8 04 09 00 80    ; mov eax, 0x80000904
+    66 ef                ; out dx, eax            the function's command
+    ba fc 0c             ; mov dx, 0xcfc
+    66 b8 05 00 00 00    ; mov eax, 5             ports and bus master on
+    66 ef                ; out dx, eax
+    ba 04 c0             ; mov dx, 0xc004
+    66 b8 00 7e 00 00    ; mov eax, 0x7e00
+    66 ef                ; out dx, eax
+    ba f6 01 b0 e0 ee    ; mov dx, 0x1f6; mov al, 0xe0; out dx, al    first drive
+    ba f1 01 b0 01 ee    ; mov dx, 0x1f1; mov al, 1; out dx, al       TRIM
+    42 ee                ; inc dx; out dx, al                         a list of one sector
+    ba f7 01 b0 06 ee    ; mov dx, 0x1f7; mov al, 6; out dx, al       DATA SET MANAGEMENT
+    ba 00 c0 b0 01 ee    ; mov dx, 0xc000; mov al, 1; out dx, al      fetch it
+    ba 02 c0             ; mov dx, 0xc002
+    ec                   ; in al, dx
+    a8 04                ; test al, 4             has the disk interrupted?
+    74 fb                ; jz -5                  to the in
+    ba f7 01             ; mov dx, 0x1f7
+    ec                   ; in al, dx              status
+    a8 21                ; test al, DF or ERR
+    75 06                ; jnz +6                 past this listing
+    ba f8 03             ; mov dx, 0x3f8
+    b0 54                ; mov al, 'T'
+    ee                   ; out dx, al
+""")
+
+TRIMMED = 2048 * 512
+"""Bytes that `trimmer` discards."""
+
 # The button is to raise IRQ 9, which is made interrupt 0x71, and that begins 17 bytes after this listing.
 _PREPARE_INTERRUPT = _code("""
     fa                   ; cli
@@ -317,6 +363,8 @@ GUESTS = {
     ),
     # Fills the first `FILLED` bytes of its disk, prints `E`, and then is as `polite`.
     "filler": _PRINT_R + _FILL_DISK + _ENABLE_BUTTON + _say("E") + _AWAIT_PRESS + _POWER_OFF + _HALT,
+    # Discards the first `TRIMMED` bytes of its disk, prints `T`, and then is as `polite`.
+    "trimmer": _PRINT_R + _TRIM + _ENABLE_BUTTON + _AWAIT_PRESS + _POWER_OFF + _HALT,
     # Powers off by itself 0.3 s after its `R`.
     "selfoff": _PRINT_R + _WAIT + _POWER_OFF + _HALT,
     # Powers off at once, without a word.

@@ -25,6 +25,7 @@ from vmessctl.grammar import parse
 from vmessd import __version__, names, settings
 from vmessd.errors import Failed, InvalidValue, VmessError
 from vmessd.interface import VmessInterface
+from vmessd.wiring import FORWARD_FORM
 
 qemu = pytest.mark.qemu
 
@@ -54,6 +55,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm ram -5", "ram", ("newvm0",), ("-5",), {}),
     ("newvm ram none", "ram", ("newvm0",), ("none",), {}),
     ("newvm accel tcg", "accel", ("newvm0",), ("tcg",), {}),
+    ("newvm cpu best", "cpu", ("newvm0",), ("best",), {}),
     ("newvm hda 8G", "hda", ("newvm0",), ("8G",), {}),
     ("newvm hdd 8G", "hdd", ("newvm0",), ("8G",), {}),
     ("newvm cdrom -", "cdrom", ("newvm0",), ("-",), {}),
@@ -182,7 +184,7 @@ REFUSED = (
     ("newvm infoo x", "'infoo' is no verb; did you mean info?", "vmess help"),
     ("newvm qqqqq", "'qqqqq' is no verb", "vmess help"),
     ("version", "version is not a verb of this version", "vmess help"),
-    ("start", "start needs a VM before it", "usage: vmess <vmname> start"),
+    ("start", "start needs a VM before it", "usage: vmess <vmname> start [--at-once N]"),
     ("start newvm", "start needs a VM before it", "vmess newvm start"),
     ("stop leaf spine --timeout 5", "stop needs a VM before it", "vmess leaf spine stop --timeout=5"),
     ("stop force newvm", "stop needs a VM before it", "vmess newvm stop force"),
@@ -213,7 +215,7 @@ REFUSED = (
         "stop takes [force], not 'force now'",
         "usage: vmess <vmname> stop [force] [--timeout SECONDS] [--no-wait]",
     ),
-    ("newvm start --yes", "--yes is no option of start", "usage: vmess <vmname> start"),
+    ("newvm start --yes", "--yes is no option of start", "usage: vmess <vmname> start [--at-once N]"),
     ("help --json", "--json is no option of help", "usage: vmess help [verb]..."),
     ("list --yes", "--yes is no option of list", "usage: vmess list [--json]"),
     ("newvm start --foo", "'--foo' is no option", "vmess help"),
@@ -350,7 +352,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
         if command.method:
             assert callable(getattr(VmessInterface, command.method)), command.verb
     methods = {name for name in vars(VmessInterface) if name[0].isupper()}
-    assert {command.method for command in COMMANDS if command.method} == methods - {"NetIgnored"}
+    assert {command.method for command in COMMANDS if command.method} == methods - {"NetIgnored", "Look"}
 
 
 def test_no_verb_can_be_taken_for_a_vm() -> None:
@@ -511,6 +513,11 @@ NIC_LINES = (
     (
         nic(0, wire="user:2222:22,8080:80", **USER),
         "interface 0: user network, 127.0.0.1:2222 to port 22, 127.0.0.1:8080 to port 80, MAC " + nic(0)["mac"],
+    ),
+    (
+        nic(0, wire="user:udp:5353:53,0.0.0.0:8080:80,udp:192.0.2.7:1:2", **USER),
+        "interface 0: user network, UDP 127.0.0.1:5353 to port 53, 0.0.0.0:8080 to port 80, "
+        "UDP 192.0.2.7:1 to port 2, MAC " + nic(0)["mac"],
     ),
 )
 
@@ -746,6 +753,34 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         [],
     ),
     (
+        "newvm forward 0 tcp:2222:22",
+        [("Forward", {"vm": "newvm0", "interface": 0, "host": 2222, "guest": 22})],
+        {},
+        0,
+        [],
+        [],
+    ),
+    (
+        "newvm forward 0 udp:0.0.0.0:53:none",
+        [
+            (
+                "Forward",
+                {
+                    "vm": "newvm0",
+                    "interface": 0,
+                    "protocol": "udp",
+                    "address": "0.0.0.0",  # noqa: S104 -- a word
+                    "host": 53,
+                    "guest": None,
+                },
+            )
+        ],
+        {},
+        0,
+        [],
+        [],
+    ),
+    (
         "newvm addr",
         [("Addresses", {"vm": "newvm0"})],
         {"addresses": ADDRESSES},
@@ -899,12 +934,26 @@ def test_every_step_of_the_daemon_has_its_words() -> None:
         ("newvm cable x on", "interface 'x' is not a whole number"),
         ("newvm cable 0 of", "cable 'of' is neither on nor off"),
         ("newvm cable 0 ON", "cable 'ON' is neither on nor off"),
-        ("newvm forward 0 2222", "forward '2222' is not <hostport>:<guestport>, such as 2222:22"),
-        ("newvm forward 0 none", "forward 'none' is not <hostport>:<guestport>, such as 2222:22"),
+        (
+            "newvm forward 0 2222",
+            f"forward '2222' is not {FORWARD_FORM}",
+        ),
+        (
+            "newvm forward 0 none",
+            f"forward 'none' is not {FORWARD_FORM}",
+        ),
         ("newvm forward 0 :22", "port '' is not a whole number"),
         ("newvm forward 0 2222:", "port '' is not a whole number"),
         ("newvm forward 0 none:22", "port 'none' is not a whole number"),
-        ("newvm forward 0 2222:22:22", "port '22:22' is not a whole number"),
+        (
+            "newvm forward 0 1:2:3:4",
+            f"forward '1:2:3:4' is not {FORWARD_FORM}",
+        ),
+        (
+            "newvm forward 0 udp:[::1]:2:3",
+            f"forward 'udp:[::1]:2:3' is not {FORWARD_FORM}, and QEMU forwards none of IPv6",
+        ),
+        ("newvm forward 0 udp:0.0.0.0:x:22", "port 'x' is not a whole number"),
         ("newvm forward x 2222:22", "interface 'x' is not a whole number"),
     ],
 )

@@ -14,6 +14,8 @@ from vmessd import cmdline, shell
 from vmessd.cmdline import Card, Spec
 from vmessd.drives import Disk
 from vmessd.errors import Failed
+from vmessd.settings import BY_FILE
+from vmessd.wiring import Forward
 
 G = 2**30
 HOME = "/home/ayourtch/vms/newvm0"
@@ -66,7 +68,7 @@ qemu-system-x86_64
 -add-fd fd=6,set=1
 -chardev socket,id=serial0,fd=5,server=on,wait=off,logfile=/dev/fdset/1,logappend=on
 -serial chardev:serial0
--blockdev {"driver":"raw","node-name":"hda","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img"}}
+-blockdev {"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img","discard":"unmap"}}
 -device ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0
 -blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
 -device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0
@@ -74,32 +76,32 @@ qemu-system-x86_64
 """)  # noqa: E501 -- an argument is one word, however long
 
 FOUR_DISKS = BARE + words("""
--blockdev {"driver":"raw","node-name":"hda","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img"}}
+-blockdev {"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img","discard":"unmap"}}
 -device ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0
--blockdev {"driver":"raw","node-name":"hdb","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdb.img"}}
+-blockdev {"driver":"raw","node-name":"hdb","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdb.img","discard":"unmap"}}
 -device ide-hd,id=hdb-drive,drive=hdb,bus=ide.0,unit=1
--blockdev {"driver":"raw","node-name":"hdc","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img"}}
+-blockdev {"driver":"raw","node-name":"hdc","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img","discard":"unmap"}}
 -device ide-hd,id=hdc-drive,drive=hdc,bus=ide.1,unit=0
--blockdev {"driver":"raw","node-name":"hdd","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img"}}
+-blockdev {"driver":"raw","node-name":"hdd","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img","discard":"unmap"}}
 -device ide-hd,id=hdd-drive,drive=hdd,bus=ide.1,unit=1
 """)  # noqa: E501
 
 CDROM_BESIDE_HDC = BARE + words("""
--blockdev {"driver":"raw","node-name":"hdc","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img"}}
+-blockdev {"driver":"raw","node-name":"hdc","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img","discard":"unmap"}}
 -device ide-hd,id=hdc-drive,drive=hdc,bus=ide.1,unit=0
 -blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
 -device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=1
 """)  # noqa: E501
 
 CDROM_BESIDE_HDD = BARE + words("""
--blockdev {"driver":"raw","node-name":"hdd","read-only":false,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img"}}
+-blockdev {"driver":"raw","node-name":"hdd","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img","discard":"unmap"}}
 -device ide-hd,id=hdd-drive,drive=hdd,bus=ide.1,unit=1
 -blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
 -device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0
 """)  # noqa: E501
 
 BLOCK_DEVICES = BARE + words("""
--blockdev {"driver":"raw","node-name":"hda","read-only":false,"file":{"driver":"host_device","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img"}}
+-blockdev {"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":{"driver":"host_device","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img","discard":"unmap"}}
 -device ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0
 -blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"host_device","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
 -device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0
@@ -154,7 +156,7 @@ CARDS: dict[str, tuple[dict[str, Any], list[Card], list[str]]] = {
     ),
     "user with forwards": (
         {},
-        [Card(0, MACS[0], None, ((2222, 22), (8080, 80)))],
+        [Card(0, MACS[0], None, (Forward(2222, 22), Forward(8080, 80)))],
         words("""
 -netdev user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80
 -device e1000,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
@@ -186,7 +188,7 @@ CARDS: dict[str, tuple[dict[str, Any], list[Card], list[str]]] = {
     ),
     "several, of both kinds, with a gap": (
         {"NIC_MODEL": "ne2k_isa"},
-        [TAP, Card(2, MACS[2], None, ((2222, 22),)), Card(28, MACS[28], "newvm0e28")],
+        [TAP, Card(2, MACS[2], None, (Forward(2222, 22),)), Card(28, MACS[28], "newvm0e28")],
         words("""
 -netdev tap,id=net0,ifname=newvm0e0,script=no,downscript=no
 -device ne2k_isa,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
@@ -257,7 +259,7 @@ SAME: dict[str, tuple[list[str], list[str]]] = {
     "other cards": (line(*ALL[:2]), line(*ALL[2:])),
     "an order": (line(*ALL), line(*reversed(ALL))),
     "another wire": (line(TAP), line(USER)),
-    "forwards": (line(USER), line(Card(0, MACS[0], None, ((2222, 22),)))),
+    "forwards": (line(USER), line(Card(0, MACS[0], None, (Forward(2222, 22),)))),
     "a model no card has yet": (line(), line(*ALL, NIC_MODEL="virtio-net-pci")),
     "NICS": (line(TAP, NICS=("br0",)), line(TAP, NICS=())),
 }
@@ -369,7 +371,8 @@ def test_any_path_arrives_in_blockdev_as_it_is_and_nowhere_else(path: str) -> No
         "driver": "raw",
         "node-name": "hda",
         "read-only": False,
-        "file": {"driver": "file", "filename": path},
+        "discard": "unmap",
+        "file": {"driver": "file", "filename": path, "discard": "unmap"},
     }
     assert argv[argv.index("-blockdev") + 2 :] == [
         "-device",
@@ -424,3 +427,66 @@ def test_what_shell_prints_bash_reads_back() -> None:
 @example(["\ud800"])
 def test_what_shell_prints_is_one_printable_line(argv: list[str]) -> None:
     assert shell.join(argv).isprintable()
+
+
+# Variables in words for QEMU
+
+COMMAS = "/srv/a,b c/newvm0"
+FILLED_IN = [
+    ("-kernel $DIR/linux", ("-kernel", f"{COMMAS}/linux")),
+    ("-drive file=$DIR/x.img,if=virtio", ("-drive", "file=/srv/a,,b c/newvm0/x.img,if=virtio")),
+    ("-fw_cfg name=opt/vm,string=$VM", ("-fw_cfg", "name=opt/vm,string=newvm0")),
+    ("-append 'root=$DIR vm=$VM' -append", ("-append", f"root={COMMAS} vm=newvm0", "-append")),
+    ("-append x -D a=$DIR", ("-append", "x", "-D", "a=/srv/a,,b c/newvm0")),
+    ("""-blockdev '{"filename":"$DIR/x=1"}'""", ("-blockdev", f'{{"filename":"{COMMAS}/x=1"}}')),
+    ("\"$DIR\" '$VM'", (COMMAS, "newvm0")),
+    ("${VM}x ${DIR}x $VM-$VM.$VM", ("newvm0x", f"{COMMAS}x", "newvm0-newvm0.newvm0")),
+    ("$$VM $$$VM $$ a$$b", ("$VM", "$newvm0", "$", "a$b")),
+    ("$HOME $VMX $DIR_ $vm $ $1 ${VMX}", ("$HOME", "$VMX", "$DIR_", "$vm", "$", "$1", "${VMX}")),
+    ("$VM\u00e9", ("newvm0\u00e9",)),
+    ("\\$VM", ("newvm0",)),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), FILLED_IN, ids=[text for text, _ in FILLED_IN])
+def test_c73_variables_are_filled_in_behind_the_split(text: str, expected: tuple[str, ...]) -> None:
+    values = {"EXARGS": BY_FILE["EXARGS"].value(text), "RAM": 2 * G}
+    assert cmdline.expanded(values, "newvm0", COMMAS) == {"EXARGS": expected, "RAM": 2 * G}
+
+
+def test_c73_a_path_in_json_is_a_text_whatever_it_holds() -> None:
+    directory = 'a"b\\c'
+    [word] = cmdline.expanded({"EXARGS": ('{"filename":"$DIR"}',)}, "newvm0", directory)["EXARGS"]
+    assert json.loads(word) == {"filename": directory}
+
+
+def test_c73_properties_of_cards_keep_their_commas() -> None:
+    values = {"NIC_EXARGS": BY_FILE["NIC_EXARGS"].value("romfile=$DIR/$VM.rom,bootindex=1")}
+    values = cmdline.expanded(values, "newvm0", COMMAS)
+    assert cmdline.device(TAP, values)["romfile"] == f"{COMMAS}/newvm0.rom"
+    assert cmdline.device(TAP, values)["bootindex"] == "1"
+    argv = cmdline.build(Spec("newvm0", COMMAS, "tcg", 1, values, cards=[TAP]), "qemu")
+    assert argv[-1].endswith(",id=nic0,romfile=/srv/a,,b c/newvm0/newvm0.rom,bootindex=1")
+
+
+# The CPU
+
+
+@pytest.mark.parametrize(
+    ("value", "kvm", "tcg"),
+    [
+        ("best", "host", "max"),
+        ("best,-svm,x2apic=on", "host,-svm,x2apic=on", "max,-svm,x2apic=on"),
+        ("qemu64", "qemu64", "qemu64"),
+        ("Bestie,+aes", "Bestie,+aes", "Bestie,+aes"),
+    ],
+)
+def test_c75_the_best_cpu_is_the_hosts_or_all_that_tcg_knows(value: str, kvm: str, tcg: str) -> None:
+    for accel, expected in (("kvm", kvm), ("tcg", tcg)):
+        argv = cmdline.build(Spec("newvm0", HOME, accel, 2811, {"CPU": value}), "qemu-system-x86_64")
+        place = argv.index("-cpu")
+        assert argv[place - 2 : place + 2] == ["-accel", accel, "-cpu", expected]
+        assert cmdline.cpu_of(argv) == expected
+        assert cmdline.cpu_of([*argv, "-cpu", "486"]) == "486"  # from EXARGS, and QEMU takes the last
+    bare = cmdline.build(Spec("newvm0", HOME, "kvm", 2811), "qemu-system-x86_64")
+    assert ("-cpu" in bare, cmdline.cpu_of(bare)) == (False, None)

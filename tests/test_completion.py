@@ -100,7 +100,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             *(
                 o
                 for o in OPTIONS
-                if o not in ("--all", "--yes", "--timeout", "--no-wait", "--since-start")
+                if o not in ("--all", "--yes", "--timeout", "--no-wait", "--at-once", "--since-start")
                 and o not in ("--bind", "--steal", "--log", "-f")
                 and o not in ("-b", "-n", "-d", "--sort")
             ),
@@ -139,8 +139,8 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a stop --timeout |", set()),
     ("--socket |", {":files"}),
     ("--socket=|", {"--socket=:files"}),
-    ("--a|", {"--all"}),
-    ("a --a|", set()),
+    ("--a|", {"--all", "--at-once"}),
+    ("a --a|", {"--at-once"}),
     ("list --j|", {"--json"}),
     ("--json --j|", set()),
     # what makes no sense is not completed
@@ -176,7 +176,7 @@ def test_every_verb_and_every_option_is_offered() -> None:
 
 
 LITERALS = {
-    *("none", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
+    *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
     *("-", "user", "bash", "zsh", "fish", "words"),
     *("cpu", "rss", "disk", "net", "up", "name"),
     *("running", "stopped", "paused", "addr"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -32,6 +33,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 A, B = own("a"), own("b")
+IPXE = "/usr/lib/ipxe/ipxe.iso"  # of Debian's package ipxe
 
 
 @contextlib.contextmanager
@@ -98,6 +100,105 @@ def refused(daemon: Daemon, *words: str | os.PathLike[str], status: int, **run: 
     return lines[0].removeprefix("vmess: ")
 
 
+# What a guest discards
+
+
+@pytest.mark.parametrize("slot", ["hda", "linked"])
+def test_c76_what_a_guest_discards_leaves_its_image(daemon: Daemon, slot: str) -> None:
+    directory = daemon.make(A, guest="trimmer")
+    image = directory / f"{A}-hda.img"
+    if slot == "linked":
+        image.symlink_to(daemon.directory / "elsewhere.img")
+    size = 4 * guests.TRIMMED
+    content = bytes(range(1, 256)) * (size // 255) + b"x" * (size % 255)
+    image.write_bytes(content)
+    os.sync()
+    before = os.stat(image).st_blocks * 512
+    daemon.done(A, "start")
+    daemon.wait_guest(A, b"RT")
+    assert os.stat(image).st_blocks * 512 <= before - guests.TRIMMED
+    daemon.done(A, "stop")
+    assert image.stat().st_size == size
+    assert image.read_bytes() == bytes(guests.TRIMMED) + content[guests.TRIMMED :]
+
+
+# The CPU
+
+
+def text_on_screen(daemon: Daemon) -> str:
+    """What a VGA in text mode shows: every other byte from 0xb8000 on, 4000 in all."""
+    shown = qmp(daemon, "human-monitor-command", **{"command-line": "xp /4000xb 0xb8000"})
+    return bytes(int(byte, 16) for byte in re.findall(r"0x([0-9a-f]{2})\b", shown)[::2]).decode("latin-1")
+
+
+def cpu_of(daemon: Daemon, vm: str) -> list[str]:
+    """QEMU's words for a VM's CPU."""
+    argv = Path(f"/proc/{daemon.status(vm)['pid']}/cmdline").read_text().split("\0")
+    return [word for option, word in itertools.pairwise(argv) if option == "-cpu"]
+
+
+@pytest.mark.parametrize("guest", ["idle", "polite", "reset"])
+def test_c75_a_vm_that_is_made_has_the_best_cpu_and_a_directory_that_was_there_what_it_had(
+    daemon: Daemon, guest: str
+) -> None:
+    daemon.make(B, guest=guest)
+    daemon.done(A, "make", "ram", "16M")
+    (daemon.root / A / "EXARGS").write_text((daemon.root / B / "EXARGS").read_text())
+    assert (daemon.root / A / "CPU").read_text() == "best\n"
+    assert "CPU: best (max, tcg)" in daemon.done(A, "info").splitlines()
+    assert "CPU" not in daemon.done(B, "info")
+    daemon.done(A, B, "start")
+    assert (cpu_of(daemon, A), cpu_of(daemon, B)) == (["max"], [])
+    for vm in (A, B):
+        daemon.wait_guest(vm, b"RR" if guest == "reset" else b"R")
+    daemon.done(A, B, "stop")
+    daemon.done(A, "cpu", "qemu64,+aes")
+    daemon.done(B, "cpu", "best")
+    daemon.done(A, B, "start")
+    assert (cpu_of(daemon, A), cpu_of(daemon, B)) == (["qemu64,+aes"], ["max"])
+    assert "CPU: qemu64,+aes" in daemon.done(A, "info").splitlines()
+    daemon.done(A, "cpu", "none")
+    assert not (daemon.root / A / "CPU").exists()
+    daemon.done(A, B, "stop", "force")
+
+
+def test_c75_a_cpu_that_makes_no_sense_is_a_line(daemon: Daemon) -> None:
+    daemon.make(A)
+    message = refused(daemon, A, "cpu", "4", status=2)
+    assert message.startswith("CPU '4' is not best, or a model of QEMU's, such as qemu64, ")
+    assert message.endswith("(how many there are, smp says)")
+    refused(daemon, A, "cpu", "max,x=/etc/shadow", status=2)
+    daemon.done(A, "cpu", "host")  # which is KVM's alone, as QEMU says
+    assert "requires KVM" in refused(daemon, A, "start", status=1)
+
+
+def test_c75_a_qemu_that_aborts_under_kvm_is_told_with_a_way_out(tmp_path: Path) -> None:
+    aborting = tmp_path / "qemu"
+    aborting.write_text("#!/bin/sh\nkill -ABRT $$\n")
+    aborting.chmod(0o755)
+    daemon = Daemon(tmp_path)
+    daemon.arguments = ["--accel", "kvm", "--qemu", str(aborting)]
+    with serving(daemon):
+        daemon.done(A, "make")
+        result = daemon.vmess(A, "start")
+        assert result.returncode == 1
+        assert result.stderr.splitlines() == [
+            f"vmess: VM {A}: killed by signal 6; KVM may not be whole on this host",
+            f"  hint: to do without it: vmess {A} accel tcg",
+        ]
+        assert "CPU: best (host, kvm)" in daemon.done(A, "info").splitlines()
+
+
+@pytest.mark.skipif(not os.path.exists(IPXE), reason="Debian's package ipxe is not installed")
+def test_c75_a_real_iso_boots_on_the_best_cpu(daemon: Daemon) -> None:
+    daemon.done(A, "make", "ram", "64M", "cdrom", IPXE)
+    (daemon.root / A / "EXARGS").write_text(monitor(daemon))
+    daemon.done(A, "start")
+    assert cpu_of(daemon, A) == ["max"]
+    wait_for(lambda: "Open Source Network Boot Firmware" in text_on_screen(daemon), 60, "iPXE on the screen")
+    daemon.done(A, "stop", "force")
+
+
 # Names
 
 BAD_NAMES = ("../x", "a/b", "-x", "", "new\nvm", "newvm0\n", "x" * 300, "A1", "start", "a00", "a b", "\x1b[31m")
@@ -155,6 +256,28 @@ def test_c14_any_path_is_only_a_path(tmp_path: Path) -> None:
         daemon.done(A, "stop")
         daemon.done(A, "rm", "--yes")
         assert iso.exists()
+
+
+def test_c73_words_for_qemu_name_the_vm_and_its_directory(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, root=tmp_path / "a,b c")
+    with serving(daemon):
+        directory = daemon.make(A, guest=None, NICS="user")
+        (directory / "guest.rom").write_bytes(guests.rom("idle"))
+        (directory / "card.rom").write_bytes(b"\x55\xaa" + bytes(510))
+        (directory / "NIC_EXARGS").write_text("romfile=$DIR/card.rom")
+        words = "-bios $DIR/guest.rom -fw_cfg name=opt/$VM,file=$DIR/RAM -D $DIR/$$x"
+        (directory / "EXARGS").write_text(words)
+        daemon.done(A, "start")
+        daemon.wait_guest(A)
+        argv = Path(f"/proc/{daemon.status(A)['pid']}/cmdline").read_text().split("\0")
+        doubled = str(directory).replace(",", ",,")
+        assert f"{directory}/guest.rom" in argv
+        assert f"name=opt/{A},file={doubled}/RAM" in argv
+        assert (directory / "$x").exists()
+        assert any(word.endswith(f",romfile={doubled}/card.rom") for word in argv)
+        assert f"EXARGS: {words}" in daemon.done(A, "info").splitlines()
+        daemon.done(A, "ifadd", "2", "user", "user")  # by QMP, where a comma is a comma
+        daemon.done(A, "stop", "force")
 
 
 def test_c14_an_iso_whose_path_is_no_utf8(daemon: Daemon) -> None:
@@ -328,7 +451,10 @@ def test_c18_on_a_full_disk_the_old_value_stays(tmp_path: Path) -> None:
         long = tmp_path / ("l" * 200)
         long.touch()
         assert refused(daemon, A, "cdrom", long, status=1).endswith("cannot be made: no space left on device")
-        assert {file.name: file.read_text() for file in (seen / A).iterdir()} == {"RAM": "1G\n"}
+        assert {file.name: file.read_text() for file in (seen / A).iterdir()} == {
+            "CPU": "best\n",
+            "RAM": "1G\n",
+        }
         assert refused(daemon, A, "start", status=1, timeout=10).endswith("no space left on device")
         assert daemon.status(A)["state"] == "stopped"
         assert not processes_of(daemon.root)

@@ -1,6 +1,7 @@
 """All VMs at once: up in order, down in reverse order, and what the service manager hears meanwhile."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from conftest import TESTS, Daemon, own, wait_for
 from vmessctl import render
 from vmessctl.client import Client
 from vmessd import notify
+from vmessd.errors import InvalidValue, quoted
 from vmessd.fleet import waves
 from vmessd.settings import BY_FILE
 
@@ -348,3 +350,81 @@ def test_what_nothing_ends_is_not_waited_for_without_end() -> None:
     pressed = {"rung": "power button", "grace": 60.0}
     assert (render.patience(pressed, 20.0), render.patience(pressed, 80.0)) == (40.0, -20.0)
     assert render.patience({"rung": "SIGKILL", "grace": 60.0}, 20.0) == -20.0
+
+
+# How many at once
+
+
+@contextlib.contextmanager
+def seen_starting(daemon: Daemon) -> Iterator[list[int]]:
+    """Tell of how many VMs were on their way up, at each change of that, by what the daemon tells watchers."""
+    counts = [0]
+    with daemon.client("watch", "--json") as watcher:
+        assert watcher.stdout is not None
+        while json.loads(watcher.stdout.readline())["event"] != "watching":
+            pass
+        yield counts
+        daemon.done(A, "lock")
+        for line in watcher.stdout:
+            event = json.loads(line)
+            if event["event"] == "lock":
+                break
+            if event["event"] == "state":
+                counts.append(counts[-1] + {"starting": 1, "running": -1, "stopped": -1}[event["state"]])
+        watcher.kill()
+    daemon.done(A, "unlock")
+
+
+@pytest.mark.parametrize("verb", ["start", "boot"])
+def test_c72_no_more_vms_are_on_their_way_up_than_are_allowed_to(daemon: Daemon, verb: str) -> None:
+    vms = [f"{A[:-1]}{digit}" for digit in range(7)]
+    for vm in vms:
+        daemon.make(vm, AUTOSTART="on")
+    (daemon.root / vms[1] / "RAM").write_text("nonsense")  # one that fails gives up its place
+    words = [*vms, "start"] if verb == "start" else ["boot"]
+    for options, allowed in ((["--at-once", "2"], {2}), (["--at-once=1"], {1}), ([], {3, 4, 5, 6, 7})):
+        with seen_starting(daemon) as counts:
+            result = daemon.vmess(*words, *options)
+            assert result.returncode == 1
+            assert "RAM 'nonsense'" in result.stderr
+        assert counts[-1] == 0
+        assert max(counts) in allowed
+        assert [daemon.status(vm)["state"] for vm in vms] == ["running", "stopped", *["running"] * 5]
+        daemon.done(*vms[:1], *vms[2:], "stop", "force")
+
+
+def test_c72_a_boot_without_a_number_is_as_it_was(daemon: Daemon) -> None:
+    daemon.make(A, AUTOSTART="on")
+    with contextlib.closing(Client([str(daemon.socket)])) as client:
+        for parameters, wrong in (({"at_once": 0}, True), ({"at_once": 65}, True), ({}, False)):
+            client.send("Boot", parameters, more=True)
+            if wrong:
+                with pytest.raises(InvalidValue, match=r"at-once '\d+' is not a number from 1 to 64"):
+                    client.receive()
+            else:
+                assert client.receive()[0]["progress"]["step"] == "starting"
+    daemon.wait_state(A, "running")
+
+
+@pytest.mark.parametrize("number", ["0", "65", "x", "-1", "1.5", "", "9" * 400])
+def test_c72_a_number_that_makes_no_sense_is_a_line_and_nothing_is_started(daemon: Daemon, number: str) -> None:
+    daemon.make(A, AUTOSTART="on")
+    for words in ([A, "start"], ["boot"]):
+        result = daemon.vmess(*words, f"--at-once={number}")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == f"vmess: at-once {quoted(number)} is not a number from 1 to 64\n"
+    assert daemon.status(A)["state"] == "stopped"
+
+
+def test_c72_ctrl_c_says_what_was_not_started(fake_daemon: Daemon) -> None:
+    for vm in (A, B, C):
+        fake_daemon.make_fake(vm, "nogreeting")
+    with fake_daemon.client(A, B, C, "start", "--at-once", "1") as client:
+        fake_daemon.wait_state(A, "starting")
+        client.send_signal(signal.SIGINT)
+        _, error = client.communicate(timeout=10)
+    assert client.returncode == 130
+    assert error.splitlines() == [
+        f"vmess: the start of {A} goes on; to see it: vmess {A} status",
+        f"vmess: not started: {B}, {C}",
+    ]

@@ -25,6 +25,7 @@ WITHOUT: dict[str, str] = {
     "{} cannot be made: ": SYSTEM,
     "{} cannot be opened: ": SYSTEM,
     "{} cannot be read: ": SYSTEM,
+    "VM {} cannot be looked at: ": SYSTEM,
     "{} cannot be locked: ": SYSTEM,
     "{} cannot be looked at: ": SYSTEM,
     "process {} cannot be ": SYSTEM,

@@ -18,14 +18,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = """
-    errors names shell row wiring settings
+    errors streams names shell row wiring settings
     safefile logfile records vmdir formats drives
     cmdline lifecycle process census account monitor display
     netlink tap access network segments addresses
     keys stats report events refusals host seriallog launch adoption
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
-    serialfeed why faults interface control config notify log daemon __main__
+    serialfeed why views faults interface control config notify log daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
     commands grammar helptext notation client render console
@@ -36,7 +36,10 @@ ORDER = (*(f"vmessd.{room}" for room in VMESSD), *(f"vmessctl.{room}" for room i
 
 # What the client shares with the daemon, and so reads at every start.
 SHARED = frozenset(
-    {"vmessd", *(f"vmessd.{room}" for room in ("errors", "names", "shell", "row", "settings", "notify"))}
+    {
+        "vmessd",
+        *(f"vmessd.{room}" for room in ("errors", "streams", "names", "shell", "row", "settings", "notify")),
+    }
 )
 
 # Rooms that are no part of the client at work, and may look at more.
@@ -44,6 +47,7 @@ AT_INSTALLATION = {"vmessctl.manual": {"vmessd.config"}}
 
 # Rooms that may know less than what stands before them.
 MAY_IMPORT = {
+    "vmessd.streams": set(),
     "vmessd.names": {"vmessd.errors"},
     "vmessd.wiring": {"vmessd.errors", "vmessd.names"},
     "vmessd.settings": {"vmessd.errors", "vmessd.names", "vmessd.row", "vmessd.wiring"},

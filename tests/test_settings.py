@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vmessd import names, settings
 from vmessd.errors import InvalidValue, quoted
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS, Setting
-from vmessd.wiring import Wire
+from vmessd.wiring import Forward, Wire
 
 K, M, G, T = 2**10, 2**20, 2**30, 2**40
 MEBIBYTE_OF_DIGITS = "1" * M
@@ -28,6 +28,18 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("RAM", "1500K", 1500 * K, ("-m", "1500K")),
     ("RAM", "1M", M, ("-m", "1M")),
     ("RAM", "16T", 16 * T, ("-m", "16T")),
+    *(
+        ("CPU", cpu, cpu.strip(), ())
+        for cpu in (
+            "best\n",
+            "qemu64",
+            "486",
+            "Skylake-Client-noTSX-IBRS",
+            "EPYC-v4",
+            "max,+aes,-svm,x2apic=on",
+        )
+    ),
+    ("CPU", "best,hv-relaxed=off", "best,hv-relaxed=off", ()),
     ("ACCEL", "auto", "auto", ()),
     ("ACCEL", "kvm\n", "kvm", ()),
     ("ACCEL", "tcg", "tcg", ()),
@@ -36,7 +48,7 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("STOP", "86400", 86400, ()),
     ("NICS", "", (), ()),
     ("NICS", "\n bridge1\t-  user\n", (Wire("bridge1"), Wire(), Wire(user=True)), ()),
-    ("NICS", "user:2222:22,8080:80\n", (Wire(user=True, forwards=((2222, 22), (8080, 80))),), ()),
+    ("NICS", "user:2222:22,8080:80\n", (Wire(user=True, forwards=(Forward(2222, 22), Forward(8080, 80))),), ()),
     ("NICS", "- " * 29, (Wire(),) * 29, ()),
     ("RAW", "hda\n", ("hda",), ()),
     ("RAW", " hdb\ncdrom ", ("hdb", "cdrom"), ()),
@@ -56,6 +68,35 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
 BAD: dict[str, list[str]] = {
     "SMP": ["256", "+1", "1.0", "0x4", "four", "٤", "1 2", "4\n4"],
     "RAM": ["999K", "17T", "2GB", "2.5G", "0x10", "٢G", "2 G", "G", "1e3M", "2G\n2G", "-m"],
+    "CPU": [
+        *(
+            "",
+            "help",
+            "?",
+            "2",
+            "4",
+            "-cpu",
+            "+aes",
+            "a b",
+            "max,",
+            "max,aes",
+            "max,help",
+            "max,aes=1",
+            "max,=on",
+        ),
+        *(
+            "max,+",
+            "max,-",
+            "max,,+aes",
+            "é64",
+            "max,+é",
+            "max,+a=off,b",
+            "a=on",
+            "host\nmax",
+            "max,x=/etc/passwd",
+        ),
+        *("max;id", "max\0", "max,+\x1b", "max,+-", "best,x=on,y"),
+    ],
     "ACCEL": ["", "KVM", "xen", "tcg,thread=multi", "auto kvm"],
     "RAW": ["", "hde", "hda,hdb", "HDA", "yes", "a0-hda.img"],
     "STOP": ["", "-1", "86401", "1.5", "5s", "inf", "nan"],

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -299,6 +300,34 @@ def test_c18_on_a_full_disk_the_old_value_stays_whole(vm: VMDirectory, room: int
     assert [file.name for file in vm.path.iterdir()] == (["RAM"] if old else [])
 
 
+def test_c75_a_vm_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = VMDirectory(tmp_path, "newvm0")
+    with writes_limited_to(0), pytest.raises(Failed, match="CPU cannot be written"):
+        vm.make({"CPU": "best"})
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(vm, "_must_be_new", lambda: None)  # as if another was made just then
+    vm.make({"CPU": "best"})
+    with pytest.raises(Failed, match="newvm0 cannot be made: directory not empty"):
+        vm.make({"CPU": "max"})
+    monkeypatch.undo()
+    with pytest.raises(Failed, match="is there already"):
+        vm.make({"CPU": "max"})
+    assert [file.name for file in tmp_path.iterdir()] == ["newvm0"]
+    assert (vm.path / "CPU").read_text() == "best\n"
+    assert stat.S_IMODE(vm.path.stat().st_mode) == 0o710
+
+
+@pytest.mark.parametrize(("call", "times"), [("mkdir", 1), ("fsync", 1), ("rename", 1), ("rename", 2)])
+def test_c75_killed_in_a_make_leaves_no_vm(tmp_path: Path, call: str, times: int) -> None:
+    code = DYING.replace('write_setting(BY_FILE["RAM"], "2G")', 'make({"CPU": "best"})')
+    argv = [sys.executable, "-c", code, call, str(times), str(tmp_path)]
+    assert subprocess.run(argv, check=False, timeout=10).returncode == 77
+    assert vmdir.listing(tmp_path) == []
+    parted: list[str] = []
+    vmdir.sweep_removed(tmp_path, parted.append)
+    assert (list(tmp_path.iterdir()), parted) == ([], [])
+
+
 DYING = """
 import os, sys
 from pathlib import Path
@@ -339,6 +368,49 @@ def test_c18_killed_in_a_write_leaves_the_old_or_the_new_value(
     vm.sweep_temporaries()
     assert [file.name for file in vm.path.iterdir()] == ([] if expected is None else ["RAM"])
     assert vm.read_setting(RAM) == expected
+
+
+def failing_fsync(monkeypatch: pytest.MonkeyPatch, of: Callable[[int], bool]) -> None:
+    """Have fsync fail as a broken disk has it, of files and directories by their `st_mode`."""
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if of(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_c67_a_value_that_is_in_place_is_told_so_where_its_directory_does_not_reach_the_disk(
+    vm: VMDirectory, foreign: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vm.write_setting(RAM, "1G")
+    failing_fsync(monkeypatch, stat.S_ISDIR)
+    vm.write_setting(RAM, "2G")
+    assert vm.read_setting(RAM) == 2 * G
+    vm.write_setting(RAM, None)
+    assert vm.read_setting(RAM) is None
+    set_cdrom(vm, str(foreign), own())
+    assert os.readlink(vm.path / "newvm0-cdrom.iso") == str(foreign)
+    set_cdrom(vm, None, own())
+    assert list(vm.path.iterdir()) == []
+    told = [
+        f"{vm}/{name} is changed, but a power cut may undo it: input/output error"
+        for name in ("RAM", "newvm0-cdrom.iso")
+    ]
+    assert caplog.messages == [told[0], told[0], told[1], told[1]]
+
+
+def test_c67_a_value_that_does_not_reach_the_disk_is_not_put_in_place(
+    vm: VMDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm.write_setting(RAM, "1G")
+    failing_fsync(monkeypatch, stat.S_ISREG)
+    with pytest.raises(Failed, match="RAM cannot be written: input/output error"):
+        vm.write_setting(RAM, "2G")
+    assert [file.name for file in vm.path.iterdir()] == ["RAM"]
+    assert vm.read_setting(RAM) == G
 
 
 def test_c22_sweeping_temporaries_removes_only_what_is_ours_by_name_and_kind(

@@ -872,6 +872,65 @@ def test_ports_of_a_user_network_are_forwarded_at_once_and_at_every_start(wired:
     assert listening(wired) == {2281}
 
 
+def sockets(daemon: WiredDaemon) -> set[str]:
+    """Where processes of the daemon's namespace listen, VNC's displays left out: `tcp 127.0.0.1:2222`."""
+    shown = daemon.namespace.run("ss", "-Hltun").stdout
+    found = [line.split() for line in shown.splitlines()]
+    return {f"{words[0]} {words[4]}" for words in found if int(words[4].rpartition(":")[2]) < 5600}
+
+
+def test_c74_udp_and_addresses_are_forwarded_at_once_and_at_every_start(wired: WiredDaemon) -> None:
+    wired.ip("addr add 192.0.2.7/32 dev lo")
+    wired.make("newvm0")
+    wired.done("newvm", "ifadd", "1", "user:2222:22,udp:0.0.0.0:5353:53,192.0.2.7:80:80")
+    wired.done("newvm", "start")
+    begun = {"tcp 127.0.0.1:2222", "udp 0.0.0.0:5353", "tcp 192.0.2.7:80"}
+    assert sockets(wired) == begun
+    wired.done("newvm", "forward", "0", "udp:2222:22")
+    wired.done("newvm", "forward", "0", "tcp:0.0.0.0:81:81")
+    assert sockets(wired) == begun | {"udp 127.0.0.1:2222", "tcp 0.0.0.0:81"}
+    noted = "user:2222:22,udp:0.0.0.0:5353:53,192.0.2.7:80:80,udp:2222:22,0.0.0.0:81:81"
+    assert wired.noted("newvm0") == noted
+    assert lines_of(wired, "newvm", "ifstat") == [f"vmess newvm0 ifadd 1 {noted}"]
+    wired.done("newvm", "ifadd", "1", noted)  # is what it has
+    for wrong, value in (
+        ("udp:127.0.0.1:5353:1", "udp:5353 is forwarded already: udp:0.0.0.0:5353:53"),
+        ("5353:none", "port 5353 is not forwarded"),
+        ("udp:80:none", "port udp:80 is not forwarded"),
+        ("localhost:1:1", "address 'localhost' is not one of IPv4"),
+        ("[::1]:1:1", "QEMU forwards none of IPv6"),
+    ):
+        assert value in refused(wired, 2, "newvm", "forward", "0", wrong)
+    assert "not of this host" in refused(wired, 1, "newvm", "forward", "0", "udp:192.0.2.99:1:1")
+    assert wired.noted("newvm0") == noted
+    wired.done("newvm", "forward", "0", "udp:0.0.0.0:5353:none")
+    wired.done("newvm", "forward", "0", "192.0.2.7:80:none")
+    left = {"tcp 127.0.0.1:2222", "udp 127.0.0.1:2222", "tcp 0.0.0.0:81"}
+    assert sockets(wired) == left
+    wired.done("newvm", "stop", "start")
+    assert sockets(wired) == left
+
+
+def test_c74_calls_and_files_that_know_less_are_as_they_were(wired: WiredDaemon) -> None:
+    wired.make("newvm0", NICS="user:2222:22 user")
+    with contextlib.closing(Client([str(wired.socket)])) as client:
+        client.call("Forward", vm="newvm0", interface=1, host=2280, guest=80)
+        client.call("Forward", vm="newvm0", interface=1, host=2281, guest=81, protocol="tcp", address=None)
+        client.call("Forward", vm="newvm0", interface=0, host=2222, guest=None)
+        for more, says in (({"protocol": "sctp"}, "protocol 'sctp'"), ({"address": ""}, "address ''")):
+            with pytest.raises(VmessError, match=says):
+                client.call("Forward", vm="newvm0", interface=0, host=1, guest=None, **more)
+    assert wired.noted("newvm0") == "user user:2280:80,2281:81"
+
+
+def test_c74_nics_that_would_be_too_long_to_be_read_are_refused(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
+    word = "user:" + ",".join(f"udp:255.255.255.{100 + port}:{20000 + port}:1" for port in range(32))
+    message = refused(wired, 2, "newvm", "ifadd", "29", *[word] * 29)
+    assert "NICS would have" in message
+    assert wired.noted("newvm0") is None
+
+
 def test_a_port_that_is_taken_is_told_and_not_noted(wired: WiredDaemon) -> None:
     wired.make("newvm0")
     wired.make("newvm1")
@@ -1319,3 +1378,42 @@ def test_a_storm_of_changes_elsewhere_changes_no_answer(wired: WiredDaemon) -> N
             process.kill()
     assert turns > 1
     assert healthy(wired)
+
+
+# vmessd whose disk fails: no directory reaches it, or, while a file of that name is there, nothing does.
+BROKEN_DISK = """
+import os, stat, sys
+real = os.fsync
+
+def fsync(fd):
+    if stat.S_ISDIR(os.fstat(fd).st_mode) or os.path.exists(sys.argv[2] + "/../broken"):
+        raise OSError(5, "Input/output error")
+    real(fd)
+
+os.fsync = fsync
+from vmessd.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def test_c67_wires_and_their_file_stay_together_where_the_disk_fails(make_wired: MakeWired) -> None:
+    wired = make_wired()
+    wired.program = ("-c", BROKEN_DISK)
+    wired.start()
+    wired.make("newvm0")
+    wired.done("newvm", "ifadd", "2", "br0")
+    assert (wired.noted("newvm0"), wired.wiring()) == (
+        "br0 -",
+        {"br0": None, "newvm0e0": "br0", "newvm0e1": None},
+    )
+    assert wired.mentions("NICS is changed, but a power cut may undo it: input/output error")
+    (wired.directory / "broken").touch()
+    for words in (("ifadd", "1"), ("connect", "1", "br1"), ("ifadd", "3", "br2", "br2", "br2")):
+        assert "NICS cannot be written" in refused(wired, 1, "newvm", *words)
+        assert wired.noted("newvm0") == "br0 -"
+        assert {name: master for name, master in wired.wiring().items() if name != "br0"} == {
+            "newvm0e0": "br0",
+            "newvm0e1": None,
+        }
+    wired.done("newvm", "ifdel")  # which only removes a name
+    assert (wired.noted("newvm0"), wired.wiring()) == (None, {"br0": None})

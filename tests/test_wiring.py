@@ -11,8 +11,11 @@ from vmessd import names, wiring
 from vmessd.errors import InvalidValue, quoted
 from vmessd.settings import BY_FILE
 from vmessd.wiring import (
+    ANY,
     INTERFACES_MAX,
     LINK_NAME_MAX,
+    LOCALHOST,
+    Forward,
     Wire,
     bridge_name,
     check_interface,
@@ -27,7 +30,12 @@ from vmessd.wiring import (
 ANY_TEXT = st.text(st.characters(exclude_categories=()) | st.characters(categories=["Cs"]))
 NEARLY_WORDS = st.from_regex(r"(user|-|br)?[:,]?([0-9]{1,6}[:,]?){0,6}\n?", fullmatch=True)
 PORTS = st.integers(1, 65535)
-FORWARDS = st.dictionaries(PORTS, PORTS, max_size=5).map(lambda ports: tuple(ports.items()))
+ADDRESSES = st.ip_addresses(v=4).map(str) | st.sampled_from([LOCALHOST, ANY])
+FORWARDS = st.lists(
+    st.builds(Forward, PORTS, PORTS, st.sampled_from(["tcp", "udp"]), ADDRESSES),
+    max_size=5,
+    unique_by=lambda forward: (forward.protocol, forward.host),
+).map(tuple)
 BRIDGES = (
     st.text(st.characters(exclude_characters="/:%"), min_size=1, max_size=15)
     .filter(lambda name: name.isprintable() and not any(char.isspace() for char in name))
@@ -66,9 +74,21 @@ def outcome(function: Callable[..., Any], *arguments: Any) -> Any:
 GOOD = {
     "-": Wire(),
     "user": Wire(user=True),
-    "user:2222:22": Wire(user=True, forwards=((2222, 22),)),
-    "user:2222:22,8080:80": Wire(user=True, forwards=((2222, 22), (8080, 80))),
-    "user:1:65535,65535:1": Wire(user=True, forwards=((1, 65535), (65535, 1))),
+    "user:2222:22": Wire(user=True, forwards=(Forward(2222, 22),)),
+    "user:2222:22,8080:80": Wire(user=True, forwards=(Forward(2222, 22), Forward(8080, 80))),
+    "user:1:65535,65535:1": Wire(user=True, forwards=(Forward(1, 65535), Forward(65535, 1))),
+    "user:udp:5353:53": Wire(user=True, forwards=(Forward(5353, 53, "udp"),)),
+    "user:2222:22,udp:2222:22,0.0.0.0:80:80,udp:192.0.2.7:53:53,192.0.2.8:8080:80,192.0.2.9:8080:80": Wire(
+        user=True,
+        forwards=(
+            Forward(2222, 22),
+            Forward(2222, 22, "udp"),
+            Forward(80, 80, "tcp", "0.0.0.0"),  # noqa: S104 -- a word
+            Forward(53, 53, "udp", "192.0.2.7"),
+            Forward(8080, 80, "tcp", "192.0.2.8"),
+            Forward(8080, 80, "tcp", "192.0.2.9"),
+        ),
+    ),
     "bridge1": Wire("bridge1"),
     "a": Wire("a"),
     "0": Wire("0"),
@@ -101,7 +121,7 @@ def test_leading_zeros_of_a_port_are_not_kept() -> None:
 LETTERS = "holds a character no link's name may have"
 MEANING = "has another meaning"
 PORT = "is not a number from 1 to 65535"
-PAIR = "is not <hostport>:<guestport>, such as 2222:22"
+PAIR = "is not [udp:][address:]<hostport>:<guestport>, such as 2222:22"
 
 # The word, what of it the message shows, and why it is refused.
 BAD: tuple[tuple[str, str, str], ...] = (
@@ -144,7 +164,7 @@ BAD: tuple[tuple[str, str, str], ...] = (
     ("user:65536:22", "65536", PORT),
     ("user:2222:65536", "65536", PORT),
     ("user:000001:22", "000001", PORT),
-    ("user:2222:22:22", "22:22", PORT),
+    ("user:2222:22:22", "2222", "is not one of IPv4"),
     ("user:-1:22", "-1", PORT),
     ("user:+1:22", "+1", PORT),
     ("user:0x16:22", "0x16", PORT),
@@ -156,10 +176,25 @@ BAD: tuple[tuple[str, str, str], ...] = (
     ("user:ssh:22", "ssh", PORT),
     ("user:\ud800:22", "\ud800", PORT),
     (f"user:{'9' * 5000}:22", "9" * 5000, PORT),
-    ("user:2222:22;8080:80", "22;8080:80", PORT),
-    ("user:127.0.0.1:2222:22", "127.0.0.1", PORT),
+    ("user:2222:22;8080:80", "22;8080", PORT),
+    ("user:localhost:2222:22", "localhost", "is not one of IPv4"),
+    ("user::2222:22", "", "is not one of IPv4"),
+    ("user:0177.0.0.1:2222:22", "0177.0.0.1", "is not one of IPv4"),
+    ("user:0:2222:22", "0", "is not one of IPv4"),
+    ("user:127.1:2222:22", "127.1", "is not one of IPv4"),
+    ("user:udp:", "udp:", PAIR),
+    ("user:udp:1", "udp:1", PAIR),
+    ("user:UDP:1:2", "UDP", "is not one of IPv4"),
+    ("user:sctp:1:2", "sctp", "is not one of IPv4"),
+    ("user:udp:udp:1:2", "udp", "is not one of IPv4"),
+    ("user:1.2.3.4:udp:1:2", "1.2.3.4:udp:1:2", PAIR),
+    ("user:[::1]:8080:80", "[::1]:8080:80", "such as 2222:22, and QEMU forwards none of IPv6"),
+    ("user:udp:::1:8080:80", "udp:::1:8080:80", "such as 2222:22, and QEMU forwards none of IPv6"),
+    ("user:2222:22,127.0.0.1:2222:23", "2222", "is forwarded twice"),
+    ("user:2222:22,0.0.0.0:2222:23", "0.0.0.0:2222", "is forwarded twice"),
+    ("user:udp:0.0.0.0:53:53,udp:192.0.2.7:53:53", "udp:192.0.2.7:53", "is forwarded twice"),
     ("user:2222:22,2222:23", "2222", "is forwarded twice"),
-    ("user:22:1,022:1", "022", "is forwarded twice"),
+    ("user:22:1,022:1", "22", "is forwarded twice"),
 )
 
 
@@ -291,7 +326,10 @@ def test_an_interface_that_is_not_there(
         (" \n\t", ()),
         ("-", (Wire(),)),
         ("br0 - user\n", (Wire("br0"), Wire(), Wire(user=True))),
-        ("br0\nbr0\n\n  user:2222:22\n", (Wire("br0"), Wire("br0"), Wire(user=True, forwards=((2222, 22),)))),
+        (
+            "br0\nbr0\n\n  user:2222:22\n",
+            (Wire("br0"), Wire("br0"), Wire(user=True, forwards=(Forward(2222, 22),))),
+        ),
         ("- " * 29, (Wire(),) * 29),
     ],
 )
@@ -423,3 +461,28 @@ def test_c45_names_of_network_cards_are_known(name: str) -> None:
 @pytest.mark.parametrize("name", NO_CARDS)
 def test_c45_other_names_are_left_to_bridges(name: str) -> None:
     assert wiring.new_bridge_name(name) == name
+
+
+# Forwarded ports
+
+
+def test_c74_a_port_that_is_forwarded_and_one_that_is_not() -> None:
+    wire = Wire(user=True, forwards=(Forward(2222, 22), Forward(53, 53, "udp", ANY)))
+    more = wiring.with_forward(wire, Forward(53, 54))
+    assert str(more) == "user:2222:22,udp:0.0.0.0:53:53,53:54"
+    assert wiring.without_forward(more, Forward(53, 1)) == wire
+    assert str(wiring.without_forward(more, Forward(53, 1, "udp", ANY))) == "user:2222:22,53:54"
+    for forward, says in (
+        (Forward(2222, 23), "port 2222 is forwarded already: 2222:22"),
+        (Forward(2222, 23, "tcp", ANY), "port 0.0.0.0:2222 is forwarded already: 2222:22"),
+        (Forward(53, 53, "udp"), "port udp:53 is forwarded already: udp:0.0.0.0:53:53"),
+    ):
+        refused(wiring.with_forward, wire, forward, says=says)
+    for forward, says in (
+        (Forward(53, 1), "port 53 is not forwarded"),
+        (Forward(53, 1, "udp"), "port udp:53 is not forwarded"),
+        (Forward(2222, 1, "tcp", ANY), "port 0.0.0.0:2222 is not forwarded"),
+    ):
+        refused(wiring.without_forward, wire, forward, says=says)
+    full = Wire(user=True, forwards=tuple(Forward(port, port) for port in range(1, 33)))
+    refused(wiring.with_forward, full, Forward(33, 33), says="33 forwarded ports are more than 32")

@@ -99,7 +99,11 @@ def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list
 @pytest.mark.parametrize(
     ("line", "message", "hint"),
     [
-        ("newvm start --timeout 5 stop", "--timeout is no option of start", "usage: vmess <vmname> start"),
+        (
+            "newvm start --timeout 5 stop",
+            "--timeout is no option of start",
+            "usage: vmess <vmname> start [--at-once N]",
+        ),
         ("newvm --yes start stop", "--yes is no option of start, stop", "vmess help"),
         ("newvm make strat", "make takes no argument, not 'strat'; did you mean start?", None),
         ("newvm make ram 2G smpp 2", "ram takes <size|none>, not '2G smpp 2'; did you mean smp?", None),
@@ -201,7 +205,7 @@ def test_a_line_ends_at_the_verb_that_fails(daemon: Daemon) -> None:
         "vmess: smp failed; done before: make, ram; not done: hda, ifadd, start",
         f"  hint: to go on from there: vmess {A} smp x hda 1M ifadd 1 - start",
     ]
-    assert sorted(path.name for path in (daemon.root / A).iterdir()) == ["RAM"]
+    assert sorted(path.name for path in (daemon.root / A).iterdir()) == ["CPU", "RAM"]
     first = daemon.vmess(A, "make", "start")
     assert first.returncode == 1
     assert first.stderr.splitlines()[-2] == "vmess: make failed; not done: start"

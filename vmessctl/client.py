@@ -82,7 +82,7 @@ class Client:
         message, _, self._buffer = self._buffer.partition(b"\0")
         reply = notation.loads(message.decode("utf-8", "surrogatepass"))
         if "error" in reply:
-            raise _error(reply["error"], reply.get("parameters") or {})
+            raise told(reply["error"], reply.get("parameters") or {})
         return reply.get("parameters") or {}, bool(reply.get("continues"))
 
     def pending(self) -> bool:
@@ -192,7 +192,8 @@ def _connect_to(sock: _socket.socket, path: str) -> None:
         os.close(directory)
 
 
-def _error(name: str, parameters: Mapping[str, Any]) -> VmessError:
+def told(name: str, parameters: Mapping[str, Any]) -> VmessError:
+    """Return the error of this name on the wire."""
     kind = BY_WIRE_NAME.get(name)
     if kind is None:
         return Failed(f"vmessd refused the call: {name} {parameters}", hint=VERSIONS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmessd import names
 from vmessd.errors import InvalidValue, quoted
 from vmessd.row import row
-from vmessd.settings import DRIVES, SETTINGS
+from vmessd.settings import AT_ONCE_MAX, DRIVES, SETTINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ QUIET = Option("--quiet", "Say nothing of what was done, only what was asked for
 YES = Option("--yes", "Do not ask.")
 TIMEOUT = Option("--timeout", "Wait no longer than this (exit status 6); what was begun goes on.", "SECONDS")
 NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
+AT_ONCE = Option("--at-once", f"Have no more than N VMs on their way up at a time, 1 to {AT_ONCE_MAX}.", "N")
 SINCE_START = Option("--since-start", "What the VM has printed since its start counts, too.")
 BIND = Option("--bind", "Listen on this address of the host and not on 127.0.0.1 alone.", "ADDRESS")
 STEAL = Option("--steal", "Take the console from whoever has it.")
@@ -46,7 +47,7 @@ EVERYWHERE = (SOCKET, QUIET, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (
-        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT, SINCE_START),
+        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT, AT_ONCE, SINCE_START),
         *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
     )
 }
@@ -125,8 +126,10 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "boot",
-        "Start all VMs whose autostart is on, lower orders first. The host's boot does this.",
+        "Start all VMs whose autostart is on, lower orders first, those of one order at once. The host's\n"
+        "boot does this.",
         "Boot",
+        options=(AT_ONCE,),
         reports=True,
     ),
     Command(
@@ -150,8 +153,9 @@ COMMANDS: tuple[Command, ...] = (
         "ifadd",
         "Add N virtual NICs to the VM, and optionally place them into bridged segments.\n"
         'Create the segments if necessary. "-" stands for no bridge, "user" for QEMU\'s user-mode\n'
-        "network, which needs no privilege (user:2222:22 forwards a port). NB: the VM has these NICs\n"
-        "then and no others; a running one is given what is missing, and asked to let go of the rest.",
+        "network, which needs no privilege (user:2222:22,udp:5353:53 forwards ports). NB: the VM has\n"
+        "these NICs then and no others; a running one is given what is missing, and asked to let go of\n"
+        "the rest.",
         "SetNics",
         arguments="<N> [bridge|-|user]...",
         many=True,
@@ -187,7 +191,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "forward",
         "Forward a TCP port of the host's 127.0.0.1 into the user-mode network of the Nth\n"
-        'interface, at once and at every start; "none" in place of the guest\'s port ends it.',
+        'interface, at once and at every start; "none" in place of the guest\'s port ends it. With udp: in\n'
+        "front it is one of UDP, with an address one of that: udp:0.0.0.0:5353:53 is for other hosts, too.",
         "Forward",
         arguments="<ifnum> <hostport>:<guestport|none>",
         reports=True,
@@ -199,7 +204,16 @@ COMMANDS: tuple[Command, ...] = (
         options=(JSON,),
         many=True,
     ),
-    Command("start", "Start the VM in the background.", "Start", many=True, reports=True, wants="off"),
+    Command(
+        "start",
+        "Start the VM in the background. Several start all at once, since all of them are up soonest then;\n"
+        "--at-once is for a small host that has other things to do meanwhile.",
+        "Start",
+        options=(AT_ONCE,),
+        many=True,
+        reports=True,
+        wants="off",
+    ),
     Command(
         "stop",
         "Stop the VM: press its power button for as long as the STOP file says (60 seconds),\n"
@@ -403,7 +417,7 @@ ELSEWHERE = {
     **dict.fromkeys(("boot", "run", "up"), "start"),
     **dict.fromkeys(("ls", "ps"), "list"),
     **dict.fromkeys(("mem", "memory"), "ram"),
-    **dict.fromkeys(("cpu", "cpus", "vcpus"), "smp"),
+    **dict.fromkeys(("cpus", "vcpus"), "smp"),
     **dict.fromkeys(("iso", "cd"), "cdrom"),
     **dict.fromkeys(("ip", "domifaddr"), "addr"),
     "reboot": "reset",

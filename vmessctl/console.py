@@ -10,7 +10,7 @@ import stat
 import sys
 
 from vmessctl import commands
-from vmessctl.client import connect
+from vmessctl.client import connect, told
 from vmessctl.commands import PROGRAM, Invocation
 from vmessd.errors import VmessError, worst
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PLAIN = "\x1b[0m"
 """Ends colours and all that is like them (SGR 0 of ECMA-48)."""
+TOGETHER = 1000
+"""VMs that are looked at by one call, whose names fit into a message the daemon takes."""
 
 
 class hushed:  # noqa: N801 -- it reads as a statement: with hushed(...)
@@ -53,8 +55,11 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print what is wrong."""
-    print(text, file=sys.stderr)
+    """Print what is wrong; where nothing can be printed, the exit status has to say it."""
+    try:  # noqa: SIM105 -- contextlib takes long to import
+        print(text, file=sys.stderr)
+    except OSError:
+        pass
 
 
 def complain(error: VmessError) -> int:
@@ -74,6 +79,28 @@ def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
             statuses.append(work(client, vm))
         except VmessError as error:
             statuses.append(complain(error))
+    client.close()
+    return worst(statuses)
+
+
+def look_at_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> int:
+    """Do something with what the daemon tells of every VM, of several by one call; the worst status wins."""
+    method = invocation.command.method
+    if len(invocation.vms) == 1:
+        return for_each(invocation, lambda client, vm: work(client.call(method, vm=vm), vm))
+    client = connect(invocation)
+    statuses = []
+    for start in range(0, len(invocation.vms), TOGETHER):
+        vms = list(invocation.vms[start : start + TOGETHER])
+        client.send("Look", {"vms": vms, "aspect": method.lower()}, more=True)
+        for vm in vms:
+            view = client.receive()[0]["view"]
+            try:
+                if view["refusal"]:
+                    raise told(view["refusal"]["error"], view["refusal"])
+                statuses.append(work({method.lower(): view[method.lower()]}, vm))
+            except VmessError as error:
+                statuses.append(complain(error))
     client.close()
     return worst(statuses)
 

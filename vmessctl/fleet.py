@@ -5,11 +5,11 @@ from __future__ import annotations
 import select
 import time
 
-from vmessctl import render
+from vmessctl import commands, render
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
 from vmessctl.commands import PROGRAM, Invocation
 from vmessctl.console import emit, is_live, moving, tell, warn
-from vmessd import notify
+from vmessd import notify, settings
 from vmessd.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
 
 TYPE_CHECKING = False
@@ -37,6 +37,8 @@ class _Fleet:
 
     def __init__(self, invocation: Invocation) -> None:
         self._invocation = invocation
+        at_once = invocation.options.get(commands.AT_ONCE.flag)
+        self._parameters = {} if at_once is None else {"at_once": settings.at_once(at_once)}
         self._live = is_live(invocation)
         self._statuses: list[int] = []
         self._going: dict[str, tuple[Reply, float]] = {}
@@ -61,7 +63,7 @@ class _Fleet:
                 return worst(self._statuses)
 
     def _follow(self, client: Client) -> None:
-        client.send(self._invocation.command.method, {}, more=True)
+        client.send(self._invocation.command.method, self._parameters, more=True)
         due, heard = time.monotonic() + ANSWER_TIME, False
         while True:
             self._tell_on()

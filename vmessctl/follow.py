@@ -9,6 +9,7 @@ from vmessctl import client as wire
 from vmessctl import commands, render
 from vmessctl.commands import PROGRAM, Invocation
 from vmessctl.console import complain, emit, is_live, may_move, moving, say, tell, warn
+from vmessd import settings
 from vmessd.errors import (
     DONE,
     FORCED,
@@ -74,8 +75,13 @@ def _follow(
     show: Callable[[_Watch, Reply], int | None],
     enough: Callable[[], bool],
     deadline: float | None = None,
+    more: Callable[[], None] = lambda: None,
 ) -> list[_Watch]:
-    """Follow several VMs until all are over or it is enough; return those that are not over."""
+    """Follow several VMs until all are over or it is enough; return those that are not over.
+
+    `more` is called whenever one may have come to its end, and adds those whose turn it is.
+    """
+    more()
     while (pending := [watch for watch in watches if watch.status is None]) and not enough():
         limits = [left for watch in pending if (left := watch.patience()) is not None]
         if may_move():
@@ -85,12 +91,14 @@ def _follow(
         if min(limits, default=1.0) <= 0:
             if deadline is not None and time.monotonic() >= deadline:
                 break
+            more()
             continue
         tick = min(limits, default=None)
         ready, _, _ = select.select([watch.client for watch in pending], [], [], tick)
         for watch in pending:
             if watch.client in ready:
                 watch.news(show)
+        more()
         moving.draw(*(_moving(watch) for watch in watches if watch.status is None))
     moving.clear()
     return [watch for watch in watches if watch.status is None]
@@ -113,6 +121,13 @@ def _prefix(invocation: Invocation, vm: str) -> str:
 def start(invocation: Invocation) -> int:
     """Start VMs and follow them until they run; return the exit status."""
     live = is_live(invocation)
+    at_once = settings.at_once(invocation.options.get(commands.AT_ONCE.flag, str(settings.AT_ONCE_MAX)))
+    waiting = list(invocation.vms)
+    watches: list[_Watch] = []
+
+    def more() -> None:
+        while waiting and len([watch for watch in watches if watch.status is None]) < at_once:
+            watches.append(_Watch(invocation, waiting.pop(0), {}))
 
     def show(watch: _Watch, progress: Reply) -> int | None:
         emit(invocation, {"progress": progress}, watch.vm)
@@ -126,11 +141,13 @@ def start(invocation: Invocation) -> int:
             tell(_prefix(invocation, watch.vm) + text)
         return DONE if progress["done"] else None
 
-    watches = [_Watch(invocation, vm, {}) for vm in invocation.vms]
     try:
-        _follow(watches, show, lambda: False)
+        _follow(watches, show, lambda: False, more=more)
     except KeyboardInterrupt:
-        return _leave(watches, "start")
+        status = _leave(watches, "start")
+        if waiting:
+            warn(f"{PROGRAM}: not started: {', '.join(waiting)}")
+        return status
     return worst([watch.status or DONE for watch in watches])
 
 

@@ -98,7 +98,7 @@ def info(reply: Reply) -> str:
         lines.append(f"{where}; the way in is vmess {vm['status']['name']} vnc")
     lines += [nic(interface) for interface in vm["nics"]]
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
-    lines += [f"{value['name']}: {printable(value['value'])}" for value in vm["settings"]]
+    lines += [f"{value['name']}: {printable(value['value'])}{_meant(value, vm)}" for value in vm["settings"]]
     lines += [f"Mind: {printable(nic['difference'])}" for nic in vm["nics"] if nic["difference"]]
     if vm["command"] and vm["problem"]:
         lines.append(f"Mind: its next start would be refused: {printable(vm['problem'])}")
@@ -109,13 +109,18 @@ def info(reply: Reply) -> str:
     return "\n".join(lines)
 
 
+def _meant(value: Reply, vm: Reply) -> str:
+    """Return what a setting comes to, where that is not what it says; in brackets."""
+    if value["name"] != "CPU" or not vm.get("cpu") or vm["cpu"] == value["value"]:
+        return ""
+    return f" ({printable(vm['cpu'])}, {vm['accel']})"
+
+
 def nic(reply: Reply) -> str:
     """Return one interface of a VM and what it is plugged into."""
     name, wire = reply["tap"] or f"interface {reply['index']}", printable(reply["wire"])
     if reply["tap"] is None:
-        forwards = [pair.split(":") for pair in wire.partition(":")[2].split(",") if pair]
-        ports = "".join(f", 127.0.0.1:{host} to port {guest}" for host, guest in forwards)
-        wire = f"user network{ports}"
+        wire = f"user network{''.join(map(_forward, filter(None, wire.partition(':')[2].split(','))))}"
     elif wire == "-":
         wire = "in no bridge"
     remarks = [
@@ -124,6 +129,14 @@ def nic(reply: Reply) -> str:
         "" if reply["cable"] else ", cable pulled",
     ]
     return f"{name}: {wire}, MAC {reply['mac']}{''.join(remarks)}"
+
+
+def _forward(word: str) -> str:
+    """Return where a forwarded port leads: `udp:5353:53` is `, UDP 127.0.0.1:5353 to port 53`."""
+    *front, host, guest = word.split(":")
+    protocol = "UDP " if front[:1] == ["udp"] else ""
+    address = front[-1] if front[1 if protocol else 0 :] else "127.0.0.1"
+    return f", {protocol}{address}:{host} to port {guest}"
 
 
 def _drive(drive: Reply) -> str:

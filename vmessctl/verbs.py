@@ -8,7 +8,7 @@ import sys
 from vmessctl import commands, grammar, render
 from vmessctl.client import connect
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import agreed, complain, emit, for_each, hushed, say, show, tell, warn
+from vmessctl.console import agreed, complain, emit, for_each, hushed, look_at_each, say, show, tell, warn
 from vmessd import __version__, shell
 from vmessd.errors import (
     DONE,
@@ -101,20 +101,19 @@ def _list(invocation: Invocation) -> int:
 
 
 def _status(invocation: Invocation) -> int:
-    def work(client: Client, vm: str) -> int:
-        reply = client.call("Status", vm=vm)
+    def work(reply: Reply, vm: str) -> int:
         show(invocation, reply, render.status, vm)
         return NotRunning.status if render.is_off(reply["status"]) else DONE
 
-    return for_each(invocation, work)
+    return look_at_each(invocation, work)
 
 
 def _info(invocation: Invocation) -> int:
-    def work(client: Client, vm: str) -> int:
-        show(invocation, client.call("Info", vm=vm), render.info, vm)
+    def work(reply: Reply, vm: str) -> int:
+        show(invocation, reply, render.info, vm)
         return DONE
 
-    return for_each(invocation, work)
+    return look_at_each(invocation, work)
 
 
 def _make(invocation: Invocation) -> int:

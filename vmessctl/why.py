@@ -6,12 +6,12 @@ import time
 
 from vmessctl import render
 from vmessctl.commands import PROGRAM
-from vmessctl.console import for_each, show
+from vmessctl.console import look_at_each, show
 from vmessd.errors import DONE, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmessctl.client import Client, Reply
+    from vmessctl.client import Reply
     from vmessctl.commands import Invocation
 
 INDENT = "  "
@@ -20,11 +20,11 @@ INDENT = "  "
 def run(invocation: Invocation) -> int:
     """Tell why VMs are as they are; return the exit status."""
 
-    def work(client: Client, vm: str) -> int:
-        show(invocation, client.call("Why", vm=vm), text, vm)
+    def work(reply: Reply, vm: str) -> int:
+        show(invocation, reply, text, vm)
         return DONE
 
-    return for_each(invocation, work)
+    return look_at_each(invocation, work)
 
 
 def text(reply: Reply) -> str:

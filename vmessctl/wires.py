@@ -7,7 +7,7 @@ import sys
 from vmessctl import commands
 from vmessctl.client import connect
 from vmessctl.commands import PROGRAM, Invocation
-from vmessctl.console import emit, for_each, say, show, tell, warn
+from vmessctl.console import emit, for_each, look_at_each, say, show, tell, warn
 from vmessd import names, shell
 from vmessd.errors import DONE, InvalidValue, TimedOut, printable, quoted
 
@@ -92,15 +92,14 @@ def _connect(invocation: Invocation) -> int:
 
 
 def _ifstat(invocation: Invocation) -> int:
-    def work(client: Client, vm: str) -> int:
-        reply = client.call("Nics", vm=vm)
+    def work(reply: Reply, vm: str) -> int:
         if commands.JSON.flag in invocation.options:
             show(invocation, reply, str, vm)
         else:
             print(wiring(names.parse(vm), reply))
         return DONE
 
-    return for_each(invocation, work)
+    return look_at_each(invocation, work)
 
 
 def wiring(vm: str, reply: Reply) -> str:
@@ -123,15 +122,9 @@ def _cable(invocation: Invocation) -> int:
 
 
 def _forward(invocation: Invocation) -> int:
-    number, pair = invocation.arguments
+    number, text = invocation.arguments
     interface = _interface(invocation, number)
-    host, colon, guest = pair.partition(":")
-    if not colon:
-        raise InvalidValue(f"forward {quoted(pair)} is not <hostport>:<guestport>, such as 2222:22")
-    ports = {
-        "host": _number(invocation, host, "port"),
-        "guest": None if guest == "none" else _number(invocation, guest, "port"),
-    }
+    ports = _ports(invocation, text)
 
     def work(client: Client, vm: str) -> int:
         emit(invocation, client.call("Forward", vm=vm, interface=interface, **ports), vm)
@@ -140,12 +133,31 @@ def _forward(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
+def _ports(invocation: Invocation, text: str) -> dict[str, object]:
+    """Return what to forward; what goes without saying is not said, for a daemon that knows no more."""
+    said: dict[str, object] = {}
+    words = text.split(":")
+    if words[0] in ("tcp", "udp"):
+        said |= {"protocol": "udp"} if words.pop(0) == "udp" else {}
+    if len(words) == 3:
+        said["address"] = words.pop(0)
+    if len(words) != 2:
+        ipv6 = ", and QEMU forwards none of IPv6" if "[" in text or "::" in text else ""
+        raise InvalidValue(
+            f"forward {quoted(text)} is not [udp:][address:]<hostport>:<guestport>, such as 2222:22{ipv6}"
+        )
+    host, guest = words
+    said["host"] = _number(invocation, host, "port")
+    said["guest"] = None if guest == "none" else _number(invocation, guest, "port")
+    return said
+
+
 def _addr(invocation: Invocation) -> int:
-    def work(client: Client, vm: str) -> int:
-        show(invocation, client.call("Addresses", vm=vm), lambda reply: addresses(names.parse(vm), reply), vm)
+    def work(reply: Reply, vm: str) -> int:
+        show(invocation, reply, lambda reply: addresses(names.parse(vm), reply), vm)
         return DONE
 
-    return for_each(invocation, work)
+    return look_at_each(invocation, work)
 
 
 def addresses(vm: str, reply: Reply) -> str:

@@ -1,11 +1,14 @@
 """`vmessd`: read the settings, then serve."""
 
+import contextlib
 import functools
 import os
 import sys
+from collections.abc import Callable
 
-from vmessd import config, daemon, log
-from vmessd.errors import VmessError
+from vmessd import config, daemon, log, streams
+from vmessd.config import Config
+from vmessd.errors import Failed, VmessError, reason
 
 
 def _working_directory() -> str:
@@ -16,21 +19,33 @@ def _working_directory() -> str:
         return "/"
 
 
-def main() -> int:
-    """Run vmessd and return its exit status: that of the error that ended it, 0 after a signal."""
+def _settings(read: Callable[[], Config]) -> Config:
+    """Return the settings once they are found right, and printed where that is asked for; raises VmessError."""
     try:
-        read = functools.partial(config.read, sys.argv[1:], os.environ, _working_directory())
         settings = read()
         in_force = config.check(settings)
         if settings.check:
-            print(*in_force, sep="\n")  # noqa: T201 -- this is what --check is for
-        else:
+            print(*in_force, sep="\n", flush=True)  # noqa: T201 -- this is what --check is for
+    except OSError as error:  # of standard output: --help and --version write to it, too
+        streams.give_up_output()
+        raise Failed(f"the output cannot be written: {reason(error)}") from None
+    return settings
+
+
+def main() -> int:
+    """Run vmessd and return its exit status: that of the error that ended it, 0 after a signal."""
+    streams.fill_gaps()
+    try:
+        read = functools.partial(config.read, sys.argv[1:], os.environ, _working_directory())
+        settings = _settings(read)
+        if not settings.check:
             log.begin()
             daemon.run(settings, read)
     except VmessError as error:
-        print(f"vmessd: {error.message}", file=sys.stderr)  # noqa: T201 -- the user's message
-        if error.hint:
-            print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201 -- the user's message
+        with contextlib.suppress(OSError):  # the status says it where nothing can be printed
+            print(f"vmessd: {error.message}", file=sys.stderr)  # noqa: T201 -- the user's message
+            if error.hint:
+                print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201 -- the user's message
         return error.status
     return 0
 

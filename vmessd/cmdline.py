@@ -17,6 +17,7 @@ from vmessd.drives import Disk
 from vmessd.errors import Failed
 from vmessd.settings import SETTINGS
 from vmessd.vmdir import PID_FILE
+from vmessd.wiring import Forward
 
 
 class ChildFd(enum.IntEnum):
@@ -38,6 +39,10 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 IDE = {"hda": ("ide.0", 0), "hdb": ("ide.0", 1), "hdc": ("ide.1", 0), "hdd": ("ide.1", 1)}
 
 
+BEST_CPU = {"kvm": "host", "tcg": "max"}
+"""By accelerator, the model that has all there is (QEMU, docs/system/cpu-models-x86); TCG knows no `host`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Card:
     """A network card of the guest and what is behind it."""
@@ -47,8 +52,8 @@ class Card:
     mac: str
     tap: str | None
     """The TAP behind it; None for QEMU's user-mode network."""
-    forwards: Sequence[tuple[int, int]] = ()
-    """Of a user-mode network: TCP ports of the host's 127.0.0.1 and the guest's ports they lead to."""
+    forwards: Sequence[Forward] = ()
+    """Of a user-mode network: the host's ports that lead into it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,8 @@ def build(spec: Spec, qemu: str) -> list[str]:
     """
     argv = [qemu, "-name", spec.vm, "-nodefaults", "-no-user-config", "-S"]
     argv += ["-machine", "pc", "-accel", spec.accel]
+    if "CPU" in spec.values:
+        argv += ["-cpu", cpu(spec.values["CPU"], spec.accel)]
     argv += ["-sandbox", SANDBOX]
     argv += ["-pidfile", f"{spec.directory}/{PID_FILE}"]
     argv += ["-chardev", f"socket,id=qmp,fd={ChildFd.qmp:d},server=on,wait=off"]
@@ -93,6 +100,12 @@ def build(spec: Spec, qemu: str) -> list[str]:
         if setting.file in spec.values:
             argv += setting.option(spec.values[setting.file])
     return argv
+
+
+def cpu(value: str, accel: str) -> str:
+    """Return QEMU's words for the CPU that a CPU file asks for."""
+    model, comma, features = value.partition(",")
+    return f"{BEST_CPU[accel] if model == 'best' else model}{comma}{features}"
 
 
 def _serial() -> list[str]:
@@ -120,13 +133,13 @@ def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
 
 
 def _drive(disk: Disk, slot: str) -> list[str]:
-    """One drive. JSON with an explicit driver: no format is probed and any path is only a path."""
-    node = {
-        "driver": "raw",
-        "node-name": disk.slot,
-        "read-only": disk.slot == "cdrom",
-        "file": {"driver": "host_device" if disk.block_device else "file", "filename": disk.path},
-    }
+    """One drive. JSON with an explicit driver: no format is probed and any path is only a path.
+
+    What a guest discards is to leave the image: each node passes it on only if told (qapi/block-core.json).
+    """
+    discard = {} if disk.slot == "cdrom" else {"discard": "unmap"}
+    file = {"driver": "host_device" if disk.block_device else "file", "filename": disk.path, **discard}
+    node = {"driver": "raw", "node-name": disk.slot, "read-only": disk.slot == "cdrom", **discard, "file": file}
     bus, unit = IDE[slot]
     model = "ide-cd" if disk.slot == "cdrom" else "ide-hd"
     return [
@@ -163,13 +176,13 @@ def netdev(card: Card) -> dict[str, Any]:
         }
     arguments: dict[str, Any] = {"type": "user", "id": netdev_id(card.index)}
     if card.forwards:
-        arguments["hostfwd"] = [{"str": forward(host, guest)} for host, guest in card.forwards]
+        arguments["hostfwd"] = [{"str": hostfwd(forward)} for forward in card.forwards]
     return arguments
 
 
-def forward(host: int, guest: int) -> str:
-    """Return QEMU's words for a forwarded port; only the host itself can reach it."""
-    return f"tcp:127.0.0.1:{host}-:{guest}"
+def hostfwd(forward: Forward) -> str:
+    """Return QEMU's words for a forwarded port."""
+    return f"{forward.protocol}:{forward.address}:{forward.host}-:{forward.guest}"
 
 
 def device(card: Card, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,8 +193,12 @@ def device(card: Card, values: Mapping[str, Any]) -> dict[str, Any]:
         "mac": card.mac,
         "id": card_id(card.index),
     }
-    more = values.get("NIC_EXARGS", "")
-    return arguments | dict(pair.split("=", 1) for pair in more.split(",") if pair)
+    return arguments | dict(pair.split("=", 1) for pair in _pairs(values.get("NIC_EXARGS", "")))
+
+
+def _pairs(text: str) -> list[str]:
+    """Return the parts of an option list; `,,` stands for a comma in one of them (QEMU, QemuOpts)."""
+    return [pair.replace("\0", ",") for pair in text.replace(",,", "\0").split(",") if pair]
 
 
 def _options(arguments: Mapping[str, Any]) -> str:
@@ -190,7 +207,45 @@ def _options(arguments: Mapping[str, Any]) -> str:
     words = [str(first)]
     for key, value in rest:
         words += [f"{key}={item['str']}" for item in value] if isinstance(value, list) else [f"{key}={value}"]
-    return ",".join(words)
+    return ",".join(word.replace(",", ",,") for word in words)
+
+
+_VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<bare>VM|DIR)(?!\w)|\{(?P<braced>VM|DIR)\})", re.ASCII)
+_NO_LIST = ("-append", "--append")  # what follows is the guest's business, commas and all
+
+
+def expanded(values: Mapping[str, Any], vm: str, directory: str) -> dict[str, Any]:
+    """Return settings by file name, `$VM` and `$DIR` in those that hand words to QEMU replaced.
+
+    They stand for the VM's name and the path of its directory, `$$` for a dollar; any other `$` stays.
+    """
+    found = dict(values)
+    if words := found.get("EXARGS"):
+        found["EXARGS"] = tuple(
+            _filled_in(word, vm, directory, listed=before not in _NO_LIST)
+            for before, word in itertools.pairwise(("", *words))
+        )
+    if "NIC_EXARGS" in found:
+        found["NIC_EXARGS"] = _filled_in(found["NIC_EXARGS"], vm, directory)
+    return found
+
+
+def _filled_in(word: str, vm: str, directory: str, *, listed: bool = True) -> str:
+    """Return a word with what its variables stand for, written as QEMU reads the word.
+
+    Behind a `=` in a list of options a comma is doubled; in JSON, quotes and the like are escaped.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match["dollar"]:
+            return "$"
+        if "VM" in (match["bare"], match["braced"]):
+            return vm
+        if word.startswith("{"):
+            return json.dumps(directory, ensure_ascii=False)[1:-1]
+        return directory.replace(",", ",,") if listed and "=" in word[: match.start()] else directory
+
+    return _VARIABLE.sub(value, word)
 
 
 def same_but_for_wires(one: Sequence[str], other: Sequence[str]) -> bool:
@@ -217,6 +272,11 @@ def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def accel_of(argv: Sequence[str]) -> str:
     """Return `kvm` or `tcg`, whichever a command line that :func:`build` made says."""
     return "kvm" if ("-accel", "kvm") in itertools.pairwise(argv) else "tcg"
+
+
+def cpu_of(argv: Sequence[str]) -> str | None:
+    """Return what a command line says of the CPU, the last word of several; None where it says nothing."""
+    return next((value for option, value in reversed([*itertools.pairwise(argv)]) if option == "-cpu"), None)
 
 
 def display_of(argv: Sequence[str]) -> int:

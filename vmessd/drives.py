@@ -118,7 +118,7 @@ def set_cdrom(vm: VMDirectory, path: str | None, reader: Reader) -> None:
                     f"{safefile.place(directory, name)} is {safefile.kind(found.st_mode)}, not a link "
                     f"that vmess made; remove it by hand"
                 )
-            safefile.remove(directory, name)
+            safefile.remove(directory, name, durable=True)
             return
         _check_image(vm, path, reader)
         safefile.link(directory, name, path)

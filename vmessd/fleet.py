@@ -58,13 +58,15 @@ class Fleet:
         for task in self._tasks:
             task.cancel()
 
-    def boot(self, uid: int | None) -> AsyncIterator[FleetProgress]:
+    def boot(self, uid: int | None, at_once: int = settings.AT_ONCE_MAX) -> AsyncIterator[FleetProgress]:
         """Start the VMs that are to start with the host; yield each step, at last a done one.
+
+        At most `at_once` are on their way up at any moment.
 
         Raises:
             Failed: a shutdown put an end to it, or is under way.
         """
-        return self._told(lambda tell: self._boot(uid, tell), self._boots)
+        return self._told(lambda tell: self._boot(uid, tell, at_once), self._boots)
 
     def shutdown(self, uid: int | None) -> AsyncIterator[FleetProgress]:
         """Stop all VMs, gracefully and in reverse order; yield each step, at last a done one."""
@@ -88,7 +90,7 @@ class Fleet:
 
     # -- Up --
 
-    async def _boot(self, uid: int | None, tell: Tell) -> None:
+    async def _boot(self, uid: int | None, tell: Tell, at_once: int) -> None:
         if self._shutdowns:
             raise Failed("all VMs are being stopped", hint="vmess boot, when that is done")
         wanted = {}
@@ -101,21 +103,23 @@ class Fleet:
             if autostart is not None and machine.state in OFF:
                 wanted[machine.vm] = autostart
         orders = waves({vm: autostart.order for vm, autostart in wanted.items()})
+        places = asyncio.Semaphore(at_once)
         for number, wave in enumerate(orders, 1):
-            await asyncio.gather(*(self._start(vm, uid, tell) for vm in wave))
+            await asyncio.gather(*(self._start(vm, uid, tell, places) for vm in wave))
             if number < len(orders):
                 await asyncio.sleep(max(wanted[vm].delay for vm in wave))
 
-    async def _start(self, vm: str, uid: int | None, tell: Tell) -> None:
-        tell(_step(vm, "starting"))
-        try:
-            machine = await self._supervisor.machine(vm)
-            async for progress in machine.start(uid):
-                if progress.done:
-                    tell(_step(vm, "running", pid=progress.pid))
-        except VmessError as error:
-            log.warning("%s: it was to start with the host: %s", vm, error.message)
-            tell(_failure(vm, error))
+    async def _start(self, vm: str, uid: int | None, tell: Tell, places: asyncio.Semaphore) -> None:
+        async with places:
+            tell(_step(vm, "starting"))
+            try:
+                machine = await self._supervisor.machine(vm)
+                async for progress in machine.start(uid):
+                    if progress.done:
+                        tell(_step(vm, "running", pid=progress.pid))
+            except VmessError as error:
+                log.warning("%s: it was to start with the host: %s", vm, error.message)
+                tell(_failure(vm, error))
 
     # -- Down --
 

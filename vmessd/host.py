@@ -5,7 +5,7 @@ import logging
 import os
 from typing import Any
 
-from vmessd import account
+from vmessd import account, cmdline
 from vmessd.access import Access
 from vmessd.account import Account
 from vmessd.census import Census
@@ -50,7 +50,7 @@ class Host:
         return "tcg"
 
     def settings(self, directory: VMDirectory) -> dict[str, Any]:
-        """Return a VM's settings by file name.
+        """Return a VM's settings by file name, as :func:`cmdline.expanded` has them.
 
         Raises:
             NoSuchVM, BadFile: as VMDirectory.read_settings.
@@ -63,7 +63,7 @@ class Host:
                 f"{directory}/{refused[0]} hands arguments to QEMU, and this vmessd does not honour them",
                 hint='remove the file; or the administrator allows it, in the file of vmessd: exargs = "yes"',
             )
-        return values
+        return cmdline.expanded(values, directory.vm, str(directory.path))
 
 
 def kvm_usable() -> bool:

@@ -18,7 +18,7 @@ from vmessd.errors import Failed, VmessError
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused
-from vmessd.wiring import INTERFACES_MAX
+from vmessd.wiring import INTERFACES_MAX, Forward
 
 log = logging.getLogger(__name__)
 
@@ -156,19 +156,21 @@ class Cards:
         await self._execute("set_link", {"name": cmdline.card_id(index), "up": up})
         (self._pulled.discard if up else self._pulled.add)(index)
 
-    async def forward(self, index: int, host: int, guest: int | None) -> None:
-        """Forward a TCP port to a guest's, or with None no longer; raises Failed, NotRunning, TimedOut.
+    async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
+        """Forward a port to a guest's, or no longer; raises Failed, NotRunning, TimedOut.
 
         QEMU knows these two commands in its human monitor only, and refuses in words.
         """
-        line = f"hostfwd_remove {cmdline.netdev_id(index)} tcp:127.0.0.1:{host}"
-        if guest is not None:
-            line = f"hostfwd_add {cmdline.netdev_id(index)} {cmdline.forward(host, guest)}"
+        where = f"{forward.protocol}:{forward.address}:{forward.host}"
+        line = f"hostfwd_remove {cmdline.netdev_id(index)} {where}"
+        if on:
+            line = f"hostfwd_add {cmdline.netdev_id(index)} {cmdline.hostfwd(forward)}"
         said = str(await self._execute("human-monitor-command", {"command-line": line})).strip()
         if said and "removed" not in said:
             raise Failed(
-                f"port {host} of 127.0.0.1 cannot be forwarded: in use, or kept for root ({said[:WORDS]})",
-                hint=f"take another, or find who has it: ss -tlnp sport = :{host}",
+                f"port {forward.host} of {forward.address} cannot be forwarded: in use, kept for root, or not "
+                f"of this host ({said[:WORDS]})",
+                hint=f"take another, or find who has it: ss -{forward.protocol[0]}lnp sport = :{forward.host}",
             )
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from asyncvarlink import FileDescriptor, LastResult, VarlinkInterface, varlinkmethod
 
-from vmessd import faults, logs, names, refusals, serialfeed, vnc
+from vmessd import faults, logs, names, refusals, serialfeed, settings, vnc
 from vmessd.addresses import VMAddress
 from vmessd.errors import INTERFACE, printable, quoted
 from vmessd.events import Kind, VMEvent, Watcher
@@ -24,8 +24,10 @@ from vmessd.sampler import Sample
 from vmessd.segments import Segment
 from vmessd.serialfeed import SerialPiece
 from vmessd.supervisor import Supervisor
+from vmessd.views import Aspect, VMView, views
 from vmessd.vnc import VMRelay
 from vmessd.why import Explanation, explain
+from vmessd.wiring import checked_forward
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,23 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         """Return all there is to say of a VM, QEMU's command line for one."""
         return await self._supervisor.info(vm)
 
+    @varlinkmethod(return_parameter="view", delay_generator=False)
+    async def Look(self, *, vms: list[str], aspect: Aspect) -> AsyncIterator[VMView]:
+        """Tell of several VMs, or of all, what Status, Info, Nics, Addresses or Why tell of one.
+
+        A reply for each, in this order, and by name where none is named; what is wrong with one of them is
+        told in its place. Wants `more`.
+        """
+        wanted = vms or [machine.vm for machine in await self._supervisor.everyone()]
+        if not wanted:
+            raise refusals.no_vms()
+        left = len(wanted)
+        async for view in views(self._supervisor, wanted, aspect):
+            left -= 1
+            if not left:
+                raise LastResult(view)
+            yield view
+
     @varlinkmethod(return_parameter="path")
     async def Make(self, *, vm: str) -> str:
         """Create the directory of a VM and return its path."""
@@ -129,7 +148,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="note")
     async def Set(self, *, vm: str, setting: str, value: str | None) -> str | None:
-        """Set a setting or a drive (smp, ram, accel, hda, hdb, hdc, hdd, cdrom).
+        """Set a setting or a drive (smp, ram, cpu, accel, hda, hdb, hdc, hdd, cdrom).
 
         The value is written as on the command line; a path is absolute. null takes the setting away.
         Returns what there is to say about it, if anything.
@@ -171,13 +190,15 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
             yield progress
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
-    async def Boot(self) -> AsyncIterator[FleetProgress]:
+    async def Boot(self, *, at_once: int | None) -> AsyncIterator[FleetProgress]:
         """Start the VMs that are to start with the host, lower orders first. Wants `more`.
 
-        A reply for each step of each VM, then a last one. It goes on if the caller leaves.
+        A reply for each step of each VM, then a last one. It goes on if the caller leaves. At most `at_once`
+        (1 to 64, which null stands for, too) are on their way up at any moment.
         """
-        self._note("Boot", "")
-        async for progress in self._fleet.boot(self._peer.uid):
+        self._note("Boot", "", "" if at_once is None else f" {quoted(at_once)} at once")
+        places = settings.AT_ONCE_MAX if at_once is None else settings.at_once(str(at_once))
+        async for progress in self._fleet.boot(self._peer.uid, places):
             if progress.done:
                 raise LastResult(progress)
             yield progress
@@ -362,7 +383,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     async def SetNics(self, *, vm: str, count: int, wires: list[str]) -> list[Step]:
         """Have a VM have `count` interfaces and no others; returns what was done, in order.
 
-        Each wire is a bridge, made if need be, or `-` for none, or `user` (`user:2222:22,8080:80`) for
+        Each wire is a bridge, made if need be, or `-` for none, or `user` (`user:2222:22,udp:5353:53`) for
         QEMU's user-mode network; those without a word are in no bridge. On a running VM cards come and
         go; a step `pending` tells of one that the guest has not let go of.
         """
@@ -387,11 +408,26 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         self._tell(Kind.wires, vm, f"cable {interface} {'on' if on else 'off'}")
 
     @varlinkmethod
-    async def Forward(self, *, vm: str, interface: int, host: int, guest: int | None) -> None:
-        """Forward a TCP port of the host's 127.0.0.1 into a user-mode network; null ends it."""
-        await self._changing("Forward", vm, f" {quoted(interface)} {quoted(host)}:{quoted(guest)}")
-        await (await self._supervisor.wires(vm)).forward(interface, host, guest)
-        self._tell(Kind.wires, vm, f"forward {interface} {host}:{'none' if guest is None else guest}")
+    async def Forward(  # noqa: PLR0913 -- what was not said before 0.1.0 may be left out
+        self,
+        *,
+        vm: str,
+        interface: int,
+        host: int,
+        guest: int | None,
+        protocol: str | None,
+        address: str | None,
+    ) -> None:
+        """Forward a port of the host's into a user-mode network, to a guest's; null in its place ends it.
+
+        The protocol is `tcp`, which null stands for, or `udp`; the address is one of the host's, of IPv4,
+        null standing for 127.0.0.1. Any other lets other hosts in.
+        """
+        said = "".join(f" {quoted(word)}" for word in (protocol, address) if word is not None)
+        await self._changing("Forward", vm, f" {quoted(interface)} {quoted(host)}:{quoted(guest)}{said}")
+        forward = checked_forward(protocol, address, host, 1 if guest is None else guest)
+        await (await self._supervisor.wires(vm)).forward(interface, forward, on=guest is not None)
+        self._tell(Kind.wires, vm, f"forward {interface} {forward.port}:{'none' if guest is None else guest}")
 
     @varlinkmethod(return_parameter="addresses")
     async def Addresses(self, *, vm: str) -> list[VMAddress]:

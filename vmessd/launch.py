@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 
 from vmessd import cmdline, drives, names, seriallog, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
@@ -52,8 +53,8 @@ def card(vm: str, nic: Nic) -> Card:
     return Card(nic.index, names.mac(vm, nic.index), None if wire.user else nic.tap, wire.forwards)
 
 
-def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
-    """Read what the VM should be.
+def specify(directory: VMDirectory, host: Host, display: int, looked: Sequence[Nic] | None = None) -> Spec:
+    """Read what the VM should be; `looked` are its interfaces where they were looked at already.
 
     Raises:
         NoSuchVM: there is no directory.
@@ -61,9 +62,9 @@ def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
         NotPermitted: as Host.settings.
     """
     values = host.settings(directory)
-    nics = host.network.nics(directory.vm, values.get("NICS"))
     disks = drives.disks(directory)
     drives.check(directory, disks, values.get("RAW", ()))
+    nics = host.network.nics(directory.vm, values.get("NICS")) if looked is None else looked
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),

@@ -458,7 +458,8 @@ class Machine:
                 await asyncio.to_thread(launch.sweep_links, self.directory, self._host.network)
                 self._journal.ended(self.last_exit)
                 user = self._host.account.name if self._host.account.entry else None
-                error = run.error or refusals.not_started(self.vm, self.last_exit.text, user)
+                accel = run.launched.record.accel
+                error = run.error or refusals.not_started(self.vm, self.last_exit.text, user, accel)
             elif self._tries and self.last_exit is not None:
                 policy = await asyncio.to_thread(launch.restart_policy, self.directory)
                 await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))

@@ -16,7 +16,21 @@ VERBS = frozenset(
     {
         *("suspend", "sendkey", "type", "lock", "unlock", "why"),
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
-        *("smp", "ram", "accel", "hda", "hdb", "hdc", "hdd", "cdrom", "autostart", "reset", "pause", "resume"),
+        *(
+            "smp",
+            "ram",
+            "cpu",
+            "accel",
+            "hda",
+            "hdb",
+            "hdc",
+            "hdd",
+            "cdrom",
+            "autostart",
+            "reset",
+            "pause",
+            "resume",
+        ),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "forward", "addr", "screenshot", "snapshot", "clone"),
     }
 )

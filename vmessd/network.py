@@ -140,11 +140,24 @@ class Network:
 
         One that is being unplugged is told apart by :attr:`Nic.leaving`, and may stand behind a gap.
         """
-        noted = noted or ()
         with self.kernel() as kernel:
             found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
             masters = {link.master for link in found.values() if link.master}
             bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
+        return self._nics(vm, noted or (), found, bridges)
+
+    def nics_of(self, noted: Mapping[str, Sequence[Wire] | None]) -> dict[str, list[Nic]]:
+        """Return the interfaces of several VMs as :meth:`nics` does, by one look at all links there are."""
+        with self.kernel() as kernel:
+            links = kernel.links() if noted else []
+        found = {link.name: link for link in links}
+        bridges = {link.index: link.name for link in links}
+        return {vm: self._nics(vm, wires or (), found, bridges) for vm, wires in noted.items()}
+
+    def _nics(
+        self, vm: str, noted: Sequence[Wire], found: Mapping[str, Link], bridges: Mapping[int, str]
+    ) -> list[Nic]:
+        """Return a VM's interfaces; `found` are links by the names they go by, `bridges` names by indices."""
         nics: list[Nic] = []
         gap = False
         for index in range(room(vm)):

@@ -1,6 +1,6 @@
 """What is said to whoever asks for what a VM's state does not allow. Pure."""
 
-from vmessd.errors import AlreadyRunning, Failed, NotRunning, StartFailed, TimedOut
+from vmessd.errors import AlreadyRunning, Failed, NoSuchVM, NotRunning, StartFailed, TimedOut
 
 LOG = "journalctl -u vmessd; a daemon of your own has it on its standard error"
 
@@ -53,8 +53,12 @@ def hanging(vm: str, pid: int) -> TimedOut:
     )
 
 
-def not_started(vm: str, why: str, user: str | None) -> StartFailed:
+def not_started(vm: str, why: str, user: str | None, accel: str) -> StartFailed:
     """A start whose QEMU ended at once; `user` is whom it runs as, where that is not our own."""
+    if accel == "kvm" and "signal 6" in why:  # SIGABRT: KVM refused a register, as one within a VM may
+        return StartFailed(
+            f"VM {vm}: {why}; KVM may not be whole on this host", hint=f"to do without it: vmess {vm} accel tcg"
+        )
     hint = f"vmess {vm} info shows its command line; qemu.log in its directory, what QEMU said"
     if user is not None and "Permission denied" in why:
         hint = f"QEMU runs as {user}: images need its group and rw for it; where links lead, it has to get"
@@ -80,3 +84,8 @@ def going_away() -> Failed:
         "vmessd is going away; what was begun with QEMU goes on, its deadline does not",
         hint="vmess list, when it is back",
     )
+
+
+def no_vms() -> NoSuchVM:
+    """A look at all VMs where there is none."""
+    return NoSuchVM("there is no VM yet", hint="make one: vmess newvm make")

@@ -130,6 +130,8 @@ class VMInfo:
     display: int | None
     """VNC display in force; the TCP port on 127.0.0.1 is 5900 more."""
     accel: str | None
+    cpu: str | None
+    """QEMU's words for the CPU; None where it has its default."""
     serial: str
     """Path of the serial console's socket; what it prints is logged beside it."""
     changed: bool

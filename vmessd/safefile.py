@@ -6,6 +6,7 @@ link, and cannot be made to wait by a FIFO or a device.
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import socket
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmessd.errors import BadFile, failing, printable, reason
+
+log = logging.getLogger(__name__)
 
 TEMPORARY = ".vmess-tmp-"  # what is left with this prefix after a crash is ours to remove
 
@@ -130,7 +133,8 @@ def write(directory: int, name: str, data: bytes, *, durable: bool = True) -> No
 
     Raises:
         BadFile: the name is taken by something that is no plain file.
-        Failed: it could not be written; the old file is as it was.
+        Failed: it could not be written; the old file is as it was. Nothing is raised once the new one is in
+            place: that the directory did not reach the disk then is logged.
     """
     must_be_plain(directory, name)
     temporary = temporary_name(name)
@@ -149,8 +153,21 @@ def write(directory: int, name: str, data: bytes, *, durable: bool = True) -> No
             with contextlib.suppress(OSError):
                 os.unlink(temporary, dir_fd=directory)
             raise
-        if durable:
-            os.fsync(directory)
+    if durable:
+        _settle(directory, name)
+
+
+def _settle(directory: int, name: str) -> None:
+    """Wait until the disk has what a name stands for now.
+
+    Where that fails the name stands for it all the same, for everybody who looks. So it is a warning, and not
+    an error by which a caller would take back what goes with it.
+    """
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        where = place(directory, name)
+        log.warning("%s is changed, but a power cut may undo it: %s", where, reason(error))
 
 
 def link(directory: int, name: str, target: str) -> None:
@@ -158,7 +175,7 @@ def link(directory: int, name: str, target: str) -> None:
 
     Raises:
         BadFile: the name is taken by something that is no symbolic link.
-        Failed: it could not be made; the old link is as it was.
+        Failed: it could not be made; the old link is as it was. Otherwise as :func:`write`.
     """
     found = status(directory, name)
     if found is not None and not stat.S_ISLNK(found.st_mode):
@@ -169,18 +186,22 @@ def link(directory: int, name: str, target: str) -> None:
         try:
             os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
         except OSError:
-            os.unlink(temporary, dir_fd=directory)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=directory)
             raise
+    _settle(directory, name)
 
 
-def remove(directory: int, name: str) -> None:
-    """Remove a name; nothing to do where there is none.
+def remove(directory: int, name: str, *, durable: bool = False) -> None:
+    """Remove a name; nothing to do where there is none. `durable` as for :func:`write`.
 
     Raises:
         Failed: it is there and stays.
     """
     with failing(f"{place(directory, name)} cannot be removed"), contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
+        if durable:
+            _settle(directory, name)
 
 
 def sweep(directory: int) -> None:

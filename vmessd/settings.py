@@ -27,6 +27,7 @@ ORDER_MAX = 99
 DELAY_MAX = 3600
 REMARK_MAX = 200
 RESTARTS = ("no", "on-crash", "always")
+AT_ONCE_MAX = 64  # threads that vmessd has for the files of VMs: more starts would wait for each other there
 
 
 def size(text: str, bare: int = 1) -> int:
@@ -129,6 +130,28 @@ def _drives(text: str) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _cpu(text: str) -> str:
+    """Return a model of QEMU's and its features; nothing in it can be another option, nor ask for help."""
+    model, *features = text.split(",")
+    if text.isdecimal() and text != "486":
+        raise _Objection("how many there are, smp says")
+    names = [model]
+    for feature in features:
+        name, equals, value = feature.partition("=")
+        if name[:1] not in ("+", "-") and (equals, value) not in (("=", "on"), ("=", "off")):
+            raise ValueError(text)
+        names.append(name if equals else name[1:])
+    for name in names:
+        if not name[:1].isalnum() or not name.isascii() or not name.translate(_CPU_MARKS).isalnum():
+            raise ValueError(text)
+    if model == "help":
+        raise ValueError(text)
+    return text
+
+
+_CPU_MARKS = str.maketrans("", "", "-_.+")
+
+
 def _network_device(text: str) -> str:
     if not text.isascii() or not text.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ValueError(text)
@@ -220,6 +243,17 @@ SETTINGS: tuple[Setting, ...] = (
         help="Set the size of RAM for the VM and store it inside the VM's dir.",
     ),
     Setting(
+        file="CPU",
+        verb="cpu",
+        argument="<best|model|none>",
+        expects="best, or a model of QEMU's, such as qemu64, with features behind it: qemu64,+aes,-svm",
+        parse=_cpu,
+        option=_no_option,  # what is best depends on the accelerator; see cmdline.cpu
+        help="Choose the guest's CPU: a model of QEMU's (qemu-system-x86_64 -cpu help), or the best there is,\n"
+        "which is the host's own under KVM, and all that TCG knows. New VMs have the best; without,\n"
+        "it is QEMU's default, qemu64, which today's distributions find old.",
+    ),
+    Setting(
         file="ACCEL",
         verb="accel",
         argument="<auto|kvm|tcg|none>",
@@ -306,7 +340,7 @@ SETTINGS: tuple[Setting, ...] = (
         expects="properties of a QEMU device such as romfile=,bootindex=1",
         parse=_properties,
         option=_no_option,
-        help="More properties for each network card.",
+        help="More properties for each network card. $VM and $DIR as in EXARGS.",
         words_for_qemu=True,
     ),
     Setting(
@@ -316,7 +350,8 @@ SETTINGS: tuple[Setting, ...] = (
         expects="QEMU arguments quoted as for a shell",
         parse=_words,
         option=lambda words: words,
-        help="More arguments for QEMU, split as a shell would split them.",
+        help="More arguments for QEMU, split as a shell would split them. Then $VM stands for the VM's name,\n"
+        "$DIR for the path of its directory, $$ for a dollar.",
         words_for_qemu=True,
     ),
 )
@@ -349,6 +384,14 @@ DRIVES: tuple[Drive, ...] = (
         help='Create a symlink to the cdrom to be used by the VM; "none" removes it.',
     ),
 )
+
+
+def at_once(text: str) -> int:
+    """Return how many starts may be under way at once; raises InvalidValue."""
+    try:
+        return _integer(text.strip(), 1, AT_ONCE_MAX)
+    except ValueError:
+        raise InvalidValue(f"at-once {quoted(text.strip())} is not a number from 1 to {AT_ONCE_MAX}") from None
 
 
 def disk_size(text: str) -> int:

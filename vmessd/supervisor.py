@@ -7,7 +7,7 @@ import fcntl
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -32,11 +32,14 @@ from vmessd.upkeep import Upkeep
 from vmessd.vmdir import VMDirectory
 from vmessd.vnc import Relays
 from vmessd.wires import Wires
+from vmessd.wiring import Wire
 
 log = logging.getLogger(__name__)
 
 FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
 LOCK = BY_FILE["LOCK"]
+NEW = {"CPU": "best"}
+"""What is set in a VM that is made; in a directory that comes from elsewhere what is not said stays so."""
 FIND_TIME = 10.0  # how long a slow disk may keep the daemon from being ready
 
 
@@ -49,6 +52,21 @@ class _Change(NamedTuple):
     """The VM has to be stopped for it."""
     live: bool = False
     """It takes effect at once."""
+
+
+class _Seen(NamedTuple):
+    """What was read of a VM's files."""
+
+    planned: list[str]
+    """The command line a start would use."""
+    problem: str | None
+    """Why there is none: what a start would say."""
+    settings: list[Value]
+    disks: list[Disk]
+
+
+Wiring = list[Nic] | VmessError
+"""A VM's interfaces, or why they cannot be told."""
 
 
 class Supervisor:
@@ -80,7 +98,7 @@ class Supervisor:
         try:
             await asyncio.to_thread(vmdir.sweep_removed, self.root, self._unwire)
             there = await asyncio.to_thread(vmdir.listing, self.root)
-            for vm in sorted({*there, *await asyncio.to_thread(self._seen)}):
+            for vm in sorted({*there, *await asyncio.to_thread(self._present)}):
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
@@ -130,7 +148,7 @@ class Supervisor:
                 ) from None
         return lock
 
-    def _seen(self) -> set[str]:
+    def _present(self) -> set[str]:
         """Return the VMs of this root that seem to run, whether they have a directory or not."""
         try:
             return {one.vm for one in adoption.present(self.root, self._host) if names.is_full(one.vm)}
@@ -213,81 +231,104 @@ class Supervisor:
         """Return how all VMs are."""
         return [machine.status() for machine in await self.everyone()]
 
-    async def info(self, name: str) -> VMInfo:
-        """Return all there is to say of a VM; what cannot be read is said in `problem`."""
+    async def wirings(self, vms: Sequence[str]) -> dict[str, Wiring]:
+        """Return the interfaces of several VMs by one look at the kernel's links, or what is wrong with each.
+
+        A name that is no VM's is left out.
+        """
+        directories = {}
+        for vm in vms:
+            with contextlib.suppress(VmessError):
+                directories[vm] = (await self.machine(vm)).directory
+        return await asyncio.to_thread(self._wirings, directories)
+
+    def _wirings(self, directories: Mapping[str, VMDirectory]) -> dict[str, Wiring]:
+        noted: dict[str, Sequence[Wire] | None] = {}
+        wrong: dict[str, VmessError] = {}
+        for directory in directories.values():
+            try:
+                noted[directory.vm] = directory.read_setting(BY_FILE["NICS"])
+            except VmessError as error:
+                wrong[directory.vm] = error
+        found: Mapping[str, Wiring]
+        try:
+            found = self._host.network.nics_of(noted)
+        except VmessError as error:
+            found = dict.fromkeys(noted, error)
+        return {vm: wrong.get(directory.vm) or found[directory.vm] for vm, directory in directories.items()}
+
+    async def info(self, name: str, wiring: Wiring | None = None) -> VMInfo:
+        """Return all there is to say of a VM; what cannot be read is said in `problem`.
+
+        `wiring` is what :meth:`wirings` has of it, where that was asked.
+        """
+        wires = await self.wires(name)
         machine = await self.machine(name)
         directory, record = machine.directory, machine.record()
-        planned, problem = await self._planned(directory, record.display if record else None)
-        command = record.argv if record else planned
         transferred = await machine.live().transferred() if record else {}
+        nics: list[Nic] | None = None
+        with contextlib.suppress(VmessError):  # which is said in `problem`
+            nics = await _interfaces(wires, wiring)
+        seen = await asyncio.to_thread(self._seen, directory, record.display if record else None, nics)
+        command = record.argv if record else seen.planned
         return VMInfo(
             status=machine.status(),
             directory=str(directory.path),
-            nics=await self._nics_or_none(machine.vm),
+            nics=[_nic(wires, nic) for nic in nics or ()],
             command=command,
-            problem=problem,
+            problem=seen.problem,
             display=cmdline.display_of(command) or None,
             accel=cmdline.accel_of(command) if command else None,
+            cpu=cmdline.cpu_of(command),
             serial=str(directory.path / vmdir.SERIAL_SOCKET),
-            changed=record is not None and not cmdline.same_but_for_wires(planned, record.argv),
-            settings=await asyncio.to_thread(_settings, directory),
-            drives=[_drive(disk, transferred) for disk in await asyncio.to_thread(_disks, directory)],
+            changed=record is not None and not cmdline.same_but_for_wires(seen.planned, record.argv),
+            settings=seen.settings,
+            drives=[_drive(disk, transferred) for disk in seen.disks],
         )
 
-    async def nics(self, name: str) -> list[VMNic]:
-        """Return a VM's interfaces; raises BadFile where NICS makes no sense, Failed."""
+    async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
+        """Return a VM's interfaces; raises BadFile where NICS makes no sense, Failed. `wiring` as for info."""
         wires = await self.wires(name)
-        return [_nic(wires, nic) for nic in await wires.nics()]
+        return [_nic(wires, nic) for nic in await _interfaces(wires, wiring)]
 
-    async def _nics_or_none(self, vm: str) -> list[VMNic]:
-        try:
-            return await self.nics(vm)
-        except VmessError:  # which is said in `problem`
-            return []
+    async def tables(self) -> Tables:
+        """Return what the host has heard; raises Failed."""
 
-    async def addresses(self, name: str) -> list[VMAddress]:
-        """Return a VM's addresses as far as the host knows; raises BadFile, Failed."""
+        def read() -> Tables:
+            with self._host.network.kernel() as kernel:
+                links = {link.index: link.name for link in kernel.links()}
+                return Tables(kernel.forwarding(), kernel.neighbours(), links)
+
+        return await asyncio.to_thread(read)
+
+    async def addresses(
+        self, name: str, wiring: Wiring | None = None, tables: Tables | None = None
+    ) -> list[VMAddress]:
+        """Return a VM's addresses as far as the host knows; raises BadFile, Failed. `wiring` as for info."""
         wires = await self.wires(name)
-        found = await asyncio.to_thread(self._addresses, wires.vm, await wires.nics())
+        nics = await _interfaces(wires, wiring)
+        found = await asyncio.to_thread(_addresses, wires.vm, nics, tables or await self.tables())
         runs = (await self.machine(name)).state not in OFF
         return [dataclasses.replace(address, known=address.known and runs) for address in found]
 
-    def _addresses(self, vm: str, nics: Sequence[Nic]) -> list[VMAddress]:
-        with self._host.network.kernel() as kernel:
-            links = {link.index: link.name for link in kernel.links()}
-            tables = Tables(kernel.forwarding(), kernel.neighbours(), links)
-        found = []
-        for nic in nics:
-            mac = names.mac(vm, nic.index)
-            if nic.link is not None:
-                found += of_interface(nic.index, mac, nic.link.index, tables)
-            elif nic.wire.user:
-                source = "what QEMU's user network gives it; the host does not reach it"
-                found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=False))
-        return found
-
-    async def _planned(
-        self, directory: VMDirectory, display_in_force: int | None
-    ) -> tuple[list[str], str | None]:
-        """Return the command line a start would use, or what it would say."""
-
-        def plan() -> list[str]:
-            display = display_in_force
+    def _seen(self, directory: VMDirectory, display: int | None, nics: Sequence[Nic] | None) -> _Seen:
+        """Return what a VM's files say, and the command line of a start or why there is none; blocks."""
+        planned: list[str] = []
+        problem = None
+        try:
             if display is None:
                 display = self._host.displays.would_be(directory.vm, names.display(directory.vm))
-            return cmdline.build(launch.specify(directory, self._host, display), self._host.qemu)
-
-        try:
-            return await asyncio.to_thread(plan), None
+            planned = cmdline.build(launch.specify(directory, self._host, display, nics), self._host.qemu)
         except VmessError as error:
-            return [], error.message
+            problem = error.message
+        return _Seen(planned, problem, _settings(directory), _disks(directory))
 
     # -- What can be changed --
 
     async def make(self, name: str) -> str:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
-        await asyncio.to_thread(directory.make)
+        await asyncio.to_thread(directory.make, NEW)
         return str(directory.path)
 
     async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
@@ -392,6 +433,13 @@ def _remark(machine: Machine) -> str | None:
         return None
 
 
+async def _interfaces(wires: Wires, wiring: Wiring | None) -> list[Nic]:
+    """Return a VM's interfaces, which may have been looked at already; raises what is wrong with them."""
+    if isinstance(wiring, VmessError):
+        raise wiring
+    return await wires.nics() if wiring is None else wiring
+
+
 def _nic(wires: Wires, nic: Nic) -> VMNic:
     return VMNic(
         index=nic.index,
@@ -403,6 +451,18 @@ def _nic(wires: Wires, nic: Nic) -> VMNic:
         cable=not wires.cards.is_pulled(nic.index),
         difference=wires.lost(nic) or nic.difference(),
     )
+
+
+def _addresses(vm: str, nics: Sequence[Nic], tables: Tables) -> list[VMAddress]:
+    found = []
+    for nic in nics:
+        mac = names.mac(vm, nic.index)
+        if nic.link is not None:
+            found += of_interface(nic.index, mac, nic.link.index, tables)
+        elif nic.wire.user:
+            source = "what QEMU's user network gives it; the host does not reach it"
+            found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=False))
+    return found
 
 
 def _settings(directory: VMDirectory) -> list[Value]:

@@ -13,8 +13,9 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from vmessd import logfile, names, records, safefile, settings
@@ -39,6 +40,7 @@ LOGS = (QEMU_LOG, SERIAL_LOG)
 PID_FILE = "qemu.pid"
 RUN_RECORD = "run.json"
 EXIT_RECORD = "exit.json"
+MAKING = ".vmess-new-"  # a VM directory that is not whole yet; what a crash leaves is ours to remove
 REMOVED = ".vmess-removed-"  # a VM directory on its way out; what a crash leaves is ours to remove
 
 VALUE_LIMIT = 16 * 1024
@@ -97,12 +99,31 @@ class VMDirectory:
         """Return the error for a VM whose directory another process has locked."""
         return Locked(f"VM {self.vm} is held {how}", hint=hint or f"fuser -v {self} tells which")
 
-    def make(self) -> None:
-        """Create the directory.
+    def make(self, files: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Create the directory with settings in it, by file name; it is there with all of them or not at all.
 
         Raises:
             Failed: it could not be made, or is there already.
         """
+        self._must_be_new()
+        making = self.path.with_name(f"{MAKING}{self.vm}-{os.urandom(4).hex()}")
+        with failing(f"{self} cannot be made"):
+            # Others may not even open it: whoever can, can lock it. The group, which may be QEMU's, passes.
+            making.mkdir(mode=0o710)
+            try:
+                with safefile.opened(making) as directory:
+                    for file, text in files.items():
+                        safefile.write(directory, file, f"{text}\n".encode())
+                making.rename(self.path)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    safefile.remove_tree(making)
+                if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    self._must_be_new()  # somebody else was faster
+                raise
+
+    def _must_be_new(self) -> None:
+        """Raise Failed where the name is taken."""
         if os.path.lexists(self.path):
             with self.opened():
                 pass  # says what else it is, if it is no directory
@@ -110,9 +131,6 @@ class VMDirectory:
                 f"VM {self.vm} is there already: {self}",
                 hint=f"leave make out; what it has: vmess {self.vm} info",
             )
-        with failing(f"{self} cannot be made"):
-            # Others may not even open it: whoever can, can lock it. The group, which may be QEMU's, passes.
-            self.path.mkdir(mode=0o710)
 
     def remove(self, parted: Callable[[], None] = lambda: None) -> None:
         """Delete the VM with all its files.
@@ -186,10 +204,13 @@ class VMDirectory:
         with self.opened() as directory:
             if text is None:
                 safefile.must_be_plain(directory, setting.file)
-                safefile.remove(directory, setting.file)
+                safefile.remove(directory, setting.file, durable=True)
                 return
             setting.value(text)
-            safefile.write(directory, setting.file, f"{text.strip()}\n".encode())
+            data = f"{text.strip()}\n".encode()
+            if len(data) > VALUE_LIMIT:  # which nobody would read
+                raise InvalidValue(f"{setting.file} would have {len(data)} bytes; {VALUE_LIMIT} is the most")
+            safefile.write(directory, setting.file, data)
 
     def note_wires(self, text: str) -> None:
         """Write the NICS file, remove it where there is nothing to say; raises as :func:`safefile.write`."""
@@ -359,19 +380,19 @@ def listing(root: Path) -> list[str]:
 
 
 def sweep_removed(root: Path, parted: Callable[[str], object] = lambda _vm: None) -> None:
-    """Finish what a crash interrupted in a VM root: writes, and removals of VM directories.
+    """Finish what a crash interrupted in a VM root: writes, and making and removing of VM directories.
 
-    Of the latter `parted` is called with the VM's name, unless there is a VM of that name again.
+    Of those removed `parted` is called with the VM's name, unless there is a VM of that name again.
 
     Raises:
         Failed: the root cannot be read.
     """
     with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
-        leftovers = [entry.name for entry in entries if entry.name.startswith(REMOVED)]
+        leftovers = [entry.name for entry in entries if entry.name.startswith((REMOVED, MAKING))]
     with safefile.opened(root) as directory, contextlib.suppress(VmessError):
         safefile.sweep(directory)
     for name in leftovers:
-        vm = name.removeprefix(REMOVED).partition("-")[0]
+        vm = name.removeprefix(REMOVED).partition("-")[0]  # of one that was being made it is none
         if names.is_full(vm) and not os.path.lexists(root / vm):
             parted(vm)
         with contextlib.suppress(OSError):

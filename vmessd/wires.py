@@ -7,6 +7,7 @@ goes when it does, or with the VM's QEMU, whichever daemon sees that.
 import asyncio
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,7 +19,18 @@ from vmessd.lifecycle import OFF, State
 from vmessd.machine import Machine
 from vmessd.network import Change, Nic, Step
 from vmessd.settings import BY_FILE
-from vmessd.wiring import FORWARDS_MAX, PORT_MAX, Wire, check_interface, file_text, parse_wire, parse_wires
+from vmessd.wiring import (
+    Forward,
+    Wire,
+    check_interface,
+    file_text,
+    parse_wire,
+    parse_wires,
+    with_forward,
+    without_forward,
+)
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -127,8 +139,7 @@ class Wires:
             try:
                 yield
             except BaseException:
-                with contextlib.suppress(VmessError):
-                    directory.note_wires(before or "")
+                self._note_again(before or "")
                 raise
         except BaseException:
             change.undo()
@@ -216,8 +227,7 @@ class Wires:
         except BaseException:
             if made is not None:
                 await self._machine.change(made.undo)
-            with contextlib.suppress(VmessError):
-                await self._note(before or "")
+            await self._machine.change(functools.partial(self._note_again, before or ""))
             await self._machine.change(marked.undo)
             raise
         return made.steps
@@ -247,19 +257,16 @@ class Wires:
                 raise _still_leaving(self.vm, index)
             await self.cards.set_link(index, up=on)
 
-    async def forward(self, index: int, host: int, guest: int | None) -> None:
-        """Forward a TCP port of the host's 127.0.0.1 to the guest, or with None no longer; noted in NICS.
+    async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
+        """Forward a port of the host's to the guest, or no longer, whatever it leads to; noted in NICS.
 
         Raises:
             InvalidValue: it is no user-mode network, or a port that cannot be.
             Failed: QEMU could not listen there.
         """
-        for port in (host, guest):
-            if port is not None and not 1 <= port <= PORT_MAX:
-                raise InvalidValue(f"port {quoted(port)} is not a number from 1 to {PORT_MAX}")
-        await self._carried_through(self._forward(index, host, guest))
+        await self._carried_through(self._forward(index, forward, on=on))
 
-    async def _forward(self, index: int, host: int, guest: int | None) -> None:
+    async def _forward(self, index: int, forward: Forward, *, on: bool) -> None:
         async with self._turn:
             nics = {nic.index: nic for nic in await self.nics() if not nic.leaving}
             check_interface(self.vm, index, nics)
@@ -269,21 +276,24 @@ class Wires:
                     f"interface {index} of {self.vm} is no user network but plugged into {wire}",
                     hint="guests on a bridge are reached by their own addresses",
                 )
-            before = dict(wire.forwards)
-            if (guest is None) is (host not in before):
-                how = f"forwarded already, to {before[host]}" if guest else "not forwarded"
-                raise InvalidValue(f"port {host} is {how}")
-            after = {port: to for port, to in {**before, host: guest}.items() if to is not None}
-            if len(after) > FORWARDS_MAX:
-                raise InvalidValue(f"{len(after)} forwarded ports are more than {FORWARDS_MAX}")
+            after = with_forward(wire, forward) if on else without_forward(wire, forward)
             if not self._is_off:
-                await self.cards.forward(index, host, guest)
+                await self.cards.forward(index, forward, on=on)
             try:
-                await self._note(file_text(_with(nics, index, Wire(user=True, forwards=tuple(after.items())))))
+                await self._note(file_text(_with(nics, index, after)))
             except BaseException:
                 if not self._is_off:
-                    await self.cards.forward(index, host, before.get(host))
+                    [before] = set(wire.forwards) ^ set(after.forwards)
+                    with contextlib.suppress(VmessError):
+                        await self.cards.forward(index, before, on=not on)
                 raise
+
+    def _note_again(self, text: str) -> None:
+        """Put NICS back as it was; that it cannot be, is logged, and `info` tells where the kernel differs."""
+        try:
+            self._machine.directory.note_wires(text)
+        except VmessError as error:
+            log.warning("%s: %s; it says what was taken back", self.vm, error.message)
 
     async def _note(self, text: str) -> None:
         await self._machine.change(functools.partial(self._machine.directory.note_wires, text))

@@ -1,10 +1,11 @@
 """What a VM's interfaces are plugged into, in words: the arguments of `ifadd` and the file NICS.
 
 Pure. A word is a bridge's name, `-` for a TAP that is in no bridge, or `user` for QEMU's user-mode
-network, with its forwarded ports behind a colon: `user:2222:22,8080:80`. No name of a link has a
+network, with its forwarded ports behind a colon: `user:2222:22,udp:5353:53`. No name of a link has a
 colon or a space in it (dev_valid_name() in Linux's net/core/dev.c), so the words are unambiguous.
 """
 
+import ipaddress
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,69 @@ USER = "user"
 LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
 INTERFACES_MAX = 29  # PCI slots 3 to 31 of machine `pc`: host bridge, PIIX and VGA have the first three
 PORT_MAX = 65535
-FORWARDS_MAX = 32  # to an interface, so that all of a VM's fit into NICS
+FORWARDS_MAX = 32  # to an interface; the plain ones of all of a VM's fit into NICS
+
+
+LOCALHOST = "127.0.0.1"
+ANY = "0.0.0.0"  # noqa: S104 -- a word that people may say
+PROTOCOLS = ("tcp", "udp")
+FORWARD_FORM = "[udp:][address:]<hostport>:<guestport>, such as 2222:22"
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A port of the host's that leads into a user-mode network."""
+
+    host: int
+    guest: int
+    """The guest's port it leads to."""
+    protocol: str = "tcp"
+    """Or `udp`."""
+    address: str = LOCALHOST
+    """Of the host, IPv4: QEMU 7.2 takes no other here (`hostfwd`; net/slirp.c, slirp_hostfwd)."""
+
+    @property
+    def port(self) -> str:
+        """What is forwarded, as :func:`parse_forward` takes it: `2222`, `udp:0.0.0.0:5353`."""
+        protocol = "" if self.protocol == "tcp" else f"{self.protocol}:"
+        return f"{protocol}{'' if self.address == LOCALHOST else f'{self.address}:'}{self.host}"
+
+    def __str__(self) -> str:
+        return f"{self.port}:{self.guest}"
+
+    def is_in_the_way_of(self, other: "Forward") -> bool:
+        """Tell whether a process cannot listen for both."""
+        same = (self.protocol, self.host) == (other.protocol, other.host)
+        return same and (self.address == other.address or ANY in (self.address, other.address))
+
+
+def checked_forward(protocol: str | None, address: str | None, host: int, guest: int) -> Forward:
+    """Return a forwarded port, TCP and of 127.0.0.1 where nothing else is said; raises InvalidValue."""
+    for port in (host, guest):
+        if not 1 <= port <= PORT_MAX:
+            raise InvalidValue(f"port {quoted(port)} is not a number from 1 to {PORT_MAX}")
+    if protocol not in (None, *PROTOCOLS):
+        raise InvalidValue(f"protocol {quoted(protocol)} is neither tcp nor udp")
+    try:
+        found = str(ipaddress.IPv4Address(LOCALHOST if address is None else address))
+    except ValueError:
+        raise InvalidValue(f"address {quoted(address)} is not one of IPv4, such as {LOCALHOST}") from None
+    return Forward(host, guest, protocol or "tcp", found)
+
+
+def _of_ipv6(text: str) -> str:
+    return ", and QEMU forwards none of IPv6" if "[" in text or "::" in text else ""
+
+
+def parse_forward(text: str) -> Forward:
+    """Return a forwarded port of `ifadd`'s words or of NICS; raises InvalidValue."""
+    words = text.split(":")
+    protocol = words.pop(0) if words[0] in PROTOCOLS else None
+    address = words.pop(0) if len(words) == 3 else None
+    if len(words) != 2:
+        raise InvalidValue(f"forwarded port {quoted(text)} is not {FORWARD_FORM}{_of_ipv6(text)}")
+    host, guest = words
+    return checked_forward(protocol, address, _port(host), _port(guest))
 
 
 @dataclass(frozen=True)
@@ -29,13 +92,13 @@ class Wire:
     """The bridge its TAP is a port of; None for none."""
     user: bool = False
     """It has no TAP but QEMU's user-mode network."""
-    forwards: tuple[tuple[int, int], ...] = ()
-    """Of a user-mode network: TCP ports of the host's 127.0.0.1, each with the guest's port it leads to."""
+    forwards: tuple[Forward, ...] = ()
+    """Of a user-mode network: the host's ports that lead into it."""
 
     def __str__(self) -> str:
         if not self.user:
             return self.bridge or UNPLUGGED
-        forwards = ",".join(f"{host}:{guest}" for host, guest in self.forwards)
+        forwards = ",".join(map(str, self.forwards))
         return f"{USER}:{forwards}" if forwards else USER
 
 
@@ -132,17 +195,32 @@ def parse_wire(word: str) -> Wire:
         return Wire(user=True)
     if not word.startswith(f"{USER}:"):
         return Wire(bridge=bridge_name(word))
-    forwards: dict[int, int] = {}
-    for pair in word.removeprefix(f"{USER}:").split(","):
-        host, colon, guest = pair.partition(":")
-        if not colon:
-            raise InvalidValue(f"forwarded port {quoted(pair)} is not <hostport>:<guestport>, such as 2222:22")
-        if _port(host) in forwards:
-            raise InvalidValue(f"port {quoted(host)} is forwarded twice")
-        forwards[_port(host)] = _port(guest)
+    forwards: list[Forward] = []
+    for text in word.removeprefix(f"{USER}:").split(","):
+        forward = parse_forward(text)
+        if any(forward.is_in_the_way_of(other) for other in forwards):
+            raise InvalidValue(f"port {quoted(forward.port)} is forwarded twice")
+        forwards.append(forward)
     if len(forwards) > FORWARDS_MAX:
         raise InvalidValue(f"{len(forwards)} forwarded ports are more than {FORWARDS_MAX}")
-    return Wire(user=True, forwards=tuple(forwards.items()))
+    return Wire(user=True, forwards=tuple(forwards))
+
+
+def with_forward(wire: Wire, forward: Forward) -> Wire:
+    """Return a user-mode network with one more forwarded port; raises InvalidValue where it cannot be."""
+    if there := next((other for other in wire.forwards if other.is_in_the_way_of(forward)), None):
+        raise InvalidValue(f"port {forward.port} is forwarded already: {there}")
+    if len(wire.forwards) >= FORWARDS_MAX:
+        raise InvalidValue(f"{len(wire.forwards) + 1} forwarded ports are more than {FORWARDS_MAX}")
+    return Wire(user=True, forwards=(*wire.forwards, forward))
+
+
+def without_forward(wire: Wire, forward: Forward) -> Wire:
+    """Return a user-mode network with one forwarded port less; raises InvalidValue where it has no such."""
+    left = tuple(other for other in wire.forwards if other.port != forward.port)
+    if left == wire.forwards:
+        raise InvalidValue(f"port {forward.port} is not forwarded")
+    return Wire(user=True, forwards=left)
 
 
 def room(vm: str) -> int:
