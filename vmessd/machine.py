@@ -164,6 +164,8 @@ class Machine:
     # -- One message after the other --
 
     async def _do(self, job: Job) -> None:
+        if job.done.cancelled():  # whoever wanted to look has left
+            return
         try:
             if job.stopped and self.state not in OFF:
                 raise refusals.in_the_way(self.vm)
