@@ -25,7 +25,7 @@ VMESSD = """
     keys stats report events refusals host seriallog launch
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
-    serialfeed why faults audit interface budget connection control config notify log daemon __main__
+    serialfeed why faults audit interface budget connection control config notify log memory daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
     commands grammar helptext notation client render console
@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "vmessd.refusals": {"vmessd.errors"},
     "vmessd.notify": set(),
     "vmessd.contract": set(),
+    "vmessd.memory": set(),
     "vmessd.audit": {"vmessd.errors", "vmessd.contract"},
     "vmessd.budget": {"vmessd.errors", "vmessd.contract"},
     "vmessd.monitor": {"vmessd.errors"},

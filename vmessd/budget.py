@@ -30,8 +30,9 @@ LOOK_AGAIN = 0.05
 """Seconds between looks at whether a client has taken the descriptors it was sent."""
 SAVINGS = 0.2
 """Seconds of the loop's time that a user may have saved up, and so take in one go."""
-DEBT_MAX = 1.0
-"""Seconds of debt in the loop's time above which a user gets no further connection."""
+
+DEBT_MAX = 0.5
+"""Seconds of the loop's time that a user can owe, so that they are served again soon when they are calm."""
 
 
 class Limits(NamedTuple):
@@ -88,7 +89,7 @@ class Share:
 
     def charge(self, seconds: float) -> None:
         """Note time that was spent."""
-        self._balance -= seconds
+        self._balance = max(-DEBT_MAX, self._balance - seconds)
 
     def _earn(self) -> float:
         """Add what has come in since the last time, and return what there is."""
@@ -96,10 +97,6 @@ class Share:
         earned = (now - self._at) * self._part / max(1, len(self._in_debt))
         self._at, self._balance = now, min(SAVINGS, self._balance + earned)
         return self._balance
-
-    def debt(self) -> float:
-        """Return the seconds that were spent and not earned yet, 0 for none."""
-        return max(0.0, -self._earn())
 
     def is_due(self) -> bool:
         """Tell whether the next step may be taken at once."""
@@ -115,7 +112,7 @@ class Share:
 
     def _arm(self) -> None:
         if self._timer is None and self._waiting:
-            seconds = self.debt() * len(self._in_debt) / self._part
+            seconds = max(0.0, -self._earn()) * len(self._in_debt) / self._part
             self._timer = asyncio.get_running_loop().call_later(seconds, self._next)
 
     def _next(self) -> None:
@@ -186,6 +183,8 @@ class Account:
         self.uid = uid
         self.limits = limits
         self.clients = 0
+        self.arriving = 0
+        """Clients that wait for their turn to be served."""
         self.share = Share(limits.share, in_debt)
         self._places = {cost: asyncio.Semaphore(number) for cost, number in limits.places.items()}
         self.looks = self._places[Cost.look]

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 MESSAGE_LIMIT = 64 * 1024
 """Bytes of one request; the longest real one holds a path."""
-UNREAD_TIME = 8.0
+UNREAD_TIME = 5.0
 """Seconds a client may take for a reply, unless it is one of an endless call."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -86,9 +86,8 @@ class Hangups:
 class Connection(VarlinkServerProtocol):
     """One client."""
 
-    def __init__(  # noqa: PLR0913 -- all that a client needs of the server
+    def __init__(
         self,
-        registry: VarlinkInterfaceRegistry,
         connected: socket.socket,
         peer: Peer,
         account: Account,
@@ -107,7 +106,9 @@ class Connection(VarlinkServerProtocol):
         """When the last call ended, by the loop's clock; None while one is under way."""
         self.gone = False
         """The client is."""
-        self._registry = registry
+        self.interfaces: Callable[[], VarlinkInterfaceRegistry] = VarlinkInterfaceRegistry
+        """What makes those that it may call: most who connect in order to be a nuisance never call one."""
+        self._registry: VarlinkInterfaceRegistry | None = None
         self._socket = connected
         self._peer = peer
         self._gate = gate
@@ -279,6 +280,8 @@ class Connection(VarlinkServerProtocol):
         fds: FileDescriptorArray | None,  # noqa: ARG002
     ) -> asyncio.Future[None]:
         """Begin a call."""
+        if self._registry is None:
+            self._registry = self.interfaces()
         method, signature = self._registry.lookup_method(call)
         row = contract.METHODS[call.method_name] if call.method_interface == INTERFACE else contract.SERVICE
         answer = self._answer(call, row, method, signature)

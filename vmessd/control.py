@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -18,7 +19,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from vmessd import __version__, safefile
 from vmessd.audit import Audit, Peer
-from vmessd.budget import DEBT_MAX, Account, Budget
+from vmessd.budget import Account, Budget
 from vmessd.connection import Connection, Gate, Hangups
 from vmessd.errors import INTERFACE, Locked, failing, printable, reason
 from vmessd.fleet import Fleet
@@ -38,8 +39,22 @@ ACCEPT_PAUSE = 1.0
 """Seconds to wait for descriptors where there are none."""
 ACCEPTED_AT_ONCE = 64
 """Clients that are let in before others get their turn."""
+ARRIVING_MAX = 32
+"""Clients of a user who takes more than their share that wait to be served; who comes then is turned away."""
+CONNECTION_TIME = 0.0002
+"""Seconds of the loop's time that a connection costs besides its calls, until it is closed (measured)."""
 TIDY_EVERY = 2.0
 """Seconds between looks at what clients have left behind."""
+
+
+def _has_left(connected: socket.socket) -> bool:
+    """Tell whether a client is gone already, and has said nothing."""
+    try:
+        return not connected.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _peer(connected: socket.socket) -> Peer:
@@ -58,6 +73,8 @@ class Control:
         self._budget = Budget(frozenset({0, os.geteuid()}))
         self._gate = Gate(supervisor.check_unlocked, Audit())
         self._hangups: Hangups | None = None
+        self._arriving: set[socket.socket] = set()
+        """Clients that wait for their user's turn to be served."""
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None
         self._chores: dict[str, asyncio.TimerHandle] = {}
@@ -95,6 +112,8 @@ class Control:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._unlink()
+        while self._arriving:
+            self._arriving.pop().close()
         clients = list(self._clients)
         for client in clients:
             client.abort()
@@ -161,11 +180,33 @@ class Control:
                 return
             peer = _peer(connected)
             account = self._budget.account(peer.uid)
-            if self._has_room_for(account):
-                self._serve(connected, peer, account)
+            if account.share.is_due():
+                self._let_in(connected, peer, account)
+            elif account.arriving < ARRIVING_MAX:
+                self._arriving.add(connected)
+                account.arriving += 1
+                turn = account.share.turn()
+                turn.add_done_callback(functools.partial(self._arrive, connected, peer, account))
             else:
+                self._complain(f"a client of uid {account.uid} is turned away: they keep vmessd too busy")
                 connected.close()
             account.share.charge(time.monotonic() - began)
+
+    def _arrive(
+        self, connected: socket.socket, peer: Peer, account: Account, _turn: asyncio.Future[None]
+    ) -> None:
+        account.arriving -= 1
+        if connected in self._arriving:
+            self._arriving.remove(connected)
+            self._let_in(connected, peer, account)
+
+    def _let_in(self, connected: socket.socket, peer: Peer, account: Account) -> None:
+        connected.setblocking(False)
+        if not _has_left(connected) and self._has_room_for(account):
+            account.share.charge(CONNECTION_TIME)
+            self._serve(connected, peer, account)
+        else:
+            connected.close()
 
     def _cannot_accept(self, error: OSError) -> None:
         """Wait a little: out of descriptors, the kernel would report the same client over and over."""
@@ -182,9 +223,6 @@ class Control:
 
     def _has_room_for(self, account: Account) -> bool:
         """Tell whether a user gets one more client, for which another may have to go."""
-        if account.share.debt() > DEBT_MAX:
-            self._complain(f"a client of uid {account.uid} is turned away: they keep vmessd too busy")
-            return False
         if account.clients >= account.limits.clients:
             if self._make_room(client for client in self._clients if client.account is account):
                 return True
@@ -198,20 +236,22 @@ class Control:
         return False
 
     def _serve(self, connected: socket.socket, peer: Peer, account: Account) -> None:
-        registry = VarlinkInterfaceRegistry()
-        interface = VmessInterface(self._supervisor, self._fleet, peer)
-        registry.register_interface(interface)
-        registry.register_interface(
-            VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
-        )
-        connected.setblocking(False)
-        client = Connection(registry, connected, peer, account, gate=self._gate, ended=self._ended)
-        interface.hang_up = client.abort
+        client = Connection(connected, peer, account, gate=self._gate, ended=self._ended)
+        client.interfaces = functools.partial(self._interfaces, client, peer)
         self._clients.add(client)
         account.clients += 1
         if self._hangups is not None:
             self._hangups.watch(connected.fileno(), client.left)
         VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
+
+    def _interfaces(self, client: Connection, peer: Peer) -> VarlinkInterfaceRegistry:
+        """Return what a client may call."""
+        registry = VarlinkInterfaceRegistry()
+        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, client.abort))
+        registry.register_interface(
+            VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
+        )
+        return registry
 
     def _ended(self, client: Connection) -> None:
         """Note that a client is gone; its socket is not closed yet."""

@@ -69,12 +69,12 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     errors = tuple(faults.REPLIES.values())
 
-    def __init__(self, supervisor: Supervisor, fleet: Fleet, peer: Peer) -> None:
+    def __init__(self, supervisor: Supervisor, fleet: Fleet, peer: Peer, hang_up: Callable[[], None]) -> None:
+        """Serve a peer; `hang_up` ends the connection."""
         self._supervisor = supervisor
         self._fleet = fleet
         self._peer = peer
-        self.hang_up: Callable[[], None] = lambda: None
-        """Ends the connection; whoever serves it says how."""
+        self._hang_up = hang_up
 
     def _tell(self, kind: Kind, vm: str, text: str) -> None:
         """Tell those who watch of a change that was made for this client."""
@@ -301,7 +301,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     def _drop(self) -> None:
         log.warning("uid %d, pid %d: a watcher that does not read is dropped", self._peer.uid, self._peer.pid)
-        asyncio.get_running_loop().call_later(DROP_TIME, self.hang_up)
+        asyncio.get_running_loop().call_later(DROP_TIME, self._hang_up)
 
     # -- Wires --
 

@@ -109,16 +109,17 @@ def parse_wire(word: str) -> Wire:
         return Wire(user=True)
     if not word.startswith(f"{USER}:"):
         return Wire(bridge=bridge_name(word))
+    pairs = word.removeprefix(f"{USER}:").split(",")
+    if len(pairs) > FORWARDS_MAX:
+        raise InvalidValue(f"{len(pairs)} forwarded ports are more than {FORWARDS_MAX}")
     forwards: dict[int, int] = {}
-    for pair in word.removeprefix(f"{USER}:").split(","):
+    for pair in pairs:
         host, colon, guest = pair.partition(":")
         if not colon:
             raise InvalidValue(f"forwarded port {quoted(pair)} is not <hostport>:<guestport>, such as 2222:22")
         if _port(host) in forwards:
             raise InvalidValue(f"port {quoted(host)} is forwarded twice")
         forwards[_port(host)] = _port(guest)
-    if len(forwards) > FORWARDS_MAX:
-        raise InvalidValue(f"{len(forwards)} forwarded ports are more than {FORWARDS_MAX}")
     return Wire(user=True, forwards=tuple(forwards.items()))
 
 
