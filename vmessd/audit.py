@@ -84,7 +84,7 @@ class Audit:
         more = {name: number - 1 for name, number in self._refused.pop(uid).items() if number > 1}
         if more:
             kinds = ", ".join(f"{number} {name}" for name, number in sorted(more.items()))
-            log.info("uid %d: %d more calls refused in %g s: %s", uid, sum(more.values()), INTERVAL, kinds)
+            log.info("uid %d: more calls refused in %g s: %s", uid, INTERVAL, kinds)
 
 
 class Note:

@@ -29,7 +29,9 @@ LEFT_TIME = 0.25
 LOOK_AGAIN = 0.05
 """Seconds between looks at whether a client has taken the descriptors it was sent."""
 SAVINGS = 0.2
-"""Seconds of the loop's time that a user may have saved up, and so take in one go."""
+"""Seconds of the loop's time that a user may have saved up, and so take without a pause."""
+ROUND = 0.005
+"""Seconds after which the others get their turn all the same."""
 
 DEBT_MAX = 0.5
 """Seconds of the loop's time that a user can owe, so that they are served again soon when they are calm."""
@@ -83,13 +85,24 @@ class Share:
         self._in_debt = in_debt
         """Those of all users who wait for their turn: they divide what one of them would get."""
         self._balance = SAVINGS
+        self._round = 0.0
+        """What was spent since the event loop last looked for what others want."""
         self._at = time.monotonic()
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def charge(self, seconds: float) -> None:
         """Note time that was spent."""
+        if not self._round:
+            asyncio.get_running_loop().call_soon(self._next_round)
+        self._round += seconds
         self._balance = max(-DEBT_MAX, self._balance - seconds)
+
+    def _next_round(self) -> None:
+        self._round = 0.0
+
+    def _may_step(self) -> bool:
+        return self._earn() > 0 and self._round < ROUND
 
     def _earn(self) -> float:
         """Add what has come in since the last time, and return what there is."""
@@ -100,7 +113,7 @@ class Share:
 
     def is_due(self) -> bool:
         """Tell whether the next step may be taken at once."""
-        return not self._waiting and self._earn() > 0
+        return not self._waiting and self._may_step()
 
     def turn(self) -> asyncio.Future[None]:
         """Return a future that is done when the next step may be taken."""
@@ -117,7 +130,7 @@ class Share:
 
     def _next(self) -> None:
         self._timer = None
-        if self._earn() > 0:
+        if self._may_step():
             while self._waiting:
                 waiter = self._waiting.popleft()
                 if not waiter.done():
@@ -211,6 +224,11 @@ class Account:
             self._handed.remove(handed)
             handed.socket.close()
         return sum(handed.count for handed in self._handed)
+
+    def close(self) -> None:
+        """Keep nothing of descriptors that are on their way any more."""
+        while self._handed:
+            self._handed.pop().socket.close()
 
     # -- Calls --
 
@@ -331,6 +349,11 @@ class Budget:
             limits = OWN if uid in self._own else MEMBER
             self._accounts[uid] = Account(uid, limits, self._in_debt)
         return self._accounts[uid]
+
+    def close(self) -> None:
+        """Close all accounts."""
+        for account in self._accounts.values():
+            account.close()
 
     def tidy(self) -> None:
         """Let go of what is kept of descriptors that have arrived meanwhile."""

@@ -134,6 +134,8 @@ class Connection(VarlinkServerProtocol):
         if self._impatience is not None:
             self._impatience.cancel()
         self.left()
+        with contextlib.suppress(OSError):  # closing is not enough where descriptors are still on their way
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._ended(self)
 
     def left(self) -> None:

@@ -121,6 +121,7 @@ class Control:
         calls = [call for client in clients for call in client.under_way]
         if calls:  # nobody hears their end, but half of one would be complained about
             await asyncio.wait(calls, timeout=ENDING_TIME)
+        self._budget.close()
         if self._hangups is not None:
             self._hangups.close()
 
