@@ -1,4 +1,4 @@
-"""A member of the socket's group who wants nobody else to be served, in many ways; and one who asks how a VM is.
+"""A member of the socket's group who wants nobody else to be served, in many ways; another asks how a VM is.
 
 Run as a program of its own, as another user, with nothing but the standard library:
 `hostility.py WAY DIRECTORY SECONDS VM...`. The directory is a descriptor, for a path that others may not walk.

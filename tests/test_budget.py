@@ -150,6 +150,7 @@ async def test_c48_descriptors_that_are_on_their_way_are_counted_until_they_are_
     monkeypatch.setattr(budget, "PATIENCE", 0.2)
     ours, other = pair
     theirs = account(descriptors=3)
+    refusal = "it does not take 2 descriptors that it was sent"
 
     async def log() -> None:
         async with theirs.place(METHODS["Log"], ours):
@@ -157,11 +158,13 @@ async def test_c48_descriptors_that_are_on_their_way_are_counted_until_they_are_
 
     await log()
     assert theirs.descriptors() == 2
+    with pytest.raises(Failed, match=refusal):
+        await log()
     ours.shutdown(socket.SHUT_RDWR)
     ours.close()
     with contextlib.ExitStack() as stack:
         ours, another = map(stack.enter_context, socket.socketpair())
-        with pytest.raises(Failed, match="it does not take 3 descriptors that it was sent"):
+        with pytest.raises(Failed, match=refusal):
             await log()
         asyncio.get_running_loop().call_later(0.02, other.recv, 100)
         await log()

@@ -72,6 +72,14 @@ class Supervisor:
         return opened
 
 
+async def eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("it did not happen in 5 s")
+
+
 class Bench:
     """A connection whose other end is in the hand of the test."""
 
@@ -116,9 +124,7 @@ class Bench:
 
     async def until(self, *seen: str) -> None:
         """Wait until the supervisor has seen that."""
-        async with asyncio.timeout(5):
-            while self.supervisor.seen != list(seen):
-                await asyncio.sleep(0.005)
+        await eventually(lambda: self.supervisor.seen == list(seen))
 
 
 @contextlib.asynccontextmanager
@@ -175,12 +181,25 @@ async def test_c48_no_call_is_taken_while_a_reply_is_unsent() -> None:
         made.supervisor.reply = "x" * (8 << 20)  # more than the kernel keeps for a connection
         made.send("Make", vm="a")
         await made.until("change begun", "change done")
-        for _ in range(5):
-            made.send("Log", vm="a", log="serial")
+        made.send("Log", vm="a", log="serial")
         await asyncio.sleep(0.1)
         assert "log opened" not in made.supervisor.seen
         assert len((await made.receive())["parameters"]["path"]) == 8 << 20
-        await made.until("change begun", "change done", *["log opened"] * 5)
+        await made.until("change begun", "change done", "log opened")
+
+
+async def test_c48_a_client_is_sent_descriptors_only_when_it_has_read_those_before() -> None:
+    async with bench() as made:
+        for _ in range(3):
+            made.send("Log", vm="a", log="serial")
+        await made.until("log opened")
+        await asyncio.sleep(0.1)
+        assert made.supervisor.seen == ["log opened"]
+        await made.receive()
+        await made.until("log opened", "log opened")
+        made.theirs.close()
+        await asyncio.wait_for(made.ended.wait(), 5)
+        assert made.supervisor.seen == ["log opened"] * 2
 
 
 async def test_a_reply_that_nobody_takes_costs_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +223,9 @@ class Failing(socket.socket):
         raise OSError(self.number, os.strerror(self.number))
 
 
-@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.EMSGSIZE, errno.ETOOMANYREFS, errno.ENOMEM, errno.EPERM])
+@pytest.mark.parametrize(
+    "number", [errno.ENOBUFS, errno.EMSGSIZE, errno.ETOOMANYREFS, errno.ENOMEM, errno.EPERM]
+)
 @pytest.mark.parametrize("method", ["List", "Log", "Status"])
 async def test_c68_who_cannot_be_sent_a_reply_is_hung_up_on_at_once(
     caplog: pytest.LogCaptureFixture, number: int, method: str
@@ -249,9 +270,7 @@ async def test_who_is_hung_up_on_is_told_so_also_with_descriptors_on_their_way()
     async with bench() as made:
         made.send("Log", vm="a", log="serial")
         await made.until("log opened")
-        async with asyncio.timeout(5):
-            while made.connection.under_way:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: not made.connection.under_way)
         assert made.account.descriptors() == 2
         made.connection.abort()
         assert "parameters" in await made.receive()

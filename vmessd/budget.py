@@ -176,6 +176,7 @@ def metered(work: Coroutine[Any, Any, _T], share: Share, *, waits: bool) -> Gene
 class _Handed:
     """Descriptors that were sent to a client, or are about to be."""
 
+    connection: socket.socket
     socket: socket.socket
     """A duplicate of the connection's, which it outlives: what the client has not read stays on its way."""
     count: int
@@ -265,16 +266,22 @@ class Account:
             place.waits_for = f"it does not take {self._unsent} bytes of replies"
             self._taken.clear()
             await self._taken.wait()
-        while method.hands and self.descriptors() + method.hands > self.limits.descriptors:
-            place.waits_for = f"it does not take {self.limits.descriptors} descriptors that it was sent"
+        while method.hands and not self._may_hand(method.hands, connection):
+            place.waits_for = f"it does not take {self.descriptors()} descriptors that it was sent"
             await asyncio.sleep(LOOK_AGAIN)
         if method.hands:
             with failing("no descriptor can be handed over"):
-                place.handed = _Handed(connection.dup(), method.hands)
+                place.handed = _Handed(connection, connection.dup(), method.hands)
             self._handed.append(place.handed)
         if method.is_noted:
             place.waits_for = f"it makes more than {self.limits.pace:g} changes a second"
             await asyncio.sleep(self._change(place))
+
+    def _may_hand(self, number: int, connection: socket.socket) -> bool:
+        """Tell whether so many descriptors more may be sent to a client, which has read those before."""
+        if self.descriptors() + number > self.limits.descriptors:
+            return False
+        return all(handed.connection is not connection for handed in self._handed)
 
     def _change(self, place: "Place") -> float:
         """Count a change, and return the seconds until it may be made; raises Failed if it is too long."""

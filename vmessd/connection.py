@@ -290,7 +290,7 @@ class Connection(VarlinkServerProtocol):
         loop = asyncio.get_running_loop()
         answered = loop.create_future()
         task = loop.create_task(_run(metered(answer, self.account.share, waits=row.ends_with_client)))
-        self._may_end = task if row.ends_with_client else None
+        self._may_end = None if row.is_noted else task
         self._endless = row.cost is Cost.endless
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -313,13 +313,15 @@ class Connection(VarlinkServerProtocol):
         signature: VarlinkMethodSignature,
     ) -> None:
         """Answer a call to its end, or for as long as somebody listens where it changes nothing."""
-        if self.gone and row.ends_with_client:
+        if self.gone and not row.is_noted:
             return
         try:
             parameters = signature.parameter_type.fromjson(call.parameters, {FileDescriptorVarlinkType: None})
         except ConversionError as error:
             raise InvalidParameter(parameter=error.location[0]) from error
         async with self.account.place(row, self._socket) as place:
+            if not row.ends_with_client:
+                self._may_end = None
             note = self._note(call, row, parameters)
             try:
                 if row.locks and row.about is not None:
