@@ -186,6 +186,12 @@ async def test_changes_come_at_a_bounded_pace(pair: tuple[socket.socket, socket.
 PEER = Peer(pid=7, uid=1000, gid=1000)
 
 
+def begun(log: Audit, peer: Peer, name: str, text: str) -> Note:
+    note = Note(log, peer, name, text)
+    note.begun()
+    return note
+
+
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "vmessd.audit"]
 
@@ -197,11 +203,12 @@ async def test_c50_refusals_are_counted_together_and_each_change_is_told(
     caplog.set_level(logging.INFO)
     log = Audit()
     for number in range(1000):
-        Note(log, PEER, "Unlock", f"Unlock 'a{number}'").ended_by(Locked("it is"))
-    Note(log, PEER, "Set", "Set 'b0'").ended_by(Locked("it is"))
-    Note(log, PEER._replace(uid=2), "Unlock", "Unlock 'c0'").ended_by(Locked("it is"))
-    Note(log, PEER, "Set", "Set 'd0'").carried_out()
-    Note(log, PEER, "Set", "Set 'e0'").ended_by(Failed("a disk is full"))
+        begun(log, PEER, "Unlock", f"Unlock 'a{number}'").ended_by(Locked("it is"))
+    begun(log, PEER, "Set", "Set 'b0'").ended_by(Locked("it is"))
+    begun(log, PEER._replace(uid=2), "Unlock", "Unlock 'c0'").ended_by(Locked("it is"))
+    begun(log, PEER, "Set", "Set 'd0'").carried_out()
+    begun(log, PEER, "Set", "Set 'e0'").ended_by(Failed("a disk is full"))
+    Note(log, PEER, "Set", "Set 'f0'").ended_by(Failed("it has too much under way"))
     assert lines(caplog) == [
         "uid 1000, pid 7: Unlock 'a0': refused: it is",
         "uid 1000, pid 7: Set 'b0': refused: it is",
@@ -211,7 +218,7 @@ async def test_c50_refusals_are_counted_together_and_each_change_is_told(
     ]
     caplog.clear()
     await asyncio.sleep(0.15)
-    assert lines(caplog) == ["uid 1000: more calls refused in 0.1 s: 999 Unlock"]
+    assert lines(caplog) == ["uid 1000: more calls refused in 0.1 s: 1 Set, 999 Unlock"]
 
 
 async def test_a_change_that_takes_its_time_is_told_before_it_is_done(
@@ -219,7 +226,7 @@ async def test_a_change_that_takes_its_time_is_told_before_it_is_done(
 ) -> None:
     monkeypatch.setattr(audit, "SOON", 0.01)
     caplog.set_level(logging.INFO)
-    note = Note(Audit(), PEER, "Remove", "Remove 'a0'")
+    note = begun(Audit(), PEER, "Remove", "Remove 'a0'")
     await asyncio.sleep(0.05)
     assert lines(caplog) == ["uid 1000, pid 7: Remove 'a0'"]
     note.carried_out()

@@ -25,7 +25,7 @@ from vmessd.errors import (
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 10.0
+INTERVAL = 5.0
 """Seconds for which refusals are counted together."""
 SOON = 1.0
 """Seconds after which a change that is under way is told, and not only when it is done."""
@@ -96,23 +96,32 @@ class Note:
         self._name = name
         self._line = f"uid {peer.uid}, pid {peer.pid}: {text}"
         self._told = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begun(self) -> None:
+        """Note that the call is no longer waiting for its place."""
         self._timer = asyncio.get_running_loop().call_later(SOON, self.carried_out)
 
     def carried_out(self) -> None:
         """Tell of the change, once."""
-        self._timer.cancel()
+        self._stop()
         if not self._told:
             self._told = True
             log.info("%s", self._line)
 
     def ended_by(self, error: BaseException) -> None:
         """Tell how the call ended instead."""
-        if isinstance(error, asyncio.CancelledError):  # by the end of this daemon: it may have been carried out
+        begun = self._timer is not None
+        self._stop()
+        if isinstance(error, asyncio.CancelledError) and begun:  # by the end of this daemon: who knows how far
             self.carried_out()
             return
-        self._timer.cancel()
         text = error.message if isinstance(error, VmessError) else type(error).__name__
-        if isinstance(error, REFUSALS) and not self._told:
+        if not begun or (isinstance(error, REFUSALS) and not self._told):
             self._audit.refused(self._peer.uid, self._name, f"{self._line}: refused: {text}")
         else:
             log.info("%s: failed: %s", self._line, text)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

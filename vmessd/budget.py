@@ -14,7 +14,7 @@ import struct
 import termios
 import time
 import types
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from vmessd.contract import Cost, Method
@@ -234,17 +234,19 @@ class Account:
     # -- Calls --
 
     @contextlib.asynccontextmanager
-    async def place(self, method: Method, connection: socket.socket) -> AsyncIterator["Place"]:
+    async def place(
+        self, method: Method, connection: socket.socket, left: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator["Place"]:
         """Have a call wait for its place, and then take it.
 
         Raises:
-            Failed: there is none, and none comes free in time.
+            Failed: there is none, and none comes free in time, or before the client has `left`.
         """
         place = Place(self, method)
         try:
             try:
                 async with asyncio.timeout(PATIENCE):
-                    await self._wait(place, connection)
+                    await self._wait(place, connection, left)
             except TimeoutError:
                 raise self._refusal(place) from None
             yield place
@@ -254,7 +256,7 @@ class Account:
         finally:
             place.leave()
 
-    async def _wait(self, place: "Place", connection: socket.socket) -> None:
+    async def _wait(self, place: "Place", connection: socket.socket, left: Callable[[], bool]) -> None:
         method = place.method
         if method.cost is Cost.endless and self._places[Cost.endless].locked():
             raise self._refusal(place)
@@ -275,7 +277,10 @@ class Account:
             self._handed.append(place.handed)
         if method.is_noted:
             place.waits_for = f"it makes more than {self.limits.pace:g} changes a second"
-            await asyncio.sleep(self._change(place))
+            if seconds := self._change(place):
+                if left():
+                    raise self._refusal(place)
+                await asyncio.sleep(seconds)
 
     def _may_hand(self, number: int, connection: socket.socket) -> bool:
         """Tell whether so many descriptors more may be sent to a client, which has read those before."""

@@ -15,7 +15,7 @@ import logging
 import select
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, NamedTuple
 
 from asyncvarlink import GenericVarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkTransport
@@ -120,7 +120,7 @@ class Connection(VarlinkServerProtocol):
         self._impatience: asyncio.TimerHandle | None = None
         self._endless = False
         self._may_end: asyncio.Task[None] | None = None
-        """The call under way, if it is one that can be given up."""
+        """The call under way, if it has not begun, or is one that can be given up."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take note of the way back."""
@@ -290,7 +290,7 @@ class Connection(VarlinkServerProtocol):
         loop = asyncio.get_running_loop()
         answered = loop.create_future()
         task = loop.create_task(_run(metered(answer, self.account.share, waits=row.ends_with_client)))
-        self._may_end = None if row.is_noted else task
+        self._may_end = task
         self._endless = row.cost is Cost.endless
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -319,26 +319,24 @@ class Connection(VarlinkServerProtocol):
             parameters = signature.parameter_type.fromjson(call.parameters, {FileDescriptorVarlinkType: None})
         except ConversionError as error:
             raise InvalidParameter(parameter=error.location[0]) from error
-        async with self.account.place(row, self._socket) as place:
-            if not row.ends_with_client:
-                self._may_end = None
-            note = self._note(call, row, parameters)
-            try:
+        note, name = None, call.method_name
+        if row.is_noted:
+            note = Note(self._gate.audit, self._peer, name, words(name, row, parameters))
+        try:
+            async with self.account.place(row, self._socket, lambda: self.gone) as place:
+                if not row.ends_with_client:
+                    self._may_end = None
+                if note is not None:
+                    note.begun()
                 if row.locks and row.about is not None:
                     await self._gate.check_unlocked(parameters[row.about])
                 await self._reply(call, signature, method(**parameters), place, note)
-            except _Left:
-                raise
-            except BaseException as error:
-                if note is not None:
-                    note.ended_by(error)
-                raise
-
-    def _note(self, call: VarlinkMethodCall, row: Method, parameters: Mapping[str, Any]) -> Note | None:
-        if not row.is_noted:
-            return None
-        name = call.method_name
-        return Note(self._gate.audit, self._peer, name, words(name, row, parameters))
+        except _Left:
+            raise
+        except BaseException as error:
+            if note is not None:
+                note.ended_by(error)
+            raise
 
     async def _reply(
         self,
