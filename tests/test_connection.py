@@ -8,18 +8,21 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from asyncvarlink import VarlinkInterfaceRegistry, VarlinkTransport
 
+from vmessctl.client import Client
 from vmessd import connection
 from vmessd.audit import Audit, Peer
 from vmessd.budget import MEMBER, Account
 from vmessd.connection import Connection, Gate, Hangups
-from vmessd.errors import INTERFACE, Locked
+from vmessd.errors import INTERFACE, Locked, Unreachable
 from vmessd.events import Events
 from vmessd.interface import VmessInterface
 
@@ -277,3 +280,21 @@ async def test_who_is_hung_up_on_is_told_so_also_with_descriptors_on_their_way()
         made.theirs.setblocking(False)
         assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(made.theirs, 100), 5) == b""
         assert made.account.descriptors() == 0
+
+
+def test_a_client_waits_for_its_place_in_the_daemons_queue_and_no_longer_than_it_may(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        first = stack.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(path))
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match="no vmessd answers"):
+            Client([str(path)], patience=0.2)
+        assert time.monotonic() - began >= 0.15
+        accept = threading.Timer(0.1, lambda: stack.enter_context(listener.accept()[0]))
+        accept.start()
+        Client([str(path)], patience=10).close()
+        accept.join()
