@@ -240,7 +240,7 @@ class Tree:
         self.remove("/etc/systemd/system/vmess*", "/etc/systemd/user/*.wants", *(f"/{place}" for place in OURS))
         self.remove(str(ROOT), "/var/log/journal", "/etc/systemd/system/default.target")
         self.write("/etc/machine-id", f"{uuid.uuid4().hex}\n")
-        self.write("/etc/systemd/journald.conf.d/test.conf", "[Journal]\nStorage=volatile\nRateLimitBurst=0\n")
+        self.write("/etc/systemd/journald.conf.d/test.conf", "[Journal]\nStorage=volatile\n")
         self.path("/etc/systemd/system/default.target").symlink_to("/lib/systemd/system/multi-user.target")
 
     def close(self) -> None:

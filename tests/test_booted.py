@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -464,3 +465,62 @@ def test_a_member_takes_over_a_console(host: Container) -> None:
     assert "ended with 7" in said
     host.restart()
     assert host.sh("echo third | vmess alpha console", user="member").strip() == "third"
+
+
+# -- The audit trail --
+
+FLOOD = """
+import json, socket, sys, threading, time
+def call(method, **parameters):
+    asked = {"method": f"org.emptystack.vmess.{method}", "parameters": parameters}
+    return json.dumps(asked).encode() + bytes(1)
+def flood(calls):
+    end = time.monotonic() + 2
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect("/run/vmess/control.sock")
+        while time.monotonic() < end:
+            sock.sendall(calls)
+            left = calls.count(bytes(1))
+            while left > 0 and time.monotonic() < end:
+                sock.settimeout(0.5)
+                try:
+                    left -= sock.recv(65536).count(bytes(1))
+                except TimeoutError:
+                    pass
+refused = call("Unlock", vm="nosuch0") * 100
+repeated = (call("Lock", vm="mine0", remark="x") + call("Unlock", vm="mine0")) * 50
+threads = [threading.Thread(target=flood, args=(calls,)) for calls in [refused] * 4 + [repeated] * 4]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+@pytest.fixture
+def strict_journal(host: Container) -> Iterator[None]:
+    """A journal that drops lines sooner than by default."""
+    place = "/etc/systemd/journald.conf.d/strict.conf"
+    host.tree.write(place, "[Journal]\nRateLimitIntervalSec=30s\nRateLimitBurst=20\n")
+    host.systemctl("restart", "systemd-journald")
+    try:
+        yield
+    finally:
+        host.tree.remove(place)
+        host.systemctl("restart", "systemd-journald")
+
+
+def test_c50_a_flood_of_calls_hides_nothing_that_somebody_changes(
+    host: Container, strict_journal: None
+) -> None:
+    host.make("mine0", start=False)
+    before = host.journal("vmessd").count("\n")
+    host.done("/usr/bin/python3", "-IS", "-c", FLOOD, user="member")
+    host.done("vmess", "mine", "lock", "after the flood")
+    host.done("vmess", "mine", "unlock", user="member")
+    member = host.done("id", "-u", "member").strip()
+    wait_for(lambda: f"uid {member}: more calls refused in 5 s: " in host.journal("vmessd"), 15, "the sum")
+    said = host.journal("vmessd")
+    assert re.search(r"^uid 0, pid \d+: Lock 'mine0', remark 'after the flood'$", said, re.MULTILINE)
+    assert re.search(rf"^uid {member}, pid \d+: Unlock 'mine0'$", said, re.MULTILINE)
+    assert said.count("Unlock 'nosuch0'") <= 3, "they are counted"
+    assert said.count("\n") - before < 1200
+    assert "Suppressed" not in host.journal("systemd-journald")

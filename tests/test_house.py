@@ -18,14 +18,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = """
-    errors streams names shell row wiring settings
+    errors streams names shell row wiring settings contract
     safefile logfile records vmdir formats drives
     cmdline lifecycle process census account monitor display
     netlink tap access network segments addresses
     keys stats report events refusals host seriallog launch adoption
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
-    serialfeed why views faults interface control config notify log daemon __main__
+    serialfeed why views faults audit interface budget connection control
+    config notify log memory daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
     commands grammar helptext notation client render console
@@ -59,6 +60,10 @@ MAY_IMPORT = {
     "vmessd.account": {"vmessd.errors", "vmessd.process"},
     "vmessd.refusals": {"vmessd.errors"},
     "vmessd.notify": set(),
+    "vmessd.contract": set(),
+    "vmessd.memory": set(),
+    "vmessd.audit": {"vmessd.errors", "vmessd.contract"},
+    "vmessd.budget": {"vmessd.errors", "vmessd.contract"},
     "vmessd.monitor": {"vmessd.errors"},
     "vmessd.display": {"vmessd.errors", "vmessd.names"},
     "vmessd.netlink": set(),
@@ -75,7 +80,7 @@ MAY_IMPORT = {
 WRAPPED = {
     "psutil": {"vmessd.stats"},
     "qemu": {"vmessd.monitor"},
-    "asyncvarlink": {"vmessd.faults", "vmessd.interface", "vmessd.control"},
+    "asyncvarlink": {"vmessd.faults", "vmessd.interface", "vmessd.connection", "vmessd.control"},
     "sdnotify": {"vmessd.notify"},
     "subprocess": {"vmessd.process"},
 }

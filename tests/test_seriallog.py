@@ -2,13 +2,15 @@
 
 import os
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vmessd import seriallog
 from vmessd.errors import BadFile, InvalidValue, NoSuchVM
-from vmessd.seriallog import BEFORE, Mark
+from vmessd.seriallog import BEFORE, WINDOW, Mark
 from vmessd.vmdir import VMDirectory
 
 BEGINNING = Mark(0, b"")
@@ -93,6 +95,69 @@ def test_a_place_is_found_when_all_was_moved_away(vm: VMDirectory) -> None:
     say(vm, b"more")
     assert seriallog.read(vm, late, 100) == (b"more", Mark(4, (lines(0, 1000) + b"more")[-BEFORE:]), False)
     assert seriallog.read(vm, early, 10**6).data == lines(0, 1000)[700:] + b"more"
+
+
+def cost(work: Callable[[], object]) -> float:
+    """Return the seconds a processor takes for it."""
+    taken = []
+    for _ in range(3):
+        begun = time.thread_time()
+        work()
+        taken.append(time.thread_time() - begun)
+    return min(taken)
+
+
+NASTY = [b"a" + b"b" + b"a" * 126, b"a" * 127 + b"b", b"b" + b"a" * 127, b"ab" * 63 + b"bb"]
+
+
+@pytest.mark.parametrize("earliest", [True, False])
+@pytest.mark.parametrize("nasty", NASTY)
+def test_c46_a_mark_that_is_made_to_be_searched_for_long_costs_no_more_than_any(
+    vm: VMDirectory, nasty: bytes, *, earliest: bool
+) -> None:
+    say(vm, b"a" * (4 << 20))
+    (vm.path / "serial.log.1").write_bytes(b"a" * (8 << 20))
+
+    def search() -> None:
+        with vm.opened() as fd, seriallog.Stream(fd) as stream:
+            assert stream.find(Mark(1000, nasty), earliest=earliest) is None
+
+    assert cost(search) < 5 * cost(lambda: sum(bytes(12 << 20))), "the least Python does with each byte"
+
+
+@pytest.mark.parametrize("earliest", [True, False])
+def test_c46_a_search_goes_window_by_window_and_ends_in_time(
+    vm: VMDirectory, monkeypatch: pytest.MonkeyPatch, *, earliest: bool
+) -> None:
+    say(vm, b"a" * (4 << 20))
+    reads: list[int] = []
+    really = seriallog.Stream.read
+
+    def read(self: seriallog.Stream, offset: int, limit: int) -> bytes:
+        reads.append(limit)
+        clock[0] += seriallog.SEARCH_TIME / 3.5
+        return really(self, offset, limit)
+
+    clock = [0.0]
+    monkeypatch.setattr(seriallog.Stream, "read", read)
+    monkeypatch.setattr(seriallog.time, "monotonic", lambda: clock[0])  # type: ignore[attr-defined]
+    with vm.opened() as fd, seriallog.Stream(fd) as stream:
+        assert stream.search(b"gone" * 32, earliest=earliest) is None
+    assert len(reads) == 4
+    assert max(reads) < WINDOW + BEFORE
+
+
+@pytest.mark.parametrize("at", [0, 1, WINDOW - 64, WINDOW, 3 * WINDOW - 1, -BEFORE])
+def test_a_place_is_found_wherever_it_is_between_two_windows(vm: VMDirectory, at: int) -> None:
+    needle = bytes(range(1, BEFORE + 1))
+    data = bytearray(4 * WINDOW + 7)
+    data[at % len(data) : at % len(data) + BEFORE] = needle
+    say(vm, bytes(data))
+    cut(vm, WINDOW // 3)
+    place = at % len(data) - WINDOW // 3
+    with vm.opened() as fd, seriallog.Stream(fd) as stream:
+        assert stream.search(needle, earliest=True) == stream.search(needle, earliest=False) == place
+        assert stream.search(needle * 2, earliest=True) is None
 
 
 def test_a_place_that_is_gone_is_said_to_be(vm: VMDirectory) -> None:

@@ -140,9 +140,10 @@ def _connect(paths: list[str], patience: float) -> _socket.socket:
     denied: list[str] = []
     for path in paths:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        sock.settimeout(patience)
         try:
+            _wait_in_line(sock, patience)
             _connect_to(sock, path)
+            sock.settimeout(patience)
         except OSError as error:
             sock.close()
             if isinstance(error, PermissionError):
@@ -181,6 +182,17 @@ def _way_in(path: str) -> str:
     if gid == 0:
         return f"it is for its owner and the members of its group: ls -l {printable(path)}"
     return f"it is for members of group {group}; as root: usermod -aG {group} {user}, and log in again"
+
+
+def _wait_in_line(sock: _socket.socket, seconds: float) -> None:
+    """Have connect(2) wait so long for its place in the daemon's queue: with a timeout it would not at all.
+
+    Where others fill the queue, one that does not block gets EAGAIN at once (unix(7), socket(7): SO_SNDTIMEO).
+    """
+    whole = int(seconds)
+    micros = max(1, int((seconds - whole) * 1e6)) if not whole else 0
+    timeval = b"".join(number.to_bytes(8, sys.byteorder) for number in (whole, micros))
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
 
 
 def _connect_to(sock: _socket.socket, path: str) -> None:

@@ -66,7 +66,7 @@ class Spec:
     accel: str
     """`kvm` or `tcg`."""
     display: int
-    """VNC display; the TCP port is 5900 more."""
+    """VNC display, the TCP port being 5900 more; 0 for a VNC server that listens on no port."""
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings by file name, as VMDirectory.read_settings returns them."""
     disks: Sequence[Disk] = ()
@@ -90,7 +90,8 @@ def build(spec: Spec, qemu: str) -> list[str]:
     argv += ["-pidfile", f"{spec.directory}/{PID_FILE}"]
     argv += ["-chardev", f"socket,id=qmp,fd={ChildFd.qmp:d},server=on,wait=off"]
     argv += ["-mon", "chardev=qmp,mode=control"]
-    argv += ["-vga", "std", "-vnc", f"127.0.0.1:{spec.display},password=on"]
+    screen = f"127.0.0.1:{spec.display}" if spec.display else "none"
+    argv += ["-vga", "std", "-vnc", f"{screen},password=on"]
     argv += _serial()
     for disk in spec.disks:
         argv += _drive(disk, _slot(disk, spec.disks))

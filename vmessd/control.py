@@ -1,166 +1,60 @@
-"""The control socket: who may connect, how many, how much they may send, for how long they may idle.
-
-`asyncvarlink` speaks the protocol; what is added here are the bounds it does not have. The way a
-peer steps over one costs it the connection and nobody else anything.
-"""
+"""The control socket: who may connect, how many, for how long they may idle."""
 
 import asyncio
-import collections
 import contextlib
 import errno
+import functools
 import logging
 import os
-import select
 import socket
 import stat
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
-from asyncvarlink import (
-    GenericVarlinkErrorReply,
-    VarlinkInterfaceRegistry,
-    VarlinkInterfaceServerProtocol,
-    VarlinkTransport,
-)
-from asyncvarlink.message import VarlinkMethodReply
+from asyncvarlink import VarlinkInterfaceRegistry, VarlinkTransport
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
-from asyncvarlink.types import FileDescriptorArray, JSONObject
 
-from vmessd import __version__, faults, refusals, safefile
-from vmessd.errors import INTERFACE, Failed, Locked, VmessError, failing, printable, reason
+from vmessd import __version__, safefile
+from vmessd.audit import Audit, Peer
+from vmessd.budget import Account, Budget
+from vmessd.connection import Connection, Gate, Hangups
+from vmessd.errors import INTERFACE, Locked, failing, printable, reason
 from vmessd.fleet import Fleet
-from vmessd.interface import Peer, VmessInterface
+from vmessd.interface import VmessInterface
 from vmessd.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
-MESSAGE_LIMIT = 64 * 1024
-"""Bytes of one request; the longest real one holds a path."""
-CLIENTS_MAX = 256
+CLIENTS_MAX = 512
 SOCKET_MODE = 0o660
 """The owner and the group, by which the administrator says who may use the daemon."""
 IDLE_LIMIT = 60.0
 """Seconds a connection may be open with no call under way."""
-REPLIES_MAX = 256
-"""Replies a client may leave unread."""
 ENDING_TIME = 0.5
 """Seconds in which calls may come to their end when the daemon does."""
 ACCEPT_PAUSE = 1.0
 """Seconds to wait for descriptors where there are none."""
+ACCEPTED_AT_ONCE = 64
+"""Clients that are let in before others get their turn."""
+ARRIVING_MAX = 32
+"""Clients of a user who takes more than their share that wait to be served; who comes then is turned away."""
+CONNECTION_TIME = 0.0002
+"""Seconds of the loop's time that a connection costs besides its calls, until it is closed (measured)."""
+TIDY_EVERY = 2.0
+"""Seconds between looks at what clients have left behind."""
 
 
-class Connection(VarlinkInterfaceServerProtocol):
-    """One client."""
-
-    def __init__(
-        self,
-        registry: VarlinkInterfaceRegistry,
-        connected: socket.socket,
-        uid: int,
-        ended: Callable[["Connection"], None],
-    ) -> None:
-        super().__init__(registry)
-        self.uid = uid
-        self.since = asyncio.get_running_loop().time()
-        """When it came, by the loop's clock."""
-        self._socket = connected
-        self._ended = ended
-        self.under_way: set[asyncio.Future[None]] = set()
-        """Calls that are not answered to the end yet."""
-        self._unread = 0
-        self._partial = 0
-        self._link: VarlinkTransport | None = None
-        self.idle_since: float | None = asyncio.get_running_loop().time()
-        """When the last call ended, by the loop's clock; None while one is under way."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take note of the way back."""
-        super().connection_made(transport)
-        assert isinstance(transport, VarlinkTransport)  # noqa: S101 -- Control makes no other
-        self._link = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Give up the place."""
-        super().connection_lost(exc)
-        self._ended(self)
-
-    def left(self) -> bool:
-        """Tell whether the peer is gone: while a call is under way nothing is read that would tell."""
-        if self._socket.fileno() < 0:
-            return True
-        poll = select.poll()
-        poll.register(self._socket, 0)
-        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
-
-    def abort(self) -> None:
-        """Hang up now, whatever is still to be sent."""
-        if self._link is not None:
-            self._link.abort()
-
-    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
-        """Pass on what arrived, if it is within bounds."""
-        end = data.rfind(b"\0")
-        self._partial = len(data) - end - 1 if end >= 0 else self._partial + len(data)
-        if self._partial > MESSAGE_LIMIT or self._link is None or self._link.is_closing():
-            self.abort()
-            return
-        try:
-            # No method takes a descriptor; without a holder they are closed when this returns.
-            super().message_received(data, None)
-        except (ValueError, RecursionError):
-            # Bad UTF-8, numbers or nesting beyond what the JSON decoder takes.
-            self.abort()
-            return
-        if end >= 0:
-            # Read on when all that came is answered; the library takes up reading again by itself.
-            self._link.pause_reading()
-
-    def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
-        """Hang up on what is not a JSON object."""
-        self.abort()
-
-    def request_received(self, obj: JSONObject, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
-        """Serve a call, and count it as under way."""
-        future: asyncio.Future[None] | None = super().request_received(obj, fds)
-        if future is not None:
-            self.idle_since = None
-            self.under_way.add(future)
-            future.add_done_callback(self._call_ended)
-        elif self.idle_since is not None:
-            self.idle_since = asyncio.get_running_loop().time()
-        return future
-
-    def _call_ended(self, future: asyncio.Future[None]) -> None:
-        self.under_way.discard(future)
-        if not self.under_way:
-            self.idle_since = asyncio.get_running_loop().time()
-
-    def send_reply(
-        self, reply: VarlinkMethodReply, fds: list[int] | None = None, autoclose: bool = True
-    ) -> asyncio.Future[None]:
-        """Send a reply, unless too many are waiting to be read: then hang up."""
-        if self._unread >= REPLIES_MAX:
-            self.abort()
-        self._unread += 1
-        future: asyncio.Future[None] = super().send_reply(reply, fds, autoclose)
-        future.add_done_callback(self._reply_sent)
-        return future
-
-    def _reply_sent(self, _future: asyncio.Future[None]) -> None:
-        self._unread -= 1
-
-    def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:  # noqa: ARG002
-        """Make a reply of what a method raised; what was not foreseen goes to the log only."""
-        if isinstance(exc, VmessError):
-            raise faults.reply(exc)
-        log.error("a call failed unexpectedly", exc_info=exc)
-        raise GenericVarlinkErrorReply(
-            Failed.wire_name(),
-            {"message": "unexpected failure; vmessd's log has the details", "hint": refusals.LOG},
-        )
+def _has_left(connected: socket.socket) -> bool:
+    """Tell whether a client is gone already, and has said nothing."""
+    try:
+        return not connected.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _peer(connected: socket.socket) -> Peer:
@@ -176,6 +70,11 @@ class Control:
         self._supervisor = supervisor
         self._fleet = fleet
         self._clients: set[Connection] = set()
+        self._budget = Budget(frozenset({0, os.geteuid()}))
+        self._gate = Gate(supervisor.check_unlocked, Audit())
+        self._hangups: Hangups | None = None
+        self._arriving: set[socket.socket] = set()
+        """Clients that wait for their user's turn to be served."""
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None
         self._chores: dict[str, asyncio.TimerHandle] = {}
@@ -200,8 +99,10 @@ class Control:
         finally:
             os.close(directory)
         self._listener.setblocking(False)
+        self._hangups = Hangups()
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
         self._later(IDLE_LIMIT / 4, self._hang_up_idle)
+        self._later(TIDY_EVERY, self._tidy)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -211,6 +112,8 @@ class Control:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._unlink()
+        while self._arriving:
+            self._arriving.pop().close()
         clients = list(self._clients)
         for client in clients:
             client.abort()
@@ -218,6 +121,9 @@ class Control:
         calls = [call for client in clients for call in client.under_way]
         if calls:  # nobody hears their end, but half of one would be complained about
             await asyncio.wait(calls, timeout=ENDING_TIME)
+        self._budget.close()
+        if self._hangups is not None:
+            self._hangups.close()
 
     def _refuse_second(self, directory: int) -> None:
         """Raise Locked where somebody answers at the path; what nobody answers at is stale."""
@@ -260,78 +166,134 @@ class Control:
     # -- Clients --
 
     def _accept(self) -> None:
-        if self._listener is None:
-            return
-        try:
-            connected, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            # Out of descriptors: the kernel would report the same client over and over.
-            self._complain(f"no client can be accepted: {reason(error)}")
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._make_room()
-            asyncio.get_running_loop().remove_reader(self._listener)
-            self._later(ACCEPT_PAUSE, self._accept_again)
-            return
-        if len(self._clients) >= CLIENTS_MAX and not (self._make_room() or self._share(_peer(connected).uid)):
-            self._complain(f"a client is turned away: {CLIENTS_MAX} are busy")
+        for _ in range(ACCEPTED_AT_ONCE):
+            if self._listener is None:
+                return
+            began = time.monotonic()
+            try:
+                connected, _ = self._listener.accept()
+            except ConnectionAbortedError:
+                continue
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._cannot_accept(error)
+                return
+            peer = _peer(connected)
+            account = self._budget.account(peer.uid)
+            if account.share.is_due():
+                self._let_in(connected, peer, account)
+            elif account.arriving < ARRIVING_MAX:
+                self._arriving.add(connected)
+                account.arriving += 1
+                turn = account.share.turn()
+                turn.add_done_callback(functools.partial(self._arrive, connected, peer, account))
+            else:
+                self._complain(f"a client of uid {account.uid} is turned away: they keep vmessd too busy")
+                connected.close()
+            account.share.charge(time.monotonic() - began)
+
+    def _arrive(
+        self, connected: socket.socket, peer: Peer, account: Account, _turn: asyncio.Future[None]
+    ) -> None:
+        account.arriving -= 1
+        if connected in self._arriving:
+            self._arriving.remove(connected)
+            self._let_in(connected, peer, account)
+
+    def _let_in(self, connected: socket.socket, peer: Peer, account: Account) -> None:
+        connected.setblocking(False)
+        if not _has_left(connected) and self._has_room_for(account):
+            account.share.charge(CONNECTION_TIME)
+            self._serve(connected, peer, account)
+        else:
             connected.close()
-            return
-        self._serve(connected)
+
+    def _cannot_accept(self, error: OSError) -> None:
+        """Wait a little: out of descriptors, the kernel would report the same client over and over."""
+        self._complain(f"no client can be accepted: {reason(error)}")
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            self._make_room(self._clients)
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+        self._later(ACCEPT_PAUSE, self._accept_again)
 
     def _accept_again(self) -> None:
         if self._listener is not None:
             asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    def _serve(self, connected: socket.socket) -> None:
-        peer = _peer(connected)
+    def _has_room_for(self, account: Account) -> bool:
+        """Tell whether a user gets one more client, for which another may have to go."""
+        if account.clients >= account.limits.clients:
+            if self._make_room(client for client in self._clients if client.account is account):
+                return True
+            self._complain(
+                f"a client of uid {account.uid} is turned away: {account.clients} of theirs are busy"
+            )
+            return False
+        if len(self._clients) < CLIENTS_MAX or self._make_room(self._clients) or self._share(account):
+            return True
+        self._complain(f"a client is turned away: {CLIENTS_MAX} are busy")
+        return False
+
+    def _serve(self, connected: socket.socket, peer: Peer, account: Account) -> None:
+        client = Connection(connected, peer, account, gate=self._gate, ended=self._ended)
+        client.interfaces = functools.partial(self._interfaces, client, peer)
+        self._clients.add(client)
+        account.clients += 1
+        if self._hangups is not None:
+            self._hangups.watch(connected.fileno(), client.left)
+        VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
+
+    def _interfaces(self, client: Connection, peer: Peer) -> VarlinkInterfaceRegistry:
+        """Return what a client may call."""
         registry = VarlinkInterfaceRegistry()
-        interface = VmessInterface(self._supervisor, self._fleet, peer)
-        registry.register_interface(interface)
+        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, client.abort))
         registry.register_interface(
             VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
         )
-        connected.setblocking(False)
+        return registry
 
-        def ended(connection: Connection) -> None:
-            self._clients.discard(connection)
-            interface.ended()
+    def _ended(self, client: Connection) -> None:
+        """Note that a client is gone; its socket is not closed yet."""
+        if self._hangups is not None:
+            self._hangups.forget(client.fileno())
+        self._clients.discard(client)
+        client.account.clients -= 1
 
-        client = Connection(registry, connected, peer.uid, ended)
-        interface.hang_up = client.abort
-        self._clients.add(client)
-        VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
-
-    def _make_room(self) -> bool:
+    def _make_room(self, clients: Iterable[Connection]) -> bool:
         """Hang up on a client that has left, or has been idle longest; tell whether there was one."""
-        idle = [client for client in self._clients if client.idle_since is not None or client.left()]
+        idle = [client for client in clients if client.idle_since is not None or client.gone]
         if not idle:
             return False
-        longest = min(idle, key=lambda client: client.idle_since or 0.0)
-        self._clients.discard(longest)
-        longest.abort()
+        self._turn_out(min(idle, key=lambda client: client.idle_since or 0.0))
         return True
 
-    def _share(self, uid: int) -> bool:
+    def _share(self, account: Account) -> bool:
         """Hang up on the oldest client of whoever has most, if a user has fewer; tell whether it was done."""
-        held = collections.Counter(client.uid for client in self._clients)
-        greedy, most = held.most_common(1)[0]
-        if most <= held[uid] + 1:
+        greedy = max((client.account for client in self._clients), key=lambda theirs: theirs.clients)
+        if greedy.clients <= account.clients + 1:
             return False
-        theirs = [client for client in self._clients if client.uid == greedy]
-        oldest = min(theirs, key=lambda client: client.since)
-        self._complain(f"uid {greedy} has {most} of {CLIENTS_MAX} clients; one makes room for uid {uid}")
-        self._clients.discard(oldest)
-        oldest.abort()
+        theirs = [client for client in self._clients if client.account is greedy]
+        counts = f"uid {greedy.uid} has {greedy.clients} of {CLIENTS_MAX} clients"
+        self._complain(f"{counts}; one makes room for uid {account.uid}")
+        self._turn_out(min(theirs, key=lambda client: client.since))
         return True
+
+    def _turn_out(self, client: Connection) -> None:
+        self._clients.discard(client)  # at once: its place is needed now
+        client.abort()
 
     def _hang_up_idle(self) -> None:
         now = asyncio.get_running_loop().time()
         for client in list(self._clients):
-            if client.left() or (client.idle_since is not None and now - client.idle_since > IDLE_LIMIT):
+            if client.idle_since is not None and now - client.idle_since > IDLE_LIMIT:
                 client.abort()
         self._later(IDLE_LIMIT / 4, self._hang_up_idle)
+
+    def _tidy(self) -> None:
+        self._budget.tidy()
+        self._later(TIDY_EVERY, self._tidy)
 
     def _later(self, seconds: float, chore: Callable[[], None]) -> None:
         self._chores[chore.__name__] = asyncio.get_running_loop().call_later(seconds, chore)

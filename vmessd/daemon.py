@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from vmessd import __version__, account, fleet, notify, process
+from vmessd import __version__, account, fleet, memory, notify, process
 from vmessd.access import Access
 from vmessd.account import Account
 from vmessd.config import OPTIONS, Config, find_qemu
@@ -145,6 +145,7 @@ async def _wait_for_stops(supervisor: Supervisor) -> None:
 def run(config: Config, reread: Callable[[], Config]) -> None:
     """Serve in an event loop of its own; raises as :func:`serve`. `reread` returns the settings as of now."""
     sys.setswitchinterval(TURN)
+    memory.give_back_early()
     os.chdir("/")
     if config.shutdown:  # which starts nothing, so that there is nobody to inherit
         asyncio.run(power_down(config, account.met(config.qemu_user) if config.qemu_user else account.own()))

@@ -11,7 +11,7 @@ import enum
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from vmessd.errors import Failed, quoted
 from vmessd.lifecycle import State
@@ -81,6 +81,24 @@ class VMEvent:
     """Of `exit`."""
     count: int
     """How many it stands for: an event of QEMU's that came again and again is told once a second."""
+
+
+class Moment(NamedTuple):
+    """When something is told of."""
+
+    number: int
+    """Of the last event there was."""
+    time: float
+    monotonic: float
+
+    def event(self, kind: Kind, vm: str, text: str, **more: Any) -> VMEvent:
+        """Return an event; `more` are fields of VMEvent."""
+        fields: dict[str, Any] = dict.fromkeys(("state", "before", "uid", "pid", "exit")) | {"count": 1}
+        return VMEvent(*self, vm, kind, text, **(fields | more))
+
+    def picture(self, kind: Kind, vm: str, text: str, state: State | None = None) -> VMEvent:
+        """Return what is no event but how things were then."""
+        return self.event(kind, vm, text, state=state)
 
 
 # What of QMP is told (qapi/run-state.json, qapi/block-core.json), and which of its data.
@@ -185,23 +203,18 @@ class Events:
         """Tell a watcher nothing more."""
         self._watchers.discard(watcher)
 
-    def picture(self, kind: Kind, vm: str, text: str, state: State | None = None) -> VMEvent:
-        """Return what is no event but how things are: it has the number of the last one that was."""
-        return self._event(kind, vm, text, state=state)
+    def moment(self) -> "Moment":
+        """Return this moment, to tell of how things are at it."""
+        return Moment(self._number, time.time(), time.monotonic())
 
     def publish(self, kind: Kind, vm: str, text: str, **more: Any) -> None:
         """Tell all who watch the VM; `more` are fields of VMEvent."""
         self._number += 1
         listeners = [watcher for watcher in self._watchers if watcher.wants(vm)]
         if listeners:
-            event = self._event(kind, vm, text, **more)
+            event = self.moment().event(kind, vm, text, **more)
             for watcher in listeners:
                 watcher.put(event)
-
-    def _event(self, kind: Kind, vm: str, text: str, **more: Any) -> VMEvent:
-        fields: dict[str, Any] = dict.fromkeys(("state", "before", "uid", "pid", "exit")) | {"count": 1}
-        now, since = time.time(), time.monotonic()
-        return VMEvent(self._number, now, since, vm, kind, text, **(fields | more))
 
     def qmp(self, vm: str, pid: int, name: str, data: Mapping[str, Any]) -> None:
         """Tell of an event of QEMU's, if it is worth it; what comes again within a second is counted."""

@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
 
 from asyncvarlink import FileDescriptor, LastResult, VarlinkInterface, varlinkmethod
 
-from vmessd import faults, logs, names, refusals, serialfeed, settings, vnc
+from vmessd import faults, logs, names, refusals, serialfeed, settings
 from vmessd.addresses import VMAddress
+from vmessd.audit import Peer
 from vmessd.errors import INTERFACE, printable, quoted
-from vmessd.events import Kind, VMEvent, Watcher
+from vmessd.events import Kind, VMEvent
 from vmessd.fleet import Fleet
 from vmessd.network import Step
 from vmessd.report import FleetProgress, StartProgress, StopProgress, VMInfo, VMNic, VMStatus
@@ -33,14 +33,6 @@ log = logging.getLogger(__name__)
 
 DROP_TIME = 5.0
 """Seconds in which a watcher that was dropped may still read what is there for it, and that it was."""
-
-
-class Peer(NamedTuple):
-    """Who is at the other end, by SO_PEERCRED: the kernel's word and not the client's."""
-
-    pid: int
-    uid: int
-    gid: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,28 +71,12 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     errors = tuple(faults.REPLIES.values())
 
-    def __init__(self, supervisor: Supervisor, fleet: Fleet, peer: Peer) -> None:
+    def __init__(self, supervisor: Supervisor, fleet: Fleet, peer: Peer, hang_up: Callable[[], None]) -> None:
+        """Serve a peer; `hang_up` ends the connection."""
         self._supervisor = supervisor
         self._fleet = fleet
         self._peer = peer
-        self._gone = asyncio.Event()
-        self._watchers: set[Watcher] = set()
-        self.hang_up: Callable[[], None] = lambda: None
-        """Ends the connection; whoever serves it says how."""
-
-    def ended(self) -> None:
-        """End what was done for this client alone: it is gone."""
-        self._gone.set()
-        for watcher in self._watchers:
-            watcher.close()
-
-    def _note(self, method: str, vm: str, detail: str = "") -> None:
-        log.info("uid %d, pid %d: %s %s%s", self._peer.uid, self._peer.pid, method, quoted(vm), detail)
-
-    async def _changing(self, method: str, vm: str, detail: str = "") -> None:
-        """Note a call that changes a VM; raises Locked where that is not to be."""
-        self._note(method, vm, detail)
-        await self._supervisor.check_unlocked(vm)
+        self._hang_up = hang_up
 
     def _tell(self, kind: Kind, vm: str, text: str) -> None:
         """Tell those who watch of a change that was made for this client."""
@@ -141,7 +117,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="path")
     async def Make(self, *, vm: str) -> str:
         """Create the directory of a VM and return its path."""
-        self._note("Make", vm)
         path = await self._supervisor.make(vm)
         self._tell(Kind.made, vm, printable(path))
         return path
@@ -153,7 +128,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         The value is written as on the command line; a path is absolute. null takes the setting away.
         Returns what there is to say about it, if anything.
         """
-        await self._changing("Set", vm, f" {quoted(setting)} {'none' if value is None else quoted(value)}")
         note = await self._supervisor.set(vm, setting, value)
         self._tell(Kind.setting, vm, f"{setting} {'none' if value is None else quoted(value, 300)}")
         return note
@@ -161,7 +135,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="note")
     async def Remove(self, *, vm: str) -> str | None:
         """Delete a stopped VM with all its files and TAPs; returns what there is to say, if anything."""
-        await self._changing("Remove", vm)
         note = await self._supervisor.remove(vm)
         self._tell(Kind.removed, vm, note or "with all its files")
         return note
@@ -169,7 +142,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Start(self, *, vm: str) -> AsyncIterator[StartProgress]:
         """Start a VM: a reply with the command line, then a last one when it runs. Wants `more`."""
-        await self._changing("Start", vm)
         machine = await self._supervisor.machine(vm)
         async for progress in machine.start(self._peer.uid):
             if progress.done:
@@ -182,7 +154,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
         The stop goes on if the caller leaves. `force` kills at once.
         """
-        await self._changing("Stop", vm, " by force" if force else "")
         machine = await self._supervisor.machine(vm)
         async for progress in machine.stop(self._peer.uid, force=force):
             if progress.done:
@@ -196,7 +167,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         A reply for each step of each VM, then a last one. It goes on if the caller leaves. At most `at_once`
         (1 to 64, which null stands for, too) are on their way up at any moment.
         """
-        self._note("Boot", "", "" if at_once is None else f" {quoted(at_once)} at once")
         places = settings.AT_ONCE_MAX if at_once is None else settings.at_once(str(at_once))
         async for progress in self._fleet.boot(self._peer.uid, places):
             if progress.done:
@@ -206,7 +176,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Shutdown(self) -> AsyncIterator[FleetProgress]:
         """Stop all VMs gracefully, higher orders first. Wants `more`; otherwise as Boot."""
-        self._note("Shutdown", "")
         async for progress in self._fleet.shutdown(self._peer.uid):
             if progress.done:
                 raise LastResult(progress)
@@ -224,14 +193,12 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod
     async def Lock(self, *, vm: str, remark: str) -> None:
         """Have a VM refuse all but looking, also after a restart of the daemon; the remark may be empty."""
-        self._note("Lock", vm, f" {quoted(remark)}")
         await self._supervisor.lock(vm, remark)
         self._tell(Kind.lock, vm, printable(f"locked: {remark[:300]}" if remark.strip() else "locked"))
 
     @varlinkmethod
     async def Unlock(self, *, vm: str) -> None:
         """Let a VM be changed again."""
-        self._note("Unlock", vm)
         await self._supervisor.lock(vm, None)
         self._tell(Kind.lock, vm, "unlocked")
 
@@ -240,31 +207,26 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod
     async def Suspend(self, *, vm: str) -> None:
         """Have a guest stand still."""
-        await self._changing("Suspend", vm)
         await (await self._supervisor.hands(vm)).suspend()
 
     @varlinkmethod
     async def Resume(self, *, vm: str) -> None:
         """Let a guest run on."""
-        await self._changing("Resume", vm)
         await (await self._supervisor.hands(vm)).resume()
 
     @varlinkmethod
     async def Reset(self, *, vm: str) -> None:
         """Push the reset button."""
-        await self._changing("Reset", vm)
         await (await self._supervisor.hands(vm)).reset()
 
     @varlinkmethod
     async def SendKeys(self, *, vm: str, keys: list[str]) -> None:
         """Press combinations of keys such as `ctrl-alt-delete`, one after the other; named as QEMU does."""
-        await self._changing("SendKeys", vm, f" {quoted(' '.join(keys), 300)}")
         await (await self._supervisor.hands(vm)).press(keys)
 
     @varlinkmethod
     async def Type(self, *, vm: str, text: str) -> None:
         """Type a text as on a US keyboard. What it says is not logged."""
-        await self._changing("Type", vm, f" {len(text)} characters")
         await (await self._supervisor.hands(vm)).type(text)
 
     @varlinkmethod(return_parameter="picture")
@@ -287,14 +249,12 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
         null is for the first free port from 5900 on, for 127.0.0.1, and for 60 seconds to connect.
         """
-        await self._changing("Vnc", vm, f" {quoted(address or vnc.ADDRESS)} {quoted(port or 'any')}")
         machine = await self._supervisor.machine(vm)
         return await self._supervisor.relays.open(machine, self._peer.uid, port, address, timeout)
 
     @varlinkmethod(return_parameter="console")
     async def Console(self, *, vm: str, steal: bool) -> VMConsole:
         """Attach to a VM's serial console, which one at a time may have; `steal` takes it from them."""
-        await self._changing("Console", vm, " to steal" if steal else "")
         machine = await self._supervisor.machine(vm)
         who = f"uid {self._peer.uid}, PID {self._peer.pid}"
         attached = await self._supervisor.consoles.attach(machine, who, steal=steal)
@@ -330,25 +290,18 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         then on nothing is missed. A caller that does not read is dropped when 1024 events wait for it.
         """
         if vms:
-            machines = [await self._supervisor.machine(vm) for vm in vms]
+            machines = await self._supervisor.machines(vms)
         else:
             machines = await self._supervisor.everyone()
         events = self._supervisor.events
         wanted = frozenset(machine.vm for machine in machines) if vms else frozenset()
         with events.watch(wanted, self._drop) as watcher:  # in one go with looking at the states
-            self._watchers.add(watcher)
-            if self._gone.is_set():  # while we looked for the machines
-                watcher.close()
-            picture = [events.picture(Kind.watching, "", f"{len(machines)} VMs")]
-            picture += [events.picture(Kind.now, m.vm, m.state.value, m.state) for m in machines]
-            try:
-                for event in picture:
-                    yield event
-                async for event in watcher:
-                    yield event
-            finally:
-                self._watchers.discard(watcher)
-        raise refusals.going_away()  # to whom, does not matter: the connection is gone
+            moment, states = events.moment(), [(machine.vm, machine.state) for machine in machines]
+            yield moment.picture(Kind.watching, "", f"{len(machines)} VMs")
+            for vm, state in states:
+                yield moment.picture(Kind.now, vm, state.value, state)
+            async for event in watcher:
+                yield event
 
     @varlinkmethod(return_parameter="piece", delay_generator=False)
     async def Serial(self, *, vm: str, since: str | None) -> AsyncIterator[SerialPiece]:
@@ -357,11 +310,10 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         From now on, or with `start` from the beginning of the present or last run, or from the mark of an
         earlier piece. Wants `more`. A VM that is to be started again by itself is followed into the next run.
         """
-        async for piece in serialfeed.follow(self._supervisor, vm, since, self._gone):
+        async for piece in serialfeed.follow(self._supervisor, vm, since):
             if piece.ended is not None:
                 raise LastResult(piece)
             yield piece
-        raise refusals.going_away()  # as above
 
     @varlinkmethod(return_parameter="why")
     async def Why(self, *, vm: str) -> Explanation:
@@ -370,7 +322,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     def _drop(self) -> None:
         log.warning("uid %d, pid %d: a watcher that does not read is dropped", self._peer.uid, self._peer.pid)
-        asyncio.get_running_loop().call_later(DROP_TIME, self.hang_up)
+        asyncio.get_running_loop().call_later(DROP_TIME, self._hang_up)
 
     # -- Wires --
 
@@ -387,7 +339,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         QEMU's user-mode network; those without a word are in no bridge. On a running VM cards come and
         go; a step `pending` tells of one that the guest has not let go of.
         """
-        await self._changing("SetNics", vm, f" {quoted(count)} {quoted(' '.join(wires), 300)}")
         steps = await (await self._supervisor.wires(vm)).arrange(count, wires)
         self._tell(Kind.wires, vm, f"ifadd {count} {printable(' '.join(wires)[:300])}".strip())
         return steps
@@ -395,7 +346,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="steps")
     async def Connect(self, *, vm: str, interface: int, wire: str) -> list[Step]:
         """Plug one interface, counted from 0, into another bridge; `-` is none."""
-        await self._changing("Connect", vm, f" {quoted(interface)} {quoted(wire)}")
         steps = await (await self._supervisor.wires(vm)).connect(interface, wire)
         self._tell(Kind.wires, vm, f"connect {interface} {printable(wire)}")
         return steps
@@ -403,7 +353,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod
     async def Cable(self, *, vm: str, interface: int, on: bool) -> None:
         """Plug or pull the cable of a running VM's interface, as its guest sees it."""
-        await self._changing("Cable", vm, f" {quoted(interface)} {'on' if on else 'off'}")
         await (await self._supervisor.wires(vm)).cable(interface, on=on)
         self._tell(Kind.wires, vm, f"cable {interface} {'on' if on else 'off'}")
 
@@ -423,8 +372,6 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         The protocol is `tcp`, which null stands for, or `udp`; the address is one of the host's, of IPv4,
         null standing for 127.0.0.1. Any other lets other hosts in.
         """
-        said = "".join(f" {quoted(word)}" for word in (protocol, address) if word is not None)
-        await self._changing("Forward", vm, f" {quoted(interface)} {quoted(host)}:{quoted(guest)}{said}")
         forward = checked_forward(protocol, address, host, 1 if guest is None else guest)
         await (await self._supervisor.wires(vm)).forward(interface, forward, on=guest is not None)
         self._tell(Kind.wires, vm, f"forward {interface} {forward.port}:{'none' if guest is None else guest}")
@@ -442,25 +389,21 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="steps")
     async def NetVlan(self, *, bridge: str, interfaces: list[str]) -> list[Step]:
         """Put interfaces into a bridge, all of them made if need be; returns what was done, in order."""
-        self._note("NetVlan", bridge, f" {quoted(' '.join(interfaces), 300)}")
         return await self._supervisor.vlan(bridge, interfaces)
 
     @varlinkmethod(return_parameter="steps")
     async def NetAdd(self, *, interface: str) -> list[Step]:
         """Make a link and set it up, in no bridge; it is no longer ignored."""
-        self._note("NetAdd", interface)
         return await asyncio.to_thread(self._supervisor.segments.add, interface)
 
     @varlinkmethod(return_parameter="steps")
     async def NetDelete(self, *, interface: str) -> list[Step]:
         """Delete a link of vmess's own that nobody uses."""
-        self._note("NetDelete", interface)
         return await self._supervisor.delete_link(interface)
 
     @varlinkmethod
     async def NetIgnore(self, *, name: str) -> None:
         """Have NetShow leave a link out."""
-        self._note("NetIgnore", name)
         await asyncio.to_thread(self._supervisor.segments.ignore, name)
 
     @varlinkmethod(return_parameter="names")
@@ -471,5 +414,4 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="steps")
     async def NetPrune(self) -> list[Step]:
         """Delete the bridges vmess made that have neither a port nor an address."""
-        self._note("NetPrune", "")
         return await asyncio.to_thread(self._supervisor.segments.prune)

@@ -67,7 +67,8 @@ class Journal:
 
     def started(self, record: RunRecord) -> None:
         """Tell of a QEMU that has come up."""
-        self._start(f"started, pid {record.pid}, display {record.display}, {record.accel}", record.pid)
+        display = f"display {record.display}" if record.display else "no display"
+        self._start(f"started, pid {record.pid}, {display}, {record.accel}", record.pid)
 
     def _start(self, text: str, pid: int) -> None:
         tell(self._events, Kind.start, self._vm, text, pid=pid)

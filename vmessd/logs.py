@@ -10,8 +10,11 @@ from typing import Self
 from vmessd import seriallog
 from vmessd.errors import InvalidValue, NotRunning, quoted
 from vmessd.records import ExitRecord, RunRecord
-from vmessd.seriallog import SEARCH, Stream
+from vmessd.seriallog import Stream
 from vmessd.vmdir import QEMU_LOG, SERIAL_LOG, VMDirectory
+
+LINE = 8 * 1024
+"""Bytes that may stand before a VM's name on a command line: QEMU's path (PATH_MAX, limits.h), in quotes."""
 
 
 class LogName(enum.Enum):
@@ -92,7 +95,8 @@ def open_log(directory: VMDirectory, name: LogName, record: RunRecord | ExitReco
 
 def _last_command(stream: Stream, vm: str) -> int | None:
     """Return where the last command line stands, which launch.launch wrote; None where there is none."""
-    start = max(-stream.older, stream.size - SEARCH)
-    data = stream.read(start, stream.size - start)
-    at = data.rfind(f" -name {vm} -nodefaults -no-user-config -S ".encode())
-    return None if at < 0 else start + data.rfind(b"\n", 0, at) + 1
+    at = stream.search(f" -name {vm} -nodefaults -no-user-config -S ".encode(), earliest=False)
+    if at is None:
+        return None
+    begin = max(-stream.older, at - LINE)
+    return begin + stream.read(begin, at - begin).rfind(b"\n") + 1

@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from vmessd import adoption, launch, refusals, restart, settings, vmdir
+from vmessd import adoption, display, launch, refusals, restart, settings, vmdir
 from vmessd.errors import Locked, StartFailed, VmessError
 from vmessd.host import Host
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
@@ -56,6 +56,8 @@ class Machine:
         """Why it is not known whether an earlier daemon's QEMU lives."""
         self._pending: restart.Pending | None = None
         self._tries = 0
+        self._lost_displays = 0
+        """Starts in a row that found their VNC port taken."""
         self._starters: list[Request] = []
         self._stoppers: list[Request] = []
         self._actions: dict[Action, Callable[[Happening], Coroutine[Any, Any, None]]] = {
@@ -181,6 +183,8 @@ class Machine:
     # -- One message after the other --
 
     async def _do(self, job: Job) -> None:
+        if job.done.cancelled():  # whoever wanted to look has left
+            return
         try:
             if job.stopped and self.state is State.held:
                 await self._react(Happening(Event.look))
@@ -329,7 +333,6 @@ class Machine:
             self._run.cancel_errands()
             await self._run.session.close()
             self._run.launched.process.close()
-            self._host.displays.settle(self.vm)
         self._wait_no_longer()
         tell([*self._inbox.leftovers(), *self._starters, *self._stoppers], refusals.going_away())
 
@@ -397,7 +400,6 @@ class Machine:
         if self._run is None:
             return
         record = self._run.launched.record
-        self._host.displays.settle(self.vm)
         self._journal.started(record)
         tell(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
         self._starters.clear()
@@ -450,6 +452,7 @@ class Machine:
         home = self.home
         run, self._run = self._run, None
         error = message.error or StartFailed(f"VM {self.vm} did not start")
+        once_more = False
         try:
             if run is not None:
                 run.cancel_errands()
@@ -457,6 +460,7 @@ class Machine:
                 self.last_exit = await asyncio.to_thread(run.bury, home)
                 await asyncio.to_thread(launch.sweep_links, self.directory, self._host.network)
                 self._journal.ended(self.last_exit)
+                once_more = self._may_try_another_display(run, self.last_exit)
                 user = self._host.account.name if self._host.account.entry else None
                 accel = run.launched.record.accel
                 error = run.error or refusals.not_started(self.vm, self.last_exit.text, user, accel)
@@ -469,12 +473,24 @@ class Machine:
                 run.over.set()
             self._host.displays.release(self.vm)
             self.state = State.stopped
-            tell(self._starters, error)
+            if not once_more:
+                tell(self._starters, error)
+                self._starters.clear()
             tell(self._stoppers, stopped(run, self.last_exit))
-            self._starters.clear()
             self._stoppers.clear()
-        await self._rest_if_wanted()
+        if once_more:
+            self._inbox.happen(Event.start)
+        else:
+            await self._rest_if_wanted()
         self._journal.state(self.state, message)
+
+    def _may_try_another_display(self, run: Run, ended: ExitRecord) -> bool:
+        """Tell whether a start failed only because somebody took its VNC port just then."""
+        if run.ran or run.stop is not None or not self._starters or not display.was_lost(ended.log):
+            self._lost_displays = 0
+            return False
+        self._lost_displays += 1
+        return self._lost_displays <= display.LOST_MAX
 
     # -- Actions: a restart --
 

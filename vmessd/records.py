@@ -50,6 +50,7 @@ class RunRecord:
     ticks: int
     """The process's start time in clock ticks since boot, field 22 of proc(5) `stat`."""
     display: int
+    """VNC display; 0 where there was none to be had."""
     accel: str
     argv: list[str]
     since: Moment

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import dataclasses
 import functools
 from collections.abc import AsyncIterator
@@ -49,16 +48,13 @@ def _is_over(machine: Machine, before: ExitRecord | None, *, ran: bool) -> bool:
     return machine.state is State.stopped and (ran or machine.last_exit is not before)
 
 
-async def follow(
-    supervisor: Supervisor, vm: str, since: str | None, gone: asyncio.Event
-) -> AsyncIterator[SerialPiece]:
-    """Yield what a VM prints until `gone` is set or its run has ended; of one that is off, the next run.
+async def follow(supervisor: Supervisor, vm: str, since: str | None) -> AsyncIterator[SerialPiece]:
+    """Yield what a VM prints until its run has ended; of one that is off, the next run.
 
     Args:
         supervisor: whose VM it is.
         vm: its name.
         since: `start` for the present or last run's beginning, a piece's mark, None for now.
-        gone: nobody listens any more.
 
     Raises:
         NoSuchVM: there is none, or none any more.
@@ -68,19 +64,15 @@ async def follow(
     """
     machine = await supervisor.machine(vm)
     ran, before = machine.state not in OFF or since == START, machine.last_exit
-    if since is None:
-        mark = await machine.change(functools.partial(seriallog.end, machine.home))
-    else:
-        mark = _begin(machine) if since == START else Mark.parse(since)
+    mark, gap = await _place(machine, since)
     yield _piece(Chunk(b"", mark, gap=False))
-    earliest = since == START
-    while not gone.is_set():
+    while True:
         machine = await supervisor.machine(vm)
         ran = ran or machine.state not in OFF
         over = _is_over(machine, before, ran=ran)  # asked first: what is read then is all there is
-        read = functools.partial(seriallog.read, machine.home, mark, CHUNK, earliest=earliest)
-        chunk = await machine.change(read)
-        mark, earliest = chunk.mark, False
+        chunk = await machine.change(functools.partial(seriallog.read, machine.home, mark, CHUNK))
+        chunk, gap = chunk._replace(gap=chunk.gap or gap), gap and not chunk.data
+        mark = chunk.mark
         if chunk.data:
             yield _piece(chunk)
         elif over:
@@ -88,9 +80,17 @@ async def follow(
             yield dataclasses.replace(_piece(chunk), ended=ended.text if ended else "it has ended")
             return
         else:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PACE):
-                    await gone.wait()
+            await asyncio.sleep(PACE)
+
+
+async def _place(machine: Machine, since: str | None) -> tuple[Mark, bool]:
+    """Return the place to begin at, and whether the one that is wanted is not there any more."""
+    if since is None:
+        return await machine.change(functools.partial(seriallog.end, machine.home)), False
+    mark = _begin(machine) if since == START else Mark.parse(since)
+    look = functools.partial(seriallog.read, machine.home, mark, 0, earliest=since == START)
+    found = await machine.change(look)
+    return found.mark, found.gap
 
 
 def _piece(chunk: Chunk) -> SerialPiece:

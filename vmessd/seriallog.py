@@ -10,6 +10,7 @@ shortening is: a log that is cut between two looks at it is not what it was.
 
 import contextlib
 import os
+import time
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -21,6 +22,10 @@ BEFORE = 128
 """Bytes before a place by which it is found again."""
 SEARCH = 3 * logfile.CAP
 """Bytes in which they are looked for: more than the log and its older part have where they are kept short."""
+WINDOW = 256 * 1024
+"""Bytes that are searched in one go: other threads wait for the interpreter that long, below 1 ms."""
+SEARCH_TIME = 2.0
+"""Seconds after which a search is given up: all else that happens to the VM waits for it."""
 TAIL = 16 * 1024
 """Bytes in which the last lines are looked for."""
 
@@ -133,10 +138,33 @@ class Stream:
             and self.read(begin, len(mark.before)) == mark.before
         ):
             return mark.offset
-        start = max(-self.older, self.size - SEARCH)
-        everything = self.read(start, self.size - start)
-        at = everything.find(mark.before) if earliest else everything.rfind(mark.before)
-        return None if at < 0 else start + at + len(mark.before)
+        found = self.search(mark.before, earliest=earliest)
+        return None if found is None else found + len(mark.before)
+
+    def search(self, needle: bytes, *, earliest: bool) -> int | None:
+        """Return where some bytes stand in the last SEARCH of the log; None where they do not.
+
+        Both the bytes and the log may be made by somebody who wants this to take long. So it is read window by
+        window, and always forwards: `bytes.find` takes a time that is linear in what is searched, `bytes.rfind`
+        one that also grows with the needle (CPython's Objects/stringlib/fastsearch.h, "two-way" and "rfind").
+        """
+        give_up = time.monotonic() + SEARCH_TIME
+        first = max(-self.older, self.size - SEARCH)
+        begins = range(first, self.size, WINDOW)
+        for begin in begins if earliest else reversed(begins):
+            if time.monotonic() > give_up:
+                break
+            window = self.read(begin, WINDOW + len(needle) - 1)
+            at = window.find(needle) if earliest else _last(window, needle)
+            if at >= 0:
+                return begin + at
+        return None
+
+
+def _last(data: bytes, needle: bytes) -> int:
+    """Return what `data.rfind(needle)` does, in linear time: it is the first one from behind."""
+    at = data[::-1].find(needle[::-1])
+    return at if at < 0 else len(data) - at - len(needle)
 
 
 def end(directory: VMDirectory) -> Mark:

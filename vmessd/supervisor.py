@@ -7,9 +7,9 @@ import fcntl
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from vmessd import adoption, cmdline, drives, launch, names, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
@@ -36,10 +36,13 @@ from vmessd.wiring import Wire
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
 LOCK = BY_FILE["LOCK"]
 NEW = {"CPU": "best"}
 """What is set in a VM that is made; in a directory that comes from elsewhere what is not said stays so."""
+AT_A_STRETCH = 32  # VMs that are looked at before others get their turn: some 1 ms
 FIND_TIME = 10.0  # how long a slow disk may keep the daemon from being ready
 
 
@@ -216,7 +219,7 @@ class Supervisor:
         there = await asyncio.to_thread(vmdir.listing, self.root)
         running = [vm for vm, machine in self._machines.items() if machine.state not in OFF]
         found = []
-        for vm in sorted({*there, *running}):
+        async for vm in _unhurried(sorted({*there, *running})):
             with contextlib.suppress(NoSuchVM, BadFile):  # gone, or no VM any more, since we looked
                 found.append(await self.machine(vm))
         return found
@@ -227,9 +230,17 @@ class Supervisor:
         known = {record.pid for machine in self._machines.values() if (record := machine.record())}
         return [one for one in seen if one.pid not in known]
 
+    async def machines(self, wanted: Iterable[str]) -> list[Machine]:
+        """Return the VMs of these names, each once; raises as :meth:`machine`."""
+        found = {}
+        async for name in _unhurried(dict.fromkeys(wanted)):
+            machine = await self.machine(name)
+            found[machine.vm] = machine
+        return list(found.values())
+
     async def statuses(self) -> list[VMStatus]:
         """Return how all VMs are."""
-        return [machine.status() for machine in await self.everyone()]
+        return [machine.status() async for machine in _unhurried(await self.everyone())]
 
     async def wirings(self, vms: Sequence[str]) -> dict[str, Wiring]:
         """Return the interfaces of several VMs by one look at the kernel's links, or what is wrong with each.
@@ -438,6 +449,14 @@ async def _interfaces(wires: Wires, wiring: Wiring | None) -> list[Nic]:
     if isinstance(wiring, VmessError):
         raise wiring
     return await wires.nics() if wiring is None else wiring
+
+
+async def _unhurried(items: Iterable[_T]) -> AsyncIterator[_T]:
+    """Yield what may be thousands of things, and let others have the event loop now and then."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % AT_A_STRETCH == 0:
+            await asyncio.sleep(0)
 
 
 def _nic(wires: Wires, nic: Nic) -> VMNic:

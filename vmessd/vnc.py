@@ -12,7 +12,7 @@ import dataclasses
 import errno
 import itertools
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from vmessd.errors import Failed, InvalidValue, NotPermitted, TimedOut, VmessError, printable, quoted, reason
@@ -154,10 +154,10 @@ async def _check_server(machine: Machine, run: Run) -> None:
     if machine.state is State.unresponsive:
         raise silent(machine.vm, run.pid)
     try:
-        found = await run.execute("query-vnc", {})
+        found = await run.execute("query-vnc-servers", {})  # also of one that listens on no port
     except CommandRefused as refusal:
         raise Failed(f"VM {machine.vm} has no VNC server: {refusal}") from None
-    if not isinstance(found, Mapping) or not found.get("enabled"):
+    if not found:
         raise Failed(
             f"VM {machine.vm} has no VNC server",
             hint=f"its EXARGS file may take it away: vmess {machine.vm} info",

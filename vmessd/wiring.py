@@ -195,14 +195,15 @@ def parse_wire(word: str) -> Wire:
         return Wire(user=True)
     if not word.startswith(f"{USER}:"):
         return Wire(bridge=bridge_name(word))
+    texts = word.removeprefix(f"{USER}:").split(",")
+    if len(texts) > FORWARDS_MAX:
+        raise InvalidValue(f"{len(texts)} forwarded ports are more than {FORWARDS_MAX}")
     forwards: list[Forward] = []
-    for text in word.removeprefix(f"{USER}:").split(","):
+    for text in texts:
         forward = parse_forward(text)
         if any(forward.is_in_the_way_of(other) for other in forwards):
             raise InvalidValue(f"port {quoted(forward.port)} is forwarded twice")
         forwards.append(forward)
-    if len(forwards) > FORWARDS_MAX:
-        raise InvalidValue(f"{len(forwards)} forwarded ports are more than {FORWARDS_MAX}")
     return Wire(user=True, forwards=tuple(forwards))
 
 
