@@ -547,6 +547,37 @@ class IoError(Fake):
         self.event("STOP")
 
 
+class Liar(Fake):
+    """Answers the command `to` with `message`, JSON or not, once the guest runs; `to=event`: sends it unasked.
+
+    In a message, {zeros} stands for `zeros` zeros, {open} and {close} for as many opening and closing brackets.
+    """
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        count = int(options.number("zeros", 400))
+        self.to = options.text("to", "query-blockstats")
+        lie = options.text("message", "null")
+        for mark, text in (("{zeros}", "0"), ("{open}", "["), ("{close}", "]")):
+            lie = lie.replace(mark, text * count)
+        self.lie = lie.encode()
+
+    def ran(self) -> None:
+        if self.to == "event":
+            self.send(self.lie + b"\r\n")
+        elif self.to == "query-status":
+            self.event("STOP")  # which has it asked at once
+
+    def other(self, name: object, arguments: dict[str, object]) -> dict[str, object]:
+        return {"return": {}} if name in (self.to, "remove-fd") else super().other(name, arguments)
+
+    def reply(self, command: object, message: dict[str, object]) -> None:
+        if command == self.to and self.status != "prelaunch":
+            self.send(b'{"return": %b, "id": %b}\r\n' % (self.lie, json.dumps(message.get("id")).encode()))
+        else:
+            super().reply(command, message)
+
+
 class Cards(Fake):
     """Has network cards that come and go, and holds TAPs of this host behind them.
 
@@ -644,6 +675,7 @@ MODES: dict[str, type[Fake]] = {
     "die": Die,
     "panic": Panic,
     "ioerror": IoError,
+    "liar": Liar,
     "cards": Cards,
 }
 

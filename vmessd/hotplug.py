@@ -17,7 +17,7 @@ from vmessd.cmdline import Card
 from vmessd.errors import Failed, VmessError
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
-from vmessd.monitor import CommandRefused
+from vmessd.monitor import CommandRefused, words
 from vmessd.wiring import INTERFACES_MAX
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class Cards:
         line = f"hostfwd_remove {cmdline.netdev_id(index)} tcp:127.0.0.1:{host}"
         if guest is not None:
             line = f"hostfwd_add {cmdline.netdev_id(index)} {cmdline.forward(host, guest)}"
-        said = str(await self._execute("human-monitor-command", {"command-line": line})).strip()
+        said = (words(await self._execute("human-monitor-command", {"command-line": line})) or "").strip()
         if said and "removed" not in said:
             raise Failed(
                 f"port {host} of 127.0.0.1 cannot be forwarded: in use, or kept for root ({said[:WORDS]})",

@@ -93,6 +93,8 @@ class Run:
     """The guest has run."""
     missed: bool = False
     """It was said that QEMU does not answer."""
+    doubted: bool = False
+    """It was said that QEMU says what cannot be true."""
     stop: Stop | None = None
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """Set when the process has ended and everything of it was cleared away."""
@@ -102,6 +104,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.space = Space(self.vm, self.session)
+        self.session.complain = self._doubt
 
     @property
     def pid(self) -> int:
@@ -130,6 +133,12 @@ class Run:
         elif event in (Event.born, Event.runs, Event.halts) and self.missed:
             self.missed = False
             log.warning("%s: QEMU answers again", self.vm)
+
+    def _doubt(self, words: str) -> None:
+        """Log once in a life that QEMU says what cannot be true."""
+        if not self.doubted:
+            self.doubted = True
+            log.warning("%s: QEMU says what cannot be true and counts as not known: %s", self.vm, words)
 
     async def _see_it_end(self) -> None:
         """Kill a QEMU that hangs in its own end, as 7.2 does when a QMP command comes just then (measured).
