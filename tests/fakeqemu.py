@@ -529,6 +529,18 @@ class Die(Fake):
         self.later(self.after, lambda: os.kill(os.getpid(), self.signal))
 
 
+class Eat(Fake):
+    """Takes more and more memory as soon as it runs."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.eaten: list[bytes] = []
+
+    def ran(self) -> None:
+        self.eaten.append(b"x" * 8 * MEGABYTE)
+        self.later(0, self.ran)
+
+
 class Panic(Fake):
     """Its guest panics as soon as it runs, and QEMU shuts down."""
 
@@ -673,6 +685,7 @@ MODES: dict[str, type[Fake]] = {
     "exit": Exit,
     "slowstart": SlowStart,
     "die": Die,
+    "eat": Eat,
     "panic": Panic,
     "ioerror": IoError,
     "liar": Liar,

@@ -22,7 +22,7 @@ VMESSD = """
     safefile logfile records vmdir drives
     cmdline lifecycle process account monitor display
     netlink tap access network segments addresses
-    keys stats report events refusals host seriallog launch
+    keys stats oom report events refusals host seriallog launch
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why faults interface control config notify log daemon __main__
@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "vmessd.display": {"vmessd.errors", "vmessd.names"},
     "vmessd.netlink": set(),
     "vmessd.stats": set(),
+    "vmessd.oom": set(),
     "vmessd.tap": {"vmessd.errors"},
     "vmessd.access": {"vmessd.errors", "vmessd.names", "vmessd.netlink"},
     "vmessd.network": {

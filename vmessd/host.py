@@ -12,6 +12,7 @@ from vmessd.display import Displays
 from vmessd.errors import NotPermitted
 from vmessd.events import Events
 from vmessd.network import Network
+from vmessd.oom import Kills
 from vmessd.settings import SETTINGS
 from vmessd.vmdir import VMDirectory
 
@@ -33,6 +34,8 @@ class Host:
     displays: Displays = dataclasses.field(default_factory=Displays)
     events: Events = dataclasses.field(default_factory=Events)
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
+    kills: Kills = dataclasses.field(default_factory=Kills)
+    """What the kernel kills around the QEMUs for lack of memory."""
     _kvm_missed: bool = False
 
     def accelerator(self, wanted: str | None) -> str:

@@ -15,6 +15,7 @@ from vmessd.errors import BadFile, Failed, VmessError, failing
 from vmessd.host import Host
 from vmessd.lifecycle import Reason, is_restarted
 from vmessd.network import Network, Nic
+from vmessd.oom import Counter
 from vmessd.process import Process, arguments
 from vmessd.records import ExitRecord, Moment, RunRecord, boot_id
 from vmessd.settings import BY_FILE
@@ -33,6 +34,8 @@ class Launched:
     record: RunRecord
     log_start: int
     """Where in its log this run's own words begin; follows when the log loses its front."""
+    victims: Counter
+    """What the kernel kills around it for lack of memory."""
 
 
 def identity(directory: VMDirectory) -> tuple[str, str]:
@@ -115,10 +118,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         argv = cmdline.build(dataclasses.replace(spec, display=display), host.qemu)
         undo.callback(_sweep_quietly, directory)
         directory.make_pid_file()
-        output = directory.open_log(vmdir.QEMU_LOG)
-        ours.callback(os.close, output)
-        serial_log = directory.open_log(vmdir.SERIAL_LOG)
-        ours.callback(os.close, serial_log)
+        output, serial_log = (_log(directory, name, ours) for name in (vmdir.QEMU_LOG, vmdir.SERIAL_LOG))
         shorten_logs(directory)
         serial_begin = _serial_begin(directory)
         qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
@@ -138,15 +138,23 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
             host.account.entry,
         )
         undo.callback(_end, process)
+        victims = host.kills.around(process.pid)
         record = RunRecord(
-            *(process.pid, process.ticks, display, spec.accel, argv),
-            since=Moment.now(),
-            tries=tries,
+            *(process.pid, process.ticks, display, spec.accel, argv, Moment.now(), tries),
             serial=serial_begin,
+            oom_counter=victims.file,
+            oom_kills=victims.count,
         )
         directory.write_run_record(record)
         undo.pop_all()
-    return Launched(process, record, log_start)
+    return Launched(process, record, log_start, victims)
+
+
+def _log(directory: VMDirectory, name: str, ours: contextlib.ExitStack) -> int:
+    """Return a log, open for QEMU to write to until `ours` ends."""
+    descriptor = directory.open_log(name)
+    ours.callback(os.close, descriptor)
+    return descriptor
 
 
 def _end(process: Process) -> None:
@@ -205,14 +213,14 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     found = _find(directory, record, host)
     if found is None:
         if record is not None:
-            _record_unseen(directory, record)
+            _record_unseen(directory, record, host.kills.around(os.getpid()))
         return None
     process, record = found
     host.displays.hold(directory.vm, record.display)
     log_start = 0
     with contextlib.suppress(OSError):
         log_start = os.stat(directory.path / vmdir.QEMU_LOG, follow_symlinks=False).st_size
-    return Launched(process, record, log_start)
+    return Launched(process, record, log_start, host.kills.around(process.pid))
 
 
 def last_exit(directory: VMDirectory) -> ExitRecord | None:
@@ -295,20 +303,24 @@ def _described(process: Process, record: RunRecord | None) -> tuple[Process, Run
         tries=record.tries if record else 0,
         serial=record.serial if record else "",
         stopping=record is not None and record.stopping,
+        oom_counter=record.oom_counter if record else "",
+        oom_kills=record.oom_kills if record else 0,
     )
     return process, found
 
 
-def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
+def _record_unseen(directory: VMDirectory, record: RunRecord, victims: Counter) -> None:
     last = None
     with contextlib.suppress(BadFile):
         last = directory.exit_record()
     if last is None or (last.pid, last.ticks) != (record.pid, record.ticks):
+        this_boot = record.since.boot == boot_id()
+        killer = victims.unseen(record.oom_counter, record.oom_kills) if this_boot else ""
         last = ExitRecord(
             pid=record.pid,
             ticks=record.ticks,
             reason=Reason.unseen.name,
-            text=Reason.unseen.value,
+            text=Reason.unseen.value + killer,
             status=None,
             asked_by=None,
             log=directory.log_tail(vmdir.QEMU_LOG, 0)[-LAST_LINES:],
@@ -316,9 +328,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
             tries=record.tries,
             serial=record.serial,
             # After a boot of the host it is for AUTOSTART to say what comes up.
-            again=record.since.boot == boot_id()
-            and not record.stopping
-            and is_restarted(restart_policy(directory), Reason.unseen),
+            again=this_boot and not record.stopping and is_restarted(restart_policy(directory), Reason.unseen),
         )
     directory.write_exit_record(last)
     shorten_logs(directory)

@@ -224,6 +224,10 @@ class Run:
         if reason in (Reason.refused, Reason.failed):
             words = "; ".join(_reason_in(line) for line in said)
             text = f"{text}: {words or f'exit status {status}, and not a word'}"[:TEXT_LIMIT]
+        elif reason is Reason.signalled and status == -signal.SIGKILL:
+            text += self.launched.victims.killed()
+        elif reason is Reason.unknown and status is None:
+            text += self.launched.victims.vanished()
         return ExitRecord(
             pid=self.pid,
             ticks=self.launched.process.ticks,
