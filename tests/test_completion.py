@@ -100,7 +100,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             *(
                 o
                 for o in OPTIONS
-                if o not in ("--all", "--yes", "--timeout", "--no-wait", "--since-start")
+                if o not in ("--all", "--yes", "--timeout", "--within", "--no-wait", "--since-start")
                 and o not in ("--bind", "--steal", "--log", "-f")
                 and o not in ("-b", "-n", "-d", "--sort")
             ),

@@ -830,7 +830,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
 def test_c24_every_changing_call_is_logged_with_its_uid(shared: Daemon, interface: varlink.Interface) -> None:
     for method, fields in parameters_of(interface).items():
         about = f"who{method.lower()}"[:12] + "0"
-        first = next(iter(fields), None)
+        first = next((field for field in fields if field != "within"), None)
         with Wire(shared.socket) as wire:
             reply = wire.call(method, valid(fields) | ({first: about} if first else {}), more=True)
             assert "error" in reply or "vm" not in fields or method == "Make"

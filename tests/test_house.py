@@ -22,10 +22,10 @@ VMESSD = """
     safefile logfile records vmdir drives
     cmdline lifecycle process account monitor display
     netlink tap access network segments addresses
-    keys stats oom report events refusals host seriallog launch
+    keys stats oom budget report events refusals host seriallog launch
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
-    serialfeed why faults interface control config notify log daemon __main__
+    serialfeed why faults interface control config notify log powerdown daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
     commands grammar helptext notation client render console
@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "vmessd.netlink": set(),
     "vmessd.stats": set(),
     "vmessd.oom": set(),
+    "vmessd.budget": set(),
     "vmessd.tap": {"vmessd.errors"},
     "vmessd.access": {"vmessd.errors", "vmessd.names", "vmessd.netlink"},
     "vmessd.network": {

@@ -71,7 +71,7 @@ def client(daemon: Daemon) -> Iterator[Client]:
 
 def samples(daemon: Daemon, count: int) -> list[dict[str, dict[str, Any]]]:
     """What `top` says, by VM, so many times."""
-    found = []
+    found: list[dict[str, dict[str, Any]]] = []
     with client(daemon) as watching:
         watching.send("Top", {"interval": 0.2}, more=True)
         while len(found) < count:

@@ -29,6 +29,7 @@ ALL = Option("--all", "All VMs there are, in the place of names.")
 QUIET = Option("--quiet", "Say nothing of what was done, only what was asked for. Also -q.")
 YES = Option("--yes", "Do not ask.")
 TIMEOUT = Option("--timeout", "Wait no longer than this (exit status 6); what was begun goes on.", "SECONDS")
+WITHIN = Option("--within", "Have all off in this time, 10 or more; graces are cut to it.", "SECONDS")
 NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
 SINCE_START = Option("--since-start", "What the VM has printed since its start counts, too.")
 BIND = Option("--bind", "Listen on this address of the host and not on 127.0.0.1 alone.", "ADDRESS")
@@ -46,7 +47,7 @@ EVERYWHERE = (SOCKET, QUIET, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (
-        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT, SINCE_START),
+        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, WITHIN, NO_WAIT, SINCE_START),
         *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
     )
 }
@@ -131,9 +132,10 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "shutdown",
-        "Stop all VMs gracefully, higher orders first, each with its own grace. The host's shutdown\n"
-        "does this.",
+        "Stop all VMs gracefully, higher orders first, each with its own grace, as far as the time for\n"
+        "the whole allows that. The host's shutdown does this.",
         "Shutdown",
+        options=(WITHIN,),
         reports=True,
     ),
     Command("make", "Create a directory for the VM.", "Make", many=True, reports=True, wants="none"),

@@ -7,8 +7,9 @@ import time
 
 from vmessctl import render
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
-from vmessctl.commands import PROGRAM, Invocation
+from vmessctl.commands import PROGRAM, WITHIN, Invocation
 from vmessctl.console import emit, is_live, moving, tell, warn
+from vmessctl.follow import seconds
 from vmessd import notify
 from vmessd.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
 
@@ -41,6 +42,10 @@ class _Fleet:
         self._statuses: list[int] = []
         self._going: dict[str, tuple[Reply, float]] = {}
         """VMs that are on their way: the last that was heard, and since when its rung is climbed."""
+        within = seconds(invocation.options.get(WITHIN.flag), WITHIN)
+        self._parameters: dict[str, object] = {} if within is None else {"within": within}
+        self._end: float | None = None
+        """When all VMs are to be off, by the monotonic clock."""
 
     def follow(self) -> int:
         """Follow the call to its end; ask again where the daemon was started anew meanwhile."""
@@ -61,7 +66,7 @@ class _Fleet:
                 return worst(self._statuses)
 
     def _follow(self, client: Client) -> None:
-        client.send(self._invocation.command.method, {}, more=True)
+        client.send(self._invocation.command.method, self._parameters, more=True)
         due, heard = time.monotonic() + ANSWER_TIME, False
         while True:
             self._tell_on()
@@ -84,6 +89,8 @@ class _Fleet:
         """Take in a step of one VM, and show it."""
         vm, step = progress["vm"], progress["step"]
         before = self._going.get(vm)
+        if progress.get("left") is not None:
+            self._end = time.monotonic() + progress["left"]
         if step in ("starting", "stopping"):
             same = before is not None and before[0]["rung"] == progress["rung"]
             self._going[vm] = (progress, before[1] if before is not None and same else time.monotonic())
@@ -94,7 +101,9 @@ class _Fleet:
         else:
             line = render.fleet_step(progress)
         if self._live and vm in self._going:
-            return  # the line that moves says it
+            if before is not None or step != "stopping" or not progress["text"]:
+                return  # the line that moves says it
+            line = printable(progress["text"])
         moving.clear()
         if step == "failed":
             warn(f"{PROGRAM}: {vm}: {printable(line)}")
@@ -115,4 +124,6 @@ class _Fleet:
             )
         )
         left = [render.patience(progress, now - since) for progress, since in self._going.values()]
+        if self._end is not None:
+            left = [self._end - now]
         notify.tell(notify.status(text), *notify.extend(max(left, default=0.0)))

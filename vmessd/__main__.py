@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 
-from vmessd import config, daemon, log
+from vmessd import config, daemon, log, powerdown
 from vmessd.errors import VmessError
 
 
@@ -21,9 +21,14 @@ def main() -> int:
     try:
         read = functools.partial(config.read, sys.argv[1:], os.environ, _working_directory())
         settings = read()
+        if settings.shutdown and not settings.check:
+            log.begin()
+            return powerdown.run(settings)
         in_force = config.check(settings)
         if settings.check:
             print(*in_force, sep="\n")  # noqa: T201 -- this is what --check is for
+            for words in settings.passed_over:
+                print(f"vmessd: passed over: {words}", file=sys.stderr)  # noqa: T201 -- as above
         else:
             log.begin()
             daemon.run(settings, read)

@@ -17,7 +17,7 @@ import select
 import signal
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmessd.errors import Failed, StartFailed, quoted, reason
 
@@ -114,7 +114,7 @@ class Process:
         try:
             # Read after the pidfd was opened: if both fit, the pidfd is that process.
             found = _ticks(pid)
-            fits = (ticks is None or found == ticks) and _uid(pid) in uids
+            fits = (ticks is None or found == ticks) and _owner(pid)[0] in uids
             if fits and (option is None or option in _pairs(arguments(pid))):
                 pidfd, mine = -1, pidfd
                 return cls(pid, found, mine)
@@ -199,10 +199,12 @@ def _ticks(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[19])
 
 
-def _uid(pid: int) -> int:
-    """Return the real uid of a process, by /proc/PID/status (proc(5))."""
+def _owner(pid: int) -> tuple[int, int]:
+    """Return the real uid and gid of a process, by /proc/PID/status (proc(5))."""
     with open(f"/proc/{pid}/status", "rb") as file:
-        return int(file.read().partition(b"\nUid:")[2].split()[0])
+        text = file.read()
+    uid, gid = (int(text.partition(field)[2].split()[0]) for field in (b"\nUid:", b"\nGid:"))
+    return uid, gid
 
 
 def arguments(pid: int) -> list[str]:
@@ -213,6 +215,25 @@ def arguments(pid: int) -> list[str]:
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     return list(itertools.pairwise(words))
+
+
+class Sight(NamedTuple):
+    """A process that was seen, with what stands behind an option of its."""
+
+    value: str
+    uid: int
+    gid: int
+
+
+def seen_with(option: str) -> list[Sight]:
+    """Return all processes that have an option; what they say of themselves is not to be trusted."""
+    found = []
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int(entry)
+            uid, gid = _owner(pid)
+            found += [Sight(value, uid, gid) for name, value in _pairs(arguments(pid)) if name == option]
+    return found
 
 
 def succeeds(argv: Sequence[str]) -> bool:

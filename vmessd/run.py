@@ -59,6 +59,11 @@ class Stop:
             self._timer = loop.call_at(at, due)
         return step
 
+    def outlasts(self, within: float | None) -> bool:
+        """Tell whether the guest still has more than so many seconds; None is without end."""
+        left = self.grace - (asyncio.get_running_loop().time() - self._began)
+        return within is not None and self.rung is Rung.powerdown and left > within
+
     def cancel(self) -> None:
         """Take no further step."""
         if self._timer is not None:
