@@ -215,7 +215,7 @@ def test_a_budget_that_was_asked_for_is_kept_as_far_as_button_and_force_allow(
         ([60, 5, 60], 64, 49, False),
         ([60] * 10, 64, 6.4, False),  # all the same
         ([3] * 6, 7, 3, False),
-        ([3, 3, 3], 4, 4, True),  # no time for one after the other
+        ([3, 3, 3], 4, 3, True),  # no time for one after the other
         ([60, 1], 3, 5, True),
     ],
 )
