@@ -195,8 +195,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--shutdown",
         action="store_true",
-        help="power all VMs down in order and end; nothing to do where another vmessd serves the VM root; "
-        "what is wrong in the file is passed over",
+        help="power all VMs down in order and end, by the vmessd that serves the VM root if there is one; what "
+        "is wrong in the file is passed over",
     )
     result.add_argument("--check", action="store_true", help="say whether the settings are right, and exit")
     result.add_argument("--version", action="version", version=f"vmessd {__version__}")
