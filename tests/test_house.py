@@ -22,7 +22,7 @@ VMESSD = """
     safefile logfile records vmdir drives
     cmdline lifecycle process account monitor display
     netlink tap access network segments addresses
-    keys stats oom budget report events refusals host seriallog launch
+    keys stats oom timetable report events refusals host seriallog launch
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why faults interface control config notify log powerdown daemon __main__
@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "vmessd.netlink": set(),
     "vmessd.stats": set(),
     "vmessd.oom": set(),
-    "vmessd.budget": set(),
+    "vmessd.timetable": set(),
     "vmessd.tap": {"vmessd.errors"},
     "vmessd.access": {"vmessd.errors", "vmessd.names", "vmessd.netlink"},
     "vmessd.network": {

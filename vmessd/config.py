@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from vmessd import __version__, account, budget
+from vmessd import __version__, account, timetable
 from vmessd.errors import InvalidValue, printable, quoted, reason
 
 QEMU = "qemu-system-x86_64"
@@ -121,11 +121,11 @@ OPTIONS = (
         "shutdown-time",
         "SECONDS|auto",
         "in how many seconds all VMs are off when all are shut down, with the host for one; graces are cut to "
-        f"that; auto is the largest grace and {budget.MARGIN:g}",
+        f"that; auto is the largest grace and {timetable.MARGIN:g}",
         "auto",
         "auto",
         live=True,
-        bounds=(budget.SHORTEST, budget.LONGEST),
+        bounds=(timetable.SHORTEST, timetable.LONGEST),
     ),
 )
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd import budget, settings
+from vmessd import settings, timetable
 from vmessd.errors import Failed, InvalidValue, TimedOut, VmessError
 from vmessd.host import Host
 from vmessd.lifecycle import OFF, State
@@ -80,8 +80,8 @@ class Fleet:
         Raises:
             InvalidValue: `within` is out of bounds.
         """
-        if within is not None and not budget.SHORTEST <= within <= budget.LONGEST:
-            bounds = f"from {budget.SHORTEST} to {budget.LONGEST}"
+        if within is not None and not timetable.SHORTEST <= within <= timetable.LONGEST:
+            bounds = f"from {timetable.SHORTEST} to {timetable.LONGEST}"
             raise InvalidValue(f"{within:g} is not a number of seconds {bounds} for all VMs to be off in")
         return self._told(lambda tell: self._shutdown(uid, within, tell), self._shutdowns)
 
@@ -155,7 +155,7 @@ class Fleet:
                 plans = await _plans(going)
                 if descent not in self._descents:
                     graces = [plan.grace for plan in plans.values()]
-                    descent.begin(within or self._host.shutdown_time or budget.whole(graces))
+                    descent.begin(within or self._host.shutdown_time or timetable.whole(graces))
                     self._descents.add(descent)
                 await descent.go(going, plans)
             await descent.end()
@@ -206,7 +206,7 @@ class _Descent:
         ]
         while left:
             graces = [max(plans[one.vm].grace for one in wave) for wave in left]
-            grace, together = budget.allot(graces, self.left() - budget.FORCE_TIME)
+            grace, together = timetable.allot(graces, self.left() - timetable.FORCE_TIME)
             if together:
                 log.warning("%d orders of VMs go down together: there is no time for each", len(left))
                 wave, left = [one for wave in left for one in wave], []
@@ -214,13 +214,13 @@ class _Descent:
                 wave, *left = left
             stops = {one.vm: asyncio.create_task(self._stop(one, plans[one.vm], grace)) for one in wave}
             self.late |= stops
-            await asyncio.wait(stops.values(), timeout=grace + budget.FORCE_TIME)
+            await asyncio.wait(stops.values(), timeout=grace + timetable.FORCE_TIME)
             self.late = {vm: task for vm, task in self.late.items() if not task.done() or task.exception()}
 
     async def end(self) -> None:
         """Wait for what is late until the budget is used up, and say what is not off then."""
         if self.late:
-            await asyncio.wait(self.late.values(), timeout=max(budget.FORCE_TIME, self.left()))
+            await asyncio.wait(self.late.values(), timeout=max(timetable.FORCE_TIME, self.left()))
         for vm, task in self.late.items():
             if task.done():
                 task.result()

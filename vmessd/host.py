@@ -32,7 +32,7 @@ class Host:
     exargs: bool = True
     """EXARGS and NIC_EXARGS, words for QEMU that nobody checks, are honoured."""
     shutdown_time: float | None = None
-    """Seconds in which all VMs are off when all are shut down; None for what budget.whole says."""
+    """Seconds in which all VMs are off when all are shut down; None for what timetable.whole says."""
     displays: Displays = dataclasses.field(default_factory=Displays)
     events: Events = dataclasses.field(default_factory=Events)
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
