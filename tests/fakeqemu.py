@@ -529,6 +529,18 @@ class Die(Fake):
         self.later(self.after, lambda: os.kill(os.getpid(), self.signal))
 
 
+class Eat(Fake):
+    """Takes more and more memory as soon as it runs."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.eaten: list[bytes] = []
+
+    def ran(self) -> None:
+        self.eaten.append(b"x" * 8 * MEGABYTE)
+        self.later(0, self.ran)
+
+
 class Panic(Fake):
     """Its guest panics as soon as it runs, and QEMU shuts down."""
 
@@ -545,6 +557,37 @@ class IoError(Fake):
         detail = {"device": "", "node-name": "hda", "reason": "No space left on device", "nospace": True}
         self.event("BLOCK_IO_ERROR", detail | {"operation": "write", "action": "stop"})
         self.event("STOP")
+
+
+class Liar(Fake):
+    """Answers the command `to` with `message`, JSON or not, once the guest runs; `to=event`: sends it unasked.
+
+    In a message, {zeros} stands for `zeros` zeros, {open} and {close} for as many opening and closing brackets.
+    """
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        count = int(options.number("zeros", 400))
+        self.to = options.text("to", "query-blockstats")
+        lie = options.text("message", "null")
+        for mark, text in (("{zeros}", "0"), ("{open}", "["), ("{close}", "]")):
+            lie = lie.replace(mark, text * count)
+        self.lie = lie.encode()
+
+    def ran(self) -> None:
+        if self.to == "event":
+            self.send(self.lie + b"\r\n")
+        elif self.to == "query-status":
+            self.event("STOP")  # which has it asked at once
+
+    def other(self, name: object, arguments: dict[str, object]) -> dict[str, object]:
+        return {"return": {}} if name in (self.to, "remove-fd") else super().other(name, arguments)
+
+    def reply(self, command: object, message: dict[str, object]) -> None:
+        if command == self.to and self.status != "prelaunch":
+            self.send(b'{"return": %b, "id": %b}\r\n' % (self.lie, json.dumps(message.get("id")).encode()))
+        else:
+            super().reply(command, message)
 
 
 class Cards(Fake):
@@ -642,8 +685,10 @@ MODES: dict[str, type[Fake]] = {
     "exit": Exit,
     "slowstart": SlowStart,
     "die": Die,
+    "eat": Eat,
     "panic": Panic,
     "ioerror": IoError,
+    "liar": Liar,
     "cards": Cards,
 }
 

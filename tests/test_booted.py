@@ -219,15 +219,65 @@ def test_c05_vms_go_down_with_the_host_also_where_the_daemon_does_not_live(
         host.done("vmess", "listens", "autostart", "on", "10")  # goes down after the other
         if how == "stopped before":
             host.systemctl("stop", "vmessd.service")
-            host.power_off(60)
+            host.power_off(25)
         else:
             host.systemctl("--no-block", "poweroff")
             wait_for(lambda: "power button" in host.show("vmess-guests", "StatusText"), 10, "the shutdown")
             host.run("kill", "-KILL", host.show("vmessd", "MainPID"))
-            wait_for(lambda: not host.is_up(), 60, "the end of the host")
+            wait_for(lambda: not host.is_up(), 25, "the end of the host")
         assert host.serial("listens0").endswith("Good night.\n")
         assert exit_of(host, "listens0")["reason"] == "powered_down"
         assert exit_of(host, "ignores0")["reason"] == "forced"
+
+
+BROKEN = """
+vmdir = "/srv/vms"
+unknown = 1
+this is no TOML
+"""
+
+
+@pytest.mark.parametrize("how", ["a daemon that does not start", "a user that is gone", "another socket"])
+def test_c52_a_mistake_in_the_settings_takes_the_button_from_no_guest(
+    stage: Stage, installed: list[Path], how: str
+) -> None:
+    with machine(stage, installed) as host:
+        host.boot()
+        host.make("listens0", "listener")
+        settings = host.path("/etc/vmess/vmessd.toml")
+        if how == "another socket":  # of which only the settings know, and the daemon lives
+            settings.write_text(f'{settings.read_text()}socket = "/run/vmess/other.sock"\n')
+            host.restart()
+            assert host.vmess("list").returncode == 5
+            settings.write_text(f"{settings.read_text()}unknown = 1\n")
+        else:
+            settings.write_text(BROKEN)
+            assert host.run("systemctl", "restart", "vmessd.service").returncode != 0
+            wait_for(lambda: host.show("vmessd", "ActiveState") == "failed", what="systemd giving up")
+        if how == "a user that is gone":
+            settings.write_text("unknown = 1\n")
+            host.sh("sed -i /^vmess-qemu:/d /etc/passwd")
+        host.power_off(20)
+        assert host.serial("listens0").endswith("Good night.\n")
+        assert exit_of(host, "listens0")["reason"] == "powered_down"
+
+
+def test_c52_a_root_that_is_read_only_for_the_shutdown_takes_no_button_away(
+    stage: Stage, installed: list[Path]
+) -> None:
+    with machine(stage, installed) as host:
+        host.boot()
+        host.make("listens0", "listener", start=False)
+        host.sh(f"mv {ROOT} /srv/vms")
+        host.path("/etc/vmess/vmessd.toml").write_text('vmdir = "/srv/vms"\naccel = "tcg"\n')
+        host.drop_in("vmessd.service", "ReadWritePaths=", "ReadWritePaths=/srv/vms")
+        host.restart()
+        host.done("vmess", "listens", "start")
+        log = host.path("/srv/vms/listens0/serial.log")
+        wait_for(lambda: "button" in log.read_text(), 30, "the guest")
+        host.systemctl("stop", "vmessd.service")
+        host.power_off(20)
+        assert host.path("/srv/vms/listens0/serial.log").read_text().endswith("Good night.\n")
 
 
 def test_all_vms_are_stopped_and_the_daemon_stays(host: Container) -> None:

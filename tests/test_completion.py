@@ -100,7 +100,8 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             *(
                 o
                 for o in OPTIONS
-                if o not in ("--all", "--yes", "--timeout", "--no-wait", "--at-once", "--since-start")
+                if o
+                not in ("--all", "--yes", "--timeout", "--within", "--no-wait", "--at-once", "--since-start")
                 and o not in ("--bind", "--steal", "--log", "-f")
                 and o not in ("-b", "-n", "-d", "--sort")
             ),

@@ -27,7 +27,7 @@ def file(tmp_path: Path) -> Path:
     path.write_text(
         'vmdir = "/of/file"\nsocket = "/of/file.sock"\nqemu = "file-qemu"\naccel = "kvm"\n'
         'allow-links = ["eth1", "lab*", "!lab0"]\nallow-bridges = ["br?"]\n'
-        'qemu-user = "file-user"\nexargs = "no"\n'
+        'qemu-user = "file-user"\nexargs = "no"\nshutdown-time = 90\n'
     )
     return path
 
@@ -71,6 +71,7 @@ def test_without_a_word_all_is_as_documented(monkeypatch: pytest.MonkeyPatch) ->
         allow_bridges=("*",),
         qemu_user=None,
         exargs=True,
+        shutdown_time=None,
         check=False,
     )
     assert read([], {"XDG_RUNTIME_DIR": "/run/user/7"}).socket == Path("/run/user/7/vmess/control.sock")
@@ -89,6 +90,7 @@ def test_flag_before_environment_before_file(file: Path) -> None:
     assert of_file == Config(
         *(Path("/of/file"), Path("/of/file.sock"), "file-qemu", "kvm", links, bridges, "file-user"),
         exargs=False,
+        shutdown_time=90.0,
         check=False,
     )
     of_environment = read([f"--config={file}"], environment)
@@ -96,12 +98,13 @@ def test_flag_before_environment_before_file(file: Path) -> None:
     assert of_environment.socket == Path("/of/environment.sock")
     flags = ["--vmdir", "/of/flag", "--socket", "/of/flag.sock", "--qemu", "flag-qemu", "--accel", "tcg"]
     flags += ["--allow-links", "eth2", "--allow-bridges", "virbr0,bridge*"]
-    flags += ["--qemu-user", "flag-user", "--exargs", "yes"]
+    flags += ["--qemu-user", "flag-user", "--exargs", "yes", "--shutdown-time", "auto"]
     of_flags = read([*flags, "--config", str(file)], environment)
     assert of_flags == Config(
         *(Path("/of/flag"), Path("/of/flag.sock"), "flag-qemu", "tcg"),
         *(("eth2",), ("virbr0", "bridge*"), "flag-user"),
         exargs=True,
+        shutdown_time=None,
         check=False,
     )
 
@@ -150,6 +153,9 @@ def test_a_vm_root_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
         assert config.read(["--vmdir", str(tmp_path / spelled)], {}).vmdir == vmdir
 
 
+NO_SETTINGS = ("check", "shutdown", "elsewhere", "passed_over")
+
+
 def test_each_row_is_a_flag_and_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         read(["--help"], {})
@@ -157,7 +163,7 @@ def test_each_row_is_a_flag_and_a_key(capsys: pytest.CaptureFixture[str]) -> Non
     told = capsys.readouterr().out
     for option in OPTIONS:
         assert f"--{option.key} {option.metavar}" in told
-    fields = [field.replace("_", "-") for field in Config._fields if field not in ("check", "shutdown")]
+    fields = [field.replace("_", "-") for field in Config._fields if field not in NO_SETTINGS]
     assert [option.key for option in OPTIONS] == fields
     assert set(ACCELERATORS) == {"auto", "kvm", "tcg"}
 
@@ -199,6 +205,11 @@ BAD_FILES = (
     ("\udcff = 'x'", "{file} is not TOML: "),
     ('vmdir = "~nosuchuser/vms"', "vmdir '~nosuchuser/vms'"),
     ("x = " + "[" * 5000, "{file} is not TOML: "),
+    ("x = " + "9" * 5000, "{file} is not TOML: "),
+    ("shutdown-time = 9", "{file}: shutdown-time '9' is not auto or a number from 10 to 86400"),
+    ('shutdown-time = "1e2"', "{file}: shutdown-time '1e2' is not auto or a number from 10 to 86400"),
+    ("shutdown-time = 60.5", "{file}: shutdown-time '60.5' has to be a whole number, or a text in quotes"),
+    ("shutdown-time = true", "{file}: shutdown-time 'True' has to be a whole number, or a text in quotes"),
 )
 
 
@@ -247,6 +258,7 @@ def test_check_says_what_is_in_force_and_changes_nothing(tmp_path: Path) -> None
         "allow-bridges = *\n"
         "qemu-user = none\n"
         "exargs = yes\n"
+        "shutdown-time = auto\n"
     )
     allowed = vmessd("--check", *paths, "--qemu", sys.executable, "--allow-links", "eth1,!la\nb*")
     assert allowed.stdout.splitlines()[4:6] == ["allow-links = eth1, !la\\nb*", "allow-bridges = *"]

@@ -1,5 +1,6 @@
 """All VMs at once: up in order, down in reverse order, and what the service manager hears meanwhile."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,18 +10,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, Daemon, own, wait_for
+from conftest import FAKE, TESTS, Daemon, own, wait_for
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vmessctl import render
 from vmessctl.client import Client
-from vmessd import notify
-from vmessd.errors import InvalidValue, quoted
-from vmessd.fleet import waves
+from vmessd import notify, timetable
+from vmessd.errors import InvalidValue, TimedOut, quoted
+from vmessd.fleet import Fleet, waves
+from vmessd.host import Host
+from vmessd.lifecycle import RUNG_TIME, State
+from vmessd.machine import Machine
+from vmessd.report import StopProgress
 from vmessd.settings import BY_FILE
+from vmessd.supervisor import Supervisor
 
 A, B, C, D = (own(letter) for letter in "abcd")
 
@@ -160,6 +168,157 @@ def test_a_shutdown_puts_an_end_to_a_boot(daemon: Daemon) -> None:
     assert {daemon.status(vm)["state"] for vm in (A, B)} == {"stopped"}
 
 
+# Its budget
+
+
+def all_ignoring(graces: list[float], whole: float, force: float) -> tuple[list[float], float]:
+    """The grace each order gets where all guests ignore the button, and how long all of it takes."""
+    passed, given = 0.0, list[float]()
+    while len(given) < len(graces):
+        left = graces[len(given) :]
+        grace, together = timetable.allot(left, whole - timetable.FORCE_TIME - passed)
+        given += [min(each, grace) for each in (left if together else left[:1])]
+        passed += (min(grace, max(left)) if together else given[-1]) + force
+    return given, passed
+
+
+GRACES = st.lists(st.floats(0, 600).map(round).map(float), min_size=1, max_size=100)
+
+
+@given(GRACES)
+def test_c62_a_shutdown_keeps_its_budget_whatever_the_orders(graces: list[float]) -> None:
+    whole = timetable.whole(graces)
+    for force in (0.05, 2 * RUNG_TIME):
+        given, took = all_ignoring(graces, whole, force)
+        assert took <= whole
+        assert all(got >= min(grace, timetable.BUTTON) for got, grace in zip(given, graces, strict=True))
+    assert len(graces) > 1 or given == graces, "one order has its whole grace"
+
+
+@given(GRACES, st.integers(timetable.SHORTEST, 600))
+def test_a_budget_that_was_asked_for_is_kept_as_far_as_button_and_force_allow(
+    graces: list[float], whole: int
+) -> None:
+    given, took = all_ignoring(graces, whole, 2 * RUNG_TIME)
+    assert took <= max(whole, timetable.BUTTON + 2 * RUNG_TIME + timetable.BUTTON)
+    assert all(got >= min(grace, timetable.BUTTON) for got, grace in zip(given, graces, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("graces", "left", "first", "together"),
+    [
+        ([60], 64, 60, False),
+        ([60], 20, 20, False),
+        ([60], -5, 5, False),
+        ([5, 60, 5], 70, 5, False),  # there is time for all
+        ([60, 60], 64, 54, False),  # the one behind keeps 10 s
+        ([60, 5, 60], 64, 49, False),
+        ([60] * 10, 64, 6.4, False),  # all the same
+        ([3] * 6, 7, 3, False),
+        ([3, 3, 3], 4, 3, True),  # no time for one after the other
+        ([60, 1], 3, 5, True),
+    ],
+)
+def test_how_much_an_order_has(graces: list[float], left: float, first: float, together: bool) -> None:
+    grace, all_at_once = timetable.allot(graces, left)
+    assert grace == pytest.approx(first)
+    assert all_at_once is together
+
+
+@pytest.mark.slow
+def test_c62_six_orders_that_ignore_the_button_are_off_in_time(daemon: Daemon) -> None:
+    vms = [own(letter) for letter in "abcdef"]
+    for number, vm in enumerate(vms):
+        daemon.make(vm, guest="ignoring", STOP="3", AUTOSTART=f"on {number}")
+    daemon.done(*vms, "start")
+    for vm in vms:
+        daemon.wait_guest(vm)
+    began = time.monotonic()
+    done = daemon.vmess("shutdown")
+    assert time.monotonic() - began < 3 + 10
+    assert done.returncode == 8
+    assert steps(done.stdout.splitlines(), "Stopping")[0] == vms[-1]
+    assert {daemon.status(vm)["last_exit"]["reason"] for vm in vms} == {"forced"}
+    assert "orders of VMs go down together: there is no time for each" in daemon.log.read_text()
+
+
+def test_c62_each_grace_that_is_cut_is_said(daemon: Daemon) -> None:
+    daemon.make(A, guest="ignoring")
+    daemon.make(B)
+    daemon.done(A, B, "start")
+    for vm in (A, B):
+        daemon.wait_guest(vm)
+    began = time.monotonic()
+    done = daemon.vmess("shutdown", "--within", "10")
+    assert 5 <= time.monotonic() - began < 10
+    assert done.returncode == 8
+    cut = "its grace is cut from 60 s to 5 s: all VMs have 10 s"
+    assert len([line for line in done.stdout.splitlines() if line.endswith(f"; {cut}")]) == 2
+    assert f"{A}: did not power down in 5 s; now QMP quit" in done.stdout
+    assert f"{B}: powered down as asked" in done.stdout
+    assert daemon.log.read_text().count(cut) == 2
+
+
+def test_a_stop_under_way_is_cut_by_a_shutdown_and_a_stop_alone_never_is(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.arguments += ["--shutdown-time", "10"]
+    with contextlib.closing(daemon.start()):
+        daemon.make(A, guest="ignoring", STOP="600")
+        daemon.done(A, "start")
+        daemon.wait_guest(A)
+        with daemon.client(A, "stop", "--json") as stopping:
+            daemon.wait_state(A, "stopping")
+            assert stopping.stdout is not None
+            assert json.loads(stopping.stdout.readline())["progress"]["grace"] == 600
+            assert daemon.vmess("shutdown").returncode == 8
+            told = [json.loads(line)["progress"] for line in stopping.stdout]
+            assert [told[0]["grace"], told[-1]["forced"]] == [5, True]
+            assert stopping.wait(10) == 8
+
+
+@pytest.mark.parametrize("seconds", ["9", "86401", "0", "x", "nan"])
+def test_a_budget_that_cannot_be_is_refused(daemon: Daemon, seconds: str) -> None:
+    done = daemon.vmess("shutdown", "--within", seconds)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert " is not a number of seconds " in done.stderr
+
+
+async def test_c62_one_that_nothing_ends_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timetable, "FORCE_TIME", 0.2)
+    monkeypatch.setattr(timetable, "BUTTON", 0.3)
+    for vm, order in ((A, 90), (B, 10)):
+        directory = tmp_path / vm
+        directory.mkdir()
+        (directory / "AUTOSTART").write_text(f"on {order}")
+        (directory / "STOP").write_text("0")
+    host = Host(str(FAKE), "tcg")
+
+    async def stop(self: Machine, _uid: int | None, **_how: object) -> AsyncIterator[StopProgress]:
+        yield StopProgress(False, 1, "SIGKILL", 0.0, 0.0, False, None, None)
+        if self.vm == A:
+            await asyncio.sleep(3600)
+        self.state = State.stopped
+        yield StopProgress(True, 1, "SIGKILL", 0.0, 0.0, True, "forced off", None)
+
+    async with Supervisor(tmp_path, host) as supervisor:
+        with contextlib.closing(Fleet(supervisor, host)) as all_vms, monkeypatch.context() as patch:
+            patch.setattr(Machine, "stop", stop)
+            machines = await supervisor.everyone()
+            for machine in machines:
+                machine.state = State.stopping
+            host.shutdown_time = 1.0
+            told = [(step.vm, step.step, step.status) async for step in all_vms.shutdown(0)]
+            assert all_vms.left() is None
+            for machine in machines:
+                machine.state = State.stopped
+    assert told == [
+        *((A, "stopping", 0), (B, "stopping", 0), (B, "off", 0)),
+        *((A, "failed", TimedOut.status), ("", "off", 0)),
+    ]
+
+
 # What the service manager hears
 
 
@@ -207,7 +366,7 @@ def test_shutdown_tells_the_service_manager_what_it_waits_for(daemon: Daemon) ->
         said = messages(heard)
     assert f"STATUS=waiting for {A} (power button, 1 s)" in said
     longest = max(int(text.partition("=")[2]) for text in said if text.startswith("EXTEND_TIMEOUT_USEC="))
-    assert 15e6 < longest <= 18e6
+    assert 25e6 < longest <= 28e6  # the grace, the rest of the budget, and some to spare
 
 
 def test_a_shutdown_is_asked_for_again_where_the_daemon_is_started_anew_meanwhile(daemon: Daemon) -> None:

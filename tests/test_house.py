@@ -22,11 +22,11 @@ VMESSD = """
     safefile logfile records vmdir formats drives
     cmdline lifecycle process census account monitor display
     netlink tap access network segments addresses
-    keys stats report events refusals host seriallog launch adoption
+    keys stats oom timetable report events refusals host seriallog launch adoption
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why views faults audit interface budget connection control
-    config notify log memory daemon __main__
+    config notify log memory powerdown daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
     commands grammar helptext notation client render console
@@ -68,6 +68,8 @@ MAY_IMPORT = {
     "vmessd.display": {"vmessd.errors", "vmessd.names"},
     "vmessd.netlink": set(),
     "vmessd.stats": set(),
+    "vmessd.oom": set(),
+    "vmessd.timetable": set(),
     "vmessd.tap": {"vmessd.errors"},
     "vmessd.access": {"vmessd.errors", "vmessd.names", "vmessd.netlink"},
     "vmessd.network": {

@@ -29,6 +29,7 @@ ALL = Option("--all", "All VMs there are, in the place of names.")
 QUIET = Option("--quiet", "Say nothing of what was done, only what was asked for. Also -q.")
 YES = Option("--yes", "Do not ask.")
 TIMEOUT = Option("--timeout", "Wait no longer than this (exit status 6); what was begun goes on.", "SECONDS")
+WITHIN = Option("--within", "Have all off in this time, 10 or more; graces are cut to it.", "SECONDS")
 NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
 AT_ONCE = Option("--at-once", f"Have no more than N VMs on their way up at a time, 1 to {AT_ONCE_MAX}.", "N")
 SINCE_START = Option("--since-start", "What the VM has printed since its start counts, too.")
@@ -47,7 +48,7 @@ EVERYWHERE = (SOCKET, QUIET, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (
-        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, NO_WAIT, AT_ONCE, SINCE_START),
+        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, WITHIN, NO_WAIT, AT_ONCE, SINCE_START),
         *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
     )
 }
@@ -134,9 +135,10 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "shutdown",
-        "Stop all VMs gracefully, higher orders first, each with its own grace. The host's shutdown\n"
-        "does this.",
+        "Stop all VMs gracefully, higher orders first, each with its own grace, as far as the time for\n"
+        "the whole allows that. The host's shutdown does this.",
         "Shutdown",
+        options=(WITHIN,),
         reports=True,
     ),
     Command("make", "Create a directory for the VM.", "Make", many=True, reports=True, wants="none"),

@@ -7,8 +7,9 @@ import time
 
 from vmessctl import commands, render
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
-from vmessctl.commands import PROGRAM, Invocation
+from vmessctl.commands import PROGRAM, WITHIN, Invocation
 from vmessctl.console import emit, is_live, moving, tell, warn
+from vmessctl.follow import seconds
 from vmessd import notify, settings
 from vmessd.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
 
@@ -38,11 +39,16 @@ class _Fleet:
     def __init__(self, invocation: Invocation) -> None:
         self._invocation = invocation
         at_once = invocation.options.get(commands.AT_ONCE.flag)
-        self._parameters = {} if at_once is None else {"at_once": settings.at_once(at_once)}
+        within = seconds(invocation.options.get(WITHIN.flag), WITHIN)
+        self._parameters: dict[str, object] = {} if within is None else {"within": within}
+        if at_once is not None:
+            self._parameters["at_once"] = settings.at_once(at_once)
         self._live = is_live(invocation)
         self._statuses: list[int] = []
         self._going: dict[str, tuple[Reply, float]] = {}
         """VMs that are on their way: the last that was heard, and since when its rung is climbed."""
+        self._end: float | None = None
+        """When all VMs are to be off, by the monotonic clock."""
 
     def follow(self) -> int:
         """Follow the call to its end; ask again where the daemon was started anew meanwhile."""
@@ -86,6 +92,8 @@ class _Fleet:
         """Take in a step of one VM, and show it."""
         vm, step = progress["vm"], progress["step"]
         before = self._going.get(vm)
+        if progress.get("left") is not None:
+            self._end = time.monotonic() + progress["left"]
         if step in ("starting", "stopping"):
             same = before is not None and before[0]["rung"] == progress["rung"]
             self._going[vm] = (progress, before[1] if before is not None and same else time.monotonic())
@@ -96,7 +104,9 @@ class _Fleet:
         else:
             line = render.fleet_step(progress)
         if self._live and vm in self._going:
-            return  # the line that moves says it
+            if before is not None or step != "stopping" or not progress["text"]:
+                return  # the line that moves says it
+            line = printable(progress["text"])
         moving.clear()
         if step == "failed":
             warn(f"{PROGRAM}: {vm}: {printable(line)}")
@@ -117,4 +127,6 @@ class _Fleet:
             )
         )
         left = [render.patience(progress, now - since) for progress, since in self._going.values()]
+        if self._end is not None:
+            left = [self._end - now]
         notify.tell(notify.status(text), *notify.extend(max(left, default=0.0)))

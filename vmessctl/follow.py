@@ -210,8 +210,8 @@ def _overdue(watch: _Watch, timeout: float | None) -> TimedOut:
     )
 
 
-def seconds(text: str | None) -> float | None:
-    """Return what --timeout says, None where it says nothing; raises InvalidValue."""
+def seconds(text: str | None, option: commands.Option = commands.TIMEOUT) -> float | None:
+    """Return the seconds that an option says, None where it says nothing; raises InvalidValue."""
     if text is None:
         return None
     try:
@@ -219,7 +219,7 @@ def seconds(text: str | None) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 < value <= 1e9:
-        raise InvalidValue(f"{commands.TIMEOUT.flag} {quoted(text)} is not a number of seconds above 0")
+        raise InvalidValue(f"{option.flag} {quoted(text)} is not a number of seconds above 0")
     return value
 
 

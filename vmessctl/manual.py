@@ -73,6 +73,10 @@ Read this file first: TOML, with the names above as keys; where there may be sev
 SERVICE = """\
 Be the host's service: the other defaults, and {config} if it is there and there is no --config."""
 
+SHUTDOWN = """\
+Power all VMs down in order and end, by the vmessd that serves the VM root if there is one. What is wrong in the
+file or the environment is told and passed over."""
+
 RELOAD = """\
 Read the settings again. Those that say so above count at once, the others from the next start on.
 Of a daemon on a terminal it is the end."""
@@ -183,7 +187,7 @@ def vmessd() -> str:
         ("--service", SERVICE.format(config=config.SERVICE_CONFIG)),
         (
             "--shutdown",
-            "Power all VMs down in order and end; nothing to do where another vmessd serves the VM root.",
+            SHUTDOWN,
         ),
         ("--check", "Say what is in force, or what is wrong with it, and exit."),
         ("--help, --version", "Show help, or the version."),

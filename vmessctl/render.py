@@ -188,10 +188,11 @@ def escalation(progress: Reply) -> str:
 
 def fleet_step(progress: Reply) -> str:
     """Return what happens to one of many VMs."""
+    remark = f"; {printable(str(progress['text']))}" if progress["text"] else ""
     return {
         "starting": "Starting VM",
         "running": started(progress),
-        "stopping": stopping(progress),
+        "stopping": f"{stopping(progress)}{remark}",
     }.get(progress["step"]) or str(progress["text"] or "VM not running")
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from vmessd import config, daemon, log, streams
+from vmessd import config, daemon, log, powerdown, streams
 from vmessd.config import Config
 from vmessd.errors import Failed, VmessError, reason
 
@@ -23,9 +23,13 @@ def _settings(read: Callable[[], Config]) -> Config:
     """Return the settings once they are found right, and printed where that is asked for; raises VmessError."""
     try:
         settings = read()
+        if settings.shutdown and not settings.check:
+            return settings  # whatever is wrong with them
         in_force = config.check(settings)
         if settings.check:
             print(*in_force, sep="\n", flush=True)  # noqa: T201 -- this is what --check is for
+            for words in settings.passed_over:
+                print(f"vmessd: passed over: {words}", file=sys.stderr)  # noqa: T201 -- as above
     except OSError as error:  # of standard output: --help and --version write to it, too
         streams.give_up_output()
         raise Failed(f"the output cannot be written: {reason(error)}") from None
@@ -38,6 +42,9 @@ def main() -> int:
     try:
         read = functools.partial(config.read, sys.argv[1:], os.environ, _working_directory())
         settings = _settings(read)
+        if settings.shutdown and not settings.check:
+            log.begin()
+            return powerdown.run(settings)
         if not settings.check:
             log.begin()
             daemon.run(settings, read)

@@ -22,6 +22,7 @@ from vmessd.errors import BadFile, Failed, Locked, NoSuchVM, VmessError
 from vmessd.host import Host
 from vmessd.launch import LAST_LINES, Launched, restart_policy, shorten_logs, sweep_quietly
 from vmessd.lifecycle import Reason, is_restarted
+from vmessd.oom import Counter
 from vmessd.process import Process, arguments
 from vmessd.records import ExitRecord, Moment, RunRecord, boot_id
 from vmessd.vmdir import VMDirectory
@@ -49,7 +50,7 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     if launched is not None:
         host.displays.hold(directory.vm, launched.record.display)
     elif record is not None:
-        _record_unseen(directory, record)
+        _record_unseen(directory, record, host.kills.around(os.getpid()))
     return launched
 
 
@@ -100,12 +101,16 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> Launc
     try:
         process = _holder(directory, record, host) if held else _astray(directory, host)
         if process is None and (process := _disguised(record, host)) is not None and record is not None:
-            return Launched(process, record, _log_size(directory))
+            return Launched(process, record, _log_size(directory), host.kills.around(process.pid))
     except Failed as error:
         raise directory.held(f"by a process that cannot be told: {error.message}") if held else error from None
     if process is not None:
         return _described(
-            directory, process, record, *((None, None) if held else whereabouts(directory, process.pid))
+            directory,
+            process,
+            record,
+            host.kills.around(process.pid),
+            *((None, None) if held else whereabouts(directory, process.pid)),
         )
     if held:
         raise directory.held("by a process that is not its QEMU")
@@ -277,10 +282,11 @@ def _home_by_pid_file(directory: VMDirectory, pid: int) -> Path | None:
     return None
 
 
-def _described(
+def _described(  # noqa: PLR0913, PLR0917 -- all that is known of it
     directory: VMDirectory,
     process: Process,
     record: RunRecord | None,
+    victims: Counter,
     home: VMDirectory | None,
     problem: str | None,
 ) -> Launched | None:
@@ -298,6 +304,8 @@ def _described(
         tries=noted.tries if noted else 0,
         serial=noted.serial if noted else "",
         stopping=noted is not None and noted.stopping,
+        oom_counter=noted.oom_counter if noted else "",
+        oom_kills=noted.oom_kills if noted else 0,
     )
     if noted is None:
         try:
@@ -305,7 +313,7 @@ def _described(
         except VmessError as error:
             # The VM is known all the same; the next daemon will have to look for it again.
             log.warning("%s: %s", directory.vm, error.message)
-    return Launched(process, found, _log_size(place), home, problem)
+    return Launched(process, found, _log_size(place), victims, home, problem)
 
 
 def _log_size(directory: VMDirectory) -> int:
@@ -314,16 +322,18 @@ def _log_size(directory: VMDirectory) -> int:
     return 0
 
 
-def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
+def _record_unseen(directory: VMDirectory, record: RunRecord, victims: Counter) -> None:
     last = None
     with contextlib.suppress(BadFile):
         last = directory.exit_record()
     if last is None or (last.pid, last.ticks) != (record.pid, record.ticks):
+        this_boot = record.since.boot == boot_id()
+        killer = victims.unseen(record.oom_counter, record.oom_kills) if this_boot else ""
         last = ExitRecord(
             pid=record.pid,
             ticks=record.ticks,
             reason=Reason.unseen.name,
-            text=Reason.unseen.value,
+            text=Reason.unseen.value + killer,
             status=None,
             asked_by=None,
             log=directory.log_tail(vmdir.QEMU_LOG, 0)[-LAST_LINES:],
@@ -331,9 +341,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord) -> None:
             tries=record.tries,
             serial=record.serial,
             # After a boot of the host it is for AUTOSTART to say what comes up.
-            again=record.since.boot == boot_id()
-            and not record.stopping
-            and is_restarted(restart_policy(directory), Reason.unseen),
+            again=this_boot and not record.stopping and is_restarted(restart_policy(directory), Reason.unseen),
         )
     directory.write_exit_record(last)
     shorten_logs(directory)

@@ -1,15 +1,16 @@
 """The daemon's own settings: one table gives flag, key of the TOML file, environment variable and help."""
 
 import argparse
+import contextlib
 import os
 import shutil
 import stat
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from vmessd import __version__, account
+from vmessd import __version__, account, timetable
 from vmessd.errors import InvalidValue, printable, quoted, reason
 
 QEMU = "qemu-system-x86_64"
@@ -37,6 +38,9 @@ class Option(NamedTuple):
     """Several values: a list in the file, with commas between them on the command line."""
     live: bool = False
     """Read again when the daemon is told to reload."""
+    path: bool = False
+    bounds: tuple[int, int] | None = None
+    """A whole number from the first to the second, or the default."""
 
     def explained(self) -> str:
         """Return the help, with the defaults."""
@@ -56,8 +60,17 @@ OPTIONS = (
         "~/vms",
         "/var/lib/vmess",
         environment="VMESS_VMDIR",
+        path=True,
     ),
-    Option("socket", "PATH", "control socket", OWN_SOCKET, SERVICE_SOCKET, environment="VMESS_SOCKET"),
+    Option(
+        "socket",
+        "PATH",
+        "control socket",
+        OWN_SOCKET,
+        SERVICE_SOCKET,
+        environment="VMESS_SOCKET",
+        path=True,
+    ),
     Option("qemu", "PROGRAM", "QEMU to run, a path or a name in $PATH", QEMU, QEMU),
     Option(
         "accel",
@@ -104,6 +117,16 @@ OPTIONS = (
         choices=("yes", "no"),
         live=True,
     ),
+    Option(
+        "shutdown-time",
+        "SECONDS|auto",
+        "in how many seconds all VMs are off when all are shut down, with the host for one; graces are cut to "
+        f"that; auto is the largest grace and {timetable.MARGIN:g}",
+        "auto",
+        "auto",
+        live=True,
+        bounds=(timetable.SHORTEST, timetable.LONGEST),
+    ),
 )
 
 
@@ -119,9 +142,15 @@ class Config(NamedTuple):
     qemu_user: str | None
     """None: the daemon's own."""
     exargs: bool
+    shutdown_time: float | None
+    """None: auto."""
     check: bool
     shutdown: bool = False
     """Power all VMs down and end."""
+    elsewhere: bool = False
+    """Of a shutdown: the VMs that the service's user of QEMU runs count wherever they are."""
+    passed_over: tuple[str, ...] = ()
+    """Of a shutdown: what is wrong with file and environment, which keeps no VM from its power button."""
 
     def in_force(self) -> dict[str, str]:
         """Return the settings by their keys, as they are shown."""
@@ -134,6 +163,7 @@ class Config(NamedTuple):
             "allow-bridges": printable(", ".join(self.allow_bridges)) or "none",
             "qemu-user": printable(self.qemu_user or OWN_USER),
             "exargs": "yes" if self.exargs else "no",
+            "shutdown-time": "auto" if self.shutdown_time is None else f"{self.shutdown_time:g}",
         }
 
 
@@ -165,15 +195,25 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--shutdown",
         action="store_true",
-        help="power all VMs down in order and end; nothing to do where another vmessd serves the VM root",
+        help="power all VMs down in order and end, by the vmessd that serves the VM root if there is one; what "
+        "is wrong in the file is passed over",
     )
     result.add_argument("--check", action="store_true", help="say whether the settings are right, and exit")
     result.add_argument("--version", action="version", version=f"vmessd {__version__}")
     return result
 
 
+Complain = Callable[[InvalidValue], None]
+
+
+def _refuse(error: InvalidValue) -> None:
+    raise error
+
+
 def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "") -> Config:
     """Return the settings from command line, environment and file; relative paths count from `here`.
+
+    For a shutdown, what is wrong in environment or file is passed over for what comes next.
 
     Raises:
         InvalidValue: one is wrong; names it, its value, and what would be right.
@@ -181,8 +221,11 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
     given = vars(parser().parse_args(arguments))
     if given["config"] is None and given["service"] and os.path.lexists(SERVICE_CONFIG):
         given["config"] = SERVICE_CONFIG
-    file = _file(Path(here, given["config"])) if given["config"] is not None else {}
-    chosen = {option.key: _choose(option, given, environment, file) for option in OPTIONS}
+    passed_over: list[str] = []
+    complain = (lambda error: passed_over.append(error.message)) if given["shutdown"] else _refuse
+    file = _file(Path(here, given["config"]), complain) if given["config"] is not None else {}
+    sources = {option.key: _sources(option, given, environment, file) for option in OPTIONS}
+    chosen = {option.key: _choose(option, sources[option.key], here, complain) for option in OPTIONS}
     return Config(
         vmdir=_path(here, "vmdir", chosen["vmdir"], resolved=True),
         socket=default_socket(environment)
@@ -194,39 +237,89 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
         allow_bridges=_patterns(chosen["allow-bridges"]),
         qemu_user=None if chosen["qemu-user"] == OWN_USER else chosen["qemu-user"],
         exargs=chosen["exargs"] == "yes",
+        shutdown_time=None if chosen["shutdown-time"] == "auto" else float(chosen["shutdown-time"]),
         check=given["check"],
         shutdown=given["shutdown"],
+        elsewhere=given["service"] and all(value is None for _, value in sources["vmdir"][:2]),
+        passed_over=tuple(passed_over),
     )
 
 
-def _choose(
+def _sources(
     option: Option, given: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, str]
-) -> str:
-    sources: list[tuple[str, str | None]] = [
+) -> list[tuple[str, str | None]]:
+    """Return where a setting may come from, the strongest first, and what each says."""
+    return [
         (f"--{option.key}", given[option.key.replace("-", "_")]),
         (option.environment or "", environment.get(option.environment or "") or None),
         (f"configuration {printable(str(given['config']))}: {option.key}", file.get(option.key)),
+        ("", option.service if given["service"] else option.default),
     ]
-    source, value = next((pair for pair in sources if pair[1] is not None), ("", None))
-    if value is None:
-        return option.service if given["service"] else option.default
+
+
+def _choose(option: Option, sources: list[tuple[str, str | None]], here: str, complain: Complain) -> str:
+    flag, default = sources[0][0], str(sources[-1][1])
+    for source, value in sources[:-1]:
+        if value is None:
+            continue
+        try:
+            _check_value(option, source, value, here)
+        except InvalidValue as error:
+            if source == flag:
+                raise
+            complain(error)
+        else:
+            return value
+    return default
+
+
+def _check_value(option: Option, source: str, value: str, here: str) -> None:
+    """Raise InvalidValue where a setting cannot have this value."""
     if value == "" and option.default:
         raise InvalidValue(f"{source} is empty; it has to be {option.metavar}")
     if option.choices and value not in option.choices:
         raise InvalidValue(f"{source} {quoted(value)} is none of {', '.join(option.choices)}")
-    return value
+    if option.bounds and value != option.default:
+        low, high = option.bounds
+        if not (value.isascii() and value.isdecimal() and len(value) < 10 and low <= int(value) <= high):
+            raise InvalidValue(
+                f"{source} {quoted(value)} is not {option.default} or a number from {low} to {high}"
+            )
+    if option.path:
+        _path(here, option.key, value)
 
 
-def _file(path: Path) -> dict[str, str]:
+def _file(path: Path, complain: Complain) -> dict[str, str]:
     where = printable(str(path))
+    text = ""
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        text.encode()
+        content = tomllib.loads(text)
     except OSError as error:
-        raise InvalidValue(f"configuration {where} cannot be read: {reason(error)}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidValue(f"configuration {where} is not TOML: {error}") from None
-    return {key: _text(where, key, value) for key, value in content.items()}
+        complain(InvalidValue(f"configuration {where} cannot be read: {reason(error)}"))
+        return {}
+    except (ValueError, RecursionError) as error:  # of numbers of thousands of digits, too
+        complain(InvalidValue(f"configuration {where} is not TOML: {error}"))
+        content = _line_by_line(text)
+    found = {}
+    for key, value in content.items():
+        try:
+            found[key] = _text(where, key, value)
+        except InvalidValue as error:
+            complain(error)
+    return found
+
+
+def _line_by_line(text: str) -> dict[str, Any]:
+    """Return what lines say by themselves, up to the first table, in a file that is no TOML as a whole."""
+    found: dict[str, Any] = {}
+    for line in text.splitlines():
+        if line.lstrip().startswith("["):
+            break
+        with contextlib.suppress(ValueError, RecursionError):
+            found |= tomllib.loads(line)
+    return found
 
 
 def _text(where: str, key: str, value: object) -> str:
@@ -240,8 +333,11 @@ def _text(where: str, key: str, value: object) -> str:
             shape = "a list of texts in quotes, none with a comma in it"
             raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be {shape}")
         return ",".join(value)
+    if option.bounds and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
-        raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be a text in quotes")
+        shape = "a whole number, or a text in quotes" if option.bounds else "a text in quotes"
+        raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be {shape}")
     return value
 
 
@@ -304,12 +400,13 @@ def check(config: Config) -> list[str]:
     Raises:
         VmessError: a daemon with these settings would not work.
     """
+    if config.shutdown:  # which takes no QEMU, no socket, and what there is of the others
+        return [f"{key} = {value}" for key, value in config.in_force().items()]
     qemu = find_qemu(config.qemu)
-    if config.qemu_user is not None and not config.shutdown:
+    if config.qemu_user is not None:
         account.find(config.qemu_user)
     _check_directory("vmdir", config.vmdir)
-    if not config.shutdown:
-        _check_directory("socket", config.socket.parent)
+    _check_directory("socket", config.socket.parent)
     if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):
         raise InvalidValue(
             f"socket {quoted(config.socket)} is taken by something that is no socket",

@@ -34,7 +34,7 @@ from vmessd.journal import tell
 from vmessd.lifecycle import State
 from vmessd.logs import LogName
 from vmessd.machine import Machine
-from vmessd.monitor import CommandRefused
+from vmessd.monitor import CommandRefused, words
 from vmessd.refusals import silent
 from vmessd.run import Run
 from vmessd.vmdir import SERIAL_LOG, SERIAL_SOCKET, VMDirectory
@@ -231,7 +231,7 @@ async def _is_connected(vm: str, run: Run) -> bool:
         raise Failed(f"QEMU of {vm} does not tell about its serial port: {refusal}") from None
     for chardev in found if isinstance(found, list) else []:
         if isinstance(chardev, Mapping) and chardev.get("label") == CHARDEV:
-            return not str(chardev.get("filename")).startswith("disconnected:")
+            return not (words(chardev.get("filename")) or "").startswith("disconnected:")
     raise Failed(f"VM {vm} has no serial console", hint="one that vmess starts has")
 
 

@@ -16,7 +16,7 @@ from vmessd.access import Access
 from vmessd.account import Account
 from vmessd.config import OPTIONS, Config, find_qemu
 from vmessd.control import Control
-from vmessd.errors import Failed, Locked, VmessError
+from vmessd.errors import VmessError
 from vmessd.fleet import Fleet
 from vmessd.host import Host
 from vmessd.network import Network
@@ -33,7 +33,8 @@ STATUS_EVERY = 2.0
 
 def _host(config: Config, runs_as: Account) -> Host:
     network = Network(Access(runs_as.uid, config.allow_links, config.allow_bridges))
-    return Host(find_qemu(config.qemu), config.accel, runs_as, config.exargs, network=network)
+    qemu = find_qemu(config.qemu)
+    return Host(qemu, config.accel, runs_as, config.exargs, config.shutdown_time, network=network)
 
 
 async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) -> None:
@@ -53,7 +54,7 @@ async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) 
     # On a terminal it means that the terminal is gone.
     loop.add_signal_handler(signal.SIGHUP, asked_to_end.set if sys.stderr.isatty() else reload.now)
     async with Supervisor(config.vmdir, host) as supervisor:
-        with contextlib.closing(Fleet(supervisor)) as all_vms:
+        with contextlib.closing(Fleet(supervisor, host)) as all_vms:
             async with Control(config.socket, supervisor, all_vms):
                 log.info("vmessd %s serves %s on %s", __version__, config.vmdir, config.socket)
                 notify.tell("READY=1", notify.status(fleet.summary(supervisor.known())))
@@ -107,39 +108,11 @@ class Reload:
         if not changed:
             log.info("the settings are unchanged")
         host = self._host
-        host.accel, host.exargs = config.accel, config.exargs
+        host.accel, host.exargs, host.shutdown_time = config.accel, config.exargs, config.shutdown_time
         host.network.access = dataclasses.replace(
             host.network.access, links=config.allow_links, bridges=config.allow_bridges
         )
         self._config = config
-
-
-async def power_down(config: Config, runs_as: Account) -> None:
-    """Power all VMs down where no daemon does: it died, or was stopped, while the host goes down.
-
-    Raises:
-        VmessError: it cannot be done with these settings.
-    """
-    try:
-        async with Supervisor(config.vmdir, _host(config, runs_as)) as supervisor:
-            beat = asyncio.create_task(_wait_for_stops(supervisor))
-            with contextlib.closing(Fleet(supervisor)) as all_vms:
-                failed = [step async for step in all_vms.shutdown(os.getuid()) if step.step == "failed"]
-            beat.cancel()
-            if failed:
-                words = "; ".join(f"{step.vm}: {step.text}" for step in failed)
-                raise Failed(f"not all VMs are off: {words}", hint="vmess list, when vmessd is back")
-    except Locked:
-        log.info("another vmessd serves the VM root; the shutdown is its business")
-
-
-async def _wait_for_stops(supervisor: Supervisor) -> None:
-    """Have the service manager wait for as long as guests have their grace."""
-    while True:
-        stops = [stop for machine in supervisor.known() if (stop := machine.stopping()) is not None]
-        left = max((stop.grace - stop.elapsed for stop in stops), default=0.0)
-        notify.tell(notify.status(fleet.summary(supervisor.known())), *notify.extend(left))
-        await asyncio.sleep(1.0)
 
 
 def run(config: Config, reread: Callable[[], Config]) -> None:
@@ -147,9 +120,6 @@ def run(config: Config, reread: Callable[[], Config]) -> None:
     sys.setswitchinterval(TURN)
     memory.give_back_early()
     os.chdir("/")
-    if config.shutdown:  # which starts nothing, so that there is nobody to inherit
-        asyncio.run(power_down(config, account.met(config.qemu_user) if config.qemu_user else account.own()))
-        return
     runs_as = account.own() if config.qemu_user is None else account.find(config.qemu_user)
     process.keep_to_ourselves(runs_as.handed_on)
     asyncio.run(serve(config, runs_as, reread))

@@ -13,7 +13,7 @@ from vmessd import keys, refusals
 from vmessd.errors import Failed, failing
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
-from vmessd.monitor import CommandRefused
+from vmessd.monitor import CommandRefused, counter
 
 WORDS = 300
 """Characters of what QEMU says that are passed on."""
@@ -80,8 +80,8 @@ class Hands:
 
     async def _draw(self, writable: int) -> None:
         handed = await self._execute("add-fd", descriptor=writable)
-        number = handed.get("fdset-id") if isinstance(handed, Mapping) else None
-        if not isinstance(number, int):
+        number = counter(handed.get("fdset-id")) if isinstance(handed, Mapping) else None
+        if number is None:
             raise Failed(f"QEMU of {self.vm} took no descriptor for the picture")
         try:
             place: dict[str, object] = {"filename": f"/dev/fdset/{number}", "format": "png"}

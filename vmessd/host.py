@@ -13,6 +13,7 @@ from vmessd.display import Displays
 from vmessd.errors import NotPermitted
 from vmessd.events import Events
 from vmessd.network import Network
+from vmessd.oom import Kills
 from vmessd.settings import SETTINGS
 from vmessd.vmdir import VMDirectory
 
@@ -31,10 +32,14 @@ class Host:
     """Who QEMU runs as."""
     exargs: bool = True
     """EXARGS and NIC_EXARGS, words for QEMU that nobody checks, are honoured."""
+    shutdown_time: float | None = None
+    """Seconds in which all VMs are off when all are shut down; None for what timetable.whole says."""
     displays: Displays = dataclasses.field(default_factory=Displays)
     events: Events = dataclasses.field(default_factory=Events)
     census: Census = dataclasses.field(default_factory=Census)
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
+    kills: Kills = dataclasses.field(default_factory=Kills)
+    """What the kernel kills around the QEMUs for lack of memory."""
     _kvm_missed: bool = False
 
     def accelerator(self, wanted: str | None) -> str:

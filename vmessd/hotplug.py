@@ -17,7 +17,7 @@ from vmessd.cmdline import Card
 from vmessd.errors import Failed, VmessError
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
-from vmessd.monitor import CommandRefused
+from vmessd.monitor import CommandRefused, words
 from vmessd.wiring import INTERFACES_MAX, Forward
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class Cards:
         line = f"hostfwd_remove {cmdline.netdev_id(index)} {where}"
         if on:
             line = f"hostfwd_add {cmdline.netdev_id(index)} {cmdline.hostfwd(forward)}"
-        said = str(await self._execute("human-monitor-command", {"command-line": line})).strip()
+        said = (words(await self._execute("human-monitor-command", {"command-line": line})) or "").strip()
         if said and "removed" not in said:
             raise Failed(
                 f"port {forward.host} of {forward.address} cannot be forwarded: in use, kept for root, or not "

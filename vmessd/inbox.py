@@ -19,6 +19,8 @@ class Request:
     """Somebody's wish to start or stop; `news` gets the steps, at last a done one or an error."""
 
     uid: int | None
+    within: float | None = None
+    """Of a stop: the most grace the guest has, in seconds, whatever its own is."""
     news: asyncio.Queue[News] = dataclasses.field(default_factory=asyncio.Queue)
 
 
@@ -81,9 +83,11 @@ class Inbox:
         elif launched is not None:
             launched.process.close()
 
-    async def ask(self, event: Event, uid: int | None) -> AsyncIterator[StartProgress | StopProgress]:
+    async def ask(
+        self, event: Event, uid: int | None, within: float | None = None
+    ) -> AsyncIterator[StartProgress | StopProgress]:
         """Put a request and yield its news until the last; raises the error it ends with."""
-        request = Request(uid)
+        request = Request(uid, within)
         self._put(Happening(event, request))
         while True:
             news = await request.news.get()

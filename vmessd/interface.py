@@ -174,9 +174,13 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
             yield progress
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
-    async def Shutdown(self) -> AsyncIterator[FleetProgress]:
-        """Stop all VMs gracefully, higher orders first. Wants `more`; otherwise as Boot."""
-        async for progress in self._fleet.shutdown(self._peer.uid):
+    async def Shutdown(self, *, within: float | None = None) -> AsyncIterator[FleetProgress]:
+        """Stop all VMs gracefully, higher orders first. Wants `more`; otherwise as Boot.
+
+        `within` is in how many seconds all are to be off (10 to 86400), graces are cut to that; null is
+        what the daemon's settings say.
+        """
+        async for progress in self._fleet.shutdown(self._peer.uid, within):
             if progress.done:
                 raise LastResult(progress)
             yield progress

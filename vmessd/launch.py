@@ -16,6 +16,7 @@ from vmessd.cmdline import Card, ChildFd, Spec
 from vmessd.errors import Failed, VmessError, failing
 from vmessd.host import Host
 from vmessd.network import Network, Nic
+from vmessd.oom import Counter
 from vmessd.process import Process
 from vmessd.records import Moment, RunRecord
 from vmessd.settings import BY_FILE
@@ -34,6 +35,8 @@ class Launched:
     record: RunRecord
     log_start: int
     """Where in its log this run's own words begin; follows when the log loses its front."""
+    victims: Counter
+    """What the kernel kills around it for lack of memory."""
     home: VMDirectory | None = None
     """Where its directory is, if not where it should be."""
     problem: str | None = None
@@ -123,10 +126,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         argv = cmdline.build(dataclasses.replace(spec, display=display), host.qemu)
         undo.callback(sweep_quietly, directory)
         directory.make_pid_file()
-        output = directory.open_log(vmdir.QEMU_LOG)
-        ours.callback(os.close, output)
-        serial_log = directory.open_log(vmdir.SERIAL_LOG)
-        ours.callback(os.close, serial_log)
+        output, serial_log = (_log(directory, name, ours) for name in (vmdir.QEMU_LOG, vmdir.SERIAL_LOG))
         shorten_logs(directory)
         serial_begin = _serial_begin(directory)
         qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
@@ -146,15 +146,23 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
             host.account.entry,
         )
         undo.callback(_end, process)
+        victims = host.kills.around(process.pid)
         record = RunRecord(
-            *(process.pid, process.ticks, display, spec.accel, argv),
-            since=Moment.now(),
-            tries=tries,
+            *(process.pid, process.ticks, display, spec.accel, argv, Moment.now(), tries),
             serial=serial_begin,
+            oom_counter=victims.file,
+            oom_kills=victims.count,
         )
         directory.write_run_record(record)
         undo.pop_all()
-    return Launched(process, record, log_start)
+    return Launched(process, record, log_start, victims)
+
+
+def _log(directory: VMDirectory, name: str, ours: contextlib.ExitStack) -> int:
+    """Return a log, open for QEMU to write to until `ours` ends."""
+    descriptor = directory.open_log(name)
+    ours.callback(os.close, descriptor)
+    return descriptor
 
 
 def _end(process: Process) -> None:

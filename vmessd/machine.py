@@ -118,13 +118,17 @@ class Machine:
             assert isinstance(progress, StartProgress)  # noqa: S101 -- starters get nothing else
             yield progress
 
-    async def stop(self, uid: int | None, *, force: bool) -> AsyncIterator[StopProgress]:
+    async def stop(
+        self, uid: int | None, *, force: bool, within: float | None = None
+    ) -> AsyncIterator[StopProgress]:
         """Stop the VM; yield each rung of the ladder, then how it ended. Goes on if nobody listens.
+
+        `within` is the most grace it has, in seconds, also where a stop is under way.
 
         Raises:
             NotRunning: there is nothing to stop.
         """
-        async for progress in self._inbox.ask(Event.force if force else Event.stop, uid):
+        async for progress in self._inbox.ask(Event.force if force else Event.stop, uid, within):
             assert isinstance(progress, StopProgress)  # noqa: S101 -- stoppers get nothing else
             yield progress
 
@@ -417,6 +421,8 @@ class Machine:
             grace, note = float(settings.GRACE_DEFAULT), str(error)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
+        if (within := message.asker().within) is not None:
+            grace = min(grace, within)
         stop = Stop(ladder(grace), grace, message.asker().uid, gentle=True, note=note)
         await self._begin_stop(message, stop)
 
@@ -441,6 +447,9 @@ class Machine:
         request = message.asker()
         if self.state is State.starting:
             self._starters.append(request)
+            return
+        if self._run is not None and self._run.stop is not None and self._run.stop.outlasts(request.within):
+            await self._begin_ladder(message)
             return
         self._stoppers.append(request)
         if self._run is not None and self._run.stop is not None:

@@ -11,12 +11,13 @@ import contextlib
 import enum
 import errno
 import fcntl
+import itertools
 import os
 import select
 import signal
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmessd.errors import Failed, StartFailed, failing, quoted, reason
 
@@ -116,7 +117,7 @@ class Process:
         try:
             # Read after the pidfd was opened: if both fit, the pidfd is that process.
             found = _ticks(pid)
-            right = (ticks is None or found == ticks) and _uid(pid) in uids
+            right = (ticks is None or found == ticks) and _owner(pid)[0] in uids
             if right and (fits is None or fits(arguments(pid))) and _numbered(pidfd) == pid:
                 pidfd, mine = -1, pidfd
                 return cls(pid, found, mine)
@@ -194,10 +195,12 @@ def _ticks(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[19])
 
 
-def _uid(pid: int) -> int:
-    """Return the real uid of a process, by /proc/PID/status (proc(5))."""
+def _owner(pid: int) -> tuple[int, int]:
+    """Return the real uid and gid of a process, by /proc/PID/status (proc(5))."""
     with open(f"/proc/{pid}/status", "rb") as file:
-        return int(file.read().partition(b"\nUid:")[2].split()[0])
+        text = file.read()
+    uid, gid = (int(text.partition(field)[2].split()[0]) for field in (b"\nUid:", b"\nGid:"))
+    return uid, gid
 
 
 def _numbered(pidfd: int) -> int:
@@ -235,6 +238,26 @@ def with_argument(word: str) -> Iterator[tuple[int, list[str]]]:
                 continue
             if words and wanted in words:
                 yield int(entry), [os.fsdecode(word) for word in words.split(b"\0")[:-1]]
+
+
+class Sight(NamedTuple):
+    """A process that was seen, with what stands behind an option of its."""
+
+    value: str
+    uid: int
+    gid: int
+
+
+def seen_with(option: str) -> list[Sight]:
+    """Return all processes that have an option; what they say of themselves is not to be trusted."""
+    found = []
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int(entry)
+            uid, gid = _owner(pid)
+            pairs = itertools.pairwise(arguments(pid))
+            found += [Sight(value, uid, gid) for name, value in pairs if name == option]
+    return found
 
 
 def succeeds(argv: Sequence[str]) -> bool:

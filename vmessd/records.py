@@ -60,6 +60,10 @@ class RunRecord:
     """A stop was asked for: also if another daemon sees its end, nobody starts it again."""
     serial: str = ""
     """Where in the log of its serial port it begins, a seriallog.Mark."""
+    oom_counter: str = ""
+    """The file that counts what the kernel kills around it for lack of memory, see `oom` ..."""
+    oom_kills: int = 0
+    """... and how many those were when it was started."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,3 +195,5 @@ class FleetProgress:
     """How a stop ended, or why it failed, in words."""
     status: int
     """Exit status that belongs to a failure."""
+    left: float | None = None
+    """Of a shutdown: seconds in which all VMs are to be off."""

@@ -59,6 +59,11 @@ class Stop:
             self._timer = loop.call_at(at, due)
         return step
 
+    def outlasts(self, within: float | None) -> bool:
+        """Tell whether the guest still has more than so many seconds; None is without end."""
+        left = self.grace - (asyncio.get_running_loop().time() - self._began)
+        return within is not None and self.rung is Rung.powerdown and left > within
+
     def cancel(self) -> None:
         """Take no further step."""
         if self._timer is not None:
@@ -93,6 +98,8 @@ class Run:
     """The guest has run."""
     missed: bool = False
     """It was said that QEMU does not answer."""
+    doubted: bool = False
+    """It was said that QEMU says what cannot be true."""
     stop: Stop | None = None
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """Set when the process has ended and everything of it was cleared away."""
@@ -102,6 +109,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.space = Space(self.vm, self.session)
+        self.session.complain = self._doubt
 
     @property
     def pid(self) -> int:
@@ -136,6 +144,12 @@ class Run:
         elif event in (Event.born, Event.runs, Event.halts) and self.missed:
             self.missed = False
             log.warning("%s: QEMU answers again", self.vm)
+
+    def _doubt(self, words: str) -> None:
+        """Log once in a life that QEMU says what cannot be true."""
+        if not self.doubted:
+            self.doubted = True
+            log.warning("%s: QEMU says what cannot be true and counts as not known: %s", self.vm, words)
 
     async def _see_it_end(self) -> None:
         """Kill a QEMU that hangs in its own end, as 7.2 does when a QMP command comes just then (measured).
@@ -221,6 +235,10 @@ class Run:
         if reason in (Reason.refused, Reason.failed):
             words = "; ".join(_reason_in(line) for line in said)
             text = f"{text}: {words or f'exit status {status}, and not a word'}"[:TEXT_LIMIT]
+        elif reason is Reason.signalled and status == -signal.SIGKILL:
+            text += self.launched.victims.killed()
+        elif reason is Reason.unknown and status is None:
+            text += self.launched.victims.vanished()
         return ExitRecord(
             pid=self.pid,
             ticks=self.launched.process.ticks,

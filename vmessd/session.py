@@ -49,6 +49,8 @@ class Session:
         self._report = report
         self._events = events
         self.timing = timing
+        self.complain: Callable[[str], None] = lambda _words: None
+        """Called with what QEMU says and cannot be true."""
         self._retry = 0.0
         self._monitor: Monitor | None = None
         self._task: asyncio.Task[None] | None = None
@@ -104,7 +106,7 @@ class Session:
 
     async def _converse(self, pause: float) -> None:
         await asyncio.sleep(pause)
-        monitor = Monitor(self._events)
+        monitor = Monitor(self._events, self.complain)
         # A reason to end the conversation is no error here: the process's pidfd tells what it meant.
         with contextlib.suppress(MonitorLost, CommandRefused, VmessError):
             try:

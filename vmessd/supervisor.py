@@ -106,7 +106,7 @@ class Supervisor:
         except VmessError:
             await self.__aexit__()
             raise
-        self._upkeep = asyncio.create_task(Upkeep(self._machines).run(), name="upkeep")
+        self._upkeep = asyncio.create_task(Upkeep(self._machines, self._host.kills.look).run(), name="upkeep")
         # Found is adopted: one that hangs must not hold up the others. Whoever asks about it waits for it.
         waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]
         if waits:

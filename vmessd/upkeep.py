@@ -1,10 +1,10 @@
-"""What is seen to all the time, for all VMs that run: that their logs stay short."""
+"""What is seen to all the time, for all VMs that run: that their logs stay short; whom the kernel kills."""
 
 import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vmessd import vmdir
 from vmessd.errors import NoSuchVM, NotRunning, VmessError
@@ -18,10 +18,11 @@ EVERY = 1.0
 
 
 class Upkeep:
-    """Looks after the machines of a supervisor; `run` is its task."""
+    """Looks after the machines of a supervisor; `run` is its task. `look` is called every second, too."""
 
-    def __init__(self, machines: Mapping[str, Machine]) -> None:
+    def __init__(self, machines: Mapping[str, Machine], look: Callable[[], None]) -> None:
         self._machines = machines
+        self._look = look
         self._busy: set[str] = set()
         self._complaints: set[tuple[str, str]] = set()
         """VMs and logs of which it was said what is wrong; forgotten when the VM stops."""
@@ -31,6 +32,7 @@ class Upkeep:
         async with asyncio.TaskGroup() as group:
             while True:
                 await asyncio.sleep(EVERY)
+                self._look()
                 for machine in await self._with_long_logs():
                     self._busy.add(machine.vm)
                     group.create_task(self._shorten(machine))

@@ -1,0 +1,229 @@
+"""Powering all VMs down, whether a daemon serves them or not: what the service does when the host goes down.
+
+A daemon that serves them is asked to. Where there is none, since it died or was stopped, its work is done here.
+That takes the VM root and the user QEMU runs as, and nothing else of the settings. What is wrong with them is
+told and passed over: no guest is to lose its power button for a mistake in a file.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vmessd import account, names, notify, process, vmdir
+from vmessd.access import Access
+from vmessd.account import Account
+from vmessd.config import OPTIONS, SERVICE_SOCKET, Config
+from vmessd.errors import DONE, FORCED, INTERFACE, Failed, InvalidValue, Locked, VmessError, printable, worst
+from vmessd.fleet import Fleet
+from vmessd.host import Host
+from vmessd.network import Network
+from vmessd.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+PID_FILE = "-pidfile"
+"""The option by which a QEMU says in which VM directory it is at home."""
+ANSWER_TIME = 10.0
+"""Seconds that a daemon has for its next word, beyond what its VMs have."""
+PATIENCE = 45.0
+"""Seconds in which a daemon that does not answer comes back, or is ended by its watchdog (30 s)."""
+RETRY = 0.5
+REPLY_LIMIT = 1024 * 1024
+
+Step = Mapping[str, Any]
+
+
+def run(config: Config) -> int:
+    """Power all VMs down in an event loop of its own; return the exit status."""
+    for words in config.passed_over:
+        log.warning("%s; it is passed over", words)
+    return asyncio.run(_power_down(config))
+
+
+async def _power_down(config: Config) -> int:
+    seen = process.seen_with(PID_FILE)
+    runs_as = _account(config, seen)
+    host = Host(config.qemu, config.accel, runs_as, shutdown_time=config.shutdown_time)
+    host.network = Network(Access(runs_as.uid))
+    others = _other_roots(config.vmdir, runs_as, seen) if config.elsewhere else []
+    sockets = [config.socket, *([Path(SERVICE_SOCKET)] if config.elsewhere else [])]
+    roots = [_Root(root, host, list(dict.fromkeys(sockets))) for root in (config.vmdir, *others)]
+    beat = asyncio.create_task(_say_what_is_waited_for(roots))
+    try:
+        return worst(list(await asyncio.gather(*(root.down() for root in roots))))
+    finally:
+        beat.cancel()
+
+
+async def _say_what_is_waited_for(roots: Sequence["_Root"]) -> None:
+    """Have the service manager wait for as long as the shutdown may take."""
+    while True:
+        waits = ", ".join(words for root in roots if (words := root.waits()))
+        left = max(root.left() for root in roots)
+        notify.tell(notify.status(f"waiting for {waits}" if waits else ""), *notify.extend(left))
+        await asyncio.sleep(1.0)
+
+
+class _Root:
+    """One VM root, and its VMs as they go down."""
+
+    def __init__(self, path: Path, host: Host, sockets: Sequence[Path]) -> None:
+        self._path = path
+        self._host = host
+        self._sockets = sockets
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time()
+        self._going: dict[str, tuple[str, float]] = {}
+        """What is waited for: the rung each VM is on, and since when."""
+        self._statuses = [DONE]
+
+    def left(self) -> float:
+        """Return the seconds that it may still take."""
+        return self._end - self._loop.time()
+
+    def waits(self) -> str:
+        """Return what is waited for: `r1 (power button, 12 s), r2 (SIGTERM, 1 s)`."""
+        now = self._loop.time()
+        return ", ".join(f"{vm} ({rung}, {now - since:.0f} s)" for vm, (rung, since) in self._going.items())
+
+    async def down(self) -> int:
+        """Power all VMs down, here or by the daemon that serves them; return the exit status."""
+        patience = self._loop.time() + PATIENCE
+        while True:
+            try:
+                self._path.stat()  # it would be made
+                await self._once()
+            except FileNotFoundError:
+                log.info("there is no VM root %s, and nothing to power down", printable(str(self._path)))
+                return DONE
+            except Locked as error:  # a daemon that is just being started, or hangs
+                if self._loop.time() > patience:
+                    return self._failed(error)
+            except (VmessError, OSError) as error:
+                return self._failed(error)
+            else:
+                return worst(self._statuses)
+            await asyncio.sleep(RETRY)
+
+    def _failed(self, error: Exception) -> int:
+        log.error("VMs in %s are not powered down: %s", printable(str(self._path)), printable(str(error)))
+        return error.status if isinstance(error, VmessError) else Failed.status
+
+    async def _once(self) -> None:
+        """Power all VMs down; raises Locked where a daemon has them that does not answer."""
+        try:
+            async with Supervisor(self._path, self._host) as supervisor:
+                with contextlib.closing(Fleet(supervisor, self._host)) as all_vms:
+                    async for step in all_vms.shutdown(os.getuid()):
+                        self._take(vars(step))
+        except Locked as error:
+            await self._ask(error)
+
+    async def _ask(self, locked: Locked) -> None:
+        """Have the daemon that serves the root do it; raises `locked` where none answers."""
+        for path in self._sockets:
+            heard = False
+            with contextlib.suppress(
+                OSError, ValueError, LookupError, TypeError, EOFError, asyncio.LimitOverrunError
+            ):
+                async with (
+                    asyncio.timeout(ANSWER_TIME) as patience,
+                    contextlib.aclosing(_replies(path)) as steps,
+                ):
+                    async for step in steps:
+                        heard = True
+                        self._take(step)
+                        patience.reschedule(max(self._end, self._loop.time()) + ANSWER_TIME)
+                        if step["step"] in ("off", "failed") and step["vm"]:
+                            text = str(step["text"] or step["step"])
+                            log.info("%s: %s", printable(str(step["vm"])), printable(text))
+                return
+            self._going.clear()
+            if heard:
+                break
+        raise locked
+
+    def _take(self, step: Step) -> None:
+        """Take in a step of a shutdown."""
+        vm, now = str(step["vm"]), self._loop.time()
+        self._end = now + float(step.get("left") or 0.0)
+        if step["step"] == "stopping":
+            rung, since = self._going.get(vm, ("", now))
+            self._going[vm] = (str(step["rung"]), since if rung == step["rung"] else now)
+            return
+        self._going.pop(vm, None)
+        self._statuses.append(FORCED if step["forced"] else int(step["status"]))
+
+
+async def _replies(path: Path) -> AsyncGenerator[Step, None]:
+    """Ask the daemon at a socket to power its VMs down; yield each step. Raises what bad replies do."""
+    reader, writer = await asyncio.open_unix_connection(sock=await _connected(path), limit=REPLY_LIMIT)
+    try:
+        call = {"method": f"{INTERFACE}.Shutdown", "parameters": {}, "more": True}
+        writer.write(json.dumps(call).encode() + b"\0")
+        while True:
+            reply = json.loads((await reader.readuntil(b"\0"))[:-1])
+            yield reply["parameters"]["progress"]
+            if not reply.get("continues"):
+                return
+    finally:
+        writer.close()
+
+
+async def _connected(path: Path) -> socket.socket:
+    """Connect by way of the directory's descriptor: a path may be longer than the 107 bytes of unix(7)."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connected.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connected, f"/proc/self/fd/{directory}/{path.name}")
+    except BaseException:
+        connected.close()
+        raise
+    finally:
+        os.close(directory)
+    return connected
+
+
+def _account(config: Config, seen: Sequence[process.Sight]) -> Account:
+    """Return who QEMU runs as: by the settings, else the service's user, else by the processes of the root."""
+    if config.qemu_user is None:
+        return account.own()
+    usual = next(option.service for option in OPTIONS if option.key == "qemu-user")
+    for name in dict.fromkeys((config.qemu_user, usual)):
+        try:
+            return account.met(name)
+        except InvalidValue as error:
+            log.warning("%s; it is passed over", error.message)
+    # Without a name there is still the group, which nobody else has, and by which images are shared.
+    with contextlib.suppress(OSError):
+        group = config.vmdir.stat().st_gid
+        for one in seen:
+            if one.uid and one.gid == group and Path(one.value).is_relative_to(config.vmdir):
+                return Account(str(one.uid), one.uid, one.gid)
+    return account.own()
+
+
+def _other_roots(known: Path, runs_as: Account, seen: Sequence[process.Sight]) -> list[Path]:
+    """Return where else there are VMs of the user QEMU runs as: a setting may have changed since they began.
+
+    What a QEMU says of itself is believed where it leads to a directory that is ours or root's.
+    """
+    found: list[Path] = []
+    for one in seen:
+        place = Path(one.value)
+        if one.uid != runs_as.uid or place.name != vmdir.PID_FILE or not names.is_full(place.parent.name):
+            continue
+        root = place.parent.parent
+        with contextlib.suppress(OSError, ValueError):
+            ours = root.is_absolute() and root.stat().st_uid in (os.geteuid(), 0)
+            if ours and not any(other.exists() and root.samefile(other) for other in (known, *found)):
+                log.warning("VMs run in %s, too, and are powered down as well", printable(str(root)))
+                found.append(root)
+    return found
