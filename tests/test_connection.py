@@ -62,7 +62,7 @@ class Supervisor:
     async def machine(self, _name: str) -> Any:
         return self
 
-    directory = last_exit = None
+    directory = home = last_exit = None
 
     def record(self) -> None:
         return None
