@@ -579,7 +579,9 @@ def test_c58_what_was_not_taken_is_counted_where_the_console_is_taken_over(daemo
 
 
 @pytest.mark.parametrize(
-    ("end", "status", "reason"), [("Ctrl-C", 130, ""), ("stop force", 1, f"{A}: forced off\n")]
+    ("end", "status", "reason"),
+    [("Ctrl-C", 130, ""), ("stop force", 1, f"{A}: forced off\n")],
+    ids=("Ctrl-C", "stop force"),
 )
 def test_c58_what_was_not_taken_is_counted_however_it_ends(
     daemon: Daemon, end: str, status: int, reason: str
