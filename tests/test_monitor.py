@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -287,7 +288,10 @@ def test_c36_last_words_of_several_lines_become_one_escaped_line(fake_daemon: Da
     assert line.isprintable()
     assert hint.startswith("  hint: vmess newvm0 info shows its command line")
     log = daemon.log.read_bytes().decode().split("\n")
-    assert [text[20:] for text in log if "did not start" in text] == [f"newvm0: {expected}"]
+    told = [text[20:] for text in log if "did not start" in text]
+    assert told[0] == f"newvm0: {expected}"
+    assert re.fullmatch(rf"uid \d+, pid \d+: Start 'newvm0': failed: VM newvm0: {re.escape(expected)}", told[1])
+    assert len(told) == 2
     assert not [text for text in log if text.startswith("<0>") or not text.isprintable()]
     record = json.loads((directory / "exit.json").read_text())
     assert (record["text"], record["status"], record["reason"]) == (expected, 3, "refused")

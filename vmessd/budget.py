@@ -32,7 +32,8 @@ SAVINGS = 0.2
 """Seconds of the loop's time that a user may have saved up, and so take without a pause."""
 ROUND = 0.005
 """Seconds after which the others get their turn all the same."""
-
+STEPS_MAX = 32
+"""Steps that are likely to be done in that time; those that are not, looks, are fewer by their places."""
 DEBT_MAX = 0.5
 """Seconds of the loop's time that a user can owe, so that they are served again soon when they are calm."""
 
@@ -87,6 +88,8 @@ class Share:
         self._balance = SAVINGS
         self._round = 0.0
         """What was spent since the event loop last looked for what others want."""
+        self._usual = ROUND
+        """What a step has cost lately."""
         self._at = time.monotonic()
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -96,6 +99,7 @@ class Share:
         if not self._round:
             asyncio.get_running_loop().call_soon(self._next_round)
         self._round += seconds
+        self._usual += (seconds - self._usual) / 16
         self._balance = max(-DEBT_MAX, self._balance - seconds)
 
     def _next_round(self) -> None:
@@ -131,11 +135,12 @@ class Share:
     def _next(self) -> None:
         self._timer = None
         if self._may_step():
-            while self._waiting:
+            steps = min(STEPS_MAX, max(1, int(ROUND / max(self._usual, 1e-6))))
+            while self._waiting and steps:
                 waiter = self._waiting.popleft()
                 if not waiter.done():
                     waiter.set_result(None)
-                    break
+                    steps -= 1
             if not self._waiting:
                 self._in_debt.discard(self)
         self._arm()
@@ -197,8 +202,6 @@ class Account:
         self.uid = uid
         self.limits = limits
         self.clients = 0
-        self.arriving = 0
-        """Clients that wait for their turn to be served."""
         self.share = Share(limits.share, in_debt)
         self._places = {cost: asyncio.Semaphore(number) for cost, number in limits.places.items()}
         self.looks = self._places[Cost.look]

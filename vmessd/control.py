@@ -1,6 +1,7 @@
 """The control socket: who may connect, how many, for how long they may idle."""
 
 import asyncio
+import collections
 import contextlib
 import errno
 import functools
@@ -39,8 +40,6 @@ ACCEPT_PAUSE = 1.0
 """Seconds to wait for descriptors where there are none."""
 ACCEPTED_AT_ONCE = 64
 """Clients that are let in before others get their turn."""
-ARRIVING_MAX = 32
-"""Clients of a user who takes more than their share that wait to be served; who comes then is turned away."""
 CONNECTION_TIME = 0.0002
 """Seconds of the loop's time that a connection costs besides its calls, until it is closed (measured)."""
 TIDY_EVERY = 2.0
@@ -73,8 +72,8 @@ class Control:
         self._budget = Budget(frozenset({0, os.geteuid()}))
         self._gate = Gate(supervisor.check_unlocked, Audit())
         self._hangups: Hangups | None = None
-        self._arriving: set[socket.socket] = set()
-        """Clients that wait for their user's turn to be served."""
+        self._arriving: dict[Account, collections.deque[tuple[socket.socket, Peer]]] = {}
+        """Clients that wait for their user's turn to be served, in the order in which they came."""
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None
         self._chores: dict[str, asyncio.TimerHandle] = {}
@@ -112,8 +111,9 @@ class Control:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._unlink()
-        while self._arriving:
-            self._arriving.pop().close()
+        for waiting in self._arriving.values():
+            while waiting:
+                waiting.popleft()[0].close()
         clients = list(self._clients)
         for client in clients:
             client.abort()
@@ -183,23 +183,23 @@ class Control:
             account = self._budget.account(peer.uid)
             if account.share.is_due():
                 self._let_in(connected, peer, account)
-            elif account.arriving < ARRIVING_MAX:
-                self._arriving.add(connected)
-                account.arriving += 1
-                turn = account.share.turn()
-                turn.add_done_callback(functools.partial(self._arrive, connected, peer, account))
             else:
-                self._complain(f"a client of uid {account.uid} is turned away: they keep vmessd too busy")
-                connected.close()
+                self._have_wait(connected, peer, account)
             account.share.charge(time.monotonic() - began)
 
-    def _arrive(
-        self, connected: socket.socket, peer: Peer, account: Account, _turn: asyncio.Future[None]
-    ) -> None:
-        account.arriving -= 1
-        if connected in self._arriving:
-            self._arriving.remove(connected)
-            self._let_in(connected, peer, account)
+    def _have_wait(self, connected: socket.socket, peer: Peer, account: Account) -> None:
+        """Have a client wait for its user's turn to be served; of too many, the first is turned away."""
+        waiting = self._arriving.setdefault(account, collections.deque())
+        waiting.append((connected, peer))
+        if len(waiting) > account.limits.clients:
+            self._complain(f"a client of uid {account.uid} is turned away: they keep vmessd too busy")
+            waiting.popleft()[0].close()  # its turn is another's
+        else:
+            account.share.turn().add_done_callback(functools.partial(self._arrive, account))
+
+    def _arrive(self, account: Account, _turn: asyncio.Future[None]) -> None:
+        if waiting := self._arriving[account]:
+            self._let_in(*waiting.popleft(), account)
 
     def _let_in(self, connected: socket.socket, peer: Peer, account: Account) -> None:
         connected.setblocking(False)
