@@ -18,13 +18,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = """
-    errors names shell row wiring settings
+    errors names shell row wiring cards settings
     safefile logfile records vmdir drives
     cmdline lifecycle process account monitor display
     netlink tap access network segments addresses
-    keys stats report events refusals host seriallog launch
+    keys stats report events duplicates refusals host seriallog launch
     session space restart run inbox journal machine
-    hands hotplug wires sampler upkeep vnc logs console supervisor fleet
+    hands hotplug cables wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why faults interface control config notify log daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
 VMESSCTL = """
@@ -46,7 +46,8 @@ AT_INSTALLATION = {"vmessctl.manual": {"vmessd.config"}}
 MAY_IMPORT = {
     "vmessd.names": {"vmessd.errors"},
     "vmessd.wiring": {"vmessd.errors", "vmessd.names"},
-    "vmessd.settings": {"vmessd.errors", "vmessd.names", "vmessd.row", "vmessd.wiring"},
+    "vmessd.cards": {"vmessd.errors", "vmessd.wiring"},
+    "vmessd.settings": {f"vmessd.{room}" for room in ("errors", "names", "row", "wiring", "cards")},
     "vmessd.safefile": {"vmessd.errors"},
     "vmessd.logfile": {"vmessd.errors", "vmessd.safefile"},
     "vmessd.lifecycle": {"vmessd.errors"},
@@ -64,6 +65,7 @@ MAY_IMPORT = {
         f"vmessd.{room}" for room in ("errors", "names", "shell", "wiring", "netlink", "tap", "access")
     },
     "vmessd.addresses": {"vmessd.netlink"},
+    "vmessd.duplicates": {"vmessd.errors", "vmessd.netlink", "vmessd.network"},
 }
 
 # Each wrapped library and the rooms that may import it.

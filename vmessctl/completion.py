@@ -42,7 +42,17 @@ BEHIND_VMS = {command.verb: command for command in COMMANDS if command.many or n
 """What may stand behind the names of VMs."""
 FREE = frozenset(
     {
-        *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
+        *(
+            "hostport>:<guestport|none",
+            "order",
+            "delay",
+            "word",
+            "key",
+            "text",
+            "remark",
+            "serial:REGEX",
+            "address",
+        ),
         *("SECONDS", "ADDRESS", "port"),
     }
 )

@@ -9,8 +9,9 @@ from vmessd import account
 from vmessd.access import Access
 from vmessd.account import Account
 from vmessd.display import Displays
+from vmessd.duplicates import Duplicates
 from vmessd.errors import NotPermitted
-from vmessd.events import Events
+from vmessd.events import Events, Kind
 from vmessd.network import Network
 from vmessd.settings import SETTINGS
 from vmessd.vmdir import VMDirectory
@@ -34,6 +35,10 @@ class Host:
     events: Events = dataclasses.field(default_factory=Events)
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
     _kvm_missed: bool = False
+
+    def __post_init__(self) -> None:
+        self.duplicates = Duplicates(self.network)
+        self.duplicates.told = lambda vm, text: self.events.publish(Kind.wires, vm, text)
 
     def accelerator(self, wanted: str | None) -> str:
         """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`."""

@@ -8,6 +8,8 @@ import dataclasses
 import logging
 import os
 import signal
+from collections.abc import Mapping
+from typing import Any
 
 from vmessd import cmdline, drives, names, seriallog, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
@@ -40,10 +42,15 @@ def identity(directory: VMDirectory) -> tuple[str, str]:
     return ("-pidfile", f"{directory.path}/{vmdir.PID_FILE}")
 
 
-def card(vm: str, nic: Nic) -> Card:
+def mac(vm: str, index: int, values: Mapping[str, Any]) -> str:
+    """Return the MAC that an interface gets at a start; `values` are settings by file name."""
+    return str(values.get("MACS", {}).get(index) or names.mac(vm, index))
+
+
+def card(vm: str, nic: Nic, values: Mapping[str, Any], slot: int | None) -> Card:
     """Return the network card of an interface."""
     wire = nic.wire
-    return Card(nic.index, names.mac(vm, nic.index), None if wire.user else nic.tap, wire.forwards)
+    return Card(nic.index, mac(vm, nic.index, values), None if wire.user else nic.tap, wire.forwards, slot)
 
 
 def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
@@ -55,7 +62,8 @@ def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
         NotPermitted: as Host.settings.
     """
     values = host.settings(directory)
-    nics = host.network.nics(directory.vm, values.get("NICS"))
+    nics = [nic for nic in host.network.nics(directory.vm, values.get("NICS")) if not nic.leaving]
+    slots = cmdline.slots([nic.index for nic in nics], values)
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),
@@ -63,7 +71,7 @@ def specify(directory: VMDirectory, host: Host, display: int) -> Spec:
         display=display,
         values=values,
         disks=drives.disks(directory),
-        cards=[card(directory.vm, nic) for nic in nics if not nic.leaving],
+        cards=[card(directory.vm, nic, values, slots.get(nic.index)) for nic in nics],
     )
 
 
@@ -83,13 +91,23 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     """
     host.network.sweep(directory.vm)
     nics = host.network.nics(directory.vm, directory.read_setting(BY_FILE["NICS"]))
+    macs = directory.read_setting(BY_FILE["MACS"]) or {}
     wires = {nic.index: nic.wire for nic in nics if not nic.wire.user}
     if wires:
         tap.check_device()
-    missing = {
-        nic.index: nic.wire for nic in nics if nic.link is None or not nic.link.up or nic.link.owner is None
-    }
-    undo.callback(host.network.wire(directory.vm, missing).undo)
+    missing = {nic.index: nic.wire for nic in nics if not _will_do(nic, macs.get(nic.index))}
+    undo.callback(host.network.wire(directory.vm, missing, macs).undo)
+
+
+def _will_do(nic: Nic, mac: str | None) -> bool:
+    """Tell whether an interface's TAP can stay as it is; `mac` is what was set for its card."""
+    link = nic.link
+    return (
+        link is not None
+        and link.up
+        and link.owner is not None
+        and (mac is None or link.mac == names.tap_mac(mac))
+    )
 
 
 def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
@@ -139,10 +157,9 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         )
         undo.callback(_end, process)
         record = RunRecord(
-            *(process.pid, process.ticks, display, spec.accel, argv),
-            since=Moment.now(),
-            tries=tries,
+            *(process.pid, process.ticks, display, spec.accel, argv, Moment.now(), tries),
             serial=serial_begin,
+            cables=True,
         )
         directory.write_run_record(record)
         undo.pop_all()
@@ -295,6 +312,7 @@ def _described(process: Process, record: RunRecord | None) -> tuple[Process, Run
         tries=record.tries if record else 0,
         serial=record.serial if record else "",
         stopping=record is not None and record.stopping,
+        cables=record is not None and record.cables,
     )
     return process, found
 

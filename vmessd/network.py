@@ -166,14 +166,17 @@ class Network:
 
     # -- What is changed --
 
-    def wire(self, vm: str, wires: Mapping[int, Wire]) -> Change:
+    def wire(self, vm: str, wires: Mapping[int, Wire], macs: Mapping[int, str] | None = None) -> Change:
         """Give interfaces their TAPs and plug them in, making what is missing; user networks need none.
+
+        `macs` are those of cards that were set, by interface.
 
         Raises:
             NotPermitted: CAP_NET_ADMIN is missing, a TAP is another user's, a bridge is not allowed.
             Failed: a name is taken by something else, or the kernel refused. Nothing was changed then.
         """
         plugged = {names.tap(vm, index): wire for index, wire in sorted(wires.items()) if not wire.user}
+        own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in (macs or {}).items()}
         with self.change() as (kernel, change):
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
             found = kernel.named([*plugged, *bridges])
@@ -191,7 +194,7 @@ class Network:
                     found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
                     master = found[wire.bridge].index
                     change.steps += [Step("preparing", name), owned]
-                requests += _plugging(change, name, found[name], master)
+                requests += _plugging(change, name, found[name], master, own.get(name))
             kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
         return change
 
@@ -365,13 +368,18 @@ def bridge_mac(name: str) -> str:
     return f"06:{digest[:5].hex(':')}"
 
 
-def _plugging(change: Change, name: str, link: Link, master: int) -> list[tuple[int, int, bytes]]:
-    """Return what makes a TAP a port of the bridge `master`, 0 being none, and sets it up."""
-    if (link.master, link.up) == (master, True) and link.alias != LEAVING:
+def _plugging(
+    change: Change, name: str, link: Link, master: int, mac: str | None
+) -> list[tuple[int, int, bytes]]:
+    """Return what makes a TAP a port of the bridge `master`, 0 being none, and sets it up.
+
+    `mac` is its own address where that does not follow from its name.
+    """
+    if (link.master, link.up) == (master, True) and link.alias != LEAVING and mac in (None, link.mac):
         return []
     change.reversals.append(as_it_was(link, master))
-    # Its own address is out of the way of the guest's, which differs from it in the first byte.
-    mac = f"fe{names.mac(*parts)[2:]}" if (parts := names.tap_parts(name)) else None
+    if mac is None and (parts := names.tap_parts(name)):
+        mac = names.tap_mac(names.mac(*parts))
     return [
         netlink.quiet(link.index),
         netlink.change(link.index, mac=mac, alias=MARK),

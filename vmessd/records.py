@@ -59,6 +59,8 @@ class RunRecord:
     """A stop was asked for: also if another daemon sees its end, nobody starts it again."""
     serial: str = ""
     """Where in the log of its serial port it begins, a seriallog.Mark."""
+    cables: bool = False
+    """Which of its cables are pulled is in the file CABLES, from its start on."""
 
 
 @dataclasses.dataclass(frozen=True)

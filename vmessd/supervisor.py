@@ -24,7 +24,7 @@ from vmessd.machine import Machine
 from vmessd.network import Nic, Step
 from vmessd.report import Drive, Value, VMInfo, VMNic, VMStatus
 from vmessd.sampler import Sampler
-from vmessd.segments import Segments
+from vmessd.segments import TOGETHER_MAX, Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
 from vmessd.upkeep import Upkeep
@@ -102,6 +102,7 @@ class Supervisor:
             await asyncio.wait(changes, timeout=FINISH_TIME)
             for change in changes:
                 change.cancel()
+        self._host.duplicates.close()
         self.relays.close()
         self.consoles.close()
         for machine in self._machines.values():
@@ -217,7 +218,10 @@ class Supervisor:
     async def nics(self, name: str) -> list[VMNic]:
         """Return a VM's interfaces; raises BadFile where NICS makes no sense, Failed."""
         wires = await self.wires(name)
-        return [_nic(wires, nic) for nic in await wires.nics()]
+        nics, macs = await wires.nics(), await wires.macs()
+        cables = await wires.cables.states([nic.index for nic in nics])
+        remark = functools.partial(self._host.duplicates.remark, wires.vm)
+        return [_nic(wires, nic, macs(nic.index), cables[nic.index], remark(nic.index)) for nic in nics]
 
     async def _nics_or_none(self, vm: str) -> list[VMNic]:
         try:
@@ -228,17 +232,18 @@ class Supervisor:
     async def addresses(self, name: str) -> list[VMAddress]:
         """Return a VM's addresses as far as the host knows; raises BadFile, Failed."""
         wires = await self.wires(name)
-        found = await asyncio.to_thread(self._addresses, wires.vm, await wires.nics())
+        macs = await wires.macs()
+        nics = [(nic, macs(nic.index)[0]) for nic in await wires.nics()]
+        found = await asyncio.to_thread(self._addresses, nics)
         runs = (await self.machine(name)).state not in OFF
         return [dataclasses.replace(address, known=address.known and runs) for address in found]
 
-    def _addresses(self, vm: str, nics: Sequence[Nic]) -> list[VMAddress]:
+    def _addresses(self, nics: Sequence[tuple[Nic, str]]) -> list[VMAddress]:
         with self._host.network.kernel() as kernel:
             links = {link.index: link.name for link in kernel.links()}
             tables = Tables(kernel.forwarding(), kernel.neighbours(), links)
         found = []
-        for nic in nics:
-            mac = names.mac(vm, nic.index)
+        for nic, mac in nics:
             if nic.link is not None:
                 found += of_interface(nic.index, mac, nic.link.index, tables)
             elif nic.wire.user:
@@ -274,7 +279,11 @@ class Supervisor:
         """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
         if self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        return await asyncio.to_thread(self.segments.vlan, bridge, interfaces)
+        work = functools.partial(asyncio.to_thread, self.segments.vlan, bridge, interfaces)
+        taps = map(names.tap_parts, dict.fromkeys(interfaces[:TOGETHER_MAX]))
+        for vm in sorted({parts[0] for parts in taps if parts and self._is_vm(parts[0])}):
+            work = functools.partial((await self.wires(vm)).rewired, work)
+        return await work()
 
     async def delete_link(self, name: str) -> list[Step]:
         """Delete a link; that of a VM in turn with all else that happens to it. Raises as Segments.delete.
@@ -362,16 +371,19 @@ class Supervisor:
         raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
 
 
-def _nic(wires: Wires, nic: Nic) -> VMNic:
+def _nic(wires: Wires, nic: Nic, macs: tuple[str, str], cable: bool | None, duplicate: str | None) -> VMNic:
+    mac, later = macs
     return VMNic(
         index=nic.index,
         tap=None if nic.wire.user else nic.tap,
-        mac=names.mac(wires.vm, nic.index),
+        mac=mac,
         wire=str(nic.wire),
         present=nic.link is not None,
         leaving=nic.leaving,
-        cable=not wires.cards.is_pulled(nic.index),
+        cable=cable,
         difference=wires.lost(nic) or nic.difference(),
+        duplicate=duplicate,
+        mac_later=later if later != mac else None,
     )
 
 
