@@ -133,6 +133,7 @@ class Cables:
 
     async def replug(self, indices: Collection[int]) -> None:
         """Pull the cables again of cards that were plugged just now, where that is noted; raises as above."""
+        self._done().update(dict.fromkeys(indices, True))
         for index in (await self.loose()).pulled & set(indices):
             await self._set_link(index, up=False)
 
@@ -154,7 +155,7 @@ class Cables:
                 if index in self._bounces:
                     self._bounces[index].cancel()
                 self._bounces[index] = asyncio.get_running_loop().create_task(self._in_again(index))
-                await self._set_link(index, up=False)
+                await self._cards.set_link(index, up=False)
         except VmessError as error:
             log.warning("%s: the guest's link is not bounced: %s", self.vm, error.message)
 

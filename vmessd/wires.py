@@ -184,7 +184,7 @@ class Wires:
         """
         kept = [index for index, wire in enumerate(wires) if not wire.user]
         with self._noted(self._network.mark_leaving(self.vm, kept), self._notes(wires)):
-            change = self._network.wire(self.vm, dict(enumerate(wires)), self._set_macs())
+            change = self._network.wire(self.vm, dict(enumerate(wires)), self._set_macs() if wires else {})
             try:
                 gone = self._network.unwire(self.vm, keep=kept)
             except BaseException:
