@@ -654,7 +654,7 @@ def test_a_record_with_wrong_types_or_fields_is_none(vm: VMDirectory, change: di
         vm.run_record()
 
 
-NEW = {"tries", "stopping", "serial"}  # fields that records of earlier versions have not
+NEW = {"tries", "stopping", "serial", "cables"}  # fields that records of earlier versions have not
 
 
 def test_a_record_of_an_older_or_newer_version_is_read(vm: VMDirectory) -> None:
