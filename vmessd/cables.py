@@ -26,7 +26,11 @@ log = logging.getLogger(__name__)
 CABLES, NIC_MODEL = BY_FILE["CABLES"], BY_FILE["NIC_MODEL"]
 
 BOUNCE_TIME = 1.2
-"""Seconds for which a bounced cable is out; Linux looks at links once a second (net/core/link_watch.c)."""
+"""Seconds for which a bounced cable is out.
+
+Linux looks at links once a second (net/core/link_watch.c). Measured on Linux 6.1 with virtio and e1000, under
+TCG: each bounce was seen, and pings over IPv6 were answered again a second after it.
+"""
 
 
 class Cables:
