@@ -120,6 +120,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm ifstat", "ifstat", ("newvm0",), (), {}),
     ("a b ifstat --json", "ifstat", ("a0", "b0"), (), {"--json": ""}),
     ("newvm cable 0 off", "cable", ("newvm0",), ("0", "off"), {}),
+    ("newvm mac 0 none", "mac", ("newvm0",), ("0", "none"), {}),
     ("newvm forward 0 2222:22", "forward", ("newvm0",), ("0", "2222:22"), {}),
     ("newvm forward 0 2222:none", "forward", ("newvm0",), ("0", "2222:none"), {}),
     ("newvm addr --json", "addr", ("newvm0",), (), {"--json": ""}),
@@ -249,6 +250,7 @@ REFUSED = (
         "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
     ("newvm cable 0", "cable takes <ifnum> <on|off>, not '0'", "usage: vmess <vmname> cable <ifnum> <on|off>"),
+    ("a b mac 0 none", "mac takes one VM, not 2", "usage: vmess <vmname> mac <ifnum> <address|none>"),
     (
         "a b forward 0 2222:22",
         "forward takes one VM, not 2",
@@ -492,6 +494,8 @@ def nic(index: int, **more: object) -> dict[str, Any]:
         "leaving": False,
         "cable": True,
         "difference": None,
+        "duplicate": None,
+        "mac_later": None,
         **more,
     }
 
@@ -501,6 +505,11 @@ NIC_LINES = (
     (nic(0), "newvm0e0: bridge1, MAC 02:11:9b:af:00:00"),
     (nic(1, wire="-"), "newvm0e1: in no bridge, MAC 02:11:9b:af:00:01"),
     (nic(0, present=False), "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not there yet"),
+    (nic(0, cable=None), "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, cable unknown"),
+    (
+        nic(0, mac_later="02:00:00:00:00:01", cable=False),
+        "newvm0e0: bridge1, MAC 02:11:9b:af:00:00 (02:00:00:00:00:01 from the next start on), cable pulled",
+    ),
     (nic(0, wire="\x1b[31m"), "newvm0e0: \\x1b[31m, MAC 02:11:9b:af:00:00"),
     (
         nic(0, cable=False, leaving=True, present=False),
@@ -550,7 +559,7 @@ def test_info_tells_everything_in_lines() -> None:
         "nics": [
             nic(0),
             nic(1, wire="-", cable=False, difference="e1: in x, NICS: y\x1b"),
-            nic(2, leaving=True),
+            nic(2, leaving=True, duplicate="heard elsewhere"),
         ],
         "command": ["qemu", "-name", "a b", "-x", "\x1b'"],
         "problem": None,
@@ -573,6 +582,7 @@ def test_info_tells_everything_in_lines() -> None:
         "cdrom: /iso\\n.iso, 4.0K",
         "RAM: 2G",
         "Mind: e1: in x, NICS: y\\x1b",
+        "Mind: heard elsewhere",
         "Serial console: /v/a0/serial.sock",
         "VM is running, PID: 7",
     ]
@@ -736,6 +746,30 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         [],
     ),
     ("newvm cable 28 on", [("Cable", {"vm": "newvm0", "interface": 28, "on": True})], {}, 0, [], []),
+    (
+        "newvm cable 0 off",
+        [("Cable", {"vm": "newvm0", "interface": 0, "on": False})],
+        {"note": "tulip\x1b has no link state"},
+        0,
+        [],
+        ["tulip\\x1b has no link state"],
+    ),
+    (
+        "newvm mac newvm0e1 02:00:00:00:00:0A",
+        [("Mac", {"vm": "newvm0", "interface": 1, "mac": "02:00:00:00:00:0A"})],
+        {"note": None},
+        0,
+        [],
+        [],
+    ),
+    (
+        "newvm mac 1 none",
+        [("Mac", {"vm": "newvm0", "interface": 1, "mac": None})],
+        {"note": "later"},
+        0,
+        [],
+        ["later"],
+    ),
     (
         "newvm forward 0 2222:22",
         [("Forward", {"vm": "newvm0", "interface": 0, "host": 2222, "guest": 22})],
@@ -932,6 +966,7 @@ def test_every_step_of_the_daemon_has_its_words() -> None:
         ("newvm connect e0 bridge1", "interface 'e0' is not a whole number"),
         ("newvm connect bridge1 0", "interface 'bridge1' is not a whole number"),
         ("newvm cable x on", "interface 'x' is not a whole number"),
+        ("newvm mac x none", "interface 'x' is not a whole number"),
         ("newvm cable 0 of", "cable 'of' is neither on nor off"),
         ("newvm cable 0 ON", "cable 'ON' is neither on nor off"),
         (

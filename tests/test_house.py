@@ -18,13 +18,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = """
-    errors streams names shell row wiring settings contract
+    errors streams names shell row wiring cards settings contract
     safefile logfile records vmdir formats drives
     cmdline lifecycle process census account monitor display
     netlink tap access network segments addresses
-    keys stats oom timetable report events refusals host seriallog launch adoption
+    keys stats oom timetable report events duplicates refusals host seriallog launch adoption
     session space restart run inbox journal machine
-    hands hotplug wires sampler upkeep vnc logs console supervisor fleet
+    hands hotplug cables wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why views faults audit interface budget connection control
     config notify log memory powerdown daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "vmessd.streams": set(),
     "vmessd.names": {"vmessd.errors"},
     "vmessd.wiring": {"vmessd.errors", "vmessd.names"},
-    "vmessd.settings": {"vmessd.errors", "vmessd.names", "vmessd.row", "vmessd.wiring"},
+    "vmessd.cards": {"vmessd.errors", "vmessd.wiring"},
+    "vmessd.settings": {f"vmessd.{room}" for room in ("errors", "names", "row", "wiring", "cards")},
     "vmessd.safefile": {"vmessd.errors"},
     "vmessd.logfile": {"vmessd.errors", "vmessd.safefile"},
     "vmessd.formats": set(),
@@ -76,6 +77,7 @@ MAY_IMPORT = {
         f"vmessd.{room}" for room in ("errors", "names", "shell", "wiring", "netlink", "tap", "access")
     },
     "vmessd.addresses": {"vmessd.netlink"},
+    "vmessd.duplicates": {"vmessd.errors", "vmessd.netlink", "vmessd.network"},
 }
 
 # Each wrapped library and the rooms that may import it.

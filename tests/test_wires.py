@@ -230,7 +230,7 @@ def test_the_tour_of_the_seed_prints_what_it_prints_there(wired: WiredDaemon) ->
     assert info[0] == "Total number of interfaces: 3"
     command = info[2].split()
     for number in range(3):
-        device = f"e1000,netdev=net{number},mac=02:11:9b:af:00:{number:02x},id=nic{number}"
+        device = f"e1000,netdev=net{number},addr={3 + number:#x},mac=02:11:9b:af:00:{number:02x},id=nic{number}"
         assert f"tap,id=net{number},ifname=newvm0e{number},script=no,downscript=no" in command
         assert device in command
     assert os.listdir(directory) == ["NICS"]  # the one thing the original had nowhere
@@ -509,8 +509,6 @@ def test_a_pulled_cable_carries_no_frame_until_it_is_plugged_again(wired: WiredD
     assert "newvm0e0: lan, MAC 02:11:9b:af:00:00" in lines_of(wired, "newvm0", "info")
     assert "'1'" in refused(wired, 2, "newvm0", "cable", "1", "off")
     assert "'maybe'" in refused(wired, 2, "newvm0", "cable", "0", "maybe")
-    wired.done("newvm1", "stop")
-    assert "newvm1" in refused(wired, 3, "newvm1", "cable", "0", "off")
 
 
 # Cards that come and go while the VM runs
@@ -1130,7 +1128,13 @@ def test_what_makes_no_sense_is_named_and_changes_nothing(wired: WiredDaemon) ->
         (2, "''", ["newvm", "connect", "0", ""]),
         (2, "'0'", ["leaf", "connect", "0", "bridge1"]),
         (2, "'maybe'", ["newvm", "cable", "0", "maybe"]),
-        (3, "newvm0", ["newvm", "cable", "0", "off"]),
+        (2, "'5'", ["newvm", "cable", "5", "off"]),
+        (2, "'29'", ["newvm", "mac", "29", "02:00:00:00:00:01"]),
+        (2, "'x'", ["newvm", "mac", "x", "02:00:00:00:00:01"]),
+        (2, "'01:00:5e:00:00:01'", ["newvm", "mac", "0", "01:00:5e:00:00:01"]),
+        (2, "'00:00:00:00:00:00'", ["newvm", "mac", "0", "00:00:00:00:00:00"]),
+        (2, "'02-00-00-00-00-01'", ["newvm", "mac", "0", "02-00-00-00-00-01"]),
+        (2, "'2:0:0:0:0:1'", ["newvm", "mac", "0", "2:0:0:0:0:1"]),
         (2, "interface 0", ["newvm", "forward", "0", "2222:22"]),
         (2, "''", ["newvm", "ifadd", "1", "user:2222:"]),
         (2, "''", ["newvm", "ifadd", "1", "user:"]),

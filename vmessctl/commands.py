@@ -183,12 +183,20 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "cable",
-        "Plug or pull the cable of a running VM's Nth interface, as its guest sees it.",
+        "Plug or pull the cable of the VM's Nth interface, as its guest sees it; at once, and at every start\n"
+        "to come.",
         "Cable",
         arguments="<ifnum> <on|off>",
         many=True,
         reports=True,
-        wants="on",
+    ),
+    Command(
+        "mac",
+        "Give the Nth interface this MAC from the next start on; none is for the one that follows from\n"
+        "the VM's name.",
+        "Mac",
+        arguments="<ifnum> <address|none>",
+        reports=True,
     ),
     Command(
         "forward",
@@ -386,7 +394,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
 )
 
-WIRES = frozenset({"SetNics", "Connect", "Nics", "Cable", "Forward", "Addresses"}) | {
+WIRES = frozenset({"SetNics", "Connect", "Nics", "Cable", "Mac", "Forward", "Addresses"}) | {
     command.method for command in COMMANDS if command.method.startswith("Net")
 }
 """Methods whose handlers are in `wires`."""

@@ -43,7 +43,7 @@ BEHIND_VMS = {command.verb: command for command in COMMANDS if command.many or n
 FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
-        *("SECONDS", "ADDRESS", "port", "model"),
+        *("SECONDS", "ADDRESS", "port", "model", "address"),
     }
 )
 """What arguments are called that nobody can guess."""

@@ -99,7 +99,8 @@ def info(reply: Reply) -> str:
     lines += [nic(interface) for interface in vm["nics"]]
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
     lines += [f"{value['name']}: {printable(value['value'])}{_meant(value, vm)}" for value in vm["settings"]]
-    lines += [f"Mind: {printable(nic['difference'])}" for nic in vm["nics"] if nic["difference"]]
+    remarks = [nic[key] for nic in vm["nics"] for key in ("difference", "duplicate") if nic.get(key)]
+    lines += [f"Mind: {printable(remark)}" for remark in remarks]
     if vm["command"] and vm["problem"]:
         lines.append(f"Mind: its next start would be refused: {printable(vm['problem'])}")
     elif vm["changed"]:
@@ -126,9 +127,10 @@ def nic(reply: Reply) -> str:
     remarks = [
         "" if reply["present"] or reply["tap"] is None else ", not there yet",
         ", being unplugged: the guest has not let go of it" if reply["leaving"] else "",
-        "" if reply["cable"] else ", cable pulled",
+        {True: "", False: ", cable pulled"}.get(reply["cable"], ", cable unknown"),
+        f" ({reply['mac_later']} from the next start on)" if reply.get("mac_later") else "",
     ]
-    return f"{name}: {wire}, MAC {reply['mac']}{''.join(remarks)}"
+    return f"{name}: {wire}, MAC {reply['mac']}{remarks.pop()}{''.join(remarks)}"
 
 
 def _forward(word: str) -> str:

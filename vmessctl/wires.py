@@ -115,10 +115,29 @@ def _cable(invocation: Invocation) -> int:
         raise InvalidValue(f"cable {quoted(word)} is neither on nor off")
 
     def work(client: Client, vm: str) -> int:
-        emit(invocation, client.call("Cable", vm=vm, interface=interface, on=word == "on"), vm)
+        _note(invocation, client.call("Cable", vm=vm, interface=interface, on=word == "on"), vm)
         return DONE
 
     return for_each(invocation, work)
+
+
+def _mac(invocation: Invocation) -> int:
+    number, address = invocation.arguments
+    interface = _interface(invocation, number)
+    mac = None if address == "none" else address
+
+    def work(client: Client, vm: str) -> int:
+        _note(invocation, client.call("Mac", vm=vm, interface=interface, mac=mac), vm)
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def _note(invocation: Invocation, reply: Reply, vm: str) -> None:
+    """Say what there is to say of a change, if anything."""
+    emit(invocation, reply, vm)
+    if note := reply.get("note"):
+        say(printable(note))
 
 
 def _forward(invocation: Invocation) -> int:
@@ -241,6 +260,7 @@ HANDLERS: dict[str, Callable[[Invocation], int]] = {
     "connect": _connect,
     "ifstat": _ifstat,
     "cable": _cable,
+    "mac": _mac,
     "forward": _forward,
     "addr": _addr,
     "net show": _net_show,

@@ -304,6 +304,7 @@ def _described(  # noqa: PLR0913, PLR0917 -- all that is known of it
         tries=noted.tries if noted else 0,
         serial=noted.serial if noted else "",
         stopping=noted is not None and noted.stopping,
+        cables=noted is not None and noted.cables,
         oom_counter=noted.oom_counter if noted else "",
         oom_kills=noted.oom_kills if noted else 0,
     )

@@ -10,9 +10,10 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from vmessd import cards
 from vmessd.drives import Disk
 from vmessd.errors import Failed
 from vmessd.settings import SETTINGS
@@ -54,6 +55,8 @@ class Card:
     """The TAP behind it; None for QEMU's user-mode network."""
     forwards: Sequence[Forward] = ()
     """Of a user-mode network: the host's ports that lead into it."""
+    slot: int | None = None
+    """The PCI slot it sits in; None where QEMU chooses, or there are none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
     argv += _serial()
     for disk in spec.disks:
         argv += _drive(disk, _slot(disk, spec.disks))
-    for card in spec.cards:
+    for card in sorted(spec.cards, key=lambda card: card.slot is None):  # before QEMU gives a slot away
         argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, spec.values))]
     for setting in SETTINGS:
         if setting.file in spec.values:
@@ -188,18 +191,32 @@ def hostfwd(forward: Forward) -> str:
 
 def device(card: Card, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a card as arguments of QMP's `device_add`; `values` are settings by file name."""
-    arguments = {
-        "driver": values.get("NIC_MODEL", "e1000"),
-        "netdev": netdev_id(card.index),
-        "mac": card.mac,
-        "id": card_id(card.index),
-    }
-    return arguments | dict(pair.split("=", 1) for pair in _pairs(values.get("NIC_EXARGS", "")))
+    arguments = {"driver": model(values), "netdev": netdev_id(card.index)}
+    if card.slot is not None:
+        arguments["addr"] = f"{card.slot:#x}"
+    return arguments | {"mac": card.mac, "id": card_id(card.index)} | _more(values)
 
 
-def _pairs(text: str) -> list[str]:
-    """Return the parts of an option list; `,,` stands for a comma in one of them (QEMU, QemuOpts)."""
-    return [pair.replace("\0", ",") for pair in text.replace(",,", "\0").split(",") if pair]
+def model(values: Mapping[str, Any]) -> str:
+    """Return the network cards' model."""
+    return str(values.get("NIC_MODEL", "e1000"))
+
+
+def _more(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return what NIC_EXARGS adds; `,,` stands for a comma in one of its values (QEMU, QemuOpts)."""
+    pairs = values.get("NIC_EXARGS", "").replace(",,", "\0").split(",")
+    return dict(pair.replace("\0", ",").split("=", 1) for pair in pairs if pair)
+
+
+def has_slots(values: Mapping[str, Any]) -> bool:
+    """Tell whether it is for us to say in which PCI slots the network cards sit."""
+    return model(values) not in cards.NO_PCI and not {"addr", "bus"} & _more(values).keys()
+
+
+def slots(indices: Collection[int], values: Mapping[str, Any]) -> dict[int, int]:
+    """Return the PCI slots of network cards as a start gives them, by interface; QEMU places the others."""
+    claimed = cards.claims(values.get("EXARGS", ()))
+    return cards.assign(indices, values.get("SLOTS", {}), claimed) if has_slots(values) else {}
 
 
 def _options(arguments: Mapping[str, Any]) -> str:
@@ -250,15 +267,17 @@ def _filled_in(word: str, vm: str, directory: str, *, listed: bool = True) -> st
 
 
 def same_but_for_wires(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Tell whether two command lines differ at most in network cards, which come and go while a VM runs."""
-    (rest, cards), (other_rest, other_cards) = _split_cards(one), _split_cards(other)
-    common = cards.keys() & other_cards.keys()
-    return rest == other_rest and all(cards[card] == other_cards[card] for card in common)
+    """Tell whether two command lines differ at most in network cards, which come and go while a VM runs.
+
+    One that went and came back may be in another PCI slot, and is there at the next start, too.
+    """
+    (rest, ours), (other_rest, others) = _split_cards(one), _split_cards(other)
+    return rest == other_rest and all(ours[card] == others[card] for card in ours.keys() & others.keys())
 
 
 def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return a command line without the network cards of ours, and those by their ids."""
-    rest, cards = [], {}
+    rest, found = [], {}
     words = iter(argv)
     for option in words:
         value = next(words, "") if option in ("-netdev", "-device") else ""
@@ -266,8 +285,22 @@ def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if identifier is None:
             rest += [option, value]
         elif option == "-device":
-            cards[identifier[1]] = value
-    return rest, cards
+            found[identifier[1]] = re.sub("^([^,]+,netdev=net[0-9]+),addr=0x[0-9a-f]+", r"\1", value)
+    return rest, found
+
+
+def cards_of(argv: Sequence[str]) -> dict[int, tuple[str, str | None]]:
+    """Return the network cards of a command line that :func:`build` made: by interface, MAC and TAP."""
+    found: dict[int, tuple[str, str | None]] = {}
+    taps: dict[int, str] = {}
+    for option, value in itertools.pairwise(argv):
+        if option == "-netdev" and (match := re.match("tap,id=net([0-9]{1,3}),ifname=([^,]+)", value)):
+            taps[int(match[1])] = match[2]
+        elif option == "-device" and (
+            match := re.search(",mac=([0-9a-f:]{17}),id=nic([0-9]{1,3})(?:,|$)", value)
+        ):
+            found[int(match[2])] = (match[1], taps.get(int(match[2])))
+    return found
 
 
 def accel_of(argv: Sequence[str]) -> str:

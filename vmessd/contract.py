@@ -105,6 +105,7 @@ METHODS: Mapping[str, Method] = {
     "SetNics": _vm(),
     "Connect": _vm(),
     "Cable": _vm(),
+    "Mac": _vm(),
     "Forward": _vm(),
     "NetShow": _look(),
     "NetIgnored": _look(),

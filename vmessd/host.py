@@ -10,8 +10,9 @@ from vmessd.access import Access
 from vmessd.account import Account
 from vmessd.census import Census
 from vmessd.display import Displays
+from vmessd.duplicates import Duplicates
 from vmessd.errors import NotPermitted
-from vmessd.events import Events
+from vmessd.events import Events, Kind
 from vmessd.network import Network
 from vmessd.oom import Kills
 from vmessd.settings import SETTINGS
@@ -41,6 +42,10 @@ class Host:
     kills: Kills = dataclasses.field(default_factory=Kills)
     """What the kernel kills around the QEMUs for lack of memory."""
     _kvm_missed: bool = False
+
+    def __post_init__(self) -> None:
+        self.duplicates = Duplicates(self.network)
+        self.duplicates.told = lambda vm, text: self.events.publish(Kind.wires, vm, text)
 
     def accelerator(self, wanted: str | None) -> str:
         """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`."""

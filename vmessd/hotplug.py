@@ -39,7 +39,7 @@ class Cards:
         self._machine = machine
         self._released = released
         self._pid: int | None = None
-        self._pulled: set[int] = set()
+        self._macs: dict[int, str] = {}
         self._leaving: dict[int, asyncio.Event] = {}
         self._going: dict[int, asyncio.Task[None]] = {}
         machine.device_gone = self._device_gone
@@ -49,10 +49,41 @@ class Cards:
         self._mind_the_run()
         return index in self._leaving
 
-    def is_pulled(self, index: int) -> bool:
-        """Tell whether a card's cable was pulled, as far as this daemon knows: QEMU tells nobody."""
+    def macs(self) -> Mapping[int, str]:
+        """Return the MACs of QEMU's cards, as far as they are known; those it was started with always are."""
         self._mind_the_run()
-        return index in self._pulled
+        return self._macs
+
+    async def learn(self) -> None:
+        """Ask for the MACs of cards that an earlier daemon has plugged; raises as :meth:`present`."""
+        present = await self.present()
+        for index in present - self._macs.keys():
+            mac = await self._property(index, "mac")
+            if mac is not None:
+                self._macs[index] = mac
+        for index in self._macs.keys() - present:
+            del self._macs[index]
+
+    async def model(self, index: int) -> str | None:
+        """Return the model of a card that QEMU has; None where it does not tell."""
+        return await self._property(index, "type")
+
+    async def _property(self, index: int, name: str) -> str | None:
+        with contextlib.suppress(Failed):
+            path = f"/machine/peripheral/{cmdline.card_id(index)}"
+            value = await self._execute("qom-get", {"path": path, "property": name})
+            return value if isinstance(value, str) and len(value) <= WORDS else None
+        return None
+
+    async def taken_slots(self) -> set[int] | None:
+        """Return which PCI slots of the first bus are taken (qapi/pci.json); None where there is none."""
+        try:
+            buses = await self._execute("query-pci", {})
+        except Failed:
+            return None
+        first = [bus for bus in _records(buses) if bus.get("bus") == 0]
+        devices = [device for bus in first for device in _records(bus.get("devices"))]
+        return {slot for device in devices if isinstance(slot := device.get("slot"), int)} or None
 
     async def present(self) -> set[int]:
         """Return which cards QEMU has; raises Failed, NotRunning, TimedOut."""
@@ -74,7 +105,9 @@ class Cards:
         if pid != self._pid:
             self._pid = pid
             self._leaving.clear()
-            self._pulled.clear()
+            record = self._machine.record()
+            started = cmdline.cards_of(record.argv) if record else {}
+            self._macs = {index: mac for index, (mac, _tap) in started.items()}
 
     async def _execute(self, command: str, arguments: dict[str, object]) -> Any:
         """Run a QMP command; raises Failed with QEMU's words, NotRunning, TimedOut."""
@@ -99,6 +132,7 @@ class Cards:
             for card in cards:
                 await self._execute("device_add", cmdline.device(card, values))
                 plugged.append(card.index)
+                self._macs[card.index] = card.mac
         except BaseException:
             await self.unplug(plugged)
             for index in behind:
@@ -147,14 +181,16 @@ class Cards:
 
     def forget(self, index: int) -> None:
         """Note that nothing is left of a card, and tell whoever waits for that."""
-        self._pulled.discard(index)
+        self._macs.pop(index, None)
         if index in self._leaving:
             self._leaving.pop(index).set()
 
     async def set_link(self, index: int, *, up: bool) -> None:
-        """Plug or pull a card's cable as its guest sees it; raises Failed, NotRunning, TimedOut."""
+        """Plug or pull a card's cable as its guest sees it; raises Failed, NotRunning, TimedOut.
+
+        QEMU tells nobody how it is afterwards (7.2: neither `info network` nor any property of the card).
+        """
         await self._execute("set_link", {"name": cmdline.card_id(index), "up": up})
-        (self._pulled.discard if up else self._pulled.add)(index)
 
     async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
         """Forward a port to a guest's, or no longer; raises Failed, NotRunning, TimedOut.
@@ -172,6 +208,11 @@ class Cards:
                 f"of this host ({said[:WORDS]})",
                 hint=f"take another, or find who has it: ss -{forward.protocol[0]}lnp sport = :{forward.host}",
             )
+
+
+def _records(value: Any) -> list[Mapping[str, Any]]:
+    """Return what of an answer of QEMU's is a list of objects."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 async def _all_set(events: Sequence[asyncio.Event]) -> None:

@@ -354,11 +354,25 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         self._tell(Kind.wires, vm, f"connect {interface} {printable(wire)}")
         return steps
 
-    @varlinkmethod
-    async def Cable(self, *, vm: str, interface: int, on: bool) -> None:
-        """Plug or pull the cable of a running VM's interface, as its guest sees it."""
-        await (await self._supervisor.wires(vm)).cable(interface, on=on)
+    @varlinkmethod(return_parameter="note")
+    async def Cable(self, *, vm: str, interface: int, on: bool) -> str | None:
+        """Plug or pull the cable of an interface as its guest sees it, now and at every start to come.
+
+        Returns what there is to say about it, if anything: that this model of card has no link state.
+        """
+        note = await (await self._supervisor.wires(vm)).cable(interface, on=on)
         self._tell(Kind.wires, vm, f"cable {interface} {'on' if on else 'off'}")
+        return note
+
+    @varlinkmethod(return_parameter="note")
+    async def Mac(self, *, vm: str, interface: int, mac: str | None) -> str | None:
+        """Give an interface a MAC from its next start on; null is for the one that follows from the VM's name.
+
+        Returns what there is to say about it, if anything.
+        """
+        note = await (await self._supervisor.wires(vm)).mac(interface, mac)
+        self._tell(Kind.wires, vm, f"mac {interface} {'none' if mac is None else quoted(mac, 300)}")
+        return note
 
     @varlinkmethod
     async def Forward(  # noqa: PLR0913 -- what was not said before 0.1.0 may be left out

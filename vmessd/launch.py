@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vmessd import cmdline, drives, names, seriallog, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
@@ -50,10 +51,15 @@ class Launched:
         return directory.connect(name)
 
 
-def card(vm: str, nic: Nic) -> Card:
+def mac(vm: str, index: int, values: Mapping[str, Any]) -> str:
+    """Return the MAC that an interface gets at a start; `values` are settings by file name."""
+    return str(values.get("MACS", {}).get(index) or names.mac(vm, index))
+
+
+def card(vm: str, nic: Nic, values: Mapping[str, Any], slot: int | None) -> Card:
     """Return the network card of an interface."""
     wire = nic.wire
-    return Card(nic.index, names.mac(vm, nic.index), None if wire.user else nic.tap, wire.forwards)
+    return Card(nic.index, mac(vm, nic.index, values), None if wire.user else nic.tap, wire.forwards, slot)
 
 
 def specify(directory: VMDirectory, host: Host, display: int, looked: Sequence[Nic] | None = None) -> Spec:
@@ -68,6 +74,8 @@ def specify(directory: VMDirectory, host: Host, display: int, looked: Sequence[N
     disks = drives.disks(directory)
     drives.check(directory, disks, values.get("RAW", ()))
     nics = host.network.nics(directory.vm, values.get("NICS")) if looked is None else looked
+    nics = [nic for nic in nics if not nic.leaving]
+    slots = cmdline.slots([nic.index for nic in nics], values)
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),
@@ -75,7 +83,7 @@ def specify(directory: VMDirectory, host: Host, display: int, looked: Sequence[N
         display=display,
         values=values,
         disks=disks,
-        cards=[card(directory.vm, nic) for nic in nics if not nic.leaving],
+        cards=[card(directory.vm, nic, values, slots.get(nic.index)) for nic in nics],
     )
 
 
@@ -95,12 +103,18 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     """
     host.network.sweep(directory.vm)
     nics = host.network.nics(directory.vm, directory.read_setting(BY_FILE["NICS"]))
+    macs = directory.read_setting(BY_FILE["MACS"]) or {}
     wires = {nic.index: nic.wire for nic in nics if not nic.wire.user}
     if wires:
         tap.check_device()
-    missing = {nic.index: nic.wire for nic in nics if not nic.is_whole}
-    undo.callback(host.network.wire(directory.vm, missing).undo)
-    undo.callback(host.network.settle(directory.vm).undo)
+    missing = {nic.index: nic.wire for nic in nics if not _will_do(nic, macs.get(nic.index))}
+    undo.callback(host.network.wire(directory.vm, missing, macs).undo)
+    undo.callback(host.network.settle(directory.vm, macs).undo)
+
+
+def _will_do(nic: Nic, mac: str | None) -> bool:
+    """Tell whether an interface's TAP can stay as it is; `mac` is what was set for its card."""
+    return nic.is_whole and (mac is None or nic.link is None or nic.link.mac == names.tap_mac(mac))
 
 
 def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
@@ -152,6 +166,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
             serial=serial_begin,
             oom_counter=victims.file,
             oom_kills=victims.count,
+            cables=True,
         )
         directory.write_run_record(record)
         undo.pop_all()

@@ -46,6 +46,10 @@ class Machine:
         """Set once it is known whether an earlier daemon's QEMU lives, and it had a chance to answer."""
         self.device_gone: Callable[[str], None] = lambda _identifier: None
         """Called with the id of a device that the guest has let go of."""
+        self.prepare: Callable[[], Coroutine[Any, Any, None]] = _nothing
+        """Called before a guest runs its first instruction, and when an earlier daemon's QEMU answers."""
+        self.over: Callable[[], None] = lambda: None
+        """Called when a QEMU has ended."""
         self._host = host
         self._timing = timing
         self._inbox = Inbox(directory.vm)
@@ -213,6 +217,9 @@ class Machine:
             self._run.mind_silence(message.event, self.state)
         if action is not Action.nothing:
             await self._actions[action](message)
+        if message.event in (Event.runs, Event.halts) and self._run is not None and not self._run.prepared:
+            self._run.prepared = True
+            self._run.errand("prepare", self.prepare())
         if message.event not in (Event.found, Event.start):
             self.settled.set()
 
@@ -398,7 +405,12 @@ class Machine:
 
     async def _cont(self, _message: Happening) -> None:
         if self._run is not None:
-            self._run.errand("cont", self._run.let_it_run(lambda: self._inbox.happen(Event.runs, "running")))
+            self._run.prepared = True
+            self._run.errand("cont", self._let_it_run(self._run))
+
+    async def _let_it_run(self, run: Run) -> None:
+        await self.prepare()
+        await run.let_it_run(lambda: self._inbox.happen(Event.runs, "running"))
 
     async def _started(self, _message: Happening) -> None:
         if self._run is None:
@@ -480,6 +492,7 @@ class Machine:
             if run is not None:
                 run.launched.process.close()
                 run.over.set()
+                self.over()
             self._host.displays.release(self.vm)
             self.state = State.stopped
             if not once_more:
@@ -547,3 +560,7 @@ class Machine:
 
     async def _say_stopped(self, message: Happening) -> None:
         tell([message.asker()], refusals.stopped(self.vm, self.last_exit.text if self.last_exit else None))
+
+
+async def _nothing() -> None:
+    """Prepare nothing."""

@@ -16,22 +16,10 @@ VERBS = frozenset(
     {
         *("suspend", "sendkey", "type", "lock", "unlock", "why"),
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
-        *(
-            "smp",
-            "ram",
-            "cpu",
-            "accel",
-            "hda",
-            "hdb",
-            "hdc",
-            "hdd",
-            "cdrom",
-            "autostart",
-            "reset",
-            "pause",
-            "resume",
-        ),
-        *("ifadd", "ifdel", "ifstat", "connect", "cable", "forward", "addr", "screenshot", "snapshot", "clone"),
+        *("smp", "ram", "cpu", "accel", "hda", "hdb", "hdc", "hdd", "cdrom"),
+        *("autostart", "reset", "pause", "resume"),
+        *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
+        *("screenshot", "snapshot", "clone"),
     }
 )
 RESERVED = GLOBAL_WORDS | VERBS
@@ -88,6 +76,11 @@ def mac(vm: str, interface: int) -> str:
     """Return the MAC of the VM's Nth interface, counted from 0: `02:11:9b:af:00:00` for newvm0."""
     digest = _digest(vm)
     return f"02:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}:{instance(vm):02x}:{interface:02x}"
+
+
+def tap_mac(mac: str) -> str:
+    """Return the MAC of the TAP behind a card: the card's with another first byte, to be out of its way."""
+    return f"{'fa' if mac.startswith('fe') else 'fe'}{mac[2:]}"
 
 
 def tap(vm: str, interface: int) -> str:

@@ -190,14 +190,17 @@ class Network:
 
     # -- What is changed --
 
-    def wire(self, vm: str, wires: Mapping[int, Wire]) -> Change:
+    def wire(self, vm: str, wires: Mapping[int, Wire], macs: Mapping[int, str] | None = None) -> Change:
         """Give interfaces their TAPs and plug them in, making what is missing; user networks need none.
+
+        `macs` are those of cards that were set, by interface.
 
         Raises:
             NotPermitted: CAP_NET_ADMIN is missing, a TAP is another user's, a bridge is not allowed.
             Failed: a name is taken by something else, or the kernel refused. Nothing was changed then.
         """
         plugged = {names.tap(vm, index): wire for index, wire in sorted(wires.items()) if not wire.user}
+        own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in (macs or {}).items()}
         with self.change() as (kernel, change):
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
             found = kernel.named([*plugged, *bridges])
@@ -215,35 +218,47 @@ class Network:
                     found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
                     master = found[wire.bridge].index
                     change.steps += [Step("preparing", name), owned]
-                self.plug(kernel, change, found[name], master, stations)
+                self.plug(kernel, change, found[name], master, stations, own.get(name))
         return change
 
-    def plug(self, kernel: Netlink, change: Change, link: Link, master: int, stations: Collection[int]) -> None:
+    def plug(  # noqa: PLR0913, PLR0917 -- all that a port is made of
+        self,
+        kernel: Netlink,
+        change: Change,
+        link: Link,
+        master: int,
+        stations: Collection[int],
+        own: str | None = None,
+    ) -> None:
         """Make a link of ours a port of the bridge `master`, 0 being none, and mark it.
 
         What is in no bridge is down: nothing else keeps what comes out of it from the host's own stack. It is
-        left up where the host is one of the `stations`, which have an address that somebody gave it.
+        left up where the host is one of the `stations`, which have an address that somebody gave it. `own` is
+        its own MAC where that does not follow from its name.
         """
         up = master != 0 or (link.up and link.index in stations)
         if link.kind == "vlan" and (base := kernel.link_at(link.parent)) and not base.up:
             change.steps.append(Step("waiting", base.name))
             up = False  # the kernel sets it up along with what it lives on
         mark, mac = self.access.mark(), link.mac
-        if link.tap and (link.master, link.up) != (master, True) and (parts := names.tap_parts(link.name)):
-            # A TAP's own address is out of the way of the guest's, which differs from it in the first byte.
-            mac = f"fe{names.mac(*parts)[2:]}"
+        if own is not None:
+            mac = own
+        elif link.tap and (link.master, link.up) != (master, True) and (parts := names.tap_parts(link.name)):
+            mac = names.tap_mac(names.mac(*parts))
         if (link.master, link.up, link.alias, link.mac) == (master, up, mark, mac):
             return
         change.reversals.append(as_it_was(link, master))
         requests = _moved(link, master, up=up, mac=None if mac == link.mac else mac, alias=mark)
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
 
-    def settle(self, vm: str) -> Change:
+    def settle(self, vm: str, macs: Mapping[int, str]) -> Change:
         """Bring a VM's TAPs, and the bridges of ours they are in, to how they are made today.
 
-        They may be the original's, or an earlier version's. Without CAP_NET_ADMIN they stay as they are.
+        They may be the original's, or an earlier version's. Without CAP_NET_ADMIN they stay as they are. `macs`
+        are those of cards that were set, by interface.
         """
         mark = self.access.mark()
+        own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in macs.items()}
         with self.change() as (kernel, change):
             taps = [link for link in self._own_taps(kernel, vm) if not is_leaving(link)]
             stations = kernel.addressed() if taps else set()
@@ -256,7 +271,8 @@ class Network:
                             return change
                         raise
                     change.reversals.append(as_it_was(link, link.master))
-                self.plug(kernel, change, replace(link, alias=mark), link.master, stations)
+                known = replace(link, alias=mark)
+                self.plug(kernel, change, known, link.master, stations, own.get(link.name))
             for index in {link.master for link in taps if link.master}:
                 bridge = kernel.link_at(index)
                 if bridge is not None and self.access.is_own(bridge):

@@ -64,6 +64,8 @@ class RunRecord:
     """The file that counts what the kernel kills around it for lack of memory, see `oom` ..."""
     oom_kills: int = 0
     """... and how many those were when it was started."""
+    cables: bool = False
+    """Which of its cables are pulled is in the file CABLES, from its start on."""
 
 
 @dataclasses.dataclass(frozen=True)

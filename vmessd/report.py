@@ -102,10 +102,14 @@ class VMNic:
     """The TAP exists."""
     leaving: bool
     """It is being unplugged: the guest has not let go of it."""
-    cable: bool
-    """Its cable is in, as far as this daemon knows: `cable` pulls it."""
+    cable: bool | None
+    """Its cable is in: `cable` pulls it. None where that cannot be known."""
     difference: str | None
     """In what the host's links differ from the NICS file, in words."""
+    duplicate: str | None
+    """That and where its MAC was heard in its bridge, but not behind its TAP, in words."""
+    mac_later: str | None
+    """The MAC that it has from the VM's next start on, where that is another one."""
 
 
 @dataclasses.dataclass(frozen=True)

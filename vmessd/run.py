@@ -96,6 +96,8 @@ class Run:
     """Reason of the SHUTDOWN event."""
     ran: bool = False
     """The guest has run."""
+    prepared: bool = False
+    """What a guest is to find was seen to."""
     missed: bool = False
     """It was said that QEMU does not answer."""
     doubted: bool = False

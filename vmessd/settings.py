@@ -178,6 +178,18 @@ def _wires(text: str) -> Any:
         raise _Objection(error.message) from None
 
 
+def _of_cards(parser: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        from vmessd import cards  # noqa: PLC0415 -- as above
+
+        try:
+            return getattr(cards, parser)(text)
+        except InvalidValue as error:
+            raise _Objection(error.message) from None
+
+    return parse
+
+
 def _remark(text: str) -> str:
     if len(text) > REMARK_MAX or not text.isprintable():
         raise ValueError(text)
@@ -323,6 +335,34 @@ SETTINGS: tuple[Setting, ...] = (
         option=_no_option,  # QEMU is told that all images are raw; see drives.check
         help="Drives whose images are raw whatever they look like, such as a disk into which the guest has\n"
         "written the header of a qcow2 image. Without it such a VM is not started.",
+    ),
+    Setting(
+        file="MACS",
+        verb=None,
+        argument="[address|-]...",
+        expects="at most 29 words, each a MAC such as 02:11:9b:af:00:00, or -",
+        parse=_of_cards("parse_macs"),
+        option=_no_option,
+        help="The interfaces' MACs, as mac noted them; - is for the one that follows from the VM's name.",
+    ),
+    Setting(
+        file="SLOTS",
+        verb=None,
+        argument="[slot|-]...",
+        expects="at most 29 words, each a PCI slot from 3 to 31, none of them twice, or -",
+        parse=_of_cards("parse_slots"),
+        option=_no_option,
+        help="The PCI slots of network cards that were plugged while the VM ran, so that they stay there;\n"
+        "- is for where it has been from the beginning.",
+    ),
+    Setting(
+        file="CABLES",
+        verb=None,
+        argument="[ifnum]...",
+        expects="numbers of interfaces from 0 to 28",
+        parse=_of_cards("parse_cables"),
+        option=_no_option,
+        help="The interfaces whose cable is pulled, as cable noted it.",
     ),
     Setting(
         file="NIC_MODEL",

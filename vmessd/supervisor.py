@@ -25,7 +25,7 @@ from vmessd.machine import Machine
 from vmessd.network import Nic, Step, root_name
 from vmessd.report import Drive, Value, VMInfo, VMNic, VMStatus
 from vmessd.sampler import Sampler
-from vmessd.segments import Segments
+from vmessd.segments import TOGETHER_MAX, Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
 from vmessd.upkeep import Upkeep
@@ -125,6 +125,7 @@ class Supervisor:
             await asyncio.wait(changes, timeout=FINISH_TIME)
             for change in changes:
                 change.cancel()
+        self._host.duplicates.close()
         self.relays.close()
         self.consoles.close()
         for machine in self._machines.values():
@@ -278,14 +279,16 @@ class Supervisor:
         directory, record = machine.directory, machine.record()
         transferred = await machine.live().transferred() if record else {}
         nics: list[Nic] | None = None
+        shown: list[VMNic] = []
         with contextlib.suppress(VmessError):  # which is said in `problem`
             nics = await _interfaces(wires, wiring)
+            shown = await self._nics(wires, nics)
         seen = await asyncio.to_thread(self._seen, directory, record.display if record else None, nics)
         command = record.argv if record else seen.planned
         return VMInfo(
             status=machine.status(),
             directory=str(directory.path),
-            nics=[_nic(wires, nic) for nic in nics or ()],
+            nics=shown,
             command=command,
             problem=seen.problem,
             display=cmdline.display_of(command) or None,
@@ -300,7 +303,13 @@ class Supervisor:
     async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
         """Return a VM's interfaces; raises BadFile where NICS makes no sense, Failed. `wiring` as for info."""
         wires = await self.wires(name)
-        return [_nic(wires, nic) for nic in await _interfaces(wires, wiring)]
+        return await self._nics(wires, await _interfaces(wires, wiring))
+
+    async def _nics(self, wires: Wires, nics: Sequence[Nic]) -> list[VMNic]:
+        macs = await wires.macs()
+        cables = await wires.cables.states([nic.index for nic in nics])
+        remark = functools.partial(self._host.duplicates.remark, wires.vm)
+        return [_nic(nic, wires, macs(nic.index), cables[nic.index], remark(nic.index)) for nic in nics]
 
     async def tables(self) -> Tables:
         """Return what the host has heard; raises Failed."""
@@ -317,8 +326,9 @@ class Supervisor:
     ) -> list[VMAddress]:
         """Return a VM's addresses as far as the host knows; raises BadFile, Failed. `wiring` as for info."""
         wires = await self.wires(name)
-        nics = await _interfaces(wires, wiring)
-        found = await asyncio.to_thread(_addresses, wires.vm, nics, tables or await self.tables())
+        nics, macs = await _interfaces(wires, wiring), await wires.macs()
+        with_macs = [(nic, macs(nic.index)[0]) for nic in nics]
+        found = await asyncio.to_thread(_addresses, with_macs, tables or await self.tables())
         runs = (await self.machine(name)).state not in OFF
         return [dataclasses.replace(address, known=address.known and runs) for address in found]
 
@@ -346,7 +356,11 @@ class Supervisor:
         """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
         if self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        return await asyncio.to_thread(self.segments.vlan, bridge, interfaces)
+        work = functools.partial(asyncio.to_thread, self.segments.vlan, bridge, interfaces)
+        taps = map(names.tap_parts, dict.fromkeys(interfaces[:TOGETHER_MAX]))
+        for vm in sorted({parts[0] for parts in taps if parts and self._is_vm(parts[0])}):
+            work = functools.partial((await self.wires(vm)).rewired, work)
+        return await work()
 
     async def delete_link(self, name: str) -> list[Step]:
         """Delete a link; that of a VM in turn with all else that happens to it. Raises as Segments.delete.
@@ -459,23 +473,26 @@ async def _unhurried(items: Iterable[_T]) -> AsyncIterator[_T]:
             await asyncio.sleep(0)
 
 
-def _nic(wires: Wires, nic: Nic) -> VMNic:
+def _nic(nic: Nic, wires: Wires, macs: tuple[str, str], cable: bool | None, duplicate: str | None) -> VMNic:
+    mac, later = macs
     return VMNic(
         index=nic.index,
         tap=None if nic.wire.user else nic.tap,
-        mac=names.mac(wires.vm, nic.index),
+        mac=mac,
         wire=str(nic.wire),
         present=nic.link is not None,
         leaving=nic.leaving,
-        cable=not wires.cards.is_pulled(nic.index),
+        cable=cable,
         difference=wires.lost(nic) or nic.difference(),
+        duplicate=duplicate,
+        mac_later=later if later != mac else None,
     )
 
 
-def _addresses(vm: str, nics: Sequence[Nic], tables: Tables) -> list[VMAddress]:
+def _addresses(nics: Sequence[tuple[Nic, str]], tables: Tables) -> list[VMAddress]:
+    """Return the addresses of interfaces, each with its MAC."""
     found = []
-    for nic in nics:
-        mac = names.mac(vm, nic.index)
+    for nic, mac in nics:
         if nic.link is not None:
             found += of_interface(nic.index, mac, nic.link.index, tables)
         elif nic.wire.user:

@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vmessd import launch, names, refusals
+from vmessd import cards, cmdline, launch, names
+from vmessd.cables import CABLES, Cables
 from vmessd.errors import AlreadyRunning, BadFile, Failed, InvalidValue, VmessError, quoted
 from vmessd.host import Host
 from vmessd.hotplug import Cards
@@ -26,6 +27,7 @@ from vmessd.wiring import (
     file_text,
     parse_wire,
     parse_wires,
+    room,
     with_forward,
     without_forward,
 )
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-NICS = BY_FILE["NICS"]
+NICS, MACS, SLOTS = BY_FILE["NICS"], BY_FILE["MACS"], BY_FILE["SLOTS"]
 
 
 class Wires:
@@ -49,11 +51,36 @@ class Wires:
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.cards = Cards(machine, self._released)
+        self.cables = Cables(machine, self.cards, self._turn)
+        machine.prepare = self._prepare
+        machine.over = lambda: host.duplicates.watch(self.vm, {})
 
     async def finished(self) -> None:
         """Return when no change is under way."""
+        await self.cables.finished()
         async with self._turn:
             pass
+
+    async def _prepare(self) -> None:
+        """See to cables and MACs of a QEMU whose guest is about to run, or that an earlier daemon started."""
+        try:
+            if self._machine.state is State.starting:  # nobody changes its wires now
+                await self.cables.enforce(self.cards.macs())
+            else:
+                async with self._turn:
+                    await self.cards.learn()
+                    await self.cables.enforce(self.cards.macs())
+        except VmessError as error:
+            log.warning("%s: its cables may be other than noted: %s", self.vm, error.message)
+        await self._listen()
+
+    async def _listen(self) -> None:
+        """Listen for the MACs of the QEMU there is."""
+        with contextlib.suppress(VmessError):
+            taps = {nic.index: nic.tap for nic in await self.nics() if nic.link and not nic.leaving}
+            macs = {} if self._is_off else self.cards.macs()
+            ports = {index: (mac, taps[index]) for index, mac in macs.items() if index in taps}
+            self._host.duplicates.watch(self.vm, ports)
 
     # -- What there is --
 
@@ -64,6 +91,23 @@ class Wires:
     def _look(self) -> list[Nic]:
         directory = self._machine.directory
         return self._network.nics(self.vm, directory.read_setting(NICS))
+
+    async def macs(self) -> Callable[[int], tuple[str, str]]:
+        """Return a function that tells an interface's MAC, and that from the next start on; raises BadFile."""
+        noted = await asyncio.to_thread(self._machine.directory.read_setting, MACS)
+        values = {MACS.file: noted or {}}
+        now = {} if self._is_off else self.cards.macs()
+
+        def tell(index: int) -> tuple[str, str]:
+            later = launch.mac(self.vm, index, values)
+            return now.get(index, later), later
+
+        return tell
+
+    def _set_macs(self) -> dict[int, str]:
+        """Return the MACs of cards, as far as they do not follow from the VM's name; blocks. Raises BadFile."""
+        noted: dict[int, str] = self._machine.directory.read_setting(MACS) or {}
+        return {**noted, **({} if self._is_off else self.cards.macs())}
 
     @property
     def _is_off(self) -> bool:
@@ -96,8 +140,30 @@ class Wires:
         """Plug one interface into another bridge, or into none; raises as :meth:`arrange`."""
         wire = parse_wire(word)
         self._check_bridges([wire])
+        work = functools.partial(self._machine.change, functools.partial(self._connect, index, wire))
+        return await self._carried_through(self.rewired(work))
+
+    async def rewired(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Have this VM rewired in its turn, and its guest notice it; raises whatever the work raises."""
         async with self._turn:
-            return await self._machine.change(functools.partial(self._connect, index, wire))
+            before = await self._plugged()
+            done = await work()
+            await self._tell_moves(before)
+        return done
+
+    async def _plugged(self) -> dict[int, Wire]:
+        """Return what the interfaces of a running VM are plugged into."""
+        return {} if self._is_off else {nic.index: nic.wire for nic in await self.nics() if not nic.leaving}
+
+    async def _tell_moves(self, before: Mapping[int, Wire]) -> None:
+        """Bounce the links of interfaces that are plugged elsewhere now."""
+        moved: list[int] = []
+        with contextlib.suppress(VmessError):
+            now = await self._plugged() if before else {}
+            moved = [index for index, wire in before.items() if now.get(index, wire).bridge != wire.bridge]
+        for index in moved:
+            self._host.duplicates.replugged(self.vm, index)
+        await self.cables.bounce(moved)
 
     async def _carried_through(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Return what the work returns; it goes on if whoever asked for it leaves."""
@@ -118,8 +184,8 @@ class Wires:
         marked first, and noted what is made.
         """
         kept = [index for index, wire in enumerate(wires) if not wire.user]
-        with self._noted(self._network.mark_leaving(self.vm, kept), wires):
-            change = self._network.wire(self.vm, dict(enumerate(wires)))
+        with self._noted(self._network.mark_leaving(self.vm, kept), self._notes(wires)):
+            change = self._network.wire(self.vm, dict(enumerate(wires)), self._set_macs() if wires else {})
             try:
                 gone = self._network.unwire(self.vm, keep=kept)
             except BaseException:
@@ -127,19 +193,62 @@ class Wires:
                 raise
         return gone + change.steps
 
-    @contextlib.contextmanager
-    def _noted(self, change: Change, wires: Sequence[Wire]) -> Iterator[None]:
-        """Note the wires in NICS; take that and the change back if what is inside fails."""
+    def _notes(self, wires: Sequence[Wire], slots: Mapping[int, int] | None = None) -> dict[str, str]:
+        """Return what files have to say of these interfaces and no others, `slots` being new; blocks.
+
+        What makes no sense in them now is for the next start to tell.
+        """
+        directory, there = self._machine.directory, range(len(wires))
+        notes = {NICS.file: file_text(wires)}
+        with contextlib.suppress(BadFile):
+            known = {**(directory.read_setting(SLOTS) or {}), **(slots or {})}
+            notes[SLOTS.file] = cards.file_text({index: known[index] for index in known if index in there})
+        with contextlib.suppress(BadFile):
+            notes[CABLES.file] = str((directory.read_setting(CABLES) or cards.Loose()).among(there))
+        return notes
+
+    def _write(self, notes: Mapping[str, str | None]) -> dict[str, str | None]:
+        """Write notes into their files, all or none; return what those said before. Blocks."""
         directory = self._machine.directory
-        before: str | None = None
+        before: dict[str, str | None] = {}
         try:
-            with contextlib.suppress(BadFile):
-                before = directory.setting_text(NICS.file)
-            directory.note_wires(file_text(wires))
+            for file, text in notes.items():
+                said = None
+                with contextlib.suppress(BadFile):
+                    said = directory.setting_text(file)
+                if file == NICS.file or (said or "") != (text or ""):
+                    before[file] = said
+                    self._write_one(file, text)
+        except BaseException:
+            before.pop(file)
+            self._write_back(before)
+            raise
+        return before
+
+    def _write_back(self, before: Mapping[str, str | None]) -> None:
+        """Put notes back as they were; what cannot be is logged, and `info` tells where the kernel differs."""
+        for file, text in before.items():
+            try:
+                self._write_one(file, text)
+            except VmessError as error:
+                log.warning("%s: %s; it says what was taken back", self.vm, error.message)
+
+    def _write_one(self, file: str, text: str | None) -> None:
+        directory = self._machine.directory
+        if file == NICS.file:
+            directory.note_wires(text or "")
+        else:
+            directory.write_setting(BY_FILE[file], text or None)
+
+    @contextlib.contextmanager
+    def _noted(self, change: Change, notes: Mapping[str, str | None]) -> Iterator[None]:
+        """Write notes into their files; take that and the change back if what is inside fails."""
+        try:
+            before = self._write(notes)
             try:
                 yield
             except BaseException:
-                self._note_again(before or "")
+                self._write_back(before)
                 raise
         except BaseException:
             change.undo()
@@ -156,8 +265,8 @@ class Wires:
             return []  # it keeps its forwarded ports
         if not self._is_off:
             self._check_stays(nic, wire)
-        change = self._network.wire(self.vm, {index: wire})
-        with self._noted(change, _with(nics, index, wire)):
+        change = self._network.wire(self.vm, {index: wire}, self._set_macs())
+        with self._noted(change, {NICS.file: file_text(_with(nics, index, wire))}):
             gone = self._network.unwire(self.vm, sorted(nics.keys() - {index})) if wire.user else []
         dropped = [Step("dropped", str(nic.wire))] if nic.wire.forwards else []
         return change.steps + gone + dropped
@@ -174,10 +283,13 @@ class Wires:
             if self.cards.is_leaving(index) or index not in nics:  # neither file nor kernel want it
                 raise _still_leaving(self.vm, index)
             self._check_stays(nics[index], wires[index])
+        before = await self._plugged()
         told = await self._change_live(wires, [index for index in range(len(wires)) if index not in have])
+        await self._tell_moves(before)
         leaving = sorted(have - set(range(len(wires))))
         pending = await self.cards.unplug(leaving)
         gone = await self._machine.change(functools.partial(self._network.sweep, self.vm))
+        await self._listen()
         taps = {index for index, nic in nics.items() if nic.link}
         steps = [
             Step("pending" if index in pending else "nonpersistent", names.tap(self.vm, index))
@@ -214,23 +326,37 @@ class Wires:
         In the order of :meth:`_set_off`.
         """
         values = await asyncio.to_thread(self._host.settings, self._machine.directory)
-        before = await asyncio.to_thread(self._machine.directory.setting_text, NICS.file)
         planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
+        slots = await self._free_slots(len(wires), missing, values)
         made: Change | None = None
+        before: dict[str, str | None] = {}
         mark = functools.partial(self._network.mark_leaving, self.vm, range(len(wires)))
         marked = await self._machine.change(mark)
         try:
-            await self._note(file_text(wires))
-            wire = functools.partial(self._network.wire, self.vm, dict(enumerate(wires)))
+            before = await self._machine.change(lambda: self._write(self._notes(wires, slots)))
+            macs = await asyncio.to_thread(self._set_macs)
+            wire = functools.partial(self._network.wire, self.vm, dict(enumerate(wires)), macs)
             made = await self._machine.change(wire)
-            await self.cards.plug([launch.card(self.vm, nic) for nic in planned], values)
+            new = [launch.card(self.vm, nic, values, slots.get(nic.index)) for nic in planned]
+            await self.cards.plug(new, values)
+            await self.cables.replug(missing)
         except BaseException:
             if made is not None:
                 await self._machine.change(made.undo)
-            await self._machine.change(functools.partial(self._note_again, before or ""))
+            await self._machine.change(functools.partial(self._write_back, before))
             await self._machine.change(marked.undo)
             raise
         return made.steps
+
+    async def _free_slots(
+        self, count: int, missing: Sequence[int], values: Mapping[str, Any]
+    ) -> dict[int, int]:
+        """Return PCI slots for cards that are to be plugged; of none where QEMU is to choose."""
+        taken = await self.cards.taken_slots() if missing and cmdline.has_slots(values) else None
+        if taken is None:
+            return {}
+        others = cmdline.slots([index for index in range(count) if index not in missing], values)
+        return cards.choose(missing, values.get(SLOTS.file, {}), taken | set(others.values()))
 
     async def _released(self, index: int) -> None:
         """Take away what was behind a card that is gone: QEMU's end first, then the TAP."""
@@ -243,19 +369,57 @@ class Wires:
             await self._machine.change(functools.partial(self._network.sweep, self.vm))
         self.cards.forget(index)
 
-    async def cable(self, index: int, *, on: bool) -> None:
-        """Plug or pull the cable of a card as the guest sees it: its link goes up or down.
+    async def cable(self, index: int, *, on: bool) -> str | None:
+        """Plug or pull the cable of a card, for now and every start to come; return what there is to say of it.
 
         Raises:
-            NotRunning: a VM that is off has no such state.
+            InvalidValue: there is no such interface.
+            BadFile: what CABLES says makes no sense.
         """
-        if self._is_off:
-            raise refusals.off(self.vm, "a cable is pulled from a running one")
+        return await self._carried_through(self._cable(index, on=on))
+
+    async def _cable(self, index: int, *, on: bool) -> str | None:
         async with self._turn:
+            if self._is_off:
+                check_interface(self.vm, index, [nic.index for nic in await self.nics() if not nic.leaving])
+                try:
+                    await self.cables.note(index, on=on)
+                    return await self.cables.unseen(index)
+                except AlreadyRunning:
+                    if self._is_off:
+                        raise
             check_interface(self.vm, index, await self.cards.present())
             if self.cards.is_leaving(index):
                 raise _still_leaving(self.vm, index)
-            await self.cards.set_link(index, up=on)
+            await self.cables.put(index, on=on)
+            return await self.cables.unseen(index)
+
+    async def mac(self, index: int, address: str | None) -> str | None:
+        """Give an interface a MAC from the next start on, or with None the one that follows from the VM's name.
+
+        Returns what there is to say of it. Raises InvalidValue, BadFile.
+        """
+        if not 0 <= index < room(self.vm):
+            raise InvalidValue(
+                f"interface {quoted(index)} of {self.vm} is none it can have; {room(self.vm) - 1} is the last"
+            )
+        text = None if address is None else cards.mac(address)
+        async with self._turn:
+            await self._machine.change(functools.partial(self._set_mac, index, text))
+            now, later = (await self.macs())(index)
+            nics = [nic.index for nic in await self.nics() if not nic.leaving]
+        if index not in nics:
+            return f"{self.vm} has no interface {index} yet; ifadd gives it one, with this MAC"
+        if now != later:
+            return f"{self.vm} is running; interface {index} is {now} until its next start"
+        return None
+
+    def _set_mac(self, index: int, text: str | None) -> None:
+        noted: dict[int, str] = dict(self._machine.directory.read_setting(MACS) or {})
+        noted.pop(index, None)
+        if text is not None:
+            noted[index] = text
+        self._machine.directory.write_setting(MACS, cards.file_text(noted) or None)
 
     async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
         """Forward a port of the host's to the guest, or no longer, whatever it leads to; noted in NICS.
@@ -287,13 +451,6 @@ class Wires:
                     with contextlib.suppress(VmessError):
                         await self.cards.forward(index, before, on=not on)
                 raise
-
-    def _note_again(self, text: str) -> None:
-        """Put NICS back as it was; that it cannot be, is logged, and `info` tells where the kernel differs."""
-        try:
-            self._machine.directory.note_wires(text)
-        except VmessError as error:
-            log.warning("%s: %s; it says what was taken back", self.vm, error.message)
 
     async def _note(self, text: str) -> None:
         await self._machine.change(functools.partial(self._machine.directory.note_wires, text))
