@@ -1,6 +1,8 @@
 """Two VM roots on one host, both with a VM of one name: neither's daemon touches the other's links."""
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -68,6 +70,8 @@ def test_c43_one_name_in_two_roots_is_one_roots_wire(wired: WiredDaemon, other: 
     assert held_by(wired.status("a0")["pid"]) == {"a0e0", "a0e1"}
     wired.stop()
     wired.start()
+    os.kill(wired.pid, signal.SIGHUP)
+    wired.wait_log("the settings are unchanged")
     wired.done("a", "stop")
     assert lines_of(wired, "a", "ifdel") == ["Set 'a0e0' nonpersistent", "Set 'a0e1' nonpersistent"]
     assert set(lines_of(wired, "net", "prune")) == {"Deleted lab", "Deleted spare"}
