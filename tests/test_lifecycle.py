@@ -17,7 +17,7 @@ starting      =/join            stopping/kill     stopping/kill     unresponsive
 running       =/say_running     stopping/ladder   stopping/kill     .
 paused        =/say_running     stopping/ladder   stopping/kill     .
 unresponsive  =/say_running     stopping/ladder   stopping/kill     .
-stopping      =/say_stopping    =/join            =/kill            .
+stopping      =/say_stopping    =/join            =/kill            =/cut_off
 
               born              runs              halts             silent
 stopped       .                 .                 .                 .
@@ -37,14 +37,23 @@ paused        unresponsive/reconnect  .           stopped/bury      stopped/bury
 unresponsive  =/reconnect       .                 stopped/bury      stopped/bury
 stopping      =/reconnect       =/climb           stopped/bury      stopped/bury
 
-              pause             again
-stopped       waiting/rest      .
-waiting       .                 starting/spawn
-starting      .                 .
+              pause             again             amiss
+stopped       waiting/rest      .                 =/mend
+waiting       .                 starting/spawn    =/mend
+starting      .                 .                 =/mend
+running       .                 .                 =/mend
+paused        .                 .                 =/mend
+unresponsive  .                 .                 =/mend
+stopping      .                 .                 =/mend
+
+              spawned           late
+stopped       .                 .
+waiting       .                 .
+starting      =/take_on         =/delay
 running       .                 .
 paused        .                 .
 unresponsive  .                 .
-stopping      .                 .
+stopping      =/cut_off         =/delay
 """
 
 

@@ -5,11 +5,12 @@ What was begun goes on if whoever asked leaves.
 
 import asyncio
 import dataclasses
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from vmessd import settings
+from vmessd import settings, threads
 from vmessd.errors import Failed, VmessError
 from vmessd.lifecycle import OFF, State
 from vmessd.machine import Machine
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Tell = Callable[[FleetProgress], None]
 
+ORDER_TIME = 2.0
+"""Seconds that reading a VM's order may take where it has to go down all the same."""
 ROUNDS = 3
 """How often a shutdown looks for VMs that were started while it was under way."""
 
@@ -125,13 +128,22 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*boots, return_exceptions=True)
         for _ in range(ROUNDS):
-            machines = await self._supervisor.everyone()
+            machines = await self._everyone()
             going = [machine for machine in machines if machine.state is not State.stopped]
             if not going:
                 return
-            orders = {machine.vm: await _order(machine) for machine in going}
+            found = await asyncio.gather(*map(_order, going))
+            orders = {machine.vm: order for machine, order in zip(going, found, strict=True)}
             for wave in reversed(waves(orders)):
                 await asyncio.gather(*(self._stop(m, uid, tell) for m in going if m.vm in wave))
+
+    async def _everyone(self) -> list[Machine]:
+        """Return all VMs; where the VM root cannot be read, those that were met so far."""
+        try:
+            return await self._supervisor.everyone()
+        except VmessError as error:
+            log.warning("%s; the VMs that are known are stopped", error.message)
+            return self._supervisor.known()
 
     async def _stop(self, machine: Machine, uid: int | None, tell: Tell) -> None:
         try:
@@ -142,17 +154,18 @@ class Fleet:
                 tell(_failure(machine.vm, error))
 
 
-async def _autostart(machine: Machine) -> Autostart | None:
+async def _autostart(machine: Machine, patience: float = threads.LOOK) -> Autostart | None:
     """Return how a VM comes up with the host, None if it does not; raises VmessError."""
     file = settings.BY_FILE["AUTOSTART"]
-    value: Autostart | None = await asyncio.to_thread(machine.directory.read_setting, file)
+    read = functools.partial(machine.directory.read_setting, file)
+    value: Autostart | None = await machine.files.aside(read, patience)
     return value
 
 
 async def _order(machine: Machine) -> int:
     """Return the order in which a VM goes down, also one that nobody ordered to come up."""
     try:
-        autostart = await _autostart(machine)
+        autostart = await _autostart(machine, ORDER_TIME)
     except VmessError:
         autostart = None
     return autostart.order if autostart else settings.ORDER_DEFAULT

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from asyncvarlink import FileDescriptor, LastResult, VarlinkInterface, varlinkmethod
 
-from vmessd import faults, logs, names, refusals, serialfeed, vnc
+from vmessd import faults, logs, names, refusals, serialfeed, threads, vnc
 from vmessd.addresses import VMAddress
 from vmessd.errors import INTERFACE, printable, quoted
 from vmessd.events import Kind, VMEvent, Watcher
@@ -95,10 +95,10 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     def _note(self, method: str, vm: str, detail: str = "") -> None:
         log.info("uid %d, pid %d: %s %s%s", self._peer.uid, self._peer.pid, method, quoted(vm), detail)
 
-    async def _changing(self, method: str, vm: str, detail: str = "") -> None:
+    async def _changing(self, method: str, vm: str, detail: str = "", *, stops: bool = False) -> None:
         """Note a call that changes a VM; raises Locked where that is not to be."""
         self._note(method, vm, detail)
-        await self._supervisor.check_unlocked(vm)
+        await self._supervisor.check_unlocked(vm, stops=stops)
 
     def _tell(self, kind: Kind, vm: str, text: str) -> None:
         """Tell those who watch of a change that was made for this client."""
@@ -163,7 +163,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
         The stop goes on if the caller leaves. `force` kills at once.
         """
-        await self._changing("Stop", vm, " by force" if force else "")
+        await self._changing("Stop", vm, " by force" if force else "", stops=True)
         machine = await self._supervisor.machine(vm)
         async for progress in machine.stop(self._peer.uid, force=force):
             if progress.done:
@@ -401,7 +401,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="segments")
     async def NetShow(self) -> list[Segment]:
         """Return the host's bridges with their ports, but for those that are ignored."""
-        return await asyncio.to_thread(self._supervisor.segments.show)
+        return await threads.call(self._supervisor.segments.show)
 
     @varlinkmethod(return_parameter="steps")
     async def NetVlan(self, *, bridge: str, interfaces: list[str]) -> list[Step]:
@@ -413,7 +413,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     async def NetAdd(self, *, interface: str) -> list[Step]:
         """Make a link and set it up, in no bridge; it is no longer ignored."""
         self._note("NetAdd", interface)
-        return await asyncio.to_thread(self._supervisor.segments.add, interface)
+        return await threads.call(self._supervisor.segments.add, interface)
 
     @varlinkmethod(return_parameter="steps")
     async def NetDelete(self, *, interface: str) -> list[Step]:
@@ -425,15 +425,15 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     async def NetIgnore(self, *, name: str) -> None:
         """Have NetShow leave a link out."""
         self._note("NetIgnore", name)
-        await asyncio.to_thread(self._supervisor.segments.ignore, name)
+        await threads.call(self._supervisor.segments.ignore, name)
 
     @varlinkmethod(return_parameter="names")
     async def NetIgnored(self) -> list[str]:
         """Return the links that NetShow leaves out."""
-        return await asyncio.to_thread(self._supervisor.segments.ignored)
+        return await threads.call(self._supervisor.segments.ignored)
 
     @varlinkmethod(return_parameter="steps")
     async def NetPrune(self) -> list[Step]:
         """Delete the bridges vmess made that have neither a port nor an address."""
         self._note("NetPrune", "")
-        return await asyncio.to_thread(self._supervisor.segments.prune)
+        return await threads.call(self._supervisor.segments.prune)

@@ -8,8 +8,9 @@ import dataclasses
 import logging
 import os
 import signal
+from collections.abc import Callable
 
-from vmessd import cmdline, drives, names, seriallog, shell, tap, vmdir
+from vmessd import cmdline, drives, names, refusals, seriallog, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
 from vmessd.errors import BadFile, Failed, VmessError, failing
 from vmessd.host import Host
@@ -33,6 +34,10 @@ class Launched:
     record: RunRecord
     log_start: int
     """Where in its log this run's own words begin; follows when the log loses its front."""
+
+    def close(self) -> None:
+        """Let go of the process, which goes on."""
+        self.process.close()
 
 
 def identity(directory: VMDirectory) -> tuple[str, str]:
@@ -92,10 +97,12 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     undo.callback(host.network.wire(directory.vm, missing).undo)
 
 
-def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
+def launch(
+    directory: VMDirectory, host: Host, tries: int = 0, is_off: Callable[[], bool] = lambda: False
+) -> Launched:
     """Start the VM's QEMU, its guest not running yet. Where this fails, nothing is left.
 
-    `tries` is how many restarts in a row this is.
+    `tries` is how many restarts in a row this is; `is_off` tells whether it was called off meanwhile.
 
     Raises:
         Locked: the VM has a live owner that is not ours.
@@ -126,6 +133,8 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
             os.write(output, f"{shell.join(argv)}\n".encode())
             log_start = os.fstat(output).st_size
+        if is_off():
+            raise refusals.called_off(directory.vm)
         process = Process.spawn(
             argv,
             output,
@@ -213,6 +222,16 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     with contextlib.suppress(OSError):
         log_start = os.stat(directory.path / vmdir.QEMU_LOG, follow_symlinks=False).st_size
     return Launched(process, record, log_start)
+
+
+def spot(directory: VMDirectory, host: Host) -> Launched | None:
+    """Find the VM's QEMU without a look at its files, which do not answer; None where none is seen."""
+    process = Process.search(identity(directory), host.account.uids)
+    found = _described(process, None) if process is not None else None
+    if found is None:
+        return None
+    host.displays.hold(directory.vm, found[1].display)
+    return Launched(*found, log_start=0)
 
 
 def last_exit(directory: VMDirectory) -> ExitRecord | None:

@@ -9,11 +9,12 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from vmessd import launch, refusals, restart, settings, vmdir
-from vmessd.errors import Locked, StartFailed, VmessError
+from vmessd import launch, refusals, restart, settings, threads, vmdir
+from vmessd.errors import Locked, StartFailed, TimedOut, VmessError
 from vmessd.host import Host
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
 from vmessd.journal import Journal
@@ -21,8 +22,9 @@ from vmessd.launch import Launched
 from vmessd.lifecycle import OFF, Action, Event, State, by_force, ladder, transition
 from vmessd.records import ExitRecord, RunRecord, boot_id
 from vmessd.report import Exit, StartProgress, StopProgress, VMStatus
-from vmessd.run import Run, Stop, grace_of, logged, stopped
+from vmessd.run import Attempt, Run, Stop, grace_of, logged, stopped
 from vmessd.session import Session, Timing
+from vmessd.threads import Lane
 from vmessd.vmdir import VMDirectory
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,14 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 DEAF_RUNSTATES = ("shutdown", "guest-panicked")  # no guest is there any more to hear the power button
+GRACE_TIME = 2.0
+"""Seconds that reading a guest's grace may take: it has to be stopped all the same."""
+BURY_TIME = 3.0
+"""Seconds that whoever waits for an end waits for its record to be on disk."""
+END_TIME = 5.0
+"""Seconds that a daemon which ends waits for a start that is under way."""
+MEND_PAUSE = 5.0
+"""Seconds until the next try where even the mending of a failure failed."""
 
 
 class Machine:
@@ -46,10 +56,13 @@ class Machine:
         """Set once it is known whether an earlier daemon's QEMU lives, and it had a chance to answer."""
         self.device_gone: Callable[[str], None] = lambda _identifier: None
         """Called with the id of a device that the guest has let go of."""
+        self.files = Lane(f"the files of {directory.vm}", f"vmess {directory.vm} stop force works all the same")
+        """All that is done to the VM's files: a file system may hang."""
         self._host = host
         self._timing = timing
         self._inbox = Inbox(directory.vm)
         self._journal = Journal(directory.vm, host.events)
+        self._attempt: Attempt | None = None
         self._run: Run | None = None
         self._search: asyncio.Task[None] | None = None
         self._pending: restart.Pending | None = None
@@ -58,6 +71,8 @@ class Machine:
         self._stoppers: list[Request] = []
         self._actions: dict[Action, Callable[[Happening], Coroutine[Any, Any, None]]] = {
             Action.spawn: self._spawn,
+            Action.take_on: self._take_on,
+            Action.delay: self._delay,
             Action.connect: self._converse,
             Action.reconnect: self._converse,
             Action.cont: self._cont,
@@ -65,11 +80,13 @@ class Machine:
             Action.hangs: self._hangs,
             Action.ladder: self._begin_ladder,
             Action.kill: self._begin_force,
+            Action.cut_off: self._cut_off,
             Action.climb: self._climb,
             Action.join: self._join,
             Action.bury: self._bury,
             Action.rest: self._rest,
             Action.call_off: self._call_off,
+            Action.mend: self._mend,
             Action.say_running: self._say_running,
             Action.say_stopping: self._say_stopping,
             Action.say_stopped: self._say_stopped,
@@ -81,11 +98,14 @@ class Machine:
         """Find out how the VM is, then handle one message after the other until told to close."""
         try:
             await self._recover()
+            self.found.set()
+            await threads.call(launch.sweep_links, self.directory, self._host.network)
+        except VmessError as error:
+            log.warning("%s: %s", self.vm, error.message)
         except Exception:
             log.exception("%s: unexpected failure", self.vm)
-            self.settled.set()
-        self.found.set()
-        self._inbox.do(functools.partial(launch.sweep_links, self.directory, self._host.network))
+            self.found.set()
+            self._give_up_on(Happening(Event.found))
         while (message := await self._inbox.get()) is not None:
             try:
                 if isinstance(message, Job):
@@ -122,14 +142,21 @@ class Machine:
             assert isinstance(progress, StopProgress)  # noqa: S101 -- stoppers get nothing else
             yield progress
 
-    async def change(self, work: Callable[[], _T], *, stopped: bool = False) -> _T:
+    async def change(
+        self, work: Callable[[], _T], *, stopped: bool = False, patience: float = threads.PATIENCE
+    ) -> _T:
         """Do blocking work on the VM's files in a thread, in turn with all else that happens to it.
 
         Raises:
             AlreadyRunning: `stopped` was asked for and the VM is not.
+            TimedOut: it takes longer than `patience` seconds; it goes on, and what comes next waits for it.
             VmessError: whatever the work raises.
         """
-        return await self._inbox.change(work, stopped=stopped)
+        return await self._inbox.change(work, stopped=stopped, patience=patience)
+
+    async def in_turn(self) -> None:
+        """Wait until all that has reached the VM until now was handled."""
+        await self._inbox.change(None, stopped=False, patience=0.0)
 
     def status(self) -> VMStatus:
         """Return how the VM is now."""
@@ -165,12 +192,23 @@ class Machine:
         try:
             if job.stopped and self.state not in OFF:
                 raise refusals.in_the_way(self.vm)
-            job.settle(await asyncio.to_thread(job.work))
+            job.settle(None if job.work is None else await self.files.do(job.work, job.patience))
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked
             job.settle(error=error)
 
+    def _is_stale(self, message: Happening) -> bool:
+        """Tell whether a message is of a run, or of something else, that the VM has no more."""
+        stop = self._run.stop if self._run else None
+        return message.of is not None and not any(
+            message.of is one for one in (self._run, stop, self._attempt, self._pending)
+        )
+
     async def _react(self, message: Happening) -> None:
-        if message.launched is not None and not self._take_in(message.launched):
+        if self._is_stale(message):
+            if message.launched is not None:
+                message.launched.close()
+            return
+        if message.launched is not None and not self._take_in(message, message.launched):
             return
         if self._run is not None and message.runstate is not None:
             self._run.learn(message.runstate)
@@ -187,25 +225,86 @@ class Machine:
         if message.event not in (Event.found, Event.start):
             self.settled.set()
 
+    # -- What nobody foresaw --
+
     def _give_up_on(self, message: Happening | Job) -> None:
-        """Leave nobody waiting, and the VM in no state it would never leave."""
-        failure = refusals.unexpected(self.vm)
-        if isinstance(message, Happening) and message.request is not None:
-            tell([message.request], failure)
-        if self._run is None and self.state not in OFF:
-            self._inbox.happen(Event.refused, error=failure)
+        """Leave nobody waiting, and the VM in no state without a way out."""
+        if not isinstance(message, Happening):
+            return
+        cause = message.cause or message
+        try:
+            if message.request is not None:
+                tell([message.request], refusals.unexpected(self.vm))
+        finally:
+            amiss = Happening(Event.amiss, cause=cause)
+            if message.event is Event.amiss:  # not even that could be mended
+                asyncio.get_running_loop().call_later(MEND_PAUSE, self._inbox.put, amiss)
+            else:
+                self._inbox.put(amiss)
+
+    async def _mend(self, message: Happening) -> None:
+        """See to it that the state has a way out, and that nobody waits for what will not come."""
+        cause = message.cause or message
+        if cause.launched is not None and self._run is None:
+            self._adopt(cause.launched)
+            if self.state in OFF:
+                self.state = State.unresponsive
+        if self._run is not None:
+            await self._mend_run(self._run, cause)
+        elif self._attempt is None and self.state not in OFF:
+            await self._bury(Happening(Event.refused, error=refusals.unexpected(self.vm)))
+        elif self._attempt is None:
+            await self._mend_off(cause)
+        elif cause.event is Event.late:
+            self._tell_all(refusals.unexpected(self.vm))
+
+    async def _mend_run(self, run: Run, cause: Happening) -> None:
+        if self.state is State.stopping:
+            await self._climb_on(run, cause)
+        if run.launched.process.has_ended():
+            self._ended(run)
+        run.session.begin()
+        if self._starters and self.state in (State.running, State.paused):
+            await self._started(cause)
+        elif self._starters and self.state is not State.starting:
+            await self._hangs(cause)
+
+    async def _mend_off(self, cause: Happening) -> None:
+        if cause.event is Event.found:  # whether there is one, is not known
+            self._search_later()
+        elif self.state is State.waiting and self._pending is None:
+            await self._rest(cause)
+        elif self.state is State.stopped:
+            self._wait_no_longer()
+        self._tell_all(refusals.unexpected(self.vm))
+
+    async def _climb_on(self, run: Run, cause: Happening) -> None:
+        """Go on with a stop that has no next step, or was not even begun."""
+        if run.stop is None:
+            gentle = cause.event is Event.stop
+            grace = float(settings.GRACE_DEFAULT) if gentle else 0.0
+            uid = cause.asker().uid
+            run.begin_stop(Stop(ladder(grace) if gentle else by_force(), grace, uid, gentle=gentle))
+        if not run.stop or not run.stop.goes_on():
+            await self._climb(cause)
+
+    def _tell_all(self, news: VmessError) -> None:
+        """Tell everybody who waits the same, at last."""
+        starters, self._starters = self._starters, []
+        stoppers, self._stoppers = self._stoppers, []
+        tell([*starters, *stoppers], news)
 
     # -- Coming and going --
 
     async def _recover(self) -> None:
-        try:
-            launched = await asyncio.to_thread(launch.recover, self.directory, self._host)
-            self.last_exit = await asyncio.to_thread(launch.last_exit, self.directory)
-        except VmessError as error:
-            log.warning("%s: %s; it is looked at again until that is over", self.vm, error.message)
-            self._search = asyncio.get_running_loop().create_task(self._search_on())
-            launched = None
+        launched, problem = await self._look_for(self.files.aside)
+        with logged(self.vm):
+            self.last_exit = await self.files.aside(functools.partial(launch.last_exit, self.directory))
+        if problem is not None:
+            log.warning("%s: %s; it is looked at again until that is over", self.vm, problem.message)
         if launched is None:
+            if problem is not None:
+                self._search_later()
             await self._rest_if_wanted()
             self.settled.set()
             return
@@ -213,42 +312,83 @@ class Machine:
         asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
         await self._react(Happening(Event.found, launched=launched))
 
+    async def _look_for(
+        self, do: Callable[..., Coroutine[Any, Any, Launched | None]]
+    ) -> tuple[Launched | None, VmessError | None]:
+        """Return the VM's QEMU, or why it is not known whether there is one.
+
+        Where its files do not answer, it is looked for without them.
+        """
+        try:
+            return await do(functools.partial(launch.recover, self.directory, self._host)), None
+        except TimedOut as error:
+            with contextlib.suppress(VmessError):
+                return await threads.call(launch.spot, self.directory, self._host), error
+            return None, error
+        except VmessError as error:
+            return None, error
+
+    def _search_later(self) -> None:
+        self.settled.set()
+        self._search = asyncio.get_running_loop().create_task(self._search_on())
+
     async def _search_on(self) -> None:
         """Look for the VM's QEMU until it is known whether there is one; in turn with all else."""
-        look = functools.partial(launch.recover, self.directory, self._host)
+
+        async def look(work: Callable[[], Launched | None]) -> Launched | None:
+            return await self._inbox.change(work, stopped=True, patience=threads.LOOK)
+
         while self.state in OFF:
             await asyncio.sleep(self._timing.probe_every)
-            with contextlib.suppress(VmessError):
-                launched = await self._inbox.change(look, stopped=True)
-                if launched is not None:
-                    self._inbox.happen(Event.found, launched=launched)
+            try:
+                launched, problem = await self._look_for(look)
+            except Exception:
+                log.exception("%s: unexpected failure", self.vm)
+                continue
+            if launched is not None:
+                self._inbox.happen(Event.found, launched=launched)
+            if launched is not None or problem is None:
                 return
 
-    def _take_in(self, launched: Launched) -> bool:
-        """Adopt a QEMU that was found; tell whether there was none yet."""
+    def _take_in(self, message: Happening, launched: Launched) -> bool:
+        """Adopt a QEMU that was spawned or found; tell whether there was none yet."""
         if self._run is not None:
-            launched.process.close()
+            launched.close()
             return False
-        self._journal.found(launched.process.pid)
-        self._adopt(launched).ran = True  # whether it did, nobody knows; it was not refused
+        run = self._adopt(launched)
+        if message.event is Event.found:
+            self._journal.found(run.pid)
+            run.ran = True  # whether it did, nobody knows; it was not refused
+            starters, self._starters = self._starters, []
+            tell(starters, refusals.running(self.vm, run.pid))
         return True
 
     def _adopt(self, launched: Launched) -> Run:
         """Take a process under watch."""
+
+        async def connect() -> socket.socket:
+            return await self.files.aside(functools.partial(self.directory.connect, vmdir.QMP_SOCKET))
+
         session = Session(
-            connect=lambda: self.directory.connect(vmdir.QMP_SOCKET),
-            report=self._inbox.happen,
-            events=self._qmp_event,
+            connect=connect,
+            report=lambda event, runstate: self._inbox.happen(event, runstate, of=run),
+            events=lambda name, data: self._qmp_event(run, name, data),
             timing=self._timing,
         )
-        self._run = Run(self.vm, launched, session)
-        launched.process.watch(self._ended)
-        return self._run
+        run = Run(self.vm, launched, session)
+        if self._attempt is not None:
+            run.asked = self._attempt.asked
+            self._attempt.settle()
+        self._attempt, self._run = None, run
+        launched.process.watch(lambda: self._ended(run))
+        return run
 
     async def _let_go(self) -> None:
         """Leave the VM running, and whoever waits with a word."""
         if self._search is not None:
             self._search.cancel()
+        if self._attempt is not None:
+            await self._attempt.finished(END_TIME)
         if self._run is not None:
             if self._run.stop is not None:
                 log.warning("%s: its stop is not carried on", self.vm)
@@ -261,24 +401,25 @@ class Machine:
 
     # -- What QEMU and the kernel tell --
 
-    def _qmp_event(self, name: str, data: Mapping[str, Any]) -> None:
-        if self._run is None:
+    def _qmp_event(self, run: Run, name: str, data: Mapping[str, Any]) -> None:
+        if run is not self._run:
             return
-        self._journal.qmp(self._run.pid, name, data)
-        event = self._run.hear(name, data)
-        if event is not None:
-            self._inbox.happen(event, "running" if event is Event.runs else "paused")
+        self._journal.qmp(run.pid, name, data)
+        heard = run.hear(name, data)
+        if heard is not None:
+            self._inbox.happen(*heard, of=run)
         elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str):
             self.device_gone(data["device"])
 
-    def _ended(self) -> None:
+    def _ended(self, run: Run) -> None:
         """The pidfd says the process has ended; its last messages may still be on the way."""
-        if self._run is not None:
-            self._run.errand("last words", self._last_words(self._run.session))
+        run.errand("last words", self._last_words(run))
 
-    async def _last_words(self, session: Session) -> None:
-        await session.drained()
-        self._inbox.happen(Event.exited)
+    async def _last_words(self, run: Run) -> None:
+        try:
+            await run.session.drained()
+        finally:
+            self._inbox.happen(Event.exited, of=run)
 
     # -- Actions: start --
 
@@ -286,40 +427,54 @@ class Machine:
         self._starters.append(message.asker())
         pending = self._wait_no_longer()
         self._tries = pending.attempt if pending and message.event is Event.again else 0
+        attempt = Attempt()
+        self._attempt = attempt
+        attempt.begin(
+            self._launch(attempt),
+            failed=lambda: self._inbox.happen(Event.refused, error=refusals.unexpected(self.vm), of=attempt),
+            late=lambda: self._inbox.happen(Event.late, of=attempt),
+        )
+
+    async def _launch(self, attempt: Attempt) -> None:
+        """Start a QEMU, or find the one that the VM has although it was not known to."""
+        start = functools.partial(launch.launch, self.directory, self._host, self._tries, attempt.is_off)
+        event = Event.spawned
         try:
-            launched = await asyncio.to_thread(launch.launch, self.directory, self._host, self._tries)
-        except Locked as error:
-            await self._take_over(error)
+            try:
+                launched = await self.files.finish(start)
+            except Locked:
+                event = Event.found
+                recover = functools.partial(launch.recover, self.directory, self._host)
+                found = await self.files.finish(recover)
+                if found is None:
+                    raise
+                launched = found
         except VmessError as error:
-            self._inbox.happen(Event.refused, error=error)
+            self._inbox.happen(Event.refused, error=error, of=attempt)
         else:
-            self._adopt(launched)
-            tell(
-                self._starters,
-                StartProgress(done=False, pid=launched.process.pid, command=launched.record.argv),
-            )
+            self._inbox.happen(event, launched=launched, of=attempt)
+
+    async def _take_on(self, message: Happening) -> None:
+        if self._run is not None:
+            record = self._run.launched.record
+            tell(self._starters, StartProgress(done=False, pid=record.pid, command=record.argv))
             await self._converse(message)
 
-    async def _take_over(self, error: VmessError) -> None:
-        """The VM runs although it was not known to: somebody's QEMU that is to be adopted after all."""
-        try:
-            launched = await asyncio.to_thread(launch.recover, self.directory, self._host)
-        except VmessError as failure:
-            error, launched = failure, None
-        if launched is None:
-            self._inbox.happen(Event.refused, error=error)
-            return
-        starters, self._starters = self._starters, []
-        await self._react(Happening(Event.found, launched=launched))
-        tell(starters, refusals.running(self.vm, launched.process.pid))
+    async def _delay(self, _message: Happening) -> None:
+        log.warning("%s: its start takes long: its files do not answer", self.vm)
+        self._tell_all(refusals.held_up(self.vm))
 
     async def _converse(self, _message: Happening) -> None:
-        if self._run is not None:
-            self._run.session.begin()
+        if self._run is None:
+            return
+        if self._run.launched.process.has_ended():
+            self._ended(self._run)
+        self._run.session.begin()
 
     async def _cont(self, _message: Happening) -> None:
         if self._run is not None:
-            self._run.errand("cont", self._run.let_it_run(lambda: self._inbox.happen(Event.runs, "running")))
+            run = self._run
+            run.errand("cont", run.let_it_run(lambda: self._inbox.happen(Event.runs, "running", of=run)))
 
     async def _started(self, _message: Happening) -> None:
         if self._run is None:
@@ -338,9 +493,10 @@ class Machine:
 
     async def _begin_ladder(self, message: Happening) -> None:
         try:
-            grace, note = await asyncio.to_thread(grace_of, self.directory)
-        except RuntimeError as error:  # no thread is to be had; that must not keep a VM from stopping
-            grace, note = float(settings.GRACE_DEFAULT), str(error)
+            grace, note = await self.files.aside(functools.partial(grace_of, self.directory), GRACE_TIME)
+        except VmessError as error:  # no reason not to stop it
+            grace = float(settings.GRACE_DEFAULT)
+            note = f"{error.message}; it gets {settings.GRACE_DEFAULT} s"
         if self._run is not None and self._run.runstate in DEAF_RUNSTATES:
             grace = 0.0
         stop = Stop(ladder(grace), grace, message.asker().uid, gentle=True, note=note)
@@ -353,15 +509,45 @@ class Machine:
         self._stoppers.append(message.asker())
         tell(self._starters, refusals.called_off(self.vm))
         self._starters.clear()
+        if self._attempt is not None:
+            self._attempt.call_off(message.asker().uid)
         if self._run is not None:
-            await self._run.begin_stop(stop, self.directory)
-            await self._climb(message)
+            await self._stop(self._run, stop)
+
+    async def _stop(self, run: Run, stop: Stop) -> None:
+        """Take the first step of a stop. That there is one is noted, but no signal waits for a file."""
+        run.begin_stop(stop)
+        if not run.launched.record.stopping:
+            run.launched.record = dataclasses.replace(run.launched.record, stopping=True)
+            note = functools.partial(_note_stop, self.directory, run.launched.record)
+            self.files.see_to(note)
+        await self._climb(Happening(Event.rung))
+
+    async def _cut_off(self, _message: Happening) -> None:
+        if self._run is not None:
+            await self._stop(self._run, Stop(by_force(), 0.0, self._run.asked, gentle=False))
 
     async def _climb(self, _message: Happening) -> None:
         run = self._run
-        if run is not None and run.climb(lambda: self._inbox.happen(Event.rung)) and run.stop is not None:
+        if run is None or run.stop is None:
+            return
+        stop = run.stop
+        step = run.climb(lambda: self._inbox.happen(Event.rung, of=stop))
+        if step is None:
+            await self._undying(run)
+        elif step.is_first:
             self._journal.rung(run)
             tell(self._stoppers, run.stop.progress(run.pid))
+
+    async def _undying(self, run: Run) -> None:
+        """Let nobody wait for a process that does not even end by SIGKILL: the kernel holds it."""
+        if run.launched.process.has_ended():
+            self._ended(run)
+            return
+        error = refusals.undying(self.vm, run.pid)
+        log.warning("%s", error.message)
+        stoppers, self._stoppers = self._stoppers, []
+        tell(stoppers, error)
 
     async def _join(self, message: Happening) -> None:
         request = message.asker()
@@ -371,36 +557,71 @@ class Machine:
         self._stoppers.append(request)
         if self._run is not None and self._run.stop is not None:
             tell([request], self._run.stop.progress(self._run.pid))
+            if not self._run.stop.goes_on():
+                await self._undying(self._run)
 
     # -- Actions: the end --
 
     async def _bury(self, message: Happening) -> None:
         run, self._run = self._run, None
+        attempt, self._attempt = self._attempt, None
         error = message.error or StartFailed(f"VM {self.vm} did not start")
         try:
+            if attempt is not None:
+                attempt.settle()
             if run is not None:
                 run.cancel_errands()
                 await run.session.close()
-                self.last_exit = await asyncio.to_thread(run.bury, self.directory)
-                await asyncio.to_thread(launch.sweep_links, self.directory, self._host.network)
+                self.last_exit = await self._record_end(run)
                 self._journal.ended(self.last_exit)
                 user = self._host.account.name if self._host.account.entry else None
                 error = run.error or refusals.not_started(self.vm, self.last_exit.text, user)
             elif self._tries and self.last_exit is not None:
-                policy = await asyncio.to_thread(launch.restart_policy, self.directory)
+                policy = "no" if self._stoppers else await self._policy()
                 await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
         finally:
-            if run is not None:
-                run.launched.process.close()
-                run.over.set()
-            self._host.displays.release(self.vm)
             self.state = State.stopped
+            if run is not None:
+                run.over.set()
+                run.launched.process.close()
+            self._host.displays.release(self.vm)
             tell(self._starters, error)
             tell(self._stoppers, stopped(run, self.last_exit))
             self._starters.clear()
             self._stoppers.clear()
         await self._rest_if_wanted()
         self._journal.state(self.state, message)
+
+    async def _record_end(self, run: Run) -> ExitRecord:
+        """Note how a run ended, and return it; where its files do not answer, that is done when they do."""
+        known = run.exit_record()
+        self.last_exit = known
+        bury = functools.partial(run.bury, self.directory, known)
+        try:
+            record = await self.files.see_to(
+                bury, BURY_TIME, late=lambda found: self._recorded_late(known, found)
+            )
+        except VmessError as error:
+            log.warning("%s: how it ended is not on disk yet: %s", self.vm, error.message)
+            record = known
+        with logged(self.vm):
+            await threads.call(launch.sweep_links, self.directory, self._host.network)
+        return record
+
+    def _recorded_late(self, known: ExitRecord, record: ExitRecord) -> None:
+        """Take in what an end is on record with at last, unless another has followed."""
+        if self.last_exit is known:
+            self.last_exit = record
+            log.info("%s: how it ended is on disk now", self.vm)
+            if restart.is_due(record):
+                self._inbox.happen(Event.pause)
+
+    async def _policy(self) -> str:
+        """Return the restart policy; of a VM whose files do not answer, the one that had it tried."""
+        try:
+            return await self.files.aside(functools.partial(launch.restart_policy, self.directory), GRACE_TIME)
+        except VmessError:
+            return "always"
 
     # -- Actions: a restart --
 
@@ -413,9 +634,8 @@ class Machine:
             self._journal.given_up(last.note)
 
     async def _rest(self, _message: Happening) -> None:
-        pending = restart.Pending(
-            self.last_exit.tries if self.last_exit else 0, lambda: self._inbox.happen(Event.again)
-        )
+        tries = self.last_exit.tries if self.last_exit else 0
+        pending = restart.Pending(tries, lambda: self._inbox.happen(Event.again, of=pending))
         self._pending = pending
         self._journal.restart(pending)
 
@@ -436,7 +656,7 @@ class Machine:
     async def _note_exit(self, record: ExitRecord) -> None:
         self.last_exit = record
         with logged(self.vm):
-            await asyncio.to_thread(self.directory.write_exit_record, record)
+            await self.files.see_to(functools.partial(self.directory.write_exit_record, record), BURY_TIME)
 
     # -- Actions: refusals --
 
@@ -448,3 +668,8 @@ class Machine:
 
     async def _say_stopped(self, message: Happening) -> None:
         tell([message.asker()], refusals.stopped(self.vm, self.last_exit.text if self.last_exit else None))
+
+
+def _note_stop(directory: VMDirectory, record: RunRecord) -> None:
+    with logged(directory.vm):
+        directory.write_run_record(record)

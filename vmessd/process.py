@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from vmessd.errors import Failed, StartFailed, quoted, reason
+from vmessd.errors import Failed, StartFailed, failing, quoted, reason
 
 # The parent's environment holds NOTIFY_SOCKET, WATCHDOG_* and whatever the person had; QEMU needs none.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -131,7 +131,8 @@ class Process:
     @classmethod
     def search(cls, option: tuple[str, str], uids: Collection[int]) -> "Process | None":
         """Return the process of :meth:`find` whose pid is not known, by looking at all of them."""
-        pids = (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+        with failing("processes cannot be looked for"):
+            pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
         candidates = (cls.find(pid, None, option, uids) for pid in pids)
         return next((process for process in candidates if process), None)
 
@@ -146,8 +147,11 @@ class Process:
         loop.add_reader(self._pidfd, report)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens where the process has ended."""
-        with contextlib.suppress(ProcessLookupError):
+        """Send a signal; nothing happens where the process has ended. Raises Failed."""
+        with (
+            failing(f"process {self.pid} cannot be sent {number.name}"),
+            contextlib.suppress(ProcessLookupError),
+        ):
             signal.pidfd_send_signal(self._pidfd, number)
 
     def reap(self) -> int | None:

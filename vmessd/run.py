@@ -6,8 +6,9 @@ import dataclasses
 import json
 import logging
 import signal
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmessd import refusals, restart, settings, vmdir
 from vmessd.errors import StartFailed, TimedOut, VmessError
@@ -22,7 +23,69 @@ from vmessd.vmdir import VMDirectory
 
 log = logging.getLogger(__name__)
 
+ASLEEP = "suspended"
+"""The runstate of a guest in S3; only `system_wakeup` ends it."""
 STANDING_STILL = ("paused", "io-error", "watchdog")  # runstates that `cont` ends
+
+
+LAUNCH_TIME = 15.0
+"""Seconds after which whoever waits for a start is told that its files do not answer."""
+UNDYING = 10.0
+"""Seconds a QEMU may take to end by SIGKILL: one that waits for a disk in the kernel does not."""
+
+
+class Attempt:
+    """A start whose QEMU is not there yet."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        """The uid that called it off."""
+        self._off = threading.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(
+        self, work: Coroutine[Any, Any, None], *, failed: Callable[[], None], late: Callable[[], None]
+    ) -> None:
+        """Do the work; have `failed` called if it raises, and `late` if it takes long."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("unexpected failure of a start", exc_info=error)
+                failed()
+
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LAUNCH_TIME, late)
+        self._task = loop.create_task(work)
+        self._task.add_done_callback(done)
+
+    def call_off(self, uid: int | None) -> None:
+        """Have no QEMU spawned, if that is not done yet."""
+        self.asked = uid
+        self._off.set()
+
+    def is_off(self) -> bool:
+        """Tell whether it was called off; from any thread."""
+        return self._off.is_set()
+
+    def settle(self) -> None:
+        """Note that it has come to something, or to nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def finished(self, patience: float) -> None:
+        """Return when it has, or after so many seconds."""
+        self.settle()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=patience)
+
+
+class Climb(NamedTuple):
+    """A step of a stop that was taken."""
+
+    rung: Rung
+    is_first: bool
+    """On its rung."""
 
 
 class Stop:
@@ -49,15 +112,26 @@ class Stop:
         self.rung = self._next.rung if self._next else Rung.kill
 
     def step(self, due: Callable[[], None]) -> Step | None:
-        """Return the step to take now, None after the last; have `due` called when the next one is."""
+        """Return the step to take now, None after the last; have `due` called when the next one is.
+
+        And once more when the process should long have ended by the last.
+        """
+        loop = asyncio.get_running_loop()
         step, self._next = self._next, next(self._steps, None)
-        if self._next is not None:
-            loop = asyncio.get_running_loop()
+        if self._next is None:
+            if step is not None:
+                self._timer = loop.call_later(UNDYING, due)
+        else:
             at = self._began + self._next.at
             if step is not None and step.rung is not Rung.powerdown:
                 at = max(at, loop.time() + RUNG_TIME)  # each rung gets its time, also if we were held up
             self._timer = loop.call_at(at, due)
         return step
+
+    def goes_on(self) -> bool:
+        """Tell whether there is a next step, or the process is to end by the last one."""
+        timer = self._timer
+        return timer is not None and not timer.cancelled() and timer.when() > asyncio.get_running_loop().time()
 
     def cancel(self) -> None:
         """Take no further step."""
@@ -94,6 +168,8 @@ class Run:
     missed: bool = False
     """It was said that QEMU does not answer."""
     stop: Stop | None = None
+    asked: int | None = None
+    """The uid that called its start off."""
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """Set when the process has ended and everything of it was cleared away."""
     error: VmessError | None = None
@@ -108,18 +184,20 @@ class Run:
         """The process's pid."""
         return self.launched.process.pid
 
-    def hear(self, name: str, data: Mapping[str, Any]) -> Event | None:
-        """Take in an event of QEMU's; return what it means for the VM's life, if anything."""
+    def hear(self, name: str, data: Mapping[str, Any]) -> tuple[Event, str] | None:
+        """Take in an event of QEMU's; return what it means for the VM's life, if anything, and the runstate."""
         self.space.event(name, data)
         if name == "SHUTDOWN":
             # The first counts: with -no-shutdown the guest is off long before QEMU is told to quit.
             self.shutdown = self.shutdown or str(data.get("reason"))
             self.errand("end", self._see_it_end())
-        elif name == "RESUME":
-            return Event.runs
+        elif name in ("RESUME", "WAKEUP"):
+            return Event.runs, "running"
+        elif name == "SUSPEND":
+            return Event.halts, ASLEEP
         elif name == "STOP":
             self.session.probe()  # which kind of standing still it is
-            return Event.halts
+            return Event.halts, "paused"
         return None
 
     def mind_silence(self, event: Event, state: State) -> None:
@@ -192,13 +270,13 @@ class Run:
             return await asyncio.wait_for(self.session.monitor().transferred(), patience)
         return {}
 
-    def bury(self, directory: VMDirectory) -> ExitRecord:
-        """Reap the process, which has ended; note how, remove what it left, and return the record."""
+    def bury(self, directory: VMDirectory, known: ExitRecord) -> ExitRecord:
+        """Note how the process ended, remove what it left, and return the record; blocks."""
         said = directory.log_tail(vmdir.QEMU_LOG, self.launched.log_start)[-LAST_LINES:]
         record = restart.judge(
-            self._exit_record(said),
+            self._with_words(known, said),
             "no" if self.launched.record.stopping else restart_policy(directory),
-            lasted=self.launched.record.since.age(),
+            lasted=known.when.uptime - self.launched.record.since.uptime,
             ran=self.ran,
         )
         with logged(directory.vm):
@@ -208,13 +286,11 @@ class Run:
         shorten_logs(directory)
         return record
 
-    def _exit_record(self, said: list[str]) -> ExitRecord:
+    def exit_record(self) -> ExitRecord:
+        """Reap the process, which has ended, and return what is known of its end without a look at a file."""
         status = self.launched.process.reap()
         ending = Ending(self.ran, self.shutdown, status, self.stop.rung if self.stop else None)
         reason, text = classify(ending)
-        if reason in (Reason.refused, Reason.failed):
-            words = "; ".join(_reason_in(line) for line in said)
-            text = f"{text}: {words or f'exit status {status}, and not a word'}"[:TEXT_LIMIT]
         return ExitRecord(
             pid=self.pid,
             ticks=self.launched.process.ticks,
@@ -222,29 +298,30 @@ class Run:
             text=text,
             status=status,
             asked_by=self.stop.uid if self.stop else None,
-            log=said,
+            log=[],
             when=Moment.now(),
             tries=self.launched.record.tries,
             serial=self.launched.record.serial,
         )
 
-    async def begin_stop(self, stop: Stop, directory: VMDirectory) -> None:
-        """Let this stop take the place of the one under way, and note that there is one."""
+    def _with_words(self, record: ExitRecord, said: list[str]) -> ExitRecord:
+        """Return the record with what QEMU said at last, which may be the reason."""
+        text = record.text
+        if record.reason in (Reason.refused.name, Reason.failed.name):
+            words = "; ".join(_reason_in(line) for line in said)
+            text = f"{text}: {words or f'exit status {record.status}, and not a word'}"[:TEXT_LIMIT]
+        return dataclasses.replace(record, text=text, log=said)
+
+    def begin_stop(self, stop: Stop) -> None:
+        """Let this stop take the place of the one under way."""
         if self.stop is not None:
             self.stop.cancel()
         self.stop = stop
-        if not self.launched.record.stopping:
-            self.launched.record = dataclasses.replace(self.launched.record, stopping=True)
-            with (
-                logged(self.vm),
-                contextlib.suppress(RuntimeError),
-            ):  # no thread is to be had: it stops all the same
-                await asyncio.to_thread(directory.write_run_record, self.launched.record)
 
-    def climb(self, due: Callable[[], None]) -> bool:
-        """Take the step of the stop that is due; tell whether it is the first on its rung."""
+    def climb(self, due: Callable[[], None]) -> Climb | None:
+        """Take the step of the stop that is due and return it; None where there is none left."""
         if self.stop is None or (step := self.stop.step(due)) is None:
-            return False
+            return None
         first = step.at == 0 or step.rung is not self.stop.rung
         self.stop.rung = step.rung
         if step.rung is Rung.powerdown:
@@ -252,8 +329,9 @@ class Run:
         elif step.rung is Rung.quit:
             self.errand("quit", self._execute("quit"))
         else:
-            self.launched.process.signal(signal.SIGTERM if step.rung is Rung.term else signal.SIGKILL)
-        return first
+            with logged(self.vm):
+                self.launched.process.signal(signal.SIGTERM if step.rung is Rung.term else signal.SIGKILL)
+        return Climb(step.rung, first)
 
     async def _press(self) -> None:
         """Press the power button of a guest that can notice: a paused one is let run first."""
@@ -270,7 +348,7 @@ class Run:
         if name in self._errands and not self._errands[name].done():
             work.close()
             return
-        task = asyncio.get_running_loop().create_task(_unless_lost(work))
+        task = asyncio.get_running_loop().create_task(_unless_lost(self.vm, work))
         # Cancelled before its first step, the task never awaited the work.
         task.add_done_callback(lambda _task: work.close())
         self._errands[name] = task
@@ -313,9 +391,15 @@ def stopped(run: Run | None, exit_record: ExitRecord | None) -> StopProgress:
     return dataclasses.replace(run.stop.progress(run.pid), done=True, forced=forced, text=text)
 
 
-async def _unless_lost(work: Coroutine[Any, Any, None]) -> None:
-    with contextlib.suppress(MonitorLost):
+async def _unless_lost(vm: str, work: Coroutine[Any, Any, None]) -> None:
+    try:
         await work
+    except MonitorLost:
+        pass
+    except VmessError as error:
+        log.warning("%s: %s", vm, error.message)
+    except Exception:
+        log.exception("%s: unexpected failure", vm)
 
 
 def _reason_in(line: str) -> str:

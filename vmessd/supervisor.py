@@ -1,7 +1,6 @@
 """All VMs of one root: finding them, making and removing them, coming and going of the daemon."""
 
 import asyncio
-import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -11,11 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from vmessd import cmdline, drives, launch, names, vmdir
+from vmessd import cmdline, drives, launch, names, threads, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
 from vmessd.console import Consoles
 from vmessd.drives import Disk
-from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
+from vmessd.errors import (
+    BadFile,
+    InvalidValue,
+    Locked,
+    TimedOut,
+    VmessError,
+    failing,
+    is_broken,
+    printable,
+    quoted,
+)
 from vmessd.events import Kind
 from vmessd.hands import Hands
 from vmessd.host import Host
@@ -27,6 +36,7 @@ from vmessd.sampler import Sampler
 from vmessd.segments import Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
+from vmessd.threads import Lane
 from vmessd.upkeep import Upkeep
 from vmessd.vmdir import VMDirectory
 from vmessd.vnc import Relays
@@ -36,6 +46,9 @@ log = logging.getLogger(__name__)
 
 FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
 LOCK = BY_FILE["LOCK"]
+LOCK_TIME = 1.0  # how long a stop waits for the LOCK file
+REMOVE_TIME = 300.0  # how long the files of a VM may take to go
+END_TIME = 15.0  # how long the VMs' tasks may take to end
 FIND_TIME = 10.0  # how long a slow disk may keep the daemon from being ready
 
 
@@ -67,6 +80,10 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._upkeep: asyncio.Task[None] | None = None
         self._lock = -1
+        self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
+        """What is done to the root itself."""
+        self._remarks: dict[str, str | None] = {}
+        """What the LOCK files said when they were read last."""
 
     async def __aenter__(self) -> Self:
         """Take the root and find every VM in it.
@@ -77,8 +94,8 @@ class Supervisor:
         """
         self._lock = self._take_root()
         try:
-            await asyncio.to_thread(vmdir.sweep_removed, self.root, self._unwire)
-            for vm in await asyncio.to_thread(vmdir.listing, self.root):
+            await self._files.do(functools.partial(vmdir.sweep_removed, self.root, self._unwire))
+            for vm in await self._listing():
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
@@ -107,13 +124,14 @@ class Supervisor:
         for machine in self._machines.values():
             machine.close()
         if self._tasks:
-            await asyncio.wait(self._tasks.values())
+            await asyncio.wait(self._tasks.values(), timeout=END_TIME)
         os.close(self._lock)
 
     def _take_root(self) -> int:
         where = printable(str(self.root))
         with failing(f"VM root {where} cannot be used"):
-            self.root.mkdir(mode=0o770, parents=True, exist_ok=True)
+            if not self.root.is_dir():  # mkdir(2) waits for a frozen file system also where there is one
+                self.root.mkdir(mode=0o770, parents=True, exist_ok=True)
             self._host.account.prepare(self.root)
             lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -136,6 +154,7 @@ class Supervisor:
     async def _drop(self, vm: str) -> None:
         self._machines.pop(vm).close()
         del self._wires[vm]
+        self._remarks.pop(vm, None)
         await asyncio.wait({self._tasks.pop(vm)})
 
     async def machine(self, name: str) -> Machine:
@@ -147,20 +166,32 @@ class Supervisor:
         """
         vm = names.parse(name)
         directory = VMDirectory(self.root, vm)
-        while True:  # as long as it waits for one to go, another may be made
+        while True:  # as long as it is waited, for a file or for one to go, another may be made
             machine = self._machines.get(vm)
-            there = directory.exists()
-            if machine is None or there or machine.state not in OFF:
+            if machine is not None and (machine.state not in OFF or await self._is_there(directory)):
                 break
-            await self._drop(vm)
-            self.events.publish(Kind.removed, vm, "its directory is gone")
-        if machine is None:
-            if not there:
-                with directory.opened():
-                    pass  # says what is wrong
-            machine = self._add(vm)
+            if self._machines.get(vm) is not machine:
+                continue
+            if machine is not None:
+                await self._drop(vm)
+                self.events.publish(Kind.removed, vm, "its directory is gone")
+                continue
+            await self._files.aside(directory.check)
+            if vm not in self._machines:
+                machine = self._add(vm)
+                break
         await machine.settled.wait()
         return machine
+
+    async def _is_there(self, directory: VMDirectory) -> bool:
+        """Tell whether a VM that was met before still has its directory, as far as can be told."""
+        try:
+            return await self._files.aside(directory.exists)
+        except VmessError:
+            return True
+
+    async def _listing(self) -> list[str]:
+        return await self._files.aside(functools.partial(vmdir.listing, self.root), FIND_TIME)
 
     def known(self) -> list[Machine]:
         """Return the VMs that were met so far, by name."""
@@ -174,19 +205,24 @@ class Supervisor:
         """Return the interfaces of the VM of this name; raises as :meth:`machine`."""
         return self._wires[(await self.machine(name)).vm]
 
-    def _is_vm(self, name: str) -> bool:
-        return names.is_full(name) and VMDirectory(self.root, name).exists()
+    async def _is_vm(self, name: str) -> bool:
+        return names.is_full(name) and await self._files.aside(VMDirectory(self.root, name).exists)
 
     # -- What can be asked --
 
     async def everyone(self) -> list[Machine]:
         """Return all VMs in the root, and those whose directory is gone while their QEMU runs, by name."""
-        there = await asyncio.to_thread(vmdir.listing, self.root)
+        try:
+            there = await self._listing()
+        except TimedOut as error:
+            if not self._machines:
+                raise
+            log.warning("%s; the VMs that are known are told of", error.message)
+            return self.known()
         running = [vm for vm, machine in self._machines.items() if machine.state not in OFF]
-        found = []
-        for vm in sorted({*there, *running}):
-            with contextlib.suppress(NoSuchVM, BadFile):  # gone, or no VM any more, since we looked
-                found.append(await self.machine(vm))
+        found = [self._machines.get(vm) or self._add(vm) for vm in sorted({*there, *running})]
+        for machine in found:
+            await machine.settled.wait()
         return found
 
     async def statuses(self) -> list[VMStatus]:
@@ -197,7 +233,7 @@ class Supervisor:
         """Return all there is to say of a VM; what cannot be read is said in `problem`."""
         machine = await self.machine(name)
         directory, record = machine.directory, machine.record()
-        planned, problem = await self._planned(directory, record.display if record else None)
+        planned, problem = await self._planned(machine, record.display if record else None)
         command = record.argv if record else planned
         transferred = await machine.live().transferred() if record else {}
         return VMInfo(
@@ -210,8 +246,11 @@ class Supervisor:
             accel=cmdline.accel_of(command) if command else None,
             serial=str(directory.path / vmdir.SERIAL_SOCKET),
             changed=record is not None and not cmdline.same_but_for_wires(planned, record.argv),
-            settings=await asyncio.to_thread(_settings, directory),
-            drives=[_drive(disk, transferred) for disk in await asyncio.to_thread(_disks, directory)],
+            settings=await machine.files.aside(functools.partial(_settings, directory)),
+            drives=[
+                _drive(disk, transferred)
+                for disk in await machine.files.aside(functools.partial(_disks, directory))
+            ],
         )
 
     async def nics(self, name: str) -> list[VMNic]:
@@ -228,7 +267,7 @@ class Supervisor:
     async def addresses(self, name: str) -> list[VMAddress]:
         """Return a VM's addresses as far as the host knows; raises BadFile, Failed."""
         wires = await self.wires(name)
-        found = await asyncio.to_thread(self._addresses, wires.vm, await wires.nics())
+        found = await threads.call(self._addresses, wires.vm, await wires.nics())
         runs = (await self.machine(name)).state not in OFF
         return [dataclasses.replace(address, known=address.known and runs) for address in found]
 
@@ -246,19 +285,17 @@ class Supervisor:
                 found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=False))
         return found
 
-    async def _planned(
-        self, directory: VMDirectory, display_in_force: int | None
-    ) -> tuple[list[str], str | None]:
+    async def _planned(self, machine: Machine, display_in_force: int | None) -> tuple[list[str], str | None]:
         """Return the command line a start would use, or what it would say."""
 
         def plan() -> list[str]:
             display = display_in_force
             if display is None:
-                display = self._host.displays.would_be(directory.vm, names.display(directory.vm))
-            return cmdline.build(launch.specify(directory, self._host, display), self._host.qemu)
+                display = self._host.displays.would_be(machine.vm, names.display(machine.vm))
+            return cmdline.build(launch.specify(machine.directory, self._host, display), self._host.qemu)
 
         try:
-            return await asyncio.to_thread(plan), None
+            return await machine.files.aside(plan), None
         except VmessError as error:
             return [], error.message
 
@@ -267,14 +304,14 @@ class Supervisor:
     async def make(self, name: str) -> str:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
-        await asyncio.to_thread(directory.make)
+        await self._files.do(directory.make)
         return str(directory.path)
 
     async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
         """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
-        if self._is_vm(bridge):
+        if await self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        return await asyncio.to_thread(self.segments.vlan, bridge, interfaces)
+        return await threads.call(self.segments.vlan, bridge, interfaces)
 
     async def delete_link(self, name: str) -> list[Step]:
         """Delete a link; that of a VM in turn with all else that happens to it. Raises as Segments.delete.
@@ -284,9 +321,9 @@ class Supervisor:
         """
         work = functools.partial(self.segments.delete, name)
         parts = names.tap_parts(name)
-        if parts and self._is_vm(parts[0]):
+        if parts and await self._is_vm(parts[0]):
             return await (await self.machine(parts[0])).change(work, stopped=True)
-        return await asyncio.to_thread(work)
+        return await threads.call(work)
 
     async def remove(self, name: str) -> str | None:
         """Delete a VM with all its files and its TAPs; return what there is to say about it.
@@ -297,8 +334,9 @@ class Supervisor:
             Failed: something in it cannot be deleted.
         """
         machine = await self.machine(name)
-        note = await machine.change(lambda: self._remove(machine.directory), stopped=True)
-        if self._machines.get(machine.vm) is machine and not machine.directory.exists():
+        remove = functools.partial(self._remove, machine.directory)
+        note = await machine.change(remove, stopped=True, patience=REMOVE_TIME)
+        if self._machines.get(machine.vm) is machine and not await self._is_there(machine.directory):
             await self._drop(machine.vm)
         return note
 
@@ -320,11 +358,24 @@ class Supervisor:
         machine = await self.machine(name)
         text = remark if remark is None else remark.strip() or "locked"
         await machine.change(lambda: machine.directory.write_setting(LOCK, text))
+        self._remarks[machine.vm] = text
 
-    async def check_unlocked(self, name: str) -> None:
-        """Raise Locked where a VM is locked, BadFile where nobody can tell."""
+    async def check_unlocked(self, name: str, *, stops: bool = False) -> None:
+        """Raise Locked where a VM is locked, BadFile where nobody can tell.
+
+        `stops`: it is to be stopped, which does not wait for a disk or file server that has failed. Then what
+        was read last holds; where nothing was, nothing is known that would forbid it.
+        """
         machine = await self.machine(name)
-        remark = await asyncio.to_thread(machine.directory.setting_text, LOCK.file)
+        read = functools.partial(machine.directory.setting_text, LOCK.file)
+        try:
+            remark = await machine.files.aside(read, LOCK_TIME if stops else threads.LOOK)
+            self._remarks[machine.vm] = remark
+        except (TimedOut, BadFile) as error:
+            if not stops or not (isinstance(error, TimedOut) or is_broken(error)):
+                raise
+            log.warning("%s: %s; it is stopped unless it was locked before", machine.vm, error.message)
+            remark = self._remarks.get(machine.vm)
         if remark is not None:
             shown = f": {remark}" if remark != "locked" else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")

@@ -7,7 +7,7 @@ goes when it does, or with the VM's QEMU, whichever daemon sees that.
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vmessd import launch, names, refusals
@@ -28,7 +28,7 @@ NICS = BY_FILE["NICS"]
 class Wires:
     """The interfaces of one machine."""
 
-    def __init__(self, machine: Machine, host: Host, is_vm: Callable[[str], bool]) -> None:
+    def __init__(self, machine: Machine, host: Host, is_vm: Callable[[str], Awaitable[bool]]) -> None:
         self.vm = machine.vm
         self._machine = machine
         self._host = host
@@ -47,7 +47,7 @@ class Wires:
 
     async def nics(self) -> list[Nic]:
         """Return the interfaces; raises BadFile where NICS makes no sense, Failed."""
-        return await asyncio.to_thread(self._look)
+        return await self._machine.files.aside(self._look)
 
     def _look(self) -> list[Nic]:
         directory = self._machine.directory
@@ -67,7 +67,7 @@ class Wires:
             VmessError: it could not be done; then nothing was.
         """
         wires = parse_wires(self.vm, count, words)
-        self._check_bridges(wires)
+        await self._check_bridges(wires)
         return await self._carried_through(self._arrange(wires))
 
     async def _arrange(self, wires: Sequence[Wire]) -> list[Step]:
@@ -83,7 +83,7 @@ class Wires:
     async def connect(self, index: int, word: str) -> list[Step]:
         """Plug one interface into another bridge, or into none; raises as :meth:`arrange`."""
         wire = parse_wire(word)
-        self._check_bridges([wire])
+        await self._check_bridges([wire])
         async with self._turn:
             return await self._machine.change(functools.partial(self._connect, index, wire))
 
@@ -94,9 +94,9 @@ class Wires:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    def _check_bridges(self, wires: Sequence[Wire]) -> None:
+    async def _check_bridges(self, wires: Sequence[Wire]) -> None:
         for wire in wires:
-            if wire.bridge is not None and self._is_vm(wire.bridge):
+            if wire.bridge is not None and await self._is_vm(wire.bridge):
                 raise InvalidValue(f"bridge name '{wire.bridge}' is the name of a VM")
 
     def _set_off(self, wires: Sequence[Wire]) -> list[Step]:
@@ -202,8 +202,9 @@ class Wires:
 
         In the order of :meth:`_set_off`.
         """
-        values = await asyncio.to_thread(self._host.settings, self._machine.directory)
-        before = await asyncio.to_thread(self._machine.directory.setting_text, NICS.file)
+        files, directory = self._machine.files, self._machine.directory
+        values = await files.aside(functools.partial(self._host.settings, directory))
+        before = await files.aside(functools.partial(directory.setting_text, NICS.file))
         planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
         made: Change | None = None
         mark = functools.partial(self._network.mark_leaving, self.vm, range(len(wires)))
