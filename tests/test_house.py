@@ -22,7 +22,7 @@ VMESSD = """
     safefile logfile records vmdir drives
     cmdline lifecycle process account monitor display
     netlink tap access network segments addresses
-    keys stats report events refusals host seriallog launch threads
+    keys stats report events refusals host seriallog launch threads search
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why faults interface control config notify log daemon __main__

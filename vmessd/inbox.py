@@ -53,7 +53,15 @@ class Job:
     """The VM has to be stopped for it."""
     done: asyncio.Future[Any]
 
-    def settle(self, result: object = None, error: Exception | None = None) -> None:
+    def take(self, answer: "asyncio.Future[Any]") -> None:
+        """Tell whoever waits what came of the work."""
+        if answer.cancelled():
+            self.done.cancel()
+            return
+        error = answer.exception()
+        self.settle(None if error else answer.result(), error)
+
+    def settle(self, result: object = None, error: BaseException | None = None) -> None:
         """Tell whoever waits, if they still do."""
         if self.done.done():
             return

@@ -5,7 +5,6 @@ message in the inbox and is handled after the one before it; nothing else change
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -14,15 +13,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from vmessd import launch, refusals, restart, settings, threads, vmdir
-from vmessd.errors import Locked, StartFailed, TimedOut, VmessError
+from vmessd.errors import Locked, StartFailed, VmessError
 from vmessd.host import Host
 from vmessd.inbox import Happening, Inbox, Job, Request, tell
 from vmessd.journal import Journal
 from vmessd.launch import Launched
 from vmessd.lifecycle import OFF, Action, Event, State, by_force, ladder, transition
-from vmessd.records import ExitRecord, RunRecord, boot_id
+from vmessd.records import ExitRecord, RunRecord
 from vmessd.report import Exit, StartProgress, StopProgress, VMStatus
-from vmessd.run import Attempt, Run, Stop, grace_of, logged, stopped
+from vmessd.run import LAUNCH_TIME, Attempt, Run, Stop, grace_of, logged, stopped
+from vmessd.search import Findings, Search
 from vmessd.session import Session, Timing
 from vmessd.threads import Lane
 from vmessd.vmdir import VMDirectory
@@ -34,6 +34,8 @@ _T = TypeVar("_T")
 DEAF_RUNSTATES = ("shutdown", "guest-panicked")  # no guest is there any more to hear the power button
 GRACE_TIME = 2.0
 """Seconds that reading a guest's grace may take: it has to be stopped all the same."""
+NOTE_TIME = 2.0
+"""Seconds after which a note that hangs counts as hanging; nobody waits for it."""
 BURY_TIME = 3.0
 """Seconds that whoever waits for an end waits for its record to be on disk."""
 END_TIME = 5.0
@@ -64,7 +66,7 @@ class Machine:
         self._journal = Journal(directory.vm, host.events)
         self._attempt: Attempt | None = None
         self._run: Run | None = None
-        self._search: asyncio.Task[None] | None = None
+        self._search = Search(directory, host, self.files)
         self._pending: restart.Pending | None = None
         self._tries = 0
         self._starters: list[Request] = []
@@ -109,7 +111,7 @@ class Machine:
         while (message := await self._inbox.get()) is not None:
             try:
                 if isinstance(message, Job):
-                    await self._do(message)
+                    self._do(message)
                 else:
                     await self._react(message)
             except Exception:
@@ -188,11 +190,15 @@ class Machine:
 
     # -- One message after the other --
 
-    async def _do(self, job: Job) -> None:
+    def _do(self, job: Job) -> None:
+        """Have a job done before all that comes later and touches the files; no signal waits for it."""
         try:
             if job.stopped and self.state not in OFF:
                 raise refusals.in_the_way(self.vm)
-            job.settle(None if job.work is None else await self.files.do(job.work, job.patience))
+            if job.work is None:
+                job.settle()
+            else:
+                self.files.begin(job.work, job.patience).add_done_callback(job.take)
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked
             job.settle(error=error)
 
@@ -247,6 +253,7 @@ class Machine:
         cause = message.cause or message
         if cause.launched is not None and self._run is None:
             self._adopt(cause.launched)
+            cause.launched = None
             if self.state in OFF:
                 self.state = State.unresponsive
         if self._run is not None:
@@ -284,8 +291,8 @@ class Machine:
             gentle = cause.event is Event.stop
             grace = float(settings.GRACE_DEFAULT) if gentle else 0.0
             uid = cause.asker().uid
-            run.begin_stop(Stop(ladder(grace) if gentle else by_force(), grace, uid, gentle=gentle))
-        if not run.stop or not run.stop.goes_on():
+            await self._stop(run, Stop(ladder(grace) if gentle else by_force(), grace, uid, gentle=gentle))
+        elif not run.stop.goes_on():
             await self._climb(cause)
 
     def _tell_all(self, news: VmessError) -> None:
@@ -297,58 +304,33 @@ class Machine:
     # -- Coming and going --
 
     async def _recover(self) -> None:
-        launched, problem = await self._look_for(self.files.aside)
-        with logged(self.vm):
-            self.last_exit = await self.files.aside(functools.partial(launch.last_exit, self.directory))
-        if problem is not None:
-            log.warning("%s: %s; it is looked at again until that is over", self.vm, problem.message)
-        if launched is None:
-            if problem is not None:
+        findings = await self._search.first()
+        self.last_exit = findings.last_exit
+        if findings.problem is not None:
+            log.warning("%s: %s; it is looked at again until that is over", self.vm, findings.problem.message)
+        if findings.launched is None:
+            if findings.problem is not None:
                 self._search_later()
             await self._rest_if_wanted()
             self.settled.set()
             return
         # One that hangs must not make everybody wait who asks how it is.
         asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
-        await self._react(Happening(Event.found, launched=launched))
-
-    async def _look_for(
-        self, do: Callable[..., Coroutine[Any, Any, Launched | None]]
-    ) -> tuple[Launched | None, VmessError | None]:
-        """Return the VM's QEMU, or why it is not known whether there is one.
-
-        Where its files do not answer, it is looked for without them.
-        """
-        try:
-            return await do(functools.partial(launch.recover, self.directory, self._host)), None
-        except TimedOut as error:
-            with contextlib.suppress(VmessError):
-                return await threads.call(launch.spot, self.directory, self._host), error
-            return None, error
-        except VmessError as error:
-            return None, error
+        await self._react(Happening(Event.found, launched=findings.launched))
 
     def _search_later(self) -> None:
+        """Look for the VM's QEMU until it is known whether there is one."""
+
+        def found(findings: Findings) -> None:
+            if findings.launched is not None:
+                self._inbox.happen(Event.found, launched=findings.launched)
+            elif self.state is State.stopped and self.last_exit is None:
+                self.last_exit = findings.last_exit
+                if restart.follows(findings.last_exit):
+                    self._inbox.happen(Event.pause)
+
         self.settled.set()
-        self._search = asyncio.get_running_loop().create_task(self._search_on())
-
-    async def _search_on(self) -> None:
-        """Look for the VM's QEMU until it is known whether there is one; in turn with all else."""
-
-        async def look(work: Callable[[], Launched | None]) -> Launched | None:
-            return await self._inbox.change(work, stopped=True, patience=threads.LOOK)
-
-        while self.state in OFF:
-            await asyncio.sleep(self._timing.probe_every)
-            try:
-                launched, problem = await self._look_for(look)
-            except Exception:
-                log.exception("%s: unexpected failure", self.vm)
-                continue
-            if launched is not None:
-                self._inbox.happen(Event.found, launched=launched)
-            if launched is not None or problem is None:
-                return
+        self._search.go_on(self._timing.probe_every, lambda: self.state not in OFF, found)
 
     def _take_in(self, message: Happening, launched: Launched) -> bool:
         """Adopt a QEMU that was spawned or found; tell whether there was none yet."""
@@ -356,6 +338,7 @@ class Machine:
             launched.close()
             return False
         run = self._adopt(launched)
+        message.launched = None  # should what follows fail, it is taken in all the same
         if message.event is Event.found:
             self._journal.found(run.pid)
             run.ran = True  # whether it did, nobody knows; it was not refused
@@ -385,8 +368,7 @@ class Machine:
 
     async def _let_go(self) -> None:
         """Leave the VM running, and whoever waits with a word."""
-        if self._search is not None:
-            self._search.cancel()
+        self._search.cancel()
         if self._attempt is not None:
             await self._attempt.finished(END_TIME)
         if self._run is not None:
@@ -397,6 +379,7 @@ class Machine:
             self._run.launched.process.close()
             self._host.displays.settle(self.vm)
         self._wait_no_longer()
+        await self.files.idle(END_TIME)
         tell([*self._inbox.leftovers(), *self._starters, *self._stoppers], refusals.going_away())
 
     # -- What QEMU and the kernel tell --
@@ -441,7 +424,7 @@ class Machine:
         event = Event.spawned
         try:
             try:
-                launched = await self.files.finish(start)
+                launched = await self.files.finish(start, LAUNCH_TIME)
             except Locked:
                 event = Event.found
                 recover = functools.partial(launch.recover, self.directory, self._host)
@@ -516,11 +499,8 @@ class Machine:
 
     async def _stop(self, run: Run, stop: Stop) -> None:
         """Take the first step of a stop. That there is one is noted, but no signal waits for a file."""
-        run.begin_stop(stop)
-        if not run.launched.record.stopping:
-            run.launched.record = dataclasses.replace(run.launched.record, stopping=True)
-            note = functools.partial(_note_stop, self.directory, run.launched.record)
-            self.files.see_to(note)
+        if run.begin_stop(stop):
+            self.files.see_to(functools.partial(run.note_stop, self.directory), NOTE_TIME)
         await self._climb(Happening(Event.rung))
 
     async def _cut_off(self, _message: Happening) -> None:
@@ -613,7 +593,7 @@ class Machine:
         if self.last_exit is known:
             self.last_exit = record
             log.info("%s: how it ended is on disk now", self.vm)
-            if restart.is_due(record):
+            if restart.follows(record):
                 self._inbox.happen(Event.pause)
 
     async def _policy(self) -> str:
@@ -628,7 +608,7 @@ class Machine:
     async def _rest_if_wanted(self) -> None:
         """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
         last = self.last_exit
-        if last is not None and restart.is_due(last) and last.when.boot == boot_id():
+        if restart.follows(last):
             await self._react(Happening(Event.pause))  # at once, so that nobody sees it stopped
         elif last is not None and last.note and self._tries:
             self._journal.given_up(last.note)
@@ -668,8 +648,3 @@ class Machine:
 
     async def _say_stopped(self, message: Happening) -> None:
         tell([message.asker()], refusals.stopped(self.vm, self.last_exit.text if self.last_exit else None))
-
-
-def _note_stop(directory: VMDirectory, record: RunRecord) -> None:
-    with logged(directory.vm):
-        directory.write_run_record(record)

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 
 from vmessd.lifecycle import RESTARTS_MAX, STEADY, Reason, is_restarted, pause
-from vmessd.records import ExitRecord
+from vmessd.records import ExitRecord, boot_id
 from vmessd.report import Restart
 
 GIVEN_UP = f"given up after {RESTARTS_MAX} restarts"
@@ -38,6 +38,11 @@ def judge_failure(record: ExitRecord, policy: str, words: str) -> ExitRecord:
 def is_due(record: ExitRecord) -> bool:
     """Tell whether a VM is to be started again by the record of its end, which anybody may have written."""
     return record.again and pause(record.tries) is not None
+
+
+def follows(record: ExitRecord | None) -> bool:
+    """Tell whether a VM is to be started again by the record of its end, which was in this boot of the host."""
+    return record is not None and is_due(record) and record.when.boot == boot_id()
 
 
 def _bounded(tries: int) -> int:

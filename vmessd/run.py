@@ -275,7 +275,7 @@ class Run:
         said = directory.log_tail(vmdir.QEMU_LOG, self.launched.log_start)[-LAST_LINES:]
         record = restart.judge(
             self._with_words(known, said),
-            "no" if self.launched.record.stopping else restart_policy(directory),
+            "no" if self.stop is not None or self.launched.record.stopping else restart_policy(directory),
             lasted=known.when.uptime - self.launched.record.since.uptime,
             ran=self.ran,
         )
@@ -312,11 +312,19 @@ class Run:
             text = f"{text}: {words or f'exit status {record.status}, and not a word'}"[:TEXT_LIMIT]
         return dataclasses.replace(record, text=text, log=said)
 
-    def begin_stop(self, stop: Stop) -> None:
-        """Let this stop take the place of the one under way."""
+    def begin_stop(self, stop: Stop) -> bool:
+        """Let this stop take the place of the one under way; tell whether it is the first."""
+        first = self.stop is None
         if self.stop is not None:
             self.stop.cancel()
         self.stop = stop
+        return first
+
+    def note_stop(self, directory: VMDirectory) -> None:
+        """Note that a stop was asked for; blocks."""
+        self.launched.record = dataclasses.replace(self.launched.record, stopping=True)
+        with logged(directory.vm):
+            directory.write_run_record(self.launched.record)
 
     def climb(self, due: Callable[[], None]) -> Climb | None:
         """Take the step of the stop that is due and return it; None where there is none left."""

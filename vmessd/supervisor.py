@@ -191,7 +191,7 @@ class Supervisor:
             return True
 
     async def _listing(self) -> list[str]:
-        return await self._files.aside(functools.partial(vmdir.listing, self.root), FIND_TIME)
+        return await self._files.aside(functools.partial(vmdir.listing, self.root), threads.LOOK)
 
     def known(self) -> list[Machine]:
         """Return the VMs that were met so far, by name."""

@@ -48,6 +48,7 @@ class _Job(Generic[_T]):
         """Once begun it is waited for, however long it takes."""
         self.begun = self.over = self.hangs = False
         """Written under the pool's lock."""
+        self.timer: asyncio.TimerHandle | None = None
         self.late: Callable[[_T], None] = _put_away
         """What is done with a result that comes too late for whoever asked."""
         self._work = work
@@ -65,6 +66,8 @@ class _Job(Generic[_T]):
             self.loop.call_soon_threadsafe(self._settle, result, failure)
 
     def _settle(self, result: _T, failure: BaseException | None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
         self._lane.ended(self)
         if isinstance(failure, OSError):
             failure = self._lane.failed(failure)
@@ -80,6 +83,8 @@ class _Job(Generic[_T]):
         """Tell whoever waits that they need not."""
         if not self.answer.done():
             self.answer.set_exception(error)
+        if not (self.begun or self.due) and self.timer is not None:
+            self.timer.cancel()
 
 
 def _put_away(result: object) -> None:
@@ -210,23 +215,27 @@ class Lane:
         self.check()
         job = _Job(self, work)
         POOL.put(job)
-        return await self._answer(job, patience)
+        self._watch(job, patience)
+        return await self._answer(job)
 
     async def do(self, work: Callable[[], _T], patience: float = PATIENCE) -> _T:
         """Do work in turn; raises as :meth:`aside`. What has not begun when the patience is over will not."""
-        return await self._do(_Job(self, work), patience)
+        return await self._answer(self._put(_Job(self, work), patience))
 
     async def finish(self, work: Callable[[], _T], patience: float = PATIENCE) -> _T:
         """As :meth:`do`, but work that has begun is waited for, also when it hangs."""
         job = _Job(self, work)
         job.to_the_end = True
-        return await self._do(job, patience)
+        return await self._answer(self._put(job, patience))
 
-    async def _do(self, job: _Job[_T], patience: float) -> _T:
-        self.check()
-        self._queue.append(job)
-        self._go_on()
-        return await self._answer(job, patience)
+    def begin(self, work: Callable[[], _T], patience: float = PATIENCE) -> "asyncio.Future[_T]":
+        """As :meth:`do`, for whoever does not wait here: its place is taken at once."""
+        return self._put(_Job(self, work), patience).answer
+
+    async def idle(self, patience: float) -> None:
+        """Return when all that was asked for in turn is done, or hangs, or after so many seconds."""
+        with contextlib.suppress(TimedOut, Failed):
+            await self.do(lambda: None, patience)
 
     @contextlib.asynccontextmanager
     async def within(self, manager: contextlib.AbstractContextManager[_T]) -> AsyncIterator[_T]:
@@ -253,11 +262,18 @@ class Lane:
         """
         job = _Job(self, work, due=True)
         job.late = late
-        job.answer.add_done_callback(_hear)
-        job.loop.call_later(0.0 if self._hung else patience, self._overdue, job, patience)
         self._queue.append(job)
+        self._watch(job, 0.0 if self._hung else patience)
         self._go_on()
         return job.answer
+
+    def _put(self, job: _Job[_T], patience: float) -> _Job[_T]:
+        """Give a job its place."""
+        self.check()
+        self._queue.append(job)
+        self._watch(job, patience)
+        self._go_on()
+        return job
 
     def check(self) -> None:
         """Raise TimedOut while a piece of the work hangs."""
@@ -269,25 +285,25 @@ class Lane:
         waited = "" if since is None else f" for {time.monotonic() - since:.0f} s"
         return TimedOut(f"{self._what} did not answer{waited}; what was begun goes on", hint=self._hint)
 
-    async def _answer(self, job: _Job[_T], patience: float) -> _T:
-        timer = job.loop.call_later(patience, self._overdue, job, patience)
+    async def _answer(self, job: _Job[_T]) -> _T:
         try:
             return await job.answer
         except asyncio.CancelledError:
             self._withdraw(job)
             raise
-        finally:
-            timer.cancel()
+
+    def _watch(self, job: _Job[Any], patience: float) -> None:
+        """Let a job's patience begin."""
+        job.answer.add_done_callback(_hear)
+        job.timer = job.loop.call_later(patience, self._overdue, job, patience)
 
     def _overdue(self, job: _Job[Any], patience: float) -> None:
         """Let nobody wait for a job any longer."""
-        if job.over:  # its result is on the way
-            return
         if job.due or not self._withdraw(job):
             if POOL.hangs(job):
                 self._hung.setdefault(job, time.monotonic() - patience)
-            else:  # it is not its turn yet
-                job.loop.call_later(patience, self._overdue, job, patience)
+            else:  # it is not its turn yet, or its result is on the way
+                job.timer = job.loop.call_later(max(patience, 1.0), self._overdue, job, patience)
         if not (job.hangs and job.to_the_end):
             job.refuse(self._timed_out())
 

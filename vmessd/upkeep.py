@@ -40,11 +40,15 @@ class Upkeep:
     async def _with_long_logs(self) -> list[Machine]:
         """Return the VMs whose logs are too long, and are not being shortened already."""
         running = {vm: one for vm, one in self._machines.items() if one.state not in OFF}
-        self._complaints = {(vm, name) for vm, name in self._complaints if vm in running}
+        self._complaints = {(vm, name) for vm, name in self._complaints if vm in running or not vm}
         idle = [machine for vm, machine in running.items() if vm not in self._busy]
         try:
             return await self._logs.aside(functools.partial(_with_long_logs, idle)) if idle else []
         except VmessError:  # they do not answer, or no thread is to be had; there may be one next time
+            return []
+        except Exception:
+            if self._is_news("", ""):
+                log.exception("unexpected failure of a look at the logs")
             return []
 
     async def _shorten(self, machine: Machine) -> None:
