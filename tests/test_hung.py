@@ -5,6 +5,7 @@ writes there cannot even be killed.
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -40,8 +41,8 @@ fsfreeze -u "$2" 2>/dev/null
 
 # vmessd that is less patient.
 HASTY = """
-from vmessd import __main__, machine, run, threads
-run.UNDYING = machine.NOTE_TIME = machine.BURY_TIME = 0.5
+from vmessd import __main__, run, threads
+run.UNDYING = run.NOTE_TIME = run.BURY_TIME = 0.5
 threads.LOOK = 1.0
 raise SystemExit(__main__.main())
 """
@@ -109,7 +110,10 @@ class Freezing(Daemon):
         for vm in vms:
             self.make(vm, **files)
             self.done(vm, "start")
-            wait_for(lambda vm=vm: b"R" in (self.place / vm / "serial.log").read_bytes(), what=f"{vm} up")
+            wait_for(functools.partial(self.has_printed, vm), what=f"{vm} up")
+
+    def has_printed(self, vm: str) -> bool:
+        return b"R" in (self.place / vm / "serial.log").read_bytes()
 
     def record(self, vm: str, name: str = "exit.json") -> dict[str, Any] | None:
         """Return a record that is on disk."""
@@ -188,9 +192,7 @@ def test_c53_calls_that_hang_take_no_others_place(hasty: Freezing) -> None:
     hasty.run(A, B, C)
     hasty.freeze()
     with contextlib.ExitStack() as stack:
-        clients = [
-            stack.enter_context(contextlib.closing(Client([str(hasty.socket)]))) for _ in range(80)
-        ]
+        clients = [stack.enter_context(contextlib.closing(Client([str(hasty.socket)]))) for _ in range(80)]
         for number, client in enumerate(clients):
             vm = (A, C)[number % 2]
             client.send("Set", {"vm": vm, "setting": "smp", "value": "1"})
@@ -203,7 +205,7 @@ def test_c53_calls_that_hang_take_no_others_place(hasty: Freezing) -> None:
         assert not processes_of(hasty.root)
     hasty.thaw()
     for vm in (A, B, C):
-        wait_for(lambda vm=vm: hasty.record(vm), what="the record")
+        wait_for(functools.partial(hasty.record, vm), what="the record")
 
 
 def test_c53_a_daemon_comes_and_goes_while_its_vm_root_is_frozen(hasty: Freezing) -> None:
@@ -265,7 +267,7 @@ def test_c53_where_nothing_answers_vms_are_shown_and_stopped(tmp_path: Path) -> 
         daemon.flag.unlink()
         for vm, reason in ((A, "forced"), (B, "powered_down"), (C, "powered_down")):
             file = daemon.root / vm / "exit.json"
-            wait_for(lambda file=file: file.exists(), what=f"the record of {vm}")
+            wait_for(file.exists, what=f"the record of {vm}")
             assert json.loads(file.read_text())["reason"] == reason
         daemon.done(A, "start")
         assert "unexpected" not in daemon.log.read_text()

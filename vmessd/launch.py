@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from vmessd import cmdline, drives, names, refusals, seriallog, shell, tap, vmdir
+from vmessd import cmdline, drives, names, seriallog, shell, tap, vmdir
 from vmessd.cmdline import Card, ChildFd, Spec
 from vmessd.errors import BadFile, Failed, VmessError, failing
 from vmessd.host import Host
@@ -24,6 +24,8 @@ from vmessd.vmdir import VMDirectory
 log = logging.getLogger(__name__)
 
 LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
+
+Check = Callable[[], None]
 
 
 @dataclasses.dataclass
@@ -97,12 +99,10 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     undo.callback(host.network.wire(directory.vm, missing).undo)
 
 
-def launch(
-    directory: VMDirectory, host: Host, tries: int = 0, is_off: Callable[[], bool] = lambda: False
-) -> Launched:
+def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = lambda: None) -> Launched:
     """Start the VM's QEMU, its guest not running yet. Where this fails, nothing is left.
 
-    `tries` is how many restarts in a row this is; `is_off` tells whether it was called off meanwhile.
+    `tries` is how many restarts in a row this is; `check` raises what puts an end to it.
 
     Raises:
         Locked: the VM has a live owner that is not ours.
@@ -133,8 +133,7 @@ def launch(
         with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
             os.write(output, f"{shell.join(argv)}\n".encode())
             log_start = os.fstat(output).st_size
-        if is_off():
-            raise refusals.called_off(directory.vm)
+        check()
         process = Process.spawn(
             argv,
             output,

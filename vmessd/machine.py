@@ -34,10 +34,6 @@ _T = TypeVar("_T")
 DEAF_RUNSTATES = ("shutdown", "guest-panicked")  # no guest is there any more to hear the power button
 GRACE_TIME = 2.0
 """Seconds that reading a guest's grace may take: it has to be stopped all the same."""
-NOTE_TIME = 2.0
-"""Seconds after which a note that hangs counts as hanging; nobody waits for it."""
-BURY_TIME = 3.0
-"""Seconds that whoever waits for an end waits for its record to be on disk."""
 END_TIME = 5.0
 """Seconds that a daemon which ends waits for a start that is under way."""
 MEND_PAUSE = 5.0
@@ -101,23 +97,20 @@ class Machine:
         try:
             await self._recover()
             self.found.set()
-            await threads.call(launch.sweep_links, self.directory, self._host.network)
-        except VmessError as error:
-            log.warning("%s: %s", self.vm, error.message)
-        except Exception:
-            log.exception("%s: unexpected failure", self.vm)
+            with logged(self.vm):
+                await threads.call(launch.sweep_links, self.directory, self._host.network)
+        except Exception as error:  # noqa: BLE001 -- as below
+            self._give_up_on(Happening(Event.found), error)
             self.found.set()
-            self._give_up_on(Happening(Event.found))
         while (message := await self._inbox.get()) is not None:
             try:
                 if isinstance(message, Job):
                     self._do(message)
                 else:
                     await self._react(message)
-            except Exception:
+            except Exception as error:  # noqa: BLE001
                 # The one place that catches broadly: a VM whose handling fails must not take others along.
-                log.exception("%s: unexpected failure", self.vm)
-                self._give_up_on(message)
+                self._give_up_on(message, error)
         await self._let_go()
 
     def close(self) -> None:
@@ -233,24 +226,27 @@ class Machine:
 
     # -- What nobody foresaw --
 
-    def _give_up_on(self, message: Happening | Job) -> None:
+    def _give_up_on(self, message: Happening | Job, error: Exception) -> None:
         """Leave nobody waiting, and the VM in no state without a way out."""
-        if not isinstance(message, Happening):
+        failure = error if isinstance(error, VmessError) else refusals.unexpected(self.vm)
+        if failure is error:
+            log.warning("%s: %s", self.vm, failure.message)
+        else:
+            log.error("%s: unexpected failure", self.vm, exc_info=error)
+        if isinstance(message, Job):
+            message.settle(error=failure)
             return
-        cause = message.cause or message
-        try:
-            if message.request is not None:
-                tell([message.request], refusals.unexpected(self.vm))
-        finally:
-            amiss = Happening(Event.amiss, cause=cause)
-            if message.event is Event.amiss:  # not even that could be mended
-                asyncio.get_running_loop().call_later(MEND_PAUSE, self._inbox.put, amiss)
-            else:
-                self._inbox.put(amiss)
+        if message.request is not None:
+            tell([message.request], failure)
+        amiss = Happening(Event.amiss, cause=message.cause or message, error=failure)
+        if message.event is Event.amiss:  # not even that could be mended
+            asyncio.get_running_loop().call_later(MEND_PAUSE, self._inbox.put, amiss)
+        else:
+            self._inbox.put(amiss)
 
     async def _mend(self, message: Happening) -> None:
         """See to it that the state has a way out, and that nobody waits for what will not come."""
-        cause = message.cause or message
+        cause, failure = message.cause or message, message.error or refusals.unexpected(self.vm)
         if cause.launched is not None and self._run is None:
             self._adopt(cause.launched)
             cause.launched = None
@@ -259,11 +255,12 @@ class Machine:
         if self._run is not None:
             await self._mend_run(self._run, cause)
         elif self._attempt is None and self.state not in OFF:
-            await self._bury(Happening(Event.refused, error=refusals.unexpected(self.vm)))
+            await self._bury(Happening(Event.refused, error=failure))
         elif self._attempt is None:
             await self._mend_off(cause)
+            self._tell_all(failure)
         elif cause.event is Event.late:
-            self._tell_all(refusals.unexpected(self.vm))
+            self._tell_all(failure)
 
     async def _mend_run(self, run: Run, cause: Happening) -> None:
         if self.state is State.stopping:
@@ -283,7 +280,6 @@ class Machine:
             await self._rest(cause)
         elif self.state is State.stopped:
             self._wait_no_longer()
-        self._tell_all(refusals.unexpected(self.vm))
 
     async def _climb_on(self, run: Run, cause: Happening) -> None:
         """Go on with a stop that has no next step, or was not even begun."""
@@ -420,7 +416,8 @@ class Machine:
 
     async def _launch(self, attempt: Attempt) -> None:
         """Start a QEMU, or find the one that the VM has although it was not known to."""
-        start = functools.partial(launch.launch, self.directory, self._host, self._tries, attempt.is_off)
+        check = functools.partial(attempt.check, self.vm)
+        start = functools.partial(launch.launch, self.directory, self._host, self._tries, check)
         event = Event.spawned
         try:
             try:
@@ -500,7 +497,7 @@ class Machine:
     async def _stop(self, run: Run, stop: Stop) -> None:
         """Take the first step of a stop. That there is one is noted, but no signal waits for a file."""
         if run.begin_stop(stop):
-            self.files.see_to(functools.partial(run.note_stop, self.directory), NOTE_TIME)
+            run.note_stop(self.directory, self.files)
         await self._climb(Happening(Event.rung))
 
     async def _cut_off(self, _message: Happening) -> None:
@@ -533,8 +530,12 @@ class Machine:
         request = message.asker()
         if self.state is State.starting:
             self._starters.append(request)
+            if self._attempt is not None:
+                self._attempt.hurry()
             return
         self._stoppers.append(request)
+        if self._attempt is not None:
+            self._attempt.hurry()
         if self._run is not None and self._run.stop is not None:
             tell([request], self._run.stop.progress(self._run.pid))
             if not self._run.stop.goes_on():
@@ -574,25 +575,17 @@ class Machine:
 
     async def _record_end(self, run: Run) -> ExitRecord:
         """Note how a run ended, and return it; where its files do not answer, that is done when they do."""
-        known = run.exit_record()
-        self.last_exit = known
-        bury = functools.partial(run.bury, self.directory, known)
-        try:
-            record = await self.files.see_to(
-                bury, BURY_TIME, late=lambda found: self._recorded_late(known, found)
-            )
-        except VmessError as error:
-            log.warning("%s: how it ended is not on disk yet: %s", self.vm, error.message)
-            record = known
+        self.last_exit = known = run.exit_record()
+        record = await run.recorded(known, self.directory, self.files, self._recorded_late)
         with logged(self.vm):
             await threads.call(launch.sweep_links, self.directory, self._host.network)
         return record
 
-    def _recorded_late(self, known: ExitRecord, record: ExitRecord) -> None:
+    def _recorded_late(self, record: ExitRecord) -> None:
         """Take in what an end is on record with at last, unless another has followed."""
-        if self.last_exit is known:
+        known = self.last_exit
+        if known is not None and (known.pid, known.ticks) == (record.pid, record.ticks):
             self.last_exit = record
-            log.info("%s: how it ended is on disk now", self.vm)
             if restart.follows(record):
                 self._inbox.happen(Event.pause)
 
@@ -636,7 +629,7 @@ class Machine:
     async def _note_exit(self, record: ExitRecord) -> None:
         self.last_exit = record
         with logged(self.vm):
-            await self.files.see_to(functools.partial(self.directory.write_exit_record, record), BURY_TIME)
+            await self.files.see_to(functools.partial(self.directory.write_exit_record, record), GRACE_TIME)
 
     # -- Actions: refusals --
 

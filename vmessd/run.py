@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import signal
@@ -19,6 +20,7 @@ from vmessd.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.report import StopProgress
 from vmessd.session import Session
 from vmessd.space import Space
+from vmessd.threads import Lane
 from vmessd.vmdir import VMDirectory
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,12 @@ STANDING_STILL = ("paused", "io-error", "watchdog")  # runstates that `cont` end
 
 LAUNCH_TIME = 15.0
 """Seconds after which whoever waits for a start is told that its files do not answer."""
+MORE_TIME = 2.0
+"""The same for those who come later."""
+NOTE_TIME = 2.0
+"""Seconds after which a note that a stop was asked for counts as hanging."""
+BURY_TIME = 3.0
+"""Seconds that whoever waits for an end waits for its record to be on disk."""
 UNDYING = 10.0
 """Seconds a QEMU may take to end by SIGKILL: one that waits for a disk in the kernel does not."""
 
@@ -41,6 +49,7 @@ class Attempt:
         self.asked: int | None = None
         """The uid that called it off."""
         self._off = threading.Event()
+        self._late: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -55,6 +64,7 @@ class Attempt:
                 failed()
 
         loop = asyncio.get_running_loop()
+        self._late = late
         self._timer = loop.call_later(LAUNCH_TIME, late)
         self._task = loop.create_task(work)
         self._task.add_done_callback(done)
@@ -63,10 +73,18 @@ class Attempt:
         """Have no QEMU spawned, if that is not done yet."""
         self.asked = uid
         self._off.set()
+        self.hurry()
 
-    def is_off(self) -> bool:
-        """Tell whether it was called off; from any thread."""
-        return self._off.is_set()
+    def hurry(self) -> None:
+        """Have somebody more told soon that it takes long, if it does."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and self._timer.when() <= loop.time():
+            self._timer = loop.call_later(MORE_TIME, self._late)
+
+    def check(self, vm: str) -> None:
+        """Raise Failed where it was called off; from any thread."""
+        if self._off.is_set():
+            raise refusals.called_off(vm)
 
     def settle(self) -> None:
         """Note that it has come to something, or to nothing."""
@@ -286,6 +304,28 @@ class Run:
         shorten_logs(directory)
         return record
 
+    async def recorded(
+        self,
+        known: ExitRecord,
+        directory: VMDirectory,
+        files: Lane,
+        late: Callable[[ExitRecord], None],
+    ) -> ExitRecord:
+        """Have the end recorded, and return the record.
+
+        Where the files do not answer, that is what was `known` without them, and `late` is called when they do.
+        """
+
+        def at_last(record: ExitRecord) -> None:
+            log.info("%s: how it ended is on disk now", self.vm)
+            late(record)
+
+        try:
+            return await files.see_to(functools.partial(self.bury, directory, known), BURY_TIME, late=at_last)
+        except VmessError as error:
+            log.warning("%s: how it ended is not on disk yet: %s", self.vm, error.message)
+            return known
+
     def exit_record(self) -> ExitRecord:
         """Reap the process, which has ended, and return what is known of its end without a look at a file."""
         status = self.launched.process.reap()
@@ -320,11 +360,15 @@ class Run:
         self.stop = stop
         return first
 
-    def note_stop(self, directory: VMDirectory) -> None:
-        """Note that a stop was asked for; blocks."""
-        self.launched.record = dataclasses.replace(self.launched.record, stopping=True)
-        with logged(directory.vm):
-            directory.write_run_record(self.launched.record)
+    def note_stop(self, directory: VMDirectory, files: Lane) -> None:
+        """Have it noted that a stop was asked for; nobody waits for that."""
+
+        def note() -> None:
+            self.launched.record = dataclasses.replace(self.launched.record, stopping=True)
+            with logged(self.vm):
+                directory.write_run_record(self.launched.record)
+
+        files.see_to(note, NOTE_TIME)
 
     def climb(self, due: Callable[[], None]) -> Climb | None:
         """Take the step of the stop that is due and return it; None where there is none left."""
