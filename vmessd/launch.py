@@ -108,8 +108,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         Locked: the VM has a live owner that is not ours.
         VmessError: as :func:`specify`, or the host lacks what it takes.
     """
-    if tries and restart_policy(directory) == "no":
-        raise Failed("its RESTART file does not want it any more")
+    _check_policy(directory, tries)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
         spec = specify(directory, host, display=0)  # a bad value is told before anything is touched
         lock = _own(directory)
@@ -155,6 +154,12 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         directory.write_run_record(record)
         undo.pop_all()
     return Launched(process, record, log_start)
+
+
+def _check_policy(directory: VMDirectory, tries: int) -> None:
+    """Raise Failed where a restart is not wanted any more."""
+    if tries and restart_policy(directory) == "no":
+        raise Failed("its RESTART file does not want it any more")
 
 
 def _end(process: Process) -> None:
