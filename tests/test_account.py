@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import TESTS, Daemon, own, processes_of, wait_for
 
-from vmessd import account, launch, process
+from vmessd import account, adoption, process
 from vmessd.account import Account
 from vmessd.errors import InvalidValue
 from vmessd.host import Host
@@ -186,7 +186,7 @@ def test_a_qemu_that_overwrote_its_arguments_is_held_all_the_same(
         wait_for(lambda: command.read_bytes().startswith(b"/bin/sh"), what="the change of the user")
         record = RunRecord(child.pid, child.ticks, 7, "tcg", ["qemu"], Moment.now())
         directory.write_run_record(record)
-        found = launch.recover(directory, Host("qemu", account=nobody))
+        found = adoption.recover(directory, Host("qemu", account=nobody))
         assert (found is not None) is (len(words) == 1)
         if found is not None:
             assert (found.process.pid, found.record) == (child.pid, record)

@@ -112,6 +112,32 @@ def test_c07_no_room_in_the_run_time_directory(host: Container) -> None:
         host.done("umount", "/run/vmess")
 
 
+def test_c51_the_service_finds_vms_whose_directories_were_moved(host: Container) -> None:
+    for vm in ("alpha0", "beta0"):
+        host.make(vm)
+    running = host.qemus()
+    host.systemctl("stop", "vmessd.service")
+    host.sh("cd /var/lib/vmess && mv alpha0 gamma0 && mv beta0 old && cp -a old beta0")
+    try:
+        host.systemctl("start", "vmessd.service")
+        assert host.qemus() == listed(host) == running
+        for vm, place in (("alpha0", "gamma0"), ("beta0", "old")):
+            status = host.status(vm)
+            assert (status["state"], f" /var/lib/vmess/{place}" in status["problem"]) == ("running", True)
+        held = f"VM gamma0 is held by QEMU of alpha0, PID {running['alpha0']}: "
+        assert (host.status("gamma0")["state"], host.status("gamma0")["problem"].startswith(held)) == (
+            "held",
+            True,
+        )
+        said = host.done("vmess", "shutdown").splitlines()
+        assert sorted(line for line in said if "powered" in line) == [
+            f"{vm}: powered down as asked" for vm in ("alpha0", "beta0")
+        ]
+        assert host.qemus() == {}
+    finally:
+        host.sh("rm -rf /var/lib/vmess/old")
+
+
 def test_settings_are_read_again_on_reload(host: Container) -> None:
     settings = host.path("/etc/vmess/vmessd.toml")
     before = settings.read_text()

@@ -430,6 +430,9 @@ STATUS_LINES = (
     (told("paused", runstate="io-error"), "VM is running, PID: 7 (paused: io-error)"),
     (told("unresponsive"), "VM is running, PID: 7 (unresponsive: QEMU does not answer)"),
     (told("stopping"), "VM is running, PID: 7 (stopping)"),
+    (told("running", problem="it's a\x1bway"), "VM is running, PID: 7 (it's a\\x1bway)"),
+    (told("paused", problem="away"), "VM is running, PID: 7 (paused: running; away)"),
+    (told("held", pid=None, uptime=None, problem="VM a0 is held"), "VM counts as running (VM a0 is held)"),
 )
 
 
@@ -460,15 +463,18 @@ def test_a_listing_has_those_that_run_first_and_then_all() -> None:
         told("running", name="a0")["status"],
         told("stopped", name="abcdefghijkl0", pid=None, uptime=None, last_exit=EXIT)["status"],
         told("unresponsive", name="c0", pid=4194303, uptime=7200.0)["status"],
+        told("held", name="d0", pid=None, uptime=None, problem="VM d0 is held")["status"],
     ]
     assert render.listing({"vms": vms}).splitlines() == [
         "List of KVMs (with PIDs as in ps-ef):",
         "a0                    7  up 5 s",
         "c0              4194303  up 2 h (unresponsive: QEMU does not answer)",
+        "d0                    -  held (VM d0 is held)",
         "All VMs:",
         "a0             VM is running, PID: 7",
         "abcdefghijkl0  VM not running (guest powered off 3 min ago)",
         "c0             VM is running, PID: 4194303 (unresponsive: QEMU does not answer)",
+        "d0             VM counts as running (VM d0 is held)",
     ]
     assert render.listing({"vms": []}).splitlines()[0] == "List of KVMs (with PIDs as in ps-ef):"
 

@@ -141,6 +141,15 @@ def test_a_path_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert found.socket == Path("/home/me/x.sock")
 
 
+def test_a_vm_root_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    (tmp_path / "loose").symlink_to("nowhere")
+    for spelled, vmdir in (("link", real), ("link/new", real / "new"), ("loose", tmp_path / "loose")):
+        assert config.read(["--vmdir", str(tmp_path / spelled)], {}).vmdir == vmdir
+
+
 def test_each_row_is_a_flag_and_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         read(["--help"], {})

@@ -268,7 +268,8 @@ def test_c17_an_image_that_says_it_is_qcow2_is_raw_all_the_same(daemon: Daemon) 
     with backing.open("ab") as file:
         file.truncate(M)
     os.utime(backing, (1_000_000_000, 1_500_000_000))
-    image = daemon.make(A, EXARGS=monitor(daemon)) / f"{A}-hda.img"
+    directory = daemon.make(A, EXARGS=monitor(daemon))
+    image = directory / f"{A}-hda.img"
     image.write_bytes(qcow2(backing))
     if shutil.which("qemu-img"):
         told = subprocess.run(
@@ -276,6 +277,11 @@ def test_c17_an_image_that_says_it_is_qcow2_is_raw_all_the_same(daemon: Daemon) 
         )
         assert json.loads(told.stdout)["full-backing-filename"] == str(backing)
     before = fingerprint(backing)
+    refusal = f"{image} is a qcow2 image; it has to be a raw one, or hda has to stand in the file RAW beside it"
+    assert refused(daemon, A, "start", status=1) == refusal
+    assert not processes_of(daemon.root)
+    assert fingerprint(backing) == before
+    (directory / "RAW").write_text("hda\n")  # who insists
     pid = run_guest(daemon, A)
     nodes = {node["node-name"]: node for node in qmp(daemon, "query-named-block-nodes")}
     assert (nodes["hda"]["drv"], nodes["hda"]["image"]["virtual-size"]) == ("raw", 0x40000)

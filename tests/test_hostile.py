@@ -165,7 +165,7 @@ async def test_a_qemu_that_could_not_be_looked_for_is_found_later(
 ) -> None:
     daemon = Daemon(tmp_path)
     daemon.make_fake(VM, "good")
-    host, timing = Host(str(FAKE), "tcg"), Timing(probe_every=0.2)
+    host, timing = Host(str(FAKE), "tcg"), Timing(look=0.2)
     try:
         async with Supervisor(daemon.root, host, timing) as first:
             async for _ in (await first.machine(VM)).start(None):
@@ -174,7 +174,10 @@ async def test_a_qemu_that_could_not_be_looked_for_is_found_later(
             fault.setattr(Process, "find", lambda *_: fail("too many open files"))
             async with Supervisor(daemon.root, host, timing) as second:
                 machine = await second.machine(VM)
-                assert machine.status().state is State.stopped
+                told = machine.status()
+                assert (told.state, told.pid) == (State.held, None)
+                assert told.problem is not None
+                assert told.problem.endswith("too many open files")
                 fault.undo()
                 for _ in range(100):
                     if machine.status().state is State.running:

@@ -19,10 +19,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # From the ground up: a room may import from the rooms before it and from no room behind it.
 VMESSD = """
     errors names shell row wiring settings
-    safefile logfile records vmdir drives
-    cmdline lifecycle process account monitor display
+    safefile logfile records vmdir formats drives
+    cmdline lifecycle process census account monitor display
     netlink tap access network segments addresses
-    keys stats report events refusals host seriallog launch threads search
+    keys stats report events refusals host seriallog launch adoption threads search
     session space restart run inbox journal machine
     hands hotplug wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why faults interface control config notify log daemon __main__
@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "vmessd.settings": {"vmessd.errors", "vmessd.names", "vmessd.row", "vmessd.wiring"},
     "vmessd.safefile": {"vmessd.errors"},
     "vmessd.logfile": {"vmessd.errors", "vmessd.safefile"},
+    "vmessd.formats": set(),
     "vmessd.lifecycle": {"vmessd.errors"},
     "vmessd.process": {"vmessd.errors"},
     "vmessd.account": {"vmessd.errors", "vmessd.process"},

@@ -17,6 +17,7 @@ starting      =/join            stopping/kill     stopping/kill     unresponsive
 running       =/say_running     stopping/ladder   stopping/kill     .
 paused        =/say_running     stopping/ladder   stopping/kill     .
 unresponsive  =/say_running     stopping/ladder   stopping/kill     .
+held          =/look            =/look            =/look            unresponsive/connect
 stopping      =/say_stopping    =/join            =/kill            =/cut_off
 
               born              runs              halts             silent
@@ -26,6 +27,7 @@ starting      =/cont            running/started   paused/started    unresponsive
 running       .                 .                 paused/nothing    unresponsive/nothing
 paused        .                 running/nothing   .                 unresponsive/nothing
 unresponsive  starting/cont     running/nothing   paused/nothing    .
+held          .                 .                 .                 .
 stopping      .                 .                 .                 .
 
               lost              rung              refused           exited
@@ -35,6 +37,7 @@ starting      =/reconnect       .                 stopped/bury      stopped/bury
 running       unresponsive/reconnect  .           stopped/bury      stopped/bury
 paused        unresponsive/reconnect  .           stopped/bury      stopped/bury
 unresponsive  =/reconnect       .                 stopped/bury      stopped/bury
+held          .                 .                 .                 .
 stopping      =/reconnect       =/climb           stopped/bury      stopped/bury
 
               pause             again             amiss
@@ -44,6 +47,7 @@ starting      .                 .                 =/mend
 running       .                 .                 =/mend
 paused        .                 .                 =/mend
 unresponsive  .                 .                 =/mend
+held          .                 .                 =/mend
 stopping      .                 .                 =/mend
 
               spawned           late
@@ -53,7 +57,18 @@ starting      =/take_on         =/delay
 running       .                 .
 paused        .                 .
 unresponsive  .                 .
+held          .                 .
 stopping      =/cut_off         =/delay
+
+              held              free              look
+stopped       held/hold         .                 =/look
+waiting       held/hold         .                 =/look
+starting      held/hold         .                 .
+running       .                 .                 .
+paused        .                 .                 .
+unresponsive  .                 .                 .
+held          .                 stopped/nothing   =/look
+stopping      held/hold         .                 .
 """
 
 
@@ -99,19 +114,28 @@ def test_a_vm_is_off_only_when_its_process_is_gone() -> None:
     ways = {
         event for state, event in PAIRS if state not in OFF and transition(state, event)[0] in lifecycle.OFF
     }
-    assert ways == {Event.exited, Event.refused}
+    assert ways == {Event.exited, Event.refused, Event.free}
+
+
+def test_what_is_held_is_neither_started_nor_stopped_while_it_is() -> None:
+    outcomes = {event: transition(State.held, event) for event in Event}
+    assert {event for event, (state, _) in outcomes.items() if state is not State.held} == {
+        Event.found,
+        Event.free,
+    }
+    assert {action for _, action in outcomes.values()} == {Action.look, Action.connect, Action.nothing}
 
 
 def test_the_end_of_the_process_stops_a_vm_in_any_state_and_buries_it_once() -> None:
-    for state in set(State) - OFF:
+    for state in set(State) - OFF - {State.held}:
         assert transition(state, Event.exited) == (State.stopped, Action.bury)
-    for state in OFF:
+    for state in {*OFF, State.held}:
         assert transition(state, Event.exited) == (state, Action.nothing)
 
 
-def test_a_stopped_vm_is_left_only_by_start_and_found_and_for_a_pause() -> None:
+def test_a_stopped_vm_is_left_only_by_start_and_found_and_held_and_for_a_pause() -> None:
     left = {event for event in Event if transition(State.stopped, event)[0] is not State.stopped}
-    assert left == {Event.start, Event.found, Event.pause}
+    assert left == {Event.start, Event.found, Event.held, Event.pause}
 
 
 def test_a_stop_ends_the_wait_for_a_restart() -> None:

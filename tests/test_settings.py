@@ -38,6 +38,8 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("NICS", "\n bridge1\t-  user\n", (Wire("bridge1"), Wire(), Wire(user=True)), ()),
     ("NICS", "user:2222:22,8080:80\n", (Wire(user=True, forwards=((2222, 22), (8080, 80))),), ()),
     ("NICS", "- " * 29, (Wire(),) * 29, ()),
+    ("RAW", "hda\n", ("hda",), ()),
+    ("RAW", " hdb\ncdrom ", ("hdb", "cdrom"), ()),
     ("NIC_MODEL", "e1000\n", "e1000", ()),
     ("NIC_MODEL", "virtio", "virtio-net-pci", ()),
     ("NIC_MODEL", "virtio-net-pci", "virtio-net-pci", ()),
@@ -55,6 +57,7 @@ BAD: dict[str, list[str]] = {
     "SMP": ["256", "+1", "1.0", "0x4", "four", "٤", "1 2", "4\n4"],
     "RAM": ["999K", "17T", "2GB", "2.5G", "0x10", "٢G", "2 G", "G", "1e3M", "2G\n2G", "-m"],
     "ACCEL": ["", "KVM", "xen", "tcg,thread=multi", "auto kvm"],
+    "RAW": ["", "hde", "hda,hdb", "HDA", "yes", "a0-hda.img"],
     "STOP": ["", "-1", "86401", "1.5", "5s", "inf", "nan"],
     "NICS": [
         *("- " * 30, "br/0", "br:0", "x" * 16, "newvm0e0", "-x", "user:", "user:22", "user:0:22"),

@@ -287,10 +287,10 @@ async def test_the_upkeep_ends_with_the_supervisor_also_in_mid_cut(
 async def test_a_hundred_vms_cost_next_to_nothing(tmp_path: Path) -> None:
     class Running:
         def __init__(self, vm: str) -> None:
-            self.directory = VMDirectory(tmp_path, vm)
-            self.directory.make()
+            self.home = VMDirectory(tmp_path, vm)
+            self.home.make()
             for name in vmdir.LOGS:
-                (self.directory.path / name).write_bytes(LOUD)
+                (self.home.path / name).write_bytes(LOUD)
 
     machines = [Running(f"vm{letter}{digit}") for letter in "abcdefghij" for digit in range(10)]
     began = time.thread_time()

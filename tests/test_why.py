@@ -189,6 +189,10 @@ def reply(state: str, **more: Any) -> dict[str, Any]:
     [
         (reply("stopping"), "Next: it is being stopped"),
         (reply("unresponsive"), "Next: left alone until QEMU answers; stop force ends it"),
+        (
+            reply("held"),
+            "Next: it is left alone, and looked at again until its directory is free or its QEMU is found",
+        ),
         (reply("stopped", last=LAST | {"status": -70}), "QEMU: PID 7, ended by signal 70"),
         (reply("stopped", last=LAST | {"text": "x\x1by"}), r"How: x\x1by"),
         (

@@ -47,13 +47,16 @@ def _off(status: Reply) -> str:
 
 def _condition(status: Reply) -> str:
     """Return what is out of the ordinary with a VM that runs, in brackets; empty if nothing is."""
+    problem = printable(status.get("problem") or "")
     words = {
+        "held": problem,
         "stopping": "stopping",
         "unresponsive": "unresponsive: QEMU does not answer",
         "paused": f"paused: {printable(str(status['runstate']))}".removesuffix(": paused"),
     }.get(status["state"])
     more = f"; vmess {status['name']} why" if status["runstate"] == "internal-error" else ""
-    return f" ({words}{more})" if words else ""
+    remarks = dict.fromkeys(text for text in (f"{words}{more}" if words else "", problem) if text)
+    return f" ({'; '.join(remarks)})" if remarks else ""
 
 
 def status(reply: Reply) -> str:
@@ -63,6 +66,8 @@ def status(reply: Reply) -> str:
         return f"VM not running{_off(vm)}"
     if vm["state"] == "starting":
         return f"VM is starting, PID: {vm['pid']}" if vm["pid"] else "VM is starting"
+    if vm["state"] == "held":
+        return f"VM counts as running{_condition(vm)}"
     return f"VM is running, PID: {vm['pid']}{_condition(vm)}"
 
 
@@ -71,13 +76,15 @@ def listing(reply: Reply) -> str:
     vms: Sequence[Reply] = reply["vms"]
     lines = ["List of KVMs (with PIDs as in ps-ef):"]
     lines += [
-        f"{vm['name']:<14} {vm['pid'] or '-':>8}  up {duration(vm['uptime'] or 0)}{_condition(vm)}"
-        for vm in vms
-        if not is_off(vm)
+        f"{vm['name']:<14} {vm['pid'] or '-':>8}  {_up(vm)}{_condition(vm)}" for vm in vms if not is_off(vm)
     ]
     lines.append("All VMs:")
     lines += [f"{vm['name']:<14} {status({'status': vm})}" for vm in vms]
     return "\n".join(lines)
+
+
+def _up(status: Reply) -> str:
+    return "held" if status["state"] == "held" else f"up {duration(status['uptime'] or 0)}"
 
 
 def info(reply: Reply) -> str:
@@ -93,7 +100,9 @@ def info(reply: Reply) -> str:
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
     lines += [f"{value['name']}: {printable(value['value'])}" for value in vm["settings"]]
     lines += [f"Mind: {printable(nic['difference'])}" for nic in vm["nics"] if nic["difference"]]
-    if vm["changed"]:
+    if vm["command"] and vm["problem"]:
+        lines.append(f"Mind: its next start would be refused: {printable(vm['problem'])}")
+    elif vm["changed"]:
         lines.append("It runs with other settings than these; they take effect at its next start")
     lines.append(f"Serial console: {printable(vm['serial'])}")
     lines.append(status(vm))

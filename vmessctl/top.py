@@ -38,6 +38,7 @@ COLOURS = {
     "note": "31",
     "stopped": "2",
     "unresponsive": "31",
+    "held": "31",
     "waiting": "33",
     "paused": "33",
     "starting": "33",

@@ -167,7 +167,8 @@ def _remove(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         info = client.call("Info", vm=vm)["info"]
         locked = any(value["name"] == "LOCK" for value in info["settings"])
-        if not render.is_off(info["status"]) and not locked:  # of a locked one the daemon says so
+        told_by_daemon = locked or info["status"]["state"] == "held"
+        if not render.is_off(info["status"]) and not told_by_daemon:
             raise AlreadyRunning(
                 f"VM {vm} is running; it has to be stopped for this", hint=f"{PROGRAM} {vm} stop"
             )

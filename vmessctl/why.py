@@ -89,6 +89,8 @@ def _next(why: Reply) -> str:
         return f"nothing: QEMU gave the guest up; {ways} accel tcg stop force start"
     if status["state"] == "unresponsive":
         return "left alone until QEMU answers; stop force ends it"
+    if status["state"] == "held":
+        return "it is left alone, and looked at again until its directory is free or its QEMU is found"
     if status["state"] != "stopped":
         if policy == "no":
             return f"if it ends it stays off: its restart policy is no{boot}"

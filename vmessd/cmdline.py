@@ -226,3 +226,12 @@ def display_of(argv: Sequence[str]) -> int:
             number = value.removeprefix("127.0.0.1:").partition(",")[0]
             return int(number) if number.isdecimal() and len(number) <= 5 else 0
     return 0
+
+
+def named_in(argv: Sequence[str]) -> tuple[str, str] | None:
+    """Return the VM of a command line that :func:`build` made, and its directory as it was called then."""
+    options: dict[str, str] = {}
+    for option, value in itertools.pairwise(argv):
+        options.setdefault(option, value)
+    vm, directory = options.get("-name", ""), options.get("-pidfile", "").removesuffix(f"/{PID_FILE}")
+    return (vm, directory) if vm and os.path.basename(directory) == vm else None

@@ -184,7 +184,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
     file = _file(Path(here, given["config"])) if given["config"] is not None else {}
     chosen = {option.key: _choose(option, given, environment, file) for option in OPTIONS}
     return Config(
-        vmdir=_path(here, "vmdir", chosen["vmdir"]),
+        vmdir=_path(here, "vmdir", chosen["vmdir"], resolved=True),
         socket=default_socket(environment)
         if chosen["socket"] == OWN_SOCKET
         else _path(here, "socket", chosen["socket"]),
@@ -249,12 +249,17 @@ def _patterns(text: str) -> tuple[str, ...]:
     return tuple(pattern.strip() for pattern in text.split(",") if pattern.strip())
 
 
-def _path(here: str, key: str, text: str) -> Path:
-    """Return an absolute path that can be written into QEMU's command line."""
+def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
+    """Return an absolute path that can be written into QEMU's command line.
+
+    `resolved` follows symbolic links: a VM root has one name, however it is reached.
+    """
     try:
         path = Path(os.path.abspath(Path(here, Path(text).expanduser())))
     except RuntimeError:
         raise InvalidValue(f"{key} {quoted(text)} begins with a user who has no home") from None
+    if resolved and "\0" not in text:
+        path = _resolved(path)
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -262,6 +267,14 @@ def _path(here: str, key: str, text: str) -> Path:
     if "\0" in str(path):
         raise InvalidValue(f"{key} {quoted(path)} holds a NUL byte")
     return path
+
+
+def _resolved(path: Path) -> Path:
+    """Return a path without symbolic links; one that leads nowhere is left, for the check to refuse."""
+    existing = path
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    return Path(os.path.realpath(path)) if os.path.exists(existing) else path
 
 
 def default_socket(environment: Mapping[str, str]) -> Path:

@@ -14,7 +14,7 @@ from vmessd.access import Access
 from vmessd.account import Account
 from vmessd.config import OPTIONS, Config, find_qemu
 from vmessd.control import Control
-from vmessd.errors import Locked, VmessError
+from vmessd.errors import Failed, Locked, VmessError
 from vmessd.fleet import Fleet
 from vmessd.host import Host
 from vmessd.network import Network
@@ -122,9 +122,11 @@ async def power_down(config: Config, runs_as: Account) -> None:
         async with Supervisor(config.vmdir, _host(config, runs_as)) as supervisor:
             beat = asyncio.create_task(_wait_for_stops(supervisor))
             with contextlib.closing(Fleet(supervisor)) as all_vms:
-                async for _ in all_vms.shutdown(os.getuid()):
-                    pass
+                failed = [step async for step in all_vms.shutdown(os.getuid()) if step.step == "failed"]
             beat.cancel()
+            if failed:
+                words = "; ".join(f"{step.vm}: {step.text}" for step in failed)
+                raise Failed(f"not all VMs are off: {words}", hint="vmess list, when vmessd is back")
     except Locked:
         log.info("another vmessd serves the VM root; the shutdown is its business")
 

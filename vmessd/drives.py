@@ -3,18 +3,25 @@
 An image that is there is never written into and never made smaller. Sizes are in bytes.
 """
 
+import contextlib
 import dataclasses
 import os
+import re
 import stat
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vmessd import names, safefile, settings
+from vmessd import formats, names, safefile, settings, shell
 from vmessd.errors import BadFile, InvalidValue, failing, printable, quoted, reason
+from vmessd.formats import Format
 from vmessd.vmdir import VMDirectory
 
 SHARED_ISOS = "iso"
 """A directory of the service's VM root for everybody's ISO images; no VM has a name without a digit."""
+
+RAW = settings.BY_FILE["RAW"]
+_DRIVE_FILE = re.compile(r"([a-z]{1,12}[0-9])-(?:(hd[a-d])\.img|(cdrom)\.iso)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +53,7 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
 
     Raises:
         InvalidValue: no size, or a smaller one than the image has.
-        BadFile: the name is taken by something that is no plain file.
+        BadFile: the name is taken by something that is no plain file, or no raw image.
         Failed: there is no room, or the file system cannot hold a file of the size.
     """
     wanted = settings.disk_size(text)
@@ -72,6 +79,7 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
                 f"{name} has; an image is never made smaller",
                 hint=f"to start over, remove {vm}/{name} first",
             )
+        _check_format(Disk(slot, f"{vm.path}/{name}", False, found.st_size), vm.read_setting(RAW) or ())
         fd = safefile.open_plain(directory, name, os.O_WRONLY)
         try:
             with failing(f"{safefile.place(directory, name)} cannot be made larger"):
@@ -127,6 +135,85 @@ def disks(vm: VMDirectory) -> list[Disk]:
     with vm.opened() as directory:
         found = [_disk(vm, directory, slot, name) for slot, name in slots]
     return [disk for disk in found if disk is not None]
+
+
+def check(vm: VMDirectory, found: Sequence[Disk], raw: Collection[str]) -> None:
+    """See to it that a guest gets the drives it is to have, and not others or nonsense in silence.
+
+    `found` is what :func:`disks` returned; `raw` are the slots whose images are raw whatever they look like.
+
+    Raises:
+        BadFile: a file has the name of another VM's drive, of which this one has none, as in a directory that
+            was copied or renamed by hand; or an image is not raw. The hint is what mends it.
+    """
+    _check_names(vm, {disk.slot for disk in found})
+    for disk in found:
+        _check_format(disk, raw)
+
+
+def _check_names(vm: VMDirectory, filled: Collection[str]) -> None:
+    with vm.opened() as directory, failing(f"{vm} cannot be read"):
+        matches = [match for name in sorted(os.listdir(directory)) if (match := _DRIVE_FILE.fullmatch(name))]
+    renames: dict[str, list[str]] = {}
+    for match in matches:
+        slot = match[2] or match[3]
+        if match[1] != vm.vm and slot not in filled:
+            name = names.cdrom_file(vm.vm) if slot == "cdrom" else names.disk_file(vm.vm, slot)
+            line = shell.join(["mv", f"{vm.path}/{match[0]}", f"{vm.path}/{name}"])
+            renames.setdefault(match[1], []).append(line)
+    if renames:
+        files = ", ".join(match[0] for match in matches if match[1] in renames)
+        raise BadFile(
+            f"{vm} has drives named after another VM: {files}; they have to be named after {vm.vm}",
+            hint=", or ".join(" && ".join(lines) for lines in renames.values()),
+        )
+
+
+def _check_format(disk: Disk, raw: Collection[str]) -> None:
+    if disk.slot in raw or (disk.slot == "cdrom" and disk.block_device):
+        return
+    found = formats.recognise(*_ends(disk))
+    if found is not None:
+        raise BadFile(
+            f"{printable(disk.path)} is a {found.shown} image; it has to be a raw one, or {disk.slot} has to "
+            f"stand in the file {RAW.file} beside it",
+            hint=_conversion(disk, found),
+        )
+
+
+def _ends(disk: Disk) -> tuple[bytes, bytes]:
+    """Return the first and the last bytes of an image; nothing of one that is for QEMU alone to read."""
+    with contextlib.suppress(OSError):
+        fd = os.open(disk.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            kind = os.fstat(fd).st_mode
+            if stat.S_ISREG(kind) or stat.S_ISBLK(kind):
+                tail = os.pread(fd, formats.TAIL, max(0, disk.size - formats.TAIL))
+                return os.pread(fd, formats.HEAD, 0), tail
+        finally:
+            os.close(fd)
+    return b"", b""
+
+
+def _conversion(disk: Disk, found: Format) -> str:
+    """Return the line that makes an image raw, for a shell.
+
+    One that leads to other files gets a word of warning: a guest may have written its header, and whoever
+    converts it, root for one, puts into the guest's disk what they may read.
+    """
+    image = disk.path
+    if disk.target is None:
+        source, target = f"{image}.{found.name}", image
+        last: list[list[str]] = []
+    else:
+        source, target = os.path.realpath(image), f"{image}.raw"
+        last = [["ln", "-sfT", target, image] if disk.slot == "cdrom" else ["mv", "-T", target, image]]
+    lines = [["mv", image, source]] if disk.target is None else []
+    lines.append(["qemu-img", "convert", "-f", found.name, "-O", "raw", source, target])
+    if not disk.block_device:
+        lines.append(["cp", "-p", "--attributes-only", source, target])
+    text = " && ".join(shell.join(line) for line in [*lines, *last])
+    return f"it names other files, as a guest could have it do; if you made it: {text}" if found.leads else text
 
 
 def _disk(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from vmessd import settings, threads
+from vmessd import refusals, settings, threads
 from vmessd.errors import Failed, VmessError
 from vmessd.lifecycle import OFF, State
 from vmessd.machine import Machine
@@ -127,15 +127,20 @@ class Fleet:
         for task in boots:
             task.cancel()
         await asyncio.gather(*boots, return_exceptions=True)
+        failed: dict[str, VmessError] = {}
         for _ in range(ROUNDS):
             machines = await self._everyone()
             going = [machine for machine in machines if machine.state is not State.stopped]
-            if not going:
-                return
+            failed = {}
             found = await asyncio.gather(*map(_order, going))
             orders = {machine.vm: order for machine, order in zip(going, found, strict=True)}
             for wave in reversed(waves(orders)):
-                await asyncio.gather(*(self._stop(m, uid, tell) for m in going if m.vm in wave))
+                await asyncio.gather(*(self._stop(m, uid, tell, failed) for m in going if m.vm in wave))
+            if len(failed) == len(going):  # what one VM held may be free when another has ended
+                break
+        for vm, error in failed.items():
+            tell(_failure(vm, error))
+        await self._tell_strays(tell)
 
     async def _everyone(self) -> list[Machine]:
         """Return all VMs; where the VM root cannot be read, those that were met so far."""
@@ -145,19 +150,29 @@ class Fleet:
             log.warning("%s; the VMs that are known are stopped", error.message)
             return self._supervisor.known()
 
-    async def _stop(self, machine: Machine, uid: int | None, tell: Tell) -> None:
+    async def _stop(self, machine: Machine, uid: int | None, tell: Tell, failed: dict[str, VmessError]) -> None:
         try:
             async for progress in machine.stop(uid, force=False):
                 tell(_stop_step(machine.vm, progress))
         except VmessError as error:
             if machine.state is not State.stopped:  # else it ended by itself, just before it was asked to
-                tell(_failure(machine.vm, error))
+                failed[machine.vm] = error
+
+    async def _tell_strays(self, tell: Tell) -> None:
+        """Tell of QEMUs of this root that are left and no VM has: the last word is the host's."""
+        try:
+            strays = await self._supervisor.strays()
+        except VmessError as error:
+            log.warning("whether any QEMU is left cannot be told: %s", error.message)
+            return
+        for one in strays:
+            tell(_failure(one.vm, refusals.stray(one.vm, one.pid)))
 
 
 async def _autostart(machine: Machine, patience: float = threads.LOOK) -> Autostart | None:
     """Return how a VM comes up with the host, None if it does not; raises VmessError."""
     file = settings.BY_FILE["AUTOSTART"]
-    read = functools.partial(machine.directory.read_setting, file)
+    read = functools.partial(machine.home.read_setting, file)
     value: Autostart | None = await machine.files.aside(read, patience)
     return value
 

@@ -8,6 +8,7 @@ from typing import Any
 from vmessd import account
 from vmessd.access import Access
 from vmessd.account import Account
+from vmessd.census import Census
 from vmessd.display import Displays
 from vmessd.errors import NotPermitted
 from vmessd.events import Events
@@ -32,6 +33,7 @@ class Host:
     """EXARGS and NIC_EXARGS, words for QEMU that nobody checks, are honoured."""
     displays: Displays = dataclasses.field(default_factory=Displays)
     events: Events = dataclasses.field(default_factory=Events)
+    census: Census = dataclasses.field(default_factory=Census)
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
     _kvm_missed: bool = False
 

@@ -142,3 +142,10 @@ def tell(requests: Sequence[Request], news: News) -> None:
     """Give several askers the same news."""
     for request in requests:
         request.news.put_nowait(news)
+
+
+def dismiss(requests: list[Request], news: News) -> None:
+    """Give several askers their last news, and forget them."""
+    told = list(requests)
+    requests.clear()
+    tell(told, news)

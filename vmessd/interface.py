@@ -291,7 +291,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         name = logs.LogName.parse(log)
         machine = await self._supervisor.machine(vm)
         record = machine.record() or machine.last_exit
-        found = await machine.change(functools.partial(logs.open_log, machine.directory, name, record))
+        found = await machine.change(functools.partial(logs.open_log, machine.home, name, record))
         return VMLog(
             log=FileDescriptor(found.log, should_close=True),
             older=None if found.older is None else FileDescriptor(found.older, should_close=True),

@@ -23,6 +23,8 @@ class State(enum.Enum):
     """QEMU answers, but the guest stands still (paused by hand, by an I/O error, after a panic)."""
     unresponsive = "unresponsive"
     """The process lives and does not answer. It is left alone and never started a second time."""
+    held = "held"
+    """Its directory is locked by a process that cannot be told to be its QEMU: it counts as running."""
     stopping = "stopping"
     """A stop is under way; see :func:`ladder`."""
 
@@ -40,6 +42,9 @@ class Event(enum.Enum):
     spawned = "its QEMU is there"
     late = "its start takes long: its files do not answer"
     found = "its process was found alive"
+    held = "its directory is locked by a process that cannot be told to be its QEMU"
+    free = "nobody has its directory locked any more"
+    look = "it is to be looked for its process again"
     born = "QEMU answers; the guest has never run"
     runs = "QEMU says the guest runs"
     halts = "QEMU says the guest stands still"
@@ -65,6 +70,8 @@ class Action(enum.Enum):
     cont = "let the guest run"
     started = "tell whoever waits for the start"
     hangs = "tell whoever waits for the start that QEMU does not answer"
+    hold = "call a restart off, tell whoever waits what is in the way, and look again"
+    look = "look for its process again, then carry out what was asked for, or refuse it"
     climb = "take the step of the ladder that is due"
     ladder = "begin the ladder at its foot"
     kill = "begin the ladder at its top"
@@ -89,6 +96,8 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.stop: (_S.stopped, _A.say_stopped),
         _E.force: (_S.stopped, _A.say_stopped),
         _E.found: (_S.unresponsive, _A.connect),
+        _E.held: (_S.held, _A.hold),
+        _E.look: (_S.stopped, _A.look),
         _E.pause: (_S.waiting, _A.rest),
     },
     _S.waiting: {
@@ -97,6 +106,8 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.stop: (_S.stopped, _A.call_off),
         _E.force: (_S.stopped, _A.call_off),
         _E.found: (_S.unresponsive, _A.connect),
+        _E.held: (_S.held, _A.hold),
+        _E.look: (_S.waiting, _A.look),
     },
     _S.starting: {
         _E.start: (_S.starting, _A.join),
@@ -110,6 +121,7 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.silent: (_S.unresponsive, _A.hangs),
         _E.lost: (_S.starting, _A.reconnect),
         _E.found: (_S.unresponsive, _A.connect),  # somebody else's start came before ours
+        _E.held: (_S.held, _A.hold),
         _E.refused: (_S.stopped, _A.bury),
         _E.exited: (_S.stopped, _A.bury),
     },
@@ -145,6 +157,14 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.refused: (_S.stopped, _A.bury),
         _E.exited: (_S.stopped, _A.bury),
     },
+    _S.held: {
+        _E.start: (_S.held, _A.look),
+        _E.stop: (_S.held, _A.look),
+        _E.force: (_S.held, _A.look),
+        _E.look: (_S.held, _A.look),
+        _E.found: (_S.unresponsive, _A.connect),
+        _E.free: (_S.stopped, _A.nothing),
+    },
     _S.stopping: {
         _E.start: (_S.stopping, _A.say_stopping),
         _E.stop: (_S.stopping, _A.join),
@@ -152,6 +172,7 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.spawned: (_S.stopping, _A.cut_off),
         _E.found: (_S.stopping, _A.cut_off),
         _E.late: (_S.stopping, _A.delay),
+        _E.held: (_S.held, _A.hold),  # its start was called off, and could not be
         _E.lost: (_S.stopping, _A.reconnect),
         _E.rung: (_S.stopping, _A.climb),
         _E.refused: (_S.stopped, _A.bury),

@@ -8,20 +8,19 @@ import asyncio
 import dataclasses
 import functools
 import logging
-import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from vmessd import launch, refusals, restart, settings, threads, vmdir
 from vmessd.errors import Locked, StartFailed, VmessError
 from vmessd.host import Host
-from vmessd.inbox import Happening, Inbox, Job, Request, tell
+from vmessd.inbox import Happening, Inbox, Job, Request, dismiss, tell
 from vmessd.journal import Journal
 from vmessd.launch import Launched
 from vmessd.lifecycle import OFF, Action, Event, State, by_force, ladder, transition
 from vmessd.records import ExitRecord, RunRecord
 from vmessd.report import Exit, StartProgress, StopProgress, VMStatus
-from vmessd.run import LAUNCH_TIME, Attempt, Run, Stop, grace_of, logged, stopped
+from vmessd.run import Attempt, Run, Stop, grace_of, logged, policy_of, stopped
 from vmessd.search import Findings, Search
 from vmessd.session import Session, Timing
 from vmessd.threads import Lane
@@ -32,8 +31,8 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 DEAF_RUNSTATES = ("shutdown", "guest-panicked")  # no guest is there any more to hear the power button
-GRACE_TIME = 2.0
-"""Seconds that reading a guest's grace may take: it has to be stopped all the same."""
+NOTE_TIME = 2.0
+"""Seconds that a note on the last end may take; what takes longer is done when the files answer."""
 END_TIME = 5.0
 """Seconds that a daemon which ends waits for a start that is under way."""
 MEND_PAUSE = 5.0
@@ -76,6 +75,8 @@ class Machine:
             Action.cont: self._cont,
             Action.started: self._started,
             Action.hangs: self._hangs,
+            Action.hold: self._hold,
+            Action.look: self._look,
             Action.ladder: self._begin_ladder,
             Action.kill: self._begin_force,
             Action.cut_off: self._cut_off,
@@ -105,7 +106,7 @@ class Machine:
         while (message := await self._inbox.get()) is not None:
             try:
                 if isinstance(message, Job):
-                    self._do(message)
+                    await self._do(message)
                 else:
                     await self._react(message)
             except Exception as error:  # noqa: BLE001
@@ -155,7 +156,7 @@ class Machine:
 
     def status(self) -> VMStatus:
         """Return how the VM is now."""
-        run = self._run
+        run, held = self._run, self._in_the_way()
         return VMStatus(
             name=self.vm,
             state=self.state,
@@ -164,7 +165,13 @@ class Machine:
             runstate=run.runstate if run else None,
             last_exit=Exit.of(self.last_exit) if self.last_exit else None,
             restart=self._pending.report() if self._pending else None,
+            problem=run.launched.problem if run else (held.message if held else None),
         )
+
+    @property
+    def home(self) -> VMDirectory:
+        """Where the files of its QEMU are: not in its directory if that was renamed while it ran."""
+        return (self._run and self._run.launched.home) or self.directory
 
     def record(self) -> RunRecord | None:
         """Return the record of the QEMU there is."""
@@ -176,18 +183,24 @@ class Machine:
         return run.stop.progress(run.pid) if run is not None and run.stop is not None else None
 
     def live(self) -> Run:
-        """Return the QEMU there is; raises NotRunning."""
+        """Return the QEMU there is; raises NotRunning, or Locked where it is out of reach."""
         if self._run is None:
-            raise refusals.off(self.vm)
+            raise self._in_the_way() or refusals.off(self.vm)
         return self._run
+
+    def _in_the_way(self) -> VmessError | None:
+        """Return why nothing can be done about a VM that is held."""
+        return self._search.doubt if self.state is State.held else None
 
     # -- One message after the other --
 
-    def _do(self, job: Job) -> None:
+    async def _do(self, job: Job) -> None:
         """Have a job done before all that comes later and touches the files; no signal waits for it."""
+        if job.stopped and self.state is State.held:
+            await self._react(Happening(Event.look))
         try:
             if job.stopped and self.state not in OFF:
-                raise refusals.in_the_way(self.vm)
+                raise self._in_the_way() or refusals.in_the_way(self.vm)
             if job.work is None:
                 job.settle()
             else:
@@ -235,7 +248,7 @@ class Machine:
             log.error("%s: unexpected failure", self.vm, exc_info=error)
         if isinstance(message, Job):
             message.settle(error=failure)
-            return
+            message = Happening(Event.look)  # all else that fails of a job is for whoever asked
         if message.request is not None:
             tell([message.request], failure)
         amiss = Happening(Event.amiss, cause=message.cause or message, error=failure)
@@ -250,14 +263,16 @@ class Machine:
         if cause.launched is not None and self._run is None:
             self._adopt(cause.launched)
             cause.launched = None
-            if self.state in OFF:
+            if self.state in (*OFF, State.held):
                 self.state = State.unresponsive
         if self._run is not None:
             await self._mend_run(self._run, cause)
+        elif self.state is State.held:
+            await self._hold(Happening(Event.held, error=cause.error or self._search.doubt or failure))
         elif self._attempt is None and self.state not in OFF:
             await self._bury(Happening(Event.refused, error=failure))
         elif self._attempt is None:
-            await self._mend_off(cause)
+            await self._mend_off(cause, failure)
             self._tell_all(failure)
         elif cause.event is Event.late:
             self._tell_all(failure)
@@ -273,10 +288,11 @@ class Machine:
         elif self._starters and self.state is not State.starting:
             await self._hangs(cause)
 
-    async def _mend_off(self, cause: Happening) -> None:
-        if cause.event is Event.found:  # whether there is one, is not known
-            self._search_later()
-        elif self.state is State.waiting and self._pending is None:
+    async def _mend_off(self, cause: Happening, failure: VmessError) -> None:
+        if cause.event in (Event.found, Event.look):  # whether there is one, is not known
+            self.settled.set()
+            self._search.go_on(failure, self._timing.look, self._look_again)
+        if self.state is State.waiting and self._pending is None:
             await self._rest(cause)
         elif self.state is State.stopped:
             self._wait_no_longer()
@@ -293,40 +309,65 @@ class Machine:
 
     def _tell_all(self, news: VmessError) -> None:
         """Tell everybody who waits the same, at last."""
-        starters, self._starters = self._starters, []
-        stoppers, self._stoppers = self._stoppers, []
-        tell([*starters, *stoppers], news)
+        dismiss(self._starters, news)
+        dismiss(self._stoppers, news)
 
     # -- Coming and going --
 
     async def _recover(self) -> None:
-        findings = await self._search.first()
-        self.last_exit = findings.last_exit
-        if findings.problem is not None:
-            log.warning("%s: %s; it is looked at again until that is over", self.vm, findings.problem.message)
-        if findings.launched is None:
-            if findings.problem is not None:
-                self._search_later()
+        launched = await self._seek(self._search.first)
+        if launched is None:
             await self._rest_if_wanted()
             self.settled.set()
             return
         # One that hangs must not make everybody wait who asks how it is.
         asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
-        await self._react(Happening(Event.found, launched=findings.launched))
+        await self._react(Happening(Event.found, launched=launched))
 
-    def _search_later(self) -> None:
-        """Look for the VM's QEMU until it is known whether there is one."""
+    async def _seek(self, look: Callable[[], Awaitable[Findings]]) -> Launched | None:
+        """Look for a QEMU of an earlier daemon; again and again where nobody can tell whether there is one."""
+        found = await look()
+        self.last_exit = restart.later(self.last_exit, found.last_exit)
+        if found.problem is not None:
+            self._search.go_on(found.problem, self._timing.look, self._look_again)
+            if isinstance(found.problem, Locked):
+                await self._react(Happening(Event.held, error=found.problem))
+            return found.launched
+        self._search.cancel()
+        if found.launched is None and self.state is State.held:
+            await self._react(Happening(Event.free))
+        return found.launched
 
-        def found(findings: Findings) -> None:
-            if findings.launched is not None:
-                self._inbox.happen(Event.found, launched=findings.launched)
-            elif self.state is State.stopped and self.last_exit is None:
-                self.last_exit = findings.last_exit
-                if restart.follows(findings.last_exit):
-                    self._inbox.happen(Event.pause)
+    async def _look_again(self) -> None:
+        self._inbox.happen(Event.look)
+        await self.in_turn()
 
-        self.settled.set()
-        self._search.go_on(self._timing.probe_every, lambda: self.state not in OFF, found)
+    async def _look(self, message: Happening) -> None:
+        """Look for its QEMU again; what was asked for is then carried out, or refused."""
+        launched = await self._seek(self._search.look)
+        if launched is not None:
+            await self._react(Happening(Event.found, launched=launched))
+        elif self._search.doubt is None:
+            await self._rest_if_wanted()
+        error = self._in_the_way()
+        if message.request is not None and error is not None:
+            tell([message.request], error)
+        elif message.request is not None:
+            await self._react(message)
+
+    async def _hold(self, message: Happening) -> None:
+        error = message.error or refusals.in_the_way(self.vm)
+        self._wait_no_longer()
+        self._no_attempt()
+        self._search.go_on(error, self._timing.look, self._look_again)
+        self._tell_all(error)
+
+    def _no_attempt(self) -> Attempt | None:
+        """End the start that is under way, and return it."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.settle()
+        return attempt
 
     def _take_in(self, message: Happening, launched: Launched) -> bool:
         """Adopt a QEMU that was spawned or found; tell whether there was none yet."""
@@ -338,29 +379,32 @@ class Machine:
         if message.event is Event.found:
             self._journal.found(run.pid)
             run.ran = True  # whether it did, nobody knows; it was not refused
-            starters, self._starters = self._starters, []
-            tell(starters, refusals.running(self.vm, run.pid))
+            dismiss(self._starters, refusals.running(self.vm, run.pid))
         return True
 
     def _adopt(self, launched: Launched) -> Run:
         """Take a process under watch."""
-
-        async def connect() -> socket.socket:
-            return await self.files.aside(functools.partial(self.directory.connect, vmdir.QMP_SOCKET))
-
+        self._search.cancel()
+        connect = functools.partial(launched.connect, self.directory, vmdir.QMP_SOCKET)
         session = Session(
-            connect=connect,
+            connect=lambda: self.files.aside(connect),
             report=lambda event, runstate: self._inbox.happen(event, runstate, of=run),
             events=lambda name, data: self._qmp_event(run, name, data),
             timing=self._timing,
         )
         run = Run(self.vm, launched, session)
-        if self._attempt is not None:
-            run.asked = self._attempt.asked
-            self._attempt.settle()
-        self._attempt, self._run = None, run
+        attempt = self._no_attempt()
+        run.asked = attempt.asked if attempt is not None else None
+        self._run = run
         launched.process.watch(lambda: self._ended(run))
+        if launched.problem is not None:
+            self.mind_directory()
         return run
+
+    def mind_directory(self) -> None:
+        """Look whether the directory of a VM that runs is where it should be; nobody waits for that."""
+        if self._run is not None:
+            self._run.mind_directory(self.directory, self.files)
 
     async def _let_go(self) -> None:
         """Leave the VM running, and whoever waits with a word."""
@@ -406,33 +450,8 @@ class Machine:
         self._starters.append(message.asker())
         pending = self._wait_no_longer()
         self._tries = pending.attempt if pending and message.event is Event.again else 0
-        attempt = Attempt()
-        self._attempt = attempt
-        attempt.begin(
-            self._launch(attempt),
-            failed=lambda: self._inbox.happen(Event.refused, error=refusals.unexpected(self.vm), of=attempt),
-            late=lambda: self._inbox.happen(Event.late, of=attempt),
-        )
-
-    async def _launch(self, attempt: Attempt) -> None:
-        """Start a QEMU, or find the one that the VM has although it was not known to."""
-        check = functools.partial(attempt.check, self.vm)
-        start = functools.partial(launch.launch, self.directory, self._host, self._tries, check)
-        event = Event.spawned
-        try:
-            try:
-                launched = await self.files.finish(start, LAUNCH_TIME)
-            except Locked:
-                event = Event.found
-                recover = functools.partial(launch.recover, self.directory, self._host)
-                found = await self.files.finish(recover)
-                if found is None:
-                    raise
-                launched = found
-        except VmessError as error:
-            self._inbox.happen(Event.refused, error=error, of=attempt)
-        else:
-            self._inbox.happen(event, launched=launched, of=attempt)
+        self._attempt = Attempt(self.vm, self._inbox.happen)
+        self._attempt.begin(self.directory, self._host, self._tries, self.files)
 
     async def _take_on(self, message: Happening) -> None:
         if self._run is not None:
@@ -462,22 +481,16 @@ class Machine:
         record = self._run.launched.record
         self._host.displays.settle(self.vm)
         self._journal.started(record)
-        tell(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
-        self._starters.clear()
+        dismiss(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
 
     async def _hangs(self, _message: Happening) -> None:
-        tell(self._starters, refusals.hanging(self.vm, self._run.pid if self._run else 0))
-        self._starters.clear()
+        dismiss(self._starters, refusals.hanging(self.vm, self._run.pid if self._run else 0))
 
     # -- Actions: stop --
 
     async def _begin_ladder(self, message: Happening) -> None:
-        try:
-            grace, note = await self.files.aside(functools.partial(grace_of, self.directory), GRACE_TIME)
-        except VmessError as error:  # no reason not to stop it
-            grace = float(settings.GRACE_DEFAULT)
-            note = f"{error.message}; it gets {settings.GRACE_DEFAULT} s"
-        if self._run is not None and self._run.runstate in DEAF_RUNSTATES:
+        grace, note = await grace_of(self.home, self.files)
+        if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
         stop = Stop(ladder(grace), grace, message.asker().uid, gentle=True, note=note)
         await self._begin_stop(message, stop)
@@ -487,8 +500,7 @@ class Machine:
 
     async def _begin_stop(self, message: Happening, stop: Stop) -> None:
         self._stoppers.append(message.asker())
-        tell(self._starters, refusals.called_off(self.vm))
-        self._starters.clear()
+        dismiss(self._starters, refusals.called_off(self.vm))
         if self._attempt is not None:
             self._attempt.call_off(message.asker().uid)
         if self._run is not None:
@@ -497,7 +509,7 @@ class Machine:
     async def _stop(self, run: Run, stop: Stop) -> None:
         """Take the first step of a stop. That there is one is noted, but no signal waits for a file."""
         if run.begin_stop(stop):
-            run.note_stop(self.directory, self.files)
+            run.note_stop(self.home, self.files)
         await self._climb(Happening(Event.rung))
 
     async def _cut_off(self, _message: Happening) -> None:
@@ -523,8 +535,7 @@ class Machine:
             return
         error = refusals.undying(self.vm, run.pid)
         log.warning("%s", error.message)
-        stoppers, self._stoppers = self._stoppers, []
-        tell(stoppers, error)
+        dismiss(self._stoppers, error)
 
     async def _join(self, message: Happening) -> None:
         request = message.asker()
@@ -544,21 +555,20 @@ class Machine:
     # -- Actions: the end --
 
     async def _bury(self, message: Happening) -> None:
+        home = self.home
         run, self._run = self._run, None
-        attempt, self._attempt = self._attempt, None
         error = message.error or StartFailed(f"VM {self.vm} did not start")
         try:
-            if attempt is not None:
-                attempt.settle()
+            self._no_attempt()
             if run is not None:
                 run.cancel_errands()
                 await run.session.close()
-                self.last_exit = await self._record_end(run)
+                self.last_exit = await self._record_end(run, home)
                 self._journal.ended(self.last_exit)
                 user = self._host.account.name if self._host.account.entry else None
                 error = run.error or refusals.not_started(self.vm, self.last_exit.text, user)
             elif self._tries and self.last_exit is not None:
-                policy = "no" if self._stoppers else await self._policy()
+                policy = "no" if self._stoppers else await policy_of(self.directory, self.files)
                 await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
         finally:
             self.state = State.stopped
@@ -566,17 +576,15 @@ class Machine:
                 run.over.set()
                 run.launched.process.close()
             self._host.displays.release(self.vm)
-            tell(self._starters, error)
-            tell(self._stoppers, stopped(run, self.last_exit))
-            self._starters.clear()
-            self._stoppers.clear()
+            dismiss(self._starters, error)
+            dismiss(self._stoppers, stopped(run, self.last_exit))
         await self._rest_if_wanted()
         self._journal.state(self.state, message)
 
-    async def _record_end(self, run: Run) -> ExitRecord:
+    async def _record_end(self, run: Run, home: VMDirectory) -> ExitRecord:
         """Note how a run ended, and return it; where its files do not answer, that is done when they do."""
         self.last_exit = known = run.exit_record()
-        record = await run.recorded(known, self.directory, self.files, self._recorded_late)
+        record = await run.recorded(known, home, self.files, self._recorded_late)
         with logged(self.vm):
             await threads.call(launch.sweep_links, self.directory, self._host.network)
         return record
@@ -588,13 +596,6 @@ class Machine:
             self.last_exit = record
             if restart.follows(record):
                 self._inbox.happen(Event.pause)
-
-    async def _policy(self) -> str:
-        """Return the restart policy; of a VM whose files do not answer, the one that had it tried."""
-        try:
-            return await self.files.aside(functools.partial(launch.restart_policy, self.directory), GRACE_TIME)
-        except VmessError:
-            return "always"
 
     # -- Actions: a restart --
 
@@ -629,7 +630,7 @@ class Machine:
     async def _note_exit(self, record: ExitRecord) -> None:
         self.last_exit = record
         with logged(self.vm):
-            await self.files.see_to(functools.partial(self.directory.write_exit_record, record), GRACE_TIME)
+            await self.files.see_to(functools.partial(self.directory.write_exit_record, record), NOTE_TIME)
 
     # -- Actions: refusals --
 

@@ -11,12 +11,11 @@ import contextlib
 import enum
 import errno
 import fcntl
-import itertools
 import os
 import select
 import signal
 import struct
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from vmessd.errors import Failed, StartFailed, failing, quoted, reason
@@ -92,13 +91,16 @@ class Process:
 
     @classmethod
     def find(
-        cls, pid: int, ticks: int | None, option: tuple[str, str] | None, uids: Collection[int]
+        cls,
+        pid: int,
+        ticks: int | None,
+        fits: Callable[[Sequence[str]], bool] | None,
+        uids: Collection[int],
     ) -> "Process | None":
         """Return the process with this pid if it is the QEMU that is meant, else None.
 
-        It is if it started at `ticks` (where that is known), runs as one of `uids` and has `option`, a
-        pair of adjacent arguments that no other QEMU has; None asks for none. A stranger that got the
-        number later has neither.
+        It is if it started at `ticks` (where that is known), runs as one of `uids` and its arguments pass
+        `fits`; None asks for nothing. A stranger that got the number later does not.
 
         Raises:
             Failed: it cannot be found out; a live QEMU must not pass for a dead one.
@@ -114,8 +116,8 @@ class Process:
         try:
             # Read after the pidfd was opened: if both fit, the pidfd is that process.
             found = _ticks(pid)
-            fits = (ticks is None or found == ticks) and _uid(pid) in uids
-            if fits and (option is None or option in _pairs(arguments(pid))):
+            right = (ticks is None or found == ticks) and _uid(pid) in uids
+            if right and (fits is None or fits(arguments(pid))) and _numbered(pidfd) == pid:
                 pidfd, mine = -1, pidfd
                 return cls(pid, found, mine)
         except (FileNotFoundError, ProcessLookupError):
@@ -127,14 +129,6 @@ class Process:
             if pidfd >= 0:
                 os.close(pidfd)
         return None
-
-    @classmethod
-    def search(cls, option: tuple[str, str], uids: Collection[int]) -> "Process | None":
-        """Return the process of :meth:`find` whose pid is not known, by looking at all of them."""
-        with failing("processes cannot be looked for"):
-            pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
-        candidates = (cls.find(pid, None, option, uids) for pid in pids)
-        return next((process for process in candidates if process), None)
 
     def watch(self, ended: Callable[[], None]) -> None:
         """Have `ended` called once from the running event loop when the process has ended."""
@@ -209,14 +203,41 @@ def _uid(pid: int) -> int:
         return int(file.read().partition(b"\nUid:")[2].split()[0])
 
 
+def _numbered(pidfd: int) -> int:
+    """Return the number that /proc has for a process; not its pid where /proc is another namespace's.
+
+    It is in the pidfd's /proc/self/fdinfo (pidfd_open(2), proc_pid_fdinfo(5)).
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+        return int(file.read().partition(b"\nPid:")[2].split()[0])
+
+
 def arguments(pid: int) -> list[str]:
     """Return the arguments of a process, none for one that has ended; raises OSError."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
 
 
-def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
-    return list(itertools.pairwise(words))
+def with_argument(word: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the pid and the arguments of every process that has `word` among them.
+
+    One that ends meanwhile, or hides its arguments, is passed over.
+
+    Raises:
+        Failed: it cannot be found out.
+    """
+    wanted = b"\0" + os.fsencode(word) + b"\0"
+    with failing("the processes of this host cannot be looked at"):
+        for entry in os.listdir("/proc"):
+            if not entry.isdecimal():
+                continue
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb", buffering=0) as file:
+                    words = file.readall()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if words and wanted in words:
+                yield int(entry), [os.fsdecode(word) for word in words.split(b"\0")[:-1]]
 
 
 def succeeds(argv: Sequence[str]) -> bool:

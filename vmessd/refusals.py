@@ -31,6 +31,13 @@ def off(vm: str, why: str = "") -> NotRunning:
     return NotRunning(f"VM not running: {vm}{f'; {why}' if why else ''}", hint=f"vmess {vm} start")
 
 
+def stray(vm: str, pid: int) -> Failed:
+    """A shutdown that leaves a QEMU which nobody can be said to have."""
+    return Failed(
+        f"QEMU of {vm}, PID {pid}, runs and is not known as a VM's; it is left alone", hint=f"kill {pid}"
+    )
+
+
 def silent(vm: str, pid: int) -> TimedOut:
     """Whatever takes a QEMU that answers."""
     return TimedOut(

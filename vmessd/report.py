@@ -69,6 +69,8 @@ class VMStatus:
     last_exit: Exit | None
     restart: Restart | None
     """In state `waiting`."""
+    problem: str | None = None
+    """What keeps it from being handled like any other, and what mends that: see state `held`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,7 @@ class VMInfo:
     command: list[str]
     """QEMU's command line: the one it runs with, else the one a start would use. Empty: see problem."""
     problem: str | None
-    """Why there is no command line: what a start would say."""
+    """What a start would say, now or when the VM is off: why there is no command line for it."""
     display: int | None
     """VNC display in force; the TCP port on 127.0.0.1 is 5900 more."""
     accel: str | None

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from vmessd import refusals, restart, settings, vmdir
-from vmessd.errors import StartFailed, TimedOut, VmessError
+from vmessd import adoption, launch, refusals, restart, settings, vmdir
+from vmessd.errors import Locked, StartFailed, TimedOut, VmessError
+from vmessd.host import Host
 from vmessd.launch import LAST_LINES, Launched, restart_policy, shorten_logs
 from vmessd.lifecycle import RUNG_TIME, Ending, Event, Reason, Rung, State, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
@@ -38,6 +39,8 @@ NOTE_TIME = 2.0
 """Seconds after which a note that a stop was asked for counts as hanging."""
 BURY_TIME = 3.0
 """Seconds that whoever waits for an end waits for its record to be on disk."""
+GRACE_TIME = 2.0
+"""Seconds that reading a guest's grace may take: it has to be stopped all the same."""
 UNDYING = 10.0
 """Seconds a QEMU may take to end by SIGKILL: one that waits for a disk in the kernel does not."""
 
@@ -45,29 +48,50 @@ UNDYING = 10.0
 class Attempt:
     """A start whose QEMU is not there yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, vm: str, happen: Callable[..., None]) -> None:
         self.asked: int | None = None
         """The uid that called it off."""
+        self._vm = vm
+        self._happen = functools.partial(happen, of=self)
         self._off = threading.Event()
-        self._late: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def begin(
-        self, work: Coroutine[Any, Any, None], *, failed: Callable[[], None], late: Callable[[], None]
-    ) -> None:
-        """Do the work; have `failed` called if it raises, and `late` if it takes long."""
+    def begin(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
+        """Let it happen what comes of it; and that it is late, if it takes long."""
 
         def done(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("unexpected failure of a start", exc_info=error)
-                failed()
+                log.error("%s: unexpected failure of a start", self._vm, exc_info=error)
+                self._happen(Event.refused, error=refusals.unexpected(self._vm))
 
         loop = asyncio.get_running_loop()
-        self._late = late
-        self._timer = loop.call_later(LAUNCH_TIME, late)
-        self._task = loop.create_task(work)
+        self._timer = loop.call_later(LAUNCH_TIME, self._happen, Event.late)
+        self._task = loop.create_task(self._launch(directory, host, tries, files))
         self._task.add_done_callback(done)
+
+    async def _launch(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
+        """Start a QEMU, or find the one that the VM has although it was not known to."""
+        try:
+            start = functools.partial(launch.launch, directory, host, tries, self._check)
+            self._happen(Event.spawned, launched=await files.finish(start, LAUNCH_TIME))
+        except Locked as error:
+            await self._find(directory, host, files, error)
+        except VmessError as error:
+            self._happen(Event.refused, error=error)
+
+    async def _find(self, directory: VMDirectory, host: Host, files: Lane, locked: Locked) -> None:
+        try:
+            found = await files.finish(functools.partial(adoption.recover, directory, host))
+        except Locked as error:
+            self._happen(Event.held, error=error)
+        except VmessError as error:
+            self._happen(Event.refused, error=error)
+        else:
+            if found is None:
+                self._happen(Event.refused, error=locked)
+            else:
+                self._happen(Event.found, launched=found)
 
     def call_off(self, uid: int | None) -> None:
         """Have no QEMU spawned, if that is not done yet."""
@@ -79,12 +103,12 @@ class Attempt:
         """Have somebody more told soon that it takes long, if it does."""
         loop = asyncio.get_running_loop()
         if self._timer is not None and self._timer.when() <= loop.time():
-            self._timer = loop.call_later(MORE_TIME, self._late)
+            self._timer = loop.call_later(MORE_TIME, self._happen, Event.late)
 
-    def check(self, vm: str) -> None:
+    def _check(self) -> None:
         """Raise Failed where it was called off; from any thread."""
         if self._off.is_set():
-            raise refusals.called_off(vm)
+            raise refusals.called_off(self._vm)
 
     def settle(self) -> None:
         """Note that it has come to something, or to nothing."""
@@ -201,6 +225,32 @@ class Run:
     def pid(self) -> int:
         """The process's pid."""
         return self.launched.process.pid
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Its sockets are nowhere to be found, so that nobody can ask it to power down."""
+        launched = self.launched
+        return launched.problem is not None and launched.home is None and not self.session.is_connected
+
+    def mind_directory(self, directory: VMDirectory, files: Lane) -> None:
+        """Keep in mind where its directory is, which should be this one; nobody waits for that."""
+        self.errand("whereabouts", self._mind_directory(directory, files))
+
+    async def _mind_directory(self, directory: VMDirectory, files: Lane) -> None:
+        launched, said = self.launched, None
+        find = functools.partial(adoption.whereabouts, directory, self.pid)
+        with contextlib.suppress(VmessError):  # it does not answer: that is told elsewhere
+            if launched.problem is None and await files.aside(directory.exists):
+                return
+        while True:
+            with contextlib.suppress(VmessError):
+                launched.home, launched.problem = await files.aside(find)
+            if launched.problem is None:
+                return
+            if launched.problem != said:
+                said = launched.problem
+                log.warning("%s: %s", self.vm, said)
+            await asyncio.sleep(self.session.timing.look)
 
     def hear(self, name: str, data: Mapping[str, Any]) -> tuple[Event, str] | None:
         """Take in an event of QEMU's; return what it means for the VM's life, if anything, and the runstate."""
@@ -422,16 +472,25 @@ def logged(vm: str) -> Iterator[None]:
         log.warning("%s: %s", vm, error.message)
 
 
-def grace_of(directory: VMDirectory) -> tuple[float, str | None]:
-    """Return a guest's grace in seconds, and what is wrong with its STOP file: no reason not to stop it."""
-    note = None
+async def grace_of(directory: VMDirectory, files: Lane) -> tuple[float, str | None]:
+    """Return a guest's grace in seconds, and why its STOP file does not say it: no reason not to stop it."""
     try:
-        value = directory.read_setting(settings.BY_FILE["STOP"])
+        value = await files.aside(
+            functools.partial(directory.read_setting, settings.BY_FILE["STOP"]), GRACE_TIME
+        )
     except VmessError as error:
         note = f"{error.message}; it gets {settings.GRACE_DEFAULT} s"
         log.warning("%s: %s", directory.vm, note)
-        value = None
-    return float(settings.GRACE_DEFAULT if value is None else value), note
+        return float(settings.GRACE_DEFAULT), note
+    return float(settings.GRACE_DEFAULT if value is None else value), None
+
+
+async def policy_of(directory: VMDirectory, files: Lane) -> str:
+    """Return the restart policy; of a VM whose files do not answer, the one that had it tried."""
+    try:
+        return await files.aside(functools.partial(restart_policy, directory), GRACE_TIME)
+    except VmessError:
+        return "always"
 
 
 def stopped(run: Run | None, exit_record: ExitRecord | None) -> StopProgress:

@@ -1,12 +1,12 @@
 """Looking for the QEMU that an earlier daemon may have left to a VM, until it is known whether there is one."""
 
 import asyncio
-import functools
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from vmessd import launch, threads
+from vmessd import adoption, threads
 from vmessd.errors import TimedOut, VmessError
 from vmessd.host import Host
 from vmessd.launch import Launched
@@ -25,11 +25,18 @@ class Findings(NamedTuple):
     problem: VmessError | None = None
     """Why it is not known whether there is a QEMU, or more than that there is one."""
 
+    def close(self) -> None:
+        """Let go of what was found, which goes on."""
+        if self.launched is not None:
+            self.launched.close()
+
 
 class Search:
     """The looking of one machine."""
 
     def __init__(self, directory: VMDirectory, host: Host, files: Lane) -> None:
+        self.doubt: VmessError | None = None
+        """Why it is not known whether there is a QEMU."""
         self._directory = directory
         self._host = host
         self._files = files
@@ -38,13 +45,13 @@ class Search:
     async def look(self) -> Findings:
         """Look, in turn with all else that is done to the VM's files."""
         try:
-            launched = await self._files.do(
-                functools.partial(launch.recover, self._directory, self._host), threads.LOOK
-            )
-            last_exit = await self._files.do(functools.partial(launch.last_exit, self._directory), threads.LOOK)
+            return await self._files.do(self._find, threads.LOOK)
         except VmessError as error:
             return Findings(None, None, error)
-        return Findings(launched, last_exit)
+
+    def _find(self) -> Findings:
+        launched = adoption.recover(self._directory, self._host)
+        return Findings(launched, adoption.last_exit(self._directory))
 
     async def first(self) -> Findings:
         """Look; where the VM's files do not answer, without them."""
@@ -52,30 +59,29 @@ class Search:
         if not isinstance(found.problem, TimedOut):
             return found
         try:
-            return found._replace(launched=await threads.call(launch.spot, self._directory, self._host))
+            return found._replace(launched=await threads.call(adoption.spot, self._directory, self._host))
         except VmessError:
             return found
 
-    def go_on(self, every: float, is_over: Callable[[], bool], found: Callable[[Findings], None]) -> None:
-        """Look every so many seconds until it is over, or call `found` with what there is."""
-        self.cancel()
-        self._task = asyncio.get_running_loop().create_task(self._go_on(every, is_over, found))
-
-    async def _go_on(
-        self, every: float, is_over: Callable[[], bool], found: Callable[[Findings], None]
-    ) -> None:
-        while not is_over():
-            await asyncio.sleep(every)
-            try:
-                findings = await self.look()
-            except Exception:
-                log.exception("%s: unexpected failure", self._directory.vm)
-                continue
-            if findings.problem is None:
-                found(findings)
-                return
+    def go_on(self, doubt: VmessError, every: float, again: Callable[[], Awaitable[None]]) -> None:
+        """Have `again` called, which looks, so many seconds after it was over the last time."""
+        before, self.doubt = self.doubt, doubt
+        hangs_still = isinstance(before, TimedOut) and isinstance(doubt, TimedOut)
+        if not hangs_still and (before is None or before.message != doubt.message):
+            log.warning("%s: %s; it is looked at again until that is over", self._directory.vm, doubt.message)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(_repeat(every, again))
 
     def cancel(self) -> None:
-        """Look no longer."""
+        """Look no longer: it is known."""
+        self.doubt = None
         if self._task is not None:
             self._task.cancel()
+            self._task = None
+
+
+async def _repeat(every: float, again: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(every)
+        with contextlib.suppress(VmessError):
+            await again()

@@ -69,7 +69,7 @@ async def follow(
     machine = await supervisor.machine(vm)
     ran, before = machine.state not in OFF or since == START, machine.last_exit
     if since is None:
-        mark = await machine.change(functools.partial(seriallog.end, machine.directory))
+        mark = await machine.change(functools.partial(seriallog.end, machine.home))
     else:
         mark = _begin(machine) if since == START else Mark.parse(since)
     yield _piece(Chunk(b"", mark, gap=False))
@@ -78,7 +78,7 @@ async def follow(
         machine = await supervisor.machine(vm)
         ran = ran or machine.state not in OFF
         over = _is_over(machine, before, ran=ran)  # asked first: what is read then is all there is
-        read = functools.partial(seriallog.read, machine.directory, mark, CHUNK, earliest=earliest)
+        read = functools.partial(seriallog.read, machine.home, mark, CHUNK, earliest=earliest)
         chunk = await machine.change(read)
         mark, earliest = chunk.mark, False
         if chunk.data:

@@ -29,6 +29,8 @@ class Timing(NamedTuple):
     retry: float = 0.1
     """Before the first reconnection; doubles up to `retry_most`."""
     retry_most: float = 10.0
+    look: float = 2.0
+    """Between looks at what keeps a QEMU from being found, or its directory from where it should be."""
     settle: float = 1.0
     """How long those who ask about a QEMU that was just found wait for its first answer."""
     ending: float = 10.0
@@ -88,6 +90,11 @@ class Session:
         if self._monitor is None:
             raise MonitorLost("not connected")
         return self._monitor
+
+    @property
+    def is_connected(self) -> bool:
+        """There is a connection, on which QEMU answered at least once."""
+        return self._monitor is not None
 
     async def drained(self) -> None:
         """Return when all that a QEMU that has ended still said has been handed over."""

@@ -122,6 +122,13 @@ def _words(text: str) -> tuple[str, ...]:
     return words
 
 
+def _drives(text: str) -> tuple[str, ...]:
+    words = text.split()
+    if not words or not set(words) <= {*DISKS, "cdrom"}:
+        raise ValueError(text)
+    return tuple(words)
+
+
 def _network_device(text: str) -> str:
     if not text.isascii() or not text.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ValueError(text)
@@ -272,6 +279,16 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_wires,
         option=_no_option,  # what the kernel has counts more; see network.Nic
         help="What the interfaces are plugged into, as ifadd and connect noted it.",
+    ),
+    Setting(
+        file="RAW",
+        verb=None,
+        argument="<hda|hdb|hdc|hdd|cdrom ...>",
+        expects="hda, hdb, hdc, hdd or cdrom, or several of them",
+        parse=_drives,
+        option=_no_option,  # QEMU is told that all images are raw; see drives.check
+        help="Drives whose images are raw whatever they look like, such as a disk into which the guest has\n"
+        "written the header of a qcow2 image. Without it such a VM is not started.",
     ),
     Setting(
         file="NIC_MODEL",

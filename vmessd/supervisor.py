@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from vmessd import cmdline, drives, launch, names, threads, vmdir
+from vmessd import adoption, cmdline, drives, launch, names, threads, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
+from vmessd.census import Sighting
 from vmessd.console import Consoles
 from vmessd.drives import Disk
 from vmessd.errors import (
     BadFile,
     InvalidValue,
     Locked,
+    NoSuchVM,
     TimedOut,
     VmessError,
     failing,
@@ -82,11 +84,12 @@ class Supervisor:
         self._lock = -1
         self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
         """What is done to the root itself."""
+        self._processes = Lane("the processes of this host")
         self._remarks: dict[str, str | None] = {}
         """What the LOCK files said when they were read last."""
 
     async def __aenter__(self) -> Self:
-        """Take the root and find every VM in it.
+        """Take the root and find every VM in it, and those that run although their directory is not there.
 
         Raises:
             Locked: another daemon has the root.
@@ -95,7 +98,7 @@ class Supervisor:
         self._lock = self._take_root()
         try:
             await self._files.do(functools.partial(vmdir.sweep_removed, self.root, self._unwire))
-            for vm in await self._listing():
+            for vm in sorted({*await self._listing(), *await self._seen()}):
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
@@ -144,6 +147,15 @@ class Supervisor:
                 ) from None
         return lock
 
+    async def _seen(self) -> set[str]:
+        """Return the VMs of this root that seem to run, whether they have a directory or not."""
+        try:
+            seen = await self._processes.aside(functools.partial(adoption.present, self.root, self._host))
+        except VmessError as error:
+            log.warning("%s: a VM that runs without its directory is not found", error.message)
+            return set()
+        return {one.vm for one in seen if names.is_full(one.vm)}
+
     def _add(self, vm: str) -> Machine:
         machine = Machine(VMDirectory(self.root, vm), self._host, self._timing)
         self._machines[vm] = machine
@@ -168,7 +180,7 @@ class Supervisor:
         directory = VMDirectory(self.root, vm)
         while True:  # as long as it is waited, for a file or for one to go, another may be made
             machine = self._machines.get(vm)
-            if machine is not None and (machine.state not in OFF or await self._is_there(directory)):
+            if machine is not None and (_counts(machine) or await self._is_there(directory)):
                 break
             if self._machines.get(vm) is not machine:
                 continue
@@ -180,6 +192,7 @@ class Supervisor:
             if vm not in self._machines:
                 machine = self._add(vm)
                 break
+        machine.mind_directory()
         await machine.settled.wait()
         return machine
 
@@ -219,11 +232,19 @@ class Supervisor:
                 raise
             log.warning("%s; the VMs that are known are told of", error.message)
             return self.known()
-        running = [vm for vm, machine in self._machines.items() if machine.state not in OFF]
+        running = [vm for vm, machine in self._machines.items() if _counts(machine)]
         found = [self._machines.get(vm) or self._add(vm) for vm in sorted({*there, *running})]
         for machine in found:
+            if machine.vm not in there:
+                machine.mind_directory()
             await machine.settled.wait()
-        return found
+        return [machine for machine in found if machine.vm in there or machine.state not in OFF]
+
+    async def strays(self) -> list[Sighting]:
+        """Return the QEMUs of this root that no VM has, such as a second one of a name; raises Failed."""
+        seen = await self._processes.aside(functools.partial(adoption.alive, self.root, self._host))
+        known = {record.pid for machine in self._machines.values() if (record := machine.record())}
+        return [one for one in seen if one.pid not in known]
 
     async def statuses(self) -> list[VMStatus]:
         """Return how all VMs are."""
@@ -367,7 +388,7 @@ class Supervisor:
         was read last holds; where nothing was, nothing is known that would forbid it.
         """
         machine = await self.machine(name)
-        read = functools.partial(machine.directory.setting_text, LOCK.file)
+        read = functools.partial(_remark, machine)
         try:
             remark = await machine.files.aside(read, LOCK_TIME if stops else threads.LOOK)
             self._remarks[machine.vm] = remark
@@ -411,6 +432,21 @@ class Supervisor:
             return _Change(lambda: drives.set_disk(directory, setting, value), stopped=True)
         known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
         raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
+
+
+def _counts(machine: Machine) -> bool:
+    """Tell whether a VM is one also if it has no directory: its QEMU is there, or may be."""
+    return machine.state not in OFF or not machine.found.is_set()
+
+
+def _remark(machine: Machine) -> str | None:
+    """Return the remark a VM is locked with; one that runs without a directory can have none."""
+    try:
+        return machine.home.setting_text(LOCK.file)
+    except NoSuchVM:
+        if machine.state in OFF:
+            raise
+        return None
 
 
 def _nic(wires: Wires, nic: Nic) -> VMNic:

@@ -75,7 +75,7 @@ class Upkeep:
 
 
 def _with_long_logs(machines: Sequence[Machine]) -> list[Machine]:
-    return [machine for machine in machines if machine.directory.has_long_log()]
+    return [machine for machine in machines if machine.home.has_long_log()]
 
 
 def _shorten(machine: Machine) -> dict[str, str]:
@@ -85,7 +85,7 @@ def _shorten(machine: Machine) -> dict[str, str]:
         complain = functools.partial(problems.__setitem__, name)
         cut = 0
         try:
-            cut = machine.directory.shorten_log(name, complain)
+            cut = machine.home.shorten_log(name, complain)
         except NoSuchVM:  # QEMU goes on without its directory
             return {}
         except VmessError as error:

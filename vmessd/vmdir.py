@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,17 +44,18 @@ REMOVED = ".vmess-removed-"  # a VM directory on its way out; what a crash leave
 VALUE_LIMIT = 16 * 1024
 RECORD_LIMIT = 1024 * 1024
 LINE_LIMIT = 2000  # what QEMU complains of it quotes first, with the path in it
+_FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, pid
 
 
 _T = TypeVar("_T")
 
 
 class VMDirectory:
-    """The directory `<root>/<vm>`. Creating the object touches nothing."""
+    """The directory `<root>/<vm>`, or `path` where it was moved to. Creating the object touches nothing."""
 
-    def __init__(self, root: Path, vm: str) -> None:
+    def __init__(self, root: Path, vm: str, path: Path | None = None) -> None:
         self.vm = vm
-        self.path = root / vm
+        self.path = path or root / vm
 
     def __str__(self) -> str:
         return printable(str(self.path))
@@ -98,9 +100,9 @@ class VMDirectory:
         with self.opened():
             pass
 
-    def held(self, how: str) -> Locked:
+    def held(self, how: str, hint: str | None = None) -> Locked:
         """Return the error for a VM whose directory another process has locked."""
-        return Locked(f"VM {self.vm} is held {how}", hint=f"fuser -v {self} tells which")
+        return Locked(f"VM {self.vm} is held {how}", hint=hint or f"fuser -v {self} tells which")
 
     def make(self) -> None:
         """Create the directory.
@@ -220,6 +222,24 @@ class VMDirectory:
             os.close(fd)
             raise Failed(f"{self} cannot be locked: {reason(error)}") from None
         return fd
+
+    def keeper(self) -> int | None:
+        """Return the pid of the process that has locked the pid file, which is the VM's QEMU; None for nobody.
+
+        QEMU takes that lock for life, and another than this one's cannot be taken for it, whatever became of
+        the directory's name. 0 stands for a process in a PID namespace that is not ours (fcntl(2), F_GETLK).
+        """
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            with self.opened() as directory:
+                fd = safefile.open_plain(directory, PID_FILE, os.O_RDONLY)
+            try:
+                kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+            finally:
+                os.close(fd)
+        except (OSError, VmessError):
+            return None
+        return None if kind == fcntl.F_UNLCK else int(pid)
 
     def listen(self, name: str) -> socket.socket:
         """Return a listening 0600 socket in the directory, replacing a stale one."""
