@@ -55,7 +55,7 @@ class Supervisor:
             raise
         self.seen.append(f"{what} done")
 
-    async def check_unlocked(self, vm: str) -> None:
+    async def check_unlocked(self, vm: str, _stops: bool) -> None:
         if vm.startswith("locked"):
             raise Locked(f"{vm} is locked")
 

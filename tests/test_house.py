@@ -22,7 +22,7 @@ VMESSD = """
     safefile logfile records vmdir formats drives
     cmdline lifecycle process census account monitor display
     netlink tap access network segments addresses
-    keys stats oom timetable report events duplicates refusals host seriallog launch adoption
+    keys stats oom timetable report events threads duplicates refusals host seriallog launch adoption search
     session space restart run inbox journal machine
     hands hotplug cables wires sampler upkeep vnc logs console supervisor fleet
     serialfeed why views faults audit interface budget connection control
@@ -77,7 +77,8 @@ MAY_IMPORT = {
         f"vmessd.{room}" for room in ("errors", "names", "shell", "wiring", "netlink", "tap", "access")
     },
     "vmessd.addresses": {"vmessd.netlink"},
-    "vmessd.duplicates": {"vmessd.errors", "vmessd.netlink", "vmessd.network"},
+    "vmessd.threads": {"vmessd.errors"},
+    "vmessd.duplicates": {"vmessd.errors", "vmessd.netlink", "vmessd.network", "vmessd.threads"},
 }
 
 # Each wrapped library and the rooms that may import it.
@@ -98,7 +99,7 @@ HEAVY = {
     *("asyncio", "dataclasses", "argparse", "subprocess", "socket", "selectors", "typing", "contextlib"),
     *("shlex", "difflib", "hashlib", "json", "re", "enum", "functools", "collections"),
 }
-LINES_MAX = 650
+LINES_MAX = 700
 FUNCTION_LINES_MAX = 55
 
 

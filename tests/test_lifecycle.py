@@ -18,7 +18,7 @@ running       =/say_running     stopping/ladder   stopping/kill     .
 paused        =/say_running     stopping/ladder   stopping/kill     .
 unresponsive  =/say_running     stopping/ladder   stopping/kill     .
 held          =/look            =/look            =/look            unresponsive/connect
-stopping      =/say_stopping    =/join            =/kill            .
+stopping      =/say_stopping    =/join            =/kill            =/cut_off
 
               born              runs              halts             silent
 stopped       .                 .                 .                 .
@@ -40,15 +40,25 @@ unresponsive  =/reconnect       .                 stopped/bury      stopped/bury
 held          .                 .                 .                 .
 stopping      =/reconnect       =/climb           stopped/bury      stopped/bury
 
-              pause             again
-stopped       waiting/rest      .
-waiting       .                 starting/spawn
-starting      .                 .
+              pause             again             amiss
+stopped       waiting/rest      .                 =/mend
+waiting       .                 starting/spawn    =/mend
+starting      .                 .                 =/mend
+running       .                 .                 =/mend
+paused        .                 .                 =/mend
+unresponsive  .                 .                 =/mend
+held          .                 .                 =/mend
+stopping      .                 .                 =/mend
+
+              spawned           late
+stopped       .                 .
+waiting       .                 .
+starting      =/take_on         =/delay
 running       .                 .
 paused        .                 .
 unresponsive  .                 .
 held          .                 .
-stopping      .                 .
+stopping      =/cut_off         =/delay
 
               held              free              look
 stopped       held/hold         .                 =/look
@@ -58,7 +68,7 @@ running       .                 .                 .
 paused        .                 .                 .
 unresponsive  .                 .                 .
 held          .                 stopped/nothing   =/look
-stopping      .                 .                 .
+stopping      held/hold         .                 .
 """
 
 
@@ -113,7 +123,8 @@ def test_what_is_held_is_neither_started_nor_stopped_while_it_is() -> None:
         Event.found,
         Event.free,
     }
-    assert {action for _, action in outcomes.values()} == {Action.look, Action.connect, Action.nothing}
+    actions = {action for _, action in outcomes.values()}
+    assert actions == {Action.look, Action.connect, Action.mend, Action.nothing}
 
 
 def test_the_end_of_the_process_stops_a_vm_in_any_state_and_buries_it_once() -> None:
@@ -151,7 +162,9 @@ def test_pauses_double_up_to_a_minute_and_come_to_an_end() -> None:
 
 
 def test_a_stop_once_begun_is_never_taken_back() -> None:
-    assert {transition(State.stopping, event)[0] for event in Event} == {State.stopping, State.stopped}
+    # What is found held by somebody else has nothing to be stopped.
+    ends = {event: transition(State.stopping, event)[0] for event in set(Event) - {Event.held}}
+    assert set(ends.values()) == {State.stopping, State.stopped}
 
 
 def test_silence_never_ends_a_vm() -> None:

@@ -1,7 +1,6 @@
 """A guest whose image's file system is full: paused, said so, and on its way again when there is room."""
 
 import asyncio
-import contextlib
 import functools
 import json
 import logging
@@ -9,8 +8,6 @@ import os
 import shlex
 import signal
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,27 +49,6 @@ def test_what_tells_no_room_is_tried(tmp_path: Path) -> None:
     assert space.has_room(str(tmp_path / "gone"))
     assert space.has_room("/dev/null")
     assert space.has_room("a\0b")
-
-
-def test_a_file_system_that_never_answers_holds_nobody_up() -> None:
-    answered, asked = threading.Event(), threading.Event()
-
-    def ask() -> bool:
-        asked.set()
-        return answered.wait(60)
-
-    async def wait() -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(space._beside(ask), 0.1)
-
-    begun = time.monotonic()
-    asyncio.run(wait())
-    assert time.monotonic() - begun < 5
-    assert asked.is_set()
-    answered.set()
-    for thread in threading.enumerate():
-        if thread.name == "space":
-            thread.join(10)
 
 
 # With a real file system and a real guest that fills it

@@ -227,7 +227,7 @@ async def test_a_failure_nobody_foresaw_is_said_once_and_ends_nothing(
         raise ValueError("nobody foresaw this")
 
     def no_thread(*_: object) -> list[Machine]:
-        raise RuntimeError("can't start new thread")
+        raise Failed("no thread is to be had for it: a limit of processes is reached")
 
     log = lab.make_fake("newvm0", "good") / "qemu.log"
     async with lab.supervisor() as supervisor:

@@ -54,6 +54,19 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     return launched
 
 
+def spot(directory: VMDirectory, host: Host) -> Launched | None:
+    """Find the VM's QEMU without a look at its files, which do not answer; None where none is seen."""
+    for one in host.census.seen().get(directory.vm, ()):
+        if one.directory != str(directory.path):
+            continue
+        process = _sighted(one, host)
+        described = _described(process, None) if process is not None else None
+        if process is not None and described is not None:
+            host.displays.hold(directory.vm, described.display)
+            return Launched(process, described, 0, host.kills.around(process.pid))
+    return None
+
+
 def present(root: Path, host: Host) -> list[Sighting]:
     """Return what seem to be QEMUs of a root's VMs, of those too that have no directory; raises Failed."""
     return [one for several in host.census.seen(within=0).values() for one in several if one.is_under(root)]
@@ -105,7 +118,7 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> Launc
     except Failed as error:
         raise directory.held(f"by a process that cannot be told: {error.message}") if held else error from None
     if process is not None:
-        return _described(
+        return _taken(
             directory,
             process,
             record,
@@ -193,13 +206,18 @@ def _astray(directory: VMDirectory, host: Host) -> Process | None:
     return None
 
 
+def _sighted(one: Sighting, host: Host) -> Process | None:
+    """Return the process that was seen if it is still there, and runs as one of ours."""
+    return Process.find(one.pid, None, lambda argv: cmdline.named_in(argv) == one[1:], host.account.uids)
+
+
 def _verified(one: Sighting, host: Host) -> Process | None:
     """Return the process that was seen if it is a QEMU of ours; whose arguments say so may be a stranger.
 
     A QEMU has a directory locked. Where nobody lets us look it runs as a user of its own, who runs
     nothing else.
     """
-    process = Process.find(one.pid, None, lambda argv: cmdline.named_in(argv) == one[1:], host.account.uids)
+    process = _sighted(one, host)
     if process is None:
         return None
     try:
@@ -282,7 +300,7 @@ def _home_by_pid_file(directory: VMDirectory, pid: int) -> Path | None:
     return None
 
 
-def _described(  # noqa: PLR0913, PLR0917 -- all that is known of it
+def _taken(  # noqa: PLR0913, PLR0917 -- all that is known of it
     directory: VMDirectory,
     process: Process,
     record: RunRecord | None,
@@ -290,15 +308,29 @@ def _described(  # noqa: PLR0913, PLR0917 -- all that is known of it
     home: VMDirectory | None,
     problem: str | None,
 ) -> Launched | None:
-    """Return a process with what its arguments say, the rest by its record; None where it has ended."""
+    """Return a process with all that is known of it; None where it has ended."""
+    place = home or directory
+    records = [record, _run_record(home) if home is not None else None]
+    noted = next((one for one in records if one and (one.pid, one.ticks) == (process.pid, process.ticks)), None)
+    found = _described(process, noted)
+    if found is None:
+        return None
+    if noted is None:
+        try:
+            place.write_run_record(found)
+        except VmessError as error:
+            # The VM is known all the same; the next daemon will have to look for it again.
+            log.warning("%s: %s", directory.vm, error.message)
+    return Launched(process, found, _log_size(place), victims, home, problem)
+
+
+def _described(process: Process, noted: RunRecord | None) -> RunRecord | None:
+    """Return what a process's arguments say, and what was noted of it; None where it has ended."""
     argv = _arguments(process)
     if not argv:
         process.close()
         return None
-    place = home or directory
-    records = [record, _run_record(home) if home is not None else None]
-    noted = next((one for one in records if one and (one.pid, one.ticks) == (process.pid, process.ticks)), None)
-    found = RunRecord(
+    return RunRecord(
         *(process.pid, process.ticks, cmdline.display_of(argv), cmdline.accel_of(argv), argv),
         since=noted.since if noted else Moment.now(),
         tries=noted.tries if noted else 0,
@@ -308,13 +340,6 @@ def _described(  # noqa: PLR0913, PLR0917 -- all that is known of it
         oom_counter=noted.oom_counter if noted else "",
         oom_kills=noted.oom_kills if noted else 0,
     )
-    if noted is None:
-        try:
-            place.write_run_record(found)
-        except VmessError as error:
-            # The VM is known all the same; the next daemon will have to look for it again.
-            log.warning("%s: %s", directory.vm, error.message)
-    return Launched(process, found, _log_size(place), victims, home, problem)
 
 
 def _log_size(directory: VMDirectory) -> int:

@@ -63,7 +63,10 @@ class Cables:
 
     async def loose(self) -> Loose:
         """Return what the file says; raises BadFile, NoSuchVM."""
-        return await asyncio.to_thread(self._machine.directory.read_setting, CABLES) or Loose()
+        return (
+            await self._machine.files.aside(functools.partial(self._machine.directory.read_setting, CABLES))
+            or Loose()
+        )
 
     def _done(self) -> dict[int, bool]:
         """Return what this daemon has done to the cables of the QEMU there is."""
@@ -77,7 +80,9 @@ class Cables:
         """Return what there is to say of a card whose guest cannot see its cable; None of others."""
         model = None if self._machine.state in OFF else await self._cards.model(index)
         if model is None:
-            set_to = await asyncio.to_thread(self._machine.directory.read_setting, NIC_MODEL)
+            set_to = await self._machine.files.aside(
+                functools.partial(self._machine.directory.read_setting, NIC_MODEL)
+            )
             model = cmdline.model({"NIC_MODEL": set_to} if set_to else {})
         if cards.sees_cable(model):
             return None

@@ -45,8 +45,8 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 class Gate(NamedTuple):
     """What is asked before a call runs, and told when it has."""
 
-    check_unlocked: Callable[[str], Coroutine[Any, Any, None]]
-    """Raises Locked where a VM is."""
+    check_unlocked: Callable[[str, bool], Coroutine[Any, Any, None]]
+    """Raises Locked where a VM is; the second tells that it is to be stopped."""
     audit: Audit
 
 
@@ -329,7 +329,7 @@ class Connection(VarlinkServerProtocol):
                 if note is not None:
                     note.begun()
                 if row.locks and row.about is not None:
-                    await self._gate.check_unlocked(parameters[row.about])
+                    await self._gate.check_unlocked(parameters[row.about], row.stops)
                 await self._reply(call, signature, method(**parameters), place, note)
         except _Left:
             raise

@@ -28,7 +28,7 @@ import weakref
 from collections.abc import Mapping
 
 from vmessd import logs
-from vmessd.errors import Failed, Locked, NoSuchVM, NotRunning, VmessError
+from vmessd.errors import Failed, Locked, NoSuchVM, NotRunning, TimedOut, VmessError
 from vmessd.events import Events, Kind
 from vmessd.journal import tell
 from vmessd.lifecycle import State
@@ -196,7 +196,11 @@ class Consoles:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(seat.run.over.wait(), LOOK)
             # What was printed meanwhile has been read, if it is not among what is unread.
-            now = (seat.unread(), await asyncio.to_thread(_log_size, machine.home))
+            try:
+                size = await machine.files.aside(functools.partial(_log_size, machine.home))
+            except VmessError:  # its files do not answer; that is no reason to cut anybody off
+                continue
+            now = (seat.unread(), size)
             strikes = strikes + 1 if now == before and now[0] else 0
             before = now
             if strikes >= PATIENCE:
@@ -238,8 +242,9 @@ async def _is_connected(vm: str, run: Run) -> bool:
 async def _connect(machine: Machine, run: Run) -> socket.socket:
     """Return a socket that QEMU has accepted, on a console that nobody has."""
     try:
-        connected = machine.home.connect(SERIAL_SOCKET)
-    except NoSuchVM:
+        connect = functools.partial(machine.home.connect, SERIAL_SOCKET)
+        connected = await machine.files.aside(connect)
+    except (NoSuchVM, TimedOut):
         raise
     except VmessError:  # the socket was removed
         return await _replace(machine, run)
@@ -257,7 +262,8 @@ async def _connect(machine: Machine, run: Run) -> socket.socket:
 
 async def _replace(machine: Machine, run: Run) -> socket.socket:
     """Give the serial port another listening socket, with us connected to it, and return our end."""
-    with machine.home.succeeding(SERIAL_SOCKET) as (listener, connected):
+    replacing = machine.home.succeeding(SERIAL_SOCKET)
+    async with machine.files.within(replacing) as (listener, connected):
         address = {"type": "fd", "data": {"str": FDNAME}}
         options = {"server": True, "wait": True, "logfile": "/dev/fdset/1", "logappend": True}
         backend = {"type": "socket", "data": {"addr": address, **options}}

@@ -38,6 +38,8 @@ class Method:
     """The parameter that names what it is about."""
     locks: bool = False
     """`about` is a VM, and one that is locked refuses it."""
+    stops: bool = False
+    """It ends a run, and so waits for no file that does not answer, not even the one that locks."""
     hands: int = 0
     """Descriptors that a reply may carry."""
     secret: frozenset[str] = frozenset()
@@ -85,7 +87,7 @@ METHODS: Mapping[str, Method] = {
     "Set": _vm(),
     "Remove": _vm(Effect.ends),
     "Start": _vm(cost=Cost.follow),
-    "Stop": _vm(Effect.ends, Cost.follow),
+    "Stop": Method(Effect.ends, Cost.follow, "vm", locks=True, stops=True),
     "Lock": Method(Effect.changes, Cost.change, "vm"),
     "Unlock": Method(Effect.changes, Cost.change, "vm"),
     # A guest that runs

@@ -1,7 +1,6 @@
 """The composition root: everything is put together here, runs until a signal, and is taken apart."""
 
 import asyncio
-import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -11,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from vmessd import __version__, account, fleet, memory, notify, process
+from vmessd import __version__, account, fleet, memory, notify, process, threads
 from vmessd.access import Access
 from vmessd.account import Account
 from vmessd.config import OPTIONS, Config, find_qemu
@@ -24,7 +23,6 @@ from vmessd.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
-THREADS = 64
 TURN = 0.001
 """Seconds a thread computes before the event loop gets its turn; Python's own 5 ms add up to a stall."""
 STATUS_EVERY = 2.0
@@ -45,8 +43,7 @@ async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) 
     """
     asked_to_end = asyncio.Event()
     loop = asyncio.get_running_loop()
-    # Work on files waits for disks. The default of a few threads would let slow VMs hold up the others.
-    loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(THREADS, "files"))
+    threads.POOL.begin()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_end.set)
     host = _host(config, runs_as)

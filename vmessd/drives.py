@@ -64,7 +64,7 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
             _create_disk(directory, name, wanted)
             return f"{name}: created, {settings.size_text(wanted)}, sparse"
         if stat.S_ISLNK(found.st_mode):
-            target = quoted(os.readlink(name, dir_fd=directory), 300)
+            target = quoted(safefile.link_target(directory, name), 300)
             raise BadFile(
                 f"{name} is a link to {target}; vmess changes no size through a link",
                 hint="make larger what it leads to, or remove the link",

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from vmessd import threads
 from vmessd.errors import VmessError, printable
 from vmessd.netlink import Learned
 from vmessd.network import Network
@@ -159,7 +160,7 @@ class Duplicates:
                 for place in places
             ]
             with contextlib.suppress(VmessError):
-                for port, where in await asyncio.to_thread(self._elsewhere, heard):
+                for port, where in await threads.call(self._elsewhere, heard):
                     self._tell(port, where)
             await asyncio.sleep(LOOK_EVERY)
 

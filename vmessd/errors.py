@@ -20,6 +20,8 @@ A message is one line that names the thing, the value and what would be right; a
 is one, says what to type next. Neither ever holds a raw control character: see :func:`quoted`.
 """
 
+import errno
+
 DONE = 0
 FORCED = 8
 INTERRUPTED = 130  # 128 + SIGINT, as shells report a command that Ctrl-C ended
@@ -47,6 +49,16 @@ def quoted(value: object, limit: int = 80) -> str:
 def reason(error: OSError) -> str:
     """Return what the system says of a failure, in a few words and without the path."""
     return (error.strerror or str(error)).lower()
+
+
+BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN})
+"""What a disk or a file server says that has failed: nothing about the file itself."""
+
+
+def is_broken(error: BaseException) -> bool:
+    """Tell whether an error is that of a disk or a file server that has failed."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in BROKEN
 
 
 class VmessError(Exception):

@@ -6,11 +6,12 @@ What was begun goes on if whoever asked leaves.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd import refusals, settings, timetable
+from vmessd import refusals, settings, threads, timetable
 from vmessd.errors import Failed, InvalidValue, TimedOut, VmessError
 from vmessd.host import Host
 from vmessd.lifecycle import OFF, State
@@ -289,20 +290,22 @@ async def _plans(machines: Sequence[Machine]) -> dict[str, _Plan]:
 
 async def _plan(machine: Machine) -> _Plan:
     plan = _Plan()
-    with contextlib.suppress(VmessError, RuntimeError):  # the latter: no thread is to be had
-        if (autostart := await _autostart(machine)) is not None:
+    with contextlib.suppress(VmessError):
+        if (autostart := await _autostart(machine, READ_TIME)) is not None:
             plan = plan._replace(order=autostart.order)
-    with contextlib.suppress(VmessError, RuntimeError):
+    with contextlib.suppress(VmessError):
         file = settings.BY_FILE["STOP"]
-        if (grace := await asyncio.to_thread(machine.home.read_setting, file)) is not None:
+        read = functools.partial(machine.home.read_setting, file)
+        if (grace := await machine.files.aside(read, READ_TIME)) is not None:
             plan = plan._replace(grace=float(grace))
     return plan
 
 
-async def _autostart(machine: Machine) -> Autostart | None:
+async def _autostart(machine: Machine, patience: float = threads.LOOK) -> Autostart | None:
     """Return how a VM comes up with the host, None if it does not; raises VmessError."""
     file = settings.BY_FILE["AUTOSTART"]
-    value: Autostart | None = await asyncio.to_thread(machine.directory.read_setting, file)
+    read = functools.partial(machine.home.read_setting, file)
+    value: Autostart | None = await machine.files.aside(read, patience)
     return value
 
 

@@ -114,4 +114,4 @@ class Hands:
 
     async def _in_turn(self) -> None:
         """Wait until the machine has handled the event that QEMU sent with its reply."""
-        await self._machine.change(lambda: None)
+        await self._machine.in_turn()

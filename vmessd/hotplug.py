@@ -18,6 +18,7 @@ from vmessd.errors import Failed, VmessError
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused, words
+from vmessd.run import Run
 from vmessd.wiring import INTERFACES_MAX, Forward
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class Cards:
             return set()
         run = self._machine.live()
         events = {index: self._leaving.setdefault(index, asyncio.Event()) for index in sorted(indices)}
-        asked = await asyncio.gather(*map(self._ask_back, events))
+        asked = await asyncio.gather(*(self._ask_back(run, index) for index in events))
         hopeful = [event for event, may in zip(events.values(), asked, strict=True) if may]
         ends = {asyncio.create_task(_all_set(hopeful)), asyncio.create_task(run.over.wait())}
         await asyncio.wait(ends, timeout=UNPLUG_TIME, return_when=asyncio.FIRST_COMPLETED)
@@ -153,16 +154,16 @@ class Cards:
             end.cancel()
         return set() if run.over.is_set() else {index for index, event in events.items() if not event.is_set()}
 
-    async def _ask_back(self, index: int) -> bool:
+    async def _ask_back(self, run: Run, index: int) -> bool:
         """Pull a card's cable and ask the guest to let go of it; tell whether it could before the VM ends."""
-        with contextlib.suppress(VmessError):
-            await self._execute("set_link", {"name": cmdline.card_id(index), "up": False})
+        with contextlib.suppress(VmessError, CommandRefused):
+            await run.execute("set_link", {"name": cmdline.card_id(index), "up": False})
         try:
-            await self._machine.live().execute("device_del", {"id": cmdline.card_id(index)})
+            await run.execute("device_del", {"id": cmdline.card_id(index)})
         except (CommandRefused, VmessError) as refusal:
             # "already in the process of unplug" is as good as done; "not found" is done.
             log.info("%s: card %d: %s", self.vm, index, str(refusal)[:WORDS])
-            if "not found" in str(refusal):
+            if "not found" in str(refusal) and not run.over.is_set():
                 self._device_gone(cmdline.card_id(index))
             return "hotplug" not in str(refusal)
         return True
@@ -171,7 +172,8 @@ class Cards:
         """QEMU says that it has no such device any more."""
         index = cmdline.card_index(identifier)
         if index is not None and index < INTERFACES_MAX and index not in self._going:
-            self._going[index] = asyncio.get_running_loop().create_task(self._released(index))
+            work = _while_it_lives(self._machine.live(), self._released(index))
+            self._going[index] = asyncio.get_running_loop().create_task(work)
             self._going[index].add_done_callback(lambda _task: self._going.pop(index))
 
     async def take_away(self, index: int) -> None:
@@ -213,6 +215,15 @@ class Cards:
 def _records(value: Any) -> list[Mapping[str, Any]]:
     """Return what of an answer of QEMU's is a list of objects."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+async def _while_it_lives(run: Run, work: Coroutine[Any, Any, None]) -> None:
+    """Do work on a QEMU, and none of it on the next one."""
+    loop = asyncio.get_running_loop()
+    ends = {loop.create_task(work), loop.create_task(run.over.wait())}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for end in ends:
+        end.cancel()
 
 
 async def _all_set(events: Sequence[asyncio.Event]) -> None:

@@ -33,6 +33,10 @@ class Happening:
     runstate: str | None = None
     error: VmessError | None = None
     launched: Launched | None = None
+    of: object = None
+    """What it belongs to, such as a run or a stop: it counts as long as the VM has that. None: always."""
+    cause: "Happening | None" = None
+    """Of what is amiss: the event that was being handled."""
 
     def asker(self) -> Request:
         """Return who asked; an event of QEMU's own has nobody, and nobody is told."""
@@ -43,12 +47,23 @@ class Happening:
 class Job:
     """Blocking work on the VM's files, done between two happenings."""
 
-    work: Callable[[], Any]
+    work: Callable[[], Any] | None
+    """None where only the turn is waited for."""
+    patience: float
+    """Seconds it may take; what was begun goes on then, and whoever asked is told."""
     stopped: bool
     """The VM has to be stopped for it."""
     done: asyncio.Future[Any]
 
-    def settle(self, result: object = None, error: Exception | None = None) -> None:
+    def take(self, answer: "asyncio.Future[Any]") -> None:
+        """Tell whoever waits what came of the work."""
+        if answer.cancelled():
+            self.done.cancel()
+            return
+        error = answer.exception()
+        self.settle(None if error else answer.result(), error)
+
+    def settle(self, result: object = None, error: BaseException | None = None) -> None:
         """Tell whoever waits, if they still do."""
         if self.done.done():
             return
@@ -70,18 +85,16 @@ class Inbox:
         """Return the next message, None when there will be no more."""
         return await self._queue.get()
 
-    def happen(
-        self,
-        event: Event,
-        runstate: str | None = None,
-        error: VmessError | None = None,
-        launched: Launched | None = None,
-    ) -> None:
-        """Put an event that nobody asked for; dropped where the inbox is closed."""
+    def happen(self, event: Event, runstate: str | None = None, **more: Any) -> None:
+        """Put an event that nobody asked for; `more` are fields of Happening. As :meth:`put`."""
+        self.put(Happening(event, None, runstate, **more))
+
+    def put(self, happening: Happening) -> None:
+        """Put what nobody waits for; dropped where the inbox is closed."""
         if not self._closed:
-            self._queue.put_nowait(Happening(event, None, runstate, error, launched))
-        elif launched is not None:
-            launched.process.close()
+            self._queue.put_nowait(happening)
+        elif happening.launched is not None:
+            happening.launched.process.close()
 
     async def ask(
         self, event: Event, uid: int | None, within: float | None = None
@@ -97,17 +110,12 @@ class Inbox:
             if news.done:
                 return
 
-    async def change(self, work: Callable[[], _T], *, stopped: bool) -> _T:
-        """Put a job and return its result; raises what the work raises."""
-        job = Job(work, stopped, asyncio.get_running_loop().create_future())
+    async def change(self, work: Callable[[], _T] | None, *, stopped: bool, patience: float) -> _T:
+        """Put a job and return its result; raises what the work raises, TimedOut."""
+        job = Job(work, patience, stopped, asyncio.get_running_loop().create_future())
         self._put(job)
         result: _T = await job.done
         return result
-
-    def do(self, work: Callable[[], None]) -> None:
-        """Put a job that nobody waits for; what it raises is for asyncio to log."""
-        if not self._closed:
-            self._queue.put_nowait(Job(work, False, asyncio.get_running_loop().create_future()))
 
     def close(self) -> None:
         """Let the reader come to an end."""
@@ -138,3 +146,10 @@ def tell(requests: Sequence[Request], news: News) -> None:
     """Give several askers the same news."""
     for request in requests:
         request.news.put_nowait(news)
+
+
+def dismiss(requests: list[Request], news: News) -> None:
+    """Give several askers their last news, and forget them."""
+    told = list(requests)
+    requests.clear()
+    tell(told, news)

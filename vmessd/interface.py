@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 
 from asyncvarlink import FileDescriptor, LastResult, VarlinkInterface, varlinkmethod
 
-from vmessd import faults, logs, names, refusals, serialfeed, settings
+from vmessd import faults, logs, names, refusals, serialfeed, settings, threads
 from vmessd.addresses import VMAddress
 from vmessd.audit import Peer
 from vmessd.errors import INTERFACE, printable, quoted
@@ -402,7 +402,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="segments")
     async def NetShow(self) -> list[Segment]:
         """Return the host's bridges with their ports, but for those that are ignored."""
-        return await asyncio.to_thread(self._supervisor.segments.show)
+        return await threads.call(self._supervisor.segments.show)
 
     @varlinkmethod(return_parameter="steps")
     async def NetVlan(self, *, bridge: str, interfaces: list[str]) -> list[Step]:
@@ -412,7 +412,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="steps")
     async def NetAdd(self, *, interface: str) -> list[Step]:
         """Make a link and set it up, in no bridge; it is no longer ignored."""
-        return await asyncio.to_thread(self._supervisor.segments.add, interface)
+        return await threads.call(self._supervisor.segments.add, interface)
 
     @varlinkmethod(return_parameter="steps")
     async def NetDelete(self, *, interface: str) -> list[Step]:
@@ -422,14 +422,14 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod
     async def NetIgnore(self, *, name: str) -> None:
         """Have NetShow leave a link out."""
-        await asyncio.to_thread(self._supervisor.segments.ignore, name)
+        await threads.call(self._supervisor.segments.ignore, name)
 
     @varlinkmethod(return_parameter="names")
     async def NetIgnored(self) -> list[str]:
         """Return the links that NetShow leaves out."""
-        return await asyncio.to_thread(self._supervisor.segments.ignored)
+        return await threads.call(self._supervisor.segments.ignored)
 
     @varlinkmethod(return_parameter="steps")
     async def NetPrune(self) -> list[Step]:
         """Delete the bridges vmess made that have neither a port nor an address."""
-        return await asyncio.to_thread(self._supervisor.segments.prune)
+        return await threads.call(self._supervisor.segments.prune)

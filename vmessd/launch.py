@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vmessd import cmdline, drives, names, seriallog, shell, tap, vmdir
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
 
+Check = Callable[[], None]
+
 
 @dataclasses.dataclass
 class Launched:
@@ -42,6 +44,10 @@ class Launched:
     """Where its directory is, if not where it should be."""
     problem: str | None = None
     """What is wrong with where its directory is, and how that is mended."""
+
+    def close(self) -> None:
+        """Let go of the process, which goes on."""
+        self.process.close()
 
     def connect(self, directory: VMDirectory, name: str) -> socket.socket:
         """Return a socket connected to one of the QEMU's, which is a VM's of this directory; raises Failed."""
@@ -117,17 +123,16 @@ def _will_do(nic: Nic, mac: str | None) -> bool:
     return nic.is_whole and (mac is None or nic.link is None or nic.link.mac == names.tap_mac(mac))
 
 
-def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
+def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = lambda: None) -> Launched:
     """Start the VM's QEMU, its guest not running yet. Where this fails, nothing is left.
 
-    `tries` is how many restarts in a row this is.
+    `tries` is how many restarts in a row this is; `check` raises what puts an end to it.
 
     Raises:
         Locked: the VM has a live owner that is not ours.
         VmessError: as :func:`specify`, or the host lacks what it takes.
     """
-    if tries and restart_policy(directory) == "no":
-        raise Failed("its RESTART file does not want it any more")
+    _check_policy(directory, tries)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
         spec = specify(directory, host, display=0)  # a bad value is told before anything is touched
         lock = _own(directory)
@@ -148,6 +153,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0) -> Launched:
         with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
             os.write(output, f"{shell.join(argv)}\n".encode())
             log_start = os.fstat(output).st_size
+        check()
         process = Process.spawn(
             argv,
             output,
@@ -178,6 +184,12 @@ def _log(directory: VMDirectory, name: str, ours: contextlib.ExitStack) -> int:
     descriptor = directory.open_log(name)
     ours.callback(os.close, descriptor)
     return descriptor
+
+
+def _check_policy(directory: VMDirectory, tries: int) -> None:
+    """Raise Failed where a restart is not wanted any more."""
+    if tries and restart_policy(directory) == "no":
+        raise Failed("its RESTART file does not want it any more")
 
 
 def _end(process: Process) -> None:

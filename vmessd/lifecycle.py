@@ -39,6 +39,8 @@ class Event(enum.Enum):
     start = "start is asked for"
     stop = "a graceful stop is asked for"
     force = "a stop by force is asked for"
+    spawned = "its QEMU is there"
+    late = "its start takes long: its files do not answer"
     found = "its process was found alive"
     held = "its directory is locked by a process that cannot be told to be its QEMU"
     free = "nobody has its directory locked any more"
@@ -53,27 +55,32 @@ class Event(enum.Enum):
     again = "the pause before it is started again is over"
     refused = "there is no process: it could not be spawned, or its end could not be handled"
     exited = "the process has ended"
+    amiss = "a failure that nobody foresaw"
 
 
 class Action(enum.Enum):
     """What is done about an event, besides changing the state."""
 
     nothing = "nothing"
-    spawn = "read the settings, spawn QEMU, connect"
+    spawn = "read the settings, and spawn QEMU"
+    take_on = "tell whoever waits for the start what was spawned, and connect"
+    delay = "tell whoever waits that it takes long"
     connect = "connect to the monitor of the process that was found"
     reconnect = "connect again, after a pause"
     cont = "let the guest run"
     started = "tell whoever waits for the start"
     hangs = "tell whoever waits for the start that QEMU does not answer"
-    hold = "call a restart off, tell whoever waits for the start what is in the way"
+    hold = "call a restart off, tell whoever waits what is in the way, and look again"
     look = "look for its process again, then carry out what was asked for, or refuse it"
     climb = "take the step of the ladder that is due"
     ladder = "begin the ladder at its foot"
     kill = "begin the ladder at its top"
+    cut_off = "end by force what was spawned when its start had been called off"
     join = "wait for what is under way"
     bury = "reap, record the exit, clean up, tell everyone"
     rest = "let the pause before a restart begin"
     call_off = "start it not again after all"
+    mend = "see to it that the state has a way out, and that nobody waits in vain"
     say_running = "refuse: it runs"
     say_stopping = "refuse: it is being stopped"
     say_stopped = "refuse: it does not run"
@@ -104,6 +111,8 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
     },
     _S.starting: {
         _E.start: (_S.starting, _A.join),
+        _E.spawned: (_S.starting, _A.take_on),
+        _E.late: (_S.starting, _A.delay),
         _E.stop: (_S.stopping, _A.kill),  # the guest has not run an instruction: nothing to be gentle to
         _E.force: (_S.stopping, _A.kill),
         _E.born: (_S.starting, _A.cont),
@@ -160,6 +169,10 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.start: (_S.stopping, _A.say_stopping),
         _E.stop: (_S.stopping, _A.join),
         _E.force: (_S.stopping, _A.kill),
+        _E.spawned: (_S.stopping, _A.cut_off),
+        _E.found: (_S.stopping, _A.cut_off),
+        _E.late: (_S.stopping, _A.delay),
+        _E.held: (_S.held, _A.hold),  # its start was called off, and could not be
         _E.lost: (_S.stopping, _A.reconnect),
         _E.rung: (_S.stopping, _A.climb),
         _E.refused: (_S.stopped, _A.bury),
@@ -170,6 +183,8 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
 
 def transition(state: State, event: Event) -> tuple[State, Action]:
     """Return the state that follows and what is to be done. Total: every pair has an answer."""
+    if event is Event.amiss:
+        return state, Action.mend
     return _TABLE[state].get(event, (state, Action.nothing))
 
 

@@ -5,24 +5,25 @@ message in the inbox and is handled after the one before it; nothing else change
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from vmessd import adoption, display, launch, refusals, restart, settings, vmdir
+from vmessd import display, launch, refusals, restart, settings, threads, vmdir
 from vmessd.errors import Locked, StartFailed, VmessError
 from vmessd.host import Host
-from vmessd.inbox import Happening, Inbox, Job, Request, tell
+from vmessd.inbox import Happening, Inbox, Job, Request, dismiss, tell
 from vmessd.journal import Journal
 from vmessd.launch import Launched
 from vmessd.lifecycle import OFF, Action, Event, State, by_force, ladder, transition
-from vmessd.records import ExitRecord, RunRecord, boot_id
+from vmessd.records import ExitRecord, RunRecord
 from vmessd.report import Exit, StartProgress, StopProgress, VMStatus
-from vmessd.run import Run, Stop, grace_of, logged, stopped
+from vmessd.run import Attempt, Run, Stop, grace_of, logged, policy_of, stopped
+from vmessd.search import Findings, Search
 from vmessd.session import Session, Timing
+from vmessd.threads import Lane
 from vmessd.vmdir import VMDirectory
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,12 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 DEAF_RUNSTATES = ("shutdown", "guest-panicked")  # no guest is there any more to hear the power button
+NOTE_TIME = 2.0
+"""Seconds that a note on the last end may take; what takes longer is done when the files answer."""
+END_TIME = 5.0
+"""Seconds that a daemon which ends waits for a start that is under way."""
+MEND_PAUSE = 5.0
+"""Seconds until the next try where even the mending of a failure failed."""
 
 
 class Machine:
@@ -50,14 +57,15 @@ class Machine:
         """Called before a guest runs its first instruction, and when an earlier daemon's QEMU answers."""
         self.over: Callable[[], None] = lambda: None
         """Called when a QEMU has ended."""
+        self.files = Lane(f"the files of {directory.vm}", f"vmess {directory.vm} stop force works all the same")
+        """All that is done to the VM's files: a file system may hang."""
         self._host = host
         self._timing = timing
         self._inbox = Inbox(directory.vm)
         self._journal = Journal(directory.vm, host.events)
+        self._attempt: Attempt | None = None
         self._run: Run | None = None
-        self._search: asyncio.Task[None] | None = None
-        self._doubt: VmessError | None = None
-        """Why it is not known whether an earlier daemon's QEMU lives."""
+        self._search = Search(directory, host, self.files)
         self._pending: restart.Pending | None = None
         self._tries = 0
         self._lost_displays = 0
@@ -66,6 +74,8 @@ class Machine:
         self._stoppers: list[Request] = []
         self._actions: dict[Action, Callable[[Happening], Coroutine[Any, Any, None]]] = {
             Action.spawn: self._spawn,
+            Action.take_on: self._take_on,
+            Action.delay: self._delay,
             Action.connect: self._converse,
             Action.reconnect: self._converse,
             Action.cont: self._cont,
@@ -75,11 +85,13 @@ class Machine:
             Action.look: self._look,
             Action.ladder: self._begin_ladder,
             Action.kill: self._begin_force,
+            Action.cut_off: self._cut_off,
             Action.climb: self._climb,
             Action.join: self._join,
             Action.bury: self._bury,
             Action.rest: self._rest,
             Action.call_off: self._call_off,
+            Action.mend: self._mend,
             Action.say_running: self._say_running,
             Action.say_stopping: self._say_stopping,
             Action.say_stopped: self._say_stopped,
@@ -91,21 +103,21 @@ class Machine:
         """Find out how the VM is, then handle one message after the other until told to close."""
         try:
             await self._recover()
-        except Exception:
-            log.exception("%s: unexpected failure", self.vm)
-            self.settled.set()
-        self.found.set()
-        self._inbox.do(functools.partial(launch.sweep_links, self.directory, self._host.network))
+            self.found.set()
+            with logged(self.vm):
+                await threads.call(launch.sweep_links, self.directory, self._host.network)
+        except Exception as error:  # noqa: BLE001 -- as below
+            self._give_up_on(Happening(Event.found), error)
+            self.found.set()
         while (message := await self._inbox.get()) is not None:
             try:
                 if isinstance(message, Job):
                     await self._do(message)
                 else:
                     await self._react(message)
-            except Exception:
+            except Exception as error:  # noqa: BLE001
                 # The one place that catches broadly: a VM whose handling fails must not take others along.
-                log.exception("%s: unexpected failure", self.vm)
-                self._give_up_on(message)
+                self._give_up_on(message, error)
         await self._let_go()
 
     def close(self) -> None:
@@ -136,18 +148,25 @@ class Machine:
             assert isinstance(progress, StopProgress)  # noqa: S101 -- stoppers get nothing else
             yield progress
 
-    async def change(self, work: Callable[[], _T], *, stopped: bool = False) -> _T:
+    async def change(
+        self, work: Callable[[], _T], *, stopped: bool = False, patience: float = threads.PATIENCE
+    ) -> _T:
         """Do blocking work on the VM's files in a thread, in turn with all else that happens to it.
 
         Raises:
             AlreadyRunning: `stopped` was asked for and the VM is not.
+            TimedOut: it takes longer than `patience` seconds; it goes on, and what comes next waits for it.
             VmessError: whatever the work raises.
         """
-        return await self._inbox.change(work, stopped=stopped)
+        return await self._inbox.change(work, stopped=stopped, patience=patience)
+
+    async def in_turn(self) -> None:
+        """Wait until all that has reached the VM until now was handled."""
+        await self._inbox.change(None, stopped=False, patience=0.0)
 
     def status(self) -> VMStatus:
         """Return how the VM is now."""
-        run = self._run
+        run, held = self._run, self._in_the_way()
         return VMStatus(
             name=self.vm,
             state=self.state,
@@ -156,13 +175,8 @@ class Machine:
             runstate=run.runstate if run else None,
             last_exit=Exit.of(self.last_exit) if self.last_exit else None,
             restart=self._pending.report() if self._pending else None,
-            problem=self._problem(),
+            problem=run.launched.problem if run else (held.message if held else None),
         )
-
-    def _problem(self) -> str | None:
-        if self.state is State.held and self._doubt is not None:
-            return self._doubt.message
-        return self._run.launched.problem if self._run else None
 
     @property
     def home(self) -> VMDirectory:
@@ -186,55 +200,140 @@ class Machine:
 
     def _in_the_way(self) -> VmessError | None:
         """Return why nothing can be done about a VM that is held."""
-        return self._doubt if self.state is State.held else None
+        return self._search.doubt if self.state is State.held else None
 
     # -- One message after the other --
 
     async def _do(self, job: Job) -> None:
+        """Have a job done before all that comes later and touches the files; no signal waits for it."""
         if job.done.cancelled():  # whoever wanted to look has left
             return
+        if job.stopped and self.state is State.held:
+            await self._react(Happening(Event.look))
         try:
-            if job.stopped and self.state is State.held:
-                await self._react(Happening(Event.look))
             if job.stopped and self.state not in OFF:
                 raise self._in_the_way() or refusals.in_the_way(self.vm)
-            job.settle(await asyncio.to_thread(job.work))
+            if job.work is None:
+                job.settle()
+            else:
+                self.files.begin(job.work, job.patience).add_done_callback(job.take)
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked
             job.settle(error=error)
 
+    def _is_stale(self, message: Happening) -> bool:
+        """Tell whether a message is of a run, or of something else, that the VM has no more."""
+        stop = self._run.stop if self._run else None
+        return message.of is not None and not any(
+            message.of is one for one in (self._run, stop, self._attempt, self._pending)
+        )
+
     async def _react(self, message: Happening) -> None:
-        if message.launched is not None and not self._take_in(message.launched):
+        if self._is_stale(message):
+            if message.launched is not None:
+                message.launched.close()
+            return
+        if message.launched is not None and not self._take_in(message, message.launched):
             return
         if self._run is not None and message.runstate is not None:
             self._run.learn(message.runstate)
         after, action = transition(self.state, message.event)
         if action is not Action.bury:  # which is done only when the exit is on record
             self.state = after
-        if message.event in (Event.runs, Event.halts) and self._run is not None:
-            self._run.ran = True
         self._journal.state(self.state, message)
         if self._run is not None:
-            self._run.mind_silence(message.event, self.state)
+            self._run.take_note(message.event, self.state)
         if action is not Action.nothing:
             await self._actions[action](message)
-        if message.event in (Event.runs, Event.halts) and self._run is not None and not self._run.prepared:
-            self._run.prepared = True
-            self._run.errand("prepare", self.prepare())
+        if message.event in (Event.runs, Event.halts):
+            self._see_it_prepared()
         if message.event not in (Event.found, Event.start):
             self.settled.set()
 
-    def _give_up_on(self, message: Happening | Job) -> None:
-        """Leave nobody waiting, and the VM in no state it would never leave."""
-        failure = refusals.unexpected(self.vm)
-        if isinstance(message, Happening) and message.request is not None:
+    def _see_it_prepared(self) -> None:
+        """Have what a guest is to find seen to once, also for a QEMU of an earlier daemon."""
+        if self._run is not None and not self._run.prepared:
+            self._run.prepared = True
+            self._run.errand("prepare", self.prepare())
+
+    # -- What nobody foresaw --
+
+    def _give_up_on(self, message: Happening | Job, error: Exception) -> None:
+        """Leave nobody waiting, and the VM in no state without a way out."""
+        failure = error if isinstance(error, VmessError) else refusals.unexpected(self.vm)
+        if failure is error:
+            log.warning("%s: %s", self.vm, failure.message)
+        else:
+            log.error("%s: unexpected failure", self.vm, exc_info=error)
+        if isinstance(message, Job):
+            message.settle(error=failure)
+            message = Happening(Event.look)  # all else that fails of a job is for whoever asked
+        if message.request is not None:
             tell([message.request], failure)
-        if self._run is None and self.state not in OFF:
-            self._inbox.happen(Event.refused, error=failure)
+        amiss = Happening(Event.amiss, cause=message.cause or message, error=failure)
+        if message.event is Event.amiss:  # not even that could be mended
+            asyncio.get_running_loop().call_later(MEND_PAUSE, self._inbox.put, amiss)
+        else:
+            self._inbox.put(amiss)
+
+    async def _mend(self, message: Happening) -> None:
+        """See to it that the state has a way out, and that nobody waits for what will not come."""
+        cause, failure = message.cause or message, message.error or refusals.unexpected(self.vm)
+        if cause.launched is not None and self._run is None:
+            self._adopt(cause.launched)
+            cause.launched = None
+            if self.state in (*OFF, State.held):
+                self.state = State.unresponsive
+        if self._run is not None:
+            await self._mend_run(self._run, cause)
+        elif self.state is State.held:
+            await self._hold(Happening(Event.held, error=cause.error or self._search.doubt or failure))
+        elif self._attempt is None and self.state not in OFF:
+            await self._bury(Happening(Event.refused, error=failure))
+        elif self._attempt is None:
+            await self._mend_off(cause, failure)
+            self._tell_all(failure)
+        elif cause.event is Event.late:
+            self._tell_all(failure)
+
+    async def _mend_run(self, run: Run, cause: Happening) -> None:
+        if self.state is State.stopping:
+            await self._climb_on(run, cause)
+        if run.launched.process.has_ended():
+            self._ended(run)
+        run.session.begin()
+        if self._starters and self.state in (State.running, State.paused):
+            await self._started(cause)
+        elif self._starters and self.state is not State.starting:
+            await self._hangs(cause)
+
+    async def _mend_off(self, cause: Happening, failure: VmessError) -> None:
+        if cause.event in (Event.found, Event.look):  # whether there is one, is not known
+            self.settled.set()
+            self._search.go_on(failure, self._timing.look, self._look_again)
+        if self.state is State.waiting and self._pending is None:
+            await self._rest(cause)
+        elif self.state is State.stopped:
+            self._wait_no_longer()
+
+    async def _climb_on(self, run: Run, cause: Happening) -> None:
+        """Go on with a stop that has no next step, or was not even begun."""
+        if run.stop is None:
+            gentle = cause.event is Event.stop
+            grace = float(settings.GRACE_DEFAULT) if gentle else 0.0
+            uid = cause.asker().uid
+            await self._stop(run, Stop(ladder(grace) if gentle else by_force(), grace, uid, gentle=gentle))
+        elif not run.stop.goes_on():
+            await self._climb(cause)
+
+    def _tell_all(self, news: VmessError) -> None:
+        """Tell everybody who waits the same, at last."""
+        dismiss(self._starters, news)
+        dismiss(self._stoppers, news)
 
     # -- Coming and going --
 
     async def _recover(self) -> None:
-        launched = await self._seek()
+        launched = await self._seek(self._search.first)
         if launched is None:
             await self._rest_if_wanted()
             self.settled.set()
@@ -243,42 +342,30 @@ class Machine:
         asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
         await self._react(Happening(Event.found, launched=launched))
 
-    async def _seek(self) -> Launched | None:
+    async def _seek(self, look: Callable[[], Awaitable[Findings]]) -> Launched | None:
         """Look for a QEMU of an earlier daemon; again and again where nobody can tell whether there is one."""
-        try:
-            launched = await asyncio.to_thread(adoption.recover, self.directory, self._host)
-            self.last_exit = await asyncio.to_thread(adoption.last_exit, self.directory)
-        except VmessError as error:
-            if self._doubt is None or self._doubt.message != error.message:
-                log.warning("%s: %s; it is looked at again until that is over", self.vm, error.message)
-            self._doubt = error
-            if self._search is None:
-                self._search = asyncio.get_running_loop().create_task(self._search_on())
-            if isinstance(error, Locked):
-                await self._react(Happening(Event.held, error=error))
-            return None
-        self._search_no_more()
-        if launched is None and self.state is State.held:
+        found = await look()
+        self.last_exit = restart.later(self.last_exit, found.last_exit)
+        if found.problem is not None:
+            self._search.go_on(found.problem, self._timing.look, self._look_again)
+            if isinstance(found.problem, Locked):
+                await self._react(Happening(Event.held, error=found.problem))
+            return found.launched
+        self._search.cancel()
+        if found.launched is None and self.state is State.held:
             await self._react(Happening(Event.free))
-        return launched
+        return found.launched
 
-    async def _search_on(self) -> None:
-        while True:
-            await asyncio.sleep(self._timing.look)
-            self._inbox.happen(Event.look)
-
-    def _search_no_more(self) -> None:
-        self._doubt = None
-        if self._search is not None:
-            self._search.cancel()
-            self._search = None
+    async def _look_again(self) -> None:
+        self._inbox.happen(Event.look)
+        await self.in_turn()
 
     async def _look(self, message: Happening) -> None:
         """Look for its QEMU again; what was asked for is then carried out, or refused."""
-        launched = await self._seek()
+        launched = await self._seek(self._search.look)
         if launched is not None:
             await self._react(Happening(Event.found, launched=launched))
-        else:
+        elif self._search.doubt is None:
             await self._rest_if_wanted()
         error = self._in_the_way()
         if message.request is not None and error is not None:
@@ -287,57 +374,61 @@ class Machine:
             await self._react(message)
 
     async def _hold(self, message: Happening) -> None:
+        error = message.error or refusals.in_the_way(self.vm)
         self._wait_no_longer()
-        if message.error is not None:
-            tell(self._starters, message.error)
-        self._starters.clear()
+        self._no_attempt()
+        self._search.go_on(error, self._timing.look, self._look_again)
+        self._tell_all(error)
 
-    def _take_in(self, launched: Launched) -> bool:
-        """Adopt a QEMU that was found; tell whether there was none yet."""
+    def _no_attempt(self) -> Attempt | None:
+        """End the start that is under way, and return it."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.settle()
+        return attempt
+
+    def _take_in(self, message: Happening, launched: Launched) -> bool:
+        """Adopt a QEMU that was spawned or found; tell whether there was none yet."""
         if self._run is not None:
-            launched.process.close()
+            launched.close()
             return False
-        self._journal.found(launched.process.pid)
-        self._adopt(launched).ran = True  # whether it did, nobody knows; it was not refused
+        run = self._adopt(launched)
+        message.launched = None  # should what follows fail, it is taken in all the same
+        if message.event is Event.found:
+            self._journal.found(run.pid)
+            run.ran = True  # whether it did, nobody knows; it was not refused
+            dismiss(self._starters, refusals.running(self.vm, run.pid))
         return True
 
     def _adopt(self, launched: Launched) -> Run:
         """Take a process under watch."""
-        self._search_no_more()
+        self._search.cancel()
+        connect = functools.partial(launched.connect, self.directory, vmdir.QMP_SOCKET)
         session = Session(
-            connect=lambda: launched.connect(self.directory, vmdir.QMP_SOCKET),
-            report=self._inbox.happen,
-            events=self._qmp_event,
+            connect=lambda: self.files.aside(connect),
+            report=lambda event, runstate: self._inbox.happen(event, runstate, of=run),
+            events=lambda name, data: self._qmp_event(run, name, data),
             timing=self._timing,
         )
-        self._run = Run(self.vm, launched, session)
-        launched.process.watch(self._ended)
+        run = Run(self.vm, launched, session)
+        attempt = self._no_attempt()
+        run.asked = attempt.asked if attempt is not None else None
+        self._run = run
+        launched.process.watch(lambda: self._ended(run))
         if launched.problem is not None:
-            self.miss_directory()
-        return self._run
+            self.mind_directory()
+        return run
 
-    def miss_directory(self) -> None:
-        """Keep in mind where the directory of a VM that runs is: not where it should be."""
+    def mind_directory(self) -> None:
+        """Look whether the directory of a VM that runs is where it should be; nobody waits for that."""
         if self._run is not None:
-            self._run.errand("whereabouts", self._follow(self._run.launched))
-
-    async def _follow(self, launched: Launched) -> None:
-        said = None
-        while True:
-            with contextlib.suppress(RuntimeError):  # no thread is to be had; there may be one next time
-                launched.home, launched.problem = await asyncio.to_thread(
-                    adoption.whereabouts, self.directory, launched.process.pid
-                )
-            if launched.problem is None:
-                return
-            if launched.problem != said:
-                said = launched.problem
-                log.warning("%s: %s", self.vm, said)
-            await asyncio.sleep(self._timing.look)
+            self._run.mind_directory(self.directory, self.files)
 
     async def _let_go(self) -> None:
         """Leave the VM running, and whoever waits with a word."""
-        self._search_no_more()
+        self._search.cancel()
+        if self._attempt is not None:
+            await self._attempt.finished(END_TIME)
         if self._run is not None:
             if self._run.stop is not None:
                 log.warning("%s: its stop is not carried on", self.vm)
@@ -345,28 +436,30 @@ class Machine:
             await self._run.session.close()
             self._run.launched.process.close()
         self._wait_no_longer()
+        await self.files.idle(END_TIME)
         tell([*self._inbox.leftovers(), *self._starters, *self._stoppers], refusals.going_away())
 
     # -- What QEMU and the kernel tell --
 
-    def _qmp_event(self, name: str, data: Mapping[str, Any]) -> None:
-        if self._run is None:
+    def _qmp_event(self, run: Run, name: str, data: Mapping[str, Any]) -> None:
+        if run is not self._run:
             return
-        self._journal.qmp(self._run.pid, name, data)
-        event = self._run.hear(name, data)
-        if event is not None:
-            self._inbox.happen(event, "running" if event is Event.runs else "paused")
+        self._journal.qmp(run.pid, name, data)
+        heard = run.hear(name, data)
+        if heard is not None:
+            self._inbox.happen(*heard, of=run)
         elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str):
             self.device_gone(data["device"])
 
-    def _ended(self) -> None:
+    def _ended(self, run: Run) -> None:
         """The pidfd says the process has ended; its last messages may still be on the way."""
-        if self._run is not None:
-            self._run.errand("last words", self._last_words(self._run.session))
+        run.errand("last words", self._last_words(run))
 
-    async def _last_words(self, session: Session) -> None:
-        await session.drained()
-        self._inbox.happen(Event.exited)
+    async def _last_words(self, run: Run) -> None:
+        try:
+            await run.session.drained()
+        finally:
+            self._inbox.happen(Event.exited, of=run)
 
     # -- Actions: start --
 
@@ -374,34 +467,25 @@ class Machine:
         self._starters.append(message.asker())
         pending = self._wait_no_longer()
         self._tries = pending.attempt if pending and message.event is Event.again else 0
-        try:
-            launched = await asyncio.to_thread(launch.launch, self.directory, self._host, self._tries)
-        except Locked as error:
-            await self._take_over(error)
-        except VmessError as error:
-            self._inbox.happen(Event.refused, error=error)
-        else:
-            self._adopt(launched)
-            tell(
-                self._starters,
-                StartProgress(done=False, pid=launched.process.pid, command=launched.record.argv),
-            )
+        self._attempt = Attempt(self.vm, self._inbox.happen)
+        self._attempt.begin(self.directory, self._host, self._tries, self.files)
+
+    async def _take_on(self, message: Happening) -> None:
+        if self._run is not None:
+            record = self._run.launched.record
+            tell(self._starters, StartProgress(done=False, pid=record.pid, command=record.argv))
             await self._converse(message)
 
-    async def _take_over(self, error: VmessError) -> None:
-        """The VM runs although it was not known to: somebody's QEMU that is to be adopted after all."""
-        launched = await self._seek()
-        if launched is None:
-            if self.state is State.starting:
-                self._inbox.happen(Event.refused, error=self._doubt or error)
-            return
-        starters, self._starters = self._starters, []
-        await self._react(Happening(Event.found, launched=launched))
-        tell(starters, refusals.running(self.vm, launched.process.pid))
+    async def _delay(self, _message: Happening) -> None:
+        log.warning("%s: its start takes long: its files do not answer", self.vm)
+        self._tell_all(refusals.held_up(self.vm))
 
     async def _converse(self, _message: Happening) -> None:
-        if self._run is not None:
-            self._run.session.begin()
+        if self._run is None:
+            return
+        if self._run.launched.process.has_ended():
+            self._ended(self._run)
+        self._run.session.begin()
 
     async def _cont(self, _message: Happening) -> None:
         if self._run is not None:
@@ -410,27 +494,22 @@ class Machine:
 
     async def _let_it_run(self, run: Run) -> None:
         await self.prepare()
-        await run.let_it_run(lambda: self._inbox.happen(Event.runs, "running"))
+        await run.let_it_run(lambda: self._inbox.happen(Event.runs, "running", of=run))
 
     async def _started(self, _message: Happening) -> None:
         if self._run is None:
             return
         record = self._run.launched.record
         self._journal.started(record)
-        tell(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
-        self._starters.clear()
+        dismiss(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
 
     async def _hangs(self, _message: Happening) -> None:
-        tell(self._starters, refusals.hanging(self.vm, self._run.pid if self._run else 0))
-        self._starters.clear()
+        dismiss(self._starters, refusals.hanging(self.vm, self._run.pid if self._run else 0))
 
     # -- Actions: stop --
 
     async def _begin_ladder(self, message: Happening) -> None:
-        try:
-            grace, note = await asyncio.to_thread(grace_of, self.home)
-        except RuntimeError as error:  # no thread is to be had; that must not keep a VM from stopping
-            grace, note = float(settings.GRACE_DEFAULT), str(error)
+        grace, note = await grace_of(self.home, self.files)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
         if (within := message.asker().within) is not None:
@@ -443,29 +522,60 @@ class Machine:
 
     async def _begin_stop(self, message: Happening, stop: Stop) -> None:
         self._stoppers.append(message.asker())
-        tell(self._starters, refusals.called_off(self.vm))
-        self._starters.clear()
+        dismiss(self._starters, refusals.called_off(self.vm))
+        if self._attempt is not None:
+            self._attempt.call_off(message.asker().uid)
         if self._run is not None:
-            await self._run.begin_stop(stop, self.home)
-            await self._climb(message)
+            await self._stop(self._run, stop)
+
+    async def _stop(self, run: Run, stop: Stop) -> None:
+        """Take the first step of a stop. That there is one is noted, but no signal waits for a file."""
+        if run.begin_stop(stop):
+            run.note_stop(self.home, self.files)
+        await self._climb(Happening(Event.rung))
+
+    async def _cut_off(self, _message: Happening) -> None:
+        if self._run is not None:
+            await self._stop(self._run, Stop(by_force(), 0.0, self._run.asked, gentle=False))
 
     async def _climb(self, _message: Happening) -> None:
         run = self._run
-        if run is not None and run.climb(lambda: self._inbox.happen(Event.rung)) and run.stop is not None:
+        if run is None or run.stop is None:
+            return
+        stop = run.stop
+        step = run.climb(lambda: self._inbox.happen(Event.rung, of=stop))
+        if step is None:
+            await self._undying(run)
+        elif step.is_first:
             self._journal.rung(run)
             tell(self._stoppers, run.stop.progress(run.pid))
+
+    async def _undying(self, run: Run) -> None:
+        """Let nobody wait for a process that does not even end by SIGKILL: the kernel holds it."""
+        if run.launched.process.has_ended():
+            self._ended(run)
+            return
+        error = refusals.undying(self.vm, run.pid)
+        log.warning("%s", error.message)
+        dismiss(self._stoppers, error)
 
     async def _join(self, message: Happening) -> None:
         request = message.asker()
         if self.state is State.starting:
             self._starters.append(request)
+            if self._attempt is not None:
+                self._attempt.hurry()
             return
         if self._run is not None and self._run.stop is not None and self._run.stop.outlasts(request.within):
             await self._begin_ladder(message)
             return
         self._stoppers.append(request)
+        if self._attempt is not None:
+            self._attempt.hurry()
         if self._run is not None and self._run.stop is not None:
             tell([request], self._run.stop.progress(self._run.pid))
+            if not self._run.stop.goes_on():
+                await self._undying(self._run)
 
     # -- Actions: the end --
 
@@ -475,31 +585,29 @@ class Machine:
         error = message.error or StartFailed(f"VM {self.vm} did not start")
         once_more = False
         try:
+            self._no_attempt()
             if run is not None:
                 run.cancel_errands()
                 await run.session.close()
-                self.last_exit = await asyncio.to_thread(run.bury, home)
-                await asyncio.to_thread(launch.sweep_links, self.directory, self._host.network)
+                self.last_exit = await self._record_end(run, home)
                 self._journal.ended(self.last_exit)
                 once_more = self._may_try_another_display(run, self.last_exit)
                 user = self._host.account.name if self._host.account.entry else None
                 accel = run.launched.record.accel
                 error = run.error or refusals.not_started(self.vm, self.last_exit.text, user, accel)
             elif self._tries and self.last_exit is not None:
-                policy = await asyncio.to_thread(launch.restart_policy, self.directory)
+                policy = "no" if self._stoppers else await policy_of(self.directory, self.files)
                 await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
         finally:
+            self.state = State.stopped
             if run is not None:
-                run.launched.process.close()
                 run.over.set()
+                run.launched.process.close()
                 self.over()
             self._host.displays.release(self.vm)
-            self.state = State.stopped
             if not once_more:
-                tell(self._starters, error)
-                self._starters.clear()
-            tell(self._stoppers, stopped(run, self.last_exit))
-            self._stoppers.clear()
+                dismiss(self._starters, error)
+            dismiss(self._stoppers, stopped(run, self.last_exit))
         if once_more:
             self._inbox.happen(Event.start)
         else:
@@ -514,20 +622,35 @@ class Machine:
         self._lost_displays += 1
         return self._lost_displays <= display.LOST_MAX
 
+    async def _record_end(self, run: Run, home: VMDirectory) -> ExitRecord:
+        """Note how a run ended, and return it; where its files do not answer, that is done when they do."""
+        self.last_exit = known = run.exit_record()
+        record = await run.recorded(known, home, self.files, self._recorded_late)
+        with logged(self.vm):
+            await threads.call(launch.sweep_links, self.directory, self._host.network)
+        return record
+
+    def _recorded_late(self, record: ExitRecord) -> None:
+        """Take in what an end is on record with at last, unless another has followed."""
+        known = self.last_exit
+        if known is not None and (known.pid, known.ticks) == (record.pid, record.ticks):
+            self.last_exit = record
+            if restart.follows(record):
+                self._inbox.happen(Event.pause)
+
     # -- Actions: a restart --
 
     async def _rest_if_wanted(self) -> None:
         """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
         last = self.last_exit
-        if last is not None and restart.is_due(last) and last.when.boot == boot_id():
+        if restart.follows(last):
             await self._react(Happening(Event.pause))  # at once, so that nobody sees it stopped
         elif last is not None and last.note and self._tries:
             self._journal.given_up(last.note)
 
     async def _rest(self, _message: Happening) -> None:
-        pending = restart.Pending(
-            self.last_exit.tries if self.last_exit else 0, lambda: self._inbox.happen(Event.again)
-        )
+        tries = self.last_exit.tries if self.last_exit else 0
+        pending = restart.Pending(tries, lambda: self._inbox.happen(Event.again, of=pending))
         self._pending = pending
         self._journal.restart(pending)
 
@@ -548,7 +671,7 @@ class Machine:
     async def _note_exit(self, record: ExitRecord) -> None:
         self.last_exit = record
         with logged(self.vm):
-            await asyncio.to_thread(self.directory.write_exit_record, record)
+            await self.files.see_to(functools.partial(self.directory.write_exit_record, record), NOTE_TIME)
 
     # -- Actions: refusals --
 

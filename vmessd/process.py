@@ -142,8 +142,11 @@ class Process:
         loop.add_reader(self._pidfd, report)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens where the process has ended."""
-        with contextlib.suppress(ProcessLookupError):
+        """Send a signal; nothing happens where the process has ended. Raises Failed."""
+        with (
+            failing(f"process {self.pid} cannot be sent {number.name}"),
+            contextlib.suppress(ProcessLookupError),
+        ):
             signal.pidfd_send_signal(self._pidfd, number)
 
     def reap(self) -> int | None:

@@ -53,6 +53,22 @@ def hanging(vm: str, pid: int) -> TimedOut:
     )
 
 
+def held_up(vm: str) -> TimedOut:
+    """A start whose files do not answer."""
+    return TimedOut(
+        f"the start of {vm} takes long: its files do not answer; it goes on when they do",
+        hint=f"to call it off: vmess {vm} stop",
+    )
+
+
+def undying(vm: str, pid: int) -> TimedOut:
+    """A stop whose QEMU does not even end by SIGKILL."""
+    return TimedOut(
+        f"QEMU of {vm}, PID {pid}, has got SIGKILL and does not end: the kernel holds it, for a disk as a rule",
+        hint=f"it is gone when the disk or file server answers; until then: vmess {vm} status",
+    )
+
+
 def not_started(vm: str, why: str, user: str | None, accel: str) -> StartFailed:
     """A start whose QEMU ended at once; `user` is whom it runs as, where that is not our own."""
     if accel == "kvm" and "signal 6" in why:  # SIGABRT: KVM refused a register, as one within a VM may

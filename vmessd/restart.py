@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 
 from vmessd.lifecycle import RESTARTS_MAX, STEADY, Reason, is_restarted, pause
-from vmessd.records import ExitRecord
+from vmessd.records import ExitRecord, Moment, boot_id
 from vmessd.report import Restart
 
 GIVEN_UP = f"given up after {RESTARTS_MAX} restarts"
@@ -38,6 +38,24 @@ def judge_failure(record: ExitRecord, policy: str, words: str) -> ExitRecord:
 def is_due(record: ExitRecord) -> bool:
     """Tell whether a VM is to be started again by the record of its end, which anybody may have written."""
     return record.again and pause(record.tries) is not None
+
+
+def follows(record: ExitRecord | None) -> bool:
+    """Tell whether a VM is to be started again by the record of its end, which was in this boot of the host."""
+    return record is not None and is_due(record) and record.when.boot == boot_id()
+
+
+def later(known: ExitRecord | None, found: ExitRecord | None) -> ExitRecord | None:
+    """Return the later of two ends: what is on disk may be older than what was seen."""
+    if known is None or found is None:
+        return known or found
+    same = (found.pid, found.ticks) == (known.pid, known.ticks)
+    return known if same or _order(found.when) <= _order(known.when) else found
+
+
+def _order(when: Moment) -> tuple[bool, float]:
+    is_now = when.boot == boot_id()
+    return is_now, when.uptime if is_now else when.epoch
 
 
 def _bounded(tries: int) -> int:

@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import signal
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from vmessd import refusals, restart, settings, vmdir
-from vmessd.errors import StartFailed, TimedOut, VmessError
+from vmessd import adoption, launch, refusals, restart, settings, vmdir
+from vmessd.errors import Locked, StartFailed, TimedOut, VmessError
+from vmessd.host import Host
 from vmessd.launch import LAST_LINES, Launched, restart_policy, shorten_logs
 from vmessd.lifecycle import RUNG_TIME, Ending, Event, Reason, Rung, State, Step, classify
 from vmessd.monitor import CommandRefused, MonitorLost
@@ -18,11 +21,113 @@ from vmessd.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.report import StopProgress
 from vmessd.session import Session
 from vmessd.space import Space
+from vmessd.threads import Lane
 from vmessd.vmdir import VMDirectory
 
 log = logging.getLogger(__name__)
 
+ASLEEP = "suspended"
+"""The runstate of a guest in S3; only `system_wakeup` ends it."""
 STANDING_STILL = ("paused", "io-error", "watchdog")  # runstates that `cont` ends
+
+
+LAUNCH_TIME = 15.0
+"""Seconds after which whoever waits for a start is told that its files do not answer."""
+MORE_TIME = 2.0
+"""The same for those who come later."""
+NOTE_TIME = 2.0
+"""Seconds after which a note that a stop was asked for counts as hanging."""
+BURY_TIME = 3.0
+"""Seconds that whoever waits for an end waits for its record to be on disk."""
+GRACE_TIME = 2.0
+"""Seconds that reading a guest's grace may take: it has to be stopped all the same."""
+UNDYING = 10.0
+"""Seconds a QEMU may take to end by SIGKILL: one that waits for a disk in the kernel does not."""
+
+
+class Attempt:
+    """A start whose QEMU is not there yet."""
+
+    def __init__(self, vm: str, happen: Callable[..., None]) -> None:
+        self.asked: int | None = None
+        """The uid that called it off."""
+        self._vm = vm
+        self._happen = functools.partial(happen, of=self)
+        self._off = threading.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
+        """Let it happen what comes of it; and that it is late, if it takes long."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("%s: unexpected failure of a start", self._vm, exc_info=error)
+                self._happen(Event.refused, error=refusals.unexpected(self._vm))
+
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LAUNCH_TIME, self._happen, Event.late)
+        self._task = loop.create_task(self._launch(directory, host, tries, files))
+        self._task.add_done_callback(done)
+
+    async def _launch(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
+        """Start a QEMU, or find the one that the VM has although it was not known to."""
+        try:
+            start = functools.partial(launch.launch, directory, host, tries, self._check)
+            self._happen(Event.spawned, launched=await files.finish(start, LAUNCH_TIME))
+        except Locked as error:
+            await self._find(directory, host, files, error)
+        except VmessError as error:
+            self._happen(Event.refused, error=error)
+
+    async def _find(self, directory: VMDirectory, host: Host, files: Lane, locked: Locked) -> None:
+        try:
+            found = await files.finish(functools.partial(adoption.recover, directory, host))
+        except Locked as error:
+            self._happen(Event.held, error=error)
+        except VmessError as error:
+            self._happen(Event.refused, error=error)
+        else:
+            if found is None:
+                self._happen(Event.refused, error=locked)
+            else:
+                self._happen(Event.found, launched=found)
+
+    def call_off(self, uid: int | None) -> None:
+        """Have no QEMU spawned, if that is not done yet."""
+        self.asked = uid
+        self._off.set()
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Have somebody more told soon that it takes long, if it does."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and self._timer.when() <= loop.time():
+            self._timer = loop.call_later(MORE_TIME, self._happen, Event.late)
+
+    def _check(self) -> None:
+        """Raise Failed where it was called off; from any thread."""
+        if self._off.is_set():
+            raise refusals.called_off(self._vm)
+
+    def settle(self) -> None:
+        """Note that it has come to something, or to nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def finished(self, patience: float) -> None:
+        """Return when it has, or after so many seconds."""
+        self.settle()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=patience)
+
+
+class Climb(NamedTuple):
+    """A step of a stop that was taken."""
+
+    rung: Rung
+    is_first: bool
+    """On its rung."""
 
 
 class Stop:
@@ -49,10 +154,16 @@ class Stop:
         self.rung = self._next.rung if self._next else Rung.kill
 
     def step(self, due: Callable[[], None]) -> Step | None:
-        """Return the step to take now, None after the last; have `due` called when the next one is."""
+        """Return the step to take now, None after the last; have `due` called when the next one is.
+
+        And once more when the process should long have ended by the last.
+        """
+        loop = asyncio.get_running_loop()
         step, self._next = self._next, next(self._steps, None)
-        if self._next is not None:
-            loop = asyncio.get_running_loop()
+        if self._next is None:
+            if step is not None:
+                self._timer = loop.call_later(UNDYING, due)
+        else:
             at = self._began + self._next.at
             if step is not None and step.rung is not Rung.powerdown:
                 at = max(at, loop.time() + RUNG_TIME)  # each rung gets its time, also if we were held up
@@ -63,6 +174,11 @@ class Stop:
         """Tell whether the guest still has more than so many seconds; None is without end."""
         left = self.grace - (asyncio.get_running_loop().time() - self._began)
         return within is not None and self.rung is Rung.powerdown and left > within
+
+    def goes_on(self) -> bool:
+        """Tell whether there is a next step, or the process is to end by the last one."""
+        timer = self._timer
+        return timer is not None and not timer.cancelled() and timer.when() > asyncio.get_running_loop().time()
 
     def cancel(self) -> None:
         """Take no further step."""
@@ -103,6 +219,8 @@ class Run:
     doubted: bool = False
     """It was said that QEMU says what cannot be true."""
     stop: Stop | None = None
+    asked: int | None = None
+    """The uid that called its start off."""
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """Set when the process has ended and everything of it was cleared away."""
     error: VmessError | None = None
@@ -124,22 +242,45 @@ class Run:
         launched = self.launched
         return launched.problem is not None and launched.home is None and not self.session.is_connected
 
-    def hear(self, name: str, data: Mapping[str, Any]) -> Event | None:
-        """Take in an event of QEMU's; return what it means for the VM's life, if anything."""
+    def mind_directory(self, directory: VMDirectory, files: Lane) -> None:
+        """Keep in mind where its directory is, which should be this one; nobody waits for that."""
+        self.errand("whereabouts", self._mind_directory(directory, files))
+
+    async def _mind_directory(self, directory: VMDirectory, files: Lane) -> None:
+        launched, said = self.launched, None
+        find = functools.partial(adoption.whereabouts, directory, self.pid)
+        with contextlib.suppress(VmessError):  # it does not answer: that is told elsewhere
+            if launched.problem is None and await files.aside(directory.exists):
+                return
+        while True:
+            with contextlib.suppress(VmessError):
+                launched.home, launched.problem = await files.aside(find)
+            if launched.problem is None:
+                return
+            if launched.problem != said:
+                said = launched.problem
+                log.warning("%s: %s", self.vm, said)
+            await asyncio.sleep(self.session.timing.look)
+
+    def hear(self, name: str, data: Mapping[str, Any]) -> tuple[Event, str] | None:
+        """Take in an event of QEMU's; return what it means for the VM's life, if anything, and the runstate."""
         self.space.event(name, data)
         if name == "SHUTDOWN":
             # The first counts: with -no-shutdown the guest is off long before QEMU is told to quit.
             self.shutdown = self.shutdown or str(data.get("reason"))
             self.errand("end", self._see_it_end())
-        elif name == "RESUME":
-            return Event.runs
+        elif name in ("RESUME", "WAKEUP"):
+            return Event.runs, "running"
+        elif name == "SUSPEND":
+            return Event.halts, ASLEEP
         elif name == "STOP":
             self.session.probe()  # which kind of standing still it is
-            return Event.halts
+            return Event.halts, "paused"
         return None
 
-    def mind_silence(self, event: Event, state: State) -> None:
-        """Log once that QEMU does not answer, and that it does again."""
+    def take_note(self, event: Event, state: State) -> None:
+        """Note that the guest has run; log once that QEMU does not answer, and that it does again."""
+        self.ran = self.ran or event in (Event.runs, Event.halts)
         if event is Event.silent and state is State.unresponsive and not self.missed:
             self.missed = True
             log.warning("%s: QEMU does not answer", self.vm)
@@ -214,13 +355,13 @@ class Run:
             return await asyncio.wait_for(self.session.monitor().transferred(), patience)
         return {}
 
-    def bury(self, directory: VMDirectory) -> ExitRecord:
-        """Reap the process, which has ended; note how, remove what it left, and return the record."""
+    def bury(self, directory: VMDirectory, known: ExitRecord) -> ExitRecord:
+        """Note how the process ended, remove what it left, and return the record; blocks."""
         said = directory.log_tail(vmdir.QEMU_LOG, self.launched.log_start)[-LAST_LINES:]
         record = restart.judge(
-            self._exit_record(said),
-            "no" if self.launched.record.stopping else restart_policy(directory),
-            lasted=self.launched.record.since.age(),
+            self._with_words(known, said),
+            "no" if self.stop is not None or self.launched.record.stopping else restart_policy(directory),
+            lasted=known.when.uptime - self.launched.record.since.uptime,
             ran=self.ran,
         )
         with logged(directory.vm):
@@ -230,14 +371,34 @@ class Run:
         shorten_logs(directory)
         return record
 
-    def _exit_record(self, said: list[str]) -> ExitRecord:
+    async def recorded(
+        self,
+        known: ExitRecord,
+        directory: VMDirectory,
+        files: Lane,
+        late: Callable[[ExitRecord], None],
+    ) -> ExitRecord:
+        """Have the end recorded, and return the record.
+
+        Where the files do not answer, that is what was `known` without them, and `late` is called when they do.
+        """
+
+        def at_last(record: ExitRecord) -> None:
+            log.info("%s: how it ended is on disk now", self.vm)
+            late(record)
+
+        try:
+            return await files.see_to(functools.partial(self.bury, directory, known), BURY_TIME, late=at_last)
+        except VmessError as error:
+            log.warning("%s: how it ended is not on disk yet: %s", self.vm, error.message)
+            return known
+
+    def exit_record(self) -> ExitRecord:
+        """Reap the process, which has ended, and return what is known of its end without a look at a file."""
         status = self.launched.process.reap()
         ending = Ending(self.ran, self.shutdown, status, self.stop.rung if self.stop else None)
         reason, text = classify(ending)
-        if reason in (Reason.refused, Reason.failed):
-            words = "; ".join(_reason_in(line) for line in said)
-            text = f"{text}: {words or f'exit status {status}, and not a word'}"[:TEXT_LIMIT]
-        elif reason is Reason.signalled and status == -signal.SIGKILL:
+        if reason is Reason.signalled and status == -signal.SIGKILL:
             text += self.launched.victims.killed()
         elif reason is Reason.unknown and status is None:
             text += self.launched.victims.vanished()
@@ -248,29 +409,42 @@ class Run:
             text=text,
             status=status,
             asked_by=self.stop.uid if self.stop else None,
-            log=said,
+            log=[],
             when=Moment.now(),
             tries=self.launched.record.tries,
             serial=self.launched.record.serial,
         )
 
-    async def begin_stop(self, stop: Stop, directory: VMDirectory) -> None:
-        """Let this stop take the place of the one under way, and note that there is one."""
+    def _with_words(self, record: ExitRecord, said: list[str]) -> ExitRecord:
+        """Return the record with what QEMU said at last, which may be the reason."""
+        text = record.text
+        if record.reason in (Reason.refused.name, Reason.failed.name):
+            words = "; ".join(_reason_in(line) for line in said)
+            text = f"{text}: {words or f'exit status {record.status}, and not a word'}"[:TEXT_LIMIT]
+        return dataclasses.replace(record, text=text, log=said)
+
+    def begin_stop(self, stop: Stop) -> bool:
+        """Let this stop take the place of the one under way; tell whether it is the first."""
+        first = self.stop is None
         if self.stop is not None:
             self.stop.cancel()
         self.stop = stop
-        if not self.launched.record.stopping:
-            self.launched.record = dataclasses.replace(self.launched.record, stopping=True)
-            with (
-                logged(self.vm),
-                contextlib.suppress(RuntimeError),
-            ):  # no thread is to be had: it stops all the same
-                await asyncio.to_thread(directory.write_run_record, self.launched.record)
+        return first
 
-    def climb(self, due: Callable[[], None]) -> bool:
-        """Take the step of the stop that is due; tell whether it is the first on its rung."""
+    def note_stop(self, directory: VMDirectory, files: Lane) -> None:
+        """Have it noted that a stop was asked for; nobody waits for that."""
+
+        def note() -> None:
+            self.launched.record = dataclasses.replace(self.launched.record, stopping=True)
+            with logged(self.vm):
+                directory.write_run_record(self.launched.record)
+
+        files.see_to(note, NOTE_TIME)
+
+    def climb(self, due: Callable[[], None]) -> Climb | None:
+        """Take the step of the stop that is due and return it; None where there is none left."""
         if self.stop is None or (step := self.stop.step(due)) is None:
-            return False
+            return None
         first = step.at == 0 or step.rung is not self.stop.rung
         self.stop.rung = step.rung
         if step.rung is Rung.powerdown:
@@ -278,8 +452,9 @@ class Run:
         elif step.rung is Rung.quit:
             self.errand("quit", self._execute("quit"))
         else:
-            self.launched.process.signal(signal.SIGTERM if step.rung is Rung.term else signal.SIGKILL)
-        return first
+            with logged(self.vm):
+                self.launched.process.signal(signal.SIGTERM if step.rung is Rung.term else signal.SIGKILL)
+        return Climb(step.rung, first)
 
     async def _press(self) -> None:
         """Press the power button of a guest that can notice: a paused one is let run first."""
@@ -296,7 +471,7 @@ class Run:
         if name in self._errands and not self._errands[name].done():
             work.close()
             return
-        task = asyncio.get_running_loop().create_task(_unless_lost(work))
+        task = asyncio.get_running_loop().create_task(_unless_lost(self.vm, work))
         # Cancelled before its first step, the task never awaited the work.
         task.add_done_callback(lambda _task: work.close())
         self._errands[name] = task
@@ -318,16 +493,25 @@ def logged(vm: str) -> Iterator[None]:
         log.warning("%s: %s", vm, error.message)
 
 
-def grace_of(directory: VMDirectory) -> tuple[float, str | None]:
-    """Return a guest's grace in seconds, and what is wrong with its STOP file: no reason not to stop it."""
-    note = None
+async def grace_of(directory: VMDirectory, files: Lane) -> tuple[float, str | None]:
+    """Return a guest's grace in seconds, and why its STOP file does not say it: no reason not to stop it."""
     try:
-        value = directory.read_setting(settings.BY_FILE["STOP"])
+        value = await files.aside(
+            functools.partial(directory.read_setting, settings.BY_FILE["STOP"]), GRACE_TIME
+        )
     except VmessError as error:
         note = f"{error.message}; it gets {settings.GRACE_DEFAULT} s"
         log.warning("%s: %s", directory.vm, note)
-        value = None
-    return float(settings.GRACE_DEFAULT if value is None else value), note
+        return float(settings.GRACE_DEFAULT), note
+    return float(settings.GRACE_DEFAULT if value is None else value), None
+
+
+async def policy_of(directory: VMDirectory, files: Lane) -> str:
+    """Return the restart policy; of a VM whose files do not answer, the one that had it tried."""
+    try:
+        return await files.aside(functools.partial(restart_policy, directory), GRACE_TIME)
+    except VmessError:
+        return "always"
 
 
 def stopped(run: Run | None, exit_record: ExitRecord | None) -> StopProgress:
@@ -339,9 +523,15 @@ def stopped(run: Run | None, exit_record: ExitRecord | None) -> StopProgress:
     return dataclasses.replace(run.stop.progress(run.pid), done=True, forced=forced, text=text)
 
 
-async def _unless_lost(work: Coroutine[Any, Any, None]) -> None:
-    with contextlib.suppress(MonitorLost):
+async def _unless_lost(vm: str, work: Coroutine[Any, Any, None]) -> None:
+    try:
         await work
+    except MonitorLost:
+        pass
+    except VmessError as error:
+        log.warning("%s: %s", vm, error.message)
+    except Exception:
+        log.exception("%s: unexpected failure", vm)
 
 
 def _reason_in(line: str) -> str:

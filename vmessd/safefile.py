@@ -66,7 +66,7 @@ def status(directory: int, name: str) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BadFile(f"{place(directory, name)} cannot be looked at: {reason(error)}") from None
+        raise BadFile(f"{place(directory, name)} cannot be looked at: {reason(error)}") from error
 
 
 def must_be_plain(directory: int, name: str) -> None:
@@ -91,8 +91,12 @@ def open_plain(directory: int, name: str, flags: int, mode: int = 0o640) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise BadFile(f"{place(directory, name)} cannot be opened: {reason(error)}") from None
-    found = os.fstat(fd)
+        raise BadFile(f"{place(directory, name)} cannot be opened: {reason(error)}") from error
+    try:
+        found = os.fstat(fd)
+    except OSError as error:
+        os.close(fd)
+        raise BadFile(f"{place(directory, name)} cannot be looked at: {reason(error)}") from error
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(fd)
         what = "a hard link to another file" if stat.S_ISREG(found.st_mode) else kind(found.st_mode)
@@ -114,7 +118,7 @@ def read(directory: int, name: str, limit: int) -> bytes | None:
         try:
             data = file.read(limit + 1)
         except OSError as error:
-            raise BadFile(f"{place(directory, name)} cannot be read: {reason(error)}") from None
+            raise BadFile(f"{place(directory, name)} cannot be read: {reason(error)}") from error
     if len(data) > limit:
         raise BadFile(f"{place(directory, name)} holds more than {limit} bytes; it has to be a short value")
     return data

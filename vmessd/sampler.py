@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vmessd import stats
+from vmessd import stats, threads
 from vmessd.errors import InvalidValue, NotRunning, VmessError
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
@@ -151,7 +151,7 @@ class Sampler:
         asked = self._ask(machines, runs)
         loop = asyncio.get_running_loop()
         enough = loop.time() + PATIENCE
-        used, carried = await asyncio.to_thread(self._kernel, {vm: run.pid for vm, run in runs.items()})
+        used, carried = await threads.call(self._kernel, {vm: run.pid for vm, run in runs.items()})
         if asked:
             await asyncio.wait(asked, timeout=max(0.0, enough - loop.time()))
         vms = {}

@@ -6,13 +6,16 @@ on: when it comes to itself, the answer that was asked for tells so.
 
 import asyncio
 import contextlib
+import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 from vmessd.errors import VmessError
 from vmessd.lifecycle import Event, runstate_event
 from vmessd.monitor import CommandRefused, EventHandler, Monitor, MonitorLost
+
+log = logging.getLogger(__name__)
 
 
 class Timing(NamedTuple):
@@ -43,7 +46,11 @@ class Session:
     """Keeps one monitor connection to one QEMU until it is closed."""
 
     def __init__(
-        self, connect: Callable[[], socket.socket], report: Report, events: EventHandler, timing: Timing
+        self,
+        connect: Callable[[], Awaitable[socket.socket]],
+        report: Report,
+        events: EventHandler,
+        timing: Timing,
     ) -> None:
         self._connect = connect
         self._report = report
@@ -58,7 +65,12 @@ class Session:
         self._overdue: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """Connect, at once the first time, later after a pause that grows with every failure."""
+        """Connect, at once the first time, later after a pause that grows with every failure.
+
+        Where there is a conversation, it goes on.
+        """
+        if self._task is not None and not self._task.done():
+            return
         loop = asyncio.get_running_loop()
         if self._overdue is None:
             self._overdue = loop.call_later(self.timing.answer, self._report, Event.silent, None)
@@ -96,7 +108,7 @@ class Session:
         self._answered()
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait({self._task})
+            await asyncio.wait({self._task}, timeout=self.timing.last_words)
 
     def _answered(self) -> None:
         """Note that QEMU said something, for the first time since it was spawned, found or lost."""
@@ -108,9 +120,9 @@ class Session:
         await asyncio.sleep(pause)
         monitor = Monitor(self._events, self.complain)
         # A reason to end the conversation is no error here: the process's pidfd tells what it meant.
-        with contextlib.suppress(MonitorLost, CommandRefused, VmessError):
+        with contextlib.suppress(MonitorLost, CommandRefused, VmessError), _unforeseen():
             try:
-                await monitor.open(self._connect())
+                await monitor.open(await self._connect())
                 runstate = await monitor.runstate()
                 self._answered()
                 self._monitor = monitor
@@ -154,3 +166,15 @@ class Session:
             yield
         finally:
             timer.cancel()
+
+
+@contextlib.contextmanager
+def _unforeseen() -> Iterator[None]:
+    """Let a conversation that fails in a way nobody foresaw be taken up again, as any other."""
+    try:
+        yield
+    except (MonitorLost, CommandRefused, VmessError):
+        raise
+    except Exception as error:
+        log.exception("unexpected failure of a conversation with QEMU")
+        raise MonitorLost(str(error)) from None

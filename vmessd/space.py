@@ -9,13 +9,13 @@ import contextlib
 import logging
 import os
 import stat
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vmessd.errors import printable
+from vmessd.errors import VmessError, printable
 from vmessd.monitor import CommandRefused, Image
 from vmessd.session import Session
+from vmessd.threads import Lane
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Space:
     def __init__(self, vm: str, session: Session) -> None:
         self._vm = vm
         self._session = session
+        self._images = Lane(f"the images of {vm}")
         self._errors: dict[str, bool] = {}
         self._lacking: str | None = None
         self._running_since: float | None = None
@@ -76,7 +77,10 @@ class Space:
             if not images:
                 return
             self._say(images)
-            if not await _beside(lambda: all(has_room(image.file) for image in images)):
+            try:
+                if not await self._images.aside(lambda: all(has_room(image.file) for image in images)):
+                    return
+            except VmessError:  # they do not even answer how much room there is
                 return
             self._next = asyncio.get_running_loop().time() + self._session.timing.probe_every
             await self._session.execute("cont")
@@ -119,24 +123,3 @@ def has_room(file: str | None) -> bool:
 def is_enough(free: int, size: int) -> bool:
     """Tell whether a file system with `free` bytes of `size` has enough for a guest to go on."""
     return free >= max(1, min(ENOUGH, size // ENOUGH_SHARE))
-
-
-async def _beside(work: Callable[[], bool]) -> bool:
-    """Do work that may hang for ever, on a dead NFS server, in a thread that nobody has to wait for.
-
-    The executor's threads are few, and the daemon waits for them when it ends.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bool] = loop.create_future()
-
-    def settle(result: bool) -> None:
-        if not done.done():
-            done.set_result(result)
-
-    def run() -> None:
-        result = work()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result)
-
-    threading.Thread(target=run, name="space", daemon=True).start()
-    return await done

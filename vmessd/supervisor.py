@@ -11,12 +11,23 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-from vmessd import adoption, cmdline, drives, launch, names, vmdir
+from vmessd import adoption, cmdline, drives, launch, names, threads, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
 from vmessd.census import Sighting
 from vmessd.console import Consoles
 from vmessd.drives import Disk
-from vmessd.errors import BadFile, InvalidValue, Locked, NoSuchVM, VmessError, failing, printable, quoted
+from vmessd.errors import (
+    BadFile,
+    InvalidValue,
+    Locked,
+    NoSuchVM,
+    TimedOut,
+    VmessError,
+    failing,
+    is_broken,
+    printable,
+    quoted,
+)
 from vmessd.events import Kind
 from vmessd.hands import Hands
 from vmessd.host import Host
@@ -28,6 +39,7 @@ from vmessd.sampler import Sampler
 from vmessd.segments import TOGETHER_MAX, Segments
 from vmessd.session import Timing
 from vmessd.settings import BY_FILE, DRIVES, SETTINGS
+from vmessd.threads import Lane
 from vmessd.upkeep import Upkeep
 from vmessd.vmdir import VMDirectory
 from vmessd.vnc import Relays
@@ -43,6 +55,9 @@ LOCK = BY_FILE["LOCK"]
 NEW = {"CPU": "best"}
 """What is set in a VM that is made; in a directory that comes from elsewhere what is not said stays so."""
 AT_A_STRETCH = 32  # VMs that are looked at before others get their turn: some 1 ms
+LOCK_TIME = 1.0  # how long a stop waits for the LOCK file
+REMOVE_TIME = 300.0  # how long the files of a VM may take to go
+END_TIME = 15.0  # how long the VMs' tasks may take to end
 FIND_TIME = 10.0  # how long a slow disk may keep the daemon from being ready
 
 
@@ -89,6 +104,11 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._upkeep: asyncio.Task[None] | None = None
         self._lock = -1
+        self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
+        """What is done to the root itself."""
+        self._processes = Lane("the processes of this host")
+        self._remarks: dict[str, str | None] = {}
+        """What the LOCK files said when they were read last."""
 
     async def __aenter__(self) -> Self:
         """Take the root and find every VM in it, and those that run although their directory is not there.
@@ -99,9 +119,8 @@ class Supervisor:
         """
         self._lock = self._take_root()
         try:
-            await asyncio.to_thread(vmdir.sweep_removed, self.root, self._unwire)
-            there = await asyncio.to_thread(vmdir.listing, self.root)
-            for vm in sorted({*there, *await asyncio.to_thread(self._present)}):
+            await self._files.do(functools.partial(vmdir.sweep_removed, self.root, self._unwire))
+            for vm in sorted({*await self._listing(), *await self._running()}):
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
@@ -131,14 +150,15 @@ class Supervisor:
         for machine in self._machines.values():
             machine.close()
         if self._tasks:
-            await asyncio.wait(self._tasks.values())
+            await asyncio.wait(self._tasks.values(), timeout=END_TIME)
         os.close(self._lock)
 
     def _take_root(self) -> int:
         where = printable(str(self.root))
         network = self._host.network
         with failing(f"VM root {where} cannot be used"):
-            self.root.mkdir(mode=0o770, parents=True, exist_ok=True)
+            if not self.root.is_dir():  # mkdir(2) waits for a frozen file system also where there is one
+                self.root.mkdir(mode=0o770, parents=True, exist_ok=True)
             network.access = dataclasses.replace(network.access, root=root_name(self.root))
             self._host.account.prepare(self.root)
             lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -152,13 +172,14 @@ class Supervisor:
                 ) from None
         return lock
 
-    def _present(self) -> set[str]:
+    async def _running(self) -> set[str]:
         """Return the VMs of this root that seem to run, whether they have a directory or not."""
         try:
-            return {one.vm for one in adoption.present(self.root, self._host) if names.is_full(one.vm)}
+            seen = await self._processes.aside(functools.partial(adoption.present, self.root, self._host))
         except VmessError as error:
             log.warning("%s: a VM that runs without its directory is not found", error.message)
             return set()
+        return {one.vm for one in seen if names.is_full(one.vm)}
 
     def _add(self, vm: str) -> Machine:
         machine = Machine(VMDirectory(self.root, vm), self._host, self._timing)
@@ -170,6 +191,7 @@ class Supervisor:
     async def _drop(self, vm: str) -> None:
         self._machines.pop(vm).close()
         del self._wires[vm]
+        self._remarks.pop(vm, None)
         await asyncio.wait({self._tasks.pop(vm)})
 
     async def machine(self, name: str) -> Machine:
@@ -181,22 +203,33 @@ class Supervisor:
         """
         vm = names.parse(name)
         directory = VMDirectory(self.root, vm)
-        while True:  # as long as it waits for one to go, another may be made
+        while True:  # as long as it is waited, for a file or for one to go, another may be made
             machine = self._machines.get(vm)
-            there = directory.exists()
-            if machine is None or there or machine.state not in OFF or not machine.found.is_set():
+            if machine is not None and (_counts(machine) or await self._is_there(directory)):
                 break
-            await self._drop(vm)
-            self.events.publish(Kind.removed, vm, "its directory is gone")
-        if machine is not None and not there:
-            machine.miss_directory()
-        if machine is None:
-            if not there:
-                with directory.opened():
-                    pass  # says what is wrong
-            machine = self._add(vm)
+            if self._machines.get(vm) is not machine:
+                continue
+            if machine is not None:
+                await self._drop(vm)
+                self.events.publish(Kind.removed, vm, "its directory is gone")
+                continue
+            await self._files.aside(directory.check)
+            if vm not in self._machines:
+                machine = self._add(vm)
+                break
+        machine.mind_directory()
         await machine.settled.wait()
         return machine
+
+    async def _is_there(self, directory: VMDirectory) -> bool:
+        """Tell whether a VM that was met before still has its directory, as far as can be told."""
+        try:
+            return await self._files.aside(directory.exists)
+        except VmessError:
+            return True
+
+    async def _listing(self) -> list[str]:
+        return await self._files.aside(functools.partial(vmdir.listing, self.root), threads.LOOK)
 
     def known(self) -> list[Machine]:
         """Return the VMs that were met so far, by name."""
@@ -210,24 +243,33 @@ class Supervisor:
         """Return the interfaces of the VM of this name; raises as :meth:`machine`."""
         return self._wires[(await self.machine(name)).vm]
 
-    def _is_vm(self, name: str) -> bool:
-        return names.is_full(name) and VMDirectory(self.root, name).exists()
+    async def _is_vm(self, name: str) -> bool:
+        return names.is_full(name) and await self._files.aside(VMDirectory(self.root, name).exists)
 
     # -- What can be asked --
 
     async def everyone(self) -> list[Machine]:
         """Return all VMs in the root, and those whose directory is gone while their QEMU runs, by name."""
-        there = await asyncio.to_thread(vmdir.listing, self.root)
-        running = [vm for vm, machine in self._machines.items() if machine.state not in OFF]
+        try:
+            there = await self._listing()
+        except TimedOut as error:
+            if not self._machines:
+                raise
+            log.warning("%s; the VMs that are known are told of", error.message)
+            return self.known()
+        running = [vm for vm, machine in self._machines.items() if _counts(machine)]
         found = []
         async for vm in _unhurried(sorted({*there, *running})):
-            with contextlib.suppress(NoSuchVM, BadFile):  # gone, or no VM any more, since we looked
-                found.append(await self.machine(vm))
-        return found
+            machine = self._machines.get(vm) or self._add(vm)
+            if vm not in there:
+                machine.mind_directory()
+            await machine.settled.wait()
+            found.append(machine)
+        return [machine for machine in found if machine.vm in there or machine.state not in OFF]
 
     async def strays(self) -> list[Sighting]:
         """Return the QEMUs of this root that no VM has, such as a second one of a name; raises Failed."""
-        seen = await asyncio.to_thread(adoption.alive, self.root, self._host)
+        seen = await self._processes.aside(functools.partial(adoption.alive, self.root, self._host))
         known = {record.pid for machine in self._machines.values() if (record := machine.record())}
         return [one for one in seen if one.pid not in known]
 
@@ -252,7 +294,7 @@ class Supervisor:
         for vm in vms:
             with contextlib.suppress(VmessError):
                 directories[vm] = (await self.machine(vm)).directory
-        return await asyncio.to_thread(self._wirings, directories)
+        return await threads.call(self._wirings, directories)
 
     def _wirings(self, directories: Mapping[str, VMDirectory]) -> dict[str, Wiring]:
         noted: dict[str, Sequence[Wire] | None] = {}
@@ -283,7 +325,8 @@ class Supervisor:
         with contextlib.suppress(VmessError):  # which is said in `problem`
             nics = await _interfaces(wires, wiring)
             shown = await self._nics(wires, nics)
-        seen = await asyncio.to_thread(self._seen, directory, record.display if record else None, nics)
+        look = functools.partial(self._seen, directory, record.display if record else None, nics)
+        seen = await machine.files.aside(look)
         command = record.argv if record else seen.planned
         return VMInfo(
             status=machine.status(),
@@ -319,7 +362,7 @@ class Supervisor:
                 links = {link.index: link.name for link in kernel.links()}
                 return Tables(kernel.forwarding(), kernel.neighbours(), links)
 
-        return await asyncio.to_thread(read)
+        return await threads.call(read)
 
     async def addresses(
         self, name: str, wiring: Wiring | None = None, tables: Tables | None = None
@@ -328,7 +371,7 @@ class Supervisor:
         wires = await self.wires(name)
         nics, macs = await _interfaces(wires, wiring), await wires.macs()
         with_macs = [(nic, macs(nic.index)[0]) for nic in nics]
-        found = await asyncio.to_thread(_addresses, with_macs, tables or await self.tables())
+        found = await threads.call(_addresses, with_macs, tables or await self.tables())
         runs = (await self.machine(name)).state not in OFF
         return [dataclasses.replace(address, known=address.known and runs) for address in found]
 
@@ -349,17 +392,18 @@ class Supervisor:
     async def make(self, name: str) -> str:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
-        await asyncio.to_thread(directory.make, NEW)
+        await self._files.do(functools.partial(directory.make, NEW))
         return str(directory.path)
 
     async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
         """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
-        if self._is_vm(bridge):
+        if await self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        work = functools.partial(asyncio.to_thread, self.segments.vlan, bridge, interfaces)
+        work = functools.partial(threads.call, self.segments.vlan, bridge, interfaces)
         taps = map(names.tap_parts, dict.fromkeys(interfaces[:TOGETHER_MAX]))
-        for vm in sorted({parts[0] for parts in taps if parts and self._is_vm(parts[0])}):
-            work = functools.partial((await self.wires(vm)).rewired, work)
+        for vm in sorted({parts[0] for parts in taps if parts}):
+            if await self._is_vm(vm):
+                work = functools.partial((await self.wires(vm)).rewired, work)
         return await work()
 
     async def delete_link(self, name: str) -> list[Step]:
@@ -370,9 +414,9 @@ class Supervisor:
         """
         work = functools.partial(self.segments.delete, name)
         parts = names.tap_parts(name)
-        if parts and self._is_vm(parts[0]):
+        if parts and await self._is_vm(parts[0]):
             return await (await self.machine(parts[0])).change(work, stopped=True)
-        return await asyncio.to_thread(work)
+        return await threads.call(work)
 
     async def remove(self, name: str) -> str | None:
         """Delete a VM with all its files and its TAPs; return what there is to say about it.
@@ -383,8 +427,9 @@ class Supervisor:
             Failed: something in it cannot be deleted.
         """
         machine = await self.machine(name)
-        note = await machine.change(lambda: self._remove(machine.directory), stopped=True)
-        if self._machines.get(machine.vm) is machine and not machine.directory.exists():
+        remove = functools.partial(self._remove, machine.directory)
+        note = await machine.change(remove, stopped=True, patience=REMOVE_TIME)
+        if self._machines.get(machine.vm) is machine and not await self._is_there(machine.directory):
             await self._drop(machine.vm)
         return note
 
@@ -406,11 +451,24 @@ class Supervisor:
         machine = await self.machine(name)
         text = remark if remark is None else remark.strip() or "locked"
         await machine.change(lambda: machine.directory.write_setting(LOCK, text))
+        self._remarks[machine.vm] = text
 
-    async def check_unlocked(self, name: str) -> None:
-        """Raise Locked where a VM is locked, BadFile where nobody can tell."""
+    async def check_unlocked(self, name: str, stops: bool = False) -> None:
+        """Raise Locked where a VM is locked, BadFile where nobody can tell.
+
+        `stops`: it is to be stopped, which does not wait for a disk or file server that has failed. Then what
+        was read last holds; where nothing was, nothing is known that would forbid it.
+        """
         machine = await self.machine(name)
-        remark = await asyncio.to_thread(_remark, machine)
+        read = functools.partial(_remark, machine)
+        try:
+            remark = await machine.files.aside(read, LOCK_TIME if stops else threads.LOOK)
+            self._remarks[machine.vm] = remark
+        except (TimedOut, BadFile) as error:
+            if not stops or not (isinstance(error, TimedOut) or is_broken(error)):
+                raise
+            log.warning("%s: %s; it is stopped unless it was locked before", machine.vm, error.message)
+            remark = self._remarks.get(machine.vm)
         if remark is not None:
             shown = f": {remark}" if remark != "locked" else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
@@ -446,6 +504,11 @@ class Supervisor:
             return _Change(lambda: drives.set_disk(directory, setting, value), stopped=True)
         known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
         raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
+
+
+def _counts(machine: Machine) -> bool:
+    """Tell whether a VM is one also if it has no directory: its QEMU is there, or may be."""
+    return machine.state not in OFF or not machine.found.is_set()
 
 
 def _remark(machine: Machine) -> str | None:

@@ -10,6 +10,7 @@ from vmessd import vmdir
 from vmessd.errors import NoSuchVM, NotRunning, VmessError
 from vmessd.lifecycle import OFF
 from vmessd.machine import Machine
+from vmessd.threads import Lane
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Upkeep:
     def __init__(self, machines: Mapping[str, Machine], look: Callable[[], None]) -> None:
         self._machines = machines
         self._look = look
+        self._logs = Lane("the logs of VMs")
         self._busy: set[str] = set()
         self._complaints: set[tuple[str, str]] = set()
         """VMs and logs of which it was said what is wrong; forgotten when the VM stops."""
@@ -40,18 +42,22 @@ class Upkeep:
     async def _with_long_logs(self) -> list[Machine]:
         """Return the VMs whose logs are too long, and are not being shortened already."""
         running = {vm: one for vm, one in self._machines.items() if one.state not in OFF}
-        self._complaints = {(vm, name) for vm, name in self._complaints if vm in running}
+        self._complaints = {(vm, name) for vm, name in self._complaints if vm in running or not vm}
         idle = [machine for vm, machine in running.items() if vm not in self._busy]
         try:
-            return await asyncio.to_thread(_with_long_logs, idle) if idle else []
-        except RuntimeError:  # no thread is to be had; there may be one next time
+            return await self._logs.aside(functools.partial(_with_long_logs, idle)) if idle else []
+        except VmessError:  # they do not answer, or no thread is to be had; there may be one next time
+            return []
+        except Exception:
+            if self._is_news("", ""):
+                log.exception("unexpected failure of a look at the logs")
             return []
 
     async def _shorten(self, machine: Machine) -> None:
         """Shorten a VM's logs, in turn with all else that happens to it: its start, its end, its removal."""
         try:
             problems = await machine.change(functools.partial(_shorten, machine))
-        except (NoSuchVM, RuntimeError):  # gone meanwhile; no thread, as above
+        except VmessError:  # gone meanwhile; or as above
             return
         except Exception:
             if self._is_news(machine.vm, ""):

@@ -82,18 +82,25 @@ class VMDirectory:
                 raise BadFile(
                     f"{self} is not a directory of its own, so it is no VM", hint="move it away"
                 ) from None
-            raise BadFile(f"{self} cannot be opened: {reason(error)}") from None
+            raise BadFile(f"{self} cannot be opened: {reason(error)}") from error
         try:
             yield fd
         finally:
             os.close(fd)
 
     def exists(self) -> bool:
-        """Tell whether there is such a VM."""
+        """Tell whether there is such a VM; raises BadFile where nobody can."""
         try:
             return stat.S_ISDIR(os.lstat(self.path).st_mode)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            raise BadFile(f"{self} cannot be looked at: {reason(error)}") from error
+
+    def check(self) -> None:
+        """Raise as :meth:`opened` where there is no such VM."""
+        with self.opened():
+            pass
 
     def held(self, how: str, hint: str | None = None) -> Locked:
         """Return the error for a VM whose directory another process has locked."""

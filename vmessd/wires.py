@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vmessd import cards, cmdline, launch, names
@@ -42,7 +42,7 @@ NICS, MACS, SLOTS = BY_FILE["NICS"], BY_FILE["MACS"], BY_FILE["SLOTS"]
 class Wires:
     """The interfaces of one machine."""
 
-    def __init__(self, machine: Machine, host: Host, is_vm: Callable[[str], bool]) -> None:
+    def __init__(self, machine: Machine, host: Host, is_vm: Callable[[str], Awaitable[bool]]) -> None:
         self.vm = machine.vm
         self._machine = machine
         self._host = host
@@ -86,7 +86,7 @@ class Wires:
 
     async def nics(self) -> list[Nic]:
         """Return the interfaces; raises BadFile where NICS makes no sense, Failed."""
-        return await asyncio.to_thread(self._look)
+        return await self._machine.files.aside(self._look)
 
     def _look(self) -> list[Nic]:
         directory = self._machine.directory
@@ -94,7 +94,7 @@ class Wires:
 
     async def macs(self) -> Callable[[int], tuple[str, str]]:
         """Return a function that tells an interface's MAC, and that from the next start on; raises BadFile."""
-        noted = await asyncio.to_thread(self._machine.directory.read_setting, MACS)
+        noted = await self._machine.files.aside(functools.partial(self._machine.directory.read_setting, MACS))
         values = {MACS.file: noted or {}}
         now = {} if self._is_off else self.cards.macs()
 
@@ -123,7 +123,7 @@ class Wires:
             VmessError: it could not be done; then nothing was.
         """
         wires = parse_wires(self.vm, count, words)
-        self._check_bridges(wires)
+        await self._check_bridges(wires)
         return await self._carried_through(self._arrange(wires))
 
     async def _arrange(self, wires: Sequence[Wire]) -> list[Step]:
@@ -139,7 +139,7 @@ class Wires:
     async def connect(self, index: int, word: str) -> list[Step]:
         """Plug one interface into another bridge, or into none; raises as :meth:`arrange`."""
         wire = parse_wire(word)
-        self._check_bridges([wire])
+        await self._check_bridges([wire])
         work = functools.partial(self._machine.change, functools.partial(self._connect, index, wire))
         return await self._carried_through(self.rewired(work))
 
@@ -172,9 +172,9 @@ class Wires:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    def _check_bridges(self, wires: Sequence[Wire]) -> None:
+    async def _check_bridges(self, wires: Sequence[Wire]) -> None:
         for wire in wires:
-            if wire.bridge is not None and self._is_vm(wire.bridge):
+            if wire.bridge is not None and await self._is_vm(wire.bridge):
                 raise InvalidValue(f"bridge name '{wire.bridge}' is the name of a VM")
 
     def _set_off(self, wires: Sequence[Wire]) -> list[Step]:
@@ -325,7 +325,8 @@ class Wires:
 
         In the order of :meth:`_set_off`.
         """
-        values = await asyncio.to_thread(self._host.settings, self._machine.directory)
+        files, directory = self._machine.files, self._machine.directory
+        values = await files.aside(functools.partial(self._host.settings, directory))
         planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
         slots = await self._free_slots(len(wires), missing, values)
         made: Change | None = None
@@ -334,7 +335,7 @@ class Wires:
         marked = await self._machine.change(mark)
         try:
             before = await self._machine.change(lambda: self._write(self._notes(wires, slots)))
-            macs = await asyncio.to_thread(self._set_macs)
+            macs = await self._machine.files.aside(self._set_macs)
             wire = functools.partial(self._network.wire, self.vm, dict(enumerate(wires)), macs)
             made = await self._machine.change(wire)
             new = [launch.card(self.vm, nic, values, slots.get(nic.index)) for nic in planned]
