@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "vmessd.display": {"vmessd.errors", "vmessd.names"},
     "vmessd.netlink": set(),
     "vmessd.stats": set(),
+    "vmessd.threads": {"vmessd.errors"},
     "vmessd.tap": {"vmessd.errors"},
     "vmessd.access": {"vmessd.errors", "vmessd.names", "vmessd.netlink"},
     "vmessd.network": {
@@ -78,6 +79,9 @@ SPAWNING = {
     *("posix_spawn", "posix_spawnp", "fork", "forkpty", "system", "popen", "spawnv", "spawnve", "spawnl"),
     *("create_subprocess_exec", "create_subprocess_shell", "subprocess_exec", "subprocess_shell"),
 }
+
+# What hangs in a thread of the standard library's is waited for when the process ends.
+THREADING = {"to_thread", "run_in_executor", "set_default_executor", "Thread", "ThreadPoolExecutor"}
 
 # Each takes longer to import than the client's work.
 HEAVY = {
@@ -185,6 +189,16 @@ def test_there_is_no_cycle() -> None:
 def test_a_wrapped_library_has_one_importer(library: str) -> None:
     importers = {name for name in HOUSE if any(module.partition(".")[0] == library for module in imports(name))}
     assert importers <= WRAPPED[library]
+
+
+def test_threads_are_started_in_one_place() -> None:
+    starters = {
+        name
+        for name, tree in HOUSE.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in THREADING
+    }
+    assert starters <= {"vmessd.threads"}
 
 
 def test_processes_are_started_in_one_place() -> None:
