@@ -130,6 +130,23 @@ _RESET_ONCE = _code("""
     ee                   ; out dx, al             hard reset
 """)
 
+# Non-volatile byte 0x51 outlives S3, at whose end QEMU 7.2 resets the machine: the ROM begins once more. A
+# guest that is woken by QMP is told that its power button was pressed (hw/acpi/core.c, acpi_notify_wakeup).
+_SLEEP_ONCE = _code("""
+    b0 51                ; mov al, 0x51
+    e6 70                ; out 0x70, al
+    e4 71                ; in al, 0x71
+    3c 5a                ; cmp al, 0x5a
+    74 0f                ; je +15                 past this listing: it slept before
+    b0 51                ; mov al, 0x51
+    e6 70                ; out 0x70, al
+    b0 5a                ; mov al, 0x5a
+    e6 71                ; out 0x71, al
+    ba 04 06             ; mov dx, 0x604
+    b8 00 24             ; mov ax, 0x2400         SLP_EN, with the sleep type of S3
+    ef                   ; out dx, ax
+""")
+
 _ECHO = _code("""
     ba fd 03             ; mov dx, 0x3fd          line status of COM1
     ec                   ; in al, dx
@@ -373,6 +390,19 @@ GUESTS = {
     "echo": _PRINT_R + _ECHO,
     # Resets the machine once; with -no-reboot QEMU ends. Comes back (a second `R`) as `polite`.
     "reset": _ENABLE_BUTTON + _PRINT_R + _RESET_ONCE + _AWAIT_PRESS + _POWER_OFF + _HALT,
+    # Falls asleep (S3) after its `R`. Woken or reset it prints `RW` and is as `polite`, after 0.3 s in which it
+    # hears nothing.
+    "sleeper": (
+        _PRINT_R
+        + _SLEEP_ONCE
+        + _WAIT
+        + _ENABLE_BUTTON
+        + _FORGET_PRESS
+        + _say("W")
+        + _AWAIT_PRESS
+        + _POWER_OFF
+        + _HALT
+    ),
     # Says that it panicked, once. Needs `-device pvpanic`.
     "panic": _PRINT_R + _PANIC + _HALT,
     # Says so without end: an event each with `-device pvpanic -action panic=none`.

@@ -94,6 +94,9 @@ SPAWNING = {
     *("create_subprocess_exec", "create_subprocess_shell", "subprocess_exec", "subprocess_shell"),
 }
 
+# What hangs in a thread of the standard library's is waited for when the process ends.
+THREADING = {"to_thread", "run_in_executor", "set_default_executor", "Thread", "ThreadPoolExecutor"}
+
 # Each takes longer to import than the client's work.
 HEAVY = {
     *("asyncio", "dataclasses", "argparse", "subprocess", "socket", "selectors", "typing", "contextlib"),
@@ -200,6 +203,16 @@ def test_there_is_no_cycle() -> None:
 def test_a_wrapped_library_has_one_importer(library: str) -> None:
     importers = {name for name in HOUSE if any(module.partition(".")[0] == library for module in imports(name))}
     assert importers <= WRAPPED[library]
+
+
+def test_threads_are_started_in_one_place() -> None:
+    starters = {
+        name
+        for name, tree in HOUSE.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in THREADING
+    }
+    assert starters <= {"vmessd.threads"}
 
 
 def test_processes_are_started_in_one_place() -> None:

@@ -48,11 +48,14 @@ def _off(status: Reply) -> str:
 def _condition(status: Reply) -> str:
     """Return what is out of the ordinary with a VM that runs, in brackets; empty if nothing is."""
     problem = printable(status.get("problem") or "")
+    asleep = status["runstate"] == "suspended"
     words = {
         "held": problem,
         "stopping": "stopping",
         "unresponsive": "unresponsive: QEMU does not answer",
-        "paused": f"paused: {printable(str(status['runstate']))}".removesuffix(": paused"),
+        "paused": "asleep"
+        if asleep
+        else f"paused: {printable(str(status['runstate']))}".removesuffix(": paused"),
     }.get(status["state"])
     more = f"; vmess {status['name']} why" if status["runstate"] == "internal-error" else ""
     remarks = dict.fromkeys(text for text in (f"{words}{more}" if words else "", problem) if text)

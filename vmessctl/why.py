@@ -87,6 +87,8 @@ def _next(why: Reply) -> str:
     if (status["state"], status["runstate"]) == ("paused", "internal-error"):
         ways = f"{PROGRAM} {status['name']} log says more; where KVM does not work: {PROGRAM} {status['name']}"
         return f"nothing: QEMU gave the guest up; {ways} accel tcg stop force start"
+    if (status["state"], status["runstate"]) == ("paused", "suspended"):
+        return f"it is asleep (S3) until something wakes it; {PROGRAM} {status['name']} resume does{boot}"
     if status["state"] == "unresponsive":
         return "left alone until QEMU answers; stop force ends it"
     if status["state"] == "held":

@@ -26,6 +26,12 @@ DONE = 0
 FORCED = 8
 INTERRUPTED = 130  # 128 + SIGINT, as shells report a command that Ctrl-C ended
 
+LIMITS = (
+    "it is a limit of processes: ulimit -u tells a person's; "
+    "that of the service: systemctl show vmessd -p TasksMax -p TasksCurrent"
+)
+"""The hint where neither a process nor a thread is to be had."""
+
 INTERFACE = "org.emptystack.vmess"
 
 

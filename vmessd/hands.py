@@ -1,7 +1,7 @@
 """What a person does to a guest that runs: pause it, reset it, press keys, look at its screen.
 
 All of it by QMP; nothing here stops or starts a QEMU process. Sources: QEMU's qapi/misc.json (stop,
-cont, system_reset, add-fd) and qapi/ui.json (send-key, screendump).
+cont, system_reset, add-fd), qapi/machine.json (system_wakeup) and qapi/ui.json (send-key, screendump).
 """
 
 import asyncio
@@ -14,11 +14,15 @@ from vmessd.errors import Failed, failing
 from vmessd.lifecycle import State
 from vmessd.machine import Machine
 from vmessd.monitor import CommandRefused, counter
+from vmessd.run import ASLEEP
 
 WORDS = 300
 """Characters of what QEMU says that are passed on."""
 HOLD = 0.03
 """Seconds a key is down; QEMU's keyboards queue 16 bytes, and firmware empties them in some milliseconds."""
+WAKE_TIME = 5.0
+"""Seconds that QEMU may take to wake or reset a guest, once it has said that it will."""
+WAKE_LOOKS = 250
 SCREEN_TIME = 20.0
 """Seconds a picture may take: a large screen is compressed by QEMU's only thread."""
 
@@ -36,13 +40,43 @@ class Hands:
         await self._in_turn()
 
     async def resume(self) -> None:
-        """Let the guest run on; nothing happens to one that runs."""
-        await self._execute("cont")
+        """Let the guest run on, wake one that is asleep; nothing happens to one that runs.
+
+        Raises:
+            Failed: it does not wake up.
+        """
+        if await self._runstate() == ASLEEP:
+            await self._execute("system_wakeup")  # done when QEMU comes to it, after the reply
+            if await self._waking() == ASLEEP:
+                raise Failed(f"{self.vm} is asleep and does not wake up", hint=f"vmess {self.vm} reset")
+        else:
+            await self._execute("cont")
         await self._in_turn()
 
     async def reset(self) -> None:
-        """Push the reset button: the guest loses what it had not written."""
+        """Push the reset button: the guest loses what it had not written.
+
+        QEMU 7.2 leaves one that was asleep before its first instruction (measured); here it goes on.
+        """
+        asleep = await self._runstate() == ASLEEP
         await self._execute("system_reset")
+        if asleep:
+            await self._waking()
+            await self._execute("cont")
+            await self._in_turn()
+
+    async def _runstate(self) -> object:
+        """Return how QEMU says the guest is, now."""
+        reply = await self._execute("query-status")
+        return reply.get("status") if isinstance(reply, Mapping) else None
+
+    async def _waking(self) -> object:
+        """Wait until the guest is not asleep any more; return how it is then, or after :data:`WAKE_TIME`."""
+        for _ in range(WAKE_LOOKS):
+            if (runstate := await self._runstate()) != ASLEEP:
+                break
+            await asyncio.sleep(WAKE_TIME / WAKE_LOOKS)
+        return runstate
 
     async def press(self, words: Sequence[str]) -> None:
         """Press combinations of keys such as `ctrl-alt-delete`, one after the other.

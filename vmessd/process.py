@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.errors import Failed, StartFailed, failing, quoted, reason
+from vmessd.errors import LIMITS, Failed, StartFailed, failing, quoted, reason
 
 # The parent's environment holds NOTIFY_SOCKET, WATCHDOG_* and whatever the person had; QEMU needs none.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -78,10 +78,13 @@ class Process:
                     setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP),
                 )
             except OSError as error:
-                missing = isinstance(error, FileNotFoundError | PermissionError)
+                hint = "name another with vmessd --qemu"
+                if error.errno == errno.EAGAIN:  # setrlimit(2), RLIMIT_NPROC; and pids.max of a cgroup
+                    hint = LIMITS
+                elif not isinstance(error, FileNotFoundError | PermissionError):
+                    hint = ""
                 raise StartFailed(
-                    f"QEMU {quoted(command[0])} cannot be executed: {reason(error)}",
-                    hint="name another with vmessd --qemu" if missing else None,
+                    f"QEMU {quoted(command[0])} cannot be executed: {reason(error)}", hint=hint or None
                 ) from None
         try:
             return cls(pid, _ticks(pid), os.pidfd_open(pid))

@@ -28,9 +28,17 @@ log = logging.getLogger(__name__)
 
 ASLEEP = "suspended"
 """The runstate of a guest in S3; only `system_wakeup` ends it."""
+WAKE_TIME = 1.5
+"""Seconds after which the button is pressed again for a guest that was woken: Linux takes about one."""
 STANDING_STILL = ("paused", "io-error", "watchdog")  # runstates that `cont` ends
 
 
+_GUEST_EVENTS = {
+    "RESUME": (Event.runs, "running"),
+    "WAKEUP": (Event.runs, "running"),
+    "STOP": (Event.halts, "paused"),
+    "SUSPEND": (Event.halts, ASLEEP),
+}
 LAUNCH_TIME = 15.0
 """Seconds after which whoever waits for a start is told that its files do not answer."""
 MORE_TIME = 2.0
@@ -225,6 +233,8 @@ class Run:
     """Set when the process has ended and everything of it was cleared away."""
     error: VmessError | None = None
     """Why a start came to nothing, where that is known better than by QEMU's last words."""
+    _heard: bool = False
+    """An event of QEMU's has told how the guest is."""
     _errands: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -269,13 +279,11 @@ class Run:
             # The first counts: with -no-shutdown the guest is off long before QEMU is told to quit.
             self.shutdown = self.shutdown or str(data.get("reason"))
             self.errand("end", self._see_it_end())
-        elif name in ("RESUME", "WAKEUP"):
-            return Event.runs, "running"
-        elif name == "SUSPEND":
-            return Event.halts, ASLEEP
-        elif name == "STOP":
-            self.session.probe()  # which kind of standing still it is
-            return Event.halts, "paused"
+        elif name in _GUEST_EVENTS:
+            self._heard = True
+            if name == "STOP":
+                self.session.probe()  # which kind of standing still it is
+            return _GUEST_EVENTS[name]
         return None
 
     def take_note(self, event: Event, state: State) -> None:
@@ -317,7 +325,8 @@ class Run:
             self.error = StartFailed(f"QEMU did not let {self.vm} run: {refusal}")
             self.launched.process.signal(signal.SIGKILL)
         else:
-            runs()
+            if not self._heard:  # else the guest may have come to a stop before this reply did
+                runs()
 
     def learn(self, runstate: str) -> None:
         """Note how QEMU says the guest is; one that waits for space goes on when there is some."""
@@ -457,10 +466,17 @@ class Run:
         return Climb(step.rung, first)
 
     async def _press(self) -> None:
-        """Press the power button of a guest that can notice: a paused one is let run first."""
+        """Press the power button of a guest that can notice: one paused is let run first, one asleep woken."""
         if self.runstate in STANDING_STILL:
             await self._execute("cont")
+        asleep = self.runstate == ASLEEP
+        if asleep:
+            await self._execute("system_wakeup")
         await self._execute("system_powerdown")
+        if asleep:  # it may have come to itself only now, and missed that
+            await asyncio.sleep(WAKE_TIME)
+            if self.shutdown is None:
+                await self._execute("system_powerdown")
 
     async def _execute(self, command: str) -> None:
         with contextlib.suppress(CommandRefused):

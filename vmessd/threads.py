@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from vmessd.errors import Failed, TimedOut, reason
+from vmessd.errors import LIMITS, Failed, TimedOut, reason
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,9 @@ class Pool:
             if job.begun and not (job.over or job.hangs):
                 job.hangs = True
                 self._hung += 1
+                if self._waiting and self._hung <= HUNG_MAX:
+                    with contextlib.suppress(RuntimeError):
+                        self._grow()
             return job.hangs
 
     def _grow(self) -> None:
@@ -181,10 +184,7 @@ POOL = Pool()
 
 
 def _no_thread() -> Failed:
-    return Failed(
-        "no thread is to be had for it: a limit of processes is reached",
-        hint="ulimit -u tells a person's; of the service: systemctl show vmessd -p TasksMax -p TasksCurrent",
-    )
+    return Failed("no thread is to be had for it: a limit of processes is reached", hint=LIMITS)
 
 
 async def call(function: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
