@@ -77,8 +77,12 @@ class Cables:
         """Return what there is to say of a card whose guest cannot see its cable; None of others."""
         model = None if self._machine.state in OFF else await self._cards.model(index)
         if model is None:
-            set_to = await asyncio.to_thread(self._machine.directory.read_setting, NIC_MODEL)
-            model = cmdline.model({"NIC_MODEL": set_to} if set_to else {})
+            values = {}
+            with contextlib.suppress(VmessError):  # which the next start tells
+                values[NIC_MODEL.file] = await asyncio.to_thread(
+                    self._machine.directory.read_setting, NIC_MODEL
+                )
+            model = cmdline.model({file: value for file, value in values.items() if value})
         if cards.sees_cable(model):
             return None
         return f"{model} has no link state: the guest of {self.vm} does not see it, but no frame passes"
