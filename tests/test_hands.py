@@ -199,7 +199,7 @@ def test_bad_words_are_one_line(daemon: Daemon, words: list[str], complaint: str
 CHANGES = (
     *ALL[:-1],
     *(["stop"], ["stop", "force"], ["ram", "1G"], ["hda", "1M"], ["cdrom", "none"], ["ifadd", "1", "user"]),
-    *(["ifdel"], ["connect", "0", "-"], ["cable", "0", "off"], ["forward", "0", "22:22"]),
+    *(["ifdel"], ["connect", "0", "-"], ["cable", "0", "off"], ["mac", "0", "none"], ["forward", "0", "22:22"]),
     *(["autostart", "on"], ["restart", "no"], ["start"]),
 )
 LOOKS = (["status"], ["info"], ["ifstat"], ["addr"], ["screenshot", "-"])

@@ -80,10 +80,11 @@ class Cables:
         """Return what there is to say of a card whose guest cannot see its cable; None of others."""
         model = None if self._machine.state in OFF else await self._cards.model(index)
         if model is None:
-            set_to = await self._machine.files.aside(
-                functools.partial(self._machine.directory.read_setting, NIC_MODEL)
-            )
-            model = cmdline.model({"NIC_MODEL": set_to} if set_to else {})
+            set_to = None
+            with contextlib.suppress(VmessError):  # which the next start tells
+                read = functools.partial(self._machine.directory.read_setting, NIC_MODEL)
+                set_to = await self._machine.files.aside(read)
+            model = cmdline.model({NIC_MODEL.file: set_to} if set_to else {})
         if cards.sees_cable(model):
             return None
         return f"{model} has no link state: the guest of {self.vm} does not see it, but no frame passes"

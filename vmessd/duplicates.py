@@ -70,16 +70,19 @@ class Duplicates:
         self._learned: Learned | None = None
         self._suspects: dict[str, set[tuple[int, int]]] = {}
         self._look: asyncio.Task[None] | None = None
+        self._closed = False
 
     # -- What is asked and told --
 
     def watch(self, vm: str, cards: Mapping[int, tuple[str, str]]) -> None:
         """Listen for the MACs of a VM: by interface, MAC and TAP; no others of it. None ends it."""
+        if self._closed:
+            return
         before = self._ports.pop(vm, {})
         if cards:
             self._ports[vm] = dict(cards)
-        for index in before:
-            if before[index] != cards.get(index):
+        for index in [*before, *(index for name, index in self._replugged if name == vm)]:
+            if before.get(index) != cards.get(index) or index not in cards:
                 self._forget(vm, index)
         self._by_mac = {}
         for name, ports in self._ports.items():
@@ -103,6 +106,7 @@ class Duplicates:
 
     def close(self) -> None:
         """Listen no more."""
+        self._closed = True
         self._ports, self._by_mac = {}, {}
         self._listen()
         if self._look is not None:
@@ -134,14 +138,14 @@ class Duplicates:
             return
         loop = asyncio.get_running_loop()
         learned = self._learned
-        entries = learned.read(READ_MOST)
+        entries, whole = learned.read(READ_MOST)
         for entry in entries:
             places = self._suspects.setdefault(entry.mac, set()) if entry.mac in self._by_mac else set()
             if entry.master and len(places) < PLACES_MAX:
                 places.add((entry.index, entry.master))
         if self._suspects and (self._look is None or self._look.done()):
             self._look = loop.create_task(self._look_soon())
-        if len(entries) >= READ_MOST:
+        if not whole:
             loop.remove_reader(learned.fileno())
             loop.call_later(READ_PAUSE, self._read_on, learned)
 

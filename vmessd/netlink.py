@@ -547,14 +547,17 @@ class Learned:
         """Hear of these MACs from now on, and of all where they are too many for the kernel."""
         self._filter(sorted(macs) if len(macs) <= _FILTERED_MAX else None)
 
-    def read(self, most: int) -> list[Neighbour]:
-        """Return what was told, at most so many messages; some get lost where more come than are read."""
-        found = []
+    def read(self, most: int) -> tuple[list[Neighbour], bool]:
+        """Return what was told, at most so many messages, and whether that is all there is by now.
+
+        Where more come than are read, some get lost.
+        """
+        found: list[Neighbour] = []
         for _ in range(most):
             try:
                 data = self._socket.recv(8192)
             except BlockingIOError:
-                break
+                return found, True
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
                     continue
@@ -562,7 +565,7 @@ class Learned:
             kind = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size + _NEIGHBOUR_BODY.size else 0
             if kind == _NEWNEIGH:
                 found.append(parse_neighbour(data[_HEADER.size :]))
-        return found
+        return found, False
 
     def _filter(self, macs: Sequence[str] | None) -> None:
         program = learned_filter(macs)

@@ -72,7 +72,9 @@ class Wires:
                     await self.cables.enforce(self.cards.macs())
         except VmessError as error:
             log.warning("%s: its cables may be other than noted: %s", self.vm, error.message)
-        await self._listen()
+        self._in_background(
+            self._listen()
+        )  # which may have to wait for others' links, and the guest has not to
 
     async def _listen(self) -> None:
         """Listen for the MACs of the QEMU there is."""
@@ -152,25 +154,28 @@ class Wires:
         return done
 
     async def _plugged(self) -> dict[int, Wire]:
-        """Return what the interfaces of a running VM are plugged into."""
-        return {} if self._is_off else {nic.index: nic.wire for nic in await self.nics() if not nic.leaving}
+        """Return what the interfaces of a running VM are plugged into, as far as that can be told."""
+        with contextlib.suppress(VmessError):
+            return {} if self._is_off else {nic.index: nic.wire for nic in await self.nics() if not nic.leaving}
+        return {}
 
     async def _tell_moves(self, before: Mapping[int, Wire]) -> None:
         """Bounce the links of interfaces that are plugged elsewhere now."""
-        moved: list[int] = []
-        with contextlib.suppress(VmessError):
-            now = await self._plugged() if before else {}
-            moved = [index for index, wire in before.items() if now.get(index, wire).bridge != wire.bridge]
+        now = await self._plugged() if before else {}
+        moved = [index for index, wire in before.items() if now.get(index, wire).bridge != wire.bridge]
         for index in moved:
             self._host.duplicates.replugged(self.vm, index)
         await self.cables.bounce(moved)
 
     async def _carried_through(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Return what the work returns; it goes on if whoever asked for it leaves."""
+        return await asyncio.shield(self._in_background(work))
+
+    def _in_background(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        return task
 
     async def _check_bridges(self, wires: Sequence[Wire]) -> None:
         for wire in wires:
