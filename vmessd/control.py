@@ -179,13 +179,22 @@ class Control:
             except OSError as error:
                 self._cannot_accept(error)
                 return
-            peer = _peer(connected)
+            try:
+                peer = _peer(connected)
+            except OSError as error:
+                self._cannot_serve(connected, error)
+                continue
             account = self._budget.account(peer.uid)
             if account.share.is_due():
                 self._let_in(connected, peer, account)
             else:
                 self._have_wait(connected, peer, account)
             account.share.charge(time.monotonic() - began)
+
+    def _cannot_serve(self, connected: socket.socket, error: OSError) -> None:
+        """Hang up on a client whose socket the kernel cannot do with."""
+        connected.close()
+        self._complain(f"a client cannot be served: {reason(error)}")
 
     def _have_wait(self, connected: socket.socket, peer: Peer, account: Account) -> None:
         """Have a client wait for its user's turn to be served; of too many, the first is turned away."""
@@ -202,7 +211,11 @@ class Control:
             self._let_in(*waiting.popleft(), account)
 
     def _let_in(self, connected: socket.socket, peer: Peer, account: Account) -> None:
-        connected.setblocking(False)
+        try:
+            connected.setblocking(False)
+        except OSError as error:
+            self._cannot_serve(connected, error)
+            return
         if not _has_left(connected) and self._has_room_for(account):
             account.share.charge(CONNECTION_TIME)
             self._serve(connected, peer, account)
@@ -243,7 +256,11 @@ class Control:
         account.clients += 1
         if self._hangups is not None:
             self._hangups.watch(connected.fileno(), client.left)
-        VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
+        try:
+            VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
+        except OSError as error:
+            self._ended(client)
+            self._cannot_serve(connected, error)
 
     def _interfaces(self, client: Connection, peer: Peer) -> VarlinkInterfaceRegistry:
         """Return what a client may call."""

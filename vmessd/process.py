@@ -155,11 +155,11 @@ class Process:
     def reap(self) -> int | None:
         """Take the exit status of a process that has ended, negative for the signal that killed it.
 
-        None where the process was not our child: an earlier daemon's, which init reaps.
+        None where it cannot be known: of an earlier daemon's child, which init reaps.
         """
         try:
             result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        except ChildProcessError:
+        except OSError:  # ECHILD; whatever else it is, that it has ended is what counts
             return None
         if result is None:
             return None

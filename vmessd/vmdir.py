@@ -320,12 +320,21 @@ class VMDirectory:
 
         Raises:
             BadFile: one of the names is taken by something else.
+            Failed: one of them stays; all others are gone.
         """
+        failure: VmessError | None = None
         with self.opened() as directory:
-            safefile.remove_socket(directory, QMP_SOCKET)
-            safefile.remove_socket(directory, SERIAL_SOCKET)
-            safefile.must_be_plain(directory, PID_FILE)
-            safefile.remove(directory, PID_FILE)
+            for name in (QMP_SOCKET, SERIAL_SOCKET, PID_FILE):
+                try:
+                    if name == PID_FILE:
+                        safefile.must_be_plain(directory, name)
+                        safefile.remove(directory, name)
+                    else:
+                        safefile.remove_socket(directory, name)
+                except VmessError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
 
     def sweep_temporaries(self) -> None:
         """Remove half-written files that a crash left; only those that are ours by name and kind."""
