@@ -447,6 +447,7 @@ def test_c39_a_member_s_words_stay_words(host: Container) -> None:
         ("alpha", "ifadd", "1", f"user,smb=/,guestfwd=tcp:1.2.3.4:1-cmd:touch {marker}"),
         ("alpha", "ram", "128M,slots=2"),
         ("alpha", "smp", "1,maxcpus=4"),
+        ("alpha", "cpu", "max,dump=/etc/shadow"),
         ("alpha", "hdb", "/etc/shadow"),
         ("alpha", "accel", "tcg,dump=on"),
         ("alpha", "forward", "0", "2222:22,guestfwd=tcp:1.2.3.4:1-cmd:id"),
@@ -458,7 +459,8 @@ def test_c39_a_member_s_words_stay_words(host: Container) -> None:
     ):
         result = host.run("vmess", *words, user="member", timeout=20)
         assert result.returncode in (1, 2), (words, result)
-    assert sorted(path.name for path in host.path(ROOT / "alpha0").iterdir()) == ["RAM", "alpha0-hda.img"]
+    files = sorted(path.name for path in host.path(ROOT / "alpha0").iterdir())
+    assert files == ["CPU", "RAM", "alpha0-hda.img"]
     host.start("alpha0")
     assert not host.path(marker).exists()
     assert "lab0" in host.done("ip", "-brief", "link")

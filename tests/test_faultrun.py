@@ -41,7 +41,7 @@ VMS = {
     "phoenix0": "reset",
     "fickle0": "idle",
 }
-SETTINGS = {"mule0": {"STOP": "1"}, "cat0": {"RESTART": "always"}}
+SETTINGS = {"mule0": {"STOP": "1"}, "cat0": {"RESTART": "always"}, "fickle0": {"CPU": "best"}}
 FICKLE = "fickle0"  # the one that is removed and made again
 SHORT_LIVED = {"mayfly0", "cat0"}  # end by themselves
 SIZES = ("16M", "18M", "20M")

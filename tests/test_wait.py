@@ -146,6 +146,8 @@ def test_waiting_outlives_a_restart_of_the_daemon(daemon: Daemon) -> None:
     daemon.done(A, "start")
     daemon.wait_guest(A)
     with wait(daemon, A, "wait", "stopped") as stopped, wait(daemon, A, "wait", "serial:1") as said:
+        with Wire(daemon.socket) as wire:  # behind the client's own call, which has its place by then
+            wire.call("Serial", {"vm": A, "since": None}, more=True)
         daemon.stop(signal.SIGKILL)
         # Pressed by somebody else while no daemon is there, so that the word falls into the gap.
         with VMSocket(daemon.root / A / "qmp.sock") as qmp:

@@ -203,7 +203,7 @@ def test_the_tour_of_the_seed_prints_what_it_prints_there(wired: WiredDaemon) ->
 
     assert serious in wired.vmess("newvm").stderr
     assert lines_of(wired, "newvm", "make") == [serious, "Oh, I see you are serious. Okay, I will proceed."]
-    assert os.listdir(directory) == []
+    assert os.listdir(directory) == ["CPU"]  # which the original had nowhere
     info = lines_of(wired, "newvm", "info")
     assert info[:2] == ["Total number of interfaces: 0", "Command for this VM"]
     assert info[-1] == "VM not running"
@@ -233,13 +233,13 @@ def test_the_tour_of_the_seed_prints_what_it_prints_there(wired: WiredDaemon) ->
         device = f"e1000,netdev=net{number},addr={3 + number:#x},mac=02:11:9b:af:00:{number:02x},id=nic{number}"
         assert f"tap,id=net{number},ifname=newvm0e{number},script=no,downscript=no" in command
         assert device in command
-    assert os.listdir(directory) == ["NICS"]  # the one thing the original had nowhere
+    assert sorted(os.listdir(directory)) == ["CPU", "NICS"]  # nor this
 
     assert lines_of(wired, "newvm", "ifdel") == [f"Set 'newvm0e{number}' nonpersistent" for number in range(3)]
     info = lines_of(wired, "newvm", "info")
     assert info[0] == "Total number of interfaces: 0"
     assert "netdev" not in info[2]
-    assert os.listdir(directory) == []
+    assert os.listdir(directory) == ["CPU"]
     assert wired.wiring() == bridges
 
     added = wired.vmess("newvm", "ifadd", "1", "vlan100")
@@ -257,7 +257,7 @@ def test_the_tour_of_the_seed_prints_what_it_prints_there(wired: WiredDaemon) ->
     wired.done("newvm", "hda", "8G")
     wired.done("newvm", "ram", "2G")
     wired.done("newvm", "cdrom", str(iso))
-    assert sorted(os.listdir(directory)) == ["NICS", "RAM", "newvm0-cdrom.iso", "newvm0-hda.img"]
+    assert sorted(os.listdir(directory)) == ["CPU", "NICS", "RAM", "newvm0-cdrom.iso", "newvm0-hda.img"]
     assert (directory / "RAM").read_text() == "2G\n"
     (wired.directory / "idle.rom").write_bytes(guests.rom("idle"))
     (directory / "EXARGS").write_text(f"-bios {wired.directory / 'idle.rom'}")  # no system to be installed here
