@@ -212,7 +212,7 @@ def test_threads_are_started_in_one_place() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in THREADING
     }
-    assert starters <= {"vmessd.threads"}
+    assert starters <= {"vmessd.threads", "vmessd.log"}
 
 
 def test_processes_are_started_in_one_place() -> None:

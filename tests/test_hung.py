@@ -188,6 +188,25 @@ def test_c53_a_qemu_that_the_kernel_holds_is_told_and_ends_with_the_frost(hasty:
     hasty.done(A, "start")
 
 
+def test_c53_a_log_that_hangs_holds_up_nothing(tmp_path: Path) -> None:
+    with contextlib.closing(Freezing(tmp_path)) as daemon:
+        daemon.program = ("-c", HASTY)
+        daemon.log = daemon.place / "vmessd.log"
+        daemon.start()
+        daemon.run(A, B)
+        daemon.freeze()
+        began = time.monotonic()
+        for vm in (A, B):
+            daemon.done(vm, "stop", "force")
+        assert time.monotonic() - began < 8
+        assert not processes_of(daemon.root)
+        daemon.thaw()
+        daemon.wait_log(f"{B}: forced off")
+        stops = [line.split(": ", 1)[1] for line in daemon.log.read_text().splitlines() if "Stop" in line]
+        assert stops == [f"Stop '{vm}' by force" for vm in (A, B)]
+        assert daemon.stop() == 0
+
+
 def test_c53_calls_that_hang_take_no_others_place(hasty: Freezing) -> None:
     hasty.run(A, B, C)
     hasty.freeze()

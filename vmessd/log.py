@@ -4,12 +4,20 @@ A record is one line whatever is in it, so that nothing a guest, a file or a cli
 pass for a line of ours or for a priority of the journal's (`<0>`, sd-daemon(3)).
 """
 
+import collections
+import contextlib
 import logging
 import os
 import sys
+import threading
 from typing import TextIO
 
 from vmessd.errors import printable
+
+WRITE_TIME = 0.5
+"""Seconds that a line may take to be written before nothing waits for it any more."""
+WAITING_MAX = 10_000
+"""Lines that wait for a log that hangs."""
 
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
@@ -51,6 +59,66 @@ class JournalFormatter(_Escaping):
         return f"<{next((number for level, number in _PRIORITIES if record.levelno >= level), 7)}>"
 
 
+class PatientHandler(logging.Handler):
+    """Has each line written before anything else is done, unless that takes long: the log's disk may hang.
+
+    Then lines wait in memory, up to a bound, and follow in order when the disk answers.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """Begin to write; raises RuntimeError where no thread is to be had for it."""
+        super().__init__()
+        self._stream = stream
+        self._moved = threading.Condition()
+        self._waiting: collections.deque[str] = collections.deque()
+        self._put = self._written = self._lost = 0
+        self._hangs = False
+        """The last line was not waited for to its end, and is not written yet."""
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the lines of a record; of more than there is room for, it is told later how many."""
+        lines = self.format(record)
+        with self._moved:
+            if len(self._waiting) >= WAITING_MAX:
+                self._lost += 1
+                return
+            if self._lost:
+                lines = f"{lines} ({self._lost} lines before this are lost: the log did not answer)"
+                self._lost = 0
+            self._waiting.append(lines)
+            self._put += 1
+            number = self._put
+            self._moved.notify_all()
+            if not self._hangs:
+                self._hangs = not self._moved.wait_for(lambda: self._written >= number, WRITE_TIME)
+
+    def _write(self) -> None:
+        while True:
+            with self._moved:
+                self._moved.wait_for(lambda: self._waiting)
+                lines = self._waiting.popleft()
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                self._stream.write(f"{lines}\n")
+                self._stream.flush()
+            with self._moved:
+                self._written += 1
+                self._hangs = self._hangs and self._written < self._put
+                self._moved.notify_all()
+
+    def flush(self) -> None:
+        """Wait a moment for what is not written yet."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._written >= self._put, WRITE_TIME)
+
+
+def _handler(stream: TextIO) -> logging.Handler:
+    try:
+        return PatientHandler(stream)
+    except RuntimeError:
+        return logging.StreamHandler(stream)
+
+
 def _is_journal(stream: TextIO) -> bool:
     """Tell whether a stream leads to the journal: JOURNAL_STREAM names it (systemd.exec(5))."""
     try:
@@ -69,7 +137,7 @@ def formatter(stream: TextIO) -> logging.Formatter:
 
 def begin() -> None:
     """Send all logging to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _handler(sys.stderr)
     handler.setFormatter(formatter(sys.stderr))
     root = logging.getLogger()
     root.handlers = [handler]
