@@ -14,23 +14,9 @@ GLOBAL_WORDS = frozenset(
 )
 VERBS = frozenset(
     {
-        *("suspend", "sendkey", "type", "lock", "unlock", "why"),
+        *("suspend", "sendkey", "type", "lock", "unlock", "why", "cpu"),
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
-        *(
-            "smp",
-            "ram",
-            "cpu",
-            "accel",
-            "hda",
-            "hdb",
-            "hdc",
-            "hdd",
-            "cdrom",
-            "autostart",
-            "reset",
-            "pause",
-            "resume",
-        ),
+        *("smp", "ram", "accel", "hda", "hdb", "hdc", "hdd", "cdrom", "autostart", "reset", "pause", "resume"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "forward", "addr", "screenshot", "snapshot", "clone"),
     }
 )
