@@ -329,8 +329,11 @@ def device_size(device: int) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a directory with all it holds, following no link; raises OSError."""
+    """Delete a directory with all it holds, following no link; tried twice. Raises OSError."""
     try:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path)
+            return
         shutil.rmtree(path)
     except RecursionError:
         raise OSError(errno.ELOOP, "directories are nested too deep") from None

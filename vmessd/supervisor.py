@@ -439,7 +439,10 @@ class Supervisor:
         return notes[0]
 
     def _unwire(self, vm: str) -> str | None:
-        """Delete the TAPs of a VM that is gone; return what there is to say about it."""
+        """Delete the TAPs of a VM that is gone, tried twice; return what there is to say about it."""
+        with contextlib.suppress(VmessError):
+            self._host.network.unwire(vm)
+            return None
         try:
             self._host.network.unwire(vm)
         except VmessError as error:  # whoever made TAPs for a daemon that may not, can delete them
