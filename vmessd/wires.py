@@ -63,8 +63,11 @@ class Wires:
 
     async def _prepare(self) -> None:
         """See to cables and MACs of a QEMU whose guest is about to run, or that an earlier daemon started."""
+        fresh = self._machine.state is State.starting  # nobody changes its wires now
         try:
-            if self._machine.state is State.starting:  # nobody changes its wires now
+            if not self.cards.macs() and (fresh or not await asyncio.to_thread(self._is_noted)):
+                return  # it has no cards
+            if fresh:
                 await self.cables.enforce(self.cards.macs())
             else:
                 async with self._turn:
@@ -72,9 +75,11 @@ class Wires:
                     await self.cables.enforce(self.cards.macs())
         except VmessError as error:
             log.warning("%s: its cables may be other than noted: %s", self.vm, error.message)
-        self._in_background(
-            self._listen()
-        )  # which may have to wait for others' links, and the guest has not to
+        self._in_background(self._listen())  # it may have to wait for others' links; the guest has not to
+
+    def _is_noted(self) -> bool:
+        """Tell whether NICS says anything; blocks. Raises BadFile."""
+        return bool(self._machine.directory.setting_text(NICS.file))
 
     async def _listen(self) -> None:
         """Listen for the MACs of the QEMU there is."""
