@@ -7,7 +7,7 @@ name has to be there already.
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,8 +114,10 @@ class Segments:
         with safefile.opened(self._root) as root:
             safefile.write(root, IGNORED, "".join(f"{link}\n" for link in links).encode())
 
-    def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
+    def vlan(self, bridge: str, interfaces: Sequence[str], macs: Mapping[str, str]) -> list[Step]:
         """Put interfaces into a bridge, all of them made if need be.
+
+        `macs` are TAPs' own MACs, by their names, where these do not tell them.
 
         Raises:
             InvalidValue: a name cannot be that of a bridge or link.
@@ -146,13 +148,13 @@ class Segments:
                     raise Failed(
                         f"{name} and {other.name} are the ends of a pair; in one bridge they are a loop"
                     )
-                self._plug(kernel, change, link, master)
+                self._plug(kernel, change, link, master, macs.get(name))
         return change.steps
 
-    def _plug(self, kernel: Netlink, change: Change, link: Link, master: Link) -> None:
+    def _plug(self, kernel: Netlink, change: Change, link: Link, master: Link, mac: str | None) -> None:
         """Make a link a port of a bridge; one that is not our own is left as it is but for that."""
         if self._network.access.is_own(link):
-            self._network.plug(kernel, change, link, master.index, ())
+            self._network.plug(kernel, change, link, master.index, (), mac)
         elif link.master != master.index:
             change.reversals.append(as_it_was(link, master.index, own=False))
             kernel.do([netlink.change(link.index, master=master.index)])

@@ -7,9 +7,9 @@ import fcntl
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from vmessd import adoption, cmdline, drives, launch, names, threads, vmdir
 from vmessd.addresses import USER_ADDRESS, Tables, VMAddress, of_interface
@@ -399,11 +399,16 @@ class Supervisor:
         """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
         if await self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        work = functools.partial(threads.call, self.segments.vlan, bridge, interfaces)
         taps = map(names.tap_parts, dict.fromkeys(interfaces[:TOGETHER_MAX]))
-        for vm in sorted({parts[0] for parts in taps if parts}):
-            if await self._is_vm(vm):
-                work = functools.partial((await self.wires(vm)).rewired, work)
+        vms = sorted({parts[0] for parts in taps if parts})
+        concerned = [await self.wires(vm) for vm in vms if await self._is_vm(vm)]
+        macs: dict[str, str] = {}
+        for wires in concerned:
+            macs |= await wires.tap_macs()
+        put_in = functools.partial(self.segments.vlan, bridge, interfaces, macs)
+        work: Callable[[], Coroutine[Any, Any, list[Step]]] = functools.partial(threads.call, put_in)
+        for wires in concerned:
+            work = functools.partial(wires.rewired, work)
         return await work()
 
     async def delete_link(self, name: str) -> list[Step]:

@@ -65,7 +65,7 @@ class Wires:
         """See to cables and MACs of a QEMU whose guest is about to run, or that an earlier daemon started."""
         fresh = self._machine.state is State.starting  # nobody changes its wires now
         try:
-            if not self.cards.macs() and (fresh or not await asyncio.to_thread(self._is_noted)):
+            if not self.cards.macs() and (fresh or not await self._machine.files.aside(self._is_noted)):
                 return  # it has no cards
             if fresh:
                 await self.cables.enforce(self.cards.macs())
@@ -80,6 +80,11 @@ class Wires:
     def _is_noted(self) -> bool:
         """Tell whether NICS says anything; blocks. Raises BadFile."""
         return bool(self._machine.directory.setting_text(NICS.file))
+
+    async def tap_macs(self) -> dict[str, str]:
+        """Return the TAPs' own MACs, by their names, where these do not tell them; raises BadFile."""
+        set_ones = await self._machine.files.aside(self._set_macs)
+        return {names.tap(self.vm, index): names.tap_mac(mac) for index, mac in set_ones.items()}
 
     async def _listen(self) -> None:
         """Listen for the MACs of the QEMU there is."""
@@ -194,7 +199,8 @@ class Wires:
         marked first, and noted what is made.
         """
         kept = [index for index, wire in enumerate(wires) if not wire.user]
-        with self._noted(self._network.mark_leaving(self.vm, kept), self._notes(wires)):
+        notes = self._notes(wires)
+        with self._noted(self._network.mark_leaving(self.vm, kept), notes):
             change = self._network.wire(self.vm, dict(enumerate(wires)), self._set_macs() if wires else {})
             try:
                 gone = self._network.unwire(self.vm, keep=kept)
@@ -230,7 +236,7 @@ class Wires:
                     before[file] = said
                     self._write_one(file, text)
         except BaseException:
-            before.pop(file)
+            before.pop(file, None)
             self._write_back(before)
             raise
         return before
@@ -350,7 +356,11 @@ class Wires:
             made = await self._machine.change(wire)
             new = [launch.card(self.vm, nic, values, slots.get(nic.index)) for nic in planned]
             await self.cards.plug(new, values)
-            await self.cables.replug(missing)
+            try:
+                await self.cables.replug(missing)
+            except BaseException:
+                await self.cards.unplug(missing)
+                raise
         except BaseException:
             if made is not None:
                 await self._machine.change(made.undo)
