@@ -14,7 +14,7 @@ import pytest
 from conftest import FAKE, Daemon, end_processes_of, wait_for
 
 from vmessd import safefile, vmdir
-from vmessd.errors import Failed
+from vmessd.errors import Failed, NoSuchVM
 from vmessd.host import Host
 from vmessd.lifecycle import RUNG_TIME, Rung, State, Step
 from vmessd.process import Process
@@ -229,3 +229,20 @@ def test_an_exit_that_cannot_be_handled_leaves_no_state_behind(
             assert machine.state is State.stopped
 
     asyncio.run(scenario())
+
+
+async def test_a_vm_that_goes_while_others_look_at_it_is_let_go_of_once(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    async with Supervisor(daemon.root, Host(str(FAKE), "tcg")) as supervisor:
+
+        async def look() -> None:
+            while True:
+                await supervisor.wires(VM)
+
+        for _ in range(20):
+            await supervisor.make(VM)
+            works = [supervisor.remove(VM), supervisor.remove(VM), look(), look(), look()]
+            told = await asyncio.gather(*works, return_exceptions=True)
+            assert told.count(None) == 1
+            assert {type(word) for word in told if isinstance(word, BaseException)} == {NoSuchVM}
+            assert supervisor.known() == []

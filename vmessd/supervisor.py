@@ -188,7 +188,11 @@ class Supervisor:
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
 
-    async def _drop(self, vm: str) -> None:
+    async def _drop(self, machine: Machine) -> None:
+        """Let go of a VM that is gone, if that has not been done meanwhile."""
+        vm = machine.vm
+        if self._machines.get(vm) is not machine:
+            return
         self._machines.pop(vm).close()
         del self._wires[vm]
         self._remarks.pop(vm, None)
@@ -205,21 +209,18 @@ class Supervisor:
         directory = VMDirectory(self.root, vm)
         while True:  # as long as it is waited, for a file or for one to go, another may be made
             machine = self._machines.get(vm)
-            if machine is not None and (_counts(machine) or await self._is_there(directory)):
-                break
-            if self._machines.get(vm) is not machine:
+            if machine is None:
+                await self._files.aside(directory.check)
+                machine = self._machines.get(vm) or self._add(vm)
+            elif not _counts(machine) and not await self._is_there(directory):
+                if self._machines.get(vm) is machine and not _counts(machine):
+                    await self._drop(machine)
+                    self.events.publish(Kind.removed, vm, "its directory is gone")
                 continue
-            if machine is not None:
-                await self._drop(vm)
-                self.events.publish(Kind.removed, vm, "its directory is gone")
-                continue
-            await self._files.aside(directory.check)
-            if vm not in self._machines:
-                machine = self._add(vm)
-                break
-        machine.mind_directory()
-        await machine.settled.wait()
-        return machine
+            machine.mind_directory()
+            await machine.settled.wait()
+            if self._machines.get(vm) is machine:
+                return machine
 
     async def _is_there(self, directory: VMDirectory) -> bool:
         """Tell whether a VM that was met before still has its directory, as far as can be told."""
@@ -434,8 +435,8 @@ class Supervisor:
         machine = await self.machine(name)
         remove = functools.partial(self._remove, machine.directory)
         note = await machine.change(remove, stopped=True, patience=REMOVE_TIME)
-        if self._machines.get(machine.vm) is machine and not await self._is_there(machine.directory):
-            await self._drop(machine.vm)
+        if not await self._is_there(machine.directory):
+            await self._drop(machine)
         return note
 
     def _remove(self, directory: VMDirectory) -> str | None:
