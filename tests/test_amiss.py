@@ -8,15 +8,15 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 from conftest import processes_of
 from test_monitor import QUICK, Lab, lab
 
-from vmessd import launch, machine, run, settings
-from vmessd.errors import Failed, VmessError
+from vmessd import adoption, launch, machine, run, settings, threads
+from vmessd.errors import Failed, Locked, VmessError
 from vmessd.inbox import Happening
 from vmessd.launch import Launched
 from vmessd.lifecycle import OFF, Action, State
@@ -27,7 +27,7 @@ __all__ = ["lab"]
 
 pytestmark = pytest.mark.qemu
 
-TIMING = QUICK._replace(answer=1.0)
+TIMING = QUICK._replace(answer=1.0, look=0.2)
 ERRORS: dict[str, Callable[[], Exception]] = {
     "disk": lambda: OSError(errno.EIO, os.strerror(errno.EIO)),
     "memory": MemoryError,
@@ -141,12 +141,37 @@ async def crash(one: Machine) -> None:
     await told(one.stop(1, force=False))
 
 
+@contextlib.contextmanager
+def locked(directory: VMDirectory) -> Iterator[None]:
+    """Have a VM's directory locked by somebody who is not its QEMU."""
+    lock = directory.lock()
+    assert lock is not None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+async def contend(one: Machine) -> None:
+    """Start and stop a VM whose directory somebody else has locked, until they let go of it."""
+    with locked(one.directory):
+        await asyncio.gather(told(one.start(1)), told(one.start(2)))
+        await until(lambda: one.state is State.held)
+        asks = [one.start(1), one.stop(2, force=False), one.stop(1, force=True)]
+        await asyncio.gather(*map(told, asks))
+        with pytest.raises(VmessError):
+            await one.change(lambda: None, stopped=True)
+        assert one.state is State.held
+    await until(lambda: one.state in OFF)
+
+
 LIVES = {
     **dict.fromkeys((Action.spawn, Action.take_on, Action.cont, Action.started), up),
     **dict.fromkeys((Action.say_running, Action.kill, Action.bury, Action.reconnect), up),
     Action.hangs: hang,
     **dict.fromkeys((Action.ladder, Action.climb, Action.join, Action.say_stopping), down),
     **dict.fromkeys((Action.rest, Action.call_off, Action.say_stopped), crash),
+    **dict.fromkeys((Action.hold, Action.look), contend),
 }
 MODES = {Action.reconnect: "eofonce", Action.hangs: "nogreeting"}
 
@@ -245,12 +270,68 @@ async def test_a_start_that_hangs_is_told_to_all_and_can_be_called_off_whatever_
         answers.set()
 
 
+async def test_c54_a_start_that_was_called_off_and_finds_its_directory_locked_ends(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    begin = launch.launch
+
+    def hanging(*words: Any) -> Launched:
+        answers.wait(20)
+        return begin(*words)
+
+    monkeypatch.setattr(launch, "launch", hanging)
+    lab.make_fake("newvm0", "good")
+    async with lab.supervisor(TIMING) as supervisor:
+        one = await supervisor.machine("newvm")
+        with locked(one.directory):
+            start = asyncio.create_task(told(one.start(1)))
+            await until(lambda: one.state is State.starting)
+            stop = asyncio.create_task(anext(one.stop(1, force=False)))
+            await until(lambda: one.state is State.stopping)
+            answers.set()
+            with pytest.raises(Locked, match="by a process that is not its QEMU"):
+                await stop
+            await start
+            assert one.state is State.held
+        await in_order(one)
+
+
+async def test_a_qemu_is_found_and_stopped_although_its_files_do_not_answer(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.make_fake("newvm0", "good")
+    async with lab.supervisor(TIMING) as supervisor:
+        await reach(await supervisor.machine("newvm"), on=True)
+    answers = threading.Event()
+    recover = adoption.recover
+
+    def hanging(*words: Any) -> Launched | None:
+        answers.wait(20)
+        return recover(*words)
+
+    monkeypatch.setattr(adoption, "recover", hanging)
+    monkeypatch.setattr(threads, "LOOK", 0.2)
+    try:
+        async with lab.supervisor(TIMING) as supervisor:
+            one = await supervisor.machine("newvm")
+            assert [one.status().pid] == processes_of(lab.root)
+            await told(one.stop(1, force=True))
+            assert not processes_of(lab.root)
+            answers.set()
+            await until((one.directory.path / "exit.json").exists)
+            await in_order(one)
+    finally:
+        answers.set()
+
+
 # What an action calls may fail as well as the action.
 INNER: list[tuple[object, str]] = [
     *((VMDirectory, name) for name in ("opened", "connect", "lock", "listen", "read_setting", "log_tail")),
     *((VMDirectory, name) for name in ("write_run_record", "write_exit_record", "sweep", "shorten_log")),
     *((run.Run, name) for name in ("climb", "bury", "note_stop", "exit_record", "begin_stop", "hear")),
-    *((launch, name) for name in ("launch", "sweep_links", "recover")),
+    *((launch, name) for name in ("launch", "sweep_links")),
+    *((adoption, name) for name in ("recover", "last_exit")),
 ]
 
 

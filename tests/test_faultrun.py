@@ -56,6 +56,8 @@ READY_TIME = 5.0
 RUNNING = ("running", "paused")
 OFF = ("stopped", "waiting")
 CONFIG = {"EXARGS", "RAM"}
+MADE = {"CPU"}
+"""What a VM that is made has from the beginning."""
 OF_A_RUN = {"qmp.sock", "serial.sock", "qemu.pid", "run.json"}
 
 
@@ -373,7 +375,8 @@ class FaultRun:
         for vm in VMS:
             daemon.done(vm, "ifdel")
             left = set(self._listing(vm))
-            assert left <= {*CONFIG, *SETTINGS.get(vm, {}), "exit.json", "qemu.log", "serial.log"}, (vm, left)
+            own = {*CONFIG, *MADE, *SETTINGS.get(vm, {})}
+            assert left <= {*own, "exit.json", "qemu.log", "serial.log"}, (vm, left)
         daemon.done("net", "prune")
         assert daemon.wiring() == {}
         for vm in VMS:

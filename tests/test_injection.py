@@ -147,8 +147,10 @@ class Bench:
             yield f"{VM} is {state}, and its QEMUs are {qemus}"
         if not qemus:
             told = self.daemon.log.read_text()  # what cannot be removed goes with the next start
-            left = {entry for entry in entries & OF_A_RUN if f"/{entry} cannot be" not in told}
-            yield from (f"{VM} is {state}, and has {entry}" for entry in left)
+            why = {entry: f"/{entry} cannot be" for entry in OF_A_RUN} | {"run.json": "/exit.json cannot be"}
+            left = [entry for entry in entries & OF_A_RUN if why[entry] not in told]
+            if f"/{VM} cannot be opened" not in told:
+                yield from (f"{VM} is {state}, and has {entry}" for entry in left)
         yield from (
             f"{entry} is left" for entry in {*entries, *os.listdir(self.daemon.root)} if entry[0] == "."
         )

@@ -172,7 +172,7 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.spawned: (_S.stopping, _A.cut_off),
         _E.found: (_S.stopping, _A.cut_off),
         _E.late: (_S.stopping, _A.delay),
-        _E.held: (_S.held, _A.hold),  # its start was called off, and could not be
+        _E.held: (_S.held, _A.hold),  # the start that was called off would have come to nothing
         _E.lost: (_S.stopping, _A.reconnect),
         _E.rung: (_S.stopping, _A.climb),
         _E.refused: (_S.stopped, _A.bury),

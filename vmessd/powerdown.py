@@ -140,9 +140,10 @@ class _Root:
                         heard = True
                         self._take(step)
                         patience.reschedule(max(self._end, self._loop.time()) + ANSWER_TIME)
-                        if step["step"] in ("off", "failed") and step["vm"]:
-                            text = str(step["text"] or step["step"])
-                            log.info("%s: %s", printable(str(step["vm"])), printable(text))
+                        if step["step"] == "off" and step["vm"]:
+                            log.info(
+                                "%s: %s", printable(str(step["vm"])), printable(str(step["text"] or "off"))
+                            )
                 return
             self._going.clear()
             if heard:
@@ -158,6 +159,8 @@ class _Root:
             self._going[vm] = (str(step["rung"]), since if rung == step["rung"] else now)
             return
         self._going.pop(vm, None)
+        if step["step"] == "failed":
+            log.error("%s is not powered down: %s", printable(vm), printable(str(step["text"])))
         self._statuses.append(FORCED if step["forced"] else int(step["status"]))
 
 
