@@ -287,7 +287,7 @@ async def test_c54_a_start_that_was_called_off_and_finds_its_directory_locked_en
         with locked(one.directory):
             start = asyncio.create_task(told(one.start(1)))
             await until(lambda: one.state is State.starting)
-            stop = asyncio.create_task(anext(one.stop(1, force=False)))
+            stop = asyncio.ensure_future(anext(one.stop(1, force=False)))
             await until(lambda: one.state is State.stopping)
             answers.set()
             with pytest.raises(Locked, match="by a process that is not its QEMU"):
