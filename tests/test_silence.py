@@ -362,10 +362,9 @@ def test_c42_an_address_given_by_hand_makes_the_host_a_station_and_a_router(rout
         wait_for(is_routed, what="the host as a router")
         assert {frame[28:32] for frame in answers if frame[21] == 2} == {socket.inet_aton("10.0.0.1")}
     wired.ip("link set lab mtu 1500", "address add 2001:db8::1/64 dev lab")
-    before = addresses(wired, "lab")
     wired.make("spine0")
     wired.done("spine", "ifadd", "1", "lab")
-    assert addresses(wired, "lab") == before
+    assert {"10.0.0.1", "2001:db8::1"} <= set(addresses(wired, "lab"))
     assert wired.links()["lab"]["mtu"] == 1500
     wired.ip("address flush dev lab")
     wired.done("net", "vlan", "lab")
