@@ -150,7 +150,9 @@ def test_a_picture_without_a_descriptor_for_it_is_one_line(daemon: Daemon) -> No
             used = set(map(int, os.listdir(f"/proc/{daemon.pid}/fd")))
             free = [number for number in range(max(used) + 3) if number not in used]
             resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (free[spare], most))
-            with pytest.raises(Failed, match=r"^no (picture|descriptor) can be .*: too many open files$"):
+            with pytest.raises(
+                Failed, match=r"^no (picture can be made|descriptor can be handed over): too many open files$"
+            ):
                 client.call("Screenshot", vm=A)
 
 

@@ -111,7 +111,7 @@ async def test_what_hangs_takes_nobodys_place(pool: Pool, gate: threading.Event)
     hanging = [lane.begin(lambda: gate.wait(20), 0.2) for lane in lanes]
     began = time.monotonic()
     assert await Lane("another").do(lambda: "fine") == "fine"
-    assert 0.1 < time.monotonic() - began < 5
+    assert time.monotonic() - began < 5
     gate.set()
     await asyncio.gather(*hanging, return_exceptions=True)
 

@@ -32,6 +32,8 @@ SAVINGS = 0.2
 """Seconds of the loop's time that a user may have saved up, and so take without a pause."""
 ROUND = 0.005
 """Seconds after which the others get their turn all the same."""
+ENOUGH = 0.003
+"""Seconds that one who waits gets at a time: a pause for each step would be longer than most steps are."""
 STEPS_MAX = 32
 """Steps that are likely to be done in that time; those that are not, looks, are fewer by their places."""
 DEBT_MAX = 0.5
@@ -49,7 +51,7 @@ class Limits(NamedTuple):
     descriptors: int
     """Sent and not taken yet: the kernel counts them as ours (ETOOMANYREFS, unix(7))."""
     share: float
-    """Of the event loop's time, for looks; all who take more than theirs divide it."""
+    """Of the event loop's time; all who take more than theirs divide it."""
     changes: int
     """Calls that are noted in the log: so many in one go,"""
     pace: float
@@ -71,7 +73,7 @@ OWN = Limits(
     places={Cost.look: 32, Cost.change: 64, Cost.follow: 512, Cost.fleet: 8, Cost.endless: 128},
     unsent=32 * _MIB,
     descriptors=96,
-    share=0.8,
+    share=0.9,
     changes=10_000,
     pace=1000.0,
 )
@@ -129,7 +131,8 @@ class Share:
 
     def _arm(self) -> None:
         if self._timer is None and self._waiting:
-            seconds = max(0.0, -self._earn()) * len(self._in_debt) / self._part
+            balance = self._earn()
+            seconds = 0.0 if balance > 0 else (ENOUGH - balance) * len(self._in_debt) / self._part
             self._timer = asyncio.get_running_loop().call_later(seconds, self._next)
 
     def _next(self) -> None:

@@ -7,9 +7,11 @@ import errno
 import functools
 import logging
 import os
+import resource
 import socket
 import stat
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,12 +40,22 @@ ENDING_TIME = 0.5
 """Seconds in which calls may come to their end when the daemon does."""
 ACCEPT_PAUSE = 1.0
 """Seconds to wait for descriptors where there are none."""
+SPARE_DESCRIPTORS = 64
+"""What clients leave to VMs, a quarter where there are few."""
 ACCEPTED_AT_ONCE = 64
 """Clients that are let in before others get their turn."""
 CONNECTION_TIME = 0.0002
 """Seconds of the loop's time that a connection costs besides its calls, until it is closed (measured)."""
 TIDY_EVERY = 2.0
 """Seconds between looks at what clients have left behind."""
+
+
+def _most_descriptors() -> int:
+    """Return the number from which on descriptors are not for clients: a VM that ends takes some, too."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return soft - min(SPARE_DESCRIPTORS, soft // 4)
 
 
 def _has_left(connected: socket.socket) -> bool:
@@ -77,7 +89,7 @@ class Control:
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None
         self._chores: dict[str, asyncio.TimerHandle] = {}
-        self._complained = -60.0
+        self._complained: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
         """Bind the socket, mode 0660 from its first moment, and serve.
@@ -179,6 +191,10 @@ class Control:
             except OSError as error:
                 self._cannot_accept(error)
                 return
+            if connected.fileno() >= _most_descriptors():
+                connected.close()
+                self._cannot_accept(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                return
             try:
                 peer = _peer(connected)
             except OSError as error:
@@ -194,14 +210,14 @@ class Control:
     def _cannot_serve(self, connected: socket.socket, error: OSError) -> None:
         """Hang up on a client whose socket the kernel cannot do with."""
         connected.close()
-        self._complain(f"a client cannot be served: {reason(error)}")
+        self._complain("socket", f"a client cannot be served: {reason(error)}")
 
     def _have_wait(self, connected: socket.socket, peer: Peer, account: Account) -> None:
         """Have a client wait for its user's turn to be served; of too many, the first is turned away."""
         waiting = self._arriving.setdefault(account, collections.deque())
         waiting.append((connected, peer))
         if len(waiting) > account.limits.clients:
-            self._complain(f"a client of uid {account.uid} is turned away: they keep vmessd too busy")
+            self._complain("busy", f"a client of uid {account.uid} is turned away: they keep vmessd too busy")
             waiting.popleft()[0].close()  # its turn is another's
         else:
             account.share.turn().add_done_callback(functools.partial(self._arrive, account))
@@ -224,7 +240,7 @@ class Control:
 
     def _cannot_accept(self, error: OSError) -> None:
         """Wait a little: out of descriptors, the kernel would report the same client over and over."""
-        self._complain(f"no client can be accepted: {reason(error)}")
+        self._complain("descriptors", f"no client can be accepted: {reason(error)}")
         if error.errno in (errno.EMFILE, errno.ENFILE):
             self._make_room(self._clients)
         if self._listener is not None:
@@ -240,13 +256,12 @@ class Control:
         if account.clients >= account.limits.clients:
             if self._make_room(client for client in self._clients if client.account is account):
                 return True
-            self._complain(
-                f"a client of uid {account.uid} is turned away: {account.clients} of theirs are busy"
-            )
+            counts = f"{account.clients} of theirs are busy"
+            self._complain("clients", f"a client of uid {account.uid} is turned away: {counts}")
             return False
         if len(self._clients) < CLIENTS_MAX or self._make_room(self._clients) or self._share(account):
             return True
-        self._complain(f"a client is turned away: {CLIENTS_MAX} are busy")
+        self._complain("all clients", f"a client is turned away: {CLIENTS_MAX} are busy")
         return False
 
     def _serve(self, connected: socket.socket, peer: Peer, account: Account) -> None:
@@ -293,7 +308,7 @@ class Control:
             return False
         theirs = [client for client in self._clients if client.account is greedy]
         counts = f"uid {greedy.uid} has {greedy.clients} of {CLIENTS_MAX} clients"
-        self._complain(f"{counts}; one makes room for uid {account.uid}")
+        self._complain("share", f"{counts}; one makes room for uid {account.uid}")
         self._turn_out(min(theirs, key=lambda client: client.since))
         return True
 
@@ -315,8 +330,8 @@ class Control:
     def _later(self, seconds: float, chore: Callable[[], None]) -> None:
         self._chores[chore.__name__] = asyncio.get_running_loop().call_later(seconds, chore)
 
-    def _complain(self, text: str) -> None:
-        """Log what may recur thousands of times, once in ten seconds."""
-        if time.monotonic() - self._complained > 10:
-            self._complained = time.monotonic()
+    def _complain(self, what: str, text: str) -> None:
+        """Log what may recur thousands of times, each kind of it once in ten seconds."""
+        if time.monotonic() - self._complained.get(what, -10.0) > 10:
+            self._complained[what] = time.monotonic()
             log.warning("%s", text)
