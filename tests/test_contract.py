@@ -37,8 +37,12 @@ def test_a_row_counts_the_descriptors_of_a_reply(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_answers_again_and_again_is_no_brief_call(name: str) -> None:
-    assert SIGNATURES[name].more is (METHODS[name].cost in (Cost.follow, Cost.fleet, Cost.endless))
+def test_what_reports_or_never_ends_answers_again_and_again(name: str) -> None:
+    row, more = METHODS[name], SIGNATURES[name].more
+    reports = row.cost in (Cost.follow, Cost.fleet)
+    assert row.is_noted is (reports or row.cost is Cost.change)
+    assert more or not (reports or row.cost is Cost.endless)
+    assert not (more and row.cost is Cost.change)
 
 
 def test_only_looks_are_given_up_when_their_client_leaves() -> None:
