@@ -36,13 +36,13 @@ def test_a_row_counts_the_descriptors_of_a_reply(name: str) -> None:
     assert METHODS[name].hands == sum(isinstance(kind, FileDescriptorVarlinkType) for kind in kinds)
 
 
-IN_PARTS = {"Look"}  # answered as soon as it can be, with a reply for each VM
-
-
 @pytest.mark.parametrize("name", METHODS)
-def test_what_answers_again_and_again_is_no_brief_call(name: str) -> None:
-    lasts = METHODS[name].cost in (Cost.follow, Cost.fleet, Cost.endless)
-    assert SIGNATURES[name].more is (lasts or name in IN_PARTS)
+def test_what_reports_or_never_ends_answers_again_and_again(name: str) -> None:
+    row, more = METHODS[name], SIGNATURES[name].more
+    reports = row.cost in (Cost.follow, Cost.fleet)
+    assert row.is_noted is (reports or row.cost is Cost.change)
+    assert more or not (reports or row.cost is Cost.endless)
+    assert not (more and row.cost is Cost.change)
 
 
 def test_only_looks_are_given_up_when_their_client_leaves() -> None:
