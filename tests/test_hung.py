@@ -203,7 +203,7 @@ def test_c53_a_log_that_hangs_holds_up_nothing(tmp_path: Path) -> None:
         daemon.thaw()
         daemon.wait_log(f"{B}: forced off")
         stops = [line.split(": ", 1)[1] for line in daemon.log.read_text().splitlines() if "Stop" in line]
-        assert stops == [f"Stop '{vm}' by force" for vm in (A, B)]
+        assert stops == [f"Stop '{vm}', force yes" for vm in (A, B)]
         assert daemon.stop() == 0
 
 

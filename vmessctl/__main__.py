@@ -19,7 +19,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        streams.give_up_output()
+        streams.give_up(1)
         if isinstance(error, BrokenPipeError):
             return Failed.status  # whoever read our output has had enough
         return complain(Failed(f"the output cannot be written: {reason(error)}"))

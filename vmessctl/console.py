@@ -12,6 +12,7 @@ import sys
 from vmessctl import commands
 from vmessctl.client import connect, told
 from vmessctl.commands import PROGRAM, Invocation
+from vmessd import streams
 from vmessd.errors import VmessError, worst
 
 TYPE_CHECKING = False
@@ -56,10 +57,10 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print what is wrong; where nothing can be printed, the exit status has to say it."""
-    try:  # noqa: SIM105 -- contextlib takes long to import
+    try:
         print(text, file=sys.stderr)
     except OSError:
-        pass
+        streams.give_up(2)
 
 
 def complain(error: VmessError) -> int:

@@ -123,11 +123,13 @@ def start(invocation: Invocation) -> int:
     live = is_live(invocation)
     at_once = settings.at_once(invocation.options.get(commands.AT_ONCE.flag, str(settings.AT_ONCE_MAX)))
     waiting = list(invocation.vms)
+    asked: list[str] = []
     watches: list[_Watch] = []
 
     def more() -> None:
         while waiting and len([watch for watch in watches if watch.status is None]) < at_once:
-            watches.append(_Watch(invocation, waiting.pop(0), {}))
+            asked.append(waiting.pop(0))
+            watches.append(_Watch(invocation, asked[-1], {}))
 
     def show(watch: _Watch, progress: Reply) -> int | None:
         emit(invocation, {"progress": progress}, watch.vm)
@@ -144,7 +146,7 @@ def start(invocation: Invocation) -> int:
     try:
         _follow(watches, show, lambda: False, more=more)
     except KeyboardInterrupt:
-        status = _leave(watches, "start")
+        status = _leave(watches, "start", asked)
         if waiting:
             warn(f"{PROGRAM}: not started: {', '.join(waiting)}")
         return status
@@ -223,10 +225,11 @@ def seconds(text: str | None, option: commands.Option = commands.TIMEOUT) -> flo
     return value
 
 
-def _leave(watches: list[_Watch], what: str) -> int:
-    """Say that what was begun goes on without us."""
+def _leave(watches: list[_Watch], what: str, asked: list[str] | tuple[()] = ()) -> int:
+    """Say that what was begun goes on without us; of what was `asked` for, the last may have no watch yet."""
     moving.leave()
-    for watch in watches:
-        if watch.status is None:
-            warn(f"{PROGRAM}: the {what} of {watch.vm} goes on; to see it: {PROGRAM} {watch.vm} status")
+    followed = {watch.vm for watch in watches}
+    going = [watch.vm for watch in watches if watch.status is None]
+    for vm in [*going, *(vm for vm in asked if vm not in followed)]:
+        warn(f"{PROGRAM}: the {what} of {vm} goes on; to see it: {PROGRAM} {vm} status")
     return INTERRUPTED

@@ -1,6 +1,5 @@
 """`vmessd`: read the settings, then serve."""
 
-import contextlib
 import functools
 import os
 import sys
@@ -31,7 +30,7 @@ def _settings(read: Callable[[], Config]) -> Config:
             for words in settings.passed_over:
                 print(f"vmessd: passed over: {words}", file=sys.stderr)  # noqa: T201 -- as above
     except OSError as error:  # of standard output: --help and --version write to it, too
-        streams.give_up_output()
+        streams.give_up(1)
         raise Failed(f"the output cannot be written: {reason(error)}") from None
     return settings
 
@@ -49,10 +48,12 @@ def main() -> int:
             log.begin()
             daemon.run(settings, read)
     except VmessError as error:
-        with contextlib.suppress(OSError):  # the status says it where nothing can be printed
+        try:
             print(f"vmessd: {error.message}", file=sys.stderr)  # noqa: T201 -- the user's message
             if error.hint:
                 print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201 -- the user's message
+        except OSError:  # the status says it where nothing can be printed
+            streams.give_up(2)
         return error.status
     return 0
 

@@ -25,6 +25,9 @@ def fill_gaps() -> None:
             setattr(sys, name, stream)
 
 
-def give_up_output() -> None:
-    """Lead standard output to /dev/null, so that what could not be written is not tried again at the exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+def give_up(number: int) -> None:
+    """Lead standard output, 1, or error, 2, to /dev/null, so that what failed is not tried again at the exit.
+
+    Python's exit status is 120 where that fails, too (Python, Py_FinalizeEx).
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), number)
