@@ -27,8 +27,8 @@ import netguests
 import pytest
 
 from vmessctl.client import Client
-from vmessd.access import Access
-from vmessd.network import root_name
+from vmessd.network.links import root_name
+from vmessd.network.policy import Access
 
 TESTS = Path(__file__).parent
 FAKE = TESTS / "fakeqemu.py"

@@ -2,24 +2,24 @@
 
 import sys
 
-from vmessctl import verbs
-from vmessctl.console import complain
-from vmessd import streams
-from vmessd.errors import INTERRUPTED, Failed, VmessError, reason
+from vmessctl import app
+from vmessctl.output.terminal import complain
+from vmessd.core import stdio
+from vmessd.core.errors import INTERRUPTED, Failed, VmessError, reason
 
 
 def main() -> int:
     """Run the command line and return its exit status."""
-    streams.fill_gaps()
+    stdio.fill_gaps()
     try:
-        status = verbs.run(sys.argv[1:])
+        status = app.run(sys.argv[1:])
         sys.stdout.flush()
     except VmessError as error:
         return complain(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        streams.give_up(1)
+        stdio.give_up(1)
         if isinstance(error, BrokenPipeError):
             return Failed.status  # whoever read our output has had enough
         return complain(Failed(f"the output cannot be written: {reason(error)}"))

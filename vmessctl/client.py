@@ -6,15 +6,25 @@ import _socket  # `socket` makes enums of all constants, for as long as all the 
 import os
 import sys
 
-from vmessctl import commands, notation
-from vmessd import shell
-from vmessd.errors import BY_WIRE_NAME, INTERFACE, Failed, TimedOut, Unreachable, VmessError, printable, reason
+from vmessctl import notation
+from vmessctl.cli import verbs
+from vmessd.core import shell
+from vmessd.core.errors import (
+    BY_WIRE_NAME,
+    INTERFACE,
+    Failed,
+    TimedOut,
+    Unreachable,
+    VmessError,
+    printable,
+    reason,
+)
 
 ANSWER_TIME = 30.0
 """Seconds a daemon may take for a plain call."""
 HOSTS = "/run/vmess/control.sock"
 """Where the host's daemon, the service, listens."""
-VERSIONS = f"vmessd is of another version than {commands.PROGRAM}? restart it: systemctl restart vmessd"
+VERSIONS = f"vmessd is of another version than {verbs.PROGRAM}? restart it: systemctl restart vmessd"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,9 +43,9 @@ def candidates(option: str | None, environment: Mapping[str, str]) -> list[str]:
     return [*([f"{own}/vmess/control.sock"] if own else []), HOSTS]
 
 
-def connect(invocation: commands.Invocation) -> Client:
+def connect(invocation: verbs.Invocation) -> Client:
     """Connect to the daemon that a command line is meant for; raises Unreachable."""
-    return Client(candidates(invocation.options.get(commands.SOCKET.flag), os.environ))
+    return Client(candidates(invocation.options.get(verbs.SOCKET.flag), os.environ))
 
 
 class Client:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import sys
 
-from vmessctl import completion, manual
-from vmessd.errors import DONE, InvalidValue, failing, printable
+from vmessctl.cli import completion, manual
+from vmessd.core.errors import DONE, InvalidValue, failing, printable
 
 USAGE = "usage: python -m vmessctl.generate man|completion [DIRECTORY]"
 
@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from vmessctl.console import complain
-    from vmessd.errors import VmessError
+    from vmessctl.output.terminal import complain
+    from vmessd.core.errors import VmessError
 
     try:
         sys.exit(main(sys.argv[1:]))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 
 from vmessctl import client as wire
-from vmessctl.commands import PROGRAM
-from vmessctl.console import moving, say
-from vmessd.errors import Unreachable
+from vmessctl.cli.verbs import PROGRAM
+from vmessctl.output.terminal import moving, say
+from vmessd.core.errors import Unreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from vmessctl.cli.verbs import Invocation
     from vmessctl.client import Client, Reply
-    from vmessctl.commands import Invocation
 
 RETURN_TIME = 20.0
 """Seconds a daemon that is gone has to come back: it may just be started anew."""

@@ -5,9 +5,10 @@ import os
 import sys
 from collections.abc import Callable
 
-from vmessd import config, daemon, log, powerdown, streams
+from vmessd import config, daemon, log, powerdown
 from vmessd.config import Config
-from vmessd.errors import Failed, VmessError, reason
+from vmessd.core import stdio
+from vmessd.core.errors import Failed, VmessError, reason
 
 
 def _working_directory() -> str:
@@ -30,14 +31,14 @@ def _settings(read: Callable[[], Config]) -> Config:
             for words in settings.passed_over:
                 print(f"vmessd: passed over: {words}", file=sys.stderr)  # noqa: T201 -- as above
     except OSError as error:  # of standard output: --help and --version write to it, too
-        streams.give_up(1)
+        stdio.give_up(1)
         raise Failed(f"the output cannot be written: {reason(error)}") from None
     return settings
 
 
 def main() -> int:
     """Run vmessd and return its exit status: that of the error that ended it, 0 after a signal."""
-    streams.fill_gaps()
+    stdio.fill_gaps()
     try:
         read = functools.partial(config.read, sys.argv[1:], os.environ, _working_directory())
         settings = _settings(read)
@@ -53,7 +54,7 @@ def main() -> int:
             if error.hint:
                 print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201 -- the user's message
         except OSError:  # the status says it where nothing can be printed
-            streams.give_up(2)
+            stdio.give_up(2)
         return error.status
     return 0
 

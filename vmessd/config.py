@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from vmessd import __version__, account, timetable
-from vmessd.errors import InvalidValue, printable, quoted, reason
+from vmessd import __version__
+from vmessd.core import timetable
+from vmessd.core.errors import InvalidValue, printable, quoted, reason
+from vmessd.qemu import credentials
 
 QEMU = "qemu-system-x86_64"
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -404,7 +406,7 @@ def check(config: Config) -> list[str]:
         return [f"{key} = {value}" for key, value in config.in_force().items()]
     qemu = find_qemu(config.qemu)
     if config.qemu_user is not None:
-        account.find(config.qemu_user)
+        credentials.find(config.qemu_user)
     _check_directory("vmdir", config.vmdir)
     _check_directory("socket", config.socket.parent)
     if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):

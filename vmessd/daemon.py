@@ -10,16 +10,20 @@ import sys
 import time
 from collections.abc import Callable
 
-from vmessd import __version__, account, fleet, memory, notify, process, threads
-from vmessd.access import Access
-from vmessd.account import Account
+from vmessd import __version__, memory
+from vmessd.api.server import Control
 from vmessd.config import OPTIONS, Config, find_qemu
-from vmessd.control import Control
-from vmessd.errors import VmessError
-from vmessd.fleet import Fleet
-from vmessd.host import Host
-from vmessd.network import Network
-from vmessd.supervisor import Supervisor
+from vmessd.core import systemd
+from vmessd.core.errors import VmessError
+from vmessd.network.links import Network
+from vmessd.network.policy import Access
+from vmessd.qemu import credentials, process
+from vmessd.qemu.credentials import Account
+from vmessd.storage import blocking
+from vmessd.supervisor import fleet
+from vmessd.supervisor.fleet import Fleet
+from vmessd.supervisor.registry import Supervisor
+from vmessd.vm.environment import Host
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) 
     """
     asked_to_end = asyncio.Event()
     loop = asyncio.get_running_loop()
-    threads.POOL.begin()
+    blocking.POOL.begin()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_end.set)
     host = _host(config, runs_as)
@@ -54,26 +58,26 @@ async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) 
         with contextlib.closing(Fleet(supervisor, host)) as all_vms:
             async with Control(config.socket, supervisor, all_vms):
                 log.info("vmessd %s serves %s on %s", __version__, config.vmdir, config.socket)
-                notify.tell("READY=1", notify.status(fleet.summary(supervisor.known())))
+                systemd.tell("READY=1", systemd.status(fleet.summary(supervisor.known())))
                 beat = asyncio.create_task(_beat(supervisor))
                 await asked_to_end.wait()
                 beat.cancel()
-                notify.tell("STOPPING=1", notify.status("ending; the VMs go on"))
+                systemd.tell("STOPPING=1", systemd.status("ending; the VMs go on"))
                 log.info("ending; the VMs go on")
 
 
 async def _beat(supervisor: Supervisor) -> None:
     """Tell the service manager that this loop turns, and how the VMs are."""
-    period = notify.watchdog_period(os.environ)
+    period = systemd.watchdog_period(os.environ)
     said = ""
-    while notify.is_heard():
+    while systemd.is_heard():
         text = fleet.summary(supervisor.known())
-        news = [notify.status(text)] if text != said else []
+        news = [systemd.status(text)] if text != said else []
         said = text
         if period is not None:
             news.append("WATCHDOG=1")
         if news:
-            notify.tell(*news)
+            systemd.tell(*news)
         await asyncio.sleep(min(period or STATUS_EVERY, STATUS_EVERY))
 
 
@@ -87,14 +91,14 @@ class Reload:
 
     def now(self) -> None:
         """Read the settings again; wrong ones change nothing, and some take a restart."""
-        notify.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        systemd.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = self._reread()
         except VmessError as error:
             log.error("the settings stay as they are: %s", error.message)  # noqa: TRY400 -- the line says it all
         else:
             self._take(config)
-        notify.tell("READY=1")
+        systemd.tell("READY=1")
 
     def _take(self, config: Config) -> None:
         before, after = self._config.in_force(), config.in_force()
@@ -117,6 +121,6 @@ def run(config: Config, reread: Callable[[], Config]) -> None:
     sys.setswitchinterval(TURN)
     memory.give_back_early()
     os.chdir("/")
-    runs_as = account.own() if config.qemu_user is None else account.find(config.qemu_user)
+    runs_as = credentials.own() if config.qemu_user is None else credentials.find(config.qemu_user)
     process.keep_to_ourselves(runs_as.handed_on)
     asyncio.run(serve(config, runs_as, reread))

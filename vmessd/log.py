@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import TextIO
 
-from vmessd.errors import printable
+from vmessd.core.errors import printable
 
 WRITE_TIME = 0.5
 """Seconds that a line may take to be written before nothing waits for it any more."""

@@ -15,15 +15,27 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmessd import account, names, notify, process, vmdir
-from vmessd.access import Access
-from vmessd.account import Account
 from vmessd.config import OPTIONS, SERVICE_SOCKET, Config
-from vmessd.errors import DONE, FORCED, INTERFACE, Failed, InvalidValue, Locked, VmessError, printable, worst
-from vmessd.fleet import Fleet
-from vmessd.host import Host
-from vmessd.network import Network
-from vmessd.supervisor import Supervisor
+from vmessd.core import names, systemd
+from vmessd.core.errors import (
+    DONE,
+    FORCED,
+    INTERFACE,
+    Failed,
+    InvalidValue,
+    Locked,
+    VmessError,
+    printable,
+    worst,
+)
+from vmessd.network.links import Network
+from vmessd.network.policy import Access
+from vmessd.qemu import credentials, process
+from vmessd.qemu.credentials import Account
+from vmessd.storage import vmdir
+from vmessd.supervisor.fleet import Fleet
+from vmessd.supervisor.registry import Supervisor
+from vmessd.vm.environment import Host
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +78,7 @@ async def _say_what_is_waited_for(roots: Sequence["_Root"]) -> None:
     while True:
         waits = ", ".join(words for root in roots if (words := root.waits()))
         left = max(root.left() for root in roots)
-        notify.tell(notify.status(f"waiting for {waits}" if waits else ""), *notify.extend(left))
+        systemd.tell(systemd.status(f"waiting for {waits}" if waits else ""), *systemd.extend(left))
         await asyncio.sleep(1.0)
 
 
@@ -197,11 +209,11 @@ async def _connected(path: Path) -> socket.socket:
 def _account(config: Config, seen: Sequence[process.Sight]) -> Account:
     """Return who QEMU runs as: by the settings, else the service's user, else by the processes of the root."""
     if config.qemu_user is None:
-        return account.own()
+        return credentials.own()
     usual = next(option.service for option in OPTIONS if option.key == "qemu-user")
     for name in dict.fromkeys((config.qemu_user, usual)):
         try:
-            return account.met(name)
+            return credentials.met(name)
         except InvalidValue as error:
             log.warning("%s; it is passed over", error.message)
     # Without a name there is still the group, which nobody else has, and by which images are shared.
@@ -210,7 +222,7 @@ def _account(config: Config, seen: Sequence[process.Sight]) -> Account:
         for one in seen:
             if one.uid and one.gid == group and Path(one.value).is_relative_to(config.vmdir):
                 return Account(str(one.uid), one.uid, one.gid)
-    return account.own()
+    return credentials.own()
 
 
 def _other_roots(known: Path, runs_as: Account, seen: Sequence[process.Sight]) -> list[Path]:

@@ -1,0 +1,351 @@
+"""VMs that run while their directory, their root or the daemon is moved: none is lost or doubled."""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TESTS, Daemon, end_processes_of, own, processes_of, wait_for
+
+from vmessd.qemu.process import Process
+
+pytestmark = pytest.mark.qemu
+
+A, B = own("a"), own("b")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make namespaces")
+MS_BIND, MS_REC, MS_PRIVATE, CLONE_NEWNS = 0x1000, 0x4000, 0x40000, 0x20000
+
+
+def started(daemon: Daemon, **files: str) -> int:
+    """Make A, start it, end the daemon, and return the pid."""
+    daemon.make(A, **files)
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    pid: int = daemon.status(A)["pid"]
+    daemon.stop(signal.SIGKILL)
+    return pid
+
+
+def refused(daemon: Daemon, status: int, *words: str) -> str:
+    """Run the client, expect a line of complaint, and return it."""
+    result = daemon.vmess(*words)
+    lines = result.stderr.splitlines()
+    assert (result.returncode, len(lines) in (1, 2)) == (status, True), result
+    return lines[0].removeprefix("vmess: ")
+
+
+def is_running(daemon: Daemon, vm: str, pid: int) -> None:
+    """See that a VM runs as this process, in a listing and alone, and is not started twice."""
+    status = daemon.wait_state(vm, "running")
+    assert status["pid"] == pid
+    assert refused(daemon, 1, vm, "start") == f"VM {vm} is running already, PID: {pid}"
+    assert processes_of(daemon.root) == [pid]
+
+
+def powers_down(daemon: Daemon, vm: str, pid: int) -> None:
+    """See that a VM gets its power button, and that this ends it."""
+    assert daemon.done(vm, "stop") == f"Stopping VM PID {pid}\n"
+    assert not os.path.exists(f"/proc/{pid}/fd/0")
+
+
+# The root
+
+
+def bound(root: Path, other: Path) -> None:
+    """Mount a root at another place, for this process and its children only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (
+        libc.unshare(CLONE_NEWNS)
+        or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+        or libc.mount(os.fsencode(root), os.fsencode(other), None, MS_BIND, None)
+    ):
+        raise OSError(ctypes.get_errno(), "no mount namespace")
+
+
+@pytest.mark.parametrize("how", ["link", "spelling", "bind mount", "moved"])
+def test_c51_a_root_by_another_name_has_the_same_vms(daemon: Daemon, how: str) -> None:
+    pid, root, other = started(daemon), daemon.root, daemon.directory / "other"
+    extra: dict[str, Any] = {}
+    if how == "link":
+        other.symlink_to(root)
+    elif how == "spelling":
+        other = Path(f"{daemon.directory}/./vms/{A}/..")
+    elif how == "bind mount":
+        other.mkdir()
+        extra["preexec_fn"] = lambda: bound(root, other)
+    else:
+        root.rename(other)
+    daemon.root = other
+    try:
+        daemon.start(**extra)
+    except subprocess.SubprocessError:
+        pytest.skip("no mount namespace may be made here")
+    try:
+        daemon.root = root  # as the QEMU has it in its arguments
+        is_running(daemon, A, pid)
+        assert daemon.status(A)["problem"] is None
+        powers_down(daemon, A, pid)
+        daemon.done(A, "start")
+        assert daemon.vmess("shutdown").returncode == 0
+        assert not processes_of(other)
+    finally:
+        end_processes_of(other)
+
+
+# The directory
+
+
+def test_c51_a_vm_whose_directory_was_renamed_is_known_by_its_own_name(daemon: Daemon) -> None:
+    pid = started(daemon)
+    moved = (daemon.root / A).rename(daemon.root / B)
+    daemon.start()
+    is_running(daemon, A, pid)
+    assert daemon.status(A)["problem"] == (
+        f"its directory is {moved} now; to put it back: mv {moved} {daemon.root / A}"
+    )
+    assert f" VM is running, PID: {pid} (its directory is {moved} now; " in daemon.done("list")
+    held = f"VM {B} is held by QEMU of {A}, PID {pid}: the directory was renamed while it ran"
+    assert (daemon.status(B)["state"], daemon.status(B)["problem"]) == ("held", held)
+    assert daemon.done(B) == f"VM counts as running ({held})\n"
+    for words in (["start"], ["stop"], ["stop", "force"], ["rm", "--yes"], ["hda", "1M"], ["suspend"]):
+        assert refused(daemon, 7, B, *words) == held
+    moved.rename(daemon.root / A)  # as it says
+    wait_for(lambda: daemon.status(A)["problem"] is None, what="the directory's return")
+    assert daemon.vmess(B).returncode == 4
+    powers_down(daemon, A, pid)
+    assert json.loads((daemon.root / A / "exit.json").read_text())["reason"] == "powered_down"
+
+
+def test_c51_a_shutdown_takes_along_a_vm_whose_directory_was_renamed(daemon: Daemon) -> None:
+    pid = started(daemon)
+    (daemon.root / A).rename(daemon.root / B)
+    daemon.start()
+    result = daemon.vmess("shutdown")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [f"{A}: Stopping VM PID {pid}", f"{A}: powered down as asked"]
+    assert not processes_of(daemon.root)
+    assert daemon.status(B)["state"] == "stopped"
+
+
+@pytest.mark.parametrize("left_out", [(), ("*.sock", "run.json", "qemu.pid")], ids=["all of it", "its files"])
+def test_c51_a_copy_in_place_of_the_directory_is_not_started_beside_it(
+    daemon: Daemon, left_out: tuple[str, ...]
+) -> None:
+    pid = started(daemon)
+    place, moved = daemon.root / A, daemon.root / "old"
+    place.rename(moved)
+    if left_out:
+        shutil.copytree(moved, place, ignore=shutil.ignore_patterns(*left_out))
+    else:
+        subprocess.run(["cp", "-a", moved, place], check=True)
+    daemon.start()
+    is_running(daemon, A, pid)
+    problem = daemon.status(A)["problem"]
+    assert problem.startswith(f"it runs in {moved}, and {place} is another directory; to put it back: mv ")
+    subprocess.run(["sh", "-c", problem.partition(": ")[2]], check=True)
+    wait_for(lambda: daemon.status(A)["problem"] is None, what="the directory's return")
+    powers_down(daemon, A, pid)
+    daemon.done(A, "start")
+
+
+def test_c51_a_vm_with_a_copy_for_a_directory_gets_its_power_button(daemon: Daemon) -> None:
+    pid = started(daemon)
+    place = daemon.root / A
+    shutil.copytree(place.rename(daemon.root / "old"), place, ignore=shutil.ignore_patterns("*.sock"))
+    daemon.start()
+    result = daemon.vmess("shutdown")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert not os.path.exists(f"/proc/{pid}/fd/0")
+    assert json.loads((daemon.root / "old" / "exit.json").read_text())["reason"] == "powered_down"
+    daemon.done(A, "start")
+
+
+def test_c51_a_vm_whose_directory_was_removed_can_be_stopped(daemon: Daemon) -> None:
+    pid = started(daemon)
+    shutil.rmtree(daemon.root / A)
+    daemon.start()
+    status = daemon.wait_state(A, "unresponsive")
+    assert (status["pid"], "its directory is gone" in status["problem"]) == (pid, True)
+    assert daemon.done(A).startswith(f"VM is running, PID: {pid} (unresponsive: ")
+    daemon.done(A, "make")
+    assert refused(daemon, 1, A, "start") == f"VM {A} is running already, PID: {pid}"
+    result = daemon.vmess("shutdown")
+    assert (result.returncode, result.stderr) == (
+        8,
+        f"{A}: had to use force: SIGTERM\n",
+    ) or result.returncode == 8
+    assert not processes_of(daemon.root)
+    daemon.done(A, "start")
+
+
+def test_c51_a_copy_beside_it_is_a_vm_of_its_own(daemon: Daemon) -> None:
+    pid = started(daemon)
+    subprocess.run(["cp", "-a", daemon.root / A, daemon.root / B], check=True)
+    daemon.start()
+    assert daemon.status(B)["state"] == "stopped"
+    assert daemon.vmess(B, "stop", "force").returncode == 3
+    is_running(daemon, A, pid)
+    daemon.done(B, "start")
+    assert sorted(processes_of(daemon.root)) == sorted([pid, daemon.status(B)["pid"]])
+
+
+# The daemon
+
+
+@contextlib.contextmanager
+def in_a_pid_namespace(daemon: Daemon, *options: str) -> Iterator[None]:
+    """Have the daemon run in a PID namespace of its own."""
+    daemon.wrapper = ("unshare", "--pid", "--fork", *options)
+    daemon.start()
+    try:
+        yield
+    finally:
+        [child] = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+        assert daemon.process is not None
+        daemon.process.wait(10)
+        daemon.process, daemon.wrapper = None, ()
+
+
+@as_root
+@pytest.mark.parametrize("options", [("--mount-proc",), ()], ids=["with its /proc", "with another's /proc"])
+def test_c51_a_vm_out_of_reach_counts_as_running_and_fails_a_stop(
+    daemon: Daemon, options: tuple[str, ...]
+) -> None:
+    pid = started(daemon)
+    held = f"VM {A} is held by its QEMU, which is in another PID namespace and out of reach"
+    with in_a_pid_namespace(daemon, *options):
+        told = daemon.status(A)
+        assert (told["state"], told["pid"], told["problem"]) == ("held", None, held)
+        for words in (["start"], ["stop"], ["stop", "force"]):
+            assert refused(daemon, 7, A, *words) == held
+        assert refused(daemon, 7, "shutdown") == f"{A}: {held}"
+    assert processes_of(daemon.root) == [pid]
+    daemon.start()
+    is_running(daemon, A, pid)
+    powers_down(daemon, A, pid)
+
+
+# Somebody else
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_c51_a_directory_that_somebody_else_locks_counts_as_running(daemon: Daemon) -> None:
+    daemon.make(A)
+    daemon.stop()
+    held = f"VM {A} is held by a process that is not its QEMU"
+    with locked(daemon.root / A):
+        daemon.start()
+        assert daemon.status(A)["problem"] == held
+        for words in (["start"], ["stop"], ["stop", "force"], ["rm", "--yes"]):
+            assert refused(daemon, 7, A, *words) == held
+        assert refused(daemon, 7, "shutdown") == f"{A}: {held}"
+        daemon.stop()
+        done = subprocess.run(
+            [sys.executable, "-m", "vmessd", "--vmdir", str(daemon.root), "--shutdown"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=TESTS.parent,
+            timeout=20,
+        )
+        assert done.returncode == 7
+        assert done.stderr.splitlines()[-1].endswith(f"{A} is not powered down: {held}")
+        daemon.start()
+        assert daemon.status(A)["state"] == "held"
+    daemon.done(A, "start")  # at once
+    assert daemon.status(A)["problem"] is None
+
+
+def test_c51_a_lock_on_a_vm_that_is_off_is_told_as_soon_as_it_is_in_the_way(daemon: Daemon) -> None:
+    daemon.make(A)
+    assert daemon.status(A)["state"] == "stopped"
+    with locked(daemon.root / A):
+        assert refused(daemon, 7, A, "start") == f"VM {A} is held by a process that is not its QEMU"
+        assert daemon.status(A)["state"] == "held"
+    wait_for(lambda: daemon.status(A)["state"] == "stopped", what="the end of the lock")
+
+
+def stranger(daemon: Daemon, lock: int | None) -> Process:
+    """A process with the arguments of A's QEMU."""
+    argv = ["/bin/sh", "-c", "sleep 60; :", "sh", "-name", A, "-pidfile", f"{daemon.root / A}/qemu.pid"]
+    log = os.open(os.devnull, os.O_WRONLY)
+    try:
+        return Process.spawn(argv, log, {} if lock is None else {3: lock})
+    finally:
+        os.close(log)
+
+
+def test_c51_whoever_only_has_the_arguments_of_a_qemu_is_a_stranger(daemon: Daemon) -> None:
+    daemon.make(A)
+    daemon.stop()
+    with contextlib.closing(stranger(daemon, None)) as sleeper:
+        try:
+            daemon.start()
+            assert daemon.status(A)["state"] == "stopped"
+            assert daemon.vmess(A, "stop", "force").returncode == 3
+            assert daemon.vmess("shutdown").returncode == 0
+            daemon.done(A, "start")
+            daemon.done(A, "stop", "force")
+            assert not sleeper.has_ended()
+        finally:
+            sleeper.signal(signal.SIGKILL)
+            sleeper.reap()
+
+
+def test_c51_a_second_qemu_of_a_name_is_told_by_a_shutdown_that_leaves_it(daemon: Daemon) -> None:
+    pid = started(daemon)
+    elsewhere = daemon.directory / "elsewhere"
+    elsewhere.mkdir()
+    lock = os.open(elsewhere, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.closing(stranger(daemon, lock)) as second:
+        os.close(lock)
+        try:
+            daemon.start()
+            assert daemon.wait_state(A, "running")["pid"] == pid
+            result = daemon.vmess("shutdown")
+            assert result.returncode == 1
+            assert result.stdout.splitlines()[-1] == f"{A}: powered down as asked"
+            left = f"QEMU of {A}, PID {second.pid}, runs and is not known as a VM's; it is left alone"
+            assert result.stderr == f"vmess: {A}: {left}\n"
+            assert not second.has_ended()
+        finally:
+            second.signal(signal.SIGKILL)
+            second.reap()
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["removed", "renamed"])
+def test_c51_the_same_is_seen_without_a_restart_of_the_daemon(daemon: Daemon, renamed: bool) -> None:
+    daemon.make(A)
+    daemon.done(A, "start")
+    pid = daemon.status(A)["pid"]
+    away: Callable[[Path], object] = shutil.rmtree
+    if renamed:
+        away = lambda place: place.rename(daemon.root / B)  # noqa: E731 -- one of two
+    away(daemon.root / A)
+    is_running(daemon, A, pid)
+    words = f"its directory is {daemon.root / B} now; " if renamed else "its directory is gone"
+    wait_for(lambda: (daemon.status(A)["problem"] or "").startswith(words), what="word of it")
+    if renamed:
+        assert daemon.status(B)["problem"].startswith(f"VM {B} is held by QEMU of {A}, PID {pid}: ")
+    assert daemon.vmess("shutdown").returncode == 0
+    assert not processes_of(daemon.root)

@@ -1,0 +1,71 @@
+"""The table of methods and the interface say the same."""
+
+import inspect
+from typing import Any
+
+import pytest
+from asyncvarlink.conversion import FileDescriptorVarlinkType
+from asyncvarlink.interface import varlinksignature
+
+from vmessd.api.audit import words
+from vmessd.api.interface import VmessInterface
+from vmessd.core.contract import METHODS, Cost, Effect, Method
+
+SIGNATURES = {
+    name: signature
+    for name, member in inspect.getmembers(VmessInterface)
+    if (signature := varlinksignature(member)) is not None
+}
+
+
+def test_every_method_has_its_row_and_every_row_its_method() -> None:
+    assert METHODS.keys() == SIGNATURES.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_is_about_parameters_that_there_are(name: str) -> None:
+    row, parameters = METHODS[name], inspect.signature(getattr(VmessInterface, name)).parameters
+    assert {row.about} - {None} | row.secret <= parameters.keys()
+    assert not row.locks or row.about == "vm"
+    assert "vm" not in parameters or row.about == "vm"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_counts_the_descriptors_of_a_reply(name: str) -> None:
+    kinds = SIGNATURES[name].return_type.traverse()
+    assert METHODS[name].hands == sum(isinstance(kind, FileDescriptorVarlinkType) for kind in kinds)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_reports_or_never_ends_answers_again_and_again(name: str) -> None:
+    row, more = METHODS[name], SIGNATURES[name].more
+    reports = row.cost in (Cost.follow, Cost.fleet)
+    assert row.is_noted is (reports or row.cost is Cost.change)
+    assert more or not (reports or row.cost is Cost.endless)
+    assert not (more and row.cost is Cost.change)
+
+
+def test_only_looks_are_given_up_when_their_client_leaves() -> None:
+    given_up = {name for name, row in METHODS.items() if row.ends_with_client}
+    assert given_up < {name for name, row in METHODS.items() if row.effect is Effect.looks}
+    assert not given_up & {"Log", "Screenshot"}, "descriptors are to be closed first"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("Set", {"vm": "a0", "setting": "ram", "value": None}, "Set 'a0', setting 'ram', value none"),
+        ("Stop", {"vm": "a0", "force": True}, "Stop 'a0', force yes"),
+        ("SetNics", {"vm": "a0", "count": 2, "wires": ["x", "-"]}, "SetNics 'a0', count '2', wires 'x -'"),
+        ("Type", {"vm": "a0", "text": "secret"}, "Type 'a0', text of 6 characters"),
+        ("Boot", {}, "Boot ''"),
+        ("NetVlan", {"bridge": "\n", "interfaces": []}, "NetVlan '\\n', interfaces ''"),
+    ],
+)
+def test_a_call_in_words(name: str, parameters: dict[str, Any], said: str) -> None:
+    assert words(name, METHODS[name], parameters) == said
+
+
+def test_a_call_in_words_is_short_whatever_it_is_about() -> None:
+    everything = Method(Effect.changes, Cost.change, "vm")
+    assert len(words("Set", everything, {"vm": "x" * 60_000, "value": ["y" * 60_000]})) < 1000

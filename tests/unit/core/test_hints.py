@@ -1,0 +1,88 @@
+"""Every error says what to do next: in a hint, or in the line itself."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmessd.core.errors import ERRORS, InvalidValue
+
+ROOT = Path(__file__).parent.parent
+# A value that cannot be right is told what would be: the way out stands in the line.
+HINTED = {error.__name__ for error in ERRORS} - {InvalidValue.__name__}
+
+# How a line reads that holds the way out itself.
+WAYS_OUT = ("has to be", "by hand", "move it away", "call links by", "net add takes one out", "are the most")
+
+SYSTEM = "the system's words are all that is known"
+QEMU = "QEMU's words are all that is known"
+# Lines without a way out, as they begin in the code, and why.
+WITHOUT: dict[str, str] = {
+    "VM not running: ": "a stop of what is off: there is nothing to do",
+    "the output cannot be written: ": SYSTEM,
+    "{}: {}": SYSTEM,
+    "{} cannot be made: ": SYSTEM,
+    "{} cannot be opened: ": SYSTEM,
+    "{} cannot be read: ": SYSTEM,
+    "VM {} cannot be looked at: ": SYSTEM,
+    "{} cannot be locked: ": SYSTEM,
+    "{} cannot be looked at: ": SYSTEM,
+    "process {} cannot be ": SYSTEM,
+    "QEMU cannot be watched, so it was ended again: ": SYSTEM,
+    "QEMU cannot be started: ": SYSTEM,
+    "inheritable capabilities cannot be kept from QEMU": SYSTEM,
+    "the kernel refused to change links: ": SYSTEM,
+    "QEMU of {} refused ": QEMU,
+    "QEMU of {} took no descriptor for the picture": QEMU,
+    "QEMU did not let {} run: ": QEMU,
+    "QEMU of {} does not tell about its serial port: ": QEMU,
+    "QEMU of {} does not give its console away: ": QEMU,
+    "VM {} has no VNC server: {}": QEMU,
+    "nobody can listen on {}, port {}: {}": SYSTEM,
+    "QEMU of {} drew nothing; has the VM a screen?": "the question is the way out",
+    "process {} is hidden from vmessd; is /proc mounted with hidepid?": "the question is the way out",
+    "there is no setpriv(1), ": "the package is named",
+    "its RESTART file does not want it any more": "for the log: nobody asked for that start",
+    "VM {} did not start": "told where no other error is, which has its hint",
+    "{} is {}; nobody can delete it": "nobody can",
+    "{} is a bridge; a bridge is no port of another": "nobody can",
+    "{} and {} are the ends of a pair; in one bridge they are a loop": "nobody would want it",
+}
+
+
+def text(node: ast.expr) -> str:
+    """A message as the code has it, with `{}` for what is filled in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)  # type: ignore[misc]
+    return str(node.value) if isinstance(node, ast.Constant) else "{}"
+
+
+def errors() -> Iterator[tuple[str, str, str, bool]]:
+    """Where an error is made, its class, its message, and whether it has a hint."""
+    for path in sorted([*ROOT.glob("vmessd/*.py"), *ROOT.glob("vmessctl/*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in HINTED:
+                hint = [word.value for word in node.keywords if word.arg == "hint"] + node.args[1:]
+                said = any(not (isinstance(value, ast.Constant) and not value.value) for value in hint)
+                yield f"{path.name}:{node.lineno}", node.func.id, text(node.args[0]), said
+
+
+FOUND = list(errors())
+
+
+@pytest.mark.parametrize(
+    ("place", "message", "hint"), [(p, m, h) for p, _, m, h in FOUND], ids=[p for p, *_ in FOUND]
+)
+def test_an_error_says_what_to_do_next(place: str, message: str, *, hint: bool) -> None:
+    in_line = any(way in message for way in WAYS_OUT)
+    assert hint or in_line or message.startswith(tuple(WITHOUT)), (place, message)
+
+
+def test_what_has_no_way_out_is_still_said() -> None:
+    bare = [message for _, _, message, hint in FOUND if not hint]
+    assert [line for line in WITHOUT if not any(message.startswith(line) for message in bare)] == []
+
+
+def test_the_walk_finds_the_errors() -> None:
+    assert {kind for _, kind, *_ in FOUND} == HINTED

@@ -1,0 +1,198 @@
+"""Who QEMU runs as: how another account is entered, what it may, and who is refused."""
+
+import grp
+import os
+import pwd
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import TESTS, Daemon, own, processes_of, wait_for
+
+from vmessd.core.errors import InvalidValue
+from vmessd.core.records import Moment, RunRecord
+from vmessd.qemu import credentials, process
+from vmessd.qemu.credentials import Account
+from vmessd.qemu.process import Capability, Process
+from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm import adoption
+from vmessd.vm.environment import Host
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
+NOBODY = pwd.getpwnam("nobody")
+A = own("a")
+
+
+def test_without_a_word_qemu_is_our_own() -> None:
+    mine = credentials.own()
+    assert (mine.uid, set(mine.uids)) == (os.geteuid(), {os.geteuid()})
+    assert not mine.entry
+    assert not mine.handed_on
+    assert credentials.find(mine.name) == mine
+
+
+@pytest.mark.parametrize("name", ["no-such-user", "", "a\nb", "x" * 300])
+def test_who_does_not_exist_is_refused_by_name(name: str) -> None:
+    with pytest.raises(InvalidValue, match=r"^qemu-user '.*' (\(300 characters\) )?is no user of this host$"):
+        credentials.find(name)
+
+
+def test_who_lacks_the_capabilities_is_told_which() -> None:
+    code = "import os; os.setgid(65534); os.setuid(65534)\nfrom vmessd.qemu import credentials as account\naccount.find('daemon')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, timeout=30, check=False
+    )
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody")
+    assert "that takes CAP_KILL, CAP_SETGID, CAP_SETUID" in done.stderr.splitlines()[-1]
+
+
+@ROOT_ONLY
+def test_a_child_of_another_account_has_nothing_of_ours(tmp_path: Path) -> None:
+    nobody = credentials.find("nobody")
+    assert nobody.uids == {0, NOBODY.pw_uid}
+    log = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT)
+    child = Process.spawn(["/bin/cat", "/proc/self/status"], log, {}, nobody.entry)
+    assert child.reap() == 0
+    child.close()
+    text = os.pread(log, 100_000, 0).decode()
+    os.close(log)
+    fields = dict(line.split(":\t", 1) for line in text.splitlines())
+    assert fields["Uid"].split() == [str(NOBODY.pw_uid)] * 4
+    assert fields["Gid"].split() == [str(NOBODY.pw_gid)] * 4
+    assert fields["NoNewPrivs"] == "1"
+    assert {int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
+
+
+@ROOT_ONLY
+def test_what_qemu_may_read_is_the_kernels_word(tmp_path: Path) -> None:
+    nobody = credentials.find("nobody")
+    file = Path("/tmp", f"vmess-test-{os.getpid()}.iso")
+    try:
+        file.write_text("iso")
+        file.chmod(0o600)
+        assert not nobody.may_read(str(file))
+        file.chmod(0o604)
+        assert nobody.may_read(str(file))
+    finally:
+        file.unlink()
+    assert not nobody.may_read("/etc/shadow")
+    assert not nobody.may_read("/tmp/\udcff")
+    assert not nobody.may_read("/tmp/\ud800")
+    assert not nobody.may_read("")
+
+
+def test_capabilities_have_the_numbers_of_the_kernel() -> None:
+    assert [f"{capability.name}={capability:d}" for capability in Capability] == [
+        "KILL=5",
+        "SETGID=6",
+        "SETUID=7",
+    ]
+    assert process.capabilities()[1] <= process.capabilities()[0] | process.capabilities()[1]
+
+
+def shared_root(place: Path, someone: Account) -> Path:
+    root = place / "vms"
+    root.mkdir()
+    os.chown(root, 0, someone.gid)
+    root.chmod(0o2711)
+    return root
+
+
+@ROOT_ONLY
+def test_a_root_that_is_not_shared_with_qemu_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "vmessd", "--vmdir", str(tmp_path / "vms"), "--qemu-user", "nobody"),
+            *("--socket", str(tmp_path / "control.sock")),
+        ],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    said = done.stderr.splitlines()
+    assert done.returncode == 2
+    group = grp.getgrgid(NOBODY.pw_gid).gr_name
+    assert said == [
+        f"vmessd: VM root {tmp_path}/vms is not shared with nobody, whom QEMU runs as",
+        f"  hint: as root: chgrp {group} {tmp_path}/vms; chmod 2711 {tmp_path}/vms",
+    ]
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that others get into, which those of pytest are not."""
+    with tempfile.TemporaryDirectory(prefix="vmess-test-") as directory:
+        place = Path(directory)
+        place.chmod(0o711)
+        yield place
+
+
+@ROOT_ONLY
+@pytest.mark.qemu
+def test_a_vm_of_a_root_that_is_shared_runs_as_qemus_user_who_owns_nothing(public: Path) -> None:
+    root = shared_root(public, credentials.find("nobody"))
+    daemon = Daemon(public, root)
+    daemon.arguments += ["--qemu-user", "nobody", "--exargs", "no"]
+    try:
+        daemon.start()
+        daemon.done(A, "make")
+        daemon.done(A, "ram", "16M")
+        daemon.done(A, "hda", "1M")
+        listener = subprocess.run(
+            [sys.executable, TESTS / "guests.py", "listener"], capture_output=True, timeout=30, check=True
+        )
+        image = root / A / f"{A}-hda.img"
+        with image.open("r+b") as file:
+            file.write(listener.stdout)
+        daemon.done(A, "start")
+        daemon.wait_guest(A, b"Ready")
+        [pid] = processes_of(root)
+        assert os.stat(f"/proc/{pid}").st_uid == NOBODY.pw_uid
+        modes = {file.name: stat.S_IMODE(file.lstat().st_mode) for file in (root / A).iterdir()}
+        assert stat.S_IMODE((root / A).stat().st_mode) == 0o2710
+        assert (modes["RAM"], modes["serial.log"], modes["run.json"]) == (0o640, 0o640, 0o640)
+        assert (modes[image.name], modes["qemu.pid"]) == (0o660, 0o660)
+        assert {file.lstat().st_uid for file in (root / A).iterdir()} == {0}
+        daemon.done(A, "stop")
+        assert not {"qemu.pid", "qmp.sock", "serial.sock", "run.json"} & {f.name for f in (root / A).iterdir()}
+        image.chmod(0o640)
+        refused = daemon.vmess(A, "start").stderr.splitlines()
+        assert f"Could not open '{image}': Permission denied" in refused[0], refused
+        assert refused[1].startswith("  hint: QEMU runs as nobody: images need its group and rw for it; ")
+    finally:
+        daemon.close()
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("words", [("x",), ("-pidfile", "/var/lib/vmess/other0/qemu.pid")])
+def test_a_qemu_that_overwrote_its_arguments_is_held_all_the_same(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    nobody = credentials.find("nobody")
+    directory = VMDirectory(tmp_path, A)
+    directory.make()
+    log = os.open(os.devnull, os.O_WRONLY)
+    child = Process.spawn(["/bin/sh", "-c", "sleep 60; :", *words], log, {}, nobody.entry)
+    os.close(log)
+    try:
+        command = Path(f"/proc/{child.pid}/cmdline")
+        wait_for(lambda: command.read_bytes().startswith(b"/bin/sh"), what="the change of the user")
+        record = RunRecord(child.pid, child.ticks, 7, "tcg", ["qemu"], Moment.now())
+        directory.write_run_record(record)
+        found = adoption.recover(directory, Host("qemu", account=nobody))
+        assert (found is not None) is (len(words) == 1)
+        if found is not None:
+            assert (found.process.pid, found.record) == (child.pid, record)
+            found.process.close()
+    finally:
+        child.signal(signal.SIGKILL)
+        child.reap()
+        child.close()

@@ -1,0 +1,346 @@
+"""Completion of command lines: what may stand where the cursor is, and how three shells ask.
+
+The shells' own part is small: they hand over the words and the cursor's place, `vmess completion words --
+2 newvm st`, and get a line for each word that fits there: the word, a tab, and what it is. The parser itself
+says how far the line has come, and the table of verbs what is next. `:files` stands for names of files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vmessctl import client as wire
+from vmessctl.cli import grammar
+from vmessctl.cli.grammar import VERBS, Line, Step
+from vmessctl.cli.verbs import ALL, BY_VERB, COMMANDS, OPTIONS, PROGRAM, SOCKET, Command, Invocation
+from vmessctl.output import rendering
+from vmessd.core.errors import DONE, InvalidValue, VmessError, printable, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vmessctl.client import Client, Reply
+
+    Candidate = tuple[str, str]
+
+PATIENCE = 0.5
+"""Seconds the daemon has for an answer; who presses TAB waits for it."""
+FILES = (":files", "")
+SIZES = ("512M", "1G", "2G", "4G", "8G", "16G", "32G")
+NUMBERS = ("1", "2", "3", "4")
+BEHIND_VMS = {command.verb: command for command in COMMANDS if command.many or not command.is_global}
+"""What may stand behind the names of VMs."""
+FREE = frozenset(
+    {
+        *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
+        *("SECONDS", "ADDRESS", "port", "model", "address"),
+    }
+)
+"""What arguments are called that nobody can guess."""
+
+
+class World:
+    """What there is on the host, as far as the daemon tells within its time; nothing where it does not."""
+
+    def __init__(self, line: Line) -> None:
+        self._socket = line.options.get(SOCKET.flag)
+        self._vms = [vm for vm in line.vms if not grammar.is_pattern(vm)]
+        self._client: Client | None = None
+
+    def _ask(self, method: str, **parameters: object) -> Reply:
+        try:
+            self._client = self._client or wire.Client(wire.candidates(self._socket, os.environ), PATIENCE)
+            return self._client.call(method, **parameters)
+        except (VmessError, ValueError):
+            return {}
+
+    def vms(self) -> list[Reply]:
+        """Return the status of every VM."""
+        vms: list[Reply] = self._ask("List").get("vms", [])
+        return vms
+
+    def bridges(self) -> list[Candidate]:
+        """Return the host's bridges."""
+        return [(segment["bridge"], "bridge") for segment in self._segments() if segment["bridge"]]
+
+    def links(self) -> list[Candidate]:
+        """Return the links that are in bridges, or that vmess made."""
+        return [
+            (port, f"in {segment['bridge'] or 'no bridge'}")
+            for segment in self._segments()
+            for port in segment["ports"]
+        ]
+
+    def interfaces(self) -> list[Candidate]:
+        """Return the numbers of the interfaces of the line's VM."""
+        nics = self._ask("Nics", vm=self._vms[0]).get("nics", []) if self._vms else []
+        return [(str(nic["index"]), f"in {nic['wire']}") for nic in nics]
+
+    def _segments(self) -> list[Reply]:
+        segments: list[Reply] = self._ask("NetShow").get("segments", [])
+        return segments
+
+
+def _first_words() -> list[Candidate]:
+    # Backwards, so that the first of the net verbs speaks for them all; it is what `net` alone does.
+    words = {verb.partition(" ")[0]: _about(command) for verb, command in reversed(BY_VERB.items())}
+    return list(reversed(words.items()))
+
+
+def _second_words() -> list[Candidate]:
+    return [(verb[4:], _about(command)) for verb, command in BY_VERB.items() if verb.startswith("net ")]
+
+
+ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
+    "bridge": World.bridges,
+    "intf": lambda world: [*world.links(), *world.bridges()],
+    "link": World.links,
+    "ifnum": World.interfaces,
+    "verb": lambda _world: _first_words(),
+    "path-to-iso": lambda _world: [FILES],
+    "file": lambda _world: [FILES],
+    "PATH": lambda _world: [FILES],
+    "size": lambda _world: [(size, "") for size in SIZES],
+    "N": lambda _world: [(number, "") for number in NUMBERS],
+}
+"""What arguments are called, and what they may be; a word that is neither here nor free stands for itself."""
+
+
+def alternatives(argument: str) -> list[str]:
+    """Return the words of a placeholder: `<auto|kvm|tcg|none>` has four."""
+    words = argument.removesuffix("...").strip("<>[]")
+    return [words] if ">:<" in words else words.split("|")
+
+
+def _values(argument: str, world: World) -> list[Candidate]:
+    found: list[Candidate] = []
+    for word in alternatives(argument):
+        if word in ASKED:
+            found += ASKED[word](world)
+        elif word == "-" or (word.islower() and word not in FREE):
+            found.append((word, ""))
+    return found
+
+
+def _about(command: Command) -> str:
+    """Return a verb's help as short as it is of use."""
+    text = command.help.replace("\n", " ")
+    sentence = text.partition(". ")[0].removesuffix(".").partition(":")[0]
+    return sentence if len(sentence) <= 70 else f"{sentence[:67]}..."
+
+
+def fits(command: Command, status: Reply | None) -> bool:
+    """Tell whether a verb makes sense for a VM; None is one that is not there."""
+    if status is None:
+        return command.wants == "none"
+    if command.wants == "off":
+        return rendering.is_off(status)
+    return command.wants == "" or (command.wants == "on" and status["state"] != "stopped")
+
+
+def candidates(
+    before: list[str], current: str, after: list[str], world: Callable[[Line], World] = World
+) -> list[Candidate]:
+    """Return what may stand between the words `before` and `after` the cursor; `current` is begun there."""
+    line = Line()
+    try:
+        for word in before:
+            line.read(word)
+    except InvalidValue:
+        return []
+    return [] if line.problem else _next(line, current, after, world(line))
+
+
+def _next(line: Line, current: str, after: list[str], world: World) -> list[Candidate]:
+    if line.awaiting is not None:
+        return _values(line.awaiting.metavar or "", world)
+    flag, equals, _ = current.partition("=")
+    if line.takes_options and equals and flag in OPTIONS:
+        return [(f"{flag}={value}", about) for value, about in _values(OPTIONS[flag].metavar or "", world)]
+    found = _words(line, after, world)
+    if line.takes_options and current.startswith("-"):
+        return [*_options(line), *(each for each in found if each[0].startswith("-"))]
+    return found
+
+
+def _words(line: Line, after: list[str], world: World) -> list[Candidate]:
+    """Return what is no option."""
+    if line.step is None:
+        return _second_words() if line.is_net else _before_verb(line, after, world)
+    found = [] if line.ended else _arguments(line.step, world)
+    if line.takes_verb:
+        said = {step.command.verb for step in line.steps}
+        found += [(verb, _about(command)) for verb, command in VERBS.items() if verb not in said]
+    return found
+
+
+def _options(line: Line) -> list[Candidate]:
+    commands = [line.step.command] if line.step else VERBS.values() if line.vms else COMMANDS
+    known = [option for option in OPTIONS.values() if any(command.knows(option) for command in commands)]
+    return [
+        (option.flag, option.help)
+        for option in known
+        if option.flag not in line.options and not (option is ALL and (line.vms or line.steps))
+    ]
+
+
+def _arguments(step: Step, world: World) -> list[Candidate]:
+    places, number = step.command.arguments.split(), len(step.arguments)
+    if step.command.verb == "help" and number:
+        return _second_words() if step.arguments == ["net"] else []
+    if number >= len(places) and not step.command.arguments.endswith("..."):
+        return []
+    return _values(places[min(number, len(places) - 1)], world)
+
+
+def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
+    """Return VMs that fit the verb behind the cursor; without one, verbs that fit the VMs before it, too."""
+    vms = {vm["name"]: vm for vm in world.vms()}
+    verb = next((BEHIND_VMS[word] for word in after if word in BEHIND_VMS), None)
+    named = {vm if vm[-1:].isdecimal() else f"{vm}0" for vm in line.vms}
+    left = [
+        (name, f"{vm['state']} VM")
+        for name, vm in vms.items()
+        if name not in named and (verb is None or fits(verb, vm))
+    ]
+    if verb is not None:
+        return left
+    if not line.vms and ALL.flag not in line.options:
+        return [*left, *(word for word in _first_words() if word[0] not in VERBS)]
+    every = not vms or ALL.flag in line.options or any(map(grammar.is_pattern, line.vms))
+    fitting = [
+        (word, _about(command))
+        for word, command in BEHIND_VMS.items()
+        if every or any(fits(command, vms.get(vm)) for vm in named)
+    ]
+    return fitting if ALL.flag in line.options else [*fitting, *left]
+
+
+# -- The shells --
+
+
+def run(invocation: Invocation) -> int:
+    """Print the completion of a shell, or the answer to one."""
+    shell, *words = invocation.arguments
+    if shell in SHELLS:
+        if words:
+            raise InvalidValue(f"completion {shell} takes no more, not {quoted(' '.join(words))}")
+        sys.stdout.write(SHELLS[shell])
+        return DONE
+    if shell != "words":
+        known = ", ".join(SHELLS)
+        raise InvalidValue(f"{quoted(shell)} is none of {known}", hint=f"{PROGRAM} help completion")
+    if not words or not words[0].isdecimal() or len(words[0]) > 4:
+        raise InvalidValue(
+            "completion words needs the cursor's place and the words of the line",
+            hint=f"{PROGRAM} completion words -- 1 newvm st",
+        )
+    place, line = int(words[0]), words[1:]
+    current = line[place] if place < len(line) else ""
+    for word, about in candidates(line[:place], current, line[place + 1 :]):
+        print(f"{printable(word)}\t{printable(about)}")
+    return DONE
+
+
+BASH = r"""# Completion of vmess and vmessctl for bash, as `vmess completion bash` prints it.
+# shellcheck shell=bash
+
+_vmess() {
+    # bash has split the words at ":" and "=", too: what had no blank between it is one word. And where the
+    # cursor is right before a word, bash takes it for being in that word.
+    local i piece gap word at=0 words=() place=-1 stem='' current='' last=''
+    for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
+        piece=${COMP_WORDS[i]}
+        gap=${COMP_LINE:at}
+        gap=${gap%%[![:blank:]]*}
+        at=$((at + ${#gap}))
+        if [[ $i -eq $COMP_CWORD && -n $gap && -n $piece && $COMP_POINT -le $at ]]; then
+            place=${#words[@]}
+            words+=('')
+        fi
+        [[ -z $gap && -n $last ]] || words+=('')
+        if [[ $i -eq $COMP_CWORD && $place -lt 0 ]]; then
+            place=$((${#words[@]} - 1))
+            stem=${words[place]}
+            [[ -z $piece ]] || piece=${piece:0:COMP_POINT-at}
+            current=$stem$piece
+            [[ $piece != [=:] ]] || stem+=$piece
+        fi
+        words[${#words[@]} - 1]+=$piece
+        last=${COMP_WORDS[i]}
+        at=$((at + ${#last}))
+    done
+    COMPREPLY=()
+    while IFS=$'\t' read -r word _; do
+        if [[ $word == :files ]]; then
+            compopt -o filenames 2>/dev/null
+            while IFS= read -r word; do
+                COMPREPLY+=("${word#"$stem"}")
+            done < <(compgen -f -- "$current")
+        elif [[ $word == "$current"* ]]; then
+            COMPREPLY+=("${word#"$stem"}")
+        fi
+    done < <("$1" completion words -- "$((place - 1))" "${words[@]:1}" 2>/dev/null)
+}
+
+complete -F _vmess vmess vmessctl
+"""
+
+ZSH = r"""#compdef vmess vmessctl
+# Completion of vmess and vmessctl for zsh, as `vmess completion zsh` prints it.
+
+_vmess() {
+    local answer word files=
+    local -a answers found
+    answers=("${(@f)$("${(Q)words[1]}" completion words -- $((CURRENT - 2)) "${(@Q)words[2,-1]}" 2>/dev/null)}")
+    for answer in "${answers[@]}"; do
+        word=${answer%%$'\t'*}
+        if [[ $word == :files ]]; then
+            files=yes
+        elif [[ -n $word ]]; then
+            found+=("${word//:/\\:}:${answer#*$'\t'}")
+        fi
+    done
+    (( ${#found} )) && _describe -V 'vmess' found
+    [[ -z $files ]] || _files
+}
+
+if [[ ${funcstack[1]} == _vmess ]]; then
+    _vmess "$@"
+else
+    compdef _vmess vmess vmessctl
+fi
+"""
+
+FISH = r"""# Completion of vmess and vmessctl for fish, as `vmess completion fish` prints it.
+
+function __vmess_complete
+    set -l before (commandline -opc)
+    set -l current (commandline -ct)
+    set -l whole (commandline -op)
+    set -l after
+    set -l next (math (count $before) + 1)
+    test -n "$current"; and set next (math $next + 1)
+    if test $next -le (count $whole)
+        set after $whole[$next..-1]
+    end
+    set -l said
+    if test (count $before) -gt 1
+        set said $before[2..-1]
+    end
+    for answer in ($before[1] completion words -- (count $said) $said "$current" $after 2>/dev/null)
+        if string match -q ':files*' -- $answer
+            __fish_complete_path "$current"
+        else
+            printf '%s\n' $answer
+        end
+    end
+end
+
+complete -c vmess -f -k -a '(__vmess_complete)'
+complete -c vmessctl -f -k -a '(__vmess_complete)'
+"""
+
+SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}

@@ -1,0 +1,73 @@
+"""What `vmess help` says, and the manual in part: how lines are built, and what exit statuses mean."""
+
+from __future__ import annotations
+
+from vmessctl.cli.verbs import COMMANDS, OPTIONS, Command, Option, no_verb
+
+INTRODUCTION = "vmess: VM Empty Stack Supervisor: small KVM machines in plain directories, kept by vmessd."
+
+STATUSES = (
+    ("0", "done"),
+    ("1", "failed"),
+    ("2", "usage"),
+    ("3", "VM not running"),
+    ("4", "no such VM"),
+    ("5", "daemon unreachable"),
+    ("6", "timed out"),
+    ("7", "locked"),
+    ("8", "had to use force (unasked)"),
+    ("130", "after Ctrl-C"),
+)
+"""Exit statuses and what they mean; never renumbered."""
+
+VMS = """\
+A VM's name is letters a-z and one digit; newvm means newvm0. Several VMs may stand before a verb,
+and patterns in quotes, for those there are: 'lab*' stop. --all stands for all of them."""
+
+VERBS = """\
+Several verbs may stand behind each other: newvm make ram 2G hda 8G ifadd 1 br0 start. They are
+carried out in order, up to the first that fails, whose exit status counts (8 is no failure here).
+A verb takes the arguments it needs, whatever they look like; those it may take as well end at the
+next verb, or at "--". A "--" where arguments are still missing has all up to the next "--" be
+arguments: newvm ifadd -- 1 stop. An option belongs to the verb it stands behind; before the first
+verb, to all that know it."""
+
+_STATUSES = [f"{status} {meaning}" for status, meaning in STATUSES]
+NAME_WIDTH = 20
+"""Characters that an option and its value have, or else a line of their own."""
+NOTES = f"""\
+{VMS}
+
+{VERBS}
+
+Exit status: {", ".join(_STATUSES[:6])},
+{", ".join(_STATUSES[6:-1])}; {_STATUSES[-1]}."""
+
+
+def help_text(verb: str = "") -> str:
+    """Return the help for all verbs, for one, or for all that begin with a word such as `net`.
+
+    Raises:
+        InvalidValue: there is no such verb.
+    """
+    if not verb:
+        blocks = [_block(command) for command in COMMANDS]
+        options = "\n".join(_option_line(option) for option in OPTIONS.values())
+        return "\n\n".join([INTRODUCTION, "Usage:", *blocks, f"Options:\n{options}", NOTES])
+    found = [command for command in COMMANDS if f"{command.verb} ".startswith(f"{verb} ")]
+    if not found:
+        raise no_verb(verb)
+    return "\n\n".join(
+        "\n".join([_block(command), *(_option_line(option) for option in command.options)]) for command in found
+    )
+
+
+def _block(command: Command) -> str:
+    text = command.help.replace("\n", "\n      ")
+    return f"{command.usage()}\n      {text}"
+
+
+def _option_line(option: Option) -> str:
+    name = f"{option.flag} {option.metavar}" if option.metavar else option.flag
+    apart = " " if len(name) <= NAME_WIDTH else f"\n{'':<{NAME_WIDTH + 7}}"
+    return f"      {name:<{NAME_WIDTH}}{apart}{option.help}"

@@ -1,0 +1,1 @@
+"""What the verbs do: a module for each group of verbs."""

@@ -1,0 +1,455 @@
+"""The serial console, on a terminal or as a pipe.
+
+The daemon hands over the socket that is connected to the guest's serial port; what goes over it passes
+nobody. It is read however slow the terminal is, since a guest that prints waits for its reader; what the
+terminal does not take is left out, and said so. What comes through a pipe is to reach the guest, so it is
+waited for until QEMU has taken all of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+import sys
+import termios
+import time
+import tty
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.client import connect
+from vmessctl.commands.console_delivery import Delivery
+from vmessctl.commands.power import seconds
+from vmessctl.output.terminal import PLAIN, complain, say, warn
+from vmessd.core.errors import DONE, Failed, InvalidValue, Locked, TimedOut, Unreachable, VmessError, printable
+from vmessd.core.settings import size_shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any
+
+ESCAPE = b"\x1d"
+"""Ctrl-], as in telnet."""
+PIECE = 1 << 16
+CHUNK = 512
+"""Bytes written at once where a write might wait."""
+UNSHOWN_MAX = 1 << 20
+"""Bytes kept for a terminal, or a pipe, that does not take them."""
+UNSENT_MAX = 1 << 16
+"""Bytes kept for a guest that does not take what is typed."""
+QUIET = 1.0
+"""Seconds without a word after which the console ends whose input has ended and was taken."""
+TICK = 0.05
+"""Seconds between looks at how much was taken."""
+REMARK_TIME = 5.0
+"""Seconds after which it is said what is waited for, where nobody has said for how long."""
+FLUSH_TIME = 1.0
+"""Seconds a terminal has to take the rest."""
+SEQUENCE_MAX = 16
+"""Bytes of a control sequence that may come one by one, as a serial port has them."""
+MODES_END = (
+    f"{PLAIN}\x0f\x1b(B\x1b>\x1b[4l\x1b[?1l\x1b[?7h\x1b[?25h"
+    "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1006l\x1b[?2004l"
+)
+"""Ends what a guest may have switched on, and shows nothing itself (xterm's control sequences: colours,
+character sets, keys, insertion, no folding, no cursor; mouse, focus, paste)."""
+SCREEN_END = f"\x1b[r\x1b[?1049l{MODES_END}\x1b[999;1H\r\n"
+"""Ends a screen that a guest has drawn as well (scroll region, second screen), and goes below its picture."""
+VERDICT_TIME = 3.0
+"""Seconds in which the daemon knows why a console ended."""
+
+
+def run(invocation: Invocation) -> int:
+    """Attach to the console until it or the user leaves; return the exit status. Or show its log."""
+    if verbs.LOG.flag in invocation.options:
+        if verbs.TIMEOUT.flag in invocation.options:
+            raise InvalidValue(f"{verbs.TIMEOUT.flag} does not go with --log", hint=_usage(invocation))
+        from vmessctl.commands import logs  # noqa: PLC0415 -- the console does without
+
+        return logs.run(invocation)
+    timeout = _timeout(invocation)
+    (vm,) = invocation.vms
+    client = connect(invocation)
+    seat = client.call("Console", vm=vm, steal=verbs.STEAL.flag in invocation.options)["console"]
+    handed = client.descriptors(2)
+    client.close()
+    console, leash = handed[seat["console"]], handed[seat["leash"]]
+    os.set_blocking(console, False)
+    session = _Session(vm, console, timeout)
+    on_terminal = sys.stdin.isatty()
+    with _Raw(sys.stdin.fileno(), session.leave, on=on_terminal):
+        if on_terminal and sys.stdout.isatty():
+            _show_history(vm, session, seat)
+        try:
+            why = session.go_on()
+        except (KeyboardInterrupt, BrokenPipeError):
+            if not on_terminal:
+                session.account("")
+            raise
+        finally:
+            session.leave()
+    verdict = _verdict(invocation, vm, leash) if why == "ended" else DONE
+    untaken = DONE if on_terminal else session.account(why)
+    unshown = complain(_left_out(vm, session.unshown)) if session.unshown else DONE
+    return verdict or untaken or unshown
+
+
+def _usage(invocation: Invocation) -> str:
+    return f"usage: {invocation.command.usage()}"
+
+
+def _timeout(invocation: Invocation) -> float | None:
+    """Return what --timeout says; raises InvalidValue for options that do not go together."""
+    for option in (verbs.FOLLOW, verbs.JSON):
+        if option.flag in invocation.options:
+            raise InvalidValue(f"{option.flag} goes with --log", hint=_usage(invocation))
+    flag = verbs.TIMEOUT.flag
+    if flag in invocation.options and sys.stdin.isatty():
+        raise InvalidValue(
+            f"{flag} is for input from a pipe or a file; on a terminal Ctrl-] leaves",
+            hint=f"echo reboot | {PROGRAM} {invocation.vms[0]} console {flag} 10",
+        )
+    return seconds(invocation.options.get(flag))
+
+
+class _Raw:
+    """A terminal that hands on every key; as it was before, however this ends."""
+
+    def __init__(self, fd: int, leave: Callable[[], None], *, on: bool) -> None:
+        self._fd = fd
+        self._leave = leave
+        self._on = on
+        self._saved: list[Any] = []
+
+    def __enter__(self) -> None:
+        if not self._on:
+            return
+        import signal  # noqa: PLC0415 -- it makes enums of all constants
+
+        self._saved = termios.tcgetattr(self._fd)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self._ended)
+        signal.signal(signal.SIGTSTP, self._stopped)
+        self._switch()
+
+    def _switch(self) -> None:
+        tty.setraw(self._fd, termios.TCSANOW)  # at once: a terminal that hangs would make anything else wait
+
+    def _restore(self) -> None:
+        import contextlib  # noqa: PLC0415 -- as signal
+
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
+
+    def _ended(self, number: int, _frame: object) -> None:
+        """End by a signal as if there were no handler, but with the terminal as it was."""
+        import signal  # noqa: PLC0415
+
+        self._leave()
+        self._restore()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _stopped(self, number: int, _frame: object) -> None:
+        """Stand still as if there were no handler; go on in raw mode."""
+        import signal  # noqa: PLC0415
+
+        self._leave()
+        self._restore()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, self._stopped)
+        self._switch()
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._on:
+            self._restore()
+
+
+def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
+    """Show the end of what was printed before, and say where it ends."""
+    import base64  # noqa: PLC0415
+
+    from vmessctl.commands import logs  # noqa: PLC0415 -- as above
+
+    history, printed = base64.b64decode(seat["history"]), seat["printed"]
+    if not printed:
+        sys.stderr.write(f"[{vm} has printed nothing so far. Ctrl-] leaves.]\r\n")
+        sys.stderr.flush()
+        return
+    shown = f"the last {size_shown(len(history))} of " if len(history) < printed else ""
+    sys.stderr.write(f"[{vm}: {shown}{size_shown(printed)} printed so far; all: vmess {vm} console --log]\r\n")
+    sys.stderr.flush()
+    # Without what has the terminal answer: the guest would be given answers anew.
+    session.show(logs.plain(history.decode(errors="replace")).encode())
+    session.flush()
+    sys.stderr.write(f"{PLAIN}\r\n[Here it goes on. Ctrl-] leaves.]\r\n")
+    sys.stderr.flush()
+
+
+class _Session:
+    """What is typed goes to the console, what that says to the output."""
+
+    def __init__(self, vm: str, console: int, timeout: float | None) -> None:
+        self._vm = vm
+        self._console = console
+        self._timeout = timeout
+        self._input = sys.stdin.fileno()
+        self._typed = sys.stdin.isatty()
+        """The input is a person's."""
+        self._output, self._waits = _output()
+        self._seen = os.isatty(self._output)
+        """So is the output."""
+        self._delivery = Delivery(console)
+        self._showing = bytearray()
+        self._goes_on = True
+        """The input has not ended."""
+        self._heard = 0.0
+        """When there was the last word, or the last of the input was taken."""
+        self._moved = 0.0
+        """When some of the input was taken, or there was nothing to wait for."""
+        self._remarked = False
+        self.unshown = 0
+        """Bytes left out because nobody took them."""
+        self._recent = b""
+        self._escapes = self._drew = False
+        """A terminal was told to do something; it shows a screen, and not lines one after the other."""
+
+    def go_on(self) -> str:
+        """Carry bytes until one side leaves: `left` for the user's, `ended` for the console's.
+
+        Or until what is waited for did not come in time: `late`.
+        """
+        self._heard = self._moved = time.monotonic()
+        why = ""
+        while not why:
+            why = self._carry()
+        self.flush()
+        return why
+
+    def _carry(self) -> str:
+        """Carry what there is; return why that was the last, nothing where it was not."""
+        ready = self._wait()
+        if self._console in ready and not self._listen():
+            self._delivery.look()
+            return "ended"
+        if self._output in ready:
+            self._write()
+        leaves = self._goes_on and self._input in ready and not self._take()
+        self._delivery.send()
+        if not self._typed:
+            return self._outcome()
+        if leaves:
+            self._hurry()
+        return "left" if leaves else ""
+
+    def _listen(self) -> bool:
+        """Take in what the console says; tell whether it goes on."""
+        data = self._read(self._console)
+        if data:
+            self._heard = time.monotonic()
+            self.show(data)
+        return data != b""
+
+    def _take(self) -> bool:
+        """Take in what is typed; tell whether the user stays."""
+        typed = self._read(self._input)
+        if typed is None:
+            return True
+        if self._typed:
+            self._delivery.put(typed.partition(ESCAPE)[0])
+            if self._delivery.unsent > UNSENT_MAX:
+                self._delivery.keep(UNSENT_MAX)
+                self.show(b"\a")
+            return bool(typed) and ESCAPE not in typed
+        self._delivery.put(typed)
+        if not typed:
+            self._goes_on = False
+            self._heard = self._moved = time.monotonic()
+        return True
+
+    def _outcome(self) -> str:
+        """Return why a pipe is over: all was taken and nobody has more to say, or that took too long."""
+        before, now = self._delivery.taken, time.monotonic()
+        self._delivery.look()
+        if self._delivery.taken > before:
+            self._heard = self._moved = now
+        left = self._delivery.left
+        if self._goes_on and not left:
+            self._moved = now
+            return ""
+        if not left and now - self._heard > QUIET:
+            return "left"
+        waited = (now if left else self._heard) - self._moved
+        if self._timeout is not None and waited > self._timeout:
+            return "late"
+        if self._timeout is None and left and waited > REMARK_TIME and not self._remarked:
+            self._remarked = True
+            warn(
+                f"{PROGRAM}: {self._vm}: QEMU took {self._delivery.count()}; waiting for the guest to take the"
+                f" rest (Ctrl-C ends that, and so does {verbs.TIMEOUT.flag} SECONDS)"
+            )
+        return ""
+
+    def account(self, why: str) -> int:
+        """Say what of the input was not taken, if anything; return the exit status."""
+        count = f"{self._vm}: QEMU took {self._delivery.count()}"
+        if why == "late" and self._delivery.left:
+            late = f"{count}, and no more within {self._timeout:g} s"
+            return complain(TimedOut(late, hint=f"is the guest paused, or busy? {PROGRAM} {self._vm} status"))
+        if why == "late":
+            late = f"{count}, and the guest was not quiet within {self._timeout:g} s"
+            return complain(TimedOut(late, hint=f"all that it prints: {PROGRAM} {self._vm} console --log"))
+        if self._delivery.left:
+            return complain(Failed(count, hint=f"what came of them: {PROGRAM} {self._vm} console --log"))
+        return DONE
+
+    def _wait(self) -> set[int]:
+        """Return the descriptors with which something can be done."""
+        poll = select.poll()
+        poll.register(self._console, select.POLLIN | (select.POLLOUT if self._delivery.unsent else 0))
+        # A pipe waits for the guest; a terminal must always be able to leave.
+        if self._goes_on and (self._typed or not self._delivery.unsent):
+            poll.register(self._input, select.POLLIN)
+        if self._showing:
+            poll.register(self._output, select.POLLOUT)
+        looks = not self._typed and (self._delivery.left or not self._goes_on)
+        events = dict(poll.poll(TICK * 1000 if looks else None))
+        if self._console in events and not events[self._console] & ~select.POLLOUT:
+            del events[self._console]  # it only takes more
+        return set(events)
+
+    def _read(self, fd: int) -> bytes | None:
+        """Return what there is to read; nothing at the end, None if there is nothing yet."""
+        try:
+            return os.read(fd, PIECE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.ECONNRESET):  # the terminal hung up; so did QEMU
+                self._delivery.hung_up(error)
+                return b""
+            raise
+
+    def _hurry(self) -> None:
+        """Give QEMU a moment to read what was typed last: hanging up drops it."""
+        deadline = time.monotonic() + FLUSH_TIME
+        while self._delivery.left and time.monotonic() < deadline and self._listen():
+            self._delivery.send()
+            self._delivery.look()
+            time.sleep(0.01)
+
+    def show(self, data: bytes) -> None:
+        """Have something shown, now or later."""
+        room = UNSHOWN_MAX - len(self._showing)
+        self.unshown += max(0, len(data) - room)
+        if self._seen:
+            self._recent += data
+            self._escapes = self._escapes or _is_obeyed(data)
+            self._drew = self._drew or _draws(self._recent)
+            self._recent = self._recent[-SEQUENCE_MAX:]
+        self._showing += data[:room]
+
+    def _write(self) -> None:
+        try:
+            written = os.write(self._output, self._showing[: CHUNK if self._waits else PIECE])
+        except BlockingIOError:
+            return
+        del self._showing[:written]
+
+    def flush(self) -> None:
+        """Have shown what is left, as far as a terminal takes it in time; a pipe gets all of it."""
+        deadline = time.monotonic() + FLUSH_TIME
+        while self._showing and (not self._seen or time.monotonic() < deadline):
+            poll = select.poll()
+            poll.register(self._output, select.POLLOUT)
+            if poll.poll(FLUSH_TIME * 1000):
+                self._write()
+
+    def leave(self) -> None:
+        """End on the terminal what the guest may have switched on there."""
+        if not self._seen:
+            return
+        end = SCREEN_END if self._drew else MODES_END if self._escapes else ""
+        if self._typed and not self._drew:
+            end += "\r\n"
+        import contextlib  # noqa: PLC0415 -- as above
+
+        with contextlib.suppress(OSError):  # it takes nothing, or is gone
+            os.write(self._output, end.encode())
+
+
+def _is_obeyed(data: bytes) -> bool:
+    """Tell whether a terminal may do something else than show it: ESC, CSI, shifts to other characters."""
+    return any(byte in data for byte in (b"\x1b", b"\x9b", b"\x0e"))
+
+
+def _draws(data: bytes) -> bool:
+    """Tell whether the cursor is sent to a place (CUP and HVP of ECMA-48), or another screen is taken."""
+    if b"\x1b[" not in data:
+        return False
+    import re  # noqa: PLC0415 -- not all guests draw
+
+    return re.search(rb"\x1b\[(?:[0-9;]*[Hf]|\?(?:47|104[79])h)", data) is not None
+
+
+def _output() -> tuple[int, bool]:
+    """Return a descriptor for the output, and whether a write to it may wait.
+
+    Opened anew, a terminal or a pipe need not wait, while all who share the old one see no difference.
+    """
+    fd = sys.stdout.fileno()
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(kind) or os.isatty(fd):
+        try:
+            return os.open(
+                f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            ), False
+        except OSError:
+            pass
+    return fd, not stat.S_ISREG(kind)
+
+
+def _left_out(vm: str, count: int) -> Failed:
+    return Failed(
+        f"{count} bytes were left out: they came faster than they were taken",
+        hint=f"{PROGRAM} {vm} console --log has them",
+    )
+
+
+def _taken_over(vm: str, how: str) -> Locked:
+    return Locked(f"{vm}: the console is yours no more: {how}", hint=f"{PROGRAM} {vm} console --steal")
+
+
+def _verdict(invocation: Invocation, vm: str, leash: int) -> int:
+    """Say why the console ended; return the exit status."""
+    deadline = time.monotonic() + VERDICT_TIME
+    poll = select.poll()
+    poll.register(leash, select.POLLIN)
+    word = os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
+    if word.startswith("it was taken over"):
+        return complain(_taken_over(vm, printable(word)))
+    if word:
+        again = f"{PROGRAM} {vm} console"
+        return complain(Failed(f"{vm}: the console ends: {printable(word)}", hint=again))
+    try:
+        while True:
+            status = connect(invocation).call("Status", vm=vm)["status"]
+            if status["pid"] is None:
+                last = status["last_exit"]
+                say(f"{vm}: {printable(last['text']) if last else 'VM not running'}")
+                return DONE
+            if time.monotonic() > deadline:
+                return complain(_taken_over(vm, "it was taken over"))
+            time.sleep(0.05)
+    except Unreachable:
+        say(f"{vm}: the console ends, and no vmessd is there to say why")
+        return Failed.status
+    except VmessError as error:
+        return complain(error)

@@ -1,0 +1,124 @@
+"""The verbs for a guest that runs: pause and reset it, press its keys, look at its screen; lock a VM."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from vmessctl.cli import verbs
+from vmessctl.client import connect
+from vmessctl.output.terminal import agreed, emit, for_each, say, warn
+from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmessctl.cli.verbs import Invocation
+    from vmessctl.client import Client
+
+    Handler = Callable[[Invocation], int]
+
+
+ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
+def _plainly(invocation: Invocation, **parameters: object) -> int:
+    """Make the call of a verb that answers with nothing."""
+
+    def work(client: Client, vm: str) -> int:
+        emit(invocation, client.call(invocation.command.method, vm=vm, **parameters), vm)
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def _sendkey(invocation: Invocation) -> int:
+    return _plainly(invocation, keys=list(invocation.arguments))
+
+
+def _ctrl_alt_delete(invocation: Invocation) -> int:
+    return _plainly(invocation, keys=["ctrl-alt-delete"])
+
+
+def _type(invocation: Invocation) -> int:
+    return _plainly(invocation, text=_unescaped(invocation.arguments[0]))
+
+
+def _unescaped(text: str) -> str:
+    r"""Return a text with \n, \t and \\ as the characters they stand for; raises InvalidValue for others."""
+    typed, rest = "", text
+    while rest:
+        before, backslash, rest = rest.partition("\\")
+        typed += before
+        if backslash:
+            escape, rest = rest[:1], rest[1:]
+            if escape not in ESCAPES:
+                raise InvalidValue(f"{quoted(backslash + escape)} stands for no key; \\n, \\t and \\\\ do")
+            typed += ESCAPES[escape]
+    return typed
+
+
+def _screenshot(invocation: Invocation) -> int:
+    (vm,), named = invocation.vms, invocation.arguments
+    file = named[0] if named else f"{vm}-{time.strftime('%Y%m%d-%H%M%S')}.png"
+    if file == "-" and sys.stdout.isatty():
+        raise InvalidValue("a picture is no text for a terminal", hint=f"vmess {vm} screenshot FILE")
+    client = connect(invocation)
+    client.call("Screenshot", vm=vm)
+    picture = client.descriptors(1)[0]
+    client.close()
+    try:
+        with failing(f"{printable(file)} cannot be written"):
+            _copy(picture, sys.stdout.fileno() if file == "-" else _created(file))
+    finally:
+        os.close(picture)
+    if not named:
+        print(file)
+    return DONE
+
+
+def _created(file: str) -> int:
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+
+def _copy(source: int, target: int) -> None:
+    while data := os.read(source, 1 << 16):
+        while data:
+            data = data[os.write(target, data) :]
+
+
+def _lock(invocation: Invocation) -> int:
+    return _plainly(invocation, remark=" ".join(invocation.arguments))
+
+
+def _unlock(invocation: Invocation) -> int:
+    sure = verbs.YES.flag in invocation.options or not sys.stdin.isatty()
+
+    def work(client: Client, vm: str) -> int:
+        values = client.call("Info", vm=vm)["info"]["settings"]
+        remark = next((value["value"] for value in values if value["name"] == "LOCK"), None)
+        if remark is None:
+            say(f"{vm} is not locked")
+            return DONE
+        if not sure and not agreed(f"Unlock {vm} ({printable(remark)})?"):
+            warn(f"{vm} stays locked")
+            return Failed.status
+        emit(invocation, client.call("Unlock", vm=vm), vm)
+        return DONE
+
+    return for_each(invocation, work)
+
+
+HANDLERS: dict[str, Handler] = {
+    "suspend": _plainly,
+    "resume": _plainly,
+    "reset": _plainly,
+    "sendkey": _sendkey,
+    "ctrl-alt-delete": _ctrl_alt_delete,
+    "type": _type,
+    "screenshot": _screenshot,
+    "lock": _lock,
+    "unlock": _unlock,
+}

@@ -1,0 +1,133 @@
+"""The verbs for all VMs: up with the host, down with it, in order."""
+
+from __future__ import annotations
+
+import select
+import time
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM, WITHIN, Invocation
+from vmessctl.client import ANSWER_TIME, Client, connect, silence
+from vmessctl.commands.power import seconds
+from vmessctl.output import rendering
+from vmessctl.output.terminal import emit, is_live, moving, tell, warn
+from vmessd.core import settings, systemd
+from vmessd.core.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Reply
+
+TICK = 1.0
+RETURN_TIME = 20.0
+"""Seconds a daemon that is gone in the middle has to come back: it may just be started anew."""
+
+
+def run(invocation: Invocation) -> int:
+    """Bring all VMs up or down and follow them; return the exit status."""
+    fleet = _Fleet(invocation)
+    try:
+        return fleet.follow()
+    except KeyboardInterrupt:
+        moving.leave()
+        warn(f"{PROGRAM}: the {invocation.command.verb} goes on; to see it: {PROGRAM}")
+        return INTERRUPTED
+
+
+class _Fleet:
+    """All VMs as they come up or go down."""
+
+    def __init__(self, invocation: Invocation) -> None:
+        self._invocation = invocation
+        at_once = invocation.options.get(verbs.AT_ONCE.flag)
+        within = seconds(invocation.options.get(WITHIN.flag), WITHIN)
+        self._parameters: dict[str, object] = {} if within is None else {"within": within}
+        if at_once is not None:
+            self._parameters["at_once"] = settings.at_once(at_once)
+        self._live = is_live(invocation)
+        self._statuses: list[int] = []
+        self._going: dict[str, tuple[Reply, float]] = {}
+        """VMs that are on their way: the last that was heard, and since when its rung is climbed."""
+        self._end: float | None = None
+        """When all VMs are to be off, by the monotonic clock."""
+
+    def follow(self) -> int:
+        """Follow the call to its end; ask again where the daemon was started anew meanwhile."""
+        patience = None
+        while True:
+            try:
+                client = connect(self._invocation)
+                patience = None
+                self._follow(client)
+            except Unreachable:
+                now = time.monotonic()
+                patience = patience or now + RETURN_TIME
+                if not systemd.is_heard() or now > patience:
+                    raise
+                self._going.clear()
+                time.sleep(TICK / 2)
+            else:
+                return worst(self._statuses)
+
+    def _follow(self, client: Client) -> None:
+        client.send(self._invocation.command.method, self._parameters, more=True)
+        due, heard = time.monotonic() + ANSWER_TIME, False
+        while True:
+            self._tell_on()
+            ready, _, _ = select.select([client], [], [], TICK)
+            if ready:
+                client.fill()
+            elif not heard and time.monotonic() > due:
+                raise silence()
+            while client.pending():
+                heard = True
+                progress = client.receive()[0]["progress"]
+                emit(self._invocation, {"progress": progress})
+                if progress["done"]:
+                    moving.clear()
+                    client.close()
+                    return
+                self._take(progress)
+
+    def _take(self, progress: Reply) -> None:
+        """Take in a step of one VM, and show it."""
+        vm, step = progress["vm"], progress["step"]
+        before = self._going.get(vm)
+        if progress.get("left") is not None:
+            self._end = time.monotonic() + progress["left"]
+        if step in ("starting", "stopping"):
+            same = before is not None and before[0]["rung"] == progress["rung"]
+            self._going[vm] = (progress, before[1] if before is not None and same else time.monotonic())
+        else:
+            self._going.pop(vm, None)
+        if before is not None and step == "stopping":
+            line = rendering.escalation(progress)
+        else:
+            line = rendering.fleet_step(progress)
+        if self._live and vm in self._going:
+            if before is not None or step != "stopping" or not progress["text"]:
+                return  # the line that moves says it
+            line = printable(progress["text"])
+        moving.clear()
+        if step == "failed":
+            warn(f"{PROGRAM}: {vm}: {printable(line)}")
+            self._statuses.append(progress["status"] or 1)
+        else:
+            tell(f"{vm}: {line}")
+            self._statuses.append(FORCED if progress["forced"] else DONE)
+
+    def _tell_on(self) -> None:
+        """Say on the terminal and to the service manager what is being waited for."""
+        now = time.monotonic()
+        waits = [rendering.waiting(vm, progress, now - since) for vm, (progress, since) in self._going.items()]
+        text = f"waiting for {', '.join(waits)}" if waits else ""
+        moving.draw(
+            *(
+                (rendering.rung_colour(progress), f"{vm}: {rendering.under_way(progress, now - since)}")
+                for vm, (progress, since) in self._going.items()
+            )
+        )
+        left = [rendering.patience(progress, now - since) for progress, since in self._going.values()]
+        if self._end is not None:
+            left = [self._end - now]
+        systemd.tell(systemd.status(text), *systemd.extend(max(left, default=0.0)))

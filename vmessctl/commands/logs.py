@@ -1,0 +1,220 @@
+"""What a VM printed since its last start: its guest on the serial port, or its QEMU.
+
+The daemon hands over the log and its older part, open. Both grow beneath us, and the log may lose its front
+to the older part: then a place in it is found again by the bytes before it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import Invocation
+from vmessctl.client import Client, connect
+from vmessctl.output.terminal import PLAIN, say
+from vmessd.core.errors import DONE, INTERRUPTED, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PIECE = 1 << 16
+BEFORE = 128
+"""Bytes before a place by which it is found again."""
+LINE_MAX = 1 << 20
+"""Bytes of a line in JSON; one that is longer comes in parts, as one without end would never come."""
+PACE = 0.2
+"""Seconds between looks at a log that is followed."""
+
+CONTROL = (
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # cursor, modes, questions: ECMA-48, CSI
+    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, palettes: OSC, DCS and the like
+    r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]"  # two characters
+)
+COLOUR = r"\x1b\[[0-9;:]*m"
+NO_COLOUR = r"\x1b\[[0;]*m"
+COLOURS_MAX = 16
+"""Colours and the like that are kept from one piece of a log to the next."""
+PARTIAL = r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)?$"
+PARTIAL_MAX = 4096
+
+
+def run(invocation: Invocation) -> int:
+    """Show a log; return the exit status."""
+    (vm,) = invocation.vms
+    serial = invocation.command.verb == "console"
+    reader = _Reader(invocation, vm, "serial" if serial else "qemu")
+    put = _printer(invocation, plain if serial else escaped)
+    try:
+        while True:
+            while data := reader.read():
+                put(data)
+            if verbs.FOLLOW.flag not in invocation.options:
+                put(b"")
+                return DONE
+            if reader.is_gone():
+                say(f"{vm}: its log is gone")
+                return DONE
+            time.sleep(PACE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+class _Reader:
+    """Reads on in a log that grows and is shortened."""
+
+    def __init__(self, invocation: Invocation, vm: str, name: str) -> None:
+        self._invocation = invocation
+        self._vm = vm
+        self._name = name
+        self._log = self._older = -1
+        self._middle = 0
+        self._size = 0
+        self._place = self._open()
+        self._before = b""
+
+    def _open(self) -> int:
+        """Have the daemon open the log; return where the last run begins. Places count from the older part."""
+        client: Client = connect(self._invocation)
+        log = client.call("Log", vm=self._vm, log=self._name)["log"]
+        handed = client.descriptors(1 if log["older"] is None else 2)
+        client.close()
+        for old in (self._log, self._older):
+            if old >= 0:
+                os.close(old)
+        self._log = handed[log["log"]]
+        self._older = -1 if log["older"] is None else handed[log["older"]]
+        self._middle = 0 if self._older < 0 else os.fstat(self._older).st_size
+        self._size = log["size"] - self._middle
+        return int(log["begin"])
+
+    def _pread(self, begin: int, length: int) -> bytes:
+        if begin < self._middle:
+            return os.pread(self._older, min(length, self._middle - begin), begin)
+        return os.pread(self._log, length, begin - self._middle)
+
+    def read(self) -> bytes:
+        """Return what comes next, nothing if there is nothing yet."""
+        data = b""
+        for _ in range(100):  # a log cannot be shortened as often as that between two looks
+            data = self._pread(self._place, PIECE)
+            if self._is_where_it_was():  # asked last, so that it was when it was read
+                break
+            self._find()
+        if data:
+            self._place += len(data)
+            self._before = (self._before + data)[-BEFORE:]
+        return data
+
+    def _is_where_it_was(self) -> bool:
+        """Tell whether the log has kept its front since it was opened."""
+        size = os.fstat(self._log).st_size
+        if size < self._size:
+            return False
+        self._size = size
+        at = self._place - self._middle
+        known = self._before[-at:] if at > 0 else b""
+        return os.pread(self._log, len(known), at - len(known)) == known if known else True
+
+    def _find(self) -> None:
+        """Find the place again in a log that has lost its front."""
+        begin = self._open()
+        everything = b""
+        while data := self._pread(len(everything), PIECE):
+            everything += data
+        at = everything.rfind(self._before) if self._before else -1
+        self._place = begin if at < 0 else at + len(self._before)
+        if at < 0 and self._before:
+            say(f"{self._vm}: what came between is not in the log any more")
+            self._before = b""
+
+    def is_gone(self) -> bool:
+        """Tell whether the VM was deleted."""
+        return os.fstat(self._log).st_nlink == 0
+
+
+def _printer(invocation: Invocation, shown: Callable[[str], str]) -> Callable[[bytes], None]:
+    """Return what prints pieces: as they are, made harmless for a terminal, or as JSON, a line each."""
+    if verbs.JSON.flag in invocation.options:
+        return _json_lines()
+    if not sys.stdout.isatty():
+        return _write
+    return _for_terminal(shown)
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _for_terminal(shown: Callable[[str], str]) -> Callable[[bytes], None]:
+    import codecs  # noqa: PLC0415 -- only what goes to a terminal is decoded
+    import re  # noqa: PLC0415
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    rest = ""
+    colours: list[str] = []
+
+    def put(data: bytes) -> None:
+        nonlocal rest, colours
+        text = rest + decoder.decode(data)
+        partial = re.search(PARTIAL, text) if data else None
+        cut = partial.start() if partial and len(text) - partial.start() < PARTIAL_MAX else len(text)
+        rest = text[cut:]
+        if piece := shown(text[:cut]):
+            before = "".join(colours)
+            colours = _colours(colours, re.findall(COLOUR, piece))
+            # However this ends, by Ctrl-C or in the midst of a line: the terminal is not left in a colour.
+            sys.stdout.write(before + piece + (PLAIN if colours else ""))
+            sys.stdout.flush()
+
+    return put
+
+
+def _colours(before: list[str], more: list[str]) -> list[str]:
+    """Return the colours in force after some more."""
+    import re  # noqa: PLC0415 -- as above
+
+    found = before
+    for colour in more:
+        found = [] if re.fullmatch(NO_COLOUR, colour) else [*found, colour]
+    return found[-COLOURS_MAX:]
+
+
+def _json_lines() -> Callable[[bytes], None]:
+    import json  # noqa: PLC0415 -- it takes as long as all the rest
+
+    rest = b""
+
+    def put(data: bytes) -> None:
+        nonlocal rest
+        *lines, rest = (rest + data).split(b"\n")
+        if rest and (not data or len(rest) >= LINE_MAX):
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            print(json.dumps({"line": line.decode(errors="replace").removesuffix("\r")}), flush=True)
+
+    return put
+
+
+def plain(text: str) -> str:
+    """Return text and colours; what moves the cursor or has the terminal answer is left out."""
+    import re  # noqa: PLC0415 -- only what goes to a terminal is cleaned
+
+    kept, at = "", 0
+    for match in re.finditer(CONTROL, text):
+        kept += _visible(text[at : match.start()])
+        kept += match[0] if re.fullmatch(COLOUR, match[0]) else ""
+        at = match.end()
+    return kept + _visible(text[at:])
+
+
+def _visible(text: str) -> str:
+    return "".join(char for char in text if char.isprintable() or char in "\n\r\t\b")
+
+
+def escaped(text: str) -> str:
+    """Return text with all that a terminal would obey as an escape."""
+    return "".join(char if char == "\n" else printable(char) for char in text)

@@ -1,0 +1,272 @@
+"""The verbs of wires: a VM's interfaces, and the host's bridges. Says what was done in the seed's words."""
+
+from __future__ import annotations
+
+import sys
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.client import connect
+from vmessctl.output.terminal import emit, for_each, look_at_each, say, show, tell, warn
+from vmessd.core import names, shell
+from vmessd.core.errors import DONE, InvalidValue, TimedOut, printable, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmessctl.client import Client, Reply
+
+STEPS = {
+    "persistent": "Set '{link}' persistent and owned by uid {uid}",
+    "nonpersistent": "Set '{link}' nonpersistent",
+    "making": "Making a VLAN: {link}",
+    "exists": "Making a VLAN: {link}",
+    "preparing": "preparing a TAP interface {link}",
+    "subinterface": "[{link}]: Ethernet sub-interface",
+    "pair": "[{link}]: one end of a pair",
+    "vxlan": "[{link}]: VXLAN main interface",
+    "existing": "[{link}]: Ethernet interface",
+    "deleted": "Deleted {link}",
+}
+ASIDES = {
+    "exists": "device {link} already exists; can't create bridge with the same name",
+    "down": "bridge {link} is down, so nothing passes: ip link set {link} up",
+    "waiting": "{link} is in no bridge, so its VLANs carry nothing: vmess net vlan BRIDGE {link}",
+    "dropped": "no longer forwarded: {link}",
+    "pending": "{link}: pending: the guest has not let go of it; it goes when the guest does, or with the VM",
+}
+QUIETLY = ("persistent", "preparing", "exists")
+"""Steps that go without saying where one cable is moved."""
+
+
+def _tell(invocation: Invocation, reply: Reply, vm: str = "", leave_out: Sequence[str] = ()) -> int:
+    """Say what was done; return the exit status, which tells whether something is still pending."""
+    emit(invocation, reply, vm)
+    steps = reply["steps"]
+    for step in steps:
+        values = {"link": printable(step["link"]), "uid": step["uid"]}
+        if step["step"] in STEPS and step["step"] not in leave_out:
+            tell(STEPS[step["step"]].format_map(values))
+        if step["step"] in ASIDES and step["step"] not in leave_out:
+            (warn if step["step"] == "pending" else say)(ASIDES[step["step"]].format_map(values))
+    return TimedOut.status if any(step["step"] == "pending" for step in steps) else DONE
+
+
+def _number(invocation: Invocation, text: str, what: str) -> int:
+    if not text.removeprefix("-").isdecimal() or len(text) > 9:
+        usage = invocation.command.usage()
+        raise InvalidValue(f"{what} {quoted(text)} is not a whole number", hint=f"usage: {usage}")
+    return int(text)
+
+
+def _interface(invocation: Invocation, text: str) -> int:
+    """Return the number of an interface, which may be called by its TAP's name, too."""
+    parts = names.tap_parts(text)
+    if parts and invocation.vms == (parts[0],):
+        return parts[1]
+    return _number(invocation, text, "interface")
+
+
+# -- A VM's interfaces --
+
+
+def _ifadd(invocation: Invocation) -> int:
+    count, *wires = invocation.arguments or ("0",)
+    parameters = {"count": _number(invocation, count, "number of NICs"), "wires": list(wires)}
+
+    def work(client: Client, vm: str) -> int:
+        return _tell(invocation, client.call("SetNics", vm=vm, **parameters), vm)
+
+    return for_each(invocation, work)
+
+
+def _connect(invocation: Invocation) -> int:
+    number, wire = invocation.arguments
+    interface = _interface(invocation, number)
+
+    def work(client: Client, vm: str) -> int:
+        return _tell(invocation, client.call("Connect", vm=vm, interface=interface, wire=wire), vm, QUIETLY)
+
+    return for_each(invocation, work)
+
+
+def _ifstat(invocation: Invocation) -> int:
+    def work(reply: Reply, vm: str) -> int:
+        if verbs.JSON.flag in invocation.options:
+            show(invocation, reply, str, vm)
+        else:
+            print(wiring(names.parse(vm), reply))
+        return DONE
+
+    return look_at_each(invocation, work)
+
+
+def wiring(vm: str, reply: Reply) -> str:
+    """Return the command that recreates a VM's wires."""
+    wires = [nic["wire"] for nic in reply["nics"] if not nic["leaving"]]
+    return shell.join([PROGRAM, vm, "ifadd", str(len(wires)), *wires])
+
+
+def _cable(invocation: Invocation) -> int:
+    number, word = invocation.arguments
+    interface = _interface(invocation, number)
+    if word not in ("on", "off"):
+        raise InvalidValue(f"cable {quoted(word)} is neither on nor off")
+
+    def work(client: Client, vm: str) -> int:
+        _note(invocation, client.call("Cable", vm=vm, interface=interface, on=word == "on"), vm)
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def _mac(invocation: Invocation) -> int:
+    number, address = invocation.arguments
+    interface = _interface(invocation, number)
+    mac = None if address == "none" else address
+
+    def work(client: Client, vm: str) -> int:
+        _note(invocation, client.call("Mac", vm=vm, interface=interface, mac=mac), vm)
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def _note(invocation: Invocation, reply: Reply, vm: str) -> None:
+    """Say what there is to say of a change, if anything."""
+    emit(invocation, reply, vm)
+    if note := reply.get("note"):
+        say(printable(note))
+
+
+def _forward(invocation: Invocation) -> int:
+    number, text = invocation.arguments
+    interface = _interface(invocation, number)
+    ports = _ports(invocation, text)
+
+    def work(client: Client, vm: str) -> int:
+        emit(invocation, client.call("Forward", vm=vm, interface=interface, **ports), vm)
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def _ports(invocation: Invocation, text: str) -> dict[str, object]:
+    """Return what to forward; what goes without saying is not said, for a daemon that knows no more."""
+    said: dict[str, object] = {}
+    words = text.split(":")
+    if words[0] in ("tcp", "udp"):
+        said |= {"protocol": "udp"} if words.pop(0) == "udp" else {}
+    if len(words) == 3:
+        said["address"] = words.pop(0)
+    if len(words) != 2:
+        ipv6 = ", and QEMU forwards none of IPv6" if "[" in text or "::" in text else ""
+        raise InvalidValue(
+            f"forward {quoted(text)} is not [udp:][address:]<hostport>:<guestport>, such as 2222:22{ipv6}"
+        )
+    host, guest = words
+    said["host"] = _number(invocation, host, "port")
+    said["guest"] = None if guest == "none" else _number(invocation, guest, "port")
+    return said
+
+
+def _addr(invocation: Invocation) -> int:
+    def work(reply: Reply, vm: str) -> int:
+        show(invocation, reply, lambda reply: addresses(names.parse(vm), reply), vm)
+        return DONE
+
+    return look_at_each(invocation, work)
+
+
+def addresses(vm: str, reply: Reply) -> str:
+    """Return a VM's addresses, a line each, with how they are known."""
+    lines = [
+        f"{names.tap(vm, found['interface'])}  {found['mac']}  {found['address']:<25} ({found['source']})"
+        for found in reply["addresses"]
+    ]
+    return (
+        "\n".join(map(printable, lines))
+        or f"{vm} has no interface that is there; a start makes what is missing"
+    )
+
+
+# -- The host's bridges --
+
+
+def _net_show(invocation: Invocation) -> int:
+    client = connect(invocation)
+    reply = client.call("NetShow")
+    client.close()
+    if verbs.JSON.flag not in invocation.options:
+        say("Network connections per-segment:")
+        sys.stderr.flush()
+    show(invocation, reply, segments)
+    return DONE
+
+
+def segments(reply: Reply) -> str:
+    """Return the commands that recreate the bridges and what is in them."""
+    lines = []
+    for segment in reply["segments"]:
+        if segment["bridge"] is None:
+            lines += [shell.join([PROGRAM, "net", "add", port]) for port in segment["ports"]]
+        else:
+            line = shell.join([PROGRAM, "net", "vlan", segment["bridge"], *segment["ports"]])
+            lines.append(f"{line}{_whose(segment)}")
+    return "\n".join(lines)
+
+
+def _whose(segment: Reply) -> str:
+    """Return, as a comment of a shell's, what of a bridge and its ports belongs to other VM roots."""
+    roots = [segment["root"]] if segment.get("root") else []
+    roots += [f"{port['link']}: {port['root']}" for port in segment.get("foreign", [])]
+    return printable(f"  # of another VM root: {', '.join(roots)}") if roots else ""
+
+
+def _net(method: str, *parameters: str) -> Callable[[Invocation], int]:
+    """Return the handler of a net verb whose arguments go over the wire as they are."""
+
+    def handler(invocation: Invocation) -> int:
+        client = connect(invocation)
+        reply = client.call(method, **dict(zip(parameters, invocation.arguments, strict=True)))
+        client.close()
+        return _tell(invocation, reply)
+
+    return handler
+
+
+def _net_vlan(invocation: Invocation) -> int:
+    bridge, *interfaces = invocation.arguments
+    client = connect(invocation)
+    reply = client.call("NetVlan", bridge=bridge, interfaces=interfaces)
+    client.close()
+    return _tell(invocation, reply)
+
+
+def _net_ignore(invocation: Invocation) -> int:
+    client = connect(invocation)
+    if invocation.arguments:
+        client.call("NetIgnore", name=invocation.arguments[0])
+    else:
+        show(invocation, client.call("NetIgnored"), lambda reply: "\n".join(map(printable, reply["names"])))
+    client.close()
+    return DONE
+
+
+HANDLERS: dict[str, Callable[[Invocation], int]] = {
+    "ifadd": _ifadd,
+    "ifdel": _ifadd,
+    "connect": _connect,
+    "ifstat": _ifstat,
+    "cable": _cable,
+    "mac": _mac,
+    "forward": _forward,
+    "addr": _addr,
+    "net show": _net_show,
+    "net vlan": _net_vlan,
+    "net add": _net("NetAdd", "interface"),
+    "net delete": _net("NetDelete", "interface"),
+    "net ignore": _net_ignore,
+    "net prune": _net("NetPrune"),
+}

@@ -1,0 +1,353 @@
+"""`top`: how busy the VMs are, as a table that moves, as lines, or as JSON.
+
+The terminal is drawn on by hand: a table that fits on a page takes less than importing a library for it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import termios
+import time
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import Invocation
+from vmessctl.client import ANSWER_TIME, Client, connect, silence
+from vmessctl.output import top_table
+from vmessctl.output.terminal import may_move, painted
+from vmessd.core.errors import DONE, InvalidValue, Unreachable, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType, TracebackType
+    from typing import Any, Self
+
+    from vmessctl.client import Reply
+
+INTERVAL = 2.0
+INTERVAL_MIN, INTERVAL_MAX = 0.2, 3600.0
+COUNT_MAX = 10**9
+RETRY = 1.0
+"""Seconds between attempts to come back to a daemon that is gone."""
+
+COLOURS = {
+    "head": "1",
+    "titles": "7",
+    "foot": "2",
+    "note": "31",
+    "stopped": "2",
+    "unresponsive": "31",
+    "held": "31",
+    "waiting": "33",
+    "paused": "33",
+    "starting": "33",
+    "stopping": "33",
+}
+"""How lines are shown on a terminal, as parameters of SGR (ECMA-48)."""
+
+LINES_OF_KEYS = {b"k": -1, b"\x1b[A": -1, b"\x1bOA": -1, b"j": 1, b"\x1b[B": 1, b"\x1bOB": 1}
+PAGES_OF_KEYS = {b"\x1b[5~": -1, b"\x1b[6~": 1, b" ": 1}
+ENDS_OF_KEYS = {b"\x1b[H": 0, b"\x1bOH": 0, b"\x1b[1~": 0, b"\x1b[F": 1, b"\x1bOF": 1, b"\x1b[4~": 1}
+
+
+def run(invocation: Invocation) -> int:
+    """Show samples until there have been enough, or for ever; return the exit status."""
+    interval = _interval(invocation.options.get(verbs.DELAY.flag))
+    count = _count(invocation.options.get(verbs.COUNT.flag))
+    view = top_table.View(_sort(invocation.options.get(verbs.SORT.flag)))
+    if verbs.JSON.flag in invocation.options:
+        return _print_json(invocation, interval, count)
+    if verbs.BATCH.flag in invocation.options or not (sys.stdout.isatty() and may_move()):
+        return _print_tables(invocation, interval, count, view)
+    return _Live(invocation, interval, count, view).run()
+
+
+def _interval(text: str | None) -> float:
+    try:
+        seconds = float(text or INTERVAL)
+    except ValueError:
+        seconds = -1.0
+    if not INTERVAL_MIN <= seconds <= INTERVAL_MAX:
+        raise InvalidValue(
+            f"{verbs.DELAY.flag} {quoted(text)} is not a number of seconds "
+            f"from {INTERVAL_MIN:g} to {INTERVAL_MAX:g}"
+        )
+    return seconds
+
+
+def _count(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal() or len(text) > 9 or int(text) == 0:
+        raise InvalidValue(f"{verbs.COUNT.flag} {quoted(text)} is not a number of samples, 1 or more")
+    return int(text)
+
+
+def _sort(word: str | None) -> top_table.Sort:
+    if word is None:
+        return top_table.SORTS[0]
+    if word not in top_table.BY_WORD:
+        raise InvalidValue(f"{verbs.SORT.flag} {quoted(word)} is none of {', '.join(top_table.BY_WORD)}")
+    return top_table.BY_WORD[word]
+
+
+def _ask(client: Client, interval: float) -> None:
+    client.send("Top", {"interval": interval}, more=True)
+
+
+def _clock(sample: Reply) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(sample["time"]))
+
+
+# -- For programs, and for files --
+
+
+def _samples(invocation: Invocation, interval: float, count: int | None) -> Iterator[Reply]:
+    client = connect(invocation)
+    _ask(client, interval)
+    while count is None or count > 0:
+        if not client.pending() and not select.select([client], [], [], interval + ANSWER_TIME)[0]:
+            raise silence()
+        yield client.receive()[0]["sample"]
+        count = None if count is None else count - 1
+    client.close()
+
+
+def _print_json(invocation: Invocation, interval: float, count: int | None) -> int:
+    import json  # noqa: PLC0415 -- it takes as long as all the rest
+
+    for sample in _samples(invocation, interval, count):
+        print(json.dumps(sample), flush=True)
+    return DONE
+
+
+def _print_tables(invocation: Invocation, interval: float, count: int | None, view: top_table.View) -> int:
+    for number, sample in enumerate(_samples(invocation, interval, count)):
+        vms = top_table.arranged(sample["vms"], view)
+        text = [top_table.head(vms, _clock(sample)), *top_table.grid(vms)]
+        print("\n".join(["", *text] if number else text), flush=True)
+    return DONE
+
+
+# -- For people --
+
+
+class _Ended(SystemExit):
+    """A signal asks for the end; the terminal is restored on the way out."""
+
+
+class Screen:
+    """The terminal while it is ours: the other screen, keys as they come. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._keyboard = sys.stdin.fileno() if sys.stdin.isatty() else -1
+        self._before: list[Any] | None = None
+        self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        import signal  # noqa: PLC0415 -- it takes its time, and only this needs it
+
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            self._handlers[number] = signal.signal(number, self._end)
+        self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
+        self._handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: None)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        try:
+            self._take()
+        except BaseException:
+            self._give_back()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import signal  # noqa: PLC0415 -- as above
+
+        # Nothing is to come in between, such as a second Ctrl-C.
+        self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._give_back()
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        os.close(self._wake)
+        os.close(self._waker)
+
+    def _take(self) -> None:
+        if self._keyboard >= 0:
+            self._before = termios.tcgetattr(self._keyboard)
+            mode = [*self._before[:6], list(self._before[6])]
+            mode[3] &= ~(termios.ICANON | termios.ECHO)
+            mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+            termios.tcsetattr(self._keyboard, termios.TCSANOW, mode)
+        _write("\x1b[?1049h\x1b[?25l\x1b[?7l")
+
+    def _give_back(self) -> None:
+        try:
+            _write("\x1b[?7h\x1b[?25h\x1b[?1049l")
+            if self._before is not None:
+                termios.tcsetattr(self._keyboard, termios.TCSANOW, self._before)
+        except (OSError, termios.error):
+            pass  # the terminal is gone, and with it what there was to restore
+
+    def _end(self, number: int, _frame: FrameType | None) -> None:
+        raise _Ended(128 + number)
+
+    def _suspend(self, number: int, _frame: FrameType | None) -> None:
+        """Ctrl-Z: the terminal is the shell's until we are let go on."""
+        import signal  # noqa: PLC0415 -- as above
+
+        self._give_back()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, self._suspend)
+        self._take()
+
+    def size(self) -> tuple[int, int]:
+        """Return the terminal's columns and lines; 80 and 24 where it does not know them."""
+        size = os.get_terminal_size(sys.stdout.fileno())
+        return size.columns or 80, size.lines or 24
+
+    def draw(self, shown: list[top_table.Line]) -> None:
+        """Draw lines over what is there; none may be longer than the terminal is wide."""
+        # Erased before and not behind: behind a line as wide as the terminal the cursor is on its last letter.
+        blank = [("", "")] * (self.size()[1] - len(shown))
+        rows = [
+            f"\x1b[{number};1H\x1b[K{painted(text, COLOURS.get(kind, ''))}"
+            for number, (kind, text) in enumerate([*shown, *blank], 1)
+        ]
+        _write("".join(rows))
+
+    def wait(self, client: Client | None, seconds: float) -> tuple[bool, bytes]:
+        """Wait for the daemon, for keys, or for anything else to draw anew for.
+
+        Returns whether the daemon has something to say, and the keys.
+        """
+        sources: list[Any] = [self._wake]
+        if client is not None:
+            sources.append(client)
+        if self._keyboard >= 0:
+            sources.append(self._keyboard)
+        ready = select.select(sources, [], [], seconds)[0]
+        if self._wake in ready:
+            os.read(self._wake, 512)
+        keys = b""
+        if self._keyboard in ready:
+            keys = os.read(self._keyboard, 64)
+            if not keys:
+                raise _Ended(1)  # nobody is at the keyboard any more
+        return client in ready and client is not None, keys
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class _Live:
+    """A table that moves."""
+
+    def __init__(
+        self, invocation: Invocation, interval: float, count: int | None, view: top_table.View
+    ) -> None:
+        self._invocation = invocation
+        self._interval = interval
+        self._left = count
+        self._view = view
+        self._client: Client | None = None
+        self._sample: Reply | None = None
+        self._due = 0.0
+        self._note = ""
+
+    def run(self) -> int:
+        self._connect()  # before the screen is ours, so that a complaint stays to be read
+        with Screen() as screen:
+            self._draw(screen)
+            while self._left is None or self._left > 0:
+                said, keys = screen.wait(self._client, max(0.0, self._due - time.monotonic()))
+                if said:
+                    self._hear()
+                elif time.monotonic() >= self._due:
+                    self._miss()
+                if self._obey(keys, screen):
+                    break
+                self._draw(screen)
+        return DONE
+
+    def _connect(self) -> None:
+        self._client = connect(self._invocation)
+        _ask(self._client, self._interval)
+        self._due = time.monotonic() + self._interval + ANSWER_TIME
+
+    def _hear(self) -> None:
+        """Take in what the daemon says; where it is gone, look for it until it is back."""
+        if self._client is None:
+            return
+        try:
+            self._client.fill()
+            while self._client.pending():
+                self._sample = self._client.receive()[0]["sample"]
+                self._left = None if self._left is None else self._left - 1
+        except Unreachable as error:
+            self._lose(error.message)
+            return
+        self._note = ""
+        self._due = time.monotonic() + self._interval + ANSWER_TIME
+
+    def _lose(self, why: str) -> None:
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+        self._note = f"{why}; looking for it"
+        self._due = time.monotonic() + RETRY
+
+    def _miss(self) -> None:
+        if self._client is not None:
+            self._lose(silence().message)
+            return
+        try:
+            self._connect()
+        except Unreachable:
+            self._due = time.monotonic() + RETRY
+
+    def _obey(self, keys: bytes, screen: Screen) -> bool:
+        """Do what the keys say; tell whether that is to quit."""
+        view = self._view
+        page = max(1, screen.size()[1] - 4)
+        for key in _split(keys):
+            if key in (b"q", b"Q"):
+                return True
+            if (sort := top_table.BY_KEY.get(key.decode("latin-1"))) is not None:
+                view.sort, view.first = sort, 0
+            elif key == b"r":
+                view.reverse = not view.reverse
+            elif key == b"x":
+                view.only_on = not view.only_on
+            elif key in ENDS_OF_KEYS:
+                view.first = ENDS_OF_KEYS[key] * len(self._sample["vms"] if self._sample else ())
+            view.first += LINES_OF_KEYS.get(key, 0) + page * PAGES_OF_KEYS.get(key, 0)
+            view.first = max(0, view.first)
+        return False
+
+    def _draw(self, screen: Screen) -> None:
+        size = screen.size()
+        if self._sample is None:
+            screen.draw([("head", (self._note or "looking at the VMs ...")[: size[0]])])
+            return
+        vms = self._sample["vms"]
+        screen.draw(top_table.lines(vms, self._view, size, _clock(self._sample), self._note))
+
+
+def _split(keys: bytes) -> Iterator[bytes]:
+    """Yield keys one by one; those that are no characters come as sequences from ESC on (ECMA-48)."""
+    while keys:
+        length = 1
+        if keys[:2] in (b"\x1b[", b"\x1bO"):
+            length = 3
+            while length < len(keys) and keys[1:2] == b"[" and not 0x40 <= keys[length - 1] <= 0x7E:
+                length += 1
+        yield keys[:length]
+        keys = keys[length:]

@@ -1,0 +1,50 @@
+"""The verb that lets a VNC viewer in."""
+
+from __future__ import annotations
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import Invocation
+from vmessctl.client import connect
+from vmessctl.commands.power import seconds
+from vmessctl.output.terminal import show
+from vmessd.core.errors import DONE, InvalidValue, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Reply
+
+
+def run(invocation: Invocation) -> int:
+    """Have the daemon wait for one connection, and say where."""
+    parameters = {
+        "port": _port(invocation),
+        "address": invocation.options.get(verbs.BIND.flag),
+        "timeout": seconds(invocation.options.get(verbs.TIMEOUT.flag)),
+    }
+    (vm,) = invocation.vms
+    client = connect(invocation)
+    reply = client.call("Vnc", vm=vm, **parameters)
+    client.close()
+    show(invocation, reply, invitation, vm)
+    return DONE
+
+
+def invitation(reply: Reply) -> str:
+    """Return the original's words, with the address where that is not this host's own."""
+    address, port = reply["relay"]["address"], reply["relay"]["port"]
+    if address.startswith("127.") or address == "::1":
+        where = str(port)
+    else:
+        where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return f"Please VNC to {where} to connect to this VM console"
+
+
+def _port(invocation: Invocation) -> int | None:
+    if not invocation.arguments:
+        return None
+    (text,) = invocation.arguments
+    if not text.isdecimal() or len(text) > 5:
+        raise InvalidValue(
+            f"port {quoted(text)} is not 1 to 65535", hint=f"usage: {invocation.command.usage()}"
+        )
+    return int(text)

@@ -1,0 +1,54 @@
+"""The verb watch: what happens to VMs, a line for each event, as it happens."""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import Invocation
+from vmessctl.output import rendering
+from vmessctl.output.terminal import say
+from vmessctl.stream import Stream
+from vmessd.core.errors import Failed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Reply
+
+
+def run(invocation: Invocation) -> int:
+    """Tell what happens until Ctrl-C or until nobody reads our output; raises VmessError."""
+    stream = Stream(invocation, "Watch", lambda: {"vms": list(invocation.vms)}, more=True)
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # POLLERR: whoever read it has had enough
+    while True:
+        fd = stream.fileno()
+        if fd is not None:
+            poll.register(fd, select.POLLIN)
+        limit = stream.limit()
+        ready = dict(poll.poll(None if limit is None else int(1000 * limit) + 1))
+        if ready.get(sys.stdout.fileno(), 0) & (select.POLLERR | select.POLLNVAL):
+            return Failed.status
+        replies = stream.news(ready=fd in ready)
+        if fd is not None and stream.fileno() is None:
+            poll.unregister(fd)
+        for reply in replies:
+            _show(invocation, reply)
+        if replies:
+            sys.stdout.flush()
+
+
+def _show(invocation: Invocation, reply: Reply) -> None:
+    event = reply["event"]
+    if verbs.JSON.flag in invocation.options:
+        import json  # noqa: PLC0415 -- it takes as long as all the rest
+
+        print(json.dumps(event))
+    elif event["event"] == "watching":
+        if sys.stderr.isatty():
+            whom = ", ".join(invocation.vms) or f"all VMs, {event['text'].removesuffix(' VMs')} now"
+            say(f"watching {whom}; Ctrl-C ends it")
+    elif event["event"] != "now":
+        print(rendering.event(event, time.strftime("%H:%M:%S", time.localtime(event["time"]))))

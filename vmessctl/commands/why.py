@@ -1,0 +1,107 @@
+"""The verb why: how a VM's last run ended, and what comes of it, in words."""
+
+from __future__ import annotations
+
+import time
+
+from vmessctl.cli.verbs import PROGRAM
+from vmessctl.output import rendering
+from vmessctl.output.terminal import look_at_each, show
+from vmessd.core.errors import DONE, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.cli.verbs import Invocation
+    from vmessctl.client import Reply
+
+INDENT = "  "
+
+
+def run(invocation: Invocation) -> int:
+    """Tell why VMs are as they are; return the exit status."""
+
+    def work(reply: Reply, vm: str) -> int:
+        show(invocation, reply, text, vm)
+        return DONE
+
+    return look_at_each(invocation, work)
+
+
+def text(reply: Reply) -> str:
+    """Return all there is to say of the last end of a VM, in lines."""
+    why = reply["why"]
+    status, last, end = why["status"], why["status"]["last_exit"], why["end"]
+    off = rendering.is_off(status)
+    lines = [rendering.status({"status": status}), f"Next: {_next(why)}"]
+    if last is None or end is None:
+        lines.append("No run of it has ended" if not off else "It has never run, as far as is on record")
+    else:
+        if not off:
+            lines.append("The run before:")
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end["when"]))
+        lines += [
+            f"When: {when}, {rendering.duration(last['age'])} ago",
+            f"How: {printable(last['text'])}",
+            f"Asked for: {_asker(last, end)}",
+            f"QEMU: PID {end['pid']}, {_status(last['status'])}",
+        ]
+        if end["tries"]:
+            lines.append(f"Restarts in a row before it: {end['tries']}")
+    if last is not None and end is not None:
+        lines += _quoted("QEMU's last words", last["log"])
+        lines += _quoted("Last lines of the serial console", end["console"])
+    return "\n".join(lines)
+
+
+def _asker(last: Reply, end: Reply) -> str:
+    if last["asked_by"] is None:
+        return "no"
+    uid = f"uid {last['asked_by']}"
+    return f"by {printable(end['user'])} ({uid})" if end["user"] else f"by {uid}"
+
+
+def _status(status: int | None) -> str:
+    """Return what became of the process; the number is as Python's subprocess has it."""
+    if status is None:
+        return "exit status not known: it was no child of the vmessd that saw it end"
+    if status >= 0:
+        return f"exit status {status}"
+    import signal  # noqa: PLC0415 -- it takes its time, and not all need it
+
+    try:
+        return f"ended by signal {-status}, {signal.Signals(-status).name}"
+    except ValueError:
+        return f"ended by signal {-status}"
+
+
+def _next(why: Reply) -> str:
+    """Return what the daemon is going to do with the VM."""
+    status, policy = why["status"], why["policy"]
+    last, restart = status["last_exit"], status["restart"]
+    boot = "; it comes up with the host" if why["autostart"] else ""
+    if restart:
+        when = rendering.duration(restart["due"])
+        return f"started again in {when}, restart {restart['attempt']} of {restart['limit']}"
+    if status["state"] == "stopping":
+        return f"it is being stopped{boot}"
+    if (status["state"], status["runstate"]) == ("paused", "internal-error"):
+        ways = f"{PROGRAM} {status['name']} log says more; where KVM does not work: {PROGRAM} {status['name']}"
+        return f"nothing: QEMU gave the guest up; {ways} accel tcg stop force start"
+    if (status["state"], status["runstate"]) == ("paused", "suspended"):
+        return f"it is asleep (S3) until something wakes it; {PROGRAM} {status['name']} resume does{boot}"
+    if status["state"] == "unresponsive":
+        return "left alone until QEMU answers; stop force ends it"
+    if status["state"] == "held":
+        return "it is left alone, and looked at again until its directory is free or its QEMU is found"
+    if status["state"] != "stopped":
+        if policy == "no":
+            return f"if it ends it stays off: its restart policy is no{boot}"
+        return f"if it ends unasked it is started again: its restart policy is {policy}{boot}"
+    note = f"{printable(last['note'])}: " if last and last["note"] else ""
+    return f"{note}nothing until somebody starts it{boot}"
+
+
+def _quoted(title: str, lines: list[str]) -> list[str]:
+    if not lines:
+        return [f"{title}: none"]
+    return [f"{title}:", *(f"{INDENT}{printable(line)}" for line in lines)]

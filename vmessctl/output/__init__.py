@@ -1,0 +1,1 @@
+"""What a person reads: text for replies, tables, and what a terminal can do."""

@@ -1,0 +1,234 @@
+"""What a person reads, made from the daemon's replies. Pure: text in, text out."""
+
+from __future__ import annotations
+
+from vmessd.core import shell
+from vmessd.core.errors import printable
+from vmessd.core.names import VNC_PORT
+from vmessd.core.settings import size_shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    Reply = Mapping[str, Any]
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as short as a person wants it: `12 s`, `3 min`, `5 h`, `2 days`."""
+    for unit, length, name in ((86400, 2 * 86400, "days"), (3600, 3600, "h"), (60, 60, "min")):
+        if seconds >= length:
+            return f"{int(seconds // unit)} {name}"
+    return f"{int(seconds)} s"
+
+
+def ended(last_exit: Reply) -> str:
+    """Return how and when a run ended: `guest powered off 3 min ago`."""
+    text = printable(str(last_exit["text"]))
+    return f"{text}{', ' if ':' in text else ' '}{duration(last_exit['age'])} ago"
+
+
+def is_off(status: Reply) -> bool:
+    """Tell whether a VM has no QEMU."""
+    return status["state"] in ("stopped", "waiting")
+
+
+def _off(status: Reply) -> str:
+    """Return how a VM came to be off, and whether it stays so, in brackets; empty if nobody knows."""
+    last, restart = status["last_exit"], status["restart"]
+    words = [ended(last)] if last else []
+    if last and last["note"]:
+        words.append(printable(last["note"]))
+    if restart:
+        words.append(f"restart {restart['attempt']} of {restart['limit']} in {duration(restart['due'])}")
+    return f" ({'; '.join(words)})" if words else ""
+
+
+def _condition(status: Reply) -> str:
+    """Return what is out of the ordinary with a VM that runs, in brackets; empty if nothing is."""
+    problem = printable(status.get("problem") or "")
+    asleep = status["runstate"] == "suspended"
+    words = {
+        "held": problem,
+        "stopping": "stopping",
+        "unresponsive": "unresponsive: QEMU does not answer",
+        "paused": "asleep"
+        if asleep
+        else f"paused: {printable(str(status['runstate']))}".removesuffix(": paused"),
+    }.get(status["state"])
+    more = f"; vmess {status['name']} why" if status["runstate"] == "internal-error" else ""
+    remarks = dict.fromkeys(text for text in (f"{words}{more}" if words else "", problem) if text)
+    return f" ({'; '.join(remarks)})" if remarks else ""
+
+
+def status(reply: Reply) -> str:
+    """Return one VM's status in a line, as the original worded it."""
+    vm = reply["status"]
+    if is_off(vm):
+        return f"VM not running{_off(vm)}"
+    if vm["state"] == "starting":
+        return f"VM is starting, PID: {vm['pid']}" if vm["pid"] else "VM is starting"
+    if vm["state"] == "held":
+        return f"VM counts as running{_condition(vm)}"
+    return f"VM is running, PID: {vm['pid']}{_condition(vm)}"
+
+
+def listing(reply: Reply) -> str:
+    """Return all VMs: first those that run with their PIDs, then every one."""
+    vms: Sequence[Reply] = reply["vms"]
+    lines = ["List of KVMs (with PIDs as in ps-ef):"]
+    lines += [
+        f"{vm['name']:<14} {vm['pid'] or '-':>8}  {_up(vm)}{_condition(vm)}" for vm in vms if not is_off(vm)
+    ]
+    lines.append("All VMs:")
+    lines += [f"{vm['name']:<14} {status({'status': vm})}" for vm in vms]
+    return "\n".join(lines)
+
+
+def _up(status: Reply) -> str:
+    return "held" if status["state"] == "held" else f"up {duration(status['uptime'] or 0)}"
+
+
+def info(reply: Reply) -> str:
+    """Return all there is to say of a VM, the original's lines first and last."""
+    vm = reply["info"]
+    interfaces = [nic for nic in vm["nics"] if not nic["leaving"]]
+    lines = [f"Total number of interfaces: {len(interfaces)}", "Command for this VM"]
+    lines.append(f"  {shell.join(vm['command'])}" if vm["command"] else f"  none: {printable(vm['problem'])}")
+    if vm["display"]:
+        where = f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)"
+        lines.append(f"{where}; the way in is vmess {vm['status']['name']} vnc")
+    lines += [nic(interface) for interface in vm["nics"]]
+    lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
+    lines += [f"{value['name']}: {printable(value['value'])}{_meant(value, vm)}" for value in vm["settings"]]
+    remarks = [nic[key] for nic in vm["nics"] for key in ("difference", "duplicate") if nic.get(key)]
+    lines += [f"Mind: {printable(remark)}" for remark in remarks]
+    if vm["command"] and vm["problem"]:
+        lines.append(f"Mind: its next start would be refused: {printable(vm['problem'])}")
+    elif vm["changed"]:
+        lines.append("It runs with other settings than these; they take effect at its next start")
+    lines.append(f"Serial console: {printable(vm['serial'])}")
+    lines.append(status(vm))
+    return "\n".join(lines)
+
+
+def _meant(value: Reply, vm: Reply) -> str:
+    """Return what a setting comes to, where that is not what it says; in brackets."""
+    if value["name"] != "CPU" or not vm.get("cpu") or vm["cpu"] == value["value"]:
+        return ""
+    return f" ({printable(vm['cpu'])}, {vm['accel']})"
+
+
+def nic(reply: Reply) -> str:
+    """Return one interface of a VM and what it is plugged into."""
+    name, wire = reply["tap"] or f"interface {reply['index']}", printable(reply["wire"])
+    if reply["tap"] is None:
+        wire = f"user network{''.join(map(_forward, filter(None, wire.partition(':')[2].split(','))))}"
+    elif wire == "-":
+        wire = "in no bridge"
+    remarks = [
+        "" if reply["present"] or reply["tap"] is None else ", not there yet",
+        ", being unplugged: the guest has not let go of it" if reply["leaving"] else "",
+        {True: "", False: ", cable pulled"}.get(reply["cable"], ", cable unknown"),
+        f" ({reply['mac_later']} from the next start on)" if reply.get("mac_later") else "",
+    ]
+    return f"{name}: {wire}, MAC {reply['mac']}{remarks.pop()}{''.join(remarks)}"
+
+
+def _forward(word: str) -> str:
+    """Return where a forwarded port leads: `udp:5353:53` is `, UDP 127.0.0.1:5353 to port 53`."""
+    *front, host, guest = word.split(":")
+    protocol = "UDP " if front[:1] == ["udp"] else ""
+    address = front[-1] if front[1 if protocol else 0 :] else "127.0.0.1"
+    return f", {protocol}{address}:{host} to port {guest}"
+
+
+def _drive(drive: Reply) -> str:
+    path = printable(drive["target"] or drive["path"])
+    text = f"{path}, {size_shown(drive['size'])}"
+    if drive["read"] is None:
+        return text
+    return f"{text}, {drive['read']} bytes read, {drive['written']} bytes written"
+
+
+def starting(progress: Reply) -> str:
+    """Return the line that says what is being started."""
+    return f"Starting VM: {shell.join(progress['command'])}"
+
+
+def stopping(progress: Reply) -> str:
+    """Return the line that says what is being stopped."""
+    return f"Stopping VM PID {progress['pid']}"
+
+
+def rung(progress: Reply, elapsed: float) -> str:
+    """Return which rung of the ladder a stop is on, and for how long it has been going on."""
+    if progress["rung"] == "power button":
+        return f"power button pressed, {elapsed:.0f} s of {progress['grace']:.0f} s"
+    return f"{progress['rung']}, {elapsed:.0f} s"
+
+
+def rung_colour(progress: Reply) -> str:
+    """Return in which colour a step is shown, as parameters of SGR: force stands out."""
+    return {"QMP quit": "33", "SIGTERM": "33", "SIGKILL": "31"}.get(progress.get("rung") or "", "")
+
+
+def under_way(progress: Reply, elapsed: float) -> str:
+    """Return what goes on with a VM, and for how long."""
+    return rung(progress, elapsed) if progress.get("rung") else f"starting, {elapsed:.0f} s"
+
+
+def started(progress: Reply) -> str:
+    """Return the line that says that a VM was started."""
+    return f"VM is running, PID: {progress['pid']}"
+
+
+def escalation(progress: Reply) -> str:
+    """Return why a stop has come to the rung it is on."""
+    if progress["rung"] == "QMP quit":
+        return f"did not power down in {progress['grace']:.0f} s; now {progress['rung']}"
+    return f"is still there; now {progress['rung']}"
+
+
+def fleet_step(progress: Reply) -> str:
+    """Return what happens to one of many VMs."""
+    remark = f"; {printable(str(progress['text']))}" if progress["text"] else ""
+    return {
+        "starting": "Starting VM",
+        "running": started(progress),
+        "stopping": f"{stopping(progress)}{remark}",
+    }.get(progress["step"]) or str(progress["text"] or "VM not running")
+
+
+def patience(progress: Reply, elapsed: float) -> float:
+    """Return the seconds that a VM may still take, `elapsed` after it came to the rung it is on."""
+    grace: float = progress["grace"] if progress["rung"] == "power button" else 0.0
+    return grace - elapsed
+
+
+def waiting(vm: str, progress: Reply, elapsed: float) -> str:
+    """Return one VM that is waited for: `r1 (power button, 12 s)`."""
+    return f"{vm} ({progress['rung'] or 'start'}, {elapsed:.0f} s)"
+
+
+def made(reply: Reply) -> str:
+    """Return what the original said when a VM was made."""
+    return f"{serious(str(reply['path']))}\nOh, I see you are serious. Okay, I will proceed."
+
+
+def serious(path: str) -> str:
+    """Return what the original said of a VM that is not there yet."""
+    return f"You need to create directory {printable(path)} if are serious about that VM - use vmess make"
+
+
+def event(reply: Reply, clock: str) -> str:
+    """Return an event in a line: when by the clock, which VM, of what sort, what, and by whom."""
+    remarks = [f"{reply['count']} times"] if reply["count"] > 1 else []
+    if reply["exit"] is not None and reply["exit"]["status"] is not None:
+        remarks.append(f"exit status {reply['exit']['status']}")
+    if reply["uid"] is not None:
+        remarks.append(f"uid {reply['uid']}")
+    aside = f" ({', '.join(remarks)})" if remarks else ""
+    fraction = f"{int(reply['time'] % 1 * 1000):03d}"
+    return f"{clock}.{fraction}  {reply['vm']:<13}  {reply['event']:<8}  {printable(str(reply['text']))}{aside}"

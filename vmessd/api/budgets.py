@@ -1,0 +1,379 @@
+"""What the clients of one user may have under way, and their part of the event loop's time: an account a uid.
+
+Whatever is bounded here is bounded for all connections of a user together, so that nobody gets more by
+opening more of them. Who is over a bound waits for a place of their own; others do not notice.
+"""
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import socket
+import struct
+import termios
+import time
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from typing import Any, NamedTuple, TypeVar
+
+from vmessd.core.contract import Cost, Method
+from vmessd.core.errors import Failed, failing
+
+_T = TypeVar("_T")
+
+PATIENCE = 20.0
+"""Seconds a call waits for its place before it is refused: less than a client waits for an answer."""
+LEFT_TIME = 0.25
+"""Seconds that a look keeps its place when its client has left: its thread cannot be called back."""
+LOOK_AGAIN = 0.05
+"""Seconds between looks at whether a client has taken the descriptors it was sent."""
+SAVINGS = 0.2
+"""Seconds of the loop's time that a user may have saved up, and so take without a pause."""
+ROUND = 0.005
+"""Seconds after which the others get their turn all the same."""
+ENOUGH = 0.003
+"""Seconds that one who waits gets at a time: a pause for each step would be longer than most steps are."""
+STEPS_MAX = 32
+"""Steps that are likely to be done in that time; those that are not, looks, are fewer by their places."""
+DEBT_MAX = 0.5
+"""Seconds of the loop's time that a user can owe, so that they are served again soon when they are calm."""
+
+
+class Limits(NamedTuple):
+    """What one user may have, all clients together."""
+
+    clients: int
+    places: dict[Cost, int]
+    """Calls under way of each kind."""
+    unsent: int
+    """Bytes of replies that wait to be taken, above which no further call begins."""
+    descriptors: int
+    """Sent and not taken yet: the kernel counts them as ours (ETOOMANYREFS, unix(7))."""
+    share: float
+    """Of the event loop's time; all who take more than theirs divide it."""
+    changes: int
+    """Calls that are noted in the log: so many in one go,"""
+    pace: float
+    """and then so many a second."""
+
+
+_MIB = 1 << 20
+MEMBER = Limits(
+    clients=240,
+    places={Cost.look: 8, Cost.change: 16, Cost.follow: 256, Cost.fleet: 2, Cost.endless: 48},
+    unsent=8 * _MIB,
+    descriptors=48,
+    share=0.5,
+    changes=500,
+    pace=10.0,
+)
+OWN = Limits(
+    clients=256,
+    places={Cost.look: 32, Cost.change: 64, Cost.follow: 512, Cost.fleet: 8, Cost.endless: 128},
+    unsent=32 * _MIB,
+    descriptors=96,
+    share=0.9,
+    changes=10_000,
+    pace=1000.0,
+)
+"""Of root and of the user the daemon runs as."""
+
+
+class Share:
+    """A user's part of the event loop's time: what is spent beyond it is waited for, step by step."""
+
+    def __init__(self, part: float, in_debt: "set[Share]") -> None:
+        self._part = part
+        self._in_debt = in_debt
+        """Those of all users who wait for their turn: they divide what one of them would get."""
+        self._balance = SAVINGS
+        self._round = 0.0
+        """What was spent since the event loop last looked for what others want."""
+        self._usual = ROUND
+        """What a step has cost lately."""
+        self._at = time.monotonic()
+        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def charge(self, seconds: float) -> None:
+        """Note time that was spent."""
+        if not self._round:
+            asyncio.get_running_loop().call_soon(self._next_round)
+        self._round += seconds
+        self._usual += (seconds - self._usual) / 16
+        self._balance = max(-DEBT_MAX, self._balance - seconds)
+
+    def _next_round(self) -> None:
+        self._round = 0.0
+
+    def _may_step(self) -> bool:
+        return self._earn() > 0 and self._round < ROUND
+
+    def _earn(self) -> float:
+        """Add what has come in since the last time, and return what there is."""
+        now = time.monotonic()
+        earned = (now - self._at) * self._part / max(1, len(self._in_debt))
+        self._at, self._balance = now, min(SAVINGS, self._balance + earned)
+        return self._balance
+
+    def is_due(self) -> bool:
+        """Tell whether the next step may be taken at once."""
+        return not self._waiting and self._may_step()
+
+    def turn(self) -> asyncio.Future[None]:
+        """Return a future that is done when the next step may be taken."""
+        self._in_debt.add(self)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._arm()
+        return waiter
+
+    def _arm(self) -> None:
+        if self._timer is None and self._waiting:
+            balance = self._earn()
+            seconds = 0.0 if balance > 0 else (ENOUGH - balance) * len(self._in_debt) / self._part
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._next)
+
+    def _next(self) -> None:
+        self._timer = None
+        if self._may_step():
+            steps = min(STEPS_MAX, max(1, int(ROUND / max(self._usual, 1e-6))))
+            while self._waiting and steps:
+                waiter = self._waiting.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
+                    steps -= 1
+            if not self._waiting:
+                self._in_debt.discard(self)
+        self._arm()
+
+
+@types.coroutine
+def metered(work: Coroutine[Any, Any, _T], share: Share, *, waits: bool) -> Generator[Any, Any, _T]:
+    """Run a coroutine on a user's account: each step is charged, and waits for the user's turn.
+
+    With `waits` False only the first one does: others may wait for what a change holds meanwhile.
+    """
+    answer: Any = None
+    error: BaseException | None = None
+    due = share.is_due()
+    while True:
+        if not due:
+            try:
+                yield from share.turn().__await__()
+            except asyncio.CancelledError as cancelled:
+                error = cancelled
+        began = time.monotonic()
+        try:
+            wanted = work.send(answer) if error is None else work.throw(error)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        finally:
+            share.charge(time.monotonic() - began)
+        answer = error = None
+        try:
+            answer = yield wanted
+        except BaseException as raised:  # noqa: BLE001 -- it is the coroutine's business
+            error = raised
+        due = error is not None or not waits or share.is_due()
+
+
+@dataclasses.dataclass(eq=False)
+class _Handed:
+    """Descriptors that were sent to a client, or are about to be."""
+
+    connection: socket.socket
+    socket: socket.socket
+    """A duplicate of the connection's, which it outlives: what the client has not read stays on its way."""
+    count: int
+    sent: bool = False
+
+    def is_on_its_way(self) -> bool:
+        """Tell whether the client has not read all it was sent; one that is gone has (SIOCOUTQ, unix(7))."""
+        if not self.sent:
+            return True
+        unread = fcntl.ioctl(self.socket, termios.TIOCOUTQ, struct.pack("i", 0))
+        return unread != bytes(len(unread))
+
+
+class Account:
+    """What one user has under way."""
+
+    def __init__(self, uid: int, limits: Limits, in_debt: set[Share]) -> None:
+        self.uid = uid
+        self.limits = limits
+        self.clients = 0
+        self.share = Share(limits.share, in_debt)
+        self._places = {cost: asyncio.Semaphore(number) for cost, number in limits.places.items()}
+        self.looks = self._places[Cost.look]
+        self._unsent = 0
+        self._taken = asyncio.Event()
+        self._handed: list[_Handed] = []
+        self._changes = float(limits.changes)
+        self._counted_at = time.monotonic()
+
+    # -- Replies --
+
+    def queued(self, size: int) -> None:
+        """Note a reply that waits to be taken."""
+        self._unsent += size
+
+    def taken(self, size: int) -> None:
+        """Note that one was taken, or never will be."""
+        self._unsent -= size
+        self._taken.set()
+
+    def descriptors(self) -> int:
+        """Return how many are on their way; what was kept of others is let go."""
+        for handed in [handed for handed in self._handed if not handed.is_on_its_way()]:
+            self._handed.remove(handed)
+            handed.socket.close()
+        return sum(handed.count for handed in self._handed)
+
+    def close(self) -> None:
+        """Keep nothing of descriptors that are on their way any more."""
+        while self._handed:
+            self._handed.pop().socket.close()
+
+    # -- Calls --
+
+    @contextlib.asynccontextmanager
+    async def place(
+        self, method: Method, connection: socket.socket, left: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator["Place"]:
+        """Have a call wait for its place, and then take it.
+
+        Raises:
+            Failed: there is none, and none comes free in time, or before the client has `left`.
+        """
+        place = Place(self, method)
+        try:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._wait(place, connection, left)
+            except TimeoutError:
+                raise self._refusal(place) from None
+            yield place
+        except asyncio.CancelledError:
+            place.leave(LEFT_TIME)
+            raise
+        finally:
+            place.leave()
+
+    async def _wait(self, place: "Place", connection: socket.socket, left: Callable[[], bool]) -> None:
+        method = place.method
+        if method.cost is Cost.endless and self._places[Cost.endless].locked():
+            raise self._refusal(place)
+        await place.take(self._places[method.cost])
+        if method.cost is Cost.endless:
+            place.beginning = self.looks
+            await place.take(place.beginning)
+        while self._unsent > self.limits.unsent:
+            place.waits_for = f"it does not take {self._unsent} bytes of replies"
+            self._taken.clear()
+            await self._taken.wait()
+        while method.hands and not self._may_hand(method.hands, connection):
+            place.waits_for = f"it does not take {self.descriptors()} descriptors that it was sent"
+            await asyncio.sleep(LOOK_AGAIN)
+        if method.hands:
+            with failing("no descriptor can be handed over"):
+                place.handed = _Handed(connection, connection.dup(), method.hands)
+            self._handed.append(place.handed)
+        if method.is_noted:
+            place.waits_for = f"it makes more than {self.limits.pace:g} changes a second"
+            if seconds := self._change(place):
+                if left():
+                    raise self._refusal(place)
+                await asyncio.sleep(seconds)
+
+    def _may_hand(self, number: int, connection: socket.socket) -> bool:
+        """Tell whether so many descriptors more may be sent to a client, which has read those before."""
+        if self.descriptors() + number > self.limits.descriptors:
+            return False
+        return all(handed.connection is not connection for handed in self._handed)
+
+    def _change(self, place: "Place") -> float:
+        """Count a change, and return the seconds until it may be made; raises Failed if it is too long."""
+        now = time.monotonic()
+        earned = self._changes + (now - self._counted_at) * self.limits.pace
+        self._changes, self._counted_at = min(float(self.limits.changes), earned), now
+        wait = max(0.0, (1 - self._changes) / self.limits.pace)
+        if wait > PATIENCE:
+            raise self._refusal(place)
+        self._changes -= 1
+        return wait
+
+    def _refusal(self, place: "Place") -> Failed:
+        number = self.limits.places[place.method.cost]
+        why = place.waits_for or f"it has {number} such calls under way"
+        return Failed(
+            f"uid {self.uid} has more under way than it may: {why}; this call was not begun",
+            hint="wait for what is under way, or end it",
+        )
+
+
+class Place:
+    """A place that a call has, or waits for."""
+
+    def __init__(self, account: Account, method: Method) -> None:
+        self._account = account
+        self.method = method
+        self.waits_for = ""
+        """What keeps it waiting besides the number of calls."""
+        self.handed: _Handed | None = None
+        self.beginning: asyncio.Semaphore | None = None
+        """What an endless call needs only until it has begun."""
+        self._has: list[asyncio.Semaphore] = []
+
+    async def take(self, places: asyncio.Semaphore) -> None:
+        """Take one of some places, when there is one."""
+        await places.acquire()
+        self._has.append(places)
+
+    def begun(self) -> None:
+        """Note that an endless call has had its first reply: what follows is little work."""
+        if self.beginning is not None:
+            self._has.remove(self.beginning)
+            self.beginning.release()
+            self.beginning = None
+
+    def leave(self, after: float = 0.0) -> None:
+        """Give everything back, that of looks after some seconds if so asked."""
+        if self.handed is not None:
+            self.handed.sent = True
+            self.handed = None
+            self._account.descriptors()
+        has, self._has = self._has, []
+        for places in has:
+            if after and places is self._account.looks:
+                asyncio.get_running_loop().call_later(after, places.release)
+            else:
+                places.release()
+
+
+class Budget:
+    """All accounts."""
+
+    def __init__(self, own: frozenset[int]) -> None:
+        self._own = own
+        self._accounts: dict[int, Account] = {}
+        self._in_debt: set[Share] = set()
+
+    def account(self, uid: int) -> Account:
+        """Return a user's account, which outlives their connections."""
+        if uid not in self._accounts:
+            limits = OWN if uid in self._own else MEMBER
+            self._accounts[uid] = Account(uid, limits, self._in_debt)
+        return self._accounts[uid]
+
+    def close(self) -> None:
+        """Close all accounts."""
+        for account in self._accounts.values():
+            account.close()
+
+    def tidy(self) -> None:
+        """Let go of what is kept of descriptors that have arrived meanwhile."""
+        for account in self._accounts.values():
+            account.descriptors()

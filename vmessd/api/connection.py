@@ -1,0 +1,399 @@
+"""One client: what it sends is bounded, and each of its calls runs from admission to its last reply.
+
+`asyncvarlink` speaks the protocol. What is added: one call at a time, and the next one only when all replies
+before it were taken; a place for each call in what its user may have under way; what the table of
+:mod:`vmessd.core.contract` asks for; and an end to what nobody listens to any more. The way a client steps over a
+bound costs it the connection, and nobody else anything.
+"""
+
+import asyncio
+import collections
+import contextlib
+import inspect
+import json
+import logging
+import select
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import Any, NamedTuple
+
+from asyncvarlink import GenericVarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkTransport
+from asyncvarlink.conversion import ConversionError, FileDescriptorVarlinkType
+from asyncvarlink.interface import AnnotatedResult, VarlinkMethodSignature
+from asyncvarlink.message import VarlinkMethodCall, VarlinkMethodReply
+from asyncvarlink.serverprotocol import VarlinkServerProtocol
+from asyncvarlink.serviceerrors import InvalidParameter
+from asyncvarlink.types import FileDescriptorArray, JSONObject
+
+from vmessd.api import wire_errors
+from vmessd.api.audit import Audit, Note, Peer, words
+from vmessd.api.budgets import Account, Place, metered
+from vmessd.core import contract, refusals
+from vmessd.core.contract import Cost, Method
+from vmessd.core.errors import INTERFACE, Failed, VmessError, reason
+
+log = logging.getLogger(__name__)
+
+MESSAGE_LIMIT = 64 * 1024
+"""Bytes of one request; the longest real one holds a path."""
+UNREAD_TIME = 5.0
+"""Seconds a client may take for a reply, unless it is one of an endless call."""
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Gate(NamedTuple):
+    """What is asked before a call runs, and told when it has."""
+
+    check_unlocked: Callable[[str, bool], Coroutine[Any, Any, None]]
+    """Raises Locked where a VM is; the second tells that it is to be stopped."""
+    audit: Audit
+
+
+class _Left(Exception):
+    """The client is gone, or takes nothing more."""
+
+
+class Hangups:
+    """Tells when a client has gone, also while nothing is read of it. Close it in the end."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._told: dict[int, Callable[[], None]] = {}
+        asyncio.get_running_loop().add_reader(self._epoll, self._look)
+
+    def watch(self, fd: int, gone: Callable[[], None]) -> None:
+        """Have `gone` called once when the other end of a socket is closed (EPOLLHUP, epoll_ctl(2))."""
+        self._told[fd] = gone
+        self._epoll.register(fd, select.EPOLLET)
+
+    def forget(self, fd: int) -> None:
+        """Watch no longer. It has to be done before the descriptor is closed."""
+        if self._told.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _look(self) -> None:
+        for fd, _ in self._epoll.poll(0):
+            if (gone := self._told.get(fd)) is not None:
+                gone()
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        asyncio.get_running_loop().remove_reader(self._epoll)
+        self._epoll.close()
+
+
+class Connection(VarlinkServerProtocol):
+    """One client."""
+
+    def __init__(
+        self,
+        connected: socket.socket,
+        peer: Peer,
+        account: Account,
+        *,
+        gate: Gate,
+        ended: Callable[["Connection"], None],
+    ) -> None:
+        super().__init__()
+        self.uid = peer.uid
+        self.account = account
+        self.since = asyncio.get_running_loop().time()
+        """When it came, by the loop's clock."""
+        self.under_way: set[asyncio.Future[None]] = set()
+        """Calls that are not answered to the end yet."""
+        self.idle_since: float | None = self.since
+        """When the last call ended, by the loop's clock; None while one is under way."""
+        self.gone = False
+        """The client is."""
+        self.interfaces: Callable[[], VarlinkInterfaceRegistry] = VarlinkInterfaceRegistry
+        """What makes those that it may call: most who connect in order to be a nuisance never call one."""
+        self._registry: VarlinkInterfaceRegistry | None = None
+        self._socket = connected
+        self._peer = peer
+        self._gate = gate
+        self._ended = ended
+        self._link: VarlinkTransport | None = None
+        self._partial = 0
+        self._queued = 0
+        self._all_taken: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._impatience: asyncio.TimerHandle | None = None
+        self._endless = False
+        self._may_end: asyncio.Task[None] | None = None
+        """The call under way, if it has not begun, or is one that can be given up."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take note of the way back."""
+        super().connection_made(transport)
+        assert isinstance(transport, VarlinkTransport)  # noqa: S101 -- Control makes no other
+        self._link = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give up the place."""
+        super().connection_lost(exc)
+        if self._impatience is not None:
+            self._impatience.cancel()
+        self.left()
+        with contextlib.suppress(OSError):  # closing is not enough where descriptors are still on their way
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._ended(self)
+
+    def left(self) -> None:
+        """Note that the client is gone, and give up what is done for it alone."""
+        self.gone = True
+        if self._may_end is not None:
+            self._may_end.cancel()
+
+    def fileno(self) -> int:
+        """Return the descriptor of its socket, -1 when that is closed."""
+        return self._socket.fileno()
+
+    def abort(self) -> None:
+        """Hang up now, whatever is still to be sent."""
+        if self._link is not None:
+            self._link.abort()
+
+    # -- What arrives --
+
+    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
+        """Pass on what arrived, if it is within bounds."""
+        end = data.rfind(b"\0")
+        self._partial = len(data) - end - 1 if end >= 0 else self._partial + len(data)
+        if self._partial > MESSAGE_LIMIT or self._link is None or self._link.is_closing():
+            self.abort()
+            return
+        began = time.monotonic()
+        try:
+            # No method takes a descriptor; without a holder they are closed when this returns.
+            super().message_received(data, None)
+        except (ValueError, RecursionError):
+            # Bad UTF-8, numbers or nesting beyond what the JSON decoder takes.
+            self.abort()
+            return
+        finally:
+            self.account.share.charge(time.monotonic() - began)
+        if end >= 0:
+            # Read on when all that came is answered; the library takes up reading again by itself.
+            self._link.pause_reading()
+        elif not self.account.share.is_due():
+            self._link.pause_reading()
+            self.account.share.turn().add_done_callback(self._read_on)
+
+    def _read_on(self, _turn: asyncio.Future[None]) -> None:
+        if self._link is not None:
+            self._link.resume_reading()
+
+    def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
+        """Hang up on what is not a JSON object."""
+        self.abort()
+
+    def request_received(self, obj: JSONObject, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
+        """Serve a call, and count it as under way until its replies are taken: then comes the next."""
+        answered: asyncio.Future[None] | None = super().request_received(obj, fds)
+        if answered is None and not self.account.share.is_due():
+            answered = self.account.share.turn()
+        if answered is None and not self._queued:
+            if self.idle_since is not None:
+                self.idle_since = asyncio.get_running_loop().time()
+            return None
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.idle_since = None
+        self.under_way.add(over)
+        over.add_done_callback(self._call_ended)
+        if answered is None:
+            self._when_taken(over)
+        else:
+            answered.add_done_callback(lambda _: self._when_taken(over))
+        return over
+
+    def _when_taken(self, over: asyncio.Future[None]) -> None:
+        if self._queued:
+            self._all_taken.append(over)
+        else:
+            over.set_result(None)
+
+    def _call_ended(self, future: asyncio.Future[None]) -> None:
+        self.under_way.discard(future)
+        if not self.under_way:
+            self.idle_since = asyncio.get_running_loop().time()
+
+    # -- What is sent --
+
+    def send_message(
+        self, obj: JSONObject, fds: list[int] | None = None, autoclose: bool = True
+    ) -> asyncio.Future[None]:
+        """Queue a reply, and weigh it; one that cannot be sent costs the client the connection.
+
+        No reply of ours is closed by the library (`autoclose`): who hands descriptors out keeps count of them.
+        """
+        assert not (fds and autoclose)  # noqa: S101 -- only _send() hands any out
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._link is None or self._link.is_closing():
+            taken.set_exception(BrokenPipeError())
+            return taken
+        data = _encode(obj).encode() + b"\0"
+        self._queued += 1
+        self.account.queued(len(data))
+        if self._impatience is None:
+            self._impatience = asyncio.get_running_loop().call_later(UNREAD_TIME, self._not_read)
+
+        def done(sent: asyncio.Future[None]) -> None:
+            self._queued -= 1
+            self.account.taken(len(data))
+            error = None if sent.cancelled() else sent.exception()
+            if error is not None:
+                self._cannot_send(error)
+            if not taken.done():
+                taken.set_exception(BrokenPipeError()) if error else taken.set_result(None)
+            if not self._queued:
+                self._all_were_taken()
+
+        self._link.send_message(data, fds).add_done_callback(done)
+        return taken
+
+    def _cannot_send(self, error: BaseException) -> None:
+        """Hang up: the library would leave a client waiting whose connection takes nothing more."""
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError | ConnectionResetError):
+            log.warning(
+                "uid %d, pid %d: a reply could not be sent, so it is hung up on: %s",
+                *(self._peer.uid, self._peer.pid, reason(error)),
+            )
+        self.abort()
+
+    def _all_were_taken(self) -> None:
+        if self._impatience is not None:
+            self._impatience.cancel()
+            self._impatience = None
+        while self._all_taken:
+            self._all_taken.popleft().set_result(None)
+
+    def _not_read(self) -> None:
+        self._impatience = None
+        if self._endless:
+            self._impatience = asyncio.get_running_loop().call_later(UNREAD_TIME, self._not_read)
+        else:
+            self.abort()
+
+    # -- Calls --
+
+    def call_received(
+        self,
+        call: VarlinkMethodCall,
+        fds: FileDescriptorArray | None,  # noqa: ARG002
+    ) -> asyncio.Future[None]:
+        """Begin a call."""
+        if self._registry is None:
+            self._registry = self.interfaces()
+        method, signature = self._registry.lookup_method(call)
+        row = contract.METHODS[call.method_name] if call.method_interface == INTERFACE else contract.SERVICE
+        answer = self._answer(call, row, method, signature)
+        loop = asyncio.get_running_loop()
+        answered = loop.create_future()
+        task = loop.create_task(_run(metered(answer, self.account.share, waits=row.ends_with_client)))
+        self._may_end = task
+        self._endless = row.cost is Cost.endless
+
+        def ended(task: asyncio.Task[None]) -> None:
+            answer.close()  # one that was cancelled before its first step was never awaited
+            self._may_end, self._endless = None, False
+            error = None if task.cancelled() else task.exception()
+            if error is None or isinstance(error, _Left):
+                answered.set_result(None)
+            else:
+                answered.set_exception(error)
+
+        task.add_done_callback(ended)
+        return answered
+
+    async def _answer(
+        self,
+        call: VarlinkMethodCall,
+        row: Method,
+        method: Callable[..., Any],
+        signature: VarlinkMethodSignature,
+    ) -> None:
+        """Answer a call to its end, or for as long as somebody listens where it changes nothing."""
+        if self.gone and not row.is_noted:
+            return
+        try:
+            parameters = signature.parameter_type.fromjson(call.parameters, {FileDescriptorVarlinkType: None})
+        except ConversionError as error:
+            raise InvalidParameter(parameter=error.location[0]) from error
+        note, name = None, call.method_name
+        if row.is_noted:
+            note = Note(self._gate.audit, self._peer, name, words(name, row, parameters))
+        try:
+            async with self.account.place(row, self._socket, lambda: self.gone) as place:
+                if not row.ends_with_client:
+                    self._may_end = None
+                if note is not None:
+                    note.begun()
+                if row.locks and row.about is not None:
+                    await self._gate.check_unlocked(parameters[row.about], row.stops)
+                await self._reply(call, signature, method(**parameters), place, note)
+        except _Left:
+            raise
+        except BaseException as error:
+            if note is not None:
+                note.ended_by(error)
+            raise
+
+    async def _reply(
+        self,
+        call: VarlinkMethodCall,
+        signature: VarlinkMethodSignature,
+        results: Any,
+        place: Place,
+        note: Note | None,
+    ) -> None:
+        """Send what a method returns, one after the other."""
+        async with contextlib.aclosing(_each(results)) as answers:
+            async for result in answers:
+                if note is not None:
+                    note.carried_out()
+                place.begun()
+                if place.method.cost is Cost.follow:
+                    self._may_end = asyncio.current_task()
+                try:
+                    if not call.oneway:
+                        await self._send(signature, result)
+                except _Left:
+                    if place.method.cost is not Cost.fleet:
+                        raise
+
+    async def _send(self, signature: VarlinkMethodSignature, result: AnnotatedResult) -> None:
+        """Send a reply and return when the kernel has all of it; raises _Left where nobody takes it."""
+        with FileDescriptorArray.new_managed() as handed:
+            body = signature.return_type.tojson(result.parameters, {FileDescriptorVarlinkType: handed})
+            reply = VarlinkMethodReply(body, continues=result.continues, extensions=result.extensions)
+            sent = self.send_reply(reply, [item.fileno() for item in handed], autoclose=False)
+            handed.reference_until_done(sent)
+        try:
+            await asyncio.shield(sent)  # which has descriptors to close, and not before it is over
+        except BrokenPipeError:
+            raise _Left from None
+
+    def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:  # noqa: ARG002
+        """Make a reply of what a method raised; what was not foreseen goes to the log only."""
+        if isinstance(exc, VmessError):
+            raise wire_errors.reply(exc)
+        log.error("a call failed unexpectedly", exc_info=exc)
+        raise GenericVarlinkErrorReply(
+            Failed.wire_name(),
+            {"message": "unexpected failure; vmessd's log has the details", "hint": refusals.LOG},
+        )
+
+
+async def _run(work: Any) -> None:
+    await work
+
+
+async def _each(results: Any) -> AsyncGenerator[AnnotatedResult, None]:
+    """Yield what a method returns: itself, what it is awaited for, or all it yields."""
+    if isinstance(results, AsyncIterator):
+        async with contextlib.aclosing(results) as items:  # type: ignore[type-var]
+            async for result in items:
+                yield result
+    else:
+        yield await results if inspect.isawaitable(results) else results

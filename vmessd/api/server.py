@@ -1,0 +1,338 @@
+"""The control socket: who may connect, how many, for how long they may idle."""
+
+import asyncio
+import collections
+import contextlib
+import errno
+import functools
+import logging
+import os
+import resource
+import socket
+import stat
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Self
+
+from asyncvarlink import VarlinkInterfaceRegistry, VarlinkTransport
+from asyncvarlink.serviceinterface import VarlinkServiceInterface
+
+from vmessd import __version__
+from vmessd.api.audit import Audit, Peer
+from vmessd.api.budgets import Account, Budget
+from vmessd.api.connection import Connection, Gate, Hangups
+from vmessd.api.interface import VmessInterface
+from vmessd.core.errors import INTERFACE, Locked, failing, printable, reason
+from vmessd.storage import safefile
+from vmessd.supervisor.fleet import Fleet
+from vmessd.supervisor.registry import Supervisor
+
+log = logging.getLogger(__name__)
+
+CLIENTS_MAX = 512
+SOCKET_MODE = 0o660
+"""The owner and the group, by which the administrator says who may use the daemon."""
+IDLE_LIMIT = 60.0
+"""Seconds a connection may be open with no call under way."""
+ENDING_TIME = 0.5
+"""Seconds in which calls may come to their end when the daemon does."""
+ACCEPT_PAUSE = 1.0
+"""Seconds to wait for descriptors where there are none."""
+SPARE_DESCRIPTORS = 64
+"""What clients leave to VMs, a quarter where there are few."""
+ACCEPTED_AT_ONCE = 64
+"""Clients that are let in before others get their turn."""
+CONNECTION_TIME = 0.0002
+"""Seconds of the loop's time that a connection costs besides its calls, until it is closed (measured)."""
+TIDY_EVERY = 2.0
+"""Seconds between looks at what clients have left behind."""
+
+
+def _most_descriptors() -> int:
+    """Return the number from which on descriptors are not for clients: a VM that ends takes some, too."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return soft - min(SPARE_DESCRIPTORS, soft // 4)
+
+
+def _has_left(connected: socket.socket) -> bool:
+    """Tell whether a client is gone already, and has said nothing."""
+    try:
+        return not connected.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _peer(connected: socket.socket) -> Peer:
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return Peer(*struct.unpack("3i", credentials))
+
+
+class Control:
+    """The listening socket and its clients. Use as an async context manager."""
+
+    def __init__(self, path: Path, supervisor: Supervisor, fleet: Fleet) -> None:
+        self.path = path
+        self._supervisor = supervisor
+        self._fleet = fleet
+        self._clients: set[Connection] = set()
+        self._budget = Budget(frozenset({0, os.geteuid()}))
+        self._gate = Gate(supervisor.check_unlocked, Audit())
+        self._hangups: Hangups | None = None
+        self._arriving: dict[Account, collections.deque[tuple[socket.socket, Peer]]] = {}
+        """Clients that wait for their user's turn to be served, in the order in which they came."""
+        self._listener: socket.socket | None = None
+        self._identity: tuple[int, int] | None = None
+        self._chores: dict[str, asyncio.TimerHandle] = {}
+        self._complained: dict[str, float] = {}
+
+    async def __aenter__(self) -> Self:
+        """Bind the socket, mode 0660 from its first moment, and serve.
+
+        Raises:
+            Locked: another daemon answers there.
+            BadFile, Failed: the path is taken by something else, or cannot be bound.
+        """
+        with failing(f"control socket {printable(str(self.path))} cannot be made"):
+            for place in reversed(self.path.parents):
+                if not place.exists():
+                    place.mkdir(mode=0o755)  # with parents=True the others would follow the umask alone
+            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._refuse_second(directory)
+            self._listener = safefile.listener(directory, self.path.name, SOCKET_MODE, backlog=1024)
+            self._identity = self._widen(directory)
+        finally:
+            os.close(directory)
+        self._listener.setblocking(False)
+        self._hangups = Hangups()
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        self._later(IDLE_LIMIT / 4, self._hang_up_idle)
+        self._later(TIDY_EVERY, self._tidy)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for chore in self._chores.values():
+            chore.cancel()
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._unlink()
+        for waiting in self._arriving.values():
+            while waiting:
+                waiting.popleft()[0].close()
+        clients = list(self._clients)
+        for client in clients:
+            client.abort()
+        await asyncio.sleep(0)  # what was read already may become a call yet
+        calls = [call for client in clients for call in client.under_way]
+        if calls:  # nobody hears their end, but half of one would be complained about
+            await asyncio.wait(calls, timeout=ENDING_TIME)
+        self._budget.close()
+        if self._hangups is not None:
+            self._hangups.close()
+
+    def _refuse_second(self, directory: int) -> None:
+        """Raise Locked where somebody answers at the path; what nobody answers at is stale."""
+        found = safefile.status(directory, self.path.name)
+        if found is None or not stat.S_ISSOCK(found.st_mode):
+            return
+        with failing("no socket"):
+            probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(f"/proc/self/fd/{directory}/{self.path.name}")
+            except ConnectionRefusedError:
+                return  # nobody listens: stale
+            except OSError:
+                pass  # its queue is full, or it is somebody else's
+        raise Locked(
+            f"another vmessd serves the control socket {printable(str(self.path))}",
+            hint="name another socket with --socket",
+        )
+
+    def _widen(self, directory: int) -> tuple[int, int]:
+        """Give the socket the mode the umask may have narrowed; return which file it is."""
+        with failing(f"control socket {printable(str(self.path))} cannot be made"):
+            socket_file = os.open(self.path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                os.chmod(f"/proc/self/fd/{socket_file}", SOCKET_MODE)
+                found = os.fstat(socket_file)
+            finally:
+                os.close(socket_file)
+        return found.st_dev, found.st_ino
+
+    def _unlink(self) -> None:
+        """Remove the socket unless somebody has put another in its place."""
+        with contextlib.suppress(OSError):
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == self._identity:
+                self.path.unlink()
+
+    # -- Clients --
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            if self._listener is None:
+                return
+            began = time.monotonic()
+            try:
+                connected, _ = self._listener.accept()
+            except ConnectionAbortedError:
+                continue
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._cannot_accept(error)
+                return
+            if connected.fileno() >= _most_descriptors():
+                connected.close()
+                self._cannot_accept(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                return
+            try:
+                peer = _peer(connected)
+            except OSError as error:
+                self._cannot_serve(connected, error)
+                continue
+            account = self._budget.account(peer.uid)
+            if account.share.is_due():
+                self._let_in(connected, peer, account)
+            else:
+                self._have_wait(connected, peer, account)
+            account.share.charge(time.monotonic() - began)
+
+    def _cannot_serve(self, connected: socket.socket, error: OSError) -> None:
+        """Hang up on a client whose socket the kernel cannot do with."""
+        connected.close()
+        self._complain("socket", f"a client cannot be served: {reason(error)}")
+
+    def _have_wait(self, connected: socket.socket, peer: Peer, account: Account) -> None:
+        """Have a client wait for its user's turn to be served; of too many, the first is turned away."""
+        waiting = self._arriving.setdefault(account, collections.deque())
+        waiting.append((connected, peer))
+        if len(waiting) > account.limits.clients:
+            self._complain("busy", f"a client of uid {account.uid} is turned away: they keep vmessd too busy")
+            waiting.popleft()[0].close()  # its turn is another's
+        else:
+            account.share.turn().add_done_callback(functools.partial(self._arrive, account))
+
+    def _arrive(self, account: Account, _turn: asyncio.Future[None]) -> None:
+        if waiting := self._arriving[account]:
+            self._let_in(*waiting.popleft(), account)
+
+    def _let_in(self, connected: socket.socket, peer: Peer, account: Account) -> None:
+        try:
+            connected.setblocking(False)
+        except OSError as error:
+            self._cannot_serve(connected, error)
+            return
+        if not _has_left(connected) and self._has_room_for(account):
+            account.share.charge(CONNECTION_TIME)
+            self._serve(connected, peer, account)
+        else:
+            connected.close()
+
+    def _cannot_accept(self, error: OSError) -> None:
+        """Wait a little: out of descriptors, the kernel would report the same client over and over."""
+        self._complain("descriptors", f"no client can be accepted: {reason(error)}")
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            self._make_room(self._clients)
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+        self._later(ACCEPT_PAUSE, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def _has_room_for(self, account: Account) -> bool:
+        """Tell whether a user gets one more client, for which another may have to go."""
+        if account.clients >= account.limits.clients:
+            if self._make_room(client for client in self._clients if client.account is account):
+                return True
+            counts = f"{account.clients} of theirs are busy"
+            self._complain("clients", f"a client of uid {account.uid} is turned away: {counts}")
+            return False
+        if len(self._clients) < CLIENTS_MAX or self._make_room(self._clients) or self._share(account):
+            return True
+        self._complain("all clients", f"a client is turned away: {CLIENTS_MAX} are busy")
+        return False
+
+    def _serve(self, connected: socket.socket, peer: Peer, account: Account) -> None:
+        client = Connection(connected, peer, account, gate=self._gate, ended=self._ended)
+        client.interfaces = functools.partial(self._interfaces, client, peer)
+        self._clients.add(client)
+        account.clients += 1
+        if self._hangups is not None:
+            self._hangups.watch(connected.fileno(), client.left)
+        try:
+            VarlinkTransport(asyncio.get_running_loop(), connected, connected, client, boundary_predictor=None)
+        except OSError as error:
+            self._ended(client)
+            self._cannot_serve(connected, error)
+
+    def _interfaces(self, client: Connection, peer: Peer) -> VarlinkInterfaceRegistry:
+        """Return what a client may call."""
+        registry = VarlinkInterfaceRegistry()
+        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, client.abort))
+        registry.register_interface(
+            VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
+        )
+        return registry
+
+    def _ended(self, client: Connection) -> None:
+        """Note that a client is gone; its socket is not closed yet."""
+        if self._hangups is not None:
+            self._hangups.forget(client.fileno())
+        self._clients.discard(client)
+        client.account.clients -= 1
+
+    def _make_room(self, clients: Iterable[Connection]) -> bool:
+        """Hang up on a client that has left, or has been idle longest; tell whether there was one."""
+        idle = [client for client in clients if client.idle_since is not None or client.gone]
+        if not idle:
+            return False
+        self._turn_out(min(idle, key=lambda client: client.idle_since or 0.0))
+        return True
+
+    def _share(self, account: Account) -> bool:
+        """Hang up on the oldest client of whoever has most, if a user has fewer; tell whether it was done."""
+        greedy = max((client.account for client in self._clients), key=lambda theirs: theirs.clients)
+        if greedy.clients <= account.clients + 1:
+            return False
+        theirs = [client for client in self._clients if client.account is greedy]
+        counts = f"uid {greedy.uid} has {greedy.clients} of {CLIENTS_MAX} clients"
+        self._complain("share", f"{counts}; one makes room for uid {account.uid}")
+        self._turn_out(min(theirs, key=lambda client: client.since))
+        return True
+
+    def _turn_out(self, client: Connection) -> None:
+        self._clients.discard(client)  # at once: its place is needed now
+        client.abort()
+
+    def _hang_up_idle(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for client in list(self._clients):
+            if client.idle_since is not None and now - client.idle_since > IDLE_LIMIT:
+                client.abort()
+        self._later(IDLE_LIMIT / 4, self._hang_up_idle)
+
+    def _tidy(self) -> None:
+        self._budget.tidy()
+        self._later(TIDY_EVERY, self._tidy)
+
+    def _later(self, seconds: float, chore: Callable[[], None]) -> None:
+        self._chores[chore.__name__] = asyncio.get_running_loop().call_later(seconds, chore)
+
+    def _complain(self, what: str, text: str) -> None:
+        """Log what may recur thousands of times, each kind of it once in ten seconds."""
+        if time.monotonic() - self._complained.get(what, -10.0) > 10:
+            self._complained[what] = time.monotonic()
+            log.warning("%s", text)

@@ -1,0 +1,119 @@
+"""What each method of the interface does, and what its caller is bound by: the one table. Pure.
+
+The server reads it before a method runs (:mod:`vmessd.api.connection`): it has changes noted with their caller,
+refuses those of a locked VM, gives each call its place in what a user may have under way, and ends what is
+left without a client. A method without a row is served to nobody.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+
+class Effect(enum.Enum):
+    """What a method does to a VM, or to the host's links."""
+
+    looks = "changes nothing"
+    changes = "changes something"
+    ends = "may take away what was there: a run, files, a link"
+
+
+class Cost(enum.Enum):
+    """What a call takes a place of, among those that its user has."""
+
+    look = "looks that are answered as soon as they can be"
+    change = "changes that are answered when they are done"
+    follow = "reports on what a VM does by itself: they end with it, or with their client"
+    fleet = "reports on what all VMs do: what they tell of goes on without a client, and keeps the place"
+    endless = "answers until the client leaves"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One method."""
+
+    effect: Effect
+    cost: Cost
+    about: str | None = None
+    """The parameter that names what it is about."""
+    locks: bool = False
+    """`about` is a VM, and one that is locked refuses it."""
+    stops: bool = False
+    """It ends a run, and so waits for no file that does not answer, not even the one that locks."""
+    hands: int = 0
+    """Descriptors that a reply may carry."""
+    secret: frozenset[str] = frozenset()
+    """Parameters of which the log tells no more than the length."""
+
+    @property
+    def is_noted(self) -> bool:
+        """Its caller is logged."""
+        return self.effect is not Effect.looks
+
+    @property
+    def ends_with_client(self) -> bool:
+        """A call that its client has left can be given up at any moment: nothing is lost by it."""
+        return self.effect is Effect.looks and not self.hands
+
+
+def _look(about: str | None = None, cost: Cost = Cost.look, hands: int = 0) -> Method:
+    return Method(Effect.looks, cost, about, hands=hands)
+
+
+def _vm(effect: Effect = Effect.changes, cost: Cost = Cost.change, *secret: str, hands: int = 0) -> Method:
+    return Method(effect, cost, "vm", locks=True, hands=hands, secret=frozenset(secret))
+
+
+def _net(about: str | None, effect: Effect = Effect.changes) -> Method:
+    return Method(effect, Cost.change, about)
+
+
+SERVICE = _look()
+"""Any method of org.varlink.service."""
+
+METHODS: Mapping[str, Method] = {
+    # All VMs
+    "List": _look(),
+    "Look": _look(),
+    "Boot": Method(Effect.changes, Cost.fleet),
+    "Shutdown": Method(Effect.ends, Cost.fleet),
+    "Top": _look(cost=Cost.endless),
+    "Watch": _look(cost=Cost.endless),
+    # One VM
+    "Status": _look("vm"),
+    "Info": _look("vm"),
+    "Why": _look("vm"),
+    "Make": Method(Effect.changes, Cost.change, "vm"),
+    "Set": _vm(),
+    "Remove": _vm(Effect.ends),
+    "Start": _vm(cost=Cost.follow),
+    "Stop": Method(Effect.ends, Cost.follow, "vm", locks=True, stops=True),
+    "Lock": Method(Effect.changes, Cost.change, "vm"),
+    "Unlock": Method(Effect.changes, Cost.change, "vm"),
+    # A guest that runs
+    "Suspend": _vm(),
+    "Resume": _vm(),
+    "Reset": _vm(Effect.ends),
+    "SendKeys": _vm(),
+    "Type": _vm(Effect.changes, Cost.change, "text"),
+    "Screenshot": _look("vm", hands=1),
+    "Vnc": _vm(),
+    "Console": _vm(hands=2),
+    "Log": _look("vm", hands=2),
+    "Serial": _look("vm", Cost.endless),
+    # Wires
+    "Nics": _look("vm"),
+    "Addresses": _look("vm"),
+    "SetNics": _vm(),
+    "Connect": _vm(),
+    "Cable": _vm(),
+    "Mac": _vm(),
+    "Forward": _vm(),
+    "NetShow": _look(),
+    "NetIgnored": _look(),
+    "NetVlan": _net("bridge"),
+    "NetAdd": _net("interface"),
+    "NetDelete": _net("interface", Effect.ends),
+    "NetIgnore": _net("name"),
+    "NetPrune": _net(None, Effect.ends),
+}

@@ -1,0 +1,448 @@
+"""The table of per-VM settings: one upper-case file, one value, a verb of the same name.
+
+The daemon reads values and builds QEMU options from these rows; the client takes its verbs, usage
+and help from the same ones. The module is light because the client reads it at every start.
+"""
+
+from __future__ import annotations
+
+from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core.names import DISKS
+from vmessd.core.row import row
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+RAM_MAX = 16 * UNITS["T"]
+DISK_MIN = UNITS["M"]
+DISK_MAX = 64 * UNITS["T"]
+SMP_MAX = 255  # of machine type `pc` (QEMU, "smp_cpus > max_cpus")
+GRACE_DEFAULT = 60
+GRACE_MAX = 86400
+ORDER_DEFAULT = 50
+ORDER_MAX = 99
+DELAY_MAX = 3600
+REMARK_MAX = 200
+RESTARTS = ("no", "on-crash", "always")
+AT_ONCE_MAX = 64  # threads that vmessd has for the files of VMs: more starts would wait for each other there
+
+
+def size(text: str, bare: int = 1) -> int:
+    """Return a size in bytes: `8G` is 8 x 1024^3; a number without a unit counts `bare` bytes each.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    unit = UNITS.get(text[-1:].upper())
+    return _number(text[:-1], 15) * unit if unit else _number(text, 15) * bare
+
+
+def size_text(count: int) -> str:
+    """Return a size as short as it can be written exactly: 8589934592 is `8G`."""
+    for unit, factor in reversed(UNITS.items()):
+        if count and count % factor == 0:
+            return f"{count // factor}{unit}"
+    return str(count)
+
+
+def size_shown(count: int) -> str:
+    """Return a size for people: exact where a unit fits, else with one decimal, small ones in bytes."""
+    exact = size_text(count)
+    if not exact.isdecimal():
+        return exact
+    for unit, factor in reversed(UNITS.items()):
+        if count >= factor:
+            return f"{count / factor:.1f}{unit}"
+    return f"{count} bytes"
+
+
+class _Objection(ValueError):
+    """Why a value is wrong, where that is not plain to see."""
+
+
+def _number(text: str, digits: int) -> int:
+    """Return a number of so many digits 0-9 at most; signs and whatever else int() takes are refused."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= digits):
+        raise ValueError(text)
+    return int(text)
+
+
+def _within(low: int, number: int, high: int) -> int:
+    if not low <= number <= high:
+        raise ValueError(number)
+    return number
+
+
+def _integer(text: str, low: int, high: int) -> int:
+    return _within(low, _number(text, 9), high)
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+@row
+class Autostart:
+    """A VM comes up with the host."""
+
+    order: int
+    """VMs of a lower order are up before; those of one order come up together."""
+    delay: int
+    """Seconds that VMs of higher orders wait after this one has been started."""
+
+
+def _autostart(text: str) -> Autostart | None:
+    word, *numbers = text.split()
+    if word == "off" and not numbers:
+        return None
+    if word != "on" or len(numbers) > 2:
+        raise ValueError(text)
+    order, delay = [*numbers, *(str(ORDER_DEFAULT), "0")[len(numbers) :]]
+    return Autostart(_integer(order, 0, ORDER_MAX), _integer(delay, 0, DELAY_MAX))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    import shlex  # noqa: PLC0415 -- the client never splits arguments
+
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise _Objection(str(error).lower()) from None
+    if "\0" in text:
+        raise _Objection("it holds a NUL byte")
+    if any(word in ("-daemonize", "--daemonize") for word in words):
+        raise _Objection("-daemonize would take QEMU out of vmessd's hands")
+    return words
+
+
+def _drives(text: str) -> tuple[str, ...]:
+    words = text.split()
+    if not words or not set(words) <= {*DISKS, "cdrom"}:
+        raise ValueError(text)
+    return tuple(words)
+
+
+def _cpu(text: str) -> str:
+    """Return a model of QEMU's and its features; nothing in it can be another option, nor ask for help."""
+    model, *features = text.split(",")
+    if text.isdecimal() and text != "486":
+        raise _Objection("how many there are, smp says")
+    names = [model]
+    for feature in features:
+        name, equals, value = feature.partition("=")
+        if name[:1] not in ("+", "-") and (equals, value) not in (("=", "on"), ("=", "off")):
+            raise ValueError(text)
+        names.append(name if equals else name[1:])
+    for name in names:
+        if not name[:1].isalnum() or not name.isascii() or not name.translate(_CPU_MARKS).isalnum():
+            raise ValueError(text)
+    if model == "help":
+        raise ValueError(text)
+    return text
+
+
+_CPU_MARKS = str.maketrans("", "", "-_.+")
+
+
+def _network_device(text: str) -> str:
+    if not text.isascii() or not text.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ValueError(text)
+    return "virtio-net-pci" if text == "virtio" else text
+
+
+def _properties(text: str) -> str:
+    text = text.strip(",")
+    printable = text.isascii() and text.isprintable() and " " not in text
+    keys = [pair.partition("=")[0] for pair in text.split(",") if "=" in pair]
+    if not printable or not all(keys) or len(keys) <= text.count(","):
+        raise ValueError(text)
+    if taken := [key for key in keys if key in ("driver", "id", "netdev", "mac")]:
+        raise _Objection(f"{taken[0]} follows from the VM's name")
+    return text
+
+
+def _wires(text: str) -> Any:
+    from vmessd.core import wires  # noqa: PLC0415 -- the client reads this module at every start and no NICS
+
+    try:
+        return wires.parse_file(text)
+    except InvalidValue as error:
+        raise _Objection(error.message) from None
+
+
+def _of_cards(parser: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        from vmessd.core import cards  # noqa: PLC0415 -- as above
+
+        try:
+            return getattr(cards, parser)(text)
+        except InvalidValue as error:
+            raise _Objection(error.message) from None
+
+    return parse
+
+
+def _remark(text: str) -> str:
+    if len(text) > REMARK_MAX or not text.isprintable():
+        raise ValueError(text)
+    return text
+
+
+@row
+class Setting:
+    """One value of a VM: where it is kept, how it is read, what it makes of QEMU's command line."""
+
+    file: str
+    """The file in the VM's directory that holds the value."""
+    verb: str | None
+    """The word that sets it; None where the file is edited by hand."""
+    argument: str
+    expects: str
+    """What would be right, for messages: `RAM 'x' is not <expects>`."""
+    parse: Callable[[str], Any]
+    """Text to value; raises ValueError."""
+    option: Callable[[Any], tuple[str, ...]]
+    """Value to QEMU arguments."""
+    help: str
+    live: bool = False
+    """It takes effect at once, also on a running VM: it is about how the VM is kept, not what it is."""
+    words_for_qemu: bool = False
+    """It hands words to QEMU as they are, so the daemon's own settings say whether it is honoured."""
+
+    def value(self, text: str) -> Any:
+        """Return the value the text stands for.
+
+        Raises:
+            InvalidValue: it stands for none; names the file, the text and what would be right.
+        """
+        try:
+            return self.parse(text.strip())
+        except ValueError as error:
+            why = f" ({error})" if isinstance(error, _Objection) else ""
+            raise InvalidValue(f"{self.file} {quoted(text.strip())} is not {self.expects}{why}") from None
+
+
+def _no_option(_value: Any) -> tuple[str, ...]:
+    return ()
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        file="SMP",
+        verb="smp",
+        argument="<N|none>",
+        expects=f"a number of processors from 1 to {SMP_MAX}",
+        parse=lambda text: _integer(text, 1, SMP_MAX),
+        option=lambda count: ("-smp", str(count)),
+        help='Set the "-smp" parameter of KVM to <N> and store it inside the VM\'s dir.',
+    ),
+    Setting(
+        file="RAM",
+        verb="ram",
+        argument="<size|none>",
+        expects="a size from 1M to 16T such as 512M or 2G",
+        # A number alone counts MiB: QEMU's -m reads it so, and files of the original hold such.
+        parse=lambda text: _within(UNITS["M"], size(text, bare=UNITS["M"]), RAM_MAX),
+        option=lambda count: ("-m", size_text(count)),
+        help="Set the size of RAM for the VM and store it inside the VM's dir.",
+    ),
+    Setting(
+        file="CPU",
+        verb="cpu",
+        argument="<best|model|none>",
+        expects="best, or a model of QEMU's, such as qemu64, with features behind it: qemu64,+aes,-svm",
+        parse=_cpu,
+        option=_no_option,  # what is best depends on the accelerator; see cmdline.cpu
+        help="Choose the guest's CPU: a model of QEMU's (qemu-system-x86_64 -cpu help), or the best there is,\n"
+        "which is the host's own under KVM, and all that TCG knows. New VMs have the best; without,\n"
+        "it is QEMU's default, qemu64, which today's distributions find old.",
+    ),
+    Setting(
+        file="ACCEL",
+        verb="accel",
+        argument="<auto|kvm|tcg|none>",
+        expects="auto, kvm or tcg",
+        parse=_one_of("auto", "kvm", "tcg"),
+        option=_no_option,  # the daemon decides what `auto` is; see cmdline.Spec.accel
+        help="Choose what runs the guest's code: KVM, QEMU's own translator (tcg), or whichever\n"
+        "the daemon may use (auto).",
+    ),
+    Setting(
+        file="STOP",
+        verb=None,
+        argument="<seconds>",
+        expects=f"a whole number of seconds from 0 to {GRACE_MAX}",
+        parse=lambda text: _integer(text, 0, GRACE_MAX),
+        option=_no_option,
+        help="How long a guest may take to power down before it is made to.",
+        live=True,
+    ),
+    Setting(
+        file="AUTOSTART",
+        verb="autostart",
+        argument="<on|off|none> [order] [delay]",
+        expects=f"off, or on with an order (0 to {ORDER_MAX}) and a delay (0 to {DELAY_MAX} seconds) behind",
+        parse=_autostart,
+        option=_no_option,
+        help=f"Start the VM with the host, lower orders first ({ORDER_DEFAULT} without); those of one order\n"
+        "together, then <delay> seconds pass before the next. The host's shutdown goes the other way.",
+        live=True,
+    ),
+    Setting(
+        file="RESTART",
+        verb="restart",
+        argument="<no|on-crash|always|none>",
+        expects="no, on-crash or always",
+        parse=_one_of(*RESTARTS),
+        option=_no_option,
+        help="Start the VM again when it crashed (on-crash), or whatever ended it but a stop (always):\n"
+        "after a pause that doubles, and not for ever.",
+        live=True,
+    ),
+    Setting(
+        file="LOCK",
+        verb=None,
+        argument="[remark]",
+        expects=f"a remark of at most {REMARK_MAX} printable characters",
+        parse=_remark,
+        option=_no_option,
+        help="Where there is one, the VM refuses all but looking; lock and unlock make and remove it.",
+        live=True,
+    ),
+    Setting(
+        file="NICS",
+        verb=None,
+        argument="[bridge|-|user ...]",
+        expects="at most 29 words, each a bridge, - or user",
+        parse=_wires,
+        option=_no_option,  # what the kernel has counts more; see network.Nic
+        help="What the interfaces are plugged into, as ifadd and connect noted it.",
+    ),
+    Setting(
+        file="RAW",
+        verb=None,
+        argument="<hda|hdb|hdc|hdd|cdrom ...>",
+        expects="hda, hdb, hdc, hdd or cdrom, or several of them",
+        parse=_drives,
+        option=_no_option,  # QEMU is told that all images are raw; see drives.check
+        help="Drives whose images are raw whatever they look like, such as a disk into which the guest has\n"
+        "written the header of a qcow2 image. Without it such a VM is not started.",
+    ),
+    Setting(
+        file="MACS",
+        verb=None,
+        argument="[address|-]...",
+        expects="at most 29 words, each a MAC such as 02:11:9b:af:00:00, or -",
+        parse=_of_cards("parse_macs"),
+        option=_no_option,
+        help="The interfaces' MACs, as mac noted them; - is for the one that follows from the VM's name.",
+    ),
+    Setting(
+        file="SLOTS",
+        verb=None,
+        argument="[slot|-]...",
+        expects="at most 29 words, each a PCI slot from 3 to 31, none of them twice, or -",
+        parse=_of_cards("parse_slots"),
+        option=_no_option,
+        help="The PCI slots of network cards that were plugged while the VM ran, so that they stay there;\n"
+        "- is for where it has been from the beginning.",
+    ),
+    Setting(
+        file="CABLES",
+        verb=None,
+        argument="[ifnum]...",
+        expects="numbers of interfaces from 0 to 28",
+        parse=_of_cards("parse_cables"),
+        option=_no_option,
+        help="The interfaces whose cable is pulled, as cable noted it.",
+    ),
+    Setting(
+        file="NIC_MODEL",
+        verb=None,
+        argument="<device>",
+        expects="a network device of QEMU's such as e1000 or virtio-net-pci",
+        parse=_network_device,
+        option=_no_option,
+        help="The network cards' model; e1000 without.",
+    ),
+    Setting(
+        file="NIC_EXARGS",
+        verb=None,
+        argument="<property=value,...>",
+        expects="properties of a QEMU device such as romfile=,bootindex=1",
+        parse=_properties,
+        option=_no_option,
+        help="More properties for each network card. $VM and $DIR as in EXARGS.",
+        words_for_qemu=True,
+    ),
+    Setting(
+        file="EXARGS",
+        verb=None,
+        argument="<arguments>",
+        expects="QEMU arguments quoted as for a shell",
+        parse=_words,
+        option=lambda words: words,
+        help="More arguments for QEMU, split as a shell would split them. Then $VM stands for the VM's name,\n"
+        "$DIR for the path of its directory, $$ for a dollar.",
+        words_for_qemu=True,
+    ),
+)
+
+BY_FILE = {setting.file: setting for setting in SETTINGS}
+
+
+@row
+class Drive:
+    """One IDE position of a VM and the verb that fills it."""
+
+    verb: str
+    argument: str
+    help: str
+
+
+DRIVES: tuple[Drive, ...] = (
+    *(
+        Drive(
+            verb=disk,
+            argument="<size>",
+            help=f"Create a sparse file for the {order} disk, or make it larger.\n"
+            "An image that is there is never written into and never made smaller.",
+        )
+        for disk, order in zip(DISKS, ("first", "second", "third", "fourth"), strict=True)
+    ),
+    Drive(
+        verb="cdrom",
+        argument="<path-to-iso|none>",
+        help='Create a symlink to the cdrom to be used by the VM; "none" removes it.',
+    ),
+)
+
+
+def at_once(text: str) -> int:
+    """Return how many starts may be under way at once; raises InvalidValue."""
+    try:
+        return _integer(text.strip(), 1, AT_ONCE_MAX)
+    except ValueError:
+        raise InvalidValue(f"at-once {quoted(text.strip())} is not a number from 1 to {AT_ONCE_MAX}") from None
+
+
+def disk_size(text: str) -> int:
+    """Return the size of a disk in bytes.
+
+    Raises:
+        InvalidValue: not a size, or one no disk has (a bare `8` is taken for a slip, not for 8 bytes).
+    """
+    try:
+        return _within(DISK_MIN, size(text.strip()), DISK_MAX)
+    except ValueError:
+        raise InvalidValue(
+            f"disk size {quoted(text.strip())} is not a size from 1M to 64T such as 8G (without a unit: bytes)"
+        ) from None

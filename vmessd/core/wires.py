@@ -1,0 +1,266 @@
+"""What a VM's interfaces are plugged into, in words: the arguments of `ifadd` and the file NICS.
+
+Pure. A word is a bridge's name, `-` for a TAP that is in no bridge, or `user` for QEMU's user-mode
+network, with its forwarded ports behind a colon: `user:2222:22,udp:5353:53`. No name of a link has a
+colon or a space in it (dev_valid_name() in Linux's net/core/dev.c), so the words are unambiguous.
+"""
+
+import ipaddress
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from vmessd.core import names
+from vmessd.core.errors import InvalidValue, quoted
+
+NOTHING = "none"
+UNPLUGGED = "-"
+USER = "user"
+LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
+INTERFACES_MAX = 29  # PCI slots 3 to 31 of machine `pc`: host bridge, PIIX and VGA have the first three
+PORT_MAX = 65535
+FORWARDS_MAX = 32  # to an interface; the plain ones of all of a VM's fit into NICS
+
+
+LOCALHOST = "127.0.0.1"
+ANY = "0.0.0.0"  # noqa: S104 -- a word that people may say
+PROTOCOLS = ("tcp", "udp")
+FORWARD_FORM = "[udp:][address:]<hostport>:<guestport>, such as 2222:22"
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A port of the host's that leads into a user-mode network."""
+
+    host: int
+    guest: int
+    """The guest's port it leads to."""
+    protocol: str = "tcp"
+    """Or `udp`."""
+    address: str = LOCALHOST
+    """Of the host, IPv4: QEMU 7.2 takes no other here (`hostfwd`; net/slirp.c, slirp_hostfwd)."""
+
+    @property
+    def port(self) -> str:
+        """What is forwarded, as :func:`parse_forward` takes it: `2222`, `udp:0.0.0.0:5353`."""
+        protocol = "" if self.protocol == "tcp" else f"{self.protocol}:"
+        return f"{protocol}{'' if self.address == LOCALHOST else f'{self.address}:'}{self.host}"
+
+    def __str__(self) -> str:
+        return f"{self.port}:{self.guest}"
+
+    def is_in_the_way_of(self, other: "Forward") -> bool:
+        """Tell whether a process cannot listen for both."""
+        same = (self.protocol, self.host) == (other.protocol, other.host)
+        return same and (self.address == other.address or ANY in (self.address, other.address))
+
+
+def checked_forward(protocol: str | None, address: str | None, host: int, guest: int) -> Forward:
+    """Return a forwarded port, TCP and of 127.0.0.1 where nothing else is said; raises InvalidValue."""
+    for port in (host, guest):
+        if not 1 <= port <= PORT_MAX:
+            raise InvalidValue(f"port {quoted(port)} is not a number from 1 to {PORT_MAX}")
+    if protocol not in (None, *PROTOCOLS):
+        raise InvalidValue(f"protocol {quoted(protocol)} is neither tcp nor udp")
+    try:
+        found = str(ipaddress.IPv4Address(LOCALHOST if address is None else address))
+    except ValueError:
+        raise InvalidValue(f"address {quoted(address)} is not one of IPv4, such as {LOCALHOST}") from None
+    return Forward(host, guest, protocol or "tcp", found)
+
+
+def _of_ipv6(text: str) -> str:
+    return ", and QEMU forwards none of IPv6" if "[" in text or "::" in text else ""
+
+
+def parse_forward(text: str) -> Forward:
+    """Return a forwarded port of `ifadd`'s words or of NICS; raises InvalidValue."""
+    words = text.split(":")
+    protocol = words.pop(0) if words[0] in PROTOCOLS else None
+    address = words.pop(0) if len(words) == 3 else None
+    if len(words) != 2:
+        raise InvalidValue(f"forwarded port {quoted(text)} is not {FORWARD_FORM}{_of_ipv6(text)}")
+    host, guest = words
+    return checked_forward(protocol, address, _port(host), _port(guest))
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What one interface is plugged into."""
+
+    bridge: str | None = None
+    """The bridge its TAP is a port of; None for none."""
+    user: bool = False
+    """It has no TAP but QEMU's user-mode network."""
+    forwards: tuple[Forward, ...] = ()
+    """Of a user-mode network: the host's ports that lead into it."""
+
+    def __str__(self) -> str:
+        if not self.user:
+            return self.bridge or UNPLUGGED
+        forwards = ",".join(map(str, self.forwards))
+        return f"{USER}:{forwards}" if forwards else USER
+
+
+def link_name(text: str, what: str = "bridge name") -> str:
+    """Return a name that a link may have and that is not one of the words of this module.
+
+    Raises:
+        InvalidValue: the kernel would not have it, or would take it for a pattern (`%d`).
+    """
+    size = len(text.encode(errors="surrogatepass"))
+    if not text:
+        raise InvalidValue(f"{what} '' is empty; it has to be a name of 1 to {LINK_NAME_MAX} bytes")
+    if size > LINK_NAME_MAX:
+        raise InvalidValue(f"{what} {quoted(text)} has {size} bytes; a link's name has {LINK_NAME_MAX} at most")
+    if text in (".", "..", NOTHING, USER, UNPLUGGED) or text[0] == "-":
+        raise InvalidValue(f"{what} {quoted(text)} has another meaning; it has to be a name such as bridge1")
+    if any(char in "/:%" or char.isspace() or not char.isprintable() for char in text):
+        raise InvalidValue(
+            f"{what} {quoted(text)} holds a character no link's name may have (space, control, / : %)"
+        )
+    return text
+
+
+def bridge_name(text: str) -> str:
+    """Return the name of a bridge; raises InvalidValue as :func:`link_name`, and for the name of a TAP."""
+    link_name(text)
+    if names.tap_parts(text):
+        raise InvalidValue(f"bridge name {quoted(text)} is the name of a VM's TAP")
+    return text
+
+
+def new_bridge_name(text: str, *, deliberate: bool = False) -> str:
+    """Return a name that a bridge may be given; raises InvalidValue where it tells of something else.
+
+    A network card's is given to one only where somebody asks for just that: a bridge would take it from a
+    card that comes later.
+    """
+    other = kind_by_name(text)
+    if other:
+        raise InvalidValue(f"bridge name {quoted(text)} is the name of {other}, and there is no such bridge")
+    if is_card_name(text) and not deliberate:
+        raise InvalidValue(
+            f"bridge name {quoted(text)} is like a network card's, and there is no such bridge",
+            hint=f"if a bridge is meant, make it first: vmess net vlan {text}",
+        )
+    if "," in text:
+        raise InvalidValue(f"bridge name {quoted(text)} has a comma; bridges stand with spaces between them")
+    return text
+
+
+# The kernel's own names, and those of systemd.net-naming-scheme(7) on PCs and ARM boards: by slot, on-board
+# number, path, MAC, device tree or ACPI.
+_CARD_NAME = re.compile(
+    r"(eth|wlan|wwan)[0-9]+"
+    r"|(en|wl|ww)(P[0-9]+)?[opsudX][0-9]+([a-z]{1,2}[0-9]+)*"
+    r"|(en|wl|ww)(x[0-9a-f]{12}|a[a-z]{3,4}[0-9a-f]+i[0-9]+)"
+)
+
+
+def is_card_name(text: str) -> bool:
+    """Tell whether a name is one the kernel or systemd gives to network cards: `eth0`, `enp3s0`, `wlan0`."""
+    return _CARD_NAME.fullmatch(text) is not None
+
+
+def kind_by_name(text: str) -> str:
+    """Return in words what a link of this name is by convention; empty where the name does not tell."""
+    if names.tap_parts(text):
+        return "a VM's TAP"
+    if peer(text):
+        return "one end of a pair"
+    if re.fullmatch(r"vxlan[0-9]{1,8}", text):
+        return "a VXLAN"
+    return "a VLAN" if re.fullmatch(r".+\.[0-9]{1,4}", text) else ""
+
+
+def peer(name: str) -> str:
+    """Return the name of the other end of a pair, `vethB0` for `vethA0`; empty for what is no such name."""
+    match = re.fullmatch(r"(.*veth)([AB])([0-9]+)", name)
+    return f"{match[1]}{'B' if match[2] == 'A' else 'A'}{match[3]}" if match else ""
+
+
+def _port(text: str) -> int:
+    number = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else 0
+    if not 1 <= number <= PORT_MAX:
+        raise InvalidValue(f"port {quoted(text)} is not a number from 1 to {PORT_MAX}")
+    return number
+
+
+def parse_wire(word: str) -> Wire:
+    """Return what a word of `ifadd` or NICS means; raises InvalidValue."""
+    if word == UNPLUGGED:
+        return Wire()
+    if word == USER:
+        return Wire(user=True)
+    if not word.startswith(f"{USER}:"):
+        return Wire(bridge=bridge_name(word))
+    texts = word.removeprefix(f"{USER}:").split(",")
+    if len(texts) > FORWARDS_MAX:
+        raise InvalidValue(f"{len(texts)} forwarded ports are more than {FORWARDS_MAX}")
+    forwards: list[Forward] = []
+    for text in texts:
+        forward = parse_forward(text)
+        if any(forward.is_in_the_way_of(other) for other in forwards):
+            raise InvalidValue(f"port {quoted(forward.port)} is forwarded twice")
+        forwards.append(forward)
+    return Wire(user=True, forwards=tuple(forwards))
+
+
+def with_forward(wire: Wire, forward: Forward) -> Wire:
+    """Return a user-mode network with one more forwarded port; raises InvalidValue where it cannot be."""
+    if there := next((other for other in wire.forwards if other.is_in_the_way_of(forward)), None):
+        raise InvalidValue(f"port {forward.port} is forwarded already: {there}")
+    if len(wire.forwards) >= FORWARDS_MAX:
+        raise InvalidValue(f"{len(wire.forwards) + 1} forwarded ports are more than {FORWARDS_MAX}")
+    return Wire(user=True, forwards=(*wire.forwards, forward))
+
+
+def without_forward(wire: Wire, forward: Forward) -> Wire:
+    """Return a user-mode network with one forwarded port less; raises InvalidValue where it has no such."""
+    left = tuple(other for other in wire.forwards if other.port != forward.port)
+    if left == wire.forwards:
+        raise InvalidValue(f"port {forward.port} is not forwarded")
+    return Wire(user=True, forwards=left)
+
+
+def room(vm: str) -> int:
+    """Return how many interfaces the VM can have: PCI has so many slots, and a TAP's name 15 bytes."""
+    fits = (count for count in range(INTERFACES_MAX, 0, -1) if len(names.tap(vm, count - 1)) <= LINK_NAME_MAX)
+    return next(fits, 0)
+
+
+def parse_wires(vm: str, count: int, words: Sequence[str]) -> tuple[Wire, ...]:
+    """Return the wires of `count` interfaces, those without a word unplugged; raises InvalidValue."""
+    if not 0 <= count <= room(vm):
+        raise InvalidValue(f"number of NICs {quoted(count)} is not from 0 to {room(vm)}{_why(vm)}")
+    if len(words) > count:
+        raise InvalidValue(f"{len(words)} bridges ({quoted(' '.join(words))}) are more than the {count} NICs")
+    return tuple(parse_wire(word) for word in words) + (Wire(),) * (count - len(words))
+
+
+def check_interface(vm: str, number: int, there: Collection[int]) -> None:
+    """Raise InvalidValue unless the number, counted from 0, is one of the VM's interfaces."""
+    if not there:
+        raise InvalidValue(f"interface {quoted(number)}: {vm} has none", hint=f"vmess {vm} ifadd 1")
+    if number not in there:
+        raise InvalidValue(
+            f"interface {quoted(number)} is not one of {vm}: {', '.join(map(str, sorted(there)))}"
+        )
+
+
+def _why(vm: str) -> str:
+    return " (TAP names end at 15 bytes)" if room(vm) < INTERFACES_MAX else ""
+
+
+def parse_file(text: str) -> tuple[Wire, ...]:
+    """Return what a NICS file says; raises ValueError, as a parser of settings does."""
+    words = text.split()
+    if len(words) > INTERFACES_MAX:
+        raise ValueError(text)
+    return tuple(parse_wire(word) for word in words)
+
+
+def file_text(wires: Sequence[Wire]) -> str:
+    """Return what a NICS file has to say."""
+    return " ".join(str(wire) for wire in wires)

@@ -1,0 +1,293 @@
+"""Relays to the VNC server of a VM, whose own port admits nobody.
+
+A relay listens on a TCP port for one connection and hands the connected socket to QEMU, by `getfd` with
+SCM_RIGHTS(7) and `add_client` without authentication (qapi/misc.json). From then on the two speak to each
+other: no byte passes through here, and the connection outlives the daemon. A relay that nobody uses ends
+at its deadline, and with its VM. A VM has one relay at most: a second one takes the place of the first.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import itertools
+import socket
+from collections.abc import Collection
+from typing import Any
+
+from vmessd.core.errors import (
+    Failed,
+    InvalidValue,
+    NotPermitted,
+    TimedOut,
+    VmessError,
+    printable,
+    quoted,
+    reason,
+)
+from vmessd.core.lifecycle import State
+from vmessd.core.names import VNC_PORT
+from vmessd.core.refusals import silent
+from vmessd.qemu.monitor import CommandRefused
+from vmessd.vm.events import Events, Kind
+from vmessd.vm.instance import Run
+from vmessd.vm.journal import tell
+from vmessd.vm.machine import Machine
+
+ADDRESS = "127.0.0.1"
+TIMEOUT = 60.0
+"""Seconds a relay waits for its connection, unless it is told otherwise."""
+TIMEOUT_MAX = 24 * 3600.0
+PORTS = range(VNC_PORT, VNC_PORT + 100)
+"""Where a free port is looked for; VNC viewers call them displays 0 to 99."""
+FDNAME = "vmess-vnc"
+"""Followed by a number: two viewers may be handed over at once, and QEMU closes what a name was before.
+So the names are few, too: of a viewer that QEMU did not answer about, it keeps no more than that."""
+
+_handing: set[str] = set()
+"""Names of those that are handed over now."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VMRelay:
+    """Where one connection to a VM's VNC server is waited for."""
+
+    address: str
+    port: int
+    timeout: float
+    """Seconds after which it is not any more."""
+
+
+@dataclasses.dataclass
+class _Relay:
+    listener: socket.socket
+    task: asyncio.Task[None]
+
+    def close(self) -> None:
+        self.task.cancel()
+        _shut(self.listener)
+
+
+def _shut(listener: socket.socket) -> None:
+    """Close a listener that is waited on: asyncio must not forget whoever gets its number next."""
+    if listener.fileno() >= 0:
+        asyncio.get_running_loop().remove_reader(listener)
+        listener.close()
+
+
+class Relays:
+    """The relays of a daemon, by VM."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._open: dict[str, _Relay] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(
+        self, machine: Machine, uid: int, port: int | None, address: str | None, patience: float | None
+    ) -> VMRelay:
+        """Open a relay to a VM, in place of the one it may have.
+
+        Args:
+            machine: the VM.
+            uid: who asks for it.
+            port: None for the first free one of PORTS.
+            address: None for ADDRESS.
+            patience: seconds it waits for its connection; None for TIMEOUT.
+
+        Raises:
+            InvalidValue: port, address or patience cannot be right.
+            NotRunning: the VM is off.
+            TimedOut: its QEMU does not answer.
+            Failed: the port is taken, or there is no VNC server.
+            NotPermitted: the port is privileged, and the daemon is not.
+        """
+        where = _Where.parse(ADDRESS if address is None else address, port)
+        patience = TIMEOUT if patience is None else patience
+        if not 0 < patience <= TIMEOUT_MAX:
+            raise InvalidValue(f"timeout {quoted(patience)} is not above 0 and at most {TIMEOUT_MAX:g} seconds")
+        run = machine.live()
+        await _check_server(machine, run)
+        listener = self._listen(machine.vm, where)
+        found = int(listener.getsockname()[1])
+        text = f"a VNC viewer is waited for on {where.address}, port {found}, for {patience:g} s"
+        tell(self._events, Kind.vnc, machine.vm, text, uid=uid)
+        task = asyncio.create_task(self._serve(machine.vm, run, listener, patience))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._open[machine.vm] = _Relay(listener, task)
+        return VMRelay(where.address, found, patience)
+
+    def _listen(self, vm: str, where: "_Where") -> socket.socket:
+        """Return the socket of a new relay; the old one, which may have the port that is wanted, ends."""
+        if self._has(vm, PORTS if where.port is None else (where.port,)):
+            where.try_address()
+            self._drop(vm)
+            return where.listen()
+        listener = where.listen()
+        self._drop(vm)
+        return listener
+
+    def _has(self, vm: str, ports: Collection[int]) -> bool:
+        relay = self._open.get(vm)
+        return relay is not None and relay.listener.getsockname()[1] in ports
+
+    def close(self) -> None:
+        """End all relays; what is connected stays so."""
+        for vm in list(self._open):
+            self._drop(vm)
+
+    def _drop(self, vm: str) -> None:
+        relay = self._open.pop(vm, None)
+        if relay is not None:
+            relay.close()
+            tell(self._events, Kind.vnc, vm, "the VNC relay is closed")
+
+    async def _serve(self, vm: str, run: Run, listener: socket.socket, patience: float) -> None:
+        """Wait for one connection and hand it over."""
+        connected, text = None, "the VNC relay ends unused"
+        try:
+            connected = await _accepted(listener, run, patience)
+        except OSError as error:
+            text = f"the VNC relay ends: {reason(error)}"
+        _shut(listener)  # whoever else wants in is told so at once
+        self._open.pop(vm, None)
+        if connected is not None:
+            with connected:
+                text = await _hand_over(run, connected)
+        tell(self._events, Kind.vnc, vm, text)
+
+
+async def _check_server(machine: Machine, run: Run) -> None:
+    """Raise TimedOut where QEMU does not answer, Failed where it has no VNC server."""
+    if machine.state is State.unresponsive:
+        raise silent(machine.vm, run.pid)
+    try:
+        found = await run.execute("query-vnc-servers", {})  # also of one that listens on no port
+    except CommandRefused as refusal:
+        raise Failed(f"VM {machine.vm} has no VNC server: {refusal}") from None
+    if not found:
+        raise Failed(
+            f"VM {machine.vm} has no VNC server",
+            hint=f"its EXARGS file may take it away: vmess {machine.vm} info",
+        )
+
+
+async def _accepted(listener: socket.socket, run: Run, patience: float) -> socket.socket | None:
+    """Return the first connection; None where none comes in time, or while the VM runs."""
+    loop = asyncio.get_running_loop()
+    accept = loop.create_task(loop.sock_accept(listener))
+    over = loop.create_task(run.over.wait())
+    connected = None
+    try:
+        await asyncio.wait({accept, over}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        if accept.done() and not accept.cancelled() and accept.exception() is None:
+            accept.result()[0].close()
+        raise
+    else:
+        connected = accept.result()[0] if accept.done() else None
+    finally:
+        over.cancel()
+        accept.cancel()
+    return connected
+
+
+async def _hand_over(run: Run, connected: socket.socket) -> str:
+    """Give a connection to QEMU, or end it where that fails; return what became of it."""
+    with contextlib.suppress(OSError):  # a viewer that vanished without a word is noticed, some time
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    name = next(name for number in itertools.count() if (name := f"{FDNAME}-{number}") not in _handing)
+    _handing.add(name)
+    try:
+        peer = printable(str(connected.getpeername()[0]))
+        await run.execute("getfd", {"fdname": name}, descriptor=connected.fileno())
+        try:
+            await run.execute("add_client", {"protocol": "vnc", "fdname": name, "skipauth": True})
+        except CommandRefused:
+            with contextlib.suppress(CommandRefused, VmessError):
+                await run.execute("closefd", {"fdname": name})
+            raise
+    except (CommandRefused, TimedOut, OSError) as failure:
+        with contextlib.suppress(OSError):  # a QEMU that hangs may take it yet, and then keeps it
+            connected.shutdown(socket.SHUT_RDWR)
+        return f"a VNC viewer could not be handed to QEMU: {printable(str(failure))}"
+    finally:
+        _handing.discard(name)
+    return f"a VNC viewer from {peer} was handed to QEMU"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """Where a relay is to listen."""
+
+    address: str
+    port: int | None
+    family: int
+    place: tuple[Any, ...]
+    """The address as the family has it, port 0."""
+
+    @classmethod
+    def parse(cls, address: str, port: int | None) -> "_Where":
+        """Understand address and port; raises InvalidValue."""
+        if port is not None and not 1 <= port <= 65535:
+            raise InvalidValue(f"port {quoted(port)} is not 1 to 65535")
+        flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
+        try:
+            if not address or "\0" in address:
+                raise ValueError
+            family, _, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM, flags=flags)[0]
+        except (OSError, ValueError):  # a UnicodeError, too
+            raise InvalidValue(
+                f"address {quoted(address)} is no IP address",
+                hint="such as 127.0.0.1 (this host only), 192.0.2.1 (one of its own), 0.0.0.0 or :: (all)",
+            ) from None
+        if family == socket.AF_INET:
+            address = str(place[0])  # `0` is another way to write 0.0.0.0, and is not to be taken for less
+        return cls(address, port, family, place)
+
+    def try_address(self) -> None:
+        """Raise Failed where nobody can listen on the address, whatever the port."""
+        try:
+            self._listener(0).close()
+        except OSError as error:
+            raise self._refusal(0, error) from None
+
+    def listen(self) -> socket.socket:
+        """Return a socket that listens; raises Failed, NotPermitted."""
+        for port in PORTS if self.port is None else (self.port,):
+            try:
+                return self._listener(port)
+            except OSError as error:
+                if self.port is None and error.errno == errno.EADDRINUSE:
+                    continue
+                raise self._refusal(port, error) from None
+        raise Failed(
+            f"no port of {PORTS[0]} to {PORTS[-1]} is free on {self.address}",
+            hint="name one: vmess VM vnc PORT",
+        )
+
+    def _listener(self, port: int) -> socket.socket:
+        listener = socket.socket(self.family, socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self.place[0], port, *self.place[2:]))
+            listener.listen(1)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    def _refusal(self, port: int, error: OSError) -> VmessError:
+        if error.errno == errno.EADDRINUSE:
+            return Failed(
+                f"port {port} on {self.address} is taken", hint="without a port, the next free one is found"
+            )
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return NotPermitted(
+                f"port {port} is privileged, and vmessd is not", hint="name one from 1024 on, or none"
+            )
+        if error.errno == errno.EADDRNOTAVAIL:
+            return Failed(f"{self.address} is no address of this host", hint="ip address shows which are")
+        return Failed(f"nobody can listen on {self.address}, port {port}: {reason(error)}")

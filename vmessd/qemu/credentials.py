@@ -1,0 +1,143 @@
+"""Who QEMU runs as: this process's own user, or an account of its own that has no capability at all.
+
+Another account is entered through setpriv(1) of util-linux: one exec, nothing of ours between fork and
+exec. For that a daemon that is not root needs CAP_SETUID and CAP_SETGID in its ambient set, and CAP_KILL
+to signal what it started (capabilities(7)).
+"""
+
+import contextlib
+import grp
+import os
+import pwd
+import shutil
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from vmessd.core.errors import Failed, InvalidValue, failing, printable, quoted
+from vmessd.qemu import process
+from vmessd.qemu.process import Capability
+
+NEEDED = (Capability.KILL, Capability.SETGID, Capability.SETUID)
+HANDED_ON = (Capability.SETGID, Capability.SETUID)
+"""What setpriv inherits, and gives up together with the uid."""
+DEVICE_GROUPS = ("kvm",)
+"""Groups that QEMU gets where they exist: for /dev/kvm."""
+
+
+class Account(NamedTuple):
+    """A user QEMU runs as."""
+
+    name: str
+    uid: int
+    gid: int
+    entry: tuple[str, ...] = ()
+    """The command that becomes QEMU under this account; empty for our own."""
+
+    @property
+    def uids(self) -> frozenset[int]:
+        """Uids a QEMU of ours may have: before setpriv has done its work it is still our own."""
+        return frozenset({os.geteuid(), self.uid})
+
+    @property
+    def handed_on(self) -> tuple[Capability, ...]:
+        """Capabilities that children inherit."""
+        return HANDED_ON if self.entry else ()
+
+    def may_read(self, path: str) -> bool:
+        """Tell whether QEMU may read a file, by the kernel's word; blocks for some milliseconds."""
+        if not self.entry:
+            return os.access(path, os.R_OK)
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            return False
+        return process.succeeds([*self.entry, "/usr/bin/test", "-r", path])
+
+    def prepare(self, root: Path) -> None:
+        """See to it that files made in a VM root can be shared with QEMU, and with nobody else.
+
+        Raises:
+            InvalidValue: the root does not hand its group on, or the group is not QEMU's.
+        """
+        if not self.entry:
+            return
+        # QEMU opens images by their group. What else is made, the group may at most read.
+        os.umask(0o007)
+        with failing(f"VM root {printable(str(root))} cannot be looked at"):
+            found = root.stat()
+        if found.st_gid != self.gid or not found.st_mode & stat.S_ISGID or not found.st_mode & stat.S_IXGRP:
+            where = printable(str(root))
+            raise InvalidValue(
+                f"VM root {where} is not shared with {self.name}, whom QEMU runs as",
+                hint=f"as root: chgrp {_group(self.gid)} {where}; chmod 2711 {where}",
+            )
+
+
+def own() -> Account:
+    """Return the account of this process."""
+    uid = os.geteuid()
+    name = str(uid)
+    with contextlib.suppress(KeyError):
+        name = pwd.getpwuid(uid).pw_name
+    return Account(name, uid, os.getegid())
+
+
+def met(name: str) -> Account:
+    """Return the account of this name for who meets its QEMUs and starts none; raises InvalidValue."""
+    entry = _entry(name)
+    return Account(name, entry.pw_uid, entry.pw_gid)
+
+
+def _entry(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(name)
+    except (KeyError, ValueError):
+        raise InvalidValue(
+            f"qemu-user {quoted(name)} is no user of this host", hint="contrib/install makes vmess-qemu"
+        ) from None
+
+
+def find(name: str) -> Account:
+    """Return the account of this name, and how it is entered.
+
+    Raises:
+        InvalidValue: there is none, it is root, or it may not be entered by this process.
+        Failed: there is no setpriv.
+    """
+    entry = _entry(name)
+    if entry.pw_uid == os.geteuid():
+        return own()
+    if entry.pw_uid == 0:
+        raise InvalidValue("qemu-user is root; it has to be a user without privileges")
+    effective, ambient = process.capabilities()
+    enough = set(NEEDED) <= effective and (os.geteuid() == 0 or set(HANDED_ON) <= ambient)
+    if not enough:
+        wanted = ", ".join(f"CAP_{capability.name}" for capability in NEEDED)
+        raise InvalidValue(
+            f"qemu-user {quoted(name)} is not who vmessd runs as, uid {os.geteuid()}: that takes {wanted}",
+            hint="they have to be in its ambient set; vmessd.service puts them there",
+        )
+    setpriv = shutil.which("setpriv", path=process.ENVIRONMENT["PATH"])
+    if setpriv is None:
+        raise Failed("there is no setpriv(1), by which QEMU changes its user; it is in the package util-linux")
+    return Account(name, entry.pw_uid, entry.pw_gid, (setpriv, *_options(entry), "--"))
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _options(entry: pwd.struct_passwd) -> list[str]:
+    groups = []
+    for group in DEVICE_GROUPS:
+        with contextlib.suppress(KeyError):
+            groups.append(str(grp.getgrnam(group).gr_gid))
+    return [
+        *("--reuid", str(entry.pw_uid), "--regid", str(entry.pw_gid)),
+        *(("--groups", ",".join(groups)) if groups else ("--clear-groups",)),
+        *("--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"),
+    ]

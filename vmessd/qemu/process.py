@@ -1,0 +1,311 @@
+"""The only place that spawns, finds, signals and reaps QEMU.
+
+A process is held by its pidfd (pidfd_open(2)): it cannot be confused with a later one of the same
+number, it becomes readable when the process ends whoever the parent is, and it takes signals.
+posix_spawn(3) gives the child fixed descriptor numbers; Python's own descriptors are all
+close-on-exec (PEP 446), so nothing else is inherited.
+"""
+
+import asyncio
+import contextlib
+import enum
+import errno
+import fcntl
+import itertools
+import os
+import select
+import signal
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vmessd.core.errors import LIMITS, Failed, StartFailed, failing, quoted, reason
+
+# The parent's environment holds NOTIFY_SOCKET, WATCHDOG_* and whatever the person had; QEMU needs none.
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+_ABOVE_CHILD_FDS = 32
+_CAPABILITY_VERSION, _LOW = 0x20080522, 0xFFFFFFFF  # capset(2): two words of 32 bits for each set
+
+
+class Capability(enum.IntEnum):
+    """Numbers of capabilities(7), as in Linux's include/uapi/linux/capability.h."""
+
+    KILL = 5
+    SETGID = 6
+    SETUID = 7
+
+
+class Process:
+    """A QEMU process, spawned here or found again."""
+
+    def __init__(self, pid: int, ticks: int, pidfd: int) -> None:
+        self.pid = pid
+        self.ticks = ticks
+        """Start time in clock ticks since boot: with the pid it names one process of this boot."""
+        self._pidfd = pidfd
+
+    @classmethod
+    def spawn(
+        cls, argv: Sequence[str], log: int, descriptors: Mapping[int, int], entry: Sequence[str] = ()
+    ) -> "Process":
+        """Start a program in a session of its own.
+
+        Args:
+            argv: the program's path and arguments.
+            log: descriptor that becomes its standard output and error.
+            descriptors: what else it inherits, as number in the child -> our descriptor.
+            entry: the command that becomes the program, if it does not begin as one; same process.
+
+        Raises:
+            StartFailed: it cannot be executed.
+            Failed: this process is out of descriptors or processes.
+        """
+        with contextlib.ExitStack() as stack:
+            # Ours first move above all numbers the child uses, so that no dup2 overwrites a later source.
+            moved = {child: _duplicate(stack, ours) for child, ours in {**descriptors, 1: log, 2: log}.items()}
+            actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, ours, child) for child, ours in moved.items()]
+            command = [*entry, *argv]
+            try:
+                pid = os.posix_spawn(
+                    command[0],
+                    command,
+                    ENVIRONMENT,
+                    file_actions=actions,
+                    setsid=True,
+                    setsigmask=(),
+                    setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP),
+                )
+            except OSError as error:
+                hint = "name another with vmessd --qemu"
+                if error.errno == errno.EAGAIN:  # setrlimit(2), RLIMIT_NPROC; and pids.max of a cgroup
+                    hint = LIMITS
+                elif not isinstance(error, FileNotFoundError | PermissionError):
+                    hint = ""
+                raise StartFailed(
+                    f"QEMU {quoted(command[0])} cannot be executed: {reason(error)}", hint=hint or None
+                ) from None
+        try:
+            return cls(pid, _ticks(pid), os.pidfd_open(pid))
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise Failed(f"QEMU cannot be watched, so it was ended again: {error.strerror}") from None
+
+    @classmethod
+    def find(
+        cls,
+        pid: int,
+        ticks: int | None,
+        fits: Callable[[Sequence[str]], bool] | None,
+        uids: Collection[int],
+    ) -> "Process | None":
+        """Return the process with this pid if it is the QEMU that is meant, else None.
+
+        It is if it started at `ticks` (where that is known), runs as one of `uids` and its arguments pass
+        `fits`; None asks for nothing. A stranger that got the number later does not.
+
+        Raises:
+            Failed: it cannot be found out; a live QEMU must not pass for a dead one.
+        """
+        try:
+            pidfd = os.pidfd_open(pid)
+        except (ProcessLookupError, ValueError, OverflowError):
+            return None
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # no number of a process; that of a mere thread
+                return None
+            raise Failed(f"process {pid} cannot be watched: {reason(error)}") from None
+        try:
+            # Read after the pidfd was opened: if both fit, the pidfd is that process.
+            found = _ticks(pid)
+            right = (ticks is None or found == ticks) and _owner(pid)[0] in uids
+            if right and (fits is None or fits(arguments(pid))) and _numbered(pidfd) == pid:
+                pidfd, mine = -1, pidfd
+                return cls(pid, found, mine)
+        except (FileNotFoundError, ProcessLookupError):
+            if not _has_ended(pidfd):
+                raise Failed(f"process {pid} is hidden from vmessd; is /proc mounted with hidepid?") from None
+        except OSError as error:
+            raise Failed(f"process {pid} cannot be looked at: {reason(error)}") from None
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
+        return None
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Have `ended` called once from the running event loop when the process has ended."""
+        loop = asyncio.get_running_loop()
+
+        def report() -> None:
+            loop.remove_reader(self._pidfd)
+            ended()
+
+        loop.add_reader(self._pidfd, report)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens where the process has ended. Raises Failed."""
+        with (
+            failing(f"process {self.pid} cannot be sent {number.name}"),
+            contextlib.suppress(ProcessLookupError),
+        ):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def reap(self) -> int | None:
+        """Take the exit status of a process that has ended, negative for the signal that killed it.
+
+        None where it cannot be known: of an earlier daemon's child, which init reaps.
+        """
+        try:
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        except OSError:  # ECHILD; whatever else it is, that it has ended is what counts
+            return None
+        if result is None:
+            return None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended, reaped or not."""
+        return _has_ended(self._pidfd)
+
+    def close(self) -> None:
+        """Let go of the process, which goes on if it lives."""
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+
+
+def _has_ended(pidfd: int) -> bool:
+    """Tell whether a process has ended: its pidfd is readable then."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _duplicate(stack: contextlib.ExitStack, fd: int) -> int:
+    """Duplicate a descriptor to a number no child uses, close-on-exec, closed with the stack."""
+    try:
+        duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_CHILD_FDS)
+    except OSError as error:
+        # EINVAL: no number from there on is within RLIMIT_NOFILE (fcntl(2)).
+        words = os.strerror(errno.EMFILE).lower() if error.errno == errno.EINVAL else reason(error)
+        raise Failed(f"QEMU cannot be started: {words}") from None
+    stack.callback(os.close, duplicate)
+    return duplicate
+
+
+def _ticks(pid: int) -> int:
+    """Return the start time of a process: field 22 of /proc/PID/stat (proc(5)), behind the name."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+def _owner(pid: int) -> tuple[int, int]:
+    """Return the real uid and gid of a process, by /proc/PID/status (proc(5))."""
+    with open(f"/proc/{pid}/status", "rb") as file:
+        text = file.read()
+    uid, gid = (int(text.partition(field)[2].split()[0]) for field in (b"\nUid:", b"\nGid:"))
+    return uid, gid
+
+
+def _numbered(pidfd: int) -> int:
+    """Return the number that /proc has for a process; not its pid where /proc is another namespace's.
+
+    It is in the pidfd's /proc/self/fdinfo (pidfd_open(2), proc_pid_fdinfo(5)).
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+        return int(file.read().partition(b"\nPid:")[2].split()[0])
+
+
+def arguments(pid: int) -> list[str]:
+    """Return the arguments of a process, none for one that has ended; raises OSError."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+
+
+def with_argument(word: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the pid and the arguments of every process that has `word` among them.
+
+    One that ends meanwhile, or hides its arguments, is passed over.
+
+    Raises:
+        Failed: it cannot be found out.
+    """
+    wanted = b"\0" + os.fsencode(word) + b"\0"
+    with failing("the processes of this host cannot be looked at"):
+        for entry in os.listdir("/proc"):
+            if not entry.isdecimal():
+                continue
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb", buffering=0) as file:
+                    words = file.readall()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if words and wanted in words:
+                yield int(entry), [os.fsdecode(word) for word in words.split(b"\0")[:-1]]
+
+
+class Sight(NamedTuple):
+    """A process that was seen, with what stands behind an option of its."""
+
+    value: str
+    uid: int
+    gid: int
+
+
+def seen_with(option: str) -> list[Sight]:
+    """Return all processes that have an option; what they say of themselves is not to be trusted."""
+    found = []
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int(entry)
+            uid, gid = _owner(pid)
+            pairs = itertools.pairwise(arguments(pid))
+            found += [Sight(value, uid, gid) for name, value in pairs if name == option]
+    return found
+
+
+def succeeds(argv: Sequence[str]) -> bool:
+    """Run a program that says nothing to its end, and tell whether its exit status is 0; blocks."""
+    silence = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    try:
+        pid = os.posix_spawn(argv[0], list(argv), ENVIRONMENT, file_actions=silence, setsigmask=())
+    except (OSError, ValueError):
+        return False
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def capabilities() -> tuple[set[int], set[int]]:
+    """Return the capabilities this process may use, and those that survive an exec of its children's."""
+    sets = _capability_sets()
+    effective, ambient = ({bit for bit in range(64) if sets[name] >> bit & 1} for name in ("CapEff", "CapAmb"))
+    return effective, ambient
+
+
+def _capability_sets() -> dict[str, int]:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        fields = dict(line.split(":", 1) for line in file if line.startswith("Cap"))
+    return {name: int(text, 16) for name, text in fields.items()}
+
+
+def keep_to_ourselves(hand_on: Collection[int] = ()) -> None:
+    """See to it that no child inherits what this process has: descriptors, and capabilities but `hand_on`.
+
+    The process keeps its own capabilities. What would survive an exec is the ambient set, and the
+    inheritable one where a program's file has such, too; what is not in the latter falls out of the former
+    (capabilities(7)). To be called before there are threads.
+    """
+    for entry in os.listdir("/proc/self/fd"):
+        if int(entry) > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(entry), False)
+    sets = _capability_sets()
+    inheritable = sets["CapInh"] & sum(1 << number for number in hand_on)
+    if sets["CapInh"] != inheritable:
+        import ctypes  # noqa: PLC0415 -- few daemons have such, and it takes its time
+
+        words = [sets["CapEff"], sets["CapPrm"], inheritable]
+        data = struct.pack("=6I", *(word & _LOW for word in words), *(word >> 32 for word in words))
+        if ctypes.CDLL(None).capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), data):
+            raise Failed("inheritable capabilities cannot be kept from QEMU")

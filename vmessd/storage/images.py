@@ -1,0 +1,257 @@
+"""The drives of a VM: raw images, links to images or block devices, and a CD-ROM that is a link.
+
+An image that is there is never written into and never made smaller. Sizes are in bytes.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import stat
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from vmessd.core import names, settings, shell
+from vmessd.core.errors import BadFile, InvalidValue, failing, printable, quoted, reason
+from vmessd.storage import image_formats, safefile
+from vmessd.storage.image_formats import Format
+from vmessd.storage.vmdir import VMDirectory
+
+SHARED_ISOS = "iso"
+"""A directory of the service's VM root for everybody's ISO images; no VM has a name without a digit."""
+
+RAW = settings.BY_FILE["RAW"]
+_DRIVE_FILE = re.compile(r"([a-z]{1,12}[0-9])-(?:(hd[a-d])\.img|(cdrom)\.iso)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Disk:
+    """A drive as it was found: what QEMU is to open, and whether that is a file or a device."""
+
+    slot: str
+    """`hda` to `hdd`, or `cdrom`."""
+    path: str
+    block_device: bool
+    size: int
+    target: str | None = None
+    """Where the path leads if it is a symbolic link."""
+
+
+class Reader(Protocol):
+    """Whoever is to read an image."""
+
+    @property
+    def name(self) -> str:
+        """The user's name."""
+
+    def may_read(self, path: str) -> bool:
+        """Tell whether the user may read the file at `path`."""
+
+
+def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
+    """Create a sparse disk image, or make the one that is there larger; return what was done.
+
+    Raises:
+        InvalidValue: no size, or a smaller one than the image has.
+        BadFile: the name is taken by something that is no plain file, or no raw image.
+        Failed: there is no room, or the file system cannot hold a file of the size.
+    """
+    wanted = settings.disk_size(text)
+    name = names.disk_file(vm.vm, slot)
+    with vm.opened() as directory:
+        found = safefile.status(directory, name)
+        if found is None:
+            _create_disk(directory, name, wanted)
+            return f"{name}: created, {settings.size_text(wanted)}, sparse"
+        if stat.S_ISLNK(found.st_mode):
+            target = quoted(safefile.link_target(directory, name), 300)
+            raise BadFile(
+                f"{name} is a link to {target}; vmess changes no size through a link",
+                hint="make larger what it leads to, or remove the link",
+            )
+        safefile.must_be_plain(directory, name)
+        # The original wrote one byte at offset <size>, so its images are a byte longer than asked.
+        if found.st_size in (wanted, wanted + 1):
+            return f"{name}: has {settings.size_text(wanted)} already, left as it is"
+        if found.st_size > wanted:
+            raise InvalidValue(
+                f"disk size {quoted(text)} is less than the {settings.size_shown(found.st_size)} that "
+                f"{name} has; an image is never made smaller",
+                hint=f"to start over, remove {vm}/{name} first",
+            )
+        _check_format(Disk(slot, f"{vm.path}/{name}", False, found.st_size), vm.read_setting(RAW) or ())
+        fd = safefile.open_plain(directory, name, os.O_WRONLY)
+        try:
+            with failing(f"{safefile.place(directory, name)} cannot be made larger"):
+                os.ftruncate(fd, wanted)
+        finally:
+            os.close(fd)
+        return f"{name}: {settings.size_text(wanted)} now, was {settings.size_shown(found.st_size)}"
+
+
+def _create_disk(directory: int, name: str, size: int) -> None:
+    with failing(f"{safefile.place(directory, name)} cannot be made"):
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660, dir_fd=directory)
+        try:
+            os.ftruncate(fd, size)
+        except OSError:
+            os.unlink(name, dir_fd=directory)
+            raise
+        finally:
+            os.close(fd)
+
+
+def set_cdrom(vm: VMDirectory, path: str | None, reader: Reader) -> None:
+    """Make the CD-ROM the image at `path`, an absolute path; None takes it out.
+
+    Raises:
+        InvalidValue: there is no such file, or it is neither a plain file nor a block device, or
+            `reader`, who is to read it, may not.
+        BadFile: the link's name is taken by something that is no link.
+    """
+    name = names.cdrom_file(vm.vm)
+    with vm.opened() as directory:
+        if path is None:
+            found = safefile.status(directory, name)
+            if found is not None and not stat.S_ISLNK(found.st_mode):
+                raise BadFile(
+                    f"{safefile.place(directory, name)} is {safefile.kind(found.st_mode)}, not a link "
+                    f"that vmess made; remove it by hand"
+                )
+            safefile.remove(directory, name, durable=True)
+            return
+        _check_image(vm, path, reader)
+        safefile.link(directory, name, path)
+
+
+def disks(vm: VMDirectory) -> list[Disk]:
+    """Return the drives the VM has, `hda` first and `cdrom` last.
+
+    Raises:
+        BadFile: one is neither a plain file nor a block device, or a link that leads nowhere.
+    """
+    slots = [(slot, names.disk_file(vm.vm, slot)) for slot in names.DISKS]
+    slots.append(("cdrom", names.cdrom_file(vm.vm)))
+    with vm.opened() as directory:
+        found = [_disk(vm, directory, slot, name) for slot, name in slots]
+    return [disk for disk in found if disk is not None]
+
+
+def check(vm: VMDirectory, found: Sequence[Disk], raw: Collection[str]) -> None:
+    """See to it that a guest gets the drives it is to have, and not others or nonsense in silence.
+
+    `found` is what :func:`disks` returned; `raw` are the slots whose images are raw whatever they look like.
+
+    Raises:
+        BadFile: a file has the name of another VM's drive, of which this one has none, as in a directory that
+            was copied or renamed by hand; or an image is not raw. The hint is what mends it.
+    """
+    _check_names(vm, {disk.slot for disk in found})
+    for disk in found:
+        _check_format(disk, raw)
+
+
+def _check_names(vm: VMDirectory, filled: Collection[str]) -> None:
+    with vm.opened() as directory, failing(f"{vm} cannot be read"):
+        matches = [match for name in sorted(os.listdir(directory)) if (match := _DRIVE_FILE.fullmatch(name))]
+    renames: dict[str, list[str]] = {}
+    for match in matches:
+        slot = match[2] or match[3]
+        if match[1] != vm.vm and slot not in filled:
+            name = names.cdrom_file(vm.vm) if slot == "cdrom" else names.disk_file(vm.vm, slot)
+            line = shell.join(["mv", f"{vm.path}/{match[0]}", f"{vm.path}/{name}"])
+            renames.setdefault(match[1], []).append(line)
+    if renames:
+        files = ", ".join(match[0] for match in matches if match[1] in renames)
+        raise BadFile(
+            f"{vm} has drives named after another VM: {files}; they have to be named after {vm.vm}",
+            hint=", or ".join(" && ".join(lines) for lines in renames.values()),
+        )
+
+
+def _check_format(disk: Disk, raw: Collection[str]) -> None:
+    if disk.slot in raw or (disk.slot == "cdrom" and disk.block_device):
+        return
+    found = image_formats.recognise(*_ends(disk))
+    if found is not None:
+        raise BadFile(
+            f"{printable(disk.path)} is a {found.shown} image; it has to be a raw one, or {disk.slot} has to "
+            f"stand in the file {RAW.file} beside it",
+            hint=_conversion(disk, found),
+        )
+
+
+def _ends(disk: Disk) -> tuple[bytes, bytes]:
+    """Return the first and the last bytes of an image; nothing of one that is for QEMU alone to read."""
+    with contextlib.suppress(OSError):
+        fd = os.open(disk.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            kind = os.fstat(fd).st_mode
+            if stat.S_ISREG(kind) or stat.S_ISBLK(kind):
+                tail = os.pread(fd, image_formats.TAIL, max(0, disk.size - image_formats.TAIL))
+                return os.pread(fd, image_formats.HEAD, 0), tail
+        finally:
+            os.close(fd)
+    return b"", b""
+
+
+def _conversion(disk: Disk, found: Format) -> str:
+    """Return the line that makes an image raw, for a shell.
+
+    One that leads to other files gets a word of warning: a guest may have written its header, and whoever
+    converts it, root for one, puts into the guest's disk what they may read.
+    """
+    image = disk.path
+    if disk.target is None:
+        source, target = f"{image}.{found.name}", image
+        last: list[list[str]] = []
+    else:
+        source, target = os.path.realpath(image), f"{image}.raw"
+        last = [["ln", "-sfT", target, image] if disk.slot == "cdrom" else ["mv", "-T", target, image]]
+    lines = [["mv", image, source]] if disk.target is None else []
+    lines.append(["qemu-img", "convert", "-f", found.name, "-O", "raw", source, target])
+    if not disk.block_device:
+        lines.append(["cp", "-p", "--attributes-only", source, target])
+    text = " && ".join(shell.join(line) for line in [*lines, *last])
+    return f"it names other files, as a guest could have it do; if you made it: {text}" if found.leads else text
+
+
+def _disk(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None:
+    if safefile.status(directory, name) is None:
+        return None
+    where = safefile.place(directory, name)
+    try:
+        found = os.stat(name, dir_fd=directory)
+    except OSError as error:
+        target = quoted(safefile.link_target(directory, name), 300)
+        way = f"vmess {vm.vm} cdrom none" if slot == "cdrom" else f"remove {where}, or lead it elsewhere"
+        raise BadFile(f"{where} is a link to {target}: {reason(error)}", hint=way) from None
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+        raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it has to be an image or a block device")
+    block_device = stat.S_ISBLK(found.st_mode)
+    size = safefile.device_size(found.st_rdev) if block_device else found.st_size
+    return Disk(slot, str(vm.path / name), block_device, size, safefile.link_target(directory, name))
+
+
+def _check_image(vm: VMDirectory, path: str, reader: Reader) -> None:
+    """Raise InvalidValue unless there is an image at an absolute path that `reader` may read."""
+    if "\0" in path or not os.path.isabs(path):
+        raise InvalidValue(f"cdrom path {quoted(path)} is not an absolute path")
+    shown = quoted(path, 300)
+    shared = vm.path.parent / SHARED_ISOS
+    hint = f"put it into {shared}, where vmessd finds it and QEMU may read it" if shared.is_dir() else None
+    if Path(path).parent == shared:
+        hint = f"everybody has to be able to read it: chmod a+r {printable(path)}"
+    try:
+        found = os.stat(path)
+    except UnicodeEncodeError:
+        raise InvalidValue(f"cdrom {shown} is not a path") from None
+    except OSError as error:
+        raise InvalidValue(f"cdrom {shown}: {reason(error)}", hint=hint) from None
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+        raise InvalidValue(
+            f"cdrom {shown} is {safefile.kind(found.st_mode)}; it has to be an ISO image or a CD drive"
+        )
+    if not reader.may_read(path):
+        raise InvalidValue(f"cdrom {shown} may not be read by {reader.name}, whom QEMU runs as", hint=hint)

@@ -1,0 +1,102 @@
+"""The logs of a VM, open for whoever wants to read what was printed since its last start.
+
+Everything here blocks, and has to be done in the VM's turn, as all in :mod:`vmessd.storage.serial_stream`.
+"""
+
+import enum
+from types import TracebackType
+from typing import Self
+
+from vmessd.core.errors import InvalidValue, NotRunning, quoted
+from vmessd.core.records import ExitRecord, RunRecord
+from vmessd.storage import serial_stream
+from vmessd.storage.serial_stream import Stream
+from vmessd.storage.vmdir import QEMU_LOG, SERIAL_LOG, VMDirectory
+
+LINE = 8 * 1024
+"""Bytes that may stand before a VM's name on a command line: QEMU's path (PATH_MAX, limits.h), in quotes."""
+
+
+class LogName(enum.Enum):
+    """Which log."""
+
+    serial = SERIAL_LOG
+    """What the guest printed on its serial port."""
+    qemu = QEMU_LOG
+    """QEMU's command line, and what QEMU printed."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the log of this name; raises InvalidValue."""
+        try:
+            return cls[text]
+        except KeyError:
+            raise InvalidValue(f"log {quoted(text)} is none of {', '.join(cls.__members__)}") from None
+
+
+class OpenLog:
+    """A log and its older part, open for reading. Use as a context manager, or close it."""
+
+    def __init__(self, log: int, stream: Stream, begin: int) -> None:
+        self.log = log
+        """Descriptor."""
+        self.older = stream.older_part
+        """Descriptor of its older part, None where there is none."""
+        self.begin = begin + stream.older
+        """Where the last run begins, counted from the beginning of the older part."""
+        self.size = stream.size + stream.older
+        """Bytes in both parts."""
+        self._stream = stream
+
+    def close(self) -> None:
+        """Close both."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, _error: object, _trace: TracebackType | None) -> None:
+        self.close()
+
+    def read(self, begin: int, end: int) -> bytes:
+        """Return the bytes between two places, counted as `begin` is."""
+        return self._stream.read(begin - self._stream.older, end - begin)
+
+    def tail(self, limit: int) -> bytes:
+        """Return the end of what the last run printed: whole lines, at most so many bytes."""
+        begin = max(self.begin, self.size - limit)
+        data = self.read(begin, self.size)
+        return data if begin == self.begin else data[data.find(b"\n") + 1 :]
+
+
+def open_log(directory: VMDirectory, name: LogName, record: RunRecord | ExitRecord | None) -> OpenLog:
+    """Open a log; `record` tells of the run whose beginning is looked for.
+
+    Raises:
+        NotRunning: there is no log, so the VM has never run.
+        NoSuchVM, BadFile, Failed: there is no VM, or a file that cannot be read.
+    """
+    with directory.opened() as fd:
+        stream = Stream(fd, name.value)
+    try:
+        if stream.log is None:
+            raise NotRunning(
+                f"VM {directory.vm} has never run: there is no {name.value}", hint=f"vmess {directory.vm} start"
+            )
+        if name is LogName.serial:
+            begin = stream.find(serial_stream.place(record.serial if record else ""), earliest=True)
+        else:
+            begin = _last_command(stream, directory.vm)
+        return OpenLog(stream.log, stream, -stream.older if begin is None else begin)
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _last_command(stream: Stream, vm: str) -> int | None:
+    """Return where the last command line stands, which launch.launch wrote; None where there is none."""
+    at = stream.search(f" -name {vm} -nodefaults -no-user-config -S ".encode(), earliest=False)
+    if at is None:
+        return None
+    begin = max(-stream.older, at - LINE)
+    return begin + stream.read(begin, at - begin).rfind(b"\n") + 1

@@ -1,0 +1,416 @@
+"""One VM directory: the plain files that say what a VM is, and the records of its process.
+
+Nothing that is read here is trusted: whoever may write to the directory may have put anything
+there. Sizes are in bytes.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from vmessd.core import names, records, settings
+from vmessd.core.errors import (
+    BadFile,
+    Failed,
+    InvalidValue,
+    Locked,
+    NoSuchVM,
+    VmessError,
+    failing,
+    printable,
+    reason,
+)
+from vmessd.core.records import ExitRecord, RunRecord
+from vmessd.storage import log_rotation, safefile
+
+QMP_SOCKET = "qmp.sock"
+SERIAL_SOCKET = "serial.sock"
+SERIAL_LOG = "serial.log"
+QEMU_LOG = "qemu.log"
+LOGS = (QEMU_LOG, SERIAL_LOG)
+PID_FILE = "qemu.pid"
+RUN_RECORD = "run.json"
+EXIT_RECORD = "exit.json"
+MAKING = ".vmess-new-"  # a VM directory that is not whole yet; what a crash leaves is ours to remove
+REMOVED = ".vmess-removed-"  # a VM directory on its way out; what a crash leaves is ours to remove
+
+VALUE_LIMIT = 16 * 1024
+RECORD_LIMIT = 1024 * 1024
+LINE_LIMIT = 2000  # what QEMU complains of it quotes first, with the path in it
+_FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, pid
+
+
+_T = TypeVar("_T")
+
+
+class VMDirectory:
+    """The directory `<root>/<vm>`, or `path` where it was moved to. Creating the object touches nothing."""
+
+    def __init__(self, root: Path, vm: str, path: Path | None = None) -> None:
+        self.vm = vm
+        self.path = path or root / vm
+
+    def __str__(self) -> str:
+        return printable(str(self.path))
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """Open the directory for the length of a `with` and yield its descriptor.
+
+        Raises:
+            NoSuchVM: there is none.
+            BadFile: the name is taken by something else, a symbolic link for one.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NoSuchVM(
+                f"You need to create directory {self} if are serious about that VM - use vmess make",
+                hint=f"vmess {self.vm} make",
+            ) from None
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise BadFile(
+                    f"{self} is not a directory of its own, so it is no VM", hint="move it away"
+                ) from None
+            raise BadFile(f"{self} cannot be opened: {reason(error)}") from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def exists(self) -> bool:
+        """Tell whether there is such a VM; raises BadFile where nobody can."""
+        try:
+            return stat.S_ISDIR(os.lstat(self.path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise BadFile(f"{self} cannot be looked at: {reason(error)}") from error
+
+    def check(self) -> None:
+        """Raise as :meth:`opened` where there is no such VM."""
+        with self.opened():
+            pass
+
+    def held(self, how: str, hint: str | None = None) -> Locked:
+        """Return the error for a VM whose directory another process has locked."""
+        return Locked(f"VM {self.vm} is held {how}", hint=hint or f"fuser -v {self} tells which")
+
+    def make(self, files: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Create the directory with settings in it, by file name; it is there with all of them or not at all.
+
+        Raises:
+            Failed: it could not be made, or is there already.
+        """
+        self._must_be_new()
+        making = self.path.with_name(f"{MAKING}{self.vm}-{os.urandom(4).hex()}")
+        with failing(f"{self} cannot be made"):
+            # Others may not even open it: whoever can, can lock it. The group, which may be QEMU's, passes.
+            making.mkdir(mode=0o710)
+            try:
+                with safefile.opened(making) as directory:
+                    for file, text in files.items():
+                        safefile.write(directory, file, f"{text}\n".encode())
+                making.rename(self.path)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    safefile.remove_tree(making)
+                if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    self._must_be_new()  # somebody else was faster
+                raise
+
+    def _must_be_new(self) -> None:
+        """Raise Failed where the name is taken."""
+        if os.path.lexists(self.path):
+            with self.opened():
+                pass  # says what else it is, if it is no directory
+            raise Failed(
+                f"VM {self.vm} is there already: {self}",
+                hint=f"leave make out; what it has: vmess {self.vm} info",
+            )
+
+    def remove(self, parted: Callable[[], None] = lambda: None) -> None:
+        """Delete the VM with all its files.
+
+        It is renamed first, so that whatever happens it is either whole or gone from the list. Then `parted` is
+        called; that it was not, if this process dies before, shows in what is left (:func:`sweep_removed`).
+
+        Raises:
+            Locked: it has a live owner.
+            Failed: something in it cannot be deleted.
+        """
+        lock = self.lock()
+        if lock is None:
+            raise self.held("by another process, so it is not deleted")
+        parting = self.path.with_name(f"{REMOVED}{self.vm}-{os.urandom(4).hex()}")
+        try:
+            with failing(f"{self} cannot be removed"):
+                self.path.rename(parting)
+            parted()
+            with failing(f"{printable(str(parting))}, all that is left of {self.vm}, cannot be removed"):
+                safefile.remove_tree(parting)
+        finally:
+            os.close(lock)
+
+    # -- Settings --
+
+    def setting_text(self, file: str) -> str | None:
+        """Return what a setting's file says, None where there is none.
+
+        Raises:
+            BadFile: the file is not a plain one, too long, or not text.
+        """
+        with self.opened() as directory:
+            data = safefile.read(directory, file, VALUE_LIMIT)
+            try:
+                return None if data is None else data.decode().strip()
+            except UnicodeDecodeError:
+                where = safefile.place(directory, file)
+                raise BadFile(f"{where} is not text; it has to be {settings.BY_FILE[file].expects}") from None
+
+    def read_setting(self, setting: settings.Setting) -> Any:
+        """Return the value of a setting, None where it is not set.
+
+        Raises:
+            BadFile: as :meth:`setting_text`, or the value cannot be right.
+        """
+        text = self.setting_text(setting.file)
+        try:
+            return None if text is None else setting.value(text)
+        except InvalidValue as error:
+            way = f"set it anew: vmess {self.vm} {setting.verb} {setting.argument}"
+            hint = way if setting.verb else f"correct or remove {self}/{setting.file}"
+            raise BadFile(f"{self}/{error.message}", hint=hint) from None
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return all settings that are set, by file name; see :meth:`read_setting` for errors.
+
+        But LOCK, which is for whoever asks: a remark that makes no sense keeps no VM from coming up.
+        """
+        wanted = [setting for setting in settings.SETTINGS if setting.file != "LOCK"]
+        values = {setting.file: self.read_setting(setting) for setting in wanted}
+        return {file: value for file, value in values.items() if value is not None}
+
+    def write_setting(self, setting: settings.Setting, text: str | None) -> None:
+        """Set a setting to what `text` says, or remove it with None.
+
+        Raises:
+            InvalidValue: `text` cannot be right; nothing is changed.
+            BadFile, Failed: as :func:`safefile.write`.
+        """
+        with self.opened() as directory:
+            if text is None:
+                safefile.must_be_plain(directory, setting.file)
+                safefile.remove(directory, setting.file, durable=True)
+                return
+            setting.value(text)
+            data = f"{text.strip()}\n".encode()
+            if len(data) > VALUE_LIMIT:  # which nobody would read
+                raise InvalidValue(f"{setting.file} would have {len(data)} bytes; {VALUE_LIMIT} is the most")
+            safefile.write(directory, setting.file, data)
+
+    def note_wires(self, text: str) -> None:
+        """Write the NICS file, remove it where there is nothing to say; raises as :func:`safefile.write`."""
+        self.write_setting(settings.BY_FILE["NICS"], text or None)
+
+    # -- The process's files --
+
+    def lock(self) -> int | None:
+        """Lock the directory for a new owner and return the descriptor; None where it has a live one.
+
+        QEMU inherits the descriptor. The kernel drops the lock when the last process that has it is
+        gone (flock(2)), so there is no moment in which a running VM looks free.
+        """
+        with self.opened() as directory, failing(f"{self} cannot be locked"):
+            fd = os.dup(directory)
+        # The duplicate shares the open file, and with it the lock, with nobody but QEMU.
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError as error:
+            os.close(fd)
+            raise Failed(f"{self} cannot be locked: {reason(error)}") from None
+        return fd
+
+    def keeper(self) -> int | None:
+        """Return the pid of the process that has locked the pid file, which is the VM's QEMU; None for nobody.
+
+        QEMU takes that lock for life, and another than this one's cannot be taken for it, whatever became of
+        the directory's name. 0 stands for a process in a PID namespace that is not ours (fcntl(2), F_GETLK).
+        """
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            with self.opened() as directory:
+                fd = safefile.open_plain(directory, PID_FILE, os.O_RDONLY)
+            try:
+                kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+            finally:
+                os.close(fd)
+        except (OSError, VmessError):
+            return None
+        return None if kind == fcntl.F_UNLCK else int(pid)
+
+    def listen(self, name: str) -> socket.socket:
+        """Return a listening 0600 socket in the directory, replacing a stale one."""
+        with self.opened() as directory:
+            return safefile.listener(directory, name, 0o600)
+
+    @contextlib.contextmanager
+    def succeeding(self, name: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Yield a listening 0600 socket that takes a name in the end; as :func:`safefile.succeeding`."""
+        with self.opened() as directory, safefile.succeeding(directory, name, 0o600) as pair:
+            yield pair
+
+    def connect(self, name: str) -> socket.socket:
+        """Return a socket connected to one in the directory; raises Failed where nobody listens."""
+        with self.opened() as directory:
+            return safefile.connect(directory, name)
+
+    def open_log(self, name: str) -> int:
+        """Open a log for appending and return the descriptor; a log may be shortened at any time."""
+        with self.opened() as directory, failing(f"{self}/{name} cannot be opened"):
+            return safefile.open_plain(directory, name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def log_tail(self, name: str, start: int, limit: int = 16 * 1024) -> list[str]:
+        """Return the lines of a log from byte `start` on, at most the last `limit` bytes, escaped.
+
+        Whoever shortens the log takes as much off `start`. Of one cut shorter than that, all counts.
+        """
+        try:
+            with self.opened() as directory:
+                fd = safefile.open_plain(directory, name, os.O_RDONLY)
+        except (OSError, VmessError):
+            return []
+        with contextlib.suppress(OSError), open(fd, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, start if start <= end else 0, end - limit))
+            text = file.read(limit).decode(errors="backslashreplace")
+            return [printable(line[:LINE_LIMIT]) for line in text.split("\n") if line.strip()]
+        return []
+
+    def make_pid_file(self) -> None:
+        """Make an empty pid file that QEMU may write to, in a directory where it may make none."""
+        with self.opened() as directory, failing(f"{self}/{PID_FILE} cannot be made"):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(PID_FILE, flags, 0o660, dir_fd=directory))
+
+    def has_long_log(self) -> bool:
+        """Tell whether :meth:`shorten_log` has something to do."""
+        return any(log_rotation.is_long(f"{self.path}/{name}") for name in LOGS)
+
+    def shorten_log(self, name: str, complain: Callable[[str], None]) -> int:
+        """Keep a log below its cap, return how many bytes left its front; as :func:`logfile.shorten`."""
+        with self.opened() as directory:
+            return log_rotation.shorten(directory, name, complain)
+
+    def sweep(self) -> None:
+        """Remove what a dead QEMU leaves: its sockets and its pid file.
+
+        Raises:
+            BadFile: one of the names is taken by something else.
+            Failed: one of them stays; all others are gone.
+        """
+        failure: VmessError | None = None
+        with self.opened() as directory:
+            for name in (QMP_SOCKET, SERIAL_SOCKET, PID_FILE):
+                try:
+                    if name == PID_FILE:
+                        safefile.must_be_plain(directory, name)
+                        safefile.remove(directory, name)
+                    else:
+                        safefile.remove_socket(directory, name)
+                except VmessError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def sweep_temporaries(self) -> None:
+        """Remove half-written files that a crash left; only those that are ours by name and kind."""
+        with self.opened() as directory:
+            safefile.sweep(directory)
+
+    # -- Records --
+
+    def _read_record(self, name: str, kind: type[_T]) -> _T | None:
+        with self.opened() as directory:
+            data = safefile.read(directory, name, RECORD_LIMIT)
+            if data is None:
+                return None
+            try:
+                return records.load(json.loads(data), kind)
+            except (ValueError, RecursionError):
+                raise BadFile(
+                    f"{safefile.place(directory, name)} is not a record of vmessd", hint="remove it"
+                ) from None
+
+    def _write_record(self, name: str, record: RunRecord | ExitRecord) -> None:
+        with self.opened() as directory:
+            data = json.dumps(dataclasses.asdict(record), indent=1).encode()
+            safefile.write(directory, name, data + b"\n", durable=False)
+
+    def run_record(self) -> RunRecord | None:
+        """Return the record of the running QEMU, None where there is none; raises BadFile."""
+        return self._read_record(RUN_RECORD, RunRecord)
+
+    def exit_record(self) -> ExitRecord | None:
+        """Return the record of the last exit, None where there is none; raises BadFile."""
+        return self._read_record(EXIT_RECORD, ExitRecord)
+
+    def write_run_record(self, record: RunRecord) -> None:
+        """Note the running QEMU; raises as :func:`safefile.write`."""
+        self._write_record(RUN_RECORD, record)
+
+    def write_exit_record(self, record: ExitRecord) -> None:
+        """Note how QEMU ended and forget its run; raises as :func:`safefile.write`."""
+        self._write_record(EXIT_RECORD, record)
+        self.forget_run()
+
+    def forget_run(self) -> None:
+        """Remove the run record."""
+        with self.opened() as directory:
+            safefile.remove(directory, RUN_RECORD)
+
+
+def listing(root: Path) -> list[str]:
+    """Return the names of all VMs in a root, sorted; what is no VM is passed over.
+
+    Raises:
+        Failed: the root cannot be read.
+    """
+    with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
+        return sorted(
+            entry.name for entry in entries if names.is_full(entry.name) and entry.is_dir(follow_symlinks=False)
+        )
+
+
+def sweep_removed(root: Path, parted: Callable[[str], object] = lambda _vm: None) -> None:
+    """Finish what a crash interrupted in a VM root: writes, and making and removing of VM directories.
+
+    Of those removed `parted` is called with the VM's name, unless there is a VM of that name again.
+
+    Raises:
+        Failed: the root cannot be read.
+    """
+    with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
+        leftovers = [entry.name for entry in entries if entry.name.startswith((REMOVED, MAKING))]
+    with safefile.opened(root) as directory, contextlib.suppress(VmessError):
+        safefile.sweep(directory)
+    for name in leftovers:
+        vm = name.removeprefix(REMOVED).partition("-")[0]  # of one that was being made it is none
+        if names.is_full(vm) and not os.path.lexists(root / vm):
+            parted(vm)
+        with contextlib.suppress(OSError):
+            safefile.remove_tree(root / name)

@@ -1,0 +1,107 @@
+"""How several VMs are, told one after the other for one call, with one look at the kernel's links for all.
+
+What is wrong with one of them is told of that one, and keeps nobody from the others.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import enum
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Self
+
+from vmessd.core.errors import Failed, VmessError, quoted, reason
+from vmessd.core.models import VMInfo, VMNic, VMStatus
+from vmessd.network.neighbours import VMAddress
+from vmessd.supervisor.registry import Supervisor
+from vmessd.vm.why import Explanation, explain
+
+TOGETHER = 32
+"""VMs that are looked at before the first of them was told; a slow one holds up those behind these."""
+
+
+class Aspect(enum.Enum):
+    """What is told of each VM, named as the member of a view that has it."""
+
+    status = "status"
+    info = "info"
+    nics = "nics"
+    addresses = "addresses"
+    why = "why"
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """An error that is about one VM of several."""
+
+    error: str
+    """Name of the error in this interface: what the call for that VM alone would have failed with."""
+    message: str
+    hint: str | None
+
+    @classmethod
+    def of(cls, error: VmessError) -> Self:
+        """Return how an error is told."""
+        return cls(error.wire_name(), error.message, error.hint)
+
+
+@dataclasses.dataclass(frozen=True)
+class VMView:
+    """One VM: what was asked for, or why it cannot be told."""
+
+    vm: str
+    """As it was named in the call."""
+    refusal: Refusal | None = None
+    status: VMStatus | None = None
+    info: VMInfo | None = None
+    nics: list[VMNic] | None = None
+    addresses: list[VMAddress] | None = None
+    why: Explanation | None = None
+
+
+async def views(supervisor: Supervisor, vms: Sequence[str], aspect: Aspect) -> AsyncIterator[VMView]:
+    """Yield a view of each VM, in this order."""
+    ask = await _asker(supervisor, vms, aspect)
+    ahead: collections.deque[asyncio.Task[VMView]] = collections.deque()
+    try:
+        for vm in vms:
+            ahead.append(asyncio.create_task(_view(vm, aspect, ask)))
+            if len(ahead) == TOGETHER:
+                yield await ahead.popleft()
+        while ahead:
+            yield await ahead.popleft()
+    finally:
+        for task in ahead:
+            task.cancel()
+
+
+async def _view(vm: str, aspect: Aspect, ask: Callable[[str], Awaitable[Any]]) -> VMView:
+    try:
+        return VMView(vm, **{aspect.value: await ask(vm)})
+    except VmessError as error:
+        return VMView(vm, Refusal.of(error))
+    except OSError as error:
+        return VMView(vm, Refusal.of(Failed(f"VM {quoted(vm)} cannot be looked at: {reason(error)}")))
+
+
+async def _asker(supervisor: Supervisor, vms: Sequence[str], aspect: Aspect) -> Callable[[str], Awaitable[Any]]:
+    """Look at what all VMs share, and return what tells of one of them; raises VmessError where asked."""
+    if aspect is Aspect.status:
+
+        async def status(vm: str) -> VMStatus:
+            return (await supervisor.machine(vm)).status()
+
+        return status
+    if aspect is Aspect.why:
+
+        async def why(vm: str) -> Explanation:
+            return await explain(await supervisor.machine(vm))
+
+        return why
+    wirings = await supervisor.wirings(vms)
+    if aspect is Aspect.info:
+        return lambda vm: supervisor.info(vm, wirings.get(vm))
+    if aspect is Aspect.nics:
+        return lambda vm: supervisor.nics(vm, wirings.get(vm))
+    tables = await supervisor.tables()
+    return lambda vm: supervisor.addresses(vm, wirings.get(vm), tables)

@@ -1,0 +1,85 @@
+"""What all VMs of a daemon share: the QEMU, who it runs as, its accelerator, displays, the host's links."""
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+from vmessd.core.errors import NotPermitted
+from vmessd.core.settings import SETTINGS
+from vmessd.network.displays import Displays
+from vmessd.network.duplicate_macs import Duplicates
+from vmessd.network.links import Network
+from vmessd.network.policy import Access
+from vmessd.qemu import command_line, credentials
+from vmessd.qemu.census import Census
+from vmessd.qemu.credentials import Account
+from vmessd.qemu.oom import Kills
+from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm.events import Events, Kind
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Host:
+    """What all VMs of a daemon share."""
+
+    qemu: str
+    """Path of the QEMU executable."""
+    accel: str = "auto"
+    """auto, kvm or tcg: what a VM without an ACCEL file gets."""
+    account: Account = dataclasses.field(default_factory=credentials.own)
+    """Who QEMU runs as."""
+    exargs: bool = True
+    """EXARGS and NIC_EXARGS, words for QEMU that nobody checks, are honoured."""
+    shutdown_time: float | None = None
+    """Seconds in which all VMs are off when all are shut down; None for what timetable.whole says."""
+    displays: Displays = dataclasses.field(default_factory=Displays)
+    events: Events = dataclasses.field(default_factory=Events)
+    census: Census = dataclasses.field(default_factory=Census)
+    network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
+    kills: Kills = dataclasses.field(default_factory=Kills)
+    """What the kernel kills around the QEMUs for lack of memory."""
+    _kvm_missed: bool = False
+
+    def __post_init__(self) -> None:
+        self.duplicates = Duplicates(self.network)
+        self.duplicates.told = lambda vm, text: self.events.publish(Kind.wires, vm, text)
+
+    def accelerator(self, wanted: str | None) -> str:
+        """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`."""
+        choice = wanted or self.accel
+        if choice != "auto":
+            return choice
+        if kvm_usable():
+            return "kvm"
+        if not self._kvm_missed:
+            self._kvm_missed = True
+            log.warning("/dev/kvm cannot be opened by this process: VMs run under TCG, which is slower")
+        return "tcg"
+
+    def settings(self, directory: VMDirectory) -> dict[str, Any]:
+        """Return a VM's settings by file name, as :func:`cmdline.expanded` has them.
+
+        Raises:
+            NoSuchVM, BadFile: as VMDirectory.read_settings.
+            NotPermitted: one hands words to QEMU, and this daemon is not to honour such.
+        """
+        values = directory.read_settings()
+        refused = [setting.file for setting in SETTINGS if setting.words_for_qemu and setting.file in values]
+        if refused and not self.exargs:
+            raise NotPermitted(
+                f"{directory}/{refused[0]} hands arguments to QEMU, and this vmessd does not honour them",
+                hint='remove the file; or the administrator allows it, in the file of vmessd: exargs = "yes"',
+            )
+        return command_line.expanded(values, directory.vm, str(directory.path))
+
+
+def kvm_usable() -> bool:
+    """Tell whether this process may open /dev/kvm."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

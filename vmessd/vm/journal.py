@@ -1,0 +1,110 @@
+"""What is told of one VM's life: a line in the log for the administrator, an event for whoever watches."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from vmessd.core.lifecycle import RESTARTS_MAX, Event, State
+from vmessd.core.models import Exit
+from vmessd.core.records import ExitRecord, RunRecord
+from vmessd.vm.events import Events, Kind
+from vmessd.vm.instance import Run
+from vmessd.vm.mailbox import Happening
+from vmessd.vm.restart import CALLED_OFF, Pending
+
+log = logging.getLogger(__name__)
+
+DOUBT_TIME = 0.5
+"""Seconds after which a monitor that is lost is worth telling."""
+
+
+def tell(events: Events, kind: Kind, vm: str, text: str, **more: Any) -> None:
+    """Tell of something that has happened to a VM; `more` are fields of VMEvent."""
+    log.info("%s: %s", vm, text)
+    events.publish(kind, vm, text, **more)
+
+
+class Journal:
+    """Tells of one VM's process."""
+
+    def __init__(self, vm: str, events: Events) -> None:
+        self._vm = vm
+        self._events = events
+        self._state = State.stopped
+        self._doubt: asyncio.TimerHandle | None = None
+
+    def state(self, now: State, message: Happening) -> None:
+        """Tell of the state the VM is in after a message, if that is another one.
+
+        A monitor that is lost is told only when it stays so: mostly its QEMU has ended, as is told next.
+        """
+        if self._doubt is not None:
+            if now is State.unresponsive:
+                return
+            self._doubt.cancel()
+            self._doubt = None
+        if now is self._state:
+            return
+        if message.event is Event.lost and now is State.unresponsive:
+            loop = asyncio.get_running_loop()
+            self._doubt = loop.call_later(DOUBT_TIME, self._tell_state, now, message)
+        else:
+            self._tell_state(now, message)
+
+    def _tell_state(self, now: State, message: Happening) -> None:
+        self._doubt = None
+        before, self._state = self._state, now
+        why = message.error.message if message.error else message.event.value
+        text = f"{before.value} -> {now.value}: {why}"
+        log.debug("%s: %s", self._vm, text)
+        uid = message.request.uid if message.request else None
+        self._events.publish(Kind.state, self._vm, text, state=now, before=before, uid=uid)
+
+    def found(self, pid: int) -> None:
+        """Tell of a QEMU that an earlier daemon started."""
+        self._start(f"found running, pid {pid}", pid)
+
+    def started(self, record: RunRecord) -> None:
+        """Tell of a QEMU that has come up."""
+        display = f"display {record.display}" if record.display else "no display"
+        self._start(f"started, pid {record.pid}, {display}, {record.accel}", record.pid)
+
+    def _start(self, text: str, pid: int) -> None:
+        tell(self._events, Kind.start, self._vm, text, pid=pid)
+
+    def rung(self, run: Run) -> None:
+        """Tell how far a stop has come."""
+        if run.stop is not None:
+            text = f"stopping: {run.stop.rung.value}"
+            tell(self._events, Kind.stop, self._vm, text, pid=run.pid, uid=run.stop.uid)
+
+    def ended(self, record: ExitRecord) -> None:
+        """Tell how a QEMU has ended."""
+        log.info("%s: %s", self._vm, record.text)
+        self._events.settle(self._vm)
+        told, uid = Exit.of(record), record.asked_by
+        self._events.publish(Kind.exit, self._vm, record.text, pid=record.pid, uid=uid, exit=told)
+
+    def restart(self, pending: Pending) -> None:
+        """Tell of a start that is to come."""
+        self._policy(
+            f"started again in {pending.pause:g} s, restart {pending.attempt} of {RESTARTS_MAX}",
+            logging.WARNING,
+        )
+
+    def given_up(self, note: str) -> None:
+        """Tell that no start is to come, and why."""
+        self._policy(note, logging.WARNING)
+
+    def called_off(self, uid: int | None) -> None:
+        """Tell that a start that was to come does not."""
+        self._policy(CALLED_OFF, logging.INFO, uid)
+
+    def _policy(self, text: str, level: int, uid: int | None = None) -> None:
+        log.log(level, "%s: %s", self._vm, text)
+        self._events.publish(Kind.restart, self._vm, text, uid=uid)
+
+    def qmp(self, pid: int, name: str, data: Mapping[str, Any]) -> None:
+        """Tell of an event of QEMU's, if it is worth it."""
+        self._events.qmp(self._vm, pid, name, data)

@@ -1,0 +1,692 @@
+"""One VM: one task, one inbox. Carries out what the tables of `lifecycle` say.
+
+Whatever happens to the VM (a request, an answer of QEMU, a timer, the end of the process) is a
+message in the inbox and is handled after the one before it; nothing else changes the state.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from vmessd.core import refusals, settings
+from vmessd.core.errors import Locked, StartFailed, VmessError
+from vmessd.core.lifecycle import OFF, Action, Event, State, by_force, ladder, transition
+from vmessd.core.models import Exit, StartProgress, StopProgress, VMStatus
+from vmessd.core.records import ExitRecord, RunRecord
+from vmessd.network import displays
+from vmessd.qemu.session import Session, Timing
+from vmessd.storage import blocking, vmdir
+from vmessd.storage.blocking import Lane
+from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm import launcher, restart
+from vmessd.vm.environment import Host
+from vmessd.vm.instance import Attempt, Run, Stop, grace_of, logged, policy_of, stopped
+from vmessd.vm.journal import Journal
+from vmessd.vm.launcher import Launched
+from vmessd.vm.mailbox import Happening, Inbox, Job, Request, dismiss, tell
+from vmessd.vm.rediscovery import Findings, Search
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+DEAF_RUNSTATES = ("shutdown", "guest-panicked")  # no guest is there any more to hear the power button
+NOTE_TIME = 2.0
+"""Seconds that a note on the last end may take; what takes longer is done when the files answer."""
+END_TIME = 5.0
+"""Seconds that a daemon which ends waits for a start that is under way."""
+MEND_PAUSE = 5.0
+"""Seconds until the next try where even the mending of a failure failed."""
+
+
+class Machine:
+    """A VM as the daemon knows it; `run` is its task."""
+
+    def __init__(self, directory: VMDirectory, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
+        self.vm = directory.vm
+        self.directory = directory
+        self.state = State.stopped
+        self.last_exit: ExitRecord | None = None
+        self.found = asyncio.Event()
+        """Set once it is known whether an earlier daemon's QEMU lives, and it is held if so."""
+        self.settled = asyncio.Event()
+        """Set once it is known whether an earlier daemon's QEMU lives, and it had a chance to answer."""
+        self.device_gone: Callable[[str], None] = lambda _identifier: None
+        """Called with the id of a device that the guest has let go of."""
+        self.prepare: Callable[[], Coroutine[Any, Any, None]] = _nothing
+        """Called before a guest runs its first instruction, and when an earlier daemon's QEMU answers."""
+        self.over: Callable[[], None] = lambda: None
+        """Called when a QEMU has ended."""
+        self.files = Lane(f"the files of {directory.vm}", f"vmess {directory.vm} stop force works all the same")
+        """All that is done to the VM's files: a file system may hang."""
+        self._host = host
+        self._timing = timing
+        self._inbox = Inbox(directory.vm)
+        self._journal = Journal(directory.vm, host.events)
+        self._attempt: Attempt | None = None
+        self._run: Run | None = None
+        self._search = Search(directory, host, self.files)
+        self._pending: restart.Pending | None = None
+        self._tries = 0
+        self._lost_displays = 0
+        """Starts in a row that found their VNC port taken."""
+        self._starters: list[Request] = []
+        self._stoppers: list[Request] = []
+        self._actions: dict[Action, Callable[[Happening], Coroutine[Any, Any, None]]] = {
+            Action.spawn: self._spawn,
+            Action.take_on: self._take_on,
+            Action.delay: self._delay,
+            Action.connect: self._converse,
+            Action.reconnect: self._converse,
+            Action.cont: self._cont,
+            Action.started: self._started,
+            Action.hangs: self._hangs,
+            Action.hold: self._hold,
+            Action.look: self._look,
+            Action.ladder: self._begin_ladder,
+            Action.kill: self._begin_force,
+            Action.cut_off: self._cut_off,
+            Action.climb: self._climb,
+            Action.join: self._join,
+            Action.bury: self._bury,
+            Action.rest: self._rest,
+            Action.call_off: self._call_off,
+            Action.mend: self._mend,
+            Action.say_running: self._say_running,
+            Action.say_stopping: self._say_stopping,
+            Action.say_stopped: self._say_stopped,
+        }
+
+    # -- What others call --
+
+    async def run(self) -> None:
+        """Find out how the VM is, then handle one message after the other until told to close."""
+        try:
+            await self._recover()
+            self.found.set()
+            with logged(self.vm):
+                await blocking.call(launcher.sweep_links, self.directory, self._host.network)
+        except Exception as error:  # noqa: BLE001 -- as below
+            self._give_up_on(Happening(Event.found), error)
+            self.found.set()
+        while (message := await self._inbox.get()) is not None:
+            try:
+                if isinstance(message, Job):
+                    await self._do(message)
+                else:
+                    await self._react(message)
+            except Exception as error:  # noqa: BLE001
+                # The one place that catches broadly: a VM whose handling fails must not take others along.
+                self._give_up_on(message, error)
+        await self._let_go()
+
+    def close(self) -> None:
+        """Have the task end. The VM goes on."""
+        self._inbox.close()
+
+    async def start(self, uid: int | None) -> AsyncIterator[StartProgress]:
+        """Start the VM; yield the command line, then the running process.
+
+        Raises:
+            AlreadyRunning, StartFailed, Locked, BadFile, NoSuchVM, TimedOut: it does not run by this.
+        """
+        async for progress in self._inbox.ask(Event.start, uid):
+            assert isinstance(progress, StartProgress)  # noqa: S101 -- starters get nothing else
+            yield progress
+
+    async def stop(
+        self, uid: int | None, *, force: bool, within: float | None = None
+    ) -> AsyncIterator[StopProgress]:
+        """Stop the VM; yield each rung of the ladder, then how it ended. Goes on if nobody listens.
+
+        `within` is the most grace it has, in seconds, also where a stop is under way.
+
+        Raises:
+            NotRunning: there is nothing to stop.
+        """
+        async for progress in self._inbox.ask(Event.force if force else Event.stop, uid, within):
+            assert isinstance(progress, StopProgress)  # noqa: S101 -- stoppers get nothing else
+            yield progress
+
+    async def change(
+        self, work: Callable[[], _T], *, stopped: bool = False, patience: float = blocking.PATIENCE
+    ) -> _T:
+        """Do blocking work on the VM's files in a thread, in turn with all else that happens to it.
+
+        Raises:
+            AlreadyRunning: `stopped` was asked for and the VM is not.
+            TimedOut: it takes longer than `patience` seconds; it goes on, and what comes next waits for it.
+            VmessError: whatever the work raises.
+        """
+        return await self._inbox.change(work, stopped=stopped, patience=patience)
+
+    async def in_turn(self) -> None:
+        """Wait until all that has reached the VM until now was handled."""
+        await self._inbox.change(None, stopped=False, patience=0.0)
+
+    def status(self) -> VMStatus:
+        """Return how the VM is now."""
+        run, held = self._run, self._in_the_way()
+        return VMStatus(
+            name=self.vm,
+            state=self.state,
+            pid=run.pid if run else None,
+            uptime=run.launched.record.since.age() if run else None,
+            runstate=run.runstate if run else None,
+            last_exit=Exit.of(self.last_exit) if self.last_exit else None,
+            restart=self._pending.report() if self._pending else None,
+            problem=run.launched.problem if run else (held.message if held else None),
+        )
+
+    @property
+    def home(self) -> VMDirectory:
+        """Where the files of its QEMU are: not in its directory if that was renamed while it ran."""
+        return (self._run and self._run.launched.home) or self.directory
+
+    def record(self) -> RunRecord | None:
+        """Return the record of the QEMU there is."""
+        return self._run.launched.record if self._run else None
+
+    def stopping(self) -> StopProgress | None:
+        """Return where the stop is that is under way."""
+        run = self._run
+        return run.stop.progress(run.pid) if run is not None and run.stop is not None else None
+
+    def live(self) -> Run:
+        """Return the QEMU there is; raises NotRunning, or Locked where it is out of reach."""
+        if self._run is None:
+            raise self._in_the_way() or refusals.off(self.vm)
+        return self._run
+
+    def _in_the_way(self) -> VmessError | None:
+        """Return why nothing can be done about a VM that is held."""
+        return self._search.doubt if self.state is State.held else None
+
+    # -- One message after the other --
+
+    async def _do(self, job: Job) -> None:
+        """Have a job done before all that comes later and touches the files; no signal waits for it."""
+        if job.done.cancelled():  # whoever wanted to look has left
+            return
+        if job.stopped and self.state is State.held:
+            await self._react(Happening(Event.look))
+        try:
+            if job.stopped and self.state not in OFF:
+                raise self._in_the_way() or refusals.in_the_way(self.vm)
+            if job.work is None:
+                job.settle()
+            else:
+                self.files.begin(job.work, job.patience).add_done_callback(job.take)
+        except Exception as error:  # noqa: BLE001 -- handed to whoever asked
+            job.settle(error=error)
+
+    def _is_stale(self, message: Happening) -> bool:
+        """Tell whether a message is of a run, or of something else, that the VM has no more."""
+        stop = self._run.stop if self._run else None
+        return message.of is not None and not any(
+            message.of is one for one in (self._run, stop, self._attempt, self._pending)
+        )
+
+    async def _react(self, message: Happening) -> None:
+        if self._is_stale(message):
+            if message.launched is not None:
+                message.launched.close()
+            return
+        if message.launched is not None and not self._take_in(message, message.launched):
+            return
+        if self._run is not None and message.runstate is not None:
+            self._run.learn(message.runstate)
+        after, action = transition(self.state, message.event)
+        if action is not Action.bury:  # which is done only when the exit is on record
+            self.state = after
+        self._journal.state(self.state, message)
+        if self._run is not None:
+            self._run.take_note(message.event, self.state)
+        if action is not Action.nothing:
+            await self._actions[action](message)
+        if message.event in (Event.runs, Event.halts):
+            self._see_it_prepared()
+        if message.event not in (Event.found, Event.start):
+            self.settled.set()
+
+    def _see_it_prepared(self) -> None:
+        """Have what a guest is to find seen to once, also for a QEMU of an earlier daemon."""
+        if self._run is not None and not self._run.prepared:
+            self._run.prepared = True
+            self._run.errand("prepare", self.prepare())
+
+    # -- What nobody foresaw --
+
+    def _give_up_on(self, message: Happening | Job, error: Exception) -> None:
+        """Leave nobody waiting, and the VM in no state without a way out."""
+        failure = error if isinstance(error, VmessError) else refusals.unexpected(self.vm)
+        if failure is error:
+            log.warning("%s: %s", self.vm, failure.message)
+        else:
+            log.error("%s: unexpected failure", self.vm, exc_info=error)
+        if isinstance(message, Job):
+            message.settle(error=failure)
+            message = Happening(Event.look)  # all else that fails of a job is for whoever asked
+        if message.request is not None:
+            tell([message.request], failure)
+        amiss = Happening(Event.amiss, cause=message.cause or message, error=failure)
+        if message.event is Event.amiss:  # not even that could be mended
+            asyncio.get_running_loop().call_later(MEND_PAUSE, self._inbox.put, amiss)
+        else:
+            self._inbox.put(amiss)
+
+    async def _mend(self, message: Happening) -> None:
+        """See to it that the state has a way out, and that nobody waits for what will not come."""
+        cause, failure = message.cause or message, message.error or refusals.unexpected(self.vm)
+        if cause.launched is not None and self._run is None:
+            self._adopt(cause.launched)
+            cause.launched = None
+            if self.state in (*OFF, State.held):
+                self.state = State.unresponsive
+        if self._run is not None:
+            await self._mend_run(self._run, cause)
+        elif self.state is State.held:
+            await self._hold(Happening(Event.held, error=cause.error or self._search.doubt or failure))
+        elif self._attempt is None and self.state not in OFF:
+            await self._bury(Happening(Event.refused, error=failure))
+        elif self._attempt is None:
+            await self._mend_off(cause, failure)
+            self._tell_all(failure)
+        elif cause.event is Event.late:
+            self._tell_all(failure)
+
+    async def _mend_run(self, run: Run, cause: Happening) -> None:
+        if self.state is State.stopping:
+            await self._climb_on(run, cause)
+        if run.launched.process.has_ended():
+            self._ended(run)
+        run.session.begin()
+        if self._starters and self.state in (State.running, State.paused):
+            await self._started(cause)
+        elif self._starters and self.state is not State.starting:
+            await self._hangs(cause)
+
+    async def _mend_off(self, cause: Happening, failure: VmessError) -> None:
+        if cause.event in (Event.found, Event.look):  # whether there is one, is not known
+            self.settled.set()
+            self._search.go_on(failure, self._timing.look, self._look_again)
+        if self.state is State.waiting and self._pending is None:
+            await self._rest(cause)
+        elif self.state is State.stopped:
+            self._wait_no_longer()
+
+    async def _climb_on(self, run: Run, cause: Happening) -> None:
+        """Go on with a stop that has no next step, or was not even begun."""
+        if run.stop is None:
+            gentle = cause.event is Event.stop
+            grace = float(settings.GRACE_DEFAULT) if gentle else 0.0
+            uid = cause.asker().uid
+            await self._stop(run, Stop(ladder(grace) if gentle else by_force(), grace, uid, gentle=gentle))
+        elif not run.stop.goes_on():
+            await self._climb(cause)
+
+    def _tell_all(self, news: VmessError) -> None:
+        """Tell everybody who waits the same, at last."""
+        dismiss(self._starters, news)
+        dismiss(self._stoppers, news)
+
+    # -- Coming and going --
+
+    async def _recover(self) -> None:
+        launched = await self._seek(self._search.first)
+        if launched is None:
+            await self._rest_if_wanted()
+            self.settled.set()
+            return
+        # One that hangs must not make everybody wait who asks how it is.
+        asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
+        await self._react(Happening(Event.found, launched=launched))
+
+    async def _seek(self, look: Callable[[], Awaitable[Findings]]) -> Launched | None:
+        """Look for a QEMU of an earlier daemon; again and again where nobody can tell whether there is one."""
+        found = await look()
+        self.last_exit = restart.later(self.last_exit, found.last_exit)
+        if found.problem is not None:
+            self._search.go_on(found.problem, self._timing.look, self._look_again)
+            if isinstance(found.problem, Locked):
+                await self._react(Happening(Event.held, error=found.problem))
+            return found.launched
+        self._search.cancel()
+        if found.launched is None and self.state is State.held:
+            await self._react(Happening(Event.free))
+        return found.launched
+
+    async def _look_again(self) -> None:
+        self._inbox.happen(Event.look)
+        await self.in_turn()
+
+    async def _look(self, message: Happening) -> None:
+        """Look for its QEMU again; what was asked for is then carried out, or refused."""
+        launched = await self._seek(self._search.look)
+        if launched is not None:
+            await self._react(Happening(Event.found, launched=launched))
+        elif self._search.doubt is None:
+            await self._rest_if_wanted()
+        error = self._in_the_way()
+        if message.request is not None and error is not None:
+            tell([message.request], error)
+        elif message.request is not None:
+            await self._react(message)
+
+    async def _hold(self, message: Happening) -> None:
+        error = message.error or refusals.in_the_way(self.vm)
+        self._wait_no_longer()
+        self._no_attempt()
+        self._search.go_on(error, self._timing.look, self._look_again)
+        self._tell_all(error)
+
+    def _no_attempt(self) -> Attempt | None:
+        """End the start that is under way, and return it."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.settle()
+        return attempt
+
+    def _take_in(self, message: Happening, launched: Launched) -> bool:
+        """Adopt a QEMU that was spawned or found; tell whether there was none yet."""
+        if self._run is not None:
+            launched.close()
+            return False
+        run = self._adopt(launched)
+        message.launched = None  # should what follows fail, it is taken in all the same
+        if message.event is Event.found:
+            self._journal.found(run.pid)
+            run.ran = True  # whether it did, nobody knows; it was not refused
+            dismiss(self._starters, refusals.running(self.vm, run.pid))
+        return True
+
+    def _adopt(self, launched: Launched) -> Run:
+        """Take a process under watch."""
+        self._search.cancel()
+        connect = functools.partial(launched.connect, self.directory, vmdir.QMP_SOCKET)
+        session = Session(
+            connect=lambda: self.files.aside(connect),
+            report=lambda event, runstate: self._inbox.happen(event, runstate, of=run),
+            events=lambda name, data: self._qmp_event(run, name, data),
+            timing=self._timing,
+        )
+        run = Run(self.vm, launched, session)
+        attempt = self._no_attempt()
+        run.asked = attempt.asked if attempt is not None else None
+        self._run = run
+        launched.process.watch(lambda: self._ended(run))
+        if launched.problem is not None:
+            self.mind_directory()
+        return run
+
+    def mind_directory(self) -> None:
+        """Look whether the directory of a VM that runs is where it should be; nobody waits for that."""
+        if self._run is not None:
+            self._run.mind_directory(self.directory, self.files)
+
+    async def _let_go(self) -> None:
+        """Leave the VM running, and whoever waits with a word."""
+        self._search.cancel()
+        if self._attempt is not None:
+            await self._attempt.finished(END_TIME)
+        if self._run is not None:
+            if self._run.stop is not None:
+                log.warning("%s: its stop is not carried on", self.vm)
+            self._run.cancel_errands()
+            await self._run.session.close()
+            self._run.launched.process.close()
+        self._wait_no_longer()
+        await self.files.idle(END_TIME)
+        tell([*self._inbox.leftovers(), *self._starters, *self._stoppers], refusals.going_away())
+
+    # -- What QEMU and the kernel tell --
+
+    def _qmp_event(self, run: Run, name: str, data: Mapping[str, Any]) -> None:
+        if run is not self._run:
+            return
+        self._journal.qmp(run.pid, name, data)
+        heard = run.hear(name, data)
+        if heard is not None:
+            self._inbox.happen(*heard, of=run)
+        elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str):
+            self.device_gone(data["device"])
+
+    def _ended(self, run: Run) -> None:
+        """The pidfd says the process has ended; its last messages may still be on the way."""
+        run.errand("last words", self._last_words(run))
+
+    async def _last_words(self, run: Run) -> None:
+        try:
+            await run.session.drained()
+        finally:
+            self._inbox.happen(Event.exited, of=run)
+
+    # -- Actions: start --
+
+    async def _spawn(self, message: Happening) -> None:
+        self._starters.append(message.asker())
+        pending = self._wait_no_longer()
+        self._tries = pending.attempt if pending and message.event is Event.again else 0
+        self._attempt = Attempt(self.vm, self._inbox.happen)
+        self._attempt.begin(self.directory, self._host, self._tries, self.files)
+
+    async def _take_on(self, message: Happening) -> None:
+        if self._run is not None:
+            record = self._run.launched.record
+            tell(self._starters, StartProgress(done=False, pid=record.pid, command=record.argv))
+            await self._converse(message)
+
+    async def _delay(self, _message: Happening) -> None:
+        log.warning("%s: its start takes long: its files do not answer", self.vm)
+        self._tell_all(refusals.held_up(self.vm))
+
+    async def _converse(self, _message: Happening) -> None:
+        if self._run is None:
+            return
+        if self._run.launched.process.has_ended():
+            self._ended(self._run)
+        self._run.session.begin()
+
+    async def _cont(self, _message: Happening) -> None:
+        if self._run is not None:
+            self._run.prepared = True
+            self._run.errand("cont", self._let_it_run(self._run))
+
+    async def _let_it_run(self, run: Run) -> None:
+        await self.prepare()
+        await run.let_it_run(lambda: self._inbox.happen(Event.runs, "running", of=run))
+
+    async def _started(self, _message: Happening) -> None:
+        if self._run is None:
+            return
+        record = self._run.launched.record
+        self._journal.started(record)
+        dismiss(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
+
+    async def _hangs(self, _message: Happening) -> None:
+        dismiss(self._starters, refusals.hanging(self.vm, self._run.pid if self._run else 0))
+
+    # -- Actions: stop --
+
+    async def _begin_ladder(self, message: Happening) -> None:
+        grace, note = await grace_of(self.home, self.files)
+        if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
+            grace = 0.0
+        if (within := message.asker().within) is not None:
+            grace = min(grace, within)
+        stop = Stop(ladder(grace), grace, message.asker().uid, gentle=True, note=note)
+        await self._begin_stop(message, stop)
+
+    async def _begin_force(self, message: Happening) -> None:
+        await self._begin_stop(message, Stop(by_force(), 0.0, message.asker().uid, gentle=False))
+
+    async def _begin_stop(self, message: Happening, stop: Stop) -> None:
+        self._stoppers.append(message.asker())
+        dismiss(self._starters, refusals.called_off(self.vm))
+        if self._attempt is not None:
+            self._attempt.call_off(message.asker().uid)
+        if self._run is not None:
+            await self._stop(self._run, stop)
+
+    async def _stop(self, run: Run, stop: Stop) -> None:
+        """Take the first step of a stop. That there is one is noted, but no signal waits for a file."""
+        if run.begin_stop(stop):
+            run.note_stop(self.home, self.files)
+        await self._climb(Happening(Event.rung))
+
+    async def _cut_off(self, _message: Happening) -> None:
+        if self._run is not None:
+            await self._stop(self._run, Stop(by_force(), 0.0, self._run.asked, gentle=False))
+
+    async def _climb(self, _message: Happening) -> None:
+        run = self._run
+        if run is None or run.stop is None:
+            return
+        stop = run.stop
+        step = run.climb(lambda: self._inbox.happen(Event.rung, of=stop))
+        if step is None:
+            await self._undying(run)
+        elif step.is_first:
+            self._journal.rung(run)
+            tell(self._stoppers, run.stop.progress(run.pid))
+
+    async def _undying(self, run: Run) -> None:
+        """Let nobody wait for a process that does not even end by SIGKILL: the kernel holds it."""
+        if run.launched.process.has_ended():
+            self._ended(run)
+            return
+        error = refusals.undying(self.vm, run.pid)
+        log.warning("%s", error.message)
+        dismiss(self._stoppers, error)
+
+    async def _join(self, message: Happening) -> None:
+        request = message.asker()
+        if self.state is State.starting:
+            self._starters.append(request)
+            if self._attempt is not None:
+                self._attempt.hurry()
+            return
+        if self._run is not None and self._run.stop is not None and self._run.stop.outlasts(request.within):
+            await self._begin_ladder(message)
+            return
+        self._stoppers.append(request)
+        if self._attempt is not None:
+            self._attempt.hurry()
+        if self._run is not None and self._run.stop is not None:
+            tell([request], self._run.stop.progress(self._run.pid))
+            if not self._run.stop.goes_on():
+                await self._undying(self._run)
+
+    # -- Actions: the end --
+
+    async def _bury(self, message: Happening) -> None:
+        home = self.home
+        run, self._run = self._run, None
+        error = message.error or StartFailed(f"VM {self.vm} did not start")
+        once_more = False
+        try:
+            self._no_attempt()
+            if run is not None:
+                run.cancel_errands()
+                await run.session.close()
+                self.last_exit = await self._record_end(run, home)
+                self._journal.ended(self.last_exit)
+                once_more = self._may_try_another_display(run, self.last_exit)
+                user = self._host.account.name if self._host.account.entry else None
+                accel = run.launched.record.accel
+                error = run.error or refusals.not_started(self.vm, self.last_exit.text, user, accel)
+            elif self._tries and self.last_exit is not None:
+                policy = "no" if self._stoppers else await policy_of(self.directory, self.files)
+                await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
+        finally:
+            self.state = State.stopped
+            if run is not None:
+                run.over.set()
+                run.launched.process.close()
+                self.over()
+            self._host.displays.release(self.vm)
+            if not once_more:
+                dismiss(self._starters, error)
+            dismiss(self._stoppers, stopped(run, self.last_exit))
+        if once_more:
+            self._inbox.happen(Event.start)
+        else:
+            await self._rest_if_wanted()
+        self._journal.state(self.state, message)
+
+    def _may_try_another_display(self, run: Run, ended: ExitRecord) -> bool:
+        """Tell whether a start failed only because somebody took its VNC port just then."""
+        if run.ran or run.stop is not None or not self._starters or not displays.was_lost(ended.log):
+            self._lost_displays = 0
+            return False
+        self._lost_displays += 1
+        return self._lost_displays <= displays.LOST_MAX
+
+    async def _record_end(self, run: Run, home: VMDirectory) -> ExitRecord:
+        """Note how a run ended, and return it; where its files do not answer, that is done when they do."""
+        self.last_exit = known = run.exit_record()
+        record = await run.recorded(known, home, self.files, self._recorded_late)
+        with logged(self.vm):
+            await blocking.call(launcher.sweep_links, self.directory, self._host.network)
+        return record
+
+    def _recorded_late(self, record: ExitRecord) -> None:
+        """Take in what an end is on record with at last, unless another has followed."""
+        known = self.last_exit
+        if known is not None and (known.pid, known.ticks) == (record.pid, record.ticks):
+            self.last_exit = record
+            if restart.follows(record):
+                self._inbox.happen(Event.pause)
+
+    # -- Actions: a restart --
+
+    async def _rest_if_wanted(self) -> None:
+        """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
+        last = self.last_exit
+        if restart.follows(last):
+            await self._react(Happening(Event.pause))  # at once, so that nobody sees it stopped
+        elif last is not None and last.note and self._tries:
+            self._journal.given_up(last.note)
+
+    async def _rest(self, _message: Happening) -> None:
+        tries = self.last_exit.tries if self.last_exit else 0
+        pending = restart.Pending(tries, lambda: self._inbox.happen(Event.again, of=pending))
+        self._pending = pending
+        self._journal.restart(pending)
+
+    def _wait_no_longer(self) -> restart.Pending | None:
+        """End the pause before a restart and return what was pending."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.cancel()
+        return pending
+
+    async def _call_off(self, message: Happening) -> None:
+        self._wait_no_longer()
+        if self.last_exit is not None:
+            await self._note_exit(dataclasses.replace(self.last_exit, again=False, note=restart.CALLED_OFF))
+        self._journal.called_off(message.asker().uid)
+        tell([message.asker()], StopProgress.of_rest(f"{self.vm}: {restart.CALLED_OFF}"))
+
+    async def _note_exit(self, record: ExitRecord) -> None:
+        self.last_exit = record
+        with logged(self.vm):
+            await self.files.see_to(functools.partial(self.directory.write_exit_record, record), NOTE_TIME)
+
+    # -- Actions: refusals --
+
+    async def _say_running(self, message: Happening) -> None:
+        tell([message.asker()], refusals.running(self.vm, self._run.pid if self._run else None))
+
+    async def _say_stopping(self, message: Happening) -> None:
+        tell([message.asker()], refusals.stopping(self.vm))
+
+    async def _say_stopped(self, message: Happening) -> None:
+        tell([message.asker()], refusals.stopped(self.vm, self.last_exit.text if self.last_exit else None))
+
+
+async def _nothing() -> None:
+    """Prepare nothing."""

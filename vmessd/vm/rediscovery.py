@@ -1,0 +1,88 @@
+"""Looking for the QEMU that an earlier daemon may have left to a VM, until it is known whether there is one."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from vmessd.core.errors import TimedOut, VmessError
+from vmessd.core.records import ExitRecord
+from vmessd.storage import blocking
+from vmessd.storage.blocking import Lane
+from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm import adoption
+from vmessd.vm.environment import Host
+from vmessd.vm.launcher import Launched
+
+log = logging.getLogger(__name__)
+
+
+class Findings(NamedTuple):
+    """What a look brought to light."""
+
+    launched: Launched | None
+    last_exit: ExitRecord | None = None
+    problem: VmessError | None = None
+    """Why it is not known whether there is a QEMU, or more than that there is one."""
+
+    def close(self) -> None:
+        """Let go of what was found, which goes on."""
+        if self.launched is not None:
+            self.launched.close()
+
+
+class Search:
+    """The looking of one machine."""
+
+    def __init__(self, directory: VMDirectory, host: Host, files: Lane) -> None:
+        self.doubt: VmessError | None = None
+        """Why it is not known whether there is a QEMU."""
+        self._directory = directory
+        self._host = host
+        self._files = files
+        self._task: asyncio.Task[None] | None = None
+
+    async def look(self) -> Findings:
+        """Look, in turn with all else that is done to the VM's files."""
+        try:
+            return await self._files.do(self._find, blocking.LOOK)
+        except VmessError as error:
+            return Findings(None, None, error)
+
+    def _find(self) -> Findings:
+        launched = adoption.recover(self._directory, self._host)
+        return Findings(launched, adoption.last_exit(self._directory))
+
+    async def first(self) -> Findings:
+        """Look; where the VM's files do not answer, without them."""
+        found = await self.look()
+        if not isinstance(found.problem, TimedOut):
+            return found
+        try:
+            return found._replace(launched=await blocking.call(adoption.spot, self._directory, self._host))
+        except VmessError:
+            return found
+
+    def go_on(self, doubt: VmessError, every: float, again: Callable[[], Awaitable[None]]) -> None:
+        """Have `again` called, which looks, so many seconds after it was over the last time."""
+        before, self.doubt = self.doubt, doubt
+        hangs_still = isinstance(before, TimedOut) and isinstance(doubt, TimedOut)
+        if not hangs_still and (before is None or before.message != doubt.message):
+            log.warning("%s: %s; it is looked at again until that is over", self._directory.vm, doubt.message)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(_repeat(every, again))
+
+    def cancel(self) -> None:
+        """Look no longer: it is known."""
+        self.doubt = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+
+async def _repeat(every: float, again: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(every)
+        with contextlib.suppress(VmessError):
+            await again()
