@@ -156,7 +156,7 @@ def make_iso() -> None:
 
 def make_lab() -> None:
     """Make VMs that have something to do: the guests of the tests."""
-    sys.path.append(str(CONTRIB.parent / "tests"))
+    sys.path.append(str(CONTRIB.parent / "tests" / "support"))
     import guests  # noqa: PLC0415 -- no part of contrib
     import netguests  # noqa: PLC0415
 

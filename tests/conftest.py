@@ -31,7 +31,8 @@ from vmessd.network.links import root_name
 from vmessd.network.policy import Access
 
 TESTS = Path(__file__).parent
-FAKE = TESTS / "fakeqemu.py"
+SUPPORT = TESTS / "support"
+FAKE = SUPPORT / "fakeqemu.py"
 
 pytest_plugins = ("booted", "hostile")
 

@@ -54,7 +54,10 @@ def run(words: list[str]) -> int:
     if any(grammar.is_pattern(vm) for vm in invocation.vms):
         from vmessctl.cli import patterns  # noqa: PLC0415 -- other lines need not wait for it
 
-        invocation = patterns.made(invocation)
+        client = connect(invocation)
+        known = [vm["name"] for vm in client.call("List")["vms"]]
+        client.close()
+        invocation = patterns.filled(invocation, known)
     return _carry_out(invocation) if invocation.then is None else _in_turn(invocation)
 
 
@@ -269,7 +272,7 @@ def _log(invocation: Invocation) -> int:
 
 
 def _completion(invocation: Invocation) -> int:
-    from vmessctl.cli import completion  # noqa: PLC0415 -- other verbs need not wait for it
+    from vmessctl.commands import completion  # noqa: PLC0415 -- other verbs need not wait for it
 
     return completion.run(invocation)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vmessctl.cli import completion, manual
+from vmessctl.cli import manual, shells
 from vmessd.core.errors import DONE, InvalidValue, failing, printable
 
 USAGE = "usage: python -m vmessctl.generate man|completion [DIRECTORY]"
@@ -27,11 +27,11 @@ def completions() -> dict[str, str]:
     """Return the completions by their places below a share directory, where the shells look for them."""
     fish = "fish/vendor_completions.d"
     return {
-        "bash-completion/completions/vmess": completion.BASH,
-        "bash-completion/completions/vmessctl": completion.BASH,
-        "zsh/site-functions/_vmess": completion.ZSH,
-        f"{fish}/vmess.fish": completion.FISH,
-        f"{fish}/vmessctl.fish": completion.FISH,
+        "bash-completion/completions/vmess": shells.BASH,
+        "bash-completion/completions/vmessctl": shells.BASH,
+        "zsh/site-functions/_vmess": shells.ZSH,
+        f"{fish}/vmess.fish": shells.FISH,
+        f"{fish}/vmessctl.fish": shells.FISH,
     }
 
 

@@ -952,7 +952,7 @@ def test_every_step_of_the_daemon_has_its_words() -> None:
     assert told == set(network.STEPS) | set(network.ASIDES)
     made = re.compile(r'\bStep\("(\w+)"(?: if [^,]* else "(\w+)")?')
     found: set[str] = set()
-    for module in ("network", "segments", "wires"):
+    for module in ("network/links", "network/bridges", "devices/network_cards"):
         for pair in made.findall((TESTS.parent / "vmessd" / f"{module}.py").read_text()):
             found.update(word for word in pair if word)
     assert found == told
@@ -1311,7 +1311,7 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(daemon: Daemon, *words: str, **environment: str) -> Iterator[Terminal]:
+def on_terminal(daemon: Daemon, *words: str, **environment: str) -> Iterator[Terminal]:
     instance = Terminal(daemon, *words, **environment)
     try:
         yield instance
@@ -1331,7 +1331,7 @@ def stubborn(daemon: Daemon, grace: int) -> int:
 @qemu
 def test_a_stop_moves_on_a_terminal_and_ctrl_c_leaves_it_going(daemon: Daemon) -> None:
     pid = stubborn(daemon, 60)
-    with terminal(daemon, A, "stop") as screen:
+    with on_terminal(daemon, A, "stop") as screen:
         screen.expect(f"Stopping VM PID {pid}\r\n")
         screen.expect(f"\r\x1b[K{A}: power button pressed, 1 s of 60 s")
         screen.type("\x03")
@@ -1348,7 +1348,7 @@ def test_a_stop_moves_on_a_terminal_and_ctrl_c_leaves_it_going(daemon: Daemon) -
 @qemu
 def test_a_stop_that_was_left_is_carried_through(daemon: Daemon) -> None:
     stubborn(daemon, 1)
-    with terminal(daemon, A, "stop", NO_COLOR="1") as screen:
+    with on_terminal(daemon, A, "stop", NO_COLOR="1") as screen:
         screen.expect("Stopping VM PID")
         screen.type("\x03")
         assert screen.end() == 130
@@ -1381,19 +1381,19 @@ def test_rm_asks_on_a_terminal_and_obeys(daemon: Daemon) -> None:
     directory = daemon.make(A)
     daemon.done(A, "hda", "1M")
     for answer in ("n\n", "\n", "yess\n", "\x04"):
-        with terminal(daemon, A, "rm") as screen:
+        with on_terminal(daemon, A, "rm") as screen:
             screen.expect(f"Delete {A} with hda, all of {directory}? [y/N] ")
             screen.type(answer)
             assert screen.end() == 1
             assert f"{A} is left as it is" in screen.said
         assert (directory / f"{A}-hda.img").exists()
-    with terminal(daemon, A, "rm") as screen:
+    with on_terminal(daemon, A, "rm") as screen:
         screen.expect("[y/N] ")
         screen.type("\x03")
         assert screen.end() == 130
         assert "Traceback" not in screen.said
     assert directory.exists()
-    with terminal(daemon, A, "rm") as screen:
+    with on_terminal(daemon, A, "rm") as screen:
         screen.expect("[y/N] ")
         screen.type("y\n")
         assert screen.end() == 0

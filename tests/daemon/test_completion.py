@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from shells import LEFT, Shell
 
 from vmessctl.cli import completion
+from vmessctl.cli import shells as scripts
 from vmessctl.cli.grammar import VERBS, Line
 from vmessctl.cli.verbs import BY_VERB, COMMANDS, OPTIONS
+from vmessctl.commands import completion as asking
 
 A, B = own("a"), own("b")
 
@@ -242,7 +244,7 @@ def test_a_daemon_that_hangs_is_not_waited_for(daemon: Daemon) -> None:
         assert "start" in answer(1, A, daemon=daemon)
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
-    assert time.monotonic() - begun < 2 * completion.PATIENCE + 2
+    assert time.monotonic() - begun < 2 * asking.PATIENCE + 2
 
 
 def test_the_call_is_refused_where_it_makes_no_sense(tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_the_completion_of_bash_is_well_written(tmp_path: Path) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("there is no shellcheck; it is in the package of this name")
     script = tmp_path / "vmess.bash"
-    script.write_text(completion.BASH)
+    script.write_text(scripts.BASH)
     done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -271,7 +273,7 @@ def test_a_completion_is_read_by_its_shell(tmp_path: Path, shell: str) -> None:
     if shell in MISSING:
         pytest.skip(f"there is no {shell}; it is in the package of this name")
     script = tmp_path / "completion"
-    script.write_text(completion.SHELLS[shell])
+    script.write_text(scripts.SHELLS[shell])
     done = subprocess.run([shell, "-n", script], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

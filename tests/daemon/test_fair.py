@@ -18,7 +18,7 @@ from pathlib import Path
 
 import guests
 import pytest
-from conftest import TESTS, Daemon, wait_for
+from conftest import SUPPORT, Daemon, wait_for
 from test_control import Wire, encode, nothing_unforeseen, rss
 
 from vmessd.api.budgets import OWN
@@ -58,7 +58,7 @@ class Crowd(Daemon):
         digits = range(number)
         self.vms = [f"v{''.join('abcdefghij'[int(digit)] for digit in f'{n:04}')}0" for n in digits]
         self.root.mkdir()
-        shutil.copy(TESTS / "hostility.py", directory)
+        shutil.copy(SUPPORT / "hostility.py", directory)
         rom = directory / "ignoring.rom"
         rom.write_bytes(guests.rom("ignoring"))
         for vm in self.vms:

@@ -10,7 +10,7 @@ import pytest
 from conftest import Daemon, own
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from terminals import Page, Terminal, terminal
+from terminals import Page, Terminal, on_terminal
 
 from vmessctl.output import rendering, terminal
 from vmessctl.output.terminal import Lines, fitting
@@ -153,7 +153,7 @@ def test_each_of_several_stops_has_a_line_of_its_own(daemon: Daemon) -> None:
     daemon.done(C, "start")
     daemon.wait_guest(C)
     off, forced = f"{C}: powered down as asked", f"{A}: had to use force: QMP quit"
-    with terminal(daemon, A, B, C, "stop") as screen:
+    with on_terminal(daemon, A, B, C, "stop") as screen:
         screen.wait(like(off, pressed(A, "[01]", 3), pressed(B, "[01]", 6)))
         screen.wait(like(off, pressed(A, "[23]", 3), pressed(B, "[23]", 6)))
         screen.wait(like(off, forced, pressed(B, "[345]", 6)))
@@ -167,7 +167,7 @@ def test_each_of_several_starts_has_a_line_of_its_own(daemon: Daemon) -> None:
     for vm in (A, B):
         daemon.make(vm)
     daemon.make(C, EXARGS="-nonsense")
-    with terminal(daemon, A, B, C, "start") as screen:
+    with on_terminal(daemon, A, B, C, "start") as screen:
         assert screen.end() == 1
         assert re.search(f"{A}: starting, 0 s", screen.said)
         shown = lines_of(screen)
@@ -179,7 +179,7 @@ def test_each_of_several_starts_has_a_line_of_its_own(daemon: Daemon) -> None:
 def test_more_vms_than_lines_are_counted_and_nothing_is_folded(daemon: Daemon) -> None:
     vms = [f"{A[:-1]}{number}" for number in range(6)]
     stubborn(daemon, dict.fromkeys(vms, "60"))
-    with terminal(daemon, *vms, "stop", size=(24, 4)) as screen:
+    with on_terminal(daemon, *vms, "stop", size=(24, 4)) as screen:
         screen.wait(like(*(pressed(vm, "", 60)[:21].rstrip() for vm in vms[:2]), "and 4 more"))
         assert not screen.page.wrapped
         screen.resize(80, 24)
@@ -197,14 +197,14 @@ def test_more_vms_than_lines_are_counted_and_nothing_is_folded(daemon: Daemon) -
 def test_a_terminal_without_colours_or_movement(daemon: Daemon) -> None:
     stubborn(daemon, {A: "1", B: "1"})
     pids = {vm: daemon.status(vm)["pid"] for vm in (A, B)}
-    with terminal(daemon, A, B, "stop", TERM="dumb") as screen:
+    with on_terminal(daemon, A, B, "stop", TERM="dumb") as screen:
         assert screen.end() == 8
         assert "\x1b" not in screen.said
         assert {f"{vm}: Stopping VM PID {pid}" for vm, pid in pids.items()} <= set(screen.said.splitlines())
     daemon.done(A, B, "start")
     for vm in (A, B):
         daemon.wait_guest(vm, said=b"RR")
-    with terminal(daemon, A, B, "stop", NO_COLOR="1") as screen:
+    with on_terminal(daemon, A, B, "stop", NO_COLOR="1") as screen:
         assert screen.end() == 8
         assert screen.page.colours == []
 
@@ -212,7 +212,7 @@ def test_a_terminal_without_colours_or_movement(daemon: Daemon) -> None:
 def test_no_wait_says_what_was_begun(daemon: Daemon) -> None:
     stubborn(daemon, {A: "60", B: "60"})
     pids = {vm: daemon.status(vm)["pid"] for vm in (A, B)}
-    with terminal(daemon, A, B, "stop", "--no-wait") as screen:
+    with on_terminal(daemon, A, B, "stop", "--no-wait") as screen:
         assert screen.end() == 0
         assert sorted(lines_of(screen)) == sorted(f"{vm}: Stopping VM PID {pid}" for vm, pid in pids.items())
     daemon.done(A, B, "stop", "force")
@@ -222,7 +222,7 @@ def test_what_goes_to_a_file_is_lines(daemon: Daemon, tmp_path: Path) -> None:
     stubborn(daemon, {A: "1", B: "1"})
     pids = {vm: daemon.status(vm)["pid"] for vm in (A, B)}
     file = tmp_path / "said"
-    with terminal(daemon, A, B, "stop", into=file) as screen:
+    with on_terminal(daemon, A, B, "stop", into=file) as screen:
         assert screen.end() == 8
     assert sorted(file.read_text().splitlines()) == sorted(f"{vm}: Stopping VM PID {pids[vm]}" for vm in pids)
 
@@ -231,14 +231,14 @@ def test_boot_and_shutdown_have_a_line_for_each_vm(daemon: Daemon) -> None:
     daemon.make(A, "ignoring", AUTOSTART="on", STOP="3")
     daemon.make(B, "ignoring", AUTOSTART="on", STOP="60")
     daemon.make(C, AUTOSTART="on")
-    with terminal(daemon, "boot") as screen:
+    with on_terminal(daemon, "boot") as screen:
         assert screen.end() == 0
         shown = lines_of(screen)
     pids = {vm: daemon.status(vm)["pid"] for vm in (A, B, C)}
     assert sorted(shown) == sorted(f"{vm}: VM is running, PID: {pid}" for vm, pid in pids.items())
     for vm in (A, B, C):
         daemon.wait_guest(vm)
-    with terminal(daemon, "shutdown", size=(80, 10)) as screen:
+    with on_terminal(daemon, "shutdown", size=(80, 10)) as screen:
         off, first, second = f"{C}: powered down as asked", pressed(A, "[0-3]", 3), pressed(B, "[0-3]", 60)
         either = like(off, first, second), like(off, second, first)
         screen.wait(lambda page: either[0](page) or either[1](page))

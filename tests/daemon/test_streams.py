@@ -98,8 +98,6 @@ def test_c66_output_that_takes_nothing_is_a_line_and_a_status(program: str, tmp_
 
 
 def test_c66_a_daemon_s_streams_are_filled_before_anything_else_is_opened() -> None:
-    code = (
-        "import os, vmessd.__main__ as it; it.streams.fill_gaps(); print(*sorted(os.listdir('/proc/self/fd')))"
-    )
+    code = "import os, vmessd.__main__ as it; it.stdio.fill_gaps(); print(*sorted(os.listdir('/proc/self/fd')))"
     result = run((0, 2), "-c", code)
     assert result.stdout.split() == ["0", "1", "2", "3"]  # the last is the listing's own

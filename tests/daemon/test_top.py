@@ -8,7 +8,7 @@ import pytest
 from conftest import Daemon, own
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from terminals import terminal
+from terminals import on_terminal
 
 from vmessctl.cli import grammar, helptext
 from vmessctl.commands import top
@@ -206,7 +206,7 @@ def test_what_makes_no_sense_is_refused_before_any_call(line: str, message: str)
 
 def test_without_a_daemon_the_terminal_is_left_alone(daemon: Daemon) -> None:
     daemon.stop()
-    with terminal(daemon, "top") as screen:
+    with on_terminal(daemon, "top") as screen:
         assert screen.end() == 5
         assert "no vmessd answers" in screen.said
         assert "\x1b" not in screen.said
@@ -268,7 +268,7 @@ def test_whoever_has_had_enough_is_no_error(daemon: Daemon) -> None:
 
 def test_a_terminal_that_can_draw_nothing_gets_lines(daemon: Daemon) -> None:
     daemon.make(A)
-    with terminal(daemon, "top", "-n", "1", TERM="dumb") as screen:
+    with on_terminal(daemon, "top", "-n", "1", TERM="dumb") as screen:
         assert screen.end() == 0
         assert "\x1b" not in screen.said
         assert A in screen.said
@@ -284,7 +284,7 @@ def test_keys_sort_scroll_and_quit(daemon: Daemon) -> None:
     for name in vms[2:]:
         daemon.make(name)
     up(daemon, A, B)
-    with terminal(daemon, "top", "-d", "0.2", size=(80, 10)) as screen:
+    with on_terminal(daemon, "top", "-d", "0.2", size=(80, 10)) as screen:
         page = screen.see("[c cpu]")
         screen.wait(lambda lines: lines[2].split()[:2] == [A, "running"])
         assert screen.page.modes == {"1049"}  # the other screen, no cursor, no folding
@@ -321,7 +321,7 @@ def test_keys_sort_scroll_and_quit(daemon: Daemon) -> None:
 )
 def test_however_it_ends_the_terminal_is_restored(daemon: Daemon, how: str | int, status: int) -> None:
     daemon.make(A)
-    with terminal(daemon, "top") as screen:
+    with on_terminal(daemon, "top") as screen:
         screen.see("q quit")
         assert not screen.is_as_before()
         if isinstance(how, int):
@@ -335,7 +335,7 @@ def test_however_it_ends_the_terminal_is_restored(daemon: Daemon, how: str | int
 
 def test_it_can_be_suspended_and_goes_on(daemon: Daemon) -> None:
     daemon.make(A)
-    with terminal(daemon, "top", "-d", "0.2", then="stty -a; fg") as screen:
+    with on_terminal(daemon, "top", "-d", "0.2", then="stty -a; fg") as screen:
         screen.see("q quit")
         screen.type("\x1a")
         screen.wait(lambda _lines: screen.said.count("\x1b[?1049h") == 2)
@@ -355,7 +355,7 @@ def test_a_terminal_that_changes_its_size_is_drawn_anew(daemon: Daemon) -> None:
     def foot_is_last(page: list[str]) -> bool:
         return page[-1].startswith("q")
 
-    with terminal(daemon, "top", "-d", "3600", size=(80, 24)) as screen:
+    with on_terminal(daemon, "top", "-d", "3600", size=(80, 24)) as screen:
         page = screen.see("q quit")
         assert "READ/s" in page[1]
         for width, height in ((40, 10), (20, 5), (10, 2), (1, 1), (132, 50)):
@@ -371,10 +371,10 @@ def test_a_terminal_that_changes_its_size_is_drawn_anew(daemon: Daemon) -> None:
 
 def test_no_color_is_honoured(daemon: Daemon) -> None:
     daemon.make(A)
-    with terminal(daemon, "top", "-n", "1") as screen:
+    with on_terminal(daemon, "top", "-n", "1") as screen:
         assert screen.end() == 0
         assert "7" in screen.page.colours
-    with terminal(daemon, "top", "-n", "1", NO_COLOR="1") as screen:
+    with on_terminal(daemon, "top", "-n", "1", NO_COLOR="1") as screen:
         assert screen.end() == 0
         assert screen.page.colours == []
 
@@ -382,7 +382,7 @@ def test_no_color_is_honoured(daemon: Daemon) -> None:
 def test_a_daemon_that_is_started_anew_is_found_again(daemon: Daemon) -> None:
     daemon.make(A, "polite")
     up(daemon, A)
-    with terminal(daemon, "top", "-d", "0.2") as screen:
+    with on_terminal(daemon, "top", "-d", "0.2") as screen:
         screen.see("q quit")
         daemon.stop(signal.SIGKILL)
         screen.see("vmessd hung up; looking for it")

@@ -305,7 +305,10 @@ async def test_a_hundred_vms_cost_next_to_nothing(tmp_path: Path) -> None:
 # Real floods
 
 FLOOD_CAP = 512 * K
-LOW_CAP = f"import sys; from vmessd import __main__; from vmessd.storage import log_rotation as logfile; logfile.CAP = {FLOOD_CAP}; sys.exit(__main__.main())"
+LOW_CAP = (
+    "import sys; from vmessd import __main__; from vmessd.storage import log_rotation; "
+    f"log_rotation.CAP = {FLOOD_CAP}; sys.exit(__main__.main())"
+)
 CHATTER = bytes(range(0x20, 0x7F)) + b"\n"  # what the guest says again and again
 
 

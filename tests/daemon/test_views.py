@@ -21,19 +21,20 @@ LOOKING = ("status", "info", "ifstat", "addr", "why")
 # vmessd that logs what it asks the kernel for about links, and which calls it gets.
 COUNTING = """
 import logging
-from vmessd.api import server as control; from vmessd.network import rtnetlink as netlink
-real, received = netlink.Netlink._send, control.Connection.request_received
+from vmessd.api import server
+from vmessd.network import rtnetlink
+real, received = rtnetlink.Netlink._send, server.Connection.request_received
 
 def send(self, requests):
-    logging.info("asked for %d links", sum(kind == netlink._GETLINK for kind, _, _ in requests))
+    logging.info("asked for %d links", sum(kind == rtnetlink._GETLINK for kind, _, _ in requests))
     return real(self, requests)
 
 def request_received(self, obj, fds):
     logging.info("called: %s", obj["method"])
     return received(self, obj, fds)
 
-netlink.Netlink._send = send
-control.Connection.request_received = request_received
+rtnetlink.Netlink._send = send
+server.Connection.request_received = request_received
 from vmessd.__main__ import main
 raise SystemExit(main())
 """

@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 import pytest
 from conftest import Daemon, WiredDaemon, own, wait_for
-from test_cli import terminal
+from test_cli import on_terminal
 from test_control import Wire, answers, nothing_unforeseen
 from test_watch import is_waiting
 
@@ -434,7 +434,7 @@ def test_a_place_that_is_none_is_refused(daemon: Daemon) -> None:
 def test_a_terminal_shows_what_is_waited_for_and_ctrl_c_ends_it(daemon: Daemon) -> None:
     daemon.make(A)
     daemon.make(B)
-    with terminal(daemon, A, B, "wait", "running") as screen:
+    with on_terminal(daemon, A, B, "wait", "running") as screen:
         for vm in (A, B):
             screen.expect(f"{vm}: is not running, but stopped (0 s)")
         daemon.done(B, "start")
@@ -443,7 +443,7 @@ def test_a_terminal_shows_what_is_waited_for_and_ctrl_c_ends_it(daemon: Daemon) 
         screen.type("\x03")
         assert screen.end() == 130
         assert screen.said.endswith("\r\x1b[K"), "the line is taken away"
-    with terminal(daemon, "watch") as screen:
+    with on_terminal(daemon, "watch") as screen:
         screen.expect("watching all VMs, 2 now; Ctrl-C ends it\r\n")
         screen.type("\x03")
         assert screen.end() == 130

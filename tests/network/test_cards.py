@@ -36,7 +36,7 @@ MakeWired = Callable[..., WiredDaemon]
 
 # vmessd with other times, in seconds: for which a cable is bounced, after which what was heard is looked into.
 TIMED = """
-import vmessd.cables, vmessd.duplicates
+import vmessd.devices.cables, vmessd.network.duplicate_macs
 vmessd.devices.cables.BOUNCE_TIME = {bounce}
 vmessd.network.duplicate_macs.LOOK_AFTER = vmessd.network.duplicate_macs.LOOK_EVERY = 0.05
 from vmessd.__main__ import main

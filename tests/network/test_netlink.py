@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from conftest import TESTS
+from conftest import SUPPORT, TESTS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -574,7 +574,11 @@ def in_namespace(check: Callable[[], None]) -> Callable[[], None]:
         code = f"import test_netlink; test_netlink.{check.__name__}()"
         done = subprocess.run(
             ["unshare", "--net", sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", INSIDE: check.__name__},
+            env={
+                **os.environ,
+                "PYTHONPATH": ":".join(map(str, (TESTS / "network", SUPPORT, TESTS, TESTS.parent))),
+                INSIDE: check.__name__,
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -887,11 +891,11 @@ def test_what_the_host_has_heard_is_read() -> None:
 
 CHURN = """
 import time
-from vmessd.network import rtnetlink as netlink
-with netlink.Netlink() as kernel:
+from vmessd.network import rtnetlink
+with rtnetlink.Netlink() as kernel:
     print("ready", flush=True)
     for number in range(100_000):
-        kernel.do([netlink.new_bridge(f"churn{number % 10}", "02:00:00:00:00:01")])
+        kernel.do([rtnetlink.new_bridge(f"churn{number % 10}", "02:00:00:00:00:01")])
         time.sleep(0.02)
         kernel.delete([kernel.link(f"churn{number % 10}")])
 """

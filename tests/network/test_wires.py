@@ -37,7 +37,7 @@ NOBODY = 65534
 
 # vmessd that waits for guests and for QEMU a second only, and not five.
 HURRIED = """
-import vmessd.run, vmessd.hotplug
+import vmessd.vm.instance, vmessd.devices.hotplug
 vmessd.devices.hotplug.UNPLUG_TIME = 1.0
 vmessd.vm.instance.Run.execute.__defaults__ = (1.0,)
 from vmessd.__main__ import main

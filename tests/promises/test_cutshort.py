@@ -29,10 +29,10 @@ CLEAN = {"EXARGS", "RAM", "exit.json", "qemu.log", "serial.log"}
 
 
 def dies(wired: WiredDaemon, where: str, *words: str, after: bool = True) -> None:
-    """Have a daemon die at a function, `module.Class.method`, while it does what is asked; start the next."""
+    """Have a daemon die at `package.module.Class.method` while it does what is asked; start the next."""
     if wired.process is not None:
         wired.stop()
-    module, kind, name = where.split(".")
+    module, kind, name = where.rsplit(".", 2)
     whole = wired.program
     wired.program = ("-c", MORTAL.format(module=module, kind=kind, name=name, after=after))
     wired.start()
@@ -49,7 +49,7 @@ def entries(wired: WiredDaemon, vm: str = "leaf0") -> set[str]:
 
 def test_c02_a_start_that_never_came_to_a_qemu_leaves_nothing(wired: WiredDaemon) -> None:
     wired.make("leaf0")
-    dies(wired, "vmdir.VMDirectory.listen", "leaf", "start")
+    dies(wired, "storage.vmdir.VMDirectory.listen", "leaf", "start")
     assert entries(wired) <= CLEAN
     assert not processes_of(wired.root)
     wired.done("leaf", "start")
@@ -58,7 +58,7 @@ def test_c02_a_start_that_never_came_to_a_qemu_leaves_nothing(wired: WiredDaemon
 def test_c02_an_end_that_was_noted_and_no_more_leaves_nothing(wired: WiredDaemon) -> None:
     wired.make("leaf0")
     wired.done("leaf", "start")
-    dies(wired, "vmdir.VMDirectory.forget_run", "leaf", "stop", "force")
+    dies(wired, "storage.vmdir.VMDirectory.forget_run", "leaf", "stop", "force")
     assert entries(wired) <= CLEAN
     assert wired.status("leaf0")["last_exit"]["reason"] == "forced"
 
@@ -73,7 +73,7 @@ def test_what_bears_the_name_of_a_socket_and_is_none_stays(wired: WiredDaemon) -
 def test_c02_a_vm_that_was_being_deleted_takes_its_taps_along(wired: WiredDaemon) -> None:
     wired.make("leaf0")
     wired.done("leaf", "ifadd", "2", "lab", "-")
-    dies(wired, "network.Network.unwire", "leaf", "rm", "--yes", after=False)
+    dies(wired, "network.links.Network.unwire", "leaf", "rm", "--yes", after=False)
     assert wired.wiring() == {"lab": None}
     assert list(wired.root.iterdir()) == []
 
@@ -97,7 +97,12 @@ def test_c02_the_taps_of_a_vm_that_was_made_again_are_its_own(wired: WiredDaemon
 
 
 @pytest.mark.parametrize(
-    "where", ["vmdir.VMDirectory.note_wires", "network.Network.wire", "network.Network.mark_leaving"]
+    "where",
+    [
+        "storage.vmdir.VMDirectory.note_wires",
+        "network.links.Network.wire",
+        "network.links.Network.mark_leaving",
+    ],
 )
 @pytest.mark.parametrize(
     ("before", "wanted"), [("", "user - user -"), ("- user -", ""), ("- user -", "user -")]
@@ -123,7 +128,7 @@ def held(wired: WiredDaemon) -> set[str]:
     return held_by(wired.status("leaf0")["pid"])
 
 
-@pytest.mark.parametrize("where", ["vmdir.VMDirectory.note_wires", "network.Network.wire"])
+@pytest.mark.parametrize("where", ["storage.vmdir.VMDirectory.note_wires", "network.links.Network.wire"])
 def test_c02_cards_that_were_not_plugged_are_missed_and_plugged_by_the_next_ifadd(
     wired: WiredDaemon, where: str
 ) -> None:

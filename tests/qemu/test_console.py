@@ -504,7 +504,10 @@ def told(text: bytes) -> str:
 
 
 INPUT = b"more than a serial port takes when nobody reads it"
-IMPATIENT = "import sys; from vmessctl import __main__; from vmessctl.commands import console as serial; serial.REMARK_TIME = 0.3; sys.exit(__main__.main())"
+IMPATIENT = (
+    "import sys; from vmessctl import __main__; from vmessctl.commands import console; "
+    "console.REMARK_TIME = 0.3; sys.exit(__main__.main())"
+)
 
 
 @contextlib.contextmanager

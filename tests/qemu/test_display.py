@@ -142,13 +142,13 @@ async def test_a_port_that_is_lost_again_and_again_ends_the_start_with_qemus_wor
 def test_the_search_for_a_display_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     monkeypatch.setattr(displays, "_is_free", tried.append)
-    displays = Displays()
+    free = Displays()
     for number in range(50):
-        displays.hold("other0", 2811 + number)
-    assert displays.claim(A, 2811) == NONE
+        free.hold("other0", 2811 + number)
+    assert free.claim(A, 2811) == NONE
     assert tried[:LOOKS] == list(range(2861, 2861 + LOOKS)), "those of other VMs cost nothing"
     assert len(tried) <= 2 * LOOKS
-    assert displays.claim(A, names.DISPLAY_MAX) == NONE
+    assert free.claim(A, names.DISPLAY_MAX) == NONE
     assert {number for number in tried if not 1 <= number <= names.DISPLAY_MAX} == set()
 
 

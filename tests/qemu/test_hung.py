@@ -41,9 +41,11 @@ fsfreeze -u "$2" 2>/dev/null
 
 # vmessd that is less patient.
 HASTY = """
-from vmessd import __main__; from vmessd.vm import instance as run; from vmessd.storage import blocking as threads
-run.UNDYING = run.NOTE_TIME = run.BURY_TIME = 0.5
-threads.LOOK = 1.0
+from vmessd import __main__
+from vmessd.storage import blocking
+from vmessd.vm import instance
+instance.UNDYING = instance.NOTE_TIME = instance.BURY_TIME = 0.5
+blocking.LOOK = 1.0
 raise SystemExit(__main__.main())
 """
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, own, wait_for
+from conftest import FAKE, Daemon, own, wait_for
 
 from vmessd.qemu import oom
 from vmessd.qemu.oom import HOST, Kills
@@ -107,10 +107,10 @@ def test_an_older_counter_blames_nobody_for_what_nobody_saw(counter: Path) -> No
 def test_c63_why_names_the_oom_killer_also_over_restarts_of_the_daemon(tmp_path: Path, counter: Path) -> None:
     daemon = Daemon(tmp_path)
     patch = f"oom.CGROUPS = {oom.CGROUPS!r}"
-    daemon.program = (
-        "-c",
-        f"import sys; from vmessd.qemu import oom; from vmessd import __main__; {patch}; sys.exit(__main__.main())",
+    program = (
+        f"from vmessd import __main__; from vmessd.qemu import oom; {patch}; raise SystemExit(__main__.main())"
     )
+    daemon.program = ("-c", program)
     numbers = itertools.count(4)
 
     def kill(vm: str) -> None:
@@ -173,7 +173,7 @@ def memory(limit: int) -> Iterator[Path]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="control groups are made by root")
 def test_c63_a_qemu_that_the_kernel_kills_for_lack_of_memory(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
-    daemon.arguments += ["--qemu", str(Path(__file__).with_name("fakeqemu.py"))]
+    daemon.arguments += ["--qemu", str(FAKE)]
     with memory(256 * 2**20) as procs, contextlib.closing(daemon):
         daemon.start(preexec_fn=lambda: procs.write_text("0"))
         daemon.make_fake(A, "eat", RESTART="on-crash")

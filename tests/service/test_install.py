@@ -97,8 +97,8 @@ def test_an_upgrade_that_fails_leaves_all_as_it_was(stage: Stage, installed: lis
         edit(
             host,
             "vmessd/daemon.py",
-            'notify.tell("READY=1"',
-            'raise SystemExit(1)\n                notify.tell("READY=1"',
+            'systemd.tell("READY=1"',
+            'raise SystemExit(1)\n                systemd.tell("READY=1"',
         )
         edit(host, "contrib/vmessd.service", "[Service]", "[Service]\nNice=5")
         result = install(host)

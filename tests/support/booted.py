@@ -26,7 +26,7 @@ import guests
 import pytest
 from conftest import wait_for
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 PACKAGES = {
     "systemd-nspawn": "systemd-container",
     "nsenter": "util-linux",

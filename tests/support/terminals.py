@@ -202,7 +202,7 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(daemon: Daemon, *words: str, **options: Any) -> Iterator[Terminal]:
+def on_terminal(daemon: Daemon, *words: str, **options: Any) -> Iterator[Terminal]:
     instance = Terminal(daemon, *words, **options)
     try:
         yield instance

@@ -1,1 +1,1 @@
-"""The command line as language: the table of verbs, and what is made of it: grammar, help, completion, manual."""
+"""The command line as language: the table of verbs; grammar, help, completion and manual made from it."""

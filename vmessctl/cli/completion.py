@@ -1,32 +1,24 @@
-"""Completion of command lines: what may stand where the cursor is, and how three shells ask.
+"""Completion of command lines: what may stand where the cursor is. Pure.
 
-The shells' own part is small: they hand over the words and the cursor's place, `vmess completion words --
-2 newvm st`, and get a line for each word that fits there: the word, a tab, and what it is. The parser itself
-says how far the line has come, and the table of verbs what is next. `:files` stands for names of files.
+The parser itself says how far the line has come, and the table of verbs what is next. `:files` stands for names
+of files. How shells ask is in :mod:`vmessctl.cli.shells`.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-
-from vmessctl import client as wire
 from vmessctl.cli import grammar
 from vmessctl.cli.grammar import VERBS, Line, Step
-from vmessctl.cli.verbs import ALL, BY_VERB, COMMANDS, OPTIONS, PROGRAM, SOCKET, Command, Invocation
-from vmessctl.output import rendering
-from vmessd.core.errors import DONE, InvalidValue, VmessError, printable, quoted
+from vmessctl.cli.verbs import ALL, BY_VERB, COMMANDS, OFF_STATES, OPTIONS, Command
+from vmessd.core.errors import InvalidValue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
-    from vmessctl.client import Client, Reply
-
+    Reply = dict[str, Any]
     Candidate = tuple[str, str]
 
-PATIENCE = 0.5
-"""Seconds the daemon has for an answer; who presses TAB waits for it."""
 FILES = (":files", "")
 SIZES = ("512M", "1G", "2G", "4G", "8G", "16G", "32G")
 NUMBERS = ("1", "2", "3", "4")
@@ -42,19 +34,14 @@ FREE = frozenset(
 
 
 class World:
-    """What there is on the host, as far as the daemon tells within its time; nothing where it does not."""
+    """What there is on the host; nothing, where nobody can be asked."""
 
     def __init__(self, line: Line) -> None:
-        self._socket = line.options.get(SOCKET.flag)
         self._vms = [vm for vm in line.vms if not grammar.is_pattern(vm)]
-        self._client: Client | None = None
 
-    def _ask(self, method: str, **parameters: object) -> Reply:
-        try:
-            self._client = self._client or wire.Client(wire.candidates(self._socket, os.environ), PATIENCE)
-            return self._client.call(method, **parameters)
-        except (VmessError, ValueError):
-            return {}
+    def _ask(self, method: str, **parameters: object) -> Reply:  # noqa: ARG002 -- for those who can
+        """Call a method of the daemon; the reply is empty where there is none."""
+        return {}
 
     def vms(self) -> list[Reply]:
         """Return the status of every VM."""
@@ -136,12 +123,12 @@ def fits(command: Command, status: Reply | None) -> bool:
     if status is None:
         return command.wants == "none"
     if command.wants == "off":
-        return rendering.is_off(status)
+        return status["state"] in OFF_STATES
     return command.wants == "" or (command.wants == "on" and status["state"] != "stopped")
 
 
 def candidates(
-    before: list[str], current: str, after: list[str], world: Callable[[Line], World] = World
+    before: list[str], current: str, after: list[str], world: Callable[[Line], World]
 ) -> list[Candidate]:
     """Return what may stand between the words `before` and `after` the cursor; `current` is begun there."""
     line = Line()
@@ -216,131 +203,3 @@ def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
         if every or any(fits(command, vms.get(vm)) for vm in named)
     ]
     return fitting if ALL.flag in line.options else [*fitting, *left]
-
-
-# -- The shells --
-
-
-def run(invocation: Invocation) -> int:
-    """Print the completion of a shell, or the answer to one."""
-    shell, *words = invocation.arguments
-    if shell in SHELLS:
-        if words:
-            raise InvalidValue(f"completion {shell} takes no more, not {quoted(' '.join(words))}")
-        sys.stdout.write(SHELLS[shell])
-        return DONE
-    if shell != "words":
-        known = ", ".join(SHELLS)
-        raise InvalidValue(f"{quoted(shell)} is none of {known}", hint=f"{PROGRAM} help completion")
-    if not words or not words[0].isdecimal() or len(words[0]) > 4:
-        raise InvalidValue(
-            "completion words needs the cursor's place and the words of the line",
-            hint=f"{PROGRAM} completion words -- 1 newvm st",
-        )
-    place, line = int(words[0]), words[1:]
-    current = line[place] if place < len(line) else ""
-    for word, about in candidates(line[:place], current, line[place + 1 :]):
-        print(f"{printable(word)}\t{printable(about)}")
-    return DONE
-
-
-BASH = r"""# Completion of vmess and vmessctl for bash, as `vmess completion bash` prints it.
-# shellcheck shell=bash
-
-_vmess() {
-    # bash has split the words at ":" and "=", too: what had no blank between it is one word. And where the
-    # cursor is right before a word, bash takes it for being in that word.
-    local i piece gap word at=0 words=() place=-1 stem='' current='' last=''
-    for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
-        piece=${COMP_WORDS[i]}
-        gap=${COMP_LINE:at}
-        gap=${gap%%[![:blank:]]*}
-        at=$((at + ${#gap}))
-        if [[ $i -eq $COMP_CWORD && -n $gap && -n $piece && $COMP_POINT -le $at ]]; then
-            place=${#words[@]}
-            words+=('')
-        fi
-        [[ -z $gap && -n $last ]] || words+=('')
-        if [[ $i -eq $COMP_CWORD && $place -lt 0 ]]; then
-            place=$((${#words[@]} - 1))
-            stem=${words[place]}
-            [[ -z $piece ]] || piece=${piece:0:COMP_POINT-at}
-            current=$stem$piece
-            [[ $piece != [=:] ]] || stem+=$piece
-        fi
-        words[${#words[@]} - 1]+=$piece
-        last=${COMP_WORDS[i]}
-        at=$((at + ${#last}))
-    done
-    COMPREPLY=()
-    while IFS=$'\t' read -r word _; do
-        if [[ $word == :files ]]; then
-            compopt -o filenames 2>/dev/null
-            while IFS= read -r word; do
-                COMPREPLY+=("${word#"$stem"}")
-            done < <(compgen -f -- "$current")
-        elif [[ $word == "$current"* ]]; then
-            COMPREPLY+=("${word#"$stem"}")
-        fi
-    done < <("$1" completion words -- "$((place - 1))" "${words[@]:1}" 2>/dev/null)
-}
-
-complete -F _vmess vmess vmessctl
-"""
-
-ZSH = r"""#compdef vmess vmessctl
-# Completion of vmess and vmessctl for zsh, as `vmess completion zsh` prints it.
-
-_vmess() {
-    local answer word files=
-    local -a answers found
-    answers=("${(@f)$("${(Q)words[1]}" completion words -- $((CURRENT - 2)) "${(@Q)words[2,-1]}" 2>/dev/null)}")
-    for answer in "${answers[@]}"; do
-        word=${answer%%$'\t'*}
-        if [[ $word == :files ]]; then
-            files=yes
-        elif [[ -n $word ]]; then
-            found+=("${word//:/\\:}:${answer#*$'\t'}")
-        fi
-    done
-    (( ${#found} )) && _describe -V 'vmess' found
-    [[ -z $files ]] || _files
-}
-
-if [[ ${funcstack[1]} == _vmess ]]; then
-    _vmess "$@"
-else
-    compdef _vmess vmess vmessctl
-fi
-"""
-
-FISH = r"""# Completion of vmess and vmessctl for fish, as `vmess completion fish` prints it.
-
-function __vmess_complete
-    set -l before (commandline -opc)
-    set -l current (commandline -ct)
-    set -l whole (commandline -op)
-    set -l after
-    set -l next (math (count $before) + 1)
-    test -n "$current"; and set next (math $next + 1)
-    if test $next -le (count $whole)
-        set after $whole[$next..-1]
-    end
-    set -l said
-    if test (count $before) -gt 1
-        set said $before[2..-1]
-    end
-    for answer in ($before[1] completion words -- (count $said) $said "$current" $after 2>/dev/null)
-        if string match -q ':files*' -- $answer
-            __fish_complete_path "$current"
-        else
-            printf '%s\n' $answer
-        end
-    end
-end
-
-complete -c vmess -f -k -a '(__vmess_complete)'
-complete -c vmessctl -f -k -a '(__vmess_complete)'
-"""
-
-SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}

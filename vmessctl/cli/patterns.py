@@ -1,10 +1,9 @@
-"""Which VMs a pattern stands for: `'lab*'`, or all of them. The daemon knows which there are."""
+"""Which VMs a pattern stands for: `'lab*'`, or all of them. Pure: the daemon is asked elsewhere."""
 
 from __future__ import annotations
 
 from vmessctl.cli import grammar
 from vmessctl.cli.verbs import ALL, PROGRAM, Invocation
-from vmessctl.client import connect
 from vmessd.core.errors import NoSuchVM, quoted
 
 TYPE_CHECKING = False
@@ -15,16 +14,17 @@ SHOWN = 8
 """How many VMs a hint names."""
 
 
-def made(invocation: Invocation) -> Invocation:
+def filled(invocation: Invocation, known: Sequence[str]) -> Invocation:
     """Return a line with VMs in the place of its patterns.
+
+    Args:
+        invocation: the line.
+        known: the VMs there are.
 
     Raises:
         NoSuchVM: a pattern matches none.
         InvalidValue: there are too many for a verb.
     """
-    client = connect(invocation)
-    known = [vm["name"] for vm in client.call("List")["vms"]]
-    client.close()
     return _with(invocation, chosen(invocation.vms, known))
 
 

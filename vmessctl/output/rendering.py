@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmessctl.cli.verbs import OFF_STATES
 from vmessd.core import shell
 from vmessd.core.errors import printable
 from vmessd.core.names import VNC_PORT
@@ -31,7 +32,7 @@ def ended(last_exit: Reply) -> str:
 
 def is_off(status: Reply) -> bool:
     """Tell whether a VM has no QEMU."""
-    return status["state"] in ("stopped", "waiting")
+    return status["state"] in OFF_STATES
 
 
 def _off(status: Reply) -> str:

@@ -1,8 +1,8 @@
 """Who changed what: a line of the log for each change that was made, also beside many that were refused.
 
 What was carried out, or failed on the way, has a line of its own; how many of those there can be is bounded
-by :mod:`vmessd.api.budgets`. What was refused before anything was done has a line the first time; what follows of
-that kind is counted, and told in one line. So nobody can have others' lines dropped by making many.
+by :mod:`vmessd.api.budgets`. What was refused before anything was done has a line the first time; what follows
+of that kind is counted, and told in one line. So nobody can have others' lines dropped by making many.
 """
 
 import asyncio

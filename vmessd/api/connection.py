@@ -2,8 +2,8 @@
 
 `asyncvarlink` speaks the protocol. What is added: one call at a time, and the next one only when all replies
 before it were taken; a place for each call in what its user may have under way; what the table of
-:mod:`vmessd.core.contract` asks for; and an end to what nobody listens to any more. The way a client steps over a
-bound costs it the connection, and nobody else anything.
+:mod:`vmessd.core.contract` asks for; and an end to what nobody listens to any more. A client that steps over a
+bound loses its connection, and nobody else loses anything.
 """
 
 import asyncio

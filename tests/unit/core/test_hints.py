@@ -8,7 +8,7 @@ import pytest
 
 from vmessd.core.errors import ERRORS, InvalidValue
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 # A value that cannot be right is told what would be: the way out stands in the line.
 HINTED = {error.__name__ for error in ERRORS} - {InvalidValue.__name__}
 
@@ -60,7 +60,7 @@ def text(node: ast.expr) -> str:
 
 def errors() -> Iterator[tuple[str, str, str, bool]]:
     """Where an error is made, its class, its message, and whether it has a hint."""
-    for path in sorted([*ROOT.glob("vmessd/*.py"), *ROOT.glob("vmessctl/*.py")]):
+    for path in sorted([*ROOT.glob("vmessd/**/*.py"), *ROOT.glob("vmessctl/**/*.py")]):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in HINTED:
                 hint = [word.value for word in node.keywords if word.arg == "hint"] + node.args[1:]

@@ -137,11 +137,11 @@ PATHS = st.binary(min_size=1, max_size=4096).map(lambda tail: b"/" + tail.replac
 def test_any_path_makes_a_mark_that_fits_and_is_its_own(path: bytes, other: bytes, host: str) -> None:
     access = Access(UID, root=root_text(path, host))
     for leaving in (False, True):
-        mark = policy.mark(leaving=leaving)
+        mark = access.mark(leaving=leaving)
         assert mark.isascii()
         assert mark.isprintable()
         assert len(mark) <= MARK_MAX
-        assert policy.is_own(replace(BRIDGE, alias=mark))
+        assert access.is_own(replace(BRIDGE, alias=mark))
         others = Access(UID, root=root_text(other, host))
         assert others.is_own(replace(BRIDGE, alias=mark)) is (path == other)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, Daemon, own, processes_of, wait_for
+from conftest import SUPPORT, TESTS, Daemon, own, processes_of, wait_for
 
 from vmessd.core.errors import InvalidValue
 from vmessd.core.records import Moment, RunRecord
@@ -43,7 +43,10 @@ def test_who_does_not_exist_is_refused_by_name(name: str) -> None:
 
 
 def test_who_lacks_the_capabilities_is_told_which() -> None:
-    code = "import os; os.setgid(65534); os.setuid(65534)\nfrom vmessd.qemu import credentials as account\naccount.find('daemon')"
+    code = (
+        "import os; os.setgid(65534); os.setuid(65534)\n"
+        "from vmessd.qemu import credentials\ncredentials.find('daemon')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, timeout=30, check=False
     )
@@ -147,7 +150,7 @@ def test_a_vm_of_a_root_that_is_shared_runs_as_qemus_user_who_owns_nothing(publi
         daemon.done(A, "ram", "16M")
         daemon.done(A, "hda", "1M")
         listener = subprocess.run(
-            [sys.executable, TESTS / "guests.py", "listener"], capture_output=True, timeout=30, check=True
+            [sys.executable, SUPPORT / "guests.py", "listener"], capture_output=True, timeout=30, check=True
         )
         image = root / A / f"{A}-hda.img"
         with image.open("r+b") as file:

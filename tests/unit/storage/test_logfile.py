@@ -285,18 +285,18 @@ def test_without_help_of_the_file_system_what_is_kept_has_no_gap(memory: Place) 
 SHORTENER = """
 import os, signal, sys
 from pathlib import Path
-from vmessd.storage import log_rotation as logfile
+from vmessd.storage import log_rotation
 from vmessd.storage.vmdir import VMDirectory
 
-logfile.CAP = int(sys.argv[2])
+log_rotation.CAP = int(sys.argv[2])
 place, call = VMDirectory(Path(sys.argv[1]), "newvm0"), sys.argv[3]
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if call == "collapse":
-    real = logfile._collapse
-    logfile._collapse = lambda fd, length: real(fd, length) if length == logfile.GRAIN else die()
+    real = log_rotation._collapse
+    log_rotation._collapse = lambda fd, length: real(fd, length) if length == log_rotation.GRAIN else die()
 elif call == "ftruncate":
     os.ftruncate = lambda fd, size: os.fstat(fd).st_size and die()  # of the log: the draft is empty
 elif call != "nothing":

@@ -1,0 +1,60 @@
+"""The verb completion: a shell's script, or what may stand at the cursor, for which the daemon is asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vmessctl import client as wire
+from vmessctl.cli import completion
+from vmessctl.cli.completion import candidates
+from vmessctl.cli.shells import SHELLS
+from vmessctl.cli.verbs import PROGRAM, SOCKET, Invocation
+from vmessd.core.errors import DONE, InvalidValue, VmessError, printable, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.cli.grammar import Line
+    from vmessctl.client import Client, Reply
+
+PATIENCE = 0.5
+"""Seconds the daemon has for an answer; whoever presses TAB waits for it."""
+
+
+class World(completion.World):
+    """What there is on the host, as far as the daemon tells within its time."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__(line)
+        self._socket = line.options.get(SOCKET.flag)
+        self._client: Client | None = None
+
+    def _ask(self, method: str, **parameters: object) -> Reply:
+        try:
+            self._client = self._client or wire.Client(wire.candidates(self._socket, os.environ), PATIENCE)
+            return self._client.call(method, **parameters)
+        except (VmessError, ValueError):
+            return {}
+
+
+def run(invocation: Invocation) -> int:
+    """Print the completion of a shell, or the answer to one."""
+    shell, *words = invocation.arguments
+    if shell in SHELLS:
+        if words:
+            raise InvalidValue(f"completion {shell} takes no more, not {quoted(' '.join(words))}")
+        sys.stdout.write(SHELLS[shell])
+        return DONE
+    if shell != "words":
+        known = ", ".join(SHELLS)
+        raise InvalidValue(f"{quoted(shell)} is none of {known}", hint=f"{PROGRAM} help completion")
+    if not words or not words[0].isdecimal() or len(words[0]) > 4:
+        raise InvalidValue(
+            "completion words needs the cursor's place and the words of the line",
+            hint=f"{PROGRAM} completion words -- 1 newvm st",
+        )
+    place, line = int(words[0]), words[1:]
+    current = line[place] if place < len(line) else ""
+    for word, about in candidates(line[:place], current, line[place + 1 :], World):
+        print(f"{printable(word)}\t{printable(about)}")
+    return DONE
