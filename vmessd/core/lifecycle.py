@@ -223,7 +223,7 @@ RUNG_TIME = 1.5  # for quit and SIGTERM each: the whole takes no more than the g
 def ladder(grace: float) -> Iterator[Step]:
     """Yield the steps of a graceful stop: the button for `grace` seconds, then force in three rungs.
 
-    The last step is SIGKILL; after it there is nothing left but to wait for the process.
+    The last step is SIGKILL, twice; after it there is nothing left but to wait for the process.
     """
     presses = 0
     while presses * PRESS_EVERY < grace:
@@ -231,12 +231,18 @@ def ladder(grace: float) -> Iterator[Step]:
         presses += 1
     yield Step(grace, Rung.quit)
     yield Step(grace + RUNG_TIME, Rung.term)
-    yield Step(grace + 2 * RUNG_TIME, Rung.kill)
+    yield from _kill(grace + 2 * RUNG_TIME)
 
 
 def by_force() -> Iterator[Step]:
-    """Yield the only step of a stop by force."""
-    yield Step(0.0, Rung.kill)
+    """Yield the steps of a stop by force."""
+    yield from _kill(0.0)
+
+
+def _kill(at: float) -> Iterator[Step]:
+    """Yield SIGKILL, and once more: the kernel may refuse to deliver it, as for lack of memory."""
+    yield Step(at, Rung.kill)
+    yield Step(at + RUNG_TIME, Rung.kill)
 
 
 class Reason(enum.Enum):

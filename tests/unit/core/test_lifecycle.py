@@ -226,6 +226,7 @@ def test_ladder(grace: int) -> None:
         Step(grace, Rung.quit),
         Step(grace + 1.5, Rung.term),
         Step(grace + 3.0, Rung.kill),
+        Step(grace + 4.5, Rung.kill),
     ]
 
 
@@ -237,11 +238,11 @@ def test_c08_ladder_climbs_and_ends_within_grace_and_five_seconds(grace: float) 
     assert moments[-1] < grace + 5
     hardness = [list(Rung).index(step.rung) for step in steps]
     assert hardness == sorted(hardness)
-    assert [step.rung for step in steps[-3:]] == [Rung.quit, Rung.term, Rung.kill]
+    assert [step.rung for step in steps[-4:]] == [Rung.quit, Rung.term, Rung.kill, Rung.kill]
 
 
-def test_force_is_sigkill_at_once() -> None:
-    assert list(lifecycle.by_force()) == [Step(0, Rung.kill)]
+def test_force_is_sigkill_at_once_and_once_more() -> None:
+    assert list(lifecycle.by_force()) == [Step(0, Rung.kill), Step(1.5, Rung.kill)]
 
 
 # ShutdownCause of qapi/run-state.json.
