@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from typing import Any, TypeVar
 
 from vmessd.core import cards, names
-from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, VmessError, quoted
+from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NoSuchVM, VmessError, quoted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import (
@@ -85,7 +85,9 @@ class Wires:
 
     async def tap_macs(self) -> dict[str, str]:
         """Return the TAPs' own MACs, by their names, where these do not tell them; raises BadFile."""
-        set_ones = await self._machine.files.aside(self._set_macs)
+        set_ones: dict[int, str] = {}
+        with contextlib.suppress(NoSuchVM):  # it may run without a directory
+            set_ones = await self._machine.files.aside(self._set_macs)
         return {names.tap(self.vm, index): names.tap_mac(mac) for index, mac in set_ones.items()}
 
     async def _listen(self) -> None:

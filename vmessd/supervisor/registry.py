@@ -27,7 +27,7 @@ from vmessd.core.errors import (
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models import Drive, Value, VMInfo, VMNic, VMStatus
 from vmessd.core.settings import BY_FILE, DRIVES, SETTINGS
-from vmessd.core.wires import Wire
+from vmessd.core.wires import Wire, owner
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Hands
 from vmessd.devices.network_cards import Wires
@@ -405,9 +405,7 @@ class Supervisor:
         """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
         if await self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        taps = map(names.tap_parts, dict.fromkeys(interfaces[:TOGETHER_MAX]))
-        vms = sorted({parts[0] for parts in taps if parts})
-        concerned = [await self.wires(vm) for vm in vms if await self._is_vm(vm)]
+        concerned = [await self.wires(vm) for vm in await self._owners(interfaces)]
         macs: dict[str, str] = {}
         for wires in concerned:
             macs |= await wires.tap_macs()
@@ -486,6 +484,18 @@ class Supervisor:
         if remark is not None:
             shown = f": {remark}" if remark != "locked" else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
+
+    async def check_links(self, links: Sequence[str]) -> None:
+        """Raise as :meth:`check_unlocked` where one of these links belongs to a VM that is locked."""
+        for vm in await self._owners(links):
+            await self.check_unlocked(vm)
+
+    async def _owners(self, links: Sequence[str]) -> list[str]:
+        """Return the VMs that links belong to by their names, of as many links as one call may name."""
+        vms = sorted({vm for link in links[:TOGETHER_MAX] if (vm := owner(link)) is not None})
+        return [
+            vm for vm in vms if await self._is_vm(vm) or (vm in self._machines and _counts(self._machines[vm]))
+        ]
 
     async def set(self, name: str, setting: str, value: str | None) -> str | None:
         """Set a setting or a drive, by its verb; None as value takes it away. Return what was done.

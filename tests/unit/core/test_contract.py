@@ -28,6 +28,8 @@ def test_a_row_is_about_parameters_that_there_are(name: str) -> None:
     assert {row.about} - {None} | row.secret <= parameters.keys()
     assert not row.locks or row.about == "vm"
     assert "vm" not in parameters or row.about == "vm"
+    naming = {"interface", "interfaces"} & parameters.keys() if "vm" not in parameters else set()
+    assert {row.links} - {None} == naming, "a VM's links stay as they are while it is locked"
 
 
 @pytest.mark.parametrize("name", METHODS)
