@@ -191,3 +191,29 @@ def test_links_of_a_locked_vm_that_runs_stay_where_they_are(make_wired: MakeWire
     moved.rename(wired.root / "leaf0")
     wait_for(lambda: wired.status("leaf0")["problem"] is None, what="the directory's return")
     assert refused(wired, 7, "net", "vlan", "other", "leaf0e0") == "vmess: VM leaf0 is locked"
+
+
+def test_what_is_noted_of_a_vm_whose_directory_was_renamed_is_read_and_written_there(
+    wired: WiredDaemon,
+) -> None:
+    wired.make("leaf0", NICS="lab user:2222:22", MACS="02:00:00:00:00:05")
+    wired.done("leaf", "start")
+    moved = (wired.root / "leaf0").rename(wired.root / "aside")
+    wait_for(lambda: wired.status("leaf0")["problem"], what="the news of its directory")
+    wired.make("leaf0", guest=None)  # another one in its place
+    assert wired.done("leaf", "ifstat") == "vmess leaf0 ifadd 2 lab user:2222:22\n"
+    assert wired.done("--all", "ifstat") == "vmess leaf0 ifadd 2 lab user:2222:22\n"
+    wired.done("leaf", "mac", "1", "02:00:00:00:00:06")
+    wired.done("leaf", "cable", "1", "off")
+    assert (moved / "CABLES").read_text() == "1\n"
+    wired.done("leaf", "connect", "0", "other")
+    wired.done("leaf", "ifadd", "3", "other", "user:2222:22", "-")
+    wired.done("leaf", "lock", "for", "the", "demo")
+    said = {file: (moved / file).read_text() for file in ("NICS", "MACS", "LOCK")}
+    assert said == {
+        "NICS": "other user:2222:22 -\n",
+        "MACS": "02:00:00:00:00:05 02:00:00:00:00:06\n",
+        "LOCK": "for the demo\n",
+    }
+    assert not {file.name for file in (wired.root / "leaf0").iterdir()} & {*said, "CABLES"}
+    assert wired.vmess("leaf", "cable", "1", "on").returncode == 7

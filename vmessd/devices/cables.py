@@ -65,7 +65,7 @@ class Cables:
     async def loose(self) -> Loose:
         """Return what the file says; raises BadFile, NoSuchVM."""
         return (
-            await self._machine.files.aside(functools.partial(self._machine.directory.read_setting, CABLES))
+            await self._machine.files.aside(functools.partial(self._machine.home.read_setting, CABLES))
             or Loose()
         )
 
@@ -83,7 +83,7 @@ class Cables:
         if model is None:
             set_to = None
             with contextlib.suppress(VmessError):  # which the next start tells
-                read = functools.partial(self._machine.directory.read_setting, NIC_MODEL)
+                read = functools.partial(self._machine.home.read_setting, NIC_MODEL)
                 set_to = await self._machine.files.aside(read)
             model = command_line.model({NIC_MODEL.file: set_to} if set_to else {})
         if cards.sees_cable(model):
@@ -94,7 +94,7 @@ class Cables:
 
     async def note(self, index: int, *, on: bool) -> None:
         """Note of a VM that is off whether a cable is in; raises AlreadyRunning, BadFile, Failed."""
-        directory = self._machine.directory
+        directory = self._machine.home
 
         def work() -> None:
             loose = (directory.read_setting(CABLES) or Loose()).put(index, on=on)
@@ -198,5 +198,5 @@ class Cables:
         known[index] = up
 
     async def _note(self, loose: Loose) -> None:
-        work = functools.partial(self._machine.directory.write_setting, CABLES, str(loose) or None)
+        work = functools.partial(self._machine.home.write_setting, CABLES, str(loose) or None)
         await self._machine.change(work)

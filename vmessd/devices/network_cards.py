@@ -81,7 +81,7 @@ class Wires:
 
     def _is_noted(self) -> bool:
         """Tell whether NICS says anything; blocks. Raises BadFile."""
-        return bool(self._machine.directory.setting_text(NICS.file))
+        return bool(self._machine.home.setting_text(NICS.file))
 
     async def tap_macs(self) -> dict[str, str]:
         """Return the TAPs' own MACs, by their names, where these do not tell them; raises BadFile."""
@@ -105,12 +105,12 @@ class Wires:
         return await self._machine.files.aside(self._look)
 
     def _look(self) -> list[Nic]:
-        directory = self._machine.directory
+        directory = self._machine.home
         return self._network.nics(self.vm, directory.read_setting(NICS))
 
     async def macs(self) -> Callable[[int], tuple[str, str]]:
         """Return a function that tells an interface's MAC, and that from the next start on; raises BadFile."""
-        noted = await self._machine.files.aside(functools.partial(self._machine.directory.read_setting, MACS))
+        noted = await self._machine.files.aside(functools.partial(self._machine.home.read_setting, MACS))
         values = {MACS.file: noted or {}}
         now = {} if self._is_off else self.cards.macs()
 
@@ -122,7 +122,7 @@ class Wires:
 
     def _set_macs(self) -> dict[int, str]:
         """Return the MACs of cards, as far as they do not follow from the VM's name; blocks. Raises BadFile."""
-        noted: dict[int, str] = self._machine.directory.read_setting(MACS) or {}
+        noted: dict[int, str] = self._machine.home.read_setting(MACS) or {}
         return {**noted, **({} if self._is_off else self.cards.macs())}
 
     @property
@@ -218,7 +218,7 @@ class Wires:
 
         What makes no sense in them now is for the next start to tell.
         """
-        directory, there = self._machine.directory, range(len(wires))
+        directory, there = self._machine.home, range(len(wires))
         notes = {NICS.file: file_text(wires)}
         with contextlib.suppress(BadFile):
             known = {**(directory.read_setting(SLOTS) or {}), **(slots or {})}
@@ -229,7 +229,7 @@ class Wires:
 
     def _write(self, notes: Mapping[str, str | None]) -> dict[str, str | None]:
         """Write notes into their files, all or none; return what those said before. Blocks."""
-        directory = self._machine.directory
+        directory = self._machine.home
         before: dict[str, str | None] = {}
         try:
             for file, text in notes.items():
@@ -254,7 +254,7 @@ class Wires:
                 log.warning("%s: %s; it says what was taken back", self.vm, error.message)
 
     def _write_one(self, file: str, text: str | None) -> None:
-        directory = self._machine.directory
+        directory = self._machine.home
         if file == NICS.file:
             directory.note_wires(text or "")
         else:
@@ -345,7 +345,7 @@ class Wires:
 
         In the order of :meth:`_set_off`.
         """
-        files, directory = self._machine.files, self._machine.directory
+        files, directory = self._machine.files, self._machine.home
         values = await files.aside(functools.partial(self._host.settings, directory))
         planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
         slots = await self._free_slots(len(wires), missing, values)
@@ -440,11 +440,11 @@ class Wires:
         return None
 
     def _set_mac(self, index: int, text: str | None) -> None:
-        noted: dict[int, str] = dict(self._machine.directory.read_setting(MACS) or {})
+        noted: dict[int, str] = dict(self._machine.home.read_setting(MACS) or {})
         noted.pop(index, None)
         if text is not None:
             noted[index] = text
-        self._machine.directory.write_setting(MACS, cards.file_text(noted) or None)
+        self._machine.home.write_setting(MACS, cards.file_text(noted) or None)
 
     async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
         """Forward a port of the host's to the guest, or no longer, whatever it leads to; noted in NICS.
@@ -478,7 +478,7 @@ class Wires:
                 raise
 
     async def _note(self, text: str) -> None:
-        await self._machine.change(functools.partial(self._machine.directory.note_wires, text))
+        await self._machine.change(functools.partial(self._machine.home.note_wires, text))
 
 
 def _with(nics: Mapping[int, Nic], index: int, wire: Wire) -> list[Wire]:

@@ -297,7 +297,7 @@ class Supervisor:
         directories = {}
         for vm in vms:
             with contextlib.suppress(VmessError):
-                directories[vm] = (await self.machine(vm)).directory
+                directories[vm] = (await self.machine(vm)).home
         return await blocking.call(self._wirings, directories)
 
     def _wirings(self, directories: Mapping[str, VMDirectory]) -> dict[str, Wiring]:
@@ -462,7 +462,7 @@ class Supervisor:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
         machine = await self.machine(name)
         text = remark if remark is None else remark.strip() or "locked"
-        await machine.change(lambda: machine.directory.write_setting(LOCK, text))
+        await machine.change(lambda: machine.home.write_setting(LOCK, text))
         self._remarks[machine.vm] = text
 
     async def check_unlocked(self, name: str, stops: bool = False) -> None:
