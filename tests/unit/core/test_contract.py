@@ -58,6 +58,8 @@ def test_only_looks_are_given_up_when_their_client_leaves() -> None:
     [
         ("Set", {"vm": "a0", "setting": "ram", "value": None}, "Set 'a0', setting 'ram', value none"),
         ("Stop", {"vm": "a0", "force": True}, "Stop 'a0', force yes"),
+        ("Cable", {"vm": "a0", "interface": 1, "on": False}, "Cable 'a0', interface '1', off"),
+        ("Cable", {"vm": "a0", "interface": 1, "on": True}, "Cable 'a0', interface '1', on"),
         ("SetNics", {"vm": "a0", "count": 2, "wires": ["x", "-"]}, "SetNics 'a0', count '2', wires 'x -'"),
         ("Type", {"vm": "a0", "text": "secret"}, "Type 'a0', text of 6 characters"),
         ("Boot", {}, "Boot ''"),
