@@ -20,6 +20,7 @@ from vmessd.core.lifecycle import OFF, State
 from vmessd.core.settings import BY_FILE
 from vmessd.devices.hotplug import Cards
 from vmessd.qemu import command_line
+from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,13 @@ class Cables:
 
     # -- What is known --
 
-    async def states(self, indices: Collection[int]) -> dict[int, bool | None]:
-        """Return whether each cable is in; None where that cannot be known."""
+    async def states(
+        self, indices: Collection[int], files: VMDirectory | None = None
+    ) -> dict[int, bool | None]:
+        """Return whether each cable is in; None where that cannot be known. `files` as for Wires.nics."""
         loose: Loose | None = None
         with contextlib.suppress(VmessError):
-            loose = await self.loose()
+            loose = await self.loose(files)
         record = self._machine.record()
         if loose is None or (record is not None and not record.cables):
             noted: dict[int, bool | None] = dict.fromkeys(indices)
@@ -62,12 +65,10 @@ class Cables:
         known = self._done() if record is not None else {}
         return noted | {index: known[index] for index in indices if index in known}
 
-    async def loose(self) -> Loose:
-        """Return what the file says; raises BadFile, NoSuchVM."""
-        return (
-            await self._machine.files.aside(functools.partial(self._machine.home.read_setting, CABLES))
-            or Loose()
-        )
+    async def loose(self, files: VMDirectory | None = None) -> Loose:
+        """Return what the file says; raises BadFile, NoSuchVM. `files` as for Wires.nics."""
+        directory = files or self._machine.home
+        return await self._machine.files.aside(functools.partial(directory.read_setting, CABLES)) or Loose()
 
     def _done(self) -> dict[int, bool]:
         """Return what this daemon has done to the cables of the QEMU there is."""

@@ -30,6 +30,7 @@ from vmessd.devices.cables import CABLES, Cables
 from vmessd.devices.hotplug import Cards
 from vmessd.network.links import Change, Nic, Step
 from vmessd.qemu import command_line
+from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher
 from vmessd.vm.environment import Host
 from vmessd.vm.machine import Machine
@@ -100,17 +101,24 @@ class Wires:
 
     # -- What there is --
 
-    async def nics(self) -> list[Nic]:
-        """Return the interfaces; raises BadFile where NICS makes no sense, Failed."""
-        return await self._machine.files.aside(self._look)
+    async def nics(self, files: VMDirectory | None = None) -> list[Nic]:
+        """Return the interfaces; raises BadFile where NICS makes no sense, Failed.
 
-    def _look(self) -> list[Nic]:
-        directory = self._machine.home
+        `files` is the VM's directory where it has been read in already.
+        """
+        return await self._machine.files.aside(functools.partial(self._look, files))
+
+    def _look(self, files: VMDirectory | None = None) -> list[Nic]:
+        directory = files or self._machine.home
         return self._network.nics(self.vm, directory.read_setting(NICS))
 
-    async def macs(self) -> Callable[[int], tuple[str, str]]:
-        """Return a function that tells an interface's MAC, and that from the next start on; raises BadFile."""
-        noted = await self._machine.files.aside(functools.partial(self._machine.home.read_setting, MACS))
+    async def macs(self, files: VMDirectory | None = None) -> Callable[[int], tuple[str, str]]:
+        """Return a function that tells an interface's MAC, and that from the next start on; raises BadFile.
+
+        `files` as for :meth:`nics`.
+        """
+        directory = files or self._machine.home
+        noted = await self._machine.files.aside(functools.partial(directory.read_setting, MACS))
         values = {MACS.file: noted or {}}
         now = {} if self._is_off else self.cards.macs()
 
