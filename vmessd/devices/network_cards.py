@@ -210,7 +210,7 @@ class Wires:
         In an order that leaves no TAP behind as nobody's where this process dies in between: what is to go is
         marked first, and noted what is made.
         """
-        kept = [index for index, wire in enumerate(wires) if not wire.user]
+        kept = _with_taps(wires)
         notes = self._notes(wires)
         with self._noted(self._network.mark_leaving(self.vm, kept), notes):
             change = self._network.wire(self.vm, dict(enumerate(wires)), self._set_macs() if wires else {})
@@ -289,14 +289,15 @@ class Wires:
         nics = {number: nic for number, nic in nics.items() if not nic.leaving}
         check_interface(self.vm, index, nics)
         nic = nics[index]
-        if wire.user and nic.wire.user:
+        if wire.user and nic.wire.user and wire.forwards in ((), nic.wire.forwards):
             return []  # it keeps its forwarded ports
         if not self._is_off:
             self._check_stays(nic, wire)
         change = self._network.wire(self.vm, {index: wire}, self._set_macs())
         with self._noted(change, {NICS.file: file_text(_with(nics, index, wire))}):
             gone = self._network.unwire(self.vm, sorted(nics.keys() - {index})) if wire.user else []
-        dropped = [Step("dropped", str(nic.wire))] if nic.wire.forwards else []
+        lost = tuple(forward for forward in nic.wire.forwards if forward not in wire.forwards)
+        dropped = [Step("dropped", str(Wire(user=True, forwards=lost)))] if lost else []
         return change.steps + gone + dropped
 
     # -- While it runs --
@@ -359,7 +360,7 @@ class Wires:
         slots = await self._free_slots(len(wires), missing, values)
         made: Change | None = None
         before: dict[str, str | None] = {}
-        mark = functools.partial(self._network.mark_leaving, self.vm, range(len(wires)))
+        mark = functools.partial(self._network.mark_leaving, self.vm, _with_taps(wires))
         marked = await self._machine.change(mark)
         try:
             before = await self._machine.change(lambda: self._write(self._notes(wires, slots)))
@@ -442,7 +443,8 @@ class Wires:
             now, later = (await self.macs())(index)
             nics = [nic.index for nic in await self.nics() if not nic.leaving]
         if index not in nics:
-            return f"{self.vm} has no interface {index} yet; ifadd gives it one, with this MAC"
+            with_it = ", with this MAC" if text is not None else ""
+            return f"{self.vm} has no interface {index} yet; ifadd gives it one{with_it}"
         if now != later:
             return f"{self.vm} is running; interface {index} is {now} until its next start"
         return None
@@ -493,6 +495,11 @@ def _with(nics: Mapping[int, Nic], index: int, wire: Wire) -> list[Wire]:
     """Return what NICS has to say when one interface is plugged elsewhere; the others as it says now."""
     said = {number: nic.noted or nic.wire for number, nic in nics.items()} | {index: wire}
     return [said.get(number, Wire()) for number in range(max(said) + 1)]
+
+
+def _with_taps(wires: Sequence[Wire]) -> list[int]:
+    """Return which interfaces have a TAP."""
+    return [index for index, wire in enumerate(wires) if not wire.user]
 
 
 def _still_leaving(vm: str, index: int) -> AlreadyRunning:
