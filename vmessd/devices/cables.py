@@ -80,7 +80,9 @@ class Cables:
 
     async def unseen(self, index: int) -> str | None:
         """Return what there is to say of a card whose guest cannot see its cable; None of others."""
-        model = None if self._machine.state in OFF else await self._cards.model(index)
+        model = None
+        with contextlib.suppress(VmessError):  # what it does not tell is looked up
+            model = None if self._machine.state in OFF else await self._cards.model(index)
         if model is None:
             set_to = None
             with contextlib.suppress(VmessError):  # which the next start tells
@@ -113,16 +115,15 @@ class Cables:
             Failed, NotRunning, TimedOut: it could not be done.
         """
         before = await self.loose()
-        if index in self._bounces:
-            self._bounces.pop(index).cancel()
         if not on:
             await self._note(before.put(index, on=False))
         try:
             await self._set_link(index, up=on)
         except VmessError:
             if not on:
-                await self._note(before.put(index, on=index not in before.pulled))
+                await self._note(before)
             raise
+        self._no_bounce(index)  # until here it is what puts the cable in again
         if on:
             await self._note(before.put(index, on=True))
 
@@ -154,22 +155,28 @@ class Cables:
 
         To be called in the wires' turn. Where the guest does not see cables nothing is done.
         """
-        if self._machine.state not in (State.running, State.paused):
+        if not indices or self._machine.state not in (State.running, State.paused):
             return
         try:
-            states = await self.states(indices)
-            wanted = [index for index in indices if states[index] and not await self.unseen(index)]
+            states, present = await self.states(indices), await self._cards.present()
+            plugged = [index for index in indices if index in present and not self._cards.is_leaving(index)]
+            wanted = [index for index in plugged if states[index] and not await self.unseen(index)]
             if not wanted:
                 return
             loose = await self.loose()
             await self._note(dataclasses.replace(loose, bounced=loose.bounced | set(wanted)))
             for index in wanted:
-                if index in self._bounces:
-                    self._bounces[index].cancel()
+                self._no_bounce(index)
                 self._bounces[index] = asyncio.get_running_loop().create_task(self._in_again(index))
+            for index in wanted:
                 await self._cards.set_link(index, up=False)
         except VmessError as error:
             log.warning("%s: the guest's link is not bounced: %s", self.vm, error.message)
+
+    def _no_bounce(self, index: int) -> None:
+        """Have a cable that is out for a moment stay as it is."""
+        if index in self._bounces:
+            self._bounces.pop(index).cancel()
 
     async def _in_again(self, index: int) -> None:
         """End a bounce when its time is over."""
