@@ -698,3 +698,33 @@ def test_a_pulled_cable_is_told_where_qemu_does_not_say_what_the_card_is(make_wi
     wired.done("newvm", "start")
     pulled = wired.vmess("newvm", "cable", "0", "off")
     assert (pulled.returncode, pulled.stderr.startswith("tulip has no link state")) == (0, True), pulled
+
+
+# vmessd that takes a second to plug an interface elsewhere.
+SLOW_CONNECT = """
+import logging, time, vmessd.wires
+connect = vmessd.devices.network_cards.Wires._connect
+
+def slowly(self, index, wire):
+    logging.info("it begins")
+    time.sleep(1.0)
+    return connect(self, index, wire)
+
+vmessd.devices.network_cards.Wires._connect = slowly
+"""
+
+
+def test_c59_a_daemon_that_ends_before_a_move_leaves_no_link_down(make_wired: MakeWired) -> None:
+    wired = make_wired()
+    wired.program = ("-c", SLOW_CONNECT + TIMED.format(bounce=60))
+    wired.start()
+    directory = make_seen(wired, "newvm0", "lab")
+    wired.done("newvm", "start")
+    with seen(wired, "newvm0", 0) as guest:
+        client = wired.client("newvm", "connect", "0", "other")
+        wired.wait_log("it begins")
+        assert wired.stop() == 0
+        client.communicate(timeout=30)
+        assert wired.wiring()["newvm0e0"] == "other"
+        assert guest.links() == [True]
+        assert not (directory / "CABLES").exists()

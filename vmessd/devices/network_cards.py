@@ -59,10 +59,10 @@ class Wires:
         machine.over = lambda: host.duplicates.watch(self.vm, {})
 
     async def finished(self) -> None:
-        """Return when no change is under way."""
-        await self.cables.finished()
+        """Return when no change is under way, nor what follows from one."""
         async with self._turn:
             pass
+        await self.cables.finished()
 
     async def _prepare(self) -> None:
         """See to cables and MACs of a QEMU whose guest is about to run, or that an earlier daemon started."""
