@@ -66,6 +66,40 @@ def test_c71_all_vms_are_looked_at_by_one_call_and_one_dump_of_links(make_wired:
     assert sum(links) <= (2 if verb == "addr" else 1 if verb in ("info", "ifstat") else 0)
 
 
+# vmessd that logs which settings it reads.
+READING = """
+import logging
+from vmessd.storage import safefile
+real = safefile.read
+
+def read(directory, name, limit):
+    logging.info("reads %s", safefile.place(directory, name))
+    return real(directory, name, limit)
+
+safefile.read = read
+from vmessd.__main__ import main
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.parametrize("verb", ["info", "ifstat", "addr"])
+def test_c71_a_setting_is_read_once_for_all_that_a_look_tells_of_it(make_wired: MakeWired, verb: str) -> None:
+    wired = make_wired()
+    wired.program = ("-c", READING)
+    wired.start()
+    vms = lab(wired, 3)
+    (wired.root / vms[2] / "CABLES").write_text("0 x")  # which makes no sense
+    wired.done(vms[0], "start")
+    for words in ([vms[0], verb], [vms[2], verb], ["--all", verb]):
+        before = len(wired.log.read_text())
+        assert wired.vmess(*words).returncode == 0
+        log = wired.log.read_text()[before:].splitlines()
+        files = [line.rpartition("reads ")[2] for line in log if "reads " in line]
+        of_wires = [file for file in files if file.endswith(("/NICS", "/MACS", "/CABLES"))]
+        assert len(of_wires) == len(set(of_wires)), words
+        assert len({os.path.dirname(file) for file in of_wires}) == (3 if words[0] == "--all" else 1)
+
+
 def plain(answer: Any) -> Any:
     """An answer without what differs from one moment to the next."""
     if isinstance(answer, dict):

@@ -19,11 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, WiredDaemon, lines_of, refused, wait_for
+from conftest import FAKE, Daemon, WiredDaemon, lines_of, refused, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 from test_watch import watching
-from test_wires import Monitor, crash, healthy, heard, monitor, nics, releasing, talker, watched
+from test_wires import (
+    BROKEN_DISK,
+    HURRIED,
+    Monitor,
+    crash,
+    healthy,
+    heard,
+    monitor,
+    nics,
+    releasing,
+    talker,
+    watched,
+)
 
 from vmessd.core import cards, names
 from vmessd.core.cards import Claims, Loose
@@ -640,3 +652,79 @@ def filtered(program: bytes, message: bytes) -> bool:
             return other.recv(8192) == message
         except BlockingIOError:
             return False
+
+
+# Cables of cards that are not as they should be
+
+
+def test_a_tap_without_a_card_is_moved_without_a_word_of_its_cable(wired: WiredDaemon) -> None:
+    directory = wired.make("newvm0")
+    wired.done("newvm", "ifadd", "1", "lab", "start")
+    wired.done("net", "vlan", "lab", "newvm0e1")
+    wired.done("net", "vlan", "other", "newvm0e1")
+    assert not (directory / "CABLES").exists()
+    assert not wired.mentions("is not bounced")
+
+
+def test_a_user_network_takes_the_place_of_a_tap_without_a_card(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
+    wired.done("newvm", "ifadd", "1", "lab", "start")
+    wired.done("net", "vlan", "lab", "newvm0e1")
+    wired.done("newvm", "ifadd", "2", "lab", "user")
+    assert wired.done("newvm", "ifstat") == "vmess newvm0 ifadd 2 lab user\n"
+    assert [nic["difference"] for nic in nics(wired, "newvm0")] == [None, None]
+    assert "newvm0e1" not in wired.links()
+
+
+def test_a_pull_that_cannot_be_noted_leaves_the_cable_as_it_was(make_wired: MakeWired) -> None:
+    wired = make_wired()
+    wired.program = ("-c", f"import vmessd.devices.cables\nvmessd.cables.BOUNCE_TIME = 2.0\n{BROKEN_DISK}")
+    wired.start()
+    make_seen(wired, "newvm0", "lab")
+    wired.done("newvm", "start", "connect", "0", "other")
+    with seen(wired, "newvm0", 0) as guest:
+        assert guest.links() == [False]
+        (wired.directory / "broken").touch()
+        assert "CABLES cannot be written" in refused(wired, 1, "newvm", "cable", "0", "off")
+        (wired.directory / "broken").unlink()
+        wait_for(lambda: guest.links() == [True], what="the end of the bounce")
+
+
+def test_a_pulled_cable_is_told_where_qemu_does_not_say_what_the_card_is(make_wired: MakeWired) -> None:
+    wired = make_wired("--qemu", str(FAKE))
+    wired.program = ("-c", HURRIED)
+    wired.start()
+    wired.make_fake("newvm0", "cards,mute=qom-get,know=set_link", NICS="lab", NIC_MODEL="tulip")
+    wired.done("newvm", "start")
+    pulled = wired.vmess("newvm", "cable", "0", "off")
+    assert (pulled.returncode, pulled.stderr.startswith("tulip has no link state")) == (0, True), pulled
+
+
+# vmessd that takes a second to plug an interface elsewhere.
+SLOW_CONNECT = """
+import logging, time, vmessd.wires
+connect = vmessd.devices.network_cards.Wires._connect
+
+def slowly(self, index, wire):
+    logging.info("it begins")
+    time.sleep(1.0)
+    return connect(self, index, wire)
+
+vmessd.devices.network_cards.Wires._connect = slowly
+"""
+
+
+def test_c59_a_daemon_that_ends_before_a_move_leaves_no_link_down(make_wired: MakeWired) -> None:
+    wired = make_wired()
+    wired.program = ("-c", SLOW_CONNECT + TIMED.format(bounce=60))
+    wired.start()
+    directory = make_seen(wired, "newvm0", "lab")
+    wired.done("newvm", "start")
+    with seen(wired, "newvm0", 0) as guest:
+        client = wired.client("newvm", "connect", "0", "other")
+        wired.wait_log("it begins")
+        assert wired.stop() == 0
+        client.communicate(timeout=30)
+        assert wired.wiring()["newvm0e0"] == "other"
+        assert guest.links() == [True]
+        assert not (directory / "CABLES").exists()

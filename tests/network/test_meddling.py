@@ -4,7 +4,7 @@ import concurrent.futures
 import os
 from collections.abc import Callable
 
-from conftest import FAKE, WiredDaemon, wait_for
+from conftest import FAKE, WiredDaemon, refused, wait_for
 
 MakeWired = Callable[..., WiredDaemon]
 
@@ -144,3 +144,76 @@ def test_a_daemon_that_is_to_end_finishes_or_takes_back_what_is_under_way(make_w
     client.communicate(timeout=30)
     assert wired.noted("leaf0") == "-"
     assert wired.wiring() == {"leaf0e0": None, "spine0e0": None}
+
+
+def links_of(wired: WiredDaemon) -> dict[str, int]:
+    """The links by name, with the numbers of the very ones."""
+    return {name: link["ifindex"] for name, link in wired.links().items()}
+
+
+def test_links_of_a_locked_vm_stay_as_they_are(wired: WiredDaemon) -> None:
+    for vm in ("leaf0", "spine0"):
+        wired.make(vm)
+    wired.done("leaf", "spine", "ifadd", "1", "lab")
+    wired.done("leaf", "lock", "for", "the", "demo")
+    before = wired.wiring(), links_of(wired)
+    for words in (
+        ["vlan", "other", "spine0e0", "leaf0e0"],
+        ["vlan", "other", "leaf0e1"],
+        ["vlan", "other", "leaf0e0.5"],
+        ["add", "leaf0e1"],
+        ["add", "leaf0e0.5.6"],
+        ["delete", "leaf0e0"],
+    ):
+        result = wired.vmess("net", *words)
+        assert (result.returncode, words) == (7, words), result
+        assert result.stderr == "vmess: VM leaf0 is locked: for the demo\n  hint: vmess leaf0 unlock\n"
+        assert (wired.wiring(), links_of(wired)) == before, words
+    wired.done("net", "vlan", "lab")
+    wired.done("net", "vlan", "other", "spine0e0", "nosuch0e0")
+    wired.done("net", "delete", "nosuch0e0")
+    (wired.root / "gone0").symlink_to(wired.root / "leaf0")  # no VM, and so no lock of one
+    wired.done("net", "add", "gone0e0")
+    wired.done("leaf", "unlock")
+    wired.done("net", "delete", "leaf0e0")
+
+
+def test_links_of_a_locked_vm_that_runs_stay_where_they_are(make_wired: MakeWired) -> None:
+    wired = make_wired("--qemu", str(FAKE))
+    wired.start()
+    wired.make_fake("leaf0", "cards", NICS="lab")
+    wired.done("leaf", "start", "lock")
+    moved = (wired.root / "leaf0").rename(wired.root / "aside")
+    wait_for(lambda: wired.status("leaf0")["problem"], what="the news of its directory")
+    for words in (["vlan", "other", "leaf0e0"], ["delete", "leaf0e0"]):
+        assert refused(wired, 7, "net", *words) == "vmess: VM leaf0 is locked"
+    assert wired.wiring()["leaf0e0"] == "lab"
+    moved.rename(wired.root / "leaf0")
+    wait_for(lambda: wired.status("leaf0")["problem"] is None, what="the directory's return")
+    assert refused(wired, 7, "net", "vlan", "other", "leaf0e0") == "vmess: VM leaf0 is locked"
+
+
+def test_what_is_noted_of_a_vm_whose_directory_was_renamed_is_read_and_written_there(
+    wired: WiredDaemon,
+) -> None:
+    wired.make("leaf0", NICS="lab user:2222:22", MACS="02:00:00:00:00:05")
+    wired.done("leaf", "start")
+    moved = (wired.root / "leaf0").rename(wired.root / "aside")
+    wait_for(lambda: wired.status("leaf0")["problem"], what="the news of its directory")
+    wired.make("leaf0", guest=None)  # another one in its place
+    assert wired.done("leaf", "ifstat") == "vmess leaf0 ifadd 2 lab user:2222:22\n"
+    assert wired.done("--all", "ifstat") == "vmess leaf0 ifadd 2 lab user:2222:22\n"
+    wired.done("leaf", "mac", "1", "02:00:00:00:00:06")
+    wired.done("leaf", "cable", "1", "off")
+    assert (moved / "CABLES").read_text() == "1\n"
+    wired.done("leaf", "connect", "0", "other")
+    wired.done("leaf", "ifadd", "3", "other", "user:2222:22", "-")
+    wired.done("leaf", "lock", "for", "the", "demo")
+    said = {file: (moved / file).read_text() for file in ("NICS", "MACS", "LOCK")}
+    assert said == {
+        "NICS": "other user:2222:22 -\n",
+        "MACS": "02:00:00:00:00:05 02:00:00:00:00:06\n",
+        "LOCK": "for the demo\n",
+    }
+    assert not {file.name for file in (wired.root / "leaf0").iterdir()} & {*said, "CABLES"}
+    assert wired.vmess("leaf", "cable", "1", "on").returncode == 7

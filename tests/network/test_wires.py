@@ -929,6 +929,29 @@ def test_c74_nics_that_would_be_too_long_to_be_read_are_refused(wired: WiredDaem
     assert wired.noted("newvm0") is None
 
 
+def test_a_port_that_qemu_does_not_forward_any_more_is_taken_out_of_the_file(wired: WiredDaemon) -> None:
+    wired.make("newvm0", EXARGS=watched(wired, "newvm0"))
+    wired.done("newvm", "ifadd", "1", "user:2222:22", "start")
+    with monitor(wired, "newvm0") as qemu:
+        qemu.execute("human-monitor-command", **{"command-line": "hostfwd_remove net0 tcp:127.0.0.1:2222"})
+    wired.done("newvm", "forward", "0", "2222:none")
+    assert wired.noted("newvm0") == "user"
+
+
+def test_connect_changes_the_forwarded_ports_it_names_and_keeps_them_without(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
+    wired.done("newvm", "ifadd", "1", "user:2222:22,2223:23")
+    wired.done("newvm", "connect", "0", "user")
+    assert wired.noted("newvm0") == "user:2222:22,2223:23"
+    done = wired.vmess("newvm", "connect", "0", "user:2222:22,2224:24")
+    assert (done.returncode, done.stderr) == (0, "no longer forwarded: user:2223:23\n")
+    assert wired.noted("newvm0") == "user:2222:22,2224:24"
+    wired.done("newvm", "start")
+    assert "forward changes that now" in refused(wired, 2, "newvm", "connect", "0", "user:2225:25")
+    wired.done("newvm", "connect", "0", "user:2222:22,2224:24")
+    assert wired.noted("newvm0") == "user:2222:22,2224:24"
+
+
 def test_a_port_that_is_taken_is_told_and_not_noted(wired: WiredDaemon) -> None:
     wired.make("newvm0")
     wired.make("newvm1")
@@ -1025,6 +1048,19 @@ def test_without_the_capability_taps_made_beforehand_are_used(make_wired: MakeWi
     wired.done("newvm", "stop")
     assert "CAP_NET_ADMIN" in refused(wired, 1, "newvm", "ifdel")
     assert state_of(wired, "newvm0") == before
+
+
+def test_without_the_capability_links_that_a_daemon_with_it_has_made_are_used(
+    make_wired: MakeWired, public: Path
+) -> None:
+    wired = unprivileged(make_wired, public, "--inh-caps=+net_admin", "--ambient-caps=+net_admin")
+    wired.start()
+    wired.done("newvm", "ifadd", "1", "lab")
+    wired.stop()
+    wired.wrapper = tuple(word for word in wired.wrapper if "net_admin" not in word)
+    wired.start()
+    wired.done("newvm", "start")
+    assert "CAP_NET_ADMIN" in refused(wired, 1, "newvm", "connect", "0", "-")
 
 
 def test_with_the_capability_alone_wires_work_and_qemu_does_not_have_it(

@@ -594,7 +594,8 @@ class Cards(Fake):
     """Has network cards that come and go, and holds TAPs of this host behind them.
 
     The guest lets go of a card `letgo` seconds after `device_del`, never if that is negative. Card number
-    `refuse` is refused with `message`. What `mute` names, with + between, is neither done nor answered.
+    `refuse` is refused with `message`. What `mute` names, with + between, is neither done nor answered;
+    what `know` names, such as `set_link`, is done, and nothing comes of it.
     """
 
     def __init__(self, options: Options) -> None:
@@ -603,6 +604,7 @@ class Cards(Fake):
         self.refused = f"nic{int(options.number('refuse', -1))}"
         self.muted = options.text("mute", "").split("+")
         self.words = options.text("message", "no such device")
+        self.known = options.text("know", "").split("+")
         self.held: dict[str, int | None] = {}
         self.cards: set[str] = set()
 
@@ -638,7 +640,7 @@ class Cards(Fake):
 
     def other(self, name: object, arguments: dict[str, object]) -> dict[str, object]:
         identifier = str(arguments.get("id"))
-        if name in self.muted:
+        if name in self.muted + self.known:
             return {"return": {}}
         if name == "qom-list":
             cards = [{"name": card, "type": "child<e1000>"} for card in sorted(self.cards)]

@@ -31,6 +31,8 @@ SOON = 1.0
 """Seconds after which a change that is under way is told, and not only when it is done."""
 LENGTH = 300
 """Characters of a value."""
+SWITCH = "on"
+"""A parameter that is told by its value alone: `on` or `off`."""
 REFUSALS = (InvalidValue, NotRunning, NoSuchVM, Locked, AlreadyRunning, NotPermitted)
 """Errors that mean that nothing was done."""
 
@@ -47,11 +49,15 @@ def words(name: str, method: Method, parameters: Mapping[str, Any]) -> str:
     """Return a call in words: what it is about, and then its other parameters."""
     about = quoted("" if method.about is None else parameters[method.about], LENGTH)
     others = [
-        f"{key} {_shown(value, secret=key in method.secret)}"
+        _switched(value) if key == SWITCH else f"{key} {_shown(value, secret=key in method.secret)}"
         for key, value in parameters.items()
         if key != method.about
     ]
     return ", ".join([f"{name} {about}", *others])
+
+
+def _switched(on: object) -> str:
+    return "on" if on else "off"
 
 
 def _shown(value: object, *, secret: bool) -> str:

@@ -15,7 +15,7 @@ import logging
 import select
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from asyncvarlink import GenericVarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkTransport
@@ -48,6 +48,8 @@ class Gate(NamedTuple):
 
     check_unlocked: Callable[[str, bool], Coroutine[Any, Any, None]]
     """Raises Locked where a VM is; the second tells that it is to be stopped."""
+    check_links: Callable[[Sequence[str]], Coroutine[Any, Any, None]]
+    """Raises Locked where a VM is that one of these links belongs to."""
     audit: Audit
 
 
@@ -329,8 +331,7 @@ class Connection(VarlinkServerProtocol):
                     self._may_end = None
                 if note is not None:
                     note.begun()
-                if row.locks and row.about is not None:
-                    await self._gate.check_unlocked(parameters[row.about], row.stops)
+                await self._check_locks(row, parameters)
                 await self._reply(call, signature, method(**parameters), place, note)
         except _Left:
             raise
@@ -338,6 +339,14 @@ class Connection(VarlinkServerProtocol):
             if note is not None:
                 note.ended_by(error)
             raise
+
+    async def _check_locks(self, row: Method, parameters: Mapping[str, Any]) -> None:
+        """Raise Locked where the call would change a VM that is locked, or a link of one."""
+        if row.locks and row.about is not None:
+            await self._gate.check_unlocked(parameters[row.about], row.stops)
+        if row.links is not None:
+            links = parameters[row.links]
+            await self._gate.check_links([links] if isinstance(links, str) else links)
 
     async def _reply(
         self,

@@ -40,6 +40,8 @@ class Method:
     """`about` is a VM, and one that is locked refuses it."""
     stops: bool = False
     """It ends a run, and so waits for no file that does not answer, not even the one that locks."""
+    links: str | None = None
+    """The parameter that names links, one or several; one of a VM that is locked has it refused."""
     hands: int = 0
     """Descriptors that a reply may carry."""
     secret: frozenset[str] = frozenset()
@@ -64,8 +66,8 @@ def _vm(effect: Effect = Effect.changes, cost: Cost = Cost.change, *secret: str,
     return Method(effect, cost, "vm", locks=True, hands=hands, secret=frozenset(secret))
 
 
-def _net(about: str | None, effect: Effect = Effect.changes) -> Method:
-    return Method(effect, Cost.change, about)
+def _net(about: str | None, effect: Effect = Effect.changes, links: str | None = None) -> Method:
+    return Method(effect, Cost.change, about, links=links)
 
 
 SERVICE = _look()
@@ -111,9 +113,9 @@ METHODS: Mapping[str, Method] = {
     "Forward": _vm(),
     "NetShow": _look(),
     "NetIgnored": _look(),
-    "NetVlan": _net("bridge"),
-    "NetAdd": _net("interface"),
-    "NetDelete": _net("interface", Effect.ends),
+    "NetVlan": _net("bridge", links="interfaces"),
+    "NetAdd": _net("interface", links="interface"),
+    "NetDelete": _net("interface", Effect.ends, links="interface"),
     "NetIgnore": _net("name"),
     "NetPrune": _net(None, Effect.ends),
 }

@@ -180,6 +180,12 @@ def peer(name: str) -> str:
     return f"{match[1]}{'B' if match[2] == 'A' else 'A'}{match[3]}" if match else ""
 
 
+def owner(link: str) -> str | None:
+    """Return the VM whose TAP has this name, also that of a VLAN on it: `newvm0` of `newvm0e0.100`."""
+    parts = names.tap_parts(link.partition(".")[0])
+    return parts[0] if parts else None
+
+
 def _port(text: str) -> int:
     number = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else 0
     if not 1 <= number <= PORT_MAX:

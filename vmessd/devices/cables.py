@@ -20,6 +20,7 @@ from vmessd.core.lifecycle import OFF, State
 from vmessd.core.settings import BY_FILE
 from vmessd.devices.hotplug import Cards
 from vmessd.qemu import command_line
+from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,13 @@ class Cables:
 
     # -- What is known --
 
-    async def states(self, indices: Collection[int]) -> dict[int, bool | None]:
-        """Return whether each cable is in; None where that cannot be known."""
+    async def states(
+        self, indices: Collection[int], files: VMDirectory | None = None
+    ) -> dict[int, bool | None]:
+        """Return whether each cable is in; None where that cannot be known. `files` as for Wires.nics."""
         loose: Loose | None = None
         with contextlib.suppress(VmessError):
-            loose = await self.loose()
+            loose = await self.loose(files)
         record = self._machine.record()
         if loose is None or (record is not None and not record.cables):
             noted: dict[int, bool | None] = dict.fromkeys(indices)
@@ -62,12 +65,10 @@ class Cables:
         known = self._done() if record is not None else {}
         return noted | {index: known[index] for index in indices if index in known}
 
-    async def loose(self) -> Loose:
-        """Return what the file says; raises BadFile, NoSuchVM."""
-        return (
-            await self._machine.files.aside(functools.partial(self._machine.directory.read_setting, CABLES))
-            or Loose()
-        )
+    async def loose(self, files: VMDirectory | None = None) -> Loose:
+        """Return what the file says; raises BadFile, NoSuchVM. `files` as for Wires.nics."""
+        directory = files or self._machine.home
+        return await self._machine.files.aside(functools.partial(directory.read_setting, CABLES)) or Loose()
 
     def _done(self) -> dict[int, bool]:
         """Return what this daemon has done to the cables of the QEMU there is."""
@@ -79,11 +80,13 @@ class Cables:
 
     async def unseen(self, index: int) -> str | None:
         """Return what there is to say of a card whose guest cannot see its cable; None of others."""
-        model = None if self._machine.state in OFF else await self._cards.model(index)
+        model = None
+        with contextlib.suppress(VmessError):  # what it does not tell is looked up
+            model = None if self._machine.state in OFF else await self._cards.model(index)
         if model is None:
             set_to = None
             with contextlib.suppress(VmessError):  # which the next start tells
-                read = functools.partial(self._machine.directory.read_setting, NIC_MODEL)
+                read = functools.partial(self._machine.home.read_setting, NIC_MODEL)
                 set_to = await self._machine.files.aside(read)
             model = command_line.model({NIC_MODEL.file: set_to} if set_to else {})
         if cards.sees_cable(model):
@@ -94,7 +97,7 @@ class Cables:
 
     async def note(self, index: int, *, on: bool) -> None:
         """Note of a VM that is off whether a cable is in; raises AlreadyRunning, BadFile, Failed."""
-        directory = self._machine.directory
+        directory = self._machine.home
 
         def work() -> None:
             loose = (directory.read_setting(CABLES) or Loose()).put(index, on=on)
@@ -112,16 +115,15 @@ class Cables:
             Failed, NotRunning, TimedOut: it could not be done.
         """
         before = await self.loose()
-        if index in self._bounces:
-            self._bounces.pop(index).cancel()
         if not on:
             await self._note(before.put(index, on=False))
         try:
             await self._set_link(index, up=on)
         except VmessError:
             if not on:
-                await self._note(before.put(index, on=index not in before.pulled))
+                await self._note(before)
             raise
+        self._no_bounce(index)  # until here it is what puts the cable in again
         if on:
             await self._note(before.put(index, on=True))
 
@@ -153,22 +155,28 @@ class Cables:
 
         To be called in the wires' turn. Where the guest does not see cables nothing is done.
         """
-        if self._machine.state not in (State.running, State.paused):
+        if not indices or self._machine.state not in (State.running, State.paused):
             return
         try:
-            states = await self.states(indices)
-            wanted = [index for index in indices if states[index] and not await self.unseen(index)]
+            states, present = await self.states(indices), await self._cards.present()
+            plugged = [index for index in indices if index in present and not self._cards.is_leaving(index)]
+            wanted = [index for index in plugged if states[index] and not await self.unseen(index)]
             if not wanted:
                 return
             loose = await self.loose()
             await self._note(dataclasses.replace(loose, bounced=loose.bounced | set(wanted)))
             for index in wanted:
-                if index in self._bounces:
-                    self._bounces[index].cancel()
+                self._no_bounce(index)
                 self._bounces[index] = asyncio.get_running_loop().create_task(self._in_again(index))
+            for index in wanted:
                 await self._cards.set_link(index, up=False)
         except VmessError as error:
             log.warning("%s: the guest's link is not bounced: %s", self.vm, error.message)
+
+    def _no_bounce(self, index: int) -> None:
+        """Have a cable that is out for a moment stay as it is."""
+        if index in self._bounces:
+            self._bounces.pop(index).cancel()
 
     async def _in_again(self, index: int) -> None:
         """End a bounce when its time is over."""
@@ -198,5 +206,5 @@ class Cables:
         known[index] = up
 
     async def _note(self, loose: Loose) -> None:
-        work = functools.partial(self._machine.directory.write_setting, CABLES, str(loose) or None)
+        work = functools.partial(self._machine.home.write_setting, CABLES, str(loose) or None)
         await self._machine.change(work)

@@ -197,14 +197,15 @@ class Cards:
     async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
         """Forward a port to a guest's, or no longer; raises Failed, NotRunning, TimedOut.
 
-        QEMU knows these two commands in its human monitor only, and refuses in words.
+        QEMU knows these two commands in its human monitor only, and refuses in words. What it does not forward
+        any more is as good as ended.
         """
         where = f"{forward.protocol}:{forward.address}:{forward.host}"
         line = f"hostfwd_remove {command_line.netdev_id(index)} {where}"
         if on:
             line = f"hostfwd_add {command_line.netdev_id(index)} {command_line.hostfwd(forward)}"
         said = (words(await self._execute("human-monitor-command", {"command-line": line})) or "").strip()
-        if said and "removed" not in said:
+        if said and "removed" not in said and (on or "not found" not in said):
             raise Failed(
                 f"port {forward.host} of {forward.address} cannot be forwarded: in use, kept for root, or not "
                 f"of this host ({said[:WORDS]})",

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from typing import Any, TypeVar
 
 from vmessd.core import cards, names
-from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, VmessError, quoted
+from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NoSuchVM, VmessError, quoted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import (
@@ -30,6 +30,7 @@ from vmessd.devices.cables import CABLES, Cables
 from vmessd.devices.hotplug import Cards
 from vmessd.network.links import Change, Nic, Step
 from vmessd.qemu import command_line
+from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher
 from vmessd.vm.environment import Host
 from vmessd.vm.machine import Machine
@@ -58,10 +59,10 @@ class Wires:
         machine.over = lambda: host.duplicates.watch(self.vm, {})
 
     async def finished(self) -> None:
-        """Return when no change is under way."""
-        await self.cables.finished()
+        """Return when no change is under way, nor what follows from one."""
         async with self._turn:
             pass
+        await self.cables.finished()
 
     async def _prepare(self) -> None:
         """See to cables and MACs of a QEMU whose guest is about to run, or that an earlier daemon started."""
@@ -81,11 +82,13 @@ class Wires:
 
     def _is_noted(self) -> bool:
         """Tell whether NICS says anything; blocks. Raises BadFile."""
-        return bool(self._machine.directory.setting_text(NICS.file))
+        return bool(self._machine.home.setting_text(NICS.file))
 
     async def tap_macs(self) -> dict[str, str]:
         """Return the TAPs' own MACs, by their names, where these do not tell them; raises BadFile."""
-        set_ones = await self._machine.files.aside(self._set_macs)
+        set_ones: dict[int, str] = {}
+        with contextlib.suppress(NoSuchVM):  # it may run without a directory
+            set_ones = await self._machine.files.aside(self._set_macs)
         return {names.tap(self.vm, index): names.tap_mac(mac) for index, mac in set_ones.items()}
 
     async def _listen(self) -> None:
@@ -98,17 +101,24 @@ class Wires:
 
     # -- What there is --
 
-    async def nics(self) -> list[Nic]:
-        """Return the interfaces; raises BadFile where NICS makes no sense, Failed."""
-        return await self._machine.files.aside(self._look)
+    async def nics(self, files: VMDirectory | None = None) -> list[Nic]:
+        """Return the interfaces; raises BadFile where NICS makes no sense, Failed.
 
-    def _look(self) -> list[Nic]:
-        directory = self._machine.directory
+        `files` is the VM's directory where it has been read in already.
+        """
+        return await self._machine.files.aside(functools.partial(self._look, files))
+
+    def _look(self, files: VMDirectory | None = None) -> list[Nic]:
+        directory = files or self._machine.home
         return self._network.nics(self.vm, directory.read_setting(NICS))
 
-    async def macs(self) -> Callable[[int], tuple[str, str]]:
-        """Return a function that tells an interface's MAC, and that from the next start on; raises BadFile."""
-        noted = await self._machine.files.aside(functools.partial(self._machine.directory.read_setting, MACS))
+    async def macs(self, files: VMDirectory | None = None) -> Callable[[int], tuple[str, str]]:
+        """Return a function that tells an interface's MAC, and that from the next start on; raises BadFile.
+
+        `files` as for :meth:`nics`.
+        """
+        directory = files or self._machine.home
+        noted = await self._machine.files.aside(functools.partial(directory.read_setting, MACS))
         values = {MACS.file: noted or {}}
         now = {} if self._is_off else self.cards.macs()
 
@@ -120,7 +130,7 @@ class Wires:
 
     def _set_macs(self) -> dict[int, str]:
         """Return the MACs of cards, as far as they do not follow from the VM's name; blocks. Raises BadFile."""
-        noted: dict[int, str] = self._machine.directory.read_setting(MACS) or {}
+        noted: dict[int, str] = self._machine.home.read_setting(MACS) or {}
         return {**noted, **({} if self._is_off else self.cards.macs())}
 
     @property
@@ -200,7 +210,7 @@ class Wires:
         In an order that leaves no TAP behind as nobody's where this process dies in between: what is to go is
         marked first, and noted what is made.
         """
-        kept = [index for index, wire in enumerate(wires) if not wire.user]
+        kept = _with_taps(wires)
         notes = self._notes(wires)
         with self._noted(self._network.mark_leaving(self.vm, kept), notes):
             change = self._network.wire(self.vm, dict(enumerate(wires)), self._set_macs() if wires else {})
@@ -216,7 +226,7 @@ class Wires:
 
         What makes no sense in them now is for the next start to tell.
         """
-        directory, there = self._machine.directory, range(len(wires))
+        directory, there = self._machine.home, range(len(wires))
         notes = {NICS.file: file_text(wires)}
         with contextlib.suppress(BadFile):
             known = {**(directory.read_setting(SLOTS) or {}), **(slots or {})}
@@ -227,7 +237,7 @@ class Wires:
 
     def _write(self, notes: Mapping[str, str | None]) -> dict[str, str | None]:
         """Write notes into their files, all or none; return what those said before. Blocks."""
-        directory = self._machine.directory
+        directory = self._machine.home
         before: dict[str, str | None] = {}
         try:
             for file, text in notes.items():
@@ -252,7 +262,7 @@ class Wires:
                 log.warning("%s: %s; it says what was taken back", self.vm, error.message)
 
     def _write_one(self, file: str, text: str | None) -> None:
-        directory = self._machine.directory
+        directory = self._machine.home
         if file == NICS.file:
             directory.note_wires(text or "")
         else:
@@ -279,14 +289,15 @@ class Wires:
         nics = {number: nic for number, nic in nics.items() if not nic.leaving}
         check_interface(self.vm, index, nics)
         nic = nics[index]
-        if wire.user and nic.wire.user:
+        if wire.user and nic.wire.user and wire.forwards in ((), nic.wire.forwards):
             return []  # it keeps its forwarded ports
         if not self._is_off:
             self._check_stays(nic, wire)
         change = self._network.wire(self.vm, {index: wire}, self._set_macs())
         with self._noted(change, {NICS.file: file_text(_with(nics, index, wire))}):
             gone = self._network.unwire(self.vm, sorted(nics.keys() - {index})) if wire.user else []
-        dropped = [Step("dropped", str(nic.wire))] if nic.wire.forwards else []
+        lost = tuple(forward for forward in nic.wire.forwards if forward not in wire.forwards)
+        dropped = [Step("dropped", str(Wire(user=True, forwards=lost)))] if lost else []
         return change.steps + gone + dropped
 
     # -- While it runs --
@@ -343,13 +354,13 @@ class Wires:
 
         In the order of :meth:`_set_off`.
         """
-        files, directory = self._machine.files, self._machine.directory
+        files, directory = self._machine.files, self._machine.home
         values = await files.aside(functools.partial(self._host.settings, directory))
         planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
         slots = await self._free_slots(len(wires), missing, values)
         made: Change | None = None
         before: dict[str, str | None] = {}
-        mark = functools.partial(self._network.mark_leaving, self.vm, range(len(wires)))
+        mark = functools.partial(self._network.mark_leaving, self.vm, _with_taps(wires))
         marked = await self._machine.change(mark)
         try:
             before = await self._machine.change(lambda: self._write(self._notes(wires, slots)))
@@ -432,17 +443,18 @@ class Wires:
             now, later = (await self.macs())(index)
             nics = [nic.index for nic in await self.nics() if not nic.leaving]
         if index not in nics:
-            return f"{self.vm} has no interface {index} yet; ifadd gives it one, with this MAC"
+            with_it = ", with this MAC" if text is not None else ""
+            return f"{self.vm} has no interface {index} yet; ifadd gives it one{with_it}"
         if now != later:
             return f"{self.vm} is running; interface {index} is {now} until its next start"
         return None
 
     def _set_mac(self, index: int, text: str | None) -> None:
-        noted: dict[int, str] = dict(self._machine.directory.read_setting(MACS) or {})
+        noted: dict[int, str] = dict(self._machine.home.read_setting(MACS) or {})
         noted.pop(index, None)
         if text is not None:
             noted[index] = text
-        self._machine.directory.write_setting(MACS, cards.file_text(noted) or None)
+        self._machine.home.write_setting(MACS, cards.file_text(noted) or None)
 
     async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
         """Forward a port of the host's to the guest, or no longer, whatever it leads to; noted in NICS.
@@ -476,13 +488,18 @@ class Wires:
                 raise
 
     async def _note(self, text: str) -> None:
-        await self._machine.change(functools.partial(self._machine.directory.note_wires, text))
+        await self._machine.change(functools.partial(self._machine.home.note_wires, text))
 
 
 def _with(nics: Mapping[int, Nic], index: int, wire: Wire) -> list[Wire]:
     """Return what NICS has to say when one interface is plugged elsewhere; the others as it says now."""
     said = {number: nic.noted or nic.wire for number, nic in nics.items()} | {index: wire}
     return [said.get(number, Wire()) for number in range(max(said) + 1)]
+
+
+def _with_taps(wires: Sequence[Wire]) -> list[int]:
+    """Return which interfaces have a TAP."""
+    return [index for index, wire in enumerate(wires) if not wire.user]
 
 
 def _still_leaving(vm: str, index: int) -> AlreadyRunning:

@@ -258,27 +258,29 @@ class Network:
         They may be the original's, or an earlier version's. Without CAP_NET_ADMIN they stay as they are. `macs`
         are those of cards that were set, by interface.
         """
-        mark = self.access.mark()
         own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in macs.items()}
         with self.change() as (kernel, change):
-            taps = [link for link in self._own_taps(kernel, vm) if not is_leaving(link)]
-            stations = kernel.addressed() if taps else set()
-            for link in taps:
-                if link.alias != mark:
-                    try:
-                        kernel.do([rtnetlink.change(link.index, alias=mark)])
-                    except OSError as error:
-                        if error.errno == errno.EPERM:
-                            return change
-                        raise
-                    change.reversals.append(as_it_was(link, link.master))
-                known = replace(link, alias=mark)
-                self.plug(kernel, change, known, link.master, stations, own.get(link.name))
-            for index in {link.master for link in taps if link.master}:
-                bridge = kernel.link_at(index)
-                if bridge is not None and self.access.is_own(bridge):
-                    self._settle_bridge(kernel, bridge, stations)
+            try:
+                self._settle(kernel, change, vm, own)
+            except OSError as error:
+                if error.errno != errno.EPERM:
+                    raise
         return change
+
+    def _settle(self, kernel: Netlink, change: Change, vm: str, own: Mapping[str, str]) -> None:
+        mark = self.access.mark()
+        taps = [link for link in self._own_taps(kernel, vm) if not is_leaving(link)]
+        stations = kernel.addressed() if taps else set()
+        for link in taps:
+            if link.alias != mark:
+                kernel.do([rtnetlink.change(link.index, alias=mark)])
+                change.reversals.append(as_it_was(link, link.master))
+            known = replace(link, alias=mark)
+            self.plug(kernel, change, known, link.master, stations, own.get(link.name))
+        for index in {link.master for link in taps if link.master}:
+            bridge = kernel.link_at(index)
+            if bridge is not None and self.access.is_own(bridge):
+                self._settle_bridge(kernel, bridge, stations)
 
     def _settle_bridge(self, kernel: Netlink, bridge: Link, stations: Collection[int]) -> None:
         """Have the host be no station on a bridge of ours, unless somebody gave it an address there."""

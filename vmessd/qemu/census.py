@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +22,25 @@ class Sighting(NamedTuple):
     directory: str
     """The VM's directory, as it was called then."""
 
-    def is_under(self, root: Path) -> bool:
-        """Tell whether the VM was one of this root, however that was spelled."""
-        parent = os.path.dirname(self.directory)
-        if parent == str(root):
-            return True
-        try:
-            return os.path.samefile(parent, root)
-        except OSError:
-            return False
+
+def under(root: Path, seen: Iterable[Sighting]) -> list[Sighting]:
+    """Return those whose VM was one of this root, however that was spelled; look at each other root once."""
+    is_root = {str(root): True}
+    found = []
+    for one in seen:
+        parent = os.path.dirname(one.directory)
+        if parent not in is_root:
+            is_root[parent] = _are_same(parent, root)
+        if is_root[parent]:
+            found.append(one)
+    return found
+
+
+def _are_same(place: str, root: Path) -> bool:
+    try:
+        return os.path.samefile(place, root)
+    except OSError:
+        return False
 
 
 class Census:

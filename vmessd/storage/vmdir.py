@@ -384,6 +384,26 @@ class VMDirectory:
             safefile.remove(directory, RUN_RECORD)
 
 
+class Glance(VMDirectory):
+    """A VM directory for the length of one look: each of its settings is read once, whoever asks for it."""
+
+    def __init__(self, directory: VMDirectory) -> None:
+        super().__init__(directory.path.parent, directory.vm, directory.path)
+        self._said: dict[str, str | VmessError | None] = {}
+
+    def setting_text(self, file: str) -> str | None:
+        """Return what a setting's file says, as it was read first; raises as in any VM directory."""
+        if file not in self._said:
+            try:
+                self._said[file] = super().setting_text(file)
+            except VmessError as error:
+                self._said[file] = error
+        said = self._said[file]
+        if isinstance(said, VmessError):
+            raise said
+        return said
+
+
 def listing(root: Path) -> list[str]:
     """Return the names of all VMs in a root, sorted; what is no VM is passed over.
 

@@ -27,7 +27,7 @@ from vmessd.core.errors import (
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models import Drive, Value, VMInfo, VMNic, VMStatus
 from vmessd.core.settings import BY_FILE, DRIVES, SETTINGS
-from vmessd.core.wires import Wire
+from vmessd.core.wires import Wire, owner
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Hands
 from vmessd.devices.network_cards import Wires
@@ -41,7 +41,7 @@ from vmessd.qemu.session import Timing
 from vmessd.storage import blocking, images, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.images import Disk
-from vmessd.storage.vmdir import VMDirectory
+from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.supervisor.housekeeping import Upkeep
 from vmessd.supervisor.sampler import Sampler
 from vmessd.vm import adoption, launcher
@@ -86,8 +86,13 @@ class _Seen(NamedTuple):
     disks: list[Disk]
 
 
-Wiring = list[Nic] | VmessError
-"""A VM's interfaces, or why they cannot be told."""
+class Wiring(NamedTuple):
+    """What one look at a VM's wires has found."""
+
+    files: Glance
+    """Where what is noted of them is read."""
+    nics: list[Nic] | VmessError | None = None
+    """Its interfaces, or why they cannot be told; None where they were not looked at yet."""
 
 
 class Supervisor:
@@ -297,23 +302,23 @@ class Supervisor:
         directories = {}
         for vm in vms:
             with contextlib.suppress(VmessError):
-                directories[vm] = (await self.machine(vm)).directory
+                directories[vm] = Glance((await self.machine(vm)).home)
         return await blocking.call(self._wirings, directories)
 
-    def _wirings(self, directories: Mapping[str, VMDirectory]) -> dict[str, Wiring]:
+    def _wirings(self, directories: Mapping[str, Glance]) -> dict[str, Wiring]:
         noted: dict[str, Sequence[Wire] | None] = {}
         wrong: dict[str, VmessError] = {}
-        for directory in directories.values():
+        for files in directories.values():
             try:
-                noted[directory.vm] = directory.read_setting(BY_FILE["NICS"])
+                noted[files.vm] = files.read_setting(BY_FILE["NICS"])
             except VmessError as error:
-                wrong[directory.vm] = error
-        found: Mapping[str, Wiring]
+                wrong[files.vm] = error
+        found: Mapping[str, list[Nic] | VmessError]
         try:
             found = self._host.network.nics_of(noted)
         except VmessError as error:
             found = dict.fromkeys(noted, error)
-        return {vm: wrong.get(directory.vm) or found[directory.vm] for vm, directory in directories.items()}
+        return {vm: Wiring(files, wrong.get(files.vm) or found[files.vm]) for vm, files in directories.items()}
 
     async def info(self, name: str, wiring: Wiring | None = None) -> VMInfo:
         """Return all there is to say of a VM; what cannot be read is said in `problem`.
@@ -322,14 +327,16 @@ class Supervisor:
         """
         wires = await self.wires(name)
         machine = await self.machine(name)
+        wiring = wiring or Wiring(Glance(machine.home))
         directory, record = machine.directory, machine.record()
+        at_start = wiring.files if wiring.files.path == directory.path else Glance(directory)
         transferred = await machine.live().transferred() if record else {}
         nics: list[Nic] | None = None
         shown: list[VMNic] = []
         with contextlib.suppress(VmessError):  # which is said in `problem`
             nics = await _interfaces(wires, wiring)
-            shown = await self._nics(wires, nics)
-        look = functools.partial(self._seen, directory, record.display if record else None, nics)
+            shown = await self._nics(wires, nics, wiring.files)
+        look = functools.partial(self._seen, at_start, record.display if record else None, nics)
         seen = await machine.files.aside(look)
         command = record.argv if record else seen.planned
         return VMInfo(
@@ -350,11 +357,12 @@ class Supervisor:
     async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
         """Return a VM's interfaces; raises BadFile where NICS makes no sense, Failed. `wiring` as for info."""
         wires = await self.wires(name)
-        return await self._nics(wires, await _interfaces(wires, wiring))
+        wiring = wiring or Wiring(Glance((await self.machine(name)).home))
+        return await self._nics(wires, await _interfaces(wires, wiring), wiring.files)
 
-    async def _nics(self, wires: Wires, nics: Sequence[Nic]) -> list[VMNic]:
-        macs = await wires.macs()
-        cables = await wires.cables.states([nic.index for nic in nics])
+    async def _nics(self, wires: Wires, nics: Sequence[Nic], files: VMDirectory) -> list[VMNic]:
+        macs = await wires.macs(files)
+        cables = await wires.cables.states([nic.index for nic in nics], files)
         remark = functools.partial(self._host.duplicates.remark, wires.vm)
         return [_nic(nic, wires, macs(nic.index), cables[nic.index], remark(nic.index)) for nic in nics]
 
@@ -373,7 +381,8 @@ class Supervisor:
     ) -> list[VMAddress]:
         """Return a VM's addresses as far as the host knows; raises BadFile, Failed. `wiring` as for info."""
         wires = await self.wires(name)
-        nics, macs = await _interfaces(wires, wiring), await wires.macs()
+        wiring = wiring or Wiring(Glance((await self.machine(name)).home))
+        nics, macs = await _interfaces(wires, wiring), await wires.macs(wiring.files)
         with_macs = [(nic, macs(nic.index)[0]) for nic in nics]
         found = await blocking.call(_addresses, with_macs, tables or await self.tables())
         runs = (await self.machine(name)).state not in OFF
@@ -405,9 +414,7 @@ class Supervisor:
         """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
         if await self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        taps = map(names.tap_parts, dict.fromkeys(interfaces[:TOGETHER_MAX]))
-        vms = sorted({parts[0] for parts in taps if parts})
-        concerned = [await self.wires(vm) for vm in vms if await self._is_vm(vm)]
+        concerned = [await self.wires(vm) for vm in await self._owners(interfaces)]
         macs: dict[str, str] = {}
         for wires in concerned:
             macs |= await wires.tap_macs()
@@ -464,7 +471,7 @@ class Supervisor:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
         machine = await self.machine(name)
         text = remark if remark is None else remark.strip() or "locked"
-        await machine.change(lambda: machine.directory.write_setting(LOCK, text))
+        await machine.change(lambda: machine.home.write_setting(LOCK, text))
         self._remarks[machine.vm] = text
 
     async def check_unlocked(self, name: str, stops: bool = False) -> None:
@@ -486,6 +493,18 @@ class Supervisor:
         if remark is not None:
             shown = f": {remark}" if remark != "locked" else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
+
+    async def check_links(self, links: Sequence[str]) -> None:
+        """Raise as :meth:`check_unlocked` where one of these links belongs to a VM that is locked."""
+        for vm in await self._owners(links):
+            await self.check_unlocked(vm)
+
+    async def _owners(self, links: Sequence[str]) -> list[str]:
+        """Return the VMs that links belong to by their names, of as many links as one call may name."""
+        vms = sorted({vm for link in links[:TOGETHER_MAX] if (vm := owner(link)) is not None})
+        return [
+            vm for vm in vms if await self._is_vm(vm) or (vm in self._machines and _counts(self._machines[vm]))
+        ]
 
     async def set(self, name: str, setting: str, value: str | None) -> str | None:
         """Set a setting or a drive, by its verb; None as value takes it away. Return what was done.
@@ -535,11 +554,11 @@ def _remark(machine: Machine) -> str | None:
         return None
 
 
-async def _interfaces(wires: Wires, wiring: Wiring | None) -> list[Nic]:
+async def _interfaces(wires: Wires, wiring: Wiring) -> list[Nic]:
     """Return a VM's interfaces, which may have been looked at already; raises what is wrong with them."""
-    if isinstance(wiring, VmessError):
-        raise wiring
-    return await wires.nics() if wiring is None else wiring
+    if isinstance(wiring.nics, VmessError):
+        raise wiring.nics
+    return await wires.nics(wiring.files) if wiring.nics is None else wiring.nics
 
 
 async def _unhurried(items: Iterable[_T]) -> AsyncIterator[_T]:

@@ -11,6 +11,7 @@ Everything here blocks, for a few milliseconds on a healthy disk; `machine` runs
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -20,7 +21,7 @@ from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError
 from vmessd.core.lifecycle import Reason, is_restarted
 from vmessd.core.records import ExitRecord, Moment, RunRecord, boot_id
 from vmessd.qemu import command_line
-from vmessd.qemu.census import Sighting
+from vmessd.qemu.census import Sighting, under
 from vmessd.qemu.command_line import ChildFd
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process, arguments
@@ -71,7 +72,7 @@ def spot(directory: VMDirectory, host: Host) -> Launched | None:
 
 def present(root: Path, host: Host) -> list[Sighting]:
     """Return what seem to be QEMUs of a root's VMs, of those too that have no directory; raises Failed."""
-    return [one for several in host.census.seen(within=0).values() for one in several if one.is_under(root)]
+    return under(root, itertools.chain.from_iterable(host.census.seen(within=0).values()))
 
 
 def alive(root: Path, host: Host) -> list[Sighting]:
@@ -198,14 +199,14 @@ def _held_by_another(directory: VMDirectory, one: Sighting) -> Locked:
     back = shell.join(["mv", str(directory.path), str(root / one.vm)])
     return Locked(
         f"VM {directory.vm} is held by QEMU of {one.vm}, PID {one.pid}: the directory was renamed while it ran",
-        hint=f"{back}, or vmess {one.vm} stop" if one.is_under(root) else back,
+        hint=f"{back}, or vmess {one.vm} stop" if under(root, [one]) else back,
     )
 
 
 def _astray(directory: VMDirectory, host: Host) -> Process | None:
     """Return the VM's QEMU where it does not live in the VM's directory."""
-    for one in host.census.seen().get(directory.vm, ()):
-        if one.is_under(directory.path.parent) and (process := _verified(one, host)) is not None:
+    for one in under(directory.path.parent, host.census.seen().get(directory.vm, ())):
+        if (process := _verified(one, host)) is not None:
             return process
     return None
 

@@ -184,7 +184,8 @@ class Machine:
     @property
     def home(self) -> VMDirectory:
         """Where the files of its QEMU are: not in its directory if that was renamed while it ran."""
-        return (self._run and self._run.launched.home) or self.directory
+        run = self._run  # once: it may be asked for in a thread
+        return (run and run.launched.home) or self.directory
 
     def record(self) -> RunRecord | None:
         """Return the record of the QEMU there is."""

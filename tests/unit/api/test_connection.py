@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ class Supervisor:
         if vm.startswith("locked"):
             raise Locked(f"{vm} is locked")
 
+    async def check_links(self, links: Sequence[str]) -> None:
+        for link in links:
+            await self.check_unlocked(link, False)
+
     async def machine(self, _name: str) -> Any:
         return self
 
@@ -92,7 +96,7 @@ class Bench:
         self.account = Account(PEER.uid, MEMBER, set())
         self.hangups = Hangups()
         self.ended = asyncio.Event()
-        gate = Gate(self.supervisor.check_unlocked, Audit())
+        gate = Gate(self.supervisor.check_unlocked, self.supervisor.check_links, Audit())
         self.connection = Connection(ours, PEER, self.account, gate=gate, ended=self._ended)
         self.connection.interfaces = self._interfaces
         self.hangups.watch(ours.fileno(), self.connection.left)
@@ -251,6 +255,13 @@ async def test_a_locked_vm_refuses_before_anything_is_begun() -> None:
     async with bench() as made:
         made.send("Set", vm="locked0", setting="ram", value="1G")
         assert (await made.receive())["error"] == f"{INTERFACE}.Locked"
+        for method, parameters in (
+            ("NetVlan", {"bridge": "lab", "interfaces": ["free0e0", "locked0e0"]}),
+            ("NetAdd", {"interface": "locked0e0"}),
+            ("NetDelete", {"interface": "locked0e0"}),
+        ):
+            made.send(method, **parameters)
+            assert (await made.receive())["error"] == f"{INTERFACE}.Locked", method
         assert made.supervisor.seen == []
 
 

@@ -28,6 +28,8 @@ def test_a_row_is_about_parameters_that_there_are(name: str) -> None:
     assert {row.about} - {None} | row.secret <= parameters.keys()
     assert not row.locks or row.about == "vm"
     assert "vm" not in parameters or row.about == "vm"
+    naming = {"interface", "interfaces"} & parameters.keys() if "vm" not in parameters else set()
+    assert {row.links} - {None} == naming, "a VM's links stay as they are while it is locked"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -56,6 +58,8 @@ def test_only_looks_are_given_up_when_their_client_leaves() -> None:
     [
         ("Set", {"vm": "a0", "setting": "ram", "value": None}, "Set 'a0', setting 'ram', value none"),
         ("Stop", {"vm": "a0", "force": True}, "Stop 'a0', force yes"),
+        ("Cable", {"vm": "a0", "interface": 1, "on": False}, "Cable 'a0', interface '1', off"),
+        ("Cable", {"vm": "a0", "interface": 1, "on": True}, "Cable 'a0', interface '1', on"),
         ("SetNics", {"vm": "a0", "count": 2, "wires": ["x", "-"]}, "SetNics 'a0', count '2', wires 'x -'"),
         ("Type", {"vm": "a0", "text": "secret"}, "Type 'a0', text of 6 characters"),
         ("Boot", {}, "Boot ''"),
