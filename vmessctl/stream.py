@@ -44,6 +44,11 @@ class Stream:
         self._client = wire.connect(self._invocation)
         self.ask()
 
+    @property
+    def is_heard(self) -> bool:
+        """The call was answered, if not to the end."""
+        return self._heard
+
     def ask(self) -> None:
         """Make the call on the connection there is."""
         self._heard = False
