@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
-def _plainly(invocation: Invocation, **parameters: object) -> int:
-    """Make the call of a verb that answers with nothing."""
+def _plainly(invocation: Invocation, longer: float = 0.0, **parameters: object) -> int:
+    """Make the call of a verb that answers with nothing, and may take some seconds longer than others."""
 
     def work(client: Client, vm: str) -> int:
+        client.wait_longer(longer)
         emit(invocation, client.call(invocation.command.method, vm=vm, **parameters), vm)
         return DONE
 
@@ -35,7 +36,7 @@ def _plainly(invocation: Invocation, **parameters: object) -> int:
 
 
 def _sendkey(invocation: Invocation) -> int:
-    return _plainly(invocation, keys=list(invocation.arguments))
+    return _plainly(invocation, _time(len(invocation.arguments)), keys=list(invocation.arguments))
 
 
 def _ctrl_alt_delete(invocation: Invocation) -> int:
@@ -43,7 +44,15 @@ def _ctrl_alt_delete(invocation: Invocation) -> int:
 
 
 def _type(invocation: Invocation) -> int:
-    return _plainly(invocation, text=_unescaped(invocation.arguments[0]))
+    text = _unescaped(invocation.arguments[0])
+    return _plainly(invocation, _time(len(text)), text=text)
+
+
+def _time(strokes: int) -> float:
+    """Return the seconds that so many strokes take."""
+    from vmessd.devices.keyboard import STROKE_TIME  # noqa: PLC0415 -- it takes its time, and few need it
+
+    return strokes * STROKE_TIME
 
 
 def _unescaped(text: str) -> str:

@@ -19,8 +19,8 @@ from vmessd.vm.machine import Machine
 
 WORDS = 300
 """Characters of what QEMU says that are passed on."""
-HOLD = 0.03
-"""Seconds a key is down; QEMU's keyboards queue 16 bytes, and firmware empties them in some milliseconds."""
+HOLD = keyboard.STROKE_TIME / 2
+"""Seconds a key is down."""
 WAKE_TIME = 5.0
 """Seconds that QEMU may take to wake or reset a guest, once it has said that it will."""
 WAKE_LOOKS = 250
@@ -128,7 +128,7 @@ class Hands:
         for stroke in strokes:
             pressed = [{"type": "qcode", "data": key} for key in stroke]
             await self._execute("send-key", {"keys": pressed, "hold-time": int(HOLD * 1000)})
-            await asyncio.sleep(2 * HOLD)  # QEMU drops what does not fit into its queue
+            await asyncio.sleep(keyboard.STROKE_TIME)  # QEMU drops what does not fit into its queue
 
     async def _execute(
         self,
