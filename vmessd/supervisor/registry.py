@@ -402,12 +402,19 @@ class Supervisor:
         return str(directory.path)
 
     async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
-        """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
+        """Put interfaces into a bridge; raises as Segments.vlan.
+
+        Raises:
+            InvalidValue: the bridge has a VM's name.
+            Locked: an interface is that of a locked VM.
+        """
         if await self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
         taps = map(names.tap_parts, dict.fromkeys(interfaces[:TOGETHER_MAX]))
         vms = sorted({parts[0] for parts in taps if parts})
         concerned = [await self.wires(vm) for vm in vms if await self._is_vm(vm)]
+        for wires in concerned:
+            await self.check_unlocked(wires.vm)
         macs: dict[str, str] = {}
         for wires in concerned:
             macs |= await wires.tap_macs()
@@ -422,10 +429,12 @@ class Supervisor:
 
         Raises:
             AlreadyRunning: the VM it belongs to is not stopped.
+            Locked: that VM is locked.
         """
         work = functools.partial(self.segments.delete, name)
         parts = names.tap_parts(name)
         if parts and await self._is_vm(parts[0]):
+            await self.check_unlocked(parts[0])
             return await (await self.machine(parts[0])).change(work, stopped=True)
         return await blocking.call(work)
 
