@@ -58,25 +58,22 @@ class Limits(NamedTuple):
     """and then so many a second."""
 
 
-_MIB = 1 << 20
-MEMBER = Limits(
-    clients=240,
-    places={Cost.look: 8, Cost.change: 16, Cost.follow: 256, Cost.fleet: 2, Cost.endless: 48},
-    unsent=8 * _MIB,
-    descriptors=48,
-    share=0.5,
-    changes=500,
-    pace=10.0,
-)
-OWN = Limits(
-    clients=256,
-    places={Cost.look: 32, Cost.change: 64, Cost.follow: 512, Cost.fleet: 8, Cost.endless: 128},
-    unsent=32 * _MIB,
-    descriptors=96,
-    share=0.9,
-    changes=10_000,
-    pace=1000.0,
-)
+def _limits(times: int, *, clients: int, share: float, pace: float) -> Limits:
+    """Return what a member of the socket's group has, calls and bytes so many times."""
+    places = {Cost.look: 8, Cost.change: 16, Cost.fleet: 2, Cost.endless: 48}
+    return Limits(
+        clients=clients,
+        places={cost: times * number for cost, number in places.items()} | {Cost.follow: clients},
+        unsent=times * 8 * 1024 * 1024,
+        descriptors=48,
+        share=share,
+        changes=times * 500,
+        pace=pace,
+    )
+
+
+MEMBER = _limits(1, clients=240, share=0.5, pace=10.0)
+OWN = _limits(4, clients=256, share=0.9, pace=1000.0)
 """Of root and of the user the daemon runs as."""
 
 
@@ -178,6 +175,18 @@ def metered(work: Coroutine[Any, Any, _T], share: Share, *, waits: bool) -> Gene
         except BaseException as raised:  # noqa: BLE001 -- it is the coroutine's business
             error = raised
         due = error is not None or not waits or share.is_due()
+
+
+def beside(share: Share, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """Begin what a call has done beside itself, on its user's account."""
+
+    async def run() -> _T:
+        result: _T = await metered(work, share, waits=True)
+        return result
+
+    task = asyncio.get_running_loop().create_task(run())
+    task.add_done_callback(lambda _: work.close())  # one that was cancelled before its first step
+    return task
 
 
 @dataclasses.dataclass(eq=False)

@@ -22,7 +22,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from vmessd import __version__
 from vmessd.api.audit import Audit, Peer
-from vmessd.api.budgets import Account, Budget
+from vmessd.api.budgets import Account, Budget, beside
 from vmessd.api.connection import Connection, Gate, Hangups
 from vmessd.api.interface import VmessInterface
 from vmessd.core.errors import INTERFACE, Locked, failing, printable, reason
@@ -281,7 +281,8 @@ class Control:
     def _interfaces(self, client: Connection, peer: Peer) -> VarlinkInterfaceRegistry:
         """Return what a client may call."""
         registry = VarlinkInterfaceRegistry()
-        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, client.abort))
+        begin = functools.partial(beside, client.account.share)
+        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, client.abort, begin))
         registry.register_interface(
             VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
         )

@@ -95,6 +95,16 @@ async def test_what_a_metered_call_returns_and_raises_is_its_own() -> None:
         await metered_task(fails(), share)
 
 
+async def test_what_a_call_has_done_beside_itself_is_on_its_users_account() -> None:
+    share = Share(0.5, set())
+    assert await budgets.beside(share, busy(10)) == 10
+    assert share._balance < budgets.SAVINGS - 8 * SLICE * 0.5
+    given_up = budgets.beside(share, busy(1))
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+
+
 async def test_c47_more_calls_than_there_are_places_wait_and_are_refused_in_time(
     monkeypatch: pytest.MonkeyPatch, pair: tuple[socket.socket, socket.socket]
 ) -> None:
