@@ -10,6 +10,7 @@ from vmessctl.cli import verbs
 from vmessctl.client import connect
 from vmessctl.output.terminal import agreed, emit, for_each, say, warn
 from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted
+from vmessd.core.settings import STROKE_TIME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _plainly(invocation: Invocation, longer: float = 0.0, **parameters: object) 
 
 
 def _sendkey(invocation: Invocation) -> int:
-    return _plainly(invocation, _time(len(invocation.arguments)), keys=list(invocation.arguments))
+    return _plainly(invocation, len(invocation.arguments) * STROKE_TIME, keys=list(invocation.arguments))
 
 
 def _ctrl_alt_delete(invocation: Invocation) -> int:
@@ -45,14 +46,7 @@ def _ctrl_alt_delete(invocation: Invocation) -> int:
 
 def _type(invocation: Invocation) -> int:
     text = _unescaped(invocation.arguments[0])
-    return _plainly(invocation, _time(len(text)), text=text)
-
-
-def _time(strokes: int) -> float:
-    """Return the seconds that so many strokes take."""
-    from vmessd.devices.keyboard import STROKE_TIME  # noqa: PLC0415 -- it takes its time, and few need it
-
-    return strokes * STROKE_TIME
+    return _plainly(invocation, len(text) * STROKE_TIME, text=text)
 
 
 def _unescaped(text: str) -> str:

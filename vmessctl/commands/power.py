@@ -37,6 +37,10 @@ FOLLOWED_MAX = 100
 """VMs that are followed at a time, each over a connection of its own; a user may have some 200 in all."""
 
 
+FORCED_OFF = "forced"
+"""What the daemon calls the reason of an end by force."""
+
+
 class _Watch:
     """One VM's start or stop as it goes on."""
 
@@ -111,10 +115,8 @@ class _Watch:
 
 def _last_step(begun: Reply, status: Reply, *, force: bool) -> Reply:
     """Return the last step of a stop that came to its end while nobody listened."""
-    from vmessd.core.lifecycle import Reason  # noqa: PLC0415 -- it takes its time, and few need it
-
     last = status["last_exit"]
-    forced = not force and last is not None and last["reason"] == Reason.forced.name
+    forced = not force and last is not None and last["reason"] == FORCED_OFF
     return {**begun, "done": True, "rung": None, "forced": forced, "text": last["text"] if last else None}
 
 

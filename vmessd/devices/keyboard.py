@@ -62,9 +62,6 @@ _PLAIN = {
 }
 _SHIFTED = dict(zip('!@#$%^&*()_+{}:"~|<>?', "1234567890-=[];'`\\,./", strict=True))
 
-STROKE_TIME = 0.06
-"""Seconds from one stroke to the next; QEMU's keyboards queue 16 bytes, and firmware empties them in some
-milliseconds."""
 COMBINATION_MAX = 8
 TEXT_MAX = 1000
 
