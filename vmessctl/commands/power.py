@@ -195,7 +195,7 @@ class _Round:
         for watch in self.watches:
             watch.client.close()
 
-    def leave(self, what: str) -> int:
+    def leave(self, what: str, undone: str) -> int:
         """Say after Ctrl-C what goes on without us, and what was not asked for."""
         moving.leave()
         over = {watch.vm for watch in self.watches if watch.status is not None}
@@ -204,7 +204,7 @@ class _Round:
             if vm not in over:
                 warn(f"{PROGRAM}: the {what} of {vm} goes on; to see it: {PROGRAM} {vm} status")
         if left := [vm for vm in self.waiting if vm not in self.begun]:
-            warn(f"{PROGRAM}: no {what} was asked for of: {', '.join(left)}")
+            warn(f"{PROGRAM}: {undone}: {', '.join(left)}")
         return INTERRUPTED
 
 
@@ -243,7 +243,7 @@ def start(invocation: Invocation) -> int:
     try:
         vms.follow(invocation.vms)
     except KeyboardInterrupt:
-        return vms.leave("start")
+        return vms.leave("start", "not started")
     finally:
         vms.close()
     return vms.status()
@@ -279,7 +279,7 @@ def stop(invocation: Invocation) -> int:
         if not no_wait:
             vms.follow([*invocation.vms[:FOLLOWED_MAX], *vms.begun], deadline)
     except KeyboardInterrupt:
-        return vms.leave("stop")
+        return vms.leave("stop", "not stopped")
     finally:
         vms.close()
     late = {watch.vm: watch.progress for watch in vms.pending()} | ({} if no_wait else vms.begun)

@@ -101,6 +101,10 @@ class Share:
         self._usual += (seconds - self._usual) / 16
         self._balance = max(-DEBT_MAX, self._balance - seconds)
 
+    def is_calm(self) -> bool:
+        """Tell whether nobody waits for a turn, and all is saved up that can be."""
+        return not self._waiting and self._earn() >= SAVINGS
+
     def _next_round(self) -> None:
         self._round = 0.0
 
@@ -241,6 +245,15 @@ class Account:
             handed.socket.close()
         return sum(handed.count for handed in self._handed)
 
+    def is_calm(self) -> bool:
+        """Tell whether it is as a new one would be: nothing is under way, and all is given back."""
+        taken = self.clients or self._unsent or self.descriptors()
+        free = all(
+            not places.locked() and places._value == self.limits.places[cost]  # noqa: SLF001 -- it tells nobody
+            for cost, places in self._places.items()
+        )
+        return not taken and free and self._allowance() >= self.limits.changes and self.share.is_calm()
+
     def close(self) -> None:
         """Keep nothing of descriptors that are on their way any more."""
         while self._handed:
@@ -305,14 +318,18 @@ class Account:
 
     def _change(self, place: "Place") -> float:
         """Count a change, and return the seconds until it may be made; raises Failed if it is too long."""
-        now = time.monotonic()
-        earned = self._changes + (now - self._counted_at) * self.limits.pace
-        self._changes, self._counted_at = min(float(self.limits.changes), earned), now
-        wait = max(0.0, (1 - self._changes) / self.limits.pace)
+        wait = max(0.0, (1 - self._allowance()) / self.limits.pace)
         if wait > PATIENCE:
             raise self._refusal(place)
         self._changes -= 1
         return wait
+
+    def _allowance(self) -> float:
+        """Return how many changes may be made in one go by now."""
+        now = time.monotonic()
+        earned = self._changes + (now - self._counted_at) * self.limits.pace
+        self._changes, self._counted_at = min(float(self.limits.changes), earned), now
+        return self._changes
 
     def _refusal(self, place: "Place") -> Failed:
         number = self.limits.places[place.method.cost]
@@ -383,6 +400,8 @@ class Budget:
             account.close()
 
     def tidy(self) -> None:
-        """Let go of what is kept of descriptors that have arrived meanwhile."""
-        for account in self._accounts.values():
-            account.descriptors()
+        """Let go of what is kept of descriptors that have arrived meanwhile, and of users who are gone.
+
+        A user may have as many uids as subuid(5) gives them, and an account would be kept for each.
+        """
+        self._accounts = {uid: account for uid, account in self._accounts.items() if not account.is_calm()}

@@ -191,6 +191,27 @@ async def test_changes_come_at_a_bounded_pace(pair: tuple[socket.socket, socket.
     assert time.monotonic() - began > 3.5 / 20
 
 
+async def test_an_account_is_kept_for_as_long_as_it_is_not_as_a_new_one(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    accounts = budgets.Budget(frozenset({0}))
+    theirs = [accounts.account(uid) for uid in range(1000, 3000)]
+    theirs[0].clients += 1
+    theirs[1].queued(1)
+    theirs[2].share.charge(10)
+    async with theirs[3].place(METHODS["List"], pair[0]):
+        async with theirs[4].place(METHODS["Lock"], pair[0]):
+            pass
+        accounts.tidy()
+    assert accounts._accounts == {account.uid: account for account in theirs[:5]}
+    assert accounts.account(1001) is theirs[1]
+    theirs[0].clients -= 1
+    theirs[1].taken(1)
+    await asyncio.sleep(1.1 * (budgets.SAVINGS + budgets.DEBT_MAX) / MEMBER.share)
+    accounts.tidy()
+    assert accounts._accounts == {}
+
+
 # -- Who changed what --
 
 PEER = Peer(pid=7, uid=1000, gid=1000)
