@@ -23,7 +23,7 @@ from vmessctl.client import Client
 from vmessctl.commands import power
 from vmessctl.output import rendering
 from vmessd.core import systemd, timetable
-from vmessd.core.errors import InvalidValue, TimedOut, quoted
+from vmessd.core.errors import InvalidValue, TimedOut, Unreachable, quoted
 from vmessd.core.lifecycle import RUNG_TIME, State
 from vmessd.core.models import StopProgress
 from vmessd.core.settings import BY_FILE
@@ -657,3 +657,23 @@ def test_of_more_stops_than_are_followed_ctrl_c_and_time_limits_name_each(
     goes_on = [line for line in capfd.readouterr().err.splitlines() if "goes on" in line]
     assert goes_on == [f"vmess: the stop of {vm} goes on; to see it: vmess {vm} status" for vm in (B, C)]
     fake_daemon.done(A, B, C, "stop", "force")
+
+
+def test_a_daemon_that_hangs_up_on_everybody_is_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Turned:
+        """A client that is turned away as soon as it says something."""
+
+        def send(self, *_: object, **_more: object) -> None:
+            asked.append(time.monotonic())
+            assert len(asked) < 1000, "it would go on for ever"
+            raise Unreachable("vmessd hung up")
+
+    monkeypatch.setattr("vmessctl.commands.fleet.connect", lambda _invocation: Turned())
+    monkeypatch.setattr("vmessctl.commands.fleet.RETURN_TIME", 0.1)
+    monkeypatch.setattr("vmessctl.commands.fleet.TICK", 0.001)
+    monkeypatch.setattr(systemd, "is_heard", lambda: True)
+    with pytest.raises(Unreachable):
+        app.run(["boot"])
+    assert len(asked) > 1

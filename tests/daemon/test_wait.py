@@ -20,8 +20,10 @@ from test_control import Wire, answers, nothing_unforeseen
 from test_watch import is_waiting
 
 from vmessctl import app
+from vmessctl.cli import grammar
 from vmessctl.commands import power, waiting
 from vmessctl.commands.waiting import Alarm, Says
+from vmessctl.stream import Stream
 from vmessd.api import budgets
 from vmessd.core.contract import Cost
 from vmessd.core.errors import InvalidValue, NotRunning
@@ -485,3 +487,21 @@ def test_more_vms_than_can_be_asked_about_at_a_time_all_have_their_turn(daemon: 
 def test_as_many_are_asked_about_at_a_time_as_any_user_may() -> None:
     assert budgets.MEMBER.places[Cost.endless] > waiting.TOGETHER
     assert budgets.MEMBER.clients > 2 * power.FOLLOWED_MAX
+
+
+def test_a_question_that_is_put_to_a_daemon_that_is_gone_is_put_to_the_next(
+    daemon: Daemon, capfd: pytest.CaptureFixture[str]
+) -> None:
+    daemon.make(A)
+    line = grammar.parse(["--socket", str(daemon.socket), A, "addr"])
+    stream = Stream(line, "Addresses", lambda: {"vm": A}, more=False)
+    try:
+        daemon.stop(signal.SIGKILL)
+        stream.ask()
+        assert stream.fileno() is None
+        daemon.start()
+        assert stream.news(ready=False) == []
+        assert stream.fileno() is not None
+    finally:
+        stream.close()
+    assert "vmessd is back" in capfd.readouterr().err
