@@ -11,6 +11,7 @@ from vmessd.core.errors import INTERRUPTED, Failed, VmessError, reason
 def main() -> int:
     """Run the command line and return its exit status."""
     stdio.fill_gaps()
+    stdio.say_all()
     try:
         status = app.run(sys.argv[1:])
         sys.stdout.flush()

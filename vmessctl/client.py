@@ -16,7 +16,9 @@ from vmessd.core.errors import (
     TimedOut,
     Unreachable,
     VmessError,
+    failing,
     printable,
+    quoted,
     reason,
 )
 
@@ -59,7 +61,10 @@ class Client:
         """
         self._buffer = b""
         self._descriptors: list[int] = []
-        self._socket = _connect(paths, ANSWER_TIME if patience is None else patience)
+        self.is_lost = False
+        """It is of no use any more: the daemon hung up, or a reply may come yet that nobody waits for."""
+        self._patience = ANSWER_TIME if patience is None else patience
+        self._socket = _connect(paths, self._patience)
 
     def fileno(self) -> int:
         """Return the descriptor, to wait for news with select(2)."""
@@ -69,6 +74,10 @@ class Client:
         """Hang up."""
         self._socket.close()
 
+    def wait_longer(self, seconds: float) -> None:
+        """Have answers come so many seconds later than others."""
+        self._socket.settimeout(self._patience + seconds)
+
     def send(self, method: str, parameters: Mapping[str, object], *, more: bool = False) -> None:
         """Send a call; `more` asks for a stream of replies. Raises Unreachable."""
         call: dict[str, object] = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
@@ -77,6 +86,7 @@ class Client:
         try:
             self._socket.sendall(notation.dumps(call).encode() + b"\0")
         except OSError as error:
+            self.is_lost = True
             raise _hung_up(f": {reason(error)}") from None
 
     def receive(self) -> tuple[Reply, bool]:
@@ -86,14 +96,21 @@ class Client:
             VmessError: the reply is an error of the daemon's.
             Unreachable: the daemon hung up.
             TimedOut: it does not answer.
+            Failed: what answers does not speak Varlink.
         """
         while b"\0" not in self._buffer:
             self.fill()
         message, _, self._buffer = self._buffer.partition(b"\0")
-        reply = notation.loads(message.decode("utf-8", "surrogatepass"))
-        if "error" in reply:
-            raise told(reply["error"], reply.get("parameters") or {})
-        return reply.get("parameters") or {}, bool(reply.get("continues"))
+        try:
+            reply = notation.loads(message.decode("utf-8", "surrogatepass"))
+            error, parameters = reply.get("error"), dict(reply.get("parameters") or {})
+        except (ValueError, AttributeError, TypeError):
+            self.is_lost = True
+            said = quoted(message.decode(errors="replace"))
+            raise Failed(f"what answers on the control socket is no vmessd: it said {said}") from None
+        if error is not None:
+            raise told(str(error), parameters)
+        return parameters, bool(reply.get("continues"))
 
     def pending(self) -> bool:
         """Tell whether a whole reply has arrived already."""
@@ -104,10 +121,13 @@ class Client:
         try:
             data, ancillary, _, _ = self._socket.recvmsg(65536, 256, _socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
+            self.is_lost = True
             raise silence() from None
         except OSError as error:
+            self.is_lost = True
             raise _hung_up(f": {reason(error)}") from None
         if not data:
+            self.is_lost = True
             raise _hung_up()
         for level, kind, handed in ancillary:
             if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
@@ -149,7 +169,8 @@ def _connect(paths: list[str], patience: float) -> _socket.socket:
     failures: list[str] = []
     denied: list[str] = []
     for path in paths:
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        with failing("no socket can be had"):
+            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             _wait_in_line(sock, patience)
             _connect_to(sock, path)

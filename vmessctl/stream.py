@@ -42,10 +42,21 @@ class Stream:
 
     def _open(self) -> None:
         self._client = wire.connect(self._invocation)
-        self.ask()
+        self._call()
+
+    @property
+    def is_heard(self) -> bool:
+        """The call was answered, if not to the end."""
+        return self._heard
 
     def ask(self) -> None:
-        """Make the call on the connection there is."""
+        """Make the call again, on the connection there is; where it is gone, another is looked for."""
+        try:
+            self._call()
+        except Unreachable:
+            self._lost()
+
+    def _call(self) -> None:
         self._heard = False
         self._patience = time.monotonic() + wire.ANSWER_TIME
         if self._client is not None:

@@ -1,7 +1,9 @@
 """The command line as a person meets it: words, output, exit status, on a terminal and off it."""
 
 import contextlib
+import errno
 import fcntl
+import json
 import os
 import re
 import select
@@ -11,15 +13,16 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TESTS, Daemon, own
 
-from vmessctl import app, notation
+from vmessctl import app, client, notation
 from vmessctl.cli import helptext, verbs
 from vmessctl.cli.grammar import parse
 from vmessctl.cli.verbs import BY_VERB, COMMANDS
@@ -907,6 +910,8 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
 class Answering:
     """A client whose daemon answers always the same."""
 
+    is_lost = False
+
     def __init__(self, answer: dict[str, Any] | VmessError) -> None:
         self.answer = answer
         self.calls: Calls = []
@@ -918,6 +923,9 @@ class Answering:
         if isinstance(self.answer, VmessError):
             raise self.answer
         return self.answer
+
+    def wait_longer(self, seconds: float) -> None:
+        assert seconds >= 0
 
     def close(self) -> None:
         self.closed += 1
@@ -1117,6 +1125,73 @@ def test_a_daemon_that_hangs_is_waited_for_so_long(daemon: Daemon, line: str) ->
     complaint, hint = result.stderr.splitlines()
     assert complaint.startswith("vmess: vmessd does not answer within ")
     assert "systemctl restart vmessd" in hint
+
+
+@contextlib.contextmanager
+def scripted(path: Path, answer: Callable[[dict[str, Any]], bytes]) -> Iterator[None]:
+    """Have something answer on a socket, one connection after the other, with what it is told to."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connected, _ = listener.accept()
+                with connected, contextlib.suppress(OSError):
+                    while data := connected.recv(65536):
+                        connected.sendall(answer(json.loads(data[:-1])["parameters"]) + b"\0")
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join(10)
+
+
+def test_an_answer_that_comes_too_late_is_not_taken_for_that_about_the_next_vm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "ANSWER_TIME", 0.3)
+
+    def answer(parameters: dict[str, Any]) -> bytes:
+        time.sleep(0.5 if parameters["vm"] == "a0" else 0)
+        return json.dumps({"parameters": {"path": f"/{parameters['vm']}"}}).encode()
+
+    with scripted(tmp_path / "socket", answer):
+        status = app.run(["--socket", str(tmp_path / "socket"), "a0", "b0", "make", "--json"])
+    said = capfd.readouterr()
+    assert (status, said.err.splitlines()[0]) == (6, "vmess: vmessd does not answer within 0.3 s")
+    assert [json.loads(line) for line in said.out.splitlines()] == [{"vm": "b0", "verb": "make", "path": "/b0"}]
+
+
+@pytest.mark.parametrize("said", [b"hello", b"[1]", b'{"parameters": 1}', b"\xff", b"{", b'"error"'])
+def test_what_is_no_vmessd_is_told_of_in_one_line(tmp_path: Path, said: bytes) -> None:
+    with scripted(tmp_path / "socket", lambda _: said):
+        done = vmessctl("list", env={"VMESS_SOCKET": str(tmp_path / "socket")})
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith("vmess: what answers on the control socket is no vmessd: it said '")
+
+
+def test_no_socket_to_be_had_is_not_said_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("_socket.socket", refuse)
+    with pytest.raises(Failed, match="no socket can be had: too many open files"):
+        client.Client(["/nonexistent"])
+
+
+def test_a_long_text_may_take_longer_than_other_answers(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.make(A)
+    daemon.done(A, "start")
+    monkeypatch.setattr(client, "ANSWER_TIME", 1.0)
+    for words in (["type", "x" * 30], ["sendkey", *["x"] * 30]):
+        assert app.run(["--socket", str(daemon.socket), A, *words]) == 0
 
 
 @pytest.mark.parametrize("line", ["list", "newvm status", "newvm start", "newvm stop"])

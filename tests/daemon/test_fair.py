@@ -14,14 +14,18 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import guests
 import pytest
 from conftest import SUPPORT, Daemon, wait_for
 from test_control import Wire, encode, nothing_unforeseen, rss
 
-from vmessd.api.budgets import OWN
+from vmessd.api.budgets import OWN, Account
+from vmessd.api.server import CLIENTS_MAX, Control
 from vmessd.core.contract import METHODS
 
 pytestmark = [
@@ -239,3 +243,29 @@ def test_c48_descriptors_on_their_way_to_who_is_hung_up_on_are_counted(tmp_path:
         wait_for(lambda: daemon.descriptors() <= before, 10, "descriptors given back")
     finally:
         daemon.close()
+
+
+class Busy:
+    """A client with a call under way."""
+
+    idle_since = None
+    gone = False
+
+    def __init__(self, account: Account, since: float, aborted: list[float]) -> None:
+        self.account = account
+        self.since = since
+        self.abort = partial(aborted.append, since)
+
+
+async def test_root_gets_in_where_each_of_many_uids_has_one_busy_client(tmp_path: Path) -> None:
+    nobody: Any = SimpleNamespace(check_unlocked=None)
+    control = Control(tmp_path / "socket", nobody, nobody)
+    gone: list[float] = []
+    for number in range(CLIENTS_MAX):
+        theirs = control._budget.account(100_000 + number)
+        theirs.clients += 1
+        client: Any = Busy(theirs, number, gone)
+        control._clients.add(client)
+    assert not control._has_room_for(control._budget.account(200_000)), "no more than each of the others"
+    assert control._has_room_for(control._budget.account(0))
+    assert len(gone) == 1

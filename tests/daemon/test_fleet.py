@@ -18,10 +18,12 @@ from conftest import FAKE, TESTS, Daemon, own, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmessctl import app
 from vmessctl.client import Client
+from vmessctl.commands import power
 from vmessctl.output import rendering
 from vmessd.core import systemd, timetable
-from vmessd.core.errors import InvalidValue, TimedOut, quoted
+from vmessd.core.errors import InvalidValue, TimedOut, Unreachable, quoted
 from vmessd.core.lifecycle import RUNG_TIME, State
 from vmessd.core.models import StopProgress
 from vmessd.core.settings import BY_FILE
@@ -587,3 +589,91 @@ def test_c72_ctrl_c_says_what_was_not_started(fake_daemon: Daemon) -> None:
         f"vmess: the start of {A} goes on; to see it: vmess {A} status",
         f"vmess: not started: {B}, {C}",
     ]
+
+
+# -- Many of them named by one line --
+
+MANY = 300
+"""More than a user may have connections."""
+
+
+def crowd(daemon: Daemon) -> list[str]:
+    """Make the directories of many VMs but the last, and return their names."""
+    vms = [f"v{''.join('abcdefghij'[int(digit)] for digit in f'{number:03}')}0" for number in range(MANY)]
+    for vm in vms[:-1]:
+        (daemon.root / vm).mkdir()
+    return vms
+
+
+@pytest.mark.parametrize("words", [["stop"], ["stop", "--no-wait"], ["stop", "force", "--timeout", "60"]])
+def test_more_vms_than_a_user_may_have_connections_are_stopped_by_one_line(
+    fake_daemon: Daemon, words: list[str]
+) -> None:
+    vms = crowd(fake_daemon)
+    fake_daemon.make_fake(vms[-1], "good")
+    fake_daemon.done(vms[-1], "start")
+    done = fake_daemon.vmess("--all", *words)
+    assert sorted(done.stderr.splitlines()) == [f"vmess: VM not running: {vm}" for vm in vms[:-1]]
+    assert done.stdout.startswith(f"{vms[-1]}: Stopping VM PID ")
+    assert done.returncode == 3
+    fake_daemon.wait_state(vms[-1], "stopped")
+
+
+def test_of_more_vms_than_are_followed_each_has_its_own_grace_from_the_start(
+    fake_daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(power, "FOLLOWED_MAX", 1)
+    for vm in (A, B, C):
+        fake_daemon.make_fake(vm, "ignore", STOP="2")
+    fake_daemon.make_fake(D, "good")
+    fake_daemon.done(A, B, C, D, "start")
+    began = time.monotonic()
+    status = app.run(["--socket", str(fake_daemon.socket), A, B, C, D, "stop"])
+    assert 2 <= time.monotonic() - began < 4, "and not one grace after the other"
+    assert status == 8
+    said = capfd.readouterr()
+    assert steps(sorted(said.out.splitlines()), "Stopping VM PID ") == [A, B, C, D]
+    assert steps(sorted(said.err.splitlines()), "had to use force") == [A, B, C]
+
+
+def test_of_more_stops_than_are_followed_ctrl_c_and_time_limits_name_each(
+    fake_daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(power, "FOLLOWED_MAX", 1)
+    for vm in (A, B, C):
+        fake_daemon.make_fake(vm, "ignore", STOP="60")
+    fake_daemon.done(A, B, C, "start")
+    line = ["--socket", str(fake_daemon.socket), A, B, C, "stop"]
+    assert app.run([*line, "--timeout", "0.5"]) == 6
+    said = capfd.readouterr().err.splitlines()
+    late = "is not off after 0.5 s (power button); the stop goes on"
+    assert sorted(line for line in said if "hint" not in line) == [f"vmess: VM {vm} {late}" for vm in (A, B, C)]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(power._Round, "follow", interrupt)
+    assert app.run(line) == 130
+    goes_on = [line for line in capfd.readouterr().err.splitlines() if "goes on" in line]
+    assert goes_on == [f"vmess: the stop of {vm} goes on; to see it: vmess {vm} status" for vm in (B, C)]
+    fake_daemon.done(A, B, C, "stop", "force")
+
+
+def test_a_daemon_that_hangs_up_on_everybody_is_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Turned:
+        """A client that is turned away as soon as it says something."""
+
+        def send(self, *_: object, **_more: object) -> None:
+            asked.append(time.monotonic())
+            assert len(asked) < 1000, "it would go on for ever"
+            raise Unreachable("vmessd hung up")
+
+    monkeypatch.setattr("vmessctl.commands.fleet.connect", lambda _invocation: Turned())
+    monkeypatch.setattr("vmessctl.commands.fleet.RETURN_TIME", 0.1)
+    monkeypatch.setattr("vmessctl.commands.fleet.TICK", 0.001)
+    monkeypatch.setattr(systemd, "is_heard", lambda: True)
+    with pytest.raises(Unreachable):
+        app.run(["boot"])
+    assert len(asked) > 1

@@ -101,3 +101,17 @@ def test_c66_a_daemon_s_streams_are_filled_before_anything_else_is_opened() -> N
     code = "import os, vmessd.__main__ as it; it.stdio.fill_gaps(); print(*sorted(os.listdir('/proc/self/fd')))"
     result = run((0, 2), "-c", code)
     assert result.stdout.split() == ["0", "1", "2", "3"]  # the last is the listing's own
+
+
+def test_characters_that_the_locale_has_no_code_for_are_escapes(daemon: Daemon) -> None:
+    daemon.make("newvm0")
+    daemon.done("newvm", "lock", "\u00e9\u2192")
+    environment = {**os.environ, "VMESS_SOCKET": str(daemon.socket), "PYTHONIOENCODING": "ascii"}
+    info = subprocess.run(
+        [sys.executable, "-m", "vmessctl", "newvm", "info"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "LOCK: \\xe9\\u2192" in info.stdout

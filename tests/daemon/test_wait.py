@@ -20,8 +20,12 @@ from test_control import Wire, answers, nothing_unforeseen
 from test_watch import is_waiting
 
 from vmessctl import app
-from vmessctl.commands import waiting
+from vmessctl.cli import grammar
+from vmessctl.commands import power, waiting
 from vmessctl.commands.waiting import Alarm, Says
+from vmessctl.stream import Stream
+from vmessd.api import budgets
+from vmessd.core.contract import Cost
 from vmessd.core.errors import InvalidValue, NotRunning
 
 A, B = own("g"), own("h")
@@ -458,3 +462,46 @@ def test_a_client_that_is_killed_while_it_waits_leaves_no_trace(daemon: Daemon) 
     daemon.done(A, "start")
     daemon.done(A, "stop", "force")
     nothing_unforeseen(daemon)
+
+
+# -- Many --
+
+
+def test_more_vms_than_can_be_asked_about_at_a_time_all_have_their_turn(daemon: Daemon) -> None:
+    vms = [f"v{''.join('abcdefghij'[int(digit)] for digit in f'{number:03}')}0" for number in range(300)]
+    for vm in vms:
+        (daemon.root / vm).mkdir()
+    daemon.make(A)
+    with wait(daemon, "--all", "wait", "stopped", "--timeout", "60") as waiter:
+        status, out, error = waiter.end(60)
+    assert (status, error, sorted(out.splitlines())) == (0, "", sorted(f"{vm}: stopped" for vm in (A, *vms)))
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    for words in (["running"], ["serial:R", "--since-start"]):
+        done = daemon.vmess(*vms[:100], A, "wait", *words, "--timeout", "4")
+        assert done.stdout.startswith(f"{A}: "), "although all before it have to be waited for"
+        assert "hung up" not in done.stderr
+        assert re.search(f"VM (not running: )?{vms[99]}", done.stderr)
+
+
+def test_as_many_are_asked_about_at_a_time_as_any_user_may() -> None:
+    assert budgets.MEMBER.places[Cost.endless] > waiting.TOGETHER
+    assert budgets.MEMBER.clients > 2 * power.FOLLOWED_MAX
+
+
+def test_a_question_that_is_put_to_a_daemon_that_is_gone_is_put_to_the_next(
+    daemon: Daemon, capfd: pytest.CaptureFixture[str]
+) -> None:
+    daemon.make(A)
+    line = grammar.parse(["--socket", str(daemon.socket), A, "addr"])
+    stream = Stream(line, "Addresses", lambda: {"vm": A}, more=False)
+    try:
+        daemon.stop(signal.SIGKILL)
+        stream.ask()
+        assert stream.fileno() is None
+        daemon.start()
+        assert stream.news(ready=False) == []
+        assert stream.fileno() is not None
+    finally:
+        stream.close()
+    assert "vmessd is back" in capfd.readouterr().err

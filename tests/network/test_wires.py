@@ -1457,3 +1457,12 @@ def test_c67_wires_and_their_file_stay_together_where_the_disk_fails(make_wired:
         }
     wired.done("newvm", "ifdel")  # which only removes a name
     assert (wired.noted("newvm0"), wired.wiring()) == (None, {"br0": None})
+
+
+def test_the_wires_of_a_locked_vm_stay_whatever_the_verb_is_about(wired: WiredDaemon) -> None:
+    wired.done("newvm", "make", "ifadd", "1", "bridge1", "lock", "for", "the", "demo")
+    for words in (["vlan", "bridge2", "newvm0e0"], ["delete", "newvm0e0"]):
+        assert "VM newvm0 is locked: for the demo" in refused(wired, 7, "net", *words)
+    assert wired.wiring() == {"bridge1": None, "newvm0e0": "bridge1"}
+    wired.done("newvm", "unlock")
+    wired.done("net", "delete", "newvm0e0")

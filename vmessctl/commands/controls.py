@@ -10,6 +10,7 @@ from vmessctl.cli import verbs
 from vmessctl.client import connect
 from vmessctl.output.terminal import agreed, emit, for_each, say, warn
 from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted
+from vmessd.core.settings import STROKE_TIME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
-def _plainly(invocation: Invocation, **parameters: object) -> int:
-    """Make the call of a verb that answers with nothing."""
+def _plainly(invocation: Invocation, longer: float = 0.0, **parameters: object) -> int:
+    """Make the call of a verb that answers with nothing, and may take some seconds longer than others."""
 
     def work(client: Client, vm: str) -> int:
+        client.wait_longer(longer)
         emit(invocation, client.call(invocation.command.method, vm=vm, **parameters), vm)
         return DONE
 
@@ -35,7 +37,7 @@ def _plainly(invocation: Invocation, **parameters: object) -> int:
 
 
 def _sendkey(invocation: Invocation) -> int:
-    return _plainly(invocation, keys=list(invocation.arguments))
+    return _plainly(invocation, len(invocation.arguments) * STROKE_TIME, keys=list(invocation.arguments))
 
 
 def _ctrl_alt_delete(invocation: Invocation) -> int:
@@ -43,7 +45,8 @@ def _ctrl_alt_delete(invocation: Invocation) -> int:
 
 
 def _type(invocation: Invocation) -> int:
-    return _plainly(invocation, text=_unescaped(invocation.arguments[0]))
+    text = _unescaped(invocation.arguments[0])
+    return _plainly(invocation, len(text) * STROKE_TIME, text=text)
 
 
 def _unescaped(text: str) -> str:

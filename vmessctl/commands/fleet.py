@@ -50,19 +50,18 @@ class _Fleet:
         """VMs that are on their way: the last that was heard, and since when its rung is climbed."""
         self._end: float | None = None
         """When all VMs are to be off, by the monotonic clock."""
+        self._patience: float | None = None
+        """When a daemon that is gone has to be back, and to answer."""
 
     def follow(self) -> int:
         """Follow the call to its end; ask again where the daemon was started anew meanwhile."""
-        patience = None
         while True:
             try:
-                client = connect(self._invocation)
-                patience = None
-                self._follow(client)
+                self._follow(connect(self._invocation))
             except Unreachable:
                 now = time.monotonic()
-                patience = patience or now + RETURN_TIME
-                if not systemd.is_heard() or now > patience:
+                self._patience = self._patience or now + RETURN_TIME
+                if not systemd.is_heard() or now > self._patience:
                     raise
                 self._going.clear()
                 time.sleep(TICK / 2)
@@ -80,7 +79,7 @@ class _Fleet:
             elif not heard and time.monotonic() > due:
                 raise silence()
             while client.pending():
-                heard = True
+                heard, self._patience = True, None
                 progress = client.receive()[0]["progress"]
                 emit(self._invocation, {"progress": progress})
                 if progress["done"]:

@@ -16,6 +16,7 @@ from vmessd.core.errors import (
     FORCED,
     INTERRUPTED,
     InvalidValue,
+    NotRunning,
     TimedOut,
     VmessError,
     printable,
@@ -25,84 +26,186 @@ from vmessd.core.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmessctl.client import Reply
+
+    _Show = Callable[["_Watch", Reply], int | None]
+
+
+FOLLOWED_MAX = 100
+"""VMs that are followed at a time, each over a connection of its own; a user may have some 200 in all."""
+
+
+FORCED_OFF = "forced"
+"""What the daemon calls the reason of an end by force."""
 
 
 class _Watch:
     """One VM's start or stop as it goes on."""
 
-    def __init__(self, invocation: Invocation, vm: str, parameters: dict[str, object]) -> None:
+    def __init__(self, invocation: Invocation, vm: str, begun: Reply | None = None) -> None:
+        """Connect for it; where it was `begun` before, that is how far it was then. Raises Unreachable."""
         self.vm = vm
         self.client = wire.connect(invocation)
-        self.progress: Reply | None = None
+        self.begun = self.progress = begun
         self.at = self.began = time.monotonic()
         self.status: int | None = None
         """Exit status once it is over."""
-        self.client.send(invocation.command.method, {"vm": vm, **parameters}, more=True)
-        self.due = time.monotonic() + wire.ANSWER_TIME
+        self._method = invocation.command.method
+        self._heard = self._force = False
+        self._due = self.began + wire.ANSWER_TIME
         """When the daemon has to have answered for the first time."""
 
-    def news(self, show: Callable[[_Watch, Reply], int | None]) -> None:
+    def ask(self, parameters: Mapping[str, object], show: _Show) -> None:
+        """Ask for it, or take it up again unless it is over meanwhile."""
+        self._force = bool(parameters.get("force"))
+        try:
+            if self.begun is not None:
+                status = self._call_status()
+                if status["pid"] != self.begun["pid"]:
+                    self._take(_last_step(self.begun, status, force=self._force), show)
+            if self.status is None:
+                self.client.send(self._method, {"vm": self.vm, **parameters}, more=True)
+        except VmessError as error:
+            self._fail(error)
+
+    def news(self, show: _Show) -> None:
         """Take in what has arrived."""
         try:
             self.client.fill()
             while self.status is None and self.client.pending():
-                reply, _ = self.client.receive()
-                status = show(self, reply["progress"])
-                self.progress, self.at = reply["progress"], time.monotonic()
-                self.status = status
+                self._take(self._next(), show)
         except VmessError as error:
-            moving.clear()
-            self.status = complain(error)
+            self._fail(error)
+
+    def _next(self) -> Reply:
+        try:
+            progress: Reply = self.client.receive()[0]["progress"]
+        except NotRunning:
+            if self.begun is None:
+                raise
+            return _last_step(self.begun, self._call_status(), force=self._force)
+        return progress
+
+    def _call_status(self) -> Reply:
+        status: Reply = self.client.call("Status", vm=self.vm)["status"]
+        return status
+
+    def _take(self, progress: Reply, show: _Show) -> None:
+        self.status = show(self, progress)
+        self.progress, self.at, self._heard = progress, time.monotonic(), True
         if self.status is not None:
             self.client.close()
 
+    def _fail(self, error: VmessError) -> None:
+        moving.clear()
+        self.status = complain(error)
+        self.client.close()
+
     def patience(self) -> float | None:
         """Return the seconds the daemon still has for its first answer; give it up when there are none."""
-        if self.progress is not None or self.status is not None:
+        if self._heard or self.status is not None:
             return None
-        left = self.due - time.monotonic()
+        left = self._due - time.monotonic()
         if left <= 0:
-            moving.clear()
-            self.status = complain(wire.silence())
-            self.client.close()
+            self._fail(wire.silence())
         return left
 
 
-def _follow(
-    watches: list[_Watch],
-    show: Callable[[_Watch, Reply], int | None],
-    enough: Callable[[], bool],
-    deadline: float | None = None,
-    more: Callable[[], None] = lambda: None,
-) -> list[_Watch]:
-    """Follow several VMs until all are over or it is enough; return those that are not over.
+def _last_step(begun: Reply, status: Reply, *, force: bool) -> Reply:
+    """Return the last step of a stop that came to its end while nobody listened."""
+    last = status["last_exit"]
+    forced = not force and last is not None and last["reason"] == FORCED_OFF
+    return {**begun, "done": True, "rung": None, "forced": forced, "text": last["text"] if last else None}
 
-    `more` is called whenever one may have come to its end, and adds those whose turn it is.
-    """
-    more()
-    while (pending := [watch for watch in watches if watch.status is None]) and not enough():
-        limits = [left for watch in pending if (left := watch.patience()) is not None]
-        if may_move():
-            limits.append(1.0)
-        if deadline is not None:
-            limits.append(deadline - time.monotonic())
-        if min(limits, default=1.0) <= 0:
-            if deadline is not None and time.monotonic() >= deadline:
+
+class _Round:
+    """VMs that are asked for the same, each as soon as there is room for it beside those that are followed."""
+
+    def __init__(
+        self, invocation: Invocation, parameters: Mapping[str, object], show: _Show, at_once: int
+    ) -> None:
+        self.waiting: list[str] = []
+        self.watches: list[_Watch] = []
+        self.begun: dict[str, Reply] = {}
+        """Those that go on although nobody follows them, and how far they were."""
+        self._asked: list[str] = []
+        self._invocation = invocation
+        self._parameters = parameters
+        self._show = show
+        self._at_once = at_once
+
+    def pending(self) -> list[_Watch]:
+        """Return those that are followed."""
+        return [watch for watch in self.watches if watch.status is None]
+
+    def status(self) -> int:
+        """Return the exit status of all."""
+        return worst([watch.status or DONE for watch in self.watches])
+
+    def begin(self, vms: Sequence[str], deadline: float | None = None) -> None:
+        """As :meth:`follow`, but no further than that it has begun."""
+        self._go_on(vms, deadline, self._put_aside)
+
+    def follow(self, vms: Sequence[str], deadline: float | None = None) -> None:
+        """Follow some more until all are over or the time is up. Raises Unreachable."""
+        self._go_on(vms, deadline, lambda: None)
+
+    def _go_on(self, vms: Sequence[str], deadline: float | None, heard: Callable[[], None]) -> None:
+        self.waiting += vms
+        self._ask()
+        while pending := self.pending():
+            limits = [left for watch in pending if (left := watch.patience()) is not None]
+            if may_move():
+                limits.append(1.0)
+            if deadline is not None:
+                limits.append(deadline - time.monotonic())
+            tick = min(limits, default=None)
+            if tick is None or tick > 0:
+                ready, _, _ = select.select([watch.client for watch in pending], [], [], tick)
+                for watch in pending:
+                    if watch.client in ready:
+                        watch.news(self._show)
+            elif deadline is not None and time.monotonic() >= deadline:
                 break
-            more()
-            continue
-        tick = min(limits, default=None)
-        ready, _, _ = select.select([watch.client for watch in pending], [], [], tick)
-        for watch in pending:
-            if watch.client in ready:
-                watch.news(show)
-        more()
-        moving.draw(*(_moving(watch) for watch in watches if watch.status is None))
-    moving.clear()
-    return [watch for watch in watches if watch.status is None]
+            heard()
+            self._ask()
+            moving.draw(*map(_moving, self.pending()))
+        moving.clear()
+
+    def _ask(self) -> None:
+        while self.waiting and len(self.pending()) < self._at_once:
+            vm = self.waiting.pop(0)
+            self._asked.append(vm)
+            watch = _Watch(self._invocation, vm, self.begun.get(vm))
+            self.watches.append(watch)
+            self.begun.pop(vm, None)
+            watch.ask(self._parameters, self._show)
+
+    def _put_aside(self) -> None:
+        for watch in self.pending():
+            if watch.progress is not None:
+                watch.client.close()
+                self.watches.remove(watch)
+                self.begun[watch.vm] = watch.progress
+
+    def close(self) -> None:
+        """Follow none of them any more."""
+        for watch in self.watches:
+            watch.client.close()
+
+    def leave(self, what: str, undone: str) -> int:
+        """Say after Ctrl-C what goes on without us, and what was not asked for."""
+        moving.leave()
+        over = {watch.vm for watch in self.watches if watch.status is not None}
+        # The last that was asked for may have no watch yet.
+        for vm in dict.fromkeys([*self.begun, *self._asked]):
+            if vm not in over:
+                warn(f"{PROGRAM}: the {what} of {vm} goes on; to see it: {PROGRAM} {vm} status")
+        if left := [vm for vm in self.waiting if vm not in self.begun]:
+            warn(f"{PROGRAM}: {undone}: {', '.join(left)}")
+        return INTERRUPTED
 
 
 def _moving(watch: _Watch) -> tuple[str, str]:
@@ -123,14 +226,6 @@ def start(invocation: Invocation) -> int:
     """Start VMs and follow them until they run; return the exit status."""
     live = is_live(invocation)
     at_once = settings.at_once(invocation.options.get(verbs.AT_ONCE.flag, str(settings.AT_ONCE_MAX)))
-    waiting = list(invocation.vms)
-    asked: list[str] = []
-    watches: list[_Watch] = []
-
-    def more() -> None:
-        while waiting and len([watch for watch in watches if watch.status is None]) < at_once:
-            asked.append(waiting.pop(0))
-            watches.append(_Watch(invocation, asked[-1], {}))
 
     def show(watch: _Watch, progress: Reply) -> int | None:
         emit(invocation, {"progress": progress}, watch.vm)
@@ -144,14 +239,14 @@ def start(invocation: Invocation) -> int:
             tell(_prefix(invocation, watch.vm) + text)
         return DONE if progress["done"] else None
 
+    vms = _Round(invocation, {}, show, at_once)
     try:
-        _follow(watches, show, lambda: False, more=more)
+        vms.follow(invocation.vms)
     except KeyboardInterrupt:
-        status = _leave(watches, "start", asked)
-        if waiting:
-            warn(f"{PROGRAM}: not started: {', '.join(waiting)}")
-        return status
-    return worst([watch.status or DONE for watch in watches])
+        return vms.leave("start", "not started")
+    finally:
+        vms.close()
+    return vms.status()
 
 
 def stop(invocation: Invocation) -> int:
@@ -164,9 +259,12 @@ def stop(invocation: Invocation) -> int:
     live = is_live(invocation) and not no_wait
 
     def show(watch: _Watch, progress: Reply) -> int | None:
+        before = watch.progress
+        if before and before is watch.begun and (before["rung"], False) == (progress["rung"], progress["done"]):
+            return None  # it was taken up again where it was
         emit(invocation, {"progress": progress}, watch.vm)
         moving.clear()
-        if progress["note"] and watch.progress is None:
+        if progress["note"] and before is None:
             say(printable(progress["note"]))
         if not live:
             _show_step(_prefix(invocation, watch.vm), watch, progress)
@@ -174,19 +272,20 @@ def stop(invocation: Invocation) -> int:
             tell(f"{watch.vm}: {printable(progress['text'] or 'VM not running')}")
         return _stop_status(watch, progress)
 
-    force = bool(invocation.arguments)
-    watches = [_Watch(invocation, vm, {"force": force}) for vm in invocation.vms]
-
-    def enough() -> bool:
-        return no_wait and all(watch.progress or watch.status is not None for watch in watches)
-
+    vms = _Round(invocation, {"force": bool(invocation.arguments)}, show, FOLLOWED_MAX)
     try:
-        pending = _follow(watches, show, enough, deadline)
+        # Of more than can be followed: nobody's grace is to begin when that of others has ended.
+        vms.begin(invocation.vms[0 if no_wait else FOLLOWED_MAX :], deadline)
+        if not no_wait:
+            vms.follow([*invocation.vms[:FOLLOWED_MAX], *vms.begun], deadline)
     except KeyboardInterrupt:
-        return _leave(watches, "stop")
-    for watch in pending:
-        watch.status = DONE if no_wait else complain(_overdue(watch, timeout))
-    return worst([watch.status or DONE for watch in watches])
+        return vms.leave("stop", "not stopped")
+    finally:
+        vms.close()
+    late = {watch.vm: watch.progress for watch in vms.pending()} | ({} if no_wait else vms.begun)
+    statuses = [complain(_overdue(vm, progress, timeout)) for vm, progress in late.items()]
+    statuses += [complain(_unasked(vm, timeout)) for vm in vms.waiting if vm not in vms.begun]
+    return worst([vms.status(), *statuses])
 
 
 def _show_step(prefix: str, watch: _Watch, progress: Reply) -> None:
@@ -200,17 +299,21 @@ def _show_step(prefix: str, watch: _Watch, progress: Reply) -> None:
 def _stop_status(watch: _Watch, progress: Reply) -> int | None:
     """Return the exit status at the end of a stop, None before."""
     if progress["done"] and progress["forced"]:
-        warn(f"{watch.vm}: had to use force: {progress['rung']}")
+        how = f": {progress['rung']}" if progress["rung"] else ""
+        warn(f"{watch.vm}: had to use force{how}")
         return FORCED
     return DONE if progress["done"] else None
 
 
-def _overdue(watch: _Watch, timeout: float | None) -> TimedOut:
-    rung = f" ({watch.progress['rung']})" if watch.progress else ""
+def _overdue(vm: str, progress: Reply | None, timeout: float | None) -> TimedOut:
+    rung = f" ({progress['rung']})" if progress else ""
     return TimedOut(
-        f"VM {watch.vm} is not off after {timeout:g} s{rung}; the stop goes on",
-        hint=f"{PROGRAM} {watch.vm} status",
+        f"VM {vm} is not off after {timeout:g} s{rung}; the stop goes on", hint=f"{PROGRAM} {vm} status"
     )
+
+
+def _unasked(vm: str, timeout: float | None) -> TimedOut:
+    return TimedOut(f"VM {vm} was not asked to stop within {timeout:g} s", hint=f"{PROGRAM} {vm} stop")
 
 
 def seconds(text: str | None, option: verbs.Option = verbs.TIMEOUT) -> float | None:
@@ -224,13 +327,3 @@ def seconds(text: str | None, option: verbs.Option = verbs.TIMEOUT) -> float | N
     if not 0 < value <= 1e9:
         raise InvalidValue(f"{option.flag} {quoted(text)} is not a number of seconds above 0")
     return value
-
-
-def _leave(watches: list[_Watch], what: str, asked: list[str] | tuple[()] = ()) -> int:
-    """Say that what was begun goes on without us; of what was `asked` for, the last may have no watch yet."""
-    moving.leave()
-    followed = {watch.vm for watch in watches}
-    going = [watch.vm for watch in watches if watch.status is None]
-    for vm in [*going, *(vm for vm in asked if vm not in followed)]:
-        warn(f"{PROGRAM}: the {what} of {vm} goes on; to see it: {PROGRAM} {vm} status")
-    return INTERRUPTED

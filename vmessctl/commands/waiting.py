@@ -44,6 +44,10 @@ LINE_LIMIT = 16 * 1024
 """Characters of a line that are looked at: its last ones."""
 ASK_EVERY = 0.5
 """Seconds between two questions about addresses: the host's tables tell nobody when they change."""
+TOGETHER = 40
+"""VMs that are asked about at a time, each over a connection of its own; a user may have 48 such calls."""
+ROUND = 0.25
+"""Seconds after which it is the turn of others, where there are more."""
 LINK_LOCAL_TIME = 3.0
 """Seconds in which a better address than a link-local one may turn up."""
 
@@ -234,10 +238,23 @@ class _Wait:
         self._began = time.monotonic()
         self._ask_at: float | None = None
         self._stream: Stream | None = None
-        try:
-            self._stream = Stream(invocation, condition.method, condition.parameters, more=condition.more)
-        except VmessError as error:
-            self.end(complain(error))
+
+    def begin(self) -> None:
+        """Ask about it, if that was not done yet."""
+        if self._stream is None:
+            call = self.condition
+            try:
+                self._stream = Stream(self._invocation, call.method, call.parameters, more=call.more)
+            except VmessError as error:
+                self.end(complain(error))
+
+    def rest(self) -> bool:
+        """Hang up, if there was an answer: others have their turn; tell whether it was done."""
+        if self._stream is None or not self._stream.is_heard:
+            return False
+        self._stream.close()
+        self._stream = self._ask_at = None
+        return True
 
     def end(self, status: int) -> None:
         """Wait no longer."""
@@ -297,9 +314,10 @@ def run(invocation: Invocation) -> int:
     alarm = Alarm(deadline)
     conditions = [_condition(invocation, vm, alarm) for vm in invocation.vms]
     waits = [_Wait(invocation, condition) for condition in conditions]
+    pending = list(waits)
     try:
-        while pending := [wait for wait in waits if wait.status is None]:
-            _turn(pending, deadline)
+        while pending:
+            pending = _go_round(pending, deadline)
     except _Late:
         moving.clear()
     except KeyboardInterrupt:
@@ -313,21 +331,36 @@ def run(invocation: Invocation) -> int:
     return worst([wait.status or DONE for wait in waits])
 
 
-def _turn(pending: list[_Wait], deadline: float | None) -> None:
-    """Wait for the next thing to happen and see to it; raises _Late when the time is up."""
-    limits = [limit for wait in pending if (limit := wait.limit()) is not None]
+def _go_round(pending: list[_Wait], deadline: float | None) -> list[_Wait]:
+    """Ask about as many VMs as can be at a time, until it is others' turn; return those that are not over."""
+    asked, others = pending[:TOGETHER], pending[TOGETHER:]
+    for wait in asked:
+        wait.begin()
+    end = time.monotonic() + ROUND if others else None
+    while (asked := [wait for wait in asked if wait.status is None]) and (
+        end is None or time.monotonic() < end
+    ):
+        _turn(asked, [*asked, *others], [moment for moment in (deadline, end) if moment is not None])
+        if deadline is not None and time.monotonic() >= deadline:
+            raise _Late
+    if not others:
+        return asked
+    rested = [wait for wait in asked if wait.rest()]
+    return [*(wait for wait in asked if wait not in rested), *others, *rested]
+
+
+def _turn(asked: list[_Wait], pending: list[_Wait], ends: list[float]) -> None:
+    """Wait for the next thing to happen, but not beyond a moment, and see to it."""
+    limits = [limit for wait in asked if (limit := wait.limit()) is not None]
     if sys.stderr.isatty():
         limits.append(1.0)
         moving.draw(*(wait.line() for wait in pending))
-    if deadline is not None:
-        limits.append(max(0.0, deadline - time.monotonic()))
-    fds = [fd for wait in pending if (fd := wait.fileno()) is not None]
+    limits += [max(0.0, end - time.monotonic()) for end in ends]
+    fds = [fd for wait in asked if (fd := wait.fileno()) is not None]
     ready, _, _ = select.select(fds, [], [], min(limits, default=None))
-    for wait in pending:
+    for wait in asked:
         fd = wait.fileno()
         wait.turn(ready=fd is not None and fd in ready)
-    if deadline is not None and time.monotonic() >= deadline:
-        raise _Late
 
 
 def _condition(invocation: Invocation, vm: str, alarm: Alarm) -> Condition:

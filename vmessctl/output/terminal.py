@@ -76,6 +76,9 @@ def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
     client = connect(invocation)
     statuses = []
     for vm in invocation.vms:
+        if client.is_lost:
+            client.close()
+            client = connect(invocation)
         try:
             statuses.append(work(client, vm))
         except VmessError as error:

@@ -58,25 +58,22 @@ class Limits(NamedTuple):
     """and then so many a second."""
 
 
-_MIB = 1 << 20
-MEMBER = Limits(
-    clients=240,
-    places={Cost.look: 8, Cost.change: 16, Cost.follow: 256, Cost.fleet: 2, Cost.endless: 48},
-    unsent=8 * _MIB,
-    descriptors=48,
-    share=0.5,
-    changes=500,
-    pace=10.0,
-)
-OWN = Limits(
-    clients=256,
-    places={Cost.look: 32, Cost.change: 64, Cost.follow: 512, Cost.fleet: 8, Cost.endless: 128},
-    unsent=32 * _MIB,
-    descriptors=96,
-    share=0.9,
-    changes=10_000,
-    pace=1000.0,
-)
+def _limits(times: int, *, clients: int, share: float, pace: float) -> Limits:
+    """Return what a member of the socket's group has, calls and bytes so many times."""
+    places = {Cost.look: 8, Cost.change: 16, Cost.fleet: 2, Cost.endless: 48}
+    return Limits(
+        clients=clients,
+        places={cost: times * number for cost, number in places.items()} | {Cost.follow: clients},
+        unsent=times * 8 * 1024 * 1024,
+        descriptors=48,
+        share=share,
+        changes=times * 500,
+        pace=pace,
+    )
+
+
+MEMBER = _limits(1, clients=240, share=0.5, pace=10.0)
+OWN = _limits(4, clients=256, share=0.9, pace=1000.0)
 """Of root and of the user the daemon runs as."""
 
 
@@ -103,6 +100,10 @@ class Share:
         self._round += seconds
         self._usual += (seconds - self._usual) / 16
         self._balance = max(-DEBT_MAX, self._balance - seconds)
+
+    def is_calm(self) -> bool:
+        """Tell whether nobody waits for a turn, and all is saved up that can be."""
+        return not self._waiting and self._earn() >= SAVINGS
 
     def _next_round(self) -> None:
         self._round = 0.0
@@ -180,6 +181,18 @@ def metered(work: Coroutine[Any, Any, _T], share: Share, *, waits: bool) -> Gene
         due = error is not None or not waits or share.is_due()
 
 
+def beside(share: Share, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """Begin what a call has done beside itself, on its user's account."""
+
+    async def run() -> _T:
+        result: _T = await metered(work, share, waits=True)
+        return result
+
+    task = asyncio.get_running_loop().create_task(run())
+    task.add_done_callback(lambda _: work.close())  # one that was cancelled before its first step
+    return task
+
+
 @dataclasses.dataclass(eq=False)
 class _Handed:
     """Descriptors that were sent to a client, or are about to be."""
@@ -231,6 +244,15 @@ class Account:
             self._handed.remove(handed)
             handed.socket.close()
         return sum(handed.count for handed in self._handed)
+
+    def is_calm(self) -> bool:
+        """Tell whether it is as a new one would be: nothing is under way, and all is given back."""
+        taken = self.clients or self._unsent or self.descriptors()
+        free = all(
+            not places.locked() and places._value == self.limits.places[cost]  # noqa: SLF001 -- it tells nobody
+            for cost, places in self._places.items()
+        )
+        return not taken and free and self._allowance() >= self.limits.changes and self.share.is_calm()
 
     def close(self) -> None:
         """Keep nothing of descriptors that are on their way any more."""
@@ -296,14 +318,18 @@ class Account:
 
     def _change(self, place: "Place") -> float:
         """Count a change, and return the seconds until it may be made; raises Failed if it is too long."""
-        now = time.monotonic()
-        earned = self._changes + (now - self._counted_at) * self.limits.pace
-        self._changes, self._counted_at = min(float(self.limits.changes), earned), now
-        wait = max(0.0, (1 - self._changes) / self.limits.pace)
+        wait = max(0.0, (1 - self._allowance()) / self.limits.pace)
         if wait > PATIENCE:
             raise self._refusal(place)
         self._changes -= 1
         return wait
+
+    def _allowance(self) -> float:
+        """Return how many changes may be made in one go by now."""
+        now = time.monotonic()
+        earned = self._changes + (now - self._counted_at) * self.limits.pace
+        self._changes, self._counted_at = min(float(self.limits.changes), earned), now
+        return self._changes
 
     def _refusal(self, place: "Place") -> Failed:
         number = self.limits.places[place.method.cost]
@@ -374,6 +400,8 @@ class Budget:
             account.close()
 
     def tidy(self) -> None:
-        """Let go of what is kept of descriptors that have arrived meanwhile."""
-        for account in self._accounts.values():
-            account.descriptors()
+        """Let go of what is kept of descriptors that have arrived meanwhile, and of users who are gone.
+
+        A user may have as many uids as subuid(5) gives them, and an account would be kept for each.
+        """
+        self._accounts = {uid: account for uid, account in self._accounts.items() if not account.is_calm()}

@@ -25,7 +25,7 @@ from vmessd.network.neighbours import VMAddress
 from vmessd.storage import blocking, logs
 from vmessd.supervisor import serial_feed
 from vmessd.supervisor.fleet import Fleet
-from vmessd.supervisor.inspection import Aspect, VMView, views
+from vmessd.supervisor.inspection import Aspect, Begin, VMView, views
 from vmessd.supervisor.registry import Supervisor
 from vmessd.supervisor.sampler import Sample
 from vmessd.supervisor.serial_feed import SerialPiece
@@ -74,12 +74,20 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
 
     errors = tuple(wire_errors.REPLIES.values())
 
-    def __init__(self, supervisor: Supervisor, fleet: Fleet, peer: Peer, hang_up: Callable[[], None]) -> None:
-        """Serve a peer; `hang_up` ends the connection."""
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        fleet: Fleet,
+        peer: Peer,
+        hang_up: Callable[[], None],
+        begin: Begin = asyncio.create_task,
+    ) -> None:
+        """Serve a peer; `hang_up` ends the connection, `begin` has work done beside a call."""
         self._supervisor = supervisor
         self._fleet = fleet
         self._peer = peer
         self._hang_up = hang_up
+        self._begin = begin
 
     def _tell(self, kind: Kind, vm: str, text: str) -> None:
         """Tell those who watch of a change that was made for this client."""
@@ -111,7 +119,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         if not wanted:
             raise refusals.no_vms()
         left = len(wanted)
-        async for view in views(self._supervisor, wanted, aspect):
+        async for view in views(self._supervisor, wanted, aspect, self._begin):
             left -= 1
             if not left:
                 raise LastResult(view)

@@ -22,7 +22,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from vmessd import __version__
 from vmessd.api.audit import Audit, Peer
-from vmessd.api.budgets import Account, Budget
+from vmessd.api.budgets import OWN, Account, Budget, beside
 from vmessd.api.connection import Connection, Gate, Hangups
 from vmessd.api.interface import VmessInterface
 from vmessd.core.errors import INTERFACE, Locked, failing, printable, reason
@@ -224,7 +224,7 @@ class Control:
             account.share.turn().add_done_callback(functools.partial(self._arrive, account))
 
     def _arrive(self, account: Account, _turn: asyncio.Future[None]) -> None:
-        if waiting := self._arriving[account]:
+        if waiting := self._arriving.get(account):
             self._let_in(*waiting.popleft(), account)
 
     def _let_in(self, connected: socket.socket, peer: Peer, account: Account) -> None:
@@ -281,7 +281,8 @@ class Control:
     def _interfaces(self, client: Connection, peer: Peer) -> VarlinkInterfaceRegistry:
         """Return what a client may call."""
         registry = VarlinkInterfaceRegistry()
-        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, client.abort))
+        begin = functools.partial(beside, client.account.share)
+        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, client.abort, begin))
         registry.register_interface(
             VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
         )
@@ -303,9 +304,13 @@ class Control:
         return True
 
     def _share(self, account: Account) -> bool:
-        """Hang up on the oldest client of whoever has most, if a user has fewer; tell whether it was done."""
+        """Hang up on the oldest client of whoever has most, if a user has fewer; tell whether it was done.
+
+        Root gets in also where all have few: a member may have many uids, subuid(5).
+        """
         greedy = max((client.account for client in self._clients), key=lambda theirs: theirs.clients)
-        if greedy.clients <= account.clients + 1:
+        goes_first = account.limits is OWN and greedy.limits is not OWN
+        if greedy.clients <= account.clients + 1 and not goes_first:
             return False
         theirs = [client for client in self._clients if client.account is greedy]
         counts = f"uid {greedy.uid} has {greedy.clients} of {CLIENTS_MAX} clients"
@@ -325,6 +330,7 @@ class Control:
         self._later(IDLE_LIMIT / 4, self._hang_up_idle)
 
     def _tidy(self) -> None:
+        self._arriving = {account: waiting for account, waiting in self._arriving.items() if waiting}
         self._budget.tidy()
         self._later(TIDY_EVERY, self._tidy)
 

@@ -106,7 +106,7 @@ METHODS: Mapping[str, Method] = {
     # Wires
     "Nics": _look("vm"),
     "Addresses": _look("vm"),
-    "SetNics": _vm(),
+    "SetNics": _vm(Effect.ends),
     "Connect": _vm(),
     "Cable": _vm(),
     "Mac": _vm(),

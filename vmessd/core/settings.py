@@ -27,6 +27,9 @@ ORDER_MAX = 99
 DELAY_MAX = 3600
 REMARK_MAX = 200
 RESTARTS = ("no", "on-crash", "always")
+STROKE_TIME = 0.06
+"""Seconds from one stroke of a guest's key to the next: QEMU's keyboards queue 16 bytes, and firmware empties
+them in some milliseconds."""
 AT_ONCE_MAX = 64  # threads that vmessd has for the files of VMs: more starts would wait for each other there
 
 

@@ -1,5 +1,6 @@
 """Standard streams: those that whoever started this program left closed, and one that takes nothing."""
 
+import io
 import os
 import sys
 
@@ -23,6 +24,12 @@ def fill_gaps() -> None:
         if getattr(sys, name) is None:
             stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 -- open to the end
             setattr(sys, name, stream)
+
+
+def say_all() -> None:
+    """Have characters that standard output has no code for, by the locale, written as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def give_up(number: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from vmessd.core import refusals
 from vmessd.core.errors import Failed, failing
 from vmessd.core.lifecycle import State
+from vmessd.core.settings import STROKE_TIME
 from vmessd.devices import keyboard
 from vmessd.qemu.monitor import CommandRefused, counter
 from vmessd.vm.instance import ASLEEP
@@ -19,8 +20,8 @@ from vmessd.vm.machine import Machine
 
 WORDS = 300
 """Characters of what QEMU says that are passed on."""
-HOLD = 0.03
-"""Seconds a key is down; QEMU's keyboards queue 16 bytes, and firmware empties them in some milliseconds."""
+HOLD = STROKE_TIME / 2
+"""Seconds a key is down."""
 WAKE_TIME = 5.0
 """Seconds that QEMU may take to wake or reset a guest, once it has said that it will."""
 WAKE_LOOKS = 250
@@ -128,7 +129,7 @@ class Hands:
         for stroke in strokes:
             pressed = [{"type": "qcode", "data": key} for key in stroke]
             await self._execute("send-key", {"keys": pressed, "hold-time": int(HOLD * 1000)})
-            await asyncio.sleep(2 * HOLD)  # QEMU drops what does not fit into its queue
+            await asyncio.sleep(STROKE_TIME)  # QEMU drops what does not fit into its queue
 
     async def _execute(
         self,

@@ -7,8 +7,8 @@ import asyncio
 import collections
 import dataclasses
 import enum
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Self
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol, Self
 
 from vmessd.core.errors import Failed, VmessError, quoted, reason
 from vmessd.core.models import VMInfo, VMNic, VMStatus
@@ -59,13 +59,22 @@ class VMView:
     why: Explanation | None = None
 
 
-async def views(supervisor: Supervisor, vms: Sequence[str], aspect: Aspect) -> AsyncIterator[VMView]:
-    """Yield a view of each VM, in this order."""
+class Begin(Protocol):
+    """What begins work that goes on beside, such as asyncio.create_task."""
+
+    def __call__(self, work: Coroutine[Any, Any, VMView], /) -> asyncio.Task[VMView]:
+        """Return the task."""
+
+
+async def views(
+    supervisor: Supervisor, vms: Sequence[str], aspect: Aspect, begin: Begin
+) -> AsyncIterator[VMView]:
+    """Yield a view of each VM, in this order; `begin` has them made, some at a time."""
     ask = await _asker(supervisor, vms, aspect)
     ahead: collections.deque[asyncio.Task[VMView]] = collections.deque()
     try:
         for vm in vms:
-            ahead.append(asyncio.create_task(_view(vm, aspect, ask)))
+            ahead.append(begin(_view(vm, aspect, ask)))
             if len(ahead) == TOGETHER:
                 yield await ahead.popleft()
         while ahead:

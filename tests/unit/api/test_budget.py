@@ -95,6 +95,16 @@ async def test_what_a_metered_call_returns_and_raises_is_its_own() -> None:
         await metered_task(fails(), share)
 
 
+async def test_what_a_call_has_done_beside_itself_is_on_its_users_account() -> None:
+    share = Share(0.5, set())
+    assert await budgets.beside(share, busy(10)) == 10
+    assert share._balance < budgets.SAVINGS - 8 * SLICE * 0.5
+    given_up = budgets.beside(share, busy(1))
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+
+
 async def test_c47_more_calls_than_there_are_places_wait_and_are_refused_in_time(
     monkeypatch: pytest.MonkeyPatch, pair: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -179,6 +189,27 @@ async def test_changes_come_at_a_bounded_pace(pair: tuple[socket.socket, socket.
         async with theirs.place(METHODS["Lock"], pair[0]):
             pass
     assert time.monotonic() - began > 3.5 / 20
+
+
+async def test_an_account_is_kept_for_as_long_as_it_is_not_as_a_new_one(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    accounts = budgets.Budget(frozenset({0}))
+    theirs = [accounts.account(uid) for uid in range(1000, 3000)]
+    theirs[0].clients += 1
+    theirs[1].queued(1)
+    theirs[2].share.charge(10)
+    async with theirs[3].place(METHODS["List"], pair[0]):
+        async with theirs[4].place(METHODS["Lock"], pair[0]):
+            pass
+        accounts.tidy()
+    assert accounts._accounts == {account.uid: account for account in theirs[:5]}
+    assert accounts.account(1001) is theirs[1]
+    theirs[0].clients -= 1
+    theirs[1].taken(1)
+    await asyncio.sleep(1.1 * (budgets.SAVINGS + budgets.DEBT_MAX) / MEMBER.share)
+    accounts.tidy()
+    assert accounts._accounts == {}
 
 
 # -- Who changed what --
