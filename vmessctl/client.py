@@ -107,7 +107,10 @@ class Client:
         except (ValueError, AttributeError, TypeError):
             self.is_lost = True
             said = quoted(message.decode(errors="replace"))
-            raise Failed(f"what answers on the control socket is no vmessd: it said {said}") from None
+            raise Failed(
+                f"the program that listens on the control socket is not vmessd: it said {said}",
+                hint="name vmessd's socket with --socket or in VMESS_SOCKET",
+            ) from None
         if error is not None:
             raise told(str(error), parameters)
         return parameters, bool(reply.get("continues"))
