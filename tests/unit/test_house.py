@@ -24,7 +24,7 @@ VMESSD = """
     netlink tap access network segments addresses
     keys stats oom timetable report events threads duplicates refusals host seriallog launch adoption search
     session space restart run inbox journal custody mending machine
-    hands hotplug cables wires sampler upkeep vnc logs console supervisor fleet
+    hands hotplug cables wires sampler remains upkeep vnc logs console supervisor fleet
     serialfeed why views faults audit interface budget connection control
     config notify log memory powerdown daemon __main__
 """.split()  # noqa: SIM905 -- a line for each floor
