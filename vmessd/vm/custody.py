@@ -142,6 +142,7 @@ class Custody(abc.ABC):
     def _adopt(self, launched: Launched) -> Run:
         """Take a process under watch."""
         self._search.cancel()
+        self._wait_no_longer()
         connect = functools.partial(launched.connect, self.directory, vmdir.QMP_SOCKET)
         session = Session(
             connect=lambda: self.files.aside(connect),
@@ -151,7 +152,7 @@ class Custody(abc.ABC):
         )
         run = Run(self.vm, launched, session)
         attempt = self._no_attempt()
-        run.asked = attempt.asked if attempt is not None else None
+        run.off = attempt.off if attempt is not None else None
         self._run = run
         launched.process.watch(lambda: self._ended(run))
         if launched.problem is not None:

@@ -21,7 +21,7 @@ from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher, restart
 from vmessd.vm.environment import Host
-from vmessd.vm.instance import Attempt, Run, Stop, grace_of, logged, policy_of, stopped
+from vmessd.vm.instance import Attempt, CalledOff, Run, Stop, grace_of, logged, policy_of, stopped
 from vmessd.vm.mailbox import Happening, Job, dismiss, tell
 from vmessd.vm.mending import Mending
 
@@ -243,7 +243,10 @@ class Machine(Mending):
     async def _spawn(self, message: Happening) -> None:
         self._starters.append(message.asker())
         pending = self._wait_no_longer()
-        self._tries = pending.attempt if pending and message.event is Event.again else 0
+        if pending is not None and message.event is Event.again:
+            self._tries = pending.attempt
+        elif message.request is not None:  # else it is the same start once more
+            self._tries = 0
         self._attempt = Attempt(self.vm, self._inbox.happen)
         self._attempt.begin(self.directory, self._host, self._tries, self.files)
 
@@ -286,13 +289,17 @@ class Machine(Mending):
     # -- Actions: stop --
 
     async def _begin_ladder(self, message: Happening) -> None:
+        request = message.asker()
+        await self._begin_stop(message, await self._gentle(request.uid, request.within))
+
+    async def _gentle(self, uid: int | None, within: float | None = None) -> Stop:
+        """Return a stop that begins with the power button, if anybody is there to notice it."""
         grace, note = await grace_of(self.home, self.files)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
-        if (within := message.asker().within) is not None:
+        if within is not None:
             grace = min(grace, within)
-        stop = Stop(ladder(grace), grace, message.asker().uid, gentle=True, note=note)
-        await self._begin_stop(message, stop)
+        return Stop(ladder(grace), grace, uid, gentle=True, note=note)
 
     async def _begin_force(self, message: Happening) -> None:
         await self._begin_stop(message, Stop(by_force(), 0.0, message.asker().uid, gentle=False))
@@ -301,7 +308,7 @@ class Machine(Mending):
         self._stoppers.append(message.asker())
         dismiss(self._starters, refusals.called_off(self.vm))
         if self._attempt is not None:
-            self._attempt.call_off(message.asker().uid)
+            self._attempt.call_off(CalledOff(message.asker().uid, gentle=message.event is Event.stop))
         if self._run is not None:
             await self._stop(self._run, stop)
 
@@ -311,9 +318,17 @@ class Machine(Mending):
             run.note_stop(self.home, self.files)
         await self._climb(Happening(Event.rung))
 
-    async def _cut_off(self, _message: Happening) -> None:
-        if self._run is not None:
-            await self._stop(self._run, Stop(by_force(), 0.0, self._run.asked, gentle=False))
+    async def _cut_off(self, message: Happening) -> None:
+        """End what came of a start that had been called off: by force, unless its guest was there before."""
+        run = self._run
+        if run is None:
+            return
+        uid, gentle = run.off or CalledOff(None, gentle=False)
+        if gentle and message.event is Event.found:
+            await self._converse(message)
+            await self._stop(run, await self._gentle(uid))
+        else:
+            await self._stop(run, Stop(by_force(), 0.0, uid, gentle=False))
 
     async def _climb(self, _message: Happening) -> None:
         run = self._run
@@ -351,7 +366,7 @@ class Machine(Mending):
             self._attempt.hurry()
         if self._run is not None and self._run.stop is not None:
             tell([request], self._run.stop.progress(self._run.pid))
-            if not self._run.stop.goes_on():
+            if self._run.stop.is_spent():
                 await self._undying(self._run)
 
     # -- Actions: the end --
@@ -372,7 +387,7 @@ class Machine(Mending):
                 user = self._host.account.name if self._host.account.entry else None
                 accel = run.launched.record.accel
                 error = run.error or refusals.not_started(self.vm, self.last_exit.text, user, accel)
-            elif self._tries and self.last_exit is not None:
+            elif self.last_exit is not None and (self._tries or (self._stoppers and self.last_exit.again)):
                 policy = "no" if self._stoppers else await policy_of(self.directory, self.files)
                 await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
         finally:
@@ -386,7 +401,7 @@ class Machine(Mending):
                 dismiss(self._starters, error)
             dismiss(self._stoppers, stopped(run, self.last_exit))
         if once_more:
-            self._inbox.happen(Event.start)
+            await self._react(Happening(Event.start))  # at once, so that no stop finds it stopped
         else:
             await self._rest_if_wanted()
         self._journal.state(self.state, message)
