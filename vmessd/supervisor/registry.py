@@ -121,8 +121,9 @@ class Supervisor:
         Raises:
             Locked: another daemon has the root.
             Failed: it cannot be made or read.
+            TimedOut: it does not answer.
         """
-        self._lock = self._take_root()
+        self._lock = await self._files.do(self._take_root)
         try:
             await self._files.do(self._remains.find)
             await self._remains.take_up(FIND_TIME)
