@@ -111,6 +111,8 @@ class Supervisor:
         self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
         """What is done to the root itself."""
         self._remains = Remains(root, host.network)
+        self._removing: set[str] = set()
+        """VMs that are on their way out; their files may take some time to go."""
         self._processes = Lane("the processes of this host")
         self._remarks: dict[str, str | None] = {}
         """What the LOCK files said when they were read last."""
@@ -220,15 +222,22 @@ class Supervisor:
             if machine is None:
                 await self._files.aside(directory.check)
                 machine = self._machines.get(vm) or self._add(vm)
-            elif not _counts(machine) and not await self._is_there(directory):
-                if self._machines.get(vm) is machine and not _counts(machine):
-                    await self._drop(machine)
-                    self.events.publish(Kind.removed, vm, "its directory is gone")
+            elif await self._forgets(machine):
                 continue
             machine.mind_directory()
             await machine.settled.wait()
             if self._machines.get(vm) is machine:
                 return machine
+
+    async def _forgets(self, machine: Machine) -> bool:
+        """Let go of a VM whose directory somebody removed; tell whether it has none."""
+        if _counts(machine) or await self._is_there(machine.directory):
+            return False
+        if self._machines.get(machine.vm) is machine and not _counts(machine):
+            await self._drop(machine)
+            if machine.vm not in self._removing:  # else whoever removes it tells
+                self.events.publish(Kind.removed, machine.vm, "its directory is gone")
+        return True
 
     async def _is_there(self, directory: VMDirectory) -> bool:
         """Tell whether a VM that was met before still has its directory, as far as can be told."""
@@ -260,12 +269,15 @@ class Supervisor:
     async def everyone(self) -> list[Machine]:
         """Return all VMs in the root, and those whose directory is gone while their QEMU runs, by name."""
         try:
-            there = await self._listing()
+            there = set(await self._listing())
         except TimedOut as error:
             if not self._machines:
                 raise
             log.warning("%s; the VMs that are known are told of", error.message)
             return self.known()
+        stays = {*there, *self._removing}
+        for machine in [one for vm, one in self._machines.items() if vm not in stays]:
+            await self._forgets(machine)
         running = [vm for vm, machine in self._machines.items() if _counts(machine)]
         found = []
         async for vm in _unhurried(sorted({*there, *running})):
@@ -444,9 +456,13 @@ class Supervisor:
         """
         machine = await self.machine(name)
         remove = functools.partial(self._remove, machine.directory)
-        note = await machine.change(remove, stopped=True, patience=remains.PATIENCE)
-        if not await self._is_there(machine.directory):
-            await self._drop(machine)
+        self._removing.add(machine.vm)
+        try:
+            note = await machine.change(remove, stopped=True, patience=remains.PATIENCE)
+            if not await self._is_there(machine.directory):
+                await self._drop(machine)
+        finally:
+            self._removing.discard(machine.vm)
         return note
 
     def _remove(self, directory: VMDirectory) -> str | None:

@@ -236,7 +236,7 @@ class Machine(Mending):
             self._run.launched.process.close()
         self._wait_no_longer()
         await self.files.idle(END_TIME)
-        tell([*self._inbox.leftovers(), *self._starters, *self._stoppers], refusals.going_away())
+        self._tell_all(refusals.going_away())
 
     # -- Actions: start --
 
