@@ -32,7 +32,7 @@ from vmessd.network.links import Network
 from vmessd.network.policy import Access
 from vmessd.qemu import credentials, process
 from vmessd.qemu.credentials import Account
-from vmessd.storage import vmdir
+from vmessd.storage import blocking, vmdir
 from vmessd.supervisor.fleet import Fleet
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm.environment import Host
@@ -60,12 +60,13 @@ def run(config: Config) -> int:
 
 async def _power_down(config: Config) -> int:
     seen = process.seen_with(PID_FILE)
-    runs_as = _account(config, seen)
+    root = await _looked_at(config.vmdir)
+    runs_as = _account(config, seen, root)
     host = Host(config.qemu, config.accel, runs_as, shutdown_time=config.shutdown_time)
     host.network = Network(Access(runs_as.uid))
-    others = _other_roots(config.vmdir, runs_as, seen) if config.elsewhere else []
+    others = await _other_roots(root, runs_as, seen) if config.elsewhere else []
     sockets = [config.socket, *([Path(SERVICE_SOCKET)] if config.elsewhere else [])]
-    roots = [_Root(root, host, list(dict.fromkeys(sockets))) for root in (config.vmdir, *others)]
+    roots = [_Root(path, host, list(dict.fromkeys(sockets))) for path in (config.vmdir, *others)]
     beat = asyncio.create_task(_say_what_is_waited_for(roots))
     try:
         return worst(list(await asyncio.gather(*(root.down() for root in roots))))
@@ -109,11 +110,10 @@ class _Root:
         patience = self._loop.time() + PATIENCE
         while True:
             try:
-                self._path.stat()  # it would be made
+                if not await blocking.call(_is_there, self._path):  # it would be made
+                    log.info("there is no VM root %s, and nothing to power down", printable(str(self._path)))
+                    return DONE
                 await self._once()
-            except FileNotFoundError:
-                log.info("there is no VM root %s, and nothing to power down", printable(str(self._path)))
-                return DONE
             except Locked as error:  # a daemon that is just being started, or hangs
                 if self._loop.time() > patience:
                     return self._failed(error)
@@ -206,7 +206,31 @@ async def _connected(path: Path) -> socket.socket:
     return connected
 
 
-def _account(config: Config, seen: Sequence[process.Sight]) -> Account:
+def _is_there(path: Path) -> bool:
+    """Tell whether there is a VM root; raises what else keeps it from being looked at."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+async def _looked_at(path: Path) -> os.stat_result | None:
+    """Return what is at a path; None where nothing is, or nothing that answers."""
+
+    def look() -> os.stat_result | None:
+        with contextlib.suppress(OSError, ValueError):
+            return path.stat()
+        return None
+
+    try:
+        return await blocking.Lane(f"VM root {printable(str(path))}").aside(look, blocking.LOOK)
+    except VmessError as error:
+        log.warning("%s", error.message)
+        return None
+
+
+def _account(config: Config, seen: Sequence[process.Sight], root: os.stat_result | None) -> Account:
     """Return who QEMU runs as: by the settings, else the service's user, else by the processes of the root."""
     if config.qemu_user is None:
         return credentials.own()
@@ -217,28 +241,31 @@ def _account(config: Config, seen: Sequence[process.Sight]) -> Account:
         except InvalidValue as error:
             log.warning("%s; it is passed over", error.message)
     # Without a name there is still the group, which nobody else has, and by which images are shared.
-    with contextlib.suppress(OSError):
-        group = config.vmdir.stat().st_gid
-        for one in seen:
-            if one.uid and one.gid == group and Path(one.value).is_relative_to(config.vmdir):
-                return Account(str(one.uid), one.uid, one.gid)
+    for one in seen:
+        in_group = root is not None and one.gid == root.st_gid
+        if one.uid and in_group and Path(one.value).is_relative_to(config.vmdir):
+            return Account(str(one.uid), one.uid, one.gid)
     return credentials.own()
 
 
-def _other_roots(known: Path, runs_as: Account, seen: Sequence[process.Sight]) -> list[Path]:
+async def _other_roots(
+    known: os.stat_result | None, runs_as: Account, seen: Sequence[process.Sight]
+) -> list[Path]:
     """Return where else there are VMs of the user QEMU runs as: a setting may have changed since they began.
 
     What a QEMU says of itself is believed where it leads to a directory that is ours or root's.
     """
+    places = [Path(one.value) for one in seen if one.uid == runs_as.uid]
+    homes = [
+        place.parent for place in places if place.name == vmdir.PID_FILE and names.is_full(place.parent.name)
+    ]
+    roots = list(dict.fromkeys(home.parent for home in homes if home.is_absolute()))
+    met = {(known.st_dev, known.st_ino)} if known is not None else set()
     found: list[Path] = []
-    for one in seen:
-        place = Path(one.value)
-        if one.uid != runs_as.uid or place.name != vmdir.PID_FILE or not names.is_full(place.parent.name):
+    for root, status in zip(roots, await asyncio.gather(*map(_looked_at, roots)), strict=True):
+        if status is None or status.st_uid not in (os.geteuid(), 0) or (status.st_dev, status.st_ino) in met:
             continue
-        root = place.parent.parent
-        with contextlib.suppress(OSError, ValueError):
-            ours = root.is_absolute() and root.stat().st_uid in (os.geteuid(), 0)
-            if ours and not any(other.exists() and root.samefile(other) for other in (known, *found)):
-                log.warning("VMs run in %s, too, and are powered down as well", printable(str(root)))
-                found.append(root)
+        log.warning("VMs run in %s, too, and are powered down as well", printable(str(root)))
+        met.add((status.st_dev, status.st_ino))
+        found.append(root)
     return found

@@ -20,7 +20,7 @@ from vmessd.core.errors import Failed, Locked, VmessError
 from vmessd.core.lifecycle import OFF, Action, State
 from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import adoption, instance, launcher, machine
+from vmessd.vm import adoption, instance, launcher, mending
 from vmessd.vm.launcher import Launched
 from vmessd.vm.machine import Machine
 from vmessd.vm.mailbox import Happening
@@ -81,7 +81,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
             self._actions[fault.action] = fault.around(handler, after=self.vm.startswith("z"))
 
     monkeypatch.setattr(Machine, "__init__", beginning)
-    monkeypatch.setattr(machine, "MEND_PAUSE", 0.2)
+    monkeypatch.setattr(mending, "MEND_PAUSE", 0.2)
     monkeypatch.setattr(settings, "GRACE_DEFAULT", 1)
     return found
 
@@ -346,7 +346,7 @@ def vm_of(thing: Any) -> str | None:
 async def test_whatever_is_called_fails_each_time_a_life_of_it_ends_well(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(machine, "MEND_PAUSE", 0.2)
+    monkeypatch.setattr(mending, "MEND_PAUSE", 0.2)
     monkeypatch.setattr(settings, "GRACE_DEFAULT", 1)
     armed: dict[str, set[str]] = {}
     for owner, name in INNER:

@@ -1,12 +1,16 @@
 """`vmessd --shutdown`: all VMs are powered down, whatever is wrong with the settings, daemon or none."""
 
+import asyncio
 import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TESTS, Daemon, own
@@ -16,6 +20,8 @@ from vmessd.config import read
 from vmessd.core.errors import InvalidValue
 from vmessd.qemu import credentials
 from vmessd.qemu.process import Sight
+from vmessd.storage import blocking
+from vmessd.vm.environment import Host
 
 A, B = own("p"), own("q")
 
@@ -198,10 +204,40 @@ def test_a_root_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert said.rstrip().endswith(f"there is no VM root {tmp_path}/vms, and nothing to power down")
 
 
+async def test_a_root_that_does_not_answer_holds_no_other_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, stat = threading.Event(), os.stat
+    hung = tmp_path / "hung"
+    hung.mkdir()
+
+    def hanging(path: Any, *words: Any, **options: Any) -> os.stat_result:
+        if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(str(hung)):
+            answers.wait(5)
+        return stat(path, *words, **options)
+
+    monkeypatch.setattr(blocking, "LOOK", 0.2)
+    monkeypatch.setattr(os, "stat", hanging)
+    host = Host(qemu="none", accel="tcg")
+    try:
+        began = time.monotonic()
+        slow = asyncio.create_task(powerdown._Root(hung, host, []).down())
+        await asyncio.sleep(0)
+        assert await powerdown._Root(tmp_path / "nowhere", host, []).down() == 0
+        sights = [Sight(f"{root}/alpha0/qemu.pid", 4711, 1) for root in (hung, tmp_path)]
+        runs_as = credentials.Account("q", 4711, 4711)
+        assert await powerdown._other_roots(None, runs_as, sights) == [tmp_path]
+        assert time.monotonic() - began < 3
+        assert not slow.done()
+        slow.cancel()
+    finally:
+        answers.set()
+
+
 # Where else there are VMs
 
 
-def test_c52_roots_are_found_by_the_processes_of_their_vms(tmp_path: Path) -> None:
+async def test_c52_roots_are_found_by_the_processes_of_their_vms(tmp_path: Path) -> None:
     for name in ("known", "other", "foreign"):
         (tmp_path / name / "alpha0").mkdir(parents=True)
     (tmp_path / "link").symlink_to("known")
@@ -221,7 +257,8 @@ def test_c52_roots_are_found_by_the_processes_of_their_vms(tmp_path: Path) -> No
         Sight(f"{tmp_path}/alpha0/qemu.pid", theirs, 1),
         *([Sight(f"{tmp_path}/foreign/alpha0/qemu.pid", 4711, 1)] if os.geteuid() == 0 else []),
     ]
-    assert powerdown._other_roots(tmp_path / "known", ours, seen) == [tmp_path / "other"]
+    known = await powerdown._looked_at(tmp_path / "known")
+    assert await powerdown._other_roots(known, ours, seen) == [tmp_path / "other"]
 
 
 def test_c52_a_user_without_a_name_is_known_by_the_group_of_the_root(
@@ -235,6 +272,7 @@ def test_c52_a_user_without_a_name_is_known_by_the_group_of_the_root(
         Sight(f"{tmp_path}/alpha0/qemu.pid", 0, group),
         Sight(f"{tmp_path}/alpha0/qemu.pid", 4713, group),
     ]
-    assert powerdown._account(config, seen).uid == 4713
-    assert powerdown._account(config, seen[:3]) == credentials.own()
+    assert powerdown._account(config, seen, tmp_path.stat()).uid == 4713
+    assert powerdown._account(config, seen[:3], tmp_path.stat()) == credentials.own()
+    assert powerdown._account(config, seen, None) == credentials.own()
     assert "qemu-user 'nobody-at-all' is no user of this host; it is passed over" in caplog.text

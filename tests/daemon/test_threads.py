@@ -106,6 +106,25 @@ async def test_whoever_finishes_waits_for_work_that_hangs(gate: threading.Event)
     lane.check()
 
 
+async def test_what_is_over_just_when_its_time_is_up_is_handed_over(gate: threading.Event) -> None:
+    lane, loop = Lane("it"), asyncio.get_running_loop()
+    finishing = asyncio.create_task(lane.finish(lambda: gate.wait(10) and "done", 0.1))
+    await asyncio.sleep(0)
+    job = lane._current
+    assert job is not None
+    assert job.timer is not None
+
+    def occupy() -> None:
+        """Keep the loop from noting that the work is over, until its time is up as well."""
+        gate.set()
+        while not job.over:
+            time.sleep(0.001)
+
+    loop.call_at(job.timer.when() - 1e-6, occupy)
+    assert await finishing == "done"
+    lane.check()
+
+
 async def test_what_hangs_takes_nobodys_place(pool: Pool, gate: threading.Event) -> None:
     lanes = [Lane(str(number)) for number in range(blocking.THREADS)]
     hanging = [lane.begin(lambda: gate.wait(20), 0.2) for lane in lanes]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -190,6 +191,18 @@ def test_a_directory_that_vanishes_is_told_of(daemon: Daemon) -> None:
         directory.rename(daemon.root / "elsewhere")
         assert daemon.vmess(A, "status").returncode == 4
         reader.expect("its directory is gone")
+
+
+def test_a_directory_that_is_removed_by_hand_is_told_of_and_counted_no_longer(daemon: Daemon) -> None:
+    directory = daemon.make(A, None)
+    daemon.make(B, None)
+    daemon.done(A, "info")
+    with watching(daemon, A, "watch") as reader:
+        shutil.rmtree(directory)
+        assert A not in daemon.done("list")
+        reader.expect("its directory is gone")
+        daemon.make(A, None)
+        assert A in daemon.done("list")
 
 
 def test_rungs_restarts_and_their_end_are_told(daemon: Daemon) -> None:

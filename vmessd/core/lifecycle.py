@@ -75,7 +75,7 @@ class Action(enum.Enum):
     climb = "take the step of the ladder that is due"
     ladder = "begin the ladder at its foot"
     kill = "begin the ladder at its top"
-    cut_off = "end by force what was spawned when its start had been called off"
+    cut_off = "end what was spawned, or found, when its start had been called off"
     join = "wait for what is under way"
     bury = "reap, record the exit, clean up, tell everyone"
     rest = "let the pause before a restart begin"

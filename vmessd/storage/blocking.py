@@ -298,13 +298,15 @@ class Lane:
         job.timer = job.loop.call_later(patience, self._overdue, job, patience)
 
     def _overdue(self, job: _Job[Any], patience: float) -> None:
-        """Let nobody wait for a job any longer."""
+        """Let nobody wait for a job any longer, unless its result is on the way."""
+        if job.over:
+            return
         if job.due or not self._withdraw(job):
             if POOL.hangs(job):
                 self._hung.setdefault(job, time.monotonic() - patience)
-            else:  # it is not its turn yet, or its result is on the way
+            else:  # it is not its turn yet, or it is over just now
                 job.timer = job.loop.call_later(max(patience, 1.0), self._overdue, job, patience)
-        if not (job.hangs and job.to_the_end):
+        if not (job.begun and job.to_the_end):
             job.refuse(self._timed_out())
 
     def _withdraw(self, job: _Job[Any]) -> bool:

@@ -328,12 +328,16 @@ def device_size(device: int) -> int:
     return int(text) * 512
 
 
-def remove_tree(path: Path) -> None:
-    """Delete a directory with all it holds, following no link; tried twice. Raises OSError."""
+def empty(path: Path) -> None:
+    """Delete all that a directory holds, following no link. Raises OSError."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(path)
-            return
-        shutil.rmtree(path)
+        for name in os.listdir(directory):
+            if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                shutil.rmtree(name, dir_fd=directory)
+            else:
+                os.unlink(name, dir_fd=directory)
     except RecursionError:
         raise OSError(errno.ELOOP, "directories are nested too deep") from None
+    finally:
+        os.close(directory)

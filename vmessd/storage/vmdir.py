@@ -107,8 +107,14 @@ class VMDirectory:
         """Return the error for a VM whose directory another process has locked."""
         return Locked(f"VM {self.vm} is held {how}", hint=hint or f"fuser -v {self} tells which")
 
-    def make(self, files: Mapping[str, str] = MappingProxyType({})) -> None:
+    def make(
+        self,
+        files: Mapping[str, str] = MappingProxyType({}),
+        left: Callable[[str], None] = lambda _name: None,
+    ) -> None:
         """Create the directory with settings in it, by file name; it is there with all of them or not at all.
+
+        `left` is called with the name of what was to become it, in the root, where that could not be removed.
 
         Raises:
             Failed: it could not be made, or is there already.
@@ -124,8 +130,11 @@ class VMDirectory:
                         safefile.write(directory, file, f"{text}\n".encode())
                 making.rename(self.path)
             except BaseException as error:
-                with contextlib.suppress(OSError):
-                    safefile.remove_tree(making)
+                try:
+                    safefile.empty(making)
+                    making.rmdir()
+                except OSError:
+                    left(making.name)
                 if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     self._must_be_new()  # somebody else was faster
                 raise
@@ -140,15 +149,14 @@ class VMDirectory:
                 hint=f"leave make out; what it has: vmess {self.vm} info",
             )
 
-    def remove(self, parted: Callable[[], None] = lambda: None) -> None:
-        """Delete the VM with all its files.
+    def part(self) -> str:
+        """Take the VM out of the root's list in one step, and return the name its directory has then.
 
-        It is renamed first, so that whatever happens it is either whole or gone from the list. Then `parted` is
-        called; that it was not, if this process dies before, shows in what is left (:func:`sweep_removed`).
+        Whatever happens it is either whole or gone; what is left of it tells whose it was (:func:`removed`).
 
         Raises:
             Locked: it has a live owner.
-            Failed: something in it cannot be deleted.
+            Failed: it cannot be renamed.
         """
         lock = self.lock()
         if lock is None:
@@ -157,11 +165,9 @@ class VMDirectory:
         try:
             with failing(f"{self} cannot be removed"):
                 self.path.rename(parting)
-            parted()
-            with failing(f"{printable(str(parting))}, all that is left of {self.vm}, cannot be removed"):
-                safefile.remove_tree(parting)
         finally:
             os.close(lock)
+        return parting.name
 
     # -- Settings --
 
@@ -416,21 +422,22 @@ def listing(root: Path) -> list[str]:
         )
 
 
-def sweep_removed(root: Path, parted: Callable[[str], object] = lambda _vm: None) -> None:
-    """Finish what a crash interrupted in a VM root: writes, and making and removing of VM directories.
+def leftovers(root: Path) -> list[str]:
+    """Return the names of directories that were being made or removed when a daemon died.
 
-    Of those removed `parted` is called with the VM's name, unless there is a VM of that name again.
+    What it left half-written in the root is removed.
 
     Raises:
         Failed: the root cannot be read.
     """
     with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
-        leftovers = [entry.name for entry in entries if entry.name.startswith((REMOVED, MAKING))]
+        found = [entry.name for entry in entries if entry.name.startswith((REMOVED, MAKING))]
     with safefile.opened(root) as directory, contextlib.suppress(VmessError):
         safefile.sweep(directory)
-    for name in leftovers:
-        vm = name.removeprefix(REMOVED).partition("-")[0]  # of one that was being made it is none
-        if names.is_full(vm) and not os.path.lexists(root / vm):
-            parted(vm)
-        with contextlib.suppress(OSError):
-            safefile.remove_tree(root / name)
+    return sorted(found)
+
+
+def removed(name: str) -> str | None:
+    """Return the VM that a directory was which is on its way out, by its name; None for any other."""
+    vm = name.removeprefix(REMOVED).partition("-")[0]
+    return vm if name.startswith(REMOVED) and names.is_full(vm) else None

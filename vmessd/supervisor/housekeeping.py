@@ -1,10 +1,10 @@
-"""What is seen to all the time, for all VMs that run: that their logs stay short; whom the kernel kills."""
+"""What is seen to all the time: that logs stay short, whom the kernel kills, that nothing is left over."""
 
 import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from vmessd.core.errors import NoSuchVM, NotRunning, VmessError
 from vmessd.core.lifecycle import OFF
@@ -19,11 +19,18 @@ EVERY = 1.0
 
 
 class Upkeep:
-    """Looks after the machines of a supervisor; `run` is its task. `look` is called every second, too."""
+    """Looks after the machines of a supervisor; `run` is its task.
 
-    def __init__(self, machines: Mapping[str, Machine], look: Callable[[], None]) -> None:
+    `look` is called every second, too, and `tidy` unless it is still under way.
+    """
+
+    def __init__(
+        self, machines: Mapping[str, Machine], look: Callable[[], None], tidy: Callable[[], Awaitable[None]]
+    ) -> None:
         self._machines = machines
         self._look = look
+        self._tidy = tidy
+        self._tidying = False
         self._logs = Lane("the logs of VMs")
         self._busy: set[str] = set()
         self._complaints: set[tuple[str, str]] = set()
@@ -35,9 +42,18 @@ class Upkeep:
             while True:
                 await asyncio.sleep(EVERY)
                 self._look()
+                if not self._tidying:
+                    self._tidying = True
+                    group.create_task(self._see_it_tidied())
                 for machine in await self._with_long_logs():
                     self._busy.add(machine.vm)
                     group.create_task(self._shorten(machine))
+
+    async def _see_it_tidied(self) -> None:
+        try:
+            await self._tidy()
+        finally:
+            self._tidying = False
 
     async def _with_long_logs(self) -> list[Machine]:
         """Return the VMs whose logs are too long, and are not being shortened already."""

@@ -42,7 +42,9 @@ from vmessd.storage import blocking, images, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import Glance, VMDirectory
+from vmessd.supervisor import remains
 from vmessd.supervisor.housekeeping import Upkeep
+from vmessd.supervisor.remains import Remains
 from vmessd.supervisor.sampler import Sampler
 from vmessd.vm import adoption, launcher
 from vmessd.vm.environment import Host
@@ -59,7 +61,6 @@ NEW = {"CPU": "best"}
 """What is set in a VM that is made; in a directory that comes from elsewhere what is not said stays so."""
 AT_A_STRETCH = 32  # VMs that are looked at before others get their turn: some 1 ms
 LOCK_TIME = 1.0  # how long a stop waits for the LOCK file
-REMOVE_TIME = 300.0  # how long the files of a VM may take to go
 END_TIME = 15.0  # how long the VMs' tasks may take to end
 FIND_TIME = 10.0  # how long a slow disk may keep the daemon from being ready
 
@@ -114,6 +115,9 @@ class Supervisor:
         self._lock = -1
         self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
         """What is done to the root itself."""
+        self._remains = Remains(root, host.network)
+        self._removing: set[str] = set()
+        """VMs that are on their way out; their files may take some time to go."""
         self._processes = Lane("the processes of this host")
         self._remarks: dict[str, str | None] = {}
         """What the LOCK files said when they were read last."""
@@ -124,16 +128,19 @@ class Supervisor:
         Raises:
             Locked: another daemon has the root.
             Failed: it cannot be made or read.
+            TimedOut: it does not answer.
         """
-        self._lock = self._take_root()
+        self._lock = await self._files.do(self._take_root)
         try:
-            await self._files.do(functools.partial(vmdir.sweep_removed, self.root, self._unwire))
+            await self._files.do(self._remains.find)
+            await self._remains.take_up(FIND_TIME)
             for vm in sorted({*await self._listing(), *await self._running()}):
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
             raise
-        self._upkeep = asyncio.create_task(Upkeep(self._machines, self._host.kills.look).run(), name="upkeep")
+        upkeep = Upkeep(self._machines, self._host.kills.look, self._remains.take_up)
+        self._upkeep = asyncio.create_task(upkeep.run(), name="upkeep")
         # Found is adopted: one that hangs must not hold up the others. Whoever asks about it waits for it.
         waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]
         if waits:
@@ -220,15 +227,22 @@ class Supervisor:
             if machine is None:
                 await self._files.aside(directory.check)
                 machine = self._machines.get(vm) or self._add(vm)
-            elif not _counts(machine) and not await self._is_there(directory):
-                if self._machines.get(vm) is machine and not _counts(machine):
-                    await self._drop(machine)
-                    self.events.publish(Kind.removed, vm, "its directory is gone")
+            elif await self._forgets(machine):
                 continue
             machine.mind_directory()
             await machine.settled.wait()
             if self._machines.get(vm) is machine:
                 return machine
+
+    async def _forgets(self, machine: Machine) -> bool:
+        """Let go of a VM whose directory somebody removed; tell whether it has none."""
+        if _counts(machine) or await self._is_there(machine.directory):
+            return False
+        if self._machines.get(machine.vm) is machine and not _counts(machine):
+            await self._drop(machine)
+            if machine.vm not in self._removing:  # else whoever removes it tells
+                self.events.publish(Kind.removed, machine.vm, "its directory is gone")
+        return True
 
     async def _is_there(self, directory: VMDirectory) -> bool:
         """Tell whether a VM that was met before still has its directory, as far as can be told."""
@@ -260,12 +274,15 @@ class Supervisor:
     async def everyone(self) -> list[Machine]:
         """Return all VMs in the root, and those whose directory is gone while their QEMU runs, by name."""
         try:
-            there = await self._listing()
+            there = set(await self._listing())
         except TimedOut as error:
             if not self._machines:
                 raise
             log.warning("%s; the VMs that are known are told of", error.message)
             return self.known()
+        stays = {*there, *self._removing}
+        for machine in [one for vm, one in self._machines.items() if vm not in stays]:
+            await self._forgets(machine)
         running = [vm for vm, machine in self._machines.items() if _counts(machine)]
         found = []
         async for vm in _unhurried(sorted({*there, *running})):
@@ -407,7 +424,7 @@ class Supervisor:
     async def make(self, name: str) -> str:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
-        await self._files.do(functools.partial(directory.make, NEW))
+        await self._files.do(functools.partial(directory.make, NEW, self._remains.remember))
         return str(directory.path)
 
     async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
@@ -442,30 +459,21 @@ class Supervisor:
         Raises:
             AlreadyRunning: it runs.
             NoSuchVM: there is none.
-            Failed: something in it cannot be deleted.
+            Failed: something in it cannot be deleted. It is no VM any more, and that is tried again.
         """
         machine = await self.machine(name)
         remove = functools.partial(self._remove, machine.directory)
-        note = await machine.change(remove, stopped=True, patience=REMOVE_TIME)
-        if not await self._is_there(machine.directory):
-            await self._drop(machine)
+        self._removing.add(machine.vm)
+        try:
+            note = await machine.change(remove, stopped=True, patience=remains.PATIENCE)
+            if not await self._is_there(machine.directory):
+                await self._drop(machine)
+        finally:
+            self._removing.discard(machine.vm)
         return note
 
     def _remove(self, directory: VMDirectory) -> str | None:
-        notes: list[str | None] = []
-        directory.remove(lambda: notes.append(self._unwire(directory.vm)))
-        return notes[0]
-
-    def _unwire(self, vm: str) -> str | None:
-        """Delete the TAPs of a VM that is gone, tried twice; return what there is to say about it."""
-        with contextlib.suppress(VmessError):
-            self._host.network.unwire(vm)
-            return None
-        try:
-            self._host.network.unwire(vm)
-        except VmessError as error:  # whoever made TAPs for a daemon that may not, can delete them
-            return f"{vm} is deleted, but its TAPs stay: {error.message}"
-        return None
+        return self._remains.clear(directory.part())
 
     async def lock(self, name: str, remark: str | None) -> None:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""

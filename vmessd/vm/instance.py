@@ -55,12 +55,21 @@ UNDYING = 10.0
 """Seconds a QEMU may take to end by SIGKILL: one that waits for a disk in the kernel does not."""
 
 
+class CalledOff(NamedTuple):
+    """What puts an end to a start."""
+
+    uid: int | None
+    """Who asked for it."""
+    gentle: bool
+    """It was asked for without force."""
+
+
 class Attempt:
     """A start whose QEMU is not there yet."""
 
     def __init__(self, vm: str, happen: Callable[..., None]) -> None:
-        self.asked: int | None = None
-        """The uid that called it off."""
+        self.off: CalledOff | None = None
+        """Set when it was called off."""
         self._vm = vm
         self._happen = functools.partial(happen, of=self)
         self._off = threading.Event()
@@ -103,9 +112,9 @@ class Attempt:
             else:
                 self._happen(Event.found, launched=found)
 
-    def call_off(self, uid: int | None) -> None:
+    def call_off(self, off: CalledOff) -> None:
         """Have no QEMU spawned, if that is not done yet."""
-        self.asked = uid
+        self.off = off
         self._off.set()
         self.hurry()
 
@@ -190,6 +199,10 @@ class Stop:
         timer = self._timer
         return timer is not None and not timer.cancelled() and timer.when() > asyncio.get_running_loop().time()
 
+    def is_spent(self) -> bool:
+        """Tell whether the process should long have ended by the last step."""
+        return self._next is None and not self.goes_on()
+
     def cancel(self) -> None:
         """Take no further step."""
         if self._timer is not None:
@@ -229,8 +242,8 @@ class Run:
     doubted: bool = False
     """It was said that QEMU says what cannot be true."""
     stop: Stop | None = None
-    asked: int | None = None
-    """The uid that called its start off."""
+    off: CalledOff | None = None
+    """What was to put an end to its start."""
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """Set when the process has ended and everything of it was cleared away."""
     error: VmessError | None = None

@@ -4,30 +4,26 @@ Whatever happens to the VM (a request, an answer of QEMU, a timer, the end of th
 message in the inbox and is handled after the one before it; nothing else changes the state.
 """
 
-import asyncio
 import dataclasses
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from vmessd.core import refusals, settings
-from vmessd.core.errors import Locked, StartFailed, VmessError
+from vmessd.core import refusals
+from vmessd.core.errors import StartFailed
 from vmessd.core.lifecycle import OFF, Action, Event, State, by_force, ladder, transition
 from vmessd.core.models import Exit, StartProgress, StopProgress, VMStatus
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.network import displays
-from vmessd.qemu.session import Session, Timing
-from vmessd.storage import blocking, vmdir
-from vmessd.storage.blocking import Lane
+from vmessd.qemu.session import Timing
+from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher, restart
 from vmessd.vm.environment import Host
-from vmessd.vm.instance import Attempt, Run, Stop, grace_of, logged, policy_of, stopped
-from vmessd.vm.journal import Journal
-from vmessd.vm.launcher import Launched
-from vmessd.vm.mailbox import Happening, Inbox, Job, Request, dismiss, tell
-from vmessd.vm.rediscovery import Findings, Search
+from vmessd.vm.instance import Attempt, CalledOff, Run, Stop, grace_of, logged, policy_of, stopped
+from vmessd.vm.mailbox import Happening, Job, dismiss, tell
+from vmessd.vm.mending import Mending
 
 log = logging.getLogger(__name__)
 
@@ -38,43 +34,20 @@ NOTE_TIME = 2.0
 """Seconds that a note on the last end may take; what takes longer is done when the files answer."""
 END_TIME = 5.0
 """Seconds that a daemon which ends waits for a start that is under way."""
-MEND_PAUSE = 5.0
-"""Seconds until the next try where even the mending of a failure failed."""
 
 
-class Machine:
+class Machine(Mending):
     """A VM as the daemon knows it; `run` is its task."""
 
     def __init__(self, directory: VMDirectory, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
-        self.vm = directory.vm
-        self.directory = directory
-        self.state = State.stopped
-        self.last_exit: ExitRecord | None = None
-        self.found = asyncio.Event()
-        """Set once it is known whether an earlier daemon's QEMU lives, and it is held if so."""
-        self.settled = asyncio.Event()
-        """Set once it is known whether an earlier daemon's QEMU lives, and it had a chance to answer."""
-        self.device_gone: Callable[[str], None] = lambda _identifier: None
-        """Called with the id of a device that the guest has let go of."""
+        super().__init__(directory, host, timing)
         self.prepare: Callable[[], Coroutine[Any, Any, None]] = _nothing
         """Called before a guest runs its first instruction, and when an earlier daemon's QEMU answers."""
         self.over: Callable[[], None] = lambda: None
         """Called when a QEMU has ended."""
-        self.files = Lane(f"the files of {directory.vm}", f"vmess {directory.vm} stop force works all the same")
-        """All that is done to the VM's files: a file system may hang."""
-        self._host = host
-        self._timing = timing
-        self._inbox = Inbox(directory.vm)
-        self._journal = Journal(directory.vm, host.events)
-        self._attempt: Attempt | None = None
-        self._run: Run | None = None
-        self._search = Search(directory, host, self.files)
-        self._pending: restart.Pending | None = None
         self._tries = 0
         self._lost_displays = 0
         """Starts in a row that found their VNC port taken."""
-        self._starters: list[Request] = []
-        self._stoppers: list[Request] = []
         self._actions: dict[Action, Callable[[Happening], Coroutine[Any, Any, None]]] = {
             Action.spawn: self._spawn,
             Action.take_on: self._take_on,
@@ -163,10 +136,6 @@ class Machine:
         """
         return await self._inbox.change(work, stopped=stopped, patience=patience)
 
-    async def in_turn(self) -> None:
-        """Wait until all that has reached the VM until now was handled."""
-        await self._inbox.change(None, stopped=False, patience=0.0)
-
     def status(self) -> VMStatus:
         """Return how the VM is now."""
         run, held = self._run, self._in_the_way()
@@ -201,10 +170,6 @@ class Machine:
         if self._run is None:
             raise self._in_the_way() or refusals.off(self.vm)
         return self._run
-
-    def _in_the_way(self) -> VmessError | None:
-        """Return why nothing can be done about a VM that is held."""
-        return self._search.doubt if self.state is State.held else None
 
     # -- One message after the other --
 
@@ -259,175 +224,6 @@ class Machine:
             self._run.prepared = True
             self._run.errand("prepare", self.prepare())
 
-    # -- What nobody foresaw --
-
-    def _give_up_on(self, message: Happening | Job, error: Exception) -> None:
-        """Leave nobody waiting, and the VM in no state without a way out."""
-        failure = error if isinstance(error, VmessError) else refusals.unexpected(self.vm)
-        if failure is error:
-            log.warning("%s: %s", self.vm, failure.message)
-        else:
-            log.error("%s: unexpected failure", self.vm, exc_info=error)
-        if isinstance(message, Job):
-            message.settle(error=failure)
-            message = Happening(Event.look)  # all else that fails of a job is for whoever asked
-        if message.request is not None:
-            tell([message.request], failure)
-        amiss = Happening(Event.amiss, cause=message.cause or message, error=failure)
-        if message.event is Event.amiss:  # not even that could be mended
-            asyncio.get_running_loop().call_later(MEND_PAUSE, self._inbox.put, amiss)
-        else:
-            self._inbox.put(amiss)
-
-    async def _mend(self, message: Happening) -> None:
-        """See to it that the state has a way out, and that nobody waits for what will not come."""
-        cause, failure = message.cause or message, message.error or refusals.unexpected(self.vm)
-        if cause.launched is not None and self._run is None:
-            self._adopt(cause.launched)
-            cause.launched = None
-            if self.state in (*OFF, State.held):
-                self.state = State.unresponsive
-        if self._run is not None:
-            await self._mend_run(self._run, cause)
-        elif self.state is State.held:
-            await self._hold(Happening(Event.held, error=cause.error or self._search.doubt or failure))
-        elif self._attempt is None and self.state not in OFF:
-            await self._bury(Happening(Event.refused, error=failure))
-        elif self._attempt is None:
-            await self._mend_off(cause, failure)
-            self._tell_all(failure)
-        elif cause.event is Event.late:
-            self._tell_all(failure)
-
-    async def _mend_run(self, run: Run, cause: Happening) -> None:
-        if self.state is State.stopping:
-            await self._climb_on(run, cause)
-        if run.launched.process.has_ended():
-            self._ended(run)
-        run.session.begin()
-        if self._starters and self.state in (State.running, State.paused):
-            await self._started(cause)
-        elif self._starters and self.state is not State.starting:
-            await self._hangs(cause)
-
-    async def _mend_off(self, cause: Happening, failure: VmessError) -> None:
-        if cause.event in (Event.found, Event.look):  # whether there is one, is not known
-            self.settled.set()
-            self._search.go_on(failure, self._timing.look, self._look_again)
-        if self.state is State.waiting and self._pending is None:
-            await self._rest(cause)
-        elif self.state is State.stopped:
-            self._wait_no_longer()
-
-    async def _climb_on(self, run: Run, cause: Happening) -> None:
-        """Go on with a stop that has no next step, or was not even begun."""
-        if run.stop is None:
-            gentle = cause.event is Event.stop
-            grace = float(settings.GRACE_DEFAULT) if gentle else 0.0
-            uid = cause.asker().uid
-            await self._stop(run, Stop(ladder(grace) if gentle else by_force(), grace, uid, gentle=gentle))
-        elif not run.stop.goes_on():
-            await self._climb(cause)
-
-    def _tell_all(self, news: VmessError) -> None:
-        """Tell everybody who waits the same, at last."""
-        dismiss(self._starters, news)
-        dismiss(self._stoppers, news)
-
-    # -- Coming and going --
-
-    async def _recover(self) -> None:
-        launched = await self._seek(self._search.first)
-        if launched is None:
-            await self._rest_if_wanted()
-            self.settled.set()
-            return
-        # One that hangs must not make everybody wait who asks how it is.
-        asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
-        await self._react(Happening(Event.found, launched=launched))
-
-    async def _seek(self, look: Callable[[], Awaitable[Findings]]) -> Launched | None:
-        """Look for a QEMU of an earlier daemon; again and again where nobody can tell whether there is one."""
-        found = await look()
-        self.last_exit = restart.later(self.last_exit, found.last_exit)
-        if found.problem is not None:
-            self._search.go_on(found.problem, self._timing.look, self._look_again)
-            if isinstance(found.problem, Locked):
-                await self._react(Happening(Event.held, error=found.problem))
-            return found.launched
-        self._search.cancel()
-        if found.launched is None and self.state is State.held:
-            await self._react(Happening(Event.free))
-        return found.launched
-
-    async def _look_again(self) -> None:
-        self._inbox.happen(Event.look)
-        await self.in_turn()
-
-    async def _look(self, message: Happening) -> None:
-        """Look for its QEMU again; what was asked for is then carried out, or refused."""
-        launched = await self._seek(self._search.look)
-        if launched is not None:
-            await self._react(Happening(Event.found, launched=launched))
-        elif self._search.doubt is None:
-            await self._rest_if_wanted()
-        error = self._in_the_way()
-        if message.request is not None and error is not None:
-            tell([message.request], error)
-        elif message.request is not None:
-            await self._react(message)
-
-    async def _hold(self, message: Happening) -> None:
-        error = message.error or refusals.in_the_way(self.vm)
-        self._wait_no_longer()
-        self._no_attempt()
-        self._search.go_on(error, self._timing.look, self._look_again)
-        self._tell_all(error)
-
-    def _no_attempt(self) -> Attempt | None:
-        """End the start that is under way, and return it."""
-        attempt, self._attempt = self._attempt, None
-        if attempt is not None:
-            attempt.settle()
-        return attempt
-
-    def _take_in(self, message: Happening, launched: Launched) -> bool:
-        """Adopt a QEMU that was spawned or found; tell whether there was none yet."""
-        if self._run is not None:
-            launched.close()
-            return False
-        run = self._adopt(launched)
-        message.launched = None  # should what follows fail, it is taken in all the same
-        if message.event is Event.found:
-            self._journal.found(run.pid)
-            run.ran = True  # whether it did, nobody knows; it was not refused
-            dismiss(self._starters, refusals.running(self.vm, run.pid))
-        return True
-
-    def _adopt(self, launched: Launched) -> Run:
-        """Take a process under watch."""
-        self._search.cancel()
-        connect = functools.partial(launched.connect, self.directory, vmdir.QMP_SOCKET)
-        session = Session(
-            connect=lambda: self.files.aside(connect),
-            report=lambda event, runstate: self._inbox.happen(event, runstate, of=run),
-            events=lambda name, data: self._qmp_event(run, name, data),
-            timing=self._timing,
-        )
-        run = Run(self.vm, launched, session)
-        attempt = self._no_attempt()
-        run.asked = attempt.asked if attempt is not None else None
-        self._run = run
-        launched.process.watch(lambda: self._ended(run))
-        if launched.problem is not None:
-            self.mind_directory()
-        return run
-
-    def mind_directory(self) -> None:
-        """Look whether the directory of a VM that runs is where it should be; nobody waits for that."""
-        if self._run is not None:
-            self._run.mind_directory(self.directory, self.files)
-
     async def _let_go(self) -> None:
         """Leave the VM running, and whoever waits with a word."""
         self._search.cancel()
@@ -441,36 +237,17 @@ class Machine:
             self._run.launched.process.close()
         self._wait_no_longer()
         await self.files.idle(END_TIME)
-        tell([*self._inbox.leftovers(), *self._starters, *self._stoppers], refusals.going_away())
-
-    # -- What QEMU and the kernel tell --
-
-    def _qmp_event(self, run: Run, name: str, data: Mapping[str, Any]) -> None:
-        if run is not self._run:
-            return
-        self._journal.qmp(run.pid, name, data)
-        heard = run.hear(name, data)
-        if heard is not None:
-            self._inbox.happen(*heard, of=run)
-        elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str):
-            self.device_gone(data["device"])
-
-    def _ended(self, run: Run) -> None:
-        """The pidfd says the process has ended; its last messages may still be on the way."""
-        run.errand("last words", self._last_words(run))
-
-    async def _last_words(self, run: Run) -> None:
-        try:
-            await run.session.drained()
-        finally:
-            self._inbox.happen(Event.exited, of=run)
+        self._tell_all(refusals.going_away())
 
     # -- Actions: start --
 
     async def _spawn(self, message: Happening) -> None:
         self._starters.append(message.asker())
         pending = self._wait_no_longer()
-        self._tries = pending.attempt if pending and message.event is Event.again else 0
+        if pending is not None and message.event is Event.again:
+            self._tries = pending.attempt
+        elif message.request is not None:  # else it is the same start once more
+            self._tries = 0
         self._attempt = Attempt(self.vm, self._inbox.happen)
         self._attempt.begin(self.directory, self._host, self._tries, self.files)
 
@@ -513,13 +290,17 @@ class Machine:
     # -- Actions: stop --
 
     async def _begin_ladder(self, message: Happening) -> None:
+        request = message.asker()
+        await self._begin_stop(message, await self._gentle(request.uid, request.within))
+
+    async def _gentle(self, uid: int | None, within: float | None = None) -> Stop:
+        """Return a stop that begins with the power button, if anybody is there to notice it."""
         grace, note = await grace_of(self.home, self.files)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
-        if (within := message.asker().within) is not None:
+        if within is not None:
             grace = min(grace, within)
-        stop = Stop(ladder(grace), grace, message.asker().uid, gentle=True, note=note)
-        await self._begin_stop(message, stop)
+        return Stop(ladder(grace), grace, uid, gentle=True, note=note)
 
     async def _begin_force(self, message: Happening) -> None:
         await self._begin_stop(message, Stop(by_force(), 0.0, message.asker().uid, gentle=False))
@@ -528,7 +309,7 @@ class Machine:
         self._stoppers.append(message.asker())
         dismiss(self._starters, refusals.called_off(self.vm))
         if self._attempt is not None:
-            self._attempt.call_off(message.asker().uid)
+            self._attempt.call_off(CalledOff(message.asker().uid, gentle=message.event is Event.stop))
         if self._run is not None:
             await self._stop(self._run, stop)
 
@@ -538,9 +319,17 @@ class Machine:
             run.note_stop(self.home, self.files)
         await self._climb(Happening(Event.rung))
 
-    async def _cut_off(self, _message: Happening) -> None:
-        if self._run is not None:
-            await self._stop(self._run, Stop(by_force(), 0.0, self._run.asked, gentle=False))
+    async def _cut_off(self, message: Happening) -> None:
+        """End what came of a start that had been called off: by force, unless its guest was there before."""
+        run = self._run
+        if run is None:
+            return
+        uid, gentle = run.off or CalledOff(None, gentle=False)
+        if gentle and message.event is Event.found:
+            await self._converse(message)
+            await self._stop(run, await self._gentle(uid))
+        else:
+            await self._stop(run, Stop(by_force(), 0.0, uid, gentle=False))
 
     async def _climb(self, _message: Happening) -> None:
         run = self._run
@@ -578,7 +367,7 @@ class Machine:
             self._attempt.hurry()
         if self._run is not None and self._run.stop is not None:
             tell([request], self._run.stop.progress(self._run.pid))
-            if not self._run.stop.goes_on():
+            if self._run.stop.is_spent():
                 await self._undying(self._run)
 
     # -- Actions: the end --
@@ -599,7 +388,7 @@ class Machine:
                 user = self._host.account.name if self._host.account.entry else None
                 accel = run.launched.record.accel
                 error = run.error or refusals.not_started(self.vm, self.last_exit.text, user, accel)
-            elif self._tries and self.last_exit is not None:
+            elif self.last_exit is not None and (self._tries or (self._stoppers and self.last_exit.again)):
                 policy = "no" if self._stoppers else await policy_of(self.directory, self.files)
                 await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
         finally:
@@ -613,7 +402,7 @@ class Machine:
                 dismiss(self._starters, error)
             dismiss(self._stoppers, stopped(run, self.last_exit))
         if once_more:
-            self._inbox.happen(Event.start)
+            await self._react(Happening(Event.start))  # at once, so that no stop finds it stopped
         else:
             await self._rest_if_wanted()
         self._journal.state(self.state, message)
@@ -657,13 +446,6 @@ class Machine:
         pending = restart.Pending(tries, lambda: self._inbox.happen(Event.again, of=pending))
         self._pending = pending
         self._journal.restart(pending)
-
-    def _wait_no_longer(self) -> restart.Pending | None:
-        """End the pause before a restart and return what was pending."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.cancel()
-        return pending
 
     async def _call_off(self, message: Happening) -> None:
         self._wait_no_longer()

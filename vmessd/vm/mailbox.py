@@ -122,17 +122,6 @@ class Inbox:
         self._closed = True
         self._queue.put_nowait(None)
 
-    def leftovers(self) -> list[Request]:
-        """Refuse the jobs that were not read any more, and return the requests."""
-        requests = []
-        while not self._queue.empty():
-            message = self._queue.get_nowait()
-            if isinstance(message, Job):
-                message.settle(error=self._gone())
-            elif message is not None and message.request is not None:
-                requests.append(message.request)
-        return requests
-
     def _put(self, message: Happening | Job) -> None:
         if self._closed:
             raise self._gone()

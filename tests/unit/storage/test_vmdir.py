@@ -21,7 +21,7 @@ from vmessd.core.errors import BadFile, Failed, InvalidValue, NoSuchVM, VmessErr
 from vmessd.core.records import ExitRecord, Moment, RunRecord
 from vmessd.core.settings import BY_FILE
 from vmessd.qemu.credentials import own
-from vmessd.storage import vmdir
+from vmessd.storage import safefile, vmdir
 from vmessd.storage.images import Disk, disks, set_cdrom, set_disk
 from vmessd.storage.safefile import TEMPORARY
 from vmessd.storage.vmdir import VMDirectory
@@ -110,7 +110,7 @@ def test_what_is_no_directory_of_its_own_is_no_vm(tmp_path: Path, kind: str) -> 
     with within_a_second(), pytest.raises(BadFile, match="not a directory of its own"):
         directory.write_setting(RAM, "2G")
     with pytest.raises(BadFile):
-        directory.remove()
+        directory.part()
     with pytest.raises(BadFile, match="not a directory of its own"):
         directory.make()
     assert list(elsewhere.iterdir()) == []
@@ -323,9 +323,11 @@ def test_c75_killed_in_a_make_leaves_no_vm(tmp_path: Path, call: str, times: int
     argv = [sys.executable, "-c", code, call, str(times), str(tmp_path)]
     assert subprocess.run(argv, check=False, timeout=10).returncode == 77
     assert vmdir.listing(tmp_path) == []
-    parted: list[str] = []
-    vmdir.sweep_removed(tmp_path, parted.append)
-    assert (list(tmp_path.iterdir()), parted) == ([], [])
+    for name in vmdir.leftovers(tmp_path):
+        assert vmdir.removed(name) is None
+        safefile.empty(tmp_path / name)
+        (tmp_path / name).rmdir()
+    assert list(tmp_path.iterdir()) == []
 
 
 DYING = """
@@ -958,48 +960,32 @@ def test_listing_ignores_what_is_no_vm(tmp_path: Path) -> None:
     assert vmdir.listing(tmp_path) == ["a9", "b1", "newvm0"]
 
 
-@pytest.mark.parametrize("list_or_sweep", [vmdir.listing, vmdir.sweep_removed])
+@pytest.mark.parametrize("list_or_find", [vmdir.listing, vmdir.leftovers])
 def test_a_root_that_cannot_be_read_is_one_of_our_errors(
-    tmp_path: Path, list_or_sweep: Callable[[Path], object]
+    tmp_path: Path, list_or_find: Callable[[Path], object]
 ) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path / "missing", tmp_path / "file"):
         with pytest.raises(Failed, match="cannot be read"):
-            list_or_sweep(root)
+            list_or_find(root)
 
 
-def test_remove_takes_the_vm_and_nothing_its_links_lead_to(
-    vm: VMDirectory, tmp_path: Path, foreign: Path
-) -> None:
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "file").touch()
-    (vm.path / "link").symlink_to(precious)
-    set_cdrom(vm, str(foreign), own())
+def test_a_vm_is_parted_with_in_one_step(vm: VMDirectory, tmp_path: Path) -> None:
     vm.write_setting(RAM, "2G")
-    (vm.path / "sub").mkdir()
-    (vm.path / "sub" / "file").touch()
-    vm.remove()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["precious", "shadow"]
-    assert (precious / "file").exists()
-    assert foreign.read_text(encoding="utf-8") == FOREIGN_TEXT
+    name = vm.part()
+    assert [file.name for file in tmp_path.iterdir()] == [name] == vmdir.leftovers(tmp_path)
+    assert vmdir.removed(name) == "newvm0"
+    assert (tmp_path / name / "RAM").read_text() == "2G\n"
+    assert vmdir.listing(tmp_path) == []
     with pytest.raises(NoSuchVM):
-        vm.remove()
+        vm.part()
 
 
-def test_an_interrupted_removal_is_finished_and_nothing_else_is(vm: VMDirectory, tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "file").touch()
-    leftover = tmp_path / f"{vmdir.REMOVED}old0-0badcafe"
-    leftover.mkdir()
-    (leftover / "old0-hda.img").touch()
-    (leftover / "link").symlink_to(precious)
-    (tmp_path / f"{vmdir.REMOVED}link").symlink_to(precious)
-    vmdir.sweep_removed(tmp_path)
-    assert not leftover.exists()
-    assert (precious / "file").exists()
-    assert vm.exists()
+@pytest.mark.parametrize(
+    "name", ["newvm0", f"{vmdir.MAKING}newvm0-00000000", f"{vmdir.REMOVED}link", f"{vmdir.REMOVED}../a0"]
+)
+def test_what_was_no_vm_is_not_told_to_be_one(name: str) -> None:
+    assert vmdir.removed(name) is None
 
 
 def test_every_error_of_a_hostile_path_is_printable(tmp_path: Path) -> None:
