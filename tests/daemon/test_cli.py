@@ -1172,7 +1172,8 @@ def test_what_is_no_vmessd_is_told_of_in_one_line(tmp_path: Path, said: bytes) -
     with scripted(tmp_path / "socket", lambda _: said):
         done = vmessctl("list", env={"VMESS_SOCKET": str(tmp_path / "socket")})
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert done.stderr.startswith("vmess: the program that listens on the control socket is not vmessd: it said '")
+    told = "vmess: the program that listens on the control socket is not vmessd: it said '"
+    assert done.stderr.startswith(told)
 
 
 def test_no_socket_to_be_had_is_not_said_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,7 +276,7 @@ async def test_descriptors_are_handed_over_and_closed() -> None:
         handed = array.array("i", rights[0][2])
         assert len(handed) == 1
         os.close(handed[0])
-        assert made.account.descriptors() == 0
+        await eventually(lambda: made.account.descriptors() == 0)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
