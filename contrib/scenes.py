@@ -1,6 +1,6 @@
-"""The README's pictures: what is typed in each, on which terminal, and how its screen becomes an SVG.
+"""The pictures of README and docs: what is typed in each, on which terminal, and how its screen becomes an SVG.
 
-`contrib/draw` runs this in namespaces of its own. The README is where the lines come from that it shows.
+`contrib/draw` runs this in namespaces of its own. The lines of two scenes are read from the README.
 """
 
 import contextlib
@@ -48,15 +48,17 @@ SVG = """\
 
 
 def tour() -> list[str]:
-    """Return the commands of the README's tour, from the first VM on."""
-    section = README.partition("\n## The tour\n")[2].partition("\n## ")[0]
+    """Return the commands of the README's ten lines, from the first VM on."""
+    section = README.partition("\n## Ten lines of use\n")[2].partition("\n## ")[0]
     commands = re.findall(r"^    \$ (.*)$", section, re.MULTILINE)
-    return commands[commands.index("vmess newvm") :]
+    return [
+        command for command in commands if command.startswith(("vmessctl ", "ls ")) or command == "vmessctl"
+    ]
 
 
 def first_line() -> str:
     """Return the one line with which the README begins."""
-    return next(line.strip() for line in README.splitlines() if line.startswith("    vmess newvm make"))
+    return next(line.strip() for line in README.splitlines() if line.startswith("    vmessctl newvm make"))
 
 
 class Terminal:
@@ -106,7 +108,7 @@ def svg(page: str, scene: "Scene") -> str:
     theme = TerminalTheme((13, 17, 23), (201, 209, 217), dark)
     console = Console(width=scene.width, record=True, file=io.StringIO(), color_system="truecolor")
     console.print(Text.from_ansi(page), no_wrap=True, overflow="ignore", crop=False)
-    title = scene.lines()[-1] if scene.watched else "vmess"
+    title = scene.lines()[-1] if scene.watched else "vmessctl"
     drawn: str = console.export_svg(title=title, theme=theme, code_format=SVG, unique_id=scene.name)
     return drawn
 
@@ -200,11 +202,11 @@ LAB = (
 
 SCENES = (
     Scene("iso", draw_screen, lambda: [first_line()], make_iso),
-    Scene("tour", draw_terminal, lambda: [line for line in tour() if line != "vmess newvm info"]),
+    Scene("tour", draw_terminal, tour),
     Scene(
         "top",
         draw_terminal,
-        lambda: ["vmess -q build store spine leaf router start", "vmess top"],
+        lambda: ["vmessctl -q build store spine leaf router start", "vmessctl top"],
         make_lab,
         width=76,
         height=10,

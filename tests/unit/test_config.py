@@ -454,8 +454,10 @@ def test_c36_nothing_a_client_or_qemu_says_makes_a_line_of_its_own(daemon: Daemo
     assert not [line for line in lines if line.startswith("<0>")]
 
 
-def test_the_readme_has_every_setting_of_the_daemon_with_its_defaults() -> None:
-    rows = [line for line in (TESTS.parent / "README.md").read_text().splitlines() if line.startswith("| `--")]
+def test_the_reference_has_every_setting_of_the_daemon_with_its_defaults() -> None:
+    page = (TESTS.parent / "docs/reference/daemon-settings.md").read_text()
+    section = page.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `--")]
     assert [row.split("`")[1].removeprefix("--") for row in rows] == [
         *(option.key for option in OPTIONS),
         "config",

@@ -28,9 +28,10 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout whose tools say that they ran, and do nothing."""
     place = tmp_path / "checkout"
     shutil.copytree(CHECKOUT / "contrib", place / "contrib", ignore=shutil.ignore_patterns("pictures"))
-    for name in ("pyproject.toml", "README.md", "vmessd", "vmessctl", "tests"):
+    for name in ("pyproject.toml", "README.md", "vmessd", "vmessctl", "tests", "docs"):
         (place / name).symlink_to(CHECKOUT / name)
     (place / "contrib/scenes.py").write_text(SCENES)
+    (place / "contrib/dev/reference.py").write_text("import json, re\nprint('reference ran')\n")
     programs = place / ".venv/bin"
     programs.mkdir(parents=True)
     (programs / "python").symlink_to(sys.executable)
@@ -73,6 +74,7 @@ def call(
         ("check", ("tests/test_names.py",), "ruff ran\nruff ran\nmypy ran\nshellcheck ran\n.*pytest ran\n"),
         ("draw", (), "contrib/pictures: picture\npicture\n"),
         ("bench", ("--help",), "usage: bench "),
+        ("dev/reference", (), "reference ran"),
         ("lock", (), "No matching distribution found for pip-tools"),
         ("install", ("x",), "usage: contrib/install"),
         ("uninstall", ("x",), "usage: contrib/uninstall"),
