@@ -24,6 +24,7 @@ from vmessd.network.links import Step
 from vmessd.network.neighbours import VMAddress
 from vmessd.storage import blocking, logs
 from vmessd.supervisor import serial_feed
+from vmessd.supervisor.details import Details
 from vmessd.supervisor.fleet import Fleet
 from vmessd.supervisor.inspection import Aspect, Begin, VMView, views
 from vmessd.supervisor.registry import Supervisor
@@ -84,6 +85,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     ) -> None:
         """Serve a peer; `hang_up` ends the connection, `begin` has work done beside a call."""
         self._supervisor = supervisor
+        self._details = Details(supervisor)
         self._fleet = fleet
         self._peer = peer
         self._hang_up = hang_up
@@ -106,7 +108,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="info")
     async def Info(self, *, vm: str) -> VMInfo:
         """Return all there is to say of a VM, QEMU's command line for one."""
-        return await self._supervisor.info(vm)
+        return await self._details.info(vm)
 
     @varlinkmethod(return_parameter="view", delay_generator=False)
     async def Look(self, *, vms: list[str], aspect: Aspect) -> AsyncIterator[VMView]:
@@ -344,7 +346,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="nics")
     async def Nics(self, *, vm: str) -> list[VMNic]:
         """Return a VM's interfaces and what they are plugged into."""
-        return await self._supervisor.nics(vm)
+        return await self._details.nics(vm)
 
     @varlinkmethod(return_parameter="steps")
     async def SetNics(self, *, vm: str, count: int, wires: list[str]) -> list[Step]:
@@ -408,7 +410,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="addresses")
     async def Addresses(self, *, vm: str) -> list[VMAddress]:
         """Return a VM's addresses, and how each is known."""
-        return await self._supervisor.addresses(vm)
+        return await self._details.addresses(vm)
 
     @varlinkmethod(return_parameter="segments")
     async def NetShow(self) -> list[Segment]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 from vmessd.core.errors import Failed, VmessError, quoted, reason
 from vmessd.core.models import VMInfo, VMNic, VMStatus
 from vmessd.network.neighbours import VMAddress
+from vmessd.supervisor.details import Details
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm.why import Explanation, explain
 
@@ -107,10 +108,11 @@ async def _asker(supervisor: Supervisor, vms: Sequence[str], aspect: Aspect) -> 
             return await explain(await supervisor.machine(vm))
 
         return why
-    wirings = await supervisor.wirings(vms)
+    details = Details(supervisor)
+    wirings = await details.wirings(vms)
     if aspect is Aspect.info:
-        return lambda vm: supervisor.info(vm, wirings.get(vm))
+        return lambda vm: details.info(vm, wirings.get(vm))
     if aspect is Aspect.nics:
-        return lambda vm: supervisor.nics(vm, wirings.get(vm))
-    tables = await supervisor.tables()
-    return lambda vm: supervisor.addresses(vm, wirings.get(vm), tables)
+        return lambda vm: details.nics(vm, wirings.get(vm))
+    tables = await details.tables()
+    return lambda vm: details.addresses(vm, wirings.get(vm), tables)

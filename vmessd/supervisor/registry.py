@@ -1,13 +1,12 @@
 """All VMs of one root: finding them, making and removing them, coming and going of the daemon."""
 
 import asyncio
-import contextlib
 import dataclasses
 import fcntl
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -25,28 +24,25 @@ from vmessd.core.errors import (
     quoted,
 )
 from vmessd.core.lifecycle import OFF
-from vmessd.core.models import Drive, Value, VMInfo, VMNic, VMStatus
+from vmessd.core.models import VMStatus
 from vmessd.core.settings import BY_FILE, DRIVES, SETTINGS
-from vmessd.core.wires import Wire, owner
+from vmessd.core.wires import owner
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Hands
 from vmessd.devices.network_cards import Wires
 from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
-from vmessd.network.links import Nic, Step, root_name
-from vmessd.network.neighbours import USER_ADDRESS, Tables, VMAddress, of_interface
-from vmessd.qemu import command_line
+from vmessd.network.links import Step, root_name
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking, images, vmdir
 from vmessd.storage.blocking import Lane
-from vmessd.storage.images import Disk
-from vmessd.storage.vmdir import Glance, VMDirectory
+from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import remains
 from vmessd.supervisor.housekeeping import Upkeep
 from vmessd.supervisor.remains import Remains
 from vmessd.supervisor.sampler import Sampler
-from vmessd.vm import adoption, launcher
+from vmessd.vm import adoption
 from vmessd.vm.environment import Host
 from vmessd.vm.events import Kind
 from vmessd.vm.machine import Machine
@@ -76,26 +72,6 @@ class _Change(NamedTuple):
     """It takes effect at once."""
 
 
-class _Seen(NamedTuple):
-    """What was read of a VM's files."""
-
-    planned: list[str]
-    """The command line a start would use."""
-    problem: str | None
-    """Why there is none: what a start would say."""
-    settings: list[Value]
-    disks: list[Disk]
-
-
-class Wiring(NamedTuple):
-    """What one look at a VM's wires has found."""
-
-    files: Glance
-    """Where what is noted of them is read."""
-    nics: list[Nic] | VmessError | None = None
-    """Its interfaces, or why they cannot be told; None where they were not looked at yet."""
-
-
 class Supervisor:
     """The machines of a VM root. Use as an async context manager: leaving it leaves the VMs running."""
 
@@ -106,7 +82,7 @@ class Supervisor:
         self.events = host.events
         self.consoles = Consoles(host.events)
         self.relays = Relays(host.events)
-        self._host = host
+        self.host = host
         self._timing = timing
         self._machines: dict[str, Machine] = {}
         self._wires: dict[str, Wires] = {}
@@ -139,7 +115,7 @@ class Supervisor:
         except VmessError:
             await self.__aexit__()
             raise
-        upkeep = Upkeep(self._machines, self._host.kills.look, self._remains.take_up)
+        upkeep = Upkeep(self._machines, self.host.kills.look, self._remains.take_up)
         self._upkeep = asyncio.create_task(upkeep.run(), name="upkeep")
         # Found is adopted: one that hangs must not hold up the others. Whoever asks about it waits for it.
         waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]
@@ -159,7 +135,7 @@ class Supervisor:
             await asyncio.wait(changes, timeout=FINISH_TIME)
             for change in changes:
                 change.cancel()
-        self._host.duplicates.close()
+        self.host.duplicates.close()
         self.relays.close()
         self.consoles.close()
         for machine in self._machines.values():
@@ -170,12 +146,12 @@ class Supervisor:
 
     def _take_root(self) -> int:
         where = printable(str(self.root))
-        network = self._host.network
+        network = self.host.network
         with failing(f"VM root {where} cannot be used"):
             if not self.root.is_dir():  # mkdir(2) waits for a frozen file system also where there is one
                 self.root.mkdir(mode=0o770, parents=True, exist_ok=True)
             network.access = dataclasses.replace(network.access, root=root_name(self.root))
-            self._host.account.prepare(self.root)
+            self.host.account.prepare(self.root)
             lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -190,16 +166,16 @@ class Supervisor:
     async def _running(self) -> set[str]:
         """Return the VMs of this root that seem to run, whether they have a directory or not."""
         try:
-            seen = await self._processes.aside(functools.partial(adoption.present, self.root, self._host))
+            seen = await self._processes.aside(functools.partial(adoption.present, self.root, self.host))
         except VmessError as error:
             log.warning("%s: a VM that runs without its directory is not found", error.message)
             return set()
         return {one.vm for one in seen if names.is_full(one.vm)}
 
     def _add(self, vm: str) -> Machine:
-        machine = Machine(VMDirectory(self.root, vm), self._host, self._timing)
+        machine = Machine(VMDirectory(self.root, vm), self.host, self._timing)
         self._machines[vm] = machine
-        self._wires[vm] = Wires(machine, self._host, self._is_vm)
+        self._wires[vm] = Wires(machine, self.host, self._is_vm)
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
 
@@ -295,7 +271,7 @@ class Supervisor:
 
     async def strays(self) -> list[Sighting]:
         """Return the QEMUs of this root that no VM has, such as a second one of a name; raises Failed."""
-        seen = await self._processes.aside(functools.partial(adoption.alive, self.root, self._host))
+        seen = await self._processes.aside(functools.partial(adoption.alive, self.root, self.host))
         known = {record.pid for machine in self._machines.values() if (record := machine.record())}
         return [one for one in seen if one.pid not in known]
 
@@ -310,114 +286,6 @@ class Supervisor:
     async def statuses(self) -> list[VMStatus]:
         """Return how all VMs are."""
         return [machine.status() async for machine in _unhurried(await self.everyone())]
-
-    async def wirings(self, vms: Sequence[str]) -> dict[str, Wiring]:
-        """Return the interfaces of several VMs by one look at the kernel's links, or what is wrong with each.
-
-        A name that is no VM's is left out.
-        """
-        directories = {}
-        for vm in vms:
-            with contextlib.suppress(VmessError):
-                directories[vm] = Glance((await self.machine(vm)).home)
-        return await blocking.call(self._wirings, directories)
-
-    def _wirings(self, directories: Mapping[str, Glance]) -> dict[str, Wiring]:
-        noted: dict[str, Sequence[Wire] | None] = {}
-        wrong: dict[str, VmessError] = {}
-        for files in directories.values():
-            try:
-                noted[files.vm] = files.read_setting(BY_FILE["NICS"])
-            except VmessError as error:
-                wrong[files.vm] = error
-        found: Mapping[str, list[Nic] | VmessError]
-        try:
-            found = self._host.network.nics_of(noted)
-        except VmessError as error:
-            found = dict.fromkeys(noted, error)
-        return {vm: Wiring(files, wrong.get(files.vm) or found[files.vm]) for vm, files in directories.items()}
-
-    async def info(self, name: str, wiring: Wiring | None = None) -> VMInfo:
-        """Return all there is to say of a VM; what cannot be read is said in `problem`.
-
-        `wiring` is what :meth:`wirings` has of it, where that was asked.
-        """
-        wires = await self.wires(name)
-        machine = await self.machine(name)
-        wiring = wiring or Wiring(Glance(machine.home))
-        directory, record = machine.directory, machine.record()
-        at_start = wiring.files if wiring.files.path == directory.path else Glance(directory)
-        transferred = await machine.live().transferred() if record else {}
-        nics: list[Nic] | None = None
-        shown: list[VMNic] = []
-        with contextlib.suppress(VmessError):  # which is said in `problem`
-            nics = await _interfaces(wires, wiring)
-            shown = await self._nics(wires, nics, wiring.files)
-        look = functools.partial(self._seen, at_start, record.display if record else None, nics)
-        seen = await machine.files.aside(look)
-        command = record.argv if record else seen.planned
-        return VMInfo(
-            status=machine.status(),
-            directory=str(directory.path),
-            nics=shown,
-            command=command,
-            problem=seen.problem,
-            display=command_line.display_of(command) or None,
-            accel=command_line.accel_of(command) if command else None,
-            cpu=command_line.cpu_of(command),
-            serial=str(directory.path / vmdir.SERIAL_SOCKET),
-            changed=record is not None and not command_line.same_but_for_wires(seen.planned, record.argv),
-            settings=seen.settings,
-            drives=[_drive(disk, transferred) for disk in seen.disks],
-        )
-
-    async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
-        """Return a VM's interfaces; raises BadFile where NICS makes no sense, Failed. `wiring` as for info."""
-        wires = await self.wires(name)
-        wiring = wiring or Wiring(Glance((await self.machine(name)).home))
-        return await self._nics(wires, await _interfaces(wires, wiring), wiring.files)
-
-    async def _nics(self, wires: Wires, nics: Sequence[Nic], files: VMDirectory) -> list[VMNic]:
-        macs = await wires.macs(files)
-        cables = await wires.cables.states([nic.index for nic in nics], files)
-        remark = functools.partial(self._host.duplicates.remark, wires.vm)
-        return [_nic(nic, wires, macs(nic.index), cables[nic.index], remark(nic.index)) for nic in nics]
-
-    async def tables(self) -> Tables:
-        """Return what the host has heard; raises Failed."""
-
-        def read() -> Tables:
-            with self._host.network.kernel() as kernel:
-                links = {link.index: link.name for link in kernel.links()}
-                return Tables(kernel.forwarding(), kernel.neighbours(), links)
-
-        return await blocking.call(read)
-
-    async def addresses(
-        self, name: str, wiring: Wiring | None = None, tables: Tables | None = None
-    ) -> list[VMAddress]:
-        """Return a VM's addresses as far as the host knows; raises BadFile, Failed. `wiring` as for info."""
-        wires = await self.wires(name)
-        wiring = wiring or Wiring(Glance((await self.machine(name)).home))
-        nics, macs = await _interfaces(wires, wiring), await wires.macs(wiring.files)
-        with_macs = [(nic, macs(nic.index)[0]) for nic in nics]
-        found = await blocking.call(_addresses, with_macs, tables or await self.tables())
-        runs = (await self.machine(name)).state not in OFF
-        return [dataclasses.replace(address, known=address.known and runs) for address in found]
-
-    def _seen(self, directory: VMDirectory, display: int | None, nics: Sequence[Nic] | None) -> _Seen:
-        """Return what a VM's files say, and the command line of a start or why there is none; blocks."""
-        planned: list[str] = []
-        problem = None
-        try:
-            if display is None:
-                display = self._host.displays.would_be(directory.vm, names.display(directory.vm))
-            planned = command_line.build(
-                launcher.specify(directory, self._host, display, nics), self._host.qemu
-            )
-        except VmessError as error:
-            problem = error.message
-        return _Seen(planned, problem, _settings(directory), _disks(directory))
 
     # -- What can be changed --
 
@@ -535,7 +403,7 @@ class Supervisor:
         if row is not None:
             return _Change(lambda: directory.write_setting(row, value), live=row.live)
         if setting == "cdrom":
-            return _Change(lambda: images.set_cdrom(directory, value, self._host.account))
+            return _Change(lambda: images.set_cdrom(directory, value, self.host.account))
         if setting in names.DISKS:
             if value is None:
                 raise InvalidValue(
@@ -562,69 +430,9 @@ def _remark(machine: Machine) -> str | None:
         return None
 
 
-async def _interfaces(wires: Wires, wiring: Wiring) -> list[Nic]:
-    """Return a VM's interfaces, which may have been looked at already; raises what is wrong with them."""
-    if isinstance(wiring.nics, VmessError):
-        raise wiring.nics
-    return await wires.nics(wiring.files) if wiring.nics is None else wiring.nics
-
-
 async def _unhurried(items: Iterable[_T]) -> AsyncIterator[_T]:
     """Yield what may be thousands of things, and let others have the event loop now and then."""
     for number, item in enumerate(items, 1):
         yield item
         if number % AT_A_STRETCH == 0:
             await asyncio.sleep(0)
-
-
-def _nic(nic: Nic, wires: Wires, macs: tuple[str, str], cable: bool | None, duplicate: str | None) -> VMNic:
-    mac, later = macs
-    return VMNic(
-        index=nic.index,
-        tap=None if nic.wire.user else nic.tap,
-        mac=mac,
-        wire=str(nic.wire),
-        present=nic.link is not None,
-        leaving=nic.leaving,
-        cable=cable,
-        difference=wires.lost(nic) or nic.difference(),
-        duplicate=duplicate,
-        mac_later=later if later != mac else None,
-    )
-
-
-def _addresses(nics: Sequence[tuple[Nic, str]], tables: Tables) -> list[VMAddress]:
-    """Return the addresses of interfaces, each with its MAC."""
-    found = []
-    for nic, mac in nics:
-        if nic.link is not None:
-            found += of_interface(nic.index, mac, nic.link.index, tables)
-        elif nic.wire.user:
-            source = "what QEMU's user network gives it; the host does not reach it"
-            found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=False))
-    return found
-
-
-def _settings(directory: VMDirectory) -> list[Value]:
-    """Return the settings whose files can be read, as they would be written."""
-    values = []
-    for file in BY_FILE:
-        try:
-            text = directory.setting_text(file)
-        except VmessError:
-            continue
-        if text is not None:
-            values.append(Value(file, printable(text)))
-    return values
-
-
-def _disks(directory: VMDirectory) -> list[Disk]:
-    try:
-        return images.disks(directory)
-    except VmessError:
-        return []
-
-
-def _drive(disk: Disk, transferred: dict[str, tuple[int, int]]) -> Drive:
-    read, written = transferred.get(disk.slot, (None, None))
-    return Drive(disk.slot, disk.path, disk.target, disk.size, read, written)

@@ -1,0 +1,222 @@
+"""What there is to say of one VM beyond its status: its files, interfaces, addresses, and QEMU's command line.
+
+Where several VMs are asked about, one look at the kernel's links does for all (:meth:`Details.wirings`).
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from vmessd.core import names
+from vmessd.core.errors import VmessError, printable
+from vmessd.core.lifecycle import OFF
+from vmessd.core.models import Drive, Value, VMInfo, VMNic
+from vmessd.core.settings import BY_FILE
+from vmessd.core.wires import Wire
+from vmessd.devices.network_cards import Wires
+from vmessd.network.links import Nic
+from vmessd.network.neighbours import USER_ADDRESS, Tables, VMAddress, of_interface
+from vmessd.qemu import command_line
+from vmessd.storage import blocking, images, vmdir
+from vmessd.storage.images import Disk
+from vmessd.storage.vmdir import Glance, VMDirectory
+from vmessd.supervisor.registry import Supervisor
+from vmessd.vm import launcher
+
+
+class Wiring(NamedTuple):
+    """What one look at a VM's wires has found."""
+
+    files: Glance
+    """Where what is noted of them is read."""
+    nics: list[Nic] | VmessError | None = None
+    """Its interfaces, or why they cannot be told; None where they were not looked at yet."""
+
+
+class _Seen(NamedTuple):
+    """What was read of a VM's files."""
+
+    planned: list[str]
+    """The command line a start would use."""
+    problem: str | None
+    """Why there is none: what a start would say."""
+    settings: list[Value]
+    disks: list[Disk]
+
+
+class Details:
+    """Tells of the VMs of a supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._host = supervisor.host
+
+    async def wirings(self, vms: Sequence[str]) -> dict[str, Wiring]:
+        """Return the interfaces of several VMs by one look at the kernel's links, or what is wrong with each.
+
+        A name that is no VM's is left out.
+        """
+        directories = {}
+        for vm in vms:
+            with contextlib.suppress(VmessError):
+                directories[vm] = Glance((await self._supervisor.machine(vm)).home)
+        return await blocking.call(self._wirings, directories)
+
+    def _wirings(self, directories: Mapping[str, Glance]) -> dict[str, Wiring]:
+        noted: dict[str, Sequence[Wire] | None] = {}
+        wrong: dict[str, VmessError] = {}
+        for files in directories.values():
+            try:
+                noted[files.vm] = files.read_setting(BY_FILE["NICS"])
+            except VmessError as error:
+                wrong[files.vm] = error
+        found: Mapping[str, list[Nic] | VmessError]
+        try:
+            found = self._host.network.nics_of(noted)
+        except VmessError as error:
+            found = dict.fromkeys(noted, error)
+        return {vm: Wiring(files, wrong.get(files.vm) or found[files.vm]) for vm, files in directories.items()}
+
+    async def info(self, name: str, wiring: Wiring | None = None) -> VMInfo:
+        """Return all there is to say of a VM; what cannot be read is said in `problem`.
+
+        `wiring` is what :meth:`wirings` has of it, where that was asked.
+        """
+        wires = await self._supervisor.wires(name)
+        machine = await self._supervisor.machine(name)
+        wiring = wiring or Wiring(Glance(machine.home))
+        directory, record = machine.directory, machine.record()
+        at_start = wiring.files if wiring.files.path == directory.path else Glance(directory)
+        transferred = await machine.live().transferred() if record else {}
+        nics: list[Nic] | None = None
+        shown: list[VMNic] = []
+        with contextlib.suppress(VmessError):  # which is said in `problem`
+            nics = await _interfaces(wires, wiring)
+            shown = await self._nics(wires, nics, wiring.files)
+        look = functools.partial(self._seen, at_start, record.display if record else None, nics)
+        seen = await machine.files.aside(look)
+        command = record.argv if record else seen.planned
+        return VMInfo(
+            status=machine.status(),
+            directory=str(directory.path),
+            nics=shown,
+            command=command,
+            problem=seen.problem,
+            display=command_line.display_of(command) or None,
+            accel=command_line.accel_of(command) if command else None,
+            cpu=command_line.cpu_of(command),
+            serial=str(directory.path / vmdir.SERIAL_SOCKET),
+            changed=record is not None and not command_line.same_but_for_wires(seen.planned, record.argv),
+            settings=seen.settings,
+            drives=[_drive(disk, transferred) for disk in seen.disks],
+        )
+
+    async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
+        """Return a VM's interfaces; raises BadFile where NICS makes no sense, Failed. `wiring` as for info."""
+        wires = await self._supervisor.wires(name)
+        wiring = wiring or Wiring(Glance((await self._supervisor.machine(name)).home))
+        return await self._nics(wires, await _interfaces(wires, wiring), wiring.files)
+
+    async def _nics(self, wires: Wires, nics: Sequence[Nic], files: VMDirectory) -> list[VMNic]:
+        macs = await wires.macs(files)
+        cables = await wires.cables.states([nic.index for nic in nics], files)
+        remark = functools.partial(self._host.duplicates.remark, wires.vm)
+        return [_nic(nic, wires, macs(nic.index), cables[nic.index], remark(nic.index)) for nic in nics]
+
+    async def tables(self) -> Tables:
+        """Return what the host has heard; raises Failed."""
+
+        def read() -> Tables:
+            with self._host.network.kernel() as kernel:
+                links = {link.index: link.name for link in kernel.links()}
+                return Tables(kernel.forwarding(), kernel.neighbours(), links)
+
+        return await blocking.call(read)
+
+    async def addresses(
+        self, name: str, wiring: Wiring | None = None, tables: Tables | None = None
+    ) -> list[VMAddress]:
+        """Return a VM's addresses as far as the host knows; raises BadFile, Failed. `wiring` as for info."""
+        wires = await self._supervisor.wires(name)
+        wiring = wiring or Wiring(Glance((await self._supervisor.machine(name)).home))
+        nics, macs = await _interfaces(wires, wiring), await wires.macs(wiring.files)
+        with_macs = [(nic, macs(nic.index)[0]) for nic in nics]
+        found = await blocking.call(_addresses, with_macs, tables or await self.tables())
+        runs = (await self._supervisor.machine(name)).state not in OFF
+        return [dataclasses.replace(address, known=address.known and runs) for address in found]
+
+    def _seen(self, directory: VMDirectory, display: int | None, nics: Sequence[Nic] | None) -> _Seen:
+        """Return what a VM's files say, and the command line of a start or why there is none; blocks."""
+        planned: list[str] = []
+        problem = None
+        try:
+            if display is None:
+                display = self._host.displays.would_be(directory.vm, names.display(directory.vm))
+            planned = command_line.build(
+                launcher.specify(directory, self._host, display, nics), self._host.qemu
+            )
+        except VmessError as error:
+            problem = error.message
+        return _Seen(planned, problem, _settings(directory), _disks(directory))
+
+
+async def _interfaces(wires: Wires, wiring: Wiring) -> list[Nic]:
+    """Return a VM's interfaces, which may have been looked at already; raises what is wrong with them."""
+    if isinstance(wiring.nics, VmessError):
+        raise wiring.nics
+    return await wires.nics(wiring.files) if wiring.nics is None else wiring.nics
+
+
+def _nic(nic: Nic, wires: Wires, macs: tuple[str, str], cable: bool | None, duplicate: str | None) -> VMNic:
+    mac, later = macs
+    return VMNic(
+        index=nic.index,
+        tap=None if nic.wire.user else nic.tap,
+        mac=mac,
+        wire=str(nic.wire),
+        present=nic.link is not None,
+        leaving=nic.leaving,
+        cable=cable,
+        difference=wires.lost(nic) or nic.difference(),
+        duplicate=duplicate,
+        mac_later=later if later != mac else None,
+    )
+
+
+def _addresses(nics: Sequence[tuple[Nic, str]], tables: Tables) -> list[VMAddress]:
+    """Return the addresses of interfaces, each with its MAC."""
+    found = []
+    for nic, mac in nics:
+        if nic.link is not None:
+            found += of_interface(nic.index, mac, nic.link.index, tables)
+        elif nic.wire.user:
+            source = "what QEMU's user network gives it; the host does not reach it"
+            found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=False))
+    return found
+
+
+def _settings(directory: VMDirectory) -> list[Value]:
+    """Return the settings whose files can be read, as they would be written."""
+    values = []
+    for file in BY_FILE:
+        try:
+            text = directory.setting_text(file)
+        except VmessError:
+            continue
+        if text is not None:
+            values.append(Value(file, printable(text)))
+    return values
+
+
+def _disks(directory: VMDirectory) -> list[Disk]:
+    try:
+        return images.disks(directory)
+    except VmessError:
+        return []
+
+
+def _drive(disk: Disk, transferred: dict[str, tuple[int, int]]) -> Drive:
+    read, written = transferred.get(disk.slot, (None, None))
+    return Drive(disk.slot, disk.path, disk.target, disk.size, read, written)
