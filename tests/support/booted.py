@@ -60,12 +60,12 @@ def _loads(module: str) -> bool:
     return False
 
 
-LOCKED = tuple(CHECKOUT / "contrib" / "locked" / f"{name}.txt" for name in ("build", "run"))
+LOCKED = tuple(CHECKOUT / "contrib" / "dev" / "locked" / f"{name}.txt" for name in ("build", "run"))
 
 
 @functools.cache
 def wheels() -> Path:
-    """Return a directory of what contrib/locked names, kept with the Python that runs the tests.
+    """Return a directory of what contrib/dev/locked names, kept with the Python that runs the tests.
 
     They are files as an index has them: what is built here has another hash, and would not be installed.
     """

@@ -30,7 +30,7 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(CHECKOUT / "contrib", place / "contrib", ignore=shutil.ignore_patterns("pictures"))
     for name in ("pyproject.toml", "README.md", "vmessd", "vmessctl", "tests"):
         (place / name).symlink_to(CHECKOUT / name)
-    (place / "contrib/scenes.py").write_text(SCENES)
+    (place / "contrib/dev/scenes.py").write_text(SCENES)
     programs = place / ".venv/bin"
     programs.mkdir(parents=True)
     (programs / "python").symlink_to(sys.executable)
@@ -71,9 +71,9 @@ def call(
     [
         ("try", (), "vmessd --accel tcg &\n.*that should have ended with exit status 4"),
         ("check", ("tests/test_names.py",), "ruff ran\nruff ran\nmypy ran\nshellcheck ran\n.*pytest ran\n"),
-        ("draw", (), "contrib/pictures: picture\npicture\n"),
+        ("dev/draw", (), "contrib/pictures: picture\npicture\n"),
         ("bench", ("--help",), "usage: bench "),
-        ("lock", (), "No matching distribution found for pip-tools"),
+        ("dev/lock", (), "No matching distribution found for pip-tools"),
         ("install", ("x",), "usage: contrib/install"),
         ("uninstall", ("x",), "usage: contrib/uninstall"),
     ],
@@ -81,7 +81,7 @@ def call(
 def test_c64_a_script_runs_nothing_of_the_directory_it_is_called_in(
     checkout: Path, hostile: HostileDirectory, script: str, words: tuple[str, ...], says: str
 ) -> None:
-    if script == "draw" and os.geteuid() != 0:
+    if script == "dev/draw" and os.geteuid() != 0:
         pytest.skip("it takes root")
     place = os.path.relpath(checkout / "contrib" / script, hostile.place)
     result = call(place, *words, hostile=hostile, tools=checkout.parent / "tools")
@@ -108,7 +108,7 @@ def test_c65_what_is_locked_is_what_the_project_asks_for() -> None:
         for requirement in map(Requirement, asked):
             version, hashes = lock[canonicalize_name(requirement.name)]
             assert version in requirement.specifier, (
-                f"{requirement} is locked at {version}; contrib/lock locks it again"
+                f"{requirement} is locked at {version}; contrib/dev/lock locks it again"
             )
             assert hashes
     assert run["psutil"][1] > 5, "it is compiled: a file for each machine"
