@@ -1,5 +1,6 @@
 """The scripts of contrib, wherever they are called; `install` and `uninstall` are in test_install."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-TOOLS = ("ruff", "mypy", "pytest", "shellcheck", "vmess", "vmessd")
+TOOLS = ("ruff", "mypy", "codespell", "coverage", "pytest", "shellcheck", "vmess", "vmessd")
 TOOL = (
     f"#!{sys.executable}\nimport argparse, json, os, re, subprocess\nprint(os.path.basename(__file__), 'ran')\n"
 )
@@ -37,11 +38,10 @@ def checkout(tmp_path: Path) -> Path:
     for name in TOOLS:
         (programs / name).write_text(TOOL)
         (programs / name).chmod(0o755)
-    stamp = subprocess.run(
-        ["sha256sum", place / "pyproject.toml"], capture_output=True, text=True, check=True
-    ).stdout
-    for extra in ("run", "test", "pictures"):
-        (place / f".venv/stamp-{extra}").write_text(stamp)
+    for name in ("run", "test", "pictures"):
+        locks = [place / f"contrib/dev/locked/{lock}.txt" for lock in ("build", name)]
+        content = b"".join(file.read_bytes() for file in (place / "pyproject.toml", *locks))
+        (place / f".venv/stamp-{name}").write_text(f"{hashlib.sha256(content).hexdigest()}  -\n")
     return place
 
 
@@ -70,7 +70,11 @@ def call(
     ("script", "words", "says"),
     [
         ("try", (), "vmessd --accel tcg &\n.*that should have ended with exit status 4"),
-        ("check", ("tests/test_names.py",), "ruff ran\nruff ran\nmypy ran\nshellcheck ran\n.*pytest ran\n"),
+        (
+            "check",
+            ("tests/test_names.py",),
+            "ruff ran\nmypy ran\ncodespell ran\nshellcheck ran\n.*pytest ran\n",
+        ),
         ("dev/draw", (), "contrib/pictures: picture\npicture\n"),
         ("bench", ("--help",), "usage: bench "),
         ("dev/lock", (), "No matching distribution found for pip-tools"),
@@ -103,7 +107,7 @@ def test_c65_what_is_locked_is_what_the_project_asks_for() -> None:
     build, run = map(locked, LOCKED)
     for lock, asked in (
         (run, PROJECT["project"]["dependencies"]),
-        (build, [*PROJECT["build-system"]["requires"], "setuptools"]),
+        (build, [*PROJECT["build-system"]["requires"], "editables", "setuptools"]),
     ):
         for requirement in map(Requirement, asked):
             version, hashes = lock[canonicalize_name(requirement.name)]
