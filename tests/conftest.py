@@ -82,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=long)
     for item in items:
         asked_for = set(getattr(item, "fixturenames", ()))
-        if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "stage"} & asked_for:
+        if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "shared_wired", "stage"} & asked_for:
             item.add_marker("qemu")
         if "stage" in asked_for:
             item.add_marker(pytest.mark.xdist_group("booted"))
@@ -423,12 +423,8 @@ def refused(daemon: WiredDaemon, status: int, *words: str) -> str:
     return said[0]
 
 
-@pytest.fixture
-def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
-    """A function that returns a daemon in a fresh namespace, not started yet.
-
-    Arguments of the function are arguments of vmessd.
-    """
+def need_wires() -> None:
+    """Skip a test where this user or host has no network namespaces or TAPs."""
     missing = [
         *([] if os.geteuid() == 0 else ["root"]),
         *([] if os.path.exists("/dev/net/tun") else ["/dev/net/tun"]),
@@ -436,6 +432,15 @@ def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
     ]
     if missing:
         pytest.skip(f"tests of links in a network namespace need {' and '.join(missing)}")
+
+
+@pytest.fixture
+def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
+    """A function that returns a daemon in a fresh namespace, not started yet.
+
+    Arguments of the function are arguments of vmessd.
+    """
+    need_wires()
     with contextlib.ExitStack() as stack:
 
         def make(*arguments: str, directory: Path = tmp_path) -> WiredDaemon:
@@ -445,6 +450,18 @@ def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
             return instance
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def shared_wired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WiredDaemon]:
+    """A running daemon in a network namespace, for tests of one module that change nothing."""
+    need_wires()
+    with (
+        contextlib.closing(Namespace()) as namespace,
+        contextlib.closing(WiredDaemon(tmp_path_factory.mktemp("wired"), namespace)) as instance,
+    ):
+        instance.start()
+        yield instance
 
 
 @pytest.fixture
