@@ -49,9 +49,7 @@ def call(
     script: str, *words: str, hostile: HostileDirectory, tools: Path
 ) -> "subprocess.CompletedProcess[str]":
     """Call a script in a hostile directory, on a host that has all packages."""
-    tools.mkdir()
-    (tools / "dpkg-query").write_text("#!/bin/sh\necho installed\n")
-    (tools / "dpkg-query").chmod(0o755)
+    put_in(tools, **{"dpkg-query": "echo installed"})
     environment = {**os.environ, **hostile.environment(), "PIP_NO_INDEX": "1"}
     environment["PATH"] = environment["PATH"].replace(".:", f".:{tools}:", 1)
     return subprocess.run(
@@ -90,6 +88,46 @@ def test_c64_a_script_runs_nothing_of_the_directory_it_is_called_in(
     place = os.path.relpath(checkout / "contrib" / script, hostile.place)
     result = call(place, *words, hostile=hostile, tools=checkout.parent / "tools")
     assert re.search(says, result.stdout + result.stderr, re.DOTALL), result
+    assert hostile.marks() == []
+
+
+def put_in(place: Path, **programs: str) -> None:
+    """Make programs that are shell scripts of one line."""
+    place.mkdir(parents=True, exist_ok=True)
+    for name, line in programs.items():
+        (place / name).write_text(f"#!/bin/sh\n{line}\n")
+        (place / name).chmod(0o755)
+
+
+def test_check_runs_tests_under_each_python_there_is_and_says_which(
+    checkout: Path, hostile: HostileDirectory
+) -> None:
+    named = re.findall(r"Python :: (3\.[0-9]+)", " ".join(PROJECT["project"]["classifiers"]))
+    assert named == ["3.11", "3.12", "3.13", "3.14"]
+    ours = f"3.{sys.version_info.minor}"
+    there, *absent = [version for version in named if version != ours]
+    other = checkout / f".venv-python{there}"
+    shutil.copytree(checkout / ".venv", other, symlinks=True)
+    put_in(checkout / ".venv/bin", pytest='echo "pytest $*"', coverage='echo "coverage $*"')
+    put_in(other / "bin", pytest='echo "other pytest $*"')
+    tools = checkout.parent / "tools"
+    put_in(tools, **{f"python{there}": f"echo {there}"})
+    put_in(tools, **{f"python{version}": "exit 127" for version in absent})  # a version manager's, with none
+
+    result = call(str(checkout / "contrib/check"), hostile=hostile, tools=tools)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    [heading, others, alone, erased, rest, pythons, coverage] = result.stdout.splitlines()[-7:]
+    assert heading == f"Tests under Python {there}:"
+    assert re.fullmatch(
+        r"other pytest -q -n [0-9]+ --dist loadgroup -m not alone and \(every_python or .*\)", others
+    )
+    assert alone == "pytest -q -m alone"
+    assert erased == "coverage erase"
+    assert rest.startswith("pytest -q -n ")
+    assert "-m not alone --cov" in rest
+    missing = ", ".join(f"python{version}" for version in absent)
+    assert pythons == f"Tests ran under Python {ours}, {there}. Not in PATH, so not tested with: {missing}"
+    assert coverage.startswith("Coverage: coverage report --format=total % of lines and branches")
     assert hostile.marks() == []
 
 
