@@ -5,6 +5,7 @@
 in a network namespace of its own, so that no link of the machine is touched.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -121,6 +122,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = 10.0, what: str = "i
         assert time.monotonic() < deadline, f"{what} did not happen in {seconds * UNIT:g} s"
         time.sleep(0.005)
     return value
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for what nothing tells about, and let others of the event loop work; `seconds` are of UNIT."""
+    async with asyncio.timeout(seconds * UNIT):
+        while not condition():  # noqa: ASYNC110 -- as it says
+            await asyncio.sleep(0.005)
 
 
 def processes_of(root: Path) -> list[int]:

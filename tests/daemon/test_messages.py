@@ -5,7 +5,8 @@ import gc
 import logging
 
 import pytest
-from test_amiss import reach, told, until
+from conftest import until
+from test_amiss import reach, told
 from test_monitor import QUICK, Lab, connections, lab
 
 from vmessd.core.lifecycle import Event, State
