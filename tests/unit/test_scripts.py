@@ -10,12 +10,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from booted import CHECKOUT, LOCKED
+from booted import CHECKOUT
 from hostile import HostileDirectory
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+LOCKS = CHECKOUT / "contrib/dev/locked"
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 TOOLS = ("ruff", "mypy", "codespell", "coverage", "pytest", "shellcheck", "vmess", "vmessd")
 TOOL = (
@@ -141,21 +142,42 @@ def locked(file: Path) -> dict[str, tuple[Version, int]]:
     return found
 
 
-def test_c65_what_is_locked_is_what_the_project_asks_for() -> None:
-    build, run = map(locked, LOCKED)
-    for lock, asked in (
-        (run, PROJECT["project"]["dependencies"]),
-        (build, [*PROJECT["build-system"]["requires"], "editables", "setuptools"]),
-    ):
-        for requirement in map(Requirement, asked):
-            version, hashes = lock[canonicalize_name(requirement.name)]
-            assert version in requirement.specifier, (
-                f"{requirement} is locked at {version}; contrib/dev/lock locks it again"
-            )
-            assert hashes
-    assert run["psutil"][1] > 5, "it is compiled: a file for each machine"
+ASKED = {
+    "build": [*PROJECT["build-system"]["requires"], "editables", "setuptools"],
+    "run": PROJECT["project"]["dependencies"],
+    **{
+        group: [*PROJECT["project"]["dependencies"], *asked]
+        for group, asked in PROJECT["dependency-groups"].items()
+    },
+}
+"""What each lock is made of."""
+
+
+def test_there_is_a_lock_for_each_group() -> None:
+    assert {file.stem for file in LOCKS.iterdir()} == ASKED.keys()
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_c65_what_is_locked_is_what_the_project_asks_for(name: str) -> None:
+    lock = locked(LOCKS / f"{name}.txt")
+    for requirement in map(Requirement, ASKED[name]):
+        version, hashes = lock[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, (
+            f"{requirement} is locked at {version}; contrib/dev/lock locks it again"
+        )
+        assert hashes
+    if "psutil" in lock:
+        assert lock["psutil"][1] > 5, "it is compiled: a file for each machine"
+
+
+def test_locks_agree_so_that_one_can_be_installed_over_another() -> None:
+    versions: dict[str, set[Version]] = {}
+    for name in ASKED:
+        for package, (version, _) in locked(LOCKS / f"{name}.txt").items():
+            versions.setdefault(package, set()).add(version)
+    assert {package: found for package, found in versions.items() if len(found) > 1} == {}
 
 
 def test_c65_a_lock_names_no_index() -> None:
-    for file in LOCKED:
+    for file in LOCKS.iterdir():
         assert not re.search(r"://|index|find-links|trusted|^-", file.read_text(), re.MULTILINE)
