@@ -146,6 +146,7 @@ def test_without_systemd_it_installs_and_says_what_it_left_out(stage: Stage, bar
         result = host.once(*environment, "/src/contrib/install")
         assert (result.returncode, result.stderr) == (0, ""), result
         assert "systemctl enable --now vmessd.service vmess-guests.service" in result.stdout
+        assert host.tree.sh("find /src -name __pycache__ -o -name '*.egg-info'") == ""
         made = footprint(host.tree) - before
         for line in (
             "var/lib/vmess drwx--s--x vmess:vmess-qemu",

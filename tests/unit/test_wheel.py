@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from booted import CHECKOUT, wheels
+from conftest import UNIT
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ def run(*words: str | os.PathLike[str], **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=120 * UNIT,
     )
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
