@@ -5,6 +5,7 @@
 in a network namespace of its own, so that no link of the machine is touched.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -37,14 +38,31 @@ FAKE = SUPPORT / "fakeqemu.py"
 pytest_plugins = ("booted", "hostile")
 
 
+def unit_of(text: str) -> float:
+    """Return what VMESS_TEST_UNIT says."""
+    with contextlib.suppress(ValueError):
+        if 0 < (unit := float(text)) <= 100:
+            return unit
+    raise SystemExit(f"VMESS_TEST_UNIT={text!r} is not a number of seconds above 0 and up to 100")
+
+
+UNIT = unit_of(os.environ.get("VMESS_TEST_UNIT", "1"))
+"""What one second is when tests wait for something: all that the test support waits for has multiples of it.
+
+It is a second; a machine that is slow by half or so takes VMESS_TEST_UNIT=3, and waits three times as long."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what `contrib/check` takes besides pytest's own options."""
     parser.addoption("--long", action="store_true", help="run the long tests, too")
     parser.addoption("--seed", type=int, metavar="N", help="of the long tests that draw lots; else a new one")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-timeout reads its option in this hook, too
 def pytest_configure(config: pytest.Config) -> None:
     """Draw the seed of this run where none is given; have programs compiled once, not at each start."""
+    if UNIT != 1 and config.option.timeout is None:
+        config.option.timeout = float(config.getini("timeout")) * UNIT
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if config.option.seed is None:
         drawn = getattr(config, "workerinput", {}).get("seed")
@@ -83,7 +101,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=long)
     for item in items:
         asked_for = set(getattr(item, "fixturenames", ()))
-        if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "stage"} & asked_for:
+        if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "shared_wired", "stage"} & asked_for:
             item.add_marker("qemu")
         if "stage" in asked_for:
             item.add_marker(pytest.mark.xdist_group("booted"))
@@ -99,12 +117,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 10.0, what: str = "it") -> Any:
-    """Return the first true value of a condition that no descriptor tells about."""
-    deadline = time.monotonic() + seconds
+    """Return the first true value of a condition that no descriptor tells about; `seconds` are of UNIT."""
+    deadline = time.monotonic() + seconds * UNIT
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not happen in {seconds} s"
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds * UNIT:g} s"
         time.sleep(0.005)
     return value
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for what nothing tells about, and let others of the event loop work; `seconds` are of UNIT."""
+    async with asyncio.timeout(seconds * UNIT):
+        while not condition():  # noqa: ASYNC110 -- as it says
+            await asyncio.sleep(0.005)
 
 
 def processes_of(root: Path) -> list[int]:
@@ -137,7 +162,7 @@ def generated(kind: str, place: Path) -> list[str]:
         text=True,
         check=True,
         cwd=TESTS.parent,
-        timeout=30,
+        timeout=30 * UNIT,
     )
     written = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
     assert written == sorted(done.stdout.split())
@@ -171,7 +196,7 @@ class Daemon:
             notify.bind(str(address))
             address.chmod(0o666)
             address.parent.chmod(0o711)
-            notify.settimeout(ready)
+            notify.settimeout(ready * UNIT)
             environment = {**os.environ, "NOTIFY_SOCKET": str(address)}
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
@@ -190,7 +215,7 @@ class Daemon:
             try:
                 assert notify.recv(1024).splitlines()[0] == b"READY=1"
             except TimeoutError:
-                pytest.fail(f"not ready within {ready} s:\n{self.log.read_text()}")
+                pytest.fail(f"not ready within {ready * UNIT:g} s:\n{self.log.read_text()}")
         return self
 
     @property
@@ -202,13 +227,18 @@ class Daemon:
         """End the daemon, not the VMs, and return its exit status."""
         assert self.process is not None
         self.process.send_signal(number)
-        status = self.process.wait(20)
+        status = self.process.wait(20 * UNIT)
         self.process = None
         return status
 
     def vmess(self, *words: str | os.PathLike[str], **run: Any) -> subprocess.CompletedProcess[str]:
         """Run the client and return what it said."""
-        options: dict[str, Any] = {"timeout": 90, "cwd": TESTS.parent, "stdin": subprocess.DEVNULL, **run}
+        options: dict[str, Any] = {
+            "timeout": 90 * UNIT,
+            "cwd": TESTS.parent,
+            "stdin": subprocess.DEVNULL,
+            **run,
+        }
         return subprocess.run(
             [*self.inside, sys.executable, "-m", "vmessctl", *words],
             env={**os.environ, "VMESS_SOCKET": str(self.socket), "PYTHONPATH": str(TESTS.parent)},
@@ -287,7 +317,7 @@ class Daemon:
         """End the daemon and every QEMU of its root."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(10 * UNIT)
         end_processes_of(self.root)
 
 
@@ -336,7 +366,7 @@ class Namespace:
 
     def run(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run a command in the namespace to its end."""
-        options = {"timeout": 30, "capture_output": True, "text": True, **options}
+        options = {"timeout": 30 * UNIT, "capture_output": True, "text": True, **options}
         done = subprocess.run([*self.inside, *words], check=False, **options)
         assert done.returncode == 0 or not check, f"{words}: {done.stderr}"
         return done
@@ -345,17 +375,17 @@ class Namespace:
         """Do what lines of ip(8) say, without the word `ip`."""
         batch = "".join(f"{line}\n" for line in lines)
         command = ["ip", "-n", self.name, "-batch", "-"]
-        subprocess.run(command, input=batch, text=True, check=True, timeout=30)
+        subprocess.run(command, input=batch, text=True, check=True, timeout=30 * UNIT)
 
     def can(self, line: str) -> bool:
         """Try a line of ip(8) that adds what this kernel may not have."""
         words = ["ip", "-n", self.name, *line.split()]
-        return subprocess.run(words, capture_output=True, check=False, timeout=30).returncode == 0
+        return subprocess.run(words, capture_output=True, check=False, timeout=30 * UNIT).returncode == 0
 
     def links(self) -> dict[str, dict[str, Any]]:
         """Return all links but the loopback by name, with all that ip(8) knows of them."""
         command = ["ip", "-n", self.name, "-details", "-json", "link", "show"]
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30 * UNIT)
         return {link["ifname"]: link for link in json.loads(shown.stdout) if link.get("ifname") != "lo"}
 
     def wiring(self) -> dict[str, str | None]:
@@ -365,12 +395,12 @@ class Namespace:
     def close(self) -> None:
         """End every process of the namespace and remove it."""
         listed = subprocess.run(
-            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False, timeout=30
+            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False, timeout=30 * UNIT
         )
         for pid in listed.stdout.split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
-        subprocess.run(["ip", "netns", "del", self.name], check=True, timeout=30)
+        subprocess.run(["ip", "netns", "del", self.name], check=True, timeout=30 * UNIT)
 
 
 def held_by(pid: int) -> set[str]:
@@ -424,12 +454,8 @@ def refused(daemon: WiredDaemon, status: int, *words: str) -> str:
     return said[0]
 
 
-@pytest.fixture
-def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
-    """A function that returns a daemon in a fresh namespace, not started yet.
-
-    Arguments of the function are arguments of vmessd.
-    """
+def need_wires() -> None:
+    """Skip a test where this user or host has no network namespaces or TAPs."""
     missing = [
         *([] if os.geteuid() == 0 else ["root"]),
         *([] if os.path.exists("/dev/net/tun") else ["/dev/net/tun"]),
@@ -437,6 +463,15 @@ def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
     ]
     if missing:
         pytest.skip(f"tests of links in a network namespace need {' and '.join(missing)}")
+
+
+@pytest.fixture
+def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
+    """A function that returns a daemon in a fresh namespace, not started yet.
+
+    Arguments of the function are arguments of vmessd.
+    """
+    need_wires()
     with contextlib.ExitStack() as stack:
 
         def make(*arguments: str, directory: Path = tmp_path) -> WiredDaemon:
@@ -446,6 +481,18 @@ def make_wired(tmp_path: Path) -> Iterator[Callable[..., WiredDaemon]]:
             return instance
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def shared_wired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WiredDaemon]:
+    """A running daemon in a network namespace, for tests of one module that change nothing."""
+    need_wires()
+    with (
+        contextlib.closing(Namespace()) as namespace,
+        contextlib.closing(WiredDaemon(tmp_path_factory.mktemp("wired"), namespace)) as instance,
+    ):
+        instance.start()
+        yield instance
 
 
 @pytest.fixture

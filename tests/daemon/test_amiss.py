@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from conftest import processes_of
+from conftest import processes_of, until
 from test_monitor import QUICK, Lab, lab
 
 from vmessd.core import settings
@@ -84,13 +84,6 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     monkeypatch.setattr(mending, "MEND_PAUSE", 0.2)
     monkeypatch.setattr(settings, "GRACE_DEFAULT", 1)
     return found
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for what nothing tells about."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 -- as it says
-            await asyncio.sleep(0.01)
 
 
 async def told(news: AsyncIterator[object]) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_amiss import reach, told, until
+from conftest import until
+from test_amiss import reach, told
 from test_monitor import QUICK, Lab, connections, lab
 
 from vmessd.core import lifecycle, settings

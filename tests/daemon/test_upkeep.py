@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from conftest import Daemon, wait_for
+from conftest import Daemon, until, wait_for
 from test_control import Wire, nothing_unforeseen
 from test_monitor import Lab, lab, reach, start, stop
 
@@ -40,13 +40,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def append(log: Path, data: bytes) -> None:
     with log.open("ab") as file:
         file.write(data)
-
-
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
 
 
 async def some_looks(monkeypatch: pytest.MonkeyPatch, count: int = 5) -> None:

@@ -222,64 +222,70 @@ def test_vlan_makes_all_or_nothing(wired: WiredDaemon) -> None:
     assert state_of(wired) == before
 
 
-def test_what_makes_no_sense_is_named_and_changes_nothing(wired: WiredDaemon) -> None:
-    wired.make("leaf0")
-    wired.ip(
+NONSENSE: list[tuple[int, str, list[str]]] = [
+    (2, "'leaf0'", ["vlan", "leaf0"]),
+    (2, "'leaf0e0'", ["vlan", "leaf0e0"]),
+    (2, "''", ["vlan", ""]),
+    (2, "'a/b'", ["vlan", "a/b"]),
+    (2, "'br%d'", ["vlan", "br%d"]),
+    (2, "'abcdefghijklmnop'", ["vlan", "abcdefghijklmnop"]),
+    (2, "'user'", ["vlan", "user"]),
+    (1, "lo is the loopback", ["vlan", "lo"]),
+    (1, "here is a veth", ["vlan", "here"]),
+    (1, "another is another name of corp", ["vlan", "another"]),
+    (2, "''", ["vlan", "lab", ""]),
+    (2, "'a/b'", ["vlan", "lab", "a/b"]),
+    (2, "'eth%d'", ["vlan", "lab", "eth%d"]),
+    (2, "'nosuch'", ["vlan", "lab", "nosuch"]),
+    (2, "'nosuch'", ["vlan", "lab", "nosuch.5"]),
+    (2, "'vxlan0'", ["vlan", "lab", "vxlan0"]),
+    (2, "'vxlan99999999'", ["vlan", "lab", "vxlan99999999"]),
+    (1, "here", ["vlan", "lab", "here"]),
+    (1, "tun0", ["vlan", "lab", "tun0"]),
+    (1, "corp", ["vlan", "lab", "corp"]),
+    (1, "lo", ["vlan", "lab", "lo"]),
+    (1, "lo", ["vlan", "lab", "lo.5"]),
+    (2, "'nosuch'", ["add", "nosuch"]),
+    (2, "'-'", ["add", "-"]),
+    (1, "here", ["add", "here"]),
+    (1, "nosuch", ["delete", "nosuch"]),
+    (2, "''", ["delete", ""]),
+    (1, "lo is the loopback", ["delete", "lo"]),
+    (1, "here is a veth", ["delete", "here"]),
+    (1, "corp is a bridge", ["delete", "corp"]),
+    (1, "another is another name of corp", ["delete", "another"]),
+    (1, "tun0 is a TAP or TUN", ["delete", "tun0"]),
+    (2, "'a/b'", ["ignore", "a/b"]),
+    (2, r"'a\nb'", ["ignore", "a\nb"]),
+    (2, "'nosuch'", ["nosuch"]),
+    (2, "net vlan needs", ["vlan"]),
+    (2, "net delete takes", ["delete", "a", "b"]),
+]
+
+
+@pytest.fixture(scope="module")
+def foreign(shared_wired: WiredDaemon) -> tuple[WiredDaemon, object]:
+    """A daemon beside links of somebody else's, and what there is."""
+    shared_wired.make("leaf0")
+    shared_wired.ip(
         "link add here type veth peer name there",
         "link add corp up type bridge",
         "link property add dev corp altname another",
         "tuntap add tun0 mode tun",
     )
-    cases: list[tuple[int, str, list[str]]] = [
-        (2, "'leaf0'", ["vlan", "leaf0"]),
-        (2, "'leaf0e0'", ["vlan", "leaf0e0"]),
-        (2, "''", ["vlan", ""]),
-        (2, "'a/b'", ["vlan", "a/b"]),
-        (2, "'br%d'", ["vlan", "br%d"]),
-        (2, "'abcdefghijklmnop'", ["vlan", "abcdefghijklmnop"]),
-        (2, "'user'", ["vlan", "user"]),
-        (1, "lo is the loopback", ["vlan", "lo"]),
-        (1, "here is a veth", ["vlan", "here"]),
-        (1, "another is another name of corp", ["vlan", "another"]),
-        (2, "''", ["vlan", "lab", ""]),
-        (2, "'a/b'", ["vlan", "lab", "a/b"]),
-        (2, "'eth%d'", ["vlan", "lab", "eth%d"]),
-        (2, "'nosuch'", ["vlan", "lab", "nosuch"]),
-        (2, "'nosuch'", ["vlan", "lab", "nosuch.5"]),
-        (2, "'vxlan0'", ["vlan", "lab", "vxlan0"]),
-        (2, "'vxlan99999999'", ["vlan", "lab", "vxlan99999999"]),
-        (1, "here", ["vlan", "lab", "here"]),
-        (1, "tun0", ["vlan", "lab", "tun0"]),
-        (1, "corp", ["vlan", "lab", "corp"]),
-        (1, "lo", ["vlan", "lab", "lo"]),
-        (1, "lo", ["vlan", "lab", "lo.5"]),
-        (2, "'nosuch'", ["add", "nosuch"]),
-        (2, "'-'", ["add", "-"]),
-        (1, "here", ["add", "here"]),
-        (1, "nosuch", ["delete", "nosuch"]),
-        (2, "''", ["delete", ""]),
-        (1, "lo is the loopback", ["delete", "lo"]),
-        (1, "here is a veth", ["delete", "here"]),
-        (1, "corp is a bridge", ["delete", "corp"]),
-        (1, "another is another name of corp", ["delete", "another"]),
-        (1, "tun0 is a TAP or TUN", ["delete", "tun0"]),
-        (2, "'a/b'", ["ignore", "a/b"]),
-        (2, r"'a\nb'", ["ignore", "a\nb"]),
-        (2, "'nosuch'", ["nosuch"]),
-        (2, "net vlan needs", ["vlan"]),
-        (2, "net delete takes", ["delete", "a", "b"]),
-    ]
-    before = state_of(wired)
-    wrong = []
-    for status, named, words in cases:
-        try:
-            complaint = refused(wired, status, "net", *words)
-            assert named in complaint, (words, complaint)
-            assert state_of(wired) == before, words
-        except AssertionError as error:
-            wrong.append(str(error).partition("\nassert")[0])
-    assert not wrong, "\n".join(wrong)
-    assert not wired.mentions("Traceback")
+    return shared_wired, state_of(shared_wired)
+
+
+@pytest.mark.parametrize(
+    ("status", "named", "words"), NONSENSE, ids=[shlex.join(words) for _, _, words in NONSENSE]
+)
+def test_what_makes_no_sense_is_named_and_changes_nothing(
+    foreign: tuple[WiredDaemon, object], status: int, named: str, words: list[str]
+) -> None:
+    daemon, before = foreign
+    assert named in refused(daemon, status, "net", *words)
+    assert state_of(daemon) == before
+    assert not daemon.mentions("Traceback")
 
 
 # Deleting

@@ -7,6 +7,7 @@ where its guest can be had to do it, and with the `cards` mode of `fakeqemu.py` 
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -1120,80 +1121,92 @@ def test_a_tun_device_that_is_missing_or_no_device_is_named(make_wired: MakeWire
 # Bad input
 
 
-def test_what_makes_no_sense_is_named_and_changes_nothing(wired: WiredDaemon) -> None:
+SENSELESS: list[tuple[int, str, list[str]]] = [
+    (2, "'11'", ["abcdefghijkl", "ifadd", "11"]),
+    (2, "'a/b'", ["newvm", "ifadd", "1", "a/b"]),
+    (2, "'br%d'", ["newvm", "ifadd", "1", "br%d"]),
+    (2, "''", ["newvm", "ifadd", "1", ""]),
+    (2, "'abcdefghijklmnop'", ["newvm", "ifadd", "1", "abcdefghijklmnop"]),
+    (2, "'äöüäöüäö'", ["newvm", "ifadd", "1", "äöüäöüäö"]),
+    (2, "'a b'", ["newvm", "ifadd", "1", "a b"]),
+    (2, r"'a\nb'", ["newvm", "ifadd", "1", "a\nb"]),
+    (2, r"'a\x1bb'", ["newvm", "ifadd", "1", "a\x1bb"]),
+    (2, "'.'", ["newvm", "ifadd", "1", "."]),
+    (2, "'..'", ["newvm", "ifadd", "1", ".."]),
+    (2, "'newvm0e1'", ["newvm", "ifadd", "2", "bridge1", "newvm0e1"]),
+    (2, "'leaf0e0'", ["newvm", "connect", "0", "leaf0e0"]),
+    (2, "'leaf0'", ["newvm", "ifadd", "1", "leaf0"]),
+    (2, "'newvm0'", ["newvm", "connect", "0", "newvm0"]),
+    (2, "'-1'", ["newvm", "ifadd", "-1"]),
+    (2, "'1000'", ["newvm", "ifadd", "1000"]),
+    (2, "'30'", ["newvm", "ifadd", "30"]),
+    (2, "'99999999999999999999'", ["newvm", "ifadd", "99999999999999999999"]),
+    (2, "'x'", ["newvm", "ifadd", "x"]),
+    (2, "''", ["newvm", "ifadd", ""]),
+    (2, "'1.5'", ["newvm", "ifadd", "1.5"]),
+    (2, "'red blue'", ["newvm", "ifadd", "1", "red", "blue"]),
+    (1, "lo is the loopback", ["newvm", "ifadd", "1", "lo"]),
+    (1, "here is a veth", ["newvm", "ifadd", "1", "here"]),
+    (1, "another is another name of addressed", ["newvm", "ifadd", "1", "another"]),
+    (1, "lo is the loopback", ["newvm", "connect", "0", "lo"]),
+    (1, "another is another name of addressed", ["newvm", "connect", "0", "another"]),
+    (2, "'5'", ["newvm", "connect", "5", "bridge1"]),
+    (2, "'-1'", ["newvm", "connect", "-1", "bridge1"]),
+    (2, "'x'", ["newvm", "connect", "x", "bridge1"]),
+    (2, "''", ["newvm", "connect", "0", ""]),
+    (2, "'0'", ["leaf", "connect", "0", "bridge1"]),
+    (2, "'maybe'", ["newvm", "cable", "0", "maybe"]),
+    (2, "'5'", ["newvm", "cable", "5", "off"]),
+    (2, "'29'", ["newvm", "mac", "29", "02:00:00:00:00:01"]),
+    (2, "'x'", ["newvm", "mac", "x", "02:00:00:00:00:01"]),
+    (2, "'01:00:5e:00:00:01'", ["newvm", "mac", "0", "01:00:5e:00:00:01"]),
+    (2, "'00:00:00:00:00:00'", ["newvm", "mac", "0", "00:00:00:00:00:00"]),
+    (2, "'02-00-00-00-00-01'", ["newvm", "mac", "0", "02-00-00-00-00-01"]),
+    (2, "'2:0:0:0:0:1'", ["newvm", "mac", "0", "2:0:0:0:0:1"]),
+    (2, "interface 0", ["newvm", "forward", "0", "2222:22"]),
+    (2, "''", ["newvm", "ifadd", "1", "user:2222:"]),
+    (2, "''", ["newvm", "ifadd", "1", "user:"]),
+    (2, "'2222'", ["newvm", "ifadd", "1", "user:2222:22,2222:23"]),
+    (2, "'70000'", ["newvm", "ifadd", "1", "user:70000:22"]),
+    (4, "nosuch0", ["nosuch", "ifadd", "1", "bridge1"]),
+    (2, "NOSUCH", ["NOSUCH", "ifdel"]),
+    (1, "bonded is a bond", ["newvm", "ifadd", "1", "bonded"]),
+    (1, "card is a dummy", ["newvm", "ifadd", "1", "card"]),
+]
+
+
+def states(daemon: WiredDaemon) -> list[object]:
+    return [state_of(daemon, vm) for vm in ("newvm0", "leaf0", "abcdefghijkl0")]
+
+
+@pytest.fixture(scope="module")
+def foreign(shared_wired: WiredDaemon) -> tuple[WiredDaemon, list[object]]:
+    """A daemon with three VMs beside links of somebody else's, and how all of them are."""
     for vm in ("newvm0", "leaf0", "abcdefghijkl0"):
-        wired.make(vm)
-    wired.done("newvm", "ifadd", "1", "bridge1")
-    wired.ip(
+        shared_wired.make(vm)
+    shared_wired.done("newvm", "ifadd", "1", "bridge1")
+    shared_wired.ip(
         "link add here type veth peer name there",
         "link add addressed up type bridge",
         "link property add dev addressed altname another",
     )
-    cases: list[tuple[int, str, list[str]]] = [
-        (2, "'11'", ["abcdefghijkl", "ifadd", "11"]),
-        (2, "'a/b'", ["newvm", "ifadd", "1", "a/b"]),
-        (2, "'br%d'", ["newvm", "ifadd", "1", "br%d"]),
-        (2, "''", ["newvm", "ifadd", "1", ""]),
-        (2, "'abcdefghijklmnop'", ["newvm", "ifadd", "1", "abcdefghijklmnop"]),
-        (2, "'äöüäöüäö'", ["newvm", "ifadd", "1", "äöüäöüäö"]),
-        (2, "'a b'", ["newvm", "ifadd", "1", "a b"]),
-        (2, r"'a\nb'", ["newvm", "ifadd", "1", "a\nb"]),
-        (2, r"'a\x1bb'", ["newvm", "ifadd", "1", "a\x1bb"]),
-        (2, "'.'", ["newvm", "ifadd", "1", "."]),
-        (2, "'..'", ["newvm", "ifadd", "1", ".."]),
-        (2, "'newvm0e1'", ["newvm", "ifadd", "2", "bridge1", "newvm0e1"]),
-        (2, "'leaf0e0'", ["newvm", "connect", "0", "leaf0e0"]),
-        (2, "'leaf0'", ["newvm", "ifadd", "1", "leaf0"]),
-        (2, "'newvm0'", ["newvm", "connect", "0", "newvm0"]),
-        (2, "'-1'", ["newvm", "ifadd", "-1"]),
-        (2, "'1000'", ["newvm", "ifadd", "1000"]),
-        (2, "'30'", ["newvm", "ifadd", "30"]),
-        (2, "'99999999999999999999'", ["newvm", "ifadd", "99999999999999999999"]),
-        (2, "'x'", ["newvm", "ifadd", "x"]),
-        (2, "''", ["newvm", "ifadd", ""]),
-        (2, "'1.5'", ["newvm", "ifadd", "1.5"]),
-        (2, "'red blue'", ["newvm", "ifadd", "1", "red", "blue"]),
-        (1, "lo is the loopback", ["newvm", "ifadd", "1", "lo"]),
-        (1, "here is a veth", ["newvm", "ifadd", "1", "here"]),
-        (1, "another is another name of addressed", ["newvm", "ifadd", "1", "another"]),
-        (1, "lo is the loopback", ["newvm", "connect", "0", "lo"]),
-        (1, "another is another name of addressed", ["newvm", "connect", "0", "another"]),
-        (2, "'5'", ["newvm", "connect", "5", "bridge1"]),
-        (2, "'-1'", ["newvm", "connect", "-1", "bridge1"]),
-        (2, "'x'", ["newvm", "connect", "x", "bridge1"]),
-        (2, "''", ["newvm", "connect", "0", ""]),
-        (2, "'0'", ["leaf", "connect", "0", "bridge1"]),
-        (2, "'maybe'", ["newvm", "cable", "0", "maybe"]),
-        (2, "'5'", ["newvm", "cable", "5", "off"]),
-        (2, "'29'", ["newvm", "mac", "29", "02:00:00:00:00:01"]),
-        (2, "'x'", ["newvm", "mac", "x", "02:00:00:00:00:01"]),
-        (2, "'01:00:5e:00:00:01'", ["newvm", "mac", "0", "01:00:5e:00:00:01"]),
-        (2, "'00:00:00:00:00:00'", ["newvm", "mac", "0", "00:00:00:00:00:00"]),
-        (2, "'02-00-00-00-00-01'", ["newvm", "mac", "0", "02-00-00-00-00-01"]),
-        (2, "'2:0:0:0:0:1'", ["newvm", "mac", "0", "2:0:0:0:0:1"]),
-        (2, "interface 0", ["newvm", "forward", "0", "2222:22"]),
-        (2, "''", ["newvm", "ifadd", "1", "user:2222:"]),
-        (2, "''", ["newvm", "ifadd", "1", "user:"]),
-        (2, "'2222'", ["newvm", "ifadd", "1", "user:2222:22,2222:23"]),
-        (2, "'70000'", ["newvm", "ifadd", "1", "user:70000:22"]),
-        (4, "nosuch0", ["nosuch", "ifadd", "1", "bridge1"]),
-        (2, "NOSUCH", ["NOSUCH", "ifdel"]),
-    ]
-    if wired.namespace.can("link add bonded type bond"):
-        cases.append((1, "bonded is a bond", ["newvm", "ifadd", "1", "bonded"]))
-    if wired.namespace.can("link add card type dummy"):
-        cases.append((1, "card is a dummy", ["newvm", "ifadd", "1", "card"]))
-    before = {vm: state_of(wired, vm) for vm in ("newvm0", "leaf0", "abcdefghijkl0")}
-    wrong = []
-    for status, named, words in cases:
-        try:
-            complaint = refused(wired, status, *words)
-            assert named in complaint, (words, complaint)
-            assert {vm: state_of(wired, vm) for vm in before} == before, words
-        except AssertionError as error:
-            wrong.append(str(error).partition("\nassert")[0])
-    assert not wrong, "\n".join(wrong)
-    assert healthy(wired)
+    for link in ("bonded type bond", "card type dummy"):
+        shared_wired.namespace.can(f"link add {link}")
+    return shared_wired, states(shared_wired)
+
+
+@pytest.mark.parametrize(
+    ("status", "named", "words"), SENSELESS, ids=[shlex.join(words) for _, _, words in SENSELESS]
+)
+def test_what_makes_no_sense_is_named_and_changes_nothing(
+    foreign: tuple[WiredDaemon, list[object]], status: int, named: str, words: list[str]
+) -> None:
+    daemon, before = foreign
+    if words[-1] in ("bonded", "card") and words[-1] not in daemon.links():
+        pytest.skip(f"this kernel makes no such link: {named}")
+    assert named in refused(daemon, status, *words)
+    assert states(daemon) == before
+    assert healthy(daemon)
 
 
 def test_a_long_name_has_as_many_interfaces_as_its_taps_have_names(wired: WiredDaemon) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FAKE, Daemon, end_processes_of, wait_for
+from conftest import FAKE, Daemon, end_processes_of, until, wait_for
 
 from vmessd.core.errors import Failed, NoSuchVM
 from vmessd.core.lifecycle import RUNG_TIME, Rung, State, Step
@@ -179,11 +179,7 @@ async def test_a_qemu_that_could_not_be_looked_for_is_found_later(
                 assert told.problem is not None
                 assert told.problem.endswith("too many open files")
                 fault.undo()
-                for _ in range(100):
-                    if machine.status().state is State.running:
-                        break
-                    await asyncio.sleep(0.1)
-                assert machine.status().state is State.running
+                await until(lambda: machine.status().state is State.running)
     finally:
         end_processes_of(daemon.root)
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import Daemon, wait_for
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.every_python]
 
 
 def test_a_guest_that_listens_is_powered_down(daemon: Daemon) -> None:

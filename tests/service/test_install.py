@@ -100,7 +100,7 @@ def test_an_upgrade_that_fails_leaves_all_as_it_was(stage: Stage, installed: lis
             'systemd.tell("READY=1"',
             'raise SystemExit(1)\n                systemd.tell("READY=1"',
         )
-        edit(host, "contrib/vmessd.service", "[Service]", "[Service]\nNice=5")
+        edit(host, "contrib/systemd/vmessd.service", "[Service]", "[Service]\nNice=5")
         result = install(host)
         assert result.returncode == 1
         assert "does not start" in result.stderr
@@ -146,6 +146,7 @@ def test_without_systemd_it_installs_and_says_what_it_left_out(stage: Stage, bar
         result = host.once(*environment, "/src/contrib/install")
         assert (result.returncode, result.stderr) == (0, ""), result
         assert "systemctl enable --now vmessd.service vmess-guests.service" in result.stdout
+        assert host.tree.sh("find /src -name __pycache__ -o -name '*.egg-info'") == ""
         made = footprint(host.tree) - before
         for line in (
             "var/lib/vmess drwx--s--x vmess:vmess-qemu",
@@ -257,7 +258,7 @@ def test_c65_what_has_not_the_hash_that_is_locked_is_not_installed(stage: Stage,
         result = host.once(*settings, "/src/contrib/install")
         assert result.returncode == 1
         assert "THESE PACKAGES DO NOT MATCH THE HASHES" in result.stderr
-        assert result.stderr.endswith("install: pip could not install what contrib/locked names\n")
+        assert result.stderr.endswith("install: pip could not install what contrib/dev/locked names\n")
         assert footprint(host.tree) == before
 
 
@@ -273,7 +274,7 @@ def test_an_installation_that_fails_leaves_nothing(stage: Stage, bare: list[Path
         before = footprint(host.tree)
         result = host.once("--setenv=PIP_NO_INDEX=1", "/src/contrib/install")
         assert result.returncode == 1
-        assert result.stderr.endswith("install: pip could not install what contrib/locked names\n")
+        assert result.stderr.endswith("install: pip could not install what contrib/dev/locked names\n")
         assert footprint(host.tree) == before
         assert host.once("/src/contrib/uninstall").returncode == 0  # nothing to do is fine
 
@@ -288,7 +289,7 @@ def test_an_installation_that_fails_leaves_nothing(stage: Stage, bare: list[Path
 
 
 def test_the_settings_file_shows_every_key_with_its_default(tmp_path: Path) -> None:
-    text = (CHECKOUT / "contrib/vmessd.toml").read_text()
+    text = (CHECKOUT / "contrib/systemd/vmessd.toml").read_text()
     assert tomllib.loads(text) == {}
     shown = tmp_path / "shown.toml"
     shown.write_text(re.sub(r"^#(?=[a-z-]+ = )", "", text, flags=re.MULTILINE))

@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import guests
 import pytest
-from conftest import wait_for
+from conftest import UNIT, wait_for
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = {
@@ -60,12 +60,12 @@ def _loads(module: str) -> bool:
     return False
 
 
-LOCKED = tuple(CHECKOUT / "contrib" / "locked" / f"{name}.txt" for name in ("build", "run"))
+LOCKED = tuple(CHECKOUT / "contrib" / "dev" / "locked" / f"{name}.txt" for name in ("build", "run"))
 
 
 @functools.cache
 def wheels() -> Path:
-    """Return a directory of what contrib/locked names, kept with the Python that runs the tests.
+    """Return a directory of what contrib/dev/locked names, kept with the Python that runs the tests.
 
     They are files as an index has them: what is built here has another hash, and would not be installed.
     """
@@ -87,7 +87,7 @@ def wheels() -> Path:
         ]
         for file in LOCKED:
             command += ["--requirement", str(file)]
-        got = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        got = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300 * UNIT)
         if got.returncode:
             shutil.rmtree(made, ignore_errors=True)
             assert "DO NOT MATCH THE HASHES" not in got.stderr, got.stderr
@@ -184,7 +184,7 @@ class Stage:
         return ["nsenter", "--target", str(self.holder.pid), "--mount", "--"]
 
     def do(self, *words: str) -> None:
-        subprocess.run([*self.enter(), *words], check=True, timeout=30)
+        subprocess.run([*self.enter(), *words], check=True, timeout=30 * UNIT)
 
     def seen(self, path: Path) -> Path:
         """Return where this process finds what is at a path in the namespace."""
@@ -227,12 +227,12 @@ class Tree:
     def sh(self, script: str) -> str:
         """Run a script with the tree as its root, in no container, and return its standard output."""
         words = [*self.stage.enter(), "chroot", str(self.root), "sh", "-c", script]
-        return subprocess.run(words, check=True, timeout=30, stdout=subprocess.PIPE, text=True).stdout
+        return subprocess.run(words, check=True, timeout=30 * UNIT, stdout=subprocess.PIPE, text=True).stdout
 
     def remove(self, *inside: str) -> None:
         """Remove what is at absolute paths, which may be patterns."""
         found = [str(place) for pattern in inside for place in self.path("/").glob(pattern.lstrip("/"))]
-        subprocess.run(["rm", "-rf", "--", *found], check=True, timeout=60)
+        subprocess.run(["rm", "-rf", "--", *found], check=True, timeout=60 * UNIT)
 
     def empty(self) -> None:
         """Take away what the host has of its own: services that start at boot, an installation, a name."""
@@ -262,7 +262,7 @@ class Container:
         address = self.tree.stage.place.with_name(f"{self.tree.name}.notify")
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as notify:
             notify.bind(str(address))
-            notify.settimeout(seconds)
+            notify.settimeout(seconds * UNIT)
             words = ("--notify-ready=yes", "--console=pipe", "--boot", "systemd.show_status=0")
             with self.console.open("ab") as console:
                 self._start(*words, stdout=console, stderr=console, notify=str(address))
@@ -272,7 +272,7 @@ class Container:
                         if line.startswith(b"X_NSPAWN_LEADER_PID="):
                             self.leader = int(line.partition(b"=")[2])
             except TimeoutError:
-                pytest.fail(f"not up within {seconds} s:\n{self.console.read_text()}")
+                pytest.fail(f"not up within {seconds * UNIT:g} s:\n{self.console.read_text()}")
             finally:
                 address.unlink()
         self._make_devices()
@@ -282,7 +282,7 @@ class Container:
         """Run one command in it as root, without systemd."""
         pipe = subprocess.PIPE
         process = self._start("--as-pid2", "--console=pipe", *words, stdout=pipe, stderr=pipe)
-        out, err = process.communicate(timeout=seconds)
+        out, err = process.communicate(timeout=seconds * UNIT)
         self.close()
         return subprocess.CompletedProcess(words, process.returncode, out.decode(), err.decode())
 
@@ -338,7 +338,7 @@ class Container:
             capture_output=True,
             text=True,
             check=False,
-            timeout=timeout,
+            timeout=timeout * UNIT,
             env={**ENVIRONMENT, **(env or {})},
         )
 
@@ -461,7 +461,7 @@ class Container:
         """Shut it down as `poweroff` does and wait until it is off."""
         assert self.process is not None
         self.run("systemctl", "--no-block", "poweroff")
-        self.process.wait(seconds)
+        self.process.wait(seconds * UNIT)
 
     def close(self) -> None:
         """End every process of it."""

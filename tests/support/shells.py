@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from conftest import TESTS
+from conftest import TESTS, UNIT
 
 READY = "shell-is-ready"
 DUMP = "\x18\x04"  # Ctrl-X Ctrl-D: what has become of the line goes into the file `line`
@@ -70,7 +70,7 @@ class Shell:
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=30 * UNIT,
         )
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout
@@ -94,10 +94,10 @@ class Shell:
         with self._terminal(shell) as master:
             said = ""
             while READY not in said:
-                assert select.select([master], [], [], 20)[0], f"{shell[0]} is not ready: {said!r}"
+                assert select.select([master], [], [], 20 * UNIT)[0], f"{shell[0]} is not ready: {said!r}"
                 said += os.read(master, 4096).decode(errors="replace")
             os.write(master, (keys + TAB + DUMP).encode())
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 20 * UNIT
             while not result.exists():
                 assert time.monotonic() < deadline, f"{shell[0]} does not complete: {said!r}"
                 if select.select([master], [], [], 0.02)[0]:

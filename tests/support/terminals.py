@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import TESTS, Daemon
+from conftest import TESTS, UNIT, Daemon
 
 _SEQUENCE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
 
@@ -160,7 +160,7 @@ class Terminal:
 
     def wait(self, condition: Callable[[list[str]], Any], seconds: float = 10.0) -> list[str]:
         """Wait until the page satisfies a condition, and return its lines."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * UNIT
         while not condition(self.page.text()):
             left = deadline - time.monotonic()
             assert left > 0, "\n".join(["not seen:", *self.page.text(), repr(self.said[-4096:])])
@@ -182,7 +182,7 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for its end, and return the exit status."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 20 * UNIT
         while self.process.poll() is None:
             assert time.monotonic() < deadline, "it does not end"
             self.read(0.05)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "contrib"))
+sys.path.append(str(ROOT / "contrib" / "dev"))
 
-import scenes  # noqa: E402 -- contrib is no package
+import scenes  # noqa: E402 -- contrib/dev is no package
 
 CELL = 12.2
 """Width of a character in the pictures."""

@@ -1,5 +1,6 @@
 """The scripts of contrib, wherever they are called; `install` and `uninstall` are in test_install."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -9,14 +10,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from booted import CHECKOUT, LOCKED
+from booted import CHECKOUT
 from hostile import HostileDirectory
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+LOCKS = CHECKOUT / "contrib/dev/locked"
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-TOOLS = ("ruff", "mypy", "pytest", "shellcheck", "vmess", "vmessd")
+TOOLS = ("ruff", "mypy", "codespell", "coverage", "pytest", "shellcheck", "vmess", "vmessd")
 TOOL = (
     f"#!{sys.executable}\nimport argparse, json, os, re, subprocess\nprint(os.path.basename(__file__), 'ran')\n"
 )
@@ -30,7 +32,7 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(CHECKOUT / "contrib", place / "contrib", ignore=shutil.ignore_patterns("pictures"))
     for name in ("pyproject.toml", "README.md", "vmessd", "vmessctl", "tests", "docs"):
         (place / name).symlink_to(CHECKOUT / name)
-    (place / "contrib/scenes.py").write_text(SCENES)
+    (place / "contrib/dev/scenes.py").write_text(SCENES)
     (place / "contrib/dev/reference.py").write_text("import json, re\nprint('reference ran')\n")
     programs = place / ".venv/bin"
     programs.mkdir(parents=True)
@@ -38,11 +40,10 @@ def checkout(tmp_path: Path) -> Path:
     for name in TOOLS:
         (programs / name).write_text(TOOL)
         (programs / name).chmod(0o755)
-    stamp = subprocess.run(
-        ["sha256sum", place / "pyproject.toml"], capture_output=True, text=True, check=True
-    ).stdout
-    for extra in ("run", "test", "pictures"):
-        (place / f".venv/stamp-{extra}").write_text(stamp)
+    for name in ("run", "test", "pictures"):
+        locks = [place / f"contrib/dev/locked/{lock}.txt" for lock in ("build", name)]
+        content = b"".join(file.read_bytes() for file in (place / "pyproject.toml", *locks))
+        (place / f".venv/stamp-{name}").write_text(f"{hashlib.sha256(content).hexdigest()}  -\n")
     return place
 
 
@@ -50,9 +51,7 @@ def call(
     script: str, *words: str, hostile: HostileDirectory, tools: Path
 ) -> "subprocess.CompletedProcess[str]":
     """Call a script in a hostile directory, on a host that has all packages."""
-    tools.mkdir()
-    (tools / "dpkg-query").write_text("#!/bin/sh\necho installed\n")
-    (tools / "dpkg-query").chmod(0o755)
+    put_in(tools, **{"dpkg-query": "echo installed"})
     environment = {**os.environ, **hostile.environment(), "PIP_NO_INDEX": "1"}
     environment["PATH"] = environment["PATH"].replace(".:", f".:{tools}:", 1)
     return subprocess.run(
@@ -71,11 +70,15 @@ def call(
     ("script", "words", "says"),
     [
         ("try", (), "vmessd --accel tcg &\n.*that should have ended with exit status 4"),
-        ("check", ("tests/test_names.py",), "ruff ran\nruff ran\nmypy ran\nshellcheck ran\n.*pytest ran\n"),
-        ("draw", (), "contrib/pictures: picture\npicture\n"),
+        (
+            "check",
+            ("tests/test_names.py",),
+            "ruff ran\nmypy ran\ncodespell ran\nshellcheck ran\n.*pytest ran\n",
+        ),
+        ("dev/draw", (), "contrib/pictures: picture\npicture\n"),
         ("bench", ("--help",), "usage: bench "),
         ("dev/reference", (), "reference ran"),
-        ("lock", (), "No matching distribution found for pip-tools"),
+        ("dev/lock", (), "No matching distribution found for pip-tools"),
         ("install", ("x",), "usage: contrib/install"),
         ("uninstall", ("x",), "usage: contrib/uninstall"),
     ],
@@ -83,11 +86,51 @@ def call(
 def test_c64_a_script_runs_nothing_of_the_directory_it_is_called_in(
     checkout: Path, hostile: HostileDirectory, script: str, words: tuple[str, ...], says: str
 ) -> None:
-    if script == "draw" and os.geteuid() != 0:
+    if script == "dev/draw" and os.geteuid() != 0:
         pytest.skip("it takes root")
     place = os.path.relpath(checkout / "contrib" / script, hostile.place)
     result = call(place, *words, hostile=hostile, tools=checkout.parent / "tools")
     assert re.search(says, result.stdout + result.stderr, re.DOTALL), result
+    assert hostile.marks() == []
+
+
+def put_in(place: Path, **programs: str) -> None:
+    """Make programs that are shell scripts of one line."""
+    place.mkdir(parents=True, exist_ok=True)
+    for name, line in programs.items():
+        (place / name).write_text(f"#!/bin/sh\n{line}\n")
+        (place / name).chmod(0o755)
+
+
+def test_check_runs_tests_under_each_python_there_is_and_says_which(
+    checkout: Path, hostile: HostileDirectory
+) -> None:
+    named = re.findall(r"Python :: (3\.[0-9]+)", " ".join(PROJECT["project"]["classifiers"]))
+    assert named == ["3.11", "3.12", "3.13", "3.14"]
+    ours = f"3.{sys.version_info.minor}"
+    there, *absent = [version for version in named if version != ours]
+    other = checkout / f".venv-python{there}"
+    shutil.copytree(checkout / ".venv", other, symlinks=True)
+    put_in(checkout / ".venv/bin", pytest='echo "pytest $*"', coverage='echo "coverage $*"')
+    put_in(other / "bin", pytest='echo "other pytest $*"')
+    tools = checkout.parent / "tools"
+    put_in(tools, **{f"python{there}": f"echo {there}"})
+    put_in(tools, **{f"python{version}": "exit 127" for version in absent})  # a version manager's, with none
+
+    result = call(str(checkout / "contrib/check"), hostile=hostile, tools=tools)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    [heading, others, alone, erased, rest, pythons, coverage] = result.stdout.splitlines()[-7:]
+    assert heading == f"Tests under Python {there}:"
+    assert re.fullmatch(
+        r"other pytest -q -n [0-9]+ --dist loadgroup -m not alone and \(every_python or .*\)", others
+    )
+    assert alone == "pytest -q -m alone"
+    assert erased == "coverage erase"
+    assert rest.startswith("pytest -q -n ")
+    assert "-m not alone --cov" in rest
+    missing = ", ".join(f"python{version}" for version in absent)
+    assert pythons == f"Tests ran under Python {ours}, {there}. Not in PATH, so not tested with: {missing}"
+    assert coverage.startswith("Coverage: coverage report --format=total % of lines and branches")
     assert hostile.marks() == []
 
 
@@ -101,21 +144,42 @@ def locked(file: Path) -> dict[str, tuple[Version, int]]:
     return found
 
 
-def test_c65_what_is_locked_is_what_the_project_asks_for() -> None:
-    build, run = map(locked, LOCKED)
-    for lock, asked in (
-        (run, PROJECT["project"]["dependencies"]),
-        (build, [*PROJECT["build-system"]["requires"], "setuptools"]),
-    ):
-        for requirement in map(Requirement, asked):
-            version, hashes = lock[canonicalize_name(requirement.name)]
-            assert version in requirement.specifier, (
-                f"{requirement} is locked at {version}; contrib/lock locks it again"
-            )
-            assert hashes
-    assert run["psutil"][1] > 5, "it is compiled: a file for each machine"
+ASKED = {
+    "build": [*PROJECT["build-system"]["requires"], "editables", "setuptools"],
+    "run": PROJECT["project"]["dependencies"],
+    **{
+        group: [*PROJECT["project"]["dependencies"], *asked]
+        for group, asked in PROJECT["dependency-groups"].items()
+    },
+}
+"""What each lock is made of."""
+
+
+def test_there_is_a_lock_for_each_group() -> None:
+    assert {file.stem for file in LOCKS.iterdir()} == ASKED.keys()
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_c65_what_is_locked_is_what_the_project_asks_for(name: str) -> None:
+    lock = locked(LOCKS / f"{name}.txt")
+    for requirement in map(Requirement, ASKED[name]):
+        version, hashes = lock[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, (
+            f"{requirement} is locked at {version}; contrib/dev/lock locks it again"
+        )
+        assert hashes
+    if "psutil" in lock:
+        assert lock["psutil"][1] > 5, "it is compiled: a file for each machine"
+
+
+def test_locks_agree_so_that_one_can_be_installed_over_another() -> None:
+    versions: dict[str, set[Version]] = {}
+    for name in ASKED:
+        for package, (version, _) in locked(LOCKS / f"{name}.txt").items():
+            versions.setdefault(package, set()).add(version)
+    assert {package: found for package, found in versions.items() if len(found) > 1} == {}
 
 
 def test_c65_a_lock_names_no_index() -> None:
-    for file in LOCKED:
+    for file in LOCKS.iterdir():
         assert not re.search(r"://|index|find-links|trusted|^-", file.read_text(), re.MULTILINE)

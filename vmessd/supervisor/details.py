@@ -51,7 +51,6 @@ class Details:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._host = supervisor.host
 
     async def wirings(self, vms: Sequence[str]) -> dict[str, Wiring]:
         """Return the interfaces of several VMs by one look at the kernel's links, or what is wrong with each.
@@ -74,7 +73,7 @@ class Details:
                 wrong[files.vm] = error
         found: Mapping[str, list[Nic] | VmessError]
         try:
-            found = self._host.network.nics_of(noted)
+            found = self._supervisor.host.network.nics_of(noted)
         except VmessError as error:
             found = dict.fromkeys(noted, error)
         return {vm: Wiring(files, wrong.get(files.vm) or found[files.vm]) for vm, files in directories.items()}
@@ -122,14 +121,14 @@ class Details:
     async def _nics(self, wires: Wires, nics: Sequence[Nic], files: VMDirectory) -> list[VMNic]:
         macs = await wires.macs(files)
         cables = await wires.cables.states([nic.index for nic in nics], files)
-        remark = functools.partial(self._host.duplicates.remark, wires.vm)
+        remark = functools.partial(self._supervisor.host.duplicates.remark, wires.vm)
         return [_nic(nic, wires, macs(nic.index), cables[nic.index], remark(nic.index)) for nic in nics]
 
     async def tables(self) -> Tables:
         """Return what the host has heard; raises Failed."""
 
         def read() -> Tables:
-            with self._host.network.kernel() as kernel:
+            with self._supervisor.host.network.kernel() as kernel:
                 links = {link.index: link.name for link in kernel.links()}
                 return Tables(kernel.forwarding(), kernel.neighbours(), links)
 
@@ -153,9 +152,9 @@ class Details:
         problem = None
         try:
             if display is None:
-                display = self._host.displays.would_be(directory.vm, names.display(directory.vm))
+                display = self._supervisor.host.displays.would_be(directory.vm, names.display(directory.vm))
             planned = command_line.build(
-                launcher.specify(directory, self._host, display, nics), self._host.qemu
+                launcher.specify(directory, self._supervisor.host, display, nics), self._supervisor.host.qemu
             )
         except VmessError as error:
             problem = error.message

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from conftest import until
 
 from vmessd.api import audit, budgets
 from vmessd.api.audit import Audit, Note, Peer
@@ -248,7 +249,7 @@ async def test_c50_refusals_are_counted_together_and_each_change_is_told(
         "uid 1000, pid 7: Set 'e0': failed: a disk is full",
     ]
     caplog.clear()
-    await asyncio.sleep(0.15)
+    await until(lambda: lines(caplog), 1)
     assert lines(caplog) == ["uid 1000: more calls refused in 0.1 s: 1 Set, 999 Unlock"]
 
 
@@ -258,7 +259,7 @@ async def test_a_change_that_takes_its_time_is_told_before_it_is_done(
     monkeypatch.setattr(audit, "SOON", 0.01)
     caplog.set_level(logging.INFO)
     note = begun(Audit(), PEER, "Remove", "Remove 'a0'")
-    await asyncio.sleep(0.05)
+    await until(lambda: lines(caplog), 1)
     assert lines(caplog) == ["uid 1000, pid 7: Remove 'a0'"]
     note.carried_out()
     assert len(lines(caplog)) == 1

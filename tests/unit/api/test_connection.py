@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from asyncvarlink import VarlinkInterfaceRegistry, VarlinkTransport
+from conftest import until
 
 from vmessctl.client import Client
 from vmessd.api import connection
@@ -79,14 +80,6 @@ class Supervisor:
         return opened
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    pytest.fail("it did not happen in 5 s")
-
-
 class Bench:
     """A connection whose other end is in the hand of the test."""
 
@@ -131,7 +124,7 @@ class Bench:
 
     async def until(self, *seen: str) -> None:
         """Wait until the supervisor has seen that."""
-        await eventually(lambda: self.supervisor.seen == list(seen))
+        await until(lambda: self.supervisor.seen == list(seen), 5)
 
 
 @contextlib.asynccontextmanager
@@ -276,7 +269,7 @@ async def test_descriptors_are_handed_over_and_closed() -> None:
         handed = array.array("i", rights[0][2])
         assert len(handed) == 1
         os.close(handed[0])
-        await eventually(lambda: made.account.descriptors() == 0)
+        await until(lambda: made.account.descriptors() == 0)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -284,7 +277,7 @@ async def test_who_is_hung_up_on_is_told_so_also_with_descriptors_on_their_way()
     async with bench() as made:
         made.send("Log", vm="a", log="serial")
         await made.until("log opened")
-        await eventually(lambda: not made.connection.under_way)
+        await until(lambda: not made.connection.under_way, 5)
         assert made.account.descriptors() == 2
         made.connection.abort()
         assert "parameters" in await made.receive()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_amiss import until
+from conftest import until
 from test_monitor import Lab, lab
 
 from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotPermitted, VmessError

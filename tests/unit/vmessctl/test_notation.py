@@ -67,7 +67,7 @@ def test_what_is_written_json_reads(value: Any) -> None:
     ],
 )
 def test_nonsense_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r".*"):
+    with pytest.raises(ValueError, match=r"no JSON|could not convert|invalid literal|substring not found"):
         notation.loads(text)
 
 

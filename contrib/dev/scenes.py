@@ -1,6 +1,6 @@
 """The pictures of README and docs: what is typed in each, on which terminal, and how its screen becomes an SVG.
 
-`contrib/draw` runs this in namespaces of its own. The lines of two scenes are read from the README.
+`contrib/dev/draw` runs this in namespaces of its own. The lines of two scenes are read from the README.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-CONTRIB = Path(__file__).parent
-PICTURES = CONTRIB / "pictures"
-README = (CONTRIB.parent / "README.md").read_text(encoding="utf-8")
+CHECKOUT = Path(__file__).parents[2]
+PICTURES = CHECKOUT / "contrib/pictures"
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 PROMPT = "~$"
 INSTALLER = Path("/usr/lib/debian-installer/images/12/amd64/gtk/debian-installer/amd64")
 BOOTLOADER = (Path("/usr/lib/ISOLINUX/isolinux.bin"), Path("/usr/lib/syslinux/modules/bios/ldlinux.c32"))
@@ -158,7 +158,7 @@ def make_iso() -> None:
 
 def make_lab() -> None:
     """Make VMs that have something to do: the guests of the tests."""
-    sys.path.append(str(CONTRIB.parent / "tests" / "support"))
+    sys.path.append(str(CHECKOUT / "tests" / "support"))
     import guests  # noqa: PLC0415 -- no part of contrib
     import netguests  # noqa: PLC0415
 
@@ -217,7 +217,7 @@ SCENES = (
 
 @contextlib.contextmanager
 def daemon() -> Iterator[None]:
-    """Run vmessd on ~/vms; contrib/draw's namespace ends what it leaves."""
+    """Run vmessd on ~/vms; contrib/dev/draw's namespace ends what it leaves."""
     with Path("vmessd.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(["vmessd", "--accel", "tcg"], stderr=log)
     try:
@@ -243,7 +243,7 @@ def draw(scene: Scene) -> None:
 
 
 def main() -> None:
-    """Print the names of scenes, all or those asked for; within contrib/draw's namespaces draw one."""
+    """Print the names of scenes, all or those asked for; within contrib/dev/draw's namespaces draw one."""
     scenes = {scene.name: scene for scene in SCENES}
     if name := os.environ.get("VMESS_DRAW"):
         draw(scenes[name])

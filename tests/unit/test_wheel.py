@@ -1,0 +1,137 @@
+"""A wheel of this checkout, installed by pip into an environment with nothing else in it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from booted import CHECKOUT, wheels
+from conftest import UNIT
+
+pytestmark = pytest.mark.slow
+
+OFFLINE = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+SYSTEMD = CHECKOUT / "contrib/systemd"
+
+
+def run(*words: str | os.PathLike[str], **environment: str) -> str:
+    """Run a program outside the checkout, expect success and no complaint, and return its standard output."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_", "VMESS_"))
+    }
+    done = subprocess.run(
+        words,
+        cwd="/",
+        env={**kept, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120 * UNIT,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this checkout; beside it are those of what comes as a source alone."""
+    place = tmp_path_factory.mktemp("wheel")
+    words = ("wheel", "-q", "--no-deps", "--no-build-isolation", "--use-pep517", "--wheel-dir", place)
+    run(sys.executable, "-I", "-m", "pip", *words, CHECKOUT, *wheels().glob("*.tar.gz"), **OFFLINE)
+    [made] = place.glob("emptystack-*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def prefix(wheel: Path) -> Path:
+    """A virtual environment that pip has installed the wheel in, with the dependencies that are locked."""
+    place = wheel.with_name("environment")
+    run(sys.executable, "-I", "-m", "venv", "--without-pip", place)
+    words = ("--python", place / "bin/python", "install", "-q", "--only-binary", ":all:", wheel)
+    run(sys.executable, "-I", "-m", "pip", *words, **OFFLINE, PIP_FIND_LINKS=f"{wheel.parent} {wheels()}")
+    return place
+
+
+def files(place: Path) -> set[str]:
+    return {str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()}
+
+
+def test_a_wheel_says_who_it_is_for_and_has_no_tests(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        [metadata] = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
+    assert {"vmessd/py.typed", "vmessctl/py.typed"} <= set(names)
+    assert {re.split(r"[-/]", name)[0] for name in names} == {"vmessd", "vmessctl", "emptystack"}
+    for version in ("3.11", "3.12", "3.13", "3.14"):
+        assert f"Classifier: Programming Language :: Python :: {version}\n" in metadata
+    for title in ("Homepage", "Source", "Issues", "Changelog"):
+        assert re.search(rf"^Project-URL: {title}, https://\S+$", metadata, re.MULTILINE)
+
+
+def test_building_a_wheel_leaves_the_checkout_as_it_was(wheel: Path) -> None:
+    assert wheel.suffix == ".whl"
+    assert not (CHECKOUT / "build").exists()
+    assert not (CHECKOUT / "dist").exists()
+
+
+@pytest.mark.parametrize("program", ["vmess", "vmessctl", "vmessd"])
+def test_the_programs_are_there_and_help(prefix: Path, program: str) -> None:
+    assert "usage" in run(prefix / "bin" / program, "--help").lower()
+
+
+def test_the_daemon_says_where_it_would_be(prefix: Path, tmp_path: Path) -> None:
+    settings = run(prefix / "bin/vmessd", "--check", "--vmdir", tmp_path / "vms", HOME=str(tmp_path))
+    assert f"vmdir = {tmp_path}/vms\n" in settings
+
+
+def test_man_shows_the_pages(prefix: Path) -> None:
+    pages = prefix / "share/man"
+    assert files(pages) >= {"man1/vmessctl.1", "man1/vmess.1", "man8/vmessd.8"}
+    if shutil.which("man") is None:
+        pytest.skip("there is no man(1); it is in the package man-db")
+    for page in sorted(files(pages)):
+        shown = run("man", "-l", pages / page, MANWIDTH="80", LC_ALL="C.UTF-8", MANPATH=str(pages))
+        assert shown.startswith("VMESS"), page
+    assert run("man", "-M", pages, "-w", "vmess").strip() == str(pages / "man1/vmessctl.1")
+
+
+def test_the_shells_find_their_completions(prefix: Path) -> None:
+    for name, shell in (
+        ("bash-completion/completions/vmess", "bash"),
+        ("bash-completion/completions/vmessctl", "bash"),
+        ("zsh/site-functions/_vmess", "zsh"),
+        ("fish/vendor_completions.d/vmess.fish", "fish"),
+        ("fish/vendor_completions.d/vmessctl.fish", "fish"),
+    ):
+        assert (prefix / "share" / name).read_text() == run(prefix / "bin/vmessctl", "completion", shell)
+    script = 'source "$0" && complete -p vmess vmessctl'
+    offered = run("bash", "--norc", "-c", script, prefix / "share/bash-completion/completions/vmess")
+    assert len(offered.splitlines()) == 2
+
+
+def test_the_units_are_there_and_name_the_programs_where_install_puts_them(prefix: Path) -> None:
+    place = prefix / "share/vmess"
+    assert files(place) == files(SYSTEMD)
+    for name in files(place):
+        assert (place / name).read_text() == (SYSTEMD / name).read_text()
+    script = 'source "$0"; declare -p programs copies'
+    places = run("bash", "--norc", "-c", script, CHECKOUT / "contrib/places")
+    linked = dict(re.findall(r'\[(vmess\w*)\]="(\S+)"', places))
+    assert linked.keys() == {"vmess", "vmessctl", "vmessd"}
+    units = {name for name in files(place) if name.endswith(".service")}
+    assert {name for name in files(place) if f"[{name}]=" in places} == units | {
+        "sysusers.conf",
+        "tmpfiles.conf",
+    }
+    for unit in units:
+        programs = re.findall(r"^Exec\w+=-?(\S+)", (place / unit).read_text(), re.MULTILINE)
+        ours = {program for program in programs if program != "/bin/kill"}
+        assert ours
+        assert ours <= set(linked.values())
+    for program in linked:
+        assert os.access(prefix / "bin" / program, os.X_OK)
