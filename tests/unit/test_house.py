@@ -84,6 +84,7 @@ MAY_IMPORT = {
 # Each wrapped library and the rooms that may import it.
 WRAPPED = {
     "psutil": {"vmessd.stats"},
+    "pyroute2": {"vmessd.netlink"},
     "qemu": {"vmessd.monitor"},
     "asyncvarlink": {"vmessd.faults", "vmessd.interface", "vmessd.connection", "vmessd.control"},
     "sdnotify": {"vmessd.notify"},

@@ -150,7 +150,7 @@ class Network:
     def nics_of(self, noted: Mapping[str, Sequence[Wire] | None]) -> dict[str, list[Nic]]:
         """Return the interfaces of several VMs as :meth:`nics` does, by one look at all links there are."""
         with self.kernel() as kernel:
-            links = kernel.links() if noted else []
+            links = kernel.links() if noted and rtnetlink.any_link(names.tap_parts) else []
         found = {link.name: link for link in links}
         bridges = {link.index: link.name for link in links}
         return {vm: self._nics(vm, wires or (), found, bridges) for vm, wires in noted.items()}
@@ -181,6 +181,8 @@ class Network:
         Waits for no change of links that is under way. Raises Failed.
         """
         found: dict[str, dict[str, tuple[int, int]]] = {}
+        if not rtnetlink.any_link(names.tap_parts):
+            return found
         with explained(), Netlink() as kernel:
             for link, received, sent in kernel.carried():
                 parts = names.tap_parts(link.name)
@@ -211,7 +213,7 @@ class Network:
             found |= kernel.named(name for name in plugged if name not in found)
             if any(name not in found or not self._is_own_tap(found[name], name) for name in plugged):
                 raise OSError(errno.ENODEV, "a TAP vanished as soon as it was made")
-            stations = kernel.addressed()
+            stations = kernel.addressed() if plugged else ()
             for name, wire in plugged.items():
                 change.steps.append(owned := Step("persistent", name, found[name].owner))
                 master = 0
