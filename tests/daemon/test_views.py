@@ -22,17 +22,17 @@ LOOKING = ("status", "info", "ifstat", "addr", "why")
 COUNTING = """
 import logging
 from vmessd.api import server as control; from vmessd.network import rtnetlink as netlink
-real, received = netlink.Netlink._send, control.Connection.request_received
+real, received = netlink._Socket.send, control.Connection.request_received
 
-def send(self, requests):
-    logging.info("asked for %d links", sum(kind == netlink._GETLINK for kind, _, _ in requests))
-    return real(self, requests)
+def send(self, requests, read):
+    logging.info("asked for %d links", sum(request.verb in ("get", "links") for request in requests))
+    return real(self, requests, read)
 
 def request_received(self, obj, fds):
     logging.info("called: %s", obj["method"])
     return received(self, obj, fds)
 
-netlink.Netlink._send = send
+netlink._Socket.send = send
 control.Connection.request_received = request_received
 from vmessd.__main__ import main
 raise SystemExit(main())

@@ -21,7 +21,7 @@ VMESSD = """
     errors streams names shell row wiring cards settings contract
     safefile logfile records vmdir formats drives
     cmdline lifecycle process census account monitor display
-    netlink tap access network segments addresses
+    netlink learned tap access network segments addresses
     keys stats oom timetable report events threads duplicates refusals host seriallog launch adoption search
     session space restart run inbox journal machine
     hands hotplug cables wires sampler upkeep vnc logs console supervisor fleet
@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "vmessd.monitor": {"vmessd.errors"},
     "vmessd.display": {"vmessd.errors", "vmessd.names"},
     "vmessd.netlink": set(),
+    "vmessd.learned": {"vmessd.netlink"},
     "vmessd.stats": set(),
     "vmessd.oom": set(),
     "vmessd.timetable": set(),
@@ -78,7 +79,7 @@ MAY_IMPORT = {
     },
     "vmessd.addresses": {"vmessd.netlink"},
     "vmessd.threads": {"vmessd.errors"},
-    "vmessd.duplicates": {"vmessd.errors", "vmessd.netlink", "vmessd.network", "vmessd.threads"},
+    "vmessd.duplicates": {"vmessd.errors", "vmessd.learned", "vmessd.network", "vmessd.threads"},
 }
 
 # Each wrapped library and the rooms that may import it.

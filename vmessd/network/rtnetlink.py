@@ -7,21 +7,21 @@ parsers of ours, which take what is asked for here and leave the rest.
 
 Everything here blocks, a request for as long as others hold the kernel's one lock on links; callers
 are in a thread. Nothing is cached: the kernel is asked when it matters, so there is no picture of it that
-could be lost or stale. What :class:`Learned` subscribes to only says that there is something to look at.
+could be lost or stale. What :class:`Subscription` hears only says that there is something to look at.
 
 Sources: rtnetlink(7), netlink(7), and Linux's include/uapi/linux/{rtnetlink,if_link,if_addr,ip,neighbour}.h.
 """
 
 import contextlib
-import ctypes
 import errno
+import fcntl
 import functools
 import ipaddress
 import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -42,10 +42,15 @@ _ADDRESS_ORIGIN = 11  # IFA_PROTO: of the kernel's own addresses 1 to 3, of othe
 
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS
 _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE: no link-local address by itself
-_AF_BRIDGE = 7
+_NEIGHBOUR_GROUP = 1 << 2  # RTNLGRP_NEIGH, 3, as a bit
+AF_BRIDGE = 7
+"""Of the forwarding tables of bridges; Python does not know it."""
+_GET_INDEX, _REQUEST_SIZE = 0x8933, 40  # SIOCGIFINDEX and its struct ifreq
 
 _HEADER = struct.Struct("=IHHII")
 _CODE = struct.Struct("=i")
+_U32 = struct.Struct("=I")
+_SEQUENCE_AT = 8  # of a header
 _LINK_BODY = struct.Struct("=BxHiII")
 _ADDRESS_BODY = struct.Struct("=BBBBI")
 _NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
@@ -54,6 +59,7 @@ _STATISTICS = struct.Struct("=QQQQ")  # the beginning of rtnl_link_stats64: pack
 
 _BUFFER = 256 * 1024
 _TOGETHER = 16  # requests sent before their answers are read; the answers have to fit into a buffer
+_DATAGRAM = 8192
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
 _NAME_MAX = 15  # IFNAMSIZ - 1; other names of a link may be longer
 _UP = 1
@@ -114,9 +120,9 @@ class Request(NamedTuple):
 
     verb: str
     """A key of :attr:`_Speech.verbs`."""
-    fields: Mapping[str, int]
+    fields: tuple[tuple[str, int], ...]
     attributes: tuple[tuple[str, Any], ...] = ()
-    """Those that hold others have `{"attrs": [...]}` for a value."""
+    """One that holds others has such a tuple for a value."""
 
 
 class Refused(OSError):
@@ -140,10 +146,6 @@ def _number(payload: bytes) -> int:
 
 def _flags(flag: int, wanted: bool | None) -> tuple[int, int]:
     return (0, 0) if wanted is None else (flag * wanted, flag)
-
-
-def _nested(*inner: tuple[Any, ...]) -> dict[str, Any]:
-    return {"attrs": list(inner)}
 
 
 def parse_link(body: bytes) -> Link:
@@ -182,7 +184,7 @@ def parse_neighbour(body: bytes) -> Neighbour:
         index=index,
         master=_number(found.get(_NEIGHBOUR_MASTER, b"")),
         mac="" if state & _FAILED else found.get(_NEIGHBOUR_MAC, b"").hex(":"),
-        ip=str(ipaddress.ip_address(address)) if address and family != _AF_BRIDGE else None,
+        ip=str(ipaddress.ip_address(address)) if address and family != AF_BRIDGE else None,
         permanent=bool(state & _PERMANENT),
     )
 
@@ -224,7 +226,7 @@ def change(  # noqa: PLR0913 -- the kernel takes them all at once, and so does t
         ("IFLA_IFALIAS", None if alias is None else os.fsencode(alias)),
         ("IFLA_GROUP", group),
     )
-    fields = {"index": index, "flags": up_flag | group_flag, "change": up_mask | group_mask}
+    fields = (("index", index), ("flags", up_flag | group_flag), ("change", up_mask | group_mask))
     return Request("set", fields, tuple((key, value) for key, value in asked if value is not None))
 
 
@@ -233,8 +235,8 @@ def quiet(index: int) -> Request:
 
     Refused with EAFNOSUPPORT where there is no IPv6, and so nothing to keep quiet.
     """
-    mode = _nested(("IFLA_INET6_ADDR_GEN_MODE", _GEN_MODE_NONE))
-    return Request("set", {"index": index}, (("IFLA_AF_SPEC", _nested(("AF_INET6", mode))),))
+    mode = (("IFLA_INET6_ADDR_GEN_MODE", _GEN_MODE_NONE),)
+    return Request("set", (("index", index),), (("IFLA_AF_SPEC", (("AF_INET6", mode),)),))
 
 
 def forgotten(link: Link) -> list[Request]:
@@ -264,53 +266,53 @@ def silence(index: int) -> list[Request]:
     host's other addresses (arp_ignore 1), nor with them (arp_announce 2). No groups joined (snooping off, which
     also has multicast reach every port). Linux's Documentation/networking/ip-sysctl.rst; measured on 6.18.
     """
-    conf = _nested(("rp_filter", 2), ("arp_announce", 2), ("arp_ignore", 1))
-    settings = _nested(("AF_INET", _nested(("IFLA_INET_CONF", conf))))
-    snooping = _nested(("IFLA_BR_MCAST_SNOOPING", 0))
+    conf = (("rp_filter", 2), ("arp_announce", 2), ("arp_ignore", 1))
+    settings = (("AF_INET", (("IFLA_INET_CONF", conf),)),)
+    snooping = (("IFLA_BR_MCAST_SNOOPING", 0),)
     return [
         change(index, mtu=IPV6_MTU_MIN - 1),
-        Request("set", {"index": index}, (("IFLA_AF_SPEC", settings),)),
-        Request("set", {"index": index}, (_linkinfo("bridge", snooping),)),
+        Request("set", (("index", index),), (("IFLA_AF_SPEC", settings),)),
+        Request("set", (("index", index),), (_linkinfo("bridge", snooping),)),
     ]
 
 
 def marked(name: str, alias: str) -> Request:
     """Return a request that gives the link of this name an alias, to be sent along with what makes it."""
-    return Request("set", {}, (("IFLA_IFNAME", os.fsencode(name)), ("IFLA_IFALIAS", os.fsencode(alias))))
+    return Request("set", (), (("IFLA_IFNAME", os.fsencode(name)), ("IFLA_IFALIAS", os.fsencode(alias))))
 
 
-def _linkinfo(kind: str, data: dict[str, Any]) -> tuple[str, Any]:
-    return "IFLA_LINKINFO", _nested(("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data))
+def _linkinfo(kind: str, data: tuple[tuple[str, Any], ...]) -> tuple[str, Any]:
+    return "IFLA_LINKINFO", (("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data))
 
 
-def _creation(name: str, kind: str, data: dict[str, Any], *more: tuple[str, Any]) -> Request:
-    return Request("add", {}, (("IFLA_IFNAME", os.fsencode(name)), *more, _linkinfo(kind, data)))
+def _creation(name: str, kind: str, data: tuple[tuple[str, Any], ...], *more: tuple[str, Any]) -> Request:
+    return Request("add", (), (("IFLA_IFNAME", os.fsencode(name)), *more, _linkinfo(kind, data)))
 
 
 def new_bridge(name: str, mac: str) -> Request:
     """Return a request for a bridge that never blocks a port: no spanning tree, no delay, no snooping."""
-    data = _nested(("IFLA_BR_FORWARD_DELAY", 0), ("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0))
+    data = (("IFLA_BR_FORWARD_DELAY", 0), ("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0))
     return _creation(name, "bridge", data, ("IFLA_ADDRESS", mac))
 
 
 def new_vlan(name: str, parent: int, tag: int) -> Request:
     """Return a request for a VLAN sub-interface of another link."""
-    return _creation(name, "vlan", _nested(("IFLA_VLAN_ID", tag)), ("IFLA_LINK", parent))
+    return _creation(name, "vlan", (("IFLA_VLAN_ID", tag),), ("IFLA_LINK", parent))
 
 
 def new_veth(name: str, peer: str) -> Request:
     """Return a request for a pair of links: what goes into one comes out of the other."""
-    return _creation(name, "veth", _nested(("VETH_INFO_PEER", _nested(("IFLA_IFNAME", os.fsencode(peer))))))
+    return _creation(name, "veth", (("VETH_INFO_PEER", (("IFLA_IFNAME", os.fsencode(peer)),)),))
 
 
 def new_vxlan(name: str, identifier: int, port: int) -> Request:
     """Return a request for a VXLAN end point that learns; where to send at first is for `bridge fdb`."""
-    return _creation(name, "vxlan", _nested(("IFLA_VXLAN_ID", identifier), ("IFLA_VXLAN_PORT", port)))
+    return _creation(name, "vxlan", (("IFLA_VXLAN_ID", identifier), ("IFLA_VXLAN_PORT", port)))
 
 
 def deletion(index: int) -> Request:
     """Return a request that deletes a link."""
-    return Request("del", {"index": index})
+    return Request("del", (("index", index),))
 
 
 _MASK = ("IFLA_EXT_MASK", _SKIP_STATISTICS)
@@ -385,6 +387,24 @@ def _link_message() -> Any:
     return Message
 
 
+@functools.lru_cache(1024)
+def _written(request: Request) -> bytes:
+    """Return the message of a request, as pyroute2 writes it; many are sent time and again."""
+    message_class, kind, flags = _speech().verbs[request.verb]
+    message = message_class()
+    message.update(request.fields)
+    message["attrs"] = _nested(request.attributes)["attrs"]
+    message["header"] = {"type": kind, "flags": flags}
+    message.encode()
+    return bytes(message.data)
+
+
+def _nested(attributes: tuple[tuple[str, Any], ...]) -> dict[str, list[tuple[str, Any]]]:
+    """Return attributes as pyroute2 takes them."""
+    pairs = [(name, _nested(value) if isinstance(value, tuple) else value) for name, value in attributes]
+    return {"attrs": pairs}
+
+
 def any_link(is_meant: Callable[[str], object]) -> bool:
     """Tell whether a look at all links may find one whose name is meant.
 
@@ -393,12 +413,17 @@ def any_link(is_meant: Callable[[str], object]) -> bool:
     return "pyroute2" in sys.modules or any(is_meant(name) for _, name in socket.if_nameindex())
 
 
-def _is_there(name: str) -> bool:
-    """Tell whether a link goes by a name, where libc can tell; True where it cannot."""
-    try:
-        return len(os.fsencode(name)) > _NAME_MAX or bool(socket.if_nametoindex(name))
-    except OSError:
-        return False
+def _present(names: Iterable[str]) -> list[str]:
+    """Return those names that links go by, and those that are too long to tell; netdevice(7)."""
+    found = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+        for name in names:
+            encoded = os.fsencode(name)
+            with contextlib.suppress(OSError):
+                if len(encoded) <= _NAME_MAX:
+                    fcntl.ioctl(any_socket, _GET_INDEX, encoded.ljust(_REQUEST_SIZE, b"\0"))
+                found.append(name)
+    return found
 
 
 def _parser(marshal: Any, read: Callable[[bytes], object]) -> Callable[[bytes, int, int], Any]:
@@ -435,20 +460,57 @@ def _refusal(message: Any) -> Refused | None:
     return Refused(number, words if said in (None, words) else f"{words} ({said})")
 
 
+class _Socket:
+    """A socket of pyroute2's, and what is said and answered on it."""
+
+    def __init__(self) -> None:
+        self._kernel = _speech().socket(groups=0, ext_ack=True)
+        self._socket: socket.socket = self._kernel.socket
+        self._buffer = bytearray(_BUFFER)
+        self._number = 0
+        self.close: Callable[[], None] = self._kernel.close
+
+    def send(self, requests: Sequence[Request], read: Callable[[bytes], object]) -> range:
+        """Send requests in one go, and have the answers read by `read`; return their sequence numbers."""
+        numbers = range(self._number + 1, self._number + 1 + len(requests))
+        self._number = numbers[-1]
+        parser = _parser(self._kernel.marshal, read)
+        packets = bytearray()
+        for number, request in zip(numbers, requests, strict=True):
+            start = len(packets)
+            packets += _written(request)
+            _U32.pack_into(packets, start + _SEQUENCE_AT, number)
+        self._kernel.marshal.seq_map = dict.fromkeys(numbers, parser)
+        self._socket.send(packets)
+        return numbers
+
+    def messages(self) -> Iterator[Any]:
+        """Yield the messages of one datagram, as the parsers of their requests read them."""
+        end = self._socket.recv_into(self._buffer)
+        yield from self._kernel.marshal.parse(bytes(memoryview(self._buffer)[:end]))
+
+
+_SPARE: list[_Socket] = []
+"""One that nobody uses now: pyroute2 takes 0.1 ms to open another."""
+
+
 class Netlink:
     """A socket to the kernel for one piece of work, opened at the first word. Use as a context manager."""
 
     def __init__(self) -> None:
-        self._opened: Any = None
-        self._buffer = bytearray()
-        self._sequence = 0
+        self._used: _Socket | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._opened is not None:
-            self._opened.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._used is None:
+            return
+        if kind is None and not _SPARE:
+            _SPARE.append(self._used)
+        else:
+            self._used.close()
+        self._used = None
 
     # -- Asking --
 
@@ -458,8 +520,8 @@ class Netlink:
 
     def named(self, names: Iterable[str]) -> dict[str, Link]:
         """Return the links that go by these names, by the names asked for; those that are not there miss."""
-        asked = [name for name in dict.fromkeys(names) if _is_there(name)]
-        found = self._look([Request("get", {}, (("IFLA_IFNAME", os.fsencode(name)), _MASK)) for name in asked])
+        asked = _present(dict.fromkeys(names))
+        found = self._look([Request("get", (), (("IFLA_IFNAME", os.fsencode(name)), _MASK)) for name in asked])
         return {name: link for name, link in zip(asked, found, strict=True) if link}
 
     def present(self, name: str) -> Link:
@@ -471,34 +533,36 @@ class Netlink:
 
     def link_at(self, index: int) -> Link | None:
         """Return the link with an index; None where there is none."""
-        return self._look([Request("get", {"index": index}, (_MASK,))])[0] if index else None
+        return self._look([Request("get", (("index", index),), (_MASK,))])[0] if index else None
 
     def links(self) -> list[Link]:
         """Return all links."""
-        return self._dump(Request("links", {}, (_MASK,)), parse_link)
+        return self._dump(Request("links", (), (_MASK,)), parse_link)
 
     def carried(self) -> list[tuple[Link, int, int]]:
         """Return all links with the bytes each has received and sent since it was made, as the host sees it."""
-        return [found for found in self._dump(Request("links", {}), _carried) if found is not None]
+        return [found for found in self._dump(Request("links", ()), _carried) if found is not None]
 
     def addressed(self) -> set[int]:
         """Return the indices of all links on which the host has an IP address that somebody gave it.
 
         Those that the kernel formed by itself, link-local or as a router advertisement says, do not count.
         """
-        found = self._dump(Request("addresses", {"family": 0}), _address)
+        found = self._dump(Request("addresses", (("family", 0),)), _address)
         if not any(formed for *_, formed in found):  # an older kernel, which does not tell
             return {index for index, scope, _ in found if scope != _SCOPE_LINK}
         return {index for index, _, formed in found if not formed}
 
     def forwarding(self) -> list[Neighbour]:
         """Return the forwarding tables of all bridges."""
-        return self._dump(Request("neighbours", {"family": _AF_BRIDGE}), parse_neighbour)
+        return self._dump(Request("neighbours", (("family", AF_BRIDGE),)), parse_neighbour)
 
     def neighbours(self) -> list[Neighbour]:
         """Return the neighbour tables, IPv4's (ARP) and IPv6's."""
         families = (socket.AF_INET, socket.AF_INET6)
-        tables = (self._dump(Request("neighbours", {"family": family}), parse_neighbour) for family in families)
+        tables = (
+            self._dump(Request("neighbours", (("family", family),)), parse_neighbour) for family in families
+        )
         return [entry for table in tables for entry in table]
 
     def _look(self, requests: Sequence[Request]) -> list[Link | None]:
@@ -537,64 +601,43 @@ class Netlink:
         while self._is_taken(group):
             group = int.from_bytes(os.urandom(4)) | 1 << 31
         self.do((change(link.index, group=group) for link in links), tolerate=errno.ENODEV)
-        self.do([Request("del", {}, (("IFLA_GROUP", group),))])
+        self.do([Request("del", (), (("IFLA_GROUP", group),))])
 
     def _is_taken(self, group: int) -> bool:
         """Tell whether there may be such a group: its attribute is somewhere in what is told of links."""
-        pattern = _ATTRIBUTE.pack(8, _GROUP) + struct.pack("=I", group)
-        return any(self._dump(Request("links", {}, (_MASK,)), lambda body: pattern in body))
+        pattern = _ATTRIBUTE.pack(8, _GROUP) + _U32.pack(group)
+        return any(self._dump(Request("links", (), (_MASK,)), lambda body: pattern in body))
 
     # -- What is sent and received --
 
-    @property
-    def _socket(self) -> Any:
-        if self._opened is None:
-            self._opened = _speech().socket(groups=0, ext_ack=True)
-            self._buffer = bytearray(_BUFFER)
-        return self._opened
-
-    def _send(self, requests: Sequence[Request], read: Callable[[bytes], object]) -> list[int]:
-        """Send requests in one go, and have the answers read by `read`; return their sequence numbers."""
-        kernel, verbs = self._socket, _speech().verbs
-        parser = _parser(kernel.marshal, read)
-        packets, numbers = [], []
-        for request in requests:
-            self._sequence += 1
-            numbers.append(self._sequence)
-            message_class, kind, flags = verbs[request.verb]
-            message = message_class()
-            message.update(request.fields)
-            message["attrs"] = list(request.attributes)
-            message["header"] = {"type": kind, "flags": flags, "sequence_number": self._sequence}
-            message.encode()
-            packets.append(message.data)
-            kernel.marshal.seq_map[self._sequence] = parser
-        kernel.send(b"".join(packets))
-        return numbers
-
-    def _messages(self) -> Iterator[Any]:
-        """Yield the messages of one datagram, as the parsers of their requests read them."""
-        end = self._socket.socket.recv_into(self._buffer)
-        yield from self._socket.marshal.parse(bytes(memoryview(self._buffer)[:end]))
+    def _kernel(self) -> "_Socket":
+        if self._used is None:
+            try:
+                self._used = _SPARE.pop()
+            except IndexError:
+                self._used = _Socket()
+        return self._used
 
     def _answers(self, requests: Sequence[Request], read: Callable[[bytes], object]) -> list[Any]:
         """Carry out requests, and return what is answered to each."""
-        numbers = self._send(requests, read)
+        kernel = self._kernel()
+        numbers = kernel.send(requests, read)
         answers: dict[int, Any] = {}
         while len(answers) < len(numbers):
-            for message in self._messages():
+            for message in kernel.messages():
                 if message["header"]["sequence_number"] >= numbers[0]:  # else left of what failed earlier
                     answers[message["header"]["sequence_number"]] = message
         return [answers[number] for number in numbers]
 
     def _dump(self, request: Request, read: Callable[[bytes], _T]) -> list[_T]:
         """Return a whole table; asks anew where it was changed while it was being read."""
+        kernel = self._kernel()
         for _ in range(_DUMPS_MAX):
-            (number,) = self._send([request], read)
+            (number,) = kernel.send([request], read)
             found: list[_T] = []
             whole, done = True, False
             while not done:
-                for message in self._messages():
+                for message in kernel.messages():
                     header = message["header"]
                     if header["sequence_number"] != number:
                         continue
@@ -609,81 +652,28 @@ class Netlink:
         raise OSError(errno.EAGAIN, "the host's links change faster than they can be read")
 
 
-_NEIGHBOUR_GROUP = 1 << 2  # RTNLGRP_NEIGH, 3, as a bit
-_ATTACH_FILTER = 26  # SO_ATTACH_FILTER, which Python does not know
-_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
-_FIND_ATTRIBUTE = 0x100000000 - 0x1000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR
-_FILTERED_MAX = 800  # a program has 4096 instructions at most, and each MAC takes five
-_LEARNED_BUFFER = 64 * 1024
+class Subscription:
+    """What the kernel tells of neighbours by itself (RTNLGRP_NEIGH), never waited for. Close it in the end.
 
-
-class Learned:
-    """What bridges learn of certain MACs, as the kernel tells it at once (RTNLGRP_NEIGH). Close it in the end.
-
-    The kernel is given the MACs as a filter: a guest that makes bridges learn any number of others wakes up
-    nobody. Takes no privilege. Sources: rtnetlink(7), Linux's Documentation/networking/filter.rst and
-    fdb_notify() in net/bridge/br_fdb.c.
+    Open it when pyroute2 is there already, unless in a thread.
     """
 
-    def __init__(self) -> None:
-        self._opened = _speech().socket(groups=_NEIGHBOUR_GROUP, rcvbuf=_LEARNED_BUFFER)
-        self._socket: socket.socket = self._opened.socket
-        self._socket.setblocking(False)
-        self._opened.marshal.seq_map[0] = _parser(self._opened.marshal, parse_neighbour)
-        self._filter([])
-        self._opened.bind()
+    def __init__(self, room: int) -> None:
+        """Do not listen yet; `room` is how many bytes may wait to be read."""
+        self._kernel = _speech().socket(groups=_NEIGHBOUR_GROUP, rcvbuf=room)
+        self._kernel.marshal.seq_map[0] = _parser(self._kernel.marshal, parse_neighbour)
+        self.socket: socket.socket = self._kernel.socket
+        self.socket.setblocking(False)
+        self.close: Callable[[], None] = self._kernel.close
 
-    def fileno(self) -> int:
-        """Return the descriptor, which can be read from when there is something."""
-        return self._socket.fileno()
+    def listen(self) -> None:
+        """Begin; raises OSError."""
+        try:
+            self._kernel.bind()
+        except KeyError:  # pyroute2 has tried all its addresses
+            raise OSError(errno.EADDRINUSE, "no address of rtnetlink is to be had") from None
 
-    def close(self) -> None:
-        """Subscribe to nothing any more."""
-        self._opened.close()
-
-    def listen(self, macs: Collection[str]) -> None:
-        """Hear of these MACs from now on, and of all where they are too many for the kernel."""
-        self._filter(sorted(macs) if len(macs) <= _FILTERED_MAX else None)
-
-    def read(self, most: int) -> tuple[list[Neighbour], bool]:
-        """Return what was told, at most so many messages, and whether that is all there is by now.
-
-        Where more come than are read, some get lost.
-        """
-        found: list[Neighbour] = []
-        for _ in range(most):
-            try:
-                data = self._socket.recv(8192)
-            except BlockingIOError:
-                return found, True
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    continue
-                raise
-            told = self._opened.marshal.parse(data)
-            found += [message["found"] for message in told if message["header"]["type"] == _NEWNEIGH]
-        return found, False
-
-    def _filter(self, macs: Sequence[str] | None) -> None:
-        program = learned_filter(macs)
-        buffer = ctypes.create_string_buffer(program, len(program))
-        described = struct.pack("HP", len(program) // _INSTRUCTION.size, ctypes.addressof(buffer))
-        with contextlib.suppress(OSError):  # without it there is more to read, and that is all
-            self._socket.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, described)
-
-
-def learned_filter(macs: Sequence[str] | None) -> bytes:
-    """Return a program for the kernel's packet filter: what bridges learn of these MACs, or of all, passes."""
-    keep, drop = (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0)
-    program = [
-        *((0x28, 0, 0, 4), (0x15, 1, 0, socket.htons(_NEWNEIGH)), drop),  # nlmsg_type, in the host's order
-        *((0x30, 0, 0, _HEADER.size), (0x15, 1, 0, _AF_BRIDGE), drop),  # ndm_family
-        *((0x00, 0, 0, _HEADER.size + _NEIGHBOUR_BODY.size), (0x01, 0, 0, _NEIGHBOUR_MAC)),
-        *((0x20, 0, 0, _FIND_ATTRIBUTE), (0x15, 0, 1, 0), drop),
-        (0x07, 0, 0, 0),  # the attribute with the MAC begins at X; four bytes on is the MAC
-    ]
-    for mac in macs or ():
-        high, low = struct.unpack(">HI", bytes.fromhex(mac.replace(":", "")))
-        program += [(0x40, 0, 0, 6), (0x15, 0, 3, low), (0x48, 0, 0, 4), (0x15, 0, 1, high), keep]
-    program.append(keep if macs is None else drop)
-    return b"".join(_INSTRUCTION.pack(*instruction) for instruction in program)
+    def receive(self) -> list[Neighbour]:
+        """Return what one datagram tells; raises BlockingIOError where there is none, and OSError."""
+        told = self._kernel.marshal.parse(self.socket.recv(_DATAGRAM))
+        return [message["found"] for message in told if message["header"]["type"] == _NEWNEIGH]
