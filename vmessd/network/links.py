@@ -142,7 +142,8 @@ class Network:
         One that is being unplugged is told apart by :attr:`Nic.leaving`, and may stand behind a gap.
         """
         with self.kernel() as kernel:
-            found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
+            taps = any(not wire.user for wire in noted or ()) or rtnetlink.any_link(_taps(vm).__contains__)
+            found = kernel.named(_taps(vm)) if taps else {}
             masters = {link.master for link in found.values() if link.master}
             bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
         return self._nics(vm, noted or (), found, bridges)
@@ -389,7 +390,7 @@ class Network:
         return [Step("nonpersistent", link.name) for link in links]
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[Link]:
-        found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
+        found = kernel.named(_taps(vm)) if rtnetlink.any_link(_taps(vm).__contains__) else {}
         return [link for name, link in found.items() if self._is_own_tap(link, name)]
 
     def _is_own_tap(self, link: Link, name: str) -> bool:
@@ -421,6 +422,11 @@ class Network:
             gone = [link for link in taps if is_leaving(link) and not link.attached]
             kernel.delete(gone)
         return [Step("nonpersistent", link.name) for link in gone]
+
+
+def _taps(vm: str) -> list[str]:
+    """Return the names that TAPs of a VM can have."""
+    return [names.tap(vm, index) for index in range(room(vm))]
 
 
 def attached(name: str) -> AlreadyRunning:

@@ -12,9 +12,7 @@ could be lost or stale. What :class:`Subscription` hears only says that there is
 Sources: rtnetlink(7), netlink(7), and Linux's include/uapi/linux/{rtnetlink,if_link,if_addr,ip,neighbour}.h.
 """
 
-import contextlib
 import errno
-import fcntl
 import functools
 import ipaddress
 import os
@@ -30,7 +28,7 @@ _T = TypeVar("_T")
 # Of replies, what is read here.
 _NEWLINK, _NEWNEIGH = 16, 28
 _ERROR, _DONE = 2, 3
-_DUMP_INTERRUPTED = 0x10
+_DUMP_INTERRUPTED, _WORDS = 0x10, 0x200  # NLM_F_ACK_TLVS: the kernel gives words, too
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _ALIAS, _GROUP = 1, 3, 4, 5, 10, 18, 20, 27
 _STATS64, _CARRIER = 23, 33
 _KIND, _DATA = 1, 2
@@ -45,7 +43,6 @@ _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE: no link-local address by itself
 _NEIGHBOUR_GROUP = 1 << 2  # RTNLGRP_NEIGH, 3, as a bit
 AF_BRIDGE = 7
 """Of the forwarding tables of bridges; Python does not know it."""
-_GET_INDEX, _REQUEST_SIZE = 0x8933, 40  # SIOCGIFINDEX and its struct ifreq
 
 _HEADER = struct.Struct("=IHHII")
 _CODE = struct.Struct("=i")
@@ -61,7 +58,6 @@ _BUFFER = 256 * 1024
 _TOGETHER = 16  # requests sent before their answers are read; the answers have to fit into a buffer
 _DATAGRAM = 8192
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
-_NAME_MAX = 15  # IFNAMSIZ - 1; other names of a link may be longer
 _UP = 1
 _MULTICAST = 0x1000
 _LOWER_UP = 0x10000
@@ -406,30 +402,18 @@ def _nested(attributes: tuple[tuple[str, Any], ...]) -> dict[str, list[tuple[str
 
 
 def any_link(is_meant: Callable[[str], object]) -> bool:
-    """Tell whether a look at all links may find one whose name is meant.
+    """Tell whether a closer look may find a link whose first name is meant.
 
-    Where pyroute2 is there already, the look itself tells; else it is not loaded only to find nothing.
+    Where pyroute2 is there already, the look itself tells; else it is not loaded only to find nothing. This is
+    libc's word: an ioctl that asks for one name makes the kernel look for a module of that name first.
     """
     return "pyroute2" in sys.modules or any(is_meant(name) for _, name in socket.if_nameindex())
-
-
-def _present(names: Iterable[str]) -> list[str]:
-    """Return those names that links go by, and those that are too long to tell; netdevice(7)."""
-    found = []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
-        for name in names:
-            encoded = os.fsencode(name)
-            with contextlib.suppress(OSError):
-                if len(encoded) <= _NAME_MAX:
-                    fcntl.ioctl(any_socket, _GET_INDEX, encoded.ljust(_REQUEST_SIZE, b"\0"))
-                found.append(name)
-    return found
 
 
 def _parser(marshal: Any, read: Callable[[bytes], object]) -> Callable[[bytes, int, int], Any]:
     """Return a parser for pyroute2 that puts what `read` makes of a body under `found`.
 
-    What it returns is of the shape that pyroute2 asks of a message. A refusal is pyroute2's to read.
+    What it returns is of the shape that pyroute2 asks of a message. A refusal in words is pyroute2's to read.
     """
 
     def parse(data: bytes, offset: int, length: int) -> Any:
@@ -439,7 +423,7 @@ def _parser(marshal: Any, read: Callable[[bytes], object]) -> Callable[[bytes, i
         if kind not in (_ERROR, _DONE):
             return {"header": header, "found": read(body)}
         code = _CODE.unpack_from(body)[0] if len(body) >= _CODE.size else 0
-        if code and kind == _ERROR:
+        if code and kind == _ERROR and flags & _WORDS:
             return marshal.parse_one_message(kind, flags, sequence, data, offset, length)
         if code:
             header["error"] = OSError(-code, os.strerror(-code))
@@ -520,7 +504,7 @@ class Netlink:
 
     def named(self, names: Iterable[str]) -> dict[str, Link]:
         """Return the links that go by these names, by the names asked for; those that are not there miss."""
-        asked = _present(dict.fromkeys(names))
+        asked = list(dict.fromkeys(names))
         found = self._look([Request("get", (), (("IFLA_IFNAME", os.fsencode(name)), _MASK)) for name in asked])
         return {name: link for name, link in zip(asked, found, strict=True) if link}
 
