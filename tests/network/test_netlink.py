@@ -577,15 +577,15 @@ def test_while_others_change_links_a_dump_is_still_whole() -> None:
         steady = indices(kernel)
         interrupted = 0
         used = kernel._kernel()
-        messages = used.messages
+        read = used.read
 
-        def counted() -> Iterator[Any]:
+        def counted(datagram: bytes) -> Iterator[Any]:
             nonlocal interrupted
-            for found in messages():
+            for found in read(datagram):
                 interrupted += bool(found["header"]["flags"] & 0x10)
                 yield found
 
-        used.messages = counted  # type: ignore[method-assign]
+        used.read = counted  # type: ignore[method-assign]
         with subprocess.Popen([sys.executable, "-c", CHURN], stdout=subprocess.PIPE, cwd=TESTS.parent) as churn:
             try:
                 assert churn.stdout is not None

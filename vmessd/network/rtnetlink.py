@@ -468,10 +468,25 @@ class _Socket:
         self._socket.send(packets)
         return numbers
 
-    def messages(self) -> Iterator[Any]:
-        """Yield the messages of one datagram, as the parsers of their requests read them."""
+    def receive(self) -> bytes:
+        """Return the next datagram."""
         end = self._socket.recv_into(self._buffer)
-        yield from self._kernel.marshal.parse(bytes(memoryview(self._buffer)[:end]))
+        return bytes(memoryview(self._buffer)[:end])
+
+    def read(self, datagram: bytes) -> Iterator[Any]:
+        """Yield the messages of a datagram, as the parsers of their requests read them."""
+        yield from self._kernel.marshal.parse(datagram)
+
+
+def _ends(datagram: bytes, number: int) -> bool:
+    """Tell whether a datagram ends what is answered to the request of this number."""
+    offset = 0
+    while offset + _HEADER.size <= len(datagram):
+        length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
+        if sequence == number and kind in (_ERROR, _DONE):
+            return True
+        offset += max(length + (-length % 4), _HEADER.size)
+    return False
 
 
 _SPARE: list[_Socket] = []
@@ -608,31 +623,28 @@ class Netlink:
         numbers = kernel.send(requests, read)
         answers: dict[int, Any] = {}
         while len(answers) < len(numbers):
-            for message in kernel.messages():
+            for message in kernel.read(kernel.receive()):
                 if message["header"]["sequence_number"] >= numbers[0]:  # else left of what failed earlier
                     answers[message["header"]["sequence_number"]] = message
         return [answers[number] for number in numbers]
 
     def _dump(self, request: Request, read: Callable[[bytes], _T]) -> list[_T]:
-        """Return a whole table; asks anew where it was changed while it was being read."""
+        """Return a whole table; asks anew where it was changed while it was being received.
+
+        So that this takes no longer than it has to, it is received first and read then.
+        """
         kernel = self._kernel()
         for _ in range(_DUMPS_MAX):
             (number,) = kernel.send([request], read)
-            found: list[_T] = []
-            whole, done = True, False
-            while not done:
-                for message in kernel.messages():
-                    header = message["header"]
-                    if header["sequence_number"] != number:
-                        continue
-                    if (error := _refusal(message)) is not None:
-                        raise error
-                    whole = whole and not header["flags"] & _DUMP_INTERRUPTED
-                    done = done or header["type"] in (_DONE, _ERROR)
-                    if "found" in message:
-                        found.append(message["found"])
-            if whole:
-                return found
+            datagrams = [kernel.receive()]
+            while not _ends(datagrams[-1], number):
+                datagrams.append(kernel.receive())
+            told = [message for datagram in datagrams for message in kernel.read(datagram)]
+            messages = [message for message in told if message["header"]["sequence_number"] == number]
+            if (error := _refusal(messages[-1])) is not None:
+                raise error
+            if not any(message["header"]["flags"] & _DUMP_INTERRUPTED for message in messages):
+                return [message["found"] for message in messages if "found" in message]
         raise OSError(errno.EAGAIN, "the host's links change faster than they can be read")
 
 
