@@ -736,6 +736,10 @@ def test_a_socket_is_used_again_and_after_a_failure_is_not() -> None:
     with Netlink() as kernel:
         assert kernel.link("lo")
     assert sockets() == 1
+    rtnetlink._SPARE[0].number = 1 << 31
+    with Netlink() as kernel:
+        assert kernel.link("lo")
+    assert sockets() == 0, "its numbers would soon not fit"
     for _ in range(20):
         with Netlink() as kernel, Netlink() as other:
             assert kernel.links() == other.links()

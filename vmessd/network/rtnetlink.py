@@ -57,6 +57,7 @@ _STATISTICS = struct.Struct("=QQQQ")  # the beginning of rtnl_link_stats64: pack
 _BUFFER = 256 * 1024
 _TOGETHER = 16  # requests sent before their answers are read; the answers have to fit into a buffer
 _DATAGRAM = 8192
+_NUMBERS_MAX = 1 << 31  # they have 32 bits
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
 _UP = 1
 _MULTICAST = 0x1000
@@ -451,13 +452,14 @@ class _Socket:
         self._kernel = _speech().socket(groups=0, ext_ack=True)
         self._socket: socket.socket = self._kernel.socket
         self._buffer = bytearray(_BUFFER)
-        self._number = 0
+        self.number = 0
+        """Of the last request."""
         self.close: Callable[[], None] = self._kernel.close
 
     def send(self, requests: Sequence[Request], read: Callable[[bytes], object]) -> range:
         """Send requests in one go, and have the answers read by `read`; return their sequence numbers."""
-        numbers = range(self._number + 1, self._number + 1 + len(requests))
-        self._number = numbers[-1]
+        numbers = range(self.number + 1, self.number + 1 + len(requests))
+        self.number = numbers[-1]
         parser = _parser(self._kernel.marshal, read)
         packets = bytearray()
         for number, request in zip(numbers, requests, strict=True):
@@ -505,7 +507,7 @@ class Netlink:
     def __exit__(self, kind: object, *_: object) -> None:
         if self._used is None:
             return
-        if kind is None and not _SPARE:
+        if kind is None and not _SPARE and self._used.number < _NUMBERS_MAX:
             _SPARE.append(self._used)
         else:
             self._used.close()
