@@ -57,6 +57,7 @@ _STATISTICS = struct.Struct("=QQQQ")  # the beginning of rtnl_link_stats64: pack
 _BUFFER = 256 * 1024
 _TOGETHER = 16  # requests sent before their answers are read; the answers have to fit into a buffer
 _DATAGRAM = 8192
+_WRITTEN_MAX = 4096  # messages of some 400 bytes each
 _NUMBERS_MAX = 1 << 31  # they have 32 bits
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
 _UP = 1
@@ -117,9 +118,14 @@ class Request(NamedTuple):
 
     verb: str
     """A key of :attr:`_Speech.verbs`."""
-    fields: tuple[tuple[str, int], ...]
     attributes: tuple[tuple[str, Any], ...] = ()
     """One that holds others has such a tuple for a value."""
+    link: int = 0
+    """Its index; 0 where it is named."""
+    flags: int = 0
+    changed: int = 0
+    """Which of the flags are to be as said."""
+    family: int = 0
 
 
 class Refused(OSError):
@@ -223,8 +229,8 @@ def change(  # noqa: PLR0913 -- the kernel takes them all at once, and so does t
         ("IFLA_IFALIAS", None if alias is None else os.fsencode(alias)),
         ("IFLA_GROUP", group),
     )
-    fields = (("index", index), ("flags", up_flag | group_flag), ("change", up_mask | group_mask))
-    return Request("set", fields, tuple((key, value) for key, value in asked if value is not None))
+    attributes = tuple((key, value) for key, value in asked if value is not None)
+    return Request("set", attributes, index, up_flag | group_flag, up_mask | group_mask)
 
 
 def quiet(index: int) -> Request:
@@ -233,7 +239,7 @@ def quiet(index: int) -> Request:
     Refused with EAFNOSUPPORT where there is no IPv6, and so nothing to keep quiet.
     """
     mode = (("IFLA_INET6_ADDR_GEN_MODE", _GEN_MODE_NONE),)
-    return Request("set", (("index", index),), (("IFLA_AF_SPEC", (("AF_INET6", mode),)),))
+    return Request("set", (("IFLA_AF_SPEC", (("AF_INET6", mode),)),), index)
 
 
 def forgotten(link: Link) -> list[Request]:
@@ -264,18 +270,14 @@ def silence(index: int) -> list[Request]:
     also has multicast reach every port). Linux's Documentation/networking/ip-sysctl.rst; measured on 6.18.
     """
     conf = (("rp_filter", 2), ("arp_announce", 2), ("arp_ignore", 1))
-    settings = (("AF_INET", (("IFLA_INET_CONF", conf),)),)
-    snooping = (("IFLA_BR_MCAST_SNOOPING", 0),)
-    return [
-        change(index, mtu=IPV6_MTU_MIN - 1),
-        Request("set", (("index", index),), (("IFLA_AF_SPEC", settings),)),
-        Request("set", (("index", index),), (_linkinfo("bridge", snooping),)),
-    ]
+    settings = ("IFLA_AF_SPEC", (("AF_INET", (("IFLA_INET_CONF", conf),)),))
+    snooping = _linkinfo("bridge", (("IFLA_BR_MCAST_SNOOPING", 0),))
+    return [Request("set", (("IFLA_MTU", IPV6_MTU_MIN - 1), settings, snooping), index)]
 
 
 def marked(name: str, alias: str) -> Request:
     """Return a request that gives the link of this name an alias, to be sent along with what makes it."""
-    return Request("set", (), (("IFLA_IFNAME", os.fsencode(name)), ("IFLA_IFALIAS", os.fsencode(alias))))
+    return Request("set", (("IFLA_IFNAME", os.fsencode(name)), ("IFLA_IFALIAS", os.fsencode(alias))))
 
 
 def _linkinfo(kind: str, data: tuple[tuple[str, Any], ...]) -> tuple[str, Any]:
@@ -283,7 +285,7 @@ def _linkinfo(kind: str, data: tuple[tuple[str, Any], ...]) -> tuple[str, Any]:
 
 
 def _creation(name: str, kind: str, data: tuple[tuple[str, Any], ...], *more: tuple[str, Any]) -> Request:
-    return Request("add", (), (("IFLA_IFNAME", os.fsencode(name)), *more, _linkinfo(kind, data)))
+    return Request("add", (("IFLA_IFNAME", os.fsencode(name)), *more, _linkinfo(kind, data)))
 
 
 def new_bridge(name: str, mac: str) -> Request:
@@ -309,7 +311,7 @@ def new_vxlan(name: str, identifier: int, port: int) -> Request:
 
 def deletion(index: int) -> Request:
     """Return a request that deletes a link."""
-    return Request("del", (("index", index),))
+    return Request("del", link=index)
 
 
 _MASK = ("IFLA_EXT_MASK", _SKIP_STATISTICS)
@@ -384,13 +386,15 @@ def _link_message() -> Any:
     return Message
 
 
-@functools.lru_cache(1024)
-def _written(request: Request) -> bytes:
-    """Return the message of a request, as pyroute2 writes it; many are sent time and again."""
-    message_class, kind, flags = _speech().verbs[request.verb]
+@functools.lru_cache(_WRITTEN_MAX)
+def _written(verb: str, attributes: tuple[tuple[str, Any], ...]) -> bytes:
+    """Return a message, as pyroute2 writes it, without what it is about.
+
+    pyroute2 takes up to 0.1 ms for one, and most are the same for each link.
+    """
+    message_class, kind, flags = _speech().verbs[verb]
     message = message_class()
-    message.update(request.fields)
-    message["attrs"] = _nested(request.attributes)["attrs"]
+    message["attrs"] = _nested(attributes)["attrs"]
     message["header"] = {"type": kind, "flags": flags}
     message.encode()
     return bytes(message.data)
@@ -464,8 +468,12 @@ class _Socket:
         packets = bytearray()
         for number, request in zip(numbers, requests, strict=True):
             start = len(packets)
-            packets += _written(request)
+            packets += _written(request.verb, request.attributes)
             _U32.pack_into(packets, start + _SEQUENCE_AT, number)
+            packets[start + _HEADER.size] = request.family
+            if request.link or request.changed:
+                body = (request.family, 0, request.link, request.flags, request.changed)
+                _LINK_BODY.pack_into(packets, start + _HEADER.size, *body)
         self._kernel.marshal.seq_map = dict.fromkeys(numbers, parser)
         self._socket.send(packets)
         return numbers
@@ -522,7 +530,7 @@ class Netlink:
     def named(self, names: Iterable[str]) -> dict[str, Link]:
         """Return the links that go by these names, by the names asked for; those that are not there miss."""
         asked = list(dict.fromkeys(names))
-        found = self._look([Request("get", (), (("IFLA_IFNAME", os.fsencode(name)), _MASK)) for name in asked])
+        found = self._look([Request("get", (("IFLA_IFNAME", os.fsencode(name)), _MASK)) for name in asked])
         return {name: link for name, link in zip(asked, found, strict=True) if link}
 
     def present(self, name: str) -> Link:
@@ -534,36 +542,34 @@ class Netlink:
 
     def link_at(self, index: int) -> Link | None:
         """Return the link with an index; None where there is none."""
-        return self._look([Request("get", (("index", index),), (_MASK,))])[0] if index else None
+        return self._look([Request("get", (_MASK,), index)])[0] if index else None
 
     def links(self) -> list[Link]:
         """Return all links."""
-        return self._dump(Request("links", (), (_MASK,)), parse_link)
+        return self._dump(Request("links", (_MASK,)), parse_link)
 
     def carried(self) -> list[tuple[Link, int, int]]:
         """Return all links with the bytes each has received and sent since it was made, as the host sees it."""
-        return [found for found in self._dump(Request("links", ()), _carried) if found is not None]
+        return [found for found in self._dump(Request("links"), _carried) if found is not None]
 
     def addressed(self) -> set[int]:
         """Return the indices of all links on which the host has an IP address that somebody gave it.
 
         Those that the kernel formed by itself, link-local or as a router advertisement says, do not count.
         """
-        found = self._dump(Request("addresses", (("family", 0),)), _address)
+        found = self._dump(Request("addresses"), _address)
         if not any(formed for *_, formed in found):  # an older kernel, which does not tell
             return {index for index, scope, _ in found if scope != _SCOPE_LINK}
         return {index for index, _, formed in found if not formed}
 
     def forwarding(self) -> list[Neighbour]:
         """Return the forwarding tables of all bridges."""
-        return self._dump(Request("neighbours", (("family", AF_BRIDGE),)), parse_neighbour)
+        return self._dump(Request("neighbours", family=AF_BRIDGE), parse_neighbour)
 
     def neighbours(self) -> list[Neighbour]:
         """Return the neighbour tables, IPv4's (ARP) and IPv6's."""
         families = (socket.AF_INET, socket.AF_INET6)
-        tables = (
-            self._dump(Request("neighbours", (("family", family),)), parse_neighbour) for family in families
-        )
+        tables = (self._dump(Request("neighbours", family=family), parse_neighbour) for family in families)
         return [entry for table in tables for entry in table]
 
     def _look(self, requests: Sequence[Request]) -> list[Link | None]:
@@ -602,12 +608,12 @@ class Netlink:
         while self._is_taken(group):
             group = int.from_bytes(os.urandom(4)) | 1 << 31
         self.do((change(link.index, group=group) for link in links), tolerate=errno.ENODEV)
-        self.do([Request("del", (), (("IFLA_GROUP", group),))])
+        self.do([Request("del", (("IFLA_GROUP", group),))])
 
     def _is_taken(self, group: int) -> bool:
         """Tell whether there may be such a group: its attribute is somewhere in what is told of links."""
         pattern = _ATTRIBUTE.pack(8, _GROUP) + _U32.pack(group)
-        return any(self._dump(Request("links", (), (_MASK,)), lambda body: pattern in body))
+        return any(self._dump(Request("links", (_MASK,)), lambda body: pattern in body))
 
     # -- What is sent and received --
 
