@@ -182,10 +182,8 @@ class Network:
         Waits for no change of links that is under way. Raises Failed.
         """
         found: dict[str, dict[str, tuple[int, int]]] = {}
-        if not rtnetlink.any_link(names.tap_parts):
-            return found
         with explained(), Netlink() as kernel:
-            for link, received, sent in kernel.carried():
+            for link, received, sent in kernel.carried() if rtnetlink.any_link(names.tap_parts) else ():
                 parts = names.tap_parts(link.name)
                 if parts and link.attached and self._is_own_tap(link, link.name):
                     # The TAP sends what its guest receives. Made anew, it has another index.
