@@ -52,6 +52,7 @@ _LINK_BODY = struct.Struct("=BxHiII")
 _ADDRESS_BODY = struct.Struct("=BBBBI")
 _NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
+_NAME_AT = _HEADER.size + _LINK_BODY.size + _ATTRIBUTE.size  # of the first attribute's payload
 _STATISTICS = struct.Struct("=QQQQ")  # the beginning of rtnl_link_stats64: packets, then bytes
 
 _BUFFER = 256 * 1024
@@ -122,6 +123,8 @@ class Request(NamedTuple):
     """One that holds others has such a tuple for a value."""
     link: int = 0
     """Its index; 0 where it is named."""
+    name: bytes = b""
+    """Of the link, where that tells which it is."""
     flags: int = 0
     changed: int = 0
     """Which of the flags are to be as said."""
@@ -230,7 +233,7 @@ def change(  # noqa: PLR0913 -- the kernel takes them all at once, and so does t
         ("IFLA_GROUP", group),
     )
     attributes = tuple((key, value) for key, value in asked if value is not None)
-    return Request("set", attributes, index, up_flag | group_flag, up_mask | group_mask)
+    return Request("set", attributes, index, flags=up_flag | group_flag, changed=up_mask | group_mask)
 
 
 def quiet(index: int) -> Request:
@@ -277,7 +280,7 @@ def silence(index: int) -> list[Request]:
 
 def marked(name: str, alias: str) -> Request:
     """Return a request that gives the link of this name an alias, to be sent along with what makes it."""
-    return Request("set", (("IFLA_IFNAME", os.fsencode(name)), ("IFLA_IFALIAS", os.fsencode(alias))))
+    return Request("set", (("IFLA_IFALIAS", os.fsencode(alias)),), name=os.fsencode(name))
 
 
 def _linkinfo(kind: str, data: tuple[tuple[str, Any], ...]) -> tuple[str, Any]:
@@ -387,11 +390,13 @@ def _link_message() -> Any:
 
 
 @functools.lru_cache(_WRITTEN_MAX)
-def _written(verb: str, attributes: tuple[tuple[str, Any], ...]) -> bytes:
+def _written(verb: str, attributes: tuple[tuple[str, Any], ...], room: int) -> bytes:
     """Return a message, as pyroute2 writes it, without what it is about.
 
-    pyroute2 takes up to 0.1 ms for one, and most are the same for each link.
+    pyroute2 takes up to 0.1 ms for one, and most are the same for each link. `room` is the length of a name.
     """
+    if room:
+        attributes = (("IFLA_IFNAME", b"?" * room), *attributes)
     message_class, kind, flags = _speech().verbs[verb]
     message = message_class()
     message["attrs"] = _nested(attributes)["attrs"]
@@ -468,9 +473,11 @@ class _Socket:
         packets = bytearray()
         for number, request in zip(numbers, requests, strict=True):
             start = len(packets)
-            packets += _written(request.verb, request.attributes)
+            packets += _written(request.verb, request.attributes, len(request.name))
             _U32.pack_into(packets, start + _SEQUENCE_AT, number)
             packets[start + _HEADER.size] = request.family
+            if request.name:
+                packets[start + _NAME_AT : start + _NAME_AT + len(request.name)] = request.name
             if request.link or request.changed:
                 body = (request.family, 0, request.link, request.flags, request.changed)
                 _LINK_BODY.pack_into(packets, start + _HEADER.size, *body)
@@ -530,7 +537,7 @@ class Netlink:
     def named(self, names: Iterable[str]) -> dict[str, Link]:
         """Return the links that go by these names, by the names asked for; those that are not there miss."""
         asked = list(dict.fromkeys(names))
-        found = self._look([Request("get", (("IFLA_IFNAME", os.fsencode(name)), _MASK)) for name in asked])
+        found = self._look([Request("get", (_MASK,), name=os.fsencode(name)) for name in asked])
         return {name: link for name, link in zip(asked, found, strict=True) if link}
 
     def present(self, name: str) -> Link:
