@@ -23,17 +23,17 @@ COUNTING = """
 import logging
 from vmessd.api import server
 from vmessd.network import rtnetlink
-real, received = rtnetlink.Netlink._send, server.Connection.request_received
+real, received = rtnetlink._Socket.send, server.Connection.request_received
 
-def send(self, requests):
-    logging.info("asked for %d links", sum(kind == rtnetlink._GETLINK for kind, _, _ in requests))
-    return real(self, requests)
+def send(self, requests, read):
+    logging.info("asked for %d links", sum(request.verb in ("get", "links") for request in requests))
+    return real(self, requests, read)
 
 def request_received(self, obj, fds):
     logging.info("called: %s", obj["method"])
     return received(self, obj, fds)
 
-rtnetlink.Netlink._send = send
+rtnetlink._Socket.send = send
 server.Connection.request_received = request_received
 from vmessd.__main__ import main
 raise SystemExit(main())

@@ -41,7 +41,8 @@ from vmessd.core import cards, names
 from vmessd.core.cards import Claims, Loose
 from vmessd.core.errors import InvalidValue
 from vmessd.core.settings import BY_FILE
-from vmessd.network import rtnetlink
+from vmessd.network import learned
+from vmessd.network.rtnetlink import AF_BRIDGE
 from vmessd.qemu import command_line
 
 MakeWired = Callable[..., WiredDaemon]
@@ -623,7 +624,9 @@ def test_c44_nobody_listens_where_no_vm_with_a_tap_runs(wired: WiredDaemon) -> N
 
 
 def test_c44_the_filter_lets_pass_what_is_learned_of_the_macs_asked_for() -> None:
-    program = rtnetlink.learned_filter(["02:11:9b:af:00:00", "02:11:9b:af:00:01"])
+    from pyroute2.netlink.rtnl.ndmsg import ndmsg
+
+    program = learned.learned_filter(["02:11:9b:af:00:00", "02:11:9b:af:00:01"])
     assert len(program) % 8 == 0
     for mac, kind, passes in (
         ("02:11:9b:af:00:00", 28, True),
@@ -631,11 +634,11 @@ def test_c44_the_filter_lets_pass_what_is_learned_of_the_macs_asked_for() -> Non
         ("02:11:9b:af:00:02", 28, False),
         ("02:11:9b:af:00:01", 29, False),
     ):
-        body = struct.pack("=BxxxiHBB", socket.AF_BRIDGE if hasattr(socket, "AF_BRIDGE") else 7, 5, 2, 0, 0)
-        body += rtnetlink.attribute(9, struct.pack("=I", 4))
-        body += rtnetlink.attribute(2, bytes.fromhex(mac.replace(":", "")))
-        message = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
-        assert filtered(program, message) is passes, mac
+        message = ndmsg()
+        message.update({"family": AF_BRIDGE, "ifindex": 5, "state": 2, "header": {"type": kind}})
+        message["attrs"] = [("NDA_MASTER", 4), ("NDA_LLADDR", mac)]
+        message.encode()
+        assert filtered(program, bytes(message.data)) is passes, mac
 
 
 def filtered(program: bytes, message: bytes) -> bool:

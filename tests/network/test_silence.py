@@ -4,7 +4,6 @@ Each attack is shown to work on a bridge made by hand first, so that a kernel wh
 """
 
 import contextlib
-import dataclasses
 import json
 import socket
 import threading
@@ -380,6 +379,19 @@ def test_c42_a_bridge_of_an_earlier_version_with_an_address_is_left_as_it_is(wir
     assert "2001:db8::1" in addresses(wired, "lab")
 
 
+PLAIN: dict[str, Any] = {
+    "master": 0,
+    "attached": False,
+    "loopback": False,
+    "mac": "",
+    "alias": "",
+    "group": 0,
+    "tap": False,
+    "owner": None,
+    "multi_queue": False,
+}
+
+
 class Recorded:
     """A kernel that has one link, and notes what it is asked to do."""
 
@@ -397,12 +409,12 @@ class Recorded:
 
 @pytest.mark.parametrize("carries", [False, True])
 def test_c41_a_vlan_waits_until_what_it_lives_on_is_plugged_in(*, carries: bool) -> None:
-    base = rtnetlink.parse_link(rtnetlink.new_veth("vethA0", "vethB0")[2])
-    vlan = rtnetlink.parse_link(rtnetlink.new_vlan("vethA0.5", 7, 5)[2])
-    kernel = Recorded(dataclasses.replace(base, index=7, up=carries))
+    base = Link(**PLAIN, index=7, name="vethA0", kind="veth", parent=0, up=carries)
+    vlan = Link(**PLAIN, index=8, name="vethA0.5", kind="vlan", parent=7, up=False, mtu=1500)
+    kernel = Recorded(base)
     network = Network(Access(0))
     change = Change(network)
-    network.plug(kernel, change, dataclasses.replace(vlan, index=8, mtu=1500), 3, ())  # type: ignore[arg-type]
+    network.plug(kernel, change, vlan, 3, ())  # type: ignore[arg-type]
     is_set_up = (
         rtnetlink.change(8, up=True) in kernel.requests
     )  # which the kernel refuses over one that is down

@@ -44,6 +44,7 @@ MORE_FOR_THE_CLIENT = {"vmessd": None, "vmessd.config": "vmessctl.cli.manual"}
 # Each wrapped library and the rooms that may import it.
 WRAPPED = {
     "psutil": {"vmessd.qemu.usage"},
+    "pyroute2": {"vmessd.network.rtnetlink"},
     "qemu": {"vmessd.qemu.monitor"},
     "asyncvarlink": {f"vmessd.api.{module}" for module in ("wire_errors", "interface", "connection", "server")},
     "sdnotify": {"vmessd.core.systemd"},

@@ -269,7 +269,7 @@ class Segments:
         change.reversals.append(undoing(made[0]))
         return made[0]
 
-    def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> tuple[int, int, bytes]:
+    def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> rtnetlink.Request:
         kind = kind_by_name(name)
         parent, _, tag = name.rpartition(".")
         if kind == "a VLAN":

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from vmessd.core.errors import VmessError, printable
+from vmessd.network.learned import Learned
 from vmessd.network.links import Network
-from vmessd.network.rtnetlink import Learned
 from vmessd.storage import blocking
 
 log = logging.getLogger(__name__)

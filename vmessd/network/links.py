@@ -142,7 +142,8 @@ class Network:
         One that is being unplugged is told apart by :attr:`Nic.leaving`, and may stand behind a gap.
         """
         with self.kernel() as kernel:
-            found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
+            taps = any(not wire.user for wire in noted or ()) or rtnetlink.any_link(_taps(vm).__contains__)
+            found = kernel.named(_taps(vm)) if taps else {}
             masters = {link.master for link in found.values() if link.master}
             bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
         return self._nics(vm, noted or (), found, bridges)
@@ -150,7 +151,7 @@ class Network:
     def nics_of(self, noted: Mapping[str, Sequence[Wire] | None]) -> dict[str, list[Nic]]:
         """Return the interfaces of several VMs as :meth:`nics` does, by one look at all links there are."""
         with self.kernel() as kernel:
-            links = kernel.links() if noted else []
+            links = kernel.links() if noted and rtnetlink.any_link(names.tap_parts) else []
         found = {link.name: link for link in links}
         bridges = {link.index: link.name for link in links}
         return {vm: self._nics(vm, wires or (), found, bridges) for vm, wires in noted.items()}
@@ -182,7 +183,7 @@ class Network:
         """
         found: dict[str, dict[str, tuple[int, int]]] = {}
         with explained(), Netlink() as kernel:
-            for link, received, sent in kernel.carried():
+            for link, received, sent in kernel.carried() if rtnetlink.any_link(names.tap_parts) else ():
                 parts = names.tap_parts(link.name)
                 if parts and link.attached and self._is_own_tap(link, link.name):
                     # The TAP sends what its guest receives. Made anew, it has another index.
@@ -211,7 +212,7 @@ class Network:
             found |= kernel.named(name for name in plugged if name not in found)
             if any(name not in found or not self._is_own_tap(found[name], name) for name in plugged):
                 raise OSError(errno.ENODEV, "a TAP vanished as soon as it was made")
-            stations = kernel.addressed()
+            stations = kernel.addressed() if plugged else ()
             for name, wire in plugged.items():
                 change.steps.append(owned := Step("persistent", name, found[name].owner))
                 master = 0
@@ -389,7 +390,7 @@ class Network:
         return [Step("nonpersistent", link.name) for link in links]
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[Link]:
-        found = kernel.named(names.tap(vm, index) for index in range(room(vm)))
+        found = kernel.named(_taps(vm)) if rtnetlink.any_link(_taps(vm).__contains__) else {}
         return [link for name, link in found.items() if self._is_own_tap(link, name)]
 
     def _is_own_tap(self, link: Link, name: str) -> bool:
@@ -421,6 +422,11 @@ class Network:
             gone = [link for link in taps if is_leaving(link) and not link.attached]
             kernel.delete(gone)
         return [Step("nonpersistent", link.name) for link in gone]
+
+
+def _taps(vm: str) -> list[str]:
+    """Return the names that TAPs of a VM can have."""
+    return [names.tap(vm, index) for index in range(room(vm))]
 
 
 def attached(name: str) -> AlreadyRunning:
