@@ -8,12 +8,13 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from conftest import processes_of, until
-from test_monitor import QUICK, Lab, lab
+from amiss import reach, told
+from daemons import processes_of, until
+from labs import QUICK, Lab, lab
 
 from vmessd.core import settings
 from vmessd.core.errors import Failed, Locked, VmessError
@@ -84,26 +85,6 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     monkeypatch.setattr(mending, "MEND_PAUSE", 0.2)
     monkeypatch.setattr(settings, "GRACE_DEFAULT", 1)
     return found
-
-
-async def told(news: AsyncIterator[object]) -> None:
-    """Expect an answer, be it a refusal."""
-    async with asyncio.timeout(15):
-        with contextlib.suppress(VmessError):
-            async for _ in news:
-                pass
-
-
-async def reach(one: Machine, *, on: bool) -> None:
-    """Have a VM run, or be off: what fails once does not fail twice."""
-    for _ in range(3):
-        if (one.state is State.running) if on else (one.state in OFF):
-            return
-        await told(one.start(1) if on else one.stop(1, force=True))
-        with contextlib.suppress(TimeoutError):
-            await until(lambda: one.state in (State.running, State.paused, *OFF))
-    assert not on
-    assert one.state in OFF
 
 
 async def up(one: Machine) -> None:

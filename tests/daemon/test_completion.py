@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, WiredDaemon, generated, own
+from daemons import Daemon, WiredDaemon, generated, own
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shells import LEFT, Shell

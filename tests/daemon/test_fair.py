@@ -21,8 +21,8 @@ from typing import Any
 
 import guests
 import pytest
-from conftest import SUPPORT, Daemon, wait_for
-from test_control import Wire, encode, nothing_unforeseen, rss
+from daemons import SUPPORT, Daemon, wait_for
+from varlink_wire import Wire, encode, nothing_unforeseen, rss
 
 from vmessd.api.budgets import OWN, Account
 from vmessd.api.server import CLIENTS_MAX, Control

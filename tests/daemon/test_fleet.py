@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FAKE, TESTS, Daemon, own, wait_for
+from daemons import FAKE, TESTS, Daemon, own, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 

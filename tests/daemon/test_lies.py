@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from conftest import Daemon
+from daemons import Daemon
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_control import nothing_unforeseen
+from varlink_wire import nothing_unforeseen
 
 from vmessctl.client import Client
 from vmessd.core.errors import VmessError

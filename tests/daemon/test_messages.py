@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import until
-from test_amiss import reach, told
-from test_monitor import QUICK, Lab, connections, lab
+from amiss import reach, told
+from daemons import until
+from labs import QUICK, Lab, connections, lab
 
 from vmessd.core import lifecycle, settings
 from vmessd.core.errors import VmessError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TESTS, Daemon, own
+from daemons import TESTS, Daemon, own
 
 from vmessd import powerdown
 from vmessd.config import read

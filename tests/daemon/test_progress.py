@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, own
+from daemons import Daemon, own
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from terminals import Page, Terminal, on_terminal

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import FAKE, Daemon, end_processes_of, own, wait_for
+from daemons import FAKE, Daemon, end_processes_of, own, wait_for
 
 from vmessd.core import lifecycle
 from vmessd.core.lifecycle import RESTARTS_MAX, STEADY, Reason, State

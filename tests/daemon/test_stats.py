@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, WiredDaemon, own, wait_for
+from daemons import Daemon, WiredDaemon, own, wait_for
 from guests import FILLED
 
 from vmessctl.client import Client

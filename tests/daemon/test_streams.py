@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TESTS, Daemon, own
+from daemons import TESTS, Daemon, own
 
 A = own("a")
 CLOSED = [each for count in (1, 2, 3) for each in itertools.combinations(range(3), count)]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, Daemon, own, processes_of, until, wait_for
+from daemons import TESTS, Daemon, own, processes_of, until, wait_for
 
 from vmessctl.client import Client
 from vmessd.core.errors import Failed, TimedOut

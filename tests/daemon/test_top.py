@@ -5,7 +5,7 @@ import signal
 from typing import Any
 
 import pytest
-from conftest import Daemon, own
+from daemons import Daemon, own
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from terminals import on_terminal

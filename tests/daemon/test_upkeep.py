@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from conftest import Daemon, until, wait_for
-from test_control import Wire, nothing_unforeseen
-from test_monitor import Lab, lab, reach, start, stop
+from daemons import Daemon, until, wait_for
+from labs import Lab, lab, reach, start, stop
+from varlink_wire import Wire, nothing_unforeseen
 
 from vmessd.core.errors import Failed
 from vmessd.storage import log_rotation, vmdir

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import WiredDaemon, lines_of
+from daemons import WiredDaemon, lines_of
 
 from vmessctl import app
 from vmessctl.client import Client

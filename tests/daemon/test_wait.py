@@ -14,10 +14,10 @@ from typing import Self
 
 import psutil
 import pytest
-from conftest import Daemon, WiredDaemon, own, wait_for
-from test_cli import on_terminal
-from test_control import Wire, answers, nothing_unforeseen
-from test_watch import is_waiting
+from daemons import Daemon, WiredDaemon, own, wait_for
+from screens import on_terminal
+from varlink_wire import Wire, answers, nothing_unforeseen
+from watchers import is_waiting
 
 from vmessctl import app
 from vmessctl.cli import grammar

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, own, wait_for
+from daemons import Daemon, own, wait_for
 
 from vmessctl.commands import why
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, WiredDaemon, own
+from daemons import Daemon, WiredDaemon, own
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

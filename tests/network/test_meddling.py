@@ -4,7 +4,7 @@ import concurrent.futures
 import os
 from collections.abc import Callable
 
-from conftest import FAKE, WiredDaemon, refused, wait_for
+from daemons import FAKE, WiredDaemon, refused, wait_for
 
 MakeWired = Callable[..., WiredDaemon]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import WiredDaemon, lines_of, refused, wait_for
+from daemons import WiredDaemon, lines_of, refused, wait_for
 
 pytestmark = pytest.mark.qemu
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import netguests
 import pytest
-from conftest import wait_for
+from daemons import wait_for
 
 pytestmark = pytest.mark.qemu
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SUPPORT, TESTS, WiredDaemon
+from daemons import SUPPORT, TESTS, WiredDaemon
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

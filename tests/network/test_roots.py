@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WiredDaemon, held_by, lines_of, processes_of, refused
+from daemons import WiredDaemon, held_by, lines_of, processes_of, refused
 from frames import within
 
 from vmessd.network.links import Network, root_name

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from conftest import WiredDaemon, lines_of, wait_for
+from daemons import WiredDaemon, lines_of, wait_for
 from frames import (
     BROADCAST,
     Capture,

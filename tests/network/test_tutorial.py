@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TESTS, WiredDaemon
+from daemons import TESTS, WiredDaemon
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 

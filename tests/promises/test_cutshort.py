@@ -6,7 +6,7 @@ Each moment was found by chance, by killing daemons at random.
 from collections.abc import Callable
 
 import pytest
-from conftest import WiredDaemon, held_by, processes_of, wait_for
+from daemons import WiredDaemon, held_by, processes_of, wait_for
 
 pytestmark = pytest.mark.qemu
 

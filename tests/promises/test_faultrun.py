@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WiredDaemon, held_by, processes_of
-from test_wires import releasing
+from daemons import WiredDaemon, held_by, processes_of
+from wired_vms import releasing
 
 from vmessctl.client import Client
 from vmessd.core.errors import VmessError

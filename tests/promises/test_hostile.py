@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FAKE, Daemon, end_processes_of, until, wait_for
+from daemons import FAKE, Daemon, end_processes_of, until, wait_for
 
 from vmessd.core.errors import Failed, NoSuchVM
 from vmessd.core.lifecycle import RUNG_TIME, Rung, State, Step

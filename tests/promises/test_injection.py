@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WiredDaemon, end_processes_of, held_by, processes_of
+from daemons import WiredDaemon, end_processes_of, held_by, processes_of
 from faults import MODES, Faults, library, open_files
 
 from vmessctl.client import Client

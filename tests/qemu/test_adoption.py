@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TESTS, Daemon, own, processes_of, wait_for
+from daemons import TESTS, Daemon, own, processes_of, wait_for
 
 from vmessctl.client import Client
 

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from conftest import Daemon, own
+from daemons import Daemon, own
 
 pytestmark = pytest.mark.qemu
 

@@ -19,7 +19,7 @@ from typing import Any
 import guests
 import pexpect
 import pytest
-from conftest import TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
+from daemons import TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
 
 from vmessctl.client import Client
 from vmessctl.commands.console import MODES_END, SCREEN_END

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, end_processes_of, own, processes_of, wait_for
+from daemons import Daemon, end_processes_of, own, processes_of, wait_for
 
 from vmessctl.client import Client
 from vmessd.config import QEMU, find_qemu

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, WiredDaemon, end_processes_of, own
+from daemons import Daemon, WiredDaemon, end_processes_of, own
 
 from vmessd.core import names
 from vmessd.core.errors import StartFailed

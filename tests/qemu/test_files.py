@@ -19,7 +19,7 @@ from typing import Any
 
 import guests
 import pytest
-from conftest import Daemon, own, processes_of, wait_for
+from daemons import Daemon, own, processes_of, wait_for
 
 from vmessctl.client import Client
 from vmessd.core import names

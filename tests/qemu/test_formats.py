@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, own, processes_of
+from daemons import Daemon, own, processes_of
 
 from vmessd.storage import image_formats
 from vmessd.storage.image_formats import Format

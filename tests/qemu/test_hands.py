@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, Daemon, own, wait_for
+from daemons import TESTS, Daemon, own, wait_for
 
 from vmessctl.client import Client
 from vmessd.core.errors import Failed, InvalidValue

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, end_processes_of, own, processes_of, wait_for
+from daemons import Daemon, end_processes_of, own, processes_of, wait_for
 
 from vmessctl.client import Client
 

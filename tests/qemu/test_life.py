@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from conftest import Daemon, wait_for
+from daemons import Daemon, wait_for
 
 pytestmark = [pytest.mark.qemu, pytest.mark.every_python]
 

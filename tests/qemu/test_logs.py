@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pexpect
 import pytest
-from conftest import TESTS, Daemon, own, wait_for
+from daemons import TESTS, Daemon, own, wait_for
 
 from vmessctl.commands.logs import escaped, plain
 from vmessd.core.errors import BadFile, InvalidValue, NotRunning

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FAKE, Daemon, own, wait_for
+from daemons import FAKE, Daemon, own, wait_for
 
 from vmessd.qemu import oom
 from vmessd.qemu.oom import HOST, Kills

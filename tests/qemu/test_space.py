@@ -13,7 +13,7 @@ from pathlib import Path
 
 import guests
 import pytest
-from conftest import TESTS, Daemon, end_processes_of, wait_for
+from daemons import TESTS, Daemon, end_processes_of, wait_for
 
 from vmessd.config import QEMU, find_qemu
 from vmessd.core.lifecycle import State

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, WiredDaemon, a_qemu_that_hangs_is_told, own, refused, wait_for
+from daemons import Daemon, WiredDaemon, a_qemu_that_hangs_is_told, own, refused, wait_for
 
 from vmessctl.client import Client
 from vmessd.core import names

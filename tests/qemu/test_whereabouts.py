@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TESTS, Daemon, end_processes_of, own, processes_of, wait_for
+from daemons import TESTS, Daemon, end_processes_of, own, processes_of, wait_for
 
 from vmessd.qemu.process import Process
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from booted import ROOT, Container, Stage, machine
-from conftest import wait_for
+from daemons import wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import guests
 import pytest
 from booted import CHECKOUT, OFFLINE, ROOT, Container, Stage, Tree, machine
-from conftest import wait_for
+from daemons import wait_for
 from hostile import HostileDirectory
 
 from vmessd import config

@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import guests
 import pytest
-from conftest import UNIT, wait_for
+from daemons import UNIT, wait_for
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = {

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from conftest import TESTS, UNIT
+from daemons import TESTS, UNIT
 
 READY = "shell-is-ready"
 DUMP = "\x18\x04"  # Ctrl-X Ctrl-D: what has become of the line goes into the file `line`

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, Daemon
+from daemons import TESTS, Daemon
 
 from vmessctl.client import Client
 from vmessd import __version__, config, log

@@ -2,9 +2,9 @@
 
 import time
 
-import conftest
+import daemons
 import pytest
-from conftest import unit_of, wait_for
+from daemons import unit_of, wait_for
 
 
 @pytest.mark.parametrize(("text", "unit"), [("1", 1), ("3", 3), ("0.5", 0.5), ("100", 100)])
@@ -20,7 +20,7 @@ def test_what_is_no_unit_is_named_in_one_line(text: str) -> None:
 
 
 def test_what_is_waited_for_has_as_many_units_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conftest, "UNIT", 0.01)
+    monkeypatch.setattr(daemons, "UNIT", 0.01)
     began = time.monotonic()
     with pytest.raises(AssertionError, match=r"a wonder did not happen in 0\.2 s"):
         wait_for(lambda: False, 20, "a wonder")

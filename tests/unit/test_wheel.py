@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from booted import CHECKOUT, wheels
-from conftest import UNIT
+from daemons import UNIT
 
 pytestmark = pytest.mark.slow
 

@@ -1,1 +1,1 @@
-"""The command line as language: the table of verbs; grammar, help, completion and manual made from it."""
+"""The table of verbs, and the parser, help, completion and manual pages that are made from it. Pure."""

@@ -1,1 +1,1 @@
-"""What the verbs do: a module for each group of verbs."""
+"""The handlers of the verbs, one module for each group. `vmessctl/app.py` chooses between them."""

@@ -1,1 +1,1 @@
-"""What a person reads: text for replies, tables, and what a terminal can do."""
+"""Text and tables for people, and what a terminal can do."""

@@ -1,1 +1,1 @@
-"""The control socket: the Varlink interface, connections, what a client may ask for and how much of it."""
+"""The control socket: who may connect, the Varlink methods, the budget of each user, the audit log."""

@@ -263,7 +263,7 @@ SETTINGS: tuple[Setting, ...] = (
         argument="<best|model|none>",
         expects="best, or a model of QEMU's, such as qemu64, with features behind it: qemu64,+aes,-svm",
         parse=_cpu,
-        option=_no_option,  # what is best depends on the accelerator; see cmdline.cpu
+        option=_no_option,  # what is best depends on the accelerator; see command_line.cpu
         help="Choose the guest's CPU: a model of QEMU's (qemu-system-x86_64 -cpu help), or the best there is,\n"
         "which is the host's own under KVM, and all that TCG knows. New VMs have the best; without,\n"
         "it is QEMU's default, qemu64, which today's distributions find old.",
@@ -274,7 +274,7 @@ SETTINGS: tuple[Setting, ...] = (
         argument="<auto|kvm|tcg|none>",
         expects="auto, kvm or tcg",
         parse=_one_of("auto", "kvm", "tcg"),
-        option=_no_option,  # the daemon decides what `auto` is; see cmdline.Spec.accel
+        option=_no_option,  # the daemon decides what `auto` is; see command_line.Spec.accel
         help="Choose what runs the guest's code: KVM, QEMU's own translator (tcg), or whichever\n"
         "the daemon may use (auto).",
     ),
@@ -326,7 +326,7 @@ SETTINGS: tuple[Setting, ...] = (
         argument="[bridge|-|user ...]",
         expects="at most 29 words, each a bridge, - or user",
         parse=_wires,
-        option=_no_option,  # what the kernel has counts more; see network.Nic
+        option=_no_option,  # what the kernel has counts more; see links.Nic
         help="What the interfaces are plugged into, as ifadd and connect noted it.",
     ),
     Setting(
@@ -335,7 +335,7 @@ SETTINGS: tuple[Setting, ...] = (
         argument="<hda|hdb|hdc|hdd|cdrom ...>",
         expects="hda, hdb, hdc, hdd or cdrom, or several of them",
         parse=_drives,
-        option=_no_option,  # QEMU is told that all images are raw; see drives.check
+        option=_no_option,  # QEMU is told that all images are raw; see images.check
         help="Drives whose images are raw whatever they look like, such as a disk into which the guest has\n"
         "written the header of a qcow2 image. Without it such a VM is not started.",
     ),

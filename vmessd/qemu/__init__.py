@@ -1,4 +1,4 @@
-"""One QEMU process: its command line, its start and end, its credentials, its QMP monitor, what it uses.
+"""One QEMU process: its command line, start and end, credentials, QMP monitor, and what it uses.
 
-Nothing here knows how VMs are looked after; it knows what a QEMU is.
+Nothing here knows how VMs are supervised.
 """

@@ -1,4 +1,4 @@
-"""Files: the VM directory, disk images, logs and their rotation; and the threads in which files are waited for.
+"""Files: the VM directory, disk images, logs and their rotation; and the threads for blocking file access.
 
-Whoever may write to a VM directory is not trusted: everything is opened as :mod:`vmessd.storage.safefile` does.
+Anybody who can write to a VM directory is untrusted: everything is opened by :mod:`vmessd.storage.safefile`.
 """

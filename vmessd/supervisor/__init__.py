@@ -1,1 +1,1 @@
-"""All VMs of a VM root: which there are, how they are, and what is done to many of them at once."""
+"""All VMs of a VM root: the registry, `list` and `info`, samples for `top`, boot and shutdown, housekeeping."""

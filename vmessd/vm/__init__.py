@@ -1,5 +1,5 @@
-"""One VM: the task that owns it, each life of its QEMU, adoption after a restart of the daemon, its events.
+"""One VM: its task, and the start, stop, restart and adoption of its QEMU; QMP events, and the feed of `watch`.
 
-:mod:`vmessd.vm.machine` carries out what the tables of :mod:`vmessd.core.lifecycle` say; one task and one
-mailbox for each VM.
+:mod:`vmessd.vm.machine` carries out what the tables of :mod:`vmessd.core.lifecycle` say. Each VM has one task and
+one mailbox.
 """

@@ -60,7 +60,7 @@ class Host:
         return "tcg"
 
     def settings(self, directory: VMDirectory) -> dict[str, Any]:
-        """Return a VM's settings by file name, as :func:`cmdline.expanded` has them.
+        """Return a VM's settings by file name, as :func:`command_line.expanded` has them.
 
         Raises:
             NoSuchVM, BadFile: as VMDirectory.read_settings.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from conftest import until
+from daemons import until
 
 from vmessd.api import audit, budgets
 from vmessd.api.audit import Audit, Note, Peer

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from asyncvarlink import VarlinkInterfaceRegistry, VarlinkTransport
-from conftest import until
+from daemons import until
 
 from vmessctl.client import Client
 from vmessd.api import connection

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SUPPORT, TESTS, Daemon, own, processes_of, wait_for
+from daemons import SUPPORT, TESTS, Daemon, own, processes_of, wait_for
 
 from vmessd.core.errors import InvalidValue
 from vmessd.core.records import Moment, RunRecord

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TESTS
+from daemons import TESTS
 
 from vmessd.core.errors import BadFile, Failed
 from vmessd.storage import log_rotation

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import until
-from test_monitor import Lab, lab
+from daemons import until
+from labs import Lab, lab
 
 from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotPermitted, VmessError
 from vmessd.network.links import Network

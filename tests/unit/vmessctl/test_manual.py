@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, generated
+from daemons import TESTS, generated
 
 from vmessctl import generate
 from vmessctl.cli import helptext, manual
