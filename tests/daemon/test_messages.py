@@ -15,7 +15,7 @@ from test_monitor import QUICK, Lab, connections, lab
 from vmessd.core import lifecycle, settings
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import Event, State
-from vmessd.core.models import StopProgress
+from vmessd.core.models.progress import StopProgress
 from vmessd.network import displays
 from vmessd.qemu.monitor import Monitor
 from vmessd.storage import blocking

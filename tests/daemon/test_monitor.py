@@ -25,7 +25,8 @@ from conftest import FAKE, TESTS, Daemon, end_processes_of, processes_of, wait_f
 from test_control import Wire, nothing_unforeseen
 
 from vmessd.core.errors import AlreadyRunning, NotRunning, StartFailed, TimedOut, VmessError
-from vmessd.core.models import StartProgress, StopProgress
+from vmessd.core.lifecycle import Rung
+from vmessd.core.models.progress import StartProgress, StopProgress
 from vmessd.qemu.session import Timing
 from vmessd.storage.log_rotation import CAP
 from vmessd.storage.vmdir import VMDirectory
@@ -393,7 +394,7 @@ async def test_c29_a_jump_of_the_wall_clock_changes_no_deadline(
             exited = machine.status().last_exit
             assert exited is not None
             assert 0 <= exited.age < 60
-        expected = {"power button": 0.0, "QMP quit": 1.0}
+        expected: dict[Rung | None, float] = {Rung.powerdown: 0.0, Rung.quit: 1.0}
         assert at.keys() == expected.keys()
         for rung, moment in expected.items():
             assert moment - 0.05 <= at[rung] < moment + 1.5, rung

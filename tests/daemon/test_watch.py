@@ -24,7 +24,8 @@ from test_control import Wire, nothing_unforeseen, rss
 from test_monitor import slowest_answer
 
 from vmessd.core.errors import INTERFACE, Failed
-from vmessd.vm.events import QUEUE, Events, Kind, VMEvent, Watcher
+from vmessd.core.models.events import Kind, VMEvent
+from vmessd.vm.events import QUEUE, Events, Watcher
 
 qemu = pytest.mark.qemu
 A, B = own("e"), own("f")

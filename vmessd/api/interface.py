@@ -16,21 +16,19 @@ from vmessd.api import wire_errors
 from vmessd.api.audit import Peer
 from vmessd.core import names, refusals, settings
 from vmessd.core.errors import INTERFACE, printable, quoted
-from vmessd.core.models import FleetProgress, StartProgress, StopProgress, VMInfo, VMNic, VMStatus
+from vmessd.core.models.consoles import SerialPiece, VMRelay
+from vmessd.core.models.events import Kind, VMEvent
+from vmessd.core.models.progress import FleetProgress, StartProgress, StopProgress
+from vmessd.core.models.views import Aspect, Sample, VMView
+from vmessd.core.models.vms import Explanation, VMInfo, VMStatus
+from vmessd.core.models.wires import Segment, Step, VMAddress, VMNic
 from vmessd.core.wires import checked_forward
-from vmessd.devices.vnc import VMRelay
-from vmessd.network.bridges import Segment
-from vmessd.network.links import Step
-from vmessd.network.neighbours import VMAddress
 from vmessd.storage import blocking, logs
 from vmessd.supervisor import serial_feed
 from vmessd.supervisor.fleet import Fleet
-from vmessd.supervisor.inspection import Aspect, Begin, VMView, views
+from vmessd.supervisor.inspection import Begin, views
 from vmessd.supervisor.registry import Supervisor
-from vmessd.supervisor.sampler import Sample
-from vmessd.supervisor.serial_feed import SerialPiece
-from vmessd.vm.events import Kind, VMEvent
-from vmessd.vm.why import Explanation, explain
+from vmessd.vm.why import explain
 
 log = logging.getLogger(__name__)
 

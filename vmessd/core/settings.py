@@ -9,6 +9,7 @@ from __future__ import annotations
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.names import DISKS
 from vmessd.core.row import row
+from vmessd.core.words import Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ ORDER_DEFAULT = 50
 ORDER_MAX = 99
 DELAY_MAX = 3600
 REMARK_MAX = 200
-RESTARTS = ("no", "on-crash", "always")
+RESTARTS = (Policy.no, Policy.on_crash, Policy.always)
 STROKE_TIME = 0.06
 """Seconds from one stroke of a guest's key to the next: QEMU's keyboards queue 16 bytes, and firmware empties
 them in some milliseconds."""

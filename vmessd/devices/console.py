@@ -29,12 +29,13 @@ from collections.abc import Mapping
 
 from vmessd.core.errors import Failed, Locked, NoSuchVM, NotRunning, TimedOut, VmessError
 from vmessd.core.lifecycle import State
+from vmessd.core.models.events import Kind
 from vmessd.core.refusals import silent
 from vmessd.qemu.monitor import CommandRefused, words
 from vmessd.storage import logs
 from vmessd.storage.logs import LogName
 from vmessd.storage.vmdir import SERIAL_LOG, SERIAL_SOCKET, VMDirectory
-from vmessd.vm.events import Events, Kind
+from vmessd.vm.events import Events
 from vmessd.vm.instance import Run
 from vmessd.vm.journal import tell
 from vmessd.vm.machine import Machine

@@ -25,7 +25,9 @@ from vmessd.core.errors import (
     quoted,
 )
 from vmessd.core.lifecycle import OFF
-from vmessd.core.models import Drive, Value, VMInfo, VMNic, VMStatus
+from vmessd.core.models.events import Kind
+from vmessd.core.models.vms import Drive, Value, VMInfo, VMStatus
+from vmessd.core.models.wires import Step, VMAddress, VMNic
 from vmessd.core.settings import BY_FILE, DRIVES, SETTINGS
 from vmessd.core.wires import Wire, owner
 from vmessd.devices.console import Consoles
@@ -33,8 +35,8 @@ from vmessd.devices.controls import Hands
 from vmessd.devices.network_cards import Wires
 from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
-from vmessd.network.links import Nic, Step, root_name
-from vmessd.network.neighbours import USER_ADDRESS, Tables, VMAddress, of_interface
+from vmessd.network.links import Nic, root_name
+from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
 from vmessd.qemu import command_line
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
@@ -48,7 +50,6 @@ from vmessd.supervisor.remains import Remains
 from vmessd.supervisor.sampler import Sampler
 from vmessd.vm import adoption, launcher
 from vmessd.vm.environment import Host
-from vmessd.vm.events import Kind
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 from vmessd.core import refusals
 from vmessd.core.errors import StartFailed
-from vmessd.core.lifecycle import OFF, Action, Event, State, by_force, ladder, transition
-from vmessd.core.models import Exit, StartProgress, StopProgress, VMStatus
+from vmessd.core.lifecycle import OFF, Action, Event, Policy, State, by_force, ladder, transition
+from vmessd.core.models.progress import StartProgress, StopProgress
+from vmessd.core.models.vms import Exit, VMStatus
 from vmessd.core.records import ExitRecord, RunRecord
+from vmessd.core.words import Runstate
 from vmessd.network import displays
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking
@@ -29,7 +31,10 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-DEAF_RUNSTATES = ("shutdown", "guest-panicked")  # no guest is there any more to hear the power button
+DEAF_RUNSTATES = (
+    Runstate.shutdown,
+    Runstate.guest_panicked,
+)  # no guest is there any more to hear the power button
 NOTE_TIME = 2.0
 """Seconds that a note on the last end may take; what takes longer is done when the files answer."""
 END_TIME = 5.0
@@ -275,7 +280,7 @@ class Machine(Mending):
 
     async def _let_it_run(self, run: Run) -> None:
         await self.prepare()
-        await run.let_it_run(lambda: self._inbox.happen(Event.runs, "running", of=run))
+        await run.let_it_run(lambda: self._inbox.happen(Event.runs, Runstate.running, of=run))
 
     async def _started(self, _message: Happening) -> None:
         if self._run is None:
@@ -389,7 +394,7 @@ class Machine(Mending):
                 accel = run.launched.record.accel
                 error = run.error or refusals.not_started(self.vm, self.last_exit.text, user, accel)
             elif self.last_exit is not None and (self._tries or (self._stoppers and self.last_exit.again)):
-                policy = "no" if self._stoppers else await policy_of(self.directory, self.files)
+                policy = Policy.no if self._stoppers else await policy_of(self.directory, self.files)
                 await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
         finally:
             self.state = State.stopped

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from vmessd.core import lifecycle
-from vmessd.core.lifecycle import Action, Ending, Event, Reason, Rung, State, Step, classify, transition
+from vmessd.core.lifecycle import Action, Ending, Event, Policy, Reason, Rung, State, Step, classify, transition
 
 # Rows are states, columns events, a cell is the next state and the action; "=" is the same state and
 # "." is "= nothing". Written without a look at the code's table: to change one is to change both.
@@ -152,7 +152,7 @@ CRASHES = (Reason.signalled, Reason.failed, Reason.refused, Reason.panicked, Rea
 
 @pytest.mark.parametrize("reason", Reason)
 def test_each_policy_restarts_what_it_says(reason: Reason) -> None:
-    restarted = [lifecycle.is_restarted(policy, reason) for policy in ("no", "on-crash", "always")]
+    restarted = [lifecycle.is_restarted(policy, reason) for policy in Policy]
     assert restarted == [False, reason in CRASHES, True]
 
 
