@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 PROGRAM = "vmess"
-OFF_STATES = ("stopped", "waiting")
-"""States of a VM that has no QEMU."""
 
 
 @row

@@ -25,6 +25,7 @@ VERBS = frozenset(
 RESERVED = GLOBAL_WORDS | VERBS
 
 DISKS = ("hda", "hdb", "hdc", "hdd")
+CDROM = "cdrom"
 
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
 _DIGITS = frozenset("0123456789")

@@ -28,7 +28,7 @@ from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
 from vmessd.core.models.vms import Drive, Value, VMInfo, VMStatus
 from vmessd.core.models.wires import Step, VMAddress, VMNic
-from vmessd.core.settings import BY_FILE, DRIVES, SETTINGS
+from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
 from vmessd.core.wires import Wire, owner
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Hands
@@ -57,8 +57,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
-LOCK = BY_FILE["LOCK"]
-NEW = {"CPU": "best"}
+NEW = {CPU: "best"}
 """What is set in a VM that is made; in a directory that comes from elsewhere what is not said stays so."""
 AT_A_STRETCH = 32  # VMs that are looked at before others get their turn: some 1 ms
 LOCK_TIME = 1.0  # how long a stop waits for the LOCK file
@@ -479,8 +478,8 @@ class Supervisor:
     async def lock(self, name: str, remark: str | None) -> None:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
         machine = await self.machine(name)
-        text = remark if remark is None else remark.strip() or "locked"
-        await machine.change(lambda: machine.home.write_setting(LOCK, text))
+        text = remark if remark is None else remark.strip()
+        await machine.change(lambda: machine.home.write_setting(BY_FILE[LOCK], text))
         self._remarks[machine.vm] = text
 
     async def check_unlocked(self, name: str, stops: bool = False) -> None:
@@ -500,7 +499,7 @@ class Supervisor:
             log.warning("%s: %s; it is stopped unless it was locked before", machine.vm, error.message)
             remark = self._remarks.get(machine.vm)
         if remark is not None:
-            shown = f": {remark}" if remark != "locked" else ""
+            shown = f": {remark}" if remark else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
 
     async def check_links(self, links: Sequence[str]) -> None:
@@ -535,7 +534,7 @@ class Supervisor:
         row = next((row for row in SETTINGS if row.verb == setting), None)
         if row is not None:
             return _Change(lambda: directory.write_setting(row, value), live=row.live)
-        if setting == "cdrom":
+        if setting == names.CDROM:
             return _Change(lambda: images.set_cdrom(directory, value, self._host.account))
         if setting in names.DISKS:
             if value is None:
@@ -554,9 +553,12 @@ def _counts(machine: Machine) -> bool:
 
 
 def _remark(machine: Machine) -> str | None:
-    """Return the remark a VM is locked with; one that runs without a directory can have none."""
+    """Return the remark a VM is locked with, which may be empty; None where it is not locked.
+
+    One that runs without a directory is not.
+    """
     try:
-        return machine.home.setting_text(LOCK.file)
+        return machine.home.setting_text(LOCK)
     except NoSuchVM:
         if machine.state in OFF:
             raise
