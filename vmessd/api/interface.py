@@ -43,7 +43,8 @@ class VMConsole:
     console: FileDescriptor
     """A socket, connected to the serial port. It has to be read: who does not is cut off."""
     leash: FileDescriptor
-    """A socket that says why the console was taken away, if it was. Who closes it has left the console."""
+    """A socket (SOCK_SEQPACKET) that says why the console was taken away, if it was: a packet with a sentence,
+    then one with `taken_over` or `unread`. Who closes it has left the console."""
     history: str
     """The end of what the guest has printed since its start, in Base64 (RFC 4648)."""
     printed: int
@@ -165,9 +166,10 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         """
         machine = await self._supervisor.machine(vm)
         async for progress in machine.stop(self._peer.uid, force=force):
+            told = progress if progress.note is None else progress.about(machine.vm)
             if progress.done:
-                raise LastResult(progress)
-            yield progress
+                raise LastResult(told)
+            yield told
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Boot(self, *, at_once: int | None) -> AsyncIterator[FleetProgress]:
@@ -310,7 +312,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         wanted = frozenset(machine.vm for machine in machines) if vms else frozenset()
         with events.watch(wanted, self._drop) as watcher:  # in one go with looking at the states
             moment, states = events.moment(), [(machine.vm, machine.state) for machine in machines]
-            yield moment.picture(Kind.watching, "", f"{len(machines)} VMs")
+            yield moment.event(Kind.watching, "", f"{len(machines)} VMs", vms=len(machines))
             for vm, state in states:
                 yield moment.picture(Kind.now, vm, state.value, state)
             async for event in watcher:

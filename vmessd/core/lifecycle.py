@@ -57,6 +57,7 @@ class Event(enum.Enum):
     again = "the pause before it is started again is over"
     refused = "there is no process: it could not be spawned, or its end could not be handled"
     exited = "the process has ended"
+    buried = "its end is on record, and cleared away"
     amiss = "a failure that nobody foresaw"
 
 
@@ -124,8 +125,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.lost: (_S.starting, _A.reconnect),
         _E.found: (_S.unresponsive, _A.connect),  # somebody else's start came before ours
         _E.held: (_S.held, _A.hold),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.starting, _A.bury),
+        _E.exited: (_S.starting, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
     _S.running: {
         _E.start: (_S.running, _A.say_running),
@@ -134,8 +136,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.halts: (_S.paused, _A.nothing),
         _E.silent: (_S.unresponsive, _A.nothing),
         _E.lost: (_S.unresponsive, _A.reconnect),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.running, _A.bury),
+        _E.exited: (_S.running, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
     _S.paused: {
         _E.start: (_S.paused, _A.say_running),
@@ -144,8 +147,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.runs: (_S.running, _A.nothing),
         _E.silent: (_S.unresponsive, _A.nothing),
         _E.lost: (_S.unresponsive, _A.reconnect),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.paused, _A.bury),
+        _E.exited: (_S.paused, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
     _S.unresponsive: {
         _E.start: (_S.unresponsive, _A.say_running),
@@ -156,8 +160,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.runs: (_S.running, _A.nothing),
         _E.halts: (_S.paused, _A.nothing),
         _E.lost: (_S.unresponsive, _A.reconnect),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.unresponsive, _A.bury),
+        _E.exited: (_S.unresponsive, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
     _S.held: {
         _E.start: (_S.held, _A.look),
@@ -177,8 +182,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.held: (_S.held, _A.hold),  # the start that was called off would have come to nothing
         _E.lost: (_S.stopping, _A.reconnect),
         _E.rung: (_S.stopping, _A.climb),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.stopping, _A.bury),
+        _E.exited: (_S.stopping, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
 }
 

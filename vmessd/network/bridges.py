@@ -13,7 +13,7 @@ from pathlib import Path
 from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
 from vmessd.core.models.wires import ForeignPort, Segment, Step, StepKind
-from vmessd.core.wires import bridge_name, kind_by_name, link_name, peer, room
+from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, link_name, peer, room
 from vmessd.network import rtnetlink
 from vmessd.network.links import Change, Network, as_it_was, attached, making, undoing, users
 from vmessd.network.policy import describe
@@ -252,13 +252,13 @@ class Segments:
     def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> tuple[int, int, bytes]:
         kind = kind_by_name(name)
         parent, _, tag = name.rpartition(".")
-        if kind == "a VLAN":
+        if kind is NamedKind.vlan:
             if not 1 <= int(tag) <= VLAN_MAX or depth >= _DEPTH_MAX:
                 raise InvalidValue(f"VLAN {quoted(tag)} of {quoted(name)} is not from 1 to {VLAN_MAX}")
             base = self._prepare(kernel, change, parent, depth + 1)
             change.steps.append(Step(StepKind.subinterface, name))
             return rtnetlink.new_vlan(name, base.index, int(tag))
-        if peer(name):
+        if kind is NamedKind.pair:
             if kernel.link(peer(name)):
                 raise Failed(
                     f"{peer(name)} is there already, and is not the other end of a pair with {name}",
@@ -266,7 +266,7 @@ class Segments:
                 )
             change.steps.append(Step(StepKind.pair, name))
             return rtnetlink.new_veth(name, peer(name))
-        if kind == "a VXLAN":
+        if kind is NamedKind.vxlan:
             number = int(name.removeprefix("vxlan"))
             if not 1 <= number <= VXLAN_MAX:
                 raise InvalidValue(f"VXLAN '{number}' of {quoted(name)} is not from 1 to {VXLAN_MAX}")

@@ -319,7 +319,6 @@ def _failure(vm: str, error: VmessError) -> FleetProgress:
 
 
 def _stop_step(vm: str, progress: StopProgress, cut: str) -> FleetProgress:
-    note = (progress.note or "").removeprefix(f"{vm}: ")
     return FleetProgress(
         done=False,
         vm=vm,
@@ -328,6 +327,6 @@ def _stop_step(vm: str, progress: StopProgress, cut: str) -> FleetProgress:
         rung=progress.rung,
         grace=progress.grace,
         forced=progress.forced,
-        text=progress.text or "; ".join(words for words in (note, cut) if words) or None,
+        text=progress.text or "; ".join(words for words in (progress.note, cut) if words) or None,
         status=0,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from vmessd.core import refusals
 from vmessd.core.errors import Locked, VmessError
-from vmessd.core.lifecycle import Event, State
+from vmessd.core.lifecycle import Action, Event, State, transition
 from vmessd.core.records import ExitRecord
 from vmessd.qemu.session import Session, Timing
 from vmessd.storage import vmdir
@@ -33,6 +33,7 @@ class Custody(abc.ABC):
         self.vm = directory.vm
         self.directory = directory
         self.state = State.stopped
+        """Where it is in its life; see :meth:`_pass`."""
         self.last_exit: ExitRecord | None = None
         self.found = asyncio.Event()
         """Set once it is known whether an earlier daemon's QEMU lives, and it is held if so."""
@@ -52,6 +53,11 @@ class Custody(abc.ABC):
         self._pending: restart.Pending | None = None
         self._starters: list[Request] = []
         self._stoppers: list[Request] = []
+
+    def _pass(self, event: Event) -> Action:
+        """Go where an event leads by the table, and return what is to be done. Nothing else sets the state."""
+        self.state, action = transition(self.state, event)
+        return action
 
     @abc.abstractmethod
     async def _react(self, message: Happening) -> None:

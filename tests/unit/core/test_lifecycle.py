@@ -33,22 +33,22 @@ stopping      .                 .                 .                 .
               lost              rung              refused           exited
 stopped       .                 .                 .                 .
 waiting       .                 .                 .                 .
-starting      =/reconnect       .                 stopped/bury      stopped/bury
-running       unresponsive/reconnect  .           stopped/bury      stopped/bury
-paused        unresponsive/reconnect  .           stopped/bury      stopped/bury
-unresponsive  =/reconnect       .                 stopped/bury      stopped/bury
+starting      =/reconnect       .                 =/bury            =/bury
+running       unresponsive/reconnect  .           =/bury            =/bury
+paused        unresponsive/reconnect  .           =/bury            =/bury
+unresponsive  =/reconnect       .                 =/bury            =/bury
 held          .                 .                 .                 .
-stopping      =/reconnect       =/climb           stopped/bury      stopped/bury
+stopping      =/reconnect       =/climb           =/bury            =/bury
 
-              pause             again             amiss
-stopped       waiting/rest      .                 =/mend
-waiting       .                 starting/spawn    =/mend
-starting      .                 .                 =/mend
-running       .                 .                 =/mend
-paused        .                 .                 =/mend
-unresponsive  .                 .                 =/mend
-held          .                 .                 =/mend
-stopping      .                 .                 =/mend
+              pause             again             amiss             buried
+stopped       waiting/rest      .                 =/mend            .
+waiting       .                 starting/spawn    =/mend            .
+starting      .                 .                 =/mend            stopped/nothing
+running       .                 .                 =/mend            stopped/nothing
+paused        .                 .                 =/mend            stopped/nothing
+unresponsive  .                 .                 =/mend            stopped/nothing
+held          .                 .                 =/mend            .
+stopping      .                 .                 =/mend            stopped/nothing
 
               spawned           late
 stopped       .                 .
@@ -110,11 +110,11 @@ def test_only_a_vm_that_is_off_is_spawned() -> None:
     assert OFF == lifecycle.OFF
 
 
-def test_a_vm_is_off_only_when_its_process_is_gone() -> None:
+def test_a_vm_is_off_only_when_the_end_of_its_process_is_on_record() -> None:
     ways = {
         event for state, event in PAIRS if state not in OFF and transition(state, event)[0] in lifecycle.OFF
     }
-    assert ways == {Event.exited, Event.refused, Event.free}
+    assert ways == {Event.buried, Event.free}
 
 
 def test_what_is_held_is_neither_started_nor_stopped_while_it_is() -> None:
@@ -129,7 +129,8 @@ def test_what_is_held_is_neither_started_nor_stopped_while_it_is() -> None:
 
 def test_the_end_of_the_process_stops_a_vm_in_any_state_and_buries_it_once() -> None:
     for state in set(State) - OFF - {State.held}:
-        assert transition(state, Event.exited) == (State.stopped, Action.bury)
+        assert transition(state, Event.exited) == (state, Action.bury)
+        assert transition(state, Event.buried) == (State.stopped, Action.nothing)
     for state in {*OFF, State.held}:
         assert transition(state, Event.exited) == (state, Action.nothing)
 

@@ -35,6 +35,10 @@ class StopProgress:
     note: str | None
     """What else there is to say, such as that the STOP file makes no sense."""
 
+    def about(self, vm: str) -> Self:
+        """Return the step with a note that names the VM, for a client that shows it as it is."""
+        return dataclasses.replace(self, note=f"{vm}: {self.note}")
+
     @classmethod
     def of_rest(cls, note: str) -> Self:
         """Return the only step of a stop where there was no QEMU to stop."""
