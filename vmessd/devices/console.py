@@ -28,7 +28,7 @@ import termios
 import weakref
 from collections.abc import Mapping
 
-from vmessd.core.errors import Failed, Locked, NoSuchVM, NotRunning, TimedOut, VmessError
+from vmessd.core.errors import Failed, Locked, NoSuchVM, TimedOut, VmessError
 from vmessd.core.lifecycle import State
 from vmessd.core.models.consoles import Ending
 from vmessd.core.models.events import Kind
@@ -117,11 +117,7 @@ class Consoles:
         """
         turn = self._turns.setdefault(machine.vm, asyncio.Lock())
         async with turn:
-            try:
-                run = machine.live()
-            except NotRunning as error:
-                hint = f"vmess {machine.vm} start; what it printed: vmess {machine.vm} console --log"
-                raise NotRunning(error.message, hint=hint) from None
+            run = machine.live()
             if machine.state is State.unresponsive:
                 raise silent(machine.vm, run.pid)
             taken = await self._is_taken(machine.vm, run)

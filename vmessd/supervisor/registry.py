@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 from vmessd.core import names
+from vmessd.core.contract import METHODS, Method, Needs
 from vmessd.core.errors import (
     BadFile,
     InvalidValue,
     Locked,
     NoSuchVM,
+    NotRunning,
     TimedOut,
     VmessError,
     failing,
@@ -450,7 +452,7 @@ class Supervisor:
         work = functools.partial(self.segments.delete, name)
         parts = names.tap_parts(name)
         if parts and await self._is_vm(parts[0]):
-            return await (await self.machine(parts[0])).change(work, stopped=True)
+            return await (await self.machine(parts[0])).change(work, stopped=_takes_off("NetDelete"))
         return await blocking.call(work)
 
     async def remove(self, name: str) -> str | None:
@@ -465,7 +467,7 @@ class Supervisor:
         remove = functools.partial(self._remove, machine.directory)
         self._removing.add(machine.vm)
         try:
-            note = await machine.change(remove, stopped=True, patience=remains.PATIENCE)
+            note = await machine.change(remove, stopped=_takes_off("Remove"), patience=remains.PATIENCE)
             if not await self._is_there(machine.directory):
                 await self._drop(machine)
         finally:
@@ -501,6 +503,24 @@ class Supervisor:
         if remark is not None:
             shown = f": {remark}" if remark else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
+
+    async def check_needs(self, name: str, method: Method) -> None:
+        """Raise what keeps a VM from being in the state that a method needs, as far as can be told now.
+
+        Raises:
+            NotRunning: it would have to have a QEMU ...
+            AlreadyRunning: ... or none.
+            Locked: a process that cannot be told to be its QEMU has its directory.
+        """
+        machine = await self.machine(name)
+        if method.needs is Needs.off:
+            await machine.in_turn(stopped=True)
+        elif method.needs is Needs.on:
+            try:
+                machine.live()
+            except NotRunning as error:
+                hints = (error.hint, method.instead.format(vm=machine.vm))
+                raise NotRunning(error.message, hint="; ".join(hint for hint in hints if hint)) from None
 
     async def check_links(self, links: Sequence[str]) -> None:
         """Raise as :meth:`check_unlocked` where one of these links belongs to a VM that is locked."""
@@ -545,6 +565,11 @@ class Supervisor:
             return _Change(lambda: images.set_disk(directory, setting, value), stopped=True)
         known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
         raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
+
+
+def _takes_off(method: str) -> bool:
+    """Tell whether a method takes a VM that is off, by the contract."""
+    return METHODS[method].needs is Needs.off
 
 
 def _counts(machine: Machine) -> bool:

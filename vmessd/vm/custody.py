@@ -67,9 +67,13 @@ class Custody(abc.ABC):
     async def _rest_if_wanted(self) -> None:
         """Have the VM started again where its last exit says so."""
 
-    async def in_turn(self) -> None:
-        """Wait until all that has reached the VM until now was handled."""
-        await self._inbox.change(None, stopped=False, patience=0.0)
+    async def in_turn(self, *, stopped: bool = False) -> None:
+        """Wait until all that has reached the VM until now was handled.
+
+        Raises:
+            AlreadyRunning: `stopped` was asked for and the VM is not.
+        """
+        await self._inbox.change(None, stopped=stopped, patience=0.0)
 
     def _in_the_way(self) -> VmessError | None:
         """Return why nothing can be done about a VM that is held."""
