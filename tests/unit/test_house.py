@@ -45,7 +45,10 @@ MORE_FOR_THE_CLIENT = {"vmessd": None, "vmessd.config": "vmessctl.cli.manual"}
 WRAPPED = {
     "psutil": {"vmessd.qemu.usage"},
     "qemu": {"vmessd.qemu.monitor"},
-    "asyncvarlink": {f"vmessd.api.{module}" for module in ("wire_errors", "interface", "connection", "server")},
+    "asyncvarlink": {
+        *(f"vmessd.api.{module}" for module in ("wire_errors", "interface", "connection", "server")),
+        *(f"vmessd.api.{group}" for group in ("inspection", "life", "guest", "looking", "watching", "wires")),
+    },
     "sdnotify": {"vmessd.core.systemd"},
     "subprocess": {"vmessd.qemu.process"},
 }
