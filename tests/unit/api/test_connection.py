@@ -23,7 +23,7 @@ from vmessd.api.audit import Audit, Peer
 from vmessd.api.budgets import MEMBER, Account
 from vmessd.api.connection import Connection, Gate, Hangups
 from vmessd.api.interface import VmessInterface
-from vmessd.core.contract import Method
+from vmessd.core.contract import METHODS, Method
 from vmessd.core.errors import INTERFACE, Locked, NotRunning, Unreachable
 from vmessd.vm.events import Events
 
@@ -269,6 +269,20 @@ async def test_a_locked_vm_refuses_before_anything_is_begun() -> None:
         ):
             made.send(method, **parameters)
             assert (await made.receive())["error"] == f"{INTERFACE}.Locked", method
+        assert made.supervisor.seen == []
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.needs and not row.links])
+async def test_a_vm_in_another_state_refuses_before_anything_is_begun(name: str) -> None:
+    more: dict[str, dict[str, object]] = {
+        "SendKeys": {"keys": ["x"]},
+        "Type": {"text": "x"},
+        "Vnc": {"port": None, "address": None, "timeout": None},
+        "Console": {"steal": False},
+    }
+    async with bench() as made:
+        made.send(name, vm="off0", **more.get(name, {}))
+        assert (await made.receive())["error"] == f"{INTERFACE}.NotRunning"
         assert made.supervisor.seen == []
 
 
