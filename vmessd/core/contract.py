@@ -49,6 +49,8 @@ class Method:
     needs: Needs | None = None
     """In what state the VM has to be; of a link, the VM whose TAP it is. The server looks before the method
     runs, and so does the VM in its turn: it may have been started or have ended meanwhile."""
+    checks_values: bool = False
+    """Its values may be wrong in any state, and are looked at before the state: by the VM alone, then."""
     instead: str = ""
     """What is to be had without it, for the hint of the refusal; `{vm}` stands for the VM."""
     stops: bool = False
@@ -122,10 +124,10 @@ METHODS: Mapping[str, Method] = {
     "Suspend": _guest(),
     "Resume": _guest(),
     "Reset": _guest(Effect.ends),
-    "SendKeys": _guest(),
-    "Type": _guest(secret=frozenset({"text"})),
+    "SendKeys": _guest(checks_values=True),
+    "Type": _guest(secret=frozenset({"text"}), checks_values=True),
     "Screenshot": _look("vm", hands=1, needs=Needs.on),
-    "Vnc": _guest(),
+    "Vnc": _guest(checks_values=True),
     "Console": _guest(hands=2, instead="what it printed: vmess {vm} console --log"),
     "Log": _look("vm", hands=2),
     "Serial": _look("vm", Cost.endless),
