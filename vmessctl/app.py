@@ -35,6 +35,9 @@ from vmessd.core.errors import (
     quoted,
     worst,
 )
+from vmessd.core.names import CDROM
+from vmessd.core.settings import LOCK
+from vmessd.core.words import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +150,7 @@ def _set(invocation: Invocation) -> int:
     value: str | None = text
     if text == "none":
         value = None
-    elif verb == "cdrom":
+    elif verb == CDROM:
         value = _absolute(text)
 
     def work(client: Client, vm: str) -> int:
@@ -181,8 +184,8 @@ def _remove(invocation: Invocation) -> int:
 
     def work(client: Client, vm: str) -> int:
         info = client.call("Info", vm=vm)["info"]
-        locked = any(value["name"] == "LOCK" for value in info["settings"])
-        told_by_daemon = locked or info["status"]["state"] == "held"
+        locked = any(value["name"] == LOCK for value in info["settings"])
+        told_by_daemon = locked or info["status"]["state"] == State.held
         if not rendering.is_off(info["status"]) and not told_by_daemon:
             raise AlreadyRunning(
                 f"VM {vm} is running; it has to be stopped for this", hint=f"{PROGRAM} {vm} stop"
@@ -200,7 +203,7 @@ def _remove(invocation: Invocation) -> int:
 
 
 def _agreed(vm: str, info: Reply) -> bool:
-    images = [drive["slot"] for drive in info["drives"] if drive["slot"] != "cdrom"]
+    images = [drive["slot"] for drive in info["drives"] if drive["slot"] != CDROM]
     what = f" with {', '.join(images)}" if images else ""
     return agreed(f"Delete {vm}{what}, all of {printable(info['directory'])}?")
 

@@ -28,6 +28,7 @@ from vmessd.core.errors import (
     printable,
     worst,
 )
+from vmessd.core.words import FleetStep
 from vmessd.network.links import Network
 from vmessd.network.policy import Access
 from vmessd.qemu import credentials, process
@@ -152,7 +153,7 @@ class _Root:
                         heard = True
                         self._take(step)
                         patience.reschedule(max(self._end, self._loop.time()) + ANSWER_TIME)
-                        if step["step"] == "off" and step["vm"]:
+                        if step["step"] == FleetStep.off and step["vm"]:
                             log.info(
                                 "%s: %s", printable(str(step["vm"])), printable(str(step["text"] or "off"))
                             )
@@ -166,12 +167,12 @@ class _Root:
         """Take in a step of a shutdown."""
         vm, now = str(step["vm"]), self._loop.time()
         self._end = now + float(step.get("left") or 0.0)
-        if step["step"] == "stopping":
+        if step["step"] == FleetStep.stopping:
             rung, since = self._going.get(vm, ("", now))
             self._going[vm] = (str(step["rung"]), since if rung == step["rung"] else now)
             return
         self._going.pop(vm, None)
-        if step["step"] == "failed":
+        if step["step"] == FleetStep.failed:
             log.error("%s is not powered down: %s", printable(vm), printable(str(step["text"])))
         self._statuses.append(FORCED if step["forced"] else int(step["status"]))
 

@@ -175,11 +175,15 @@ def methods() -> str:
     """Return one row for each method: what it does to a VM, and what is enforced before it runs."""
     rows = []
     for name, method in contract.METHODS.items():
-        yes_no = ("yes" if flag else "no" for flag in (method.is_noted, method.locks))
+        yes_no = (
+            "yes" if flag else "no" for flag in (method.is_noted, method.locks or method.links is not None)
+        )
         about = inspect.getdoc(getattr(VmessInterface, name)) or ""
         first = prose(about.partition("\n\n")[0])
-        rows.append([f"`{name}`", first, EFFECTS[method.effect], *yes_no, method.cost.name])
-    return table(["method", "what it does", "effect", "caller logged", "refused if locked", "cost"], rows)
+        needs = method.needs.name if method.needs else ""
+        rows.append([f"`{name}`", first, EFFECTS[method.effect], *yes_no, needs, method.cost.name])
+    heads = ["method", "what it does", "effect", "caller logged", "refused if locked", "VM has to be", "cost"]
+    return table(heads, rows)
 
 
 def costs() -> str:

@@ -24,8 +24,8 @@ from vmessctl.commands import power
 from vmessctl.output import rendering
 from vmessd.core import systemd, timetable
 from vmessd.core.errors import InvalidValue, TimedOut, Unreachable, quoted
-from vmessd.core.lifecycle import RUNG_TIME, State
-from vmessd.core.models import StopProgress
+from vmessd.core.lifecycle import RUNG_TIME, Rung, State
+from vmessd.core.models.progress import StopProgress
 from vmessd.core.settings import BY_FILE
 from vmessd.supervisor.fleet import Fleet, waves
 from vmessd.supervisor.registry import Supervisor
@@ -298,11 +298,11 @@ async def test_c62_one_that_nothing_ends_holds_up_no_other(
     host = Host(str(FAKE), "tcg")
 
     async def stop(self: Machine, _uid: int | None, **_how: object) -> AsyncIterator[StopProgress]:
-        yield StopProgress(False, 1, "SIGKILL", 0.0, 0.0, False, None, None)
+        yield StopProgress(False, 1, Rung.kill, 0.0, 0.0, False, None, None)
         if self.vm == A:
             await asyncio.sleep(3600)
         self.state = State.stopped
-        yield StopProgress(True, 1, "SIGKILL", 0.0, 0.0, True, "forced off", None)
+        yield StopProgress(True, 1, Rung.kill, 0.0, 0.0, True, "forced off", None)
 
     async with Supervisor(tmp_path, host) as supervisor:
         with contextlib.closing(Fleet(supervisor, host)) as all_vms, monkeypatch.context() as patch:

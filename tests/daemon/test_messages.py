@@ -16,8 +16,8 @@ from labs import QUICK, Lab, connections, lab
 from vmessd.core import lifecycle, settings
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import Event, State
-from vmessd.core.models import StopProgress
-from vmessd.network import displays
+from vmessd.core.models.progress import StopProgress
+from vmessd.qemu import monitor
 from vmessd.qemu.monitor import Monitor
 from vmessd.storage import blocking
 from vmessd.vm import adoption, launcher
@@ -166,7 +166,7 @@ async def test_a_stop_that_meets_a_start_which_is_tried_once_more_is_one_of_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.make_fake("newvm0", "die,status=1")
-    monkeypatch.setattr(displays, "was_lost", lambda _log: True)
+    monkeypatch.setattr(monitor, "says_display_taken", lambda _log: True)
     async with lab.supervisor(QUICK) as supervisor:
         one = await supervisor.machine("newvm")
         request = Request(1)

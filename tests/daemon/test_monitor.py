@@ -20,6 +20,7 @@ from labs import QUICK, Lab, connections, reach, slowest_answer, start, stop
 from varlink_wire import Wire, nothing_unforeseen
 
 from vmessd.core.errors import AlreadyRunning, NotRunning, StartFailed, TimedOut, VmessError
+from vmessd.core.lifecycle import Rung
 from vmessd.storage.log_rotation import CAP
 
 
@@ -301,7 +302,7 @@ async def test_c29_a_jump_of_the_wall_clock_changes_no_deadline(
             exited = machine.status().last_exit
             assert exited is not None
             assert 0 <= exited.age < 60
-        expected = {"power button": 0.0, "QMP quit": 1.0}
+        expected: dict[Rung | None, float] = {Rung.powerdown: 0.0, Rung.quit: 1.0}
         assert at.keys() == expected.keys()
         for rung, moment in expected.items():
             assert moment - 0.05 <= at[rung] < moment + 1.5, rung

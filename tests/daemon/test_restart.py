@@ -11,7 +11,7 @@ import pytest
 from daemons import FAKE, Daemon, end_processes_of, own, wait_for
 
 from vmessd.core import lifecycle
-from vmessd.core.lifecycle import RESTARTS_MAX, STEADY, Reason, State
+from vmessd.core.lifecycle import IN_WORDS, RESTARTS_MAX, STEADY, Policy, Reason, State
 from vmessd.core.records import ExitRecord, Moment
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm import restart
@@ -22,50 +22,52 @@ A = own("a")
 
 
 def record(reason: Reason, tries: int = 0) -> ExitRecord:
-    return ExitRecord(1, 2, reason.name, reason.value, None, None, [], Moment(0.0, 0.0, "b"), tries)
+    return ExitRecord(1, 2, reason, IN_WORDS[reason], None, None, [], Moment(0.0, 0.0, "b"), tries)
 
 
 # What follows from an end
 
 
-def judged(reason: Reason, policy: str, tries: int = 0, *, lasted: float = 1.0, ran: bool = True) -> ExitRecord:
+def judged(
+    reason: Reason, policy: Policy, tries: int = 0, *, lasted: float = 1.0, ran: bool = True
+) -> ExitRecord:
     return restart.judge(record(reason, tries), policy, lasted=lasted, ran=ran)
 
 
 def test_a_crash_is_followed_by_a_restart_where_the_policy_says_so() -> None:
-    assert not judged(Reason.signalled, "no").again
-    assert judged(Reason.signalled, "on-crash").again
-    assert not judged(Reason.powered_off, "on-crash").again
-    assert judged(Reason.powered_off, "always").again
+    assert not judged(Reason.signalled, Policy.no).again
+    assert judged(Reason.signalled, Policy.on_crash).again
+    assert not judged(Reason.powered_off, Policy.on_crash).again
+    assert judged(Reason.powered_off, Policy.always).again
 
 
 def test_a_first_start_that_comes_to_nothing_is_not_repeated() -> None:
-    assert not judged(Reason.refused, "always", ran=False).again
-    assert judged(Reason.refused, "always", tries=1, ran=False).again
+    assert not judged(Reason.refused, Policy.always, ran=False).again
+    assert judged(Reason.refused, Policy.always, tries=1, ran=False).again
 
 
 def test_after_the_last_restart_it_is_given_up() -> None:
-    ends = [judged(Reason.signalled, "on-crash", tries) for tries in range(RESTARTS_MAX + 1)]
+    ends = [judged(Reason.signalled, Policy.on_crash, tries) for tries in range(RESTARTS_MAX + 1)]
     assert [end.again for end in ends] == [True] * RESTARTS_MAX + [False]
     assert [end.note for end in ends] == [None] * RESTARTS_MAX + ["given up after 6 restarts"]
 
 
 def test_whoever_ran_steadily_begins_anew() -> None:
-    end = judged(Reason.signalled, "on-crash", RESTARTS_MAX, lasted=STEADY)
+    end = judged(Reason.signalled, Policy.on_crash, RESTARTS_MAX, lasted=STEADY)
     assert (end.again, end.tries, end.note) == (True, 0, None)
 
 
 def test_a_restart_that_could_not_even_be_tried_counts() -> None:
-    end = restart.judge_failure(record(Reason.signalled, 1), "on-crash", "no bridge")
+    end = restart.judge_failure(record(Reason.signalled, 1), Policy.on_crash, "no bridge")
     assert (end.again, end.tries, end.note) == (True, 2, "restart 2 of 6 failed: no bridge")
-    last = restart.judge_failure(record(Reason.signalled, RESTARTS_MAX - 1), "on-crash", "no bridge")
+    last = restart.judge_failure(record(Reason.signalled, RESTARTS_MAX - 1), Policy.on_crash, "no bridge")
     assert (last.again, last.note) == (False, "given up after 6 restarts; restart 6 of 6 failed: no bridge")
-    assert not restart.judge_failure(record(Reason.signalled, 1), "no", "no bridge").again
+    assert not restart.judge_failure(record(Reason.signalled, 1), Policy.no, "no bridge").again
 
 
 @pytest.mark.parametrize("tries", [-(2**52), -1, 10**9])
 def test_a_record_that_lies_about_its_tries_gives_neither_a_hot_loop_nor_endless_restarts(tries: int) -> None:
-    end = judged(Reason.signalled, "on-crash", tries)
+    end = judged(Reason.signalled, Policy.on_crash, tries)
     assert 0 <= end.tries <= RESTARTS_MAX
     assert end.again is (tries < 0)
     assert restart.is_due(dataclasses.replace(record(Reason.signalled, tries), again=True)) is (tries < 0)
@@ -74,8 +76,8 @@ def test_a_record_that_lies_about_its_tries_gives_neither_a_hot_loop_nor_endless
 
 def test_a_reason_nobody_knows_is_an_unknown_one() -> None:
     unknown = dataclasses.replace(record(Reason.signalled), reason="bogus")
-    assert restart.judge(unknown, "on-crash", lasted=1.0, ran=True).again
-    assert restart.judge_failure(unknown, "on-crash", "no bridge").again
+    assert restart.judge(unknown, Policy.on_crash, lasted=1.0, ran=True).again
+    assert restart.judge_failure(unknown, Policy.on_crash, "no bridge").again
 
 
 # A real QEMU that is killed

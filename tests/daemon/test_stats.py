@@ -19,7 +19,7 @@ from guests import FILLED
 from vmessctl.client import Client
 from vmessd.core.errors import Failed, InvalidValue
 from vmessd.core.lifecycle import State
-from vmessd.core.models import VMStatus
+from vmessd.core.models.vms import VMStatus
 from vmessd.network.links import Network
 from vmessd.network.policy import Access
 from vmessd.qemu import usage

@@ -21,7 +21,8 @@ from varlink_wire import Wire, nothing_unforeseen, rss
 from watchers import is_waiting, watching
 
 from vmessd.core.errors import INTERFACE, Failed
-from vmessd.vm.events import QUEUE, Events, Kind, VMEvent, Watcher
+from vmessd.core.models.events import Kind, VMEvent
+from vmessd.vm.events import QUEUE, Events, Watcher
 
 qemu = pytest.mark.qemu
 A, B = own("e"), own("f")

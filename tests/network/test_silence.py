@@ -28,8 +28,9 @@ from frames import (
     within,
 )
 
+from vmessd.core.models.wires import Step, StepKind
 from vmessd.network import rtnetlink
-from vmessd.network.links import Change, Network, Step
+from vmessd.network.links import Change, Network
 from vmessd.network.policy import Access
 from vmessd.network.rtnetlink import Link
 
@@ -419,4 +420,4 @@ def test_c41_a_vlan_waits_until_what_it_lives_on_is_plugged_in(*, carries: bool)
         rtnetlink.change(8, up=True) in kernel.requests
     )  # which the kernel refuses over one that is down
     assert is_set_up is carries
-    assert change.steps == ([] if carries else [Step("waiting", "vethA0")])
+    assert change.steps == ([] if carries else [Step(StepKind.waiting, "vethA0")])

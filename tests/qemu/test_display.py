@@ -16,7 +16,7 @@ from vmessd.core.errors import StartFailed
 from vmessd.core.lifecycle import State
 from vmessd.network import displays
 from vmessd.network.displays import LOOKS, NONE, Displays
-from vmessd.qemu import command_line
+from vmessd.qemu import command_line, monitor
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm.environment import Host
 from vmessd.vm.machine import Machine
@@ -164,4 +164,4 @@ def test_the_search_for_a_display_has_a_bound(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_qemus_word_about_a_lost_display_is_understood(line: str, lost: bool) -> None:
-    assert displays.was_lost(["something else", line]) is lost
+    assert monitor.says_display_taken(["something else", line]) is lost

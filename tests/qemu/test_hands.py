@@ -282,8 +282,18 @@ def test_unlock_asks_on_a_terminal(daemon: Daemon) -> None:
 def test_lock_files_are_the_daemons_own(daemon: Daemon) -> None:
     directory = daemon.make(A)
     daemon.done(A, "lock")
-    assert (directory / "LOCK").read_text() == "locked\n"
+    assert (directory / "LOCK").read_text() == "\n"
     assert not stat.S_IMODE((directory / "LOCK").stat().st_mode) & 0o022
+
+
+@pytest.mark.parametrize(("remark", "told"), [("", "is locked"), ("locked", "is locked: locked")])
+def test_a_remark_is_told_whatever_its_words(daemon: Daemon, remark: str, told: str) -> None:
+    daemon.make(A)
+    daemon.done(A, "lock", *remark.split())
+    refused = daemon.vmess(A, "start")
+    assert refused.returncode == 7
+    assert f"VM {A} {told}\n" in refused.stderr
+    assert f"\nLOCK: {remark or '(empty)'}\n" in daemon.vmess(A, "info").stdout
 
 
 def test_a_remark_that_makes_no_sense_keeps_no_vm_from_coming_up_with_the_host(daemon: Daemon) -> None:

@@ -16,7 +16,7 @@ from daemons import FAKE, Daemon, end_processes_of, processes_of, wait_for
 from varlink_wire import Wire
 
 from vmessd.core.errors import VmessError
-from vmessd.core.models import StartProgress, StopProgress
+from vmessd.core.models.progress import StartProgress, StopProgress
 from vmessd.qemu.session import Timing
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor.registry import Supervisor

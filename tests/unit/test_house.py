@@ -46,7 +46,10 @@ WRAPPED = {
     "psutil": {"vmessd.qemu.usage"},
     "pyroute2": {"vmessd.network.rtnetlink"},
     "qemu": {"vmessd.qemu.monitor"},
-    "asyncvarlink": {f"vmessd.api.{module}" for module in ("wire_errors", "interface", "connection", "server")},
+    "asyncvarlink": {
+        *(f"vmessd.api.{module}" for module in ("wire_errors", "interface", "connection", "server")),
+        *(f"vmessd.api.{group}" for group in ("inspection", "life", "guest", "looking", "watching", "wires")),
+    },
     "sdnotify": {"vmessd.core.systemd"},
     "subprocess": {"vmessd.qemu.process"},
 }
@@ -216,6 +219,55 @@ def test_the_client_loads_nothing_heavy_behind_our_back() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
     )
     assert set(done.stdout.split()) & HEAVY == set()
+
+
+def is_sentence(node: ast.expr) -> bool:
+    """Tell whether an expression is a text of several words, or where a text for a person is kept."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.search(r"[A-Za-z] [A-Za-z]", node.value) is not None
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return any(map(is_sentence, node.elts))
+    return isinstance(node, ast.Attribute) and node.attr in ("message", "hint")
+
+
+def comparisons(tree: ast.Module) -> Iterator[ast.expr]:
+    """What a module compares with something, or looks for in a text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            yield from (node.left, *node.comparators)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SEARCHES:
+            yield from node.args
+        elif isinstance(node, ast.MatchValue):
+            yield node.value
+
+
+SEARCHES = {
+    "startswith",
+    "endswith",
+    "removeprefix",
+    "removesuffix",
+    "partition",
+    "rpartition",
+    "find",
+    "index",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in HOUSE if name != "vmessd.qemu.monitor"])
+def test_no_sentence_is_compared_with_another(name: str) -> None:
+    assert [ast.unparse(node) for node in comparisons(HOUSE[name]) if is_sentence(node)] == []
+
+
+def test_the_table_of_transitions_alone_sets_the_state_of_a_machine() -> None:
+    setters = {
+        (name, function.name)
+        for name, tree in HOUSE.items()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr == "state" and isinstance(node.ctx, ast.Store)
+    }
+    assert setters == {("vmessd.vm.custody", "__init__"), ("vmessd.vm.custody", "_pass")}
 
 
 @pytest.mark.parametrize("name", HOUSE)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from vmessctl.cli import grammar
 from vmessctl.cli.grammar import VERBS, Line, Step
-from vmessctl.cli.verbs import ALL, BY_VERB, COMMANDS, OFF_STATES, OPTIONS, Command
+from vmessctl.cli.verbs import ALL, BY_VERB, COMMANDS, OPTIONS, Command
 from vmessd.core.errors import InvalidValue
+from vmessd.core.words import OFF, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ def fits(command: Command, status: Reply | None) -> bool:
     if status is None:
         return command.wants == "none"
     if command.wants == "off":
-        return status["state"] in OFF_STATES
-    return command.wants == "" or (command.wants == "on" and status["state"] != "stopped")
+        return status["state"] in OFF
+    return command.wants == "" or (command.wants == "on" and status["state"] != State.stopped)
 
 
 def candidates(

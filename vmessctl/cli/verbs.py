@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 PROGRAM = "vmess"
-OFF_STATES = ("stopped", "waiting")
-"""States of a VM that has no QEMU."""
 
 
 @row
@@ -444,8 +442,6 @@ ELSEWHERE = {
 
 def no_verb(word: str) -> InvalidValue:
     """Return the error for a word in the place of a verb."""
-    if word in names.RESERVED and word not in BY_VERB and word not in ELSEWHERE:
-        return InvalidValue(f"{word} is not a verb of this version", hint=f"{PROGRAM} help")
     return InvalidValue(f"{quoted(word)} is no verb{meant(word, BY_VERB)}", hint=f"{PROGRAM} help")
 
 

@@ -25,6 +25,7 @@ from vmessctl.commands.power import seconds
 from vmessctl.output.terminal import PLAIN, complain, say, warn
 from vmessd.core.errors import DONE, Failed, InvalidValue, Locked, TimedOut, Unreachable, VmessError, printable
 from vmessd.core.settings import size_shown
+from vmessd.core.words import Ending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -427,17 +428,22 @@ def _taken_over(vm: str, how: str) -> Locked:
     return Locked(f"{vm}: the console is yours no more: {how}", hint=f"{PROGRAM} {vm} console --steal")
 
 
+def _ending(leash: int, poll: select.poll) -> str:
+    """Return why a console was taken away, in the contract's word; an older vmessd has none for it."""
+    return os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
+
+
 def _verdict(invocation: Invocation, vm: str, leash: int) -> int:
     """Say why the console ended; return the exit status."""
     deadline = time.monotonic() + VERDICT_TIME
     poll = select.poll()
     poll.register(leash, select.POLLIN)
-    word = os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
-    if word.startswith("it was taken over"):
-        return complain(_taken_over(vm, printable(word)))
-    if word:
+    why = os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
+    if why and _ending(leash, poll) == Ending.taken_over:
+        return complain(_taken_over(vm, printable(why)))
+    if why:
         again = f"{PROGRAM} {vm} console"
-        return complain(Failed(f"{vm}: the console ends: {printable(word)}", hint=again))
+        return complain(Failed(f"{vm}: the console ends: {printable(why)}", hint=again))
     try:
         while True:
             status = connect(invocation).call("Status", vm=vm)["status"]

@@ -10,7 +10,7 @@ from vmessctl.cli import verbs
 from vmessctl.client import connect
 from vmessctl.output.terminal import agreed, emit, for_each, say, warn
 from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted
-from vmessd.core.settings import STROKE_TIME
+from vmessd.core.settings import LOCK, STROKE_TIME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ def _unlock(invocation: Invocation) -> int:
 
     def work(client: Client, vm: str) -> int:
         values = client.call("Info", vm=vm)["info"]["settings"]
-        remark = next((value["value"] for value in values if value["name"] == "LOCK"), None)
+        remark = next((value["value"] for value in values if value["name"] == LOCK), None)
         if remark is None:
             say(f"{vm} is not locked")
             return DONE
-        if not sure and not agreed(f"Unlock {vm} ({printable(remark)})?"):
+        if not sure and not agreed(f"Unlock {vm}{f' ({printable(remark)})' if remark else ''}?"):
             warn(f"{vm} stays locked")
             return Failed.status
         emit(invocation, client.call("Unlock", vm=vm), vm)

@@ -13,6 +13,7 @@ from vmessctl.output import rendering
 from vmessctl.output.terminal import emit, is_live, moving, tell, warn
 from vmessd.core import settings, systemd
 from vmessd.core.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
+from vmessd.core.words import FleetStep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,21 +95,21 @@ class _Fleet:
         before = self._going.get(vm)
         if progress.get("left") is not None:
             self._end = time.monotonic() + progress["left"]
-        if step in ("starting", "stopping"):
+        if step in (FleetStep.starting, FleetStep.stopping):
             same = before is not None and before[0]["rung"] == progress["rung"]
             self._going[vm] = (progress, before[1] if before is not None and same else time.monotonic())
         else:
             self._going.pop(vm, None)
-        if before is not None and step == "stopping":
+        if before is not None and step == FleetStep.stopping:
             line = rendering.escalation(progress)
         else:
             line = rendering.fleet_step(progress)
         if self._live and vm in self._going:
-            if before is not None or step != "stopping" or not progress["text"]:
+            if before is not None or step != FleetStep.stopping or not progress["text"]:
                 return  # the line that moves says it
             line = printable(progress["text"])
         moving.clear()
-        if step == "failed":
+        if step == FleetStep.failed:
             warn(f"{PROGRAM}: {vm}: {printable(line)}")
             self._statuses.append(progress["status"] or 1)
         else:

@@ -10,6 +10,7 @@ from vmessctl.client import connect
 from vmessctl.output.terminal import emit, for_each, look_at_each, say, show, tell, warn
 from vmessd.core import names, shell
 from vmessd.core.errors import DONE, InvalidValue, TimedOut, printable, quoted
+from vmessd.core.words import StepKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,25 +19,26 @@ if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
 
 STEPS = {
-    "persistent": "Set '{link}' persistent and owned by uid {uid}",
-    "nonpersistent": "Set '{link}' nonpersistent",
-    "making": "Making a VLAN: {link}",
-    "exists": "Making a VLAN: {link}",
-    "preparing": "preparing a TAP interface {link}",
-    "subinterface": "[{link}]: Ethernet sub-interface",
-    "pair": "[{link}]: one end of a pair",
-    "vxlan": "[{link}]: VXLAN main interface",
-    "existing": "[{link}]: Ethernet interface",
-    "deleted": "Deleted {link}",
+    StepKind.persistent: "Set '{link}' persistent and owned by uid {uid}",
+    StepKind.nonpersistent: "Set '{link}' nonpersistent",
+    StepKind.making: "Making a VLAN: {link}",
+    StepKind.exists: "Making a VLAN: {link}",
+    StepKind.preparing: "preparing a TAP interface {link}",
+    StepKind.subinterface: "[{link}]: Ethernet sub-interface",
+    StepKind.pair: "[{link}]: one end of a pair",
+    StepKind.vxlan: "[{link}]: VXLAN main interface",
+    StepKind.existing: "[{link}]: Ethernet interface",
+    StepKind.deleted: "Deleted {link}",
 }
 ASIDES = {
-    "exists": "device {link} already exists; can't create bridge with the same name",
-    "down": "bridge {link} is down, so nothing passes: ip link set {link} up",
-    "waiting": "{link} is in no bridge, so its VLANs carry nothing: vmess net vlan BRIDGE {link}",
-    "dropped": "no longer forwarded: {link}",
-    "pending": "{link}: pending: the guest has not let go of it; it goes when the guest does, or with the VM",
+    StepKind.exists: "device {link} already exists; can't create bridge with the same name",
+    StepKind.down: "bridge {link} is down, so nothing passes: ip link set {link} up",
+    StepKind.waiting: "{link} is in no bridge, so its VLANs carry nothing: vmess net vlan BRIDGE {link}",
+    StepKind.dropped: "no longer forwarded: {link}",
+    StepKind.pending: "{link}: pending: the guest has not let go of it; "
+    "it goes when the guest does, or with the VM",
 }
-QUIETLY = ("persistent", "preparing", "exists")
+QUIETLY = (StepKind.persistent, StepKind.preparing, StepKind.exists)
 """Steps that go without saying where one cable is moved."""
 
 
@@ -49,8 +51,8 @@ def _tell(invocation: Invocation, reply: Reply, vm: str = "", leave_out: Sequenc
         if step["step"] in STEPS and step["step"] not in leave_out:
             tell(STEPS[step["step"]].format_map(values))
         if step["step"] in ASIDES and step["step"] not in leave_out:
-            (warn if step["step"] == "pending" else say)(ASIDES[step["step"]].format_map(values))
-    return TimedOut.status if any(step["step"] == "pending" for step in steps) else DONE
+            (warn if step["step"] == StepKind.pending else say)(ASIDES[step["step"]].format_map(values))
+    return TimedOut.status if any(step["step"] == StepKind.pending for step in steps) else DONE
 
 
 def _number(invocation: Invocation, text: str, what: str) -> int:

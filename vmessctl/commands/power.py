@@ -23,6 +23,7 @@ from vmessd.core.errors import (
     quoted,
     worst,
 )
+from vmessd.core.words import Reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
 FOLLOWED_MAX = 100
 """VMs that are followed at a time, each over a connection of its own; a user may have some 200 in all."""
-
-
-FORCED_OFF = "forced"
-"""What the daemon calls the reason of an end by force."""
 
 
 class _Watch:
@@ -116,7 +113,7 @@ class _Watch:
 def _last_step(begun: Reply, status: Reply, *, force: bool) -> Reply:
     """Return the last step of a stop that came to its end while nobody listened."""
     last = status["last_exit"]
-    forced = not force and last is not None and last["reason"] == FORCED_OFF
+    forced = not force and last is not None and last["reason"] == Reason.forced
     return {**begun, "done": True, "rung": None, "forced": forced, "text": last["text"] if last else None}
 
 

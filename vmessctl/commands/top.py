@@ -17,6 +17,7 @@ from vmessctl.client import ANSWER_TIME, Client, connect, silence
 from vmessctl.output import top_table
 from vmessctl.output.terminal import may_move, painted
 from vmessd.core.errors import DONE, InvalidValue, Unreachable, quoted
+from vmessd.core.words import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ COLOURS = {
     "titles": "7",
     "foot": "2",
     "note": "31",
-    "stopped": "2",
-    "unresponsive": "31",
-    "held": "31",
-    "waiting": "33",
-    "paused": "33",
-    "starting": "33",
-    "stopping": "33",
+    State.stopped: "2",
+    State.unresponsive: "31",
+    State.held: "31",
+    State.waiting: "33",
+    State.paused: "33",
+    State.starting: "33",
+    State.stopping: "33",
 }
 """How lines are shown on a terminal, as parameters of SGR (ECMA-48)."""
 

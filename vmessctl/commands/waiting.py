@@ -28,6 +28,7 @@ from vmessd.core.errors import (
     quoted,
     worst,
 )
+from vmessd.core.words import Kind, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from vmessctl.client import Reply
 
-STATES = ("running", "stopped", "paused")
+STATES = (State.running, State.stopped, State.paused)
 CONDITIONS = "running, stopped, paused, addr or serial:REGEX"
 SERIAL = "serial:"
 LINE_LIMIT = 16 * 1024
@@ -124,11 +125,11 @@ class StateIs(Condition):
     def take(self, reply: Reply) -> dict[str, Any] | None:
         """Take in an event."""
         event = reply["event"]
-        if event["event"] == "removed":
+        if event["event"] == Kind.removed:
             raise NoSuchVM(
                 f"VM {self.vm} was removed while it was waited for", hint=f"{PROGRAM} {self.vm} make"
             )
-        if event["event"] in ("now", "state"):
+        if event["event"] in (Kind.now, Kind.state):
             self._state = event["state"]
         return {"text": self._state, "state": self._state} if self._state == self._wanted else None
 

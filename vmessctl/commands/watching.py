@@ -12,6 +12,7 @@ from vmessctl.output import rendering
 from vmessctl.output.terminal import say
 from vmessctl.stream import Stream
 from vmessd.core.errors import Failed
+from vmessd.core.words import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,9 +47,14 @@ def _show(invocation: Invocation, reply: Reply) -> None:
         import json  # noqa: PLC0415 -- it takes as long as all the rest
 
         print(json.dumps(event))
-    elif event["event"] == "watching":
+    elif event["event"] == Kind.watching:
         if sys.stderr.isatty():
-            whom = ", ".join(invocation.vms) or f"all VMs, {event['text'].removesuffix(' VMs')} now"
-            say(f"watching {whom}; Ctrl-C ends it")
-    elif event["event"] != "now":
+            say(f"watching {', '.join(invocation.vms) or _everyone(event)}; Ctrl-C ends it")
+    elif event["event"] != Kind.now:
         print(rendering.event(event, time.strftime("%H:%M:%S", time.localtime(event["time"]))))
+
+
+def _everyone(event: Reply) -> str:
+    """Return whom a watch of all VMs is about; an older vmessd does not say how many there are."""
+    count = event.get("vms")
+    return "all VMs" if count is None else f"all VMs, {count} now"

@@ -8,6 +8,7 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import rendering
 from vmessctl.output.terminal import look_at_each, show
 from vmessd.core.errors import DONE, printable
+from vmessd.core.words import Policy, Runstate, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,19 +83,19 @@ def _next(why: Reply) -> str:
     if restart:
         when = rendering.duration(restart["due"])
         return f"started again in {when}, restart {restart['attempt']} of {restart['limit']}"
-    if status["state"] == "stopping":
+    if status["state"] == State.stopping:
         return f"it is being stopped{boot}"
-    if (status["state"], status["runstate"]) == ("paused", "internal-error"):
+    if (status["state"], status["runstate"]) == (State.paused, Runstate.internal_error):
         ways = f"{PROGRAM} {status['name']} log says more; where KVM does not work: {PROGRAM} {status['name']}"
         return f"nothing: QEMU gave the guest up; {ways} accel tcg stop force start"
-    if (status["state"], status["runstate"]) == ("paused", "suspended"):
+    if (status["state"], status["runstate"]) == (State.paused, Runstate.suspended):
         return f"it is asleep (S3) until something wakes it; {PROGRAM} {status['name']} resume does{boot}"
-    if status["state"] == "unresponsive":
+    if status["state"] == State.unresponsive:
         return "left alone until QEMU answers; stop force ends it"
-    if status["state"] == "held":
+    if status["state"] == State.held:
         return "it is left alone, and looked at again until its directory is free or its QEMU is found"
-    if status["state"] != "stopped":
-        if policy == "no":
+    if status["state"] != State.stopped:
+        if policy == Policy.no:
             return f"if it ends it stays off: its restart policy is no{boot}"
         return f"if it ends unasked it is started again: its restart policy is {policy}{boot}"
     note = f"{printable(last['note'])}: " if last and last["note"] else ""

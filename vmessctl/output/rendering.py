@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vmessctl.cli.verbs import OFF_STATES
 from vmessd.core import shell
 from vmessd.core.errors import printable
 from vmessd.core.names import VNC_PORT
-from vmessd.core.settings import size_shown
+from vmessd.core.settings import CPU, size_shown
+from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ def duration(seconds: float) -> str:
 
 def ended(last_exit: Reply) -> str:
     """Return how and when a run ended: `guest powered off 3 min ago`."""
-    text = printable(str(last_exit["text"]))
-    return f"{text}{', ' if ':' in text else ' '}{duration(last_exit['age'])} ago"
+    quotes = last_exit["reason"] in (Reason.failed, Reason.refused)  # it ends with QEMU's own words
+    return f"{printable(str(last_exit['text']))}{', ' if quotes else ' '}{duration(last_exit['age'])} ago"
 
 
 def is_off(status: Reply) -> bool:
     """Tell whether a VM has no QEMU."""
-    return status["state"] in OFF_STATES
+    return status["state"] in OFF
 
 
 def _off(status: Reply) -> str:
@@ -49,18 +49,22 @@ def _off(status: Reply) -> str:
 def _condition(status: Reply) -> str:
     """Return what is out of the ordinary with a VM that runs, in brackets; empty if nothing is."""
     problem = printable(status.get("problem") or "")
-    asleep = status["runstate"] == "suspended"
     words = {
-        "held": problem,
-        "stopping": "stopping",
-        "unresponsive": "unresponsive: QEMU does not answer",
-        "paused": "asleep"
-        if asleep
-        else f"paused: {printable(str(status['runstate']))}".removesuffix(": paused"),
+        State.held: problem,
+        State.stopping: "stopping",
+        State.unresponsive: "unresponsive: QEMU does not answer",
+        State.paused: _standing_still(status["runstate"]),
     }.get(status["state"])
-    more = f"; vmess {status['name']} why" if status["runstate"] == "internal-error" else ""
+    more = f"; vmess {status['name']} why" if status["runstate"] == Runstate.internal_error else ""
     remarks = dict.fromkeys(text for text in (f"{words}{more}" if words else "", problem) if text)
     return f" ({'; '.join(remarks)})" if remarks else ""
+
+
+def _standing_still(runstate: str | None) -> str:
+    """Return in what way a guest stands still, by what QEMU says of it."""
+    if runstate == Runstate.suspended:
+        return "asleep"
+    return "paused" if runstate == Runstate.paused else f"paused: {printable(str(runstate))}"
 
 
 def status(reply: Reply) -> str:
@@ -68,9 +72,9 @@ def status(reply: Reply) -> str:
     vm = reply["status"]
     if is_off(vm):
         return f"VM not running{_off(vm)}"
-    if vm["state"] == "starting":
+    if vm["state"] == State.starting:
         return f"VM is starting, PID: {vm['pid']}" if vm["pid"] else "VM is starting"
-    if vm["state"] == "held":
+    if vm["state"] == State.held:
         return f"VM counts as running{_condition(vm)}"
     return f"VM is running, PID: {vm['pid']}{_condition(vm)}"
 
@@ -88,7 +92,7 @@ def listing(reply: Reply) -> str:
 
 
 def _up(status: Reply) -> str:
-    return "held" if status["state"] == "held" else f"up {duration(status['uptime'] or 0)}"
+    return "held" if status["state"] == State.held else f"up {duration(status['uptime'] or 0)}"
 
 
 def info(reply: Reply) -> str:
@@ -102,7 +106,10 @@ def info(reply: Reply) -> str:
         lines.append(f"{where}; the way in is vmess {vm['status']['name']} vnc")
     lines += [nic(interface) for interface in vm["nics"]]
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
-    lines += [f"{value['name']}: {printable(value['value'])}{_meant(value, vm)}" for value in vm["settings"]]
+    lines += [
+        f"{value['name']}: {printable(value['value']) or '(empty)'}{_meant(value, vm)}"
+        for value in vm["settings"]
+    ]
     remarks = [nic[key] for nic in vm["nics"] for key in ("difference", "duplicate") if nic.get(key)]
     lines += [f"Mind: {printable(remark)}" for remark in remarks]
     if vm["command"] and vm["problem"]:
@@ -116,7 +123,7 @@ def info(reply: Reply) -> str:
 
 def _meant(value: Reply, vm: Reply) -> str:
     """Return what a setting comes to, where that is not what it says; in brackets."""
-    if value["name"] != "CPU" or not vm.get("cpu") or vm["cpu"] == value["value"]:
+    if value["name"] != CPU or not vm.get("cpu") or vm["cpu"] == value["value"]:
         return ""
     return f" ({printable(vm['cpu'])}, {vm['accel']})"
 
@@ -165,14 +172,14 @@ def stopping(progress: Reply) -> str:
 
 def rung(progress: Reply, elapsed: float) -> str:
     """Return which rung of the ladder a stop is on, and for how long it has been going on."""
-    if progress["rung"] == "power button":
+    if progress["rung"] == Rung.powerdown:
         return f"power button pressed, {elapsed:.0f} s of {progress['grace']:.0f} s"
     return f"{progress['rung']}, {elapsed:.0f} s"
 
 
 def rung_colour(progress: Reply) -> str:
     """Return in which colour a step is shown, as parameters of SGR: force stands out."""
-    return {"QMP quit": "33", "SIGTERM": "33", "SIGKILL": "31"}.get(progress.get("rung") or "", "")
+    return {Rung.quit: "33", Rung.term: "33", Rung.kill: "31"}.get(progress.get("rung") or "", "")
 
 
 def under_way(progress: Reply, elapsed: float) -> str:
@@ -187,7 +194,7 @@ def started(progress: Reply) -> str:
 
 def escalation(progress: Reply) -> str:
     """Return why a stop has come to the rung it is on."""
-    if progress["rung"] == "QMP quit":
+    if progress["rung"] == Rung.quit:
         return f"did not power down in {progress['grace']:.0f} s; now {progress['rung']}"
     return f"is still there; now {progress['rung']}"
 
@@ -196,15 +203,15 @@ def fleet_step(progress: Reply) -> str:
     """Return what happens to one of many VMs."""
     remark = f"; {printable(str(progress['text']))}" if progress["text"] else ""
     return {
-        "starting": "Starting VM",
-        "running": started(progress),
-        "stopping": f"{stopping(progress)}{remark}",
+        FleetStep.starting: "Starting VM",
+        FleetStep.running: started(progress),
+        FleetStep.stopping: f"{stopping(progress)}{remark}",
     }.get(progress["step"]) or str(progress["text"] or "VM not running")
 
 
 def patience(progress: Reply, elapsed: float) -> float:
     """Return the seconds that a VM may still take, `elapsed` after it came to the rung it is on."""
-    grace: float = progress["grace"] if progress["rung"] == "power button" else 0.0
+    grace: float = progress["grace"] if progress["rung"] == Rung.powerdown else 0.0
     return grace - elapsed
 
 

@@ -50,6 +50,8 @@ class Gate(NamedTuple):
     """Raises Locked where a VM is; the second tells that it is to be stopped."""
     check_links: Callable[[Sequence[str]], Coroutine[Any, Any, None]]
     """Raises Locked where a VM is that one of these links belongs to."""
+    check_needs: Callable[[str, Method], Coroutine[Any, Any, None]]
+    """Raises what keeps a VM from being in the state that a method needs."""
     audit: Audit
 
 
@@ -331,7 +333,7 @@ class Connection(VarlinkServerProtocol):
                     self._may_end = None
                 if note is not None:
                     note.begun()
-                await self._check_locks(row, parameters)
+                await self._check(row, parameters)
                 await self._reply(call, signature, method(**parameters), place, note)
         except _Left:
             raise
@@ -340,13 +342,15 @@ class Connection(VarlinkServerProtocol):
                 note.ended_by(error)
             raise
 
-    async def _check_locks(self, row: Method, parameters: Mapping[str, Any]) -> None:
-        """Raise Locked where the call would change a VM that is locked, or a link of one."""
+    async def _check(self, row: Method, parameters: Mapping[str, Any]) -> None:
+        """Raise Locked where the VM, or a link of one, is; and what keeps it from the state that is needed."""
         if row.locks and row.about is not None:
             await self._gate.check_unlocked(parameters[row.about], row.stops)
         if row.links is not None:
             links = parameters[row.links]
             await self._gate.check_links([links] if isinstance(links, str) else links)
+        elif row.needs is not None and row.about is not None and not row.checks_values:
+            await self._gate.check_needs(parameters[row.about], row)
 
     async def _reply(
         self,

@@ -1,13 +1,14 @@
 """What each method of the interface does, and what its caller is bound by: the one table. Pure.
 
 The server reads it before a method runs (:mod:`vmessd.api.connection`): it has changes noted with their caller,
-refuses those of a locked VM, gives each call its place in what a user may have under way, and ends what is
-left without a client. A method without a row is served to nobody.
+refuses those of a VM that is locked or not in the state it takes, gives each call its place in what a user may
+have under way, and ends what is left without a client. A method without a row is served to nobody.
 """
 
 import dataclasses
 import enum
 from collections.abc import Mapping
+from typing import Any
 
 
 class Effect(enum.Enum):
@@ -16,6 +17,13 @@ class Effect(enum.Enum):
     looks = "changes nothing"
     changes = "changes something"
     ends = "may take away what was there: a run, files, a link"
+
+
+class Needs(enum.Enum):
+    """What a method needs of its VM."""
+
+    on = "it has a QEMU"
+    off = "it has none"
 
 
 class Cost(enum.Enum):
@@ -38,6 +46,13 @@ class Method:
     """The parameter that names what it is about."""
     locks: bool = False
     """`about` is a VM, and one that is locked refuses it."""
+    needs: Needs | None = None
+    """In what state the VM has to be; of a link, the VM whose TAP it is. The server looks before the method
+    runs, and so does the VM in its turn: it may have been started or have ended meanwhile."""
+    checks_values: bool = False
+    """Its values may be wrong in any state, and are looked at before the state: by the VM alone, then."""
+    instead: str = ""
+    """What is to be had without it, for the hint of the refusal; `{vm}` stands for the VM."""
     stops: bool = False
     """It ends a run, and so waits for no file that does not answer, not even the one that locks."""
     links: str | None = None
@@ -58,16 +73,29 @@ class Method:
         return self.effect is Effect.looks and not self.hands
 
 
-def _look(about: str | None = None, cost: Cost = Cost.look, hands: int = 0) -> Method:
-    return Method(Effect.looks, cost, about, hands=hands)
+def _look(
+    about: str | None = None, cost: Cost = Cost.look, hands: int = 0, needs: Needs | None = None
+) -> Method:
+    return Method(Effect.looks, cost, about, hands=hands, needs=needs)
 
 
-def _vm(effect: Effect = Effect.changes, cost: Cost = Cost.change, *secret: str, hands: int = 0) -> Method:
-    return Method(effect, cost, "vm", locks=True, hands=hands, secret=frozenset(secret))
+def _vm(
+    effect: Effect = Effect.changes, cost: Cost = Cost.change, needs: Needs | None = None, **more: Any
+) -> Method:
+    return Method(effect, cost, "vm", locks=True, needs=needs, **more)
 
 
-def _net(about: str | None, effect: Effect = Effect.changes, links: str | None = None) -> Method:
-    return Method(effect, Cost.change, about, links=links)
+def _guest(effect: Effect = Effect.changes, **more: Any) -> Method:
+    return _vm(effect, needs=Needs.on, **more)
+
+
+def _net(
+    about: str | None,
+    effect: Effect = Effect.changes,
+    links: str | None = None,
+    needs: Needs | None = None,
+) -> Method:
+    return Method(effect, Cost.change, about, links=links, needs=needs)
 
 
 SERVICE = _look()
@@ -87,20 +115,20 @@ METHODS: Mapping[str, Method] = {
     "Why": _look("vm"),
     "Make": Method(Effect.changes, Cost.change, "vm"),
     "Set": _vm(),
-    "Remove": _vm(Effect.ends),
+    "Remove": _vm(Effect.ends, needs=Needs.off),
     "Start": _vm(cost=Cost.follow),
     "Stop": Method(Effect.ends, Cost.follow, "vm", locks=True, stops=True),
     "Lock": Method(Effect.changes, Cost.change, "vm"),
     "Unlock": Method(Effect.changes, Cost.change, "vm"),
     # A guest that runs
-    "Suspend": _vm(),
-    "Resume": _vm(),
-    "Reset": _vm(Effect.ends),
-    "SendKeys": _vm(),
-    "Type": _vm(Effect.changes, Cost.change, "text"),
-    "Screenshot": _look("vm", hands=1),
-    "Vnc": _vm(),
-    "Console": _vm(hands=2),
+    "Suspend": _guest(),
+    "Resume": _guest(),
+    "Reset": _guest(Effect.ends),
+    "SendKeys": _guest(checks_values=True),
+    "Type": _guest(secret=frozenset({"text"}), checks_values=True),
+    "Screenshot": _look("vm", hands=1, needs=Needs.on),
+    "Vnc": _guest(checks_values=True),
+    "Console": _guest(hands=2, instead="what it printed: vmess {vm} console --log"),
     "Log": _look("vm", hands=2),
     "Serial": _look("vm", Cost.endless),
     # Wires
@@ -115,7 +143,7 @@ METHODS: Mapping[str, Method] = {
     "NetIgnored": _look(),
     "NetVlan": _net("bridge", links="interfaces"),
     "NetAdd": _net("interface", links="interface"),
-    "NetDelete": _net("interface", Effect.ends, links="interface"),
+    "NetDelete": _net("interface", Effect.ends, links="interface", needs=Needs.off),
     "NetIgnore": _net("name"),
     "NetPrune": _net(None, Effect.ends),
 }

@@ -7,25 +7,27 @@ import enum
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from vmessd.core import words
+
 
 class State(enum.Enum):
     """Where a VM is in its life."""
 
-    stopped = "stopped"
+    stopped = words.State.stopped
     """There is no QEMU."""
-    waiting = "waiting"
+    waiting = words.State.waiting
     """There is no QEMU; its restart policy starts one when a pause is over."""
-    starting = "starting"
+    starting = words.State.starting
     """QEMU was spawned; the guest has not run yet."""
-    running = "running"
+    running = words.State.running
     """The guest runs."""
-    paused = "paused"
+    paused = words.State.paused
     """QEMU answers, but the guest stands still (paused by hand, by an I/O error, after a panic)."""
-    unresponsive = "unresponsive"
+    unresponsive = words.State.unresponsive
     """The process lives and does not answer. It is left alone and never started a second time."""
-    held = "held"
+    held = words.State.held
     """Its directory is locked by a process that cannot be told to be its QEMU: it counts as running."""
-    stopping = "stopping"
+    stopping = words.State.stopping
     """A stop is under way; see :func:`ladder`."""
 
 
@@ -55,6 +57,7 @@ class Event(enum.Enum):
     again = "the pause before it is started again is over"
     refused = "there is no process: it could not be spawned, or its end could not be handled"
     exited = "the process has ended"
+    buried = "its end is on record, and cleared away"
     amiss = "a failure that nobody foresaw"
 
 
@@ -122,8 +125,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.lost: (_S.starting, _A.reconnect),
         _E.found: (_S.unresponsive, _A.connect),  # somebody else's start came before ours
         _E.held: (_S.held, _A.hold),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.starting, _A.bury),
+        _E.exited: (_S.starting, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
     _S.running: {
         _E.start: (_S.running, _A.say_running),
@@ -132,8 +136,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.halts: (_S.paused, _A.nothing),
         _E.silent: (_S.unresponsive, _A.nothing),
         _E.lost: (_S.unresponsive, _A.reconnect),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.running, _A.bury),
+        _E.exited: (_S.running, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
     _S.paused: {
         _E.start: (_S.paused, _A.say_running),
@@ -142,8 +147,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.runs: (_S.running, _A.nothing),
         _E.silent: (_S.unresponsive, _A.nothing),
         _E.lost: (_S.unresponsive, _A.reconnect),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.paused, _A.bury),
+        _E.exited: (_S.paused, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
     _S.unresponsive: {
         _E.start: (_S.unresponsive, _A.say_running),
@@ -154,8 +160,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.runs: (_S.running, _A.nothing),
         _E.halts: (_S.paused, _A.nothing),
         _E.lost: (_S.unresponsive, _A.reconnect),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.unresponsive, _A.bury),
+        _E.exited: (_S.unresponsive, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
     _S.held: {
         _E.start: (_S.held, _A.look),
@@ -175,8 +182,9 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.held: (_S.held, _A.hold),  # the start that was called off would have come to nothing
         _E.lost: (_S.stopping, _A.reconnect),
         _E.rung: (_S.stopping, _A.climb),
-        _E.refused: (_S.stopped, _A.bury),
-        _E.exited: (_S.stopped, _A.bury),
+        _E.refused: (_S.stopping, _A.bury),
+        _E.exited: (_S.stopping, _A.bury),
+        _E.buried: (_S.stopped, _A.nothing),
     },
 }
 
@@ -190,8 +198,8 @@ def transition(state: State, event: Event) -> tuple[State, Action]:
 
 # QEMU's RunState (qapi/run-state.json), as far as it is not simply "the guest stands still".
 _RUNSTATE_EVENT = {
-    "prelaunch": Event.born,
-    "running": Event.runs,
+    words.Runstate.prelaunch: Event.born,
+    words.Runstate.running: Event.runs,
 }
 
 
@@ -200,13 +208,13 @@ def runstate_event(runstate: str) -> Event:
     return _RUNSTATE_EVENT.get(runstate, Event.halts)
 
 
-class Rung(enum.Enum):
+class Rung(enum.StrEnum):
     """How hard a stop is being asked for."""
 
-    powerdown = "power button"
-    quit = "QMP quit"
-    term = "SIGTERM"
-    kill = "SIGKILL"
+    powerdown = words.Rung.powerdown
+    quit = words.Rung.quit
+    term = words.Rung.term
+    kill = words.Rung.kill
 
 
 class Step(NamedTuple):
@@ -245,20 +253,41 @@ def _kill(at: float) -> Iterator[Step]:
     yield Step(at + RUNG_TIME, Rung.kill)
 
 
-class Reason(enum.Enum):
-    """Why a QEMU ended, in the words `status` shows."""
+class Reason(enum.StrEnum):
+    """Why a QEMU ended."""
 
-    powered_off = "guest powered off"
-    powered_down = "powered down as asked"
-    reset = "guest reset, and QEMU was told not to reboot"
-    panicked = "guest panicked"
-    quit = "QEMU was told to quit"
-    forced = "forced off"
-    signalled = "killed by signal"
-    failed = "QEMU failed"
-    refused = "QEMU did not start"
-    unseen = "ended while no vmessd watched"
-    unknown = "ended for an unknown reason"
+    powered_off = words.Reason.powered_off
+    powered_down = words.Reason.powered_down
+    reset = words.Reason.reset
+    panicked = words.Reason.panicked
+    quit = words.Reason.quit
+    forced = words.Reason.forced
+    signalled = words.Reason.signalled
+    failed = words.Reason.failed
+    refused = words.Reason.refused
+    unseen = words.Reason.unseen
+    unknown = words.Reason.unknown
+
+    @classmethod
+    def of(cls, word: str) -> "Reason":
+        """Return the reason that a record says, `unknown` for a word that nobody wrote."""
+        return cls.__members__.get(word, cls.unknown)
+
+
+IN_WORDS: Mapping[Reason, str] = {
+    Reason.powered_off: "guest powered off",
+    Reason.powered_down: "powered down as asked",
+    Reason.reset: "guest reset, and QEMU was told not to reboot",
+    Reason.panicked: "guest panicked",
+    Reason.quit: "QEMU was told to quit",
+    Reason.forced: "forced off",
+    Reason.signalled: "killed by signal",
+    Reason.failed: "QEMU failed",
+    Reason.refused: "QEMU did not start",
+    Reason.unseen: "ended while no vmessd watched",
+    Reason.unknown: "ended for an unknown reason",
+}
+"""Why a QEMU ended, as `status` shows it."""
 
 
 class Ending(NamedTuple):
@@ -288,12 +317,12 @@ def classify(ending: Ending) -> tuple[Reason, str]:
     """
     reason = _reason(ending)
     if reason is Reason.signalled and ending.status is not None and ending.status < 0:
-        return reason, f"{reason.value} {-ending.status}"
+        return reason, f"{IN_WORDS[reason]} {-ending.status}"
     if reason is Reason.signalled:
         return reason, "killed by a signal"
     if reason is Reason.failed:
         return reason, f"QEMU failed with exit status {ending.status}"
-    return reason, reason.value
+    return reason, IN_WORDS[reason]
 
 
 def _reason(ending: Ending) -> Reason:
@@ -318,12 +347,21 @@ PAUSE_MAX = 60.0
 STEADY = 60.0
 """Seconds a VM has to run for its earlier ends to be forgotten."""
 
+
+class Policy(enum.StrEnum):
+    """Which ends are followed by a start, nobody having asked for them."""
+
+    no = words.Policy.no
+    on_crash = words.Policy.on_crash
+    always = words.Policy.always
+
+
 _CRASHES = frozenset({Reason.signalled, Reason.failed, Reason.refused, Reason.panicked, Reason.unknown})
 
 
-def is_restarted(policy: str, reason: Reason) -> bool:
-    """Tell whether a policy (no, on-crash, always) starts a VM again that ended so, nobody having asked."""
-    return policy == "always" or (policy == "on-crash" and reason in _CRASHES)
+def is_restarted(policy: Policy, reason: Reason) -> bool:
+    """Tell whether a policy starts a VM again that ended so, nobody having asked."""
+    return policy is Policy.always or (policy is Policy.on_crash and reason in _CRASHES)
 
 
 def pause(tries: int) -> float | None:

@@ -9,22 +9,21 @@ from vmessd.core.errors import InvalidValue, quoted
 LETTERS_MAX = 12  # a link name has 15 bytes (IFNAMSIZ - 1): letters + instance + "e" + interface
 
 # Words of the command line. Alone they are never a VM; with their digit they may be ("start0").
-GLOBAL_WORDS = frozenset(
-    {"help", "list", "net", "top", "version", "watch", "completion", "man", "boot", "shutdown"}
-)
+GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "boot", "shutdown"})
 VERBS = frozenset(
     {
         *("suspend", "sendkey", "type", "lock", "unlock", "why"),
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
         *("smp", "ram", "cpu", "accel", "hda", "hdb", "hdc", "hdd", "cdrom"),
-        *("autostart", "reset", "pause", "resume"),
+        *("autostart", "reset", "resume"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
-        *("screenshot", "snapshot", "clone"),
+        "screenshot",
     }
 )
 RESERVED = GLOBAL_WORDS | VERBS
 
 DISKS = ("hda", "hdb", "hdc", "hdd")
+CDROM = "cdrom"
 
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
 _DIGITS = frozenset("0123456789")

@@ -1,7 +1,9 @@
 """What is said to whoever asks for what a VM's state does not allow. Pure."""
 
 from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotRunning, StartFailed, TimedOut
+from vmessd.core.records import ExitRecord
 
+SIGABRT = 6  # signal(7): the same on every Linux
 LOG = "journalctl -u vmessd; a daemon of your own has it on its standard error"
 
 
@@ -69,14 +71,18 @@ def undying(vm: str, pid: int) -> TimedOut:
     )
 
 
-def not_started(vm: str, why: str, user: str | None, accel: str) -> StartFailed:
-    """A start whose QEMU ended at once; `user` is whom it runs as, where that is not our own."""
-    if accel == "kvm" and "signal 6" in why:  # SIGABRT: KVM refused a register, as one within a VM may
+def not_started(vm: str, ended: ExitRecord, user: str | None, accel: str, *, denied: bool) -> StartFailed:
+    """A start whose QEMU ended at once; `user` is whom it runs as, where that is not our own.
+
+    `denied`: it said that it may not open something.
+    """
+    why = ended.text
+    if accel == "kvm" and ended.status == -SIGABRT:  # KVM refused a register, as one within a VM may
         return StartFailed(
             f"VM {vm}: {why}; KVM may not be whole on this host", hint=f"to do without it: vmess {vm} accel tcg"
         )
     hint = f"vmess {vm} info shows its command line; qemu.log in its directory, what QEMU said"
-    if user is not None and "Permission denied" in why:
+    if user is not None and denied:
         hint = f"QEMU runs as {user}: images need its group and rw for it; where links lead, it has to get"
     return StartFailed(f"VM {vm}: {why}", hint=hint)
 

@@ -7,8 +7,9 @@ and help from the same ones. The module is light because the client reads it at 
 from __future__ import annotations
 
 from vmessd.core.errors import InvalidValue, quoted
-from vmessd.core.names import DISKS
+from vmessd.core.names import CDROM, DISKS
 from vmessd.core.row import row
+from vmessd.core.words import Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ ORDER_DEFAULT = 50
 ORDER_MAX = 99
 DELAY_MAX = 3600
 REMARK_MAX = 200
-RESTARTS = ("no", "on-crash", "always")
+CPU = "CPU"
+LOCK = "LOCK"
+RESTARTS = (Policy.no, Policy.on_crash, Policy.always)
 STROKE_TIME = 0.06
 """Seconds from one stroke of a guest's key to the next: QEMU's keyboards queue 16 bytes, and firmware empties
 them in some milliseconds."""
@@ -128,7 +131,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _drives(text: str) -> tuple[str, ...]:
     words = text.split()
-    if not words or not set(words) <= {*DISKS, "cdrom"}:
+    if not words or not set(words) <= {*DISKS, CDROM}:
         raise ValueError(text)
     return tuple(words)
 
@@ -258,7 +261,7 @@ SETTINGS: tuple[Setting, ...] = (
         help="Set the size of RAM for the VM and store it inside the VM's dir.",
     ),
     Setting(
-        file="CPU",
+        file=CPU,
         verb="cpu",
         argument="<best|model|none>",
         expects="best, or a model of QEMU's, such as qemu64, with features behind it: qemu64,+aes,-svm",
@@ -311,10 +314,10 @@ SETTINGS: tuple[Setting, ...] = (
         live=True,
     ),
     Setting(
-        file="LOCK",
+        file=LOCK,
         verb=None,
         argument="[remark]",
-        expects=f"a remark of at most {REMARK_MAX} printable characters",
+        expects=f"a remark of at most {REMARK_MAX} printable characters, or nothing",
         parse=_remark,
         option=_no_option,
         help="Where there is one, the VM refuses all but looking; lock and unlock make and remove it.",
@@ -422,7 +425,7 @@ DRIVES: tuple[Drive, ...] = (
         for disk, order in zip(DISKS, ("first", "second", "third", "fourth"), strict=True)
     ),
     Drive(
-        verb="cdrom",
+        verb=CDROM,
         argument="<path-to-iso|none>",
         help='Create a symlink to the cdrom to be used by the VM; "none" removes it.',
     ),

@@ -5,6 +5,7 @@ network, with its forwarded ports behind a colon: `user:2222:22,udp:5353:53`. No
 colon or a space in it (dev_valid_name() in Linux's net/core/dev.c), so the words are unambiguous.
 """
 
+import enum
 import ipaddress
 import re
 from collections.abc import Collection, Sequence
@@ -163,15 +164,24 @@ def is_card_name(text: str) -> bool:
     return _CARD_NAME.fullmatch(text) is not None
 
 
-def kind_by_name(text: str) -> str:
-    """Return in words what a link of this name is by convention; empty where the name does not tell."""
+class NamedKind(enum.StrEnum):
+    """What a link is by the convention of its name, as it is told."""
+
+    tap = "a VM's TAP"
+    pair = "one end of a pair"
+    vxlan = "a VXLAN"
+    vlan = "a VLAN"
+
+
+def kind_by_name(text: str) -> NamedKind | None:
+    """Return what a link of this name is by convention; None where the name does not tell."""
     if names.tap_parts(text):
-        return "a VM's TAP"
+        return NamedKind.tap
     if peer(text):
-        return "one end of a pair"
+        return NamedKind.pair
     if re.fullmatch(r"vxlan[0-9]{1,8}", text):
-        return "a VXLAN"
-    return "a VLAN" if re.fullmatch(r".+\.[0-9]{1,4}", text) else ""
+        return NamedKind.vxlan
+    return NamedKind.vlan if re.fullmatch(r".+\.[0-9]{1,4}", text) else None
 
 
 def peer(name: str) -> str:

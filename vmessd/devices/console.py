@@ -3,7 +3,8 @@
 Whoever attaches gets the connected socket itself, so that no byte passes through here and a console outlives
 the daemon. Whether somebody has it is asked of QEMU (`query-chardev`), which knows of those before this
 daemon, too. With the console comes a *leash*: a socket that says no word but why the console was taken
-away, and by whose end the daemon learns that it was let go of.
+away, in a sentence for a person and then in a word for a program, each a packet of its own; and by whose end
+the daemon learns that it was let go of.
 
 A console is taken over by giving the serial port another socket that is connected already
 (`chardev-change`, qapi/char.json): QEMU hangs up on the old one. It has to be connected: a port that waits
@@ -27,14 +28,16 @@ import termios
 import weakref
 from collections.abc import Mapping
 
-from vmessd.core.errors import Failed, Locked, NoSuchVM, NotRunning, TimedOut, VmessError
+from vmessd.core.errors import Failed, Locked, NoSuchVM, TimedOut, VmessError
 from vmessd.core.lifecycle import State
+from vmessd.core.models.consoles import Ending
+from vmessd.core.models.events import Kind
 from vmessd.core.refusals import silent
-from vmessd.qemu.monitor import CommandRefused, words
+from vmessd.qemu.monitor import CommandRefused, is_connected
 from vmessd.storage import logs
 from vmessd.storage.logs import LogName
 from vmessd.storage.vmdir import SERIAL_LOG, SERIAL_SOCKET, VMDirectory
-from vmessd.vm.events import Events, Kind
+from vmessd.vm.events import Events
 from vmessd.vm.instance import Run
 from vmessd.vm.journal import tell
 from vmessd.vm.machine import Machine
@@ -80,14 +83,15 @@ class _Seat:
         fcntl.ioctl(self.console, termios.FIONREAD, count)
         return count[0]
 
-    def release(self, why: str = "") -> None:
-        """Let go of our ends, with a word to whoever has the others."""
+    def release(self, ending: Ending | None = None, why: str = "") -> None:
+        """Let go of our ends; tell whoever has the others why, where it was not they who left."""
         if self.leash.fileno() < 0:
             return
         asyncio.get_running_loop().remove_reader(self.leash)
-        if why:
+        if ending is not None:
             with contextlib.suppress(OSError):
                 self.leash.send(why.encode())
+                self.leash.send(ending.encode())
         self.leash.close()
         self.console.close()
         if self.minding is not None:
@@ -113,11 +117,7 @@ class Consoles:
         """
         turn = self._turns.setdefault(machine.vm, asyncio.Lock())
         async with turn:
-            try:
-                run = machine.live()
-            except NotRunning as error:
-                hint = f"vmess {machine.vm} start; what it printed: vmess {machine.vm} console --log"
-                raise NotRunning(error.message, hint=hint) from None
+            run = machine.live()
             if machine.state is State.unresponsive:
                 raise silent(machine.vm, run.pid)
             taken = await self._is_taken(machine.vm, run)
@@ -157,9 +157,9 @@ class Consoles:
         history, printed = await machine.change(functools.partial(_history, machine))
         with contextlib.ExitStack() as undo:
             copy = undo.enter_context(connected.dup())
-            ours, theirs = map(undo.enter_context, socket.socketpair())
+            ours, theirs = map(undo.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
             undo.pop_all()
-        self._release(machine.vm, f"it was taken over by {who}")
+        self._release(machine.vm, Ending.taken_over, f"it was taken over by {who}")
         ours.setblocking(False)
         seat = _Seat(who, run, copy, ours)
         self._seats[machine.vm] = seat
@@ -179,15 +179,15 @@ class Consoles:
             seat.console.shutdown(socket.SHUT_RDWR)
         self._leave(vm, seat)
 
-    def _leave(self, vm: str, seat: _Seat, why: str = "") -> None:
+    def _leave(self, vm: str, seat: _Seat, ending: Ending | None = None, why: str = "") -> None:
         if self._seats.get(vm) is seat:
-            self._release(vm, why)
+            self._release(vm, ending, why)
             tell(self._events, Kind.console, vm, f"left by {seat.who}{f': {why}' if why else ''}")
 
-    def _release(self, vm: str, why: str = "") -> None:
+    def _release(self, vm: str, ending: Ending | None = None, why: str = "") -> None:
         seat = self._seats.pop(vm, None)
         if seat is not None:
-            seat.release(why)
+            seat.release(ending, why)
 
     async def _mind(self, machine: Machine, seat: _Seat) -> None:
         """Cut off somebody who does not read, until they leave or the run is over."""
@@ -206,7 +206,8 @@ class Consoles:
             if strikes >= PATIENCE:
                 with contextlib.suppress(OSError):
                     seat.console.shutdown(socket.SHUT_RDWR)
-                self._leave(machine.vm, seat, "it was not read, so the guest's serial port stood still")
+                why = "it was not read, so the guest's serial port stood still"
+                self._leave(machine.vm, seat, Ending.unread, why)
                 return
         self._leave(machine.vm, seat)
 
@@ -235,7 +236,7 @@ async def _is_connected(vm: str, run: Run) -> bool:
         raise Failed(f"QEMU of {vm} does not tell about its serial port: {refusal}") from None
     for chardev in found if isinstance(found, list) else []:
         if isinstance(chardev, Mapping) and chardev.get("label") == CHARDEV:
-            return not (words(chardev.get("filename")) or "").startswith("disconnected:")
+            return is_connected(chardev)
     raise Failed(f"VM {vm} has no serial console", hint="one that vmess starts has")
 
 

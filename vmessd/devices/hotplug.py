@@ -17,7 +17,7 @@ from vmessd.core.lifecycle import State
 from vmessd.core.wires import INTERFACES_MAX, Forward
 from vmessd.qemu import command_line
 from vmessd.qemu.command_line import Card
-from vmessd.qemu.monitor import CommandRefused, words
+from vmessd.qemu.monitor import CommandRefused, says_forwarded, says_forwarded_no_more, words
 from vmessd.vm.instance import Run
 from vmessd.vm.machine import Machine
 
@@ -160,12 +160,13 @@ class Cards:
             await run.execute("set_link", {"name": command_line.card_id(index), "up": False})
         try:
             await run.execute("device_del", {"id": command_line.card_id(index)})
-        except (CommandRefused, VmessError) as refusal:
-            # "already in the process of unplug" is as good as done; "not found" is done.
+        except VmessError as error:
+            log.info("%s: card %d: %s", self.vm, index, error.message[:WORDS])
+        except CommandRefused as refusal:  # a card that is asked for already is as good as gone
             log.info("%s: card %d: %s", self.vm, index, str(refusal)[:WORDS])
-            if "not found" in str(refusal) and not run.over.is_set():
+            if refusal.is_of_nothing and not run.over.is_set():
                 self._device_gone(command_line.card_id(index))
-            return "hotplug" not in str(refusal)
+            return not refusal.is_of_no_hotplug
         return True
 
     def _device_gone(self, identifier: str) -> None:
@@ -205,7 +206,7 @@ class Cards:
         if on:
             line = f"hostfwd_add {command_line.netdev_id(index)} {command_line.hostfwd(forward)}"
         said = (words(await self._execute("human-monitor-command", {"command-line": line})) or "").strip()
-        if said and "removed" not in said and (on or "not found" not in said):
+        if not (says_forwarded(said) if on else says_forwarded_no_more(said)):
             raise Failed(
                 f"port {forward.host} of {forward.address} cannot be forwarded: in use, kept for root, or not "
                 f"of this host ({said[:WORDS]})",

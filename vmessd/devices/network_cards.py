@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from vmessd.core import cards, names
 from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NoSuchVM, VmessError, quoted
 from vmessd.core.lifecycle import OFF, State
+from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import (
     Forward,
@@ -28,7 +29,7 @@ from vmessd.core.wires import (
 )
 from vmessd.devices.cables import CABLES, Cables
 from vmessd.devices.hotplug import Cards
-from vmessd.network.links import Change, Nic, Step
+from vmessd.network.links import Change, Nic
 from vmessd.qemu import command_line
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher
@@ -297,7 +298,7 @@ class Wires:
         with self._noted(change, {NICS.file: file_text(_with(nics, index, wire))}):
             gone = self._network.unwire(self.vm, sorted(nics.keys() - {index})) if wire.user else []
         lost = tuple(forward for forward in nic.wire.forwards if forward not in wire.forwards)
-        dropped = [Step("dropped", str(Wire(user=True, forwards=lost)))] if lost else []
+        dropped = [Step(StepKind.dropped, str(Wire(user=True, forwards=lost)))] if lost else []
         return change.steps + gone + dropped
 
     # -- While it runs --
@@ -321,7 +322,7 @@ class Wires:
         await self._listen()
         taps = {index for index, nic in nics.items() if nic.link}
         steps = [
-            Step("pending" if index in pending else "nonpersistent", names.tap(self.vm, index))
+            Step(StepKind.pending if index in pending else StepKind.nonpersistent, names.tap(self.vm, index))
             for index in leaving
             if index in pending or index in taps
         ]

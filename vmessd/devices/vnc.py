@@ -26,10 +26,12 @@ from vmessd.core.errors import (
     reason,
 )
 from vmessd.core.lifecycle import State
+from vmessd.core.models.consoles import VMRelay
+from vmessd.core.models.events import Kind
 from vmessd.core.names import VNC_PORT
 from vmessd.core.refusals import silent
 from vmessd.qemu.monitor import CommandRefused
-from vmessd.vm.events import Events, Kind
+from vmessd.vm.events import Events
 from vmessd.vm.instance import Run
 from vmessd.vm.journal import tell
 from vmessd.vm.machine import Machine
@@ -46,16 +48,6 @@ So the names are few, too: of a viewer that QEMU did not answer about, it keeps 
 
 _handing: set[str] = set()
 """Names of those that are handed over now."""
-
-
-@dataclasses.dataclass(frozen=True)
-class VMRelay:
-    """Where one connection to a VM's VNC server is waited for."""
-
-    address: str
-    port: int
-    timeout: float
-    """Seconds after which it is not any more."""
 
 
 @dataclasses.dataclass

@@ -8,14 +8,14 @@ name has to be there already.
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
-from vmessd.core.wires import bridge_name, kind_by_name, link_name, peer, room
+from vmessd.core.models.wires import ForeignPort, Segment, Step, StepKind
+from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, link_name, peer, room
 from vmessd.network import rtnetlink
-from vmessd.network.links import Change, Network, Step, as_it_was, attached, making, undoing, users
+from vmessd.network.links import Change, Network, as_it_was, attached, making, undoing, users
 from vmessd.network.policy import describe
 from vmessd.network.rtnetlink import Link, Netlink
 from vmessd.storage import safefile
@@ -30,28 +30,6 @@ VXLAN_PORT = 4789  # IANA's
 VXLAN_MAX = 2**24 - 1
 VLAN_MAX = 4094
 _DEPTH_MAX = 4  # a VLAN on a VLAN on a VXLAN is sense; more is a slip
-
-
-@dataclass(frozen=True)
-class ForeignPort:
-    """A link of another VM root that is in a bridge."""
-
-    link: str
-    root: str
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A bridge and its ports; without a bridge, links of ours that are in none."""
-
-    bridge: str | None
-    own: bool
-    """vmess made it, and it belongs to this VM root."""
-    ports: list[str]
-    root: str | None
-    """The other VM root that the bridge belongs to."""
-    foreign: list[ForeignPort]
-    """Which of the ports belong to other VM roots."""
 
 
 class Segments:
@@ -215,7 +193,7 @@ class Segments:
                     hint=f"as root: ip link delete {name}",
                 )
             kernel.delete([link])
-        return [Step("nonpersistent" if link.tap else "deleted", name)]
+        return [Step(StepKind.nonpersistent if link.tap else StepKind.deleted, name)]
 
     def prune(self) -> list[Step]:
         """Delete the bridges vmess made that have neither a port nor an address; raises Failed."""
@@ -228,7 +206,9 @@ class Segments:
                 if link.kind == "bridge" and self._network.access.is_own(link) and link.index not in used
             ]
             kernel.delete(empty)
-        return [Step("deleted", link.name) for link in sorted(empty, key=lambda link: natural(link.name))]
+        return [
+            Step(StepKind.deleted, link.name) for link in sorted(empty, key=lambda link: natural(link.name))
+        ]
 
     # -- One link --
 
@@ -239,7 +219,7 @@ class Segments:
                 raise InvalidValue(
                     f"TAP {quoted(name)} is none a VM can have; {room(parts[0]) - 1} is the last"
                 )
-            change.steps.append(Step("preparing", name))
+            change.steps.append(Step(StepKind.preparing, name))
             return self._network.make_tap(kernel, change, name)
         found = kernel.link(name)
         if found is None:
@@ -247,7 +227,7 @@ class Segments:
         if found.kind == "bridge":
             raise Failed(f"{name} is a bridge; a bridge is no port of another")
         self._network.access.check_change(found, name)
-        change.steps.append(Step("existing", name))
+        change.steps.append(Step(StepKind.existing, name))
         if not found.up and not self._network.access.is_own(found):
             change.reversals.append(as_it_was(found, found.master, own=False))
             kernel.do([rtnetlink.change(found.index, up=True)])
@@ -272,25 +252,25 @@ class Segments:
     def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> rtnetlink.Request:
         kind = kind_by_name(name)
         parent, _, tag = name.rpartition(".")
-        if kind == "a VLAN":
+        if kind is NamedKind.vlan:
             if not 1 <= int(tag) <= VLAN_MAX or depth >= _DEPTH_MAX:
                 raise InvalidValue(f"VLAN {quoted(tag)} of {quoted(name)} is not from 1 to {VLAN_MAX}")
             base = self._prepare(kernel, change, parent, depth + 1)
-            change.steps.append(Step("subinterface", name))
+            change.steps.append(Step(StepKind.subinterface, name))
             return rtnetlink.new_vlan(name, base.index, int(tag))
-        if peer(name):
+        if kind is NamedKind.pair:
             if kernel.link(peer(name)):
                 raise Failed(
                     f"{peer(name)} is there already, and is not the other end of a pair with {name}",
                     hint=f"vmess net delete {peer(name)}",
                 )
-            change.steps.append(Step("pair", name))
+            change.steps.append(Step(StepKind.pair, name))
             return rtnetlink.new_veth(name, peer(name))
-        if kind == "a VXLAN":
+        if kind is NamedKind.vxlan:
             number = int(name.removeprefix("vxlan"))
             if not 1 <= number <= VXLAN_MAX:
                 raise InvalidValue(f"VXLAN '{number}' of {quoted(name)} is not from 1 to {VXLAN_MAX}")
-            change.steps.append(Step("vxlan", name))
+            change.steps.append(Step(StepKind.vxlan, name))
             return rtnetlink.new_vxlan(name, number, VXLAN_PORT)
         raise InvalidValue(
             f"there is no link {quoted(name)}, and its name does not say what to make",

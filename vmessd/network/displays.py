@@ -3,15 +3,15 @@
 Two VMs of one daemon never get the same. Nothing keeps others on the host away from a port until QEMU itself
 listens on it: whatever name or port this could hold in the meantime, any local user could hold first, for all
 displays. So this only looks. A QEMU that finds its port taken all the same says so and ends, and is started
-once more, on another display (:func:`was_lost`); and where no port is to be had, a VM goes without one: the way
-to its screen is `add_client` (see :mod:`vmessd.devices.vnc`), which needs none.
+once more, on another display (:func:`vmessd.qemu.monitor.says_display_taken`); and where no port is to be had,
+a VM goes without one: the way to its screen is `add_client` (see :mod:`vmessd.devices.vnc`), which needs none.
 """
 
 import itertools
 import random
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from vmessd.core.errors import failing
 from vmessd.core.names import DISPLAY_MAX, VNC_PORT
@@ -77,8 +77,3 @@ def _is_free(display: int) -> bool:
         except OSError:
             return False
         return True
-
-
-def was_lost(said: Sequence[str]) -> bool:
-    """Tell whether a QEMU's last words are that its VNC port was taken (ui/vnc.c, vnc_display_listen)."""
-    return any(": -vnc " in line and line.endswith(": Address already in use") for line in said)

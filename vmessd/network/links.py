@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vmessd.core import names, shell
 from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason
+from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.wires import Wire, new_bridge_name, room
 from vmessd.network import rtnetlink, taps
 from vmessd.network.policy import Access, describe, is_leaving, root_text
@@ -25,20 +26,6 @@ from vmessd.network.rtnetlink import Link, Netlink
 log = logging.getLogger(__name__)
 
 Reversal = Callable[[Netlink], None]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that was done, as the client tells it."""
-
-    step: str
-    """`persistent`, `nonpersistent` and `pending` (it will be) of a TAP; `making`, `exists` and `down` of a
-    bridge; `preparing` of what goes into one; `subinterface`, `pair`, `vxlan` and `existing` of other links;
-    `waiting` of one that carries a VLAN's frames as soon as it is plugged in itself; `deleted`.
-    """
-    link: str
-    uid: int | None = None
-    """Of the TAP's owner, where that is what the step is about."""
 
 
 @dataclass(frozen=True)
@@ -214,12 +201,12 @@ class Network:
                 raise OSError(errno.ENODEV, "a TAP vanished as soon as it was made")
             stations = kernel.addressed() if plugged else ()
             for name, wire in plugged.items():
-                change.steps.append(owned := Step("persistent", name, found[name].owner))
+                change.steps.append(owned := Step(StepKind.persistent, name, found[name].owner))
                 master = 0
                 if wire.bridge is not None:
                     found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
                     master = found[wire.bridge].index
-                    change.steps += [Step("preparing", name), owned]
+                    change.steps += [Step(StepKind.preparing, name), owned]
                 self.plug(kernel, change, found[name], master, stations, own.get(name))
         return change
 
@@ -240,7 +227,7 @@ class Network:
         """
         up = master != 0 or (link.up and link.index in stations)
         if link.kind == "vlan" and (base := kernel.link_at(link.parent)) and not base.up:
-            change.steps.append(Step("waiting", base.name))
+            change.steps.append(Step(StepKind.waiting, base.name))
             up = False  # the kernel sets it up along with what it lives on
         mark, mac = self.access.mark(), link.mac
         if own is not None:
@@ -296,7 +283,7 @@ class Network:
         made = kernel.present(name)
         if not self._is_own_tap(made, name):
             raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
-        change.steps.append(Step("persistent", name, made.owner))
+        change.steps.append(Step(StepKind.persistent, name, made.owner))
         return made
 
     def _make_tap(self, kernel: Netlink, change: Change, name: str, link: Link | None) -> bool:
@@ -352,17 +339,17 @@ class Network:
         """
         if link is not None:
             self.access.check_bridge(link, name)
-            change.steps.append(Step("exists", name))
+            change.steps.append(Step(StepKind.exists, name))
             if self.access.is_own(link):
                 self._settle_bridge(kernel, link, kernel.addressed())
                 if not link.up:
                     change.reversals.append(as_it_was(link, link.master))
                     kernel.do([rtnetlink.change(link.index, up=True)])
             elif not link.up:
-                change.steps.append(Step("down", name))
+                change.steps.append(Step(StepKind.down, name))
             return link
         new_bridge_name(name, deliberate=deliberate)
-        change.steps.append(Step("making", name))
+        change.steps.append(Step(StepKind.making, name))
         with making(name):
             kernel.do(
                 [rtnetlink.new_bridge(name, bridge_mac(name)), rtnetlink.marked(name, self.access.mark())]
@@ -387,7 +374,7 @@ class Network:
             if held:
                 raise attached(", ".join(held))
             kernel.delete(links)
-        return [Step("nonpersistent", link.name) for link in links]
+        return [Step(StepKind.nonpersistent, link.name) for link in links]
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[Link]:
         found = kernel.named(_taps(vm)) if rtnetlink.any_link(_taps(vm).__contains__) else {}
@@ -421,7 +408,7 @@ class Network:
             taps = self._own_taps(kernel, vm)
             gone = [link for link in taps if is_leaving(link) and not link.attached]
             kernel.delete(gone)
-        return [Step("nonpersistent", link.name) for link in gone]
+        return [Step(StepKind.nonpersistent, link.name) for link in gone]
 
 
 def _taps(vm: str) -> list[str]:

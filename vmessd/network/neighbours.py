@@ -9,27 +9,13 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vmessd.core.models.wires import VMAddress
 from vmessd.network.rtnetlink import Neighbour
 
 USER_ADDRESS = "10.0.2.15"
 """What QEMU's user-mode network gives its only guest by DHCP (QEMU, "network backends")."""
 STATIONS_MAX = 64
 """A guest may send frames from any number of MACs; so many are told besides its own."""
-
-
-@dataclass(frozen=True)
-class VMAddress:
-    """An address of a guest."""
-
-    interface: int
-    mac: str
-    address: str
-    seen: bool
-    """The host has seen it in use; else it is what it should be."""
-    source: str
-    """How it is known, in words."""
-    known: bool
-    """It is in use, as far as the host can tell: the guest runs, and was heard."""
 
 
 def link_local(mac: str) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 from vmessd.core import cards
 from vmessd.core.errors import Failed
-from vmessd.core.settings import SETTINGS
+from vmessd.core.names import CDROM
+from vmessd.core.settings import CPU, SETTINGS
 from vmessd.core.wires import Forward
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import PID_FILE
@@ -87,8 +88,8 @@ def build(spec: Spec, qemu: str) -> list[str]:
     """
     argv = [qemu, "-name", spec.vm, "-nodefaults", "-no-user-config", "-S"]
     argv += ["-machine", "pc", "-accel", spec.accel]
-    if "CPU" in spec.values:
-        argv += ["-cpu", cpu(spec.values["CPU"], spec.accel)]
+    if CPU in spec.values:
+        argv += ["-cpu", cpu(spec.values[CPU], spec.accel)]
     argv += ["-sandbox", SANDBOX]
     argv += ["-pidfile", f"{spec.directory}/{PID_FILE}"]
     argv += ["-chardev", f"socket,id=qmp,fd={ChildFd.qmp:d},server=on,wait=off"]
@@ -123,7 +124,7 @@ def _serial() -> list[str]:
 
 
 def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
-    if disk.slot != "cdrom":
+    if disk.slot != CDROM:
         return disk.slot
     taken = {other.slot for other in disks}
     free = [slot for slot in ("hdc", "hdd") if slot not in taken]
@@ -141,11 +142,11 @@ def _drive(disk: Disk, slot: str) -> list[str]:
 
     What a guest discards is to leave the image: each node passes it on only if told (qapi/block-core.json).
     """
-    discard = {} if disk.slot == "cdrom" else {"discard": "unmap"}
+    discard = {} if disk.slot == CDROM else {"discard": "unmap"}
     file = {"driver": "host_device" if disk.block_device else "file", "filename": disk.path, **discard}
-    node = {"driver": "raw", "node-name": disk.slot, "read-only": disk.slot == "cdrom", **discard, "file": file}
+    node = {"driver": "raw", "node-name": disk.slot, "read-only": disk.slot == CDROM, **discard, "file": file}
     bus, unit = IDE[slot]
-    model = "ide-cd" if disk.slot == "cdrom" else "ide-hd"
+    model = "ide-cd" if disk.slot == CDROM else "ide-hd"
     return [
         *("-blockdev", json.dumps(node, separators=(",", ":"), ensure_ascii=False)),
         *("-device", f"{model},id={disk.slot}-drive,drive={disk.slot},bus={bus},unit={unit}"),

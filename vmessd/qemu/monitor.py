@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, Runstate
@@ -36,6 +36,16 @@ class MonitorLost(Exception):
 class CommandRefused(Exception):
     """QEMU answered a command with an error; the message is QEMU's."""
 
+    @property
+    def is_of_nothing(self) -> bool:
+        """There is no such device any more (7.2, DeviceNotFound: `Device 'card0' not found`)."""
+        return "not found" in str(self)
+
+    @property
+    def is_of_no_hotplug(self) -> bool:
+        """No device comes or goes there while the VM runs (7.2: `Bus 'pci.0' does not support hotplugging`)."""
+        return "hotplug" in str(self)
+
 
 EventHandler = Callable[[str, Mapping[str, Any]], None]
 Complain = Callable[[str], None]
@@ -61,6 +71,37 @@ def plain(data: object) -> dict[str, Any]:
         if kept is not None:
             found[key] = kept
     return found
+
+
+# -- What QEMU tells in English only --
+#
+# There is nothing but a sentence to go by. Each was seen in the version named; another one's sentence is not
+# recognized, and what is then told is QEMU's own words.
+
+
+def says_display_taken(said: Sequence[str]) -> bool:
+    """Tell whether a QEMU's last words are that its VNC port was taken (7.2: ui/vnc.c, vnc_display_listen)."""
+    return any(": -vnc " in line and line.endswith(": Address already in use") for line in said)
+
+
+def says_denied(said: Sequence[str]) -> bool:
+    """Tell whether it is among a QEMU's last words that it may not open a file (7.2, by strerror(3))."""
+    return any("Permission denied" in line for line in said)
+
+
+def says_forwarded(said: str) -> bool:
+    """Tell whether `hostfwd_add` has forwarded a port: it says nothing then (7.2: net/slirp.c)."""
+    return not said
+
+
+def says_forwarded_no_more(said: str) -> bool:
+    """Tell whether a port is not forwarded after `hostfwd_remove` (7.2: `... removed`, or `... not found`)."""
+    return not said or "removed" in said or "not found" in said
+
+
+def is_connected(chardev: Mapping[str, Any]) -> bool:
+    """Tell whether a socket of `query-chardev` has somebody on it (7.2: chardev/char-socket.c)."""
+    return not (words(chardev.get("filename")) or "").startswith("disconnected:")
 
 
 def _shown(value: object) -> str:

@@ -132,7 +132,7 @@ def disks(vm: VMDirectory) -> list[Disk]:
         BadFile: one is neither a plain file nor a block device, or a link that leads nowhere.
     """
     slots = [(slot, names.disk_file(vm.vm, slot)) for slot in names.DISKS]
-    slots.append(("cdrom", names.cdrom_file(vm.vm)))
+    slots.append((names.CDROM, names.cdrom_file(vm.vm)))
     with vm.opened() as directory:
         found = [_disk(vm, directory, slot, name) for slot, name in slots]
     return [disk for disk in found if disk is not None]
@@ -159,7 +159,7 @@ def _check_names(vm: VMDirectory, filled: Collection[str]) -> None:
     for match in matches:
         slot = match[2] or match[3]
         if match[1] != vm.vm and slot not in filled:
-            name = names.cdrom_file(vm.vm) if slot == "cdrom" else names.disk_file(vm.vm, slot)
+            name = names.cdrom_file(vm.vm) if slot == names.CDROM else names.disk_file(vm.vm, slot)
             line = shell.join(["mv", f"{vm.path}/{match[0]}", f"{vm.path}/{name}"])
             renames.setdefault(match[1], []).append(line)
     if renames:
@@ -171,7 +171,7 @@ def _check_names(vm: VMDirectory, filled: Collection[str]) -> None:
 
 
 def _check_format(disk: Disk, raw: Collection[str]) -> None:
-    if disk.slot in raw or (disk.slot == "cdrom" and disk.block_device):
+    if disk.slot in raw or (disk.slot == names.CDROM and disk.block_device):
         return
     found = image_formats.recognise(*_ends(disk))
     if found is not None:
@@ -208,7 +208,7 @@ def _conversion(disk: Disk, found: Format) -> str:
         last: list[list[str]] = []
     else:
         source, target = os.path.realpath(image), f"{image}.raw"
-        last = [["ln", "-sfT", target, image] if disk.slot == "cdrom" else ["mv", "-T", target, image]]
+        last = [["ln", "-sfT", target, image] if disk.slot == names.CDROM else ["mv", "-T", target, image]]
     lines = [["mv", image, source]] if disk.target is None else []
     lines.append(["qemu-img", "convert", "-f", found.name, "-O", "raw", source, target])
     if not disk.block_device:
@@ -225,7 +225,7 @@ def _disk(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None:
         found = os.stat(name, dir_fd=directory)
     except OSError as error:
         target = quoted(safefile.link_target(directory, name), 300)
-        way = f"vmess {vm.vm} cdrom none" if slot == "cdrom" else f"remove {where}, or lead it elsewhere"
+        way = f"vmess {vm.vm} cdrom none" if slot == names.CDROM else f"remove {where}, or lead it elsewhere"
         raise BadFile(f"{where} is a link to {target}: {reason(error)}", hint=way) from None
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
         raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it has to be an image or a block device")

@@ -204,7 +204,7 @@ class VMDirectory:
 
         But LOCK, which is for whoever asks: a remark that makes no sense keeps no VM from coming up.
         """
-        wanted = [setting for setting in settings.SETTINGS if setting.file != "LOCK"]
+        wanted = [setting for setting in settings.SETTINGS if setting.file != settings.LOCK]
         values = {setting.file: self.read_setting(setting) for setting in wanted}
         return {file: value for file, value in values.items() if value is not None}
 

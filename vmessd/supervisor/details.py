@@ -12,12 +12,13 @@ from typing import NamedTuple
 from vmessd.core import names
 from vmessd.core.errors import VmessError, printable
 from vmessd.core.lifecycle import OFF
-from vmessd.core.models import Drive, Value, VMInfo, VMNic
+from vmessd.core.models.vms import Drive, Value, VMInfo
+from vmessd.core.models.wires import VMAddress, VMNic
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import Wire
 from vmessd.devices.network_cards import Wires
 from vmessd.network.links import Nic
-from vmessd.network.neighbours import USER_ADDRESS, Tables, VMAddress, of_interface
+from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
 from vmessd.qemu import command_line
 from vmessd.storage import blocking, images, vmdir
 from vmessd.storage.images import Disk

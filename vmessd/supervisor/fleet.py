@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from vmessd.core import refusals, settings, timetable
 from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError
 from vmessd.core.lifecycle import OFF, State
-from vmessd.core.models import FleetProgress, StopProgress
+from vmessd.core.models.progress import FleetProgress, FleetStep, StopProgress
 from vmessd.core.settings import Autostart
 from vmessd.storage import blocking
 from vmessd.supervisor.registry import Supervisor
@@ -107,7 +107,7 @@ class Fleet:
         if task.cancelled():
             raise Failed("not all VMs came up: they were told to go down again", hint="vmess list")
         await task
-        yield _step("", "off", done=True)
+        yield _step("", FleetStep.off, done=True)
 
     # -- Up --
 
@@ -132,12 +132,12 @@ class Fleet:
 
     async def _start(self, vm: str, uid: int | None, tell: Tell, places: asyncio.Semaphore) -> None:
         async with places:
-            tell(_step(vm, "starting"))
+            tell(_step(vm, FleetStep.starting))
             try:
                 machine = await self._supervisor.machine(vm)
                 async for progress in machine.start(uid):
                     if progress.done:
-                        tell(_step(vm, "running", pid=progress.pid))
+                        tell(_step(vm, FleetStep.running, pid=progress.pid))
             except VmessError as error:
                 log.warning("%s: it was to start with the host: %s", vm, error.message)
                 tell(_failure(vm, error))
@@ -310,24 +310,23 @@ async def _autostart(machine: Machine, patience: float = blocking.LOOK) -> Autos
     return value
 
 
-def _step(vm: str, step: str, *, done: bool = False, pid: int | None = None) -> FleetProgress:
+def _step(vm: str, step: FleetStep, *, done: bool = False, pid: int | None = None) -> FleetProgress:
     return FleetProgress(done, vm, step, pid, None, 0.0, forced=False, text=None, status=0)
 
 
 def _failure(vm: str, error: VmessError) -> FleetProgress:
-    return dataclasses.replace(_step(vm, "failed"), text=error.message, status=error.status)
+    return dataclasses.replace(_step(vm, FleetStep.failed), text=error.message, status=error.status)
 
 
 def _stop_step(vm: str, progress: StopProgress, cut: str) -> FleetProgress:
-    note = (progress.note or "").removeprefix(f"{vm}: ")
     return FleetProgress(
         done=False,
         vm=vm,
-        step="off" if progress.done else "stopping",
+        step=FleetStep.off if progress.done else FleetStep.stopping,
         pid=progress.pid,
         rung=progress.rung,
         grace=progress.grace,
         forced=progress.forced,
-        text=progress.text or "; ".join(words for words in (note, cut) if words) or None,
+        text=progress.text or "; ".join(words for words in (progress.note, cut) if words) or None,
         status=0,
     )

@@ -5,59 +5,18 @@ What is wrong with one of them is told of that one, and keeps nobody from the ot
 
 import asyncio
 import collections
-import dataclasses
-import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from vmessd.core.errors import Failed, VmessError, quoted, reason
-from vmessd.core.models import VMInfo, VMNic, VMStatus
-from vmessd.network.neighbours import VMAddress
+from vmessd.core.models.views import Aspect, Refusal, VMView
+from vmessd.core.models.vms import Explanation, VMStatus
 from vmessd.supervisor.details import Details
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.why import Explanation, explain
+from vmessd.vm.why import explain
 
 TOGETHER = 32
 """VMs that are looked at before the first of them was told; a slow one holds up those behind these."""
-
-
-class Aspect(enum.Enum):
-    """What is told of each VM, named as the member of a view that has it."""
-
-    status = "status"
-    info = "info"
-    nics = "nics"
-    addresses = "addresses"
-    why = "why"
-
-
-@dataclasses.dataclass(frozen=True)
-class Refusal:
-    """An error that is about one VM of several."""
-
-    error: str
-    """Name of the error in this interface: what the call for that VM alone would have failed with."""
-    message: str
-    hint: str | None
-
-    @classmethod
-    def of(cls, error: VmessError) -> Self:
-        """Return how an error is told."""
-        return cls(error.wire_name(), error.message, error.hint)
-
-
-@dataclasses.dataclass(frozen=True)
-class VMView:
-    """One VM: what was asked for, or why it cannot be told."""
-
-    vm: str
-    """As it was named in the call."""
-    refusal: Refusal | None = None
-    status: VMStatus | None = None
-    info: VMInfo | None = None
-    nics: list[VMNic] | None = None
-    addresses: list[VMAddress] | None = None
-    why: Explanation | None = None
 
 
 class Begin(Protocol):

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 from vmessd.core import names
+from vmessd.core.contract import METHODS, Method, Needs
 from vmessd.core.errors import (
     BadFile,
     InvalidValue,
     Locked,
     NoSuchVM,
+    NotRunning,
     TimedOut,
     VmessError,
     failing,
@@ -24,15 +26,17 @@ from vmessd.core.errors import (
     quoted,
 )
 from vmessd.core.lifecycle import OFF
-from vmessd.core.models import VMStatus
-from vmessd.core.settings import BY_FILE, DRIVES, SETTINGS
+from vmessd.core.models.events import Kind
+from vmessd.core.models.vms import VMStatus
+from vmessd.core.models.wires import Step
+from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
 from vmessd.core.wires import owner
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Hands
 from vmessd.devices.network_cards import Wires
 from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
-from vmessd.network.links import Step, root_name
+from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking, images, vmdir
@@ -44,7 +48,6 @@ from vmessd.supervisor.remains import Remains
 from vmessd.supervisor.sampler import Sampler
 from vmessd.vm import adoption
 from vmessd.vm.environment import Host
-from vmessd.vm.events import Kind
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
@@ -52,8 +55,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
-LOCK = BY_FILE["LOCK"]
-NEW = {"CPU": "best"}
+NEW = {CPU: "best"}
 """What is set in a VM that is made; in a directory that comes from elsewhere what is not said stays so."""
 AT_A_STRETCH = 32  # VMs that are looked at before others get their turn: some 1 ms
 LOCK_TIME = 1.0  # how long a stop waits for the LOCK file
@@ -318,7 +320,7 @@ class Supervisor:
         work = functools.partial(self.segments.delete, name)
         parts = names.tap_parts(name)
         if parts and await self._is_vm(parts[0]):
-            return await (await self.machine(parts[0])).change(work, stopped=True)
+            return await (await self.machine(parts[0])).change(work, stopped=_takes_off("NetDelete"))
         return await blocking.call(work)
 
     async def remove(self, name: str) -> str | None:
@@ -333,7 +335,7 @@ class Supervisor:
         remove = functools.partial(self._remove, machine.directory)
         self._removing.add(machine.vm)
         try:
-            note = await machine.change(remove, stopped=True, patience=remains.PATIENCE)
+            note = await machine.change(remove, stopped=_takes_off("Remove"), patience=remains.PATIENCE)
             if not await self._is_there(machine.directory):
                 await self._drop(machine)
         finally:
@@ -346,8 +348,8 @@ class Supervisor:
     async def lock(self, name: str, remark: str | None) -> None:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
         machine = await self.machine(name)
-        text = remark if remark is None else remark.strip() or "locked"
-        await machine.change(lambda: machine.home.write_setting(LOCK, text))
+        text = remark if remark is None else remark.strip()
+        await machine.change(lambda: machine.home.write_setting(BY_FILE[LOCK], text))
         self._remarks[machine.vm] = text
 
     async def check_unlocked(self, name: str, stops: bool = False) -> None:
@@ -367,8 +369,26 @@ class Supervisor:
             log.warning("%s: %s; it is stopped unless it was locked before", machine.vm, error.message)
             remark = self._remarks.get(machine.vm)
         if remark is not None:
-            shown = f": {remark}" if remark != "locked" else ""
+            shown = f": {remark}" if remark else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
+
+    async def check_needs(self, name: str, method: Method) -> None:
+        """Raise what keeps a VM from being in the state that a method needs, as far as can be told now.
+
+        Raises:
+            NotRunning: it would have to have a QEMU ...
+            AlreadyRunning: ... or none.
+            Locked: a process that cannot be told to be its QEMU has its directory.
+        """
+        machine = await self.machine(name)
+        if method.needs is Needs.off:
+            await machine.in_turn(stopped=True)
+        elif method.needs is Needs.on:
+            try:
+                machine.live()
+            except NotRunning as error:
+                hints = (error.hint, method.instead.format(vm=machine.vm))
+                raise NotRunning(error.message, hint="; ".join(hint for hint in hints if hint)) from None
 
     async def check_links(self, links: Sequence[str]) -> None:
         """Raise as :meth:`check_unlocked` where one of these links belongs to a VM that is locked."""
@@ -402,7 +422,7 @@ class Supervisor:
         row = next((row for row in SETTINGS if row.verb == setting), None)
         if row is not None:
             return _Change(lambda: directory.write_setting(row, value), live=row.live)
-        if setting == "cdrom":
+        if setting == names.CDROM:
             return _Change(lambda: images.set_cdrom(directory, value, self.host.account))
         if setting in names.DISKS:
             if value is None:
@@ -415,15 +435,23 @@ class Supervisor:
         raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
 
 
+def _takes_off(method: str) -> bool:
+    """Tell whether a method takes a VM that is off, by the contract."""
+    return METHODS[method].needs is Needs.off
+
+
 def _counts(machine: Machine) -> bool:
     """Tell whether a VM is one also if it has no directory: its QEMU is there, or may be."""
     return machine.state not in OFF or not machine.found.is_set()
 
 
 def _remark(machine: Machine) -> str | None:
-    """Return the remark a VM is locked with; one that runs without a directory can have none."""
+    """Return the remark a VM is locked with, which may be empty; None where it is not locked.
+
+    One that runs without a directory is not.
+    """
     try:
-        return machine.home.setting_text(LOCK.file)
+        return machine.home.setting_text(LOCK)
     except NoSuchVM:
         if machine.state in OFF:
             raise

@@ -8,12 +8,12 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vmessd.core.errors import InvalidValue, NotRunning, VmessError
 from vmessd.core.lifecycle import State
-from vmessd.core.models import VMStatus
+from vmessd.core.models.views import Sample, VMStats
+from vmessd.core.models.vms import VMStatus
 from vmessd.core.refusals import going_away
 from vmessd.network.links import Network
 from vmessd.qemu import usage
@@ -29,39 +29,6 @@ SHARED_FOR = 0.1
 """Seconds during which a look does for all who ask for one."""
 PATIENCE = 0.1
 """Seconds that QEMUs have to answer a question before a look is over without them."""
-
-
-@dataclass(frozen=True)
-class VMStats:
-    """How busy a VM is: what it did between two looks, in the mean. null: not known, or there is none."""
-
-    name: str
-    state: State
-    pid: int | None
-    uptime: float | None
-    """Seconds since QEMU was started."""
-    cpu: float | None
-    """Processors that QEMU kept busy: 1.0 is one of the host's all the time."""
-    rss: int | None
-    """Bytes of the host's memory that QEMU has."""
-    threads: int | None
-    read: float | None
-    """Bytes per second from the drives."""
-    written: float | None
-    received: float | None
-    """Bytes per second that came to the guest through its TAPs; a user-mode network has none."""
-    sent: float | None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """How busy all VMs are."""
-
-    time: float
-    """Seconds since 1970."""
-    interval: float
-    """Seconds since the look before, which the rates are over."""
-    vms: list[VMStats]
 
 
 class Gauges(NamedTuple):

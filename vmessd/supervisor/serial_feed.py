@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from vmessd.core.errors import NotRunning
 from vmessd.core.lifecycle import OFF, State
+from vmessd.core.models.consoles import SerialPiece
 from vmessd.core.records import ExitRecord
 from vmessd.storage import serial_stream
 from vmessd.storage.serial_stream import Chunk, Mark
@@ -19,20 +20,6 @@ CHUNK = 32 * 1024
 """Bytes told at once; more is not held for a reader, however slow it is."""
 PACE = 0.1
 """Seconds between looks at the log of a guest that says nothing."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SerialPiece:
-    """Some of what a VM printed."""
-
-    data: str
-    """The bytes in Base64 (RFC 4648); none in the first piece, which tells that the watch stands."""
-    mark: str
-    """The place behind it: with this as `since`, another call goes on from there."""
-    gap: bool
-    """What came before it is not in the log any more."""
-    ended: str | None
-    """In the last piece: how the run ended, in words."""
 
 
 def _begin(machine: Machine) -> Mark:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vmessd.core import shell
 from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError
-from vmessd.core.lifecycle import Reason, is_restarted
+from vmessd.core.lifecycle import IN_WORDS, Reason, is_restarted
 from vmessd.core.records import ExitRecord, Moment, RunRecord, boot_id
 from vmessd.qemu import command_line
 from vmessd.qemu.census import Sighting, under
@@ -363,8 +363,8 @@ def _record_unseen(directory: VMDirectory, record: RunRecord, victims: Counter) 
         last = ExitRecord(
             pid=record.pid,
             ticks=record.ticks,
-            reason=Reason.unseen.name,
-            text=Reason.unseen.value + killer,
+            reason=Reason.unseen,
+            text=IN_WORDS[Reason.unseen] + killer,
             status=None,
             asked_by=None,
             log=directory.log_tail(vmdir.QEMU_LOG, 0)[-LAST_LINES:],

@@ -11,7 +11,7 @@ from typing import Any
 
 from vmessd.core import refusals
 from vmessd.core.errors import Locked, VmessError
-from vmessd.core.lifecycle import Event, State
+from vmessd.core.lifecycle import Action, Event, State, transition
 from vmessd.core.records import ExitRecord
 from vmessd.qemu.session import Session, Timing
 from vmessd.storage import vmdir
@@ -33,6 +33,7 @@ class Custody(abc.ABC):
         self.vm = directory.vm
         self.directory = directory
         self.state = State.stopped
+        """Where it is in its life; see :meth:`_pass`."""
         self.last_exit: ExitRecord | None = None
         self.found = asyncio.Event()
         """Set once it is known whether an earlier daemon's QEMU lives, and it is held if so."""
@@ -53,6 +54,11 @@ class Custody(abc.ABC):
         self._starters: list[Request] = []
         self._stoppers: list[Request] = []
 
+    def _pass(self, event: Event) -> Action:
+        """Go where an event leads by the table, and return what is to be done. Nothing else sets the state."""
+        self.state, action = transition(self.state, event)
+        return action
+
     @abc.abstractmethod
     async def _react(self, message: Happening) -> None:
         """Handle a message."""
@@ -61,9 +67,13 @@ class Custody(abc.ABC):
     async def _rest_if_wanted(self) -> None:
         """Have the VM started again where its last exit says so."""
 
-    async def in_turn(self) -> None:
-        """Wait until all that has reached the VM until now was handled."""
-        await self._inbox.change(None, stopped=False, patience=0.0)
+    async def in_turn(self, *, stopped: bool = False) -> None:
+        """Wait until all that has reached the VM until now was handled.
+
+        Raises:
+            AlreadyRunning: `stopped` was asked for and the VM is not.
+        """
+        await self._inbox.change(None, stopped=stopped, patience=0.0)
 
     def _in_the_way(self) -> VmessError | None:
         """Return why nothing can be done about a VM that is held."""

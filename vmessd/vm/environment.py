@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from vmessd.core.errors import NotPermitted
+from vmessd.core.models.events import Kind
 from vmessd.core.settings import SETTINGS
 from vmessd.network.displays import Displays
 from vmessd.network.duplicate_macs import Duplicates
@@ -16,7 +17,7 @@ from vmessd.qemu.census import Census
 from vmessd.qemu.credentials import Account
 from vmessd.qemu.oom import Kills
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm.events import Events, Kind
+from vmessd.vm.events import Events
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ What a guest can cause as often as it likes is told at once the first time, and 
 import asyncio
 import collections
 import dataclasses
-import enum
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -15,72 +14,12 @@ from typing import Any, NamedTuple, Self
 
 from vmessd.core.errors import Failed, quoted
 from vmessd.core.lifecycle import State
-from vmessd.core.models import Exit
+from vmessd.core.models.events import Kind, VMEvent
 
 QUEUE = 1024
 """Events a watcher may leave unread."""
 CALM = 1.0
 """Seconds in which the same event of one QEMU is told once, and how often it came."""
-
-
-class Kind(enum.Enum):
-    """What sort of event it is."""
-
-    watching = "watching"
-    """The first one: from here on everything is told. It is about no VM."""
-    now = "now"
-    """The state a VM has when the watching begins."""
-    state = "state"
-    """A VM has come from one state into another."""
-    start = "start"
-    """A QEMU runs, or was found running."""
-    stop = "stop"
-    """A stop has come to a rung of its ladder."""
-    exit = "exit"
-    """A QEMU has ended."""
-    restart = "restart"
-    """What the restart policy makes of that: a start to come, or none any more."""
-    qemu = "qemu"
-    """An event of QEMU's own (QMP), such as RESET or BLOCK_IO_ERROR."""
-    wires = "wires"
-    """Interfaces, cables or forwarded ports were changed."""
-    setting = "setting"
-    lock = "lock"
-    """A VM was locked or unlocked."""
-    vnc = "vnc"
-    """A viewer is waited for, has come, or has not."""
-    console = "console"
-    """Somebody is attached to the serial console, or is no more."""
-    made = "made"
-    removed = "removed"
-
-
-@dataclasses.dataclass(frozen=True)
-class VMEvent:
-    """One thing that happened."""
-
-    number: int
-    """Counted over all VMs since the daemon began; of `watching` and `now`, the last one before them."""
-    time: float
-    """Seconds since 1970, by the wall clock."""
-    monotonic: float
-    """Seconds by CLOCK_MONOTONIC, which nobody sets."""
-    vm: str
-    event: Kind
-    text: str
-    """The same in words: one line, escaped."""
-    state: State | None
-    """Of `state`, `now`."""
-    before: State | None
-    """Of `state`."""
-    uid: int | None
-    """Who asked for it."""
-    pid: int | None
-    """Of the QEMU it is about."""
-    exit: Exit | None
-    """Of `exit`."""
-    count: int
-    """How many it stands for: an event of QEMU's that came again and again is told once a second."""
 
 
 class Moment(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmessd.core.errors import VmessError, printable
+from vmessd.core.words import Runstate
 from vmessd.qemu.monitor import CommandRefused, Image
 from vmessd.qemu.session import Session
 from vmessd.storage.blocking import Lane
@@ -54,9 +55,9 @@ class Space:
     def hear(self, runstate: str) -> bool:
         """Note how the guest is; tell whether it is time to :meth:`look`."""
         now = asyncio.get_running_loop().time()
-        if runstate != "running":
+        if runstate != Runstate.running:
             self._running_since = None
-            return runstate == "io-error" and now >= self._next
+            return runstate == Runstate.io_error and now >= self._next
         if self._running_since is None:
             self._running_since = now
         elif self._lacking is not None and now - self._running_since >= STEADY:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from vmessd.core import refusals, settings
 from vmessd.core.errors import Locked, StartFailed, TimedOut, VmessError
-from vmessd.core.lifecycle import RUNG_TIME, Ending, Event, Reason, Rung, State, Step, classify
-from vmessd.core.models import StopProgress
+from vmessd.core.lifecycle import RUNG_TIME, Ending, Event, Policy, Reason, Rung, State, Step, classify
+from vmessd.core.models.progress import StopProgress
 from vmessd.core.records import TEXT_LIMIT, ExitRecord, Moment
+from vmessd.core.words import Runstate
 from vmessd.qemu.monitor import CommandRefused, MonitorLost
 from vmessd.qemu.session import Session
 from vmessd.storage import vmdir
@@ -28,17 +29,17 @@ from vmessd.vm.launcher import LAST_LINES, Launched, restart_policy, shorten_log
 
 log = logging.getLogger(__name__)
 
-ASLEEP = "suspended"
+ASLEEP = Runstate.suspended
 """The runstate of a guest in S3; only `system_wakeup` ends it."""
 WAKE_TIME = 1.5
 """Seconds after which the button is pressed again for a guest that was woken: Linux takes about one."""
-STANDING_STILL = ("paused", "io-error", "watchdog")  # runstates that `cont` ends
+STANDING_STILL = (Runstate.paused, Runstate.io_error, Runstate.watchdog)  # `cont` ends them
 
 
 _GUEST_EVENTS = {
-    "RESUME": (Event.runs, "running"),
-    "WAKEUP": (Event.runs, "running"),
-    "STOP": (Event.halts, "paused"),
+    "RESUME": (Event.runs, Runstate.running),
+    "WAKEUP": (Event.runs, Runstate.running),
+    "STOP": (Event.halts, Runstate.paused),
     "SUSPEND": (Event.halts, ASLEEP),
 }
 LAUNCH_TIME = 15.0
@@ -213,7 +214,7 @@ class Stop:
         return StopProgress(
             done=False,
             pid=pid,
-            rung=self.rung.value,
+            rung=self.rung,
             elapsed=asyncio.get_running_loop().time() - self._began,
             grace=self.grace,
             forced=False,
@@ -345,7 +346,7 @@ class Run:
 
     def learn(self, runstate: str) -> None:
         """Note how QEMU says the guest is; one that waits for space goes on when there is some."""
-        if runstate == "internal-error" != self.runstate:
+        if runstate == Runstate.internal_error != self.runstate:
             log.warning("%s: QEMU gave the guest up (%s); qemu.log says more", self.vm, runstate)
         self.runstate = runstate
         if self.space.hear(runstate) and self.stop is None:
@@ -384,7 +385,7 @@ class Run:
         said = directory.log_tail(vmdir.QEMU_LOG, self.launched.log_start)[-LAST_LINES:]
         record = restart.judge(
             self._with_words(known, said),
-            "no" if self.stop is not None or self.launched.record.stopping else restart_policy(directory),
+            Policy.no if self.stop is not None or self.launched.record.stopping else restart_policy(directory),
             lasted=known.when.uptime - self.launched.record.since.uptime,
             ran=self.ran,
         )
@@ -429,7 +430,7 @@ class Run:
         return ExitRecord(
             pid=self.pid,
             ticks=self.launched.process.ticks,
-            reason=reason.name,
+            reason=reason,
             text=text,
             status=status,
             asked_by=self.stop.uid if self.stop else None,
@@ -442,7 +443,7 @@ class Run:
     def _with_words(self, record: ExitRecord, said: list[str]) -> ExitRecord:
         """Return the record with what QEMU said at last, which may be the reason."""
         text = record.text
-        if record.reason in (Reason.refused.name, Reason.failed.name):
+        if record.reason in (Reason.refused, Reason.failed):
             words = "; ".join(_reason_in(line) for line in said)
             text = f"{text}: {words or f'exit status {record.status}, and not a word'}"[:TEXT_LIMIT]
         return dataclasses.replace(record, text=text, log=said)
@@ -537,12 +538,12 @@ async def grace_of(directory: VMDirectory, files: Lane) -> tuple[float, str | No
     return float(settings.GRACE_DEFAULT if value is None else value), None
 
 
-async def policy_of(directory: VMDirectory, files: Lane) -> str:
+async def policy_of(directory: VMDirectory, files: Lane) -> Policy:
     """Return the restart policy; of a VM whose files do not answer, the one that had it tried."""
     try:
         return await files.aside(functools.partial(restart_policy, directory), GRACE_TIME)
     except VmessError:
-        return "always"
+        return Policy.always
 
 
 def stopped(run: Run | None, exit_record: ExitRecord | None) -> StopProgress:
@@ -550,7 +551,7 @@ def stopped(run: Run | None, exit_record: ExitRecord | None) -> StopProgress:
     text = exit_record.text if run is not None and exit_record is not None else None
     if run is None or run.stop is None or exit_record is None:
         return StopProgress(True, run.pid if run else None, None, 0.0, 0.0, False, text, None)
-    forced = run.stop.gentle and exit_record.reason == Reason.forced.name
+    forced = run.stop.gentle and exit_record.reason == Reason.forced
     return dataclasses.replace(run.stop.progress(run.pid), done=True, forced=forced, text=text)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmessd.core.lifecycle import RESTARTS_MAX, Event, State
-from vmessd.core.models import Exit
+from vmessd.core.models.events import Kind
+from vmessd.core.models.vms import Exit
 from vmessd.core.records import ExitRecord, RunRecord
-from vmessd.vm.events import Events, Kind
+from vmessd.vm.events import Events
 from vmessd.vm.instance import Run
 from vmessd.vm.mailbox import Happening
 from vmessd.vm.restart import CALLED_OFF, Pending

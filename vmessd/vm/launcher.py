@@ -14,6 +14,7 @@ from typing import Any
 
 from vmessd.core import names, shell
 from vmessd.core.errors import Failed, VmessError, failing
+from vmessd.core.lifecycle import Policy
 from vmessd.core.records import Moment, RunRecord
 from vmessd.core.settings import BY_FILE
 from vmessd.network import taps
@@ -191,7 +192,7 @@ def _log(directory: VMDirectory, name: str, ours: contextlib.ExitStack) -> int:
 
 def _check_policy(directory: VMDirectory, tries: int) -> None:
     """Raise Failed where a restart is not wanted any more."""
-    if tries and restart_policy(directory) == "no":
+    if tries and restart_policy(directory) is Policy.no:
         raise Failed("its RESTART file does not want it any more")
 
 
@@ -235,10 +236,10 @@ def sweep_quietly(directory: VMDirectory) -> None:
         directory.sweep()
 
 
-def restart_policy(directory: VMDirectory) -> str:
+def restart_policy(directory: VMDirectory) -> Policy:
     """Return what the RESTART file says; `no` where it makes no sense, which is logged."""
     try:
-        return directory.read_setting(BY_FILE["RESTART"]) or "no"
+        return Policy(directory.read_setting(BY_FILE["RESTART"]) or Policy.no)
     except VmessError as error:
         log.warning("%s: %s; it is not restarted", directory.vm, error.message)
-        return "no"
+        return Policy.no

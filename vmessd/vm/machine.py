@@ -12,10 +12,13 @@ from typing import Any, TypeVar
 
 from vmessd.core import refusals
 from vmessd.core.errors import StartFailed
-from vmessd.core.lifecycle import OFF, Action, Event, State, by_force, ladder, transition
-from vmessd.core.models import Exit, StartProgress, StopProgress, VMStatus
+from vmessd.core.lifecycle import OFF, Action, Event, Policy, State, by_force, ladder
+from vmessd.core.models.progress import StartProgress, StopProgress
+from vmessd.core.models.vms import Exit, VMStatus
 from vmessd.core.records import ExitRecord, RunRecord
+from vmessd.core.words import Runstate
 from vmessd.network import displays
+from vmessd.qemu import monitor
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
@@ -29,7 +32,10 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-DEAF_RUNSTATES = ("shutdown", "guest-panicked")  # no guest is there any more to hear the power button
+DEAF_RUNSTATES = (
+    Runstate.shutdown,
+    Runstate.guest_panicked,
+)  # no guest is there any more to hear the power button
 NOTE_TIME = 2.0
 """Seconds that a note on the last end may take; what takes longer is done when the files answer."""
 END_TIME = 5.0
@@ -205,9 +211,7 @@ class Machine(Mending):
             return
         if self._run is not None and message.runstate is not None:
             self._run.learn(message.runstate)
-        after, action = transition(self.state, message.event)
-        if action is not Action.bury:  # which is done only when the exit is on record
-            self.state = after
+        action = self._pass(message.event)
         self._journal.state(self.state, message)
         if self._run is not None:
             self._run.take_note(message.event, self.state)
@@ -275,7 +279,7 @@ class Machine(Mending):
 
     async def _let_it_run(self, run: Run) -> None:
         await self.prepare()
-        await run.let_it_run(lambda: self._inbox.happen(Event.runs, "running", of=run))
+        await run.let_it_run(lambda: self._inbox.happen(Event.runs, Runstate.running, of=run))
 
     async def _started(self, _message: Happening) -> None:
         if self._run is None:
@@ -387,12 +391,14 @@ class Machine(Mending):
                 once_more = self._may_try_another_display(run, self.last_exit)
                 user = self._host.account.name if self._host.account.entry else None
                 accel = run.launched.record.accel
-                error = run.error or refusals.not_started(self.vm, self.last_exit.text, user, accel)
+                error = run.error or refusals.not_started(
+                    self.vm, self.last_exit, user, accel, denied=monitor.says_denied(self.last_exit.log)
+                )
             elif self.last_exit is not None and (self._tries or (self._stoppers and self.last_exit.again)):
-                policy = "no" if self._stoppers else await policy_of(self.directory, self.files)
+                policy = Policy.no if self._stoppers else await policy_of(self.directory, self.files)
                 await self._note_exit(restart.judge_failure(self.last_exit, policy, error.message))
         finally:
-            self.state = State.stopped
+            self._pass(Event.buried)
             if run is not None:
                 run.over.set()
                 run.launched.process.close()
@@ -409,7 +415,7 @@ class Machine(Mending):
 
     def _may_try_another_display(self, run: Run, ended: ExitRecord) -> bool:
         """Tell whether a start failed only because somebody took its VNC port just then."""
-        if run.ran or run.stop is not None or not self._starters or not displays.was_lost(ended.log):
+        if run.ran or run.stop is not None or not self._starters or not monitor.says_display_taken(ended.log):
             self._lost_displays = 0
             return False
         self._lost_displays += 1
@@ -452,7 +458,7 @@ class Machine(Mending):
         if self.last_exit is not None:
             await self._note_exit(dataclasses.replace(self.last_exit, again=False, note=restart.CALLED_OFF))
         self._journal.called_off(message.asker().uid)
-        tell([message.asker()], StopProgress.of_rest(f"{self.vm}: {restart.CALLED_OFF}"))
+        tell([message.asker()], StopProgress.of_rest(restart.CALLED_OFF))
 
     async def _note_exit(self, record: ExitRecord) -> None:
         self.last_exit = record

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from vmessd.core.errors import NoSuchVM, VmessError
 from vmessd.core.lifecycle import Event
-from vmessd.core.models import StartProgress, StopProgress
+from vmessd.core.models.progress import StartProgress, StopProgress
 from vmessd.vm.launcher import Launched
 
 _T = TypeVar("_T")

@@ -72,7 +72,7 @@ class Mending(Custody):
             self._adopt(cause.launched)
             cause.launched = None
             if self.state in (*OFF, State.held):
-                self.state = State.unresponsive
+                self._pass(Event.found)
         if self._run is not None:
             await self._mend_run(self._run, cause)
         elif self.state is State.held:

@@ -67,8 +67,7 @@ class Search:
     def go_on(self, doubt: VmessError, every: float, again: Callable[[], Awaitable[None]]) -> None:
         """Have `again` called, which looks, so many seconds after it was over the last time."""
         before, self.doubt = self.doubt, doubt
-        hangs_still = isinstance(before, TimedOut) and isinstance(doubt, TimedOut)
-        if not hangs_still and (before is None or before.message != doubt.message):
+        if type(before) is not type(doubt):
             log.warning("%s: %s; it is looked at again until that is over", self._directory.vm, doubt.message)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(_repeat(every, again))

@@ -4,35 +4,35 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 
-from vmessd.core.lifecycle import RESTARTS_MAX, STEADY, Reason, is_restarted, pause
-from vmessd.core.models import Restart
+from vmessd.core.lifecycle import RESTARTS_MAX, STEADY, Policy, Reason, is_restarted, pause
+from vmessd.core.models.vms import Restart
 from vmessd.core.records import ExitRecord, Moment, boot_id
 
 GIVEN_UP = f"given up after {RESTARTS_MAX} restarts"
 CALLED_OFF = "its restart was called off"
 
 
-def judge(record: ExitRecord, policy: str, *, lasted: float, ran: bool) -> ExitRecord:
+def judge(record: ExitRecord, policy: Policy, *, lasted: float, ran: bool) -> ExitRecord:
     """Return the record of an end with what follows from it by the VM's restart policy.
 
     Args:
         record: with the restarts in a row that led to the run.
-        policy: no, on-crash or always.
+        policy: what RESTART says.
         lasted: seconds QEMU was there.
         ran: the guest did run. A first start that comes to nothing is for whoever asked to try again.
     """
     tries = 0 if lasted >= STEADY else _bounded(record.tries)
-    wanted = is_restarted(policy, _reason(record)) and (ran or record.tries > 0)
+    wanted = is_restarted(policy, Reason.of(record.reason)) and (ran or record.tries > 0)
     return _decided(record, tries, wanted=wanted, note=None)
 
 
-def judge_failure(record: ExitRecord, policy: str, words: str) -> ExitRecord:
+def judge_failure(record: ExitRecord, policy: Policy, words: str) -> ExitRecord:
     """Return the record of the last end after a restart that came to nothing, for lack of a bridge say."""
-    if policy == "no":
+    if policy is Policy.no:
         return dataclasses.replace(record, again=False, note=CALLED_OFF)
     tries = _bounded(record.tries) + 1
     note = f"restart {tries} of {RESTARTS_MAX} failed: {words}"
-    return _decided(record, tries, wanted=is_restarted(policy, _reason(record)), note=note)
+    return _decided(record, tries, wanted=is_restarted(policy, Reason.of(record.reason)), note=note)
 
 
 def is_due(record: ExitRecord) -> bool:
@@ -60,10 +60,6 @@ def _order(when: Moment) -> tuple[bool, float]:
 
 def _bounded(tries: int) -> int:
     return min(max(tries, 0), RESTARTS_MAX)
-
-
-def _reason(record: ExitRecord) -> Reason:
-    return Reason.__members__.get(record.reason, Reason.unknown)
 
 
 def _decided(record: ExitRecord, tries: int, *, wanted: bool, note: str | None) -> ExitRecord:

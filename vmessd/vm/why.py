@@ -1,47 +1,18 @@
 """Why a VM is as it is: all that is on record of its last end, and what comes of it."""
 
 import contextlib
-import dataclasses
 import functools
 import pwd
 
 from vmessd.core.errors import VmessError
-from vmessd.core.models import VMStatus
+from vmessd.core.lifecycle import Policy
+from vmessd.core.models.vms import End, Explanation
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.core.settings import BY_FILE
 from vmessd.storage import serial_stream
 from vmessd.vm.machine import Machine
 
 CONSOLE_LINES = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class End:
-    """What is on record of a run that ended, besides what `status.last_exit` has."""
-
-    pid: int
-    when: float
-    """Seconds since 1970, by the wall clock of then."""
-    user: str | None
-    """Name of the user who asked for it, where there is such a user."""
-    tries: int
-    """Restarts in a row that led to it."""
-    console: list[str]
-    """The last lines the guest printed on its serial port, escaped."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """Why a VM is as it is."""
-
-    status: VMStatus
-    """In `last_exit`: how the last run ended, who asked for it, QEMU's exit status and last words."""
-    end: End | None
-    """None where it never ended."""
-    policy: str
-    """no, on-crash or always: what RESTART says."""
-    autostart: bool
-    """It comes up with the host."""
 
 
 async def explain(machine: Machine) -> Explanation:
@@ -53,13 +24,13 @@ async def explain(machine: Machine) -> Explanation:
             return Explanation(machine.status(), end, policy, autostart)
 
 
-def _read(machine: Machine, record: ExitRecord | None) -> tuple[End | None, str, bool]:
+def _read(machine: Machine, record: ExitRecord | None) -> tuple[End | None, Policy, bool]:
     """Return how a run ended, the restart policy, and whether the VM comes up with the host; blocks."""
-    autostart, policy = None, "no"
+    autostart, policy = None, Policy.no
     with contextlib.suppress(VmessError):
         autostart = machine.directory.read_setting(BY_FILE["AUTOSTART"])
     with contextlib.suppress(VmessError):  # a file that makes no sense is for the log when it is to count
-        policy = machine.directory.read_setting(BY_FILE["RESTART"]) or policy
+        policy = Policy(machine.directory.read_setting(BY_FILE["RESTART"]) or policy)
     end = _end(machine, record, machine.record()) if record is not None else None
     return end, policy, autostart is not None
 

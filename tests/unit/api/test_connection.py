@@ -24,7 +24,8 @@ from vmessd.api.audit import Audit, Peer
 from vmessd.api.budgets import MEMBER, Account
 from vmessd.api.connection import Connection, Gate, Hangups
 from vmessd.api.interface import VmessInterface
-from vmessd.core.errors import INTERFACE, Locked, Unreachable
+from vmessd.core.contract import METHODS, Method
+from vmessd.core.errors import INTERFACE, Locked, NotRunning, Unreachable
 from vmessd.vm.events import Events
 
 PEER = Peer(7, 1000, 1000)
@@ -64,6 +65,10 @@ class Supervisor:
         for link in links:
             await self.check_unlocked(link, False)
 
+    async def check_needs(self, vm: str, _method: Method) -> None:
+        if vm.startswith("off"):
+            raise NotRunning(f"VM not running: {vm}")
+
     async def machine(self, _name: str) -> Any:
         return self
 
@@ -89,7 +94,9 @@ class Bench:
         self.account = Account(PEER.uid, MEMBER, set())
         self.hangups = Hangups()
         self.ended = asyncio.Event()
-        gate = Gate(self.supervisor.check_unlocked, self.supervisor.check_links, Audit())
+        gate = Gate(
+            self.supervisor.check_unlocked, self.supervisor.check_links, self.supervisor.check_needs, Audit()
+        )
         self.connection = Connection(ours, PEER, self.account, gate=gate, ended=self._ended)
         self.connection.interfaces = self._interfaces
         self.hangups.watch(ours.fileno(), self.connection.left)
@@ -255,6 +262,15 @@ async def test_a_locked_vm_refuses_before_anything_is_begun() -> None:
         ):
             made.send(method, **parameters)
             assert (await made.receive())["error"] == f"{INTERFACE}.Locked", method
+        assert made.supervisor.seen == []
+
+
+@pytest.mark.parametrize("name", ["Suspend", "Resume", "Reset", "Screenshot", "Console", "Remove"])
+async def test_a_vm_in_another_state_refuses_before_anything_is_begun(name: str) -> None:
+    assert METHODS[name].needs is not None
+    async with bench() as made:
+        made.send(name, vm="off0", **({"steal": False} if name == "Console" else {}))
+        assert (await made.receive())["error"] == f"{INTERFACE}.NotRunning"
         assert made.supervisor.seen == []
 
 

@@ -7,9 +7,10 @@ import pytest
 from asyncvarlink.conversion import FileDescriptorVarlinkType
 from asyncvarlink.interface import varlinksignature
 
+from vmessctl.cli.verbs import COMMANDS
 from vmessd.api.audit import words
 from vmessd.api.interface import VmessInterface
-from vmessd.core.contract import METHODS, Cost, Effect, Method
+from vmessd.core.contract import METHODS, Cost, Effect, Method, Needs
 
 SIGNATURES = {
     name: signature
@@ -30,6 +31,20 @@ def test_a_row_is_about_parameters_that_there_are(name: str) -> None:
     assert "vm" not in parameters or row.about == "vm"
     naming = {"interface", "interfaces"} & parameters.keys() if "vm" not in parameters else set()
     assert {row.links} - {None} == naming, "a VM's links stay as they are while it is locked"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_needs_a_state_of_a_vm_or_of_the_vm_of_a_link(name: str) -> None:
+    row = METHODS[name]
+    assert row.needs is None or row.about == "vm" or row.links is not None
+    assert not row.instead or row.needs is Needs.on
+
+
+def test_what_the_client_offers_for_a_state_is_what_methods_take() -> None:
+    offered = {command.method: command.wants for command in COMMANDS if command.wants in ("on", "off")}
+    needed = {name: row.needs.name for name, row in METHODS.items() if row.needs and row.about == "vm"}
+    in_the_table = {name: state for name, state in needed.items() if name != "Console"}
+    assert offered == in_the_table | {"Start": "off", "Stop": "on"}, "these the table of transitions answers"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from vmessd.core import lifecycle
-from vmessd.core.lifecycle import Action, Ending, Event, Reason, Rung, State, Step, classify, transition
+from vmessd.core.lifecycle import Action, Ending, Event, Policy, Reason, Rung, State, Step, classify, transition
 
 # Rows are states, columns events, a cell is the next state and the action; "=" is the same state and
 # "." is "= nothing". Written without a look at the code's table: to change one is to change both.
@@ -33,22 +33,22 @@ stopping      .                 .                 .                 .
               lost              rung              refused           exited
 stopped       .                 .                 .                 .
 waiting       .                 .                 .                 .
-starting      =/reconnect       .                 stopped/bury      stopped/bury
-running       unresponsive/reconnect  .           stopped/bury      stopped/bury
-paused        unresponsive/reconnect  .           stopped/bury      stopped/bury
-unresponsive  =/reconnect       .                 stopped/bury      stopped/bury
+starting      =/reconnect       .                 =/bury            =/bury
+running       unresponsive/reconnect  .           =/bury            =/bury
+paused        unresponsive/reconnect  .           =/bury            =/bury
+unresponsive  =/reconnect       .                 =/bury            =/bury
 held          .                 .                 .                 .
-stopping      =/reconnect       =/climb           stopped/bury      stopped/bury
+stopping      =/reconnect       =/climb           =/bury            =/bury
 
-              pause             again             amiss
-stopped       waiting/rest      .                 =/mend
-waiting       .                 starting/spawn    =/mend
-starting      .                 .                 =/mend
-running       .                 .                 =/mend
-paused        .                 .                 =/mend
-unresponsive  .                 .                 =/mend
-held          .                 .                 =/mend
-stopping      .                 .                 =/mend
+              pause             again             amiss             buried
+stopped       waiting/rest      .                 =/mend            .
+waiting       .                 starting/spawn    =/mend            .
+starting      .                 .                 =/mend            stopped/nothing
+running       .                 .                 =/mend            stopped/nothing
+paused        .                 .                 =/mend            stopped/nothing
+unresponsive  .                 .                 =/mend            stopped/nothing
+held          .                 .                 =/mend            .
+stopping      .                 .                 =/mend            stopped/nothing
 
               spawned           late
 stopped       .                 .
@@ -110,11 +110,11 @@ def test_only_a_vm_that_is_off_is_spawned() -> None:
     assert OFF == lifecycle.OFF
 
 
-def test_a_vm_is_off_only_when_its_process_is_gone() -> None:
+def test_a_vm_is_off_only_when_the_end_of_its_process_is_on_record() -> None:
     ways = {
         event for state, event in PAIRS if state not in OFF and transition(state, event)[0] in lifecycle.OFF
     }
-    assert ways == {Event.exited, Event.refused, Event.free}
+    assert ways == {Event.buried, Event.free}
 
 
 def test_what_is_held_is_neither_started_nor_stopped_while_it_is() -> None:
@@ -129,7 +129,8 @@ def test_what_is_held_is_neither_started_nor_stopped_while_it_is() -> None:
 
 def test_the_end_of_the_process_stops_a_vm_in_any_state_and_buries_it_once() -> None:
     for state in set(State) - OFF - {State.held}:
-        assert transition(state, Event.exited) == (State.stopped, Action.bury)
+        assert transition(state, Event.exited) == (state, Action.bury)
+        assert transition(state, Event.buried) == (State.stopped, Action.nothing)
     for state in {*OFF, State.held}:
         assert transition(state, Event.exited) == (state, Action.nothing)
 
@@ -152,7 +153,7 @@ CRASHES = (Reason.signalled, Reason.failed, Reason.refused, Reason.panicked, Rea
 
 @pytest.mark.parametrize("reason", Reason)
 def test_each_policy_restarts_what_it_says(reason: Reason) -> None:
-    restarted = [lifecycle.is_restarted(policy, reason) for policy in ("no", "on-crash", "always")]
+    restarted = [lifecycle.is_restarted(policy, reason) for policy in Policy]
     assert restarted == [False, reason in CRASHES, True]
 
 

@@ -7,7 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vmessd.core import names
-from vmessd.network.neighbours import Tables, VMAddress, behind, link_local, of_interface
+from vmessd.core.models.wires import VMAddress
+from vmessd.network.neighbours import Tables, behind, link_local, of_interface
 from vmessd.network.rtnetlink import Neighbour
 
 MAC = names.mac("newvm0", 0)

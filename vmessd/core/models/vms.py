@@ -1,12 +1,13 @@
-"""What a VM looks like from outside: the records that go over the control socket.
+"""What a VM looks like from outside: how it is, what it consists of, why it ended. Pure.
 
-Durations are in seconds and sizes in bytes. Field names are wire names and stay.
+Durations are in seconds and sizes in bytes.
 """
 
 import dataclasses
 from typing import Self
 
-from vmessd.core.lifecycle import State
+from vmessd.core.lifecycle import Policy, Reason, State
+from vmessd.core.models.wires import VMNic
 from vmessd.core.records import ExitRecord
 
 
@@ -14,8 +15,7 @@ from vmessd.core.records import ExitRecord
 class Exit:
     """How the last run of a VM ended."""
 
-    reason: str
-    """Name of a lifecycle.Reason: powered_off, powered_down, reset, panicked, quit, forced ..."""
+    reason: Reason
     text: str
     """The same in words."""
     age: float
@@ -33,7 +33,7 @@ class Exit:
     def of(cls, record: ExitRecord) -> Self:
         """Return what an exit record says, as of now."""
         return cls(
-            reason=record.reason,
+            reason=Reason.of(record.reason),
             text=record.text,
             age=record.when.age(),
             status=record.status,
@@ -88,31 +88,6 @@ class Drive:
 
 
 @dataclasses.dataclass(frozen=True)
-class VMNic:
-    """One interface of a VM."""
-
-    index: int
-    """Counted from 0."""
-    tap: str | None
-    """Name of its TAP; None for QEMU's user-mode network."""
-    mac: str
-    wire: str
-    """What it is plugged into, as `ifadd` takes it: a bridge, `-`, or `user` with its forwarded ports."""
-    present: bool
-    """The TAP exists."""
-    leaving: bool
-    """It is being unplugged: the guest has not let go of it."""
-    cable: bool | None
-    """Its cable is in: `cable` pulls it. None where that cannot be known."""
-    difference: str | None
-    """In what the host's links differ from the NICS file, in words."""
-    duplicate: str | None
-    """That and where its MAC was heard in its bridge, but not behind its TAP, in words."""
-    mac_later: str | None
-    """The MAC that it has from the VM's next start on, where that is another one."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Value:
     """One setting of a VM as its file has it."""
 
@@ -146,58 +121,29 @@ class VMInfo:
 
 
 @dataclasses.dataclass(frozen=True)
-class StartProgress:
-    """A step of a start: first the command line, at the end the process."""
+class End:
+    """What is on record of a run that ended, besides what `status.last_exit` has."""
 
-    done: bool
-    pid: int | None
-    command: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class StopProgress:
-    """A step of a stop: a rung of the ladder, at the end how it ended."""
-
-    done: bool
-    pid: int | None
-    rung: str | None
-    """power button, QMP quit, SIGTERM or SIGKILL."""
-    elapsed: float
-    """Seconds since the stop began."""
-    grace: float
-    """Seconds the guest has in all before it is forced."""
-    forced: bool
-    """A graceful stop that did not do: force had to be used."""
-    text: str | None
-    """How it ended, in words."""
-    note: str | None
-    """What else there is to say, such as that the STOP file makes no sense."""
-
-    @classmethod
-    def of_rest(cls, note: str) -> Self:
-        """Return the only step of a stop where there was no QEMU to stop."""
-        return cls(True, None, None, 0.0, 0.0, False, None, note)
+    pid: int
+    when: float
+    """Seconds since 1970, by the wall clock of then."""
+    user: str | None
+    """Name of the user who asked for it, where there is such a user."""
+    tries: int
+    """Restarts in a row that led to it."""
+    console: list[str]
+    """The last lines the guest printed on its serial port, escaped."""
 
 
 @dataclasses.dataclass(frozen=True)
-class FleetProgress:
-    """A step of bringing all VMs up or down."""
+class Explanation:
+    """Why a VM is as it is."""
 
-    done: bool
-    """The last step; nothing else is said in it."""
-    vm: str
-    step: str
-    """`starting`, `running`, `stopping`, `off` or `failed`."""
-    pid: int | None
-    rung: str | None
-    """Of a stop: power button, QMP quit, SIGTERM or SIGKILL."""
-    grace: float
-    """Of a stop: seconds the guest has in all before it is forced."""
-    forced: bool
-    """Force had to be used."""
-    text: str | None
-    """How a stop ended, or why it failed, in words."""
-    status: int
-    """Exit status that belongs to a failure."""
-    left: float | None = None
-    """Of a shutdown: seconds in which all VMs are to be off."""
+    status: VMStatus
+    """In `last_exit`: how the last run ended, who asked for it, QEMU's exit status and last words."""
+    end: End | None
+    """None where it never ended."""
+    policy: Policy
+    """What RESTART says."""
+    autostart: bool
+    """It comes up with the host."""
