@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from conftest import TESTS, Daemon, own
 
-from vmessctl import app, client, notation
+from vmessctl import app, client, light_json
 from vmessctl.cli import helptext, verbs
 from vmessctl.cli.grammar import parse
 from vmessctl.cli.verbs import BY_VERB, COMMANDS
@@ -918,7 +918,7 @@ class Answering:
         self.closed = 0
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
-        notation.dumps(parameters)  # raises where it cannot go over the wire
+        light_json.dumps(parameters)  # raises where it cannot go over the wire
         self.calls.append((method, parameters))
         if isinstance(self.answer, VmessError):
             raise self.answer
@@ -1167,11 +1167,14 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_that_about_the_next_vm(
     assert [json.loads(line) for line in said.out.splitlines()] == [{"vm": "b0", "verb": "make", "path": "/b0"}]
 
 
-@pytest.mark.parametrize("said", [b"hello", b"[1]", b'{"parameters": 1}', b"\xff", b"{", b'"error"'])
+NOT_VMESSD = [b"hello", b"[1]", b'{"parameters": 1}', b"\xff", b"{", b'"error"', b"[" * 10**5]
+
+
+@pytest.mark.parametrize("said", NOT_VMESSD, ids=range(len(NOT_VMESSD)))
 def test_what_is_no_vmessd_is_told_of_in_one_line(tmp_path: Path, said: bytes) -> None:
     with scripted(tmp_path / "socket", lambda _: said):
         done = vmessctl("list", env={"VMESS_SOCKET": str(tmp_path / "socket")})
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 2)  # the second is the hint
     told = "vmess: the program that listens on the control socket is not vmessd: it said '"
     assert done.stderr.startswith(told)
 

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 
+from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect, told
@@ -121,10 +122,8 @@ def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm:
 def emit(invocation: Invocation, reply: Reply, vm: str = "") -> None:
     """Print an answer as a line of JSON, where that is asked for; one about a VM says so, and what asked."""
     if verbs.JSON.flag in invocation.options:
-        import json  # noqa: PLC0415 -- it takes as long as all the rest
-
         about = {"vm": vm, "verb": invocation.command.verb} if vm else {}
-        print(json.dumps(about | reply), flush=True)
+        print(light_json.dumps(about | reply), flush=True)
 
 
 def agreed(question: str) -> bool:
