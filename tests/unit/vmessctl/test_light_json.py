@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vmessctl import light_json
 
+ROOT = Path(__file__).parents[3]
 TEXTS = st.text(st.characters(codec=None, exclude_categories=()))  # with lone surrogates: names of files
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
@@ -81,6 +82,32 @@ def test_nesting_without_end_is_an_error_that_can_be_caught() -> None:
         light_json.dumps(circle)
 
 
+def printed(code: str) -> str:
+    """What a Python prints that has not imported `json` yet."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("text", ["{", '{"a" 1}', "[1", '"a', '"\\x"', "", "nul", "1 2", "\ufeff1"])
+def test_the_first_text_that_is_no_json_is_refused_alike(text: str) -> None:
+    """The scanner looks for its error among the modules there are, and `json` is not yet among them."""
+    with pytest.raises(json.JSONDecodeError) as caught:
+        json.loads(text)
+    told = printed(f"from vmessctl.light_json import loads; loads({text!r})").splitlines()
+    assert told[-1] == f"json.decoder.JSONDecodeError: {caught.value}"
+
+
+def test_json_is_read_and_written_without_the_package() -> None:
+    code = "from vmessctl.light_json import *; print(loads(dumps([1, {}])), 'json' in sys.modules)"
+    assert printed(code) == "[1, {}] False\n"
+
+
 WITHOUT = {
     "no _json": "sys.modules['_json'] = None",
     "another scanner": "import json, _json; _json.make_scanner = lambda context: context.array_hook",
@@ -90,15 +117,5 @@ WITHOUT = {
 
 @pytest.mark.parametrize("change", WITHOUT.values(), ids=WITHOUT)
 def test_a_python_with_other_code_in_c_takes_the_package(change: str) -> None:
-    code = (
-        f"import sys; {change}; from vmessctl import light_json as l; print(l.loads.__module__, l.dumps([1]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    )
-    assert done.stdout == "json [1]\n"
+    code = f"{change}; from vmessctl.light_json import *; print(loads.__module__, dumps([1]))"
+    assert printed(code) == "json [1]\n"
