@@ -22,7 +22,6 @@ from vmessctl.output.terminal import (
     warn,
 )
 from vmessd import __version__
-from vmessd.core import shell
 from vmessd.core.errors import (
     DONE,
     FORCED,
@@ -33,6 +32,7 @@ from vmessd.core.errors import (
     VmessError,
     printable,
     quoted,
+    shell_line,
     worst,
 )
 
@@ -99,7 +99,7 @@ def _tell_of_failure(step: Invocation, done: list[str], status: int) -> None:
     texts += [f"done before: {', '.join(done)}"] if done else []
     texts += [f"not done: {', '.join(left)}"] if left else []
     warn(f"{PROGRAM}: {'; '.join(texts)}")
-    warn(f"  hint: to go on from there: {shell.join([PROGRAM, *grammar.written(step)])}")
+    warn(f"  hint: to go on from there: {shell_line([PROGRAM, *grammar.written(step)])}")
 
 
 def _help(invocation: Invocation) -> int:
@@ -176,7 +176,7 @@ def _remove(invocation: Invocation) -> int:
     if not sure and not sys.stdin.isatty():
         raise InvalidValue(
             "rm deletes all files of a VM and nobody is there to be asked",
-            hint=f"to be sure: {shell.join([PROGRAM, *invocation.vms, 'rm', verbs.YES.flag])}",
+            hint=f"to be sure: {shell_line([PROGRAM, *invocation.vms, 'rm', verbs.YES.flag])}",
         )
 
     def work(client: Client, vm: str) -> int:

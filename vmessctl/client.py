@@ -8,7 +8,6 @@ import sys
 
 from vmessctl import light_json
 from vmessctl.cli import verbs
-from vmessd.core import shell
 from vmessd.core.errors import (
     BY_WIRE_NAME,
     INTERFACE,
@@ -20,6 +19,7 @@ from vmessd.core.errors import (
     printable,
     quoted,
     reason,
+    shell_line,
 )
 
 ANSWER_TIME = 30.0
@@ -199,7 +199,7 @@ def _connect(paths: list[str], patience: float) -> _socket.socket:
 def _beginning(paths: list[str]) -> str:
     """Return how a daemon is started that serves one of the paths."""
     if len(paths) == 1 and paths[0] != HOSTS:
-        return f"start one there with: {shell.join(['vmessd', '--socket', paths[0]])}"
+        return f"start one there with: {shell_line(['vmessd', '--socket', paths[0]])}"
     return "start one of your own with: vmessd; or the host's with: systemctl start vmessd"
 
 

@@ -580,7 +580,7 @@ def test_info_tells_everything_in_lines() -> None:
     assert rendering.info({"info": vm}).splitlines() == [
         "Total number of interfaces: 2",
         "Command for this VM",
-        "  qemu -name 'a b' -x $'\\x1b\\x27'",
+        "  qemu -name 'a b' -x $'\\x1b\\''",
         "VNC display: 2811 (port 8711 on 127.0.0.1); the way in is vmess newvm0 vnc",
         "newvm0e0: bridge1, MAC 02:11:9b:af:00:00",
         "newvm0e1: in no bridge, MAC 02:11:9b:af:00:01, cable pulled",

@@ -27,8 +27,8 @@ from vmessctl.cli.verbs import (
     meant,
     no_verb,
 )
-from vmessd.core import names, shell
-from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core import names
+from vmessd.core.errors import InvalidValue, quoted, shell_line
 from vmessd.core.row import row
 
 VERBS = {command.verb: command for command in COMMANDS if not command.is_global}
@@ -178,7 +178,7 @@ class Line:
             if command and command.is_global and self.vms and not command.many:
                 # Nobody who says so of one VM is to be led to what concerns them all.
                 other = ELSEWHERE.get(word, "").split()
-                right = shell.join([PROGRAM, *self.vms, *other]) if other else f"usage: {command.usage()}"
+                right = shell_line([PROGRAM, *self.vms, *other]) if other else f"usage: {command.usage()}"
                 self.problem = InvalidValue(f"{word} takes no VM", hint=right)
         if command:
             self.steps.append(Step(command, [], {}))
@@ -254,7 +254,7 @@ class Line:
         if not vms or len(self.steps) > 1 or (free and len(vms) > 1) or not step.command.accepts(len(rest)):
             return ""
         options = self.options | step.options
-        return shell.join([PROGRAM, *written(Invocation(step.command, tuple(vms), rest, options))])
+        return shell_line([PROGRAM, *written(Invocation(step.command, tuple(vms), rest, options))])
 
     def _check_options(self, steps: list[Step]) -> None:
         """Raise InvalidValue for an option before the verbs that none of them knows."""
@@ -275,7 +275,7 @@ def _check(step: Step, vms: tuple[str, ...]) -> None:
     if not command.accepts(len(said)):
         if not said:
             if command.method == "Set":
-                usage += f"; what it is now: {shell.join([PROGRAM, *_named(vms), 'info'])}"
+                usage += f"; what it is now: {shell_line([PROGRAM, *_named(vms), 'info'])}"
             raise InvalidValue(f"{command.verb} needs {command.arguments}", hint=usage)
         over = len(said) > command.needs and not command.is_global
         question = meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""

@@ -8,8 +8,8 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
 from vmessctl.output.terminal import emit, for_each, look_at_each, say, show, tell, warn
-from vmessd.core import names, shell
-from vmessd.core.errors import DONE, InvalidValue, TimedOut, printable, quoted
+from vmessd.core import names
+from vmessd.core.errors import DONE, InvalidValue, TimedOut, printable, quoted, shell_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _ifstat(invocation: Invocation) -> int:
 def wiring(vm: str, reply: Reply) -> str:
     """Return the command that recreates a VM's wires."""
     wires = [nic["wire"] for nic in reply["nics"] if not nic["leaving"]]
-    return shell.join([PROGRAM, vm, "ifadd", str(len(wires)), *wires])
+    return shell_line([PROGRAM, vm, "ifadd", str(len(wires)), *wires])
 
 
 def _cable(invocation: Invocation) -> int:
@@ -210,9 +210,9 @@ def segments(reply: Reply) -> str:
     lines = []
     for segment in reply["segments"]:
         if segment["bridge"] is None:
-            lines += [shell.join([PROGRAM, "net", "add", port]) for port in segment["ports"]]
+            lines += [shell_line([PROGRAM, "net", "add", port]) for port in segment["ports"]]
         else:
-            line = shell.join([PROGRAM, "net", "vlan", segment["bridge"], *segment["ports"]])
+            line = shell_line([PROGRAM, "net", "vlan", segment["bridge"], *segment["ports"]])
             lines.append(f"{line}{_whose(segment)}")
     return "\n".join(lines)
 
