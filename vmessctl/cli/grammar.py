@@ -29,7 +29,7 @@ from vmessctl.cli.verbs import (
 )
 from vmessd.core import names
 from vmessd.core.errors import InvalidValue, quoted, shell_line
-from vmessd.core.row import row
+from vmessd.core.plainrecord import PlainRecord
 
 VERBS = {command.verb: command for command in COMMANDS if not command.is_global}
 """The verbs that stand behind a VM, and behind each other."""
@@ -53,13 +53,13 @@ def is_option(word: str) -> bool:
     return word.startswith("-") and word != "-" and not word[1].isdecimal()
 
 
-@row
-class Step:
+class Step(PlainRecord):
     """One verb of a line, as far as it has been read."""
 
-    command: Command
-    arguments: list[str]
-    options: dict[str, str]
+    def __init__(self, command: Command, arguments: list[str], options: dict[str, str]) -> None:
+        self.command = command
+        self.arguments = arguments
+        self.options = options
 
     @property
     def lacks(self) -> bool:

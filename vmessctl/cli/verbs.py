@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmessd.core import names
 from vmessd.core.errors import InvalidValue, quoted
-from vmessd.core.row import row
+from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.settings import AT_ONCE_MAX, DRIVES, SETTINGS
 
 TYPE_CHECKING = False
@@ -16,13 +16,18 @@ OFF_STATES = ("stopped", "waiting")
 """States of a VM that has no QEMU."""
 
 
-@row
-class Option:
+class Option(PlainRecord):
     """A flag; with a metavar it takes a value."""
 
-    flag: str
-    help: str
-    metavar: str | None = None
+    def __init__(
+        self,
+        flag: str,
+        help: str,  # noqa: A002 -- what it is called everywhere
+        metavar: str | None = None,
+    ) -> None:
+        self.flag = flag
+        self.help = help
+        self.metavar = metavar
 
 
 SOCKET = Option("--socket", "Use this control socket; so does VMESS_SOCKET in the environment.", "PATH")
@@ -57,25 +62,35 @@ OPTIONS = {
 SHORT = {"-h": HELP, "-q": QUIET}
 
 
-@row
-class Command:
+class Command(PlainRecord):
     """One verb."""
 
-    verb: str
-    """The word; for what `vmess` and `vmess <vmname>` do alone, the word it stands for."""
-    help: str
-    method: str
-    """The Varlink method behind it; empty for what needs no daemon."""
-    arguments: str = ""
-    """As in the usage: `<x>` has to be there, `[x]` may, `[x]...` may several times."""
-    options: tuple[Option, ...] = ()
-    many: bool = False
-    """Several VMs may be named; before a word that stands alone, any at all."""
-    reports: bool = False
-    """It says what it did, and shows nothing that was asked for: --quiet has it say nothing, --json has it
-    print the daemon's answers."""
-    wants: str = ""
-    """In what state the VM makes sense: `on`, `off`, or `none` for no VM yet; empty for any. For completion."""
+    def __init__(  # noqa: PLR0913, PLR0917 -- a row of a table
+        self,
+        verb: str,
+        help: str,  # noqa: A002 -- what it is called everywhere
+        method: str,
+        arguments: str = "",
+        options: tuple[Option, ...] = (),
+        many: bool = False,
+        reports: bool = False,
+        wants: str = "",
+    ) -> None:
+        self.verb = verb
+        """The word; for what `vmess` and `vmess <vmname>` do alone, the word it stands for."""
+        self.help = help
+        self.method = method
+        """The Varlink method behind it; empty for what needs no daemon."""
+        self.arguments = arguments
+        """As in the usage: `<x>` has to be there, `[x]` may, `[x]...` may several times."""
+        self.options = options
+        self.many = many
+        """Several VMs may be named; before a word that stands alone, any at all."""
+        self.reports = reports
+        """It says what it did, and shows nothing that was asked for: --quiet has it say nothing, --json has it
+        print the daemon's answers."""
+        self.wants = wants
+        """For completion, in what state a VM makes sense: `on`, `off`, `none` for no VM yet; empty for any."""
 
     @property
     def needs(self) -> int:
@@ -407,18 +422,25 @@ HANDS = frozenset({"Suspend", "Resume", "Reset", "SendKeys", "Type", "Screenshot
 BY_VERB = {command.verb: command for command in COMMANDS}
 
 
-@row
-class Invocation:
+class Invocation(PlainRecord):
     """A command line understood."""
 
-    command: Command
-    vms: tuple[str, ...]
-    """Full names, and patterns such as `lab*` as they were written."""
-    arguments: tuple[str, ...]
-    options: dict[str, str]
-    """By flag; the value is empty for a flag that takes none."""
-    then: Invocation | None = None
-    """The next verb of the line, to be carried out if this one works."""
+    def __init__(
+        self,
+        command: Command,
+        vms: tuple[str, ...],
+        arguments: tuple[str, ...],
+        options: dict[str, str],
+        then: Invocation | None = None,
+    ) -> None:
+        self.command = command
+        self.vms = vms
+        """Full names, and patterns such as `lab*` as they were written."""
+        self.arguments = arguments
+        self.options = options
+        """By flag; the value is empty for a flag that takes none."""
+        self.then = then
+        """The next verb of the line, to be carried out if this one works."""
 
 
 ELSEWHERE = {
