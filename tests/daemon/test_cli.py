@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import importlib
 import json
 import os
 import re
@@ -22,8 +23,8 @@ from typing import Any
 import pytest
 from conftest import TESTS, Daemon, own
 
-from vmessctl import app, client, light_json
-from vmessctl.cli import helptext, verbs
+from vmessctl import app, client, commands, light_json
+from vmessctl.cli import helptext
 from vmessctl.cli.grammar import parse
 from vmessctl.cli.verbs import BY_VERB, COMMANDS
 from vmessctl.commands import network
@@ -350,10 +351,19 @@ def test_stop_takes_force_or_nothing() -> None:
 # One table
 
 
+def handlers(module: str) -> set[str]:
+    """The functions of a module of commands that take a command line and return an exit status."""
+    found = vars(importlib.import_module(f"vmessctl.commands.{module}"))
+    takes = {"invocation": "Invocation", "return": "int"}
+    return {name for name, each in found.items() if getattr(each, "__annotations__", None) == takes}
+
+
 def test_every_verb_has_a_handler_and_every_handler_a_verb() -> None:
-    assert set(app.HANDLERS) == set(BY_VERB)
     assert len(BY_VERB) == len(COMMANDS)
-    assert set(network.HANDLERS) == {command.verb for command in COMMANDS if command.method in verbs.WIRES}
+    named = {command.handler for command in COMMANDS}
+    modules = {path.stem for path in Path(commands.__path__[0]).glob("*.py")} - {"__init__"}
+    there = {f"{module}.{name}" for module in modules for name in handlers(module)}
+    assert named == {name for name in there if "._" not in name}
 
 
 def test_every_method_of_the_table_is_in_the_interface() -> None:
@@ -952,7 +962,8 @@ def test_what_a_verb_of_wires_asks_and_tells(
 
 
 def test_each_verb_of_wires_is_among_those_told() -> None:
-    assert {parse(case[0].split()).command.verb for case in TOLD} == set(network.HANDLERS)
+    ours = {command.verb for command in COMMANDS if command.handler.startswith("network.")}
+    assert {parse(case[0].split()).command.verb for case in TOLD} == ours
 
 
 def test_every_step_of_the_daemon_has_its_words() -> None:
