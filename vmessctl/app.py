@@ -5,12 +5,13 @@ from __future__ import annotations
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
-from vmessctl.output.terminal import complain, hushed, warn
+from vmessctl.output.terminal import complain, complaints, hushed, warn
 from vmessd import __version__
 from vmessd.core.errors import (
     DONE,
     FORCED,
     INTERRUPTED,
+    AlreadyRunning,
     InvalidValue,
     Locked,
     NoSuchVM,
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
     Handler = Callable[[Invocation], int]
 
-OFF_IS_DONE = ("stop", "status")
-"""Verbs that have nothing left to do for a VM that is off."""
-FAILS_AGAIN = {InvalidValue.status, NoSuchVM.status, Locked.status, NotRunning.status}
-"""Exit statuses of verbs that fail in the same way until something else is done."""
+REACHED = {"start": AlreadyRunning, "stop": NotRunning}
+"""Verbs and the error that says of a VM that it is already as they would have it."""
+FAILS_AGAIN = (InvalidValue, NoSuchVM, Locked, NotRunning)
+"""Errors that come again until something else is done."""
 
 
 def run(words: list[str]) -> int:
@@ -70,6 +71,7 @@ def _in_turn(line: Invocation) -> int:
     done: list[str] = []
     step: Invocation | None = line
     while step is not None:
+        complaints.clear()
         try:
             status = _carry_out(step)
         except VmessError as error:
@@ -102,6 +104,9 @@ def _tell_of_failure(step: Invocation, done: list[str], status: int) -> None:
 
 def _onward(step: Invocation, status: int) -> Invocation | None:
     """Return what is left to do of a line; None where that is nothing, or would fail in the same way again."""
-    if status == NotRunning.status and step.command.verb in OFF_IS_DONE:
+    reached = REACHED.get(step.command.verb)
+    if status == NotRunning.status and not complaints:  # the verb was status, and it did what it does
         return step.then
-    return None if status in FAILS_AGAIN else step
+    if reached is not None and complaints and all(isinstance(error, reached) for error in complaints):
+        return step.then
+    return None if any(isinstance(error, FAILS_AGAIN) for error in complaints) else step

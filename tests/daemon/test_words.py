@@ -242,6 +242,18 @@ def test_the_way_on_has_only_what_can_work(
     assert hints == ([] if onward is None else [f"  hint: to go on from there: vmess {' '.join([A, *onward])}"])
 
 
+def test_the_way_on_from_a_start_of_what_runs(daemon: Daemon) -> None:
+    daemon.make(A, "polite")
+    daemon.make(B, "polite")
+    daemon.done(A, "start")
+    result = daemon.vmess(A, "start", "info")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == f"  hint: to go on from there: vmess {A} info"
+    result = daemon.vmess(A, B, "start", "info")
+    assert (result.returncode, daemon.status(B)["state"]) == (1, "running")
+    assert result.stderr.splitlines()[-1] == f"  hint: to go on from there: vmess {A} {B} info"
+
+
 def test_the_way_on_for_a_vm_that_is_not_there(daemon: Daemon) -> None:
     result = daemon.vmess(A, "ram", "16M", "start")
     assert result.returncode == 4

@@ -64,8 +64,13 @@ def warn(text: str) -> None:
         stdio.give_up(2)
 
 
+complaints: list[VmessError] = []
+"""What has been complained of so far."""
+
+
 def complain(error: VmessError) -> int:
     """Print an error and its hint, a line each; return the exit status."""
+    complaints.append(error)
     warn(f"{PROGRAM}: {error.message}")
     if error.hint:
         warn(f"  hint: {error.hint}")
