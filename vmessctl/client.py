@@ -6,9 +6,8 @@ import _socket  # `socket` makes enums of all constants, for as long as all the 
 import os
 import sys
 
-from vmessctl import notation
+from vmessctl import light_json
 from vmessctl.cli import verbs
-from vmessd.core import shell
 from vmessd.core.errors import (
     BY_WIRE_NAME,
     INTERFACE,
@@ -20,6 +19,7 @@ from vmessd.core.errors import (
     printable,
     quoted,
     reason,
+    shell_line,
 )
 
 ANSWER_TIME = 30.0
@@ -84,7 +84,7 @@ class Client:
         if more:
             call["more"] = True
         try:
-            self._socket.sendall(notation.dumps(call).encode() + b"\0")
+            self._socket.sendall(light_json.dumps(call).encode() + b"\0")
         except OSError as error:
             self.is_lost = True
             raise _hung_up(f": {reason(error)}") from None
@@ -102,9 +102,9 @@ class Client:
             self.fill()
         message, _, self._buffer = self._buffer.partition(b"\0")
         try:
-            reply = notation.loads(message.decode("utf-8", "surrogatepass"))
+            reply = light_json.loads(message.decode("utf-8", "surrogatepass"))
             error, parameters = reply.get("error"), dict(reply.get("parameters") or {})
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             self.is_lost = True
             said = quoted(message.decode(errors="replace"))
             raise Failed(
@@ -199,7 +199,7 @@ def _connect(paths: list[str], patience: float) -> _socket.socket:
 def _beginning(paths: list[str]) -> str:
     """Return how a daemon is started that serves one of the paths."""
     if len(paths) == 1 and paths[0] != HOSTS:
-        return f"start one there with: {shell.join(['vmessd', '--socket', paths[0]])}"
+        return f"start one there with: {shell_line(['vmessd', '--socket', paths[0]])}"
     return "start one of your own with: vmessd; or the host's with: systemctl start vmessd"
 
 

@@ -20,7 +20,7 @@ PROMISES = (ROOT / "docs/explanation/promises.md").read_text(encoding="utf-8")
 # it. What stands on no floor, such as `vmessd/daemon.py`, puts everything together and may import all.
 FLOORS = {
     "vmessd": ("core", "storage", "network", "qemu", "vm", "devices", "supervisor", "api"),
-    "vmessctl": ("cli", "notation", "client", "output", "stream", "commands"),
+    "vmessctl": ("cli", "light_json", "client", "output", "stream", "commands"),
 }
 
 # What in `core` is not pure: the client shares it, and needs word to systemd and its standard streams.
@@ -111,7 +111,7 @@ def floor(name: str) -> int:
 
 
 def statements_at_start(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """What runs when a module is imported: no function bodies, nothing for type checkers only."""
+    """What runs when a module is imported: no functions, nothing for type checkers, no handlers of errors."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -121,8 +121,6 @@ def statements_at_start(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         yield node
         for part in ("body", "orelse", "finalbody"):
             yield from statements_at_start(getattr(node, part, []))
-        for handler in getattr(node, "handlers", []):
-            yield from statements_at_start(handler.body)
 
 
 def imports_at_start(name: str) -> set[str]:

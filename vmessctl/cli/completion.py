@@ -157,7 +157,7 @@ def _words(line: Line, after: list[str], world: World) -> list[Candidate]:
     """Return what is no option."""
     if line.step is None:
         return _second_words() if line.is_net else _before_verb(line, after, world)
-    found = [] if line.ended else _arguments(line.step, world)
+    found = [] if line.state == grammar.State.ENDED else _arguments(line.step, world)
     if line.takes_verb:
         said = {step.command.verb for step in line.steps}
         found += [(verb, _about(command)) for verb, command in VERBS.items() if verb not in said]

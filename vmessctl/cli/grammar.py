@@ -27,9 +27,9 @@ from vmessctl.cli.verbs import (
     meant,
     no_verb,
 )
-from vmessd.core import names, shell
-from vmessd.core.errors import InvalidValue, quoted
-from vmessd.core.row import row
+from vmessd.core import names
+from vmessd.core.errors import InvalidValue, quoted, shell_line
+from vmessd.core.plainrecord import PlainRecord
 
 VERBS = {command.verb: command for command in COMMANDS if not command.is_global}
 """The verbs that stand behind a VM, and behind each other."""
@@ -53,13 +53,13 @@ def is_option(word: str) -> bool:
     return word.startswith("-") and word != "-" and not word[1].isdecimal()
 
 
-@row
-class Step:
+class Step(PlainRecord):
     """One verb of a line, as far as it has been read."""
 
-    command: Command
-    arguments: list[str]
-    options: dict[str, str]
+    def __init__(self, command: Command, arguments: list[str], options: dict[str, str]) -> None:
+        self.command = command
+        self.arguments = arguments
+        self.options = options
 
     @property
     def lacks(self) -> bool:
@@ -67,26 +67,42 @@ class Step:
         return len(self.arguments) < self.command.needs
 
 
+class State:
+    """What the next word of a line can be; an enumeration, light because importing `enum` takes its time."""
+
+    VMS = "a VM, a verb, or an option"
+    NET = "the second word of a net verb, or an option"
+    ARGUMENTS = "an argument, an option, or the next verb where no argument is missing"
+    QUOTED = "an argument, whatever it looks like, or the `--` that ends them"
+    ENDED = "a verb, after the `--` that ended the arguments"
+    # After a `--` before the first verb, or behind a word that stands alone, there are no options any more.
+    ONLY_VMS = "a VM or a verb"
+    ONLY_NET = "the second word of a net verb"
+    ONLY_ARGUMENTS = "an argument, or the next verb where no argument is missing"
+
+
+WITHOUT_OPTIONS = {
+    State.VMS: State.ONLY_VMS,
+    State.NET: State.ONLY_NET,
+    State.ARGUMENTS: State.ONLY_ARGUMENTS,
+}
+"""The states in which an option may come, and what a `--` that ends all options makes of each."""
+
+
 class Line:
     """A command line that is read word by word; completion asks it how far a line has come."""
 
     def __init__(self) -> None:
+        self.state = State.VMS
         self.vms: list[str] = []
         self.steps: list[Step] = []
         self.options: dict[str, str] = {}
         """Those before the first verb, and those that are about the line as a whole."""
         self.awaiting: Option | None = None
-        """The option whose value comes next."""
-        self.is_net = False
-        """The word `net` was read, and its second word comes next."""
-        self.quoting = False
-        """All words up to the next `--` are arguments."""
-        self.ended = False
-        """The arguments have been ended by `--`, so a verb comes next."""
+        """The option whose value comes next, in any state."""
         self.problem: InvalidValue | None = None
         """What is wrong with it, where that may wait for the end: there may be a --help still."""
         self._words: list[str] = []
-        self._no_options = False
 
     @property
     def step(self) -> Step | None:
@@ -94,36 +110,55 @@ class Line:
         return self.steps[-1] if self.steps else None
 
     @property
+    def is_net(self) -> bool:
+        """The word `net` was read, and its second word comes next."""
+        return self.state in (State.NET, State.ONLY_NET)
+
+    @property
     def takes_options(self) -> bool:
         """The next word may be an option."""
-        return not (self.quoting or self.ended or self._no_options or self.awaiting)
+        return self.state in WITHOUT_OPTIONS and self.awaiting is None
 
     @property
     def takes_verb(self) -> bool:
         """The next word may be the next verb."""
         step = self.step
-        return step is not None and not (step.command.is_global or step.lacks or self.quoting or self.awaiting)
+        if step is None or step.command.is_global or step.lacks or self.awaiting is not None:
+            return False
+        return self.state != State.QUOTED
 
     def read(self, word: str) -> None:
         """Read the next word; raises InvalidValue."""
-        step = self.step
         if self.awaiting is not None:
             option, self.awaiting = self.awaiting, None
             self._set(option, word)
-        elif self.quoting and step is not None:
-            self.quoting, self.ended = word != "--", word == "--"
-            if self.quoting:
-                step.arguments.append(word)
-        elif self._no_options or self.ended:
-            self._plain(word)
-        elif word == "--":
-            self._no_options = step is None or step.command.is_global
-            self.quoting = step is not None and not self._no_options and step.lacks
-            self.ended = not (self._no_options or self.quoting)
-        elif is_option(word):
+        elif self.takes_options and word == "--":
+            self._end_options()
+        elif self.takes_options and is_option(word):
             self._option(word)
+        elif self.state == State.QUOTED:
+            self._quoted(word)
         else:
-            self._plain(word)
+            self._words.append(word)
+            (self._behind if self.steps else self._before)(word)
+
+    def _go(self, state: str) -> None:
+        """Come to another state; where options have been ended, it has none either."""
+        self.state = WITHOUT_OPTIONS[state] if self.state in WITHOUT_OPTIONS.values() else state
+
+    def _end_options(self) -> None:
+        """Read a `--` where options may come."""
+        step = self.step
+        if step is None or step.command.is_global:
+            self.state = WITHOUT_OPTIONS[self.state]
+        else:
+            self.state = State.QUOTED if step.lacks else State.ENDED
+
+    def _quoted(self, word: str) -> None:
+        if word == "--":
+            self.state = State.ENDED
+        else:
+            self.steps[-1].arguments.append(word)
 
     def _option(self, word: str) -> None:
         flag, equals, value = word.partition("=")
@@ -148,42 +183,46 @@ class Line:
         options = self.options if for_all or step is None else step.options
         options[option.flag] = value
 
-    def _plain(self, word: str) -> None:
-        """Read a word that is no option: a VM, a verb or an argument."""
-        self._words.append(word)
-        step, ended, self.ended = self.step, self.ended, False
-        if step is None:
-            self._before(word)
-        elif word in VERBS and not (step.command.is_global or step.lacks):
+    def _behind(self, word: str) -> None:
+        """Read a word behind a verb: an argument, or the next verb."""
+        if word in VERBS and self.takes_verb:
             self.steps.append(Step(VERBS[word], [], {}))
-        else:
+            self._go(State.ARGUMENTS)
+            return
+        self.steps[-1].arguments.append(word)
+        if self.state == State.ENDED:
             # A `--` with no verb behind it ended nothing: it means what it does everywhere, no more options.
-            self.quoting = ended
-            step.arguments.append(word)
+            self.state = State.QUOTED
 
     def _before(self, word: str) -> None:
+        """Read a word before the first verb: a VM, or that verb."""
         if self.is_net:
             command = BY_VERB.get(f"net {word}")
             if command is None:
                 known = ", ".join(verb.partition(" ")[2] for verb in BY_VERB if verb.startswith("net "))
                 wrong = f"net takes {known}, not {quoted(word)}"
                 self.problem = self.problem or InvalidValue(wrong, hint=f"{PROGRAM} help net")
+                return
         elif word == "net":
-            self.is_net = True
+            self._go(State.NET)
             if self.vms:
                 self.problem = InvalidValue("net takes no VM", hint=f"{PROGRAM} help net")
             return
         else:
             command = BY_VERB.get(word)
-            if command and command.is_global and self.vms and not command.many:
-                # Nobody who says so of one VM is to be led to what concerns them all.
-                other = ELSEWHERE.get(word, "").split()
-                right = shell.join([PROGRAM, *self.vms, *other]) if other else f"usage: {command.usage()}"
-                self.problem = InvalidValue(f"{word} takes no VM", hint=right)
-        if command:
-            self.steps.append(Step(command, [], {}))
-        elif not self.is_net:
-            self.vms.append(word)
+            if command is None:
+                self.vms.append(word)
+                return
+            self._check_alone(command)
+        self.steps.append(Step(command, [], {}))
+        self._go(State.ARGUMENTS)
+
+    def _check_alone(self, command: Command) -> None:
+        """Find fault with VMs before a word that takes none: nobody is to be led to what concerns them all."""
+        if command.is_global and self.vms and not command.many:
+            other = ELSEWHERE.get(command.verb, "").split()
+            right = shell_line([PROGRAM, *self.vms, *other]) if other else f"usage: {command.usage()}"
+            self.problem = InvalidValue(f"{command.verb} takes no VM", hint=right)
 
     # -- What has been read --
 
@@ -254,7 +293,7 @@ class Line:
         if not vms or len(self.steps) > 1 or (free and len(vms) > 1) or not step.command.accepts(len(rest)):
             return ""
         options = self.options | step.options
-        return shell.join([PROGRAM, *written(Invocation(step.command, tuple(vms), rest, options))])
+        return shell_line([PROGRAM, *written(Invocation(step.command, tuple(vms), rest, options))])
 
     def _check_options(self, steps: list[Step]) -> None:
         """Raise InvalidValue for an option before the verbs that none of them knows."""
@@ -275,7 +314,7 @@ def _check(step: Step, vms: tuple[str, ...]) -> None:
     if not command.accepts(len(said)):
         if not said:
             if command.method == "Set":
-                usage += f"; what it is now: {shell.join([PROGRAM, *_named(vms), 'info'])}"
+                usage += f"; what it is now: {shell_line([PROGRAM, *_named(vms), 'info'])}"
             raise InvalidValue(f"{command.verb} needs {command.arguments}", hint=usage)
         over = len(said) > command.needs and not command.is_global
         question = meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmessd.core import names
 from vmessd.core.errors import InvalidValue, quoted
-from vmessd.core.row import row
+from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.settings import AT_ONCE_MAX, DRIVES, SETTINGS
 
 TYPE_CHECKING = False
@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 PROGRAM = "vmess"
 
 
-@row
-class Option:
+class Option(PlainRecord):
     """A flag; with a metavar it takes a value."""
 
-    flag: str
-    help: str
-    metavar: str | None = None
+    def __init__(
+        self,
+        flag: str,
+        help: str,  # noqa: A002 -- what it is called everywhere
+        metavar: str | None = None,
+    ) -> None:
+        self.flag = flag
+        self.help = help
+        self.metavar = metavar
 
 
 SOCKET = Option("--socket", "Use this control socket; so does VMESS_SOCKET in the environment.", "PATH")
@@ -55,25 +60,38 @@ OPTIONS = {
 SHORT = {"-h": HELP, "-q": QUIET}
 
 
-@row
-class Command:
+class Command(PlainRecord):
     """One verb."""
 
-    verb: str
-    """The word; for what `vmess` and `vmess <vmname>` do alone, the word it stands for."""
-    help: str
-    method: str
-    """The Varlink method behind it; empty for what needs no daemon."""
-    arguments: str = ""
-    """As in the usage: `<x>` has to be there, `[x]` may, `[x]...` may several times."""
-    options: tuple[Option, ...] = ()
-    many: bool = False
-    """Several VMs may be named; before a word that stands alone, any at all."""
-    reports: bool = False
-    """It says what it did, and shows nothing that was asked for: --quiet has it say nothing, --json has it
-    print the daemon's answers."""
-    wants: str = ""
-    """In what state the VM makes sense: `on`, `off`, or `none` for no VM yet; empty for any. For completion."""
+    def __init__(  # noqa: PLR0913, PLR0917 -- a row of a table
+        self,
+        verb: str,
+        help: str,  # noqa: A002 -- what it is called everywhere
+        method: str,
+        handler: str,
+        arguments: str = "",
+        options: tuple[Option, ...] = (),
+        many: bool = False,
+        reports: bool = False,
+        wants: str = "",
+    ) -> None:
+        self.verb = verb
+        """The word; for what `vmess` and `vmess <vmname>` do alone, the word it stands for."""
+        self.help = help
+        self.method = method
+        """The Varlink method behind it; empty for what needs no daemon."""
+        self.handler = handler
+        """What carries it out: a module of `vmessctl.commands` and a function there, with a dot between."""
+        self.arguments = arguments
+        """As in the usage: `<x>` has to be there, `[x]` may, `[x]...` may several times."""
+        self.options = options
+        self.many = many
+        """Several VMs may be named; before a word that stands alone, any at all."""
+        self.reports = reports
+        """It says what it did, and shows nothing that was asked for: --quiet has it say nothing, --json has it
+        print the daemon's answers."""
+        self.wants = wants
+        """For completion, in what state a VM makes sense: `on`, `off`, `none` for no VM yet; empty for any."""
 
     @property
     def needs(self) -> int:
@@ -114,15 +132,17 @@ COMMANDS: tuple[Command, ...] = (
         "list",
         "List the running VMs with their PIDs, then all VMs. The same without the word.",
         "List",
+        "inspect.list_vms",
         options=(JSON,),
     ),
-    Command("help", "Show all verbs, or one.", "", arguments="[verb]..."),
+    Command("help", "Show all verbs, or one.", "", "help.run", arguments="[verb]..."),
     Command(
         "top",
         "Show how busy the VMs are, again and again. Keys: c m d n u a sort by CPU, memory, disk,\n"
         "network, time up, name; r turns the order round; x leaves out VMs that are off; arrows,\n"
         "PgUp, PgDn, Home, End scroll; q quits. With --json a line for each sample.",
         "Top",
+        "top.run",
         options=(BATCH, COUNT, DELAY, SORT, JSON),
     ),
     Command(
@@ -130,6 +150,7 @@ COMMANDS: tuple[Command, ...] = (
         "Start all VMs whose autostart is on, lower orders first, those of one order at once. The host's\n"
         "boot does this.",
         "Boot",
+        "fleet.run",
         options=(AT_ONCE,),
         reports=True,
     ),
@@ -138,17 +159,30 @@ COMMANDS: tuple[Command, ...] = (
         "Stop all VMs gracefully, higher orders first, each with its own grace, as far as the time for\n"
         "the whole allows that. The host's shutdown does this.",
         "Shutdown",
+        "fleet.run",
         options=(WITHIN,),
         reports=True,
     ),
-    Command("make", "Create a directory for the VM.", "Make", many=True, reports=True, wants="none"),
+    Command(
+        "make", "Create a directory for the VM.", "Make", "files.make", many=True, reports=True, wants="none"
+    ),
     *(
-        Command(setting.verb, setting.help, "Set", arguments=setting.argument, many=True, reports=True)
+        Command(
+            setting.verb,
+            setting.help,
+            "Set",
+            "files.change",
+            arguments=setting.argument,
+            many=True,
+            reports=True,
+        )
         for setting in SETTINGS
         if setting.verb
     ),
     *(
-        Command(drive.verb, drive.help, "Set", arguments=drive.argument, many=True, reports=True)
+        Command(
+            drive.verb, drive.help, "Set", "files.change", arguments=drive.argument, many=True, reports=True
+        )
         for drive in DRIVES
     ),
     Command(
@@ -159,17 +193,19 @@ COMMANDS: tuple[Command, ...] = (
         "these NICs then and no others; a running one is given what is missing, and asked to let go of\n"
         "the rest.",
         "SetNics",
+        "network.ifadd",
         arguments="<N> [bridge|-|user]...",
         many=True,
         reports=True,
     ),
-    Command("ifdel", "Delete all of the VM's NICs.", "SetNics", many=True, reports=True),
+    Command("ifdel", "Delete all of the VM's NICs.", "SetNics", "network.ifadd", many=True, reports=True),
     Command(
         "connect",
         "Connect Nth interface (<ifnum>, starts from 0) to a specified <bridge>, disconnecting it\n"
         'from the current bridge if necessary; at once, also while the VM runs. From and to "user"\n'
         "only while it does not.",
         "Connect",
+        "network.connect_interface",
         arguments="<ifnum> <bridge|-|user>",
         many=True,
         reports=True,
@@ -178,6 +214,7 @@ COMMANDS: tuple[Command, ...] = (
         "ifstat",
         'Display the VM NICs\' current connections in the syntax of a "ifadd" command above.',
         "Nics",
+        "network.ifstat",
         options=(JSON,),
         many=True,
     ),
@@ -186,6 +223,7 @@ COMMANDS: tuple[Command, ...] = (
         "Plug or pull the cable of the VM's Nth interface, as its guest sees it; at once, and at every start\n"
         "to come.",
         "Cable",
+        "network.cable",
         arguments="<ifnum> <on|off>",
         many=True,
         reports=True,
@@ -195,6 +233,7 @@ COMMANDS: tuple[Command, ...] = (
         "Give the Nth interface this MAC from the next start on; none is for the one that follows from\n"
         "the VM's name.",
         "Mac",
+        "network.mac",
         arguments="<ifnum> <address|none>",
         reports=True,
     ),
@@ -204,6 +243,7 @@ COMMANDS: tuple[Command, ...] = (
         'interface, at once and at every start; "none" in place of the guest\'s port ends it. With udp: in\n'
         "front it is one of UDP, with an address one of that: udp:0.0.0.0:5353:53 is for other hosts, too.",
         "Forward",
+        "network.forward",
         arguments="<ifnum> <hostport>:<guestport|none>",
         reports=True,
     ),
@@ -211,6 +251,7 @@ COMMANDS: tuple[Command, ...] = (
         "addr",
         "Show the addresses of the VM as far as the host knows, and how it knows.",
         "Addresses",
+        "network.addr",
         options=(JSON,),
         many=True,
     ),
@@ -219,6 +260,7 @@ COMMANDS: tuple[Command, ...] = (
         "Start the VM in the background. Several start all at once, since all of them are up soonest then;\n"
         "--at-once is for a small host that has other things to do meanwhile.",
         "Start",
+        "power.start",
         options=(AT_ONCE,),
         many=True,
         reports=True,
@@ -229,6 +271,7 @@ COMMANDS: tuple[Command, ...] = (
         "Stop the VM: press its power button for as long as the STOP file says (60 seconds),\n"
         'then make it end. "stop force" kills it at once.',
         "Stop",
+        "power.stop",
         arguments="[force]",
         options=(TIMEOUT, NO_WAIT),
         many=True,
@@ -239,6 +282,7 @@ COMMANDS: tuple[Command, ...] = (
         "status",
         "Show the status of the VM - whether it is running or not. The same without the word.",
         "Status",
+        "inspect.status",
         options=(JSON,),
         many=True,
     ),
@@ -247,6 +291,7 @@ COMMANDS: tuple[Command, ...] = (
         "Show the various information about the VM, including the current full command\n"
         "line used to launch KVM.",
         "Info",
+        "inspect.info",
         options=(JSON,),
         many=True,
     ),
@@ -255,6 +300,7 @@ COMMANDS: tuple[Command, ...] = (
         "Let one VNC viewer in, without a password: on port 5900, or the next that is free, or the one\n"
         "given, of 127.0.0.1. It has 60 seconds to come, or what --timeout says.",
         "Vnc",
+        "vnc.run",
         arguments="[port]",
         options=(BIND, TIMEOUT, JSON),
         wants="on",
@@ -265,12 +311,14 @@ COMMANDS: tuple[Command, ...] = (
         "until the guest takes all of the input, or for as long as --timeout says. With --log show\n"
         "what the guest has printed since its last start, also of a VM that is off.",
         "Console",
+        "console.run",
         options=(STEAL, TIMEOUT, LOG, FOLLOW, JSON),
     ),
     Command(
         "log",
         "Show what QEMU has printed since the VM's last start, first its command line.",
         "Log",
+        "logs.run",
         options=(FOLLOW, JSON),
     ),
     Command(
@@ -278,6 +326,7 @@ COMMANDS: tuple[Command, ...] = (
         'Wait until the VM is running, stopped or paused, or the host knows an address of it ("addr"),\n'
         "or until its serial console prints what a regular expression matches: serial:login:",
         "Serial",
+        "waiting.run",
         arguments="<running|stopped|paused|addr|serial:REGEX>",
         options=(TIMEOUT, SINCE_START, JSON),
         many=True,
@@ -286,6 +335,7 @@ COMMANDS: tuple[Command, ...] = (
         "watch",
         "Tell what happens to the VMs, to all where none is named, a line for each event, until Ctrl-C.",
         "Watch",
+        "watching.run",
         options=(JSON,),
         many=True,
     ),
@@ -294,15 +344,27 @@ COMMANDS: tuple[Command, ...] = (
         "Tell why the VM is off: how its last run ended, who asked for it, QEMU's last words and the\n"
         "guest's, and what comes next.",
         "Why",
+        "why.run",
         options=(JSON,),
         many=True,
     ),
-    Command("suspend", "Have the guest stand still.", "Suspend", many=True, reports=True, wants="on"),
-    Command("resume", "Let the guest run on.", "Resume", many=True, reports=True, wants="on"),
+    Command(
+        "suspend",
+        "Have the guest stand still.",
+        "Suspend",
+        "controls.change",
+        many=True,
+        reports=True,
+        wants="on",
+    ),
+    Command(
+        "resume", "Let the guest run on.", "Resume", "controls.change", many=True, reports=True, wants="on"
+    ),
     Command(
         "reset",
         "Push the reset button: what the guest had not written is lost.",
         "Reset",
+        "controls.change",
         many=True,
         reports=True,
         wants="on",
@@ -311,16 +373,26 @@ COMMANDS: tuple[Command, ...] = (
         "sendkey",
         "Press keys, those with - between them together: ctrl-alt-f2 ret. They are named as QEMU does.",
         "SendKeys",
+        "controls.send_keys",
         arguments="<key> [key]...",
         many=True,
         reports=True,
         wants="on",
     ),
-    Command("ctrl-alt-delete", "Press the three keys.", "SendKeys", many=True, reports=True, wants="on"),
+    Command(
+        "ctrl-alt-delete",
+        "Press the three keys.",
+        "SendKeys",
+        "controls.send_ctrl_alt_delete",
+        many=True,
+        reports=True,
+        wants="on",
+    ),
     Command(
         "type",
         "Type a text as on a US keyboard; \\n and \\t stand for return and tab.",
         "Type",
+        "controls.type_text",
         "<text>",
         many=True,
         reports=True,
@@ -331,6 +403,7 @@ COMMANDS: tuple[Command, ...] = (
         "Write a PNG picture of the guest's screen to the file, or to standard output for -;\n"
         "without, to <vmname>-<time>.png.",
         "Screenshot",
+        "controls.screenshot",
         "[file|-]",
         wants="on",
     ),
@@ -339,15 +412,25 @@ COMMANDS: tuple[Command, ...] = (
         "Have the VM refuse all but looking, until it is unlocked. The host's boot and shutdown and the\n"
         "restart policy go on.",
         "Lock",
+        "controls.lock",
         "[remark]...",
         many=True,
         reports=True,
     ),
-    Command("unlock", "Let the VM be changed again.", "Unlock", options=(YES,), many=True, reports=True),
+    Command(
+        "unlock",
+        "Let the VM be changed again.",
+        "Unlock",
+        "controls.unlock",
+        options=(YES,),
+        many=True,
+        reports=True,
+    ),
     Command(
         "rm",
         "Delete the VM with all its files. It has to be stopped.",
         "Remove",
+        "files.remove",
         options=(YES,),
         many=True,
         reports=True,
@@ -357,6 +440,7 @@ COMMANDS: tuple[Command, ...] = (
         "net show",
         "Show the bridges and what is in them, as lines that recreate them. The same without the word.",
         "NetShow",
+        "network.net_show",
         options=(JSON,),
     ),
     Command(
@@ -364,6 +448,7 @@ COMMANDS: tuple[Command, ...] = (
         "Add the interfaces to the bridge, creating all of them if necessary: newvm0e0 is a TAP,\n"
         "eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN.",
         "NetVlan",
+        "network.net_vlan",
         arguments="<bridge> [intf]...",
         reports=True,
     ),
@@ -371,52 +456,65 @@ COMMANDS: tuple[Command, ...] = (
         "net add",
         "Create an interface, in no bridge; it is set up when it is plugged in.",
         "NetAdd",
+        "network.net_add",
         arguments="<intf>",
         reports=True,
     ),
     Command(
-        "net delete", "Delete an interface that vmess made.", "NetDelete", arguments="<intf>", reports=True
+        "net delete",
+        "Delete an interface that vmess made.",
+        "NetDelete",
+        "network.net_delete",
+        arguments="<intf>",
+        reports=True,
     ),
     Command(
         "net ignore",
         'Leave an interface out of "net show" until the next "net add"; without a name, list those.',
         "NetIgnore",
+        "network.net_ignore",
         arguments="[link]",
         options=(JSON,),
     ),
-    Command("net prune", "Delete the bridges vmess made that have nothing in them.", "NetPrune", reports=True),
+    Command(
+        "net prune",
+        "Delete the bridges vmess made that have nothing in them.",
+        "NetPrune",
+        "network.net_prune",
+        reports=True,
+    ),
     Command(
         "completion",
         "Print the completion of command lines for a shell: source <(vmess completion bash).\n"
         '"words" is what that asks back with: the number of the word at the cursor, and all words.',
         "",
+        "completion.run",
         arguments="<bash|zsh|fish|words> [word]...",
     ),
 )
 
-WIRES = frozenset({"SetNics", "Connect", "Nics", "Cable", "Mac", "Forward", "Addresses"}) | {
-    command.method for command in COMMANDS if command.method.startswith("Net")
-}
-"""Methods whose handlers are in `wires`."""
-
-HANDS = frozenset({"Suspend", "Resume", "Reset", "SendKeys", "Type", "Screenshot", "Lock", "Unlock"})
-"""Methods whose handlers are in `hands`."""
-
 BY_VERB = {command.verb: command for command in COMMANDS}
 
 
-@row
-class Invocation:
+class Invocation(PlainRecord):
     """A command line understood."""
 
-    command: Command
-    vms: tuple[str, ...]
-    """Full names, and patterns such as `lab*` as they were written."""
-    arguments: tuple[str, ...]
-    options: dict[str, str]
-    """By flag; the value is empty for a flag that takes none."""
-    then: Invocation | None = None
-    """The next verb of the line, to be carried out if this one works."""
+    def __init__(
+        self,
+        command: Command,
+        vms: tuple[str, ...],
+        arguments: tuple[str, ...],
+        options: dict[str, str],
+        then: Invocation | None = None,
+    ) -> None:
+        self.command = command
+        self.vms = vms
+        """Full names, and patterns such as `lab*` as they were written."""
+        self.arguments = arguments
+        self.options = options
+        """By flag; the value is empty for a flag that takes none."""
+        self.then = then
+        """The next verb of the line, to be carried out if this one works."""
 
 
 ELSEWHERE = {

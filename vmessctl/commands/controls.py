@@ -14,15 +14,16 @@ from vmessd.core.settings import LOCK, STROKE_TIME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vmessctl.cli.verbs import Invocation
     from vmessctl.client import Client
 
-    Handler = Callable[[Invocation], int]
-
 
 ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
+def change(invocation: Invocation) -> int:
+    """Have guests stand still, go on, or be reset; the verb says which."""
+    return _plainly(invocation)
 
 
 def _plainly(invocation: Invocation, longer: float = 0.0, **parameters: object) -> int:
@@ -36,15 +37,18 @@ def _plainly(invocation: Invocation, longer: float = 0.0, **parameters: object) 
     return for_each(invocation, work)
 
 
-def _sendkey(invocation: Invocation) -> int:
+def send_keys(invocation: Invocation) -> int:
+    """Press keys."""
     return _plainly(invocation, len(invocation.arguments) * STROKE_TIME, keys=list(invocation.arguments))
 
 
-def _ctrl_alt_delete(invocation: Invocation) -> int:
+def send_ctrl_alt_delete(invocation: Invocation) -> int:
+    """Press the three keys."""
     return _plainly(invocation, keys=["ctrl-alt-delete"])
 
 
-def _type(invocation: Invocation) -> int:
+def type_text(invocation: Invocation) -> int:
+    """Type a text."""
     text = _unescaped(invocation.arguments[0])
     return _plainly(invocation, len(text) * STROKE_TIME, text=text)
 
@@ -63,7 +67,8 @@ def _unescaped(text: str) -> str:
     return typed
 
 
-def _screenshot(invocation: Invocation) -> int:
+def screenshot(invocation: Invocation) -> int:
+    """Write a picture of a guest's screen to a file."""
     (vm,), named = invocation.vms, invocation.arguments
     file = named[0] if named else f"{vm}-{time.strftime('%Y%m%d-%H%M%S')}.png"
     if file == "-" and sys.stdout.isatty():
@@ -92,11 +97,13 @@ def _copy(source: int, target: int) -> None:
             data = data[os.write(target, data) :]
 
 
-def _lock(invocation: Invocation) -> int:
+def lock(invocation: Invocation) -> int:
+    """Lock VMs."""
     return _plainly(invocation, remark=" ".join(invocation.arguments))
 
 
-def _unlock(invocation: Invocation) -> int:
+def unlock(invocation: Invocation) -> int:
+    """Unlock VMs, after a question where there is somebody to ask."""
     sure = verbs.YES.flag in invocation.options or not sys.stdin.isatty()
 
     def work(client: Client, vm: str) -> int:
@@ -112,16 +119,3 @@ def _unlock(invocation: Invocation) -> int:
         return DONE
 
     return for_each(invocation, work)
-
-
-HANDLERS: dict[str, Handler] = {
-    "suspend": _plainly,
-    "resume": _plainly,
-    "reset": _plainly,
-    "sendkey": _sendkey,
-    "ctrl-alt-delete": _ctrl_alt_delete,
-    "type": _type,
-    "screenshot": _screenshot,
-    "lock": _lock,
-    "unlock": _unlock,
-}

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import Client, connect
@@ -184,8 +185,6 @@ def _colours(before: list[str], more: list[str]) -> list[str]:
 
 
 def _json_lines() -> Callable[[bytes], None]:
-    import json  # noqa: PLC0415 -- it takes as long as all the rest
-
     rest = b""
 
     def put(data: bytes) -> None:
@@ -194,7 +193,7 @@ def _json_lines() -> Callable[[bytes], None]:
         if rest and (not data or len(rest) >= LINE_MAX):
             lines, rest = [*lines, rest], b""
         for line in lines:
-            print(json.dumps({"line": line.decode(errors="replace").removesuffix("\r")}), flush=True)
+            print(light_json.dumps({"line": line.decode(errors="replace").removesuffix("\r")}), flush=True)
 
     return put
 

@@ -8,13 +8,13 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
 from vmessctl.output.terminal import emit, for_each, look_at_each, say, show, tell, warn
-from vmessd.core import names, shell
-from vmessd.core.errors import DONE, InvalidValue, TimedOut, printable, quoted
+from vmessd.core import names
+from vmessd.core.errors import DONE, InvalidValue, TimedOut, printable, quoted, shell_line
 from vmessd.core.words import StepKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from vmessctl.client import Client, Reply
 
@@ -73,7 +73,8 @@ def _interface(invocation: Invocation, text: str) -> int:
 # -- A VM's interfaces --
 
 
-def _ifadd(invocation: Invocation) -> int:
+def ifadd(invocation: Invocation) -> int:
+    """Give VMs so many NICs, none for ifdel, and plug them in."""
     count, *wires = invocation.arguments or ("0",)
     parameters = {"count": _number(invocation, count, "number of NICs"), "wires": list(wires)}
 
@@ -83,7 +84,8 @@ def _ifadd(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _connect(invocation: Invocation) -> int:
+def connect_interface(invocation: Invocation) -> int:
+    """Plug an interface of VMs into another bridge."""
     number, wire = invocation.arguments
     interface = _interface(invocation, number)
 
@@ -93,7 +95,9 @@ def _connect(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _ifstat(invocation: Invocation) -> int:
+def ifstat(invocation: Invocation) -> int:
+    """Show the commands that recreate the wires of VMs."""
+
     def work(reply: Reply, vm: str) -> int:
         if verbs.JSON.flag in invocation.options:
             show(invocation, reply, str, vm)
@@ -107,10 +111,11 @@ def _ifstat(invocation: Invocation) -> int:
 def wiring(vm: str, reply: Reply) -> str:
     """Return the command that recreates a VM's wires."""
     wires = [nic["wire"] for nic in reply["nics"] if not nic["leaving"]]
-    return shell.join([PROGRAM, vm, "ifadd", str(len(wires)), *wires])
+    return shell_line([PROGRAM, vm, "ifadd", str(len(wires)), *wires])
 
 
-def _cable(invocation: Invocation) -> int:
+def cable(invocation: Invocation) -> int:
+    """Plug or pull the cable of an interface."""
     number, word = invocation.arguments
     interface = _interface(invocation, number)
     if word not in ("on", "off"):
@@ -123,7 +128,8 @@ def _cable(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _mac(invocation: Invocation) -> int:
+def mac(invocation: Invocation) -> int:
+    """Give an interface a MAC."""
     number, address = invocation.arguments
     interface = _interface(invocation, number)
     mac = None if address == "none" else address
@@ -142,7 +148,8 @@ def _note(invocation: Invocation, reply: Reply, vm: str) -> None:
         say(printable(note))
 
 
-def _forward(invocation: Invocation) -> int:
+def forward(invocation: Invocation) -> int:
+    """Forward a port of the host into a VM's user-mode network, or end that."""
     number, text = invocation.arguments
     interface = _interface(invocation, number)
     ports = _ports(invocation, text)
@@ -173,7 +180,9 @@ def _ports(invocation: Invocation, text: str) -> dict[str, object]:
     return said
 
 
-def _addr(invocation: Invocation) -> int:
+def addr(invocation: Invocation) -> int:
+    """Show the addresses of VMs."""
+
     def work(reply: Reply, vm: str) -> int:
         show(invocation, reply, lambda reply: addresses(names.parse(vm), reply), vm)
         return DONE
@@ -196,7 +205,8 @@ def addresses(vm: str, reply: Reply) -> str:
 # -- The host's bridges --
 
 
-def _net_show(invocation: Invocation) -> int:
+def net_show(invocation: Invocation) -> int:
+    """Show the bridges and what is in them."""
     client = connect(invocation)
     reply = client.call("NetShow")
     client.close()
@@ -212,9 +222,9 @@ def segments(reply: Reply) -> str:
     lines = []
     for segment in reply["segments"]:
         if segment["bridge"] is None:
-            lines += [shell.join([PROGRAM, "net", "add", port]) for port in segment["ports"]]
+            lines += [shell_line([PROGRAM, "net", "add", port]) for port in segment["ports"]]
         else:
-            line = shell.join([PROGRAM, "net", "vlan", segment["bridge"], *segment["ports"]])
+            line = shell_line([PROGRAM, "net", "vlan", segment["bridge"], *segment["ports"]])
             lines.append(f"{line}{_whose(segment)}")
     return "\n".join(lines)
 
@@ -226,27 +236,37 @@ def _whose(segment: Reply) -> str:
     return printable(f"  # of another VM root: {', '.join(roots)}") if roots else ""
 
 
-def _net(method: str, *parameters: str) -> Callable[[Invocation], int]:
-    """Return the handler of a net verb whose arguments go over the wire as they are."""
-
-    def handler(invocation: Invocation) -> int:
-        client = connect(invocation)
-        reply = client.call(method, **dict(zip(parameters, invocation.arguments, strict=True)))
-        client.close()
-        return _tell(invocation, reply)
-
-    return handler
+def net_add(invocation: Invocation) -> int:
+    """Create an interface."""
+    return _net(invocation, interface=invocation.arguments[0])
 
 
-def _net_vlan(invocation: Invocation) -> int:
-    bridge, *interfaces = invocation.arguments
+def net_delete(invocation: Invocation) -> int:
+    """Delete an interface."""
+    return _net(invocation, interface=invocation.arguments[0])
+
+
+def net_prune(invocation: Invocation) -> int:
+    """Delete the bridges that have nothing in them."""
+    return _net(invocation)
+
+
+def _net(invocation: Invocation, **parameters: object) -> int:
+    """Make the call of a net verb, and say what was done."""
     client = connect(invocation)
-    reply = client.call("NetVlan", bridge=bridge, interfaces=interfaces)
+    reply = client.call(invocation.command.method, **parameters)
     client.close()
     return _tell(invocation, reply)
 
 
-def _net_ignore(invocation: Invocation) -> int:
+def net_vlan(invocation: Invocation) -> int:
+    """Add interfaces to a bridge."""
+    bridge, *interfaces = invocation.arguments
+    return _net(invocation, bridge=bridge, interfaces=interfaces)
+
+
+def net_ignore(invocation: Invocation) -> int:
+    """Leave a link out of `net show`, or list those that are left out."""
     client = connect(invocation)
     if invocation.arguments:
         client.call("NetIgnore", name=invocation.arguments[0])
@@ -254,21 +274,3 @@ def _net_ignore(invocation: Invocation) -> int:
         show(invocation, client.call("NetIgnored"), lambda reply: "\n".join(map(printable, reply["names"])))
     client.close()
     return DONE
-
-
-HANDLERS: dict[str, Callable[[Invocation], int]] = {
-    "ifadd": _ifadd,
-    "ifdel": _ifadd,
-    "connect": _connect,
-    "ifstat": _ifstat,
-    "cable": _cable,
-    "mac": _mac,
-    "forward": _forward,
-    "addr": _addr,
-    "net show": _net_show,
-    "net vlan": _net_vlan,
-    "net add": _net("NetAdd", "interface"),
-    "net delete": _net("NetDelete", "interface"),
-    "net ignore": _net_ignore,
-    "net prune": _net("NetPrune"),
-}

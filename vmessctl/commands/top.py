@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 
+from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
@@ -117,10 +118,8 @@ def _samples(invocation: Invocation, interval: float, count: int | None) -> Iter
 
 
 def _print_json(invocation: Invocation, interval: float, count: int | None) -> int:
-    import json  # noqa: PLC0415 -- it takes as long as all the rest
-
     for sample in _samples(invocation, interval, count):
-        print(json.dumps(sample), flush=True)
+        print(light_json.dumps(sample), flush=True)
     return DONE
 
 

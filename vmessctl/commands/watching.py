@@ -6,6 +6,7 @@ import select
 import sys
 import time
 
+from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.output import rendering
@@ -44,9 +45,7 @@ def run(invocation: Invocation) -> int:
 def _show(invocation: Invocation, reply: Reply) -> None:
     event = reply["event"]
     if verbs.JSON.flag in invocation.options:
-        import json  # noqa: PLC0415 -- it takes as long as all the rest
-
-        print(json.dumps(event))
+        print(light_json.dumps(event))
     elif event["event"] == Kind.watching:
         if sys.stderr.isatty():
             say(f"watching {', '.join(invocation.vms) or _everyone(event)}; Ctrl-C ends it")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from vmessd.core import shell
-from vmessd.core.errors import printable
+from vmessd.core.errors import printable, shell_line
 from vmessd.core.names import VNC_PORT
 from vmessd.core.settings import CPU, size_shown
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
@@ -100,7 +99,7 @@ def info(reply: Reply) -> str:
     vm = reply["info"]
     interfaces = [nic for nic in vm["nics"] if not nic["leaving"]]
     lines = [f"Total number of interfaces: {len(interfaces)}", "Command for this VM"]
-    lines.append(f"  {shell.join(vm['command'])}" if vm["command"] else f"  none: {printable(vm['problem'])}")
+    lines.append(f"  {shell_line(vm['command'])}" if vm["command"] else f"  none: {printable(vm['problem'])}")
     if vm["display"]:
         where = f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)"
         lines.append(f"{where}; the way in is vmess {vm['status']['name']} vnc")
@@ -162,7 +161,7 @@ def _drive(drive: Reply) -> str:
 
 def starting(progress: Reply) -> str:
     """Return the line that says what is being started."""
-    return f"Starting VM: {shell.join(progress['command'])}"
+    return f"Starting VM: {shell_line(progress['command'])}"
 
 
 def stopping(progress: Reply) -> str:

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 
+from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect, told
@@ -63,8 +64,13 @@ def warn(text: str) -> None:
         stdio.give_up(2)
 
 
+complaints: list[VmessError] = []
+"""What has been complained of so far."""
+
+
 def complain(error: VmessError) -> int:
     """Print an error and its hint, a line each; return the exit status."""
+    complaints.append(error)
     warn(f"{PROGRAM}: {error.message}")
     if error.hint:
         warn(f"  hint: {error.hint}")
@@ -121,10 +127,8 @@ def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm:
 def emit(invocation: Invocation, reply: Reply, vm: str = "") -> None:
     """Print an answer as a line of JSON, where that is asked for; one about a VM says so, and what asked."""
     if verbs.JSON.flag in invocation.options:
-        import json  # noqa: PLC0415 -- it takes as long as all the rest
-
         about = {"vm": vm, "verb": invocation.command.verb} if vm else {}
-        print(json.dumps(about | reply), flush=True)
+        print(light_json.dumps(about | reply), flush=True)
 
 
 def agreed(question: str) -> bool:

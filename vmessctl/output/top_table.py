@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmessctl.output.rendering import duration, is_off
-from vmessd.core.row import row
+from vmessd.core.plainrecord import PlainRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,17 +38,24 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.1f}" if share < 9.9995 else f"{100 * share:.0f}"
 
 
-@row
-class Column:
+class Column(PlainRecord):
     """One column."""
 
-    title: str
-    text: Callable[[VM], str]
-    importance: int
-    """Where a terminal is narrow, those with the lowest go first; those of one importance go together."""
-    width: int = 0
-    """Characters that it has at least, so that the table stays still."""
-    left: bool = False
+    def __init__(
+        self,
+        title: str,
+        text: Callable[[VM], str],
+        importance: int,
+        width: int = 0,
+        left: bool = False,
+    ) -> None:
+        self.title = title
+        self.text = text
+        self.importance = importance
+        """Where a terminal is narrow, those with the lowest go first; those of one importance go together."""
+        self.width = width
+        """Characters that it has at least, so that the table stays still."""
+        self.left = left
 
 
 COLUMNS = (
@@ -69,15 +76,15 @@ def _both(vm: VM, one: str, other: str) -> float | None:
     return None if vm[one] is None else vm[one] + vm[other]
 
 
-@row
-class Sort:
+class Sort(PlainRecord):
     """One way to sort VMs: the largest first, or by name."""
 
-    key: str
-    """The key that asks for it."""
-    word: str
-    """The same on the command line."""
-    value: Callable[[VM], float | None]
+    def __init__(self, key: str, word: str, value: Callable[[VM], float | None]) -> None:
+        self.key = key
+        """The key that asks for it."""
+        self.word = word
+        """The same on the command line."""
+        self.value = value
 
 
 SORTS = (

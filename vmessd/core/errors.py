@@ -20,7 +20,13 @@ A message is one line that names the thing, the value and what would be right; a
 is one, says what to type next. Neither ever holds a raw control character: see :func:`quoted`.
 """
 
+from __future__ import annotations
+
 import errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 DONE = 0
 FORCED = 8
@@ -55,6 +61,23 @@ def quoted(value: object, limit: int = 80) -> str:
 def reason(error: OSError) -> str:
     """Return what the system says of a failure, in a few words and without the path."""
     return (error.strerror or str(error)).lower()
+
+
+def shell_line(argv: Iterable[str]) -> str:
+    """Return a command quoted so that it can be pasted into a shell: one line that a terminal does not obey."""
+    import shlex  # noqa: PLC0415 -- it imports re, and only a line that is to be pasted waits for it
+
+    return " ".join(shlex.quote(word) if word.isprintable() else _ansi_c(word) for word in argv)
+
+
+def _ansi_c(word: str) -> str:
+    """Return a word as bash's `$'...'`, byte by byte where it cannot be shown."""
+    try:
+        data = word.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no name and no argument of the system's holds such a character
+        data = printable(word).encode()
+    escaped = data.decode("latin-1").encode("unicode_escape").decode("ascii")
+    return "$'" + escaped.replace("'", "\\'") + "'"
 
 
 BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.names import CDROM, DISKS
-from vmessd.core.row import row
+from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.words import Policy
 
 TYPE_CHECKING = False
@@ -95,14 +95,14 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-@row
-class Autostart:
+class Autostart(PlainRecord):
     """A VM comes up with the host."""
 
-    order: int
-    """VMs of a lower order are up before; those of one order come up together."""
-    delay: int
-    """Seconds that VMs of higher orders wait after this one has been started."""
+    def __init__(self, order: int, delay: int) -> None:
+        self.order = order
+        """VMs of a lower order are up before; those of one order come up together."""
+        self.delay = delay
+        """Seconds that VMs of higher orders wait after this one has been started."""
 
 
 def _autostart(text: str) -> Autostart | None:
@@ -202,26 +202,37 @@ def _remark(text: str) -> str:
     return text
 
 
-@row
-class Setting:
+class Setting(PlainRecord):
     """One value of a VM: where it is kept, how it is read, what it makes of QEMU's command line."""
 
-    file: str
-    """The file in the VM's directory that holds the value."""
-    verb: str | None
-    """The word that sets it; None where the file is edited by hand."""
-    argument: str
-    expects: str
-    """What would be right, for messages: `RAM 'x' is not <expects>`."""
-    parse: Callable[[str], Any]
-    """Text to value; raises ValueError."""
-    option: Callable[[Any], tuple[str, ...]]
-    """Value to QEMU arguments."""
-    help: str
-    live: bool = False
-    """It takes effect at once, also on a running VM: it is about how the VM is kept, not what it is."""
-    words_for_qemu: bool = False
-    """It hands words to QEMU as they are, so the daemon's own settings say whether it is honoured."""
+    def __init__(  # noqa: PLR0913, PLR0917 -- a row of a table
+        self,
+        file: str,
+        verb: str | None,
+        argument: str,
+        expects: str,
+        parse: Callable[[str], Any],
+        option: Callable[[Any], tuple[str, ...]],
+        help: str,  # noqa: A002 -- what it is called everywhere
+        live: bool = False,
+        words_for_qemu: bool = False,
+    ) -> None:
+        self.file = file
+        """The file in the VM's directory that holds the value."""
+        self.verb = verb
+        """The word that sets it; None where the file is edited by hand."""
+        self.argument = argument
+        self.expects = expects
+        """What would be right, for messages: `RAM 'x' is not <expects>`."""
+        self.parse = parse
+        """Text to value; raises ValueError."""
+        self.option = option
+        """Value to QEMU arguments."""
+        self.help = help
+        self.live = live
+        """It takes effect at once, also on a running VM: it is about how the VM is kept, not what it is."""
+        self.words_for_qemu = words_for_qemu
+        """It hands words to QEMU as they are, so the daemon's own settings say whether it is honoured."""
 
     def value(self, text: str) -> Any:
         """Return the value the text stands for.
@@ -405,13 +416,18 @@ SETTINGS: tuple[Setting, ...] = (
 BY_FILE = {setting.file: setting for setting in SETTINGS}
 
 
-@row
-class Drive:
+class Drive(PlainRecord):
     """One IDE position of a VM and the verb that fills it."""
 
-    verb: str
-    argument: str
-    help: str
+    def __init__(
+        self,
+        verb: str,
+        argument: str,
+        help: str,  # noqa: A002 -- what it is called everywhere
+    ) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.help = help
 
 
 DRIVES: tuple[Drive, ...] = (

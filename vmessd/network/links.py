@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmessd.core import names, shell
-from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason
+from vmessd.core import names
+from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason, shell_line
 from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.wires import Wire, new_bridge_name, room
 from vmessd.network import rtnetlink, taps
@@ -457,7 +457,7 @@ def making(name: str) -> Iterator[None]:
 def missing_capability() -> NotPermitted:
     """Return the error for a daemon that may not change links, with the two ways to let it."""
     uid = os.geteuid()
-    command = shell.join(sys.argv) if os.access(sys.argv[0], os.X_OK) else "vmessd"
+    command = shell_line(sys.argv) if os.access(sys.argv[0], os.X_OK) else "vmessd"
     return NotPermitted(
         f"vmessd, uid {uid}, lacks CAP_NET_ADMIN, which TAPs and bridges take: run it as root, or as "
         f"yourself with that capability alone",

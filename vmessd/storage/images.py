@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vmessd.core import names, settings, shell
-from vmessd.core.errors import BadFile, InvalidValue, failing, printable, quoted, reason
+from vmessd.core import names, settings
+from vmessd.core.errors import BadFile, InvalidValue, failing, printable, quoted, reason, shell_line
 from vmessd.storage import image_formats, safefile
 from vmessd.storage.image_formats import Format
 from vmessd.storage.vmdir import VMDirectory
@@ -160,7 +160,7 @@ def _check_names(vm: VMDirectory, filled: Collection[str]) -> None:
         slot = match[2] or match[3]
         if match[1] != vm.vm and slot not in filled:
             name = names.cdrom_file(vm.vm) if slot == names.CDROM else names.disk_file(vm.vm, slot)
-            line = shell.join(["mv", f"{vm.path}/{match[0]}", f"{vm.path}/{name}"])
+            line = shell_line(["mv", f"{vm.path}/{match[0]}", f"{vm.path}/{name}"])
             renames.setdefault(match[1], []).append(line)
     if renames:
         files = ", ".join(match[0] for match in matches if match[1] in renames)
@@ -213,7 +213,7 @@ def _conversion(disk: Disk, found: Format) -> str:
     lines.append(["qemu-img", "convert", "-f", found.name, "-O", "raw", source, target])
     if not disk.block_device:
         lines.append(["cp", "-p", "--attributes-only", source, target])
-    text = " && ".join(shell.join(line) for line in [*lines, *last])
+    text = " && ".join(shell_line(line) for line in [*lines, *last])
     return f"it names other files, as a guest could have it do; if you made it: {text}" if found.leads else text
 
 

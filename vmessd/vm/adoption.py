@@ -16,8 +16,7 @@ import logging
 import os
 from pathlib import Path
 
-from vmessd.core import shell
-from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError
+from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError, shell_line
 from vmessd.core.lifecycle import IN_WORDS, Reason, is_restarted
 from vmessd.core.records import ExitRecord, Moment, RunRecord, boot_id
 from vmessd.qemu import command_line
@@ -196,7 +195,7 @@ def _lives_in(pid: int, was: str, directory: VMDirectory) -> bool:
 
 def _held_by_another(directory: VMDirectory, one: Sighting) -> Locked:
     root = directory.path.parent
-    back = shell.join(["mv", str(directory.path), str(root / one.vm)])
+    back = shell_line(["mv", str(directory.path), str(root / one.vm)])
     return Locked(
         f"VM {directory.vm} is held by QEMU of {one.vm}, PID {one.pid}: the directory was renamed while it ran",
         hint=f"{back}, or vmess {one.vm} stop" if under(root, [one]) else back,
@@ -279,10 +278,10 @@ def whereabouts(directory: VMDirectory, pid: int) -> tuple[VMDirectory | None, s
         if os.path.samefile(home, directory.path):
             return None, None
     moved = VMDirectory(home.parent, directory.vm, home)
-    back = shell.join(["mv", str(home), str(directory.path)])
+    back = shell_line(["mv", str(home), str(directory.path)])
     if not os.path.lexists(directory.path):
         return moved, f"its directory is {moved} now; to put it back: {back}"
-    aside = shell.join(["mv", str(directory.path), f"{directory.path}.aside"])
+    aside = shell_line(["mv", str(directory.path), f"{directory.path}.aside"])
     return moved, f"it runs in {moved}, and {directory} is another directory; to put it back: {aside} && {back}"
 
 

@@ -12,8 +12,8 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vmessd.core import names, shell
-from vmessd.core.errors import Failed, VmessError, failing
+from vmessd.core import names
+from vmessd.core.errors import Failed, VmessError, failing, shell_line
 from vmessd.core.lifecycle import Policy
 from vmessd.core.records import Moment, RunRecord
 from vmessd.core.settings import BY_FILE
@@ -155,7 +155,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
         with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
-            os.write(output, f"{shell.join(argv)}\n".encode())
+            os.write(output, f"{shell_line(argv)}\n".encode())
             log_start = os.fstat(output).st_size
         check()
         process = Process.spawn(

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vmessd.core import shell
-from vmessd.core.errors import Failed
+from vmessd.core.errors import Failed, shell_line
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import Forward
 from vmessd.qemu import command_line
@@ -416,7 +415,7 @@ def test_what_shell_prints_bash_reads_back() -> None:
     chance = random.Random(14)
     alphabet = "ab1 '\"\\$`!\n\t\x1b\x80é日\u202e\udcff;&|<>(){}[]*?~#%=:,-"
     chosen = NASTY_WORDS + ["".join(chance.choices(alphabet, k=chance.randrange(12))) for _ in range(300)]
-    line = f"printf '%s\\0' {shell.join(chosen)}"
+    line = f"printf '%s\\0' {shell_line(chosen)}"
     assert line.isprintable()
     done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=10)
     assert done.stdout.split(b"\0")[:-1] == [os.fsencode(word) for word in chosen]
@@ -427,7 +426,7 @@ def test_what_shell_prints_bash_reads_back() -> None:
 @given(st.lists(ANY_TEXT))
 @example(["\ud800"])
 def test_what_shell_prints_is_one_printable_line(argv: list[str]) -> None:
-    assert shell.join(argv).isprintable()
+    assert shell_line(argv).isprintable()
 
 
 # Variables in words for QEMU

@@ -1,0 +1,41 @@
+"""The verbs that show which VMs there are, how they are and what they are made of."""
+
+from __future__ import annotations
+
+from vmessctl.client import connect
+from vmessctl.output import rendering
+from vmessctl.output.terminal import look_at_each, show
+from vmessd.core.errors import DONE, NotRunning
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.cli.verbs import Invocation
+    from vmessctl.client import Reply
+
+
+def list_vms(invocation: Invocation) -> int:
+    """List the VMs that run, then all."""
+    client = connect(invocation)
+    show(invocation, client.call("List"), rendering.listing)
+    client.close()
+    return DONE
+
+
+def status(invocation: Invocation) -> int:
+    """Show whether VMs run; the exit status says so, too."""
+
+    def work(reply: Reply, vm: str) -> int:
+        show(invocation, reply, rendering.status, vm)
+        return NotRunning.status if rendering.is_off(reply["status"]) else DONE
+
+    return look_at_each(invocation, work)
+
+
+def info(invocation: Invocation) -> int:
+    """Show all there is to say of VMs."""
+
+    def work(reply: Reply, vm: str) -> int:
+        show(invocation, reply, rendering.info, vm)
+        return DONE
+
+    return look_at_each(invocation, work)
