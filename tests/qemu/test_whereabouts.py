@@ -349,3 +349,131 @@ def test_c51_the_same_is_seen_without_a_restart_of_the_daemon(daemon: Daemon, re
         assert daemon.status(B)["problem"].startswith(f"VM {B} is held by QEMU of {A}, PID {pid}: ")
     assert daemon.vmess("shutdown").returncode == 0
     assert not processes_of(daemon.root)
+
+
+# Two at once, and links
+
+
+def both_started(daemon: Daemon) -> tuple[int, int]:
+    """Make A and B, start them, and return their pids."""
+    for vm in (A, B):
+        daemon.make(vm)
+        daemon.done(vm, "start")
+        daemon.wait_guest(vm)
+    return daemon.status(A)["pid"], daemon.status(B)["pid"]
+
+
+def swap(daemon: Daemon) -> None:
+    a, b, aside = daemon.root / A, daemon.root / B, daemon.root / "t"
+    a.rename(aside)
+    b.rename(a)
+    aside.rename(b)
+
+
+def test_c51_vms_whose_directories_were_swapped_can_be_stopped(daemon: Daemon) -> None:
+    pids = both_started(daemon)
+    swap(daemon)
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    for vm, other, pid in ((A, B, pids[0]), (B, A, pids[1])):
+        status = daemon.wait_state(vm, "running")
+        assert status["pid"] == pid
+        a, b = daemon.root / vm, daemon.root / other
+        assert status["problem"] == (
+            f"it runs in {b}, and {a} is another directory; to put it back: mv {a} {a}.aside && mv {b} {a}"
+        )
+    powers_down(daemon, A, pids[0])
+    powers_down(daemon, B, pids[1])
+    for place, pid in ((B, pids[0]), (A, pids[1])):
+        assert json.loads((daemon.root / place / "exit.json").read_text())["pid"] == pid
+
+
+def test_c51_the_way_back_from_a_swap_is_what_is_told(daemon: Daemon) -> None:
+    pids = both_started(daemon)
+    swap(daemon)
+    daemon.stop(signal.SIGKILL)
+    (daemon.root / f"{A}.aside").mkdir()
+    daemon.start()
+    daemon.wait_state(A, "running")
+    way = daemon.status(A)["problem"].partition("back: ")[2]
+    assert f"{A}.aside2 " in way
+    subprocess.run(["sh", "-c", way], check=True)
+    wait_for(lambda: daemon.status(A)["problem"] is None, what="A's return")
+    wait_for(lambda: f"{A}.aside2 now" in (daemon.status(B)["problem"] or ""), what="word of B's place")
+    subprocess.run(["sh", "-c", daemon.status(B)["problem"].partition("back: ")[2]], check=True)
+    wait_for(lambda: daemon.status(B)["problem"] is None, what="B's return")
+    for vm, pid in ((A, pids[0]), (B, pids[1])):
+        assert json.loads((daemon.root / vm / "run.json").read_text())["pid"] == pid
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["by the daemon", "without one"])
+def test_c51_a_shutdown_takes_along_vms_whose_directories_were_swapped(daemon: Daemon, served: bool) -> None:
+    both_started(daemon)
+    swap(daemon)
+    daemon.stop(signal.SIGKILL)
+    if served:
+        daemon.start()
+        result = daemon.vmess("shutdown")
+    else:
+        result = subprocess.run(
+            [sys.executable, "-m", "vmessd", "--vmdir", str(daemon.root), "--shutdown"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=TESTS.parent,
+            timeout=20,
+        )
+    assert result.returncode == 0, result
+    assert not processes_of(daemon.root)
+    for vm in (A, B):
+        assert json.loads((daemon.root / vm / "exit.json").read_text())["reason"] == "powered_down"
+
+
+def test_c51_a_vm_in_whose_place_another_was_moved_can_be_stopped(daemon: Daemon) -> None:
+    pids = both_started(daemon)
+    a, b = daemon.root / A, daemon.root / B
+    b.rename(f"{b}.aside")
+    a.rename(b)
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    assert daemon.wait_state(B, "running")["pid"] == pids[1]
+    powers_down(daemon, B, pids[1])
+    held = f"VM {B} is held by QEMU of {A}, PID {pids[0]}: the directory was renamed while it ran"
+    wait_for(lambda: daemon.status(B)["state"] in {"held", "stopped"}, what="the end")
+    assert refused(daemon, 7, B, "start") == held
+    powers_down(daemon, A, pids[0])
+
+
+def test_c51_a_swap_is_seen_without_a_restart_of_the_daemon(daemon: Daemon) -> None:
+    both_started(daemon)
+    swap(daemon)
+    for vm, other in ((A, B), (B, A)):
+        words = f"it runs in {daemon.root / other}, and {daemon.root / vm} is another directory; "
+        wait_for(lambda: (daemon.status(vm)["problem"] or "").startswith(words), what="word of it")  # noqa: B023
+    assert daemon.vmess("shutdown").returncode == 0
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same daemon", "next daemon"])
+@pytest.mark.parametrize("words", [[A, "stop"], [A, "stop", "force"], ["shutdown"]], ids=" ".join)
+def test_c51_a_vm_whose_directory_became_a_link_can_be_stopped(
+    daemon: Daemon, restarted: bool, words: list[str]
+) -> None:
+    daemon.make(A, STOP="33")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    pid = daemon.status(A)["pid"]
+    place, moved = daemon.root / A, daemon.directory / "elsewhere"
+    place.rename(moved)
+    place.symlink_to(moved)
+    if restarted:
+        daemon.stop(signal.SIGKILL)
+        daemon.start()
+        is_running(daemon, A, pid)
+        assert daemon.status(A)["problem"] == (
+            f"it runs in {moved}, and {place} is a symbolic link; to put it back: rm {place} && mv {moved} {place}"
+        )
+    result = daemon.vmess(*words)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    assert not os.path.exists(f"/proc/{pid}/fd/0")
+    reason = "forced" if "force" in words else "powered_down"
+    assert json.loads((moved / "exit.json").read_text())["reason"] == reason

@@ -555,7 +555,7 @@ def _counts(machine: Machine) -> bool:
 def _remark(machine: Machine) -> str | None:
     """Return the remark a VM is locked with; one that runs without a directory can have none."""
     try:
-        return machine.home.setting_text(LOCK.file)
+        return machine.place().setting_text(LOCK.file)
     except NoSuchVM:
         if machine.state in OFF:
             raise
