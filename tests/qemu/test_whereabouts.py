@@ -469,9 +469,9 @@ def test_c51_a_vm_whose_directory_became_a_link_can_be_stopped(
         daemon.stop(signal.SIGKILL)
         daemon.start()
         is_running(daemon, A, pid)
-        assert daemon.status(A)["problem"] == (
-            f"it runs in {moved}, and {place} is a symbolic link; to put it back: rm {place} && mv {moved} {place}"
-        )
+        back = f"rm {place} && mv {moved} {place}"
+        problem = f"it runs in {moved}, and {place} is a symbolic link; to put it back: {back}"
+        assert daemon.status(A)["problem"] == problem
     result = daemon.vmess(*words)
     assert (result.returncode, result.stderr) == (0, ""), result
     assert not os.path.exists(f"/proc/{pid}/fd/0")
