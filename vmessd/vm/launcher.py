@@ -121,7 +121,7 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     if wires:
         taps.check_device()
     missing = {nic.index: nic.wire for nic in nics if not _will_do(nic, macs.get(nic.index))}
-    undo.callback(host.network.wire(directory.vm, missing, macs).undo)
+    undo.callback(host.network.wire(directory.vm, missing, macs, starts=True).undo)
     undo.callback(host.network.settle(directory.vm, macs).undo)
 
 
