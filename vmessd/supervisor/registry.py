@@ -266,6 +266,12 @@ class Supervisor:
         """Return the interfaces of the VM of this name; raises as :meth:`machine`."""
         return self._wires[(await self.machine(name)).vm]
 
+    async def begun_wires(self, name: str) -> Wires:
+        """Return the same, when no start is under way; raises TimedOut where that takes long, too."""
+        machine = await self.machine(name)
+        await machine.begun()
+        return await self.wires(machine.vm)
+
     async def _is_vm(self, name: str) -> bool:
         return names.is_full(name) and await self._files.aside(VMDirectory(self.root, name).exists)
 

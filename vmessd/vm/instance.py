@@ -362,12 +362,16 @@ class Run:
     ) -> Any:
         """Run a QMP command and return what it returns; `descriptor` goes with it.
 
+        A QEMU that was spawned, or found, just now is waited for.
+
         Raises:
             CommandRefused: QEMU's own words.
             TimedOut: it does not answer within `patience` seconds.
         """
         try:
-            return await asyncio.wait_for(self.session.execute(command, arguments, descriptor), patience)
+            async with asyncio.timeout(patience):
+                await self.session.settled()
+                return await self.session.execute(command, arguments, descriptor)
         except (MonitorLost, TimeoutError):
             raise refusals.silent(self.vm, self.pid) from None
 
