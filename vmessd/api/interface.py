@@ -166,10 +166,14 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         The stop goes on if the caller leaves. `force` kills at once.
         """
         machine = await self._supervisor.machine(vm)
+        note = self._supervisor.lock_note(machine.vm)
         async for progress in machine.stop(self._peer.uid, force=force):
+            told = progress
+            if note is not None:
+                told = dataclasses.replace(progress, note="; ".join(filter(None, (note, progress.note))))
             if progress.done:
-                raise LastResult(progress)
-            yield progress
+                raise LastResult(told)
+            yield told
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Boot(self, *, at_once: int | None) -> AsyncIterator[FleetProgress]:

@@ -121,6 +121,8 @@ class Supervisor:
         self._processes = Lane("the processes of this host")
         self._remarks: dict[str, str | None] = {}
         """What the LOCK files said when they were read last."""
+        self._lock_notes: dict[str, str] = {}
+        """Why those of VMs that are to be stopped could not be read."""
 
     async def __aenter__(self) -> Self:
         """Take the root and find every VM in it, and those that run although their directory is not there.
@@ -211,6 +213,7 @@ class Supervisor:
         self._machines.pop(vm).close()
         del self._wires[vm]
         self._remarks.pop(vm, None)
+        self._lock_notes.pop(vm, None)
         await asyncio.wait({self._tasks.pop(vm)})
 
     async def machine(self, name: str) -> Machine:
@@ -485,14 +488,15 @@ class Supervisor:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
         machine = await self.machine(name)
         text = remark if remark is None else remark.strip() or "locked"
-        await machine.change(lambda: machine.home.write_setting(LOCK, text))
+        work = functools.partial(_write_remark, machine, text)
+        await machine.change(work)
         self._remarks[machine.vm] = text
 
     async def check_unlocked(self, name: str, stops: bool = False) -> None:
         """Raise Locked where a VM is locked, BadFile where nobody can tell.
 
-        `stops`: it is to be stopped, which does not wait for a disk or file server that has failed. Then what
-        was read last holds; where nothing was, nothing is known that would forbid it.
+        `stops`: it is to be stopped, which no file prevents that cannot be read. Then what was read last holds;
+        where nothing was, nothing is known that would forbid it.
         """
         machine = await self.machine(name)
         read = functools.partial(_remark, machine)
@@ -500,13 +504,19 @@ class Supervisor:
             remark = await machine.files.aside(read, LOCK_TIME if stops else blocking.LOOK)
             self._remarks[machine.vm] = remark
         except (TimedOut, BadFile) as error:
-            if not stops or not (isinstance(error, TimedOut) or is_broken(error)):
-                raise
-            log.warning("%s: %s; it is stopped unless it was locked before", machine.vm, error.message)
+            if not stops:
+                raise _with_way_out(error, machine.vm) from None
+            note = f"{error.message}; it is stopped unless it was locked before"
+            log.warning("%s: %s", machine.vm, note)
+            self._lock_notes[machine.vm] = note
             remark = self._remarks.get(machine.vm)
         if remark is not None:
             shown = f": {remark}" if remark != "locked" else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
+
+    def lock_note(self, vm: str) -> str | None:
+        """Return once what :meth:`check_unlocked` passed over in a VM that is to be stopped."""
+        return self._lock_notes.pop(vm, None)
 
     async def check_links(self, links: Sequence[str]) -> None:
         """Raise as :meth:`check_unlocked` where one of these links belongs to a VM that is locked."""
@@ -568,6 +578,21 @@ def _remark(machine: Machine) -> str | None:
         return None
 
 
+def _write_remark(machine: Machine, text: str | None) -> None:
+    """Lock a VM with a remark, or unlock it with None, also where the file is malformed; blocks."""
+    if text is None:
+        machine.place().clear_setting(LOCK)
+    else:
+        machine.place().write_setting(LOCK, text)
+
+
+def _with_way_out(error: VmessError, vm: str) -> VmessError:
+    """Return an error of a LOCK file that cannot be read, with what is done about one that is malformed."""
+    if isinstance(error, BadFile) and error.hint is None and not is_broken(error):
+        return BadFile(error.message, hint=f"vmess {vm} unlock removes it")
+    return error
+
+
 async def _interfaces(wires: Wires, wiring: Wiring) -> list[Nic]:
     """Return a VM's interfaces, which may have been looked at already; raises what is wrong with them."""
     if isinstance(wiring.nics, VmessError):
@@ -612,13 +637,18 @@ def _addresses(nics: Sequence[tuple[Nic, str]], tables: Tables) -> list[VMAddres
 
 
 def _settings(directory: VMDirectory) -> list[Value]:
-    """Return the settings whose files can be read, as they would be written."""
+    """Return the settings whose files can be read, as they would be written.
+
+    Of a LOCK that cannot be read, why: it locks all the same.
+    """
     values = []
     for file in BY_FILE:
         try:
             text = directory.setting_text(file)
-        except VmessError:
-            continue
+        except VmessError as error:
+            if file != LOCK.file or not isinstance(error, BadFile) or not directory.exists():
+                continue
+            text = error.message
         if text is not None:
             values.append(Value(file, printable(text)))
     return values
