@@ -499,6 +499,23 @@ def test_c44_macs_that_make_no_sense_are_named(wired: WiredDaemon) -> None:
     wired.done("newvm", "start")
 
 
+def test_c44_a_mac_is_not_given_to_two_cards_of_a_vm_nor_that_of_its_bridge(wired: WiredDaemon) -> None:
+    directory = wired.make("newvm0")
+    wired.done("newvm", "ifadd", "2", "lab", "lab")
+    wired.done("newvm", "mac", "1", "02:00:00:00:00:07")
+    for words, holder in (
+        (("0", "02:00:00:00:00:07"), "that of interface 1 of newvm0 already"),
+        (("1", "02:11:9b:af:00:00"), "that of interface 0 of newvm0 already"),
+        (("1", "02:11:9b:af:00:05"), "that of interface 5 of newvm0 already"),
+        (("0", wired.links()["lab"]["address"]), "that of lab, into which the interface is plugged"),
+    ):
+        said = f"vmess: MAC {words[1]} is {holder}"
+        assert refused(wired, 2, "newvm", "mac", *words) == said
+    assert (directory / "MACS").read_text() == "- 02:00:00:00:00:07\n"
+    wired.done("newvm", "mac", "0", "02:11:9b:af:00:01")  # which interface 1 does without
+    assert "interface 0" in refused(wired, 2, "newvm", "mac", "1", "none")
+
+
 def joined(one: WiredDaemon, other: WiredDaemon) -> None:
     """Join the segments `lan` of two hosts, as a VXLAN would."""
     for daemon in (one, other):

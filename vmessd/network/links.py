@@ -180,6 +180,12 @@ class Network:
             nics.append(Nic(index, name, wire, link, bridge, None if wire and wire.user else taken_by))
         return nics
 
+    def mac_of(self, name: str) -> str | None:
+        """Return the MAC of a link, None where there is none of this name; raises Failed."""
+        with self.kernel() as kernel:
+            link = kernel.link(name)
+        return link.mac if link is not None else None
+
     def carried(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Return the bytes that VMs' TAPs in use have carried, by VM and TAP: to the guest, and from it.
 
