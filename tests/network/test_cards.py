@@ -695,7 +695,10 @@ def test_a_user_network_takes_the_place_of_a_tap_without_a_card(wired: WiredDaem
 
 def test_a_pull_that_cannot_be_noted_leaves_the_cable_as_it_was(make_wired: MakeWired) -> None:
     wired = make_wired()
-    wired.program = ("-c", f"import vmessd.devices.cables\nvmessd.cables.BOUNCE_TIME = 2.0\n{BROKEN_DISK}")
+    wired.program = (
+        "-c",
+        f"import vmessd.devices.cables\nvmessd.devices.cables.BOUNCE_TIME = 2.0\n{BROKEN_DISK}",
+    )
     wired.start()
     make_seen(wired, "newvm0", "lab")
     wired.done("newvm", "start", "connect", "0", "other")
@@ -719,7 +722,7 @@ def test_a_pulled_cable_is_told_where_qemu_does_not_say_what_the_card_is(make_wi
 
 # vmessd that takes a second to plug an interface elsewhere.
 SLOW_CONNECT = """
-import logging, time, vmessd.wires
+import logging, time, vmessd.devices.network_cards
 connect = vmessd.devices.network_cards.Wires._connect
 
 def slowly(self, index, wire):
