@@ -1,5 +1,6 @@
 """VMs that run while their directory, their root or the daemon is moved: none is lost or doubled."""
 
+import base64
 import contextlib
 import ctypes
 import fcntl
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import TESTS, Daemon, end_processes_of, own, processes_of, wait_for
 
+from vmessctl.client import Client
 from vmessd.qemu.process import Process
 
 pytestmark = pytest.mark.qemu
@@ -477,3 +479,17 @@ def test_c51_a_vm_whose_directory_became_a_link_can_be_stopped(
     assert not os.path.exists(f"/proc/{pid}/fd/0")
     reason = "forced" if "force" in words else "powered_down"
     assert json.loads((moved / "exit.json").read_text())["reason"] == reason
+
+
+def test_a_console_is_that_of_the_vm_just_after_a_swap(daemon: Daemon) -> None:
+    for vm, guest in ((A, "listener"), (B, "idle")):
+        daemon.make(vm, guest)
+        daemon.done(vm, "start")
+    daemon.wait_guest(A, b"button.\r\n")
+    daemon.wait_guest(B)
+    swap(daemon)
+    other = (daemon.root / A / "serial.sock").stat().st_ino
+    with contextlib.closing(Client([str(daemon.socket)])) as client:
+        history = client.call("Console", vm=A, steal=False)["console"]["history"]
+        assert b"button." in base64.b64decode(history)
+        assert (daemon.root / A / "serial.sock").stat().st_ino == other

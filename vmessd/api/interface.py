@@ -6,7 +6,6 @@ One object for each connection, so that every call knows who makes it.
 import asyncio
 import base64
 import dataclasses
-import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 
@@ -291,7 +290,7 @@ class VmessInterface(VarlinkInterface, name=INTERFACE):
         name = logs.LogName.parse(log)
         machine = await self._supervisor.machine(vm)
         record = machine.record() or machine.last_exit
-        found = await machine.change(functools.partial(logs.open_log, machine.home, name, record))
+        found = await machine.change(lambda: logs.open_log(machine.place(), name, record))
         return VMLog(
             log=FileDescriptor(found.log, should_close=True),
             older=None if found.older is None else FileDescriptor(found.older, should_close=True),
