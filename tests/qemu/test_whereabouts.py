@@ -19,6 +19,8 @@ from conftest import TESTS, Daemon, end_processes_of, own, processes_of, wait_fo
 
 from vmessctl.client import Client
 from vmessd.qemu.process import Process
+from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm import whereabouts
 
 pytestmark = pytest.mark.qemu
 
@@ -493,3 +495,44 @@ def test_a_console_is_that_of_the_vm_just_after_a_swap(daemon: Daemon) -> None:
         history = client.call("Console", vm=A, steal=False)["console"]["history"]
         assert b"button." in base64.b64decode(history)
         assert (daemon.root / A / "serial.sock").stat().st_ino == other
+
+
+@pytest.mark.parametrize("how", ["at home", "swapped", "link", "gone"])
+def test_c51_the_pid_file_tells_where_nobody_lets_us_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    place, other, elsewhere = (tmp_path / "root" / vm for vm in (A, B, "../elsewhere"))
+    for path in (place, other):
+        path.mkdir(parents=True)
+    keep = "import fcntl,sys; f=open(sys.argv[1],'w'); fcntl.lockf(f,fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", keep, str(place / "qemu.pid")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        if how == "swapped":
+            place.rename(tmp_path / "t")
+            other.rename(place)
+            (tmp_path / "t").rename(other)
+        elif how == "link":
+            place.rename(elsewhere)
+            place.symlink_to(elsewhere)
+        elif how == "gone":
+            shutil.rmtree(place)
+        hidden = tmp_path / "file" / "fd"
+        (tmp_path / "file").touch()
+        for name in ("stat", "readlink"):
+            real = getattr(os, name)
+
+            def look(path: Any, *words: Any, real: Any = real, **options: Any) -> Any:
+                if path == str(hidden):
+                    raise PermissionError(13, "hidden")
+                return real(path, *words, **options)
+
+            monkeypatch.setattr(os, name, look)
+        monkeypatch.setattr(whereabouts, "_lock", lambda _pid: str(hidden))
+        directory = VMDirectory(place.parent, A)
+        found = whereabouts.place(directory, holder.pid)
+        expected = {"at home": place, "swapped": other, "link": elsewhere.resolve(), "gone": None}[how]
+        assert (found and found.path) == expected
+        assert whereabouts.is_at_home(directory, holder.pid) is (how == "at home")
+        holder.communicate(b"\n")
