@@ -50,6 +50,8 @@ PATIENCE = 45.0
 """Seconds in which a daemon that does not answer comes back, or is ended by its watchdog (30 s)."""
 RETRY = 0.5
 REPLY_LIMIT = 1024 * 1024
+BAD_REPLIES = (ValueError, LookupError, TypeError, EOFError, asyncio.LimitOverrunError)
+"""What replies raise that are none of a daemon's."""
 
 Step = Mapping[str, Any]
 
@@ -144,9 +146,7 @@ class _Root:
         """Have the daemon that serves the root do it; raises `locked` where none answers."""
         for path in self._sockets:
             heard = False
-            with contextlib.suppress(
-                OSError, ValueError, LookupError, TypeError, EOFError, asyncio.LimitOverrunError
-            ):
+            with contextlib.suppress(VmessError, OSError, *BAD_REPLIES):
                 async with (
                     asyncio.timeout(ANSWER_TIME) as patience,
                     contextlib.aclosing(_replies(path, self._host.shutdown_time)) as steps,
