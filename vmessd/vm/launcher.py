@@ -60,7 +60,10 @@ class Launched:
         """
         home = whereabouts.place(directory, self.process.pid)
         if home is None:
-            raise Failed(f"{directory.vm}: its directory is gone")
+            raise Failed(
+                f"the directory of {directory.vm} is gone, and its sockets with it",
+                hint=f"vmess {directory.vm} stop",
+            )
         return home.connect(name)
 
 
