@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import struct
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,14 @@ PID_FILE = "-pidfile"
 """The option by which a QEMU says in which VM directory it is at home."""
 ANSWER_TIME = 10.0
 """Seconds that a daemon has for its next word, beyond what its VMs have."""
+QUEUE_TIME = 8
+"""Seconds in which a daemon takes who waits in its queue."""
 PATIENCE = 45.0
 """Seconds in which a daemon that does not answer comes back, or is ended by its watchdog (30 s)."""
 RETRY = 0.5
 REPLY_LIMIT = 1024 * 1024
+BAD_REPLIES = (ValueError, LookupError, TypeError, EOFError, asyncio.LimitOverrunError)
+"""What replies raise that are none of a daemon's."""
 
 Step = Mapping[str, Any]
 
@@ -142,12 +147,10 @@ class _Root:
         """Have the daemon that serves the root do it; raises `locked` where none answers."""
         for path in self._sockets:
             heard = False
-            with contextlib.suppress(
-                OSError, ValueError, LookupError, TypeError, EOFError, asyncio.LimitOverrunError
-            ):
+            with contextlib.suppress(VmessError, OSError, *BAD_REPLIES):
                 async with (
                     asyncio.timeout(ANSWER_TIME) as patience,
-                    contextlib.aclosing(_replies(path)) as steps,
+                    contextlib.aclosing(_replies(path, self._host.shutdown_time)) as steps,
                 ):
                     async for step in steps:
                         heard = True
@@ -177,11 +180,16 @@ class _Root:
         self._statuses.append(FORCED if step["forced"] else int(step["status"]))
 
 
-async def _replies(path: Path) -> AsyncGenerator[Step, None]:
-    """Ask the daemon at a socket to power its VMs down; yield each step. Raises what bad replies do."""
-    reader, writer = await asyncio.open_unix_connection(sock=await _connected(path), limit=REPLY_LIMIT)
+async def _replies(path: Path, within: float | None) -> AsyncGenerator[Step, None]:
+    """Ask the daemon at a socket to power its VMs down; yield each step. Raises what bad replies do.
+
+    `within` is in how many seconds all are to be off; None for what the daemon's settings say.
+    """
+    connected = await blocking.call(_connected, path)
+    reader, writer = await asyncio.open_unix_connection(sock=connected, limit=REPLY_LIMIT)
     try:
-        call = {"method": f"{INTERFACE}.Shutdown", "parameters": {}, "more": True}
+        parameters = {} if within is None else {"within": within}
+        call = {"method": f"{INTERFACE}.Shutdown", "parameters": parameters, "more": True}
         writer.write(json.dumps(call).encode() + b"\0")
         while True:
             reply = json.loads((await reader.readuntil(b"\0"))[:-1])
@@ -192,13 +200,18 @@ async def _replies(path: Path) -> AsyncGenerator[Step, None]:
         writer.close()
 
 
-async def _connected(path: Path) -> socket.socket:
-    """Connect by way of the directory's descriptor: a path may be longer than the 107 bytes of unix(7)."""
+def _connected(path: Path) -> socket.socket:
+    """Connect by way of the directory's descriptor: a path may be longer than the 107 bytes of unix(7).
+
+    It is waited for a place in the daemon's queue: where others fill it, a connect(2) that does not block gets
+    EAGAIN at once, and so does one with a timeout of Python's (unix(7), socket(7): SO_SNDTIMEO).
+    """
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", QUEUE_TIME, 0))
+        connected.connect(f"/proc/self/fd/{directory}/{path.name}")
         connected.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connected, f"/proc/self/fd/{directory}/{path.name}")
     except BaseException:
         connected.close()
         raise

@@ -108,6 +108,8 @@ def valid(fields: Fields) -> dict[str, Any]:
 
 def fits(value: object, kinds: tuple[type, ...]) -> bool:
     """Tell whether a value is of one of the types; all lists of the interface's calls are of texts."""
+    if isinstance(value, bool):  # which is an int to Python only
+        return bool in kinds
     return isinstance(value, kinds) and not (
         isinstance(value, list) and not all(isinstance(item, str) for item in value)
     )

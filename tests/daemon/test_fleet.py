@@ -301,7 +301,7 @@ async def test_c62_one_that_nothing_ends_holds_up_no_other(
         yield StopProgress(False, 1, Rung.kill, 0.0, 0.0, False, None, None)
         if self.vm == A:
             await asyncio.sleep(3600)
-        self.state = State.stopped
+        self._state = State.stopped
         yield StopProgress(True, 1, Rung.kill, 0.0, 0.0, True, "forced off", None)
 
     async with Supervisor(tmp_path, host) as supervisor:
@@ -309,12 +309,12 @@ async def test_c62_one_that_nothing_ends_holds_up_no_other(
             patch.setattr(Machine, "stop", stop)
             machines = await supervisor.everyone()
             for machine in machines:
-                machine.state = State.stopping
+                machine._state = State.stopping
             host.shutdown_time = 1.0
             told = [(step.vm, step.step, step.status) async for step in all_vms.shutdown(0)]
             assert all_vms.left() is None
             for machine in machines:
-                machine.state = State.stopped
+                machine._state = State.stopped
     assert told == [
         *((A, "stopping", 0), (B, "stopping", 0), (B, "off", 0)),
         *((A, "failed", TimedOut.status), ("", "off", 0)),

@@ -120,6 +120,38 @@ async def test_c34_a_qemu_that_is_slow_to_greet_runs_at_last(lab: Lab) -> None:
         assert len(processes_of(lab.root)) == 1
 
 
+@pytest.mark.parametrize("what", ["Suspend", "Resume", "Reset", "SendKeys", "SetNics", "Cable"])
+def test_what_arrives_while_a_vm_starts_waits_for_that(fake_daemon: Daemon, what: str) -> None:
+    daemon = fake_daemon
+    daemon.make_fake("slow0", "slowstart,seconds=1", NICS="user")
+    calls: dict[str, dict[str, object]] = {
+        "SendKeys": {"keys": ["a"]},
+        "SetNics": {"count": 2, "wires": ["user", "user"]},
+        "Cable": {"interface": 0, "on": False},
+    }
+    with Wire(daemon.socket) as starter, Wire(daemon.socket) as wire:
+        starter.begin("Start", {"vm": "slow0"}, more=True)
+        wait_for(lambda: daemon.status("slow0")["state"] == "starting", what="the start")
+        wire.begin(what, {"vm": "slow0", **calls.get(what, {})})
+        reply = wire.receive(8)
+        assert reply is not None
+        assert "error" not in reply or "refused" in reply["parameters"]["message"], reply  # it cannot do all
+    assert daemon.status("slow0")["state"] == ("paused" if what == "Suspend" else "running")
+
+
+def test_a_start_that_takes_long_is_told_to_whoever_wants_its_guest(fake_daemon: Daemon) -> None:
+    daemon = fake_daemon
+    daemon.make_fake("slow0", "slowstart,seconds=8")
+    with Wire(daemon.socket) as starter, Wire(daemon.socket) as wire:
+        starter.begin("Start", {"vm": "slow0"}, more=True)
+        wait_for(lambda: daemon.status("slow0")["state"] == "starting", what="the start")
+        wire.begin("Suspend", {"vm": "slow0"})
+        reply = wire.receive(8)
+        assert reply is not None
+        assert reply["parameters"]["message"] == "VM slow0 is starting, and that takes long"
+        daemon.done("slow0", "stop", "force")
+
+
 async def test_c34_a_qemu_that_stood_still_is_running_again(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     for vm in ("stands0", "other0"):
         lab.make_fake(vm, "good")

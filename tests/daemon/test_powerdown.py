@@ -1,10 +1,12 @@
 """`vmessd --shutdown`: all VMs are powered down, whatever is wrong with the settings, daemon or none."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -276,3 +278,40 @@ def test_c52_a_user_without_a_name_is_known_by_the_group_of_the_root(
     assert powerdown._account(config, seen[:3], tmp_path.stat()) == credentials.own()
     assert powerdown._account(config, seen, None) == credentials.own()
     assert "qemu-user 'nobody-at-all' is no user of this host; it is passed over" in caplog.text
+
+
+# The time it may take
+
+
+@pytest.mark.parametrize("where", ["option", "file"])
+def test_a_daemon_that_serves_is_told_in_what_time(daemon: Daemon, where: str) -> None:
+    daemon.make(A, "ignoring", STOP="60")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    words = ["--vmdir", str(daemon.root), "--socket", str(daemon.socket)]
+    if where == "option":
+        words += ["--shutdown-time", "10"]
+    else:
+        file = daemon.directory / "vmessd.toml"
+        file.write_text("shutdown-time = 10\n")
+        words += ["--config", str(file)]
+    assert ended(vmessd(*words))[0] == 8
+    daemon.wait_log(f"{A}: its grace is cut from 60 s to ")
+
+
+async def test_a_queue_that_others_fill_is_waited_in(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        listening.bind(str(tmp_path / "s"))
+        listening.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                other.setblocking(False)
+                other.connect(str(tmp_path / "s"))
+        waits = asyncio.create_task(asyncio.to_thread(powerdown._connected, tmp_path / "s"))
+        done, _ = await asyncio.wait({waits}, timeout=0.1)
+        assert not done
+        listening.accept()[0].close()
+        with await asyncio.wait_for(waits, 5) as connected:
+            assert connected.getpeername() == str(tmp_path / "s")

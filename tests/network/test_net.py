@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from daemons import WiredDaemon, lines_of, refused, wait_for
 
+from vmessd.network import links
+
 pytestmark = pytest.mark.qemu
 
 MakeWired = Callable[..., WiredDaemon]
@@ -519,3 +521,38 @@ def test_links_that_others_keep_changing_are_shown_and_pruned_all_the_same(wired
             time.sleep(0.01)
     assert wired.wiring()["newvm0e0"] == "lab"
     assert not wired.mentions("Traceback")
+
+
+# How many
+
+
+def test_members_make_no_end_of_bridges(wired: WiredDaemon) -> None:
+    wired.done("net", "vlan", "first")
+    mark = wired.links()["first"]["ifalias"]
+    for lines in (
+        [f"link add idle{number} type bridge" for number in range(1, links.IDLE_MAX)],
+        [f"link set idle{number} alias '{mark}'" for number in range(1, links.IDLE_MAX)],
+    ):
+        wired.ip(*lines)
+    wired.make("newvm0", NICS="fresh")
+    most = links.IDLE_MAX
+    said = f"vmess: {most} bridges made by vmess have no port, and no other is made: {most} are the most"
+    for words in (("net", "vlan", "other"), ("newvm", "ifadd", "1", "other")):
+        assert refused(wired, 1, *words) == said
+    assert "other" not in wired.links()
+    wired.done("newvm", "start")  # which no member keeps from its bridges
+    assert wired.wiring()["newvm0e0"] == "fresh"
+    wired.done("net", "vlan", "first", "newvm0e0")  # one that is there is used
+    wired.done("net", "prune")
+    wired.done("net", "vlan", "other")
+
+
+def test_members_make_no_end_of_other_links(wired: WiredDaemon) -> None:
+    wired.done("net", "add", "vethA0")
+    mark = wired.links()["vethA0"]["ifalias"]
+    pairs = range(1, links.MADE_MAX // 2)
+    wired.ip(*(f"link add vethA{number} type veth peer name vethB{number}" for number in pairs))
+    wired.ip(*(f"link set veth{end}{number} alias '{mark}'" for number in pairs for end in "AB"))
+    assert f"; {links.MADE_MAX} are the most" in refused(wired, 1, "net", "add", "vethA999").replace(": ", "; ")
+    wired.done("net", "delete", "vethA1")
+    wired.done("net", "add", "vethA999")

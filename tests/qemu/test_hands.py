@@ -244,6 +244,55 @@ def test_a_lock_that_nobody_can_read_locks(daemon: Daemon) -> None:
     assert "LOCK is a symbolic link" in refused.stderr
 
 
+def malform(lock: Path, how: str) -> None:
+    if how == "FIFO":
+        os.mkfifo(lock)
+    elif how == "directory":
+        lock.mkdir()
+    elif how == "symbolic link":
+        lock.symlink_to("/etc/hostname")
+    else:
+        lock.write_text("x" * 20_000)
+
+
+@pytest.mark.parametrize("how", ["FIFO", "directory", "symbolic link", "holds more than"])
+@pytest.mark.parametrize("words", [["stop"], ["stop", "force"]], ids=" ".join)
+def test_a_lock_that_nobody_can_read_keeps_no_vm_from_being_stopped(
+    daemon: Daemon, how: str, words: list[str]
+) -> None:
+    lock = run(daemon, "listener") / "LOCK"
+    malform(lock, how)
+    refused = daemon.vmess(A, "suspend").stderr.splitlines()
+    assert how in refused[0]
+    assert refused[1] == f"  hint: vmess {A} unlock removes it"
+    stopped = daemon.vmess(A, *words)
+    assert stopped.returncode == 0, stopped
+    assert how in stopped.stderr
+    assert "it is stopped unless it was locked before" in stopped.stderr
+    assert daemon.status(A)["state"] == "stopped"
+
+
+@pytest.mark.parametrize("how", ["FIFO", "directory", "symbolic link", "holds more than"])
+def test_a_lock_that_nobody_can_read_is_removed_by_unlock(daemon: Daemon, how: str) -> None:
+    lock = run(daemon) / "LOCK"
+    daemon.done(A, "lock", "careful")
+    assert daemon.vmess(A, "stop", "force").returncode == 7
+    lock.unlink()
+    malform(lock, how)
+    assert daemon.vmess(A, "stop", "force").returncode == 7, "it was locked before"
+    unlocked = daemon.vmess(A, "unlock")
+    if how == "directory":
+        assert unlocked.returncode == 1
+        assert unlocked.stderr.splitlines()[1:] == ["  hint: move it away"]
+        lock.rmdir()
+        daemon.done(A, "unlock")
+    else:
+        assert unlocked.returncode == 0, unlocked
+    assert not os.path.lexists(lock)
+    assert Path("/etc/hostname").exists()
+    daemon.done(A, "stop", "force")
+
+
 def at_a_terminal(daemon: Daemon, answer: bytes, *words: str) -> tuple[int, str]:
     """Run the client in a terminal of its own, answer once, and return its status and what it showed."""
     pid, terminal = pty.fork()

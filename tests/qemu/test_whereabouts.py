@@ -1,5 +1,6 @@
 """VMs that run while their directory, their root or the daemon is moved: none is lost or doubled."""
 
+import base64
 import contextlib
 import ctypes
 import fcntl
@@ -16,7 +17,10 @@ from typing import Any
 import pytest
 from daemons import TESTS, Daemon, end_processes_of, own, processes_of, wait_for
 
+from vmessctl.client import Client
 from vmessd.qemu.process import Process
+from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm import whereabouts
 
 pytestmark = pytest.mark.qemu
 
@@ -349,3 +353,186 @@ def test_c51_the_same_is_seen_without_a_restart_of_the_daemon(daemon: Daemon, re
         assert daemon.status(B)["problem"].startswith(f"VM {B} is held by QEMU of {A}, PID {pid}: ")
     assert daemon.vmess("shutdown").returncode == 0
     assert not processes_of(daemon.root)
+
+
+# Two at once, and links
+
+
+def both_started(daemon: Daemon) -> tuple[int, int]:
+    """Make A and B, start them, and return their pids."""
+    for vm in (A, B):
+        daemon.make(vm)
+        daemon.done(vm, "start")
+        daemon.wait_guest(vm)
+    return daemon.status(A)["pid"], daemon.status(B)["pid"]
+
+
+def swap(daemon: Daemon) -> None:
+    a, b, aside = daemon.root / A, daemon.root / B, daemon.root / "t"
+    a.rename(aside)
+    b.rename(a)
+    aside.rename(b)
+
+
+def test_c51_vms_whose_directories_were_swapped_can_be_stopped(daemon: Daemon) -> None:
+    pids = both_started(daemon)
+    swap(daemon)
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    for vm, other, pid in ((A, B, pids[0]), (B, A, pids[1])):
+        status = daemon.wait_state(vm, "running")
+        assert status["pid"] == pid
+        a, b = daemon.root / vm, daemon.root / other
+        assert status["problem"] == (
+            f"it runs in {b}, and {a} is another directory; to put it back: mv {a} {a}.aside && mv {b} {a}"
+        )
+    powers_down(daemon, A, pids[0])
+    powers_down(daemon, B, pids[1])
+    for place, pid in ((B, pids[0]), (A, pids[1])):
+        assert json.loads((daemon.root / place / "exit.json").read_text())["pid"] == pid
+
+
+def test_c51_the_way_back_from_a_swap_is_what_is_told(daemon: Daemon) -> None:
+    pids = both_started(daemon)
+    swap(daemon)
+    daemon.stop(signal.SIGKILL)
+    (daemon.root / f"{A}.aside").mkdir()
+    daemon.start()
+    daemon.wait_state(A, "running")
+    way = daemon.status(A)["problem"].partition("back: ")[2]
+    assert f"{A}.aside2 " in way
+    subprocess.run(["sh", "-c", way], check=True)
+    wait_for(lambda: daemon.status(A)["problem"] is None, what="A's return")
+    wait_for(lambda: f"{A}.aside2 now" in (daemon.status(B)["problem"] or ""), what="word of B's place")
+    subprocess.run(["sh", "-c", daemon.status(B)["problem"].partition("back: ")[2]], check=True)
+    wait_for(lambda: daemon.status(B)["problem"] is None, what="B's return")
+    for vm, pid in ((A, pids[0]), (B, pids[1])):
+        assert json.loads((daemon.root / vm / "run.json").read_text())["pid"] == pid
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["by the daemon", "without one"])
+def test_c51_a_shutdown_takes_along_vms_whose_directories_were_swapped(daemon: Daemon, served: bool) -> None:
+    both_started(daemon)
+    swap(daemon)
+    daemon.stop(signal.SIGKILL)
+    if served:
+        daemon.start()
+        result = daemon.vmess("shutdown")
+    else:
+        result = subprocess.run(
+            [sys.executable, "-m", "vmessd", "--vmdir", str(daemon.root), "--shutdown"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=TESTS.parent,
+            timeout=20,
+        )
+    assert result.returncode == 0, result
+    assert not processes_of(daemon.root)
+    for vm in (A, B):
+        assert json.loads((daemon.root / vm / "exit.json").read_text())["reason"] == "powered_down"
+
+
+def test_c51_a_vm_in_whose_place_another_was_moved_can_be_stopped(daemon: Daemon) -> None:
+    pids = both_started(daemon)
+    a, b = daemon.root / A, daemon.root / B
+    b.rename(f"{b}.aside")
+    a.rename(b)
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    assert daemon.wait_state(B, "running")["pid"] == pids[1]
+    powers_down(daemon, B, pids[1])
+    held = f"VM {B} is held by QEMU of {A}, PID {pids[0]}: the directory was renamed while it ran"
+    wait_for(lambda: daemon.status(B)["state"] in {"held", "stopped"}, what="the end")
+    assert refused(daemon, 7, B, "start") == held
+    powers_down(daemon, A, pids[0])
+
+
+def test_c51_a_swap_is_seen_without_a_restart_of_the_daemon(daemon: Daemon) -> None:
+    both_started(daemon)
+    swap(daemon)
+    for vm, other in ((A, B), (B, A)):
+        words = f"it runs in {daemon.root / other}, and {daemon.root / vm} is another directory; "
+        wait_for(lambda: (daemon.status(vm)["problem"] or "").startswith(words), what="word of it")  # noqa: B023
+    assert daemon.vmess("shutdown").returncode == 0
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same daemon", "next daemon"])
+@pytest.mark.parametrize("words", [[A, "stop"], [A, "stop", "force"], ["shutdown"]], ids=" ".join)
+def test_c51_a_vm_whose_directory_became_a_link_can_be_stopped(
+    daemon: Daemon, restarted: bool, words: list[str]
+) -> None:
+    daemon.make(A, STOP="33")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    pid = daemon.status(A)["pid"]
+    place, moved = daemon.root / A, daemon.directory / "elsewhere"
+    place.rename(moved)
+    place.symlink_to(moved)
+    if restarted:
+        daemon.stop(signal.SIGKILL)
+        daemon.start()
+        is_running(daemon, A, pid)
+        back = f"rm {place} && mv {moved} {place}"
+        problem = f"it runs in {moved}, and {place} is a symbolic link; to put it back: {back}"
+        assert daemon.status(A)["problem"] == problem
+    result = daemon.vmess(*words)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    assert not os.path.exists(f"/proc/{pid}/fd/0")
+    reason = "forced" if "force" in words else "powered_down"
+    assert json.loads((moved / "exit.json").read_text())["reason"] == reason
+
+
+def test_a_console_is_that_of_the_vm_just_after_a_swap(daemon: Daemon) -> None:
+    for vm, guest in ((A, "listener"), (B, "idle")):
+        daemon.make(vm, guest)
+        daemon.done(vm, "start")
+    daemon.wait_guest(A, b"button.\r\n")
+    daemon.wait_guest(B)
+    swap(daemon)
+    other = (daemon.root / A / "serial.sock").stat().st_ino
+    with contextlib.closing(Client([str(daemon.socket)])) as client:
+        history = client.call("Console", vm=A, steal=False)["console"]["history"]
+        assert b"button." in base64.b64decode(history)
+        assert (daemon.root / A / "serial.sock").stat().st_ino == other
+
+
+@pytest.mark.parametrize("how", ["at home", "swapped", "link", "gone"])
+def test_c51_the_pid_file_tells_where_nobody_lets_us_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    place, other, elsewhere = (tmp_path / "root" / vm for vm in (A, B, "../elsewhere"))
+    for path in (place, other):
+        path.mkdir(parents=True)
+    keep = "import fcntl,sys; f=open(sys.argv[1],'w'); fcntl.lockf(f,fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", keep, str(place / "qemu.pid")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        if how == "swapped":
+            place.rename(tmp_path / "t")
+            other.rename(place)
+            (tmp_path / "t").rename(other)
+        elif how == "link":
+            place.rename(elsewhere)
+            place.symlink_to(elsewhere)
+        elif how == "gone":
+            shutil.rmtree(place)
+        hidden = tmp_path / "file" / "fd"
+        (tmp_path / "file").touch()
+        for name in ("stat", "readlink"):
+            real = getattr(os, name)
+
+            def look(path: Any, *words: Any, real: Any = real, **options: Any) -> Any:
+                if path == str(hidden):
+                    raise PermissionError(13, "hidden")
+                return real(path, *words, **options)
+
+            monkeypatch.setattr(os, name, look)
+        monkeypatch.setattr(whereabouts, "_lock", lambda _pid: str(hidden))
+        directory = VMDirectory(place.parent, A)
+        found = whereabouts.place(directory, holder.pid)
+        expected = {"at home": place, "swapped": other, "link": elsewhere.resolve(), "gone": None}[how]
+        assert (found and found.path) == expected
+        assert whereabouts.is_at_home(directory, holder.pid) is (how == "at home")
+        holder.communicate(b"\n")

@@ -15,6 +15,7 @@ import logging
 import select
 import socket
 import time
+import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -324,6 +325,8 @@ class Connection(VarlinkServerProtocol):
             parameters = signature.parameter_type.fromjson(call.parameters, {FileDescriptorVarlinkType: None})
         except ConversionError as error:
             raise InvalidParameter(parameter=error.location[0]) from error
+        if (mistaken := _mistaken(signature, call.parameters)) is not None:
+            raise InvalidParameter(parameter=mistaken)
         note, name = None, call.method_name
         if row.is_noted:
             note = Note(self._gate.audit, self._peer, name, words(name, row, parameters))
@@ -400,6 +403,19 @@ class Connection(VarlinkServerProtocol):
 
 async def _run(work: Any) -> None:
     await work
+
+
+def _mistaken(signature: VarlinkMethodSignature, given: Mapping[str, Any]) -> str | None:
+    """Return a parameter that is true or false instead of a number, which the library takes for 1 or 0."""
+    wanted = signature.parameter_type.as_type.__annotations__
+    return next(
+        (name for name, value in given.items() if isinstance(value, bool) and not _may_be(bool, wanted[name])),
+        None,
+    )
+
+
+def _may_be(kind: type, annotation: Any) -> bool:
+    return kind in {annotation, *typing.get_args(annotation)}
 
 
 async def _each(results: Any) -> AsyncGenerator[AnnotatedResult, None]:

@@ -1,5 +1,6 @@
 """VMs from their making to their removal: settings, locks, start and stop, of one and of all."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 
 from asyncvarlink import LastResult, varlinkmethod
@@ -67,8 +68,11 @@ class Life(Caller):
         The stop goes on if the caller leaves. `force` kills at once.
         """
         machine = await self._supervisor.machine(vm)
+        lock_note = self._supervisor.lock_note(machine.vm)
         async for progress in machine.stop(self._peer.uid, force=force):
             told = progress if progress.note is None else progress.about(machine.vm)
+            if lock_note is not None:
+                told = dataclasses.replace(told, note="; ".join(filter(None, (lock_note, told.note))))
             if progress.done:
                 raise LastResult(told)
             yield told

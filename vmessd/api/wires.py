@@ -26,14 +26,14 @@ class Wires(Caller):
         QEMU's user-mode network; those without a word are in no bridge. On a running VM cards come and
         go; a step `pending` tells of one that the guest has not let go of.
         """
-        steps = await (await self._supervisor.wires(vm)).arrange(count, wires)
+        steps = await (await self._supervisor.begun_wires(vm)).arrange(count, wires)
         self._tell(Kind.wires, vm, f"ifadd {count} {printable(' '.join(wires)[:300])}".strip())
         return steps
 
     @varlinkmethod(return_parameter="steps")
     async def Connect(self, *, vm: str, interface: int, wire: str) -> list[Step]:
         """Plug one interface, counted from 0, into another bridge; `-` is none."""
-        steps = await (await self._supervisor.wires(vm)).connect(interface, wire)
+        steps = await (await self._supervisor.begun_wires(vm)).connect(interface, wire)
         self._tell(Kind.wires, vm, f"connect {interface} {printable(wire)}")
         return steps
 
@@ -43,7 +43,7 @@ class Wires(Caller):
 
         Returns what there is to say about it, if anything: that this model of card has no link state.
         """
-        note = await (await self._supervisor.wires(vm)).cable(interface, on=on)
+        note = await (await self._supervisor.begun_wires(vm)).cable(interface, on=on)
         self._tell(Kind.wires, vm, f"cable {interface} {'on' if on else 'off'}")
         return note
 
@@ -53,7 +53,7 @@ class Wires(Caller):
 
         Returns what there is to say about it, if anything.
         """
-        note = await (await self._supervisor.wires(vm)).mac(interface, mac)
+        note = await (await self._supervisor.begun_wires(vm)).mac(interface, mac)
         self._tell(Kind.wires, vm, f"mac {interface} {'none' if mac is None else quoted(mac, 300)}")
         return note
 
@@ -74,7 +74,7 @@ class Wires(Caller):
         null standing for 127.0.0.1. Any other lets other hosts in.
         """
         forward = checked_forward(protocol, address, host, 1 if guest is None else guest)
-        await (await self._supervisor.wires(vm)).forward(interface, forward, on=guest is not None)
+        await (await self._supervisor.begun_wires(vm)).forward(interface, forward, on=guest is not None)
         self._tell(Kind.wires, vm, f"forward {interface} {forward.port}:{'none' if guest is None else guest}")
 
     @varlinkmethod(return_parameter="addresses")

@@ -40,6 +40,11 @@ def stray(vm: str, pid: int) -> Failed:
     )
 
 
+def starting(vm: str) -> TimedOut:
+    """Whatever takes a guest that runs, where its start takes long."""
+    return TimedOut(f"VM {vm} is starting, and that takes long", hint=f"vmess {vm} status")
+
+
 def silent(vm: str, pid: int) -> TimedOut:
     """Whatever takes a QEMU that answers."""
     return TimedOut(

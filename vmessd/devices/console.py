@@ -222,7 +222,7 @@ def _log_size(directory: VMDirectory) -> int:
 def _history(machine: Machine) -> tuple[bytes, int]:
     """Return the end of what the run has printed, and how many bytes that was in all."""
     try:
-        with logs.open_log(machine.home, LogName.serial, machine.record()) as found:
+        with logs.open_log(machine.place(), LogName.serial, machine.record()) as found:
             return found.tail(HISTORY), found.size - found.begin
     except VmessError:  # a console without history is better than none
         return b"", 0
@@ -243,8 +243,7 @@ async def _is_connected(vm: str, run: Run) -> bool:
 async def _connect(machine: Machine, run: Run) -> socket.socket:
     """Return a socket that QEMU has accepted, on a console that nobody has."""
     try:
-        connect = functools.partial(machine.home.connect, SERIAL_SOCKET)
-        connected = await machine.files.aside(connect)
+        connected = await machine.files.aside(lambda: machine.place().connect(SERIAL_SOCKET))
     except (NoSuchVM, TimedOut):
         raise
     except VmessError:  # the socket was removed
@@ -263,7 +262,8 @@ async def _connect(machine: Machine, run: Run) -> socket.socket:
 
 async def _replace(machine: Machine, run: Run) -> socket.socket:
     """Give the serial port another listening socket, with us connected to it, and return our end."""
-    replacing = machine.home.succeeding(SERIAL_SOCKET)
+    home = await machine.files.aside(machine.place)
+    replacing = home.succeeding(SERIAL_SOCKET)
     async with machine.files.within(replacing) as (listener, connected):
         address = {"type": "fd", "data": {"str": FDNAME}}
         options = {"server": True, "wait": True, "logfile": "/dev/fdset/1", "logappend": True}

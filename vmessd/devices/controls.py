@@ -140,6 +140,7 @@ class Hands:
         patience: float = 5.0,
     ) -> Any:
         """Run a QMP command; raises Failed with QEMU's words, NotRunning, TimedOut."""
+        await self._machine.begun()
         if self._machine.state is State.stopping:
             raise refusals.stopping(self.vm)
         run = self._machine.live()

@@ -432,7 +432,7 @@ class Wires:
     async def mac(self, index: int, address: str | None) -> str | None:
         """Give an interface a MAC from the next start on, or with None the one that follows from the VM's name.
 
-        Returns what there is to say of it. Raises InvalidValue, BadFile.
+        Returns what there is to say of it. Raises InvalidValue, BadFile, Failed.
         """
         if not 0 <= index < room(self.vm):
             raise InvalidValue(
@@ -455,7 +455,19 @@ class Wires:
         noted.pop(index, None)
         if text is not None:
             noted[index] = text
+        self._check_mac(index, noted)
         self._machine.home.write_setting(MACS, cards.file_text(noted) or None)
+
+    def _check_mac(self, index: int, noted: Mapping[int, str]) -> None:
+        """Raise InvalidValue where another card of the VM, or its bridge, has the MAC; blocks."""
+        values = {MACS.file: noted}
+        mac = launcher.mac(self.vm, index, values)
+        for other in range(room(self.vm)):
+            if other != index and launcher.mac(self.vm, other, values) == mac:
+                raise InvalidValue(f"MAC {mac} is that of interface {other} of {self.vm} already")
+        bridge = next((nic.wire.bridge for nic in self._look() if nic.index == index), None)
+        if bridge is not None and self._network.mac_of(bridge) == mac:
+            raise InvalidValue(f"MAC {mac} is that of {bridge}, into which the interface is plugged")
 
     async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
         """Forward a port of the host's to the guest, or no longer, whatever it leads to; noted in NICS.

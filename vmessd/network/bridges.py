@@ -113,6 +113,8 @@ class Segments:
         with self._network.change() as (kernel, change):
             stations = kernel.addressed()
             found = kernel.link(bridge)
+            if found is None:
+                self._network.check_idle(kernel)
             master = self._network.make_bridge(kernel, change, bridge, found, deliberate=True)
             if not self._network.access.is_own(master) and not all(map(names.tap_parts, interfaces)):
                 self._network.access.check_change(master, bridge)  # VMs may join it, other segments may not
@@ -235,6 +237,7 @@ class Segments:
 
     def _make(self, kernel: Netlink, change: Change, name: str, depth: int) -> Link:
         """Make a link whose name tells what it is; it is down until it is plugged in."""
+        self._network.check_made(kernel)
         request = self._creation(kernel, change, name, depth)
         ends = [name, peer(name)] if peer(name) else [name]
         mark = self._network.access.mark()

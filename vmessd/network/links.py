@@ -25,6 +25,11 @@ from vmessd.network.rtnetlink import Link, Netlink
 
 log = logging.getLogger(__name__)
 
+IDLE_MAX = 256
+"""Bridges of ours without a port; `net prune` deletes them."""
+MADE_MAX = 1024
+"""Links of ours that are neither bridges nor TAPs: VLANs, both ends of pairs, VXLANs."""
+
 Reversal = Callable[[Netlink], None]
 
 
@@ -163,6 +168,12 @@ class Network:
             nics.append(Nic(index, name, wire, link, bridge, None if wire and wire.user else taken_by))
         return nics
 
+    def mac_of(self, name: str) -> str | None:
+        """Return the MAC of a link, None where there is none of this name; raises Failed."""
+        with self.kernel() as kernel:
+            link = kernel.link(name)
+        return link.mac if link is not None else None
+
     def carried(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Return the bytes that VMs' TAPs in use have carried, by VM and TAP: to the guest, and from it.
 
@@ -179,10 +190,18 @@ class Network:
 
     # -- What is changed --
 
-    def wire(self, vm: str, wires: Mapping[int, Wire], macs: Mapping[int, str] | None = None) -> Change:
+    def wire(
+        self,
+        vm: str,
+        wires: Mapping[int, Wire],
+        macs: Mapping[int, str] | None = None,
+        *,
+        starts: bool = False,
+    ) -> Change:
         """Give interfaces their TAPs and plug them in, making what is missing; user networks need none.
 
-        `macs` are those of cards that were set, by interface.
+        `macs` are those of cards that were set, by interface. Bridges of a VM that `starts` are made however
+        many are idle.
 
         Raises:
             NotPermitted: CAP_NET_ADMIN is missing, a TAP is another user's, a bridge is not allowed.
@@ -204,6 +223,8 @@ class Network:
                 change.steps.append(owned := Step(StepKind.persistent, name, found[name].owner))
                 master = 0
                 if wire.bridge is not None:
+                    if found.get(wire.bridge) is None and not starts:
+                        self.check_idle(kernel)
                     found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
                     master = found[wire.bridge].index
                     change.steps += [Step(StepKind.preparing, name), owned]
@@ -360,6 +381,29 @@ class Network:
         change.reversals.append(undoing(made))
         kernel.do([*rtnetlink.silence(made.index), rtnetlink.change(made.index, up=True)])
         return replace(made, up=True)
+
+    def check_idle(self, kernel: Netlink) -> None:
+        """Raise Failed where there are so many bridges of ours without a port that no more is made."""
+        links = kernel.links()
+        used = {link.master for link in links}
+        bridges = [link for link in links if link.kind == "bridge" and self.access.is_own(link)]
+        idle = sum(link.index not in used for link in bridges)
+        if idle >= IDLE_MAX:
+            raise Failed(
+                f"{idle} bridges made by vmess have no port, and no other is made: {IDLE_MAX} are the most",
+                hint="vmess net prune deletes those that nobody uses",
+            )
+
+    def check_made(self, kernel: Netlink) -> None:
+        """Raise Failed where there are so many other links of ours, but for TAPs, that no more is made."""
+        own = [link for link in kernel.links() if self.access.is_own(link)]
+        made = sum(link.kind != "bridge" and not link.tap for link in own)
+        if made >= MADE_MAX:
+            raise Failed(
+                f"{made} VLANs, pairs and VXLANs made by vmess are there, and no other is made: "
+                f"{MADE_MAX} are the most",
+                hint="vmess net delete <interface>, where one is not used; vmess net show tells what there is",
+            )
 
     def unwire(self, vm: str, keep: Sequence[int] = ()) -> list[Step]:
         """Delete a VM's TAPs but those to `keep`, in one step of the kernel's.

@@ -63,6 +63,8 @@ class Session:
         self._task: asyncio.Task[None] | None = None
         self._doubt = asyncio.Event()
         self._overdue: asyncio.TimerHandle | None = None
+        self._settled = asyncio.Event()
+        """Set when QEMU has answered since it was spawned, found or lost, or is overdue."""
 
     def begin(self) -> None:
         """Connect, at once the first time, later after a pause that grows with every failure.
@@ -73,9 +75,18 @@ class Session:
             return
         loop = asyncio.get_running_loop()
         if self._overdue is None:
-            self._overdue = loop.call_later(self.timing.answer, self._report, Event.silent, None)
+            self._settled.clear()
+            self._overdue = loop.call_later(self.timing.answer, self._is_overdue)
         self._task = loop.create_task(self._converse(self._retry))
         self._retry = min(max(self.timing.retry, 2 * self._retry), self.timing.retry_most)
+
+    def _is_overdue(self) -> None:
+        self._settled.set()
+        self._report(Event.silent, None)
+
+    async def settled(self) -> None:
+        """Return when QEMU has answered for the first time, at all or again, or is overdue."""
+        await self._settled.wait()
 
     def probe(self) -> None:
         """Ask for the runstate now and not only when the next question is due."""
@@ -115,6 +126,7 @@ class Session:
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None
+        self._settled.set()
 
     async def _converse(self, pause: float) -> None:
         await asyncio.sleep(pause)

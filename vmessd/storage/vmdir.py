@@ -226,6 +226,15 @@ class VMDirectory:
                 raise InvalidValue(f"{setting.file} would have {len(data)} bytes; {VALUE_LIMIT} is the most")
             safefile.write(directory, setting.file, data)
 
+    def clear_setting(self, setting: settings.Setting) -> None:
+        """Remove a setting, whatever its file is but a directory; raises BadFile, Failed."""
+        with self.opened() as directory:
+            found = safefile.status(directory, setting.file)
+            if found is not None and stat.S_ISDIR(found.st_mode):
+                where = safefile.place(directory, setting.file)
+                raise BadFile(f"{where} is a directory; it has to be a plain file", hint="move it away")
+            safefile.remove(directory, setting.file, durable=True)
+
     def note_wires(self, text: str) -> None:
         """Write the NICS file, remove it where there is nothing to say; raises as :func:`safefile.write`."""
         self.write_setting(settings.BY_FILE["NICS"], text or None)

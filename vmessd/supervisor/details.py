@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vmessd.core import names
-from vmessd.core.errors import VmessError, printable
+from vmessd.core.errors import BadFile, VmessError, printable
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.vms import Drive, Value, VMInfo
 from vmessd.core.models.wires import VMAddress, VMNic
-from vmessd.core.settings import BY_FILE
+from vmessd.core.settings import BY_FILE, LOCK
 from vmessd.core.wires import Wire
 from vmessd.devices.network_cards import Wires
 from vmessd.network.links import Nic
@@ -198,13 +198,18 @@ def _addresses(nics: Sequence[tuple[Nic, str]], tables: Tables) -> list[VMAddres
 
 
 def _settings(directory: VMDirectory) -> list[Value]:
-    """Return the settings whose files can be read, as they would be written."""
+    """Return the settings whose files can be read, as they would be written.
+
+    Of a LOCK that cannot be read, why: it locks all the same.
+    """
     values = []
     for file in BY_FILE:
         try:
             text = directory.setting_text(file)
-        except VmessError:
-            continue
+        except VmessError as error:
+            if file != LOCK or not isinstance(error, BadFile) or not directory.exists():
+                continue
+            text = error.message
         if text is not None:
             values.append(Value(file, printable(text)))
     return values

@@ -295,8 +295,7 @@ async def _plan(machine: Machine) -> _Plan:
         if (autostart := await _autostart(machine, READ_TIME)) is not None:
             plan = plan._replace(order=autostart.order)
     with contextlib.suppress(VmessError):
-        file = settings.BY_FILE["STOP"]
-        read = functools.partial(machine.home.read_setting, file)
+        read = functools.partial(_read, machine, "STOP")
         if (grace := await machine.files.aside(read, READ_TIME)) is not None:
             plan = plan._replace(grace=float(grace))
     return plan
@@ -304,10 +303,14 @@ async def _plan(machine: Machine) -> _Plan:
 
 async def _autostart(machine: Machine, patience: float = blocking.LOOK) -> Autostart | None:
     """Return how a VM comes up with the host, None if it does not; raises VmessError."""
-    file = settings.BY_FILE["AUTOSTART"]
-    read = functools.partial(machine.home.read_setting, file)
+    read = functools.partial(_read, machine, "AUTOSTART")
     value: Autostart | None = await machine.files.aside(read, patience)
     return value
+
+
+def _read(machine: Machine, file: str) -> Any:
+    """Return the value of a setting, from where the VM's files are now; blocks. Raises as read_setting."""
+    return machine.place().read_setting(settings.BY_FILE[file])
 
 
 def _step(vm: str, step: FleetStep, *, done: bool = False, pid: int | None = None) -> FleetProgress:

@@ -99,6 +99,8 @@ class Supervisor:
         self._processes = Lane("the processes of this host")
         self._remarks: dict[str, str | None] = {}
         """What the LOCK files said when they were read last."""
+        self._lock_notes: dict[str, str] = {}
+        """Why those of VMs that are to be stopped could not be read."""
 
     async def __aenter__(self) -> Self:
         """Take the root and find every VM in it, and those that run although their directory is not there.
@@ -189,6 +191,7 @@ class Supervisor:
         self._machines.pop(vm).close()
         del self._wires[vm]
         self._remarks.pop(vm, None)
+        self._lock_notes.pop(vm, None)
         await asyncio.wait({self._tasks.pop(vm)})
 
     async def machine(self, name: str) -> Machine:
@@ -243,6 +246,12 @@ class Supervisor:
     async def wires(self, name: str) -> Wires:
         """Return the interfaces of the VM of this name; raises as :meth:`machine`."""
         return self._wires[(await self.machine(name)).vm]
+
+    async def begun_wires(self, name: str) -> Wires:
+        """Return the same, when no start is under way; raises TimedOut where that takes long, too."""
+        machine = await self.machine(name)
+        await machine.begun()
+        return await self.wires(machine.vm)
 
     async def _is_vm(self, name: str) -> bool:
         return names.is_full(name) and await self._files.aside(VMDirectory(self.root, name).exists)
@@ -349,14 +358,14 @@ class Supervisor:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
         machine = await self.machine(name)
         text = remark if remark is None else remark.strip()
-        await machine.change(lambda: machine.home.write_setting(BY_FILE[LOCK], text))
+        await machine.change(functools.partial(_write_remark, machine, text))
         self._remarks[machine.vm] = text
 
     async def check_unlocked(self, name: str, stops: bool = False) -> None:
         """Raise Locked where a VM is locked, BadFile where nobody can tell.
 
-        `stops`: it is to be stopped, which does not wait for a disk or file server that has failed. Then what
-        was read last holds; where nothing was, nothing is known that would forbid it.
+        `stops`: it is to be stopped, which no file prevents that cannot be read. Then what was read last holds;
+        where nothing was, nothing is known that would forbid it.
         """
         machine = await self.machine(name)
         read = functools.partial(_remark, machine)
@@ -364,13 +373,19 @@ class Supervisor:
             remark = await machine.files.aside(read, LOCK_TIME if stops else blocking.LOOK)
             self._remarks[machine.vm] = remark
         except (TimedOut, BadFile) as error:
-            if not stops or not (isinstance(error, TimedOut) or is_broken(error)):
-                raise
-            log.warning("%s: %s; it is stopped unless it was locked before", machine.vm, error.message)
+            if not stops:
+                raise _with_way_out(error, machine.vm) from None
+            note = f"{error.message}; it is stopped unless it was locked before"
+            log.warning("%s: %s", machine.vm, note)
+            self._lock_notes[machine.vm] = note
             remark = self._remarks.get(machine.vm)
         if remark is not None:
             shown = f": {remark}" if remark else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
+
+    def lock_note(self, vm: str) -> str | None:
+        """Return once what :meth:`check_unlocked` passed over in a VM that is to be stopped."""
+        return self._lock_notes.pop(vm, None)
 
     async def check_needs(self, name: str, method: Method) -> None:
         """Raise what keeps a VM from being in the state that a method needs, as far as can be told now.
@@ -384,6 +399,7 @@ class Supervisor:
         if method.needs is Needs.off:
             await machine.in_turn(stopped=True)
         elif method.needs is Needs.on:
+            await machine.begun()
             try:
                 machine.live()
             except NotRunning as error:
@@ -451,11 +467,26 @@ def _remark(machine: Machine) -> str | None:
     One that runs without a directory is not.
     """
     try:
-        return machine.home.setting_text(LOCK)
+        return machine.place().setting_text(LOCK)
     except NoSuchVM:
         if machine.state in OFF:
             raise
         return None
+
+
+def _write_remark(machine: Machine, text: str | None) -> None:
+    """Lock a VM with a remark, or unlock it with None, also where the file is malformed; blocks."""
+    if text is None:
+        machine.place().clear_setting(BY_FILE[LOCK])
+    else:
+        machine.place().write_setting(BY_FILE[LOCK], text)
+
+
+def _with_way_out(error: VmessError, vm: str) -> VmessError:
+    """Return an error of a LOCK file that cannot be read, with what is done about one that is malformed."""
+    if isinstance(error, BadFile) and error.hint is None and not is_broken(error):
+        return BadFile(error.message, hint=f"vmess {vm} unlock removes it")
+    return error
 
 
 async def _unhurried(items: Iterable[_T]) -> AsyncIterator[_T]:

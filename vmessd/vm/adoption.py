@@ -16,7 +16,7 @@ import logging
 import os
 from pathlib import Path
 
-from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError, shell_line
+from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError
 from vmessd.core.lifecycle import IN_WORDS, Reason, is_restarted
 from vmessd.core.records import ExitRecord, Moment, RunRecord, boot_id
 from vmessd.qemu import command_line
@@ -26,6 +26,7 @@ from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process, arguments
 from vmessd.storage import vmdir
 from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm import whereabouts
 from vmessd.vm.environment import Host
 from vmessd.vm.launcher import LAST_LINES, Launched, restart_policy, shorten_logs, sweep_quietly
 
@@ -114,7 +115,8 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> Launc
     except VmessError as error:
         trouble = error
     try:
-        process = _holder(directory, record, host) if held else _astray(directory, host)
+        holder = _holder(directory, record, host) if held else None
+        process = holder if isinstance(holder, Process) else _astray(directory, host)
         if process is None and (process := _disguised(record, host)) is not None and record is not None:
             return Launched(process, record, _log_size(directory), host.kills.around(process.pid))
     except Failed as error:
@@ -125,8 +127,10 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> Launc
             process,
             record,
             host.kills.around(process.pid),
-            *((None, None) if held else whereabouts(directory, process.pid)),
+            *((None, None) if process is holder else whereabouts.look(directory, process.pid)),
         )
+    if isinstance(holder, Sighting):
+        raise _held_by_another(directory, holder)
     if held:
         raise directory.held("by a process that is not its QEMU")
     if trouble is not None:
@@ -149,11 +153,11 @@ def _is_held(directory: VMDirectory) -> bool:
     return False
 
 
-def _holder(directory: VMDirectory, record: RunRecord | None, host: Host) -> Process | None:
-    """Return the QEMU that has locked the directory, None where that cannot be told.
+def _holder(directory: VMDirectory, record: RunRecord | None, host: Host) -> Process | Sighting | None:
+    """Return the QEMU that has locked the directory, as a sighting if it is another VM's; None if neither is.
 
     Raises:
-        Locked: it is another VM's, or in another PID namespace.
+        Locked: it is in another PID namespace.
     """
     keeper = directory.keeper()
     if keeper == 0:
@@ -172,30 +176,19 @@ def _holder(directory: VMDirectory, record: RunRecord | None, host: Host) -> Pro
         if process is None:
             continue
         named = command_line.named_in(_arguments(process))
-        if named is None or not (pid == keeper or _lives_in(pid, named[1], directory)):
+        if named is None or not (pid == keeper or whereabouts.lives_in(pid, directory, named[1])):
             process.close()
             continue
         if named[0] == directory.vm:
             return process
         process.close()
-        raise _held_by_another(directory, Sighting(pid, *named))
+        return Sighting(pid, *named)
     return None
-
-
-def _lives_in(pid: int, was: str, directory: VMDirectory) -> bool:
-    """Tell whether a QEMU has locked this directory; where nobody lets us look, by the path it was told."""
-    lock = f"/proc/{pid}/fd/{ChildFd.lock:d}"
-    with contextlib.suppress(OSError):
-        try:
-            return os.path.samefile(lock, directory.path)
-        except PermissionError:
-            return os.path.samefile(was, directory.path)
-    return False
 
 
 def _held_by_another(directory: VMDirectory, one: Sighting) -> Locked:
     root = directory.path.parent
-    back = shell_line(["mv", str(directory.path), str(root / one.vm)])
+    back = whereabouts.way_back(directory.path, root / one.vm)
     return Locked(
         f"VM {directory.vm} is held by QEMU of {one.vm}, PID {one.pid}: the directory was renamed while it ran",
         hint=f"{back}, or vmess {one.vm} stop" if under(root, [one]) else back,
@@ -262,46 +255,6 @@ def _arguments(process: Process) -> list[str]:
         return arguments(process.pid)
     except OSError:
         return []
-
-
-def whereabouts(directory: VMDirectory, pid: int) -> tuple[VMDirectory | None, str | None]:
-    """Return where the directory of a VM's QEMU is, if not where it should be, and how that is mended."""
-    lock = f"/proc/{pid}/fd/{ChildFd.lock:d}"
-    try:
-        link: str | None = os.readlink(lock)
-    except OSError:
-        link = None
-    home = _home_by_pid_file(directory, pid) if link is None else _home_by_link(link, lock)
-    if home is None:
-        return None, "its directory is gone"
-    with contextlib.suppress(OSError):
-        if os.path.samefile(home, directory.path):
-            return None, None
-    moved = VMDirectory(home.parent, directory.vm, home)
-    back = shell_line(["mv", str(home), str(directory.path)])
-    if not os.path.lexists(directory.path):
-        return moved, f"its directory is {moved} now; to put it back: {back}"
-    aside = shell_line(["mv", str(directory.path), f"{directory.path}.aside"])
-    return moved, f"it runs in {moved}, and {directory} is another directory; to put it back: {aside} && {back}"
-
-
-def _home_by_link(link: str, lock: str) -> Path | None:
-    try:
-        return Path(link) if os.path.samefile(link, lock) else None
-    except OSError:
-        return None
-
-
-def _home_by_pid_file(directory: VMDirectory, pid: int) -> Path | None:
-    """Return the directory of the root whose pid file a QEMU keeps; its own descriptors are not ours to see."""
-    if directory.keeper() == pid:
-        return directory.path
-    root = directory.path.parent
-    with contextlib.suppress(OSError), os.scandir(root) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False) and VMDirectory(root, entry.name).keeper() == pid:
-                return Path(entry.path)
-    return None
 
 
 def _taken(  # noqa: PLR0913, PLR0917 -- all that is known of it

@@ -25,6 +25,9 @@ from vmessd.vm.launcher import Launched
 from vmessd.vm.mailbox import Happening, Inbox, Request, dismiss, tell
 from vmessd.vm.rediscovery import Findings, Search
 
+BEGIN_TIME = 5.0
+"""Seconds that whoever wants something of a guest waits for a start that is under way."""
+
 
 class Custody(abc.ABC):
     """A VM with its QEMU, if it has one, and with those who wait for either."""
@@ -32,8 +35,10 @@ class Custody(abc.ABC):
     def __init__(self, directory: VMDirectory, host: Host, timing: Timing) -> None:
         self.vm = directory.vm
         self.directory = directory
-        self.state = State.stopped
-        """Where it is in its life; see :meth:`_pass`."""
+        self._begun = asyncio.Event()
+        """Set while no start is under way."""
+        self._begun.set()
+        self._state = State.stopped
         self.last_exit: ExitRecord | None = None
         self.found = asyncio.Event()
         """Set once it is known whether an earlier daemon's QEMU lives, and it is held if so."""
@@ -54,10 +59,26 @@ class Custody(abc.ABC):
         self._starters: list[Request] = []
         self._stoppers: list[Request] = []
 
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._state
+
     def _pass(self, event: Event) -> Action:
         """Go where an event leads by the table, and return what is to be done. Nothing else sets the state."""
-        self.state, action = transition(self.state, event)
+        self._state, action = transition(self._state, event)
+        if self._state is State.starting:
+            self._begun.clear()
+        else:
+            self._begun.set()
         return action
+
+    async def begun(self, patience: float = BEGIN_TIME) -> None:
+        """Wait until no start is under way: its guest runs then, or there is none. Raises TimedOut."""
+        try:
+            await asyncio.wait_for(self._begun.wait(), patience)
+        except TimeoutError:
+            raise refusals.starting(self.vm) from None
 
     @abc.abstractmethod
     async def _react(self, message: Happening) -> None:

@@ -22,7 +22,7 @@ from vmessd.qemu.session import Session
 from vmessd.storage import vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import adoption, launcher, restart
+from vmessd.vm import adoption, launcher, restart, whereabouts
 from vmessd.vm.environment import Host
 from vmessd.vm.full_disk import Space
 from vmessd.vm.launcher import LAST_LINES, Launched, restart_policy, shorten_logs
@@ -274,9 +274,10 @@ class Run:
 
     async def _mind_directory(self, directory: VMDirectory, files: Lane) -> None:
         launched, said = self.launched, None
-        find = functools.partial(adoption.whereabouts, directory, self.pid)
+        find = functools.partial(whereabouts.look, directory, self.pid)
+        is_at_home = functools.partial(whereabouts.is_at_home, directory, self.pid)
         with contextlib.suppress(VmessError):  # it does not answer: that is told elsewhere
-            if launched.problem is None and await files.aside(directory.exists):
+            if launched.problem is None and await files.aside(is_at_home):
                 return
         while True:
             with contextlib.suppress(VmessError):
@@ -362,12 +363,16 @@ class Run:
     ) -> Any:
         """Run a QMP command and return what it returns; `descriptor` goes with it.
 
+        A QEMU that was spawned, or found, just now is waited for.
+
         Raises:
             CommandRefused: QEMU's own words.
             TimedOut: it does not answer within `patience` seconds.
         """
         try:
-            return await asyncio.wait_for(self.session.execute(command, arguments, descriptor), patience)
+            async with asyncio.timeout(patience):
+                await self.session.settled()
+                return await self.session.execute(command, arguments, descriptor)
         except (MonitorLost, TimeoutError):
             raise refusals.silent(self.vm, self.pid) from None
 
@@ -525,15 +530,16 @@ def logged(vm: str) -> Iterator[None]:
         log.warning("%s: %s", vm, error.message)
 
 
-async def grace_of(directory: VMDirectory, files: Lane) -> tuple[float, str | None]:
-    """Return a guest's grace in seconds, and why its STOP file does not say it: no reason not to stop it."""
+async def grace_of(vm: str, place: Callable[[], VMDirectory], files: Lane) -> tuple[float, str | None]:
+    """Return a guest's grace in seconds, and why its STOP file does not say it: no reason not to stop it.
+
+    `place` tells where its files are, and may block.
+    """
     try:
-        value = await files.aside(
-            functools.partial(directory.read_setting, settings.BY_FILE["STOP"]), GRACE_TIME
-        )
+        value = await files.aside(lambda: place().read_setting(settings.BY_FILE["STOP"]), GRACE_TIME)
     except VmessError as error:
         note = f"{error.message}; it gets {settings.GRACE_DEFAULT} s"
-        log.warning("%s: %s", directory.vm, note)
+        log.warning("%s: %s", vm, note)
         return float(settings.GRACE_DEFAULT), note
     return float(settings.GRACE_DEFAULT if value is None else value), None
 

@@ -25,6 +25,7 @@ from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
 from vmessd.storage import images, serial_stream, vmdir
 from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm import whereabouts
 from vmessd.vm.environment import Host
 
 log = logging.getLogger(__name__)
@@ -54,11 +55,17 @@ class Launched:
         self.process.close()
 
     def connect(self, directory: VMDirectory, name: str) -> socket.socket:
-        """Return a socket connected to one of the QEMU's, which is a VM's of this directory; raises Failed."""
-        if self.home is not None:
-            with contextlib.suppress(VmessError):
-                return self.home.connect(name)
-        return directory.connect(name)
+        """Return a socket connected to one of the QEMU's, which is a VM's of this directory; raises Failed.
+
+        It is looked where the directory is now: another VM's may have its name.
+        """
+        home = whereabouts.place(directory, self.process.pid)
+        if home is None:
+            raise Failed(
+                f"the directory of {directory.vm} is gone, and its sockets with it",
+                hint=f"vmess {directory.vm} stop",
+            )
+        return home.connect(name)
 
 
 def mac(vm: str, index: int, values: Mapping[str, Any]) -> str:
@@ -118,7 +125,7 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     if wires:
         taps.check_device()
     missing = {nic.index: nic.wire for nic in nics if not _will_do(nic, macs.get(nic.index))}
-    undo.callback(host.network.wire(directory.vm, missing, macs).undo)
+    undo.callback(host.network.wire(directory.vm, missing, macs, starts=True).undo)
     undo.callback(host.network.settle(directory.vm, macs).undo)
 
 

@@ -22,7 +22,7 @@ from vmessd.qemu import monitor
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import launcher, restart
+from vmessd.vm import launcher, restart, whereabouts
 from vmessd.vm.environment import Host
 from vmessd.vm.instance import Attempt, CalledOff, Run, Stop, grace_of, logged, policy_of, stopped
 from vmessd.vm.mailbox import Happening, Job, dismiss, tell
@@ -162,6 +162,11 @@ class Machine(Mending):
         run = self._run  # once: it may be asked for in a thread
         return (run and run.launched.home) or self.directory
 
+    def place(self) -> VMDirectory:
+        """Look where the files of its QEMU are, which may have been moved just now; blocks."""
+        run = self._run
+        return (run and whereabouts.place(self.directory, run.pid)) or self.directory
+
     def record(self) -> RunRecord | None:
         """Return the record of the QEMU there is."""
         return self._run.launched.record if self._run else None
@@ -299,7 +304,7 @@ class Machine(Mending):
 
     async def _gentle(self, uid: int | None, within: float | None = None) -> Stop:
         """Return a stop that begins with the power button, if anybody is there to notice it."""
-        grace, note = await grace_of(self.home, self.files)
+        grace, note = await grace_of(self.vm, self.place, self.files)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
         if within is not None:
