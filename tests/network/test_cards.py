@@ -678,7 +678,8 @@ def test_a_user_network_takes_the_place_of_a_tap_without_a_card(wired: WiredDaem
 
 def test_a_pull_that_cannot_be_noted_leaves_the_cable_as_it_was(make_wired: MakeWired) -> None:
     wired = make_wired()
-    wired.program = ("-c", f"import vmessd.devices.cables\nvmessd.cables.BOUNCE_TIME = 2.0\n{BROKEN_DISK}")
+    setup = "from vmessd.devices import cables\ncables.BOUNCE_TIME = 2.0"
+    wired.program = ("-c", f"{setup}\n{BROKEN_DISK}")
     wired.start()
     make_seen(wired, "newvm0", "lab")
     wired.done("newvm", "start", "connect", "0", "other")
