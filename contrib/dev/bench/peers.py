@@ -91,7 +91,8 @@ class Vmess(Peer):
 
     def command(self, act: str, vm: str) -> list[str]:
         words = {"list": ["list"], "force": [vm, "stop", "force"]}.get(act, [vm, act])
-        return [str(PROGRAMS / "vmess"), *words]
+        # As contrib/install has it begin.
+        return [str(PROGRAMS / "python"), "-I", str(PROGRAMS / "vmess"), *words]
 
     def serial(self, vm: str) -> pathlib.Path:
         return self.daemon.root / vm / "serial.log"
