@@ -264,7 +264,9 @@ def test_the_table_of_transitions_alone_sets_the_state_of_a_machine() -> None:
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
-        if isinstance(node, ast.Attribute) and node.attr.lstrip("_") == "state" and isinstance(node.ctx, ast.Store)
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("state", "_state")
+        and isinstance(node.ctx, ast.Store)
     }
     assert setters == {("vmessd.vm.custody", "__init__"), ("vmessd.vm.custody", "_pass")}
 

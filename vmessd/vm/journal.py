@@ -32,7 +32,7 @@ class Journal:
     def __init__(self, vm: str, events: Events) -> None:
         self._vm = vm
         self._events = events
-        self._state = State.stopped
+        self._told_state = State.stopped
         self._doubt: asyncio.TimerHandle | None = None
 
     def state(self, now: State, message: Happening) -> None:
@@ -45,7 +45,7 @@ class Journal:
                 return
             self._doubt.cancel()
             self._doubt = None
-        if now is self._state:
+        if now is self._told_state:
             return
         if message.event is Event.lost and now is State.unresponsive:
             loop = asyncio.get_running_loop()
@@ -55,7 +55,7 @@ class Journal:
 
     def _tell_state(self, now: State, message: Happening) -> None:
         self._doubt = None
-        before, self._state = self._state, now
+        before, self._told_state = self._told_state, now
         why = message.error.message if message.error else message.event.value
         text = f"{before.value} -> {now.value}: {why}"
         log.debug("%s: %s", self._vm, text)
