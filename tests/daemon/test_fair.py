@@ -229,7 +229,7 @@ def test_c48_descriptors_on_their_way_to_who_is_hung_up_on_are_counted(tmp_path:
         before = daemon.descriptors()
         with contextlib.ExitStack() as stack:
             wires = []
-            for _ in range(OWN.descriptors // METHODS["Log"].hands + 1):
+            for _ in range(OWN.descriptors // METHODS["Log"].descriptors + 1):
                 wire = stack.enter_context(Wire(daemon.socket))
                 wire.begin("Log", {"vm": "talks0", "log": "serial"})
                 wire.sock.shutdown(socket.SHUT_WR)

@@ -296,12 +296,12 @@ class Account:
             place.waits_for = f"it does not take {self._unsent} bytes of replies"
             self._taken.clear()
             await self._taken.wait()
-        while method.hands and not self._may_hand(method.hands, connection):
+        while method.descriptors and not self._may_hand(method.descriptors, connection):
             place.waits_for = f"it does not take {self.descriptors()} descriptors that it was sent"
             await asyncio.sleep(LOOK_AGAIN)
-        if method.hands:
+        if method.descriptors:
             with failing("no descriptor can be handed over"):
-                place.handed = _Handed(connection, connection.dup(), method.hands)
+                place.handed = _Handed(connection, connection.dup(), method.descriptors)
             self._handed.append(place.handed)
         if method.is_noted:
             place.waits_for = f"it makes more than {self.limits.pace:g} changes a second"

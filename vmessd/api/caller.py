@@ -8,8 +8,8 @@ from vmessd.core import names
 from vmessd.core.models.events import Kind
 from vmessd.supervisor.details import Details
 from vmessd.supervisor.fleet import Fleet
-from vmessd.supervisor.inspection import Begin
 from vmessd.supervisor.registry import Supervisor
+from vmessd.supervisor.views import Begin
 
 
 class Caller:

@@ -11,29 +11,29 @@ class Guest(Caller):
     @varlinkmethod
     async def Suspend(self, *, vm: str) -> None:
         """Have a guest stand still."""
-        await (await self._supervisor.hands(vm)).suspend()
+        await (await self._supervisor.controls(vm)).suspend()
 
     @varlinkmethod
     async def Resume(self, *, vm: str) -> None:
         """Let a guest run on."""
-        await (await self._supervisor.hands(vm)).resume()
+        await (await self._supervisor.controls(vm)).resume()
 
     @varlinkmethod
     async def Reset(self, *, vm: str) -> None:
         """Push the reset button."""
-        await (await self._supervisor.hands(vm)).reset()
+        await (await self._supervisor.controls(vm)).reset()
 
     @varlinkmethod
     async def SendKeys(self, *, vm: str, keys: list[str]) -> None:
         """Press combinations of keys such as `ctrl-alt-delete`, one after the other; named as QEMU does."""
-        await (await self._supervisor.hands(vm)).press(keys)
+        await (await self._supervisor.controls(vm)).press(keys)
 
     @varlinkmethod
     async def Type(self, *, vm: str, text: str) -> None:
         """Type a text as on a US keyboard. What it says is not logged."""
-        await (await self._supervisor.hands(vm)).type(text)
+        await (await self._supervisor.controls(vm)).type(text)
 
     @varlinkmethod(return_parameter="picture")
     async def Screenshot(self, *, vm: str) -> FileDescriptor:
         """Return a descriptor to read a PNG picture of the screen from."""
-        return FileDescriptor(await (await self._supervisor.hands(vm)).screenshot(), should_close=True)
+        return FileDescriptor(await (await self._supervisor.controls(vm)).screenshot(), should_close=True)

@@ -8,7 +8,7 @@ from vmessd.api.caller import Caller
 from vmessd.core import refusals
 from vmessd.core.models.views import Aspect, Sample, VMView
 from vmessd.core.models.vms import Explanation, VMInfo, VMStatus
-from vmessd.supervisor.inspection import views
+from vmessd.supervisor.views import views
 from vmessd.vm.why import explain
 
 

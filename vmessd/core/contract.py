@@ -57,7 +57,7 @@ class Method:
     """It ends a run, and so waits for no file that does not answer, not even the one that locks."""
     links: str | None = None
     """The parameter that names links, one or several; one of a VM that is locked has it refused."""
-    hands: int = 0
+    descriptors: int = 0
     """Descriptors that a reply may carry."""
     secret: frozenset[str] = frozenset()
     """Parameters of which the log tells no more than the length."""
@@ -70,13 +70,13 @@ class Method:
     @property
     def ends_with_client(self) -> bool:
         """A call that its client has left can be given up at any moment: nothing is lost by it."""
-        return self.effect is Effect.looks and not self.hands
+        return self.effect is Effect.looks and not self.descriptors
 
 
 def _look(
-    about: str | None = None, cost: Cost = Cost.look, hands: int = 0, needs: Needs | None = None
+    about: str | None = None, cost: Cost = Cost.look, descriptors: int = 0, needs: Needs | None = None
 ) -> Method:
-    return Method(Effect.looks, cost, about, hands=hands, needs=needs)
+    return Method(Effect.looks, cost, about, descriptors=descriptors, needs=needs)
 
 
 def _vm(
@@ -126,10 +126,10 @@ METHODS: Mapping[str, Method] = {
     "Reset": _guest(Effect.ends),
     "SendKeys": _guest(checks_values=True),
     "Type": _guest(secret=frozenset({"text"}), checks_values=True),
-    "Screenshot": _look("vm", hands=1, needs=Needs.on),
+    "Screenshot": _look("vm", descriptors=1, needs=Needs.on),
     "Vnc": _guest(checks_values=True),
-    "Console": _guest(hands=2, instead="what it printed: vmess {vm} console --log"),
-    "Log": _look("vm", hands=2),
+    "Console": _guest(descriptors=2, instead="what it printed: vmess {vm} console --log"),
+    "Log": _look("vm", descriptors=2),
     "Serial": _look("vm", Cost.endless),
     # Wires
     "Nics": _look("vm"),

@@ -29,8 +29,8 @@ SCREEN_TIME = 20.0
 """Seconds a picture may take: a large screen is compressed by QEMU's only thread."""
 
 
-class Hands:
-    """The hands at one machine."""
+class Controls:
+    """The controls of one machine."""
 
     def __init__(self, machine: Machine) -> None:
         self.vm = machine.vm

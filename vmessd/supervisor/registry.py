@@ -32,7 +32,7 @@ from vmessd.core.models.wires import Step
 from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
 from vmessd.core.wires import owner
 from vmessd.devices.console import Consoles
-from vmessd.devices.controls import Hands
+from vmessd.devices.controls import Controls
 from vmessd.devices.network_cards import Wires
 from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
@@ -239,9 +239,9 @@ class Supervisor:
         """Return the VMs that were met so far, by name."""
         return [machine for _, machine in sorted(self._machines.items())]
 
-    async def hands(self, name: str) -> Hands:
-        """Return the hands at the VM of this name; raises as :meth:`machine`."""
-        return Hands(await self.machine(name))
+    async def controls(self, name: str) -> Controls:
+        """Return the controls of the VM of this name; raises as :meth:`machine`."""
+        return Controls(await self.machine(name))
 
     async def wires(self, name: str) -> Wires:
         """Return the interfaces of the VM of this name; raises as :meth:`machine`."""

@@ -50,7 +50,7 @@ def test_what_the_client_offers_for_a_state_is_what_methods_take() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_counts_the_descriptors_of_a_reply(name: str) -> None:
     kinds = SIGNATURES[name].return_type.traverse()
-    assert METHODS[name].hands == sum(isinstance(kind, FileDescriptorVarlinkType) for kind in kinds)
+    assert METHODS[name].descriptors == sum(isinstance(kind, FileDescriptorVarlinkType) for kind in kinds)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -243,7 +243,7 @@ def in_namespace(check: Callable[[], None]) -> Callable[[], None]:
             return
         if obstacle():
             pytest.skip(obstacle())
-        code = f"import test_netlink; test_netlink.{check.__name__}()"
+        code = f"import test_rtnetlink; test_rtnetlink.{check.__name__}()"
         done = subprocess.run(
             ["unshare", "--net", sys.executable, "-c", code],
             env={

@@ -1,7 +1,7 @@
 """Logs under their cap: shortened on real file systems while somebody writes as fast as can be.
 
 `disk` is a file system that can take the front off a file (ext4, XFS), `memory` one that cannot (tmpfs).
-What the daemon makes of it is in test_upkeep.py.
+What the daemon makes of it is in test_housekeeping.py.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Hands at a guest that runs: paused, reset, keys pressed, its screen looked at; and VMs that are locked."""
+"""A running guest: paused, reset, keys pressed, its screen looked at; and VMs that are locked."""
 
 import contextlib
 import os
