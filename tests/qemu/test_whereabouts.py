@@ -458,7 +458,9 @@ def test_c51_a_swap_is_seen_without_a_restart_of_the_daemon(daemon: Daemon) -> N
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["same daemon", "next daemon"])
-@pytest.mark.parametrize("words", [[A, "stop"], [A, "stop", "force"], ["shutdown"]], ids=["stop", "stop force", "shutdown"])
+@pytest.mark.parametrize(
+    "words", [[A, "stop"], [A, "stop", "force"], ["shutdown"]], ids=["stop", "stop force", "shutdown"]
+)
 def test_c51_a_vm_whose_directory_became_a_link_can_be_stopped(
     daemon: Daemon, restarted: bool, words: list[str]
 ) -> None:
