@@ -18,6 +18,7 @@ pytestmark = [
 
 NEEDED = ("qemu-system-x86_64", "unshare", "sh", "mktemp", "mount", "ip", "rm")
 ASKED = ("status of one VM", "list")
+HOW = ("", ", by python3 -IS")
 DONE = ("start to running", "graceful stop until seen off", "force stop until seen off")
 
 
@@ -48,7 +49,7 @@ def test_what_is_measured_where_there_is_no_libvirt(path: Path) -> None:
     missing = "not installed: virsh (Debian: libvirt-clients), libvirtd (Debian: libvirt-daemon-system)"
     assert report["missing"] == {"virsh": missing}
     rows: dict[str, dict[str, Any]] = {row.pop("what"): row for row in report["rows"]}
-    asked = [f"{what}, {count} defined" for count in (1, 2) for what in ASKED]
+    asked = [f"{what}, {count} defined{how}" for count in (1, 2) for what in ASKED for how in HOW]
     at_once = [f"{what} of 2 at once" for what in ("start", "graceful stop")]
     assert sorted(rows) == sorted([*asked, *DONE, *at_once])
     for what, row in rows.items():

@@ -95,3 +95,14 @@ class Daemon:
         self.link.close()
         self.process.terminate()
         self.process.wait()
+
+
+def bare_launcher(scratch: pathlib.Path) -> pathlib.Path:
+    """Make a program that is vmess without what Python does for packages at its start."""
+    launcher = scratch / "vmess"
+    launcher.write_text(
+        f"#!/usr/bin/python3 -IS\nimport sys\nsys.path.append({str(CHECKOUT)!r})\n"
+        "from vmessctl.__main__ import main\nsys.exit(main())\n"
+    )
+    launcher.chmod(0o755)
+    return launcher

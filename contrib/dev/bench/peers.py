@@ -5,12 +5,14 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 
-from bench.daemon import PROGRAMS, Daemon
+from bench.daemon import PROGRAMS, Daemon, bare_launcher
 from bench.measuring import quietly
 
 PYTHON = "/usr/bin/python3"
 RAM = 16
 """MiB."""
+BARE = "bare "
+"""In front of an act: by `python3 -IS`, which looks for no packages. Only vmess has such acts."""
 
 # libvirt's words for the machine that vmess makes of RAM, CPU and EXARGS.
 DOMAIN = """
@@ -61,7 +63,7 @@ class Peer:
     def command(self, act: str, vm: str) -> list[str] | None:
         """Return the command of an act, or None if there is none.
 
-        Acts are start, stop, force and status of a VM, and list.
+        Acts are start, stop, force and status of a VM, and list. Some may have `BARE` in front.
         """
         raise NotImplementedError
 
@@ -83,6 +85,7 @@ class Vmess(Peer):
         self.rom = rom
         self.daemon = Daemon(scratch, PROGRAMS, "--accel", "tcg", "--exargs", "yes")
         self.environment = self.daemon.environment
+        self.launcher = bare_launcher(scratch)
 
     def define(self, vm: str) -> None:
         self.daemon.call("Make", vm=vm)
@@ -90,7 +93,10 @@ class Vmess(Peer):
             (self.daemon.root / vm / setting).write_text(f"{value}\n")
 
     def command(self, act: str, vm: str) -> list[str]:
-        words = {"list": ["list"], "force": [vm, "stop", "force"]}.get(act, [vm, act])
+        bare = act.removeprefix(BARE)
+        words = {"list": ["list"], "force": [vm, "stop", "force"]}.get(bare, [vm, bare])
+        if bare != act:
+            return [str(self.launcher), *words]
         # As contrib/install has it begin.
         return [str(PROGRAMS / "python"), "-I", str(PROGRAMS / "vmess"), *words]
 
@@ -130,7 +136,8 @@ class Raw(Peer):
             (place / act).write_text(f"exec {shlex.join(words)}\n")
 
     def command(self, act: str, vm: str) -> list[str] | None:
-        return None if act == "list" else ["sh", str(self.root / vm / act)]
+        file = self.root / vm / act
+        return ["sh", str(file)] if file.exists() else None
 
     def serial(self, vm: str) -> pathlib.Path:
         return self.root / vm / "serial.log"
@@ -185,7 +192,7 @@ class Virsh(Peer):
         (place / "domain.xml").write_text(DOMAIN.format(**words))
         quietly("virsh", "define", place / "domain.xml")
 
-    def command(self, act: str, vm: str) -> list[str]:
+    def command(self, act: str, vm: str) -> list[str] | None:
         # `virsh shutdown` presses the button, and does not wait for anything.
         stop = f'virsh -q shutdown {vm} && until [ "$(virsh domstate {vm})" = "shut off" ]; do :; done'
         commands = {
@@ -195,7 +202,7 @@ class Virsh(Peer):
             "status": ["virsh", "domstate", vm],
             "list": ["virsh", "list", "--all"],
         }
-        return commands[act]
+        return commands.get(act)
 
     def serial(self, vm: str) -> pathlib.Path:
         return self.root / vm / "serial.log"

@@ -8,7 +8,7 @@ import string
 import subprocess
 from collections.abc import Callable
 
-from bench.daemon import CHECKOUT, PROGRAMS, Daemon
+from bench.daemon import PROGRAMS, Daemon, bare_launcher
 from bench.libvirt import private_libvirt
 from bench.measuring import quietly, seconds, show
 
@@ -29,12 +29,7 @@ def one_nic(daemon: Daemon, scratch: pathlib.Path, runs: int, original: str | No
     batch.write_text(
         "tuntap add benchtap mode tap user 0\nlink set benchtap master bench\nlink set benchtap up\n"
     )
-    launcher = scratch / "vmess"
-    launcher.write_text(
-        f"#!/usr/bin/python3 -IS\nimport sys\nsys.path.append({str(CHECKOUT)!r})\n"
-        "from vmessctl.__main__ import main\nsys.exit(main())\n"
-    )
-    launcher.chmod(0o755)
+    launcher = bare_launcher(scratch)
     environment = daemon.environment
     with private_libvirt(scratch) as missing:
         domain = scratch / "domain.xml"
