@@ -20,7 +20,7 @@ pytest.register_assert_rewrite(*(file.stem for file in SUPPORT.glob("*.py")))  #
 
 from daemons import FAKE, UNIT, Daemon, Namespace, WiredDaemon, need_wires  # noqa: E402
 
-pytest_plugins = ("booted", "hostile")
+pytest_plugins = ("booted", "hostile", "labs")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,7 +12,7 @@ from typing import Self
 
 import pytest
 from daemons import Daemon, until, wait_for
-from labs import Lab, lab, reach, start, stop
+from labs import Lab, reach, start, stop
 from varlink_wire import Wire, nothing_unforeseen
 
 from vmessd.core.errors import Failed
@@ -20,8 +20,6 @@ from vmessd.storage import log_rotation, vmdir
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import housekeeping
 from vmessd.vm.machine import Machine
-
-__all__ = ["lab"]  # the fixture
 
 pytestmark = pytest.mark.qemu
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from amiss import reach, told
 from daemons import processes_of, until
-from labs import QUICK, Lab, lab
+from labs import QUICK, Lab
 
 from vmessd.core import settings
 from vmessd.core.errors import Failed, Locked, VmessError
@@ -25,8 +25,6 @@ from vmessd.vm import adoption, instance, launcher, mending
 from vmessd.vm.launcher import Launched
 from vmessd.vm.machine import Machine
 from vmessd.vm.mailbox import Happening
-
-__all__ = ["lab"]
 
 pytestmark = pytest.mark.qemu
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from amiss import reach, told
 from daemons import until
-from labs import QUICK, Lab, connections, lab
+from labs import QUICK, Lab, connections
 
 from vmessd.core import lifecycle, settings
 from vmessd.core.errors import VmessError
@@ -22,8 +22,6 @@ from vmessd.qemu.monitor import Monitor
 from vmessd.storage import blocking
 from vmessd.vm import adoption, launcher
 from vmessd.vm.mailbox import Happening, Request
-
-__all__ = ["lab"]
 
 pytestmark = pytest.mark.qemu
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from daemons import until
-from labs import Lab, lab
+from labs import Lab
 
 from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotPermitted, VmessError
 from vmessd.network.links import Network
@@ -18,8 +18,6 @@ from vmessd.storage import safefile, vmdir
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import housekeeping, registry, remains
 from vmessd.supervisor.remains import Remains
-
-__all__ = ["lab"]
 
 
 class Links(Network):
