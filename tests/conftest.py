@@ -64,7 +64,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is long; mark what starts a daemon, so that `-m 'not qemu'` is the quick part.
 
-    Tests in containers are for one worker, so that the service is installed once.
+    Tests in containers are for one worker, so that the service is installed once. They come first: they take
+    that worker as long as the others take for all the rest.
     """
     long = [item for item in items if item.get_closest_marker("long")]
     if long and not config.option.long:
@@ -76,6 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("qemu")
         if "stage" in asked_for:
             item.add_marker(pytest.mark.xdist_group("booted"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 # Who starts the tests in the background of a script has them ignore Ctrl-C, and all that they start.
