@@ -22,6 +22,7 @@ from varlink_wire import Wire, nothing_unforeseen
 from vmessd.core.errors import AlreadyRunning, NotRunning, StartFailed, TimedOut, VmessError
 from vmessd.core.lifecycle import Rung
 from vmessd.storage.log_rotation import CAP
+from vmessd.vm.instance import Run
 
 
 async def longest_wait(seconds: float) -> float:
@@ -393,3 +394,18 @@ async def settle(tasks: set[asyncio.Task[Any]]) -> None:
 def test_the_fake_s_own_arguments_reach_it_unchanged(lab: Lab) -> None:
     directory = lab.make_fake("newvm0", f"exit,message={MULTI_LINE}")
     assert shlex.split((directory / "EXARGS").read_text())[1] == f"exit,message={MULTI_LINE}"
+
+
+async def test_c51_an_end_before_the_next_look_is_noted_where_the_directory_was_moved(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = lab.make_fake("newvm0", "ignore")
+    moved = lab.directory / "elsewhere"
+    async with lab.supervisor() as supervisor:
+        await start(supervisor, "newvm")
+        monkeypatch.setattr(Run, "mind_directory", lambda *_: None)  # it looks too late
+        place.rename(moved)
+        place.symlink_to(moved)
+        await supervisor.check_unlocked("newvm0", stops=True)
+        await stop(supervisor, "newvm", force=True)
+    assert json.loads((moved / "exit.json").read_text())["reason"] == "forced"

@@ -165,7 +165,10 @@ class Machine(Mending):
     def place(self) -> VMDirectory:
         """Look where the files of its QEMU are, which may have been moved just now; blocks."""
         run = self._run
-        return (run and whereabouts.place(self.directory, run.pid)) or self.directory
+        found = whereabouts.place(self.directory, run.pid) if run is not None else None
+        if run is not None and found is not None and found is not self.directory:
+            run.launched.home = found  # its end may come before the next look, and is noted there
+        return found or self.directory
 
     def record(self) -> RunRecord | None:
         """Return the record of the QEMU there is."""
