@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 INTERVAL = 2.0
 INTERVAL_MIN, INTERVAL_MAX = 0.2, 3600.0
-COUNT_MAX = 10**9
 RETRY = 1.0
 """Seconds between attempts to come back to a daemon that is gone."""
 
