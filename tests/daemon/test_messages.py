@@ -84,7 +84,7 @@ async def test_whoever_joins_a_stop_when_its_next_step_is_due_is_not_told_that_i
         one = await supervisor.machine("newvm")
         await reach(one, on=True)
         first = asyncio.create_task(told(one.stop(1, force=False)))
-        await until(lambda: one.state is State.stopping)
+        await until(lambda: one.live().stop is not None)  # `stopping` it is before its grace is read
         stop = one.live().stop
         assert stop is not None
         assert stop._timer is not None
