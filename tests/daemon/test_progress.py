@@ -1,6 +1,7 @@
 """Lines that move while several VMs come up or go down: one for each, on a terminal only."""
 
 import os
+import posix
 import re
 import sys
 from collections.abc import Callable
@@ -62,12 +63,12 @@ def drawn_on(
         with os.fdopen(os.dup(slave), "w") as stream:
             monkeypatch.setattr(sys, "stderr", stream)
             monkeypatch.setattr(sys, "stdout", stream)
-            monkeypatch.setenv("TERM", "xterm")
+            monkeypatch.setitem(posix.environ, b"TERM", b"xterm")
             lines = Lines()
             for texts, (width, height) in zip(steps, sizes, strict=True):
                 page.resize(width, height)
                 monkeypatch.setattr(
-                    os, "get_terminal_size", lambda _fd, at=(width, height): os.terminal_size(at)
+                    posix, "get_terminal_size", lambda _fd, at=(width, height): os.terminal_size(at)
                 )
                 lines.draw(*texts)
                 stream.write("\0")
@@ -96,9 +97,9 @@ def test_lines_are_drawn_in_the_place_of_those_before(monkeypatch: pytest.Monkey
 
 
 def test_force_stands_out_unless_nobody_wants_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delitem(posix.environ, b"NO_COLOR", raising=False)
     assert drawn_on(monkeypatch, [["a", ("31", "b")]], [(40, 6)]).colours == ["31", ""]
-    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setitem(posix.environ, b"NO_COLOR", b"1")
     page = drawn_on(monkeypatch, [["a", ("31", "b")]], [(40, 6)])
     assert (page.text()[:2], page.colours) == (["a", "b"], [])
     rungs = ("power button", "QMP quit", "SIGTERM", "SIGKILL", None)
@@ -113,7 +114,7 @@ def test_a_line_that_a_narrower_terminal_has_folded_is_taken_away_whole(
     lines._drawn = [30, 30]
     assert lines._erasure(80) == "\r\x1b[1A\x1b[J"
     assert lines._erasure(20) == "\r\x1b[3A\x1b[J"
-    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setitem(posix.environ, b"TERM", b"dumb")
     assert not terminal.may_move()
 
 

@@ -1,6 +1,7 @@
 """`top`: the table, the terminal it is drawn on, and the lines that programs read."""
 
 import json
+import posix
 import signal
 from typing import Any
 
@@ -167,10 +168,10 @@ def test_the_first_line_sums_up_and_the_last_one_has_the_keys() -> None:
 
 
 def test_colours_are_left_out_where_nobody_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delitem(posix.environ, b"NO_COLOR", raising=False)
     assert terminal.painted("x", "31") == "\x1b[31mx\x1b[m"
     assert terminal.painted("x", "") == "x"
-    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setitem(posix.environ, b"NO_COLOR", b"1")
     assert terminal.painted("x", "31") == "x"
     assert set(top.COLOURS) <= {"head", "titles", "foot", "note", *STATES}
 

@@ -20,7 +20,7 @@ PROMISES = (ROOT / "docs/explanation/promises.md").read_text(encoding="utf-8")
 # it. What stands on no floor, such as `vmessd/daemon.py`, puts everything together and may import all.
 FLOORS = {
     "vmessd": ("core", "storage", "network", "qemu", "vm", "devices", "supervisor", "api"),
-    "vmessctl": ("cli", "light_json", "client", "output", "stream", "commands"),
+    "vmessctl": ("cli", "environment", "light_json", "client", "output", "stream", "commands"),
 }
 
 # What in `core` is not pure: the client shares it, and needs word to systemd and its standard streams.
@@ -217,6 +217,20 @@ def test_the_client_loads_nothing_heavy_behind_our_back() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
     )
     assert set(done.stdout.split()) & HEAVY == set()
+
+
+def test_a_status_imports_next_to_nothing() -> None:
+    code = f"""if True:
+        import sys
+        sys.path.append({str(ROOT)!r})
+        import vmessctl.__main__, vmessctl.commands.inspect
+        print(*sys.modules)"""
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    loaded = {name for name in done.stdout.split() if name.partition(".")[0] not in ("vmessd", "vmessctl")}
+    assert loaded & {"os", "types", "enum", "re", "json", "socket", "typing", "dataclasses"} == set()
+    assert len(loaded) < 35
 
 
 def is_sentence(node: ast.expr) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from vmessctl import client as wire
@@ -31,7 +30,7 @@ class World(completion.World):
 
     def _ask(self, method: str, **parameters: object) -> Reply:
         try:
-            self._client = self._client or wire.Client(wire.candidates(self._socket, os.environ), PATIENCE)
+            self._client = self._client or wire.Client(wire.candidates(self._socket), PATIENCE)
             return self._client.call(method, **parameters)
         except (VmessError, ValueError):
             return {}

@@ -5,14 +5,15 @@ Data go to standard output, everything else to standard error; what moves, moves
 
 from __future__ import annotations
 
-import os
-import stat
+import posix
 import sys
+from _stat import S_ISFIFO  # what `stat` has it from
 
 from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect, told
+from vmessctl.environment import variable
 from vmessd.core import stdio
 from vmessd.core.errors import VmessError, worst
 
@@ -150,13 +151,13 @@ def may_move() -> bool:
 
     What standard output has in a pipe may come to the same terminal, and would be drawn over.
     """
-    piped = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
-    return sys.stderr.isatty() and not piped and os.environ.get("TERM") != "dumb"
+    piped = S_ISFIFO(posix.fstat(sys.stdout.fileno()).st_mode)
+    return sys.stderr.isatty() and not piped and variable("TERM") != "dumb"
 
 
 def painted(text: str, colour: str) -> str:
     """Return a text in a colour, parameters of SGR (ECMA-48), for a terminal; unless NO_COLOR is set."""
-    return f"\x1b[{colour}m{text}\x1b[m" if colour and not os.environ.get("NO_COLOR") else text
+    return f"\x1b[{colour}m{text}\x1b[m" if colour and not variable("NO_COLOR") else text
 
 
 class Lines:
@@ -173,7 +174,7 @@ class Lines:
         """
         if not may_move() or hushed.now:
             return
-        size = os.get_terminal_size(sys.stderr.fileno())
+        size = posix.get_terminal_size(sys.stderr.fileno())
         width, height = size.columns or 80, size.lines or 24
         wanted = [("", text) if isinstance(text, str) else text for text in texts]
         # Behind the last one a terminal may write ^C, and that is not to fold it.
@@ -194,7 +195,7 @@ class Lines:
     def leave(self) -> None:
         """Take the lines away after Ctrl-C, and the ^C that a terminal writes where the cursor is."""
         if may_move():
-            sys.stderr.write(self._erasure(os.get_terminal_size(sys.stderr.fileno()).columns or 80))
+            sys.stderr.write(self._erasure(posix.get_terminal_size(sys.stderr.fileno()).columns or 80))
             sys.stderr.flush()
             self._drawn = []
 

@@ -7,10 +7,12 @@ its class says in `__init__`.
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     PlainRecord = object  # for a type checker, a SimpleNamespace has any attribute there is
 else:
-    from types import SimpleNamespace as PlainRecord
+    PlainRecord = type(sys.implementation)  # as `types` has it, which takes longer to import
 
 __all__ = ["PlainRecord"]

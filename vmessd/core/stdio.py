@@ -1,7 +1,7 @@
 """Standard streams: those that whoever started this program left closed, and one that takes nothing."""
 
 import io
-import os
+import posix  # the client waits for it at every start, and `os` takes far longer
 import sys
 
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
@@ -18,9 +18,10 @@ def fill_gaps() -> None:
     """
     for number, (name, mode) in enumerate(_STREAMS):
         try:
-            os.fstat(number)
+            posix.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number, open(2)
+            # The lowest number is taken, open(2).
+            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)
         if getattr(sys, name) is None:
             stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 -- open to the end
             setattr(sys, name, stream)
@@ -37,4 +38,4 @@ def give_up(number: int) -> None:
 
     Python's exit status is 120 where that fails, too (Python, Py_FinalizeEx).
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), number)
+    posix.dup2(posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC), number)

@@ -97,12 +97,12 @@ class Daemon:
         self.process.wait()
 
 
-def bare_launcher(scratch: pathlib.Path) -> pathlib.Path:
-    """Make a program that is vmess without what Python does for packages at its start."""
+def installed(scratch: pathlib.Path) -> pathlib.Path:
+    """Make a `vmess` that begins as one by contrib/install: Python does not look for packages."""
     launcher = scratch / "vmess"
     launcher.write_text(
         f"#!/usr/bin/python3 -IS\nimport sys\nsys.path.append({str(CHECKOUT)!r})\n"
-        "from vmessctl.__main__ import main\nsys.exit(main())\n"
+        "from vmessctl.__main__ import program\nprogram()\n"
     )
     launcher.chmod(0o755)
     return launcher

@@ -16,11 +16,11 @@ from typing import Any
 from bench.daemon import CHECKOUT
 from bench.libvirt import private_libvirt
 from bench.measuring import seconds, spread, together
-from bench.peers import BARE, Peer, Raw, Virsh, Vmess
+from bench.peers import PIPS, Peer, Raw, Virsh, Vmess
 
 NAMES = [f"{letter}{number}" for letter in string.ascii_lowercase for number in range(10)]
 AT_ONCE = 20
-BARELY = ", by python3 -IS"
+AS_PIP = ", as pip installs it"
 """What is said behind a row of which vmess has figures of its own."""
 PATIENCE = 60
 """Seconds for a guest to be ready."""
@@ -87,7 +87,7 @@ class Race:
         for _ in range(3):
             for what, act in (("status of one VM", "status"), ("list", "list")):
                 self.act(f"{what}, {vms} defined", act, NAMES[:1])
-                self.act(f"{what}, {vms} defined{BARELY}", BARE + act, NAMES[:1])
+                self.act(f"{what}, {vms} defined{AS_PIP}", PIPS + act, NAMES[:1])
 
     def define(self, names: list[str]) -> None:
         """Have all peers know these VMs."""
@@ -105,7 +105,7 @@ class Race:
         rows = []
         for what, figures in self.figures.items():
             row: dict[str, Any] = {"what": what, "unit": "ms"}
-            both = {**self.figures[what.removesuffix(BARELY)], **figures}
+            both = {**self.figures[what.removesuffix(AS_PIP)], **figures}
             row["figures"] = {
                 name: {**spread(taken[1:]), "count": len(taken) - 1} for name, taken in both.items()
             }
@@ -113,7 +113,7 @@ class Race:
             row["ratios"] = {
                 name: round(medians["vmess"] / median, 3) for name, median in medians.items() if name != "vmess"
             }
-            row["bound"] = bounds.get(what.removesuffix(BARELY)) if "virsh" in medians else None
+            row["bound"] = bounds.get(what) if "virsh" in medians else None
             row["holds"] = None if row["bound"] is None else row["ratios"]["virsh"] <= row["bound"]
             rows.append(row)
         return rows

@@ -5,14 +5,14 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 
-from bench.daemon import PROGRAMS, Daemon, bare_launcher
+from bench.daemon import PROGRAMS, Daemon, installed
 from bench.measuring import quietly
 
 PYTHON = "/usr/bin/python3"
 RAM = 16
 """MiB."""
-BARE = "bare "
-"""In front of an act: by `python3 -IS`, which looks for no packages. Only vmess has such acts."""
+PIPS = "pip's "
+"""In front of an act: by what pip installs, where Python looks for packages. Only vmess has such acts."""
 
 # libvirt's words for the machine that vmess makes of RAM, CPU and EXARGS.
 DOMAIN = """
@@ -63,7 +63,7 @@ class Peer:
     def command(self, act: str, vm: str) -> list[str] | None:
         """Return the command of an act, or None if there is none.
 
-        Acts are start, stop, force and status of a VM, and list. Some may have `BARE` in front.
+        Acts are start, stop, force and status of a VM, and list. Some may have `PIPS` in front.
         """
         raise NotImplementedError
 
@@ -85,7 +85,7 @@ class Vmess(Peer):
         self.rom = rom
         self.daemon = Daemon(scratch, PROGRAMS, "--accel", "tcg", "--exargs", "yes")
         self.environment = self.daemon.environment
-        self.launcher = bare_launcher(scratch)
+        self.launcher = installed(scratch)
 
     def define(self, vm: str) -> None:
         self.daemon.call("Make", vm=vm)
@@ -93,12 +93,9 @@ class Vmess(Peer):
             (self.daemon.root / vm / setting).write_text(f"{value}\n")
 
     def command(self, act: str, vm: str) -> list[str]:
-        bare = act.removeprefix(BARE)
-        words = {"list": ["list"], "force": [vm, "stop", "force"]}.get(bare, [vm, bare])
-        if bare != act:
-            return [str(self.launcher), *words]
-        # As contrib/install has it begin.
-        return [str(PROGRAMS / "python"), "-I", str(PROGRAMS / "vmess"), *words]
+        verb = act.removeprefix(PIPS)
+        program = self.launcher if verb == act else PROGRAMS / "vmess"
+        return [str(program), *{"list": ["list"], "force": [vm, "stop", "force"]}.get(verb, [vm, verb])]
 
     def serial(self, vm: str) -> pathlib.Path:
         return self.daemon.root / vm / "serial.log"
