@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import SUPPORT, TESTS, WiredDaemon
+from daemons import SUPPORT, TESTS, UNIT, WiredDaemon
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -575,7 +575,7 @@ with rtnetlink.Netlink() as kernel:
 
 @in_namespace
 def test_while_others_change_links_a_dump_is_still_whole() -> None:
-    """For two seconds; what was there all the time is told once each time, what comes and goes at most once."""
+    """What was there all the time is told once each time, what comes and goes at most once."""
     with Netlink() as kernel:
         # With as many bridges, the end of the namespace has the kernel's one lock on links for 5 s.
         kernel.do(rtnetlink.new_veth(f"vethA{number}", f"vethB{number}") for number in range(150))
@@ -595,9 +595,9 @@ def test_while_others_change_links_a_dump_is_still_whole() -> None:
             try:
                 assert churn.stdout is not None
                 assert churn.stdout.readline() == b"ready\n"
-                end = time.monotonic() + 2
+                end = time.monotonic() + 30 * UNIT
                 rounds = 0
-                while time.monotonic() < end:
+                while not (interrupted and rounds > 10) and time.monotonic() < end:
                     found = [link.name for link in kernel.links()]
                     assert len(set(found)) == len(found)
                     assert steady.keys() <= set(found)
@@ -605,7 +605,6 @@ def test_while_others_change_links_a_dump_is_still_whole() -> None:
                     rounds += 1
             finally:
                 churn.kill()
-        assert rounds > 10
         assert interrupted, "nothing was interrupted, so this showed nothing"
 
 

@@ -243,7 +243,7 @@ class FaultRun:
             self._statuses = {status["name"]: status for status in client.call("List")["vms"]}
             nics = {vm: self._nics(client, vm) for vm in self._statuses}
         running = {vm: status["pid"] for vm, status in self._statuses.items() if status["state"] in RUNNING}
-        self._rewired &= running.keys()
+        self._rewired -= {vm for vm, status in self._statuses.items() if status["state"] in OFF}
         yield from self._about_processes(running)
         yield from self._about_files(running)
         yield from self._about_links(running, nics)
