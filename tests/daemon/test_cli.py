@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import TESTS, Daemon, own
+from daemons import CLIENT, TESTS, Daemon, own
 from screens import on_terminal
 
 from vmessctl import app, client, commands, light_json
@@ -1053,7 +1053,7 @@ def test_a_rung_of_the_ladder_is_told_with_its_time() -> None:
 def vmessctl(*words: str, **run: Any) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "VMESS_SOCKET": "/nonexistent/control.sock", **run.pop("env", {})}
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **run}
-    argv = [sys.executable, "-m", "vmessctl", *words]
+    argv = [*CLIENT, *words]
     return subprocess.run(
         argv, env=environment, text=True, check=False, timeout=30, cwd=TESTS.parent, **options
     )
@@ -1207,7 +1207,7 @@ def test_a_daemon_that_hangs_up_is_told_of(tmp_path: Path, line: str) -> None:
         listener.listen()
         listener.settimeout(10)
         with subprocess.Popen(
-            [sys.executable, "-m", "vmessctl", *line.split()],
+            [*CLIENT, *line.split()],
             env={**os.environ, "VMESS_SOCKET": str(path)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from daemons import FAKE, TESTS, Daemon, own, wait_for
+from daemons import CLIENT, FAKE, TESTS, Daemon, own, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -350,7 +350,7 @@ def messages(heard: socket.socket) -> list[str]:
 def shutting_down(daemon: Daemon, path: str) -> "subprocess.Popen[bytes]":
     """Start `vmess shutdown` as a service manager does that listens at a path."""
     return subprocess.Popen(
-        [sys.executable, "-m", "vmessctl", "--socket", str(daemon.socket), "shutdown"],
+        [*CLIENT, "--socket", str(daemon.socket), "shutdown"],
         env={**os.environ, "NOTIFY_SOCKET": path},
         cwd=TESTS.parent,
         stdout=subprocess.DEVNULL,

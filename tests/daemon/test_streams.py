@@ -108,7 +108,7 @@ def test_characters_that_the_locale_has_no_code_for_are_escapes(daemon: Daemon) 
     daemon.done("newvm", "lock", "\u00e9\u2192")
     environment = {**os.environ, "VMESS_SOCKET": str(daemon.socket), "PYTHONIOENCODING": "ascii"}
     info = subprocess.run(
-        [sys.executable, "-m", "vmessctl", "newvm", "info"],
+        [sys.executable, "-m", "vmessctl", "newvm", "info"],  # -I would not heed it
         env=environment,
         capture_output=True,
         text=True,

@@ -19,7 +19,7 @@ from typing import Any
 import guests
 import pexpect
 import pytest
-from daemons import TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
+from daemons import CLIENT, TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
 
 from vmessctl.client import Client
 from vmessctl.commands.console import MODES_END, SCREEN_END
@@ -45,7 +45,7 @@ def environment(daemon: Daemon) -> dict[str, str]:
 @contextlib.contextmanager
 def attached(daemon: Daemon, *words: str, wrapper: str = "exec") -> Iterator[Any]:
     """The client on a terminal of its own, attached to a console; the wrapper is a shell's."""
-    command = shlex.join([sys.executable, "-m", "vmessctl", A, "console", *words])
+    command = shlex.join([*CLIENT, A, "console", *words])
     child = pexpect.spawn(
         "/bin/bash",
         ["-c", f"read -r; {wrapper} {command}"],
@@ -705,7 +705,7 @@ def test_a_time_limit_is_for_pipes(daemon: Daemon) -> None:
         result = daemon.vmess(A, "console", *words)
         assert (result.returncode, result.stdout) == (2, "")
         assert result.stderr.startswith(f"vmess: {said}\n")
-    command = shlex.join([sys.executable, "-m", "vmessctl", A, "console", "--timeout", "1"])
+    command = shlex.join([*CLIENT, A, "console", "--timeout", "1"])
     shown, status = pexpect.run(command, env=environment(daemon), cwd=str(TESTS.parent), withexitstatus=True)
     assert status == 2
     assert b"--timeout is for input from a pipe or a file" in shown

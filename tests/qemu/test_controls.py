@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from daemons import TESTS, Daemon, own, wait_for
+from daemons import CLIENT, TESTS, Daemon, own, wait_for
 
 from vmessctl.client import Client
 from vmessd.core.errors import Failed, InvalidValue
@@ -118,7 +118,7 @@ def test_a_picture_of_the_screen_is_a_png(daemon: Daemon, tmp_path: Path) -> Non
     assert daemon.done(A, "screenshot", file) == ""
     assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     piped = subprocess.run(
-        [sys.executable, "-m", "vmessctl", "--socket", str(daemon.socket), A, "screenshot", "-"],
+        [*CLIENT, "--socket", str(daemon.socket), A, "screenshot", "-"],
         cwd=TESTS.parent,
         capture_output=True,
         check=True,
@@ -299,7 +299,7 @@ def at_a_terminal(daemon: Daemon, answer: bytes, *words: str) -> tuple[int, str]
     if pid == 0:
         os.chdir(TESTS.parent)
         os.environ["VMESS_SOCKET"] = str(daemon.socket)
-        os.execv(sys.executable, [sys.executable, "-m", "vmessctl", *words])  # noqa: S606 -- a child of its own
+        os.execv(sys.executable, [*CLIENT, *words])  # noqa: S606 -- a child of its own
     shown = b""
     try:
         while b"[y/N]" not in shown:

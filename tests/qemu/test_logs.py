@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pexpect
 import pytest
-from daemons import TESTS, Daemon, own, wait_for
+from daemons import CLIENT, TESTS, Daemon, own, wait_for
 
 from vmessctl.commands.logs import escaped, plain
 from vmessd.core.errors import BadFile, InvalidValue, NotRunning
@@ -82,7 +82,7 @@ class Follower:
 
     def __init__(self, daemon: Daemon, *words: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vmessctl", A, *words, "-f"],
+            [*CLIENT, A, *words, "-f"],
             env={**os.environ, "VMESS_SOCKET": str(daemon.socket)},
             cwd=TESTS.parent,
             stdout=subprocess.PIPE,
@@ -253,7 +253,7 @@ def test_c69_a_log_that_is_followed_has_left_its_colour_before_ctrl_c(daemon: Da
 def test_a_reader_that_has_had_enough_ends_it(daemon: Daemon) -> None:
     daemon.make(A, "chatter")
     daemon.done(A, "start")
-    command = [sys.executable, "-m", "vmessctl", A, "console", "--log", "-f"]
+    command = [*CLIENT, A, "console", "--log", "-f"]
     environment = {**os.environ, "VMESS_SOCKET": str(daemon.socket)}
     with subprocess.Popen(command, env=environment, cwd=TESTS.parent, stdout=subprocess.PIPE) as client:
         assert client.stdout is not None

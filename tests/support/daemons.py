@@ -34,6 +34,10 @@ SUPPORT = TESTS / "support"
 FAKE = SUPPORT / "fakeqemu.py"
 
 
+CLIENT = (sys.executable, "-IS", str(SUPPORT / "vmess.py"))
+"""The client's command: it begins in half the time of `python -m vmessctl`."""
+
+
 def unit_of(text: str) -> float:
     """Return what VMESS_TEST_UNIT says."""
     with contextlib.suppress(ValueError):
@@ -177,7 +181,7 @@ class Daemon:
             **run,
         }
         return subprocess.run(
-            [*self.inside, sys.executable, "-m", "vmessctl", *words],
+            [*self.inside, *CLIENT, *words],
             env={**os.environ, "VMESS_SOCKET": str(self.socket), "PYTHONPATH": str(TESTS.parent)},
             capture_output=True,
             text=True,
@@ -188,7 +192,7 @@ class Daemon:
     def client(self, *words: str, **popen: Any) -> "subprocess.Popen[str]":
         """Start the client and return the running process."""
         return subprocess.Popen(
-            [*self.inside, sys.executable, "-m", "vmessctl", *words],
+            [*self.inside, *CLIENT, *words],
             env={**os.environ, "VMESS_SOCKET": str(self.socket)},
             text=True,
             cwd=TESTS.parent,

@@ -6,12 +6,11 @@ import os
 import select
 import struct
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Iterator
 
-from daemons import TESTS, Daemon
+from daemons import CLIENT, TESTS, Daemon
 
 
 class Terminal:
@@ -22,7 +21,7 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
         self.said = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vmessctl", *words],
+            [*CLIENT, *words],
             env={**os.environ, "VMESS_SOCKET": str(daemon.socket), "TERM": "xterm", **environment},
             cwd=TESTS.parent,
             preexec_fn=lambda: os.login_tty(slave),  # type: ignore[attr-defined,unused-ignore]  # noqa: PLW1509 -- no other thread runs here

@@ -8,14 +8,13 @@ import select
 import shlex
 import struct
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from daemons import TESTS, UNIT, Daemon
+from daemons import CLIENT, TESTS, UNIT, Daemon
 
 _SEQUENCE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
 
@@ -122,7 +121,7 @@ class Terminal:
         `then` is what a shell with job control does when the client ends or is suspended; `into` a file that
         takes its standard output.
         """
-        command = [sys.executable, "-m", "vmessctl", *words]
+        command = [*CLIENT, *words]
         if into is not None:
             command = ["sh", "-c", f"exec {shlex.join(command)} >{shlex.quote(str(into))}"]
         if then is not None:
