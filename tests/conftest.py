@@ -53,6 +53,13 @@ def seed(request: pytest.FixtureRequest) -> int:
     return number
 
 
+@pytest.fixture
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether the long tests run, too: then what is repeated is repeated more often."""
+    wanted: bool = request.config.option.long
+    return wanted
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Say what makes the lots be drawn once more; workers have no reporter."""
     option, reporter = session.config.option, session.config.pluginmanager.get_plugin("terminalreporter")
@@ -64,8 +71,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is long; mark what starts a daemon, so that `-m 'not qemu'` is the quick part.
 
-    Tests in containers are for one worker, so that the service is installed once. They come first: they take
-    that worker as long as the others take for all the rest.
+    Tests in containers are for one worker a module, so that the service is installed once for each. They come
+    first: they wait most.
     """
     long = [item for item in items if item.get_closest_marker("long")]
     if long and not config.option.long:
@@ -76,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "shared_wired", "stage"} & asked_for:
             item.add_marker("qemu")
         if "stage" in asked_for:
-            item.add_marker(pytest.mark.xdist_group("booted"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 

@@ -80,6 +80,7 @@ def test_an_upgrade_leaves_running_vms_alone_and_nothing_else_changes(
 
 
 @slow
+@pytest.mark.long
 def test_an_upgrade_that_fails_leaves_all_as_it_was(stage: Stage, installed: list[Path]) -> None:
     with machine(stage, installed) as host:
         host.boot()
@@ -138,6 +139,7 @@ def test_an_uninstallation_leaves_the_vms(stage: Stage, bare: list[Path], instal
 
 
 @slow
+@pytest.mark.long
 def test_without_systemd_it_installs_and_says_what_it_left_out(stage: Stage, bare: list[Path]) -> None:
     with machine(stage, bare) as host:
         before = footprint(host.tree)
@@ -205,6 +207,7 @@ wait
 
 
 @slow
+@pytest.mark.long
 def test_c65_nobody_but_root_keeps_an_installation_from_being_changed(
     stage: Stage, installed: list[Path]
 ) -> None:
@@ -249,6 +252,7 @@ def test_c65_one_installation_at_a_time_and_a_lock_that_is_root_s(host: Containe
 
 
 @slow
+@pytest.mark.long
 def test_c65_what_has_not_the_hash_that_is_locked_is_not_installed(stage: Stage, bare: list[Path]) -> None:
     with machine(stage, bare) as host:
         before = footprint(host.tree)
