@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from daemons import CLIENT, TESTS, Daemon, own
-from screens import on_terminal
+from terminals import on_terminal
 
 from vmessctl import app, client, commands, light_json
 from vmessctl.cli import helptext

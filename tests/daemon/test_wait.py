@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 import pytest
 from daemons import Daemon, WiredDaemon, own, wait_for
-from screens import on_terminal
+from terminals import on_terminal
 from varlink_wire import Wire, answers, nothing_unforeseen
 from watchers import is_waiting
 

@@ -170,6 +170,14 @@ class Terminal:
         """Wait until a text is on the page, and return all its lines."""
         return self.wait(lambda lines: any(text in line for line in lines), seconds)
 
+    def expect(self, text: str, seconds: float = 10.0) -> None:
+        """Wait until it has written a text, also one that a terminal obeys."""
+        deadline = time.monotonic() + seconds * UNIT
+        while text not in self.said:
+            left = deadline - time.monotonic()
+            assert left > 0, f"{text!r} is not in {self.said!r}"
+            self.read(left)
+
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
