@@ -1,4 +1,4 @@
-"""Relays to the VNC server of a VM, whose own port accepts nobody.
+"""Relays to the VNC server of a VM, whose own port rejects every viewer.
 
 A relay listens on a TCP port for one connection and passes the connected socket to QEMU: `getfd` with
 SCM_RIGHTS (unix(7)), then `add_client` without authentication (qapi/misc.json). The daemon is not in the data

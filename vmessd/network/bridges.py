@@ -27,7 +27,7 @@ IGNORED_LIMIT = 64 * 1024
 IGNORED_MAX = 1000
 TOGETHER_MAX = 64
 """Interfaces per call, because a call locks the links of the host."""
-VXLAN_PORT = 4789  # IANA's
+VXLAN_PORT = 4789  # assigned by IANA
 VXLAN_MAX = 2**24 - 1
 VLAN_MAX = 4094
 _DEPTH_MAX = 4  # a VLAN on a VLAN on a VXLAN makes sense; more is a mistake

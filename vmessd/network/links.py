@@ -99,7 +99,7 @@ class Change:
 
 
 class Network:
-    """The links of the host, as far as VMs are concerned."""
+    """The links of the host that VMs use."""
 
     def __init__(self, access: Access) -> None:
         self.access = access

@@ -64,7 +64,7 @@ class Account(NamedTuple):
             return
         # QEMU opens images through their group. Other files are at most readable for the group.
         os.umask(0o007)
-        with failing(f"VM root {printable(str(root))} cannot be looked at"):
+        with failing(f"VM root {printable(str(root))} cannot be examined"):
             found = root.stat()
         if found.st_gid != self.gid or not found.st_mode & stat.S_ISGID or not found.st_mode & stat.S_IXGRP:
             where = printable(str(root))

@@ -23,7 +23,7 @@ TEXT_LIMIT = 4096
 RUNSTATE_LIMIT = 40
 UNKNOWN = "unknown"
 """The runstate if QEMU reports an invalid one."""
-_FAIR_SHARE = 64  # events handled before others get a turn
+_FAIR_SHARE = 64  # events to handle before yielding to other tasks
 
 # It logs misbehaviour of the peer, which the machine reports in a line of its own.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
