@@ -120,7 +120,7 @@ def test_c52_a_mistake_in_the_file_keeps_no_guest_from_its_button(dead: Daemon, 
     assert status == 0
     assert record(dead, A) == "powered down as asked"
     assert (dead.root / A / "serial.log").read_bytes().endswith(b"Good night.\r\n")
-    for words in ("accel 'xen' is none of", "qemu-user 'nobody-at-all' is no user", "; it is passed over"):
+    for words in ("accel 'xen' is none of", "qemu-user 'nobody-at-all' is not a user", "; it is passed over"):
         assert words in said
     refused = subprocess.run(
         [sys.executable, "-m", "vmessd", "--config", file], capture_output=True, check=False, cwd=TESTS.parent

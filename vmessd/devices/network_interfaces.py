@@ -155,11 +155,13 @@ class NetworkInterfaces:
         async with self._lock:
             if self._is_off:
                 try:
-                    return await self._machine.change(functools.partial(self._set_stopped, wires), stopped=True)
+                    return await self._machine.change(
+                        functools.partial(self._arrange_stopped, wires), stopped=True
+                    )
                 except AlreadyRunning:
                     if self._is_off:
                         raise
-            return await self._set_running(wires)
+            return await self._arrange_running(wires)
 
     async def connect(self, index: int, word: str) -> list[Step]:
         """Plug one interface into another bridge or into none; raises as :meth:`arrange`."""
@@ -205,7 +207,7 @@ class NetworkInterfaces:
             if wire.bridge is not None and await self._is_vm(wire.bridge):
                 raise InvalidValue(f"bridge name '{wire.bridge}' is the name of a VM")
 
-    def _set_stopped(self, wires: Sequence[Wire]) -> list[Step]:
+    def _arrange_stopped(self, wires: Sequence[Wire]) -> list[Step]:
         """Change the interfaces of a VM that is off.
 
         The order ensures that no stray TAP is left if this process dies in between: TAPs to delete are marked
@@ -304,7 +306,7 @@ class NetworkInterfaces:
 
     # -- Changes of a running VM --
 
-    async def _set_running(self, wires: Sequence[Wire]) -> list[Step]:
+    async def _arrange_running(self, wires: Sequence[Wire]) -> list[Step]:
         """Change the interfaces of a running VM: keep existing ones, plug missing ones, unplug surplus ones."""
         have = await self.cards.present()
         nics = {nic.index: nic for nic in await self.nics()}
@@ -354,7 +356,7 @@ class NetworkInterfaces:
     async def _change_running(self, wires: Sequence[Wire], missing: Sequence[int]) -> list[Step]:
         """Make the part of a change that can be undone, and undo it if a step fails.
 
-        The order is that of :meth:`_set_stopped`.
+        The order is that of :meth:`_arrange_stopped`.
         """
         files, directory = self._machine.files, self._machine.home
         values = await files.aside(functools.partial(self._host.settings, directory))
