@@ -122,5 +122,5 @@ def run(config: Config, reread: Callable[[], Config]) -> None:
     memory.give_back_early()
     os.chdir("/")
     runs_as = credentials.own() if config.qemu_user is None else credentials.find(config.qemu_user)
-    process.keep_to_ourselves(runs_as.handed_on)
+    process.restrict_inheritance(runs_as.handed_on)
     asyncio.run(serve(config, runs_as, reread))

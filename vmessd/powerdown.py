@@ -65,7 +65,7 @@ def run(config: Config) -> int:
 
 
 async def _power_down(config: Config) -> int:
-    seen = process.seen_with(PID_FILE)
+    seen = process.with_option(PID_FILE)
     root = await _looked_at(config.vmdir)
     runs_as = _account(config, seen, root)
     host = Host(config.qemu, config.accel, runs_as, shutdown_time=config.shutdown_time)
@@ -244,14 +244,14 @@ async def _looked_at(path: Path) -> os.stat_result | None:
         return None
 
 
-def _account(config: Config, seen: Sequence[process.Sight], root: os.stat_result | None) -> Account:
+def _account(config: Config, seen: Sequence[process.OptionUse], root: os.stat_result | None) -> Account:
     """Return who QEMU runs as: by the settings, else the service's user, else by the processes of the root."""
     if config.qemu_user is None:
         return credentials.own()
     usual = next(option.service for option in OPTIONS if option.key == "qemu-user")
     for name in dict.fromkeys((config.qemu_user, usual)):
         try:
-            return credentials.met(name)
+            return credentials.lookup(name)
         except InvalidValue as error:
             log.warning("%s; it is passed over", error.message)
     # Without a name there is still the group, which nobody else has, and by which images are shared.
@@ -263,7 +263,7 @@ def _account(config: Config, seen: Sequence[process.Sight], root: os.stat_result
 
 
 async def _other_roots(
-    known: os.stat_result | None, runs_as: Account, seen: Sequence[process.Sight]
+    known: os.stat_result | None, runs_as: Account, seen: Sequence[process.OptionUse]
 ) -> list[Path]:
     """Return where else there are VMs of the user QEMU runs as: a setting may have changed since they began.
 

@@ -219,7 +219,7 @@ async def test_a_conversation_that_fails_unforeseen_is_taken_up_again(
             raise MemoryError
 
         monkeypatch.setattr(Monitor, "runstate", failing)
-        await until(lambda: "unexpected failure of a conversation" in caplog.text)
+        await until(lambda: "unexpected failure of a QMP session" in caplog.text)
         await until(lambda: one.state is State.running)
         await told(one.stop(1, force=False))
         assert one.last_exit is not None

@@ -21,7 +21,7 @@ from vmessd import powerdown
 from vmessd.config import read
 from vmessd.core.errors import InvalidValue
 from vmessd.qemu import credentials
-from vmessd.qemu.process import Sight
+from vmessd.qemu.process import OptionUse
 from vmessd.storage import blocking
 from vmessd.vm.environment import Host
 
@@ -120,7 +120,7 @@ def test_c52_a_mistake_in_the_file_keeps_no_guest_from_its_button(dead: Daemon, 
     assert status == 0
     assert record(dead, A) == "powered down as asked"
     assert (dead.root / A / "serial.log").read_bytes().endswith(b"Good night.\r\n")
-    for words in ("accel 'xen' is none of", "qemu-user 'nobody-at-all' is no user", "; it is passed over"):
+    for words in ("accel 'xen' is none of", "qemu-user 'nobody-at-all' is not a user", "; it is passed over"):
         assert words in said
     refused = subprocess.run(
         [sys.executable, "-m", "vmessd", "--config", file], capture_output=True, check=False, cwd=TESTS.parent
@@ -226,7 +226,7 @@ async def test_a_root_that_does_not_answer_holds_no_other_up(
         slow = asyncio.create_task(powerdown._Root(hung, host, []).down())
         await asyncio.sleep(0)
         assert await powerdown._Root(tmp_path / "nowhere", host, []).down() == 0
-        sights = [Sight(f"{root}/alpha0/qemu.pid", 4711, 1) for root in (hung, tmp_path)]
+        sights = [OptionUse(f"{root}/alpha0/qemu.pid", 4711, 1) for root in (hung, tmp_path)]
         runs_as = credentials.Account("q", 4711, 4711)
         assert await powerdown._other_roots(None, runs_as, sights) == [tmp_path]
         assert time.monotonic() - began < 3
@@ -247,17 +247,17 @@ async def test_c52_roots_are_found_by_the_processes_of_their_vms(tmp_path: Path)
         os.chown(tmp_path / "foreign", 4242, 4242)
     ours, theirs = credentials.Account("q", 4711, 4711), 1
     seen = [
-        Sight(f"{tmp_path}/other/alpha0/qemu.pid", 4711, 1),
-        Sight(f"{tmp_path}/other/beta0/qemu.pid", 4711, 1),
-        Sight(f"{tmp_path}/link/alpha0/qemu.pid", 4711, 1),
-        Sight(f"{tmp_path}/nowhere/alpha0/qemu.pid", 4711, 1),
-        Sight(f"{tmp_path}/known/alpha0/qemu.pid", 4711, 1),
-        Sight(f"{tmp_path}/other/Alpha/qemu.pid", 4711, 1),
-        Sight(f"{tmp_path}/other/alpha0/other.pid", 4711, 1),
-        Sight("alpha0/qemu.pid", 4711, 1),
-        Sight("\0/alpha0/qemu.pid", 4711, 1),
-        Sight(f"{tmp_path}/alpha0/qemu.pid", theirs, 1),
-        *([Sight(f"{tmp_path}/foreign/alpha0/qemu.pid", 4711, 1)] if os.geteuid() == 0 else []),
+        OptionUse(f"{tmp_path}/other/alpha0/qemu.pid", 4711, 1),
+        OptionUse(f"{tmp_path}/other/beta0/qemu.pid", 4711, 1),
+        OptionUse(f"{tmp_path}/link/alpha0/qemu.pid", 4711, 1),
+        OptionUse(f"{tmp_path}/nowhere/alpha0/qemu.pid", 4711, 1),
+        OptionUse(f"{tmp_path}/known/alpha0/qemu.pid", 4711, 1),
+        OptionUse(f"{tmp_path}/other/Alpha/qemu.pid", 4711, 1),
+        OptionUse(f"{tmp_path}/other/alpha0/other.pid", 4711, 1),
+        OptionUse("alpha0/qemu.pid", 4711, 1),
+        OptionUse("\0/alpha0/qemu.pid", 4711, 1),
+        OptionUse(f"{tmp_path}/alpha0/qemu.pid", theirs, 1),
+        *([OptionUse(f"{tmp_path}/foreign/alpha0/qemu.pid", 4711, 1)] if os.geteuid() == 0 else []),
     ]
     known = await powerdown._looked_at(tmp_path / "known")
     assert await powerdown._other_roots(known, ours, seen) == [tmp_path / "other"]
@@ -269,15 +269,15 @@ def test_c52_a_user_without_a_name_is_known_by_the_group_of_the_root(
     config = read(["--shutdown", "--vmdir", str(tmp_path), "--qemu-user", "nobody-at-all"], {})
     group = tmp_path.stat().st_gid
     seen = [
-        Sight(f"{tmp_path}/alpha0/qemu.pid", 4711, group + 1),
-        Sight("/elsewhere/alpha0/qemu.pid", 4712, group),
-        Sight(f"{tmp_path}/alpha0/qemu.pid", 0, group),
-        Sight(f"{tmp_path}/alpha0/qemu.pid", 4713, group),
+        OptionUse(f"{tmp_path}/alpha0/qemu.pid", 4711, group + 1),
+        OptionUse("/elsewhere/alpha0/qemu.pid", 4712, group),
+        OptionUse(f"{tmp_path}/alpha0/qemu.pid", 0, group),
+        OptionUse(f"{tmp_path}/alpha0/qemu.pid", 4713, group),
     ]
     assert powerdown._account(config, seen, tmp_path.stat()).uid == 4713
     assert powerdown._account(config, seen[:3], tmp_path.stat()) == credentials.own()
     assert powerdown._account(config, seen, None) == credentials.own()
-    assert "qemu-user 'nobody-at-all' is no user of this host; it is passed over" in caplog.text
+    assert "qemu-user 'nobody-at-all' is not a user of this host; it is passed over" in caplog.text
 
 
 # The time it may take

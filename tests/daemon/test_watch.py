@@ -191,7 +191,7 @@ def test_viewers_consoles_and_locks_are_told(daemon: Daemon) -> None:
         daemon.done(A, "unlock", "--yes")
         reader.expect("unlocked")
         told = [line[1:] for line in reader.lines()]
-    assert told[0] == ("vnc", f"a VNC viewer is waited for on 127.0.0.1, port {where['port']}, for 60 s {me}")
+    assert told[0] == ("vnc", f"waiting for a VNC viewer on 127.0.0.1, port {where['port']}, for 60 s {me}")
     assert told[1] == ("vnc", "a VNC viewer from 127.0.0.1 was handed to QEMU")
     assert [text for _, text in told[2:4]][1] == "the VNC relay ends unused"
     attached, left = (text for kind, text in told if kind == "console")

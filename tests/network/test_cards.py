@@ -41,8 +41,8 @@ from vmessd.core import cards, names
 from vmessd.core.cards import Claims, Loose
 from vmessd.core.errors import InvalidValue
 from vmessd.core.settings import BY_FILE
-from vmessd.network import learned
-from vmessd.network.rtnetlink import AF_BRIDGE
+from vmessd.network import fdb_events
+from vmessd.network.netlink_replies import AF_BRIDGE
 from vmessd.qemu import command_line
 
 MakeWired = Callable[..., WiredDaemon]
@@ -392,7 +392,7 @@ def test_c59_what_cannot_be_known_of_cables_is_null(wired: WiredDaemon) -> None:
 def test_c59_a_card_without_link_state_is_told(wired: WiredDaemon, model: str) -> None:
     wired.make("newvm0", NIC_MODEL=model)
     wired.done("newvm", "ifadd", "1", "lab", "start")
-    said = f"{model} has no link state: the guest of newvm0 does not see it, but no frame passes\n"
+    said = f"{model} has no link state: the guest of newvm0 does not notice it, but no frame passes\n"
     pulled = wired.vmess("newvm", "cable", "0", "off")
     assert (pulled.returncode, pulled.stdout, pulled.stderr) == (0, "", said)
     assert cables(wired, "newvm0") == [False]
@@ -527,12 +527,12 @@ def test_c44_the_same_vm_on_two_hosts_is_told_and_cured_by_another_mac(
         talker(daemon, "newvm1" if daemon is one else "newvm2", "lan")
     for daemon in (one, other):
         remark = wait_for(functools.partial(duplicate, daemon, "newvm0"), what="the remark")
-        assert remark.startswith("MAC 02:11:9b:af:00:00 of interface 0 was also heard at far in bridge lan, ")
+        assert remark.startswith("MAC 02:11:9b:af:00:00 of interface 0 was also seen at far in bridge lan, ")
         assert remark.endswith("vmess newvm0 mac 0 <address> sets another")
         assert f"Mind: {remark[:60]}" in daemon.done("newvm", "info")
     time.sleep(0.5)  # more is heard meanwhile, and looked into
     for daemon, alone in ((one, "newvm1"), (other, "newvm2")):
-        assert daemon.log.read_text().count("was also heard at") == 1
+        assert daemon.log.read_text().count("was also seen at") == 1
         assert duplicate(daemon, alone) is None
     other.done("newvm", "stop", "mac", "0", "02:00:00:00:05:03", "start")
     other.wait_guest("newvm0", b"a0")  # newvm0 of the first host
@@ -560,7 +560,7 @@ def test_c44_a_vm_that_is_moved_between_joined_bridges_is_no_duplicate(make_wire
     wired.ip("link set newvm1e0 master other")
     time.sleep(0.5)
     assert duplicate(wired, "newvm0") is None
-    assert not wired.mentions("was also heard")
+    assert not wired.mentions("was also seen")
 
 
 SENDER = """
@@ -599,11 +599,11 @@ def test_c44_a_flood_of_macs_costs_nothing_and_hides_nothing(wired: WiredDaemon)
         wired.ip(f"link set out{number} up")
     with watching(wired, "newvm", "watch") as reader:
         assert send(wired, "out1", 20_000, each=10_000) < 0.2  # two of them from newvm0's
-        reader.expect("wires     MAC 02:11:9b:af:00:00 of interface 0 was also heard at in1 in bridge lan")
+        reader.expect("wires     MAC 02:11:9b:af:00:00 of interface 0 was also seen at in1 in bridge lan")
     remark = wait_for(lambda: duplicate(wired, "newvm0"), what="the remark")
-    assert remark.startswith("MAC 02:11:9b:af:00:00 of interface 0 was also heard at in1 in bridge lan")
+    assert remark.startswith("MAC 02:11:9b:af:00:00 of interface 0 was also seen at in1 in bridge lan")
     assert send(wired, "out1 out2", 20_000, each=1) < 0.3  # which the bridge moves with each frame
-    assert wired.log.read_text().count("was also heard at") == 1
+    assert wired.log.read_text().count("was also seen at") == 1
 
 
 def test_c44_nobody_listens_where_no_vm_with_a_tap_runs(wired: WiredDaemon) -> None:
@@ -626,7 +626,7 @@ def test_c44_nobody_listens_where_no_vm_with_a_tap_runs(wired: WiredDaemon) -> N
 def test_c44_the_filter_lets_pass_what_is_learned_of_the_macs_asked_for() -> None:
     from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
-    program = learned.learned_filter(["02:11:9b:af:00:00", "02:11:9b:af:00:01"])
+    program = fdb_events.packet_filter(["02:11:9b:af:00:00", "02:11:9b:af:00:01"])
     assert len(program) % 8 == 0
     for mac, kind, passes in (
         ("02:11:9b:af:00:00", 28, True),
@@ -706,15 +706,15 @@ def test_a_pulled_cable_is_told_where_qemu_does_not_say_what_the_card_is(make_wi
 
 # vmessd that takes a second to plug an interface elsewhere.
 SLOW_CONNECT = """
-import logging, time, vmessd.devices.network_cards
-connect = vmessd.devices.network_cards.Wires._connect
+import logging, time, vmessd.devices.network_interfaces
+connect = vmessd.devices.network_interfaces.NetworkInterfaces._connect
 
 def slowly(self, index, wire):
     logging.info("it begins")
     time.sleep(1.0)
     return connect(self, index, wire)
 
-vmessd.devices.network_cards.Wires._connect = slowly
+vmessd.devices.network_interfaces.NetworkInterfaces._connect = slowly
 """
 
 

@@ -234,7 +234,7 @@ NONSENSE: list[tuple[int, str, list[str]]] = [
     (2, "'user'", ["vlan", "user"]),
     (1, "lo is the loopback", ["vlan", "lo"]),
     (1, "here is a veth", ["vlan", "here"]),
-    (1, "another is another name of corp", ["vlan", "another"]),
+    (1, "another is an alternative name of corp", ["vlan", "another"]),
     (2, "''", ["vlan", "lab", ""]),
     (2, "'a/b'", ["vlan", "lab", "a/b"]),
     (2, "'eth%d'", ["vlan", "lab", "eth%d"]),
@@ -255,7 +255,7 @@ NONSENSE: list[tuple[int, str, list[str]]] = [
     (1, "lo is the loopback", ["delete", "lo"]),
     (1, "here is a veth", ["delete", "here"]),
     (1, "corp is a bridge", ["delete", "corp"]),
-    (1, "another is another name of corp", ["delete", "another"]),
+    (1, "another is an alternative name of corp", ["delete", "another"]),
     (1, "tun0 is a TAP or TUN", ["delete", "tun0"]),
     (2, "'a/b'", ["ignore", "a/b"]),
     (2, r"'a\nb'", ["ignore", "a\nb"]),
@@ -536,7 +536,7 @@ def test_members_make_no_end_of_bridges(wired: WiredDaemon) -> None:
         wired.ip(*lines)
     wired.make("newvm0", NICS="fresh")
     most = links.IDLE_MAX
-    said = f"vmess: {most} bridges made by vmess have no port, and no other is made: {most} are the most"
+    said = f"vmess: {most} bridges created by vmess have no port; the limit is {most}"
     for words in (("net", "vlan", "other"), ("newvm", "ifadd", "1", "other")):
         assert refused(wired, 1, *words) == said
     assert "other" not in wired.links()
@@ -553,6 +553,6 @@ def test_members_make_no_end_of_other_links(wired: WiredDaemon) -> None:
     pairs = range(1, links.MADE_MAX // 2)
     wired.ip(*(f"link add vethA{number} type veth peer name vethB{number}" for number in pairs))
     wired.ip(*(f"link set veth{end}{number} alias '{mark}'" for number in pairs for end in "AB"))
-    assert f"; {links.MADE_MAX} are the most" in refused(wired, 1, "net", "add", "vethA999").replace(": ", "; ")
+    assert f"; the limit is {links.MADE_MAX}" in refused(wired, 1, "net", "add", "vethA999")
     wired.done("net", "delete", "vethA1")
     wired.done("net", "add", "vethA999")

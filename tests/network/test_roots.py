@@ -115,7 +115,7 @@ def test_c43_only_this_roots_taps_are_counted(wired: WiredDaemon, other: WiredDa
 
     def carried(daemon: WiredDaemon) -> set[str]:
         network = Network(Access(0, root=root_name(daemon.root)))
-        return set(within(wired.namespace.name, network.carried))
+        return set(within(wired.namespace.name, network.traffic))
 
     assert carried(wired) == {"a0"}
     assert carried(other) == set()

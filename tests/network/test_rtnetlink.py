@@ -25,9 +25,10 @@ from daemons import SUPPORT, TESTS, UNIT, WiredDaemon
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vmessd.network import rtnetlink, taps
-from vmessd.network.learned import Learned
-from vmessd.network.rtnetlink import Link, Neighbour, Netlink, Refused, attributes
+from vmessd.network import netlink_replies, rtnetlink, taps
+from vmessd.network.fdb_events import FDBEvents
+from vmessd.network.netlink_replies import Link, Neighbour, attributes
+from vmessd.network.rtnetlink import Netlink, Refused
 
 MakeWired = Callable[..., WiredDaemon]
 MAC = "02:11:9b:af:00:00"
@@ -65,7 +66,7 @@ ATTRIBUTES = st.lists(
 @settings(deadline=None)
 @given(st.binary(min_size=16, max_size=16), ATTRIBUTES | st.binary(max_size=80))
 def test_whatever_stands_behind_its_head_a_link_is_read(head: bytes, rest: bytes) -> None:
-    link = rtnetlink.parse_link(head + rest)
+    link = netlink_replies.parse_link(head + rest)
     assert link.index == struct.unpack_from("=i", head, 4)[0]
     assert os.fsencode(link.name) in rest
     assert os.fsencode(link.alias) in rest
@@ -79,7 +80,7 @@ def test_whatever_stands_behind_its_head_a_link_is_read(head: bytes, rest: bytes
 def test_any_bytes_are_a_neighbour_or_a_plain_error(head: bytes, rest: bytes) -> None:
     # ValueError: an address that is neither IPv4's nor IPv6's; struct.error: too short to be one.
     try:
-        found = rtnetlink.parse_neighbour(head + rest)
+        found = netlink_replies.parse_neighbour(head + rest)
     except (ValueError, struct.error):
         return
     assert found.ip is None or ipaddress.ip_address(found.ip).packed in head + rest
@@ -532,7 +533,7 @@ def test_what_the_host_has_heard_is_read() -> None:
         bridge, port, end = (there(kernel, name) for name in ("bridge1", "vethA0", "vethB0"))
         kernel.do(
             [
-                *(rtnetlink.quiet(link.index) for link in (bridge, port, end)),
+                *(rtnetlink.without_link_local(link.index) for link in (bridge, port, end)),
                 rtnetlink.change(bridge.index, up=True),
                 rtnetlink.change(end.index, up=True),
             ]
@@ -665,7 +666,7 @@ def test_what_is_forgotten_on_a_link_is_that_and_no_more() -> None:
         kernel.do([rtnetlink.new_veth("vethA0", "vethB0")])
         before = there(kernel, "vethA0")
         assert before.multicast
-        kernel.do(rtnetlink.forgotten(before), tolerate=errno.EAFNOSUPPORT)
+        kernel.do(rtnetlink.without_host_traffic(before), tolerate=errno.EAFNOSUPPORT)
         now = there(kernel, "vethA0")
         assert (now.multicast, now.mtu, now.mac, now.up) == (False, before.mtu, before.mac, False)
         if os.path.exists("/proc/sys/net/ipv6"):
@@ -676,11 +677,11 @@ def test_what_is_forgotten_on_a_link_is_that_and_no_more() -> None:
 @in_namespace
 def test_an_alias_may_have_all_the_room_there_is() -> None:
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_veth("vethA0", "vethB0"), rtnetlink.marked("vethB0", "x" * 255)])
+        kernel.do([rtnetlink.new_veth("vethA0", "vethB0"), rtnetlink.set_alias("vethB0", "x" * 255)])
         assert (there(kernel, "vethA0").alias, there(kernel, "vethB0").alias) == ("", "x" * 255)
         with refused(errno.ERANGE):
-            kernel.do([rtnetlink.marked("vethA0", "x" * 256)])
-        kernel.do([rtnetlink.marked("vethB0", "")])
+            kernel.do([rtnetlink.set_alias("vethA0", "x" * 256)])
+        kernel.do([rtnetlink.set_alias("vethB0", "")])
         assert there(kernel, "vethB0").alias == ""
 
 
@@ -690,13 +691,15 @@ def test_what_carried_bytes_is_told_with_them() -> None:
         kernel.do([rtnetlink.new_veth("vethA0", "vethB0")])
         ends = [there(kernel, name).index for name in ("vethA0", "vethB0")]
         kernel.do(
-            request for index in ends for request in (rtnetlink.quiet(index), rtnetlink.change(index, up=True))
+            request
+            for index in ends
+            for request in (rtnetlink.without_link_local(index), rtnetlink.change(index, up=True))
         )
-        before = {link.name: counts for link, *counts in kernel.carried()}
+        before = {link.name: counts for link, *counts in kernel.traffic()}
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
             sender.bind(("vethB0", 0))
             sender.send(b"\xff" * 6 + bytes.fromhex(MAC.replace(":", "")) + b"\x88\xb5" + bytes(986))
-        now = {link.name: counts for link, *counts in kernel.carried()}
+        now = {link.name: counts for link, *counts in kernel.traffic()}
         assert now.keys() == before.keys() == {"lo", "vethA0", "vethB0"}
         assert now["vethA0"][0] - before["vethA0"][0] >= 1000
         assert now["vethB0"][1] - before["vethB0"][1] >= 1000
@@ -712,7 +715,7 @@ def test_what_a_bridge_learns_of_the_macs_asked_for_is_told_and_nothing_else() -
         bridge, port, end = (there(kernel, name) for name in ("bridge1", "vethA0", "vethB0"))
         kernel.do([rtnetlink.change(bridge.index, up=True), rtnetlink.change(end.index, up=True)])
         kernel.do([rtnetlink.change(port.index, up=True, master=bridge.index)])
-    learned = Learned()
+    learned = FDBEvents()
     with contextlib.closing(learned), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
         learned.listen([MAC])
         sender.bind(("vethB0", 0))

@@ -31,8 +31,8 @@ from frames import (
 from vmessd.core.models.wires import Step, StepKind
 from vmessd.network import rtnetlink
 from vmessd.network.links import Change, Network
+from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import Access
-from vmessd.network.rtnetlink import Link
 
 pytestmark = pytest.mark.qemu
 

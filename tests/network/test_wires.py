@@ -271,7 +271,7 @@ def test_a_start_makes_anew_what_a_reboot_took_away(wired: WiredDaemon) -> None:
 
     info = lines_of(wired, "newvm", "info")
     assert info[0] == "Total number of interfaces: 3"
-    assert "Mind: newvm0e0 is not there; a start makes it, plugged into bridge1" in info
+    assert "Mind: newvm0e0 does not exist; a start creates it, plugged into bridge1" in info
     assert lines_of(wired, "newvm", "ifstat") == ["vmess newvm0 ifadd 3 bridge1 bridge1 -"]
     assert wired.links() == {}
     wired.done("newvm", "start")
@@ -767,7 +767,7 @@ def test_c74_udp_and_addresses_are_forwarded_at_once_and_at_every_start(wired: W
         ("[::1]:1:1", "QEMU forwards none of IPv6"),
     ):
         assert value in refused(wired, 2, "newvm", "forward", "0", wrong)
-    assert "not of this host" in refused(wired, 1, "newvm", "forward", "0", "udp:192.0.2.99:1:1")
+    assert "not on this host" in refused(wired, 1, "newvm", "forward", "0", "udp:192.0.2.99:1:1")
     assert wired.noted("newvm0") == noted
     wired.done("newvm", "forward", "0", "udp:0.0.0.0:5353:none")
     wired.done("newvm", "forward", "0", "192.0.2.7:80:none")
@@ -815,7 +815,7 @@ def test_connect_changes_the_forwarded_ports_it_names_and_keeps_them_without(wir
     assert (done.returncode, done.stderr) == (0, "no longer forwarded: user:2223:23\n")
     assert wired.noted("newvm0") == "user:2222:22,2224:24"
     wired.done("newvm", "start")
-    assert "forward changes that now" in refused(wired, 2, "newvm", "connect", "0", "user:2225:25")
+    assert "use forward to change it now" in refused(wired, 2, "newvm", "connect", "0", "user:2225:25")
     wired.done("newvm", "connect", "0", "user:2222:22,2224:24")
     assert wired.noted("newvm0") == "user:2222:22,2224:24"
 
@@ -877,7 +877,7 @@ def test_without_the_capability_a_line_names_it_and_user_networks_work(
     complaint, hint = result.stderr.splitlines()
     assert "CAP_NET_ADMIN" in complaint
     assert "root" in complaint
-    assert "as yourself with that capability" in complaint
+    assert "as yourself with only that capability" in complaint
     assert "setpriv" in hint
     assert '"user"' in hint
     assert state_of(wired, "newvm0") == ({}, False)
@@ -1014,9 +1014,9 @@ SENSELESS: list[tuple[int, str, list[str]]] = [
     (2, "'red blue'", ["newvm", "ifadd", "1", "red", "blue"]),
     (1, "lo is the loopback", ["newvm", "ifadd", "1", "lo"]),
     (1, "here is a veth", ["newvm", "ifadd", "1", "here"]),
-    (1, "another is another name of addressed", ["newvm", "ifadd", "1", "another"]),
+    (1, "another is an alternative name of addressed", ["newvm", "ifadd", "1", "another"]),
     (1, "lo is the loopback", ["newvm", "connect", "0", "lo"]),
-    (1, "another is another name of addressed", ["newvm", "connect", "0", "another"]),
+    (1, "another is an alternative name of addressed", ["newvm", "connect", "0", "another"]),
     (2, "'5'", ["newvm", "connect", "5", "bridge1"]),
     (2, "'-1'", ["newvm", "connect", "-1", "bridge1"]),
     (2, "'x'", ["newvm", "connect", "x", "bridge1"]),

@@ -303,7 +303,7 @@ def test_a_console_outlives_the_daemon_and_is_refused_or_stolen_from_the_next(da
             daemon.start()
         result = daemon.vmess(A, "console")
         assert result.returncode == 7
-        assert "somebody who was there before this vmessd" in result.stderr
+        assert "a client that this vmessd did not attach" in result.stderr
         first.send("together")
         first.expect_exact("together")
         with attached(daemon, "--steal") as second:
@@ -440,9 +440,9 @@ def test_c32_a_console_that_nobody_reads_stops_neither_guest_nor_daemon(daemon: 
         os.kill(client.pid, signal.SIGCONT)
         out, said = client.communicate(timeout=10)
     assert client.returncode == 1
-    assert b"it was not read, so the guest's serial port stood still" in said
+    assert b"it was not read, so the serial port of the guest was blocked" in said
     assert b"!\"#$%&'()" in out
-    assert ": it was not read, so the guest's serial port stood still" in daemon.log.read_text()
+    assert ": it was not read, so the serial port of the guest was blocked" in daemon.log.read_text()
     daemon.done(A, "stop", "force")
 
 
@@ -742,5 +742,5 @@ def test_a_qemu_without_a_serial_console_or_that_is_silent_is_refused(fake_daemo
     fake_daemon.done(A, "start")
     result = fake_daemon.vmess(A, "console")
     assert result.returncode == 1
-    assert result.stderr.startswith(f"vmess: QEMU of {A} does not tell about its serial port: ")
+    assert result.stderr.startswith(f"vmess: QEMU of {A} does not describe its serial port: ")
     a_qemu_that_hangs_is_told(fake_daemon, A, "console")

@@ -1,9 +1,9 @@
-"""Which cables of one VM are in: kept in its file CABLES, and carried out by its QEMU.
+"""The cables of one VM: recorded in its file CABLES, applied to its QEMU.
 
-QEMU has a link state for each card and tells nobody (see `hotplug`), so what was asked for is remembered. What
-is pulled is always noted: a daemon that dies in the middle may leave one noted that is in; the next pulls it.
+QEMU has a link state for each card but does not report it (see `hotplug`), so this module remembers it. The
+file is written before a cable is pulled. If a daemon dies in between, the next one pulls the cable.
 
-A *bounce* pulls a cable for a moment, so that the guest asks for its neighbours again.
+A *bounce* pulls a cable for a moment, so that the guest looks for its neighbours again.
 """
 
 import asyncio
@@ -30,30 +30,30 @@ CABLES, NIC_MODEL = BY_FILE["CABLES"], BY_FILE["NIC_MODEL"]
 BOUNCE_TIME = 1.2
 """Seconds for which a bounced cable is out.
 
-Linux looks at links once a second (net/core/link_watch.c). Measured on Linux 6.1 with virtio and e1000, under
-TCG: each bounce was seen, and pings over IPv6 were answered again a second after it.
+Linux checks links once a second (net/core/link_watch.c). Measured with Linux 6.1, virtio and e1000 under TCG:
+the guest noticed each bounce, and answered pings over IPv6 again one second later.
 """
 
 
 class Cables:
-    """The cables of one machine, by the numbers of its interfaces; `turn` is that of its wires."""
+    """The cables of one machine, by interface; `lock` is the lock of its network interfaces."""
 
-    def __init__(self, machine: Machine, plugged: Cards, turn: asyncio.Lock) -> None:
+    def __init__(self, machine: Machine, plugged: Cards, lock: asyncio.Lock) -> None:
         self.vm = machine.vm
         self._machine = machine
         self._cards = plugged
-        self._turn = turn
+        self._lock = lock
         self._pid: int | None = None
         self._known: dict[int, bool] = {}
         self._bounces: dict[int, asyncio.Task[None]] = {}
         self._hurry = asyncio.Event()
 
-    # -- What is known --
+    # -- Queries --
 
     async def states(
         self, indices: Collection[int], files: VMDirectory | None = None
     ) -> dict[int, bool | None]:
-        """Return whether each cable is in; None where that cannot be known. `files` as for Wires.nics."""
+        """Return whether each cable is in; None if unknown. `files` as for NetworkInterfaces.nics."""
         loose: Loose | None = None
         with contextlib.suppress(VmessError):
             loose = await self.loose(files)
@@ -66,12 +66,12 @@ class Cables:
         return noted | {index: known[index] for index in indices if index in known}
 
     async def loose(self, files: VMDirectory | None = None) -> Loose:
-        """Return what the file says; raises BadFile, NoSuchVM. `files` as for Wires.nics."""
+        """Return the contents of CABLES; raises BadFile, NoSuchVM. `files` as for NetworkInterfaces.nics."""
         directory = files or self._machine.home
         return await self._machine.files.aside(functools.partial(directory.read_setting, CABLES)) or Loose()
 
     def _done(self) -> dict[int, bool]:
-        """Return what this daemon has done to the cables of the QEMU there is."""
+        """Return the cables of the present QEMU that this daemon has changed, and whether they are in."""
         pid = self._machine.status().pid
         if pid != self._pid:
             self._pid = pid
@@ -79,24 +79,24 @@ class Cables:
         return self._known
 
     async def unseen(self, index: int) -> str | None:
-        """Return what there is to say of a card whose guest cannot see its cable; None of others."""
+        """Return a warning if the guest cannot see the cable of this card, else None."""
         model = None
-        with contextlib.suppress(VmessError):  # what it does not tell is looked up
+        with contextlib.suppress(VmessError):  # fall back to NIC_MODEL
             model = None if self._machine.state in OFF else await self._cards.model(index)
         if model is None:
             set_to = None
-            with contextlib.suppress(VmessError):  # which the next start tells
+            with contextlib.suppress(VmessError):  # the next start reports the error
                 read = functools.partial(self._machine.home.read_setting, NIC_MODEL)
                 set_to = await self._machine.files.aside(read)
             model = command_line.model({NIC_MODEL.file: set_to} if set_to else {})
         if cards.sees_cable(model):
             return None
-        return f"{model} has no link state: the guest of {self.vm} does not see it, but no frame passes"
+        return f"{model} has no link state: the guest of {self.vm} does not notice it, but no frame passes"
 
-    # -- What is changed --
+    # -- Changes --
 
     async def note(self, index: int, *, on: bool) -> None:
-        """Note of a VM that is off whether a cable is in; raises AlreadyRunning, BadFile, Failed."""
+        """Record whether a cable of a VM that is off is in; raises AlreadyRunning, BadFile, Failed."""
         directory = self._machine.home
 
         def work() -> None:
@@ -106,13 +106,13 @@ class Cables:
         await self._machine.change(work, stopped=True)
 
     async def put(self, index: int, *, on: bool) -> None:
-        """Plug or pull the cable of a running VM, now and at every start to come.
+        """Plug or pull a cable of a running VM, now and at every later start.
 
-        In an order that never leaves one pulled that is not noted.
+        The order of the steps ensures that a pulled cable is always recorded.
 
         Raises:
-            BadFile: nobody can tell how the others are.
-            Failed, NotRunning, TimedOut: it could not be done.
+            BadFile: CABLES cannot be read.
+            Failed, NotRunning, TimedOut: QEMU did not do it.
         """
         before = await self.loose()
         if not on:
@@ -123,15 +123,15 @@ class Cables:
             if not on:
                 await self._note(before)
             raise
-        self._no_bounce(index)  # until here it is what puts the cable in again
+        self._cancel_bounce(index)  # not earlier: it would have plugged the cable in again
         if on:
             await self._note(before.put(index, on=True))
 
     async def enforce(self, present: Collection[int]) -> None:
-        """Have a QEMU's cables be as noted: pull those, and end bounces that a daemon before this one began.
+        """Apply CABLES to QEMU: pull cables, and end bounces of an earlier daemon.
 
         Raises:
-            BadFile: nobody can tell how they should be.
+            BadFile: CABLES cannot be read.
             Failed, NotRunning, TimedOut: QEMU did not do it.
         """
         loose = await self.loose()
@@ -145,15 +145,15 @@ class Cables:
             await self._note(Loose(loose.pulled))
 
     async def replug(self, indices: Collection[int]) -> None:
-        """Pull the cables again of cards that were plugged just now, where that is noted; raises as above."""
+        """Pull the cables of newly plugged cards if CABLES says so; raises as :meth:`enforce`."""
         self._done().update(dict.fromkeys(indices, True))
         for index in (await self.loose()).pulled & set(indices):
             await self._set_link(index, up=False)
 
     async def bounce(self, indices: Collection[int]) -> None:
-        """Pull cables that are in, and have them put in again soon; what does not work is logged.
+        """Pull cables that are in, and plug them in again soon; failures are logged.
 
-        To be called in the wires' turn. Where the guest does not see cables nothing is done.
+        The caller must hold the lock. Cards without a link state are left out.
         """
         if not indices or self._machine.state not in (State.running, State.paused):
             return
@@ -166,24 +166,24 @@ class Cables:
             loose = await self.loose()
             await self._note(dataclasses.replace(loose, bounced=loose.bounced | set(wanted)))
             for index in wanted:
-                self._no_bounce(index)
-                self._bounces[index] = asyncio.get_running_loop().create_task(self._in_again(index))
+                self._cancel_bounce(index)
+                self._bounces[index] = asyncio.get_running_loop().create_task(self._end_bounce(index))
             for index in wanted:
                 await self._cards.set_link(index, up=False)
         except VmessError as error:
-            log.warning("%s: the guest's link is not bounced: %s", self.vm, error.message)
+            log.warning("%s: the link of the guest is not bounced: %s", self.vm, error.message)
 
-    def _no_bounce(self, index: int) -> None:
-        """Have a cable that is out for a moment stay as it is."""
+    def _cancel_bounce(self, index: int) -> None:
+        """Leave a bounced cable as it is now."""
         if index in self._bounces:
             self._bounces.pop(index).cancel()
 
-    async def _in_again(self, index: int) -> None:
-        """End a bounce when its time is over."""
+    async def _end_bounce(self, index: int) -> None:
+        """Plug a bounced cable in again after BOUNCE_TIME."""
         pid = self._machine.status().pid
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._hurry.wait(), BOUNCE_TIME)
-        async with self._turn:
+        async with self._lock:
             self._bounces.pop(index, None)
             try:
                 if pid == self._machine.status().pid and self._machine.state not in OFF:
@@ -194,7 +194,7 @@ class Cables:
                 log.info("%s: cable %d after its bounce: %s", self.vm, index, error.message)
 
     async def finished(self) -> None:
-        """End all bounces at once."""
+        """End all bounces now."""
         self._hurry.set()
         if self._bounces:
             await asyncio.wait(self._bounces.values())

@@ -1,19 +1,19 @@
-"""Who has the serial console of a VM: one at a time, since QEMU's socket serves one.
+"""The serial console of a VM. It has one user at a time, because the chardev of QEMU serves one client.
 
-Whoever attaches gets the connected socket itself, so that no byte passes through here and a console outlives
-the daemon. Whether somebody has it is asked of QEMU (`query-chardev`), which knows of those before this
-daemon, too. With the console comes a *leash*: a socket that says no word but why the console was taken
-away, in a sentence for a person and then in a word for a program, each a packet of its own; and by whose end
-the daemon learns that it was let go of.
+The client receives the connected socket itself: the daemon is not in the data path, and a console outlives it.
+QEMU knows whether the console is in use (`query-chardev`), even by a client of an earlier daemon. The client
+also receives a *leash*, a second socket. When the console is taken away, the daemon sends the reason over it in
+two packets: a sentence for a person, and a word for a program. When the client closes it, the daemon knows that
+the client has left.
 
-A console is taken over by giving the serial port another socket that is connected already
-(`chardev-change`, qapi/char.json): QEMU hangs up on the old one. It has to be connected: a port that waits
-for room on the old one would wait for ever (measured, QEMU 7.2; hw/char/serial.c, serial_be_change).
+A takeover gives the serial port another, already connected socket (`chardev-change`, qapi/char.json), and QEMU
+closes the old one. Without a connection, a port that waits for the old socket to become writable would wait
+forever (measured, QEMU 7.2; hw/char/serial.c, serial_be_change).
 
-As long as somebody attached does not read, the serial port stands still after some 280 bytes: QEMU sends
-each byte by itself. Linux then waits 10 ms for each byte that it prints. So who does not read is cut off.
-A byte that has to wait is sent again, and the log has it twice (QEMU 7.2; chardev/char.c,
-qemu_chr_write_buffer); who is attached gets it once.
+If a client does not read, the serial port blocks after 280 bytes, because QEMU sends each byte separately.
+Linux then waits 10 ms for each byte that it prints. A client that does not read is therefore disconnected. QEMU
+retries a blocked byte, and logs it twice (QEMU 7.2; chardev/char.c, qemu_chr_write_buffer); the client receives
+it once.
 """
 
 import array
@@ -45,46 +45,46 @@ from vmessd.vm.machine import Machine
 CHARDEV = "serial0"
 FDNAME = "vmess-console"
 HISTORY = 8 * 1024
-"""Bytes of what was printed before that come along."""
+"""Bytes of earlier output that a new client receives."""
 LOOK = 1.0
-"""Seconds between looks at whether who is attached reads."""
+"""Seconds between checks whether a client reads."""
 PATIENCE = 3
-"""Looks in a row without a byte read, although there are some, after which they are cut off."""
+"""A client is disconnected after this many checks in a row that found the same unread bytes."""
 SETTLE = (0.0, 0.02, 0.1, 0.3)
-"""Pauses between questions after something that QEMU is about to notice, in seconds."""
+"""Pauses before queries, in seconds, while QEMU is about to notice a change."""
 
 
 @dataclasses.dataclass
 class Attached:
-    """A console as it is handed over. The sockets are the receiver's to close."""
+    """A console to hand over. The receiver must close the sockets."""
 
     console: socket.socket
     leash: socket.socket
     history: bytes
-    """The end of what the run had printed: whole lines."""
+    """The end of the output of this run, in whole lines."""
     printed: int
-    """Bytes that the run had printed."""
+    """Bytes that this run has printed."""
 
 
 @dataclasses.dataclass
-class _Seat:
-    """Somebody who is attached."""
+class _Client:
+    """A client that is attached to a console."""
 
     who: str
     run: Run
     console: socket.socket
-    """A duplicate: to see whether it is read, and to cut it off."""
+    """A duplicate, to check whether the client reads and to disconnect it."""
     leash: socket.socket
-    minding: asyncio.Task[None] | None = None
+    watching: asyncio.Task[None] | None = None
 
     def unread(self) -> int:
-        """Return the bytes that wait to be read."""
+        """Return the number of bytes that the client has not read."""
         count = array.array("i", [0])
         fcntl.ioctl(self.console, termios.FIONREAD, count)
         return count[0]
 
     def release(self, ending: Ending | None = None, why: str = "") -> None:
-        """Let go of our ends; tell whoever has the others why, where it was not they who left."""
+        """Close our ends; tell the client why, unless it left by itself."""
         if self.leash.fileno() < 0:
             return
         asyncio.get_running_loop().remove_reader(self.leash)
@@ -94,29 +94,29 @@ class _Seat:
                 self.leash.send(ending.encode())
         self.leash.close()
         self.console.close()
-        if self.minding is not None:
-            self.minding.cancel()
+        if self.watching is not None:
+            self.watching.cancel()
 
 
 class Consoles:
-    """Who is attached to the VMs of a daemon."""
+    """The consoles of a daemon's VMs, and their clients."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._seats: dict[str, _Seat] = {}
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._clients: dict[str, _Client] = {}
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def attach(self, machine: Machine, who: str, *, steal: bool) -> Attached:
-        """Attach somebody to a VM's console; `who` says to others who that is.
+        """Attach a client to a VM's console; `who` names it in messages to others.
 
         Raises:
             NotRunning: the VM is off.
-            Locked: somebody else has its console, and it is not to be stolen.
+            Locked: another client has the console, and `steal` is false.
             TimedOut: its QEMU does not answer.
             Failed: it has no console, or QEMU refuses.
         """
-        turn = self._turns.setdefault(machine.vm, asyncio.Lock())
-        async with turn:
+        lock = self._locks.setdefault(machine.vm, asyncio.Lock())
+        async with lock:
             run = machine.live()
             if machine.state is State.unresponsive:
                 raise silent(machine.vm, run.pid)
@@ -125,35 +125,35 @@ class Consoles:
                 raise self._in_use(machine.vm)
             connected = await _replace(machine, run) if taken else await _connect(machine, run)
             try:
-                return await self._seat(machine, run, connected, who)
+                return await self._admit(machine, run, connected, who)
             except BaseException:
                 connected.close()
                 raise
 
     def close(self) -> None:
-        """Let go of all consoles; who is attached stays so."""
-        for vm in list(self._seats):
+        """Release all consoles; clients stay attached."""
+        for vm in list(self._clients):
             self._release(vm)
 
     async def _is_taken(self, vm: str, run: Run) -> bool:
-        """Tell whether somebody has the console; who left just now has not."""
+        """Tell whether the console is in use; a client that has just left does not count."""
         for pause in SETTLE:
             await asyncio.sleep(pause)
             if not await _is_connected(vm, run):
                 return False
-            if vm in self._seats:
+            if vm in self._clients:
                 return True
         return True
 
     def _in_use(self, vm: str) -> Locked:
-        seat = self._seats.get(vm)
-        who = seat.who if seat else "somebody who was there before this vmessd, or went past it"
+        client = self._clients.get(vm)
+        who = client.who if client else "a client that this vmessd did not attach"
         return Locked(
             f"the console of {vm} is in use by {who}", hint=f"to take it over: vmess {vm} console --steal"
         )
 
-    async def _seat(self, machine: Machine, run: Run, connected: socket.socket, who: str) -> Attached:
-        """Note who is attached, and return what they get."""
+    async def _admit(self, machine: Machine, run: Run, connected: socket.socket, who: str) -> Attached:
+        """Record a client, and return what it receives."""
         history, printed = await machine.change(functools.partial(_history, machine))
         with contextlib.ExitStack() as undo:
             copy = undo.enter_context(connected.dup())
@@ -161,55 +161,55 @@ class Consoles:
             undo.pop_all()
         self._release(machine.vm, Ending.taken_over, f"it was taken over by {who}")
         ours.setblocking(False)
-        seat = _Seat(who, run, copy, ours)
-        self._seats[machine.vm] = seat
-        asyncio.get_running_loop().add_reader(ours, self._leash_moved, machine.vm, seat)
-        seat.minding = asyncio.create_task(self._mind(machine, seat))
+        client = _Client(who, run, copy, ours)
+        self._clients[machine.vm] = client
+        asyncio.get_running_loop().add_reader(ours, self._on_leash, machine.vm, client)
+        client.watching = asyncio.create_task(self._watch(machine, client))
         return Attached(connected, theirs, history, printed)
 
-    def _leash_moved(self, vm: str, seat: _Seat) -> None:
+    def _on_leash(self, vm: str, client: _Client) -> None:
         try:
-            if seat.leash.recv(4096):
-                return  # there is nothing to say; it must not be kept either
+            if client.leash.recv(4096):
+                return  # discard: a client has nothing to say
         except BlockingIOError:
             return
         except OSError:
             pass
-        with contextlib.suppress(OSError):  # who kept it would not be minded, and may never read
-            seat.console.shutdown(socket.SHUT_RDWR)
-        self._leave(vm, seat)
+        with contextlib.suppress(OSError):  # without its leash, a client could block the port unnoticed
+            client.console.shutdown(socket.SHUT_RDWR)
+        self._leave(vm, client)
 
-    def _leave(self, vm: str, seat: _Seat, ending: Ending | None = None, why: str = "") -> None:
-        if self._seats.get(vm) is seat:
+    def _leave(self, vm: str, client: _Client, ending: Ending | None = None, why: str = "") -> None:
+        if self._clients.get(vm) is client:
             self._release(vm, ending, why)
-            tell(self._events, Kind.console, vm, f"left by {seat.who}{f': {why}' if why else ''}")
+            tell(self._events, Kind.console, vm, f"left by {client.who}{f': {why}' if why else ''}")
 
     def _release(self, vm: str, ending: Ending | None = None, why: str = "") -> None:
-        seat = self._seats.pop(vm, None)
-        if seat is not None:
-            seat.release(ending, why)
+        client = self._clients.pop(vm, None)
+        if client is not None:
+            client.release(ending, why)
 
-    async def _mind(self, machine: Machine, seat: _Seat) -> None:
-        """Cut off somebody who does not read, until they leave or the run is over."""
+    async def _watch(self, machine: Machine, client: _Client) -> None:
+        """Disconnect a client that does not read, until it leaves or the run is over."""
         before, strikes = (0, 0), 0
-        while not seat.run.over.is_set():
+        while not client.run.over.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(seat.run.over.wait(), LOOK)
-            # What was printed meanwhile has been read, if it is not among what is unread.
+                await asyncio.wait_for(client.run.over.wait(), LOOK)
+            # A larger log with as many unread bytes means that the client has read.
             try:
                 size = await machine.files.aside(functools.partial(_log_size, machine.home))
-            except VmessError:  # its files do not answer; that is no reason to cut anybody off
+            except VmessError:  # unreadable files are no reason to disconnect a client
                 continue
-            now = (seat.unread(), size)
+            now = (client.unread(), size)
             strikes = strikes + 1 if now == before and now[0] else 0
             before = now
             if strikes >= PATIENCE:
                 with contextlib.suppress(OSError):
-                    seat.console.shutdown(socket.SHUT_RDWR)
-                why = "it was not read, so the guest's serial port stood still"
-                self._leave(machine.vm, seat, Ending.unread, why)
+                    client.console.shutdown(socket.SHUT_RDWR)
+                why = "it was not read, so the serial port of the guest was blocked"
+                self._leave(machine.vm, client, Ending.unread, why)
                 return
-        self._leave(machine.vm, seat)
+        self._leave(machine.vm, client)
 
 
 def _log_size(directory: VMDirectory) -> int:
@@ -220,7 +220,7 @@ def _log_size(directory: VMDirectory) -> int:
 
 
 def _history(machine: Machine) -> tuple[bytes, int]:
-    """Return the end of what the run has printed, and how many bytes that was in all."""
+    """Return the end of the output of this run, and the size of its output in bytes."""
     try:
         with logs.open_log(machine.place(), LogName.serial, machine.record()) as found:
             return found.tail(HISTORY), found.size - found.begin
@@ -229,19 +229,19 @@ def _history(machine: Machine) -> tuple[bytes, int]:
 
 
 async def _is_connected(vm: str, run: Run) -> bool:
-    """Tell whether QEMU has somebody on the console; raises Failed where it has none."""
+    """Tell whether QEMU has a client on the console; raises Failed if the VM has no console."""
     try:
         found = await run.execute("query-chardev", {})
     except CommandRefused as refusal:
-        raise Failed(f"QEMU of {vm} does not tell about its serial port: {refusal}") from None
+        raise Failed(f"QEMU of {vm} does not describe its serial port: {refusal}") from None
     for chardev in found if isinstance(found, list) else []:
         if isinstance(chardev, Mapping) and chardev.get("label") == CHARDEV:
             return is_connected(chardev)
-    raise Failed(f"VM {vm} has no serial console", hint="one that vmess starts has")
+    raise Failed(f"VM {vm} has no serial console", hint="VMs started by vmess have one")
 
 
 async def _connect(machine: Machine, run: Run) -> socket.socket:
-    """Return a socket that QEMU has accepted, on a console that nobody has."""
+    """Return a socket that QEMU has accepted, for a console that is not in use."""
     try:
         connected = await machine.files.aside(lambda: machine.place().connect(SERIAL_SOCKET))
     except (NoSuchVM, TimedOut):
@@ -256,12 +256,12 @@ async def _connect(machine: Machine, run: Run) -> socket.socket:
     except BaseException:
         connected.close()
         raise
-    connected.close()  # somebody else listens there
+    connected.close()  # another process listens there
     return await _replace(machine, run)
 
 
 async def _replace(machine: Machine, run: Run) -> socket.socket:
-    """Give the serial port another listening socket, with us connected to it, and return our end."""
+    """Give the serial port another listening socket with our connection, and return our end."""
     home = await machine.files.aside(machine.place)
     replacing = home.succeeding(SERIAL_SOCKET)
     async with machine.files.within(replacing) as (listener, connected):
@@ -274,5 +274,5 @@ async def _replace(machine: Machine, run: Run) -> socket.socket:
         except CommandRefused as refusal:
             with contextlib.suppress(CommandRefused, VmessError):
                 await run.execute("closefd", {"fdname": FDNAME})
-            raise Failed(f"QEMU of {machine.vm} does not give its console away: {refusal}") from None
+            raise Failed(f"QEMU of {machine.vm} does not release its console: {refusal}") from None
     return connected

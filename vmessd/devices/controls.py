@@ -1,6 +1,6 @@
-"""What a person does to a guest that runs: pause it, reset it, press keys, look at its screen.
+"""Controls of a running guest: pause, reset, keys, screenshot.
 
-All of it by QMP; nothing here stops or starts a QEMU process. Sources: QEMU's qapi/misc.json (stop,
+Everything goes through QMP; nothing here starts or stops a QEMU process. Sources: QEMU's qapi/misc.json (stop,
 cont, system_reset, add-fd), qapi/machine.json (system_wakeup) and qapi/ui.json (send-key, screendump).
 """
 
@@ -19,14 +19,14 @@ from vmessd.vm.instance import ASLEEP
 from vmessd.vm.machine import Machine
 
 WORDS = 300
-"""Characters of what QEMU says that are passed on."""
+"""Maximum characters of an error of QEMU in a message."""
 HOLD = STROKE_TIME / 2
 """Seconds a key is down."""
 WAKE_TIME = 5.0
-"""Seconds that QEMU may take to wake or reset a guest, once it has said that it will."""
+"""Seconds that QEMU may take to wake or reset a guest after its reply."""
 WAKE_LOOKS = 250
 SCREEN_TIME = 20.0
-"""Seconds a picture may take: a large screen is compressed by QEMU's only thread."""
+"""Seconds that a screenshot may take: QEMU compresses a large screen in its main thread."""
 
 
 class Controls:
@@ -37,18 +37,18 @@ class Controls:
         self._machine = machine
 
     async def suspend(self) -> None:
-        """Have the guest stand still; nothing happens to one that does."""
+        """Pause the guest; does nothing if it is paused already."""
         await self._execute("stop")
         await self._in_turn()
 
     async def resume(self) -> None:
-        """Let the guest run on, wake one that is asleep; nothing happens to one that runs.
+        """Resume a paused guest or wake a suspended one; does nothing if it runs.
 
         Raises:
-            Failed: it does not wake up.
+            Failed: the guest does not wake up.
         """
         if await self._runstate() == ASLEEP:
-            await self._execute("system_wakeup")  # done when QEMU comes to it, after the reply
+            await self._execute("system_wakeup")  # takes effect after the reply
             if await self._waking() == ASLEEP:
                 raise Failed(f"{self.vm} is asleep and does not wake up", hint=f"vmess {self.vm} reset")
         else:
@@ -56,9 +56,9 @@ class Controls:
         await self._in_turn()
 
     async def reset(self) -> None:
-        """Push the reset button: the guest loses what it had not written.
+        """Press the reset button: the guest loses data that it has not written.
 
-        QEMU 7.2 leaves one that was asleep before its first instruction (measured); here it goes on.
+        QEMU 7.2 leaves a suspended guest stopped before its first instruction (measured); this resumes it.
         """
         asleep = await self._runstate() == ASLEEP
         await self._execute("system_reset")
@@ -68,12 +68,12 @@ class Controls:
             await self._in_turn()
 
     async def _runstate(self) -> object:
-        """Return how QEMU says the guest is, now."""
+        """Return the present runstate."""
         reply = await self._execute("query-status")
         return reply.get("status") if isinstance(reply, Mapping) else None
 
     async def _waking(self) -> object:
-        """Wait until the guest is not asleep any more; return how it is then, or after :data:`WAKE_TIME`."""
+        """Wait at most :data:`WAKE_TIME` until the guest is not suspended; return its runstate."""
         for _ in range(WAKE_LOOKS):
             if (runstate := await self._runstate()) != ASLEEP:
                 break
@@ -84,22 +84,22 @@ class Controls:
         """Press combinations of keys such as `ctrl-alt-delete`, one after the other.
 
         Raises:
-            InvalidValue: one is none; then none is pressed.
+            InvalidValue: a combination is invalid; no key was pressed.
         """
         if len(words) > keyboard.TEXT_MAX:
-            raise Failed(f"{len(words)} keys are too many; {keyboard.TEXT_MAX} are the most")
+            raise Failed(f"{len(words)} keys are too many; the limit is {keyboard.TEXT_MAX}")
         await self._strike([keyboard.combination(word) for word in words])
 
     async def type(self, text: str) -> None:
-        """Type a text as on a US keyboard; raises InvalidValue, and then types none of it."""
+        """Type a text as on a US keyboard; if it raises InvalidValue, nothing was typed."""
         await self._strike(keyboard.typed(text))
 
     async def screenshot(self) -> int:
-        """Return a descriptor of a PNG picture of the guest's screen, in memory and at its beginning."""
+        """Return a descriptor of a PNG picture of the guest's screen: a memfd at position 0."""
         with failing("no picture can be made"):
             picture = os.memfd_create(f"{self.vm}-screen", os.MFD_CLOEXEC)
         try:
-            # QEMU takes a descriptor of a set only if it was opened as it would open the file itself.
+            # QEMU uses a descriptor of a set only if its access mode is the one that QEMU needs.
             with failing("no picture can be made"):
                 writable = os.open(f"/proc/self/fd/{picture}", os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -107,7 +107,7 @@ class Controls:
             finally:
                 os.close(writable)
             if os.fstat(picture).st_size == 0:
-                raise Failed(f"QEMU of {self.vm} drew nothing; has the VM a screen?")
+                raise Failed(f"QEMU of {self.vm} drew nothing; does the VM have a screen?")
         except BaseException:
             os.close(picture)
             raise
@@ -118,7 +118,7 @@ class Controls:
         handed = await self._execute("add-fd", descriptor=writable)
         number = counter(handed.get("fdset-id")) if isinstance(handed, Mapping) else None
         if number is None:
-            raise Failed(f"QEMU of {self.vm} took no descriptor for the picture")
+            raise Failed(f"QEMU of {self.vm} did not accept a descriptor for the picture")
         try:
             place: dict[str, object] = {"filename": f"/dev/fdset/{number}", "format": "png"}
             await self._execute("screendump", place, patience=SCREEN_TIME)
@@ -129,7 +129,7 @@ class Controls:
         for stroke in strokes:
             pressed = [{"type": "qcode", "data": key} for key in stroke]
             await self._execute("send-key", {"keys": pressed, "hold-time": int(HOLD * 1000)})
-            await asyncio.sleep(STROKE_TIME)  # QEMU drops what does not fit into its queue
+            await asyncio.sleep(STROKE_TIME)  # QEMU drops keys that do not fit into its queue
 
     async def _execute(
         self,
@@ -139,7 +139,7 @@ class Controls:
         descriptor: int | None = None,
         patience: float = 5.0,
     ) -> Any:
-        """Run a QMP command; raises Failed with QEMU's words, NotRunning, TimedOut."""
+        """Run a QMP command; raises Failed with the error of QEMU, NotRunning, TimedOut."""
         await self._machine.begun()
         if self._machine.state is State.stopping:
             raise refusals.stopping(self.vm)
@@ -150,5 +150,5 @@ class Controls:
             raise Failed(f"QEMU of {self.vm} refused {command}: {str(refusal)[:WORDS]}") from None
 
     async def _in_turn(self) -> None:
-        """Wait until the machine has handled the event that QEMU sent with its reply."""
+        """Wait until the machine has handled the event that QEMU sent together with its reply."""
         await self._machine.in_turn()

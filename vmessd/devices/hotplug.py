@@ -1,7 +1,8 @@
-"""The network cards of a running QEMU: plugged, unplugged and switched through QMP.
+"""Hot-plug of network cards: plug and unplug cards and set their links through QMP.
 
-What only the guest can end, its hold on a card, has a deadline. A card that it still holds then is
-*pending*; nobody waits for it any more, and what was behind it goes when QEMU says that the card is gone.
+Only the guest can release a card, so an unplug has a deadline. A card that the guest still holds then is
+*pending*: the caller stops waiting, and the backend of the card is removed when QEMU reports that the card is
+gone.
 
 Sources: QEMU's qapi/{qdev,net,qom}.json and docs/specs/acpi_pci_hotplug.txt.
 """
@@ -17,23 +18,23 @@ from vmessd.core.lifecycle import State
 from vmessd.core.wires import INTERFACES_MAX, Forward
 from vmessd.qemu import command_line
 from vmessd.qemu.command_line import Card
-from vmessd.qemu.monitor import CommandRefused, says_forwarded, says_forwarded_no_more, words
+from vmessd.qemu.monitor import CommandRefused, says_forwarded, says_not_forwarded, words
 from vmessd.vm.instance import Run
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
 
 UNPLUG_TIME = 5.0
-"""Seconds a guest may take to let go of network cards; Linux takes some tenths."""
+"""Seconds that a guest may take to release network cards; Linux takes some tenths."""
 
 WORDS = 300
-"""Characters of what QEMU says that are passed on."""
+"""Maximum characters of an error of QEMU in a message."""
 
 Released = Callable[[int], Coroutine[Any, Any, None]]
 
 
 class Cards:
-    """The network cards of one machine, by their numbers."""
+    """The network cards of one machine, by interface."""
 
     def __init__(self, machine: Machine, released: Released) -> None:
         self.vm = machine.vm
@@ -46,17 +47,17 @@ class Cards:
         machine.device_gone = self._device_gone
 
     def is_leaving(self, index: int) -> bool:
-        """Tell whether the guest was asked to let go of a card and has not yet."""
-        self._mind_the_run()
+        """Tell whether the guest was asked to release a card and has not done so yet."""
+        self._check_process()
         return index in self._leaving
 
     def macs(self) -> Mapping[int, str]:
-        """Return the MACs of QEMU's cards, as far as they are known; those it was started with always are."""
-        self._mind_the_run()
+        """Return the known MACs of cards; those of cards on the command line are always known."""
+        self._check_process()
         return self._macs
 
     async def learn(self) -> None:
-        """Ask for the MACs of cards that an earlier daemon has plugged; raises as :meth:`present`."""
+        """Query the MACs of cards that an earlier daemon plugged; raises as :meth:`present`."""
         present = await self.present()
         for index in present - self._macs.keys():
             mac = await self._property(index, "mac")
@@ -66,7 +67,7 @@ class Cards:
             del self._macs[index]
 
     async def model(self, index: int) -> str | None:
-        """Return the model of a card that QEMU has; None where it does not tell."""
+        """Return the model of a card; None if QEMU does not report it."""
         return await self._property(index, "type")
 
     async def _property(self, index: int, name: str) -> str | None:
@@ -77,7 +78,7 @@ class Cards:
         return None
 
     async def taken_slots(self) -> set[int] | None:
-        """Return which PCI slots of the first bus are taken (qapi/pci.json); None where there is none."""
+        """Return the PCI slots in use on the first bus (qapi/pci.json); None if there are none."""
         try:
             buses = await self._execute("query-pci", {})
         except Failed:
@@ -87,11 +88,11 @@ class Cards:
         return {slot for device in devices if isinstance(slot := device.get("slot"), int)} or None
 
     async def present(self) -> set[int]:
-        """Return which cards QEMU has; raises Failed, NotRunning, TimedOut."""
-        self._mind_the_run()
+        """Return the cards of QEMU; raises Failed, NotRunning, TimedOut."""
+        self._check_process()
         if self._machine.state not in (State.running, State.paused):
             raise Failed(
-                f"VM {self.vm} is {self._machine.state.value}: its wires stay as they are",
+                f"VM {self.vm} is {self._machine.state.value}: its interfaces cannot be changed",
                 hint=f"vmess {self.vm} status",
             )
         found = await self._execute("qom-list", {"path": "/machine/peripheral"})
@@ -100,8 +101,8 @@ class Cards:
         indices = [command_line.card_index(device) for device in devices if isinstance(device, str)]
         return {index for index in indices if index is not None}
 
-    def _mind_the_run(self) -> None:
-        """Forget what was true of an earlier QEMU's cards."""
+    def _check_process(self) -> None:
+        """Discard the state of an earlier QEMU's cards."""
         pid = self._machine.status().pid
         if pid != self._pid:
             self._pid = pid
@@ -111,116 +112,117 @@ class Cards:
             self._macs = {index: mac for index, (mac, _tap) in started.items()}
 
     async def _execute(self, command: str, arguments: dict[str, object]) -> Any:
-        """Run a QMP command; raises Failed with QEMU's words, NotRunning, TimedOut."""
+        """Run a QMP command; raises Failed with the error of QEMU, NotRunning, TimedOut."""
         try:
             return await self._machine.live().execute(command, arguments)
         except CommandRefused as refusal:
             raise Failed(f"QEMU of {self.vm} refused {command}: {str(refusal)[:WORDS]}") from None
 
     async def plug(self, cards: Sequence[Card], values: Mapping[str, Any]) -> None:
-        """Give QEMU cards, all or none; first all that is behind them, since that can be taken back for sure.
+        """Plug cards, all or none. Backends come first, because their removal does not depend on the guest.
 
         Raises:
-            Failed, NotRunning, TimedOut: it did not take one. A card it had taken may be pending then.
+            Failed, NotRunning, TimedOut: QEMU refused one. Cards plugged before it may be pending.
         """
-        behind: list[int] = []
+        backends: list[int] = []
         plugged: list[int] = []
         try:
             for card in cards:
-                await self.take_away(card.index)  # what a card left behind that the guest threw out by itself
+                await self.remove_netdev(card.index)  # left over if the guest ejected the card by itself
                 await self._execute("netdev_add", command_line.netdev(card))
-                behind.append(card.index)
+                backends.append(card.index)
             for card in cards:
                 await self._execute("device_add", command_line.device(card, values))
                 plugged.append(card.index)
                 self._macs[card.index] = card.mac
         except BaseException:
             await self.unplug(plugged)
-            for index in behind:
-                await self.take_away(index)
+            for index in backends:
+                await self.remove_netdev(index)
             raise
 
     async def unplug(self, indices: Collection[int]) -> set[int]:
-        """Have the guest let go of cards; return those it still holds at the deadline."""
+        """Ask the guest to release cards; return those that it still holds at the deadline."""
         if not indices:
             return set()
         run = self._machine.live()
         events = {index: self._leaving.setdefault(index, asyncio.Event()) for index in sorted(indices)}
-        asked = await asyncio.gather(*(self._ask_back(run, index) for index in events))
-        hopeful = [event for event, may in zip(events.values(), asked, strict=True) if may]
-        ends = {asyncio.create_task(_all_set(hopeful)), asyncio.create_task(run.over.wait())}
+        possible = await asyncio.gather(*(self._request_unplug(run, index) for index in events))
+        expected = [event for event, may in zip(events.values(), possible, strict=True) if may]
+        ends = {asyncio.create_task(_all_set(expected)), asyncio.create_task(run.over.wait())}
         await asyncio.wait(ends, timeout=UNPLUG_TIME, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
         return set() if run.over.is_set() else {index for index, event in events.items() if not event.is_set()}
 
-    async def _ask_back(self, run: Run, index: int) -> bool:
-        """Pull a card's cable and ask the guest to let go of it; tell whether it could before the VM ends."""
+    async def _request_unplug(self, run: Run, index: int) -> bool:
+        """Pull a card's cable and ask the guest to release it; return whether hot-unplug is possible."""
         with contextlib.suppress(VmessError, CommandRefused):
             await run.execute("set_link", {"name": command_line.card_id(index), "up": False})
         try:
             await run.execute("device_del", {"id": command_line.card_id(index)})
         except VmessError as error:
             log.info("%s: card %d: %s", self.vm, index, error.message[:WORDS])
-        except CommandRefused as refusal:  # a card that is asked for already is as good as gone
+        except CommandRefused as refusal:  # such as a pending unplug
             log.info("%s: card %d: %s", self.vm, index, str(refusal)[:WORDS])
-            if refusal.is_of_nothing and not run.over.is_set():
+            if refusal.is_not_found and not run.over.is_set():
                 self._device_gone(command_line.card_id(index))
-            return not refusal.is_of_no_hotplug
+            return not refusal.is_no_hotplug
         return True
 
     def _device_gone(self, identifier: str) -> None:
-        """QEMU says that it has no such device any more."""
+        """Handle a DEVICE_DELETED event of QEMU."""
         index = command_line.card_index(identifier)
         if index is not None and index < INTERFACES_MAX and index not in self._going:
             work = _while_it_lives(self._machine.live(), self._released(index))
             self._going[index] = asyncio.get_running_loop().create_task(work)
             self._going[index].add_done_callback(lambda _task: self._going.pop(index))
 
-    async def take_away(self, index: int) -> None:
-        """Take away what QEMU has behind a card that is gone; what is gone already is no matter."""
+    async def remove_netdev(self, index: int) -> None:
+        """Remove the netdev of a card that is gone, if it exists."""
         with contextlib.suppress(VmessError):
             await self._execute("netdev_del", {"id": command_line.netdev_id(index)})
 
     def forget(self, index: int) -> None:
-        """Note that nothing is left of a card, and tell whoever waits for that."""
+        """Discard the state of a card that is gone, and wake :meth:`unplug`."""
         self._macs.pop(index, None)
         if index in self._leaving:
             self._leaving.pop(index).set()
 
     async def set_link(self, index: int, *, up: bool) -> None:
-        """Plug or pull a card's cable as its guest sees it; raises Failed, NotRunning, TimedOut.
+        """Set the link state of a card; raises Failed, NotRunning, TimedOut.
 
-        QEMU tells nobody how it is afterwards (7.2: neither `info network` nor any property of the card).
+        QEMU does not report it afterwards (7.2: neither in `info network` nor in a property of the card).
         """
         await self._execute("set_link", {"name": command_line.card_id(index), "up": up})
 
     async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
-        """Forward a port to a guest's, or no longer; raises Failed, NotRunning, TimedOut.
+        """Add or remove a forwarded port; raises Failed, NotRunning, TimedOut.
 
-        QEMU knows these two commands in its human monitor only, and refuses in words. What it does not forward
-        any more is as good as ended.
+        QEMU has these commands only in its human monitor, which answers in words. Removing a port that is not
+        forwarded is not an error.
         """
         where = f"{forward.protocol}:{forward.address}:{forward.host}"
         line = f"hostfwd_remove {command_line.netdev_id(index)} {where}"
         if on:
             line = f"hostfwd_add {command_line.netdev_id(index)} {command_line.hostfwd(forward)}"
         said = (words(await self._execute("human-monitor-command", {"command-line": line})) or "").strip()
-        if not (says_forwarded(said) if on else says_forwarded_no_more(said)):
+        if not (says_forwarded(said) if on else says_not_forwarded(said)):
             raise Failed(
-                f"port {forward.host} of {forward.address} cannot be forwarded: in use, kept for root, or not "
-                f"of this host ({said[:WORDS]})",
-                hint=f"take another, or find who has it: ss -{forward.protocol[0]}lnp sport = :{forward.host}",
+                f"port {forward.host} of {forward.address} cannot be forwarded: it is in use, privileged, or "
+                f"not on this host ({said[:WORDS]})",
+                hint="choose another port, or find the process that uses it: "
+                f"ss -{forward.protocol[0]}lnp sport = :{forward.host}",
             )
 
 
 def _records(value: Any) -> list[Mapping[str, Any]]:
-    """Return what of an answer of QEMU's is a list of objects."""
+    """Return the objects in a list that QEMU returned; none if it is not a list."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 async def _while_it_lives(run: Run, work: Coroutine[Any, Any, None]) -> None:
-    """Do work on a QEMU, and none of it on the next one."""
+    """Do work on a QEMU, and cancel it when the run is over."""
     loop = asyncio.get_running_loop()
     ends = {loop.create_task(work), loop.create_task(run.over.wait())}
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

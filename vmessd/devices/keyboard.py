@@ -1,6 +1,6 @@
-"""Keys of a guest's keyboard: what may be pressed, and how a text is typed. Pure.
+"""The keyboard of a guest: key names, and the keys that type a text. Pure.
 
-Names are QEMU's (QKeyCode in qapi/ui.json); a text is typed as on a US keyboard.
+Names are those of QEMU (QKeyCode in qapi/ui.json). Text is typed as on a US keyboard.
 """
 
 import difflib
@@ -67,10 +67,10 @@ TEXT_MAX = 1000
 
 
 def combination(text: str) -> list[str]:
-    """Return the keys that are pressed together for a word such as `ctrl-alt-delete`.
+    """Return the keys to press together for a word such as `ctrl-alt-delete`.
 
     Raises:
-        InvalidValue: one is no key; names it.
+        InvalidValue: a part is not a key, or there are too many.
     """
     words = [OTHER_NAMES.get(word, word) for word in text.lower().split("-")]
     if len(words) > COMBINATION_MAX:
@@ -80,8 +80,8 @@ def combination(text: str) -> list[str]:
             near = difflib.get_close_matches(word, [*KEYS, *OTHER_NAMES], n=1)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise InvalidValue(
-                f"key {quoted(word)} is none of a PC's keyboard{meant}",
-                hint="named as QEMU does, with - between those pressed together: ctrl-alt-delete, f12, ret",
+                f"{quoted(word)} is not a key of a PC keyboard{meant}",
+                hint="keys have the names of QEMU; - joins keys to press together: ctrl-alt-delete, f12, ret",
             )
     return words
 
@@ -90,10 +90,10 @@ def typed(text: str) -> list[list[str]]:
     """Return the combinations that type a text.
 
     Raises:
-        InvalidValue: it is too long, or has a character that no key stands for; names it.
+        InvalidValue: the text is empty or too long, or a character is not on the keyboard.
     """
     if not text or len(text) > TEXT_MAX:
-        raise InvalidValue(f"a text of {len(text)} characters cannot be typed; it has to have 1 to {TEXT_MAX}")
+        raise InvalidValue(f"a text of {len(text)} characters cannot be typed; it must have 1 to {TEXT_MAX}")
     return [_stroke(char) for char in text]
 
 
@@ -102,5 +102,5 @@ def _stroke(char: str) -> list[str]:
         return [_PLAIN[char]]
     lower = _SHIFTED.get(char, char.lower() if char.isascii() else "")
     if lower not in _PLAIN:
-        raise InvalidValue(f"character {quoted(char)} is on no key of a US keyboard, as which a text is typed")
+        raise InvalidValue(f"character {quoted(char)} cannot be typed: it is not on a US keyboard")
     return ["shift", _PLAIN[lower]]

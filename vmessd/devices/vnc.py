@@ -1,9 +1,9 @@
-"""Relays to the VNC server of a VM, whose own port admits nobody.
+"""Relays to the VNC server of a VM, whose own port rejects every viewer.
 
-A relay listens on a TCP port for one connection and hands the connected socket to QEMU, by `getfd` with
-SCM_RIGHTS(7) and `add_client` without authentication (qapi/misc.json). From then on the two speak to each
-other: no byte passes through here, and the connection outlives the daemon. A relay that nobody uses ends
-at its deadline, and with its VM. A VM has one relay at most: a second one takes the place of the first.
+A relay listens on a TCP port for one connection and passes the connected socket to QEMU: `getfd` with
+SCM_RIGHTS (unix(7)), then `add_client` without authentication (qapi/misc.json). The daemon is not in the data
+path, and the connection outlives it. An unused relay ends at its deadline or with its VM. A VM has at most one
+relay: a second one replaces the first.
 """
 
 import asyncio
@@ -38,16 +38,18 @@ from vmessd.vm.machine import Machine
 
 ADDRESS = "127.0.0.1"
 TIMEOUT = 60.0
-"""Seconds a relay waits for its connection, unless it is told otherwise."""
+"""Seconds that a relay waits for its connection by default."""
 TIMEOUT_MAX = 24 * 3600.0
 PORTS = range(VNC_PORT, VNC_PORT + 100)
-"""Where a free port is looked for; VNC viewers call them displays 0 to 99."""
+"""Ports to choose from; VNC viewers call them displays 0 to 99."""
 FDNAME = "vmess-vnc"
-"""Followed by a number: two viewers may be handed over at once, and QEMU closes what a name was before.
-So the names are few, too: of a viewer that QEMU did not answer about, it keeps no more than that."""
+"""The name of a descriptor in QEMU, followed by a number, because two viewers may be handed over at once.
 
-_handing: set[str] = set()
-"""Names of those that are handed over now."""
+QEMU closes the previous descriptor of a name. Reusing few names therefore limits the descriptors that a QEMU
+which does not answer keeps open.
+"""
+
+_names_in_use: set[str] = set()
 
 
 @dataclasses.dataclass
@@ -61,7 +63,7 @@ class _Relay:
 
 
 def _shut(listener: socket.socket) -> None:
-    """Close a listener that is waited on: asyncio must not forget whoever gets its number next."""
+    """Close a listener and remove its reader: asyncio must not confuse it with the next user of its number."""
     if listener.fileno() >= 0:
         asyncio.get_running_loop().remove_reader(listener)
         listener.close()
@@ -78,31 +80,33 @@ class Relays:
     async def open(
         self, machine: Machine, uid: int, port: int | None, address: str | None, patience: float | None
     ) -> VMRelay:
-        """Open a relay to a VM, in place of the one it may have.
+        """Open a relay to a VM; it replaces an existing one.
 
         Args:
             machine: the VM.
-            uid: who asks for it.
+            uid: the user who asks for it.
             port: None for the first free one of PORTS.
             address: None for ADDRESS.
-            patience: seconds it waits for its connection; None for TIMEOUT.
+            patience: seconds to wait for the connection; None for TIMEOUT.
 
         Raises:
-            InvalidValue: port, address or patience cannot be right.
+            InvalidValue: port, address or patience is invalid.
             NotRunning: the VM is off.
             TimedOut: its QEMU does not answer.
             Failed: the port is taken, or there is no VNC server.
-            NotPermitted: the port is privileged, and the daemon is not.
+            NotPermitted: the port is privileged and the daemon is not.
         """
-        where = _Where.parse(ADDRESS if address is None else address, port)
+        where = _Endpoint.parse(ADDRESS if address is None else address, port)
         patience = TIMEOUT if patience is None else patience
         if not 0 < patience <= TIMEOUT_MAX:
-            raise InvalidValue(f"timeout {quoted(patience)} is not above 0 and at most {TIMEOUT_MAX:g} seconds")
+            raise InvalidValue(
+                f"timeout {quoted(patience)} must be above 0 and at most {TIMEOUT_MAX:g} seconds"
+            )
         run = machine.live()
         await _check_server(machine, run)
         listener = self._listen(machine.vm, where)
         found = int(listener.getsockname()[1])
-        text = f"a VNC viewer is waited for on {where.address}, port {found}, for {patience:g} s"
+        text = f"waiting for a VNC viewer on {where.address}, port {found}, for {patience:g} s"
         tell(self._events, Kind.vnc, machine.vm, text, uid=uid)
         task = asyncio.create_task(self._serve(machine.vm, run, listener, patience))
         self._tasks.add(task)
@@ -110,8 +114,8 @@ class Relays:
         self._open[machine.vm] = _Relay(listener, task)
         return VMRelay(where.address, found, patience)
 
-    def _listen(self, vm: str, where: "_Where") -> socket.socket:
-        """Return the socket of a new relay; the old one, which may have the port that is wanted, ends."""
+    def _listen(self, vm: str, where: "_Endpoint") -> socket.socket:
+        """Return the socket of a new relay and end the old one, which may use the same port."""
         if self._has(vm, PORTS if where.port is None else (where.port,)):
             where.try_address()
             self._drop(vm)
@@ -125,7 +129,7 @@ class Relays:
         return relay is not None and relay.listener.getsockname()[1] in ports
 
     def close(self) -> None:
-        """End all relays; what is connected stays so."""
+        """End all relays; existing connections remain."""
         for vm in list(self._open):
             self._drop(vm)
 
@@ -142,7 +146,7 @@ class Relays:
             connected = await _accepted(listener, run, patience)
         except OSError as error:
             text = f"the VNC relay ends: {reason(error)}"
-        _shut(listener)  # whoever else wants in is told so at once
+        _shut(listener)  # refuse further connections at once
         self._open.pop(vm, None)
         if connected is not None:
             with connected:
@@ -151,22 +155,22 @@ class Relays:
 
 
 async def _check_server(machine: Machine, run: Run) -> None:
-    """Raise TimedOut where QEMU does not answer, Failed where it has no VNC server."""
+    """Raise TimedOut if QEMU does not answer, Failed if it has no VNC server."""
     if machine.state is State.unresponsive:
         raise silent(machine.vm, run.pid)
     try:
-        found = await run.execute("query-vnc-servers", {})  # also of one that listens on no port
+        found = await run.execute("query-vnc-servers", {})  # includes one that listens on no port
     except CommandRefused as refusal:
         raise Failed(f"VM {machine.vm} has no VNC server: {refusal}") from None
     if not found:
         raise Failed(
             f"VM {machine.vm} has no VNC server",
-            hint=f"its EXARGS file may take it away: vmess {machine.vm} info",
+            hint=f"its EXARGS file may disable it: vmess {machine.vm} info",
         )
 
 
 async def _accepted(listener: socket.socket, run: Run, patience: float) -> socket.socket | None:
-    """Return the first connection; None where none comes in time, or while the VM runs."""
+    """Return the first connection; None if none comes in time or while the VM runs."""
     loop = asyncio.get_running_loop()
     accept = loop.create_task(loop.sock_accept(listener))
     over = loop.create_task(run.over.wait())
@@ -186,11 +190,11 @@ async def _accepted(listener: socket.socket, run: Run, patience: float) -> socke
 
 
 async def _hand_over(run: Run, connected: socket.socket) -> str:
-    """Give a connection to QEMU, or end it where that fails; return what became of it."""
-    with contextlib.suppress(OSError):  # a viewer that vanished without a word is noticed, some time
+    """Pass a connection to QEMU, or shut it down if that fails; return the outcome as a text."""
+    with contextlib.suppress(OSError):  # so that a vanished viewer is noticed eventually
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    name = next(name for number in itertools.count() if (name := f"{FDNAME}-{number}") not in _handing)
-    _handing.add(name)
+    name = next(name for number in itertools.count() if (name := f"{FDNAME}-{number}") not in _names_in_use)
+    _names_in_use.add(name)
     try:
         peer = printable(str(connected.getpeername()[0]))
         await run.execute("getfd", {"fdname": name}, descriptor=connected.fileno())
@@ -201,27 +205,27 @@ async def _hand_over(run: Run, connected: socket.socket) -> str:
                 await run.execute("closefd", {"fdname": name})
             raise
     except (CommandRefused, TimedOut, OSError) as failure:
-        with contextlib.suppress(OSError):  # a QEMU that hangs may take it yet, and then keeps it
+        with contextlib.suppress(OSError):  # a hanging QEMU may receive it later and keep it
             connected.shutdown(socket.SHUT_RDWR)
         return f"a VNC viewer could not be handed to QEMU: {printable(str(failure))}"
     finally:
-        _handing.discard(name)
+        _names_in_use.discard(name)
     return f"a VNC viewer from {peer} was handed to QEMU"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Where:
-    """Where a relay is to listen."""
+class _Endpoint:
+    """The address and port that a relay listens on."""
 
     address: str
     port: int | None
     family: int
     place: tuple[Any, ...]
-    """The address as the family has it, port 0."""
+    """The socket address in the form of its family, with port 0."""
 
     @classmethod
-    def parse(cls, address: str, port: int | None) -> "_Where":
-        """Understand address and port; raises InvalidValue."""
+    def parse(cls, address: str, port: int | None) -> "_Endpoint":
+        """Parse address and port; raises InvalidValue."""
         if port is not None and not 1 <= port <= 65535:
             raise InvalidValue(f"port {quoted(port)} is not 1 to 65535")
         flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
@@ -229,24 +233,24 @@ class _Where:
             if not address or "\0" in address:
                 raise ValueError
             family, _, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM, flags=flags)[0]
-        except (OSError, ValueError):  # a UnicodeError, too
+        except (OSError, ValueError):  # UnicodeError is a ValueError
             raise InvalidValue(
-                f"address {quoted(address)} is no IP address",
-                hint="such as 127.0.0.1 (this host only), 192.0.2.1 (one of its own), 0.0.0.0 or :: (all)",
+                f"address {quoted(address)} is not an IP address",
+                hint="for example 127.0.0.1 (this host only), an address of this host, 0.0.0.0 or :: (all)",
             ) from None
         if family == socket.AF_INET:
-            address = str(place[0])  # `0` is another way to write 0.0.0.0, and is not to be taken for less
+            address = str(place[0])  # show `0` as 0.0.0.0, which it means
         return cls(address, port, family, place)
 
     def try_address(self) -> None:
-        """Raise Failed where nobody can listen on the address, whatever the port."""
+        """Raise Failed if it is impossible to listen on the address at any port."""
         try:
             self._listener(0).close()
         except OSError as error:
             raise self._refusal(0, error) from None
 
     def listen(self) -> socket.socket:
-        """Return a socket that listens; raises Failed, NotPermitted."""
+        """Return a listening socket; raises Failed, NotPermitted."""
         for port in PORTS if self.port is None else (self.port,):
             try:
                 return self._listener(port)
@@ -274,12 +278,12 @@ class _Where:
     def _refusal(self, port: int, error: OSError) -> VmessError:
         if error.errno == errno.EADDRINUSE:
             return Failed(
-                f"port {port} on {self.address} is taken", hint="without a port, the next free one is found"
+                f"port {port} on {self.address} is taken", hint="without a port, vmessd chooses a free one"
             )
         if error.errno in (errno.EACCES, errno.EPERM):
             return NotPermitted(
-                f"port {port} is privileged, and vmessd is not", hint="name one from 1024 on, or none"
+                f"port {port} is privileged, and vmessd is not", hint="name one above 1023, or none"
             )
         if error.errno == errno.EADDRNOTAVAIL:
-            return Failed(f"{self.address} is no address of this host", hint="ip address shows which are")
-        return Failed(f"nobody can listen on {self.address}, port {port}: {reason(error)}")
+            return Failed(f"{self.address} is not an address of this host", hint="to see them: ip address")
+        return Failed(f"cannot listen on {self.address}, port {port}: {reason(error)}")

@@ -1,8 +1,8 @@
-"""The net verbs: bridges and what is plugged into them, whatever VM it belongs to.
+"""The net verbs: bridges and their ports, independent of VMs.
 
-The name says what a link is, as with the original: `newvm0e0` a TAP, `eth0.100` a VLAN sub-interface,
-`vethA0` and `vethB0` the two ends of a pair, `vxlan7` a VXLAN end point. What cannot be told by its
-name has to be there already.
+As in the original, the name of a link says its kind: `newvm0e0` is a TAP, `eth0.100` a VLAN sub-interface,
+`vethA0` and `vethB0` are the two ends of a veth pair, `vxlan7` is a VXLAN endpoint. A link with any other name
+must exist already.
 """
 
 import re
@@ -15,21 +15,22 @@ from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quot
 from vmessd.core.models.wires import ForeignPort, Segment, Step, StepKind
 from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, link_name, peer, room
 from vmessd.network import rtnetlink
-from vmessd.network.links import Change, Network, as_it_was, attached, making, undoing, users
+from vmessd.network.links import Change, Network, attached, deleting, making, restoring, users
+from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import describe
-from vmessd.network.rtnetlink import Link, Netlink
+from vmessd.network.rtnetlink import Netlink
 from vmessd.storage import safefile
 
 IGNORED = "NET_IGNORE"
-"""File in the VM root: links that `net` leaves out, a name to a line."""
+"""File in the VM root: links that `net` leaves out, one name per line."""
 IGNORED_LIMIT = 64 * 1024
 IGNORED_MAX = 1000
 TOGETHER_MAX = 64
-"""Interfaces of one call: the host's links wait for it."""
-VXLAN_PORT = 4789  # IANA's
+"""Interfaces per call, because a call locks the links of the host."""
+VXLAN_PORT = 4789  # assigned by IANA
 VXLAN_MAX = 2**24 - 1
 VLAN_MAX = 4094
-_DEPTH_MAX = 4  # a VLAN on a VLAN on a VXLAN is sense; more is a slip
+_DEPTH_MAX = 4  # a VLAN on a VLAN on a VXLAN makes sense; more is a mistake
 
 
 class Segments:
@@ -40,7 +41,7 @@ class Segments:
         self._root = root
         self._ignoring = threading.Lock()
 
-    # -- What there is --
+    # -- Queries --
 
     def show(self) -> list[Segment]:
         """Return all bridges with their ports, by name; raises Failed."""
@@ -75,18 +76,18 @@ class Segments:
                 return (data or b"").decode().split()
             except UnicodeDecodeError:
                 raise BadFile(
-                    f"{safefile.place(root, IGNORED)} is not text; it has to be names of links"
+                    f"{safefile.place(root, IGNORED)} is not text; it must contain names of links"
                 ) from None
 
-    # -- What is changed --
+    # -- Changes --
 
     def ignore(self, name: str) -> None:
-        """Have `net` leave a link out from now on; raises InvalidValue, BadFile, Failed."""
+        """Leave a link out of `net` from now on; raises InvalidValue, BadFile, Failed."""
         link_name(name, "link name")
         with self._ignoring:
             ignored = self.ignored()
             if len(ignored) >= IGNORED_MAX:
-                raise Failed(f"{IGNORED} has {len(ignored)} links already; net add takes one out")
+                raise Failed(f"{IGNORED} has {len(ignored)} links already; net add removes one")
             if name not in ignored:
                 self._write_ignored([*ignored, name])
 
@@ -95,14 +96,14 @@ class Segments:
             safefile.write(root, IGNORED, "".join(f"{link}\n" for link in links).encode())
 
     def vlan(self, bridge: str, interfaces: Sequence[str], macs: Mapping[str, str]) -> list[Step]:
-        """Put interfaces into a bridge, all of them made if need be.
+        """Put interfaces into a bridge; create the bridge and the interfaces if necessary.
 
-        `macs` are TAPs' own MACs, by their names, where these do not tell them.
+        `macs` are the MACs of TAPs, by name, for TAPs whose MAC does not follow from the name.
 
         Raises:
-            InvalidValue: a name cannot be that of a bridge or link.
-            NotPermitted: a link is not vmess's own and not allowed.
-            VmessError: it could not be done; then nothing was.
+            InvalidValue: a name is not valid for a bridge or link.
+            NotPermitted: a link is neither vmess's own nor allowed.
+            VmessError: the change failed and was undone.
         """
         bridge_name(bridge)
         interfaces = list(dict.fromkeys(interfaces))
@@ -117,46 +118,48 @@ class Segments:
                 self._network.check_idle(kernel)
             master = self._network.make_bridge(kernel, change, bridge, found, deliberate=True)
             if not self._network.access.is_own(master) and not all(map(names.tap_parts, interfaces)):
-                self._network.access.check_change(master, bridge)  # VMs may join it, other segments may not
+                self._network.access.check_change(
+                    master, bridge
+                )  # TAPs of VMs may join it, other links may not
             for name in interfaces:
                 link = self._prepare(kernel, change, name)
                 if link.index in stations and not self._network.access.is_allowed(link):
                     raise NotPermitted(
-                        f"{name} has an IP address of the host, which would be cut off there",
-                        hint=f"take the address away first, or allow it: vmessd --allow-links {name}",
+                        f"{name} has an IP address of the host, which would be unreachable in a bridge",
+                        hint=f"remove the address first, or allow it: vmessd --allow-links {name}",
                     )
                 other = kernel.link(peer(name)) if peer(name) else None
                 if other is not None and other.master == master.index:
                     raise Failed(
-                        f"{name} and {other.name} are the ends of a pair; in one bridge they are a loop"
+                        f"{name} and {other.name} are the ends of a pair; in one bridge they form a loop"
                     )
                 self._plug(kernel, change, link, master, macs.get(name))
         return change.steps
 
     def _plug(self, kernel: Netlink, change: Change, link: Link, master: Link, mac: str | None) -> None:
-        """Make a link a port of a bridge; one that is not our own is left as it is but for that."""
+        """Make a link a port of a bridge. Nothing else changes for a link that is not vmess's own."""
         if self._network.access.is_own(link):
             self._network.plug(kernel, change, link, master.index, (), mac)
         elif link.master != master.index:
-            change.reversals.append(as_it_was(link, master.index, own=False))
+            change.reversals.append(restoring(link, master.index, own=False))
             kernel.do([rtnetlink.change(link.index, master=master.index)])
 
     def add(self, name: str) -> list[Step]:
-        """Make a link, in no bridge, and so down if it is ours; `net` no longer leaves it out.
+        """Create a link in no bridge, and therefore down if it is ours. `net` no longer leaves it out.
 
         Raises as :meth:`vlan`.
         """
         link_name(name, "link name")
-        self.ignored()  # if that cannot be read, nothing is made
+        self.ignored()  # create nothing if the file cannot be read
         with self._network.change() as (kernel, change):
             found = kernel.link(name)
-            if not (found.up if found else self._is_heard_again(name)):
+            if not (found.up if found else self._unignore(name)):
                 self._prepare(kernel, change, name)
-        self._is_heard_again(name)
+        self._unignore(name)
         return change.steps
 
-    def _is_heard_again(self, name: str) -> bool:
-        """Have `net` no longer leave a link out; tell whether it did."""
+    def _unignore(self, name: str) -> bool:
+        """Show a link in `net` again; return whether it was left out."""
         with self._ignoring:
             ignored = self.ignored()
             if name in ignored:
@@ -167,9 +170,9 @@ class Segments:
         """Delete a link of ours.
 
         Raises:
-            Failed: there is none, or it is a bridge with ports.
-            AlreadyRunning: it is the TAP of a process.
-            NotPermitted: it is not vmess's own and not allowed.
+            Failed: it does not exist, or it is in use, for example a bridge with ports.
+            AlreadyRunning: a process is attached to this TAP.
+            NotPermitted: it is neither vmess's own nor allowed.
         """
         link_name(name, "link name")
         with self._network.kernel() as kernel:
@@ -178,7 +181,7 @@ class Segments:
                 raise Failed(f"there is no link {quoted(name)}", hint="vmess net show")
             self._network.access.check_change(link, name)
             if link.kind == "":
-                raise Failed(f"{name} is {describe(link)}; nobody can delete it")
+                raise Failed(f"{name} is {describe(link)}, which cannot be deleted")
             if link.tap and link.attached:
                 raise attached(name)
             if used := users(kernel, link):
@@ -187,7 +190,7 @@ class Segments:
                 )
             other = kernel.link_at(link.parent) if link.kind == "veth" else None
             if other:
-                self._network.access.check_root(other)  # it would go, too
+                self._network.access.check_root(other)  # both ends are deleted together
             bridge = kernel.link_at(other.master) if other else None
             if other and bridge and not self._network.access.is_own(bridge):
                 raise Failed(
@@ -198,7 +201,7 @@ class Segments:
         return [Step(StepKind.nonpersistent if link.tap else StepKind.deleted, name)]
 
     def prune(self) -> list[Step]:
-        """Delete the bridges vmess made that have neither a port nor an address; raises Failed."""
+        """Delete the bridges created by vmess that have neither a port nor an address; raises Failed."""
         with self._network.kernel() as kernel:
             links, addressed = kernel.links(), kernel.addressed()
             used = {link.master for link in links} | {link.parent for link in links} | addressed
@@ -215,11 +218,11 @@ class Segments:
     # -- One link --
 
     def _prepare(self, kernel: Netlink, change: Change, name: str, depth: int = 0) -> Link:
-        """Return a link by its name, made if need be; up where it is not our own."""
+        """Return a link by its name, created if necessary; a link that is not our own is set up."""
         if parts := names.tap_parts(name):
             if parts[1] >= room(parts[0]):
                 raise InvalidValue(
-                    f"TAP {quoted(name)} is none a VM can have; {room(parts[0]) - 1} is the last"
+                    f"no VM can have TAP {quoted(name)}; the last interface is {room(parts[0]) - 1}"
                 )
             change.steps.append(Step(StepKind.preparing, name))
             return self._network.make_tap(kernel, change, name)
@@ -227,29 +230,29 @@ class Segments:
         if found is None:
             return self._make(kernel, change, name, depth)
         if found.kind == "bridge":
-            raise Failed(f"{name} is a bridge; a bridge is no port of another")
+            raise Failed(f"{name} is a bridge; a bridge cannot be a port of another bridge")
         self._network.access.check_change(found, name)
         change.steps.append(Step(StepKind.existing, name))
         if not found.up and not self._network.access.is_own(found):
-            change.reversals.append(as_it_was(found, found.master, own=False))
+            change.reversals.append(restoring(found, found.master, own=False))
             kernel.do([rtnetlink.change(found.index, up=True)])
         return found
 
     def _make(self, kernel: Netlink, change: Change, name: str, depth: int) -> Link:
-        """Make a link whose name tells what it is; it is down until it is plugged in."""
+        """Create a link of the kind that its name implies; it is down until it is plugged in."""
         self._network.check_made(kernel)
         request = self._creation(kernel, change, name, depth)
         ends = [name, peer(name)] if peer(name) else [name]
         mark = self._network.access.mark()
         with making(name):
-            kernel.do([request, *(rtnetlink.marked(end, mark) for end in ends)])
+            kernel.do([request, *(rtnetlink.set_alias(end, mark) for end in ends)])
         made = [kernel.present(end) for end in ends]
         if any(
             link.name != end or not link.kind or link.alias != mark
             for link, end in zip(made, ends, strict=True)
         ):
-            raise Failed(f"{name} vanished as soon as it was made", hint="try again")
-        change.reversals.append(undoing(made[0]))
+            raise Failed(f"{name} vanished right after it was created", hint="try again")
+        change.reversals.append(deleting(made[0]))
         return made[0]
 
     def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> rtnetlink.Request:
@@ -257,14 +260,14 @@ class Segments:
         parent, _, tag = name.rpartition(".")
         if kind is NamedKind.vlan:
             if not 1 <= int(tag) <= VLAN_MAX or depth >= _DEPTH_MAX:
-                raise InvalidValue(f"VLAN {quoted(tag)} of {quoted(name)} is not from 1 to {VLAN_MAX}")
+                raise InvalidValue(f"VLAN {quoted(tag)} of {quoted(name)} is not between 1 and {VLAN_MAX}")
             base = self._prepare(kernel, change, parent, depth + 1)
             change.steps.append(Step(StepKind.subinterface, name))
             return rtnetlink.new_vlan(name, base.index, int(tag))
         if kind is NamedKind.pair:
             if kernel.link(peer(name)):
                 raise Failed(
-                    f"{peer(name)} is there already, and is not the other end of a pair with {name}",
+                    f"{peer(name)} exists already and is not the other end of a pair with {name}",
                     hint=f"vmess net delete {peer(name)}",
                 )
             change.steps.append(Step(StepKind.pair, name))
@@ -272,13 +275,13 @@ class Segments:
         if kind is NamedKind.vxlan:
             number = int(name.removeprefix("vxlan"))
             if not 1 <= number <= VXLAN_MAX:
-                raise InvalidValue(f"VXLAN '{number}' of {quoted(name)} is not from 1 to {VXLAN_MAX}")
+                raise InvalidValue(f"VXLAN '{number}' of {quoted(name)} is not between 1 and {VXLAN_MAX}")
             change.steps.append(Step(StepKind.vxlan, name))
             return rtnetlink.new_vxlan(name, number, VXLAN_PORT)
         raise InvalidValue(
-            f"there is no link {quoted(name)}, and its name does not say what to make",
+            f"there is no link {quoted(name)}, and its name does not say what to create",
             hint="newvm0e0 is a TAP, eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN; "
-            "a bridge is made by: vmess net vlan <bridge>",
+            "to create a bridge: vmess net vlan <bridge>",
         )
 
 

@@ -1,9 +1,9 @@
-"""MACs of VMs that run, heard where they are not: somebody else has the same, and gets half of what is sent.
+"""Detection of duplicate MACs: the MAC of a running VM appears at another port of its bridge.
 
-A MAC follows from a VM's name, so two hosts that share a segment, as over a VXLAN, may have it twice. A bridge
-that hears a MAC at another port than before moves it there, and the kernel tells. That is listened to while VMs
-with TAPs run, and only for their MACs. Guests decide how often it is told: so much is read at once, and it is
-looked into once a second.
+A MAC follows from the name of a VM, so two hosts that share a segment, for example over VXLAN, may use it
+twice; each then receives part of the frames. A bridge that sees a MAC at a new port moves it there, and the
+kernel sends a notification. The daemon listens for the MACs of running VMs with TAPs, and for no others. Guests
+control the rate of notifications, so reading is limited, and links are examined once a second.
 """
 
 import asyncio
@@ -14,68 +14,66 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from vmessd.core.errors import VmessError, printable
-from vmessd.network.learned import Learned
+from vmessd.network.fdb_events import FDBEvents
 from vmessd.network.links import Network
 from vmessd.storage import blocking
 
 log = logging.getLogger(__name__)
 
 READ_MOST = 128
-"""Messages that are read at once; with the pause after them, some 500 a second, whatever guests send."""
+"""Messages to read at once; with the pause, at most 500 a second."""
 READ_PAUSE = 0.25
 LOOK_AFTER = 0.2
-"""Seconds from a message to the look at the links it is about."""
+"""Seconds from a message until its links are examined."""
 LOOK_EVERY = 1.0
 PLACES_MAX = 8
-"""Places where one MAC was learned that are looked at at once."""
+"""Ports of one MAC to examine at once."""
 REPLUGGED = 2.0
-"""Seconds after a change of wires in which the VM's own frames may still be on their way."""
+"""Seconds after a change of connections during which earlier frames of the VM may still arrive."""
 FORGOTTEN = 300.0
-"""Seconds after which a duplicate that is not heard any more is forgotten, as bridges do (IEEE 802.1D)."""
-COMPLAIN_EVERY = 60.0
-"""Seconds between two lines of the log about one interface."""
-
-_Told = Callable[[str, str], None]
+"""Seconds after which a duplicate is forgotten if not seen again, as in bridges (IEEE 802.1D)."""
+WARN_EVERY = 60.0
+"""Seconds between two warnings about one interface."""
 
 
 class Port(NamedTuple):
-    """Where a MAC belongs."""
+    """The interface that a MAC belongs to."""
 
     vm: str
     interface: int
     tap: str
 
 
-class Heard(NamedTuple):
-    """A MAC that was heard elsewhere."""
+class Duplicate(NamedTuple):
+    """A duplicate of a MAC."""
 
     where: str
-    """The port of the bridge, and the bridge."""
+    """The port and the bridge."""
     at: float
-    """By CLOCK_MONOTONIC."""
+    """CLOCK_MONOTONIC, in seconds."""
 
 
 class Duplicates:
-    """The MACs of all VMs that run, and which of them were heard elsewhere."""
+    """The MACs of all running VMs, and their duplicates."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self.told: _Told = lambda _vm, _text: None
-        """Called with a VM and what is new about one of its MACs."""
+        self.report: Callable[[str, str], None] = lambda _vm, _text: None
+        """Called with the name of a VM and a text about a new duplicate."""
         self._ports: dict[str, dict[int, tuple[str, str]]] = {}
         self._by_mac: dict[str, list[Port]] = {}
         self._replugged: dict[tuple[str, int], float] = {}
-        self._heard: dict[tuple[str, int], Heard] = {}
-        self._complained: dict[tuple[str, int], float] = {}
-        self._learned: Learned | None = None
+        self._duplicates: dict[tuple[str, int], Duplicate] = {}
+        self._warned: dict[tuple[str, int], float] = {}
+        self._fdb: FDBEvents | None = None
         self._suspects: dict[str, set[tuple[int, int]]] = {}
         self._look: asyncio.Task[None] | None = None
         self._closed = False
 
-    # -- What is asked and told --
+    # -- Interface --
 
     def watch(self, vm: str, cards: Mapping[int, tuple[str, str]]) -> None:
-        """Listen for the MACs of a VM: by interface, MAC and TAP; no others of it. None ends it."""
+        """Listen for these MACs of a VM: MAC and TAP by interface. An empty mapping ends it."""
         if self._closed:
             return
         before = self._ports.pop(vm, {})
@@ -91,21 +89,21 @@ class Duplicates:
         self._listen()
 
     def replugged(self, vm: str, index: int) -> None:
-        """Note that an interface has been plugged elsewhere just now."""
+        """Record that an interface has just been connected to another bridge."""
         self._forget(vm, index)
         self._replugged[vm, index] = time.monotonic()
 
     def remark(self, vm: str, index: int) -> str | None:
-        """Return what there is to say of an interface's MAC, as of now; None if nothing."""
-        heard = self._heard.get((vm, index))
+        """Return a text about a duplicate of an interface's MAC; None if there is none."""
+        duplicate = self._duplicates.get((vm, index))
         mac = self._ports.get(vm, {}).get(index, ("", ""))[0]
-        if heard is None or not mac or time.monotonic() - heard.at > FORGOTTEN:
+        if duplicate is None or not mac or time.monotonic() - duplicate.at > FORGOTTEN:
             return None
-        ago = f"{time.monotonic() - heard.at:.0f} s ago"
-        return f"MAC {mac} of interface {index} was also heard at {heard.where}, {ago}: {_cure(vm, index)}"
+        ago = f"{time.monotonic() - duplicate.at:.0f} s ago"
+        return f"MAC {mac} of interface {index} was also seen at {duplicate.where}, {ago}: {_remedy(vm, index)}"
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._closed = True
         self._ports, self._by_mac = {}, {}
         self._listen()
@@ -113,67 +111,67 @@ class Duplicates:
             self._look.cancel()
 
     def _forget(self, vm: str, index: int) -> None:
-        for noted in (self._heard, self._complained, self._replugged):
-            noted.pop((vm, index), None)
+        for records in (self._duplicates, self._warned, self._replugged):
+            records.pop((vm, index), None)
 
-    # -- What the kernel tells --
+    # -- Notifications --
 
     def _listen(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            if self._by_mac and self._learned is None:
-                self._learned = Learned()
-                loop.add_reader(self._learned.fileno(), self._read)
-            if self._learned is not None and self._by_mac:
-                self._learned.listen(self._by_mac)
+            if self._by_mac and self._fdb is None:
+                self._fdb = FDBEvents()
+                loop.add_reader(self._fdb.fileno(), self._read)
+            if self._fdb is not None and self._by_mac:
+                self._fdb.listen(self._by_mac)
         except OSError as error:
-            log.warning("nobody tells of MACs that are there twice: %s", error)
-        if self._learned is not None and not self._by_mac:
-            loop.remove_reader(self._learned.fileno())
-            self._learned.close()
-            self._learned = None
+            log.warning("duplicate MACs will not be detected: %s", error)
+        if self._fdb is not None and not self._by_mac:
+            loop.remove_reader(self._fdb.fileno())
+            self._fdb.close()
+            self._fdb = None
 
     def _read(self) -> None:
-        if self._learned is None:
+        if self._fdb is None:
             return
         loop = asyncio.get_running_loop()
-        learned = self._learned
-        entries, whole = learned.read(READ_MOST)
+        fdb = self._fdb
+        entries, is_all = fdb.read(READ_MOST)
         for entry in entries:
             places = self._suspects.setdefault(entry.mac, set()) if entry.mac in self._by_mac else set()
             if entry.master and len(places) < PLACES_MAX:
                 places.add((entry.index, entry.master))
         if self._suspects and (self._look is None or self._look.done()):
             self._look = loop.create_task(self._look_soon())
-        if not whole:
-            loop.remove_reader(learned.fileno())
-            loop.call_later(READ_PAUSE, self._read_on, learned)
+        if not is_all:
+            loop.remove_reader(fdb.fileno())
+            loop.call_later(READ_PAUSE, self._continue_reading, fdb)
 
-    def _read_on(self, learned: Learned) -> None:
-        if learned is self._learned:
-            asyncio.get_running_loop().add_reader(learned.fileno(), self._read)
+    def _continue_reading(self, fdb: FDBEvents) -> None:
+        if fdb is self._fdb:
+            asyncio.get_running_loop().add_reader(fdb.fileno(), self._read)
 
     async def _look_soon(self) -> None:
         while self._suspects:
             await asyncio.sleep(LOOK_AFTER)
             suspects, self._suspects = self._suspects, {}
-            heard = [
+            seen = [
                 (port, place)
                 for mac, places in suspects.items()
                 for port in self._by_mac.get(mac, ())
                 for place in places
             ]
             with contextlib.suppress(VmessError):
-                for port, where in await blocking.call(self._elsewhere, heard):
-                    self._tell(port, where)
+                for port, where in await blocking.call(self._elsewhere, seen):
+                    self._note(port, where)
             await asyncio.sleep(LOOK_EVERY)
 
-    def _elsewhere(self, heard: Sequence[tuple[Port, tuple[int, int]]]) -> list[tuple[Port, str]]:
-        """Return which MACs were learned in their TAP's own bridge, but at another port; and where."""
+    def _elsewhere(self, seen: Sequence[tuple[Port, tuple[int, int]]]) -> list[tuple[Port, str]]:
+        """Return the MACs that the bridge of their TAP learned at another port, and that port."""
         found = []
         with self._network.kernel() as kernel:
-            taps = kernel.named({port.tap for port, _ in heard})
-            for port, (index, master) in heard:
+            taps = kernel.named({port.tap for port, _ in seen})
+            for port, (index, master) in seen:
                 tap = taps.get(port.tap)
                 if tap is None or tap.master != master or tap.index == index:
                     continue
@@ -182,7 +180,7 @@ class Duplicates:
                     found.append((port, f"{printable(other.name)} in bridge {printable(bridge.name)}"))
         return found
 
-    def _tell(self, port: Port, where: str) -> None:
+    def _note(self, port: Port, where: str) -> None:
         key, now = (port.vm, port.interface), time.monotonic()
         mac, tap = self._ports.get(port.vm, {}).get(port.interface, ("", ""))
         own = {tap for _, tap in self._ports.get(port.vm, {}).values()}
@@ -190,15 +188,15 @@ class Duplicates:
             return
         if now - self._replugged.get(key, -REPLUGGED) < REPLUGGED:
             return
-        before = self._heard.get(key)
-        self._heard[key] = Heard(where, now)
+        before = self._duplicates.get(key)
+        self._duplicates[key] = Duplicate(where, now)
         new = before is None or before.where != where or now - before.at > FORGOTTEN
-        if new and now - self._complained.get(key, -COMPLAIN_EVERY) >= COMPLAIN_EVERY:
-            self._complained[key] = now
-            text = f"MAC {mac} of interface {port.interface} was also heard at {where}"
-            log.warning("%s: %s: %s", port.vm, text, _cure(port.vm, port.interface))
-            self.told(port.vm, text)
+        if new and now - self._warned.get(key, -WARN_EVERY) >= WARN_EVERY:
+            self._warned[key] = now
+            text = f"MAC {mac} of interface {port.interface} was also seen at {where}"
+            log.warning("%s: %s: %s", port.vm, text, _remedy(port.vm, port.interface))
+            self.report(port.vm, text)
 
 
-def _cure(vm: str, index: int) -> str:
-    return f"another machine has it, or the segment is a loop; vmess {vm} mac {index} <address> sets another"
+def _remedy(vm: str, index: int) -> str:
+    return f"another machine has it, or the segment has a loop; vmess {vm} mac {index} <address> sets another"

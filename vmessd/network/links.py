@@ -1,7 +1,7 @@
-"""The host's side of VMs' wires: TAPs and bridges, all of a change or none of it.
+"""The host's side of VM interfaces: TAPs and bridges. A change is made completely or not at all.
 
-The kernel is the truth while links exist; a NICS file says what is made anew where they do not. All of
-this blocks; callers are in a thread, and one piece of work follows the other.
+While links exist, the kernel is the truth; the NICS file says how to create missing ones. Everything here
+blocks, so call it from a thread. A lock serializes the callers.
 """
 
 import contextlib
@@ -20,13 +20,14 @@ from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason, she
 from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.wires import Wire, new_bridge_name, room
 from vmessd.network import rtnetlink, taps
+from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import Access, describe, is_leaving, root_text
-from vmessd.network.rtnetlink import Link, Netlink
+from vmessd.network.rtnetlink import Netlink
 
 log = logging.getLogger(__name__)
 
 IDLE_MAX = 256
-"""Bridges of ours without a port; `net prune` deletes them."""
+"""Bridges of ours that may be without a port; `net prune` deletes them."""
 MADE_MAX = 1024
 """Links of ours that are neither bridges nor TAPs: VLANs, both ends of pairs, VXLANs."""
 
@@ -35,37 +36,37 @@ Reversal = Callable[[Netlink], None]
 
 @dataclass(frozen=True)
 class Nic:
-    """One interface of a VM: what its file says, and what the kernel has."""
+    """One interface of a VM: what NICS says and what the kernel has."""
 
     index: int
     tap: str
-    """Name of the TAP, whether there is one or not."""
+    """The name of the TAP, whether it exists or not."""
     noted: Wire | None
-    """As in NICS."""
+    """The connection according to NICS."""
     link: Link | None
-    """The TAP."""
+    """The TAP, if it exists."""
     bridge: str | None
-    """What the TAP is a port of."""
+    """The bridge that the TAP is a port of."""
     taken_by: str | None = None
-    """The other VM root that a link of this name belongs to."""
+    """The other VM root that owns a link of this name."""
 
     @property
     def wire(self) -> Wire:
-        """What it is plugged into: by the kernel if there is a TAP, else as noted."""
+        """What it is plugged into: according to the kernel if the TAP exists, else according to NICS."""
         return Wire(bridge=self.bridge) if self.link else self.noted or Wire()
 
     @property
     def leaving(self) -> bool:
-        """The guest was asked to let go of it and has not yet."""
+        """The guest was asked to release its card and has not done so yet."""
         return self.link is not None and is_leaving(self.link)
 
     @property
     def is_whole(self) -> bool:
-        """There is a TAP, it belongs to somebody, and it is up if it is a port."""
+        """The TAP exists, has an owner, and is up if it is a port."""
         return self.link is not None and self.link.owner is not None and (self.link.up or not self.bridge)
 
     def difference(self) -> str | None:
-        """Return in what the kernel differs from what it should be by the file; None if in nothing."""
+        """Return how the kernel differs from NICS, as a text; None if it does not."""
         if self.taken_by is not None:
             return f"{self.tap} belongs to the VM root {self.taken_by}"
         if self.link is not None and self.bridge and not self.link.up:
@@ -73,7 +74,7 @@ class Nic:
         if self.noted is None or self.leaving or (self.link is None and self.noted.user):
             return None
         if self.link is None:
-            return f"{self.tap} is not there; a start makes it, plugged into {self.noted}"
+            return f"{self.tap} does not exist; a start creates it, plugged into {self.noted}"
         if self.wire != self.noted:
             return f"{self.tap} is plugged into {self.wire}, but NICS says {self.noted}"
         return None
@@ -81,24 +82,24 @@ class Nic:
 
 @dataclass
 class Change:
-    """What was done to the host's links, and how to take it back."""
+    """What was done to the links of the host, and how to undo it."""
 
     network: "Network"
     steps: list[Step] = field(default_factory=list)
     reversals: list[Reversal] = field(default_factory=list)
 
     def undo(self) -> None:
-        """Take everything back, the last thing first; what has vanished meanwhile is no matter."""
+        """Undo everything in reverse order; links that vanished in the meantime are ignored."""
         with self.network.kernel() as kernel:
             while self.reversals:
                 try:
                     self.reversals.pop()(kernel)
                 except OSError as error:
-                    log.warning("a change of links could not be taken back whole: %s", reason(error))
+                    log.warning("a change of links could not be undone completely: %s", reason(error))
 
 
 class Network:
-    """The links of the host, as far as VMs are concerned."""
+    """The links of the host that VMs use."""
 
     def __init__(self, access: Access) -> None:
         self.access = access
@@ -106,18 +107,18 @@ class Network:
 
     @contextlib.contextmanager
     def kernel(self) -> Iterator[Netlink]:
-        """Have the kernel's links to oneself for the length of a `with`.
+        """Lock the links of the host for the duration of a `with`.
 
         Raises:
             NotPermitted: CAP_NET_ADMIN is missing.
-            Failed: the kernel refused something; carries its words.
+            Failed: the kernel refused a request; quotes its error.
         """
         with self._lock, explained(), Netlink() as kernel:
             yield kernel
 
     @contextlib.contextmanager
     def change(self) -> Iterator[tuple[Netlink, Change]]:
-        """Change links: if what is inside fails, all of it is taken back."""
+        """Change links; undo all changes if the body of the `with` fails."""
         change = Change(self)
         try:
             with self.kernel() as kernel:
@@ -126,22 +127,22 @@ class Network:
             change.undo()
             raise
 
-    # -- What there is --
+    # -- Queries --
 
     def nics(self, vm: str, noted: Sequence[Wire] | None) -> list[Nic]:
-        """Return a VM's interfaces: those noted, and behind them TAPs by their names without a gap.
+        """Return the interfaces of a VM: those in NICS, then further TAPs by name, up to the first gap.
 
-        One that is being unplugged is told apart by :attr:`Nic.leaving`, and may stand behind a gap.
+        An interface that is being unplugged (:attr:`Nic.leaving`) may follow a gap.
         """
         with self.kernel() as kernel:
-            taps = any(not wire.user for wire in noted or ()) or rtnetlink.any_link(_taps(vm).__contains__)
-            found = kernel.named(_taps(vm)) if taps else {}
+            has_taps = any(not wire.user for wire in noted or ()) or _any_tap(vm)
+            found = kernel.named(_taps(vm)) if has_taps else {}
             masters = {link.master for link in found.values() if link.master}
             bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
         return self._nics(vm, noted or (), found, bridges)
 
     def nics_of(self, noted: Mapping[str, Sequence[Wire] | None]) -> dict[str, list[Nic]]:
-        """Return the interfaces of several VMs as :meth:`nics` does, by one look at all links there are."""
+        """Return the interfaces of several VMs, as :meth:`nics`, with a single dump of all links."""
         with self.kernel() as kernel:
             links = kernel.links() if noted and rtnetlink.any_link(names.tap_parts) else []
         found = {link.name: link for link in links}
@@ -151,7 +152,7 @@ class Network:
     def _nics(
         self, vm: str, noted: Sequence[Wire], found: Mapping[str, Link], bridges: Mapping[int, str]
     ) -> list[Nic]:
-        """Return a VM's interfaces; `found` are links by the names they go by, `bridges` names by indices."""
+        """Return the interfaces of a VM; `found` has links by name, `bridges` names by index."""
         nics: list[Nic] = []
         gap = False
         for index in range(room(vm)):
@@ -159,7 +160,7 @@ class Network:
             link = found.get(name)
             taken_by = self.access.other_root(link) if link is not None else None
             if link is not None and not self._is_own_tap(link, name):
-                link = None  # somebody else's; whoever needs the name is told
+                link = None  # it is foreign; an attempt to use the name will say so
             gap = gap or (link is None and index >= len(noted))
             if gap and (link is None or not is_leaving(link)):
                 continue
@@ -169,26 +170,26 @@ class Network:
         return nics
 
     def mac_of(self, name: str) -> str | None:
-        """Return the MAC of a link, None where there is none of this name; raises Failed."""
+        """Return the MAC of a link, None if it does not exist; raises Failed."""
         with self.kernel() as kernel:
             link = kernel.link(name)
         return link.mac if link is not None else None
 
-    def carried(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """Return the bytes that VMs' TAPs in use have carried, by VM and TAP: to the guest, and from it.
+    def traffic(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Return the traffic of TAPs in use, by VM and TAP: bytes to the guest and from it.
 
-        Waits for no change of links that is under way. Raises Failed.
+        Does not wait for a change of links in progress. Raises Failed.
         """
         found: dict[str, dict[str, tuple[int, int]]] = {}
         with explained(), Netlink() as kernel:
-            for link, received, sent in kernel.carried() if rtnetlink.any_link(names.tap_parts) else ():
+            for link, received, sent in kernel.traffic() if rtnetlink.any_link(names.tap_parts) else ():
                 parts = names.tap_parts(link.name)
                 if parts and link.attached and self._is_own_tap(link, link.name):
-                    # The TAP sends what its guest receives. Made anew, it has another index.
+                    # The TAP sends what its guest receives. A new TAP of the same name has another index.
                     found.setdefault(parts[0], {})[f"{link.name} {link.index}"] = (sent, received)
         return found
 
-    # -- What is changed --
+    # -- Changes --
 
     def wire(
         self,
@@ -198,14 +199,14 @@ class Network:
         *,
         starts: bool = False,
     ) -> Change:
-        """Give interfaces their TAPs and plug them in, making what is missing; user networks need none.
+        """Create missing TAPs and bridges, and plug the TAPs in. User networks need neither.
 
-        `macs` are those of cards that were set, by interface. Bridges of a VM that `starts` are made however
-        many are idle.
+        `macs` are configured MACs of cards, by interface. For a VM that `starts`, bridges are created no matter
+        how many idle ones exist.
 
         Raises:
-            NotPermitted: CAP_NET_ADMIN is missing, a TAP is another user's, a bridge is not allowed.
-            Failed: a name is taken by something else, or the kernel refused. Nothing was changed then.
+            NotPermitted: CAP_NET_ADMIN is missing, a TAP belongs to another user, or a bridge is not allowed.
+            Failed: a name is taken by another kind of link, or the kernel refused. Everything was undone.
         """
         plugged = {names.tap(vm, index): wire for index, wire in sorted(wires.items()) if not wire.user}
         own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in (macs or {}).items()}
@@ -217,7 +218,7 @@ class Network:
                     found.pop(name, None)
             found |= kernel.named(name for name in plugged if name not in found)
             if any(name not in found or not self._is_own_tap(found[name], name) for name in plugged):
-                raise OSError(errno.ENODEV, "a TAP vanished as soon as it was made")
+                raise OSError(errno.ENODEV, "a TAP vanished right after it was created")
             stations = kernel.addressed() if plugged else ()
             for name, wire in plugged.items():
                 change.steps.append(owned := Step(StepKind.persistent, name, found[name].owner))
@@ -231,7 +232,7 @@ class Network:
                 self.plug(kernel, change, found[name], master, stations, own.get(name))
         return change
 
-    def plug(  # noqa: PLR0913, PLR0917 -- all that a port is made of
+    def plug(  # noqa: PLR0913, PLR0917 -- all properties of a port
         self,
         kernel: Netlink,
         change: Change,
@@ -240,16 +241,16 @@ class Network:
         stations: Collection[int],
         own: str | None = None,
     ) -> None:
-        """Make a link of ours a port of the bridge `master`, 0 being none, and mark it.
+        """Make a link of ours a port of the bridge `master` (0: of none) and mark it.
 
-        What is in no bridge is down: nothing else keeps what comes out of it from the host's own stack. It is
-        left up where the host is one of the `stations`, which have an address that somebody gave it. `own` is
-        its own MAC where that does not follow from its name.
+        A link in no bridge is set down, because its frames would otherwise reach the network stack of the host.
+        It stays up if it is one of the `stations`: links on which the host has a configured address. `own` is
+        the MAC of the link if that does not follow from its name.
         """
         up = master != 0 or (link.up and link.index in stations)
         if link.kind == "vlan" and (base := kernel.link_at(link.parent)) and not base.up:
             change.steps.append(Step(StepKind.waiting, base.name))
-            up = False  # the kernel sets it up along with what it lives on
+            up = False  # the kernel sets it up together with its lower link
         mark, mac = self.access.mark(), link.mac
         if own is not None:
             mac = own
@@ -257,15 +258,15 @@ class Network:
             mac = names.tap_mac(names.mac(*parts))
         if (link.master, link.up, link.alias, link.mac) == (master, up, mark, mac):
             return
-        change.reversals.append(as_it_was(link, master))
+        change.reversals.append(restoring(link, master))
         requests = _moved(link, master, up=up, mac=None if mac == link.mac else mac, alias=mark)
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
 
     def settle(self, vm: str, macs: Mapping[int, str]) -> Change:
-        """Bring a VM's TAPs, and the bridges of ours they are in, to how they are made today.
+        """Update a VM's TAPs and our bridges that contain them to the settings of this version.
 
-        They may be the original's, or an earlier version's. Without CAP_NET_ADMIN they stay as they are. `macs`
-        are those of cards that were set, by interface.
+        They may come from the original script or from an earlier version. Without CAP_NET_ADMIN they stay as
+        they are. `macs` are configured MACs of cards, by interface.
         """
         own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in macs.items()}
         with self.change() as (kernel, change):
@@ -283,7 +284,7 @@ class Network:
         for link in taps:
             if link.alias != mark:
                 kernel.do([rtnetlink.change(link.index, alias=mark)])
-                change.reversals.append(as_it_was(link, link.master))
+                change.reversals.append(restoring(link, link.master))
             known = replace(link, alias=mark)
             self.plug(kernel, change, known, link.master, stations, own.get(link.name))
         for index in {link.master for link in taps if link.master}:
@@ -292,39 +293,39 @@ class Network:
                 self._settle_bridge(kernel, bridge, stations)
 
     def _settle_bridge(self, kernel: Netlink, bridge: Link, stations: Collection[int]) -> None:
-        """Have the host be no station on a bridge of ours, unless somebody gave it an address there."""
+        """Keep the host off a bridge of ours unless it has a configured address there."""
         if bridge.index not in stations:
             kernel.do(rtnetlink.silence(bridge.index))
         if bridge.alias != self.access.mark():
             kernel.do([rtnetlink.change(bridge.index, alias=self.access.mark())])
 
     def make_tap(self, kernel: Netlink, change: Change, name: str) -> Link:
-        """Return the TAP of this name, made if need be; raises as :meth:`wire`."""
+        """Return the TAP of this name, created if necessary; raises as :meth:`wire`."""
         self._make_tap(kernel, change, name, kernel.link(name))
         made = kernel.present(name)
         if not self._is_own_tap(made, name):
-            raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
+            raise OSError(errno.ENODEV, f"{name} vanished right after it was created")
         change.steps.append(Step(StepKind.persistent, name, made.owner))
         return made
 
     def _make_tap(self, kernel: Netlink, change: Change, name: str, link: Link | None) -> bool:
-        """Make a TAP where there is none, see that one that is there will do; tell whether it changed."""
+        """Create a missing TAP, or check an existing one; return whether anything changed."""
         if link is None:
             try:
                 with taps.made(self.access.owner) as first_name:
                     index = kernel.present(first_name).index
-                    # Marked before it has the name by which other daemons would take it for their own.
+                    # Mark it before it has the name: other daemons would take it for their own.
                     kernel.do(
                         [rtnetlink.change(index, alias=self.access.mark()), rtnetlink.change(index, name=name)]
                     )
             except OSError as error:
                 if error.errno != errno.EEXIST or (link := kernel.link(name)) is None:
-                    raise  # else somebody has made one just now
+                    raise  # else another process has just created one
             else:
-                change.reversals.append(lambda kernel: self._part_with(kernel, name))
+                change.reversals.append(lambda kernel: self._remove_tap(kernel, name))
                 return True
         self._check_tap(link, name)
-        if link.owner is None and not link.attached:  # else whoever holds it would have to let go first
+        if link.owner is None and not link.attached:  # the owner of an attached TAP cannot be changed
             taps.claim(name, self.access.owner)
             return True
         return False
@@ -332,31 +333,32 @@ class Network:
     def _check_tap(self, link: Link, name: str) -> None:
         if link.name != name or not link.tap:
             raise Failed(
-                f"{name} is taken by {describe(link)} named {link.name}; a TAP of this name is needed",
+                f"the name {name} is taken by {describe(link)}, {link.name}; a TAP of this name is needed",
                 hint=f"rename or delete it: ip link show {name}",
             )
         self.access.check_root(link)
         if not self.access.is_own(link):
             raise NotPermitted(
-                f"TAP {name} belongs to uid {link.owner}, not to uid {self.access.owner}", hint=_anew(name)
+                f"TAP {name} belongs to uid {link.owner}, not to uid {self.access.owner}",
+                hint=_recreation(name),
             )
         if link.multi_queue:
             raise Failed(
-                f"TAP {name} has several queues, so QEMU cannot attach to it as vmess has it do",
-                hint=_anew(name),
+                f"TAP {name} is multi-queue; QEMU as started by vmess cannot attach to it",
+                hint=_recreation(name),
             )
         if is_leaving(link) and link.attached:
             raise AlreadyRunning(
-                f"{name} is still being unplugged: the guest has not let go of it",
-                hint="it goes when the guest lets go of it, or when the VM ends",
+                f"{name} is still being unplugged: the guest has not released it",
+                hint="it goes away when the guest releases it, or when the VM ends",
             )
 
     def make_bridge(
         self, kernel: Netlink, change: Change, name: str, link: Link | None, *, deliberate: bool = False
     ) -> Link:
-        """Return the bridge of this name, made if `link` says there is none; raises as :meth:`wire`.
+        """Return the bridge of this name, created if `link` is None; raises as :meth:`wire`.
 
-        It is `deliberate` where a bridge of just this name was asked for, and not a VM's connection.
+        `deliberate`: the user asked for a bridge of this name, not for the connection of a VM.
         """
         if link is not None:
             self.access.check_bridge(link, name)
@@ -364,7 +366,7 @@ class Network:
             if self.access.is_own(link):
                 self._settle_bridge(kernel, link, kernel.addressed())
                 if not link.up:
-                    change.reversals.append(as_it_was(link, link.master))
+                    change.reversals.append(restoring(link, link.master))
                     kernel.do([rtnetlink.change(link.index, up=True)])
             elif not link.up:
                 change.steps.append(Step(StepKind.down, name))
@@ -373,43 +375,42 @@ class Network:
         change.steps.append(Step(StepKind.making, name))
         with making(name):
             kernel.do(
-                [rtnetlink.new_bridge(name, bridge_mac(name)), rtnetlink.marked(name, self.access.mark())]
+                [rtnetlink.new_bridge(name, bridge_mac(name)), rtnetlink.set_alias(name, self.access.mark())]
             )
         made = kernel.present(name)
         if made.name != name or made.kind != "bridge" or not self.access.is_own(made):
-            raise OSError(errno.ENODEV, f"{name} vanished as soon as it was made")
-        change.reversals.append(undoing(made))
+            raise OSError(errno.ENODEV, f"{name} vanished right after it was created")
+        change.reversals.append(deleting(made))
         kernel.do([*rtnetlink.silence(made.index), rtnetlink.change(made.index, up=True)])
         return replace(made, up=True)
 
     def check_idle(self, kernel: Netlink) -> None:
-        """Raise Failed where there are so many bridges of ours without a port that no more is made."""
+        """Raise Failed if IDLE_MAX bridges of ours have no port."""
         links = kernel.links()
         used = {link.master for link in links}
         bridges = [link for link in links if link.kind == "bridge" and self.access.is_own(link)]
         idle = sum(link.index not in used for link in bridges)
         if idle >= IDLE_MAX:
             raise Failed(
-                f"{idle} bridges made by vmess have no port, and no other is made: {IDLE_MAX} are the most",
-                hint="vmess net prune deletes those that nobody uses",
+                f"{idle} bridges created by vmess have no port; the limit is {IDLE_MAX}",
+                hint="to delete unused ones: vmess net prune",
             )
 
     def check_made(self, kernel: Netlink) -> None:
-        """Raise Failed where there are so many other links of ours, but for TAPs, that no more is made."""
+        """Raise Failed if there are MADE_MAX links of ours that are neither bridges nor TAPs."""
         own = [link for link in kernel.links() if self.access.is_own(link)]
         made = sum(link.kind != "bridge" and not link.tap for link in own)
         if made >= MADE_MAX:
             raise Failed(
-                f"{made} VLANs, pairs and VXLANs made by vmess are there, and no other is made: "
-                f"{MADE_MAX} are the most",
-                hint="vmess net delete <interface>, where one is not used; vmess net show tells what there is",
+                f"there are {made} VLANs, pairs and VXLANs created by vmess; the limit is {MADE_MAX}",
+                hint="vmess net show lists them; to delete one: vmess net delete <interface>",
             )
 
     def unwire(self, vm: str, keep: Sequence[int] = ()) -> list[Step]:
-        """Delete a VM's TAPs but those to `keep`, in one step of the kernel's.
+        """Delete a VM's TAPs except those to `keep`, in one operation.
 
         Raises:
-            AlreadyRunning: a process holds one; none was deleted.
+            AlreadyRunning: a process is attached to one; none was deleted.
         """
         with self.kernel() as kernel:
             kept = {names.tap(vm, index) for index in keep}
@@ -421,33 +422,33 @@ class Network:
         return [Step(StepKind.nonpersistent, link.name) for link in links]
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[Link]:
-        found = kernel.named(_taps(vm)) if rtnetlink.any_link(_taps(vm).__contains__) else {}
+        found = kernel.named(_taps(vm)) if _any_tap(vm) else {}
         return [link for name, link in found.items() if self._is_own_tap(link, name)]
 
     def _is_own_tap(self, link: Link, name: str) -> bool:
         return link.name == name and link.tap and self.access.is_own(link)
 
-    def _part_with(self, kernel: Netlink, name: str) -> None:
-        """Delete a TAP, or, while a process holds it, mark it so that it goes when that ends."""
+    def _remove_tap(self, kernel: Netlink, name: str) -> None:
+        """Delete a TAP; if a process is attached, mark it for later deletion instead."""
         link = kernel.link(name)
         if link is not None and self._is_own_tap(link, name):
-            kernel.do(self._left(link) if link.attached else [rtnetlink.deletion(link.index)])
+            kernel.do(self._leaving(link) if link.attached else [rtnetlink.deletion(link.index)])
 
-    def _left(self, link: Link) -> list[rtnetlink.Request]:
-        """Return requests that pull a TAP out of its bridge and note at it that it is to go."""
+    def _leaving(self, link: Link) -> list[rtnetlink.Request]:
+        """Return requests that remove a TAP from its bridge and mark it as leaving."""
         return _moved(link, 0, up=False, alias=self.access.mark(leaving=True))
 
     def mark_leaving(self, vm: str, keep: Sequence[int]) -> Change:
-        """Pull a VM's TAPs, but those to `keep`, out of their bridges, and note at them that they are to go."""
+        """Remove a VM's TAPs, except those to `keep`, from their bridges and mark them as leaving."""
         kept = {names.tap(vm, index) for index in keep}
         with self.change() as (kernel, change):
             taps = [link for link in self._own_taps(kernel, vm) if link.name not in kept]
-            change.reversals += [as_it_was(link, 0) for link in taps]
-            kernel.do(request for link in taps for request in self._left(link))
+            change.reversals += [restoring(link, 0) for link in taps]
+            kernel.do(request for link in taps for request in self._leaving(link))
         return change
 
     def sweep(self, vm: str) -> list[Step]:
-        """Delete the VM's TAPs that were to go and that no process holds any more."""
+        """Delete the VM's leaving TAPs that no process is attached to any more."""
         with self.kernel() as kernel:
             taps = self._own_taps(kernel, vm)
             gone = [link for link in taps if is_leaving(link) and not link.attached]
@@ -460,51 +461,53 @@ def _taps(vm: str) -> list[str]:
     return [names.tap(vm, index) for index in range(room(vm))]
 
 
+def _any_tap(vm: str) -> bool:
+    return rtnetlink.any_link(_taps(vm).__contains__)
+
+
 def attached(name: str) -> AlreadyRunning:
     """Return the error for a TAP that cannot be deleted now."""
     return AlreadyRunning(
-        f"{name}: a process is attached, so it is not deleted", hint="fuser -v /dev/net/tun tells which"
+        f"{name}: a process is attached, so it is not deleted", hint="to see which: fuser -v /dev/net/tun"
     )
 
 
-def _anew(name: str) -> str:
-    return f"as root: ip link delete {name}; vmessd makes it anew"
+def _recreation(name: str) -> str:
+    return f"as root: ip link delete {name}; vmessd then creates a new one"
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn what the kernel says into a line that helps."""
+    """Convert errors of the kernel into errors for the user."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise missing_capability() from None
         if error.errno == errno.ENODEV:
-            raise Failed(
-                "a link vanished while it was being used; nothing was changed", hint="try again"
-            ) from None
+            raise Failed("a link vanished in the meantime; nothing was changed", hint="try again") from None
         words = error.strerror or str(error)
         raise Failed(f"the kernel refused to change links: {words[:1].lower()}{words[1:]}") from None
 
 
 @contextlib.contextmanager
 def making(name: str) -> Iterator[None]:
-    """Name the link that cannot be made, unless nothing could be."""
+    """Name the link in an error of its creation, unless a privilege is missing."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise
-        raise Failed(f"{name} cannot be made: {reason(error)}") from None
+        raise Failed(f"{name} cannot be created: {reason(error)}") from None
 
 
 def missing_capability() -> NotPermitted:
-    """Return the error for a daemon that may not change links, with the two ways to let it."""
+    """Return the error for a daemon that may not change links, with two remedies."""
     uid = os.geteuid()
     command = shell_line(sys.argv) if os.access(sys.argv[0], os.X_OK) else "vmessd"
     return NotPermitted(
-        f"vmessd, uid {uid}, lacks CAP_NET_ADMIN, which TAPs and bridges take: run it as root, or as "
-        f"yourself with that capability alone",
+        f"vmessd, uid {uid}, lacks CAP_NET_ADMIN, which TAPs and bridges need: run it as root, or as "
+        f"yourself with only that capability",
         hint=f"sudo -E setpriv --reuid {uid} --regid {os.getegid()} --init-groups --inh-caps +net_admin "
         f'--ambient-caps +net_admin {command}; "user" in place of a bridge needs neither',
     )
@@ -517,16 +520,16 @@ def _machine_id() -> str:
 
 
 def bridge_mac(name: str) -> str:
-    """Return the MAC of a bridge, the same after every boot of this host, and of this host alone."""
+    """Return the MAC of a bridge: stable across boots, different on each host."""
     digest = hashlib.md5(f"{_machine_id()} {name}\n".encode(), usedforsecurity=False).digest()
     return f"06:{digest[:5].hex(':')}"
 
 
 def root_name(root: Path) -> str:
-    """Return how the marks of links name a VM root that is there.
+    """Return the name of an existing VM root in the marks of links.
 
-    Containers that share the host's links may have other directories at this path: they are told apart by
-    their machine-id(5), or, for want of one, by the directory's inode. What is told of the former is a hash.
+    Containers that share the links of the host may have other directories at this path. A hash of the
+    machine-id(5), or of the directory's inode if there is none, distinguishes them.
     """
     seed = _machine_id() or str(root.stat().st_ino)
     return root_text(os.fsencode(root.resolve()), hashlib.sha256(f"vmess {seed}".encode()).hexdigest()[:8])
@@ -535,24 +538,24 @@ def root_name(root: Path) -> str:
 def _moved(
     link: Link, master: int, *, up: bool, mac: str | None = None, alias: str | None = None
 ) -> list[rtnetlink.Request]:
-    """Return requests that plug a link into another bridge, 0 for none.
+    """Return requests that plug a link into another bridge (0: into none).
 
-    At no moment is it up and in no bridge: what its guest sends then would be the host's own to hear.
-    EAFNOSUPPORT of some of them is to be tolerated.
+    The link is never up without a bridge: frames of the guest would reach the network stack of the host. Send
+    them with `tolerate=EAFNOSUPPORT`.
     """
     aside = link.up and (link.master != master or not up)
     requests = [rtnetlink.change(link.index, up=False)] if aside else []
     down = aside or not link.up
     if down and master:
-        # Out of its bridge meanwhile, whose MTU may follow that of its ports.
+        # Out of its bridge first, whose MTU may follow that of its ports.
         requests += [rtnetlink.change(link.index, master=0)] if link.master else []
-        requests += rtnetlink.forgotten(link)
+        requests += rtnetlink.without_host_traffic(link)
     requests.append(rtnetlink.change(link.index, master=master, mac=mac, alias=alias))
     return requests + ([rtnetlink.change(link.index, up=True)] if up and down else [])
 
 
-def undoing(made: Link) -> Reversal:
-    """Return what deletes a link again that was made just now, unless others use it meanwhile."""
+def deleting(made: Link) -> Reversal:
+    """Return a reversal that deletes a new link unless it is in use by then."""
 
     def undo(kernel: Netlink) -> None:
         link = kernel.link_at(made.index)
@@ -563,22 +566,22 @@ def undoing(made: Link) -> Reversal:
 
 
 def users(kernel: Netlink, link: Link) -> list[str]:
-    """Return what uses a link: its ports, links that live on it, the host with an address of its own."""
+    """Return the users of a link: its ports, its upper links, and the host if it has an address there."""
     others = [other.name for other in kernel.links() if link.index in (other.master, _base(other))]
     return others + (["an IP address of the host"] if link.index in kernel.addressed() else [])
 
 
 def _base(link: Link) -> int:
-    """Return the index of the link that another lives on; the two ends of a pair do not live on each other."""
+    """Return the index of a link's lower link, 0 for none; the peer of a veth is not one."""
     return 0 if link.kind == "veth" else link.parent
 
 
-def as_it_was(link: Link, master: int, *, own: bool = True) -> Reversal:
-    """Return what puts a changed link back, unless others have moved it from the `master` we gave it.
+def restoring(link: Link, master: int, *, own: bool = True) -> Reversal:
+    """Return a reversal that restores a link. It stays in its bridge if that is no longer `master`, our choice.
 
-    One that is not our own is not set down on the way: it may be a card.
+    A link that is not our own is not set down in between: it may be a network card.
     """
-    mac = link.mac if link.tap else None  # nothing else gets another one here, and some cards refuse any
+    mac = link.mac if link.tap else None  # only TAPs get another MAC, and some cards refuse a change
 
     def undo(kernel: Netlink) -> None:
         now = kernel.link_at(link.index)

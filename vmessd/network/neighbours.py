@@ -1,8 +1,8 @@
-"""What a guest's addresses are, as far as the host can tell without asking the guest. Pure.
+"""The addresses of a guest, as far as the host can tell without asking the guest. Pure.
 
-The host sees MACs behind a TAP in its bridge's forwarding table, and IP addresses of those it has
-spoken to in its neighbour tables (ARP, NDP). A link-local address follows from a MAC (RFC 4291,
-appendix A) where the guest forms it that way, which Linux does without NetworkManager or privacy extensions.
+The forwarding table of a bridge has the MACs behind a TAP. The neighbour tables of the host (ARP, NDP) have the
+IP addresses that the host has talked to. A link-local address follows from the MAC (RFC 4291, appendix A) if
+the guest forms it that way, as Linux does without NetworkManager or privacy extensions.
 """
 
 import ipaddress
@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmessd.core.models.wires import VMAddress
-from vmessd.network.rtnetlink import Neighbour
+from vmessd.network.netlink_replies import Neighbour
 
 USER_ADDRESS = "10.0.2.15"
-"""What QEMU's user-mode network gives its only guest by DHCP (QEMU, "network backends")."""
+"""The address that QEMU's user-mode network gives the guest by DHCP (QEMU, "network backends")."""
 STATIONS_MAX = 64
-"""A guest may send frames from any number of MACs; so many are told besides its own."""
+"""MACs to report besides the guest's own: a guest may send frames from any number."""
 
 
 def link_local(mac: str) -> str:
@@ -27,23 +27,23 @@ def link_local(mac: str) -> str:
 
 @dataclass(frozen=True)
 class Tables:
-    """What the host has heard."""
+    """The tables of the host."""
 
     forwarding: Sequence[Neighbour]
     """The forwarding tables of all bridges."""
     neighbours: Sequence[Neighbour]
     names: Mapping[int, str]
-    """Of the links, by index."""
+    """The names of links, by index."""
 
 
 def behind(port: int, mac: str, forwarding: Sequence[Neighbour]) -> list[str]:
-    """Return the MACs behind a port of a bridge: the card's own, and of what else was heard the first."""
+    """Return the MACs behind a port of a bridge: the card's own, then at most STATIONS_MAX learned ones."""
     heard = {entry.mac for entry in forwarding if entry.index == port and entry.master and not entry.permanent}
     return [mac, *sorted(heard - {mac})[:STATIONS_MAX]]
 
 
 def of_interface(interface: int, mac: str, port: int, tables: Tables) -> list[VMAddress]:
-    """Return the addresses behind a TAP, `port` being its index and `mac` the network card's."""
+    """Return the addresses behind a TAP; `port` is its index, `mac` the MAC of the network card."""
     stations = behind(port, mac, tables.forwarding)
     heard = {entry.mac for entry in tables.forwarding if entry.index == port and not entry.permanent}
     known: dict[str, dict[str, int]] = {station: {} for station in stations}

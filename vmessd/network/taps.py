@@ -1,7 +1,7 @@
-"""TAP devices, by the ioctls of /dev/net/tun: made persistent, and never without an owner.
+"""TAP devices through the ioctls of /dev/net/tun: persistent, and always with an owner.
 
-Source: Linux's Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h. A TAP without an
-owner could be attached to by anyone.
+Anybody could attach to a TAP without an owner. Sources: Linux's Documentation/networking/tuntap.rst and
+include/uapi/linux/if_tun.h.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ DEVICE = "/dev/net/tun"
 
 _SET_INTERFACE, _SET_PERSISTENT, _SET_OWNER = 0x400454CA, 0x400454CB, 0x400454CC  # TUNSET{IFF,PERSIST,OWNER}
 _TAP, _NO_PACKET_INFORMATION = 0x0002, 0x1000
-_ANY = "vmess%d"  # the kernel counts
+_ANY = "vmess%d"  # the kernel fills in a number
 _NUMBER = os.makedev(10, 200)  # Linux's Documentation/admin-guide/devices.txt
 _REQUEST = struct.Struct("16sH22x")
 
 
 @contextlib.contextmanager
 def _attached(name: str) -> Iterator[tuple[int, str]]:
-    """Attach to a TAP, made if need be, for the length of a `with`; yield descriptor and name.
+    """Attach to a TAP, created if necessary, for the duration of a `with`; yield descriptor and name.
 
     Raises OSError.
     """
@@ -39,10 +39,10 @@ def _attached(name: str) -> Iterator[tuple[int, str]]:
 
 @contextlib.contextmanager
 def made(owner: int) -> Iterator[str]:
-    """Make a TAP that only processes of the uid `owner` may attach to; yield the name the kernel gave it.
+    """Create a TAP that only processes of the uid `owner` may attach to; yield the name given by the kernel.
 
-    It is for what is inside the `with` to give it another. When that is done it is persistent; if that fails,
-    or this process dies, it is gone.
+    The body of the `with` renames it. The TAP becomes persistent at the end of the body; it vanishes if the
+    body fails or this process dies.
 
     Raises:
         OSError: EPERM without CAP_NET_ADMIN.
@@ -59,16 +59,18 @@ def made(owner: int) -> Iterator[str]:
 
 
 def claim(name: str, owner: int) -> None:
-    """Give a TAP that has no owner one; raises OSError, EBUSY if a process holds it."""
+    """Give a TAP without an owner one; raises OSError, EBUSY if a process is attached."""
     with _attached(name) as (device, _):
         fcntl.ioctl(device, _SET_OWNER, owner)
 
 
 def check_device() -> None:
-    """Raise Failed where there is no /dev/net/tun, NotPermitted where this process may not open it."""
+    """Raise Failed if there is no usable /dev/net/tun, NotPermitted if this process may not open it."""
     try:
         if os.stat(DEVICE).st_rdev != _NUMBER:
-            raise Failed(f"{DEVICE} is not the device it should be; TAPs need it", hint="as root: modprobe tun")
+            raise Failed(
+                f"{DEVICE} is not the TUN device (10, 200) that TAPs need", hint="as root: modprobe tun"
+            )
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):

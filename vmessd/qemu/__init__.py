@@ -1,4 +1,4 @@
-"""One QEMU process: its command line, start and end, credentials, QMP monitor, and what it uses.
+"""One QEMU process: command line, start and end, credentials, QMP monitor, resource usage.
 
 Nothing here knows how VMs are supervised.
 """

@@ -1,4 +1,4 @@
-"""Which QEMUs there are on this host, by what their arguments say of themselves."""
+"""The QEMUs on this host, found by their command lines."""
 
 import os
 import threading
@@ -10,21 +10,21 @@ from typing import NamedTuple
 from vmessd.qemu import command_line, process
 
 FRESH = 1.0
-"""Seconds for which one look does for all who ask: a daemon that starts asks for each of its VMs."""
+"""Seconds for which a scan is reused: a starting daemon asks for each of its VMs."""
 
 
 class Sighting(NamedTuple):
-    """A process whose arguments are those of a VM's QEMU; whether it is one, its user and locks tell."""
+    """A process with the command line of a VM's QEMU; its user and locks must confirm that it is one."""
 
     pid: int
     vm: str
-    """The name it was started with."""
+    """The name of the VM at its start."""
     directory: str
-    """The VM's directory, as it was called then."""
+    """The path of the VM's directory at its start."""
 
 
 def under(root: Path, seen: Iterable[Sighting]) -> list[Sighting]:
-    """Return those whose VM was one of this root, however that was spelled; look at each other root once."""
+    """Return the processes whose VM belongs to this root, however its path is spelled."""
     is_root = {str(root): True}
     found = []
     for one in seen:
@@ -44,7 +44,7 @@ def _are_same(place: str, root: Path) -> bool:
 
 
 class Census:
-    """The QEMUs of all roots, by their VMs' names; one object for all VMs of a daemon, used from threads."""
+    """The QEMUs of all roots, by VM name; one object for all VMs of a daemon. Thread-safe."""
 
     def __init__(self) -> None:
         self._seen: Mapping[str, Sequence[Sighting]] = {}
@@ -52,7 +52,7 @@ class Census:
         self._lock = threading.Lock()
 
     def seen(self, within: float = FRESH) -> Mapping[str, Sequence[Sighting]]:
-        """Return what was seen at most `within` seconds ago; raises Failed where nobody can look."""
+        """Return a scan at most `within` seconds old; raises Failed if /proc cannot be read."""
         with self._lock:
             if time.monotonic() - self._at >= within:
                 self._seen, self._at = _look(), time.monotonic()

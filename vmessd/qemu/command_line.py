@@ -1,7 +1,7 @@
-"""From what a VM should be to QEMU's command line. Pure: no file is touched here.
+"""The command line of QEMU, built from the specification of a VM. Pure.
 
-Sources: qemu-system-x86_64(1), QEMU's `docs/devel/blockdev` and `qapi/block-core.json`. The guest's
-hardware stays what `kvm -hda ... -cdrom ...` gave it: machine `pc`, IDE disks, VGA, one serial port.
+The hardware of the guest is that of `kvm -hda ... -cdrom ...`: machine `pc`, IDE disks, VGA, one serial port.
+Sources: qemu-system-x86_64(1), QEMU's `docs/devel/blockdev` and `qapi/block-core.json`.
 """
 
 import dataclasses
@@ -23,46 +23,46 @@ from vmessd.storage.vmdir import PID_FILE
 
 
 class ChildFd(enum.IntEnum):
-    """The descriptors QEMU finds open, always under these numbers, so that its command line is stable."""
+    """The descriptors that QEMU inherits. Fixed numbers keep its command line stable."""
 
     lock = 3
-    """The VM's directory with the lock of vmdir.VMDirectory.lock on it; QEMU only has to keep it."""
+    """The VM's directory with the lock of vmdir.VMDirectory.lock; QEMU only keeps it open."""
     qmp = 4
     """A listening socket for the monitor."""
     serial = 5
     """A listening socket for the serial console."""
     serial_log = 6
-    """Where everything the serial console prints is appended."""
+    """The log of the serial console, opened for appending."""
 
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
-# Where `-hda` ... `-hdd` put a disk on machine `pc`; `-cdrom` takes the place of hdc.
+# The bus and unit of `-hda` ... `-hdd` on machine `pc`; `-cdrom` is the same as hdc.
 IDE = {"hda": ("ide.0", 0), "hdb": ("ide.0", 1), "hdc": ("ide.1", 0), "hdd": ("ide.1", 1)}
 
 
 BEST_CPU = {"kvm": "host", "tcg": "max"}
-"""By accelerator, the model that has all there is (QEMU, docs/system/cpu-models-x86); TCG knows no `host`."""
+"""The CPU model with all features, by accelerator (QEMU, docs/system/cpu-models-x86); TCG has no `host`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A network card of the guest and what is behind it."""
+    """A network card of the guest and its backend."""
 
     index: int
     """Counted from 0."""
     mac: str
     tap: str | None
-    """The TAP behind it; None for QEMU's user-mode network."""
+    """The TAP of its backend; None for QEMU's user-mode network."""
     forwards: Sequence[Forward] = ()
-    """Of a user-mode network: the host's ports that lead into it."""
+    """The forwarded ports of a user-mode network."""
     slot: int | None = None
-    """The PCI slot it sits in; None where QEMU chooses, or there are none."""
+    """Its PCI slot; None if QEMU chooses, or the card is not a PCI device."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a VM should be: everything that shapes its QEMU."""
+    """The specification of a VM: everything that its command line depends on."""
 
     vm: str
     directory: str
@@ -70,21 +70,20 @@ class Spec:
     accel: str
     """`kvm` or `tcg`."""
     display: int
-    """VNC display, the TCP port being 5900 more; 0 for a VNC server that listens on no port."""
+    """VNC display (TCP port minus 5900); 0 for a VNC server that listens on no port."""
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Settings by file name, as VMDirectory.read_settings returns them."""
+    """Settings by file name, as returned by VMDirectory.read_settings."""
     disks: Sequence[Disk] = ()
     cards: Sequence[Card] = ()
 
 
 def build(spec: Spec, qemu: str) -> list[str]:
-    """Return the argument vector for a VM, `qemu` being the executable.
+    """Return the argument vector for a VM; `qemu` is the executable.
 
-    The guest does not run yet when QEMU is up (`-S`), so that whoever started it can connect and
-    listen before the first instruction.
+    The CPU starts stopped (`-S`), so that the daemon can connect to the monitor before the first instruction.
 
     Raises:
-        Failed: hdc, hdd and a CD-ROM together; IDE has four places and hdc is the CD-ROM's own.
+        Failed: hdc, hdd and a CD-ROM together; IDE has four units, and a CD-ROM needs hdc or hdd.
     """
     argv = [qemu, "-name", spec.vm, "-nodefaults", "-no-user-config", "-S"]
     argv += ["-machine", "pc", "-accel", spec.accel]
@@ -99,7 +98,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
     argv += _serial()
     for disk in spec.disks:
         argv += _drive(disk, _slot(disk, spec.disks))
-    for card in sorted(spec.cards, key=lambda card: card.slot is None):  # before QEMU gives a slot away
+    for card in sorted(spec.cards, key=lambda card: card.slot is None):  # before QEMU assigns slots itself
         argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, spec.values))]
     for setting in SETTINGS:
         if setting.file in spec.values:
@@ -108,13 +107,13 @@ def build(spec: Spec, qemu: str) -> list[str]:
 
 
 def cpu(value: str, accel: str) -> str:
-    """Return QEMU's words for the CPU that a CPU file asks for."""
+    """Return the value of `-cpu` for a CPU file."""
     model, comma, features = value.partition(",")
     return f"{BEST_CPU[accel] if model == 'best' else model}{comma}{features}"
 
 
 def _serial() -> list[str]:
-    """The serial port: a socket for people, and a log that QEMU is handed so that it opens no path."""
+    """Return the serial port: a socket for clients, and a log passed as a descriptor, so QEMU opens no path."""
     return [
         *("-add-fd", f"fd={ChildFd.serial_log:d},set=1"),
         "-chardev",
@@ -131,16 +130,16 @@ def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
     if not free:
         vm = os.path.basename(os.path.dirname(disk.path))
         raise Failed(
-            "hdc, hdd and a CD-ROM do not fit together: IDE has four places, and the CD-ROM needs hdc or hdd",
+            "hdc, hdd and a CD-ROM cannot be combined: the CD-ROM needs the IDE unit of hdc or hdd",
             hint=f"vmess {vm} cdrom none",
         )
     return free[0]
 
 
 def _drive(disk: Disk, slot: str) -> list[str]:
-    """One drive. JSON with an explicit driver: no format is probed and any path is only a path.
+    """Return one drive. JSON with an explicit driver prevents format probing and special meanings of paths.
 
-    What a guest discards is to leave the image: each node passes it on only if told (qapi/block-core.json).
+    Each node must be told to pass discards on, so that they free space in the image (qapi/block-core.json).
     """
     discard = {} if disk.slot == CDROM else {"discard": "unmap"}
     file = {"driver": "host_device" if disk.block_device else "file", "filename": disk.path, **discard}
@@ -154,7 +153,7 @@ def _drive(disk: Disk, slot: str) -> list[str]:
 
 
 def netdev_id(index: int) -> str:
-    """Return the id of what is behind the Nth network card."""
+    """Return the id of the Nth network card's backend."""
     return f"net{index}"
 
 
@@ -164,13 +163,13 @@ def card_id(index: int) -> str:
 
 
 def card_index(identifier: str) -> int | None:
-    """Return which network card has this id; None for what is none."""
+    """Return the index of the network card with this id; None for other ids."""
     match = re.fullmatch("nic([0-9]{1,3})", identifier)
     return int(match[1]) if match else None
 
 
 def netdev(card: Card) -> dict[str, Any]:
-    """Return what is behind a card, as arguments of QMP's `netdev_add` (qapi/net.json)."""
+    """Return the backend of a card as arguments of QMP's `netdev_add` (qapi/net.json)."""
     if card.tap is not None:
         return {
             "type": "tap",
@@ -186,7 +185,7 @@ def netdev(card: Card) -> dict[str, Any]:
 
 
 def hostfwd(forward: Forward) -> str:
-    """Return QEMU's words for a forwarded port."""
+    """Return a forwarded port in the syntax of QEMU's `hostfwd`."""
     return f"{forward.protocol}:{forward.address}:{forward.host}-:{forward.guest}"
 
 
@@ -199,29 +198,29 @@ def device(card: Card, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model(values: Mapping[str, Any]) -> str:
-    """Return the network cards' model."""
+    """Return the model of the network cards."""
     return str(values.get("NIC_MODEL", "e1000"))
 
 
 def _more(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return what NIC_EXARGS adds; `,,` stands for a comma in one of its values (QEMU, QemuOpts)."""
+    """Return the properties from NIC_EXARGS; `,,` is a comma within a value (QEMU, QemuOpts)."""
     pairs = values.get("NIC_EXARGS", "").replace(",,", "\0").split(",")
     return dict(pair.replace("\0", ",").split("=", 1) for pair in pairs if pair)
 
 
 def has_slots(values: Mapping[str, Any]) -> bool:
-    """Tell whether it is for us to say in which PCI slots the network cards sit."""
+    """Tell whether vmess assigns PCI slots to the network cards."""
     return model(values) not in cards.NO_PCI and not {"addr", "bus"} & _more(values).keys()
 
 
 def slots(indices: Collection[int], values: Mapping[str, Any]) -> dict[int, int]:
-    """Return the PCI slots of network cards as a start gives them, by interface; QEMU places the others."""
+    """Return the PCI slots that a start assigns to network cards, by interface; QEMU places the others."""
     claimed = cards.claims(values.get("EXARGS", ()))
     return cards.assign(indices, values.get("SLOTS", {}), claimed) if has_slots(values) else {}
 
 
 def _options(arguments: Mapping[str, Any]) -> str:
-    """Return QMP arguments as the option of a command line; the first one stands without its name."""
+    """Return QMP arguments in command-line syntax; the first one is written without its name."""
     (_, first), *rest = arguments.items()
     words = [str(first)]
     for key, value in rest:
@@ -230,29 +229,29 @@ def _options(arguments: Mapping[str, Any]) -> str:
 
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<bare>VM|DIR)(?!\w)|\{(?P<braced>VM|DIR)\})", re.ASCII)
-_NO_LIST = ("-append", "--append")  # what follows is the guest's business, commas and all
+_NO_LIST = ("-append", "--append")  # their value is for the guest, without escaped commas
 
 
 def expanded(values: Mapping[str, Any], vm: str, directory: str) -> dict[str, Any]:
-    """Return settings by file name, `$VM` and `$DIR` in those that hand words to QEMU replaced.
+    """Return settings by file name, with variables in EXARGS and NIC_EXARGS replaced.
 
-    They stand for the VM's name and the path of its directory, `$$` for a dollar; any other `$` stays.
+    `$VM` is the name of the VM, `$DIR` the path of its directory, `$$` a dollar. Any other `$` stays.
     """
     found = dict(values)
     if words := found.get("EXARGS"):
         found["EXARGS"] = tuple(
-            _filled_in(word, vm, directory, listed=before not in _NO_LIST)
+            _substituted(word, vm, directory, listed=before not in _NO_LIST)
             for before, word in itertools.pairwise(("", *words))
         )
     if "NIC_EXARGS" in found:
-        found["NIC_EXARGS"] = _filled_in(found["NIC_EXARGS"], vm, directory)
+        found["NIC_EXARGS"] = _substituted(found["NIC_EXARGS"], vm, directory)
     return found
 
 
-def _filled_in(word: str, vm: str, directory: str, *, listed: bool = True) -> str:
-    """Return a word with what its variables stand for, written as QEMU reads the word.
+def _substituted(word: str, vm: str, directory: str, *, listed: bool = True) -> str:
+    """Return a word with its variables replaced and escaped for QEMU.
 
-    Behind a `=` in a list of options a comma is doubled; in JSON, quotes and the like are escaped.
+    After a `=` in a list of options, commas are doubled. In JSON, special characters are escaped.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -268,16 +267,16 @@ def _filled_in(word: str, vm: str, directory: str, *, listed: bool = True) -> st
 
 
 def same_but_for_wires(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Tell whether two command lines differ at most in network cards, which come and go while a VM runs.
+    """Tell whether two command lines differ at most in network cards, which can change while a VM runs.
 
-    One that went and came back may be in another PCI slot, and is there at the next start, too.
+    A card that was unplugged and plugged again may be in another PCI slot, and keeps it at the next start.
     """
     (rest, ours), (other_rest, others) = _split_cards(one), _split_cards(other)
     return rest == other_rest and all(ours[card] == others[card] for card in ours.keys() & others.keys())
 
 
 def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return a command line without the network cards of ours, and those by their ids."""
+    """Return a command line without our network cards, and these cards by id."""
     rest, found = [], {}
     words = iter(argv)
     for option in words:
@@ -291,7 +290,7 @@ def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def cards_of(argv: Sequence[str]) -> dict[int, tuple[str, str | None]]:
-    """Return the network cards of a command line that :func:`build` made: by interface, MAC and TAP."""
+    """Return MAC and TAP of the network cards on a command line from :func:`build`, by interface."""
     found: dict[int, tuple[str, str | None]] = {}
     taps: dict[int, str] = {}
     for option, value in itertools.pairwise(argv):
@@ -305,17 +304,17 @@ def cards_of(argv: Sequence[str]) -> dict[int, tuple[str, str | None]]:
 
 
 def accel_of(argv: Sequence[str]) -> str:
-    """Return `kvm` or `tcg`, whichever a command line that :func:`build` made says."""
+    """Return the accelerator on a command line from :func:`build`: `kvm` or `tcg`."""
     return "kvm" if ("-accel", "kvm") in itertools.pairwise(argv) else "tcg"
 
 
 def cpu_of(argv: Sequence[str]) -> str | None:
-    """Return what a command line says of the CPU, the last word of several; None where it says nothing."""
+    """Return the value of the last `-cpu` on a command line; None if there is none."""
     return next((value for option, value in reversed([*itertools.pairwise(argv)]) if option == "-cpu"), None)
 
 
 def display_of(argv: Sequence[str]) -> int:
-    """Return the VNC display of a command line that :func:`build` made; 0 where it has none."""
+    """Return the VNC display on a command line from :func:`build`; 0 if there is none."""
     for option, value in itertools.pairwise(argv):
         if option == "-vnc":
             number = value.removeprefix("127.0.0.1:").partition(",")[0]
@@ -324,7 +323,7 @@ def display_of(argv: Sequence[str]) -> int:
 
 
 def named_in(argv: Sequence[str]) -> tuple[str, str] | None:
-    """Return the VM of a command line that :func:`build` made, and its directory as it was called then."""
+    """Return the name and directory of the VM on a command line from :func:`build`; None for other ones."""
     options: dict[str, str] = {}
     for option, value in itertools.pairwise(argv):
         options.setdefault(option, value)

@@ -1,8 +1,8 @@
-"""Who QEMU runs as: this process's own user, or an account of its own that has no capability at all.
+"""The account that QEMU runs as: the daemon's own user, or a separate account without any capability.
 
-Another account is entered through setpriv(1) of util-linux: one exec, nothing of ours between fork and
-exec. For that a daemon that is not root needs CAP_SETUID and CAP_SETGID in its ambient set, and CAP_KILL
-to signal what it started (capabilities(7)).
+setpriv(1) of util-linux switches to another account: one exec, no Python between fork and exec. A daemon that
+is not root needs CAP_SETUID and CAP_SETGID in its ambient set for that, and CAP_KILL to send signals to QEMU
+(capabilities(7)).
 """
 
 import contextlib
@@ -20,32 +20,32 @@ from vmessd.qemu.process import Capability
 
 NEEDED = (Capability.KILL, Capability.SETGID, Capability.SETUID)
 HANDED_ON = (Capability.SETGID, Capability.SETUID)
-"""What setpriv inherits, and gives up together with the uid."""
+"""Capabilities that setpriv inherits, and drops together with the uid."""
 DEVICE_GROUPS = ("kvm",)
-"""Groups that QEMU gets where they exist: for /dev/kvm."""
+"""Supplementary groups of QEMU, if they exist: for /dev/kvm."""
 
 
 class Account(NamedTuple):
-    """A user QEMU runs as."""
+    """A user that QEMU runs as."""
 
     name: str
     uid: int
     gid: int
     entry: tuple[str, ...] = ()
-    """The command that becomes QEMU under this account; empty for our own."""
+    """The command that executes QEMU under this account; empty for our own."""
 
     @property
     def uids(self) -> frozenset[int]:
-        """Uids a QEMU of ours may have: before setpriv has done its work it is still our own."""
+        """The uids that our QEMUs may have; before setpriv has switched, it is our own."""
         return frozenset({os.geteuid(), self.uid})
 
     @property
     def handed_on(self) -> tuple[Capability, ...]:
-        """Capabilities that children inherit."""
+        """The capabilities that children inherit."""
         return HANDED_ON if self.entry else ()
 
     def may_read(self, path: str) -> bool:
-        """Tell whether QEMU may read a file, by the kernel's word; blocks for some milliseconds."""
+        """Tell whether QEMU may read a file, by trying as its user; blocks for some milliseconds."""
         if not self.entry:
             return os.access(path, os.R_OK)
         try:
@@ -55,21 +55,21 @@ class Account(NamedTuple):
         return process.succeeds([*self.entry, "/usr/bin/test", "-r", path])
 
     def prepare(self, root: Path) -> None:
-        """See to it that files made in a VM root can be shared with QEMU, and with nobody else.
+        """Ensure that new files in a VM root can be shared with QEMU and with nobody else.
 
         Raises:
-            InvalidValue: the root does not hand its group on, or the group is not QEMU's.
+            InvalidValue: the root is not setgid, or its group is not that of QEMU.
         """
         if not self.entry:
             return
-        # QEMU opens images by their group. What else is made, the group may at most read.
+        # QEMU opens images through their group. Other files are at most readable for the group.
         os.umask(0o007)
-        with failing(f"VM root {printable(str(root))} cannot be looked at"):
+        with failing(f"VM root {printable(str(root))} cannot be examined"):
             found = root.stat()
         if found.st_gid != self.gid or not found.st_mode & stat.S_ISGID or not found.st_mode & stat.S_IXGRP:
             where = printable(str(root))
             raise InvalidValue(
-                f"VM root {where} is not shared with {self.name}, whom QEMU runs as",
+                f"VM root {where} is not shared with {self.name}, the user of QEMU",
                 hint=f"as root: chgrp {_group(self.gid)} {where}; chmod 2711 {where}",
             )
 
@@ -83,8 +83,8 @@ def own() -> Account:
     return Account(name, uid, os.getegid())
 
 
-def met(name: str) -> Account:
-    """Return the account of this name for who meets its QEMUs and starts none; raises InvalidValue."""
+def lookup(name: str) -> Account:
+    """Return the account of this name, for finding its QEMUs but not for starting any; raises InvalidValue."""
     entry = _entry(name)
     return Account(name, entry.pw_uid, entry.pw_gid)
 
@@ -94,33 +94,33 @@ def _entry(name: str) -> pwd.struct_passwd:
         return pwd.getpwnam(name)
     except (KeyError, ValueError):
         raise InvalidValue(
-            f"qemu-user {quoted(name)} is no user of this host", hint="contrib/install makes vmess-qemu"
+            f"qemu-user {quoted(name)} is not a user of this host", hint="contrib/install creates vmess-qemu"
         ) from None
 
 
 def find(name: str) -> Account:
-    """Return the account of this name, and how it is entered.
+    """Return the account of this name with the command that switches to it.
 
     Raises:
-        InvalidValue: there is none, it is root, or it may not be entered by this process.
-        Failed: there is no setpriv.
+        InvalidValue: it does not exist, it is root, or this process may not switch to it.
+        Failed: setpriv is missing.
     """
     entry = _entry(name)
     if entry.pw_uid == os.geteuid():
         return own()
     if entry.pw_uid == 0:
-        raise InvalidValue("qemu-user is root; it has to be a user without privileges")
+        raise InvalidValue("qemu-user is root; it must be a user without privileges")
     effective, ambient = process.capabilities()
     enough = set(NEEDED) <= effective and (os.geteuid() == 0 or set(HANDED_ON) <= ambient)
     if not enough:
         wanted = ", ".join(f"CAP_{capability.name}" for capability in NEEDED)
         raise InvalidValue(
-            f"qemu-user {quoted(name)} is not who vmessd runs as, uid {os.geteuid()}: that takes {wanted}",
-            hint="they have to be in its ambient set; vmessd.service puts them there",
+            f"vmessd, uid {os.geteuid()}, needs {wanted} to run QEMU as qemu-user {quoted(name)}",
+            hint="they must be in its ambient set; vmessd.service puts them there",
         )
     setpriv = shutil.which("setpriv", path=process.ENVIRONMENT["PATH"])
     if setpriv is None:
-        raise Failed("there is no setpriv(1), by which QEMU changes its user; it is in the package util-linux")
+        raise Failed("there is no setpriv(1), which runs QEMU as another user; install the package util-linux")
     return Account(name, entry.pw_uid, entry.pw_gid, (setpriv, *_options(entry), "--"))
 
 

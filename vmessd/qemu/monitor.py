@@ -1,8 +1,8 @@
 """A QMP connection to one QEMU: the only importer of qemu.qmp.
 
-A fresh client for each connection. A peer that misbehaves costs at most :data:`LINE_LIMIT` bytes and
-ends in :exc:`MonitorLost`; one that says nothing keeps the caller waiting, who holds the clock.
-Source: QEMU's docs/interop/qmp-spec; the traps of qemu.qmp 0.0.6 were measured.
+Each connection has its own client. A peer that misbehaves costs at most :data:`LINE_LIMIT` bytes and causes
+:exc:`MonitorLost`. There are no timeouts here; the caller sets deadlines. Source: QEMU's docs/interop/qmp-spec;
+the pitfalls of qemu.qmp 0.0.6 were measured.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from vmessd.core.errors import quoted
 LINE_LIMIT = 1024 * 1024
 COUNTER_MAX = 2**63 - 1
 TEXT_LIMIT = 4096
-"""Characters of a text of QEMU's that are taken in: a path has no more (PATH_MAX)."""
+"""Maximum characters of a text from QEMU: that of a path (PATH_MAX)."""
 RUNSTATE_LIMIT = 40
 UNKNOWN = "unknown"
-"""The runstate of a QEMU that says none."""
-_FAIR_SHARE = 64  # events handled before others get a turn
+"""The runstate if QEMU reports an invalid one."""
+_FAIR_SHARE = 64  # events to handle before yielding to other tasks
 
-# What it logs is the peer's misbehaviour, which the machine reports in one line of its own.
+# It logs misbehaviour of the peer, which the machine reports in a line of its own.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 
@@ -37,34 +37,35 @@ class CommandRefused(Exception):
     """QEMU answered a command with an error; the message is QEMU's."""
 
     @property
-    def is_of_nothing(self) -> bool:
-        """There is no such device any more (7.2, DeviceNotFound: `Device 'card0' not found`)."""
+    def is_not_found(self) -> bool:
+        """The device does not exist (7.2, DeviceNotFound: `Device 'card0' not found`)."""
         return "not found" in str(self)
 
     @property
-    def is_of_no_hotplug(self) -> bool:
-        """No device comes or goes there while the VM runs (7.2: `Bus 'pci.0' does not support hotplugging`)."""
+    def is_no_hotplug(self) -> bool:
+        """The bus or device cannot be hot-plugged (7.2: `Bus 'pci.0' does not support hotplugging`)."""
         return "hotplug" in str(self)
 
 
 EventHandler = Callable[[str, Mapping[str, Any]], None]
 Complain = Callable[[str], None]
+"""Called with a text about an invalid value from QEMU."""
 
 
 def counter(value: object) -> int | None:
-    """Return a count that QEMU gave, None for what is none: qapi's `int` has 64 bits, Python's no end."""
+    """Return a count from QEMU, None if it is invalid: an `int` of qapi has 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value <= COUNTER_MAX else None
 
 
 def words(value: object) -> str | None:
-    """Return a text that QEMU gave, no longer than :data:`TEXT_LIMIT`; None for what is none."""
+    """Return a text from QEMU, cut at :data:`TEXT_LIMIT`; None if it is not a text."""
     return value[:TEXT_LIMIT] if isinstance(value, str) else None
 
 
 def plain(data: object) -> dict[str, Any]:
-    """Return of an event's data what is a text, true or false, or a count. Nothing of vmessd's needs more."""
+    """Return the texts, booleans and counts in the data of an event; vmessd needs nothing else."""
     found: dict[str, Any] = {}
     for key, value in data.items() if isinstance(data, Mapping) else ():
         kept = value if isinstance(value, bool) else words(value) if isinstance(value, str) else counter(value)
@@ -73,66 +74,66 @@ def plain(data: object) -> dict[str, Any]:
     return found
 
 
-# -- What QEMU tells in English only --
+# -- What QEMU says only in English --
 #
-# There is nothing but a sentence to go by. Each was seen in the version named; another one's sentence is not
-# recognized, and what is then told is QEMU's own words.
+# These sentences were seen in the version named. A version with other words is not recognized, and the user
+# sees the words of QEMU.
 
 
 def says_display_taken(said: Sequence[str]) -> bool:
-    """Tell whether a QEMU's last words are that its VNC port was taken (7.2: ui/vnc.c, vnc_display_listen)."""
+    """Tell whether the last output of a QEMU says that its VNC port was taken (7.2: vnc_display_listen)."""
     return any(": -vnc " in line and line.endswith(": Address already in use") for line in said)
 
 
 def says_denied(said: Sequence[str]) -> bool:
-    """Tell whether it is among a QEMU's last words that it may not open a file (7.2, by strerror(3))."""
+    """Tell whether the last output of a QEMU says that it may not open a file (7.2: strerror(3))."""
     return any("Permission denied" in line for line in said)
 
 
 def says_forwarded(said: str) -> bool:
-    """Tell whether `hostfwd_add` has forwarded a port: it says nothing then (7.2: net/slirp.c)."""
+    """Tell whether `hostfwd_add` has succeeded: it then prints nothing (7.2: net/slirp.c)."""
     return not said
 
 
-def says_forwarded_no_more(said: str) -> bool:
+def says_not_forwarded(said: str) -> bool:
     """Tell whether a port is not forwarded after `hostfwd_remove` (7.2: `... removed`, or `... not found`)."""
     return not said or "removed" in said or "not found" in said
 
 
 def is_connected(chardev: Mapping[str, Any]) -> bool:
-    """Tell whether a socket of `query-chardev` has somebody on it (7.2: chardev/char-socket.c)."""
+    """Tell whether a socket of `query-chardev` has a client (7.2: chardev/char-socket.c)."""
     return not (words(chardev.get("filename")) or "").startswith("disconnected:")
 
 
 def _shown(value: object) -> str:
-    """Return a value that makes no sense as it may be logged."""
+    """Return an invalid value in a form that may be logged."""
     if isinstance(value, str | int | float | None):
         return quoted(value, 40)
     return f"a {type(value).__name__}"
 
 
 class Image(NamedTuple):
-    """A drive with something in it, as QEMU knows it."""
+    """A drive with a medium, as QEMU reports it."""
 
     name: str
-    """Its id, or else its node's."""
+    """The id of the drive, else the name of its node."""
     node: str
     file: str | None
-    """The path that QEMU opened; None for what has none, such as a network block device."""
+    """The path that QEMU opened; None if there is none, as for a network block device."""
     starved: bool
-    """The first error that paused the guest was a lack of space. QEMU 7.2 forgets it at no `cont`."""
+    """The first error that paused the guest was a lack of space. QEMU 7.2 does not reset this at `cont`."""
 
 
 def _text_of(error: Exception) -> str:
-    """Return an error of the library's in words; what it quotes may be nested too deep for that."""
+    """Return the text of an error of the library; it may quote JSON that is nested too deeply for str()."""
     try:
         return str(error)[:TEXT_LIMIT]
     except (RecursionError, ValueError):
         return type(error).__name__
 
 
-class _Handover(EventListener):
-    """Hands each event over at once and keeps none: the library's own queue and history only grow."""
+class _Forwarder(EventListener):
+    """Passes each event on at once and keeps none: the queue and history of the library grow without limit."""
 
     def __init__(self, handler: EventHandler) -> None:
         super().__init__()
@@ -147,23 +148,23 @@ class _Handover(EventListener):
 
 
 class Monitor:
-    """One connection. Events go to the handler from within the event loop, in order.
+    """One connection. Events go to the handler in order, in the event loop.
 
-    What QEMU says is checked here: nothing else of vmessd's meets a number that is none. `complain` is told
-    in words what cannot be true.
+    All values from QEMU are checked here, so no other module meets an invalid one. `complain` is called for
+    each invalid value.
     """
 
     def __init__(self, handler: EventHandler, complain: Complain = lambda _words: None) -> None:
         self._complain = complain
         self._client = QMPClient(readbuflen=LINE_LIMIT)
         self._client.events.event_filter = lambda _event: False
-        self._client.register_listener(_Handover(handler))
+        self._client.register_listener(_Forwarder(handler))
         self._socket: socket.socket | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._handing = asyncio.Lock()
+        self._sending_fd = asyncio.Lock()
 
     async def open(self, connected: socket.socket) -> None:
-        """Take over a connected socket, await the greeting and negotiate. No deadline of its own.
+        """Take over a connected socket, wait for the greeting and negotiate. There is no deadline.
 
         Raises:
             MonitorLost: the peer hung up or does not speak QMP.
@@ -171,24 +172,24 @@ class Monitor:
         self._socket = connected
         try:
             await self._client.connect(connected)
-        except Exception as error:  # noqa: BLE001 -- the peer's bytes decide what the library raises
+        except Exception as error:  # noqa: BLE001 -- a peer can provoke any error in the library
             raise MonitorLost(_text_of(error)) from None
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, descriptor: int | None = None
     ) -> Any:
-        """Run a command and return what it returns. A caller that stops waiting does not undo it.
+        """Run a command and return its result. Cancelling the caller does not undo the command.
 
-        `descriptor` goes with it, for add-fd and getfd; ours stays open.
+        `descriptor` is sent along, for add-fd and getfd; ours stays open.
 
         Raises:
-            CommandRefused: QEMU's own words.
-            MonitorLost: the connection went away, or there is none.
+            CommandRefused: with the error of QEMU.
+            MonitorLost: the connection is closed.
         """
         try:
             if descriptor is None:
                 return await self._client.execute(command, arguments)
-            async with self._handing:  # QEMU keeps the last descriptor that came, and no other
+            async with self._sending_fd:  # QEMU keeps only the last descriptor that it received
                 self._client.send_fd_scm(descriptor)
                 return await self._client.execute(command, arguments)
         except ExecuteError as error:
@@ -208,7 +209,7 @@ class Monitor:
         return status
 
     async def transferred(self) -> dict[str, tuple[int, int]]:
-        """Return bytes read and written by the guest for each drive's node, by `query-blockstats`."""
+        """Return the bytes read and written by the guest, by node of a drive (`query-blockstats`)."""
         reply = await self.execute("query-blockstats")
         result = {}
         for entry in reply if isinstance(reply, list) else []:
@@ -226,7 +227,7 @@ class Monitor:
         return value
 
     async def images(self) -> list[Image]:
-        """Return the drives that have something in them, by `query-block`; raises as :meth:`execute`."""
+        """Return the drives that have a medium, by `query-block`; raises as :meth:`execute`."""
         reply = await self.execute("query-block")
         result = []
         for entry in reply if isinstance(reply, list) else []:
@@ -239,24 +240,24 @@ class Monitor:
         return result
 
     async def closed(self) -> None:
-        """Return when the connection has ended and all that came over it was handed over."""
+        """Return when the connection has ended and all its events have been passed on."""
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
 
     async def close(self) -> None:
-        """End the connection; the VM goes on. Never raises, and is carried through if cancelled."""
+        """End the connection; the VM keeps running. Never raises, and completes even if cancelled."""
         if self._socket is None:
             return
-        # Without this, a peer that does not read would hold up the flush inside disconnect().
+        # Otherwise a peer that does not read would block the flush in disconnect().
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._disconnect(self._socket))
-        # Half a disconnect() would leave its reader's exception behind, to be complained about later.
+        # A cancelled disconnect() leaves the exception of its reader unretrieved, which asyncio logs.
         await asyncio.shield(self._closing)
 
     async def _disconnect(self, connected: socket.socket) -> None:
-        # It raises whatever ended its reader: any error the peer's bytes can provoke.
+        # It raises the error that ended its reader, which can be any.
         with contextlib.suppress(Exception):
             await self._client.disconnect()
         connected.close()

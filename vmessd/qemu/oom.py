@@ -1,8 +1,8 @@
-"""Whether the kernel killed a process for lack of memory, as far as its counters tell.
+"""Detection of the OOM killer by the counters of the kernel.
 
-Whom it killed stands in the kernel's log alone, which takes CAP_SYSLOG. But it counts its victims: in each
-control group that has a memory controller, and on the host. A process that was killed when a count rose is
-taken for the victim, and a victim explains one end.
+Only the kernel log names the victims, and reading it needs CAP_SYSLOG. But the kernel counts them, in each
+control group with a memory controller and for the host. A process that was killed when a count rose is assumed
+to be the victim. Each victim explains the end of one process.
 
 Sources: Linux's Documentation/admin-guide/cgroup-v2.rst (memory.events) and cgroup-v1/memory.rst
 (memory.oom_control, which has the count since Linux 4.13), proc(5) (/proc/PID/cgroup, /proc/vmstat).
@@ -15,29 +15,29 @@ import time
 
 CGROUPS = "/sys/fs/cgroup"
 HOST = "/proc/vmstat"
-"""Counts where no control group does: since Linux 4.13, for the whole host."""
+"""The counter of the whole host, used if no control group has one; since Linux 4.13."""
 RECENT = 15.0
-"""Seconds for which a victim explains an end: a QEMU's last words are waited for before it is buried."""
+"""Seconds for which a victim explains an end: the daemon first waits for the last messages of a dead QEMU."""
 _FILE_LIMIT = 65536
 
 
 class Counter:
-    """What counts the victims around one QEMU."""
+    """The counter of victims that applies to one QEMU."""
 
     def __init__(self, kills: "Kills", file: str, count: int) -> None:
         self._kills = kills
         self.file = file
-        """Of the QEMU's control group, else :data:`HOST`."""
+        """The file of the QEMU's control group, else :data:`HOST`."""
         self.count = count
-        """Victims when the watch began."""
+        """The count when the watch began."""
 
     @property
     def where(self) -> str:
-        """Whose victims are counted, in words."""
+        """The scope of the counter, as a text."""
         return "on this host" if self.file == HOST else "in its control group"
 
     def killed(self) -> str:
-        """Return who may have ended a QEMU by SIGKILL, to stand behind the words for that; mostly nothing."""
+        """Return a suffix for the message about a QEMU that ended by SIGKILL; empty without a victim."""
         if not self._kills.claim(self.file):
             return ""
         if self.file != HOST:
@@ -45,11 +45,11 @@ class Counter:
         return f", perhaps by {self._blamed('just then')}"
 
     def vanished(self) -> str:
-        """Return the same for a QEMU of which nobody can tell how it ended."""
+        """Return the suffix for a QEMU whose exit status is unknown."""
         return f", perhaps killed by {self._blamed('just then')}" if self._kills.claim(self.file) else ""
 
     def unseen(self, file: str, count: int) -> str:
-        """Return the same for a QEMU that nobody watched since `file` said `count`."""
+        """Return the suffix for a QEMU that was unwatched since `file` contained `count`."""
         if file != self.file or count >= self.count:
             return ""
         return f", perhaps killed by {self._blamed('since its start')}"
@@ -59,16 +59,16 @@ class Counter:
 
 
 class Kills:
-    """The victims of all counters that are watched. Called from any thread."""
+    """The victims of all watched counters. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
         self._fresh: dict[str, list[float]] = {}
-        """When victims were counted that explain no end yet, by the monotonic clock."""
+        """The times of victims that explain no end yet, by file; monotonic clock, in seconds."""
 
     def around(self, pid: int) -> Counter:
-        """Return what counts the victims around a process, which is watched from now on."""
+        """Return the counter that applies to a process, and watch it from now on."""
         file = next((file for file in _files(pid) if count(file) is not None), HOST)
         with self._lock:
             self._counts.setdefault(file, count(file) or 0)
@@ -76,12 +76,12 @@ class Kills:
         return Counter(self, file, self._counts[file])
 
     def look(self) -> None:
-        """Note what was counted since the last look. To be called every second or so."""
+        """Read all counters. Call this about once a second."""
         for file in list(self._counts):
             self._look_at(file)
 
     def claim(self, file: str) -> bool:
-        """Tell whether there is a victim that explains an end just seen; it then explains no other."""
+        """Tell whether a recent victim explains an end, and use it up."""
         self._look_at(file)
         with self._lock:
             fresh = self._fresh.get(file, [])
@@ -99,7 +99,7 @@ class Kills:
 
 
 def count(file: str) -> int | None:
-    """Return how many victims a file of the kernel's counts, None where it does not; blocks briefly."""
+    """Return the number of victims in a file of the kernel, None if it has no count; blocks briefly."""
     with contextlib.suppress(OSError, ValueError), open(file, "rb") as opened:
         for line in opened.read(_FILE_LIMIT).splitlines():
             name, _, number = line.partition(b" ")
@@ -109,14 +109,14 @@ def count(file: str) -> int | None:
 
 
 def _files(pid: int) -> list[str]:
-    """Return where the counts of a process's control groups would be."""
+    """Return the possible counter files of a process's control groups."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cgroup", "rb") as file:
         return places(os.fsdecode(file.read(_FILE_LIMIT)))
     return []
 
 
 def places(groups: str) -> list[str]:
-    """Return the same by the text of /proc/PID/cgroup, for either version of cgroups."""
+    """Return the possible counter files for the text of /proc/PID/cgroup, with cgroups v1 or v2."""
     found = []
     for line in groups.splitlines():
         number, _, rest = line.partition(":")

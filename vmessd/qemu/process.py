@@ -1,9 +1,9 @@
-"""The only place that spawns, finds, signals and reaps QEMU.
+"""The only module that spawns, finds, signals and reaps QEMU.
 
-A process is held by its pidfd (pidfd_open(2)): it cannot be confused with a later one of the same
-number, it becomes readable when the process ends whoever the parent is, and it takes signals.
-posix_spawn(3) gives the child fixed descriptor numbers; Python's own descriptors are all
-close-on-exec (PEP 446), so nothing else is inherited.
+A process is identified by its pidfd (pidfd_open(2)). It cannot be confused with a later process of the same
+pid, it becomes readable when the process ends, no matter who the parent is, and it accepts signals.
+posix_spawn(3) gives the child fixed descriptor numbers. All other descriptors of Python are close-on-exec (PEP
+446).
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from vmessd.core.errors import LIMITS, Failed, StartFailed, failing, quoted, reason
 
-# The parent's environment holds NOTIFY_SOCKET, WATCHDOG_* and whatever the person had; QEMU needs none.
+# QEMU gets nothing of our environment, which contains NOTIFY_SOCKET, WATCHDOG_* and variables of the user.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 _ABOVE_CHILD_FDS = 32
-_CAPABILITY_VERSION, _LOW = 0x20080522, 0xFFFFFFFF  # capset(2): two words of 32 bits for each set
+_CAPABILITY_VERSION, _LOW = 0x20080522, 0xFFFFFFFF  # capset(2): two 32-bit words per set
 
 
 class Capability(enum.IntEnum):
@@ -37,12 +37,12 @@ class Capability(enum.IntEnum):
 
 
 class Process:
-    """A QEMU process, spawned here or found again."""
+    """A QEMU process, either spawned or found."""
 
     def __init__(self, pid: int, ticks: int, pidfd: int) -> None:
         self.pid = pid
         self.ticks = ticks
-        """Start time in clock ticks since boot: with the pid it names one process of this boot."""
+        """Start time in clock ticks since boot; together with the pid it is unique within a boot."""
         self._pidfd = pidfd
 
     @classmethod
@@ -52,17 +52,17 @@ class Process:
         """Start a program in a session of its own.
 
         Args:
-            argv: the program's path and arguments.
-            log: descriptor that becomes its standard output and error.
-            descriptors: what else it inherits, as number in the child -> our descriptor.
-            entry: the command that becomes the program, if it does not begin as one; same process.
+            argv: the path and arguments of the program.
+            log: the descriptor for its standard output and error.
+            descriptors: further inherited descriptors: number in the child -> our descriptor.
+            entry: a command that executes the program in the same process, such as setpriv.
 
         Raises:
-            StartFailed: it cannot be executed.
-            Failed: this process is out of descriptors or processes.
+            StartFailed: the program cannot be executed, for example because there are too many processes.
+            Failed: this process is out of descriptors.
         """
         with contextlib.ExitStack() as stack:
-            # Ours first move above all numbers the child uses, so that no dup2 overwrites a later source.
+            # Move our descriptors above all numbers of the child first, so that no dup2 overwrites a source.
             moved = {child: _duplicate(stack, ours) for child, ours in {**descriptors, 1: log, 2: log}.items()}
             actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
             actions += [(os.POSIX_SPAWN_DUP2, ours, child) for child, ours in moved.items()]
@@ -78,8 +78,8 @@ class Process:
                     setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP),
                 )
             except OSError as error:
-                hint = "name another with vmessd --qemu"
-                if error.errno == errno.EAGAIN:  # setrlimit(2), RLIMIT_NPROC; and pids.max of a cgroup
+                hint = "to choose another: vmessd --qemu"
+                if error.errno == errno.EAGAIN:  # RLIMIT_NPROC (setrlimit(2)), or pids.max of a cgroup
                     hint = LIMITS
                 elif not isinstance(error, FileNotFoundError | PermissionError):
                     hint = ""
@@ -91,7 +91,7 @@ class Process:
         except OSError as error:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            raise Failed(f"QEMU cannot be watched, so it was ended again: {error.strerror}") from None
+            raise Failed(f"QEMU cannot be watched, so it was killed: {error.strerror}") from None
 
     @classmethod
     def find(
@@ -101,20 +101,20 @@ class Process:
         fits: Callable[[Sequence[str]], bool] | None,
         uids: Collection[int],
     ) -> "Process | None":
-        """Return the process with this pid if it is the QEMU that is meant, else None.
+        """Return the process with this pid if it is the expected QEMU, else None.
 
-        It is if it started at `ticks` (where that is known), runs as one of `uids` and its arguments pass
-        `fits`; None asks for nothing. A stranger that got the number later does not.
+        It is if it started at `ticks` (unless that is None), runs as one of `uids`, and its arguments satisfy
+        `fits` (unless that is None). This rules out a process that reuses the pid.
 
         Raises:
-            Failed: it cannot be found out; a live QEMU must not pass for a dead one.
+            Failed: it cannot be examined; a live QEMU must not be taken for a dead one.
         """
         try:
             pidfd = os.pidfd_open(pid)
         except (ProcessLookupError, ValueError, OverflowError):
             return None
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT):  # no number of a process; that of a mere thread
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # not a valid pid; the id of a thread
                 return None
             raise Failed(f"process {pid} cannot be watched: {reason(error)}") from None
         try:
@@ -128,14 +128,14 @@ class Process:
             if not _has_ended(pidfd):
                 raise Failed(f"process {pid} is hidden from vmessd; is /proc mounted with hidepid?") from None
         except OSError as error:
-            raise Failed(f"process {pid} cannot be looked at: {reason(error)}") from None
+            raise Failed(f"process {pid} cannot be examined: {reason(error)}") from None
         finally:
             if pidfd >= 0:
                 os.close(pidfd)
         return None
 
     def watch(self, ended: Callable[[], None]) -> None:
-        """Have `ended` called once from the running event loop when the process has ended."""
+        """Call `ended` once from the running event loop when the process has ended."""
         loop = asyncio.get_running_loop()
 
         def report() -> None:
@@ -145,7 +145,7 @@ class Process:
         loop.add_reader(self._pidfd, report)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens where the process has ended. Raises Failed."""
+        """Send a signal; does nothing if the process has ended. Raises Failed."""
         with (
             failing(f"process {self.pid} cannot be sent {number.name}"),
             contextlib.suppress(ProcessLookupError),
@@ -153,13 +153,13 @@ class Process:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def reap(self) -> int | None:
-        """Take the exit status of a process that has ended, negative for the signal that killed it.
+        """Reap a process that has ended and return its exit status, or minus the signal that killed it.
 
-        None where it cannot be known: of an earlier daemon's child, which init reaps.
+        None if it is unknown: init reaps the child of an earlier daemon.
         """
         try:
             result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        except OSError:  # ECHILD; whatever else it is, that it has ended is what counts
+        except OSError:  # ECHILD; for other errors, too, what matters is that it has ended
             return None
         if result is None:
             return None
@@ -170,25 +170,25 @@ class Process:
         return _has_ended(self._pidfd)
 
     def close(self) -> None:
-        """Let go of the process, which goes on if it lives."""
+        """Close the pidfd; the process keeps running."""
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
 
 
 def _has_ended(pidfd: int) -> bool:
-    """Tell whether a process has ended: its pidfd is readable then."""
+    """Tell whether a process has ended: its pidfd is then readable."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def _duplicate(stack: contextlib.ExitStack, fd: int) -> int:
-    """Duplicate a descriptor to a number no child uses, close-on-exec, closed with the stack."""
+    """Duplicate a descriptor to a number that no child uses; close-on-exec, closed with the stack."""
     try:
         duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE_CHILD_FDS)
     except OSError as error:
-        # EINVAL: no number from there on is within RLIMIT_NOFILE (fcntl(2)).
+        # EINVAL: RLIMIT_NOFILE is below _ABOVE_CHILD_FDS (fcntl(2)).
         words = os.strerror(errno.EMFILE).lower() if error.errno == errno.EINVAL else reason(error)
         raise Failed(f"QEMU cannot be started: {words}") from None
     stack.callback(os.close, duplicate)
@@ -196,7 +196,7 @@ def _duplicate(stack: contextlib.ExitStack, fd: int) -> int:
 
 
 def _ticks(pid: int) -> int:
-    """Return the start time of a process: field 22 of /proc/PID/stat (proc(5)), behind the name."""
+    """Return the start time of a process: field 22 of /proc/PID/stat (proc(5))."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[19])
 
@@ -210,30 +210,30 @@ def _owner(pid: int) -> tuple[int, int]:
 
 
 def _numbered(pidfd: int) -> int:
-    """Return the number that /proc has for a process; not its pid where /proc is another namespace's.
+    """Return the pid of a process in the namespace of /proc, from the fdinfo of its pidfd.
 
-    It is in the pidfd's /proc/self/fdinfo (pidfd_open(2), proc_pid_fdinfo(5)).
+    Source: pidfd_open(2), proc_pid_fdinfo(5).
     """
     with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
         return int(file.read().partition(b"\nPid:")[2].split()[0])
 
 
 def arguments(pid: int) -> list[str]:
-    """Return the arguments of a process, none for one that has ended; raises OSError."""
+    """Return the arguments of a process, empty if it is a zombie; raises OSError."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
 
 
 def with_argument(word: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the pid and the arguments of every process that has `word` among them.
+    """Yield the pid and the arguments of every process that has `word` among its arguments.
 
-    One that ends meanwhile, or hides its arguments, is passed over.
+    Processes that end in the meantime or hide their arguments are skipped.
 
     Raises:
-        Failed: it cannot be found out.
+        Failed: /proc cannot be read.
     """
     wanted = b"\0" + os.fsencode(word) + b"\0"
-    with failing("the processes of this host cannot be looked at"):
+    with failing("the processes of this host cannot be listed"):
         for entry in os.listdir("/proc"):
             if not entry.isdecimal():
                 continue
@@ -246,28 +246,28 @@ def with_argument(word: str) -> Iterator[tuple[int, list[str]]]:
                 yield int(entry), [os.fsdecode(word) for word in words.split(b"\0")[:-1]]
 
 
-class Sight(NamedTuple):
-    """A process that was seen, with what stands behind an option of its."""
+class OptionUse(NamedTuple):
+    """A process that was started with a certain option, and the value of that option."""
 
     value: str
     uid: int
     gid: int
 
 
-def seen_with(option: str) -> list[Sight]:
-    """Return all processes that have an option; what they say of themselves is not to be trusted."""
+def with_option(option: str) -> list[OptionUse]:
+    """Return all processes that have an option; do not trust the values, which anybody can choose."""
     found = []
     for entry in os.listdir("/proc"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             pid = int(entry)
             uid, gid = _owner(pid)
             pairs = itertools.pairwise(arguments(pid))
-            found += [Sight(value, uid, gid) for name, value in pairs if name == option]
+            found += [OptionUse(value, uid, gid) for name, value in pairs if name == option]
     return found
 
 
 def succeeds(argv: Sequence[str]) -> bool:
-    """Run a program that says nothing to its end, and tell whether its exit status is 0; blocks."""
+    """Run a program without input and output, and tell whether its exit status is 0; blocks."""
     silence = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     try:
         pid = os.posix_spawn(argv[0], list(argv), ENVIRONMENT, file_actions=silence, setsigmask=())
@@ -277,7 +277,7 @@ def succeeds(argv: Sequence[str]) -> bool:
 
 
 def capabilities() -> tuple[set[int], set[int]]:
-    """Return the capabilities this process may use, and those that survive an exec of its children's."""
+    """Return the effective and the ambient capabilities of this process; the latter survive an exec."""
     sets = _capability_sets()
     effective, ambient = ({bit for bit in range(64) if sets[name] >> bit & 1} for name in ("CapEff", "CapAmb"))
     return effective, ambient
@@ -289,12 +289,12 @@ def _capability_sets() -> dict[str, int]:
     return {name: int(text, 16) for name, text in fields.items()}
 
 
-def keep_to_ourselves(hand_on: Collection[int] = ()) -> None:
-    """See to it that no child inherits what this process has: descriptors, and capabilities but `hand_on`.
+def restrict_inheritance(hand_on: Collection[int] = ()) -> None:
+    """Prevent children from inheriting descriptors, and capabilities except `hand_on`.
 
-    The process keeps its own capabilities. What would survive an exec is the ambient set, and the
-    inheritable one where a program's file has such, too; what is not in the latter falls out of the former
-    (capabilities(7)). To be called before there are threads.
+    This process keeps its own capabilities. Removing one from the inheritable set also removes it from the
+    ambient set; these two are the sets that survive an exec (capabilities(7)). Call this before starting
+    threads.
     """
     for entry in os.listdir("/proc/self/fd"):
         if int(entry) > 2:
@@ -303,7 +303,7 @@ def keep_to_ourselves(hand_on: Collection[int] = ()) -> None:
     sets = _capability_sets()
     inheritable = sets["CapInh"] & sum(1 << number for number in hand_on)
     if sets["CapInh"] != inheritable:
-        import ctypes  # noqa: PLC0415 -- few daemons have such, and it takes its time
+        import ctypes  # noqa: PLC0415 -- rarely needed, and slow to import
 
         words = [sets["CapEff"], sets["CapPrm"], inheritable]
         data = struct.pack("=6I", *(word & _LOW for word in words), *(word >> 32 for word in words))

@@ -1,7 +1,7 @@
-"""The conversation with one QEMU: connect, ask how it is, notice silence, connect again.
+"""The QMP session with one QEMU: connect, poll the runstate, notice silence, reconnect.
 
-Reports what it learns as lifecycle events. A QEMU that does not answer is waited for, not hung up
-on: when it comes to itself, the answer that was asked for tells so.
+It reports its findings as lifecycle events. If QEMU does not answer, the session keeps the connection and
+waits: the pending reply shows when QEMU has recovered.
 """
 
 import asyncio
@@ -19,31 +19,32 @@ log = logging.getLogger(__name__)
 
 
 class Timing(NamedTuple):
-    """How patient the daemon is with a QEMU, in seconds."""
+    """Timeouts and intervals for a QEMU, in seconds."""
 
     answer: float = 10.0
     """Until a QEMU that was just started or found counts as silent."""
     probe_every: float = 5.0
+    """Between queries of the runstate."""
     probe_answer: float = 3.0
-    """Until a QEMU that answered before counts as silent."""
+    """Until a QEMU that has answered before counts as silent."""
     retry: float = 0.1
     """Before the first reconnection; doubles up to `retry_most`."""
     retry_most: float = 10.0
     look: float = 2.0
-    """Between looks at what keeps a QEMU from being found, or its directory from where it should be."""
+    """Between retries while a QEMU cannot be found or its directory is not in its place."""
     settle: float = 1.0
-    """How long those who ask about a QEMU that was just found wait for its first answer."""
+    """How long a query about a QEMU that was just found waits for its first answer."""
     ending: float = 10.0
-    """How long a QEMU that has said SHUTDOWN may take to end: its guest is off, there is little to do."""
+    """How long a QEMU may take to exit after SHUTDOWN: the guest is off, so little is left to do."""
     last_words: float = 10.0
-    """How long a dead QEMU's last messages are waited for."""
+    """How long to wait for the last messages of a dead QEMU."""
 
 
 Report = Callable[[Event, str | None], None]
 
 
 class Session:
-    """Keeps one monitor connection to one QEMU until it is closed."""
+    """Maintains the monitor connection to one QEMU until it is closed."""
 
     def __init__(
         self,
@@ -57,19 +58,19 @@ class Session:
         self._events = events
         self.timing = timing
         self.complain: Callable[[str], None] = lambda _words: None
-        """Called with what QEMU says and cannot be true."""
+        """Called with a text about an invalid value from QEMU."""
         self._retry = 0.0
         self._monitor: Monitor | None = None
         self._task: asyncio.Task[None] | None = None
         self._doubt = asyncio.Event()
         self._overdue: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
-        """Set when QEMU has answered since it was spawned, found or lost, or is overdue."""
+        """Set when QEMU has answered since it was spawned, found or lost, or its answer is overdue."""
 
     def begin(self) -> None:
-        """Connect, at once the first time, later after a pause that grows with every failure.
+        """Connect: immediately the first time, later after a pause that grows with every failure.
 
-        Where there is a conversation, it goes on.
+        Does nothing if a session is in progress.
         """
         if self._task is not None and not self._task.done():
             return
@@ -85,44 +86,44 @@ class Session:
         self._report(Event.silent, None)
 
     async def settled(self) -> None:
-        """Return when QEMU has answered for the first time, at all or again, or is overdue."""
+        """Return when QEMU has answered since it was spawned, found or lost, or its answer is overdue."""
         await self._settled.wait()
 
     def probe(self) -> None:
-        """Ask for the runstate now and not only when the next question is due."""
+        """Query the runstate now instead of waiting for the next interval."""
         self._doubt.set()
 
     async def execute(
         self, command: str, arguments: dict[str, object] | None = None, descriptor: int | None = None
     ) -> Any:
-        """Run a QMP command on the connection there is; as Monitor.execute."""
+        """Run a QMP command on the present connection; as :meth:`Monitor.execute`."""
         return await self.monitor().execute(command, arguments, descriptor)
 
     def monitor(self) -> Monitor:
-        """Return the connection there is; raises MonitorLost."""
+        """Return the present connection; raises MonitorLost if there is none."""
         if self._monitor is None:
             raise MonitorLost("not connected")
         return self._monitor
 
     @property
     def is_connected(self) -> bool:
-        """There is a connection, on which QEMU answered at least once."""
+        """There is a connection on which QEMU has answered at least once."""
         return self._monitor is not None
 
     async def drained(self) -> None:
-        """Return when all that a QEMU that has ended still said has been handed over."""
+        """Return when the last messages of a QEMU that has ended have been passed on."""
         if self._monitor is not None and self._task is not None:
             await asyncio.wait({self._task}, timeout=self.timing.last_words)
 
     async def close(self) -> None:
-        """End the conversation; QEMU goes on."""
+        """End the session; QEMU keeps running."""
         self._answered()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=self.timing.last_words)
 
     def _answered(self) -> None:
-        """Note that QEMU said something, for the first time since it was spawned, found or lost."""
+        """Record that QEMU has answered since it was spawned, found or lost."""
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None
@@ -131,7 +132,7 @@ class Session:
     async def _converse(self, pause: float) -> None:
         await asyncio.sleep(pause)
         monitor = Monitor(self._events, self.complain)
-        # A reason to end the conversation is no error here: the process's pidfd tells what it meant.
+        # The end of a session is not an error here: the pidfd says whether QEMU has ended.
         with contextlib.suppress(MonitorLost, CommandRefused, VmessError), _unforeseen():
             try:
                 await monitor.open(await self._connect())
@@ -146,7 +147,7 @@ class Session:
         self._report(Event.lost, None)
 
     async def _attend(self, monitor: Monitor) -> None:
-        """Ask for the runstate every so often until the connection ends."""
+        """Query the runstate regularly until the connection ends."""
         loop = asyncio.get_running_loop()
         since = loop.time()
         closed = loop.create_task(monitor.closed())
@@ -172,7 +173,7 @@ class Session:
 
     @contextlib.contextmanager
     def _silent_after(self, seconds: float) -> Iterator[None]:
-        """Report silence if what is inside takes longer, and let it go on."""
+        """Report silence if the body of the `with` takes longer, without interrupting it."""
         timer = asyncio.get_running_loop().call_later(seconds, self._report, Event.silent, None)
         try:
             yield
@@ -182,11 +183,11 @@ class Session:
 
 @contextlib.contextmanager
 def _unforeseen() -> Iterator[None]:
-    """Let a conversation that fails in a way nobody foresaw be taken up again, as any other."""
+    """Convert unexpected errors to MonitorLost, so that the session is resumed as after any other failure."""
     try:
         yield
     except (MonitorLost, CommandRefused, VmessError):
         raise
     except Exception as error:
-        log.exception("unexpected failure of a conversation with QEMU")
+        log.exception("unexpected failure of a QMP session")
         raise MonitorLost(str(error)) from None

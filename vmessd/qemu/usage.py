@@ -1,8 +1,8 @@
-"""What a process uses, and rates from counters: the only importer of psutil.
+"""Resource usage of a process, and rates from counters: the only importer of psutil.
 
-What is counted are totals since a process or a link began; between two looks at them lies a rate.
-Bytes of drives are not read from here: /proc/PID/io of another user's process takes CAP_SYS_PTRACE.
-Nor is the proportional set size, which takes the same and the kernel's walk over all pages.
+Counters are totals since the start of a process or the creation of a link; two samples give a rate. Traffic of
+drives comes from QMP, because /proc/PID/io of another user's process needs CAP_SYS_PTRACE. So does the
+proportional set size, which also makes the kernel walk all pages.
 """
 
 import contextlib
@@ -14,26 +14,26 @@ import psutil
 
 
 class Usage(NamedTuple):
-    """What a process has used up to a moment."""
+    """The resource usage of a process."""
 
     at: float
-    """The moment, by the monotonic clock, in seconds."""
+    """The time of the sample: monotonic clock, in seconds."""
     cpu: float
-    """Seconds of processors, all threads together; the kernel counts in hundredths."""
+    """CPU time of all threads in seconds, with a resolution of 0.01."""
     rss: int
-    """Bytes of memory that are resident."""
+    """Resident memory in bytes."""
     threads: int
 
 
 class Flow(NamedTuple):
-    """Bytes that went in and out of several things, drives or links, up to a moment."""
+    """Byte counters, in and out, of several drives or links."""
 
     at: float
     counters: Mapping[str, tuple[int, int]]
 
 
 def usage(pid: int) -> Usage | None:
-    """Return what a process has used; None where it has ended or may not be looked at. Blocks briefly."""
+    """Return the usage of a process; None if it has ended or may not be inspected. Blocks briefly."""
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         with process.oneshot():
@@ -44,16 +44,16 @@ def usage(pid: int) -> Usage | None:
 
 
 def load(before: Usage | None, after: Usage | None) -> float | None:
-    """Return how many processors a process kept busy between two looks, 1.0 being one all the time."""
+    """Return the CPU load of a process between two samples; 1.0 is one busy processor."""
     if before is None or after is None or after.at <= before.at:
         return None
     return max(0.0, after.cpu - before.cpu) / (after.at - before.at)
 
 
 def rates(before: Flow | None, after: Flow | None) -> tuple[float, float] | tuple[None, None]:
-    """Return bytes per second in and out between two looks, of all that was there both times.
+    """Return bytes per second, in and out, of all drives or links that are in both samples.
 
-    A counter that went back belongs to something new of the same name, and counts as nothing.
+    A counter that decreased belongs to a new device of the same name, and counts as 0.
     """
     if before is None or after is None or after.at <= before.at:
         return None, None

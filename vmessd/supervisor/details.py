@@ -16,7 +16,7 @@ from vmessd.core.models.vms import Drive, Value, VMInfo
 from vmessd.core.models.wires import VMAddress, VMNic
 from vmessd.core.settings import BY_FILE, LOCK
 from vmessd.core.wires import Wire
-from vmessd.devices.network_cards import Wires
+from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.network.links import Nic
 from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
 from vmessd.qemu import command_line
@@ -119,7 +119,7 @@ class Details:
         wiring = wiring or Wiring(Glance((await self._supervisor.machine(name)).home))
         return await self._nics(wires, await _interfaces(wires, wiring), wiring.files)
 
-    async def _nics(self, wires: Wires, nics: Sequence[Nic], files: VMDirectory) -> list[VMNic]:
+    async def _nics(self, wires: NetworkInterfaces, nics: Sequence[Nic], files: VMDirectory) -> list[VMNic]:
         macs = await wires.macs(files)
         cables = await wires.cables.states([nic.index for nic in nics], files)
         remark = functools.partial(self._supervisor.host.duplicates.remark, wires.vm)
@@ -162,14 +162,16 @@ class Details:
         return _Seen(planned, problem, _settings(directory), _disks(directory))
 
 
-async def _interfaces(wires: Wires, wiring: Wiring) -> list[Nic]:
+async def _interfaces(wires: NetworkInterfaces, wiring: Wiring) -> list[Nic]:
     """Return a VM's interfaces, which may have been looked at already; raises what is wrong with them."""
     if isinstance(wiring.nics, VmessError):
         raise wiring.nics
     return await wires.nics(wiring.files) if wiring.nics is None else wiring.nics
 
 
-def _nic(nic: Nic, wires: Wires, macs: tuple[str, str], cable: bool | None, duplicate: str | None) -> VMNic:
+def _nic(
+    nic: Nic, wires: NetworkInterfaces, macs: tuple[str, str], cable: bool | None, duplicate: str | None
+) -> VMNic:
     mac, later = macs
     return VMNic(
         index=nic.index,

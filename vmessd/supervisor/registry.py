@@ -33,7 +33,7 @@ from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
 from vmessd.core.wires import owner
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
-from vmessd.devices.network_cards import Wires
+from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
@@ -87,7 +87,7 @@ class Supervisor:
         self.host = host
         self._timing = timing
         self._machines: dict[str, Machine] = {}
-        self._wires: dict[str, Wires] = {}
+        self._wires: dict[str, NetworkInterfaces] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._upkeep: asyncio.Task[None] | None = None
         self._lock = -1
@@ -179,7 +179,7 @@ class Supervisor:
     def _add(self, vm: str) -> Machine:
         machine = Machine(VMDirectory(self.root, vm), self.host, self._timing)
         self._machines[vm] = machine
-        self._wires[vm] = Wires(machine, self.host, self._is_vm)
+        self._wires[vm] = NetworkInterfaces(machine, self.host, self._is_vm)
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
 
@@ -243,11 +243,11 @@ class Supervisor:
         """Return the controls of the VM of this name; raises as :meth:`machine`."""
         return Controls(await self.machine(name))
 
-    async def wires(self, name: str) -> Wires:
+    async def wires(self, name: str) -> NetworkInterfaces:
         """Return the interfaces of the VM of this name; raises as :meth:`machine`."""
         return self._wires[(await self.machine(name)).vm]
 
-    async def begun_wires(self, name: str) -> Wires:
+    async def begun_wires(self, name: str) -> NetworkInterfaces:
         """Return the same, when no start is under way; raises TimedOut where that takes long, too."""
         machine = await self.machine(name)
         await machine.begun()

@@ -147,7 +147,7 @@ class Sampler:
         """Return what processes have used and TAPs carried; blocks."""
         used = {vm: usage.usage(pid) for vm, pid in pids.items()}
         try:
-            carried = self._network.carried() if pids else {}
+            carried = self._network.traffic() if pids else {}
         except VmessError:
             carried = {}
         at = time.monotonic()

@@ -46,7 +46,7 @@ class Host:
 
     def __post_init__(self) -> None:
         self.duplicates = Duplicates(self.network)
-        self.duplicates.told = lambda vm, text: self.events.publish(Kind.wires, vm, text)
+        self.duplicates.report = lambda vm, text: self.events.publish(Kind.wires, vm, text)
 
     def accelerator(self, wanted: str | None) -> str:
         """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`."""

@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[3]
 HINTED = {error.__name__ for error in ERRORS} - {InvalidValue.__name__}
 
 # How a line reads that holds the way out itself.
-WAYS_OUT = ("has to be", "by hand", "move it away", "call links by", "net add takes one out", "are the most")
+WAYS_OUT = (
+    "has to be",
+    "must contain",
+    "by hand",
+    "move it away",
+    "use the name",
+    "net add removes one",
+    "the limit is",
+)
 
 SYSTEM = "the system's words are all that is known"
 QEMU = "QEMU's words are all that is known"
@@ -22,32 +30,32 @@ WITHOUT: dict[str, str] = {
     "VM not running: ": "a stop of what is off: there is nothing to do",
     "the output cannot be written: ": SYSTEM,
     "{}: {}": SYSTEM,
-    "{} cannot be made: ": SYSTEM,
+    "{} cannot be created: ": SYSTEM,
     "{} cannot be opened: ": SYSTEM,
     "{} cannot be read: ": SYSTEM,
     "VM {} cannot be looked at: ": SYSTEM,
     "{} cannot be locked: ": SYSTEM,
     "{} cannot be looked at: ": SYSTEM,
     "process {} cannot be ": SYSTEM,
-    "QEMU cannot be watched, so it was ended again: ": SYSTEM,
+    "QEMU cannot be watched, so it was killed: ": SYSTEM,
     "QEMU cannot be started: ": SYSTEM,
     "inheritable capabilities cannot be kept from QEMU": SYSTEM,
     "the kernel refused to change links: ": SYSTEM,
     "QEMU of {} refused ": QEMU,
-    "QEMU of {} took no descriptor for the picture": QEMU,
+    "QEMU of {} did not accept a descriptor for the picture": QEMU,
     "QEMU did not let {} run: ": QEMU,
-    "QEMU of {} does not tell about its serial port: ": QEMU,
-    "QEMU of {} does not give its console away: ": QEMU,
+    "QEMU of {} does not describe its serial port: ": QEMU,
+    "QEMU of {} does not release its console: ": QEMU,
     "VM {} has no VNC server: {}": QEMU,
-    "nobody can listen on {}, port {}: {}": SYSTEM,
-    "QEMU of {} drew nothing; has the VM a screen?": "the question is the way out",
+    "cannot listen on {}, port {}: {}": SYSTEM,
+    "QEMU of {} drew nothing; does the VM have a screen?": "the question is the way out",
     "process {} is hidden from vmessd; is /proc mounted with hidepid?": "the question is the way out",
     "there is no setpriv(1), ": "the package is named",
     "its RESTART file does not want it any more": "for the log: nobody asked for that start",
     "VM {} did not start": "told where no other error is, which has its hint",
-    "{} is {}; nobody can delete it": "nobody can",
-    "{} is a bridge; a bridge is no port of another": "nobody can",
-    "{} and {} are the ends of a pair; in one bridge they are a loop": "nobody would want it",
+    "{} is {}, which cannot be deleted": "nobody can",
+    "{} is a bridge; a bridge cannot be a port of another bridge": "nobody can",
+    "{} and {} are the ends of a pair; in one bridge they form a loop": "nobody would want it",
 }
 
 

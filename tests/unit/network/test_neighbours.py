@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vmessd.core import names
 from vmessd.core.models.wires import VMAddress
 from vmessd.network.neighbours import Tables, behind, link_local, of_interface
-from vmessd.network.rtnetlink import Neighbour
+from vmessd.network.netlink_replies import Neighbour
 
 MAC = names.mac("newvm0", 0)
 LOCAL = "fe80::11:9bff:feaf:0"

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from vmessd.core.errors import Failed, NotPermitted, VmessError
 from vmessd.network import policy
+from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import MARK, MARK_MAX, Access, is_leaving, root_text
-from vmessd.network.rtnetlink import Link
 
 UID = 1000
 CARD = Link(
@@ -249,7 +249,7 @@ def test_a_bridge_that_is_not_allowed_is_refused_unless_it_is_own(bridges: tuple
     strict = Access(UID, bridges=bridges)
     with pytest.raises(NotPermitted) as caught:
         strict.check_bridge(BRIDGE, "bridge1")
-    message = "bridge bridge1 is not vmess's own and not among those the administrator allows"
+    message = "bridge bridge1 is neither vmess's own nor allowed by the administrator"
     assert caught.value.message == message
     strict.check_bridge(replace(BRIDGE, alias=MARK), "bridge1")
 
@@ -282,7 +282,7 @@ def test_a_link_asked_for_by_another_of_its_names_is_refused(link: Link) -> None
     for check in (generous.check_change, generous.check_bridge):
         with pytest.raises(Failed) as caught:
             check(link, "uplink")
-        assert caught.value.message.startswith(f"uplink is another name of {link.name}, ")
+        assert caught.value.message.startswith(f"uplink is an alternative name of {link.name}, ")
         assert not isinstance(caught.value, NotPermitted)
 
 

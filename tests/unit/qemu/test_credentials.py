@@ -38,7 +38,9 @@ def test_without_a_word_qemu_is_our_own() -> None:
 
 @pytest.mark.parametrize("name", ["no-such-user", "", "a\nb", "x" * 300])
 def test_who_does_not_exist_is_refused_by_name(name: str) -> None:
-    with pytest.raises(InvalidValue, match=r"^qemu-user '.*' (\(300 characters\) )?is no user of this host$"):
+    with pytest.raises(
+        InvalidValue, match=r"^qemu-user '.*' (\(300 characters\) )?is not a user of this host$"
+    ):
         credentials.find(name)
 
 
@@ -52,7 +54,7 @@ def test_who_lacks_the_capabilities_is_told_which() -> None:
     )
     if os.geteuid() != 0:
         pytest.skip("needs root to become somebody")
-    assert "that takes CAP_KILL, CAP_SETGID, CAP_SETUID" in done.stderr.splitlines()[-1]
+    assert "needs CAP_KILL, CAP_SETGID, CAP_SETUID to run QEMU" in done.stderr.splitlines()[-1]
 
 
 @ROOT_ONLY
@@ -124,7 +126,7 @@ def test_a_root_that_is_not_shared_with_qemu_is_refused_before_anything_is_made(
     assert done.returncode == 2
     group = grp.getgrgid(NOBODY.pw_gid).gr_name
     assert said == [
-        f"vmessd: VM root {tmp_path}/vms is not shared with nobody, whom QEMU runs as",
+        f"vmessd: VM root {tmp_path}/vms is not shared with nobody, the user of QEMU",
         f"  hint: as root: chgrp {group} {tmp_path}/vms; chmod 2711 {tmp_path}/vms",
     ]
 

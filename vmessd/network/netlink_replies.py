@@ -1,0 +1,155 @@
+"""What the kernel says over rtnetlink: parsers for links, neighbours and addresses. Pure.
+
+pyroute2 would decode every attribute: 83 MiB and 0.4 s for 800 links. These parsers read only what vmess uses.
+
+Sources: rtnetlink(7), netlink(7), and Linux's include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour}.h.
+"""
+
+import ipaddress
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+ATTRIBUTE = struct.Struct("=HH")
+LINK_BODY = struct.Struct("=BxHiII")
+_ADDRESS_BODY = struct.Struct("=BBBBI")
+_NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
+_STATISTICS = struct.Struct("=QQQQ")  # the beginning of rtnl_link_stats64: packets, then bytes
+
+UP, MULTICAST = 0x1, 0x1000  # IFF_UP, IFF_MULTICAST
+_LOOPBACK, _LOWER_UP = 0x8, 0x10000
+AF_BRIDGE = 7
+"""The family of the forwarding tables of bridges; Python's socket module lacks it."""
+
+_ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _ALIAS, _GROUP = 1, 3, 4, 5, 10, 18, 20, 27  # IFLA_*
+_STATS64, _CARRIER = 23, 33
+_KIND, _DATA = 1, 2  # IFLA_INFO_*
+_TUN_OWNER, _TUN_TYPE, _TUN_TAP, _TUN_MULTI_QUEUE = 1, 3, 2, 7
+_NEIGHBOUR_IP, _NEIGHBOUR_MAC, _NEIGHBOUR_MASTER = 1, 2, 9  # NDA_*
+_PERMANENT, _FAILED = 0x80, 0x20  # NUD_*
+_ADDRESS_ORIGIN = 11  # IFA_PROTO: 1 to 3 for addresses that the kernel formed, else absent; Linux >= 5.18
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface of the host, as the kernel describes it."""
+
+    index: int
+    name: str
+    """Its primary name, even if it was looked up by an alternative one."""
+    kind: str
+    """`bridge`, `tun`, `vlan`, `veth`, `vxlan`, `bond` ...; empty for a network card and the loopback."""
+    master: int
+    """Index of the bridge (or bond) it is a port of; 0 for none."""
+    parent: int
+    """Index of its lower link or its veth peer; 0 for none."""
+    up: bool
+    attached: bool
+    """It has a carrier: in the case of a TAP, a process is attached to it."""
+    loopback: bool
+    mac: str
+    alias: str
+    group: int
+    tap: bool
+    """It is a TAP (not a TUN)."""
+    owner: int | None
+    """The uid that may attach to a TAP; None if anybody may."""
+    multi_queue: bool
+    mtu: int = 0
+    multicast: bool = False
+    """IFF_MULTICAST: the host may join multicast groups on it."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An entry of a forwarding or neighbour table."""
+
+    index: int
+    """The link: the port of a bridge, or the link that leads to the neighbour."""
+    master: int
+    mac: str
+    ip: str | None
+    """None in the forwarding table of a bridge."""
+    permanent: bool
+
+
+def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the attributes in `data` from `offset` on, as type and payload."""
+    end = len(data)
+    while offset + 4 <= end:
+        length, kind = ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, bytes(data[offset + 4 : offset + length])
+        offset += length + (-length % 4)
+
+
+def _number(payload: bytes) -> int:
+    return int.from_bytes(payload, sys.byteorder)
+
+
+def parse_link(body: bytes) -> Link:
+    """Return the link in the body of an RTM_NEWLINK message."""
+    _, _, index, flags, _ = LINK_BODY.unpack_from(body)
+    found = dict(attributes(body, LINK_BODY.size))
+    info = dict(attributes(found.get(_LINKINFO, b"")))
+    kind = info.get(_KIND, b"").rstrip(b"\0").decode(errors="replace")
+    tun = dict(attributes(info.get(_DATA, b""))) if kind == "tun" else {}
+    return Link(
+        index=index,
+        name=os.fsdecode(found.get(_IFNAME, b"").rstrip(b"\0")),
+        kind=kind,
+        master=_number(found.get(_MASTER, b"")),
+        parent=_number(found.get(_LINK, b"")),
+        up=bool(flags & UP),
+        attached=bool(_number(found.get(_CARRIER, b""))) or bool(flags & _LOWER_UP),
+        loopback=bool(flags & _LOOPBACK),
+        mac=found.get(_ADDRESS, b"").hex(":"),
+        alias=os.fsdecode(found.get(_ALIAS, b"").rstrip(b"\0")),
+        group=_number(found.get(_GROUP, b"")),
+        tap=_number(tun.get(_TUN_TYPE, b"")) == _TUN_TAP,
+        owner=_number(tun[_TUN_OWNER]) if _TUN_OWNER in tun else None,
+        multi_queue=bool(_number(tun.get(_TUN_MULTI_QUEUE, b""))),
+        mtu=_number(found.get(_MTU, b"")),
+        multicast=bool(flags & MULTICAST),
+    )
+
+
+def parse_neighbour(body: bytes) -> Neighbour:
+    """Return the entry in the body of an RTM_NEWNEIGH message."""
+    family, index, state, _, _ = _NEIGHBOUR_BODY.unpack_from(body)
+    found = dict(attributes(body, _NEIGHBOUR_BODY.size))
+    address = found.get(_NEIGHBOUR_IP)
+    return Neighbour(
+        index=index,
+        master=_number(found.get(_NEIGHBOUR_MASTER, b"")),
+        mac="" if state & _FAILED else found.get(_NEIGHBOUR_MAC, b"").hex(":"),
+        ip=str(ipaddress.ip_address(address)) if address and family != AF_BRIDGE else None,
+        permanent=bool(state & _PERMANENT),
+    )
+
+
+def parse_traffic(body: bytes) -> tuple[Link, int, int] | None:
+    """Return a link and the bytes it has received and sent; None if the message has no statistics."""
+    statistics = dict(attributes(body, LINK_BODY.size)).get(_STATS64)
+    if not statistics:
+        return None
+    _, _, received, sent = _STATISTICS.unpack_from(statistics)
+    return parse_link(body), received, sent
+
+
+def parse_address(body: bytes) -> tuple[int, int, bool]:
+    """Return the link's index and the scope of an IP address, and whether it says that the kernel formed it."""
+    _, _, _, scope, index = _ADDRESS_BODY.unpack_from(body)
+    return index, scope, _ADDRESS_ORIGIN in dict(attributes(body, _ADDRESS_BODY.size))
+
+
+def group_detector(group: int) -> Callable[[bytes], bool]:
+    """Return a function that says whether the body of an RTM_NEWLINK message may name this link group.
+
+    It searches for the bytes of the attribute, so it may say yes by mistake, but never no.
+    """
+    pattern = ATTRIBUTE.pack(8, _GROUP) + struct.pack("=I", group)
+    return lambda body: pattern in body
