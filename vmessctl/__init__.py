@@ -1,1 +1,1 @@
-"""vmessctl: the command line that speaks to vmessd over its control socket."""
+"""vmessctl: the command line client of vmessd, which it reaches over the control socket."""

@@ -1,4 +1,4 @@
-"""Carries out what a command line asks for: verb by verb, each by its module in `vmessctl.commands`."""
+"""Carries out a command line verb by verb, each by its module in `vmessctl.commands`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     Handler = Callable[[Invocation], int]
 
 REACHED = {"start": AlreadyRunning, "stop": NotRunning}
-"""Verbs and the error that says of a VM that it is already as they would have it."""
+"""Verbs, and the error that means that the VM is already in the wanted state."""
 FAILS_AGAIN = (InvalidValue, NoSuchVM, Locked, NotRunning)
-"""Errors that come again until something else is done."""
+"""Errors that repeat until something else is changed."""
 
 
 def run(words: list[str]) -> int:
@@ -42,31 +42,31 @@ def run(words: list[str]) -> int:
         print(f"{PROGRAM} {__version__}")
         return DONE
     if any(grammar.is_pattern(vm) for vm in invocation.vms):
-        from vmessctl.cli import patterns  # noqa: PLC0415 -- other lines need not wait for it
+        from vmessctl.cli import patterns  # noqa: PLC0415 -- only patterns need it
 
         client = connect(invocation)
         known = [vm["name"] for vm in client.call("List")["vms"]]
         client.close()
-        invocation = patterns.filled(invocation, known)
+        invocation = patterns.expanded(invocation, known)
     return _carry_out(invocation) if invocation.then is None else _in_turn(invocation)
 
 
 def _carry_out(invocation: Invocation) -> int:
-    still = {verbs.QUIET.flag, verbs.JSON.flag} & set(invocation.options)
+    silent = {verbs.QUIET.flag, verbs.JSON.flag} & set(invocation.options)
     handler = _handler(invocation.command)
-    with hushed(invocation.command.reports and bool(still)):
+    with hushed(invocation.command.reports and bool(silent)):
         return handler(invocation)
 
 
 def _handler(command: Command) -> Handler:
-    """Return what carries a verb out; its module is imported now, and no other."""
+    """Return the handler of a verb; this imports its module only."""
     module, _, function = command.handler.partition(".")
     handler: Handler = getattr(__import__(f"vmessctl.commands.{module}", fromlist=[function]), function)
     return handler
 
 
 def _in_turn(line: Invocation) -> int:
-    """Carry out several verbs up to the first that fails; return the exit status."""
+    """Carry out several verbs until one fails; return the exit status."""
     statuses: list[int] = []
     done: list[str] = []
     step: Invocation | None = line
@@ -78,9 +78,9 @@ def _in_turn(line: Invocation) -> int:
             status = complain(error)
         except KeyboardInterrupt:
             status = INTERRUPTED
-        # Whom it took force to stop is off all the same, and may be started again.
+        # A VM that was stopped by force is off all the same, and can be started again.
         if status not in (DONE, FORCED):
-            _tell_of_failure(step, done, status)
+            _report_failure(step, done, status)
             return status
         statuses.append(status)
         done.append(step.command.verb)
@@ -88,24 +88,24 @@ def _in_turn(line: Invocation) -> int:
     return worst(statuses)
 
 
-def _tell_of_failure(step: Invocation, done: list[str], status: int) -> None:
-    """Say which verb of several failed, what was done before, and how to go on from there."""
+def _report_failure(step: Invocation, done: list[str], status: int) -> None:
+    """Say which of several verbs failed, what was done before, and how to continue."""
     rest, left = step.then, []
     while rest is not None:
         left.append(rest.command.verb)
         rest = rest.then
     texts = [f"{step.command.verb} {'was interrupted' if status == INTERRUPTED else 'failed'}"]
-    texts += [f"done before: {', '.join(done)}"] if done else []
+    texts += [f"done: {', '.join(done)}"] if done else []
     texts += [f"not done: {', '.join(left)}"] if left else []
     warn(f"{PROGRAM}: {'; '.join(texts)}")
-    if (onward := _onward(step, status)) is not None:
-        warn(f"  hint: to go on from there: {shell_line([PROGRAM, *grammar.written(onward)])}")
+    if (rest_of_line := _continuation(step, status)) is not None:
+        warn(f"  hint: to continue: {shell_line([PROGRAM, *grammar.written(rest_of_line)])}")
 
 
-def _onward(step: Invocation, status: int) -> Invocation | None:
-    """Return what is left to do of a line; None where that is nothing, or would fail in the same way again."""
+def _continuation(step: Invocation, status: int) -> Invocation | None:
+    """Return the part of a line that is left to do; None if that is nothing, or would fail in the same way."""
     reached = REACHED.get(step.command.verb)
-    if status == NotRunning.status and not complaints:  # the verb was status, and it did what it does
+    if status == NotRunning.status and not complaints:  # the verb was status, which succeeded
         return step.then
     if reached is not None and complaints and all(isinstance(error, reached) for error in complaints):
         return step.then

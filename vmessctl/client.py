@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _socket  # `socket` makes enums of all constants, for as long as all the rest takes
+import _socket  # `socket` makes enums of its constants, which takes as long as everything else
 import posix  # `os` takes a tenth of the time of a `status` to import
 import sys
 
@@ -24,10 +24,10 @@ from vmessd.core.errors import (
 )
 
 ANSWER_TIME = 30.0
-"""Seconds a daemon may take for a plain call."""
-HOSTS = "/run/vmess/control.sock"
-"""Where the host's daemon, the service, listens."""
-VERSIONS = f"vmessd is of another version than {verbs.PROGRAM}? restart it: systemctl restart vmessd"
+"""Seconds that the daemon has to answer a plain call."""
+SERVICE_SOCKET = "/run/vmess/control.sock"
+"""The control socket of the host's service."""
+VERSIONS = f"do vmessd and {verbs.PROGRAM} have different versions? systemctl restart vmessd"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 
 def candidates(option: str | None) -> list[str]:
-    """Return where the control socket may be: as told, else a person's own place, then the service's."""
-    told = option or variable("VMESS_SOCKET")
-    if told:
-        return [told]
+    """Return the control sockets to try: the given one, or else the user's own and the service's."""
+    given = option or variable("VMESS_SOCKET")
+    if given:
+        return [given]
     own = variable("XDG_RUNTIME_DIR")
-    return [*([f"{own}/vmess/control.sock"] if own else []), HOSTS]
+    return [*([f"{own}/vmess/control.sock"] if own else []), SERVICE_SOCKET]
 
 
 def connect(invocation: verbs.Invocation) -> Client:
-    """Connect to the daemon that a command line is meant for; raises Unreachable."""
+    """Connect to the daemon for a command line; raises Unreachable."""
     return Client(candidates(invocation.options.get(verbs.SOCKET.flag)))
 
 
@@ -55,28 +55,28 @@ class Client:
     """One connection to the daemon."""
 
     def __init__(self, paths: list[str], patience: float | None = None) -> None:
-        """Connect to the first path where somebody answers, and within `patience` seconds.
+        """Connect to the first path that answers; `patience` is the timeout in seconds of each operation.
 
         Raises:
-            Unreachable: nobody does.
+            Unreachable: no path answers.
         """
         self._buffer = b""
         self._descriptors: list[int] = []
         self.is_lost = False
-        """It is of no use any more: the daemon hung up, or a reply may come yet that nobody waits for."""
+        """Unusable: the daemon hung up, or a late reply may still arrive."""
         self._patience = ANSWER_TIME if patience is None else patience
         self._socket = _connect(paths, self._patience)
 
     def fileno(self) -> int:
-        """Return the descriptor, to wait for news with select(2)."""
+        """Return the descriptor, for select(2)."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
     def wait_longer(self, seconds: float) -> None:
-        """Have answers come so many seconds later than others."""
+        """Extend the timeout by some seconds."""
         self._socket.settimeout(self._patience + seconds)
 
     def send(self, method: str, parameters: Mapping[str, object], *, more: bool = False) -> None:
@@ -94,10 +94,10 @@ class Client:
         """Return the next reply's parameters, and whether more replies follow.
 
         Raises:
-            VmessError: the reply is an error of the daemon's.
+            VmessError: the reply is an error.
             Unreachable: the daemon hung up.
             TimedOut: it does not answer.
-            Failed: what answers does not speak Varlink.
+            Failed: the program at the other end does not speak Varlink.
         """
         while b"\0" not in self._buffer:
             self.fill()
@@ -109,19 +109,19 @@ class Client:
             self.is_lost = True
             said = quoted(message.decode(errors="replace"))
             raise Failed(
-                f"the program that listens on the control socket is not vmessd: it said {said}",
+                f"the program on the control socket is not vmessd: it said {said}",
                 hint="name vmessd's socket with --socket or in VMESS_SOCKET",
             ) from None
         if error is not None:
-            raise told(str(error), parameters)
+            raise error_from_wire(str(error), parameters)
         return parameters, bool(reply.get("continues"))
 
     def pending(self) -> bool:
-        """Tell whether a whole reply has arrived already."""
+        """Tell whether a complete reply is in the buffer."""
         return b"\0" in self._buffer
 
     def fill(self) -> None:
-        """Read what has arrived; raises as :meth:`receive`."""
+        """Read from the socket into the buffer; raises like :meth:`receive`."""
         try:
             data, ancillary, _, _ = self._socket.recvmsg(65536, 256, _socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
@@ -141,42 +141,42 @@ class Client:
         self._buffer += data
 
     def call(self, method: str, **parameters: object) -> Reply:
-        """Make a call and return the parameters of its reply; raises as :meth:`receive`."""
+        """Make a call and return the parameters of its reply; raises like :meth:`receive`."""
         self.send(method, parameters)
         return self.receive()[0]
 
     def descriptors(self, count: int) -> list[int]:
-        """Return the descriptors that came with replies so far; they are the caller's to close.
+        """Return the descriptors received so far; the caller closes them.
 
         Raises:
-            Failed: they are fewer than `count`.
+            Failed: there are fewer than `count`.
         """
         handed, self._descriptors = self._descriptors, []
         if len(handed) < count:
-            raise Failed(f"vmessd handed over {len(handed)} descriptors, not {count}", hint=VERSIONS)
+            raise Failed(f"vmessd passed {len(handed)} descriptors, not {count}", hint=VERSIONS)
         return handed
 
 
 def silence() -> TimedOut:
     """Return the error for a daemon that does not answer."""
     return TimedOut(
-        f"vmessd does not answer within {ANSWER_TIME:g} s",
-        hint="restart it, the VMs go on: systemctl restart vmessd; one of your own, kill and start again",
+        f"vmessd did not answer within {ANSWER_TIME:g} s",
+        hint="restart it, VMs keep running: systemctl restart vmessd; or kill your own and start it again",
     )
 
 
 def _hung_up(why: str = "") -> Unreachable:
-    return Unreachable(f"vmessd hung up{why}", hint="what was under way may have to be asked for again")
+    return Unreachable(f"vmessd hung up{why}", hint="repeat what was in progress if necessary")
 
 
 def _connect(paths: list[str], patience: float) -> _socket.socket:
     failures: list[str] = []
     denied: list[str] = []
     for path in paths:
-        with failing("no socket can be had"):
+        with failing("no socket can be created"):
             sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
-            _wait_in_line(sock, patience)
+            _set_connect_timeout(sock, patience)
             _connect_to(sock, path)
             sock.settimeout(patience)
         except OSError as error:
@@ -189,24 +189,24 @@ def _connect(paths: list[str], patience: float) -> _socket.socket:
     if denied:
         raise Unreachable(
             f"the control socket {printable(denied[0])} may not be used: permission denied",
-            hint=_way_in(denied[0]),
+            hint=_how_to_get_access(denied[0]),
         )
     raise Unreachable(
         f"no vmessd answers ({'; '.join(failures)})",
-        hint=_beginning(paths),
+        hint=_how_to_start(paths),
     )
 
 
-def _beginning(paths: list[str]) -> str:
-    """Return how a daemon is started that serves one of the paths."""
-    if len(paths) == 1 and paths[0] != HOSTS:
-        return f"start one there with: {shell_line(['vmessd', '--socket', paths[0]])}"
-    return "start one of your own with: vmessd; or the host's with: systemctl start vmessd"
+def _how_to_start(paths: list[str]) -> str:
+    """Return a hint on how to start a daemon that serves one of the paths."""
+    if len(paths) == 1 and paths[0] != SERVICE_SOCKET:
+        return f"start one on this socket: {shell_line(['vmessd', '--socket', paths[0]])}"
+    return "start your own with: vmessd; or the host's with: systemctl start vmessd"
 
 
-def _way_in(path: str) -> str:
-    """Return how somebody who may not use a control socket comes to be allowed to."""
-    import grp  # noqa: PLC0415 -- only who is kept out waits for it
+def _how_to_get_access(path: str) -> str:
+    """Return a hint on how to get access to a control socket."""
+    import grp  # noqa: PLC0415 -- only a refusal needs it
     import pwd  # noqa: PLC0415
 
     try:
@@ -215,14 +215,14 @@ def _way_in(path: str) -> str:
     except (OSError, KeyError):
         gid = 0
     if gid == 0:
-        return f"it is for its owner and the members of its group: ls -l {printable(path)}"
-    return f"it is for members of group {group}; as root: usermod -aG {group} {user}, and log in again"
+        return f"only its owner and members of its group may use it: ls -l {printable(path)}"
+    return f"only members of group {group} may use it; as root: usermod -aG {group} {user}, then log in again"
 
 
-def _wait_in_line(sock: _socket.socket, seconds: float) -> None:
-    """Have connect(2) wait so long for its place in the daemon's queue: with a timeout it would not at all.
+def _set_connect_timeout(sock: _socket.socket, seconds: float) -> None:
+    """Limit the time in which a blocking connect(2) waits for room in the daemon's backlog, by SO_SNDTIMEO.
 
-    Where others fill the queue, one that does not block gets EAGAIN at once (unix(7), socket(7): SO_SNDTIMEO).
+    Python's own timeout makes the socket non-blocking: it gets EAGAIN at once if the backlog is full (unix(7)).
     """
     whole = int(seconds)
     micros = max(1, int((seconds - whole) * 1e6)) if not whole else 0
@@ -231,7 +231,7 @@ def _wait_in_line(sock: _socket.socket, seconds: float) -> None:
 
 
 def _connect_to(sock: _socket.socket, path: str) -> None:
-    """Connect by way of the directory's descriptor: a path may be longer than the 107 bytes of unix(7)."""
+    """Connect through a descriptor of the directory, since a path may exceed the 107 bytes of unix(7)."""
     before, slash, name = path.rpartition("/")
     directory = posix.open(before + slash or ".", posix.O_PATH | posix.O_DIRECTORY)
     try:
@@ -240,8 +240,8 @@ def _connect_to(sock: _socket.socket, path: str) -> None:
         posix.close(directory)
 
 
-def told(name: str, parameters: Mapping[str, Any]) -> VmessError:
-    """Return the error of this name on the wire."""
+def error_from_wire(name: str, parameters: Mapping[str, Any]) -> VmessError:
+    """Return the error for a name on the wire and its parameters."""
     kind = BY_WIRE_NAME.get(name)
     if kind is None:
         return Failed(f"vmessd refused the call: {name} {parameters}", hint=VERSIONS)

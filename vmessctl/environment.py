@@ -1,10 +1,10 @@
-"""The environment variables of a command, without `os`, whose import is a tenth of a `status`."""
+"""Environment variables without `os`, whose import takes a tenth of a `status`."""
 
 import posix
 import sys
 
 
 def variable(name: str) -> str | None:
-    """Return the value of an environment variable; None where it is not set."""
+    """Return the value of an environment variable; None if it is not set."""
     value = posix.environ.get(name.encode())
     return None if value is None else value.decode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())

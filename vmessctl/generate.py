@@ -1,9 +1,9 @@
-"""Writes what the tables make for others to read: manual pages and completions of the shells.
+"""Writes the files generated from the tables: manual pages and shell completions.
 
     python -m vmessctl.generate man /usr/local/share/man
     python -m vmessctl.generate completion /usr/local/share
 
-Each prints the files it wrote, relative to the directory; without one, those that it would write.
+It prints the files that it wrote, relative to the directory; without a directory, those it would write.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ USAGE = "usage: python -m vmessctl.generate man|completion [DIRECTORY]"
 
 
 def pages() -> dict[str, str]:
-    """Return the manual pages by their places below a man directory."""
+    """Return the manual pages by their paths below a man directory."""
     files = {name: page() for name, page in manual.PAGES.items()} | manual.ALIASES
     return {f"man{name[-1]}/{name}": content for name, content in files.items()}
 
 
 def completions() -> dict[str, str]:
-    """Return the completions by their places below a share directory, where the shells look for them."""
+    """Return the completions by their paths below a share directory, where the shells look for them."""
     fish = "fish/vendor_completions.d"
     return {
         "bash-completion/completions/vmess": shells.BASH,
@@ -41,7 +41,7 @@ KINDS = {"man": pages, "completion": completions}
 def main(arguments: list[str]) -> int:
     """Write the files of one kind; raises VmessError."""
     if len(arguments) not in (1, 2) or arguments[0] not in KINDS:
-        raise InvalidValue("what is to be written, and where?", hint=USAGE)
+        raise InvalidValue("the arguments are a kind of files and a directory", hint=USAGE)
     for place, content in KINDS[arguments[0]]().items():
         if len(arguments) == 2:
             path = os.path.join(arguments[1], place)

@@ -1,8 +1,8 @@
-"""`json.loads` and `json.dumps` as they are without arguments, by the same code in C.
+"""`json.loads` and `json.dumps` with their default arguments, by the same C code.
 
-The package `json` imports `re`, and that takes as long as all else that the client does. The package's scanner
-and encoder are in `_json`, which imports nothing. Where `_json` is missing, or has another signature, the
-package is imported instead.
+The package `json` imports `re`, which takes as long as everything else that the client does. Its scanner and
+encoder are in `_json`, which imports nothing. If `_json` is missing or has another signature, the package is
+imported instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Defaults:
-    """What `json.JSONDecoder` tells the scanner of itself."""
+    """The attributes of `json.JSONDecoder` that the scanner reads."""
 
     strict = True
     object_hook = None
@@ -32,26 +32,26 @@ def _refuse(value: object) -> object:
 try:
     from _json import encode_basestring_ascii, make_encoder, make_scanner
 
-    # No indent, the two separators; keys are not sorted, keys of odd types are refused, NaN is written.
+    # No indent, the two separators, no sorted keys, no skipped keys, NaN allowed.
     _encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
-    _scan = make_scanner(_Defaults)  # type: ignore[arg-type]  # it takes whatever has these attributes
+    _scan = make_scanner(_Defaults)  # type: ignore[arg-type]  # it takes any object with these attributes
 except (ImportError, AttributeError, TypeError):
     from json import dumps, loads
 else:
 
     def loads(text: str) -> Any:  # type: ignore[misc]
-        """Return what JSON stands for; raises ValueError, RecursionError for what is nested too deeply."""
+        """Return the value of JSON text; raises ValueError, or RecursionError if it is nested too deeply."""
         bare = text.strip(" \t\n\r")
         try:
             value, end = _scan(bare, 0)
-        except (StopIteration, SystemError):  # up to 3.12, the scanner fails without an error of `json`'s
+        except (StopIteration, SystemError):  # up to 3.12, the scanner raises these instead of JSONDecodeError
             end = -1
         if end == len(bare):
             return value
-        import json  # noqa: PLC0415 -- it says what is wrong with the text
+        import json  # noqa: PLC0415 -- only an error needs it
 
         return json.loads(text)
 
     def dumps(value: object) -> str:  # type: ignore[misc]
-        """Return a value as JSON, in ASCII; raises TypeError for what JSON has no word for."""
+        """Return a value as JSON in ASCII; raises TypeError if JSON cannot express it."""
         return "".join(_encode(value, 0))

@@ -1,4 +1,4 @@
-"""A call that is answered for as long as somebody listens, taken up again where vmessd is started anew."""
+"""A call with a stream of replies, repeated when vmessd is restarted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 from vmessctl import client as wire
 from vmessctl.cli.verbs import PROGRAM
-from vmessctl.output.terminal import moving, say
+from vmessctl.output.terminal import say, status_lines
 from vmessd.core.errors import Unreachable
 
 TYPE_CHECKING = False
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
 
 RETURN_TIME = 20.0
-"""Seconds a daemon that is gone has to come back: it may just be started anew."""
+"""Seconds to wait for a daemon that is gone, because it may just be restarting."""
 RETRY = 0.25
-"""Seconds between two looks whether it is back."""
+"""Seconds between attempts to reconnect."""
 
 
 class Stream:
@@ -28,7 +28,7 @@ class Stream:
     def __init__(
         self, invocation: Invocation, method: str, parameters: Callable[[], Mapping[str, object]], *, more: bool
     ) -> None:
-        """Make the call; `parameters` are asked for again where it has to be made again. Raises Unreachable."""
+        """Make the call; `parameters` is called again before each repetition. Raises Unreachable."""
         self._invocation = invocation
         self._method = method
         self._parameters = parameters
@@ -37,7 +37,7 @@ class Stream:
         self._heard = False
         self._patience = 0.0
         self.again = False
-        """It was made again: what happened before that was not told."""
+        """The call was repeated, so events in between were missed."""
         self._open()
 
     def _open(self) -> None:
@@ -46,11 +46,11 @@ class Stream:
 
     @property
     def is_heard(self) -> bool:
-        """The call was answered, if not to the end."""
+        """The call has had a reply."""
         return self._heard
 
     def ask(self) -> None:
-        """Make the call again, on the connection there is; where it is gone, another is looked for."""
+        """Repeat the call on the same connection; reconnect if that is lost."""
         try:
             self._call()
         except Unreachable:
@@ -63,31 +63,31 @@ class Stream:
             self._client.send(self._method, self._parameters(), more=self._more)
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Close the connection."""
         if self._client is not None:
             self._client.close()
             self._client = None
 
     def fileno(self) -> int | None:
-        """Return the descriptor to wait for; None while there is no daemon."""
+        """Return the descriptor to wait on; None while there is no daemon."""
         return None if self._client is None else self._client.fileno()
 
     def limit(self) -> float | None:
-        """Return the seconds after which to call :meth:`news` also if nothing has come."""
+        """Return the seconds after which to call :meth:`news` even without input; None for never."""
         if self._client is None:
             return RETRY
         return None if self._heard else max(0.0, self._patience - time.monotonic())
 
     def news(self, *, ready: bool) -> list[Reply]:
-        """Return what has come; `ready` says that something has.
+        """Return the new replies; `ready` says that there is input.
 
         Raises:
-            Unreachable: there is no daemon any more, and did not come back in time.
+            Unreachable: the daemon is gone and did not come back in time.
             TimedOut: it does not answer.
-            VmessError: it answers with an error.
+            VmessError: the reply is an error.
         """
         if self._client is None:
-            self._return()
+            self._reconnect()
             return []
         if not ready:
             if not self._heard and time.monotonic() >= self._patience:
@@ -107,11 +107,11 @@ class Stream:
     def _lost(self) -> None:
         self.close()
         self._patience = time.monotonic() + RETURN_TIME
-        moving.clear()
-        say(f"{PROGRAM}: vmessd hung up; it has {RETURN_TIME:g} s to come back")
+        status_lines.clear()
+        say(f"{PROGRAM}: vmessd hung up; waiting {RETURN_TIME:g} s for it to come back")
 
-    def _return(self) -> None:
-        """Make the call again, if there is somebody to make it to."""
+    def _reconnect(self) -> None:
+        """Reconnect and repeat the call; raises Unreachable after the deadline."""
         deadline = self._patience
         try:
             self._open()
@@ -122,4 +122,4 @@ class Stream:
                 raise
         else:
             self.again = True
-            say(f"{PROGRAM}: vmessd is back; what happened meanwhile is not told")
+            say(f"{PROGRAM}: vmessd is back; events in the meantime were missed")

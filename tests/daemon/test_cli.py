@@ -180,15 +180,15 @@ def test_every_verb_is_among_those_understood() -> None:
 
 
 REFUSED = (
-    ("newvm strat", "'strat' is no verb; did you mean start?", "vmess help"),
-    ("newvm reboot", "'reboot' is no verb; did you mean reset?", "vmess help"),
-    ("newvm destroy", "'destroy' is no verb; did you mean stop force?", "vmess help"),
-    ("newvm pause", "'pause' is no verb; did you mean suspend?", "vmess help"),
+    ("newvm strat", "'strat' is not a verb; did you mean start?", "vmess help"),
+    ("newvm reboot", "'reboot' is not a verb; did you mean reset?", "vmess help"),
+    ("newvm destroy", "'destroy' is not a verb; did you mean stop force?", "vmess help"),
+    ("newvm pause", "'pause' is not a verb; did you mean suspend?", "vmess help"),
     ("a b shutdown", "shutdown takes no VM", "vmess a b stop"),
     ("newvm boot", "boot takes no VM", "vmess newvm start"),
-    ("newvm stat", "'stat' is no verb; did you mean status?", "vmess help"),
-    ("newvm infoo x", "'infoo' is no verb; did you mean info?", "vmess help"),
-    ("newvm qqqqq", "'qqqqq' is no verb", "vmess help"),
+    ("newvm stat", "'stat' is not a verb; did you mean status?", "vmess help"),
+    ("newvm infoo x", "'infoo' is not a verb; did you mean info?", "vmess help"),
+    ("newvm qqqqq", "'qqqqq' is not a verb", "vmess help"),
     ("start", "start needs a VM before it", "usage: vmess <vmname> start [--at-once N]"),
     ("start newvm", "start needs a VM before it", "vmess newvm start"),
     ("stop leaf spine --timeout 5", "stop needs a VM before it", "vmess leaf spine stop --timeout=5"),
@@ -207,12 +207,12 @@ REFUSED = (
     (
         "newvm ram",
         "ram needs <size|none>",
-        "usage: vmess <vmname> ram <size|none>; what it is now: vmess newvm0 info",
+        "usage: vmess <vmname> ram <size|none>; to see its value: vmess newvm0 info",
     ),
     (
         "--all autostart",
         "autostart needs <on|off|none> [order] [delay]",
-        "usage: vmess <vmname> autostart <on|off|none> [order] [delay]; what it is now: vmess --all info",
+        "usage: vmess <vmname> autostart <on|off|none> [order] [delay]; to see its value: vmess --all info",
     ),
     ("newvm ram 2 G", "ram takes <size|none>, not '2 G'", "usage: vmess <vmname> ram <size|none>"),
     (
@@ -220,13 +220,13 @@ REFUSED = (
         "stop takes [force], not 'force now'",
         "usage: vmess <vmname> stop [force] [--timeout SECONDS] [--no-wait]",
     ),
-    ("newvm start --yes", "--yes is no option of start", "usage: vmess <vmname> start [--at-once N]"),
-    ("help --json", "--json is no option of help", "usage: vmess help [verb]..."),
-    ("list --yes", "--yes is no option of list", "usage: vmess list [--json]"),
-    ("newvm start --foo", "'--foo' is no option", "vmess help"),
-    ("newvm start -x", "'-x' is no option", "vmess help"),
+    ("newvm start --yes", "--yes is not an option of start", "usage: vmess <vmname> start [--at-once N]"),
+    ("help --json", "--json is not an option of help", "usage: vmess help [verb]..."),
+    ("list --yes", "--yes is not an option of list", "usage: vmess list [--json]"),
+    ("newvm start --foo", "'--foo' is not an option", "vmess help"),
+    ("newvm start -x", "'-x' is not an option", "vmess help"),
     ("newvm stop --timeout", "--timeout needs a value: --timeout SECONDS", None),
-    ("newvm rm --yes=1", "--yes takes no value, not '1'", None),
+    ("newvm rm --yes=1", "--yes takes no value, but was given '1'", None),
     ("A1 start", "VM name 'A1' is not letters a-z with one digit at the end, such as newvm0", None),
     ("../x", "VM name '../x' is not letters a-z with one digit at the end, such as newvm0", None),
     (
@@ -236,7 +236,7 @@ REFUSED = (
     ),
     ("ifadd 2", "ifadd needs a VM before it", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
     ("newvm ifadd", "ifadd needs <N> [bridge|-|user]...", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
-    ("newvm ifadd 1 -x", "'-x' is no option", "vmess help"),
+    ("newvm ifadd 1 -x", "'-x' is not an option", "vmess help"),
     ("newvm ifdel 1", "ifdel takes no argument, not '1'", "usage: vmess <vmname> ifdel"),
     (
         "newvm connect",
@@ -262,7 +262,7 @@ REFUSED = (
     ),
     (
         "newvm connect 0 br0 --yes",
-        "--yes is no option of connect",
+        "--yes is not an option of connect",
         "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
     ("net vlan", "net vlan needs <bridge> [intf]...", "usage: vmess net vlan <bridge> [intf]..."),
@@ -270,7 +270,7 @@ REFUSED = (
     ("net add a b", "net add takes <intf>, not 'a b'", "usage: vmess net add <intf>"),
     ("net delete", "net delete needs <intf>", "usage: vmess net delete <intf>"),
     ("net ignore a b", "net ignore takes [link], not 'a b'", "usage: vmess net ignore [link] [--json]"),
-    ("net prune --yes", "--yes is no option of net prune", "usage: vmess net prune"),
+    ("net prune --yes", "--yes is not an option of net prune", "usage: vmess net prune"),
     ("watch newvm", "watch takes no argument, not 'newvm'", "usage: vmess [vmname]... watch [--json]"),
     ("wait running", "wait needs a VM before it", f"usage: {BY_VERB['wait'].usage()}"),
     (
@@ -295,10 +295,10 @@ def test_a_command_line_is_refused_with_a_word_on_why(line: str, message: str, h
     ("words", "message"),
     [
         (["new\nvm", "start"], r"VM name 'new\nvm' is not letters a-z"),
-        (["newvm", "\x1b[31m"], r"'\x1b[31m' is no verb"),
-        (["newvm", "start", "--\udcff"], r"'--\udcff' is no option"),
+        (["newvm", "\x1b[31m"], r"'\x1b[31m' is not a verb"),
+        (["newvm", "start", "--\udcff"], r"'--\udcff' is not an option"),
         (["", "start"], "VM name '' is not letters a-z"),
-        (["newvm", ""], "'' is no verb"),
+        (["newvm", ""], "'' is not a verb"),
     ],
 )
 def test_a_refusal_shows_what_a_terminal_would_obey(words: list[str], message: str) -> None:
@@ -309,12 +309,12 @@ def test_a_refusal_shows_what_a_terminal_would_obey(words: list[str], message: s
 
 
 def test_help_for_what_is_no_verb_says_what_may_be_meant() -> None:
-    with pytest.raises(InvalidValue, match=r"^'strat' is no verb; did you mean start\?$"):
+    with pytest.raises(InvalidValue, match=r"^'strat' is not a verb; did you mean start\?$"):
         app.run(["help", "strat"])
-    with pytest.raises(InvalidValue, match=r"^'net vlna' is no verb; did you mean net vlan\?$"):
+    with pytest.raises(InvalidValue, match=r"^'net vlna' is not a verb; did you mean net vlan\?$"):
         app.run(["help", "net", "vlna"])
     for words in (["help", "ne"], ["help", "net", "v"], ["help", "net vlan", "x"], ["help", "start", "stop"]):
-        with pytest.raises(InvalidValue, match=" is no verb"):
+        with pytest.raises(InvalidValue, match=" is not a verb"):
             app.run(words)
 
 
@@ -528,7 +528,7 @@ NIC_LINES = (
         nic(0, cable=False, leaving=True, present=False),
         (
             "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not there yet, "
-            "being unplugged: the guest has not let go of it, cable pulled"
+            "being unplugged: the guest has not released it yet, cable pulled"
         ),
     ),
     (nic(2, wire="user", **USER), "interface 2: user network, MAC 02:11:9b:af:00:02"),
@@ -587,15 +587,15 @@ def test_info_tells_everything_in_lines() -> None:
         "Total number of interfaces: 2",
         "Command for this VM",
         "  qemu -name 'a b' -x $'\\x1b\\''",
-        "VNC display: 2811 (port 8711 on 127.0.0.1); the way in is vmess newvm0 vnc",
+        "VNC display: 2811 (port 8711 on 127.0.0.1); to connect: vmess newvm0 vnc",
         "newvm0e0: bridge1, MAC 02:11:9b:af:00:00",
         "newvm0e1: in no bridge, MAC 02:11:9b:af:00:01, cable pulled",
-        "newvm0e2: bridge1, MAC 02:11:9b:af:00:02, being unplugged: the guest has not let go of it",
+        "newvm0e2: bridge1, MAC 02:11:9b:af:00:02, being unplugged: the guest has not released it yet",
         "hda: /v/a0/a0-hda.img, 8G, 512 bytes read, 0 bytes written",
         "cdrom: /iso\\n.iso, 4.0K",
         "RAM: 2G",
-        "Mind: e1: in x, NICS: y\\x1b",
-        "Mind: heard elsewhere",
+        "Note: e1: in x, NICS: y\\x1b",
+        "Note: heard elsewhere",
         "Serial console: /v/a0/serial.sock",
         "VM is running, PID: 7",
     ]
@@ -670,8 +670,8 @@ SEGMENTS = [
     {"bridge": None, "own": True, "ports": ["vethA0", "vxlan7"]},
 ]
 NET_LINES = ["vmess net vlan bridge1 newvm0e0 eth1.100", "vmess net vlan 'br$(id)'"]
-NET_LINES += ["vmess net vlan lab a0e0  # of another VM root: a0e0: /b\\n"]
-NET_LINES += ["vmess net vlan theirs  # of another VM root: /srv/b"]
+NET_LINES += ["vmess net vlan lab a0e0  # from another VM root: a0e0: /b\\n"]
+NET_LINES += ["vmess net vlan theirs  # from another VM root: /srv/b"]
 NET_LINES += ["vmess net add vethA0", "vmess net add vxlan7"]
 
 Calls = list[tuple[str, dict[str, Any]]]
@@ -690,7 +690,7 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         ],
         [
             "device bridge1 already exists; can't create bridge with the same name",
-            "newvm0e1: pending: the guest has not let go of it; it goes when the guest does, or with the VM",
+            "newvm0e1: pending: the guest has not released it; it goes when the guest does so or the VM stops",
         ],
     ),
     (
@@ -723,7 +723,7 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         {"steps": [step("down")]},
         0,
         [],
-        ["bridge bridge1 is down, so nothing passes: ip link set bridge1 up"],
+        ["bridge bridge1 is down and passes no frames: ip link set bridge1 up"],
     ),
     (
         "newvm ifstat",
@@ -843,7 +843,7 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         [("Addresses", {"vm": "newvm0"})],
         {"addresses": []},
         0,
-        ["newvm0 has no interface that is there; a start makes what is missing"],
+        ["newvm0 has no interface that exists now; the next start creates missing ones"],
         [],
     ),
     (
@@ -878,8 +878,8 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
             "Set 'newvm0e0' nonpersistent",
         ],
         [
-            "vethA0 is in no bridge, so its VLANs carry nothing: vmess net vlan BRIDGE vethA0",
-            "bridge bridge1 is down, so nothing passes: ip link set bridge1 up",
+            "vethA0 is in no bridge, so its VLANs carry no frames: vmess net vlan BRIDGE vethA0",
+            "bridge bridge1 is down and passes no frames: ip link set bridge1 up",
             "no longer forwarded: user:1:2",
         ],
     ),
@@ -999,7 +999,7 @@ def test_every_step_of_the_daemon_is_among_those_told() -> None:
         ),
         (
             "newvm forward 0 udp:[::1]:2:3",
-            f"forward 'udp:[::1]:2:3' is not {FORWARD_FORM}, and QEMU forwards none of IPv6",
+            f"forward 'udp:[::1]:2:3' is not {FORWARD_FORM}; QEMU does not forward IPv6",
         ),
         ("newvm forward 0 udp:0.0.0.0:x:22", "port 'x' is not a whole number"),
         ("newvm forward x 2222:22", "interface 'x' is not a whole number"),
@@ -1081,19 +1081,19 @@ def test_no_daemon_is_one_line_and_what_to_do() -> None:
         assert (result.returncode, result.stdout) == (5, "")
         assert result.stderr.splitlines() == [
             "vmess: no vmessd answers (/nonexistent/control.sock: no such file or directory)",
-            "  hint: start one there with: vmessd --socket /nonexistent/control.sock",
+            "  hint: start one on this socket: vmessd --socket /nonexistent/control.sock",
         ]
     both = vmessctl(env={"VMESS_SOCKET": "", "XDG_RUNTIME_DIR": "/nonexistent\x1b"})
     assert both.returncode == 5
     complaint, hint = both.stderr.splitlines()
     assert "(/nonexistent\\x1b/vmess/control.sock: no such file or directory; /run/vmess/" in complaint
-    assert hint == "  hint: start one of your own with: vmessd; or the host's with: systemctl start vmessd"
+    assert hint == "  hint: start your own with: vmessd; or the host's with: systemctl start vmessd"
 
 
 def test_a_usage_error_is_one_line_and_a_hint() -> None:
     result = vmessctl("newvm", "strat")
     assert result.returncode == 2
-    assert result.stderr == "vmess: 'strat' is no verb; did you mean start?\n  hint: vmess help\n"
+    assert result.stderr == "vmess: 'strat' is not a verb; did you mean start?\n  hint: vmess help\n"
 
 
 IMPATIENT = """
@@ -1124,7 +1124,7 @@ def test_a_daemon_that_hangs_is_waited_for_so_long(daemon: Daemon, line: str) ->
     assert result.returncode == 6
     assert time.monotonic() - begun >= 0.5
     complaint, hint = result.stderr.splitlines()
-    assert complaint.startswith("vmess: vmessd does not answer within ")
+    assert complaint.startswith("vmess: vmessd did not answer within ")
     assert "systemctl restart vmessd" in hint
 
 
@@ -1164,7 +1164,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_that_about_the_next_vm(
     with scripted(tmp_path / "socket", answer):
         status = app.run(["--socket", str(tmp_path / "socket"), "a0", "b0", "make", "--json"])
     said = capfd.readouterr()
-    assert (status, said.err.splitlines()[0]) == (6, "vmess: vmessd does not answer within 0.3 s")
+    assert (status, said.err.splitlines()[0]) == (6, "vmess: vmessd did not answer within 0.3 s")
     assert [json.loads(line) for line in said.out.splitlines()] == [{"vm": "b0", "verb": "make", "path": "/b0"}]
 
 
@@ -1176,7 +1176,7 @@ def test_what_is_no_vmessd_is_told_of_in_one_line(tmp_path: Path, said: bytes) -
     with scripted(tmp_path / "socket", lambda _: said):
         done = vmessctl("list", env={"VMESS_SOCKET": str(tmp_path / "socket")})
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 2)  # the second is the hint
-    told = "vmess: the program that listens on the control socket is not vmessd: it said '"
+    told = "vmess: the program on the control socket is not vmessd: it said '"
     assert done.stderr.startswith(told)
 
 
@@ -1185,7 +1185,7 @@ def test_no_socket_to_be_had_is_not_said_of_the_output(monkeypatch: pytest.Monke
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("_socket.socket", refuse)
-    with pytest.raises(Failed, match="no socket can be had: too many open files"):
+    with pytest.raises(Failed, match="no socket can be created: too many open files"):
         client.Client(["/nonexistent"])
 
 
@@ -1223,7 +1223,7 @@ def test_a_daemon_that_hangs_up_is_told_of(tmp_path: Path, line: str) -> None:
     assert (client.returncode, out) == (5, "")
     assert error.splitlines() == [
         "vmess: vmessd hung up",
-        "  hint: what was under way may have to be asked for again",
+        "  hint: repeat what was in progress if necessary",
     ]
 
 
@@ -1356,7 +1356,7 @@ def test_a_stop_moves_on_a_terminal_and_ctrl_c_leaves_it_going(daemon: Daemon) -
         screen.expect(f"Stopping VM PID {pid}\r\n")
         screen.expect(f"\r\x1b[K{A}: power button pressed, 1 s of 60 s")
         screen.type("\x03")
-        screen.expect(f"vmess: the stop of {A} goes on; to see it: vmess {A} status\r\n")
+        screen.expect(f"vmess: the stop of {A} continues; to check: vmess {A} status\r\n")
         assert screen.end() == 130
         assert "Traceback" not in screen.said
     assert daemon.done(A) == f"VM is running, PID: {pid} (stopping)\n"
@@ -1385,7 +1385,7 @@ def test_a_time_limit_ends_the_waiting_and_not_the_stop(daemon: Daemon) -> None:
     assert 0.5 <= time.monotonic() - begun < 1.5
     assert (result.returncode, result.stdout) == (6, f"Stopping VM PID {pid}\n")
     assert result.stderr.splitlines() == [
-        f"vmess: VM {A} is not off after 0.5 s (power button); the stop goes on",
+        f"vmess: VM {A} did not stop within 0.5 s (power button); the stop continues",
         f"  hint: vmess {A} status",
     ]
     begun = time.monotonic()
@@ -1403,10 +1403,10 @@ def test_rm_asks_on_a_terminal_and_obeys(daemon: Daemon) -> None:
     daemon.done(A, "hda", "1M")
     for answer in ("n\n", "\n", "yess\n", "\x04"):
         with on_terminal(daemon, A, "rm") as screen:
-            screen.expect(f"Delete {A} with hda, all of {directory}? [y/N] ")
+            screen.expect(f"Delete {A} and all files in {directory}, including hda? [y/N] ")
             screen.type(answer)
             assert screen.end() == 1
-            assert f"{A} is left as it is" in screen.said
+            assert f"{A} is unchanged" in screen.said
         assert (directory / f"{A}-hda.img").exists()
     with on_terminal(daemon, A, "rm") as screen:
         screen.expect("[y/N] ")
@@ -1426,8 +1426,8 @@ def test_a_terminal_of_unknown_width_still_shows_the_line(monkeypatch: pytest.Mo
     try:
         with os.fdopen(os.dup(slave), "w") as stream:
             monkeypatch.setattr(sys, "stderr", stream)
-            terminal.moving.draw(f"{A}: power button pressed, 1 s of 60 s")
-            terminal.moving.clear()
+            terminal.status_lines.draw(f"{A}: power button pressed, 1 s of 60 s")
+            terminal.status_lines.clear()
         assert f"{A}: power button pressed, 1 s of 60 s".encode() in os.read(master, 4096)
     finally:
         os.close(slave)

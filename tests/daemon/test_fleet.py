@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from vmessctl import app
 from vmessctl.client import Client
-from vmessctl.commands import power
+from vmessctl.commands import start_stop
 from vmessctl.output import rendering
 from vmessd.core import systemd, timetable
 from vmessd.core.errors import InvalidValue, TimedOut, Unreachable, quoted
@@ -111,7 +111,7 @@ def test_shutdown_goes_the_other_way_with_each_vm_s_own_grace(daemon: Daemon) ->
     assert said.returncode == 8  # B had to be forced
     out = said.stdout.splitlines()
     assert steps(out, "Stopping") == [B, C, A]
-    assert f"{B}: did not power down in 1 s; now QMP quit" in out
+    assert f"{B}: did not power down within 1 s; now QMP quit" in out
     assert f"{B}: forced off" in out
     assert f"{A}: powered down as asked" in out
     assert lines(daemon, "shutdown") == []
@@ -256,7 +256,7 @@ def test_c62_each_grace_that_is_cut_is_said(daemon: Daemon) -> None:
     assert done.returncode == 8
     cut = "its grace is cut from 60 s to 5 s: all VMs have 10 s"
     assert len([line for line in done.stdout.splitlines() if line.endswith(f"; {cut}")]) == 2
-    assert f"{A}: did not power down in 5 s; now QMP quit" in done.stdout
+    assert f"{A}: did not power down within 5 s; now QMP quit" in done.stdout
     assert f"{B}: powered down as asked" in done.stdout
     assert daemon.log.read_text().count(cut) == 2
 
@@ -586,7 +586,7 @@ def test_c72_ctrl_c_says_what_was_not_started(fake_daemon: Daemon) -> None:
         _, error = client.communicate(timeout=10)
     assert client.returncode == 130
     assert error.splitlines() == [
-        f"vmess: the start of {A} goes on; to see it: vmess {A} status",
+        f"vmess: the start of {A} continues; to check: vmess {A} status",
         f"vmess: not started: {B}, {C}",
     ]
 
@@ -622,7 +622,7 @@ def test_more_vms_than_a_user_may_have_connections_are_stopped_by_one_line(
 def test_of_more_vms_than_are_followed_each_has_its_own_grace_from_the_start(
     fake_daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(power, "FOLLOWED_MAX", 1)
+    monkeypatch.setattr(start_stop, "FOLLOWED_MAX", 1)
     for vm in (A, B, C):
         fake_daemon.make_fake(vm, "ignore", STOP="2")
     fake_daemon.make_fake(D, "good")
@@ -639,23 +639,23 @@ def test_of_more_vms_than_are_followed_each_has_its_own_grace_from_the_start(
 def test_of_more_stops_than_are_followed_ctrl_c_and_time_limits_name_each(
     fake_daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(power, "FOLLOWED_MAX", 1)
+    monkeypatch.setattr(start_stop, "FOLLOWED_MAX", 1)
     for vm in (A, B, C):
         fake_daemon.make_fake(vm, "ignore", STOP="60")
     fake_daemon.done(A, B, C, "start")
     line = ["--socket", str(fake_daemon.socket), A, B, C, "stop"]
     assert app.run([*line, "--timeout", "0.5"]) == 6
     said = capfd.readouterr().err.splitlines()
-    late = "is not off after 0.5 s (power button); the stop goes on"
+    late = "did not stop within 0.5 s (power button); the stop continues"
     assert sorted(line for line in said if "hint" not in line) == [f"vmess: VM {vm} {late}" for vm in (A, B, C)]
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(power._Round, "follow", interrupt)
+    monkeypatch.setattr(start_stop._Round, "follow", interrupt)
     assert app.run(line) == 130
     goes_on = [line for line in capfd.readouterr().err.splitlines() if "goes on" in line]
-    assert goes_on == [f"vmess: the stop of {vm} goes on; to see it: vmess {vm} status" for vm in (B, C)]
+    assert goes_on == [f"vmess: the stop of {vm} continues; to check: vmess {vm} status" for vm in (B, C)]
     fake_daemon.done(A, B, C, "stop", "force")
 
 
@@ -670,9 +670,9 @@ def test_a_daemon_that_hangs_up_on_everybody_is_not_asked_for_ever(monkeypatch: 
             assert len(asked) < 1000, "it would go on for ever"
             raise Unreachable("vmessd hung up")
 
-    monkeypatch.setattr("vmessctl.commands.fleet.connect", lambda _invocation: Turned())
-    monkeypatch.setattr("vmessctl.commands.fleet.RETURN_TIME", 0.1)
-    monkeypatch.setattr("vmessctl.commands.fleet.TICK", 0.001)
+    monkeypatch.setattr("vmessctl.commands.boot_shutdown.connect", lambda _invocation: Turned())
+    monkeypatch.setattr("vmessctl.commands.boot_shutdown.RETURN_TIME", 0.1)
+    monkeypatch.setattr("vmessctl.commands.boot_shutdown.TICK", 0.001)
     monkeypatch.setattr(systemd, "is_heard", lambda: True)
     with pytest.raises(Unreachable):
         app.run(["boot"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from terminals import Page, Terminal, on_terminal
 
 from vmessctl.output import rendering, terminal
-from vmessctl.output.terminal import Lines, fitting
+from vmessctl.output.terminal import StatusLines, fitting
 
 A, B, C = (own(letter) for letter in "abc")
 
@@ -64,7 +64,7 @@ def drawn_on(
             monkeypatch.setattr(sys, "stderr", stream)
             monkeypatch.setattr(sys, "stdout", stream)
             monkeypatch.setitem(posix.environ, b"TERM", b"xterm")
-            lines = Lines()
+            lines = StatusLines()
             for texts, (width, height) in zip(steps, sizes, strict=True):
                 page.resize(width, height)
                 monkeypatch.setattr(
@@ -110,12 +110,12 @@ def test_force_stands_out_unless_nobody_wants_colours(monkeypatch: pytest.Monkey
 def test_a_line_that_a_narrower_terminal_has_folded_is_taken_away_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lines = Lines()
+    lines = StatusLines()
     lines._drawn = [30, 30]
     assert lines._erasure(80) == "\r\x1b[1A\x1b[J"
     assert lines._erasure(20) == "\r\x1b[3A\x1b[J"
     monkeypatch.setitem(posix.environ, b"TERM", b"dumb")
-    assert not terminal.may_move()
+    assert not terminal.can_redraw()
 
 
 # The real client
@@ -188,7 +188,7 @@ def test_more_vms_than_lines_are_counted_and_nothing_is_folded(daemon: Daemon) -
         screen.interrupt()
         assert screen.end() == 130
         assert lines_of(screen) == [
-            f"vmess: the stop of {vm} goes on; to see it: vmess {vm} status" for vm in vms
+            f"vmess: the stop of {vm} continues; to check: vmess {vm} status" for vm in vms
         ]
         assert not screen.page.wrapped
         assert screen.is_as_before()
@@ -247,5 +247,5 @@ def test_boot_and_shutdown_have_a_line_for_each_vm(daemon: Daemon) -> None:
         screen.interrupt()
         assert screen.end() == 130
         assert lines_of(screen)[:2] == [f"{C}: powered down as asked", f"{A}: forced off"]
-        assert lines_of(screen)[2].startswith("vmess: the shutdown goes on; to see it:")
+        assert lines_of(screen)[2].startswith("vmess: the shutdown continues; to check:")
     daemon.done(B, "stop", "force")

@@ -194,7 +194,7 @@ def test_keys_that_come_as_sequences_are_told_apart() -> None:
         ("top -n 0", "-n '0' is not a number of samples, 1 or more"),
         ("top -n 1.5", "-n '1.5' is not a number of samples, 1 or more"),
         ("top -n ", "-n needs a value: -n N"),
-        ("top --sort size", "--sort 'size' is none of cpu, rss, disk, net, up, name"),
+        ("top --sort size", "--sort 'size' is not one of cpu, rss, disk, net, up, name"),
         ("top newvm", "top takes no argument, not 'newvm'"),
         ("newvm top", "top takes no VM"),
     ],
@@ -386,7 +386,7 @@ def test_a_daemon_that_is_started_anew_is_found_again(daemon: Daemon) -> None:
     with on_terminal(daemon, "top", "-d", "0.2") as screen:
         screen.see("q quit")
         daemon.stop(signal.SIGKILL)
-        screen.see("vmessd hung up; looking for it")
+        screen.see("vmessd hung up; trying to reconnect")
         daemon.start()
         screen.see("q quit")
         screen.wait(lambda lines: lines[2].split()[:2] == [A, "running"])

@@ -220,7 +220,7 @@ def test_c71_the_names_of_many_vms_fit_into_calls_that_the_daemon_takes(
     said = capsys.readouterr()
     assert said.out.splitlines() == [f"vmess {vm} ifadd 0" for vm in vms]
     assert said.err == "vmess: bada0\\x1b\n"
-    assert len(daemon.sent) == -(-len([*vms, "bada0"]) // terminal.TOGETHER)
+    assert len(daemon.sent) == -(-len([*vms, "bada0"]) // terminal.BATCH)
     assert {(method, parameters["aspect"], more) for method, parameters, more in daemon.sent} == {
         ("Look", "nics", True)
     }

@@ -21,7 +21,7 @@ from watchers import is_waiting
 
 from vmessctl import app
 from vmessctl.cli import grammar
-from vmessctl.commands import power, waiting
+from vmessctl.commands import start_stop, waiting
 from vmessctl.commands.waiting import Alarm, Says
 from vmessctl.stream import Stream
 from vmessd.api import budgets
@@ -121,7 +121,7 @@ def test_each_of_several_is_reported_and_the_worst_status_wins(daemon: Daemon) -
     assert result.stderr.splitlines() == [
         result.stderr.splitlines()[0],
         "  hint: vmess missing0 make",
-        f"vmess: VM {B} is not running, but stopped, after 0.5 s",
+        f"vmess: timed out after 0.5 s: VM {B} is stopped, not running",
         f"  hint: vmess {B} status",
     ]
 
@@ -132,7 +132,7 @@ def test_a_time_limit_ends_the_waiting(daemon: Daemon) -> None:
     result = daemon.vmess(A, "wait", "paused", "--timeout", "0.5")
     assert 0.5 <= time.monotonic() - began < 3
     assert (result.returncode, result.stdout) == (6, "")
-    assert result.stderr.startswith(f"vmess: VM {A} is not paused, but stopped, after 0.5 s\n")
+    assert result.stderr.startswith(f"vmess: timed out after 0.5 s: VM {A} is stopped, not paused\n")
 
 
 def test_a_vm_that_is_removed_is_waited_for_no_longer(daemon: Daemon) -> None:
@@ -214,7 +214,7 @@ def test_history_counts_when_asked(daemon: Daemon) -> None:
     }
     now = daemon.vmess(A, "wait", "serial:Ready", "--timeout", "0.5")
     assert now.returncode == 6
-    assert now.stderr.startswith(f"vmess: VM {A} has not said 'Ready', after 0.5 s\n")
+    assert now.stderr.startswith(f"vmess: timed out after 0.5 s: VM {A} has not printed 'Ready'\n")
     with wait(daemon, A, "wait", "serial:Good night") as waiter:
         daemon.done(A, "stop")
         assert waiter.end() == (0, "Good night.\n", "")
@@ -222,7 +222,7 @@ def test_history_counts_when_asked(daemon: Daemon) -> None:
     over = daemon.vmess(A, "wait", "serial:nothing like it", "--since-start")
     assert (over.returncode, over.stdout) == (3, "")
     assert over.stderr.splitlines() == [
-        f"vmess: VM {A} has ended without saying it: powered down as asked",
+        f"vmess: VM {A} ended without a match: powered down as asked",
         f"  hint: vmess {A} why",
     ]
 
@@ -254,7 +254,7 @@ def test_a_run_that_ends_without_a_word_is_an_error_with_how_it_ended(daemon: Da
         os.kill(daemon.status(A)["pid"], signal.SIGKILL)
         status, out, error = waiter.end()
     assert (status, out) == (3, "")
-    assert error.splitlines()[0] == f"vmess: VM {A} has ended without saying it: killed by signal 9"
+    assert error.splitlines()[0] == f"vmess: VM {A} ended without a match: killed by signal 9"
     daemon.make(B, "instant")
     with wait(daemon, B, "wait", "serial:login:") as waiter:  # of a VM that is off, the next run
         daemon.done(B, "start")
@@ -296,7 +296,7 @@ def test_an_expression_that_never_ends_hurts_nobody_else(daemon: Daemon) -> None
             assert "error" not in wire.call("Status", {"vm": A})
         status, out, error = timed.end()
         assert (status, out) == (6, "")
-        assert "has not said" in error
+        assert "has not printed" in error
         assert 2 <= time.monotonic() - began < 6
         assert abs(int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[1]) - int(memory)) * 4 < 16 * 1024
         endless.process.send_signal(signal.SIGINT)
@@ -336,7 +336,7 @@ def test_what_a_terminal_would_obey_is_matched_without_and_told_escaped() -> Non
     assert met is not None
     assert met["text"] == r"\x1b[32mlogin: \x1b[0m"
     assert says.parameters() == {"vm": A, "since": "1:00"}
-    with pytest.raises(NotRunning, match="has ended without saying it: forced off"):
+    with pytest.raises(NotRunning, match="ended without a match: forced off"):
         Says(A, re.compile("x"), re.compile("y"), Alarm(None)).take(
             {"piece": {**reply, "data": "", "ended": "forced off"}}
         )
@@ -359,7 +359,7 @@ def test_an_address_is_waited_for(wired: WiredDaemon) -> None:
     wired.ip("address add 10.9.0.1/24 dev lab", f"neigh add 10.9.0.5 lladdr {MAC} dev lab nud reachable")
     stale = wired.vmess(vm, "wait", "addr", "--timeout", "1")
     assert stale.returncode == 6, "what is known of one that is off is of an earlier run"
-    assert stale.stderr.startswith(f"vmess: VM {vm} has no address that the host knows and reaches, after 1 s")
+    assert stale.stderr.startswith(f"vmess: timed out after 1 s: VM {vm} has no address known to the host")
     with wait(wired, vm, "wait", "addr") as waiter:
         wired.done(vm, "start")
         assert waiter.end() == (0, "10.9.0.5\n", "")
@@ -380,7 +380,7 @@ def test_an_address_that_the_host_does_not_reach_is_none(daemon: Daemon) -> None
     result = daemon.vmess(A, "wait", "addr", "--timeout", "1")
     assert (result.returncode, result.stdout) == (6, "")
     assert result.stderr.splitlines() == [
-        f"vmess: VM {A} has no address that the host knows and reaches, after 1 s",
+        f"vmess: timed out after 1 s: VM {A} has no address known to the host",
         f"  hint: vmess {A} addr",
     ]
 
@@ -396,17 +396,17 @@ def test_an_address_that_the_host_does_not_reach_is_none(daemon: Daemon) -> None
         (["serial"], "wait takes running, stopped, paused, addr or serial:REGEX, not 'serial'"),
         (
             ["serial:("],
-            "'serial:(' holds no regular expression: missing ), unterminated subpattern at position 0",
+            "'serial:(' is not a valid regular expression: missing ), unterminated subpattern at position 0",
         ),
         (
             ["serial:\x1b["],
-            r"'serial:\x1b[' holds no regular expression: unterminated character set at position 1",
+            r"'serial:\x1b[' is not a valid regular expression: unterminated character set at position 1",
         ),
         (
             ["serial:x{99999999999}"],
-            "'serial:x{99999999999}' holds no regular expression: the repetition number",
+            "'serial:x{99999999999}' is not a valid regular expression: the repetition number",
         ),
-        (["running", "--since-start"], "--since-start is about serial:REGEX, not about 'running'"),
+        (["running", "--since-start"], "--since-start applies to serial:REGEX, not to 'running'"),
         (["running", "--timeout", "-1"], "--timeout '-1' is not a number of seconds above 0"),
     ],
 )
@@ -421,7 +421,7 @@ def test_an_expression_that_python_warns_of_is_taken_without_a_word(daemon: Daem
     daemon.make("a0")
     result = daemon.vmess("a0", "wait", "serial:[[a]", "--timeout", "0.1")
     assert (result.returncode, result.stdout) == (6, "")
-    assert result.stderr.startswith("vmess: VM a0 has not said '[[a]', after 0.1 s\n")
+    assert result.stderr.startswith("vmess: timed out after 0.1 s: VM a0 has not printed '[[a]'\n")
 
 
 def test_a_place_that_is_none_is_refused(daemon: Daemon) -> None:
@@ -440,10 +440,10 @@ def test_a_terminal_shows_what_is_waited_for_and_ctrl_c_ends_it(daemon: Daemon) 
     daemon.make(B)
     with on_terminal(daemon, A, B, "wait", "running") as screen:
         for vm in (A, B):
-            screen.expect(f"{vm}: is not running, but stopped (0 s)")
+            screen.expect(f"{vm}: is stopped, not running (0 s)")
         daemon.done(B, "start")
         screen.expect(f"{B}: running\r\n")
-        screen.expect(f"\r\x1b[K{A}: is not running, but stopped (")
+        screen.expect(f"\r\x1b[K{A}: is stopped, not running (")
         screen.type("\x03")
         assert screen.end() == 130
         assert screen.said.endswith("\r\x1b[K"), "the line is taken away"
@@ -485,8 +485,8 @@ def test_more_vms_than_can_be_asked_about_at_a_time_all_have_their_turn(daemon: 
 
 
 def test_as_many_are_asked_about_at_a_time_as_any_user_may() -> None:
-    assert budgets.MEMBER.places[Cost.endless] > waiting.TOGETHER
-    assert budgets.MEMBER.clients > 2 * power.FOLLOWED_MAX
+    assert budgets.MEMBER.places[Cost.endless] > waiting.WAITS_MAX
+    assert budgets.MEMBER.clients > 2 * start_stop.FOLLOWED_MAX
 
 
 def test_a_question_that_is_put_to_a_daemon_that_is_gone_is_put_to_the_next(

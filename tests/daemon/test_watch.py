@@ -220,9 +220,9 @@ def test_a_watch_outlives_a_restart_of_the_daemon_and_says_so(daemon: Daemon) ->
     daemon.done(A, "start")
     with watching(daemon, "watch", "--json") as reader:
         daemon.stop(signal.SIGKILL)
-        reader.expect("vmess: vmessd hung up; it has 20 s to come back\n")
+        reader.expect("vmess: vmessd hung up; waiting 20 s for it to come back\n")
         daemon.start()
-        reader.expect("vmess: vmessd is back; what happened meanwhile is not told\n")
+        reader.expect("vmess: vmessd is back; events in the meantime were missed\n")
         daemon.done(A, "stop", "force")
         reader.expect("forced off")
         kinds = [event["event"] for event in reader.events()]
@@ -258,7 +258,7 @@ def test_a_daemon_that_does_not_come_back_is_told_of(daemon: Daemon, line: str) 
         finally:
             client.kill()
     assert (client.returncode, out) == (5, "")
-    assert error.splitlines()[0] == "vmess: vmessd hung up; it has 1 s to come back"
+    assert error.splitlines()[0] == "vmess: vmessd hung up; waiting 1 s for it to come back"
     assert "vmess: no vmessd answers" in error.splitlines()[1]
     nothing_unforeseen(daemon)
 

@@ -35,7 +35,7 @@ def test_one_that_never_ran(daemon: Daemon) -> None:
     assert daemon.done(A, "why").splitlines() == [
         "VM not running",
         "Next: nothing until somebody starts it",
-        "It has never run, as far as is on record",
+        "No run is on record",
     ]
     assert json.loads(daemon.done(A, "why", "--json"))["why"]["end"] is None
 
@@ -47,7 +47,7 @@ def test_a_guest_that_qemu_gave_up(fake_daemon: Daemon) -> None:
     end = {"status": status, "end": None, "policy": "no", "autostart": False}
     first, following, *_ = why.text({"why": end}).splitlines()
     assert first == f"VM is running, PID: {status['pid']} (paused: internal-error; vmess {A} why)"
-    assert following.startswith(f"Next: nothing: QEMU gave the guest up; vmess {A} log says more")
+    assert following.startswith(f"Next: nothing: QEMU gave up on the guest; vmess {A} log says more")
     assert following.endswith(f"vmess {A} accel tcg stop force start")
 
 
@@ -60,28 +60,28 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     first = daemon.done(A, "why").splitlines()
     assert first == [
         f"VM is running, PID: {pid}",
-        "Next: if it ends it stays off: its restart policy is no; it comes up with the host",
-        "No run of it has ended",
+        "Next: it stays off if it ends: its restart policy is no; it starts with the host",
+        "No run has ended yet",
     ]
     daemon.done(A, "stop")
     said = told(daemon)
     assert said["How"] == "powered down as asked"
     assert said["Asked for"] == ME
     assert said["QEMU"] == f"PID {pid}, exit status 0"
-    assert said["QEMU's last words"] == "none"
+    assert said["Last lines of QEMU"] == "none"
     assert said["Last lines of the serial console"] == "Ready. Press my power button.\nGood night.\n"
-    assert said["Next"] == "nothing until somebody starts it; it comes up with the host"
+    assert said["Next"] == "nothing until somebody starts it; it starts with the host"
     daemon.done(A, "restart", "always")
     daemon.done(A, "start")
     wait_for(lambda: (daemon.root / A / "serial.log").read_bytes().count(b"Ready") == 2, what="the second run")
     lines = daemon.done(A, "why").splitlines()
     assert lines[0].startswith("VM is running, PID: ")
-    assert lines[2] == "The run before:"
+    assert lines[2] == "The previous run:"
     assert lines[-2:] == ["  Ready. Press my power button.", "  Good night."], "of that run, not of this one"
     assert said["When"].partition(",")[0] in lines[3]
     assert (
         told(daemon)["Next"]
-        == "if it ends unasked it is started again: its restart policy is always; it comes up with the host"
+        == "it is started again if it ends unasked: its restart policy is always; it starts with the host"
     )
 
 
@@ -103,7 +103,7 @@ def test_one_that_was_killed_and_is_started_again(daemon: Daemon) -> None:
         assert said["Asked for"] == "no"
         assert said["QEMU"].endswith(", ended by signal 9, SIGKILL")
         assert said.get("Restarts in a row before it", "0") == str(number - 1)
-        assert said["Next"].startswith("started again in ")
+        assert said["Next"].startswith("starts again in ")
         assert said["Next"].endswith(f" s, restart {number} of 6")
         assert said["Last lines of the serial console"] == "R\n"
     daemon.done(A, "stop")
@@ -118,7 +118,7 @@ def test_one_that_did_not_start_and_whose_words_a_terminal_would_obey(fake_daemo
     assert all(line.isprintable() for line in out.splitlines())
     said = told(fake_daemon)
     assert said["QEMU"].endswith("exit status 3")
-    assert said["QEMU's last words"] == "qemu-system-x86_64: \\x1b[31mred\nsecond line\n"
+    assert said["Last lines of QEMU"] == "qemu-system-x86_64: \\x1b[31mred\nsecond line\n"
     assert said["Last lines of the serial console"] == "\\x1b[2Jguest\\x00\\xff\n"
 
 
@@ -132,7 +132,7 @@ def test_one_that_ended_while_nobody_watched(daemon: Daemon) -> None:
     daemon.start()
     said = told(daemon)
     assert said["How"] == "ended while no vmessd watched"
-    assert said["QEMU"].startswith(f"PID {pid}, exit status not known")
+    assert said["QEMU"].startswith(f"PID {pid}, exit status unknown")
     assert said["Last lines of the serial console"] == "R\n"
 
 
@@ -191,7 +191,7 @@ def reply(state: str, **more: Any) -> dict[str, Any]:
         (reply("unresponsive"), "Next: left alone until QEMU answers; stop force ends it"),
         (
             reply("held"),
-            "Next: it is left alone, and looked at again until its directory is free or its QEMU is found",
+            "Next: it is left alone, and checked again until its directory is free or its QEMU is found",
         ),
         (reply("stopped", last=LAST | {"status": -70}), "QEMU: PID 7, ended by signal 70"),
         (reply("stopped", last=LAST | {"text": "x\x1by"}), r"How: x\x1by"),

@@ -104,25 +104,25 @@ def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list
     [
         (
             "newvm start --timeout 5 stop",
-            "--timeout is no option of start",
+            "--timeout is not an option of start",
             "usage: vmess <vmname> start [--at-once N]",
         ),
-        ("newvm --yes start stop", "--yes is no option of start, stop", "vmess help"),
+        ("newvm --yes start stop", "--yes is not an option of start, stop", "vmess help"),
         ("newvm make strat", "make takes no argument, not 'strat'; did you mean start?", None),
         ("newvm make ram 2G smpp 2", "ram takes <size|none>, not '2G smpp 2'; did you mean smp?", None),
         ("newvm make list", "make takes no argument, not 'list'", "usage: vmess <vmname> make"),
         (
             "newvm make ram",
             "ram needs <size|none>",
-            "usage: vmess <vmname> ram <size|none>; what it is now: vmess newvm0 info",
+            "usage: vmess <vmname> ram <size|none>; to see its value: vmess newvm0 info",
         ),
         ("newvm make cable 0", "cable takes <ifnum> <on|off>, not '0'", None),
         ("a b make forward 0 2:2", "forward takes one VM, not 2", None),
-        ("newvm stop --jsno", "'--jsno' is no option; did you mean --json?", "vmess help"),
-        ("newvm --all stop", "--all stands for all VMs, so none can be named", None),
-        ("list --all", "--all is no option of list", "usage: vmess list [--json]"),
-        ("--all net", "--all is no option of net show", None),
-        ("'lab*' newvm", "'newvm' is no verb", "vmess help"),
+        ("newvm stop --jsno", "'--jsno' is not an option; did you mean --json?", "vmess help"),
+        ("newvm --all stop", "--all stands for all VMs; do not name any as well", None),
+        ("list --all", "--all is not an option of list", "usage: vmess list [--json]"),
+        ("--all net", "--all is not an option of net show", None),
+        ("'lab*' newvm", "'newvm' is not a verb", "vmess help"),
         ("net 'lab*' x", "net takes show, vlan, add, delete, ignore, prune, not 'lab*'", "vmess help net"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_line_ends_at_the_verb_that_fails(daemon: Daemon) -> None:
     complaint, *rest = result.stderr.splitlines()
     assert complaint.startswith("vmess: SMP 'x' is not a number of processors")
     assert rest == [
-        "vmess: smp failed; done before: make, ram; not done: hda, ifadd, start",
+        "vmess: smp failed; done: make, ram; not done: hda, ifadd, start",
     ]
     assert sorted(path.name for path in (daemon.root / A).iterdir()) == ["CPU", "RAM"]
     first = daemon.vmess(A, "make", "start")
@@ -213,7 +213,7 @@ def test_a_line_ends_at_the_verb_that_fails(daemon: Daemon) -> None:
     assert first.stderr.splitlines()[-2] == "vmess: make failed; not done: start"
     last = daemon.vmess(A, "ram", "16M", "stop")
     assert last.returncode == 3
-    assert last.stderr.splitlines()[-1] == "vmess: stop failed; done before: ram"
+    assert last.stderr.splitlines()[-1] == "vmess: stop failed; done: ram"
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_the_way_on_has_only_what_can_work(
     daemon.done(A, "make")
     result = daemon.vmess(A, *words)
     assert result.returncode == status, result.stderr
-    hints = [line for line in result.stderr.splitlines() if "to go on from there" in line]
-    assert hints == ([] if onward is None else [f"  hint: to go on from there: vmess {' '.join([A, *onward])}"])
+    hints = [line for line in result.stderr.splitlines() if "to continue" in line]
+    assert hints == ([] if onward is None else [f"  hint: to continue: vmess {' '.join([A, *onward])}"])
 
 
 def test_the_way_on_from_a_start_of_what_runs(daemon: Daemon) -> None:
@@ -248,16 +248,16 @@ def test_the_way_on_from_a_start_of_what_runs(daemon: Daemon) -> None:
     daemon.done(A, "start")
     result = daemon.vmess(A, "start", "info")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == f"  hint: to go on from there: vmess {A} info"
+    assert result.stderr.splitlines()[-1] == f"  hint: to continue: vmess {A} info"
     result = daemon.vmess(A, B, "start", "info")
     assert (result.returncode, daemon.status(B)["state"]) == (1, "running")
-    assert result.stderr.splitlines()[-1] == f"  hint: to go on from there: vmess {A} {B} info"
+    assert result.stderr.splitlines()[-1] == f"  hint: to continue: vmess {A} {B} info"
 
 
 def test_the_way_on_for_a_vm_that_is_not_there(daemon: Daemon) -> None:
     result = daemon.vmess(A, "ram", "16M", "start")
     assert result.returncode == 4
-    assert "to go on from there" not in result.stderr
+    assert "to continue" not in result.stderr
 
 
 def test_nothing_is_done_of_a_line_that_makes_no_sense(daemon: Daemon) -> None:
@@ -283,7 +283,7 @@ def test_a_daemon_that_is_not_there_is_said_with_the_verb(tmp_path: Path) -> Non
     assert lines[0].startswith("vmess: no vmessd answers")
     assert lines[2:] == [
         "vmess: make failed; not done: start",
-        f"  hint: to go on from there: vmess {A} make start",
+        f"  hint: to continue: vmess {A} make start",
     ]
 
 

@@ -460,7 +460,7 @@ def test_c44_a_mac_that_was_set_is_the_ones_from_the_next_start_on(wired: WiredD
     shown = "newvm0e1: lab, MAC 02:11:9b:af:00:01 (02:aa:00:00:00:07 from the next start on)"
     info = lines_of(wired, "newvm", "info")
     assert shown in info
-    assert "It runs with other settings than these; they take effect at its next start" in info
+    assert "The running VM uses other settings; these take effect at its next start" in info
     crash(wired)
     assert shown in lines_of(wired, "newvm", "info")
     assert "no interface 3 yet" in wired.vmess("newvm", "mac", "3", "06:00:00:00:00:01").stderr
@@ -529,7 +529,7 @@ def test_c44_the_same_vm_on_two_hosts_is_told_and_cured_by_another_mac(
         remark = wait_for(functools.partial(duplicate, daemon, "newvm0"), what="the remark")
         assert remark.startswith("MAC 02:11:9b:af:00:00 of interface 0 was also seen at far in bridge lan, ")
         assert remark.endswith("vmess newvm0 mac 0 <address> sets another")
-        assert f"Mind: {remark[:60]}" in daemon.done("newvm", "info")
+        assert f"Note: {remark[:60]}" in daemon.done("newvm", "info")
     time.sleep(0.5)  # more is heard meanwhile, and looked into
     for daemon, alone in ((one, "newvm1"), (other, "newvm2")):
         assert daemon.log.read_text().count("was also seen at") == 1

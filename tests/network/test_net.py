@@ -198,7 +198,7 @@ def test_a_running_vms_tap_is_moved_by_vlan(wired: WiredDaemon) -> None:
     wired.done("newvm", "start")
     wired.done("net", "vlan", "core", "newvm0e0")
     assert wired.wiring()["newvm0e0"] == "core"
-    assert "Mind: newvm0e0 is plugged into core, but NICS says lab" in lines_of(wired, "newvm", "info")
+    assert "Note: newvm0e0 is plugged into core, but NICS says lab" in lines_of(wired, "newvm", "info")
     assert wired.status("newvm0")["state"] == "running"
 
 

@@ -59,7 +59,7 @@ def test_c43_one_name_in_two_roots_is_one_roots_wire(wired: WiredDaemon, other: 
     for words in (("lab", "vethA1"), ("core", "vethA0"), ("core", "a0e0")):
         assert f"belongs to the VM root {wired.root}" in refused(other, 1, "net", "vlan", *words)
     (other.root / "a0/NICS").write_text("lab -\n")
-    assert f"Mind: a0e0 belongs to the VM root {wired.root}" in lines_of(other, "a", "info")
+    assert f"Note: a0e0 belongs to the VM root {wired.root}" in lines_of(other, "a", "info")
     assert refused(other, 1, "a", "start") == told
     assert lines_of(other, "a", "ifadd", "1", "user") == []
     other.done("a", "start")
@@ -87,9 +87,9 @@ def test_c43_a_vm_joins_another_roots_bridge_and_its_daemon_deletes_it_not(
     assert wired.wiring() == {"lab": None, "b0e0": "lab"}
     assert state_of(wired)["lab"] == before
     assert lines_of(wired, "net", "show") == [
-        f"vmess net vlan lab b0e0  # of another VM root: b0e0: {other.root}"
+        f"vmess net vlan lab b0e0  # from another VM root: b0e0: {other.root}"
     ]
-    assert lines_of(other, "net", "show") == [f"vmess net vlan lab b0e0  # of another VM root: {wired.root}"]
+    assert lines_of(other, "net", "show") == [f"vmess net vlan lab b0e0  # from another VM root: {wired.root}"]
     assert json.loads(wired.done("net", "show", "--json"))["segments"] == [
         {
             "bridge": "lab",

@@ -160,7 +160,7 @@ def test_c41_what_is_in_no_bridge_is_down_and_so_its_guest_unheard(wired: WiredD
     assert "UP" not in wired.links()["leaf0e0"]["flags"]
     wired.ip("link set leaf0e1 down")
     assert [line for line in lines_of(wired, "leaf", "info") if line.startswith("Mind")] == [
-        "Mind: leaf0e1 is down, so nothing passes: ip link set leaf0e1 up"
+        "Note: leaf0e1 is down and passes no frames: ip link set leaf0e1 up"
     ]
 
 

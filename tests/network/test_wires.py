@@ -212,9 +212,9 @@ def test_a_tap_moved_by_hand_is_shown_where_it_is(wired: WiredDaemon) -> None:
     wired.done("newvm", "connect", "0", "blue")
     assert wired.noted("newvm0") == "blue green"
     wired.ip("link set newvm0e0 master red", "link set newvm0e1 nomaster")
-    assert [line for line in lines_of(wired, "newvm", "info") if line.startswith("Mind: newvm0")] == [
-        "Mind: newvm0e0 is plugged into red, but NICS says blue",
-        "Mind: newvm0e1 is plugged into -, but NICS says green",
+    assert [line for line in lines_of(wired, "newvm", "info") if line.startswith("Note: newvm0")] == [
+        "Note: newvm0e0 is plugged into red, but NICS says blue",
+        "Note: newvm0e1 is plugged into -, but NICS says green",
     ]
     assert lines_of(wired, "newvm", "ifstat") == ["vmess newvm0 ifadd 2 red -"]
     wired.done("newvm", "stop")
@@ -271,7 +271,7 @@ def test_a_start_makes_anew_what_a_reboot_took_away(wired: WiredDaemon) -> None:
 
     info = lines_of(wired, "newvm", "info")
     assert info[0] == "Total number of interfaces: 3"
-    assert "Mind: newvm0e0 does not exist; a start creates it, plugged into bridge1" in info
+    assert "Note: newvm0e0 does not exist; a start creates it, plugged into bridge1" in info
     assert lines_of(wired, "newvm", "ifstat") == ["vmess newvm0 ifadd 3 bridge1 bridge1 -"]
     assert wired.links() == {}
     wired.done("newvm", "start")
@@ -764,7 +764,7 @@ def test_c74_udp_and_addresses_are_forwarded_at_once_and_at_every_start(wired: W
         ("5353:none", "port 5353 is not forwarded"),
         ("udp:80:none", "port udp:80 is not forwarded"),
         ("localhost:1:1", "address 'localhost' is not one of IPv4"),
-        ("[::1]:1:1", "QEMU forwards none of IPv6"),
+        ("[::1]:1:1", "QEMU does not forward IPv6"),
     ):
         assert value in refused(wired, 2, "newvm", "forward", "0", wrong)
     assert "not on this host" in refused(wired, 1, "newvm", "forward", "0", "udp:192.0.2.99:1:1")

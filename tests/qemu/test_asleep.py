@@ -21,7 +21,7 @@ def test_a_guest_that_sleeps_is_shown_asleep(daemon: Daemon) -> None:
     asleep(daemon)
     assert daemon.done(A).endswith(" (asleep)\n")
     assert " (asleep)\n" in daemon.done("list")
-    assert f"it is asleep (S3) until something wakes it; vmess {A} resume does" in daemon.done(A, "why")
+    assert f"it is asleep (S3) until something wakes it, such as vmess {A} resume" in daemon.done(A, "why")
 
 
 def test_c57_resume_wakes_a_guest_that_is_asleep(daemon: Daemon) -> None:

@@ -183,7 +183,7 @@ def test_a_qemu_that_hangs_is_not_waited_for_long(daemon: Daemon) -> None:
     [
         (["sendkey", "nonsense"], "'nonsense' is not a key of a PC keyboard"),
         (["type", "ü"], "character 'ü' cannot be typed: it is not on a US keyboard"),
-        (["type", "a\\x"], "'\\x' stands for no key"),
+        (["type", "a\\x"], "'\\x' is not an escape"),
         (["lock", "x" * 300], "is not a remark of at most 200"),
     ],
 )
@@ -322,7 +322,7 @@ def test_unlock_asks_on_a_terminal(daemon: Daemon) -> None:
     status, shown = at_a_terminal(daemon, b"n\n", A, "unlock")
     assert status == 1
     assert f"Unlock {A} (careful)? [y/N]" in shown
-    assert f"{A} stays locked" in shown
+    assert f"{A} remains locked" in shown
     assert daemon.vmess(A, "start").returncode == 7
     assert at_a_terminal(daemon, b"y\n", A, "unlock")[0] == 0
     assert daemon.vmess(A, "start").returncode == 0

@@ -554,8 +554,8 @@ def test_a_disk_is_made_grown_and_never_shrunk(daemon: Daemon) -> None:
     for bad in ("8", "0", "-8G", "8X", "8G,format=qcow2", "1e3M"):
         assert refused(daemon, A, "hda", bad, status=2).startswith(f"disk size '{bad}' is not a size")
     run_guest(daemon, A)
-    assert refused(daemon, A, "hda", "4M", status=1) == f"VM {A} is running; it has to be stopped for this"
-    assert refused(daemon, A, "hdb", "1M", status=1) == f"VM {A} is running; it has to be stopped for this"
+    assert refused(daemon, A, "hda", "4M", status=1) == f"VM {A} is running; it must be stopped for this"
+    assert refused(daemon, A, "hdb", "1M", status=1) == f"VM {A} is running; it must be stopped for this"
     assert image.stat().st_size == 3 * M
     assert not (image.parent / f"{A}-hdb.img").exists()
 
@@ -607,11 +607,11 @@ def test_rm_wants_to_be_sure(daemon: Daemon, tmp_path: Path) -> None:
     (directory / "sub").mkdir()
     (directory / "sub" / "up").symlink_to("../../..")
     run_guest(daemon, A)
-    assert refused(daemon, A, "rm", "--yes", status=1) == f"VM {A} is running; it has to be stopped for this"
-    with connected(daemon) as client, pytest.raises(VmessError, match="has to be stopped for this"):
+    assert refused(daemon, A, "rm", "--yes", status=1) == f"VM {A} is running; it must be stopped for this"
+    with connected(daemon) as client, pytest.raises(VmessError, match="must be stopped for this"):
         client.call("Remove", vm=A)
     daemon.done(A, "stop")
-    assert "nobody is there to be asked" in refused(daemon, A, "rm", status=2)
+    assert "no terminal on which to ask" in refused(daemon, A, "rm", status=2)
     assert directory.is_dir()
     daemon.done(A, "rm", "--yes")
     assert list(daemon.root.iterdir()) == []
@@ -627,7 +627,7 @@ def test_rm_wants_to_be_sure(daemon: Daemon, tmp_path: Path) -> None:
 
 def display_of(daemon: Daemon, vm: str) -> int:
     """The display that `info` shows; QEMU listens there."""
-    pattern = r"^VNC display: (\d+) \(port (\d+) on 127.0.0.1\); the way in is vmess \w+ vnc$"
+    pattern = r"^VNC display: (\d+) \(port (\d+) on 127.0.0.1\); to connect: vmess \w+ vnc$"
     shown = re.search(pattern, daemon.done(vm, "info"), re.MULTILINE)
     assert shown
     assert int(shown[2]) == int(shown[1]) + names.VNC_PORT

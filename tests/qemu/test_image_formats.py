@@ -220,5 +220,5 @@ def test_c61_a_fixed_vhd_is_told_and_may_be_insisted_on(daemon: Daemon) -> None:
     (directory / "RAW").write_text("hda hdc")
     daemon.done(A, "start")
     (directory / "RAW").unlink()
-    mind = f"Mind: its next start would be refused: {complaint}"
+    mind = f"Note: the next start would be refused: {complaint}"
     assert mind in daemon.done(A, "info").splitlines()

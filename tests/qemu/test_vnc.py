@@ -295,10 +295,10 @@ def test_a_privileged_port_is_refused(make_wired: Callable[..., WiredDaemon]) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("0",), "port '0' is not 1 to 65535"),
-        (("65536",), "port '65536' is not 1 to 65535"),
-        (("-1",), "port '-1' is not 1 to 65535"),
-        (("http",), "port 'http' is not 1 to 65535"),
+        (("0",), "port '0' is not a number from 1 to 65535"),
+        (("65536",), "port '65536' is not a number from 1 to 65535"),
+        (("-1",), "port '-1' is not a number from 1 to 65535"),
+        (("http",), "port 'http' is not a number from 1 to 65535"),
         (("--bind", ""), "address '' is not an IP address"),
         (("--bind", "localhost"), "address 'localhost' is not an IP address"),
         (("--bind", "127.0.0.1:5900"), "address '127.0.0.1:5900' is not an IP address"),

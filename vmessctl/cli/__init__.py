@@ -1,1 +1,1 @@
-"""The table of verbs, and the parser, help, completion and manual pages that are made from it. Pure."""
+"""The table of verbs, and the parser, help, completion and manual pages made from it. Pure."""

@@ -1,7 +1,7 @@
-"""Completion of command lines: what may stand where the cursor is. Pure.
+"""Completion of command lines: the candidates for the word at the cursor. Pure.
 
-The parser itself says how far the line has come, and the table of verbs what is next. `:files` stands for names
-of files. How shells ask is in :mod:`vmessctl.cli.shells`.
+The parser gives the state of the line, and the table of verbs what may follow. `:files` stands for file names.
+The shells' side is in :mod:`vmessctl.cli.shells`.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 FILES = (":files", "")
 SIZES = ("512M", "1G", "2G", "4G", "8G", "16G", "32G")
 NUMBERS = ("1", "2", "3", "4")
-BEHIND_VMS = {command.verb: command for command in COMMANDS if command.many or not command.is_global}
-"""What may stand behind the names of VMs."""
+AFTER_VMS = {command.verb: command for command in COMMANDS if command.many or not command.is_global}
+"""The verbs that may follow names of VMs."""
 FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
         *("SECONDS", "ADDRESS", "port", "model", "address"),
     }
 )
-"""What arguments are called that nobody can guess."""
+"""Placeholders of arguments without candidates."""
 
 
 class World:
-    """What there is on the host; nothing, where nobody can be asked."""
+    """The candidates that depend on the host; none without a daemon."""
 
     def __init__(self, line: Line) -> None:
         self._vms = [vm for vm in line.vms if not grammar.is_pattern(vm)]
 
-    def _ask(self, method: str, **parameters: object) -> Reply:  # noqa: ARG002 -- for those who can
-        """Call a method of the daemon; the reply is empty where there is none."""
+    def _ask(self, method: str, **parameters: object) -> Reply:  # noqa: ARG002 -- subclasses use them
+        """Call a method of the daemon; return an empty reply without one."""
         return {}
 
     def vms(self) -> list[Reply]:
@@ -54,7 +54,7 @@ class World:
         return [(segment["bridge"], "bridge") for segment in self._segments() if segment["bridge"]]
 
     def links(self) -> list[Candidate]:
-        """Return the links that are in bridges, or that vmess made."""
+        """Return the links that are ports of bridges or that vmess made."""
         return [
             (port, f"in {segment['bridge'] or 'no bridge'}")
             for segment in self._segments()
@@ -62,7 +62,7 @@ class World:
         ]
 
     def interfaces(self) -> list[Candidate]:
-        """Return the numbers of the interfaces of the line's VM."""
+        """Return the interface numbers of the first VM of the line."""
         nics = self._ask("Nics", vm=self._vms[0]).get("nics", []) if self._vms else []
         return [(str(nic["index"]), f"in {nic['wire']}") for nic in nics]
 
@@ -72,7 +72,7 @@ class World:
 
 
 def _first_words() -> list[Candidate]:
-    # Backwards, so that the first of the net verbs speaks for them all; it is what `net` alone does.
+    # In reverse, so that `net` gets the description of `net show`, which is its default.
     words = {verb.partition(" ")[0]: _about(command) for verb, command in reversed(BY_VERB.items())}
     return list(reversed(words.items()))
 
@@ -93,11 +93,11 @@ ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     "size": lambda _world: [(size, "") for size in SIZES],
     "N": lambda _world: [(number, "") for number in NUMBERS],
 }
-"""What arguments are called, and what they may be; a word that is neither here nor free stands for itself."""
+"""Candidates by placeholder. A word that is neither here nor in FREE is a candidate itself."""
 
 
 def alternatives(argument: str) -> list[str]:
-    """Return the words of a placeholder: `<auto|kvm|tcg|none>` has four."""
+    """Return the alternatives of a placeholder: `<auto|kvm|tcg|none>` has four."""
     words = argument.removesuffix("...").strip("<>[]")
     return [words] if ">:<" in words else words.split("|")
 
@@ -113,14 +113,14 @@ def _values(argument: str, world: World) -> list[Candidate]:
 
 
 def _about(command: Command) -> str:
-    """Return a verb's help as short as it is of use."""
+    """Return a short description of a verb: the first sentence of its help, at most 70 characters."""
     text = command.help.replace("\n", " ")
     sentence = text.partition(". ")[0].removesuffix(".").partition(":")[0]
     return sentence if len(sentence) <= 70 else f"{sentence[:67]}..."
 
 
 def fits(command: Command, status: Reply | None) -> bool:
-    """Tell whether a verb makes sense for a VM; None is one that is not there."""
+    """Tell whether a verb makes sense for a VM in this state; None is a VM that does not exist."""
     if status is None:
         return command.wants == "none"
     if command.wants == "off":
@@ -131,7 +131,7 @@ def fits(command: Command, status: Reply | None) -> bool:
 def candidates(
     before: list[str], current: str, after: list[str], world: Callable[[Line], World]
 ) -> list[Candidate]:
-    """Return what may stand between the words `before` and `after` the cursor; `current` is begun there."""
+    """Return candidates for the word at the cursor, of which `current` is typed so far."""
     line = Line()
     try:
         for word in before:
@@ -154,7 +154,7 @@ def _next(line: Line, current: str, after: list[str], world: World) -> list[Cand
 
 
 def _words(line: Line, after: list[str], world: World) -> list[Candidate]:
-    """Return what is no option."""
+    """Return the candidates that are not options."""
     if line.step is None:
         return _second_words() if line.is_net else _before_verb(line, after, world)
     found = [] if line.state == grammar.State.ENDED else _arguments(line.step, world)
@@ -184,9 +184,9 @@ def _arguments(step: Step, world: World) -> list[Candidate]:
 
 
 def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
-    """Return VMs that fit the verb behind the cursor; without one, verbs that fit the VMs before it, too."""
+    """Return VMs that suit the verb after the cursor; without one, also verbs that suit the VMs before it."""
     vms = {vm["name"]: vm for vm in world.vms()}
-    verb = next((BEHIND_VMS[word] for word in after if word in BEHIND_VMS), None)
+    verb = next((AFTER_VMS[word] for word in after if word in AFTER_VMS), None)
     named = {vm if vm[-1:].isdecimal() else f"{vm}0" for vm in line.vms}
     left = [
         (name, f"{vm['state']} VM")
@@ -200,7 +200,7 @@ def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
     every = not vms or ALL.flag in line.options or any(map(grammar.is_pattern, line.vms))
     fitting = [
         (word, _about(command))
-        for word, command in BEHIND_VMS.items()
+        for word, command in AFTER_VMS.items()
         if every or any(fits(command, vms.get(vm)) for vm in named)
     ]
     return fitting if ALL.flag in line.options else [*fitting, *left]

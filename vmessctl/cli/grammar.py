@@ -1,12 +1,11 @@
-"""What a command line means: which VMs, then verbs in turn, each with its arguments and options. Pure.
+"""The parser of command lines: VMs, then one verb or several, each with arguments and options. Pure.
 
-The grammar is the seed's, `vmess <vmname> <verb> ...`, and a few words that stand alone. No verb is a VM
-name, so several VMs may stand before one, and several verbs behind each other:
-`vmess leaf spine make ram 2G start`.
+The grammar is the seed's, `vmess <vmname> <verb> ...`, plus a few global verbs. No verb is a VM name, so a
+line may contain several VMs and several verbs: `vmess leaf spine make ram 2G start`.
 
-A verb takes the arguments it needs first, whatever they look like. Those it may take as well end at the
-next verb, or at `--`. A `--` where arguments are still missing has all words up to the next `--` be
-arguments: no option and no verb.
+A verb first takes its required arguments, whatever they look like. Its optional arguments end at the next verb
+or at `--`. If required arguments are still missing, `--` makes all words up to the next `--` arguments, even
+those that look like options or verbs.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from vmessd.core.errors import InvalidValue, quoted, shell_line
 from vmessd.core.plainrecord import PlainRecord
 
 VERBS = {command.verb: command for command in COMMANDS if not command.is_global}
-"""The verbs that stand behind a VM, and behind each other."""
+"""The verbs that follow a VM or another verb."""
 PATTERN_MARKS = frozenset("*?[")
 EVERY = "*"
 
 
 def is_pattern(word: str) -> bool:
-    """Tell whether a word in the place of a VM's name stands for several, as in a shell.
+    """Tell whether a word in place of a VM's name is a shell pattern.
 
-    One with a control character is refused as the impossible name it is.
+    A word with a control character is not: it is refused as an invalid name.
     """
     return not PATTERN_MARKS.isdisjoint(word) and word.isprintable()
 
@@ -48,13 +47,13 @@ def is_pattern(word: str) -> bool:
 def is_option(word: str) -> bool:
     """Tell whether a word is an option; a lone dash and a negative number are arguments.
 
-    So messages can speak of their value.
+    Messages can then name the value.
     """
     return word.startswith("-") and word != "-" and not word[1].isdecimal()
 
 
 class Step(PlainRecord):
-    """One verb of a line, as far as it has been read."""
+    """One verb of a line, with the arguments and options read so far."""
 
     def __init__(self, command: Command, arguments: list[str], options: dict[str, str]) -> None:
         self.command = command
@@ -63,22 +62,22 @@ class Step(PlainRecord):
 
     @property
     def lacks(self) -> bool:
-        """There are arguments it needs and has not got."""
+        """Required arguments are missing."""
         return len(self.arguments) < self.command.needs
 
 
 class State:
-    """What the next word of a line can be; an enumeration, light because importing `enum` takes its time."""
+    """What the next word of a line can be: an enumeration without `enum`, which is slow to import."""
 
     VMS = "a VM, a verb, or an option"
     NET = "the second word of a net verb, or an option"
-    ARGUMENTS = "an argument, an option, or the next verb where no argument is missing"
+    ARGUMENTS = "an argument, an option, or the next verb if no argument is missing"
     QUOTED = "an argument, whatever it looks like, or the `--` that ends them"
     ENDED = "a verb, after the `--` that ended the arguments"
-    # After a `--` before the first verb, or behind a word that stands alone, there are no options any more.
+    # After a `--` before the first verb, or after a global verb, there are no more options.
     ONLY_VMS = "a VM or a verb"
     ONLY_NET = "the second word of a net verb"
-    ONLY_ARGUMENTS = "an argument, or the next verb where no argument is missing"
+    ONLY_ARGUMENTS = "an argument, or the next verb if no argument is missing"
 
 
 WITHOUT_OPTIONS = {
@@ -86,32 +85,32 @@ WITHOUT_OPTIONS = {
     State.NET: State.ONLY_NET,
     State.ARGUMENTS: State.ONLY_ARGUMENTS,
 }
-"""The states in which an option may come, and what a `--` that ends all options makes of each."""
+"""The states that accept options, each with its state after a `--` that ends all options."""
 
 
 class Line:
-    """A command line that is read word by word; completion asks it how far a line has come."""
+    """A command line, read word by word. Completion uses its state."""
 
     def __init__(self) -> None:
         self.state = State.VMS
         self.vms: list[str] = []
         self.steps: list[Step] = []
         self.options: dict[str, str] = {}
-        """Those before the first verb, and those that are about the line as a whole."""
+        """Options before the first verb, and those of the whole line."""
         self.awaiting: Option | None = None
-        """The option whose value comes next, in any state."""
+        """The option whose value is the next word, in any state."""
         self.problem: InvalidValue | None = None
-        """What is wrong with it, where that may wait for the end: there may be a --help still."""
+        """The first error that can wait for the end of the line, because a --help may follow."""
         self._words: list[str] = []
 
     @property
     def step(self) -> Step | None:
-        """The verb that was read last."""
+        """The last verb read."""
         return self.steps[-1] if self.steps else None
 
     @property
     def is_net(self) -> bool:
-        """The word `net` was read, and its second word comes next."""
+        """The last word was `net`, and its second word comes next."""
         return self.state in (State.NET, State.ONLY_NET)
 
     @property
@@ -140,14 +139,14 @@ class Line:
             self._quoted(word)
         else:
             self._words.append(word)
-            (self._behind if self.steps else self._before)(word)
+            (self._after_verb if self.steps else self._before_verb)(word)
 
-    def _go(self, state: str) -> None:
-        """Come to another state; where options have been ended, it has none either."""
+    def _enter(self, state: str) -> None:
+        """Enter a state; if `--` has ended the options, its variant without them."""
         self.state = WITHOUT_OPTIONS[state] if self.state in WITHOUT_OPTIONS.values() else state
 
     def _end_options(self) -> None:
-        """Read a `--` where options may come."""
+        """Read a `--` in a state that accepts options."""
         step = self.step
         if step is None or step.command.is_global:
             self.state = WITHOUT_OPTIONS[self.state]
@@ -163,15 +162,15 @@ class Line:
     def _option(self, word: str) -> None:
         flag, equals, value = word.partition("=")
         short = OPTIONS.get(word[:2])
-        if short is not None and short.metavar and flag not in OPTIONS:  # its value joined to it, as in -n1
+        if short is not None and short.metavar and flag not in OPTIONS:  # with its value attached, as in -n1
             flag, equals, value = word[:2], "=", word[2:]
         option = SHORT.get(word) or OPTIONS.get(flag)
         if option is None:
             raise InvalidValue(
-                f"{quoted(word)} is no option{meant(flag, OPTIONS, 0.75)}", hint=f"{PROGRAM} help"
+                f"{quoted(word)} is not an option{meant(flag, OPTIONS, 0.75)}", hint=f"{PROGRAM} help"
             )
         if equals and not option.metavar:
-            raise InvalidValue(f"{flag} takes no value, not {quoted(value)}")
+            raise InvalidValue(f"{flag} takes no value, but was given {quoted(value)}")
         if option.metavar and not equals:
             self.awaiting = option
         else:
@@ -183,19 +182,19 @@ class Line:
         options = self.options if for_all or step is None else step.options
         options[option.flag] = value
 
-    def _behind(self, word: str) -> None:
-        """Read a word behind a verb: an argument, or the next verb."""
+    def _after_verb(self, word: str) -> None:
+        """Read a word after a verb: an argument, or the next verb."""
         if word in VERBS and self.takes_verb:
             self.steps.append(Step(VERBS[word], [], {}))
-            self._go(State.ARGUMENTS)
+            self._enter(State.ARGUMENTS)
             return
         self.steps[-1].arguments.append(word)
         if self.state == State.ENDED:
-            # A `--` with no verb behind it ended nothing: it means what it does everywhere, no more options.
+            # No verb followed the `--`, so it has its usual meaning: no more options.
             self.state = State.QUOTED
 
-    def _before(self, word: str) -> None:
-        """Read a word before the first verb: a VM, or that verb."""
+    def _before_verb(self, word: str) -> None:
+        """Read a VM or the first verb."""
         if self.is_net:
             command = BY_VERB.get(f"net {word}")
             if command is None:
@@ -204,7 +203,7 @@ class Line:
                 self.problem = self.problem or InvalidValue(wrong, hint=f"{PROGRAM} help net")
                 return
         elif word == "net":
-            self._go(State.NET)
+            self._enter(State.NET)
             if self.vms:
                 self.problem = InvalidValue("net takes no VM", hint=f"{PROGRAM} help net")
             return
@@ -215,26 +214,26 @@ class Line:
                 return
             self._check_alone(command)
         self.steps.append(Step(command, [], {}))
-        self._go(State.ARGUMENTS)
+        self._enter(State.ARGUMENTS)
 
     def _check_alone(self, command: Command) -> None:
-        """Find fault with VMs before a word that takes none: nobody is to be led to what concerns them all."""
+        """Note an error for VMs before a global verb that takes none: it would act on all of them."""
         if command.is_global and self.vms and not command.many:
             other = ELSEWHERE.get(command.verb, "").split()
             right = shell_line([PROGRAM, *self.vms, *other]) if other else f"usage: {command.usage()}"
             self.problem = InvalidValue(f"{command.verb} takes no VM", hint=right)
 
-    # -- What has been read --
+    # -- Result --
 
     def invocation(self) -> Invocation:
-        """Return what the line asks for, now that all words are read; raises InvalidValue."""
+        """Return the parsed line after its last word; raises InvalidValue."""
         if self.awaiting is not None:
             raise InvalidValue(
                 f"{self.awaiting.flag} needs a value: {self.awaiting.flag} {self.awaiting.metavar}"
             )
         if HELP.flag in self.options:
-            told = {flag: value for flag, value in self.options.items() if OPTIONS[flag] in EVERYWHERE}
-            return Invocation(BY_VERB["help"], (), tuple(self._verb_among()), told, None)
+            everywhere = {flag: value for flag, value in self.options.items() if OPTIONS[flag] in EVERYWHERE}
+            return Invocation(BY_VERB["help"], (), tuple(self._verb_among()), everywhere, None)
         if self.problem is not None:
             raise self.problem
         steps = self.steps or [Step(self._without_verb(), [], {})]
@@ -252,13 +251,13 @@ class Line:
         return Invocation(step.command, vms, tuple(step.arguments), known | step.options, following)
 
     def _verb_among(self) -> list[str]:
-        """Return the words that name a verb, for help about it."""
+        """Return the words that name a verb, to show its help."""
         if self._words[:1] == ["net"]:
             return self._words[:2]
         return [word for word in self._words if word in BY_VERB][:1]
 
     def _without_verb(self) -> Command:
-        """Return what the line means although it has no verb."""
+        """Return the verb that a line without one means; raises InvalidValue."""
         if self.is_net:
             return BY_VERB["net show"]
         if not self.vms:
@@ -270,24 +269,24 @@ class Line:
         return BY_VERB["status"]
 
     def _vms(self, command: Command) -> tuple[str, ...]:
-        """Return the VMs of the line, each once: full names, and patterns."""
+        """Return the VMs of the line without duplicates: full names, and patterns; raises InvalidValue."""
         usage = f"usage: {command.usage()}"
         if command.is_global and not command.many:
             return ()
         if ALL.flag in self.options:
             if self.vms:
-                raise InvalidValue(f"{ALL.flag} stands for all VMs, so none can be named", hint=usage)
+                raise InvalidValue(f"{ALL.flag} stands for all VMs; do not name any as well", hint=usage)
             return () if command.is_global else (EVERY,)  # also those that are not made yet
         if not self.vms and not command.is_global:
-            raise InvalidValue(f"{command.verb} needs a VM before it", hint=self._put_right() or usage)
+            raise InvalidValue(f"{command.verb} needs a VM before it", hint=self._corrected() or usage)
         return tuple(dict.fromkeys(word if is_pattern(word) else names.parse(word) for word in self.vms))
 
-    def _put_right(self) -> str:
-        """Return the line with the VMs before the verb, where they stand behind it; empty where none do."""
+    def _corrected(self) -> str:
+        """Return the line with VMs moved from after the verb to before it; empty if there are none."""
         step = self.steps[0]
         spoken = step.command.arguments.translate(str.maketrans("<>[]|", "     ")).split()
         vms = [word for word in step.arguments if word not in spoken and _may_be_vm(word)]
-        # Where a verb takes words of all kinds, only one can be told to be out of place.
+        # If a verb takes words of all kinds, only one of them can be recognised as misplaced.
         free = step.command.needs or step.command.arguments.endswith("...")
         rest = tuple(word for word in step.arguments if word not in vms)
         if not vms or len(self.steps) > 1 or (free and len(vms) > 1) or not step.command.accepts(len(rest)):
@@ -296,25 +295,25 @@ class Line:
         return shell_line([PROGRAM, *written(Invocation(step.command, tuple(vms), rest, options))])
 
     def _check_options(self, steps: list[Step]) -> None:
-        """Raise InvalidValue for an option before the verbs that none of them knows."""
+        """Raise InvalidValue for an option before the verbs that none of them accepts."""
         for flag in self.options:
             if not any(step.command.knows(OPTIONS[flag]) for step in steps):
                 verbs = ", ".join(dict.fromkeys(step.command.verb for step in steps))
                 usage = f"usage: {steps[0].command.usage()}" if len(steps) == 1 else f"{PROGRAM} help"
-                raise InvalidValue(f"{flag} is no option of {verbs}", hint=usage)
+                raise InvalidValue(f"{flag} is not an option of {verbs}", hint=usage)
 
 
 def _check(step: Step, vms: tuple[str, ...]) -> None:
-    """Raise InvalidValue for a verb that cannot be meant so."""
+    """Raise InvalidValue if a verb has wrong options, arguments or a wrong number of VMs."""
     command, said = step.command, step.arguments
     usage = f"usage: {command.usage()}"
     for flag in step.options:
         if not command.knows(OPTIONS[flag]):
-            raise InvalidValue(f"{flag} is no option of {command.verb}", hint=usage)
+            raise InvalidValue(f"{flag} is not an option of {command.verb}", hint=usage)
     if not command.accepts(len(said)):
         if not said:
             if command.method == "Set":
-                usage += f"; what it is now: {shell_line([PROGRAM, *_named(vms), 'info'])}"
+                usage += f"; to see its value: {shell_line([PROGRAM, *_named(vms), 'info'])}"
             raise InvalidValue(f"{command.verb} needs {command.arguments}", hint=usage)
         over = len(said) > command.needs and not command.is_global
         question = meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""
@@ -335,17 +334,17 @@ def _may_be_vm(word: str) -> bool:
 
 
 def check_number(command: Command, vms: tuple[str, ...]) -> None:
-    """Raise InvalidValue where more VMs are named than a verb can take."""
+    """Raise InvalidValue if more VMs are named than a verb accepts."""
     if len(vms) > 1 and not command.many:
         usage = f"usage: {command.usage()}"
         raise InvalidValue(f"{command.verb} takes one VM, not {len(vms)}", hint=usage)
 
 
 def parse(words: list[str]) -> Invocation:
-    """Return what a command line asks for; what is to follow hangs on it.
+    """Parse a command line; return its first verb, linked to the ones that follow.
 
     Raises:
-        InvalidValue: it makes no sense; names the word and what would be right.
+        InvalidValue: it is wrong; the message names the word and what would be right.
     """
     line = Line()
     for word in words:
@@ -354,7 +353,7 @@ def parse(words: list[str]) -> Invocation:
 
 
 def written(invocation: Invocation) -> list[str]:
-    """Return the words that mean an invocation of a VM's verb, and what follows on it."""
+    """Return the words of a command line for an invocation and the ones that follow it."""
     shared = {flag: value for flag, value in invocation.options.items() if OPTIONS[flag] in (*EVERYWHERE, ALL)}
     words = [*_flags(shared), *(() if ALL.flag in shared else invocation.vms)]
     step: Invocation | None = invocation

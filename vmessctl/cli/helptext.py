@@ -1,10 +1,12 @@
-"""What `vmess help` says, and the manual in part: how lines are built, and what exit statuses mean."""
+"""The text of `vmess help`, partly used in the manual page: syntax of command lines, exit statuses."""
 
 from __future__ import annotations
 
 from vmessctl.cli.verbs import COMMANDS, OPTIONS, Command, Option, no_verb
 
-INTRODUCTION = "vmess: VM Empty Stack Supervisor: small KVM machines in plain directories, kept by vmessd."
+INTRODUCTION = (
+    "vmess: VM Empty Stack Supervisor: small KVM machines in plain directories, supervised by vmessd."
+)
 
 STATUSES = (
     ("0", "done"),
@@ -16,25 +18,25 @@ STATUSES = (
     ("6", "timed out"),
     ("7", "locked"),
     ("8", "had to use force (unasked)"),
-    ("130", "after Ctrl-C"),
+    ("130", "interrupted by Ctrl-C"),
 )
 """Exit statuses and what they mean; never renumbered."""
 
 VMS = """\
-A VM's name is letters a-z and one digit; newvm means newvm0. Several VMs may stand before a verb,
-and patterns in quotes, for those there are: 'lab*' stop. --all stands for all of them."""
+A VM's name is letters a-z and one digit; newvm means newvm0. A verb may have several VMs before it,
+and quoted patterns, which match existing VMs: 'lab*' stop. --all stands for all VMs."""
 
 VERBS = """\
-Several verbs may stand behind each other: newvm make ram 2G hda 8G ifadd 1 br0 start. They are
-carried out in order, up to the first that fails, whose exit status counts (8 is no failure here).
-A verb takes the arguments it needs, whatever they look like; those it may take as well end at the
-next verb, or at "--". A "--" where arguments are still missing has all up to the next "--" be
-arguments: newvm ifadd -- 1 stop. An option belongs to the verb it stands behind; before the first
-verb, to all that know it."""
+A line may contain several verbs: newvm make ram 2G hda 8G ifadd 1 br0 start. They are carried out
+in order until one fails, and its exit status counts (8 is not a failure here). A verb first takes
+its required arguments, whatever they look like; its optional arguments end at the next verb or at
+"--". If required arguments are still missing, "--" makes all words up to the next "--" arguments:
+newvm ifadd -- 1 stop. An option belongs to the verb before it; an option before the first verb
+belongs to all verbs that accept it."""
 
 _STATUSES = [f"{status} {meaning}" for status, meaning in STATUSES]
 NAME_WIDTH = 20
-"""Characters that an option and its value have, or else a line of their own."""
+"""Width of the column of options; a longer one has its help on the next line."""
 NOTES = f"""\
 {VMS}
 
@@ -45,7 +47,7 @@ Exit status: {", ".join(_STATUSES[:6])},
 
 
 def help_text(verb: str = "") -> str:
-    """Return the help for all verbs, for one, or for all that begin with a word such as `net`.
+    """Return the help for all verbs, for one verb, or for all that begin with a word such as `net`.
 
     Raises:
         InvalidValue: there is no such verb.

@@ -1,6 +1,6 @@
-"""The manual pages, made from the tables of verbs, of settings and of the daemon's options. Pure.
+"""The manual pages, made from the tables of verbs, settings and daemon options. Pure.
 
-The language is man(7): a line that begins with a dot is a request, a backslash begins an escape.
+The language is man(7): a dot at the start of a line begins a request, and a backslash begins an escape.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ INTROSPECTION = (
 # -- vmessctl(1) --
 
 CLIENT = f"""\
-{PROGRAM} asks vmessd(8) to make, wire, start, show and stop virtual machines. Without a verb it shows
-how a VM is; without a word, how all are."""
+{PROGRAM} asks vmessd(8) to create, connect, start, show and stop virtual machines. Without a verb, it
+shows the status of a VM; without arguments, that of all VMs."""
 
 JSON = f"""\
-What {verbs.JSON.flag} prints is what the daemon answers, a line for each answer: sizes in bytes, times in
-seconds. An answer about a VM begins with the members "vm" and "verb"; the rest is as in the daemon's Varlink
-interface {INTERFACE}, which is its schema. A verb that goes on for a while, such as start and stop, prints a
-line for each step, in its member "progress". Errors are on standard error all the same."""
+{verbs.JSON.flag} prints the daemon's replies, one line for each: sizes in bytes, times in seconds. A reply
+about a VM begins with the members "vm" and "verb"; the schema of the rest is the daemon's Varlink interface
+{INTERFACE}. A verb that takes a while, such as start or stop, prints a line for each step, in the member
+"progress". Errors still go to standard error."""
 
 WORST = """\
-Where one line asks for several VMs, each is reported and the worst status wins."""
+If a line names several VMs, each is reported and the worst status wins."""
 
 SOCKETS = (
-    ("$XDG_RUNTIME_DIR/vmess/control.sock", "Control socket of a daemon of one's own; tried first."),
+    ("$XDG_RUNTIME_DIR/vmess/control.sock", "Control socket of your own daemon; tried first."),
     ("/run/vmess/control.sock", "Control socket of the host's service."),
 )
 
@@ -60,45 +60,45 @@ EXAMPLES = (
 # -- vmessd(8) --
 
 DAEMON = """\
-vmessd starts a QEMU for each virtual machine that vmessctl(1) asks for, watches it, and powers it down
-gracefully before it kills. It keeps no database: a VM is a directory, vmess.dir(5), with the socket of its
-QEMU in it. So the daemon can be ended and started at any time, and finds every VM by looking."""
+vmessd starts a QEMU process for each virtual machine that vmessctl(1) asks for, supervises it, and powers
+it down gracefully before it kills it. It keeps no database: a VM is a directory, vmess.dir(5), which contains
+the monitor socket of its QEMU. You may end and start the daemon at any time; it finds every VM by looking."""
 
 PRECEDENCE = """\
 A flag overrides the environment, which overrides the file of --config."""
 
 CONFIG = """\
-Read this file first: TOML, with the names above as keys; where there may be several values, a list of texts."""
+Read this file first: TOML, with the names above as keys; a setting with several values is a list of strings."""
 
 SERVICE = """\
-Be the host's service: the other defaults, and {config} if it is there and there is no --config."""
+Run as the host's service: with its defaults, and with {config} if it exists and --config is not given."""
 
 SHUTDOWN = """\
-Power all VMs down in order and end, by the vmessd that serves the VM root if there is one. What is wrong in the
-file or the environment is told and passed over."""
+Power all VMs down in order, through the vmessd that serves the VM root if there is one, and exit. Errors in the
+file and in the environment are reported and ignored."""
 
 RELOAD = """\
-Read the settings again. Those that say so above count at once, the others from the next start on.
-Of a daemon on a terminal it is the end."""
+Read the settings again. Those marked above take effect at once, the others at the next start of the daemon.
+A daemon on a terminal ends."""
 
 SIGNALS = (
-    ("SIGTERM, SIGINT", "End the daemon. The VMs go on, and the next daemon finds them."),
+    ("SIGTERM, SIGINT", "End the daemon. The VMs keep running, and the next daemon finds them."),
     ("SIGHUP", RELOAD),
 )
 
 DAEMON_STATUS = """\
-0 after a signal to end; 2 where a setting is wrong; 7 where another daemon has the VM root or the socket;
+0 after SIGTERM or SIGINT; 2 if a setting is wrong; 7 if another daemon holds the VM root or the socket;
 1 otherwise."""
 
 # -- vmess.dir(5) --
 
 DIRECTORY = """\
-A virtual machine of vmessd(8) is a directory in the VM root, of the VM's name: up to 12 letters a-z and one
-digit, such as newvm0. Its files say what the VM is. Each setting is a file of one value, and may be edited by
-hand. Where there is no file, QEMU's default counts, or the one named here."""
+A virtual machine of vmessd(8) is a directory in the VM root. Its name is that of the VM: up to 12 letters a-z
+and one digit, such as newvm0. Its files define the VM. Each setting is a file with one value, and may be edited
+by hand. Without the file, the default given here applies, or else QEMU's."""
 
 LIVE = """\
-Settings of a VM that runs take effect at its next start, unless it is said that they do at once."""
+Settings of a running VM take effect at its next start, unless stated otherwise."""
 
 IMAGES = (
     (
@@ -109,16 +109,16 @@ IMAGES = (
 )
 
 RECORDS = (
-    ("qmp.sock, serial.sock", "QEMU's monitor and the guest's serial port, of a VM that runs."),
-    ("serial.log, qemu.log", "What the guest's serial port and QEMU itself printed."),
-    ("serial.log.1, qemu.log.1", "The older part of a log that has become long."),
-    ("qemu.pid, run.json", "The QEMU that runs."),
+    ("qmp.sock, serial.sock", "QEMU's monitor and the guest's serial port, while the VM runs."),
+    ("serial.log, qemu.log", "The output of the guest's serial port, and of QEMU itself."),
+    ("serial.log.1, qemu.log.1", "The older part of a long log."),
+    ("qemu.pid, run.json", "The running QEMU."),
     ("exit.json", "How the last run ended."),
 )
 
 
 def text(plain: str) -> str:
-    """Return a text that man(7) shows as it is: no request, no escape, and every - the one that is typed."""
+    """Return text escaped for man(7): no requests, no escapes, and every - an ASCII hyphen-minus."""
     lines = plain.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").splitlines()
     return "\n".join(f"\\&{line}" if line.startswith(".") else line for line in lines)
 
@@ -136,17 +136,17 @@ def _paragraphs(*texts: str) -> str:
 
 
 def _entries(rows: Iterable[tuple[str, str]]) -> str:
-    """Return terms in bold, each with what is to say about it."""
+    """Return a list of terms in bold, each with its description."""
     return "\n".join(f".TP\n.B {text(term)}\n{text(about)}" for term, about in rows)
 
 
 def _lines(lines: Iterable[str]) -> str:
-    """Return lines that stay as they are."""
+    """Return lines without filling."""
     return "\n".join([".nf", *map(text, lines), ".fi"])
 
 
 def vmessctl() -> str:
-    """Return the page of the client."""
+    """Return the manual page of the client."""
     options = ((f"{each.flag} {each.metavar or ''}".strip(), each.help) for each in OPTIONS.values())
     return _page(
         "vmessctl, vmess",
@@ -173,14 +173,14 @@ def vmessctl() -> str:
 
 def _daemon_option(option: Option) -> tuple[str, str]:
     about = option.explained()
-    also = f" So does {option.environment} in the environment." if option.environment else ""
+    also = f" The environment variable is {option.environment}." if option.environment else ""
     live = " Read again at SIGHUP." if option.live else ""
     return f"--{option.key} {option.metavar}", f"{about[:1].upper()}{about[1:]}.{also}{live}"
 
 
 def vmessd() -> str:
-    """Return the page of the daemon."""
-    from vmessd import config  # noqa: PLC0415 -- it takes argparse along, and only this page needs it
+    """Return the manual page of the daemon."""
+    from vmessd import config  # noqa: PLC0415 -- it imports argparse, and only this page needs it
 
     more = (
         ("--config FILE", CONFIG),
@@ -189,13 +189,17 @@ def vmessd() -> str:
             "--shutdown",
             SHUTDOWN,
         ),
-        ("--check", "Say what is in force, or what is wrong with it, and exit."),
+        ("--check", "Print the settings in force, or the errors in them, and exit."),
         ("--help, --version", "Show help, or the version."),
     )
     files = (
         (config.SERVICE_CONFIG, "Settings of the host's service."),
         *((option.service, "VM root of the service.") for option in config.OPTIONS if option.key == "vmdir"),
-        *((option.default, "VM root of a person.") for option in config.OPTIONS if option.key == "vmdir"),
+        *(
+            (option.default, "VM root of your own daemon.")
+            for option in config.OPTIONS
+            if option.key == "vmdir"
+        ),
     )
     spoken = f"The control socket speaks Varlink, interface {INTERFACE}:"
     return _page(
@@ -220,7 +224,7 @@ def _setting(setting: Setting) -> tuple[str, str]:
 
 
 def directory() -> str:
-    """Return the page of a VM's directory."""
+    """Return the manual page of the VM directory."""
     return _page(
         "vmess.dir",
         5,

@@ -1,4 +1,4 @@
-"""Which VMs a pattern stands for: `'lab*'`, or all of them. Pure: the daemon is asked elsewhere."""
+"""Expansion of patterns such as `'lab*'`, and of `--all`, to names of VMs. Pure."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SHOWN = 8
-"""How many VMs a hint names."""
+"""Maximum number of VMs that a hint names."""
 
 
-def filled(invocation: Invocation, known: Sequence[str]) -> Invocation:
-    """Return a line with VMs in the place of its patterns.
+def expanded(invocation: Invocation, known: Sequence[str]) -> Invocation:
+    """Return a line with its patterns replaced by names of VMs.
 
     Args:
         invocation: the line.
-        known: the VMs there are.
+        known: all existing VMs.
 
     Raises:
-        NoSuchVM: a pattern matches none.
-        InvalidValue: there are too many for a verb.
+        NoSuchVM: a pattern matches no VM.
+        InvalidValue: there are too many VMs for a verb.
     """
     return _with(invocation, chosen(invocation.vms, known))
 
 
 def chosen(words: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """Return the VMs that names and patterns stand for, each once; raises NoSuchVM."""
+    """Return the VMs that names and patterns stand for, without duplicates; raises NoSuchVM."""
     from fnmatch import fnmatchcase  # noqa: PLC0415 -- it imports re
 
     vms: list[str] = []

@@ -1,16 +1,15 @@
-"""How three shells ask for a completion: the scripts that bash, zsh and fish read. Pure.
+"""The completion scripts for bash, zsh and fish. Pure.
 
-The shells' own part is small: they hand over the words and the cursor's place, `vmess completion words -- 2
-newvm st`, and get a line for each word that fits there: the word, a tab, and what it is. `:files` stands for
-names of files.
+A script calls `vmess completion words -- 2 newvm st` with the index of the word at the cursor and all words.
+It prints one line for each candidate: the word, a tab, and a description. `:files` stands for file names.
 """
 
 BASH = r"""# Completion of vmess and vmessctl for bash, as `vmess completion bash` prints it.
 # shellcheck shell=bash
 
 _vmess() {
-    # bash has split the words at ":" and "=", too: what had no blank between it is one word. And where the
-    # cursor is right before a word, bash takes it for being in that word.
+    # bash also splits words at ":" and "=": join pieces without a blank between them. And to bash, a cursor
+    # right before a word is in that word.
     local i piece gap word at=0 words=() place=-1 stem='' current='' last=''
     for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
         piece=${COMP_WORDS[i]}

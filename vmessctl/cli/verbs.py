@@ -1,4 +1,4 @@
-"""One table of all verbs: parser, usage, help, completion, manual and which method is called come out of it."""
+"""The table of all verbs: parser, usage, help, completion, manual page and the called method come from it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PROGRAM = "vmess"
 
 
 class Option(PlainRecord):
-    """A flag; with a metavar it takes a value."""
+    """A flag. With a metavar, it takes a value."""
 
     def __init__(
         self,
         flag: str,
-        help: str,  # noqa: A002 -- what it is called everywhere
+        help: str,  # noqa: A002 -- its usual name
         metavar: str | None = None,
     ) -> None:
         self.flag = flag
@@ -28,24 +28,28 @@ class Option(PlainRecord):
         self.metavar = metavar
 
 
-SOCKET = Option("--socket", "Use this control socket; so does VMESS_SOCKET in the environment.", "PATH")
-JSON = Option("--json", "Print what the daemon answers as JSON: sizes in bytes, times in seconds.")
-ALL = Option("--all", "All VMs there are, in the place of names.")
-QUIET = Option("--quiet", "Say nothing of what was done, only what was asked for. Also -q.")
-YES = Option("--yes", "Do not ask.")
-TIMEOUT = Option("--timeout", "Wait no longer than this (exit status 6); what was begun goes on.", "SECONDS")
-WITHIN = Option("--within", "Have all off in this time, 10 or more; graces are cut to it.", "SECONDS")
-NO_WAIT = Option("--no-wait", "Have the stop begun and do not wait for its end.")
-AT_ONCE = Option("--at-once", f"Have no more than N VMs on their way up at a time, 1 to {AT_ONCE_MAX}.", "N")
-SINCE_START = Option("--since-start", "What the VM has printed since its start counts, too.")
-BIND = Option("--bind", "Listen on this address of the host and not on 127.0.0.1 alone.", "ADDRESS")
-STEAL = Option("--steal", "Take the console from whoever has it.")
+SOCKET = Option("--socket", "Use this control socket, like VMESS_SOCKET in the environment.", "PATH")
+JSON = Option("--json", "Print the daemon's replies as JSON: sizes in bytes, times in seconds.")
+ALL = Option("--all", "All VMs, in place of names.")
+QUIET = Option("--quiet", "Print only what was asked for, not what was done. Also -q.")
+YES = Option("--yes", "Do not ask for confirmation.")
+TIMEOUT = Option(
+    "--timeout", "Wait at most this long (then exit status 6); what was begun continues.", "SECONDS"
+)
+WITHIN = Option(
+    "--within", "Stop all VMs within this time, 10 or more; grace periods are cut to fit.", "SECONDS"
+)
+NO_WAIT = Option("--no-wait", "Begin the stop and do not wait for its end.")
+AT_ONCE = Option("--at-once", f"Start at most N VMs at a time, 1 to {AT_ONCE_MAX}.", "N")
+SINCE_START = Option("--since-start", "Also search what the VM has printed since its start.")
+BIND = Option("--bind", "Listen on this address of the host instead of 127.0.0.1.", "ADDRESS")
+STEAL = Option("--steal", "Take the console over from another client.")
 LOG = Option("--log", "Show what was printed since the last start.")
-FOLLOW = Option("-f", "Go on with what comes, until Ctrl-C.")
-BATCH = Option("-b", "Print one table below the other, as without a terminal.")
-COUNT = Option("-n", "End after so many samples.", "N")
-DELAY = Option("-d", "Seconds between two samples: 0.2 to 3600, 2 without.", "SECONDS")
-SORT = Option("--sort", "What to sort by, the largest first.", "cpu|rss|disk|net|up|name")
+FOLLOW = Option("-f", "Follow the output until Ctrl-C.")
+BATCH = Option("-b", "Print one table after another, as without a terminal.")
+COUNT = Option("-n", "Exit after N samples.", "N")
+DELAY = Option("-d", "Seconds between two samples: 0.2 to 3600, by default 2.", "SECONDS")
+SORT = Option("--sort", "Sort by this column, the largest first.", "cpu|rss|disk|net|up|name")
 HELP = Option("--help", "Show help.")
 VERSION = Option("--version", "Show the version.")
 
@@ -66,7 +70,7 @@ class Command(PlainRecord):
     def __init__(  # noqa: PLR0913, PLR0917 -- a row of a table
         self,
         verb: str,
-        help: str,  # noqa: A002 -- what it is called everywhere
+        help: str,  # noqa: A002 -- its usual name
         method: str,
         handler: str,
         arguments: str = "",
@@ -76,35 +80,35 @@ class Command(PlainRecord):
         wants: str = "",
     ) -> None:
         self.verb = verb
-        """The word; for what `vmess` and `vmess <vmname>` do alone, the word it stands for."""
+        """The word on the command line; `list` and `status` may be left out there."""
         self.help = help
         self.method = method
-        """The Varlink method behind it; empty for what needs no daemon."""
+        """The Varlink method that it calls; empty if it needs no daemon."""
         self.handler = handler
-        """What carries it out: a module of `vmessctl.commands` and a function there, with a dot between."""
+        """The function that carries it out: `module.function` in `vmessctl.commands`."""
         self.arguments = arguments
-        """As in the usage: `<x>` has to be there, `[x]` may, `[x]...` may several times."""
+        """As in the usage: `<x>` is required, `[x]` is optional, `[x]...` may be repeated."""
         self.options = options
         self.many = many
-        """Several VMs may be named; before a word that stands alone, any at all."""
+        """It takes several VMs; a global verb (`watch`) takes any number, also none."""
         self.reports = reports
-        """It says what it did, and shows nothing that was asked for: --quiet has it say nothing, --json has it
-        print the daemon's answers."""
+        """It reports what it did and shows no requested data: --quiet silences it, --json prints the daemon's
+        replies."""
         self.wants = wants
-        """For completion, in what state a VM makes sense: `on`, `off`, `none` for no VM yet; empty for any."""
+        """For completion, which VMs it suits: `on`, `off`, `none` for a VM not made yet; empty for all."""
 
     @property
     def needs(self) -> int:
-        """How many arguments have to be there."""
+        """The number of required arguments."""
         return len([word for word in self.arguments.split() if word.startswith("<")])
 
     @property
     def is_global(self) -> bool:
-        """It stands alone and takes no VM."""
+        """It stands alone: no VM comes before it, except for `watch`."""
         return self.verb.partition(" ")[0] in names.GLOBAL_WORDS
 
     def usage(self) -> str:
-        """Return the line that shows how it is called."""
+        """Return the usage line."""
         options = " ".join(
             f"[{option.flag} {option.metavar}]" if option.metavar else f"[{option.flag}]"
             for option in self.options
@@ -116,12 +120,12 @@ class Command(PlainRecord):
         return " ".join(word for word in words if word)
 
     def accepts(self, count: int) -> bool:
-        """Tell whether it can take so many arguments."""
+        """Tell whether it accepts this number of arguments."""
         most = count if self.arguments.endswith("...") else len(self.arguments.split())
         return self.needs <= count <= most
 
     def knows(self, option: Option) -> bool:
-        """Tell whether an option can be given to it."""
+        """Tell whether it accepts an option."""
         if option is ALL:
             return not self.is_global or self.many
         return option in (*self.options, *EVERYWHERE) or (option is JSON and self.reports)
@@ -130,7 +134,7 @@ class Command(PlainRecord):
 COMMANDS: tuple[Command, ...] = (
     Command(
         "list",
-        "List the running VMs with their PIDs, then all VMs. The same without the word.",
+        "List the running VMs with their PIDs, then all VMs. The default without a verb.",
         "List",
         "inspect.list_vms",
         options=(JSON,),
@@ -138,28 +142,28 @@ COMMANDS: tuple[Command, ...] = (
     Command("help", "Show all verbs, or one.", "", "help.run", arguments="[verb]..."),
     Command(
         "top",
-        "Show how busy the VMs are, again and again. Keys: c m d n u a sort by CPU, memory, disk,\n"
-        "network, time up, name; r turns the order round; x leaves out VMs that are off; arrows,\n"
-        "PgUp, PgDn, Home, End scroll; q quits. With --json a line for each sample.",
+        "Show how busy the VMs are, continuously. Keys: c m d n u a sort by CPU, memory, disk,\n"
+        "network, uptime, name; r reverses the order; x hides VMs that are off; arrows,\n"
+        "PgUp, PgDn, Home, End scroll; q quits. With --json, print a line for each sample.",
         "Top",
         "top.run",
         options=(BATCH, COUNT, DELAY, SORT, JSON),
     ),
     Command(
         "boot",
-        "Start all VMs whose autostart is on, lower orders first, those of one order at once. The host's\n"
-        "boot does this.",
+        "Start all VMs whose autostart is on, lower orders first, VMs of the same order together. The\n"
+        "host does this when it boots.",
         "Boot",
-        "fleet.run",
+        "boot_shutdown.run",
         options=(AT_ONCE,),
         reports=True,
     ),
     Command(
         "shutdown",
-        "Stop all VMs gracefully, higher orders first, each with its own grace, as far as the time for\n"
-        "the whole allows that. The host's shutdown does this.",
+        "Stop all VMs gracefully, higher orders first. Each VM has its own grace period, which is cut\n"
+        "if there is too little time in total. The host does this when it shuts down.",
         "Shutdown",
-        "fleet.run",
+        "boot_shutdown.run",
         options=(WITHIN,),
         reports=True,
     ),
@@ -187,23 +191,22 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "ifadd",
-        "Add N virtual NICs to the VM, and optionally place them into bridged segments.\n"
-        'Create the segments if necessary. "-" stands for no bridge, "user" for QEMU\'s user-mode\n'
-        "network, which needs no privilege (user:2222:22,udp:5353:53 forwards ports). NB: the VM has\n"
-        "these NICs then and no others; a running one is given what is missing, and asked to let go of\n"
-        "the rest.",
+        "Give the VM exactly N NICs, and optionally connect them to bridges, which are created if\n"
+        'necessary. "-" stands for no bridge, "user" for QEMU\'s user-mode network, which needs no\n'
+        "privilege (user:2222:22,udp:5353:53 forwards ports). On a running VM, missing NICs are\n"
+        "plugged in, and the guest is asked to release the others.",
         "SetNics",
         "network.ifadd",
         arguments="<N> [bridge|-|user]...",
         many=True,
         reports=True,
     ),
-    Command("ifdel", "Delete all of the VM's NICs.", "SetNics", "network.ifadd", many=True, reports=True),
+    Command("ifdel", "Delete all NICs of the VM.", "SetNics", "network.ifadd", many=True, reports=True),
     Command(
         "connect",
-        "Connect Nth interface (<ifnum>, starts from 0) to a specified <bridge>, disconnecting it\n"
-        'from the current bridge if necessary; at once, also while the VM runs. From and to "user"\n'
-        "only while it does not.",
+        "Connect an interface (<ifnum>, starting from 0) to a bridge, and disconnect it from its current\n"
+        'one. This takes effect at once, even while the VM runs. Changes from or to "user" need a VM\n'
+        "that is off.",
         "Connect",
         "network.connect_interface",
         arguments="<ifnum> <bridge|-|user>",
@@ -212,7 +215,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "ifstat",
-        'Display the VM NICs\' current connections in the syntax of a "ifadd" command above.',
+        "Show the connections of the VM's NICs as the ifadd command that recreates them.",
         "Nics",
         "network.ifstat",
         options=(JSON,),
@@ -220,8 +223,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "cable",
-        "Plug or pull the cable of the VM's Nth interface, as its guest sees it; at once, and at every start\n"
-        "to come.",
+        "Plug in or pull the cable of an interface, as the guest sees it. This takes effect at once and\n"
+        "at every start.",
         "Cable",
         "network.cable",
         arguments="<ifnum> <on|off>",
@@ -230,8 +233,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "mac",
-        "Give the Nth interface this MAC from the next start on; none is for the one that follows from\n"
-        "the VM's name.",
+        "Set the MAC address of an interface, from the next start on; none restores the address derived\n"
+        "from the VM's name.",
         "Mac",
         "network.mac",
         arguments="<ifnum> <address|none>",
@@ -239,9 +242,10 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "forward",
-        "Forward a TCP port of the host's 127.0.0.1 into the user-mode network of the Nth\n"
-        'interface, at once and at every start; "none" in place of the guest\'s port ends it. With udp: in\n'
-        "front it is one of UDP, with an address one of that: udp:0.0.0.0:5353:53 is for other hosts, too.",
+        "Forward a TCP port on 127.0.0.1 of the host to the guest, over an interface in the user-mode\n"
+        "network. This takes effect at once and at every start; none as the guest's port ends it. The\n"
+        "prefix udp: selects UDP, and an address replaces 127.0.0.1: udp:0.0.0.0:5353:53 also serves\n"
+        "other hosts.",
         "Forward",
         "network.forward",
         arguments="<ifnum> <hostport>:<guestport|none>",
@@ -249,7 +253,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "addr",
-        "Show the addresses of the VM as far as the host knows, and how it knows.",
+        "Show the addresses of the VM that the host knows, and how it learnt them.",
         "Addresses",
         "network.addr",
         options=(JSON,),
@@ -257,10 +261,10 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "start",
-        "Start the VM in the background. Several start all at once, since all of them are up soonest then;\n"
-        "--at-once is for a small host that has other things to do meanwhile.",
+        "Start the VM in the background. Several VMs start together, which is fastest; --at-once spares\n"
+        "a small host.",
         "Start",
-        "power.start",
+        "start_stop.start",
         options=(AT_ONCE,),
         many=True,
         reports=True,
@@ -268,10 +272,10 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "stop",
-        "Stop the VM: press its power button for as long as the STOP file says (60 seconds),\n"
-        'then make it end. "stop force" kills it at once.',
+        "Stop the VM: press its power button for a grace period (the STOP file, by default 60 seconds),\n"
+        'then end it by force. "stop force" kills it at once.',
         "Stop",
-        "power.stop",
+        "start_stop.stop",
         arguments="[force]",
         options=(TIMEOUT, NO_WAIT),
         many=True,
@@ -280,7 +284,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "status",
-        "Show the status of the VM - whether it is running or not. The same without the word.",
+        "Show whether the VM is running. The default without a verb.",
         "Status",
         "inspect.status",
         options=(JSON,),
@@ -288,8 +292,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "info",
-        "Show the various information about the VM, including the current full command\n"
-        "line used to launch KVM.",
+        "Show everything known about the VM, including the full QEMU command line.",
         "Info",
         "inspect.info",
         options=(JSON,),
@@ -297,8 +300,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "vnc",
-        "Let one VNC viewer in, without a password: on port 5900, or the next that is free, or the one\n"
-        "given, of 127.0.0.1. It has 60 seconds to come, or what --timeout says.",
+        "Admit one VNC viewer without a password, on port 5900 of 127.0.0.1, the next free port, or the\n"
+        "given one. The viewer must connect within 60 seconds, or within --timeout.",
         "Vnc",
         "vnc.run",
         arguments="[port]",
@@ -307,24 +310,24 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "console",
-        "Attach to the VM's serial console; Ctrl-] leaves. Without a terminal it is a pipe, which waits\n"
-        "until the guest takes all of the input, or for as long as --timeout says. With --log show\n"
-        "what the guest has printed since its last start, also of a VM that is off.",
+        "Attach to the VM's serial console; Ctrl-] detaches. Without a terminal, it is a pipe, which waits\n"
+        "until the guest has taken all input, at most for --timeout. With --log, show what the guest\n"
+        "has printed since its last start, even if the VM is off.",
         "Console",
         "console.run",
         options=(STEAL, TIMEOUT, LOG, FOLLOW, JSON),
     ),
     Command(
         "log",
-        "Show what QEMU has printed since the VM's last start, first its command line.",
+        "Show QEMU's command line and what it has printed since the VM's last start.",
         "Log",
         "logs.run",
         options=(FOLLOW, JSON),
     ),
     Command(
         "wait",
-        'Wait until the VM is running, stopped or paused, or the host knows an address of it ("addr"),\n'
-        "or until its serial console prints what a regular expression matches: serial:login:",
+        "Wait until the VM is running, stopped or paused, until the host knows its address (addr), or\n"
+        "until its serial console prints a match of a regular expression: serial:login:",
         "Serial",
         "waiting.run",
         arguments="<running|stopped|paused|addr|serial:REGEX>",
@@ -333,7 +336,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "watch",
-        "Tell what happens to the VMs, to all where none is named, a line for each event, until Ctrl-C.",
+        "Print a line for each event of the VMs, or of all VMs if none is named, until Ctrl-C.",
         "Watch",
         "watching.run",
         options=(JSON,),
@@ -341,8 +344,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "why",
-        "Tell why the VM is off: how its last run ended, who asked for it, QEMU's last words and the\n"
-        "guest's, and what comes next.",
+        "Explain why the VM is off: how its last run ended, who asked for it, the last lines of QEMU\n"
+        "and of the guest, and what comes next.",
         "Why",
         "why.run",
         options=(JSON,),
@@ -350,7 +353,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "suspend",
-        "Have the guest stand still.",
+        "Pause the guest.",
         "Suspend",
         "controls.change",
         many=True,
@@ -358,11 +361,17 @@ COMMANDS: tuple[Command, ...] = (
         wants="on",
     ),
     Command(
-        "resume", "Let the guest run on.", "Resume", "controls.change", many=True, reports=True, wants="on"
+        "resume",
+        "Let a paused guest run again.",
+        "Resume",
+        "controls.change",
+        many=True,
+        reports=True,
+        wants="on",
     ),
     Command(
         "reset",
-        "Push the reset button: what the guest had not written is lost.",
+        "Press the reset button: the guest loses data that it has not written to disk.",
         "Reset",
         "controls.change",
         many=True,
@@ -371,7 +380,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "sendkey",
-        "Press keys, those with - between them together: ctrl-alt-f2 ret. They are named as QEMU does.",
+        "Press keys, with - between keys to be held together: ctrl-alt-f2 ret. QEMU's names of keys apply.",
         "SendKeys",
         "controls.send_keys",
         arguments="<key> [key]...",
@@ -381,7 +390,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "ctrl-alt-delete",
-        "Press the three keys.",
+        "Press Ctrl-Alt-Delete.",
         "SendKeys",
         "controls.send_ctrl_alt_delete",
         many=True,
@@ -390,7 +399,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "type",
-        "Type a text as on a US keyboard; \\n and \\t stand for return and tab.",
+        "Type text as on a US keyboard; \\n and \\t stand for return and tab.",
         "Type",
         "controls.type_text",
         "<text>",
@@ -401,7 +410,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "screenshot",
         "Write a PNG picture of the guest's screen to the file, or to standard output for -;\n"
-        "without, to <vmname>-<time>.png.",
+        "by default to <vmname>-<time>.png.",
         "Screenshot",
         "controls.screenshot",
         "[file|-]",
@@ -409,8 +418,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "lock",
-        "Have the VM refuse all but looking, until it is unlocked. The host's boot and shutdown and the\n"
-        "restart policy go on.",
+        "Make the VM refuse changes until it is unlocked. The host's boot and shutdown and the restart\n"
+        "policy still apply.",
         "Lock",
         "controls.lock",
         "[remark]...",
@@ -419,7 +428,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "unlock",
-        "Let the VM be changed again.",
+        "Allow changes to the VM again.",
         "Unlock",
         "controls.unlock",
         options=(YES,),
@@ -428,7 +437,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "rm",
-        "Delete the VM with all its files. It has to be stopped.",
+        "Delete the VM with all its files. It must be off.",
         "Remove",
         "files.remove",
         options=(YES,),
@@ -438,15 +447,15 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "net show",
-        "Show the bridges and what is in them, as lines that recreate them. The same without the word.",
+        "Show the bridges and their ports, as commands that recreate them. The default of net.",
         "NetShow",
         "network.net_show",
         options=(JSON,),
     ),
     Command(
         "net vlan",
-        "Add the interfaces to the bridge, creating all of them if necessary: newvm0e0 is a TAP,\n"
-        "eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN.",
+        "Add interfaces to a bridge. Bridge and interfaces are created if necessary: newvm0e0 is a TAP,\n"
+        "eth0.100 a VLAN, vethA0 and vethB0 are a veth pair, vxlan7 is a VXLAN.",
         "NetVlan",
         "network.net_vlan",
         arguments="<bridge> [intf]...",
@@ -454,7 +463,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "net add",
-        "Create an interface, in no bridge; it is set up when it is plugged in.",
+        "Create an interface outside any bridge; it is set up when it joins one.",
         "NetAdd",
         "network.net_add",
         arguments="<intf>",
@@ -470,7 +479,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "net ignore",
-        'Leave an interface out of "net show" until the next "net add"; without a name, list those.',
+        'Hide an interface from "net show" until its next "net add"; without a name, list the hidden ones.',
         "NetIgnore",
         "network.net_ignore",
         arguments="[link]",
@@ -478,15 +487,15 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "net prune",
-        "Delete the bridges vmess made that have nothing in them.",
+        "Delete the bridges that vmess made and that have neither ports nor addresses.",
         "NetPrune",
         "network.net_prune",
         reports=True,
     ),
     Command(
         "completion",
-        "Print the completion of command lines for a shell: source <(vmess completion bash).\n"
-        '"words" is what that asks back with: the number of the word at the cursor, and all words.',
+        "Print the completion script of a shell: source <(vmess completion bash). The script itself\n"
+        "calls words, with the number of the word at the cursor and all words.",
         "",
         "completion.run",
         arguments="<bash|zsh|fish|words> [word]...",
@@ -497,7 +506,7 @@ BY_VERB = {command.verb: command for command in COMMANDS}
 
 
 class Invocation(PlainRecord):
-    """A command line understood."""
+    """A parsed command line."""
 
     def __init__(
         self,
@@ -509,12 +518,12 @@ class Invocation(PlainRecord):
     ) -> None:
         self.command = command
         self.vms = vms
-        """Full names, and patterns such as `lab*` as they were written."""
+        """Full names, and patterns such as `lab*` as written."""
         self.arguments = arguments
         self.options = options
-        """By flag; the value is empty for a flag that takes none."""
+        """Values by flag; empty for a flag without a value."""
         self.then = then
-        """The next verb of the line, to be carried out if this one works."""
+        """The next verb of the line, carried out if this one succeeds."""
 
 
 ELSEWHERE = {
@@ -535,20 +544,20 @@ ELSEWHERE = {
     "logs": "log",
     "serial": "console",
 }
-"""What other programs call verbs, such as virsh(1), qm(1) and vmctl(8)."""
+"""Names that other programs give to verbs, such as virsh(1), qm(1) and vmctl(8)."""
 
 
 def no_verb(word: str) -> InvalidValue:
-    """Return the error for a word in the place of a verb."""
-    return InvalidValue(f"{quoted(word)} is no verb{meant(word, BY_VERB)}", hint=f"{PROGRAM} help")
+    """Return the error for a word that is not a verb."""
+    return InvalidValue(f"{quoted(word)} is not a verb{meant(word, BY_VERB)}", hint=f"{PROGRAM} help")
 
 
-def meant(word: str, words: Collection[str], alike: float = 0.6) -> str:
-    """Return the question whether another word was meant, to be put behind a message; empty if none is near."""
-    import difflib  # noqa: PLC0415 -- only somebody who mistyped waits for it
+def meant(word: str, words: Collection[str], cutoff: float = 0.6) -> str:
+    """Return "; did you mean ...?" to append to a message; empty if no known word is close."""
+    import difflib  # noqa: PLC0415 -- only a typo needs it
 
     if ELSEWHERE.get(word, "").partition(" ")[0] in words:
         return f"; did you mean {ELSEWHERE[word]}?"
     begun = [each for each in words if each.startswith(word)]
-    near = begun if len(begun) == 1 else difflib.get_close_matches(word, words, n=1, cutoff=alike)
+    near = begun if len(begun) == 1 else difflib.get_close_matches(word, words, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""

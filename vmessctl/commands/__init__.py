@@ -1,1 +1,1 @@
-"""The handlers of the verbs, one module for each group. `vmessctl/app.py` chooses between them."""
+"""The handlers of the verbs, one module for each group. `vmessctl/app.py` chooses the handler."""

@@ -1,4 +1,4 @@
-"""The verb completion: a shell's script, or what may stand at the cursor, for which the daemon is asked."""
+"""The verb completion: the script of a shell, or the candidates at the cursor, with the daemon's help."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
 
 PATIENCE = 0.5
-"""Seconds the daemon has for an answer; whoever presses TAB waits for it."""
+"""Seconds that the daemon has to answer, while the user waits after TAB."""
 
 
 class World(completion.World):
-    """What there is on the host, as far as the daemon tells within its time."""
+    """The candidates that the daemon knows, if it answers in time."""
 
     def __init__(self, line: Line) -> None:
         super().__init__(line)
@@ -37,19 +37,19 @@ class World(completion.World):
 
 
 def run(invocation: Invocation) -> int:
-    """Print the completion of a shell, or the answer to one."""
+    """Print the completion script of a shell, or candidates for one."""
     shell, *words = invocation.arguments
     if shell in SHELLS:
         if words:
-            raise InvalidValue(f"completion {shell} takes no more, not {quoted(' '.join(words))}")
+            raise InvalidValue(f"completion {shell} takes no more arguments, not {quoted(' '.join(words))}")
         sys.stdout.write(SHELLS[shell])
         return DONE
     if shell != "words":
         known = ", ".join(SHELLS)
-        raise InvalidValue(f"{quoted(shell)} is none of {known}", hint=f"{PROGRAM} help completion")
+        raise InvalidValue(f"{quoted(shell)} is not one of {known}", hint=f"{PROGRAM} help completion")
     if not words or not words[0].isdecimal() or len(words[0]) > 4:
         raise InvalidValue(
-            "completion words needs the cursor's place and the words of the line",
+            "completion words needs the index of the word at the cursor and the words of the line",
             hint=f"{PROGRAM} completion words -- 1 newvm st",
         )
     place, line = int(words[0]), words[1:]

@@ -1,9 +1,8 @@
 """The serial console, on a terminal or as a pipe.
 
-The daemon hands over the socket that is connected to the guest's serial port; what goes over it passes
-nobody. It is read however slow the terminal is, since a guest that prints waits for its reader; what the
-terminal does not take is left out, and said so. What comes through a pipe is to reach the guest, so it is
-waited for until QEMU has taken all of it.
+The daemon passes the socket connected to the guest's serial port, and is not in the data path. The socket is
+read even if the terminal is slow, because a printing guest waits for its reader; output that does not fit is
+dropped and reported. Input from a pipe must reach the guest, so the client waits until QEMU has taken it all.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
 from vmessctl.commands.console_delivery import Delivery
-from vmessctl.commands.power import seconds
+from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import PLAIN, complain, say, warn
 from vmessd.core.errors import DONE, Failed, InvalidValue, Locked, TimedOut, Unreachable, VmessError, printable
 from vmessd.core.settings import size_shown
@@ -37,39 +36,39 @@ ESCAPE = b"\x1d"
 """Ctrl-], as in telnet."""
 PIECE = 1 << 16
 CHUNK = 512
-"""Bytes written at once where a write might wait."""
+"""Bytes per write if a write might block."""
 UNSHOWN_MAX = 1 << 20
-"""Bytes kept for a terminal, or a pipe, that does not take them."""
+"""Bytes buffered for a slow terminal or pipe."""
 UNSENT_MAX = 1 << 16
-"""Bytes kept for a guest that does not take what is typed."""
+"""Bytes buffered for a guest that does not take its input."""
 QUIET = 1.0
-"""Seconds without a word after which the console ends whose input has ended and was taken."""
+"""Seconds of silence after which a pipe ends, once all input was taken."""
 TICK = 0.05
-"""Seconds between looks at how much was taken."""
+"""Seconds between checks of how much was taken."""
 REMARK_TIME = 5.0
-"""Seconds after which it is said what is waited for, where nobody has said for how long."""
+"""Seconds after which a wait without a timeout is reported."""
 FLUSH_TIME = 1.0
-"""Seconds a terminal has to take the rest."""
+"""Seconds that a terminal has to take the rest of the output."""
 SEQUENCE_MAX = 16
-"""Bytes of a control sequence that may come one by one, as a serial port has them."""
+"""Bytes kept to recognise a control sequence that arrives in parts."""
 MODES_END = (
     f"{PLAIN}\x0f\x1b(B\x1b>\x1b[4l\x1b[?1l\x1b[?7h\x1b[?25h"
     "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1006l\x1b[?2004l"
 )
-"""Ends what a guest may have switched on, and shows nothing itself (xterm's control sequences: colours,
-character sets, keys, insertion, no folding, no cursor; mouse, focus, paste)."""
+"""Resets modes that a guest may have set, without visible output (xterm: colours, character sets, keypad,
+insert mode, wrapping, cursor; mouse, focus, paste)."""
 SCREEN_END = f"\x1b[r\x1b[?1049l{MODES_END}\x1b[999;1H\r\n"
-"""Ends a screen that a guest has drawn as well (scroll region, second screen), and goes below its picture."""
+"""Also leaves a full screen drawn by a guest: scroll region, alternate screen, cursor to the last line."""
 VERDICT_TIME = 3.0
-"""Seconds in which the daemon knows why a console ended."""
+"""Seconds to wait for the daemon to say why a console ended."""
 
 
 def run(invocation: Invocation) -> int:
-    """Attach to the console until it or the user leaves; return the exit status. Or show its log."""
+    """Attach to the console until either side ends, or show its log; return the exit status."""
     if verbs.LOG.flag in invocation.options:
         if verbs.TIMEOUT.flag in invocation.options:
-            raise InvalidValue(f"{verbs.TIMEOUT.flag} does not go with --log", hint=_usage(invocation))
-        from vmessctl.commands import logs  # noqa: PLC0415 -- the console does without
+            raise InvalidValue(f"{verbs.TIMEOUT.flag} cannot be used with --log", hint=_usage(invocation))
+        from vmessctl.commands import logs  # noqa: PLC0415 -- the console itself does not need it
 
         return logs.run(invocation)
     timeout = _timeout(invocation)
@@ -86,7 +85,7 @@ def run(invocation: Invocation) -> int:
         if on_terminal and sys.stdout.isatty():
             _show_history(vm, session, seat)
         try:
-            why = session.go_on()
+            why = session.run()
         except (KeyboardInterrupt, BrokenPipeError):
             if not on_terminal:
                 session.account("")
@@ -104,21 +103,21 @@ def _usage(invocation: Invocation) -> str:
 
 
 def _timeout(invocation: Invocation) -> float | None:
-    """Return what --timeout says; raises InvalidValue for options that do not go together."""
+    """Return the value of --timeout; raises InvalidValue for options that exclude each other."""
     for option in (verbs.FOLLOW, verbs.JSON):
         if option.flag in invocation.options:
-            raise InvalidValue(f"{option.flag} goes with --log", hint=_usage(invocation))
+            raise InvalidValue(f"{option.flag} requires --log", hint=_usage(invocation))
     flag = verbs.TIMEOUT.flag
     if flag in invocation.options and sys.stdin.isatty():
         raise InvalidValue(
-            f"{flag} is for input from a pipe or a file; on a terminal Ctrl-] leaves",
+            f"{flag} is for input from a pipe or a file; on a terminal, Ctrl-] detaches",
             hint=f"echo reboot | {PROGRAM} {invocation.vms[0]} console {flag} 10",
         )
     return seconds(invocation.options.get(flag))
 
 
 class _Raw:
-    """A terminal that hands on every key; as it was before, however this ends."""
+    """A terminal in raw mode, restored however this ends."""
 
     def __init__(self, fd: int, leave: Callable[[], None], *, on: bool) -> None:
         self._fd = fd
@@ -129,7 +128,7 @@ class _Raw:
     def __enter__(self) -> None:
         if not self._on:
             return
-        import signal  # noqa: PLC0415 -- it makes enums of all constants
+        import signal  # noqa: PLC0415 -- slow to import: it makes enums of its constants
 
         self._saved = termios.tcgetattr(self._fd)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
@@ -138,7 +137,7 @@ class _Raw:
         self._switch()
 
     def _switch(self) -> None:
-        tty.setraw(self._fd, termios.TCSANOW)  # at once: a terminal that hangs would make anything else wait
+        tty.setraw(self._fd, termios.TCSANOW)  # TCSANOW: the other actions would block on a stuck terminal
 
     def _restore(self) -> None:
         import contextlib  # noqa: PLC0415 -- as signal
@@ -147,7 +146,7 @@ class _Raw:
             termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
 
     def _ended(self, number: int, _frame: object) -> None:
-        """End by a signal as if there were no handler, but with the terminal as it was."""
+        """End by a signal as without a handler, but restore the terminal first."""
         import signal  # noqa: PLC0415
 
         self._leave()
@@ -156,7 +155,7 @@ class _Raw:
         os.kill(os.getpid(), number)
 
     def _stopped(self, number: int, _frame: object) -> None:
-        """Stand still as if there were no handler; go on in raw mode."""
+        """Stop as without a handler; continue in raw mode."""
         import signal  # noqa: PLC0415
 
         self._leave()
@@ -174,28 +173,30 @@ class _Raw:
 
 
 def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
-    """Show the end of what was printed before, and say where it ends."""
+    """Show the last earlier output, and mark its end."""
     import base64  # noqa: PLC0415
 
     from vmessctl.commands import logs  # noqa: PLC0415 -- as above
 
     history, printed = base64.b64decode(seat["history"]), seat["printed"]
     if not printed:
-        sys.stderr.write(f"[{vm} has printed nothing so far. Ctrl-] leaves.]\r\n")
+        sys.stderr.write(f"[{vm} has printed nothing so far. Ctrl-] detaches.]\r\n")
         sys.stderr.flush()
         return
     shown = f"the last {size_shown(len(history))} of " if len(history) < printed else ""
-    sys.stderr.write(f"[{vm}: {shown}{size_shown(printed)} printed so far; all: vmess {vm} console --log]\r\n")
+    sys.stderr.write(
+        f"[{vm}: {shown}{size_shown(printed)} printed so far; all of it: vmess {vm} console --log]\r\n"
+    )
     sys.stderr.flush()
-    # Without what has the terminal answer: the guest would be given answers anew.
+    # Without queries to the terminal: the guest would get their answers a second time.
     session.show(logs.plain(history.decode(errors="replace")).encode())
     session.flush()
-    sys.stderr.write(f"{PLAIN}\r\n[Here it goes on. Ctrl-] leaves.]\r\n")
+    sys.stderr.write(f"{PLAIN}\r\n[Live from here on. Ctrl-] detaches.]\r\n")
     sys.stderr.flush()
 
 
 class _Session:
-    """What is typed goes to the console, what that says to the output."""
+    """Copies input to the console, and the console to the output."""
 
     def __init__(self, vm: str, console: int, timeout: float | None) -> None:
         self._vm = vm
@@ -203,39 +204,36 @@ class _Session:
         self._timeout = timeout
         self._input = sys.stdin.fileno()
         self._typed = sys.stdin.isatty()
-        """The input is a person's."""
+        """The input is a terminal."""
         self._output, self._waits = _output()
         self._seen = os.isatty(self._output)
-        """So is the output."""
+        """The output is a terminal."""
         self._delivery = Delivery(console)
         self._showing = bytearray()
         self._goes_on = True
-        """The input has not ended."""
+        """The input has not reached its end."""
         self._heard = 0.0
-        """When there was the last word, or the last of the input was taken."""
+        """When the last output came, or the last input was taken."""
         self._moved = 0.0
-        """When some of the input was taken, or there was nothing to wait for."""
+        """When input was last taken, or there was none to wait for."""
         self._remarked = False
         self.unshown = 0
-        """Bytes left out because nobody took them."""
+        """Bytes dropped because the output was too slow."""
         self._recent = b""
         self._escapes = self._drew = False
-        """A terminal was told to do something; it shows a screen, and not lines one after the other."""
+        """Control sequences were written to the terminal; some of them draw a full screen."""
 
-    def go_on(self) -> str:
-        """Carry bytes until one side leaves: `left` for the user's, `ended` for the console's.
-
-        Or until what is waited for did not come in time: `late`.
-        """
+    def run(self) -> str:
+        """Copy bytes until the user detaches (`left`), the console ends (`ended`), or it times out (`late`)."""
         self._heard = self._moved = time.monotonic()
         why = ""
         while not why:
-            why = self._carry()
+            why = self._copy()
         self.flush()
         return why
 
-    def _carry(self) -> str:
-        """Carry what there is; return why that was the last, nothing where it was not."""
+    def _copy(self) -> str:
+        """Copy the available bytes; return why this was the last time, empty if it was not."""
         ready = self._wait()
         if self._console in ready and not self._listen():
             self._delivery.look()
@@ -251,7 +249,7 @@ class _Session:
         return "left" if leaves else ""
 
     def _listen(self) -> bool:
-        """Take in what the console says; tell whether it goes on."""
+        """Read the console; tell whether it goes on."""
         data = self._read(self._console)
         if data:
             self._heard = time.monotonic()
@@ -259,7 +257,7 @@ class _Session:
         return data != b""
 
     def _take(self) -> bool:
-        """Take in what is typed; tell whether the user stays."""
+        """Read the input; tell whether the user stays attached."""
         typed = self._read(self._input)
         if typed is None:
             return True
@@ -276,7 +274,7 @@ class _Session:
         return True
 
     def _outcome(self) -> str:
-        """Return why a pipe is over: all was taken and nobody has more to say, or that took too long."""
+        """Return why a pipe ends: all input taken and the guest silent, or the timeout passed; else empty."""
         before, now = self._delivery.taken, time.monotonic()
         self._delivery.look()
         if self._delivery.taken > before:
@@ -294,28 +292,28 @@ class _Session:
             self._remarked = True
             warn(
                 f"{PROGRAM}: {self._vm}: QEMU took {self._delivery.count()}; waiting for the guest to take the"
-                f" rest (Ctrl-C ends that, and so does {verbs.TIMEOUT.flag} SECONDS)"
+                f" rest (until Ctrl-C; {verbs.TIMEOUT.flag} SECONDS sets a limit)"
             )
         return ""
 
     def account(self, why: str) -> int:
-        """Say what of the input was not taken, if anything; return the exit status."""
+        """Report input that was not taken, if any; return the exit status."""
         count = f"{self._vm}: QEMU took {self._delivery.count()}"
         if why == "late" and self._delivery.left:
             late = f"{count}, and no more within {self._timeout:g} s"
             return complain(TimedOut(late, hint=f"is the guest paused, or busy? {PROGRAM} {self._vm} status"))
         if why == "late":
-            late = f"{count}, and the guest was not quiet within {self._timeout:g} s"
-            return complain(TimedOut(late, hint=f"all that it prints: {PROGRAM} {self._vm} console --log"))
+            late = f"{count}, and the guest was still printing after {self._timeout:g} s"
+            return complain(TimedOut(late, hint=f"its whole output: {PROGRAM} {self._vm} console --log"))
         if self._delivery.left:
-            return complain(Failed(count, hint=f"what came of them: {PROGRAM} {self._vm} console --log"))
+            return complain(Failed(count, hint=f"the guest's output: {PROGRAM} {self._vm} console --log"))
         return DONE
 
     def _wait(self) -> set[int]:
-        """Return the descriptors with which something can be done."""
+        """Return the descriptors that are ready."""
         poll = select.poll()
         poll.register(self._console, select.POLLIN | (select.POLLOUT if self._delivery.unsent else 0))
-        # A pipe waits for the guest; a terminal must always be able to leave.
+        # A pipe waits for the guest, but on a terminal Ctrl-] must always work.
         if self._goes_on and (self._typed or not self._delivery.unsent):
             poll.register(self._input, select.POLLIN)
         if self._showing:
@@ -323,23 +321,23 @@ class _Session:
         looks = not self._typed and (self._delivery.left or not self._goes_on)
         events = dict(poll.poll(TICK * 1000 if looks else None))
         if self._console in events and not events[self._console] & ~select.POLLOUT:
-            del events[self._console]  # it only takes more
+            del events[self._console]  # it is only writable
         return set(events)
 
     def _read(self, fd: int) -> bytes | None:
-        """Return what there is to read; nothing at the end, None if there is nothing yet."""
+        """Return the available bytes; empty at the end, None if there are none yet."""
         try:
             return os.read(fd, PIECE)
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno in (errno.EIO, errno.ECONNRESET):  # the terminal hung up; so did QEMU
+            if error.errno in (errno.EIO, errno.ECONNRESET):  # the terminal or QEMU hung up
                 self._delivery.hung_up(error)
                 return b""
             raise
 
     def _hurry(self) -> None:
-        """Give QEMU a moment to read what was typed last: hanging up drops it."""
+        """Give QEMU a moment to read the last input, which is lost when we hang up."""
         deadline = time.monotonic() + FLUSH_TIME
         while self._delivery.left and time.monotonic() < deadline and self._listen():
             self._delivery.send()
@@ -347,12 +345,12 @@ class _Session:
             time.sleep(0.01)
 
     def show(self, data: bytes) -> None:
-        """Have something shown, now or later."""
+        """Queue output."""
         room = UNSHOWN_MAX - len(self._showing)
         self.unshown += max(0, len(data) - room)
         if self._seen:
             self._recent += data
-            self._escapes = self._escapes or _is_obeyed(data)
+            self._escapes = self._escapes or _has_controls(data)
             self._drew = self._drew or _draws(self._recent)
             self._recent = self._recent[-SEQUENCE_MAX:]
         self._showing += data[:room]
@@ -365,7 +363,7 @@ class _Session:
         del self._showing[:written]
 
     def flush(self) -> None:
-        """Have shown what is left, as far as a terminal takes it in time; a pipe gets all of it."""
+        """Write the queued output: to a terminal within a time limit, to a pipe all of it."""
         deadline = time.monotonic() + FLUSH_TIME
         while self._showing and (not self._seen or time.monotonic() < deadline):
             poll = select.poll()
@@ -374,7 +372,7 @@ class _Session:
                 self._write()
 
     def leave(self) -> None:
-        """End on the terminal what the guest may have switched on there."""
+        """Reset modes that the guest may have set on the terminal."""
         if not self._seen:
             return
         end = SCREEN_END if self._drew else MODES_END if self._escapes else ""
@@ -382,17 +380,17 @@ class _Session:
             end += "\r\n"
         import contextlib  # noqa: PLC0415 -- as above
 
-        with contextlib.suppress(OSError):  # it takes nothing, or is gone
+        with contextlib.suppress(OSError):  # the terminal is stuck or gone
             os.write(self._output, end.encode())
 
 
-def _is_obeyed(data: bytes) -> bool:
-    """Tell whether a terminal may do something else than show it: ESC, CSI, shifts to other characters."""
+def _has_controls(data: bytes) -> bool:
+    """Tell whether data contain control sequences: ESC, CSI, shifts to other character sets."""
     return any(byte in data for byte in (b"\x1b", b"\x9b", b"\x0e"))
 
 
 def _draws(data: bytes) -> bool:
-    """Tell whether the cursor is sent to a place (CUP and HVP of ECMA-48), or another screen is taken."""
+    """Tell whether data position the cursor (CUP and HVP of ECMA-48) or select the alternate screen."""
     if b"\x1b[" not in data:
         return False
     import re  # noqa: PLC0415 -- not all guests draw
@@ -401,9 +399,9 @@ def _draws(data: bytes) -> bool:
 
 
 def _output() -> tuple[int, bool]:
-    """Return a descriptor for the output, and whether a write to it may wait.
+    """Return a descriptor for the output, and whether a write to it may block.
 
-    Opened anew, a terminal or a pipe need not wait, while all who share the old one see no difference.
+    A terminal or a pipe is reopened, so that O_NONBLOCK does not affect others that share the old descriptor.
     """
     fd = sys.stdout.fileno()
     kind = os.fstat(fd).st_mode
@@ -419,22 +417,22 @@ def _output() -> tuple[int, bool]:
 
 def _left_out(vm: str, count: int) -> Failed:
     return Failed(
-        f"{count} bytes were left out: they came faster than they were taken",
-        hint=f"{PROGRAM} {vm} console --log has them",
+        f"{count} bytes were dropped: they came faster than the output took them",
+        hint=f"to see them: {PROGRAM} {vm} console --log",
     )
 
 
 def _taken_over(vm: str, how: str) -> Locked:
-    return Locked(f"{vm}: the console is yours no more: {how}", hint=f"{PROGRAM} {vm} console --steal")
+    return Locked(f"{vm}: the console is no longer yours: {how}", hint=f"{PROGRAM} {vm} console --steal")
 
 
 def _ending(leash: int, poll: select.poll) -> str:
-    """Return why a console was taken away, in the contract's word; an older vmessd has none for it."""
+    """Return how a console ended, in the contract's word; empty from an older vmessd."""
     return os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
 
 
 def _verdict(invocation: Invocation, vm: str, leash: int) -> int:
-    """Say why the console ended; return the exit status."""
+    """Report why the console ended; return the exit status."""
     deadline = time.monotonic() + VERDICT_TIME
     poll = select.poll()
     poll.register(leash, select.POLLIN)
@@ -443,7 +441,7 @@ def _verdict(invocation: Invocation, vm: str, leash: int) -> int:
         return complain(_taken_over(vm, printable(why)))
     if why:
         again = f"{PROGRAM} {vm} console"
-        return complain(Failed(f"{vm}: the console ends: {printable(why)}", hint=again))
+        return complain(Failed(f"{vm}: the console ended: {printable(why)}", hint=again))
     try:
         while True:
             status = connect(invocation).call("Status", vm=vm)["status"]
@@ -455,7 +453,7 @@ def _verdict(invocation: Invocation, vm: str, leash: int) -> int:
                 return complain(_taken_over(vm, "it was taken over"))
             time.sleep(0.05)
     except Unreachable:
-        say(f"{vm}: the console ends, and no vmessd is there to say why")
+        say(f"{vm}: the console ended, and no vmessd is running to say why")
         return Failed.status
     except VmessError as error:
         return complain(error)

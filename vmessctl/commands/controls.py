@@ -1,4 +1,4 @@
-"""The verbs for a guest that runs: pause and reset it, press its keys, look at its screen; lock a VM."""
+"""The verbs that control a running guest (suspend, resume, reset, keys, screenshot), lock and unlock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 from vmessctl.cli import verbs
 from vmessctl.client import connect
-from vmessctl.output.terminal import agreed, emit, for_each, say, warn
+from vmessctl.output.terminal import confirmed, emit, for_each, say, warn
 from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted
 from vmessd.core.settings import LOCK, STROKE_TIME
 
@@ -22,15 +22,15 @@ ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 def change(invocation: Invocation) -> int:
-    """Have guests stand still, go on, or be reset; the verb says which."""
-    return _plainly(invocation)
+    """Suspend, resume or reset guests; the verb says which."""
+    return _call(invocation)
 
 
-def _plainly(invocation: Invocation, longer: float = 0.0, **parameters: object) -> int:
-    """Make the call of a verb that answers with nothing, and may take some seconds longer than others."""
+def _call(invocation: Invocation, extra_time: float = 0.0, **parameters: object) -> int:
+    """Call the method of a verb for each VM; `extra_time` extends its timeout, in seconds."""
 
     def work(client: Client, vm: str) -> int:
-        client.wait_longer(longer)
+        client.wait_longer(extra_time)
         emit(invocation, client.call(invocation.command.method, vm=vm, **parameters), vm)
         return DONE
 
@@ -39,22 +39,22 @@ def _plainly(invocation: Invocation, longer: float = 0.0, **parameters: object) 
 
 def send_keys(invocation: Invocation) -> int:
     """Press keys."""
-    return _plainly(invocation, len(invocation.arguments) * STROKE_TIME, keys=list(invocation.arguments))
+    return _call(invocation, len(invocation.arguments) * STROKE_TIME, keys=list(invocation.arguments))
 
 
 def send_ctrl_alt_delete(invocation: Invocation) -> int:
-    """Press the three keys."""
-    return _plainly(invocation, keys=["ctrl-alt-delete"])
+    """Press Ctrl-Alt-Delete."""
+    return _call(invocation, keys=["ctrl-alt-delete"])
 
 
 def type_text(invocation: Invocation) -> int:
-    """Type a text."""
+    """Type text."""
     text = _unescaped(invocation.arguments[0])
-    return _plainly(invocation, len(text) * STROKE_TIME, text=text)
+    return _call(invocation, len(text) * STROKE_TIME, text=text)
 
 
 def _unescaped(text: str) -> str:
-    r"""Return a text with \n, \t and \\ as the characters they stand for; raises InvalidValue for others."""
+    r"""Return text with \n, \t and \\ replaced by their characters; raises InvalidValue for other escapes."""
     typed, rest = "", text
     while rest:
         before, backslash, rest = rest.partition("\\")
@@ -62,7 +62,7 @@ def _unescaped(text: str) -> str:
         if backslash:
             escape, rest = rest[:1], rest[1:]
             if escape not in ESCAPES:
-                raise InvalidValue(f"{quoted(backslash + escape)} stands for no key; \\n, \\t and \\\\ do")
+                raise InvalidValue(f"{quoted(backslash + escape)} is not an escape; \\n, \\t and \\\\ are")
             typed += ESCAPES[escape]
     return typed
 
@@ -72,7 +72,7 @@ def screenshot(invocation: Invocation) -> int:
     (vm,), named = invocation.vms, invocation.arguments
     file = named[0] if named else f"{vm}-{time.strftime('%Y%m%d-%H%M%S')}.png"
     if file == "-" and sys.stdout.isatty():
-        raise InvalidValue("a picture is no text for a terminal", hint=f"vmess {vm} screenshot FILE")
+        raise InvalidValue("a PNG picture cannot be shown on a terminal", hint=f"vmess {vm} screenshot FILE")
     client = connect(invocation)
     client.call("Screenshot", vm=vm)
     picture = client.descriptors(1)[0]
@@ -99,11 +99,11 @@ def _copy(source: int, target: int) -> None:
 
 def lock(invocation: Invocation) -> int:
     """Lock VMs."""
-    return _plainly(invocation, remark=" ".join(invocation.arguments))
+    return _call(invocation, remark=" ".join(invocation.arguments))
 
 
 def unlock(invocation: Invocation) -> int:
-    """Unlock VMs, after a question where there is somebody to ask."""
+    """Unlock VMs, after confirmation on a terminal."""
     sure = verbs.YES.flag in invocation.options or not sys.stdin.isatty()
 
     def work(client: Client, vm: str) -> int:
@@ -112,8 +112,8 @@ def unlock(invocation: Invocation) -> int:
         if remark is None:
             say(f"{vm} is not locked")
             return DONE
-        if not sure and not agreed(f"Unlock {vm}{f' ({printable(remark)})' if remark else ''}?"):
-            warn(f"{vm} stays locked")
+        if not sure and not confirmed(f"Unlock {vm}{f' ({printable(remark)})' if remark else ''}?"):
+            warn(f"{vm} remains locked")
             return Failed.status
         emit(invocation, client.call("Unlock", vm=vm), vm)
         return DONE

@@ -1,4 +1,4 @@
-"""The verbs that make a VM's directory, fill it with settings and drives, and delete it."""
+"""The verbs that create a VM directory, change its settings and drives, and delete it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.output import rendering
-from vmessctl.output.terminal import agreed, emit, for_each, say, tell, warn
+from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
 from vmessd.core.errors import DONE, AlreadyRunning, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
 from vmessd.core.settings import LOCK
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def make(invocation: Invocation) -> int:
-    """Make VMs."""
+    """Create VMs."""
 
     def work(client: Client, vm: str) -> int:
         reply = client.call("Make", vm=vm)
@@ -51,35 +51,35 @@ def change(invocation: Invocation) -> int:
 
 
 def _absolute(path: str) -> str:
-    """Return a path as the caller's directory makes it; `..` behind a link is left to the kernel."""
+    """Return an absolute path; one with `..` is not normalised, because a link may come before it."""
     if not path:
-        raise InvalidValue("cdrom '' is no path; it has to be that of an ISO image, or none")
+        raise InvalidValue("cdrom '' is not a path; give the path of an ISO image, or none")
     try:
         joined = os.path.join(os.getcwd(), path)
     except FileNotFoundError:
-        raise InvalidValue(f"cdrom {quoted(path)} is relative to a directory that is gone") from None
+        raise InvalidValue(f"cdrom {quoted(path)} is relative to a directory that no longer exists") from None
     return joined if ".." in joined.split("/") else os.path.normpath(joined)
 
 
 def remove(invocation: Invocation) -> int:
-    """Delete VMs, after a question where there is somebody to ask."""
+    """Delete VMs, after confirmation on a terminal."""
     sure = verbs.YES.flag in invocation.options
     if not sure and not sys.stdin.isatty():
         raise InvalidValue(
-            "rm deletes all files of a VM and nobody is there to be asked",
-            hint=f"to be sure: {shell_line([PROGRAM, *invocation.vms, 'rm', verbs.YES.flag])}",
+            "rm deletes all files of a VM, and there is no terminal on which to ask",
+            hint=f"to delete without asking: {shell_line([PROGRAM, *invocation.vms, 'rm', verbs.YES.flag])}",
         )
 
     def work(client: Client, vm: str) -> int:
         info = client.call("Info", vm=vm)["info"]
         locked = any(value["name"] == LOCK for value in info["settings"])
-        told_by_daemon = locked or info["status"]["state"] == State.held
-        if not rendering.is_off(info["status"]) and not told_by_daemon:
+        refused_by_daemon = locked or info["status"]["state"] == State.held
+        if not rendering.is_off(info["status"]) and not refused_by_daemon:
             raise AlreadyRunning(
-                f"VM {vm} is running; it has to be stopped for this", hint=f"{PROGRAM} {vm} stop"
+                f"VM {vm} is running; it must be stopped for this", hint=f"{PROGRAM} {vm} stop"
             )
-        if not sure and not locked and not _agreed(vm, info):
-            warn(f"{vm} is left as it is")
+        if not sure and not locked and not _confirmed(vm, info):
+            warn(f"{vm} is unchanged")
             return 1
         reply = client.call("Remove", vm=vm)
         emit(invocation, reply, vm)
@@ -90,7 +90,7 @@ def remove(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _agreed(vm: str, info: Reply) -> bool:
+def _confirmed(vm: str, info: Reply) -> bool:
     images = [drive["slot"] for drive in info["drives"] if drive["slot"] != CDROM]
-    what = f" with {', '.join(images)}" if images else ""
-    return agreed(f"Delete {vm}{what}, all of {printable(info['directory'])}?")
+    disks = f", including {', '.join(images)}" if images else ""
+    return confirmed(f"Delete {vm} and all files in {printable(info['directory'])}{disks}?")

@@ -1,4 +1,4 @@
-"""The verb help: all verbs, or what one of them does."""
+"""The verb help: all verbs, or one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def run(invocation: Invocation) -> int:
-    """Print the help; raises InvalidValue for a word that is no verb."""
+    """Print the help; raises InvalidValue for a word that is not a verb."""
     print(helptext.help_text(" ".join(invocation.arguments)))
     return DONE

@@ -1,10 +1,10 @@
-"""The verbs that show which VMs there are, how they are and what they are made of."""
+"""The verbs list, status and info."""
 
 from __future__ import annotations
 
 from vmessctl.client import connect
 from vmessctl.output import rendering
-from vmessctl.output.terminal import look_at_each, show
+from vmessctl.output.terminal import show, show_each
 from vmessd.core.errors import DONE, NotRunning
 
 TYPE_CHECKING = False
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def list_vms(invocation: Invocation) -> int:
-    """List the VMs that run, then all."""
+    """List the running VMs, then all."""
     client = connect(invocation)
     show(invocation, client.call("List"), rendering.listing)
     client.close()
@@ -22,20 +22,20 @@ def list_vms(invocation: Invocation) -> int:
 
 
 def status(invocation: Invocation) -> int:
-    """Show whether VMs run; the exit status says so, too."""
+    """Show whether VMs run; the exit status says so as well."""
 
     def work(reply: Reply, vm: str) -> int:
         show(invocation, reply, rendering.status, vm)
         return NotRunning.status if rendering.is_off(reply["status"]) else DONE
 
-    return look_at_each(invocation, work)
+    return show_each(invocation, work)
 
 
 def info(invocation: Invocation) -> int:
-    """Show all there is to say of VMs."""
+    """Show everything known about VMs."""
 
     def work(reply: Reply, vm: str) -> int:
         show(invocation, reply, rendering.info, vm)
         return DONE
 
-    return look_at_each(invocation, work)
+    return show_each(invocation, work)

@@ -1,7 +1,7 @@
-"""What a VM printed since its last start: its guest on the serial port, or its QEMU.
+"""The log of a VM since its last start: the guest's serial port, or QEMU's output.
 
-The daemon hands over the log and its older part, open. Both grow beneath us, and the log may lose its front
-to the older part: then a place in it is found again by the bytes before it.
+The daemon passes open descriptors of the log and its older part. The log grows while it is read, and rotation
+may move its beginning to the older part; then the position is found again by the bytes before it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 16
 BEFORE = 128
-"""Bytes before a place by which it is found again."""
+"""Bytes before the position that identify it after a rotation."""
 LINE_MAX = 1 << 20
-"""Bytes of a line in JSON; one that is longer comes in parts, as one without end would never come."""
+"""Maximum length of a line in JSON, in bytes; a longer one is split."""
 PACE = 0.2
-"""Seconds between looks at a log that is followed."""
+"""Seconds between reads of a log that is followed."""
 
 CONTROL = (
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # cursor, modes, questions: ECMA-48, CSI
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # cursor, modes, queries: ECMA-48, CSI
     r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, palettes: OSC, DCS and the like
     r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]"  # two characters
 )
 COLOUR = r"\x1b\[[0-9;:]*m"
 NO_COLOUR = r"\x1b\[[0;]*m"
 COLOURS_MAX = 16
-"""Colours and the like that are kept from one piece of a log to the next."""
+"""Number of SGR sequences carried over from one piece of a log to the next."""
 PARTIAL = r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)?$"
 PARTIAL_MAX = 4096
 
@@ -56,7 +56,7 @@ def run(invocation: Invocation) -> int:
                 put(b"")
                 return DONE
             if reader.is_gone():
-                say(f"{vm}: its log is gone")
+                say(f"{vm}: its log was deleted")
                 return DONE
             time.sleep(PACE)
     except KeyboardInterrupt:
@@ -64,20 +64,20 @@ def run(invocation: Invocation) -> int:
 
 
 class _Reader:
-    """Reads on in a log that grows and is shortened."""
+    """Reads a log that grows and is rotated meanwhile."""
 
     def __init__(self, invocation: Invocation, vm: str, name: str) -> None:
         self._invocation = invocation
         self._vm = vm
         self._name = name
         self._log = self._older = -1
-        self._middle = 0
+        self._older_size = 0
         self._size = 0
-        self._place = self._open()
+        self._position = self._open()
         self._before = b""
 
     def _open(self) -> int:
-        """Have the daemon open the log; return where the last run begins. Places count from the older part."""
+        """Get the log from the daemon; return where the last run begins, counted from the older part."""
         client: Client = connect(self._invocation)
         log = client.call("Log", vm=self._vm, log=self._name)["log"]
         handed = client.descriptors(1 if log["older"] is None else 2)
@@ -87,48 +87,48 @@ class _Reader:
                 os.close(old)
         self._log = handed[log["log"]]
         self._older = -1 if log["older"] is None else handed[log["older"]]
-        self._middle = 0 if self._older < 0 else os.fstat(self._older).st_size
-        self._size = log["size"] - self._middle
+        self._older_size = 0 if self._older < 0 else os.fstat(self._older).st_size
+        self._size = log["size"] - self._older_size
         return int(log["begin"])
 
     def _pread(self, begin: int, length: int) -> bytes:
-        if begin < self._middle:
-            return os.pread(self._older, min(length, self._middle - begin), begin)
-        return os.pread(self._log, length, begin - self._middle)
+        if begin < self._older_size:
+            return os.pread(self._older, min(length, self._older_size - begin), begin)
+        return os.pread(self._log, length, begin - self._older_size)
 
     def read(self) -> bytes:
-        """Return what comes next, nothing if there is nothing yet."""
+        """Return the next bytes, empty if there are none yet."""
         data = b""
-        for _ in range(100):  # a log cannot be shortened as often as that between two looks
-            data = self._pread(self._place, PIECE)
-            if self._is_where_it_was():  # asked last, so that it was when it was read
+        for _ in range(100):  # more rotations during one read are not plausible
+            data = self._pread(self._position, PIECE)
+            if self._is_unrotated():  # checked after the read, so that it holds for the read
                 break
             self._find()
         if data:
-            self._place += len(data)
+            self._position += len(data)
             self._before = (self._before + data)[-BEFORE:]
         return data
 
-    def _is_where_it_was(self) -> bool:
-        """Tell whether the log has kept its front since it was opened."""
+    def _is_unrotated(self) -> bool:
+        """Tell whether the log was not rotated since it was opened."""
         size = os.fstat(self._log).st_size
         if size < self._size:
             return False
         self._size = size
-        at = self._place - self._middle
+        at = self._position - self._older_size
         known = self._before[-at:] if at > 0 else b""
         return os.pread(self._log, len(known), at - len(known)) == known if known else True
 
     def _find(self) -> None:
-        """Find the place again in a log that has lost its front."""
+        """Find the position again after a rotation."""
         begin = self._open()
         everything = b""
         while data := self._pread(len(everything), PIECE):
             everything += data
         at = everything.rfind(self._before) if self._before else -1
-        self._place = begin if at < 0 else at + len(self._before)
+        self._position = begin if at < 0 else at + len(self._before)
         if at < 0 and self._before:
-            say(f"{self._vm}: what came between is not in the log any more")
+            say(f"{self._vm}: some of its output is no longer in the log")
             self._before = b""
 
     def is_gone(self) -> bool:
@@ -137,7 +137,7 @@ class _Reader:
 
 
 def _printer(invocation: Invocation, shown: Callable[[str], str]) -> Callable[[bytes], None]:
-    """Return what prints pieces: as they are, made harmless for a terminal, or as JSON, a line each."""
+    """Return a function that prints pieces: unchanged, escaped for a terminal, or as JSON lines."""
     if verbs.JSON.flag in invocation.options:
         return _json_lines()
     if not sys.stdout.isatty():
@@ -151,7 +151,7 @@ def _write(data: bytes) -> None:
 
 
 def _for_terminal(shown: Callable[[str], str]) -> Callable[[bytes], None]:
-    import codecs  # noqa: PLC0415 -- only what goes to a terminal is decoded
+    import codecs  # noqa: PLC0415 -- only needed for a terminal
     import re  # noqa: PLC0415
 
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -167,7 +167,7 @@ def _for_terminal(shown: Callable[[str], str]) -> Callable[[bytes], None]:
         if piece := shown(text[:cut]):
             before = "".join(colours)
             colours = _colours(colours, re.findall(COLOUR, piece))
-            # However this ends, by Ctrl-C or in the midst of a line: the terminal is not left in a colour.
+            # Reset colours after each piece, so that the terminal keeps none however this ends.
             sys.stdout.write(before + piece + (PLAIN if colours else ""))
             sys.stdout.flush()
 
@@ -175,7 +175,7 @@ def _for_terminal(shown: Callable[[str], str]) -> Callable[[bytes], None]:
 
 
 def _colours(before: list[str], more: list[str]) -> list[str]:
-    """Return the colours in force after some more."""
+    """Return the SGR sequences in force after `more`."""
     import re  # noqa: PLC0415 -- as above
 
     found = before
@@ -199,8 +199,8 @@ def _json_lines() -> Callable[[bytes], None]:
 
 
 def plain(text: str) -> str:
-    """Return text and colours; what moves the cursor or has the terminal answer is left out."""
-    import re  # noqa: PLC0415 -- only what goes to a terminal is cleaned
+    """Return text with colours, without other control sequences."""
+    import re  # noqa: PLC0415 -- only needed for a terminal
 
     kept, at = "", 0
     for match in re.finditer(CONTROL, text):
@@ -215,5 +215,5 @@ def _visible(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text with all that a terminal would obey as an escape."""
+    """Return text with control characters escaped."""
     return "".join(char if char == "\n" else printable(char) for char in text)

@@ -1,4 +1,4 @@
-"""The verbs of wires: a VM's interfaces, and the host's bridges. Says what was done in the seed's words."""
+"""The verbs for the interfaces of VMs and the bridges of the host; reports are in the seed's words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
-from vmessctl.output.terminal import emit, for_each, look_at_each, say, show, tell, warn
+from vmessctl.output.terminal import emit, for_each, say, show, show_each, tell, warn
 from vmessd.core import names
 from vmessd.core.errors import DONE, InvalidValue, TimedOut, printable, quoted, shell_line
 from vmessd.core.words import StepKind
@@ -32,18 +32,18 @@ STEPS = {
 }
 ASIDES = {
     StepKind.exists: "device {link} already exists; can't create bridge with the same name",
-    StepKind.down: "bridge {link} is down, so nothing passes: ip link set {link} up",
-    StepKind.waiting: "{link} is in no bridge, so its VLANs carry nothing: vmess net vlan BRIDGE {link}",
+    StepKind.down: "bridge {link} is down and passes no frames: ip link set {link} up",
+    StepKind.waiting: "{link} is in no bridge, so its VLANs carry no frames: vmess net vlan BRIDGE {link}",
     StepKind.dropped: "no longer forwarded: {link}",
-    StepKind.pending: "{link}: pending: the guest has not let go of it; "
-    "it goes when the guest does, or with the VM",
+    StepKind.pending: "{link}: pending: the guest has not released it; "
+    "it goes when the guest does so or the VM stops",
 }
 QUIETLY = (StepKind.persistent, StepKind.preparing, StepKind.exists)
-"""Steps that go without saying where one cable is moved."""
+"""Steps that are not reported when one interface moves to another bridge."""
 
 
 def _tell(invocation: Invocation, reply: Reply, vm: str = "", leave_out: Sequence[str] = ()) -> int:
-    """Say what was done; return the exit status, which tells whether something is still pending."""
+    """Report what was done; return the exit status, which says whether something is pending."""
     emit(invocation, reply, vm)
     steps = reply["steps"]
     for step in steps:
@@ -63,7 +63,7 @@ def _number(invocation: Invocation, text: str, what: str) -> int:
 
 
 def _interface(invocation: Invocation, text: str) -> int:
-    """Return the number of an interface, which may be called by its TAP's name, too."""
+    """Return the number of an interface, given as its number or as the name of its TAP."""
     parts = names.tap_parts(text)
     if parts and invocation.vms == (parts[0],):
         return parts[1]
@@ -74,7 +74,7 @@ def _interface(invocation: Invocation, text: str) -> int:
 
 
 def ifadd(invocation: Invocation) -> int:
-    """Give VMs so many NICs, none for ifdel, and plug them in."""
+    """Set the number of NICs of VMs (0 for ifdel) and connect them."""
     count, *wires = invocation.arguments or ("0",)
     parameters = {"count": _number(invocation, count, "number of NICs"), "wires": list(wires)}
 
@@ -85,7 +85,7 @@ def ifadd(invocation: Invocation) -> int:
 
 
 def connect_interface(invocation: Invocation) -> int:
-    """Plug an interface of VMs into another bridge."""
+    """Connect an interface of VMs to another bridge."""
     number, wire = invocation.arguments
     interface = _interface(invocation, number)
 
@@ -96,7 +96,7 @@ def connect_interface(invocation: Invocation) -> int:
 
 
 def ifstat(invocation: Invocation) -> int:
-    """Show the commands that recreate the wires of VMs."""
+    """Show the ifadd commands that recreate the connections of VMs."""
 
     def work(reply: Reply, vm: str) -> int:
         if verbs.JSON.flag in invocation.options:
@@ -105,17 +105,17 @@ def ifstat(invocation: Invocation) -> int:
             print(wiring(names.parse(vm), reply))
         return DONE
 
-    return look_at_each(invocation, work)
+    return show_each(invocation, work)
 
 
 def wiring(vm: str, reply: Reply) -> str:
-    """Return the command that recreates a VM's wires."""
+    """Return the ifadd command that recreates the connections of a VM."""
     wires = [nic["wire"] for nic in reply["nics"] if not nic["leaving"]]
     return shell_line([PROGRAM, vm, "ifadd", str(len(wires)), *wires])
 
 
 def cable(invocation: Invocation) -> int:
-    """Plug or pull the cable of an interface."""
+    """Plug in or pull the cable of an interface."""
     number, word = invocation.arguments
     interface = _interface(invocation, number)
     if word not in ("on", "off"):
@@ -129,7 +129,7 @@ def cable(invocation: Invocation) -> int:
 
 
 def mac(invocation: Invocation) -> int:
-    """Give an interface a MAC."""
+    """Set the MAC address of an interface."""
     number, address = invocation.arguments
     interface = _interface(invocation, number)
     mac = None if address == "none" else address
@@ -142,7 +142,7 @@ def mac(invocation: Invocation) -> int:
 
 
 def _note(invocation: Invocation, reply: Reply, vm: str) -> None:
-    """Say what there is to say of a change, if anything."""
+    """Print the note on a change, if there is one."""
     emit(invocation, reply, vm)
     if note := reply.get("note"):
         say(printable(note))
@@ -162,7 +162,7 @@ def forward(invocation: Invocation) -> int:
 
 
 def _ports(invocation: Invocation, text: str) -> dict[str, object]:
-    """Return what to forward; what goes without saying is not said, for a daemon that knows no more."""
+    """Return the parameters of a forwarded port, without defaults, which an older vmessd does not know."""
     said: dict[str, object] = {}
     words = text.split(":")
     if words[0] in ("tcp", "udp"):
@@ -170,7 +170,7 @@ def _ports(invocation: Invocation, text: str) -> dict[str, object]:
     if len(words) == 3:
         said["address"] = words.pop(0)
     if len(words) != 2:
-        ipv6 = ", and QEMU forwards none of IPv6" if "[" in text or "::" in text else ""
+        ipv6 = "; QEMU does not forward IPv6" if "[" in text or "::" in text else ""
         raise InvalidValue(
             f"forward {quoted(text)} is not [udp:][address:]<hostport>:<guestport>, such as 2222:22{ipv6}"
         )
@@ -187,18 +187,18 @@ def addr(invocation: Invocation) -> int:
         show(invocation, reply, lambda reply: addresses(names.parse(vm), reply), vm)
         return DONE
 
-    return look_at_each(invocation, work)
+    return show_each(invocation, work)
 
 
 def addresses(vm: str, reply: Reply) -> str:
-    """Return a VM's addresses, a line each, with how they are known."""
+    """Return the addresses of a VM, one per line, with their sources."""
     lines = [
         f"{names.tap(vm, found['interface'])}  {found['mac']}  {found['address']:<25} ({found['source']})"
         for found in reply["addresses"]
     ]
     return (
         "\n".join(map(printable, lines))
-        or f"{vm} has no interface that is there; a start makes what is missing"
+        or f"{vm} has no interface that exists now; the next start creates missing ones"
     )
 
 
@@ -206,7 +206,7 @@ def addresses(vm: str, reply: Reply) -> str:
 
 
 def net_show(invocation: Invocation) -> int:
-    """Show the bridges and what is in them."""
+    """Show the bridges and their ports."""
     client = connect(invocation)
     reply = client.call("NetShow")
     client.close()
@@ -218,7 +218,7 @@ def net_show(invocation: Invocation) -> int:
 
 
 def segments(reply: Reply) -> str:
-    """Return the commands that recreate the bridges and what is in them."""
+    """Return the commands that recreate the bridges and their ports."""
     lines = []
     for segment in reply["segments"]:
         if segment["bridge"] is None:
@@ -230,10 +230,10 @@ def segments(reply: Reply) -> str:
 
 
 def _whose(segment: Reply) -> str:
-    """Return, as a comment of a shell's, what of a bridge and its ports belongs to other VM roots."""
+    """Return a shell comment on the bridge and ports that belong to other VM roots; empty if none do."""
     roots = [segment["root"]] if segment.get("root") else []
     roots += [f"{port['link']}: {port['root']}" for port in segment.get("foreign", [])]
-    return printable(f"  # of another VM root: {', '.join(roots)}") if roots else ""
+    return printable(f"  # from another VM root: {', '.join(roots)}") if roots else ""
 
 
 def net_add(invocation: Invocation) -> int:
@@ -247,12 +247,12 @@ def net_delete(invocation: Invocation) -> int:
 
 
 def net_prune(invocation: Invocation) -> int:
-    """Delete the bridges that have nothing in them."""
+    """Delete the bridges without ports and addresses."""
     return _net(invocation)
 
 
 def _net(invocation: Invocation, **parameters: object) -> int:
-    """Make the call of a net verb, and say what was done."""
+    """Call the method of a net verb, and report what was done."""
     client = connect(invocation)
     reply = client.call(invocation.command.method, **parameters)
     client.close()
@@ -266,7 +266,7 @@ def net_vlan(invocation: Invocation) -> int:
 
 
 def net_ignore(invocation: Invocation) -> int:
-    """Leave a link out of `net show`, or list those that are left out."""
+    """Hide a link from `net show`, or list the hidden ones."""
     client = connect(invocation)
     if invocation.arguments:
         client.call("NetIgnore", name=invocation.arguments[0])

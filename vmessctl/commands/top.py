@@ -1,6 +1,6 @@
-"""`top`: how busy the VMs are, as a table that moves, as lines, or as JSON.
+"""`top`: how busy the VMs are, as a live table, as lines, or as JSON.
 
-The terminal is drawn on by hand: a table that fits on a page takes less than importing a library for it.
+The table is drawn with escape sequences: that is quicker than importing a library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
 from vmessctl.output import top_table
-from vmessctl.output.terminal import may_move, painted
+from vmessctl.output.terminal import can_redraw, painted
 from vmessd.core.errors import DONE, InvalidValue, Unreachable, quoted
 from vmessd.core.words import State
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 INTERVAL = 2.0
 INTERVAL_MIN, INTERVAL_MAX = 0.2, 3600.0
 RETRY = 1.0
-"""Seconds between attempts to come back to a daemon that is gone."""
+"""Seconds between attempts to reconnect to the daemon."""
 
 COLOURS = {
     "head": "1",
@@ -46,23 +46,23 @@ COLOURS = {
     State.starting: "33",
     State.stopping: "33",
 }
-"""How lines are shown on a terminal, as parameters of SGR (ECMA-48)."""
+"""Colours of lines on a terminal (SGR parameters of ECMA-48)."""
 
-LINES_OF_KEYS = {b"k": -1, b"\x1b[A": -1, b"\x1bOA": -1, b"j": 1, b"\x1b[B": 1, b"\x1bOB": 1}
-PAGES_OF_KEYS = {b"\x1b[5~": -1, b"\x1b[6~": 1, b" ": 1}
-ENDS_OF_KEYS = {b"\x1b[H": 0, b"\x1bOH": 0, b"\x1b[1~": 0, b"\x1b[F": 1, b"\x1bOF": 1, b"\x1b[4~": 1}
+KEYS_LINE = {b"k": -1, b"\x1b[A": -1, b"\x1bOA": -1, b"j": 1, b"\x1b[B": 1, b"\x1bOB": 1}
+KEYS_PAGE = {b"\x1b[5~": -1, b"\x1b[6~": 1, b" ": 1}
+KEYS_END = {b"\x1b[H": 0, b"\x1bOH": 0, b"\x1b[1~": 0, b"\x1b[F": 1, b"\x1bOF": 1, b"\x1b[4~": 1}
 
 
 def run(invocation: Invocation) -> int:
-    """Show samples until there have been enough, or for ever; return the exit status."""
+    """Show a number of samples, or samples without end; return the exit status."""
     interval = _interval(invocation.options.get(verbs.DELAY.flag))
     count = _count(invocation.options.get(verbs.COUNT.flag))
     view = top_table.View(_sort(invocation.options.get(verbs.SORT.flag)))
     if verbs.JSON.flag in invocation.options:
         return _print_json(invocation, interval, count)
-    if verbs.BATCH.flag in invocation.options or not (sys.stdout.isatty() and may_move()):
+    if verbs.BATCH.flag in invocation.options or not (sys.stdout.isatty() and can_redraw()):
         return _print_tables(invocation, interval, count, view)
-    return _Live(invocation, interval, count, view).run()
+    return _LiveTable(invocation, interval, count, view).run()
 
 
 def _interval(text: str | None) -> float:
@@ -90,7 +90,7 @@ def _sort(word: str | None) -> top_table.Sort:
     if word is None:
         return top_table.SORTS[0]
     if word not in top_table.BY_WORD:
-        raise InvalidValue(f"{verbs.SORT.flag} {quoted(word)} is none of {', '.join(top_table.BY_WORD)}")
+        raise InvalidValue(f"{verbs.SORT.flag} {quoted(word)} is not one of {', '.join(top_table.BY_WORD)}")
     return top_table.BY_WORD[word]
 
 
@@ -134,11 +134,11 @@ def _print_tables(invocation: Invocation, interval: float, count: int | None, vi
 
 
 class _Ended(SystemExit):
-    """A signal asks for the end; the terminal is restored on the way out."""
+    """Raised by a signal that ends the program, so that the terminal is restored."""
 
 
 class Screen:
-    """The terminal while it is ours: the other screen, keys as they come. Use as a context manager."""
+    """The terminal in full-screen mode: alternate screen, unbuffered keys. Use as a context manager."""
 
     def __init__(self) -> None:
         self._keyboard = sys.stdin.fileno() if sys.stdin.isatty() else -1
@@ -147,7 +147,7 @@ class Screen:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        import signal  # noqa: PLC0415 -- it takes its time, and only this needs it
+        import signal  # noqa: PLC0415 -- slow to import, needed only here
 
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             self._handlers[number] = signal.signal(number, self._end)
@@ -166,7 +166,7 @@ class Screen:
     ) -> None:
         import signal  # noqa: PLC0415 -- as above
 
-        # Nothing is to come in between, such as a second Ctrl-C.
+        # A second Ctrl-C must not interrupt this.
         self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._give_back()
         signal.set_wakeup_fd(-1)
@@ -190,13 +190,13 @@ class Screen:
             if self._before is not None:
                 termios.tcsetattr(self._keyboard, termios.TCSANOW, self._before)
         except (OSError, termios.error):
-            pass  # the terminal is gone, and with it what there was to restore
+            pass  # the terminal is gone
 
     def _end(self, number: int, _frame: FrameType | None) -> None:
         raise _Ended(128 + number)
 
     def _suspend(self, number: int, _frame: FrameType | None) -> None:
-        """Ctrl-Z: the terminal is the shell's until we are let go on."""
+        """Handle Ctrl-Z: return the terminal to the shell until we are continued."""
         import signal  # noqa: PLC0415 -- as above
 
         self._give_back()
@@ -206,13 +206,13 @@ class Screen:
         self._take()
 
     def size(self) -> tuple[int, int]:
-        """Return the terminal's columns and lines; 80 and 24 where it does not know them."""
+        """Return the terminal's columns and lines; 80 and 24 if it does not know them."""
         size = os.get_terminal_size(sys.stdout.fileno())
         return size.columns or 80, size.lines or 24
 
     def draw(self, shown: list[top_table.Line]) -> None:
-        """Draw lines over what is there; none may be longer than the terminal is wide."""
-        # Erased before and not behind: behind a line as wide as the terminal the cursor is on its last letter.
+        """Redraw the screen; no line may be longer than the terminal is wide."""
+        # Erase before writing: after a line as wide as the terminal, the cursor is on its last character.
         blank = [("", "")] * (self.size()[1] - len(shown))
         rows = [
             f"\x1b[{number};1H\x1b[K{painted(text, COLOURS.get(kind, ''))}"
@@ -221,9 +221,9 @@ class Screen:
         _write("".join(rows))
 
     def wait(self, client: Client | None, seconds: float) -> tuple[bool, bytes]:
-        """Wait for the daemon, for keys, or for anything else to draw anew for.
+        """Wait for the daemon, for keys, or for a signal such as SIGWINCH.
 
-        Returns whether the daemon has something to say, and the keys.
+        Returns whether there is input from the daemon, and the keys.
         """
         sources: list[Any] = [self._wake]
         if client is not None:
@@ -237,7 +237,7 @@ class Screen:
         if self._keyboard in ready:
             keys = os.read(self._keyboard, 64)
             if not keys:
-                raise _Ended(1)  # nobody is at the keyboard any more
+                raise _Ended(1)  # the terminal hung up
         return client in ready and client is not None, keys
 
 
@@ -246,8 +246,8 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-class _Live:
-    """A table that moves."""
+class _LiveTable:
+    """A table that is redrawn with each sample and key."""
 
     def __init__(
         self, invocation: Invocation, interval: float, count: int | None, view: top_table.View
@@ -262,16 +262,16 @@ class _Live:
         self._note = ""
 
     def run(self) -> int:
-        self._connect()  # before the screen is ours, so that a complaint stays to be read
+        self._connect()  # before full-screen mode, so that an error message remains visible
         with Screen() as screen:
             self._draw(screen)
             while self._left is None or self._left > 0:
-                said, keys = screen.wait(self._client, max(0.0, self._due - time.monotonic()))
-                if said:
+                has_input, keys = screen.wait(self._client, max(0.0, self._due - time.monotonic()))
+                if has_input:
                     self._hear()
                 elif time.monotonic() >= self._due:
                     self._miss()
-                if self._obey(keys, screen):
+                if self._handle_keys(keys, screen):
                     break
                 self._draw(screen)
         return DONE
@@ -282,7 +282,7 @@ class _Live:
         self._due = time.monotonic() + self._interval + ANSWER_TIME
 
     def _hear(self) -> None:
-        """Take in what the daemon says; where it is gone, look for it until it is back."""
+        """Receive samples; after a disconnection, retry until the daemon is back."""
         if self._client is None:
             return
         try:
@@ -300,7 +300,7 @@ class _Live:
         if self._client is not None:
             self._client.close()
         self._client = None
-        self._note = f"{why}; looking for it"
+        self._note = f"{why}; trying to reconnect"
         self._due = time.monotonic() + RETRY
 
     def _miss(self) -> None:
@@ -312,8 +312,8 @@ class _Live:
         except Unreachable:
             self._due = time.monotonic() + RETRY
 
-    def _obey(self, keys: bytes, screen: Screen) -> bool:
-        """Do what the keys say; tell whether that is to quit."""
+    def _handle_keys(self, keys: bytes, screen: Screen) -> bool:
+        """Handle keys; tell whether one of them is quit."""
         view = self._view
         page = max(1, screen.size()[1] - 4)
         for key in _split(keys):
@@ -325,23 +325,23 @@ class _Live:
                 view.reverse = not view.reverse
             elif key == b"x":
                 view.only_on = not view.only_on
-            elif key in ENDS_OF_KEYS:
-                view.first = ENDS_OF_KEYS[key] * len(self._sample["vms"] if self._sample else ())
-            view.first += LINES_OF_KEYS.get(key, 0) + page * PAGES_OF_KEYS.get(key, 0)
+            elif key in KEYS_END:
+                view.first = KEYS_END[key] * len(self._sample["vms"] if self._sample else ())
+            view.first += KEYS_LINE.get(key, 0) + page * KEYS_PAGE.get(key, 0)
             view.first = max(0, view.first)
         return False
 
     def _draw(self, screen: Screen) -> None:
         size = screen.size()
         if self._sample is None:
-            screen.draw([("head", (self._note or "looking at the VMs ...")[: size[0]])])
+            screen.draw([("head", (self._note or "waiting for the first sample ...")[: size[0]])])
             return
         vms = self._sample["vms"]
         screen.draw(top_table.lines(vms, self._view, size, _clock(self._sample), self._note))
 
 
 def _split(keys: bytes) -> Iterator[bytes]:
-    """Yield keys one by one; those that are no characters come as sequences from ESC on (ECMA-48)."""
+    """Yield keys one by one; special keys are sequences that begin with ESC (ECMA-48)."""
     while keys:
         length = 1
         if keys[:2] in (b"\x1b[", b"\x1bO"):

@@ -1,11 +1,11 @@
-"""The verb that lets a VNC viewer in."""
+"""The verb vnc, which admits a VNC viewer."""
 
 from __future__ import annotations
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import connect
-from vmessctl.commands.power import seconds
+from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import show
 from vmessd.core.errors import DONE, InvalidValue, quoted
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(invocation: Invocation) -> int:
-    """Have the daemon wait for one connection, and say where."""
+    """Make the daemon listen for one connection, and print where."""
     parameters = {
         "port": _port(invocation),
         "address": invocation.options.get(verbs.BIND.flag),
@@ -30,7 +30,7 @@ def run(invocation: Invocation) -> int:
 
 
 def invitation(reply: Reply) -> str:
-    """Return the original's words, with the address where that is not this host's own."""
+    """Return the original's line, with the address unless it is a loopback address."""
     address, port = reply["relay"]["address"], reply["relay"]["port"]
     if address.startswith("127.") or address == "::1":
         where = str(port)
@@ -45,6 +45,6 @@ def _port(invocation: Invocation) -> int | None:
     (text,) = invocation.arguments
     if not text.isdecimal() or len(text) > 5:
         raise InvalidValue(
-            f"port {quoted(text)} is not 1 to 65535", hint=f"usage: {invocation.command.usage()}"
+            f"port {quoted(text)} is not a number from 1 to 65535", hint=f"usage: {invocation.command.usage()}"
         )
     return int(text)

@@ -1,7 +1,7 @@
-"""The verb wait: until a VM is as it is to be, or says what it is to say.
+"""The verb wait: until a VM reaches a state, has an address, or prints a text.
 
-What is waited for is watched first and looked at then, so that nothing falls between the two. A regular
-expression is matched here and not in the daemon: one that never comes to an end holds up nobody else.
+The watch begins before the first look, so no event is missed. Regular expressions are matched here and not in
+the daemon, because a match that takes for ever would block others.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
-from vmessctl.commands.power import seconds
-from vmessctl.output.terminal import complain, emit, moving, say
+from vmessctl.commands.start_stop import seconds
+from vmessctl.output.terminal import complain, emit, say, status_lines
 from vmessctl.stream import Stream
 from vmessd.core.errors import (
     DONE,
@@ -42,33 +42,33 @@ STATES = (State.running, State.stopped, State.paused)
 CONDITIONS = "running, stopped, paused, addr or serial:REGEX"
 SERIAL = "serial:"
 LINE_LIMIT = 16 * 1024
-"""Characters of a line that are looked at: its last ones."""
+"""Characters of a line that are searched: the last ones."""
 ASK_EVERY = 0.5
-"""Seconds between two questions about addresses: the host's tables tell nobody when they change."""
-TOGETHER = 40
-"""VMs that are asked about at a time, each over a connection of its own; a user may have 48 such calls."""
+"""Seconds between queries for addresses: the host does not report changes."""
+WAITS_MAX = 40
+"""VMs waited for at a time, each over its own connection; a user may have 48 such calls."""
 ROUND = 0.25
-"""Seconds after which it is the turn of others, where there are more."""
+"""Seconds after which other VMs get their turn, if there are more."""
 LINK_LOCAL_TIME = 3.0
-"""Seconds in which a better address than a link-local one may turn up."""
+"""Seconds to wait for a better address than a link-local one."""
 
-# ECMA-48: control sequences, operating system commands, other escapes. Consoles colour their words.
+# ECMA-48: control sequences, operating system commands, other escapes. Consoles use colours.
 ESCAPES = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])"
 
 
-class _Late(Exception):
-    """The time is up in the middle of a match."""
+class _DeadlinePassed(Exception):
+    """The deadline passed, possibly in the middle of a match."""
 
 
 class Alarm:
-    """Raises _Late in what is inside when the time is up: a match may take for ever."""
+    """Interrupts a match at the deadline with _DeadlinePassed. Use as a context manager."""
 
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
 
     def __enter__(self) -> None:
         if self._deadline is not None:
-            import signal  # noqa: PLC0415 -- it takes its time, and not all need it
+            import signal  # noqa: PLC0415 -- slow to import, rarely needed
 
             signal.signal(signal.SIGALRM, _late)
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, self._deadline - time.monotonic()))
@@ -81,41 +81,41 @@ class Alarm:
 
 
 def _late(_number: int, _frame: object) -> None:
-    raise _Late
+    raise _DeadlinePassed
 
 
 class Condition:
-    """What is waited for, of one VM."""
+    """What to wait for, of one VM."""
 
     method = "Watch"
     more = True
     pause: float | None = None
-    """Seconds after an answer until the question is put again."""
+    """Seconds between an answer and the next query; None for a stream."""
     look = "status"
-    """The verb that shows how far it is."""
+    """The verb that shows the present state."""
 
     def __init__(self, vm: str) -> None:
         self.vm = vm
 
     def parameters(self) -> Mapping[str, object]:
-        """Return those of the call."""
+        """Return the parameters of the call."""
         return {"vms": [self.vm]}
 
     def take(self, reply: Reply) -> dict[str, Any] | None:
-        """Take in a reply; return what has come true, with the line for people as `text`, or nothing yet.
+        """Handle a reply; return a result, with the line for people as `text`, if the condition is met.
 
         Raises:
-            VmessError: it cannot come true any more.
+            VmessError: the condition can no longer be met.
         """
         raise NotImplementedError
 
     def missing(self) -> str:
-        """Return what is not so yet."""
+        """Return what is still missing, for a message that begins with the VM."""
         raise NotImplementedError
 
 
 class StateIs(Condition):
-    """A VM's state."""
+    """A VM is in a state."""
 
     def __init__(self, vm: str, wanted: str) -> None:
         super().__init__(vm)
@@ -123,23 +123,21 @@ class StateIs(Condition):
         self._state = ""
 
     def take(self, reply: Reply) -> dict[str, Any] | None:
-        """Take in an event."""
+        """Handle an event."""
         event = reply["event"]
         if event["event"] == Kind.removed:
-            raise NoSuchVM(
-                f"VM {self.vm} was removed while it was waited for", hint=f"{PROGRAM} {self.vm} make"
-            )
+            raise NoSuchVM(f"VM {self.vm} was removed during the wait", hint=f"{PROGRAM} {self.vm} make")
         if event["event"] in (Kind.now, Kind.state):
             self._state = event["state"]
         return {"text": self._state, "state": self._state} if self._state == self._wanted else None
 
     def missing(self) -> str:
-        """Return what is not so yet."""
-        return f"is not {self._wanted}, but {self._state or 'unknown'}"
+        """Return what is still missing, for a message that begins with the VM."""
+        return f"is {self._state or 'in an unknown state'}, not {self._wanted}"
 
 
 class HasAddress(Condition):
-    """An address of a guest."""
+    """The host knows an address of the guest."""
 
     method = "Addresses"
     more = False
@@ -151,11 +149,11 @@ class HasAddress(Condition):
         self._link_local_since: float | None = None
 
     def parameters(self) -> Mapping[str, object]:
-        """Return those of the call."""
+        """Return the parameters of the call."""
         return {"vm": self.vm}
 
     def take(self, reply: Reply) -> dict[str, Any] | None:
-        """Take in what addresses there are."""
+        """Handle the addresses."""
         known = [address for address in reply["addresses"] if address["known"]]
         known.sort(key=lambda address: (_is_link_local(address), ":" in address["address"]))
         if not known:
@@ -168,8 +166,8 @@ class HasAddress(Condition):
         return {"text": best["address"], "address": best}
 
     def missing(self) -> str:
-        """Return what is not so yet."""
-        return "has no address that the host knows and reaches"
+        """Return what is still missing, for a message that begins with the VM."""
+        return "has no address known to the host"
 
 
 def _is_link_local(address: Reply) -> bool:
@@ -177,7 +175,7 @@ def _is_link_local(address: Reply) -> bool:
 
 
 class Says(Condition):
-    """Words of a guest on its serial port."""
+    """The guest prints a match on its serial port."""
 
     method = "Serial"
     look = "console --log"
@@ -188,20 +186,20 @@ class Says(Condition):
         self._escapes = escapes
         self._alarm = alarm
         self.since: str | None = None
-        """From where on: `start`, or the mark of a piece; None is now."""
+        """Where to begin: `start`, or the mark of the last piece; None is now."""
         self._line = b""
 
     def parameters(self) -> Mapping[str, object]:
-        """Return those of the call."""
+        """Return the parameters of the call."""
         return {"vm": self.vm, "since": self.since}
 
     def take(self, reply: Reply) -> dict[str, Any] | None:
-        """Take in what was printed."""
+        """Handle output of the guest."""
         piece = reply["piece"]
         self.since = piece["mark"]
         if piece["gap"]:
-            moving.clear()
-            say(f"{self.vm}: some of what it printed is not in its log any more")
+            status_lines.clear()
+            say(f"{self.vm}: some of its output is no longer in the log")
         for line in self._lines(binascii.a2b_base64(piece["data"])):
             for text in (line, self._escapes.sub("", line)):
                 with self._alarm:
@@ -210,12 +208,12 @@ class Says(Condition):
                     return {"text": printable(line), "line": line, "groups": list(match.groups())}
         if piece["ended"] is not None:
             raise NotRunning(
-                f"VM {self.vm} has ended without saying it: {piece['ended']}", hint=f"{PROGRAM} {self.vm} why"
+                f"VM {self.vm} ended without a match: {piece['ended']}", hint=f"{PROGRAM} {self.vm} why"
             )
         return None
 
     def _lines(self, data: bytes) -> Iterator[str]:
-        """Yield the lines that have come to their end, and what is there of the next one."""
+        """Yield the complete lines, and the beginning of the next one."""
         if not data:
             return
         *lines, self._line = (self._line + data).replace(b"\r", b"\n").split(b"\n")
@@ -225,12 +223,12 @@ class Says(Condition):
                 yield line[-LINE_LIMIT:].decode(errors="backslashreplace")
 
     def missing(self) -> str:
-        """Return what is not so yet."""
-        return f"has not said {quoted(self._pattern.pattern)}"
+        """Return what is still missing, for a message that begins with the VM."""
+        return f"has not printed {quoted(self._pattern.pattern)}"
 
 
 class _Wait:
-    """One VM that is waited for."""
+    """The wait for one VM."""
 
     def __init__(self, invocation: Invocation, condition: Condition) -> None:
         self._invocation = invocation
@@ -241,7 +239,7 @@ class _Wait:
         self._stream: Stream | None = None
 
     def begin(self) -> None:
-        """Ask about it, if that was not done yet."""
+        """Make the call, if that has not been done."""
         if self._stream is None:
             call = self.condition
             try:
@@ -250,7 +248,7 @@ class _Wait:
                 self.end(complain(error))
 
     def rest(self) -> bool:
-        """Hang up, if there was an answer: others have their turn; tell whether it was done."""
+        """Hang up after an answer, in favour of other VMs; tell whether that was done."""
         if self._stream is None or not self._stream.is_heard:
             return False
         self._stream.close()
@@ -258,27 +256,27 @@ class _Wait:
         return True
 
     def end(self, status: int) -> None:
-        """Wait no longer."""
+        """End the wait with an exit status."""
         self.status = status
         if self._stream is not None:
             self._stream.close()
 
     def fileno(self) -> int | None:
-        """Return the descriptor that news come over, if there is one."""
+        """Return the descriptor to wait on, if there is one."""
         return self._stream.fileno() if self._stream is not None else None
 
     def limit(self) -> float | None:
-        """Return the seconds until there is something to do, come what may."""
+        """Return the seconds until the next action without input; None for never."""
         if self._ask_at is not None:
             return max(0.0, self._ask_at - time.monotonic())
         return self._stream.limit() if self._stream is not None else None
 
     def line(self) -> str:
-        """Return what a terminal shows meanwhile."""
+        """Return the status line."""
         return f"{self.condition.vm}: {self.condition.missing()} ({time.monotonic() - self._began:.0f} s)"
 
     def turn(self, *, ready: bool) -> None:
-        """Do what is due."""
+        """Query again if that is due, and handle replies."""
         if self._stream is None:
             return
         try:
@@ -292,14 +290,14 @@ class _Wait:
                 if self.condition.pause is not None:
                     self._ask_at = time.monotonic() + self.condition.pause
                 if (met := self.condition.take(reply)) is not None:
-                    self._tell(met)
+                    self._report(met)
                     return
         except VmessError as error:
-            moving.clear()
+            status_lines.clear()
             self.end(complain(error))
 
-    def _tell(self, met: dict[str, Any]) -> None:
-        moving.clear()
+    def _report(self, met: dict[str, Any]) -> None:
+        status_lines.clear()
         vm, text = self.condition.vm, met.pop("text")
         if verbs.JSON.flag in self._invocation.options:
             emit(self._invocation, {"condition": self._invocation.arguments[0], **met}, vm)
@@ -309,7 +307,7 @@ class _Wait:
 
 
 def run(invocation: Invocation) -> int:
-    """Wait until it is so for all VMs, or cannot be any more, or the time is up; return the exit status."""
+    """Wait until VMs meet a condition, can no longer meet it, or the time is over; return the exit status."""
     timeout = seconds(invocation.options.get(verbs.TIMEOUT.flag))
     deadline = None if timeout is None else time.monotonic() + timeout
     alarm = Alarm(deadline)
@@ -319,22 +317,22 @@ def run(invocation: Invocation) -> int:
     try:
         while pending:
             pending = _go_round(pending, deadline)
-    except _Late:
-        moving.clear()
+    except _DeadlinePassed:
+        status_lines.clear()
     except KeyboardInterrupt:
-        moving.leave()
+        status_lines.leave()
         return INTERRUPTED
     for wait in waits:
         if wait.status is None:
             vm = wait.condition.vm
-            words = f"VM {vm} {wait.condition.missing()}, after {timeout:g} s"
+            words = f"timed out after {timeout:g} s: VM {vm} {wait.condition.missing()}"
             wait.end(complain(TimedOut(words, hint=f"{PROGRAM} {vm} {wait.condition.look}")))
     return worst([wait.status or DONE for wait in waits])
 
 
 def _go_round(pending: list[_Wait], deadline: float | None) -> list[_Wait]:
-    """Ask about as many VMs as can be at a time, until it is others' turn; return those that are not over."""
-    asked, others = pending[:TOGETHER], pending[TOGETHER:]
+    """Wait for a limited number of VMs, until it is the turn of others; return the unfinished waits."""
+    asked, others = pending[:WAITS_MAX], pending[WAITS_MAX:]
     for wait in asked:
         wait.begin()
     end = time.monotonic() + ROUND if others else None
@@ -343,7 +341,7 @@ def _go_round(pending: list[_Wait], deadline: float | None) -> list[_Wait]:
     ):
         _turn(asked, [*asked, *others], [moment for moment in (deadline, end) if moment is not None])
         if deadline is not None and time.monotonic() >= deadline:
-            raise _Late
+            raise _DeadlinePassed
     if not others:
         return asked
     rested = [wait for wait in asked if wait.rest()]
@@ -351,11 +349,11 @@ def _go_round(pending: list[_Wait], deadline: float | None) -> list[_Wait]:
 
 
 def _turn(asked: list[_Wait], pending: list[_Wait], ends: list[float]) -> None:
-    """Wait for the next thing to happen, but not beyond a moment, and see to it."""
+    """Wait for the next input, at most until the first of `ends`, and handle it."""
     limits = [limit for wait in asked if (limit := wait.limit()) is not None]
     if sys.stderr.isatty():
         limits.append(1.0)
-        moving.draw(*(wait.line() for wait in pending))
+        status_lines.draw(*(wait.line() for wait in pending))
     limits += [max(0.0, end - time.monotonic()) for end in ends]
     fds = [fd for wait in asked if (fd := wait.fileno()) is not None]
     ready, _, _ = select.select(fds, [], [], min(limits, default=None))
@@ -365,25 +363,26 @@ def _turn(asked: list[_Wait], pending: list[_Wait], ends: list[float]) -> None:
 
 
 def _condition(invocation: Invocation, vm: str, alarm: Alarm) -> Condition:
-    """Return what is waited for; raises InvalidValue."""
-    import re  # noqa: PLC0415 -- it takes its time, and other verbs need not wait for it
+    """Return the condition that a command line names; raises InvalidValue."""
+    import re  # noqa: PLC0415 -- slow to import, needed only here
     import warnings  # noqa: PLC0415 -- as above
 
     (word,) = invocation.arguments
     since_start = verbs.SINCE_START.flag in invocation.options
     if word.startswith(SERIAL):
         try:
-            with warnings.catch_warnings(action="ignore"):  # of what other versions of Python may make of it
+            with warnings.catch_warnings(action="ignore"):  # other versions of Python may read it differently
                 pattern = re.compile(word.removeprefix(SERIAL))
         except (re.error, RecursionError, OverflowError) as error:
             raise InvalidValue(
-                f"{quoted(word)} holds no regular expression: {error}", hint="as Python's re has it"
+                f"{quoted(word)} is not a valid regular expression: {error}",
+                hint="the syntax is that of Python's re",
             ) from None
         says = Says(vm, pattern, re.compile(ESCAPES), alarm)
         says.since = "start" if since_start else None
         return says
     if since_start:
-        raise InvalidValue(f"{verbs.SINCE_START.flag} is about {SERIAL}REGEX, not about {quoted(word)}")
+        raise InvalidValue(f"{verbs.SINCE_START.flag} applies to {SERIAL}REGEX, not to {quoted(word)}")
     if word in STATES:
         return StateIs(vm, word)
     if word == "addr":

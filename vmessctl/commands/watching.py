@@ -1,4 +1,4 @@
-"""The verb watch: what happens to VMs, a line for each event, as it happens."""
+"""The verb watch: a line for each event of VMs, as it happens."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def run(invocation: Invocation) -> int:
-    """Tell what happens until Ctrl-C or until nobody reads our output; raises VmessError."""
+    """Print events until Ctrl-C or until the reader of our output is gone; raises VmessError."""
     stream = Stream(invocation, "Watch", lambda: {"vms": list(invocation.vms)}, more=True)
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # POLLERR: whoever read it has had enough
+    poll.register(sys.stdout.fileno(), 0)  # POLLERR: the reader has closed its end
     while True:
         fd = stream.fileno()
         if fd is not None:
@@ -48,12 +48,12 @@ def _show(invocation: Invocation, reply: Reply) -> None:
         print(light_json.dumps(event))
     elif event["event"] == Kind.watching:
         if sys.stderr.isatty():
-            say(f"watching {', '.join(invocation.vms) or _everyone(event)}; Ctrl-C ends it")
+            say(f"watching {', '.join(invocation.vms) or _all_vms(event)}; Ctrl-C ends it")
     elif event["event"] != Kind.now:
         print(rendering.event(event, time.strftime("%H:%M:%S", time.localtime(event["time"]))))
 
 
-def _everyone(event: Reply) -> str:
-    """Return whom a watch of all VMs is about; an older vmessd does not say how many there are."""
+def _all_vms(event: Reply) -> str:
+    """Return the subject of a watch of all VMs; an older vmessd does not give their number."""
     count = event.get("vms")
     return "all VMs" if count is None else f"all VMs, {count} now"

@@ -1,4 +1,4 @@
-"""The verb why: how a VM's last run ended, and what comes of it, in words."""
+"""The verb why: how a VM's last run ended, and what happens next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import rendering
-from vmessctl.output.terminal import look_at_each, show
+from vmessctl.output.terminal import show, show_each
 from vmessd.core.errors import DONE, printable
 from vmessd.core.words import Policy, Runstate, State
 
@@ -19,26 +19,26 @@ INDENT = "  "
 
 
 def run(invocation: Invocation) -> int:
-    """Tell why VMs are as they are; return the exit status."""
+    """Explain the state of VMs; return the exit status."""
 
     def work(reply: Reply, vm: str) -> int:
         show(invocation, reply, text, vm)
         return DONE
 
-    return look_at_each(invocation, work)
+    return show_each(invocation, work)
 
 
 def text(reply: Reply) -> str:
-    """Return all there is to say of the last end of a VM, in lines."""
+    """Return the explanation as lines of text."""
     why = reply["why"]
     status, last, end = why["status"], why["status"]["last_exit"], why["end"]
     off = rendering.is_off(status)
     lines = [rendering.status({"status": status}), f"Next: {_next(why)}"]
     if last is None or end is None:
-        lines.append("No run of it has ended" if not off else "It has never run, as far as is on record")
+        lines.append("No run has ended yet" if not off else "No run is on record")
     else:
         if not off:
-            lines.append("The run before:")
+            lines.append("The previous run:")
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end["when"]))
         lines += [
             f"When: {when}, {rendering.duration(last['age'])} ago",
@@ -49,7 +49,7 @@ def text(reply: Reply) -> str:
         if end["tries"]:
             lines.append(f"Restarts in a row before it: {end['tries']}")
     if last is not None and end is not None:
-        lines += _quoted("QEMU's last words", last["log"])
+        lines += _quoted("Last lines of QEMU", last["log"])
         lines += _quoted("Last lines of the serial console", end["console"])
     return "\n".join(lines)
 
@@ -62,12 +62,12 @@ def _asker(last: Reply, end: Reply) -> str:
 
 
 def _status(status: int | None) -> str:
-    """Return what became of the process; the number is as Python's subprocess has it."""
+    """Return how the process ended; `status` is as in Python's subprocess."""
     if status is None:
-        return "exit status not known: it was no child of the vmessd that saw it end"
+        return "exit status unknown: it was not a child of the vmessd that saw it end"
     if status >= 0:
         return f"exit status {status}"
-    import signal  # noqa: PLC0415 -- it takes its time, and not all need it
+    import signal  # noqa: PLC0415 -- slow to import, rarely needed
 
     try:
         return f"ended by signal {-status}, {signal.Signals(-status).name}"
@@ -76,28 +76,28 @@ def _status(status: int | None) -> str:
 
 
 def _next(why: Reply) -> str:
-    """Return what the daemon is going to do with the VM."""
+    """Return what the daemon will do with the VM."""
     status, policy = why["status"], why["policy"]
     last, restart = status["last_exit"], status["restart"]
-    boot = "; it comes up with the host" if why["autostart"] else ""
+    boot = "; it starts with the host" if why["autostart"] else ""
     if restart:
         when = rendering.duration(restart["due"])
-        return f"started again in {when}, restart {restart['attempt']} of {restart['limit']}"
+        return f"starts again in {when}, restart {restart['attempt']} of {restart['limit']}"
     if status["state"] == State.stopping:
         return f"it is being stopped{boot}"
     if (status["state"], status["runstate"]) == (State.paused, Runstate.internal_error):
         ways = f"{PROGRAM} {status['name']} log says more; where KVM does not work: {PROGRAM} {status['name']}"
-        return f"nothing: QEMU gave the guest up; {ways} accel tcg stop force start"
+        return f"nothing: QEMU gave up on the guest; {ways} accel tcg stop force start"
     if (status["state"], status["runstate"]) == (State.paused, Runstate.suspended):
-        return f"it is asleep (S3) until something wakes it; {PROGRAM} {status['name']} resume does{boot}"
+        return f"it is asleep (S3) until something wakes it, such as {PROGRAM} {status['name']} resume{boot}"
     if status["state"] == State.unresponsive:
         return "left alone until QEMU answers; stop force ends it"
     if status["state"] == State.held:
-        return "it is left alone, and looked at again until its directory is free or its QEMU is found"
+        return "it is left alone, and checked again until its directory is free or its QEMU is found"
     if status["state"] != State.stopped:
         if policy == Policy.no:
-            return f"if it ends it stays off: its restart policy is no{boot}"
-        return f"if it ends unasked it is started again: its restart policy is {policy}{boot}"
+            return f"it stays off if it ends: its restart policy is no{boot}"
+        return f"it is started again if it ends unasked: its restart policy is {policy}{boot}"
     note = f"{printable(last['note'])}: " if last and last["note"] else ""
     return f"{note}nothing until somebody starts it{boot}"
 

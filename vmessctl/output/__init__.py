@@ -1,1 +1,1 @@
-"""Text and tables for people, and what a terminal can do."""
+"""Text, tables and terminal output for people."""

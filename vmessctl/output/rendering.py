@@ -1,4 +1,4 @@
-"""What a person reads, made from the daemon's replies. Pure: text in, text out."""
+"""The daemon's replies as text for people. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as short as a person wants it: `12 s`, `3 min`, `5 h`, `2 days`."""
+    """Return a rounded duration: `12 s`, `3 min`, `5 h`, `2 days`."""
     for unit, length, name in ((86400, 2 * 86400, "days"), (3600, 3600, "h"), (60, 60, "min")):
         if seconds >= length:
             return f"{int(seconds // unit)} {name}"
@@ -25,17 +25,17 @@ def duration(seconds: float) -> str:
 
 def ended(last_exit: Reply) -> str:
     """Return how and when a run ended: `guest powered off 3 min ago`."""
-    quotes = last_exit["reason"] in (Reason.failed, Reason.refused)  # it ends with QEMU's own words
+    quotes = last_exit["reason"] in (Reason.failed, Reason.refused)  # the text ends with QEMU's own message
     return f"{printable(str(last_exit['text']))}{', ' if quotes else ' '}{duration(last_exit['age'])} ago"
 
 
 def is_off(status: Reply) -> bool:
-    """Tell whether a VM has no QEMU."""
+    """Tell whether a VM is off."""
     return status["state"] in OFF
 
 
 def _off(status: Reply) -> str:
-    """Return how a VM came to be off, and whether it stays so, in brackets; empty if nobody knows."""
+    """Return how a VM ended and when it restarts, in brackets; empty if nothing is known."""
     last, restart = status["last_exit"], status["restart"]
     words = [ended(last)] if last else []
     if last and last["note"]:
@@ -46,28 +46,28 @@ def _off(status: Reply) -> str:
 
 
 def _condition(status: Reply) -> str:
-    """Return what is out of the ordinary with a VM that runs, in brackets; empty if nothing is."""
+    """Return what is unusual about a running VM, in brackets; empty if nothing is."""
     problem = printable(status.get("problem") or "")
     words = {
         State.held: problem,
         State.stopping: "stopping",
         State.unresponsive: "unresponsive: QEMU does not answer",
-        State.paused: _standing_still(status["runstate"]),
+        State.paused: _paused(status["runstate"]),
     }.get(status["state"])
     more = f"; vmess {status['name']} why" if status["runstate"] == Runstate.internal_error else ""
     remarks = dict.fromkeys(text for text in (f"{words}{more}" if words else "", problem) if text)
     return f" ({'; '.join(remarks)})" if remarks else ""
 
 
-def _standing_still(runstate: str | None) -> str:
-    """Return in what way a guest stands still, by what QEMU says of it."""
+def _paused(runstate: str | None) -> str:
+    """Return why a guest is paused, by QEMU's runstate."""
     if runstate == Runstate.suspended:
         return "asleep"
     return "paused" if runstate == Runstate.paused else f"paused: {printable(str(runstate))}"
 
 
 def status(reply: Reply) -> str:
-    """Return one VM's status in a line, as the original worded it."""
+    """Return the status of a VM in one line, in the words of the original."""
     vm = reply["status"]
     if is_off(vm):
         return f"VM not running{_off(vm)}"
@@ -79,7 +79,7 @@ def status(reply: Reply) -> str:
 
 
 def listing(reply: Reply) -> str:
-    """Return all VMs: first those that run with their PIDs, then every one."""
+    """Return the running VMs with their PIDs, then all VMs."""
     vms: Sequence[Reply] = reply["vms"]
     lines = ["List of KVMs (with PIDs as in ps-ef):"]
     lines += [
@@ -95,40 +95,40 @@ def _up(status: Reply) -> str:
 
 
 def info(reply: Reply) -> str:
-    """Return all there is to say of a VM, the original's lines first and last."""
+    """Return everything known about a VM, with the original's lines first and last."""
     vm = reply["info"]
     interfaces = [nic for nic in vm["nics"] if not nic["leaving"]]
     lines = [f"Total number of interfaces: {len(interfaces)}", "Command for this VM"]
     lines.append(f"  {shell_line(vm['command'])}" if vm["command"] else f"  none: {printable(vm['problem'])}")
     if vm["display"]:
         where = f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)"
-        lines.append(f"{where}; the way in is vmess {vm['status']['name']} vnc")
+        lines.append(f"{where}; to connect: vmess {vm['status']['name']} vnc")
     lines += [nic(interface) for interface in vm["nics"]]
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
     lines += [
-        f"{value['name']}: {printable(value['value']) or '(empty)'}{_meant(value, vm)}"
+        f"{value['name']}: {printable(value['value']) or '(empty)'}{_effective(value, vm)}"
         for value in vm["settings"]
     ]
     remarks = [nic[key] for nic in vm["nics"] for key in ("difference", "duplicate") if nic.get(key)]
-    lines += [f"Mind: {printable(remark)}" for remark in remarks]
+    lines += [f"Note: {printable(remark)}" for remark in remarks]
     if vm["command"] and vm["problem"]:
-        lines.append(f"Mind: its next start would be refused: {printable(vm['problem'])}")
+        lines.append(f"Note: the next start would be refused: {printable(vm['problem'])}")
     elif vm["changed"]:
-        lines.append("It runs with other settings than these; they take effect at its next start")
+        lines.append("The running VM uses other settings; these take effect at its next start")
     lines.append(f"Serial console: {printable(vm['serial'])}")
     lines.append(status(vm))
     return "\n".join(lines)
 
 
-def _meant(value: Reply, vm: Reply) -> str:
-    """Return what a setting comes to, where that is not what it says; in brackets."""
+def _effective(value: Reply, vm: Reply) -> str:
+    """Return the effective value of a setting in brackets, if it differs from the stored one."""
     if value["name"] != CPU or not vm.get("cpu") or vm["cpu"] == value["value"]:
         return ""
     return f" ({printable(vm['cpu'])}, {vm['accel']})"
 
 
 def nic(reply: Reply) -> str:
-    """Return one interface of a VM and what it is plugged into."""
+    """Return an interface of a VM and what it is connected to."""
     name, wire = reply["tap"] or f"interface {reply['index']}", printable(reply["wire"])
     if reply["tap"] is None:
         wire = f"user network{''.join(map(_forward, filter(None, wire.partition(':')[2].split(','))))}"
@@ -136,7 +136,7 @@ def nic(reply: Reply) -> str:
         wire = "in no bridge"
     remarks = [
         "" if reply["present"] or reply["tap"] is None else ", not there yet",
-        ", being unplugged: the guest has not let go of it" if reply["leaving"] else "",
+        ", being unplugged: the guest has not released it yet" if reply["leaving"] else "",
         {True: "", False: ", cable pulled"}.get(reply["cable"], ", cable unknown"),
         f" ({reply['mac_later']} from the next start on)" if reply.get("mac_later") else "",
     ]
@@ -144,7 +144,7 @@ def nic(reply: Reply) -> str:
 
 
 def _forward(word: str) -> str:
-    """Return where a forwarded port leads: `udp:5353:53` is `, UDP 127.0.0.1:5353 to port 53`."""
+    """Return a forwarded port in words: `udp:5353:53` is `, UDP 127.0.0.1:5353 to port 53`."""
     *front, host, guest = word.split(":")
     protocol = "UDP " if front[:1] == ["udp"] else ""
     address = front[-1] if front[1 if protocol else 0 :] else "127.0.0.1"
@@ -160,46 +160,46 @@ def _drive(drive: Reply) -> str:
 
 
 def starting(progress: Reply) -> str:
-    """Return the line that says what is being started."""
+    """Return the original's line for a start."""
     return f"Starting VM: {shell_line(progress['command'])}"
 
 
 def stopping(progress: Reply) -> str:
-    """Return the line that says what is being stopped."""
+    """Return the original's line for a stop."""
     return f"Stopping VM PID {progress['pid']}"
 
 
 def rung(progress: Reply, elapsed: float) -> str:
-    """Return which rung of the ladder a stop is on, and for how long it has been going on."""
+    """Return the step of a stop that is in progress, and its duration."""
     if progress["rung"] == Rung.powerdown:
         return f"power button pressed, {elapsed:.0f} s of {progress['grace']:.0f} s"
     return f"{progress['rung']}, {elapsed:.0f} s"
 
 
 def rung_colour(progress: Reply) -> str:
-    """Return in which colour a step is shown, as parameters of SGR: force stands out."""
+    """Return the colour of a step of a stop (SGR parameters): force stands out."""
     return {Rung.quit: "33", Rung.term: "33", Rung.kill: "31"}.get(progress.get("rung") or "", "")
 
 
 def under_way(progress: Reply, elapsed: float) -> str:
-    """Return what goes on with a VM, and for how long."""
+    """Return the operation in progress on a VM, and its duration."""
     return rung(progress, elapsed) if progress.get("rung") else f"starting, {elapsed:.0f} s"
 
 
 def started(progress: Reply) -> str:
-    """Return the line that says that a VM was started."""
+    """Return the line for a VM that has started."""
     return f"VM is running, PID: {progress['pid']}"
 
 
 def escalation(progress: Reply) -> str:
-    """Return why a stop has come to the rung it is on."""
+    """Return why a stop escalated to its present step."""
     if progress["rung"] == Rung.quit:
-        return f"did not power down in {progress['grace']:.0f} s; now {progress['rung']}"
-    return f"is still there; now {progress['rung']}"
+        return f"did not power down within {progress['grace']:.0f} s; now {progress['rung']}"
+    return f"is still running; now {progress['rung']}"
 
 
 def fleet_step(progress: Reply) -> str:
-    """Return what happens to one of many VMs."""
+    """Return the progress of one VM in a boot or shutdown of all."""
     remark = f"; {printable(str(progress['text']))}" if progress["text"] else ""
     return {
         FleetStep.starting: "Starting VM",
@@ -209,28 +209,28 @@ def fleet_step(progress: Reply) -> str:
 
 
 def patience(progress: Reply, elapsed: float) -> float:
-    """Return the seconds that a VM may still take, `elapsed` after it came to the rung it is on."""
+    """Return the remaining seconds of a VM's grace period, `elapsed` seconds after its present step began."""
     grace: float = progress["grace"] if progress["rung"] == Rung.powerdown else 0.0
     return grace - elapsed
 
 
 def waiting(vm: str, progress: Reply, elapsed: float) -> str:
-    """Return one VM that is waited for: `r1 (power button, 12 s)`."""
+    """Return a VM that is being waited for: `r1 (power button, 12 s)`."""
     return f"{vm} ({progress['rung'] or 'start'}, {elapsed:.0f} s)"
 
 
 def made(reply: Reply) -> str:
-    """Return what the original said when a VM was made."""
+    """Return the original's lines for a new VM."""
     return f"{serious(str(reply['path']))}\nOh, I see you are serious. Okay, I will proceed."
 
 
 def serious(path: str) -> str:
-    """Return what the original said of a VM that is not there yet."""
+    """Return the original's line for a VM that does not exist."""
     return f"You need to create directory {printable(path)} if are serious about that VM - use vmess make"
 
 
 def event(reply: Reply, clock: str) -> str:
-    """Return an event in a line: when by the clock, which VM, of what sort, what, and by whom."""
+    """Return an event in one line: time of day, VM, kind, text, and the uid that caused it."""
     remarks = [f"{reply['count']} times"] if reply["count"] > 1 else []
     if reply["exit"] is not None and reply["exit"]["status"] is not None:
         remarks.append(f"exit status {reply['exit']['status']}")

@@ -1,18 +1,18 @@
-"""What happens on a terminal: lines for people, complaints, and lines that move.
+"""Output to the terminal: results, errors, and status lines that are redrawn.
 
-Data go to standard output, everything else to standard error; what moves, moves on a terminal only.
+Data go to standard output, everything else to standard error. Lines are redrawn only on a terminal.
 """
 
 from __future__ import annotations
 
 import posix
 import sys
-from _stat import S_ISFIFO  # what `stat` has it from
+from _stat import S_ISFIFO  # where `stat` takes it from
 
 from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
-from vmessctl.client import connect, told
+from vmessctl.client import connect, error_from_wire
 from vmessctl.environment import variable
 from vmessd.core import stdio
 from vmessd.core.errors import VmessError, worst
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 PLAIN = "\x1b[0m"
-"""Ends colours and all that is like them (SGR 0 of ECMA-48)."""
-TOGETHER = 1000
-"""VMs that are looked at by one call, whose names fit into a message the daemon takes."""
+"""Resets colours and attributes (SGR 0 of ECMA-48)."""
+BATCH = 1000
+"""VMs in one call; their names fit into the daemon's message limit."""
 
 
 class hushed:  # noqa: N801 -- it reads as a statement: with hushed(...)
-    """Say nothing inside of what was done: for --quiet, and for --json, which has it in the answers."""
+    """Suppress reports of what was done, for --quiet and --json. Use as a context manager."""
 
     now = False
 
@@ -46,19 +46,19 @@ class hushed:  # noqa: N801 -- it reads as a statement: with hushed(...)
 
 
 def tell(text: str) -> None:
-    """Print what was done."""
+    """Report what was done, on standard output."""
     if not hushed.now:
         print(text, flush=True)
 
 
 def say(text: str) -> None:
-    """Print a remark."""
+    """Print a remark on standard error."""
     if not hushed.now:
         warn(text)
 
 
 def warn(text: str) -> None:
-    """Print what is wrong; where nothing can be printed, the exit status has to say it."""
+    """Print to standard error; if that fails, only the exit status remains."""
     try:
         print(text, file=sys.stderr)
     except OSError:
@@ -66,11 +66,11 @@ def warn(text: str) -> None:
 
 
 complaints: list[VmessError] = []
-"""What has been complained of so far."""
+"""The errors printed so far."""
 
 
 def complain(error: VmessError) -> int:
-    """Print an error and its hint, a line each; return the exit status."""
+    """Print an error and its hint on one line each; return the exit status."""
     complaints.append(error)
     warn(f"{PROGRAM}: {error.message}")
     if error.hint:
@@ -79,7 +79,7 @@ def complain(error: VmessError) -> int:
 
 
 def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
-    """Do the same for every VM over one connection; each is reported, the worst status wins."""
+    """Do the same for every VM over one connection. Errors are reported; return the worst status."""
     client = connect(invocation)
     statuses = []
     for vm in invocation.vms:
@@ -94,21 +94,21 @@ def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
     return worst(statuses)
 
 
-def look_at_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> int:
-    """Do something with what the daemon tells of every VM, of several by one call; the worst status wins."""
+def show_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> int:
+    """Handle the daemon's view of every VM, several VMs in one call; return the worst status."""
     method = invocation.command.method
     if len(invocation.vms) == 1:
         return for_each(invocation, lambda client, vm: work(client.call(method, vm=vm), vm))
     client = connect(invocation)
     statuses = []
-    for start in range(0, len(invocation.vms), TOGETHER):
-        vms = list(invocation.vms[start : start + TOGETHER])
+    for start in range(0, len(invocation.vms), BATCH):
+        vms = list(invocation.vms[start : start + BATCH])
         client.send("Look", {"vms": vms, "aspect": method.lower()}, more=True)
         for vm in vms:
             view = client.receive()[0]["view"]
             try:
                 if view["refusal"]:
-                    raise told(view["refusal"]["error"], view["refusal"])
+                    raise error_from_wire(view["refusal"]["error"], view["refusal"])
                 statuses.append(work({method.lower(): view[method.lower()]}, vm))
             except VmessError as error:
                 statuses.append(complain(error))
@@ -117,7 +117,7 @@ def look_at_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> i
 
 
 def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm: str = "") -> None:
-    """Print an answer: as `text` makes it for people, or as JSON where that is asked for."""
+    """Print a reply: formatted by `text`, or as JSON with --json."""
     if verbs.JSON.flag in invocation.options:
         emit(invocation, reply, vm)
     elif shown := text(reply):
@@ -126,14 +126,14 @@ def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm:
 
 
 def emit(invocation: Invocation, reply: Reply, vm: str = "") -> None:
-    """Print an answer as a line of JSON, where that is asked for; one about a VM says so, and what asked."""
+    """With --json, print a reply as a line of JSON; one about a VM begins with the VM and the verb."""
     if verbs.JSON.flag in invocation.options:
         about = {"vm": vm, "verb": invocation.command.verb} if vm else {}
         print(light_json.dumps(about | reply), flush=True)
 
 
-def agreed(question: str) -> bool:
-    """Ask on the terminal, and tell whether the answer is yes."""
+def confirmed(question: str) -> bool:
+    """Ask a question on the terminal; tell whether the answer is yes."""
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     try:
@@ -146,67 +146,67 @@ def agreed(question: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-def may_move() -> bool:
-    """Tell whether standard error is a terminal that can draw over what it shows.
+def can_redraw() -> bool:
+    """Tell whether lines may be redrawn: standard error is a capable terminal, standard output is not a pipe.
 
-    What standard output has in a pipe may come to the same terminal, and would be drawn over.
+    The end of the pipe may write to the same terminal, and redrawing would overwrite it.
     """
     piped = S_ISFIFO(posix.fstat(sys.stdout.fileno()).st_mode)
     return sys.stderr.isatty() and not piped and variable("TERM") != "dumb"
 
 
 def painted(text: str, colour: str) -> str:
-    """Return a text in a colour, parameters of SGR (ECMA-48), for a terminal; unless NO_COLOR is set."""
+    """Return text in a colour (SGR parameters of ECMA-48); without it if NO_COLOR is set."""
     return f"\x1b[{colour}m{text}\x1b[m" if colour and not variable("NO_COLOR") else text
 
 
-class Lines:
-    """Lines at the bottom of a terminal that are drawn over and over; nothing elsewhere."""
+class StatusLines:
+    """Lines at the bottom of a terminal that are redrawn; no output elsewhere."""
 
     def __init__(self) -> None:
         self._drawn: list[int] = []
-        """How many characters each has."""
+        """The length of each line in characters."""
 
     def draw(self, *texts: str | tuple[str, str]) -> None:
-        """Draw texts, or colours and texts, in the place of what was there, a line each.
+        """Replace the lines by these texts, or colours and texts, one line each.
 
-        None is longer than the terminal is wide; of more than it has lines, the last says how many.
+        Lines are cut to the width of the terminal. If there are too many, the last line says how many more.
         """
-        if not may_move() or hushed.now:
+        if not can_redraw() or hushed.now:
             return
         size = posix.get_terminal_size(sys.stderr.fileno())
         width, height = size.columns or 80, size.lines or 24
         wanted = [("", text) if isinstance(text, str) else text for text in texts]
-        # Behind the last one a terminal may write ^C, and that is not to fold it.
+        # Leave room for the ^C that a terminal echoes, which must not wrap the last line.
         shown = fitting([(colour, text) for colour, text in wanted if text], width - 3, height - 1)
         if shown or self._drawn:
             lines = "\r\n".join(painted(text, colour) for colour, text in shown)
             try:
                 sys.stderr.write(self._erasure(width) + lines)
                 sys.stderr.flush()
-            finally:  # Ctrl-C may come as soon as they are seen
+            finally:  # Ctrl-C may interrupt the flush
                 self._drawn = [len(text) for _, text in shown]
 
     def clear(self) -> None:
-        """Take the lines away."""
+        """Erase the lines."""
         if self._drawn:
             self.draw()
 
     def leave(self) -> None:
-        """Take the lines away after Ctrl-C, and the ^C that a terminal writes where the cursor is."""
-        if may_move():
+        """Erase the lines after Ctrl-C, and the ^C that the terminal has echoed."""
+        if can_redraw():
             sys.stderr.write(self._erasure(posix.get_terminal_size(sys.stderr.fileno()).columns or 80))
             sys.stderr.flush()
             self._drawn = []
 
     def _erasure(self, width: int) -> str:
-        """Return what takes away the lines that are there; a narrower terminal may have folded them since."""
+        """Return the sequence that erases the lines; a terminal made narrower may have wrapped them."""
         rows = sum(max(1, -(-length // width)) for length in self._drawn)
         return f"\r\x1b[{rows - 1}A\x1b[J" if rows > 1 else "\r\x1b[K"
 
 
 def fitting(texts: list[tuple[str, str]], width: int, height: int) -> list[tuple[str, str]]:
-    """Return colours and texts, cut to a width; where there are too many, the last says how many more."""
+    """Return colours and texts, cut to a size; if there are too many lines, the last says how many more."""
     width, height = max(width, 10), max(height, 1)
     if len(texts) > height:
         texts = [*texts[: height - 1], ("", f"and {len(texts) - height + 1} more")]
@@ -214,10 +214,10 @@ def fitting(texts: list[tuple[str, str]], width: int, height: int) -> list[tuple
 
 
 def is_live(invocation: Invocation) -> bool:
-    """Tell whether lines that move stand for those that say what goes on: on a terminal, for several VMs."""
-    moves = may_move() and sys.stdout.isatty() and not hushed.now
-    return moves and (invocation.command.is_global or len(invocation.vms) > 1)
+    """Tell whether status lines replace reports of progress: on a terminal, for several VMs."""
+    redraws = can_redraw() and sys.stdout.isatty() and not hushed.now
+    return redraws and (invocation.command.is_global or len(invocation.vms) > 1)
 
 
-moving = Lines()
-"""The lines that a terminal has for what goes on."""
+status_lines = StatusLines()
+"""The lines that show operations in progress."""

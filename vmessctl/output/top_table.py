@@ -1,4 +1,4 @@
-"""The table of `top`: from a sample and what the person wants to see to lines of text. Pure."""
+"""The table of `top`: turns a sample and a view into lines of text. Pure."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Column(PlainRecord):
         self.title = title
         self.text = text
         self.importance = importance
-        """Where a terminal is narrow, those with the lowest go first; those of one importance go together."""
+        """On a narrow terminal, the columns of the lowest importance are dropped first, together."""
         self.width = width
-        """Characters that it has at least, so that the table stays still."""
+        """Minimum width in characters, which keeps the table from moving."""
         self.left = left
 
 
@@ -77,13 +77,13 @@ def _both(vm: VM, one: str, other: str) -> float | None:
 
 
 class Sort(PlainRecord):
-    """One way to sort VMs: the largest first, or by name."""
+    """An order of VMs: the largest value first, or by name."""
 
     def __init__(self, key: str, word: str, value: Callable[[VM], float | None]) -> None:
         self.key = key
-        """The key that asks for it."""
+        """The key that selects it."""
         self.word = word
-        """The same on the command line."""
+        """Its name on the command line."""
         self.value = value
 
 
@@ -100,19 +100,19 @@ BY_WORD = {sort.word: sort for sort in SORTS}
 
 
 class View:
-    """What the person wants to see."""
+    """What the user has chosen to see."""
 
     def __init__(self, sort: Sort = SORTS[0]) -> None:
         self.sort = sort
         self.reverse = False
         self.only_on = False
-        """VMs that are off are left out."""
+        """Hide VMs that are off."""
         self.first = 0
-        """How many VMs have been scrolled past."""
+        """The number of VMs scrolled past."""
 
 
 def arranged(vms: Sequence[VM], view: View) -> list[VM]:
-    """Return the VMs to be shown in their order; those of which the value is not known come last."""
+    """Return the visible VMs in order; those without a value come last."""
     shown = [vm for vm in vms if not (view.only_on and is_off(vm))]
     known = [vm for vm in shown if view.sort.value(vm) is not None]
     known.sort(key=lambda vm: str(vm["name"]))
@@ -123,7 +123,7 @@ def arranged(vms: Sequence[VM], view: View) -> list[VM]:
 
 
 def _fitting(vms: Sequence[VM], width: int | None) -> tuple[list[tuple[Column, int]], str]:
-    """Return the columns that a width has room for, each with its own, and what stands between two."""
+    """Return the columns that fit into a width, each with its own width, and the gap between them."""
     columns = [
         (column, max([column.width, len(column.title), *(len(column.text(vm)) for vm in vms)]))
         for column in COLUMNS
@@ -138,7 +138,7 @@ def _fitting(vms: Sequence[VM], width: int | None) -> tuple[list[tuple[Column, i
 
 
 def grid(vms: Sequence[VM], width: int | None = None) -> list[str]:
-    """Return a line of titles and one for each VM, none longer than `width`; None is no bound."""
+    """Return a line of titles and one for each VM, at most `width` long; None is no limit."""
     columns, gap = _fitting(vms, width)
 
     def line(texts: Sequence[str]) -> str:
@@ -153,7 +153,7 @@ def grid(vms: Sequence[VM], width: int | None = None) -> list[str]:
 
 
 def _joined(words: Sequence[str], gap: str, width: int | None) -> str:
-    """Return as many words as a width has room for."""
+    """Return as many words as fit into a width."""
     kept = list(words)
     while len(kept) > 1 and width is not None and len(gap.join(kept)) > width:
         kept.pop()
@@ -161,7 +161,7 @@ def _joined(words: Sequence[str], gap: str, width: int | None) -> str:
 
 
 def head(vms: Sequence[VM], when: str, width: int | None = None) -> str:
-    """Return the first line: how many VMs there are, and what all of them use together."""
+    """Return the first line: the number of VMs and their total usage."""
     running = sum(not is_off(vm) for vm in vms)
     busy, memory = sum(vm["cpu"] or 0.0 for vm in vms), sum(vm["rss"] or 0 for vm in vms)
     words = [f"{when}  {running} of {len(vms)} VMs on", f"CPU {percent(busy)}%", f"RSS {amount(memory)}"]
@@ -169,20 +169,20 @@ def head(vms: Sequence[VM], when: str, width: int | None = None) -> str:
 
 
 def foot(view: View, width: int) -> str:
-    """Return the last line: the keys, as many as there is room for."""
+    """Return the last line: as many keys as fit."""
     words = ["q quit", *(f"{sort.key} {sort.word}" for sort in SORTS), "r reverse", "x hide off"]
     now = f"{view.sort.key} {view.sort.word}"
     return _joined([f"[{word}]" if word == now else word for word in words], GAP, width)
 
 
 Line = tuple[str, str]
-"""What kind of line it is, and its text. Kinds: head, titles, foot, note, and for a VM its state."""
+"""The kind of a line and its text. Kinds: head, titles, foot, note, and for a VM its state."""
 
 
 def lines(vms: Sequence[VM], view: View, size: tuple[int, int], when: str, note: str = "") -> list[Line]:
-    """Return what is to be seen on a terminal of so many columns and lines.
+    """Return the lines for a terminal of `size` (columns, lines).
 
-    Scrolling past the end is taken back in the view. A note takes the place of the keys.
+    This limits the scroll position in the view. A note replaces the keys.
     """
     width, height = size
     shown = arranged(vms, view)

@@ -14,8 +14,8 @@ def running(vm: str, pid: int | None) -> AlreadyRunning:
 
 
 def in_the_way(vm: str) -> AlreadyRunning:
-    """A change that takes a stopped VM."""
-    return AlreadyRunning(f"VM {vm} is running; it has to be stopped for this", hint=f"vmess {vm} stop")
+    """Return the error for a change that needs a stopped VM."""
+    return AlreadyRunning(f"VM {vm} is running; it must be stopped for this", hint=f"vmess {vm} stop")
 
 
 def stopping(vm: str) -> AlreadyRunning:

@@ -259,7 +259,7 @@ SETTINGS: tuple[Setting, ...] = (
         expects=f"a number of processors from 1 to {SMP_MAX}",
         parse=lambda text: _integer(text, 1, SMP_MAX),
         option=lambda count: ("-smp", str(count)),
-        help='Set the "-smp" parameter of KVM to <N> and store it inside the VM\'s dir.',
+        help="Set the number of virtual CPUs (QEMU's -smp), stored in the VM directory.",
     ),
     Setting(
         file="RAM",
@@ -269,7 +269,7 @@ SETTINGS: tuple[Setting, ...] = (
         # A number alone counts MiB: QEMU's -m reads it so, and files of the original hold such.
         parse=lambda text: _within(UNITS["M"], size(text, bare=UNITS["M"]), RAM_MAX),
         option=lambda count: ("-m", size_text(count)),
-        help="Set the size of RAM for the VM and store it inside the VM's dir.",
+        help="Set the size of the VM's memory (QEMU's -m), stored in the VM directory.",
     ),
     Setting(
         file=CPU,
@@ -443,7 +443,7 @@ DRIVES: tuple[Drive, ...] = (
     Drive(
         verb=CDROM,
         argument="<path-to-iso|none>",
-        help='Create a symlink to the cdrom to be used by the VM; "none" removes it.',
+        help="Insert an ISO image into the CD drive, by a symbolic link in the VM directory; none removes it.",
     ),
 )
 

@@ -71,7 +71,7 @@ def checked_forward(protocol: str | None, address: str | None, host: int, guest:
 
 
 def _of_ipv6(text: str) -> str:
-    return ", and QEMU forwards none of IPv6" if "[" in text or "::" in text else ""
+    return "; QEMU does not forward IPv6" if "[" in text or "::" in text else ""
 
 
 def parse_forward(text: str) -> Forward:

@@ -227,7 +227,7 @@ class _Endpoint:
     def parse(cls, address: str, port: int | None) -> "_Endpoint":
         """Parse address and port; raises InvalidValue."""
         if port is not None and not 1 <= port <= 65535:
-            raise InvalidValue(f"port {quoted(port)} is not 1 to 65535")
+            raise InvalidValue(f"port {quoted(port)} is not a number from 1 to 65535")
         flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
         try:
             if not address or "\0" in address:

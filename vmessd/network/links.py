@@ -70,7 +70,7 @@ class Nic:
         if self.taken_by is not None:
             return f"{self.tap} belongs to the VM root {self.taken_by}"
         if self.link is not None and self.bridge and not self.link.up:
-            return f"{self.tap} is down, so nothing passes: ip link set {self.tap} up"
+            return f"{self.tap} is down and passes no frames: ip link set {self.tap} up"
         if self.noted is None or self.leaving or (self.link is None and self.noted.user):
             return None
         if self.link is None:

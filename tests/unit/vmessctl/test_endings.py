@@ -29,7 +29,7 @@ def verdict(kind: socket.SocketKind, *said: str) -> int:
 def test_a_console_that_was_taken_over_is_locked(capsys: pytest.CaptureFixture[str]) -> None:
     assert verdict(socket.SOCK_SEQPACKET, TAKEN, Ending.taken_over) == Locked.status
     assert capsys.readouterr().err.splitlines() == [
-        f"vmess: newvm0: the console is yours no more: {TAKEN}",
+        f"vmess: newvm0: the console is no longer yours: {TAKEN}",
         "  hint: vmess newvm0 console --steal",
     ]
 
@@ -37,12 +37,12 @@ def test_a_console_that_was_taken_over_is_locked(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("said", [(UNREAD, Ending.unread), (UNREAD, "unheard of"), (TAKEN, Ending.unread)])
 def test_the_word_counts_not_the_sentence(said: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert verdict(socket.SOCK_SEQPACKET, *said) == Failed.status
-    assert capsys.readouterr().err.startswith(f"vmess: newvm0: the console ends: {said[0]}\n")
+    assert capsys.readouterr().err.startswith(f"vmess: newvm0: the console ended: {said[0]}\n")
 
 
 def test_an_older_daemon_says_a_sentence_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert verdict(socket.SOCK_STREAM, TAKEN) == Failed.status
-    assert f"the console ends: {TAKEN}\n" in capsys.readouterr().err
+    assert f"the console ended: {TAKEN}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_an_older_daemon_says_a_sentence_only(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_who_watches_all_is_told_how_many_there_are(event: dict[str, Any], whom: str) -> None:
-    assert watching._everyone(event) == whom
+    assert watching._all_vms(event) == whom
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -69,4 +69,4 @@ def test_an_end_is_told_with_its_age(reason: Reason) -> None:
     [("paused", "paused"), ("suspended", "asleep"), ("io-error", "paused: io-error"), (None, "paused: None")],
 )
 def test_a_guest_that_stands_still_is_told_by_its_runstate(runstate: str | None, words: str) -> None:
-    assert rendering._standing_still(runstate) == words
+    assert rendering._paused(runstate) == words

@@ -141,6 +141,6 @@ def test_the_generator_complains_as_everything_else_does() -> None:
     )
     assert (done.returncode, done.stdout) == (InvalidValue.status, "")
     assert done.stderr.splitlines() == [
-        "vmess: what is to be written, and where?",
+        "vmess: the arguments are a kind of files and a directory",
         f"  hint: {generate.USAGE}",
     ]

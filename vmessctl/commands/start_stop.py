@@ -1,4 +1,4 @@
-"""The verbs that take their time: a start or a stop is followed until it is over."""
+"""The verbs start and stop, which are followed until they finish."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vmessctl import client as wire
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.output import rendering
-from vmessctl.output.terminal import complain, emit, is_live, may_move, moving, say, tell, warn
+from vmessctl.output.terminal import can_redraw, complain, emit, is_live, say, status_lines, tell, warn
 from vmessd.core import settings
 from vmessd.core.errors import (
     DONE,
@@ -35,27 +35,27 @@ if TYPE_CHECKING:
 
 
 FOLLOWED_MAX = 100
-"""VMs that are followed at a time, each over a connection of its own; a user may have some 200 in all."""
+"""VMs followed at a time, each over its own connection; a user may have some 200 connections."""
 
 
 class _Watch:
-    """One VM's start or stop as it goes on."""
+    """The start or stop of one VM in progress."""
 
     def __init__(self, invocation: Invocation, vm: str, begun: Reply | None = None) -> None:
-        """Connect for it; where it was `begun` before, that is how far it was then. Raises Unreachable."""
+        """Connect to the daemon; `begun` is the last progress if it was begun before. Raises Unreachable."""
         self.vm = vm
         self.client = wire.connect(invocation)
         self.begun = self.progress = begun
         self.at = self.began = time.monotonic()
         self.status: int | None = None
-        """Exit status once it is over."""
+        """The exit status once it is finished."""
         self._method = invocation.command.method
         self._heard = self._force = False
         self._due = self.began + wire.ANSWER_TIME
-        """When the daemon has to have answered for the first time."""
+        """Deadline of the daemon's first reply."""
 
     def ask(self, parameters: Mapping[str, object], show: _Show) -> None:
-        """Ask for it, or take it up again unless it is over meanwhile."""
+        """Make the call, or resume following it unless it has finished meanwhile."""
         self._force = bool(parameters.get("force"))
         try:
             if self.begun is not None:
@@ -68,7 +68,7 @@ class _Watch:
             self._fail(error)
 
     def news(self, show: _Show) -> None:
-        """Take in what has arrived."""
+        """Handle new replies."""
         try:
             self.client.fill()
             while self.status is None and self.client.pending():
@@ -96,12 +96,12 @@ class _Watch:
             self.client.close()
 
     def _fail(self, error: VmessError) -> None:
-        moving.clear()
+        status_lines.clear()
         self.status = complain(error)
         self.client.close()
 
     def patience(self) -> float | None:
-        """Return the seconds the daemon still has for its first answer; give it up when there are none."""
+        """Return the seconds left for the daemon's first reply, None after it; fail when the time is over."""
         if self._heard or self.status is not None:
             return None
         left = self._due - time.monotonic()
@@ -111,14 +111,14 @@ class _Watch:
 
 
 def _last_step(begun: Reply, status: Reply, *, force: bool) -> Reply:
-    """Return the last step of a stop that came to its end while nobody listened."""
+    """Return the last step of a stop that finished unobserved."""
     last = status["last_exit"]
     forced = not force and last is not None and last["reason"] == Reason.forced
     return {**begun, "done": True, "rung": None, "forced": forced, "text": last["text"] if last else None}
 
 
 class _Round:
-    """VMs that are asked for the same, each as soon as there is room for it beside those that are followed."""
+    """One operation on several VMs, of which a limited number is followed at a time."""
 
     def __init__(
         self, invocation: Invocation, parameters: Mapping[str, object], show: _Show, at_once: int
@@ -126,7 +126,7 @@ class _Round:
         self.waiting: list[str] = []
         self.watches: list[_Watch] = []
         self.begun: dict[str, Reply] = {}
-        """Those that go on although nobody follows them, and how far they were."""
+        """VMs whose operation continues unobserved, and their last progress."""
         self._asked: list[str] = []
         self._invocation = invocation
         self._parameters = parameters
@@ -134,19 +134,19 @@ class _Round:
         self._at_once = at_once
 
     def pending(self) -> list[_Watch]:
-        """Return those that are followed."""
+        """Return the VMs that are being followed."""
         return [watch for watch in self.watches if watch.status is None]
 
     def status(self) -> int:
-        """Return the exit status of all."""
+        """Return the worst exit status."""
         return worst([watch.status or DONE for watch in self.watches])
 
     def begin(self, vms: Sequence[str], deadline: float | None = None) -> None:
-        """As :meth:`follow`, but no further than that it has begun."""
+        """Begin the operation on more VMs and do not follow it; otherwise as :meth:`follow`."""
         self._go_on(vms, deadline, self._put_aside)
 
     def follow(self, vms: Sequence[str], deadline: float | None = None) -> None:
-        """Follow some more until all are over or the time is up. Raises Unreachable."""
+        """Begin the operation on more VMs; follow all until the end or the deadline. Raises Unreachable."""
         self._go_on(vms, deadline, lambda: None)
 
     def _go_on(self, vms: Sequence[str], deadline: float | None, heard: Callable[[], None]) -> None:
@@ -154,7 +154,7 @@ class _Round:
         self._ask()
         while pending := self.pending():
             limits = [left for watch in pending if (left := watch.patience()) is not None]
-            if may_move():
+            if can_redraw():
                 limits.append(1.0)
             if deadline is not None:
                 limits.append(deadline - time.monotonic())
@@ -168,8 +168,8 @@ class _Round:
                 break
             heard()
             self._ask()
-            moving.draw(*map(_moving, self.pending()))
-        moving.clear()
+            status_lines.draw(*map(_status_line, self.pending()))
+        status_lines.clear()
 
     def _ask(self) -> None:
         while self.waiting and len(self.pending()) < self._at_once:
@@ -188,29 +188,29 @@ class _Round:
                 self.begun[watch.vm] = watch.progress
 
     def close(self) -> None:
-        """Follow none of them any more."""
+        """Stop following."""
         for watch in self.watches:
             watch.client.close()
 
     def leave(self, what: str, undone: str) -> int:
-        """Say after Ctrl-C what goes on without us, and what was not asked for."""
-        moving.leave()
+        """After Ctrl-C, report which operations continue, and which were not requested."""
+        status_lines.leave()
         over = {watch.vm for watch in self.watches if watch.status is not None}
-        # The last that was asked for may have no watch yet.
+        # The last one requested may have no watch yet.
         for vm in dict.fromkeys([*self.begun, *self._asked]):
             if vm not in over:
-                warn(f"{PROGRAM}: the {what} of {vm} goes on; to see it: {PROGRAM} {vm} status")
+                warn(f"{PROGRAM}: the {what} of {vm} continues; to check: {PROGRAM} {vm} status")
         if left := [vm for vm in self.waiting if vm not in self.begun]:
             warn(f"{PROGRAM}: {undone}: {', '.join(left)}")
         return INTERRUPTED
 
 
-def _moving(watch: _Watch) -> tuple[str, str]:
-    """Return what the moving line of a VM says, and its colour."""
+def _status_line(watch: _Watch) -> tuple[str, str]:
+    """Return the colour and the text of a VM's status line."""
     now = time.monotonic()
     progress = watch.progress
     if progress is None:
-        return "", f"{watch.vm}: asked, {now - watch.began:.0f} s"
+        return "", f"{watch.vm}: requested, {now - watch.began:.0f} s"
     elapsed = progress["elapsed"] + now - watch.at if "elapsed" in progress else now - watch.began
     return rendering.rung_colour(progress), f"{watch.vm}: {rendering.under_way(progress, elapsed)}"
 
@@ -220,7 +220,7 @@ def _prefix(invocation: Invocation, vm: str) -> str:
 
 
 def start(invocation: Invocation) -> int:
-    """Start VMs and follow them until they run; return the exit status."""
+    """Start VMs and wait until they run; return the exit status."""
     live = is_live(invocation)
     at_once = settings.at_once(invocation.options.get(verbs.AT_ONCE.flag, str(settings.AT_ONCE_MAX)))
 
@@ -232,7 +232,7 @@ def start(invocation: Invocation) -> int:
         elif not live and watch.progress is None and progress["command"]:
             text = rendering.starting(progress)
         if text:
-            moving.clear()
+            status_lines.clear()
             tell(_prefix(invocation, watch.vm) + text)
         return DONE if progress["done"] else None
 
@@ -247,7 +247,7 @@ def start(invocation: Invocation) -> int:
 
 
 def stop(invocation: Invocation) -> int:
-    """Stop VMs and follow them until they are off; return the exit status."""
+    """Stop VMs and wait until they are off; return the exit status."""
     if invocation.arguments not in ((), ("force",)):
         raise InvalidValue(f"stop takes force or nothing, not {quoted(invocation.arguments[0])}")
     timeout = seconds(invocation.options.get(verbs.TIMEOUT.flag))
@@ -258,9 +258,9 @@ def stop(invocation: Invocation) -> int:
     def show(watch: _Watch, progress: Reply) -> int | None:
         before = watch.progress
         if before and before is watch.begun and (before["rung"], False) == (progress["rung"], progress["done"]):
-            return None  # it was taken up again where it was
+            return None  # it was resumed in the same step
         emit(invocation, {"progress": progress}, watch.vm)
-        moving.clear()
+        status_lines.clear()
         if progress["note"] and before is None:
             say(printable(progress["note"]))
         if not live:
@@ -271,7 +271,7 @@ def stop(invocation: Invocation) -> int:
 
     vms = _Round(invocation, {"force": bool(invocation.arguments)}, show, FOLLOWED_MAX)
     try:
-        # Of more than can be followed: nobody's grace is to begin when that of others has ended.
+        # With more VMs than can be followed, all grace periods begin now, not after those of others.
         vms.begin(invocation.vms[0 if no_wait else FOLLOWED_MAX :], deadline)
         if not no_wait:
             vms.follow([*invocation.vms[:FOLLOWED_MAX], *vms.begun], deadline)
@@ -286,7 +286,7 @@ def stop(invocation: Invocation) -> int:
 
 
 def _show_step(prefix: str, watch: _Watch, progress: Reply) -> None:
-    """Show a step of a stop in a line of its own."""
+    """Print a step of a stop on its own line."""
     if watch.progress is None and progress["pid"]:
         tell(prefix + rendering.stopping(progress))
     elif not progress["done"]:
@@ -294,7 +294,7 @@ def _show_step(prefix: str, watch: _Watch, progress: Reply) -> None:
 
 
 def _stop_status(watch: _Watch, progress: Reply) -> int | None:
-    """Return the exit status at the end of a stop, None before."""
+    """Return the exit status at the end of a stop, None before the end."""
     if progress["done"] and progress["forced"]:
         how = f": {progress['rung']}" if progress["rung"] else ""
         warn(f"{watch.vm}: had to use force{how}")
@@ -305,7 +305,7 @@ def _stop_status(watch: _Watch, progress: Reply) -> int | None:
 def _overdue(vm: str, progress: Reply | None, timeout: float | None) -> TimedOut:
     rung = f" ({progress['rung']})" if progress else ""
     return TimedOut(
-        f"VM {vm} is not off after {timeout:g} s{rung}; the stop goes on", hint=f"{PROGRAM} {vm} status"
+        f"VM {vm} did not stop within {timeout:g} s{rung}; the stop continues", hint=f"{PROGRAM} {vm} status"
     )
 
 
@@ -314,7 +314,7 @@ def _unasked(vm: str, timeout: float | None) -> TimedOut:
 
 
 def seconds(text: str | None, option: verbs.Option = verbs.TIMEOUT) -> float | None:
-    """Return the seconds that an option says, None where it says nothing; raises InvalidValue."""
+    """Return the value of an option in seconds, None if it is not given; raises InvalidValue."""
     if text is None:
         return None
     try:

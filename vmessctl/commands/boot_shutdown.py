@@ -1,4 +1,4 @@
-"""The verbs for all VMs: up with the host, down with it, in order."""
+"""The verbs boot and shutdown, which start and stop all VMs in order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, WITHIN, Invocation
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
-from vmessctl.commands.power import seconds
+from vmessctl.commands.start_stop import seconds
 from vmessctl.output import rendering
-from vmessctl.output.terminal import emit, is_live, moving, tell, warn
+from vmessctl.output.terminal import emit, is_live, status_lines, tell, warn
 from vmessd.core import settings, systemd
 from vmessd.core.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
 from vmessd.core.words import FleetStep
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 TICK = 1.0
 RETURN_TIME = 20.0
-"""Seconds a daemon that is gone in the middle has to come back: it may just be started anew."""
+"""Seconds to wait for a daemon that is gone, because it may just be restarting."""
 
 
 def run(invocation: Invocation) -> int:
-    """Bring all VMs up or down and follow them; return the exit status."""
-    fleet = _Fleet(invocation)
+    """Boot or shut down all VMs and follow the progress; return the exit status."""
+    progress = _Progress(invocation)
     try:
-        return fleet.follow()
+        return progress.follow()
     except KeyboardInterrupt:
-        moving.leave()
-        warn(f"{PROGRAM}: the {invocation.command.verb} goes on; to see it: {PROGRAM}")
+        status_lines.leave()
+        warn(f"{PROGRAM}: the {invocation.command.verb} continues; to check: {PROGRAM}")
         return INTERRUPTED
 
 
-class _Fleet:
-    """All VMs as they come up or go down."""
+class _Progress:
+    """A boot or shutdown of all VMs in progress."""
 
     def __init__(self, invocation: Invocation) -> None:
         self._invocation = invocation
@@ -48,14 +48,14 @@ class _Fleet:
         self._live = is_live(invocation)
         self._statuses: list[int] = []
         self._going: dict[str, tuple[Reply, float]] = {}
-        """VMs that are on their way: the last that was heard, and since when its rung is climbed."""
+        """VMs in transition: their last progress, and when its step began (monotonic clock)."""
         self._end: float | None = None
-        """When all VMs are to be off, by the monotonic clock."""
+        """Deadline of the shutdown, by the monotonic clock."""
         self._patience: float | None = None
-        """When a daemon that is gone has to be back, and to answer."""
+        """Deadline for a lost daemon to come back and answer."""
 
     def follow(self) -> int:
-        """Follow the call to its end; ask again where the daemon was started anew meanwhile."""
+        """Follow the call until it finishes; repeat it if the daemon was restarted. Raises Unreachable."""
         while True:
             try:
                 self._follow(connect(self._invocation))
@@ -73,7 +73,7 @@ class _Fleet:
         client.send(self._invocation.command.method, self._parameters, more=True)
         due, heard = time.monotonic() + ANSWER_TIME, False
         while True:
-            self._tell_on()
+            self._report_waiting()
             ready, _, _ = select.select([client], [], [], TICK)
             if ready:
                 client.fill()
@@ -84,13 +84,13 @@ class _Fleet:
                 progress = client.receive()[0]["progress"]
                 emit(self._invocation, {"progress": progress})
                 if progress["done"]:
-                    moving.clear()
+                    status_lines.clear()
                     client.close()
                     return
                 self._take(progress)
 
     def _take(self, progress: Reply) -> None:
-        """Take in a step of one VM, and show it."""
+        """Handle a step of one VM, and print it."""
         vm, step = progress["vm"], progress["step"]
         before = self._going.get(vm)
         if progress.get("left") is not None:
@@ -106,9 +106,9 @@ class _Fleet:
             line = rendering.fleet_step(progress)
         if self._live and vm in self._going:
             if before is not None or step != FleetStep.stopping or not progress["text"]:
-                return  # the line that moves says it
+                return  # the status line shows it
             line = printable(progress["text"])
-        moving.clear()
+        status_lines.clear()
         if step == FleetStep.failed:
             warn(f"{PROGRAM}: {vm}: {printable(line)}")
             self._statuses.append(progress["status"] or 1)
@@ -116,12 +116,12 @@ class _Fleet:
             tell(f"{vm}: {line}")
             self._statuses.append(FORCED if progress["forced"] else DONE)
 
-    def _tell_on(self) -> None:
-        """Say on the terminal and to the service manager what is being waited for."""
+    def _report_waiting(self) -> None:
+        """Show the VMs in transition on the terminal, and report them to the service manager."""
         now = time.monotonic()
         waits = [rendering.waiting(vm, progress, now - since) for vm, (progress, since) in self._going.items()]
         text = f"waiting for {', '.join(waits)}" if waits else ""
-        moving.draw(
+        status_lines.draw(
             *(
                 (rendering.rung_colour(progress), f"{vm}: {rendering.under_way(progress, now - since)}")
                 for vm, (progress, since) in self._going.items()
