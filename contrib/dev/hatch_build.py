@@ -1,7 +1,7 @@
-"""What a wheel has besides the packages: manual pages, completions, and the files of contrib/systemd.
+"""The files of a wheel besides the packages: manual pages, completions, and the files of contrib/systemd.
 
-They are in the wheel's `share`, where an installation has its own: `share/man/man1/vmessctl.1`. The units are
-in `share/vmess`, where systemd does not look: `contrib/install` puts them in place.
+They are installed below `share`, for example `share/man/man1/vmessctl.1`. The units are in `share/vmess`, where
+systemd does not look; `contrib/install` puts them in place.
 """
 
 import shutil
@@ -13,22 +13,22 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PLACES = {"man": "share/man", "completion": "share"}
-"""Where the files of each kind of `vmessctl.generate` are."""
+"""The destination of each kind of files of `vmessctl.generate`."""
 
 
 class Hook(BuildHookInterface[Any]):
-    """Adds the files when a wheel is built; an editable installation has none, since they would grow old."""
+    """Adds the files to a wheel; an editable installation has none, since they would become stale."""
 
     PLUGIN_NAME = "custom"
     _scratch = ""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Write what the tables of verbs and settings make, and name it to the builder."""
+        """Write the generated files, and add all files to the wheel."""
         if version == "editable":
             return
-        sys.dont_write_bytecode = True  # the checkout may be somebody else's
+        sys.dont_write_bytecode = True  # the checkout may belong to somebody else
         sys.path.insert(0, self.root)
-        from vmessctl import generate  # noqa: PLC0415 -- it is what is built
+        from vmessctl import generate  # noqa: PLC0415 -- it is in the checkout being built
 
         self._scratch = tempfile.mkdtemp()
         shared = build_data["shared_data"]
@@ -43,5 +43,5 @@ class Hook(BuildHookInterface[Any]):
             shared[str(file)] = f"share/vmess/{file.relative_to(units)}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
-        """Remove what was written."""
+        """Remove the generated files."""
         shutil.rmtree(self._scratch, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The generated parts of the pages in docs/reference, made from the tables of the program.
 
-A page is written by hand around its generated parts. Each of these stands between two comments, so that the
-generator replaces it and nothing else. `contrib/dev/reference` runs this file.
+A page is written by hand around its generated parts. Each of them is between two comments, and only it is
+replaced. `contrib/dev/reference` runs this file.
 """
 
 import inspect
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs/reference"
 sys.path.insert(0, str(ROOT))
 
-from vmessctl.cli import helptext, manual, verbs  # noqa: E402 -- from this checkout, wherever it is called
+from vmessctl.cli import helptext, manual, verbs  # noqa: E402 -- from this checkout
 from vmessd import config  # noqa: E402
 from vmessd.api.interface import VmessInterface  # noqa: E402
 from vmessd.core import contract, errors, settings  # noqa: E402
@@ -24,12 +24,12 @@ MARK = re.compile(r"(<!-- begin (\S+): [^>]* -->\n).*?(<!-- end \2 -->)", re.DOT
 
 
 def prose(text: str) -> str:
-    """Return a text of the tables as Markdown that shows every character of it."""
+    """Return text with the special characters of Markdown escaped."""
     return re.sub(r"([<*|\\])", r"\\\1", " ".join(text.split()))
 
 
 def code(text: str) -> str:
-    """Return a text as a code span for a table cell."""
+    """Return text as a code span for a table cell."""
     return f"`{text}`".replace("|", "\\|")
 
 
@@ -41,12 +41,12 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def block(lines: Iterable[str]) -> str:
-    """Return lines that stay as they are."""
+    """Return lines as a code block."""
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
 def as_typed(line: str) -> str:
-    """Return a command line of the tables with the name of the program that documentation writes."""
+    """Return a command line of the tables with the program name that the documentation uses."""
     return re.sub(rf"^{verbs.PROGRAM}\b", PROGRAM, line)
 
 
@@ -95,7 +95,7 @@ def options() -> str:
 
 
 def synopsis() -> str:
-    """Return how command lines are built."""
+    """Return the syntax of command lines."""
     return "\n\n".join([block(map(as_typed, manual.SYNOPSIS)), prose(helptext.VMS), prose(helptext.VERBS)])
 
 
@@ -119,12 +119,12 @@ def setting_files() -> str:
 
 
 def images() -> str:
-    """Return the files of disks and of the CD-ROM."""
+    """Return the image files."""
     return table(["file", "what it is"], ([f"`{name}`", prose(about)] for name, about in manual.IMAGES))
 
 
 def records() -> str:
-    """Return the files that vmessd and QEMU write."""
+    """Return the records and logs."""
     rows = (
         [", ".join(f"`{name}`" for name in names.split(", ")), prose(about)] for names, about in manual.RECORDS
     )
@@ -153,8 +153,8 @@ def daemon_settings() -> str:
 def daemon_flags() -> str:
     """Return the flags of the daemon that are not settings."""
     rows = []
-    for action in config.parser()._actions:  # noqa: SLF001 -- argparse has no public way to list them
-        if action.nargs == 0 and action.dest not in ("help", "version"):  # which say what argparse says
+    for action in config.parser()._actions:  # noqa: SLF001 -- argparse has no public list
+        if action.nargs == 0 and action.dest not in ("help", "version"):  # argparse describes these itself
             flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
             about = prose(action.help or "")
             rows.append([flags, f"{about[:1].upper()}{about[1:].rstrip('.')}."])
@@ -162,7 +162,7 @@ def daemon_flags() -> str:
 
 
 def signals() -> str:
-    """Return what the daemon does at signals."""
+    """Return the effects of signals on the daemon."""
     return table(["signal", "what it does"], ([name, prose(about)] for name, about in manual.SIGNALS))
 
 
@@ -172,7 +172,7 @@ EFFECTS = {contract.Effect.looks: "looks", contract.Effect.changes: "changes", c
 
 
 def methods() -> str:
-    """Return one row for each method: what it does to a VM, and what is enforced before it runs."""
+    """Return one row for each method: its effect on a VM, and the checks before it runs."""
     rows = []
     for name, method in contract.METHODS.items():
         yes_no = (
@@ -182,12 +182,12 @@ def methods() -> str:
         first = prose(about.partition("\n\n")[0])
         needs = method.needs.name if method.needs else ""
         rows.append([f"`{name}`", first, EFFECTS[method.effect], *yes_no, needs, method.cost.name])
-    heads = ["method", "what it does", "effect", "caller logged", "refused if locked", "VM has to be", "cost"]
+    heads = ["method", "what it does", "effect", "caller logged", "refused if locked", "VM must be", "cost"]
     return table(heads, rows)
 
 
 def costs() -> str:
-    """Return what the kinds of cost mean."""
+    """Return the meanings of the kinds of cost."""
     return table(["cost", "meaning"], ([f"`{cost.name}`", prose(cost.value)] for cost in contract.Cost))
 
 
@@ -201,7 +201,7 @@ def wire_errors() -> str:
 
 
 def interface() -> str:
-    """Return the interface as the daemon describes it to whoever introspects it."""
+    """Return the interface description of the daemon."""
     return f"```varlink\n{VmessInterface.render_interface_description().rstrip()}\n```"
 
 
@@ -221,10 +221,10 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def written(page: str, text: str) -> str:
-    """Return the text of a page with its generated parts as the tables have them today.
+    """Return the text of a page with up-to-date generated parts.
 
     Raises:
-        ValueError: a part is missing, doubled, or not known.
+        ValueError: a part is missing, duplicated or unknown.
     """
     found = [match[2] for match in MARK.finditer(text)]
     if sorted(found) != sorted(PARTS[page]):
@@ -233,14 +233,14 @@ def written(page: str, text: str) -> str:
 
 
 def stale() -> dict[Path, str]:
-    """Return what is to be written: the pages that differ from the tables."""
+    """Return the pages that differ from the tables, with their new text."""
     pages = {PAGES / page: (PAGES / page).read_text(encoding="utf-8") for page in PARTS}
     current = {path: written(path.name, text) for path, text in pages.items()}
     return {path: text for path, text in current.items() if text != pages[path]}
 
 
 def main() -> int:
-    """Write the pages, or with --check name those that are stale."""
+    """Write the stale pages; with --check, only name them."""
     if sys.argv[1:] not in ([], ["--check"]):
         print("usage: contrib/dev/reference [--check]", file=sys.stderr)
         return 2

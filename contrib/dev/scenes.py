@@ -1,6 +1,6 @@
-"""The pictures of README and docs: what is typed in each, on which terminal, and how its screen becomes an SVG.
+"""The pictures of README and docs: the typed lines, the terminal, and the conversion to SVG.
 
-`contrib/dev/draw` runs this in namespaces of its own. The lines of two scenes are read from the README.
+`contrib/dev/draw` runs this in its own namespaces. The lines of two scenes are read from the README.
 """
 
 import contextlib
@@ -57,12 +57,12 @@ def tour() -> list[str]:
 
 
 def first_line() -> str:
-    """Return the one line with which the README begins."""
+    """Return the first command line of the README."""
     return next(line.strip() for line in README.splitlines() if line.startswith("    vmessctl newvm make"))
 
 
 class Terminal:
-    """A shell in tmux, as wide and as high as a scene wants it."""
+    """A shell in tmux, in the size of a scene."""
 
     def __init__(self, width: int, height: int) -> None:
         bash = r"exec env PS1='\[\e[1;32m\]\w\[\e[0m\]$ \[\e[1m\]' PS0='\e[0m' bash --norc"
@@ -74,11 +74,11 @@ class Terminal:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def page(self, *, colours: bool = False) -> str:
-        """Return what is on the screen, with SGR sequences for its colours if these are wanted."""
+        """Return the text on the screen, with SGR sequences if `colours` is set."""
         return self._tmux("capture-pane", "-p", *(["-e"] if colours else []))
 
     def see(self, condition: Callable[[str], bool], seconds: float = 90) -> None:
-        """Wait until the screen satisfies a condition; TimeoutError, with the screen, where it never does."""
+        """Wait until the screen satisfies a condition; raises TimeoutError with the text of the screen."""
         end = time.monotonic() + seconds
         while not condition(page := self.page()):
             if time.monotonic() > end:
@@ -98,7 +98,7 @@ class Terminal:
 
 
 def svg(page: str, scene: "Scene") -> str:
-    """Return a scene's screen, its colours in SGR sequences, as an SVG."""
+    """Return the screen of a scene, with SGR sequences, as an SVG."""
     from rich.console import Console  # noqa: PLC0415 -- the tests read the table without it
     from rich.terminal_theme import TerminalTheme  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -114,31 +114,31 @@ def svg(page: str, scene: "Scene") -> str:
 
 
 def draw_terminal(scene: "Scene") -> None:
-    """Type a scene's lines, and keep the screen as an SVG."""
+    """Type the lines of a scene, and save the screen as an SVG."""
     terminal = Terminal(scene.width, scene.height)
     *before, last = scene.lines()
     for line in before:
         terminal.run(line)
-        time.sleep(1)  # as a person does, before the next line
+        time.sleep(1)  # like a person before the next line
     if scene.watched:
         terminal.type(last)
         time.sleep(scene.watched)
         page = terminal.page(colours=True)
     else:
         terminal.run(last)
-        page, _, _ = terminal.page(colours=True).rstrip().rpartition("\n")  # without the prompt that waits
+        page, _, _ = terminal.page(colours=True).rstrip().rpartition("\n")  # without the last prompt
     (PICTURES / f"{scene.name}.svg").write_text(svg(f"{page.rstrip()}\n", scene), encoding="utf-8")
 
 
 def draw_screen(scene: "Scene") -> None:
-    """Run a scene's lines, and keep what its guest shows when that is a picture which stays."""
+    """Run the lines of a scene, and save the screen of its guest once it no longer changes."""
     for line in scene.lines():
         subprocess.run(["vmess", "-q", *line.split()[1:]], check=True)
     picture = PICTURES / f"{scene.name}.png"
     same, before, end = 0, b"", time.monotonic() + 600
     while same < 3:
         if time.monotonic() > end:
-            raise TimeoutError("the guest shows no picture that stays")
+            raise TimeoutError("the screen of the guest keeps changing")
         time.sleep(5)
         subprocess.run(["vmess", "-q", "newvm", "screenshot", picture], check=True)
         now = picture.read_bytes()
@@ -148,7 +148,7 @@ def draw_screen(scene: "Scene") -> None:
 
 
 def make_iso() -> None:
-    """Make ~/debian.iso of Debian's graphical installer, as it comes in a package of Debian."""
+    """Create ~/debian.iso with Debian's graphical installer, from a Debian package."""
     files = [str(file) for file in (INSTALLER / "linux", INSTALLER / "initrd.gz", *BOOTLOADER)]
     Path("isolinux.cfg").write_text(ISOLINUX, encoding="ascii")
     boot = ["-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]
@@ -157,9 +157,9 @@ def make_iso() -> None:
 
 
 def make_lab() -> None:
-    """Make VMs that have something to do: the guests of the tests."""
+    """Create VMs with some activity, using guests of the tests."""
     sys.path.append(str(CHECKOUT / "tests" / "support"))
-    import guests  # noqa: PLC0415 -- no part of contrib
+    import guests  # noqa: PLC0415 -- not a part of contrib
     import netguests  # noqa: PLC0415
 
     roms = {name: guests.rom(name) for name in ("polite", "reader", "idle")} | {"talker": netguests.rom()}
@@ -178,16 +178,16 @@ class Scene:
     """A picture."""
 
     name: str
-    """Of its file, without `.svg` or `.png`."""
+    """The name of its file without `.svg` or `.png`."""
     draw: Callable[["Scene"], None]
     lines: Callable[[], list[str]]
-    """What is typed."""
+    """Returns the lines to type."""
     prepare: Callable[[], None] = lambda: None
     width: int = 104
     height: int = 60
-    """Of its terminal in characters; empty lines at the end are left out."""
+    """Size of the terminal in characters; empty lines at the end are omitted."""
     watched: float = 0
-    """Seconds after which the last line's program, which does not end, is drawn; 0 where all of them end."""
+    """Seconds after which to draw the last program, which does not end by itself; 0 if it does."""
 
 
 LAB = (
@@ -198,7 +198,7 @@ LAB = (
     ("router", "idle", "make ram 64M ifadd 2 fabric1 user"),
     ("lab", "idle", "make ram 64M"),
 )
-"""VMs of the scene of `top`: name, guest of the tests, and how they are made."""
+"""VMs of the scene `top`: name, guest, and the verbs that create them."""
 
 SCENES = (
     Scene("iso", draw_screen, lambda: [first_line()], make_iso),
@@ -217,7 +217,7 @@ SCENES = (
 
 @contextlib.contextmanager
 def daemon() -> Iterator[None]:
-    """Run vmessd on ~/vms; contrib/dev/draw's namespace ends what it leaves."""
+    """Run vmessd on ~/vms; the end of the namespace ends its VMs."""
     with Path("vmessd.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(["vmessd", "--accel", "tcg"], stderr=log)
     try:
@@ -232,7 +232,7 @@ def daemon() -> Iterator[None]:
 
 
 def draw(scene: Scene) -> None:
-    """Draw a picture, in the present directory; exit with a line where that fails."""
+    """Draw a picture in the current directory; exit with a message if that fails."""
     PICTURES.mkdir(exist_ok=True)
     try:
         with daemon():
@@ -243,14 +243,14 @@ def draw(scene: Scene) -> None:
 
 
 def main() -> None:
-    """Print the names of scenes, all or those asked for; within contrib/dev/draw's namespaces draw one."""
+    """Print the names of all scenes or of the given ones; with VMESS_DRAW set, draw that scene."""
     scenes = {scene.name: scene for scene in SCENES}
     if name := os.environ.get("VMESS_DRAW"):
         draw(scenes[name])
         return
     asked = sys.argv[1:] or list(scenes)
-    if strange := [name for name in asked if name not in scenes]:
-        print(f"draw: '{strange[0]}' is no picture; there are: {', '.join(scenes)}", file=sys.stderr)
+    if unknown := [name for name in asked if name not in scenes]:
+        print(f"draw: '{unknown[0]}' is not a picture; there are: {', '.join(scenes)}", file=sys.stderr)
         sys.exit(2)
     print(*asked)
 

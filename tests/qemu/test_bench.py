@@ -63,8 +63,8 @@ def test_what_is_measured_where_there_is_no_libvirt(path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--vms", "1"), "bench: error: --vms 1: it takes 2 to 259"),
-        (("--runs", "0"), "bench: error: --runs 0: it takes 1 or more"),
+        (("--vms", "1"), "bench: error: --vms 1: must be from 2 to 259"),
+        (("--runs", "0"), "bench: error: --runs 0: must be 1 or more"),
         (("--before", "/x"), "bench: error: argument --before: not allowed with argument --peers"),
     ],
 )

@@ -513,7 +513,7 @@ def test_a_member_takes_over_a_console(host: Container) -> None:
     host.make("alpha0", "echo")
     said = host.sh(TAKE_OVER, user="member")
     assert "second" in said
-    assert "the console is yours no more: it was taken over by uid" in said
+    assert "the console is no longer yours: it was taken over by uid" in said
     assert "ended with 7" in said
     host.restart()
     assert host.sh("echo third | vmess alpha console", user="member").strip() == "third"

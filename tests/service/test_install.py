@@ -190,7 +190,7 @@ def test_c64_no_installation_and_nothing_installed_runs_code_of_the_current_dire
             f"/src/contrib/install && {installed} && /src/contrib/uninstall",
         )
         assert (result.returncode, result.stderr) == (0, ""), result
-        assert "vmessd is not installed any more" in result.stdout
+        assert "vmessd was removed" in result.stdout
         assert hostile.marks() == []
 
 
@@ -234,7 +234,7 @@ def test_c65_one_installation_at_a_time_and_a_lock_that_is_root_s(host: Containe
     lock = "/run/vmess-install.lock"
     host.sh(f"rm -f {lock}; install -m 600 /dev/null {lock}")
     held = host.run("flock", lock, "/src/contrib/uninstall")
-    library = "/usr/local/lib/vmess is just being changed by another install or uninstall"
+    library = "another install or uninstall is changing /usr/local/lib/vmess"
     assert (held.returncode, held.stderr) == (1, f"uninstall: {library}\n")
     for made in (
         f"touch {lock}; chmod 644 {lock}",
@@ -246,7 +246,7 @@ def test_c65_one_installation_at_a_time_and_a_lock_that_is_root_s(host: Containe
         host.sh(f"rm -f {lock}; {made}")
         refused = host.run("/src/contrib/uninstall")
         assert refused.returncode == 1, made
-        assert refused.stderr == f"uninstall: {lock} has to be a file that only root may open: move it away\n"
+        assert refused.stderr == f"uninstall: {lock} must be a file that only root may open: move it away\n"
     assert not host.path("/run/nothing").exists()
     host.sh(f"rm -f {lock}")
 
@@ -262,7 +262,7 @@ def test_c65_what_has_not_the_hash_that_is_locked_is_not_installed(stage: Stage,
         result = host.once(*settings, "/src/contrib/install")
         assert result.returncode == 1
         assert "THESE PACKAGES DO NOT MATCH THE HASHES" in result.stderr
-        assert result.stderr.endswith("install: pip could not install what contrib/dev/locked names\n")
+        assert result.stderr.endswith("install: pip could not install the packages of contrib/dev/locked\n")
         assert footprint(host.tree) == before
 
 
@@ -270,7 +270,7 @@ def test_c65_what_has_not_the_hash_that_is_locked_is_not_installed(stage: Stage,
 def test_who_is_not_root_is_told_so_in_one_line(host: Container, script: str) -> None:
     result = host.run(f"/src/contrib/{script}", user="member")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"{script}: this takes root: sudo /src/contrib/{script}\n"
+    assert result.stderr == f"{script}: this requires root: sudo /src/contrib/{script}\n"
 
 
 def test_an_installation_that_fails_leaves_nothing(stage: Stage, bare: list[Path]) -> None:
@@ -278,7 +278,7 @@ def test_an_installation_that_fails_leaves_nothing(stage: Stage, bare: list[Path
         before = footprint(host.tree)
         result = host.once("--setenv=PIP_NO_INDEX=1", "/src/contrib/install")
         assert result.returncode == 1
-        assert result.stderr.endswith("install: pip could not install what contrib/dev/locked names\n")
+        assert result.stderr.endswith("install: pip could not install the packages of contrib/dev/locked\n")
         assert footprint(host.tree) == before
         assert host.once("/src/contrib/uninstall").returncode == 0  # nothing to do is fine
 
@@ -286,7 +286,7 @@ def test_an_installation_that_fails_leaves_nothing(stage: Stage, bare: list[Path
         before = footprint(host.tree)
         result = host.once("/src/contrib/install")
         assert result.returncode == 1
-        complaint = "install: /usr/local/bin/vmess is there and not of vmessd's making: move it away first\n"
+        complaint = "install: /usr/local/bin/vmess exists and does not belong to vmessd: move it away first\n"
         assert (result.stdout, result.stderr) == ("", complaint)
         host.once("/src/contrib/uninstall")
         assert footprint(host.tree) == before

@@ -69,7 +69,7 @@ def call(
 @pytest.mark.parametrize(
     ("script", "words", "says"),
     [
-        ("try", (), "vmessd --accel tcg &\n.*that should have ended with exit status 4"),
+        ("try", (), "vmessd --accel tcg &\n.*the last command should have ended with exit status 4"),
         (
             "check",
             ("tests/test_names.py",),
@@ -129,7 +129,7 @@ def test_check_runs_tests_under_each_python_there_is_and_says_which(
     assert rest.startswith("pytest -q -n ")
     assert "-m not alone --cov" in rest
     missing = ", ".join(f"python{version}" for version in absent)
-    assert pythons == f"Tests ran under Python {ours}, {there}. Not in PATH, so not tested with: {missing}"
+    assert pythons == f"Tests ran under Python {ours}, {there}. Not in PATH and not tested: {missing}"
     assert coverage.startswith("Coverage: coverage report --format=total % of lines and branches")
     assert hostile.marks() == []
 

@@ -1,5 +1,5 @@
-"""What `contrib/bench` measures: links, another checkout of this one, and life beside libvirt and QEMU alone.
+"""The benchmarks of `contrib/bench`: links, another checkout, and VMs compared with libvirt and raw QEMU.
 
-`app` reads the command line and makes the namespaces. `wiring` measures links, `before` measures them beside
-another checkout, and `lives` measures the life of VMs beside the `peers`.
+`app` reads the command line and creates the namespaces. `wiring` measures links, `before` compares them with
+another checkout, and `lives` compares the life cycle of VMs with the `peers`.
 """

@@ -13,9 +13,9 @@ from bench.daemon import PROGRAMS, Daemon
 from bench.lives import beside_peers
 from bench.wiring import many, one_nic
 
-# Where libvirt may open /dev/kvm and QEMU cannot use it, libvirt probes QEMU again for every command. Therefore
-# /dev/kvm is a file that nobody may write to. PID 1 is a shell, which reaps every orphan at once: elsewhere it
-# may take seconds, and a QEMU that has ended looks alive meanwhile.
+# If libvirt can open /dev/kvm but QEMU cannot use it, libvirt probes QEMU again for every command. So /dev/kvm
+# is replaced by a read-only file. PID 1 is a shell, which reaps orphans at once: otherwise that may take
+# seconds, in which an ended QEMU looks alive.
 INSIDE = """
 no_kvm=$(mktemp)
 [ ! -e /dev/kvm ] || { mount --bind "$no_kvm" /dev/kvm && mount -o remount,ro,bind /dev/kvm; }
@@ -26,46 +26,46 @@ exit $?
 
 
 def read_arguments(about: str) -> argparse.Namespace:
-    """Return what the command line asks for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="bench", description=about.partition("\n")[0])
     parser.add_argument("--original", metavar="SCRIPT", type=os.path.abspath)
     parser.add_argument("--runs", metavar="N", type=int, default=15)
     others = parser.add_mutually_exclusive_group()
     others.add_argument(
-        "--before", metavar="CHECKOUT", type=os.path.abspath, help="measure links beside this checkout"
+        "--before", metavar="CHECKOUT", type=os.path.abspath, help="compare links with this checkout"
     )
-    others.add_argument("--peers", action="store_true", help="measure life beside virsh and raw QEMU")
+    others.add_argument("--peers", action="store_true", help="compare VMs with virsh and raw QEMU")
     parser.add_argument(
-        "--vms", metavar="N", type=int, default=lives.MANY, help="with --peers: how many are defined"
+        "--vms", metavar="N", type=int, default=lives.MANY, help="with --peers: number of defined VMs"
     )
     parser.add_argument("--json", action="store_true", help="with --before and --peers: the figures as JSON")
     arguments = parser.parse_args()
     if arguments.runs < 1:
-        parser.error(f"--runs {arguments.runs}: it takes 1 or more")
+        parser.error(f"--runs {arguments.runs}: must be 1 or more")
     if not 2 <= arguments.vms <= len(lives.NAMES) - 1:
-        parser.error(f"--vms {arguments.vms}: it takes 2 to {len(lives.NAMES) - 1}")
+        parser.error(f"--vms {arguments.vms}: must be from 2 to {len(lives.NAMES) - 1}")
     return arguments
 
 
 def enter_namespaces(script: str) -> None:
-    """Begin once more, in namespaces of the bench's own, which end all that is left when it ends."""
+    """Execute the bench again in new namespaces, whose end kills remaining processes."""
     os.environ["VMESS_BENCH"] = "1"
     unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command = [*unshare, "sh", "-c", INSIDE, "sh", script, *sys.argv[1:]]
-    os.execvp(command[0], command)  # noqa: S606 -- it takes this one's place
+    os.execvp(command[0], command)  # noqa: S606 -- it replaces this process
 
 
 def main(script: str, about: str) -> None:
-    """Measure what the command line asks for."""
+    """Run the benchmark that the command line selects."""
     arguments = read_arguments(about)
-    # As contrib/prepare does: nothing is to come from the directory that somebody calls this in.
+    # As in contrib/prepare: nothing must come from the current directory.
     os.chdir("/")
     for name in [name for name in os.environ if name.startswith("PYTHON")]:
         del os.environ[name]
     if os.geteuid() != 0:
-        raise SystemExit("bench: it makes a network namespace, so it has to run as root")
+        raise SystemExit("bench: it creates a network namespace, which requires root")
     if not (PROGRAMS / "vmessd").exists():
-        raise SystemExit(f"bench: there is no {PROGRAMS}/vmessd: contrib/check or contrib/try makes it")
+        raise SystemExit(f"bench: {PROGRAMS}/vmessd does not exist: contrib/check or contrib/try creates it")
     if arguments.peers and not shutil.which("qemu-system-x86_64"):
         raise SystemExit("bench: not installed: qemu-system-x86_64 (Debian: qemu-system-x86)")
     if "VMESS_BENCH" not in os.environ:
@@ -82,7 +82,7 @@ def main(script: str, about: str) -> None:
 
 
 def measure_wiring(scratch: pathlib.Path, runs: int, original: str | None) -> None:
-    """Measure links beside `ip -batch`, virsh and the original."""
+    """Compare links with `ip -batch`, virsh and the original."""
     daemon = Daemon(scratch)
     try:
         print(f"Memory of vmessd before the first network verb: {daemon.memory():.0f} MiB")

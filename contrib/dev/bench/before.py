@@ -1,4 +1,4 @@
-"""Links of this checkout beside those of another one, against the bounds that a change of them has to keep."""
+"""Handling of links in this checkout compared with another one, against bounds."""
 
 import json
 import pathlib
@@ -21,8 +21,8 @@ BOUNDS: dict[str, tuple[str, float | None]] = {
     "memory without wires": ("MiB", 0),
     "memory with 800 links": ("MiB", 24),
 }
-"""What is measured beside another checkout: at most so many times as long, milliseconds now, or MiB more."""
-NOISE = 1  # MiB that two runs of one daemon may differ by
+"""The measurements and their bounds: ratio to the other checkout (x), milliseconds now, or additional MiB."""
+NOISE = 1  # MiB that two runs of the same daemon may differ by
 
 
 class Comparison:
@@ -76,7 +76,7 @@ class Comparison:
         unwire_all(daemon)
 
     def judged(self) -> list[dict[str, Any]]:
-        """Return medians, spread, what they come to, and whether that is within its bound."""
+        """Return medians, spreads, outcomes, and whether each outcome is within its bound."""
         rows = []
         for what, (unit, bound) in BOUNDS.items():
             row: dict[str, Any] = {"what": what}
@@ -91,7 +91,7 @@ class Comparison:
 
 
 def beside(scratch: pathlib.Path, before: pathlib.Path, runs: int, as_json: bool) -> None:
-    """Measure this checkout beside another, and print the outcome."""
+    """Compare this checkout with another, and print the outcome."""
     daemons: dict[str, Daemon] = {}
     comparison = Comparison(daemons)
     try:

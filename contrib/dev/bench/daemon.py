@@ -1,4 +1,4 @@
-"""A vmessd of the bench's own, and calls to it."""
+"""A vmessd for the bench, and calls to it."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ PROGRAMS = CHECKOUT / ".venv" / "bin"
 
 
 class Daemon:
-    """A vmessd of our own and one connection to it."""
+    """A private vmessd and a connection to it."""
 
     def __init__(self, scratch: pathlib.Path, programs: pathlib.Path = PROGRAMS, *options: str) -> None:
         self.programs = programs
@@ -35,13 +35,13 @@ class Daemon:
         raise SystemExit(f"bench: vmessd ended: {(scratch / 'vmessd.log').read_text()}")
 
     def connect(self) -> socket.socket:
-        """Return one more connection."""
+        """Return another connection."""
         link = socket.socket(socket.AF_UNIX)
         link.connect(str(self.socket))
         return link
 
     def call(self, method: str, link: socket.socket | None = None, **parameters: object) -> dict[str, Any]:
-        """Call a method and return what it says."""
+        """Call a method and return the parameters of its reply."""
         link = link or self.link
         name = method if "." in method else f"org.emptystack.vmess.{method}"
         link.sendall(json.dumps({"method": name, "parameters": parameters}).encode() + b"\0")
@@ -55,7 +55,7 @@ class Daemon:
         return answer
 
     def look(self) -> None:
-        """Have all VMs told of, a reply for each."""
+        """Get the info of all VMs, one reply for each."""
         call = {"method": "org.emptystack.vmess.Look", "parameters": {"vms": [], "aspect": "info"}}
         self.link.sendall(json.dumps({**call, "more": True}).encode() + b"\0")
         with self.link.makefile("rb") as replies:
@@ -72,7 +72,7 @@ class Daemon:
 
     @contextlib.contextmanager
     def stalls(self) -> Iterator[list[float]]:
-        """Collect the round trips, in seconds, of a client that asks without end; the longest shows a stall."""
+        """Collect the round trip times of a busy client, in seconds; the longest shows a stall."""
         trips: list[float] = []
         over = threading.Event()
 
@@ -98,7 +98,7 @@ class Daemon:
 
 
 def installed(scratch: pathlib.Path) -> pathlib.Path:
-    """Make a `vmess` that begins as one by contrib/install: Python does not look for packages."""
+    """Create a `vmess` like that of contrib/install, in which Python does not search for packages."""
     launcher = scratch / "vmess"
     launcher.write_text(
         f"#!/usr/bin/python3 -IS\nimport sys\nsys.path.append({str(CHECKOUT)!r})\n"

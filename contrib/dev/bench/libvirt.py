@@ -1,4 +1,4 @@
-"""A libvirtd of the bench's own. It sees nothing of the machine's, and leaves nothing behind."""
+"""A private libvirtd, isolated from that of the machine. It leaves nothing behind."""
 
 import contextlib
 import os
@@ -14,8 +14,8 @@ URI = "qemu:///system"
 PATIENCE = 60
 """Seconds for libvirtd to answer."""
 
-# What costs libvirt time and vmess does not do is off: a security driver, a mount namespace and control groups
-# for each VM, and another daemon that writes logs.
+# Features that vmess does not have are off, because they take time: the security driver, mount namespace and
+# control groups of each VM, and the log daemon.
 QEMU_CONF = """
 user = "root"
 group = "root"
@@ -30,9 +30,9 @@ stdio_handler = "file"
 
 @contextlib.contextmanager
 def private_libvirt(scratch: pathlib.Path) -> Iterator[str]:
-    """Have a libvirtd until the end, in the mount namespace of the bench.
+    """Run a libvirtd in the mount namespace of the bench.
 
-    Yields what is missing for that, or nothing.
+    Yields what is missing for that, or an empty text.
     """
     missing = [
         f"{program} (Debian: {package})" for program, package in PROGRAMS.items() if not shutil.which(program)
@@ -56,13 +56,13 @@ def private_libvirt(scratch: pathlib.Path) -> Iterator[str]:
 
 
 def await_answer(daemon: "subprocess.Popen[bytes]") -> str:
-    """Wait until libvirtd answers for QEMU; return why it does not, or nothing."""
+    """Wait until libvirtd answers for QEMU; return why it does not, or an empty text."""
     end = time.monotonic() + PATIENCE
     while True:
         asked = subprocess.run(["virsh", "-q", "list"], capture_output=True, text=True, check=False)
         if asked.returncode == 0:
             return ""
-        # Without its driver for QEMU, libvirtd answers, and says so.
+        # Without its QEMU driver, libvirtd still answers, with this error.
         if "no connection driver" in asked.stderr:
             return "libvirtd has no driver for QEMU (Debian: libvirt-daemon-driver-qemu)"
         if daemon.poll() is not None or time.monotonic() > end:

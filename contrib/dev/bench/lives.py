@@ -1,6 +1,6 @@
-"""The life of VMs and the command line, beside raw QEMU and libvirt.
+"""The life cycle of VMs and the command line, compared with raw QEMU and libvirt.
 
-Everything is done in turn, so that load hits all alike.
+The peers take turns, so that load affects all alike.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from bench.peers import PIPS, Peer, Raw, Virsh, Vmess
 NAMES = [f"{letter}{number}" for letter in string.ascii_lowercase for number in range(10)]
 AT_ONCE = 20
 AS_PIP = ", as pip installs it"
-"""What is said behind a row of which vmess has figures of its own."""
+"""Suffix of rows that measure vmess as installed by pip."""
 PATIENCE = 60
 """Seconds for a guest to be ready."""
 
-# What vmess may take at most, as a part of what virsh takes: of a status, and of a list where there are many.
+# Maximum ratio of vmess to virsh: for a status, and for a list of many VMs.
 STATUS_BOUND = 0.8
 LIST_BOUND = 0.4
 MANY = 200
 
 
 class Race:
-    """The peers and their figures, in seconds."""
+    """The peers and their measurements in seconds."""
 
     def __init__(self, peers: list[Peer]) -> None:
         self.peers = peers
@@ -40,7 +40,7 @@ class Race:
         self.figures: dict[str, dict[str, list[float]]] = {}
 
     def ready(self, peer: Peer, vms: list[str], sizes: list[int]) -> None:
-        """Wait until the guests have printed something since their serial logs had these sizes."""
+        """Wait until the serial logs of the guests have grown beyond these sizes."""
         end = time.monotonic() + PATIENCE
         for vm, size in zip(vms, sizes, strict=True):
             while length(peer.serial(vm)) <= size:
@@ -49,7 +49,7 @@ class Race:
                 time.sleep(0.005)
 
     def act(self, what: str, act: str, vms: list[str]) -> None:
-        """Have all peers do the same, one after the other, and another one first each time."""
+        """Measure an action on all peers in turn, with another one first each time."""
         first = next(self.turns) % len(self.peers)
         for peer in [*self.peers[first:], *self.peers[:first]]:
             commands = [command for vm in vms if (command := peer.command(act, vm))]
@@ -83,14 +83,14 @@ class Race:
             self.act(f"graceful stop of {len(at_once)} at once", "stop", at_once)
 
     def ask(self, vms: int) -> None:
-        """Have a running VM, and all VMs, told of."""
+        """Measure a status of one VM and a list of all."""
         for _ in range(3):
             for what, act in (("status of one VM", "status"), ("list", "list")):
                 self.act(f"{what}, {vms} defined", act, NAMES[:1])
                 self.act(f"{what}, {vms} defined{AS_PIP}", PIPS + act, NAMES[:1])
 
     def define(self, names: list[str]) -> None:
-        """Have all peers know these VMs."""
+        """Define VMs with all peers."""
         for peer in self.peers:
             for vm in names:
                 peer.define(vm)
@@ -120,7 +120,7 @@ class Race:
 
 
 def length(file: pathlib.Path) -> int:
-    """Return the size of a file that may not be there yet."""
+    """Return the size of a file; 0 if it does not exist."""
     try:
         return file.stat().st_size
     except FileNotFoundError:
@@ -128,7 +128,7 @@ def length(file: pathlib.Path) -> int:
 
 
 def beside_peers(scratch: pathlib.Path, runs: int, vms: int, as_json: bool) -> bool:
-    """Measure and print; tell whether all bounds are kept."""
+    """Measure and print; tell whether all bounds hold."""
     rom = scratch / "idle.rom"
     rom.write_bytes(runpy.run_path(str(CHECKOUT / "tests/support/guests.py"))["rom"]("idle"))
     load = [os.getloadavg()]
@@ -156,14 +156,14 @@ def beside_peers(scratch: pathlib.Path, runs: int, vms: int, as_json: bool) -> b
     else:
         print_table([peer.name for peer in peers], rows)
         if missing:
-            print(f"virsh is left out: {missing}")
+            print(f"Without virsh: {missing}")
         words = [" ".join(f"{value:.2f}" for value in values) for values in load]
         print(f"Load average before: {words[0]}, after: {words[1]}; {os.cpu_count()} processors")
     return all(row["holds"] is not False for row in rows)
 
 
 def print_table(names: list[str], rows: list[dict[str, Any]]) -> None:
-    """Print the figures, and each bound in a line of its own."""
+    """Print the measurements, and then each bound on its own line."""
     others = [name for name in names if name != "vmess"]
     heads = "".join(f"{name:>26}" for name in names) + "".join(f"{'/ ' + name:>11}" for name in others)
     print(f"{'ms, medians (quartiles)':<50}{heads}")
@@ -178,7 +178,7 @@ def print_table(names: list[str], rows: list[dict[str, Any]]) -> None:
 
 
 def in_words(figure: dict[str, float] | None) -> str:
-    """Return a cell of the table."""
+    """Return the text of a table cell."""
     if figure is None:
         return "-"
     return f"{figure['median']:.1f} ({figure['lower_quartile']:.1f} to {figure['upper_quartile']:.1f})"

@@ -1,4 +1,4 @@
-"""Clocks, commands, and lines of figures."""
+"""Timing, commands, and printed results."""
 
 import statistics
 import subprocess
@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long it takes."""
+    """Return the duration of a function call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def quietly(*command: object, env: Mapping[str, str] | None = None) -> None:
-    """Run a command; end with its own words if it fails."""
+    """Run a command; exit with its error output if it fails."""
     words = [str(word) for word in command]
     done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, env=env)
     if done.returncode:
@@ -22,14 +22,14 @@ def quietly(*command: object, env: Mapping[str, str] | None = None) -> None:
 
 
 def show(what: str, figures: list[float], against: list[float] | None = None) -> None:
-    """Print a line: the median of seconds, from the least to the most, and the ratio to other figures."""
+    """Print the median, minimum and maximum of durations, and the ratio to others."""
     ratio = f"  {statistics.median(figures) / statistics.median(against):5.2f} x" if against else ""
     spread = f"({min(figures) * 1000:.1f} to {max(figures) * 1000:.1f})" if len(figures) > 1 else ""
     print(f"  {what:<52} {statistics.median(figures) * 1000:8.1f} ms {spread:<20}{ratio}", flush=True)
 
 
 def together(commands: list[list[str]], env: Mapping[str, str] | None = None) -> None:
-    """Run several commands at once, until all have ended."""
+    """Run several commands in parallel, and wait for all."""
     processes = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
         for command in commands
@@ -41,13 +41,13 @@ def together(commands: list[list[str]], env: Mapping[str, str] | None = None) ->
 
 
 def failure(command: list[str], status: int, said: bytes) -> str:
-    """Return what is wrong with a command, in its own words if it has any."""
+    """Return the message for a failed command, with its error output if there is any."""
     words = said.decode(errors="replace").strip() or f"exit status {status}"
     return f"bench: {' '.join(command)}: {words}"
 
 
 def spread(figures: list[float]) -> dict[str, float]:
-    """Return the median of seconds and the quartiles, in milliseconds."""
+    """Return the median and the quartiles of durations, in milliseconds."""
     quartiles = statistics.quantiles(figures, n=4, method="inclusive") if len(figures) > 1 else figures * 3
     names = ("lower_quartile", "median", "upper_quartile")
     return {name: round(value * 1000, 2) for name, value in zip(names, quartiles, strict=True)}

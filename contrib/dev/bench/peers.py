@@ -1,4 +1,4 @@
-"""Those who run the same machines: vmess, a script around QEMU, and virsh. All by whole commands."""
+"""The competitors: vmess, a script around QEMU, and virsh. Each is used by its commands."""
 
 import pathlib
 import re
@@ -12,9 +12,9 @@ PYTHON = "/usr/bin/python3"
 RAM = 16
 """MiB."""
 PIPS = "pip's "
-"""In front of an act: by what pip installs, where Python looks for packages. Only vmess has such acts."""
+"""Prefix of actions with the program installed by pip, in which Python searches for packages; vmess only."""
 
-# libvirt's words for the machine that vmess makes of RAM, CPU and EXARGS.
+# The same machine as vmess makes of RAM, CPU and EXARGS.
 DOMAIN = """
 <domain type='qemu'><name>{vm}</name><memory unit='MiB'>{ram}</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc'>hvm</type><loader readonly='yes' type='rom'>{rom}</loader></os>
@@ -24,7 +24,7 @@ DOMAIN = """
 <graphics type='vnc' socket='{place}/vnc.sock'/><video><model type='vga'/></video></devices></domain>
 """
 
-# Sees QEMU off by a pidfd, as nothing else tells without asking again and again.
+# It waits for the end of QEMU by a pidfd, which needs no polling.
 MONITOR = """
 import posix, select, sys
 from _socket import AF_UNIX, socket
@@ -51,19 +51,19 @@ seen_off.poll()
 
 
 class Peer:
-    """One of them: how it is told what to do."""
+    """A competitor, and its commands."""
 
     name: str
     environment: Mapping[str, str] | None = None
 
     def define(self, vm: str) -> None:
-        """Have a VM, which is off."""
+        """Define a VM, which is off."""
         raise NotImplementedError
 
     def command(self, act: str, vm: str) -> list[str] | None:
-        """Return the command of an act, or None if there is none.
+        """Return the command of an action, or None if there is none.
 
-        Acts are start, stop, force and status of a VM, and list. Some may have `PIPS` in front.
+        Actions are start, stop, force and status of a VM, and list, optionally with the prefix `PIPS`.
         """
         raise NotImplementedError
 
@@ -72,7 +72,7 @@ class Peer:
         raise NotImplementedError
 
     def close(self) -> None:
-        """End what was begun for it."""
+        """Release its resources."""
 
 
 class Vmess(Peer):
@@ -104,7 +104,7 @@ class Vmess(Peer):
         self.daemon.close()
 
     def qemu(self, vm: str) -> list[str]:
-        """Return the command line of QEMU, of a VM that was started for that."""
+        """Return the QEMU command line of a VM, which is started for that."""
         quietly(*self.command("start", vm), env=self.environment)
         pid = int((self.daemon.root / vm / "qemu.pid").read_text())
         words = pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
@@ -113,7 +113,7 @@ class Vmess(Peer):
 
 
 class Raw(Peer):
-    """A shell script for each VM, around the command line that vmess has for it."""
+    """A shell script for each VM, with the QEMU command line of vmess."""
 
     name = "raw QEMU"
 
@@ -141,9 +141,9 @@ class Raw(Peer):
 
 
 def own_line(line: list[str], vm: str, place: pathlib.Path) -> list[str]:
-    """Have QEMU make itself what vmess hands to it, and go into the background.
+    """Return a QEMU command line without descriptors from vmess, and with -daemonize.
 
-    For that it calls fork and setsid, which the sandbox may not forbid then: nothing else is different.
+    QEMU then calls fork and setsid, so the sandbox must allow these. Nothing else differs.
     """
 
     def chardev(value: str) -> str:
@@ -167,7 +167,7 @@ def own_line(line: list[str], vm: str, place: pathlib.Path) -> list[str]:
 
 
 class Virsh(Peer):
-    """libvirt, by the virsh of the libvirtd that the bench has started."""
+    """libvirt, by virsh and the private libvirtd."""
 
     name = "virsh"
 
@@ -190,7 +190,7 @@ class Virsh(Peer):
         quietly("virsh", "define", place / "domain.xml")
 
     def command(self, act: str, vm: str) -> list[str] | None:
-        # `virsh shutdown` presses the button, and does not wait for anything.
+        # `virsh shutdown` presses the power button and does not wait.
         stop = f'virsh -q shutdown {vm} && until [ "$(virsh domstate {vm})" = "shut off" ]; do :; done'
         commands = {
             "start": ["virsh", "-q", "start", vm],

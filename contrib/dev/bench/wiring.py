@@ -1,4 +1,4 @@
-"""The wiring, beside `ip -batch`, virsh and the original script."""
+"""Network links compared with `ip -batch`, virsh and the original script."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ DOMAIN = (
 
 
 def one_nic(daemon: Daemon, scratch: pathlib.Path, runs: int, original: str | None) -> None:
-    """One NIC added to one bridge, the bridge being there: by whole commands, in turn."""
+    """Measure one NIC added to an existing bridge, by commands in turn."""
     print(f"One NIC added and bridged, {runs} runs in turn:")
     daemon.call("Make", vm="a0")
     daemon.call("NetVlan", bridge="bench", interfaces=[])
@@ -67,7 +67,7 @@ def one_nic(daemon: Daemon, scratch: pathlib.Path, runs: int, original: str | No
             for way, (there, back) in ways.items():
                 taken = seconds(there)
                 back()
-                if run:  # the first one warms up
+                if run:  # the first run is a warm-up
                     figures[way].append(taken)
         for way, times in figures.items():
             show(way, times)
@@ -83,7 +83,7 @@ def one_nic(daemon: Daemon, scratch: pathlib.Path, runs: int, original: str | No
 
 
 def many(daemon: Daemon, scratch: pathlib.Path) -> None:
-    """800 TAPs in 8 bridges, and what else happens meanwhile and afterwards."""
+    """Measure 800 TAPs in 8 bridges, the delays of other clients, and calls afterwards."""
     lines = [f"link add {bridge}x type bridge\nlink set {bridge}x up" for bridge in BRIDGES]
     for number in range(len(VMS) * len(BRIDGES)):
         bridge = BRIDGES[number % len(BRIDGES)]
@@ -126,7 +126,7 @@ def many(daemon: Daemon, scratch: pathlib.Path) -> None:
 
 
 def wire_all(daemon: Daemon) -> None:
-    """Plug all NICs of all VMs into bridges."""
+    """Connect all NICs of all VMs to bridges."""
     for vm in VMS:
         daemon.call("SetNics", vm=vm, count=len(BRIDGES), wires=BRIDGES)
 
