@@ -219,6 +219,7 @@ def test_a_watch_outlives_a_restart_of_the_daemon_and_says_so(daemon: Daemon) ->
     daemon.make(A)
     daemon.done(A, "start")
     with watching(daemon, "watch", "--json") as reader:
+        reader.expect('"now"')
         daemon.stop(signal.SIGKILL)
         reader.expect("vmess: vmessd hung up; waiting 20 s for it to come back\n")
         daemon.start()

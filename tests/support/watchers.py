@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from daemons import Daemon, wait_for
+from daemons import UNIT, Daemon, wait_for
 from varlink_wire import Wire
 
 LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3}  (\w{1,13}) *  (\w+) *  (\S.*)")
@@ -38,7 +38,7 @@ class Reader:
                 self.error += data
 
     def expect(self, text: str, seconds: float = 10.0) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * UNIT
         while text not in self.told + self.error:
             assert time.monotonic() < deadline, f"{text!r} is not in {self.told!r} {self.error!r}"
             self.read(0.1)
