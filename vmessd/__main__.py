@@ -12,7 +12,7 @@ from vmessd.core.errors import Failed, VmessError, reason
 
 
 def _working_directory() -> str:
-    """Return where relative paths count from, also when the settings are read again."""
+    """Return the directory that relative paths start from, also when the settings are read again."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -20,24 +20,24 @@ def _working_directory() -> str:
 
 
 def _settings(read: Callable[[], Config]) -> Config:
-    """Return the settings once they are found right, and printed where that is asked for; raises VmessError."""
+    """Return the settings after checking them, and print them for `--check`; raises VmessError."""
     try:
         settings = read()
         if settings.shutdown and not settings.check:
-            return settings  # whatever is wrong with them
+            return settings  # also with mistakes in them
         in_force = config.check(settings)
         if settings.check:
             print(*in_force, sep="\n", flush=True)  # noqa: T201 -- this is what --check is for
             for words in settings.passed_over:
-                print(f"vmessd: passed over: {words}", file=sys.stderr)  # noqa: T201 -- as above
-    except OSError as error:  # of standard output: --help and --version write to it, too
+                print(f"vmessd: ignored: {words}", file=sys.stderr)  # noqa: T201 -- as above
+    except OSError as error:  # of standard output; --help and --version write to it, too
         stdio.give_up(1)
         raise Failed(f"the output cannot be written: {reason(error)}") from None
     return settings
 
 
 def main() -> int:
-    """Run vmessd and return its exit status: that of the error that ended it, 0 after a signal."""
+    """Run vmessd and return its exit status: the status of the error that ended it, or 0 after a signal."""
     stdio.fill_gaps()
     try:
         read = functools.partial(config.read, sys.argv[1:], os.environ, _working_directory())
@@ -53,7 +53,7 @@ def main() -> int:
             print(f"vmessd: {error.message}", file=sys.stderr)  # noqa: T201 -- the user's message
             if error.hint:
                 print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201 -- the user's message
-        except OSError:  # the status says it where nothing can be printed
+        except OSError:  # nothing can be printed; the exit status remains
             stdio.give_up(2)
         return error.status
     return 0

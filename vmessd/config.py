@@ -1,4 +1,4 @@
-"""The daemon's own settings: one table gives flag, key of the TOML file, environment variable and help."""
+"""The settings of the daemon: one table defines flag, key in the TOML file, environment variable and help."""
 
 import argparse
 import contextlib
@@ -20,32 +20,31 @@ ACCELERATORS = ("auto", "kvm", "tcg")
 
 
 SERVICE_CONFIG = "/etc/vmess/vmessd.toml"
-"""Read by the host's service, if it is there."""
+"""The file that the service reads, if it exists."""
 
 
 class Option(NamedTuple):
     """One setting of the daemon."""
 
     key: str
-    """In the file; the flag is `--<key>`."""
+    """The key in the file; the flag is `--<key>`."""
     metavar: str
     help: str
     default: str
-    """Where nobody says."""
     service: str
-    """The same for the host's service."""
+    """The default of the service."""
     environment: str | None = None
     choices: tuple[str, ...] | None = None
     many: bool = False
-    """Several values: a list in the file, with commas between them on the command line."""
+    """It has several values: a list in the file, separated by commas on the command line."""
     live: bool = False
-    """Read again when the daemon is told to reload."""
+    """A reload applies it."""
     path: bool = False
     bounds: tuple[int, int] | None = None
-    """A whole number from the first to the second, or the default."""
+    """The value is a whole number from the first to the second, or the default."""
 
     def explained(self) -> str:
-        """Return the help, with the defaults."""
+        """Return the help with the defaults."""
         default, service = (value or "none" for value in (self.default, self.service))
         return f"{self.help} (default: {default}{f'; service: {service}' if service != default else ''})"
 
@@ -77,7 +76,7 @@ OPTIONS = (
     Option(
         "accel",
         "auto|kvm|tcg",
-        "what runs the guests' code where a VM has no ACCEL file; auto is KVM where it may be used, else TCG",
+        "accelerator of VMs without an ACCEL file; auto is KVM if the daemon may use it, otherwise TCG",
         "auto",
         "auto",
         choices=ACCELERATORS,
@@ -86,8 +85,8 @@ OPTIONS = (
     Option(
         "allow-links",
         "PATTERN,...",
-        "links that are not vmess's own and may be enslaved, changed and deleted all the same: names or "
-        "patterns such as eth1 or lab*, !eth0 to deny one",
+        "links that vmess did not create, but may enslave, change and delete: names or patterns such as eth1 "
+        "or lab*, !eth0 to deny one",
         "",
         "",
         many=True,
@@ -96,7 +95,7 @@ OPTIONS = (
     Option(
         "allow-bridges",
         "PATTERN,...",
-        "bridges that are not vmess's own and VMs may be connected to",
+        "bridges that vmess did not create, but may connect VMs to",
         "*",
         "*",
         many=True,
@@ -105,7 +104,7 @@ OPTIONS = (
     Option(
         "qemu-user",
         "USER",
-        "user QEMU runs as, without any capability, or none for the daemon's own; takes CAP_SETUID, "
+        "user that QEMU runs as, without any capability; none for the user of the daemon; needs CAP_SETUID, "
         "CAP_SETGID and CAP_KILL",
         OWN_USER,
         "vmess-qemu",
@@ -113,7 +112,7 @@ OPTIONS = (
     Option(
         "exargs",
         "yes|no",
-        "whether EXARGS and NIC_EXARGS are honoured, by which whoever writes them decides how QEMU runs",
+        "whether EXARGS and NIC_EXARGS are used; anybody who can write these files controls how QEMU runs",
         "yes",
         "no",
         choices=("yes", "no"),
@@ -122,8 +121,8 @@ OPTIONS = (
     Option(
         "shutdown-time",
         "SECONDS|auto",
-        "in how many seconds all VMs are off when all are shut down, with the host for one; graces are cut to "
-        f"that; auto is the largest grace and {timetable.MARGIN:g}",
+        "seconds for a shutdown of all VMs, for example with the host; grace periods are shortened to fit; "
+        f"auto is the largest grace period plus {timetable.MARGIN:g}",
         "auto",
         "auto",
         live=True,
@@ -142,7 +141,7 @@ class Config(NamedTuple):
     allow_links: tuple[str, ...]
     allow_bridges: tuple[str, ...]
     qemu_user: str | None
-    """None: the daemon's own."""
+    """None: the user of the daemon."""
     exargs: bool
     shutdown_time: float | None
     """None: auto."""
@@ -150,12 +149,12 @@ class Config(NamedTuple):
     shutdown: bool = False
     """Power all VMs down and end."""
     elsewhere: bool = False
-    """Of a shutdown: the VMs that the service's user of QEMU runs count wherever they are."""
+    """A shutdown includes VMs of other VM roots that run as the service's user for QEMU."""
     passed_over: tuple[str, ...] = ()
-    """Of a shutdown: what is wrong with file and environment, which keeps no VM from its power button."""
+    """Mistakes in file and environment that a shutdown ignores: they must not keep it from stopping VMs."""
 
     def in_force(self) -> dict[str, str]:
-        """Return the settings by their keys, as they are shown."""
+        """Return the settings by key, as they are shown."""
         return {
             "vmdir": printable(str(self.vmdir)),
             "socket": printable(str(self.socket)),
@@ -170,7 +169,7 @@ class Config(NamedTuple):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports what it does not understand as everything else is reported."""
+    """Raises InvalidValue for a usage error, so that it is reported like any other error."""
 
     def error(self, message: str) -> NoReturn:
         raise InvalidValue(message, hint="vmessd --help")
@@ -181,26 +180,26 @@ def parser() -> argparse.ArgumentParser:
     result = _Parser(
         prog="vmessd",
         allow_abbrev=False,
-        description="Supervise the KVM machines of a VM root. They go on when the daemon ends.",
+        description="Supervise the KVM machines of a VM root. They keep running when the daemon ends.",
         epilog="A flag overrides the environment, which overrides the file.",
     )
     for option in OPTIONS:
         result.add_argument(
             f"--{option.key}", metavar=option.metavar, help=option.explained().replace("%", "%%"), default=None
         )
-    result.add_argument("--config", metavar="FILE", help="TOML file with the same names as keys")
+    result.add_argument("--config", metavar="FILE", help="TOML file with these names as keys")
     result.add_argument(
         "--service",
         action="store_true",
-        help=f"be the host's service: the other defaults, and {SERVICE_CONFIG} if it is there and no --config",
+        help=f"use the defaults of the service, and {SERVICE_CONFIG} if it exists and --config is not given",
     )
     result.add_argument(
         "--shutdown",
         action="store_true",
-        help="power all VMs down in order and end, by the vmessd that serves the VM root if there is one; what "
-        "is wrong in the file is passed over",
+        help="power all VMs down in order and exit, through the vmessd that serves the VM root if one is "
+        "running; mistakes in the file are ignored",
     )
-    result.add_argument("--check", action="store_true", help="say whether the settings are right, and exit")
+    result.add_argument("--check", action="store_true", help="check the settings, print them, and exit")
     result.add_argument("--version", action="version", version=f"vmessd {__version__}")
     return result
 
@@ -213,12 +212,12 @@ def _refuse(error: InvalidValue) -> None:
 
 
 def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "") -> Config:
-    """Return the settings from command line, environment and file; relative paths count from `here`.
+    """Return the settings from command line, environment and file; relative paths start from `here`.
 
-    For a shutdown, what is wrong in environment or file is passed over for what comes next.
+    For a shutdown, a wrong value in environment or file is ignored, and the next source counts.
 
     Raises:
-        InvalidValue: one is wrong; names it, its value, and what would be right.
+        InvalidValue: a setting is wrong; names it, its value, and what would be right.
     """
     given = vars(parser().parse_args(arguments))
     if given["config"] is None and given["service"] and os.path.lexists(SERVICE_CONFIG):
@@ -250,7 +249,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
 def _sources(
     option: Option, given: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, str]
 ) -> list[tuple[str, str | None]]:
-    """Return where a setting may come from, the strongest first, and what each says."""
+    """Return the sources of a setting in order of precedence, and the value that each one gives."""
     return [
         (f"--{option.key}", given[option.key.replace("-", "_")]),
         (option.environment or "", environment.get(option.environment or "") or None),
@@ -278,9 +277,9 @@ def _choose(option: Option, sources: list[tuple[str, str | None]], here: str, co
 def _check_value(option: Option, source: str, value: str, here: str) -> None:
     """Raise InvalidValue where a setting cannot have this value."""
     if value == "" and option.default:
-        raise InvalidValue(f"{source} is empty; it has to be {option.metavar}")
+        raise InvalidValue(f"{source} is empty; it must be {option.metavar}")
     if option.choices and value not in option.choices:
-        raise InvalidValue(f"{source} {quoted(value)} is none of {', '.join(option.choices)}")
+        raise InvalidValue(f"{source} {quoted(value)} is not one of {', '.join(option.choices)}")
     if option.bounds and value != option.default:
         low, high = option.bounds
         if not (value.isascii() and value.isdecimal() and len(value) < 10 and low <= int(value) <= high):
@@ -301,7 +300,7 @@ def _file(path: Path, complain: Complain) -> dict[str, str]:
     except OSError as error:
         complain(InvalidValue(f"configuration {where} cannot be read: {reason(error)}"))
         return {}
-    except (ValueError, RecursionError) as error:  # of numbers of thousands of digits, too
+    except (ValueError, RecursionError) as error:  # also for numbers with thousands of digits
         complain(InvalidValue(f"configuration {where} is not TOML: {error}"))
         content = _line_by_line(text)
     found = {}
@@ -314,7 +313,7 @@ def _file(path: Path, complain: Complain) -> dict[str, str]:
 
 
 def _line_by_line(text: str) -> dict[str, Any]:
-    """Return what lines say by themselves, up to the first table, in a file that is no TOML as a whole."""
+    """Return the keys of the lines that are valid TOML by themselves, up to the first table."""
     found: dict[str, Any] = {}
     for line in text.splitlines():
         if line.lstrip().startswith("["):
@@ -325,21 +324,21 @@ def _line_by_line(text: str) -> dict[str, Any]:
 
 
 def _text(where: str, key: str, value: object) -> str:
-    """Return a value of the file as it would stand on the command line."""
+    """Return a value of the file as it would be written on the command line."""
     option = next((option for option in OPTIONS if option.key == key), None)
     if option is None:
         known = ", ".join(option.key for option in OPTIONS)
-        raise InvalidValue(f"configuration {where}: {quoted(key)} is none of {known}")
+        raise InvalidValue(f"configuration {where}: {quoted(key)} is not one of {known}")
     if option.many:
         if not isinstance(value, list) or not all(isinstance(item, str) and "," not in item for item in value):
-            shape = "a list of texts in quotes, none with a comma in it"
-            raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be {shape}")
+            shape = "a list of strings without commas"
+            raise InvalidValue(f"configuration {where}: {key} {quoted(value)} must be {shape}")
         return ",".join(value)
     if option.bounds and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        shape = "a whole number, or a text in quotes" if option.bounds else "a text in quotes"
-        raise InvalidValue(f"configuration {where}: {key} {quoted(value)} has to be {shape}")
+        shape = "a whole number or a string" if option.bounds else "a string"
+        raise InvalidValue(f"configuration {where}: {key} {quoted(value)} must be {shape}")
     return value
 
 
@@ -348,27 +347,27 @@ def _patterns(text: str) -> tuple[str, ...]:
 
 
 def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
-    """Return an absolute path that can be written into QEMU's command line.
+    """Return an absolute path that can stand on QEMU's command line.
 
-    `resolved` follows symbolic links: a VM root has one name, however it is reached.
+    `resolved` follows symbolic links, so that a VM root has one name only.
     """
     try:
         path = Path(os.path.abspath(Path(here, Path(text).expanduser())))
     except RuntimeError:
-        raise InvalidValue(f"{key} {quoted(text)} begins with a user who has no home") from None
+        raise InvalidValue(f"{key} {quoted(text)} begins with a user who has no home directory") from None
     if resolved and "\0" not in text:
         path = _resolved(path)
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise InvalidValue(f"{key} {quoted(path)} is not valid UTF-8; QEMU's options have to be") from None
+        raise InvalidValue(f"{key} {quoted(path)} is not valid UTF-8, which QEMU's options must be") from None
     if "\0" in str(path):
-        raise InvalidValue(f"{key} {quoted(path)} holds a NUL byte")
+        raise InvalidValue(f"{key} {quoted(path)} contains a NUL byte")
     return path
 
 
 def _resolved(path: Path) -> Path:
-    """Return a path without symbolic links; one that leads nowhere is left, for the check to refuse."""
+    """Return a path without symbolic links; one with a dangling link is unchanged, and the check refuses it."""
     existing = path
     while not os.path.lexists(existing):
         existing = existing.parent
@@ -376,7 +375,7 @@ def _resolved(path: Path) -> Path:
 
 
 def default_socket(environment: Mapping[str, str]) -> Path:
-    """Return where the control socket is if nobody says: a person's own place, else the service's."""
+    """Return the default path of the control socket: in the user's run-time directory, else in /run."""
     own = environment.get("XDG_RUNTIME_DIR")
     return Path(own or "/run") / "vmess" / "control.sock"
 
@@ -385,24 +384,24 @@ def find_qemu(name: str) -> str:
     """Return the path of the QEMU executable.
 
     Raises:
-        InvalidValue: there is none of this name, or it cannot be executed.
+        InvalidValue: there is no executable program of this name.
     """
     found = shutil.which(name)
     if found is None:
         raise InvalidValue(
             f"QEMU {quoted(name)} is not an executable program",
-            hint="install the package qemu-system-x86, or name another with --qemu",
+            hint="install the package qemu-system-x86, or choose another program with --qemu",
         )
     return os.path.abspath(found)
 
 
 def check(config: Config) -> list[str]:
-    """Return what is in force, a line each; changes nothing.
+    """Return the settings in force, one line each. Changes nothing.
 
     Raises:
         VmessError: a daemon with these settings would not work.
     """
-    if config.shutdown:  # which takes no QEMU, no socket, and what there is of the others
+    if config.shutdown:  # it needs neither QEMU nor a socket, and works with mistakes in the rest
         return [f"{key} = {value}" for key, value in config.in_force().items()]
     qemu = find_qemu(config.qemu)
     if config.qemu_user is not None:
@@ -411,22 +410,22 @@ def check(config: Config) -> list[str]:
     _check_directory("socket", config.socket.parent)
     if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):
         raise InvalidValue(
-            f"socket {quoted(config.socket)} is taken by something that is no socket",
-            hint="name another with --socket",
+            f"socket {quoted(config.socket)} exists and is not a socket",
+            hint="choose another path with --socket",
         )
     in_force = config._replace(qemu=qemu).in_force()
     return [f"{key} = {value}" for key, value in in_force.items()]
 
 
 def _check_directory(key: str, path: Path) -> None:
-    """Raise InvalidValue unless `path` is a directory that may be written to, or could become one."""
+    """Raise InvalidValue unless `path` is a writable directory, or one can be created there."""
     existing = path
     while not os.path.lexists(existing):
         existing = existing.parent
     if not existing.is_dir():
-        raise InvalidValue(f"{key}: {quoted(existing)} is not a directory", hint=f"name another with --{key}")
+        raise InvalidValue(f"{key}: {quoted(existing)} is not a directory", hint=f"choose another with --{key}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InvalidValue(
-            f"{key}: {quoted(existing)} may not be written to by uid {os.geteuid()}",
-            hint=f"name another place with --{key}",
+            f"{key}: {quoted(existing)} is not writable for uid {os.geteuid()}",
+            hint=f"choose another place with --{key}",
         )

@@ -1,4 +1,4 @@
-"""The composition root: everything is put together here, runs until a signal, and is taken apart."""
+"""The composition root: puts everything together, runs until a signal, and takes it apart."""
 
 import asyncio
 import contextlib
@@ -28,9 +28,9 @@ from vmessd.vm.environment import Host
 log = logging.getLogger(__name__)
 
 TURN = 0.001
-"""Seconds a thread computes before the event loop gets its turn; Python's own 5 ms add up to a stall."""
+"""Switch interval of threads, in seconds; Python's default of 5 ms adds up to stalls of the event loop."""
 STATUS_EVERY = 2.0
-"""Seconds between looks at how many VMs run, for the service manager's STATUS."""
+"""Seconds between updates of the service manager's STATUS."""
 
 
 def _host(config: Config, runs_as: Account) -> Host:
@@ -40,7 +40,7 @@ def _host(config: Config, runs_as: Account) -> Host:
 
 
 async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) -> None:
-    """Serve until SIGTERM or SIGINT; the VMs go on.
+    """Serve until SIGTERM or SIGINT; the VMs keep running.
 
     Raises:
         VmessError: the daemon cannot serve with these settings.
@@ -52,7 +52,7 @@ async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) 
         loop.add_signal_handler(number, asked_to_end.set)
     host = _host(config, runs_as)
     reload = Reload(config, host, reread)
-    # On a terminal it means that the terminal is gone.
+    # On a terminal, SIGHUP means that the terminal is gone.
     loop.add_signal_handler(signal.SIGHUP, asked_to_end.set if sys.stderr.isatty() else reload.now)
     async with Supervisor(config.vmdir, host) as supervisor:
         with contextlib.closing(Fleet(supervisor, host)) as all_vms:
@@ -62,12 +62,12 @@ async def serve(config: Config, runs_as: Account, reread: Callable[[], Config]) 
                 beat = asyncio.create_task(_beat(supervisor))
                 await asked_to_end.wait()
                 beat.cancel()
-                systemd.tell("STOPPING=1", systemd.status("ending; the VMs go on"))
-                log.info("ending; the VMs go on")
+                systemd.tell("STOPPING=1", systemd.status("ending; the VMs keep running"))
+                log.info("ending; the VMs keep running")
 
 
 async def _beat(supervisor: Supervisor) -> None:
-    """Tell the service manager that this loop turns, and how the VMs are."""
+    """Feed the watchdog of the service manager, and update its STATUS."""
     period = systemd.watchdog_period(os.environ)
     said = ""
     while systemd.is_heard():
@@ -82,7 +82,7 @@ async def _beat(supervisor: Supervisor) -> None:
 
 
 class Reload:
-    """Takes in changed settings of the daemon while it runs."""
+    """Applies changed settings to the running daemon."""
 
     def __init__(self, config: Config, host: Host, reread: Callable[[], Config]) -> None:
         self._config = config
@@ -90,12 +90,12 @@ class Reload:
         self._reread = reread
 
     def now(self) -> None:
-        """Read the settings again; wrong ones change nothing, and some take a restart."""
+        """Read the settings again and apply those that need no restart; a mistake in them changes nothing."""
         systemd.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = self._reread()
         except VmessError as error:
-            log.error("the settings stay as they are: %s", error.message)  # noqa: TRY400 -- the line says it all
+            log.error("the settings are unchanged: %s", error.message)  # noqa: TRY400 -- the line says it all
         else:
             self._take(config)
         systemd.tell("READY=1")
@@ -104,7 +104,7 @@ class Reload:
         before, after = self._config.in_force(), config.in_force()
         changed = [option for option in OPTIONS if before[option.key] != after[option.key]]
         for option in changed:
-            when = "" if option.live else ", from the next start of vmessd on"
+            when = "" if option.live else ", from the next start of vmessd"
             log.info("%s is %s%s, was %s", option.key, after[option.key], when, before[option.key])
         if not changed:
             log.info("the settings are unchanged")
@@ -117,7 +117,7 @@ class Reload:
 
 
 def run(config: Config, reread: Callable[[], Config]) -> None:
-    """Serve in an event loop of its own; raises as :func:`serve`. `reread` returns the settings as of now."""
+    """Serve in a new event loop; raises as :func:`serve`. `reread` reads the settings again."""
     sys.setswitchinterval(TURN)
     memory.give_back_early()
     os.chdir("/")

@@ -1,7 +1,7 @@
-"""Log lines: for a person on a terminal or in a file, for the journal where it listens.
+"""The log: for a person on a terminal or in a file, or for the journal.
 
-A record is one line whatever is in it, so that nothing a guest, a file or a client provides can
-pass for a line of ours or for a priority of the journal's (`<0>`, sd-daemon(3)).
+A record is always one line, so that nothing from a guest, a file or a client can pass for a line of ours or
+for a priority of the journal (`<0>`, sd-daemon(3)).
 """
 
 import collections
@@ -15,15 +15,15 @@ from typing import TextIO
 from vmessd.core.errors import printable
 
 WRITE_TIME = 0.5
-"""Seconds that a line may take to be written before nothing waits for it any more."""
+"""Seconds that the daemon waits for a line to be written."""
 WAITING_MAX = 10_000
-"""Lines that wait for a log that hangs."""
+"""Lines that are kept while the log hangs."""
 
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
 class _Escaping(logging.Formatter):
-    """Escapes control characters; a traceback becomes lines of its own, escaped one by one."""
+    """Escapes control characters; the lines of a traceback are escaped one by one."""
 
     def prefix(self, record: logging.LogRecord) -> str:
         """Return what each line of a record begins with."""
@@ -52,39 +52,39 @@ class PersonFormatter(_Escaping):
 
 
 class JournalFormatter(_Escaping):
-    """Lines for the journal, which knows the time itself."""
+    """Lines for the journal, which adds the time itself."""
 
     def prefix(self, record: logging.LogRecord) -> str:
-        """Return the priority as the journal reads it."""
+        """Return the priority in the form that the journal reads."""
         return f"<{next((number for level, number in _PRIORITIES if record.levelno >= level), 7)}>"
 
 
 class PatientHandler(logging.Handler):
-    """Has each line written before anything else is done, unless that takes long: the log's disk may hang.
+    """Waits for each line to be written, but not for long, since the disk of the log may hang.
 
-    Then lines wait in memory, up to a bound, and follow in order when the disk answers.
+    While it hangs, up to :data:`WAITING_MAX` lines are kept in memory and written in order later.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        """Begin to write; raises RuntimeError where no thread is to be had for it."""
+        """Start the writing thread; raises RuntimeError where it cannot be started."""
         super().__init__()
         self._stream = stream
         self._moved = threading.Condition()
         self._waiting: collections.deque[str] = collections.deque()
         self._put = self._written = self._lost = 0
         self._hangs = False
-        """The last line was not waited for to its end, and is not written yet."""
+        """The wait for a line timed out, and it is not written yet."""
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the lines of a record; of more than there is room for, it is told later how many."""
+        """Write a record; where too many wait, drop it, and report the number of dropped ones later."""
         lines = self.format(record)
         with self._moved:
             if len(self._waiting) >= WAITING_MAX:
                 self._lost += 1
                 return
             if self._lost:
-                lines = f"{lines} ({self._lost} lines before this are lost: the log did not answer)"
+                lines = f"{lines} ({self._lost} lines before this one were lost: the log did not answer)"
                 self._lost = 0
             self._waiting.append(lines)
             self._put += 1
@@ -98,7 +98,7 @@ class PatientHandler(logging.Handler):
             with self._moved:
                 self._moved.wait_for(lambda: self._waiting)
                 lines = self._waiting.popleft()
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            with contextlib.suppress(OSError, ValueError):  # the reader is gone
                 self._stream.write(f"{lines}\n")
                 self._stream.flush()
             with self._moved:
@@ -107,7 +107,7 @@ class PatientHandler(logging.Handler):
                 self._moved.notify_all()
 
     def flush(self) -> None:
-        """Wait a moment for what is not written yet."""
+        """Wait for pending lines, at most :data:`WRITE_TIME` seconds."""
         with self._moved:
             self._moved.wait_for(lambda: self._written >= self._put, WRITE_TIME)
 
@@ -120,7 +120,7 @@ def _handler(stream: TextIO) -> logging.Handler:
 
 
 def _is_journal(stream: TextIO) -> bool:
-    """Tell whether a stream leads to the journal: JOURNAL_STREAM names it (systemd.exec(5))."""
+    """Tell whether a stream is connected to the journal, by JOURNAL_STREAM (systemd.exec(5))."""
     try:
         found = os.fstat(stream.fileno())
     except (OSError, ValueError):
@@ -129,7 +129,7 @@ def _is_journal(stream: TextIO) -> bool:
 
 
 def formatter(stream: TextIO) -> logging.Formatter:
-    """Return what suits the reader at the other end of a stream."""
+    """Return the formatter for a stream: for the journal, a terminal or a file."""
     if _is_journal(stream):
         return JournalFormatter()
     return PersonFormatter("%H:%M:%S" if stream.isatty() else "%Y-%m-%d %H:%M:%S")
@@ -142,5 +142,5 @@ def begin() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
-    # It warns when a client left before its reply was sent, which is the client's good right.
+    # It warns when a client leaves before its reply is sent, which is allowed.
     logging.getLogger("asyncvarlink").setLevel(logging.ERROR)

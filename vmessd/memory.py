@@ -1,19 +1,19 @@
-"""Memory that goes back to the system when it is free: how glibc's malloc is told to."""
+"""Settings of glibc's malloc, so that free memory returns to the system."""
 
 import contextlib
 import ctypes
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
 LARGE = 64 * 1024
-"""Bytes from which a block is mapped by itself, and so unmapped when it is freed."""
+"""Bytes from which a block is mapped by itself, so that freeing it unmaps it."""
 HEAPS = 2
 
 
 def give_back_early() -> None:
-    """Have what threads free go back at once (mallopt(3)); another libc than glibc does as it does.
+    """Make malloc return freed memory at once (mallopt(3)); does nothing for a libc other than glibc.
 
-    By itself glibc takes the first large block that is freed for a reason to keep those to come, in as many as
-    eight heaps a processor: 60 MB stayed for good where many clients had logs searched (measured, glibc 2.36).
+    By default, glibc raises its threshold when the first large block is freed, and keeps later ones in up to
+    eight heaps per processor: 60 MB were kept for good after many searches of logs (measured, glibc 2.36).
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

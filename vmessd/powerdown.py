@@ -1,8 +1,8 @@
-"""Powering all VMs down, whether a daemon serves them or not: what the service does when the host goes down.
+"""`vmessd --shutdown`: powers all VMs down, with or without a daemon. The service uses it when the host stops.
 
-A daemon that serves them is asked to. Where there is none, since it died or was stopped, its work is done here.
-That takes the VM root and the user QEMU runs as, and nothing else of the settings. What is wrong with them is
-told and passed over: no guest is to lose its power button for a mistake in a file.
+If a daemon serves the VMs, it is asked to do it. Otherwise it is done here, which needs the VM root, the user
+that QEMU runs as, and no other setting. Mistakes in the settings are logged and ignored: they must not keep
+a guest from being powered down.
 """
 
 import asyncio
@@ -42,25 +42,27 @@ from vmessd.vm.environment import Host
 log = logging.getLogger(__name__)
 
 PID_FILE = "-pidfile"
-"""The option by which a QEMU says in which VM directory it is at home."""
+"""The option of a QEMU that shows its VM directory."""
 ANSWER_TIME = 10.0
-"""Seconds that a daemon has for its next word, beyond what its VMs have."""
+"""Seconds that a daemon may take for its next reply, beyond the time that its VMs have."""
 QUEUE_TIME = 8
-"""Seconds in which a daemon takes who waits in its queue."""
+"""Seconds that a daemon may take to accept a connection."""
 PATIENCE = 45.0
-"""Seconds in which a daemon that does not answer comes back, or is ended by its watchdog (30 s)."""
+"""Seconds in which a daemon that does not answer either recovers or is killed by its watchdog (30 s)."""
 RETRY = 0.5
+"""Seconds between attempts."""
 REPLY_LIMIT = 1024 * 1024
+"""Bytes of one reply."""
 BAD_REPLIES = (ValueError, LookupError, TypeError, EOFError, asyncio.LimitOverrunError)
-"""What replies raise that are none of a daemon's."""
+"""What malformed replies raise."""
 
 Step = Mapping[str, Any]
 
 
 def run(config: Config) -> int:
-    """Power all VMs down in an event loop of its own; return the exit status."""
+    """Power all VMs down in a new event loop; return the exit status."""
     for words in config.passed_over:
-        log.warning("%s; it is passed over", words)
+        log.warning("%s; this is ignored", words)
     return asyncio.run(_power_down(config))
 
 
@@ -81,7 +83,7 @@ async def _power_down(config: Config) -> int:
 
 
 async def _say_what_is_waited_for(roots: Sequence["_Root"]) -> None:
-    """Have the service manager wait for as long as the shutdown may take."""
+    """Keep extending the timeout of the service manager, and tell it what the shutdown waits for."""
     while True:
         waits = ", ".join(words for root in roots if (words := root.waits()))
         left = max(root.left() for root in roots)
@@ -90,7 +92,7 @@ async def _say_what_is_waited_for(roots: Sequence["_Root"]) -> None:
 
 
 class _Root:
-    """One VM root, and its VMs as they go down."""
+    """The shutdown of the VMs of one VM root."""
 
     def __init__(self, path: Path, host: Host, sockets: Sequence[Path]) -> None:
         self._path = path
@@ -99,28 +101,28 @@ class _Root:
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.time()
         self._going: dict[str, tuple[str, float]] = {}
-        """What is waited for: the rung each VM is on, and since when."""
+        """The current rung of each VM that is being stopped, and since when."""
         self._statuses = [DONE]
 
     def left(self) -> float:
-        """Return the seconds that it may still take."""
+        """Return the seconds that the shutdown may still take."""
         return self._end - self._loop.time()
 
     def waits(self) -> str:
-        """Return what is waited for: `r1 (power button, 12 s), r2 (SIGTERM, 1 s)`."""
+        """Return the VMs that are being stopped: `r1 (power button, 12 s), r2 (SIGTERM, 1 s)`."""
         now = self._loop.time()
         return ", ".join(f"{vm} ({rung}, {now - since:.0f} s)" for vm, (rung, since) in self._going.items())
 
     async def down(self) -> int:
-        """Power all VMs down, here or by the daemon that serves them; return the exit status."""
+        """Power all VMs down, here or through the daemon that serves them; return the exit status."""
         patience = self._loop.time() + PATIENCE
         while True:
             try:
-                if not await blocking.call(_is_there, self._path):  # it would be made
-                    log.info("there is no VM root %s, and nothing to power down", printable(str(self._path)))
+                if not await blocking.call(_is_there, self._path):  # the supervisor would create it
+                    log.info("there is no VM root %s, so nothing to power down", printable(str(self._path)))
                     return DONE
                 await self._once()
-            except Locked as error:  # a daemon that is just being started, or hangs
+            except Locked as error:  # the daemon is just starting, or hangs
                 if self._loop.time() > patience:
                     return self._failed(error)
             except (VmessError, OSError) as error:
@@ -130,11 +132,11 @@ class _Root:
             await asyncio.sleep(RETRY)
 
     def _failed(self, error: Exception) -> int:
-        log.error("VMs in %s are not powered down: %s", printable(str(self._path)), printable(str(error)))
+        log.error("VMs in %s were not powered down: %s", printable(str(self._path)), printable(str(error)))
         return error.status if isinstance(error, VmessError) else Failed.status
 
     async def _once(self) -> None:
-        """Power all VMs down; raises Locked where a daemon has them that does not answer."""
+        """Power all VMs down; raises Locked where a daemon serves them and does not answer."""
         try:
             async with Supervisor(self._path, self._host) as supervisor:
                 with contextlib.closing(Fleet(supervisor, self._host)) as all_vms:
@@ -144,7 +146,7 @@ class _Root:
             await self._ask(error)
 
     async def _ask(self, locked: Locked) -> None:
-        """Have the daemon that serves the root do it; raises `locked` where none answers."""
+        """Let the daemon that serves the root do it; raises `locked` where none answers."""
         for path in self._sockets:
             heard = False
             with contextlib.suppress(VmessError, OSError, *BAD_REPLIES):
@@ -167,7 +169,7 @@ class _Root:
         raise locked
 
     def _take(self, step: Step) -> None:
-        """Take in a step of a shutdown."""
+        """Process a step of the shutdown."""
         vm, now = str(step["vm"]), self._loop.time()
         self._end = now + float(step.get("left") or 0.0)
         if step["step"] == FleetStep.stopping:
@@ -176,14 +178,18 @@ class _Root:
             return
         self._going.pop(vm, None)
         if step["step"] == FleetStep.failed:
-            log.error("%s is not powered down: %s", printable(vm), printable(str(step["text"])))
+            log.error("%s was not powered down: %s", printable(vm), printable(str(step["text"])))
         self._statuses.append(FORCED if step["forced"] else int(step["status"]))
 
 
 async def _replies(path: Path, within: float | None) -> AsyncGenerator[Step, None]:
-    """Ask the daemon at a socket to power its VMs down; yield each step. Raises what bad replies do.
+    """Ask the daemon at a socket to power its VMs down, and yield each step.
 
-    `within` is in how many seconds all are to be off; None for what the daemon's settings say.
+    `within` is the time for all of them, in seconds; None leaves it to the settings of the daemon.
+
+    Raises:
+        VmessError, OSError: the daemon cannot be reached.
+        BAD_REPLIES: a reply is malformed.
     """
     connected = await blocking.call(_connected, path)
     reader, writer = await asyncio.open_unix_connection(sock=connected, limit=REPLY_LIMIT)
@@ -201,10 +207,10 @@ async def _replies(path: Path, within: float | None) -> AsyncGenerator[Step, Non
 
 
 def _connected(path: Path) -> socket.socket:
-    """Connect by way of the directory's descriptor: a path may be longer than the 107 bytes of unix(7).
+    """Connect through a descriptor of the directory, because unix(7) limits a path to 107 bytes.
 
-    It is waited for a place in the daemon's queue: where others fill it, a connect(2) that does not block gets
-    EAGAIN at once, and so does one with a timeout of Python's (unix(7), socket(7): SO_SNDTIMEO).
+    Waits for a place in the daemon's queue. A non-blocking connect(2) fails with EAGAIN at once where the queue
+    is full, and so does one with a timeout of Python; SO_SNDTIMEO (socket(7)) makes a blocking one time out.
     """
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -221,7 +227,7 @@ def _connected(path: Path) -> socket.socket:
 
 
 def _is_there(path: Path) -> bool:
-    """Tell whether there is a VM root; raises what else keeps it from being looked at."""
+    """Tell whether there is a VM root; raises OSError where this cannot be told."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -230,7 +236,7 @@ def _is_there(path: Path) -> bool:
 
 
 async def _looked_at(path: Path) -> os.stat_result | None:
-    """Return what is at a path; None where nothing is, or nothing that answers."""
+    """Return the status of a path; None where there is nothing, or the file system does not answer."""
 
     def look() -> os.stat_result | None:
         with contextlib.suppress(OSError, ValueError):
@@ -245,7 +251,7 @@ async def _looked_at(path: Path) -> os.stat_result | None:
 
 
 def _account(config: Config, seen: Sequence[process.OptionUse], root: os.stat_result | None) -> Account:
-    """Return who QEMU runs as: by the settings, else the service's user, else by the processes of the root."""
+    """Return the user QEMU runs as: that of the settings, else the service's, else that of running QEMUs."""
     if config.qemu_user is None:
         return credentials.own()
     usual = next(option.service for option in OPTIONS if option.key == "qemu-user")
@@ -253,8 +259,8 @@ def _account(config: Config, seen: Sequence[process.OptionUse], root: os.stat_re
         try:
             return credentials.lookup(name)
         except InvalidValue as error:
-            log.warning("%s; it is passed over", error.message)
-    # Without a name there is still the group, which nobody else has, and by which images are shared.
+            log.warning("%s; this is ignored", error.message)
+    # There is no such user name; but the group of the root is QEMU's, since images are shared through it.
     for one in seen:
         in_group = root is not None and one.gid == root.st_gid
         if one.uid and in_group and Path(one.value).is_relative_to(config.vmdir):
@@ -265,9 +271,9 @@ def _account(config: Config, seen: Sequence[process.OptionUse], root: os.stat_re
 async def _other_roots(
     known: os.stat_result | None, runs_as: Account, seen: Sequence[process.OptionUse]
 ) -> list[Path]:
-    """Return where else there are VMs of the user QEMU runs as: a setting may have changed since they began.
+    """Return other VM roots with VMs of the user QEMU runs as: the setting may have changed since their start.
 
-    What a QEMU says of itself is believed where it leads to a directory that is ours or root's.
+    The command line of a QEMU is trusted where it names a root that belongs to us or to the superuser.
     """
     places = [Path(one.value) for one in seen if one.uid == runs_as.uid]
     homes = [
@@ -279,7 +285,7 @@ async def _other_roots(
     for root, status in zip(roots, await asyncio.gather(*map(_looked_at, roots)), strict=True):
         if status is None or status.st_uid not in (os.geteuid(), 0) or (status.st_dev, status.st_ino) in met:
             continue
-        log.warning("VMs run in %s, too, and are powered down as well", printable(str(root)))
+        log.warning("VMs also run in %s and are powered down as well", printable(str(root)))
         met.add((status.st_dev, status.st_ino))
         found.append(root)
     return found

@@ -189,7 +189,7 @@ GRACES = st.lists(st.floats(0, 600).map(round).map(float), min_size=1, max_size=
 
 @given(GRACES)
 def test_c62_a_shutdown_keeps_its_budget_whatever_the_orders(graces: list[float]) -> None:
-    whole = timetable.whole(graces)
+    whole = timetable.default(graces)
     for force in (0.05, 2 * RUNG_TIME):
         given, took = all_ignoring(graces, whole, force)
         assert took <= whole

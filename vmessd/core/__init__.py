@@ -1,8 +1,8 @@
-"""Names, settings, states, errors, the ladder of a stop, and what crosses the control socket.
+"""Names, settings, states, errors, the ladder of a stop, and everything that crosses the control socket.
 
-A record that crosses the socket goes into `models`, by subject; the words of an enumeration into `words`, which
-the client reads; a method's effect, and the state and the locks that it needs, into `contract`.
+A record that crosses the socket belongs in `models`, by subject; the words of an enumeration in `words`, which
+the client reads; the effect of a method, and the state and locks it needs, in `contract`.
 
-Nothing here does I/O, except `systemd` and `stdio`, which the client shares, and `records`, which reads the
-clock. No module here imports another package of vmessd. The client imports this package and no other.
+Nothing here does I/O, except `systemd` and `stdio`, which the client uses too, and `records`, which reads the
+clock. No module here imports another package of vmessd. The client imports no other package of vmessd.
 """

@@ -1,8 +1,8 @@
-"""What each method of the interface does, and what its caller is bound by: the one table. Pure.
+"""The contract of each method: what it does, what it requires, and what it costs its caller. Pure.
 
-The server reads it before a method runs (:mod:`vmessd.api.connection`): it has changes noted with their caller,
-refuses those of a VM that is locked or not in the state it takes, gives each call its place in what a user may
-have under way, and ends what is left without a client. A method without a row is served to nobody.
+The server enforces this table before a method runs (:mod:`vmessd.api.connection`). It logs the caller of a
+change, refuses a VM that is locked or in the wrong state, charges the call to its user's budget, and cancels
+calls whose client has left. A method without a row is not served.
 """
 
 import dataclasses
@@ -12,28 +12,28 @@ from typing import Any
 
 
 class Effect(enum.Enum):
-    """What a method does to a VM, or to the host's links."""
+    """The effect of a method on a VM, or on the links of the host."""
 
     looks = "changes nothing"
     changes = "changes something"
-    ends = "may take away what was there: a run, files, a link"
+    ends = "may end or delete something: a run, files, a link"
 
 
 class Needs(enum.Enum):
-    """What a method needs of its VM."""
+    """The state that a method needs its VM to be in."""
 
     on = "it has a QEMU"
     off = "it has none"
 
 
 class Cost(enum.Enum):
-    """What a call takes a place of, among those that its user has."""
+    """The kind of place that a call takes in the budget of its user."""
 
-    look = "looks that are answered as soon as they can be"
-    change = "changes that are answered when they are done"
-    follow = "reports on what a VM does by itself: they end with it, or with their client"
-    fleet = "reports on what all VMs do: what they tell of goes on without a client, and keeps the place"
-    endless = "answers until the client leaves"
+    look = "a query, answered at once"
+    change = "a change, answered when it is done"
+    follow = "progress of one VM; ends with what it reports, or with the client"
+    fleet = "progress of all VMs; the work goes on without the client, and the call counts until it is done"
+    endless = "replies until the client leaves"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,33 +43,33 @@ class Method:
     effect: Effect
     cost: Cost
     about: str | None = None
-    """The parameter that names what it is about."""
+    """The parameter that names its subject."""
     locks: bool = False
-    """`about` is a VM, and one that is locked refuses it."""
+    """`about` is a VM, and a locked VM refuses the method."""
     needs: Needs | None = None
-    """In what state the VM has to be; of a link, the VM whose TAP it is. The server looks before the method
-    runs, and so does the VM in its turn: it may have been started or have ended meanwhile."""
+    """The state that the VM must be in; for a link, the VM whose TAP it is. The server checks it before the
+    method runs, and the VM checks it again in its turn, because it may have changed in between."""
     checks_values: bool = False
-    """Its values may be wrong in any state, and are looked at before the state: by the VM alone, then."""
+    """Wrong values are reported before a wrong state, so only the VM itself checks the state."""
     instead: str = ""
-    """What is to be had without it, for the hint of the refusal; `{vm}` stands for the VM."""
+    """The hint of the refusal: a command that works in this state; `{vm}` stands for the VM."""
     stops: bool = False
-    """It ends a run, and so waits for no file that does not answer, not even the one that locks."""
+    """It ends a run, so it does not wait for files on a file system that hangs, not even for LOCK."""
     links: str | None = None
-    """The parameter that names links, one or several; one of a VM that is locked has it refused."""
+    """The parameter that names one or several links; the method is refused if one belongs to a locked VM."""
     descriptors: int = 0
-    """Descriptors that a reply may carry."""
+    """The maximum number of descriptors in a reply."""
     secret: frozenset[str] = frozenset()
-    """Parameters of which the log tells no more than the length."""
+    """Parameters of which only the length is logged."""
 
     @property
     def is_noted(self) -> bool:
-        """Its caller is logged."""
+        """The caller is logged."""
         return self.effect is not Effect.looks
 
     @property
     def ends_with_client(self) -> bool:
-        """A call that its client has left can be given up at any moment: nothing is lost by it."""
+        """The call may be cancelled at any moment once its client has left."""
         return self.effect is Effect.looks and not self.descriptors
 
 
@@ -128,7 +128,7 @@ METHODS: Mapping[str, Method] = {
     "Type": _guest(secret=frozenset({"text"}), checks_values=True),
     "Screenshot": _look("vm", descriptors=1, needs=Needs.on),
     "Vnc": _guest(checks_values=True),
-    "Console": _guest(descriptors=2, instead="what it printed: vmess {vm} console --log"),
+    "Console": _guest(descriptors=2, instead="to see what it printed: vmess {vm} console --log"),
     "Log": _look("vm", descriptors=2),
     "Serial": _look("vm", Cost.endless),
     # Wires

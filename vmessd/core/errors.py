@@ -1,23 +1,23 @@
-"""What can go wrong, as one tree.
+"""The tree of errors.
 
-Every class is one error of the Varlink interface `org.emptystack.vmess`; its class name is the
-last part of the wire name, its `status` the exit status of `vmessctl`:
+Each class is an error of the Varlink interface `org.emptystack.vmess`. The class name is the last part of its
+wire name, and `status` the exit status of `vmessctl`:
 
 * :exc:`VmessError` -- the root; never raised itself
-    * :exc:`InvalidValue` (2) -- a name, size, path or option that cannot be right
-    * :exc:`NotRunning` (3) -- the VM would have to run for this
+    * :exc:`InvalidValue` (2) -- a name, size, path or option is invalid
+    * :exc:`NotRunning` (3) -- the VM must be running for this
     * :exc:`NoSuchVM` (4) -- there is no directory for the VM
     * :exc:`Unreachable` (5) -- no daemon answers on the control socket
-    * :exc:`TimedOut` (6) -- the deadline passed; what was begun goes on
-    * :exc:`Locked` (7) -- somebody else holds the VM, the VM root or the socket
-    * :exc:`Failed` (1) -- it was tried and did not work
-        * :exc:`AlreadyRunning` -- the VM runs, so this must wait until it is stopped
-        * :exc:`BadFile` -- a file in a VM directory is not what it has to be
-        * :exc:`StartFailed` -- QEMU did not come up; the message carries its own words
-        * :exc:`NotPermitted` -- the daemon lacks a capability for it, or it is not vmess's to touch
+    * :exc:`TimedOut` (6) -- the deadline passed; the operation continues
+    * :exc:`Locked` (7) -- the VM is locked, or another process holds the VM, the VM root or the socket
+    * :exc:`Failed` (1) -- the operation failed
+        * :exc:`AlreadyRunning` -- the VM is running, and must be stopped for this
+        * :exc:`BadFile` -- a file in a VM directory is not what it should be
+        * :exc:`StartFailed` -- QEMU did not start; the message says why
+        * :exc:`NotPermitted` -- the daemon lacks a capability, or the link is not its own
 
-A message is one line that names the thing, the value and what would be right; a hint, where there
-is one, says what to type next. Neither ever holds a raw control character: see :func:`quoted`.
+A message is one line that names the subject, the value, and what would be right. A hint says what to type next.
+Neither contains a raw control character; see :func:`quoted`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 DONE = 0
 FORCED = 8
-INTERRUPTED = 130  # 128 + SIGINT, as shells report a command that Ctrl-C ended
+INTERRUPTED = 130  # 128 + SIGINT, as shells report a command ended by Ctrl-C
 
 LIMITS = (
-    "it is a limit of processes: ulimit -u tells a person's; "
-    "that of the service: systemctl show vmessd -p TasksMax -p TasksCurrent"
+    "the limit of processes: ulimit -u for a user; "
+    "systemctl show vmessd -p TasksMax -p TasksCurrent for the service"
 )
-"""The hint where neither a process nor a thread is to be had."""
+"""The hint where no process or thread can be created."""
 
 INTERFACE = "org.emptystack.vmess"
 
 
 def printable(text: str) -> str:
-    """Return `text` with every control character, newline and lone surrogate as an escape.
+    """Return `text` with every control character, newline and lone surrogate escaped.
 
-    What comes out is one line that a terminal shows and does not obey.
+    The result is one line without terminal control sequences.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
@@ -52,40 +52,40 @@ def printable(text: str) -> str:
 
 
 def quoted(value: object, limit: int = 80) -> str:
-    """Return a value as it may be shown in a message: escaped, in quotes, at most `limit` characters long."""
+    """Return a value for a message: escaped, in quotes, at most `limit` characters long."""
     text = str(value)
     shown = printable(text[:limit])
     return f"'{shown}'" if len(text) <= limit else f"'{shown}...' ({len(text)} characters)"
 
 
 def reason(error: OSError) -> str:
-    """Return what the system says of a failure, in a few words and without the path."""
+    """Return the system's text for an error, in lower case and without the path."""
     return (error.strerror or str(error)).lower()
 
 
 def shell_line(argv: Iterable[str]) -> str:
-    """Return a command quoted so that it can be pasted into a shell: one line that a terminal does not obey."""
-    import shlex  # noqa: PLC0415 -- it imports re, and only a line that is to be pasted waits for it
+    """Return a command quoted for a shell: one line without terminal control sequences."""
+    import shlex  # noqa: PLC0415 -- it imports re, which takes long and is rarely needed
 
     return " ".join(shlex.quote(word) if word.isprintable() else _ansi_c(word) for word in argv)
 
 
 def _ansi_c(word: str) -> str:
-    """Return a word as bash's `$'...'`, byte by byte where it cannot be shown."""
+    """Return a word as bash's `$'...'`, with bytes that are not printable escaped."""
     try:
         data = word.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # no name and no argument of the system's holds such a character
+    except UnicodeEncodeError:  # a surrogate that no file name or argument can contain
         data = printable(word).encode()
     escaped = data.decode("latin-1").encode("unicode_escape").decode("ascii")
     return "$'" + escaped.replace("'", "\\'") + "'"
 
 
 BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN})
-"""What a disk or a file server says that has failed: nothing about the file itself."""
+"""The errors of a disk or file server that has failed; they say nothing about the file itself."""
 
 
 def is_broken(error: BaseException) -> bool:
-    """Tell whether an error is that of a disk or a file server that has failed."""
+    """Tell whether an error was caused by a disk or file server that has failed."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in BROKEN
 
@@ -107,13 +107,13 @@ class VmessError(Exception):
 
 
 class InvalidValue(VmessError):
-    """A name, size, path or option that cannot be right."""
+    """A name, size, path or option is invalid."""
 
     status = 2
 
 
 class NotRunning(VmessError):
-    """The VM would have to run for this."""
+    """The VM must be running for this."""
 
     status = 3
 
@@ -131,39 +131,39 @@ class Unreachable(VmessError):
 
 
 class TimedOut(VmessError):
-    """The deadline passed; what was begun goes on."""
+    """The deadline passed; the operation continues."""
 
     status = 6
 
 
 class Locked(VmessError):
-    """Somebody else holds the VM, the VM root or the socket."""
+    """The VM is locked, or another process holds the VM, the VM root or the socket."""
 
     status = 7
 
 
 class Failed(VmessError):
-    """It was tried and did not work."""
+    """The operation failed."""
 
 
 class AlreadyRunning(Failed):
-    """The VM runs, so this must wait until it is stopped."""
+    """The VM is running, and must be stopped for this."""
 
 
 class BadFile(Failed):
-    """A file in a VM directory is not what it has to be."""
+    """A file in a VM directory is not what it should be."""
 
 
 class StartFailed(Failed):
-    """QEMU did not come up; the message carries its own words."""
+    """QEMU did not start; the message says why."""
 
 
 class NotPermitted(Failed):
-    """The daemon lacks a capability for it, or the link is not vmess's and nobody allowed it."""
+    """The daemon lacks a capability, or the link is not its own and not allowed by the configuration."""
 
 
 class failing:  # noqa: N801 -- it reads as a statement: with failing("...")
-    """Turn an OSError inside into a Failed of one line that begins with `what`."""
+    """Turn an OSError into a Failed with a message that begins with `what`."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -192,7 +192,7 @@ ERRORS: tuple[type[VmessError], ...] = (
 
 BY_WIRE_NAME = {error.wire_name(): error for error in ERRORS}
 
-# From harmless to hopeless: where one command reports on several VMs, the worst status wins.
+# From best to worst: a command for several VMs returns the worst status.
 SEVERITY = (DONE, FORCED, 3, 6, 7, 4, 1, 2, 5, INTERRUPTED)
 
 

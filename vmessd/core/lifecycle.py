@@ -1,6 +1,6 @@
-"""A VM's life as tables: states, events and one transition for each pair; the stop ladder; exits.
+"""The life cycle of a VM as tables: states, events and transitions; the ladder of a stop; reasons of an exit.
 
-Pure: no clock is read and nothing is done here. `machine` feeds events in and carries actions out.
+Pure. `machine` feeds events in and carries out the actions.
 """
 
 import enum
@@ -16,17 +16,17 @@ class State(enum.Enum):
     stopped = words.State.stopped
     """There is no QEMU."""
     waiting = words.State.waiting
-    """There is no QEMU; its restart policy starts one when a pause is over."""
+    """There is no QEMU; the restart policy starts one after a delay."""
     starting = words.State.starting
     """QEMU was spawned; the guest has not run yet."""
     running = words.State.running
     """The guest runs."""
     paused = words.State.paused
-    """QEMU answers, but the guest stands still (paused by hand, by an I/O error, after a panic)."""
+    """QEMU answers, but the guest does not run (paused by hand, by an I/O error, after a panic)."""
     unresponsive = words.State.unresponsive
-    """The process lives and does not answer. It is left alone and never started a second time."""
+    """The process is alive but does not answer. It is left alone, and no second one is started."""
     held = words.State.held
-    """Its directory is locked by a process that cannot be told to be its QEMU: it counts as running."""
+    """A process that cannot be identified as its QEMU has locked its directory; it counts as running."""
     stopping = words.State.stopping
     """A stop is under way; see :func:`ladder`."""
 
@@ -38,61 +38,61 @@ OFF = frozenset({State.stopped, State.waiting})
 class Event(enum.Enum):
     """What can happen to a VM."""
 
-    start = "start is asked for"
-    stop = "a graceful stop is asked for"
-    force = "a stop by force is asked for"
-    spawned = "its QEMU is there"
-    late = "its start takes long: its files do not answer"
+    start = "a start is requested"
+    stop = "a graceful stop is requested"
+    force = "a stop by force is requested"
+    spawned = "QEMU was spawned"
+    late = "the start takes long: the files of the VM do not answer"
     found = "its process was found alive"
-    held = "its directory is locked by a process that cannot be told to be its QEMU"
-    free = "nobody has its directory locked any more"
-    look = "it is to be looked for its process again"
+    held = "a process that cannot be identified as its QEMU has locked its directory"
+    free = "its directory is no longer locked"
+    look = "it is time to look for its process again"
     born = "QEMU answers; the guest has never run"
-    runs = "QEMU says the guest runs"
-    halts = "QEMU says the guest stands still"
+    runs = "QEMU reports that the guest runs"
+    halts = "QEMU reports that the guest does not run"
     silent = "QEMU does not answer in time"
-    lost = "the monitor connection is gone"
+    lost = "the monitor connection is lost"
     rung = "the next rung of the ladder is due"
-    pause = "it is to be started again after a pause"
-    again = "the pause before it is started again is over"
+    pause = "it will be restarted after a delay"
+    again = "the delay before the restart is over"
     refused = "there is no process: it could not be spawned, or its end could not be handled"
     exited = "the process has ended"
-    buried = "its end is on record, and cleared away"
-    amiss = "a failure that nobody foresaw"
+    buried = "its exit is recorded and cleaned up"
+    amiss = "an unexpected failure"
 
 
 class Action(enum.Enum):
     """What is done about an event, besides changing the state."""
 
     nothing = "nothing"
-    spawn = "read the settings, and spawn QEMU"
-    take_on = "tell whoever waits for the start what was spawned, and connect"
-    delay = "tell whoever waits that it takes long"
+    spawn = "read the settings and spawn QEMU"
+    take_on = "report the spawned process to those who wait for the start, and connect"
+    delay = "report to those who wait that the start takes long"
     connect = "connect to the monitor of the process that was found"
-    reconnect = "connect again, after a pause"
+    reconnect = "connect again after a pause"
     cont = "let the guest run"
-    started = "tell whoever waits for the start"
-    hangs = "tell whoever waits for the start that QEMU does not answer"
-    hold = "call a restart off, tell whoever waits what is in the way, and look again"
-    look = "look for its process again, then carry out what was asked for, or refuse it"
+    started = "report the start to those who wait for it"
+    hangs = "report to those who wait for the start that QEMU does not answer"
+    hold = "cancel a restart, tell those who wait who holds the directory, and look again later"
+    look = "look for its process again, then carry out the request or refuse it"
     climb = "take the step of the ladder that is due"
-    ladder = "begin the ladder at its foot"
-    kill = "begin the ladder at its top"
-    cut_off = "end what was spawned, or found, when its start had been called off"
-    join = "wait for what is under way"
-    bury = "reap, record the exit, clean up, tell everyone"
-    rest = "let the pause before a restart begin"
-    call_off = "start it not again after all"
-    mend = "see to it that the state has a way out, and that nobody waits in vain"
-    say_running = "refuse: it runs"
+    ladder = "begin the ladder at the first rung"
+    kill = "begin the ladder at the last rung"
+    cut_off = "end the process that was spawned or found after its start was cancelled"
+    join = "wait for the operation in progress"
+    bury = "reap, record the exit, clean up, notify everyone"
+    rest = "begin the delay before a restart"
+    call_off = "cancel the restart"
+    mend = "make sure that the state has a way out and that nobody waits in vain"
+    say_running = "refuse: it is running"
     say_stopping = "refuse: it is being stopped"
-    say_stopped = "refuse: it does not run"
+    say_stopped = "refuse: it is not running"
 
 
 _S, _E, _A = State, Event, Action
 
-# Spelled out pair by pair, so that it can be checked by eye. What is missing changes nothing and asks
-# for nothing: an event that comes too late to matter.
+# Spelled out pair by pair, so that it can be checked by eye. A missing pair means that the event comes too late
+# to matter: it changes nothing.
 _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
     _S.stopped: {
         _E.start: (_S.starting, _A.spawn),
@@ -123,7 +123,7 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.halts: (_S.paused, _A.started),
         _E.silent: (_S.unresponsive, _A.hangs),
         _E.lost: (_S.starting, _A.reconnect),
-        _E.found: (_S.unresponsive, _A.connect),  # somebody else's start came before ours
+        _E.found: (_S.unresponsive, _A.connect),  # another process started it first
         _E.held: (_S.held, _A.hold),
         _E.refused: (_S.starting, _A.bury),
         _E.exited: (_S.starting, _A.bury),
@@ -155,7 +155,7 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.start: (_S.unresponsive, _A.say_running),
         _E.stop: (_S.stopping, _A.ladder),
         _E.force: (_S.stopping, _A.kill),
-        # Its daemon died between spawning it and letting it run: the start is carried through.
+        # Its daemon died between spawning it and letting it run: the start is completed.
         _E.born: (_S.starting, _A.cont),
         _E.runs: (_S.running, _A.nothing),
         _E.halts: (_S.paused, _A.nothing),
@@ -179,7 +179,7 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
         _E.spawned: (_S.stopping, _A.cut_off),
         _E.found: (_S.stopping, _A.cut_off),
         _E.late: (_S.stopping, _A.delay),
-        _E.held: (_S.held, _A.hold),  # the start that was called off would have come to nothing
+        _E.held: (_S.held, _A.hold),  # the cancelled start would have failed
         _E.lost: (_S.stopping, _A.reconnect),
         _E.rung: (_S.stopping, _A.climb),
         _E.refused: (_S.stopping, _A.bury),
@@ -190,13 +190,13 @@ _TABLE: Mapping[State, Mapping[Event, tuple[State, Action]]] = {
 
 
 def transition(state: State, event: Event) -> tuple[State, Action]:
-    """Return the state that follows and what is to be done. Total: every pair has an answer."""
+    """Return the next state and the action. Every pair has an answer."""
     if event is Event.amiss:
         return state, Action.mend
     return _TABLE[state].get(event, (state, Action.nothing))
 
 
-# QEMU's RunState (qapi/run-state.json), as far as it is not simply "the guest stands still".
+# QEMU's RunState (qapi/run-state.json); all others mean that the guest does not run.
 _RUNSTATE_EVENT = {
     words.Runstate.prelaunch: Event.born,
     words.Runstate.running: Event.runs,
@@ -204,12 +204,12 @@ _RUNSTATE_EVENT = {
 
 
 def runstate_event(runstate: str) -> Event:
-    """Return what a runstate reported by `query-status` means for the VM's life."""
+    """Return the event for a runstate that `query-status` reported."""
     return _RUNSTATE_EVENT.get(runstate, Event.halts)
 
 
 class Rung(enum.StrEnum):
-    """How hard a stop is being asked for."""
+    """The rungs of the ladder of a stop, from gentle to hard."""
 
     powerdown = words.Rung.powerdown
     quit = words.Rung.quit
@@ -218,20 +218,20 @@ class Rung(enum.StrEnum):
 
 
 class Step(NamedTuple):
-    """One thing the ladder does, `at` so many seconds after the stop began."""
+    """One step of the ladder; `at` is in seconds since the stop began."""
 
     at: float
     rung: Rung
 
 
-PRESS_EVERY = 5.0  # a press before the guest listens is lost without a trace, so it is repeated
-RUNG_TIME = 1.5  # for quit and SIGTERM each: the whole takes no more than the grace and 5 seconds
+PRESS_EVERY = 5.0  # a guest that does not listen yet loses a press, so it is repeated
+RUNG_TIME = 1.5  # each for quit and SIGTERM: the whole takes at most the grace period and 5 seconds
 
 
 def ladder(grace: float) -> Iterator[Step]:
-    """Yield the steps of a graceful stop: the button for `grace` seconds, then force in three rungs.
+    """Yield the steps of a graceful stop: the power button for `grace` seconds, then force in three rungs.
 
-    The last step is SIGKILL, twice; after it there is nothing left but to wait for the process.
+    The last rung is SIGKILL, sent twice; then the only thing left is to wait for the process.
     """
     presses = 0
     while presses * PRESS_EVERY < grace:
@@ -248,7 +248,7 @@ def by_force() -> Iterator[Step]:
 
 
 def _kill(at: float) -> Iterator[Step]:
-    """Yield SIGKILL, and once more: the kernel may refuse to deliver it, as for lack of memory."""
+    """Yield SIGKILL twice: the kernel may fail to deliver it, for example when it is out of memory."""
     yield Step(at, Rung.kill)
     yield Step(at + RUNG_TIME, Rung.kill)
 
@@ -270,13 +270,13 @@ class Reason(enum.StrEnum):
 
     @classmethod
     def of(cls, word: str) -> "Reason":
-        """Return the reason that a record says, `unknown` for a word that nobody wrote."""
+        """Return the reason in a record; `unknown` where it is not the name of one."""
         return cls.__members__.get(word, cls.unknown)
 
 
 IN_WORDS: Mapping[Reason, str] = {
     Reason.powered_off: "guest powered off",
-    Reason.powered_down: "powered down as asked",
+    Reason.powered_down: "powered down as requested",
     Reason.reset: "guest reset, and QEMU was told not to reboot",
     Reason.panicked: "guest panicked",
     Reason.quit: "QEMU was told to quit",
@@ -284,23 +284,23 @@ IN_WORDS: Mapping[Reason, str] = {
     Reason.signalled: "killed by signal",
     Reason.failed: "QEMU failed",
     Reason.refused: "QEMU did not start",
-    Reason.unseen: "ended while no vmessd watched",
+    Reason.unseen: "ended while no vmessd was watching",
     Reason.unknown: "ended for an unknown reason",
 }
-"""Why a QEMU ended, as `status` shows it."""
+"""The texts of `status` for each reason."""
 
 
 class Ending(NamedTuple):
-    """What is known when a QEMU has ended."""
+    """What is known about the end of a QEMU."""
 
     ran: bool
-    """The guest had run."""
+    """The guest has run."""
     shutdown: str | None
-    """The reason of QMP's SHUTDOWN event (ShutdownCause in qapi/run-state.json), if one was seen."""
+    """The reason in QMP's SHUTDOWN event (ShutdownCause in qapi/run-state.json); None where none was seen."""
     status: int | None
     """Exit status, negative for a signal; None where the process was not our child."""
     rung: Rung | None
-    """How far a stop had come; None where nobody asked for one."""
+    """The last rung of a stop; None where no stop was requested."""
 
 
 _BY_SHUTDOWN = {
@@ -313,7 +313,7 @@ _BY_SHUTDOWN = {
 def classify(ending: Ending) -> tuple[Reason, str]:
     """Return why a QEMU ended, and the same in words.
 
-    By the event first: QEMU's exit status is 0 for nearly every way to end (measured on 7.2).
+    The event counts first: QEMU's exit status is 0 for nearly every way to end (measured on 7.2).
     """
     reason = _reason(ending)
     if reason is Reason.signalled and ending.status is not None and ending.status < 0:
@@ -342,14 +342,15 @@ def _reason(ending: Ending) -> Reason:
 
 
 RESTARTS_MAX = 6
-"""Restarts in a row after which a VM is given up."""
+"""Consecutive restarts, after which the VM is not started again."""
 PAUSE_MAX = 60.0
+"""Maximum delay before a restart, in seconds."""
 STEADY = 60.0
-"""Seconds a VM has to run for its earlier ends to be forgotten."""
+"""Seconds of run time after which earlier restarts no longer count."""
 
 
 class Policy(enum.StrEnum):
-    """Which ends are followed by a start, nobody having asked for them."""
+    """After which unrequested exits a VM is started again."""
 
     no = words.Policy.no
     on_crash = words.Policy.on_crash
@@ -360,10 +361,10 @@ _CRASHES = frozenset({Reason.signalled, Reason.failed, Reason.refused, Reason.pa
 
 
 def is_restarted(policy: Policy, reason: Reason) -> bool:
-    """Tell whether a policy starts a VM again that ended so, nobody having asked."""
+    """Tell whether a policy starts a VM again after an exit that nobody requested."""
     return policy is Policy.always or (policy is Policy.on_crash and reason in _CRASHES)
 
 
 def pause(tries: int) -> float | None:
-    """Return the seconds before the next start after so many in a row; None where it is given up."""
+    """Return the delay before the next start in seconds, after `tries` consecutive ones; None to give up."""
     return min(2.0 ** max(tries, 0), PAUSE_MAX) if tries < RESTARTS_MAX else None

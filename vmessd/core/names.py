@@ -1,14 +1,14 @@
-"""The conventions of the seed: VM names, TAPs, MACs, VNC displays and file names.
+"""Naming conventions: VM names, TAPs, MACs, VNC displays and file names. Pure.
 
-Everything here is pure, and everything follows from the VM's name alone, so that a directory made
-by the original `vmess` script keeps its wires, its addresses and its disks.
+Everything follows from the name of the VM, as in the original `vmess` script, so a directory made by that
+script keeps its interfaces, addresses and disks.
 """
 
 from vmessd.core.errors import InvalidValue, quoted
 
 LETTERS_MAX = 12  # a link name has 15 bytes (IFNAMSIZ - 1): letters + instance + "e" + interface
 
-# Words of the command line. Alone they are never a VM; with their digit they may be ("start0").
+# Words of the command line. They are not VM names without a digit; with one they may be ("start0").
 GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "boot", "shutdown"})
 VERBS = frozenset(
     {
@@ -33,35 +33,35 @@ def parse(text: str) -> str:
     """Return the full name of a VM: `newvm` means `newvm0`.
 
     Raises:
-        InvalidValue: `text` is not 1 to 12 letters a-z with at most one digit behind, or it is a
-            word of the command line.
+        InvalidValue: `text` is not 1 to 12 letters a-z, optionally followed by one digit, or it is a word of
+            the command line.
     """
     letters, instance = (text[:-1], text[-1]) if text[-1:] in _DIGITS else (text, "0")
     if not letters or not _LOWER.issuperset(letters):
         raise InvalidValue(
-            f"VM name {quoted(text)} is not letters a-z with one digit at the end, such as newvm0",
+            f"VM name {quoted(text)} is not letters a-z followed by one digit, such as newvm0",
         )
     if len(letters) > LETTERS_MAX:
         raise InvalidValue(
-            f"VM name {quoted(text)} has {len(letters)} letters; {LETTERS_MAX} is the most, so that "
-            f"its TAP names fit into 15 bytes",
+            f"VM name {quoted(text)} has {len(letters)} letters; at most {LETTERS_MAX} are allowed, so that "
+            f"the names of its TAPs fit into 15 bytes",
         )
     if text in RESERVED:
         raise InvalidValue(
             f"VM name {quoted(text)} is a word of the command line",
-            hint=f"with its digit it can be a VM: {text}0",
+            hint=f"with a digit it can be a VM: {text}0",
         )
     return letters + instance
 
 
 def is_full(text: str) -> bool:
-    """Tell whether `text` is a VM's full name, as a directory in the VM root has it."""
+    """Tell whether `text` is the full name of a VM, such as the name of its directory."""
     return 2 <= len(text) <= LETTERS_MAX + 1 and text[-1] in _DIGITS and _LOWER.issuperset(text[:-1])
 
 
 def _digest(vm: str) -> str:
-    """Return the hexadecimal md5 of the letters and a newline: what `echo letters | md5sum` prints."""
-    import hashlib  # noqa: PLC0415 -- the client reads this module at every start and never needs a hash
+    """Return the hexadecimal md5 of the letters and a newline, as `echo letters | md5sum` prints it."""
+    import hashlib  # noqa: PLC0415 -- the client imports this module at every start and never needs a hash
 
     return hashlib.md5(f"{vm[:-1]}\n".encode(), usedforsecurity=False).hexdigest()
 
@@ -72,23 +72,23 @@ def instance(vm: str) -> int:
 
 
 def mac(vm: str, interface: int) -> str:
-    """Return the MAC of the VM's Nth interface, counted from 0: `02:11:9b:af:00:00` for newvm0."""
+    """Return the default MAC of an interface of the VM: `02:11:9b:af:00:00` for interface 0 of newvm0."""
     digest = _digest(vm)
     return f"02:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}:{instance(vm):02x}:{interface:02x}"
 
 
 def tap_mac(mac: str) -> str:
-    """Return the MAC of the TAP behind a card: the card's with another first byte, to be out of its way."""
+    """Return the MAC of the TAP of a NIC: the MAC of the NIC with another first byte, so that they differ."""
     return f"{'fa' if mac.startswith('fe') else 'fe'}{mac[2:]}"
 
 
 def tap(vm: str, interface: int) -> str:
-    """Return the name of the TAP behind the VM's Nth interface, counted from 0: `newvm0e0`."""
+    """Return the name of the TAP of an interface: `newvm0e0` for interface 0 of newvm0."""
     return f"{vm}e{interface}"
 
 
 def tap_parts(text: str) -> tuple[str, int] | None:
-    """Return the VM and the interface a TAP's name tells of; None for a name that is no TAP's."""
+    """Return the VM and the interface in the name of a TAP; None where it is not the name of a TAP."""
     vm, _, interface = text.rpartition("e")
     if not is_full(vm) or not 1 <= len(interface) <= 9 or not _DIGITS.issuperset(interface):
         return None
@@ -96,7 +96,7 @@ def tap_parts(text: str) -> tuple[str, int] | None:
 
 
 def display(vm: str) -> int:
-    """Return the VNC display the VM has where nobody else took it: 2811 for newvm0.
+    """Return the preferred VNC display of the VM: 2811 for newvm0.
 
     The TCP port is :data:`VNC_PORT` + display.
     """

@@ -1,8 +1,8 @@
-"""The base of the small records that the client makes at every start.
+"""The base class of the small records that the client creates at every start.
 
-`dataclasses` and `typing` take longer to import than all the client does, and named tuples a third as long.
-`types.SimpleNamespace` takes next to nothing; equality and repr are its own. Which fields a record has to have,
-its class says in `__init__`.
+`dataclasses` and `typing` take longer to import than the client takes to run, and named tuples a third of that.
+`types.SimpleNamespace` takes almost nothing, and provides equality and repr. The `__init__` of each class
+defines its fields.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    PlainRecord = object  # for a type checker, a SimpleNamespace has any attribute there is
+    PlainRecord = object  # because a type checker accepts any attribute of a SimpleNamespace
 else:
-    PlainRecord = type(sys.implementation)  # as `types` has it, which takes longer to import
+    PlainRecord = type(sys.implementation)  # types.SimpleNamespace, without importing `types`
 
 __all__ = ["PlainRecord"]

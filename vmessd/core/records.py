@@ -1,4 +1,4 @@
-"""What is noted of a QEMU in its VM's directory: who it is while it runs, how it ended afterwards."""
+"""The records in a VM directory: the identity of the running QEMU, and how the last run ended."""
 
 import dataclasses
 import functools
@@ -14,20 +14,20 @@ TEXT_LIMIT = 2000
 
 @functools.cache
 def boot_id() -> str:
-    """Return the kernel's random name of this boot."""
+    """Return the kernel's random id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """A point in time that a later reader can tell the age of, whatever was done to the clock."""
+    """A point in time whose age can be told later, even if the clock was set."""
 
     epoch: float
     """Seconds since 1970, by the wall clock."""
     uptime: float
     """Seconds since boot, by CLOCK_BOOTTIME."""
     boot: str
-    """The boot this `uptime` belongs to."""
+    """The boot id for `uptime`."""
 
     @classmethod
     def now(cls) -> "Moment":
@@ -35,7 +35,7 @@ class Moment:
         return cls(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot_id())
 
     def age(self) -> float:
-        """Return the seconds since; by the wall clock only where the host was booted in between."""
+        """Return the seconds since then; by the wall clock only if the host was rebooted since."""
         now = Moment.now()
         if self.boot == now.boot:
             return max(0.0, now.uptime - self.uptime)
@@ -44,33 +44,33 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What identifies a VM's QEMU, and what it was started with."""
+    """What identifies the QEMU of a VM, and how it was started."""
 
     pid: int
     ticks: int
-    """The process's start time in clock ticks since boot, field 22 of proc(5) `stat`."""
+    """The start time of the process in clock ticks since boot, field 22 of proc(5) `stat`."""
     display: int
-    """VNC display; 0 where there was none to be had."""
+    """VNC display; 0 where none was free."""
     accel: str
     argv: list[str]
     since: Moment
     tries: int = 0
-    """Restarts in a row that led to it."""
+    """Consecutive restarts that led to this run."""
     stopping: bool = False
-    """A stop was asked for: also if another daemon sees its end, nobody starts it again."""
+    """A stop was requested, so no daemon starts it again when it has ended."""
     serial: str = ""
-    """Where in the log of its serial port it begins, a seriallog.Mark."""
+    """The place in the serial log where this run begins: a serial_stream.Mark."""
     oom_counter: str = ""
-    """The file that counts what the kernel kills around it for lack of memory, see `oom` ..."""
+    """The file that counts processes killed for lack of memory in its cgroup; see :mod:`vmessd.qemu.oom`."""
     oom_kills: int = 0
-    """... and how many those were when it was started."""
+    """The count in that file at the start."""
     cables: bool = False
-    """Which of its cables are pulled is in the file CABLES, from its start on."""
+    """The file CABLES has been valid since the start of this run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExitRecord:
-    """How a VM's last run ended."""
+    """How the last run of a VM ended."""
 
     pid: int
     ticks: int
@@ -79,27 +79,27 @@ class ExitRecord:
     text: str
     """The same in words, such as `guest powered off`."""
     status: int | None
-    """Exit status of QEMU, negative for the signal that killed it; None where it was not our child."""
+    """Exit status of QEMU, negative for a signal; None where it was not our child."""
     asked_by: int | None
-    """The uid that asked for the stop; None where nobody did."""
+    """The uid that requested the stop; None where nobody did."""
     log: list[str]
-    """The last lines QEMU wrote."""
+    """The last lines that QEMU wrote."""
     when: Moment
     tries: int = 0
-    """Restarts in a row that led to the run that ended."""
+    """Consecutive restarts that led to this run."""
     again: bool = False
-    """The VM is to be started again by its restart policy."""
+    """The restart policy will start the VM again."""
     note: str | None = None
-    """What became of that, such as that it was given up."""
+    """The outcome of the restart policy, for example that it gave up."""
     serial: str = ""
-    """Where in the log of its serial port the run that ended began."""
+    """The place in the serial log where this run began."""
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Tell whether a decoded JSON value has the type a record's field is annotated with."""
+    """Tell whether a decoded JSON value has the annotated type of a field."""
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if isinstance(value, int | float) and not -NUMBER_LIMIT < value < NUMBER_LIMIT:  # NaN is not, either
+    if isinstance(value, int | float) and not -NUMBER_LIMIT < value < NUMBER_LIMIT:  # also refuses NaN
         return False
     if isinstance(value, str) and len(value) > TEXT_LIMIT:
         return False
@@ -108,16 +108,16 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def load(data: Any, kind: type[_T]) -> _T:
-    """Build a record from decoded JSON that nobody vouches for.
+    """Return a record from untrusted decoded JSON.
 
-    A field that has a default may be missing: an older version wrote the record. What a newer one
-    has written besides is passed over.
+    A field with a default may be missing, because an older version wrote the record. Unknown fields, which a
+    newer version may have written, are ignored.
 
     Raises:
         ValueError: a field is missing or has the wrong type.
     """
     if not isinstance(data, dict):
-        raise ValueError("no record")  # noqa: TRY004 -- the data are wrong, not the caller
+        raise ValueError("not a record")  # noqa: TRY004 -- the data are wrong, not the caller
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.name not in data and field.default is not dataclasses.MISSING:

@@ -1,16 +1,16 @@
-"""What is said to whoever asks for what a VM's state does not allow. Pure."""
+"""The errors for requests that the state of a VM does not allow. Pure."""
 
 from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotRunning, StartFailed, TimedOut
 from vmessd.core.records import ExitRecord
 
 SIGABRT = 6  # signal(7): the same on every Linux
-LOG = "journalctl -u vmessd; a daemon of your own has it on its standard error"
+LOG = "journalctl -u vmessd for the service; a daemon of your own logs to its standard error"
 
 
 def running(vm: str, pid: int | None) -> AlreadyRunning:
-    """A start of what runs."""
+    """Return the error for the start of a running VM."""
     shown = f", PID: {pid}" if pid else ""
-    return AlreadyRunning(f"VM {vm} is running already{shown}", hint=f"vmess {vm} status")
+    return AlreadyRunning(f"VM {vm} is already running{shown}", hint=f"vmess {vm} status")
 
 
 def in_the_way(vm: str) -> AlreadyRunning:
@@ -19,41 +19,41 @@ def in_the_way(vm: str) -> AlreadyRunning:
 
 
 def stopping(vm: str) -> AlreadyRunning:
-    """A start of what is being stopped."""
-    return AlreadyRunning(f"VM {vm} is being stopped", hint=f"to start it then: vmess {vm} stop start")
+    """Return the error for the start of a VM that is being stopped."""
+    return AlreadyRunning(f"VM {vm} is being stopped", hint=f"to start it afterwards: vmess {vm} stop start")
 
 
 def stopped(vm: str, ended: str | None) -> NotRunning:
-    """A stop of what does not run."""
+    """Return the error for the stop of a VM that is not running; `ended` says how it ended."""
     return NotRunning(f"VM not running: {vm}{f' ({ended})' if ended else ''}")
 
 
 def off(vm: str, why: str = "") -> NotRunning:
-    """Whatever takes a running VM; `why`, where it does not go without saying."""
+    """Return the error for a request that needs a running VM; `why` adds a reason that is not obvious."""
     return NotRunning(f"VM not running: {vm}{f'; {why}' if why else ''}", hint=f"vmess {vm} start")
 
 
 def stray(vm: str, pid: int) -> Failed:
-    """A shutdown that leaves a QEMU which nobody can be said to have."""
+    """Return the error of a shutdown that leaves a QEMU that belongs to no known VM."""
     return Failed(
-        f"QEMU of {vm}, PID {pid}, runs and is not known as a VM's; it is left alone", hint=f"kill {pid}"
+        f"QEMU of {vm}, PID {pid}, is running but belongs to no known VM; it is left alone", hint=f"kill {pid}"
     )
 
 
 def starting(vm: str) -> TimedOut:
-    """Whatever takes a guest that runs, where its start takes long."""
-    return TimedOut(f"VM {vm} is starting, and that takes long", hint=f"vmess {vm} status")
+    """Return the error for a request that needs a running guest, while its start takes long."""
+    return TimedOut(f"VM {vm} is still starting", hint=f"vmess {vm} status")
 
 
 def silent(vm: str, pid: int) -> TimedOut:
-    """Whatever takes a QEMU that answers."""
+    """Return the error for a request to a QEMU that does not answer."""
     return TimedOut(
         f"QEMU of {vm}, PID {pid}, does not answer", hint=f"vmess {vm} status, or vmess {vm} stop force"
     )
 
 
 def hanging(vm: str, pid: int) -> TimedOut:
-    """A start whose QEMU is there and says nothing."""
+    """Return the error of a start whose QEMU does not answer."""
     return TimedOut(
         f"QEMU of {vm}, PID {pid}, does not answer; it is left alone",
         hint=f"vmess {vm} status, or vmess {vm} stop force",
@@ -61,58 +61,59 @@ def hanging(vm: str, pid: int) -> TimedOut:
 
 
 def held_up(vm: str) -> TimedOut:
-    """A start whose files do not answer."""
+    """Return the error of a start whose files do not answer."""
     return TimedOut(
-        f"the start of {vm} takes long: its files do not answer; it goes on when they do",
-        hint=f"to call it off: vmess {vm} stop",
+        f"the start of {vm} takes long: its files do not answer; it continues when they do",
+        hint=f"to cancel it: vmess {vm} stop",
     )
 
 
 def undying(vm: str, pid: int) -> TimedOut:
-    """A stop whose QEMU does not even end by SIGKILL."""
+    """Return the error of a stop whose QEMU survives SIGKILL."""
     return TimedOut(
-        f"QEMU of {vm}, PID {pid}, has got SIGKILL and does not end: the kernel holds it, for a disk as a rule",
-        hint=f"it is gone when the disk or file server answers; until then: vmess {vm} status",
+        f"QEMU of {vm}, PID {pid}, does not end after SIGKILL: it is blocked in the kernel, probably by a disk",
+        hint=f"it ends when the disk or file server answers; until then: vmess {vm} status",
     )
 
 
 def not_started(vm: str, ended: ExitRecord, user: str | None, accel: str, *, denied: bool) -> StartFailed:
-    """A start whose QEMU ended at once; `user` is whom it runs as, where that is not our own.
+    """Return the error of a start whose QEMU ended at once.
 
-    `denied`: it said that it may not open something.
+    `user` is the user that QEMU runs as, if it is not ours. `denied`: QEMU was not allowed to open something.
     """
     why = ended.text
-    if accel == "kvm" and ended.status == -SIGABRT:  # KVM refused a register, as one within a VM may
+    if accel == "kvm" and ended.status == -SIGABRT:  # KVM refused a register, which nested KVM may do
         return StartFailed(
-            f"VM {vm}: {why}; KVM may not be whole on this host", hint=f"to do without it: vmess {vm} accel tcg"
+            f"VM {vm}: {why}; KVM may be incomplete on this host",
+            hint=f"to run without it: vmess {vm} accel tcg",
         )
-    hint = f"vmess {vm} info shows its command line; qemu.log in its directory, what QEMU said"
+    hint = f"see its command line in vmess {vm} info, and QEMU's messages in qemu.log in its directory"
     if user is not None and denied:
-        hint = f"QEMU runs as {user}: images need its group and rw for it; where links lead, it has to get"
+        hint = f"QEMU runs as {user}: it needs read and write access to images, also to the targets of links"
     return StartFailed(f"VM {vm}: {why}", hint=hint)
 
 
 def called_off(vm: str) -> Failed:
-    """A start that a stop ended."""
+    """Return the error of a start that a stop cancelled."""
     return Failed(
-        f"the start of {vm} was called off: a stop was asked for",
-        hint=f"to start it all the same: vmess {vm} stop start",
+        f"the start of {vm} was cancelled by a stop",
+        hint=f"to start it anyway: vmess {vm} stop start",
     )
 
 
 def unexpected(vm: str) -> Failed:
-    """Whatever a failure nobody foresaw left without an answer."""
+    """Return the error for those who still wait after an unexpected failure."""
     return Failed(f"VM {vm}: unexpected failure; vmessd's log has the details", hint=LOG)
 
 
 def going_away() -> Failed:
-    """Whatever is still waited for when the daemon ends."""
+    """Return the error for those who still wait when the daemon ends."""
     return Failed(
-        "vmessd is going away; what was begun with QEMU goes on, its deadline does not",
-        hint="vmess list, when it is back",
+        "vmessd is ending; QEMU continues what was begun, but without its deadline",
+        hint="vmess list, when vmessd is back",
     )
 
 
 def no_vms() -> NoSuchVM:
-    """A look at all VMs where there is none."""
-    return NoSuchVM("there is no VM yet", hint="make one: vmess newvm make")
+    """Return the error for a query of all VMs where there are none."""
+    return NoSuchVM("there are no VMs yet", hint="make one: vmess newvm make")

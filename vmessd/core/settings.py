@@ -1,7 +1,7 @@
 """The table of per-VM settings: one upper-case file, one value, a verb of the same name.
 
-The daemon reads values and builds QEMU options from these rows; the client takes its verbs, usage
-and help from the same ones. The module is light because the client reads it at every start.
+The daemon reads values and builds QEMU options from this table, and the client its verbs, usage and help. The
+module imports little, because the client imports it at every start.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ CPU = "CPU"
 LOCK = "LOCK"
 RESTARTS = (Policy.no, Policy.on_crash, Policy.always)
 STROKE_TIME = 0.06
-"""Seconds from one stroke of a guest's key to the next: QEMU's keyboards queue 16 bytes, and firmware empties
-them in some milliseconds."""
-AT_ONCE_MAX = 64  # threads that vmessd has for the files of VMs: more starts would wait for each other there
+"""Seconds between keystrokes sent to a guest: QEMU's keyboards queue 16 bytes, and firmware reads them within
+milliseconds."""
+AT_ONCE_MAX = 64  # threads of vmessd for the files of VMs; more starts would wait for each other
 
 
 def size(text: str, bare: int = 1) -> int:
-    """Return a size in bytes: `8G` is 8 x 1024^3; a number without a unit counts `bare` bytes each.
+    """Return a size in bytes: `8G` is 8 x 1024^3; a number without a unit is in units of `bare` bytes.
 
     Raises:
-        ValueError: the text is no size.
+        ValueError: the text is not a size.
     """
     unit = UNITS.get(text[-1:].upper())
     return _number(text[:-1], 15) * unit if unit else _number(text, 15) * bare
 
 
 def size_text(count: int) -> str:
-    """Return a size as short as it can be written exactly: 8589934592 is `8G`."""
+    """Return the shortest exact text of a size: `8G` for 8589934592."""
     for unit, factor in reversed(UNITS.items()):
         if count and count % factor == 0:
             return f"{count // factor}{unit}"
@@ -55,7 +55,7 @@ def size_text(count: int) -> str:
 
 
 def size_shown(count: int) -> str:
-    """Return a size for people: exact where a unit fits, else with one decimal, small ones in bytes."""
+    """Return a size for people: exact where a unit fits, else with one decimal; small sizes in bytes."""
     exact = size_text(count)
     if not exact.isdecimal():
         return exact
@@ -66,11 +66,11 @@ def size_shown(count: int) -> str:
 
 
 class _Objection(ValueError):
-    """Why a value is wrong, where that is not plain to see."""
+    """Why a value is wrong, where that is not obvious."""
 
 
 def _number(text: str, digits: int) -> int:
-    """Return a number of so many digits 0-9 at most; signs and whatever else int() takes are refused."""
+    """Return a number of at most `digits` digits 0-9; refuses signs and other forms that int() accepts."""
     if not (text.isascii() and text.isdecimal() and len(text) <= digits):
         raise ValueError(text)
     return int(text)
@@ -96,13 +96,13 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 class Autostart(PlainRecord):
-    """A VM comes up with the host."""
+    """The VM starts with the host."""
 
     def __init__(self, order: int, delay: int) -> None:
         self.order = order
-        """VMs of a lower order are up before; those of one order come up together."""
+        """VMs of a lower order start first; those of one order start together."""
         self.delay = delay
-        """Seconds that VMs of higher orders wait after this one has been started."""
+        """Seconds that VMs of higher orders wait after the start of this one."""
 
 
 def _autostart(text: str) -> Autostart | None:
@@ -123,9 +123,9 @@ def _words(text: str) -> tuple[str, ...]:
     except ValueError as error:
         raise _Objection(str(error).lower()) from None
     if "\0" in text:
-        raise _Objection("it holds a NUL byte")
+        raise _Objection("it contains a NUL byte")
     if any(word in ("-daemonize", "--daemonize") for word in words):
-        raise _Objection("-daemonize would take QEMU out of vmessd's hands")
+        raise _Objection("vmessd cannot supervise a QEMU with -daemonize")
     return words
 
 
@@ -137,10 +137,10 @@ def _drives(text: str) -> tuple[str, ...]:
 
 
 def _cpu(text: str) -> str:
-    """Return a model of QEMU's and its features; nothing in it can be another option, nor ask for help."""
+    """Return a CPU model and its features; refuses other options and `help`."""
     model, *features = text.split(",")
     if text.isdecimal() and text != "486":
-        raise _Objection("how many there are, smp says")
+        raise _Objection("the number of processors is set by smp")
     names = [model]
     for feature in features:
         name, equals, value = feature.partition("=")
@@ -176,7 +176,7 @@ def _properties(text: str) -> str:
 
 
 def _wires(text: str) -> Any:
-    from vmessd.core import wires  # noqa: PLC0415 -- the client reads this module at every start and no NICS
+    from vmessd.core import wires  # noqa: PLC0415 -- the client never parses NICS
 
     try:
         return wires.parse_file(text)
@@ -203,7 +203,7 @@ def _remark(text: str) -> str:
 
 
 class Setting(PlainRecord):
-    """One value of a VM: where it is kept, how it is read, what it makes of QEMU's command line."""
+    """One setting of a VM: its file, its parser and its part of QEMU's command line."""
 
     def __init__(  # noqa: PLR0913, PLR0917 -- a row of a table
         self,
@@ -213,32 +213,32 @@ class Setting(PlainRecord):
         expects: str,
         parse: Callable[[str], Any],
         option: Callable[[Any], tuple[str, ...]],
-        help: str,  # noqa: A002 -- what it is called everywhere
+        help: str,  # noqa: A002 -- its usual name
         live: bool = False,
         words_for_qemu: bool = False,
     ) -> None:
         self.file = file
         """The file in the VM's directory that holds the value."""
         self.verb = verb
-        """The word that sets it; None where the file is edited by hand."""
+        """The verb that sets it; None where the file is edited by hand or by other verbs."""
         self.argument = argument
         self.expects = expects
         """What would be right, for messages: `RAM 'x' is not <expects>`."""
         self.parse = parse
-        """Text to value; raises ValueError."""
+        """Converts text to a value; raises ValueError."""
         self.option = option
-        """Value to QEMU arguments."""
+        """Converts a value to QEMU arguments."""
         self.help = help
         self.live = live
-        """It takes effect at once, also on a running VM: it is about how the VM is kept, not what it is."""
+        """It takes effect at once, also on a running VM: the daemon uses it, and not QEMU."""
         self.words_for_qemu = words_for_qemu
-        """It hands words to QEMU as they are, so the daemon's own settings say whether it is honoured."""
+        """It passes words to QEMU unchanged, so the daemon's setting `exargs` controls whether it is used."""
 
     def value(self, text: str) -> Any:
-        """Return the value the text stands for.
+        """Return the value of a text.
 
         Raises:
-            InvalidValue: it stands for none; names the file, the text and what would be right.
+            InvalidValue: the text is invalid; names the file, the text and what would be right.
         """
         try:
             return self.parse(text.strip())
@@ -266,7 +266,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="ram",
         argument="<size|none>",
         expects="a size from 1M to 16T such as 512M or 2G",
-        # A number alone counts MiB: QEMU's -m reads it so, and files of the original hold such.
+        # A bare number is in MiB, as for QEMU's -m and in files of the original script.
         parse=lambda text: _within(UNITS["M"], size(text, bare=UNITS["M"]), RAM_MAX),
         option=lambda count: ("-m", size_text(count)),
         help="Set the size of the VM's memory (QEMU's -m), stored in the VM directory.",
@@ -275,12 +275,12 @@ SETTINGS: tuple[Setting, ...] = (
         file=CPU,
         verb="cpu",
         argument="<best|model|none>",
-        expects="best, or a model of QEMU's, such as qemu64, with features behind it: qemu64,+aes,-svm",
+        expects="best, or a CPU model of QEMU such as qemu64, optionally with features: qemu64,+aes,-svm",
         parse=_cpu,
         option=_no_option,  # what is best depends on the accelerator; see command_line.cpu
-        help="Choose the guest's CPU: a model of QEMU's (qemu-system-x86_64 -cpu help), or the best there is,\n"
-        "which is the host's own under KVM, and all that TCG knows. New VMs have the best; without,\n"
-        "it is QEMU's default, qemu64, which today's distributions find old.",
+        help="Choose the guest's CPU: a model of QEMU (qemu-system-x86_64 -cpu help), or the best one:\n"
+        "the CPU of the host under KVM, otherwise everything that TCG supports. New VMs have the best.\n"
+        "With none it is QEMU's default, qemu64, which is too old for current distributions.",
     ),
     Setting(
         file="ACCEL",
@@ -289,8 +289,8 @@ SETTINGS: tuple[Setting, ...] = (
         expects="auto, kvm or tcg",
         parse=_one_of("auto", "kvm", "tcg"),
         option=_no_option,  # the daemon decides what `auto` is; see command_line.Spec.accel
-        help="Choose what runs the guest's code: KVM, QEMU's own translator (tcg), or whichever\n"
-        "the daemon may use (auto).",
+        help="Choose the accelerator: KVM, QEMU's own translator (tcg), or KVM if the daemon may use it,\n"
+        "otherwise tcg (auto).",
     ),
     Setting(
         file="STOP",
@@ -299,18 +299,19 @@ SETTINGS: tuple[Setting, ...] = (
         expects=f"a whole number of seconds from 0 to {GRACE_MAX}",
         parse=lambda text: _integer(text, 0, GRACE_MAX),
         option=_no_option,
-        help="How long a guest may take to power down before it is made to.",
+        help="The grace period: how long a guest may take to power down before force is used.",
         live=True,
     ),
     Setting(
         file="AUTOSTART",
         verb="autostart",
         argument="<on|off|none> [order] [delay]",
-        expects=f"off, or on with an order (0 to {ORDER_MAX}) and a delay (0 to {DELAY_MAX} seconds) behind",
+        expects=f"off, or on with an optional order (0 to {ORDER_MAX}) and delay (0 to {DELAY_MAX} seconds)",
         parse=_autostart,
         option=_no_option,
-        help=f"Start the VM with the host, lower orders first ({ORDER_DEFAULT} without); those of one order\n"
-        "together, then <delay> seconds pass before the next. The host's shutdown goes the other way.",
+        help=f"Start the VM with the host. Lower orders start first (default: {ORDER_DEFAULT}), VMs of one\n"
+        "order together; <delay> seconds later, the next order starts. A shutdown of the host goes in\n"
+        "reverse order.",
         live=True,
     ),
     Setting(
@@ -320,8 +321,8 @@ SETTINGS: tuple[Setting, ...] = (
         expects="no, on-crash or always",
         parse=_one_of(*RESTARTS),
         option=_no_option,
-        help="Start the VM again when it crashed (on-crash), or whatever ended it but a stop (always):\n"
-        "after a pause that doubles, and not for ever.",
+        help="Start the VM again after a crash (on-crash), or after any exit except a stop (always). The\n"
+        "delay doubles each time, and the number of restarts is limited.",
         live=True,
     ),
     Setting(
@@ -331,7 +332,7 @@ SETTINGS: tuple[Setting, ...] = (
         expects=f"a remark of at most {REMARK_MAX} printable characters, or nothing",
         parse=_remark,
         option=_no_option,
-        help="Where there is one, the VM refuses all but looking; lock and unlock make and remove it.",
+        help="If the file exists, the VM refuses all changes. lock creates it, and unlock removes it.",
         live=True,
     ),
     Setting(
@@ -340,18 +341,18 @@ SETTINGS: tuple[Setting, ...] = (
         argument="[bridge|-|user ...]",
         expects="at most 29 words, each a bridge, - or user",
         parse=_wires,
-        option=_no_option,  # what the kernel has counts more; see links.Nic
-        help="What the interfaces are plugged into, as ifadd and connect noted it.",
+        option=_no_option,  # the state of the kernel takes precedence; see links.Nic
+        help="What the interfaces are connected to, as set by ifadd and connect.",
     ),
     Setting(
         file="RAW",
         verb=None,
         argument="<hda|hdb|hdc|hdd|cdrom ...>",
-        expects="hda, hdb, hdc, hdd or cdrom, or several of them",
+        expects="one or more of hda, hdb, hdc, hdd and cdrom",
         parse=_drives,
         option=_no_option,  # QEMU is told that all images are raw; see images.check
-        help="Drives whose images are raw whatever they look like, such as a disk into which the guest has\n"
-        "written the header of a qcow2 image. Without it such a VM is not started.",
+        help="Drives whose images are raw although they do not look so, such as a disk into which the guest\n"
+        "wrote the header of a qcow2 image. Without it, such a VM does not start.",
     ),
     Setting(
         file="MACS",
@@ -360,7 +361,7 @@ SETTINGS: tuple[Setting, ...] = (
         expects="at most 29 words, each a MAC such as 02:11:9b:af:00:00, or -",
         parse=_of_cards("parse_macs"),
         option=_no_option,
-        help="The interfaces' MACs, as mac noted them; - is for the one that follows from the VM's name.",
+        help="The MACs of the interfaces, as set by mac; - stands for the default MAC.",
     ),
     Setting(
         file="SLOTS",
@@ -369,8 +370,8 @@ SETTINGS: tuple[Setting, ...] = (
         expects="at most 29 words, each a PCI slot from 3 to 31, none of them twice, or -",
         parse=_of_cards("parse_slots"),
         option=_no_option,
-        help="The PCI slots of network cards that were plugged while the VM ran, so that they stay there;\n"
-        "- is for where it has been from the beginning.",
+        help="The PCI slots of NICs that were plugged in while the VM was running, so that they keep them;\n"
+        "- stands for the default slot.",
     ),
     Setting(
         file="CABLES",
@@ -379,16 +380,16 @@ SETTINGS: tuple[Setting, ...] = (
         expects="numbers of interfaces from 0 to 28",
         parse=_of_cards("parse_cables"),
         option=_no_option,
-        help="The interfaces whose cable is pulled, as cable noted it.",
+        help="The interfaces whose cable is pulled, as set by cable.",
     ),
     Setting(
         file="NIC_MODEL",
         verb=None,
         argument="<device>",
-        expects="a network device of QEMU's such as e1000 or virtio-net-pci",
+        expects="a network device of QEMU such as e1000 or virtio-net-pci",
         parse=_network_device,
         option=_no_option,
-        help="The network cards' model; e1000 without.",
+        help="The model of the NICs (default: e1000).",
     ),
     Setting(
         file="NIC_EXARGS",
@@ -397,7 +398,7 @@ SETTINGS: tuple[Setting, ...] = (
         expects="properties of a QEMU device such as romfile=,bootindex=1",
         parse=_properties,
         option=_no_option,
-        help="More properties for each network card. $VM and $DIR as in EXARGS.",
+        help="More properties for each NIC. $VM and $DIR work as in EXARGS.",
         words_for_qemu=True,
     ),
     Setting(
@@ -407,8 +408,8 @@ SETTINGS: tuple[Setting, ...] = (
         expects="QEMU arguments quoted as for a shell",
         parse=_words,
         option=lambda words: words,
-        help="More arguments for QEMU, split as a shell would split them. Then $VM stands for the VM's name,\n"
-        "$DIR for the path of its directory, $$ for a dollar.",
+        help="More arguments for QEMU, split into words as by a shell. Then $VM is replaced by the name of\n"
+        "the VM, $DIR by the path of its directory, and $$ by a dollar sign.",
         words_for_qemu=True,
     ),
 )
@@ -417,13 +418,13 @@ BY_FILE = {setting.file: setting for setting in SETTINGS}
 
 
 class Drive(PlainRecord):
-    """One IDE position of a VM and the verb that fills it."""
+    """A drive of a VM and the verb that creates it."""
 
     def __init__(
         self,
         verb: str,
         argument: str,
-        help: str,  # noqa: A002 -- what it is called everywhere
+        help: str,  # noqa: A002 -- its usual name
     ) -> None:
         self.verb = verb
         self.argument = argument
@@ -436,7 +437,7 @@ DRIVES: tuple[Drive, ...] = (
             verb=disk,
             argument="<size>",
             help=f"Create a sparse file for the {order} disk, or make it larger.\n"
-            "An image that is there is never written into and never made smaller.",
+            "An existing image is never written to and never made smaller.",
         )
         for disk, order in zip(DISKS, ("first", "second", "third", "fourth"), strict=True)
     ),
@@ -449,7 +450,7 @@ DRIVES: tuple[Drive, ...] = (
 
 
 def at_once(text: str) -> int:
-    """Return how many starts may be under way at once; raises InvalidValue."""
+    """Return the maximum number of concurrent starts; raises InvalidValue."""
     try:
         return _integer(text.strip(), 1, AT_ONCE_MAX)
     except ValueError:
@@ -460,7 +461,7 @@ def disk_size(text: str) -> int:
     """Return the size of a disk in bytes.
 
     Raises:
-        InvalidValue: not a size, or one no disk has (a bare `8` is taken for a slip, not for 8 bytes).
+        InvalidValue: not a size, or out of range (a bare `8` is probably a slip, and does not mean 8 bytes).
     """
     try:
         return _within(DISK_MIN, size(text.strip()), DISK_MAX)

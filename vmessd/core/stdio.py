@@ -1,17 +1,17 @@
-"""Standard streams: those that whoever started this program left closed, and one that takes nothing."""
+"""Standard streams: closed ones, and those that cannot be written to."""
 
 import io
-import posix  # the client waits for it at every start, and `os` takes far longer
+import posix  # the client imports this at every start, and `os` takes far longer
 import sys
 
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 def fill_gaps() -> None:
-    """Open /dev/null under each of the numbers 0 to 2 that is closed, and for Python's streams on them.
+    """Open /dev/null for each of the descriptors 0 to 2 that is closed, and the Python streams on them.
 
-    To be called first of all: a socket or a file that got such a number would be written to by whoever means
-    the stream. Python has None for a stream that was closed at its start (`sys.stderr`).
+    Call this first. Otherwise a socket or a file may get such a number, and what is meant for the stream.
+    Python sets a stream such as `sys.stderr` to None if it was closed at start.
 
     Raises:
         OSError: /dev/null cannot be opened.
@@ -20,7 +20,7 @@ def fill_gaps() -> None:
         try:
             posix.fstat(number)
         except OSError:
-            # The lowest number is taken, open(2).
+            # open(2) returns the lowest free number.
             posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)
         if getattr(sys, name) is None:
             stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 -- open to the end
@@ -28,14 +28,14 @@ def fill_gaps() -> None:
 
 
 def say_all() -> None:
-    """Have characters that standard output has no code for, by the locale, written as escapes."""
+    """Escape characters that standard output cannot encode in the locale's encoding."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def give_up(number: int) -> None:
-    """Lead standard output, 1, or error, 2, to /dev/null, so that what failed is not tried again at the exit.
+    """Redirect standard output (1) or error (2) to /dev/null, so that a failed write is not repeated at exit.
 
-    Python's exit status is 120 where that fails, too (Python, Py_FinalizeEx).
+    If it failed again, Python's exit status would be 120 (Py_FinalizeEx).
     """
     posix.dup2(posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC), number)

@@ -1,35 +1,34 @@
-"""How long each order may take when all VMs go down, so that the whole does not take too long. Pure."""
+"""The time budget of a shutdown of all VMs, and how the orders share it. Pure."""
 
 import math
 from collections.abc import Sequence
 
 MARGIN = 10.0
-"""Seconds beyond the largest grace that a shutdown of all VMs takes, where nobody says otherwise."""
+"""Seconds that the default budget adds to the largest grace period."""
 FORCE_TIME = 6.0
-"""Seconds at the end of a budget that belong to no grace: the rungs above the power button, and some more."""
+"""Seconds at the end of a budget for force: the rungs above the power button, and a margin."""
 KEPT = 10.0
-"""Seconds of grace that an order leaves to each one behind it: most guests that listen are off by then."""
+"""Seconds of grace that an order leaves to each later one: most guests that react are off by then."""
 BUTTON = 5.0
-"""Seconds with the power button that every VM has, unless its own grace is shorter."""
+"""Minimum time for the power button in seconds, unless the grace period of the VM is shorter."""
 SHORTEST, LONGEST = 10, 86400
-"""Bounds of a budget, in seconds: what is needed for button and force; a day."""
+"""Bounds of a budget in seconds: enough for button and force; a day."""
 
 
-def whole(graces: Sequence[float]) -> float:
-    """Return the seconds in which VMs of these graces are off, where nobody says otherwise."""
+def default(graces: Sequence[float]) -> float:
+    """Return the default budget for VMs with these grace periods, in seconds."""
     return max(graces, default=0.0) + MARGIN
 
 
 def allot(graces: Sequence[float], left: float) -> tuple[float, bool]:
-    """Return how much grace the first of several orders has, and whether those behind it go down with it.
+    """Return the grace period of the first order, and whether all later orders go down together with it.
 
-    Each order leaves to those behind it what they need, no more than :data:`KEPT` each. Where that is too
-    little for all, they share evenly; and where a share would be less than :data:`BUTTON`, those that are
-    left go down together.
+    Each order leaves later ones the time they need, at most :data:`KEPT` each. If there is too little time for
+    all, they share it evenly; if a share is less than :data:`BUTTON`, all remaining orders go down together.
 
     Args:
-        graces: the largest grace of each order that is left, the first goes down first.
-        left: seconds that all of them have, without what force takes.
+        graces: the largest grace period of each remaining order, in the order of the shutdown.
+        left: seconds left for all of them, without the time for force.
     """
     first, *others = graces
     spared = left - sum(min(grace, KEPT) for grace in others)
@@ -40,7 +39,7 @@ def allot(graces: Sequence[float], left: float) -> tuple[float, bool]:
 
 
 def _share(graces: Sequence[float], left: float) -> float:
-    """Return the most that each may have, so that all have as much of what they want as can be."""
+    """Return the limit for each order under which the grace periods fit into `left` seconds (max-min fair)."""
     for number, grace in enumerate(sorted(graces)):
         share = left / (len(graces) - number)
         if grace > share:

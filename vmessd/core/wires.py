@@ -1,8 +1,8 @@
-"""What a VM's interfaces are plugged into, in words: the arguments of `ifadd` and the file NICS.
+"""What the interfaces of a VM are connected to, in words: the arguments of `ifadd`, and the file NICS. Pure.
 
-Pure. A word is a bridge's name, `-` for a TAP that is in no bridge, or `user` for QEMU's user-mode
-network, with its forwarded ports behind a colon: `user:2222:22,udp:5353:53`. No name of a link has a
-colon or a space in it (dev_valid_name() in Linux's net/core/dev.c), so the words are unambiguous.
+A word is the name of a bridge, `-` for a TAP without a bridge, or `user` for QEMU's user-mode network, with
+forwarded ports after a colon: `user:2222:22,udp:5353:53`. Names of links contain neither colons nor spaces
+(dev_valid_name() in Linux's net/core/dev.c), so the words are unambiguous.
 """
 
 import enum
@@ -20,30 +20,29 @@ USER = "user"
 LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
 INTERFACES_MAX = 29  # PCI slots 3 to 31 of machine `pc`: host bridge, PIIX and VGA have the first three
 PORT_MAX = 65535
-FORWARDS_MAX = 32  # to an interface; the plain ones of all of a VM's fit into NICS
+FORWARDS_MAX = 32  # for one interface; in their short form, those of all interfaces fit into NICS
 
 
 LOCALHOST = "127.0.0.1"
-ANY = "0.0.0.0"  # noqa: S104 -- a word that people may say
+ANY = "0.0.0.0"  # noqa: S104 -- a word of the command line, not a place to listen
 PROTOCOLS = ("tcp", "udp")
 FORWARD_FORM = "[udp:][address:]<hostport>:<guestport>, such as 2222:22"
 
 
 @dataclass(frozen=True)
 class Forward:
-    """A port of the host's that leads into a user-mode network."""
+    """A port of the host that is forwarded to a port of the guest, into a user-mode network."""
 
     host: int
     guest: int
-    """The guest's port it leads to."""
     protocol: str = "tcp"
-    """Or `udp`."""
+    """`tcp` or `udp`."""
     address: str = LOCALHOST
-    """Of the host, IPv4: QEMU 7.2 takes no other here (`hostfwd`; net/slirp.c, slirp_hostfwd)."""
+    """An IPv4 address of the host: QEMU 7.2 accepts no other (`hostfwd`; net/slirp.c, slirp_hostfwd)."""
 
     @property
     def port(self) -> str:
-        """What is forwarded, as :func:`parse_forward` takes it: `2222`, `udp:0.0.0.0:5353`."""
+        """The host's side, as in :func:`parse_forward`: `2222`, `udp:0.0.0.0:5353`."""
         protocol = "" if self.protocol == "tcp" else f"{self.protocol}:"
         return f"{protocol}{'' if self.address == LOCALHOST else f'{self.address}:'}{self.host}"
 
@@ -51,13 +50,13 @@ class Forward:
         return f"{self.port}:{self.guest}"
 
     def is_in_the_way_of(self, other: "Forward") -> bool:
-        """Tell whether a process cannot listen for both."""
+        """Tell whether a process cannot listen on both."""
         same = (self.protocol, self.host) == (other.protocol, other.host)
         return same and (self.address == other.address or ANY in (self.address, other.address))
 
 
 def checked_forward(protocol: str | None, address: str | None, host: int, guest: int) -> Forward:
-    """Return a forwarded port, TCP and of 127.0.0.1 where nothing else is said; raises InvalidValue."""
+    """Return a forwarded port, by default TCP on 127.0.0.1; raises InvalidValue."""
     for port in (host, guest):
         if not 1 <= port <= PORT_MAX:
             raise InvalidValue(f"port {quoted(port)} is not a number from 1 to {PORT_MAX}")
@@ -66,7 +65,7 @@ def checked_forward(protocol: str | None, address: str | None, host: int, guest:
     try:
         found = str(ipaddress.IPv4Address(LOCALHOST if address is None else address))
     except ValueError:
-        raise InvalidValue(f"address {quoted(address)} is not one of IPv4, such as {LOCALHOST}") from None
+        raise InvalidValue(f"address {quoted(address)} is not an IPv4 address such as {LOCALHOST}") from None
     return Forward(host, guest, protocol or "tcp", found)
 
 
@@ -75,7 +74,7 @@ def _of_ipv6(text: str) -> str:
 
 
 def parse_forward(text: str) -> Forward:
-    """Return a forwarded port of `ifadd`'s words or of NICS; raises InvalidValue."""
+    """Return a forwarded port from a word of `ifadd` or NICS; raises InvalidValue."""
     words = text.split(":")
     protocol = words.pop(0) if words[0] in PROTOCOLS else None
     address = words.pop(0) if len(words) == 3 else None
@@ -87,14 +86,14 @@ def parse_forward(text: str) -> Forward:
 
 @dataclass(frozen=True)
 class Wire:
-    """What one interface is plugged into."""
+    """What one interface is connected to."""
 
     bridge: str | None = None
-    """The bridge its TAP is a port of; None for none."""
+    """The bridge that its TAP is a port of; None for no bridge."""
     user: bool = False
-    """It has no TAP but QEMU's user-mode network."""
+    """It uses QEMU's user-mode network instead of a TAP."""
     forwards: tuple[Forward, ...] = ()
-    """Of a user-mode network: the host's ports that lead into it."""
+    """The forwarded ports of a user-mode network."""
 
     def __str__(self) -> str:
         if not self.user:
@@ -104,27 +103,27 @@ class Wire:
 
 
 def link_name(text: str, what: str = "bridge name") -> str:
-    """Return a name that a link may have and that is not one of the words of this module.
+    """Return a valid name of a link that is not one of the words of this module.
 
     Raises:
-        InvalidValue: the kernel would not have it, or would take it for a pattern (`%d`).
+        InvalidValue: the name is a word of this module, or the kernel would refuse it or expand it (`%d`).
     """
     size = len(text.encode(errors="surrogatepass"))
     if not text:
-        raise InvalidValue(f"{what} '' is empty; it has to be a name of 1 to {LINK_NAME_MAX} bytes")
+        raise InvalidValue(f"{what} '' is empty; it must be a name of 1 to {LINK_NAME_MAX} bytes")
     if size > LINK_NAME_MAX:
-        raise InvalidValue(f"{what} {quoted(text)} has {size} bytes; a link's name has {LINK_NAME_MAX} at most")
+        raise InvalidValue(f"{what} {quoted(text)} has {size} bytes; at most {LINK_NAME_MAX} are allowed")
     if text in (".", "..", NOTHING, USER, UNPLUGGED) or text[0] == "-":
-        raise InvalidValue(f"{what} {quoted(text)} has another meaning; it has to be a name such as bridge1")
+        raise InvalidValue(f"{what} {quoted(text)} has another meaning; choose a name such as bridge1")
     if any(char in "/:%" or char.isspace() or not char.isprintable() for char in text):
         raise InvalidValue(
-            f"{what} {quoted(text)} holds a character no link's name may have (space, control, / : %)"
+            f"{what} {quoted(text)} contains a character that is not allowed in it (space, control, / : %)"
         )
     return text
 
 
 def bridge_name(text: str) -> str:
-    """Return the name of a bridge; raises InvalidValue as :func:`link_name`, and for the name of a TAP."""
+    """Return a valid name of a bridge; raises InvalidValue as :func:`link_name`, and for the name of a TAP."""
     link_name(text)
     if names.tap_parts(text):
         raise InvalidValue(f"bridge name {quoted(text)} is the name of a VM's TAP")
@@ -132,21 +131,20 @@ def bridge_name(text: str) -> str:
 
 
 def new_bridge_name(text: str, *, deliberate: bool = False) -> str:
-    """Return a name that a bridge may be given; raises InvalidValue where it tells of something else.
+    """Return a valid name for a new bridge; raises InvalidValue, also for a conventional name of another link.
 
-    A network card's is given to one only where somebody asks for just that: a bridge would take it from a
-    card that comes later.
+    The name of a network card is only allowed if `deliberate`: a card that appears later could not have it.
     """
     other = kind_by_name(text)
     if other:
         raise InvalidValue(f"bridge name {quoted(text)} is the name of {other}, and there is no such bridge")
     if is_card_name(text) and not deliberate:
         raise InvalidValue(
-            f"bridge name {quoted(text)} is like a network card's, and there is no such bridge",
-            hint=f"if a bridge is meant, make it first: vmess net vlan {text}",
+            f"bridge name {quoted(text)} looks like the name of a network card, and there is no such bridge",
+            hint=f"if you mean a bridge, make it first: vmess net vlan {text}",
         )
     if "," in text:
-        raise InvalidValue(f"bridge name {quoted(text)} has a comma; bridges stand with spaces between them")
+        raise InvalidValue(f"bridge name {quoted(text)} contains a comma; separate bridges with spaces")
     return text
 
 
@@ -160,12 +158,12 @@ _CARD_NAME = re.compile(
 
 
 def is_card_name(text: str) -> bool:
-    """Tell whether a name is one the kernel or systemd gives to network cards: `eth0`, `enp3s0`, `wlan0`."""
+    """Tell whether the kernel or systemd gives such a name to network cards: `eth0`, `enp3s0`, `wlan0`."""
     return _CARD_NAME.fullmatch(text) is not None
 
 
 class NamedKind(enum.StrEnum):
-    """What a link is by the convention of its name, as it is told."""
+    """Kinds of links with conventional names, as messages call them."""
 
     tap = "a VM's TAP"
     pair = "one end of a pair"
@@ -174,7 +172,7 @@ class NamedKind(enum.StrEnum):
 
 
 def kind_by_name(text: str) -> NamedKind | None:
-    """Return what a link of this name is by convention; None where the name does not tell."""
+    """Return the kind of link that has such a name by convention; None where there is none."""
     if names.tap_parts(text):
         return NamedKind.tap
     if peer(text):
@@ -185,13 +183,13 @@ def kind_by_name(text: str) -> NamedKind | None:
 
 
 def peer(name: str) -> str:
-    """Return the name of the other end of a pair, `vethB0` for `vethA0`; empty for what is no such name."""
+    """Return the name of the other end of a pair, `vethB0` for `vethA0`; empty for any other name."""
     match = re.fullmatch(r"(.*veth)([AB])([0-9]+)", name)
     return f"{match[1]}{'B' if match[2] == 'A' else 'A'}{match[3]}" if match else ""
 
 
 def owner(link: str) -> str | None:
-    """Return the VM whose TAP has this name, also that of a VLAN on it: `newvm0` of `newvm0e0.100`."""
+    """Return the VM whose TAP, or a VLAN on it, has this name: `newvm0` for `newvm0e0.100`."""
     parts = names.tap_parts(link.partition(".")[0])
     return parts[0] if parts else None
 
@@ -204,7 +202,7 @@ def _port(text: str) -> int:
 
 
 def parse_wire(word: str) -> Wire:
-    """Return what a word of `ifadd` or NICS means; raises InvalidValue."""
+    """Return the wire for a word of `ifadd` or NICS; raises InvalidValue."""
     if word == UNPLUGGED:
         return Wire()
     if word == USER:
@@ -213,7 +211,7 @@ def parse_wire(word: str) -> Wire:
         return Wire(bridge=bridge_name(word))
     texts = word.removeprefix(f"{USER}:").split(",")
     if len(texts) > FORWARDS_MAX:
-        raise InvalidValue(f"{len(texts)} forwarded ports are more than {FORWARDS_MAX}")
+        raise InvalidValue(f"{len(texts)} forwarded ports are too many; at most {FORWARDS_MAX} are allowed")
     forwards: list[Forward] = []
     for text in texts:
         forward = parse_forward(text)
@@ -224,16 +222,18 @@ def parse_wire(word: str) -> Wire:
 
 
 def with_forward(wire: Wire, forward: Forward) -> Wire:
-    """Return a user-mode network with one more forwarded port; raises InvalidValue where it cannot be."""
+    """Return a user-mode network with one more forwarded port; raises InvalidValue where that is impossible."""
     if there := next((other for other in wire.forwards if other.is_in_the_way_of(forward)), None):
-        raise InvalidValue(f"port {forward.port} is forwarded already: {there}")
+        raise InvalidValue(f"port {forward.port} is already forwarded: {there}")
     if len(wire.forwards) >= FORWARDS_MAX:
-        raise InvalidValue(f"{len(wire.forwards) + 1} forwarded ports are more than {FORWARDS_MAX}")
+        raise InvalidValue(
+            f"{len(wire.forwards) + 1} forwarded ports are too many; at most {FORWARDS_MAX} are allowed"
+        )
     return Wire(user=True, forwards=(*wire.forwards, forward))
 
 
 def without_forward(wire: Wire, forward: Forward) -> Wire:
-    """Return a user-mode network with one forwarded port less; raises InvalidValue where it has no such."""
+    """Return a user-mode network without a forwarded port; raises InvalidValue where it is not forwarded."""
     left = tuple(other for other in wire.forwards if other.port != forward.port)
     if left == wire.forwards:
         raise InvalidValue(f"port {forward.port} is not forwarded")
@@ -241,36 +241,36 @@ def without_forward(wire: Wire, forward: Forward) -> Wire:
 
 
 def room(vm: str) -> int:
-    """Return how many interfaces the VM can have: PCI has so many slots, and a TAP's name 15 bytes."""
+    """Return how many interfaces the VM can have: limits are the PCI slots and the length of a TAP's name."""
     fits = (count for count in range(INTERFACES_MAX, 0, -1) if len(names.tap(vm, count - 1)) <= LINK_NAME_MAX)
     return next(fits, 0)
 
 
 def parse_wires(vm: str, count: int, words: Sequence[str]) -> tuple[Wire, ...]:
-    """Return the wires of `count` interfaces, those without a word unplugged; raises InvalidValue."""
+    """Return the wires of `count` interfaces, by default without a bridge; raises InvalidValue."""
     if not 0 <= count <= room(vm):
         raise InvalidValue(f"number of NICs {quoted(count)} is not from 0 to {room(vm)}{_why(vm)}")
     if len(words) > count:
-        raise InvalidValue(f"{len(words)} bridges ({quoted(' '.join(words))}) are more than the {count} NICs")
+        raise InvalidValue(f"{len(words)} bridges ({quoted(' '.join(words))}) are too many for {count} NICs")
     return tuple(parse_wire(word) for word in words) + (Wire(),) * (count - len(words))
 
 
 def check_interface(vm: str, number: int, there: Collection[int]) -> None:
-    """Raise InvalidValue unless the number, counted from 0, is one of the VM's interfaces."""
+    """Raise InvalidValue unless `number` is an interface of the VM; `there` are those it has."""
     if not there:
-        raise InvalidValue(f"interface {quoted(number)}: {vm} has none", hint=f"vmess {vm} ifadd 1")
+        raise InvalidValue(f"interface {quoted(number)}: {vm} has no interfaces", hint=f"vmess {vm} ifadd 1")
     if number not in there:
         raise InvalidValue(
-            f"interface {quoted(number)} is not one of {vm}: {', '.join(map(str, sorted(there)))}"
+            f"{vm} has no interface {quoted(number)}; it has {', '.join(map(str, sorted(there)))}"
         )
 
 
 def _why(vm: str) -> str:
-    return " (TAP names end at 15 bytes)" if room(vm) < INTERFACES_MAX else ""
+    return " (the name of a TAP has at most 15 bytes)" if room(vm) < INTERFACES_MAX else ""
 
 
 def parse_file(text: str) -> tuple[Wire, ...]:
-    """Return what a NICS file says; raises ValueError, as a parser of settings does."""
+    """Return the wires in a NICS file; raises ValueError, as parsers of settings do."""
     words = text.split()
     if len(words) > INTERFACES_MAX:
         raise ValueError(text)
@@ -278,5 +278,5 @@ def parse_file(text: str) -> tuple[Wire, ...]:
 
 
 def file_text(wires: Sequence[Wire]) -> str:
-    """Return what a NICS file has to say."""
+    """Return the text of a NICS file."""
     return " ".join(str(wire) for wire in wires)

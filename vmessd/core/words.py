@@ -1,12 +1,12 @@
-"""The words on the control socket that have a fixed set of values: the one table of each. Pure and light.
+"""The words of the enumerations on the control socket. Pure, and quick to import.
 
-The daemon's enumerations take their values from here. The client, which reads this module at every start and
-enumerates nothing, compares what the daemon says with these.
+The enumerations of the daemon take their values from here. The client imports this module at every start, and
+compares words of the daemon with these, because `enum` takes long to import.
 """
 
 
 class State:
-    """Where a VM is in its life: :class:`vmessd.core.lifecycle.State`."""
+    """The state of a VM: :class:`vmessd.core.lifecycle.State`."""
 
     stopped = "stopped"
     waiting = "waiting"
@@ -19,11 +19,11 @@ class State:
 
 
 OFF = (State.stopped, State.waiting)
-"""The states of a VM that has no QEMU."""
+"""The states of a VM without a QEMU."""
 
 
 class Runstate:
-    """What QEMU says of the guest (RunState in qapi/run-state.json), as far as anybody here asks for it."""
+    """The runstates of QEMU that are used here (RunState in qapi/run-state.json)."""
 
     prelaunch = "prelaunch"
     running = "running"
@@ -53,7 +53,7 @@ class Reason:
 
 
 class Rung:
-    """How hard a stop is being asked for: :class:`vmessd.core.lifecycle.Rung`."""
+    """The rungs of the ladder of a stop: :class:`vmessd.core.lifecycle.Rung`."""
 
     powerdown = "power button"
     quit = "QMP quit"
@@ -62,7 +62,7 @@ class Rung:
 
 
 class Policy:
-    """Which ends of a QEMU are followed by a start: :class:`vmessd.core.lifecycle.Policy`."""
+    """After which exits a VM is started again: :class:`vmessd.core.lifecycle.Policy`."""
 
     no = "no"
     on_crash = "on-crash"
@@ -89,7 +89,7 @@ class StepKind:
 
 
 class FleetStep:
-    """What happens to one of all VMs: :class:`vmessd.core.models.progress.FleetStep`."""
+    """A step of booting or shutting down all VMs: :class:`vmessd.core.models.progress.FleetStep`."""
 
     starting = "starting"
     running = "running"
@@ -106,7 +106,7 @@ class Ending:
 
 
 class Kind:
-    """What sort of event it is: :class:`vmessd.core.models.events.Kind`."""
+    """The kind of an event: :class:`vmessd.core.models.events.Kind`."""
 
     watching = "watching"
     now = "now"

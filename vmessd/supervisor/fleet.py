@@ -161,7 +161,7 @@ class Fleet:
                 plans = await _plans(going)
                 if descent not in self._descents:
                     graces = [plan.grace for plan in plans.values()]
-                    descent.begin(within or self._host.shutdown_time or timetable.whole(graces))
+                    descent.begin(within or self._host.shutdown_time or timetable.default(graces))
                     self._descents.add(descent)
                 descent.failed.clear()
                 await descent.go(going, plans)

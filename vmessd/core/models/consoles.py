@@ -1,7 +1,6 @@
-"""The ways to look into a VM: its screen, its serial console, and what it printed there. Pure.
+"""Access to a VM: its screen, its serial console, and its serial output. Pure.
 
-A descriptor that is handed over belongs to the library of the control socket: the records that carry one
-are declared in :mod:`vmessd.api.looking`.
+Records that carry descriptors need the library of the control socket; they are in :mod:`vmessd.api.looking`.
 """
 
 import dataclasses
@@ -11,33 +10,33 @@ from vmessd.core import words
 
 
 class Ending(enum.StrEnum):
-    """Why a serial console was taken away: what its leash says behind the sentence for a person."""
+    """Why a serial console was taken away: the last packet on its leash, after a sentence for a person."""
 
     taken_over = words.Ending.taken_over
-    """Somebody else has it."""
+    """Another client has it."""
     unread = words.Ending.unread
-    """It was not read."""
+    """The client did not read it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VMRelay:
-    """Where one connection to a VM's VNC server is waited for."""
+    """A TCP port that accepts one connection to a VM's VNC server."""
 
     address: str
     port: int
     timeout: float
-    """Seconds after which it is not any more."""
+    """Seconds after which the port is closed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SerialPiece:
-    """Some of what a VM printed."""
+    """A piece of a VM's serial output."""
 
     data: str
-    """The bytes in Base64 (RFC 4648); none in the first piece, which tells that the watch stands."""
+    """The bytes in Base64 (RFC 4648); empty in the first piece, which says that the watch has begun."""
     mark: str
-    """The place behind it: with this as `since`, another call goes on from there."""
+    """The place after it; another call with this as `since` continues there."""
     gap: bool
-    """What came before it is not in the log any more."""
+    """Output before it is missing, because it is no longer in the log."""
     ended: str | None
     """In the last piece: how the run ended, in words."""

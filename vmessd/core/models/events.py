@@ -1,4 +1,4 @@
-"""What happens to VMs, as those who watch are told. Pure."""
+"""Events of VMs, as `Watch` reports them. Pure."""
 
 import dataclasses
 import enum
@@ -9,62 +9,62 @@ from vmessd.core.models.vms import Exit
 
 
 class Kind(enum.Enum):
-    """What sort of event it is."""
+    """The kind of an event."""
 
     watching = words.Kind.watching
-    """The first one: from here on everything is told. It is about no VM."""
+    """The first event: from here on nothing is missed. It belongs to no VM."""
     now = words.Kind.now
-    """The state a VM has when the watching begins."""
+    """The state of a VM when the watch begins."""
     state = words.Kind.state
-    """A VM has come from one state into another."""
+    """The state of a VM has changed."""
     start = words.Kind.start
     """A QEMU runs, or was found running."""
     stop = words.Kind.stop
-    """A stop has come to a rung of its ladder."""
+    """A stop has reached a rung of its ladder."""
     exit = words.Kind.exit
     """A QEMU has ended."""
     restart = words.Kind.restart
-    """What the restart policy makes of that: a start to come, or none any more."""
+    """The restart policy will start the VM again, or no longer will."""
     qemu = words.Kind.qemu
-    """An event of QEMU's own (QMP), such as RESET or BLOCK_IO_ERROR."""
+    """A QMP event such as RESET or BLOCK_IO_ERROR."""
     wires = words.Kind.wires
     """Interfaces, cables or forwarded ports were changed."""
     setting = words.Kind.setting
     lock = words.Kind.lock
     """A VM was locked or unlocked."""
     vnc = words.Kind.vnc
-    """A viewer is waited for, has come, or has not."""
+    """The port for a viewer is open, has accepted a viewer, or has timed out."""
     console = words.Kind.console
-    """Somebody is attached to the serial console, or is no more."""
+    """A client has attached to the serial console or left it."""
     made = words.Kind.made
     removed = words.Kind.removed
 
 
 @dataclasses.dataclass(frozen=True)
 class VMEvent:
-    """One thing that happened."""
+    """One event."""
 
     number: int
-    """Counted over all VMs since the daemon began; of `watching` and `now`, the last one before them."""
+    """Counted over all VMs since the start of the daemon; `watching` and `now` have the number before them."""
     time: float
     """Seconds since 1970, by the wall clock."""
     monotonic: float
-    """Seconds by CLOCK_MONOTONIC, which nobody sets."""
+    """Seconds by CLOCK_MONOTONIC, which cannot be set."""
     vm: str
     event: Kind
     text: str
-    """The same in words: one line, escaped."""
+    """The event in words: one line, escaped."""
     state: State | None
-    """Of `state`, `now`."""
+    """In `state` and `now`."""
     before: State | None
-    """Of `state`."""
+    """In `state`."""
     uid: int | None
-    """Who asked for it."""
+    """The user who requested it."""
     pid: int | None
-    """Of the QEMU it is about."""
+    """The PID of the QEMU concerned."""
     exit: Exit | None
-    """Of `exit`."""
+    """In `exit`."""
     count: int
-    """How many it stands for: an event of QEMU's that came again and again is told once a second."""
+    """The number of events it stands for: a QMP event that repeats is reported once a second."""
     vms: int | None = None
-    """Of `watching`: how many VMs there are that are watched."""
+    """In `watching`: the number of watched VMs."""

@@ -1,4 +1,4 @@
-"""How far what takes its time has come. Pure. Durations are in seconds."""
+"""Progress of starts and stops. Pure. Durations are in seconds."""
 
 import dataclasses
 import enum
@@ -10,7 +10,7 @@ from vmessd.core.lifecycle import Rung
 
 @dataclasses.dataclass(frozen=True)
 class StartProgress:
-    """A step of a start: first the command line, at the end the process."""
+    """A step of a start: first the command line, then the process."""
 
     done: bool
     pid: int | None
@@ -19,7 +19,7 @@ class StartProgress:
 
 @dataclasses.dataclass(frozen=True)
 class StopProgress:
-    """A step of a stop: a rung of the ladder, at the end how it ended."""
+    """A step of a stop: a rung of the ladder; in the last step, how the VM ended."""
 
     done: bool
     pid: int | None
@@ -27,26 +27,26 @@ class StopProgress:
     elapsed: float
     """Seconds since the stop began."""
     grace: float
-    """Seconds the guest has in all before it is forced."""
+    """The grace period: seconds in total before force is used."""
     forced: bool
-    """A graceful stop that did not do: force had to be used."""
+    """Force had to be used in a graceful stop."""
     text: str | None
-    """How it ended, in words."""
+    """How the VM ended, in words."""
     note: str | None
-    """What else there is to say, such as that the STOP file makes no sense."""
+    """A remark, for example that the STOP file is invalid."""
 
     def about(self, vm: str) -> Self:
-        """Return the step with a note that names the VM, for a client that shows it as it is."""
+        """Return the step with the name of the VM in the note, since a client shows the note as it is."""
         return dataclasses.replace(self, note=f"{vm}: {self.note}")
 
     @classmethod
     def of_rest(cls, note: str) -> Self:
-        """Return the only step of a stop where there was no QEMU to stop."""
+        """Return the only step of a stop that found no QEMU."""
         return cls(True, None, None, 0.0, 0.0, False, None, note)
 
 
 class FleetStep(enum.StrEnum):
-    """What happens to one of all VMs."""
+    """A step of booting or shutting down all VMs."""
 
     starting = words.FleetStep.starting
     running = words.FleetStep.running
@@ -57,22 +57,22 @@ class FleetStep(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class FleetProgress:
-    """A step of bringing all VMs up or down."""
+    """A step of booting or shutting down all VMs."""
 
     done: bool
-    """The last step; nothing else is said in it."""
+    """The last step; its other fields have no meaning."""
     vm: str
     step: FleetStep
     pid: int | None
     rung: Rung | None
-    """Of a stop."""
+    """In a stop."""
     grace: float
-    """Of a stop: seconds the guest has in all before it is forced."""
+    """In a stop: the grace period, in seconds."""
     forced: bool
     """Force had to be used."""
     text: str | None
-    """How a stop ended, or why it failed, in words."""
+    """How a stop ended or why something failed, in words."""
     status: int
-    """Exit status that belongs to a failure."""
+    """The exit status for a failure."""
     left: float | None = None
-    """Of a shutdown: seconds in which all VMs are to be off."""
+    """In a shutdown: seconds until all VMs should be off."""

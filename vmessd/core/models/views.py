@@ -1,4 +1,4 @@
-"""What is told of several VMs at once, and how busy all of them are. Pure."""
+"""Queries about several VMs, and the load of all of them. Pure."""
 
 import dataclasses
 import enum
@@ -11,7 +11,7 @@ from vmessd.core.models.wires import VMAddress, VMNic
 
 
 class Aspect(enum.Enum):
-    """What is told of each VM, named as the member of a view that has it."""
+    """What a query asks about each VM: the name of a field of :class:`VMView`."""
 
     status = "status"
     info = "info"
@@ -22,25 +22,25 @@ class Aspect(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """An error that is about one VM of several."""
+    """An error for one of several VMs."""
 
     error: str
-    """Name of the error in this interface: what the call for that VM alone would have failed with."""
+    """The name of the error in this interface, as a call for this VM alone would return it."""
     message: str
     hint: str | None
 
     @classmethod
     def of(cls, error: VmessError) -> Self:
-        """Return how an error is told."""
+        """Return the refusal for an error."""
         return cls(error.wire_name(), error.message, error.hint)
 
 
 @dataclasses.dataclass(frozen=True)
 class VMView:
-    """One VM: what was asked for, or why it cannot be told."""
+    """The answer for one VM, or the error."""
 
     vm: str
-    """As it was named in the call."""
+    """The name as given in the call."""
     refusal: Refusal | None = None
     status: VMStatus | None = None
     info: VMInfo | None = None
@@ -51,32 +51,34 @@ class VMView:
 
 @dataclasses.dataclass(frozen=True)
 class VMStats:
-    """How busy a VM is: what it did between two looks, in the mean. null: not known, or there is none."""
+    """The load of a VM, averaged over the interval between two samples. null: not known, or not applicable."""
 
     name: str
     state: State
     pid: int | None
     uptime: float | None
-    """Seconds since QEMU was started."""
+    """Seconds since the start of QEMU."""
     cpu: float | None
-    """Processors that QEMU kept busy: 1.0 is one of the host's all the time."""
+    """Processors that QEMU used: 1.0 is one processor of the host all the time."""
     rss: int | None
-    """Bytes of the host's memory that QEMU has."""
+    """Resident memory of QEMU in bytes."""
     threads: int | None
     read: float | None
     """Bytes per second from the drives."""
     written: float | None
+    """Bytes per second to the drives."""
     received: float | None
-    """Bytes per second that came to the guest through its TAPs; a user-mode network has none."""
+    """Bytes per second to the guest through its TAPs; a user-mode network does not count."""
     sent: float | None
+    """Bytes per second from the guest through its TAPs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """How busy all VMs are."""
+    """The load of all VMs."""
 
     time: float
     """Seconds since 1970."""
     interval: float
-    """Seconds since the look before, which the rates are over."""
+    """Seconds since the previous sample, over which the rates are averaged."""
     vms: list[VMStats]

@@ -1,4 +1,4 @@
-"""What a VM looks like from outside: how it is, what it consists of, why it ended. Pure.
+"""A VM as seen from outside: its state, its parts, and how it ended. Pure.
 
 Durations are in seconds and sizes in bytes.
 """
@@ -17,21 +17,21 @@ class Exit:
 
     reason: Reason
     text: str
-    """The same in words."""
+    """The reason in words."""
     age: float
-    """Seconds since."""
+    """Seconds since the end."""
     status: int | None
-    """QEMU's exit status, negative for a signal; None where it cannot be known."""
+    """QEMU's exit status, negative for a signal; None where it is unknown."""
     asked_by: int | None
-    """The uid that asked for the stop."""
+    """The uid that requested the stop."""
     log: list[str]
-    """The last lines QEMU wrote."""
+    """The last lines that QEMU wrote."""
     note: str | None
-    """What its restart policy made of it, where that came to nothing."""
+    """Why the restart policy did not start it again."""
 
     @classmethod
     def of(cls, record: ExitRecord) -> Self:
-        """Return what an exit record says, as of now."""
+        """Return the content of an exit record, with its present age."""
         return cls(
             reason=Reason.of(record.reason),
             text=record.text,
@@ -45,32 +45,32 @@ class Exit:
 
 @dataclasses.dataclass(frozen=True)
 class Restart:
-    """The start that a VM's restart policy is about to make."""
+    """The next start by a VM's restart policy."""
 
     attempt: int
-    """Counted from 1: restarts in a row."""
+    """The number of this restart in a row, from 1."""
     limit: int
-    """Restarts in a row after which it is given up."""
+    """The maximum number of restarts in a row."""
     due: float
-    """Seconds until then."""
+    """Seconds until the start."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VMStatus:
-    """One VM in one line."""
+    """A summary of one VM."""
 
     name: str
     state: State
     pid: int | None
     uptime: float | None
-    """Seconds since QEMU was started."""
+    """Seconds since the start of QEMU."""
     runstate: str | None
-    """What QEMU last said of the guest, such as running, paused, io-error."""
+    """The last runstate that QEMU reported, such as running, paused, io-error."""
     last_exit: Exit | None
     restart: Restart | None
     """In state `waiting`."""
     problem: str | None = None
-    """What keeps it from being handled like any other, and what mends that: see state `held`."""
+    """What is wrong with it, and how to repair it; see state `held`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +80,17 @@ class Drive:
     slot: str
     path: str
     target: str | None
-    """Where the path leads if it is a symbolic link."""
+    """The target of the path, if it is a symbolic link."""
     size: int
     read: int | None
-    """Bytes the guest has read; None while the VM is off or does not answer."""
+    """Bytes that the guest has read; None while the VM is off or does not answer."""
     written: int | None
+    """Bytes that the guest has written; None as for `read`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """One setting of a VM as its file has it."""
+    """One setting of a VM, as in its file."""
 
     name: str
     value: str
@@ -97,53 +98,52 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class VMInfo:
-    """All there is to say of one VM."""
+    """Everything about one VM."""
 
     status: VMStatus
     directory: str
     nics: list[VMNic]
     command: list[str]
-    """QEMU's command line: the one it runs with, else the one a start would use. Empty: see problem."""
+    """The command line of the running QEMU, else of the next start. Empty if there is none; see `problem`."""
     problem: str | None
-    """What a start would say, now or when the VM is off: why there is no command line for it."""
+    """The error of a start, now or after the VM is off: why there is no command line for it."""
     display: int | None
-    """VNC display in force; the TCP port on 127.0.0.1 is 5900 more."""
+    """The VNC display in use; its TCP port on 127.0.0.1 is 5900 + display."""
     accel: str | None
     cpu: str | None
-    """QEMU's words for the CPU; None where it has its default."""
+    """The value of QEMU's option -cpu; None for QEMU's default."""
     serial: str
-    """Path of the serial console's socket; what it prints is logged beside it."""
+    """Path of the socket of the serial console."""
     changed: bool
-    """It runs with other settings than it has now: they take effect at its next start."""
+    """Settings were changed since the start; they take effect at the next start."""
     settings: list[Value]
-    """As their files have them."""
     drives: list[Drive]
 
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """What is on record of a run that ended, besides what `status.last_exit` has."""
+    """What the record of the last run says, in addition to `status.last_exit`."""
 
     pid: int
     when: float
-    """Seconds since 1970, by the wall clock of then."""
+    """Seconds since 1970, by the wall clock at that time."""
     user: str | None
-    """Name of the user who asked for it, where there is such a user."""
+    """Name of the user who requested the stop, if the user exists."""
     tries: int
-    """Restarts in a row that led to it."""
+    """Consecutive restarts that led to this run."""
     console: list[str]
-    """The last lines the guest printed on its serial port, escaped."""
+    """The last lines that the guest printed on its serial port, escaped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """Why a VM is as it is."""
+    """Why a VM is in its state."""
 
     status: VMStatus
-    """In `last_exit`: how the last run ended, who asked for it, QEMU's exit status and last words."""
+    """With `last_exit`: how the last run ended, who requested it, QEMU's exit status and last lines."""
     end: End | None
-    """None where it never ended."""
+    """None where no run has ended."""
     policy: Policy
-    """What RESTART says."""
+    """The value of RESTART."""
     autostart: bool
-    """It comes up with the host."""
+    """It starts with the host."""

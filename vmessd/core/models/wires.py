@@ -1,4 +1,4 @@
-"""What a VM's interfaces are plugged into, what was done to them, and what is heard behind them. Pure."""
+"""Interfaces of VMs, their addresses, and the bridges and links of the host. Pure."""
 
 import dataclasses
 import enum
@@ -16,58 +16,58 @@ class VMNic:
     """Name of its TAP; None for QEMU's user-mode network."""
     mac: str
     wire: str
-    """What it is plugged into, as `ifadd` takes it: a bridge, `-`, or `user` with its forwarded ports."""
+    """What it is connected to, in the words of `ifadd`: a bridge, `-`, or `user` with forwarded ports."""
     present: bool
     """The TAP exists."""
     leaving: bool
-    """It is being unplugged: the guest has not let go of it."""
+    """It is being unplugged, but the guest has not released it yet."""
     cable: bool | None
-    """Its cable is in: `cable` pulls it. None where that cannot be known."""
+    """Its cable is plugged in; the verb `cable` pulls it. None where this is unknown."""
     difference: str | None
-    """In what the host's links differ from the NICS file, in words."""
+    """How the links of the host differ from the NICS file, in words."""
     duplicate: str | None
-    """That and where its MAC was heard in its bridge, but not behind its TAP, in words."""
+    """Where else in its bridge its MAC was seen, in words."""
     mac_later: str | None
-    """The MAC that it has from the VM's next start on, where that is another one."""
+    """Its MAC after the next start of the VM, if that differs."""
 
 
 class StepKind(enum.StrEnum):
     """What was done to a link."""
 
     persistent = words.StepKind.persistent
-    """A TAP is there."""
+    """A TAP exists, or was created."""
     nonpersistent = words.StepKind.nonpersistent
-    """A TAP is gone ..."""
+    """A TAP was deleted."""
     pending = words.StepKind.pending
-    """... or will be."""
+    """A TAP will be deleted when the guest has released its NIC."""
     making = words.StepKind.making
-    """A bridge was made ..."""
+    """A bridge was created."""
     exists = words.StepKind.exists
-    """... or was there ..."""
+    """The bridge exists already."""
     down = words.StepKind.down
-    """... and is down."""
+    """The bridge is down."""
     preparing = words.StepKind.preparing
-    """What goes into a bridge."""
+    """A link is being put into a bridge."""
     subinterface = words.StepKind.subinterface
     pair = words.StepKind.pair
     vxlan = words.StepKind.vxlan
     existing = words.StepKind.existing
-    """A link of another kind, which was there."""
+    """A link of another kind, which exists already."""
     waiting = words.StepKind.waiting
-    """It carries a VLAN's frames as soon as it is plugged in itself."""
+    """The link will carry frames of the VLAN once it is connected itself."""
     deleted = words.StepKind.deleted
     dropped = words.StepKind.dropped
-    """Ports are forwarded no longer; the link is how they were written."""
+    """Ports are no longer forwarded; `link` is the wire with them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One thing that was done, as the client tells it."""
+    """One thing that was done, for the client to report."""
 
     step: StepKind
     link: str
     uid: int | None = None
-    """Of the TAP's owner, where that is what the step is about."""
+    """The owner of a TAP, in a step about the owner."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +78,16 @@ class VMAddress:
     mac: str
     address: str
     seen: bool
-    """The host has seen it in use; else it is what it should be."""
+    """The host has seen it in use; otherwise it is what the address should be."""
     source: str
     """How it is known, in words."""
     known: bool
-    """It is in use, as far as the host can tell: the guest runs, and was heard."""
+    """It is in use as far as the host can tell: the guest is running, and frames from it were seen."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ForeignPort:
-    """A link of another VM root that is in a bridge."""
+    """A port of a bridge that belongs to another VM root."""
 
     link: str
     root: str
@@ -95,13 +95,13 @@ class ForeignPort:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A bridge and its ports; without a bridge, links of ours that are in none."""
+    """A bridge and its ports; without a bridge, the links of vmess that are in no bridge."""
 
     bridge: str | None
     own: bool
-    """vmess made it, and it belongs to this VM root."""
+    """vmess created it for this VM root."""
     ports: list[str]
     root: str | None
     """The other VM root that the bridge belongs to."""
     foreign: list[ForeignPort]
-    """Which of the ports belong to other VM roots."""
+    """The ports that belong to other VM roots."""
