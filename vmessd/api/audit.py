@@ -1,8 +1,8 @@
-"""Who changed what: a line of the log for each change that was made, also beside many that were refused.
+"""The audit log: one line for each change and the user who made it.
 
-What was carried out, or failed on the way, has a line of its own; how many of those there can be is bounded
-by :mod:`vmessd.api.budgets`. What was refused before anything was done has a line the first time; what follows
-of that kind is counted, and told in one line. So nobody can have others' lines dropped by making many.
+A change that was made or failed halfway has its own line; :mod:`vmessd.api.budgets` limits their number. A call
+that was refused has a line the first time; further refusals of this kind are counted and summed up in one line.
+So nobody can make the log drop lines of others by flooding it.
 """
 
 import asyncio
@@ -26,19 +26,19 @@ from vmessd.core.errors import (
 log = logging.getLogger(__name__)
 
 INTERVAL = 5.0
-"""Seconds for which refusals are counted together."""
+"""Seconds over which refusals are summed up."""
 SOON = 1.0
-"""Seconds after which a change that is under way is told, and not only when it is done."""
+"""Seconds after which a change in progress is logged, without waiting for its end."""
 LENGTH = 300
-"""Characters of a value."""
+"""Maximum characters of a value."""
 SWITCH = "on"
-"""A parameter that is told by its value alone: `on` or `off`."""
+"""A parameter that is shown by its value alone: `on` or `off`."""
 REFUSALS = (InvalidValue, NotRunning, NoSuchVM, Locked, AlreadyRunning, NotPermitted)
 """Errors that mean that nothing was done."""
 
 
 class Peer(NamedTuple):
-    """Who is at the other end, by SO_PEERCRED: the kernel's word and not the client's."""
+    """The process at the other end, as the kernel reports it (SO_PEERCRED)."""
 
     pid: int
     uid: int
@@ -46,7 +46,7 @@ class Peer(NamedTuple):
 
 
 def words(name: str, method: Method, parameters: Mapping[str, Any]) -> str:
-    """Return a call in words: what it is about, and then its other parameters."""
+    """Return a call in words: its name and subject, then the other parameters."""
     about = quoted("" if method.about is None else parameters[method.about], LENGTH)
     others = [
         _switched(value) if key == SWITCH else f"{key} {_shown(value, secret=key in method.secret)}"
@@ -71,13 +71,13 @@ def _shown(value: object, *, secret: bool) -> str:
 
 
 class Audit:
-    """What is told of changing calls."""
+    """The log of changing calls, with refusals summed up."""
 
     def __init__(self) -> None:
         self._refused: dict[int, collections.Counter[str]] = {}
 
     def refused(self, uid: int, name: str, line: str) -> None:
-        """Tell of a refusal, or count it."""
+        """Log a refusal, or count it."""
         if uid not in self._refused:
             self._refused[uid] = collections.Counter()
             asyncio.get_running_loop().call_later(INTERVAL, self._sum_up, uid)
@@ -94,7 +94,7 @@ class Audit:
 
 
 class Note:
-    """What is told of one changing call."""
+    """The log entry of one changing call."""
 
     def __init__(self, audit: Audit, peer: Peer, name: str, text: str) -> None:
         self._audit = audit
@@ -105,21 +105,21 @@ class Note:
         self._timer: asyncio.TimerHandle | None = None
 
     def begun(self) -> None:
-        """Note that the call is no longer waiting for its place."""
+        """Note that the call has its place and begins."""
         self._timer = asyncio.get_running_loop().call_later(SOON, self.carried_out)
 
     def carried_out(self) -> None:
-        """Tell of the change, once."""
+        """Log the change, once."""
         self._stop()
         if not self._told:
             self._told = True
             log.info("%s", self._line)
 
     def ended_by(self, error: BaseException) -> None:
-        """Tell how the call ended instead."""
+        """Log how the call failed."""
         begun = self._timer is not None
         self._stop()
-        if isinstance(error, asyncio.CancelledError) and begun:  # by the end of this daemon: who knows how far
+        if isinstance(error, asyncio.CancelledError) and begun:  # the daemon ends, and the change may be made
             self.carried_out()
             return
         text = error.message if isinstance(error, VmessError) else type(error).__name__

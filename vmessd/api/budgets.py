@@ -1,7 +1,7 @@
-"""What the clients of one user may have under way, and their part of the event loop's time: an account a uid.
+"""Budgets of users: calls in progress, unread replies, and time of the event loop. One account for each uid.
 
-Whatever is bounded here is bounded for all connections of a user together, so that nobody gets more by
-opening more of them. Who is over a bound waits for a place of their own; others do not notice.
+All connections of a user share the account, so more connections do not give a user more. A user over a limit
+waits; others do not notice.
 """
 
 import asyncio
@@ -23,43 +23,43 @@ from vmessd.core.errors import Failed, failing
 _T = TypeVar("_T")
 
 PATIENCE = 20.0
-"""Seconds a call waits for its place before it is refused: less than a client waits for an answer."""
+"""Seconds that a call waits for its place before it is refused; less than a client waits for an answer."""
 LEFT_TIME = 0.25
-"""Seconds that a look keeps its place when its client has left: its thread cannot be called back."""
+"""Seconds that a query keeps its place after its client has left, because its thread cannot be cancelled."""
 LOOK_AGAIN = 0.05
-"""Seconds between looks at whether a client has taken the descriptors it was sent."""
+"""Seconds between checks whether a client has received the descriptors that it was sent."""
 SAVINGS = 0.2
-"""Seconds of the loop's time that a user may have saved up, and so take without a pause."""
+"""Maximum loop time that a user can save up and then use without a pause, in seconds."""
 ROUND = 0.005
-"""Seconds after which the others get their turn all the same."""
+"""Seconds after which other users get their turn in any case."""
 ENOUGH = 0.003
-"""Seconds that one who waits gets at a time: a pause for each step would be longer than most steps are."""
+"""Loop time that a waiting user gets at once, in seconds; most single steps are shorter than a pause."""
 STEPS_MAX = 32
-"""Steps that are likely to be done in that time; those that are not, looks, are fewer by their places."""
+"""Maximum steps that are released at once."""
 DEBT_MAX = 0.5
-"""Seconds of the loop's time that a user can owe, so that they are served again soon when they are calm."""
+"""Maximum debt of a user in seconds of loop time, so that they are served soon after they become calm."""
 
 
 class Limits(NamedTuple):
-    """What one user may have, all clients together."""
+    """The limits of one user, for all clients together."""
 
     clients: int
     places: dict[Cost, int]
-    """Calls under way of each kind."""
+    """Calls in progress, for each cost."""
     unsent: int
-    """Bytes of replies that wait to be taken, above which no further call begins."""
+    """Bytes of unread replies; above this no further call begins."""
     descriptors: int
-    """Sent and not taken yet: the kernel counts them as ours (ETOOMANYREFS, unix(7))."""
+    """Descriptors sent but not received yet: the kernel counts them as ours (ETOOMANYREFS, unix(7))."""
     share: float
-    """Of the event loop's time; all who take more than theirs divide it."""
+    """Share of the event loop's time, which all users in debt divide among them."""
     changes: int
-    """Calls that are noted in the log: so many in one go,"""
+    """Logged calls in one burst."""
     pace: float
-    """and then so many a second."""
+    """Logged calls per second after a burst."""
 
 
 def _limits(times: int, *, clients: int, share: float, pace: float) -> Limits:
-    """Return what a member of the socket's group has, calls and bytes so many times."""
+    """Return limits, with calls and bytes as multiples of those of a group member."""
     places = {Cost.look: 8, Cost.change: 16, Cost.fleet: 2, Cost.endless: 48}
     return Limits(
         clients=clients,
@@ -74,27 +74,27 @@ def _limits(times: int, *, clients: int, share: float, pace: float) -> Limits:
 
 MEMBER = _limits(1, clients=240, share=0.5, pace=10.0)
 OWN = _limits(4, clients=256, share=0.9, pace=1000.0)
-"""Of root and of the user the daemon runs as."""
+"""The limits of root and of the daemon's own user."""
 
 
 class Share:
-    """A user's part of the event loop's time: what is spent beyond it is waited for, step by step."""
+    """A user's share of the event loop's time; a user who exceeds it waits before each step."""
 
     def __init__(self, part: float, in_debt: "set[Share]") -> None:
         self._part = part
         self._in_debt = in_debt
-        """Those of all users who wait for their turn: they divide what one of them would get."""
+        """The shares of all users who wait for a turn; they divide the share of one user among them."""
         self._balance = SAVINGS
         self._round = 0.0
-        """What was spent since the event loop last looked for what others want."""
+        """Time spent in this iteration of the event loop."""
         self._usual = ROUND
-        """What a step has cost lately."""
+        """Moving average of the time of a step."""
         self._at = time.monotonic()
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def charge(self, seconds: float) -> None:
-        """Note time that was spent."""
+        """Charge time that was spent, in seconds."""
         if not self._round:
             asyncio.get_running_loop().call_soon(self._next_round)
         self._round += seconds
@@ -102,7 +102,7 @@ class Share:
         self._balance = max(-DEBT_MAX, self._balance - seconds)
 
     def is_calm(self) -> bool:
-        """Tell whether nobody waits for a turn, and all is saved up that can be."""
+        """Tell whether nobody waits for a turn, and the savings are full."""
         return not self._waiting and self._earn() >= SAVINGS
 
     def _next_round(self) -> None:
@@ -112,7 +112,7 @@ class Share:
         return self._earn() > 0 and self._round < ROUND
 
     def _earn(self) -> float:
-        """Add what has come in since the last time, and return what there is."""
+        """Add what was earned since the last call, and return the balance."""
         now = time.monotonic()
         earned = (now - self._at) * self._part / max(1, len(self._in_debt))
         self._at, self._balance = now, min(SAVINGS, self._balance + earned)
@@ -154,7 +154,7 @@ class Share:
 def metered(work: Coroutine[Any, Any, _T], share: Share, *, waits: bool) -> Generator[Any, Any, _T]:
     """Run a coroutine on a user's account: each step is charged, and waits for the user's turn.
 
-    With `waits` False only the first one does: others may wait for what a change holds meanwhile.
+    With `waits` False only the first step waits: others may need what a change holds until it is done.
     """
     answer: Any = None
     error: BaseException | None = None
@@ -176,35 +176,35 @@ def metered(work: Coroutine[Any, Any, _T], share: Share, *, waits: bool) -> Gene
         answer = error = None
         try:
             answer = yield wanted
-        except BaseException as raised:  # noqa: BLE001 -- it is the coroutine's business
+        except BaseException as raised:  # noqa: BLE001 -- passed to the coroutine
             error = raised
         due = error is not None or not waits or share.is_due()
 
 
 def beside(share: Share, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-    """Begin what a call has done beside itself, on its user's account."""
+    """Start a task of a call, on the account of its user."""
 
     async def run() -> _T:
         result: _T = await metered(work, share, waits=True)
         return result
 
     task = asyncio.get_running_loop().create_task(run())
-    task.add_done_callback(lambda _: work.close())  # one that was cancelled before its first step
+    task.add_done_callback(lambda _: work.close())  # for a task that is cancelled before its first step
     return task
 
 
 @dataclasses.dataclass(eq=False)
 class _Handed:
-    """Descriptors that were sent to a client, or are about to be."""
+    """Descriptors that were sent to a client, or will be."""
 
     connection: socket.socket
     socket: socket.socket
-    """A duplicate of the connection's, which it outlives: what the client has not read stays on its way."""
+    """A duplicate of the connection's socket, which outlives the connection: unread data remain in transit."""
     count: int
     sent: bool = False
 
     def is_on_its_way(self) -> bool:
-        """Tell whether the client has not read all it was sent; one that is gone has (SIOCOUTQ, unix(7))."""
+        """Tell whether the client has unread data (SIOCOUTQ, unix(7)); a client that is gone has none."""
         if not self.sent:
             return True
         unread = fcntl.ioctl(self.socket, termios.TIOCOUTQ, struct.pack("i", 0))
@@ -212,7 +212,7 @@ class _Handed:
 
 
 class Account:
-    """What one user has under way."""
+    """The account of one user."""
 
     def __init__(self, uid: int, limits: Limits, in_debt: set[Share]) -> None:
         self.uid = uid
@@ -230,32 +230,32 @@ class Account:
     # -- Replies --
 
     def queued(self, size: int) -> None:
-        """Note a reply that waits to be taken."""
+        """Note a queued reply of `size` bytes."""
         self._unsent += size
 
     def taken(self, size: int) -> None:
-        """Note that one was taken, or never will be."""
+        """Note that a reply was read, or never will be."""
         self._unsent -= size
         self._taken.set()
 
     def descriptors(self) -> int:
-        """Return how many are on their way; what was kept of others is let go."""
+        """Return the number of descriptors in transit, and forget those that have arrived."""
         for handed in [handed for handed in self._handed if not handed.is_on_its_way()]:
             self._handed.remove(handed)
             handed.socket.close()
         return sum(handed.count for handed in self._handed)
 
     def is_calm(self) -> bool:
-        """Tell whether it is as a new one would be: nothing is under way, and all is given back."""
+        """Tell whether the account equals a new one: nothing is in progress, and all budgets are full."""
         taken = self.clients or self._unsent or self.descriptors()
         free = all(
-            not places.locked() and places._value == self.limits.places[cost]  # noqa: SLF001 -- it tells nobody
+            not places.locked() and places._value == self.limits.places[cost]  # noqa: SLF001 -- not public
             for cost, places in self._places.items()
         )
         return not taken and free and self._allowance() >= self.limits.changes and self.share.is_calm()
 
     def close(self) -> None:
-        """Keep nothing of descriptors that are on their way any more."""
+        """Forget all descriptors in transit."""
         while self._handed:
             self._handed.pop().socket.close()
 
@@ -265,10 +265,10 @@ class Account:
     async def place(
         self, method: Method, connection: socket.socket, left: Callable[[], bool] = lambda: False
     ) -> AsyncIterator["Place"]:
-        """Have a call wait for its place, and then take it.
+        """Wait for a place for a call, and hold it for a `with` block.
 
         Raises:
-            Failed: there is none, and none comes free in time, or before the client has `left`.
+            Failed: no place becomes free in time, or the client has `left`.
         """
         place = Place(self, method)
         try:
@@ -293,14 +293,14 @@ class Account:
             place.beginning = self.looks
             await place.take(place.beginning)
         while self._unsent > self.limits.unsent:
-            place.waits_for = f"it does not take {self._unsent} bytes of replies"
+            place.waits_for = f"it has {self._unsent} bytes of unread replies"
             self._taken.clear()
             await self._taken.wait()
         while method.descriptors and not self._may_hand(method.descriptors, connection):
-            place.waits_for = f"it does not take {self.descriptors()} descriptors that it was sent"
+            place.waits_for = f"it has {self.descriptors()} unread descriptors"
             await asyncio.sleep(LOOK_AGAIN)
         if method.descriptors:
-            with failing("no descriptor can be handed over"):
+            with failing("no descriptor can be passed"):
                 place.handed = _Handed(connection, connection.dup(), method.descriptors)
             self._handed.append(place.handed)
         if method.is_noted:
@@ -311,13 +311,13 @@ class Account:
                 await asyncio.sleep(seconds)
 
     def _may_hand(self, number: int, connection: socket.socket) -> bool:
-        """Tell whether so many descriptors more may be sent to a client, which has read those before."""
+        """Tell whether `number` more descriptors may be sent to a client; it must have read earlier ones."""
         if self.descriptors() + number > self.limits.descriptors:
             return False
         return all(handed.connection is not connection for handed in self._handed)
 
     def _change(self, place: "Place") -> float:
-        """Count a change, and return the seconds until it may be made; raises Failed if it is too long."""
+        """Count a change, and return the seconds until it may be made; raises Failed if that is too long."""
         wait = max(0.0, (1 - self._allowance()) / self.limits.pace)
         if wait > PATIENCE:
             raise self._refusal(place)
@@ -325,7 +325,7 @@ class Account:
         return wait
 
     def _allowance(self) -> float:
-        """Return how many changes may be made in one go by now."""
+        """Return how many changes may be made at once now."""
         now = time.monotonic()
         earned = self._changes + (now - self._counted_at) * self.limits.pace
         self._changes, self._counted_at = min(float(self.limits.changes), earned), now
@@ -333,40 +333,40 @@ class Account:
 
     def _refusal(self, place: "Place") -> Failed:
         number = self.limits.places[place.method.cost]
-        why = place.waits_for or f"it has {number} such calls under way"
+        why = place.waits_for or f"it has {number} such calls in progress"
         return Failed(
-            f"uid {self.uid} has more under way than it may: {why}; this call was not begun",
-            hint="wait for what is under way, or end it",
+            f"uid {self.uid} has exceeded its budget: {why}; this call was not begun",
+            hint="wait for the calls in progress, or end them",
         )
 
 
 class Place:
-    """A place that a call has, or waits for."""
+    """A place that a call holds or waits for."""
 
     def __init__(self, account: Account, method: Method) -> None:
         self._account = account
         self.method = method
         self.waits_for = ""
-        """What keeps it waiting besides the number of calls."""
+        """What it waits for, other than the number of calls."""
         self.handed: _Handed | None = None
         self.beginning: asyncio.Semaphore | None = None
-        """What an endless call needs only until it has begun."""
+        """The places of queries, of which an endless call holds one until its first reply."""
         self._has: list[asyncio.Semaphore] = []
 
     async def take(self, places: asyncio.Semaphore) -> None:
-        """Take one of some places, when there is one."""
+        """Wait for one of `places`, and take it."""
         await places.acquire()
         self._has.append(places)
 
     def begun(self) -> None:
-        """Note that an endless call has had its first reply: what follows is little work."""
+        """Note that an endless call has had its first reply; later ones are cheap."""
         if self.beginning is not None:
             self._has.remove(self.beginning)
             self.beginning.release()
             self.beginning = None
 
     def leave(self, after: float = 0.0) -> None:
-        """Give everything back, that of looks after some seconds if so asked."""
+        """Release everything; the place of a query `after` so many seconds."""
         if self.handed is not None:
             self.handed.sent = True
             self.handed = None
@@ -400,8 +400,8 @@ class Budget:
             account.close()
 
     def tidy(self) -> None:
-        """Let go of what is kept of descriptors that have arrived meanwhile, and of users who are gone.
+        """Forget descriptors that have arrived, and accounts of users who have left.
 
-        A user may have as many uids as subuid(5) gives them, and an account would be kept for each.
+        A user may have many uids, subuid(5), and each would otherwise keep an account.
         """
         self._accounts = {uid: account for uid, account in self._accounts.items() if not account.is_calm()}

@@ -1,4 +1,4 @@
-"""What every method of the interface is called with: who calls, and what there is to call upon."""
+"""The base class of the groups of methods: the client, and the parts of the daemon that serve it."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from vmessd.supervisor.views import Begin
 
 
 class Caller:
-    """A client, and what serves it. The groups of methods are its subclasses.
+    """A client, and the parts of the daemon that serve it. The groups of methods are subclasses.
 
-    One object for each connection, so that every call knows who makes it.
+    Each connection has its own object, so every call knows its caller.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Caller:
         hang_up: Callable[[], None],
         begin: Begin = asyncio.create_task,
     ) -> None:
-        """Serve a peer; `hang_up` ends the connection, `begin` has work done beside a call."""
+        """Serve a peer. `hang_up` closes the connection; `begin` starts a task on the peer's account."""
         self._supervisor = supervisor
         self._details = Details(supervisor)
         self._fleet = fleet
@@ -35,5 +35,5 @@ class Caller:
         self._begin = begin
 
     def _tell(self, kind: Kind, vm: str, text: str) -> None:
-        """Tell those who watch of a change that was made for this client."""
+        """Publish an event for a change that this client made."""
         self._supervisor.events.publish(kind, names.parse(vm), text, uid=self._peer.uid)

@@ -1,9 +1,8 @@
-"""One client: what it sends is bounded, and each of its calls runs from admission to its last reply.
+"""One client: its calls, from admission to the last reply.
 
-`asyncvarlink` speaks the protocol. What is added: one call at a time, and the next one only when all replies
-before it were taken; a place for each call in what its user may have under way; what the table of
-:mod:`vmessd.core.contract` asks for; and an end to what nobody listens to any more. A client that steps over a
-bound loses its connection, and nobody else loses anything.
+`asyncvarlink` speaks the protocol. This module adds: one call at a time, and the next one only after all
+replies were read; a place in the budget of the user; enforcement of :mod:`vmessd.core.contract`; cancellation
+when the client leaves. A client that exceeds a limit loses its connection, and nobody else is affected.
 """
 
 import asyncio
@@ -37,31 +36,31 @@ from vmessd.core.errors import INTERFACE, Failed, VmessError, reason
 log = logging.getLogger(__name__)
 
 MESSAGE_LIMIT = 64 * 1024
-"""Bytes of one request; the longest real one holds a path."""
+"""Maximum bytes of one request; the longest real ones contain a path."""
 UNREAD_TIME = 5.0
-"""Seconds a client may take for a reply, unless it is one of an endless call."""
+"""Seconds that a client may take to read a reply, except those of endless calls."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Gate(NamedTuple):
-    """What is asked before a call runs, and told when it has."""
+    """The checks before a call runs, and the log."""
 
     check_unlocked: Callable[[str, bool], Coroutine[Any, Any, None]]
-    """Raises Locked where a VM is; the second tells that it is to be stopped."""
+    """Raises Locked if a VM is locked; the second argument says that the method stops it."""
     check_links: Callable[[Sequence[str]], Coroutine[Any, Any, None]]
-    """Raises Locked where a VM is that one of these links belongs to."""
+    """Raises Locked if one of these links belongs to a locked VM."""
     check_needs: Callable[[str, Method], Coroutine[Any, Any, None]]
-    """Raises what keeps a VM from being in the state that a method needs."""
+    """Raises an error unless the VM is in the state that a method needs."""
     audit: Audit
 
 
 class _Left(Exception):
-    """The client is gone, or takes nothing more."""
+    """The client is gone, or no longer reads."""
 
 
 class Hangups:
-    """Tells when a client has gone, also while nothing is read of it. Close it in the end."""
+    """Detects that clients have left, even while nothing is read from them. Close it when done."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -69,12 +68,12 @@ class Hangups:
         asyncio.get_running_loop().add_reader(self._epoll, self._look)
 
     def watch(self, fd: int, gone: Callable[[], None]) -> None:
-        """Have `gone` called once when the other end of a socket is closed (EPOLLHUP, epoll_ctl(2))."""
+        """Call `gone` once when the other end of a socket is closed (EPOLLHUP, epoll_ctl(2))."""
         self._told[fd] = gone
         self._epoll.register(fd, select.EPOLLET)
 
     def forget(self, fd: int) -> None:
-        """Watch no longer. It has to be done before the descriptor is closed."""
+        """Stop watching a descriptor. This must be done before it is closed."""
         if self._told.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -84,7 +83,7 @@ class Hangups:
                 gone()
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching all descriptors."""
         asyncio.get_running_loop().remove_reader(self._epoll)
         self._epoll.close()
 
@@ -105,15 +104,15 @@ class Connection(VarlinkServerProtocol):
         self.uid = peer.uid
         self.account = account
         self.since = asyncio.get_running_loop().time()
-        """When it came, by the loop's clock."""
+        """When it connected, by the clock of the loop."""
         self.under_way: set[asyncio.Future[None]] = set()
-        """Calls that are not answered to the end yet."""
+        """Calls whose last reply has not been read yet."""
         self.idle_since: float | None = self.since
-        """When the last call ended, by the loop's clock; None while one is under way."""
+        """When the last call ended, by the clock of the loop; None while one is in progress."""
         self.gone = False
-        """The client is."""
+        """The client has left."""
         self.interfaces: Callable[[], VarlinkInterfaceRegistry] = VarlinkInterfaceRegistry
-        """What makes those that it may call: most who connect in order to be a nuisance never call one."""
+        """Creates the interfaces at the first call: clients that only connect should cost little."""
         self._registry: VarlinkInterfaceRegistry | None = None
         self._socket = connected
         self._peer = peer
@@ -126,43 +125,43 @@ class Connection(VarlinkServerProtocol):
         self._impatience: asyncio.TimerHandle | None = None
         self._endless = False
         self._may_end: asyncio.Task[None] | None = None
-        """The call under way, if it has not begun, or is one that can be given up."""
+        """The call in progress, if it may be cancelled."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take note of the way back."""
+        """Remember the transport."""
         super().connection_made(transport)
         assert isinstance(transport, VarlinkTransport)  # noqa: S101 -- Control makes no other
         self._link = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give up the place."""
+        """Clean up after the connection."""
         super().connection_lost(exc)
         if self._impatience is not None:
             self._impatience.cancel()
         self.left()
-        with contextlib.suppress(OSError):  # closing is not enough where descriptors are still on their way
+        with contextlib.suppress(OSError):  # closing is not enough while descriptors are in transit
             self._socket.shutdown(socket.SHUT_RDWR)
         self._ended(self)
 
     def left(self) -> None:
-        """Note that the client is gone, and give up what is done for it alone."""
+        """Note that the client has left, and cancel what is done only for it."""
         self.gone = True
         if self._may_end is not None:
             self._may_end.cancel()
 
     def fileno(self) -> int:
-        """Return the descriptor of its socket, -1 when that is closed."""
+        """Return the descriptor of the socket; -1 when it is closed."""
         return self._socket.fileno()
 
     def abort(self) -> None:
-        """Hang up now, whatever is still to be sent."""
+        """Close the connection at once, with unsent data."""
         if self._link is not None:
             self._link.abort()
 
     # -- What arrives --
 
     def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
-        """Pass on what arrived, if it is within bounds."""
+        """Process received data within the limits."""
         end = data.rfind(b"\0")
         self._partial = len(data) - end - 1 if end >= 0 else self._partial + len(data)
         if self._partial > MESSAGE_LIMIT or self._link is None or self._link.is_closing():
@@ -170,16 +169,16 @@ class Connection(VarlinkServerProtocol):
             return
         began = time.monotonic()
         try:
-            # No method takes a descriptor; without a holder they are closed when this returns.
+            # No method takes descriptors; nobody keeps them, so they are closed when this returns.
             super().message_received(data, None)
         except (ValueError, RecursionError):
-            # Bad UTF-8, numbers or nesting beyond what the JSON decoder takes.
+            # Invalid UTF-8, or numbers or nesting beyond the limits of the JSON decoder.
             self.abort()
             return
         finally:
             self.account.share.charge(time.monotonic() - began)
         if end >= 0:
-            # Read on when all that came is answered; the library takes up reading again by itself.
+            # The library resumes reading when all received calls are answered.
             self._link.pause_reading()
         elif not self.account.share.is_due():
             self._link.pause_reading()
@@ -190,11 +189,11 @@ class Connection(VarlinkServerProtocol):
             self._link.resume_reading()
 
     def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
-        """Hang up on what is not a JSON object."""
+        """Close the connection after data that are not a JSON object."""
         self.abort()
 
     def request_received(self, obj: JSONObject, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
-        """Serve a call, and count it as under way until its replies are taken: then comes the next."""
+        """Serve a call, which is in progress until its replies are read; then the next one follows."""
         answered: asyncio.Future[None] | None = super().request_received(obj, fds)
         if answered is None and not self.account.share.is_due():
             answered = self.account.share.turn()
@@ -228,11 +227,11 @@ class Connection(VarlinkServerProtocol):
     def send_message(
         self, obj: JSONObject, fds: list[int] | None = None, autoclose: bool = True
     ) -> asyncio.Future[None]:
-        """Queue a reply, and weigh it; one that cannot be sent costs the client the connection.
+        """Queue a reply, and charge its size; if it cannot be sent, the connection is closed.
 
-        No reply of ours is closed by the library (`autoclose`): who hands descriptors out keeps count of them.
+        The library never closes our descriptors (`autoclose`), because :meth:`_send` keeps track of them.
         """
-        assert not (fds and autoclose)  # noqa: S101 -- only _send() hands any out
+        assert not (fds and autoclose)  # noqa: S101 -- only _send() passes any
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._link is None or self._link.is_closing():
             taken.set_exception(BrokenPipeError())
@@ -258,10 +257,10 @@ class Connection(VarlinkServerProtocol):
         return taken
 
     def _cannot_send(self, error: BaseException) -> None:
-        """Hang up: the library would leave a client waiting whose connection takes nothing more."""
+        """Close the connection: otherwise the library would let the client wait for ever."""
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError | ConnectionResetError):
             log.warning(
-                "uid %d, pid %d: a reply could not be sent, so it is hung up on: %s",
+                "uid %d, pid %d: connection closed, a reply could not be sent: %s",
                 *(self._peer.uid, self._peer.pid, reason(error)),
             )
         self.abort()
@@ -300,7 +299,7 @@ class Connection(VarlinkServerProtocol):
         self._endless = row.cost is Cost.endless
 
         def ended(task: asyncio.Task[None]) -> None:
-            answer.close()  # one that was cancelled before its first step was never awaited
+            answer.close()  # for a task that was cancelled before its first step
             self._may_end, self._endless = None, False
             error = None if task.cancelled() else task.exception()
             if error is None or isinstance(error, _Left):
@@ -318,7 +317,7 @@ class Connection(VarlinkServerProtocol):
         method: Callable[..., Any],
         signature: VarlinkMethodSignature,
     ) -> None:
-        """Answer a call to its end, or for as long as somebody listens where it changes nothing."""
+        """Answer a call completely; a query only as long as the client listens."""
         if self.gone and not row.is_noted:
             return
         try:
@@ -346,7 +345,7 @@ class Connection(VarlinkServerProtocol):
             raise
 
     async def _check(self, row: Method, parameters: Mapping[str, Any]) -> None:
-        """Raise Locked where the VM, or a link of one, is; and what keeps it from the state that is needed."""
+        """Raise Locked if the VM, or the VM of a link, is locked, or an error if it is in the wrong state."""
         if row.locks and row.about is not None:
             await self._gate.check_unlocked(parameters[row.about], row.stops)
         if row.links is not None:
@@ -363,7 +362,7 @@ class Connection(VarlinkServerProtocol):
         place: Place,
         note: Note | None,
     ) -> None:
-        """Send what a method returns, one after the other."""
+        """Send the results of a method, one after the other."""
         async with contextlib.aclosing(_each(results)) as answers:
             async for result in answers:
                 if note is not None:
@@ -379,19 +378,19 @@ class Connection(VarlinkServerProtocol):
                         raise
 
     async def _send(self, signature: VarlinkMethodSignature, result: AnnotatedResult) -> None:
-        """Send a reply and return when the kernel has all of it; raises _Left where nobody takes it."""
+        """Send a reply, and return when the kernel has all of it; raises _Left where the client has left."""
         with FileDescriptorArray.new_managed() as handed:
             body = signature.return_type.tojson(result.parameters, {FileDescriptorVarlinkType: handed})
             reply = VarlinkMethodReply(body, continues=result.continues, extensions=result.extensions)
             sent = self.send_reply(reply, [item.fileno() for item in handed], autoclose=False)
             handed.reference_until_done(sent)
         try:
-            await asyncio.shield(sent)  # which has descriptors to close, and not before it is over
+            await asyncio.shield(sent)  # it closes the descriptors when it is done
         except BrokenPipeError:
             raise _Left from None
 
     def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:  # noqa: ARG002
-        """Make a reply of what a method raised; what was not foreseen goes to the log only."""
+        """Raise the reply for an exception of a method; details of an unexpected one only go to the log."""
         if isinstance(exc, VmessError):
             raise wire_errors.reply(exc)
         log.error("a call failed unexpectedly", exc_info=exc)
@@ -406,7 +405,7 @@ async def _run(work: Any) -> None:
 
 
 def _mistaken(signature: VarlinkMethodSignature, given: Mapping[str, Any]) -> str | None:
-    """Return a parameter that is true or false instead of a number, which the library takes for 1 or 0."""
+    """Return a parameter that is a boolean instead of a number; the library would accept it as 1 or 0."""
     wanted = signature.parameter_type.as_type.__annotations__
     return next(
         (name for name, value in given.items() if isinstance(value, bool) and not _may_be(bool, wanted[name])),
@@ -419,7 +418,7 @@ def _may_be(kind: type, annotation: Any) -> bool:
 
 
 async def _each(results: Any) -> AsyncGenerator[AnnotatedResult, None]:
-    """Yield what a method returns: itself, what it is awaited for, or all it yields."""
+    """Yield the results of a method: a value, the result of an awaitable, or all items of an iterator."""
     if isinstance(results, AsyncIterator):
         async with contextlib.aclosing(results) as items:  # type: ignore[type-var]
             async for result in items:

@@ -1,4 +1,4 @@
-"""How VMs are, each and all of them."""
+"""Queries about VMs: status, details, load, and why they ended."""
 
 from collections.abc import AsyncIterator
 
@@ -13,29 +13,29 @@ from vmessd.vm.why import explain
 
 
 class Inspection(Caller):
-    """Methods that tell how VMs are."""
+    """Methods that query VMs."""
 
     @varlinkmethod(return_parameter="vms")
     async def List(self) -> list[VMStatus]:
-        """Return every VM of the daemon's root, sorted by name."""
+        """Return the status of all VMs of the daemon's root, sorted by name."""
         return await self._supervisor.statuses()
 
     @varlinkmethod(return_parameter="status")
     async def Status(self, *, vm: str) -> VMStatus:
-        """Return how a VM is."""
+        """Return the status of a VM."""
         return (await self._supervisor.machine(vm)).status()
 
     @varlinkmethod(return_parameter="info")
     async def Info(self, *, vm: str) -> VMInfo:
-        """Return all there is to say of a VM, QEMU's command line for one."""
+        """Return all details of a VM, such as QEMU's command line."""
         return await self._details.info(vm)
 
     @varlinkmethod(return_parameter="view", delay_generator=False)
     async def Look(self, *, vms: list[str], aspect: Aspect) -> AsyncIterator[VMView]:
-        """Tell of several VMs, or of all, what Status, Info, Nics, Addresses or Why tell of one.
+        """Return for several VMs what Status, Info, Nics, Addresses or Why return for one. Requires `more`.
 
-        A reply for each, in this order, and by name where none is named; what is wrong with one of them is
-        told in its place. Wants `more`.
+        One reply for each VM in the given order; an empty list means all VMs, sorted by name. An error for one
+        VM takes the place of its reply.
         """
         wanted = vms or [machine.vm for machine in await self._supervisor.everyone()]
         if not wanted:
@@ -49,14 +49,14 @@ class Inspection(Caller):
 
     @varlinkmethod(return_parameter="why")
     async def Why(self, *, vm: str) -> Explanation:
-        """Return why a VM is as it is: how its last run ended, and what comes of that."""
+        """Return why a VM is in its state: how its last run ended, and whether it will start again."""
         return await explain(await self._supervisor.machine(vm))
 
     @varlinkmethod(return_parameter="sample", delay_generator=False)
     async def Top(self, *, interval: float) -> AsyncIterator[Sample]:
-        """Tell how busy all VMs are, every so many seconds (0.2 to 3600) until the caller leaves. Wants `more`.
+        """Report the load of all VMs every `interval` seconds (0.2 to 3600). Requires `more`.
 
-        The first reply comes sooner, as soon as there are rates to tell.
+        It continues until the caller leaves. The first reply comes earlier, as soon as rates are known.
         """
         async for sample in self._supervisor.sampler.watch(interval):
             yield sample

@@ -1,4 +1,4 @@
-"""The Varlink interface `org.emptystack.vmess`: all groups of methods in one. Typed methods, no logic."""
+"""The Varlink interface `org.emptystack.vmess`, composed of the groups of methods."""
 
 from asyncvarlink import VarlinkInterface
 
@@ -15,7 +15,7 @@ from vmessd.core.errors import INTERFACE
 class VmessInterface(Inspection, Life, Guest, Looking, Watching, Wires, VarlinkInterface, name=INTERFACE):
     """Small KVM machines in plain directories.
 
-    A VM is named as on the command line: letters a-z and one digit, `newvm` meaning `newvm0`.
+    The name of a VM is letters a-z and one digit; `newvm` means `newvm0`.
     Durations are in seconds, sizes in bytes.
     """
 

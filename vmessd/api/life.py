@@ -1,4 +1,4 @@
-"""VMs from their making to their removal: settings, locks, start and stop, of one and of all."""
+"""The life of VMs from creation to removal: settings, locks, start and stop, of one VM and of all."""
 
 import dataclasses
 from collections.abc import AsyncIterator
@@ -24,10 +24,10 @@ class Life(Caller):
 
     @varlinkmethod(return_parameter="note")
     async def Set(self, *, vm: str, setting: str, value: str | None) -> str | None:
-        """Set a setting or a drive (smp, ram, cpu, accel, hda, hdb, hdc, hdd, cdrom).
+        """Change a setting or a drive (smp, ram, cpu, accel, hda, hdb, hdc, hdd, cdrom).
 
-        The value is written as on the command line; a path is absolute. null takes the setting away.
-        Returns what there is to say about it, if anything.
+        The value has the same form as on the command line, and a path is absolute. null removes the setting.
+        Returns a remark, or null.
         """
         note = await self._supervisor.set(vm, setting, value)
         self._tell(Kind.setting, vm, f"{setting} {'none' if value is None else quoted(value, 300)}")
@@ -35,26 +35,26 @@ class Life(Caller):
 
     @varlinkmethod(return_parameter="note")
     async def Remove(self, *, vm: str) -> str | None:
-        """Delete a stopped VM with all its files and TAPs; returns what there is to say, if anything."""
+        """Delete a stopped VM with all its files and TAPs. Returns a remark, or null."""
         note = await self._supervisor.remove(vm)
         self._tell(Kind.removed, vm, note or "with all its files")
         return note
 
     @varlinkmethod
     async def Lock(self, *, vm: str, remark: str) -> None:
-        """Have a VM refuse all but looking, also after a restart of the daemon; the remark may be empty."""
+        """Lock a VM: it refuses all changes, also after a restart of the daemon. The remark may be empty."""
         await self._supervisor.lock(vm, remark)
         self._tell(Kind.lock, vm, printable(f"locked: {remark[:300]}" if remark.strip() else "locked"))
 
     @varlinkmethod
     async def Unlock(self, *, vm: str) -> None:
-        """Let a VM be changed again."""
+        """Unlock a VM, so that it can be changed again."""
         await self._supervisor.lock(vm, None)
         self._tell(Kind.lock, vm, "unlocked")
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Start(self, *, vm: str) -> AsyncIterator[StartProgress]:
-        """Start a VM: a reply with the command line, then a last one when it runs. Wants `more`."""
+        """Start a VM: a reply with the command line, and the last one when it is running. Requires `more`."""
         machine = await self._supervisor.machine(vm)
         async for progress in machine.start(self._peer.uid):
             if progress.done:
@@ -63,9 +63,9 @@ class Life(Caller):
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Stop(self, *, vm: str, force: bool) -> AsyncIterator[StopProgress]:
-        """Stop a VM: a reply for each rung of the ladder, then a last one when it is off. Wants `more`.
+        """Stop a VM: a reply for each rung of the ladder, and the last one when it is off. Requires `more`.
 
-        The stop goes on if the caller leaves. `force` kills at once.
+        The stop continues if the caller leaves. `force` kills QEMU at once.
         """
         machine = await self._supervisor.machine(vm)
         lock_note = self._supervisor.lock_note(machine.vm)
@@ -79,10 +79,10 @@ class Life(Caller):
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Boot(self, *, at_once: int | None) -> AsyncIterator[FleetProgress]:
-        """Start the VMs that are to start with the host, lower orders first. Wants `more`.
+        """Start all VMs with autostart, lower orders first. Requires `more`.
 
-        A reply for each step of each VM, then a last one. It goes on if the caller leaves. At most `at_once`
-        (1 to 64, which null stands for, too) are on their way up at any moment.
+        A reply for each step of each VM, and a last one. It continues if the caller leaves. At most `at_once`
+        VMs (1 to 64; null means 64) are starting at the same time.
         """
         places = settings.AT_ONCE_MAX if at_once is None else settings.at_once(str(at_once))
         async for progress in self._fleet.boot(self._peer.uid, places):
@@ -92,10 +92,10 @@ class Life(Caller):
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Shutdown(self, *, within: float | None = None) -> AsyncIterator[FleetProgress]:
-        """Stop all VMs gracefully, higher orders first. Wants `more`; otherwise as Boot.
+        """Stop all VMs gracefully, higher orders first. Requires `more`; replies as for Boot.
 
-        `within` is in how many seconds all are to be off (10 to 86400), graces are cut to that; null is
-        what the daemon's settings say.
+        All VMs should be off `within` so many seconds (10 to 86400), and grace periods are shortened to fit.
+        null means the daemon's setting.
         """
         async for progress in self._fleet.shutdown(self._peer.uid, within):
             if progress.done:

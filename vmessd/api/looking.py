@@ -1,4 +1,4 @@
-"""Ways to look into a VM that hand something over: its screen, its serial console, its logs."""
+"""Access to a VM by passed descriptors: its screen, its serial console, its logs."""
 
 import base64
 import dataclasses
@@ -13,34 +13,34 @@ from vmessd.storage import logs
 
 @dataclasses.dataclass(frozen=True)
 class VMConsole:
-    """A serial console, handed over."""
+    """A serial console."""
 
     console: FileDescriptor
-    """A socket, connected to the serial port. It has to be read: who does not is cut off."""
+    """A socket connected to the serial port. A client that does not read it is disconnected."""
     leash: FileDescriptor
-    """A socket (SOCK_SEQPACKET) that says why the console was taken away, if it was: a packet with a sentence,
-    then one with `taken_over` or `unread`. Who closes it has left the console."""
+    """A SOCK_SEQPACKET socket that says why the console was taken away: a packet with a sentence, then one with
+    `taken_over` or `unread`. A client leaves the console by closing it."""
     history: str
-    """The end of what the guest has printed since its start, in Base64 (RFC 4648)."""
+    """The end of the output since the start, in Base64 (RFC 4648)."""
     printed: int
-    """Bytes printed since its start."""
+    """Bytes of output since the start."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VMLog:
-    """A log, open for reading."""
+    """A log, opened for reading."""
 
     log: FileDescriptor
     older: FileDescriptor | None
-    """What was before it: a log that grows long loses its front to this."""
+    """Its older part: the front of a long log is moved there."""
     begin: int
-    """Where the last run begins, counted from the beginning of the older part."""
+    """Where the last run begins, in bytes from the beginning of the older part."""
     size: int
-    """Bytes in both when they were opened; a log that is shorter now has lost its front meanwhile."""
+    """Bytes in both parts when they were opened; a log that is shorter now has been shortened since."""
 
 
 class Looking(Caller):
-    """Methods that hand over a way to look into a VM."""
+    """Methods that give access to a VM."""
 
     @varlinkmethod(return_parameter="relay")
     async def Vnc(
@@ -51,16 +51,16 @@ class Looking(Caller):
         address: str | None,
         timeout: float | None,  # noqa: ASYNC109 -- of the relay, and not of this call
     ) -> VMRelay:
-        """Open a TCP port for one connection to a VM's screen, in place of the one it may have open.
+        """Open a TCP port for one connection to the screen of a VM, and close its previous one.
 
-        null is for the first free port from 5900 on, for 127.0.0.1, and for 60 seconds to connect.
+        null means the first free port from 5900, the address 127.0.0.1, and 60 seconds to connect.
         """
         machine = await self._supervisor.machine(vm)
         return await self._supervisor.relays.open(machine, self._peer.uid, port, address, timeout)
 
     @varlinkmethod(return_parameter="console")
     async def Console(self, *, vm: str, steal: bool) -> VMConsole:
-        """Attach to a VM's serial console, which one at a time may have; `steal` takes it from them."""
+        """Attach to the serial console of a VM. Only one client can have it; `steal` takes it over."""
         machine = await self._supervisor.machine(vm)
         who = f"uid {self._peer.uid}, PID {self._peer.pid}"
         attached = await self._supervisor.consoles.attach(machine, who, steal=steal)
@@ -74,7 +74,7 @@ class Looking(Caller):
 
     @varlinkmethod(return_parameter="log")
     async def Log(self, *, vm: str, log: str) -> VMLog:
-        """Return a VM's log to read from: `serial`, of its serial port, or `qemu`, of its QEMU."""
+        """Return a log of a VM: `serial` is the output of the serial port, `qemu` the output of QEMU."""
         name = logs.LogName.parse(log)
         machine = await self._supervisor.machine(vm)
         record = machine.record() or machine.last_exit

@@ -1,4 +1,4 @@
-"""The control socket: who may connect, how many, for how long they may idle."""
+"""The control socket: it accepts clients, and limits their number and idle time."""
 
 import asyncio
 import collections
@@ -34,25 +34,25 @@ log = logging.getLogger(__name__)
 
 CLIENTS_MAX = 512
 SOCKET_MODE = 0o660
-"""The owner and the group, by which the administrator says who may use the daemon."""
+"""For the owner and the group: the administrator decides who is in the group."""
 IDLE_LIMIT = 60.0
-"""Seconds a connection may be open with no call under way."""
+"""Seconds that a connection may be open without a call in progress."""
 ENDING_TIME = 0.5
-"""Seconds in which calls may come to their end when the daemon does."""
+"""Seconds that calls have to finish when the daemon ends."""
 ACCEPT_PAUSE = 1.0
-"""Seconds to wait for descriptors where there are none."""
+"""Seconds to wait after running out of descriptors."""
 SPARE_DESCRIPTORS = 64
-"""What clients leave to VMs, a quarter where there are few."""
+"""Descriptors reserved for VMs; at most a quarter of all."""
 ACCEPTED_AT_ONCE = 64
-"""Clients that are let in before others get their turn."""
+"""Maximum number of clients accepted in one iteration of the event loop."""
 CONNECTION_TIME = 0.0002
-"""Seconds of the loop's time that a connection costs besides its calls, until it is closed (measured)."""
+"""Loop time that a connection costs without its calls, in seconds (measured)."""
 TIDY_EVERY = 2.0
-"""Seconds between looks at what clients have left behind."""
+"""Seconds between cleanups of budgets."""
 
 
 def _most_descriptors() -> int:
-    """Return the number from which on descriptors are not for clients: a VM that ends takes some, too."""
+    """Return the lowest descriptor that is reserved for VMs, which need some even to end."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
@@ -60,7 +60,7 @@ def _most_descriptors() -> int:
 
 
 def _has_left(connected: socket.socket) -> bool:
-    """Tell whether a client is gone already, and has said nothing."""
+    """Tell whether a client has left without sending anything."""
     try:
         return not connected.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
@@ -86,23 +86,23 @@ class Control:
         self._gate = Gate(supervisor.check_unlocked, supervisor.check_links, supervisor.check_needs, Audit())
         self._hangups: Hangups | None = None
         self._arriving: dict[Account, collections.deque[tuple[socket.socket, Peer]]] = {}
-        """Clients that wait for their user's turn to be served, in the order in which they came."""
+        """Clients that wait for their user's turn, in order of arrival."""
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None
         self._chores: dict[str, asyncio.TimerHandle] = {}
         self._complained: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
-        """Bind the socket, mode 0660 from its first moment, and serve.
+        """Bind the socket with mode 0660, and serve.
 
         Raises:
             Locked: another daemon answers there.
-            BadFile, Failed: the path is taken by something else, or cannot be bound.
+            BadFile, Failed: the path belongs to something else, or cannot be bound.
         """
-        with failing(f"control socket {printable(str(self.path))} cannot be made"):
+        with failing(f"control socket {printable(str(self.path))} cannot be created"):
             for place in reversed(self.path.parents):
                 if not place.exists():
-                    place.mkdir(mode=0o755)  # with parents=True the others would follow the umask alone
+                    place.mkdir(mode=0o755)  # parents=True would ignore the mode for parents
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._refuse_second(directory)
@@ -130,37 +130,37 @@ class Control:
         clients = list(self._clients)
         for client in clients:
             client.abort()
-        await asyncio.sleep(0)  # what was read already may become a call yet
+        await asyncio.sleep(0)  # data already read may become a call
         calls = [call for client in clients for call in client.under_way]
-        if calls:  # nobody hears their end, but half of one would be complained about
+        if calls:  # let them finish, to avoid errors in the log
             await asyncio.wait(calls, timeout=ENDING_TIME)
         self._budget.close()
         if self._hangups is not None:
             self._hangups.close()
 
     def _refuse_second(self, directory: int) -> None:
-        """Raise Locked where somebody answers at the path; what nobody answers at is stale."""
+        """Raise Locked if somebody listens on the socket; otherwise it is stale."""
         found = safefile.status(directory, self.path.name)
         if found is None or not stat.S_ISSOCK(found.st_mode):
             return
-        with failing("no socket"):
+        with failing("no socket can be created"):
             probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with probe:
             probe.setblocking(False)
             try:
                 probe.connect(f"/proc/self/fd/{directory}/{self.path.name}")
             except ConnectionRefusedError:
-                return  # nobody listens: stale
+                return
             except OSError:
-                pass  # its queue is full, or it is somebody else's
+                pass  # its queue is full, or it belongs to another user
         raise Locked(
             f"another vmessd serves the control socket {printable(str(self.path))}",
-            hint="name another socket with --socket",
+            hint="choose another socket with --socket",
         )
 
     def _widen(self, directory: int) -> tuple[int, int]:
-        """Give the socket the mode the umask may have narrowed; return which file it is."""
-        with failing(f"control socket {printable(str(self.path))} cannot be made"):
+        """Set the mode of the socket in spite of the umask; return its device and inode."""
+        with failing(f"control socket {printable(str(self.path))} cannot be created"):
             socket_file = os.open(self.path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
                 os.chmod(f"/proc/self/fd/{socket_file}", SOCKET_MODE)
@@ -170,7 +170,7 @@ class Control:
         return found.st_dev, found.st_ino
 
     def _unlink(self) -> None:
-        """Remove the socket unless somebody has put another in its place."""
+        """Remove the socket unless another one has replaced it."""
         with contextlib.suppress(OSError):
             found = self.path.lstat()
             if (found.st_dev, found.st_ino) == self._identity:
@@ -209,17 +209,17 @@ class Control:
             account.share.charge(time.monotonic() - began)
 
     def _cannot_serve(self, connected: socket.socket, error: OSError) -> None:
-        """Hang up on a client whose socket the kernel cannot do with."""
+        """Close the connection to a client after an error of its socket."""
         connected.close()
         self._complain("socket", f"a client cannot be served: {reason(error)}")
 
     def _have_wait(self, connected: socket.socket, peer: Peer, account: Account) -> None:
-        """Have a client wait for its user's turn to be served; of too many, the first is turned away."""
+        """Let a client wait for its user's turn; if too many wait, turn the first one away."""
         waiting = self._arriving.setdefault(account, collections.deque())
         waiting.append((connected, peer))
         if len(waiting) > account.limits.clients:
             self._complain("busy", f"a client of uid {account.uid} is turned away: they keep vmessd too busy")
-            waiting.popleft()[0].close()  # its turn is another's
+            waiting.popleft()[0].close()  # the new client gets its turn
         else:
             account.share.turn().add_done_callback(functools.partial(self._arrive, account))
 
@@ -240,7 +240,7 @@ class Control:
             connected.close()
 
     def _cannot_accept(self, error: OSError) -> None:
-        """Wait a little: out of descriptors, the kernel would report the same client over and over."""
+        """Pause, because without free descriptors the kernel would report the same client over and over."""
         self._complain("descriptors", f"no client can be accepted: {reason(error)}")
         if error.errno in (errno.EMFILE, errno.ENFILE):
             self._make_room(self._clients)
@@ -253,16 +253,16 @@ class Control:
             asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def _has_room_for(self, account: Account) -> bool:
-        """Tell whether a user gets one more client, for which another may have to go."""
+        """Tell whether a user may have one more client; another one may have to leave for it."""
         if account.clients >= account.limits.clients:
             if self._make_room(client for client in self._clients if client.account is account):
                 return True
-            counts = f"{account.clients} of theirs are busy"
+            counts = f"all of its {account.clients} clients are busy"
             self._complain("clients", f"a client of uid {account.uid} is turned away: {counts}")
             return False
         if len(self._clients) < CLIENTS_MAX or self._make_room(self._clients) or self._share(account):
             return True
-        self._complain("all clients", f"a client is turned away: {CLIENTS_MAX} are busy")
+        self._complain("all clients", f"a client is turned away: {CLIENTS_MAX} clients are busy")
         return False
 
     def _serve(self, connected: socket.socket, peer: Peer, account: Account) -> None:
@@ -279,7 +279,7 @@ class Control:
             self._cannot_serve(connected, error)
 
     def _interfaces(self, client: Connection, peer: Peer) -> VarlinkInterfaceRegistry:
-        """Return what a client may call."""
+        """Return the interfaces that a client may call."""
         registry = VarlinkInterfaceRegistry()
         begin = functools.partial(beside, client.account.share)
         registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, client.abort, begin))
@@ -289,14 +289,14 @@ class Control:
         return registry
 
     def _ended(self, client: Connection) -> None:
-        """Note that a client is gone; its socket is not closed yet."""
+        """Note that a client has left; its socket is not closed yet."""
         if self._hangups is not None:
             self._hangups.forget(client.fileno())
         self._clients.discard(client)
         client.account.clients -= 1
 
     def _make_room(self, clients: Iterable[Connection]) -> bool:
-        """Hang up on a client that has left, or has been idle longest; tell whether there was one."""
+        """Disconnect a client that has left or was idle for longest; tell whether there was one."""
         idle = [client for client in clients if client.idle_since is not None or client.gone]
         if not idle:
             return False
@@ -304,9 +304,9 @@ class Control:
         return True
 
     def _share(self, account: Account) -> bool:
-        """Hang up on the oldest client of whoever has most, if a user has fewer; tell whether it was done.
+        """Disconnect the oldest client of the user with most clients, unless `account` has as many; tell whether.
 
-        Root gets in also where all have few: a member may have many uids, subuid(5).
+        Root gets in even if all users have few clients, because a user may have many uids, subuid(5).
         """
         greedy = max((client.account for client in self._clients), key=lambda theirs: theirs.clients)
         goes_first = account.limits is OWN and greedy.limits is not OWN
@@ -319,7 +319,7 @@ class Control:
         return True
 
     def _turn_out(self, client: Connection) -> None:
-        self._clients.discard(client)  # at once: its place is needed now
+        self._clients.discard(client)  # its place is needed at once
         client.abort()
 
     def _hang_up_idle(self) -> None:
@@ -338,7 +338,7 @@ class Control:
         self._chores[chore.__name__] = asyncio.get_running_loop().call_later(seconds, chore)
 
     def _complain(self, what: str, text: str) -> None:
-        """Log what may recur thousands of times, each kind of it once in ten seconds."""
+        """Log a warning that may recur thousands of times, each kind at most once in ten seconds."""
         if time.monotonic() - self._complained.get(what, -10.0) > 10:
             self._complained[what] = time.monotonic()
             log.warning("%s", text)

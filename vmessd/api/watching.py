@@ -1,4 +1,4 @@
-"""What happens to VMs, and what they print, as it does."""
+"""Live events of VMs, and live serial output."""
 
 import asyncio
 import logging
@@ -14,18 +14,18 @@ from vmessd.supervisor import serial_feed
 log = logging.getLogger(__name__)
 
 DROP_TIME = 5.0
-"""Seconds in which a watcher that was dropped may still read what is there for it, and that it was."""
+"""Seconds in which a dropped watcher can still read its queued events."""
 
 
 class Watching(Caller):
-    """Methods that tell what happens, until the caller leaves or a run ends."""
+    """Methods that report what happens, until the caller leaves or a run ends."""
 
     @varlinkmethod(return_parameter="event", delay_generator=False)
     async def Watch(self, *, vms: list[str]) -> AsyncIterator[VMEvent]:
-        """Tell what happens to these VMs, to all where none is named, until the caller leaves. Wants `more`.
+        """Report events of these VMs, or of all if none is named, until the caller leaves. Requires `more`.
 
-        First comes an event `watching`, then one `now` for each VM with its state at that moment; from
-        then on nothing is missed. A caller that does not read is dropped when 1024 events wait for it.
+        The first event is `watching`, followed by one `now` for each VM with its present state. From then on no
+        event is missed. A caller that does not read is dropped when 1024 events wait for it.
         """
         if vms:
             machines = await self._supervisor.machines(vms)
@@ -33,7 +33,7 @@ class Watching(Caller):
             machines = await self._supervisor.everyone()
         events = self._supervisor.events
         wanted = frozenset(machine.vm for machine in machines) if vms else frozenset()
-        with events.watch(wanted, self._drop) as watcher:  # in one go with looking at the states
+        with events.watch(wanted, self._drop) as watcher:  # no await before the states are read
             moment, states = events.moment(), [(machine.vm, machine.state) for machine in machines]
             yield moment.event(Kind.watching, "", f"{len(machines)} VMs", vms=len(machines))
             for vm, state in states:
@@ -43,10 +43,10 @@ class Watching(Caller):
 
     @varlinkmethod(return_parameter="piece", delay_generator=False)
     async def Serial(self, *, vm: str, since: str | None) -> AsyncIterator[SerialPiece]:
-        """Tell what a VM prints on its serial port until its run ends; of one that is off, the next run's.
+        """Report the serial output of a VM until its run ends; if it is off, of its next run. Requires `more`.
 
-        From now on, or with `start` from the beginning of the present or last run, or from the mark of an
-        earlier piece. Wants `more`. A VM that is to be started again by itself is followed into the next run.
+        `since` is null for new output only, `start` for the present or last run from its beginning, or the mark
+        of an earlier piece. If the VM will be restarted by its policy, the next run follows.
         """
         async for piece in serial_feed.follow(self._supervisor, vm, since):
             if piece.ended is not None:
@@ -54,5 +54,5 @@ class Watching(Caller):
             yield piece
 
     def _drop(self) -> None:
-        log.warning("uid %d, pid %d: a watcher that does not read is dropped", self._peer.uid, self._peer.pid)
+        log.warning("uid %d, pid %d: watcher dropped, it does not read", self._peer.uid, self._peer.pid)
         asyncio.get_running_loop().call_later(DROP_TIME, self._hang_up)

@@ -1,4 +1,4 @@
-"""The errors of the tree as they go over the wire."""
+"""The tree of errors in their wire format."""
 
 from typing import Any, TypedDict
 
@@ -13,7 +13,7 @@ class _Parameters(TypedDict):
 
 
 def _reply_type(error: type[VmessError]) -> type[TypedVarlinkErrorReply]:
-    """Make the wire form of one error of the tree."""
+    """Return the type of the wire format of an error."""
     body: dict[str, Any] = {
         "name": error.wire_name(),
         "__annotations__": {"parameters": _Parameters},
@@ -23,9 +23,9 @@ def _reply_type(error: type[VmessError]) -> type[TypedVarlinkErrorReply]:
 
 
 REPLIES = {error: _reply_type(error) for error in ERRORS}
-"""What each error is on the wire."""
+"""The wire format of each error."""
 
 
 def reply(error: VmessError) -> TypedVarlinkErrorReply:
-    """Return an error as it goes over the wire."""
+    """Return an error in its wire format."""
     return REPLIES[type(error)](message=error.message, hint=error.hint)

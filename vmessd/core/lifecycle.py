@@ -276,7 +276,7 @@ class Reason(enum.StrEnum):
 
 IN_WORDS: Mapping[Reason, str] = {
     Reason.powered_off: "guest powered off",
-    Reason.powered_down: "powered down as requested",
+    Reason.powered_down: "powered down as asked",
     Reason.reset: "guest reset, and QEMU was told not to reboot",
     Reason.panicked: "guest panicked",
     Reason.quit: "QEMU was told to quit",

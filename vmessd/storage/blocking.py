@@ -1,8 +1,8 @@
-"""Work that blocks, in threads that nobody has to wait for.
+"""Blocking work in threads, with deadlines.
 
-A file system can hang: a dead file server, a failing disk, fsfreeze(8). A thread that waits for one cannot be
-cancelled, and often not even be killed. So whoever asks for such work has a deadline here; a thread that hangs
-takes nobody's place; and the threads are daemons, which a process that ends leaves behind.
+A file system can hang: a dead file server, a failing disk, fsfreeze(8). A thread that waits for it cannot be
+cancelled, and often not even killed. So each caller has a deadline; a hanging thread is replaced by a new one;
+and the threads are daemons, which do not keep the process from ending.
 """
 
 import asyncio
@@ -23,46 +23,46 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 THREADS = 64
-"""Threads that work at once. Few would let slow disks hold up the others."""
+"""Threads that work at the same time. With few, slow disks would delay the others."""
 HUNG_MAX = 448
-"""Threads besides that may hang."""
+"""Additional threads, in place of those that hang."""
 SPARE = 4
-"""Threads there are from the beginning: they serve when no others are to be had."""
+"""Threads that exist from the beginning, in case others cannot be started later."""
 PATIENCE = 30.0
-"""Seconds that work may take where nobody says otherwise."""
+"""Default deadline of work, in seconds."""
 LOOK = 8.0
-"""The same for a look at a few files."""
+"""Deadline for reading a few files, in seconds."""
 CALM = 10.0
-"""Seconds in which it is said once that no thread is to be had, and how often since."""
+"""Seconds between warnings that no thread can be started."""
 
 
 class _Job(Generic[_T]):
-    """A piece of work, and who waits for it."""
+    """A piece of work, and the future of its result."""
 
     def __init__(self, lane: "Lane", work: Callable[[], _T], *, due: bool = False) -> None:
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[_T] = self.loop.create_future()
         self.due = due
-        """It is done some time, also when nobody waits any more."""
+        """It must be done at some time, even if nobody waits for it any more."""
         self.to_the_end = False
-        """Once begun it is waited for, however long it takes."""
+        """Once it has begun, the caller waits for it without a deadline."""
         self.begun = self.over = self.hangs = False
         """Written under the pool's lock."""
         self.timer: asyncio.TimerHandle | None = None
         self.late: Callable[[_T], None] = _put_away
-        """What is done with a result that comes too late for whoever asked."""
+        """Called with a result that comes after the deadline."""
         self._work = work
         self._lane = lane
 
     def run(self) -> None:
-        """Do it; in a thread."""
+        """Do the work in the current thread."""
         result: Any = None
         failure: BaseException | None = None
         try:
             result = self._work()
-        except BaseException as error:  # noqa: BLE001 -- handed to whoever asked
+        except BaseException as error:  # noqa: BLE001 -- passed to the caller
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
             self.loop.call_soon_threadsafe(self._settle, result, failure)
 
     def _settle(self, result: _T, failure: BaseException | None) -> None:
@@ -80,7 +80,7 @@ class _Job(Generic[_T]):
             self.answer.set_exception(failure)
 
     def refuse(self, error: Exception) -> None:
-        """Tell whoever waits that they need not."""
+        """Raise an error for the caller, who no longer waits."""
         if not self.answer.done():
             self.answer.set_exception(error)
         if not (self.begun or self.due) and self.timer is not None:
@@ -88,14 +88,14 @@ class _Job(Generic[_T]):
 
 
 def _put_away(result: object) -> None:
-    """Close what was opened for somebody who has gone."""
+    """Close a result that its caller no longer waits for."""
     close = getattr(result, "close", None)
     if close is not None:
         close()
 
 
 class Pool:
-    """The threads of this process. All but `_serve` is for event loops to call."""
+    """The threads of this process. All methods except `_serve` are called from event loops."""
 
     def __init__(self) -> None:
         self._wake = threading.Condition()
@@ -104,13 +104,13 @@ class Pool:
         self._missed, self._said = 0, -CALM
 
     def begin(self) -> None:
-        """Have some threads in store."""
+        """Start the first threads."""
         with self._wake, contextlib.suppress(RuntimeError):
             while self._threads < SPARE:
                 self._grow()
 
     def put(self, job: _Job[Any]) -> None:
-        """Have a job done; raises Failed where there is no thread for it now and none to come."""
+        """Queue a job; raises Failed where no thread can be started and none will become free."""
         with self._wake:
             self._waiting.append(job)
             if self._idle >= len(self._waiting):
@@ -125,7 +125,7 @@ class Pool:
                         raise _no_thread() from None
 
     def withdraw(self, job: _Job[Any]) -> bool:
-        """Have a job not done any more; tell whether that was in time."""
+        """Remove a job from the queue; tell whether it had not begun."""
         with self._wake:
             if job.begun:
                 return False
@@ -134,7 +134,7 @@ class Pool:
             return True
 
     def hangs(self, job: _Job[Any]) -> bool:
-        """Count on a job's thread no longer; tell whether it has the job at all."""
+        """Mark a job as hanging, and replace its thread; tell whether a thread is working on it at all."""
         with self._wake:
             if job.begun and not (job.over or job.hangs):
                 job.hangs = True
@@ -145,7 +145,7 @@ class Pool:
             return job.hangs
 
     def _grow(self) -> None:
-        """Start a thread; raises RuntimeError where none is to be had."""
+        """Start a thread; raises RuntimeError where that is impossible."""
         self._threads += 1
         try:
             threading.Thread(target=self._serve, name="blocking", daemon=True).start()
@@ -157,15 +157,15 @@ class Pool:
         self._missed += 1
         if time.monotonic() - self._said < CALM:
             return
-        since = f" ({self._missed} times since this was last said)" if self._missed > 1 else ""
-        log.warning("no thread is to be had: a limit of processes is reached%s", since)
+        since = f" ({self._missed} times since the last such message)" if self._missed > 1 else ""
+        log.warning("no thread can be started: a limit of processes is reached%s", since)
         self._said, self._missed = time.monotonic(), 0
 
     def _serve(self) -> None:
         while True:
             with self._wake:
                 while not self._waiting:
-                    if self._threads - self._hung > THREADS:  # what hung has come back
+                    if self._threads - self._hung > THREADS:  # hanging threads have recovered
                         self._threads -= 1
                         return
                     self._idle += 1
@@ -177,30 +177,30 @@ class Pool:
             with self._wake:
                 job.over = True
                 self._hung -= job.hangs
-            del job  # with what it holds, while this thread waits for the next
+            del job  # this thread must not keep its references while it waits
 
 
 POOL = Pool()
 
 
 def _no_thread() -> Failed:
-    return Failed("no thread is to be had for it: a limit of processes is reached", hint=LIMITS)
+    return Failed("no thread can be started for this: a limit of processes is reached", hint=LIMITS)
 
 
 async def call(function: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
-    """Call what blocks in a thread, and return what it returns.
+    """Call a blocking function in a thread, and return its result.
 
     Raises:
-        TimedOut: it takes longer than :data:`PATIENCE`; what was begun goes on.
-        Failed: no thread is to be had.
+        TimedOut: it takes longer than :data:`PATIENCE`; it continues.
+        Failed: no thread can be started.
     """
     return await Lane("this host").aside(functools.partial(function, *arguments, **options), PATIENCE)
 
 
 class Lane:
-    """The blocking work on one thing, such as a VM's files: in turn, or aside from that.
+    """The blocking work on one thing, such as the files of a VM: in turn, or aside from the queue.
 
-    While a piece of it hangs, what is asked for besides is refused at once: it would hang, too.
+    While a piece of work hangs, further work is refused at once, because it would hang as well.
     """
 
     def __init__(self, what: str, hint: str | None = None) -> None:
@@ -211,7 +211,7 @@ class Lane:
         self._hung: dict[_Job[Any], float] = {}
 
     async def aside(self, work: Callable[[], _T], patience: float = LOOK) -> _T:
-        """Do work that needs no turn; raises TimedOut, Failed, and what the work raises."""
+        """Do work aside from the queue; raises TimedOut, Failed, and what the work raises."""
         self.check()
         job = _Job(self, work)
         POOL.put(job)
@@ -219,27 +219,27 @@ class Lane:
         return await self._answer(job)
 
     async def do(self, work: Callable[[], _T], patience: float = PATIENCE) -> _T:
-        """Do work in turn; raises as :meth:`aside`. What has not begun when the patience is over will not."""
+        """Do work in turn; raises as :meth:`aside`. Work that has not begun by the deadline is dropped."""
         return await self._answer(self._put(_Job(self, work), patience))
 
     async def finish(self, work: Callable[[], _T], patience: float = PATIENCE) -> _T:
-        """As :meth:`do`, but work that has begun is waited for, also when it hangs."""
+        """As :meth:`do`, but wait without a deadline for work that has begun."""
         job = _Job(self, work)
         job.to_the_end = True
         return await self._answer(self._put(job, patience))
 
     def begin(self, work: Callable[[], _T], patience: float = PATIENCE) -> "asyncio.Future[_T]":
-        """As :meth:`do`, for whoever does not wait here: its place is taken at once."""
+        """As :meth:`do`, but queue the work at once and return the future of its result."""
         return self._put(_Job(self, work), patience).answer
 
     async def idle(self, patience: float) -> None:
-        """Return when all that was asked for in turn is done, or hangs, or after so many seconds."""
+        """Return when all queued work is done or hangs, or after `patience` seconds."""
         with contextlib.suppress(TimedOut, Failed):
             await self.do(lambda: None, patience)
 
     @contextlib.asynccontextmanager
     async def within(self, manager: contextlib.AbstractContextManager[_T]) -> AsyncIterator[_T]:
-        """Enter and leave a context manager that blocks; raises as :meth:`aside`."""
+        """Enter and leave a blocking context manager; raises as :meth:`aside`."""
         entered = await self.aside(manager.__enter__)
         try:
             yield entered
@@ -256,9 +256,9 @@ class Lane:
         patience: float = LOOK,
         late: Callable[[_T], None] = lambda _result: None,
     ) -> "asyncio.Future[_T]":
-        """Have work done in turn whatever hangs now; return its outcome, TimedOut after `patience` seconds.
+        """Queue work that must be done, even while other work hangs; return the future of its result.
 
-        `late` is called with a result that comes after that.
+        The future raises TimedOut after `patience` seconds; `late` is called with a later result.
         """
         job = _Job(self, work, due=True)
         job.late = late
@@ -268,7 +268,7 @@ class Lane:
         return job.answer
 
     def _put(self, job: _Job[_T], patience: float) -> _Job[_T]:
-        """Give a job its place."""
+        """Put a job into the queue."""
         self.check()
         self._queue.append(job)
         self._watch(job, patience)
@@ -283,7 +283,7 @@ class Lane:
     def _timed_out(self) -> TimedOut:
         since = min(self._hung.values(), default=None)
         waited = "" if since is None else f" for {time.monotonic() - since:.0f} s"
-        return TimedOut(f"{self._what} did not answer{waited}; what was begun goes on", hint=self._hint)
+        return TimedOut(f"{self._what} did not answer{waited}; the operation continues", hint=self._hint)
 
     async def _answer(self, job: _Job[_T]) -> _T:
         try:
@@ -293,24 +293,24 @@ class Lane:
             raise
 
     def _watch(self, job: _Job[Any], patience: float) -> None:
-        """Let a job's patience begin."""
+        """Start the deadline of a job."""
         job.answer.add_done_callback(_hear)
         job.timer = job.loop.call_later(patience, self._overdue, job, patience)
 
     def _overdue(self, job: _Job[Any], patience: float) -> None:
-        """Let nobody wait for a job any longer, unless its result is on the way."""
+        """Stop waiting for a job, unless its result is on the way."""
         if job.over:
             return
         if job.due or not self._withdraw(job):
             if POOL.hangs(job):
                 self._hung.setdefault(job, time.monotonic() - patience)
-            else:  # it is not its turn yet, or it is over just now
+            else:  # it has not begun, or has just ended
                 job.timer = job.loop.call_later(max(patience, 1.0), self._overdue, job, patience)
         if not (job.begun and job.to_the_end):
             job.refuse(self._timed_out())
 
     def _withdraw(self, job: _Job[Any]) -> bool:
-        """Have a job not done any more; tell whether that was in time."""
+        """Drop a job; tell whether it had not begun."""
         if not POOL.withdraw(job):
             return False
         with contextlib.suppress(ValueError):
@@ -321,7 +321,7 @@ class Lane:
         return True
 
     def _go_on(self) -> None:
-        """Begin with the next job that waits for its turn."""
+        """Begin the next job in the queue."""
         while self._current is None and self._queue:
             job = self._current = self._queue.popleft()
             try:
@@ -335,19 +335,19 @@ class Lane:
                     return
 
     def ended(self, job: _Job[Any]) -> None:
-        """Note that a job is over, and begin with the next."""
+        """Note that a job has ended, and begin the next."""
         self._hung.pop(job, None)
         if self._current is job:
             self._current = None
             self._go_on()
 
     def failed(self, error: OSError) -> Failed:
-        """Return what is told of a failure that nobody put into words where it happened."""
+        """Log an OSError that the work did not handle, and return the error for the caller."""
         log.warning("%s: %s", self._what, error)
         return Failed(f"{self._what}: {reason(error)}")
 
 
 def _hear(answer: "asyncio.Future[Any]") -> None:
-    """Take note of a failure that nobody may wait for."""
+    """Retrieve the exception, in case nobody waits for it."""
     if not answer.cancelled():
         answer.exception()

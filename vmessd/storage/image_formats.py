@@ -1,34 +1,35 @@
-"""What sort of disk image a file says it is, by its first and last bytes. Pure.
+"""Formats of disk images, recognised by their first and last bytes. Pure.
 
-QEMU is told that every image is raw, so that nobody's header makes it open another file; this is for telling
-whoever brought an image of another sort. A guest can write such a header into its raw disk.
+QEMU is told that every image is raw, so that a header cannot make it open another file. This module only serves
+messages to people who bring an image in another format. A guest can write such a header to its raw disk.
 Sources: QEMU's docs/interop/qcow2.txt, and the `probe` functions in its block directory.
 """
 
 from typing import NamedTuple
 
 HEAD = TAIL = 512
-"""Bytes that are looked at, at either end."""
+"""Bytes that are read at either end."""
 
 
 class Format(NamedTuple):
-    """A disk image that is not raw."""
+    """The format of a disk image that is not raw."""
 
     name: str
-    """As `qemu-img convert -f` takes it."""
+    """The name for `qemu-img convert -f`."""
     shown: str
+    """The name in messages."""
     leads: bool
-    """It names other files, or may: whoever converts it reads them, too."""
+    """The image may refer to other files, which a conversion would read."""
 
 
 def recognise(head: bytes, tail: bytes) -> Format | None:
-    """Return what an image is whose first and last bytes these are; None for what may be raw."""
+    """Return the format of an image by its first and last bytes; None where it may be raw."""
     if head.startswith(b"QFI\xfb"):
         return _qcow(head)
     if head.startswith(b"QED\0"):
         return Format("qed", "QED", leads=bool(int.from_bytes(head[16:24], "little") & 1))
     if head.startswith((b"KDMV", b"COWD", b"# Disk DescriptorFile")):
-        return Format("vmdk", "VMDK", leads=True)  # its text names its extents
+        return Format("vmdk", "VMDK", leads=True)  # its descriptor names its extents
     if head.startswith(b"<<< ") and head[64:68] == b"\x7f\x10\xda\xbe":
         return Format("vdi", "VDI", leads=False)
     if head.startswith(b"vhdxfile"):

@@ -1,6 +1,6 @@
-"""The drives of a VM: raw images, links to images or block devices, and a CD-ROM that is a link.
+"""The drives of a VM: raw images, links to images or block devices, and the link to the CD-ROM image.
 
-An image that is there is never written into and never made smaller. Sizes are in bytes.
+An existing image is never written to and never made smaller. Sizes are in bytes.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from vmessd.storage.image_formats import Format
 from vmessd.storage.vmdir import VMDirectory
 
 SHARED_ISOS = "iso"
-"""A directory of the service's VM root for everybody's ISO images; no VM has a name without a digit."""
+"""The directory for ISO images in the VM root of the service; not the name of a VM, because it has no digit."""
 
 RAW = settings.BY_FILE["RAW"]
 _DRIVE_FILE = re.compile(r"([a-z]{1,12}[0-9])-(?:(hd[a-d])\.img|(cdrom)\.iso)")
@@ -27,7 +27,7 @@ _DRIVE_FILE = re.compile(r"([a-z]{1,12}[0-9])-(?:(hd[a-d])\.img|(cdrom)\.iso)")
 
 @dataclasses.dataclass(frozen=True)
 class Disk:
-    """A drive as it was found: what QEMU is to open, and whether that is a file or a device."""
+    """A drive as found: the file or block device that QEMU will open."""
 
     slot: str
     """`hda` to `hdd`, or `cdrom`."""
@@ -35,27 +35,27 @@ class Disk:
     block_device: bool
     size: int
     target: str | None = None
-    """Where the path leads if it is a symbolic link."""
+    """The target of the path, if it is a symbolic link."""
 
 
 class Reader(Protocol):
-    """Whoever is to read an image."""
+    """The user who must be able to read an image."""
 
     @property
     def name(self) -> str:
-        """The user's name."""
+        """The name of the user."""
 
     def may_read(self, path: str) -> bool:
         """Tell whether the user may read the file at `path`."""
 
 
 def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
-    """Create a sparse disk image, or make the one that is there larger; return what was done.
+    """Create a sparse disk image, or enlarge the existing one; return what was done, in words.
 
     Raises:
-        InvalidValue: no size, or a smaller one than the image has.
-        BadFile: the name is taken by something that is no plain file, or no raw image.
-        Failed: there is no room, or the file system cannot hold a file of the size.
+        InvalidValue: not a size, or smaller than the image.
+        BadFile: the name belongs to something that is not a plain file, or to an image that is not raw.
+        Failed: there is no space, or the file system does not support files of this size.
     """
     wanted = settings.disk_size(text)
     name = names.disk_file(vm.vm, slot)
@@ -67,23 +67,23 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
         if stat.S_ISLNK(found.st_mode):
             target = quoted(safefile.link_target(directory, name), 300)
             raise BadFile(
-                f"{name} is a link to {target}; vmess changes no size through a link",
-                hint="make larger what it leads to, or remove the link",
+                f"{name} is a link to {target}; vmess does not change the size of its target",
+                hint="enlarge the target, or remove the link",
             )
         safefile.must_be_plain(directory, name)
-        # The original wrote one byte at offset <size>, so its images are a byte longer than asked.
+        # The original script wrote one byte at offset <size>, so its images are one byte longer.
         if found.st_size in (wanted, wanted + 1):
-            return f"{name}: has {settings.size_text(wanted)} already, left as it is"
+            return f"{name}: already has {settings.size_text(wanted)}, unchanged"
         if found.st_size > wanted:
             raise InvalidValue(
-                f"disk size {quoted(text)} is less than the {settings.size_shown(found.st_size)} that "
-                f"{name} has; an image is never made smaller",
+                f"disk size {quoted(text)} is less than {settings.size_shown(found.st_size)}, the size of "
+                f"{name}; an image is never made smaller",
                 hint=f"to start over, remove {vm}/{name} first",
             )
         _check_format(Disk(slot, f"{vm.path}/{name}", False, found.st_size), vm.read_setting(RAW) or ())
         fd = safefile.open_plain(directory, name, os.O_WRONLY)
         try:
-            with failing(f"{safefile.place(directory, name)} cannot be made larger"):
+            with failing(f"{safefile.place(directory, name)} cannot be enlarged"):
                 os.ftruncate(fd, wanted)
         finally:
             os.close(fd)
@@ -91,7 +91,7 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
 
 
 def _create_disk(directory: int, name: str, size: int) -> None:
-    with failing(f"{safefile.place(directory, name)} cannot be made"):
+    with failing(f"{safefile.place(directory, name)} cannot be created"):
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660, dir_fd=directory)
         try:
             os.ftruncate(fd, size)
@@ -103,12 +103,12 @@ def _create_disk(directory: int, name: str, size: int) -> None:
 
 
 def set_cdrom(vm: VMDirectory, path: str | None, reader: Reader) -> None:
-    """Make the CD-ROM the image at `path`, an absolute path; None takes it out.
+    """Set the CD-ROM to the image at the absolute path `path`; None removes the CD-ROM.
 
     Raises:
-        InvalidValue: there is no such file, or it is neither a plain file nor a block device, or
-            `reader`, who is to read it, may not.
-        BadFile: the link's name is taken by something that is no link.
+        InvalidValue: there is no such file, it is neither a plain file nor a block device, or `reader` may not
+            read it.
+        BadFile: the name of the link belongs to something that is not a link.
     """
     name = names.cdrom_file(vm.vm)
     with vm.opened() as directory:
@@ -117,7 +117,7 @@ def set_cdrom(vm: VMDirectory, path: str | None, reader: Reader) -> None:
             if found is not None and not stat.S_ISLNK(found.st_mode):
                 raise BadFile(
                     f"{safefile.place(directory, name)} is {safefile.kind(found.st_mode)}, not a link "
-                    f"that vmess made; remove it by hand"
+                    f"made by vmess; remove it by hand"
                 )
             safefile.remove(directory, name, durable=True)
             return
@@ -126,10 +126,10 @@ def set_cdrom(vm: VMDirectory, path: str | None, reader: Reader) -> None:
 
 
 def disks(vm: VMDirectory) -> list[Disk]:
-    """Return the drives the VM has, `hda` first and `cdrom` last.
+    """Return the drives of the VM, `hda` first and `cdrom` last.
 
     Raises:
-        BadFile: one is neither a plain file nor a block device, or a link that leads nowhere.
+        BadFile: a drive is neither a plain file nor a block device, or is a dangling link.
     """
     slots = [(slot, names.disk_file(vm.vm, slot)) for slot in names.DISKS]
     slots.append((names.CDROM, names.cdrom_file(vm.vm)))
@@ -139,13 +139,13 @@ def disks(vm: VMDirectory) -> list[Disk]:
 
 
 def check(vm: VMDirectory, found: Sequence[Disk], raw: Collection[str]) -> None:
-    """See to it that a guest gets the drives it is to have, and not others or nonsense in silence.
+    """Check that the guest gets the intended drives.
 
-    `found` is what :func:`disks` returned; `raw` are the slots whose images are raw whatever they look like.
+    `found` is the result of :func:`disks`; `raw` are slots whose images are raw whatever they look like.
 
     Raises:
-        BadFile: a file has the name of another VM's drive, of which this one has none, as in a directory that
-            was copied or renamed by hand; or an image is not raw. The hint is what mends it.
+        BadFile: a drive that this VM lacks is there under the name of another VM, because the directory was
+            copied or renamed by hand; or an image is not raw. The hint says how to repair it.
     """
     _check_names(vm, {disk.slot for disk in found})
     for disk in found:
@@ -165,7 +165,7 @@ def _check_names(vm: VMDirectory, filled: Collection[str]) -> None:
     if renames:
         files = ", ".join(match[0] for match in matches if match[1] in renames)
         raise BadFile(
-            f"{vm} has drives named after another VM: {files}; they have to be named after {vm.vm}",
+            f"{vm} has drives named after another VM: {files}; they must be named after {vm.vm}",
             hint=", or ".join(" && ".join(lines) for lines in renames.values()),
         )
 
@@ -176,14 +176,14 @@ def _check_format(disk: Disk, raw: Collection[str]) -> None:
     found = image_formats.recognise(*_ends(disk))
     if found is not None:
         raise BadFile(
-            f"{printable(disk.path)} is a {found.shown} image; it has to be a raw one, or {disk.slot} has to "
-            f"stand in the file {RAW.file} beside it",
+            f"{printable(disk.path)} is a {found.shown} image; it must be raw, or {disk.slot} must be listed "
+            f"in the file {RAW.file} beside it",
             hint=_conversion(disk, found),
         )
 
 
 def _ends(disk: Disk) -> tuple[bytes, bytes]:
-    """Return the first and the last bytes of an image; nothing of one that is for QEMU alone to read."""
+    """Return the first and last bytes of an image; empty where only QEMU may read it."""
     with contextlib.suppress(OSError):
         fd = os.open(disk.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -197,10 +197,10 @@ def _ends(disk: Disk) -> tuple[bytes, bytes]:
 
 
 def _conversion(disk: Disk, found: Format) -> str:
-    """Return the line that makes an image raw, for a shell.
+    """Return the shell command that makes an image raw.
 
-    One that leads to other files gets a word of warning: a guest may have written its header, and whoever
-    converts it, root for one, puts into the guest's disk what they may read.
+    It comes with a warning if the image refers to other files: a guest may have written the header, and a
+    conversion, for example by root, would copy files that the guest must not see into its disk.
     """
     image = disk.path
     if disk.target is None:
@@ -214,7 +214,8 @@ def _conversion(disk: Disk, found: Format) -> str:
     if not disk.block_device:
         lines.append(["cp", "-p", "--attributes-only", source, target])
     text = " && ".join(shell_line(line) for line in [*lines, *last])
-    return f"it names other files, as a guest could have it do; if you made it: {text}" if found.leads else text
+    warning = "it refers to other files, and a guest may have written that; if you made it"
+    return f"{warning}: {text}" if found.leads else text
 
 
 def _disk(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None:
@@ -225,24 +226,24 @@ def _disk(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None:
         found = os.stat(name, dir_fd=directory)
     except OSError as error:
         target = quoted(safefile.link_target(directory, name), 300)
-        way = f"vmess {vm.vm} cdrom none" if slot == names.CDROM else f"remove {where}, or lead it elsewhere"
+        way = f"vmess {vm.vm} cdrom none" if slot == names.CDROM else f"remove or correct the link {where}"
         raise BadFile(f"{where} is a link to {target}: {reason(error)}", hint=way) from None
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
-        raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it has to be an image or a block device")
+        raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it must be an image or a block device")
     block_device = stat.S_ISBLK(found.st_mode)
     size = safefile.device_size(found.st_rdev) if block_device else found.st_size
     return Disk(slot, str(vm.path / name), block_device, size, safefile.link_target(directory, name))
 
 
 def _check_image(vm: VMDirectory, path: str, reader: Reader) -> None:
-    """Raise InvalidValue unless there is an image at an absolute path that `reader` may read."""
+    """Raise InvalidValue unless `path` is the absolute path of an image that `reader` may read."""
     if "\0" in path or not os.path.isabs(path):
         raise InvalidValue(f"cdrom path {quoted(path)} is not an absolute path")
     shown = quoted(path, 300)
     shared = vm.path.parent / SHARED_ISOS
-    hint = f"put it into {shared}, where vmessd finds it and QEMU may read it" if shared.is_dir() else None
+    hint = f"put it into {shared}, where QEMU may read it" if shared.is_dir() else None
     if Path(path).parent == shared:
-        hint = f"everybody has to be able to read it: chmod a+r {printable(path)}"
+        hint = f"it must be readable for everybody: chmod a+r {printable(path)}"
     try:
         found = os.stat(path)
     except UnicodeEncodeError:
@@ -251,7 +252,7 @@ def _check_image(vm: VMDirectory, path: str, reader: Reader) -> None:
         raise InvalidValue(f"cdrom {shown}: {reason(error)}", hint=hint) from None
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
         raise InvalidValue(
-            f"cdrom {shown} is {safefile.kind(found.st_mode)}; it has to be an ISO image or a CD drive"
+            f"cdrom {shown} is {safefile.kind(found.st_mode)}; it must be an ISO image or a CD drive"
         )
     if not reader.may_read(path):
-        raise InvalidValue(f"cdrom {shown} may not be read by {reader.name}, whom QEMU runs as", hint=hint)
+        raise InvalidValue(f"cdrom {shown} is not readable for {reader.name}, the user of QEMU", hint=hint)

@@ -1,12 +1,11 @@
-"""Logs kept short while their writer writes on: what is old moves to `<log>.1`.
+"""Rotation of logs while QEMU writes to them: the older part moves to `<log>.1`.
 
-QEMU appends to its logs through descriptors that it keeps for life, so a log cannot be renamed away; its
-front is taken off in place. Where the file system can (ext4, XFS, F2FS), FALLOC_FL_COLLAPSE_RANGE does
-that between two writes (fallocate(2)): no byte is lost, however fast they come. Elsewhere (tmpfs, btrfs)
-all of the log is copied until the copy has caught up, and then truncated at once: what is written in the
-microseconds between is lost, and only there, and only of a log above its cap.
+QEMU keeps the descriptors of its logs open, so a log cannot be renamed; its front is removed in place. On ext4,
+XFS and F2FS, FALLOC_FL_COLLAPSE_RANGE does this atomically between two writes (fallocate(2)), and no byte is
+lost. On other file systems (tmpfs, btrfs) the log is copied until the copy has caught up, and then truncated;
+bytes written in the microseconds between are lost.
 
-Everything here blocks. Nobody else may shorten the same log meanwhile.
+Everything here blocks. Nobody else may shorten the same log at the same time.
 """
 
 import contextlib
@@ -21,18 +20,18 @@ from vmessd.core.errors import BadFile, VmessError, failing, reason
 from vmessd.storage import safefile
 
 CAP = 4 * 1024 * 1024
-"""Bytes of a log before it is shortened, and of its older part at most.
+"""Size above which a log is shortened, and maximum size of its older part, in bytes.
 
-Some 60 boots of a Linux guest, or 6 minutes of a serial port at full speed (115200 baud). With both
-parts of both logs, 100 VMs that do their worst take 1.6 GiB.
+This is about 60 boots of a Linux guest, or 6 minutes of a serial port at full speed (115200 baud). Both parts
+of both logs of 100 VMs take at most 1.6 GiB.
 """
 OLDER = ".1"
 
 GRAIN = 64 * 1024
-"""What is taken off the front is a multiple of this, and so of every usual block size; as much stays,
-for those who read the end of a log."""
+"""What is cut off is a multiple of this, and so of every usual block size. At least as much stays, for readers
+of the end of a log."""
 ROOM = (64, 8, 2)
-"""Which part of CAP is left free for what is written while a log is copied, one try after the other."""
+"""One part in so many of CAP is reserved for what is written while a log is copied, in successive attempts."""
 
 _COLLAPSE_RANGE = 0x08  # linux/falloc.h
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -40,7 +39,7 @@ _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def is_long(path: str) -> bool:
-    """Tell whether a log is to be shortened; whatever cannot be looked at is not."""
+    """Tell whether a log needs to be shortened; False where it cannot be accessed."""
     try:
         return os.lstat(path).st_size > CAP
     except OSError:
@@ -48,16 +47,15 @@ def is_long(path: str) -> bool:
 
 
 def shorten(directory: int, name: str, complain: Callable[[str], None]) -> int:
-    """Move the older part of a log of more than CAP bytes to `<log>.1`; return how many left its front.
+    """Move the older part of a log of more than CAP bytes to `<log>.1`; return how many bytes were cut off.
 
-    `<log>.1` is replaced as a whole. Killed at any moment, this leaves the log as it was or shortened,
-    and what was cut off in `<log>.1`; besides, at most a temporary file. Where the older part cannot be
-    kept, for want of room say, it is cut off all the same, and `complain` is told in one line: the cap
-    is there to protect the disk.
+    `<log>.1` is replaced atomically. If the daemon is killed at any moment, the log is unchanged, or shortened
+    with the rest in `<log>.1`; a temporary file may remain. If the older part cannot be kept, for example for
+    lack of space, it is cut off anyway, because the cap protects the disk; `complain` gets one line about it.
 
     Raises:
         BadFile: the log is not a plain file of its own.
-        Failed: it cannot be cut, or not just now; nothing was.
+        Failed: the log cannot be shortened, perhaps only now; it is unchanged.
     """
     try:
         log = safefile.open_plain(directory, name, os.O_RDWR)
@@ -77,14 +75,14 @@ def shorten(directory: int, name: str, complain: Callable[[str], None]) -> int:
                     raise
                 problem = f"{where}{OLDER} cannot be written: {reason(error)}"
             cut = _drop(log)
-            complain(f"{problem}; {where} was shortened all the same, by {cut} bytes")
+            complain(f"{problem}; {where} was shortened anyway, by {cut} bytes")
             return cut
     finally:
         os.close(log)
 
 
 def _move(directory: int, name: str, log: int) -> int:
-    """Shorten the log and keep what is cut off; raises BadFile, OSError."""
+    """Shorten the log and keep what is cut off, return its size; raises BadFile, OSError."""
     older = f"{name}{OLDER}"
     safefile.must_be_plain(directory, older)
     try:
@@ -93,20 +91,20 @@ def _move(directory: int, name: str, log: int) -> int:
         if error.errno not in _NO_ROOM:
             raise
     with contextlib.suppress(VmessError):
-        safefile.remove(directory, older)  # it was to be replaced; now it is to make room first
+        safefile.remove(directory, older)  # to make room; it would be replaced anyway
     return _move_front(directory, older, log) or _move_all(directory, older, log)
 
 
 def _front(log: int) -> int:
-    """Return how many bytes are to leave the front of a log."""
+    """Return how many bytes to cut off the front of a log."""
     return (os.fstat(log).st_size - GRAIN) // GRAIN * GRAIN
 
 
 def _move_front(directory: int, older: str, log: int) -> int:
-    """Move the front of the log, return its length; 0 where the file system cannot."""
+    """Move the front of the log, return its size; 0 where the file system does not support it."""
     front = _front(log)
     with _Draft(directory, older, log) as draft:
-        # An empty file has nothing to take away. Who could do it says so; who cannot says that.
+        # A probe: on an empty file, a file system that supports this fails with EINVAL.
         if _collapse(draft.fd, GRAIN) != errno.EINVAL:
             return 0
         _copy(log, draft.fd, max(0, front - CAP), front)
@@ -115,7 +113,7 @@ def _move_front(directory: int, older: str, log: int) -> int:
 
 
 def _move_all(directory: int, older: str, log: int) -> int:
-    """Move all of the log, of which nothing stays, and return how much that was."""
+    """Move the whole log, leaving it empty, and return its size."""
     with _Draft(directory, older, log) as draft:
         begin = end = 0
         for part in ROOM:
@@ -124,14 +122,14 @@ def _move_all(directory: int, older: str, log: int) -> int:
             end = _copy(log, draft.fd, begin, begin + CAP)
             if end < begin + CAP:
                 break
-        draft.publish()  # which takes time, in which more is written
+        draft.publish()  # this takes time, and QEMU writes meanwhile
         end = _copy(log, draft.fd, end, begin + CAP)
         os.ftruncate(log, 0)
         return end
 
 
 def _drop(log: int) -> int:
-    """Shorten the log without keeping what is cut off; raises OSError."""
+    """Shorten the log without keeping what is cut off, return its size; raises OSError."""
     front = _front(log)
     if _collapse(log, front):
         front = os.fstat(log).st_size
@@ -140,15 +138,15 @@ def _drop(log: int) -> int:
 
 
 def _copy(source: int, target: int, begin: int, end: int) -> int:
-    """Append bytes `begin` to `end` of a file, or as many as there are; return where they ended."""
+    """Append bytes `begin` to `end` of a file, or as many as there are; return the end of what was copied."""
     while begin < end and (count := os.copy_file_range(source, target, end - begin, begin)):
         begin += count
     return begin
 
 
 def _collapse(fd: int, length: int) -> int:
-    """Take bytes off the front of a file, in one piece with respect to writers; return errno, 0 if done."""
-    import ctypes  # noqa: PLC0415 -- it takes its time, and few logs grow that long
+    """Cut bytes off the front of a file, atomically for writers; return an errno, 0 for success."""
+    import ctypes  # noqa: PLC0415 -- it takes long to import, and few logs grow that long
 
     try:
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
@@ -161,7 +159,7 @@ def _collapse(fd: int, length: int) -> int:
 
 
 class _Draft:
-    """A file on its way to replace another: with that one's owner and mode, removed unless published."""
+    """A file that will replace another, with the owner and mode of `like`; removed unless published."""
 
     def __init__(self, directory: int, name: str, like: int) -> None:
         self._directory = directory
@@ -176,23 +174,23 @@ class _Draft:
         return self
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Begin again with an empty file."""
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
 
     def publish(self) -> None:
-        """Put the file in place. On disk it is there before the cut is, also if the host crashes."""
+        """Put the file in place. It is on disk before the log is cut, even if the host crashes."""
         found = os.fstat(self._like)
         mode = stat.S_IMODE(found.st_mode) & 0o666
         try:
             os.fchown(self.fd, found.st_uid, found.st_gid)
         except PermissionError:
-            mode &= 0o600  # our group may not be the one that was meant
+            mode &= 0o600  # our group may be another one
         os.fchmod(self.fd, mode)
         os.fdatasync(self.fd)
         os.rename(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def __exit__(self, _kind: object, _error: object, _trace: TracebackType | None) -> None:
         os.close(self.fd)
-        with contextlib.suppress(OSError):  # published, it is not there any more
+        with contextlib.suppress(OSError):  # if it was published, it no longer exists
             os.unlink(self._temporary, dir_fd=self._directory)

@@ -1,6 +1,6 @@
-"""The logs of a VM, open for whoever wants to read what was printed since its last start.
+"""The logs of a VM, opened for readers, with the place where the last run begins.
 
-Everything here blocks, and has to be done in the VM's turn, as all in :mod:`vmessd.storage.serial_stream`.
+Everything here blocks, and must run in the VM's turn, as everything in :mod:`vmessd.storage.serial_stream`.
 """
 
 import enum
@@ -14,16 +14,16 @@ from vmessd.storage.serial_stream import Stream
 from vmessd.storage.vmdir import QEMU_LOG, SERIAL_LOG, VMDirectory
 
 LINE = 8 * 1024
-"""Bytes that may stand before a VM's name on a command line: QEMU's path (PATH_MAX, limits.h), in quotes."""
+"""Maximum bytes before the name of the VM on a command line: QEMU's path (PATH_MAX, limits.h), quoted."""
 
 
 class LogName(enum.Enum):
-    """Which log."""
+    """The logs of a VM."""
 
     serial = SERIAL_LOG
-    """What the guest printed on its serial port."""
+    """Output of the guest on its serial port."""
     qemu = QEMU_LOG
-    """QEMU's command line, and what QEMU printed."""
+    """QEMU's command line and output."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -31,7 +31,7 @@ class LogName(enum.Enum):
         try:
             return cls[text]
         except KeyError:
-            raise InvalidValue(f"log {quoted(text)} is none of {', '.join(cls.__members__)}") from None
+            raise InvalidValue(f"log {quoted(text)} is not one of {', '.join(cls.__members__)}") from None
 
 
 class OpenLog:
@@ -39,11 +39,11 @@ class OpenLog:
 
     def __init__(self, log: int, stream: Stream, begin: int) -> None:
         self.log = log
-        """Descriptor."""
+        """Descriptor of the log."""
         self.older = stream.older_part
-        """Descriptor of its older part, None where there is none."""
+        """Descriptor of the older part; None where there is none."""
         self.begin = begin + stream.older
-        """Where the last run begins, counted from the beginning of the older part."""
+        """Where the last run begins, in bytes from the beginning of the older part."""
         self.size = stream.size + stream.older
         """Bytes in both parts."""
         self._stream = stream
@@ -59,22 +59,22 @@ class OpenLog:
         self.close()
 
     def read(self, begin: int, end: int) -> bytes:
-        """Return the bytes between two places, counted as `begin` is."""
+        """Return the bytes between two places, which are counted as `self.begin`."""
         return self._stream.read(begin - self._stream.older, end - begin)
 
     def tail(self, limit: int) -> bytes:
-        """Return the end of what the last run printed: whole lines, at most so many bytes."""
+        """Return the end of the output of the last run: whole lines, at most `limit` bytes."""
         begin = max(self.begin, self.size - limit)
         data = self.read(begin, self.size)
         return data if begin == self.begin else data[data.find(b"\n") + 1 :]
 
 
 def open_log(directory: VMDirectory, name: LogName, record: RunRecord | ExitRecord | None) -> OpenLog:
-    """Open a log; `record` tells of the run whose beginning is looked for.
+    """Open a log; `record` is the record of the last run, for its beginning.
 
     Raises:
         NotRunning: there is no log, so the VM has never run.
-        NoSuchVM, BadFile, Failed: there is no VM, or a file that cannot be read.
+        NoSuchVM, BadFile, Failed: there is no VM, or a file cannot be read.
     """
     with directory.opened() as fd:
         stream = Stream(fd, name.value)
@@ -94,7 +94,7 @@ def open_log(directory: VMDirectory, name: LogName, record: RunRecord | ExitReco
 
 
 def _last_command(stream: Stream, vm: str) -> int | None:
-    """Return where the last command line stands, which launch.launch wrote; None where there is none."""
+    """Return the place of the last command line that the daemon wrote; None where there is none."""
     at = stream.search(f" -name {vm} -nodefaults -no-user-config -S ".encode(), earliest=False)
     if at is None:
         return None

@@ -1,7 +1,7 @@
-"""Files in a directory that somebody else may write to: opened without trust, replaced atomically.
+"""Files in a directory that others may write to: opened without trust, replaced atomically.
 
-Every function takes the descriptor of an open directory and a plain name in it, follows no symbolic
-link, and cannot be made to wait by a FIFO or a device.
+The functions take the descriptor of an open directory and the name of an entry. They do not follow symbolic
+links, and a FIFO or a device cannot make them wait.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from vmessd.core.errors import BadFile, failing, printable, reason
 
 log = logging.getLogger(__name__)
 
-TEMPORARY = ".vmess-tmp-"  # what is left with this prefix after a crash is ours to remove
+TEMPORARY = ".vmess-tmp-"  # prefix of our temporary files, which we remove after a crash
 
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link"),
@@ -32,12 +32,12 @@ _KINDS = (
 
 
 def kind(mode: int) -> str:
-    """Return in words what sort of file has this `st_mode`."""
+    """Return the type of a file with this `st_mode`, in words."""
     return next((words for test, words in _KINDS if test(mode)), "of unknown kind")
 
 
 def place(directory: int, name: str) -> str:
-    """Return the path of a file for messages."""
+    """Return the path of a file, for messages."""
     try:
         return printable(os.path.join(os.readlink(f"/proc/self/fd/{directory}"), name))
     except OSError:
@@ -46,7 +46,7 @@ def place(directory: int, name: str) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """Open a directory for the length of a `with` and yield its descriptor; raises Failed."""
+    """Open a directory for a `with` block, and yield its descriptor; raises Failed."""
     with failing(f"{printable(str(path))} cannot be opened"):
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -56,34 +56,34 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def status(directory: int, name: str) -> os.stat_result | None:
-    """Return what a name stands for, not following a link; None where there is nothing.
+    """Return the status of a name, without following a link; None where it does not exist.
 
     Raises:
-        BadFile: the directory does not let us look.
+        BadFile: it cannot be accessed.
     """
     try:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BadFile(f"{place(directory, name)} cannot be looked at: {reason(error)}") from error
+        raise BadFile(f"{place(directory, name)} cannot be accessed: {reason(error)}") from error
 
 
 def must_be_plain(directory: int, name: str) -> None:
-    """Raise BadFile where the name is taken by anything but a plain file."""
+    """Raise BadFile where the name belongs to anything other than a plain file."""
     found = status(directory, name)
     if found is not None and not stat.S_ISREG(found.st_mode):
-        raise BadFile(f"{place(directory, name)} is {kind(found.st_mode)}; it has to be a plain file")
+        raise BadFile(f"{place(directory, name)} is {kind(found.st_mode)}; it must be a plain file")
 
 
 def open_plain(directory: int, name: str, flags: int, mode: int = 0o640) -> int:
     """Open a plain file and return the descriptor.
 
-    O_NONBLOCK keeps a FIFO from holding us; for plain files it means nothing.
+    O_NONBLOCK keeps a FIFO from blocking us; it has no effect on plain files.
 
     Raises:
-        FileNotFoundError: there is none and `flags` does not create it.
-        BadFile: it is something else than a plain file with one name, or may not be opened.
+        FileNotFoundError: it does not exist, and `flags` does not create it.
+        BadFile: it is not a plain file, has more than one name, or cannot be opened.
     """
     must_be_plain(directory, name)
     try:
@@ -96,19 +96,19 @@ def open_plain(directory: int, name: str, flags: int, mode: int = 0o640) -> int:
         found = os.fstat(fd)
     except OSError as error:
         os.close(fd)
-        raise BadFile(f"{place(directory, name)} cannot be looked at: {reason(error)}") from error
+        raise BadFile(f"{place(directory, name)} cannot be accessed: {reason(error)}") from error
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(fd)
         what = "a hard link to another file" if stat.S_ISREG(found.st_mode) else kind(found.st_mode)
-        raise BadFile(f"{place(directory, name)} is {what}; it has to be a plain file of its own")
+        raise BadFile(f"{place(directory, name)} is {what}; it must be a plain file of its own")
     return fd
 
 
 def read(directory: int, name: str, limit: int) -> bytes | None:
-    """Return what a plain file holds; None where there is no such file.
+    """Return the content of a plain file; None where it does not exist.
 
     Raises:
-        BadFile: it is no plain file, cannot be read, or holds more than `limit` bytes.
+        BadFile: it is not a plain file, cannot be read, or has more than `limit` bytes.
     """
     try:
         fd = open_plain(directory, name, os.O_RDONLY)
@@ -120,25 +120,25 @@ def read(directory: int, name: str, limit: int) -> bytes | None:
         except OSError as error:
             raise BadFile(f"{place(directory, name)} cannot be read: {reason(error)}") from error
     if len(data) > limit:
-        raise BadFile(f"{place(directory, name)} holds more than {limit} bytes; it has to be a short value")
+        raise BadFile(f"{place(directory, name)} has more than {limit} bytes; it must be a short value")
     return data
 
 
 def temporary_name(name: str) -> str:
-    """Return a fresh name for what is to become `name`; if a crash leaves it, it is swept."""
+    """Return a new temporary name for a file that will become `name`; :func:`sweep` removes leftovers."""
     return f"{TEMPORARY}{name}.{os.urandom(4).hex()}"
 
 
 def write(directory: int, name: str, data: bytes, *, durable: bool = True) -> None:
-    """Replace a plain file by one that holds `data`: all of it or the old one, whatever happens.
+    """Atomically replace a plain file with one that contains `data`.
 
-    `durable` waits until the disk has it; what describes a running process need not, since the
-    process does not survive a crash of the host either.
+    `durable` waits until it is on disk. Records of a running process need not be durable, since the process
+    does not survive a crash of the host either.
 
     Raises:
-        BadFile: the name is taken by something that is no plain file.
-        Failed: it could not be written; the old file is as it was. Nothing is raised once the new one is in
-            place: that the directory did not reach the disk then is logged.
+        BadFile: the name belongs to something that is not a plain file.
+        Failed: it could not be written; the old file is unchanged. Once the new file is in place, nothing is
+            raised: if the directory cannot be written to disk, this is logged.
     """
     must_be_plain(directory, name)
     temporary = temporary_name(name)
@@ -162,30 +162,30 @@ def write(directory: int, name: str, data: bytes, *, durable: bool = True) -> No
 
 
 def _settle(directory: int, name: str) -> None:
-    """Wait until the disk has what a name stands for now.
+    """Wait until a changed directory entry is on disk.
 
-    Where that fails the name stands for it all the same, for everybody who looks. So it is a warning, and not
-    an error by which a caller would take back what goes with it.
+    A failure is only a warning: the change is visible to everybody, so the caller must not undo what goes with
+    it.
     """
     try:
         os.fsync(directory)
     except OSError as error:
         where = place(directory, name)
-        log.warning("%s is changed, but a power cut may undo it: %s", where, reason(error))
+        log.warning("%s was changed, but a power cut may undo the change: %s", where, reason(error))
 
 
 def link(directory: int, name: str, target: str) -> None:
-    """Make `name` a symbolic link to `target`, replacing the link that is there.
+    """Make `name` a symbolic link to `target`, replacing an existing link.
 
     Raises:
-        BadFile: the name is taken by something that is no symbolic link.
-        Failed: it could not be made; the old link is as it was. Otherwise as :func:`write`.
+        BadFile: the name belongs to something that is not a symbolic link.
+        Failed: it could not be created; the old link is unchanged. Otherwise as :func:`write`.
     """
     found = status(directory, name)
     if found is not None and not stat.S_ISLNK(found.st_mode):
-        raise BadFile(f"{place(directory, name)} is {kind(found.st_mode)}; it has to be a symbolic link")
+        raise BadFile(f"{place(directory, name)} is {kind(found.st_mode)}; it must be a symbolic link")
     temporary = temporary_name(name)
-    with failing(f"{place(directory, name)} cannot be made"):
+    with failing(f"{place(directory, name)} cannot be created"):
         os.symlink(target, temporary, dir_fd=directory)
         try:
             os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -197,10 +197,10 @@ def link(directory: int, name: str, target: str) -> None:
 
 
 def remove(directory: int, name: str, *, durable: bool = False) -> None:
-    """Remove a name; nothing to do where there is none. `durable` as for :func:`write`.
+    """Remove a name if it exists. `durable` as for :func:`write`.
 
     Raises:
-        Failed: it is there and stays.
+        Failed: it could not be removed.
     """
     with failing(f"{place(directory, name)} cannot be removed"), contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=directory)
@@ -209,7 +209,7 @@ def remove(directory: int, name: str, *, durable: bool = False) -> None:
 
 
 def sweep(directory: int) -> None:
-    """Remove what :func:`write` and :func:`link` leave after a crash.
+    """Remove what :func:`write`, :func:`link` and :func:`succeeding` leave after a crash.
 
     Raises:
         BadFile, Failed: the directory cannot be read or written to.
@@ -226,14 +226,14 @@ def remove_socket(directory: int, name: str) -> None:
     """Remove a socket that a dead process left.
 
     Raises:
-        BadFile: the name is taken by something else.
+        BadFile: the name belongs to something else.
     """
     found = status(directory, name)
     if found is None:
         return
     if not stat.S_ISSOCK(found.st_mode):
         raise BadFile(
-            f"{place(directory, name)} is {kind(found.st_mode)} where a socket has to be; move it away"
+            f"{place(directory, name)} is {kind(found.st_mode)} in the place of a socket; move it away"
         )
     remove(directory, name)
 
@@ -241,11 +241,11 @@ def remove_socket(directory: int, name: str) -> None:
 def listener(directory: int, name: str, mode: int, backlog: int = 128) -> socket.socket:
     """Return a listening Unix stream socket of this name, replacing a stale one.
 
-    The mode is set before the socket has a name (Linux takes it from the unbound socket's inode), so
-    it is never wider, not even for a moment. The way through /proc lifts the limit of 107 bytes.
+    The mode is set before the socket has a name (Linux takes it from the inode of the unbound socket), so it is
+    never more permissive. The path through /proc avoids the limit of 107 bytes.
 
     Raises:
-        BadFile: the name is taken by something that is no socket.
+        BadFile: the name belongs to something that is not a socket.
         Failed: it could not be bound.
     """
     remove_socket(directory, name)
@@ -264,10 +264,11 @@ def listener(directory: int, name: str, mode: int, backlog: int = 128) -> socket
 
 @contextlib.contextmanager
 def succeeding(directory: int, name: str, mode: int) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Yield a listening socket and a non-blocking one connected to it.
+    """Yield a listening socket and a non-blocking socket connected to it.
 
-    If the `with` ends well, the first has taken this name from the socket that had it; the second, which is
-    then the caller's to close, stays open. The first is closed here: somebody else holds it by then.
+    If the `with` block succeeds, the listening socket replaces the existing one of this name, and the connected
+    one stays open for the caller. The listening socket is closed here; another process has inherited it by
+    then.
 
     Raises:
         Failed: it could not be bound or renamed.
@@ -290,10 +291,10 @@ def succeeding(directory: int, name: str, mode: int) -> Iterator[tuple[socket.so
 
 
 def connect(directory: int, name: str) -> socket.socket:
-    """Return a non-blocking socket connected to the one of this name, whatever the depth of the path.
+    """Return a non-blocking socket connected to the one of this name; the length of the path does not matter.
 
     Raises:
-        Failed: nobody listens there, or those who wait for its owner already fill its queue.
+        Failed: nobody listens there, or its queue is full.
     """
     with failing(f"{place(directory, name)} cannot be reached"):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -302,7 +303,7 @@ def connect(directory: int, name: str) -> socket.socket:
         with failing(f"{place(directory, name)} cannot be reached"):
             found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
-                sock.connect(f"/proc/self/fd/{found}")  # the very socket, and not what a link leads to
+                sock.connect(f"/proc/self/fd/{found}")  # this socket, never the target of a link
             finally:
                 os.close(found)
     except BaseException:
@@ -312,7 +313,7 @@ def connect(directory: int, name: str) -> socket.socket:
 
 
 def link_target(directory: int, name: str) -> str | None:
-    """Return where a symbolic link leads, None where it is none."""
+    """Return the target of a symbolic link; None where it is not one."""
     try:
         return os.readlink(name, dir_fd=directory)
     except OSError:
@@ -320,7 +321,7 @@ def link_target(directory: int, name: str) -> str | None:
 
 
 def device_size(device: int) -> int:
-    """Return the bytes of a block device; the kernel counts in 512 (sysfs, block/<dev>/size)."""
+    """Return the size of a block device in bytes; sysfs has it in units of 512 (block/<dev>/size)."""
     try:
         text = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size").read_text(encoding="ascii")
     except OSError:
@@ -329,7 +330,7 @@ def device_size(device: int) -> int:
 
 
 def empty(path: Path) -> None:
-    """Delete all that a directory holds, following no link. Raises OSError."""
+    """Delete the content of a directory without following links. Raises OSError."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for name in os.listdir(directory):

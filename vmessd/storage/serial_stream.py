@@ -1,11 +1,11 @@
-"""The log of a VM's serial port as one stream, in which a place is found again when the log lost its front.
+"""The serial log of a VM as one stream, in which a place can be found again after the log was shortened.
 
-QEMU appends to `serial.log` for all runs of a VM. Whoever keeps it short takes off its front, in place, and
-has that in `serial.log.1`: the two together are without a gap. A place is therefore an offset and the bytes
-before it; where those are not at the offset any more, they are looked for.
+QEMU appends to `serial.log` in all runs of a VM. Rotation moves the front to `serial.log.1`, and the two parts
+together have no gap. So a place is an offset and the bytes before it; if these are no longer at the offset,
+they are searched for.
 
-Everything here blocks, and has to be done in the VM's turn (:meth:`vmessd.vm.machine.Machine.change`), as the
-shortening is: a log that is cut between two looks at it is not what it was.
+Everything here blocks, and must run in the VM's turn (:meth:`vmessd.vm.machine.Machine.change`), as rotation
+does: otherwise the log may be shortened between two reads.
 """
 
 import contextlib
@@ -19,41 +19,41 @@ from vmessd.storage import log_rotation, safefile
 from vmessd.storage.vmdir import LINE_LIMIT, SERIAL_LOG, VMDirectory
 
 BEFORE = 128
-"""Bytes before a place by which it is found again."""
+"""Bytes before a place that identify it."""
 SEARCH = 3 * log_rotation.CAP
-"""Bytes in which they are looked for: more than the log and its older part have where they are kept short."""
+"""Bytes that are searched for them: more than both parts of a rotated log have."""
 WINDOW = 256 * 1024
-"""Bytes that are searched in one go: other threads wait for the interpreter that long, below 1 ms."""
+"""Bytes searched in one step, which holds the interpreter lock for less than 1 ms."""
 SEARCH_TIME = 2.0
-"""Seconds after which a search is given up: all else that happens to the VM waits for it."""
+"""Seconds after which a search gives up, because other work of the VM waits for it."""
 TAIL = 16 * 1024
-"""Bytes in which the last lines are looked for."""
+"""Bytes that are searched for the last lines."""
 
 
 class Mark(NamedTuple):
     """A place in the stream."""
 
     offset: int
-    """In serial.log; below 0 in its older part, counted from its end."""
+    """In serial.log; a negative one is in the older part, counted from its end."""
     before: bytes
-    """What stands there before it."""
+    """The bytes before the place."""
 
     def __str__(self) -> str:
         return f"{self.offset}:{self.before.hex()}"
 
     @classmethod
     def parse(cls, text: str) -> "Mark":
-        """Return what a mark's text means; raises InvalidValue."""
+        """Return the mark for a text; raises InvalidValue."""
         offset, _, before = text.partition(":")
         with contextlib.suppress(ValueError):
             mark = cls(int(offset[:20]), bytes.fromhex(before[: 2 * BEFORE]))
             if str(mark) == text and abs(mark.offset) < 2**62 and (mark.before or not mark.offset):
                 return mark
-        raise InvalidValue(f"{quoted(text)} is no place in a serial log")
+        raise InvalidValue(f"{quoted(text)} is not a place in a serial log")
 
 
 def place(text: str) -> Mark:
-    """Return the place a record tells of; the beginning of the log where it tells none."""
+    """Return the place in a record; the beginning of the log where the record has none."""
     try:
         return Mark.parse(text)
     except InvalidValue:
@@ -61,27 +61,27 @@ def place(text: str) -> Mark:
 
 
 class Chunk(NamedTuple):
-    """What was read."""
+    """A piece of the stream."""
 
     data: bytes
     mark: Mark
-    """The place behind it."""
+    """The place after it."""
     gap: bool
-    """The place it was to be read from is not there any more: this comes later in the stream."""
+    """The requested place no longer exists; the data are from a later one."""
 
 
 class Stream:
     """Both parts of a log as one file. Use as a context manager, or close it."""
 
     def __init__(self, directory: int, name: str = SERIAL_LOG) -> None:
-        """Open what there is of a log; raises BadFile, Failed."""
+        """Open those parts of a log that exist; raises BadFile, Failed."""
         self._parts = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self.log, self.size = self._open(directory, name)
-            """Descriptor of the log, None where there is none, and its bytes."""
+            """Descriptor of the log, None where there is none, and its size in bytes."""
             self.older_part, self.older = self._open(directory, f"{name}{log_rotation.OLDER}")
-            """The same of its older part."""
+            """The same for its older part."""
             undo.pop_all()
 
     def _open(self, directory: int, name: str) -> tuple[int | None, int]:
@@ -104,7 +104,7 @@ class Stream:
         self._parts.close()
 
     def read(self, offset: int, limit: int) -> bytes:
-        """Return bytes from an offset on, as Mark counts; raises Failed."""
+        """Return at most `limit` bytes from an offset, counted as in :class:`Mark`; raises Failed."""
         data = b""
         with failing("the serial log cannot be read"):
             if offset < 0 and self.older_part is not None:
@@ -125,11 +125,11 @@ class Stream:
         return Mark(offset, self.read(begin, offset - begin))
 
     def find(self, mark: Mark, *, earliest: bool) -> int | None:
-        """Return the offset a place has now; None where it is gone.
+        """Return the present offset of a place; None where it no longer exists.
 
-        `earliest` tells which one to take where several look the same.
+        `earliest` selects the first or the last of several identical places.
         """
-        if not mark.before:  # nothing was there yet: it is the beginning
+        if not mark.before:  # the beginning of the stream
             return -self.older
         begin = mark.offset - len(mark.before)
         if (
@@ -142,11 +142,11 @@ class Stream:
         return None if found is None else found + len(mark.before)
 
     def search(self, needle: bytes, *, earliest: bool) -> int | None:
-        """Return where some bytes stand in the last SEARCH of the log; None where they do not.
+        """Return the offset of some bytes in the last SEARCH bytes of the log; None where they are not there.
 
-        Both the bytes and the log may be made by somebody who wants this to take long. So it is read window by
-        window, and always forwards: `bytes.find` takes a time that is linear in what is searched, `bytes.rfind`
-        one that also grows with the needle (CPython's Objects/stringlib/fastsearch.h, "two-way" and "rfind").
+        An attacker may have chosen both the bytes and the log to make this slow. So it reads windows, and
+        always searches forwards: `bytes.find` takes linear time, but the time of `bytes.rfind` also grows with
+        the needle (CPython's Objects/stringlib/fastsearch.h, "two-way" and "rfind").
         """
         give_up = time.monotonic() + SEARCH_TIME
         first = max(-self.older, self.size - SEARCH)
@@ -162,19 +162,19 @@ class Stream:
 
 
 def _last(data: bytes, needle: bytes) -> int:
-    """Return what `data.rfind(needle)` does, in linear time: it is the first one from behind."""
+    """Return `data.rfind(needle)` in linear time, by searching the reversed data."""
     at = data[::-1].find(needle[::-1])
     return at if at < 0 else len(data) - at - len(needle)
 
 
 def end(directory: VMDirectory) -> Mark:
-    """Return the place behind everything that was printed; raises NoSuchVM, BadFile, Failed."""
+    """Return the end of the stream; raises NoSuchVM, BadFile, Failed."""
     with directory.opened() as fd, Stream(fd) as stream:
         return stream.at(stream.size)
 
 
 def read(directory: VMDirectory, mark: Mark, limit: int, *, earliest: bool = False) -> Chunk:
-    """Return what was printed behind a place, at most `limit` bytes; raises as :func:`end`.
+    """Return at most `limit` bytes after a place; raises as :func:`end`.
 
     `earliest` is as for :meth:`Stream.find`.
     """
@@ -186,7 +186,7 @@ def read(directory: VMDirectory, mark: Mark, limit: int, *, earliest: bool = Fal
 
 
 def last_lines(directory: VMDirectory, start: Mark, stop: Mark | None, count: int) -> list[str]:
-    """Return the last lines printed between two places, the second being the end by default, escaped."""
+    """Return the last `count` lines between two places, escaped; `stop` None is the end of the stream."""
     with directory.opened() as fd, Stream(fd) as stream:
         begin = stream.find(start, earliest=True)
         until = stream.size if stop is None else stream.find(stop, earliest=False)

@@ -1,7 +1,7 @@
-"""One VM directory: the plain files that say what a VM is, and the records of its process.
+"""A VM directory: the settings of a VM, and the records of its process.
 
-Nothing that is read here is trusted: whoever may write to the directory may have put anything
-there. Sizes are in bytes.
+Nothing read here is trusted, because anybody who can write to the directory may have changed it. Sizes are in
+bytes.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ LOGS = (QEMU_LOG, SERIAL_LOG)
 PID_FILE = "qemu.pid"
 RUN_RECORD = "run.json"
 EXIT_RECORD = "exit.json"
-MAKING = ".vmess-new-"  # a VM directory that is not whole yet; what a crash leaves is ours to remove
-REMOVED = ".vmess-removed-"  # a VM directory on its way out; what a crash leaves is ours to remove
+MAKING = ".vmess-new-"  # prefix of a VM directory that is being made; we remove it after a crash
+REMOVED = ".vmess-removed-"  # prefix of a VM directory that is being removed; we remove it after a crash
 
 VALUE_LIMIT = 16 * 1024
 RECORD_LIMIT = 1024 * 1024
-LINE_LIMIT = 2000  # what QEMU complains of it quotes first, with the path in it
+LINE_LIMIT = 2000  # characters; QEMU's messages begin with the option in question, which may contain a path
 _FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, pid
 
 
@@ -65,11 +65,11 @@ class VMDirectory:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
-        """Open the directory for the length of a `with` and yield its descriptor.
+        """Open the directory for a `with` block, and yield its descriptor.
 
         Raises:
-            NoSuchVM: there is none.
-            BadFile: the name is taken by something else, a symbolic link for one.
+            NoSuchVM: it does not exist.
+            BadFile: the name belongs to something else, for example a symbolic link.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -81,7 +81,7 @@ class VMDirectory:
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise BadFile(
-                    f"{self} is not a directory of its own, so it is no VM", hint="move it away"
+                    f"{self} is not a directory of its own, so it is not a VM", hint="move it away"
                 ) from None
             raise BadFile(f"{self} cannot be opened: {reason(error)}") from error
         try:
@@ -90,39 +90,40 @@ class VMDirectory:
             os.close(fd)
 
     def exists(self) -> bool:
-        """Tell whether there is such a VM; raises BadFile where nobody can."""
+        """Tell whether the VM exists; raises BadFile where this cannot be told."""
         try:
             return stat.S_ISDIR(os.lstat(self.path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise BadFile(f"{self} cannot be looked at: {reason(error)}") from error
+            raise BadFile(f"{self} cannot be accessed: {reason(error)}") from error
 
     def check(self) -> None:
-        """Raise as :meth:`opened` where there is no such VM."""
+        """Raise as :meth:`opened` unless the VM exists."""
         with self.opened():
             pass
 
     def held(self, how: str, hint: str | None = None) -> Locked:
         """Return the error for a VM whose directory another process has locked."""
-        return Locked(f"VM {self.vm} is held {how}", hint=hint or f"fuser -v {self} tells which")
+        return Locked(f"VM {self.vm} is held {how}", hint=hint or f"to see which: fuser -v {self}")
 
     def make(
         self,
         files: Mapping[str, str] = MappingProxyType({}),
         left: Callable[[str], None] = lambda _name: None,
     ) -> None:
-        """Create the directory with settings in it, by file name; it is there with all of them or not at all.
+        """Create the directory atomically, with settings by file name.
 
-        `left` is called with the name of what was to become it, in the root, where that could not be removed.
+        If the temporary directory cannot be removed after an error, `left` is called with its name in the root.
 
         Raises:
-            Failed: it could not be made, or is there already.
+            Failed: it could not be created, or exists already.
         """
         self._must_be_new()
         making = self.path.with_name(f"{MAKING}{self.vm}-{os.urandom(4).hex()}")
-        with failing(f"{self} cannot be made"):
-            # Others may not even open it: whoever can, can lock it. The group, which may be QEMU's, passes.
+        with failing(f"{self} cannot be created"):
+            # Others must not open it, because then they could lock it. The group may be QEMU's, and only
+            # passes.
             making.mkdir(mode=0o710)
             try:
                 with safefile.opened(making) as directory:
@@ -136,31 +137,31 @@ class VMDirectory:
                 except OSError:
                     left(making.name)
                 if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    self._must_be_new()  # somebody else was faster
+                    self._must_be_new()  # another process was faster
                 raise
 
     def _must_be_new(self) -> None:
-        """Raise Failed where the name is taken."""
+        """Raise Failed where the name exists."""
         if os.path.lexists(self.path):
             with self.opened():
-                pass  # says what else it is, if it is no directory
+                pass  # raises BadFile for anything other than a directory
             raise Failed(
-                f"VM {self.vm} is there already: {self}",
-                hint=f"leave make out; what it has: vmess {self.vm} info",
+                f"VM {self.vm} exists already: {self}",
+                hint=f"leave out make; to see its settings: vmess {self.vm} info",
             )
 
     def part(self) -> str:
-        """Take the VM out of the root's list in one step, and return the name its directory has then.
+        """Remove the VM from the root atomically by renaming its directory; return the new name.
 
-        Whatever happens it is either whole or gone; what is left of it tells whose it was (:func:`removed`).
+        The new name contains the name of the VM; see :func:`removed`.
 
         Raises:
-            Locked: it has a live owner.
+            Locked: a running process has locked it.
             Failed: it cannot be renamed.
         """
         lock = self.lock()
         if lock is None:
-            raise self.held("by another process, so it is not deleted")
+            raise self.held("by another process, so it was not deleted")
         parting = self.path.with_name(f"{REMOVED}{self.vm}-{os.urandom(4).hex()}")
         try:
             with failing(f"{self} cannot be removed"):
@@ -172,10 +173,10 @@ class VMDirectory:
     # -- Settings --
 
     def setting_text(self, file: str) -> str | None:
-        """Return what a setting's file says, None where there is none.
+        """Return the text of a setting; None where it is not set.
 
         Raises:
-            BadFile: the file is not a plain one, too long, or not text.
+            BadFile: the file is not a plain file, is too long, or is not text.
         """
         with self.opened() as directory:
             data = safefile.read(directory, file, VALUE_LIMIT)
@@ -183,36 +184,36 @@ class VMDirectory:
                 return None if data is None else data.decode().strip()
             except UnicodeDecodeError:
                 where = safefile.place(directory, file)
-                raise BadFile(f"{where} is not text; it has to be {settings.BY_FILE[file].expects}") from None
+                raise BadFile(f"{where} is not text; it must be {settings.BY_FILE[file].expects}") from None
 
     def read_setting(self, setting: settings.Setting) -> Any:
-        """Return the value of a setting, None where it is not set.
+        """Return the value of a setting; None where it is not set.
 
         Raises:
-            BadFile: as :meth:`setting_text`, or the value cannot be right.
+            BadFile: as :meth:`setting_text`, or the value is invalid.
         """
         text = self.setting_text(setting.file)
         try:
             return None if text is None else setting.value(text)
         except InvalidValue as error:
-            way = f"set it anew: vmess {self.vm} {setting.verb} {setting.argument}"
+            way = f"set it again: vmess {self.vm} {setting.verb} {setting.argument}"
             hint = way if setting.verb else f"correct or remove {self}/{setting.file}"
             raise BadFile(f"{self}/{error.message}", hint=hint) from None
 
     def read_settings(self) -> dict[str, Any]:
-        """Return all settings that are set, by file name; see :meth:`read_setting` for errors.
+        """Return all settings that are set, by file name; raises as :meth:`read_setting`.
 
-        But LOCK, which is for whoever asks: a remark that makes no sense keeps no VM from coming up.
+        LOCK is not among them: an invalid remark must not keep a VM from starting.
         """
         wanted = [setting for setting in settings.SETTINGS if setting.file != settings.LOCK]
         values = {setting.file: self.read_setting(setting) for setting in wanted}
         return {file: value for file, value in values.items() if value is not None}
 
     def write_setting(self, setting: settings.Setting, text: str | None) -> None:
-        """Set a setting to what `text` says, or remove it with None.
+        """Set a setting to `text`, or remove it with None.
 
         Raises:
-            InvalidValue: `text` cannot be right; nothing is changed.
+            InvalidValue: `text` is invalid; nothing is changed.
             BadFile, Failed: as :func:`safefile.write`.
         """
         with self.opened() as directory:
@@ -222,34 +223,36 @@ class VMDirectory:
                 return
             setting.value(text)
             data = f"{text.strip()}\n".encode()
-            if len(data) > VALUE_LIMIT:  # which nobody would read
-                raise InvalidValue(f"{setting.file} would have {len(data)} bytes; {VALUE_LIMIT} is the most")
+            if len(data) > VALUE_LIMIT:  # setting_text would refuse it
+                raise InvalidValue(
+                    f"{setting.file} would have {len(data)} bytes; at most {VALUE_LIMIT} are allowed"
+                )
             safefile.write(directory, setting.file, data)
 
     def clear_setting(self, setting: settings.Setting) -> None:
-        """Remove a setting, whatever its file is but a directory; raises BadFile, Failed."""
+        """Remove a setting, whatever its file is, except a directory; raises BadFile, Failed."""
         with self.opened() as directory:
             found = safefile.status(directory, setting.file)
             if found is not None and stat.S_ISDIR(found.st_mode):
                 where = safefile.place(directory, setting.file)
-                raise BadFile(f"{where} is a directory; it has to be a plain file", hint="move it away")
+                raise BadFile(f"{where} is a directory; it must be a plain file", hint="move it away")
             safefile.remove(directory, setting.file, durable=True)
 
     def note_wires(self, text: str) -> None:
-        """Write the NICS file, remove it where there is nothing to say; raises as :func:`safefile.write`."""
+        """Write the NICS file, or remove it if the text is empty; raises as :func:`safefile.write`."""
         self.write_setting(settings.BY_FILE["NICS"], text or None)
 
     # -- The process's files --
 
     def lock(self) -> int | None:
-        """Lock the directory for a new owner and return the descriptor; None where it has a live one.
+        """Lock the directory for a new QEMU and return the descriptor; None where it is locked already.
 
-        QEMU inherits the descriptor. The kernel drops the lock when the last process that has it is
-        gone (flock(2)), so there is no moment in which a running VM looks free.
+        QEMU inherits the descriptor. The kernel releases the lock when the last process that has the descriptor
+        is gone (flock(2)), so a running VM never looks free.
         """
         with self.opened() as directory, failing(f"{self} cannot be locked"):
             fd = os.dup(directory)
-        # The duplicate shares the open file, and with it the lock, with nobody but QEMU.
+        # Only QEMU shares the open file description of the duplicate, and with it the lock.
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -261,10 +264,10 @@ class VMDirectory:
         return fd
 
     def keeper(self) -> int | None:
-        """Return the pid of the process that has locked the pid file, which is the VM's QEMU; None for nobody.
+        """Return the PID of the VM's QEMU, which has locked the pid file; None where nobody has.
 
-        QEMU takes that lock for life, and another than this one's cannot be taken for it, whatever became of
-        the directory's name. 0 stands for a process in a PID namespace that is not ours (fcntl(2), F_GETLK).
+        QEMU keeps this lock until it ends, so it identifies the QEMU of this directory even after a rename. 0
+        means a process in another PID namespace (fcntl(2), F_GETLK).
         """
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         try:
@@ -285,24 +288,25 @@ class VMDirectory:
 
     @contextlib.contextmanager
     def succeeding(self, name: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-        """Yield a listening 0600 socket that takes a name in the end; as :func:`safefile.succeeding`."""
+        """Yield sockets as :func:`safefile.succeeding`, with mode 0600."""
         with self.opened() as directory, safefile.succeeding(directory, name, 0o600) as pair:
             yield pair
 
     def connect(self, name: str) -> socket.socket:
-        """Return a socket connected to one in the directory; raises Failed where nobody listens."""
+        """Return a socket connected to a socket in the directory; raises Failed where nobody listens."""
         with self.opened() as directory:
             return safefile.connect(directory, name)
 
     def open_log(self, name: str) -> int:
-        """Open a log for appending and return the descriptor; a log may be shortened at any time."""
+        """Open a log for appending and return the descriptor; the log may be shortened at any time."""
         with self.opened() as directory, failing(f"{self}/{name} cannot be opened"):
             return safefile.open_plain(directory, name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def log_tail(self, name: str, start: int, limit: int = 16 * 1024) -> list[str]:
-        """Return the lines of a log from byte `start` on, at most the last `limit` bytes, escaped.
+        """Return the lines of a log from byte `start`, at most the last `limit` bytes, escaped.
 
-        Whoever shortens the log takes as much off `start`. Of one cut shorter than that, all counts.
+        When the log is shortened, the caller reduces `start` accordingly. If the log is shorter than `start`,
+        all of it counts.
         """
         try:
             with self.opened() as directory:
@@ -317,17 +321,17 @@ class VMDirectory:
         return []
 
     def make_pid_file(self) -> None:
-        """Make an empty pid file that QEMU may write to, in a directory where it may make none."""
-        with self.opened() as directory, failing(f"{self}/{PID_FILE} cannot be made"):
+        """Create an empty pid file for a QEMU that may not create files in the directory."""
+        with self.opened() as directory, failing(f"{self}/{PID_FILE} cannot be created"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             os.close(os.open(PID_FILE, flags, 0o660, dir_fd=directory))
 
     def has_long_log(self) -> bool:
-        """Tell whether :meth:`shorten_log` has something to do."""
+        """Tell whether :meth:`shorten_log` has work to do."""
         return any(log_rotation.is_long(f"{self.path}/{name}") for name in LOGS)
 
     def shorten_log(self, name: str, complain: Callable[[str], None]) -> int:
-        """Keep a log below its cap, return how many bytes left its front; as :func:`logfile.shorten`."""
+        """Shorten a log above its cap, as :func:`log_rotation.shorten`; return how many bytes were cut off."""
         with self.opened() as directory:
             return log_rotation.shorten(directory, name, complain)
 
@@ -335,8 +339,8 @@ class VMDirectory:
         """Remove what a dead QEMU leaves: its sockets and its pid file.
 
         Raises:
-            BadFile: one of the names is taken by something else.
-            Failed: one of them stays; all others are gone.
+            BadFile: one of the names belongs to something else.
+            Failed: one of them could not be removed; the others were.
         """
         failure: VmessError | None = None
         with self.opened() as directory:
@@ -353,7 +357,7 @@ class VMDirectory:
             raise failure
 
     def sweep_temporaries(self) -> None:
-        """Remove half-written files that a crash left; only those that are ours by name and kind."""
+        """Remove temporary files that a crash left, if name and type are as we create them."""
         with self.opened() as directory:
             safefile.sweep(directory)
 
@@ -377,19 +381,19 @@ class VMDirectory:
             safefile.write(directory, name, data + b"\n", durable=False)
 
     def run_record(self) -> RunRecord | None:
-        """Return the record of the running QEMU, None where there is none; raises BadFile."""
+        """Return the record of the running QEMU; None where there is none; raises BadFile."""
         return self._read_record(RUN_RECORD, RunRecord)
 
     def exit_record(self) -> ExitRecord | None:
-        """Return the record of the last exit, None where there is none; raises BadFile."""
+        """Return the record of the last exit; None where there is none; raises BadFile."""
         return self._read_record(EXIT_RECORD, ExitRecord)
 
     def write_run_record(self, record: RunRecord) -> None:
-        """Note the running QEMU; raises as :func:`safefile.write`."""
+        """Write the record of the running QEMU; raises as :func:`safefile.write`."""
         self._write_record(RUN_RECORD, record)
 
     def write_exit_record(self, record: ExitRecord) -> None:
-        """Note how QEMU ended and forget its run; raises as :func:`safefile.write`."""
+        """Write the record of the exit, and remove the run record; raises as :func:`safefile.write`."""
         self._write_record(EXIT_RECORD, record)
         self.forget_run()
 
@@ -400,14 +404,14 @@ class VMDirectory:
 
 
 class Glance(VMDirectory):
-    """A VM directory for the length of one look: each of its settings is read once, whoever asks for it."""
+    """A VM directory for one query: each setting is read only once."""
 
     def __init__(self, directory: VMDirectory) -> None:
         super().__init__(directory.path.parent, directory.vm, directory.path)
         self._said: dict[str, str | VmessError | None] = {}
 
     def setting_text(self, file: str) -> str | None:
-        """Return what a setting's file says, as it was read first; raises as in any VM directory."""
+        """Return the text of a setting as of the first read; raises as in :class:`VMDirectory`."""
         if file not in self._said:
             try:
                 self._said[file] = super().setting_text(file)
@@ -420,7 +424,7 @@ class Glance(VMDirectory):
 
 
 def listing(root: Path) -> list[str]:
-    """Return the names of all VMs in a root, sorted; what is no VM is passed over.
+    """Return the names of all VMs in a root, sorted; other entries are ignored.
 
     Raises:
         Failed: the root cannot be read.
@@ -434,7 +438,7 @@ def listing(root: Path) -> list[str]:
 def leftovers(root: Path) -> list[str]:
     """Return the names of directories that were being made or removed when a daemon died.
 
-    What it left half-written in the root is removed.
+    Temporary files that it left in the root are removed.
 
     Raises:
         Failed: the root cannot be read.
@@ -447,6 +451,6 @@ def leftovers(root: Path) -> list[str]:
 
 
 def removed(name: str) -> str | None:
-    """Return the VM that a directory was which is on its way out, by its name; None for any other."""
+    """Return the VM of a directory that :meth:`VMDirectory.part` renamed; None for any other name."""
     vm = name.removeprefix(REMOVED).partition("-")[0]
     return vm if name.startswith(REMOVED) and names.is_full(vm) else None
