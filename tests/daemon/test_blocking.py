@@ -64,7 +64,7 @@ async def test_work_that_hangs_is_told_in_time_and_what_comes_next_at_once(gate:
     lane = Lane("the files of a0", "a hint")
     late: list[str] = []
     began = time.monotonic()
-    with pytest.raises(TimedOut, match=r"^the files of a0 did not answer for 0 s; what was begun goes on$"):
+    with pytest.raises(TimedOut, match=r"^the files of a0 did not answer for 0 s; the operation continues$"):
         await lane.do(lambda: gate.wait(10), 0.1)
     with pytest.raises(TimedOut):
         await lane.do(lambda: None)
@@ -184,7 +184,7 @@ asyncio.run(main())
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, timeout=30, check=True
     )
-    assert done.stdout == "it did not answer for 0 s; what was begun goes on\n"
+    assert done.stdout == "it did not answer for 0 s; the operation continues\n"
     assert done.stderr == ""
     assert time.monotonic() - began < 20
 
@@ -211,7 +211,9 @@ async def test_without_a_thread_a_call_is_refused_in_a_line_and_what_is_due_wait
         patch.setattr(threading, "Thread", Scarce)
         pool.begin()
         for _ in range(20):
-            with pytest.raises(Failed, match="no thread is to be had for it: a limit of processes is reached"):
+            with pytest.raises(
+                Failed, match="no thread can be started for this: a limit of processes is reached"
+            ):
                 await lane.aside(lambda: None)
         due = lane.see_to(lambda: done.append(1))
         with pytest.raises(Failed, match="no thread"):
@@ -221,8 +223,8 @@ async def test_without_a_thread_a_call_is_refused_in_a_line_and_what_is_due_wait
             await blocking.call(lambda: None)
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "no thread is to be had: a limit of processes is reached",
-        "no thread is to be had: a limit of processes is reached (21 times since this was last said)",
+        "no thread can be started: a limit of processes is reached",
+        "no thread can be started: a limit of processes is reached (21 times since the last such message)",
     ]
     await lane.idle(5)
     assert done == [1]
@@ -324,5 +326,5 @@ def test_c70_without_threads_vms_are_watched_and_stopped_and_what_fails_is_a_lin
     text = limited.log.read_text()
     assert "Traceback" not in text
     assert "unexpected" not in text
-    assert text.count("no thread is to be had") <= 2
+    assert text.count("no thread can be started") <= 2
     wait_for(lambda: limited.status(A)["state"] == "stopped", what="the end")

@@ -653,8 +653,8 @@ def test_what_is_no_socket_at_the_socket_s_path_stays(tmp_path: Path, put: Calla
     result = second(daemon, daemon.root, daemon.socket)
     assert result.returncode == InvalidValue.status == 2
     assert result.stderr.splitlines() == [
-        f"vmessd: socket {quoted(daemon.socket)} is taken by something that is no socket",
-        "  hint: name another with --socket",
+        f"vmessd: socket {quoted(daemon.socket)} exists and is not a socket",
+        "  hint: choose another path with --socket",
     ]
     after = daemon.socket.lstat()
     assert (after.st_ino, after.st_mode, after.st_mtime_ns, after.st_size) == kept

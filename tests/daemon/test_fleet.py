@@ -470,13 +470,13 @@ def test_settings_are_read_again_without_a_restart(tmp_path: Path) -> None:
         file.write_text('exargs = "nonsense"\n')
         os.kill(daemon.pid, signal.SIGHUP)
         next_with(heard, "RELOADING=1")
-        wait_for(lambda: "the settings stay as they are: " in daemon.log.read_text(), what="the complaint")
+        wait_for(lambda: "the settings are unchanged: " in daemon.log.read_text(), what="the complaint")
         file.write_text('exargs = "yes"\nqemu = "/bin/true"\nallow-bridges = ["br*"]\n')
         os.kill(daemon.pid, signal.SIGHUP)
         next_with(heard, "READY=1")
         wait_for(lambda: "exargs is yes, was no" in daemon.log.read_text(), what="the change")
         log = daemon.log.read_text()
-        assert "qemu is /bin/true, from the next start of vmessd on, was qemu-system-x86_64" in log
+        assert "qemu is /bin/true, from the next start of vmessd, was qemu-system-x86_64" in log
         assert "allow-bridges is br*, was *" in log
         daemon.done(A, "start")
 

@@ -168,7 +168,7 @@ async def test_what_does_not_work_is_said_once_for_each_log(
             await until(lambda: len(caplog.records) >= 2)
             await some_looks(monkeypatch)
             said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-            refusal = "is a hard link to another file; it has to be a plain file of its own"
+            refusal = "is a hard link to another file; it must be a plain file of its own"
             assert said == [f"newvm0: {directory}/{name} {refusal}" for name in vmdir.LOGS]
             for name in vmdir.LOGS:
                 (directory / f"other-{name}").unlink()
@@ -219,7 +219,7 @@ async def test_a_failure_nobody_foresaw_is_said_once_and_ends_nothing(
         raise ValueError("nobody foresaw this")
 
     def no_thread(*_: object) -> list[Machine]:
-        raise Failed("no thread is to be had for it: a limit of processes is reached")
+        raise Failed("no thread can be started for this: a limit of processes is reached")
 
     log = lab.make_fake("newvm0", "good") / "qemu.log"
     async with lab.supervisor() as supervisor:

@@ -149,7 +149,7 @@ def test_a_start_that_takes_long_is_told_to_whoever_wants_its_guest(fake_daemon:
         wire.begin("Suspend", {"vm": "slow0"})
         reply = wire.receive(8)
         assert reply is not None
-        assert reply["parameters"]["message"] == "VM slow0 is starting, and that takes long"
+        assert reply["parameters"]["message"] == "VM slow0 is still starting"
         daemon.done("slow0", "stop", "force")
 
 
@@ -192,7 +192,7 @@ async def test_c34_a_stop_during_a_start_that_hangs_ends_both(lab: Lab) -> None:
         assert took < 2
         result = await asyncio.wait_for(starting, 2)
         assert isinstance(result, VmessError)
-        assert "called off" in result.message
+        assert "was cancelled by a stop" in result.message
 
 
 # -- How they end --

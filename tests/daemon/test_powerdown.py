@@ -29,10 +29,10 @@ A, B = own("p"), own("q")
 
 # A file with one mistake, and what of it is said.
 MISTAKES = (
-    ("vmdir = '{root}'\nunknown = 1\n", "'unknown' is none of vmdir, "),
-    ("vmdir = '{root}'\naccel = 'xen'\n", "accel 'xen' is none of auto, kvm, tcg"),
+    ("vmdir = '{root}'\nunknown = 1\n", "'unknown' is not one of vmdir, "),
+    ("vmdir = '{root}'\naccel = 'xen'\n", "accel 'xen' is not one of auto, kvm, tcg"),
     ("vmdir = '{root}'\nshutdown-time = 1\n", "shutdown-time '1' is not auto or a number from 10 "),
-    ("vmdir = '{root}'\nallow-links = 'eth1'\n", "allow-links 'eth1' has to be a list of texts"),
+    ("vmdir = '{root}'\nallow-links = 'eth1'\n", "allow-links 'eth1' must be a list of strings"),
     ("vmdir = '{root}'\nsocket = ''\n", "socket is empty"),
     ("vmdir = '{root}'\naccel = tcg\n", "is not TOML: Invalid value"),
     ("accel = 'tcg\nvmdir = '{root}'\n", "is not TOML: "),
@@ -41,7 +41,7 @@ MISTAKES = (
     ("vmdir = '{root}'\n\udcff\n", "is not TOML: "),
     ("vmdir = '{root}'\nx = " + "9" * 5000, "is not TOML: "),
     ("vmdir = '{root}'\nx = " + "[" * 5000, "is not TOML: "),
-    ("vmdir = '{root}'\n[vmessd]\nvmdir = '/elsewhere'\n", "'vmessd' is none of vmdir, "),
+    ("vmdir = '{root}'\n[vmessd]\nvmdir = '/elsewhere'\n", "'vmessd' is not one of vmdir, "),
     ("vmdir = '{root}'\n[vmessd\nvmdir = '/elsewhere'\n", "is not TOML: "),
 )
 
@@ -65,7 +65,7 @@ def test_c52_where_nothing_can_be_read_the_defaults_are_taken(tmp_path: Path) ->
     for file in (wrong, tmp_path / "missing", tmp_path):
         found = read(["--shutdown", "--service", "--config", str(file)], {"VMESS_VMDIR": "~nobody-at-all/x"})
         assert (found.vmdir, found.qemu_user) == (Path("/var/lib/vmess"), "vmess-qemu")
-        assert "vmdir '~nobody-at-all/x' begins with a user who has no home" in found.passed_over
+        assert "vmdir '~nobody-at-all/x' begins with a user who has no home directory" in found.passed_over
     assert not found.elsewhere, "a root was named"
     with pytest.raises(InvalidValue):  # who types it is there to mend it
         read(["--shutdown", "--vmdir", ""], {})
@@ -120,7 +120,7 @@ def test_c52_a_mistake_in_the_file_keeps_no_guest_from_its_button(dead: Daemon, 
     assert status == 0
     assert record(dead, A) == "powered down as asked"
     assert (dead.root / A / "serial.log").read_bytes().endswith(b"Good night.\r\n")
-    for words in ("accel 'xen' is none of", "qemu-user 'nobody-at-all' is not a user", "; it is passed over"):
+    for words in ("accel 'xen' is not one of", "qemu-user 'nobody-at-all' is not a user", "; this is ignored"):
         assert words in said
     refused = subprocess.run(
         [sys.executable, "-m", "vmessd", "--config", file], capture_output=True, check=False, cwd=TESTS.parent
@@ -134,7 +134,7 @@ def test_c52_check_says_what_a_shutdown_passes_over(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "vmessd", "--shutdown", "--check", "--config", str(file)]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=TESTS.parent, timeout=20)
     assert f"vmdir = {tmp_path}/vms\n" in done.stdout
-    assert done.stderr.startswith(f"vmessd: passed over: configuration {file}: 'unknown' is none of ")
+    assert done.stderr.startswith(f"vmessd: ignored: configuration {file}: 'unknown' is not one of ")
 
 
 def test_a_daemon_that_serves_is_asked(daemon: Daemon) -> None:
@@ -197,13 +197,13 @@ def test_a_root_that_somebody_has_who_does_not_answer_is_told(tmp_path: Path) ->
     finally:
         os.close(lock)
     assert done.returncode == 7
-    assert f"VMs in {tmp_path}/vms are not powered down: another vmessd serves the VM root" in done.stderr
+    assert f"VMs in {tmp_path}/vms were not powered down: another vmessd serves the VM root" in done.stderr
 
 
 def test_a_root_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     status, said = ended(vmessd("--vmdir", tmp_path / "vms"))
     assert (status, list(tmp_path.iterdir())) == (0, [])
-    assert said.rstrip().endswith(f"there is no VM root {tmp_path}/vms, and nothing to power down")
+    assert said.rstrip().endswith(f"there is no VM root {tmp_path}/vms, so nothing to power down")
 
 
 async def test_a_root_that_does_not_answer_holds_no_other_up(
@@ -277,7 +277,7 @@ def test_c52_a_user_without_a_name_is_known_by_the_group_of_the_root(
     assert powerdown._account(config, seen, tmp_path.stat()).uid == 4713
     assert powerdown._account(config, seen[:3], tmp_path.stat()) == credentials.own()
     assert powerdown._account(config, seen, None) == credentials.own()
-    assert "qemu-user 'nobody-at-all' is not a user of this host; it is passed over" in caplog.text
+    assert "qemu-user 'nobody-at-all' is not a user of this host; this is ignored" in caplog.text
 
 
 # The time it may take

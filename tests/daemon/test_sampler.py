@@ -172,7 +172,7 @@ async def test_watchers_are_told_when_the_daemon_ends() -> None:
     waiting = asyncio.ensure_future(anext(watching))
     await asyncio.sleep(0)
     await counted.sampler.close()
-    with pytest.raises(Failed, match="vmessd is going away"):
+    with pytest.raises(Failed, match="vmessd is ending"):
         await asyncio.wait_for(waiting, 1)
 
 

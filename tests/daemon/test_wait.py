@@ -429,7 +429,7 @@ def test_a_place_that_is_none_is_refused(daemon: Daemon) -> None:
     with Wire(daemon.socket) as wire:
         for since in ("", "now", "1:zz", "9" * 100 + ":00", "-1:", "\x1b"):
             reply = wire.call("Serial", {"vm": A, "since": since}, more=True)
-            assert "is no place in a serial log" in reply.get("parameters", {}).get("message", ""), (
+            assert "is not a place in a serial log" in reply.get("parameters", {}).get("message", ""), (
                 since,
                 reply,
             )

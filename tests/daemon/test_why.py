@@ -131,7 +131,7 @@ def test_one_that_ended_while_nobody_watched(daemon: Daemon) -> None:
     os.kill(pid, signal.SIGKILL)
     daemon.start()
     said = told(daemon)
-    assert said["How"] == "ended while no vmessd watched"
+    assert said["How"] == "ended while no vmessd was watching"
     assert said["QEMU"].startswith(f"PID {pid}, exit status unknown")
     assert said["Last lines of the serial console"] == "R\n"
 

@@ -323,7 +323,7 @@ def test_a_pattern_that_matches_nothing_is_one_line(pattern: str) -> None:
         patterns.chosen([pattern], KNOWN)
     assert caught.value.message.startswith("no VM matches '")
     assert caught.value.hint == "there are: alab0, lab0, lab1, labs0, leaf0; --all stands for all"
-    with pytest.raises(NoSuchVM, match="there is no VM yet"):
+    with pytest.raises(NoSuchVM, match="there are no VMs yet"):
         patterns.chosen([pattern], [])
 
 
@@ -358,7 +358,7 @@ def test_vms_by_pattern_are_each_reported(daemon: Daemon) -> None:
     empty = daemon.vmess("--all", "start")
     assert (empty.returncode, empty.stderr.splitlines()) == (
         4,
-        ["vmess: there is no VM yet", "  hint: make one: vmess newvm make"],
+        ["vmess: there are no VMs yet", "  hint: make one: vmess newvm make"],
     )
 
 

@@ -58,8 +58,8 @@ def test_c45_a_bridge_is_not_given_a_network_cards_name_by_a_slip(wired: WiredDa
             result = wired.vmess("newvm", *words)
             assert (result.returncode, result.stdout) == (2, "")
             assert result.stderr.splitlines() == [
-                f"vmess: bridge name '{name}' is like a network card's, and there is no such bridge",
-                f"  hint: if a bridge is meant, make it first: vmess net vlan {name}",
+                f"vmess: bridge name '{name}' is the name of a network card, and there is no such bridge",
+                f"  hint: if you mean a bridge, make it first: vmess net vlan {name}",
             ]
     assert (wired.links(), wired.noted("newvm0") or None) == ({}, None)
     wired.done("newvm", "ifadd", "1", "-")

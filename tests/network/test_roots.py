@@ -51,7 +51,7 @@ def test_c43_one_name_in_two_roots_is_one_roots_wire(wired: WiredDaemon, other: 
 
     assert refused(other, 1, "a", "ifadd", "1", "core") == told
     assert refused(other, 1, "a", "ifadd", "2", "core", "-") == told
-    assert "a0 has none" in refused(other, 2, "a", "connect", "0", "core")
+    assert "a0 has no interfaces" in refused(other, 2, "a", "connect", "0", "core")
     assert lines_of(other, "a", "ifdel") == []
     assert lines_of(other, "net", "prune") == []
     for link in ("a0e0", "lab", "spare", "vethA0", "vethB0"):

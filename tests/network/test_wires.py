@@ -760,10 +760,10 @@ def test_c74_udp_and_addresses_are_forwarded_at_once_and_at_every_start(wired: W
     assert lines_of(wired, "newvm", "ifstat") == [f"vmess newvm0 ifadd 1 {noted}"]
     wired.done("newvm", "ifadd", "1", noted)  # is what it has
     for wrong, value in (
-        ("udp:127.0.0.1:5353:1", "udp:5353 is forwarded already: udp:0.0.0.0:5353:53"),
+        ("udp:127.0.0.1:5353:1", "udp:5353 is already forwarded: udp:0.0.0.0:5353:53"),
         ("5353:none", "port 5353 is not forwarded"),
         ("udp:80:none", "port udp:80 is not forwarded"),
-        ("localhost:1:1", "address 'localhost' is not one of IPv4"),
+        ("localhost:1:1", "address 'localhost' is not an IPv4 address"),
         ("[::1]:1:1", "QEMU does not forward IPv6"),
     ):
         assert value in refused(wired, 2, "newvm", "forward", "0", wrong)
@@ -1310,7 +1310,7 @@ def test_c67_wires_and_their_file_stay_together_where_the_disk_fails(make_wired:
         "br0 -",
         {"br0": None, "newvm0e0": "br0", "newvm0e1": None},
     )
-    assert wired.mentions("NICS is changed, but a power cut may undo it: input/output error")
+    assert wired.mentions("NICS was changed, but a power cut may undo the change: input/output error")
     (wired.directory / "broken").touch()
     for words in (("ifadd", "1"), ("connect", "1", "br1"), ("ifadd", "3", "br2", "br2", "br2")):
         assert "NICS cannot be written" in refused(wired, 1, "newvm", *words)

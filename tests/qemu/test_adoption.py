@@ -74,7 +74,7 @@ def test_c02_a_killed_daemon_is_followed_by_one_that_knows_its_vms(daemon: Daemo
     }
     again = daemon.vmess(A, "start")
     assert again.returncode == 1
-    assert again.stderr.splitlines()[0] == f"vmess: VM {A} is running already, PID: {pids[A]}"
+    assert again.stderr.splitlines()[0] == f"vmess: VM {A} is already running, PID: {pids[A]}"
     assert daemon.done(A, "stop") == f"Stopping VM PID {pids[A]}\n"
     exited = daemon.status(A)["last_exit"]
     assert (exited["reason"], exited["status"], exited["asked_by"]) == ("powered_down", None, os.getuid())
@@ -143,7 +143,7 @@ def test_c02_a_vm_whose_record_is_lost_is_found_by_looking(daemon: Daemon, how: 
     assert start.returncode == 1
     assert is_running(before[B], other)
     assert is_running(before[A], pid), f"run.json {how}: {before[A]}"
-    assert f"VM {A} is running already, PID: {pid}" in start.stderr
+    assert f"VM {A} is already running, PID: {pid}" in start.stderr
     assert daemon.vmess(A, "rm", "--yes").returncode == 1
     assert (daemon.root / A / "EXARGS").exists()
     daemon.done(A, "stop")
@@ -159,7 +159,7 @@ def test_an_end_that_nobody_watched_is_told_as_one(daemon: Daemon) -> None:
     daemon.start()
     result = daemon.vmess(A)
     assert result.returncode == 3
-    assert result.stdout.startswith("VM not running (ended while no vmessd watched ")
+    assert result.stdout.startswith("VM not running (ended while no vmessd was watching ")
     exited = daemon.status(A)["last_exit"]
     assert (exited["reason"], exited["status"], exited["asked_by"]) == ("unseen", None, None)
     directory = daemon.root / A
@@ -274,7 +274,7 @@ def test_c06_a_hung_qemu_holds_nobody_up_and_is_not_started_twice(daemon: Daemon
     assert daemon.done(A) == f"VM is running, PID: {hung} (unresponsive: QEMU does not answer)\n"
     start = daemon.vmess(A, "start")
     assert start.returncode == 1
-    assert f"VM {A} is running already, PID: {hung}" in start.stderr
+    assert f"VM {A} is already running, PID: {hung}" in start.stderr
     assert daemon.vmess(A, "rm", "--yes").returncode == 1
     assert daemon.vmess(A, "info").returncode == 0
     daemon.done(B, "stop")

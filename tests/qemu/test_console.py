@@ -730,7 +730,7 @@ def test_a_vm_that_is_off_has_no_console(daemon: Daemon) -> None:
     assert (result.returncode, result.stdout) == (3, "")
     assert result.stderr.splitlines() == [
         f"vmess: VM not running: {A}",
-        f"  hint: vmess {A} start; what it printed: vmess {A} console --log",
+        f"  hint: vmess {A} start; to see what it printed: vmess {A} console --log",
     ]
     assert daemon.vmess("nobody", "console").returncode == 4
     for words, status in ((("-f",), 2), (("--json",), 2), (("x",), 2)):

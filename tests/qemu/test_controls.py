@@ -151,7 +151,7 @@ def test_a_picture_without_a_descriptor_for_it_is_one_line(daemon: Daemon) -> No
             free = [number for number in range(max(used) + 3) if number not in used]
             resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (free[spare], most))
             with pytest.raises(
-                Failed, match=r"^no (picture can be made|descriptor can be handed over): too many open files$"
+                Failed, match=r"^no (picture can be made|descriptor can be passed): too many open files$"
             ):
                 client.call("Screenshot", vm=A)
 

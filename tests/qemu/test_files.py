@@ -166,7 +166,7 @@ def test_c75_a_cpu_that_makes_no_sense_is_a_line(daemon: Daemon) -> None:
     daemon.make(A)
     message = refused(daemon, A, "cpu", "4", status=2)
     assert message.startswith("CPU '4' is not best, or a model of QEMU's, such as qemu64, ")
-    assert message.endswith("(how many there are, smp says)")
+    assert message.endswith("(the number of processors is set by smp)")
     refused(daemon, A, "cpu", "max,x=/etc/shadow", status=2)
     daemon.done(A, "cpu", "host")  # which is KVM's alone, as QEMU says
     assert "requires KVM" in refused(daemon, A, "start", status=1)
@@ -183,8 +183,8 @@ def test_c75_a_qemu_that_aborts_under_kvm_is_told_with_a_way_out(tmp_path: Path)
         result = daemon.vmess(A, "start")
         assert result.returncode == 1
         assert result.stderr.splitlines() == [
-            f"vmess: VM {A}: killed by signal 6; KVM may not be whole on this host",
-            f"  hint: to do without it: vmess {A} accel tcg",
+            f"vmess: VM {A}: killed by signal 6; KVM may be incomplete on this host",
+            f"  hint: to run without it: vmess {A} accel tcg",
         ]
         assert "CPU: best (host, kvm)" in daemon.done(A, "info").splitlines()
 
@@ -303,7 +303,7 @@ BAD_RAM: tuple[tuple[bytes, str], ...] = (
     (b"2G\n2G\n", r"RAM '2G\n2G' is not a size"),
     (b"\x1b[31m\n", r"RAM '\x1b[31m' is not a size"),
     (b"\xff\xfe\x00\x01", "RAM is not text"),
-    (b"9" * 2**20, "RAM holds more than 16384 bytes"),
+    (b"9" * 2**20, "RAM has more than 16384 bytes"),
 )
 
 
@@ -400,7 +400,7 @@ def test_c17_an_image_that_says_it_is_qcow2_is_raw_all_the_same(daemon: Daemon) 
         )
         assert json.loads(told.stdout)["full-backing-filename"] == str(backing)
     before = fingerprint(backing)
-    refusal = f"{image} is a qcow2 image; it has to be a raw one, or hda has to stand in the file RAW beside it"
+    refusal = f"{image} is a qcow2 image; it must be raw, or hda must be listed in the file RAW beside it"
     assert refused(daemon, A, "start", status=1) == refusal
     assert not processes_of(daemon.root)
     assert fingerprint(backing) == before
@@ -450,7 +450,9 @@ def test_c18_on_a_full_disk_the_old_value_stays(tmp_path: Path) -> None:
             assert refused(daemon, A, *words, status=1).endswith("cannot be written: no space left on device")
         long = tmp_path / ("l" * 200)
         long.touch()
-        assert refused(daemon, A, "cdrom", long, status=1).endswith("cannot be made: no space left on device")
+        assert refused(daemon, A, "cdrom", long, status=1).endswith(
+            "cannot be created: no space left on device"
+        )
         assert {file.name: file.read_text() for file in (seen / A).iterdir()} == {
             "CPU": "best\n",
             "RAM": "1G\n",
@@ -546,7 +548,7 @@ def test_a_disk_is_made_grown_and_never_shrunk(daemon: Daemon) -> None:
     assert (image.stat().st_size, image.stat().st_blocks) == (M, 0)
     image.write_bytes(b"content" * (M // 7) + b"!" * (M % 7))
     content = image.read_bytes()
-    assert hda("1024K") == f"{image.name}: has 1M already, left as it is\n"
+    assert hda("1024K") == f"{image.name}: already has 1M, unchanged\n"
     assert hda("3M") == f"{image.name}: 3M now, was 1M\n"
     assert image.read_bytes() == content + b"\0" * 2 * M
     assert "image is never made smaller" in refused(daemon, A, "hda", "2M", status=2)
@@ -800,5 +802,5 @@ def test_a_directory_of_the_original_script_starts_unchanged(daemon: Daemon) -> 
     assert {name: after[name] for name in before} == before
     assert image.stat().st_size == 8 * G + 1
     result = daemon.vmess("newvm", "hda", "8G")
-    assert result.stderr == f"{vm}-hda.img: has 8G already, left as it is\n"
+    assert result.stderr == f"{vm}-hda.img: already has 8G, unchanged\n"
     wait_for(lambda: not processes_of(daemon.root))

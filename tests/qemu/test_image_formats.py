@@ -171,7 +171,7 @@ def test_c61_a_qcow2_in_place_of_a_raw_image_is_told_with_the_line_that_converts
     image.chmod(0o620)
     complaint, hint = refusal(daemon)
     assert complaint == (
-        f"{image} is a qcow2 image; it has to be a raw one, or hda has to stand in the file RAW beside it"
+        f"{image} is a qcow2 image; it must be raw, or hda must be listed in the file RAW beside it"
     )
     assert hint == (
         f"mv {image} {image}.qcow2 && qemu-img convert -f qcow2 -O raw {image}.qcow2 {image} && "
@@ -207,7 +207,9 @@ def test_c61_of_an_image_that_names_other_files_a_warning_comes_first(daemon: Da
     image = daemon.make(A) / f"{A}-hda.img"
     image.write_bytes(BACKED)
     _, hint = refusal(daemon)
-    assert hint.startswith(f"it names other files, as a guest could have it do; if you made it: mv {image} ")
+    assert hint.startswith(
+        f"it refers to other files, and a guest may have written that; if you made it: mv {image} "
+    )
 
 
 def test_c61_a_fixed_vhd_is_told_and_may_be_insisted_on(daemon: Daemon) -> None:

@@ -55,7 +55,7 @@ def test_arguments_that_qemu_refuses_are_told_in_its_own_words(daemon: Daemon) -
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
         "vmess: VM newvm0: QEMU did not start: -foo: invalid option",
-        "  hint: vmess newvm0 info shows its command line; qemu.log in its directory, what QEMU said",
+        "  hint: see its command line in vmess newvm0 info, and QEMU's messages in qemu.log in its directory",
     ]
     assert daemon.vmess("newvm").stdout == (
         "VM not running (QEMU did not start: -foo: invalid option, 0 s ago)\n"
@@ -133,6 +133,6 @@ def test_c12_fifty_starts_at_once_give_one_qemu(daemon: Daemon) -> None:
     pid = daemon.status("newvm")["pid"]
     assert 0 in {status for *_, status in results}
     for _, error, status in results:
-        assert status == 0 or f"is running already, PID: {pid}" in error
+        assert status == 0 or f"is already running, PID: {pid}" in error
     starts = [line for line in daemon.log.read_text().splitlines() if "started, pid" in line]
     assert len(starts) == 1

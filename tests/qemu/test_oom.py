@@ -138,7 +138,7 @@ def test_c63_why_names_the_oom_killer_also_over_restarts_of_the_daemon(tmp_path:
         kill(A)
         daemon.start()
         since = "perhaps killed by the kernel's OOM killer: it killed in its control group since its start"
-        assert how(A) == f"ended while no vmessd watched, {since}"
+        assert how(A) == f"ended while no vmessd was watching, {since}"
         kill(B)  # which was found, so that its exit status is init's
         daemon.wait_state(B, "stopped")
         assert how(B) == f"ended for an unknown reason, {since.replace('since its start', 'just then')}"

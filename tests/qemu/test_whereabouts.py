@@ -51,7 +51,7 @@ def is_running(daemon: Daemon, vm: str, pid: int) -> None:
     """See that a VM runs as this process, in a listing and alone, and is not started twice."""
     status = daemon.wait_state(vm, "running")
     assert status["pid"] == pid
-    assert refused(daemon, 1, vm, "start") == f"VM {vm} is running already, PID: {pid}"
+    assert refused(daemon, 1, vm, "start") == f"VM {vm} is already running, PID: {pid}"
     assert processes_of(daemon.root) == [pid]
 
 
@@ -181,7 +181,7 @@ def test_c51_a_vm_whose_directory_was_removed_can_be_stopped(daemon: Daemon) -> 
     assert (status["pid"], "its directory is gone" in status["problem"]) == (pid, True)
     assert daemon.done(A).startswith(f"VM is running, PID: {pid} (unresponsive: ")
     daemon.done(A, "make")
-    assert refused(daemon, 1, A, "start") == f"VM {A} is running already, PID: {pid}"
+    assert refused(daemon, 1, A, "start") == f"VM {A} is already running, PID: {pid}"
     result = daemon.vmess("shutdown")
     assert (result.returncode, result.stderr) == (
         8,
@@ -272,7 +272,7 @@ def test_c51_a_directory_that_somebody_else_locks_counts_as_running(daemon: Daem
             timeout=20,
         )
         assert done.returncode == 7
-        assert done.stderr.splitlines()[-1].endswith(f"{A} is not powered down: {held}")
+        assert done.stderr.splitlines()[-1].endswith(f"{A} was not powered down: {held}")
         daemon.start()
         assert daemon.status(A)["state"] == "held"
     daemon.done(A, "start")  # at once
@@ -329,7 +329,7 @@ def test_c51_a_second_qemu_of_a_name_is_told_by_a_shutdown_that_leaves_it(daemon
             result = daemon.vmess("shutdown")
             assert result.returncode == 1
             assert result.stdout.splitlines()[-1] == f"{A}: powered down as asked"
-            left = f"QEMU of {A}, PID {second.pid}, runs and is not known as a VM's; it is left alone"
+            left = f"QEMU of {A}, PID {second.pid}, is running but belongs to no known VM; it is left alone"
             assert result.stderr == f"vmess: {A}: {left}\n"
             assert not second.has_ended()
         finally:

@@ -149,7 +149,7 @@ def test_settings_are_read_again_on_reload(host: Container) -> None:
         wait_for(lambda: "allow-bridges is none*" in host.journal("vmessd"), what="the new setting")
         settings.write_text("nonsense = 1\n")
         host.systemctl("reload", "vmessd.service")
-        wait_for(lambda: "the settings stay as they are" in host.journal("vmessd"), what="a complaint")
+        wait_for(lambda: "the settings are unchanged" in host.journal("vmessd"), what="a complaint")
         assert host.daemon() == daemon
         # A start with them fails for good: it is the administrator's turn.
         assert host.run("systemctl", "restart", "vmessd.service").returncode != 0

@@ -304,9 +304,9 @@ class Control:
         return True
 
     def _share(self, account: Account) -> bool:
-        """Disconnect the oldest client of the user with most clients, unless `account` has as many; tell whether.
+        """Disconnect a client of the user with most clients, unless `account` has as many; tell whether it did.
 
-        Root gets in even if all users have few clients, because a user may have many uids, subuid(5).
+        The oldest client goes. Root gets in even if all users have few: a user may have many uids, subuid(5).
         """
         greedy = max((client.account for client in self._clients), key=lambda theirs: theirs.clients)
         goes_first = account.limits is OWN and greedy.limits is not OWN

@@ -44,7 +44,7 @@ def parse(text: str) -> str:
     if len(letters) > LETTERS_MAX:
         raise InvalidValue(
             f"VM name {quoted(text)} has {len(letters)} letters; at most {LETTERS_MAX} are allowed, so that "
-            f"the names of its TAPs fit into 15 bytes",
+            f"TAP names fit into 15 bytes",
         )
     if text in RESERVED:
         raise InvalidValue(

@@ -140,7 +140,7 @@ def new_bridge_name(text: str, *, deliberate: bool = False) -> str:
         raise InvalidValue(f"bridge name {quoted(text)} is the name of {other}, and there is no such bridge")
     if is_card_name(text) and not deliberate:
         raise InvalidValue(
-            f"bridge name {quoted(text)} looks like the name of a network card, and there is no such bridge",
+            f"bridge name {quoted(text)} is the name of a network card, and there is no such bridge",
             hint=f"if you mean a bridge, make it first: vmess net vlan {text}",
         )
     if "," in text:

@@ -113,7 +113,7 @@ async def test_c47_more_calls_than_there_are_places_wait_and_are_refused_in_time
     theirs = account(places={**MEMBER.places, Cost.look: 2})
     async with theirs.place(METHODS["List"], pair[0]), theirs.place(METHODS["List"], pair[0]):
         began = time.monotonic()
-        with pytest.raises(Failed, match="uid 1000 has more under way than it may: it has 2 such calls"):
+        with pytest.raises(Failed, match="uid 1000 has exceeded its budget: it has 2 such calls"):
             async with theirs.place(METHODS["Status"], pair[0]):
                 pytest.fail("there was a place")
         assert time.monotonic() - began >= 0.1
@@ -147,7 +147,7 @@ async def test_c47_no_call_begins_while_too_many_bytes_are_not_taken(
     monkeypatch.setattr(budgets, "PATIENCE", 0.1)
     theirs = account(unsent=1000)
     theirs.queued(1001)
-    with pytest.raises(Failed, match="it does not take 1001 bytes of replies"):
+    with pytest.raises(Failed, match="it has 1001 bytes of unread replies"):
         async with theirs.place(METHODS["List"], pair[0]):
             pytest.fail("it began")
     asyncio.get_running_loop().call_later(0.02, theirs.taken, 1)
@@ -161,7 +161,7 @@ async def test_c48_descriptors_that_are_on_their_way_are_counted_until_they_are_
     monkeypatch.setattr(budgets, "PATIENCE", 0.2)
     ours, other = pair
     theirs = account(descriptors=3)
-    refusal = "it does not take 2 descriptors that it was sent"
+    refusal = "it has 2 unread descriptors"
 
     async def log() -> None:
         async with theirs.place(METHODS["Log"], ours):

@@ -252,7 +252,7 @@ async def test_c68_who_cannot_be_sent_a_reply_is_hung_up_on_at_once(
     assert len(os.listdir("/proc/self/fd")) == before, "descriptors are closed"
     [line] = [record.getMessage() for record in caplog.records]
     assert line == (
-        f"uid 1000, pid 7: a reply could not be sent, so it is hung up on: {os.strerror(number).lower()}"
+        f"uid 1000, pid 7: connection closed, a reply could not be sent: {os.strerror(number).lower()}"
     )
 
 

@@ -15,6 +15,7 @@ HINTED = {error.__name__ for error in ERRORS} - {InvalidValue.__name__}
 # How a line reads that holds the way out itself.
 WAYS_OUT = (
     "has to be",
+    "must be",
     "must contain",
     "by hand",
     "move it away",
@@ -35,7 +36,7 @@ WITHOUT: dict[str, str] = {
     "{} cannot be read: ": SYSTEM,
     "VM {} cannot be looked at: ": SYSTEM,
     "{} cannot be locked: ": SYSTEM,
-    "{} cannot be looked at: ": SYSTEM,
+    "{} cannot be accessed: ": SYSTEM,
     "process {} cannot be ": SYSTEM,
     "QEMU cannot be watched, so it was killed: ": SYSTEM,
     "QEMU cannot be started: ": SYSTEM,

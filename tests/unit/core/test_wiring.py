@@ -118,15 +118,15 @@ def test_leading_zeros_of_a_port_are_not_kept() -> None:
     assert str(parse_wire("user:02222:00022")) == "user:2222:22"
 
 
-LETTERS = "holds a character no link's name may have"
+LETTERS = "contains a character that is not allowed in it"
 MEANING = "has another meaning"
 PORT = "is not a number from 1 to 65535"
 PAIR = "is not [udp:][address:]<hostport>:<guestport>, such as 2222:22"
 
 # The word, what of it the message shows, and why it is refused.
 BAD: tuple[tuple[str, str, str], ...] = (
-    ("", "", "is empty; it has to be a name of 1 to 15 bytes"),
-    ("x" * 16, "x" * 16, "has 16 bytes; a link's name has 15 at most"),
+    ("", "", "is empty; it must be a name of 1 to 15 bytes"),
+    ("x" * 16, "x" * 16, "has 16 bytes; at most 15 are allowed"),
     ("é" * 8, "é" * 8, "has 16 bytes"),
     ("x" * 5000, "x" * 5000, "has 5000 bytes"),
     (".", ".", MEANING),
@@ -164,7 +164,7 @@ BAD: tuple[tuple[str, str, str], ...] = (
     ("user:65536:22", "65536", PORT),
     ("user:2222:65536", "65536", PORT),
     ("user:000001:22", "000001", PORT),
-    ("user:2222:22:22", "2222", "is not one of IPv4"),
+    ("user:2222:22:22", "2222", "is not an IPv4 address"),
     ("user:-1:22", "-1", PORT),
     ("user:+1:22", "+1", PORT),
     ("user:0x16:22", "0x16", PORT),
@@ -177,16 +177,16 @@ BAD: tuple[tuple[str, str, str], ...] = (
     ("user:\ud800:22", "\ud800", PORT),
     (f"user:{'9' * 5000}:22", "9" * 5000, PORT),
     ("user:2222:22;8080:80", "22;8080", PORT),
-    ("user:localhost:2222:22", "localhost", "is not one of IPv4"),
-    ("user::2222:22", "", "is not one of IPv4"),
-    ("user:0177.0.0.1:2222:22", "0177.0.0.1", "is not one of IPv4"),
-    ("user:0:2222:22", "0", "is not one of IPv4"),
-    ("user:127.1:2222:22", "127.1", "is not one of IPv4"),
+    ("user:localhost:2222:22", "localhost", "is not an IPv4 address"),
+    ("user::2222:22", "", "is not an IPv4 address"),
+    ("user:0177.0.0.1:2222:22", "0177.0.0.1", "is not an IPv4 address"),
+    ("user:0:2222:22", "0", "is not an IPv4 address"),
+    ("user:127.1:2222:22", "127.1", "is not an IPv4 address"),
     ("user:udp:", "udp:", PAIR),
     ("user:udp:1", "udp:1", PAIR),
-    ("user:UDP:1:2", "UDP", "is not one of IPv4"),
-    ("user:sctp:1:2", "sctp", "is not one of IPv4"),
-    ("user:udp:udp:1:2", "udp", "is not one of IPv4"),
+    ("user:UDP:1:2", "UDP", "is not an IPv4 address"),
+    ("user:sctp:1:2", "sctp", "is not an IPv4 address"),
+    ("user:udp:udp:1:2", "udp", "is not an IPv4 address"),
     ("user:1.2.3.4:udp:1:2", "1.2.3.4:udp:1:2", PAIR),
     ("user:[::1]:8080:80", "[::1]:8080:80", "such as 2222:22; QEMU does not forward IPv6"),
     ("user:udp:::1:8080:80", "udp:::1:8080:80", "such as 2222:22; QEMU does not forward IPv6"),
@@ -257,7 +257,7 @@ def test_there_is_room_for_what_pci_and_the_names_of_taps_take(vm: str, most: in
     assert room(vm) == most
     assert len(parse_wires(vm, most, [])) == most
     error = refused(parse_wires, vm, most + 1, [], says=f"number of NICs '{most + 1}' is not from 0 to {most}")
-    assert ("TAP names end at 15 bytes" in error.message) is (most < INTERFACES_MAX)
+    assert ("the name of a TAP has at most 15 bytes" in error.message) is (most < INTERFACES_MAX)
 
 
 @settings(deadline=None)
@@ -283,8 +283,8 @@ def test_a_number_that_is_none_is_refused_by_name(count: int) -> None:
 
 def test_more_words_than_interfaces_are_refused() -> None:
     message = refused(parse_wires, "newvm0", 1, ["br0", "br1"]).message
-    assert message == "2 bridges ('br0 br1') are more than the 1 NICs"
-    refused(parse_wires, "newvm0", 0, ["-"], says="1 bridges ('-') are more than the 0 NICs")
+    assert message == "2 bridges ('br0 br1') are too many for 1 NICs"
+    refused(parse_wires, "newvm0", 0, ["-"], says="1 bridges ('-') are too many for 0 NICs")
     refused(parse_wires, "newvm0", 0, ["\x1b" * 1000], says=quoted("\x1b" * 1000))
 
 
@@ -301,12 +301,12 @@ def test_an_interface_that_is_there(number: int, there: Collection[int]) -> None
 @pytest.mark.parametrize(
     ("number", "there", "message", "hint"),
     [
-        (0, (), "interface '0': newvm0 has none", "vmess newvm0 ifadd 1"),
-        (-1, {}, "interface '-1': newvm0 has none", "vmess newvm0 ifadd 1"),
-        (1, {0}, "interface '1' is not one of newvm0: 0", None),
-        (-1, range(3), "interface '-1' is not one of newvm0: 0, 1, 2", None),
-        (1, {2: "c", 0: "a"}, "interface '1' is not one of newvm0: 0, 2", None),
-        (2**63, {0, 28}, f"interface '{2**63}' is not one of newvm0: 0, 28", None),
+        (0, (), "interface '0': newvm0 has no interfaces", "vmess newvm0 ifadd 1"),
+        (-1, {}, "interface '-1': newvm0 has no interfaces", "vmess newvm0 ifadd 1"),
+        (1, {0}, "newvm0 has no interface '1'; it has 0", None),
+        (-1, range(3), "newvm0 has no interface '-1'; it has 0, 1, 2", None),
+        (1, {2: "c", 0: "a"}, "newvm0 has no interface '1'; it has 0, 2", None),
+        (2**63, {0, 28}, f"newvm0 has no interface '{2**63}'; it has 0, 28", None),
     ],
 )
 def test_an_interface_that_is_not_there(
@@ -454,7 +454,7 @@ NO_CARDS = [
 
 @pytest.mark.parametrize("name", CARDS)
 def test_c45_names_of_network_cards_are_known(name: str) -> None:
-    with pytest.raises(InvalidValue, match="like a network card's"):
+    with pytest.raises(InvalidValue, match="is the name of a network card"):
         wires.new_bridge_name(name)
     assert wires.new_bridge_name(name, deliberate=True) == name
 
@@ -474,9 +474,9 @@ def test_c74_a_port_that_is_forwarded_and_one_that_is_not() -> None:
     assert wires.without_forward(more, Forward(53, 1)) == wire
     assert str(wires.without_forward(more, Forward(53, 1, "udp", ANY))) == "user:2222:22,53:54"
     for forward, says in (
-        (Forward(2222, 23), "port 2222 is forwarded already: 2222:22"),
-        (Forward(2222, 23, "tcp", ANY), "port 0.0.0.0:2222 is forwarded already: 2222:22"),
-        (Forward(53, 53, "udp"), "port udp:53 is forwarded already: udp:0.0.0.0:53:53"),
+        (Forward(2222, 23), "port 2222 is already forwarded: 2222:22"),
+        (Forward(2222, 23, "tcp", ANY), "port 0.0.0.0:2222 is already forwarded: 2222:22"),
+        (Forward(53, 53, "udp"), "port udp:53 is already forwarded: udp:0.0.0.0:53:53"),
     ):
         refused(wires.with_forward, wire, forward, says=says)
     for forward, says in (
@@ -486,4 +486,9 @@ def test_c74_a_port_that_is_forwarded_and_one_that_is_not() -> None:
     ):
         refused(wires.without_forward, wire, forward, says=says)
     full = Wire(user=True, forwards=tuple(Forward(port, port) for port in range(1, 33)))
-    refused(wires.with_forward, full, Forward(33, 33), says="33 forwarded ports are more than 32")
+    refused(
+        wires.with_forward,
+        full,
+        Forward(33, 33),
+        says="33 forwarded ports are too many; at most 32 are allowed",
+    )

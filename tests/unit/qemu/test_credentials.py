@@ -171,7 +171,7 @@ def test_a_vm_of_a_root_that_is_shared_runs_as_qemus_user_who_owns_nothing(publi
         image.chmod(0o640)
         refused = daemon.vmess(A, "start").stderr.splitlines()
         assert f"Could not open '{image}': Permission denied" in refused[0], refused
-        assert refused[1].startswith("  hint: QEMU runs as nobody: images need its group and rw for it; ")
+        assert refused[1].startswith("  hint: QEMU runs as nobody: it needs read and write access to images, ")
     finally:
         daemon.close()
 

@@ -398,7 +398,7 @@ def test_c16_a_log_that_is_no_plain_file_of_its_own_is_refused(place: Place, for
     KINDS[kind](place.log, foreign)
     before, itself = foreign.stat(), place.log.lstat()
     began = time.monotonic()
-    with pytest.raises(BadFile, match=f"{NAME} is {kind}.* has to be a plain file"):
+    with pytest.raises(BadFile, match=f"{NAME} is {kind}.* must be a plain file"):
         place.shorten()
     assert time.monotonic() - began < 1
     assert (foreign.stat(), place.log.lstat()) == (before, itself)
@@ -427,8 +427,8 @@ def test_c16_an_older_part_that_is_no_plain_file_is_left_alone_and_the_cap_holds
         where = place.vm.path
         (complaint,) = place.complaints
         assert complaint == (
-            f"{where}/{OLDER} is {kind}; it has to be a plain file; "
-            f"{where}/{NAME} was shortened all the same, by {cut} bytes"
+            f"{where}/{OLDER} is {kind}; it must be a plain file; "
+            f"{where}/{NAME} was shortened anyway, by {cut} bytes"
         )
 
 
@@ -513,7 +513,7 @@ def test_c18_on_a_full_disk_the_log_is_capped_all_the_same(tiny: Place) -> None:
     where = tiny.vm.path
     assert complaint == (
         f"{where}/{OLDER} cannot be written: no space left on device; "
-        f"{where}/{NAME} was shortened all the same, by {cut} bytes"
+        f"{where}/{NAME} was shortened anyway, by {cut} bytes"
     )
     assert tiny.names() == [NAME]
     tiny.log.write_bytes(stream(0, CAP + 10)[: CAP - 1])  # what was cut off has become room

@@ -52,7 +52,7 @@ def test_a_mark_survives_as_text(mark: Mark) -> None:
     ["", ":", "x", "start", "1", "1:0", "1:zz", "1:AB", " 1:00", "1:" + "00" * (BEFORE + 1), f"{10**30}:00"],
 )
 def test_what_is_no_mark_is_refused(text: str) -> None:
-    with pytest.raises(InvalidValue, match="is no place in a serial log"):
+    with pytest.raises(InvalidValue, match="is not a place in a serial log"):
         Mark.parse(text)
 
 
@@ -208,12 +208,12 @@ def test_what_is_no_plain_file_is_not_read(vm: VMDirectory) -> None:
     say(vm, b"x")
     (vm.path / "serial.log.1").symlink_to("/etc/passwd")
     for work in (lambda: serial_stream.end(vm), lambda: serial_stream.read(vm, BEGINNING, 10)):
-        with pytest.raises(BadFile, match="a symbolic link; it has to be a plain file"):
+        with pytest.raises(BadFile, match="a symbolic link; it must be a plain file"):
             work()
     (vm.path / "serial.log.1").unlink()
     (vm.path / "serial.log").unlink()
     os.mkfifo(vm.path / "serial.log")
-    with pytest.raises(BadFile, match="a FIFO; it has to be a plain file"):
+    with pytest.raises(BadFile, match="a FIFO; it must be a plain file"):
         serial_stream.end(vm)
     with pytest.raises(NoSuchVM):
         serial_stream.end(VMDirectory(vm.path.parent, "nosuch0"))
