@@ -53,13 +53,13 @@ def test_a_life_is_told_in_lines(daemon: Daemon) -> None:
     assert lines[:3] == [
         (A, "made", f"{daemon.root}/{A} {me}"),
         (A, "setting", f"ram '32M' {me}"),
-        (A, "state", f"stopped -> starting: start is asked for {me}"),
+        (A, "state", f"stopped -> starting: a start is requested {me}"),
     ]
-    assert ("state", "starting -> running: QEMU says the guest runs") in [line[1:] for line in lines]
+    assert ("state", "starting -> running: QEMU reports that the guest runs") in [line[1:] for line in lines]
     assert ("qemu", "RESUME") in [line[1:] for line in lines]
     assert next(line[2] for line in lines if line[1] == "start").startswith(f"started, pid {pid}, display")
     assert [line[1:] for line in lines[-7:]] == [
-        ("state", f"running -> stopping: a graceful stop is asked for {me}"),
+        ("state", f"running -> stopping: a graceful stop is requested {me}"),
         ("stop", f"stopping: power button {me}"),
         ("qemu", "POWERDOWN"),
         ("qemu", "SHUTDOWN: reason 'guest-shutdown'"),
@@ -153,7 +153,7 @@ def test_rungs_restarts_and_their_end_are_told(daemon: Daemon) -> None:
         reader.expect('"stopping -> stopped')
         events = reader.events()
     told = [(event["event"], event["text"], event["uid"]) for event in events]
-    assert ("state", "running -> waiting: it is to be started again after a pause", None) in told
+    assert ("state", "running -> waiting: it will be restarted after a delay", None) in told
     assert ("restart", "its restart was called off", os.getuid()) in told
     rungs = [text for kind, text, _ in told if kind == "stop"]
     assert rungs == ["stopping: power button", "stopping: QMP quit"]
