@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from vmessd import __version__
-from vmessd.core import timetable
+from vmessd.core import shutdown_time
 from vmessd.core.errors import InvalidValue, printable, quoted, reason
 from vmessd.qemu import credentials
 
@@ -122,11 +122,11 @@ OPTIONS = (
         "shutdown-time",
         "SECONDS|auto",
         "seconds for a shutdown of all VMs, for example with the host; grace periods are shortened to fit; "
-        f"auto is the largest grace period plus {timetable.MARGIN:g}",
+        f"auto is the largest grace period plus {shutdown_time.MARGIN:g}",
         "auto",
         "auto",
         live=True,
-        bounds=(timetable.SHORTEST, timetable.LONGEST),
+        bounds=(shutdown_time.SHORTEST, shutdown_time.LONGEST),
     ),
 )
 

@@ -22,7 +22,7 @@ from vmessctl import app
 from vmessctl.client import Client
 from vmessctl.commands import start_stop
 from vmessctl.output import rendering
-from vmessd.core import systemd, timetable
+from vmessd.core import shutdown_time, systemd
 from vmessd.core.errors import InvalidValue, TimedOut, Unreachable, quoted
 from vmessd.core.lifecycle import RUNG_TIME, Rung, State
 from vmessd.core.models.progress import StopProgress
@@ -178,7 +178,7 @@ def all_ignoring(graces: list[float], whole: float, force: float) -> tuple[list[
     passed, given = 0.0, list[float]()
     while len(given) < len(graces):
         left = graces[len(given) :]
-        grace, together = timetable.allot(left, whole - timetable.FORCE_TIME - passed)
+        grace, together = shutdown_time.allot(left, whole - shutdown_time.FORCE_TIME - passed)
         given += [min(each, grace) for each in (left if together else left[:1])]
         passed += (min(grace, max(left)) if together else given[-1]) + force
     return given, passed
@@ -189,21 +189,21 @@ GRACES = st.lists(st.floats(0, 600).map(round).map(float), min_size=1, max_size=
 
 @given(GRACES)
 def test_c62_a_shutdown_keeps_its_budget_whatever_the_orders(graces: list[float]) -> None:
-    whole = timetable.default(graces)
+    whole = shutdown_time.default(graces)
     for force in (0.05, 2 * RUNG_TIME):
         given, took = all_ignoring(graces, whole, force)
         assert took <= whole
-        assert all(got >= min(grace, timetable.BUTTON) for got, grace in zip(given, graces, strict=True))
+        assert all(got >= min(grace, shutdown_time.BUTTON) for got, grace in zip(given, graces, strict=True))
     assert len(graces) > 1 or given == graces, "one order has its whole grace"
 
 
-@given(GRACES, st.integers(timetable.SHORTEST, 600))
+@given(GRACES, st.integers(shutdown_time.SHORTEST, 600))
 def test_a_budget_that_was_asked_for_is_kept_as_far_as_button_and_force_allow(
     graces: list[float], whole: int
 ) -> None:
     given, took = all_ignoring(graces, whole, 2 * RUNG_TIME)
-    assert took <= max(whole, timetable.BUTTON + 2 * RUNG_TIME + timetable.BUTTON)
-    assert all(got >= min(grace, timetable.BUTTON) for got, grace in zip(given, graces, strict=True))
+    assert took <= max(whole, shutdown_time.BUTTON + 2 * RUNG_TIME + shutdown_time.BUTTON)
+    assert all(got >= min(grace, shutdown_time.BUTTON) for got, grace in zip(given, graces, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_budget_that_was_asked_for_is_kept_as_far_as_button_and_force_allow(
     ],
 )
 def test_how_much_an_order_has(graces: list[float], left: float, first: float, together: bool) -> None:
-    grace, all_at_once = timetable.allot(graces, left)
+    grace, all_at_once = shutdown_time.allot(graces, left)
     assert grace == pytest.approx(first)
     assert all_at_once is together
 
@@ -288,8 +288,8 @@ def test_a_budget_that_cannot_be_is_refused(daemon: Daemon, seconds: str) -> Non
 async def test_c62_one_that_nothing_ends_holds_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timetable, "FORCE_TIME", 0.2)
-    monkeypatch.setattr(timetable, "BUTTON", 0.3)
+    monkeypatch.setattr(shutdown_time, "FORCE_TIME", 0.2)
+    monkeypatch.setattr(shutdown_time, "BUTTON", 0.3)
     for vm, order in ((A, 90), (B, 10)):
         directory = tmp_path / vm
         directory.mkdir()

@@ -37,9 +37,9 @@ from wired_vms import (
     watched,
 )
 
-from vmessd.core import cards, names
-from vmessd.core.cards import Claims, Loose
+from vmessd.core import names, nic_hardware
 from vmessd.core.errors import InvalidValue
+from vmessd.core.nic_hardware import Claims, Loose
 from vmessd.core.settings import BY_FILE
 from vmessd.network import fdb_events
 from vmessd.network.netlink_replies import AF_BRIDGE
@@ -62,18 +62,18 @@ raise SystemExit(main())
 
 @given(st.dictionaries(st.integers(0, 28), st.integers(3, 31)))
 def test_what_is_noted_of_slots_is_read_back(noted: dict[int, int]) -> None:
-    text = cards.file_text(noted)
+    text = nic_hardware.file_text(noted)
     if len(set(noted.values())) == len(noted):
-        assert cards.parse_slots(text) == noted
+        assert nic_hardware.parse_slots(text) == noted
     else:
         with pytest.raises(ValueError, match=re.escape(text)):
-            cards.parse_slots(text)
+            nic_hardware.parse_slots(text)
 
 
 @given(st.sets(st.integers(0, 28)), st.sets(st.integers(0, 28)))
 def test_what_is_noted_of_cables_is_read_back(pulled: set[int], bounced: set[int]) -> None:
     loose = Loose(frozenset(pulled - bounced), frozenset(bounced))
-    assert cards.parse_cables(str(loose)) == loose
+    assert nic_hardware.parse_cables(str(loose)) == loose
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_what_makes_no_sense_is_refused(file: str, text: str) -> None:
 )
 def test_what_no_card_can_have_for_a_mac_is_refused(text: str) -> None:
     with pytest.raises(InvalidValue, match=r"^MAC '"):
-        cards.mac(text)
+        nic_hardware.mac(text)
 
 
 def test_a_mac_is_kept_in_lower_case() -> None:
-    assert cards.mac("02:AB:cd:EF:00:01") == "02:ab:cd:ef:00:01"
+    assert nic_hardware.mac("02:AB:cd:EF:00:01") == "02:ab:cd:ef:00:01"
 
 
 @given(st.integers(0, 2**48 - 1).map(lambda number: number.to_bytes(6).hex(":")))
@@ -116,7 +116,7 @@ def test_a_tap_never_has_the_address_of_its_card(mac: str) -> None:
 
 
 def test_c60_cards_without_a_note_sit_where_they_always_did() -> None:
-    assert cards.assign(range(29), {}, Claims()) == {index: 3 + index for index in range(29)}
+    assert nic_hardware.assign(range(29), {}, Claims()) == {index: 3 + index for index in range(29)}
 
 
 @given(
@@ -128,7 +128,7 @@ def test_c60_cards_without_a_note_sit_where_they_always_did() -> None:
 def test_c60_no_two_cards_share_a_slot(
     count: int, noted: dict[int, int], claimed: frozenset[int], usual: bool
 ) -> None:
-    slots = cards.assign(range(count), noted, Claims(claimed, usual))
+    slots = nic_hardware.assign(range(count), noted, Claims(claimed, usual))
     assert len(set(slots.values())) == len(slots)
     assert set(slots.values()) <= set(range(3, 32)) - claimed
     if len(set(noted.values())) == len(noted) and not claimed & set(noted.values()):
@@ -161,7 +161,7 @@ def test_c60_no_two_cards_share_a_slot(
     ],
 )
 def test_c60_what_exargs_makes_of_slots_is_known(exargs: str, expected: Claims) -> None:
-    assert cards.claims(exargs.split()) == expected
+    assert nic_hardware.claims(exargs.split()) == expected
 
 
 def test_c60_a_card_that_came_back_elsewhere_is_no_other_setting() -> None:

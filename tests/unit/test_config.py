@@ -234,7 +234,9 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_bad_flags_are_refused() -> None:
     assert refusal("--accel", "xen") == "--accel 'xen' is not one of auto, kvm, tcg"
-    assert refusal("--vmdir", os.fsdecode(b"/v\xff")).endswith("is not valid UTF-8, which QEMU's options must be")
+    assert refusal("--vmdir", os.fsdecode(b"/v\xff")).endswith(
+        "is not valid UTF-8, which QEMU's options must be"
+    )
     assert refusal(VMESS_VMDIR="~nosuchuser").startswith("vmdir '~nosuchuser'")
     for words in (["--foo"], ["extra"], ["--vm", "/x"]):
         assert refusal(*words) == f"unrecognized arguments: {' '.join(words)}"

@@ -184,12 +184,12 @@ def _wires(text: str) -> Any:
         raise _Objection(error.message) from None
 
 
-def _of_cards(parser: str) -> Callable[[str], Any]:
+def _of_nics(parser: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        from vmessd.core import cards  # noqa: PLC0415 -- as above
+        from vmessd.core import nic_hardware  # noqa: PLC0415 -- as above
 
         try:
-            return getattr(cards, parser)(text)
+            return getattr(nic_hardware, parser)(text)
         except InvalidValue as error:
             raise _Objection(error.message) from None
 
@@ -359,7 +359,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="[address|-]...",
         expects="at most 29 words, each a MAC such as 02:11:9b:af:00:00, or -",
-        parse=_of_cards("parse_macs"),
+        parse=_of_nics("parse_macs"),
         option=_no_option,
         help="The MACs of the interfaces, as set by mac; - stands for the default MAC.",
     ),
@@ -368,7 +368,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="[slot|-]...",
         expects="at most 29 words, each a PCI slot from 3 to 31, none of them twice, or -",
-        parse=_of_cards("parse_slots"),
+        parse=_of_nics("parse_slots"),
         option=_no_option,
         help="The PCI slots of NICs that were plugged in while the VM was running, so that they keep them;\n"
         "- stands for the default slot.",
@@ -378,7 +378,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="[ifnum]...",
         expects="numbers of interfaces from 0 to 28",
-        parse=_of_cards("parse_cables"),
+        parse=_of_nics("parse_cables"),
         option=_no_option,
         help="The interfaces whose cable is pulled, as set by cable.",
     ),

@@ -13,10 +13,10 @@ import functools
 import logging
 from collections.abc import Collection
 
-from vmessd.core import cards
-from vmessd.core.cards import Loose
+from vmessd.core import nic_hardware
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import OFF, State
+from vmessd.core.nic_hardware import Loose
 from vmessd.core.settings import BY_FILE
 from vmessd.devices.hotplug import Cards
 from vmessd.qemu import command_line
@@ -89,7 +89,7 @@ class Cables:
                 read = functools.partial(self._machine.home.read_setting, NIC_MODEL)
                 set_to = await self._machine.files.aside(read)
             model = command_line.model({NIC_MODEL.file: set_to} if set_to else {})
-        if cards.sees_cable(model):
+        if nic_hardware.sees_cable(model):
             return None
         return f"{model} has no link state: the guest of {self.vm} does not notice it, but no frame passes"
 

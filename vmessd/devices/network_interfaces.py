@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vmessd.core import cards, names
+from vmessd.core import names, nic_hardware
 from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NoSuchVM, VmessError, quoted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.wires import Step, StepKind
@@ -234,9 +234,11 @@ class NetworkInterfaces:
         notes = {NICS.file: file_text(wires)}
         with contextlib.suppress(BadFile):
             known = {**(directory.read_setting(SLOTS) or {}), **(slots or {})}
-            notes[SLOTS.file] = cards.file_text({index: known[index] for index in known if index in there})
+            notes[SLOTS.file] = nic_hardware.file_text(
+                {index: known[index] for index in known if index in there}
+            )
         with contextlib.suppress(BadFile):
-            notes[CABLES.file] = str((directory.read_setting(CABLES) or cards.Loose()).among(there))
+            notes[CABLES.file] = str((directory.read_setting(CABLES) or nic_hardware.Loose()).among(there))
         return notes
 
     def _write(self, notes: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -394,7 +396,7 @@ class NetworkInterfaces:
         if taken is None:
             return {}
         others = command_line.slots([index for index in range(count) if index not in missing], values)
-        return cards.choose(missing, values.get(SLOTS.file, {}), taken | set(others.values()))
+        return nic_hardware.choose(missing, values.get(SLOTS.file, {}), taken | set(others.values()))
 
     async def _released(self, index: int) -> None:
         """Remove the backend of a card that is gone: QEMU's netdev first, then the TAP."""
@@ -441,7 +443,7 @@ class NetworkInterfaces:
             raise InvalidValue(
                 f"{self.vm} cannot have interface {quoted(index)}; the last one is {room(self.vm) - 1}"
             )
-        text = None if address is None else cards.mac(address)
+        text = None if address is None else nic_hardware.mac(address)
         async with self._lock:
             await self._machine.change(functools.partial(self._set_mac, index, text))
             now, later = (await self.macs())(index)
@@ -459,7 +461,7 @@ class NetworkInterfaces:
         if text is not None:
             noted[index] = text
         self._check_mac(index, noted)
-        self._machine.home.write_setting(MACS, cards.file_text(noted) or None)
+        self._machine.home.write_setting(MACS, nic_hardware.file_text(noted) or None)
 
     def _check_mac(self, index: int, noted: Mapping[int, str]) -> None:
         """Raise InvalidValue if another card of the VM, or its bridge, has the MAC; blocks."""

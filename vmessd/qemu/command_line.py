@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vmessd.core import cards
+from vmessd.core import nic_hardware
 from vmessd.core.errors import Failed
 from vmessd.core.names import CDROM
 from vmessd.core.settings import CPU, SETTINGS
@@ -210,13 +210,13 @@ def _more(values: Mapping[str, Any]) -> dict[str, str]:
 
 def has_slots(values: Mapping[str, Any]) -> bool:
     """Tell whether vmess assigns PCI slots to the network cards."""
-    return model(values) not in cards.NO_PCI and not {"addr", "bus"} & _more(values).keys()
+    return model(values) not in nic_hardware.NO_PCI and not {"addr", "bus"} & _more(values).keys()
 
 
 def slots(indices: Collection[int], values: Mapping[str, Any]) -> dict[int, int]:
     """Return the PCI slots that a start assigns to network cards, by interface; QEMU places the others."""
-    claimed = cards.claims(values.get("EXARGS", ()))
-    return cards.assign(indices, values.get("SLOTS", {}), claimed) if has_slots(values) else {}
+    claimed = nic_hardware.claims(values.get("EXARGS", ()))
+    return nic_hardware.assign(indices, values.get("SLOTS", {}), claimed) if has_slots(values) else {}
 
 
 def _options(arguments: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import refusals, settings, timetable
+from vmessd.core import refusals, settings, shutdown_time
 from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.progress import FleetProgress, FleetStep, StopProgress
@@ -84,8 +84,8 @@ class Fleet:
         Raises:
             InvalidValue: `within` is out of bounds.
         """
-        if within is not None and not timetable.SHORTEST <= within <= timetable.LONGEST:
-            bounds = f"from {timetable.SHORTEST} to {timetable.LONGEST}"
+        if within is not None and not shutdown_time.SHORTEST <= within <= shutdown_time.LONGEST:
+            bounds = f"from {shutdown_time.SHORTEST} to {shutdown_time.LONGEST}"
             raise InvalidValue(f"{within:g} is not a number of seconds {bounds} for all VMs to be off in")
         return self._told(lambda tell: self._shutdown(uid, within, tell), self._shutdowns)
 
@@ -161,7 +161,7 @@ class Fleet:
                 plans = await _plans(going)
                 if descent not in self._descents:
                     graces = [plan.grace for plan in plans.values()]
-                    descent.begin(within or self._host.shutdown_time or timetable.default(graces))
+                    descent.begin(within or self._host.shutdown_time or shutdown_time.default(graces))
                     self._descents.add(descent)
                 descent.failed.clear()
                 await descent.go(going, plans)
@@ -229,7 +229,7 @@ class _Descent:
         ]
         while left:
             graces = [max(plans[one.vm].grace for one in wave) for wave in left]
-            grace, together = timetable.allot(graces, self.left() - timetable.FORCE_TIME)
+            grace, together = shutdown_time.allot(graces, self.left() - shutdown_time.FORCE_TIME)
             if together:
                 log.warning("%d orders of VMs go down together: there is no time for each", len(left))
                 wave, left = [one for wave in left for one in wave], []
@@ -237,13 +237,13 @@ class _Descent:
                 wave, *left = left
             stops = {one.vm: asyncio.create_task(self._stop(one, plans[one.vm], grace)) for one in wave}
             self.late |= stops
-            await asyncio.wait(stops.values(), timeout=grace + timetable.FORCE_TIME)
+            await asyncio.wait(stops.values(), timeout=grace + shutdown_time.FORCE_TIME)
             self.late = {vm: task for vm, task in self.late.items() if not task.done() or task.exception()}
 
     async def end(self) -> None:
         """Wait for what is late until the budget is used up, and say what is not off then."""
         if self.late:
-            await asyncio.wait(self.late.values(), timeout=max(timetable.FORCE_TIME, self.left()))
+            await asyncio.wait(self.late.values(), timeout=max(shutdown_time.FORCE_TIME, self.left()))
         for vm, task in self.late.items():
             if task.done():
                 task.result()

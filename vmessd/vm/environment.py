@@ -35,7 +35,7 @@ class Host:
     exargs: bool = True
     """EXARGS and NIC_EXARGS, words for QEMU that nobody checks, are honoured."""
     shutdown_time: float | None = None
-    """Seconds in which all VMs are off when all are shut down; None for what timetable.default says."""
+    """Seconds in which all VMs are off when all are shut down; None for what shutdown_time.default says."""
     displays: Displays = dataclasses.field(default_factory=Displays)
     events: Events = dataclasses.field(default_factory=Events)
     census: Census = dataclasses.field(default_factory=Census)
