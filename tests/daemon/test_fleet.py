@@ -53,7 +53,7 @@ def test_autostart_has_an_order_and_a_delay(text: str, order: int, delay: int) -
     "text", ["", "yes", "on 100", "on -1", "on 1 3601", "on 1 2 3", "off 1", "on x", "on 1.5"]
 )
 def test_impossible_autostarts_are_refused(text: str) -> None:
-    with pytest.raises(Exception, match=r"^AUTOSTART '.*' is not off, or on with an order"):
+    with pytest.raises(Exception, match=r"^AUTOSTART '.*' is not off, or on with an optional order"):
         BY_FILE["AUTOSTART"].value(text)
 
 

@@ -43,7 +43,7 @@ def chosen(words: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
 
 def _no_match(pattern: str, known: Sequence[str]) -> NoSuchVM:
     if not known:
-        return NoSuchVM("there is no VM yet", hint=f"make one: {PROGRAM} newvm make")
+        return NoSuchVM("there are no VMs yet", hint=f"make one: {PROGRAM} newvm make")
     more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     return NoSuchVM(
         f"no VM matches {quoted(pattern)}",
