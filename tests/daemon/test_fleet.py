@@ -29,7 +29,7 @@ from vmessd.core.models.progress import StopProgress
 from vmessd.core.settings import BY_FILE
 from vmessd.supervisor.fleet import Fleet, waves
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 A, B, C, D = (own(letter) for letter in "abcd")

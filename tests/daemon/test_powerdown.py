@@ -23,7 +23,7 @@ from vmessd.core.errors import InvalidValue
 from vmessd.qemu import credentials
 from vmessd.qemu.process import OptionUse
 from vmessd.storage import blocking
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 A, B = own("p"), own("q")
 

@@ -20,7 +20,7 @@ from vmessd.core.lifecycle import State
 from vmessd.qemu.session import Timing
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm import full_disk
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 VM = "newvm0"
 SIZE, BALLAST = 2 * 2**20, 2**20  # so that the guest finds a MiB, and wants half a one more

@@ -38,7 +38,7 @@ from vmessd.storage import logs
 from vmessd.storage.logs import LogName
 from vmessd.storage.vmdir import SERIAL_LOG, SERIAL_SOCKET, VMDirectory
 from vmessd.vm.events import Events
-from vmessd.vm.instance import Run
+from vmessd.vm.qemu_run import QemuRun
 from vmessd.vm.journal import tell
 from vmessd.vm.machine import Machine
 
@@ -71,7 +71,7 @@ class _Client:
     """A client that is attached to a console."""
 
     who: str
-    run: Run
+    run: QemuRun
     console: socket.socket
     """A duplicate, to check whether the client reads and to disconnect it."""
     leash: socket.socket
@@ -135,7 +135,7 @@ class Consoles:
         for vm in list(self._clients):
             self._release(vm)
 
-    async def _is_taken(self, vm: str, run: Run) -> bool:
+    async def _is_taken(self, vm: str, run: QemuRun) -> bool:
         """Tell whether the console is in use; a client that has just left does not count."""
         for pause in SETTLE:
             await asyncio.sleep(pause)
@@ -152,7 +152,7 @@ class Consoles:
             f"the console of {vm} is in use by {who}", hint=f"to take it over: vmess {vm} console --steal"
         )
 
-    async def _admit(self, machine: Machine, run: Run, connected: socket.socket, who: str) -> Attached:
+    async def _admit(self, machine: Machine, run: QemuRun, connected: socket.socket, who: str) -> Attached:
         """Record a client, and return what it receives."""
         history, printed = await machine.change(functools.partial(_history, machine))
         with contextlib.ExitStack() as undo:
@@ -228,7 +228,7 @@ def _history(machine: Machine) -> tuple[bytes, int]:
         return b"", 0
 
 
-async def _is_connected(vm: str, run: Run) -> bool:
+async def _is_connected(vm: str, run: QemuRun) -> bool:
     """Tell whether QEMU has a client on the console; raises Failed if the VM has no console."""
     try:
         found = await run.execute("query-chardev", {})
@@ -240,7 +240,7 @@ async def _is_connected(vm: str, run: Run) -> bool:
     raise Failed(f"VM {vm} has no serial console", hint="VMs started by vmess have one")
 
 
-async def _connect(machine: Machine, run: Run) -> socket.socket:
+async def _connect(machine: Machine, run: QemuRun) -> socket.socket:
     """Return a socket that QEMU has accepted, for a console that is not in use."""
     try:
         connected = await machine.files.aside(lambda: machine.place().connect(SERIAL_SOCKET))
@@ -260,7 +260,7 @@ async def _connect(machine: Machine, run: Run) -> socket.socket:
     return await _replace(machine, run)
 
 
-async def _replace(machine: Machine, run: Run) -> socket.socket:
+async def _replace(machine: Machine, run: QemuRun) -> socket.socket:
     """Give the serial port another listening socket with our connection, and return our end."""
     home = await machine.files.aside(machine.place)
     replacing = home.succeeding(SERIAL_SOCKET)

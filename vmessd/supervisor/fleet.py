@@ -18,7 +18,7 @@ from vmessd.core.models.progress import FleetProgress, FleetStep, StopProgress
 from vmessd.core.settings import Autostart
 from vmessd.storage import blocking
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ EVERY = 1.0
 """Seconds from one look at the logs to the next: how long a flood may exceed the cap."""
 
 
-class Upkeep:
+class Housekeeping:
     """Looks after the machines of a supervisor; `run` is its task.
 
     `look` is called every second, too, and `tidy` unless it is still under way.

@@ -42,12 +42,12 @@ from vmessd.qemu.session import Timing
 from vmessd.storage import blocking, images, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor import remains
-from vmessd.supervisor.housekeeping import Upkeep
-from vmessd.supervisor.remains import Remains
+from vmessd.supervisor import leftovers
+from vmessd.supervisor.housekeeping import Housekeeping
+from vmessd.supervisor.leftovers import Leftovers
 from vmessd.supervisor.sampler import Sampler
 from vmessd.vm import adoption
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
@@ -89,11 +89,11 @@ class Supervisor:
         self._machines: dict[str, Machine] = {}
         self._wires: dict[str, NetworkInterfaces] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._upkeep: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
         self._lock = -1
         self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
         """What is done to the root itself."""
-        self._remains = Remains(root, host.network)
+        self._leftovers = Leftovers(root, host.network)
         self._removing: set[str] = set()
         """VMs that are on their way out; their files may take some time to go."""
         self._processes = Lane("the processes of this host")
@@ -112,15 +112,15 @@ class Supervisor:
         """
         self._lock = await self._files.do(self._take_root)
         try:
-            await self._files.do(self._remains.find)
-            await self._remains.take_up(FIND_TIME)
+            await self._files.do(self._leftovers.find)
+            await self._leftovers.take_up(FIND_TIME)
             for vm in sorted({*await self._listing(), *await self._running()}):
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
             raise
-        upkeep = Upkeep(self._machines, self.host.kills.look, self._remains.take_up)
-        self._upkeep = asyncio.create_task(upkeep.run(), name="upkeep")
+        housekeeping = Housekeeping(self._machines, self.host.kills.look, self._leftovers.take_up)
+        self._housekeeping = asyncio.create_task(housekeeping.run(), name="housekeeping")
         # Found is adopted: one that hangs must not hold up the others. Whoever asks about it waits for it.
         waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]
         if waits:
@@ -131,9 +131,9 @@ class Supervisor:
 
     async def __aexit__(self, *_: object) -> None:
         await self.sampler.close()
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.wait({self._upkeep})
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.wait({self._housekeeping})
         changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
         if changes:  # half a change would be nobody's to take back
             await asyncio.wait(changes, timeout=FINISH_TIME)
@@ -303,7 +303,7 @@ class Supervisor:
     async def make(self, name: str) -> str:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
-        await self._files.do(functools.partial(directory.make, NEW, self._remains.remember))
+        await self._files.do(functools.partial(directory.make, NEW, self._leftovers.remember))
         return str(directory.path)
 
     async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
@@ -344,7 +344,7 @@ class Supervisor:
         remove = functools.partial(self._remove, machine.directory)
         self._removing.add(machine.vm)
         try:
-            note = await machine.change(remove, stopped=_takes_off("Remove"), patience=remains.PATIENCE)
+            note = await machine.change(remove, stopped=_takes_off("Remove"), patience=leftovers.PATIENCE)
             if not await self._is_there(machine.directory):
                 await self._drop(machine)
         finally:
@@ -352,7 +352,7 @@ class Supervisor:
         return note
 
     def _remove(self, directory: VMDirectory) -> str | None:
-        return self._remains.clear(directory.part())
+        return self._leftovers.clear(directory.part())
 
     async def lock(self, name: str, remark: str | None) -> None:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""

@@ -19,8 +19,8 @@ from vmessd.network.links import Network
 from vmessd.qemu import usage
 from vmessd.qemu.usage import Flow, Usage
 from vmessd.storage import blocking
-from vmessd.vm.instance import Run
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import QemuRun
 
 INTERVAL_MIN, INTERVAL_MAX = 0.2, 3600.0
 FIRST = 0.5
@@ -131,7 +131,7 @@ class Sampler:
                 vms[vm] = Gauges(machine.status(), used[vm], drives.flow if drives else None, carried.get(vm))
         return Look(loop.time(), time.time(), vms)
 
-    def _ask(self, machines: list[Machine], runs: Mapping[str, Run]) -> "set[asyncio.Task[None]]":
+    def _ask(self, machines: list[Machine], runs: Mapping[str, QemuRun]) -> "set[asyncio.Task[None]]":
         """Ask the QEMUs for what went through their drives; return what is worth waiting for."""
         for vm in [vm for vm, drives in self._drives.items() if runs.get(vm) is not drives.run]:
             self._drives.pop(vm).leave()
@@ -157,7 +157,7 @@ class Sampler:
 class _Drives:
     """What QEMU says of one VM's drives."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: QemuRun) -> None:
         self.run = run
         self.flow: Flow | None = None
         """The last answer."""
@@ -180,7 +180,7 @@ class _Drives:
         self.flow = Flow(asyncio.get_running_loop().time(), counters)
 
 
-def _run(machine: Machine) -> Run | None:
+def _run(machine: Machine) -> QemuRun | None:
     try:
         return machine.live()
     except NotRunning:

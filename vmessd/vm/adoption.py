@@ -27,7 +27,7 @@ from vmessd.qemu.process import Process, arguments
 from vmessd.storage import vmdir
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import whereabouts
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.launcher import LAST_LINES, Launched, restart_policy, shorten_logs, sweep_quietly
 
 log = logging.getLogger(__name__)

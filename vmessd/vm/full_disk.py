@@ -32,7 +32,7 @@ WORDS = 300
 """Characters of a path that are logged."""
 
 
-class Space:
+class EnospcRecovery:
     """What one QEMU's guest lacks, and what was said about it."""
 
     def __init__(self, vm: str, session: Session) -> None:

@@ -10,8 +10,8 @@ from vmessd.core.models.events import Kind
 from vmessd.core.models.vms import Exit
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.vm.events import Events
-from vmessd.vm.instance import Run
-from vmessd.vm.mailbox import Happening
+from vmessd.vm.mailbox import EventMessage
+from vmessd.vm.qemu_run import QemuRun
 from vmessd.vm.restart import CALLED_OFF, Pending
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Journal:
         self._told_state = State.stopped
         self._doubt: asyncio.TimerHandle | None = None
 
-    def state(self, now: State, message: Happening) -> None:
+    def state(self, now: State, message: EventMessage) -> None:
         """Tell of the state the VM is in after a message, if that is another one.
 
         A monitor that is lost is told only when it stays so: mostly its QEMU has ended, as is told next.
@@ -53,7 +53,7 @@ class Journal:
         else:
             self._tell_state(now, message)
 
-    def _tell_state(self, now: State, message: Happening) -> None:
+    def _tell_state(self, now: State, message: EventMessage) -> None:
         self._doubt = None
         before, self._told_state = self._told_state, now
         why = message.error.message if message.error else message.event.value
@@ -74,7 +74,7 @@ class Journal:
     def _start(self, text: str, pid: int) -> None:
         tell(self._events, Kind.start, self._vm, text, pid=pid)
 
-    def rung(self, run: Run) -> None:
+    def rung(self, run: QemuRun) -> None:
         """Tell how far a stop has come."""
         if run.stop is not None:
             text = f"stopping: {run.stop.rung.value}"

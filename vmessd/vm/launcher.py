@@ -26,7 +26,7 @@ from vmessd.qemu.process import Process
 from vmessd.storage import images, serial_stream, vmdir
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import whereabouts
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,12 @@ from vmessd.qemu.session import Timing
 from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher, restart, whereabouts
-from vmessd.vm.environment import Host
-from vmessd.vm.instance import Attempt, CalledOff, Run, Stop, grace_of, logged, policy_of, stopped
-from vmessd.vm.mailbox import Happening, Job, dismiss, tell
-from vmessd.vm.mending import Mending
+from vmessd.vm.failure_recovery import FailureRecovery
+from vmessd.vm.host import Host
+from vmessd.vm.mailbox import EventMessage, Job, dismiss, tell
+from vmessd.vm.qemu_run import QemuRun, failures_logged, last_progress, policy_of
+from vmessd.vm.start import Cancellation, StartAttempt
+from vmessd.vm.stop import Stop, grace_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ END_TIME = 5.0
 """Seconds that a daemon which ends waits for a start that is under way."""
 
 
-class Machine(Mending):
+class Machine(FailureRecovery):
     """A VM as the daemon knows it; `run` is its task."""
 
     def __init__(self, directory: VMDirectory, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
@@ -54,7 +56,7 @@ class Machine(Mending):
         self._tries = 0
         self._lost_displays = 0
         """Starts in a row that found their VNC port taken."""
-        self._actions: dict[Action, Callable[[Happening], Coroutine[Any, Any, None]]] = {
+        self._actions: dict[Action, Callable[[EventMessage], Coroutine[Any, Any, None]]] = {
             Action.spawn: self._spawn,
             Action.take_on: self._take_on,
             Action.delay: self._delay,
@@ -86,10 +88,10 @@ class Machine(Mending):
         try:
             await self._recover()
             self.found.set()
-            with logged(self.vm):
+            with failures_logged(self.vm):
                 await blocking.call(launcher.sweep_links, self.directory, self._host.network)
         except Exception as error:  # noqa: BLE001 -- as below
-            self._give_up_on(Happening(Event.found), error)
+            self._give_up_on(EventMessage(Event.found), error)
             self.found.set()
         while (message := await self._inbox.get()) is not None:
             try:
@@ -179,7 +181,7 @@ class Machine(Mending):
         run = self._run
         return run.stop.progress(run.pid) if run is not None and run.stop is not None else None
 
-    def live(self) -> Run:
+    def live(self) -> QemuRun:
         """Return the QEMU there is; raises NotRunning, or Locked where it is out of reach."""
         if self._run is None:
             raise self._in_the_way() or refusals.off(self.vm)
@@ -192,7 +194,7 @@ class Machine(Mending):
         if job.done.cancelled():  # whoever wanted to look has left
             return
         if job.stopped and self.state is State.held:
-            await self._react(Happening(Event.look))
+            await self._react(EventMessage(Event.look))
         try:
             if job.stopped and self.state not in OFF:
                 raise self._in_the_way() or refusals.in_the_way(self.vm)
@@ -203,14 +205,14 @@ class Machine(Mending):
         except Exception as error:  # noqa: BLE001 -- handed to whoever asked
             job.settle(error=error)
 
-    def _is_stale(self, message: Happening) -> bool:
+    def _is_stale(self, message: EventMessage) -> bool:
         """Tell whether a message is of a run, or of something else, that the VM has no more."""
         stop = self._run.stop if self._run else None
         return message.of is not None and not any(
             message.of is one for one in (self._run, stop, self._attempt, self._pending)
         )
 
-    async def _react(self, message: Happening) -> None:
+    async def _react(self, message: EventMessage) -> None:
         if self._is_stale(message):
             if message.launched is not None:
                 message.launched.close()
@@ -234,7 +236,7 @@ class Machine(Mending):
         """Have what a guest is to find seen to once, also for a QEMU of an earlier daemon."""
         if self._run is not None and not self._run.prepared:
             self._run.prepared = True
-            self._run.errand("prepare", self.prepare())
+            self._run.start_task("prepare", self.prepare())
 
     async def _let_go(self) -> None:
         """Leave the VM running, and whoever waits with a word."""
@@ -244,7 +246,7 @@ class Machine(Mending):
         if self._run is not None:
             if self._run.stop is not None:
                 log.warning("%s: its stop is not carried on", self.vm)
-            self._run.cancel_errands()
+            self._run.cancel_tasks()
             await self._run.session.close()
             self._run.launched.process.close()
         self._wait_no_longer()
@@ -253,55 +255,55 @@ class Machine(Mending):
 
     # -- Actions: start --
 
-    async def _spawn(self, message: Happening) -> None:
+    async def _spawn(self, message: EventMessage) -> None:
         self._starters.append(message.asker())
         pending = self._wait_no_longer()
         if pending is not None and message.event is Event.again:
             self._tries = pending.attempt
         elif message.request is not None:  # else it is the same start once more
             self._tries = 0
-        self._attempt = Attempt(self.vm, self._inbox.happen)
+        self._attempt = StartAttempt(self.vm, self._inbox.post)
         self._attempt.begin(self.directory, self._host, self._tries, self.files)
 
-    async def _take_on(self, message: Happening) -> None:
+    async def _take_on(self, message: EventMessage) -> None:
         if self._run is not None:
             record = self._run.launched.record
             tell(self._starters, StartProgress(done=False, pid=record.pid, command=record.argv))
             await self._converse(message)
 
-    async def _delay(self, _message: Happening) -> None:
+    async def _delay(self, _message: EventMessage) -> None:
         log.warning("%s: its start takes long: its files do not answer", self.vm)
         self._tell_all(refusals.held_up(self.vm))
 
-    async def _converse(self, _message: Happening) -> None:
+    async def _converse(self, _message: EventMessage) -> None:
         if self._run is None:
             return
         if self._run.launched.process.has_ended():
             self._ended(self._run)
         self._run.session.begin()
 
-    async def _cont(self, _message: Happening) -> None:
+    async def _cont(self, _message: EventMessage) -> None:
         if self._run is not None:
             self._run.prepared = True
-            self._run.errand("cont", self._let_it_run(self._run))
+            self._run.start_task("cont", self._let_it_run(self._run))
 
-    async def _let_it_run(self, run: Run) -> None:
+    async def _let_it_run(self, run: QemuRun) -> None:
         await self.prepare()
-        await run.let_it_run(lambda: self._inbox.happen(Event.runs, Runstate.running, of=run))
+        await run.let_it_run(lambda: self._inbox.post(Event.runs, Runstate.running, of=run))
 
-    async def _started(self, _message: Happening) -> None:
+    async def _started(self, _message: EventMessage) -> None:
         if self._run is None:
             return
         record = self._run.launched.record
         self._journal.started(record)
         dismiss(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
 
-    async def _hangs(self, _message: Happening) -> None:
+    async def _hangs(self, _message: EventMessage) -> None:
         dismiss(self._starters, refusals.hanging(self.vm, self._run.pid if self._run else 0))
 
     # -- Actions: stop --
 
-    async def _begin_ladder(self, message: Happening) -> None:
+    async def _begin_ladder(self, message: EventMessage) -> None:
         request = message.asker()
         await self._begin_stop(message, await self._gentle(request.uid, request.within))
 
@@ -314,48 +316,48 @@ class Machine(Mending):
             grace = min(grace, within)
         return Stop(ladder(grace), grace, uid, gentle=True, note=note)
 
-    async def _begin_force(self, message: Happening) -> None:
+    async def _begin_force(self, message: EventMessage) -> None:
         await self._begin_stop(message, Stop(by_force(), 0.0, message.asker().uid, gentle=False))
 
-    async def _begin_stop(self, message: Happening, stop: Stop) -> None:
+    async def _begin_stop(self, message: EventMessage, stop: Stop) -> None:
         self._stoppers.append(message.asker())
         dismiss(self._starters, refusals.called_off(self.vm))
         if self._attempt is not None:
-            self._attempt.call_off(CalledOff(message.asker().uid, gentle=message.event is Event.stop))
+            self._attempt.call_off(Cancellation(message.asker().uid, gentle=message.event is Event.stop))
         if self._run is not None:
             await self._stop(self._run, stop)
 
-    async def _stop(self, run: Run, stop: Stop) -> None:
+    async def _stop(self, run: QemuRun, stop: Stop) -> None:
         """Take the first step of a stop. That there is one is noted, but no signal waits for a file."""
         if run.begin_stop(stop):
             run.note_stop(self.home, self.files)
-        await self._climb(Happening(Event.rung))
+        await self._climb(EventMessage(Event.rung))
 
-    async def _cut_off(self, message: Happening) -> None:
+    async def _cut_off(self, message: EventMessage) -> None:
         """End what came of a start that had been called off: by force, unless its guest was there before."""
         run = self._run
         if run is None:
             return
-        uid, gentle = run.off or CalledOff(None, gentle=False)
+        uid, gentle = run.start_cancelled or Cancellation(None, gentle=False)
         if gentle and message.event is Event.found:
             await self._converse(message)
             await self._stop(run, await self._gentle(uid))
         else:
             await self._stop(run, Stop(by_force(), 0.0, uid, gentle=False))
 
-    async def _climb(self, _message: Happening) -> None:
+    async def _climb(self, _message: EventMessage) -> None:
         run = self._run
         if run is None or run.stop is None:
             return
         stop = run.stop
-        step = run.climb(lambda: self._inbox.happen(Event.rung, of=stop))
+        step = run.climb(lambda: self._inbox.post(Event.rung, of=stop))
         if step is None:
             await self._undying(run)
         elif step.is_first:
             self._journal.rung(run)
             tell(self._stoppers, run.stop.progress(run.pid))
 
-    async def _undying(self, run: Run) -> None:
+    async def _undying(self, run: QemuRun) -> None:
         """Let nobody wait for a process that does not even end by SIGKILL: the kernel holds it."""
         if run.launched.process.has_ended():
             self._ended(run)
@@ -364,7 +366,7 @@ class Machine(Mending):
         log.warning("%s", error.message)
         dismiss(self._stoppers, error)
 
-    async def _join(self, message: Happening) -> None:
+    async def _join(self, message: EventMessage) -> None:
         request = message.asker()
         if self.state is State.starting:
             self._starters.append(request)
@@ -384,7 +386,7 @@ class Machine(Mending):
 
     # -- Actions: the end --
 
-    async def _bury(self, message: Happening) -> None:
+    async def _bury(self, message: EventMessage) -> None:
         home = self.home
         run, self._run = self._run, None
         error = message.error or StartFailed(f"VM {self.vm} did not start")
@@ -392,7 +394,7 @@ class Machine(Mending):
         try:
             self._no_attempt()
             if run is not None:
-                run.cancel_errands()
+                run.cancel_tasks()
                 await run.session.close()
                 self.last_exit = await self._record_end(run, home)
                 self._journal.ended(self.last_exit)
@@ -414,14 +416,14 @@ class Machine(Mending):
             self._host.displays.release(self.vm)
             if not once_more:
                 dismiss(self._starters, error)
-            dismiss(self._stoppers, stopped(run, self.last_exit))
+            dismiss(self._stoppers, last_progress(run, self.last_exit))
         if once_more:
-            await self._react(Happening(Event.start))  # at once, so that no stop finds it stopped
+            await self._react(EventMessage(Event.start))  # at once, so that no stop finds it stopped
         else:
             await self._rest_if_wanted()
         self._journal.state(self.state, message)
 
-    def _may_try_another_display(self, run: Run, ended: ExitRecord) -> bool:
+    def _may_try_another_display(self, run: QemuRun, ended: ExitRecord) -> bool:
         """Tell whether a start failed only because somebody took its VNC port just then."""
         if run.ran or run.stop is not None or not self._starters or not monitor.says_display_taken(ended.log):
             self._lost_displays = 0
@@ -429,11 +431,11 @@ class Machine(Mending):
         self._lost_displays += 1
         return self._lost_displays <= displays.LOST_MAX
 
-    async def _record_end(self, run: Run, home: VMDirectory) -> ExitRecord:
+    async def _record_end(self, run: QemuRun, home: VMDirectory) -> ExitRecord:
         """Note how a run ended, and return it; where its files do not answer, that is done when they do."""
         self.last_exit = known = run.exit_record()
         record = await run.recorded(known, home, self.files, self._recorded_late)
-        with logged(self.vm):
+        with failures_logged(self.vm):
             await blocking.call(launcher.sweep_links, self.directory, self._host.network)
         return record
 
@@ -443,7 +445,7 @@ class Machine(Mending):
         if known is not None and (known.pid, known.ticks) == (record.pid, record.ticks):
             self.last_exit = record
             if restart.follows(record):
-                self._inbox.happen(Event.pause)
+                self._inbox.post(Event.pause)
 
     # -- Actions: a restart --
 
@@ -451,17 +453,17 @@ class Machine(Mending):
         """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
         last = self.last_exit
         if restart.follows(last):
-            await self._react(Happening(Event.pause))  # at once, so that nobody sees it stopped
+            await self._react(EventMessage(Event.pause))  # at once, so that nobody sees it stopped
         elif last is not None and last.note and self._tries:
             self._journal.given_up(last.note)
 
-    async def _rest(self, _message: Happening) -> None:
+    async def _rest(self, _message: EventMessage) -> None:
         tries = self.last_exit.tries if self.last_exit else 0
-        pending = restart.Pending(tries, lambda: self._inbox.happen(Event.again, of=pending))
+        pending = restart.Pending(tries, lambda: self._inbox.post(Event.again, of=pending))
         self._pending = pending
         self._journal.restart(pending)
 
-    async def _call_off(self, message: Happening) -> None:
+    async def _call_off(self, message: EventMessage) -> None:
         self._wait_no_longer()
         if self.last_exit is not None:
             await self._note_exit(dataclasses.replace(self.last_exit, again=False, note=restart.CALLED_OFF))
@@ -470,18 +472,18 @@ class Machine(Mending):
 
     async def _note_exit(self, record: ExitRecord) -> None:
         self.last_exit = record
-        with logged(self.vm):
+        with failures_logged(self.vm):
             await self.files.see_to(functools.partial(self.directory.write_exit_record, record), NOTE_TIME)
 
     # -- Actions: refusals --
 
-    async def _say_running(self, message: Happening) -> None:
+    async def _say_running(self, message: EventMessage) -> None:
         tell([message.asker()], refusals.running(self.vm, self._run.pid if self._run else None))
 
-    async def _say_stopping(self, message: Happening) -> None:
+    async def _say_stopping(self, message: EventMessage) -> None:
         tell([message.asker()], refusals.stopping(self.vm))
 
-    async def _say_stopped(self, message: Happening) -> None:
+    async def _say_stopped(self, message: EventMessage) -> None:
         tell([message.asker()], refusals.stopped(self.vm, self.last_exit.text if self.last_exit else None))
 
 

@@ -25,7 +25,7 @@ class Request:
 
 
 @dataclasses.dataclass
-class Happening:
+class EventMessage:
     """A lifecycle event and what came with it."""
 
     event: Event
@@ -35,7 +35,7 @@ class Happening:
     launched: Launched | None = None
     of: object = None
     """What it belongs to, such as a run or a stop: it counts as long as the VM has that. None: always."""
-    cause: "Happening | None" = None
+    cause: "EventMessage | None" = None
     """Of what is amiss: the event that was being handled."""
 
     def asker(self) -> Request:
@@ -78,30 +78,30 @@ class Inbox:
 
     def __init__(self, vm: str) -> None:
         self._vm = vm
-        self._queue: asyncio.Queue[Happening | Job | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[EventMessage | Job | None] = asyncio.Queue()
         self._closed = False
 
-    async def get(self) -> Happening | Job | None:
+    async def get(self) -> EventMessage | Job | None:
         """Return the next message, None when there will be no more."""
         return await self._queue.get()
 
-    def happen(self, event: Event, runstate: str | None = None, **more: Any) -> None:
-        """Put an event that nobody asked for; `more` are fields of Happening. As :meth:`put`."""
-        self.put(Happening(event, None, runstate, **more))
+    def post(self, event: Event, runstate: str | None = None, **more: Any) -> None:
+        """Put an event that nobody asked for; `more` are fields of EventMessage. As :meth:`put`."""
+        self.put(EventMessage(event, None, runstate, **more))
 
-    def put(self, happening: Happening) -> None:
+    def put(self, message: EventMessage) -> None:
         """Put what nobody waits for; dropped where the inbox is closed."""
         if not self._closed:
-            self._queue.put_nowait(happening)
-        elif happening.launched is not None:
-            happening.launched.process.close()
+            self._queue.put_nowait(message)
+        elif message.launched is not None:
+            message.launched.process.close()
 
     async def ask(
         self, event: Event, uid: int | None, within: float | None = None
     ) -> AsyncIterator[StartProgress | StopProgress]:
         """Put a request and yield its news until the last; raises the error it ends with."""
         request = Request(uid, within)
-        self._put(Happening(event, request))
+        self._put(EventMessage(event, request))
         while True:
             news = await request.news.get()
             if isinstance(news, VmessError):
@@ -122,7 +122,7 @@ class Inbox:
         self._closed = True
         self._queue.put_nowait(None)
 
-    def _put(self, message: Happening | Job) -> None:
+    def _put(self, message: EventMessage | Job) -> None:
         if self._closed:
             raise self._gone()
         self._queue.put_nowait(message)

@@ -12,7 +12,7 @@ from vmessd.storage import blocking
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import adoption
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.launcher import Launched
 
 log = logging.getLogger(__name__)

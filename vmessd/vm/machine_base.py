@@ -18,18 +18,19 @@ from vmessd.storage import vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import restart
-from vmessd.vm.environment import Host
-from vmessd.vm.instance import Attempt, Run
+from vmessd.vm.host import Host
 from vmessd.vm.journal import Journal
 from vmessd.vm.launcher import Launched
-from vmessd.vm.mailbox import Happening, Inbox, Request, dismiss, tell
+from vmessd.vm.mailbox import EventMessage, Inbox, Request, dismiss, tell
+from vmessd.vm.qemu_run import QemuRun
 from vmessd.vm.rediscovery import Findings, Search
+from vmessd.vm.start import StartAttempt
 
 BEGIN_TIME = 5.0
 """Seconds that whoever wants something of a guest waits for a start that is under way."""
 
 
-class Custody(abc.ABC):
+class MachineBase(abc.ABC):
     """A VM with its QEMU, if it has one, and with those who wait for either."""
 
     def __init__(self, directory: VMDirectory, host: Host, timing: Timing) -> None:
@@ -52,8 +53,8 @@ class Custody(abc.ABC):
         self._timing = timing
         self._inbox = Inbox(directory.vm)
         self._journal = Journal(directory.vm, host.events)
-        self._attempt: Attempt | None = None
-        self._run: Run | None = None
+        self._attempt: StartAttempt | None = None
+        self._run: QemuRun | None = None
         self._search = Search(directory, host, self.files)
         self._pending: restart.Pending | None = None
         self._starters: list[Request] = []
@@ -81,7 +82,7 @@ class Custody(abc.ABC):
             raise refusals.starting(self.vm) from None
 
     @abc.abstractmethod
-    async def _react(self, message: Happening) -> None:
+    async def _react(self, message: EventMessage) -> None:
         """Handle a message."""
 
     @abc.abstractmethod
@@ -110,7 +111,7 @@ class Custody(abc.ABC):
             return
         # One that hangs must not make everybody wait who asks how it is.
         asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
-        await self._react(Happening(Event.found, launched=launched))
+        await self._react(EventMessage(Event.found, launched=launched))
 
     async def _seek(self, look: Callable[[], Awaitable[Findings]]) -> Launched | None:
         """Look for a QEMU of an earlier daemon; again and again where nobody can tell whether there is one."""
@@ -119,22 +120,22 @@ class Custody(abc.ABC):
         if found.problem is not None:
             self._search.go_on(found.problem, self._timing.look, self._look_again)
             if isinstance(found.problem, Locked):
-                await self._react(Happening(Event.held, error=found.problem))
+                await self._react(EventMessage(Event.held, error=found.problem))
             return found.launched
         self._search.cancel()
         if found.launched is None and self.state is State.held:
-            await self._react(Happening(Event.free))
+            await self._react(EventMessage(Event.free))
         return found.launched
 
     async def _look_again(self) -> None:
-        self._inbox.happen(Event.look)
+        self._inbox.post(Event.look)
         await self.in_turn()
 
-    async def _look(self, message: Happening) -> None:
+    async def _look(self, message: EventMessage) -> None:
         """Look for its QEMU again; what was asked for is then carried out, or refused."""
         launched = await self._seek(self._search.look)
         if launched is not None:
-            await self._react(Happening(Event.found, launched=launched))
+            await self._react(EventMessage(Event.found, launched=launched))
         elif self._search.doubt is None:
             await self._rest_if_wanted()
         error = self._in_the_way()
@@ -143,21 +144,21 @@ class Custody(abc.ABC):
         elif message.request is not None:
             await self._react(message)
 
-    async def _hold(self, message: Happening) -> None:
+    async def _hold(self, message: EventMessage) -> None:
         error = message.error or refusals.in_the_way(self.vm)
         self._wait_no_longer()
         self._no_attempt()
         self._search.go_on(error, self._timing.look, self._look_again)
         self._tell_all(error)
 
-    def _no_attempt(self) -> Attempt | None:
+    def _no_attempt(self) -> StartAttempt | None:
         """End the start that is under way, and return it."""
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.settle()
         return attempt
 
-    def _take_in(self, message: Happening, launched: Launched) -> bool:
+    def _take_in(self, message: EventMessage, launched: Launched) -> bool:
         """Adopt a QEMU that was spawned or found; tell whether there was none yet."""
         if self._run is not None:
             launched.close()
@@ -170,20 +171,20 @@ class Custody(abc.ABC):
             dismiss(self._starters, refusals.running(self.vm, run.pid))
         return True
 
-    def _adopt(self, launched: Launched) -> Run:
+    def _adopt(self, launched: Launched) -> QemuRun:
         """Take a process under watch."""
         self._search.cancel()
         self._wait_no_longer()
         connect = functools.partial(launched.connect, self.directory, vmdir.QMP_SOCKET)
         session = Session(
             connect=lambda: self.files.aside(connect),
-            report=lambda event, runstate: self._inbox.happen(event, runstate, of=run),
+            report=lambda event, runstate: self._inbox.post(event, runstate, of=run),
             events=lambda name, data: self._qmp_event(run, name, data),
             timing=self._timing,
         )
-        run = Run(self.vm, launched, session)
+        run = QemuRun(self.vm, launched, session)
         attempt = self._no_attempt()
-        run.off = attempt.off if attempt is not None else None
+        run.start_cancelled = attempt.cancelled if attempt is not None else None
         self._run = run
         launched.process.watch(lambda: self._ended(run))
         if launched.problem is not None:
@@ -197,25 +198,25 @@ class Custody(abc.ABC):
 
     # -- What QEMU and the kernel tell --
 
-    def _qmp_event(self, run: Run, name: str, data: Mapping[str, Any]) -> None:
+    def _qmp_event(self, run: QemuRun, name: str, data: Mapping[str, Any]) -> None:
         if run is not self._run:
             return
         self._journal.qmp(run.pid, name, data)
         heard = run.hear(name, data)
         if heard is not None:
-            self._inbox.happen(*heard, of=run)
+            self._inbox.post(*heard, of=run)
         elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str):
             self.device_gone(data["device"])
 
-    def _ended(self, run: Run) -> None:
+    def _ended(self, run: QemuRun) -> None:
         """The pidfd says the process has ended; its last messages may still be on the way."""
-        run.errand("last words", self._last_words(run))
+        run.start_task("last words", self._last_words(run))
 
-    async def _last_words(self, run: Run) -> None:
+    async def _last_words(self, run: QemuRun) -> None:
         try:
             await run.session.drained()
         finally:
-            self._inbox.happen(Event.exited, of=run)
+            self._inbox.post(Event.exited, of=run)
 
     # -- Those who wait --
 

@@ -43,7 +43,7 @@ class _Left:
         self.due = time.monotonic() + self.pause
 
 
-class Remains:
+class Leftovers:
     """What is left in one VM root."""
 
     def __init__(self, root: Path, network: Network) -> None:

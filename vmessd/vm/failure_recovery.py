@@ -10,9 +10,10 @@ import logging
 from vmessd.core import refusals, settings
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import OFF, Event, State, by_force, ladder
-from vmessd.vm.custody import Custody
-from vmessd.vm.instance import Run, Stop
-from vmessd.vm.mailbox import Happening, Job, tell
+from vmessd.vm.machine_base import MachineBase
+from vmessd.vm.mailbox import EventMessage, Job, tell
+from vmessd.vm.qemu_run import QemuRun
+from vmessd.vm.stop import Stop
 
 log = logging.getLogger(__name__)
 
@@ -20,34 +21,34 @@ MEND_PAUSE = 5.0
 """Seconds until the next try where even the mending of a failure failed."""
 
 
-class Mending(Custody):
+class FailureRecovery(MachineBase):
     """A VM that is mended; what that takes, a machine does anyway."""
 
     @abc.abstractmethod
-    async def _bury(self, message: Happening) -> None:
+    async def _bury(self, message: EventMessage) -> None:
         """See to the end of a QEMU, or of a start that came to none."""
 
     @abc.abstractmethod
-    async def _stop(self, run: Run, stop: Stop) -> None:
+    async def _stop(self, run: QemuRun, stop: Stop) -> None:
         """Take the first step of a stop."""
 
     @abc.abstractmethod
-    async def _climb(self, message: Happening) -> None:
+    async def _climb(self, message: EventMessage) -> None:
         """Take the step of a stop that is due."""
 
     @abc.abstractmethod
-    async def _started(self, message: Happening) -> None:
+    async def _started(self, message: EventMessage) -> None:
         """Tell whoever waits for a start that the guest runs."""
 
     @abc.abstractmethod
-    async def _hangs(self, message: Happening) -> None:
+    async def _hangs(self, message: EventMessage) -> None:
         """Tell whoever waits for a start that QEMU does not answer."""
 
     @abc.abstractmethod
-    async def _rest(self, message: Happening) -> None:
+    async def _rest(self, message: EventMessage) -> None:
         """Let the pause before a restart begin."""
 
-    def _give_up_on(self, message: Happening | Job, error: Exception) -> None:
+    def _give_up_on(self, message: EventMessage | Job, error: Exception) -> None:
         """Leave nobody waiting, and the VM in no state without a way out."""
         failure = error if isinstance(error, VmessError) else refusals.unexpected(self.vm)
         if failure is error:
@@ -56,16 +57,16 @@ class Mending(Custody):
             log.error("%s: unexpected failure", self.vm, exc_info=error)
         if isinstance(message, Job):
             message.settle(error=failure)
-            message = Happening(Event.look)  # all else that fails of a job is for whoever asked
+            message = EventMessage(Event.look)  # all else that fails of a job is for whoever asked
         if message.request is not None:
             tell([message.request], failure)
-        amiss = Happening(Event.amiss, cause=message.cause or message, error=failure)
+        amiss = EventMessage(Event.amiss, cause=message.cause or message, error=failure)
         if message.event is Event.amiss:  # not even that could be mended
             asyncio.get_running_loop().call_later(MEND_PAUSE, self._inbox.put, amiss)
         else:
             self._inbox.put(amiss)
 
-    async def _mend(self, message: Happening) -> None:
+    async def _mend(self, message: EventMessage) -> None:
         """See to it that the state has a way out, and that nobody waits for what will not come."""
         cause, failure = message.cause or message, message.error or refusals.unexpected(self.vm)
         if cause.launched is not None and self._run is None:
@@ -76,16 +77,16 @@ class Mending(Custody):
         if self._run is not None:
             await self._mend_run(self._run, cause)
         elif self.state is State.held:
-            await self._hold(Happening(Event.held, error=cause.error or self._search.doubt or failure))
+            await self._hold(EventMessage(Event.held, error=cause.error or self._search.doubt or failure))
         elif self._attempt is None and self.state not in OFF:
-            await self._bury(Happening(Event.refused, error=failure))
+            await self._bury(EventMessage(Event.refused, error=failure))
         elif self._attempt is None:
             await self._mend_off(cause, failure)
             self._tell_all(failure)
         elif cause.event is Event.late:
             self._tell_all(failure)
 
-    async def _mend_run(self, run: Run, cause: Happening) -> None:
+    async def _mend_run(self, run: QemuRun, cause: EventMessage) -> None:
         if self.state is State.stopping:
             await self._climb_on(run, cause)
         if run.launched.process.has_ended():
@@ -96,7 +97,7 @@ class Mending(Custody):
         elif self._starters and self.state is not State.starting:
             await self._hangs(cause)
 
-    async def _mend_off(self, cause: Happening, failure: VmessError) -> None:
+    async def _mend_off(self, cause: EventMessage, failure: VmessError) -> None:
         if cause.event in (Event.found, Event.look):  # whether there is one, is not known
             self.settled.set()
             self._search.go_on(failure, self._timing.look, self._look_again)
@@ -105,7 +106,7 @@ class Mending(Custody):
         elif self.state is State.stopped:
             self._wait_no_longer()
 
-    async def _climb_on(self, run: Run, cause: Happening) -> None:
+    async def _climb_on(self, run: QemuRun, cause: EventMessage) -> None:
         """Go on with a stop that has no next step, or was not even begun."""
         if run.stop is None:
             gentle = cause.event is Event.stop

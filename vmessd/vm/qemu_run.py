@@ -7,13 +7,12 @@ import functools
 import json
 import logging
 import signal
-import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from vmessd.core import refusals, settings
-from vmessd.core.errors import Locked, StartFailed, TimedOut, VmessError
-from vmessd.core.lifecycle import RUNG_TIME, Ending, Event, Policy, Reason, Rung, State, Step, classify
+from vmessd.core import refusals
+from vmessd.core.errors import StartFailed, TimedOut, VmessError
+from vmessd.core.lifecycle import Ending, Event, Policy, Reason, Rung, State, classify
 from vmessd.core.models.progress import StopProgress
 from vmessd.core.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.core.words import Runstate
@@ -22,10 +21,11 @@ from vmessd.qemu.session import Session
 from vmessd.storage import vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import adoption, launcher, restart, whereabouts
-from vmessd.vm.environment import Host
-from vmessd.vm.full_disk import Space
+from vmessd.vm import restart, whereabouts
+from vmessd.vm.full_disk import EnospcRecovery
 from vmessd.vm.launcher import LAST_LINES, Launched, restart_policy, shorten_logs
+from vmessd.vm.start import Cancellation
+from vmessd.vm.stop import READ_TIME, StepTaken, Stop
 
 log = logging.getLogger(__name__)
 
@@ -42,189 +42,14 @@ _GUEST_EVENTS = {
     "STOP": (Event.halts, Runstate.paused),
     "SUSPEND": (Event.halts, ASLEEP),
 }
-LAUNCH_TIME = 15.0
-"""Seconds after which whoever waits for a start is told that its files do not answer."""
-MORE_TIME = 2.0
-"""The same for those who come later."""
 NOTE_TIME = 2.0
 """Seconds after which a note that a stop was asked for counts as hanging."""
 BURY_TIME = 3.0
 """Seconds that whoever waits for an end waits for its record to be on disk."""
-GRACE_TIME = 2.0
-"""Seconds that reading a guest's grace may take: it has to be stopped all the same."""
-UNDYING = 10.0
-"""Seconds a QEMU may take to end by SIGKILL: one that waits for a disk in the kernel does not."""
-
-
-class CalledOff(NamedTuple):
-    """What puts an end to a start."""
-
-    uid: int | None
-    """Who asked for it."""
-    gentle: bool
-    """It was asked for without force."""
-
-
-class Attempt:
-    """A start whose QEMU is not there yet."""
-
-    def __init__(self, vm: str, happen: Callable[..., None]) -> None:
-        self.off: CalledOff | None = None
-        """Set when it was called off."""
-        self._vm = vm
-        self._happen = functools.partial(happen, of=self)
-        self._off = threading.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def begin(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
-        """Let it happen what comes of it; and that it is late, if it takes long."""
-
-        def done(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("%s: unexpected failure of a start", self._vm, exc_info=error)
-                self._happen(Event.refused, error=refusals.unexpected(self._vm))
-
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(LAUNCH_TIME, self._happen, Event.late)
-        self._task = loop.create_task(self._launch(directory, host, tries, files))
-        self._task.add_done_callback(done)
-
-    async def _launch(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
-        """Start a QEMU, or find the one that the VM has although it was not known to."""
-        try:
-            start = functools.partial(launcher.launch, directory, host, tries, self._check)
-            self._happen(Event.spawned, launched=await files.finish(start, LAUNCH_TIME))
-        except Locked as error:
-            await self._find(directory, host, files, error)
-        except VmessError as error:
-            self._happen(Event.refused, error=error)
-
-    async def _find(self, directory: VMDirectory, host: Host, files: Lane, locked: Locked) -> None:
-        try:
-            found = await files.finish(functools.partial(adoption.recover, directory, host))
-        except Locked as error:
-            self._happen(Event.held, error=error)
-        except VmessError as error:
-            self._happen(Event.refused, error=error)
-        else:
-            if found is None:
-                self._happen(Event.refused, error=locked)
-            else:
-                self._happen(Event.found, launched=found)
-
-    def call_off(self, off: CalledOff) -> None:
-        """Have no QEMU spawned, if that is not done yet."""
-        self.off = off
-        self._off.set()
-        self.hurry()
-
-    def hurry(self) -> None:
-        """Have somebody more told soon that it takes long, if it does."""
-        loop = asyncio.get_running_loop()
-        if self._timer is not None and self._timer.when() <= loop.time():
-            self._timer = loop.call_later(MORE_TIME, self._happen, Event.late)
-
-    def _check(self) -> None:
-        """Raise Failed where it was called off; from any thread."""
-        if self._off.is_set():
-            raise refusals.called_off(self._vm)
-
-    def settle(self) -> None:
-        """Note that it has come to something, or to nothing."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    async def finished(self, patience: float) -> None:
-        """Return when it has, or after so many seconds."""
-        self.settle()
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=patience)
-
-
-class Climb(NamedTuple):
-    """A step of a stop that was taken."""
-
-    rung: Rung
-    is_first: bool
-    """On its rung."""
-
-
-class Stop:
-    """A stop under way: where on the ladder it is. Measured by the event loop's monotonic clock."""
-
-    def __init__(
-        self,
-        steps: Iterator[Step],
-        grace: float,
-        uid: int | None,
-        *,
-        gentle: bool,
-        note: str | None = None,
-    ) -> None:
-        self._steps = steps
-        self._next = next(steps, None)
-        self._began = asyncio.get_running_loop().time()
-        self._timer: asyncio.TimerHandle | None = None
-        self.grace = grace
-        self.uid = uid
-        self.note = note
-        self.gentle = gentle
-        """It was asked for without force."""
-        self.rung = self._next.rung if self._next else Rung.kill
-
-    def step(self, due: Callable[[], None]) -> Step | None:
-        """Return the step to take now, None after the last; have `due` called when the next one is.
-
-        And once more when the process should long have ended by the last.
-        """
-        loop = asyncio.get_running_loop()
-        step, self._next = self._next, next(self._steps, None)
-        if self._next is None:
-            if step is not None:
-                self._timer = loop.call_later(UNDYING, due)
-        else:
-            at = self._began + self._next.at
-            if step is not None and step.rung is not Rung.powerdown:
-                at = max(at, loop.time() + RUNG_TIME)  # each rung gets its time, also if we were held up
-            self._timer = loop.call_at(at, due)
-        return step
-
-    def outlasts(self, within: float | None) -> bool:
-        """Tell whether the guest still has more than so many seconds; None is without end."""
-        left = self.grace - (asyncio.get_running_loop().time() - self._began)
-        return within is not None and self.rung is Rung.powerdown and left > within
-
-    def goes_on(self) -> bool:
-        """Tell whether there is a next step, or the process is to end by the last one."""
-        timer = self._timer
-        return timer is not None and not timer.cancelled() and timer.when() > asyncio.get_running_loop().time()
-
-    def is_spent(self) -> bool:
-        """Tell whether the process should long have ended by the last step."""
-        return self._next is None and not self.goes_on()
-
-    def cancel(self) -> None:
-        """Take no further step."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def progress(self, pid: int) -> StopProgress:
-        """Return where the stop is."""
-        return StopProgress(
-            done=False,
-            pid=pid,
-            rung=self.rung,
-            elapsed=asyncio.get_running_loop().time() - self._began,
-            grace=self.grace,
-            forced=False,
-            text=None,
-            note=self.note,
-        )
 
 
 @dataclasses.dataclass
-class Run:
+class QemuRun:
     """A QEMU process, the conversation with it, and what was learned from both."""
 
     vm: str
@@ -243,7 +68,7 @@ class Run:
     doubted: bool = False
     """It was said that QEMU says what cannot be true."""
     stop: Stop | None = None
-    off: CalledOff | None = None
+    start_cancelled: Cancellation | None = None
     """What was to put an end to its start."""
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """Set when the process has ended and everything of it was cleared away."""
@@ -251,10 +76,10 @@ class Run:
     """Why a start came to nothing, where that is known better than by QEMU's last words."""
     _heard: bool = False
     """An event of QEMU's has told how the guest is."""
-    _errands: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
+    _tasks: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.space = Space(self.vm, self.session)
+        self.enospc = EnospcRecovery(self.vm, self.session)
         self.session.complain = self._doubt
 
     @property
@@ -270,7 +95,7 @@ class Run:
 
     def mind_directory(self, directory: VMDirectory, files: Lane) -> None:
         """Keep in mind where its directory is, which should be this one; nobody waits for that."""
-        self.errand("whereabouts", self._mind_directory(directory, files))
+        self.start_task("whereabouts", self._mind_directory(directory, files))
 
     async def _mind_directory(self, directory: VMDirectory, files: Lane) -> None:
         launched, said = self.launched, None
@@ -291,11 +116,11 @@ class Run:
 
     def hear(self, name: str, data: Mapping[str, Any]) -> tuple[Event, str] | None:
         """Take in an event of QEMU's; return what it means for the VM's life, if anything, and the runstate."""
-        self.space.event(name, data)
+        self.enospc.event(name, data)
         if name == "SHUTDOWN":
             # The first counts: with -no-shutdown the guest is off long before QEMU is told to quit.
             self.shutdown = self.shutdown or str(data.get("reason"))
-            self.errand("end", self._see_it_end())
+            self.start_task("end", self._see_it_end())
         elif name in _GUEST_EVENTS:
             self._heard = True
             if name == "STOP":
@@ -350,8 +175,8 @@ class Run:
         if runstate == Runstate.internal_error != self.runstate:
             log.warning("%s: QEMU gave the guest up (%s); qemu.log says more", self.vm, runstate)
         self.runstate = runstate
-        if self.space.hear(runstate) and self.stop is None:
-            self.errand("space", self.space.look())
+        if self.enospc.hear(runstate) and self.stop is None:
+            self.start_task("space", self.enospc.look())
 
     async def execute(
         self,
@@ -394,9 +219,9 @@ class Run:
             lasted=known.when.uptime - self.launched.record.since.uptime,
             ran=self.ran,
         )
-        with logged(directory.vm):
+        with failures_logged(directory.vm):
             directory.write_exit_record(record)
-        with logged(directory.vm):
+        with failures_logged(directory.vm):
             directory.sweep()
         shorten_logs(directory)
         return record
@@ -466,25 +291,25 @@ class Run:
 
         def note() -> None:
             self.launched.record = dataclasses.replace(self.launched.record, stopping=True)
-            with logged(self.vm):
+            with failures_logged(self.vm):
                 directory.write_run_record(self.launched.record)
 
         files.see_to(note, NOTE_TIME)
 
-    def climb(self, due: Callable[[], None]) -> Climb | None:
+    def climb(self, due: Callable[[], None]) -> StepTaken | None:
         """Take the step of the stop that is due and return it; None where there is none left."""
         if self.stop is None or (step := self.stop.step(due)) is None:
             return None
         first = step.at == 0 or step.rung is not self.stop.rung
         self.stop.rung = step.rung
         if step.rung is Rung.powerdown:
-            self.errand("button", self._press())
+            self.start_task("button", self._press())
         elif step.rung is Rung.quit:
-            self.errand("quit", self._execute("quit"))
+            self.start_task("quit", self._execute("quit"))
         else:
-            with logged(self.vm):
+            with failures_logged(self.vm):
                 self.launched.process.signal(signal.SIGTERM if step.rung is Rung.term else signal.SIGKILL)
-        return Climb(step.rung, first)
+        return StepTaken(step.rung, first)
 
     async def _press(self) -> None:
         """Press the power button of a guest that can notice: one paused is let run first, one asleep woken."""
@@ -503,26 +328,26 @@ class Run:
         with contextlib.suppress(CommandRefused):
             await self.session.execute(command)
 
-    def errand(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside the inbox; not while the same is still being done."""
-        if name in self._errands and not self._errands[name].done():
+        if name in self._tasks and not self._tasks[name].done():
             work.close()
             return
         task = asyncio.get_running_loop().create_task(_unless_lost(self.vm, work))
         # Cancelled before its first step, the task never awaited the work.
         task.add_done_callback(lambda _task: work.close())
-        self._errands[name] = task
+        self._tasks[name] = task
 
-    def cancel_errands(self) -> None:
+    def cancel_tasks(self) -> None:
         """Leave everything undone that waits for QEMU."""
-        for task in self._errands.values():
+        for task in self._tasks.values():
             task.cancel()
         if self.stop is not None:
             self.stop.cancel()
 
 
 @contextlib.contextmanager
-def logged(vm: str) -> Iterator[None]:
+def failures_logged(vm: str) -> Iterator[None]:
     """Log what does not work, such as writing to a full disk, and go on."""
     try:
         yield
@@ -530,29 +355,15 @@ def logged(vm: str) -> Iterator[None]:
         log.warning("%s: %s", vm, error.message)
 
 
-async def grace_of(vm: str, place: Callable[[], VMDirectory], files: Lane) -> tuple[float, str | None]:
-    """Return a guest's grace in seconds, and why its STOP file does not say it: no reason not to stop it.
-
-    `place` tells where its files are, and may block.
-    """
-    try:
-        value = await files.aside(lambda: place().read_setting(settings.BY_FILE["STOP"]), GRACE_TIME)
-    except VmessError as error:
-        note = f"{error.message}; it gets {settings.GRACE_DEFAULT} s"
-        log.warning("%s: %s", vm, note)
-        return float(settings.GRACE_DEFAULT), note
-    return float(settings.GRACE_DEFAULT if value is None else value), None
-
-
 async def policy_of(directory: VMDirectory, files: Lane) -> Policy:
     """Return the restart policy; of a VM whose files do not answer, the one that had it tried."""
     try:
-        return await files.aside(functools.partial(restart_policy, directory), GRACE_TIME)
+        return await files.aside(functools.partial(restart_policy, directory), READ_TIME)
     except VmessError:
         return Policy.always
 
 
-def stopped(run: Run | None, exit_record: ExitRecord | None) -> StopProgress:
+def last_progress(run: QemuRun | None, exit_record: ExitRecord | None) -> StopProgress:
     """Return the last news of a stop."""
     text = exit_record.text if run is not None and exit_record is not None else None
     if run is None or run.stop is None or exit_record is None:
