@@ -117,7 +117,7 @@ def test_c35_a_guest_without_room_is_paused_and_goes_on_when_there_is_some(cramp
     assert cramped.done(VM) == f"VM is running, PID: {pid} (paused: io-error)\n"
     image = cramped.root / VM / f"{VM}-hda.img"
     (line,) = cramped.lines("paused")
-    assert line.endswith(f"{VM}: paused: no room for hda on the file system of {image}")
+    assert line.endswith(f"{VM}: paused: no space for hda on the file system of {image}")
     assert cramped.written() == SIZE - BALLAST
     os.truncate(cramped.inside_small("ballast"), BALLAST - 2**18)
     wait_for(lambda: cramped.written() == SIZE - BALLAST + 2**18, 15, "the use of a little room")
@@ -127,7 +127,7 @@ def test_c35_a_guest_without_room_is_paused_and_goes_on_when_there_is_some(cramp
     wait_for(lambda: cramped.lines("goes on"), what="the line about it")
     assert cramped.lines("paused") == [line]  # and none of the attempt that came to nothing
     assert [text[20:] for text in cramped.lines("goes on")] == [
-        f"warning: {VM}: goes on: there is room for hda"
+        f"warning: {VM}: resumed: there is space for hda"
     ]
     assert cramped.done(VM) == f"VM is running, PID: {pid}\n"
     cramped.done(VM, "stop")
@@ -185,4 +185,4 @@ async def test_c35_only_a_lack_of_room_is_tried_again(
     finally:
         await asyncio.to_thread(end_processes_of, daemon.root)
     said = [record.getMessage() for record in caplog.records if "no room" in record.getMessage()]
-    assert said == ([f"{VM}: paused: no room for bad"] if goes_on else [])
+    assert said == ([f"{VM}: paused: no space for bad"] if goes_on else [])

@@ -226,7 +226,7 @@ def test_c51_a_vm_out_of_reach_counts_as_running_and_fails_a_stop(
     daemon: Daemon, options: tuple[str, ...]
 ) -> None:
     pid = started(daemon)
-    held = f"VM {A} is held by its QEMU, which is in another PID namespace and out of reach"
+    held = f"VM {A} is held by its QEMU, which is in another PID namespace"
     with in_a_pid_namespace(daemon, *options):
         told = daemon.status(A)
         assert (told["state"], told["pid"], told["problem"]) == ("held", None, held)

@@ -113,13 +113,13 @@ class Supervisor:
         self._lock = await self._files.do(self._take_root)
         try:
             await self._files.do(self._leftovers.find)
-            await self._leftovers.take_up(FIND_TIME)
+            await self._leftovers.retry(FIND_TIME)
             for vm in sorted({*await self._listing(), *await self._running()}):
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
             raise
-        housekeeping = Housekeeping(self._machines, self.host.kills.look, self._leftovers.take_up)
+        housekeeping = Housekeeping(self._machines, self.host.kills.look, self._leftovers.retry)
         self._housekeeping = asyncio.create_task(housekeeping.run(), name="housekeeping")
         # Found is adopted: one that hangs must not hold up the others. Whoever asks about it waits for it.
         waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]

@@ -1,6 +1,6 @@
-"""What is done where the handling of a message fails in a way that nobody foresaw.
+"""Recovery after an unexpected failure in the handling of a message.
 
-A VM is left in no state without a way out, and nobody is left waiting for what will not come.
+No VM stays in a state that it cannot leave, and no client waits for ever.
 """
 
 import abc
@@ -18,15 +18,15 @@ from vmessd.vm.stop import Stop
 log = logging.getLogger(__name__)
 
 MEND_PAUSE = 5.0
-"""Seconds until the next try where even the mending of a failure failed."""
+"""Seconds until the next attempt if the recovery itself failed."""
 
 
 class FailureRecovery(MachineBase):
-    """A VM that is mended; what that takes, a machine does anyway."""
+    """A VM that recovers from failures. It uses actions that a machine has anyway."""
 
     @abc.abstractmethod
     async def _bury(self, message: EventMessage) -> None:
-        """See to the end of a QEMU, or of a start that came to none."""
+        """Handle the end of a QEMU, or of a start without one."""
 
     @abc.abstractmethod
     async def _stop(self, run: QemuRun, stop: Stop) -> None:
@@ -34,22 +34,22 @@ class FailureRecovery(MachineBase):
 
     @abc.abstractmethod
     async def _climb(self, message: EventMessage) -> None:
-        """Take the step of a stop that is due."""
+        """Take the next step of a stop."""
 
     @abc.abstractmethod
     async def _started(self, message: EventMessage) -> None:
-        """Tell whoever waits for a start that the guest runs."""
+        """Tell the clients that wait for a start that the guest runs."""
 
     @abc.abstractmethod
     async def _hangs(self, message: EventMessage) -> None:
-        """Tell whoever waits for a start that QEMU does not answer."""
+        """Tell the clients that wait for a start that QEMU does not answer."""
 
     @abc.abstractmethod
     async def _rest(self, message: EventMessage) -> None:
-        """Let the pause before a restart begin."""
+        """Begin the pause before a restart."""
 
     def _give_up_on(self, message: EventMessage | Job, error: Exception) -> None:
-        """Leave nobody waiting, and the VM in no state without a way out."""
+        """Log a failure, tell the client of the message, and post `amiss` for the recovery."""
         failure = error if isinstance(error, VmessError) else refusals.unexpected(self.vm)
         if failure is error:
             log.warning("%s: %s", self.vm, failure.message)
@@ -57,17 +57,17 @@ class FailureRecovery(MachineBase):
             log.error("%s: unexpected failure", self.vm, exc_info=error)
         if isinstance(message, Job):
             message.settle(error=failure)
-            message = EventMessage(Event.look)  # all else that fails of a job is for whoever asked
+            message = EventMessage(Event.look)  # which failed: errors of the work go to the caller alone
         if message.request is not None:
             tell([message.request], failure)
         amiss = EventMessage(Event.amiss, cause=message.cause or message, error=failure)
-        if message.event is Event.amiss:  # not even that could be mended
+        if message.event is Event.amiss:  # the recovery failed
             asyncio.get_running_loop().call_later(MEND_PAUSE, self._inbox.put, amiss)
         else:
             self._inbox.put(amiss)
 
     async def _mend(self, message: EventMessage) -> None:
-        """See to it that the state has a way out, and that nobody waits for what will not come."""
+        """Make sure that the VM can leave its state, and that no client waits for ever."""
         cause, failure = message.cause or message, message.error or refusals.unexpected(self.vm)
         if cause.launched is not None and self._run is None:
             self._adopt(cause.launched)
@@ -98,7 +98,7 @@ class FailureRecovery(MachineBase):
             await self._hangs(cause)
 
     async def _mend_off(self, cause: EventMessage, failure: VmessError) -> None:
-        if cause.event in (Event.found, Event.look):  # whether there is one, is not known
+        if cause.event in (Event.found, Event.look):  # it is not known whether there is a QEMU
             self.settled.set()
             self._search.go_on(failure, self._timing.look, self._look_again)
         if self.state is State.waiting and self._pending is None:
@@ -107,7 +107,7 @@ class FailureRecovery(MachineBase):
             self._wait_no_longer()
 
     async def _climb_on(self, run: QemuRun, cause: EventMessage) -> None:
-        """Go on with a stop that has no next step, or was not even begun."""
+        """Continue a stop that has no next step, or begin one that was not begun."""
         if run.stop is None:
             gentle = cause.event is Event.stop
             grace = float(settings.GRACE_DEFAULT) if gentle else 0.0

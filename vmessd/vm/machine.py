@@ -1,7 +1,7 @@
-"""One VM: one task, one inbox. Carries out what the tables of `lifecycle` say.
+"""One VM: one task and one inbox. It carries out the actions of the transition table in `lifecycle`.
 
-Whatever happens to the VM (a request, an answer of QEMU, a timer, the end of the process) is a
-message in the inbox and is handled after the one before it; nothing else changes the state.
+Everything that happens to the VM (a request, a reply of QEMU, a timer, the end of the process) is a
+message in the inbox. Messages are handled in order; nothing else changes the state.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ _T = TypeVar("_T")
 DEAF_RUNSTATES = (
     Runstate.shutdown,
     Runstate.guest_panicked,
-)  # no guest is there any more to hear the power button
+)  # the guest is gone and cannot react to the power button
 NOTE_TIME = 2.0
-"""Seconds that a note on the last end may take; what takes longer is done when the files answer."""
+"""Seconds to wait until a change of the exit record is written; it then goes on in the background."""
 END_TIME = 5.0
-"""Seconds that a daemon which ends waits for a start that is under way."""
+"""Seconds that the daemon, when it ends, waits for a start in progress."""
 
 
 class Machine(FailureRecovery):
@@ -50,7 +50,7 @@ class Machine(FailureRecovery):
     def __init__(self, directory: VMDirectory, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
         super().__init__(directory, host, timing)
         self.prepare: Callable[[], Coroutine[Any, Any, None]] = _nothing
-        """Called before a guest runs its first instruction, and when an earlier daemon's QEMU answers."""
+        """Called before a guest runs its first instruction, and when the QEMU of an earlier daemon answers."""
         self.over: Callable[[], None] = lambda: None
         """Called when a QEMU has ended."""
         self._tries = 0
@@ -84,9 +84,9 @@ class Machine(FailureRecovery):
     # -- What others call --
 
     async def run(self) -> None:
-        """Find out how the VM is, then handle one message after the other until told to close."""
+        """Look for a QEMU of the VM, then handle messages in order until :meth:`close`."""
         try:
-            await self._recover()
+            await self._find_qemu()
             self.found.set()
             with failures_logged(self.vm):
                 await blocking.call(launcher.sweep_links, self.directory, self._host.network)
@@ -100,19 +100,19 @@ class Machine(FailureRecovery):
                 else:
                     await self._react(message)
             except Exception as error:  # noqa: BLE001
-                # The one place that catches broadly: a VM whose handling fails must not take others along.
+                # The only broad catch: a failure in one VM must not affect the others.
                 self._give_up_on(message, error)
         await self._let_go()
 
     def close(self) -> None:
-        """Have the task end. The VM goes on."""
+        """End the task. The VM keeps running."""
         self._inbox.close()
 
     async def start(self, uid: int | None) -> AsyncIterator[StartProgress]:
         """Start the VM; yield the command line, then the running process.
 
         Raises:
-            AlreadyRunning, StartFailed, Locked, BadFile, NoSuchVM, TimedOut: it does not run by this.
+            AlreadyRunning, StartFailed, Locked, BadFile, NoSuchVM, TimedOut: this call did not start it.
         """
         async for progress in self._inbox.ask(Event.start, uid):
             assert isinstance(progress, StartProgress)  # noqa: S101 -- starters get nothing else
@@ -121,12 +121,12 @@ class Machine(FailureRecovery):
     async def stop(
         self, uid: int | None, *, force: bool, within: float | None = None
     ) -> AsyncIterator[StopProgress]:
-        """Stop the VM; yield each rung of the ladder, then how it ended. Goes on if nobody listens.
+        """Stop the VM; yield each rung of the ladder, then how it ended. The stop goes on if the caller leaves.
 
-        `within` is the most grace it has, in seconds, also where a stop is under way.
+        `within` limits the grace period, in seconds, also that of a stop in progress.
 
         Raises:
-            NotRunning: there is nothing to stop.
+            NotRunning: the VM is not running.
         """
         async for progress in self._inbox.ask(Event.force if force else Event.stop, uid, within):
             assert isinstance(progress, StopProgress)  # noqa: S101 -- stoppers get nothing else
@@ -135,17 +135,17 @@ class Machine(FailureRecovery):
     async def change(
         self, work: Callable[[], _T], *, stopped: bool = False, patience: float = blocking.PATIENCE
     ) -> _T:
-        """Do blocking work on the VM's files in a thread, in turn with all else that happens to it.
+        """Do blocking work on the files of the VM in a thread, in order with the messages in the inbox.
 
         Raises:
-            AlreadyRunning: `stopped` was asked for and the VM is not.
-            TimedOut: it takes longer than `patience` seconds; it goes on, and what comes next waits for it.
-            VmessError: whatever the work raises.
+            AlreadyRunning: the work requires that the VM is `stopped`, and it is not.
+            TimedOut: the work takes longer than `patience` seconds. It goes on, and the next work waits for it.
+            VmessError: raised by the work.
         """
         return await self._inbox.change(work, stopped=stopped, patience=patience)
 
     def status(self) -> VMStatus:
-        """Return how the VM is now."""
+        """Return the present status of the VM."""
         run, held = self._run, self._in_the_way()
         return VMStatus(
             name=self.vm,
@@ -173,25 +173,25 @@ class Machine(FailureRecovery):
         return found or self.directory
 
     def record(self) -> RunRecord | None:
-        """Return the record of the QEMU there is."""
+        """Return the run record of the QEMU; None if there is no QEMU."""
         return self._run.launched.record if self._run else None
 
     def stopping(self) -> StopProgress | None:
-        """Return where the stop is that is under way."""
+        """Return the progress of the stop in progress; None if there is none."""
         run = self._run
         return run.stop.progress(run.pid) if run is not None and run.stop is not None else None
 
     def live(self) -> QemuRun:
-        """Return the QEMU there is; raises NotRunning, or Locked where it is out of reach."""
+        """Return the present run of QEMU; raises NotRunning, or Locked if the VM is held."""
         if self._run is None:
             raise self._in_the_way() or refusals.off(self.vm)
         return self._run
 
-    # -- One message after the other --
+    # -- Handling of messages --
 
     async def _do(self, job: Job) -> None:
-        """Have a job done before all that comes later and touches the files; no signal waits for it."""
-        if job.done.cancelled():  # whoever wanted to look has left
+        """Begin a job on the files. Later work on the files waits for it; later messages do not."""
+        if job.done.cancelled():  # the caller has left
             return
         if job.stopped and self.state is State.held:
             await self._react(EventMessage(Event.look))
@@ -202,11 +202,11 @@ class Machine(FailureRecovery):
                 job.settle()
             else:
                 self.files.begin(job.work, job.patience).add_done_callback(job.take)
-        except Exception as error:  # noqa: BLE001 -- handed to whoever asked
+        except Exception as error:  # noqa: BLE001 -- handed to the caller
             job.settle(error=error)
 
     def _is_stale(self, message: EventMessage) -> bool:
-        """Tell whether a message is of a run, or of something else, that the VM has no more."""
+        """Tell whether a message belongs to a run, stop, attempt or pause that is over."""
         stop = self._run.stop if self._run else None
         return message.of is not None and not any(
             message.of is one for one in (self._run, stop, self._attempt, self._pending)
@@ -228,24 +228,24 @@ class Machine(FailureRecovery):
         if action is not Action.nothing:
             await self._actions[action](message)
         if message.event in (Event.runs, Event.halts):
-            self._see_it_prepared()
+            self._prepare_once()
         if message.event not in (Event.found, Event.start):
             self.settled.set()
 
-    def _see_it_prepared(self) -> None:
-        """Have what a guest is to find seen to once, also for a QEMU of an earlier daemon."""
+    def _prepare_once(self) -> None:
+        """Call :attr:`prepare` once per run, also for a QEMU of an earlier daemon."""
         if self._run is not None and not self._run.prepared:
             self._run.prepared = True
             self._run.start_task("prepare", self.prepare())
 
     async def _let_go(self) -> None:
-        """Leave the VM running, and whoever waits with a word."""
+        """Leave the VM running, and tell the waiting clients that the daemon ends."""
         self._search.cancel()
         if self._attempt is not None:
             await self._attempt.finished(END_TIME)
         if self._run is not None:
             if self._run.stop is not None:
-                log.warning("%s: its stop is not carried on", self.vm)
+                log.warning("%s: its stop does not continue", self.vm)
             self._run.cancel_tasks()
             await self._run.session.close()
             self._run.launched.process.close()
@@ -260,7 +260,7 @@ class Machine(FailureRecovery):
         pending = self._wait_no_longer()
         if pending is not None and message.event is Event.again:
             self._tries = pending.attempt
-        elif message.request is not None:  # else it is the same start once more
+        elif message.request is not None:  # otherwise it is the same start with another display
             self._tries = 0
         self._attempt = StartAttempt(self.vm, self._inbox.post)
         self._attempt.begin(self.directory, self._host, self._tries, self.files)
@@ -272,7 +272,7 @@ class Machine(FailureRecovery):
             await self._converse(message)
 
     async def _delay(self, _message: EventMessage) -> None:
-        log.warning("%s: its start takes long: its files do not answer", self.vm)
+        log.warning("%s: the start takes long: the files of the VM do not answer", self.vm)
         self._tell_all(refusals.held_up(self.vm))
 
     async def _converse(self, _message: EventMessage) -> None:
@@ -308,7 +308,7 @@ class Machine(FailureRecovery):
         await self._begin_stop(message, await self._gentle(request.uid, request.within))
 
     async def _gentle(self, uid: int | None, within: float | None = None) -> Stop:
-        """Return a stop that begins with the power button, if anybody is there to notice it."""
+        """Return a stop that begins with the power button, unless the guest cannot react to it."""
         grace, note = await grace_of(self.vm, self.place, self.files)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
@@ -328,13 +328,13 @@ class Machine(FailureRecovery):
             await self._stop(self._run, stop)
 
     async def _stop(self, run: QemuRun, stop: Stop) -> None:
-        """Take the first step of a stop. That there is one is noted, but no signal waits for a file."""
+        """Take the first step of a stop. The run record notes the stop, but no signal waits for the file."""
         if run.begin_stop(stop):
             run.note_stop(self.home, self.files)
         await self._climb(EventMessage(Event.rung))
 
     async def _cut_off(self, message: EventMessage) -> None:
-        """End what came of a start that had been called off: by force, unless its guest was there before."""
+        """Stop the QEMU of a cancelled start: by force, unless an earlier daemon had started it."""
         run = self._run
         if run is None:
             return
@@ -358,7 +358,7 @@ class Machine(FailureRecovery):
             tell(self._stoppers, run.stop.progress(run.pid))
 
     async def _undying(self, run: QemuRun) -> None:
-        """Let nobody wait for a process that does not even end by SIGKILL: the kernel holds it."""
+        """Dismiss the clients that wait for a process which SIGKILL does not end: it hangs in the kernel."""
         if run.launched.process.has_ended():
             self._ended(run)
             return
@@ -418,13 +418,13 @@ class Machine(FailureRecovery):
                 dismiss(self._starters, error)
             dismiss(self._stoppers, last_progress(run, self.last_exit))
         if once_more:
-            await self._react(EventMessage(Event.start))  # at once, so that no stop finds it stopped
+            await self._react(EventMessage(Event.start))  # at once: a stop must not find the state `stopped`
         else:
             await self._rest_if_wanted()
         self._journal.state(self.state, message)
 
     def _may_try_another_display(self, run: QemuRun, ended: ExitRecord) -> bool:
-        """Tell whether a start failed only because somebody took its VNC port just then."""
+        """Tell whether a start failed only because another process took its VNC port in the meantime."""
         if run.ran or run.stop is not None or not self._starters or not monitor.says_display_taken(ended.log):
             self._lost_displays = 0
             return False
@@ -432,7 +432,7 @@ class Machine(FailureRecovery):
         return self._lost_displays <= displays.LOST_MAX
 
     async def _record_end(self, run: QemuRun, home: VMDirectory) -> ExitRecord:
-        """Note how a run ended, and return it; where its files do not answer, that is done when they do."""
+        """Record how a run ended, and return the record; if the files do not answer, it is written later."""
         self.last_exit = known = run.exit_record()
         record = await run.recorded(known, home, self.files, self._recorded_late)
         with failures_logged(self.vm):
@@ -440,7 +440,7 @@ class Machine(FailureRecovery):
         return record
 
     def _recorded_late(self, record: ExitRecord) -> None:
-        """Take in what an end is on record with at last, unless another has followed."""
+        """Take over an exit record that was written late, unless another run has ended since."""
         known = self.last_exit
         if known is not None and (known.pid, known.ticks) == (record.pid, record.ticks):
             self.last_exit = record
@@ -450,10 +450,10 @@ class Machine(FailureRecovery):
     # -- Actions: a restart --
 
     async def _rest_if_wanted(self) -> None:
-        """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
+        """Begin the pause before a restart if the last exit asks for one and was in this boot of the host."""
         last = self.last_exit
         if restart.follows(last):
-            await self._react(EventMessage(Event.pause))  # at once, so that nobody sees it stopped
+            await self._react(EventMessage(Event.pause))  # at once: nobody is to see the state `stopped`
         elif last is not None and last.note and self._tries:
             self._journal.given_up(last.note)
 
@@ -488,4 +488,4 @@ class Machine(FailureRecovery):
 
 
 async def _nothing() -> None:
-    """Prepare nothing."""
+    """Do nothing."""

@@ -1,4 +1,4 @@
-"""One life of a QEMU, from spawn or adoption to its end, and the stop that may be under way."""
+"""One run of QEMU, from its spawn or adoption to its end."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 ASLEEP = Runstate.suspended
 """The runstate of a guest in S3; only `system_wakeup` ends it."""
 WAKE_TIME = 1.5
-"""Seconds after which the button is pressed again for a guest that was woken: Linux takes about one."""
+"""Seconds after which the power button is pressed again for a guest that was woken: Linux takes about 1 s."""
 STANDING_STILL = (Runstate.paused, Runstate.io_error, Runstate.watchdog)  # `cont` ends them
 
 
@@ -43,39 +43,39 @@ _GUEST_EVENTS = {
     "SUSPEND": (Event.halts, ASLEEP),
 }
 NOTE_TIME = 2.0
-"""Seconds after which a note that a stop was asked for counts as hanging."""
+"""Seconds that writing the request for a stop into the run record may take."""
 BURY_TIME = 3.0
-"""Seconds that whoever waits for an end waits for its record to be on disk."""
+"""Seconds that clients wait for the exit record to be on disk."""
 
 
 @dataclasses.dataclass
 class QemuRun:
-    """A QEMU process, the conversation with it, and what was learned from both."""
+    """A QEMU process, its QMP session, and what is known from both."""
 
     vm: str
     launched: Launched
     session: Session
     runstate: str | None = None
-    """What QEMU last said of the guest."""
+    """The last runstate that QEMU reported."""
     shutdown: str | None = None
-    """Reason of the SHUTDOWN event."""
+    """The reason of the first SHUTDOWN event."""
     ran: bool = False
     """The guest has run."""
     prepared: bool = False
-    """What a guest is to find was seen to."""
+    """:attr:`Machine.prepare` was called."""
     missed: bool = False
-    """It was said that QEMU does not answer."""
+    """The log says that QEMU does not answer."""
     doubted: bool = False
-    """It was said that QEMU says what cannot be true."""
+    """The log says that QEMU reports impossible values."""
     stop: Stop | None = None
     start_cancelled: Cancellation | None = None
-    """What was to put an end to its start."""
+    """The stop that was requested before QEMU was there."""
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    """Set when the process has ended and everything of it was cleared away."""
+    """Set when the process has ended and its resources are released."""
     error: VmessError | None = None
-    """Why a start came to nothing, where that is known better than by QEMU's last words."""
+    """Why the start failed, if that is more precise than the last lines of qemu.log."""
     _heard: bool = False
-    """An event of QEMU's has told how the guest is."""
+    """A QMP event has reported whether the guest runs."""
     _tasks: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,24 +84,24 @@ class QemuRun:
 
     @property
     def pid(self) -> int:
-        """The process's pid."""
+        """The PID of the process."""
         return self.launched.process.pid
 
     @property
     def is_out_of_reach(self) -> bool:
-        """Its sockets are nowhere to be found, so that nobody can ask it to power down."""
+        """Its directory is gone and there is no QMP connection, so it cannot be asked to power down."""
         launched = self.launched
         return launched.problem is not None and launched.home is None and not self.session.is_connected
 
     def mind_directory(self, directory: VMDirectory, files: Lane) -> None:
-        """Keep in mind where its directory is, which should be this one; nobody waits for that."""
+        """Check in the background that the directory of QEMU is this one; follow it while it is not."""
         self.start_task("whereabouts", self._mind_directory(directory, files))
 
     async def _mind_directory(self, directory: VMDirectory, files: Lane) -> None:
         launched, said = self.launched, None
         find = functools.partial(whereabouts.look, directory, self.pid)
         is_at_home = functools.partial(whereabouts.is_at_home, directory, self.pid)
-        with contextlib.suppress(VmessError):  # it does not answer: that is told elsewhere
+        with contextlib.suppress(VmessError):  # a file system that hangs is reported elsewhere
             if launched.problem is None and await files.aside(is_at_home):
                 return
         while True:
@@ -115,21 +115,21 @@ class QemuRun:
             await asyncio.sleep(self.session.timing.look)
 
     def hear(self, name: str, data: Mapping[str, Any]) -> tuple[Event, str] | None:
-        """Take in an event of QEMU's; return what it means for the VM's life, if anything, and the runstate."""
+        """Handle a QMP event; return the lifecycle event and the runstate that it implies, if any."""
         self.enospc.event(name, data)
         if name == "SHUTDOWN":
-            # The first counts: with -no-shutdown the guest is off long before QEMU is told to quit.
+            # The first reason counts: with -no-shutdown, the guest is off long before QEMU quits.
             self.shutdown = self.shutdown or str(data.get("reason"))
             self.start_task("end", self._see_it_end())
         elif name in _GUEST_EVENTS:
             self._heard = True
             if name == "STOP":
-                self.session.probe()  # which kind of standing still it is
+                self.session.probe()  # for the runstate: paused, io-error, watchdog ...
             return _GUEST_EVENTS[name]
         return None
 
     def take_note(self, event: Event, state: State) -> None:
-        """Note that the guest has run; log once that QEMU does not answer, and that it does again."""
+        """Note that the guest has run; log when QEMU stops answering, and when it answers again."""
         self.ran = self.ran or event in (Event.runs, Event.halts)
         if event is Event.silent and state is State.unresponsive and not self.missed:
             self.missed = True
@@ -139,41 +139,41 @@ class QemuRun:
             log.warning("%s: QEMU answers again", self.vm)
 
     def _doubt(self, words: str) -> None:
-        """Log once in a life that QEMU says what cannot be true."""
+        """Log once per run that QEMU reports impossible values."""
         if not self.doubted:
             self.doubted = True
-            log.warning("%s: QEMU says what cannot be true and counts as not known: %s", self.vm, words)
+            log.warning("%s: QEMU reports impossible values, which are ignored: %s", self.vm, words)
 
     async def _see_it_end(self) -> None:
-        """Kill a QEMU that hangs in its own end, as 7.2 does when a QMP command comes just then (measured).
+        """Kill a QEMU that hangs while it exits. QEMU 7.2 does when a QMP command arrives then (measured).
 
-        Nothing is lost by it: QEMU has closed its images by then, and the host keeps what was written to them.
-        One with -no-shutdown answers.
+        No data is lost: QEMU has closed its images by then, and the page cache has what was written to them.
+        A QEMU with -no-shutdown still answers and is left alone.
         """
         await asyncio.sleep(self.session.timing.ending)
         try:
             await self.execute("query-status", {})
         except TimedOut:
-            log.warning("%s: QEMU hangs although its guest is off, and is killed", self.vm)
+            log.warning("%s: QEMU hangs after its guest has powered off, and is killed", self.vm)
             self.launched.process.signal(signal.SIGKILL)
         except CommandRefused:
             return
 
     async def let_it_run(self, runs: Callable[[], None]) -> None:
-        """Let the guest run its first instruction, and call `runs` when it does; end a QEMU that will not."""
+        """Let the guest run its first instruction, then call `runs`; kill a QEMU that refuses `cont`."""
         try:
             await self.session.execute("cont")
         except CommandRefused as refusal:
             self.error = StartFailed(f"QEMU did not let {self.vm} run: {refusal}")
             self.launched.process.signal(signal.SIGKILL)
         else:
-            if not self._heard:  # else the guest may have come to a stop before this reply did
+            if not self._heard:  # otherwise the guest may have stopped before the reply arrived
                 runs()
 
     def learn(self, runstate: str) -> None:
-        """Note how QEMU says the guest is; one that waits for space goes on when there is some."""
+        """Note the runstate; check for free space if the guest is paused by a full disk."""
         if runstate == Runstate.internal_error != self.runstate:
-            log.warning("%s: QEMU gave the guest up (%s); qemu.log says more", self.vm, runstate)
+            log.warning("%s: QEMU stopped the guest (%s); see qemu.log", self.vm, runstate)
         self.runstate = runstate
         if self.enospc.hear(runstate) and self.stop is None:
             self.start_task("space", self.enospc.look())
@@ -186,13 +186,13 @@ class QemuRun:
         *,
         descriptor: int | None = None,
     ) -> Any:
-        """Run a QMP command and return what it returns; `descriptor` goes with it.
+        """Run a QMP command and return its result; `descriptor` is passed along (SCM_RIGHTS).
 
-        A QEMU that was spawned, or found, just now is waited for.
+        Waits for the connection to a QEMU that was spawned or found just now.
 
         Raises:
-            CommandRefused: QEMU's own words.
-            TimedOut: it does not answer within `patience` seconds.
+            CommandRefused: QEMU answered with an error.
+            TimedOut: QEMU does not answer within `patience` seconds.
         """
         try:
             async with asyncio.timeout(patience):
@@ -202,16 +202,16 @@ class QemuRun:
             raise refusals.silent(self.vm, self.pid) from None
 
     async def transferred(self, patience: float | None = 1.0) -> dict[str, tuple[int, int]]:
-        """Return bytes read and written for each drive; nothing where QEMU does not answer in time.
+        """Return the bytes read and written by drive; empty if QEMU does not answer in `patience` seconds.
 
-        With None for a patience the answer is waited for as long as there is a connection.
+        None waits as long as there is a connection.
         """
         with contextlib.suppress(MonitorLost, CommandRefused, TimeoutError):
             return await asyncio.wait_for(self.session.monitor().transferred(), patience)
         return {}
 
     def bury(self, directory: VMDirectory, known: ExitRecord) -> ExitRecord:
-        """Note how the process ended, remove what it left, and return the record; blocks."""
+        """Write and return the exit record, and remove the files that the process left; blocks."""
         said = directory.log_tail(vmdir.QEMU_LOG, self.launched.log_start)[-LAST_LINES:]
         record = restart.judge(
             self._with_words(known, said),
@@ -233,23 +233,23 @@ class QemuRun:
         files: Lane,
         late: Callable[[ExitRecord], None],
     ) -> ExitRecord:
-        """Have the end recorded, and return the record.
+        """Write the exit record, and return it.
 
-        Where the files do not answer, that is what was `known` without them, and `late` is called when they do.
+        If the files do not answer, return the record `known`, and call `late` when the complete one is written.
         """
 
         def at_last(record: ExitRecord) -> None:
-            log.info("%s: how it ended is on disk now", self.vm)
+            log.info("%s: the exit record is on disk now", self.vm)
             late(record)
 
         try:
             return await files.see_to(functools.partial(self.bury, directory, known), BURY_TIME, late=at_last)
         except VmessError as error:
-            log.warning("%s: how it ended is not on disk yet: %s", self.vm, error.message)
+            log.warning("%s: the exit record is not on disk yet: %s", self.vm, error.message)
             return known
 
     def exit_record(self) -> ExitRecord:
-        """Reap the process, which has ended, and return what is known of its end without a look at a file."""
+        """Reap the process, which has ended; return what is known about its end without reading a file."""
         status = self.launched.process.reap()
         ending = Ending(self.ran, self.shutdown, status, self.stop.rung if self.stop else None)
         reason, text = classify(ending)
@@ -271,15 +271,15 @@ class QemuRun:
         )
 
     def _with_words(self, record: ExitRecord, said: list[str]) -> ExitRecord:
-        """Return the record with what QEMU said at last, which may be the reason."""
+        """Return the record with the last lines of qemu.log, which may say why QEMU ended."""
         text = record.text
         if record.reason in (Reason.refused, Reason.failed):
             words = "; ".join(_reason_in(line) for line in said)
-            text = f"{text}: {words or f'exit status {record.status}, and not a word'}"[:TEXT_LIMIT]
+            text = f"{text}: {words or f'exit status {record.status}, without a message'}"[:TEXT_LIMIT]
         return dataclasses.replace(record, text=text, log=said)
 
     def begin_stop(self, stop: Stop) -> bool:
-        """Let this stop take the place of the one under way; tell whether it is the first."""
+        """Replace the stop in progress by this one; tell whether there was none."""
         first = self.stop is None
         if self.stop is not None:
             self.stop.cancel()
@@ -287,7 +287,7 @@ class QemuRun:
         return first
 
     def note_stop(self, directory: VMDirectory, files: Lane) -> None:
-        """Have it noted that a stop was asked for; nobody waits for that."""
+        """Write into the run record that a stop was requested, in the background."""
 
         def note() -> None:
             self.launched.record = dataclasses.replace(self.launched.record, stopping=True)
@@ -297,7 +297,7 @@ class QemuRun:
         files.see_to(note, NOTE_TIME)
 
     def climb(self, due: Callable[[], None]) -> StepTaken | None:
-        """Take the step of the stop that is due and return it; None where there is none left."""
+        """Take the next step of the stop and return it; None if there is none left."""
         if self.stop is None or (step := self.stop.step(due)) is None:
             return None
         first = step.at == 0 or step.rung is not self.stop.rung
@@ -312,14 +312,14 @@ class QemuRun:
         return StepTaken(step.rung, first)
 
     async def _press(self) -> None:
-        """Press the power button of a guest that can notice: one paused is let run first, one asleep woken."""
+        """Press the power button; before that, resume a paused guest and wake one that sleeps."""
         if self.runstate in STANDING_STILL:
             await self._execute("cont")
         asleep = self.runstate == ASLEEP
         if asleep:
             await self._execute("system_wakeup")
         await self._execute("system_powerdown")
-        if asleep:  # it may have come to itself only now, and missed that
+        if asleep:  # it may have missed the button while it woke
             await asyncio.sleep(WAKE_TIME)
             if self.shutdown is None:
                 await self._execute("system_powerdown")
@@ -329,7 +329,7 @@ class QemuRun:
             await self.session.execute(command)
 
     def start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Do something beside the inbox; not while the same is still being done."""
+        """Start background work, unless a task of this name is still running."""
         if name in self._tasks and not self._tasks[name].done():
             work.close()
             return
@@ -339,7 +339,7 @@ class QemuRun:
         self._tasks[name] = task
 
     def cancel_tasks(self) -> None:
-        """Leave everything undone that waits for QEMU."""
+        """Cancel the background tasks and the timer of the stop."""
         for task in self._tasks.values():
             task.cancel()
         if self.stop is not None:
@@ -348,7 +348,7 @@ class QemuRun:
 
 @contextlib.contextmanager
 def failures_logged(vm: str) -> Iterator[None]:
-    """Log what does not work, such as writing to a full disk, and go on."""
+    """Log a VmessError, such as a full disk, and continue after the block."""
     try:
         yield
     except VmessError as error:
@@ -356,7 +356,7 @@ def failures_logged(vm: str) -> Iterator[None]:
 
 
 async def policy_of(directory: VMDirectory, files: Lane) -> Policy:
-    """Return the restart policy; of a VM whose files do not answer, the one that had it tried."""
+    """Return the restart policy; `always` if the files do not answer, because a restart was tried."""
     try:
         return await files.aside(functools.partial(restart_policy, directory), READ_TIME)
     except VmessError:
@@ -364,7 +364,7 @@ async def policy_of(directory: VMDirectory, files: Lane) -> Policy:
 
 
 def last_progress(run: QemuRun | None, exit_record: ExitRecord | None) -> StopProgress:
-    """Return the last news of a stop."""
+    """Return the final progress of a stop."""
     text = exit_record.text if run is not None and exit_record is not None else None
     if run is None or run.stop is None or exit_record is None:
         return StopProgress(True, run.pid if run else None, None, 0.0, 0.0, False, text, None)
@@ -384,7 +384,7 @@ async def _unless_lost(vm: str, work: Coroutine[Any, Any, None]) -> None:
 
 
 def _reason_in(line: str) -> str:
-    """Return what a message of QEMU says, without its name and without the JSON it is about."""
+    """Return a message of QEMU without the program name and without the JSON of an option."""
     name, colon, rest = line.partition(": ")
     if not colon or not name.startswith("qemu-system-"):
         return line

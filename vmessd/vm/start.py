@@ -1,4 +1,4 @@
-"""A start of a VM whose QEMU is not there yet."""
+"""An attempt to start a VM, until its QEMU runs."""
 
 import asyncio
 import functools
@@ -18,34 +18,34 @@ from vmessd.vm.host import Host
 log = logging.getLogger(__name__)
 
 LAUNCH_TIME = 15.0
-"""Seconds after which whoever waits for a start is told that its files do not answer."""
+"""Seconds after which the waiting clients are told that the files of the VM do not answer."""
 MORE_TIME = 2.0
-"""The same for those who come later."""
+"""The same for clients that come after that."""
 
 
 class Cancellation(NamedTuple):
-    """What puts an end to a start."""
+    """A stop that was requested during a start."""
 
     uid: int | None
-    """Who asked for it."""
+    """The user who requested it."""
     gentle: bool
-    """It was asked for without force."""
+    """It was requested without force."""
 
 
 class StartAttempt:
-    """A start whose QEMU is not there yet."""
+    """A start that has no QEMU yet."""
 
     def __init__(self, vm: str, post: Callable[..., None]) -> None:
         self.cancelled: Cancellation | None = None
-        """Set when it was called off."""
+        """Set when a stop cancelled it."""
         self._vm = vm
         self._post = functools.partial(post, of=self)
-        self._off = threading.Event()
+        self._is_cancelled = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
-        """Let it happen what comes of it; and that it is late, if it takes long."""
+        """Start QEMU in the background and post the outcome; post `late` when this takes long."""
 
         def done(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -58,7 +58,7 @@ class StartAttempt:
         self._task.add_done_callback(done)
 
     async def _launch(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
-        """Start a QEMU, or find the one that the VM has although it was not known to."""
+        """Start QEMU; if the directory is locked, look for a QEMU of the VM that was not known."""
         try:
             start = functools.partial(launcher.launch, directory, host, tries, self._check)
             self._post(Event.spawned, launched=await files.finish(start, LAUNCH_TIME))
@@ -81,29 +81,29 @@ class StartAttempt:
                 self._post(Event.found, launched=found)
 
     def call_off(self, cancellation: Cancellation) -> None:
-        """Have no QEMU spawned, if that is not done yet."""
+        """Prevent the spawning of QEMU, unless it has happened."""
         self.cancelled = cancellation
-        self._off.set()
+        self._is_cancelled.set()
         self.hurry()
 
     def hurry(self) -> None:
-        """Have somebody more told soon that it takes long, if it does."""
+        """Post `late` again soon for another waiting client, if it was posted before."""
         loop = asyncio.get_running_loop()
         if self._timer is not None and self._timer.when() <= loop.time():
             self._timer = loop.call_later(MORE_TIME, self._post, Event.late)
 
     def _check(self) -> None:
-        """Raise Failed where it was called off; from any thread."""
-        if self._off.is_set():
+        """Raise Failed if it was cancelled. May be called from any thread."""
+        if self._is_cancelled.is_set():
             raise refusals.called_off(self._vm)
 
     def settle(self) -> None:
-        """Note that it has come to something, or to nothing."""
+        """Stop the timer: the outcome is known."""
         if self._timer is not None:
             self._timer.cancel()
 
     async def finished(self, patience: float) -> None:
-        """Return when it has, or after so many seconds."""
+        """Wait until the attempt has finished, at most `patience` seconds."""
         self.settle()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=patience)

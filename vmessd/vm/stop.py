@@ -1,4 +1,4 @@
-"""A stop of a VM: where on the ladder it is, and the grace period of the guest."""
+"""A stop of a VM in progress: its rung of the ladder, and the grace period."""
 
 import asyncio
 import logging
@@ -15,21 +15,21 @@ from vmessd.storage.vmdir import VMDirectory
 log = logging.getLogger(__name__)
 
 READ_TIME = 2.0
-"""Seconds that reading a guest's grace may take: it has to be stopped all the same."""
+"""Seconds that reading a setting for a stop or an end may take; then the default applies."""
 UNDYING = 10.0
-"""Seconds a QEMU may take to end by SIGKILL: one that waits for a disk in the kernel does not."""
+"""Seconds that QEMU may take to end after SIGKILL. A process in uninterruptible sleep (D) takes longer."""
 
 
 class StepTaken(NamedTuple):
-    """A step of a stop that was taken."""
+    """A step of the ladder that was taken."""
 
     rung: Rung
     is_first: bool
-    """On its rung."""
+    """It is the first step on its rung."""
 
 
 class Stop:
-    """A stop under way: where on the ladder it is. Measured by the event loop's monotonic clock."""
+    """A stop in progress, timed by the monotonic clock of the event loop."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class Stop:
         self.uid = uid
         self.note = note
         self.gentle = gentle
-        """It was asked for without force."""
+        """It was requested without force."""
         self.rung = self._next.rung if self._next else Rung.kill
 
     def step(self, due: Callable[[], None]) -> Step | None:
-        """Return the step to take now, None after the last; have `due` called when the next one is.
+        """Return the step to take now, None after the last; call `due` when the next step is due.
 
-        And once more when the process should long have ended by the last.
+        After the last step, `due` is called once more when the process should have ended.
         """
         loop = asyncio.get_running_loop()
         step, self._next = self._next, next(self._steps, None)
@@ -64,22 +64,22 @@ class Stop:
         else:
             at = self._began + self._next.at
             if step is not None and step.rung is not Rung.powerdown:
-                at = max(at, loop.time() + RUNG_TIME)  # each rung gets its time, also if we were held up
+                at = max(at, loop.time() + RUNG_TIME)  # each rung gets its time, even if we are late
             self._timer = loop.call_at(at, due)
         return step
 
     def outlasts(self, within: float | None) -> bool:
-        """Tell whether the guest still has more than so many seconds; None is without end."""
+        """Tell whether the remaining grace period exceeds `within` seconds; None means no limit."""
         left = self.grace - (asyncio.get_running_loop().time() - self._began)
         return within is not None and self.rung is Rung.powerdown and left > within
 
     def goes_on(self) -> bool:
-        """Tell whether there is a next step, or the process is to end by the last one."""
+        """Tell whether another step is due, or the last one still has time to take effect."""
         timer = self._timer
         return timer is not None and not timer.cancelled() and timer.when() > asyncio.get_running_loop().time()
 
     def is_spent(self) -> bool:
-        """Tell whether the process should long have ended by the last step."""
+        """Tell whether the last step was taken, and the process should have ended."""
         return self._next is None and not self.goes_on()
 
     def cancel(self) -> None:
@@ -88,7 +88,7 @@ class Stop:
             self._timer.cancel()
 
     def progress(self, pid: int) -> StopProgress:
-        """Return where the stop is."""
+        """Return the progress of the stop."""
         return StopProgress(
             done=False,
             pid=pid,
@@ -102,9 +102,9 @@ class Stop:
 
 
 async def grace_of(vm: str, place: Callable[[], VMDirectory], files: Lane) -> tuple[float, str | None]:
-    """Return a guest's grace in seconds, and why its STOP file does not say it: no reason not to stop it.
+    """Return the grace period in seconds, and a note if the STOP file could not be read.
 
-    `place` tells where its files are, and may block.
+    A stop goes on without that file, with the default. `place` returns the directory of the VM, and may block.
     """
     try:
         value = await files.aside(lambda: place().read_setting(settings.BY_FILE["STOP"]), READ_TIME)

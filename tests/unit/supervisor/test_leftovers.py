@@ -94,7 +94,7 @@ async def test_an_interrupted_removal_is_finished_and_nothing_else_is(tmp_path: 
     (tmp_path / f"{vmdir.REMOVED}link").symlink_to(precious)
     found = Leftovers(tmp_path, links)
     found.find()
-    await found.take_up()
+    await found.retry()
     assert names_in(tmp_path) == [f"{vmdir.REMOVED}link", "newvm0", "precious"]
     assert (precious / "file").exists()
     assert links.unwired == ["old0"], "there is a VM of the other name again"
@@ -111,9 +111,9 @@ async def test_what_fails_is_said_once_and_tried_until_it_works(
     with pytest.raises(Failed, match=r"all that is left of newvm0, cannot be removed: input/output error$"):
         left.clear(name)
     for _ in range(2):
-        await left.take_up()
+        await left.retry()
         assert names_in(tmp_path) == [name]
-    await left.take_up()
+    await left.retry()
     assert names_in(tmp_path) == []
     assert caplog.text.count("cannot be removed") == 1
 
@@ -130,7 +130,7 @@ async def test_taps_that_stay_are_told_and_a_later_daemon_knows_of_those_it_may_
     assert [names_in(tmp_path / name) for name in names_in(tmp_path)] == ([[]] if again else [])
     later = Leftovers(tmp_path, links)
     later.find()
-    await later.take_up()
+    await later.retry()
     assert names_in(tmp_path) == []
     assert links.unwired == (["newvm0"] if again else [])
 
@@ -138,7 +138,7 @@ async def test_taps_that_stay_are_told_and_a_later_daemon_knows_of_those_it_may_
 async def test_what_somebody_else_removed_is_gone(tmp_path: Path, links: Links) -> None:
     left = Leftovers(tmp_path, links)
     left.remember(f"{vmdir.REMOVED}old0-0badcafe")
-    await left.take_up()
+    await left.retry()
     assert left._left == {}
 
 
