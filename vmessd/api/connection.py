@@ -30,6 +30,7 @@ from asyncvarlink.types import FileDescriptorArray, JSONObject
 from vmessd.api import wire_errors
 from vmessd.api.audit import Audit, Note, Peer, words
 from vmessd.api.budgets import Account, Place, metered
+from vmessd.api.caller import lock_note
 from vmessd.core import contract, refusals
 from vmessd.core.contract import Cost, Method
 from vmessd.core.errors import INTERFACE, Failed, VmessError, reason
@@ -47,8 +48,8 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 class Gate(NamedTuple):
     """What is asked before a call runs, and told when it has."""
 
-    check_unlocked: Callable[[str, bool], Coroutine[Any, Any, None]]
-    """Raises Locked where a VM is; the second tells that it is to be stopped."""
+    check_unlocked: Callable[[str, bool], Coroutine[Any, Any, str | None]]
+    """Raises Locked if a VM is locked. The second argument says that the call stops it; returns a note then."""
     check_links: Callable[[Sequence[str]], Coroutine[Any, Any, None]]
     """Raises Locked where a VM is that one of these links belongs to."""
     check_needs: Callable[[str, Method], Coroutine[Any, Any, None]]
@@ -348,7 +349,7 @@ class Connection(VarlinkServerProtocol):
     async def _check(self, row: Method, parameters: Mapping[str, Any]) -> None:
         """Raise Locked where the VM, or a link of one, is; and what keeps it from the state that is needed."""
         if row.locks and row.about is not None:
-            await self._gate.check_unlocked(parameters[row.about], row.stops)
+            lock_note.set(await self._gate.check_unlocked(parameters[row.about], row.stops))
         if row.links is not None:
             links = parameters[row.links]
             await self._gate.check_links([links] if isinstance(links, str) else links)
