@@ -222,7 +222,7 @@ def _log_size(directory: VMDirectory) -> int:
 def _history(machine: Machine) -> tuple[bytes, int]:
     """Return the end of the output of this run, and the size of its output in bytes."""
     try:
-        with logs.open_log(machine.place(), LogName.serial, machine.record()) as found:
+        with logs.open_log(machine.find_home(), LogName.serial, machine.record()) as found:
             return found.tail(HISTORY), found.size - found.begin
     except VmessError:  # a console without history is better than none
         return b"", 0
@@ -243,7 +243,7 @@ async def _is_connected(vm: str, run: QemuRun) -> bool:
 async def _connect(machine: Machine, run: QemuRun) -> socket.socket:
     """Return a socket that QEMU has accepted, for a console that is not in use."""
     try:
-        connected = await machine.files.aside(lambda: machine.place().connect(SERIAL_SOCKET))
+        connected = await machine.files.aside(lambda: machine.find_home().connect(SERIAL_SOCKET))
     except (NoSuchVM, TimedOut):
         raise
     except VmessError:  # the socket was removed
@@ -262,7 +262,7 @@ async def _connect(machine: Machine, run: QemuRun) -> socket.socket:
 
 async def _replace(machine: Machine, run: QemuRun) -> socket.socket:
     """Give the serial port another listening socket with our connection, and return our end."""
-    home = await machine.files.aside(machine.place)
+    home = await machine.files.aside(machine.find_home)
     replacing = home.succeeding(SERIAL_SOCKET)
     async with machine.files.within(replacing) as (listener, connected):
         address = {"type": "fd", "data": {"str": FDNAME}}

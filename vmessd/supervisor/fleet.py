@@ -306,7 +306,7 @@ async def _autostart(machine: Machine, patience: float = blocking.LOOK) -> Autos
 
 def _read(machine: Machine, file: str) -> Any:
     """Return the value of a setting, from the present location of the files; blocks. Raises as read_setting."""
-    return machine.place().read_setting(settings.BY_FILE[file])
+    return machine.find_home().read_setting(settings.BY_FILE[file])
 
 
 def _step(vm: str, step: FleetStep, *, done: bool = False, pid: int | None = None) -> FleetProgress:

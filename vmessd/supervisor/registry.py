@@ -461,7 +461,7 @@ def _remark(machine: Machine) -> str | None:
     A VM that runs without a directory is not locked.
     """
     try:
-        return machine.place().setting_text(LOCK)
+        return machine.find_home().setting_text(LOCK)
     except NoSuchVM:
         if machine.state in OFF:
             raise
@@ -471,9 +471,9 @@ def _remark(machine: Machine) -> str | None:
 def _write_remark(machine: Machine, text: str | None) -> None:
     """Lock a VM with a remark, or unlock it with None, even if the LOCK file is malformed; blocks."""
     if text is None:
-        machine.place().clear_setting(BY_FILE[LOCK])
+        machine.find_home().clear_setting(BY_FILE[LOCK])
     else:
-        machine.place().write_setting(BY_FILE[LOCK], text)
+        machine.find_home().write_setting(BY_FILE[LOCK], text)
 
 
 def _with_way_out(error: VmessError, vm: str) -> VmessError:

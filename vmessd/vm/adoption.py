@@ -28,6 +28,7 @@ from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import whereabouts
 from vmessd.vm.host import Host
 from vmessd.vm.launcher import LAST_LINES, Launched, restart_policy, shorten_logs, sweep_quietly
+from vmessd.vm.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def spot(directory: VMDirectory, host: Host) -> Launched | None:
         described = _described(process, None) if process is not None else None
         if process is not None and described is not None:
             host.displays.hold(directory.vm, described.display)
-            return Launched(process, described, 0, host.kills.around(process.pid))
+            where = Whereabouts(directory, process.pid)
+            return Launched(process, described, 0, host.kills.around(process.pid), where)
     return None
 
 
@@ -117,17 +119,15 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> Launc
         holder = _holder(directory, record, host) if held else None
         process = holder if isinstance(holder, Process) else _astray(directory, host)
         if process is None and (process := _disguised(record, host)) is not None and record is not None:
-            return Launched(process, record, _log_size(directory), host.kills.around(process.pid))
+            where = Whereabouts(directory, process.pid)
+            return Launched(process, record, _log_size(directory), host.kills.around(process.pid), where)
     except Failed as error:
         raise directory.held(f"by an unknown process: {error.message}") if held else error from None
     if process is not None:
-        return _adopted(
-            directory,
-            process,
-            record,
-            host.kills.around(process.pid),
-            *((None, None) if process is holder else whereabouts.look(directory, process.pid)),
-        )
+        where = Whereabouts(directory, process.pid)
+        if process is not holder:
+            where.look()
+        return _adopted(directory, process, record, host.kills.around(process.pid), where)
     if isinstance(holder, Sighting):
         raise _held_by_another(directory, holder)
     if held:
@@ -257,28 +257,23 @@ def _arguments(process: Process) -> list[str]:
         return []
 
 
-def _adopted(  # noqa: PLR0913, PLR0917
-    directory: VMDirectory,
-    process: Process,
-    record: RunRecord | None,
-    victims: Counter,
-    home: VMDirectory | None,
-    problem: str | None,
+def _adopted(
+    directory: VMDirectory, process: Process, record: RunRecord | None, victims: Counter, where: Whereabouts
 ) -> Launched | None:
     """Return a process with its run record, which is written if it is missing; None if it has ended."""
-    place = home or directory
-    records = [record, _run_record(home) if home is not None else None]
+    home = where.directory
+    records = [record, _run_record(home) if home is not directory else None]
     noted = next((one for one in records if one and (one.pid, one.ticks) == (process.pid, process.ticks)), None)
     found = _described(process, noted)
     if found is None:
         return None
     if noted is None:
         try:
-            place.write_run_record(found)
+            home.write_run_record(found)
         except VmessError as error:
             # Not fatal: the next daemon finds the VM without the record.
             log.warning("%s: %s", directory.vm, error.message)
-    return Launched(process, found, _log_size(place), victims, home, problem)
+    return Launched(process, found, _log_size(home), victims, where)
 
 
 def _described(process: Process, noted: RunRecord | None) -> RunRecord | None:

@@ -25,8 +25,8 @@ from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
 from vmessd.storage import images, serial_stream, vmdir
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import whereabouts
 from vmessd.vm.host import Host
+from vmessd.vm.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
@@ -45,26 +45,20 @@ class Launched:
     """Offset in qemu.log at which this run begins; adapted when the log is shortened at its front."""
     victims: Counter
     """OOM kills in its cgroup."""
-    home: VMDirectory | None = None
-    """Where its directory is, if not where it should be."""
-    problem: str | None = None
-    """What is wrong with where its directory is, and how that is mended."""
+    whereabouts: Whereabouts
 
     def close(self) -> None:
         """Release the process; it keeps running."""
         self.process.close()
 
-    def connect(self, directory: VMDirectory, name: str) -> socket.socket:
+    def connect(self, vm: str, name: str) -> socket.socket:
         """Return a connection to a socket in the directory of this QEMU; raises Failed.
 
         The present location of the directory is looked up: another VM may have its old path.
         """
-        home = whereabouts.place(directory, self.process.pid)
+        home = self.whereabouts.find()
         if home is None:
-            raise Failed(
-                f"the directory of {directory.vm} is gone, and its sockets with it",
-                hint=f"vmess {directory.vm} stop",
-            )
+            raise Failed(f"the directory of {vm} is gone, and its sockets with it", hint=f"vmess {vm} stop")
         return home.connect(name)
 
 
@@ -187,7 +181,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         )
         directory.write_run_record(record)
         undo.pop_all()
-    return Launched(process, record, log_start, victims)
+    return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid))
 
 
 def _log(directory: VMDirectory, name: str, ours: contextlib.ExitStack) -> int:

@@ -22,7 +22,7 @@ from vmessd.qemu import monitor
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import launcher, restart, whereabouts
+from vmessd.vm import launcher, restart
 from vmessd.vm.failure_recovery import FailureRecovery
 from vmessd.vm.host import Host
 from vmessd.vm.mailbox import EventMessage, Job, dismiss, tell
@@ -155,21 +155,19 @@ class Machine(FailureRecovery):
             runstate=run.runstate if run else None,
             last_exit=Exit.of(self.last_exit) if self.last_exit else None,
             restart=self._pending.report() if self._pending else None,
-            problem=run.launched.problem if run else (held.message if held else None),
+            problem=run.launched.whereabouts.location.problem if run else (held.message if held else None),
         )
 
     @property
     def home(self) -> VMDirectory:
-        """Where the files of its QEMU are: not in its directory if that was renamed while it ran."""
-        run = self._run  # once: it may be asked for in a thread
-        return (run and run.launched.home) or self.directory
+        """The directory of its files, as it was seen last: it may be moved while the VM runs."""
+        run = self._run  # read once: this may run in a thread
+        return run.launched.whereabouts.directory if run is not None else self.directory
 
-    def place(self) -> VMDirectory:
-        """Look where the files of its QEMU are, which may have been moved just now; blocks."""
+    def find_home(self) -> VMDirectory:
+        """Look where the directory of its files is, and return it; blocks."""
         run = self._run
-        found = whereabouts.place(self.directory, run.pid) if run is not None else None
-        if run is not None and found is not None and found is not self.directory:
-            run.launched.home = found  # its end may come before the next look, and is noted there
+        found = run.launched.whereabouts.find() if run is not None else None
         return found or self.directory
 
     def record(self) -> RunRecord | None:
@@ -309,7 +307,7 @@ class Machine(FailureRecovery):
 
     async def _gentle(self, uid: int | None, within: float | None = None) -> Stop:
         """Return a stop that begins with the power button, unless the guest cannot react to it."""
-        grace, note = await grace_of(self.vm, self.place, self.files)
+        grace, note = await grace_of(self.vm, self.find_home, self.files)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
         if within is not None:

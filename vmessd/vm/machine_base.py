@@ -175,7 +175,7 @@ class MachineBase(abc.ABC):
         """Begin to watch a process."""
         self._search.cancel()
         self._wait_no_longer()
-        connect = functools.partial(launched.connect, self.directory, vmdir.QMP_SOCKET)
+        connect = functools.partial(launched.connect, self.vm, vmdir.QMP_SOCKET)
         session = Session(
             connect=lambda: self.files.aside(connect),
             report=lambda event, runstate: self._inbox.post(event, runstate, of=run),
@@ -187,14 +187,14 @@ class MachineBase(abc.ABC):
         run.start_cancelled = attempt.cancelled if attempt is not None else None
         self._run = run
         launched.process.watch(lambda: self._ended(run))
-        if launched.problem is not None:
+        if launched.whereabouts.location.displacement is not None:
             self.mind_directory()
         return run
 
     def mind_directory(self) -> None:
         """Check in the background that the directory of a running VM is in its place."""
         if self._run is not None:
-            self._run.mind_directory(self.directory, self.files)
+            self._run.mind_directory(self.files)
 
     # -- Events of QEMU and the kernel --
 

@@ -21,11 +21,12 @@ from vmessd.qemu.session import Session
 from vmessd.storage import vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import restart, whereabouts
+from vmessd.vm import restart
 from vmessd.vm.full_disk import EnospcRecovery
 from vmessd.vm.launcher import LAST_LINES, Launched, restart_policy, shorten_logs
 from vmessd.vm.start import Cancellation
 from vmessd.vm.stop import READ_TIME, StepTaken, Stop
+from vmessd.vm.whereabouts import Displacement
 
 log = logging.getLogger(__name__)
 
@@ -90,28 +91,27 @@ class QemuRun:
     @property
     def is_out_of_reach(self) -> bool:
         """Its directory is gone and there is no QMP connection, so it cannot be asked to power down."""
-        launched = self.launched
-        return launched.problem is not None and launched.home is None and not self.session.is_connected
+        is_gone = self.launched.whereabouts.location.displacement is Displacement.removed
+        return is_gone and not self.session.is_connected
 
-    def mind_directory(self, directory: VMDirectory, files: Lane) -> None:
-        """Check in the background that the directory of QEMU is this one; follow it while it is not."""
-        self.start_task("whereabouts", self._mind_directory(directory, files))
+    def mind_directory(self, files: Lane) -> None:
+        """Check in the background that the directory of QEMU is in its place; follow it while it is not."""
+        self.start_task("whereabouts", self._mind_directory(files))
 
-    async def _mind_directory(self, directory: VMDirectory, files: Lane) -> None:
-        launched, said = self.launched, None
-        find = functools.partial(whereabouts.look, directory, self.pid)
-        is_at_home = functools.partial(whereabouts.is_at_home, directory, self.pid)
+    async def _mind_directory(self, files: Lane) -> None:
+        whereabouts, logged = self.launched.whereabouts, None
         with contextlib.suppress(VmessError):  # a file system that hangs is reported elsewhere
-            if launched.problem is None and await files.aside(is_at_home):
+            if whereabouts.location.displacement is None and await files.aside(whereabouts.is_at_home):
                 return
         while True:
             with contextlib.suppress(VmessError):
-                launched.home, launched.problem = await files.aside(find)
-            if launched.problem is None:
+                await files.aside(whereabouts.look)
+            location = whereabouts.location
+            if location.displacement is None:
                 return
-            if launched.problem != said:
-                said = launched.problem
-                log.warning("%s: %s", self.vm, said)
+            if location.key != logged:
+                logged = location.key
+                log.warning("%s: %s", self.vm, location.problem)
             await asyncio.sleep(self.session.timing.look)
 
     def hear(self, name: str, data: Mapping[str, Any]) -> tuple[Event, str] | None:

@@ -101,13 +101,13 @@ class Stop:
         )
 
 
-async def grace_of(vm: str, place: Callable[[], VMDirectory], files: Lane) -> tuple[float, str | None]:
+async def grace_of(vm: str, find_home: Callable[[], VMDirectory], files: Lane) -> tuple[float, str | None]:
     """Return the grace period in seconds, and a note if the STOP file could not be read.
 
-    A stop goes on without that file, with the default. `place` returns the directory of the VM, and may block.
+    A stop goes on without that file, with the default. `find_home` returns the directory, and may block.
     """
     try:
-        value = await files.aside(lambda: place().read_setting(settings.BY_FILE["STOP"]), READ_TIME)
+        value = await files.aside(lambda: find_home().read_setting(settings.BY_FILE["STOP"]), READ_TIME)
     except VmessError as error:
         note = f"{error.message}; it gets {settings.GRACE_DEFAULT} s"
         log.warning("%s: %s", vm, note)
