@@ -87,7 +87,7 @@ class Cramped(Daemon):
         return pid
 
     def lines(self, word: str) -> list[str]:
-        """Return the lines of the log that tell of a pause (`paused`), or of its end (`goes on`)."""
+        """Return the lines of the log that tell of a pause (`paused`), or of its end (`resumed`)."""
         return [line for line in self.log.read_text().splitlines() if f"{VM}: {word}: " in line]
 
     def written(self) -> int:
@@ -124,9 +124,9 @@ def test_c35_a_guest_without_room_is_paused_and_goes_on_when_there_is_some(cramp
     wait_for(lambda: cramped.status(VM)["runstate"] == "io-error", what="the next pause")
     cramped.inside_small("ballast").unlink()
     cramped.wait_guest(VM, b"E", seconds=15)
-    wait_for(lambda: cramped.lines("goes on"), what="the line about it")
+    wait_for(lambda: cramped.lines("resumed"), what="the line about it")
     assert cramped.lines("paused") == [line]  # and none of the attempt that came to nothing
-    assert [text[20:] for text in cramped.lines("goes on")] == [
+    assert [text[20:] for text in cramped.lines("resumed")] == [
         f"warning: {VM}: resumed: there is space for hda"
     ]
     assert cramped.done(VM) == f"VM is running, PID: {pid}\n"
@@ -143,7 +143,7 @@ def test_c35_what_an_earlier_daemon_saw_paused_goes_on_too(cramped: Cramped) -> 
     cramped.wrapper = ("nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--wd={TESTS.parent}")
     cramped.start()
     cramped.wait_guest(VM, b"E")
-    wait_for(lambda: cramped.lines("goes on"), what="the line about it")
+    wait_for(lambda: cramped.lines("resumed"), what="the line about it")
     assert cramped.status(VM)["pid"] == pid
     cramped.done(VM, "stop")
 
@@ -184,5 +184,5 @@ async def test_c35_only_a_lack_of_room_is_tried_again(
             assert [step async for step in machine.stop(None, force=True)][-1].done
     finally:
         await asyncio.to_thread(end_processes_of, daemon.root)
-    said = [record.getMessage() for record in caplog.records if "no room" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "no space" in record.getMessage()]
     assert said == ([f"{VM}: paused: no space for bad"] if goes_on else [])
