@@ -38,9 +38,9 @@ from vmessd.storage import logs
 from vmessd.storage.logs import LogName
 from vmessd.storage.vmdir import SERIAL_LOG, SERIAL_SOCKET, VMDirectory
 from vmessd.vm.events import Events
-from vmessd.vm.qemu_run import QemuRun
 from vmessd.vm.journal import tell
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import QemuRun
 
 CHARDEV = "serial0"
 FDNAME = "vmess-console"

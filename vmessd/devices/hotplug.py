@@ -19,8 +19,8 @@ from vmessd.core.wires import INTERFACES_MAX, Forward
 from vmessd.qemu import command_line
 from vmessd.qemu.command_line import Card
 from vmessd.qemu.monitor import CommandRefused, says_forwarded, says_not_forwarded, words
-from vmessd.vm.qemu_run import QemuRun
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import QemuRun
 
 log = logging.getLogger(__name__)
 

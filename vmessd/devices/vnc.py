@@ -32,9 +32,9 @@ from vmessd.core.names import VNC_PORT
 from vmessd.core.refusals import silent
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.vm.events import Events
-from vmessd.vm.qemu_run import QemuRun
 from vmessd.vm.journal import tell
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import QemuRun
 
 ADDRESS = "127.0.0.1"
 TIMEOUT = 60.0
