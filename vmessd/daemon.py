@@ -23,7 +23,7 @@ from vmessd.storage import blocking
 from vmessd.supervisor import fleet
 from vmessd.supervisor.fleet import Fleet
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 log = logging.getLogger(__name__)
 

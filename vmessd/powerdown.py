@@ -37,7 +37,7 @@ from vmessd.qemu.credentials import Account
 from vmessd.storage import blocking, vmdir
 from vmessd.supervisor.fleet import Fleet
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 log = logging.getLogger(__name__)
 

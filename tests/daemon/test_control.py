@@ -32,7 +32,7 @@ from varlink_wire import Message, Wire, answers, encode, full, log_of, nothing_u
 from vmessd.core.errors import ERRORS, INTERFACE, InvalidValue, Locked, VmessError, quoted
 from vmessd.qemu.session import Timing
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 SERVICE = "org.varlink.service"
 

@@ -29,7 +29,7 @@ from vmessd.core.models.progress import StopProgress
 from vmessd.core.settings import BY_FILE
 from vmessd.supervisor.fleet import Fleet, waves
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 A, B, C, D = (own(letter) for letter in "abcd")
@@ -163,7 +163,7 @@ def test_a_shutdown_puts_an_end_to_a_boot(daemon: Daemon) -> None:
     daemon.wait_guest(A)
     assert steps(lines(daemon, "shutdown"), "powered down") == [A]
     assert boot.communicate(timeout=1)[1].splitlines() == [
-        "vmess: not all VMs came up: they were told to go down again",
+        "vmess: not all VMs were started: a shutdown ended the boot",
         "  hint: vmess list",
     ]
     assert boot.returncode == 1
@@ -241,7 +241,7 @@ def test_c62_six_orders_that_ignore_the_button_are_off_in_time(daemon: Daemon) -
     assert done.returncode == 8
     assert steps(done.stdout.splitlines(), "Stopping")[0] == vms[-1]
     assert {daemon.status(vm)["last_exit"]["reason"] for vm in vms} == {"forced"}
-    assert "orders of VMs go down together: there is no time for each" in daemon.log.read_text()
+    assert "orders of VMs together: there is no time for each" in daemon.log.read_text()
 
 
 def test_c62_each_grace_that_is_cut_is_said(daemon: Daemon) -> None:
@@ -254,7 +254,7 @@ def test_c62_each_grace_that_is_cut_is_said(daemon: Daemon) -> None:
     done = daemon.vmess("shutdown", "--within", "10")
     assert 5 <= time.monotonic() - began < 10
     assert done.returncode == 8
-    cut = "its grace is cut from 60 s to 5 s: all VMs have 10 s"
+    cut = "grace period cut from 60 s to 5 s: all VMs have 10 s"
     assert len([line for line in done.stdout.splitlines() if line.endswith(f"; {cut}")]) == 2
     assert f"{A}: did not power down within 5 s; now QMP quit" in done.stdout
     assert f"{B}: powered down as asked" in done.stdout
@@ -465,7 +465,7 @@ def test_settings_are_read_again_without_a_restart(tmp_path: Path) -> None:
         next_with(heard, "READY=1")
         refused = daemon.vmess(A, "start")
         assert refused.returncode == 1
-        assert "EXARGS hands arguments to QEMU, and this vmessd does not honour them" in refused.stderr
+        assert "EXARGS passes arguments to QEMU, which this vmessd does not allow" in refused.stderr
         assert 'exargs = "yes"' in refused.stderr
         file.write_text('exargs = "nonsense"\n')
         os.kill(daemon.pid, signal.SIGHUP)

@@ -22,10 +22,10 @@ from vmessd.core.errors import Failed, Locked, VmessError
 from vmessd.core.lifecycle import OFF, Action, State
 from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import adoption, instance, launcher, mending
+from vmessd.vm import adoption, failure_recovery, launcher, qemu_run, start
 from vmessd.vm.launcher import Launched
 from vmessd.vm.machine import Machine
-from vmessd.vm.mailbox import Happening
+from vmessd.vm.mailbox import EventMessage
 
 pytestmark = pytest.mark.qemu
 
@@ -37,7 +37,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
     "ours": lambda: Failed("it did not work"),
 }
 rarely = functools.partial(pytest.param, marks=pytest.mark.long)
-Handler = Callable[[Happening], Coroutine[Any, Any, None]]
+Handler = Callable[[EventMessage], Coroutine[Any, Any, None]]
 
 
 @dataclasses.dataclass
@@ -56,7 +56,7 @@ class Fault:
     def around(self, handler: Handler, *, after: bool) -> Handler:
         """Return a handler that fails once instead of doing something, or when it is done."""
 
-        async def failing(message: Happening) -> None:
+        async def failing(message: EventMessage) -> None:
             if after:
                 await handler(message)
             self.strike()
@@ -82,7 +82,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
             self._actions[fault.action] = fault.around(handler, after=self.vm.startswith("z"))
 
     monkeypatch.setattr(Machine, "__init__", beginning)
-    monkeypatch.setattr(mending, "MEND_PAUSE", 0.2)
+    monkeypatch.setattr(failure_recovery, "MEND_PAUSE", 0.2)
     monkeypatch.setattr(settings, "GRACE_DEFAULT", 1)
     return found
 
@@ -216,8 +216,8 @@ async def test_a_start_that_hangs_is_told_to_all_and_can_be_called_off_whatever_
         return begin(*words[:3])  # and does not notice that it was called off
 
     monkeypatch.setattr(launcher, "launch", hanging)
-    monkeypatch.setattr(instance, "LAUNCH_TIME", 0.3)
-    monkeypatch.setattr(instance, "MORE_TIME", 0.1)
+    monkeypatch.setattr(start, "LAUNCH_TIME", 0.3)
+    monkeypatch.setattr(start, "MORE_TIME", 0.1)
     cases = list(itertools.product((Action.delay, Action.cut_off), ERRORS.items()))
     for action, (kind, error) in cases:
         vm = f"{when}{action.name.replace('_', '')}{kind[0]}0"
@@ -305,7 +305,7 @@ async def test_a_qemu_is_found_and_stopped_although_its_files_do_not_answer(
 INNER: list[tuple[object, str]] = [
     *((VMDirectory, name) for name in ("opened", "connect", "lock", "listen", "read_setting", "log_tail")),
     *((VMDirectory, name) for name in ("write_run_record", "write_exit_record", "sweep", "shorten_log")),
-    *((instance.Run, name) for name in ("climb", "bury", "note_stop", "exit_record", "begin_stop", "hear")),
+    *((qemu_run.QemuRun, name) for name in ("climb", "bury", "note_stop", "exit_record", "begin_stop", "hear")),
     *((launcher, name) for name in ("launch", "sweep_links")),
     *((adoption, name) for name in ("recover", "last_exit")),
 ]
@@ -320,7 +320,7 @@ def vm_of(thing: Any) -> str | None:
 async def test_whatever_is_called_fails_each_time_a_life_of_it_ends_well(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(mending, "MEND_PAUSE", 0.2)
+    monkeypatch.setattr(failure_recovery, "MEND_PAUSE", 0.2)
     monkeypatch.setattr(settings, "GRACE_DEFAULT", 1)
     armed: dict[str, set[str]] = {}
     for owner, name in INNER:

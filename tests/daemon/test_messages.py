@@ -21,7 +21,7 @@ from vmessd.qemu import monitor
 from vmessd.qemu.monitor import Monitor
 from vmessd.storage import blocking
 from vmessd.vm import adoption, launcher
-from vmessd.vm.mailbox import Happening, Request
+from vmessd.vm.mailbox import EventMessage, Request
 
 pytestmark = pytest.mark.qemu
 
@@ -42,8 +42,8 @@ async def test_c55_what_is_told_of_the_run_before_does_not_reach_the_next(
             starting = asyncio.create_task(told(one.start(1)))
             await until(lambda: one.state is State.starting and one.status().pid is not None)
             for event in (Event.lost, Event.silent, Event.exited, Event.refused, Event.runs, Event.lost):
-                one._inbox.put(Happening(event, None, "paused", of=before))
-            one._inbox.put(Happening(Event.rung, of=before.stop))
+                one._inbox.put(EventMessage(event, None, "paused", of=before))
+            one._inbox.put(EventMessage(Event.rung, of=before.stop))
             before.session._report(Event.lost, None)
             one._qmp_event(before, "STOP", {})
             one._qmp_event(before, "DEVICE_DELETED", {"device": "nic0"})
@@ -70,7 +70,7 @@ async def test_a_pause_that_was_ended_starts_nothing(lab: Lab, monkeypatch: pyte
         await until(lambda: one.state is State.waiting)
         pause = one._pending
         await told(one.stop(1, force=False))
-        one._inbox.put(Happening(Event.again, of=pause))
+        one._inbox.put(EventMessage(Event.again, of=pause))
         await one.in_turn()
         assert one.state is State.stopped
 
@@ -88,7 +88,7 @@ async def test_whoever_joins_a_stop_when_its_next_step_is_due_is_not_told_that_i
         stop = one.live().stop
         assert stop is not None
         assert stop._timer is not None
-        joining = Happening(Event.stop, Request(2))
+        joining = EventMessage(Event.stop, Request(2))
         asyncio.get_running_loop().call_at(stop._timer.when() - 1e-6, one._inbox.put, joining)
         await until(lambda: len(one._stoppers) != 1)
         assert len(one._stoppers) == 2
@@ -168,7 +168,7 @@ async def test_a_stop_that_meets_a_start_which_is_tried_once_more_is_one_of_it(
     async with lab.supervisor(QUICK) as supervisor:
         one = await supervisor.machine("newvm")
         request = Request(1)
-        one.over = lambda: one._inbox.put(Happening(Event.stop, request))
+        one.over = lambda: one._inbox.put(EventMessage(Event.stop, request))
         with pytest.raises(VmessError, match="was cancelled by a stop"):
             async for _ in one.start(1):
                 pass
@@ -185,7 +185,7 @@ async def test_a_qemu_that_is_found_in_the_pause_before_a_restart_ends_the_pause
         await until(lambda: one.state is State.waiting)
         one.directory.write_setting(settings.BY_FILE["EXARGS"], "-fake good")
         launched = await blocking.call(launcher.launch, one.directory, one._host)
-        one._inbox.happen(Event.found, launched=launched)
+        one._inbox.post(Event.found, launched=launched)
         await until(lambda: one.state is State.running)
         assert one.status().restart is None
         await told(one.stop(1, force=True))

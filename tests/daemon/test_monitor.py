@@ -22,7 +22,7 @@ from varlink_wire import Wire, nothing_unforeseen
 from vmessd.core.errors import AlreadyRunning, NotRunning, StartFailed, TimedOut, VmessError
 from vmessd.core.lifecycle import Rung
 from vmessd.storage.log_rotation import CAP
-from vmessd.vm.instance import Run
+from vmessd.vm.qemu_run import QemuRun
 
 
 async def longest_wait(seconds: float) -> float:
@@ -52,7 +52,7 @@ async def test_c34_a_qemu_that_hangs_in_its_end_is_ended(lab: Lab, caplog: pytes
         told, seconds = await stop(supervisor, "asked0")
         assert (told[-1].text, told[-1].forced) == ("powered down as asked", False)
         assert seconds < 20
-    assert caplog.text.count("QEMU hangs although its guest is off, and is killed") == 2
+    assert caplog.text.count("QEMU hangs after its guest has powered off, and is killed") == 2
 
 
 async def test_c34_monitors_that_misbehave(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +344,7 @@ async def test_c29_a_jump_of_the_wall_clock_changes_no_deadline(
 def test_c29_what_decides_never_reads_the_wall_clock() -> None:
     for room in (
         *("core/lifecycle", "qemu/session", "qemu/monitor"),
-        *("vm/instance", "vm/machine", "vm/mailbox", "supervisor/registry"),
+        *("vm/qemu_run", "vm/start", "vm/stop", "vm/machine", "vm/mailbox", "supervisor/registry"),
     ):
         tree = ast.parse((TESTS.parent / "vmessd" / f"{room}.py").read_text())
         for node in ast.walk(tree):
@@ -403,7 +403,7 @@ async def test_c51_an_end_before_the_next_look_is_noted_where_the_directory_was_
     moved = lab.directory / "elsewhere"
     async with lab.supervisor() as supervisor:
         await start(supervisor, "newvm")
-        monkeypatch.setattr(Run, "mind_directory", lambda *_: None)  # it looks too late
+        monkeypatch.setattr(QemuRun, "mind_directory", lambda *_: None)  # it looks too late
         place.rename(moved)
         place.symlink_to(moved)
         await supervisor.check_unlocked("newvm0", stops=True)

@@ -23,7 +23,7 @@ from vmessd.core.errors import InvalidValue
 from vmessd.qemu import credentials
 from vmessd.qemu.process import OptionUse
 from vmessd.storage import blocking
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 A, B = own("p"), own("q")
 
@@ -296,7 +296,7 @@ def test_a_daemon_that_serves_is_told_in_what_time(daemon: Daemon, where: str) -
         file.write_text("shutdown-time = 10\n")
         words += ["--config", str(file)]
     assert ended(vmessd(*words))[0] == 8
-    daemon.wait_log(f"{A}: its grace is cut from 60 s to ")
+    daemon.wait_log(f"{A}: grace period cut from 60 s to ")
 
 
 async def test_a_queue_that_others_fill_is_waited_in(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vmessd.core.lifecycle import IN_WORDS, RESTARTS_MAX, STEADY, Policy, Reason
 from vmessd.core.records import ExitRecord, Moment
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm import restart
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 A = own("a")

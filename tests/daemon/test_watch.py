@@ -144,7 +144,7 @@ def test_rungs_restarts_and_their_end_are_told(daemon: Daemon) -> None:
     daemon.done(A, "start")
     with watching(daemon, A, "watch", "--json") as reader:
         os.kill(daemon.status(A)["pid"], signal.SIGKILL)
-        reader.expect("started again in 1 s, restart 1 of 6")
+        reader.expect("restart 1 of 6 in 1 s")
         daemon.done(A, "stop")
         reader.expect("its restart was called off")
         daemon.done(A, "start")

@@ -19,8 +19,8 @@ from vmessd.qemu.process import Process
 from vmessd.qemu.session import Timing
 from vmessd.storage import safefile, vmdir
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
-from vmessd.vm.instance import Stop
+from vmessd.vm.host import Host
+from vmessd.vm.stop import Stop
 
 VM = "newvm0"
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")

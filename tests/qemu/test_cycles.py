@@ -13,7 +13,7 @@ from vmessctl.client import Client
 from vmessd.config import QEMU, find_qemu
 from vmessd.core.lifecycle import State
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 

@@ -18,7 +18,7 @@ from vmessd.network import displays
 from vmessd.network.displays import LOOKS, NONE, Displays
 from vmessd.qemu import command_line, monitor
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 A = own("v")

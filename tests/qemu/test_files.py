@@ -552,7 +552,7 @@ def test_a_disk_is_made_grown_and_never_shrunk(daemon: Daemon) -> None:
     assert hda("3M") == f"{image.name}: 3M now, was 1M\n"
     assert image.read_bytes() == content + b"\0" * 2 * M
     assert "image is never made smaller" in refused(daemon, A, "hda", "2M", status=2)
-    assert "vmess deletes no image" in refused(daemon, A, "hda", "none", status=2)
+    assert "vmess does not delete images" in refused(daemon, A, "hda", "none", status=2)
     for bad in ("8", "0", "-8G", "8X", "8G,format=qcow2", "1e3M"):
         assert refused(daemon, A, "hda", bad, status=2).startswith(f"disk size '{bad}' is not a size")
     run_guest(daemon, A)

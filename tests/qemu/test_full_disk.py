@@ -20,7 +20,7 @@ from vmessd.core.lifecycle import State
 from vmessd.qemu.session import Timing
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm import full_disk
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 VM = "newvm0"
 SIZE, BALLAST = 2 * 2**20, 2**20  # so that the guest finds a MiB, and wants half a one more
@@ -87,7 +87,7 @@ class Cramped(Daemon):
         return pid
 
     def lines(self, word: str) -> list[str]:
-        """Return the lines of the log that tell of a pause (`paused`), or of its end (`goes on`)."""
+        """Return the lines of the log that tell of a pause (`paused`), or of its end (`resumed`)."""
         return [line for line in self.log.read_text().splitlines() if f"{VM}: {word}: " in line]
 
     def written(self) -> int:
@@ -117,17 +117,17 @@ def test_c35_a_guest_without_room_is_paused_and_goes_on_when_there_is_some(cramp
     assert cramped.done(VM) == f"VM is running, PID: {pid} (paused: io-error)\n"
     image = cramped.root / VM / f"{VM}-hda.img"
     (line,) = cramped.lines("paused")
-    assert line.endswith(f"{VM}: paused: no room for hda on the file system of {image}")
+    assert line.endswith(f"{VM}: paused: no space for hda on the file system of {image}")
     assert cramped.written() == SIZE - BALLAST
     os.truncate(cramped.inside_small("ballast"), BALLAST - 2**18)
     wait_for(lambda: cramped.written() == SIZE - BALLAST + 2**18, 15, "the use of a little room")
     wait_for(lambda: cramped.status(VM)["runstate"] == "io-error", what="the next pause")
     cramped.inside_small("ballast").unlink()
     cramped.wait_guest(VM, b"E", seconds=15)
-    wait_for(lambda: cramped.lines("goes on"), what="the line about it")
+    wait_for(lambda: cramped.lines("resumed"), what="the line about it")
     assert cramped.lines("paused") == [line]  # and none of the attempt that came to nothing
-    assert [text[20:] for text in cramped.lines("goes on")] == [
-        f"warning: {VM}: goes on: there is room for hda"
+    assert [text[20:] for text in cramped.lines("resumed")] == [
+        f"warning: {VM}: resumed: there is space for hda"
     ]
     assert cramped.done(VM) == f"VM is running, PID: {pid}\n"
     cramped.done(VM, "stop")
@@ -143,7 +143,7 @@ def test_c35_what_an_earlier_daemon_saw_paused_goes_on_too(cramped: Cramped) -> 
     cramped.wrapper = ("nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--wd={TESTS.parent}")
     cramped.start()
     cramped.wait_guest(VM, b"E")
-    wait_for(lambda: cramped.lines("goes on"), what="the line about it")
+    wait_for(lambda: cramped.lines("resumed"), what="the line about it")
     assert cramped.status(VM)["pid"] == pid
     cramped.done(VM, "stop")
 
@@ -184,5 +184,5 @@ async def test_c35_only_a_lack_of_room_is_tried_again(
             assert [step async for step in machine.stop(None, force=True)][-1].done
     finally:
         await asyncio.to_thread(end_processes_of, daemon.root)
-    said = [record.getMessage() for record in caplog.records if "no room" in record.getMessage()]
-    assert said == ([f"{VM}: paused: no room for bad"] if goes_on else [])
+    said = [record.getMessage() for record in caplog.records if "no space" in record.getMessage()]
+    assert said == ([f"{VM}: paused: no space for bad"] if goes_on else [])

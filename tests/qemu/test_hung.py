@@ -43,8 +43,8 @@ fsfreeze -u "$2" 2>/dev/null
 HASTY = """
 from vmessd import __main__
 from vmessd.storage import blocking
-from vmessd.vm import instance
-instance.UNDYING = instance.NOTE_TIME = instance.BURY_TIME = 0.5
+from vmessd.vm import qemu_run, stop
+stop.UNDYING = qemu_run.NOTE_TIME = qemu_run.BURY_TIME = 0.5
 blocking.LOOK = 1.0
 raise SystemExit(__main__.main())
 """

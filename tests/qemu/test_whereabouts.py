@@ -226,7 +226,7 @@ def test_c51_a_vm_out_of_reach_counts_as_running_and_fails_a_stop(
     daemon: Daemon, options: tuple[str, ...]
 ) -> None:
     pid = started(daemon)
-    held = f"VM {A} is held by its QEMU, which is in another PID namespace and out of reach"
+    held = f"VM {A} is held by its QEMU, which is in another PID namespace"
     with in_a_pid_namespace(daemon, *options):
         told = daemon.status(A)
         assert (told["state"], told["pid"], told["problem"]) == ("held", None, held)
@@ -533,7 +533,7 @@ def test_c51_the_pid_file_tells_where_nobody_lets_us_look(
             monkeypatch.setattr(os, name, look)
         monkeypatch.setattr(whereabouts, "_lock", lambda _pid: str(hidden))
         directory = VMDirectory(place.parent, A)
-        found = whereabouts.place(directory, holder.pid)
+        found = whereabouts.Whereabouts(directory, holder.pid).find()
         expected = {"at home": place, "swapped": other, "link": elsewhere.resolve(), "gone": None}[how]
         assert (found and found.path) == expected
         assert whereabouts.is_at_home(directory, holder.pid) is (how == "at home")

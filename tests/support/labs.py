@@ -20,7 +20,7 @@ from vmessd.core.models.progress import StartProgress, StopProgress
 from vmessd.qemu.session import Timing
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 QUICK = Timing(

@@ -16,9 +16,9 @@ from daemons import WiredDaemon, wait_for
 
 # vmessd that waits for guests and for QEMU a second only, and not five.
 HURRIED = """
-import vmessd.vm.instance, vmessd.devices.hotplug
+import vmessd.vm.qemu_run, vmessd.devices.hotplug
 vmessd.devices.hotplug.UNPLUG_TIME = 1.0
-vmessd.vm.instance.Run.execute.__defaults__ = (1.0,)
+vmessd.vm.qemu_run.QemuRun.execute.__defaults__ = (1.0,)
 from vmessd.__main__ import main
 raise SystemExit(main())
 """

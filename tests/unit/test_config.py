@@ -16,8 +16,8 @@ from vmessctl.client import Client
 from vmessd import __version__, config, log
 from vmessd.config import ACCELERATORS, OPTIONS, Config, Option, read
 from vmessd.core.errors import InvalidValue, VmessError
-from vmessd.vm import environment as hosts
-from vmessd.vm.environment import Host
+from vmessd.vm import host as hosts
+from vmessd.vm.host import Host
 
 
 @pytest.fixture

@@ -282,7 +282,7 @@ def test_the_table_of_transitions_alone_sets_the_state_of_a_machine() -> None:
         and node.attr in ("state", "_state")
         and isinstance(node.ctx, ast.Store)
     }
-    assert setters == {("vmessd.vm.custody", "__init__"), ("vmessd.vm.custody", "_pass")}
+    assert setters == {("vmessd.vm.machine_base", "__init__"), ("vmessd.vm.machine_base", "_pass")}
 
 
 @pytest.mark.parametrize("name", HOUSE)

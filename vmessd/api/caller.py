@@ -1,6 +1,7 @@
 """The base class of the groups of methods: the client, and the parts of the daemon that serve it."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 
 from vmessd.api.audit import Peer
@@ -10,6 +11,9 @@ from vmessd.supervisor.details import Details
 from vmessd.supervisor.fleet import Fleet
 from vmessd.supervisor.registry import Supervisor
 from vmessd.supervisor.views import Begin
+
+lock_note: contextvars.ContextVar[str | None] = contextvars.ContextVar("lock_note", default=None)
+"""A note of the gate for the call of this task: why the LOCK file of the VM to stop could not be read."""
 
 
 class Caller:

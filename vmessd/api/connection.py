@@ -29,6 +29,7 @@ from asyncvarlink.types import FileDescriptorArray, JSONObject
 from vmessd.api import wire_errors
 from vmessd.api.audit import Audit, Note, Peer, words
 from vmessd.api.budgets import Account, Place, metered
+from vmessd.api.caller import lock_note
 from vmessd.core import contract, refusals
 from vmessd.core.contract import Cost, Method
 from vmessd.core.errors import INTERFACE, Failed, VmessError, reason
@@ -46,8 +47,8 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 class Gate(NamedTuple):
     """The checks before a call runs, and the log."""
 
-    check_unlocked: Callable[[str, bool], Coroutine[Any, Any, None]]
-    """Raises Locked if a VM is locked; the second argument says that the method stops it."""
+    check_unlocked: Callable[[str, bool], Coroutine[Any, Any, str | None]]
+    """Raises Locked if a VM is locked. The second argument says that the call stops it; returns a note then."""
     check_links: Callable[[Sequence[str]], Coroutine[Any, Any, None]]
     """Raises Locked if one of these links belongs to a locked VM."""
     check_needs: Callable[[str, Method], Coroutine[Any, Any, None]]
@@ -347,7 +348,7 @@ class Connection(VarlinkServerProtocol):
     async def _check(self, row: Method, parameters: Mapping[str, Any]) -> None:
         """Raise Locked if the VM, or the VM of a link, is locked, or an error if it is in the wrong state."""
         if row.locks and row.about is not None:
-            await self._gate.check_unlocked(parameters[row.about], row.stops)
+            lock_note.set(await self._gate.check_unlocked(parameters[row.about], row.stops))
         if row.links is not None:
             links = parameters[row.links]
             await self._gate.check_links([links] if isinstance(links, str) else links)

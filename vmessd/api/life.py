@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from asyncvarlink import LastResult, varlinkmethod
 
-from vmessd.api.caller import Caller
+from vmessd.api.caller import Caller, lock_note
 from vmessd.core import settings
 from vmessd.core.errors import printable, quoted
 from vmessd.core.models.events import Kind
@@ -68,11 +68,11 @@ class Life(Caller):
         The stop continues if the caller leaves. `force` kills QEMU at once.
         """
         machine = await self._supervisor.machine(vm)
-        lock_note = self._supervisor.lock_note(machine.vm)
+        note = lock_note.get()
         async for progress in machine.stop(self._peer.uid, force=force):
             told = progress if progress.note is None else progress.about(machine.vm)
-            if lock_note is not None:
-                told = dataclasses.replace(told, note="; ".join(filter(None, (lock_note, told.note))))
+            if note is not None:
+                told = dataclasses.replace(told, note="; ".join(filter(None, (note, told.note))))
             if progress.done:
                 raise LastResult(told)
             yield told

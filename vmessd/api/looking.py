@@ -78,7 +78,7 @@ class Looking(Caller):
         name = logs.LogName.parse(log)
         machine = await self._supervisor.machine(vm)
         record = machine.record() or machine.last_exit
-        found = await machine.change(lambda: logs.open_log(machine.place(), name, record))
+        found = await machine.change(lambda: logs.open_log(machine.find_home(), name, record))
         return VMLog(
             log=FileDescriptor(found.log, should_close=True),
             older=None if found.older is None else FileDescriptor(found.older, should_close=True),

@@ -38,9 +38,9 @@ from vmessd.storage import logs
 from vmessd.storage.logs import LogName
 from vmessd.storage.vmdir import SERIAL_LOG, SERIAL_SOCKET, VMDirectory
 from vmessd.vm.events import Events
-from vmessd.vm.instance import Run
 from vmessd.vm.journal import tell
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import QemuRun
 
 CHARDEV = "serial0"
 FDNAME = "vmess-console"
@@ -71,7 +71,7 @@ class _Client:
     """A client that is attached to a console."""
 
     who: str
-    run: Run
+    run: QemuRun
     console: socket.socket
     """A duplicate, to check whether the client reads and to disconnect it."""
     leash: socket.socket
@@ -135,7 +135,7 @@ class Consoles:
         for vm in list(self._clients):
             self._release(vm)
 
-    async def _is_taken(self, vm: str, run: Run) -> bool:
+    async def _is_taken(self, vm: str, run: QemuRun) -> bool:
         """Tell whether the console is in use; a client that has just left does not count."""
         for pause in SETTLE:
             await asyncio.sleep(pause)
@@ -152,7 +152,7 @@ class Consoles:
             f"the console of {vm} is in use by {who}", hint=f"to take it over: vmess {vm} console --steal"
         )
 
-    async def _admit(self, machine: Machine, run: Run, connected: socket.socket, who: str) -> Attached:
+    async def _admit(self, machine: Machine, run: QemuRun, connected: socket.socket, who: str) -> Attached:
         """Record a client, and return what it receives."""
         history, printed = await machine.change(functools.partial(_history, machine))
         with contextlib.ExitStack() as undo:
@@ -222,13 +222,13 @@ def _log_size(directory: VMDirectory) -> int:
 def _history(machine: Machine) -> tuple[bytes, int]:
     """Return the end of the output of this run, and the size of its output in bytes."""
     try:
-        with logs.open_log(machine.place(), LogName.serial, machine.record()) as found:
+        with logs.open_log(machine.find_home(), LogName.serial, machine.record()) as found:
             return found.tail(HISTORY), found.size - found.begin
     except VmessError:  # a console without history is better than none
         return b"", 0
 
 
-async def _is_connected(vm: str, run: Run) -> bool:
+async def _is_connected(vm: str, run: QemuRun) -> bool:
     """Tell whether QEMU has a client on the console; raises Failed if the VM has no console."""
     try:
         found = await run.execute("query-chardev", {})
@@ -240,10 +240,10 @@ async def _is_connected(vm: str, run: Run) -> bool:
     raise Failed(f"VM {vm} has no serial console", hint="VMs started by vmess have one")
 
 
-async def _connect(machine: Machine, run: Run) -> socket.socket:
+async def _connect(machine: Machine, run: QemuRun) -> socket.socket:
     """Return a socket that QEMU has accepted, for a console that is not in use."""
     try:
-        connected = await machine.files.aside(lambda: machine.place().connect(SERIAL_SOCKET))
+        connected = await machine.files.aside(lambda: machine.find_home().connect(SERIAL_SOCKET))
     except (NoSuchVM, TimedOut):
         raise
     except VmessError:  # the socket was removed
@@ -260,9 +260,9 @@ async def _connect(machine: Machine, run: Run) -> socket.socket:
     return await _replace(machine, run)
 
 
-async def _replace(machine: Machine, run: Run) -> socket.socket:
+async def _replace(machine: Machine, run: QemuRun) -> socket.socket:
     """Give the serial port another listening socket with our connection, and return our end."""
-    home = await machine.files.aside(machine.place)
+    home = await machine.files.aside(machine.find_home)
     replacing = home.succeeding(SERIAL_SOCKET)
     async with machine.files.within(replacing) as (listener, connected):
         address = {"type": "fd", "data": {"str": FDNAME}}

@@ -15,8 +15,8 @@ from vmessd.core.lifecycle import State
 from vmessd.core.settings import STROKE_TIME
 from vmessd.devices import keyboard
 from vmessd.qemu.monitor import CommandRefused, counter
-from vmessd.vm.instance import ASLEEP
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import ASLEEP
 
 WORDS = 300
 """Maximum characters of an error of QEMU in a message."""

@@ -19,8 +19,8 @@ from vmessd.core.wires import INTERFACES_MAX, Forward
 from vmessd.qemu import command_line
 from vmessd.qemu.command_line import Card
 from vmessd.qemu.monitor import CommandRefused, says_forwarded, says_not_forwarded, words
-from vmessd.vm.instance import Run
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import QemuRun
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Cards:
             end.cancel()
         return set() if run.over.is_set() else {index for index, event in events.items() if not event.is_set()}
 
-    async def _request_unplug(self, run: Run, index: int) -> bool:
+    async def _request_unplug(self, run: QemuRun, index: int) -> bool:
         """Pull a card's cable and ask the guest to release it; return whether hot-unplug is possible."""
         with contextlib.suppress(VmessError, CommandRefused):
             await run.execute("set_link", {"name": command_line.card_id(index), "up": False})
@@ -221,7 +221,7 @@ def _records(value: Any) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
-async def _while_it_lives(run: Run, work: Coroutine[Any, Any, None]) -> None:
+async def _while_it_lives(run: QemuRun, work: Coroutine[Any, Any, None]) -> None:
     """Do work on a QEMU, and cancel it when the run is over."""
     loop = asyncio.get_running_loop()
     ends = {loop.create_task(work), loop.create_task(run.over.wait())}

@@ -33,7 +33,7 @@ from vmessd.network.links import Change, Nic
 from vmessd.qemu import command_line
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)

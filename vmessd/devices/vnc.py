@@ -32,9 +32,9 @@ from vmessd.core.names import VNC_PORT
 from vmessd.core.refusals import silent
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.vm.events import Events
-from vmessd.vm.instance import Run
 from vmessd.vm.journal import tell
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import QemuRun
 
 ADDRESS = "127.0.0.1"
 TIMEOUT = 60.0
@@ -139,7 +139,7 @@ class Relays:
             relay.close()
             tell(self._events, Kind.vnc, vm, "the VNC relay is closed")
 
-    async def _serve(self, vm: str, run: Run, listener: socket.socket, patience: float) -> None:
+    async def _serve(self, vm: str, run: QemuRun, listener: socket.socket, patience: float) -> None:
         """Wait for one connection and hand it over."""
         connected, text = None, "the VNC relay ends unused"
         try:
@@ -154,7 +154,7 @@ class Relays:
         tell(self._events, Kind.vnc, vm, text)
 
 
-async def _check_server(machine: Machine, run: Run) -> None:
+async def _check_server(machine: Machine, run: QemuRun) -> None:
     """Raise TimedOut if QEMU does not answer, Failed if it has no VNC server."""
     if machine.state is State.unresponsive:
         raise silent(machine.vm, run.pid)
@@ -169,7 +169,7 @@ async def _check_server(machine: Machine, run: Run) -> None:
         )
 
 
-async def _accepted(listener: socket.socket, run: Run, patience: float) -> socket.socket | None:
+async def _accepted(listener: socket.socket, run: QemuRun, patience: float) -> socket.socket | None:
     """Return the first connection; None if none comes in time or while the VM runs."""
     loop = asyncio.get_running_loop()
     accept = loop.create_task(loop.sock_accept(listener))
@@ -189,7 +189,7 @@ async def _accepted(listener: socket.socket, run: Run, patience: float) -> socke
     return connected
 
 
-async def _hand_over(run: Run, connected: socket.socket) -> str:
+async def _hand_over(run: QemuRun, connected: socket.socket) -> str:
     """Pass a connection to QEMU, or shut it down if that fails; return the outcome as a text."""
     with contextlib.suppress(OSError):  # so that a vanished viewer is noticed eventually
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

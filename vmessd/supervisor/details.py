@@ -1,6 +1,6 @@
-"""What there is to say of one VM beyond its status: its files, interfaces, addresses, and QEMU's command line.
+"""The details of a VM beyond its status: files, interfaces, addresses, and the command line of QEMU.
 
-Where several VMs are asked about, one look at the kernel's links does for all (:meth:`Details.wirings`).
+For several VMs, one look at the links of the kernel is enough (:meth:`Details.wirings`).
 """
 
 import contextlib
@@ -28,35 +28,35 @@ from vmessd.vm import launcher
 
 
 class Wiring(NamedTuple):
-    """What one look at a VM's wires has found."""
+    """The interfaces of a VM, as one look has found them."""
 
     files: Glance
-    """Where what is noted of them is read."""
+    """The files that were read."""
     nics: list[Nic] | VmessError | None = None
-    """Its interfaces, or why they cannot be told; None where they were not looked at yet."""
+    """The interfaces, or why they are not known; None if they were not looked at yet."""
 
 
 class _Seen(NamedTuple):
-    """What was read of a VM's files."""
+    """What was read from the files of a VM."""
 
     planned: list[str]
-    """The command line a start would use."""
+    """The command line that a start would use."""
     problem: str | None
-    """Why there is none: what a start would say."""
+    """Why there is none: the error of a start."""
     settings: list[Value]
     disks: list[Disk]
 
 
 class Details:
-    """Tells of the VMs of a supervisor."""
+    """Collects the details of the VMs of a supervisor."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
 
     async def wirings(self, vms: Sequence[str]) -> dict[str, Wiring]:
-        """Return the interfaces of several VMs by one look at the kernel's links, or what is wrong with each.
+        """Return the interfaces of several VMs, or an error for each, by one look at the links of the kernel.
 
-        A name that is no VM's is left out.
+        Names of VMs that do not exist are left out.
         """
         directories = {}
         for vm in vms:
@@ -80,9 +80,9 @@ class Details:
         return {vm: Wiring(files, wrong.get(files.vm) or found[files.vm]) for vm, files in directories.items()}
 
     async def info(self, name: str, wiring: Wiring | None = None) -> VMInfo:
-        """Return all there is to say of a VM; what cannot be read is said in `problem`.
+        """Return all details of a VM; `problem` says what cannot be read.
 
-        `wiring` is what :meth:`wirings` has of it, where that was asked.
+        `wiring` is the result of :meth:`wirings` for the VM, if it was called.
         """
         wires = await self._supervisor.wires(name)
         machine = await self._supervisor.machine(name)
@@ -92,7 +92,7 @@ class Details:
         transferred = await machine.live().transferred() if record else {}
         nics: list[Nic] | None = None
         shown: list[VMNic] = []
-        with contextlib.suppress(VmessError):  # which is said in `problem`
+        with contextlib.suppress(VmessError):  # `problem` has it
             nics = await _interfaces(wires, wiring)
             shown = await self._nics(wires, nics, wiring.files)
         look = functools.partial(self._seen, at_start, record.display if record else None, nics)
@@ -114,7 +114,7 @@ class Details:
         )
 
     async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
-        """Return a VM's interfaces; raises BadFile where NICS makes no sense, Failed. `wiring` as for info."""
+        """Return the interfaces of a VM; raises BadFile if NICS is malformed, Failed. `wiring` as for info."""
         wires = await self._supervisor.wires(name)
         wiring = wiring or Wiring(Glance((await self._supervisor.machine(name)).home))
         return await self._nics(wires, await _interfaces(wires, wiring), wiring.files)
@@ -126,7 +126,7 @@ class Details:
         return [_nic(nic, wires, macs(nic.index), cables[nic.index], remark(nic.index)) for nic in nics]
 
     async def tables(self) -> Tables:
-        """Return what the host has heard; raises Failed."""
+        """Return the neighbour and forwarding tables of the host; raises Failed."""
 
         def read() -> Tables:
             with self._supervisor.host.network.kernel() as kernel:
@@ -138,7 +138,7 @@ class Details:
     async def addresses(
         self, name: str, wiring: Wiring | None = None, tables: Tables | None = None
     ) -> list[VMAddress]:
-        """Return a VM's addresses as far as the host knows; raises BadFile, Failed. `wiring` as for info."""
+        """Return the addresses of a VM that the host knows; raises BadFile, Failed. `wiring` as for info."""
         wires = await self._supervisor.wires(name)
         wiring = wiring or Wiring(Glance((await self._supervisor.machine(name)).home))
         nics, macs = await _interfaces(wires, wiring), await wires.macs(wiring.files)
@@ -148,7 +148,7 @@ class Details:
         return [dataclasses.replace(address, known=address.known and runs) for address in found]
 
     def _seen(self, directory: VMDirectory, display: int | None, nics: Sequence[Nic] | None) -> _Seen:
-        """Return what a VM's files say, and the command line of a start or why there is none; blocks."""
+        """Read the files of a VM, and build the command line of a start or the error of one; blocks."""
         planned: list[str] = []
         problem = None
         try:
@@ -163,7 +163,7 @@ class Details:
 
 
 async def _interfaces(wires: NetworkInterfaces, wiring: Wiring) -> list[Nic]:
-    """Return a VM's interfaces, which may have been looked at already; raises what is wrong with them."""
+    """Return the interfaces of a VM, from `wiring` if it has them; raises VmessError."""
     if isinstance(wiring.nics, VmessError):
         raise wiring.nics
     return await wires.nics(wiring.files) if wiring.nics is None else wiring.nics
@@ -194,15 +194,15 @@ def _addresses(nics: Sequence[tuple[Nic, str]], tables: Tables) -> list[VMAddres
         if nic.link is not None:
             found += of_interface(nic.index, mac, nic.link.index, tables)
         elif nic.wire.user:
-            source = "what QEMU's user network gives it; the host does not reach it"
+            source = "given by QEMU's user network; the host cannot reach it"
             found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=False))
     return found
 
 
 def _settings(directory: VMDirectory) -> list[Value]:
-    """Return the settings whose files can be read, as they would be written.
+    """Return the settings whose files can be read, in the form in which they are written.
 
-    Of a LOCK that cannot be read, why: it locks all the same.
+    For a LOCK file that cannot be read, return the error: it locks the VM all the same.
     """
     values = []
     for file in BY_FILE:

@@ -1,7 +1,4 @@
-"""All VMs at once: the order in which they come up with the host and go down with it.
-
-What was begun goes on if whoever asked leaves.
-"""
+"""Boot and shutdown of all VMs, in order. Both go on if the caller leaves."""
 
 import asyncio
 import contextlib
@@ -18,7 +15,7 @@ from vmessd.core.models.progress import FleetProgress, FleetStep, StopProgress
 from vmessd.core.settings import Autostart
 from vmessd.storage import blocking
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
@@ -26,20 +23,20 @@ log = logging.getLogger(__name__)
 Tell = Callable[[FleetProgress], None]
 
 ROUNDS = 3
-"""How often a shutdown looks for VMs that were started while it was under way."""
+"""How often a shutdown looks for VMs that were started during it."""
 READ_TIME = 3.0
-"""Seconds that the files of VMs have to say in which order and with what grace they go down."""
+"""Seconds that reading the order and the grace period of a VM may take in a shutdown."""
 
 
 def waves(orders: Mapping[str, int]) -> list[list[str]]:
-    """Return VMs in the order in which they come up; those of one list come up together."""
+    """Return the VMs in the order in which they start; the VMs of one list start together."""
     return [
         sorted(vm for vm, order in orders.items() if order == wave) for wave in sorted(set(orders.values()))
     ]
 
 
 def summary(machines: Iterable[Machine]) -> str:
-    """Return how all VMs are in one line: `5 VMs, 3 running; waiting for r1 (power button, 12 s)`."""
+    """Return the state of all VMs in one line: `5 VMs, 3 running; waiting for r1 (power button, 12 s)`."""
     states = {machine.vm: machine.state for machine in machines}
     running = sum(state not in OFF for state in states.values())
     text = f"{len(states)} VM{'' if len(states) == 1 else 's'}, {running} running"
@@ -49,49 +46,48 @@ def summary(machines: Iterable[Machine]) -> str:
 
 
 class Fleet:
-    """The VMs of a supervisor, brought up and down in order."""
+    """The boot and shutdown of all VMs of a supervisor."""
 
     def __init__(self, supervisor: Supervisor, host: Host) -> None:
         self._supervisor = supervisor
         self._host = host
-        self._descents: set[_Descent] = set()
+        self._shutdowns: set[_Shutdown] = set()
+        """The shutdowns whose budget has begun."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._boots: set[asyncio.Task[None]] = set()
-        """Those of them that bring VMs up."""
-        self._shutdowns: set[asyncio.Task[None]] = set()
-        """Those that bring them down."""
+        self._boot_tasks: set[asyncio.Task[None]] = set()
+        self._shutdown_tasks: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
-        """Let what is under way come to no more."""
+        """Cancel what is in progress."""
         for task in self._tasks:
             task.cancel()
 
     def boot(self, uid: int | None, at_once: int = settings.AT_ONCE_MAX) -> AsyncIterator[FleetProgress]:
-        """Start the VMs that are to start with the host; yield each step, at last a done one.
+        """Start the VMs that start with the host; yield each step, the last one is done.
 
-        At most `at_once` are on their way up at any moment.
+        At most `at_once` VMs start at any moment.
 
         Raises:
-            Failed: a shutdown put an end to it, or is under way.
+            Failed: a shutdown ended the boot, or is in progress.
         """
-        return self._told(lambda tell: self._boot(uid, tell, at_once), self._boots)
+        return self._told(lambda tell: self._boot(uid, tell, at_once), self._boot_tasks)
 
     def shutdown(self, uid: int | None, within: float | None = None) -> AsyncIterator[FleetProgress]:
-        """Stop all VMs, gracefully and in reverse order; yield each step, at last a done one.
+        """Stop all VMs, gracefully and in reverse order; yield each step, the last one is done.
 
-        `within` is in how many seconds all are to be off; None for what the daemon's settings say.
+        `within` is the time limit for all VMs, in seconds; None for the setting of the daemon.
 
         Raises:
             InvalidValue: `within` is out of bounds.
         """
         if within is not None and not shutdown_time.SHORTEST <= within <= shutdown_time.LONGEST:
             bounds = f"from {shutdown_time.SHORTEST} to {shutdown_time.LONGEST}"
-            raise InvalidValue(f"{within:g} is not a number of seconds {bounds} for all VMs to be off in")
-        return self._told(lambda tell: self._shutdown(uid, within, tell), self._shutdowns)
+            raise InvalidValue(f"the time limit {within:g} is not a number of seconds {bounds}")
+        return self._told(lambda tell: self._shutdown(uid, within, tell), self._shutdown_tasks)
 
     def left(self) -> float | None:
-        """Return the seconds in which all VMs are to be off; None where no shutdown is under way."""
-        return max((descent.left() for descent in self._descents), default=None)
+        """Return the seconds that are left of a shutdown; None if none is in progress."""
+        return max((shutdown.left() for shutdown in self._shutdowns), default=None)
 
     async def _told(
         self, work: Callable[[Tell], Coroutine[Any, Any, None]], kind: set[asyncio.Task[None]]
@@ -105,14 +101,14 @@ class Fleet:
         while (step := await news.get()) is not None:
             yield step
         if task.cancelled():
-            raise Failed("not all VMs came up: they were told to go down again", hint="vmess list")
+            raise Failed("not all VMs were started: a shutdown ended the boot", hint="vmess list")
         await task
         yield _step("", FleetStep.off, done=True)
 
     # -- Up --
 
     async def _boot(self, uid: int | None, tell: Tell, at_once: int) -> None:
-        if self._shutdowns:
+        if self._shutdown_tasks:
             raise Failed("all VMs are being stopped", hint="vmess boot, when that is done")
         wanted = {}
         for machine in await self._supervisor.everyone():
@@ -139,67 +135,67 @@ class Fleet:
                     if progress.done:
                         tell(_step(vm, FleetStep.running, pid=progress.pid))
             except VmessError as error:
-                log.warning("%s: it was to start with the host: %s", vm, error.message)
+                log.warning("%s: did not start with the host: %s", vm, error.message)
                 tell(_failure(vm, error))
 
     # -- Down --
 
     async def _shutdown(self, uid: int | None, within: float | None, tell: Tell) -> None:
-        boots = list(self._boots)
+        boots = list(self._boot_tasks)
         for task in boots:
             task.cancel()
         await asyncio.gather(*boots, return_exceptions=True)
-        descent = _Descent(uid, tell)
+        shutdown = _Shutdown(uid, tell)
         try:
             for _ in range(ROUNDS):
                 machines = await self._everyone()
                 going = [
-                    one for one in machines if one.state is not State.stopped and one.vm not in descent.late
+                    one for one in machines if one.state is not State.stopped and one.vm not in shutdown.late
                 ]
                 if not going:
                     break
                 plans = await _plans(going)
-                if descent not in self._descents:
+                if shutdown not in self._shutdowns:
                     graces = [plan.grace for plan in plans.values()]
-                    descent.begin(within or self._host.shutdown_time or shutdown_time.default(graces))
-                    self._descents.add(descent)
-                descent.failed.clear()
-                await descent.go(going, plans)
-                if len(descent.failed) == len(going):  # nothing has ended that could have held the others
+                    shutdown.begin(within or self._host.shutdown_time or shutdown_time.default(graces))
+                    self._shutdowns.add(shutdown)
+                shutdown.failed.clear()
+                await shutdown.stop_all(going, plans)
+                if len(shutdown.failed) == len(going):  # no VM has ended that could have blocked another
                     break
-            await descent.end()
-            descent.tell_failures()
+            await shutdown.finish()
+            shutdown.tell_failures()
             await self._tell_strays(tell)
         finally:
-            self._descents.discard(descent)
-            descent.leave()
+            self._shutdowns.discard(shutdown)
+            shutdown.leave()
 
     async def _tell_strays(self, tell: Tell) -> None:
-        """Tell of QEMUs of this root that are left and no VM has: the last word is the host's."""
+        """Report the QEMUs of this root that run without belonging to a known VM."""
         try:
             strays = await asyncio.wait_for(self._supervisor.strays(), READ_TIME)
         except (TimeoutError, VmessError, RuntimeError) as error:
-            log.warning("whether any QEMU is left cannot be told: %s", str(error) or "it takes too long")
+            log.warning("cannot tell whether a QEMU is left: %s", str(error) or "it takes too long")
             return
         for one in strays:
             tell(_failure(one.vm, refusals.stray(one.vm, one.pid)))
 
     async def _everyone(self) -> list[Machine]:
-        """Return all VMs, those that are known where the VM root does not answer."""
+        """Return all VMs; only the known ones if the VM root does not answer."""
         with contextlib.suppress(TimeoutError, VmessError, RuntimeError):
             return await asyncio.wait_for(self._supervisor.everyone(), READ_TIME)
         return self._supervisor.known()
 
 
 class _Plan(NamedTuple):
-    """How a VM goes down."""
+    """The order and the grace period of a VM in a shutdown."""
 
     order: int = settings.ORDER_DEFAULT
     grace: float = float(settings.GRACE_DEFAULT)
 
 
-class _Descent:
-    """All VMs on their way down, within a budget."""
+class _Shutdown:
+    """A shutdown of all VMs within a budget of time."""
 
     def __init__(self, uid: int | None, tell: Tell) -> None:
         self._uid = uid
@@ -208,21 +204,21 @@ class _Descent:
         self._whole = 0.0
         self._deadline = 0.0
         self.failed: dict[str, VmessError] = {}
-        """What could not be stopped, the last time it was tried."""
+        """The VMs that could not be stopped at the last attempt."""
         self.late: dict[str, asyncio.Task[None]] = {}
-        """What was not off when it should have been: it is waited for at the end, and holds nobody up."""
+        """The VMs that were not off in time. They do not delay others, and are waited for at the end."""
 
     def begin(self, whole: float) -> None:
-        """Have all VMs be off in so many seconds from now."""
+        """Begin the budget: all VMs are to be off in `whole` seconds from now."""
         self._whole = whole
         self._deadline = self._loop.time() + whole
 
     def left(self) -> float:
-        """Return the seconds that are left of that, less than none where it took longer."""
+        """Return the remaining seconds of the budget, negative if it is exceeded."""
         return self._deadline - self._loop.time()
 
-    async def go(self, machines: Sequence[Machine], plans: Mapping[str, _Plan]) -> None:
-        """Stop VMs, higher orders first; return when those that can be are off."""
+    async def stop_all(self, machines: Sequence[Machine], plans: Mapping[str, _Plan]) -> None:
+        """Stop VMs, higher orders first; return when they are off, failed or late."""
         left = [
             [one for one in machines if one.vm in wave]
             for wave in reversed(waves({vm: plan.order for vm, plan in plans.items()}))
@@ -231,7 +227,7 @@ class _Descent:
             graces = [max(plans[one.vm].grace for one in wave) for wave in left]
             grace, together = shutdown_time.allot(graces, self.left() - shutdown_time.FORCE_TIME)
             if together:
-                log.warning("%d orders of VMs go down together: there is no time for each", len(left))
+                log.warning("stopping %d orders of VMs together: there is no time for each", len(left))
                 wave, left = [one for wave in left for one in wave], []
             else:
                 wave, *left = left
@@ -240,19 +236,19 @@ class _Descent:
             await asyncio.wait(stops.values(), timeout=grace + shutdown_time.FORCE_TIME)
             self.late = {vm: task for vm, task in self.late.items() if not task.done() or task.exception()}
 
-    async def end(self) -> None:
-        """Wait for what is late until the budget is used up, and say what is not off then."""
+    async def finish(self) -> None:
+        """Wait for late VMs until the budget is used up, and report those that are not off then."""
         if self.late:
             await asyncio.wait(self.late.values(), timeout=max(shutdown_time.FORCE_TIME, self.left()))
         for vm, task in self.late.items():
             if task.done():
                 task.result()
             else:
-                words = f"VM {vm} is not off, not even by SIGKILL; it is waited for no longer"
+                words = f"VM {vm} is not off, even after SIGKILL; the shutdown does not wait for it any longer"
                 self._say(_failure(vm, TimedOut(words, hint=f"vmess {vm} status")))
 
     def leave(self) -> None:
-        """Follow nothing any more; what was begun goes on."""
+        """Stop following the late VMs; their stops go on."""
         for task in self.late.values():
             task.cancel()
 
@@ -260,7 +256,7 @@ class _Descent:
         cut = ""
         if plan.grace > within:
             cut = (
-                f"its grace is cut from {plan.grace:.0f} s to {within:.0f} s: all VMs have {self._whole:.0f} s"
+                f"grace period cut from {plan.grace:.0f} s to {within:.0f} s: all VMs have {self._whole:.0f} s"
             )
             log.warning("%s: %s", machine.vm, cut)
         try:
@@ -268,11 +264,11 @@ class _Descent:
                 self._say(_stop_step(machine.vm, progress, cut))
                 cut = ""
         except VmessError as error:
-            if machine.state is not State.stopped:  # else it ended by itself, just before it was asked to
+            if machine.state is not State.stopped:  # otherwise it ended by itself just before
                 self.failed[machine.vm] = error
 
     def tell_failures(self) -> None:
-        """Say what could not be stopped: what one VM held may have been free when another had ended."""
+        """Report the VMs that could not be stopped. Earlier attempts are not reported."""
         for vm, error in self.failed.items():
             self._say(_failure(vm, error))
 
@@ -281,7 +277,7 @@ class _Descent:
 
 
 async def _plans(machines: Sequence[Machine]) -> dict[str, _Plan]:
-    """Return how VMs go down, by name; that of one whose files do not answer is the default."""
+    """Return the plans of VMs by name; the default for a VM whose files do not answer."""
     reads = {one.vm: asyncio.create_task(_plan(one)) for one in machines}
     done, slow = await asyncio.wait(reads.values(), timeout=READ_TIME)
     for task in slow:
@@ -302,15 +298,15 @@ async def _plan(machine: Machine) -> _Plan:
 
 
 async def _autostart(machine: Machine, patience: float = blocking.LOOK) -> Autostart | None:
-    """Return how a VM comes up with the host, None if it does not; raises VmessError."""
+    """Return the AUTOSTART setting of a VM, None if it has none; raises VmessError."""
     read = functools.partial(_read, machine, "AUTOSTART")
     value: Autostart | None = await machine.files.aside(read, patience)
     return value
 
 
 def _read(machine: Machine, file: str) -> Any:
-    """Return the value of a setting, from where the VM's files are now; blocks. Raises as read_setting."""
-    return machine.place().read_setting(settings.BY_FILE[file])
+    """Return the value of a setting, from the present location of the files; blocks. Raises as read_setting."""
+    return machine.find_home().read_setting(settings.BY_FILE[file])
 
 
 def _step(vm: str, step: FleetStep, *, done: bool = False, pid: int | None = None) -> FleetProgress:

@@ -1,4 +1,4 @@
-"""What is seen to all the time: that logs stay short, whom the kernel kills, that nothing is left over."""
+"""Periodic work: shorten logs, look for OOM kills, delete the leftovers of VMs."""
 
 import asyncio
 import contextlib
@@ -15,13 +15,13 @@ from vmessd.vm.machine import Machine
 log = logging.getLogger(__name__)
 
 EVERY = 1.0
-"""Seconds from one look at the logs to the next: how long a flood may exceed the cap."""
+"""Seconds between two looks at the logs: a flood of output may exceed their size limit for this long."""
 
 
-class Upkeep:
-    """Looks after the machines of a supervisor; `run` is its task.
+class Housekeeping:
+    """The periodic work for the machines of a supervisor; `run` is its task.
 
-    `look` is called every second, too, and `tidy` unless it is still under way.
+    `look` is called every second, and `tidy`, unless it is still running.
     """
 
     def __init__(
@@ -34,46 +34,46 @@ class Upkeep:
         self._logs = Lane("the logs of VMs")
         self._busy: set[str] = set()
         self._complaints: set[tuple[str, str]] = set()
-        """VMs and logs of which it was said what is wrong; forgotten when the VM stops."""
+        """The VMs and logs whose problem was logged; a VM is removed when it stops."""
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
                 await asyncio.sleep(EVERY)
                 self._look()
                 if not self._tidying:
                     self._tidying = True
-                    group.create_task(self._see_it_tidied())
+                    group.create_task(self._run_tidy())
                 for machine in await self._with_long_logs():
                     self._busy.add(machine.vm)
                     group.create_task(self._shorten(machine))
 
-    async def _see_it_tidied(self) -> None:
+    async def _run_tidy(self) -> None:
         try:
             await self._tidy()
         finally:
             self._tidying = False
 
     async def _with_long_logs(self) -> list[Machine]:
-        """Return the VMs whose logs are too long, and are not being shortened already."""
+        """Return the VMs whose logs are too long and not being shortened."""
         running = {vm: one for vm, one in self._machines.items() if one.state not in OFF}
         self._complaints = {(vm, name) for vm, name in self._complaints if vm in running or not vm}
         idle = [machine for vm, machine in running.items() if vm not in self._busy]
         try:
             return await self._logs.aside(functools.partial(_with_long_logs, idle)) if idle else []
-        except VmessError:  # they do not answer, or no thread is to be had; there may be one next time
+        except VmessError:  # the files do not answer, or there is no thread; tried again next time
             return []
         except Exception:
             if self._is_news("", ""):
-                log.exception("unexpected failure of a look at the logs")
+                log.exception("unexpected failure while looking at the logs")
             return []
 
     async def _shorten(self, machine: Machine) -> None:
-        """Shorten a VM's logs, in turn with all else that happens to it: its start, its end, its removal."""
+        """Shorten the logs of a VM, in order with its start, end and removal."""
         try:
             problems = await machine.change(functools.partial(_shorten, machine))
-        except VmessError:  # gone meanwhile; or as above
+        except VmessError:  # the VM is gone, or as above
             return
         except Exception:
             if self._is_news(machine.vm, ""):
@@ -86,7 +86,7 @@ class Upkeep:
                 log.warning("%s: %s", machine.vm, problem)
 
     def _is_news(self, vm: str, name: str) -> bool:
-        """Tell whether nothing was said of this log yet, and note that now it is."""
+        """Tell whether no problem of this log was logged yet, and note that one is now."""
         news = (vm, name) not in self._complaints
         self._complaints.add((vm, name))
         return news
@@ -97,14 +97,14 @@ def _with_long_logs(machines: Sequence[Machine]) -> list[Machine]:
 
 
 def _shorten(machine: Machine) -> dict[str, str]:
-    """Shorten the logs that are too long, and return what did not work, by log."""
+    """Shorten the logs that are too long, and return the problems by log."""
     problems: dict[str, str] = {}
     for name in vmdir.LOGS:
         complain = functools.partial(problems.__setitem__, name)
         cut = 0
         try:
             cut = machine.home.shorten_log(name, complain)
-        except NoSuchVM:  # QEMU goes on without its directory
+        except NoSuchVM:  # QEMU runs without its directory
             return {}
         except VmessError as error:
             complain(error.message)
@@ -114,7 +114,7 @@ def _shorten(machine: Machine) -> dict[str, str]:
 
 
 def _lost_front(machine: Machine, cut: int) -> None:
-    """Have the record of where this run's words begin follow, if there is a run."""
+    """Adapt the offset at which the present run begins, if there is one."""
     with contextlib.suppress(NotRunning):
         launched = machine.live().launched
         launched.log_start = max(0, launched.log_start - cut)

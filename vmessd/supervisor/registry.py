@@ -1,4 +1,4 @@
-"""All VMs of one root: finding them, making and removing them, coming and going of the daemon."""
+"""The supervisor of the VMs in one VM root: finds, makes, locks, sets and removes them."""
 
 import asyncio
 import dataclasses
@@ -42,34 +42,34 @@ from vmessd.qemu.session import Timing
 from vmessd.storage import blocking, images, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor import remains
-from vmessd.supervisor.housekeeping import Upkeep
-from vmessd.supervisor.remains import Remains
+from vmessd.supervisor import leftovers
+from vmessd.supervisor.housekeeping import Housekeeping
+from vmessd.supervisor.leftovers import Leftovers
 from vmessd.supervisor.sampler import Sampler
 from vmessd.vm import adoption
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-FINISH_TIME = 10.0  # how long changes of wires that are under way may take to end
+FINISH_TIME = 10.0  # seconds that changes of interfaces may take to finish when the daemon ends
 NEW = {CPU: "best"}
-"""What is set in a VM that is made; in a directory that comes from elsewhere what is not said stays so."""
-AT_A_STRETCH = 32  # VMs that are looked at before others get their turn: some 1 ms
-LOCK_TIME = 1.0  # how long a stop waits for the LOCK file
-END_TIME = 15.0  # how long the VMs' tasks may take to end
-FIND_TIME = 10.0  # how long a slow disk may keep the daemon from being ready
+"""Settings of a new VM. Directories that come from elsewhere are not changed."""
+AT_A_STRETCH = 32  # VMs that are handled before the event loop gets its turn: about 1 ms
+LOCK_TIME = 1.0  # seconds that a stop waits for the LOCK file
+END_TIME = 15.0  # seconds that the tasks of the VMs may take to end
+FIND_TIME = 10.0  # seconds that a slow disk may delay the start of the daemon
 
 
 class _Change(NamedTuple):
-    """How a setting is set."""
+    """A change of a setting."""
 
     work: Callable[[], str | None]
-    """Blocks; returns what was done."""
+    """Makes the change, and returns what was done; blocks."""
     stopped: bool = False
-    """The VM has to be stopped for it."""
+    """The VM must be stopped."""
     live: bool = False
     """It takes effect at once."""
 
@@ -89,39 +89,37 @@ class Supervisor:
         self._machines: dict[str, Machine] = {}
         self._wires: dict[str, NetworkInterfaces] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._upkeep: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
         self._lock = -1
         self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
-        """What is done to the root itself."""
-        self._remains = Remains(root, host.network)
+        """Work on the VM root itself."""
+        self._leftovers = Leftovers(root, host.network)
         self._removing: set[str] = set()
-        """VMs that are on their way out; their files may take some time to go."""
+        """VMs that are being removed, which may take some time."""
         self._processes = Lane("the processes of this host")
         self._remarks: dict[str, str | None] = {}
-        """What the LOCK files said when they were read last."""
-        self._lock_notes: dict[str, str] = {}
-        """Why those of VMs that are to be stopped could not be read."""
+        """The remarks in the LOCK files as they were read last; None for a VM that was not locked."""
 
     async def __aenter__(self) -> Self:
-        """Take the root and find every VM in it, and those that run although their directory is not there.
+        """Lock the VM root; find the VMs in it, and those that run without a directory.
 
         Raises:
-            Locked: another daemon has the root.
-            Failed: it cannot be made or read.
-            TimedOut: it does not answer.
+            Locked: another daemon has locked the VM root.
+            Failed: the VM root cannot be created or read.
+            TimedOut: its file system does not answer.
         """
         self._lock = await self._files.do(self._take_root)
         try:
-            await self._files.do(self._remains.find)
-            await self._remains.take_up(FIND_TIME)
+            await self._files.do(self._leftovers.find)
+            await self._leftovers.retry(FIND_TIME)
             for vm in sorted({*await self._listing(), *await self._running()}):
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
             raise
-        upkeep = Upkeep(self._machines, self.host.kills.look, self._remains.take_up)
-        self._upkeep = asyncio.create_task(upkeep.run(), name="upkeep")
-        # Found is adopted: one that hangs must not hold up the others. Whoever asks about it waits for it.
+        housekeeping = Housekeeping(self._machines, self.host.kills.look, self._leftovers.retry)
+        self._housekeeping = asyncio.create_task(housekeeping.run(), name="housekeeping")
+        # Wait for the adoption of QEMUs, but not for a VM that hangs: only requests for that VM wait.
         waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]
         if waits:
             _, slow = await asyncio.wait(waits, timeout=FIND_TIME)
@@ -131,11 +129,11 @@ class Supervisor:
 
     async def __aexit__(self, *_: object) -> None:
         await self.sampler.close()
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.wait({self._upkeep})
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.wait({self._housekeeping})
         changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
-        if changes:  # half a change would be nobody's to take back
+        if changes:  # nobody could undo half a change
             await asyncio.wait(changes, timeout=FINISH_TIME)
             for change in changes:
                 change.cancel()
@@ -152,7 +150,7 @@ class Supervisor:
         where = printable(str(self.root))
         network = self.host.network
         with failing(f"VM root {where} cannot be used"):
-            if not self.root.is_dir():  # mkdir(2) waits for a frozen file system also where there is one
+            if not self.root.is_dir():  # mkdir(2) hangs on a frozen file system, even if the directory exists
                 self.root.mkdir(mode=0o770, parents=True, exist_ok=True)
             network.access = dataclasses.replace(network.access, root=root_name(self.root))
             self.host.account.prepare(self.root)
@@ -163,16 +161,16 @@ class Supervisor:
                 os.close(lock)
                 raise Locked(
                     f"another vmessd serves the VM root {where}",
-                    hint="there is one daemon to a root; name another root with --vmdir",
+                    hint="there is one daemon per VM root; choose another one with --vmdir",
                 ) from None
         return lock
 
     async def _running(self) -> set[str]:
-        """Return the VMs of this root that seem to run, whether they have a directory or not."""
+        """Return the VMs of this root that have a process, with or without a directory."""
         try:
             seen = await self._processes.aside(functools.partial(adoption.present, self.root, self.host))
         except VmessError as error:
-            log.warning("%s: a VM that runs without its directory is not found", error.message)
+            log.warning("%s: VMs that run without their directory are not found", error.message)
             return set()
         return {one.vm for one in seen if names.is_full(one.vm)}
 
@@ -184,26 +182,25 @@ class Supervisor:
         return machine
 
     async def _drop(self, machine: Machine) -> None:
-        """Let go of a VM that is gone, if that has not been done meanwhile."""
+        """Forget a VM that is gone, unless that has happened meanwhile."""
         vm = machine.vm
         if self._machines.get(vm) is not machine:
             return
         self._machines.pop(vm).close()
         del self._wires[vm]
         self._remarks.pop(vm, None)
-        self._lock_notes.pop(vm, None)
         await asyncio.wait({self._tasks.pop(vm)})
 
     async def machine(self, name: str) -> Machine:
-        """Return the VM of this name, which may have been made by hand just now.
+        """Return the VM of this name, also if its directory was made by hand just now.
 
         Raises:
-            InvalidValue: it is no VM name.
-            NoSuchVM: there is no directory, and no QEMU that had one.
+            InvalidValue: the name is not a VM name.
+            NoSuchVM: there is neither a directory nor a QEMU of this name.
         """
         vm = names.parse(name)
         directory = VMDirectory(self.root, vm)
-        while True:  # as long as it is waited, for a file or for one to go, another may be made
+        while True:  # another VM of this name may be made while this waits
             machine = self._machines.get(vm)
             if machine is None:
                 await self._files.aside(directory.check)
@@ -216,17 +213,17 @@ class Supervisor:
                 return machine
 
     async def _forgets(self, machine: Machine) -> bool:
-        """Let go of a VM whose directory somebody removed; tell whether it has none."""
+        """Forget a VM whose directory was removed by hand; tell whether it is gone."""
         if _counts(machine) or await self._is_there(machine.directory):
             return False
         if self._machines.get(machine.vm) is machine and not _counts(machine):
             await self._drop(machine)
-            if machine.vm not in self._removing:  # else whoever removes it tells
+            if machine.vm not in self._removing:  # otherwise the removal publishes it
                 self.events.publish(Kind.removed, machine.vm, "its directory is gone")
         return True
 
     async def _is_there(self, directory: VMDirectory) -> bool:
-        """Tell whether a VM that was met before still has its directory, as far as can be told."""
+        """Tell whether a known VM still has its directory; true if that cannot be read."""
         try:
             return await self._files.aside(directory.exists)
         except VmessError:
@@ -236,7 +233,7 @@ class Supervisor:
         return await self._files.aside(functools.partial(vmdir.listing, self.root), blocking.LOOK)
 
     def known(self) -> list[Machine]:
-        """Return the VMs that were met so far, by name."""
+        """Return the VMs that were found so far, by name."""
         return [machine for _, machine in sorted(self._machines.items())]
 
     async def controls(self, name: str) -> Controls:
@@ -248,7 +245,7 @@ class Supervisor:
         return self._wires[(await self.machine(name)).vm]
 
     async def begun_wires(self, name: str) -> NetworkInterfaces:
-        """Return the same, when no start is under way; raises TimedOut where that takes long, too."""
+        """As :meth:`wires`, when no start is in progress; raises TimedOut, too."""
         machine = await self.machine(name)
         await machine.begun()
         return await self.wires(machine.vm)
@@ -256,16 +253,16 @@ class Supervisor:
     async def _is_vm(self, name: str) -> bool:
         return names.is_full(name) and await self._files.aside(VMDirectory(self.root, name).exists)
 
-    # -- What can be asked --
+    # -- Queries --
 
     async def everyone(self) -> list[Machine]:
-        """Return all VMs in the root, and those whose directory is gone while their QEMU runs, by name."""
+        """Return all VMs in the VM root, and those that run without a directory, by name."""
         try:
             there = set(await self._listing())
         except TimedOut as error:
             if not self._machines:
                 raise
-            log.warning("%s; the VMs that are known are told of", error.message)
+            log.warning("%s; only the known VMs are listed", error.message)
             return self.known()
         stays = {*there, *self._removing}
         for machine in [one for vm, one in self._machines.items() if vm not in stays]:
@@ -281,7 +278,7 @@ class Supervisor:
         return [machine for machine in found if machine.vm in there or machine.state not in OFF]
 
     async def strays(self) -> list[Sighting]:
-        """Return the QEMUs of this root that no VM has, such as a second one of a name; raises Failed."""
+        """Return the QEMUs of this root that belong to no known run, such as a second one; raises Failed."""
         seen = await self._processes.aside(functools.partial(adoption.alive, self.root, self.host))
         known = {record.pid for machine in self._machines.values() if (record := machine.record())}
         return [one for one in seen if one.pid not in known]
@@ -295,19 +292,19 @@ class Supervisor:
         return list(found.values())
 
     async def statuses(self) -> list[VMStatus]:
-        """Return how all VMs are."""
+        """Return the status of all VMs."""
         return [machine.status() async for machine in _unhurried(await self.everyone())]
 
-    # -- What can be changed --
+    # -- Changes --
 
     async def make(self, name: str) -> str:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
-        await self._files.do(functools.partial(directory.make, NEW, self._remains.remember))
+        await self._files.do(functools.partial(directory.make, NEW, self._leftovers.remember))
         return str(directory.path)
 
     async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
-        """Put interfaces into a bridge; raises as Segments.vlan, and InvalidValue for a VM's name."""
+        """Connect interfaces to a bridge; raises as Segments.vlan, and InvalidValue for the name of a VM."""
         if await self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
         concerned = [await self.wires(vm) for vm in await self._owners(interfaces)]
@@ -321,10 +318,10 @@ class Supervisor:
         return await work()
 
     async def delete_link(self, name: str) -> list[Step]:
-        """Delete a link; that of a VM in turn with all else that happens to it. Raises as Segments.delete.
+        """Delete a link; raises as Segments.delete. A link of a VM is deleted in order with its messages.
 
         Raises:
-            AlreadyRunning: the VM it belongs to is not stopped.
+            AlreadyRunning: the VM that the link belongs to is not stopped.
         """
         work = functools.partial(self.segments.delete, name)
         parts = names.tap_parts(name)
@@ -333,18 +330,18 @@ class Supervisor:
         return await blocking.call(work)
 
     async def remove(self, name: str) -> str | None:
-        """Delete a VM with all its files and its TAPs; return what there is to say about it.
+        """Delete a VM with all its files and TAPs; return a note for the user, if there is one.
 
         Raises:
-            AlreadyRunning: it runs.
-            NoSuchVM: there is none.
-            Failed: something in it cannot be deleted. It is no VM any more, and that is tried again.
+            AlreadyRunning: the VM is not stopped.
+            NoSuchVM: there is no such VM.
+            Failed: a file cannot be deleted. The VM is gone, and the deletion is tried again later.
         """
         machine = await self.machine(name)
         remove = functools.partial(self._remove, machine.directory)
         self._removing.add(machine.vm)
         try:
-            note = await machine.change(remove, stopped=_takes_off("Remove"), patience=remains.PATIENCE)
+            note = await machine.change(remove, stopped=_takes_off("Remove"), patience=leftovers.PATIENCE)
             if not await self._is_there(machine.directory):
                 await self._drop(machine)
         finally:
@@ -352,7 +349,7 @@ class Supervisor:
         return note
 
     def _remove(self, directory: VMDirectory) -> str | None:
-        return self._remains.clear(directory.part())
+        return self._leftovers.clear(directory.part())
 
     async def lock(self, name: str, remark: str | None) -> None:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
@@ -361,14 +358,15 @@ class Supervisor:
         await machine.change(functools.partial(_write_remark, machine, text))
         self._remarks[machine.vm] = text
 
-    async def check_unlocked(self, name: str, stops: bool = False) -> None:
-        """Raise Locked where a VM is locked, BadFile where nobody can tell.
+    async def check_unlocked(self, name: str, stops: bool = False) -> str | None:
+        """Raise Locked if a VM is locked, and BadFile or TimedOut if its LOCK file cannot be read.
 
-        `stops`: it is to be stopped, which no file prevents that cannot be read. Then what was read last holds;
-        where nothing was, nothing is known that would forbid it.
+        For a call that `stops` the VM, an unreadable LOCK file is not an error: the remark that was read last
+        decides, and a VM without one is not locked. Returns a note about the file in this case.
         """
         machine = await self.machine(name)
         read = functools.partial(_remark, machine)
+        note = None
         try:
             remark = await machine.files.aside(read, LOCK_TIME if stops else blocking.LOOK)
             self._remarks[machine.vm] = remark
@@ -377,23 +375,19 @@ class Supervisor:
                 raise _with_way_out(error, machine.vm) from None
             note = f"{error.message}; it is stopped unless it was locked before"
             log.warning("%s: %s", machine.vm, note)
-            self._lock_notes[machine.vm] = note
             remark = self._remarks.get(machine.vm)
         if remark is not None:
             shown = f": {remark}" if remark else ""
             raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
-
-    def lock_note(self, vm: str) -> str | None:
-        """Return once what :meth:`check_unlocked` passed over in a VM that is to be stopped."""
-        return self._lock_notes.pop(vm, None)
+        return note
 
     async def check_needs(self, name: str, method: Method) -> None:
-        """Raise what keeps a VM from being in the state that a method needs, as far as can be told now.
+        """Check that a VM is in the state that a method needs.
 
         Raises:
-            NotRunning: it would have to have a QEMU ...
-            AlreadyRunning: ... or none.
-            Locked: a process that cannot be told to be its QEMU has its directory.
+            NotRunning: the method needs a running VM.
+            AlreadyRunning: the method needs a stopped VM.
+            Locked: the VM is held: a process that is not known to be its QEMU has locked its directory.
         """
         machine = await self.machine(name)
         if method.needs is Needs.off:
@@ -407,23 +401,23 @@ class Supervisor:
                 raise NotRunning(error.message, hint="; ".join(hint for hint in hints if hint)) from None
 
     async def check_links(self, links: Sequence[str]) -> None:
-        """Raise as :meth:`check_unlocked` where one of these links belongs to a VM that is locked."""
+        """Raise as :meth:`check_unlocked` for the VMs that these links belong to."""
         for vm in await self._owners(links):
             await self.check_unlocked(vm)
 
     async def _owners(self, links: Sequence[str]) -> list[str]:
-        """Return the VMs that links belong to by their names, of as many links as one call may name."""
+        """Return the VMs that links belong to by their names. Links beyond TOGETHER_MAX are ignored."""
         vms = sorted({vm for link in links[:TOGETHER_MAX] if (vm := owner(link)) is not None})
         return [
             vm for vm in vms if await self._is_vm(vm) or (vm in self._machines and _counts(self._machines[vm]))
         ]
 
     async def set(self, name: str, setting: str, value: str | None) -> str | None:
-        """Set a setting or a drive, by its verb; None as value takes it away. Return what was done.
+        """Set a setting or a drive, named by its verb; None as value removes it. Return what was done.
 
         Raises:
-            InvalidValue: there is no such setting, or the value cannot be right.
-            AlreadyRunning: an image cannot change its size under a running VM.
+            InvalidValue: there is no such setting, or the value is invalid.
+            AlreadyRunning: an image cannot change its size while the VM runs.
             BadFile, Failed: the file cannot be written.
         """
         machine = await self.machine(name)
@@ -434,7 +428,7 @@ class Supervisor:
         return done
 
     def _change(self, directory: VMDirectory, setting: str, value: str | None) -> _Change:
-        """Return how a setting is set; raises InvalidValue where there is none, or not with this value."""
+        """Return the change of a setting; raises InvalidValue for an unknown setting, or an invalid value."""
         row = next((row for row in SETTINGS if row.verb == setting), None)
         if row is not None:
             return _Change(lambda: directory.write_setting(row, value), live=row.live)
@@ -443,7 +437,7 @@ class Supervisor:
         if setting in names.DISKS:
             if value is None:
                 raise InvalidValue(
-                    f"{setting} cannot be set to none: vmess deletes no image",
+                    f"{setting} cannot be set to none: vmess does not delete images",
                     hint=f"remove {directory}/{names.disk_file(directory.vm, setting)} by hand",
                 )
             return _Change(lambda: images.set_disk(directory, setting, value), stopped=True)
@@ -452,22 +446,22 @@ class Supervisor:
 
 
 def _takes_off(method: str) -> bool:
-    """Tell whether a method takes a VM that is off, by the contract."""
+    """Tell whether the contract says that a method needs a VM that is off."""
     return METHODS[method].needs is Needs.off
 
 
 def _counts(machine: Machine) -> bool:
-    """Tell whether a VM is one also if it has no directory: its QEMU is there, or may be."""
+    """Tell whether a VM exists even without a directory: it has a QEMU, or may have one."""
     return machine.state not in OFF or not machine.found.is_set()
 
 
 def _remark(machine: Machine) -> str | None:
-    """Return the remark a VM is locked with, which may be empty; None where it is not locked.
+    """Return the remark of a locked VM, which may be empty; None if it is not locked; blocks.
 
-    One that runs without a directory is not.
+    A VM that runs without a directory is not locked.
     """
     try:
-        return machine.place().setting_text(LOCK)
+        return machine.find_home().setting_text(LOCK)
     except NoSuchVM:
         if machine.state in OFF:
             raise
@@ -475,22 +469,22 @@ def _remark(machine: Machine) -> str | None:
 
 
 def _write_remark(machine: Machine, text: str | None) -> None:
-    """Lock a VM with a remark, or unlock it with None, also where the file is malformed; blocks."""
+    """Lock a VM with a remark, or unlock it with None, even if the LOCK file is malformed; blocks."""
     if text is None:
-        machine.place().clear_setting(BY_FILE[LOCK])
+        machine.find_home().clear_setting(BY_FILE[LOCK])
     else:
-        machine.place().write_setting(BY_FILE[LOCK], text)
+        machine.find_home().write_setting(BY_FILE[LOCK], text)
 
 
 def _with_way_out(error: VmessError, vm: str) -> VmessError:
-    """Return an error of a LOCK file that cannot be read, with what is done about one that is malformed."""
+    """Return the error of an unreadable LOCK file; if it is malformed, with a hint how to remove it."""
     if isinstance(error, BadFile) and error.hint is None and not is_broken(error):
         return BadFile(error.message, hint=f"vmess {vm} unlock removes it")
     return error
 
 
 async def _unhurried(items: Iterable[_T]) -> AsyncIterator[_T]:
-    """Yield what may be thousands of things, and let others have the event loop now and then."""
+    """Yield items, which may be thousands, and let the event loop run other tasks now and then."""
     for number, item in enumerate(items, 1):
         yield item
         if number % AT_A_STRETCH == 0:

@@ -1,7 +1,7 @@
-"""How busy all VMs are, for whoever watches. When nobody does, nothing here runs.
+"""Samples of the load of all VMs, for `top`. Nothing here runs without a watcher.
 
-There is no task that samples: each watcher asks for a look at all VMs when its time has come, and looks
-that are asked for at about the same moment are one. A QEMU that does not answer is not waited for.
+There is no sampling task. Each watcher asks for a look at all VMs when its interval is over; concurrent
+watchers share a look. A look does not wait for a QEMU that does not answer.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ from vmessd.network.links import Network
 from vmessd.qemu import usage
 from vmessd.qemu.usage import Flow, Usage
 from vmessd.storage import blocking
-from vmessd.vm.instance import Run
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import QemuRun
 
 INTERVAL_MIN, INTERVAL_MAX = 0.2, 3600.0
 FIRST = 0.5
-"""Seconds until a watcher's first sample, at most: a rate takes two looks."""
+"""Maximum of seconds until the first sample of a watcher: a rate needs two looks."""
 SHARED_FOR = 0.1
-"""Seconds during which a look does for all who ask for one."""
+"""Seconds during which watchers share a look."""
 PATIENCE = 0.1
-"""Seconds that QEMUs have to answer a question before a look is over without them."""
+"""Seconds that a look waits for the answers of the QEMUs."""
 
 
 class Gauges(NamedTuple):
-    """One VM as a look found it."""
+    """The counters of one VM in a look."""
 
     status: VMStatus
     usage: Usage | None = None
@@ -49,7 +49,7 @@ class Look(NamedTuple):
 
 
 class Sampler:
-    """Looks at all VMs as often as it is asked to."""
+    """Looks at all VMs on behalf of watchers."""
 
     def __init__(self, machines: Callable[[], Coroutine[Any, Any, list[Machine]]], network: Network) -> None:
         self._machines = machines
@@ -61,7 +61,7 @@ class Sampler:
         self._ending = asyncio.Event()
 
     async def watch(self, interval: float) -> AsyncIterator[Sample]:
-        """Yield a sample every `interval` seconds until the daemon ends, the first one sooner.
+        """Yield a sample every `interval` seconds until the daemon ends; the first one comes sooner.
 
         Raises:
             InvalidValue: the interval is out of bounds.
@@ -87,7 +87,7 @@ class Sampler:
         raise going_away()
 
     async def close(self) -> None:
-        """Have all watching end."""
+        """End all watches."""
         self._ending.set()
         self._forget()
         await asyncio.sleep(0)
@@ -98,7 +98,7 @@ class Sampler:
         self._look = None
 
     async def _ends_before(self, due: float) -> bool:
-        """Wait until it is time, and tell whether the daemon ends before that."""
+        """Wait until `due`, and tell whether the daemon ends before that."""
         try:
             async with asyncio.timeout_at(due):
                 return await self._ending.wait()
@@ -106,7 +106,7 @@ class Sampler:
             return False
 
     async def _shared_look(self) -> Look:
-        """Return a new look, or one that has only just begun."""
+        """Return a new look, or one that has just begun."""
         now = asyncio.get_running_loop().time()
         if self._look is None or (self._look.done() and now - self._began >= SHARED_FOR):
             self._began = now
@@ -131,8 +131,8 @@ class Sampler:
                 vms[vm] = Gauges(machine.status(), used[vm], drives.flow if drives else None, carried.get(vm))
         return Look(loop.time(), time.time(), vms)
 
-    def _ask(self, machines: list[Machine], runs: Mapping[str, Run]) -> "set[asyncio.Task[None]]":
-        """Ask the QEMUs for what went through their drives; return what is worth waiting for."""
+    def _ask(self, machines: list[Machine], runs: Mapping[str, QemuRun]) -> "set[asyncio.Task[None]]":
+        """Ask the QEMUs for the counters of their drives; return the tasks to wait for."""
         for vm in [vm for vm, drives in self._drives.items() if runs.get(vm) is not drives.run]:
             self._drives.pop(vm).leave()
         asked = set()
@@ -144,7 +144,7 @@ class Sampler:
         return asked
 
     def _kernel(self, pids: Mapping[str, int]) -> tuple[dict[str, Usage | None], dict[str, Flow]]:
-        """Return what processes have used and TAPs carried; blocks."""
+        """Return the usage of the processes and the counters of the TAPs; blocks."""
         used = {vm: usage.usage(pid) for vm, pid in pids.items()}
         try:
             carried = self._network.traffic() if pids else {}
@@ -155,23 +155,23 @@ class Sampler:
 
 
 class _Drives:
-    """What QEMU says of one VM's drives."""
+    """The counters of the drives of one VM."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: QemuRun) -> None:
         self.run = run
         self.flow: Flow | None = None
         """The last answer."""
         self._task: asyncio.Task[None] | None = None
 
     def ask(self) -> "asyncio.Task[None] | None":
-        """Ask, unless the last question is still open: questions would pile up before a QEMU that hangs."""
+        """Ask, unless the last question is still open: questions would pile up for a QEMU that hangs."""
         if self._task is not None and not self._task.done():
             return None
         self._task = asyncio.create_task(self._hear())
         return self._task
 
     def leave(self) -> None:
-        """Wait for no answer."""
+        """Cancel the question."""
         if self._task is not None:
             self._task.cancel()
 
@@ -180,7 +180,7 @@ class _Drives:
         self.flow = Flow(asyncio.get_running_loop().time(), counters)
 
 
-def _run(machine: Machine) -> Run | None:
+def _run(machine: Machine) -> QemuRun | None:
     try:
         return machine.live()
     except NotRunning:
@@ -188,7 +188,7 @@ def _run(machine: Machine) -> Run | None:
 
 
 def sample(before: Look, after: Look) -> Sample:
-    """Return what happened between two looks."""
+    """Return the sample between two looks."""
     vms = [_vm(before.vms.get(vm), gauges) for vm, gauges in sorted(after.vms.items())]
     return Sample(after.time, after.at - before.at, vms)
 
@@ -196,7 +196,7 @@ def sample(before: Look, after: Look) -> Sample:
 def _vm(before: Gauges | None, after: Gauges) -> VMStats:
     status = after.status
     if before is None or before.status.pid != status.pid:
-        before = Gauges(status)  # another QEMU, whose counters have nothing to do with these
+        before = Gauges(status)  # another QEMU, with other counters
     read, written = usage.rates(before.drives, after.drives)
     received, sent = usage.rates(before.links, after.links)
     return VMStats(

@@ -1,4 +1,4 @@
-"""What a VM prints on its serial port, as it does: for whoever waits for words of it."""
+"""The live output of the serial port of a VM, for clients that wait for a text in it."""
 
 import asyncio
 import base64
@@ -17,13 +17,13 @@ from vmessd.vm.machine import Machine
 
 START = "start"
 CHUNK = 32 * 1024
-"""Bytes told at once; more is not held for a reader, however slow it is."""
+"""Bytes in one piece; no more is buffered for a slow reader."""
 PACE = 0.1
-"""Seconds between looks at the log of a guest that says nothing."""
+"""Seconds between looks at the log of a guest that prints nothing."""
 
 
 def _begin(machine: Machine) -> Mark:
-    """Return where the present run begins, or else the last one; raises NotRunning where there was none."""
+    """Return where the present or else the last run begins; raises NotRunning if there was none."""
     record = machine.record() or machine.last_exit
     if record is None:
         raise NotRunning(f"VM not running: {machine.vm}; it has never run", hint=f"vmess {machine.vm} start")
@@ -31,22 +31,22 @@ def _begin(machine: Machine) -> Mark:
 
 
 def _is_over(machine: Machine, before: ExitRecord | None, *, ran: bool) -> bool:
-    """Tell whether a run has ended since the watch began, and no other one is to come."""
+    """Tell whether a run has ended since the watch began, and no restart follows."""
     return machine.state is State.stopped and (ran or machine.last_exit is not before)
 
 
 async def follow(supervisor: Supervisor, vm: str, since: str | None) -> AsyncIterator[SerialPiece]:
-    """Yield what a VM prints until its run has ended; of one that is off, the next run.
+    """Yield the serial output of a VM until its run has ended; if it is off, of its next run.
 
     Args:
-        supervisor: whose VM it is.
-        vm: its name.
-        since: `start` for the present or last run's beginning, a piece's mark, None for now.
+        supervisor: the supervisor of the VM.
+        vm: the name of the VM.
+        since: `start` for the beginning of the present or last run, the mark of a piece, or None for now.
 
     Raises:
-        NoSuchVM: there is none, or none any more.
-        NotRunning: it never ran, so that there is no beginning.
-        InvalidValue: `since` makes no sense.
+        NoSuchVM: the VM does not exist, or was removed.
+        NotRunning: `since` is `start`, and the VM has never run.
+        InvalidValue: `since` is malformed.
         BadFile, Failed: the log cannot be read.
     """
     machine = await supervisor.machine(vm)
@@ -56,7 +56,7 @@ async def follow(supervisor: Supervisor, vm: str, since: str | None) -> AsyncIte
     while True:
         machine = await supervisor.machine(vm)
         ran = ran or machine.state not in OFF
-        over = _is_over(machine, before, ran=ran)  # asked first: what is read then is all there is
+        over = _is_over(machine, before, ran=ran)  # before the read, which then returns the rest
         chunk = await machine.change(functools.partial(serial_stream.read, machine.home, mark, CHUNK))
         chunk, gap = chunk._replace(gap=chunk.gap or gap), gap and not chunk.data
         mark = chunk.mark
@@ -71,7 +71,7 @@ async def follow(supervisor: Supervisor, vm: str, since: str | None) -> AsyncIte
 
 
 async def _place(machine: Machine, since: str | None) -> tuple[Mark, bool]:
-    """Return the place to begin at, and whether the one that is wanted is not there any more."""
+    """Return the mark to begin at, and whether the log has lost output that was asked for."""
     if since is None:
         return await machine.change(functools.partial(serial_stream.end, machine.home)), False
     mark = _begin(machine) if since == START else Mark.parse(since)

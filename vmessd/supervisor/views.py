@@ -1,6 +1,6 @@
-"""How several VMs are, told one after the other for one call, with one look at the kernel's links for all.
+"""Views of several VMs for one call, one after the other, with one look at the links of the kernel for all.
 
-What is wrong with one of them is told of that one, and keeps nobody from the others.
+An error of one VM is part of its view and does not affect the others.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from vmessd.supervisor.registry import Supervisor
 from vmessd.vm.why import explain
 
 TOGETHER = 32
-"""VMs that are looked at before the first of them was told; a slow one holds up those behind these."""
+"""Number of VMs that are looked at concurrently. A slow VM delays those after these."""
 
 
 class Begin(Protocol):
-    """What begins work that goes on beside, such as asyncio.create_task."""
+    """A function that starts a task, such as asyncio.create_task."""
 
     def __call__(self, work: Coroutine[Any, Any, VMView], /) -> asyncio.Task[VMView]:
         """Return the task."""
@@ -29,7 +29,7 @@ class Begin(Protocol):
 async def views(
     supervisor: Supervisor, vms: Sequence[str], aspect: Aspect, begin: Begin
 ) -> AsyncIterator[VMView]:
-    """Yield a view of each VM, in this order; `begin` has them made, some at a time."""
+    """Yield a view of each VM, in this order; `begin` starts the tasks that make them."""
     ask = await _asker(supervisor, vms, aspect)
     ahead: collections.deque[asyncio.Task[VMView]] = collections.deque()
     try:
@@ -54,7 +54,7 @@ async def _view(vm: str, aspect: Aspect, ask: Callable[[str], Awaitable[Any]]) -
 
 
 async def _asker(supervisor: Supervisor, vms: Sequence[str], aspect: Aspect) -> Callable[[str], Awaitable[Any]]:
-    """Look at what all VMs share, and return what tells of one of them; raises VmessError where asked."""
+    """Look at what all VMs share, and return a function that gives the view of one; it raises VmessError."""
     if aspect is Aspect.status:
 
         async def status(vm: str) -> VMStatus:

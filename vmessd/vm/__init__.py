@@ -1,5 +1,5 @@
-"""One VM: its task, and the start, stop, restart and adoption of its QEMU; QMP events, and the feed of `watch`.
+"""One VM: its task; start, stop, restart and adoption of its QEMU; QMP events; the feed of `watch`.
 
-:mod:`vmessd.vm.machine` carries out what the tables of :mod:`vmessd.core.lifecycle` say. Each VM has one task
-and one mailbox.
+:mod:`vmessd.vm.machine` carries out the actions of the tables in :mod:`vmessd.core.lifecycle`. Each VM has one
+task and one inbox.
 """

@@ -1,10 +1,9 @@
-"""Finding the QEMU that an earlier daemon started, whatever became of its VM's directory meanwhile.
+"""Adoption of a QEMU that an earlier daemon started, even if the directory of the VM was moved meanwhile.
 
-A QEMU belongs to the VM whose name it was started with, in the root it was started in. It keeps two locks for
-life, on the VM's directory and on the pid file in it, and both follow the directory wherever it goes: so a
-VM that runs is found where its root has another spelling, and where its directory was renamed, replaced by a
-copy, or removed. What is locked by somebody who cannot be told to be its QEMU is said to be so, and is never
-taken for off.
+A QEMU belongs to the VM whose name it was started with, in the VM root it was started in. It holds two locks
+while it lives, on the VM directory and on the pid file in it. Both follow the directory, so a running VM is
+found if its root is written in another way, and if its directory was renamed, replaced by a copy, or removed.
+A directory that is locked by a process which is not known to be its QEMU is reported as held, never as off.
 
 Everything here blocks, for a few milliseconds on a healthy disk; `machine` runs it in a thread.
 """
@@ -27,19 +26,20 @@ from vmessd.qemu.process import Process, arguments
 from vmessd.storage import vmdir
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import whereabouts
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.launcher import LAST_LINES, Launched, restart_policy, shorten_logs, sweep_quietly
+from vmessd.vm.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
 
 def recover(directory: VMDirectory, host: Host) -> Launched | None:
-    """Find the VM's QEMU that an earlier daemon started; None where there is none alive.
+    """Find the QEMU of a VM that an earlier daemon started; None if none is alive.
 
-    A run that ended while nobody watched gets its exit record here.
+    Writes the exit record of a run that ended while no daemon watched.
 
     Raises:
-        Locked: its directory has a live owner that cannot be told to be its QEMU.
+        Locked: another process, not known to be its QEMU, has locked the directory.
         VmessError: the directory cannot be read, or an exit record cannot be written.
     """
     try:
@@ -58,7 +58,7 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
 
 
 def spot(directory: VMDirectory, host: Host) -> Launched | None:
-    """Find the VM's QEMU without a look at its files, which do not answer; None where none is seen."""
+    """Find the QEMU of a VM among the processes, without its files; None if there is none."""
     for one in host.census.seen().get(directory.vm, ()):
         if one.directory != str(directory.path):
             continue
@@ -66,17 +66,18 @@ def spot(directory: VMDirectory, host: Host) -> Launched | None:
         described = _described(process, None) if process is not None else None
         if process is not None and described is not None:
             host.displays.hold(directory.vm, described.display)
-            return Launched(process, described, 0, host.kills.around(process.pid))
+            where = Whereabouts(directory, process.pid)
+            return Launched(process, described, 0, host.kills.around(process.pid), where)
     return None
 
 
 def present(root: Path, host: Host) -> list[Sighting]:
-    """Return what seem to be QEMUs of a root's VMs, of those too that have no directory; raises Failed."""
+    """Return the processes that look like QEMUs of this VM root, with or without a directory; raises Failed."""
     return under(root, itertools.chain.from_iterable(host.census.seen(within=0).values()))
 
 
 def alive(root: Path, host: Host) -> list[Sighting]:
-    """Return those of them that are QEMUs of ours; raises Failed."""
+    """Return those of :func:`present` that are QEMUs of ours; raises Failed."""
     found = []
     for one in present(root, host):
         process = _verified(one, host)
@@ -87,13 +88,13 @@ def alive(root: Path, host: Host) -> list[Sighting]:
 
 
 def last_exit(directory: VMDirectory) -> ExitRecord | None:
-    """Return how the VM's last run ended; None where there was none, or nobody can read it."""
+    """Return the last exit record; None if there is none, or it is not readable, which is logged."""
     try:
         return directory.exit_record()
     except NoSuchVM:
         return None
     except VmessError as error:
-        log.warning("%s: %s; it is passed over", directory.vm, error.message)
+        log.warning("%s: %s; it is ignored", directory.vm, error.message)
         return None
 
 
@@ -103,12 +104,12 @@ def _run_record(directory: VMDirectory) -> RunRecord | None:
     except NoSuchVM:
         return None
     except BadFile as error:
-        log.warning("%s; it is passed over", error.message)
+        log.warning("%s; it is ignored", error.message)
         return None
 
 
 def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> Launched | None:
-    """Return the live QEMU. What it was started with is read from the process: the record may be anybody's."""
+    """Return the live QEMU. Its command line is read from the process: the record may be forged."""
     held, trouble = False, None
     try:
         held = _is_held(directory)
@@ -118,17 +119,15 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> Launc
         holder = _holder(directory, record, host) if held else None
         process = holder if isinstance(holder, Process) else _astray(directory, host)
         if process is None and (process := _disguised(record, host)) is not None and record is not None:
-            return Launched(process, record, _log_size(directory), host.kills.around(process.pid))
+            where = Whereabouts(directory, process.pid)
+            return Launched(process, record, _log_size(directory), host.kills.around(process.pid), where)
     except Failed as error:
-        raise directory.held(f"by a process that cannot be told: {error.message}") if held else error from None
+        raise directory.held(f"by an unknown process: {error.message}") if held else error from None
     if process is not None:
-        return _taken(
-            directory,
-            process,
-            record,
-            host.kills.around(process.pid),
-            *((None, None) if process is holder else whereabouts.look(directory, process.pid)),
-        )
+        where = Whereabouts(directory, process.pid)
+        if process is not holder:
+            where.look()
+        return _adopted(directory, process, record, host.kills.around(process.pid), where)
     if isinstance(holder, Sighting):
         raise _held_by_another(directory, holder)
     if held:
@@ -139,7 +138,7 @@ def _find(directory: VMDirectory, record: RunRecord | None, host: Host) -> Launc
 
 
 def _is_held(directory: VMDirectory) -> bool:
-    """Tell whether a directory has a live owner; where not, what a dead one left in it is swept."""
+    """Tell whether a process has locked the directory; if not, sweep the files that a dead one left."""
     try:
         lock = directory.lock()
     except NoSuchVM:
@@ -147,14 +146,14 @@ def _is_held(directory: VMDirectory) -> bool:
     if lock is None:
         return True
     try:
-        sweep_quietly(directory)  # what a start or an end left that its daemon did not see through
+        sweep_quietly(directory)  # files of a start or an end that a daemon did not complete
     finally:
         os.close(lock)
     return False
 
 
 def _holder(directory: VMDirectory, record: RunRecord | None, host: Host) -> Process | Sighting | None:
-    """Return the QEMU that has locked the directory, as a sighting if it is another VM's; None if neither is.
+    """Return the QEMU that has locked the directory, as a Sighting if it is another VM's; None if unknown.
 
     Raises:
         Locked: it is in another PID namespace.
@@ -162,7 +161,7 @@ def _holder(directory: VMDirectory, record: RunRecord | None, host: Host) -> Pro
     keeper = directory.keeper()
     if keeper == 0:
         raise directory.held(
-            "by its QEMU, which is in another PID namespace and out of reach",
+            "by its QEMU, which is in another PID namespace",
             hint="run vmessd in the PID namespace in which it was started",
         )
     pids = [] if keeper is None else [keeper]
@@ -196,7 +195,7 @@ def _held_by_another(directory: VMDirectory, one: Sighting) -> Locked:
 
 
 def _astray(directory: VMDirectory, host: Host) -> Process | None:
-    """Return the VM's QEMU where it does not live in the VM's directory."""
+    """Return the QEMU of a VM whose locked directory is not the one of the VM."""
     for one in under(directory.path.parent, host.census.seen().get(directory.vm, ())):
         if (process := _verified(one, host)) is not None:
             return process
@@ -204,15 +203,15 @@ def _astray(directory: VMDirectory, host: Host) -> Process | None:
 
 
 def _sighted(one: Sighting, host: Host) -> Process | None:
-    """Return the process that was seen if it is still there, and runs as one of ours."""
+    """Return the process of a sighting if it is still there and runs under one of our accounts."""
     return Process.find(one.pid, None, lambda argv: command_line.named_in(argv) == one[1:], host.account.uids)
 
 
 def _verified(one: Sighting, host: Host) -> Process | None:
-    """Return the process that was seen if it is a QEMU of ours; whose arguments say so may be a stranger.
+    """Return the process of a sighting if it is a QEMU of ours; any process may have such arguments.
 
-    A QEMU has a directory locked. Where nobody lets us look it runs as a user of its own, who runs
-    nothing else.
+    A QEMU has locked a directory. If we may not look at its descriptors, it runs under the account of QEMU,
+    which runs nothing else.
     """
     process = _sighted(one, host)
     if process is None:
@@ -236,10 +235,11 @@ def _verified(one: Sighting, host: Host) -> Process | None:
 
 
 def _disguised(record: RunRecord | None, host: Host) -> Process | None:
-    """Return the process of a record that only we can have written, whatever it made of its arguments.
+    """Return the process of the run record, even if its arguments are not those of a QEMU.
 
-    For a QEMU as a user of its own: a guest that broke out of it may overwrite them, and is to be held all
-    the more. One that names a pid file is another VM's, whose record was copied here.
+    Only if QEMU has an account of its own, so that only we can have written the record: a guest that broke out
+    may overwrite the arguments of its QEMU. A process with -pidfile belongs to another VM, whose record was
+    copied here.
     """
     if record is None or record.since.boot != boot_id() or not host.account.entry:
         return None
@@ -257,32 +257,27 @@ def _arguments(process: Process) -> list[str]:
         return []
 
 
-def _taken(  # noqa: PLR0913, PLR0917 -- all that is known of it
-    directory: VMDirectory,
-    process: Process,
-    record: RunRecord | None,
-    victims: Counter,
-    home: VMDirectory | None,
-    problem: str | None,
+def _adopted(
+    directory: VMDirectory, process: Process, record: RunRecord | None, victims: Counter, where: Whereabouts
 ) -> Launched | None:
-    """Return a process with all that is known of it; None where it has ended."""
-    place = home or directory
-    records = [record, _run_record(home) if home is not None else None]
+    """Return a process with its run record, which is written if it is missing; None if it has ended."""
+    home = where.directory
+    records = [record, _run_record(home) if home is not directory else None]
     noted = next((one for one in records if one and (one.pid, one.ticks) == (process.pid, process.ticks)), None)
     found = _described(process, noted)
     if found is None:
         return None
     if noted is None:
         try:
-            place.write_run_record(found)
+            home.write_run_record(found)
         except VmessError as error:
-            # The VM is known all the same; the next daemon will have to look for it again.
+            # Not fatal: the next daemon finds the VM without the record.
             log.warning("%s: %s", directory.vm, error.message)
-    return Launched(process, found, _log_size(place), victims, home, problem)
+    return Launched(process, found, _log_size(home), victims, where)
 
 
 def _described(process: Process, noted: RunRecord | None) -> RunRecord | None:
-    """Return what a process's arguments say, and what was noted of it; None where it has ended."""
+    """Return a run record by the arguments of a process and its written record; None if it has ended."""
     argv = _arguments(process)
     if not argv:
         process.close()
@@ -323,7 +318,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord, victims: Counter) 
             when=Moment.now(),
             tries=record.tries,
             serial=record.serial,
-            # After a boot of the host it is for AUTOSTART to say what comes up.
+            # After a boot of the host, AUTOSTART decides which VMs start.
             again=this_boot and not record.stopping and is_restarted(restart_policy(directory), Reason.unseen),
         )
     directory.write_exit_record(last)

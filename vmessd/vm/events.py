@@ -1,7 +1,7 @@
-"""What happens to VMs, as whoever watches is told: numbered, in order, and never waiting for a reader.
+"""The events that `watch` shows: numbered, in order, and published without waiting for readers.
 
-Each watcher has a queue with a bound; one that does not read is dropped there, and nobody else notices.
-What a guest can cause as often as it likes is told at once the first time, and then counted.
+Each watcher has a bounded queue. One that does not read is dropped, without an effect on the others.
+Events that a guest can cause at any rate are published at once the first time, and then counted.
 """
 
 import asyncio
@@ -17,16 +17,15 @@ from vmessd.core.lifecycle import State
 from vmessd.core.models.events import Kind, VMEvent
 
 QUEUE = 1024
-"""Events a watcher may leave unread."""
+"""Number of unread events after which a watcher is dropped."""
 CALM = 1.0
-"""Seconds in which the same event of one QEMU is told once, and how often it came."""
+"""Seconds in which the same event of one QEMU is published once, with a count."""
 
 
 class Moment(NamedTuple):
-    """When something is told of."""
+    """A point in time, and the number of the last event before it."""
 
     number: int
-    """Of the last event there was."""
     time: float
     monotonic: float
 
@@ -36,11 +35,11 @@ class Moment(NamedTuple):
         return VMEvent(*self, vm, kind, text, **(fields | more))
 
     def picture(self, kind: Kind, vm: str, text: str, state: State | None = None) -> VMEvent:
-        """Return what is no event but how things were then."""
+        """Return a description of the present state in the form of an event."""
         return self.event(kind, vm, text, state=state)
 
 
-# What of QMP is told (qapi/run-state.json, qapi/block-core.json), and which of its data.
+# The QMP events that are published (qapi/run-state.json, qapi/block-core.json), and which of their data.
 _QMP_DATA: Mapping[str, tuple[str, ...]] = {
     "STOP": (),
     "RESUME": (),
@@ -61,7 +60,7 @@ def _qmp_text(name: str, data: Mapping[str, Any]) -> str:
 
 
 class Watcher:
-    """Somebody who is told. Use as a context manager; iterate over what happens, until it is closed."""
+    """A reader of events. Use as a context manager, and iterate over the events until it is closed."""
 
     def __init__(self, events: "Events", vms: frozenset[str], dropped: Callable[[], None]) -> None:
         self._events = events
@@ -79,17 +78,17 @@ class Watcher:
         self.close()
 
     def close(self) -> None:
-        """Be told nothing more; the iteration ends."""
+        """End the iteration; no more events arrive."""
         self._closed = True
         self._events.forget(self)
         self._news.set()
 
     def wants(self, vm: str) -> bool:
-        """Tell whether events of a VM are watched."""
+        """Tell whether the events of a VM are watched."""
         return not self._vms or vm in self._vms
 
     def put(self, event: VMEvent) -> None:
-        """Add an event, or drop the watcher that has not read those before."""
+        """Add an event, or drop the watcher if its queue is full."""
         if len(self._queue) < QUEUE:
             self._queue.append(event)
         else:
@@ -103,7 +102,7 @@ class Watcher:
         return self
 
     async def __anext__(self) -> VMEvent:
-        """Return the next event; raises Failed behind the last one of a watcher that was dropped."""
+        """Return the next event; raises Failed after the last one of a watcher that was dropped."""
         while not self._closed:
             if self._queue:
                 return self._queue.popleft()
@@ -116,7 +115,7 @@ class Watcher:
 
 @dataclasses.dataclass
 class _Held:
-    """An event of QEMU's that was told just now, and how often it came since."""
+    """A QMP event that was published just now, and how often it has arrived since."""
 
     count: int
     data: Mapping[str, Any]
@@ -125,7 +124,7 @@ class _Held:
 
 
 class Events:
-    """Where everything that happens is told, and everybody who watches."""
+    """The publisher of events, and its watchers."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -133,21 +132,21 @@ class Events:
         self._held: dict[tuple[str, str], _Held] = {}
 
     def watch(self, vms: frozenset[str], dropped: Callable[[], None]) -> Watcher:
-        """Return a watcher of these VMs, of all where there are none; `dropped` is called if it is."""
+        """Return a watcher of these VMs, or of all if there are none; `dropped` is called if it is dropped."""
         watcher = Watcher(self, vms, dropped)
         self._watchers.add(watcher)
         return watcher
 
     def forget(self, watcher: Watcher) -> None:
-        """Tell a watcher nothing more."""
+        """Publish no more events to a watcher."""
         self._watchers.discard(watcher)
 
     def moment(self) -> "Moment":
-        """Return this moment, to tell of how things are at it."""
+        """Return the present moment."""
         return Moment(self._number, time.time(), time.monotonic())
 
     def publish(self, kind: Kind, vm: str, text: str, **more: Any) -> None:
-        """Tell all who watch the VM; `more` are fields of VMEvent."""
+        """Publish an event to the watchers of the VM; `more` are fields of VMEvent."""
         self._number += 1
         listeners = [watcher for watcher in self._watchers if watcher.wants(vm)]
         if listeners:
@@ -156,7 +155,7 @@ class Events:
                 watcher.put(event)
 
     def qmp(self, vm: str, pid: int, name: str, data: Mapping[str, Any]) -> None:
-        """Tell of an event of QEMU's, if it is worth it; what comes again within a second is counted."""
+        """Publish a QMP event, if `watch` shows it; repetitions within a second are counted."""
         if name not in _QMP_DATA or not self._watchers:
             return
         held = self._held.get((vm, name))
@@ -164,22 +163,22 @@ class Events:
             held.count += 1
             held.data, held.pid = data, pid
             return
-        self._tell_and_hold(vm, name, _Held(1, data, pid))
+        self._publish_and_hold(vm, name, _Held(1, data, pid))
 
-    def _tell_and_hold(self, vm: str, name: str, held: _Held) -> None:
+    def _publish_and_hold(self, vm: str, name: str, held: _Held) -> None:
         self.publish(Kind.qemu, vm, _qmp_text(name, held.data), pid=held.pid, count=held.count)
         held.count = 0
         held.timer = asyncio.get_running_loop().call_later(CALM, self._release, vm, name)
         self._held[vm, name] = held
 
     def _release(self, vm: str, name: str) -> None:
-        """Tell what was held back, and go on holding as long as it comes."""
+        """Publish the events that were held back, and continue to hold while they arrive."""
         held = self._held.pop((vm, name))
         if held.count:
-            self._tell_and_hold(vm, name, held)
+            self._publish_and_hold(vm, name, held)
 
     def settle(self, vm: str) -> None:
-        """Tell all that was held back of a QEMU: it has ended."""
+        """Publish the events of a VM that were held back: its QEMU has ended."""
         for name in [name for holder, name in self._held if holder == vm]:
             held = self._held.pop((vm, name))
             if held.timer is not None:

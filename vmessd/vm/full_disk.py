@@ -1,7 +1,7 @@
-"""Whether a VM that stands still because a file system of its images is full can go on.
+"""Resume a guest that QEMU paused because the file system of an image is full.
 
-QEMU pauses a guest whose write finds no space (werror=enospc, its default) and tries the write again at
-`cont`. Nothing tells when there is space again, so statvfs(3) is asked every so often.
+QEMU pauses a guest whose write fails with ENOSPC (werror=enospc, its default), and repeats the write at
+`cont`. There is no notification of free space, so statvfs(3) is polled.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from vmessd.storage.blocking import Lane
 log = logging.getLogger(__name__)
 
 ENOUGH = 16 * 1024 * 1024
-"""Bytes that have to be free before a guest goes on ..."""
+"""Free bytes that are required before a guest is resumed ..."""
 ENOUGH_SHARE = 20
-"""... or, on a small file system, one part in so many of it."""
+"""... or, on a small file system, this fraction of its size (1/20)."""
 STEADY = 0.5
-"""Seconds a guest has to run to count as having gone on: the write that is tried again may fail again."""
+"""Seconds that a guest must run to count as resumed: the repeated write may fail again."""
 NODES_MAX = 64
-"""Drives whose errors are kept in mind; what QEMU says is not trusted."""
+"""Number of drives whose errors are remembered; a bound, because QEMU is not trusted."""
 WORDS = 300
-"""Characters of a path that are logged."""
+"""Number of characters of a path that are logged."""
 
 
-class Space:
-    """What one QEMU's guest lacks, and what was said about it."""
+class EnospcRecovery:
+    """Detects that the guest of one QEMU is paused by ENOSPC, and resumes it when there is space."""
 
     def __init__(self, vm: str, session: Session) -> None:
         self._vm = vm
@@ -45,7 +45,7 @@ class Space:
         self._next = 0.0
 
     def event(self, name: str, data: Mapping[str, Any]) -> None:
-        """Note an event of QEMU's: which drives' errors paused the guest, and whether for lack of space."""
+        """Note a QMP event: the drives whose errors paused the guest, and whether these were ENOSPC."""
         if name == "RESUME":
             self._errors.clear()
         elif name == "BLOCK_IO_ERROR" and data.get("action") == "stop" and len(self._errors) < NODES_MAX:
@@ -53,7 +53,7 @@ class Space:
             self._errors[node] = self._errors.get(node, True) and data.get("nospace") is True
 
     def hear(self, runstate: str) -> bool:
-        """Note how the guest is; tell whether it is time to :meth:`look`."""
+        """Note the runstate; tell whether it is time to :meth:`look`."""
         now = asyncio.get_running_loop().time()
         if runstate != Runstate.running:
             self._running_since = None
@@ -61,17 +61,17 @@ class Space:
         if self._running_since is None:
             self._running_since = now
         elif self._lacking is not None and now - self._running_since >= STEADY:
-            log.warning("%s: goes on: there is room for %s", self._vm, self._lacking)
+            log.warning("%s: resumed: there is space for %s", self._vm, self._lacking)
             self._lacking = None
         return False
 
     async def look(self) -> None:
-        """Let the guest go on if it stands still for lack of space and there is some now.
+        """Resume the guest if it is paused by ENOSPC and there is space now.
 
-        Tried at most as often as QEMU is asked how it is: a write may be larger than what was found free.
+        Tried at most once per `Timing.probe_every`: the write may need more space than there is.
 
         Raises:
-            MonitorLost: QEMU cannot be asked any more.
+            MonitorLost: the monitor connection is gone.
         """
         with contextlib.suppress(CommandRefused):
             images = self._starved(await self._session.monitor().images())
@@ -81,36 +81,36 @@ class Space:
             try:
                 if not await self._images.aside(lambda: all(has_room(image.file) for image in images)):
                     return
-            except VmessError:  # they do not even answer how much room there is
+            except VmessError:  # the file system hangs
                 return
             self._next = asyncio.get_running_loop().time() + self._session.timing.probe_every
             await self._session.execute("cont")
             await asyncio.sleep(2 * STEADY)
-            self._session.probe()  # which has it said that the guest goes on, if it does
+            self._session.probe()  # so that :meth:`hear` can log that the guest runs
 
     def _starved(self, images: Sequence[Image]) -> list[Image]:
-        """Return what lacks space, nothing if something else is wrong, too.
+        """Return the images that lack space; none if a drive has another error, too.
 
-        By the events; a daemon that was not there goes by what QEMU remembers: each drive's first error.
+        Decided by the events; after a restart of the daemon, by the first error of each drive (`query-block`).
         """
         if not all(self._errors.values()):
             return []
         return [image for image in images if (image.node in self._errors if self._errors else image.starved)]
 
     def _say(self, images: Sequence[Image]) -> None:
-        """Log once what the guest waits for."""
+        """Log once which images lack space."""
         if self._lacking is None:
             self._lacking = ", ".join(printable(image.name[:WORDS]) for image in images[:NODES_MAX])[:WORDS]
             files = [printable(image.file[:WORDS]) for image in images[:NODES_MAX] if image.file]
             where = ", ".join(files)[: 4 * WORDS]
             where = f" on the file system of {where}" if where else ""
-            log.warning("%s: paused: no room for %s%s", self._vm, self._lacking, where)
+            log.warning("%s: paused: no space for %s%s", self._vm, self._lacking, where)
 
 
 def has_room(file: str | None) -> bool:
-    """Tell whether a write into an image may succeed now, as far as its file system tells.
+    """Tell whether a write into an image may succeed now, by the free space of its file system.
 
-    A block device tells nothing (it may be a thin volume), nor does what is no file: the write is tried.
+    True for anything except a regular file: a block device, such as a thin volume, does not report its space.
     """
     try:
         if file is None or not stat.S_ISREG(os.stat(file).st_mode):
@@ -122,5 +122,5 @@ def has_room(file: str | None) -> bool:
 
 
 def is_enough(free: int, size: int) -> bool:
-    """Tell whether a file system with `free` bytes of `size` has enough for a guest to go on."""
+    """Tell whether a file system with `free` bytes of `size` has enough space to resume a guest."""
     return free >= max(1, min(ENOUGH, size // ENOUGH_SHARE))

@@ -1,4 +1,4 @@
-"""What is told of one VM's life: a line in the log for the administrator, an event for whoever watches."""
+"""The journal of one VM: lines in the log for the administrator, events for `watch`."""
 
 import asyncio
 import logging
@@ -10,24 +10,24 @@ from vmessd.core.models.events import Kind
 from vmessd.core.models.vms import Exit
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.vm.events import Events
-from vmessd.vm.instance import Run
-from vmessd.vm.mailbox import Happening
+from vmessd.vm.mailbox import EventMessage
+from vmessd.vm.qemu_run import QemuRun
 from vmessd.vm.restart import CALLED_OFF, Pending
 
 log = logging.getLogger(__name__)
 
 DOUBT_TIME = 0.5
-"""Seconds after which a monitor that is lost is worth telling."""
+"""Seconds after which a lost monitor connection is reported."""
 
 
 def tell(events: Events, kind: Kind, vm: str, text: str, **more: Any) -> None:
-    """Tell of something that has happened to a VM; `more` are fields of VMEvent."""
+    """Log and publish an event of a VM; `more` are fields of VMEvent."""
     log.info("%s: %s", vm, text)
     events.publish(kind, vm, text, **more)
 
 
 class Journal:
-    """Tells of one VM's process."""
+    """Logs and publishes the events of one VM."""
 
     def __init__(self, vm: str, events: Events) -> None:
         self._vm = vm
@@ -35,10 +35,10 @@ class Journal:
         self._told_state = State.stopped
         self._doubt: asyncio.TimerHandle | None = None
 
-    def state(self, now: State, message: Happening) -> None:
-        """Tell of the state the VM is in after a message, if that is another one.
+    def state(self, now: State, message: EventMessage) -> None:
+        """Report the state of the VM after a message, if it has changed.
 
-        A monitor that is lost is told only when it stays so: mostly its QEMU has ended, as is told next.
+        A lost monitor connection is reported after a pause: mostly QEMU has ended, which is reported next.
         """
         if self._doubt is not None:
             if now is State.unresponsive:
@@ -53,7 +53,7 @@ class Journal:
         else:
             self._tell_state(now, message)
 
-    def _tell_state(self, now: State, message: Happening) -> None:
+    def _tell_state(self, now: State, message: EventMessage) -> None:
         self._doubt = None
         before, self._told_state = self._told_state, now
         why = message.error.message if message.error else message.event.value
@@ -63,43 +63,43 @@ class Journal:
         self._events.publish(Kind.state, self._vm, text, state=now, before=before, uid=uid)
 
     def found(self, pid: int) -> None:
-        """Tell of a QEMU that an earlier daemon started."""
+        """Report a QEMU that an earlier daemon started."""
         self._start(f"found running, pid {pid}", pid)
 
     def started(self, record: RunRecord) -> None:
-        """Tell of a QEMU that has come up."""
+        """Report a QEMU that has started."""
         display = f"display {record.display}" if record.display else "no display"
         self._start(f"started, pid {record.pid}, {display}, {record.accel}", record.pid)
 
     def _start(self, text: str, pid: int) -> None:
         tell(self._events, Kind.start, self._vm, text, pid=pid)
 
-    def rung(self, run: Run) -> None:
-        """Tell how far a stop has come."""
+    def rung(self, run: QemuRun) -> None:
+        """Report the rung of a stop."""
         if run.stop is not None:
             text = f"stopping: {run.stop.rung.value}"
             tell(self._events, Kind.stop, self._vm, text, pid=run.pid, uid=run.stop.uid)
 
     def ended(self, record: ExitRecord) -> None:
-        """Tell how a QEMU has ended."""
+        """Report how a QEMU has ended."""
         log.info("%s: %s", self._vm, record.text)
         self._events.settle(self._vm)
         told, uid = Exit.of(record), record.asked_by
         self._events.publish(Kind.exit, self._vm, record.text, pid=record.pid, uid=uid, exit=told)
 
     def restart(self, pending: Pending) -> None:
-        """Tell of a start that is to come."""
+        """Report that a restart is due."""
         self._policy(
-            f"started again in {pending.pause:g} s, restart {pending.attempt} of {RESTARTS_MAX}",
+            f"restart {pending.attempt} of {RESTARTS_MAX} in {pending.pause:g} s",
             logging.WARNING,
         )
 
     def given_up(self, note: str) -> None:
-        """Tell that no start is to come, and why."""
+        """Report that there is no further restart, and why."""
         self._policy(note, logging.WARNING)
 
     def called_off(self, uid: int | None) -> None:
-        """Tell that a start that was to come does not."""
+        """Report that a restart was cancelled."""
         self._policy(CALLED_OFF, logging.INFO, uid)
 
     def _policy(self, text: str, level: int, uid: int | None = None) -> None:
@@ -107,5 +107,5 @@ class Journal:
         self._events.publish(Kind.restart, self._vm, text, uid=uid)
 
     def qmp(self, pid: int, name: str, data: Mapping[str, Any]) -> None:
-        """Tell of an event of QEMU's, if it is worth it."""
+        """Publish a QMP event, if `watch` shows it."""
         self._events.qmp(self._vm, pid, name, data)

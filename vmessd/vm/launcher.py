@@ -1,4 +1,4 @@
-"""From a VM's directory to its QEMU.
+"""The launch of a QEMU from the directory of a VM.
 
 Everything here blocks, for a few milliseconds on a healthy disk; `machine` runs it in a thread.
 """
@@ -25,51 +25,45 @@ from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
 from vmessd.storage import images, serial_stream, vmdir
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import whereabouts
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
+from vmessd.vm.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
-LAST_LINES = 5  # of what QEMU wrote, kept with the record of its exit
+LAST_LINES = 5  # of qemu.log, kept in the exit record
 
 Check = Callable[[], None]
 
 
 @dataclasses.dataclass
 class Launched:
-    """A QEMU process and what is known about it."""
+    """A QEMU process and its data."""
 
     process: Process
     record: RunRecord
     log_start: int
-    """Where in its log this run's own words begin; follows when the log loses its front."""
+    """Offset in qemu.log at which this run begins; adapted when the log is shortened at its front."""
     victims: Counter
-    """What the kernel kills around it for lack of memory."""
-    home: VMDirectory | None = None
-    """Where its directory is, if not where it should be."""
-    problem: str | None = None
-    """What is wrong with where its directory is, and how that is mended."""
+    """OOM kills in its cgroup."""
+    whereabouts: Whereabouts
 
     def close(self) -> None:
-        """Let go of the process, which goes on."""
+        """Release the process; it keeps running."""
         self.process.close()
 
-    def connect(self, directory: VMDirectory, name: str) -> socket.socket:
-        """Return a socket connected to one of the QEMU's, which is a VM's of this directory; raises Failed.
+    def connect(self, vm: str, name: str) -> socket.socket:
+        """Return a connection to a socket in the directory of this QEMU; raises Failed.
 
-        It is looked where the directory is now: another VM's may have its name.
+        The present location of the directory is looked up: another VM may have its old path.
         """
-        home = whereabouts.place(directory, self.process.pid)
+        home = self.whereabouts.find()
         if home is None:
-            raise Failed(
-                f"the directory of {directory.vm} is gone, and its sockets with it",
-                hint=f"vmess {directory.vm} stop",
-            )
+            raise Failed(f"the directory of {vm} is gone, and its sockets with it", hint=f"vmess {vm} stop")
         return home.connect(name)
 
 
 def mac(vm: str, index: int, values: Mapping[str, Any]) -> str:
-    """Return the MAC that an interface gets at a start; `values` are settings by file name."""
+    """Return the MAC that an interface gets at a start; `values` are the settings by file name."""
     return str(values.get("MACS", {}).get(index) or names.mac(vm, index))
 
 
@@ -80,11 +74,11 @@ def card(vm: str, nic: Nic, values: Mapping[str, Any], slot: int | None) -> Card
 
 
 def specify(directory: VMDirectory, host: Host, display: int, looked: Sequence[Nic] | None = None) -> Spec:
-    """Read what the VM should be; `looked` are its interfaces where they were looked at already.
+    """Read the specification of a VM from its files; `looked` are its interfaces, if they are known already.
 
     Raises:
         NoSuchVM: there is no directory.
-        BadFile: a setting or a drive is not what it has to be; names the file and the value.
+        BadFile: a setting or a drive is invalid; names the file and the value.
         NotPermitted: as Host.settings.
     """
     values = host.settings(directory)
@@ -105,7 +99,7 @@ def specify(directory: VMDirectory, host: Host, display: int, looked: Sequence[N
 
 
 def _own(directory: VMDirectory) -> int:
-    """Return the lock of a VM that nobody has; raises Locked."""
+    """Take the lock of a VM and return its descriptor; raises Locked."""
     lock = directory.lock()
     if lock is None:
         raise directory.held("by another process, so it is not started a second time")
@@ -113,10 +107,10 @@ def _own(directory: VMDirectory) -> int:
 
 
 def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> None:
-    """See to it that the VM's TAPs are there: those the kernel has stay where they are.
+    """Create the missing TAPs of a VM; existing ones stay connected as they are.
 
     Raises:
-        NotPermitted, Failed: one is missing, and cannot be made.
+        NotPermitted, Failed: a missing TAP cannot be created.
     """
     host.network.sweep(directory.vm)
     nics = host.network.nics(directory.vm, directory.read_setting(BY_FILE["NICS"]))
@@ -130,27 +124,27 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
 
 
 def _will_do(nic: Nic, mac: str | None) -> bool:
-    """Tell whether an interface's TAP can stay as it is; `mac` is what was set for its card."""
+    """Tell whether the TAP of an interface can stay as it is; `mac` is the setting of its card."""
     return nic.is_whole and (mac is None or nic.link is None or nic.link.mac == names.tap_mac(mac))
 
 
 def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = lambda: None) -> Launched:
-    """Start the VM's QEMU, its guest not running yet. Where this fails, nothing is left.
+    """Start the QEMU of a VM; its guest does not run yet. A failure leaves nothing behind.
 
-    `tries` is how many restarts in a row this is; `check` raises what puts an end to it.
+    `tries` is the number of consecutive restarts; `check` raises an error if the start was cancelled.
 
     Raises:
-        Locked: the VM has a live owner that is not ours.
-        VmessError: as :func:`specify`, or the host lacks what it takes.
+        Locked: another process has locked the directory.
+        VmessError: as :func:`specify`, or a resource of the host is missing.
     """
     _check_policy(directory, tries)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
-        spec = specify(directory, host, display=0)  # a bad value is told before anything is touched
+        spec = specify(directory, host, display=0)  # reports a bad value before anything is changed
         lock = _own(directory)
         ours.callback(os.close, lock)
         directory.sweep()
         _wire(directory, host, undo)
-        spec = specify(directory, host, display=0)  # what was to go is gone now
+        spec = specify(directory, host, display=0)  # without the interfaces that `_wire` has removed
         undo.callback(host.displays.release, directory.vm)
         display = host.displays.claim(directory.vm, names.display(directory.vm))
         argv = command_line.build(dataclasses.replace(spec, display=display), host.qemu)
@@ -187,20 +181,20 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         )
         directory.write_run_record(record)
         undo.pop_all()
-    return Launched(process, record, log_start, victims)
+    return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid))
 
 
 def _log(directory: VMDirectory, name: str, ours: contextlib.ExitStack) -> int:
-    """Return a log, open for QEMU to write to until `ours` ends."""
+    """Open a log for QEMU and return its descriptor, which `ours` closes."""
     descriptor = directory.open_log(name)
     ours.callback(os.close, descriptor)
     return descriptor
 
 
 def _check_policy(directory: VMDirectory, tries: int) -> None:
-    """Raise Failed where a restart is not wanted any more."""
+    """Raise Failed if this is a restart and the policy does not ask for one any more."""
     if tries and restart_policy(directory) is Policy.no:
-        raise Failed("its RESTART file does not want it any more")
+        raise Failed("its RESTART file does not ask for it any more")
 
 
 def _end(process: Process) -> None:
@@ -210,7 +204,7 @@ def _end(process: Process) -> None:
 
 
 def shorten_logs(directory: VMDirectory) -> None:
-    """Keep the logs of a VM without a process below their cap; what does not work is logged."""
+    """Shorten the logs of a VM that has no process to their size limit; problems are logged."""
 
     def complain(problem: str) -> None:
         log.warning("%s: %s", directory.vm, problem)
@@ -223,14 +217,14 @@ def shorten_logs(directory: VMDirectory) -> None:
 
 
 def _serial_begin(directory: VMDirectory) -> str:
-    """Return where in the log of its serial port a new run begins; nothing where that cannot be told."""
+    """Return the mark in the serial log at which a new run begins; "" if it is not known."""
     with contextlib.suppress(VmessError):
         return str(serial_stream.end(directory))
     return ""
 
 
 def sweep_links(directory: VMDirectory, network: Network) -> None:
-    """Delete TAPs that were to go as soon as the VM's QEMU had; what does not work is logged."""
+    """Delete the TAPs of removed interfaces, which QEMU had kept open; problems are logged."""
     try:
         network.sweep(directory.vm)
     except VmessError as error:
@@ -238,13 +232,13 @@ def sweep_links(directory: VMDirectory, network: Network) -> None:
 
 
 def sweep_quietly(directory: VMDirectory) -> None:
-    """Remove what a dead QEMU leaves; where that does not work, a start says so."""
+    """Remove the files that a dead QEMU left; if that fails, the next start reports it."""
     with contextlib.suppress(VmessError):
         directory.sweep()
 
 
 def restart_policy(directory: VMDirectory) -> Policy:
-    """Return what the RESTART file says; `no` where it makes no sense, which is logged."""
+    """Return the policy in the RESTART file; `no` if it is malformed, which is logged."""
     try:
         return Policy(directory.read_setting(BY_FILE["RESTART"]) or Policy.no)
     except VmessError as error:

@@ -1,7 +1,7 @@
-"""One VM: one task, one inbox. Carries out what the tables of `lifecycle` say.
+"""One VM: one task and one inbox. It carries out the actions of the transition table in `lifecycle`.
 
-Whatever happens to the VM (a request, an answer of QEMU, a timer, the end of the process) is a
-message in the inbox and is handled after the one before it; nothing else changes the state.
+Everything that happens to the VM (a request, a reply of QEMU, a timer, the end of the process) is a
+message in the inbox. Messages are handled in order; nothing else changes the state.
 """
 
 import dataclasses
@@ -22,11 +22,13 @@ from vmessd.qemu import monitor
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import launcher, restart, whereabouts
-from vmessd.vm.environment import Host
-from vmessd.vm.instance import Attempt, CalledOff, Run, Stop, grace_of, logged, policy_of, stopped
-from vmessd.vm.mailbox import Happening, Job, dismiss, tell
-from vmessd.vm.mending import Mending
+from vmessd.vm import launcher, restart
+from vmessd.vm.failure_recovery import FailureRecovery
+from vmessd.vm.host import Host
+from vmessd.vm.mailbox import EventMessage, Job, dismiss, tell
+from vmessd.vm.qemu_run import QemuRun, failures_logged, last_progress, policy_of
+from vmessd.vm.start import Cancellation, StartAttempt
+from vmessd.vm.stop import Stop, grace_of
 
 log = logging.getLogger(__name__)
 
@@ -35,26 +37,26 @@ _T = TypeVar("_T")
 DEAF_RUNSTATES = (
     Runstate.shutdown,
     Runstate.guest_panicked,
-)  # no guest is there any more to hear the power button
+)  # the guest is gone and cannot react to the power button
 NOTE_TIME = 2.0
-"""Seconds that a note on the last end may take; what takes longer is done when the files answer."""
+"""Seconds to wait until a change of the exit record is written; it then goes on in the background."""
 END_TIME = 5.0
-"""Seconds that a daemon which ends waits for a start that is under way."""
+"""Seconds that the daemon, when it ends, waits for a start in progress."""
 
 
-class Machine(Mending):
+class Machine(FailureRecovery):
     """A VM as the daemon knows it; `run` is its task."""
 
     def __init__(self, directory: VMDirectory, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
         super().__init__(directory, host, timing)
         self.prepare: Callable[[], Coroutine[Any, Any, None]] = _nothing
-        """Called before a guest runs its first instruction, and when an earlier daemon's QEMU answers."""
+        """Called before a guest runs its first instruction, and when the QEMU of an earlier daemon answers."""
         self.over: Callable[[], None] = lambda: None
         """Called when a QEMU has ended."""
         self._tries = 0
         self._lost_displays = 0
         """Starts in a row that found their VNC port taken."""
-        self._actions: dict[Action, Callable[[Happening], Coroutine[Any, Any, None]]] = {
+        self._actions: dict[Action, Callable[[EventMessage], Coroutine[Any, Any, None]]] = {
             Action.spawn: self._spawn,
             Action.take_on: self._take_on,
             Action.delay: self._delay,
@@ -82,14 +84,14 @@ class Machine(Mending):
     # -- What others call --
 
     async def run(self) -> None:
-        """Find out how the VM is, then handle one message after the other until told to close."""
+        """Look for a QEMU of the VM, then handle messages in order until :meth:`close`."""
         try:
-            await self._recover()
+            await self._find_qemu()
             self.found.set()
-            with logged(self.vm):
+            with failures_logged(self.vm):
                 await blocking.call(launcher.sweep_links, self.directory, self._host.network)
         except Exception as error:  # noqa: BLE001 -- as below
-            self._give_up_on(Happening(Event.found), error)
+            self._give_up_on(EventMessage(Event.found), error)
             self.found.set()
         while (message := await self._inbox.get()) is not None:
             try:
@@ -98,19 +100,19 @@ class Machine(Mending):
                 else:
                     await self._react(message)
             except Exception as error:  # noqa: BLE001
-                # The one place that catches broadly: a VM whose handling fails must not take others along.
+                # The only broad catch: a failure in one VM must not affect the others.
                 self._give_up_on(message, error)
         await self._let_go()
 
     def close(self) -> None:
-        """Have the task end. The VM goes on."""
+        """End the task. The VM keeps running."""
         self._inbox.close()
 
     async def start(self, uid: int | None) -> AsyncIterator[StartProgress]:
         """Start the VM; yield the command line, then the running process.
 
         Raises:
-            AlreadyRunning, StartFailed, Locked, BadFile, NoSuchVM, TimedOut: it does not run by this.
+            AlreadyRunning, StartFailed, Locked, BadFile, NoSuchVM, TimedOut: this call did not start it.
         """
         async for progress in self._inbox.ask(Event.start, uid):
             assert isinstance(progress, StartProgress)  # noqa: S101 -- starters get nothing else
@@ -119,12 +121,12 @@ class Machine(Mending):
     async def stop(
         self, uid: int | None, *, force: bool, within: float | None = None
     ) -> AsyncIterator[StopProgress]:
-        """Stop the VM; yield each rung of the ladder, then how it ended. Goes on if nobody listens.
+        """Stop the VM; yield each rung of the ladder, then how it ended. The stop goes on if the caller leaves.
 
-        `within` is the most grace it has, in seconds, also where a stop is under way.
+        `within` limits the grace period, in seconds, also that of a stop in progress.
 
         Raises:
-            NotRunning: there is nothing to stop.
+            NotRunning: the VM is not running.
         """
         async for progress in self._inbox.ask(Event.force if force else Event.stop, uid, within):
             assert isinstance(progress, StopProgress)  # noqa: S101 -- stoppers get nothing else
@@ -133,17 +135,17 @@ class Machine(Mending):
     async def change(
         self, work: Callable[[], _T], *, stopped: bool = False, patience: float = blocking.PATIENCE
     ) -> _T:
-        """Do blocking work on the VM's files in a thread, in turn with all else that happens to it.
+        """Do blocking work on the files of the VM in a thread, in order with the messages in the inbox.
 
         Raises:
-            AlreadyRunning: `stopped` was asked for and the VM is not.
-            TimedOut: it takes longer than `patience` seconds; it goes on, and what comes next waits for it.
-            VmessError: whatever the work raises.
+            AlreadyRunning: the work requires that the VM is `stopped`, and it is not.
+            TimedOut: the work takes longer than `patience` seconds. It goes on, and the next work waits for it.
+            VmessError: raised by the work.
         """
         return await self._inbox.change(work, stopped=stopped, patience=patience)
 
     def status(self) -> VMStatus:
-        """Return how the VM is now."""
+        """Return the present status of the VM."""
         run, held = self._run, self._in_the_way()
         return VMStatus(
             name=self.vm,
@@ -153,46 +155,44 @@ class Machine(Mending):
             runstate=run.runstate if run else None,
             last_exit=Exit.of(self.last_exit) if self.last_exit else None,
             restart=self._pending.report() if self._pending else None,
-            problem=run.launched.problem if run else (held.message if held else None),
+            problem=run.launched.whereabouts.location.problem if run else (held.message if held else None),
         )
 
     @property
     def home(self) -> VMDirectory:
-        """Where the files of its QEMU are: not in its directory if that was renamed while it ran."""
-        run = self._run  # once: it may be asked for in a thread
-        return (run and run.launched.home) or self.directory
+        """The directory of its files, as it was seen last: it may be moved while the VM runs."""
+        run = self._run  # read once: this may run in a thread
+        return run.launched.whereabouts.directory if run is not None else self.directory
 
-    def place(self) -> VMDirectory:
-        """Look where the files of its QEMU are, which may have been moved just now; blocks."""
+    def find_home(self) -> VMDirectory:
+        """Look where the directory of its files is, and return it; blocks."""
         run = self._run
-        found = whereabouts.place(self.directory, run.pid) if run is not None else None
-        if run is not None and found is not None and found is not self.directory:
-            run.launched.home = found  # its end may come before the next look, and is noted there
+        found = run.launched.whereabouts.find() if run is not None else None
         return found or self.directory
 
     def record(self) -> RunRecord | None:
-        """Return the record of the QEMU there is."""
+        """Return the run record of the QEMU; None if there is no QEMU."""
         return self._run.launched.record if self._run else None
 
     def stopping(self) -> StopProgress | None:
-        """Return where the stop is that is under way."""
+        """Return the progress of the stop in progress; None if there is none."""
         run = self._run
         return run.stop.progress(run.pid) if run is not None and run.stop is not None else None
 
-    def live(self) -> Run:
-        """Return the QEMU there is; raises NotRunning, or Locked where it is out of reach."""
+    def live(self) -> QemuRun:
+        """Return the present run of QEMU; raises NotRunning, or Locked if the VM is held."""
         if self._run is None:
             raise self._in_the_way() or refusals.off(self.vm)
         return self._run
 
-    # -- One message after the other --
+    # -- Handling of messages --
 
     async def _do(self, job: Job) -> None:
-        """Have a job done before all that comes later and touches the files; no signal waits for it."""
-        if job.done.cancelled():  # whoever wanted to look has left
+        """Begin a job on the files. Later work on the files waits for it; later messages do not."""
+        if job.done.cancelled():  # the caller has left
             return
         if job.stopped and self.state is State.held:
-            await self._react(Happening(Event.look))
+            await self._react(EventMessage(Event.look))
         try:
             if job.stopped and self.state not in OFF:
                 raise self._in_the_way() or refusals.in_the_way(self.vm)
@@ -200,17 +200,17 @@ class Machine(Mending):
                 job.settle()
             else:
                 self.files.begin(job.work, job.patience).add_done_callback(job.take)
-        except Exception as error:  # noqa: BLE001 -- handed to whoever asked
+        except Exception as error:  # noqa: BLE001 -- handed to the caller
             job.settle(error=error)
 
-    def _is_stale(self, message: Happening) -> bool:
-        """Tell whether a message is of a run, or of something else, that the VM has no more."""
+    def _is_stale(self, message: EventMessage) -> bool:
+        """Tell whether a message belongs to a run, stop, attempt or pause that is over."""
         stop = self._run.stop if self._run else None
         return message.of is not None and not any(
             message.of is one for one in (self._run, stop, self._attempt, self._pending)
         )
 
-    async def _react(self, message: Happening) -> None:
+    async def _react(self, message: EventMessage) -> None:
         if self._is_stale(message):
             if message.launched is not None:
                 message.launched.close()
@@ -226,25 +226,25 @@ class Machine(Mending):
         if action is not Action.nothing:
             await self._actions[action](message)
         if message.event in (Event.runs, Event.halts):
-            self._see_it_prepared()
+            self._prepare_once()
         if message.event not in (Event.found, Event.start):
             self.settled.set()
 
-    def _see_it_prepared(self) -> None:
-        """Have what a guest is to find seen to once, also for a QEMU of an earlier daemon."""
+    def _prepare_once(self) -> None:
+        """Call :attr:`prepare` once per run, also for a QEMU of an earlier daemon."""
         if self._run is not None and not self._run.prepared:
             self._run.prepared = True
-            self._run.errand("prepare", self.prepare())
+            self._run.start_task("prepare", self.prepare())
 
     async def _let_go(self) -> None:
-        """Leave the VM running, and whoever waits with a word."""
+        """Leave the VM running, and tell the waiting clients that the daemon ends."""
         self._search.cancel()
         if self._attempt is not None:
             await self._attempt.finished(END_TIME)
         if self._run is not None:
             if self._run.stop is not None:
-                log.warning("%s: its stop is not carried on", self.vm)
-            self._run.cancel_errands()
+                log.warning("%s: its stop does not continue", self.vm)
+            self._run.cancel_tasks()
             await self._run.session.close()
             self._run.launched.process.close()
         self._wait_no_longer()
@@ -253,110 +253,110 @@ class Machine(Mending):
 
     # -- Actions: start --
 
-    async def _spawn(self, message: Happening) -> None:
+    async def _spawn(self, message: EventMessage) -> None:
         self._starters.append(message.asker())
         pending = self._wait_no_longer()
         if pending is not None and message.event is Event.again:
             self._tries = pending.attempt
-        elif message.request is not None:  # else it is the same start once more
+        elif message.request is not None:  # otherwise it is the same start with another display
             self._tries = 0
-        self._attempt = Attempt(self.vm, self._inbox.happen)
+        self._attempt = StartAttempt(self.vm, self._inbox.post)
         self._attempt.begin(self.directory, self._host, self._tries, self.files)
 
-    async def _take_on(self, message: Happening) -> None:
+    async def _take_on(self, message: EventMessage) -> None:
         if self._run is not None:
             record = self._run.launched.record
             tell(self._starters, StartProgress(done=False, pid=record.pid, command=record.argv))
             await self._converse(message)
 
-    async def _delay(self, _message: Happening) -> None:
-        log.warning("%s: its start takes long: its files do not answer", self.vm)
+    async def _delay(self, _message: EventMessage) -> None:
+        log.warning("%s: the start takes long: the files of the VM do not answer", self.vm)
         self._tell_all(refusals.held_up(self.vm))
 
-    async def _converse(self, _message: Happening) -> None:
+    async def _converse(self, _message: EventMessage) -> None:
         if self._run is None:
             return
         if self._run.launched.process.has_ended():
             self._ended(self._run)
         self._run.session.begin()
 
-    async def _cont(self, _message: Happening) -> None:
+    async def _cont(self, _message: EventMessage) -> None:
         if self._run is not None:
             self._run.prepared = True
-            self._run.errand("cont", self._let_it_run(self._run))
+            self._run.start_task("cont", self._let_it_run(self._run))
 
-    async def _let_it_run(self, run: Run) -> None:
+    async def _let_it_run(self, run: QemuRun) -> None:
         await self.prepare()
-        await run.let_it_run(lambda: self._inbox.happen(Event.runs, Runstate.running, of=run))
+        await run.let_it_run(lambda: self._inbox.post(Event.runs, Runstate.running, of=run))
 
-    async def _started(self, _message: Happening) -> None:
+    async def _started(self, _message: EventMessage) -> None:
         if self._run is None:
             return
         record = self._run.launched.record
         self._journal.started(record)
         dismiss(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
 
-    async def _hangs(self, _message: Happening) -> None:
+    async def _hangs(self, _message: EventMessage) -> None:
         dismiss(self._starters, refusals.hanging(self.vm, self._run.pid if self._run else 0))
 
     # -- Actions: stop --
 
-    async def _begin_ladder(self, message: Happening) -> None:
+    async def _begin_ladder(self, message: EventMessage) -> None:
         request = message.asker()
         await self._begin_stop(message, await self._gentle(request.uid, request.within))
 
     async def _gentle(self, uid: int | None, within: float | None = None) -> Stop:
-        """Return a stop that begins with the power button, if anybody is there to notice it."""
-        grace, note = await grace_of(self.vm, self.place, self.files)
+        """Return a stop that begins with the power button, unless the guest cannot react to it."""
+        grace, note = await grace_of(self.vm, self.find_home, self.files)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
         if within is not None:
             grace = min(grace, within)
         return Stop(ladder(grace), grace, uid, gentle=True, note=note)
 
-    async def _begin_force(self, message: Happening) -> None:
+    async def _begin_force(self, message: EventMessage) -> None:
         await self._begin_stop(message, Stop(by_force(), 0.0, message.asker().uid, gentle=False))
 
-    async def _begin_stop(self, message: Happening, stop: Stop) -> None:
+    async def _begin_stop(self, message: EventMessage, stop: Stop) -> None:
         self._stoppers.append(message.asker())
         dismiss(self._starters, refusals.called_off(self.vm))
         if self._attempt is not None:
-            self._attempt.call_off(CalledOff(message.asker().uid, gentle=message.event is Event.stop))
+            self._attempt.call_off(Cancellation(message.asker().uid, gentle=message.event is Event.stop))
         if self._run is not None:
             await self._stop(self._run, stop)
 
-    async def _stop(self, run: Run, stop: Stop) -> None:
-        """Take the first step of a stop. That there is one is noted, but no signal waits for a file."""
+    async def _stop(self, run: QemuRun, stop: Stop) -> None:
+        """Take the first step of a stop. The run record notes the stop, but no signal waits for the file."""
         if run.begin_stop(stop):
             run.note_stop(self.home, self.files)
-        await self._climb(Happening(Event.rung))
+        await self._climb(EventMessage(Event.rung))
 
-    async def _cut_off(self, message: Happening) -> None:
-        """End what came of a start that had been called off: by force, unless its guest was there before."""
+    async def _cut_off(self, message: EventMessage) -> None:
+        """Stop the QEMU of a cancelled start: by force, unless an earlier daemon had started it."""
         run = self._run
         if run is None:
             return
-        uid, gentle = run.off or CalledOff(None, gentle=False)
+        uid, gentle = run.start_cancelled or Cancellation(None, gentle=False)
         if gentle and message.event is Event.found:
             await self._converse(message)
             await self._stop(run, await self._gentle(uid))
         else:
             await self._stop(run, Stop(by_force(), 0.0, uid, gentle=False))
 
-    async def _climb(self, _message: Happening) -> None:
+    async def _climb(self, _message: EventMessage) -> None:
         run = self._run
         if run is None or run.stop is None:
             return
         stop = run.stop
-        step = run.climb(lambda: self._inbox.happen(Event.rung, of=stop))
+        step = run.climb(lambda: self._inbox.post(Event.rung, of=stop))
         if step is None:
             await self._undying(run)
         elif step.is_first:
             self._journal.rung(run)
             tell(self._stoppers, run.stop.progress(run.pid))
 
-    async def _undying(self, run: Run) -> None:
-        """Let nobody wait for a process that does not even end by SIGKILL: the kernel holds it."""
+    async def _undying(self, run: QemuRun) -> None:
+        """Dismiss the clients that wait for a process which SIGKILL does not end: it hangs in the kernel."""
         if run.launched.process.has_ended():
             self._ended(run)
             return
@@ -364,7 +364,7 @@ class Machine(Mending):
         log.warning("%s", error.message)
         dismiss(self._stoppers, error)
 
-    async def _join(self, message: Happening) -> None:
+    async def _join(self, message: EventMessage) -> None:
         request = message.asker()
         if self.state is State.starting:
             self._starters.append(request)
@@ -384,7 +384,7 @@ class Machine(Mending):
 
     # -- Actions: the end --
 
-    async def _bury(self, message: Happening) -> None:
+    async def _bury(self, message: EventMessage) -> None:
         home = self.home
         run, self._run = self._run, None
         error = message.error or StartFailed(f"VM {self.vm} did not start")
@@ -392,7 +392,7 @@ class Machine(Mending):
         try:
             self._no_attempt()
             if run is not None:
-                run.cancel_errands()
+                run.cancel_tasks()
                 await run.session.close()
                 self.last_exit = await self._record_end(run, home)
                 self._journal.ended(self.last_exit)
@@ -414,54 +414,54 @@ class Machine(Mending):
             self._host.displays.release(self.vm)
             if not once_more:
                 dismiss(self._starters, error)
-            dismiss(self._stoppers, stopped(run, self.last_exit))
+            dismiss(self._stoppers, last_progress(run, self.last_exit))
         if once_more:
-            await self._react(Happening(Event.start))  # at once, so that no stop finds it stopped
+            await self._react(EventMessage(Event.start))  # at once: a stop must not find the state `stopped`
         else:
             await self._rest_if_wanted()
         self._journal.state(self.state, message)
 
-    def _may_try_another_display(self, run: Run, ended: ExitRecord) -> bool:
-        """Tell whether a start failed only because somebody took its VNC port just then."""
+    def _may_try_another_display(self, run: QemuRun, ended: ExitRecord) -> bool:
+        """Tell whether a start failed only because another process took its VNC port in the meantime."""
         if run.ran or run.stop is not None or not self._starters or not monitor.says_display_taken(ended.log):
             self._lost_displays = 0
             return False
         self._lost_displays += 1
         return self._lost_displays <= displays.LOST_MAX
 
-    async def _record_end(self, run: Run, home: VMDirectory) -> ExitRecord:
-        """Note how a run ended, and return it; where its files do not answer, that is done when they do."""
+    async def _record_end(self, run: QemuRun, home: VMDirectory) -> ExitRecord:
+        """Record how a run ended, and return the record; if the files do not answer, it is written later."""
         self.last_exit = known = run.exit_record()
         record = await run.recorded(known, home, self.files, self._recorded_late)
-        with logged(self.vm):
+        with failures_logged(self.vm):
             await blocking.call(launcher.sweep_links, self.directory, self._host.network)
         return record
 
     def _recorded_late(self, record: ExitRecord) -> None:
-        """Take in what an end is on record with at last, unless another has followed."""
+        """Take over an exit record that was written late, unless another run has ended since."""
         known = self.last_exit
         if known is not None and (known.pid, known.ticks) == (record.pid, record.ticks):
             self.last_exit = record
             if restart.follows(record):
-                self._inbox.happen(Event.pause)
+                self._inbox.post(Event.pause)
 
     # -- Actions: a restart --
 
     async def _rest_if_wanted(self) -> None:
-        """Have the VM started again where its last exit says so; not what ended with an earlier boot."""
+        """Begin the pause before a restart if the last exit asks for one and was in this boot of the host."""
         last = self.last_exit
         if restart.follows(last):
-            await self._react(Happening(Event.pause))  # at once, so that nobody sees it stopped
+            await self._react(EventMessage(Event.pause))  # at once: nobody is to see the state `stopped`
         elif last is not None and last.note and self._tries:
             self._journal.given_up(last.note)
 
-    async def _rest(self, _message: Happening) -> None:
+    async def _rest(self, _message: EventMessage) -> None:
         tries = self.last_exit.tries if self.last_exit else 0
-        pending = restart.Pending(tries, lambda: self._inbox.happen(Event.again, of=pending))
+        pending = restart.Pending(tries, lambda: self._inbox.post(Event.again, of=pending))
         self._pending = pending
         self._journal.restart(pending)
 
-    async def _call_off(self, message: Happening) -> None:
+    async def _call_off(self, message: EventMessage) -> None:
         self._wait_no_longer()
         if self.last_exit is not None:
             await self._note_exit(dataclasses.replace(self.last_exit, again=False, note=restart.CALLED_OFF))
@@ -470,20 +470,20 @@ class Machine(Mending):
 
     async def _note_exit(self, record: ExitRecord) -> None:
         self.last_exit = record
-        with logged(self.vm):
+        with failures_logged(self.vm):
             await self.files.see_to(functools.partial(self.directory.write_exit_record, record), NOTE_TIME)
 
     # -- Actions: refusals --
 
-    async def _say_running(self, message: Happening) -> None:
+    async def _say_running(self, message: EventMessage) -> None:
         tell([message.asker()], refusals.running(self.vm, self._run.pid if self._run else None))
 
-    async def _say_stopping(self, message: Happening) -> None:
+    async def _say_stopping(self, message: EventMessage) -> None:
         tell([message.asker()], refusals.stopping(self.vm))
 
-    async def _say_stopped(self, message: Happening) -> None:
+    async def _say_stopped(self, message: EventMessage) -> None:
         tell([message.asker()], refusals.stopped(self.vm, self.last_exit.text if self.last_exit else None))
 
 
 async def _nothing() -> None:
-    """Prepare nothing."""
+    """Do nothing."""

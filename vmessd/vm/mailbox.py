@@ -1,4 +1,4 @@
-"""What reaches one VM, in order: events, the requests behind them, and work on its files."""
+"""The inbox of one VM: events, the requests behind them, and work on its files, in order."""
 
 import asyncio
 import dataclasses
@@ -16,17 +16,17 @@ News = StartProgress | StopProgress | VmessError
 
 @dataclasses.dataclass
 class Request:
-    """Somebody's wish to start or stop; `news` gets the steps, at last a done one or an error."""
+    """A request to start or stop. `news` receives the progress; the last item is done, or an error."""
 
     uid: int | None
     within: float | None = None
-    """Of a stop: the most grace the guest has, in seconds, whatever its own is."""
+    """Limit of the grace period of a stop, in seconds."""
     news: asyncio.Queue[News] = dataclasses.field(default_factory=asyncio.Queue)
 
 
 @dataclasses.dataclass
-class Happening:
-    """A lifecycle event and what came with it."""
+class EventMessage:
+    """A lifecycle event and its data."""
 
     event: Event
     request: Request | None = None
@@ -34,29 +34,29 @@ class Happening:
     error: VmessError | None = None
     launched: Launched | None = None
     of: object = None
-    """What it belongs to, such as a run or a stop: it counts as long as the VM has that. None: always."""
-    cause: "Happening | None" = None
-    """Of what is amiss: the event that was being handled."""
+    """The run, stop, attempt or pause that it belongs to, after which it is stale; None for never."""
+    cause: "EventMessage | None" = None
+    """Of `amiss`: the message whose handling failed."""
 
     def asker(self) -> Request:
-        """Return who asked; an event of QEMU's own has nobody, and nobody is told."""
+        """Return the request; for an event without one, a request that nobody reads."""
         return self.request or Request(uid=None)
 
 
 @dataclasses.dataclass
 class Job:
-    """Blocking work on the VM's files, done between two happenings."""
+    """Blocking work on the files of a VM, begun between two messages."""
 
     work: Callable[[], Any] | None
-    """None where only the turn is waited for."""
+    """None to wait for the turn only."""
     patience: float
-    """Seconds it may take; what was begun goes on then, and whoever asked is told."""
+    """Seconds after which the caller gets TimedOut; work that has begun goes on."""
     stopped: bool
-    """The VM has to be stopped for it."""
+    """The VM must be stopped."""
     done: asyncio.Future[Any]
 
     def take(self, answer: "asyncio.Future[Any]") -> None:
-        """Tell whoever waits what came of the work."""
+        """Pass the outcome of the work to the caller."""
         if answer.cancelled():
             self.done.cancel()
             return
@@ -64,7 +64,7 @@ class Job:
         self.settle(None if error else answer.result(), error)
 
     def settle(self, result: object = None, error: BaseException | None = None) -> None:
-        """Tell whoever waits, if they still do."""
+        """Pass a result or an error to the caller, if the caller still waits."""
         if self.done.done():
             return
         if error is None:
@@ -74,34 +74,34 @@ class Job:
 
 
 class Inbox:
-    """A queue that, once closed, refuses what comes too late instead of keeping it for ever."""
+    """A queue of messages. Once closed, it refuses new ones."""
 
     def __init__(self, vm: str) -> None:
         self._vm = vm
-        self._queue: asyncio.Queue[Happening | Job | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[EventMessage | Job | None] = asyncio.Queue()
         self._closed = False
 
-    async def get(self) -> Happening | Job | None:
-        """Return the next message, None when there will be no more."""
+    async def get(self) -> EventMessage | Job | None:
+        """Return the next message, None after the last."""
         return await self._queue.get()
 
-    def happen(self, event: Event, runstate: str | None = None, **more: Any) -> None:
-        """Put an event that nobody asked for; `more` are fields of Happening. As :meth:`put`."""
-        self.put(Happening(event, None, runstate, **more))
+    def post(self, event: Event, runstate: str | None = None, **more: Any) -> None:
+        """Put an event without a request; `more` are fields of EventMessage. As :meth:`put`."""
+        self.put(EventMessage(event, None, runstate, **more))
 
-    def put(self, happening: Happening) -> None:
-        """Put what nobody waits for; dropped where the inbox is closed."""
+    def put(self, message: EventMessage) -> None:
+        """Put a message that nobody waits for; a closed inbox drops it."""
         if not self._closed:
-            self._queue.put_nowait(happening)
-        elif happening.launched is not None:
-            happening.launched.process.close()
+            self._queue.put_nowait(message)
+        elif message.launched is not None:
+            message.launched.process.close()
 
     async def ask(
         self, event: Event, uid: int | None, within: float | None = None
     ) -> AsyncIterator[StartProgress | StopProgress]:
-        """Put a request and yield its news until the last; raises the error it ends with."""
+        """Put a request and yield its progress to the last; raises the error that it ends with."""
         request = Request(uid, within)
-        self._put(Happening(event, request))
+        self._put(EventMessage(event, request))
         while True:
             news = await request.news.get()
             if isinstance(news, VmessError):
@@ -111,18 +111,18 @@ class Inbox:
                 return
 
     async def change(self, work: Callable[[], _T] | None, *, stopped: bool, patience: float) -> _T:
-        """Put a job and return its result; raises what the work raises, TimedOut."""
+        """Put a job and return its result; raises TimedOut, and the errors of the work."""
         job = Job(work, patience, stopped, asyncio.get_running_loop().create_future())
         self._put(job)
         result: _T = await job.done
         return result
 
     def close(self) -> None:
-        """Let the reader come to an end."""
+        """Take no more messages; the reader gets those that are there, then None."""
         self._closed = True
         self._queue.put_nowait(None)
 
-    def _put(self, message: Happening | Job) -> None:
+    def _put(self, message: EventMessage | Job) -> None:
         if self._closed:
             raise self._gone()
         self._queue.put_nowait(message)
@@ -132,13 +132,13 @@ class Inbox:
 
 
 def tell(requests: Sequence[Request], news: News) -> None:
-    """Give several askers the same news."""
+    """Send the same news to several requests."""
     for request in requests:
         request.news.put_nowait(news)
 
 
 def dismiss(requests: list[Request], news: News) -> None:
-    """Give several askers their last news, and forget them."""
+    """Send the last news to several requests, and clear the list."""
     told = list(requests)
     requests.clear()
     tell(told, news)

@@ -1,4 +1,4 @@
-"""Looking for the QEMU that an earlier daemon may have left to a VM, until it is known whether there is one."""
+"""The search for a QEMU that an earlier daemon may have started, repeated until the answer is known."""
 
 import asyncio
 import contextlib
@@ -12,28 +12,28 @@ from vmessd.storage import blocking
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import adoption
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 from vmessd.vm.launcher import Launched
 
 log = logging.getLogger(__name__)
 
 
 class Findings(NamedTuple):
-    """What a look brought to light."""
+    """The result of one look."""
 
     launched: Launched | None
     last_exit: ExitRecord | None = None
     problem: VmessError | None = None
-    """Why it is not known whether there is a QEMU, or more than that there is one."""
+    """Why it is not known whether there is a QEMU; or why only the process is known."""
 
     def close(self) -> None:
-        """Let go of what was found, which goes on."""
+        """Release the process that was found; it keeps running."""
         if self.launched is not None:
             self.launched.close()
 
 
 class Search:
-    """The looking of one machine."""
+    """The search of one machine."""
 
     def __init__(self, directory: VMDirectory, host: Host, files: Lane) -> None:
         self.doubt: VmessError | None = None
@@ -44,7 +44,7 @@ class Search:
         self._task: asyncio.Task[None] | None = None
 
     async def look(self) -> Findings:
-        """Look, in turn with all else that is done to the VM's files."""
+        """Look, in order with other work on the files of the VM."""
         try:
             return await self._files.do(self._find, blocking.LOOK)
         except VmessError as error:
@@ -55,7 +55,7 @@ class Search:
         return Findings(launched, adoption.last_exit(self._directory))
 
     async def first(self) -> Findings:
-        """Look; where the VM's files do not answer, without them."""
+        """Look; if the files of the VM do not answer, among the processes only."""
         found = await self.look()
         if not isinstance(found.problem, TimedOut):
             return found
@@ -65,15 +65,15 @@ class Search:
             return found
 
     def go_on(self, doubt: VmessError, every: float, again: Callable[[], Awaitable[None]]) -> None:
-        """Have `again` called, which looks, so many seconds after it was over the last time."""
+        """Call `again` in the background, `every` seconds after it returned, until :meth:`cancel`."""
         before, self.doubt = self.doubt, doubt
         if type(before) is not type(doubt):
-            log.warning("%s: %s; it is looked at again until that is over", self._directory.vm, doubt.message)
+            log.warning("%s: %s; checking again until this is over", self._directory.vm, doubt.message)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(_repeat(every, again))
 
     def cancel(self) -> None:
-        """Look no longer: it is known."""
+        """End the search: the answer is known."""
         self.doubt = None
         if self._task is not None:
             self._task.cancel()

@@ -1,4 +1,4 @@
-"""Starting a VM again that ended unasked: whether, when, and what is noted of it."""
+"""The restart of a VM that ended unasked: whether, when, and what the exit record says about it."""
 
 import asyncio
 import dataclasses
@@ -13,13 +13,13 @@ CALLED_OFF = "its restart was called off"
 
 
 def judge(record: ExitRecord, policy: Policy, *, lasted: float, ran: bool) -> ExitRecord:
-    """Return the record of an end with what follows from it by the VM's restart policy.
+    """Return the exit record with the decision about a restart.
 
     Args:
-        record: with the restarts in a row that led to the run.
-        policy: what RESTART says.
-        lasted: seconds QEMU was there.
-        ran: the guest did run. A first start that comes to nothing is for whoever asked to try again.
+        record: with the number of consecutive restarts before the run.
+        policy: the restart policy of the VM.
+        lasted: seconds that QEMU existed.
+        ran: the guest has run. A first start that fails is not repeated: its caller knows.
     """
     tries = 0 if lasted >= STEADY else _bounded(record.tries)
     wanted = is_restarted(policy, Reason.of(record.reason)) and (ran or record.tries > 0)
@@ -27,7 +27,7 @@ def judge(record: ExitRecord, policy: Policy, *, lasted: float, ran: bool) -> Ex
 
 
 def judge_failure(record: ExitRecord, policy: Policy, words: str) -> ExitRecord:
-    """Return the record of the last end after a restart that came to nothing, for lack of a bridge say."""
+    """Return the last exit record after a restart that failed, for example because a bridge is missing."""
     if policy is Policy.no:
         return dataclasses.replace(record, again=False, note=CALLED_OFF)
     tries = _bounded(record.tries) + 1
@@ -36,17 +36,17 @@ def judge_failure(record: ExitRecord, policy: Policy, words: str) -> ExitRecord:
 
 
 def is_due(record: ExitRecord) -> bool:
-    """Tell whether a VM is to be started again by the record of its end, which anybody may have written."""
+    """Tell whether the exit record asks for a restart. Its number of tries is not trusted."""
     return record.again and pause(record.tries) is not None
 
 
 def follows(record: ExitRecord | None) -> bool:
-    """Tell whether a VM is to be started again by the record of its end, which was in this boot of the host."""
+    """Tell whether the exit record asks for a restart, and was written in this boot of the host."""
     return record is not None and is_due(record) and record.when.boot == boot_id()
 
 
 def later(known: ExitRecord | None, found: ExitRecord | None) -> ExitRecord | None:
-    """Return the later of two ends: what is on disk may be older than what was seen."""
+    """Return the later of two exit records: the one on disk may be older than the one in memory."""
     if known is None or found is None:
         return known or found
     same = (found.pid, found.ticks) == (known.pid, known.ticks)
@@ -70,7 +70,7 @@ def _decided(record: ExitRecord, tries: int, *, wanted: bool, note: str | None) 
 
 
 class Pending:
-    """A restart that is due after a pause. Measured by the event loop's monotonic clock."""
+    """A restart after a pause, timed by the monotonic clock of the event loop."""
 
     def __init__(self, tries: int, due: Callable[[], None]) -> None:
         self.attempt = _bounded(tries) + 1
@@ -79,10 +79,10 @@ class Pending:
         self._timer = asyncio.get_running_loop().call_later(self.pause, due)
 
     def report(self) -> Restart:
-        """Return what is to be said of it."""
+        """Return it as `status` shows it."""
         left = self._timer.when() - asyncio.get_running_loop().time()
         return Restart(self.attempt, RESTARTS_MAX, max(0.0, left))
 
     def cancel(self) -> None:
-        """Let it not happen."""
+        """Cancel the restart."""
         self._timer.cancel()

@@ -1,21 +1,84 @@
-"""Where the directory of a running VM is: its QEMU keeps two locks in it, which follow it wherever it goes.
+"""Where the directory of a running VM is. Its QEMU holds two locks in it, which follow it when it is moved.
 
 Everything here blocks, for less than a millisecond on a healthy disk.
 """
 
 import contextlib
+import enum
 import itertools
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from vmessd.core.errors import shell_line
 from vmessd.qemu.command_line import ChildFd
 from vmessd.storage.vmdir import VMDirectory
 
 
-def look(directory: VMDirectory, pid: int) -> tuple[VMDirectory | None, str | None]:
-    """Return where the directory of a VM's QEMU is, if not where it should be, and how that is mended."""
+class Displacement(enum.Enum):
+    """How the directory of a QEMU is not in its place."""
+
+    removed = "it is gone"
+    renamed = "it has another path, and nothing is in its place"
+    linked = "it has another path, and a symbolic link is in its place"
+    replaced = "it has another path, and something else is in its place"
+
+
+class Location(NamedTuple):
+    """Where the directory of a QEMU is."""
+
+    displacement: Displacement | None
+    """None if the directory is in its place."""
+    directory: VMDirectory | None
+    """None if it is gone."""
+    problem: str | None = None
+    """What `status` says about a displacement, and the commands that undo it."""
+
+    @property
+    def key(self) -> tuple[Displacement | None, Path | None]:
+        """The location without the words: equal if the directory is in the same place."""
+        return self.displacement, self.directory.path if self.directory is not None else None
+
+
+class Whereabouts:
+    """Where the directory of one QEMU was seen last. From any thread."""
+
+    def __init__(self, directory: VMDirectory, pid: int) -> None:
+        self._place = directory
+        self._pid = pid
+        self.location = Location(None, directory)
+        """The result of the last :meth:`look`."""
+
+    @property
+    def directory(self) -> VMDirectory:
+        """The directory as it was seen last; its original place if it was gone."""
+        return self.location.directory or self._place
+
+    def is_at_home(self) -> bool:
+        """Tell whether the directory is in its place; also true if the QEMU has ended."""
+        return is_at_home(self._place, self._pid)
+
+    def look(self) -> Location:
+        """Look where the directory is."""
+        self.location = look(self._place, self._pid)
+        return self.location
+
+    def find(self) -> VMDirectory | None:
+        """Look where the directory is, and return it; None if it is gone.
+
+        The end of the QEMU may come before the next look; it is then recorded in the directory found here.
+        """
+        if self.is_at_home():
+            return self._place
+        location = look(self._place, self._pid)
+        if location.displacement is not None and location.directory is not None:
+            self.location = location
+        return location.directory
+
+
+def look(directory: VMDirectory, pid: int) -> Location:
+    """Return where the directory of a QEMU is that was started in `directory`."""
     lock = _lock(pid)
     try:
         link: str | None = os.readlink(lock)
@@ -23,28 +86,26 @@ def look(directory: VMDirectory, pid: int) -> tuple[VMDirectory | None, str | No
         link = None
     home = _home_by_pid_file(directory, pid) if link is None else _home_by_link(link, lock)
     if home is None:
-        return None, "its directory is gone"
+        return Location(Displacement.removed, None, "its directory is gone")
     with contextlib.suppress(OSError):
         if os.path.samestat(home.stat(), directory.path.lstat()):
-            return None, None
+            return Location(None, directory)
     moved = VMDirectory(home.parent, directory.vm, home)
     back = way_back(home, directory.path)
     if not os.path.lexists(directory.path):
-        return moved, f"its directory is {moved} now; to put it back: {back}"
-    other = "a symbolic link" if directory.path.is_symlink() else "another directory"
-    return moved, f"it runs in {moved}, and {directory} is {other}; to put it back: {back}"
-
-
-def place(directory: VMDirectory, pid: int) -> VMDirectory | None:
-    """Return where the directory of a VM's QEMU is now; None where it is gone."""
-    if is_at_home(directory, pid):
-        return directory
-    moved, problem = look(directory, pid)
-    return moved if problem is not None else directory
+        words = f"its directory is {moved} now; to put it back: {back}"
+        return Location(Displacement.renamed, moved, words)
+    is_link = directory.path.is_symlink()
+    displacement, other = (
+        (Displacement.linked, "a symbolic link") if is_link else (Displacement.replaced, "another directory")
+    )
+    return Location(
+        displacement, moved, f"it runs in {moved}, and {directory} is {other}; to put it back: {back}"
+    )
 
 
 def is_at_home(directory: VMDirectory, pid: int) -> bool:
-    """Tell whether the directory of a VM's QEMU is where it should be; so is that of one which has ended."""
+    """Tell whether the directory of a QEMU is in its place; also true if the QEMU has ended."""
     try:
         found = os.stat(_lock(pid))
     except PermissionError:
@@ -59,7 +120,7 @@ def is_at_home(directory: VMDirectory, pid: int) -> bool:
 
 
 def _seems_at_home(directory: VMDirectory, pid: int) -> bool:
-    """Tell whether there is a directory of the name, and no other has the pid file."""
+    """Tell whether the directory exists, and no other one has the locked pid file."""
     try:
         is_there = stat.S_ISDIR(directory.path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -68,7 +129,7 @@ def _seems_at_home(directory: VMDirectory, pid: int) -> bool:
 
 
 def lives_in(pid: int, directory: VMDirectory, was: str) -> bool:
-    """Tell whether a QEMU has locked this directory; where nobody lets us look, by the path it was told."""
+    """Tell whether a QEMU has locked this directory; if its descriptors are not readable, by its path `was`."""
     with contextlib.suppress(OSError):
         try:
             return os.path.samefile(_lock(pid), directory.path)
@@ -78,7 +139,7 @@ def lives_in(pid: int, directory: VMDirectory, was: str) -> bool:
 
 
 def way_back(home: Path, target: Path) -> str:
-    """Return the commands that move a directory to where it should be, out of the way what is there."""
+    """Return the commands that move a directory to its place, and what is there out of the way."""
     back = shell_line(["mv", str(home), str(target)])
     if target.is_symlink():
         return f"{shell_line(['rm', str(target)])} && {back}"
@@ -101,9 +162,9 @@ def _home_by_link(link: str, lock: str) -> Path | None:
 
 
 def _home_by_pid_file(directory: VMDirectory, pid: int) -> Path | None:
-    """Return the directory whose pid file a QEMU keeps; its own descriptors are not ours to see.
+    """Return the directory whose pid file a QEMU has locked, for a QEMU whose descriptors are not readable.
 
-    It is one of the root, or where a link of the VM's name leads.
+    It is in the VM root, or the target of a symbolic link with the name of the VM.
     """
     root = directory.path.parent
     if directory.keeper() == pid:

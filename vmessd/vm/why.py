@@ -1,4 +1,4 @@
-"""Why a VM is as it is: all that is on record of its last end, and what comes of it."""
+"""Why a VM is in its state: what is on record about its last end, and what follows from that."""
 
 import contextlib
 import functools
@@ -16,20 +16,20 @@ CONSOLE_LINES = 10
 
 
 async def explain(machine: Machine) -> Explanation:
-    """Return why a VM is as it is; raises NoSuchVM."""
+    """Return why a VM is in its state; raises NoSuchVM."""
     while True:
         record = machine.last_exit
         end, policy, autostart = await machine.change(functools.partial(_read, machine, record))
-        if machine.last_exit is record:  # else another run has ended meanwhile
+        if machine.last_exit is record:  # otherwise another run has ended meanwhile
             return Explanation(machine.status(), end, policy, autostart)
 
 
 def _read(machine: Machine, record: ExitRecord | None) -> tuple[End | None, Policy, bool]:
-    """Return how a run ended, the restart policy, and whether the VM comes up with the host; blocks."""
+    """Return how a run ended, the restart policy, and whether the VM starts with the host; blocks."""
     autostart, policy = None, Policy.no
     with contextlib.suppress(VmessError):
         autostart = machine.directory.read_setting(BY_FILE["AUTOSTART"])
-    with contextlib.suppress(VmessError):  # a file that makes no sense is for the log when it is to count
+    with contextlib.suppress(VmessError):  # a malformed file is logged when it is used
         policy = Policy(machine.directory.read_setting(BY_FILE["RESTART"]) or policy)
     end = _end(machine, record, machine.record()) if record is not None else None
     return end, policy, autostart is not None
@@ -47,7 +47,7 @@ def _end(machine: Machine, record: ExitRecord, run: RunRecord | None) -> End:
 
 
 def _user(uid: int) -> str | None:
-    """Return a user's name, which may take a look into a directory of all the house's users."""
+    """Return the name of a user; NSS may ask a directory server for it."""
     try:
         return pwd.getpwuid(uid).pw_name
     except (KeyError, OverflowError):

@@ -60,9 +60,10 @@ class Supervisor:
             raise
         self.seen.append(f"{what} done")
 
-    async def check_unlocked(self, vm: str, _stops: bool) -> None:
+    async def check_unlocked(self, vm: str, _stops: bool) -> str | None:
         if vm.startswith("locked"):
             raise Locked(f"{vm} is locked")
+        return None
 
     async def check_links(self, links: Sequence[str]) -> None:
         for link in links:

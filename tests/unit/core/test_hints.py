@@ -52,7 +52,7 @@ WITHOUT: dict[str, str] = {
     "QEMU of {} drew nothing; does the VM have a screen?": "the question is the way out",
     "process {} is hidden from vmessd; is /proc mounted with hidepid?": "the question is the way out",
     "there is no setpriv(1), ": "the package is named",
-    "its RESTART file does not want it any more": "for the log: nobody asked for that start",
+    "its RESTART file does not ask for it any more": "for the log: nobody asked for that start",
     "VM {} did not start": "told where no other error is, which has its hint",
     "{} is {}, which cannot be deleted": "nobody can",
     "{} is a bridge; a bridge cannot be a port of another bridge": "nobody can",

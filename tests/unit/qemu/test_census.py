@@ -7,7 +7,7 @@ import pytest
 
 from vmessd.qemu.census import Sighting
 from vmessd.vm import adoption
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 
 def test_other_roots_are_looked_at_once_for_all_their_vms(

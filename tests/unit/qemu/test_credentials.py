@@ -21,7 +21,7 @@ from vmessd.qemu.credentials import Account
 from vmessd.qemu.process import Capability, Process
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import adoption
-from vmessd.vm.environment import Host
+from vmessd.vm.host import Host
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
 NOBODY = pwd.getpwnam("nobody")

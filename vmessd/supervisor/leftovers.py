@@ -1,8 +1,8 @@
-"""What is left of VMs that are gone, until that is gone as well.
+"""The leftovers of removed VMs, until they are deleted.
 
-A VM is removed in one step: its directory gets another name. Its TAPs and its files go then, which fails on a
-disk that does. The renamed directory stays until all is gone, so that a later daemon knows of it, too; this one
-remembers it, and tries again after a pause that grows.
+A VM is removed in one step: its directory is renamed. Then its TAPs and files are deleted, which may fail, for
+example on a broken disk. The renamed directory stays until everything is deleted, so that a later daemon finds
+it. This daemon tries again after a pause that grows.
 """
 
 import dataclasses
@@ -22,29 +22,29 @@ from vmessd.storage.vmdir import VMDirectory
 log = logging.getLogger(__name__)
 
 PAUSE, PAUSE_MAX = 1.0, 300.0
-"""Seconds until the next try: after the first that failed, and at most."""
+"""Seconds until the next attempt: after the first failure, and at most."""
 PATIENCE = 300.0
-"""Seconds that the files of a VM may take to go."""
+"""Seconds that the deletion of the files of a VM may take."""
 
 
 @dataclasses.dataclass
 class _Left:
-    """A directory that is to go."""
+    """A directory to delete."""
 
     pause: float = 0.0
     due: float = 0.0
-    """When it is tried again, by the monotonic clock."""
+    """When the next attempt is due, by the monotonic clock."""
     said: str | None = None
-    """What was logged of it last."""
+    """The last message about it in the log."""
 
     def postpone(self) -> None:
-        """Let a pause begin."""
+        """Begin the next pause, twice as long."""
         self.pause = min(max(PAUSE, 2 * self.pause), PAUSE_MAX)
         self.due = time.monotonic() + self.pause
 
 
-class Remains:
-    """What is left in one VM root."""
+class Leftovers:
+    """The leftovers in one VM root."""
 
     def __init__(self, root: Path, network: Network) -> None:
         self._root = root
@@ -53,24 +53,24 @@ class Remains:
         self._files = Lane(f"what is left of VMs in {printable(str(root))}")
 
     def find(self) -> None:
-        """Remember what a daemon that died left; blocks. Raises Failed where the root cannot be read."""
+        """Find the leftovers of earlier daemons; blocks. Raises Failed if the root cannot be read."""
         for name in vmdir.leftovers(self._root):
             self.remember(name)
 
     def remember(self, name: str) -> None:
-        """Have a directory of this name in the root removed. From any thread."""
+        """Schedule the deletion of the directory of this name. May be called from any thread."""
         self._left.setdefault(name, _Left())
 
     def clear(self, name: str) -> str | None:
-        """Delete the TAPs and files of a VM by the name that its directory has now; blocks.
+        """Delete the TAPs and files of a VM by the present name of its directory; blocks.
 
-        Return what there is to say about it. What does not work is remembered.
+        Returns a note for the user, if there is one. What cannot be deleted is tried again later.
 
         Raises:
-            Failed: something in it cannot be deleted.
+            Failed: a file cannot be deleted.
         """
         left = self._left.setdefault(name, _Left())
-        left.due = math.inf  # until it is known what comes of it
+        left.due = math.inf  # until this attempt is over
         try:
             note = self._clear(name)
         except Failed as error:
@@ -93,16 +93,16 @@ class Remains:
         except OSError as error:
             if not isinstance(error, FileNotFoundError) or os.path.lexists(path):
                 words = f"{self._shown(name)} cannot be removed: {reason(error)}"
-                raise Failed(words, hint="vmessd tries it again from time to time") from None
+                raise Failed(words, hint="vmessd tries again from time to time") from None
         if not again:
             self._left.pop(name, None)
         if trouble is None:
             return None
-        # Whoever made TAPs for a daemon that may not, can delete them.
+        # If the daemon may not delete TAPs, the user who made them can.
         return f"{vm} is deleted, but its TAPs stay{' for now' if again else ''}: {trouble.message}"
 
     def _unwire(self, vm: str) -> VmessError | None:
-        """Delete the TAPs of a VM that is gone, unless there is one of that name again; return what failed."""
+        """Delete the TAPs of a removed VM, unless a VM of that name exists again; return an error."""
         try:
             if not VMDirectory(self._root, vm).exists():
                 self._network.unwire(vm)
@@ -111,7 +111,7 @@ class Remains:
         return None
 
     def _shown(self, name: str) -> str:
-        """Return what a directory is, for messages."""
+        """Return the description of a directory in messages."""
         return f"{printable(str(self._root / name))}, all that is left of {vmdir.removed(name) or 'a VM'},"
 
     def _say(self, left: _Left, words: str | None) -> None:
@@ -119,22 +119,22 @@ class Remains:
             log.warning("%s", words)
         left.said = words
 
-    async def take_up(self, patience: float = PATIENCE) -> None:
-        """Try again what is due."""
+    async def retry(self, patience: float = PATIENCE) -> None:
+        """Make the attempts that are due."""
         now = time.monotonic()
         for name, left in list(self._left.items()):
             if left.due <= now:
-                await self._take_up(name, left, patience)
+                await self._retry(name, left, patience)
 
-    async def _take_up(self, name: str, left: _Left, patience: float) -> None:
+    async def _retry(self, name: str, left: _Left, patience: float) -> None:
         try:
             await self._files.do(functools.partial(self.clear, name), patience)
-        except VmessError as error:  # which is logged already, or tells that it takes long
+        except VmessError as error:  # logged by `clear`, except for a timeout
             if isinstance(error, TimedOut):
-                self._say(left, f"{self._shown(name)} takes long to be removed")
+                self._say(left, f"{self._shown(name)} takes long to remove")
             left.due = max(left.due, time.monotonic() + PAUSE)
         except Exception:
-            log.exception("unexpected failure while %s is removed", printable(name))
+            log.exception("unexpected failure while removing %s", printable(name))
         else:
             if name not in self._left:
-                log.info("%s is gone now", printable(str(self._root / name)))
+                log.info("%s is removed now", printable(str(self._root / name)))

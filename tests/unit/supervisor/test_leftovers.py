@@ -16,8 +16,8 @@ from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotPermitted, V
 from vmessd.network.links import Network
 from vmessd.storage import safefile, vmdir
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor import housekeeping, registry, remains
-from vmessd.supervisor.remains import Remains
+from vmessd.supervisor import housekeeping, leftovers, registry
+from vmessd.supervisor.leftovers import Leftovers
 
 
 class Links(Network):
@@ -37,7 +37,7 @@ class Links(Network):
 @pytest.fixture
 def links(monkeypatch: pytest.MonkeyPatch) -> Links:
     """What there is of links; and no pause."""
-    monkeypatch.setattr(remains, "PAUSE", 0.0)
+    monkeypatch.setattr(leftovers, "PAUSE", 0.0)
     return Links()
 
 
@@ -71,7 +71,7 @@ def test_a_removal_takes_the_vm_and_nothing_its_links_lead_to(tmp_path: Path, li
     (vm.path / "sub").mkdir()
     (vm.path / "sub" / "file").touch()
     (vm.path / "sub" / "link").symlink_to(precious)
-    assert Remains(tmp_path, links).clear(vm.part()) is None
+    assert Leftovers(tmp_path, links).clear(vm.part()) is None
     assert names_in(tmp_path) == ["precious"]
     assert (precious / "file").exists()
     assert links.unwired == ["newvm0"]
@@ -92,9 +92,9 @@ async def test_an_interrupted_removal_is_finished_and_nothing_else_is(tmp_path: 
         (tmp_path / name / "old0-hda.img").touch()
         (tmp_path / name / "link").symlink_to(precious)
     (tmp_path / f"{vmdir.REMOVED}link").symlink_to(precious)
-    found = Remains(tmp_path, links)
+    found = Leftovers(tmp_path, links)
     found.find()
-    await found.take_up()
+    await found.retry()
     assert names_in(tmp_path) == [f"{vmdir.REMOVED}link", "newvm0", "precious"]
     assert (precious / "file").exists()
     assert links.unwired == ["old0"], "there is a VM of the other name again"
@@ -105,15 +105,15 @@ async def test_what_fails_is_said_once_and_tried_until_it_works(
 ) -> None:
     vm = VMDirectory(tmp_path, "newvm0")
     vm.make()
-    left = Remains(tmp_path, links)
+    left = Leftovers(tmp_path, links)
     monkeypatch.setattr(safefile, "empty", failing(3))
     name = vm.part()
     with pytest.raises(Failed, match=r"all that is left of newvm0, cannot be removed: input/output error$"):
         left.clear(name)
     for _ in range(2):
-        await left.take_up()
+        await left.retry()
         assert names_in(tmp_path) == [name]
-    await left.take_up()
+    await left.retry()
     assert names_in(tmp_path) == []
     assert caplog.text.count("cannot be removed") == 1
 
@@ -125,20 +125,20 @@ async def test_taps_that_stay_are_told_and_a_later_daemon_knows_of_those_it_may_
     vm = VMDirectory(tmp_path, "newvm0")
     vm.make({"RAM": "2G"})
     links.errors.append(error("it is so"))
-    note = Remains(tmp_path, links).clear(vm.part())
+    note = Leftovers(tmp_path, links).clear(vm.part())
     assert note == f"newvm0 is deleted, but its TAPs stay{' for now' if again else ''}: it is so"
     assert [names_in(tmp_path / name) for name in names_in(tmp_path)] == ([[]] if again else [])
-    later = Remains(tmp_path, links)
+    later = Leftovers(tmp_path, links)
     later.find()
-    await later.take_up()
+    await later.retry()
     assert names_in(tmp_path) == []
     assert links.unwired == (["newvm0"] if again else [])
 
 
 async def test_what_somebody_else_removed_is_gone(tmp_path: Path, links: Links) -> None:
-    left = Remains(tmp_path, links)
+    left = Leftovers(tmp_path, links)
     left.remember(f"{vmdir.REMOVED}old0-0badcafe")
-    await left.take_up()
+    await left.retry()
     assert left._left == {}
 
 
@@ -147,7 +147,7 @@ async def test_a_removal_on_a_disk_that_errs_is_finished_by_the_upkeep(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "EVERY", 0.02)
-    monkeypatch.setattr(remains, "PAUSE", 0.02)
+    monkeypatch.setattr(leftovers, "PAUSE", 0.02)
     async with lab.supervisor() as all_vms:
         await all_vms.make("newvm")
         monkeypatch.setattr(safefile, "empty", failing(1))

@@ -1,6 +1,6 @@
-"""Whose QEMU it is: looking for the one an earlier daemon left, and keeping the one there is under watch.
+"""The data of a machine, and how it finds, adopts and watches its QEMU.
 
-The lowest part of a machine: what it has. What it makes of that stands in :mod:`vmessd.vm.machine`.
+:mod:`vmessd.vm.machine` has the actions.
 """
 
 import abc
@@ -18,42 +18,43 @@ from vmessd.storage import vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import restart
-from vmessd.vm.environment import Host
-from vmessd.vm.instance import Attempt, Run
+from vmessd.vm.host import Host
 from vmessd.vm.journal import Journal
 from vmessd.vm.launcher import Launched
-from vmessd.vm.mailbox import Happening, Inbox, Request, dismiss, tell
+from vmessd.vm.mailbox import EventMessage, Inbox, Request, dismiss, tell
+from vmessd.vm.qemu_run import QemuRun
 from vmessd.vm.rediscovery import Findings, Search
+from vmessd.vm.start import StartAttempt
 
 BEGIN_TIME = 5.0
-"""Seconds that whoever wants something of a guest waits for a start that is under way."""
+"""Seconds that a call which needs a running guest waits for a start in progress."""
 
 
-class Custody(abc.ABC):
-    """A VM with its QEMU, if it has one, and with those who wait for either."""
+class MachineBase(abc.ABC):
+    """A VM, its QEMU if it has one, and the clients that wait for its start or stop."""
 
     def __init__(self, directory: VMDirectory, host: Host, timing: Timing) -> None:
         self.vm = directory.vm
         self.directory = directory
         self._begun = asyncio.Event()
-        """Set while no start is under way."""
+        """Set while no start is in progress."""
         self._begun.set()
         self._state = State.stopped
         self.last_exit: ExitRecord | None = None
         self.found = asyncio.Event()
-        """Set once it is known whether an earlier daemon's QEMU lives, and it is held if so."""
+        """Set once it is known whether a QEMU of an earlier daemon lives; if so, it is adopted."""
         self.settled = asyncio.Event()
-        """Set once it is known whether an earlier daemon's QEMU lives, and it had a chance to answer."""
+        """As :attr:`found`, and that QEMU had time to answer."""
         self.device_gone: Callable[[str], None] = lambda _identifier: None
-        """Called with the id of a device that the guest has let go of."""
+        """Called with the id of a device that the guest has released (DEVICE_DELETED)."""
         self.files = Lane(f"the files of {directory.vm}", f"vmess {directory.vm} stop force works all the same")
-        """All that is done to the VM's files: a file system may hang."""
+        """All work on the files of the VM: a file system may hang."""
         self._host = host
         self._timing = timing
         self._inbox = Inbox(directory.vm)
         self._journal = Journal(directory.vm, host.events)
-        self._attempt: Attempt | None = None
-        self._run: Run | None = None
+        self._attempt: StartAttempt | None = None
+        self._run: QemuRun | None = None
         self._search = Search(directory, host, self.files)
         self._pending: restart.Pending | None = None
         self._starters: list[Request] = []
@@ -61,11 +62,11 @@ class Custody(abc.ABC):
 
     @property
     def state(self) -> State:
-        """Where it is in its life."""
+        """The state of the VM."""
         return self._state
 
     def _pass(self, event: Event) -> Action:
-        """Go where an event leads by the table, and return what is to be done. Nothing else sets the state."""
+        """Change the state as the table says, and return the action. Nothing else sets the state."""
         self._state, action = transition(self._state, event)
         if self._state is State.starting:
             self._begun.clear()
@@ -74,67 +75,67 @@ class Custody(abc.ABC):
         return action
 
     async def begun(self, patience: float = BEGIN_TIME) -> None:
-        """Wait until no start is under way: its guest runs then, or there is none. Raises TimedOut."""
+        """Wait until no start is in progress; raises TimedOut after `patience` seconds."""
         try:
             await asyncio.wait_for(self._begun.wait(), patience)
         except TimeoutError:
             raise refusals.starting(self.vm) from None
 
     @abc.abstractmethod
-    async def _react(self, message: Happening) -> None:
+    async def _react(self, message: EventMessage) -> None:
         """Handle a message."""
 
     @abc.abstractmethod
     async def _rest_if_wanted(self) -> None:
-        """Have the VM started again where its last exit says so."""
+        """Begin the pause before a restart if the last exit asks for one."""
 
     async def in_turn(self, *, stopped: bool = False) -> None:
-        """Wait until all that has reached the VM until now was handled.
+        """Wait until all earlier messages are handled.
 
         Raises:
-            AlreadyRunning: `stopped` was asked for and the VM is not.
+            AlreadyRunning: the VM is required to be `stopped`, and it is not.
         """
         await self._inbox.change(None, stopped=stopped, patience=0.0)
 
     def _in_the_way(self) -> VmessError | None:
-        """Return why nothing can be done about a VM that is held."""
+        """Return why the VM is held; None if it is not held."""
         return self._search.doubt if self.state is State.held else None
 
     # -- Looking for a QEMU --
 
-    async def _recover(self) -> None:
+    async def _find_qemu(self) -> None:
         launched = await self._seek(self._search.first)
         if launched is None:
             await self._rest_if_wanted()
             self.settled.set()
             return
-        # One that hangs must not make everybody wait who asks how it is.
+        # A QEMU that hangs must not delay clients that ask for its status.
         asyncio.get_running_loop().call_later(self._timing.settle, self.settled.set)
-        await self._react(Happening(Event.found, launched=launched))
+        await self._react(EventMessage(Event.found, launched=launched))
 
     async def _seek(self, look: Callable[[], Awaitable[Findings]]) -> Launched | None:
-        """Look for a QEMU of an earlier daemon; again and again where nobody can tell whether there is one."""
+        """Look for a QEMU of an earlier daemon; repeat this in the background while the answer is unknown."""
         found = await look()
         self.last_exit = restart.later(self.last_exit, found.last_exit)
         if found.problem is not None:
             self._search.go_on(found.problem, self._timing.look, self._look_again)
             if isinstance(found.problem, Locked):
-                await self._react(Happening(Event.held, error=found.problem))
+                await self._react(EventMessage(Event.held, error=found.problem))
             return found.launched
         self._search.cancel()
         if found.launched is None and self.state is State.held:
-            await self._react(Happening(Event.free))
+            await self._react(EventMessage(Event.free))
         return found.launched
 
     async def _look_again(self) -> None:
-        self._inbox.happen(Event.look)
+        self._inbox.post(Event.look)
         await self.in_turn()
 
-    async def _look(self, message: Happening) -> None:
-        """Look for its QEMU again; what was asked for is then carried out, or refused."""
+    async def _look(self, message: EventMessage) -> None:
+        """Look for the QEMU again; then carry out the request of the message, or refuse it."""
         launched = await self._seek(self._search.look)
         if launched is not None:
-            await self._react(Happening(Event.found, launched=launched))
+            await self._react(EventMessage(Event.found, launched=launched))
         elif self._search.doubt is None:
             await self._rest_if_wanted()
         error = self._in_the_way()
@@ -143,90 +144,90 @@ class Custody(abc.ABC):
         elif message.request is not None:
             await self._react(message)
 
-    async def _hold(self, message: Happening) -> None:
+    async def _hold(self, message: EventMessage) -> None:
         error = message.error or refusals.in_the_way(self.vm)
         self._wait_no_longer()
         self._no_attempt()
         self._search.go_on(error, self._timing.look, self._look_again)
         self._tell_all(error)
 
-    def _no_attempt(self) -> Attempt | None:
-        """End the start that is under way, and return it."""
+    def _no_attempt(self) -> StartAttempt | None:
+        """End the start in progress, and return it."""
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.settle()
         return attempt
 
-    def _take_in(self, message: Happening, launched: Launched) -> bool:
-        """Adopt a QEMU that was spawned or found; tell whether there was none yet."""
+    def _take_in(self, message: EventMessage, launched: Launched) -> bool:
+        """Adopt a QEMU that was spawned or found, unless the VM has one; tell whether it was adopted."""
         if self._run is not None:
             launched.close()
             return False
         run = self._adopt(launched)
-        message.launched = None  # should what follows fail, it is taken in all the same
+        message.launched = None  # adopted, even if the rest fails
         if message.event is Event.found:
             self._journal.found(run.pid)
-            run.ran = True  # whether it did, nobody knows; it was not refused
+            run.ran = True  # not known, but QEMU did not refuse to start
             dismiss(self._starters, refusals.running(self.vm, run.pid))
         return True
 
-    def _adopt(self, launched: Launched) -> Run:
-        """Take a process under watch."""
+    def _adopt(self, launched: Launched) -> QemuRun:
+        """Begin to watch a process."""
         self._search.cancel()
         self._wait_no_longer()
-        connect = functools.partial(launched.connect, self.directory, vmdir.QMP_SOCKET)
+        connect = functools.partial(launched.connect, self.vm, vmdir.QMP_SOCKET)
         session = Session(
             connect=lambda: self.files.aside(connect),
-            report=lambda event, runstate: self._inbox.happen(event, runstate, of=run),
+            report=lambda event, runstate: self._inbox.post(event, runstate, of=run),
             events=lambda name, data: self._qmp_event(run, name, data),
             timing=self._timing,
         )
-        run = Run(self.vm, launched, session)
+        run = QemuRun(self.vm, launched, session)
         attempt = self._no_attempt()
-        run.off = attempt.off if attempt is not None else None
+        run.start_cancelled = attempt.cancelled if attempt is not None else None
         self._run = run
         launched.process.watch(lambda: self._ended(run))
-        if launched.problem is not None:
+        if launched.whereabouts.location.displacement is not None:
             self.mind_directory()
         return run
 
     def mind_directory(self) -> None:
-        """Look whether the directory of a VM that runs is where it should be; nobody waits for that."""
+        """Check in the background that the directory of a running VM is in its place."""
         if self._run is not None:
-            self._run.mind_directory(self.directory, self.files)
+            self._run.mind_directory(self.files)
 
-    # -- What QEMU and the kernel tell --
+    # -- Events of QEMU and the kernel --
 
-    def _qmp_event(self, run: Run, name: str, data: Mapping[str, Any]) -> None:
+    def _qmp_event(self, run: QemuRun, name: str, data: Mapping[str, Any]) -> None:
         if run is not self._run:
             return
         self._journal.qmp(run.pid, name, data)
         heard = run.hear(name, data)
         if heard is not None:
-            self._inbox.happen(*heard, of=run)
+            self._inbox.post(*heard, of=run)
         elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str):
             self.device_gone(data["device"])
 
-    def _ended(self, run: Run) -> None:
-        """The pidfd says the process has ended; its last messages may still be on the way."""
-        run.errand("last words", self._last_words(run))
+    def _ended(self, run: QemuRun) -> None:
+        """The pidfd reports the end of the process; its last QMP messages may still be unread."""
+        run.start_task("drain", self._drain(run))
 
-    async def _last_words(self, run: Run) -> None:
+    async def _drain(self, run: QemuRun) -> None:
         try:
             await run.session.drained()
         finally:
-            self._inbox.happen(Event.exited, of=run)
+            self._inbox.post(Event.exited, of=run)
 
-    # -- Those who wait --
+    # -- Waiting clients --
 
     def _wait_no_longer(self) -> restart.Pending | None:
-        """End the pause before a restart and return what was pending."""
+        """Cancel the pause before a restart, and return it."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.cancel()
         return pending
 
     def _tell_all(self, news: VmessError) -> None:
-        """Tell everybody who waits the same, at last."""
+        """Dismiss all waiting clients with an error."""
         dismiss(self._starters, news)
         dismiss(self._stoppers, news)

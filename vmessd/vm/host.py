@@ -1,4 +1,4 @@
-"""What all VMs of a daemon share: the QEMU, who it runs as, its accelerator, displays, the host's links."""
+"""What all VMs of a daemon share: the QEMU executable, its account, the accelerator, displays, links."""
 
 import dataclasses
 import logging
@@ -24,24 +24,24 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Host:
-    """What all VMs of a daemon share."""
+    """The host, as the VMs of a daemon use it."""
 
     qemu: str
     """Path of the QEMU executable."""
     accel: str = "auto"
-    """auto, kvm or tcg: what a VM without an ACCEL file gets."""
+    """The accelerator of a VM without an ACCEL file: auto, kvm or tcg."""
     account: Account = dataclasses.field(default_factory=credentials.own)
-    """Who QEMU runs as."""
+    """The user that QEMU runs as."""
     exargs: bool = True
-    """EXARGS and NIC_EXARGS, words for QEMU that nobody checks, are honoured."""
+    """EXARGS and NIC_EXARGS are honoured. Their words go to QEMU unchecked."""
     shutdown_time: float | None = None
-    """Seconds in which all VMs are off when all are shut down; None for what shutdown_time.default says."""
+    """Seconds for the shutdown of all VMs; None for the default, shutdown_time.default."""
     displays: Displays = dataclasses.field(default_factory=Displays)
     events: Events = dataclasses.field(default_factory=Events)
     census: Census = dataclasses.field(default_factory=Census)
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
     kills: Kills = dataclasses.field(default_factory=Kills)
-    """What the kernel kills around the QEMUs for lack of memory."""
+    """OOM kills in the cgroups of the QEMUs."""
     _kvm_missed: bool = False
 
     def __post_init__(self) -> None:
@@ -61,18 +61,18 @@ class Host:
         return "tcg"
 
     def settings(self, directory: VMDirectory) -> dict[str, Any]:
-        """Return a VM's settings by file name, as :func:`command_line.expanded` has them.
+        """Return the settings of a VM by file name, as :func:`command_line.expanded` returns them.
 
         Raises:
             NoSuchVM, BadFile: as VMDirectory.read_settings.
-            NotPermitted: one hands words to QEMU, and this daemon is not to honour such.
+            NotPermitted: a setting passes arguments to QEMU, and this daemon does not allow that.
         """
         values = directory.read_settings()
         refused = [setting.file for setting in SETTINGS if setting.words_for_qemu and setting.file in values]
         if refused and not self.exargs:
             raise NotPermitted(
-                f"{directory}/{refused[0]} hands arguments to QEMU, and this vmessd does not honour them",
-                hint='remove the file; or the administrator allows it, in the file of vmessd: exargs = "yes"',
+                f"{directory}/{refused[0]} passes arguments to QEMU, which this vmessd does not allow",
+                hint='remove the file; or the administrator sets exargs = "yes" in the configuration file',
             )
         return command_line.expanded(values, directory.vm, str(directory.path))
 

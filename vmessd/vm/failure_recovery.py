@@ -1,6 +1,6 @@
-"""What is done where the handling of a message fails in a way that nobody foresaw.
+"""Recovery after an unexpected failure in the handling of a message.
 
-A VM is left in no state without a way out, and nobody is left waiting for what will not come.
+No VM stays in a state that it cannot leave, and no client waits for ever.
 """
 
 import abc
@@ -10,45 +10,46 @@ import logging
 from vmessd.core import refusals, settings
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import OFF, Event, State, by_force, ladder
-from vmessd.vm.custody import Custody
-from vmessd.vm.instance import Run, Stop
-from vmessd.vm.mailbox import Happening, Job, tell
+from vmessd.vm.machine_base import MachineBase
+from vmessd.vm.mailbox import EventMessage, Job, tell
+from vmessd.vm.qemu_run import QemuRun
+from vmessd.vm.stop import Stop
 
 log = logging.getLogger(__name__)
 
 MEND_PAUSE = 5.0
-"""Seconds until the next try where even the mending of a failure failed."""
+"""Seconds until the next attempt if the recovery itself failed."""
 
 
-class Mending(Custody):
-    """A VM that is mended; what that takes, a machine does anyway."""
-
-    @abc.abstractmethod
-    async def _bury(self, message: Happening) -> None:
-        """See to the end of a QEMU, or of a start that came to none."""
+class FailureRecovery(MachineBase):
+    """A VM that recovers from failures. It uses actions that a machine has anyway."""
 
     @abc.abstractmethod
-    async def _stop(self, run: Run, stop: Stop) -> None:
+    async def _bury(self, message: EventMessage) -> None:
+        """Handle the end of a QEMU, or of a start without one."""
+
+    @abc.abstractmethod
+    async def _stop(self, run: QemuRun, stop: Stop) -> None:
         """Take the first step of a stop."""
 
     @abc.abstractmethod
-    async def _climb(self, message: Happening) -> None:
-        """Take the step of a stop that is due."""
+    async def _climb(self, message: EventMessage) -> None:
+        """Take the next step of a stop."""
 
     @abc.abstractmethod
-    async def _started(self, message: Happening) -> None:
-        """Tell whoever waits for a start that the guest runs."""
+    async def _started(self, message: EventMessage) -> None:
+        """Tell the clients that wait for a start that the guest runs."""
 
     @abc.abstractmethod
-    async def _hangs(self, message: Happening) -> None:
-        """Tell whoever waits for a start that QEMU does not answer."""
+    async def _hangs(self, message: EventMessage) -> None:
+        """Tell the clients that wait for a start that QEMU does not answer."""
 
     @abc.abstractmethod
-    async def _rest(self, message: Happening) -> None:
-        """Let the pause before a restart begin."""
+    async def _rest(self, message: EventMessage) -> None:
+        """Begin the pause before a restart."""
 
-    def _give_up_on(self, message: Happening | Job, error: Exception) -> None:
-        """Leave nobody waiting, and the VM in no state without a way out."""
+    def _give_up_on(self, message: EventMessage | Job, error: Exception) -> None:
+        """Log a failure, tell the client of the message, and post `amiss` for the recovery."""
         failure = error if isinstance(error, VmessError) else refusals.unexpected(self.vm)
         if failure is error:
             log.warning("%s: %s", self.vm, failure.message)
@@ -56,17 +57,17 @@ class Mending(Custody):
             log.error("%s: unexpected failure", self.vm, exc_info=error)
         if isinstance(message, Job):
             message.settle(error=failure)
-            message = Happening(Event.look)  # all else that fails of a job is for whoever asked
+            message = EventMessage(Event.look)  # which failed: errors of the work go to the caller alone
         if message.request is not None:
             tell([message.request], failure)
-        amiss = Happening(Event.amiss, cause=message.cause or message, error=failure)
-        if message.event is Event.amiss:  # not even that could be mended
+        amiss = EventMessage(Event.amiss, cause=message.cause or message, error=failure)
+        if message.event is Event.amiss:  # the recovery failed
             asyncio.get_running_loop().call_later(MEND_PAUSE, self._inbox.put, amiss)
         else:
             self._inbox.put(amiss)
 
-    async def _mend(self, message: Happening) -> None:
-        """See to it that the state has a way out, and that nobody waits for what will not come."""
+    async def _mend(self, message: EventMessage) -> None:
+        """Make sure that the VM can leave its state, and that no client waits for ever."""
         cause, failure = message.cause or message, message.error or refusals.unexpected(self.vm)
         if cause.launched is not None and self._run is None:
             self._adopt(cause.launched)
@@ -76,16 +77,16 @@ class Mending(Custody):
         if self._run is not None:
             await self._mend_run(self._run, cause)
         elif self.state is State.held:
-            await self._hold(Happening(Event.held, error=cause.error or self._search.doubt or failure))
+            await self._hold(EventMessage(Event.held, error=cause.error or self._search.doubt or failure))
         elif self._attempt is None and self.state not in OFF:
-            await self._bury(Happening(Event.refused, error=failure))
+            await self._bury(EventMessage(Event.refused, error=failure))
         elif self._attempt is None:
             await self._mend_off(cause, failure)
             self._tell_all(failure)
         elif cause.event is Event.late:
             self._tell_all(failure)
 
-    async def _mend_run(self, run: Run, cause: Happening) -> None:
+    async def _mend_run(self, run: QemuRun, cause: EventMessage) -> None:
         if self.state is State.stopping:
             await self._climb_on(run, cause)
         if run.launched.process.has_ended():
@@ -96,8 +97,8 @@ class Mending(Custody):
         elif self._starters and self.state is not State.starting:
             await self._hangs(cause)
 
-    async def _mend_off(self, cause: Happening, failure: VmessError) -> None:
-        if cause.event in (Event.found, Event.look):  # whether there is one, is not known
+    async def _mend_off(self, cause: EventMessage, failure: VmessError) -> None:
+        if cause.event in (Event.found, Event.look):  # it is not known whether there is a QEMU
             self.settled.set()
             self._search.go_on(failure, self._timing.look, self._look_again)
         if self.state is State.waiting and self._pending is None:
@@ -105,8 +106,8 @@ class Mending(Custody):
         elif self.state is State.stopped:
             self._wait_no_longer()
 
-    async def _climb_on(self, run: Run, cause: Happening) -> None:
-        """Go on with a stop that has no next step, or was not even begun."""
+    async def _climb_on(self, run: QemuRun, cause: EventMessage) -> None:
+        """Continue a stop that has no next step, or begin one that was not begun."""
         if run.stop is None:
             gentle = cause.event is Event.stop
             grace = float(settings.GRACE_DEFAULT) if gentle else 0.0
