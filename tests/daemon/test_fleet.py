@@ -654,7 +654,7 @@ def test_of_more_stops_than_are_followed_ctrl_c_and_time_limits_name_each(
 
     monkeypatch.setattr(start_stop._Round, "follow", interrupt)
     assert app.run(line) == 130
-    goes_on = [line for line in capfd.readouterr().err.splitlines() if "goes on" in line]
+    goes_on = [line for line in capfd.readouterr().err.splitlines() if "continues" in line]
     assert goes_on == [f"vmess: the stop of {vm} continues; to check: vmess {vm} status" for vm in (B, C)]
     fake_daemon.done(A, B, C, "stop", "force")
 
