@@ -2,7 +2,8 @@
 
 import sys
 
-sys.path.append(__file__.rpartition("/tests/")[0])
+LIBRARY = f"{sys.executable.rpartition('/bin/')[0]}/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
+sys.path.extend([__file__.rpartition("/tests/")[0], f"{LIBRARY}/site-packages"])
 
 from vmessctl.__main__ import program
 
