@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if UNIT != 1 and config.option.timeout is None:
         config.option.timeout = float(config.getini("timeout")) * UNIT
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    Daemon.forks = not config.option.long
     if config.option.seed is None:
         drawn = getattr(config, "workerinput", {}).get("seed")
         config.option.seed = random.SystemRandom().randrange(2**31) if drawn is None else drawn

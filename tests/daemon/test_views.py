@@ -172,7 +172,10 @@ def test_c71_a_vm_that_hangs_is_told_among_the_others(wired: WiredDaemon) -> Non
 
 
 def test_c71_where_there_is_no_vm_a_look_at_all_says_so(wired: WiredDaemon) -> None:
-    with contextlib.closing(Client([str(wired.socket)])) as client, pytest.raises(NoSuchVM, match="no VM yet"):
+    with (
+        contextlib.closing(Client([str(wired.socket)])) as client,
+        pytest.raises(NoSuchVM, match="there are no VMs yet"),
+    ):
         views(client, [], "status")
 
 

@@ -420,7 +420,9 @@ def test_an_ignored_link_is_left_out_until_it_is_added_again(wired: WiredDaemon)
     assert wired.done("net", "ignore") == ""
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"x" * 1_000_000, None])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"x" * 1_000_000, None], ids=["no text", "too long", "directory"]
+)
 def test_a_list_of_ignored_links_that_makes_no_sense_is_named(
     wired: WiredDaemon, content: bytes | None
 ) -> None:

@@ -18,7 +18,7 @@ pytestmark = [
 
 NEEDED = ("qemu-system-x86_64", "unshare", "sh", "mktemp", "mount", "ip", "rm")
 ASKED = ("status of one VM", "list")
-HOW = ("", ", by python3 -IS")
+HOW = ("", ", as pip installs it")
 DONE = ("start to running", "graceful stop until seen off", "force stop until seen off")
 
 

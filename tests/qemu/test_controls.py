@@ -255,7 +255,7 @@ def malform(lock: Path, how: str) -> None:
         lock.write_text("x" * 20_000)
 
 
-@pytest.mark.parametrize("how", ["FIFO", "directory", "symbolic link", "holds more than"])
+@pytest.mark.parametrize("how", ["FIFO", "directory", "symbolic link", "has more than"])
 @pytest.mark.parametrize("words", [["stop"], ["stop", "force"]], ids=" ".join)
 def test_a_lock_that_nobody_can_read_keeps_no_vm_from_being_stopped(
     daemon: Daemon, how: str, words: list[str]
@@ -272,7 +272,7 @@ def test_a_lock_that_nobody_can_read_keeps_no_vm_from_being_stopped(
     assert daemon.status(A)["state"] == "stopped"
 
 
-@pytest.mark.parametrize("how", ["FIFO", "directory", "symbolic link", "holds more than"])
+@pytest.mark.parametrize("how", ["FIFO", "directory", "symbolic link", "has more than"])
 def test_a_lock_that_nobody_can_read_is_removed_by_unlock(daemon: Daemon, how: str) -> None:
     lock = run(daemon) / "LOCK"
     daemon.done(A, "lock", "careful")

@@ -91,7 +91,7 @@ def test_c61_a_directory_renamed_by_hand_is_not_started_without_its_disk(daemon:
     complaint, hint = refusal(daemon)
     files = [f"{B}-cdrom.iso", f"{B}-hda.img", f"{B}-hdb.img"]
     assert complaint == (
-        f"{place} has drives named after another VM: {', '.join(files)}; they have to be named after {A}"
+        f"{place} has drives named after another VM: {', '.join(files)}; they must be named after {A}"
     )
     assert hint == " && ".join(f"mv {place}/{name} {place}/{A}{name.removeprefix(B)}" for name in files)
     shell(hint, daemon.directory)

@@ -17,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import guests
 import netguests
 import pytest
+from forkserver import Forked
 
 from vmessctl.client import Client
 from vmessd.network.links import root_name
@@ -34,6 +36,7 @@ SUPPORT = TESTS / "support"
 FAKE = SUPPORT / "fakeqemu.py"
 
 
+PROGRAM: tuple[str, ...] = ("-m", "vmessd")
 CLIENT = (sys.executable, "-IS", str(SUPPORT / "vmess.py"))
 """The client's command: it begins in half the time of `python -m vmessctl`."""
 
@@ -113,18 +116,21 @@ def generated(kind: str, place: Path) -> list[str]:
 class Daemon:
     """A vmessd process and the clients that speak to it."""
 
+    forks = True
+    """It is forked from a fork server where nothing speaks against that."""
+
     def __init__(self, directory: Path, root: Path | None = None) -> None:
         self.root = root or directory / "vms"
         self.socket = directory / "control.sock"
         self.log = directory / "vmessd.log"
         self.directory = directory
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self.arguments = ["--accel", "tcg"]
         self.inside: tuple[str, ...] = ()
         """A command that becomes the program behind it: what daemon and clients are started by."""
         self.wrapper: tuple[str, ...] = ()
         """The same, for the daemon alone."""
-        self.program: tuple[str, ...] = ("-m", "vmessd")
+        self.program = PROGRAM
 
     def start(self, *, ready: float = 15.0, preexec_fn: Callable[[], object] | None = None) -> "Daemon":
         """Start it and wait for READY=1."""
@@ -140,24 +146,30 @@ class Daemon:
             notify.settimeout(ready * UNIT)
             environment = {**os.environ, "NOTIFY_SOCKET": str(address)}
             with self.log.open("ab") as log:
-                self.process = subprocess.Popen(
-                    [
-                        *(*self.inside, *self.wrapper),
-                        *(sys.executable, *self.program, "--vmdir", str(self.root)),
-                        *("--socket", str(self.socket), *self.arguments),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environment,
-                    cwd=TESTS.parent,
-                    preexec_fn=preexec_fn,  # noqa: PLW1509 -- no other thread runs here
-                )
+                self.process = self._spawn(environment, log.fileno(), preexec_fn)
             try:
                 assert notify.recv(1024).splitlines()[0] == b"READY=1"
             except TimeoutError:
                 pytest.fail(f"not ready within {ready * UNIT:g} s:\n{self.log.read_text()}")
         return self
+
+    def _spawn(
+        self, environment: dict[str, str], log: int, preexec_fn: Callable[[], object] | None
+    ) -> "subprocess.Popen[bytes] | Forked":
+        arguments = ("--vmdir", str(self.root), "--socket", str(self.socket), *self.arguments)
+        *_, namespace = self.inside or (None,)
+        is_plain = not self.wrapper and preexec_fn is None and self.program == PROGRAM
+        if self.forks and is_plain and (not self.inside or self.inside == inside(str(namespace))):
+            return forkserver.server().start(arguments, environment, log, namespace)
+        return subprocess.Popen(
+            [*self.inside, *self.wrapper, sys.executable, *self.program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd=TESTS.parent,
+            preexec_fn=preexec_fn,  # noqa: PLW1509 -- no other thread runs here
+        )
 
     @property
     def pid(self) -> int:
@@ -271,6 +283,11 @@ def a_qemu_that_hangs_is_told(daemon: Daemon, vm: str, *words: str) -> None:
     daemon.done(vm, "stop", "force")
 
 
+def inside(namespace: str) -> tuple[str, ...]:
+    """Return the words that run a command in a network namespace."""
+    return ("ip", "netns", "exec", namespace)
+
+
 class Namespace:
     """A network namespace: links, addresses and ports of its own, gone when it is closed."""
 
@@ -278,7 +295,7 @@ class Namespace:
 
     def __init__(self) -> None:
         self.name = f"vmesstest-{os.getpid()}-{next(self._numbers)}"
-        self.inside = ("ip", "netns", "exec", self.name)
+        self.inside = inside(self.name)
         made = subprocess.run(["ip", "netns", "add", self.name], capture_output=True, text=True, check=False)
         if made.returncode:
             pytest.skip(f"no network namespace can be made here: {made.stderr.strip()}")
