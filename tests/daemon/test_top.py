@@ -3,10 +3,11 @@
 import json
 import posix
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon, own
+from daemons import Daemon, own, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from terminals import on_terminal
@@ -347,6 +348,22 @@ def test_it_can_be_suspended_and_goes_on(daemon: Daemon) -> None:
         screen.type("q")
         assert screen.end() == 0
         assert screen.is_as_before()
+
+
+def test_it_can_be_suspended_while_it_draws(daemon: Daemon) -> None:
+    def is_writing() -> bool:
+        _call, *arguments = Path(f"/proc/{screen.process.pid}/syscall").read_text().split()
+        return arguments[:1] == ["0x1"]  # write(1, ...): the terminal takes no more until it is read
+
+    with on_terminal(daemon, "top", "-d", "0.2", size=(200, 1000)) as screen:
+        wait_for(is_writing)
+        screen.process.send_signal(signal.SIGTSTP)
+        # The kernel stops no process without a shell that could continue it (setpgid(2), orphaned groups).
+        screen.wait(lambda _lines: screen.said.count("\x1b[?1049h") == 2)
+        screen.see("q quit")
+        screen.type("q")
+        assert screen.end() == 0
+        assert "Traceback" not in screen.said
 
 
 def test_a_terminal_that_changes_its_size_is_drawn_anew(daemon: Daemon) -> None:

@@ -741,6 +741,7 @@ def test_c38_qemu_gets_nothing_of_the_daemons(tmp_path: Path, monkeypatch: pytes
     leaky.write_text(f'#!/bin/sh\nexec 7</etc/hostname 9</etc/passwd\nexec {sys.executable} "$@"\n')
     leaky.chmod(0o755)
     daemon = Daemon(tmp_path)
+    daemon.forks = False
     daemon.make(A)
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
     monkeypatch.setenv("SECRET", "x")

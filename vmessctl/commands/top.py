@@ -145,6 +145,9 @@ class Screen:
         self._before: list[Any] | None = None
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._handlers: dict[int, Any] = {}
+        self._is_drawing = False
+        self._suspended_by = 0
+        """The signal that came during a frame, which is not torn apart; 0 for none."""
 
     def __enter__(self) -> Self:
         import signal  # noqa: PLC0415 -- slow to import, needed only here
@@ -199,6 +202,10 @@ class Screen:
         """Handle Ctrl-Z: return the terminal to the shell until we are continued."""
         import signal  # noqa: PLC0415 -- as above
 
+        if self._is_drawing:
+            self._suspended_by = number
+            return
+        self._suspended_by = 0
         self._give_back()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -218,7 +225,13 @@ class Screen:
             f"\x1b[{number};1H\x1b[K{painted(text, COLOURS.get(kind, ''))}"
             for number, (kind, text) in enumerate([*shown, *blank], 1)
         ]
-        _write("".join(rows))
+        self._is_drawing = True
+        try:
+            _write("".join(rows))
+        finally:
+            self._is_drawing = False
+        if self._suspended_by:
+            self._suspend(self._suspended_by, None)
 
     def wait(self, client: Client | None, seconds: float) -> tuple[bool, bytes]:
         """Wait for the daemon, for keys, or for a signal such as SIGWINCH.
@@ -242,8 +255,10 @@ class Screen:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Write to the terminal; also after a write that a signal ended, which a text stream may refuse."""
+    data = text.encode(sys.stdout.encoding, sys.stdout.errors or "strict")
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
 
 
 class _LiveTable:
