@@ -64,8 +64,8 @@ def client_of(daemon: WiredDaemon) -> Iterator[Client]:
 # The seed's tour
 
 
-def test_the_tour_of_the_seed_prints_what_it_prints_there(wired: WiredDaemon) -> None:  # noqa: PLR0915
-    uid, directory = os.getuid(), wired.root / "newvm0"
+def test_the_tour_of_the_seed_prints_what_it_prints_there(wired: WiredDaemon) -> None:
+    directory = wired.root / "newvm0"
     serious = f"You need to create directory {directory} if are serious about that VM - use vmess make"
     wired.ip("link add vlan100 up type bridge")
 
@@ -77,6 +77,21 @@ def test_the_tour_of_the_seed_prints_what_it_prints_there(wired: WiredDaemon) ->
     assert info[-1] == "VM not running"
     assert "netdev" not in info[2]
 
+    tour_of_wires(wired, directory)
+    pid = tour_of_life(wired, directory)
+
+    assert lines_of(wired, "newvm", "stop") == [f"Stopping VM PID {pid}"]
+    assert lines_of(wired, "newvm", "ifdel") == ["Set 'newvm0e0' nonpersistent"]
+    shutil.rmtree(directory)
+    assert lines_of(wired)[1:] == ["All VMs:"]
+    assert sorted(lines_of(wired, "net", "prune")) == [f"Deleted bridge{number}" for number in (1, 2, 3)]
+    assert wired.wiring() == {"vlan100": None}
+    assert healthy(wired)
+
+
+def tour_of_wires(wired: WiredDaemon, directory: Path) -> None:
+    """Add three interfaces on three bridges, delete them, and add one on a bridge that is there."""
+    uid = os.getuid()
     assert lines_of(wired, "newvm", "ifadd", "3", "bridge1", "bridge2", "bridge3") == [
         f"Set 'newvm0e0' persistent and owned by uid {uid}",
         "Making a VLAN: bridge1",
@@ -120,6 +135,9 @@ def test_the_tour_of_the_seed_prints_what_it_prints_there(wired: WiredDaemon) ->
     ]
     assert added.stderr == "device vlan100 already exists; can't create bridge with the same name\n"
 
+
+def tour_of_life(wired: WiredDaemon, directory: Path) -> int:
+    """Give the VM a disk, memory and an image, start it, and return its pid."""
     iso = wired.directory / "ubuntu.iso"
     iso.write_bytes(bytes(4096))
     wired.done("newvm", "hda", "8G")
@@ -137,20 +155,13 @@ def test_the_tour_of_the_seed_prints_what_it_prints_there(wired: WiredDaemon) ->
     assert started.startswith("Starting VM: ")
     assert started.split(": ", 1)[1].strip() == info[2].strip()
     wired.wait_guest("newvm0")
-    pid = wired.status("newvm0")["pid"]
+    pid: int = wired.status("newvm0")["pid"]
     listing = lines_of(wired)
     assert listing[0] == "List of KVMs (with PIDs as in ps-ef):"
     assert listing[1].split()[:2] == ["newvm0", str(pid)]
     assert lines_of(wired, "newvm") == [f"VM is running, PID: {pid}"]
     assert "LOWER_UP" in wired.links()["newvm0e0"]["flags"]
-
-    assert lines_of(wired, "newvm", "stop") == [f"Stopping VM PID {pid}"]
-    assert lines_of(wired, "newvm", "ifdel") == ["Set 'newvm0e0' nonpersistent"]
-    shutil.rmtree(directory)
-    assert lines_of(wired)[1:] == ["All VMs:"]
-    assert sorted(lines_of(wired, "net", "prune")) == [f"Deleted bridge{number}" for number in (1, 2, 3)]
-    assert wired.wiring() == {"vlan100": None}
-    assert healthy(wired)
+    return pid
 
 
 # What the original left

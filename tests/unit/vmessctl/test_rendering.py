@@ -144,58 +144,64 @@ def test_an_interface_is_one_line(reply: dict[str, Any], line: str) -> None:
     assert rendering.nic(reply) == line
 
 
+DRIVE = {
+    "slot": "hda",
+    "path": "/v/a0/a0-hda.img",
+    "target": None,
+    "size": 2**33,
+    "read": 512,
+    "written": 0,
+}
+DISC = {
+    "slot": "cdrom",
+    "path": "/v/l",
+    "target": "/iso\n.iso",
+    "size": 4097,
+    "read": None,
+    "written": None,
+}
+INFO = {
+    **told("running"),
+    "directory": "/v/a0",
+    "nics": [
+        nic(0),
+        nic(1, wire="-", cable=False, difference="e1: in x, NICS: y\x1b"),
+        nic(2, leaving=True, duplicate="heard elsewhere"),
+    ],
+    "command": ["qemu", "-name", "a b", "-x", "\x1b'"],
+    "problem": None,
+    "display": 2811,
+    "accel": "tcg",
+    "serial": "/v/a0/serial.sock",
+    "changed": False,
+    "settings": [{"name": "RAM", "value": "2G"}],
+    "drives": [DRIVE, DISC],
+}
+INFO_LINES = [
+    "Total number of interfaces: 2",
+    "Command for this VM",
+    "  qemu -name 'a b' -x $'\\x1b\\''",
+    "VNC display: 2811 (port 8711 on 127.0.0.1); to connect: vmess newvm0 vnc",
+    "newvm0e0: bridge1, MAC 02:11:9b:af:00:00",
+    "newvm0e1: in no bridge, MAC 02:11:9b:af:00:01, cable pulled",
+    "newvm0e2: bridge1, MAC 02:11:9b:af:00:02, being unplugged: the guest has not released it yet",
+    "hda: /v/a0/a0-hda.img, 8G, 512 bytes read, 0 bytes written",
+    "cdrom: /iso\\n.iso, 4.0K",
+    "RAM: 2G",
+    "Note: e1: in x, NICS: y\\x1b",
+    "Note: heard elsewhere",
+    "Serial console: /v/a0/serial.sock",
+    "VM is running, PID: 7",
+]
+
+
 def test_info_tells_everything_in_lines() -> None:
-    drive = {
-        "slot": "hda",
-        "path": "/v/a0/a0-hda.img",
-        "target": None,
-        "size": 2**33,
-        "read": 512,
-        "written": 0,
-    }
-    disc = {
-        "slot": "cdrom",
-        "path": "/v/l",
-        "target": "/iso\n.iso",
-        "size": 4097,
-        "read": None,
-        "written": None,
-    }
-    vm = {
-        **told("running"),
-        "directory": "/v/a0",
-        "nics": [
-            nic(0),
-            nic(1, wire="-", cable=False, difference="e1: in x, NICS: y\x1b"),
-            nic(2, leaving=True, duplicate="heard elsewhere"),
-        ],
-        "command": ["qemu", "-name", "a b", "-x", "\x1b'"],
-        "problem": None,
-        "display": 2811,
-        "accel": "tcg",
-        "serial": "/v/a0/serial.sock",
-        "changed": False,
-        "settings": [{"name": "RAM", "value": "2G"}],
-        "drives": [drive, disc],
-    }
-    assert rendering.info({"info": vm}).splitlines() == [
-        "Total number of interfaces: 2",
-        "Command for this VM",
-        "  qemu -name 'a b' -x $'\\x1b\\''",
-        "VNC display: 2811 (port 8711 on 127.0.0.1); to connect: vmess newvm0 vnc",
-        "newvm0e0: bridge1, MAC 02:11:9b:af:00:00",
-        "newvm0e1: in no bridge, MAC 02:11:9b:af:00:01, cable pulled",
-        "newvm0e2: bridge1, MAC 02:11:9b:af:00:02, being unplugged: the guest has not released it yet",
-        "hda: /v/a0/a0-hda.img, 8G, 512 bytes read, 0 bytes written",
-        "cdrom: /iso\\n.iso, 4.0K",
-        "RAM: 2G",
-        "Note: e1: in x, NICS: y\\x1b",
-        "Note: heard elsewhere",
-        "Serial console: /v/a0/serial.sock",
-        "VM is running, PID: 7",
-    ]
+    assert rendering.info({"info": INFO}).splitlines() == INFO_LINES
+
+
+def test_info_of_a_vm_that_is_off() -> None:
     off = {
-        **vm,
+        **INFO,
         **told("stopped", pid=None),
         "command": [],
         "problem": "bad\x1b",
