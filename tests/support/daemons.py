@@ -20,6 +20,7 @@ from typing import Any
 import forkserver
 import guests
 import netguests
+import psutil
 import pytest
 from forkserver import Forked
 
@@ -267,10 +268,16 @@ class Daemon:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def close(self) -> None:
-        """End the daemon and every QEMU of its root."""
+        """End the daemon and every QEMU of its root, one that is about to become a QEMU as well."""
+        spawned: list[psutil.Process] = []
         if self.process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                spawned = psutil.Process(self.process.pid).children(recursive=True)
             self.process.kill()
             self.process.wait(10 * UNIT)
+        for child in spawned:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it knows a pid that was given to another
+                child.kill()
         end_processes_of(self.root)
 
 
