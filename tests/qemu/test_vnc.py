@@ -131,7 +131,7 @@ def test_a_real_viewer_takes_a_picture_of_the_bios_and_types_a_key(daemon: Daemo
     daemon.done(A, "start")
     daemon.wait_guest(A, seconds=30)
     port, picture = relay(daemon, A), daemon.directory / "screen.png"
-    command = [str(vncdo), "-s", f"127.0.0.1::{port}", "capture", str(picture), "key", "a"]
+    command = [str(vncdo), "-s", f"127.0.0.1::{port}", "capture", str(picture), "key", "a", "pause", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     from PIL import Image  # which vncdotool brings along
