@@ -457,7 +457,7 @@ def test_c44_a_mac_that_was_set_is_the_ones_from_the_next_start_on(wired: WiredD
     assert (later.returncode, later.stdout) == (0, "")
     assert later.stderr == "newvm0 is running; interface 1 is 02:11:9b:af:00:01 until its next start\n"
     assert (directory / "MACS").read_text() == "- 02:aa:00:00:00:07\n"
-    shown = "newvm0e1: lab, MAC 02:11:9b:af:00:01 (02:aa:00:00:00:07 from the next start on)"
+    shown = "newvm0e1: lab, MAC 02:11:9b:af:00:01 (02:aa:00:00:00:07 from the next start)"
     info = lines_of(wired, "newvm", "info")
     assert shown in info
     assert "The running VM uses other settings; these take effect at its next start" in info

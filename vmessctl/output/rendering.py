@@ -135,10 +135,10 @@ def nic(reply: Reply) -> str:
     elif wire == "-":
         wire = "in no bridge"
     remarks = [
-        "" if reply["present"] or reply["tap"] is None else ", not there yet",
+        "" if reply["present"] or reply["tap"] is None else ", not created yet",
         ", being unplugged: the guest has not released it yet" if reply["leaving"] else "",
         {True: "", False: ", cable pulled"}.get(reply["cable"], ", cable unknown"),
-        f" ({reply['mac_later']} from the next start on)" if reply.get("mac_later") else "",
+        f" ({reply['mac_later']} from the next start)" if reply.get("mac_later") else "",
     ]
     return f"{name}: {wire}, MAC {reply['mac']}{remarks.pop()}{''.join(remarks)}"
 

@@ -63,7 +63,7 @@ def hanging(vm: str, pid: int) -> TimedOut:
 def held_up(vm: str) -> TimedOut:
     """Return the error of a start whose files do not answer."""
     return TimedOut(
-        f"the start of {vm} takes long: its files do not answer; it continues when they do",
+        f"the start of {vm} is taking long: its files do not answer; it continues when they do",
         hint=f"to cancel it: vmess {vm} stop",
     )
 
@@ -109,7 +109,7 @@ def unexpected(vm: str) -> Failed:
 def going_away() -> Failed:
     """Return the error for those who still wait when the daemon ends."""
     return Failed(
-        "vmessd is ending; QEMU continues what was begun, but without its deadline",
+        "vmessd is ending; QEMU continues what it has begun, but without a deadline",
         hint="vmess list, when vmessd is back",
     )
 

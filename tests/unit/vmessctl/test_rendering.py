@@ -112,17 +112,17 @@ USER = {"tap": None, "present": False}
 NIC_LINES = (
     (nic(0), "newvm0e0: bridge1, MAC 02:11:9b:af:00:00"),
     (nic(1, wire="-"), "newvm0e1: in no bridge, MAC 02:11:9b:af:00:01"),
-    (nic(0, present=False), "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not there yet"),
+    (nic(0, present=False), "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not created yet"),
     (nic(0, cable=None), "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, cable unknown"),
     (
         nic(0, mac_later="02:00:00:00:00:01", cable=False),
-        "newvm0e0: bridge1, MAC 02:11:9b:af:00:00 (02:00:00:00:00:01 from the next start on), cable pulled",
+        "newvm0e0: bridge1, MAC 02:11:9b:af:00:00 (02:00:00:00:00:01 from the next start), cable pulled",
     ),
     (nic(0, wire="\x1b[31m"), "newvm0e0: \\x1b[31m, MAC 02:11:9b:af:00:00"),
     (
         nic(0, cable=False, leaving=True, present=False),
         (
-            "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not there yet, "
+            "newvm0e0: bridge1, MAC 02:11:9b:af:00:00, not created yet, "
             "being unplugged: the guest has not released it yet, cable pulled"
         ),
     ),
