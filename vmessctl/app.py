@@ -1,4 +1,4 @@
-"""Carries out a command line verb by verb, each by its module in `vmessctl.commands`."""
+"""Carries out a command line verb by verb, with the handler that its row in :mod:`vmessctl.cli.verbs` names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vmessd`: read the settings, then serve."""
+"""`vmessd`: reads and checks the settings, then serves; or powers the VMs down for `--shutdown`."""
 
 import functools
 import os

@@ -1,4 +1,7 @@
-"""The settings of the daemon: one table defines flag, key in the TOML file, environment variable and help."""
+"""The settings of the daemon: one table defines flag, key in the TOML file, environment variable and help.
+
+:func:`check` examines whether the host has what the settings name, for `--check` and when the daemon starts.
+"""
 
 import argparse
 import contextlib

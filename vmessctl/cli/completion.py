@@ -1,6 +1,7 @@
 """Completion of command lines: the candidates for the word at the cursor. Pure.
 
 The parser gives the state of the line, and the table of verbs what may follow. `:files` stands for file names.
+The daemon's part of the candidates is in :mod:`vmessctl.commands.completion`.
 The shells' side is in :mod:`vmessctl.cli.shells`.
 """
 

@@ -1,7 +1,7 @@
 """The parser of command lines: VMs, then one verb or several, each with arguments and options. Pure.
 
-The grammar is the seed's, `vmess <vmname> <verb> ...`, plus a few global verbs. No verb is a VM name, so a
-line may contain several VMs and several verbs: `vmess leaf spine make ram 2G start`.
+The grammar is that of the original script, `vmess <vmname> <verb> ...`, plus a few global verbs. No verb is a
+VM name, so a line may contain several VMs and several verbs: `vmess leaf spine make ram 2G start`.
 
 A verb first takes its required arguments, whatever they look like. Its optional arguments end at the next verb
 or at `--`. If required arguments are still missing, `--` makes all words up to the next `--` arguments, even

@@ -1,4 +1,8 @@
-"""The table of all verbs: parser, usage, help, completion, manual page and the called method come from it."""
+"""The table of all verbs: parser, usage, help, completion and manual page are made from it.
+
+A row also names the Varlink method and the handler of the verb. The verbs of per-VM settings and of drives come
+from the tables in :mod:`vmessd.core.settings`. :mod:`vmessd.core.names` lists the verbs that cannot name a VM.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The Varlink interface `org.emptystack.vmess`, composed of the groups of methods."""
+"""The Varlink interface `org.emptystack.vmess`, composed of the groups of methods.
+
+A method is not added here, but to its group; see :mod:`vmessd.api`.
+"""
 
 from asyncvarlink import VarlinkInterface
 

@@ -1,6 +1,7 @@
 """The life cycle of a VM as tables: states, events and transitions; the ladder of a stop; reasons of an exit.
 
-Pure. `machine` feeds events in and carries out the actions.
+Pure. :mod:`vmessd.vm.machine` feeds events in and carries out the actions. Its events are not those of
+QMP, which :mod:`vmessd.vm.qemu_run` translates.
 """
 
 import enum

@@ -1,7 +1,10 @@
-"""Naming conventions: VM names, TAPs, MACs, VNC displays and file names. Pure.
+"""Naming conventions: VM names, TAPs, MACs, VNC displays and file names; verbs that cannot name a VM. Pure.
 
 Everything follows from the name of the VM, as in the original `vmess` script, so a directory made by that
 script keeps its interfaces, addresses and disks.
+
+A verb of the client is listed here, because a VM cannot have its name. Its row is in `vmessctl/cli/verbs.py`.
+The names of other links of the host, such as `vxlan7`, are in :mod:`vmessd.core.wires`.
 """
 
 from vmessd.core.errors import InvalidValue, quoted

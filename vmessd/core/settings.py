@@ -1,7 +1,7 @@
-"""The table of per-VM settings: one upper-case file, one value, a verb of the same name.
+"""The table of per-VM settings: one upper-case file, one value, and for most a verb of the same name.
 
 The daemon reads values and builds QEMU options from this table, and the client its verbs, usage and help. The
-module imports little, because the client imports it at every start.
+module imports little, because the client imports it at every start. A second table has the drives.
 """
 
 from __future__ import annotations

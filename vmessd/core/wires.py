@@ -1,8 +1,11 @@
-"""What the interfaces of a VM are connected to, in words: the arguments of `ifadd`, and the file NICS. Pure.
+"""What the interfaces of a VM are connected to, in words; the names of links. Pure.
 
-A word is the name of a bridge, `-` for a TAP without a bridge, or `user` for QEMU's user-mode network, with
-forwarded ports after a colon: `user:2222:22,udp:5353:53`. Names of links contain neither colons nor spaces
-(dev_valid_name() in Linux's net/core/dev.c), so the words are unambiguous.
+The words are the arguments of `ifadd` and the contents of NICS. A word is the name of a bridge, `-` for a TAP
+without a bridge, or `user` for QEMU's user-mode network, with forwarded ports after a colon:
+`user:2222:22,udp:5353:53`. Names of links contain neither colons nor spaces (dev_valid_name() in Linux's
+net/core/dev.c), so the words are unambiguous.
+
+The name of a link says its kind, as in the original script; see :func:`kind_by_name`.
 """
 
 import enum

@@ -1,6 +1,7 @@
 """The events that `watch` shows: numbered, in order, and published without waiting for readers.
 
-Each watcher has a bounded queue. One that does not read is dropped, without an effect on the others.
+Nothing here reacts to an event. Each watcher has a bounded queue. One that does not read is dropped, without an
+effect on the others.
 Events that a guest can cause at any rate are published at once the first time, and then counted.
 """
 

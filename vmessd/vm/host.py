@@ -1,4 +1,7 @@
-"""What all VMs of a daemon share: the QEMU executable, its account, the accelerator, displays, links."""
+"""What all VMs of a daemon share: the QEMU executable, its account, the accelerator, displays, links.
+
+Checks of the host at the start of the daemon are in :func:`vmessd.config.check`.
+"""
 
 import dataclasses
 import logging

@@ -1,4 +1,4 @@
-"""The data of a machine, and how it finds, adopts and watches its QEMU.
+"""The data of a machine, how it finds, adopts and watches its QEMU, and where its QMP events arrive.
 
 :mod:`vmessd.vm.machine` has the actions.
 """

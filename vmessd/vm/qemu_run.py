@@ -1,4 +1,4 @@
-"""One run of QEMU, from its spawn or adoption to its end."""
+"""One run of QEMU, from its spawn or adoption to its end, and the reactions to its QMP events."""
 
 import asyncio
 import contextlib
