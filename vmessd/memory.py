@@ -1,4 +1,4 @@
-"""Settings of glibc's malloc, so that free memory returns to the system."""
+"""Settings of glibc's malloc, so that freed memory returns to the system."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""The verbs for the interfaces of VMs and the bridges of the host; reports are in the seed's words."""
+"""The verbs for interfaces of VMs and bridges of the host. Reports are in the words of the original script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb watch: a line for each event of VMs, as it happens."""
+"""The verb watch: one line for each event of a VM, as it happens."""
 
 from __future__ import annotations
 

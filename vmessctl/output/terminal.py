@@ -1,6 +1,6 @@
 """Output to the terminal: results, errors, and status lines that are redrawn.
 
-Data go to standard output, everything else to standard error. Lines are redrawn only on a terminal.
+Data goes to standard output, everything else to standard error. Lines are redrawn only on a terminal.
 """
 
 from __future__ import annotations

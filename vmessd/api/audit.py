@@ -2,7 +2,7 @@
 
 A change that was made or failed halfway has its own line; :mod:`vmessd.api.budgets` limits their number. A call
 that was refused has a line the first time; further refusals of this kind are counted and summed up in one line.
-So nobody can make the log drop lines of others by flooding it.
+So nobody can flood the log until it drops the lines of others.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The tree of errors in their wire format."""
+"""The errors of :mod:`vmessd.core.errors` in their wire format."""
 
 from typing import Any, TypedDict
 

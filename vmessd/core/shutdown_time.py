@@ -1,4 +1,4 @@
-"""The time budget of a shutdown of all VMs, and how the orders share it. Pure."""
+"""The time budget of a shutdown of all VMs, and how the orders of VMs share it. Pure."""
 
 import math
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The logs of a VM, opened for readers, with the place where the last run begins.
 
-Everything here blocks, and must run in the VM's turn, as everything in :mod:`vmessd.storage.serial_stream`.
+Everything here blocks, and must run in the VM's turn, like everything in :mod:`vmessd.storage.serial_stream`.
 """
 
 import enum

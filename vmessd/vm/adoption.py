@@ -2,7 +2,7 @@
 
 A QEMU belongs to the VM whose name it was started with, in the VM root it was started in. It holds two locks
 while it lives, on the VM directory and on the pid file in it. Both follow the directory, so a running VM is
-found if its root is written in another way, and if its directory was renamed, replaced by a copy, or removed.
+found even if its root is written in another way, or its directory was renamed, replaced by a copy, or removed.
 A directory that is locked by a process which is not known to be its QEMU is reported as held, never as off.
 
 Everything here blocks, for a few milliseconds on a healthy disk; `machine` runs it in a thread.

@@ -1,4 +1,4 @@
-"""Resume a guest that QEMU paused because the file system of an image is full.
+"""Resumes a guest that QEMU paused because the file system of an image is full.
 
 QEMU pauses a guest whose write fails with ENOSPC (werror=enospc, its default), and repeats the write at
 `cont`. There is no notification of free space, so statvfs(3) is polled.

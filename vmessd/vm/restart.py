@@ -1,4 +1,4 @@
-"""The restart of a VM that ended unasked: whether, when, and what the exit record says about it."""
+"""The restart of a VM that was not asked to stop: whether, when, and what the exit record says about it."""
 
 import asyncio
 import dataclasses
