@@ -227,7 +227,7 @@ def _connected(path: Path) -> socket.socket:
 
 
 def _is_there(path: Path) -> bool:
-    """Tell whether there is a VM root; raises OSError where this cannot be told."""
+    """Tell whether there is a VM root; raises OSError if this cannot be determined."""
     try:
         path.stat()
     except FileNotFoundError:

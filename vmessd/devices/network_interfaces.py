@@ -435,7 +435,7 @@ class NetworkInterfaces:
             return await self.cables.unseen(index)
 
     async def mac(self, index: int, address: str | None) -> str | None:
-        """Set the MAC of an interface from the next start on; None restores the one derived from the VM's name.
+        """Set the MAC of an interface from the next start; None restores the one derived from the VM's name.
 
         Returns a remark or None. Raises InvalidValue, BadFile, Failed.
         """

@@ -141,7 +141,7 @@ def check_name(link: Link, asked: str) -> None:
 
 
 def _permission(key: str, patterns: tuple[str, ...], name: str) -> str:
-    """Return a hint how the administrator can allow a link."""
+    """Return a hint on how the administrator can allow a link."""
     denial = next((p for p in patterns if p[:1] == "!" and fnmatch.fnmatchcase(name, p[1:])), None)
     if denial is not None:
         return f"{key} denies it with {denial!r}"

@@ -90,7 +90,7 @@ class VMDirectory:
             os.close(fd)
 
     def exists(self) -> bool:
-        """Tell whether the VM exists; raises BadFile where this cannot be told."""
+        """Tell whether the VM exists; raises BadFile if this cannot be determined."""
         try:
             return stat.S_ISDIR(os.lstat(self.path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
