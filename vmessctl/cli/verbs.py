@@ -237,7 +237,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "mac",
-        "Set the MAC address of an interface, from the next start on; none restores the address derived\n"
+        "Set the MAC address of an interface, from the next start; none restores the address derived\n"
         "from the VM's name.",
         "Mac",
         "network.mac",
