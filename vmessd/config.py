@@ -79,7 +79,7 @@ OPTIONS = (
     Option(
         "accel",
         "auto|kvm|tcg",
-        "accelerator of VMs without an ACCEL file; auto is KVM if the daemon may use it, otherwise TCG",
+        "accelerator of VMs without an ACCEL file; auto is KVM if it works, otherwise TCG",
         "auto",
         "auto",
         choices=ACCELERATORS,

@@ -559,6 +559,14 @@ class IoError(Fake):
         self.event("STOP")
 
 
+class GivenUp(Fake):
+    """Its guest is given up as soon as it runs, as by a KVM that fails; nothing but `quit` does anything."""
+
+    def ran(self) -> None:
+        self.status = "internal-error"
+        self.event("STOP")
+
+
 class Liar(Fake):
     """Answers the command `to` with `message`, JSON or not, once the guest runs; `to=event`: sends it unasked.
 
@@ -690,6 +698,7 @@ MODES: dict[str, type[Fake]] = {
     "eat": Eat,
     "panic": Panic,
     "ioerror": IoError,
+    "givenup": GivenUp,
     "liar": Liar,
     "cards": Cards,
 }

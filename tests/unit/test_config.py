@@ -16,7 +16,7 @@ from vmessctl.client import Client
 from vmessd import __version__, config, log
 from vmessd.config import ACCELERATORS, OPTIONS, Config, Option, read
 from vmessd.core.errors import InvalidValue, VmessError
-from vmessd.vm import host as hosts
+from vmessd.qemu import kvm
 from vmessd.vm.host import Host
 
 
@@ -323,20 +323,32 @@ def test_check_as_somebody_who_may_not_write() -> None:
 
 
 @pytest.mark.parametrize("usable", [True, False])
-def test_auto_is_kvm_where_it_may_be_used(
-    usable: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(hosts, "kvm_usable", lambda: usable)
+def test_auto_is_kvm_where_it_may_be_used(usable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm, "unopenable", lambda: None if usable else "not here")
     best = "kvm" if usable else "tcg"
     host = Host("qemu")
     assert [host.accelerator(wanted) for wanted in (None, "auto", "kvm", "tcg")] == [best, best, "kvm", "tcg"]
-    assert [record.levelname for record in caplog.records] == ([] if usable else ["WARNING"])
     assert [Host("qemu", "tcg").accelerator(wanted) for wanted in (None, "auto", "kvm")] == ["tcg", best, "kvm"]
     assert Host("qemu", "kvm").accelerator(None) == "kvm"
+    trouble = None if usable else "not here"
+    assert [host.kvm_trouble(wanted) for wanted in (None, "auto", "kvm", "tcg")] == [
+        trouble,
+        trouble,
+        None,
+        None,
+    ]
 
 
-def test_kvm_is_usable_where_its_device_can_be_opened() -> None:
-    assert hosts.kvm_usable() is os.access("/dev/kvm", os.R_OK | os.W_OK)
+def test_what_runs_already_is_the_answer_while_kvm_was_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm, "unopenable", lambda: None)
+    host = Host("qemu")
+    assert [host.accelerator("auto", running) for running in ("kvm", "tcg", None)] == ["kvm", "tcg", "kvm"]
+    assert host.accelerator("kvm", "tcg") == "kvm"  # this was changed since the start
+    monkeypatch.setattr(kvm, "run_guest", lambda *_: "broken")
+    host.probe_kvm("kvm")
+    assert host.accelerator("auto", "kvm") == "kvm"  # not tried for a VM that does not ask
+    host.probe_kvm(None)
+    assert [host.accelerator("auto", running) for running in ("kvm", "tcg", None)] == ["tcg", "tcg", "tcg"]
 
 
 def test_a_qemu_is_found_in_the_path_or_where_it_is_said(

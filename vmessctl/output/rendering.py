@@ -111,6 +111,8 @@ def info(reply: Reply) -> str:
     ]
     remarks = [nic[key] for nic in vm["nics"] for key in ("difference", "duplicate") if nic.get(key)]
     lines += [f"Note: {printable(remark)}" for remark in remarks]
+    if vm.get("kvm"):
+        lines.append(f"Note: without KVM, which is slower: {printable(vm['kvm'])}")
     if vm["command"] and vm["problem"]:
         lines.append(f"Note: the next start would be refused: {printable(vm['problem'])}")
     elif vm["changed"]:

@@ -152,6 +152,10 @@ class Process:
         ):
             signal.pidfd_send_signal(self._pidfd, number)
 
+    def wait(self, seconds: float) -> bool:
+        """Wait until the process has ended, at most so many seconds; tell whether it has. Blocks."""
+        return _has_ended(self._pidfd, seconds)
+
     def reap(self) -> int | None:
         """Reap a process that has ended and return its exit status, or minus the signal that killed it.
 
@@ -176,11 +180,11 @@ class Process:
         os.close(self._pidfd)
 
 
-def _has_ended(pidfd: int) -> bool:
-    """Tell whether a process has ended: its pidfd is then readable."""
+def _has_ended(pidfd: int, seconds: float = 0.0) -> bool:
+    """Tell whether a process has ended, or ends within so many seconds: its pidfd is then readable."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1000))
 
 
 def _duplicate(stack: contextlib.ExitStack, fd: int) -> int:

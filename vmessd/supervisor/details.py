@@ -14,6 +14,7 @@ from vmessd.core.errors import BadFile, VmessError, printable
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.vms import Drive, Value, VMInfo
 from vmessd.core.models.wires import VMAddress, VMNic
+from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, LOCK
 from vmessd.core.wires import Wire
 from vmessd.devices.network_interfaces import NetworkInterfaces
@@ -45,6 +46,8 @@ class _Seen(NamedTuple):
     """Why there is none: the error of a start."""
     settings: list[Value]
     disks: list[Disk]
+    kvm: str | None
+    """Why KVM is not used."""
 
 
 class Details:
@@ -95,7 +98,7 @@ class Details:
         with contextlib.suppress(VmessError):  # `problem` has it
             nics = await _interfaces(wires, wiring)
             shown = await self._nics(wires, nics, wiring.files)
-        look = functools.partial(self._seen, at_start, record.display if record else None, nics)
+        look = functools.partial(self._seen, at_start, record, nics)
         seen = await machine.files.aside(look)
         command = record.argv if record else seen.planned
         return VMInfo(
@@ -111,6 +114,7 @@ class Details:
             changed=record is not None and not command_line.same_but_for_wires(seen.planned, record.argv),
             settings=seen.settings,
             drives=[_drive(disk, transferred) for disk in seen.disks],
+            kvm=seen.kvm,
         )
 
     async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
@@ -147,19 +151,22 @@ class Details:
         runs = (await self._supervisor.machine(name)).state not in OFF
         return [dataclasses.replace(address, known=address.known and runs) for address in found]
 
-    def _seen(self, directory: VMDirectory, display: int | None, nics: Sequence[Nic] | None) -> _Seen:
+    def _seen(self, directory: VMDirectory, record: RunRecord | None, nics: Sequence[Nic] | None) -> _Seen:
         """Read the files of a VM, and build the command line of a start or the error of one; blocks."""
+        host = self._supervisor.host
         planned: list[str] = []
-        problem = None
+        problem = kvm = None
         try:
-            if display is None:
-                display = self._supervisor.host.displays.would_be(directory.vm, names.display(directory.vm))
-            planned = command_line.build(
-                launcher.specify(directory, self._supervisor.host, display, nics), self._supervisor.host.qemu
-            )
+            if record is None:
+                display, running = host.displays.would_be(directory.vm, names.display(directory.vm)), None
+            else:
+                display, running = record.display, record.accel
+            spec = launcher.specify(directory, host, display, nics, running)
+            kvm = host.kvm_trouble(spec.values.get("ACCEL"))
+            planned = command_line.build(spec, host.qemu)
         except VmessError as error:
             problem = error.message
-        return _Seen(planned, problem, _settings(directory), _disks(directory))
+        return _Seen(planned, problem, _settings(directory), _disks(directory), kvm)
 
 
 async def _interfaces(wires: NetworkInterfaces, wiring: Wiring) -> list[Nic]:

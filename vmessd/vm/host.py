@@ -4,7 +4,6 @@ Checks of the host at the start of the daemon are in :func:`vmessd.config.check`
 """
 
 import dataclasses
-import logging
 import os
 from typing import Any
 
@@ -18,11 +17,13 @@ from vmessd.network.policy import Access
 from vmessd.qemu import command_line, credentials
 from vmessd.qemu.census import Census
 from vmessd.qemu.credentials import Account
+from vmessd.qemu.kvm import Kvm
 from vmessd.qemu.oom import Kills
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.events import Events
 
-log = logging.getLogger(__name__)
+AUTO = "auto"
+"""The accelerator that is KVM where it works, and TCG elsewhere."""
 
 
 @dataclasses.dataclass
@@ -45,23 +46,35 @@ class Host:
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
     kills: Kills = dataclasses.field(default_factory=Kills)
     """OOM kills in the cgroups of the QEMUs."""
-    _kvm_missed: bool = False
+    kvm: Kvm = dataclasses.field(default_factory=Kvm)
 
     def __post_init__(self) -> None:
         self.duplicates = Duplicates(self.network)
         self.duplicates.report = lambda vm, text: self.events.publish(Kind.wires, vm, text)
 
-    def accelerator(self, wanted: str | None) -> str:
-        """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`."""
+    def accelerator(self, wanted: str | None, running: str | None = None) -> str:
+        """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`; runs no guest to find out.
+
+        `running` is the accelerator of its QEMU, if it has one: the answer while nothing else is known.
+        """
         choice = wanted or self.accel
-        if choice != "auto":
+        if choice != AUTO:
             return choice
-        if kvm_usable():
-            return "kvm"
-        if not self._kvm_missed:
-            self._kvm_missed = True
-            log.warning("/dev/kvm cannot be opened by this process: VMs run under TCG, which is slower")
-        return "tcg"
+        if running is not None and not self.kvm.is_known:
+            return running
+        return "tcg" if self.kvm.trouble() else "kvm"
+
+    def probe_kvm(self, wanted: str | None) -> None:
+        """Find out whether KVM works, if that is to decide for a VM whose ACCEL file says `wanted`; blocks.
+
+        The first call of a daemon takes a moment, and up to seconds where KVM hangs.
+        """
+        if (wanted or self.accel) == AUTO:
+            self.kvm.probe(self.qemu, self.account.entry)
+
+    def kvm_trouble(self, wanted: str | None) -> str | None:
+        """Return why a VM with this ACCEL file would run without KVM, though it may use it, as far as known."""
+        return self.kvm.trouble() if (wanted or self.accel) == AUTO else None
 
     def settings(self, directory: VMDirectory) -> dict[str, Any]:
         """Return the settings of a VM by file name, as :func:`command_line.expanded` returns them.
@@ -78,12 +91,3 @@ class Host:
                 hint='remove the file; or the administrator sets exargs = "yes" in the configuration file',
             )
         return command_line.expanded(values, directory.vm, str(directory.path))
-
-
-def kvm_usable() -> bool:
-    """Tell whether this process may open /dev/kvm."""
-    try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True

@@ -73,8 +73,16 @@ def card(vm: str, nic: Nic, values: Mapping[str, Any], slot: int | None) -> Card
     return Card(nic.index, mac(vm, nic.index, values), None if wire.user else nic.tap, wire.forwards, slot)
 
 
-def specify(directory: VMDirectory, host: Host, display: int, looked: Sequence[Nic] | None = None) -> Spec:
+def specify(
+    directory: VMDirectory,
+    host: Host,
+    display: int,
+    looked: Sequence[Nic] | None = None,
+    running: str | None = None,
+) -> Spec:
     """Read the specification of a VM from its files; `looked` are its interfaces, if they are known already.
+
+    `running` is the accelerator of its QEMU, if it has one.
 
     Raises:
         NoSuchVM: there is no directory.
@@ -90,7 +98,7 @@ def specify(directory: VMDirectory, host: Host, display: int, looked: Sequence[N
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),
-        accel=host.accelerator(values.get("ACCEL")),
+        accel=host.accelerator(values.get("ACCEL"), running),
         display=display,
         values=values,
         disks=disks,
@@ -140,6 +148,8 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
     _check_policy(directory, tries)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
         spec = specify(directory, host, display=0)  # reports a bad value before anything is changed
+        host.probe_kvm(spec.values.get("ACCEL"))
+        check()
         lock = _own(directory)
         ours.callback(os.close, lock)
         directory.sweep()

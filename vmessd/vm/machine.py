@@ -37,7 +37,9 @@ _T = TypeVar("_T")
 DEAF_RUNSTATES = (
     Runstate.shutdown,
     Runstate.guest_panicked,
+    Runstate.internal_error,
 )  # the guest is gone and cannot react to the power button
+GIVEN_UP = "QEMU has given its guest up (internal-error), so the power button is not pressed"
 NOTE_TIME = 2.0
 """Seconds to wait until a change of the exit record is written; it then goes on in the background."""
 END_TIME = 5.0
@@ -310,6 +312,8 @@ class Machine(FailureRecovery):
         grace, note = await grace_of(self.vm, self.find_home, self.files)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
+            if self._run.runstate == Runstate.internal_error:
+                note = GIVEN_UP
         if within is not None:
             grace = min(grace, within)
         return Stop(ladder(grace), grace, uid, gentle=True, note=note)

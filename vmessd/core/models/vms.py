@@ -118,6 +118,8 @@ class VMInfo:
     """Settings were changed since the start; they take effect at the next start."""
     settings: list[Value]
     drives: list[Drive]
+    kvm: str | None = None
+    """Why it runs without KVM though its accelerator is `auto`, or would at a start, as far as is known."""
 
 
 @dataclasses.dataclass(frozen=True)
