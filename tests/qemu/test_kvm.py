@@ -68,7 +68,7 @@ def test_a_qemu_that_gives_up_is_quoted(lines: list[str], expected: str, tmp_pat
 @pytest.mark.parametrize("has_timeout", [True, False])
 def test_a_qemu_that_hangs_is_ended(has_timeout: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_timeout:
-        monkeypatch.setattr(kvm.shutil, "which", lambda _program, path: None)
+        monkeypatch.setattr(shutil, "which", lambda _program, path: None)
     hanging = program(tmp_path / "qemu", f"echo $$ > {tmp_path}/pid", "trap '' TERM", "exec sleep 60")
     begun = time.monotonic()
     assert kvm.run_guest(hanging, deadline=0.5) == "a test guest did not end within 0.5 s"

@@ -450,6 +450,16 @@ COMMANDS: tuple[Command, ...] = (
         wants="off",
     ),
     Command(
+        "rename",
+        "Rename the VM: its directory, its drives and its TAPs. It must be off. MAC addresses and the VNC\n"
+        "display follow from the new name, except those set by mac.",
+        "Rename",
+        "files.rename",
+        arguments="<newvm>",
+        reports=True,
+        wants="off",
+    ),
+    Command(
         "net show",
         "Show the bridges and their ports, as commands that recreate them. The default of net.",
         "NetShow",
@@ -491,7 +501,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "net prune",
-        "Delete the bridges that vmess made and that have neither ports nor addresses.",
+        "Delete the TAPs of VMs that are gone, for example of one renamed by hand, and then the bridges that\n"
+        "vmess made and that have neither ports nor addresses.",
         "NetPrune",
         "network.net_prune",
         reports=True,

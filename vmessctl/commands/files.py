@@ -1,4 +1,4 @@
-"""The verbs that create a VM directory, change its settings and drives, and delete it."""
+"""The verbs that create a VM directory, change its settings and drives, rename and delete it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.output import rendering
 from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
+from vmessd.core import names
 from vmessd.core.errors import DONE, AlreadyRunning, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
 from vmessd.core.settings import LOCK
@@ -85,6 +86,21 @@ def remove(invocation: Invocation) -> int:
         emit(invocation, reply, vm)
         if reply["note"]:
             say(printable(reply["note"]))
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def rename(invocation: Invocation) -> int:
+    """Rename a VM."""
+    new = names.parse(invocation.arguments[0])
+
+    def work(client: Client, vm: str) -> int:
+        reply = client.call("Rename", vm=vm, name=new)
+        emit(invocation, reply, vm)
+        tell(f"{vm}: renamed to {new}")
+        if reply["note"]:
+            say(f"{new}: {printable(reply['note'])}")
         return DONE
 
     return for_each(invocation, work)

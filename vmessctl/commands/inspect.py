@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from vmessctl.cli import verbs
 from vmessctl.client import connect
 from vmessctl.output import rendering
-from vmessctl.output.terminal import show, show_each
+from vmessctl.output.terminal import say, show, show_each
 from vmessd.core.errors import DONE, NotRunning
 
 TYPE_CHECKING = False
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 def list_vms(invocation: Invocation) -> int:
     """List the running VMs, then all."""
     client = connect(invocation)
-    show(invocation, client.call("List"), rendering.listing)
+    reply = client.call("List")
+    show(invocation, reply, rendering.listing)
+    others = reply.get("others")
+    if others and verbs.JSON.flag not in invocation.options:
+        say(rendering.not_vms(others))
     client.close()
     return DONE
 

@@ -35,13 +35,15 @@ def is_off(status: Reply) -> bool:
 
 
 def _off(status: Reply) -> str:
-    """Return how a VM ended and when it restarts, in brackets; empty if nothing is known."""
+    """Return how a VM ended, when it restarts and what is wrong, in brackets; empty if nothing is known."""
     last, restart = status["last_exit"], status["restart"]
     words = [ended(last)] if last else []
     if last and last["note"]:
         words.append(printable(last["note"]))
     if restart:
         words.append(f"restart {restart['attempt']} of {restart['limit']} in {duration(restart['due'])}")
+    if status.get("problem"):
+        words.append(printable(status["problem"]))
     return f" ({'; '.join(words)})" if words else ""
 
 
@@ -88,6 +90,14 @@ def listing(reply: Reply) -> str:
     lines.append("All VMs:")
     lines += [f"{vm['name']:<14} {status({'status': vm})}" for vm in vms]
     return "\n".join(lines)
+
+
+def not_vms(others: Reply) -> str:
+    """Return a remark about directories that are not VMs, and a hint."""
+    count, names = others["count"], others["names"]
+    what = "1 directory is not a VM" if count == 1 else f"{count} directories are not VMs"
+    more = f" and {count - len(names)} more" if count > len(names) else ""
+    return f"{what}: {printable(', '.join(names))}{more}\n  hint: {printable(others['hint'])}"
 
 
 def _up(status: Reply) -> str:

@@ -1,29 +1,40 @@
 """Queries about VMs: status, details, load, and why they ended."""
 
 from collections.abc import AsyncIterator
+from typing import TypedDict
 
 from asyncvarlink import LastResult, varlinkmethod
 
 from vmessd.api.caller import Caller
 from vmessd.core import refusals
 from vmessd.core.models.views import Aspect, Sample, VMView
-from vmessd.core.models.vms import Explanation, VMInfo, VMStatus
+from vmessd.core.models.vms import Explanation, NotVMs, VMInfo, VMStatus
 from vmessd.supervisor.views import views
 from vmessd.vm.why import explain
+
+
+class Listed(TypedDict):
+    """The reply of List."""
+
+    vms: list[VMStatus]
+    others: NotVMs | None
 
 
 class Inspection(Caller):
     """Methods that query VMs."""
 
-    @varlinkmethod(return_parameter="vms")
-    async def List(self) -> list[VMStatus]:
-        """Return the status of all VMs of the daemon's root, sorted by name."""
-        return await self._supervisor.statuses()
+    @varlinkmethod
+    async def List(self) -> Listed:
+        """Return the status of all VMs of the daemon's root, sorted by name.
+
+        `others` are directories there that are not VMs; null if there are none.
+        """
+        return Listed(vms=await self._supervisor.statuses(), others=self._supervisor.not_vms())
 
     @varlinkmethod(return_parameter="status")
     async def Status(self, *, vm: str) -> VMStatus:
         """Return the status of a VM."""
-        return (await self._supervisor.machine(vm)).status()
+        return await self._supervisor.status(vm)
 
     @varlinkmethod(return_parameter="info")
     async def Info(self, *, vm: str) -> VMInfo:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from asyncvarlink import LastResult, varlinkmethod
 
 from vmessd.api.caller import Caller, lock_note
-from vmessd.core import settings
+from vmessd.core import names, settings
 from vmessd.core.errors import printable, quoted
 from vmessd.core.models.events import Kind
 from vmessd.core.models.progress import FleetProgress, StartProgress, StopProgress
@@ -38,6 +38,17 @@ class Life(Caller):
         """Delete a stopped VM with all its files and TAPs. Returns a remark, or null."""
         note = await self._supervisor.remove(vm)
         self._tell(Kind.removed, vm, note or "with all its files")
+        return note
+
+    @varlinkmethod(return_parameter="note")
+    async def Rename(self, *, vm: str, name: str) -> str | None:
+        """Rename a stopped VM: its directory, its drives and its TAPs. Returns a remark, or null.
+
+        Its default MACs and its VNC display follow from the new name.
+        """
+        note = await self._supervisor.rename(vm, name)
+        self._tell(Kind.removed, vm, f"renamed to {names.parse(name)}")
+        self._tell(Kind.made, name, f"renamed from {names.parse(vm)}")
         return note
 
     @varlinkmethod

@@ -114,5 +114,5 @@ class Wires(Caller):
 
     @varlinkmethod(return_parameter="steps")
     async def NetPrune(self) -> list[Step]:
-        """Delete the bridges of vmess that have neither ports nor addresses."""
-        return await blocking.call(self._supervisor.segments.prune)
+        """Delete the TAPs of VMs that are gone, and the bridges of vmess without ports and addresses."""
+        return await self._supervisor.prune()

@@ -116,6 +116,7 @@ METHODS: Mapping[str, Method] = {
     "Make": Method(Effect.changes, Cost.change, "vm"),
     "Set": _vm(),
     "Remove": _vm(Effect.ends, needs=Needs.off),
+    "Rename": _vm(Effect.ends, needs=Needs.off),
     "Start": _vm(cost=Cost.follow),
     "Stop": Method(Effect.ends, Cost.follow, "vm", locks=True, stops=True),
     "Lock": Method(Effect.changes, Cost.change, "vm"),

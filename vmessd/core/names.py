@@ -16,7 +16,20 @@ GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "
 VERBS = frozenset(
     {
         *("suspend", "sendkey", "type", "lock", "unlock", "why"),
-        *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
+        *(
+            "make",
+            "rename",
+            "rm",
+            "start",
+            "stop",
+            "status",
+            "info",
+            "vnc",
+            "console",
+            "log",
+            "wait",
+            "restart",
+        ),
         *("smp", "ram", "cpu", "accel", "hda", "hdb", "hdc", "hdd", "cdrom"),
         *("autostart", "reset", "resume"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
@@ -60,6 +73,13 @@ def parse(text: str) -> str:
 def is_full(text: str) -> bool:
     """Tell whether `text` is the full name of a VM, such as the name of its directory."""
     return 2 <= len(text) <= LETTERS_MAX + 1 and text[-1] in _DIGITS and _LOWER.issuperset(text[:-1])
+
+
+def like(text: str) -> list[str]:
+    """Return names of VMs that are similar to `text`, which is none: `web1`, `web0` ... for `Web-1`."""
+    letters = "".join(letter for letter in text.lower() if letter in _LOWER)[:LETTERS_MAX] or "vm"
+    digit = next((letter for letter in reversed(text) if letter in _DIGITS), "0")
+    return [f"{letters}{each}" for each in dict.fromkeys((digit, *sorted(_DIGITS)))]
 
 
 def _digest(vm: str) -> str:

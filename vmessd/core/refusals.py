@@ -1,5 +1,7 @@
 """The errors for requests that the state of a VM does not allow. Pure."""
 
+from collections.abc import Sequence
+
 from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotRunning, StartFailed, TimedOut
 from vmessd.core.records import ExitRecord
 
@@ -11,6 +13,17 @@ def running(vm: str, pid: int | None) -> AlreadyRunning:
     """Return the error for the start of a running VM."""
     shown = f", PID: {pid}" if pid else ""
     return AlreadyRunning(f"VM {vm} is already running{shown}", hint=f"vmess {vm} status")
+
+
+SHOWN_MAX = 4
+"""Names that a text shows of many."""
+
+
+def foreign_drives(vm: str, files: Sequence[str]) -> str:
+    """Return what is wrong with a VM whose directory was copied or renamed by hand."""
+    more = f" and {len(files) - SHOWN_MAX} more" if len(files) > SHOWN_MAX else ""
+    shown = f"{', '.join(files[:SHOWN_MAX])}{more}"
+    return f"drives named after another VM: {shown}; vmess {vm} start says how to rename them"
 
 
 def in_the_way(vm: str) -> AlreadyRunning:

@@ -7,7 +7,7 @@ must exist already.
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vmessd.core import names
@@ -200,9 +200,14 @@ class Segments:
             kernel.delete([link])
         return [Step(StepKind.nonpersistent if link.tap else StepKind.deleted, name)]
 
-    def prune(self) -> list[Step]:
-        """Delete the bridges created by vmess that have neither a port nor an address; raises Failed."""
+    def prune(self, is_gone: Callable[[str], bool] = lambda _vm: False) -> list[Step]:
+        """Delete the TAPs of VMs that are gone, then the bridges of vmess that have neither port nor address.
+
+        Only TAPs with our mark that no process is attached to are deleted. Raises Failed.
+        """
         with self._network.kernel() as kernel:
+            taps = [link for link in kernel.links() if self._is_left_behind(link, is_gone)]
+            kernel.delete(taps)
             links, addressed = kernel.links(), kernel.addressed()
             used = {link.master for link in links} | {link.parent for link in links} | addressed
             empty = [
@@ -212,8 +217,17 @@ class Segments:
             ]
             kernel.delete(empty)
         return [
-            Step(StepKind.deleted, link.name) for link in sorted(empty, key=lambda link: natural(link.name))
+            Step(StepKind.deleted, link.name)
+            for links in (taps, empty)
+            for link in sorted(links, key=lambda link: natural(link.name))
         ]
+
+    def _is_left_behind(self, link: Link, is_gone: Callable[[str], bool]) -> bool:
+        """Tell whether a link is a TAP of a VM of this root that is gone, such as one renamed by hand."""
+        parts = names.tap_parts(link.name)
+        if parts is None or not link.tap or link.attached:
+            return False
+        return self._network.access.is_marked(link) and is_gone(parts[0])
 
     # -- One link --
 

@@ -82,6 +82,10 @@ class Access:
         host = self.root.rpartition("@")[2]
         return str(marked["root"]).removesuffix(f"@{host}")
 
+    def is_marked(self, link: Link) -> bool:
+        """Tell whether a link has the mark of this VM root, which only vmess gives it."""
+        return link.alias in (self.mark(), self.mark(leaving=True))
+
     def is_own(self, link: Link) -> bool:
         """Tell whether a link is vmess's own and belongs to this VM root."""
         marked = _MARKED.fullmatch(link.alias) is not None

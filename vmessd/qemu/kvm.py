@@ -100,7 +100,10 @@ def run_guest(
         if status == PASSED:
             return None
         if status in _NOT_EXECUTED:
-            raise StartFailed(f"QEMU {quoted(qemu)} cannot be executed: {_words(output)}")
+            raise StartFailed(
+                f"QEMU {quoted(qemu)} cannot be executed: {_words(output)}",
+                hint="to choose another: vmessd --qemu",
+            )
         if late or status in (-signal.SIGKILL, 128 + signal.SIGKILL):  # timeout(1) sends itself the signal
             return f"a test guest did not end within {deadline:g} s"
         return f"a test guest did not run: {_words(output) or f'QEMU ended with status {status}'}"

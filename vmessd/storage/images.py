@@ -16,10 +16,7 @@ from vmessd.core import names, settings
 from vmessd.core.errors import BadFile, InvalidValue, failing, printable, quoted, reason, shell_line
 from vmessd.storage import image_formats, safefile
 from vmessd.storage.image_formats import Format
-from vmessd.storage.vmdir import VMDirectory
-
-SHARED_ISOS = "iso"
-"""The directory for ISO images in the VM root of the service; not the name of a VM, because it has no digit."""
+from vmessd.storage.vmdir import SHARED_ISOS, VMDirectory
 
 RAW = settings.BY_FILE["RAW"]
 _DRIVE_FILE = re.compile(r"([a-z]{1,12}[0-9])-(?:(hd[a-d])\.img|(cdrom)\.iso)")
@@ -147,27 +144,47 @@ def check(vm: VMDirectory, found: Sequence[Disk], raw: Collection[str]) -> None:
         BadFile: a drive that this VM lacks is there under the name of another VM, because the directory was
             copied or renamed by hand; or an image is not raw. The hint says how to repair it.
     """
-    _check_names(vm, {disk.slot for disk in found})
+    _check_names(vm)
     for disk in found:
         _check_format(disk, raw)
 
 
-def _check_names(vm: VMDirectory, filled: Collection[str]) -> None:
+def foreign(vm: VMDirectory) -> list[str]:
+    """Return the drives that are there under the name of another VM, while this VM lacks such a drive.
+
+    The directory was copied or renamed by hand. Raises NoSuchVM, BadFile, Failed.
+    """
+    return [match[0] for match in _foreign(vm)]
+
+
+def _foreign(vm: VMDirectory) -> list[re.Match[str]]:
     with vm.opened() as directory, failing(f"{vm} cannot be read"):
         matches = [match for name in sorted(os.listdir(directory)) if (match := _DRIVE_FILE.fullmatch(name))]
+    filled = {_slot(match) for match in matches if match[1] == vm.vm}
+    return [match for match in matches if match[1] != vm.vm and _slot(match) not in filled]
+
+
+def _slot(match: re.Match[str]) -> str:
+    return match[2] or match[3]
+
+
+def _check_names(vm: VMDirectory) -> None:
     renames: dict[str, list[str]] = {}
-    for match in matches:
-        slot = match[2] or match[3]
-        if match[1] != vm.vm and slot not in filled:
-            name = names.cdrom_file(vm.vm) if slot == names.CDROM else names.disk_file(vm.vm, slot)
-            line = shell_line(["mv", f"{vm.path}/{match[0]}", f"{vm.path}/{name}"])
-            renames.setdefault(match[1], []).append(line)
+    found = _foreign(vm)
+    for match in found:
+        line = shell_line(["mv", f"{vm.path}/{match[0]}", f"{vm.path}/{drive_file(vm.vm, _slot(match))}"])
+        renames.setdefault(match[1], []).append(line)
     if renames:
-        files = ", ".join(match[0] for match in matches if match[1] in renames)
+        files = ", ".join(match[0] for match in found)
         raise BadFile(
             f"{vm} has drives named after another VM: {files}; they must be named after {vm.vm}",
             hint=", or ".join(" && ".join(lines) for lines in renames.values()),
         )
+
+
+def drive_file(vm: str, slot: str) -> str:
+    """Return the name of the image or link of a drive of a VM."""
+    return names.cdrom_file(vm) if slot == names.CDROM else names.disk_file(vm, slot)
 
 
 def _check_format(disk: Disk, raw: Collection[str]) -> None:

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vmessd.core import names, records, settings
 from vmessd.core.errors import (
@@ -42,6 +42,7 @@ PID_FILE = "qemu.pid"
 RUN_RECORD = "run.json"
 EXIT_RECORD = "exit.json"
 MAKING = ".vmess-new-"  # prefix of a VM directory that is being made; we remove it after a crash
+RENAMING = ".vmess-rename-"  # prefix of a VM directory that is being renamed; see `renaming`
 REMOVED = ".vmess-removed-"  # prefix of a VM directory that is being removed; we remove it after a crash
 
 VALUE_LIMIT = 16 * 1024
@@ -423,20 +424,39 @@ class Glance(VMDirectory):
         return said
 
 
-def listing(root: Path) -> list[str]:
-    """Return the names of all VMs in a root, sorted; other entries are ignored.
+class Listing(NamedTuple):
+    """The directories in a VM root."""
+
+    vms: list[str]
+    """The names of all VMs, sorted."""
+    others: list[str]
+    """Names of directories that are not VMs, sorted; without hidden ones, and those that have a use."""
+
+
+SHARED_ISOS = "iso"
+"""The directory for ISO images in the VM root of the service; not the name of a VM, because it has no digit."""
+_NOT_MEANT = (SHARED_ISOS, "lost+found")
+
+
+def listing(root: Path) -> Listing:
+    """Return the VMs in a root, and the directories that are not VMs.
 
     Raises:
         Failed: the root cannot be read.
     """
+    vms: list[str] = []
+    others: list[str] = []
     with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
-        return sorted(
-            entry.name for entry in entries if names.is_full(entry.name) and entry.is_dir(follow_symlinks=False)
-        )
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in _NOT_MEANT:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                (vms if names.is_full(entry.name) else others).append(entry.name)
+    return Listing(sorted(vms), sorted(others))
 
 
 def leftovers(root: Path) -> list[str]:
-    """Return the names of directories that were being made or removed when a daemon died.
+    """Return the names of directories that were being made, removed or renamed when a daemon died.
 
     Temporary files that it left in the root are removed.
 
@@ -444,7 +464,7 @@ def leftovers(root: Path) -> list[str]:
         Failed: the root cannot be read.
     """
     with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
-        found = [entry.name for entry in entries if entry.name.startswith((REMOVED, MAKING))]
+        found = [entry.name for entry in entries if entry.name.startswith((REMOVED, MAKING, RENAMING))]
     with safefile.opened(root) as directory, contextlib.suppress(VmessError):
         safefile.sweep(directory)
     return sorted(found)

@@ -100,6 +100,7 @@ class Details:
             shown = await self._nics(wires, nics, wiring.files)
         look = functools.partial(self._seen, at_start, record, nics)
         seen = await machine.files.aside(look)
+        await machine.mind_drives()
         command = record.argv if record else seen.planned
         return VMInfo(
             status=machine.status(),

@@ -1,8 +1,9 @@
-"""The leftovers of removed VMs, until they are deleted.
+"""The leftovers of removed VMs, until they are deleted; and VMs that are being renamed, until they are.
 
 A VM is removed in one step: its directory is renamed. Then its TAPs and files are deleted, which may fail, for
 example on a broken disk. The renamed directory stays until everything is deleted, so that a later daemon finds
-it. This daemon tries again after a pause that grows.
+it. This daemon tries again after a pause that grows. A directory in the middle of a renaming is found and
+completed in the same way.
 """
 
 import dataclasses
@@ -14,8 +15,9 @@ import time
 from pathlib import Path
 
 from vmessd.core.errors import Failed, NotPermitted, TimedOut, VmessError, printable, reason
+from vmessd.core.refusals import LOG
 from vmessd.network.links import Network
-from vmessd.storage import safefile, vmdir
+from vmessd.storage import renaming, safefile, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 
@@ -82,7 +84,40 @@ class Leftovers:
             left.postpone()
         return note
 
+    def rename(self, vm: VMDirectory, new: str) -> str | None:
+        """Rename a VM and delete its TAPs; blocks. Return a note for the user, if there is one.
+
+        If something fails, the VM keeps its name. Should even this be impossible, it is tried again later.
+
+        Raises:
+            Locked, BadFile: as renaming.begun.
+            Failed: it was not renamed.
+        """
+        with renaming.begun(vm, new) as name:
+            left = self._left.setdefault(name, _Left())
+            left.due = math.inf  # until this attempt is over
+            try:
+                now = renaming.complete(self._root, name)
+            except Failed as error:
+                self._say(left, error.message)
+                left.postpone()
+                raise
+            self._left.pop(name, None)
+        if now != new:
+            raise Failed(
+                f"{vm.vm} was not renamed to {new}: a drive could not be renamed, or the name is taken",
+                hint=f"the reason is in the log: {LOG}",
+            )
+        trouble = self._unwire(vm.vm)
+        return f"its old TAPs stay until net prune: {trouble.message}" if trouble else None
+
     def _clear(self, name: str) -> str | None:
+        if pair := renaming.pair(name):
+            now = renaming.complete(self._root, name) if os.path.lexists(self._root / name) else pair[1]
+            self._left.pop(name, None)
+            log.warning("%s: the renaming to %s was cut short; the VM is %s now", *pair, now)
+            self._unwire(pair[0])
+            return None
         vm, path = vmdir.removed(name), self._root / name
         trouble = self._unwire(vm) if vm else None
         again = trouble is not None and not isinstance(trouble, NotPermitted)
@@ -112,6 +147,8 @@ class Leftovers:
 
     def _shown(self, name: str) -> str:
         """Return the description of a directory in messages."""
+        if pair := renaming.pair(name):
+            return f"{printable(str(self._root / name))}, VM {pair[0]} while it is renamed to {pair[1]},"
         return f"{printable(str(self._root / name))}, all that is left of {vmdir.removed(name) or 'a VM'},"
 
     def _say(self, left: _Left, words: str | None) -> None:
@@ -131,10 +168,10 @@ class Leftovers:
             await self._files.do(functools.partial(self.clear, name), patience)
         except VmessError as error:  # logged by `clear`, except for a timeout
             if isinstance(error, TimedOut):
-                self._say(left, f"{self._shown(name)} takes long to remove")
+                self._say(left, f"{self._shown(name)} takes long")
             left.due = max(left.due, time.monotonic() + PAUSE)
         except Exception:
             log.exception("unexpected failure while removing %s", printable(name))
         else:
-            if name not in self._left:
+            if name not in self._left and renaming.pair(name) is None:
                 log.info("%s is removed now", printable(str(self._root / name)))

@@ -1,6 +1,7 @@
-"""The supervisor of the VMs in one VM root: finds, makes, locks, sets and removes them."""
+"""The supervisor of the VMs in one VM root: finds, makes, locks, sets, renames and removes them."""
 
 import asyncio
+import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from vmessd.core import names
 from vmessd.core.contract import METHODS, Method, Needs
 from vmessd.core.errors import (
+    AlreadyRunning,
     BadFile,
     InvalidValue,
     Locked,
@@ -24,13 +26,14 @@ from vmessd.core.errors import (
     is_broken,
     printable,
     quoted,
+    shell_line,
 )
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
-from vmessd.core.models.vms import VMStatus
+from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.models.wires import Step
 from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
-from vmessd.core.wires import owner
+from vmessd.core.wires import file_text, owner, room
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.network_interfaces import NetworkInterfaces
@@ -58,6 +61,7 @@ FINISH_TIME = 10.0  # seconds that changes of interfaces may take to finish when
 NEW = {CPU: "best"}
 """Settings of a new VM. Directories that come from elsewhere are not changed."""
 AT_A_STRETCH = 32  # VMs that are handled before the event loop gets its turn: about 1 ms
+OTHERS_MAX = 10  # directories that are not VMs that are named; more are counted
 LOCK_TIME = 1.0  # seconds that a stop waits for the LOCK file
 END_TIME = 15.0  # seconds that the tasks of the VMs may take to end
 FIND_TIME = 10.0  # seconds that a slow disk may delay the start of the daemon
@@ -96,6 +100,8 @@ class Supervisor:
         self._leftovers = Leftovers(root, host.network)
         self._removing: set[str] = set()
         """VMs that are being removed, which may take some time."""
+        self._others: list[str] = []
+        """The directories of the VM root that are not VMs, as seen last."""
         self._processes = Lane("the processes of this host")
         self._remarks: dict[str, str | None] = {}
         """The remarks in the LOCK files as they were read last; None for a VM that was not locked."""
@@ -230,7 +236,9 @@ class Supervisor:
             return True
 
     async def _listing(self) -> list[str]:
-        return await self._files.aside(functools.partial(vmdir.listing, self.root), blocking.LOOK)
+        listing = await self._files.aside(functools.partial(vmdir.listing, self.root), blocking.LOOK)
+        self._others = listing.others
+        return listing.vms
 
     def known(self) -> list[Machine]:
         """Return the VMs that were found so far, by name."""
@@ -291,9 +299,27 @@ class Supervisor:
             found[machine.vm] = machine
         return list(found.values())
 
+    async def status(self, name: str) -> VMStatus:
+        """Return the status of a VM, after a look at its drives; raises as :meth:`machine`."""
+        machine = await self.machine(name)
+        await machine.mind_drives()
+        return machine.status()
+
     async def statuses(self) -> list[VMStatus]:
         """Return the status of all VMs."""
-        return [machine.status() async for machine in _unhurried(await self.everyone())]
+        machines = await self.everyone()
+        await asyncio.gather(*(machine.mind_drives() for machine in machines if machine.foreign))
+        return [machine.status() async for machine in _unhurried(machines)]
+
+    def not_vms(self) -> NotVMs | None:
+        """Return the directories of the VM root that are not VMs, as seen last; None if there are none."""
+        if not self._others:
+            return None
+        first = self._others[0]
+        better = next((name for name in names.like(first) if name not in self._machines), None)
+        moved = shell_line(["mv", str(self.root / first), str(self.root / better)]) if better else "rename it"
+        hint = f"a VM is called by letters a-z and one digit: {moved}"
+        return NotVMs(len(self._others), [printable(name) for name in self._others[:OTHERS_MAX]], hint)
 
     # -- Changes --
 
@@ -316,6 +342,14 @@ class Supervisor:
         for wires in concerned:
             work = functools.partial(wires.rewired, work)
         return await work()
+
+    async def prune(self) -> list[Step]:
+        """Delete TAPs of VMs that are gone, and unused bridges; raises as Segments.prune, and TimedOut."""
+        await self._listing()  # if it cannot be read, no VM is gone
+        await self.everyone()
+        known = self._machines
+        prune = functools.partial(self.segments.prune, lambda vm: vm not in known and vm not in self._removing)
+        return await blocking.call(prune)
 
     async def delete_link(self, name: str) -> list[Step]:
         """Delete a link; raises as Segments.delete. A link of a VM is deleted in order with its messages.
@@ -350,6 +384,52 @@ class Supervisor:
 
     def _remove(self, directory: VMDirectory) -> str | None:
         return self._leftovers.clear(directory.part())
+
+    async def rename(self, name: str, new: str) -> str | None:
+        """Rename a VM; return a note for the user, if there is one.
+
+        Raises:
+            InvalidValue: the new name is not a VM name, or is its present name.
+            AlreadyRunning: the VM is not stopped, or a VM of the new name runs without a directory.
+            Locked, BadFile, Failed: as Leftovers.rename.
+        """
+        machine = await self.machine(name)
+        target = names.parse(new)
+        there = self._machines.get(target)
+        if target == machine.vm:
+            raise InvalidValue(f"VM {target} has this name already")
+        if there is not None and _counts(there):
+            raise AlreadyRunning(f"there is a VM {target}, which is running", hint=f"vmess {target} status")
+        rename = functools.partial(self._rename, machine.directory, target)
+        self._removing |= {machine.vm, target}
+        try:
+            note = await machine.change(rename, stopped=_takes_off("Rename"), patience=leftovers.PATIENCE)
+            await self._drop(machine)
+        finally:
+            self._removing -= {machine.vm, target}
+        await self.machine(target)
+        return note
+
+    def _rename(self, directory: VMDirectory, target: str) -> str | None:
+        """Rename a VM that is off: note its interfaces, rename its files, replace its TAPs; blocks."""
+        network, renamed = self.host.network, VMDirectory(directory.path.parent, target)
+        nics = network.nics(directory.vm, directory.read_setting(BY_FILE["NICS"]))
+        nics = [nic for nic in nics if not nic.leaving]
+        if len(nics) > room(target):
+            raise InvalidValue(
+                f"VM {directory.vm} has {len(nics)} interfaces, but {target} can have {room(target)} at most"
+            )
+        if any(nic.noted != nic.wire for nic in nics):
+            directory.note_wires(file_text([nic.wire for nic in nics]))
+        notes = [self._leftovers.rename(directory, target)]
+        try:
+            wires = {nic.index: nic.wire for nic in nics if nic.link is not None}
+            if wires:
+                network.wire(target, wires, renamed.read_setting(BY_FILE["MACS"]))
+        except VmessError as error:
+            notes.append(f"its TAPs are created at its next start: {error.message}")
+        notes += _mentions(renamed, directory.vm)
+        return "; ".join(filter(None, notes)) or None
 
     async def lock(self, name: str, remark: str | None) -> None:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
@@ -474,6 +554,16 @@ def _write_remark(machine: Machine, text: str | None) -> None:
         machine.find_home().clear_setting(BY_FILE[LOCK])
     else:
         machine.find_home().write_setting(BY_FILE[LOCK], text)
+
+
+def _mentions(directory: VMDirectory, old: str) -> list[str]:
+    """Return notes about words for QEMU that contain the old name of a VM; blocks."""
+    found = []
+    for setting in SETTINGS:
+        with contextlib.suppress(VmessError):
+            if setting.words_for_qemu and old in (directory.setting_text(setting.file) or ""):
+                found.append(f"{setting.file} still says {old}; $VM and $DIR stand for name and directory")
+    return found
 
 
 def _with_way_out(error: VmessError, vm: str) -> VmessError:

@@ -58,7 +58,7 @@ async def _asker(supervisor: Supervisor, vms: Sequence[str], aspect: Aspect) -> 
     if aspect is Aspect.status:
 
         async def status(vm: str) -> VMStatus:
-            return (await supervisor.machine(vm)).status()
+            return await supervisor.status(vm)
 
         return status
     if aspect is Aspect.why:

@@ -106,6 +106,13 @@ def specify(
     )
 
 
+def _make_sure(directory: VMDirectory, host: Host, check: Check) -> None:
+    """Report a bad value before anything is changed, and find out whether KVM works; raises as `launch`."""
+    spec = specify(directory, host, display=0)
+    host.probe_kvm(spec.values.get("ACCEL"))
+    check()
+
+
 def _own(directory: VMDirectory) -> int:
     """Take the lock of a VM and return its descriptor; raises Locked."""
     lock = directory.lock()
@@ -147,9 +154,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
     """
     _check_policy(directory, tries)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
-        spec = specify(directory, host, display=0)  # reports a bad value before anything is changed
-        host.probe_kvm(spec.values.get("ACCEL"))
-        check()
+        _make_sure(directory, host, check)
         lock = _own(directory)
         ours.callback(os.close, lock)
         directory.sweep()

@@ -43,6 +43,9 @@ class Supervisor:
         self.go_on = asyncio.Event()
         self.reply = ""
 
+    def not_vms(self) -> None:
+        return None
+
     async def statuses(self) -> list[Any]:
         await self._work("look")
         return []

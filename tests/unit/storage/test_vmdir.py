@@ -322,7 +322,7 @@ def test_c75_killed_in_a_make_leaves_no_vm(tmp_path: Path, call: str, times: int
     code = DYING.replace('write_setting(BY_FILE["RAM"], "2G")', 'make({"CPU": "best"})')
     argv = [sys.executable, "-c", code, call, str(times), str(tmp_path)]
     assert subprocess.run(argv, check=False, timeout=10).returncode == 77
-    assert vmdir.listing(tmp_path) == []
+    assert vmdir.listing(tmp_path).vms == []
     for name in vmdir.leftovers(tmp_path):
         assert vmdir.removed(name) is None
         safefile.empty(tmp_path / name)
@@ -957,7 +957,11 @@ def test_listing_ignores_what_is_no_vm(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo0")
     (tmp_path / "link0").symlink_to(tmp_path / "b1")
     (tmp_path / os.fsdecode(b"latin\xe90")).mkdir()
-    assert vmdir.listing(tmp_path) == ["a9", "b1", "newvm0"]
+    for name in (vmdir.SHARED_ISOS, "lost+found", f"{vmdir.RENAMING}a0~b0"):
+        (tmp_path / name).mkdir()
+    found = vmdir.listing(tmp_path)
+    assert found.vms == ["a9", "b1", "newvm0"]
+    assert found.others == ["Upper0", "latin\udce90", "nodigit", "toolonganame00", "two10"]
 
 
 @pytest.mark.parametrize("list_or_find", [vmdir.listing, vmdir.leftovers])
@@ -976,7 +980,7 @@ def test_a_vm_is_parted_with_in_one_step(vm: VMDirectory, tmp_path: Path) -> Non
     assert [file.name for file in tmp_path.iterdir()] == [name] == vmdir.leftovers(tmp_path)
     assert vmdir.removed(name) == "newvm0"
     assert (tmp_path / name / "RAM").read_text() == "2G\n"
-    assert vmdir.listing(tmp_path) == []
+    assert vmdir.listing(tmp_path).vms == []
     with pytest.raises(NoSuchVM):
         vm.part()
 

@@ -104,6 +104,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm mac 0 none", "mac", ("newvm0",), ("0", "none"), {}),
     ("newvm forward 0 2222:22", "forward", ("newvm0",), ("0", "2222:22"), {}),
     ("newvm forward 0 2222:none", "forward", ("newvm0",), ("0", "2222:none"), {}),
+    ("newvm rename router", "rename", ("newvm0",), ("router",), {}),
     ("newvm addr --json", "addr", ("newvm0",), (), {"--json": ""}),
     ("newvm vnc", "vnc", ("newvm0",), (), {}),
     (

@@ -74,6 +74,17 @@ class VMStatus:
 
 
 @dataclasses.dataclass(frozen=True)
+class NotVMs:
+    """Directories in the VM root whose names are not names of VMs."""
+
+    count: int
+    names: list[str]
+    """The first of them, sorted."""
+    hint: str
+    """How the first one becomes a VM."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Drive:
     """One drive of a VM."""
 
