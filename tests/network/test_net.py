@@ -306,6 +306,7 @@ def test_delete_takes_away_what_is_ours_and_unused(wired: WiredDaemon) -> None:
 
 
 def test_prune_deletes_only_bridges_of_ours_that_nobody_uses(wired: WiredDaemon) -> None:
+    wired.make("newvm0")
     wired.ip(
         "link add foreign up type bridge", "link add aliased up type bridge", "link set aliased alias uplink"
     )
@@ -506,6 +507,7 @@ def test_links_that_others_keep_changing_are_shown_and_pruned_all_the_same(wired
     for turn in range(60):
         lines += [f"link add gust{turn % 5} type bridge", f"link set gust{turn % 5} up"]
         lines += [f"link delete gust{turn % 5}"]
+    wired.make("newvm0")
     wired.done("net", "vlan", "lab", "newvm0e0")
     with subprocess.Popen(
         ["ip", "-n", wired.namespace.name, "-force", "-batch", "-"], stdin=subprocess.PIPE, text=True

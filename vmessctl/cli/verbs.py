@@ -501,8 +501,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "net prune",
-        "Delete the TAPs of VMs that are gone, for example of one renamed by hand, and then the bridges that\n"
-        "vmess made and that have neither ports nor addresses.",
+        "Delete the TAPs that vmess made and whose VM does not exist, for example because it was renamed by\n"
+        "hand; then the bridges that vmess made and that have neither ports nor addresses.",
         "NetPrune",
         "network.net_prune",
         reports=True,

@@ -113,7 +113,10 @@ class Leftovers:
 
     def _clear(self, name: str) -> str | None:
         if pair := renaming.pair(name):
-            now = renaming.complete(self._root, name) if os.path.lexists(self._root / name) else pair[1]
+            if not os.path.lexists(self._root / name):  # completed just now
+                self._left.pop(name, None)
+                return None
+            now = renaming.complete(self._root, name)
             self._left.pop(name, None)
             log.warning("%s: the renaming to %s was cut short; the VM is %s now", *pair, now)
             self._unwire(pair[0])
@@ -155,6 +158,13 @@ class Leftovers:
         if words is not None and words != left.said:
             log.warning("%s", words)
         left.said = words
+
+    async def complete_renamings(self) -> None:
+        """Try again now to complete renamings that could be neither completed nor undone."""
+        for name, left in self._left.items():
+            if renaming.pair(name) and left.due != math.inf:
+                left.due = 0.0
+        await self.retry()
 
     async def retry(self, patience: float = PATIENCE) -> None:
         """Make the attempts that are due."""

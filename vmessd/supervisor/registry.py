@@ -393,6 +393,7 @@ class Supervisor:
             AlreadyRunning: the VM is not stopped, or a VM of the new name runs without a directory.
             Locked, BadFile, Failed: as Leftovers.rename.
         """
+        await self._leftovers.complete_renamings()
         machine = await self.machine(name)
         target = names.parse(new)
         there = self._machines.get(target)

@@ -78,7 +78,7 @@ def test_the_interface_differs_only_by_additions() -> None:
         ("runstate: ?string", "runstate: ?Runstate"),
         ("problem: ?string)\ntype VMNic", "problem: ?string, more: int)\ntype VMNic"),
         ("held, stopping)", "held)"),
-        ("method List() -> (vms: []VMStatus)", ""),
+        ("method List() -> (vms: []VMStatus, others: ?NotVMs)", ""),
         ("method Stop(vm: string, force: bool)", "method Stop(vm: string, force: bool, how: string)"),
         ("-> (path: string)", "-> ()"),
         ("error Locked (message: string, hint: ?string)", "error Locked (message: string)"),
@@ -95,7 +95,10 @@ def test_what_would_break_a_client_is_found(known: str, now: str) -> None:
         ("problem: ?string)\ntype VMNic", "problem: ?string, more: ?int)\ntype VMNic"),
         ("held, stopping)", "held, stopping, moving)"),
         ("method Stop(vm: string, force: bool)", "method Stop(vm: string, force: bool, how: ?string)"),
-        ("method List() -> (vms: []VMStatus)", "method List() -> (vms: []VMStatus)\n\nmethod More() -> ()"),
+        (
+            "method List() -> (vms: []VMStatus, others: ?NotVMs)",
+            "method List() -> (vms: []VMStatus, others: ?NotVMs)\n\nmethod More() -> ()",
+        ),
     ],
 )
 def test_an_addition_is_none(known: str, now: str) -> None:
