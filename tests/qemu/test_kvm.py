@@ -97,6 +97,25 @@ def test_a_qemu_that_is_not_there_says_nothing_about_kvm(
 # What a daemon knows
 
 
+@pytest.mark.parametrize("slow", [1, 2])
+def test_a_guest_that_was_late_gets_another_chance(
+    slow: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "device").touch()
+    monkeypatch.setattr(kvm, "DEVICE", str(tmp_path / "device"))
+    monkeypatch.setattr(kvm, "DEADLINES", (0.3, 1.0))
+    lines = (
+        f"echo run >> {tmp_path}/runs",
+        f"test $(wc -l < {tmp_path}/runs) -gt {slow} || exec sleep 60",
+        "exit 33",
+    )
+    known = Kvm()
+    known.probe(program(tmp_path / "qemu", *lines))
+    assert (tmp_path / "runs").read_text() == "run\n" * 2
+    late = f"{kvm.DEVICE} opens, but KVM does not work: a test guest did not end within 1 s"
+    assert known.trouble() == (None if slow == 1 else late)
+
+
 def test_the_guest_runs_once_whoever_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,7 +234,7 @@ def test_a_start_is_cancelled_while_kvm_hangs(auto: Callable[..., Daemon]) -> No
     daemon.wait_state(A, "stopped")
     assert processes_of(daemon.root) == []
     daemon.done(A, "start")
-    assert notes_of(daemon, A)[0].endswith("a test guest did not end within 3 s")
+    assert notes_of(daemon, A)[0].endswith("a test guest did not end within 4 s")
     end_processes_of(daemon.root)
 
 

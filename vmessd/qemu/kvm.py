@@ -21,8 +21,11 @@ from vmessd.qemu.process import ENVIRONMENT, Process
 log = logging.getLogger(__name__)
 
 DEVICE = "/dev/kvm"
-DEADLINE = 3.0
-"""Seconds that the guest may take. It takes 0.1 s where KVM works, mostly for the start of QEMU."""
+DEADLINES = (2.0, 4.0)
+"""Seconds that the guest may take: at first, and again in case QEMU was still being read from a slow disk.
+
+It takes 0.1 s where KVM works, mostly for the start of QEMU.
+"""
 LEEWAY = 2.0
 """Seconds until the probe is killed here, should timeout(1) not have done it."""
 WORDS_MAX = 200
@@ -75,7 +78,7 @@ def unopenable() -> str | None:
 
 
 def run_guest(
-    qemu: str, entry: Sequence[str] = (), accel: str = "kvm", deadline: float = DEADLINE
+    qemu: str, entry: Sequence[str] = (), accel: str = "kvm", deadline: float = DEADLINES[0]
 ) -> str | None:
     """Run the guest; return why it did not run to its end, or None if it did. Blocks up to `deadline` seconds.
 
@@ -105,8 +108,12 @@ def run_guest(
                 hint="to choose another: vmessd --qemu",
             )
         if late or status in (-signal.SIGKILL, 128 + signal.SIGKILL):  # timeout(1) sends itself the signal
-            return f"a test guest did not end within {deadline:g} s"
+            return _late(deadline)
         return f"a test guest did not run: {_words(output) or f'QEMU ended with status {status}'}"
+
+
+def _late(deadline: float) -> str:
+    return f"a test guest did not end within {deadline:g} s"
 
 
 def _memory(stack: contextlib.ExitStack, name: str) -> int:
@@ -149,7 +156,11 @@ class Kvm:
         with self._lock:
             if not self._is_probed and unopenable() is None:
                 with contextlib.suppress(VmessError):
-                    failure = run_guest(qemu, entry)
+                    failure = None
+                    for deadline in DEADLINES:
+                        failure = run_guest(qemu, entry, deadline=deadline)
+                        if failure != _late(deadline):
+                            break
                     self._failure = failure and f"{DEVICE} opens, but KVM does not work: {failure}"
                     self._is_probed = True
             trouble = self.trouble()

@@ -163,7 +163,7 @@ class Details:
             else:
                 display, running = record.display, record.accel
             spec = launcher.specify(directory, host, display, nics, running)
-            kvm = host.kvm_trouble(spec.values.get("ACCEL"))
+            kvm = None if running == "kvm" else host.kvm_trouble(spec.values.get("ACCEL"))
             planned = command_line.build(spec, host.qemu)
         except VmessError as error:
             problem = error.message
