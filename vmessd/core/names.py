@@ -16,22 +16,9 @@ GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "
 VERBS = frozenset(
     {
         *("suspend", "sendkey", "type", "lock", "unlock", "why"),
-        *(
-            "make",
-            "rename",
-            "rm",
-            "start",
-            "stop",
-            "status",
-            "info",
-            "vnc",
-            "console",
-            "log",
-            "wait",
-            "restart",
-        ),
+        *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
         *("smp", "ram", "cpu", "accel", "hda", "hdb", "hdc", "hdd", "cdrom"),
-        *("autostart", "reset", "resume"),
+        *("autostart", "rename", "reset", "resume"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
         "screenshot",
     }

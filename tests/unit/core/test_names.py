@@ -168,3 +168,22 @@ def test_full_names_are_exactly_the_ones_that_parse_to_themselves(text: str) -> 
     except InvalidValue:
         same = False
     assert names.is_full(text) is same
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("Web-1", "web1"),
+        ("leaf12", "leaf2"),
+        ("42", "vm2"),
+        ("", "vm0"),
+        ("a" * 40, f"{'a' * names.LETTERS_MAX}0"),
+        ("Ünder", "nder0"),
+        ("start", "start0"),
+    ],
+)
+def test_names_like_another_one_are_names_of_vms(text: str, first: str) -> None:
+    found = names.like(text)
+    assert found[0] == first
+    assert len(found) == len(set(found)) == 10
+    assert all(names.parse(name) == name for name in found)
