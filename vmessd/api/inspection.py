@@ -6,7 +6,7 @@ from asyncvarlink import LastResult, varlinkmethod
 
 from vmessd.api.caller import Caller
 from vmessd.core import refusals
-from vmessd.core.models.views import Aspect, Sample, VMView
+from vmessd.core.models.views import Aspect, Sample, VMOverview, VMView
 from vmessd.core.models.vms import Explanation, VMInfo, VMStatus
 from vmessd.supervisor.views import views
 from vmessd.vm.why import explain
@@ -19,6 +19,11 @@ class Inspection(Caller):
     async def List(self) -> list[VMStatus]:
         """Return the status of all VMs of the daemon's root, sorted by name."""
         return await self._supervisor.statuses()
+
+    @varlinkmethod(return_parameter="vms")
+    async def Overview(self) -> list[VMOverview]:
+        """Return what a list shows of all VMs of the daemon's root, sorted by name."""
+        return await self._supervisor.overview()
 
     @varlinkmethod(return_parameter="status")
     async def Status(self, *, vm: str) -> VMStatus:

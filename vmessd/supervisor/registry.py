@@ -6,7 +6,7 @@ import fcntl
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -27,6 +27,7 @@ from vmessd.core.errors import (
 )
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
+from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import VMStatus
 from vmessd.core.models.wires import Step
 from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
@@ -45,6 +46,7 @@ from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
 from vmessd.supervisor.housekeeping import Housekeeping
 from vmessd.supervisor.leftovers import Leftovers
+from vmessd.supervisor.overview import Overviews
 from vmessd.supervisor.sampler import Sampler
 from vmessd.vm import adoption
 from vmessd.vm.host import Host
@@ -81,6 +83,7 @@ class Supervisor:
         self.root = root
         self.segments = Segments(host.network, root)
         self.sampler = Sampler(self.everyone, host.network)
+        self.overviews = Overviews(self.everyone, host)
         self.events = host.events
         self.consoles = Consoles(host.events)
         self.relays = Relays(host.events)
@@ -294,6 +297,14 @@ class Supervisor:
     async def statuses(self) -> list[VMStatus]:
         """Return the status of all VMs."""
         return [machine.status() async for machine in _unhurried(await self.everyone())]
+
+    async def overview(self) -> list[VMOverview]:
+        """Return a line for each VM, by name; raises Failed."""
+        return await self.overviews.all(self._macs)
+
+    def _macs(self, vm: str) -> Mapping[int, str]:
+        wires = self._wires.get(vm)
+        return wires.known_macs() if wires else {}
 
     # -- Changes --
 
