@@ -82,6 +82,7 @@ def test_a_usage_error_is_one_line_and_a_hint() -> None:
 IMPATIENT = """
 import sys
 from vmessctl import client
+sys.argv[0] = "vmess"
 client.ANSWER_TIME = 0.5
 from vmessctl.__main__ import main
 sys.exit(main())
