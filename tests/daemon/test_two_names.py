@@ -1,7 +1,7 @@
 """One program under two names: the words of the original, and terse ones; everything else is the same."""
 
 import pytest
-from daemons import AS_VMESSCTL, CLIENT, Daemon, own
+from daemons import AS_VMESSCTL, CLIENT, Daemon, WiredDaemon, own
 from terminals import on_terminal
 
 A, B, C = own("a"), own("b"), own("c")
@@ -107,6 +107,29 @@ def test_errors_and_hints_name_the_program_that_was_called(daemon: Daemon) -> No
     )
     assert daemon.vmessctl("--version").stdout.startswith("vmessctl ")
     assert daemon.vmessctl("help").stdout.startswith("vmessctl: VM Empty Stack Supervisor")
+
+
+WIRES = (
+    ("leaf ifadd 2 lab", ["created bridge lab", "leaf0: interfaces: lab, -"]),
+    ("spine ifadd 1 lab", ["spine0: interfaces: lab"]),
+    ("leaf connect 1 core", ["created bridge core", "leaf0: interface 1 connected to core"]),
+    ("leaf cable leaf0e1 off", ["leaf0: cable of interface 1 pulled"]),
+    ("leaf mac 0 02:00:00:00:00:07", ["leaf0: MAC of interface 0: 02:00:00:00:00:07"]),
+    ("leaf ifstat", ["vmessctl leaf0 ifadd 2 lab core"]),
+    ("net", ["vmessctl net vlan core leaf0e1", "vmessctl net vlan lab leaf0e0 spine0e0"]),
+    ("net vlan core vethA0", ["connected to bridge core: vethA0"]),
+    ("net delete vethA0", ["deleted vethA0"]),
+    ("leaf ifdel", ["deleted TAP leaf0e0", "deleted TAP leaf0e1", "leaf0: no interfaces"]),
+    ("net prune", ["deleted core"]),
+)
+
+
+def test_wires_are_told_in_terse_lines(wired: WiredDaemon) -> None:
+    for vm in ("leaf0", "spine0"):
+        wired.make(vm)
+    for line, told in WIRES:
+        result = wired.vmessctl(*line.split())
+        assert (line, result.stdout.splitlines(), result.stderr) == (line, told, "")
 
 
 @pytest.mark.parametrize("program", [CLIENT, AS_VMESSCTL], ids=["vmess", "vmessctl"])

@@ -56,7 +56,7 @@ class Subject(NamedTuple):
 class Facts(NamedTuple):
     """What the files of a VM say."""
 
-    stamps: Mapping[str, Stamp]
+    stamps: Mapping[str, Stamp | None]
     """The directory, under an empty name, and the files that were read."""
     is_settled: bool
     """No file is so young that it may have changed since without a new time."""
@@ -131,8 +131,9 @@ class Overviews:
             self._known.pop(vm, None)
         for subject in subjects:
             known = self._known.get(subject.vm)
-            if known is None or not _is_current(subject.home, known.facts):
-                self._known[subject.vm] = Known(_facts(subject.home))
+            runs = subject.record is not None
+            if known is None or not is_current(subject.home, known.facts, runs=runs):
+                self._known[subject.vm] = Known(read_facts(subject.home, runs=runs))
         kvm = self._host.accelerator(None)
         nics, why = self._nics(subjects)
         for subject in subjects:
@@ -216,39 +217,47 @@ class Overviews:
         )
 
 
-def _stamp(path: str, *, follow: bool = False) -> Stamp | None:
+def _stamp(path: str, *, follow: bool = False, timed: bool = True) -> Stamp | None:
     try:
         found = os.stat(path, follow_symlinks=follow)
     except OSError:
         return None
-    return found.st_ino, max(found.st_mtime_ns, found.st_ctime_ns), found.st_size
+    return found.st_ino, max(found.st_mtime_ns, found.st_ctime_ns) if timed else 0, found.st_size
 
 
-def _is_current(home: VMDirectory, facts: Facts) -> bool:
+def _drive_stamp(path: str, *, runs: bool) -> Stamp | None:
+    """Return the stamp of what a drive is; the guest of a running VM changes the time of its images."""
+    return _stamp(path, follow=True, timed=not runs)
+
+
+def is_current(home: VMDirectory, facts: Facts, *, runs: bool) -> bool:
     """Tell whether the files of a VM are those that were read. A change of names changes the directory."""
     path = str(home.path)
     return facts.is_settled and all(
-        _stamp(f"{path}/{name}" if name else path, follow=bool(name) and name not in BY_FILE) == stamp
+        (_stamp(f"{path}/{name}") if name in BY_FILE or not name else _drive_stamp(f"{path}/{name}", runs=runs))
+        == stamp
         for name, stamp in facts.stamps.items()
     )
 
 
-def _stamps(home: VMDirectory) -> dict[str, Stamp]:
+def _stamps(home: VMDirectory, *, runs: bool) -> dict[str, Stamp | None]:
     """Return the stamps of the directory, under an empty name, and of the files that matter."""
     path = str(home.path)
-    own = {names.disk_file(home.vm, slot) for slot in names.DISKS} | {names.cdrom_file(home.vm)}
-    found = {"": _stamp(path)}
+    drives = {names.disk_file(home.vm, slot) for slot in names.DISKS} | {names.cdrom_file(home.vm)}
+    found = {"": _stamp(f"{path}/")}
     with contextlib.suppress(OSError):
         for name in os.listdir(path):
-            if name in BY_FILE or name in own:
-                found[name] = _stamp(f"{path}/{name}", follow=name in own)
-    return {name: stamp or (0, 0, 0) for name, stamp in found.items()}
+            if name in BY_FILE:
+                found[name] = _stamp(f"{path}/{name}")
+            elif name in drives:
+                found[name] = _drive_stamp(f"{path}/{name}", runs=runs)
+    return found
 
 
-def _facts(home: VMDirectory) -> Facts:
+def read_facts(home: VMDirectory, *, runs: bool) -> Facts:
     """Read the files of a VM; the first error becomes the problem."""
-    stamps, files = _stamps(home), Glance(home)
-    youngest = max(changed for _, changed, _ in stamps.values())
+    stamps, files = _stamps(home, runs=runs), Glance(home)
+    youngest = max(stamp[1] for stamp in stamps.values() if stamp) if any(stamps.values()) else 0
     facts = Facts(stamps, youngest < time.time_ns() - int(SETTLED * 1e9))
     values: dict[str, Any] = {}
     problems: list[str] = []
