@@ -163,7 +163,7 @@ class Overviews:
             spec = launcher.specify(Glance(subject.home), self._host, display, nics)
             following = command_line.build(spec, self._host.qemu)
         except VmessError as error:
-            problem = error.message
+            problem = _within(subject.home, error)
         differs = bool(record and following) and not command_line.same_but_for_wires(
             following, record.argv if record else ()
         )
@@ -265,12 +265,12 @@ def read_facts(home: VMDirectory, *, runs: bool) -> Facts:
         try:
             values[file] = files.read_setting(BY_FILE[file])
         except VmessError as error:
-            problems.append(error.message)
+            problems.append(_within(home, error))
     disk = None
     try:
         disk = sum(one.size for one in images.disks(files) if one.slot != names.CDROM)
     except VmessError as error:
-        problems.append(error.message)
+        problems.append(_within(home, error))
     return facts._replace(
         wires=values.get("NICS"),
         macs=values.get("MACS") or {},
@@ -279,6 +279,11 @@ def read_facts(home: VMDirectory, *, runs: bool) -> Facts:
         disk=disk,
         problem=next(iter(problems), None),
     )
+
+
+def _within(home: VMDirectory, error: VmessError) -> str:
+    """Return the message of an error; a file of the VM at its beginning is named without its directory."""
+    return error.message.removeprefix(f"{home}/")
 
 
 def _value(argv: Sequence[str], option: str, key: str) -> str | None:
