@@ -121,7 +121,14 @@ def told_alone(client: Client, method: str, aspect: str, vm: str) -> tuple[dict[
     try:
         return None, plain(client.call(method, vm=vm)[aspect])
     except VmessError as error:
-        return {"error": error.wire_name(), "message": error.message, "hint": error.hint}, None
+        directory = error.directory if isinstance(error, NoSuchVM) else None
+        told = {
+            "error": error.wire_name(),
+            "message": error.message,
+            "hint": error.hint,
+            "directory": directory,
+        }
+        return {key: value for key, value in told.items() if key != "directory" or value}, None
 
 
 def test_c71_what_is_told_of_several_is_what_is_told_of_each(wired: WiredDaemon) -> None:

@@ -29,9 +29,13 @@ class Program:
         return self.name
 
     def be_called(self, path: str) -> None:
-        """Take the name from the path of the program; any other path than that of `vmess` means `vmessctl`."""
+        """Take the name from the path of the program; any other path than that of `vmess` means `vmessctl`.
+
+        `python -c` has no path, and changes nothing.
+        """
         file = path.rpartition("/")[2].removesuffix(".py")
-        self.name = file if file == ORIGINAL else TERSE
+        if file != "-c":
+            self.name = file if file == ORIGINAL else TERSE
 
 
 PROGRAM = Program(ORIGINAL)

@@ -95,7 +95,7 @@ def test_every_verb_that_reports_says_in_one_line_what_it_did() -> None:
         ("/usr/bin/vmessctl", "vmessctl"),
         ("/checkout/vmessctl/__main__.py", "vmessctl"),
         ("/usr/bin/vm", "vmessctl"),
-        ("-c", "vmessctl"),
+        ("-c", "vmess"),
         ("", "vmessctl"),
         ("/vmess/", "vmessctl"),
     ],
