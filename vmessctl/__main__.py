@@ -4,6 +4,7 @@ import posix
 import sys
 
 from vmessctl import app
+from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output.terminal import complain
 from vmessd.core import stdio
 from vmessd.core.errors import INTERRUPTED, Failed, VmessError, reason
@@ -19,6 +20,7 @@ def program() -> None:
 
 def main() -> int:
     """Run the command line and return its exit status; standard output is flushed."""
+    PROGRAM.be_called(sys.argv[0])
     stdio.fill_gaps()
     stdio.say_all()
     try:

@@ -99,7 +99,7 @@ def _report_failure(step: Invocation, done: list[str], status: int) -> None:
     texts += [f"not done: {', '.join(left)}"] if left else []
     warn(f"{PROGRAM}: {'; '.join(texts)}")
     if (rest_of_line := _continuation(step, status)) is not None:
-        warn(f"  hint: to continue: {shell_line([PROGRAM, *grammar.written(rest_of_line)])}")
+        warn(f"  hint: to continue: {shell_line([PROGRAM.name, *grammar.written(rest_of_line)])}")
 
 
 def _continuation(step: Invocation, status: int) -> Invocation | None:

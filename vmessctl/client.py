@@ -13,6 +13,7 @@ from vmessd.core.errors import (
     BY_WIRE_NAME,
     INTERFACE,
     Failed,
+    NoSuchVM,
     TimedOut,
     Unreachable,
     VmessError,
@@ -27,7 +28,7 @@ ANSWER_TIME = 30.0
 """Seconds that the daemon has to answer a plain call."""
 SERVICE_SOCKET = "/run/vmess/control.sock"
 """The control socket of the host's service."""
-VERSIONS = f"do vmessd and {verbs.PROGRAM} have different versions? systemctl restart vmessd"
+VERSIONS = "do vmessd and vmessctl have different versions? systemctl restart vmessd"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -245,4 +246,6 @@ def error_from_wire(name: str, parameters: Mapping[str, Any]) -> VmessError:
     kind = BY_WIRE_NAME.get(name)
     if kind is None:
         return Failed(f"vmessd refused the call: {name} {parameters}", hint=VERSIONS)
+    if kind is NoSuchVM:
+        return NoSuchVM(str(parameters.get("message")), parameters.get("hint"), parameters.get("directory"))
     return kind(str(parameters.get("message")), parameters.get("hint"))

@@ -106,7 +106,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 if o
                 not in ("--all", "--yes", "--timeout", "--within", "--no-wait", "--at-once", "--since-start")
                 and o not in ("--bind", "--steal", "--log", "-f")
-                and o not in ("-b", "-n", "-d", "--sort")
+                and o not in ("-b", "-n", "-d", "--sort", "-o", "--no-header", "--command")
             ),
         },
     ),

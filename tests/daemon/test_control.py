@@ -710,7 +710,7 @@ def test_a_signal_ends_the_daemon_and_no_vm(fake_daemon: Daemon, number: signal.
 # -- Who it was --
 
 READING = {"List", "Status", "Info", "Look", "Top", "Watch", "Serial", "Why", "Screenshot", "Log"} | {
-    *("Nics", "Addresses", "NetShow", "NetIgnored"),
+    *("Nics", "Addresses", "NetShow", "NetIgnored", "Overview"),
 }
 
 AS_SOMEBODY = """
@@ -875,7 +875,7 @@ def test_the_reference_command_line_works(shared: Daemon) -> None:
     described = varlink_cli("help", f"{address}/{INTERFACE}")
     assert described.returncode == 0, described.stderr
     assert f"interface {INTERFACE}" in described.stdout
-    assert "error NoSuchVM (hint: ?string, message: string)" in described.stdout.replace(
+    assert "error NotRunning (hint: ?string, message: string)" in described.stdout.replace(
         "(message: string, hint: ?string)", "(hint: ?string, message: string)"
     )
     called = varlink_cli("call", f"{address}/{INTERFACE}.List", "{}")

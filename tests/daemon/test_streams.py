@@ -65,11 +65,11 @@ def test_c66_a_client_without_standard_streams_does_the_same_and_says_what_can_b
     daemon.make(A, guest="polite")
     socket = ("--socket", str(daemon.socket))
     for words, status, out, error in (
-        ((A, "status"), 3, "VM not running\n", ""),
-        (("nosuch", "status"), 4, "", "vmess: You need"),
-        ((A, "ram", "32M"), 0, "", ""),
-        ((A, "screenshot", "-"), 3, "", "vmess: VM"),
-        ((A, "console"), 3, "", "vmess: VM"),
+        ((A, "status"), 3, f"{A}: stopped\n", ""),
+        (("nosuch", "status"), 4, "", "vmessctl: no VM"),
+        ((A, "ram", "32M"), 0, f"{A}: ram 32M\n", ""),
+        ((A, "screenshot", "-"), 3, "", "vmessctl: VM"),
+        ((A, "console"), 3, "", "vmessctl: VM"),
     ):
         for numbers in CLOSED:
             result = run(numbers, "-m", "vmessctl", *socket, *words)
@@ -89,8 +89,7 @@ def test_c66_output_that_takes_nothing_is_a_line_and_a_status(program: str, tmp_
     more = ("--vmdir", str(tmp_path)) if program == "vmessd" else ()
     with open("/dev/full", "w") as full:
         result = run((), "-m", program, word, *more, capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    name = {"vmessd": "vmessd", "vmessctl": "vmess"}[program]
-    assert result.stderr == f"{name}: the output cannot be written: no space left on device\n"
+    assert result.stderr == f"{program}: the output cannot be written: no space left on device\n"
     assert result.returncode == 1
     with open("/dev/full", "w") as full:  # and where not even that can be said
         result = run((), "-m", program, "--nosuch", *more, capture_output=False, stdout=full, stderr=full)

@@ -19,6 +19,8 @@ from vmessctl.commands import files
 from vmessctl.output import terminal
 from vmessd.core.errors import InvalidValue, NoSuchVM, VmessError
 
+OF_LIST = "usage: vmess list [-o COLUMNS] [--no-header] [--json]"
+
 A, B, C = own("a"), own("b"), own("c")
 
 
@@ -120,7 +122,11 @@ def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list
         ("a b make forward 0 2:2", "forward takes one VM, not 2", None),
         ("newvm stop --jsno", "'--jsno' is not an option; did you mean --json?", "vmess help"),
         ("newvm --all stop", "--all stands for all VMs; do not name any as well", None),
-        ("list --all", "--all is not an option of list", "usage: vmess list [--json]"),
+        (
+            "list --all",
+            "--all is not an option of list",
+            OF_LIST,
+        ),
         ("--all net", "--all is not an option of net show", None),
         ("'lab*' newvm", "'newvm' is not a verb", "vmess help"),
         ("net 'lab*' x", "net takes show, vlan, add, delete, ignore, prune, not 'lab*'", "vmess help net"),

@@ -114,6 +114,7 @@ class Terminal:
         size: tuple[int, int] = (80, 24),
         then: str | None = None,
         into: Path | None = None,
+        program: tuple[str, ...] = CLIENT,
         **environment: str,
     ) -> None:
         """Start it.
@@ -121,7 +122,7 @@ class Terminal:
         `then` is what a shell with job control does when the client ends or is suspended; `into` a file that
         takes its standard output.
         """
-        command = [*CLIENT, *words]
+        command = [*program, *words]
         if into is not None:
             command = ["sh", "-c", f"exec {shlex.join(command)} >{shlex.quote(str(into))}"]
         if then is not None:

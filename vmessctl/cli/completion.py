@@ -29,7 +29,7 @@ AFTER_VMS = {command.verb: command for command in COMMANDS if command.many or no
 FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
-        *("SECONDS", "ADDRESS", "port", "model", "address", "newvm"),
+        *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm"),
     }
 )
 """Placeholders of arguments without candidates."""

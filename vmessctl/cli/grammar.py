@@ -220,7 +220,7 @@ class Line:
         """Note an error for VMs before a global verb that takes none: it would act on all of them."""
         if command.is_global and self.vms and not command.many:
             other = ELSEWHERE.get(command.verb, "").split()
-            right = shell_line([PROGRAM, *self.vms, *other]) if other else f"usage: {command.usage()}"
+            right = shell_line([PROGRAM.name, *self.vms, *other]) if other else f"usage: {command.usage()}"
             self.problem = InvalidValue(f"{command.verb} takes no VM", hint=right)
 
     # -- Result --
@@ -292,7 +292,7 @@ class Line:
         if not vms or len(self.steps) > 1 or (free and len(vms) > 1) or not step.command.accepts(len(rest)):
             return ""
         options = self.options | step.options
-        return shell_line([PROGRAM, *written(Invocation(step.command, tuple(vms), rest, options))])
+        return shell_line([PROGRAM.name, *written(Invocation(step.command, tuple(vms), rest, options))])
 
     def _check_options(self, steps: list[Step]) -> None:
         """Raise InvalidValue for an option before the verbs that none of them accepts."""
@@ -313,7 +313,7 @@ def _check(step: Step, vms: tuple[str, ...]) -> None:
     if not command.accepts(len(said)):
         if not said:
             if command.method == "Set":
-                usage += f"; to see its value: {shell_line([PROGRAM, *_named(vms), 'info'])}"
+                usage += f"; to see its value: {shell_line([PROGRAM.name, *_named(vms), 'info'])}"
             raise InvalidValue(f"{command.verb} needs {command.arguments}", hint=usage)
         over = len(said) > command.needs and not command.is_global
         question = meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from vmessctl.cli.verbs import COMMANDS, OPTIONS, Command, Option, no_verb
+from vmessctl.cli.verbs import COMMANDS, OPTIONS, PROGRAM, Command, Option, no_verb
 
-INTRODUCTION = (
-    "vmess: VM Empty Stack Supervisor: small KVM machines in plain directories, supervised by vmessd."
-)
+INTRODUCTION = "VM Empty Stack Supervisor: small KVM machines in plain directories, supervised by vmessd."
 
 STATUSES = (
     ("0", "done"),
@@ -55,7 +53,7 @@ def help_text(verb: str = "") -> str:
     if not verb:
         blocks = [_block(command) for command in COMMANDS]
         options = "\n".join(_option_line(option) for option in OPTIONS.values())
-        return "\n\n".join([INTRODUCTION, "Usage:", *blocks, f"Options:\n{options}", NOTES])
+        return "\n\n".join([f"{PROGRAM}: {INTRODUCTION}", "Usage:", *blocks, f"Options:\n{options}", NOTES])
     found = [command for command in COMMANDS if f"{command.verb} ".startswith(f"{verb} ")]
     if not found:
         raise no_verb(verb)

@@ -6,7 +6,7 @@ The language is man(7): a dot at the start of a line begins a request, and a bac
 from __future__ import annotations
 
 from vmessctl.cli import helptext, verbs
-from vmessctl.cli.verbs import COMMANDS, OPTIONS, PROGRAM
+from vmessctl.cli.verbs import COMMANDS, OPTIONS, PROGRAM, TERSE
 from vmessd import __version__
 from vmessd.core.errors import INTERFACE
 from vmessd.core.settings import SETTINGS
@@ -26,7 +26,7 @@ INTROSPECTION = (
 # -- vmessctl(1) --
 
 CLIENT = f"""\
-{PROGRAM} asks vmessd(8) to create, connect, start, show and stop virtual machines. Without a verb, it
+{TERSE} asks vmessd(8) to create, connect, start, show and stop virtual machines. Without a verb, it
 shows the status of a VM; without arguments, that of all VMs."""
 
 JSON = f"""\
@@ -44,17 +44,17 @@ SOCKETS = (
 )
 
 SYNOPSIS = (
-    f"{PROGRAM} <vmname>... <verb> [argument]... [<verb> [argument]...]...",
-    f"{PROGRAM} net <verb> [argument]...",
-    f"{PROGRAM} list | top | boot | shutdown | help | completion",
-    f"{PROGRAM} [vmname]... watch",
+    f"{TERSE} <vmname>... <verb> [argument]... [<verb> [argument]...]...",
+    f"{TERSE} net <verb> [argument]...",
+    f"{TERSE} list | top | boot | shutdown | help | completion",
+    f"{TERSE} [vmname]... watch",
 )
 
 EXAMPLES = (
-    f"{PROGRAM} newvm make ram 2G smp 2 hda 8G cdrom debian.iso ifadd 1 br0 start",
-    f"{PROGRAM} leaf spine ifadd 2 fabric1 fabric2 start",
-    f"{PROGRAM} 'lab*' stop",
-    f"{PROGRAM} --all status --json",
+    f"{TERSE} newvm make ram 2G smp 2 hda 8G cdrom debian.iso ifadd 1 br0 start",
+    f"{TERSE} leaf spine ifadd 2 fabric1 fabric2 start",
+    f"{TERSE} 'lab*' stop",
+    f"{TERSE} --all status --json",
 )
 
 # -- vmessd(8) --

@@ -15,7 +15,31 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-PROGRAM = "vmess"
+ORIGINAL, TERSE = "vmess", "vmessctl"
+"""The two names of the program. By the first, it answers in the words of the original."""
+
+
+class Program:
+    """The name by which the program was called: hints and usages name it, and answers are in its words."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+    def be_called(self, path: str) -> None:
+        """Take the name from the path of the program; any other path than that of `vmess` means `vmessctl`.
+
+        `python -c` has no path, and changes nothing.
+        """
+        file = path.rpartition("/")[2].removesuffix(".py")
+        if file != "-c":
+            self.name = file if file == ORIGINAL else TERSE
+
+
+PROGRAM = Program(ORIGINAL)
+"""`vmessctl.__main__` names it."""
 
 
 class Option(PlainRecord):
@@ -35,6 +59,10 @@ class Option(PlainRecord):
 SOCKET = Option("--socket", "Use this control socket, like VMESS_SOCKET in the environment.", "PATH")
 JSON = Option("--json", "Print the daemon's replies as JSON: sizes in bytes, times in seconds.")
 ALL = Option("--all", "All VMs, in place of names.")
+VERBOSE = Option("--verbose", "With start and info, also print QEMU's command line. Also -v.")
+COMMAND = Option("--command", "Print only QEMU's command line, quoted for a shell.")
+NO_HEADER = Option("--no-header", "Leave out the line of titles.")
+COLUMNS = Option("-o", "Print these columns of the table, in this order: name,state,address.", "COLUMNS")
 QUIET = Option("--quiet", "Print only what was asked for, not what was done. Also -q.")
 YES = Option("--yes", "Do not ask for confirmation.")
 TIMEOUT = Option(
@@ -57,15 +85,16 @@ SORT = Option("--sort", "Sort by this column, the largest first.", "cpu|rss|disk
 HELP = Option("--help", "Show help.")
 VERSION = Option("--version", "Show the version.")
 
-EVERYWHERE = (SOCKET, QUIET, HELP, VERSION)
+EVERYWHERE = (SOCKET, QUIET, VERBOSE, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (
         *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, WITHIN, NO_WAIT, AT_ONCE, SINCE_START),
         *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
+        *(COMMAND, NO_HEADER, COLUMNS),
     )
 }
-SHORT = {"-h": HELP, "-q": QUIET}
+SHORT = {"-h": HELP, "-q": QUIET, "-v": VERBOSE}
 
 
 class Command(PlainRecord):
@@ -120,7 +149,7 @@ class Command(PlainRecord):
         vms = "<vmname>"
         if self.is_global:
             vms = "[vmname]..." if self.many else ""
-        words = (PROGRAM, vms, self.verb, self.arguments, options)
+        words = (PROGRAM.name, vms, self.verb, self.arguments, options)
         return " ".join(word for word in words if word)
 
     def accepts(self, count: int) -> bool:
@@ -138,10 +167,11 @@ class Command(PlainRecord):
 COMMANDS: tuple[Command, ...] = (
     Command(
         "list",
-        "List the running VMs with their PIDs, then all VMs. The default without a verb.",
+        "List all VMs, those that run first. The default without a verb. -o picks columns: name, state, cpu,\n"
+        "memory, disk, up, address, note, pid.",
         "List",
         "inspect.list_vms",
-        options=(JSON,),
+        options=(COLUMNS, NO_HEADER, JSON),
     ),
     Command("help", "Show all verbs, or one.", "", "help.run", arguments="[verb]..."),
     Command(
@@ -296,10 +326,10 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "info",
-        "Show everything known about the VM, including the full QEMU command line.",
+        "Show everything known about the VM.",
         "Info",
         "inspect.info",
-        options=(JSON,),
+        options=(COMMAND, JSON),
         many=True,
     ),
     Command(
@@ -509,7 +539,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "completion",
-        "Print the completion script of a shell: source <(vmess completion bash). The script itself\n"
+        "Print the completion script of a shell: source <(vmessctl completion bash). The script itself\n"
         "calls words, with the number of the word at the cursor and all words.",
         "",
         "completion.run",

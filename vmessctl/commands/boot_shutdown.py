@@ -113,7 +113,7 @@ class _Progress:
             warn(f"{PROGRAM}: {vm}: {printable(line)}")
             self._statuses.append(progress["status"] or 1)
         else:
-            tell(f"{vm}: {line}")
+            tell(line and f"{vm}: {line}")
             self._statuses.append(FORCED if progress["forced"] else DONE)
 
     def _report_waiting(self) -> None:

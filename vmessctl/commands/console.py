@@ -185,7 +185,7 @@ def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
         return
     shown = f"the last {size_shown(len(history))} of " if len(history) < printed else ""
     sys.stderr.write(
-        f"[{vm}: {shown}{size_shown(printed)} printed so far; all of it: vmess {vm} console --log]\r\n"
+        f"[{vm}: {shown}{size_shown(printed)} printed so far; all of it: {PROGRAM} {vm} console --log]\r\n"
     )
     sys.stderr.flush()
     # Without queries to the terminal: the guest would get their answers a second time.

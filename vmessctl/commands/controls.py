@@ -7,8 +7,10 @@ import sys
 import time
 
 from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
-from vmessctl.output.terminal import confirmed, emit, for_each, say, warn
+from vmessctl.output.phrases import about, phrase
+from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
 from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted
 from vmessd.core.settings import LOCK, STROKE_TIME
 
@@ -32,6 +34,7 @@ def _call(invocation: Invocation, extra_time: float = 0.0, **parameters: object)
     def work(client: Client, vm: str) -> int:
         client.wait_longer(extra_time)
         emit(invocation, client.call(invocation.command.method, vm=vm, **parameters), vm)
+        tell(about(vm, phrase(invocation.command.verb), several=False))
         return DONE
 
     return for_each(invocation, work)
@@ -72,7 +75,9 @@ def screenshot(invocation: Invocation) -> int:
     (vm,), named = invocation.vms, invocation.arguments
     file = named[0] if named else f"{vm}-{time.strftime('%Y%m%d-%H%M%S')}.png"
     if file == "-" and sys.stdout.isatty():
-        raise InvalidValue("a PNG picture cannot be shown on a terminal", hint=f"vmess {vm} screenshot FILE")
+        raise InvalidValue(
+            "a PNG picture cannot be shown on a terminal", hint=f"{PROGRAM} {vm} screenshot FILE"
+        )
     client = connect(invocation)
     client.call("Screenshot", vm=vm)
     picture = client.descriptors(1)[0]
@@ -116,6 +121,7 @@ def unlock(invocation: Invocation) -> int:
             warn(f"{vm} remains locked")
             return Failed.status
         emit(invocation, client.call("Unlock", vm=vm), vm)
+        tell(about(vm, phrase("unlock"), several=False))
         return DONE
 
     return for_each(invocation, work)

@@ -8,6 +8,7 @@ import sys
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.output import rendering
+from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
 from vmessd.core import names
 from vmessd.core.errors import DONE, AlreadyRunning, InvalidValue, printable, quoted, shell_line
@@ -26,7 +27,7 @@ def make(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         reply = client.call("Make", vm=vm)
         emit(invocation, reply, vm)
-        tell(rendering.made(reply))
+        tell(about(vm, phrase("made", path=printable(reply["path"])), several=False))
         return DONE
 
     return for_each(invocation, work)
@@ -44,8 +45,10 @@ def change(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         reply = client.call("Set", vm=vm, setting=verb, value=value)
         emit(invocation, reply, vm)
+        done = phrase("set", verb=verb, value=printable("none" if value is None else value))
+        tell(about(vm, done, several=False))
         if reply["note"]:
-            say(printable(reply["note"]))
+            say(command(printable(reply["note"])))
         return DONE
 
     return for_each(invocation, work)
@@ -66,9 +69,10 @@ def remove(invocation: Invocation) -> int:
     """Delete VMs, after confirmation on a terminal."""
     sure = verbs.YES.flag in invocation.options
     if not sure and not sys.stdin.isatty():
+        line = shell_line([PROGRAM.name, *invocation.vms, "rm", verbs.YES.flag])
         raise InvalidValue(
             "rm deletes all files of a VM, and there is no terminal on which to ask",
-            hint=f"to delete without asking: {shell_line([PROGRAM, *invocation.vms, 'rm', verbs.YES.flag])}",
+            hint=f"to delete without asking: {line}",
         )
 
     def work(client: Client, vm: str) -> int:
@@ -84,8 +88,9 @@ def remove(invocation: Invocation) -> int:
             return 1
         reply = client.call("Remove", vm=vm)
         emit(invocation, reply, vm)
+        tell(about(vm, phrase("rm"), several=False))
         if reply["note"]:
-            say(printable(reply["note"]))
+            say(command(printable(reply["note"])))
         return DONE
 
     return for_each(invocation, work)

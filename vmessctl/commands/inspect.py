@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
-from vmessctl.output import rendering
-from vmessctl.output.terminal import say, show, show_each
+from vmessctl.output import phrases, rendering
+from vmessctl.output.terminal import emit, output_width, say, show, show_each
 from vmessd.core.errors import DONE, NotRunning
 
 TYPE_CHECKING = False
@@ -15,32 +16,61 @@ if TYPE_CHECKING:
 
 
 def list_vms(invocation: Invocation) -> int:
-    """List the running VMs, then all."""
+    """List all VMs: in the words of the original, or as a table; count the directories that are not VMs."""
     client = connect(invocation)
     reply = client.call("List")
-    show(invocation, reply, rendering.listing)
     others = reply.get("others")
+    if verbs.JSON.flag in invocation.options:
+        more = {vm["name"]: vm for vm in client.call("Overview")["vms"]}
+        emit(invocation, {**reply, "vms": [more.get(vm["name"], {}) | vm for vm in reply["vms"]]})
+    elif phrases.are_terse() or {verbs.COLUMNS.flag, verbs.NO_HEADER.flag} & set(invocation.options):
+        _print_table(invocation)
+    else:
+        show(invocation, reply, rendering.listing)
     if others and verbs.JSON.flag not in invocation.options:
         say(rendering.not_vms(others))
     client.close()
     return DONE
 
 
+def _print_table(invocation: Invocation) -> None:
+    """Print all VMs as a table, which fits into the terminal unless its columns were picked."""
+    from vmessctl.output import list_table  # noqa: PLC0415 -- status and info do not need it
+
+    picked = invocation.options.get(verbs.COLUMNS.flag)
+    columns = list_table.COLUMNS if picked is None else list_table.chosen(picked)
+    client = connect(invocation)
+    vms = client.call("Overview")["vms"]
+    client.close()
+    if vms:
+        width = output_width() if picked is None else None
+        header = verbs.NO_HEADER.flag not in invocation.options
+        print("\n".join(list_table.lines(vms, columns, width, header=header)))
+    else:
+        say(f"no VMs yet; make one: {PROGRAM} newvm make")
+
+
 def status(invocation: Invocation) -> int:
     """Show whether VMs run; the exit status says so as well."""
 
     def work(reply: Reply, vm: str) -> int:
-        show(invocation, reply, rendering.status, vm)
+        several = len(invocation.vms) > 1
+        show(invocation, reply, rendering.status if several else lambda it: rendering.status_line(it, vm), vm)
         return NotRunning.status if rendering.is_off(reply["status"]) else DONE
 
     return show_each(invocation, work)
 
 
 def info(invocation: Invocation) -> int:
-    """Show everything known about VMs."""
+    """Show everything known about VMs, or QEMU's command lines alone."""
+    only_command = verbs.COMMAND.flag in invocation.options
+    verbose = verbs.VERBOSE.flag in invocation.options
+
+    def full(reply: Reply) -> str:
+        return rendering.info(reply, verbose=verbose)
 
     def work(reply: Reply, vm: str) -> int:
-        show(invocation, reply, rendering.info, vm)
+        show(invocation, reply, rendering.command if only_command else full, vm)
         return DONE
 
     return show_each(invocation, work)

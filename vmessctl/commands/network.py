@@ -1,4 +1,4 @@
-"""The verbs for interfaces of VMs and bridges of the host. Reports are in the words of the original script."""
+"""The verbs for interfaces of VMs and bridges of the host."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
+from vmessctl.output import phrases
+from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, for_each, say, show, show_each, tell, warn
 from vmessd.core import names
 from vmessd.core.errors import DONE, InvalidValue, TimedOut, printable, quoted, shell_line
@@ -18,26 +20,8 @@ if TYPE_CHECKING:
 
     from vmessctl.client import Client, Reply
 
-STEPS = {
-    StepKind.persistent: "Set '{link}' persistent and owned by uid {uid}",
-    StepKind.nonpersistent: "Set '{link}' nonpersistent",
-    StepKind.making: "Making a VLAN: {link}",
-    StepKind.exists: "Making a VLAN: {link}",
-    StepKind.preparing: "preparing a TAP interface {link}",
-    StepKind.subinterface: "[{link}]: Ethernet sub-interface",
-    StepKind.pair: "[{link}]: one end of a pair",
-    StepKind.vxlan: "[{link}]: VXLAN main interface",
-    StepKind.existing: "[{link}]: Ethernet interface",
-    StepKind.deleted: "Deleted {link}",
-}
-ASIDES = {
-    StepKind.exists: "device {link} already exists; can't create bridge with the same name",
-    StepKind.down: "bridge {link} is down and passes no frames: ip link set {link} up",
-    StepKind.waiting: "{link} is in no bridge, so its VLANs carry no frames: vmess net vlan BRIDGE {link}",
-    StepKind.dropped: "no longer forwarded: {link}",
-    StepKind.pending: "{link}: pending: the guest has not released it; "
-    "it goes when the guest does so or the VM stops",
-}
+ASIDES = (StepKind.exists, StepKind.down, StepKind.waiting, StepKind.dropped, StepKind.pending)
+"""Steps with a remark, on standard error."""
 QUIETLY = (StepKind.persistent, StepKind.preparing, StepKind.exists)
 """Steps that are not reported when one interface moves to another bridge."""
 
@@ -47,11 +31,13 @@ def _tell(invocation: Invocation, reply: Reply, vm: str = "", leave_out: Sequenc
     emit(invocation, reply, vm)
     steps = reply["steps"]
     for step in steps:
-        values = {"link": printable(step["link"]), "uid": step["uid"]}
-        if step["step"] in STEPS and step["step"] not in leave_out:
-            tell(STEPS[step["step"]].format_map(values))
-        if step["step"] in ASIDES and step["step"] not in leave_out:
-            (warn if step["step"] == StepKind.pending else say)(ASIDES[step["step"]].format_map(values))
+        kind, link = step["step"], printable(step["link"])
+        if kind in leave_out:
+            continue
+        if kind in phrases.PHRASES:
+            tell(phrase(kind, link=link, uid=step["uid"]))
+        if kind in ASIDES:
+            (warn if kind == StepKind.pending else say)(phrase(f"aside {kind}", link=link))
     return TimedOut.status if any(step["step"] == StepKind.pending for step in steps) else DONE
 
 
@@ -75,11 +61,14 @@ def _interface(invocation: Invocation, text: str) -> int:
 
 def ifadd(invocation: Invocation) -> int:
     """Set the number of NICs of VMs (0 for ifdel) and connect them."""
-    count, *wires = invocation.arguments or ("0",)
-    parameters = {"count": _number(invocation, count, "number of NICs"), "wires": list(wires)}
+    text, *wires = invocation.arguments or ("0",)
+    count = _number(invocation, text, "number of NICs")
 
     def work(client: Client, vm: str) -> int:
-        return _tell(invocation, client.call("SetNics", vm=vm, **parameters), vm)
+        status = _tell(invocation, client.call("SetNics", vm=vm, count=count, wires=list(wires)), vm)
+        shown = ", ".join(map(printable, [*wires, *["-"] * (count - len(wires))]))
+        tell(about(vm, phrase("ifadd" if count else "ifdel", wires=shown), several=False))
+        return status
 
     return for_each(invocation, work)
 
@@ -90,7 +79,10 @@ def connect_interface(invocation: Invocation) -> int:
     interface = _interface(invocation, number)
 
     def work(client: Client, vm: str) -> int:
-        return _tell(invocation, client.call("Connect", vm=vm, interface=interface, wire=wire), vm, QUIETLY)
+        reply = client.call("Connect", vm=vm, interface=interface, wire=wire)
+        status = _tell(invocation, reply, vm, QUIETLY)
+        _tell_done(invocation, vm, number=interface, wire=printable(wire))
+        return status
 
     return for_each(invocation, work)
 
@@ -111,7 +103,7 @@ def ifstat(invocation: Invocation) -> int:
 def wiring(vm: str, reply: Reply) -> str:
     """Return the ifadd command that recreates the connections of a VM."""
     wires = [nic["wire"] for nic in reply["nics"] if not nic["leaving"]]
-    return shell_line([PROGRAM, vm, "ifadd", str(len(wires)), *wires])
+    return shell_line([PROGRAM.name, vm, "ifadd", str(len(wires)), *wires])
 
 
 def cable(invocation: Invocation) -> int:
@@ -123,6 +115,7 @@ def cable(invocation: Invocation) -> int:
 
     def work(client: Client, vm: str) -> int:
         _note(invocation, client.call("Cable", vm=vm, interface=interface, on=word == "on"), vm)
+        _tell_done(invocation, vm, number=interface, word="plugged in" if word == "on" else "pulled")
         return DONE
 
     return for_each(invocation, work)
@@ -136,16 +129,22 @@ def mac(invocation: Invocation) -> int:
 
     def work(client: Client, vm: str) -> int:
         _note(invocation, client.call("Mac", vm=vm, interface=interface, mac=mac), vm)
+        _tell_done(invocation, vm, number=interface, word=printable(address))
         return DONE
 
     return for_each(invocation, work)
+
+
+def _tell_done(invocation: Invocation, vm: str, **values: object) -> None:
+    """Report what a verb did to a VM."""
+    tell(about(vm, phrase(invocation.command.verb, **values), several=False))
 
 
 def _note(invocation: Invocation, reply: Reply, vm: str) -> None:
     """Print the note on a change, if there is one."""
     emit(invocation, reply, vm)
     if note := reply.get("note"):
-        say(printable(note))
+        say(command(printable(note)))
 
 
 def forward(invocation: Invocation) -> int:
@@ -156,6 +155,7 @@ def forward(invocation: Invocation) -> int:
 
     def work(client: Client, vm: str) -> int:
         emit(invocation, client.call("Forward", vm=vm, interface=interface, **ports), vm)
+        _tell_done(invocation, vm, number=interface, word=printable(text))
         return DONE
 
     return for_each(invocation, work)
@@ -211,7 +211,7 @@ def net_show(invocation: Invocation) -> int:
     reply = client.call("NetShow")
     client.close()
     if verbs.JSON.flag not in invocation.options:
-        say("Network connections per-segment:")
+        say(phrase("segments"))
         sys.stderr.flush()
     show(invocation, reply, segments)
     return DONE
@@ -222,9 +222,9 @@ def segments(reply: Reply) -> str:
     lines = []
     for segment in reply["segments"]:
         if segment["bridge"] is None:
-            lines += [shell_line([PROGRAM, "net", "add", port]) for port in segment["ports"]]
+            lines += [shell_line([PROGRAM.name, "net", "add", port]) for port in segment["ports"]]
         else:
-            line = shell_line([PROGRAM, "net", "vlan", segment["bridge"], *segment["ports"]])
+            line = shell_line([PROGRAM.name, "net", "vlan", segment["bridge"], *segment["ports"]])
             lines.append(f"{line}{_whose(segment)}")
     return "\n".join(lines)
 
@@ -238,7 +238,10 @@ def _whose(segment: Reply) -> str:
 
 def net_add(invocation: Invocation) -> int:
     """Create an interface."""
-    return _net(invocation, interface=invocation.arguments[0])
+    (interface,) = invocation.arguments
+    status = _net(invocation, interface=interface)
+    tell(phrase("net add", interface=printable(interface)))
+    return status
 
 
 def net_delete(invocation: Invocation) -> int:
@@ -262,7 +265,10 @@ def _net(invocation: Invocation, **parameters: object) -> int:
 def net_vlan(invocation: Invocation) -> int:
     """Add interfaces to a bridge."""
     bridge, *interfaces = invocation.arguments
-    return _net(invocation, bridge=bridge, interfaces=interfaces)
+    status = _net(invocation, bridge=bridge, interfaces=interfaces)
+    ports = ", ".join(map(printable, interfaces))
+    tell(phrase("net vlan" if interfaces else "net vlan alone", bridge=printable(bridge), ports=ports))
+    return status
 
 
 def net_ignore(invocation: Invocation) -> int:
@@ -270,6 +276,7 @@ def net_ignore(invocation: Invocation) -> int:
     client = connect(invocation)
     if invocation.arguments:
         client.call("NetIgnore", name=invocation.arguments[0])
+        tell(phrase("net ignore", name=printable(invocation.arguments[0])))
     else:
         show(invocation, client.call("NetIgnored"), lambda reply: "\n".join(map(printable, reply["names"])))
     client.close()

@@ -9,6 +9,7 @@ from vmessctl import client as wire
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.output import rendering
+from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import can_redraw, complain, emit, is_live, say, status_lines, tell, warn
 from vmessd.core import settings
 from vmessd.core.errors import (
@@ -21,6 +22,7 @@ from vmessd.core.errors import (
     VmessError,
     printable,
     quoted,
+    shell_line,
     worst,
 )
 from vmessd.core.words import Reason
@@ -215,25 +217,28 @@ def _status_line(watch: _Watch) -> tuple[str, str]:
     return rendering.rung_colour(progress), f"{watch.vm}: {rendering.under_way(progress, elapsed)}"
 
 
-def _prefix(invocation: Invocation, vm: str) -> str:
-    return f"{vm}: " if len(invocation.vms) > 1 else ""
+def _tell(invocation: Invocation, vm: str, text: str) -> None:
+    tell(about(vm, text, several=len(invocation.vms) > 1))
 
 
 def start(invocation: Invocation) -> int:
     """Start VMs and wait until they run; return the exit status."""
     live = is_live(invocation)
+    begun = "begun verbosely" if verbs.VERBOSE.flag in invocation.options else "begun"
+    started = "started live" if live else "started"
     at_once = settings.at_once(invocation.options.get(verbs.AT_ONCE.flag, str(settings.AT_ONCE_MAX)))
 
     def show(watch: _Watch, progress: Reply) -> int | None:
         emit(invocation, {"progress": progress}, watch.vm)
-        text = ""
-        if live and progress["done"]:
-            text = rendering.started(progress)
-        elif not live and watch.progress is None and progress["command"]:
-            text = rendering.starting(progress)
-        if text:
+        texts = []
+        if watch.progress is None and progress["command"] and not live:
+            texts.append(phrase(begun, command=shell_line(progress["command"])))
+        if progress["done"]:
+            accel = rendering.accelerator(progress)
+            texts.append(phrase(started, pid=progress["pid"], accel=accel))
+        for text in filter(None, texts):
             status_lines.clear()
-            tell(_prefix(invocation, watch.vm) + text)
+            _tell(invocation, watch.vm, text)
         return DONE if progress["done"] else None
 
     vms = _Round(invocation, {}, show, at_once)
@@ -262,11 +267,12 @@ def stop(invocation: Invocation) -> int:
         emit(invocation, {"progress": progress}, watch.vm)
         status_lines.clear()
         if progress["note"] and before is None:
-            say(printable(progress["note"]))
+            say(command(printable(progress["note"])))
         if not live:
-            _show_step(_prefix(invocation, watch.vm), watch, progress)
+            _show_step(invocation, watch, progress)
         elif progress["done"] and not progress["forced"]:
-            tell(f"{watch.vm}: {printable(progress['text'] or 'VM not running')}")
+            text = printable(progress["text"] or phrase("off", aside=""))
+            _tell(invocation, watch.vm, phrase("stopped live", text=text))
         return _stop_status(watch, progress)
 
     vms = _Round(invocation, {"force": bool(invocation.arguments)}, show, FOLLOWED_MAX)
@@ -285,19 +291,22 @@ def stop(invocation: Invocation) -> int:
     return worst([vms.status(), *statuses])
 
 
-def _show_step(prefix: str, watch: _Watch, progress: Reply) -> None:
+def _show_step(invocation: Invocation, watch: _Watch, progress: Reply) -> None:
     """Print a step of a stop on its own line."""
     if watch.progress is None and progress["pid"]:
-        tell(prefix + rendering.stopping(progress))
+        asked = verbs.NO_WAIT.flag in invocation.options
+        _tell(invocation, watch.vm, phrase("stop asked" if asked else "stopping", pid=progress["pid"]))
     elif not progress["done"]:
         say(f"{watch.vm}: {rendering.escalation(progress)}")
+    if progress["done"] and not progress["forced"]:
+        _tell(invocation, watch.vm, phrase("stopped"))
 
 
 def _stop_status(watch: _Watch, progress: Reply) -> int | None:
     """Return the exit status at the end of a stop, None before the end."""
     if progress["done"] and progress["forced"]:
         how = f": {progress['rung']}" if progress["rung"] else ""
-        warn(f"{watch.vm}: had to use force{how}")
+        warn(f"{watch.vm}: {phrase('forced', how=how)}")
         return FORCED
     return DONE if progress["done"] else None
 

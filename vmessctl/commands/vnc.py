@@ -6,6 +6,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import connect
 from vmessctl.commands.start_stop import seconds
+from vmessctl.output.phrases import about, phrase
 from vmessctl.output.terminal import show
 from vmessd.core.errors import DONE, InvalidValue, quoted
 
@@ -25,18 +26,16 @@ def run(invocation: Invocation) -> int:
     client = connect(invocation)
     reply = client.call("Vnc", vm=vm, **parameters)
     client.close()
-    show(invocation, reply, invitation, vm)
+    show(invocation, reply, lambda reply: about(vm, invitation(reply), several=False), vm)
     return DONE
 
 
 def invitation(reply: Reply) -> str:
-    """Return the original's line, with the address unless it is a loopback address."""
+    """Return where a viewer can connect; the original names the port alone for a loopback address."""
     address, port = reply["relay"]["address"], reply["relay"]["port"]
-    if address.startswith("127.") or address == "::1":
-        where = str(port)
-    else:
-        where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    return f"Please VNC to {where} to connect to this VM console"
+    whole = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    is_loopback = address.startswith("127.") or address == "::1"
+    return phrase("vnc", where=port if is_loopback else whole, whole=whole)
 
 
 def _port(invocation: Invocation) -> int | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from vmessctl.cli.verbs import PROGRAM
+from vmessctl.output import phrases
+from vmessctl.output.phrases import phrase
 from vmessd.core.errors import printable, shell_line
 from vmessd.core.names import VNC_PORT
 from vmessd.core.settings import CPU, size_shown
@@ -56,7 +59,7 @@ def _condition(status: Reply) -> str:
         State.unresponsive: "unresponsive: QEMU does not answer",
         State.paused: _paused(status["runstate"]),
     }.get(status["state"])
-    more = f"; vmess {status['name']} why" if status["runstate"] == Runstate.internal_error else ""
+    more = f"; {PROGRAM} {status['name']} why" if status["runstate"] == Runstate.internal_error else ""
     remarks = dict.fromkeys(text for text in (f"{words}{more}" if words else "", problem) if text)
     return f" ({'; '.join(remarks)})" if remarks else ""
 
@@ -69,15 +72,21 @@ def _paused(runstate: str | None) -> str:
 
 
 def status(reply: Reply) -> str:
-    """Return the status of a VM in one line, in the words of the original."""
+    """Return the status of a VM in one line."""
     vm = reply["status"]
     if is_off(vm):
-        return f"VM not running{_off(vm)}"
+        return phrase("off", aside=_off(vm))
     if vm["state"] == State.starting:
-        return f"VM is starting, PID: {vm['pid']}" if vm["pid"] else "VM is starting"
+        return phrase("starting as", pid=vm["pid"]) if vm["pid"] else phrase("starting")
     if vm["state"] == State.held:
-        return f"VM counts as running{_condition(vm)}"
-    return f"VM is running, PID: {vm['pid']}{_condition(vm)}"
+        return phrase("held", aside=_condition(vm))
+    up = duration(vm.get("uptime") or 0)
+    return phrase("running", state=vm["state"], pid=vm["pid"], up=up, aside=_condition(vm))
+
+
+def status_line(reply: Reply, vm: str) -> str:
+    """Return the status of a VM in a line of its own."""
+    return phrases.about(vm, status(reply), several=False)
 
 
 def listing(reply: Reply) -> str:
@@ -104,15 +113,21 @@ def _up(status: Reply) -> str:
     return "held" if status["state"] == State.held else f"up {duration(status['uptime'] or 0)}"
 
 
-def info(reply: Reply) -> str:
-    """Return everything known about a VM, with the original's lines first and last."""
+def info(reply: Reply, *, verbose: bool = False) -> str:
+    """Return everything known about a VM, with the original's lines first and last.
+
+    `verbose` adds QEMU's command line, which the original always shows.
+    """
     vm = reply["info"]
     interfaces = [nic for nic in vm["nics"] if not nic["leaving"]]
-    lines = [f"Total number of interfaces: {len(interfaces)}", "Command for this VM"]
-    lines.append(f"  {shell_line(vm['command'])}" if vm["command"] else f"  none: {printable(vm['problem'])}")
+    lines = [phrase("interfaces", count=len(interfaces)), phrase("command title")]
+    if vm["command"]:
+        lines.append(phrase("command verbosely" if verbose else "command", command=shell_line(vm["command"])))
+    else:
+        lines.append(phrase("no command", problem=printable(vm["problem"])))
     if vm["display"]:
         where = f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)"
-        lines.append(f"{where}; to connect: vmess {vm['status']['name']} vnc")
+        lines.append(f"{where}; to connect: {PROGRAM} {vm['status']['name']} vnc")
     lines += [nic(interface) for interface in vm["nics"]]
     lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
     lines += [
@@ -120,7 +135,7 @@ def info(reply: Reply) -> str:
         for value in vm["settings"]
     ]
     remarks = [nic[key] for nic in vm["nics"] for key in ("difference", "duplicate") if nic.get(key)]
-    lines += [f"Note: {printable(remark)}" for remark in remarks]
+    lines += [f"Note: {phrases.command(printable(remark))}" for remark in remarks]
     if vm.get("kvm"):
         lines.append(f"Note: without KVM, which is slower: {printable(vm['kvm'])}")
     if vm["command"] and vm["problem"]:
@@ -128,8 +143,14 @@ def info(reply: Reply) -> str:
     elif vm["changed"]:
         lines.append("The running VM uses other settings; these take effect at its next start")
     lines.append(f"Serial console: {printable(vm['serial'])}")
-    lines.append(status(vm))
-    return "\n".join(lines)
+    now = status(vm)
+    lines = [phrase("info first", status=now), *lines, phrase("info last", status=now)]
+    return "\n".join(filter(None, lines))
+
+
+def command(reply: Reply) -> str:
+    """Return QEMU's command line of a VM, quoted for a shell; empty if there is none."""
+    return shell_line(reply["info"]["command"])
 
 
 def _effective(value: Reply, vm: Reply) -> str:
@@ -171,16 +192,6 @@ def _drive(drive: Reply) -> str:
     return f"{text}, {drive['read']} bytes read, {drive['written']} bytes written"
 
 
-def starting(progress: Reply) -> str:
-    """Return the original's line for a start."""
-    return f"Starting VM: {shell_line(progress['command'])}"
-
-
-def stopping(progress: Reply) -> str:
-    """Return the original's line for a stop."""
-    return f"Stopping VM PID {progress['pid']}"
-
-
 def rung(progress: Reply, elapsed: float) -> str:
     """Return the step of a stop that is in progress, and its duration."""
     if progress["rung"] == Rung.powerdown:
@@ -198,9 +209,9 @@ def under_way(progress: Reply, elapsed: float) -> str:
     return rung(progress, elapsed) if progress.get("rung") else f"starting, {elapsed:.0f} s"
 
 
-def started(progress: Reply) -> str:
-    """Return the line for a VM that has started."""
-    return f"VM is running, PID: {progress['pid']}"
+def accelerator(progress: Reply) -> str:
+    """Return the accelerator of a VM that has started, behind a comma; empty if vmessd does not tell it."""
+    return f", {progress['accel'].upper()}" if progress.get("accel") else ""
 
 
 def escalation(progress: Reply) -> str:
@@ -212,12 +223,12 @@ def escalation(progress: Reply) -> str:
 
 def fleet_step(progress: Reply) -> str:
     """Return the progress of one VM in a boot or shutdown of all."""
-    remark = f"; {printable(str(progress['text']))}" if progress["text"] else ""
-    return {
-        FleetStep.starting: "Starting VM",
-        FleetStep.running: started(progress),
-        FleetStep.stopping: f"{stopping(progress)}{remark}",
-    }.get(progress["step"]) or str(progress["text"] or "VM not running")
+    text, step = printable(str(progress["text"] or "")), progress["step"]
+    if step == FleetStep.failed:
+        return text
+    name = f"fleet {step}"
+    remark = f"; {text}" if text else ""
+    return phrase(name, pid=progress["pid"], remark=remark, note=text, text=text or phrase("off", aside=""))
 
 
 def patience(progress: Reply, elapsed: float) -> float:
@@ -229,16 +240,6 @@ def patience(progress: Reply, elapsed: float) -> float:
 def waiting(vm: str, progress: Reply, elapsed: float) -> str:
     """Return a VM that is being waited for: `r1 (power button, 12 s)`."""
     return f"{vm} ({progress['rung'] or 'start'}, {elapsed:.0f} s)"
-
-
-def made(reply: Reply) -> str:
-    """Return the original's lines for a new VM."""
-    return f"{serious(str(reply['path']))}\nOh, I see you are serious. Okay, I will proceed."
-
-
-def serious(path: str) -> str:
-    """Return the original's line for a VM that does not exist."""
-    return f"You need to create directory {printable(path)} if are serious about that VM - use vmess make"
 
 
 def event(reply: Reply, clock: str) -> str:

@@ -14,6 +14,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect, error_from_wire
 from vmessctl.environment import variable
+from vmessctl.output import phrases
 from vmessd.core import stdio
 from vmessd.core.errors import VmessError, worst
 
@@ -46,14 +47,14 @@ class hushed:  # noqa: N801 -- it reads as a statement: with hushed(...)
 
 
 def tell(text: str) -> None:
-    """Report what was done, on standard output."""
-    if not hushed.now:
+    """Report what was done, on standard output; an empty text is nothing to report."""
+    if text and not hushed.now:
         print(text, flush=True)
 
 
 def say(text: str) -> None:
-    """Print a remark on standard error."""
-    if not hushed.now:
+    """Print a remark on standard error; an empty text is no remark."""
+    if text and not hushed.now:
         warn(text)
 
 
@@ -72,9 +73,9 @@ complaints: list[VmessError] = []
 def complain(error: VmessError) -> int:
     """Print an error and its hint on one line each; return the exit status."""
     complaints.append(error)
-    warn(f"{PROGRAM}: {error.message}")
+    warn(f"{PROGRAM}: {phrases.message(error)}")
     if error.hint:
-        warn(f"  hint: {error.hint}")
+        warn(f"  hint: {phrases.command(error.hint)}")
     return error.status
 
 
@@ -117,7 +118,7 @@ def show_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> int:
 
 
 def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm: str = "") -> None:
-    """Print a reply: formatted by `text`, or as JSON with --json."""
+    """Print a reply: formatted by `text`, or as JSON with --json. Of several VMs, each line names its VM."""
     if verbs.JSON.flag in invocation.options:
         emit(invocation, reply, vm)
     elif shown := text(reply):
@@ -144,6 +145,13 @@ def confirmed(question: str) -> bool:
     if not answer:
         warn("")
     return answer.strip().lower() in ("y", "yes")
+
+
+def output_width() -> int | None:
+    """Return the width of the terminal that standard output is; None if it is not a terminal."""
+    if not sys.stdout.isatty():
+        return None
+    return posix.get_terminal_size(sys.stdout.fileno()).columns or 80
 
 
 def can_redraw() -> bool:

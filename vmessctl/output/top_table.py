@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from vmessctl.output import table
 from vmessctl.output.rendering import duration, is_off
+from vmessctl.output.table import GAP, Column
 from vmessd.core.plainrecord import PlainRecord
 
 TYPE_CHECKING = False
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     VM = Mapping[str, Any]
 
 UNITS = "KMGTPE"
-GAP = "  "
 
 
 def amount(number: float | None) -> str:
@@ -36,26 +37,6 @@ def percent(share: float | None) -> str:
     if share is None:
         return "-"
     return f"{100 * share:.1f}" if share < 9.9995 else f"{100 * share:.0f}"
-
-
-class Column(PlainRecord):
-    """One column."""
-
-    def __init__(
-        self,
-        title: str,
-        text: Callable[[VM], str],
-        importance: int,
-        width: int = 0,
-        left: bool = False,
-    ) -> None:
-        self.title = title
-        self.text = text
-        self.importance = importance
-        """On a narrow terminal, the columns of the lowest importance are dropped first, together."""
-        self.width = width
-        """Minimum width in characters, which keeps the table from moving."""
-        self.left = left
 
 
 COLUMNS = (
@@ -122,34 +103,9 @@ def arranged(vms: Sequence[VM], view: View) -> list[VM]:
     return known + sorted((vm for vm in shown if view.sort.value(vm) is None), key=lambda vm: not vm["pid"])
 
 
-def _fitting(vms: Sequence[VM], width: int | None) -> tuple[list[tuple[Column, int]], str]:
-    """Return the columns that fit into a width, each with its own width, and the gap between them."""
-    columns = [
-        (column, max([column.width, len(column.title), *(len(column.text(vm)) for vm in vms)]))
-        for column in COLUMNS
-    ]
-    while True:
-        taken = sum(wide for _, wide in columns)
-        for gap in (GAP, " "):
-            if width is None or taken + len(gap) * (len(columns) - 1) <= width or len(columns) == 1:
-                return columns, gap
-        least = min(column.importance for column, _ in columns)
-        columns = [(column, wide) for column, wide in columns if column.importance > least]
-
-
 def grid(vms: Sequence[VM], width: int | None = None) -> list[str]:
     """Return a line of titles and one for each VM, at most `width` long; None is no limit."""
-    columns, gap = _fitting(vms, width)
-
-    def line(texts: Sequence[str]) -> str:
-        cells = [
-            text.ljust(wide) if column.left else text.rjust(wide)
-            for (column, wide), text in zip(columns, texts, strict=True)
-        ]
-        return gap.join(cells).rstrip()[:width]
-
-    rows = [[column.text(vm) for column, _ in columns] for vm in vms]
-    return [line([column.title for column, _ in columns]), *(line(texts) for texts in rows)]
+    return table.grid(COLUMNS, vms, width)
 
 
 def _joined(words: Sequence[str], gap: str, width: int | None) -> str:

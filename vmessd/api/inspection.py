@@ -7,7 +7,7 @@ from asyncvarlink import LastResult, varlinkmethod
 
 from vmessd.api.caller import Caller
 from vmessd.core import refusals
-from vmessd.core.models.views import Aspect, Sample, VMView
+from vmessd.core.models.views import Aspect, Sample, VMOverview, VMView
 from vmessd.core.models.vms import Explanation, NotVMs, VMInfo, VMStatus
 from vmessd.supervisor.views import views
 from vmessd.vm.why import explain
@@ -30,6 +30,11 @@ class Inspection(Caller):
         `others` are directories there that are not VMs; null if there are none.
         """
         return Listed(vms=await self._supervisor.statuses(), others=self._supervisor.not_vms())
+
+    @varlinkmethod(return_parameter="vms")
+    async def Overview(self) -> list[VMOverview]:
+        """Return what a list shows of all VMs of the daemon's root, sorted by name."""
+        return await self._supervisor.overview()
 
     @varlinkmethod(return_parameter="status")
     async def Status(self, *, vm: str) -> VMStatus:

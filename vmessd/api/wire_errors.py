@@ -4,7 +4,7 @@ from typing import Any, TypedDict
 
 from asyncvarlink import TypedVarlinkErrorReply
 
-from vmessd.core.errors import ERRORS, VmessError
+from vmessd.core.errors import ERRORS, NoSuchVM, VmessError
 
 
 class _Parameters(TypedDict):
@@ -12,11 +12,16 @@ class _Parameters(TypedDict):
     hint: str | None
 
 
+class _OfMissingVM(_Parameters):
+    directory: str | None
+
+
 def _reply_type(error: type[VmessError]) -> type[TypedVarlinkErrorReply]:
     """Return the type of the wire format of an error."""
+    parameters = _OfMissingVM if error is NoSuchVM else _Parameters
     body: dict[str, Any] = {
         "name": error.wire_name(),
-        "__annotations__": {"parameters": _Parameters},
+        "__annotations__": {"parameters": parameters},
         "__doc__": error.__doc__,
     }
     return type(error.__name__, (TypedVarlinkErrorReply,), body)
@@ -28,4 +33,5 @@ REPLIES = {error: _reply_type(error) for error in ERRORS}
 
 def reply(error: VmessError) -> TypedVarlinkErrorReply:
     """Return an error in its wire format."""
-    return REPLIES[type(error)](message=error.message, hint=error.hint)
+    more = {"directory": error.directory} if isinstance(error, NoSuchVM) else {}
+    return REPLIES[type(error)](message=error.message, hint=error.hint, **more)

@@ -104,6 +104,7 @@ SERVICE = _look()
 METHODS: Mapping[str, Method] = {
     # All VMs
     "List": _look(),
+    "Overview": _look(),
     "Look": _look(),
     "Boot": Method(Effect.changes, Cost.fleet),
     "Shutdown": Method(Effect.ends, Cost.fleet),

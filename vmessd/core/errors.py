@@ -123,6 +123,11 @@ class NoSuchVM(VmessError):
 
     status = 4
 
+    def __init__(self, message: str, hint: str | None = None, directory: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.directory = directory
+        """The path where the directory would be; None if that is not what the message says."""
+
 
 class Unreachable(VmessError):
     """No daemon answers on the control socket."""

@@ -237,7 +237,7 @@ async def _is_connected(vm: str, run: QemuRun) -> bool:
     for chardev in found if isinstance(found, list) else []:
         if isinstance(chardev, Mapping) and chardev.get("label") == CHARDEV:
             return is_connected(chardev)
-    raise Failed(f"VM {vm} has no serial console", hint="VMs started by vmess have one")
+    raise Failed(f"VM {vm} has no serial console", hint="VMs that vmessd starts have one")
 
 
 async def _connect(machine: Machine, run: QemuRun) -> socket.socket:

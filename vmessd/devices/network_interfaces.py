@@ -129,6 +129,10 @@ class NetworkInterfaces:
 
         return macs_of
 
+    def known_macs(self) -> Mapping[int, str]:
+        """Return the MACs of the cards of the running QEMU, as far as they are known."""
+        return {} if self._is_off else dict(self.cards.macs())
+
     def _configured_macs(self) -> dict[int, str]:
         """Return the MACs of cards, by MACS and by the running QEMU; blocks. Raises BadFile."""
         noted: dict[int, str] = self._machine.home.read_setting(MACS) or {}

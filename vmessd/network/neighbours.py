@@ -42,6 +42,16 @@ def behind(port: int, mac: str, forwarding: Sequence[Neighbour]) -> list[str]:
     return [mac, *sorted(heard - {mac})[:STATIONS_MAX]]
 
 
+def best(addresses: Sequence[VMAddress]) -> list[str]:
+    """Return the known addresses without duplicates: first IPv4, then IPv6, then link-local ones."""
+
+    def order(address: str) -> int:
+        return 0 if ":" not in address else 2 if address.startswith("fe80:") else 1
+
+    known = dict.fromkeys(found.address for found in addresses if found.known)
+    return sorted(known, key=order)
+
+
 def of_interface(interface: int, mac: str, port: int, tables: Tables) -> list[VMAddress]:
     """Return the addresses behind a TAP; `port` is its index, `mac` the MAC of the network card."""
     stations = behind(port, mac, tables.forwarding)

@@ -78,6 +78,7 @@ class VMDirectory:
             raise NoSuchVM(
                 f"You need to create directory {self} if are serious about that VM - use vmess make",
                 hint=f"vmess {self.vm} make",
+                directory=str(self.path),
             ) from None
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):

@@ -7,7 +7,7 @@ import fcntl
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -30,6 +30,7 @@ from vmessd.core.errors import (
 )
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
+from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.models.wires import Step
 from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
@@ -48,6 +49,7 @@ from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
 from vmessd.supervisor.housekeeping import Housekeeping
 from vmessd.supervisor.leftovers import Leftovers
+from vmessd.supervisor.overview import Overviews
 from vmessd.supervisor.sampler import Sampler
 from vmessd.vm import adoption
 from vmessd.vm.host import Host
@@ -85,6 +87,7 @@ class Supervisor:
         self.root = root
         self.segments = Segments(host.network, root)
         self.sampler = Sampler(self.everyone, host.network)
+        self.overviews = Overviews(self.everyone, host)
         self.events = host.events
         self.consoles = Consoles(host.events)
         self.relays = Relays(host.events)
@@ -320,6 +323,14 @@ class Supervisor:
         moved = shell_line(["mv", str(self.root / first), str(self.root / better)]) if better else "rename it"
         hint = f"a VM is called by letters a-z and one digit: {moved}"
         return NotVMs(len(self._others), [printable(name) for name in self._others[:OTHERS_MAX]], hint)
+
+    async def overview(self) -> list[VMOverview]:
+        """Return a line for each VM, by name; raises Failed."""
+        return await self.overviews.all(self._macs)
+
+    def _macs(self, vm: str) -> Mapping[int, str]:
+        wires = self._wires.get(vm)
+        return wires.known_macs() if wires else {}
 
     # -- Changes --
 

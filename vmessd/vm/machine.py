@@ -271,7 +271,7 @@ class Machine(FailureRecovery):
     async def _take_on(self, message: EventMessage) -> None:
         if self._run is not None:
             record = self._run.launched.record
-            tell(self._starters, StartProgress(done=False, pid=record.pid, command=record.argv))
+            tell(self._starters, _progress(record, done=False))
             await self._converse(message)
 
     async def _delay(self, _message: EventMessage) -> None:
@@ -299,7 +299,7 @@ class Machine(FailureRecovery):
             return
         record = self._run.launched.record
         self._journal.started(record)
-        dismiss(self._starters, StartProgress(done=True, pid=record.pid, command=record.argv))
+        dismiss(self._starters, _progress(record, done=True))
 
     async def _hangs(self, _message: EventMessage) -> None:
         dismiss(self._starters, refusals.hanging(self.vm, self._run.pid if self._run else 0))
@@ -494,3 +494,8 @@ class Machine(FailureRecovery):
 
 async def _nothing() -> None:
     """Do nothing."""
+
+
+def _progress(record: RunRecord, *, done: bool) -> StartProgress:
+    """Return a step of the start of a QEMU."""
+    return StartProgress(done, record.pid, record.argv, record.accel)

@@ -98,8 +98,8 @@ class Daemon:
 
 
 def installed(scratch: pathlib.Path) -> pathlib.Path:
-    """Create a `vmess` like that of contrib/install, in which Python does not search for packages."""
-    launcher = scratch / "vmess"
+    """Create a `vmessctl` like that of contrib/install, in which Python does not search for packages."""
+    launcher = scratch / "vmessctl"
     launcher.write_text(
         f"#!/usr/bin/python3 -IS\nimport sys\nsys.path.append({str(CHECKOUT)!r})\n"
         "from vmessctl.__main__ import program\nprogram()\n"

@@ -94,7 +94,7 @@ class Vmess(Peer):
 
     def command(self, act: str, vm: str) -> list[str]:
         verb = act.removeprefix(PIPS)
-        program = self.launcher if verb == act else PROGRAMS / "vmess"
+        program = self.launcher if verb == act else PROGRAMS / "vmessctl"
         return [str(program), *{"list": ["list"], "force": [vm, "stop", "force"]}.get(verb, [vm, verb])]
 
     def serial(self, vm: str) -> pathlib.Path:

@@ -50,7 +50,7 @@ def one_nic(daemon: Daemon, scratch: pathlib.Path, runs: int, original: str | No
                 lambda: daemon.call("SetNics", vm="a0", count=0, wires=[]),
             ),
             "the same as pip installs it": (
-                lambda: quietly(PROGRAMS / "vmess", "a0", "ifadd", "1", "bench", env=environment),
+                lambda: quietly(PROGRAMS / "vmessctl", "a0", "ifadd", "1", "bench", env=environment),
                 lambda: daemon.call("SetNics", vm="a0", count=0, wires=[]),
             ),
         }

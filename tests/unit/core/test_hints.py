@@ -1,12 +1,14 @@
 """Every error says what to do next: in a hint, or in the line itself."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from vmessd.core.errors import ERRORS, InvalidValue
+from vmessd.core.names import GLOBAL_WORDS, VERBS
 
 ROOT = Path(__file__).parents[3]
 # A value that cannot be right is told what would be: the way out stands in the line.
@@ -86,6 +88,21 @@ FOUND = list(errors())
 def test_an_error_says_what_to_do_next(place: str, message: str, *, hint: bool) -> None:
     in_line = any(way in message for way in WAYS_OUT)
     assert hint or in_line or message.startswith(tuple(WITHOUT)), (place, message)
+
+
+def hints_of_the_daemon() -> Iterator[str]:
+    for path in sorted(ROOT.glob("vmessd/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg in ("hint", "instead"):
+                yield text(node.value)
+
+
+def test_the_daemon_calls_the_program_vmess_in_hints_and_nothing_else() -> None:
+    """The client replaces the word by the name by which it was called."""
+    following = [word for hint in hints_of_the_daemon() for word in re.findall(r"\bvmess (\S+)", hint)]
+    spoken = {*VERBS, *GLOBAL_WORDS, "{}", "{vm}", "newvm", "VM"}
+    assert len(following) > 30
+    assert {word.rstrip(",") for word in following} <= spoken
 
 
 def test_what_has_no_way_out_is_still_said() -> None:

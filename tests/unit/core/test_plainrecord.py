@@ -6,7 +6,8 @@ import pytest
 
 from vmessctl.cli.grammar import Step
 from vmessctl.cli.verbs import COMMANDS, Command, Invocation, Option
-from vmessctl.output.top_table import Column, Sort
+from vmessctl.output.table import Column
+from vmessctl.output.top_table import Sort
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.settings import Autostart, Drive, Setting
 

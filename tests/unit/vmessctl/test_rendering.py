@@ -6,6 +6,7 @@ import pytest
 from replies import nic
 
 from vmessctl.output import rendering
+from vmessctl.output.phrases import phrase
 
 # What is printed
 
@@ -218,9 +219,9 @@ def test_info_of_a_vm_that_is_off() -> None:
 
 
 def test_the_words_of_the_original() -> None:
-    assert rendering.starting({"command": ["kvm", "-m", "2G"]}) == "Starting VM: kvm -m 2G"
-    assert rendering.stopping({"pid": 5748}) == "Stopping VM PID 5748"
-    assert rendering.made({"path": "/home/ayourtch/vms/newvm0"}).splitlines() == [
+    assert phrase("begun", command="kvm -m 2G") == "Starting VM: kvm -m 2G"
+    assert phrase("stopping", pid=5748) == "Stopping VM PID 5748"
+    assert phrase("made", path="/home/ayourtch/vms/newvm0").splitlines() == [
         "You need to create directory /home/ayourtch/vms/newvm0 if are serious about that VM - use vmess make",
         "Oh, I see you are serious. Okay, I will proceed.",
     ]

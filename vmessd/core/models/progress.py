@@ -15,6 +15,8 @@ class StartProgress:
     done: bool
     pid: int | None
     command: list[str]
+    accel: str | None = None
+    """The accelerator: kvm or tcg."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from typing import Self
 
-from vmessd.core.errors import VmessError
+from vmessd.core.errors import NoSuchVM, VmessError
 from vmessd.core.lifecycle import State
 from vmessd.core.models.vms import Explanation, VMInfo, VMStatus
 from vmessd.core.models.wires import VMAddress, VMNic
@@ -28,11 +28,14 @@ class Refusal:
     """The name of the error in this interface, as a call for this VM alone would return it."""
     message: str
     hint: str | None
+    directory: str | None = None
+    """As in the error NoSuchVM."""
 
     @classmethod
     def of(cls, error: VmessError) -> Self:
         """Return the refusal for an error."""
-        return cls(error.wire_name(), error.message, error.hint)
+        directory = error.directory if isinstance(error, NoSuchVM) else None
+        return cls(error.wire_name(), error.message, error.hint, directory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,33 @@ class VMView:
     nics: list[VMNic] | None = None
     addresses: list[VMAddress] | None = None
     why: Explanation | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class VMOverview:
+    """One VM in a list of all. null: not known, for example because its files do not answer."""
+
+    name: str
+    state: State
+    pid: int | None
+    uptime: float | None
+    """Seconds since the start of QEMU."""
+    runstate: str | None
+    """The last runstate that QEMU reported."""
+    cpus: int | None
+    """Virtual processors: of the running QEMU, else of the next start."""
+    memory: int | None
+    """Memory of the guest in bytes, as for `cpus`."""
+    disk: int | None
+    """The size of its disks in bytes, without the CD-ROM."""
+    addresses: list[str]
+    """The addresses of its guest that the host knows, the best first."""
+    locked: bool | None
+    autostart: bool | None
+    pending: bool
+    """Settings were changed since the start; they take effect at the next start."""
+    problem: str | None
+    """What is wrong with it, or why a start would be refused."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,177 @@
+"""The list as a table: one line a VM, what is in force, what waits, and what is wrong."""
+
+import json
+import time
+
+import pytest
+from daemons import AS_VMESSCTL, Daemon, WiredDaemon, own, wait_for
+from terminals import on_terminal
+
+A, B, C = own("a"), own("b"), own("c")
+HEADER = ["NAME", "STATE", "CPU", "MEMORY", "DISK", "UP", "ADDRESS", "NOTE"]
+MAC = "02:11:9b:af:00:00"
+
+qemu = pytest.mark.qemu
+
+# vmessd for which the files of VMs do not answer while a mark is there.
+HANGING = """
+import os, time
+from vmessd.supervisor import overview
+real = overview._stamp
+
+def stamp(path, **how):
+    while os.path.exists({mark!r}):
+        time.sleep(0.05)
+    return real(path, **how)
+
+overview._stamp, overview.PATIENCE = stamp, 0.3
+from vmessd.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def rows(daemon: Daemon, *words: str) -> list[str]:
+    result = daemon.vmessctl("list", *words)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.splitlines()
+
+
+def row(daemon: Daemon, vm: str, columns: str) -> str:
+    """Return the columns of one VM, separated by one space."""
+    found = [line.split() for line in rows(daemon, "--no-header", "-o", f"name,{columns}")]
+    return " ".join(next(words for words in found if words[0] == vm)[1:])
+
+
+def test_without_vms_it_says_how_to_make_one(daemon: Daemon) -> None:
+    result = daemon.vmessctl()
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == "no VMs yet; make one: vmessctl newvm make\n"
+    assert daemon.vmessctl("list", "--json").stdout == '{"vms": []}\n'
+
+
+@qemu
+def test_running_vms_come_first_and_each_has_one_line(daemon: Daemon) -> None:
+    daemon.make(A)
+    daemon.make(B, SMP="2", AUTOSTART="on")
+    daemon.done(B, "hda", "1M", "start", "lock")
+    header, first, second = rows(daemon)
+    assert header.split() == HEADER
+    assert [word for word in first.split() if not word.isdecimal()] == [
+        *(B, "running", "16M", "1M", "s", "-", "locked,", "autostart")
+    ]
+    assert second.split() == [A, "stopped", "1", "16M", "-", "-", "-"]
+    assert rows(daemon, "-o", "pid,name")[1].split() == [str(daemon.status(B)["pid"]), B]
+
+
+@qemu
+def test_what_is_in_force_is_shown_and_that_something_waits(daemon: Daemon) -> None:
+    directory = daemon.make(A)
+    daemon.done(A, "start")
+    assert row(daemon, A, "memory,note") == "16M"
+    daemon.done(A, "ram", "32M")
+    assert row(daemon, A, "memory,note") == "16M restart pending"
+    (directory / "RAM").write_text("16M")
+    assert row(daemon, A, "memory,note") == "16M"
+    (directory / "RAM").write_text("64M")
+    assert row(daemon, A, "memory,note") == "16M restart pending"
+    daemon.done(A, "stop", "force", "start")
+    assert row(daemon, A, "memory,note") == "64M"
+
+
+def test_a_file_edited_by_hand_counts_at_once(daemon: Daemon) -> None:
+    directory = daemon.make(A)
+    for size in ("17M", "18M", "19M", "20M"):  # the length of the file stays the same
+        (directory / "RAM").write_text(size)
+        assert row(daemon, A, "memory") == size
+    time.sleep(2.5)
+    assert row(daemon, A, "memory") == "20M"
+    assert row(daemon, A, "memory") == "20M"
+    (directory / "RAM").write_text("21M")
+    assert row(daemon, A, "memory") == "21M"
+    (directory / "LOCK").touch()
+    assert row(daemon, A, "memory,note") == "21M locked"
+
+
+def test_nonsense_in_a_file_is_noted(daemon: Daemon) -> None:
+    directory = daemon.make(A, RAM="banana\x1b[2J")
+    assert row(daemon, A, "memory") == "-"
+    assert row(daemon, A, "note").startswith("RAM 'banana\\x1b[2J' is not a size")
+    (directory / "RAM").write_text("16M")
+    (directory / f"{A}-cdrom.iso").symlink_to("/nonexistent.iso")
+    assert f"{A}-cdrom.iso" in row(daemon, A, "note")
+    (directory / "AUTOSTART").mkdir()
+    assert "AUTOSTART" in row(daemon, A, "note")
+    (directory / "RAM").unlink()
+    (directory / "RAM").symlink_to("/etc/passwd")
+    assert "root:" not in "".join(rows(daemon))
+
+
+def test_json_has_what_it_had_and_the_columns_in_raw_units(daemon: Daemon) -> None:
+    daemon.make(A)
+    daemon.done(A, "hda", "1M")
+    for program in (daemon.vmess, daemon.vmessctl):
+        [vm] = json.loads(program("list", "--json").stdout)["vms"]
+        assert {key: vm[key] for key in ("name", "state", "pid", "last_exit", "memory", "disk", "cpus")} == {
+            "name": A,
+            "state": "stopped",
+            "pid": None,
+            "last_exit": None,
+            "memory": 16 * 2**20,
+            "disk": 2**20,
+            "cpus": 1,
+        }
+
+
+def test_as_vmess_it_stays_as_it_was_unless_columns_are_asked_for(daemon: Daemon) -> None:
+    daemon.make(A)
+    assert daemon.done("list").splitlines()[0] == "List of KVMs (with PIDs as in ps-ef):"
+    assert daemon.done("list", "-o", "name").splitlines() == ["NAME", A]
+
+
+def test_a_wrong_column_is_a_wrong_usage(daemon: Daemon) -> None:
+    result = daemon.vmessctl("list", "-o", "name,colour")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "vmessctl: -o 'colour' is not a column",
+        "  hint: -o takes name,state,cpu,memory,disk,up,address,note,pid",
+    ]
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_it_fits_into_the_terminal(daemon: Daemon, width: int) -> None:
+    daemon.make(A, RAM="x" * 200)
+    with on_terminal(daemon, "list", program=AS_VMESSCTL, size=(width, 24)) as screen:
+        assert screen.end() == 0
+    assert [line.split()[:2] for line in screen.said.splitlines()] == [["NAME", "STATE"], [A, "stopped"]]
+    assert max(map(len, screen.said.splitlines())) <= width
+
+
+def test_a_disk_that_does_not_answer_does_not_hide_the_states(daemon: Daemon) -> None:
+    mark = daemon.directory / "hang"
+    daemon.stop()
+    daemon.program = ("-c", HANGING.format(mark=str(mark)))
+    daemon.make(A)
+    daemon.start()
+    assert row(daemon, A, "state,memory") == "stopped 16M"
+    daemon.make(B)
+    mark.touch()
+    try:
+        for _ in range(2):
+            assert row(daemon, A, "state,memory") == "stopped 16M"
+            assert row(daemon, B, "state,memory") == "stopped -"
+    finally:
+        mark.unlink()
+    wait_for(lambda: row(daemon, B, "memory") == "16M", 10, "the files that answer again")
+
+
+@qemu
+def test_addresses_are_those_that_the_host_has_seen(wired: WiredDaemon) -> None:
+    vm = "newvm0"
+    wired.make(vm)
+    wired.done(vm, "ifadd", "2", "lab", "user")
+    wired.ip("address add 10.9.0.1/24 dev lab", f"neigh add 10.9.0.5 lladdr {MAC} dev lab nud reachable")
+    assert row(wired, vm, "address") == "-", "what is known of one that is off is of an earlier run"
+    wired.done(vm, "start")
+    assert row(wired, vm, "address,note") == "10.9.0.5"
+    [shown] = json.loads(wired.vmessctl("list", "--json").stdout)["vms"]
+    assert shown["addresses"] == ["10.9.0.5"]

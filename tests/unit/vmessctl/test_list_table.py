@@ -1,0 +1,80 @@
+"""The table of `list`: its columns, its order, and what fits into a terminal."""
+
+from typing import Any
+
+import pytest
+
+from vmessctl.output import list_table
+from vmessd.core.errors import InvalidValue
+
+
+def vm(name: str, state: str = "running", **more: object) -> dict[str, Any]:
+    on = state not in ("stopped", "waiting")
+    return {
+        "name": name,
+        "state": state,
+        "pid": 7 if on else None,
+        "uptime": 200.0 if on else None,
+        "runstate": "running" if on else None,
+        "cpus": 2,
+        "memory": 2**31,
+        "disk": 0,
+        "addresses": [],
+        "locked": False,
+        "autostart": False,
+        "pending": False,
+        "problem": None,
+        **more,
+    }
+
+
+VMS = [
+    vm("a0", "stopped", locked=True, autostart=True, disk=2**33),
+    vm("leaf12", addresses=["192.0.2.7", "fe80::1"], pending=True),
+    vm("b0", "paused", runstate="io-error", problem="hda: bad\x1b"),
+]
+
+
+def test_one_line_a_vm_those_that_run_first() -> None:
+    assert list_table.lines(VMS) == [
+        "NAME    STATE    CPU  MEMORY  DISK     UP  ADDRESS       NOTE",
+        "b0      paused     2      2G     -  3 min  -             io-error, hda: bad\\x1b",
+        "leaf12  running    2      2G     -  3 min  192.0.2.7 +1  restart pending",
+        "a0      stopped    2      2G    8G      -  -             locked, autostart",
+    ]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 132])
+def test_it_fits_into_the_terminal(width: int) -> None:
+    lines = list_table.lines(VMS, width=width)
+    assert all(len(line) <= width for line in lines)
+    assert [line.split()[0] for line in lines] == ["NAME", "b0", "leaf12", "a0"]
+    assert [line.split()[1] for line in lines] == ["STATE", "paused", "running", "stopped"]
+
+
+def test_a_long_note_is_cut_before_a_column_is_dropped() -> None:
+    long = list_table.lines([vm("a0", problem="x" * 500)], width=80)
+    assert long[0].endswith("NOTE")
+    assert "ADDRESS" in long[0]
+    assert "DISK" in long[0]
+    assert len(long[1]) == 80
+
+
+def test_what_is_not_known_is_a_dash() -> None:
+    unknown = dict.fromkeys(("cpus", "memory", "disk", "locked", "autostart", "uptime", "pid"))
+    [line] = list_table.lines([vm("a0", "stopped", **unknown)], header=False)
+    assert line.split() == ["a0", "stopped", *"-----"]
+
+
+def test_columns_are_picked_by_name() -> None:
+    columns = list_table.chosen("state,name,pid")
+    assert list_table.lines(VMS[:1], columns) == ["STATE    NAME  PID", "stopped  a0      -"]
+    assert list_table.lines(VMS[:1], columns, header=False) == ["stopped  a0      -"]
+
+
+@pytest.mark.parametrize("text", ["", "name,", "Name", "name state", "colour\x1b"])
+def test_a_wrong_column_is_refused(text: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        list_table.chosen(text)
+    assert caught.value.message.endswith("is not a column")
+    assert caught.value.hint == "-o takes name,state,cpu,memory,disk,up,address,note,pid"

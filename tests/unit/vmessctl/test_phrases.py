@@ -1,0 +1,139 @@
+"""The two vocabularies: their table, and which name selects which."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from vmessctl.cli.verbs import COMMANDS, ORIGINAL, PROGRAM, TERSE
+from vmessctl.output import phrases
+from vmessd.core.errors import Failed, NoSuchVM
+
+SEED = {
+    "running": "VM is running, PID: 5748",
+    "off": "VM not running",
+    "interfaces": "Total number of interfaces: 3",
+    "command title": "Command for this VM",
+    "command": "  kvm -m 2G",
+    "begun": "Starting VM: kvm -m 2G",
+    "stopping": "Stopping VM PID 5748",
+    "vnc": "Please VNC to 5900 to connect to this VM console",
+    "persistent": "Set 'newvm0e0' persistent and owned by uid 1000",
+    "nonpersistent": "Set 'newvm0e0' nonpersistent",
+    "making": "Making a VLAN: newvm0e0",
+    "preparing": "preparing a TAP interface newvm0e0",
+    "made": (
+        "You need to create directory /home/ayourtch/vms/newvm0 if are serious about that VM - use vmess make"
+        "\nOh, I see you are serious. Okay, I will proceed."
+    ),
+}
+"""Lines of the seed's transcripts."""
+TERSE_LINES = {
+    "started": "started (PID 5748, KVM)",
+    "stopped": "stopped",
+    "running": "running, PID 5748, up 3 min",
+    "making": "created bridge newvm0e0",
+    "begun": "",
+    "persistent": "",
+    "command": "",
+    "made": "made (/home/ayourtch/vms/newvm0)",
+}
+VALUES = {
+    "pid": 5748,
+    "aside": "",
+    "count": 3,
+    "command": "kvm -m 2G",
+    "where": 5900,
+    "link": "newvm0e0",
+    "uid": 1000,
+    "path": "/home/ayourtch/vms/newvm0",
+    "accel": ", KVM",
+    "state": "running",
+    "up": "3 min",
+    "whole": "127.0.0.1:5900",
+}
+
+
+@pytest.fixture
+def named() -> Iterator[None]:
+    yield
+    PROGRAM.name = ORIGINAL
+
+
+@pytest.mark.parametrize(("name", "line"), SEED.items(), ids=SEED)
+def test_vmess_speaks_as_in_the_transcripts_of_the_seed(name: str, line: str) -> None:
+    assert phrases.phrase(name, **VALUES) == line
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize(("name", "line"), TERSE_LINES.items(), ids=TERSE_LINES)
+def test_vmessctl_is_terse(name: str, line: str) -> None:
+    PROGRAM.name = TERSE
+    assert phrases.phrase(name, **VALUES) == line
+
+
+@pytest.mark.parametrize("name", phrases.PHRASES)
+def test_a_row_has_two_phrases_and_one_of_them_says_something(name: str) -> None:
+    original, terse = phrases.PHRASES[name]
+    assert original or terse or name in ("net vlan alone", "aside exists")
+    assert all(text.isprintable() for text in terse.splitlines())
+    assert "vmess " not in terse, "the name is a value"
+
+
+def test_every_verb_that_reports_says_in_one_line_what_it_did() -> None:
+    """The others are told step by step, or their phrases have names of their own."""
+    elsewhere = {"start", "stop", "boot", "shutdown", "make", "net delete", "net prune"}
+    reporting = {command.verb for command in COMMANDS if command.reports and command.method != "Set"}
+    assert {verb for verb in reporting if not phrases.PHRASES.get(verb, ("", ""))[1]} == elsewhere
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/usr/bin/vmess", "vmess"),
+        ("vmess", "vmess"),
+        ("/usr/bin/vmessctl", "vmessctl"),
+        ("/checkout/vmessctl/__main__.py", "vmessctl"),
+        ("/usr/bin/vm", "vmessctl"),
+        ("-c", "vmess"),
+        ("", "vmessctl"),
+        ("/vmess/", "vmessctl"),
+    ],
+)
+def test_the_path_of_the_program_says_how_it_was_called(path: str, name: str) -> None:
+    PROGRAM.be_called(path)
+    assert str(PROGRAM) == name
+
+
+@pytest.mark.usefixtures("named")
+def test_hints_of_the_daemon_name_the_program_that_was_called() -> None:
+    hint = "vmess newvm0 status, or vmess newvm0 stop force; see /home/vmess/vms and vmessd"
+    assert phrases.command(hint) == hint
+    PROGRAM.name = TERSE
+    assert phrases.command(hint) == hint.replace("vmess newvm0", "vmessctl newvm0")
+
+
+@pytest.mark.usefixtures("named")
+def test_a_vm_that_does_not_exist_is_named_in_both_vocabularies() -> None:
+    missing = NoSuchVM("You need to create ...", directory="/vms/newvm0\n")
+    assert phrases.message(missing) == "You need to create ..."
+    PROGRAM.name = TERSE
+    assert phrases.message(missing) == "no VM newvm0\\n: /vms/newvm0\\n does not exist"
+    assert phrases.message(NoSuchVM("VM newvm0 is gone")) == "VM newvm0 is gone"
+    assert phrases.message(Failed("no")) == "no"
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize(
+    ("name", "several", "line"),
+    [
+        ("vmess", False, "x"),
+        ("vmess", True, "a0: x"),
+        ("vmessctl", False, "a0: x"),
+        ("vmessctl", True, "a0: x"),
+    ],
+)
+def test_vmessctl_always_names_the_vm(name: str, line: str, *, several: bool) -> None:
+    PROGRAM.name = name
+    assert phrases.about("a0", "x", several=several) == line
+    assert phrases.about("a0", "", several=several) == ""

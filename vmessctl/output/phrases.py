@@ -1,0 +1,133 @@
+"""The phrases of both vocabularies, side by side. Pure.
+
+As `vmess`, the program answers in the words of the original; as `vmessctl`, it prints one line for each thing
+done. An empty phrase is not printed. Both phrases of a row may use the same values.
+"""
+
+from __future__ import annotations
+
+from vmessctl.cli.verbs import ORIGINAL, PROGRAM
+from vmessd.core.errors import NoSuchVM, printable
+from vmessd.core.words import StepKind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessd.core.errors import VmessError
+
+_SERIOUS = "You need to create directory {path} if are serious about that VM - use vmess make"
+
+PHRASES: dict[str, tuple[str, str]] = {
+    # Name: as vmess, as vmessctl.
+    # -- What a VM is --
+    "prefix": ("", "{vm}: "),
+    "off": ("VM not running{aside}", "stopped{aside}"),
+    "starting": ("VM is starting", "starting"),
+    "starting as": ("VM is starting, PID: {pid}", "starting (PID {pid})"),
+    "held": ("VM counts as running{aside}", "counts as running{aside}"),
+    "running": ("VM is running, PID: {pid}{aside}", "{state}, PID {pid}, up {up}{aside}"),
+    "info first": ("", "{status}"),
+    "info last": ("{status}", ""),
+    "interfaces": ("Total number of interfaces: {count}", ""),
+    "command title": ("Command for this VM", ""),
+    "command": ("  {command}", ""),
+    "command verbosely": ("  {command}", "Command: {command}"),
+    "no command": ("  none: {problem}", "Note: a start would be refused: {problem}"),
+    "vnc": (
+        "Please VNC to {where} to connect to this VM console",
+        "connect one VNC viewer to {whole}",
+    ),
+    "segments": ("Network connections per-segment:", ""),
+    # -- Its life --
+    "made": (
+        f"{_SERIOUS}\nOh, I see you are serious. Okay, I will proceed.",
+        "made ({path})",
+    ),
+    "no VM": ("{message}", "no VM {vm}: {path} does not exist"),
+    "begun": ("Starting VM: {command}", ""),
+    "begun verbosely": ("Starting VM: {command}", "{command}"),
+    "started": ("", "started (PID {pid}{accel})"),
+    "started live": ("VM is running, PID: {pid}", "started (PID {pid}{accel})"),
+    "stopping": ("Stopping VM PID {pid}", ""),
+    "stop asked": ("Stopping VM PID {pid}", "stopping (PID {pid})"),
+    "stopped": ("", "stopped"),
+    "stopped live": ("{text}", "stopped"),
+    "forced": ("had to use force{how}", "stopped, had to use force{how}"),
+    "fleet starting": ("Starting VM", ""),
+    "fleet running": ("VM is running, PID: {pid}", "started (PID {pid})"),
+    "fleet stopping": ("Stopping VM PID {pid}{remark}", "{note}"),
+    "fleet off": ("{text}", "stopped"),
+    # -- What was done by other verbs, under their names --
+    "set": ("", "{verb} {value}"),
+    "rm": ("", "deleted"),
+    "suspend": ("", "paused"),
+    "resume": ("", "resumed"),
+    "reset": ("", "reset"),
+    "sendkey": ("", "keys pressed"),
+    "ctrl-alt-delete": ("", "Ctrl-Alt-Delete pressed"),
+    "type": ("", "text typed"),
+    "lock": ("", "locked"),
+    "unlock": ("", "unlocked"),
+    "ifadd": ("", "interfaces: {wires}"),
+    "ifdel": ("", "no interfaces"),
+    "connect": ("", "interface {number} connected to {wire}"),
+    "cable": ("", "cable of interface {number} {word}"),
+    "mac": ("", "MAC of interface {number}: {word}"),
+    "forward": ("", "forward on interface {number}: {word}"),
+    "net vlan": ("", "connected to bridge {bridge}: {ports}"),
+    "net vlan alone": ("", ""),
+    "net add": ("", "created interface {interface}"),
+    "net ignore": ("", "{name} is hidden from net show"),
+    # -- Links: the steps of a change --
+    StepKind.persistent: ("Set '{link}' persistent and owned by uid {uid}", ""),
+    StepKind.nonpersistent: ("Set '{link}' nonpersistent", "deleted TAP {link}"),
+    StepKind.making: ("Making a VLAN: {link}", "created bridge {link}"),
+    StepKind.exists: ("Making a VLAN: {link}", ""),
+    StepKind.preparing: ("preparing a TAP interface {link}", ""),
+    StepKind.subinterface: ("[{link}]: Ethernet sub-interface", ""),
+    StepKind.pair: ("[{link}]: one end of a pair", ""),
+    StepKind.vxlan: ("[{link}]: VXLAN main interface", ""),
+    StepKind.existing: ("[{link}]: Ethernet interface", ""),
+    StepKind.deleted: ("Deleted {link}", "deleted {link}"),
+    # -- Remarks on links, on standard error --
+    "aside exists": ("device {link} already exists; can't create bridge with the same name", ""),
+    "aside down": 2 * ("bridge {link} is down and passes no frames: ip link set {link} up",),
+    "aside waiting": 2
+    * ("{link} is in no bridge, so its VLANs carry no frames: {program} net vlan BRIDGE {link}",),
+    "aside dropped": 2 * ("no longer forwarded: {link}",),
+    "aside pending": 2
+    * ("{link}: pending: the guest has not released it; it goes when the guest does so or the VM stops",),
+}
+
+
+def phrase(name: str, /, **values: object) -> str:
+    """Return a phrase in the vocabulary of the name by which the program was called; it may be empty."""
+    original, terse = PHRASES[name]
+    text = terse if are_terse() else original
+    return text.format_map({"program": PROGRAM, **values})
+
+
+def are_terse() -> bool:
+    """Tell whether the vocabulary is the terse one."""
+    return PROGRAM.name != ORIGINAL
+
+
+def about(vm: str, text: str, *, several: bool) -> str:
+    """Return a line about a VM, with its name where the vocabulary or the number of VMs requires that."""
+    prefix = f"{vm}: " if several else phrase("prefix", vm=vm)
+    return f"{prefix}{text}" if text else ""
+
+
+def command(text: str) -> str:
+    """Return a hint of the daemon with the name by which the program was called.
+
+    The daemon knows the program as `vmess`, and uses this word in hints for nothing else.
+    """
+    return " ".join(PROGRAM.name if word == ORIGINAL else word for word in text.split(" "))
+
+
+def message(error: VmessError) -> str:
+    """Return the message of an error."""
+    path = error.directory if isinstance(error, NoSuchVM) else None
+    if not path:
+        return error.message
+    return phrase("no VM", message=error.message, vm=printable(path.rpartition("/")[2]), path=printable(path))
