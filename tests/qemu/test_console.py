@@ -544,9 +544,8 @@ def test_c58_a_pipe_waits_as_long_as_it_is_told_and_counts_what_was_taken(daemon
     with piped(daemon, "--timeout", "0.5") as client:
         out, said = client.communicate(INPUT, timeout=10)
     assert (client.returncode, out) == (6, b"")
-    assert (
-        told(said) == f"vmess: {A}: QEMU took 1 of {len(INPUT)} bytes of the input, and no more within 0.5 s\n"
-    )
+    taken = f"QEMU took 1 of {len(INPUT)} bytes of the input, and no more within 0.5 s"
+    assert told(said) == f"vmessctl: {A}: {taken}\n"
     daemon.done(A, "resume")
     daemon.wait_guest(A, INPUT[:1])
     assert (daemon.root / A / "serial.log").read_bytes() == b"R" + INPUT[:1]
