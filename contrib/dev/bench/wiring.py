@@ -20,48 +20,19 @@ DOMAIN = (
 )
 
 
+Ways = dict[str, tuple[Callable[[], object], Callable[[], object]]]
+"""Commands that add a NIC, each with its name and with what takes the NIC away again."""
+PEERS = ("virsh attach-interface --config", "the original", "ip -batch")
+OURS = ("vmess a0 ifadd 1 bench", "the same as pip installs it", "one call on an open connection")
+
+
 def one_nic(daemon: Daemon, scratch: pathlib.Path, runs: int, original: str | None) -> None:
     """Measure one NIC added to an existing bridge, by commands in turn."""
     print(f"One NIC added and bridged, {runs} runs in turn:")
     daemon.call("Make", vm="a0")
     daemon.call("NetVlan", bridge="bench", interfaces=[])
-    batch = scratch / "one.batch"
-    batch.write_text(
-        "tuntap add benchtap mode tap user 0\nlink set benchtap master bench\nlink set benchtap up\n"
-    )
-    launcher = installed(scratch)
-    environment = daemon.environment
     with private_libvirt(scratch) as missing:
-        domain = scratch / "domain.xml"
-        domain.write_text(DOMAIN)
-        virsh = ["virsh", "attach-interface", "benchvm", "bridge", "bench", "--config"]
-        detach = ["virsh", "detach-interface", "benchvm", "bridge", "--config"]
-        ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "ip -batch": (
-                lambda: quietly("ip", "-batch", batch),
-                lambda: quietly("ip", "link", "del", "benchtap"),
-            ),
-            "one call on an open connection": (
-                lambda: daemon.call("SetNics", vm="a0", count=1, wires=["bench"]),
-                lambda: daemon.call("SetNics", vm="a0", count=0, wires=[]),
-            ),
-            "vmess a0 ifadd 1 bench": (
-                lambda: quietly(launcher, "a0", "ifadd", "1", "bench", env=environment),
-                lambda: daemon.call("SetNics", vm="a0", count=0, wires=[]),
-            ),
-            "the same as pip installs it": (
-                lambda: quietly(PROGRAMS / "vmessctl", "a0", "ifadd", "1", "bench", env=environment),
-                lambda: daemon.call("SetNics", vm="a0", count=0, wires=[]),
-            ),
-        }
-        if not missing:
-            quietly("virsh", "define", domain)
-            ways["virsh attach-interface --config"] = (lambda: quietly(*virsh), lambda: quietly(*detach))
-        if original:
-            ways["the original"] = (
-                lambda: quietly("sh", original, "a0", "ifadd", "1", "bench", env=environment),
-                lambda: quietly("ip", "link", "del", "a0e0"),
-            )
+        ways = ways_of_ours(daemon, scratch) | ways_of_peers(daemon, scratch, original, virsh=not missing)
         figures: dict[str, list[float]] = {way: [] for way in ways}
         for run in range(runs + 1):
             for way, (there, back) in ways.items():
@@ -69,17 +40,53 @@ def one_nic(daemon: Daemon, scratch: pathlib.Path, runs: int, original: str | No
                 back()
                 if run:  # the first run is a warm-up
                     figures[way].append(taken)
-        for way, times in figures.items():
-            show(way, times)
-        for peer in ("virsh attach-interface --config", "the original", "ip -batch"):
-            for way in (
-                "vmess a0 ifadd 1 bench",
-                "the same as pip installs it",
-                "one call on an open connection",
-            ):
-                if peer in figures:
-                    ratio = statistics.median(figures[way]) / statistics.median(figures[peer])
-                    print(f"    {way} / {peer}: {ratio:.2f}")
+    for way, times in figures.items():
+        show(way, times)
+    for peer in filter(figures.__contains__, PEERS):
+        for way in OURS:
+            ratio = statistics.median(figures[way]) / statistics.median(figures[peer])
+            print(f"    {way} / {peer}: {ratio:.2f}")
+
+
+def ways_of_ours(daemon: Daemon, scratch: pathlib.Path) -> Ways:
+    """Return the ways of vmess, by their names in `OURS`."""
+    words, environment = ("a0", "ifadd", "1", "bench"), daemon.environment
+    launcher = installed(scratch)
+
+    def back() -> object:
+        return daemon.call("SetNics", vm="a0", count=0, wires=[])
+
+    program, by_pip, call = OURS
+    return {
+        program: (lambda: quietly(launcher, *words, env=environment), back),
+        by_pip: (lambda: quietly(PROGRAMS / "vmess", *words, env=environment), back),
+        call: (lambda: daemon.call("SetNics", vm="a0", count=1, wires=["bench"]), back),
+    }
+
+
+def ways_of_peers(daemon: Daemon, scratch: pathlib.Path, original: str | None, *, virsh: bool) -> Ways:
+    """Return the ways of the others that are there, by their names in `PEERS`."""
+    batch, domain = scratch / "one.batch", scratch / "domain.xml"
+    batch.write_text(
+        "tuntap add benchtap mode tap user 0\nlink set benchtap master bench\nlink set benchtap up\n"
+    )
+    by_virsh, by_original, by_ip = PEERS
+    ways: Ways = {
+        by_ip: (lambda: quietly("ip", "-batch", batch), lambda: quietly("ip", "link", "del", "benchtap"))
+    }
+    if virsh:
+        domain.write_text(DOMAIN)
+        quietly("virsh", "define", domain)
+        attach = ("virsh", "attach-interface", "benchvm", "bridge", "bench", "--config")
+        detach = ("virsh", "detach-interface", "benchvm", "bridge", "--config")
+        ways[by_virsh] = (lambda: quietly(*attach), lambda: quietly(*detach))
+    if original:
+        script = ("sh", original, "a0", "ifadd", "1", "bench")
+        ways[by_original] = (
+            lambda: quietly(*script, env=daemon.environment),
+            lambda: quietly("ip", "link", "del", "a0e0"),
+        )
+    return ways
 
 
 def many(daemon: Daemon, scratch: pathlib.Path) -> None:
