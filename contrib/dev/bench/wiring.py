@@ -23,7 +23,7 @@ DOMAIN = (
 Ways = dict[str, tuple[Callable[[], object], Callable[[], object]]]
 """Commands that add a NIC, each with its name and with what takes the NIC away again."""
 PEERS = ("virsh attach-interface --config", "the original", "ip -batch")
-OURS = ("vmess a0 ifadd 1 bench", "the same as pip installs it", "one call on an open connection")
+OURS = ("vmessctl a0 ifadd 1 bench", "the same as pip installs it", "one call on an open connection")
 
 
 def one_nic(daemon: Daemon, scratch: pathlib.Path, runs: int, original: str | None) -> None:
