@@ -16,15 +16,15 @@ qemu = pytest.mark.qemu
 # vmessd for which the files of VMs do not answer while a mark is there.
 HANGING = """
 import os, time
-from vmessd.supervisor import overview
-real = overview._stamp
+from vmessd.supervisor import overview, readings
+real = readings._stamp
 
 def stamp(path, **how):
     while os.path.exists({mark!r}):
         time.sleep(0.05)
     return real(path, **how)
 
-overview._stamp, overview.PATIENCE = stamp, 0.3
+readings._stamp, overview.PATIENCE = stamp, 0.3
 from vmessd.__main__ import main
 raise SystemExit(main())
 """
@@ -70,10 +70,16 @@ def test_what_is_in_force_is_shown_and_that_something_waits(daemon: Daemon) -> N
     assert row(daemon, A, "memory,note") == "16M"
     daemon.done(A, "ram", "32M")
     assert row(daemon, A, "memory,note") == "16M restart pending"
+    assert daemon.vmessctl(A, "status").stdout.endswith(" (restart pending)\n")
+    assert "\nRAM: 16M (after restart: 32M)\n" in daemon.vmessctl(A, "info").stdout
+    assert json.loads(daemon.done(A, "status", "--json"))["status"]["pending"]
     (directory / "RAM").write_text("16M")
     assert row(daemon, A, "memory,note") == "16M"
     (directory / "RAM").write_text("64M")
     assert row(daemon, A, "memory,note") == "16M restart pending"
+    daemon.stop()
+    daemon.start()
+    assert row(daemon, A, "memory,note") == "16M restart pending", "the record of the run has what is in force"
     daemon.done(A, "stop", "force", "start")
     assert row(daemon, A, "memory,note") == "64M"
 
@@ -95,7 +101,10 @@ def test_a_file_edited_by_hand_counts_at_once(daemon: Daemon) -> None:
 def test_nonsense_in_a_file_is_noted(daemon: Daemon) -> None:
     directory = daemon.make(A, RAM="banana\x1b[2J")
     assert row(daemon, A, "memory") == "-"
-    assert row(daemon, A, "note").startswith("RAM 'banana\\x1b[2J' is not a size")
+    objection = "'banana\\x1b[2J' is not a size from 1M to 16T"
+    assert row(daemon, A, "note").startswith(f"RAM {objection}")
+    assert daemon.vmessctl(A, "status").stdout.startswith(f"{A}: stopped (RAM {objection}")
+    assert f"\nRAM: {objection}" in daemon.vmessctl(A, "info").stdout
     (directory / "RAM").write_text("16M")
     (directory / f"{A}-cdrom.iso").symlink_to("/nonexistent.iso")
     assert f"{A}-cdrom.iso" in row(daemon, A, "note")

@@ -11,6 +11,8 @@ from vmessd.core.errors import DONE, NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmessctl.cli.verbs import Invocation
     from vmessctl.client import Reply
 
@@ -18,30 +20,29 @@ if TYPE_CHECKING:
 def list_vms(invocation: Invocation) -> int:
     """List all VMs: in the words of the original, or as a table; count the directories that are not VMs."""
     client = connect(invocation)
-    reply = client.call("List")
-    others = reply.get("others")
+    as_table = phrases.are_terse() or {verbs.COLUMNS.flag, verbs.NO_HEADER.flag} & set(invocation.options)
     if verbs.JSON.flag in invocation.options:
+        reply = client.call("List")
         more = {vm["name"]: vm for vm in client.call("Overview")["vms"]}
-        emit(invocation, {**reply, "vms": [more.get(vm["name"], {}) | vm for vm in reply["vms"]]})
-    elif phrases.are_terse() or {verbs.COLUMNS.flag, verbs.NO_HEADER.flag} & set(invocation.options):
-        _print_table(invocation)
+        emit(invocation, {**reply, "vms": [vm | more.get(vm["name"], {}) for vm in reply["vms"]]})
     else:
-        show(invocation, reply, rendering.listing)
-    if others and verbs.JSON.flag not in invocation.options:
-        say(rendering.not_vms(others))
+        reply = client.call("Overview" if as_table else "List")
+        if as_table:
+            _print_table(invocation, reply["vms"])
+        else:
+            show(invocation, reply, rendering.listing)
+        if reply.get("others"):
+            say(rendering.not_vms(reply["others"]))
     client.close()
     return DONE
 
 
-def _print_table(invocation: Invocation) -> None:
+def _print_table(invocation: Invocation, vms: Sequence[Reply]) -> None:
     """Print all VMs as a table, which fits into the terminal unless its columns were picked."""
     from vmessctl.output import list_table  # noqa: PLC0415 -- status and info do not need it
 
     picked = invocation.options.get(verbs.COLUMNS.flag)
     columns = list_table.COLUMNS if picked is None else list_table.chosen(picked)
-    client = connect(invocation)
-    vms = client.call("Overview")["vms"]
-    client.close()
     if vms:
         width = output_width() if picked is None else None
         header = verbs.NO_HEADER.flag not in invocation.options

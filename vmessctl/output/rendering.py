@@ -6,8 +6,8 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import phrases
 from vmessctl.output.phrases import phrase
 from vmessd.core.errors import printable, shell_line
-from vmessd.core.names import VNC_PORT
-from vmessd.core.settings import CPU, size_shown
+from vmessd.core.names import CDROM, DISKS, VNC_PORT
+from vmessd.core.settings import BY_FILE, CPU, size_shown
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
 
 TYPE_CHECKING = False
@@ -46,13 +46,13 @@ def _off(status: Reply) -> str:
     if restart:
         words.append(f"restart {restart['attempt']} of {restart['limit']} in {duration(restart['due'])}")
     if status.get("problem"):
-        words.append(printable(status["problem"]))
+        words.append(phrases.command(printable(status["problem"])))
     return f" ({'; '.join(words)})" if words else ""
 
 
 def _condition(status: Reply) -> str:
     """Return what is unusual about a running VM, in brackets; empty if nothing is."""
-    problem = printable(status.get("problem") or "")
+    problem = phrases.command(printable(status.get("problem") or ""))
     words = {
         State.held: problem,
         State.stopping: "stopping",
@@ -60,7 +60,8 @@ def _condition(status: Reply) -> str:
         State.paused: _paused(status["runstate"]),
     }.get(status["state"])
     more = f"; {PROGRAM} {status['name']} why" if status["runstate"] == Runstate.internal_error else ""
-    remarks = dict.fromkeys(text for text in (f"{words}{more}" if words else "", problem) if text)
+    waits = "restart pending" if status.get("pending") else ""
+    remarks = dict.fromkeys(text for text in (f"{words}{more}" if words else "", waits, problem) if text)
     return f" ({'; '.join(remarks)})" if remarks else ""
 
 
@@ -129,18 +130,14 @@ def info(reply: Reply, *, verbose: bool = False) -> str:
         where = f"VNC display: {vm['display']} (port {VNC_PORT + vm['display']} on 127.0.0.1)"
         lines.append(f"{where}; to connect: {PROGRAM} {vm['status']['name']} vnc")
     lines += [nic(interface) for interface in vm["nics"]]
-    lines += [f"{drive['slot']}: {_drive(drive)}" for drive in vm["drives"]]
-    lines += [
-        f"{value['name']}: {printable(value['value']) or '(empty)'}{_effective(value, vm)}"
-        for value in vm["settings"]
-    ]
+    lines += _hardware(vm)
     remarks = [nic[key] for nic in vm["nics"] for key in ("difference", "duplicate") if nic.get(key)]
     lines += [f"Note: {phrases.command(printable(remark))}" for remark in remarks]
     if vm.get("kvm"):
         lines.append(f"Note: without KVM, which is slower: {printable(vm['kvm'])}")
     if vm["command"] and vm["problem"]:
         lines.append(f"Note: the next start would be refused: {printable(vm['problem'])}")
-    elif vm["changed"]:
+    elif vm["changed"] and not vm.get("pending"):
         lines.append("The running VM uses other settings; these take effect at its next start")
     lines.append(f"Serial console: {printable(vm['serial'])}")
     now = status(vm)
@@ -153,11 +150,30 @@ def command(reply: Reply) -> str:
     return shell_line(reply["info"]["command"])
 
 
-def _effective(value: Reply, vm: Reply) -> str:
-    """Return the effective value of a setting in brackets, if it differs from the stored one."""
-    if value["name"] != CPU or not vm.get("cpu") or vm["cpu"] == value["value"]:
+def _hardware(vm: Reply) -> list[str]:
+    """Return a line for each drive, then for each setting: what is in force, and in brackets what waits."""
+    waiting = {change["name"]: change for change in vm.get("pending") or ()}
+    drives = {drive["slot"]: drive for drive in vm["drives"]}
+    values = {value["name"]: value for value in vm["settings"]}
+    lines = [_drive(drives.get(slot), waiting.get(slot)) for slot in (*DISKS, CDROM)]
+    lines += [_setting(file, values.get(file), waiting.get(file), vm) for file in BY_FILE]
+    return [*filter(None, lines)]
+
+
+def _setting(file: str, value: Reply | None, change: Reply | None, vm: Reply) -> str:
+    """Return a setting; empty if it is not set."""
+    if value is None and change is None:
         return ""
-    return f" ({printable(vm['cpu'])}, {vm['accel']})"
+    stored = "default" if value is None else printable(value["value"]) or "(empty)"
+    if value is not None and value.get("problem"):
+        stored = phrases.command(printable(value["problem"])).removeprefix(f"{file} ")
+    effective = vm.get("cpu") if file == CPU else None
+    if change is None:
+        more = f" ({printable(effective)}, {vm['accel']})" if effective and effective != stored else ""
+        return f"{file}: {stored}{more}"
+    now = "default" if change["now"] is None else printable(change["now"]) or "(empty)"
+    more = f"{printable(effective)}, {vm['accel']}; " if effective and effective != now else ""
+    return f"{file}: {now} ({more}after restart: {stored})"
 
 
 def nic(reply: Reply) -> str:
@@ -184,12 +200,23 @@ def _forward(word: str) -> str:
     return f", {protocol}{address}:{host} to port {guest}"
 
 
-def _drive(drive: Reply) -> str:
-    path = printable(drive["target"] or drive["path"])
-    text = f"{path}, {size_shown(drive['size'])}"
+def _drive(drive: Reply | None, change: Reply | None) -> str:
+    """Return a drive; empty if there is none."""
+    if drive is None:
+        return f"{change['name']}: {printable(change['now'])} (after restart: none)" if change else ""
+    path, slot = printable(drive["target"] or drive["path"]), drive["slot"]
+    if change is not None:
+        now, later = ("none" if said is None else printable(said) for said in (change["now"], change["later"]))
+        is_size = slot != CDROM and not drive["target"] and change["now"]
+        return f"{slot}: {f'{path}, {now}' if is_size else now}{_transferred(drive)} (after restart: {later})"
+    return f"{slot}: {path}, {size_shown(drive['size'])}{_transferred(drive)}"
+
+
+def _transferred(drive: Reply) -> str:
+    """Return what the guest has read and written, behind a comma; empty if that is not known."""
     if drive["read"] is None:
-        return text
-    return f"{text}, {drive['read']} bytes read, {drive['written']} bytes written"
+        return ""
+    return f", {drive['read']} bytes read, {drive['written']} bytes written"
 
 
 def rung(progress: Reply, elapsed: float) -> str:

@@ -20,6 +20,13 @@ class Listed(TypedDict):
     others: NotVMs | None
 
 
+class OverviewReply(TypedDict):
+    """The reply of Overview."""
+
+    vms: list[VMOverview]
+    others: NotVMs | None
+
+
 class Inspection(Caller):
     """Methods that query VMs."""
 
@@ -31,10 +38,10 @@ class Inspection(Caller):
         """
         return Listed(vms=await self._supervisor.statuses(), others=self._supervisor.not_vms())
 
-    @varlinkmethod(return_parameter="vms")
-    async def Overview(self) -> list[VMOverview]:
-        """Return what a list shows of all VMs of the daemon's root, sorted by name."""
-        return await self._supervisor.overview()
+    @varlinkmethod
+    async def Overview(self) -> OverviewReply:
+        """Return what a list shows of all VMs of the daemon's root, sorted by name; `others` as in List."""
+        return OverviewReply(vms=await self._supervisor.overview(), others=self._supervisor.not_vms())
 
     @varlinkmethod(return_parameter="status")
     async def Status(self, *, vm: str) -> VMStatus:

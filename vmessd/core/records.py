@@ -66,6 +66,8 @@ class RunRecord:
     """The count in that file at the start."""
     cables: bool = False
     """The file CABLES has been valid since the start of this run."""
+    hardware: dict[str, str] | None = None
+    """The settings and drives it was started with, see :mod:`vmessd.vm.pending`; None from an older version."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,10 @@ def _fits(value: Any, kind: Any) -> bool:
     """Tell whether a decoded JSON value has the annotated type of a field."""
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind == dict[str, str] | None:
+        return value is None or (
+            isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+        )
     if isinstance(value, int | float) and not -NUMBER_LIMIT < value < NUMBER_LIMIT:  # also refuses NaN
         return False
     if isinstance(value, str) and len(value) > TEXT_LIMIT:

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vmessd.core import names
-from vmessd.core.errors import BadFile, VmessError, printable
+from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable
 from vmessd.core.lifecycle import OFF
-from vmessd.core.models.vms import Drive, Value, VMInfo
+from vmessd.core.models.vms import Drive, Pending, Value, VMInfo
 from vmessd.core.models.wires import VMAddress, VMNic
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import BY_FILE, LOCK
+from vmessd.core.settings import BY_FILE, LOCK, Setting
 from vmessd.core.wires import Wire
 from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.network.links import Nic
@@ -25,7 +25,7 @@ from vmessd.storage import blocking, images, vmdir
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm import launcher
+from vmessd.vm import launcher, pending
 
 
 class Wiring(NamedTuple):
@@ -48,6 +48,8 @@ class _Seen(NamedTuple):
     disks: list[Disk]
     kvm: str | None
     """Why KVM is not used."""
+    pending: list[Pending] | None
+    """What was changed since the start."""
 
 
 class Details:
@@ -100,10 +102,10 @@ class Details:
             shown = await self._nics(wires, nics, wiring.files)
         look = functools.partial(self._seen, at_start, record, nics)
         seen = await machine.files.aside(look)
-        await machine.mind_drives()
+        await self._supervisor.look(machine)
         command = record.argv if record else seen.planned
         return VMInfo(
-            status=machine.status(),
+            status=self._supervisor.seen(machine),
             directory=str(directory.path),
             nics=shown,
             command=command,
@@ -116,6 +118,7 @@ class Details:
             settings=seen.settings,
             drives=[_drive(disk, transferred) for disk in seen.disks],
             kvm=seen.kvm,
+            pending=seen.pending,
         )
 
     async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
@@ -167,7 +170,11 @@ class Details:
             planned = command_line.build(spec, host.qemu)
         except VmessError as error:
             problem = error.message
-        return _Seen(planned, problem, _settings(directory), _disks(directory), kvm)
+        disks = _disks(directory)
+        changes = None
+        if record is not None and record.hardware is not None:
+            changes = pending.changes(record.hardware, pending.hardware(directory, disks))
+        return _Seen(planned, problem, _settings(directory), disks, kvm, changes)
 
 
 async def _interfaces(wires: NetworkInterfaces, wiring: Wiring) -> list[Nic]:
@@ -208,21 +215,31 @@ def _addresses(nics: Sequence[tuple[Nic, str]], tables: Tables) -> list[VMAddres
 
 
 def _settings(directory: VMDirectory) -> list[Value]:
-    """Return the settings whose files can be read, in the form in which they are written.
+    """Return the settings in the form in which they are written, each with what is wrong with it.
 
-    For a LOCK file that cannot be read, return the error: it locks the VM all the same.
+    A LOCK file that cannot be read has the error as its value: it locks the VM all the same.
     """
     values = []
     for file in BY_FILE:
         try:
             text = directory.setting_text(file)
         except VmessError as error:
-            if file != LOCK or not isinstance(error, BadFile) or not directory.exists():
-                continue
-            text = error.message
+            if isinstance(error, BadFile) and directory.exists():
+                why = printable(error.message.removeprefix(f"{directory}/"))
+                values.append(Value(file, why if file == LOCK else "", why))
+            continue
         if text is not None:
-            values.append(Value(file, printable(text)))
+            values.append(Value(file, printable(text), _objection(BY_FILE[file], text)))
     return values
+
+
+def _objection(setting: Setting, text: str) -> str | None:
+    """Return why a text is no value of a setting; None if it is one."""
+    try:
+        setting.value(text)
+    except InvalidValue as error:
+        return error.message
+    return None
 
 
 def _disks(directory: VMDirectory) -> list[Disk]:

@@ -49,11 +49,13 @@ from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
 from vmessd.supervisor.housekeeping import Housekeeping
 from vmessd.supervisor.leftovers import Leftovers
-from vmessd.supervisor.overview import Overviews
+from vmessd.supervisor.overview import Overviews, subject
+from vmessd.supervisor.readings import Readings
 from vmessd.supervisor.sampler import Sampler
 from vmessd.vm import adoption
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
+from vmessd.vm.machine_base import DRIVES_TIME
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,8 @@ class Supervisor:
         self.root = root
         self.segments = Segments(host.network, root)
         self.sampler = Sampler(self.everyone, host.network)
-        self.overviews = Overviews(self.everyone, host)
+        self.readings = Readings(host)
+        self.overviews = Overviews(self.everyone, host, self.readings)
         self.events = host.events
         self.consoles = Consoles(host.events)
         self.relays = Relays(host.events)
@@ -303,16 +306,33 @@ class Supervisor:
         return list(found.values())
 
     async def status(self, name: str) -> VMStatus:
-        """Return the status of a VM, after a look at its drives; raises as :meth:`machine`."""
+        """Return the status of a VM, after a look at its files; raises as :meth:`machine`."""
         machine = await self.machine(name)
-        await machine.mind_drives()
-        return machine.status()
+        await self.look(machine)
+        return self.seen(machine)
+
+    async def look(self, machine: Machine) -> None:
+        """Read the files of a VM again if they have changed and answer."""
+        await asyncio.gather(machine.mind_drives(), self._read(machine))
+
+    async def _read(self, machine: Machine) -> None:
+        with contextlib.suppress(VmessError):
+            await machine.files.aside(functools.partial(self.readings.read, subject(machine)), DRIVES_TIME)
+
+    def seen(self, machine: Machine) -> VMStatus:
+        """Return the status of a VM and what its files said when they were read last."""
+        status, reading = machine.status(), self.readings.get(machine.vm)
+        if reading is None:
+            return status
+        pending = reading.plan.pending and reading.plan.pid == status.pid
+        return dataclasses.replace(status, pending=pending, problem=status.problem or reading.problem)
 
     async def statuses(self) -> list[VMStatus]:
         """Return the status of all VMs."""
         machines = await self.everyone()
         await asyncio.gather(*(machine.mind_drives() for machine in machines if machine.foreign))
-        return [machine.status() async for machine in _unhurried(machines)]
+        await self.overviews.read(machines)
+        return [self.seen(machine) async for machine in _unhurried(machines)]
 
     def not_vms(self) -> NotVMs | None:
         """Return the directories of the VM root that are not VMs, as seen last; None if there are none."""

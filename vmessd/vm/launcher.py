@@ -24,7 +24,8 @@ from vmessd.qemu.command_line import Card, ChildFd, Spec
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
 from vmessd.storage import images, serial_stream, vmdir
-from vmessd.storage.vmdir import VMDirectory
+from vmessd.storage.vmdir import Glance, VMDirectory
+from vmessd.vm import pending
 from vmessd.vm.host import Host
 from vmessd.vm.whereabouts import Whereabouts
 
@@ -158,7 +159,8 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         ours.callback(os.close, lock)
         directory.sweep()
         _wire(directory, host, undo)
-        spec = specify(directory, host, display=0)  # without the interfaces that `_wire` has removed
+        files = Glance(directory)
+        spec = specify(files, host, display=0)  # without the interfaces that `_wire` has removed
         undo.callback(host.displays.release, directory.vm)
         display = host.displays.claim(directory.vm, names.display(directory.vm))
         argv = command_line.build(dataclasses.replace(spec, display=display), host.qemu)
@@ -169,9 +171,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         serial_begin = _serial_begin(directory)
         qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
-        with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
-            os.write(output, f"{shell_line(argv)}\n".encode())
-            log_start = os.fstat(output).st_size
+        log_start = _begin_log(directory, output, argv)
         check()
         process = Process.spawn(
             argv,
@@ -192,10 +192,18 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
             oom_counter=victims.file,
             oom_kills=victims.count,
             cables=True,
+            hardware=pending.hardware(files, spec.disks),
         )
         directory.write_run_record(record)
         undo.pop_all()
     return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid))
+
+
+def _begin_log(directory: VMDirectory, output: int, argv: Sequence[str]) -> int:
+    """Write the command line to qemu.log, and return the offset at which QEMU's own lines begin."""
+    with failing(f"{directory}/{vmdir.QEMU_LOG} cannot be written"):
+        os.write(output, f"{shell_line(argv)}\n".encode())
+        return os.fstat(output).st_size
 
 
 def _log(directory: VMDirectory, name: str, ours: contextlib.ExitStack) -> int:

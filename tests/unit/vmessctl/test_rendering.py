@@ -218,6 +218,56 @@ def test_info_of_a_vm_that_is_off() -> None:
     ]
 
 
+def change(name: str, now: str | None, later: str | None) -> dict[str, Any]:
+    return {"name": name, "now": now, "later": later}
+
+
+def value(name: str, text: str, problem: str | None = None) -> dict[str, Any]:
+    return {"name": name, "value": text, "problem": problem}
+
+
+@pytest.mark.parametrize(
+    ("settings", "drives", "pending", "lines"),
+    [
+        ([value("RAM", "1G")], [], [change("RAM", "64M", "1G")], ["RAM: 64M (after restart: 1G)"]),
+        ([], [], [change("RAM", "64M", None)], ["RAM: 64M (after restart: default)"]),
+        ([value("SMP", "2")], [], [change("SMP", None, "2")], ["SMP: default (after restart: 2)"]),
+        ([value("RAM", "b", "RAM 'b' is not a size")], [], [], ["RAM: 'b' is not a size"]),
+        (
+            [value("RAM", "b", "RAM 'b' is not a size")],
+            [],
+            [change("RAM", "64M", "b")],
+            ["RAM: 64M (after restart: 'b' is not a size)"],
+        ),
+        (
+            [value("CPU", "qemu64")],
+            [],
+            [change("CPU", "best", "qemu64")],
+            ["CPU: best (max, tcg; after restart: qemu64)"],
+        ),
+        ([value("CPU", "best")], [], [], ["CPU: best (max, tcg)"]),
+        (
+            [],
+            [DRIVE, DISC],
+            [change("hda", "4G", "8G"), change("hdb", "1G", None), change("cdrom", None, "/iso\x1b.iso")],
+            [
+                "hda: /v/a0/a0-hda.img, 4G, 512 bytes read, 0 bytes written (after restart: 8G)",
+                "hdb: 1G (after restart: none)",
+                "cdrom: none (after restart: /iso\\x1b.iso)",
+            ],
+        ),
+    ],
+)
+def test_info_tells_what_is_in_force_and_what_waits(
+    settings: list[Any], drives: list[Any], pending: list[Any], lines: list[str]
+) -> None:
+    vm = {**INFO, "cpu": "max", "settings": settings, "drives": drives, "pending": pending, "changed": True}
+    told = rendering.info({"info": vm}).splitlines()
+    names = ("RAM", "SMP", "CPU", "hd", "cdrom")
+    assert [line for line in told if line.startswith(names)] == lines
+    assert any("other settings" in line for line in told) is (not pending)
+
+
 def test_the_words_of_the_original() -> None:
     assert phrase("begun", command="kvm -m 2G") == "Starting VM: kvm -m 2G"
     assert phrase("stopping", pid=5748) == "Stopping VM PID 5748"

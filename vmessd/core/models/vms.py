@@ -70,7 +70,9 @@ class VMStatus:
     restart: Restart | None
     """In state `waiting`."""
     problem: str | None = None
-    """What is wrong with it, and how to repair it; see state `held`."""
+    """What is wrong with it, or why a start would be refused; see state `held`."""
+    pending: bool | None = None
+    """Settings were changed since the start; they take effect at the next start. null: not known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,20 @@ class Value:
 
     name: str
     value: str
+    problem: str | None = None
+    """Why the value is invalid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """A setting or drive of a running VM that was changed since its start. null: not set, or no such drive."""
+
+    name: str
+    """The file of the setting, or the slot of the drive."""
+    now: str | None
+    """In force: the value with which QEMU was started."""
+    later: str | None
+    """From the next start on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +147,8 @@ class VMInfo:
     drives: list[Drive]
     kvm: str | None = None
     """Why it runs without KVM though its accelerator is `auto`, or would at a start, as far as is known."""
+    pending: list[Pending] | None = None
+    """What was changed since the start; null if it is off, or an older vmessd has started it."""
 
 
 @dataclasses.dataclass(frozen=True)

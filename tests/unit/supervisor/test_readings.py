@@ -8,7 +8,7 @@ import pytest
 from vmessd.core.models.wires import VMAddress
 from vmessd.network.neighbours import best
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor import overview
+from vmessd.supervisor import readings
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from vmessd.supervisor import overview
     ],
 )
 def test_processors_and_memory_of_a_command_line(argv: list[str], found: tuple[int | None, int | None]) -> None:
-    assert overview.hardware(argv) == found
+    assert readings.hardware(argv) == found
 
 
 def test_the_best_address_comes_first_and_guesses_are_left_out() -> None:
@@ -39,7 +39,7 @@ def test_the_best_address_comes_first_and_guesses_are_left_out() -> None:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VMDirectory:
     """A directory whose files count as old."""
-    monkeypatch.setattr(overview, "SETTLED", -10.0)
+    monkeypatch.setattr(readings, "SETTLED", -10.0)
     directory = VMDirectory(tmp_path, "a0")
     directory.path.mkdir()
     (directory.path / "RAM").write_text("16M")
@@ -50,17 +50,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VMDirectory:
 @pytest.mark.parametrize("runs", [False, True])
 def test_files_are_read_again_when_one_has_changed(home: VMDirectory, *, runs: bool) -> None:
     def changed() -> bool:
-        return not overview.is_current(home, facts, runs=runs)
+        return not readings.is_current(home, facts, runs=runs)
 
-    facts = overview.read_facts(home, runs=runs)
+    facts = readings.read_facts(home, runs=runs)
     assert (facts.disk, facts.locked, facts.problem) == (512, False, None)
     assert not changed()
     (home.path / "RAM").write_text("17M")
     assert changed()
-    facts = overview.read_facts(home, runs=runs)
+    facts = readings.read_facts(home, runs=runs)
     (home.path / "LOCK").touch()
     assert changed()
-    facts = overview.read_facts(home, runs=runs)
+    facts = readings.read_facts(home, runs=runs)
     assert facts.locked
     os.truncate(home.path / "a0-hda.img", 1024)
     assert changed()
@@ -68,21 +68,21 @@ def test_files_are_read_again_when_one_has_changed(home: VMDirectory, *, runs: b
 
 @pytest.mark.parametrize("runs", [False, True])
 def test_a_guest_that_writes_to_its_disk_changes_nothing(home: VMDirectory, *, runs: bool) -> None:
-    facts = overview.read_facts(home, runs=runs)
+    facts = readings.read_facts(home, runs=runs)
     with (home.path / "a0-hda.img").open("r+b") as image:
         image.write(b"\1")
-    assert overview.is_current(home, facts, runs=runs) is runs
+    assert readings.is_current(home, facts, runs=runs) is runs
 
 
 def test_young_files_are_read_again_because_their_times_are_coarse(
     home: VMDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overview, "SETTLED", 2.0)
-    assert not overview.is_current(home, overview.read_facts(home, runs=False), runs=False)
+    monkeypatch.setattr(readings, "SETTLED", 2.0)
+    assert not readings.is_current(home, readings.read_facts(home, runs=False), runs=False)
 
 
 def test_a_directory_that_is_gone_is_a_problem_and_no_failure(home: VMDirectory, tmp_path: Path) -> None:
     home.path.rename(tmp_path / "elsewhere")
-    facts = overview.read_facts(home, runs=False)
+    facts = readings.read_facts(home, runs=False)
     assert facts.problem is not None
     assert (facts.disk, facts.locked) == (None, False)

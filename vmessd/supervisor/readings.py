@@ -1,0 +1,243 @@
+"""What the files of the VMs say, and what follows for the next start.
+
+It is kept until one of the files changes, so the next look only asks the file system for their times. The files
+are read in a thread with a short deadline.
+"""
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vmessd.core import names, settings
+from vmessd.core.errors import VmessError
+from vmessd.core.records import RunRecord
+from vmessd.core.settings import BY_FILE, LOCK, UNITS
+from vmessd.core.wires import Wire
+from vmessd.network.links import Nic
+from vmessd.qemu import command_line
+from vmessd.storage import images
+from vmessd.storage.vmdir import Glance, VMDirectory
+from vmessd.vm import launcher, pending
+from vmessd.vm.host import Host
+
+SETTLED = 2.0
+"""Seconds after which a file system gives a new time to a changed file; what is younger is read again."""
+RAM_DEFAULT = 128 * UNITS["M"]
+"""QEMU's memory without `-m` (QEMU, `default_ram_size`)."""
+
+Stamp = tuple[int, int, int]
+"""Inode, time of change in nanoseconds, and size of a file."""
+
+
+class Subject(NamedTuple):
+    """A VM, as the event loop hands it to the thread that reads its files."""
+
+    vm: str
+    home: VMDirectory
+    record: RunRecord | None
+    """The run of its QEMU, if there is one."""
+
+
+class Facts(NamedTuple):
+    """What the files of a VM say."""
+
+    stamps: Mapping[str, Stamp | None]
+    """The directory, under an empty name, and the files that were read."""
+    is_settled: bool
+    """No file is so young that it may have changed since without a new time."""
+    wires: Sequence[Wire] | None = None
+    macs: Mapping[int, str] = {}
+    locked: bool = False
+    autostart: bool = False
+    disk: int | None = None
+    problem: str | None = None
+
+
+class Plan(NamedTuple):
+    """What follows from the command lines of QEMU, the running one and that of the next start."""
+
+    key: object
+    """What it depends on besides the files."""
+    pid: int | None
+    """The QEMU that runs."""
+    cpus: int | None
+    """In force, or else from the next start on; as for `memory`."""
+    memory: int | None
+    pending: bool = False
+    """Something was changed since the start."""
+    problem: str | None = None
+    """Why a start would be refused."""
+
+
+class Reading(NamedTuple):
+    """What is known of a VM."""
+
+    facts: Facts
+    plan: Plan
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with its files."""
+        return self.facts.problem or self.plan.problem
+
+
+class Readings:
+    """The latest readings of all VMs. Threads update them; a reading is replaced as a whole."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._known: dict[str, Reading] = {}
+
+    def get(self, vm: str) -> Reading | None:
+        """Return what is known of a VM without a look at its files; None if they were never read."""
+        return self._known.get(vm)
+
+    def forget_all_but(self, vms: Collection[str]) -> None:
+        """Forget the VMs that no longer exist."""
+        for vm in self._known.keys() - set(vms):
+            self._known.pop(vm, None)
+
+    def read(self, subject: Subject) -> Reading:
+        """Return what the files of a VM say, read again if one of them has changed; blocks."""
+        known = self._known.get(subject.vm)
+        runs = subject.record is not None
+        key = (self._host.accelerator(None), subject.record.pid if subject.record else None)
+        if known is None or not is_current(subject.home, known.facts, runs=runs):
+            facts = read_facts(subject.home, runs=runs)
+            known = Reading(facts, self._plan(key, subject, facts))
+        elif known.plan.key != key:
+            known = known._replace(plan=self._plan(key, subject, known.facts))
+        self._known[subject.vm] = known
+        return known
+
+    def _plan(self, key: object, subject: Subject, facts: Facts) -> Plan:
+        """Compare the present QEMU with that of the next start; an error of the latter is a problem."""
+        record, files = subject.record, Glance(subject.home)
+        display = record.display if record else names.display(subject.vm)
+        following: list[str] = []
+        changed = False
+        problem = None
+        try:
+            spec = launcher.specify(files, self._host, display, _nics(subject, facts))
+            following = command_line.build(spec, self._host.qemu)
+            if record is not None:
+                later = pending.hardware(files, spec.disks)
+                changed = bool(pending.changes(record.hardware or later, later))
+                changed |= not command_line.same_but_for_wires(following, record.argv)
+        except VmessError as error:
+            problem = _within(subject.home, error)
+        pid, now = (record.pid, record.argv) if record else (None, following)
+        return Plan(key, pid, *hardware(now), pending=changed, problem=problem)
+
+
+def _nics(subject: Subject, facts: Facts) -> list[Nic]:
+    """Return the interfaces to compare command lines with; their connections do not matter."""
+    if subject.record is not None:
+        indices = [*command_line.cards_of(subject.record.argv)]
+    else:
+        indices = [*range(len(facts.wires or ()))]
+    return [Nic(index, names.tap(subject.vm, index), None, None, None) for index in indices]
+
+
+def _stamp(path: str, *, follow: bool = False, timed: bool = True) -> Stamp | None:
+    try:
+        found = os.stat(path, follow_symlinks=follow)
+    except OSError:
+        return None
+    return found.st_ino, max(found.st_mtime_ns, found.st_ctime_ns) if timed else 0, found.st_size
+
+
+def _drive_stamp(path: str, *, runs: bool) -> Stamp | None:
+    """Return the stamp of what a drive is; the guest of a running VM changes the time of its images."""
+    return _stamp(path, follow=True, timed=not runs)
+
+
+def is_current(home: VMDirectory, facts: Facts, *, runs: bool) -> bool:
+    """Tell whether the files of a VM are those that were read. A change of names changes the directory."""
+    path = str(home.path)
+    return facts.is_settled and all(
+        (_stamp(f"{path}/{name}") if name in BY_FILE or not name else _drive_stamp(f"{path}/{name}", runs=runs))
+        == stamp
+        for name, stamp in facts.stamps.items()
+    )
+
+
+def _stamps(home: VMDirectory, *, runs: bool) -> dict[str, Stamp | None]:
+    """Return the stamps of the directory, under an empty name, and of the files that matter."""
+    path = str(home.path)
+    drives = {names.disk_file(home.vm, slot) for slot in names.DISKS} | {names.cdrom_file(home.vm)}
+    found = {"": _stamp(f"{path}/")}
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path):
+            if name in BY_FILE:
+                found[name] = _stamp(f"{path}/{name}")
+            elif name in drives:
+                found[name] = _drive_stamp(f"{path}/{name}", runs=runs)
+    return found
+
+
+def read_facts(home: VMDirectory, *, runs: bool) -> Facts:
+    """Read the files of a VM; the first error becomes the problem."""
+    stamps, files = _stamps(home, runs=runs), Glance(home)
+    youngest = max(stamp[1] for stamp in stamps.values() if stamp) if any(stamps.values()) else 0
+    facts = Facts(stamps, youngest < time.time_ns() - int(SETTLED * 1e9))
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for file in ("NICS", "MACS", "AUTOSTART"):
+        try:
+            values[file] = files.read_setting(BY_FILE[file])
+        except VmessError as error:
+            problems.append(_within(home, error))
+    disk = None
+    try:
+        disk = sum(one.size for one in images.disks(files) if one.slot != names.CDROM)
+    except VmessError as error:
+        problems.append(_within(home, error))
+    return facts._replace(
+        wires=values.get("NICS"),
+        macs=values.get("MACS") or {},
+        locked=LOCK in stamps,
+        autostart=values.get("AUTOSTART") is not None,
+        disk=disk,
+        problem=next(iter(problems), None),
+    )
+
+
+def _within(home: VMDirectory, error: VmessError) -> str:
+    """Return the message of an error; a file of the VM at its beginning is named without its directory."""
+    return error.message.removeprefix(f"{home}/")
+
+
+def _value(argv: Sequence[str], option: str, key: str) -> str | None:
+    """Return the last value of an option of QEMU, alone or as `key=value`; None without the option."""
+    value = next((word for said, word in reversed([*itertools.pairwise(argv)]) if said == option), None)
+    if value is None:
+        return None
+    parts = value.split(",")
+    named = [part.removeprefix(f"{key}=") for part in parts if part.startswith(f"{key}=")]
+    return named[0] if named else parts[0]
+
+
+def hardware(argv: Sequence[str]) -> tuple[int | None, int | None]:
+    """Return processors and memory of a command line of QEMU; None for both if there is none."""
+    return (processors(argv), memory(argv)) if argv else (None, None)
+
+
+def processors(argv: Sequence[str]) -> int | None:
+    """Return the number of virtual processors of a command line of QEMU; None if EXARGS hides it."""
+    value = _value(argv, "-smp", "cpus")
+    if value is None:
+        return 1
+    return int(value) if value.isdecimal() and len(value) <= 5 else None
+
+
+def memory(argv: Sequence[str]) -> int | None:
+    """Return the memory in bytes of a command line of QEMU; None if EXARGS hides it."""
+    value = _value(argv, "-m", "size")
+    try:
+        return RAM_DEFAULT if value is None else settings.size(value, bare=UNITS["M"])
+    except ValueError:
+        return None

@@ -1,0 +1,63 @@
+"""What waits for the next start of a running VM: settings and drives that were changed since its start.
+
+The record of a run has the texts with which QEMU was started. Interfaces are not among them, because they are
+changed while the VM runs.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vmessd.core.errors import BadFile, InvalidValue, printable
+from vmessd.core.models.vms import Pending
+from vmessd.core.names import CDROM
+from vmessd.core.settings import BY_FILE, SETTINGS, size_text
+from vmessd.storage.images import Disk
+from vmessd.storage.vmdir import VMDirectory
+
+OF_WIRES = ("NICS", "MACS", "SLOTS", "CABLES")
+AT_START = tuple(setting.file for setting in SETTINGS if not setting.live and setting.file not in OF_WIRES)
+"""The settings on which QEMU depends from its start to its end."""
+
+
+def hardware(directory: VMDirectory, disks: Sequence[Disk]) -> dict[str, str]:
+    """Return the texts of settings and drives for a start, by file and slot; without unreadable ones.
+
+    Raises:
+        NoSuchVM, Failed: the directory cannot be read.
+    """
+    found = {disk.slot: drive_text(disk) for disk in disks}
+    for file in AT_START:
+        with contextlib.suppress(BadFile):
+            if (text := directory.setting_text(file)) is not None:
+                found[file] = text
+    return found
+
+
+def drive_text(disk: Disk) -> str:
+    """Return what identifies the content of a drive: the size of a disk, the image in a CD drive."""
+    if disk.slot == CDROM:
+        return disk.target or disk.path
+    size = size_text(disk.size)
+    return size if disk.target is None else f"{disk.target}, {size}"
+
+
+def changes(running: Mapping[str, str], following: Mapping[str, str]) -> list[Pending]:
+    """Return what differs between two results of :func:`hardware`, in the order of the tables."""
+    order = [*AT_START, *sorted((running.keys() | following.keys()) - set(AT_START))]
+    pairs = ((name, running.get(name), following.get(name)) for name in order)
+    return [
+        Pending(name, *(None if text is None else printable(text) for text in (now, later)))
+        for name, now, later in pairs
+        if _meaning(name, now) != _meaning(name, later)
+    ]
+
+
+def _meaning(name: str, text: str | None) -> Any:
+    """Return the value of a text: 1G and 1024M are the same memory."""
+    if text is None or name not in BY_FILE:
+        return text
+    try:
+        return BY_FILE[name].value(text)
+    except InvalidValue:
+        return text
