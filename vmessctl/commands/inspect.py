@@ -21,19 +21,21 @@ def list_vms(invocation: Invocation) -> int:
     """List all VMs: in the words of the original, or as a table; count the directories that are not VMs."""
     client = connect(invocation)
     as_table = phrases.are_terse() or {verbs.COLUMNS.flag, verbs.NO_HEADER.flag} & set(invocation.options)
-    if verbs.JSON.flag in invocation.options:
-        reply = client.call("List")
-        more = {vm["name"]: vm for vm in client.call("Overview")["vms"]}
-        emit(invocation, {**reply, "vms": [vm | more.get(vm["name"], {}) for vm in reply["vms"]]})
-    else:
-        reply = client.call("Overview" if as_table else "List")
-        if as_table:
-            _print_table(invocation, reply["vms"])
-        else:
-            show(invocation, reply, rendering.listing)
-        if reply.get("others"):
-            say(rendering.not_vms(reply["others"]))
+    as_json = verbs.JSON.flag in invocation.options
+    reply = client.call("Overview")
+    if as_json or not as_table:
+        more = {vm["name"]: vm for vm in reply["vms"]}
+        listed = client.call("List")
+        reply = {**listed, "vms": [vm | more.get(vm["name"], {}) for vm in listed["vms"]]}
     client.close()
+    if as_json:
+        emit(invocation, reply)
+    elif as_table:
+        _print_table(invocation, reply["vms"])
+    else:
+        show(invocation, reply, rendering.listing)
+    if reply.get("others") and not as_json:
+        say(rendering.not_vms(reply["others"]))
     return DONE
 
 

@@ -10,7 +10,6 @@ from vmessd.core import refusals
 from vmessd.core.models.views import Aspect, Sample, VMOverview, VMView
 from vmessd.core.models.vms import Explanation, NotVMs, VMInfo, VMStatus
 from vmessd.supervisor.views import views
-from vmessd.vm.why import explain
 
 
 class Listed(TypedDict):
@@ -73,7 +72,7 @@ class Inspection(Caller):
     @varlinkmethod(return_parameter="why")
     async def Why(self, *, vm: str) -> Explanation:
         """Return why a VM is in its state: how its last run ended, and whether it will start again."""
-        return await explain(await self._supervisor.machine(vm))
+        return await self._supervisor.explain(vm)
 
     @varlinkmethod(return_parameter="sample", delay_generator=False)
     async def Top(self, *, interval: float) -> AsyncIterator[Sample]:

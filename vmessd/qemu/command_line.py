@@ -271,8 +271,13 @@ def same_but_for_wires(one: Sequence[str], other: Sequence[str]) -> bool:
 
     A card that was unplugged and plugged again may be in another PCI slot, and keeps it at the next start.
     """
-    (rest, ours), (other_rest, others) = _split_cards(one), _split_cards(other)
-    return rest == other_rest and all(ours[card] == others[card] for card in ours.keys() & others.keys())
+    return _split_cards(one)[0] == _split_cards(other)[0] and same_cards(one, other)
+
+
+def same_cards(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Tell whether the network cards on both command lines are the same, but for their slots."""
+    ours, others = _split_cards(one)[1], _split_cards(other)[1]
+    return all(ours[card] == others[card] for card in ours.keys() & others.keys())
 
 
 def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

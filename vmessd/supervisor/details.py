@@ -24,6 +24,7 @@ from vmessd.qemu import command_line
 from vmessd.storage import blocking, images, vmdir
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import Glance, VMDirectory
+from vmessd.supervisor.overview import subject
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm import launcher, pending
 
@@ -100,12 +101,16 @@ class Details:
         with contextlib.suppress(VmessError):  # `problem` has it
             nics = await _interfaces(wires, wiring)
             shown = await self._nics(wires, nics, wiring.files)
-        look = functools.partial(self._seen, at_start, record, nics)
+
+        def look() -> _Seen:
+            self._supervisor.readings.read(subject(machine), wiring.files)
+            return self._seen(at_start, record, nics)
+
         seen = await machine.files.aside(look)
-        await self._supervisor.look(machine)
+        status = self._supervisor.seen(machine)
         command = record.argv if record else seen.planned
         return VMInfo(
-            status=self._supervisor.seen(machine),
+            status=status,
             directory=str(directory.path),
             nics=shown,
             command=command,
@@ -114,7 +119,7 @@ class Details:
             accel=command_line.accel_of(command) if command else None,
             cpu=command_line.cpu_of(command),
             serial=str(directory.path / vmdir.SERIAL_SOCKET),
-            changed=record is not None and not command_line.same_but_for_wires(seen.planned, record.argv),
+            changed=status.pending or False,
             settings=seen.settings,
             drives=[_drive(disk, transferred) for disk in seen.disks],
             kvm=seen.kvm,

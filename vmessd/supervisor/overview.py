@@ -44,23 +44,19 @@ class Overviews:
         """
         machines = await self._machines()
         cards = {one.vm: macs(one.vm) for one in machines if one.state not in OFF}
-        await self.read(machines, functools.partial(self._find_addresses, cards))
+        subjects = [subject(one) for one in machines]
+        with contextlib.suppress(VmessError):  # the lines show what is known
+            await self._lane.do(functools.partial(self._read, subjects, cards), PATIENCE)
         return [self._line(one) for one in machines]
 
-    async def read(self, machines: Sequence[Machine], also: Callable[[], None] = lambda: None) -> None:
-        """Read the files of VMs again that have changed, then do `also`, which blocks."""
-        subjects = [subject(one) for one in machines]
-
-        def work() -> None:
-            self._readings.forget_all_but([subject.vm for subject in subjects])
-            for one in subjects:
-                self._readings.read(one)
-            also()
-
-        with contextlib.suppress(VmessError):
-            await self._lane.do(work, PATIENCE)
-
     # -- In a thread --
+
+    def _read(self, subjects: Sequence[Subject], cards: Mapping[str, Mapping[int, str]]) -> None:
+        """Read the files of VMs that have changed, and find the addresses of those with `cards`."""
+        self._readings.forget_all_but([subject.vm for subject in subjects])
+        for one in subjects:
+            self._readings.read(one)
+        self._find_addresses(cards)
 
     def _find_addresses(self, cards: Mapping[str, Mapping[int, str]]) -> None:
         """Note the addresses of the running VMs, by their interfaces and the MACs of their cards."""

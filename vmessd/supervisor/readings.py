@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import names, settings
+from vmessd.core import names, refusals, settings
 from vmessd.core.errors import VmessError
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, LOCK, UNITS
@@ -100,22 +100,26 @@ class Readings:
         for vm in self._known.keys() - set(vms):
             self._known.pop(vm, None)
 
-    def read(self, subject: Subject) -> Reading:
-        """Return what the files of a VM say, read again if one of them has changed; blocks."""
+    def read(self, subject: Subject, files: VMDirectory | None = None) -> Reading:
+        """Return what the files of a VM say, read again if one of them has changed; blocks.
+
+        `files` are those of the subject, if they were read in part already.
+        """
+        files = files or Glance(subject.home)
         known = self._known.get(subject.vm)
         runs = subject.record is not None
         key = (self._host.accelerator(None), subject.record.pid if subject.record else None)
         if known is None or not is_current(subject.home, known.facts, runs=runs):
-            facts = read_facts(subject.home, runs=runs)
-            known = Reading(facts, self._plan(key, subject, facts))
+            facts = read_facts(files, runs=runs)
+            known = Reading(facts, self._plan(key, subject, facts, files))
         elif known.plan.key != key:
-            known = known._replace(plan=self._plan(key, subject, known.facts))
+            known = known._replace(plan=self._plan(key, subject, known.facts, files))
         self._known[subject.vm] = known
         return known
 
-    def _plan(self, key: object, subject: Subject, facts: Facts) -> Plan:
+    def _plan(self, key: object, subject: Subject, facts: Facts, files: VMDirectory) -> Plan:
         """Compare the present QEMU with that of the next start; an error of the latter is a problem."""
-        record, files = subject.record, Glance(subject.home)
+        record = subject.record
         display = record.display if record else names.display(subject.vm)
         following: list[str] = []
         changed = False
@@ -124,9 +128,7 @@ class Readings:
             spec = launcher.specify(files, self._host, display, _nics(subject, facts))
             following = command_line.build(spec, self._host.qemu)
             if record is not None:
-                later = pending.hardware(files, spec.disks)
-                changed = bool(pending.changes(record.hardware or later, later))
-                changed |= not command_line.same_but_for_wires(following, record.argv)
+                changed = pending.is_changed(record, pending.hardware(files, spec.disks), following)
         except VmessError as error:
             problem = _within(subject.home, error)
         pid, now = (record.pid, record.argv) if record else (None, following)
@@ -179,9 +181,9 @@ def _stamps(home: VMDirectory, *, runs: bool) -> dict[str, Stamp | None]:
     return found
 
 
-def read_facts(home: VMDirectory, *, runs: bool) -> Facts:
+def read_facts(files: VMDirectory, *, runs: bool) -> Facts:
     """Read the files of a VM; the first error becomes the problem."""
-    stamps, files = _stamps(home, runs=runs), Glance(home)
+    stamps = _stamps(files, runs=runs)
     youngest = max(stamp[1] for stamp in stamps.values() if stamp) if any(stamps.values()) else 0
     facts = Facts(stamps, youngest < time.time_ns() - int(SETTLED * 1e9))
     values: dict[str, Any] = {}
@@ -190,12 +192,14 @@ def read_facts(home: VMDirectory, *, runs: bool) -> Facts:
         try:
             values[file] = files.read_setting(BY_FILE[file])
         except VmessError as error:
-            problems.append(_within(home, error))
+            problems.append(_within(files, error))
     disk = None
     try:
+        if foreign := images.foreign(files):
+            problems.append(refusals.foreign_drives(files.vm, foreign))
         disk = sum(one.size for one in images.disks(files) if one.slot != names.CDROM)
     except VmessError as error:
-        problems.append(_within(home, error))
+        problems.append(_within(files, error))
     return facts._replace(
         wires=values.get("NICS"),
         macs=values.get("MACS") or {},

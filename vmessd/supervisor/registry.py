@@ -31,7 +31,7 @@ from vmessd.core.errors import (
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
-from vmessd.core.models.vms import NotVMs, VMStatus
+from vmessd.core.models.vms import Explanation, NotVMs, VMStatus
 from vmessd.core.models.wires import Step
 from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
 from vmessd.core.wires import file_text, owner, room
@@ -52,16 +52,16 @@ from vmessd.supervisor.leftovers import Leftovers
 from vmessd.supervisor.overview import Overviews, subject
 from vmessd.supervisor.readings import Readings
 from vmessd.supervisor.sampler import Sampler
-from vmessd.vm import adoption
+from vmessd.vm import adoption, why
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
-from vmessd.vm.machine_base import DRIVES_TIME
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 FINISH_TIME = 10.0  # seconds that changes of interfaces may take to finish when the daemon ends
+FILES_TIME = 1.0  # seconds that a status waits for the files of the VM
 NEW = {CPU: "best"}
 """Settings of a new VM. Directories that come from elsewhere are not changed."""
 AT_A_STRETCH = 32  # VMs that are handled before the event loop gets its turn: about 1 ms
@@ -313,11 +313,8 @@ class Supervisor:
 
     async def look(self, machine: Machine) -> None:
         """Read the files of a VM again if they have changed and answer."""
-        await asyncio.gather(machine.mind_drives(), self._read(machine))
-
-    async def _read(self, machine: Machine) -> None:
         with contextlib.suppress(VmessError):
-            await machine.files.aside(functools.partial(self.readings.read, subject(machine)), DRIVES_TIME)
+            await machine.files.aside(functools.partial(self.readings.read, subject(machine)), FILES_TIME)
 
     def seen(self, machine: Machine) -> VMStatus:
         """Return the status of a VM and what its files said when they were read last."""
@@ -327,12 +324,15 @@ class Supervisor:
         pending = reading.plan.pending and reading.plan.pid == status.pid
         return dataclasses.replace(status, pending=pending, problem=status.problem or reading.problem)
 
+    async def explain(self, name: str) -> Explanation:
+        """Return why a VM is in its state; raises as :meth:`machine`."""
+        machine = await self.machine(name)
+        await self.look(machine)
+        return dataclasses.replace(await why.explain(machine), status=self.seen(machine))
+
     async def statuses(self) -> list[VMStatus]:
-        """Return the status of all VMs."""
-        machines = await self.everyone()
-        await asyncio.gather(*(machine.mind_drives() for machine in machines if machine.foreign))
-        await self.overviews.read(machines)
-        return [self.seen(machine) async for machine in _unhurried(machines)]
+        """Return the status of all VMs, without a look at their files."""
+        return [machine.status() async for machine in _unhurried(await self.everyone())]
 
     def not_vms(self) -> NotVMs | None:
         """Return the directories of the VM root that are not VMs, as seen last; None if there are none."""

@@ -13,7 +13,6 @@ from vmessd.core.models.views import Aspect, Refusal, VMView
 from vmessd.core.models.vms import Explanation, VMStatus
 from vmessd.supervisor.details import Details
 from vmessd.supervisor.registry import Supervisor
-from vmessd.vm.why import explain
 
 TOGETHER = 32
 """Number of VMs that are looked at concurrently. A slow VM delays those after these."""
@@ -64,7 +63,7 @@ async def _asker(supervisor: Supervisor, vms: Sequence[str], aspect: Aspect) -> 
     if aspect is Aspect.why:
 
         async def why(vm: str) -> Explanation:
-            return await explain(await supervisor.machine(vm))
+            return await supervisor.explain(vm)
 
         return why
     details = Details(supervisor)

@@ -9,6 +9,7 @@ Everything here blocks, for a few milliseconds on a healthy disk; `machine` runs
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import logging
@@ -282,16 +283,10 @@ def _described(process: Process, noted: RunRecord | None) -> RunRecord | None:
     if not argv:
         process.close()
         return None
-    return RunRecord(
-        *(process.pid, process.ticks, command_line.display_of(argv), command_line.accel_of(argv), argv),
-        since=noted.since if noted else Moment.now(),
-        tries=noted.tries if noted else 0,
-        serial=noted.serial if noted else "",
-        stopping=noted is not None and noted.stopping,
-        cables=noted is not None and noted.cables,
-        oom_counter=noted.oom_counter if noted else "",
-        oom_kills=noted.oom_kills if noted else 0,
-    )
+    display, accel = command_line.display_of(argv), command_line.accel_of(argv)
+    if noted is None:
+        return RunRecord(process.pid, process.ticks, display, accel, argv, Moment.now())
+    return dataclasses.replace(noted, display=display, accel=accel, argv=argv)
 
 
 def _log_size(directory: VMDirectory) -> int:

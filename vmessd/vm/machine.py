@@ -149,9 +149,6 @@ class Machine(FailureRecovery):
     def status(self) -> VMStatus:
         """Return the present status of the VM."""
         run, held = self._run, self._in_the_way()
-        problem = run.launched.whereabouts.location.problem if run else (held.message if held else None)
-        if self.foreign and self.state in OFF:
-            problem = refusals.foreign_drives(self.vm, self.foreign)
         return VMStatus(
             name=self.vm,
             state=self.state,
@@ -160,7 +157,7 @@ class Machine(FailureRecovery):
             runstate=run.runstate if run else None,
             last_exit=Exit.of(self.last_exit) if self.last_exit else None,
             restart=self._pending.report() if self._pending else None,
-            problem=problem,
+            problem=run.launched.whereabouts.location.problem if run else (held.message if held else None),
         )
 
     @property

@@ -5,14 +5,13 @@
 
 import abc
 import asyncio
-import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from vmessd.core import refusals
 from vmessd.core.errors import Locked, VmessError
-from vmessd.core.lifecycle import OFF, Action, Event, State, transition
+from vmessd.core.lifecycle import Action, Event, State, transition
 from vmessd.core.records import ExitRecord
 from vmessd.qemu.session import Session, Timing
 from vmessd.storage import vmdir
@@ -24,14 +23,11 @@ from vmessd.vm.journal import Journal
 from vmessd.vm.launcher import Launched
 from vmessd.vm.mailbox import EventMessage, Inbox, Request, dismiss, tell
 from vmessd.vm.qemu_run import QemuRun
-from vmessd.vm.rediscovery import Findings, Search, foreign_drives
+from vmessd.vm.rediscovery import Findings, Search
 from vmessd.vm.start import StartAttempt
 
 BEGIN_TIME = 5.0
 """Seconds that a call which needs a running guest waits for a start in progress."""
-
-DRIVES_TIME = 1.0
-"""Seconds that a look at the names of the drives may take."""
 
 
 class MachineBase(abc.ABC):
@@ -45,8 +41,6 @@ class MachineBase(abc.ABC):
         self._begun.set()
         self._state = State.stopped
         self.last_exit: ExitRecord | None = None
-        self.foreign: tuple[str, ...] = ()
-        """Drives named after another VM, as seen last; a start refuses them."""
         self.found = asyncio.Event()
         """Set once it is known whether a QEMU of an earlier daemon lives; if so, it is adopted."""
         self.settled = asyncio.Event()
@@ -128,7 +122,6 @@ class MachineBase(abc.ABC):
             if isinstance(found.problem, Locked):
                 await self._react(EventMessage(Event.held, error=found.problem))
             return found.launched
-        self.foreign = found.foreign
         self._search.cancel()
         if found.launched is None and self.state is State.held:
             await self._react(EventMessage(Event.free))
@@ -202,14 +195,6 @@ class MachineBase(abc.ABC):
         """Check in the background that the directory of a running VM is in its place."""
         if self._run is not None:
             self._run.mind_directory(self.files)
-
-    async def mind_drives(self) -> None:
-        """Look again for drives named after another VM, if the VM is off."""
-        if self.state in OFF:
-            with contextlib.suppress(VmessError):  # files that do not answer are reported elsewhere
-                self.foreign = await self.files.aside(
-                    functools.partial(foreign_drives, self.directory), DRIVES_TIME
-                )
 
     # -- Events of QEMU and the kernel --
 

@@ -11,7 +11,9 @@ from typing import Any
 from vmessd.core.errors import BadFile, InvalidValue, printable
 from vmessd.core.models.vms import Pending
 from vmessd.core.names import CDROM
+from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, SETTINGS, size_text
+from vmessd.qemu import command_line
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import VMDirectory
 
@@ -36,10 +38,10 @@ def hardware(directory: VMDirectory, disks: Sequence[Disk]) -> dict[str, str]:
 
 def drive_text(disk: Disk) -> str:
     """Return what identifies the content of a drive: the size of a disk, the image in a CD drive."""
-    if disk.slot == CDROM:
-        return disk.target or disk.path
     size = size_text(disk.size)
-    return size if disk.target is None else f"{disk.target}, {size}"
+    if disk.target is None:
+        return size
+    return disk.target if disk.slot == CDROM else f"{disk.target}, {size}"
 
 
 def changes(running: Mapping[str, str], following: Mapping[str, str]) -> list[Pending]:
@@ -51,6 +53,13 @@ def changes(running: Mapping[str, str], following: Mapping[str, str]) -> list[Pe
         for name, now, later in pairs
         if _meaning(name, now) != _meaning(name, later)
     ]
+
+
+def is_changed(record: RunRecord, following: Mapping[str, str], argv: Sequence[str]) -> bool:
+    """Tell whether a start, with its hardware `following` and its `argv`, would differ from the run."""
+    if record.hardware is None:
+        return not command_line.same_but_for_wires(argv, record.argv)
+    return bool(changes(record.hardware, following)) or not command_line.same_cards(argv, record.argv)
 
 
 def _meaning(name: str, text: str | None) -> Any:

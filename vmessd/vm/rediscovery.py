@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vmessd.core.errors import TimedOut, VmessError
 from vmessd.core.records import ExitRecord
-from vmessd.storage import blocking, images
+from vmessd.storage import blocking
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import adoption
@@ -25,20 +25,11 @@ class Findings(NamedTuple):
     last_exit: ExitRecord | None = None
     problem: VmessError | None = None
     """Why it is not known whether there is a QEMU; or why only the process is known."""
-    foreign: tuple[str, ...] = ()
-    """Drives named after another VM."""
 
     def close(self) -> None:
         """Release the process that was found; it keeps running."""
         if self.launched is not None:
             self.launched.close()
-
-
-def foreign_drives(directory: VMDirectory) -> tuple[str, ...]:
-    """Return the drives named after another VM, as :func:`images.foreign`; empty if they cannot be read."""
-    with contextlib.suppress(VmessError):
-        return tuple(images.foreign(directory))
-    return ()
 
 
 class Search:
@@ -61,7 +52,7 @@ class Search:
 
     def _find(self) -> Findings:
         launched = adoption.recover(self._directory, self._host)
-        return Findings(launched, adoption.last_exit(self._directory), foreign=foreign_drives(self._directory))
+        return Findings(launched, adoption.last_exit(self._directory))
 
     async def first(self) -> Findings:
         """Look; if the files of the VM do not answer, among the processes only."""
