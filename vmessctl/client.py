@@ -8,11 +8,12 @@ import sys
 
 from vmessctl import light_json
 from vmessctl.cli import verbs
-from vmessctl.environment import variable
+from vmessctl.environment import is_vmess, variable
 from vmessd.core.errors import (
     BY_WIRE_NAME,
     INTERFACE,
     Failed,
+    NoSuchVM,
     TimedOut,
     Unreachable,
     VmessError,
@@ -62,6 +63,8 @@ class Client:
         """
         self._buffer = b""
         self._descriptors: list[int] = []
+        self._vm = ""
+        """The VM of the last call."""
         self.is_lost = False
         """Unusable: the daemon hung up, or a late reply may still arrive."""
         self._patience = ANSWER_TIME if patience is None else patience
@@ -84,6 +87,7 @@ class Client:
         call: dict[str, object] = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
         if more:
             call["more"] = True
+        self._vm = str(parameters.get("vm") or "")
         try:
             self._socket.sendall(light_json.dumps(call).encode() + b"\0")
         except OSError as error:
@@ -113,7 +117,7 @@ class Client:
                 hint="name vmessd's socket with --socket or in VMESS_SOCKET",
             ) from None
         if error is not None:
-            raise error_from_wire(str(error), parameters)
+            raise error_from_wire(str(error), parameters, self._vm)
         return parameters, bool(reply.get("continues"))
 
     def pending(self) -> bool:
@@ -240,9 +244,11 @@ def _connect_to(sock: _socket.socket, path: str) -> None:
         posix.close(directory)
 
 
-def error_from_wire(name: str, parameters: Mapping[str, Any]) -> VmessError:
-    """Return the error for a name on the wire and its parameters."""
+def error_from_wire(name: str, parameters: Mapping[str, Any], vm: str) -> VmessError:
+    """Return the error for a name on the wire and its parameters; `vm` is the VM of the call, if it has one."""
     kind = BY_WIRE_NAME.get(name)
     if kind is None:
         return Failed(f"vmessd refused the call: {name} {parameters}", hint=VERSIONS)
+    if kind is NoSuchVM and vm and not is_vmess():  # the daemon says it in the words of the original
+        return NoSuchVM(f"no VM {quoted(vm)}", parameters.get("hint"))
     return kind(str(parameters.get("message")), parameters.get("hint"))

@@ -7,15 +7,20 @@ import sys
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.environment import is_vmess
 from vmessctl.output import rendering
 from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
+from vmessd.core import settings
 from vmessd.core.errors import DONE, AlreadyRunning, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
-from vmessd.core.settings import LOCK
+from vmessd.core.settings import LOCK, QEMU_OPTIONS
 from vmessd.core.words import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmessctl.cli.verbs import Command
     from vmessctl.client import Client, Reply
 
 
@@ -32,19 +37,50 @@ def make(invocation: Invocation) -> int:
 
 
 def change(invocation: Invocation) -> int:
-    """Change a setting or a drive of VMs; the verb says which."""
-    verb, text = invocation.command.verb, " ".join(invocation.arguments)
-    value: str | None = text
-    if text == "none":
-        value = None
-    elif verb == CDROM:
-        value = _absolute(text)
+    """Change a setting or a drive of VMs, or show it if there is no value; the verb says which."""
+    if not invocation.arguments:
+        return _show_value(invocation)
+    verb = invocation.command.verb
+    value, remark = _value(invocation.command, invocation.arguments)
 
     def work(client: Client, vm: str) -> int:
         reply = client.call("Set", vm=vm, setting=verb, value=value)
         emit(invocation, reply, vm)
-        if reply["note"]:
-            say(printable(reply["note"]))
+        for note in (remark, reply["note"]):
+            if note:
+                say(printable(note))
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def _value(command: Command, words: Sequence[str]) -> tuple[str | None, str]:
+    """Return the value that a setting is to have, None to remove it, and a remark on how it was understood.
+
+    As `vmess`, a number without a unit means what it did to the original: MiB of RAM, bytes of a disk.
+    """
+    text = " ".join(words) if len(words) == 1 or command.verb != QEMU_OPTIONS else shell_line(words)
+    if text == "none":
+        return None, ""
+    if command.verb == CDROM:
+        return _absolute(text), ""
+    if "size" in command.alternatives()[0] and settings.is_bare(text) and not is_vmess():
+        row = settings.by_name(command.verb)
+        return f"{text}M", f"{row.file if row else command.verb} {text} taken as {text}M"
+    return text, ""
+
+
+def _show_value(invocation: Invocation) -> int:
+    """Show the value of a setting or a drive, as it could be typed to set it; `none` if it is not set."""
+    verb = invocation.command.verb
+
+    def work(client: Client, vm: str) -> int:
+        info = client.call("Info", vm=vm)["info"]
+        row = settings.by_name(verb)
+        value = rendering.drive_value(info, verb) if row is None else rendering.setting_value(info, row.file)
+        emit(invocation, {"value": value}, vm)
+        if verbs.JSON.flag not in invocation.options:
+            print(f"{vm}: {value or 'none'}" if len(invocation.vms) > 1 else value or "none")
         return DONE
 
     return for_each(invocation, work)

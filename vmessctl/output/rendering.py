@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vmessd.core.errors import printable, shell_line
-from vmessd.core.names import VNC_PORT
-from vmessd.core.settings import CPU, size_shown
+from vmessd.core.names import CDROM, VNC_PORT
+from vmessd.core.settings import CPU, size_shown, size_text
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
 
 TYPE_CHECKING = False
@@ -78,6 +78,11 @@ def status(reply: Reply) -> str:
     return f"VM is running, PID: {vm['pid']}{_condition(vm)}"
 
 
+def is_already(vm: Reply) -> str:
+    """Return the line for a VM that is not started because it runs."""
+    return f"VM {vm['name']} is already running, PID: {vm['pid']}{_condition(vm)}"
+
+
 def listing(reply: Reply) -> str:
     """Return the running VMs with their PIDs, then all VMs."""
     vms: Sequence[Reply] = reply["vms"]
@@ -118,6 +123,19 @@ def info(reply: Reply) -> str:
     lines.append(f"Serial console: {printable(vm['serial'])}")
     lines.append(status(vm))
     return "\n".join(lines)
+
+
+def setting_value(vm: Reply, file: str) -> str | None:
+    """Return the value of a setting as its file has it; None if it is not set."""
+    return next((printable(value["value"]) for value in vm["settings"] if value["name"] == file), None)
+
+
+def drive_value(vm: Reply, slot: str) -> str | None:
+    """Return the size of a disk, or the path of the CD-ROM image; None if there is none."""
+    drive = next((drive for drive in vm["drives"] if drive["slot"] == slot), None)
+    if drive is None:
+        return None
+    return printable(drive["target"] or drive["path"]) if slot == CDROM else size_text(drive["size"])
 
 
 def _effective(value: Reply, vm: Reply) -> str:

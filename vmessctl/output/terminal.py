@@ -13,9 +13,9 @@ from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect, error_from_wire
-from vmessctl.environment import variable
+from vmessctl.environment import is_vmess, variable
 from vmessd.core import stdio
-from vmessd.core.errors import VmessError, worst
+from vmessd.core.errors import NoSuchVM, VmessError, worst
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,10 +88,25 @@ def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
             client = connect(invocation)
         try:
             statuses.append(work(client, vm))
+        except NoSuchVM as error:
+            statuses.append(complain(_unknown(client, invocation.word, error) if invocation.word else error))
         except VmessError as error:
             statuses.append(complain(error))
     client.close()
     return worst(statuses)
+
+
+def _unknown(client: Client, word: str, error: NoSuchVM) -> VmessError:
+    """Return the error for a word that stands alone and is no VM: it may be a mistyped verb instead.
+
+    As `vmess`, a word that resembles nothing gets the sentence of the original, which is that of the daemon.
+    """
+    try:
+        known = [vm["name"] for vm in client.call("List")["vms"]]
+    except VmessError:
+        return error
+    suggestion = verbs.meant(word, [*verbs.BY_VERB, *known])
+    return error if is_vmess() and not suggestion else verbs.no_vm_or_verb(word, suggestion)
 
 
 def show_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> int:
@@ -108,7 +123,7 @@ def show_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> int:
             view = client.receive()[0]["view"]
             try:
                 if view["refusal"]:
-                    raise error_from_wire(view["refusal"]["error"], view["refusal"])
+                    raise error_from_wire(view["refusal"]["error"], view["refusal"], vm)
                 statuses.append(work({method.lower(): view[method.lower()]}, vm))
             except VmessError as error:
                 statuses.append(complain(error))

@@ -76,7 +76,7 @@ class VMDirectory:
         except FileNotFoundError:
             raise NoSuchVM(
                 f"You need to create directory {self} if are serious about that VM - use vmess make",
-                hint=f"vmess {self.vm} make",
+                hint="vmess list",
             ) from None
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
