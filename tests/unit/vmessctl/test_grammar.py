@@ -419,7 +419,7 @@ def test_what_may_destroy_something_is_marked_so() -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        *("set", "show", "sotp", "stp", "stpo", "rn", "rmm", "rset", "resetz", "shut", "shutdow", "restar"),
+        *("set", "show", "sotp", "stp", "sttop", "rn", "rmm", "rset", "resetz", "shut", "shutdow", "restar"),
         *("ifde", "net prnue", "net del", "ctrl-alt-del", "qqqqq"),
     ],
 )
