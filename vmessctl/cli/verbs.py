@@ -259,6 +259,14 @@ COMMANDS: tuple[Command, ...] = (
         for drive in DRIVES
     ),
     Command(
+        "edit",
+        "Edit the settings of the VM as text, in the editor that VISUAL or EDITOR names, or vi; what has\n"
+        "changed is set afterwards. Each setting also has a verb of its own.",
+        "Info",
+        "edit.run",
+        reports=True,
+    ),
+    Command(
         "ifadd",
         "Give the VM exactly N NICs, and optionally connect them to bridges, which are created if\n"
         'necessary. "-" stands for no bridge, "user" for QEMU\'s user-mode network, which needs no\n'

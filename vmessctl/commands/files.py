@@ -18,9 +18,6 @@ from vmessd.core.words import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vmessctl.cli.verbs import Command
     from vmessctl.client import Client, Reply
 
 
@@ -41,7 +38,9 @@ def change(invocation: Invocation) -> int:
     if not invocation.arguments:
         return _show_value(invocation)
     verb = invocation.command.verb
-    value, remark = _value(invocation.command, invocation.arguments)
+    words = invocation.arguments
+    text = shell_line(words) if len(words) > 1 and verb == QEMU_OPTIONS else " ".join(words)
+    value, remark = typed_value(verb, text)
 
     def work(client: Client, vm: str) -> int:
         reply = client.call("Set", vm=vm, setting=verb, value=value)
@@ -54,19 +53,18 @@ def change(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _value(command: Command, words: Sequence[str]) -> tuple[str | None, str]:
+def typed_value(verb: str, text: str) -> tuple[str | None, str]:
     """Return the value that a setting is to have, None to remove it, and a remark on how it was understood.
 
     As `vmess`, a number without a unit means what it did to the original: MiB of RAM, bytes of a disk.
     """
-    text = " ".join(words) if len(words) == 1 or command.verb != QEMU_OPTIONS else shell_line(words)
     if text == "none":
         return None, ""
-    if command.verb == CDROM:
+    if verb == CDROM:
         return _absolute(text), ""
-    if "size" in command.alternatives()[0] and settings.is_bare(text) and not is_vmess():
-        row = settings.by_name(command.verb)
-        return f"{text}M", f"{row.file if row else command.verb} {text} taken as {text}M"
+    if "size" in verbs.BY_VERB[verb].alternatives()[0] and settings.is_bare(text) and not is_vmess():
+        row = settings.by_name(verb)
+        return f"{text}M", f"{row.file if row else verb} {text} taken as {text}M"
     return text, ""
 
 

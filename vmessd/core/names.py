@@ -19,7 +19,7 @@ VERBS = frozenset(
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
         *("smp", "ram", "cpu", "accel", "hda", "hdb", "hdc", "hdd", "cdrom", "raw"),
         *("autostart", "restart-policy", "grace", "reset", "resume"),
-        *("nic-model", "nic-options", "qemu-options"),
+        *("nic-model", "nic-options", "qemu-options", "edit"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
         "screenshot",
     }

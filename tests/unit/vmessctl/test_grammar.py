@@ -148,6 +148,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("leaf spine ifadd 1", "ifadd", ("leaf0", "spine0"), ("1",), {}),
     ("newvm ifadd -1", "ifadd", ("newvm0",), ("-1",), {}),
     ("newvm ifadd 1 -- -x", "ifadd", ("newvm0",), ("1", "-x"), {}),
+    ("newvm edit", "edit", ("newvm0",), (), {}),
+    ("edit newvm", "edit", ("newvm0",), (), {}),
     ("newvm ifdel", "ifdel", ("newvm0",), (), {}),
     ("a b ifdel", "ifdel", ("a0", "b0"), (), {}),
     ("newvm connect 0 bridge1", "connect", ("newvm0",), ("0", "bridge1"), {}),
