@@ -8,7 +8,7 @@ import sys
 
 from vmessctl import light_json
 from vmessctl.cli import verbs
-from vmessctl.environment import is_vmess, variable
+from vmessctl.environment import variable
 from vmessd.core.errors import (
     BY_WIRE_NAME,
     INTERFACE,
@@ -249,6 +249,7 @@ def error_from_wire(name: str, parameters: Mapping[str, Any], vm: str) -> VmessE
     kind = BY_WIRE_NAME.get(name)
     if kind is None:
         return Failed(f"vmessd refused the call: {name} {parameters}", hint=VERSIONS)
-    if kind is NoSuchVM and vm and not is_vmess():  # the daemon says it in the words of the original
-        return NoSuchVM(f"no VM {quoted(vm)}", parameters.get("hint"))
-    return kind(str(parameters.get("message")), parameters.get("hint"))
+    error = kind(str(parameters.get("message")), parameters.get("hint"))
+    if isinstance(error, NoSuchVM):
+        error.vm = vm
+    return error

@@ -51,7 +51,8 @@ def is_running(daemon: Daemon, vm: str, pid: int) -> None:
     """See that a VM runs as this process, in a listing and alone, and is not started twice."""
     status = daemon.wait_state(vm, "running")
     assert status["pid"] == pid
-    assert daemon.done(vm, "start") == f"VM {vm} is already running, PID: {pid}\n"
+    told = daemon.done(vm, "start").removesuffix("\n").partition(" (")[0]
+    assert told == f"VM {vm} is already running, PID: {pid}"
     assert processes_of(daemon.root) == [pid]
 
 

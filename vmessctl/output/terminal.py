@@ -15,7 +15,7 @@ from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect, error_from_wire
 from vmessctl.environment import is_vmess, variable
 from vmessd.core import stdio
-from vmessd.core.errors import NoSuchVM, VmessError, worst
+from vmessd.core.errors import NoSuchVM, VmessError, quoted, worst
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ complaints: list[VmessError] = []
 def complain(error: VmessError) -> int:
     """Print an error and its hint on one line each; return the exit status."""
     complaints.append(error)
-    warn(f"{PROGRAM}: {error.message}")
+    message = error.message
+    if isinstance(error, NoSuchVM) and error.vm and not is_vmess():
+        message = f"no VM {quoted(error.vm)}"  # the daemon says it in the words of the original
+    warn(f"{PROGRAM}: {message}")
     if error.hint:
         warn(f"  hint: {error.hint}")
     return error.status

@@ -122,6 +122,8 @@ class NoSuchVM(VmessError):
     """There is no directory for the VM."""
 
     status = 4
+    vm = ""
+    """In the client: the VM that a call named."""
 
 
 class Unreachable(VmessError):
