@@ -1,8 +1,8 @@
 """The parser of command lines: VMs, then one verb or several, each with arguments and options. Pure.
 
 The grammar is that of the original script, `vmess <vmname> <verb> ...`, plus a few global verbs. No verb is a
-VM name, so a line may contain several VMs and several verbs: `vmess leaf spine make ram 2G start`. The first verb
-may also stand before the VMs: `vmess start leaf spine`; see :func:`led`.
+VM name, so a line may contain several VMs and several verbs: `vmess leaf spine make ram 2G start`. The first
+verb may also stand before the VMs: `vmess start leaf spine`; see :func:`led`.
 
 A verb first takes its required arguments, whatever they look like. Its optional arguments end at the next verb
 or at `--`. If required arguments, or the value of a setting, are still missing, `--` makes all words up to the
