@@ -71,7 +71,7 @@ def test_of_what_is_changed_to_nonsense_the_rest_is_set(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("script", "status", "told"),
     [
-        ("exit 3", 1, "my editor' ended with exit status 3; nothing was changed"),
+        ("exit 3", 1, "ended with exit status 3; nothing was changed"),
         ('rm "$2"', 1, "the settings cannot be edited: no such file or directory"),
         ('echo banana >"$2"', 2, "line 1: 'banana' is not one of "),
     ],
