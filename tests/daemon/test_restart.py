@@ -183,7 +183,7 @@ def test_a_stop_that_another_daemon_sees_the_end_of_is_a_stop(daemon: Daemon) ->
 def test_a_policy_that_is_taken_back_counts_at_once(daemon: Daemon) -> None:
     killed(daemon)
     daemon.wait_state(A, "waiting")
-    daemon.done(A, "restart", "no")
+    daemon.done(A, "restart-policy", "no")
     status = daemon.wait_state(A, "stopped")
     assert status["last_exit"]["note"] == "its restart was called off"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
-from vmessctl.output import phrases, rendering
+from vmessctl.output import rendering
 from vmessctl.output.terminal import emit, output_width, say, show, show_each
 from vmessd.core.errors import DONE, NotRunning
 
@@ -23,10 +23,10 @@ def list_vms(invocation: Invocation) -> int:
     if verbs.JSON.flag in invocation.options:
         more = {vm["name"]: vm for vm in client.call("Overview")["vms"]}
         emit(invocation, {**reply, "vms": [more.get(vm["name"], {}) | vm for vm in reply["vms"]]})
-    elif phrases.are_terse() or {verbs.COLUMNS.flag, verbs.NO_HEADER.flag} & set(invocation.options):
-        _print_table(invocation)
-    else:
+    elif PROGRAM.is_original and not {verbs.COLUMNS.flag, verbs.NO_HEADER.flag} & set(invocation.options):
         show(invocation, reply, rendering.listing)
+    else:
+        _print_table(invocation)
     if others and verbs.JSON.flag not in invocation.options:
         say(rendering.not_vms(others))
     client.close()

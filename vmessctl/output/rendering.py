@@ -6,8 +6,8 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import phrases
 from vmessctl.output.phrases import phrase
 from vmessd.core.errors import printable, shell_line
-from vmessd.core.names import VNC_PORT
-from vmessd.core.settings import CPU, size_shown
+from vmessd.core.names import CDROM, VNC_PORT
+from vmessd.core.settings import CPU, size_shown, size_text
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
 
 TYPE_CHECKING = False
@@ -89,6 +89,11 @@ def status_line(reply: Reply, vm: str) -> str:
     return phrases.about(vm, status(reply), several=False)
 
 
+def is_already(vm: Reply) -> str:
+    """Return what is said of a VM that is not started because it runs."""
+    return phrase("already running", vm=vm["name"], pid=vm["pid"], aside=_condition(vm))
+
+
 def listing(reply: Reply) -> str:
     """Return the running VMs with their PIDs, then all VMs."""
     vms: Sequence[Reply] = reply["vms"]
@@ -151,6 +156,19 @@ def info(reply: Reply, *, verbose: bool = False) -> str:
 def command(reply: Reply) -> str:
     """Return QEMU's command line of a VM, quoted for a shell; empty if there is none."""
     return shell_line(reply["info"]["command"])
+
+
+def setting_value(vm: Reply, file: str) -> str | None:
+    """Return the value of a setting as its file has it; None if it is not set."""
+    return next((printable(value["value"]) for value in vm["settings"] if value["name"] == file), None)
+
+
+def drive_value(vm: Reply, slot: str) -> str | None:
+    """Return the size of a disk, or the path of the CD-ROM image; None if there is none."""
+    drive = next((drive for drive in vm["drives"] if drive["slot"] == slot), None)
+    if drive is None:
+        return None
+    return printable(drive["target"] or drive["path"]) if slot == CDROM else size_text(drive["size"])
 
 
 def _effective(value: Reply, vm: Reply) -> str:
