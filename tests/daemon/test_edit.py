@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from daemons import CLIENT, Daemon, own
+from daemons import AS_VMESSCTL, CLIENT, Daemon, own
 
 from vmessctl.commands.edit import SHOWN, parsed, written
 from vmessd.core.errors import InvalidValue
@@ -36,12 +36,12 @@ def test_what_is_no_setting_is_refused_by_its_line(text: str, message: str) -> N
     assert caught.value.message.startswith(message)
 
 
-def editor(daemon: Daemon, script: str) -> tuple[str, ...]:
+def editor(daemon: Daemon, script: str, client: tuple[str, ...] = CLIENT) -> tuple[str, ...]:
     """The command of a client whose editor is a shell script."""
     path = daemon.directory / "my editor"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o700)
-    return ("env", f"VISUAL='{path}' +1", f"TMPDIR={daemon.directory}", *CLIENT)
+    return ("env", f"VISUAL='{path}' +1", f"TMPDIR={daemon.directory}", *client)
 
 
 def left_behind(directory: Path) -> list[str]:
@@ -57,6 +57,17 @@ def test_what_has_changed_is_set(daemon: Daemon) -> None:
     assert daemon.done(A, "ram", "smp", "grace", "cpu") == "32M\nnone\n7\nbest\n"
     assert left_behind(daemon.directory) == []
     same = daemon.vmess("edit", A, program=editor(daemon, "true"))
+    assert (same.returncode, same.stdout) == (0, "nothing was changed\n")
+
+
+def test_as_vmessctl_each_change_is_a_line(daemon: Daemon) -> None:
+    daemon.done("make", A, "ram", "16M", "smp", "2")
+    change = "s/^ram .*/ram 32/; s/^smp/#smp/; s/^#grace/grace 7/"
+    program = editor(daemon, f'sed -i "{change}" "$2"', client=AS_VMESSCTL)
+    result = daemon.vmess("edit", A, program=program)
+    assert (result.returncode, result.stderr) == (0, "RAM 32 taken as 32M\n")
+    assert sorted(result.stdout.splitlines()) == [f"{A}: grace 7", f"{A}: ram 32M", f"{A}: smp none"]
+    same = daemon.vmess("edit", A, program=editor(daemon, "true", client=AS_VMESSCTL))
     assert (same.returncode, same.stdout) == (0, f"{A}: nothing was changed\n")
 
 

@@ -446,6 +446,8 @@ def test_a_word_that_is_neither_vm_nor_verb_never_offers_to_become_a_vm(daemon: 
             f"vmess: no VM or command {told}",
             "  hint: vmess list, or vmess help",
         ]
+    terse = daemon.vmessctl("laef3", "status").stderr
+    assert terse == f"vmessctl: no VM laef3: {daemon.root}/laef3 does not exist\n  hint: did you mean leaf3?\n"
     other = daemon.vmess("laef3", "rm", "--yes")
     assert (other.returncode, other.stderr.splitlines()[1]) == (4, "  hint: did you mean leaf3?")
     # What resembles nothing gets the sentence of the original.
@@ -465,7 +467,7 @@ def test_numbers_without_a_unit_mean_what_they_did_to_the_original(daemon: Daemo
 def test_as_vmessctl_numbers_without_a_unit_are_mib_and_it_is_said(daemon: Daemon) -> None:
     daemon.done("make", A)
     result = daemon.vmessctl(A, "ram", "32", "hda", "2")
-    assert (result.returncode, result.stdout) == (0, "")
+    assert (result.returncode, result.stdout) == (0, f"{A}: ram 32M\n{A}: hda 2M\n")
     assert result.stderr.splitlines()[:2] == ["RAM 32 taken as 32M", "hda 2 taken as 2M"]
     assert (daemon.root / A / "RAM").read_text() == "32M\n"
     assert (daemon.root / A / f"{A}-hda.img").stat().st_size == 2 * 2**20
@@ -474,12 +476,13 @@ def test_as_vmessctl_numbers_without_a_unit_are_mib_and_it_is_said(daemon: Daemo
 
 
 def test_as_vmessctl_a_vm_that_is_not_there_is_said_in_one_line(daemon: Daemon) -> None:
+    missing = f"no VM qqqqq0: {daemon.root}/qqqqq0 does not exist"
     for words, told in (
         (["qqqqq"], "no VM or command 'qqqqq'"),
         (["show"], "no VM or command 'show'"),
-        (["qqqqq", "start"], "no VM 'qqqqq0'"),
-        (["qqqqq", "status", "--json"], "no VM 'qqqqq0'"),
-        (["qqqqq", "console"], "no VM 'qqqqq0'"),
+        (["qqqqq", "start"], missing),
+        (["qqqqq", "status", "--json"], missing),
+        (["qqqqq", "console"], missing),
     ):
         result = daemon.vmessctl(*words)
         assert (result.returncode, result.stderr.splitlines()[0].partition(": ")[2]) == (4, told)
