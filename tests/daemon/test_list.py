@@ -46,7 +46,7 @@ def test_without_vms_it_says_how_to_make_one(daemon: Daemon) -> None:
     result = daemon.vmessctl()
     assert (result.returncode, result.stdout) == (0, "")
     assert result.stderr == "no VMs yet; make one: vmessctl newvm make\n"
-    assert daemon.vmessctl("list", "--json").stdout == '{"vms": []}\n'
+    assert daemon.vmessctl("list", "--json").stdout == '{"vms": [], "others": null}\n'
 
 
 @qemu

@@ -96,7 +96,7 @@ def test_c31_a_connection_for_each_call_leaves_nothing(daemon: Daemon) -> None:
     before = daemon.descriptors()
     for _ in range(500):
         client = Client([str(daemon.socket)])
-        assert client.call("List") == {"vms": []}
+        assert client.call("List")["vms"] == []
         client.close()
     wait_for(lambda: abs(daemon.descriptors() - before) <= 5, what="the descriptors' return")
 

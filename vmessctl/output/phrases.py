@@ -62,7 +62,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "set": ("", "{verb} {value}"),
     "edit": 2 * ("nothing was changed",),
     "rm": ("", "deleted"),
-    "rename": 2 * ("renamed to {name}",),
+    "rename": ("", "renamed to {name}"),
     "suspend": ("", "paused"),
     "resume": ("", "resumed"),
     "reset": ("", "reset"),

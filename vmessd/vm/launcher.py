@@ -106,11 +106,10 @@ def specify(
     )
 
 
-def _make_sure(directory: VMDirectory, host: Host, check: Check) -> None:
-    """Report a bad value before anything is changed, and find out whether KVM works; raises as `launch`."""
+def _make_sure(directory: VMDirectory, host: Host) -> None:
+    """Report a bad value before anything is changed, and find out whether KVM works; raises as `specify`."""
     spec = specify(directory, host, display=0)
     host.probe_kvm(spec.values.get("ACCEL"))
-    check()
 
 
 def _own(directory: VMDirectory) -> int:
@@ -154,7 +153,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
     """
     _check_policy(directory, tries)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
-        _make_sure(directory, host, check)
+        _make_sure(directory, host)
         lock = _own(directory)
         ours.callback(os.close, lock)
         directory.sweep()

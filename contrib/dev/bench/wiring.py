@@ -59,7 +59,7 @@ def ways_of_ours(daemon: Daemon, scratch: pathlib.Path) -> Ways:
     program, by_pip, call = OURS
     return {
         program: (lambda: quietly(launcher, *words, env=environment), back),
-        by_pip: (lambda: quietly(PROGRAMS / "vmess", *words, env=environment), back),
+        by_pip: (lambda: quietly(PROGRAMS / "vmessctl", *words, env=environment), back),
         call: (lambda: daemon.call("SetNics", vm="a0", count=1, wires=["bench"]), back),
     }
 

@@ -66,7 +66,7 @@ VALUES = {
 LATER = {
     "set": "",
     "edit": "nothing was changed",
-    "rename": "renamed to router0",
+    "rename": "",
     "already running": "VM newvm0 is already running, PID: 5748",
     "already off": "VM not running: newvm0 (powered down as asked)",
 }
