@@ -11,7 +11,6 @@ from vmessd.core.errors import (
     DONE,
     FORCED,
     INTERRUPTED,
-    AlreadyRunning,
     InvalidValue,
     Locked,
     NoSuchVM,
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
     Handler = Callable[[Invocation], int]
 
-REACHED = {"start": AlreadyRunning, "stop": NotRunning}
-"""Verbs, and the error that means that the VM is already in the wanted state."""
 FAILS_AGAIN = (InvalidValue, NoSuchVM, Locked, NotRunning)
 """Errors that repeat until something else is changed."""
 
@@ -104,9 +101,6 @@ def _report_failure(step: Invocation, done: list[str], status: int) -> None:
 
 def _continuation(step: Invocation, status: int) -> Invocation | None:
     """Return the part of a line that is left to do; None if that is nothing, or would fail in the same way."""
-    reached = REACHED.get(step.command.verb)
     if status == NotRunning.status and not complaints:  # the verb was status, which succeeded
-        return step.then
-    if reached is not None and complaints and all(isinstance(error, reached) for error in complaints):
         return step.then
     return None if any(isinstance(error, FAILS_AGAIN) for error in complaints) else step

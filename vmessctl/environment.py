@@ -1,4 +1,4 @@
-"""Environment variables without `os`, whose import takes a tenth of a `status`."""
+"""Environment variables, without `os`, whose import takes a tenth of a `status`."""
 
 import posix
 import sys

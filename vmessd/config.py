@@ -115,7 +115,8 @@ OPTIONS = (
     Option(
         "exargs",
         "yes|no",
-        "whether EXARGS and NIC_EXARGS are used; anybody who can write these files controls how QEMU runs",
+        "whether EXARGS and NIC_EXARGS are used; anybody who can write these files, or use their verbs, "
+        "controls how QEMU runs",
         "yes",
         "no",
         choices=("yes", "no"),

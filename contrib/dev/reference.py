@@ -76,6 +76,10 @@ def one_verb(command: verbs.Command) -> str:
     more.append(("`--json`", command.reports))
     if known := [word for word, is_known in more if is_known]:
         parts.append(f"It also accepts {', '.join(known)}.")
+    if command.aliases:
+        words = [alias.split() for alias in command.aliases]
+        told = [f"`{word}`{f' for `{command.verb} {more[0]}`' if more else ''}" for word, *more in words]
+        parts.append(f"It is also understood as {' or '.join(told)}, as other programs call it.")
     return "\n\n".join(parts)
 
 

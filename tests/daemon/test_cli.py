@@ -76,7 +76,7 @@ def test_no_daemon_is_one_line_and_what_to_do() -> None:
 def test_a_usage_error_is_one_line_and_a_hint() -> None:
     result = vmessctl("newvm", "strat")
     assert result.returncode == 2
-    assert result.stderr == "vmess: 'strat' is not a verb; did you mean start?\n  hint: vmess help\n"
+    assert result.stderr == "vmess: no command 'strat'; did you mean start?\n  hint: vmess help\n"
 
 
 IMPATIENT = """
@@ -290,10 +290,11 @@ def test_several_vms_are_each_reported_and_the_worst_status_wins(daemon: Daemon)
     daemon.done(A, "stop")
     again = daemon.vmess(A, B, "missing", "stop")
     assert again.returncode == 4
-    assert again.stdout == f"{B}: Stopping VM PID {pids[B]}\n"
-    assert f"VM not running: {A} (powered down as asked)" in again.stderr
+    assert sorted(again.stdout.splitlines()) == sorted(
+        [f"{A}: VM not running: {A} (powered down as asked)", f"{B}: Stopping VM PID {pids[B]}"]
+    )
     assert daemon.vmess(A, B, "status").returncode == 3
-    assert daemon.vmess(A, "stop").returncode == 3
+    assert daemon.done(A, "stop") == f"VM not running: {A} (powered down as asked)\n"
 
 
 @qemu
@@ -377,7 +378,7 @@ def test_a_time_limit_ends_the_waiting_and_not_the_stop(daemon: Daemon) -> None:
     assert (left.returncode, left.stdout, left.stderr) == (0, f"Stopping VM PID {pid}\n", "")
     assert daemon.status(A)["state"] == "stopping"
     assert daemon.wait_state(A, "stopped", 5)["last_exit"]["reason"] == "forced"
-    assert daemon.vmess(A, "stop", "--no-wait").returncode == 3
+    assert daemon.vmess(A, "stop", "--no-wait").returncode == 0
 
 
 @qemu

@@ -18,7 +18,7 @@ from shells import LEFT, Shell
 from vmessctl.cli import completion
 from vmessctl.cli import shells as scripts
 from vmessctl.cli.grammar import VERBS, Line
-from vmessctl.cli.verbs import BY_VERB, COMMANDS, OPTIONS
+from vmessctl.cli.verbs import BY_VERB, COMMANDS, LITERALS, OPTIONS, alternatives
 from vmessctl.commands import completion as asking
 
 A, B = own("a"), own("b")
@@ -69,7 +69,7 @@ def offered(line: str, world: Callable[[Line], completion.World] = Host) -> set[
 GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "watch"}
 OFFERED: tuple[tuple[str, set[str]], ...] = (
     # VMs, by what the verb behind the cursor needs
-    ("|", {"a0", "b0", "c0"} | GLOBAL),
+    ("|", {"a0", "b0", "c0"} | GLOBAL | set(VERBS)),
     ("| start", {"b0", "c0"}),
     ("| stop", {"a0", "c0"}),
     ("| rm", {"b0", "c0"}),
@@ -87,11 +87,36 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("newvm | ", {"make", "a0", "b0", "c0"}),
     ("'*' st|", {"start", "stop", "status"}),
     ("--all st|", {"start", "stop", "status"}),
-    ("a|", {"a0"}),
+    ("a|", {"a0", "accel", "addr", "autostart"}),
+    # VMs behind a verb that stands first
+    ("start |", {"b0", "c0"}),
+    ("start b|", {"b0"}),
+    ("start b |", {"c0"} | VERBS.keys() - {"start"}),
+    ("stop |", {"a0", "c0"}),
+    ("kill a c|", {"c0", "cable", "cdrom", "connect", "console", "cpu", "ctrl-alt-delete"}),
+    ("| kill", {"a0", "c0"}),
+    ("ram |", {"a0", "b0", "c0"}),
+    ("ram a |", {"b0", "c0", "none", *completion.SIZES}),
+    ("ram a 2G s|", {"smp", "status", "start", "stop", "suspend", "sendkey", "screenshot"}),
+    ("cdrom a |", {":files", "none"}),
+    ("connect a |", {"b0", "c0", "0", "1"}),
+    ("connect a 0 b|", {"br0", "br1"}),
+    ("vnc |", {"a0", "c0"}),
+    ("vnc a 59|", set()),
+    ("console a |", VERBS.keys() - {"console"}),
+    ("make |", set()),
+    ("watch |", {"a0", "b0", "c0"}),
+    ("watch a |", {"b0", "c0"}),
+    ("ls |", set()),
+    ("start --a|", {"--all", "--at-once"}),
+    ("--all start |", VERBS.keys() - {"start"}),
     # arguments
     ("a accel |", {"auto", "kvm", "tcg", "none"}),
     ("a autostart |", {"on", "off", "none"}),
-    ("a restart |", {"no", "on-crash", "always", "none"}),
+    ("a restart-policy |", {"no", "on-crash", "always", "none"}),
+    ("a restart f|", {"force", "forward"}),
+    ("a raw h|", {"hda", "hdb", "hdc", "hdd"}),
+    ("a grace |", {"none"}),
     ("a ram |", {*completion.SIZES, "none"}),
     ("a cdrom |", {":files", "none"}),
     ("a connect |", {"0", "1"}),
@@ -104,7 +129,16 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 o
                 for o in OPTIONS
                 if o
-                not in ("--all", "--yes", "--timeout", "--within", "--no-wait", "--at-once", "--since-start")
+                not in (
+                    "--all",
+                    "--yes",
+                    "--timeout",
+                    "--grace",
+                    "--within",
+                    "--no-wait",
+                    "--at-once",
+                    "--since-start",
+                )
                 and o not in ("--bind", "--steal", "--log", "-f")
                 and o not in ("-b", "-n", "-d", "--sort", "-o", "--no-header", "--command")
             ),
@@ -154,7 +188,6 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("--foo |", set()),
     ("net foo |", set()),
     ("list |", set()),
-    ("start |", VERBS.keys() - {"start"}),
 )
 
 
@@ -164,7 +197,8 @@ def test_what_is_offered(line: str, words: set[str]) -> None:
 
 
 def test_without_a_daemon_the_tables_still_complete() -> None:
-    assert offered("|", Nowhere) == GLOBAL
+    assert offered("|", Nowhere) == GLOBAL | set(VERBS)
+    assert offered("start |", Nowhere) == set()
     assert offered("newvm |", Nowhere) == {*VERBS, "watch"}
     assert offered("| start", Nowhere) == set()
     assert offered("newvm connect 0 |", Nowhere) == {"-", "user"}
@@ -181,18 +215,10 @@ def test_every_verb_and_every_option_is_offered() -> None:
         assert options <= offered(line), line
 
 
-LITERALS = {
-    *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
-    *("-", "user", "bash", "zsh", "fish", "words"),
-    *("cpu", "rss", "disk", "net", "up", "name"),
-    *("running", "stopped", "paused", "addr"),
-}
-
-
 def test_every_word_of_an_argument_is_known_for_what_it_is() -> None:
-    words = {word for c in COMMANDS for each in c.arguments.split() for word in completion.alternatives(each)}
+    words = {word for c in COMMANDS for each in c.arguments.split() for word in alternatives(each)}
     metavars = [option.metavar for option in OPTIONS.values() if option.metavar]
-    words |= {word for each in metavars for word in completion.alternatives(each)}
+    words |= {word for each in metavars for word in alternatives(each)}
     assert words - completion.ASKED.keys() - completion.FREE == LITERALS
     assert completion.ASKED.keys() | completion.FREE <= words
 

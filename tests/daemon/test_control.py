@@ -856,7 +856,7 @@ def test_the_reference_client_makes_calls(shared: Daemon) -> None:
             vmess.Status("nosuch")
         assert caught.value.error() == f"{INTERFACE}.NoSuchVM"
         assert str(shared.root / "nosuch0") in caught.value.parameters()["message"]
-        assert caught.value.parameters()["hint"] == "vmess nosuch0 make"
+        assert caught.value.parameters()["hint"] == "vmess list"
         vmess.Remove("ref")
 
 

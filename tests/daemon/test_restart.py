@@ -172,6 +172,10 @@ def test_a_stop_that_another_daemon_sees_the_end_of_is_a_stop(daemon: Daemon) ->
     daemon.wait_guest(A)
     with daemon.client(A, "stop") as asking:
         daemon.wait_guest(A, b"1")  # it felt the button, and waits for another press
+        run = daemon.root / A / "run.json"
+        wait_for(
+            lambda: json.loads(run.read_text())["stopping"], what="the note of the stop, which no signal awaits"
+        )
         daemon.stop(signal.SIGKILL)
         asking.communicate(timeout=10)
     daemon.start()
@@ -183,7 +187,7 @@ def test_a_stop_that_another_daemon_sees_the_end_of_is_a_stop(daemon: Daemon) ->
 def test_a_policy_that_is_taken_back_counts_at_once(daemon: Daemon) -> None:
     killed(daemon)
     daemon.wait_state(A, "waiting")
-    daemon.done(A, "restart", "no")
+    daemon.done(A, "restart-policy", "no")
     status = daemon.wait_state(A, "stopped")
     assert status["last_exit"]["note"] == "its restart was called off"
 

@@ -38,6 +38,7 @@ def test_vmessctl_prints_one_line_for_each_thing_done(daemon: Daemon) -> None:
     pid = daemon.status(A)["pid"]
     assert (started.stdout, started.stderr) == (f"{A}: started (PID {pid}, TCG)\n", "")
     assert daemon.vmessctl(A).stdout.startswith(f"{A}: running, PID {pid}, up ")
+    assert daemon.vmessctl("start", A).stdout == f"{A}: already running, PID {pid}\n"
     for verb, done in (
         ("suspend", "paused"),
         ("resume", "resumed"),
@@ -45,12 +46,16 @@ def test_vmessctl_prints_one_line_for_each_thing_done(daemon: Daemon) -> None:
         ("unlock", "unlocked"),
     ):
         assert daemon.vmessctl(A, verb).stdout == f"{A}: {done}\n"
+    again = daemon.vmessctl("restart", A, "force").stdout
+    assert again == f"{A}: stopped\n{A}: started (PID {daemon.status(A)['pid']}, TCG)\n"
     stopped = daemon.vmessctl(A, "stop", "force")
     assert (stopped.stdout, stopped.stderr) == (f"{A}: stopped\n", "")
+    assert daemon.vmessctl("stop", A).stdout == f"{A}: already stopped\n"
     assert daemon.vmessctl(A).stdout.startswith(f"{A}: stopped (forced off ")
     assert daemon.vmessctl(A, "ram", "none", "--quiet").stdout == ""
-    gone = daemon.vmessctl(A, "rm", "--yes")
-    assert (gone.stdout, gone.stderr) == (f"{A}: deleted\n", "")
+    assert daemon.vmessctl(A, "rename", B).stdout == f"{A}: renamed to {B}\n"
+    gone = daemon.vmessctl(B, "rm", "--yes")
+    assert (gone.stdout, gone.stderr) == (f"{B}: deleted\n", "")
 
 
 @qemu
@@ -91,10 +96,10 @@ def test_force_is_said_in_one_line(daemon: Daemon) -> None:
 
 
 def test_errors_and_hints_name_the_program_that_was_called(daemon: Daemon) -> None:
-    missing = daemon.vmessctl(A)
+    missing = daemon.vmessctl("missing", "start")
     assert (missing.returncode, missing.stdout) == (4, "")
     assert missing.stderr == (
-        f"vmessctl: no VM {A}: {daemon.root}/{A} does not exist\n  hint: vmessctl {A} make\n"
+        f"vmessctl: no VM missing0: {daemon.root}/missing0 does not exist\n  hint: vmessctl list\n"
     )
     daemon.make(A)
     off = daemon.vmessctl(A, "reset")
@@ -103,7 +108,7 @@ def test_errors_and_hints_name_the_program_that_was_called(daemon: Daemon) -> No
     assert "\n  hint: usage: vmessctl <vmname> start [--at-once N]\n" in wrong.stderr
     several = daemon.vmessctl(A, "missing", "status")
     assert several.stderr == (
-        f"vmessctl: no VM missing0: {daemon.root}/missing0 does not exist\n  hint: vmessctl missing0 make\n"
+        f"vmessctl: no VM missing0: {daemon.root}/missing0 does not exist\n  hint: vmessctl list\n"
     )
     assert daemon.vmessctl("--version").stdout.startswith("vmessctl ")
     assert daemon.vmessctl("help").stdout.startswith("vmessctl: VM Empty Stack Supervisor")

@@ -120,7 +120,7 @@ def test_each_of_several_is_reported_and_the_worst_status_wins(daemon: Daemon) -
     assert (result.returncode, result.stdout) == (4, f"{A}: running\n")
     assert result.stderr.splitlines() == [
         result.stderr.splitlines()[0],
-        "  hint: vmess missing0 make",
+        "  hint: vmess list",
         f"vmess: timed out after 0.5 s: VM {B} is stopped, not running",
         f"  hint: vmess {B} status",
     ]

@@ -71,7 +71,7 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     assert said["Last lines of QEMU"] == "none"
     assert said["Last lines of the serial console"] == "Ready. Press my power button.\nGood night.\n"
     assert said["Next"] == "nothing until somebody starts it; it starts with the host"
-    daemon.done(A, "restart", "always")
+    daemon.done(A, "restart-policy", "always")
     daemon.done(A, "start")
     wait_for(lambda: (daemon.root / A / "serial.log").read_bytes().count(b"Ready") == 2, what="the second run")
     lines = daemon.done(A, "why").splitlines()

@@ -1,8 +1,10 @@
 """Several verbs in one line, VMs by pattern, and output for programs."""
 
+import contextlib
 import json
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from vmessctl import app
 from vmessctl.cli import grammar, patterns
 from vmessctl.cli.grammar import VERBS, parse
 from vmessctl.cli.verbs import BY_VERB, COMMANDS, JSON, Invocation
+from vmessctl.client import Client
 from vmessctl.commands import files
 from vmessctl.output import terminal
 from vmessd.core.errors import InvalidValue, NoSuchVM, VmessError
@@ -45,9 +48,19 @@ CHAINS: tuple[tuple[str, list[tuple[str, ...]]], ...] = (
         ],
     ),
     ("a b make start", [("make",), ("start",)]),
+    # The first verb may stand before the VMs.
+    ("make newvm ram 2G start", [("make",), ("ram", "2G"), ("start",)]),
+    ("connect newvm 0 br0 start", [("connect", "0", "br0"), ("start",)]),
+    ("connect newvm 0 start", [("connect", "0", "start")]),
+    ("connect 0 br0 start --all", [("connect", "0", "br0"), ("start",)]),
+    ("kill newvm rm --yes", [("stop", "force"), ("rm",)]),
+    # The value of a setting may be left out.
+    ("newvm cdrom start", [("cdrom",), ("start",)]),
+    ("newvm ram smp", [("ram",), ("smp",)]),
+    ("newvm raw hda cdrom start", [("raw", "hda", "cdrom"), ("start",)]),
+    ("newvm create memory 2G", [("make",), ("ram", "2G")]),
     # What is needed is taken, whatever it looks like.
-    ("newvm cdrom start start", [("cdrom", "start"), ("start",)]),
-    ("newvm ram smp", [("ram", "smp")]),
+    ("newvm type start start", [("type", "start"), ("start",)]),
     ("newvm connect 0 stop stop", [("connect", "0", "stop"), ("stop",)]),
     # What may be there as well ends at the next verb, or at `--`.
     ("newvm stop force start", [("stop", "force"), ("start",)]),
@@ -111,13 +124,8 @@ def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list
         ),
         ("newvm --yes start stop", "--yes is not an option of start, stop", "vmess help"),
         ("newvm make strat", "make takes no argument, not 'strat'; did you mean start?", None),
-        ("newvm make ram 2G smpp 2", "ram takes <size|none>, not '2G smpp 2'; did you mean smp?", None),
+        ("newvm make ram 2G smpp 2", "ram takes [size|none], not '2G smpp 2'; did you mean smp?", None),
         ("newvm make list", "make takes no argument, not 'list'", "usage: vmess <vmname> make"),
-        (
-            "newvm make ram",
-            "ram needs <size|none>",
-            "usage: vmess <vmname> ram <size|none>; to see its value: vmess newvm0 info",
-        ),
         ("newvm make cable 0", "cable takes <ifnum> <on|off>, not '0'", None),
         ("a b make forward 0 2:2", "forward takes one VM, not 2", None),
         ("newvm stop --jsno", "'--jsno' is not an option; did you mean --json?", "vmess help"),
@@ -128,7 +136,7 @@ def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list
             OF_LIST,
         ),
         ("--all net", "--all is not an option of net show", None),
-        ("'lab*' newvm", "'newvm' is not a verb", "vmess help"),
+        ("'lab*' newvm", "no command 'newvm'", "vmess help"),
         ("net 'lab*' x", "net takes show, vlan, add, delete, ignore, prune, not 'lab*'", "vmess help net"),
     ],
 )
@@ -155,7 +163,7 @@ def test_whatever_is_understood_can_be_written_down(words: list[str]) -> None:
 
 
 def said(step: Invocation | None) -> list[Any]:
-    return [] if step is None else [vars(step) | {"then": None}, *said(step.then)]
+    return [] if step is None else [vars(step) | {"then": None, "word": ""}, *said(step.then)]
 
 
 NO_TEXT = {"screenshot"}
@@ -217,19 +225,17 @@ def test_a_line_ends_at_the_verb_that_fails(daemon: Daemon) -> None:
     first = daemon.vmess(A, "make", "start")
     assert first.returncode == 1
     assert first.stderr.splitlines()[-2] == "vmess: make failed; not done: start"
-    last = daemon.vmess(A, "ram", "16M", "stop")
+    last = daemon.vmess(A, "ram", "16M", "suspend")
     assert last.returncode == 3
-    assert last.stderr.splitlines()[-1] == "vmess: stop failed; done: ram"
+    assert last.stderr.splitlines()[-1] == "vmess: suspend failed; done: ram"
 
 
 @pytest.mark.parametrize(
     ("words", "status", "onward"),
     [
-        # What is off needs no stop; what has been shown need not be shown again.
-        (["stop", "force", "rm", "--yes"], 3, ["rm", "--yes"]),
-        (["ram", "16M", "stop", "smp", "2", "start"], 3, ["smp", "2", "start"]),
+        # What has been shown need not be shown again.
         (["status", "start"], 3, ["start"]),
-        (["ram", "16M", "stop"], 3, None),
+        (["ram", "16M", "suspend"], 3, None),
         # These would fail in the same way again.
         (["suspend", "stop"], 3, None),
         (["ram", "16M", "smp", "x", "start"], 2, None),
@@ -248,16 +254,239 @@ def test_the_way_on_has_only_what_can_work(
     assert hints == ([] if onward is None else [f"  hint: to continue: vmess {' '.join([A, *onward])}"])
 
 
-def test_the_way_on_from_a_start_of_what_runs(daemon: Daemon) -> None:
+def test_a_start_of_what_runs_and_a_stop_of_what_is_off_are_done(daemon: Daemon) -> None:
     daemon.make(A, "polite")
     daemon.make(B, "polite")
     daemon.done(A, "start")
-    result = daemon.vmess(A, "start", "info")
+    running = f"VM {A} is already running, PID: {daemon.status(A)['pid']}"
+    lines = daemon.done(A, "start", "ram").splitlines()
+    assert lines == [running, "16M"]
+    both = daemon.done(A, B, "start").splitlines()
+    assert f"{A}: {running}" in both
+    assert daemon.status(B)["state"] == "running"
+    daemon.done(A, "suspend")
+    assert daemon.done(A, "start") == f"{running} (paused)\n"
+    for words in (["--quiet"], ["--json"]):
+        result = daemon.vmess(A, "start", *words)
+        assert (result.returncode, result.stderr) == (0, "")
+    assert objects(result)[0]["progress"]["done"] is True
+    assert daemon.vmess("stop", A, B, "force").returncode == 0
+    assert daemon.done(A, "stop") == f"VM not running: {A} (forced off)\n"
+    [step] = objects(daemon.vmess(A, "stop", "force", "--json"))
+    assert (step["progress"]["done"], step["progress"]["pid"], step["progress"]["forced"]) == (
+        True,
+        None,
+        False,
+    )
+    assert daemon.vmess(A, "missing", "stop").returncode == 4
+
+
+def test_the_last_line_of_the_tour_works_on_a_vm_that_is_off(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    assert daemon.done(A, "stop", "force", "rm", "--yes") == f"VM not running: {A}\n"
+    assert not (daemon.root / A).exists()
+
+
+def test_what_is_being_stopped_is_not_said_to_be_started(daemon: Daemon) -> None:
+    daemon.make(A, "ignoring", STOP="30")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    daemon.done(A, "stop", "--no-wait")
+    result = daemon.vmess(A, "start")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == f"  hint: to continue: vmess {A} info"
-    result = daemon.vmess(A, B, "start", "info")
-    assert (result.returncode, daemon.status(B)["state"]) == (1, "running")
-    assert result.stderr.splitlines()[-1] == f"  hint: to continue: vmess {A} {B} info"
+    assert result.stderr.startswith(f"vmess: VM {A} is being stopped\n")
+    assert daemon.vmess(A, "kill").returncode == 0
+
+
+def test_a_restart_is_a_stop_and_a_start(daemon: Daemon) -> None:
+    daemon.make(A, "polite")
+    daemon.make(B, "polite")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    pid = daemon.status(A)["pid"]
+    lines = daemon.done("restart", A, B).splitlines()
+    assert {f"{A}: Stopping VM PID {pid}", f"{B}: VM not running: {B}"} < set(lines)
+    assert sorted(line.split()[0] for line in lines if " Starting VM: " in line) == [f"{A}:", f"{B}:"]
+    assert len(lines) == 4
+    again = daemon.status(A)
+    assert (again["state"], again["last_exit"]["reason"]) == ("running", "powered_down")
+    assert again["pid"] != pid
+    assert daemon.status(B)["state"] == "running"
+    forced = daemon.vmess(A, "reboot", "force")
+    assert forced.returncode == 0, forced.stderr
+    assert daemon.status(A)["last_exit"]["reason"] == "forced"
+    steps = objects(daemon.vmess(A, "restart", "--json"))
+    assert [step["verb"] for step in steps if step["progress"]["done"]] == ["restart", "start"]
+
+
+def test_whom_it_takes_force_to_restart_runs_again_and_the_status_says_so(daemon: Daemon) -> None:
+    daemon.make(A, "ignoring", STOP="60")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    pid = daemon.status(A)["pid"]
+    result = daemon.vmess(A, "restart", "--grace", "0.5")
+    assert result.returncode == 8, result.stderr
+    assert f"{A}: had to use force: QMP quit" in result.stderr
+    assert (daemon.status(A)["state"], daemon.status(A)["pid"] == pid) == ("running", False)
+
+
+def test_a_restart_that_cannot_stop_does_not_start(daemon: Daemon) -> None:
+    daemon.make(A, "ignoring")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    late = daemon.vmess(A, "restart", "--timeout", "0.3")
+    assert (late.returncode, daemon.status(A)["state"]) == (6, "stopping")
+    daemon.done(A, "kill")
+    daemon.done(A, "lock", "mine")
+    assert daemon.vmess(A, "restart").returncode == 7
+    assert daemon.vmess("missing", "restart").returncode == 4
+    assert daemon.status(A)["state"] == "stopped"
+
+
+def test_a_grace_period_for_once(daemon: Daemon) -> None:
+    daemon.make(A, "ignoring", STOP="1")
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    daemon.done(A, "stop", "--no-wait", "--grace", "60")
+    time.sleep(1.5)  # longer than the setting
+    assert daemon.status(A)["state"] == "stopping"
+    began = time.monotonic()
+    result = daemon.vmess("stop", A, "--grace", "0")  # that of a stop in progress, too
+    assert (result.returncode, time.monotonic() - began < 5) == (8, True)
+    assert (daemon.root / A / "STOP").read_text().strip() == "1"
+    for words, told in (
+        (["--grace", "-1"], "--grace '-1' is not a number of seconds from 0 on"),
+        (["--grace", "nan"], "--grace 'nan' is not a number of seconds from 0 on"),
+        (["--grace", "86401"], "grace period 86401 is not a number of seconds from 0 to 86400"),
+        (["force", "--grace", "1"], "force kills at once; --grace has no meaning with it"),
+    ):
+        wrong = daemon.vmess(A, "stop", *words)
+        assert (wrong.returncode, wrong.stderr.splitlines()[0]) == (2, f"vmess: {told}")
+
+
+def test_a_setting_without_a_value_is_shown_as_it_is_typed(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    assert daemon.done(A, "ram", "smp", "hda", "cdrom", "cpu") == "none\nnone\nnone\nnone\nbest\n"
+    image = daemon.directory / "x.iso"
+    image.write_bytes(bytes(2**20))
+    daemon.done("ram", A, "32MiB", "smp", "2", "hda", "2MB", "cdrom", image, "autostart", "on", "10", "5")
+    assert daemon.done(A, "ram", "smp", "hda", "cdrom", "autostart").splitlines() == [
+        *("32MiB", "2", "2M", str(image), "on 10 5"),
+    ]
+    daemon.done("make", B)
+    assert daemon.done("ram", A, B) == f"{A}: 32MiB\n{B}: none\n"
+    assert daemon.done(A, "ram", "-q") == "32MiB\n"
+    assert [each["value"] for each in objects(daemon.vmess("--json", A, "ram", "hda", "grace"))] == [
+        *("32MiB", "2M", None),
+    ]
+    (daemon.root / A / "RAM").write_text("ba\x1b[31mnana\n")
+    assert daemon.done(A, "ram") == "ba\\x1b[31mnana\n"
+    assert daemon.vmess("missing", "ram").returncode == 4
+
+
+SETTINGS = (
+    (["grace", "5"], "STOP", "5"),
+    (["restart-policy", "always"], "RESTART", "always"),
+    (["nic-model", "virtio"], "NIC_MODEL", "virtio"),
+    (["nic-options", "romfile="], "NIC_EXARGS", "romfile="),
+    (["qemu-options", "-device 'a b' -S"], "EXARGS", "-device 'a b' -S"),
+    (["qemu-options", "--", "-device", "a b"], "EXARGS", "-device 'a b'"),
+    (["raw", "hda", "cdrom"], "RAW", "hda cdrom"),
+)
+
+
+@pytest.mark.parametrize(("words", "file", "text"), SETTINGS, ids=str)
+def test_a_file_of_the_directory_has_a_verb(daemon: Daemon, words: list[str], file: str, text: str) -> None:
+    daemon.done("make", A)
+    result = daemon.vmess(A, *words)
+    assert result.returncode == 0, result.stderr
+    assert (daemon.root / A / file).read_text() == f"{text}\n"
+    assert daemon.done(A, words[0]) == f"{text}\n"
+    daemon.done(A, words[0], "none")
+    assert not (daemon.root / A / file).exists()
+
+
+def test_arguments_for_qemu_are_refused_where_the_daemon_does_not_use_them(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.arguments += ["--exargs", "no"]
+    try:
+        daemon.start()
+        daemon.done("make", A)
+        for words in (["qemu-options", "--", "-S"], ["nic-options", "romfile="]):
+            result = daemon.vmess(A, *words)
+            assert result.returncode == 1
+            assert "passes arguments to QEMU, which this vmessd does not allow" in result.stderr
+        (daemon.root / A / "EXARGS").write_text("-S")
+        assert daemon.done(A, "qemu-options") == "-S\n"
+        daemon.done(A, "qemu-options", "none", "nic-model", "virtio", "grace", "3")
+        assert not (daemon.root / A / "EXARGS").exists()
+    finally:
+        daemon.close()
+
+
+def test_a_setting_has_its_old_name_on_the_socket(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    with contextlib.closing(Client([str(daemon.socket)])) as client:
+        client.call("Set", vm=A, setting="restart", value="always")
+        client.call("Set", vm=A, setting="stop", value="7")
+        with pytest.raises(InvalidValue):
+            client.call("Set", vm=A, setting="nics", value="br0")
+    assert daemon.done(A, "restart-policy", "grace") == "always\n7\n"
+
+
+def test_a_word_that_is_neither_vm_nor_verb_never_offers_to_become_a_vm(daemon: Daemon) -> None:
+    daemon.done("make", "leaf3")
+    for word, told in (
+        ("strat", "'strat'; did you mean start?"),
+        ("laef3", "'laef3'; did you mean leaf3?"),
+    ):
+        result = daemon.vmess(word)
+        assert (result.returncode, result.stdout) == (4, "")
+        assert result.stderr.splitlines() == [
+            f"vmess: no VM or command {told}",
+            "  hint: vmess list, or vmess help",
+        ]
+    terse = daemon.vmessctl("laef3", "status").stderr
+    assert terse == f"vmessctl: no VM laef3: {daemon.root}/laef3 does not exist\n  hint: did you mean leaf3?\n"
+    other = daemon.vmess("laef3", "rm", "--yes")
+    assert (other.returncode, other.stderr.splitlines()[1]) == (4, "  hint: did you mean leaf3?")
+    # What resembles nothing gets the sentence of the original.
+    assert daemon.vmess("qqqqq").stderr.startswith(f"vmess: You need to create directory {daemon.root}/qqqqq0")
+
+
+def test_numbers_without_a_unit_mean_what_they_did_to_the_original(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    result = daemon.vmess(A, "ram", "32", "hda", str(2**20))
+    assert result.returncode == 0
+    assert "taken as" not in result.stderr
+    assert (daemon.root / A / "RAM").read_text() == "32\n"
+    assert (daemon.root / A / f"{A}-hda.img").stat().st_size == 2**20
+    assert daemon.vmess(A, "hdb", "8").returncode == 2
+
+
+def test_as_vmessctl_numbers_without_a_unit_are_mib_and_it_is_said(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    result = daemon.vmessctl(A, "ram", "32", "hda", "2")
+    assert (result.returncode, result.stdout) == (0, f"{A}: ram 32M\n{A}: hda 2M\n")
+    assert result.stderr.splitlines()[:2] == ["RAM 32 taken as 32M", "hda 2 taken as 2M"]
+    assert (daemon.root / A / "RAM").read_text() == "32M\n"
+    assert (daemon.root / A / f"{A}-hda.img").stat().st_size == 2 * 2**20
+    assert daemon.vmessctl(A, "ram", "0").returncode == 2
+    assert daemon.vmessctl(A, "smp", "2").stderr == ""
+
+
+def test_as_vmessctl_a_vm_that_is_not_there_is_said_in_one_line(daemon: Daemon) -> None:
+    missing = f"no VM qqqqq0: {daemon.root}/qqqqq0 does not exist"
+    for words, told in (
+        (["qqqqq"], "no VM or command 'qqqqq'"),
+        (["show"], "no VM or command 'show'"),
+        (["qqqqq", "start"], missing),
+        (["qqqqq", "status", "--json"], missing),
+        (["qqqqq", "console"], missing),
+    ):
+        result = daemon.vmessctl(*words)
+        assert (result.returncode, result.stderr.splitlines()[0].partition(": ")[2]) == (4, told)
+        assert "make" not in result.stderr
 
 
 def test_the_way_on_for_a_vm_that_is_not_there(daemon: Daemon) -> None:
@@ -267,7 +496,7 @@ def test_the_way_on_for_a_vm_that_is_not_there(daemon: Daemon) -> None:
 
 
 def test_nothing_is_done_of_a_line_that_makes_no_sense(daemon: Daemon) -> None:
-    for words in (["make", "ram"], ["make", "strat"], ["make", "start", "--yes"], ["make", "--foo", "start"]):
+    for words in (["make", "type"], ["make", "strat"], ["make", "start", "--yes"], ["make", "--foo", "start"]):
         assert daemon.vmess(A, *words).returncode == 2
     assert list(daemon.root.iterdir()) == []
 
@@ -358,7 +587,7 @@ def test_vms_by_pattern_are_each_reported(daemon: Daemon) -> None:
     too_many = daemon.vmess("*", "forward", "0", "22:22")
     assert (too_many.returncode, too_many.stderr.splitlines()[0]) == (2, "vmess: forward takes one VM, not 3")
     mixed = daemon.vmess("--all", "stop", "force")
-    assert mixed.returncode == 3  # C was off; the others are stopped all the same
+    assert (mixed.returncode, f"{C}: VM not running: {C}" in mixed.stdout) == (0, True)
     assert [daemon.status(vm)["state"] for vm in (A, B, C)] == ["stopped"] * 3
     assert daemon.vmess("--all", "rm", "--yes").returncode == 0
     empty = daemon.vmess("--all", "start")

@@ -202,7 +202,7 @@ CHANGES = (
     *ALL[:-1],
     *(["stop"], ["stop", "force"], ["ram", "1G"], ["hda", "1M"], ["cdrom", "none"], ["ifadd", "1", "user"]),
     *(["ifdel"], ["connect", "0", "-"], ["cable", "0", "off"], ["mac", "0", "none"], ["forward", "0", "22:22"]),
-    *(["autostart", "on"], ["restart", "no"], ["start"]),
+    *(["autostart", "on"], ["restart-policy", "no"], ["start"]),
 )
 LOOKS = (["status"], ["info"], ["ifstat"], ["addr"], ["screenshot", "-"])
 

@@ -101,8 +101,8 @@ def test_a_vm_is_renamed(daemon: Daemon) -> None:
     daemon.wait_guest(A)
     assert refusal(daemon, 1, A, "rename", B)[0] == f"vmess: VM {A} is running; it must be stopped for this"
     daemon.done(A, "stop", "force")
-    result = daemon.vmessctl(A, "rename", B)
-    assert (result.returncode, result.stdout, result.stderr) == (0, f"{A}: renamed to {B}\n", "")
+    result = daemon.vmess(A, "rename", B)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert [file.name for file in daemon.root.iterdir()] == [B]
     place = daemon.root / B
     assert {file.name for file in place.iterdir()} >= {f"{B}-hda.img", f"{B}-hdb.img", f"{B}-cdrom.iso", "MACS"}

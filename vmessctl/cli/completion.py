@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from vmessctl.cli import grammar
 from vmessctl.cli.grammar import VERBS, Line, Step
-from vmessctl.cli.verbs import ALL, BY_VERB, COMMANDS, OPTIONS, Command
+from vmessctl.cli.verbs import ALIASES, ALL, BY_VERB, COMMANDS, LITERALS, OPTIONS, Command, alternatives
 from vmessd.core.errors import InvalidValue
 from vmessd.core.words import OFF, State
 
@@ -30,6 +30,7 @@ FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm"),
+        *("seconds", "device", "properties", "arguments"),
     }
 )
 """Placeholders of arguments without candidates."""
@@ -39,7 +40,8 @@ class World:
     """The candidates that depend on the host; none without a daemon."""
 
     def __init__(self, line: Line) -> None:
-        self._vms = [vm for vm in line.vms if not grammar.is_pattern(vm)]
+        said = [*line.vms, *(line.steps[0].vms() if line.steps else ())]
+        self._vms = [vm for vm in said if not grammar.is_pattern(vm)]
 
     def _ask(self, method: str, **parameters: object) -> Reply:  # noqa: ARG002 -- subclasses use them
         """Call a method of the daemon; return an empty reply without one."""
@@ -94,13 +96,7 @@ ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     "size": lambda _world: [(size, "") for size in SIZES],
     "N": lambda _world: [(number, "") for number in NUMBERS],
 }
-"""Candidates by placeholder. A word that is neither here nor in FREE is a candidate itself."""
-
-
-def alternatives(argument: str) -> list[str]:
-    """Return the alternatives of a placeholder: `<auto|kvm|tcg|none>` has four."""
-    words = argument.removesuffix("...").strip("<>[]")
-    return [words] if ">:<" in words else words.split("|")
+"""Candidates by placeholder. A word that is neither here nor in FREE stands for itself."""
 
 
 def _values(argument: str, world: World) -> list[Candidate]:
@@ -108,7 +104,7 @@ def _values(argument: str, world: World) -> list[Candidate]:
     for word in alternatives(argument):
         if word in ASKED:
             found += ASKED[word](world)
-        elif word == "-" or (word.islower() and word not in FREE):
+        elif word in LITERALS:
             found.append((word, ""))
     return found
 
@@ -158,11 +154,30 @@ def _words(line: Line, after: list[str], world: World) -> list[Candidate]:
     """Return the candidates that are not options."""
     if line.step is None:
         return _second_words() if line.is_net else _before_verb(line, after, world)
-    found = [] if line.state == grammar.State.ENDED else _arguments(line.step, world)
-    if line.takes_verb:
-        said = {step.command.verb for step in line.steps}
+    step = line.step
+    found = _after_first_verb(line, step, world) if step.takes_vm else []
+    if step.leads and not step.vms() and not step.command.is_global and ALL.flag not in line.options:
+        return found  # first a VM
+    if line.state != grammar.State.ENDED:
+        found += _arguments(step, world)
+    if line.takes_verb and not (step.is_open and line.state == grammar.State.ARGUMENTS):
+        said = {step.command.verb for step in line.steps} | {word for word, _ in found}
         found += [(verb, _about(command)) for verb, command in VERBS.items() if verb not in said]
     return found
+
+
+def _after_first_verb(line: Line, step: Step, world: World) -> list[Candidate]:
+    """Return VMs that suit a verb which stands first, and that are not there yet."""
+    named = {_full(vm) for vm in step.vms()}
+    return [
+        (vm["name"], f"{vm['state']} VM")
+        for vm in world.vms()
+        if vm["name"] not in named and ALL.flag not in line.options and fits(step.command, vm)
+    ]
+
+
+def _full(vm: str) -> str:
+    return vm if vm[-1:].isdecimal() else f"{vm}0"
 
 
 def _options(line: Line) -> list[Candidate]:
@@ -171,12 +186,17 @@ def _options(line: Line) -> list[Candidate]:
     return [
         (option.flag, option.help)
         for option in known
-        if option.flag not in line.options and not (option is ALL and (line.vms or line.steps))
+        if option.flag not in line.options and not (option is ALL and _has_vms(line))
     ]
 
 
+def _has_vms(line: Line) -> bool:
+    """Tell whether the line names VMs, or has a verb that stands behind none."""
+    return bool(line.vms or (line.steps and (not line.steps[0].leads or line.steps[0].vms())))
+
+
 def _arguments(step: Step, world: World) -> list[Candidate]:
-    places, number = step.command.arguments.split(), len(step.arguments)
+    places, number = step.command.arguments.split(), len(step.arguments) - len(step.vms())
     if step.command.verb == "help" and number:
         return _second_words() if step.arguments == ["net"] else []
     if number >= len(places) and not step.command.arguments.endswith("..."):
@@ -187,8 +207,9 @@ def _arguments(step: Step, world: World) -> list[Candidate]:
 def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
     """Return VMs that suit the verb after the cursor; without one, also verbs that suit the VMs before it."""
     vms = {vm["name"]: vm for vm in world.vms()}
-    verb = next((AFTER_VMS[word] for word in after if word in AFTER_VMS), None)
-    named = {vm if vm[-1:].isdecimal() else f"{vm}0" for vm in line.vms}
+    known = AFTER_VMS | {alias: command for alias, (command, _) in ALIASES.items() if not command.is_global}
+    verb = next((known[word] for word in after if word in known), None)
+    named = {_full(vm) for vm in line.vms}
     left = [
         (name, f"{vm['state']} VM")
         for name, vm in vms.items()
@@ -197,7 +218,7 @@ def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
     if verb is not None:
         return left
     if not line.vms and ALL.flag not in line.options:
-        return [*left, *(word for word in _first_words() if word[0] not in VERBS)]
+        return [*left, *_first_words()]
     every = not vms or ALL.flag in line.options or any(map(grammar.is_pattern, line.vms))
     fitting = [
         (word, _about(command))

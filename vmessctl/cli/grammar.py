@@ -1,11 +1,12 @@
 """The parser of command lines: VMs, then one verb or several, each with arguments and options. Pure.
 
 The grammar is that of the original script, `vmess <vmname> <verb> ...`, plus a few global verbs. No verb is a
-VM name, so a line may contain several VMs and several verbs: `vmess leaf spine make ram 2G start`.
+VM name, so a line may contain several VMs and several verbs: `vmess leaf spine make ram 2G start`. The first
+verb may also stand before the VMs: `vmess start leaf spine`; see :func:`led`.
 
 A verb first takes its required arguments, whatever they look like. Its optional arguments end at the next verb
-or at `--`. If required arguments are still missing, `--` makes all words up to the next `--` arguments, even
-those that look like options or verbs.
+or at `--`. If required arguments, or the value of a setting, are still missing, `--` makes all words up to the
+next `--` arguments, even those that look like options or verbs.
 """
 
 from __future__ import annotations
@@ -16,23 +17,30 @@ from vmessctl.cli.verbs import (
     COMMANDS,
     ELSEWHERE,
     EVERYWHERE,
+    FREE_TEXT,
     HELP,
+    LITERALS,
+    NUMBERS,
     OPTIONS,
     PROGRAM,
     SHORT,
+    VERSION,
     Command,
     Invocation,
     Option,
     meant,
     no_verb,
+    spoken,
 )
 from vmessd.core import names
 from vmessd.core.errors import InvalidValue, quoted, shell_line
 from vmessd.core.plainrecord import PlainRecord
+from vmessd.core.settings import RESTARTS
 
 VERBS = {command.verb: command for command in COMMANDS if not command.is_global}
 """The verbs that follow a VM or another verb."""
 PATTERN_MARKS = frozenset("*?[")
+PATTERN_SIGNS = frozenset("*?[]!-")
 EVERY = "*"
 
 
@@ -47,23 +55,82 @@ def is_pattern(word: str) -> bool:
 def is_option(word: str) -> bool:
     """Tell whether a word is an option; a lone dash and a negative number are arguments.
 
-    Messages can then name the value.
+    Messages can then name the value. So are several words in quotes: `qemu-options '-device virtio-rng-pci'`.
     """
-    return word.startswith("-") and word != "-" and not word[1].isdecimal()
+    is_text = " " in word.partition("=")[0]
+    return word.startswith("-") and word != "-" and not word[1].isdecimal() and not is_text
+
+
+def may_be_vm(word: str) -> bool:
+    """Tell whether a word can be the name of a VM, or a pattern of names."""
+    if is_pattern(word):
+        rest = "".join(char for char in word if char not in PATTERN_SIGNS)
+        return not rest or (rest.isascii() and rest.isalnum() and rest == rest.lower())
+    try:
+        return bool(names.parse(word))
+    except InvalidValue:
+        return False
+
+
+def led(command: Command, words: list[str]) -> list[str]:
+    """Return which of the words after a verb that stands first are VMs.
+
+    If any text may be the first argument of the verb, the first word is the VM. If that is so for a later
+    argument, all words before the first that cannot be a VM are VMs. Otherwise, VMs may stand anywhere.
+    """
+    places = command.alternatives()
+    if not places:
+        return list(words)
+    if FREE_TEXT.intersection(places[0]):
+        return [word for word in words[:1] if may_be_vm(word)]
+    told = {word for place in places for word in place}
+    vms = [may_be_vm(word) and word not in told & LITERALS for word in words]
+    if told & FREE_TEXT and False in vms:
+        del vms[vms.index(False) :]
+    return [word for word, is_vm in zip(words, vms, strict=False) if is_vm]
 
 
 class Step(PlainRecord):
     """One verb of a line, with the arguments and options read so far."""
 
-    def __init__(self, command: Command, arguments: list[str], options: dict[str, str]) -> None:
+    def __init__(
+        self, command: Command, arguments: list[str], options: dict[str, str], leads: bool = False
+    ) -> None:
         self.command = command
         self.arguments = arguments
         self.options = options
+        self.leads = leads
+        """The verb stands first: some of its arguments are the VMs of the line."""
+
+    def vms(self) -> list[str]:
+        """Return the VMs among the arguments; see :func:`led`."""
+        return led(self.command, self.arguments) if self.leads else []
 
     @property
     def lacks(self) -> bool:
         """Required arguments are missing."""
-        return len(self.arguments) < self.command.needs
+        return len(self.arguments) - len(self.vms()) < self.command.needs
+
+    @property
+    def is_open(self) -> bool:
+        """Required arguments are missing, or the value of a setting."""
+        value_missing = self.command.is_setting and len(self.arguments) == len(self.vms())
+        return self.lacks or value_missing
+
+    @property
+    def takes_vm(self) -> bool:
+        """The next word may be a VM."""
+        vms = self.vms()
+        if not self.leads or (vms and not self.command.many):
+            return False
+        return len(led(self.command, [*self.arguments, "x0"])) > len(vms)
+
+    def expects(self, word: str) -> bool:
+        """Tell whether a word is one of those that stand for themselves as the next argument."""
+        places, place = self.command.alternatives(), len(self.arguments) - len(self.vms())
+        if self.command.arguments.endswith("..."):
+            place = min(place, len(places) - 1)
+        return place < len(places) and word in LITERALS.intersection(places[place])
 
 
 class State:
@@ -151,7 +218,7 @@ class Line:
         if step is None or step.command.is_global:
             self.state = WITHOUT_OPTIONS[self.state]
         else:
-            self.state = State.QUOTED if step.lacks else State.ENDED
+            self.state = State.QUOTED if step.is_open else State.ENDED
 
     def _quoted(self, word: str) -> None:
         if word == "--":
@@ -184,8 +251,10 @@ class Line:
 
     def _after_verb(self, word: str) -> None:
         """Read a word after a verb: an argument, or the next verb."""
-        if word in VERBS and self.takes_verb:
-            self.steps.append(Step(VERBS[word], [], {}))
+        verb = spoken(word)
+        takes_verb = self.takes_verb and not self.steps[-1].expects(word)
+        if verb is not None and not verb[0].is_global and takes_verb:
+            self.steps.append(Step(verb[0], list(verb[1]), {}))
             self._enter(State.ARGUMENTS)
             return
         self.steps[-1].arguments.append(word)
@@ -207,12 +276,20 @@ class Line:
             if self.vms:
                 self.problem = InvalidValue("net takes no VM", hint=f"{PROGRAM} help net")
             return
+        elif word == VERSION.alias:
+            self._set(VERSION, "")
+            return
         else:
-            command = BY_VERB.get(word)
-            if command is None:
+            verb = spoken(word)
+            if verb is None:
                 self.vms.append(word)
                 return
+            command, given = verb
             self._check_alone(command)
+            leads = not self.vms and ALL.flag not in self.options and (command.many or not command.is_global)
+            self.steps.append(Step(command, list(given), {}, leads))
+            self._enter(State.ARGUMENTS)
+            return
         self.steps.append(Step(command, [], {}))
         self._enter(State.ARGUMENTS)
 
@@ -237,6 +314,7 @@ class Line:
         if self.problem is not None:
             raise self.problem
         steps = self.steps or [Step(self._without_verb(), [], {})]
+        self._take_vms(steps[0])
         vms = self._vms(steps[0].command)
         self._check_options(steps)
         for step in steps:
@@ -246,15 +324,27 @@ class Line:
             following = self._meant(step, vms, following)
         return self._meant(steps[0], vms, following)
 
+    def _take_vms(self, step: Step) -> None:
+        """Move the VMs after a verb that stands first to the VMs of the line."""
+        if not step.leads or ALL.flag in self.options:
+            return
+        for vm in step.vms():
+            step.arguments.remove(vm)
+            self.vms.append(vm)
+
     def _meant(self, step: Step, vms: tuple[str, ...], following: Invocation | None) -> Invocation:
-        known = {flag: value for flag, value in self.options.items() if step.command.knows(OPTIONS[flag])}
-        return Invocation(step.command, vms, tuple(step.arguments), known | step.options, following)
+        command, said = step.command, tuple(step.arguments)
+        if command.verb in NUMBERS and len(said) == 1 and said[0].isdecimal() and said[0] != "486":
+            command = BY_VERB[NUMBERS[command.verb]]  # 486 is the only model that looks like a number
+        known = {flag: value for flag, value in self.options.items() if command.knows(OPTIONS[flag])}
+        word = self.vms[0] if not self.steps and len(self.vms) == 1 else ""
+        return Invocation(command, vms, said, known | step.options, following, word)
 
     def _verb_among(self) -> list[str]:
         """Return the words that name a verb, to show its help."""
         if self._words[:1] == ["net"]:
             return self._words[:2]
-        return [word for word in self._words if word in BY_VERB][:1]
+        return [verb[0].verb for word in self._words if (verb := spoken(word)) is not None][:1]
 
     def _without_verb(self) -> Command:
         """Return the verb that a line without one means; raises InvalidValue."""
@@ -278,21 +368,8 @@ class Line:
                 raise InvalidValue(f"{ALL.flag} stands for all VMs; do not name any as well", hint=usage)
             return () if command.is_global else (EVERY,)  # also those that are not made yet
         if not self.vms and not command.is_global:
-            raise InvalidValue(f"{command.verb} needs a VM before it", hint=self._corrected() or usage)
+            raise InvalidValue(f"{command.verb} needs a VM", hint=usage)
         return tuple(dict.fromkeys(word if is_pattern(word) else names.parse(word) for word in self.vms))
-
-    def _corrected(self) -> str:
-        """Return the line with VMs moved from after the verb to before it; empty if there are none."""
-        step = self.steps[0]
-        spoken = step.command.arguments.translate(str.maketrans("<>[]|", "     ")).split()
-        vms = [word for word in step.arguments if word not in spoken and _may_be_vm(word)]
-        # If a verb takes words of all kinds, only one of them can be recognised as misplaced.
-        free = step.command.needs or step.command.arguments.endswith("...")
-        rest = tuple(word for word in step.arguments if word not in vms)
-        if not vms or len(self.steps) > 1 or (free and len(vms) > 1) or not step.command.accepts(len(rest)):
-            return ""
-        options = self.options | step.options
-        return shell_line([PROGRAM.name, *written(Invocation(step.command, tuple(vms), rest, options))])
 
     def _check_options(self, steps: list[Step]) -> None:
         """Raise InvalidValue for an option before the verbs that none of them accepts."""
@@ -312,25 +389,16 @@ def _check(step: Step, vms: tuple[str, ...]) -> None:
             raise InvalidValue(f"{flag} is not an option of {command.verb}", hint=usage)
     if not command.accepts(len(said)):
         if not said:
-            if command.method == "Set":
-                usage += f"; to see its value: {shell_line([PROGRAM.name, *_named(vms), 'info'])}"
             raise InvalidValue(f"{command.verb} needs {command.arguments}", hint=usage)
         over = len(said) > command.needs and not command.is_global
         question = meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""
         wrong = f"{command.verb} takes {command.arguments or 'no argument'}, not {quoted(' '.join(said))}"
         raise InvalidValue(f"{wrong}{question}", hint=usage)
+    if command.arguments == "[force]" and said not in ([], ["force"]):
+        if command.verb == "restart" and said[0] in (*RESTARTS, "none"):
+            usage = shell_line([PROGRAM.name, *vms, "restart-policy", said[0]])
+        raise InvalidValue(f"{command.verb} takes force or nothing, not {quoted(said[0])}", hint=usage)
     check_number(command, vms)
-
-
-def _named(vms: tuple[str, ...]) -> tuple[str, ...]:
-    return (ALL.flag,) if vms == (EVERY,) else vms
-
-
-def _may_be_vm(word: str) -> bool:
-    try:
-        return is_pattern(word) or bool(names.parse(word))
-    except InvalidValue:
-        return False
 
 
 def check_number(command: Command, vms: tuple[str, ...]) -> None:
@@ -362,12 +430,17 @@ def written(invocation: Invocation) -> list[str]:
         own = {flag: value for flag, value in step.options.items() if flag not in shared}
         needs = step.command.needs
         plain = not any(
-            is_option(word) or (word in VERBS and place >= needs) for place, word in enumerate(step.arguments)
+            is_option(word) or (place >= needs and _is_step(word)) for place, word in enumerate(step.arguments)
         )
         words += [*end, step.command.verb, *_flags(own), *(() if plain else ("--",)), *step.arguments]
         end = [] if plain else ["--"]
         step = step.then
     return words
+
+
+def _is_step(word: str) -> bool:
+    verb = spoken(word)
+    return verb is not None and not verb[0].is_global
 
 
 def _flags(options: dict[str, str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmessctl.cli.verbs import COMMANDS, OPTIONS, PROGRAM, Command, Option, no_verb
+from vmessctl.cli.verbs import ALIASES, COMMANDS, OPTIONS, PROGRAM, Command, Option, no_verb
 
 INTRODUCTION = "VM Empty Stack Supervisor: small KVM machines in plain directories, supervised by vmessd."
 
@@ -22,15 +22,18 @@ STATUSES = (
 
 VMS = """\
 A VM's name is letters a-z and one digit; newvm means newvm0. A verb may have several VMs before it,
-and quoted patterns, which match existing VMs: 'lab*' stop. --all stands for all VMs."""
+and quoted patterns, which match existing VMs: 'lab*' stop. --all stands for all VMs. The first verb
+may also stand before the VMs: stop leaf spine. Where any text may be its first argument, as of type,
+it has one VM, or a pattern, then: type leaf root."""
 
 VERBS = """\
 A line may contain several verbs: newvm make ram 2G hda 8G ifadd 1 br0 start. They are carried out
 in order until one fails, and its exit status counts (8 is not a failure here). A verb first takes
 its required arguments, whatever they look like; its optional arguments end at the next verb or at
-"--". If required arguments are still missing, "--" makes all words up to the next "--" arguments:
-newvm ifadd -- 1 stop. An option belongs to the verb before it; an option before the first verb
-belongs to all verbs that accept it."""
+"--". If required arguments or the value of a setting are still missing, "--" makes all words up to
+the next "--" arguments: newvm ifadd -- 1 stop. A setting without a value shows it: newvm ram. An
+option belongs to the verb before it; an option before the first verb belongs to all verbs that
+accept it."""
 
 _STATUSES = [f"{status} {meaning}" for status, meaning in STATUSES]
 NAME_WIDTH = 20
@@ -54,12 +57,24 @@ def help_text(verb: str = "") -> str:
         blocks = [_block(command) for command in COMMANDS]
         options = "\n".join(_option_line(option) for option in OPTIONS.values())
         return "\n\n".join([f"{PROGRAM}: {INTRODUCTION}", "Usage:", *blocks, f"Options:\n{options}", NOTES])
+    verb = ALIASES[verb][0].verb if verb in ALIASES else verb
     found = [command for command in COMMANDS if f"{command.verb} ".startswith(f"{verb} ")]
     if not found:
         raise no_verb(verb)
     return "\n\n".join(
-        "\n".join([_block(command), *(_option_line(option) for option in command.options)]) for command in found
+        "\n".join([_block(command), *_aliases(command), *(_option_line(option) for option in command.options)])
+        for command in found
     )
+
+
+def _aliases(command: Command) -> list[str]:
+    """Return the line with the aliases of a verb, if it has any."""
+    told = [
+        f"{alias} ({' '.join((command.verb, *given))})" if given else alias
+        for alias, (meant, given) in ALIASES.items()
+        if meant is command
+    ]
+    return [f"      Also understood: {', '.join(told)}."] if told else []
 
 
 def _block(command: Command) -> str:

@@ -7,7 +7,7 @@ from the tables in :mod:`vmessd.core.settings`. :mod:`vmessd.core.names` lists t
 from __future__ import annotations
 
 from vmessd.core import names
-from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core.errors import InvalidValue, NoSuchVM, quoted
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.settings import AT_ONCE_MAX, DRIVES, SETTINGS
 
@@ -27,6 +27,11 @@ class Program:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def is_original(self) -> bool:
+        """It was called as `vmess`."""
+        return self.name == ORIGINAL
 
     def be_called(self, path: str) -> None:
         """Take the name from the path of the program; any other path than that of `vmess` means `vmessctl`.
@@ -50,10 +55,13 @@ class Option(PlainRecord):
         flag: str,
         help: str,  # noqa: A002 -- its usual name
         metavar: str | None = None,
+        alias: str = "",
     ) -> None:
         self.flag = flag
         self.help = help
         self.metavar = metavar
+        self.alias = alias
+        """A word that means the same where a verb may stand."""
 
 
 SOCKET = Option("--socket", "Use this control socket, like VMESS_SOCKET in the environment.", "PATH")
@@ -72,6 +80,7 @@ WITHIN = Option(
     "--within", "Stop all VMs within this time, 10 or more; grace periods are cut to fit.", "SECONDS"
 )
 NO_WAIT = Option("--no-wait", "Begin the stop and do not wait for its end.")
+GRACE = Option("--grace", "Use this grace period, once, in place of the setting of the VM.", "SECONDS")
 AT_ONCE = Option("--at-once", f"Start at most N VMs at a time, 1 to {AT_ONCE_MAX}.", "N")
 SINCE_START = Option("--since-start", "Also search what the VM has printed since its start.")
 BIND = Option("--bind", "Listen on this address of the host instead of 127.0.0.1.", "ADDRESS")
@@ -83,18 +92,34 @@ COUNT = Option("-n", "Exit after N samples.", "N")
 DELAY = Option("-d", "Seconds between two samples: 0.2 to 3600, by default 2.", "SECONDS")
 SORT = Option("--sort", "Sort by this column, the largest first.", "cpu|rss|disk|net|up|name")
 HELP = Option("--help", "Show help.")
-VERSION = Option("--version", "Show the version.")
+VERSION = Option("--version", "Show the version.", alias="version")
 
 EVERYWHERE = (SOCKET, QUIET, VERBOSE, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (
-        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, WITHIN, NO_WAIT, AT_ONCE, SINCE_START),
+        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, WITHIN, GRACE, NO_WAIT, AT_ONCE, SINCE_START),
         *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
         *(COMMAND, NO_HEADER, COLUMNS),
     )
 }
 SHORT = {"-h": HELP, "-q": QUIET, "-v": VERBOSE}
+
+LITERALS = frozenset(
+    {
+        *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
+        *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
+        *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
+    }
+)
+"""Words of arguments that stand for themselves; the others are placeholders."""
+FREE_TEXT = frozenset(
+    {
+        *("bridge", "path-to-iso", "model", "device", "properties", "arguments", "key", "text", "remark"),
+        "file",
+    }
+)
+"""Placeholders whose values may look like names of VMs."""
 
 
 class Command(PlainRecord):
@@ -111,6 +136,8 @@ class Command(PlainRecord):
         many: bool = False,
         reports: bool = False,
         wants: str = "",
+        aliases: tuple[str, ...] = (),
+        destroys: bool = False,
     ) -> None:
         self.verb = verb
         """The word on the command line; `list` and `status` may be left out there."""
@@ -129,11 +156,24 @@ class Command(PlainRecord):
         replies."""
         self.wants = wants
         """For completion, which VMs it suits: `on`, `off`, `none` for a VM not made yet; empty for all."""
+        self.aliases = aliases
+        """What other programs call it; `kill force` is the alias `kill`, which adds the argument."""
+        self.destroys = destroys
+        """It ends a run or deletes something, so it is never suggested for a mistyped word."""
 
     @property
     def needs(self) -> int:
         """The number of required arguments."""
         return len([word for word in self.arguments.split() if word.startswith("<")])
+
+    @property
+    def is_setting(self) -> bool:
+        """It sets a value; without one, it shows it."""
+        return self.method == "Set"
+
+    def alternatives(self) -> list[list[str]]:
+        """Return for each argument the placeholders and words that may stand there."""
+        return [alternatives(argument) for argument in self.arguments.split()]
 
     @property
     def is_global(self) -> bool:
@@ -164,6 +204,20 @@ class Command(PlainRecord):
         return option in (*self.options, *EVERYWHERE) or (option is JSON and self.reports)
 
 
+def alternatives(argument: str) -> list[str]:
+    """Return the alternatives of an argument: `<auto|kvm|tcg|none>` has four."""
+    words = argument.removesuffix("...").strip("<>[]")
+    return [words] if ">:<" in words else words.split("|")
+
+
+def _optional(argument: str) -> str:
+    """Return the argument of a setting with its first part optional, because the verb alone shows the value."""
+    return argument.replace("<", "[", 1).replace(">", "]", 1)
+
+
+SETTING_ALIASES = {"ram": ("memory",)}
+"""Aliases of settings."""
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         "list",
@@ -172,6 +226,7 @@ COMMANDS: tuple[Command, ...] = (
         "List",
         "inspect.list_vms",
         options=(COLUMNS, NO_HEADER, JSON),
+        aliases=("ls", "ps"),
     ),
     Command("help", "Show all verbs, or one.", "", "help.run", arguments="[verb]..."),
     Command(
@@ -200,9 +255,17 @@ COMMANDS: tuple[Command, ...] = (
         "boot_shutdown.run",
         options=(WITHIN,),
         reports=True,
+        destroys=True,
     ),
     Command(
-        "make", "Create a directory for the VM.", "Make", "files.make", many=True, reports=True, wants="none"
+        "make",
+        "Create a directory for the VM.",
+        "Make",
+        "files.make",
+        many=True,
+        reports=True,
+        wants="none",
+        aliases=("create",),
     ),
     *(
         Command(
@@ -210,18 +273,33 @@ COMMANDS: tuple[Command, ...] = (
             setting.help,
             "Set",
             "files.change",
-            arguments=setting.argument,
+            arguments=_optional(setting.argument),
             many=True,
             reports=True,
+            aliases=SETTING_ALIASES.get(setting.verb, ()),
         )
         for setting in SETTINGS
         if setting.verb
     ),
     *(
         Command(
-            drive.verb, drive.help, "Set", "files.change", arguments=drive.argument, many=True, reports=True
+            drive.verb,
+            drive.help,
+            "Set",
+            "files.change",
+            arguments=_optional(drive.argument),
+            many=True,
+            reports=True,
         )
         for drive in DRIVES
+    ),
+    Command(
+        "edit",
+        "Edit the settings of the VM as text, in the editor that VISUAL or EDITOR names, or vi; what has\n"
+        "changed is set afterwards. Each setting also has a verb of its own.",
+        "Info",
+        "edit.run",
+        reports=True,
     ),
     Command(
         "ifadd",
@@ -235,7 +313,15 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
     ),
-    Command("ifdel", "Delete all NICs of the VM.", "SetNics", "network.ifadd", many=True, reports=True),
+    Command(
+        "ifdel",
+        "Delete all NICs of the VM.",
+        "SetNics",
+        "network.ifadd",
+        many=True,
+        reports=True,
+        destroys=True,
+    ),
     Command(
         "connect",
         "Connect an interface (<ifnum>, starting from 0) to a bridge, and disconnect it from its current\n"
@@ -296,7 +382,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "start",
         "Start the VM in the background. Several VMs start together, which is fastest; --at-once spares\n"
-        "a small host.",
+        "a small host. A VM that is running stays as it is.",
         "Start",
         "start_stop.start",
         options=(AT_ONCE,),
@@ -307,14 +393,30 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "stop",
         "Stop the VM: press its power button for a grace period (the STOP file, by default 60 seconds),\n"
-        'then end it by force. "stop force" kills it at once.',
+        'then end it by force. "stop force" kills it at once. A VM that is off stays as it is.',
         "Stop",
         "start_stop.stop",
         arguments="[force]",
-        options=(TIMEOUT, NO_WAIT),
+        options=(TIMEOUT, GRACE, NO_WAIT),
         many=True,
         reports=True,
         wants="on",
+        aliases=("kill force",),
+        destroys=True,
+    ),
+    Command(
+        "restart",
+        'Stop the VM as "stop" does, or by force, and start it again. A VM that is off is started. If force\n'
+        "was necessary, it is started all the same, and the exit status is 8.",
+        "Stop",
+        "start_stop.restart",
+        arguments="[force]",
+        options=(TIMEOUT, GRACE, AT_ONCE),
+        many=True,
+        reports=True,
+        wants="on",
+        aliases=("reboot",),
+        destroys=True,
     ),
     Command(
         "status",
@@ -411,6 +513,7 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
         wants="on",
+        destroys=True,
     ),
     Command(
         "sendkey",
@@ -430,6 +533,7 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
         wants="on",
+        destroys=True,
     ),
     Command(
         "type",
@@ -478,6 +582,8 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
         wants="off",
+        aliases=("delete",),
+        destroys=True,
     ),
     Command(
         "rename",
@@ -520,6 +626,7 @@ COMMANDS: tuple[Command, ...] = (
         "network.net_delete",
         arguments="<intf>",
         reports=True,
+        destroys=True,
     ),
     Command(
         "net ignore",
@@ -536,6 +643,7 @@ COMMANDS: tuple[Command, ...] = (
         "NetPrune",
         "network.net_prune",
         reports=True,
+        destroys=True,
     ),
     Command(
         "completion",
@@ -548,18 +656,33 @@ COMMANDS: tuple[Command, ...] = (
 )
 
 BY_VERB = {command.verb: command for command in COMMANDS}
+ALIASES: dict[str, tuple[Command, tuple[str, ...]]] = {
+    alias.partition(" ")[0]: (command, tuple(alias.split()[1:]))
+    for command in COMMANDS
+    for alias in command.aliases
+}
+"""Aliases, each with its verb and the arguments that it adds."""
+NUMBERS = {"cpu": "smp"}
+"""A verb, and the one that it means if its argument is a number: `cpu 4` sets the number of CPUs."""
+
+
+def spoken(word: str) -> tuple[Command, tuple[str, ...]] | None:
+    """Return the verb that a word is or stands for, and the arguments that it adds; None if there is none."""
+    command = BY_VERB.get(word)
+    return (command, ()) if command is not None else ALIASES.get(word)
 
 
 class Invocation(PlainRecord):
     """A parsed command line."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- a record
         self,
         command: Command,
         vms: tuple[str, ...],
         arguments: tuple[str, ...],
         options: dict[str, str],
         then: Invocation | None = None,
+        word: str = "",
     ) -> None:
         self.command = command
         self.vms = vms
@@ -569,40 +692,51 @@ class Invocation(PlainRecord):
         """Values by flag; empty for a flag without a value."""
         self.then = then
         """The next verb of the line, carried out if this one succeeds."""
+        self.word = word
+        """The VM as it was typed if it is the only word, so that it may be a mistyped verb."""
 
 
 ELSEWHERE = {
-    **dict.fromkeys(("delete", "remove", "undefine"), "rm"),
-    **dict.fromkeys(("destroy", "kill"), "stop force"),
-    **dict.fromkeys(("create", "define", "new"), "make"),
+    **dict.fromkeys(("remove", "undefine"), "rm"),
+    **dict.fromkeys(("define", "new"), "make"),
+    "destroy": "stop force",
     **dict.fromkeys(("poweroff", "powerdown", "shutdown", "halt"), "stop"),
     **dict.fromkeys(("boot", "run", "up"), "start"),
-    **dict.fromkeys(("ls", "ps"), "list"),
-    **dict.fromkeys(("mem", "memory"), "ram"),
+    "mem": "ram",
     **dict.fromkeys(("cpus", "vcpus"), "smp"),
     **dict.fromkeys(("iso", "cd"), "cdrom"),
     **dict.fromkeys(("ip", "domifaddr"), "addr"),
-    "reboot": "reset",
     "pause": "suspend",
     "unpause": "resume",
     "events": "watch",
     "logs": "log",
     "serial": "console",
 }
-"""Names that other programs give to verbs, such as virsh(1), qm(1) and vmctl(8)."""
+"""Names that other programs give to verbs, such as virsh(1), qm(1) and vmctl(8), which are not understood but
+answered with ours: a VM may have such a name, or they mean something else here."""
 
 
 def no_verb(word: str) -> InvalidValue:
     """Return the error for a word that is not a verb."""
-    return InvalidValue(f"{quoted(word)} is not a verb{meant(word, BY_VERB)}", hint=f"{PROGRAM} help")
+    return InvalidValue(f"no command {quoted(word)}{meant(word, BY_VERB)}", hint=f"{PROGRAM} help")
+
+
+def no_vm_or_verb(word: str, suggestion: str) -> NoSuchVM:
+    """Return the error for a word that is neither a VM nor a verb; `suggestion` is from :func:`meant`."""
+    return NoSuchVM(f"no VM or command {quoted(word)}{suggestion}", hint=f"{PROGRAM} list, or {PROGRAM} help")
 
 
 def meant(word: str, words: Collection[str], cutoff: float = 0.6) -> str:
-    """Return "; did you mean ...?" to append to a message; empty if no known word is close."""
+    """Return "; did you mean ...?" to append to a message; empty if no known word is close.
+
+    A verb that destroys something is not suggested for similar letters, and no other verb in its place.
+    """
     import difflib  # noqa: PLC0415 -- only a typo needs it
 
     if ELSEWHERE.get(word, "").partition(" ")[0] in words:
         return f"; did you mean {ELSEWHERE[word]}?"
     begun = [each for each in words if each.startswith(word)]
     near = begun if len(begun) == 1 else difflib.get_close_matches(word, words, n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
+    if not near or (near[0] in BY_VERB and BY_VERB[near[0]].destroys):
+        return ""
+    return f"; did you mean {near[0]}?"

@@ -10,10 +10,10 @@ from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.output import rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
-from vmessd.core import names
+from vmessd.core import names, settings
 from vmessd.core.errors import DONE, AlreadyRunning, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
-from vmessd.core.settings import LOCK
+from vmessd.core.settings import LOCK, QEMU_OPTIONS
 from vmessd.core.words import State
 
 TYPE_CHECKING = False
@@ -34,21 +34,60 @@ def make(invocation: Invocation) -> int:
 
 
 def change(invocation: Invocation) -> int:
-    """Change a setting or a drive of VMs; the verb says which."""
-    verb, text = invocation.command.verb, " ".join(invocation.arguments)
-    value: str | None = text
-    if text == "none":
-        value = None
-    elif verb == CDROM:
-        value = _absolute(text)
+    """Change a setting or a drive of VMs, or show it if there is no value; the verb says which."""
+    if not invocation.arguments:
+        return _show_value(invocation)
+    verb = invocation.command.verb
+    words = invocation.arguments
+    text = shell_line(words) if len(words) > 1 and verb == QEMU_OPTIONS else " ".join(words)
+    value, remark = typed_value(verb, text)
 
     def work(client: Client, vm: str) -> int:
         reply = client.call("Set", vm=vm, setting=verb, value=value)
         emit(invocation, reply, vm)
-        done = phrase("set", verb=verb, value=printable("none" if value is None else value))
-        tell(about(vm, done, several=False))
-        if reply["note"]:
-            say(command(printable(reply["note"])))
+        report_set(vm, verb, value, remark, reply["note"])
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def report_set(vm: str, verb: str, value: str | None, *remarks: str | None) -> None:
+    """Report a setting or a drive that was changed, and remarks on it."""
+    done = phrase("set", verb=verb, value=printable("none" if value is None else value))
+    tell(about(vm, done, several=False))
+    for remark in filter(None, remarks):
+        say(command(printable(remark)))
+
+
+def typed_value(verb: str, text: str) -> tuple[str | None, str]:
+    """Return the value that a setting is to have, None to remove it, and a remark on how it was understood.
+
+    As `vmess`, a number without a unit means what it did to the original: MiB of RAM, bytes of a disk.
+    """
+    if text == "none":
+        return None, ""
+    if verb == CDROM:
+        return _absolute(text), ""
+    takes_size = "size" in verbs.BY_VERB[verb].alternatives()[0]
+    if takes_size and settings.is_bare(text) and not PROGRAM.is_original:
+        row = settings.by_name(verb)
+        return f"{text}M", f"{row.file if row else verb} {text} taken as {text}M"
+    return text, ""
+
+
+def _show_value(invocation: Invocation) -> int:
+    """Show the value of a setting or a drive, as it could be typed to set it; `none` if it is not set."""
+    verb = invocation.command.verb
+
+    def work(client: Client, vm: str) -> int:
+        info = client.call("Info", vm=vm)["info"]
+        row = settings.by_name(verb)
+        value = rendering.drive_value(info, verb) if row is None else rendering.setting_value(info, row.file)
+        emit(invocation, {"value": value}, vm)
+        if verbs.JSON.flag not in invocation.options:
+            print(f"{vm}: {value or 'none'}" if len(invocation.vms) > 1 else value or "none")
+            for remark in rendering.remarks_on(info, row.file if row else verb):
+                say(f"{vm}: {remark}")
         return DONE
 
     return for_each(invocation, work)
@@ -105,7 +144,7 @@ def rename(invocation: Invocation) -> int:
         emit(invocation, reply, vm)
         tell(about(vm, phrase("rename", name=new), several=False))
         if reply["note"]:
-            say(f"{new}: {printable(reply['note'])}")
+            say(command(f"{new}: {printable(reply['note'])}"))
         return DONE
 
     return for_each(invocation, work)

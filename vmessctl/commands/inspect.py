@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
-from vmessctl.output import phrases, rendering
+from vmessctl.output import rendering
 from vmessctl.output.terminal import emit, output_width, say, show, show_each
 from vmessd.core.errors import DONE, NotRunning
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def list_vms(invocation: Invocation) -> int:
     """List all VMs: in the words of the original, or as a table; count the directories that are not VMs."""
     client = connect(invocation)
-    as_table = phrases.are_terse() or {verbs.COLUMNS.flag, verbs.NO_HEADER.flag} & set(invocation.options)
+    as_table = not PROGRAM.is_original or {verbs.COLUMNS.flag, verbs.NO_HEADER.flag} & set(invocation.options)
     as_json = verbs.JSON.flag in invocation.options
     reply = client.call("Overview")
     if as_json or not as_table:

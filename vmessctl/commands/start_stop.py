@@ -1,4 +1,4 @@
-"""The verbs start and stop, which are followed until they finish."""
+"""The verbs start, stop and restart, which are followed until they finish."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vmessd.core.errors import (
     DONE,
     FORCED,
     INTERRUPTED,
+    AlreadyRunning,
     InvalidValue,
     NotRunning,
     TimedOut,
@@ -25,7 +26,7 @@ from vmessd.core.errors import (
     shell_line,
     worst,
 )
-from vmessd.core.words import Reason
+from vmessd.core.words import Reason, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class _Watch:
         self.at = self.began = time.monotonic()
         self.status: int | None = None
         """The exit status once it is finished."""
+        self.found: Reply | None = None
+        """What the daemon says of the VM if a start finds it running."""
         self._method = invocation.command.method
         self._heard = self._force = False
         self._due = self.began + wire.ANSWER_TIME
@@ -67,7 +70,7 @@ class _Watch:
             if self.status is None:
                 self.client.send(self._method, {"vm": self.vm, **parameters}, more=True)
         except VmessError as error:
-            self._fail(error)
+            self._fail(error, show)
 
     def news(self, show: _Show) -> None:
         """Handle new replies."""
@@ -76,7 +79,7 @@ class _Watch:
             while self.status is None and self.client.pending():
                 self._take(self._next(), show)
         except VmessError as error:
-            self._fail(error)
+            self._fail(error, show)
 
     def _next(self) -> Reply:
         try:
@@ -97,10 +100,31 @@ class _Watch:
         if self.status is not None:
             self.client.close()
 
-    def _fail(self, error: VmessError) -> None:
+    def _fail(self, error: VmessError, show: _Show | None = None) -> None:
+        """Finish with an error, unless it means that the VM is in the wanted state already."""
         status_lines.clear()
-        self.status = complain(error)
-        self.client.close()
+        try:
+            reached = None if show is None else self._reached(error)
+        except VmessError as failure:
+            error, reached = failure, None
+        if show is not None and reached is not None:
+            self._take(reached, show)
+        else:
+            self.status = complain(error)
+            self.client.close()
+
+    def _reached(self, error: VmessError) -> Reply | None:
+        """Return the last step of an operation that finds nothing to do; None if the error is another one."""
+        if self._method == "Stop" and isinstance(error, NotRunning):
+            nothing = {"pid": None, "rung": None, "elapsed": 0.0, "grace": 0.0, "forced": False, "note": None}
+            return {"done": True, **nothing, "text": error.message, "already": True}
+        if self._method == "Start" and isinstance(error, AlreadyRunning):
+            status = self._call_status()
+            if status["state"] in (State.running, State.paused):
+                self.found = status
+                last = {"done": True, "pid": status["pid"], "command": []}
+                return {**last, "text": error.message, "already": True}
+        return None
 
     def patience(self) -> float | None:
         """Return the seconds left for the daemon's first reply, None after it; fail when the time is over."""
@@ -142,6 +166,10 @@ class _Round:
     def status(self) -> int:
         """Return the worst exit status."""
         return worst([watch.status or DONE for watch in self.watches])
+
+    def done(self) -> list[str]:
+        """Return the VMs whose operation was successful, by force or not."""
+        return [watch.vm for watch in self.watches if watch.status in (DONE, FORCED)]
 
     def begin(self, vms: Sequence[str], deadline: float | None = None) -> None:
         """Begin the operation on more VMs and do not follow it; otherwise as :meth:`follow`."""
@@ -223,6 +251,11 @@ def _tell(invocation: Invocation, vm: str, text: str) -> None:
 
 def start(invocation: Invocation) -> int:
     """Start VMs and wait until they run; return the exit status."""
+    return _start(invocation, several=len(invocation.vms) > 1)
+
+
+def _start(invocation: Invocation, *, several: bool) -> int:
+    """Start VMs; `several`: each line is about one VM of several."""
     live = is_live(invocation)
     begun = "begun verbosely" if verbs.VERBOSE.flag in invocation.options else "begun"
     started = "started live" if live else "started"
@@ -231,14 +264,16 @@ def start(invocation: Invocation) -> int:
     def show(watch: _Watch, progress: Reply) -> int | None:
         emit(invocation, {"progress": progress}, watch.vm)
         texts = []
-        if watch.progress is None and progress["command"] and not live:
+        if watch.found is not None:
+            texts.append(rendering.is_already(watch.found))
+        elif watch.progress is None and progress["command"] and not live:
             texts.append(phrase(begun, command=shell_line(progress["command"])))
-        if progress["done"]:
+        if progress["done"] and watch.found is None:
             accel = rendering.accelerator(progress)
             texts.append(phrase(started, pid=progress["pid"], accel=accel))
         for text in filter(None, texts):
             status_lines.clear()
-            _tell(invocation, watch.vm, text)
+            tell(about(watch.vm, text, several=several))
         return DONE if progress["done"] else None
 
     vms = _Round(invocation, {}, show, at_once)
@@ -253,8 +288,26 @@ def start(invocation: Invocation) -> int:
 
 def stop(invocation: Invocation) -> int:
     """Stop VMs and wait until they are off; return the exit status."""
-    if invocation.arguments not in ((), ("force",)):
-        raise InvalidValue(f"stop takes force or nothing, not {quoted(invocation.arguments[0])}")
+    return _stop(invocation)[0]
+
+
+def restart(invocation: Invocation) -> int:
+    """Stop VMs, then start those that are off; return the exit status."""
+    status, off = _stop(invocation)
+    if status == INTERRUPTED or not off:
+        if status == INTERRUPTED:
+            warn(f"{PROGRAM}: not started again: {', '.join(invocation.vms)}")
+        return status
+    known = {flag: value for flag, value in invocation.options.items() if flag in _OF_START}
+    again = Invocation(verbs.BY_VERB["start"], tuple(off), (), known)
+    return worst([status, _start(again, several=len(invocation.vms) > 1)])
+
+
+_OF_START = {option.flag for option in (*verbs.EVERYWHERE, verbs.JSON, verbs.AT_ONCE)}
+
+
+def _stop(invocation: Invocation) -> tuple[int, list[str]]:
+    """Stop VMs and wait until they are off; return the exit status and the VMs that are off."""
     timeout = seconds(invocation.options.get(verbs.TIMEOUT.flag))
     deadline = None if timeout is None else time.monotonic() + timeout
     no_wait = verbs.NO_WAIT.flag in invocation.options
@@ -268,27 +321,40 @@ def stop(invocation: Invocation) -> int:
         status_lines.clear()
         if progress["note"] and before is None:
             say(command(printable(progress["note"])))
-        if not live:
+        if progress.get("already"):
+            _tell(invocation, watch.vm, phrase("already off", text=printable(progress["text"])))
+        elif not live:
             _show_step(invocation, watch, progress)
         elif progress["done"] and not progress["forced"]:
             text = printable(progress["text"] or phrase("off", aside=""))
             _tell(invocation, watch.vm, phrase("stopped live", text=text))
         return _stop_status(watch, progress)
 
-    vms = _Round(invocation, {"force": bool(invocation.arguments)}, show, FOLLOWED_MAX)
+    vms = _Round(invocation, _manner(invocation), show, FOLLOWED_MAX)
     try:
         # With more VMs than can be followed, all grace periods begin now, not after those of others.
         vms.begin(invocation.vms[0 if no_wait else FOLLOWED_MAX :], deadline)
         if not no_wait:
             vms.follow([*invocation.vms[:FOLLOWED_MAX], *vms.begun], deadline)
     except KeyboardInterrupt:
-        return vms.leave("stop", "not stopped")
+        return vms.leave("stop", "not stopped"), []
     finally:
         vms.close()
     late = {watch.vm: watch.progress for watch in vms.pending()} | ({} if no_wait else vms.begun)
     statuses = [complain(_overdue(vm, progress, timeout)) for vm, progress in late.items()]
     statuses += [complain(_unasked(vm, timeout)) for vm in vms.waiting if vm not in vms.begun]
-    return worst([vms.status(), *statuses])
+    return worst([vms.status(), *statuses]), vms.done()
+
+
+def _manner(invocation: Invocation) -> dict[str, object]:
+    """Return the parameters of a stop besides the VM; raises InvalidValue."""
+    force, given = bool(invocation.arguments), invocation.options.get(verbs.GRACE.flag)
+    if given is None:
+        return {"force": force}
+    if force:
+        raise InvalidValue(f"force kills at once; {verbs.GRACE.flag} has no meaning with it")
+    grace = seconds(given, verbs.GRACE, least=0.0)
+    return {"force": False, "grace": grace}
 
 
 def _show_step(invocation: Invocation, watch: _Watch, progress: Reply) -> None:
@@ -322,14 +388,19 @@ def _unasked(vm: str, timeout: float | None) -> TimedOut:
     return TimedOut(f"VM {vm} was not asked to stop within {timeout:g} s", hint=f"{PROGRAM} {vm} stop")
 
 
-def seconds(text: str | None, option: verbs.Option = verbs.TIMEOUT) -> float | None:
-    """Return the value of an option in seconds, None if it is not given; raises InvalidValue."""
+def seconds(text: str | None, option: verbs.Option = verbs.TIMEOUT, least: float | None = None) -> float | None:
+    """Return the value of an option in seconds, at least `least` or above 0; None if it is not given.
+
+    Raises:
+        InvalidValue: it is not a number of seconds.
+    """
     if text is None:
         return None
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 < value <= 1e9:
-        raise InvalidValue(f"{option.flag} {quoted(text)} is not a number of seconds above 0")
+    if not 0 <= value <= 1e9 or (value == 0 and least is None):
+        bound = "above 0" if least is None else f"from {least:g} on"
+        raise InvalidValue(f"{option.flag} {quoted(text)} is not a number of seconds {bound}")
     return value

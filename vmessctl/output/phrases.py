@@ -46,11 +46,13 @@ PHRASES: dict[str, tuple[str, str]] = {
     "begun": ("Starting VM: {command}", ""),
     "begun verbosely": ("Starting VM: {command}", "{command}"),
     "started": ("", "started (PID {pid}{accel})"),
+    "already running": ("VM {vm} is already running, PID: {pid}{aside}", "already running, PID {pid}{aside}"),
     "started live": ("VM is running, PID: {pid}", "started (PID {pid}{accel})"),
     "stopping": ("Stopping VM PID {pid}", ""),
     "stop asked": ("Stopping VM PID {pid}", "stopping (PID {pid})"),
     "stopped": ("", "stopped"),
     "stopped live": ("{text}", "stopped"),
+    "already off": ("{text}", "already stopped"),
     "forced": ("had to use force{how}", "stopped, had to use force{how}"),
     "fleet starting": ("Starting VM", ""),
     "fleet running": ("VM is running, PID: {pid}", "started (PID {pid})"),
@@ -58,6 +60,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "fleet off": ("{text}", "stopped"),
     # -- What was done by other verbs, under their names --
     "set": ("", "{verb} {value}"),
+    "edit": 2 * ("nothing was changed",),
     "rm": ("", "deleted"),
     "rename": ("", "renamed to {name}"),
     "suspend": ("", "paused"),
@@ -103,13 +106,8 @@ PHRASES: dict[str, tuple[str, str]] = {
 def phrase(name: str, /, **values: object) -> str:
     """Return a phrase in the vocabulary of the name by which the program was called; it may be empty."""
     original, terse = PHRASES[name]
-    text = terse if are_terse() else original
+    text = original if PROGRAM.is_original else terse
     return text.format_map({"program": PROGRAM, **values})
-
-
-def are_terse() -> bool:
-    """Tell whether the vocabulary is the terse one."""
-    return PROGRAM.name != ORIGINAL
 
 
 def about(vm: str, text: str, *, several: bool) -> str:

@@ -7,7 +7,7 @@ from vmessctl.output import phrases
 from vmessctl.output.phrases import phrase
 from vmessd.core.errors import printable, shell_line
 from vmessd.core.names import CDROM, DISKS, VNC_PORT
-from vmessd.core.settings import BY_FILE, CPU, size_shown
+from vmessd.core.settings import BY_FILE, CPU, size_shown, size_text
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
 
 TYPE_CHECKING = False
@@ -90,6 +90,11 @@ def status_line(reply: Reply, vm: str) -> str:
     return phrases.about(vm, status(reply), several=False)
 
 
+def is_already(vm: Reply) -> str:
+    """Return what is said of a VM that is not started because it runs."""
+    return phrase("already running", vm=vm["name"], pid=vm["pid"], aside=_condition(vm))
+
+
 def listing(reply: Reply) -> str:
     """Return the running VMs with their PIDs, then all VMs."""
     vms: Sequence[Reply] = reply["vms"]
@@ -148,6 +153,27 @@ def info(reply: Reply, *, verbose: bool = False) -> str:
 def command(reply: Reply) -> str:
     """Return QEMU's command line of a VM, quoted for a shell; empty if there is none."""
     return shell_line(reply["info"]["command"])
+
+
+def setting_value(vm: Reply, file: str) -> str | None:
+    """Return the value of a setting as its file has it; None if it is not set."""
+    return next((printable(value["value"]) for value in vm["settings"] if value["name"] == file), None)
+
+
+def remarks_on(vm: Reply, name: str) -> list[str]:
+    """Return what is wrong with the value of a setting or drive, and what is in force instead."""
+    wrong = [value.get("problem") for value in vm["settings"] if value["name"] == name]
+    now = [change["now"] for change in vm.get("pending") or () if change["name"] == name]
+    remarks = [phrases.command(printable(problem)) for problem in wrong if problem]
+    return remarks + [f"until its next start, it runs with {printable(said or 'the default')}" for said in now]
+
+
+def drive_value(vm: Reply, slot: str) -> str | None:
+    """Return the size of a disk, or the path of the CD-ROM image; None if there is none."""
+    drive = next((drive for drive in vm["drives"] if drive["slot"] == slot), None)
+    if drive is None:
+        return None
+    return printable(drive["target"] or drive["path"]) if slot == CDROM else size_text(drive["size"])
 
 
 def _hardware(vm: Reply) -> list[str]:

@@ -16,7 +16,7 @@ from vmessctl.client import connect, error_from_wire
 from vmessctl.environment import variable
 from vmessctl.output import phrases
 from vmessd.core import stdio
-from vmessd.core.errors import VmessError, worst
+from vmessd.core.errors import NoSuchVM, VmessError, worst
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,10 +89,25 @@ def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
             client = connect(invocation)
         try:
             statuses.append(work(client, vm))
+        except NoSuchVM as error:
+            statuses.append(complain(_unknown(client, invocation.word, error) if invocation.word else error))
         except VmessError as error:
             statuses.append(complain(error))
     client.close()
     return worst(statuses)
+
+
+def _unknown(client: Client, word: str, error: NoSuchVM) -> VmessError:
+    """Return the error for a word that stands alone and is no VM: it may be a mistyped verb instead.
+
+    As `vmess`, a word that resembles nothing gets the sentence of the original, which is that of the daemon.
+    """
+    try:
+        known = [vm["name"] for vm in client.call("List")["vms"]]
+    except VmessError:
+        return error
+    suggestion = verbs.meant(word, [*verbs.BY_VERB, *known])
+    return error if PROGRAM.is_original and not suggestion else verbs.no_vm_or_verb(word, suggestion)
 
 
 def show_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> int:

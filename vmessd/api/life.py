@@ -26,6 +26,7 @@ class Life(Caller):
     async def Set(self, *, vm: str, setting: str, value: str | None) -> str | None:
         """Change a setting or a drive (smp, ram, cpu, accel, hda, hdb, hdc, hdd, cdrom).
 
+        The name is that of the verb, or of the file in lower case.
         The value has the same form as on the command line, and a path is absolute. null removes the setting.
         Returns a remark, or null.
         """
@@ -73,14 +74,17 @@ class Life(Caller):
             yield progress
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
-    async def Stop(self, *, vm: str, force: bool) -> AsyncIterator[StopProgress]:
+    async def Stop(self, *, vm: str, force: bool, grace: float | None = None) -> AsyncIterator[StopProgress]:
         """Stop a VM: a reply for each rung of the ladder, and the last one when it is off. Requires `more`.
 
-        The stop continues if the caller leaves. `force` kills QEMU at once.
+        The stop continues if the caller leaves. `force` kills QEMU at once. `grace` is the grace period of this
+        stop in seconds (0 to 86400); null means that of the VM.
         """
+        if grace is not None:
+            settings.check_grace(grace)
         machine = await self._supervisor.machine(vm)
         note = lock_note.get()
-        async for progress in machine.stop(self._peer.uid, force=force):
+        async for progress in machine.stop(self._peer.uid, force=force, grace=grace):
             told = progress if progress.note is None else progress.about(machine.vm)
             if note is not None:
                 told = dataclasses.replace(told, note="; ".join(filter(None, (note, told.note))))

@@ -15,15 +15,17 @@ LETTERS_MAX = 12  # a link name has 15 bytes (IFNAMSIZ - 1): letters + instance 
 GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "boot", "shutdown"})
 VERBS = frozenset(
     {
-        *("suspend", "sendkey", "type", "lock", "unlock", "why"),
+        *("suspend", "sendkey", "ctrl-alt-delete", "type", "lock", "unlock", "why"),
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
-        *("smp", "ram", "cpu", "accel", "hda", "hdb", "hdc", "hdd", "cdrom"),
-        *("autostart", "rename", "reset", "resume"),
+        *("smp", "ram", "cpu", "accel", "hda", "hdb", "hdc", "hdd", "cdrom", "raw"),
+        *("autostart", "restart-policy", "grace", "rename", "reset", "resume"),
+        *("nic-model", "nic-options", "qemu-options", "edit"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
         "screenshot",
     }
 )
-RESERVED = GLOBAL_WORDS | VERBS
+ALIASES = frozenset({"ls", "ps", "create", "delete", "reboot", "kill", "memory", "version"})
+RESERVED = GLOBAL_WORDS | VERBS | ALIASES
 
 DISKS = ("hda", "hdb", "hdc", "hdd")
 CDROM = "cdrom"

@@ -29,6 +29,7 @@ DELAY_MAX = 3600
 REMARK_MAX = 200
 CPU = "CPU"
 LOCK = "LOCK"
+QEMU_OPTIONS = "qemu-options"
 RESTARTS = (Policy.no, Policy.on_crash, Policy.always)
 STROKE_TIME = 0.06
 """Seconds between keystrokes sent to a guest: QEMU's keyboards queue 16 bytes, and firmware reads them within
@@ -37,13 +38,25 @@ AT_ONCE_MAX = 64  # threads of vmessd for the files of VMs; more starts would wa
 
 
 def size(text: str, bare: int = 1) -> int:
-    """Return a size in bytes: `8G` is 8 x 1024^3; a number without a unit is in units of `bare` bytes.
+    """Return a size in bytes: `8G`, `8GB` and `8GiB` are 8 x 1024^3, in letters of either case.
+
+    A number without a unit is in units of `bare` bytes.
 
     Raises:
         ValueError: the text is not a size.
     """
-    unit = UNITS.get(text[-1:].upper())
-    return _number(text[:-1], 15) * unit if unit else _number(text, 15) * bare
+    number = text
+    for ending in ("ib", "b"):
+        if text[-len(ending) :].lower() == ending and text[: -len(ending)][-1:].upper() in UNITS:
+            number = text[: -len(ending)]
+            break
+    unit = UNITS.get(number[-1:].upper())
+    return _number(number[:-1], 15) * unit if unit else _number(number, 15) * bare
+
+
+def is_bare(text: str) -> bool:
+    """Tell whether the text of a size is a number without a unit."""
+    return text.isascii() and text.isdecimal()
 
 
 def size_text(count: int) -> str:
@@ -294,12 +307,13 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         file="STOP",
-        verb=None,
-        argument="<seconds>",
+        verb="grace",
+        argument="<seconds|none>",
         expects=f"a whole number of seconds from 0 to {GRACE_MAX}",
         parse=lambda text: _integer(text, 0, GRACE_MAX),
         option=_no_option,
-        help="The grace period: how long a guest may take to power down before force is used.",
+        help="Set the grace period: how many seconds a guest may take to power down before force is used.\n"
+        f"The default is {GRACE_DEFAULT}.",
         live=True,
     ),
     Setting(
@@ -316,7 +330,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         file="RESTART",
-        verb="restart",
+        verb="restart-policy",
         argument="<no|on-crash|always|none>",
         expects="no, on-crash or always",
         parse=_one_of(*RESTARTS),
@@ -346,13 +360,13 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         file="RAW",
-        verb=None,
-        argument="<hda|hdb|hdc|hdd|cdrom ...>",
+        verb="raw",
+        argument="<hda|hdb|hdc|hdd|cdrom|none>...",
         expects="one or more of hda, hdb, hdc, hdd and cdrom",
         parse=_drives,
         option=_no_option,  # QEMU is told that all images are raw; see images.check
-        help="Drives whose images are raw although they do not look so, such as a disk into which the guest\n"
-        "wrote the header of a qcow2 image. Without it, such a VM does not start.",
+        help="Name the drives whose images are raw although they do not look so, such as a disk into which\n"
+        "the guest wrote the header of a qcow2 image. Without it, such a VM does not start.",
     ),
     Setting(
         file="MACS",
@@ -384,37 +398,44 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         file="NIC_MODEL",
-        verb=None,
-        argument="<device>",
+        verb="nic-model",
+        argument="<device|none>",
         expects="a network device of QEMU such as e1000 or virtio-net-pci",
         parse=_network_device,
         option=_no_option,
-        help="The model of the NICs (default: e1000).",
+        help="Choose the model of the NICs: a network device of QEMU such as virtio-net-pci, or virtio for\n"
+        "short. The default is e1000.",
     ),
     Setting(
         file="NIC_EXARGS",
-        verb=None,
-        argument="<property=value,...>",
+        verb="nic-options",
+        argument="<properties|none>",
         expects="properties of a QEMU device such as romfile=,bootindex=1",
         parse=_properties,
         option=_no_option,
-        help="More properties for each NIC. $VM and $DIR work as in EXARGS.",
+        help="Give each NIC more properties, such as romfile=,bootindex=1. $VM and $DIR work as in EXARGS.",
         words_for_qemu=True,
     ),
     Setting(
         file="EXARGS",
-        verb=None,
-        argument="<arguments>",
+        verb=QEMU_OPTIONS,
+        argument="<arguments|none>...",
         expects="QEMU arguments quoted as for a shell",
         parse=_words,
         option=lambda words: words,
-        help="More arguments for QEMU, split into words as by a shell. Then $VM is replaced by the name of\n"
-        "the VM, $DIR by the path of its directory, and $$ by a dollar sign.",
+        help="Give QEMU more arguments, split into words as by a shell. Then $VM is replaced by the name of\n"
+        "the VM, $DIR by the path of its directory, and $$ by a dollar sign. Several arguments after -- are\n"
+        "kept as they are: qemu-options -- -device virtio-rng-pci.",
         words_for_qemu=True,
     ),
 )
 
 BY_FILE = {setting.file: setting for setting in SETTINGS}
+
+
+def by_name(name: str) -> Setting | None:
+    """Return the setting with this verb, or with this file in lower case; None where there is none."""
+    return next((row for row in SETTINGS if name in (row.verb, row.file.lower())), None)
 
 
 class Drive(PlainRecord):
@@ -455,6 +476,12 @@ def at_once(text: str) -> int:
         return _integer(text.strip(), 1, AT_ONCE_MAX)
     except ValueError:
         raise InvalidValue(f"at-once {quoted(text.strip())} is not a number from 1 to {AT_ONCE_MAX}") from None
+
+
+def check_grace(seconds: float) -> None:
+    """Raise InvalidValue unless a grace period is within its limits; seconds."""
+    if not 0 <= seconds <= GRACE_MAX:
+        raise InvalidValue(f"grace period {seconds:g} is not a number of seconds from 0 to {GRACE_MAX}")
 
 
 def disk_size(text: str) -> int:

@@ -77,7 +77,7 @@ class VMDirectory:
         except FileNotFoundError:
             raise NoSuchVM(
                 f"You need to create directory {self} if are serious about that VM - use vmess make",
-                hint=f"vmess {self.vm} make",
+                hint="vmess list",
                 directory=str(self.path),
             ) from None
         except OSError as error:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import difflib
 import fcntl
 import functools
 import logging
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-from vmessd.core import names
+from vmessd.core import names, settings
 from vmessd.core.contract import METHODS, Method, Needs
 from vmessd.core.errors import (
     AlreadyRunning,
@@ -64,6 +65,8 @@ FINISH_TIME = 10.0  # seconds that changes of interfaces may take to finish when
 FILES_TIME = 1.0  # seconds that a status waits for the files of the VM
 NEW = {CPU: "best"}
 """Settings of a new VM. Directories that come from elsewhere are not changed."""
+LIKENESS = 0.7
+"""How similar the name of a VM must be to one that does not exist, to be suggested (difflib, 0 to 1)."""
 AT_A_STRETCH = 32  # VMs that are handled before the event loop gets its turn: about 1 ms
 OTHERS_MAX = 10  # directories that are not VMs that are named; more are counted
 LOCK_TIME = 1.0  # seconds that a stop waits for the LOCK file
@@ -215,7 +218,7 @@ class Supervisor:
         while True:  # another VM of this name may be made while this waits
             machine = self._machines.get(vm)
             if machine is None:
-                await self._files.aside(directory.check)
+                await self._check(directory)
                 machine = self._machines.get(vm) or self._add(vm)
             elif await self._forgets(machine):
                 continue
@@ -223,6 +226,18 @@ class Supervisor:
             await machine.settled.wait()
             if self._machines.get(vm) is machine:
                 return machine
+
+    async def _check(self, directory: VMDirectory) -> None:
+        """Raise as VMDirectory.check; the hint names the VM whose name is closest."""
+        try:
+            await self._files.aside(directory.check)
+        except NoSuchVM as error:
+            near: list[str] = []
+            with contextlib.suppress(VmessError):
+                there = await self._listing()
+                near = await blocking.call(difflib.get_close_matches, directory.vm, there, 1, LIKENESS)
+            hint = f"did you mean {near[0]}?" if near else error.hint
+            raise NoSuchVM(error.message, hint, error.directory) from None
 
     async def _forgets(self, machine: Machine) -> bool:
         """Forget a VM whose directory was removed by hand; tell whether it is gone."""
@@ -541,8 +556,10 @@ class Supervisor:
 
     def _change(self, directory: VMDirectory, setting: str, value: str | None) -> _Change:
         """Return the change of a setting; raises InvalidValue for an unknown setting, or an invalid value."""
-        row = next((row for row in SETTINGS if row.verb == setting), None)
-        if row is not None:
+        row = settings.by_name(setting)
+        if row is not None and row.verb is not None:
+            if value is not None:
+                self.host.check_words(row, directory)
             return _Change(lambda: directory.write_setting(row, value), live=row.live)
         if setting == names.CDROM:
             return _Change(lambda: images.set_cdrom(directory, value, self.host.account))

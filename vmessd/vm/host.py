@@ -9,7 +9,7 @@ from typing import Any
 
 from vmessd.core.errors import NotPermitted
 from vmessd.core.models.events import Kind
-from vmessd.core.settings import SETTINGS
+from vmessd.core.settings import SETTINGS, Setting
 from vmessd.network.displays import Displays
 from vmessd.network.duplicate_macs import Duplicates
 from vmessd.network.links import Network
@@ -84,10 +84,16 @@ class Host:
             NotPermitted: a setting passes arguments to QEMU, and this daemon does not allow that.
         """
         values = directory.read_settings()
-        refused = [setting.file for setting in SETTINGS if setting.words_for_qemu and setting.file in values]
-        if refused and not self.exargs:
-            raise NotPermitted(
-                f"{directory}/{refused[0]} passes arguments to QEMU, which this vmessd does not allow",
-                hint='remove the file; or the administrator sets exargs = "yes" in the configuration file',
-            )
+        for setting in SETTINGS:
+            if setting.file in values:
+                self.check_words(setting, directory)
         return command_line.expanded(values, directory.vm, str(directory.path))
+
+    def check_words(self, setting: Setting, directory: VMDirectory) -> None:
+        """Raise NotPermitted if a setting passes arguments to QEMU, and this daemon does not allow that."""
+        if setting.words_for_qemu and not self.exargs:
+            raise NotPermitted(
+                f"{directory}/{setting.file} passes arguments to QEMU, which this vmessd does not allow",
+                hint=f"remove the file: vmess {directory.vm} {setting.verb} none; or the administrator sets "
+                'exargs = "yes" in the configuration file',
+            )

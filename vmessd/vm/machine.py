@@ -121,16 +121,16 @@ class Machine(FailureRecovery):
             yield progress
 
     async def stop(
-        self, uid: int | None, *, force: bool, within: float | None = None
+        self, uid: int | None, *, force: bool, within: float | None = None, grace: float | None = None
     ) -> AsyncIterator[StopProgress]:
         """Stop the VM; yield each rung of the ladder, then how it ended. The stop goes on if the caller leaves.
 
-        `within` limits the grace period, in seconds, also that of a stop in progress.
+        `within` limits the grace period, in seconds, and `grace` replaces it, also that of a stop in progress.
 
         Raises:
             NotRunning: the VM is not running.
         """
-        async for progress in self._inbox.ask(Event.force if force else Event.stop, uid, within):
+        async for progress in self._inbox.ask(Event.force if force else Event.stop, uid, within, grace):
             assert isinstance(progress, StopProgress)  # noqa: S101 -- stoppers get nothing else
             yield progress
 
@@ -305,11 +305,14 @@ class Machine(FailureRecovery):
 
     async def _begin_ladder(self, message: EventMessage) -> None:
         request = message.asker()
-        await self._begin_stop(message, await self._gentle(request.uid, request.within))
+        await self._begin_stop(message, await self._gentle(request.uid, request.within, request.grace))
 
-    async def _gentle(self, uid: int | None, within: float | None = None) -> Stop:
-        """Return a stop that begins with the power button, unless the guest cannot react to it."""
-        grace, note = await grace_of(self.vm, self.find_home, self.files)
+    async def _gentle(self, uid: int | None, within: float | None = None, wanted: float | None = None) -> Stop:
+        """Return a stop that begins with the power button, unless the guest cannot react to it.
+
+        `within` and `wanted` are seconds, as `within` and `grace` of :meth:`stop`.
+        """
+        grace, note = await grace_of(self.vm, self.find_home, self.files) if wanted is None else (wanted, None)
         if self._run is not None and (self._run.runstate in DEAF_RUNSTATES or self._run.is_out_of_reach):
             grace = 0.0
             if self._run.runstate == Runstate.internal_error:
@@ -375,7 +378,7 @@ class Machine(FailureRecovery):
             if self._attempt is not None:
                 self._attempt.hurry()
             return
-        if self._run is not None and self._run.stop is not None and self._run.stop.outlasts(request.within):
+        if self._run is not None and self._run.stop is not None and self._run.stop.is_replaced_by(request):
             await self._begin_ladder(message)
             return
         self._stoppers.append(request)

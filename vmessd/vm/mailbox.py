@@ -21,6 +21,8 @@ class Request:
     uid: int | None
     within: float | None = None
     """Limit of the grace period of a stop, in seconds."""
+    grace: float | None = None
+    """The grace period of a stop in seconds, in place of the setting."""
     news: asyncio.Queue[News] = dataclasses.field(default_factory=asyncio.Queue)
 
 
@@ -97,10 +99,10 @@ class Inbox:
             message.launched.process.close()
 
     async def ask(
-        self, event: Event, uid: int | None, within: float | None = None
+        self, event: Event, uid: int | None, within: float | None = None, grace: float | None = None
     ) -> AsyncIterator[StartProgress | StopProgress]:
         """Put a request and yield its progress to the last; raises the error that it ends with."""
-        request = Request(uid, within)
+        request = Request(uid, within, grace)
         self._put(EventMessage(event, request))
         while True:
             news = await request.news.get()

@@ -11,6 +11,7 @@ from vmessd.core.lifecycle import RUNG_TIME, Rung, Step
 from vmessd.core.models.progress import StopProgress
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm.mailbox import Request
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +69,11 @@ class Stop:
             self._timer = loop.call_at(at, due)
         return step
 
-    def outlasts(self, within: float | None) -> bool:
-        """Tell whether the remaining grace period exceeds `within` seconds; None means no limit."""
+    def is_replaced_by(self, request: Request) -> bool:
+        """Tell whether a request changes the remaining grace period: it names one, or a shorter limit."""
         left = self.grace - (asyncio.get_running_loop().time() - self._began)
-        return within is not None and self.rung is Rung.powerdown and left > within
+        exceeds = request.within is not None and left > request.within
+        return self.rung is Rung.powerdown and (request.grace is not None or exceeds)
 
     def goes_on(self) -> bool:
         """Tell whether another step is due, or the last one still has time to take effect."""

@@ -79,7 +79,10 @@ def test_the_interface_differs_only_by_additions() -> None:
         ("problem: ?string)\ntype VMNic", "problem: ?string, more: int)\ntype VMNic"),
         ("held, stopping)", "held)"),
         ("method List() -> (vms: []VMStatus, others: ?NotVMs)", ""),
-        ("method Stop(vm: string, force: bool)", "method Stop(vm: string, force: bool, how: string)"),
+        (
+            "method Stop(vm: string, force: bool, grace: ?float)",
+            "method Stop(vm: string, force: bool, grace: ?float, how: string)",
+        ),
         ("-> (path: string)", "-> ()"),
         ("error Locked (message: string, hint: ?string)", "error Locked (message: string)"),
     ],
@@ -94,7 +97,10 @@ def test_what_would_break_a_client_is_found(known: str, now: str) -> None:
     [
         ("problem: ?string)\ntype VMNic", "problem: ?string, more: ?int)\ntype VMNic"),
         ("held, stopping)", "held, stopping, moving)"),
-        ("method Stop(vm: string, force: bool)", "method Stop(vm: string, force: bool, how: ?string)"),
+        (
+            "method Stop(vm: string, force: bool, grace: ?float)",
+            "method Stop(vm: string, force: bool, grace: ?float, how: ?string)",
+        ),
         (
             "method List() -> (vms: []VMStatus, others: ?NotVMs)",
             "method List() -> (vms: []VMStatus, others: ?NotVMs)\n\nmethod More() -> ()",

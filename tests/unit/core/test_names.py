@@ -62,7 +62,7 @@ def test_more_impossible_names_are_refused(text: str) -> None:
     assert not names.is_full(text)
 
 
-@pytest.mark.parametrize("word", sorted(names.RESERVED))
+@pytest.mark.parametrize("word", sorted(word for word in names.RESERVED if "-" not in word))
 def test_a_word_of_the_command_line_is_a_vm_only_with_its_digit(word: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         names.parse(word)

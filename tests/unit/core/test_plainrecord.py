@@ -23,7 +23,7 @@ def test_records_are_equal_where_their_fields_are() -> None:
 
 def test_records_show_their_fields() -> None:
     assert repr(Autostart(1, 2)) == "Autostart(order=1, delay=2)"
-    assert repr(Option("-x", "Help.")) == "Option(flag='-x', help='Help.', metavar=None)"
+    assert repr(Option("-x", "Help.")) == "Option(flag='-x', help='Help.', metavar=None, alias='')"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -91,7 +91,7 @@ def test_what_is_not_there_is_no_such_vm_in_the_words_of_the_seed(tmp_path: Path
     assert caught.value.message == (
         f"You need to create directory {tmp_path}/newvm0 if are serious about that VM - use vmess make"
     )
-    assert caught.value.hint == "vmess newvm0 make"
+    assert caught.value.hint == "vmess list"
 
 
 @pytest.mark.parametrize("kind", ["symlink", "file", "fifo"])

@@ -9,9 +9,10 @@ import pytest
 from vmessctl import app, commands
 from vmessctl.cli import helptext
 from vmessctl.cli.grammar import parse
-from vmessctl.cli.verbs import BY_VERB, COMMANDS
+from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION, meant
 from vmessd.api.interface import VmessInterface
 from vmessd.core import names, settings
+from vmessd.core.contract import METHODS, Effect
 from vmessd.core.errors import InvalidValue
 
 OF_LIST = "usage: vmess list [-o COLUMNS] [--no-header] [--json]"
@@ -43,7 +44,59 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm hdd 8G", "hdd", ("newvm0",), ("8G",), {}),
     ("newvm cdrom -", "cdrom", ("newvm0",), ("-",), {}),
     ("newvm cdrom -- -x.iso", "cdrom", ("newvm0",), ("-x.iso",), {}),
-    ("newvm cdrom start", "cdrom", ("newvm0",), ("start",), {}),
+    ("newvm cdrom -- start", "cdrom", ("newvm0",), ("start",), {}),
+    ("newvm cdrom", "cdrom", ("newvm0",), (), {}),
+    ("newvm ram", "ram", ("newvm0",), (), {}),
+    ("--all autostart", "autostart", ("*",), (), {"--all": ""}),
+    ("newvm raw hda hdb", "raw", ("newvm0",), ("hda", "hdb"), {}),
+    ("newvm grace 30", "grace", ("newvm0",), ("30",), {}),
+    ("newvm nic-model virtio", "nic-model", ("newvm0",), ("virtio",), {}),
+    ("newvm nic-options romfile=", "nic-options", ("newvm0",), ("romfile=",), {}),
+    (
+        "newvm qemu-options -- -device virtio-rng-pci",
+        "qemu-options",
+        ("newvm0",),
+        ("-device", "virtio-rng-pci"),
+        {},
+    ),
+    # Verbs as others call them
+    ("ls", "list", (), (), {}),
+    ("ps --json", "list", (), (), {"--json": ""}),
+    ("version", "list", (), (), {"--version": ""}),
+    ("newvm create", "make", ("newvm0",), (), {}),
+    ("newvm memory 2G", "ram", ("newvm0",), ("2G",), {}),
+    ("newvm delete --yes", "rm", ("newvm0",), (), {"--yes": ""}),
+    ("newvm reboot", "restart", ("newvm0",), (), {}),
+    ("newvm kill", "stop", ("newvm0",), ("force",), {}),
+    ("newvm cpu 4", "smp", ("newvm0",), ("4",), {}),
+    ("newvm cpu 486", "cpu", ("newvm0",), ("486",), {}),
+    ("newvm kill --help", "help", (), ("stop",), {"--help": ""}),
+    # The verb first
+    ("start newvm", "start", ("newvm0",), (), {}),
+    ("status lab*", "status", ("lab*",), (), {}),
+    ("start -- newvm", "start", ("newvm0",), (), {}),
+    ("stop leaf spine --timeout 5", "stop", ("leaf0", "spine0"), (), {"--timeout": "5"}),
+    ("stop leaf spine force", "stop", ("leaf0", "spine0"), ("force",), {}),
+    ("stop force newvm", "stop", ("newvm0",), ("force",), {}),
+    ("kill leaf spine", "stop", ("leaf0", "spine0"), ("force",), {}),
+    ("restart leaf spine force", "restart", ("leaf0", "spine0"), ("force",), {}),
+    ("ram newvm 2G", "ram", ("newvm0",), ("2G",), {}),
+    ("ram leaf lab? 2G", "ram", ("leaf0", "lab?"), ("2G",), {}),
+    ("ram leaf spine", "ram", ("leaf0", "spine0"), (), {}),
+    ("memory 2G --all", "ram", ("*",), ("2G",), {"--all": ""}),
+    ("autostart on newvm", "autostart", ("newvm0",), ("on",), {}),
+    ("lock newvm mine", "lock", ("newvm0",), ("mine",), {}),
+    ("cdrom x", "cdrom", ("x0",), (), {}),
+    ("cdrom x y", "cdrom", ("x0",), ("y",), {}),
+    ("type leaf root", "type", ("leaf0",), ("root",), {}),
+    ("type leaf a*", "type", ("leaf0",), ("a*",), {}),
+    ("ifadd leaf spine 1 mybridge", "ifadd", ("leaf0", "spine0"), ("1", "mybridge"), {}),
+    ("connect leaf 0 mybridge", "connect", ("leaf0",), ("0", "mybridge"), {}),
+    ("wait leaf spine running", "wait", ("leaf0", "spine0"), ("running",), {}),
+    ("wait leaf serial:log.*n", "wait", ("leaf0",), ("serial:log.*n",), {}),
+    ("watch newvm", "watch", ("newvm0",), (), {}),
+    ("start --all", "start", ("*",), (), {"--all": ""}),
+    ("rm start0 --yes", "rm", ("start0",), (), {"--yes": ""}),
     ("a b1 a0 c start", "start", ("a0", "b1", "c0"), (), {}),
     ("newvm stop", "stop", ("newvm0",), (), {}),
     ("newvm stop force --no-wait", "stop", ("newvm0",), ("force",), {"--no-wait": ""}),
@@ -83,7 +136,9 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("--socket /s shutdown", "shutdown", (), (), {"--socket": "/s"}),
     ("newvm autostart on", "autostart", ("newvm0",), ("on",), {}),
     ("a b autostart on 10 5", "autostart", ("a0", "b0"), ("on", "10", "5"), {}),
-    ("newvm restart on-crash", "restart", ("newvm0",), ("on-crash",), {}),
+    ("newvm restart", "restart", ("newvm0",), (), {}),
+    ("newvm restart --grace 5", "restart", ("newvm0",), (), {"--grace": "5"}),
+    ("newvm restart-policy on-crash", "restart-policy", ("newvm0",), ("on-crash",), {}),
     ("newvm ifadd 2 bridge1", "ifadd", ("newvm0",), ("2", "bridge1"), {}),
     (
         "newvm ifadd 3 - user:2222:22,80:80 br2",
@@ -95,6 +150,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("leaf spine ifadd 1", "ifadd", ("leaf0", "spine0"), ("1",), {}),
     ("newvm ifadd -1", "ifadd", ("newvm0",), ("-1",), {}),
     ("newvm ifadd 1 -- -x", "ifadd", ("newvm0",), ("1", "-x"), {}),
+    ("newvm edit", "edit", ("newvm0",), (), {}),
+    ("edit newvm", "edit", ("newvm0",), (), {}),
     ("newvm ifdel", "ifdel", ("newvm0",), (), {}),
     ("a b ifdel", "ifdel", ("a0", "b0"), (), {}),
     ("newvm connect 0 bridge1", "connect", ("newvm0",), ("0", "bridge1"), {}),
@@ -151,7 +208,12 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
 def test_a_command_line_is_understood(case: tuple[Any, ...]) -> None:
     line, verb, vms, arguments, options = case
     understood = {"command": BY_VERB[verb], "vms": vms, "arguments": arguments, "options": options}
-    assert vars(parse(line.split())) == understood | {"then": None}
+    word = line.split()[0] if line in ALONE else ""
+    assert vars(parse(line.split())) == understood | {"then": None, "word": word}
+
+
+ALONE = ("newvm", "newvm3 --json")
+"""Lines of one word, which may be a mistyped verb."""
 
 
 def test_every_verb_is_among_those_understood() -> None:
@@ -159,26 +221,29 @@ def test_every_verb_is_among_those_understood() -> None:
 
 
 REFUSED = (
-    ("newvm strat", "'strat' is not a verb; did you mean start?", "vmess help"),
-    ("newvm reboot", "'reboot' is not a verb; did you mean reset?", "vmess help"),
-    ("newvm destroy", "'destroy' is not a verb; did you mean stop force?", "vmess help"),
-    ("newvm pause", "'pause' is not a verb; did you mean suspend?", "vmess help"),
+    ("newvm strat", "no command 'strat'; did you mean start?", "vmess help"),
+    ("newvm destroy", "no command 'destroy'; did you mean stop force?", "vmess help"),
+    ("newvm pause", "no command 'pause'; did you mean suspend?", "vmess help"),
     ("a b shutdown", "shutdown takes no VM", "vmess a b stop"),
     ("newvm boot", "boot takes no VM", "vmess newvm start"),
-    ("newvm stat", "'stat' is not a verb; did you mean status?", "vmess help"),
-    ("newvm infoo x", "'infoo' is not a verb; did you mean info?", "vmess help"),
-    ("newvm qqqqq", "'qqqqq' is not a verb", "vmess help"),
-    ("start", "start needs a VM before it", "usage: vmess <vmname> start [--at-once N]"),
-    ("start newvm", "start needs a VM before it", "vmess newvm start"),
-    ("stop leaf spine --timeout 5", "stop needs a VM before it", "vmess leaf spine stop --timeout=5"),
-    ("stop force newvm", "stop needs a VM before it", "vmess newvm stop force"),
-    ("ram newvm 2G", "ram needs a VM before it", "vmess newvm ram 2G"),
-    ("start lab*", "start needs a VM before it", "vmess 'lab*' start"),
-    ("autostart on newvm", "autostart needs a VM before it", "vmess newvm autostart on"),
-    # Which of two words would be the VM, nobody can tell.
-    ("lock newvm mine", "lock needs a VM before it", "usage: vmess <vmname> lock [remark]..."),
-    ("cdrom x", "cdrom needs a VM before it", "usage: vmess <vmname> cdrom <path-to-iso|none>"),
-    ("stop start newvm", "stop needs a VM before it", f"usage: {BY_VERB['stop'].usage()}"),
+    ("newvm stat", "no command 'stat'; did you mean status?", "vmess help"),
+    ("newvm infoo x", "no command 'infoo'; did you mean info?", "vmess help"),
+    ("newvm qqqqq", "no command 'qqqqq'", "vmess help"),
+    ("start", "start needs a VM", "usage: vmess <vmname> start [--at-once N]"),
+    ("ram 2G", "ram needs a VM", "usage: vmess <vmname> ram [size|none]"),
+    ("kill", "stop needs a VM", f"usage: {BY_VERB['stop'].usage()}"),
+    ("cdrom debian.iso", "cdrom needs a VM", "usage: vmess <vmname> cdrom [path-to-iso|none]"),
+    ("stop start newvm", "stop needs a VM", f"usage: {BY_VERB['stop'].usage()}"),
+    ("start leaf stop spine", "stop takes force or nothing, not 'spine'", f"usage: {BY_VERB['stop'].usage()}"),
+    ("start 5x", "VM name '5x' is not letters a-z followed by one digit, such as newvm0", None),
+    ("vnc leaf spine", "vnc takes one VM, not 2", f"usage: {BY_VERB['vnc'].usage()}"),
+    ("type leaf", "type needs <text>", "usage: vmess <vmname> type <text>"),
+    ("shutdown newvm", "shutdown takes no argument, not 'newvm'", f"usage: {BY_VERB['shutdown'].usage()}"),
+    (
+        "leaf restart always",
+        "restart takes force or nothing, not 'always'",
+        "vmess leaf0 restart-policy always",
+    ),
     ("newvm list", "list takes no VM", OF_LIST),
     ("newvm help", "help takes no VM", "usage: vmess help [verb]..."),
     (
@@ -187,21 +252,11 @@ REFUSED = (
         OF_LIST,
     ),
     ("newvm make it", "make takes no argument, not 'it'", "usage: vmess <vmname> make"),
-    (
-        "newvm ram",
-        "ram needs <size|none>",
-        "usage: vmess <vmname> ram <size|none>; to see its value: vmess newvm0 info",
-    ),
-    (
-        "--all autostart",
-        "autostart needs <on|off|none> [order] [delay]",
-        "usage: vmess <vmname> autostart <on|off|none> [order] [delay]; to see its value: vmess --all info",
-    ),
-    ("newvm ram 2 G", "ram takes <size|none>, not '2 G'", "usage: vmess <vmname> ram <size|none>"),
+    ("newvm ram 2 G", "ram takes [size|none], not '2 G'", "usage: vmess <vmname> ram [size|none]"),
     (
         "newvm stop force now",
         "stop takes [force], not 'force now'",
-        "usage: vmess <vmname> stop [force] [--timeout SECONDS] [--no-wait]",
+        "usage: vmess <vmname> stop [force] [--timeout SECONDS] [--grace SECONDS] [--no-wait]",
     ),
     ("newvm start --yes", "--yes is not an option of start", "usage: vmess <vmname> start [--at-once N]"),
     ("help --json", "--json is not an option of help", "usage: vmess help [verb]..."),
@@ -217,7 +272,7 @@ REFUSED = (
         "VM name 'abcdefghijklm' has 13 letters; at most 12 are allowed, so that TAP names fit into 15 bytes",
         None,
     ),
-    ("ifadd 2", "ifadd needs a VM before it", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
+    ("ifadd 2", "ifadd needs a VM", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
     ("newvm ifadd", "ifadd needs <N> [bridge|-|user]...", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
     ("newvm ifadd 1 -x", "'-x' is not an option", "vmess help"),
     ("newvm ifdel 1", "ifdel takes no argument, not '1'", "usage: vmess <vmname> ifdel"),
@@ -254,8 +309,7 @@ REFUSED = (
     ("net delete", "net delete needs <intf>", "usage: vmess net delete <intf>"),
     ("net ignore a b", "net ignore takes [link], not 'a b'", "usage: vmess net ignore [link] [--json]"),
     ("net prune --yes", "--yes is not an option of net prune", "usage: vmess net prune"),
-    ("watch newvm", "watch takes no argument, not 'newvm'", "usage: vmess [vmname]... watch [--json]"),
-    ("wait running", "wait needs a VM before it", f"usage: {BY_VERB['wait'].usage()}"),
+    ("wait running", "wait needs a VM", f"usage: {BY_VERB['wait'].usage()}"),
     (
         "newvm wait",
         "wait needs <running|stopped|paused|addr|serial:REGEX>",
@@ -278,10 +332,10 @@ def test_a_command_line_is_refused_with_a_word_on_why(line: str, message: str, h
     ("words", "message"),
     [
         (["new\nvm", "start"], r"VM name 'new\nvm' is not letters a-z"),
-        (["newvm", "\x1b[31m"], r"'\x1b[31m' is not a verb"),
+        (["newvm", "\x1b[31m"], r"no command '\x1b[31m'"),
         (["newvm", "start", "--\udcff"], r"'--\udcff' is not an option"),
         (["", "start"], "VM name '' is not letters a-z"),
-        (["newvm", ""], "'' is not a verb"),
+        (["newvm", ""], "no command ''"),
     ],
 )
 def test_a_refusal_shows_what_a_terminal_would_obey(words: list[str], message: str) -> None:
@@ -292,12 +346,12 @@ def test_a_refusal_shows_what_a_terminal_would_obey(words: list[str], message: s
 
 
 def test_help_for_what_is_no_verb_says_what_may_be_meant() -> None:
-    with pytest.raises(InvalidValue, match=r"^'strat' is not a verb; did you mean start\?$"):
+    with pytest.raises(InvalidValue, match=r"^no command 'strat'; did you mean start\?$"):
         app.run(["help", "strat"])
-    with pytest.raises(InvalidValue, match=r"^'net vlna' is not a verb; did you mean net vlan\?$"):
+    with pytest.raises(InvalidValue, match=r"^no command 'net vlna'; did you mean net vlan\?$"):
         app.run(["help", "net", "vlna"])
     for words in (["help", "ne"], ["help", "net", "v"], ["help", "net vlan", "x"], ["help", "start", "stop"]):
-        with pytest.raises(InvalidValue, match=" is not a verb"):
+        with pytest.raises(InvalidValue, match=r"^no command "):
             app.run(words)
 
 
@@ -358,7 +412,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
 
 
 def test_no_verb_can_be_taken_for_a_vm() -> None:
-    could_be = {verb.partition(" ")[0] for verb in BY_VERB if "-" not in verb}
+    could_be = {verb.partition(" ")[0] for verb in BY_VERB} | set(ALIASES) | {VERSION.alias}
     assert could_be == names.RESERVED, "and no word is kept for a verb that there is not"
     alone = {command.verb for command in COMMANDS if command.is_global}
     nets = {verb for verb in BY_VERB if verb.startswith("net ")}
@@ -368,6 +422,50 @@ def test_no_verb_can_be_taken_for_a_vm() -> None:
 def test_every_setting_and_drive_has_its_verb() -> None:
     wanted = {row.verb for row in settings.SETTINGS if row.verb} | {drive.verb for drive in settings.DRIVES}
     assert {command.verb for command in COMMANDS if command.method == "Set"} == wanted
+
+
+def test_what_may_destroy_something_is_marked_so() -> None:
+    ends = {c.verb for c in COMMANDS if c.method and METHODS[c.method].effect is Effect.ends}
+    destroying = {command.verb for command in COMMANDS if command.destroys}
+    # A VM that was renamed by mistake is renamed back.
+    assert destroying == ends - {"ifadd", "rename"} | {"ctrl-alt-delete"}
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("set", "show", "sotp", "stp", "sttop", "rn", "rmm", "rset", "resetz", "shut", "shutdow", "restar"),
+        *("ifde", "net prnue", "net del", "ctrl-alt-del", "qqqqq"),
+    ],
+)
+def test_nothing_that_destroys_is_suggested_by_likeness(word: str) -> None:
+    assert not any(f"mean {c.verb}?" in meant(word, BY_VERB) for c in COMMANDS if c.destroys)
+
+
+def test_the_name_of_a_vm_is_suggested_by_likeness() -> None:
+    words = [*BY_VERB, "leaf0", "spine1"]
+    assert meant("lefa", words) == "; did you mean leaf0?"
+    assert meant("spine", words) == "; did you mean spine1?"
+    assert meant("strat", words) == "; did you mean start?"
+    assert meant("banana", words) == ""
+
+
+def test_an_alias_is_one_word_and_is_told_in_the_help_of_its_verb_alone() -> None:
+    assert ALIASES.keys().isdisjoint(BY_VERB)
+    assert len(ALIASES) == sum(len(command.aliases) for command in COMMANDS)
+    assert set(ALIASES) == {"ls", "ps", "create", "delete", "reboot", "kill", "memory"}
+    whole = helptext.help_text()
+    assert "Also understood" not in whole
+    for alias, (command, given) in ALIASES.items():
+        assert helptext.help_text(alias) == helptext.help_text(command.verb)
+        told = f"{alias} ({command.verb} {given[0]})" if given else alias
+        assert told in helptext.help_text(alias).split("Also understood: ")[1]
+
+
+def test_every_word_of_an_argument_has_one_meaning() -> None:
+    assert not LITERALS & FREE_TEXT
+    said = {word for command in COMMANDS for place in command.alternatives() for word in place}
+    assert said >= FREE_TEXT
 
 
 def test_help_tells_every_verb_with_its_usage() -> None:

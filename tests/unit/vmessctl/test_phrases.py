@@ -36,6 +36,11 @@ TERSE_LINES = {
     "persistent": "",
     "command": "",
     "made": "made (/home/ayourtch/vms/newvm0)",
+    "set": "ram 2G",
+    "edit": "nothing was changed",
+    "rename": "renamed to router0",
+    "already running": "already running, PID 5748",
+    "already off": "already stopped",
 }
 VALUES = {
     "pid": 5748,
@@ -50,7 +55,22 @@ VALUES = {
     "state": "running",
     "up": "3 min",
     "whole": "127.0.0.1:5900",
+    "vm": "newvm0",
+    "verb": "ram",
+    "value": "2G",
+    "name": "router0",
+    "text": "VM not running: newvm0 (powered down as asked)",
 }
+
+
+LATER = {
+    "set": "",
+    "edit": "nothing was changed",
+    "rename": "",
+    "already running": "VM newvm0 is already running, PID: 5748",
+    "already off": "VM not running: newvm0 (powered down as asked)",
+}
+"""What `vmess` says of what the original did not do."""
 
 
 @pytest.fixture
@@ -61,6 +81,11 @@ def named() -> Iterator[None]:
 
 @pytest.mark.parametrize(("name", "line"), SEED.items(), ids=SEED)
 def test_vmess_speaks_as_in_the_transcripts_of_the_seed(name: str, line: str) -> None:
+    assert phrases.phrase(name, **VALUES) == line
+
+
+@pytest.mark.parametrize(("name", "line"), LATER.items(), ids=LATER)
+def test_vmess_has_words_for_what_the_original_did_not_do(name: str, line: str) -> None:
     assert phrases.phrase(name, **VALUES) == line
 
 
@@ -81,7 +106,7 @@ def test_a_row_has_two_phrases_and_one_of_them_says_something(name: str) -> None
 
 def test_every_verb_that_reports_says_in_one_line_what_it_did() -> None:
     """The others are told step by step, or their phrases have names of their own."""
-    elsewhere = {"start", "stop", "boot", "shutdown", "make", "net delete", "net prune"}
+    elsewhere = {"start", "stop", "restart", "boot", "shutdown", "make", "net delete", "net prune"}
     reporting = {command.verb for command in COMMANDS if command.reports and command.method != "Set"}
     assert {verb for verb in reporting if not phrases.PHRASES.get(verb, ("", ""))[1]} == elsewhere
 

@@ -1,0 +1,108 @@
+"""The verb edit: what the editor gets, what is made of what it leaves, and that no mishap changes anything."""
+
+from pathlib import Path
+
+import pytest
+from daemons import AS_VMESSCTL, CLIENT, Daemon, own
+
+from vmessctl.commands.edit import SHOWN, parsed, written
+from vmessd.core.errors import InvalidValue
+
+A = own("a")
+
+
+def test_what_is_written_is_read_back() -> None:
+    values = {"ram": "2G", "autostart": "on 10 5", "qemu-options": "-device 'a b' # no comment"}
+    assert parsed(written("leaf0", values)) == values
+    assert parsed(written("leaf0", {})) == {}
+    assert parsed("") == {}
+    assert parsed("  ram   2G  \n# smp 4\nsmp none\n") == {"ram": "2G"}
+    assert [line.strip("#").split()[0] for line in written("leaf0", {}).splitlines()[3::3]] == list(SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\nrma 2G", "line 2: 'rma' is not one of smp, ram, "),
+        ("ram 2G\nram 1G", "line 2: ram must be there only once"),
+        ("ram", "line 1: ram must have a value, or # before it"),
+        ("\x1b[31m 1", r"line 1: '\x1b[31m' is not one of "),
+        ("hda 8G", "line 1: 'hda' is not one of "),
+    ],
+)
+def test_what_is_no_setting_is_refused_by_its_line(text: str, message: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        parsed(text)
+    assert caught.value.message.startswith(message)
+
+
+def editor(daemon: Daemon, script: str, client: tuple[str, ...] = CLIENT) -> tuple[str, ...]:
+    """The command of a client whose editor is a shell script."""
+    path = daemon.directory / "my editor"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    return ("env", f"VISUAL='{path}' +1", f"TMPDIR={daemon.directory}", *client)
+
+
+def left_behind(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if path.name.startswith("vmess-")]
+
+
+def test_what_has_changed_is_set(daemon: Daemon) -> None:
+    daemon.done("make", A, "ram", "16M", "smp", "2")
+    change = "s/^ram .*/ram 32M/; s/^smp/#smp/; s/^#grace/grace 7/"
+    program = editor(daemon, f'sed -i "{change}" "$2"; stat -c %a "${{2%/*}}" >&2')
+    result = daemon.vmess(A, "edit", program=program)
+    assert (result.returncode, result.stderr) == (0, "700\n")
+    assert daemon.done(A, "ram", "smp", "grace", "cpu") == "32M\nnone\n7\nbest\n"
+    assert left_behind(daemon.directory) == []
+    same = daemon.vmess("edit", A, program=editor(daemon, "true"))
+    assert (same.returncode, same.stdout) == (0, "nothing was changed\n")
+
+
+def test_as_vmessctl_each_change_is_a_line(daemon: Daemon) -> None:
+    daemon.done("make", A, "ram", "16M", "smp", "2")
+    change = "s/^ram .*/ram 32/; s/^smp/#smp/; s/^#grace/grace 7/"
+    program = editor(daemon, f'sed -i "{change}" "$2"', client=AS_VMESSCTL)
+    result = daemon.vmess("edit", A, program=program)
+    assert (result.returncode, result.stderr) == (0, "RAM 32 taken as 32M\n")
+    assert sorted(result.stdout.splitlines()) == [f"{A}: grace 7", f"{A}: ram 32M", f"{A}: smp none"]
+    same = daemon.vmess("edit", A, program=editor(daemon, "true", client=AS_VMESSCTL))
+    assert (same.returncode, same.stdout) == (0, f"{A}: nothing was changed\n")
+
+
+def test_of_what_is_changed_to_nonsense_the_rest_is_set(daemon: Daemon) -> None:
+    daemon.done("make", A, "ram", "16M")
+    result = daemon.vmess(A, "edit", program=editor(daemon, 'echo "smp x\naccel tcg" >>"$2"'))
+    assert result.returncode == 2
+    assert result.stderr.startswith("vmess: SMP 'x' is not a number of processors")
+    assert daemon.done(A, "smp", "accel", "ram") == "none\ntcg\n16M\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "told"),
+    [
+        ("exit 3", 1, "ended with exit status 3; nothing was changed"),
+        ('rm "$2"', 1, "the settings cannot be edited: no such file or directory"),
+        ('echo banana >"$2"', 2, "line 1: 'banana' is not one of "),
+    ],
+)
+def test_a_mishap_of_the_editor_changes_nothing(daemon: Daemon, script: str, status: int, told: str) -> None:
+    daemon.done("make", A, "ram", "16M")
+    result = daemon.vmess(A, "edit", program=editor(daemon, script))
+    assert (result.returncode, told in result.stderr) == (status, True), result.stderr
+    assert daemon.done(A, "ram") == "16M\n"
+    assert left_behind(daemon.directory) == []
+
+
+def test_without_an_editor_and_a_terminal_nothing_is_edited(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    bare = ("env", "-u", "VISUAL", "-u", "EDITOR", *CLIENT)
+    result = daemon.vmess(A, "edit", program=bare)
+    assert (result.returncode, result.stderr.splitlines()[0]) == (
+        2,
+        "vmess: edit needs a terminal, or an editor in VISUAL",
+    )
+    missing = daemon.vmess(A, "edit", program=("env", "VISUAL=/nonexistent/editor", *CLIENT))
+    assert (missing.returncode, "the settings cannot be edited" in missing.stderr) == (1, True)
+    assert daemon.vmess("missing", "edit", program=bare).returncode == 4
