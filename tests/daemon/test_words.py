@@ -380,7 +380,9 @@ def test_a_setting_without_a_value_is_shown_as_it_is_typed(daemon: Daemon) -> No
         *("32MiB", "2M", None),
     ]
     (daemon.root / A / "RAM").write_text("ba\x1b[31mnana\n")
-    assert daemon.done(A, "ram") == "ba\\x1b[31mnana\n"
+    shown = daemon.vmess(A, "ram")
+    assert (shown.returncode, shown.stdout) == (0, "ba\\x1b[31mnana\n")
+    assert shown.stderr.startswith(f"{A}: RAM 'ba\\x1b[31mnana' is not a size")
     assert daemon.vmess("missing", "ram").returncode == 4
 
 
