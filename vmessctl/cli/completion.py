@@ -10,6 +10,7 @@ from __future__ import annotations
 from vmessctl.cli import grammar
 from vmessctl.cli.grammar import VERBS, Line, Step
 from vmessctl.cli.verbs import ALL, BY_VERB, COMMANDS, OPTIONS, Command
+from vmessd.core import names
 from vmessd.core.errors import InvalidValue
 from vmessd.core.words import OFF, State
 
@@ -184,11 +185,18 @@ def _arguments(step: Step, world: World) -> list[Candidate]:
     return _values(places[min(number, len(places) - 1)], world)
 
 
+def _full_name(word: str) -> str:
+    try:
+        return names.parse(word)
+    except InvalidValue:
+        return word
+
+
 def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
     """Return VMs that suit the verb after the cursor; without one, also verbs that suit the VMs before it."""
     vms = {vm["name"]: vm for vm in world.vms()}
     verb = next((AFTER_VMS[word] for word in after if word in AFTER_VMS), None)
-    named = {vm if vm[-1:].isdecimal() else f"{vm}0" for vm in line.vms}
+    named = {_full_name(vm) for vm in line.vms}
     left = [
         (name, f"{vm['state']} VM")
         for name, vm in vms.items()

@@ -349,7 +349,10 @@ def parse(words: list[str]) -> Invocation:
     line = Line()
     for word in words:
         line.read(word)
-    return line.invocation()
+    invocation = line.invocation()
+    if capitals := tuple(word for word in line.vms if word != word.lower()):
+        invocation.capitals = capitals
+    return invocation
 
 
 def written(invocation: Invocation) -> list[str]:

@@ -570,6 +570,9 @@ class Invocation(PlainRecord):
         self.then = then
         """The next verb of the line, carried out if this one succeeds."""
 
+    capitals: tuple[str, ...] = ()
+    """The words for VMs that were typed with capitals, which are taken as lower case."""
+
 
 ELSEWHERE = {
     **dict.fromkeys(("delete", "remove", "undefine"), "rm"),
