@@ -5,9 +5,9 @@ from __future__ import annotations
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
-from vmessctl.output.terminal import complain, complaints, hushed, warn
+from vmessctl.output.phrases import lower_case
+from vmessctl.output.terminal import complain, complaints, hushed, say, warn
 from vmessd import __version__
-from vmessd.core import names
 from vmessd.core.errors import (
     DONE,
     FORCED,
@@ -18,7 +18,6 @@ from vmessd.core.errors import (
     NoSuchVM,
     NotRunning,
     VmessError,
-    quoted,
     shell_line,
     worst,
 )
@@ -43,8 +42,9 @@ def run(words: list[str]) -> int:
     if verbs.VERSION.flag in invocation.options:
         print(f"{PROGRAM} {__version__}")
         return DONE
-    for word in invocation.capitals:
-        _say_lower_case(invocation, word)
+    if verbs.QUIET.flag not in invocation.options:
+        for word in invocation.capitals:
+            say(lower_case(word))
     if any(grammar.is_pattern(vm) for vm in invocation.vms):
         from vmessctl.cli import patterns  # noqa: PLC0415 -- only patterns need it
 
@@ -53,12 +53,6 @@ def run(words: list[str]) -> int:
         client.close()
         invocation = patterns.expanded(invocation, known)
     return _carry_out(invocation) if invocation.then is None else _in_turn(invocation)
-
-
-def _say_lower_case(invocation: Invocation, word: str) -> None:
-    if verbs.QUIET.flag not in invocation.options:
-        name = word.lower() if grammar.is_pattern(word) else names.parse(word)
-        warn(f"VM name {quoted(word)} taken as {name}")
 
 
 def _carry_out(invocation: Invocation) -> int:

@@ -21,8 +21,9 @@ STATUSES = (
 """Exit statuses and what they mean; never renumbered."""
 
 VMS = """\
-A VM's name is letters a-z and one digit; newvm means newvm0. A verb may have several VMs before it,
-and quoted patterns, which match existing VMs: 'lab*' stop. --all stands for all VMs."""
+A VM's name is up to 30 letters a-z, digits and hyphens: newvm0, leaf12, web-1. Letters alone mean
+number 0: newvm is newvm0. A verb may have several VMs before it, and quoted patterns, which match
+existing VMs: 'lab*' stop. --all stands for all VMs."""
 
 VERBS = """\
 A line may contain several verbs: newvm make ram 2G hda 8G ifadd 1 br0 start. They are carried out

@@ -2,8 +2,11 @@
 
 The mark in the ifalias of a link, which needs CAP_NET_ADMIN to set, makes it vmess's own. So does, for a TAP, a
 name by the original's convention together with the right owner (any owner for root): TAPs of the original
-script are recognized this way. The mark names the VM root that the link belongs to. Links of another root are
-left alone, whatever their name and owner.
+script are recognized this way. Names of TAPs that the original did not know resemble those of other programs.
+By such a name, only a TAP that was made for the user of the daemon is recognized, unless that is root.
+
+The mark names the VM root that the link belongs to. Links of another root are left alone, whatever their name
+and owner.
 """
 
 import fnmatch
@@ -124,9 +127,9 @@ class Access:
         if self.other_root(link) is not None:
             return False
         if link.tap:
-            parts = names.tap_parts(link.name)
-            named = marked or (parts is not None and names.is_original(parts[0]))
-            return named and (link.owner in (None, self.owner) or self.owner == 0)
+            tap = tap_of(link)
+            ours = tap is not None and (names.is_original(tap.vm) or link.owner == self.owner != 0)
+            return (marked or ours) and (link.owner in (None, self.owner) or self.owner == 0)
         return marked and not link.loopback and link.kind != ""
 
     def is_allowed(self, link: Link) -> bool:

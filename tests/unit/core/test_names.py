@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -181,6 +182,15 @@ def test_a_tap_has_a_hash_for_a_name_where_its_own_is_long_or_has_two_meanings(
     vm: str, interface: int, name: str
 ) -> None:
     assert names.tap(vm, interface) == name
+
+
+def test_the_page_about_names_has_the_values_of_the_program() -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/names.md").read_text(encoding="utf-8")
+    for vm in ("newvm0", "leaf12"):
+        assert f"`{vm}`: `{names.mac(vm, 1)}`" in page
+        assert f"`{vm}`: {names.display(vm)}" in page
+    for vm in ("kubernetes-node-12", "pe1x", "enb-1"):
+        assert f"`{names.long_tap(vm, 0)}` | `{names.tap(vm, 0)}`" in page
 
 
 def test_the_taps_of_many_names_differ() -> None:

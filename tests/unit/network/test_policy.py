@@ -53,7 +53,9 @@ OWN: tuple[tuple[str, Link, bool], ...] = (
     ("the same of somebody else, marked", replace(TAP, owner=UID + 1, alias=MARK), False),
     ("a TAP of another name", replace(TAP, name="tap0"), False),
     ("a TAP nearly named so", replace(TAP, name="newvm0e00"), False),
-    ("a TAP of a VM that the original does not know", replace(TAP, name="web-1e0"), False),
+    ("a TAP of a VM that the original does not know", replace(TAP, name="web-1e0"), True),
+    ("the same that nobody owns", replace(TAP, name="web-1e0", owner=None), False),
+    ("the same of root", replace(TAP, name="web-1e0", owner=0), False),
     ("a TAP of containers", replace(TAP, name="tap1a2b3c4e5", owner=None), False),
     ("a TAP of a VM that the original does not know, marked", replace(TAP, name="web-1e0", alias=MARK), True),
     ("a TAP of ours with a long name", replace(TAP, name="vm_ddbeabfe7e1", alias=MINE.mark()), True),
@@ -94,6 +96,8 @@ def test_for_root_every_tap_of_the_convention_is_its_own() -> None:
     assert root.is_own(replace(TAP, owner=None))
     assert not root.is_own(replace(TAP, name="tap0"))
     assert not root.is_own(CARD)
+    for owner in (None, 0, UID):
+        assert not root.is_own(replace(TAP, name="web-1e0", owner=owner))
 
 
 # Which TAP it is
