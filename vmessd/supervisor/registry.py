@@ -321,7 +321,7 @@ class Supervisor:
         first = self._others[0]
         better = next((name for name in names.like(first) if name not in self._machines), None)
         moved = shell_line(["mv", str(self.root / first), str(self.root / better)]) if better else "rename it"
-        hint = f"a VM is called by letters a-z, digits and hyphens: {moved}"
+        hint = f"a VM is called by a-z, digits and hyphens: {moved}"
         return NotVMs(len(self._others), [printable(name) for name in self._others[:OTHERS_MAX]], hint)
 
     async def overview(self) -> list[VMOverview]:
