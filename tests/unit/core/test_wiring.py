@@ -245,6 +245,38 @@ def test_what_is_written_of_a_wire_is_read_as_that_wire(wire: Wire) -> None:
     assert parse_wire(str(wire)) == wire
 
 
+# Names that could be those of TAPs
+
+
+@pytest.mark.parametrize("name", ["newvm0e0", "vm_01bb0481ee0"])
+def test_no_bridge_has_the_name_of_a_tap(name: str) -> None:
+    refused(bridge_name, name, says=f"bridge name '{name}' is the name of a VM's TAP")
+
+
+@pytest.mark.parametrize("name", ["br-0123456789e1", "leaf12e0", "web-1e28"])
+def test_a_bridge_of_the_host_may_look_like_a_tap_but_none_is_made_so(name: str) -> None:
+    assert bridge_name(name) == name
+    assert wires.kind_by_name(name) is wires.NamedKind.tap
+    refused(wires.new_bridge_name, name, says="is the name of a VM's TAP, and there is no such bridge")
+
+
+@pytest.mark.parametrize("name", ["lab-bridge1", "bridge1", "br-node2", "vm_lan", "enx00e04c681e12"])
+def test_names_of_bridges_and_cards_are_not_those_of_taps(name: str) -> None:
+    assert bridge_name(name) == name
+    assert wires.kind_by_name(name) is None
+
+
+@pytest.mark.parametrize("name", ["kubernetes-node-12e28", "newvm0e0", "lab-bridge1", "lab-bridge99", "eth0.7"])
+def test_a_link_may_be_typed_by_its_long_name(name: str) -> None:
+    assert wires.typed_link_name(name) == name
+
+
+def test_a_typed_link_that_cannot_be_is_told() -> None:
+    refused(wires.typed_link_name, "newvm0e29", says="no VM can have TAP 'newvm0e29'; the last interface is 28")
+    for name in ("kubernetes-node-12e0.7", "kubernetes-node-e99", "kubernetes-nodes"):
+        refused(wires.typed_link_name, name, says=f"link name '{name}' has {len(name)} bytes; at most 15")
+
+
 # How many there are
 
 
