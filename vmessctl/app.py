@@ -5,7 +5,8 @@ from __future__ import annotations
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
-from vmessctl.output.terminal import complain, complaints, hushed, warn
+from vmessctl.output.phrases import lower_case
+from vmessctl.output.terminal import complain, complaints, hushed, say, warn
 from vmessd import __version__
 from vmessd.core.errors import (
     DONE,
@@ -38,6 +39,9 @@ def run(words: list[str]) -> int:
     if verbs.VERSION.flag in invocation.options:
         print(f"{PROGRAM} {__version__}")
         return DONE
+    if verbs.QUIET.flag not in invocation.options:
+        for word in invocation.capitals:
+            say(lower_case(word))
     if any(grammar.is_pattern(vm) for vm in invocation.vms):
         from vmessctl.cli import patterns  # noqa: PLC0415 -- only patterns need it
 

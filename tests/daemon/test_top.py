@@ -115,7 +115,7 @@ STATES = [state.value for state in State]
 VMS = st.lists(
     st.builds(
         vm,
-        st.from_regex("[a-z]{1,12}[0-9]", fullmatch=True),
+        st.from_regex("[a-z]{1,12}[0-9]|[a-z][a-z0-9-]{1,29}", fullmatch=True),
         st.none() | st.floats(0, 1000),
         rss=st.none() | st.integers(0, 2**45),
         read=st.none() | st.floats(0, 1e12),

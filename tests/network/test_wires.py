@@ -27,6 +27,7 @@ from daemons import FAKE, Namespace, WiredDaemon, held_by, lines_of, refused, wa
 from wired_vms import BROKEN_DISK, HURRIED, crash, healthy, heard, monitor, nics, releasing, talker, watched
 
 from vmessctl.client import Client
+from vmessd.core import names
 from vmessd.core.errors import VmessError
 
 pytestmark = pytest.mark.qemu
@@ -1000,7 +1001,7 @@ def test_a_tun_device_that_is_missing_or_no_device_is_named(make_wired: MakeWire
 
 
 SENSELESS: list[tuple[int, str, list[str]]] = [
-    (2, "'11'", ["abcdefghijkl", "ifadd", "11"]),
+    (2, "'30'", ["abcdefghijkl", "ifadd", "30"]),
     (2, "'a/b'", ["newvm", "ifadd", "1", "a/b"]),
     (2, "'br%d'", ["newvm", "ifadd", "1", "br%d"]),
     (2, "''", ["newvm", "ifadd", "1", ""]),
@@ -1047,7 +1048,7 @@ SENSELESS: list[tuple[int, str, list[str]]] = [
     (2, "'2222'", ["newvm", "ifadd", "1", "user:2222:22,2222:23"]),
     (2, "'70000'", ["newvm", "ifadd", "1", "user:70000:22"]),
     (4, "nosuch0", ["nosuch", "ifadd", "1", "bridge1"]),
-    (2, "NOSUCH", ["NOSUCH", "ifdel"]),
+    (2, "NO_SUCH", ["NO_SUCH", "ifdel"]),
     (1, "bonded is a bond", ["newvm", "ifadd", "1", "bonded"]),
     (1, "card is a dummy", ["newvm", "ifadd", "1", "card"]),
 ]
@@ -1087,16 +1088,17 @@ def test_what_makes_no_sense_is_named_and_changes_nothing(
     assert healthy(daemon)
 
 
-def test_a_long_name_has_as_many_interfaces_as_its_taps_have_names(wired: WiredDaemon) -> None:
+def test_the_taps_of_one_vm_may_have_names_of_both_kinds(wired: WiredDaemon) -> None:
     vm = "abcdefghijkl0"
     wired.make(vm)
-    assert len(lines_of(wired, vm, "ifadd", "10")) == 10
-    assert f"{vm}e9" in wired.links()
-    assert lines_of(wired, vm, "info")[0] == "Total number of interfaces: 10"
+    said = lines_of(wired, vm, "ifadd", "11")
+    assert [line.split("'")[1] for line in said] == [f"{vm}e{index}" for index in range(11)]
+    assert {f"{vm}e9", names.tap(vm, 10)} <= set(wired.links())
+    assert lines_of(wired, vm, "info")[0] == "Total number of interfaces: 11"
     wired.done(vm, "start")
     wired.wait_guest(vm)
     wired.done(vm, "stop")
-    assert len(lines_of(wired, vm, "ifdel")) == 10
+    assert len(lines_of(wired, vm, "ifdel")) == 11
     assert wired.links() == {}
 
 

@@ -199,7 +199,21 @@ def test_c75_a_real_iso_boots_on_the_best_cpu(daemon: Daemon) -> None:
 
 # Names
 
-BAD_NAMES = ("../x", "a/b", "-x", "", "new\nvm", "newvm0\n", "x" * 300, "A1", "start", "a00", "a b", "\x1b[31m")
+BAD_NAMES = (
+    "../x",
+    "a/b",
+    "-x",
+    "",
+    "new\nvm",
+    "newvm0\n",
+    "x" * 300,
+    "a_1",
+    "start",
+    "a0e0",
+    "web-",
+    "a b",
+    "\x1b[31m",
+)
 
 
 def test_c13_impossible_names_are_refused_by_the_client(daemon: Daemon) -> None:

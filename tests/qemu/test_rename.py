@@ -74,7 +74,7 @@ def test_directories_that_are_no_vms_are_counted(daemon: Daemon) -> None:
     assert result.returncode == 0
     assert result.stderr.splitlines() == [
         "1 directory is not a VM: Web-1",
-        f"  hint: a VM is called by letters a-z and one digit: mv {daemon.root}/Web-1 {daemon.root}/web1",
+        f"  hint: a VM is called by a-z, digits and hyphens: mv {daemon.root}/Web-1 {daemon.root}/web-1",
     ]
     assert "Web-1" not in result.stdout
     assert daemon.vmess("list", "--json").stderr == ""  # it is in the JSON

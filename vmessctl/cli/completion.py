@@ -10,6 +10,7 @@ from __future__ import annotations
 from vmessctl.cli import grammar
 from vmessctl.cli.grammar import VERBS, Line, Step
 from vmessctl.cli.verbs import ALIASES, ALL, BY_VERB, COMMANDS, LITERALS, OPTIONS, Command, alternatives
+from vmessd.core import names
 from vmessd.core.errors import InvalidValue
 from vmessd.core.words import OFF, State
 
@@ -168,16 +169,12 @@ def _words(line: Line, after: list[str], world: World) -> list[Candidate]:
 
 def _after_first_verb(line: Line, step: Step, world: World) -> list[Candidate]:
     """Return VMs that suit a verb which stands first, and that are not there yet."""
-    named = {_full(vm) for vm in step.vms()}
+    named = {_full_name(vm) for vm in step.vms()}
     return [
         (vm["name"], f"{vm['state']} VM")
         for vm in world.vms()
         if vm["name"] not in named and ALL.flag not in line.options and fits(step.command, vm)
     ]
-
-
-def _full(vm: str) -> str:
-    return vm if vm[-1:].isdecimal() else f"{vm}0"
 
 
 def _options(line: Line) -> list[Candidate]:
@@ -204,12 +201,19 @@ def _arguments(step: Step, world: World) -> list[Candidate]:
     return _values(places[min(number, len(places) - 1)], world)
 
 
+def _full_name(word: str) -> str:
+    try:
+        return names.parse(word)
+    except InvalidValue:
+        return word
+
+
 def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
     """Return VMs that suit the verb after the cursor; without one, also verbs that suit the VMs before it."""
     vms = {vm["name"]: vm for vm in world.vms()}
     known = AFTER_VMS | {alias: command for alias, (command, _) in ALIASES.items() if not command.is_global}
     verb = next((known[word] for word in after if word in known), None)
-    named = {_full(vm) for vm in line.vms}
+    named = {_full_name(vm) for vm in line.vms}
     left = [
         (name, f"{vm['state']} VM")
         for name, vm in vms.items()

@@ -64,8 +64,8 @@ def is_option(word: str) -> bool:
 def may_be_vm(word: str) -> bool:
     """Tell whether a word can be the name of a VM, or a pattern of names."""
     if is_pattern(word):
-        rest = "".join(char for char in word if char not in PATTERN_SIGNS)
-        return not rest or (rest.isascii() and rest.isalnum() and rest == rest.lower())
+        rest = "".join(char for char in word if char not in PATTERN_SIGNS and char != "-")
+        return not rest or (rest.isascii() and rest.isalnum())
     try:
         return bool(names.parse(word))
     except InvalidValue:
@@ -417,7 +417,10 @@ def parse(words: list[str]) -> Invocation:
     line = Line()
     for word in words:
         line.read(word)
-    return line.invocation()
+    invocation = line.invocation()
+    if capitals := tuple(word for word in line.vms if word != word.lower()):
+        invocation.capitals = capitals
+    return invocation
 
 
 def written(invocation: Invocation) -> list[str]:

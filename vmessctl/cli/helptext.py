@@ -21,10 +21,11 @@ STATUSES = (
 """Exit statuses and what they mean; never renumbered."""
 
 VMS = """\
-A VM's name is letters a-z and one digit; newvm means newvm0. A verb may have several VMs before it,
-and quoted patterns, which match existing VMs: 'lab*' stop. --all stands for all VMs. The first verb
-may also stand before the VMs: stop leaf spine. Where any text may be its first argument, as of type,
-it has one VM, or a pattern, then: type leaf root."""
+A VM's name is up to 30 letters a-z, digits and hyphens: newvm0, leaf12, web-1. Letters alone mean
+number 0: newvm is newvm0. A verb may have several VMs before it, and quoted patterns, which match
+existing VMs: 'lab*' stop. --all stands for all VMs. The first verb may also stand before the VMs:
+stop leaf spine. Where any text may be its first argument, as of type, it has one VM, or a pattern,
+then: type leaf root."""
 
 VERBS = """\
 A line may contain several verbs: newvm make ram 2G hda 8G ifadd 1 br0 start. They are carried out

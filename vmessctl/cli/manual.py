@@ -93,9 +93,9 @@ DAEMON_STATUS = """\
 # -- vmess.dir(5) --
 
 DIRECTORY = """\
-A virtual machine of vmessd(8) is a directory in the VM root. Its name is that of the VM: up to 12 letters a-z
-and one digit, such as newvm0. Its files define the VM. Each setting is a file with one value, and may be edited
-by hand. Without the file, the default given here applies, or else QEMU's."""
+A virtual machine of vmessd(8) is a directory in the VM root. Its name is that of the VM: up to 30 letters a-z,
+digits and hyphens, such as newvm0 or web-1. Its files define the VM. Each setting is a file with one value, and
+may be edited by hand. Without the file, the default given here applies, or else QEMU's."""
 
 LIVE = """\
 Settings of a running VM take effect at its next start, unless stated otherwise."""

@@ -34,7 +34,7 @@ def chosen(words: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
 
     vms: list[str] = []
     for word in words:
-        found = [vm for vm in known if fnmatchcase(vm, word)] if grammar.is_pattern(word) else [word]
+        found = [vm for vm in known if fnmatchcase(vm, word.lower())] if grammar.is_pattern(word) else [word]
         if not found:
             raise _no_match(word, known)
         vms += found

@@ -116,7 +116,7 @@ LITERALS = frozenset(
 FREE_TEXT = frozenset(
     {
         *("bridge", "path-to-iso", "model", "device", "properties", "arguments", "key", "text", "remark"),
-        "file",
+        *("file", "newvm"),
     }
 )
 """Placeholders whose values may look like names of VMs."""
@@ -694,6 +694,9 @@ class Invocation(PlainRecord):
         """The next verb of the line, carried out if this one succeeds."""
         self.word = word
         """The VM as it was typed if it is the only word, so that it may be a mistyped verb."""
+
+    capitals: tuple[str, ...] = ()
+    """The words for VMs that were typed with capitals, which are taken as lower case."""
 
 
 ELSEWHERE = {

@@ -8,7 +8,7 @@ import sys
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.output import rendering
-from vmessctl.output.phrases import about, command, phrase
+from vmessctl.output.phrases import about, command, lower_case, phrase
 from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
 from vmessd.core import names, settings
 from vmessd.core.errors import DONE, AlreadyRunning, InvalidValue, printable, quoted, shell_line
@@ -138,6 +138,7 @@ def remove(invocation: Invocation) -> int:
 def rename(invocation: Invocation) -> int:
     """Rename a VM."""
     new = names.parse(invocation.arguments[0])
+    say(lower_case(invocation.arguments[0]))
 
     def work(client: Client, vm: str) -> int:
         reply = client.call("Rename", vm=vm, name=new)

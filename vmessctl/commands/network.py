@@ -50,9 +50,9 @@ def _number(invocation: Invocation, text: str, what: str) -> int:
 
 def _interface(invocation: Invocation, text: str) -> int:
     """Return the number of an interface, given as its number or as the name of its TAP."""
-    parts = names.tap_parts(text)
-    if parts and invocation.vms == (parts[0],):
-        return parts[1]
+    interface = names.interface_of(invocation.vms[0], text) if len(invocation.vms) == 1 else None
+    if interface is not None:
+        return interface
     return _number(invocation, text, "interface")
 
 
@@ -193,7 +193,7 @@ def addr(invocation: Invocation) -> int:
 def addresses(vm: str, reply: Reply) -> str:
     """Return the addresses of a VM, one per line, with their sources."""
     lines = [
-        f"{names.tap(vm, found['interface'])}  {found['mac']}  {found['address']:<25} ({found['source']})"
+        f"{names.long_tap(vm, found['interface'])}  {found['mac']}  {found['address']:<25} ({found['source']})"
         for found in reply["addresses"]
     ]
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmessctl.output.phrases import command
 from vmessctl.output.rendering import duration, is_off
 from vmessctl.output.table import Column, grid
+from vmessd.core import names
 from vmessd.core.errors import InvalidValue, printable, quoted
 from vmessd.core.settings import size_shown
 from vmessd.core.words import Runstate, State
@@ -68,4 +69,6 @@ def lines(
     vms: Sequence[VM], columns: Sequence[Column] = COLUMNS, width: int | None = None, *, header: bool = True
 ) -> list[str]:
     """Return the lines of the table: VMs that are on first, each group by name."""
-    return grid(columns, sorted(vms, key=lambda vm: (is_off(vm), str(vm["name"]))), width)[0 if header else 1 :]
+    return grid(columns, sorted(vms, key=lambda vm: (is_off(vm), names.natural(str(vm["name"])))), width)[
+        0 if header else 1 :
+    ]

@@ -7,7 +7,7 @@ done. An empty phrase is not printed. Both phrases of a row may use the same val
 from __future__ import annotations
 
 from vmessctl.cli.verbs import ORIGINAL, PROGRAM
-from vmessd.core.errors import NoSuchVM, printable
+from vmessd.core.errors import NoSuchVM, printable, quoted
 from vmessd.core.words import StepKind
 
 TYPE_CHECKING = False
@@ -122,6 +122,11 @@ def command(text: str) -> str:
     The daemon knows the program as `vmess`, and uses this word in hints for nothing else.
     """
     return " ".join(PROGRAM.name if word == ORIGINAL else word for word in text.split(" "))
+
+
+def lower_case(word: str) -> str:
+    """Return a remark on capitals in the name of a VM, or in a pattern; empty if there are none."""
+    return f"VM name {quoted(word)} taken as {word.lower()}" if word != word.lower() else ""
 
 
 def message(error: VmessError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmessctl.output import table
 from vmessctl.output.rendering import duration, is_off
 from vmessctl.output.table import GAP, Column
+from vmessd.core import names
 from vmessd.core.plainrecord import PlainRecord
 
 TYPE_CHECKING = False
@@ -96,7 +97,7 @@ def arranged(vms: Sequence[VM], view: View) -> list[VM]:
     """Return the visible VMs in order; those without a value come last."""
     shown = [vm for vm in vms if not (view.only_on and is_off(vm))]
     known = [vm for vm in shown if view.sort.value(vm) is not None]
-    known.sort(key=lambda vm: str(vm["name"]))
+    known.sort(key=lambda vm: names.natural(str(vm["name"])))
     known.sort(key=lambda vm: -(view.sort.value(vm) or 0.0))
     if view.reverse:
         known.reverse()

@@ -18,7 +18,7 @@ from vmessd.core.errors import INTERFACE
 class VmessInterface(Inspection, Life, Guest, Looking, Watching, Wires, VarlinkInterface, name=INTERFACE):
     """Small KVM machines in plain directories.
 
-    The name of a VM is letters a-z and one digit; `newvm` means `newvm0`.
+    The name of a VM is up to 30 letters a-z, digits and hyphens; `newvm` means `newvm0`.
     Durations are in seconds, sizes in bytes.
     """
 

@@ -95,7 +95,7 @@ class Wires(Caller):
     @varlinkmethod(return_parameter="steps")
     async def NetAdd(self, *, interface: str) -> list[Step]:
         """Create a link without a bridge and set it up. It is no longer ignored."""
-        return await blocking.call(self._supervisor.segments.add, interface)
+        return await self._supervisor.add_link(interface)
 
     @varlinkmethod(return_parameter="steps")
     async def NetDelete(self, *, interface: str) -> list[Step]:

@@ -20,7 +20,6 @@ from vmessd.core.errors import InvalidValue, quoted
 NOTHING = "none"
 UNPLUGGED = "-"
 USER = "user"
-LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
 INTERFACES_MAX = 29  # PCI slots 3 to 31 of machine `pc`: host bridge, PIIX and VGA have the first three
 PORT_MAX = 65535
 FORWARDS_MAX = 32  # for one interface; in their short form, those of all interfaces fit into NICS
@@ -113,9 +112,9 @@ def link_name(text: str, what: str = "bridge name") -> str:
     """
     size = len(text.encode(errors="surrogatepass"))
     if not text:
-        raise InvalidValue(f"{what} '' is empty; it must be a name of 1 to {LINK_NAME_MAX} bytes")
-    if size > LINK_NAME_MAX:
-        raise InvalidValue(f"{what} {quoted(text)} has {size} bytes; at most {LINK_NAME_MAX} are allowed")
+        raise InvalidValue(f"{what} '' is empty; it must be a name of 1 to {names.LINK_NAME_MAX} bytes")
+    if size > names.LINK_NAME_MAX:
+        raise InvalidValue(f"{what} {quoted(text)} has {size} bytes; at most {names.LINK_NAME_MAX} are allowed")
     if text in (".", "..", NOTHING, USER, UNPLUGGED) or text[0] == "-":
         raise InvalidValue(f"{what} {quoted(text)} has another meaning; choose a name such as bridge1")
     if any(char in "/:%" or char.isspace() or not char.isprintable() for char in text):
@@ -125,10 +124,27 @@ def link_name(text: str, what: str = "bridge name") -> str:
     return text
 
 
+def typed_link_name(text: str) -> str:
+    """Return a valid name of a link as a person types it, which may be the long name of a TAP.
+
+    Raises:
+        InvalidValue: as :func:`link_name`, or no VM can have so many interfaces.
+    """
+    parts = names.tap_parts(text, loosely=True)
+    if parts is None:
+        return link_name(text, "link name")
+    if parts[1] >= INTERFACES_MAX and names.tap_parts(text):
+        raise InvalidValue(f"no VM can have TAP {quoted(text)}; the last interface is {INTERFACES_MAX - 1}")
+    return text if parts[1] < INTERFACES_MAX else link_name(text, "link name")
+
+
 def bridge_name(text: str) -> str:
-    """Return a valid name of a bridge; raises InvalidValue as :func:`link_name`, and for the name of a TAP."""
+    """Return a valid name of a bridge; raises InvalidValue as :func:`link_name`, and for the name of a TAP.
+
+    Only the original's form of a TAP's name is refused: a bridge of the host may be called `br-0123456789e1`.
+    """
     link_name(text)
-    if names.tap_parts(text):
+    if names.is_tap(text) and ((parts := names.tap_parts(text)) is None or names.is_original(parts[0])):
         raise InvalidValue(f"bridge name {quoted(text)} is the name of a VM's TAP")
     return text
 
@@ -176,7 +192,7 @@ class NamedKind(enum.StrEnum):
 
 def kind_by_name(text: str) -> NamedKind | None:
     """Return the kind of link that has such a name by convention; None where there is none."""
-    if names.tap_parts(text):
+    if names.is_tap(text):
         return NamedKind.tap
     if peer(text):
         return NamedKind.pair
@@ -191,10 +207,9 @@ def peer(name: str) -> str:
     return f"{match[1]}{'B' if match[2] == 'A' else 'A'}{match[3]}" if match else ""
 
 
-def owner(link: str) -> str | None:
-    """Return the VM whose TAP, or a VLAN on it, has this name: `newvm0` for `newvm0e0.100`."""
-    parts = names.tap_parts(link.partition(".")[0])
-    return parts[0] if parts else None
+def tap_below(link: str) -> str:
+    """Return the part of a link's name that may be the name of a TAP: `newvm0e0` for `newvm0e0.100`."""
+    return link.partition(".")[0]
 
 
 def _port(text: str) -> int:
@@ -243,16 +258,10 @@ def without_forward(wire: Wire, forward: Forward) -> Wire:
     return Wire(user=True, forwards=left)
 
 
-def room(vm: str) -> int:
-    """Return how many interfaces the VM can have: limits are the PCI slots and the length of a TAP's name."""
-    fits = (count for count in range(INTERFACES_MAX, 0, -1) if len(names.tap(vm, count - 1)) <= LINK_NAME_MAX)
-    return next(fits, 0)
-
-
-def parse_wires(vm: str, count: int, words: Sequence[str]) -> tuple[Wire, ...]:
+def parse_wires(count: int, words: Sequence[str]) -> tuple[Wire, ...]:
     """Return the wires of `count` interfaces, by default without a bridge; raises InvalidValue."""
-    if not 0 <= count <= room(vm):
-        raise InvalidValue(f"number of NICs {quoted(count)} is not from 0 to {room(vm)}{_why(vm)}")
+    if not 0 <= count <= INTERFACES_MAX:
+        raise InvalidValue(f"number of NICs {quoted(count)} is not from 0 to {INTERFACES_MAX}")
     if len(words) > count:
         raise InvalidValue(f"{len(words)} bridges ({quoted(' '.join(words))}) are too many for {count} NICs")
     return tuple(parse_wire(word) for word in words) + (Wire(),) * (count - len(words))
@@ -266,10 +275,6 @@ def check_interface(vm: str, number: int, there: Collection[int]) -> None:
         raise InvalidValue(
             f"{vm} has no interface {quoted(number)}; it has {', '.join(map(str, sorted(there)))}"
         )
-
-
-def _why(vm: str) -> str:
-    return " (the name of a TAP has at most 15 bytes)" if room(vm) < INTERFACES_MAX else ""
 
 
 def parse_file(text: str) -> tuple[Wire, ...]:

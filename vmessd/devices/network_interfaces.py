@@ -17,19 +17,20 @@ from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import (
+    INTERFACES_MAX,
     Forward,
     Wire,
     check_interface,
     file_text,
     parse_wire,
     parse_wires,
-    room,
     with_forward,
     without_forward,
 )
 from vmessd.devices.cables import CABLES, Cables
 from vmessd.devices.hotplug import Cards
 from vmessd.network.links import Change, Nic
+from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher
@@ -151,7 +152,7 @@ class NetworkInterfaces:
             InvalidValue: a word or the number is invalid.
             VmessError: the change failed and was undone.
         """
-        wires = parse_wires(self.vm, count, words)
+        wires = parse_wires(count, words)
         await self._check_bridges(wires)
         return await self._shielded(self._arrange(wires))
 
@@ -331,7 +332,10 @@ class NetworkInterfaces:
         await self._watch_macs()
         taps = {index for index, nic in nics.items() if nic.link}
         steps = [
-            Step(StepKind.pending if index in pending else StepKind.nonpersistent, names.tap(self.vm, index))
+            Step(
+                StepKind.pending if index in pending else StepKind.nonpersistent,
+                names.long_tap(self.vm, index),
+            )
             for index in leaving
             if index in pending or index in taps
         ]
@@ -341,7 +345,7 @@ class NetworkInterfaces:
         """Return a warning if the TAP of a running QEMU was deleted, else None."""
         running = self._machine.state in (State.running, State.paused)
         if running and not nic.wire.user and (nic.link is None or not nic.link.attached):
-            return f"QEMU has lost {nic.tap}: the VM must be stopped and started"
+            return f"QEMU has lost {nic.tap.long}: the VM must be stopped and started"
         return None
 
     def _check_unchanged(self, nic: Nic, wire: Wire) -> None:
@@ -366,7 +370,7 @@ class NetworkInterfaces:
         """
         files, directory = self._machine.files, self._machine.home
         values = await files.aside(functools.partial(self._host.settings, directory))
-        planned = [Nic(index, names.tap(self.vm, index), wires[index], None, None) for index in missing]
+        planned = [Nic(index, Tap.of(self.vm, index), wires[index], None, None) for index in missing]
         slots = await self._free_slots(len(wires), missing, values)
         made: Change | None = None
         before: dict[str, str | None] = {}
@@ -443,9 +447,9 @@ class NetworkInterfaces:
 
         Returns a remark or None. Raises InvalidValue, BadFile, Failed.
         """
-        if not 0 <= index < room(self.vm):
+        if not 0 <= index < INTERFACES_MAX:
             raise InvalidValue(
-                f"{self.vm} cannot have interface {quoted(index)}; the last one is {room(self.vm) - 1}"
+                f"{self.vm} cannot have interface {quoted(index)}; the last one is {INTERFACES_MAX - 1}"
             )
         text = None if address is None else nic_hardware.mac(address)
         async with self._lock:
@@ -471,7 +475,7 @@ class NetworkInterfaces:
         """Raise InvalidValue if another card of the VM, or its bridge, has the MAC; blocks."""
         values = {MACS.file: noted}
         mac = launcher.mac(self.vm, index, values)
-        for other in range(room(self.vm)):
+        for other in range(INTERFACES_MAX):
             if other != index and launcher.mac(self.vm, other, values) == mac:
                 raise InvalidValue(f"MAC {mac} belongs to interface {other} of {self.vm} already")
         bridge = next((nic.wire.bridge for nic in self._look() if nic.index == index), None)
@@ -526,6 +530,6 @@ def _with_taps(wires: Sequence[Wire]) -> list[int]:
 
 def _being_unplugged(vm: str, index: int) -> AlreadyRunning:
     return AlreadyRunning(
-        f"{names.tap(vm, index)} is still being unplugged: the guest has not released it",
+        f"{names.long_tap(vm, index)} is still being unplugged: the guest has not released it",
         hint="it goes away when the guest releases it, or when the VM ends",
     )

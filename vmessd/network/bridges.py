@@ -5,19 +5,18 @@ As in the original, the name of a link says its kind: `newvm0e0` is a TAP, `eth0
 must exist already.
 """
 
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
 from vmessd.core.models.wires import ForeignPort, Segment, Step, StepKind
-from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, link_name, peer, room
+from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, peer, typed_link_name
 from vmessd.network import rtnetlink
 from vmessd.network.links import Change, Network, attached, deleting, making, restoring, users
 from vmessd.network.netlink_replies import Link
-from vmessd.network.policy import describe
+from vmessd.network.policy import Tap, describe, shown, tap_of
 from vmessd.network.rtnetlink import Netlink
 from vmessd.storage import safefile
 
@@ -45,11 +44,11 @@ class Segments:
 
     def show(self) -> list[Segment]:
         """Return all bridges with their ports, by name; raises Failed."""
-        ignored = self.ignored()
+        ignored = frozenset(self.ignored())
         access = self._network.access
         with self._network.kernel() as kernel:
-            links = [link for link in kernel.links() if link.name not in ignored]
-        links.sort(key=lambda link: natural(link.name))
+            links = [link for link in kernel.links() if ignored.isdisjoint((link.name, shown(link)))]
+        links.sort(key=lambda link: names.natural(shown(link)))
         segments = [
             self._segment(bridge, [port for port in links if port.master == bridge.index])
             for bridge in links
@@ -64,9 +63,9 @@ class Segments:
 
     def _segment(self, bridge: Link, ports: Sequence[Link]) -> Segment:
         access = self._network.access
-        foreign = [ForeignPort(port.name, root) for port in ports if (root := access.other_root(port))]
-        names_of_ports = [port.name for port in ports]
-        return Segment(bridge.name, access.is_own(bridge), names_of_ports, access.other_root(bridge), foreign)
+        foreign = [ForeignPort(shown(port), root) for port in ports if (root := access.other_root(port))]
+        inside = [shown(port) for port in ports]
+        return Segment(bridge.name, access.is_own(bridge), inside, access.other_root(bridge), foreign)
 
     def ignored(self) -> list[str]:
         """Return the links that `net` leaves out; raises BadFile."""
@@ -83,7 +82,7 @@ class Segments:
 
     def ignore(self, name: str) -> None:
         """Leave a link out of `net` from now on; raises InvalidValue, BadFile, Failed."""
-        link_name(name, "link name")
+        typed_link_name(name)
         with self._ignoring:
             ignored = self.ignored()
             if len(ignored) >= IGNORED_MAX:
@@ -95,10 +94,16 @@ class Segments:
         with safefile.opened(self._root) as root:
             safefile.write(root, IGNORED, "".join(f"{link}\n" for link in links).encode())
 
-    def vlan(self, bridge: str, interfaces: Sequence[str], macs: Mapping[str, str]) -> list[Step]:
+    def vlan(
+        self, bridge: str, interfaces: Sequence[str], macs: Mapping[str, str], vms: Collection[str] = ()
+    ) -> list[Step]:
         """Put interfaces into a bridge; create the bridge and the interfaces if necessary.
 
-        `macs` are the MACs of TAPs, by name, for TAPs whose MAC does not follow from the name.
+        Args:
+            bridge: its name.
+            interfaces: names of links; a TAP may have its long name.
+            macs: the MACs of TAPs, by name in the kernel, for TAPs whose MAC does not follow from the name.
+            vms: VMs that there are, as for :meth:`_tap_meant`.
 
         Raises:
             InvalidValue: a name is not valid for a bridge or link.
@@ -110,19 +115,19 @@ class Segments:
         if len(interfaces) > TOGETHER_MAX:
             raise InvalidValue(f"{len(interfaces)} interfaces are more than {TOGETHER_MAX} at once")
         for name in interfaces:
-            link_name(name, "link name")
+            typed_link_name(name)
         with self._network.change() as (kernel, change):
             stations = kernel.addressed()
             found = kernel.link(bridge)
             if found is None:
                 self._network.check_idle(kernel)
             master = self._network.make_bridge(kernel, change, bridge, found, deliberate=True)
-            if not self._network.access.is_own(master) and not all(map(names.tap_parts, interfaces)):
-                self._network.access.check_change(
-                    master, bridge
-                )  # TAPs of VMs may join it, other links may not
-            for name in interfaces:
-                link = self._prepare(kernel, change, name)
+            taps = {name: self._tap_meant(kernel, name, vms) for name in interfaces}
+            if not self._network.access.is_own(master) and not all(taps.values()):
+                # TAPs of VMs may join it, other links may not.
+                self._network.access.check_change(master, bridge)
+            for name, tap in taps.items():
+                link = self._prepare(kernel, change, name, tap)
                 if link.index in stations and not self._network.access.is_allowed(link):
                     raise NotPermitted(
                         f"{name} has an IP address of the host, which would be unreachable in a bridge",
@@ -133,7 +138,7 @@ class Segments:
                     raise Failed(
                         f"{name} and {other.name} are the ends of a pair; in one bridge they form a loop"
                     )
-                self._plug(kernel, change, link, master, macs.get(name))
+                self._plug(kernel, change, link, master, macs.get(link.name))
         return change.steps
 
     def _plug(self, kernel: Netlink, change: Change, link: Link, master: Link, mac: str | None) -> None:
@@ -144,17 +149,17 @@ class Segments:
             change.reversals.append(restoring(link, master.index, own=False))
             kernel.do([rtnetlink.change(link.index, master=master.index)])
 
-    def add(self, name: str) -> list[Step]:
+    def add(self, name: str, vms: Collection[str] = ()) -> list[Step]:
         """Create a link in no bridge, and therefore down if it is ours. `net` no longer leaves it out.
 
-        Raises as :meth:`vlan`.
+        `vms` as for :meth:`vlan`. Raises as :meth:`vlan`.
         """
-        link_name(name, "link name")
+        typed_link_name(name)
         self.ignored()  # create nothing if the file cannot be read
         with self._network.change() as (kernel, change):
             found = kernel.link(name)
             if not (found.up if found else self._unignore(name)):
-                self._prepare(kernel, change, name)
+                self._prepare(kernel, change, name, self._tap_meant(kernel, name, vms))
         self._unignore(name)
         return change.steps
 
@@ -174,7 +179,7 @@ class Segments:
             AlreadyRunning: a process is attached to this TAP.
             NotPermitted: it is neither vmess's own nor allowed.
         """
-        link_name(name, "link name")
+        typed_link_name(name)
         with self._network.kernel() as kernel:
             link = kernel.link(name)
             if link is None:
@@ -198,7 +203,7 @@ class Segments:
                     hint=f"as root: ip link delete {name}",
                 )
             kernel.delete([link])
-        return [Step(StepKind.nonpersistent if link.tap else StepKind.deleted, name)]
+        return [Step(StepKind.nonpersistent if link.tap else StepKind.deleted, shown(link))]
 
     def prune(self, is_gone: Callable[[str], bool] = lambda _vm: False) -> list[Step]:
         """Delete the TAPs of VMs that are gone, then the bridges of vmess that have neither port nor address.
@@ -217,29 +222,41 @@ class Segments:
             ]
             kernel.delete(empty)
         return [
-            Step(StepKind.deleted, link.name)
+            Step(StepKind.deleted, shown(link))
             for links in (taps, empty)
-            for link in sorted(links, key=lambda link: natural(link.name))
+            for link in sorted(links, key=lambda link: names.natural(shown(link)))
         ]
 
     def _is_left_behind(self, link: Link, is_gone: Callable[[str], bool]) -> bool:
         """Tell whether a link is a TAP of a VM of this root that is gone, such as one renamed by hand."""
-        parts = names.tap_parts(link.name)
-        if parts is None or not link.tap or link.attached:
+        tap = tap_of(link)
+        if tap is None or not link.tap or link.attached:
             return False
-        return self._network.access.is_marked(link) and is_gone(parts[0])
+        return self._network.access.is_marked(link) and is_gone(tap.vm)
 
     # -- One link --
 
-    def _prepare(self, kernel: Netlink, change: Change, name: str, depth: int = 0) -> Link:
+    def _tap_meant(self, kernel: Netlink, name: str, vms: Collection[str] = ()) -> Tap | None:
+        """Return the TAP that a person means by the name of a link; None if it is another link.
+
+        Other programs give links names that could be those of TAPs, such as `veth0a1b2e3`. A name like
+        `lab-bridge1` only means a TAP if `lab-bridg` is one of the `vms`.
+        """
+        parts = names.tap_parts(name)
+        if parts and names.is_original(parts[0]):
+            return Tap.of(*parts)
+        found = kernel.link(name)
+        if found is not None:
+            return tap_of(found) if found.tap and self._network.access.is_own(found) else None
+        loose = names.tap_parts(name, loosely=True)
+        parts = parts or (loose if loose and loose[0] in vms else None)
+        return Tap.of(*parts) if parts else None
+
+    def _prepare(self, kernel: Netlink, change: Change, name: str, tap: Tap | None, depth: int = 0) -> Link:
         """Return a link by its name, created if necessary; a link that is not our own is set up."""
-        if parts := names.tap_parts(name):
-            if parts[1] >= room(parts[0]):
-                raise InvalidValue(
-                    f"no VM can have TAP {quoted(name)}; the last interface is {room(parts[0]) - 1}"
-                )
-            change.steps.append(Step(StepKind.preparing, name))
-            return self._network.make_tap(kernel, change, name)
+        if tap is not None:
+            change.steps.append(Step(StepKind.preparing, tap.long))
+            return self._network.make_tap(kernel, change, tap)
         found = kernel.link(name)
         if found is None:
             return self._make(kernel, change, name, depth)
@@ -275,7 +292,7 @@ class Segments:
         if kind is NamedKind.vlan:
             if not 1 <= int(tag) <= VLAN_MAX or depth >= _DEPTH_MAX:
                 raise InvalidValue(f"VLAN {quoted(tag)} of {quoted(name)} is not between 1 and {VLAN_MAX}")
-            base = self._prepare(kernel, change, parent, depth + 1)
+            base = self._prepare(kernel, change, parent, self._tap_meant(kernel, parent), depth + 1)
             change.steps.append(Step(StepKind.subinterface, name))
             return rtnetlink.new_vlan(name, base.index, int(tag))
         if kind is NamedKind.pair:
@@ -297,8 +314,3 @@ class Segments:
             hint="newvm0e0 is a TAP, eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN; "
             "to create a bridge: vmess net vlan <bridge>",
         )
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts bridge2 before bridge10."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from vmessd.core.errors import VmessError, printable
 from vmessd.network.fdb_events import FDBEvents
 from vmessd.network.links import Network
+from vmessd.network.policy import Tap, shown
 from vmessd.storage import blocking
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Port(NamedTuple):
 
     vm: str
     interface: int
-    tap: str
+    tap: Tap
 
 
 class Duplicate(NamedTuple):
@@ -60,7 +61,7 @@ class Duplicates:
         self._network = network
         self.report: Callable[[str, str], None] = lambda _vm, _text: None
         """Called with the name of a VM and a text about a new duplicate."""
-        self._ports: dict[str, dict[int, tuple[str, str]]] = {}
+        self._ports: dict[str, dict[int, tuple[str, Tap]]] = {}
         self._by_mac: dict[str, list[Port]] = {}
         self._replugged: dict[tuple[str, int], float] = {}
         self._duplicates: dict[tuple[str, int], Duplicate] = {}
@@ -72,7 +73,7 @@ class Duplicates:
 
     # -- Interface --
 
-    def watch(self, vm: str, cards: Mapping[int, tuple[str, str]]) -> None:
+    def watch(self, vm: str, cards: Mapping[int, tuple[str, Tap]]) -> None:
         """Listen for these MACs of a VM: MAC and TAP by interface. An empty mapping ends it."""
         if self._closed:
             return
@@ -96,7 +97,7 @@ class Duplicates:
     def remark(self, vm: str, index: int) -> str | None:
         """Return a text about a duplicate of an interface's MAC; None if there is none."""
         duplicate = self._duplicates.get((vm, index))
-        mac = self._ports.get(vm, {}).get(index, ("", ""))[0]
+        mac = self._mac(vm, index)
         if duplicate is None or not mac or time.monotonic() - duplicate.at > FORGOTTEN:
             return None
         ago = f"{time.monotonic() - duplicate.at:.0f} s ago"
@@ -109,6 +110,10 @@ class Duplicates:
         self._listen()
         if self._look is not None:
             self._look.cancel()
+
+    def _mac(self, vm: str, index: int) -> str:
+        """Return the MAC of an interface; empty if it is not watched any more."""
+        return self._ports[vm][index][0] if index in self._ports.get(vm, {}) else ""
 
     def _forget(self, vm: str, index: int) -> None:
         for records in (self._duplicates, self._warned, self._replugged):
@@ -170,21 +175,23 @@ class Duplicates:
         """Return the MACs that the bridge of their TAP learned at another port, and that port."""
         found = []
         with self._network.kernel() as kernel:
-            taps = kernel.named({port.tap for port, _ in seen})
+            taps = kernel.named({port.tap.name for port, _ in seen})
             for port, (index, master) in seen:
-                tap = taps.get(port.tap)
+                tap = taps.get(port.tap.name)
                 if tap is None or tap.master != master or tap.index == index:
                     continue
                 other, bridge = kernel.link_at(index), kernel.link_at(master)
                 if other and bridge:
-                    found.append((port, f"{printable(other.name)} in bridge {printable(bridge.name)}"))
+                    found.append((port, f"{printable(shown(other))} in bridge {printable(bridge.name)}"))
         return found
 
     def _note(self, port: Port, where: str) -> None:
         key, now = (port.vm, port.interface), time.monotonic()
-        mac, tap = self._ports.get(port.vm, {}).get(port.interface, ("", ""))
-        own = {tap for _, tap in self._ports.get(port.vm, {}).values()}
-        if tap != port.tap or where.partition(" ")[0] in own:  # a guest that bridges or bonds its own cards
+        mac = self._mac(port.vm, port.interface)
+        own = {tap.long for _, tap in self._ports.get(port.vm, {}).values()}
+        if (
+            port.tap.long not in own or where.partition(" ")[0] in own
+        ):  # a guest that bridges or bonds its own cards
             return
         if now - self._replugged.get(key, -REPLUGGED) < REPLUGGED:
             return

@@ -6,6 +6,7 @@ blocks, so call it from a thread. A lock serializes the callers.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import logging
 import os
@@ -14,14 +15,15 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 from vmessd.core import names
 from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason, shell_line
 from vmessd.core.models.wires import Step, StepKind
-from vmessd.core.wires import Wire, new_bridge_name, room
+from vmessd.core.wires import INTERFACES_MAX, Wire, new_bridge_name
 from vmessd.network import rtnetlink, taps
 from vmessd.network.netlink_replies import Link
-from vmessd.network.policy import Access, describe, is_leaving, root_text
+from vmessd.network.policy import Access, Tap, describe, is_leaving, root_text, shown, tap_of
 from vmessd.network.rtnetlink import Netlink
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,9 @@ IDLE_MAX = 256
 MADE_MAX = 1024
 """Links of ours that are neither bridges nor TAPs: VLANs, both ends of pairs, VXLANs."""
 
+VMS_CACHED = 512
+"""VMs whose names of TAPs are kept, because a list needs all of them."""
+
 Reversal = Callable[[Netlink], None]
 
 
@@ -39,8 +44,7 @@ class Nic:
     """One interface of a VM: what NICS says and what the kernel has."""
 
     index: int
-    tap: str
-    """The name of the TAP, whether it exists or not."""
+    tap: Tap
     noted: Wire | None
     """The connection according to NICS."""
     link: Link | None
@@ -68,15 +72,15 @@ class Nic:
     def difference(self) -> str | None:
         """Return how the kernel differs from NICS, as a text; None if it does not."""
         if self.taken_by is not None:
-            return f"{self.tap} belongs to the VM root {self.taken_by}"
+            return f"{self.tap.long} belongs to the VM root {self.taken_by}"
         if self.link is not None and self.bridge and not self.link.up:
-            return f"{self.tap} is down and passes no frames: ip link set {self.tap} up"
+            return f"{self.tap.long} is down and passes no frames: ip link set {self.tap.long} up"
         if self.noted is None or self.leaving or (self.link is None and self.noted.user):
             return None
         if self.link is None:
-            return f"{self.tap} does not exist; a start creates it, plugged into {self.noted}"
+            return f"{self.tap.long} does not exist; a start creates it, plugged into {self.noted}"
         if self.wire != self.noted:
-            return f"{self.tap} is plugged into {self.wire}, but NICS says {self.noted}"
+            return f"{self.tap.long} is plugged into {self.wire}, but NICS says {self.noted}"
         return None
 
 
@@ -136,7 +140,7 @@ class Network:
         """
         with self.kernel() as kernel:
             has_taps = any(not wire.user for wire in noted or ()) or _any_tap(vm)
-            found = kernel.named(_taps(vm)) if has_taps else {}
+            found = kernel.named(_tap_names(vm)) if has_taps else {}
             masters = {link.master for link in found.values() if link.master}
             bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
         return self._nics(vm, noted or (), found, bridges)
@@ -144,7 +148,7 @@ class Network:
     def nics_of(self, noted: Mapping[str, Sequence[Wire] | None]) -> dict[str, list[Nic]]:
         """Return the interfaces of several VMs, as :meth:`nics`, with a single dump of all links."""
         with self.kernel() as kernel:
-            links = kernel.links() if noted and rtnetlink.any_link(names.tap_parts) else []
+            links = kernel.links() if noted and rtnetlink.any_link(names.is_tap) else []
         found = {link.name: link for link in links}
         bridges = {link.index: link.name for link in links}
         return {vm: self._nics(vm, wires or (), found, bridges) for vm, wires in noted.items()}
@@ -155,19 +159,27 @@ class Network:
         """Return the interfaces of a VM; `found` has links by name, `bridges` names by index."""
         nics: list[Nic] = []
         gap = False
-        for index in range(room(vm)):
-            name = names.tap(vm, index)
+        for index, name in enumerate(_tap_names(vm)):
             link = found.get(name)
             taken_by = self.access.other_root(link) if link is not None else None
-            if link is not None and not self._is_own_tap(link, name):
+            if link is not None and not self.is_own_tap(link, Tap.of(vm, index)):
                 link = None  # it is foreign; an attempt to use the name will say so
             gap = gap or (link is None and index >= len(noted))
             if gap and (link is None or not is_leaving(link)):
                 continue
             wire = noted[index] if index < len(noted) else None
             bridge = bridges.get(link.master) if link else None
-            nics.append(Nic(index, name, wire, link, bridge, None if wire and wire.user else taken_by))
+            taken_by = None if wire and wire.user else taken_by
+            nics.append(Nic(index, Tap.of(vm, index), wire, link, bridge, taken_by))
         return nics
+
+    def has_own_bridge(self, name: str) -> bool:
+        """Tell whether a bridge of ours has this name. Does not wait for a change of links; raises Failed."""
+        if not rtnetlink.any_link(name.__eq__):
+            return False
+        with explained(), Netlink() as kernel:
+            link = kernel.link(name)
+        return link is not None and link.name == name and link.kind == "bridge" and self.access.is_own(link)
 
     def mac_of(self, name: str) -> str | None:
         """Return the MAC of a link, None if it does not exist; raises Failed."""
@@ -182,11 +194,11 @@ class Network:
         """
         found: dict[str, dict[str, tuple[int, int]]] = {}
         with explained(), Netlink() as kernel:
-            for link, received, sent in kernel.traffic() if rtnetlink.any_link(names.tap_parts) else ():
-                parts = names.tap_parts(link.name)
-                if parts and link.attached and self._is_own_tap(link, link.name):
+            for link, received, sent in kernel.traffic() if rtnetlink.any_link(names.is_tap) else ():
+                tap = tap_of(link)
+                if tap and link.attached and self.is_own_tap(link, tap):
                     # The TAP sends what its guest receives. A new TAP of the same name has another index.
-                    found.setdefault(parts[0], {})[f"{link.name} {link.index}"] = (sent, received)
+                    found.setdefault(tap.vm, {})[f"{link.name} {link.index}"] = (sent, received)
         return found
 
     # -- Changes --
@@ -208,28 +220,29 @@ class Network:
             NotPermitted: CAP_NET_ADMIN is missing, a TAP belongs to another user, or a bridge is not allowed.
             Failed: a name is taken by another kind of link, or the kernel refused. Everything was undone.
         """
-        plugged = {names.tap(vm, index): wire for index, wire in sorted(wires.items()) if not wire.user}
+        plugged = {Tap.of(vm, index): wire for index, wire in sorted(wires.items()) if not wire.user}
         own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in (macs or {}).items()}
         with self.change() as (kernel, change):
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
-            found = kernel.named([*plugged, *bridges])
-            for name in plugged:
-                if self._make_tap(kernel, change, name, found.get(name)):
-                    found.pop(name, None)
-            found |= kernel.named(name for name in plugged if name not in found)
-            if any(name not in found or not self._is_own_tap(found[name], name) for name in plugged):
+            found = kernel.named([*(tap.name for tap in plugged), *bridges])
+            for tap in plugged:
+                if self._make_tap(kernel, change, tap, found.get(tap.name)):
+                    found.pop(tap.name, None)
+            found |= kernel.named(tap.name for tap in plugged if tap.name not in found)
+            if any(tap.name not in found or not self.is_own_tap(found[tap.name], tap) for tap in plugged):
                 raise OSError(errno.ENODEV, "a TAP vanished right after it was created")
             stations = kernel.addressed() if plugged else ()
-            for name, wire in plugged.items():
-                change.steps.append(owned := Step(StepKind.persistent, name, found[name].owner))
+            for tap, wire in plugged.items():
+                link = found[tap.name]
+                change.steps.append(owned := Step(StepKind.persistent, tap.long, link.owner))
                 master = 0
                 if wire.bridge is not None:
                     if found.get(wire.bridge) is None and not starts:
                         self.check_idle(kernel)
                     found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
                     master = found[wire.bridge].index
-                    change.steps += [Step(StepKind.preparing, name), owned]
-                self.plug(kernel, change, found[name], master, stations, own.get(name))
+                    change.steps += [Step(StepKind.preparing, tap.long), owned]
+                self.plug(kernel, change, link, master, stations, own.get(tap.name))
         return change
 
     def plug(  # noqa: PLR0913, PLR0917 -- all properties of a port
@@ -254,8 +267,8 @@ class Network:
         mark, mac = self.access.mark(), link.mac
         if own is not None:
             mac = own
-        elif link.tap and (link.master, link.up) != (master, True) and (parts := names.tap_parts(link.name)):
-            mac = names.tap_mac(names.mac(*parts))
+        elif link.tap and (link.master, link.up) != (master, True) and (tap := tap_of(link)):
+            mac = names.tap_mac(names.mac(tap.vm, tap.interface))
         if (link.master, link.up, link.alias, link.mac) == (master, up, mark, mac):
             return
         change.reversals.append(restoring(link, master))
@@ -279,15 +292,16 @@ class Network:
 
     def _settle(self, kernel: Netlink, change: Change, vm: str, own: Mapping[str, str]) -> None:
         mark = self.access.mark()
-        taps = [link for link in self._own_taps(kernel, vm) if not is_leaving(link)]
+        taps = [(tap, link) for tap, link in self._own_taps(kernel, vm) if not is_leaving(link)]
         stations = kernel.addressed() if taps else set()
-        for link in taps:
+        for tap, link in taps:
+            self._give_long_name(kernel, tap, link)
             if link.alias != mark:
                 kernel.do([rtnetlink.change(link.index, alias=mark)])
                 change.reversals.append(restoring(link, link.master))
             known = replace(link, alias=mark)
             self.plug(kernel, change, known, link.master, stations, own.get(link.name))
-        for index in {link.master for link in taps if link.master}:
+        for index in {link.master for _, link in taps if link.master}:
             bridge = kernel.link_at(index)
             if bridge is not None and self.access.is_own(bridge):
                 self._settle_bridge(kernel, bridge, stations)
@@ -299,59 +313,86 @@ class Network:
         if bridge.alias != self.access.mark():
             kernel.do([rtnetlink.change(bridge.index, alias=self.access.mark())])
 
-    def make_tap(self, kernel: Netlink, change: Change, name: str) -> Link:
-        """Return the TAP of this name, created if necessary; raises as :meth:`wire`."""
-        self._make_tap(kernel, change, name, kernel.link(name))
-        made = kernel.present(name)
-        if not self._is_own_tap(made, name):
-            raise OSError(errno.ENODEV, f"{name} vanished right after it was created")
-        change.steps.append(Step(StepKind.persistent, name, made.owner))
+    def make_tap(self, kernel: Netlink, change: Change, tap: Tap) -> Link:
+        """Return this TAP, created if necessary; raises as :meth:`wire`."""
+        self._make_tap(kernel, change, tap, kernel.link(tap.name))
+        made = kernel.present(tap.name)
+        if not self.is_own_tap(made, tap):
+            raise OSError(errno.ENODEV, f"{tap.long} vanished right after it was created")
+        change.steps.append(Step(StepKind.persistent, tap.long, made.owner))
         return made
 
-    def _make_tap(self, kernel: Netlink, change: Change, name: str, link: Link | None) -> bool:
+    def _make_tap(self, kernel: Netlink, change: Change, tap: Tap, link: Link | None) -> bool:
         """Create a missing TAP, or check an existing one; return whether anything changed."""
+        self._check_long_name(kernel, tap)
         if link is None:
             try:
                 with taps.made(self.access.owner) as first_name:
                     index = kernel.present(first_name).index
                     # Mark it before it has the name: other daemons would take it for their own.
-                    kernel.do(
-                        [rtnetlink.change(index, alias=self.access.mark()), rtnetlink.change(index, name=name)]
-                    )
+                    requests = [rtnetlink.change(index, alias=self.access.mark())]
+                    requests += [rtnetlink.add_name(index, tap.long)] if tap.long != tap.name else []
+                    kernel.do([*requests, rtnetlink.change(index, name=tap.name)])
             except OSError as error:
-                if error.errno != errno.EEXIST or (link := kernel.link(name)) is None:
+                if error.errno != errno.EEXIST or (link := kernel.link(tap.name)) is None:
                     raise  # else another process has just created one
             else:
-                change.reversals.append(lambda kernel: self._remove_tap(kernel, name))
+                change.reversals.append(lambda kernel: self._remove_tap(kernel, tap))
                 return True
-        self._check_tap(link, name)
+        self._check_tap(link, tap)
+        changed = self._give_long_name(kernel, tap, link)
         if link.owner is None and not link.attached:  # the owner of an attached TAP cannot be changed
-            taps.claim(name, self.access.owner)
+            taps.claim(tap.name, self.access.owner)
             return True
-        return False
+        return changed
 
-    def _check_tap(self, link: Link, name: str) -> None:
-        if link.name != name or not link.tap:
+    def _check_long_name(self, kernel: Netlink, tap: Tap) -> None:
+        """Raise Failed if the long name of a TAP belongs to another link."""
+        other = kernel.link(tap.long) if tap.long != tap.name else None
+        if other is not None and other.name != tap.name:
             raise Failed(
-                f"the name {name} is taken by {describe(link)}, {link.name}; a TAP of this name is needed",
-                hint=f"rename or delete it: ip link show {name}",
+                f"the name {tap.long} is taken by {describe(other)}, {other.name}; a TAP needs it",
+                hint=f"rename or delete it: ip link show {tap.long}",
+            )
+
+    def _give_long_name(self, kernel: Netlink, tap: Tap, link: Link) -> bool:
+        """Give a TAP of ours its long name if it lacks it; return whether it did."""
+        lacks = tap.long not in (link.name, *link.other_names)
+        if lacks:
+            kernel.do([rtnetlink.add_name(link.index, tap.long)])
+        return lacks
+
+    def _check_tap(self, link: Link, tap: Tap) -> None:
+        if link.name != tap.name or not link.tap:
+            raise Failed(
+                f"the name {tap.name} is taken by {describe(link)}, {link.name}; a TAP of this name is needed",
+                hint=f"rename or delete it: ip link show {tap.name}",
             )
         self.access.check_root(link)
-        if not self.access.is_own(link):
-            raise NotPermitted(
-                f"TAP {name} belongs to uid {link.owner}, not to uid {self.access.owner}",
-                hint=_recreation(name),
+        if tap_of(link) not in (None, tap):
+            raise Failed(
+                f"the hash {tap.name}, which names TAP {tap.long}, is that of TAP {shown(link)}, too",
+                hint=f"rename one of the VMs: vmess {tap.vm} rename <newvm>",
             )
+        if not self.access.is_own(link):
+            self._refuse_tap(link, tap)
         if link.multi_queue:
             raise Failed(
-                f"TAP {name} is multi-queue; QEMU as started by vmess cannot attach to it",
-                hint=_recreation(name),
+                f"TAP {tap.long} is multi-queue; QEMU as started by vmess cannot attach to it",
+                hint=_recreation(tap.long),
             )
         if is_leaving(link) and link.attached:
             raise AlreadyRunning(
-                f"{name} is still being unplugged: the guest has not released it",
+                f"{tap.long} is still being unplugged: the guest has not released it",
                 hint="it goes away when the guest releases it, or when the VM ends",
             )
+
+    def _refuse_tap(self, link: Link, tap: Tap) -> NoReturn:
+        if link.owner in (None, self.access.owner) or self.access.owner == 0:
+            why = "was not made by vmessd, so it is left alone"
+        else:
+            why = f"belongs to uid {link.owner}, not to uid {self.access.owner}"
+        raise NotPermitted(f"TAP {tap.long} {why}", hint=_recreation(tap.long))
 
     def make_bridge(
         self, kernel: Netlink, change: Change, name: str, link: Link | None, *, deliberate: bool = False
@@ -413,25 +454,26 @@ class Network:
             AlreadyRunning: a process is attached to one; none was deleted.
         """
         with self.kernel() as kernel:
-            kept = {names.tap(vm, index) for index in keep}
-            links = [link for link in self._own_taps(kernel, vm) if link.name not in kept]
-            held = [link.name for link in links if link.attached]
+            links = {tap: link for tap, link in self._own_taps(kernel, vm) if tap.interface not in keep}
+            held = [tap.long for tap, link in links.items() if link.attached]
             if held:
                 raise attached(", ".join(held))
-            kernel.delete(links)
-        return [Step(StepKind.nonpersistent, link.name) for link in links]
+            kernel.delete([*links.values()])
+        return [Step(StepKind.nonpersistent, tap.long) for tap in links]
 
-    def _own_taps(self, kernel: Netlink, vm: str) -> list[Link]:
-        found = kernel.named(_taps(vm)) if _any_tap(vm) else {}
-        return [link for name, link in found.items() if self._is_own_tap(link, name)]
+    def _own_taps(self, kernel: Netlink, vm: str) -> list[tuple[Tap, Link]]:
+        found = kernel.named(_tap_names(vm)) if _any_tap(vm) else {}
+        pairs = [(Tap.of(vm, index), found.get(name)) for index, name in enumerate(_tap_names(vm))]
+        return [(tap, link) for tap, link in pairs if link is not None and self.is_own_tap(link, tap)]
 
-    def _is_own_tap(self, link: Link, name: str) -> bool:
-        return link.name == name and link.tap and self.access.is_own(link)
+    def is_own_tap(self, link: Link, tap: Tap) -> bool:
+        """Tell whether a link is this TAP and ours; it may lack its long name."""
+        return link.name == tap.name and link.tap and self.access.is_own(link) and tap_of(link) in (None, tap)
 
-    def _remove_tap(self, kernel: Netlink, name: str) -> None:
+    def _remove_tap(self, kernel: Netlink, tap: Tap) -> None:
         """Delete a TAP; if a process is attached, mark it for later deletion instead."""
-        link = kernel.link(name)
-        if link is not None and self._is_own_tap(link, name):
+        link = kernel.link(tap.name)
+        if link is not None and self.is_own_tap(link, tap):
             kernel.do(self._leaving(link) if link.attached else [rtnetlink.deletion(link.index)])
 
     def _leaving(self, link: Link) -> list[rtnetlink.Request]:
@@ -440,9 +482,8 @@ class Network:
 
     def mark_leaving(self, vm: str, keep: Sequence[int]) -> Change:
         """Remove a VM's TAPs, except those to `keep`, from their bridges and mark them as leaving."""
-        kept = {names.tap(vm, index) for index in keep}
         with self.change() as (kernel, change):
-            taps = [link for link in self._own_taps(kernel, vm) if link.name not in kept]
+            taps = [link for tap, link in self._own_taps(kernel, vm) if tap.interface not in keep]
             change.reversals += [restoring(link, 0) for link in taps]
             kernel.do(request for link in taps for request in self._leaving(link))
         return change
@@ -451,18 +492,19 @@ class Network:
         """Delete the VM's leaving TAPs that no process is attached to any more."""
         with self.kernel() as kernel:
             taps = self._own_taps(kernel, vm)
-            gone = [link for link in taps if is_leaving(link) and not link.attached]
-            kernel.delete(gone)
-        return [Step(StepKind.nonpersistent, link.name) for link in gone]
+            gone = {tap: link for tap, link in taps if is_leaving(link) and not link.attached}
+            kernel.delete([*gone.values()])
+        return [Step(StepKind.nonpersistent, tap.long) for tap in gone]
 
 
-def _taps(vm: str) -> list[str]:
-    """Return the names that TAPs of a VM can have."""
-    return [names.tap(vm, index) for index in range(room(vm))]
+@functools.lru_cache(VMS_CACHED)
+def _tap_names(vm: str) -> tuple[str, ...]:
+    """Return the names that TAPs of a VM can have in the kernel, by interface."""
+    return tuple(names.tap(vm, index) for index in range(INTERFACES_MAX))
 
 
 def _any_tap(vm: str) -> bool:
-    return rtnetlink.any_link(_taps(vm).__contains__)
+    return rtnetlink.any_link(_tap_names(vm).__contains__)
 
 
 def attached(name: str) -> AlreadyRunning:
@@ -567,7 +609,7 @@ def deleting(made: Link) -> Reversal:
 
 def users(kernel: Netlink, link: Link) -> list[str]:
     """Return the users of a link: its ports, its upper links, and the host if it has an address there."""
-    others = [other.name for other in kernel.links() if link.index in (other.master, _base(other))]
+    others = [shown(other) for other in kernel.links() if link.index in (other.master, _base(other))]
     return others + (["an IP address of the host"] if link.index in kernel.addressed() else [])
 
 

@@ -24,7 +24,7 @@ AF_BRIDGE = 7
 """The family of the forwarding tables of bridges; Python's socket module lacks it."""
 
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _ALIAS, _GROUP = 1, 3, 4, 5, 10, 18, 20, 27  # IFLA_*
-_STATS64, _CARRIER = 23, 33
+_STATS64, _CARRIER, _PROPERTIES, _ALTERNATIVE_NAME = 23, 33, 52, 53
 _KIND, _DATA = 1, 2  # IFLA_INFO_*
 _TUN_OWNER, _TUN_TYPE, _TUN_TAP, _TUN_MULTI_QUEUE = 1, 3, 2, 7
 _NEIGHBOUR_IP, _NEIGHBOUR_MAC, _NEIGHBOUR_MASTER = 1, 2, 9  # NDA_*
@@ -60,6 +60,8 @@ class Link:
     mtu: int = 0
     multicast: bool = False
     """IFF_MULTICAST: the host may join multicast groups on it."""
+    other_names: tuple[str, ...] = ()
+    """Its alternative names."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def parse_link(body: bytes) -> Link:
     info = dict(attributes(found.get(_LINKINFO, b"")))
     kind = info.get(_KIND, b"").rstrip(b"\0").decode(errors="replace")
     tun = dict(attributes(info.get(_DATA, b""))) if kind == "tun" else {}
+    properties = attributes(found.get(_PROPERTIES, b""))
     return Link(
         index=index,
         name=os.fsdecode(found.get(_IFNAME, b"").rstrip(b"\0")),
@@ -114,6 +117,9 @@ def parse_link(body: bytes) -> Link:
         multi_queue=bool(_number(tun.get(_TUN_MULTI_QUEUE, b""))),
         mtu=_number(found.get(_MTU, b"")),
         multicast=bool(flags & MULTICAST),
+        other_names=tuple(
+            os.fsdecode(payload.rstrip(b"\0")) for kind, payload in properties if kind == _ALTERNATIVE_NAME
+        ),
     )
 
 

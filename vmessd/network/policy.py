@@ -1,15 +1,19 @@
 """Which links of the host vmess may touch: its own, and those that the administrator allows. Pure.
 
 The mark in the ifalias of a link, which needs CAP_NET_ADMIN to set, makes it vmess's own. So does, for a TAP, a
-conventional name together with the right owner (any owner for root): TAPs of the original script are recognized
-this way. The mark names the VM root that the link belongs to. Links of another root are left alone, whatever
-their name and owner.
+name by the original's convention together with the right owner (any owner for root): TAPs of the original
+script are recognized this way. Names of TAPs that the original did not know resemble those of other programs.
+By such a name, only a TAP that was made for the user of the daemon is recognized, unless that is root.
+
+The mark names the VM root that the link belongs to. Links of another root are left alone, whatever their name
+and owner.
 """
 
 import fnmatch
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from vmessd.core import names
 from vmessd.core.errors import Failed, NotPermitted
@@ -24,6 +28,37 @@ _MARKED = re.compile(f"{MARK}(?P<leaving>{_LEAVING})?(?:: (?P<root>.+))?", re.DO
 _ROOT_MAX = MARK_MAX - len(f"{MARK}{_LEAVING}: ")
 
 _KINDS = {"": "a network card", "tun": "a TAP or TUN", "vlan": "a VLAN sub-interface", "veth": "a veth"}
+
+
+class Tap(NamedTuple):
+    """The TAP of an interface of a VM, whether it exists or not."""
+
+    vm: str
+    interface: int
+    name: str
+    """Its name in the kernel."""
+    long: str
+    """Its name for people: the same, or its alternative name in the kernel."""
+
+    @classmethod
+    def of(cls, vm: str, interface: int) -> Self:
+        """Return the TAP of an interface."""
+        return cls(vm, interface, names.tap(vm, interface), names.long_tap(vm, interface))
+
+
+def tap_of(link: Link) -> Tap | None:
+    """Return the TAP of a VM that a link is by its names; None if it is none."""
+    for name in (link.name, *link.other_names):
+        parts = names.tap_parts(name, loosely=True)
+        if parts is not None and (tap := Tap.of(*parts)).name == link.name:
+            return tap
+    return None
+
+
+def shown(link: Link) -> str:
+    """Return the name of a link for people: of a TAP, the long name."""
+    tap = tap_of(link) if link.other_names else None
+    return tap.long if tap is not None else link.name
 
 
 def describe(link: Link) -> str:
@@ -92,8 +127,9 @@ class Access:
         if self.other_root(link) is not None:
             return False
         if link.tap:
-            named = marked or names.tap_parts(link.name) is not None
-            return named and (link.owner in (None, self.owner) or self.owner == 0)
+            tap = tap_of(link)
+            ours = tap is not None and (names.is_original(tap.vm) or link.owner == self.owner != 0)
+            return (marked or ours) and (link.owner in (None, self.owner) or self.owner == 0)
         return marked and not link.loopback and link.kind != ""
 
     def is_allowed(self, link: Link) -> bool:
@@ -106,7 +142,7 @@ class Access:
         self.check_root(link)
         if not self.is_own(link) and not self.is_allowed(link):
             raise NotPermitted(
-                f"{link.name} is {describe(link)} and not vmess's own, so it is left alone",
+                f"{shown(link)} is {describe(link)} and not vmess's own, so it is left alone",
                 hint=_permission("allow-links", self.links, link.name),
             )
 
@@ -115,8 +151,8 @@ class Access:
         root = self.other_root(link)
         if root is not None:
             raise NotPermitted(
-                f"{link.name} belongs to the VM root {root}, so it is left alone",
-                hint=f"if that root no longer exists, as root: ip link set dev {link.name} alias {MARK}",
+                f"{shown(link)} belongs to the VM root {root}, so it is left alone",
+                hint=f"if that root no longer exists, as root: ip link set dev {shown(link)} alias {MARK}",
             )
 
     def check_bridge(self, link: Link, asked: str) -> None:
@@ -137,8 +173,8 @@ class Access:
 
 
 def check_name(link: Link, asked: str) -> None:
-    """Raise Failed if `asked` is an alternative name of the link."""
-    if link.name != asked:
+    """Raise Failed if `asked` is an alternative name of the link, but not the long name of a TAP."""
+    if asked not in (link.name, shown(link)):
         raise Failed(
             f"{asked} is an alternative name of {link.name}, {describe(link)}; use the name {link.name}"
         )

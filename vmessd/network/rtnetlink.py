@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
+from vmessd.core.names import LINK_NAME_MAX
 from vmessd.network.netlink_replies import (
     AF_BRIDGE,
     ATTRIBUTE,
@@ -164,6 +165,11 @@ def set_alias(name: str, alias: str) -> Request:
     return Request("set", (("IFLA_IFALIAS", os.fsencode(alias)),), name=os.fsencode(name))
 
 
+def add_name(index: int, name: str) -> Request:
+    """Return a request that gives a link an alternative name, of up to 127 bytes (ALTIFNAMSIZ)."""
+    return Request("name", (("IFLA_PROP_LIST", (("IFLA_ALT_IFNAME", os.fsencode(name)),)),), index)
+
+
 def _linkinfo(kind: str, data: tuple[tuple[str, Any], ...]) -> tuple[str, Any]:
     return "IFLA_LINKINFO", (("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data))
 
@@ -226,6 +232,7 @@ def _pyroute2() -> _Pyroute2:
         "add": (link, rtnl.RTM_NEWLINK, do | netlink.NLM_F_CREATE | netlink.NLM_F_EXCL),
         "set": (link, rtnl.RTM_NEWLINK, do),
         "del": (link, rtnl.RTM_DELLINK, do),
+        "name": (link, rtnl.RTM_NEWLINKPROP, do | netlink.NLM_F_CREATE | netlink.NLM_F_EXCL),
         "get": (link, rtnl.RTM_GETLINK, netlink.NLM_F_REQUEST),
         "links": (link, rtnl.RTM_GETLINK, dump),
         "addresses": (ifaddrmsg, rtnl.RTM_GETADDR, dump),
@@ -277,7 +284,8 @@ def _encoded(verb: str, attributes: tuple[tuple[str, Any], ...], name_length: in
     Encoding takes up to 0.1 ms, and most messages are the same for each link.
     """
     if name_length:
-        attributes = (("IFLA_IFNAME", b"?" * name_length), *attributes)
+        key = "IFLA_IFNAME" if name_length <= LINK_NAME_MAX else "IFLA_ALT_IFNAME"
+        attributes = ((key, b"?" * name_length), *attributes)
     message_class, kind, flags = _pyroute2().verbs[verb]
     message = message_class()
     message["attrs"] = _nested(attributes)["attrs"]

@@ -19,7 +19,7 @@ from vmessd.storage.image_formats import Format
 from vmessd.storage.vmdir import SHARED_ISOS, VMDirectory
 
 RAW = settings.BY_FILE["RAW"]
-_DRIVE_FILE = re.compile(r"([a-z]{1,12}[0-9])-(?:(hd[a-d])\.img|(cdrom)\.iso)")
+_DRIVE_FILE = re.compile(r"([a-z][a-z0-9-]*)-(?:(hd[a-d])\.img|(cdrom)\.iso)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,8 @@ def foreign(vm: VMDirectory) -> list[str]:
 
 def _foreign(vm: VMDirectory) -> list[re.Match[str]]:
     with vm.opened() as directory, failing(f"{vm} cannot be read"):
-        matches = [match for name in sorted(os.listdir(directory)) if (match := _DRIVE_FILE.fullmatch(name))]
+        found = [_DRIVE_FILE.fullmatch(name) for name in sorted(os.listdir(directory))]
+    matches = [match for match in found if match is not None and names.is_full(match[1])]
     filled = {_slot(match) for match in matches if match[1] == vm.vm}
     return [match for match in matches if match[1] != vm.vm and _slot(match) not in filled]
 

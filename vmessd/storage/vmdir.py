@@ -31,6 +31,7 @@ from vmessd.core.errors import (
     reason,
 )
 from vmessd.core.records import ExitRecord, RunRecord
+from vmessd.core.wires import INTERFACES_MAX
 from vmessd.storage import log_rotation, safefile
 
 QMP_SOCKET = "qmp.sock"
@@ -429,13 +430,13 @@ class Listing(NamedTuple):
     """The directories in a VM root."""
 
     vms: list[str]
-    """The names of all VMs, sorted."""
+    """The names of all VMs, in natural order."""
     others: list[str]
     """Names of directories that are not VMs, sorted; without hidden ones, and those that have a use."""
 
 
 SHARED_ISOS = "iso"
-"""The directory for ISO images in the VM root of the service; not the name of a VM, because it has no digit."""
+"""The directory for ISO images in the VM root of the service; not the full name of a VM: that has a digit."""
 _NOT_MEANT = (SHARED_ISOS, "lost+found")
 
 
@@ -453,7 +454,20 @@ def listing(root: Path) -> Listing:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 (vms if names.is_full(entry.name) else others).append(entry.name)
-    return Listing(sorted(vms), sorted(others))
+    return Listing(sorted(vms, key=names.natural), sorted(others))
+
+
+def namesakes(root: Path, vm: str) -> tuple[str, str] | None:
+    """Return a VM and the long name of a TAP of it that is also the name of a VM, if `vm` is one of the two.
+
+    For example `lab-bridg` has the TAP `lab-bridge1`. Blocks.
+    """
+    taps = [(vm, names.long_tap(vm, interface)) for interface in range(INTERFACES_MAX)]
+    found = [(vm, tap) for vm, tap in taps if names.is_full(tap) and VMDirectory(root, tap).exists()]
+    parts = names.tap_parts(vm, loosely=True)
+    if parts is not None and VMDirectory(root, parts[0]).exists():
+        found.append((parts[0], vm))
+    return next(iter(found), None)
 
 
 def leftovers(root: Path) -> list[str]:
@@ -473,5 +487,5 @@ def leftovers(root: Path) -> list[str]:
 
 def removed(name: str) -> str | None:
     """Return the VM of a directory that :meth:`VMDirectory.part` renamed; None for any other name."""
-    vm = name.removeprefix(REMOVED).partition("-")[0]
+    vm = name.removeprefix(REMOVED).rpartition("-")[0]
     return vm if name.startswith(REMOVED) and names.is_full(vm) else None

@@ -195,7 +195,7 @@ def _nic(
     mac, later = macs
     return VMNic(
         index=nic.index,
-        tap=None if nic.wire.user else nic.tap,
+        tap=None if nic.wire.user else nic.tap.long,
         mac=mac,
         wire=str(nic.wire),
         present=nic.link is not None,

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import refusals, settings, shutdown_time
+from vmessd.core import names, refusals, settings, shutdown_time
 from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.progress import FleetProgress, FleetStep, StopProgress
@@ -31,7 +31,8 @@ READ_TIME = 3.0
 def waves(orders: Mapping[str, int]) -> list[list[str]]:
     """Return the VMs in the order in which they start; the VMs of one list start together."""
     return [
-        sorted(vm for vm, order in orders.items() if order == wave) for wave in sorted(set(orders.values()))
+        sorted((vm for vm, order in orders.items() if order == wave), key=names.natural)
+        for wave in sorted(set(orders.values()))
     ]
 
 

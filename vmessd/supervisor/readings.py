@@ -17,6 +17,7 @@ from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, LOCK, UNITS
 from vmessd.core.wires import Wire
 from vmessd.network.links import Nic
+from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
 from vmessd.storage import images
 from vmessd.storage.vmdir import Glance, VMDirectory
@@ -141,7 +142,7 @@ def _nics(subject: Subject, facts: Facts) -> list[Nic]:
         indices = [*command_line.cards_of(subject.record.argv)]
     else:
         indices = [*range(len(facts.wires or ()))]
-    return [Nic(index, names.tap(subject.vm, index), None, None, None) for index in indices]
+    return [Nic(index, Tap.of(subject.vm, index), None, None, None) for index in indices]
 
 
 def _stamp(path: str, *, follow: bool = False, timed: bool = True) -> Stamp | None:

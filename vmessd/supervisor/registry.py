@@ -35,7 +35,7 @@ from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import Explanation, NotVMs, VMStatus
 from vmessd.core.models.wires import Step
 from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
-from vmessd.core.wires import file_text, owner, room
+from vmessd.core.wires import file_text, tap_below
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.network_interfaces import NetworkInterfaces
@@ -127,7 +127,7 @@ class Supervisor:
         try:
             await self._files.do(self._leftovers.find)
             await self._leftovers.retry(FIND_TIME)
-            for vm in sorted({*await self._listing(), *await self._running()}):
+            for vm in sorted({*await self._listing(), *await self._running()}, key=names.natural):
                 self._add(vm)
         except VmessError:
             await self.__aexit__()
@@ -263,7 +263,7 @@ class Supervisor:
 
     def known(self) -> list[Machine]:
         """Return the VMs that were found so far, by name."""
-        return [machine for _, machine in sorted(self._machines.items())]
+        return [self._machines[vm] for vm in sorted(self._machines, key=names.natural)]
 
     async def controls(self, name: str) -> Controls:
         """Return the controls of the VM of this name; raises as :meth:`machine`."""
@@ -298,7 +298,7 @@ class Supervisor:
             await self._forgets(machine)
         running = [vm for vm, machine in self._machines.items() if _counts(machine)]
         found = []
-        async for vm in _unhurried(sorted({*there, *running})):
+        async for vm in _unhurried(sorted({*there, *running}, key=names.natural)):
             machine = self._machines.get(vm) or self._add(vm)
             if vm not in there:
                 machine.mind_directory()
@@ -356,7 +356,7 @@ class Supervisor:
         first = self._others[0]
         better = next((name for name in names.like(first) if name not in self._machines), None)
         moved = shell_line(["mv", str(self.root / first), str(self.root / better)]) if better else "rename it"
-        hint = f"a VM is called by letters a-z and one digit: {moved}"
+        hint = f"a VM is called by a-z, digits and hyphens: {moved}"
         return NotVMs(len(self._others), [printable(name) for name in self._others[:OTHERS_MAX]], hint)
 
     async def overview(self) -> list[VMOverview]:
@@ -372,8 +372,21 @@ class Supervisor:
     async def make(self, name: str) -> str:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
+        await self._check_new(directory.vm)
         await self._files.do(functools.partial(directory.make, NEW, self._leftovers.remember))
         return str(directory.path)
+
+    async def _check_new(self, vm: str) -> None:
+        """Raise InvalidValue if a new VM would have the name of a bridge of ours, or of another VM's TAP."""
+        pair = await self._files.aside(functools.partial(vmdir.namesakes, self.root, vm))
+        if pair is not None:
+            other, tap = pair
+            raise InvalidValue(f"VM name {quoted(vm)} is not free: {tap} would be a VM and a TAP of VM {other}")
+        is_bridge = False
+        with contextlib.suppress(VmessError):  # a daemon that cannot look at links has made none
+            is_bridge = await blocking.call(functools.partial(self.host.network.has_own_bridge, vm))
+        if is_bridge:
+            raise InvalidValue(f"VM name {quoted(vm)} is the name of a bridge that vmess made")
 
     async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
         """Connect interfaces to a bridge; raises as Segments.vlan, and InvalidValue for the name of a VM."""
@@ -383,11 +396,16 @@ class Supervisor:
         macs: dict[str, str] = {}
         for wires in concerned:
             macs |= await wires.tap_macs()
-        put_in = functools.partial(self.segments.vlan, bridge, interfaces, macs)
+        vms = [wires.vm for wires in concerned]
+        put_in = functools.partial(self.segments.vlan, bridge, interfaces, macs, vms)
         work: Callable[[], Coroutine[Any, Any, list[Step]]] = functools.partial(blocking.call, put_in)
         for wires in concerned:
             work = functools.partial(wires.rewired, work)
         return await work()
+
+    async def add_link(self, name: str) -> list[Step]:
+        """Create a link; raises as Segments.add."""
+        return await blocking.call(functools.partial(self.segments.add, name, await self._owners([name])))
 
     async def prune(self) -> list[Step]:
         """Delete TAPs of VMs that are gone, and unused bridges; raises as Segments.prune, and TimedOut."""
@@ -404,9 +422,9 @@ class Supervisor:
             AlreadyRunning: the VM that the link belongs to is not stopped.
         """
         work = functools.partial(self.segments.delete, name)
-        parts = names.tap_parts(name)
-        if parts and await self._is_vm(parts[0]):
-            return await (await self.machine(parts[0])).change(work, stopped=_takes_off("NetDelete"))
+        vm = await self._owner(name)
+        if vm is not None and tap_below(name) == name:
+            return await (await self.machine(vm)).change(work, stopped=_takes_off("NetDelete"))
         return await blocking.call(work)
 
     async def remove(self, name: str) -> str | None:
@@ -445,6 +463,7 @@ class Supervisor:
         there = self._machines.get(target)
         if target == machine.vm:
             raise InvalidValue(f"VM {target} has this name already")
+        await self._check_new(target)
         if there is not None and _counts(there):
             raise AlreadyRunning(f"there is a VM {target}, which is running", hint=f"vmess {target} status")
         rename = functools.partial(self._rename, machine.directory, target)
@@ -462,10 +481,6 @@ class Supervisor:
         network, renamed = self.host.network, VMDirectory(directory.path.parent, target)
         nics = network.nics(directory.vm, directory.read_setting(BY_FILE["NICS"]))
         nics = [nic for nic in nics if not nic.leaving]
-        if len(nics) > room(target):
-            raise InvalidValue(
-                f"VM {directory.vm} has {len(nics)} interfaces, but {target} can have {room(target)} at most"
-            )
         if any(nic.noted != nic.wire for nic in nics):
             directory.note_wires(file_text([nic.wire for nic in nics]))
         notes = [self._leftovers.rename(directory, target)]
@@ -534,10 +549,20 @@ class Supervisor:
 
     async def _owners(self, links: Sequence[str]) -> list[str]:
         """Return the VMs that links belong to by their names. Links beyond TOGETHER_MAX are ignored."""
-        vms = sorted({vm for link in links[:TOGETHER_MAX] if (vm := owner(link)) is not None})
-        return [
-            vm for vm in vms if await self._is_vm(vm) or (vm in self._machines and _counts(self._machines[vm]))
-        ]
+        owners = {await self._owner(link) for link in dict.fromkeys(links[:TOGETHER_MAX])}
+        return sorted(vm for vm in owners if vm is not None)
+
+    async def _owner(self, link: str) -> str | None:
+        """Return the VM that there is whose TAP, or a VLAN on it, has this name; None if there is none."""
+        name = tap_below(link)
+        if names.hashed_tap(name) is not None:
+            vms = {*await self._listing(), *self._machines}
+            return next((vm for vm in vms if names.interface_of(vm, name) is not None), None)
+        parts = names.tap_parts(name, loosely=True)
+        if parts is None:
+            return None
+        running = parts[0] in self._machines and _counts(self._machines[parts[0]])
+        return parts[0] if running or await self._is_vm(parts[0]) else None
 
     async def set(self, name: str, setting: str, value: str | None) -> str | None:
         """Set a setting or a drive, named by its verb; None as value removes it. Return what was done.

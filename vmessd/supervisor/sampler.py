@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
+from vmessd.core import names
 from vmessd.core.errors import InvalidValue, NotRunning, VmessError
 from vmessd.core.lifecycle import State
 from vmessd.core.models.views import Sample, VMStats
@@ -189,7 +190,7 @@ def _run(machine: Machine) -> QemuRun | None:
 
 def sample(before: Look, after: Look) -> Sample:
     """Return the sample between two looks."""
-    vms = [_vm(before.vms.get(vm), gauges) for vm, gauges in sorted(after.vms.items())]
+    vms = [_vm(before.vms.get(vm), after.vms[vm]) for vm in sorted(after.vms, key=names.natural)]
     return Sample(after.time, after.at - before.at, vms)
 
 

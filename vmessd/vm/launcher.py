@@ -71,7 +71,7 @@ def mac(vm: str, index: int, values: Mapping[str, Any]) -> str:
 def card(vm: str, nic: Nic, values: Mapping[str, Any], slot: int | None) -> Card:
     """Return the network card of an interface."""
     wire = nic.wire
-    return Card(nic.index, mac(vm, nic.index, values), None if wire.user else nic.tap, wire.forwards, slot)
+    return Card(nic.index, mac(vm, nic.index, values), None if wire.user else nic.tap.name, wire.forwards, slot)
 
 
 def specify(

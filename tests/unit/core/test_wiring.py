@@ -13,7 +13,6 @@ from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import (
     ANY,
     INTERFACES_MAX,
-    LINK_NAME_MAX,
     LOCALHOST,
     Forward,
     Wire,
@@ -24,7 +23,6 @@ from vmessd.core.wires import (
     parse_file,
     parse_wire,
     parse_wires,
-    room,
 )
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()) | st.characters(categories=["Cs"]))
@@ -247,50 +245,68 @@ def test_what_is_written_of_a_wire_is_read_as_that_wire(wire: Wire) -> None:
     assert parse_wire(str(wire)) == wire
 
 
+# Names that could be those of TAPs
+
+
+@pytest.mark.parametrize("name", ["newvm0e0", "vm_01bb0481ee0"])
+def test_no_bridge_has_the_name_of_a_tap(name: str) -> None:
+    refused(bridge_name, name, says=f"bridge name '{name}' is the name of a VM's TAP")
+
+
+@pytest.mark.parametrize("name", ["br-0123456789e1", "leaf12e0", "web-1e28"])
+def test_a_bridge_of_the_host_may_look_like_a_tap_but_none_is_made_so(name: str) -> None:
+    assert bridge_name(name) == name
+    assert wires.kind_by_name(name) is wires.NamedKind.tap
+    refused(wires.new_bridge_name, name, says="is the name of a VM's TAP, and there is no such bridge")
+
+
+@pytest.mark.parametrize("name", ["lab-bridge1", "bridge1", "br-node2", "vm_lan", "enx00e04c681e12"])
+def test_names_of_bridges_and_cards_are_not_those_of_taps(name: str) -> None:
+    assert bridge_name(name) == name
+    assert wires.kind_by_name(name) is None
+
+
+@pytest.mark.parametrize("name", ["kubernetes-node-12e28", "newvm0e0", "lab-bridge1", "lab-bridge99", "eth0.7"])
+def test_a_link_may_be_typed_by_its_long_name(name: str) -> None:
+    assert wires.typed_link_name(name) == name
+
+
+def test_a_typed_link_that_cannot_be_is_told() -> None:
+    refused(wires.typed_link_name, "newvm0e29", says="no VM can have TAP 'newvm0e29'; the last interface is 28")
+    for name in ("kubernetes-node-12e0.7", "kubernetes-node-e99", "kubernetes-nodes"):
+        refused(wires.typed_link_name, name, says=f"link name '{name}' has {len(name)} bytes; at most 15")
+
+
 # How many there are
 
 
-@pytest.mark.parametrize(
-    ("vm", "most"), [("a0", 29), ("newvm0", 29), ("abcdefghijk9", 29), (LONGEST, 10), ("start0", 29)]
-)
-def test_there_is_room_for_what_pci_and_the_names_of_taps_take(vm: str, most: int) -> None:
-    assert room(vm) == most
-    assert len(parse_wires(vm, most, [])) == most
-    error = refused(parse_wires, vm, most + 1, [], says=f"number of NICs '{most + 1}' is not from 0 to {most}")
-    assert ("the name of a TAP has at most 15 bytes" in error.message) is (most < INTERFACES_MAX)
-
-
-@settings(deadline=None)
-@given(st.from_regex(r"[a-z]{1,12}[0-9]", fullmatch=True))
-def test_the_last_tap_there_is_room_for_has_a_name_the_kernel_takes(vm: str) -> None:
-    most = room(vm)
-    assert 10 <= most <= INTERFACES_MAX
-    assert len(names.tap(vm, most - 1).encode()) <= LINK_NAME_MAX
-    assert most == INTERFACES_MAX or len(names.tap(vm, most)) > LINK_NAME_MAX
+def test_there_is_room_for_what_pci_takes() -> None:
+    assert len(parse_wires(INTERFACES_MAX, [])) == INTERFACES_MAX == 29
+    refused(parse_wires, 30, [], says="number of NICs '30' is not from 0 to 29")
 
 
 def test_interfaces_without_a_word_are_unplugged() -> None:
-    assert parse_wires("newvm0", 0, []) == ()
-    assert parse_wires("newvm0", 3, []) == (Wire(), Wire(), Wire())
-    assert parse_wires("newvm0", 3, ["br0", "user"]) == (Wire("br0"), Wire(user=True), Wire())
-    assert parse_wires("newvm0", 2, ["br0", "br0"]) == (Wire("br0"), Wire("br0"))
+    assert parse_wires(0, []) == ()
+    assert parse_wires(3, []) == (Wire(), Wire(), Wire())
+    assert parse_wires(3, ["br0", "user"]) == (Wire("br0"), Wire(user=True), Wire())
+    assert parse_wires(2, ["br0", "br0"]) == (Wire("br0"), Wire("br0"))
 
 
 @pytest.mark.parametrize("count", [-1, 30, 2**63, -(2**63), 10**70])
 def test_a_number_that_is_none_is_refused_by_name(count: int) -> None:
-    refused(parse_wires, "newvm0", count, [], says=f"number of NICs '{count}' is not from 0 to 29")
+    refused(parse_wires, count, [], says=f"number of NICs '{count}' is not from 0 to 29")
 
 
 def test_more_words_than_interfaces_are_refused() -> None:
-    message = refused(parse_wires, "newvm0", 1, ["br0", "br1"]).message
+    message = refused(parse_wires, 1, ["br0", "br1"]).message
     assert message == "2 bridges ('br0 br1') are too many for 1 NICs"
-    refused(parse_wires, "newvm0", 0, ["-"], says="1 bridges ('-') are too many for 0 NICs")
-    refused(parse_wires, "newvm0", 0, ["\x1b" * 1000], says=quoted("\x1b" * 1000))
+    refused(parse_wires, 0, ["-"], says="1 bridges ('-') are too many for 0 NICs")
+    refused(parse_wires, 0, ["\x1b" * 1000], says=quoted("\x1b" * 1000))
 
 
 @pytest.mark.parametrize(("word", "shown", "why"), BAD, ids=[ascii(word[:30]) for word, *_ in BAD])
 def test_the_words_of_ifadd_are_those_words(word: str, shown: str, why: str) -> None:
-    assert why in refused(parse_wires, "newvm0", 2, ["br0", word], says=quoted(shown)).message
+    assert why in refused(parse_wires, 2, ["br0", word], says=quoted(shown)).message
 
 
 @pytest.mark.parametrize(("number", "there"), [(0, {0}), (0, range(29)), (28, range(29)), (2, {0, 2})])
@@ -362,7 +378,7 @@ def test_ifadd_and_nics_have_one_grammar(words: list[str]) -> None:
     """What one of them takes, the other takes, as the same."""
     file = " ".join(words)
     outcomes = [
-        outcome(parse_wires, "newvm0", len(words), words),
+        outcome(parse_wires, len(words), words),
         outcome(parse_file, file),
         outcome(BY_FILE["NICS"].value, file),
         outcome(lambda: tuple(map(parse_wire, words))),
@@ -388,7 +404,7 @@ def test_any_file_is_wires_or_refused_in_one_line(text: str) -> None:
 
 
 def test_the_bounds_are_those_of_the_kernel_and_the_machine() -> None:
-    assert (LINK_NAME_MAX, INTERFACES_MAX, wires.PORT_MAX) == (15, 29, 65535)
+    assert (names.LINK_NAME_MAX, INTERFACES_MAX, wires.PORT_MAX) == (15, 29, 65535)
 
 
 CARDS = [

@@ -53,6 +53,12 @@ OWN: tuple[tuple[str, Link, bool], ...] = (
     ("the same of somebody else, marked", replace(TAP, owner=UID + 1, alias=MARK), False),
     ("a TAP of another name", replace(TAP, name="tap0"), False),
     ("a TAP nearly named so", replace(TAP, name="newvm0e00"), False),
+    ("a TAP of a VM that the original does not know", replace(TAP, name="web-1e0"), True),
+    ("the same that nobody owns", replace(TAP, name="web-1e0", owner=None), False),
+    ("the same of root", replace(TAP, name="web-1e0", owner=0), False),
+    ("a TAP of containers", replace(TAP, name="tap1a2b3c4e5", owner=None), False),
+    ("a TAP of a VM that the original does not know, marked", replace(TAP, name="web-1e0", alias=MARK), True),
+    ("a TAP of ours with a long name", replace(TAP, name="vm_ddbeabfe7e1", alias=MINE.mark()), True),
     ("a TAP of another name, marked", replace(TAP, name="tap0", alias=MARK), True),
     ("a TAP that is leaving", replace(TAP, name="x", alias=LEAVING), True),
     ("a TAP with this root's mark", replace(TAP, alias=MINE.mark()), True),
@@ -90,6 +96,46 @@ def test_for_root_every_tap_of_the_convention_is_its_own() -> None:
     assert root.is_own(replace(TAP, owner=None))
     assert not root.is_own(replace(TAP, name="tap0"))
     assert not root.is_own(CARD)
+    for owner in (None, 0, UID):
+        assert not root.is_own(replace(TAP, name="web-1e0", owner=owner))
+
+
+# Which TAP it is
+
+LONG = "kubernetes-node-12e3"
+HASHED = replace(TAP, name="vm_01bb0481ee3", other_names=("uplink", LONG))
+
+
+@pytest.mark.parametrize(
+    ("link", "tap"),
+    [
+        (TAP, ("newvm0", 0)),
+        (replace(TAP, name="web-1e12"), ("web-1", 12)),
+        (HASHED, ("kubernetes-node-12", 3)),
+        (replace(HASHED, other_names=()), None),
+        (replace(HASHED, other_names=("kubernetes-node-12e4",)), None),
+        (replace(HASHED, other_names=("kubernetes-node-13e3",)), None),
+        (replace(TAP, name="lab-bridge1"), None),
+        (replace(TAP, name="vm_1cbbbd215e1", other_names=("lab-bridge1",)), ("lab-bridg", 1)),
+        (replace(TAP, name="tap0", other_names=("newvm0e0",)), None),
+        (replace(BRIDGE, other_names=(LONG,)), None),
+    ],
+)
+def test_a_tap_tells_its_vm_by_its_name_or_by_the_long_one(link: Link, tap: tuple[str, int] | None) -> None:
+    found = policy.tap_of(link)
+    assert (None if found is None else (found.vm, found.interface)) == tap
+    assert found is None or policy.shown(link) == f"{found.vm}e{found.interface}"
+    assert found is not None or policy.shown(link) == link.name
+
+
+def test_a_tap_may_be_called_by_its_long_name_and_other_links_by_their_own_only() -> None:
+    ours = replace(HASHED, alias=MINE.mark())
+    for name in (LONG, ours.name):
+        MINE.check_change(ours, name)
+    with pytest.raises(Failed, match="uplink is an alternative name of vm_01bb0481ee3"):
+        MINE.check_change(ours, "uplink")
+    with pytest.raises(NotPermitted, match=f"{LONG} belongs to the VM root /srv/other"):
+        MINE.check_change(replace(HASHED, alias=OTHERS.mark()), LONG)
 
 
 # Whose it is

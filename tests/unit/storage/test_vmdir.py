@@ -949,9 +949,9 @@ def test_a_log_that_was_truncated_meanwhile_is_told_from_its_beginning(vm: VMDir
 
 
 def test_listing_ignores_what_is_no_vm(tmp_path: Path) -> None:
-    for name in ("b1", "newvm0", "a9"):
+    for name in ("b1", "newvm0", "leaf12", "leaf2", "web-1", "a9"):
         VMDirectory(tmp_path, name).make()
-    for name in ("Upper0", "nodigit", "two10", "toolonganame00", f"{vmdir.REMOVED}b0-00000000", ".hidden0"):
+    for name in ("Upper0", "nodigit", "b1e0", "ends-", "b" * 31, f"{vmdir.REMOVED}b0-00000000", ".hidden0"):
         (tmp_path / name).mkdir()
     (tmp_path / "file0").touch()
     os.mkfifo(tmp_path / "fifo0")
@@ -960,8 +960,33 @@ def test_listing_ignores_what_is_no_vm(tmp_path: Path) -> None:
     for name in (vmdir.SHARED_ISOS, "lost+found", f"{vmdir.RENAMING}a0~b0"):
         (tmp_path / name).mkdir()
     found = vmdir.listing(tmp_path)
-    assert found.vms == ["a9", "b1", "newvm0"]
-    assert found.others == ["Upper0", "latin\udce90", "nodigit", "toolonganame00", "two10"]
+    assert found.vms == ["a9", "b1", "leaf2", "leaf12", "newvm0", "web-1"]
+    assert found.others == ["Upper0", "b1e0", "b" * 31, "ends-", "latin\udce90", "nodigit"]
+
+
+@pytest.mark.parametrize(
+    ("there", "new", "pair"),
+    [
+        ("lab-bridg", "lab-bridge1", ("lab-bridg", "lab-bridge1")),
+        ("lab-bridge1", "lab-bridg", ("lab-bridg", "lab-bridge1")),
+        ("lab-bridge30", "lab-bridg", None),
+        ("lab-bridg", "lab-bridge", None),
+        ("web-1", "web-2", None),
+    ],
+)
+def test_a_vm_and_the_tap_of_another_with_one_name_are_found(
+    tmp_path: Path, there: str, new: str, pair: tuple[str, str] | None
+) -> None:
+    assert vmdir.namesakes(tmp_path, new) is None
+    VMDirectory(tmp_path, there).make()
+    assert vmdir.namesakes(tmp_path, new) == pair
+
+
+@pytest.mark.parametrize("name", ["newvm0", "web-1", "a-b-c"])
+def test_a_directory_that_is_being_removed_names_its_vm(tmp_path: Path, name: str) -> None:
+    directory = VMDirectory(tmp_path, name)
+    directory.make()
+    assert vmdir.removed(directory.part()) == name
 
 
 @pytest.mark.parametrize("list_or_find", [vmdir.listing, vmdir.leftovers])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vmessctl import app, commands
-from vmessctl.cli import helptext
+from vmessctl.cli import helptext, patterns
 from vmessctl.cli.grammar import parse
 from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION, meant
 from vmessd.api.interface import VmessInterface
@@ -235,7 +235,11 @@ REFUSED = (
     ("cdrom debian.iso", "cdrom needs a VM", "usage: vmess <vmname> cdrom [path-to-iso|none]"),
     ("stop start newvm", "stop needs a VM", f"usage: {BY_VERB['stop'].usage()}"),
     ("start leaf stop spine", "stop takes force or nothing, not 'spine'", f"usage: {BY_VERB['stop'].usage()}"),
-    ("start 5x", "VM name '5x' is not letters a-z followed by one digit, such as newvm0", None),
+    (
+        "start 5x",
+        "VM name '5x' is not letters a-z, digits and hyphens, beginning with a letter, such as web-1",
+        None,
+    ),
     ("vnc leaf spine", "vnc takes one VM, not 2", f"usage: {BY_VERB['vnc'].usage()}"),
     ("type leaf", "type needs <text>", "usage: vmess <vmname> type <text>"),
     ("shutdown newvm", "shutdown takes no argument, not 'newvm'", f"usage: {BY_VERB['shutdown'].usage()}"),
@@ -265,13 +269,13 @@ REFUSED = (
     ("newvm start -x", "'-x' is not an option", "vmess help"),
     ("newvm stop --timeout", "--timeout needs a value: --timeout SECONDS", None),
     ("newvm rm --yes=1", "--yes takes no value, but was given '1'", None),
-    ("A1 start", "VM name 'A1' is not letters a-z followed by one digit, such as newvm0", None),
-    ("../x", "VM name '../x' is not letters a-z followed by one digit, such as newvm0", None),
     (
-        "abcdefghijklm",
-        "VM name 'abcdefghijklm' has 13 letters; at most 12 are allowed, so that TAP names fit into 15 bytes",
+        "../x",
+        "VM name '../x' is not letters a-z, digits and hyphens, beginning with a letter, such as web-1",
         None,
     ),
+    ("web- start", "VM name 'web-' ends with a hyphen; it must end with a letter or digit", None),
+    ("leaf0e1 start", "VM name 'leaf0e1' is the name of a TAP: interface 1 of VM leaf0 has it", None),
     ("ifadd 2", "ifadd needs a VM", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
     ("newvm ifadd", "ifadd needs <N> [bridge|-|user]...", "usage: vmess <vmname> ifadd <N> [bridge|-|user]..."),
     ("newvm ifadd 1 -x", "'-x' is not an option", "vmess help"),
@@ -417,6 +421,30 @@ def test_no_verb_can_be_taken_for_a_vm() -> None:
     alone = {command.verb for command in COMMANDS if command.is_global}
     nets = {verb for verb in BY_VERB if verb.startswith("net ")}
     assert alone == {"list", "help", "top", "boot", "shutdown", "watch", "completion"} | nets
+
+
+@pytest.mark.parametrize(
+    ("line", "vms", "capitals"),
+    [
+        ("leaf12 web-1 start", ("leaf12", "web-1"), ()),
+        ("Leaf12 web-1 NEWVM start", ("leaf12", "web-1", "newvm0"), ("Leaf12", "NEWVM")),
+        ("Leaf* status", ("Leaf*",), ("Leaf*",)),
+        ("leaf lock Leaf", ("leaf0",), ()),
+    ],
+)
+def test_capitals_in_names_of_vms_are_remembered(
+    line: str, vms: tuple[str, ...], capitals: tuple[str, ...]
+) -> None:
+    invocation = parse(line.split())
+    assert invocation.vms == vms
+    assert invocation.capitals == capitals
+
+
+def test_patterns_match_names_of_all_forms() -> None:
+    known = ["leaf0", "leaf2", "leaf12", "web-1", "web-2"]
+    assert patterns.chosen(["leaf*"], known) == ("leaf0", "leaf2", "leaf12")
+    assert patterns.chosen(["leaf?"], known) == ("leaf0", "leaf2")
+    assert patterns.chosen(["WEB-[12]"], known) == ("web-1", "web-2")
 
 
 def test_every_setting_and_drive_has_its_verb() -> None:

@@ -13,7 +13,7 @@ class VMNic:
     index: int
     """Counted from 0."""
     tap: str | None
-    """Name of its TAP; None for QEMU's user-mode network."""
+    """Name of its TAP, which may be the alternative name of the link; None for QEMU's user-mode network."""
     mac: str
     wire: str
     """What it is connected to, in the words of `ifadd`: a bridge, `-`, or `user` with forwarded ports."""
