@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from vmessd import config, daemon, log, powerdown
+from vmessd import background, config, daemon, log, powerdown
 from vmessd.config import Config
 from vmessd.core import stdio
 from vmessd.core.errors import Failed, VmessError, reason
@@ -45,6 +45,8 @@ def main() -> int:
         if settings.shutdown and not settings.check:
             log.begin()
             return powerdown.run(settings)
+        if settings.background and not settings.check:
+            return background.run(settings, read)
         if not settings.check:
             log.begin()
             daemon.run(settings, read)
