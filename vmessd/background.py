@@ -30,7 +30,7 @@ LOG_MAX = 1024 * 1024
 
 
 def run(config: Config, reread: Callable[[], Config]) -> int:
-    """Start a daemon in the background, and return when it serves; in the daemon, return its exit status.
+    """Start a daemon in the background, and exit when it serves; in the daemon, return its exit status.
 
     Raises:
         VmessError: it does not serve with these settings.
@@ -51,7 +51,9 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
             f"log {printable(path)}",
             flush=True,
         )
-        return 0
+        os._exit(
+            0
+        )  # without the cleanup of the interpreter, which would take as long as the start of the child
     os.close(reader)
     _leave_terminal(file)
     log.begin()
