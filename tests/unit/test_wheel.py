@@ -1,5 +1,6 @@
 """A wheel of this checkout, installed by pip into an environment with nothing else in it."""
 
+import json
 import os
 import re
 import shutil
@@ -55,6 +56,17 @@ def prefix(wheel: Path) -> Path:
     words = ("--python", place / "bin/python", "install", "-q", "--only-binary", ":all:", wheel)
     run(sys.executable, "-I", "-m", "pip", *words, **OFFLINE, PIP_FIND_LINKS=f"{wheel.parent} {wheels()}")
     return place
+
+
+def test_the_installed_client_starts_the_installed_daemon(prefix: Path, tmp_path: Path) -> None:
+    own = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    client = prefix / "bin/vmessctl"
+    try:
+        run(client, "-q", "newvm", "make", **own)
+        pid = json.loads(run(client, "daemon", "--json", **own))["daemon"]["pid"]
+        assert os.fsencode(prefix / "bin/vmessd") in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    finally:
+        run(client, "daemon", "stop", **own)
 
 
 def files(place: Path) -> set[str]:

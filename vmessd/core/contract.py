@@ -102,6 +102,8 @@ SERVICE = _look()
 """Any method of org.varlink.service."""
 
 METHODS: Mapping[str, Method] = {
+    # The daemon
+    "Daemon": _look(),
     # All VMs
     "List": _look(),
     "Overview": _look(),

@@ -12,7 +12,7 @@ from vmessd.core.errors import InvalidValue, quoted
 LETTERS_MAX = 12  # a link name has 15 bytes (IFNAMSIZ - 1): letters + instance + "e" + interface
 
 # Words of the command line. They are not VM names without a digit; with one they may be ("start0").
-GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "boot", "shutdown"})
+GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "daemon", "boot", "shutdown"})
 VERBS = frozenset(
     {
         *("suspend", "sendkey", "type", "lock", "unlock", "why"),

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from vmessd.core.errors import NotPermitted
+from vmessd.core.models.daemon import Residence
 from vmessd.core.models.events import Kind
 from vmessd.core.settings import SETTINGS
 from vmessd.network.displays import Displays
@@ -44,6 +45,8 @@ class Host:
     events: Events = dataclasses.field(default_factory=Events)
     census: Census = dataclasses.field(default_factory=Census)
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
+    residence: Residence = dataclasses.field(default_factory=Residence)
+    """Where the daemon has its files."""
     kills: Kills = dataclasses.field(default_factory=Kills)
     """OOM kills in the cgroups of the QEMUs."""
     kvm: Kvm = dataclasses.field(default_factory=Kvm)
