@@ -103,7 +103,7 @@ def rename(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         reply = client.call("Rename", vm=vm, name=new)
         emit(invocation, reply, vm)
-        tell(f"{vm}: renamed to {new}")
+        tell(about(vm, phrase("rename", word=new), several=True))
         if reply["note"]:
             say(f"{new}: {printable(reply['note'])}")
         return DONE

@@ -59,6 +59,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     # -- What was done by other verbs, under their names --
     "set": ("", "{verb} {value}"),
     "rm": ("", "deleted"),
+    "rename": 2 * ("renamed to {word}",),
     "suspend": ("", "paused"),
     "resume": ("", "resumed"),
     "reset": ("", "reset"),
