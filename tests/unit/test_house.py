@@ -185,6 +185,20 @@ def test_a_wrapped_library_has_one_importer(library: str) -> None:
     assert importers <= WRAPPED[library]
 
 
+def test_dataclasses_are_made_in_one_place() -> None:
+    makers = {
+        name
+        for name, tree in HOUSE.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) == "dataclasses.dataclass")
+        or (
+            isinstance(node, ast.ImportFrom)
+            and ast.unparse(node).startswith("from dataclasses import dataclass")
+        )
+    }
+    assert makers == {"vmessd.core.dataclass"}
+
+
 def test_threads_are_started_in_one_place() -> None:
     starters = {
         name

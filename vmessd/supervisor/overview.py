@@ -6,7 +6,6 @@ what was known, and the states of the VMs in any case.
 """
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import os
@@ -15,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vmessd.core import names, settings
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.views import VMOverview
@@ -84,7 +84,7 @@ class Plan(NamedTuple):
     """Why a start would be refused."""
 
 
-@dataclasses.dataclass
+@dataclass
 class Known:
     """What is known of a VM."""
 

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import NotPermitted
 from vmessd.core.models.daemon import Residence
 from vmessd.core.models.events import Kind
@@ -27,7 +28,7 @@ AUTO = "auto"
 """The accelerator that is KVM where it works, and TCG elsewhere."""
 
 
-@dataclasses.dataclass
+@dataclass
 class Host:
     """The host, as the VMs of a daemon use it."""
 

@@ -1,9 +1,9 @@
 """The daemon itself, as it tells its clients. Pure."""
 
-import dataclasses
+from vmessd.core.dataclass import dataclass
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class DaemonStatus:
     """The daemon that answers."""
 
@@ -22,7 +22,7 @@ class DaemonStatus:
     """How many of the VMs have a QEMU."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Residence:
     """Where a daemon has its files, and how long it stays without work."""
 

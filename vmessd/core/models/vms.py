@@ -3,15 +3,15 @@
 Durations are in seconds and sizes in bytes.
 """
 
-import dataclasses
 from typing import Self
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.lifecycle import Policy, Reason, State
 from vmessd.core.models.wires import VMNic
 from vmessd.core.records import ExitRecord
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Exit:
     """How the last run of a VM ended."""
 
@@ -43,7 +43,7 @@ class Exit:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Restart:
     """The next start by a VM's restart policy."""
 
@@ -55,7 +55,7 @@ class Restart:
     """Seconds until the start."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMStatus:
     """A summary of one VM."""
 
@@ -73,7 +73,7 @@ class VMStatus:
     """What is wrong with it, and how to repair it; see state `held`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class NotVMs:
     """Directories in the VM root whose names are not names of VMs."""
 
@@ -84,7 +84,7 @@ class NotVMs:
     """How the first one becomes a VM."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Drive:
     """One drive of a VM."""
 
@@ -99,7 +99,7 @@ class Drive:
     """Bytes that the guest has written; None as for `read`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Value:
     """One setting of a VM, as in its file."""
 
@@ -107,7 +107,7 @@ class Value:
     value: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMInfo:
     """Everything about one VM."""
 
@@ -133,7 +133,7 @@ class VMInfo:
     """Why it runs without KVM though its accelerator is `auto`, or would at a start, as far as is known."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class End:
     """What the record of the last run says, in addition to `status.last_exit`."""
 
@@ -148,7 +148,7 @@ class End:
     """The last lines that the guest printed on its serial port, escaped."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Explanation:
     """Why a VM is in its state."""
 
