@@ -27,6 +27,8 @@ ROOT_TIME = 5.0
 RETRY = 0.05
 LOG_MAX = 1024 * 1024
 """Bytes from which the log of earlier daemons is moved to `vmessd.log.1`."""
+LAST_LINES, LAST_BYTES = 3, 4096
+"""What is told of the log of a daemon that died."""
 
 
 def run(config: Config, reread: Callable[[], Config]) -> int:
@@ -38,13 +40,14 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     daemon.prepare_socket_directory(config)
     file, path = _log(config)
+    began = os.fstat(file).st_size
     reader, writer = os.pipe()
     sys.stdout.flush()
     child = os.fork()
     if child:
         os.close(writer)
         os.close(file)
-        _wait(child, reader, path)
+        _wait(child, reader, path, began)
         where = printable(str(config.socket))
         print(  # noqa: T201 -- the answer to who started it
             f"vmessd {__version__} serves {printable(str(config.vmdir))} on {where}, PID {child}, "
@@ -112,8 +115,8 @@ def _serve(config: Config, reread: Callable[[], Config], writer: int, path: str)
     return 0
 
 
-def _wait(child: int, reader: int, path: str) -> None:
-    """Wait until the daemon serves; raises VmessError if it ends instead."""
+def _wait(child: int, reader: int, path: str, began: int) -> None:
+    """Wait until the daemon serves; raises VmessError if it ends instead. Its log begins at `began`."""
     with open(reader, encoding="utf-8") as pipe:
         status, *texts = pipe.read().split("\n")
     if status == "0":
@@ -123,7 +126,22 @@ def _wait(child: int, reader: int, path: str) -> None:
         raise next((kind for kind in ERRORS if str(kind.status) == status), Failed)(texts[0], texts[1] or None)
     code = os.waitstatus_to_exitcode(ended)
     how = f"exit status {code}" if code >= 0 else f"signal {-code}"
-    raise Failed(f"the daemon ended with {how} before it served", hint=f"its log is {printable(path)}")
+    last = "; ".join(printable(line) for line in _last_lines(path, began))
+    raise Failed(
+        f"the daemon ended with {how} before it served{f': {last}' if last else ', and logged nothing'}",
+        hint=f"its log is {printable(path)}",
+    )
+
+
+def _last_lines(path: str, began: int) -> list[str]:
+    """Return the last lines of a log since `began`, without the places that a traceback names."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(began, os.fstat(file.fileno()).st_size - LAST_BYTES))
+            lines = file.read(LAST_BYTES).decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line and not line.startswith((" ", "Traceback "))][-LAST_LINES:]
 
 
 def _wait_for_root(root: Path) -> None:

@@ -387,7 +387,9 @@ def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
     try:
         path = Path(os.path.abspath(Path(here, Path(text).expanduser())))
     except RuntimeError:
-        raise InvalidValue(f"{key} {quoted(text)} begins with a user who has no home directory") from None
+        raise InvalidValue(
+            f"{key} {quoted(text)} begins with a user who has no home directory", _other_place(key)
+        ) from None
     if resolved and "\0" not in text:
         path = _resolved(path)
     try:
@@ -464,10 +466,16 @@ def _check_directory(key: str, path: Path) -> None:
     existing = path
     while not os.path.lexists(existing):
         existing = existing.parent
+    what = f"{key}:" if existing == path else f"{key}: {quoted(path)} cannot be created:"
     if not existing.is_dir():
-        raise InvalidValue(f"{key}: {quoted(existing)} is not a directory", hint=f"choose another with --{key}")
+        raise InvalidValue(f"{what} {quoted(existing)} is not a directory", hint=_other_place(key))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InvalidValue(
-            f"{key}: {quoted(existing)} is not writable for uid {os.geteuid()}",
-            hint=f"choose another place with --{key}",
+            f"{what} {quoted(existing)} is not writable for uid {os.geteuid()}", hint=_other_place(key)
         )
+
+
+def _other_place(key: str) -> str:
+    """Return a hint on how to choose another path for a setting."""
+    [environment] = [option.environment for option in OPTIONS if option.key == key and option.path]
+    return f"choose another place with {environment} or --{key}"

@@ -11,14 +11,14 @@ from vmessd.config import read
 from vmessd.core.errors import Failed, InvalidValue, Locked, VmessError
 
 
-def ended(code: str, said: str) -> VmessError:
+def ended(code: str, said: str, log: str = "/the/log", began: int = 0) -> VmessError:
     """Return the error for a daemon that runs some code and says something."""
     reader, writer = os.pipe()
     os.write(writer, said.encode())
     os.close(writer)
     child = os.posix_spawn(sys.executable, [sys.executable, "-IS", "-c", code], {})
     with pytest.raises(VmessError) as caught:
-        background._wait(child, reader, "/the/log")
+        background._wait(child, reader, log, began)
     with pytest.raises(ChildProcessError):
         os.waitpid(child, 0)  # it was waited for
     return caught.value
@@ -41,9 +41,30 @@ def test_the_error_of_the_daemon_is_that_of_its_parent(
 
 def test_a_daemon_that_was_killed_says_nothing_itself() -> None:
     error = ended("import os; os.kill(os.getpid(), 9)", "")
-    assert error.message == "the daemon ended with signal 9 before it served"
+    assert error.message == "the daemon ended with signal 9 before it served, and logged nothing"
     assert error.hint == "its log is /the/log"
-    assert ended("raise SystemExit(3)", "").message == "the daemon ended with exit status 3 before it served"
+    error = ended("raise SystemExit(3)", "")
+    assert error.message == "the daemon ended with exit status 3 before it served, and logged nothing"
+
+
+@pytest.mark.parametrize(
+    ("logged", "told"),
+    [
+        ("", ", and logged nothing"),
+        ("one\ntwo\nthree\nfour\n", ": two; three; four"),
+        ("a\x1b[2Jb\n\n", r": a\x1b[2Jb"),
+        (
+            'warning\nTraceback (most recent call last):\n  File "x.py", line 1, in x\n    y()\nOSError: full',
+            ": warning; OSError: full",
+        ),
+        pytest.param(f"{'x' * 5000}\nlast\n", f": {'x' * 4090}; last", id="long"),
+    ],
+)
+def test_the_last_lines_of_the_log_are_told(tmp_path: Path, logged: str, told: str) -> None:
+    log, earlier = tmp_path / "log", "an earlier daemon\n"
+    log.write_text(f"{earlier}{logged}")
+    error = ended("raise SystemExit(3)", "", str(log), len(earlier))
+    assert error.message.removeprefix("the daemon ended with exit status 3 before it served") == told
 
 
 def test_without_a_place_for_the_log_it_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,7 +304,7 @@ def test_check_finds_what_would_not_work(tmp_path: Path) -> None:
     assert check(qemu="no-such-qemu") == "QEMU 'no-such-qemu' is not an executable program"
     assert check(qemu=taken) == f"QEMU '{taken}' is not an executable program"
     assert check(vmdir=taken) == f"vmdir: '{taken}' is not a directory"
-    assert check(vmdir=taken / "sub") == f"vmdir: '{taken}' is not a directory"
+    assert check(vmdir=taken / "sub") == f"vmdir: '{taken}/sub' cannot be created: '{taken}' is not a directory"
     assert check(vmdir=tmp_path / "loose") == f"vmdir: '{tmp_path}/loose' is not a directory"
     assert check(socket=taken / "sock") == f"socket: '{taken}' is not a directory"
     assert check(socket=taken) == f"socket '{taken}' exists and is not a socket"
@@ -337,7 +337,7 @@ def test_check_as_somebody_who_may_not_write() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TESTS.parent, timeout=20
     )
-    assert done.stdout == "vmdir: '/etc' is not writable for uid 65534\n"
+    assert done.stdout == "vmdir: '/etc/vms' cannot be created: '/etc' is not writable for uid 65534\n"
 
 
 # What runs the guests' code
