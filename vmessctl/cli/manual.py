@@ -40,13 +40,16 @@ If a line names several VMs, each is reported and the worst status wins."""
 
 SOCKETS = (
     ("$XDG_RUNTIME_DIR/vmess/control.sock", "Control socket of your own daemon; tried first."),
+    ("/tmp/vmess-UID/control.sock", "The same without XDG_RUNTIME_DIR."),  # noqa: S108 -- text only
     ("/run/vmess/control.sock", "Control socket of the host's service."),
 )
+
+LOG = ("$XDG_STATE_HOME/vmess/vmessd.log", "Log of a daemon in the background; by default in ~/.local/state.")
 
 SYNOPSIS = (
     f"{TERSE} <vmname>... <verb> [argument]... [<verb> [argument]...]...",
     f"{TERSE} net <verb> [argument]...",
-    f"{TERSE} list | top | boot | shutdown | help | completion",
+    f"{TERSE} list | top | boot | shutdown | daemon | help | completion",
     f"{TERSE} [vmname]... watch",
 )
 
@@ -72,6 +75,10 @@ Read this file first: TOML, with the names above as keys; a setting with several
 
 SERVICE = """\
 Run as the host's service: with its defaults, and with {config} if it exists and --config is not given."""
+
+BACKGROUND = """\
+Leave the terminal, log to a file, and return when the daemon serves. On the default socket, the daemon ends 10
+minutes after the last running VM and client, unless --idle-time says otherwise. vmessctl(1) starts it so."""
 
 SHUTDOWN = """\
 Power all VMs down in order, through the vmessd that serves the VM root if there is one, and exit. Errors in the
@@ -163,9 +170,17 @@ def vmessctl() -> str:
         ("EXIT STATUS", "\n".join([_entries(helptext.STATUSES), ".PP", text(WORST)])),
         (
             "ENVIRONMENT",
-            _entries([("VMESS_SOCKET", f"The control socket, as {verbs.SOCKET.flag} names it.")]),
+            _entries(
+                [
+                    ("VMESS_SOCKET", f"The control socket, as {verbs.SOCKET.flag} names it."),
+                    (
+                        "VMESS_NO_DAEMON",
+                        f"If it is not empty: do not start a daemon, like {verbs.NO_DAEMON.flag}.",
+                    ),
+                ]
+            ),
         ),
-        ("FILES", _entries(SOCKETS)),
+        ("FILES", _entries((*SOCKETS, LOG))),
         ("EXAMPLES", _lines(EXAMPLES)),
         ("SEE ALSO", text("vmessd(8), vmess.dir(5), qemu(1)")),
     )
@@ -189,6 +204,7 @@ def vmessd() -> str:
             "--shutdown",
             SHUTDOWN,
         ),
+        ("--background", BACKGROUND),
         ("--check", "Print the settings in force, or the errors in them, and exit."),
         ("--help, --version", "Show help, or the version."),
     )
@@ -200,6 +216,7 @@ def vmessd() -> str:
             for option in config.OPTIONS
             if option.key == "vmdir"
         ),
+        LOG,
     )
     spoken = f"The control socket speaks Varlink, interface {INTERFACE}:"
     return _page(

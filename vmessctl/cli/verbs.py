@@ -65,6 +65,7 @@ class Option(PlainRecord):
 
 
 SOCKET = Option("--socket", "Use this control socket, like VMESS_SOCKET in the environment.", "PATH")
+NO_DAEMON = Option("--no-daemon", "Do not start a daemon if none runs, like VMESS_NO_DAEMON=1.")
 JSON = Option("--json", "Print the daemon's replies as JSON: sizes in bytes, times in seconds.")
 ALL = Option("--all", "All VMs, in place of names.")
 VERBOSE = Option("--verbose", "With start and info, also print QEMU's command line. Also -v.")
@@ -94,7 +95,7 @@ SORT = Option("--sort", "Sort by this column, the largest first.", "cpu|rss|disk
 HELP = Option("--help", "Show help.")
 VERSION = Option("--version", "Show the version.", alias="version")
 
-EVERYWHERE = (SOCKET, QUIET, VERBOSE, HELP, VERSION)
+EVERYWHERE = (SOCKET, NO_DAEMON, QUIET, VERBOSE, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (
@@ -644,6 +645,16 @@ COMMANDS: tuple[Command, ...] = (
         "network.net_prune",
         reports=True,
         destroys=True,
+    ),
+    Command(
+        "daemon",
+        "Look after your own vmessd, which the first command starts if no vmessd serves you, and which\n"
+        "ends 10 minutes after its last VM and client. status shows where it has its files, stop ends it\n"
+        "(VMs keep running), log shows what it has logged.",
+        "Daemon",
+        "daemon.run",
+        arguments="[status|stop|log]",
+        options=(FOLLOW, JSON),
     ),
     Command(
         "completion",
