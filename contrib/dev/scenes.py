@@ -16,9 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
+sys.path.append(str(CHECKOUT / "contrib/dev"))
+
+import recording  # noqa: E402 -- contrib is no package
+
 PICTURES = CHECKOUT / "contrib/pictures"
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-PROMPT = "~$"
+PROMPT, GUEST_PROMPT = "~$", "iPXE>"
+PAUSE = 0.8
+"""Seconds that a recorded screen stands still at most; a slow host waits longer."""
+LENGTH, HOLD = 20.0, 3.0
+"""Seconds that a recording takes, and those of them in which the last screen stands."""
 INSTALLER = Path("/usr/lib/debian-installer/images/12/amd64/gtk/debian-installer/amd64")
 BOOTLOADER = (Path("/usr/lib/ISOLINUX/isolinux.bin"), Path("/usr/lib/syslinux/modules/bios/ldlinux.c32"))
 ISOLINUX = """\
@@ -47,13 +55,38 @@ SVG = """\
 """
 
 
-def tour() -> list[str]:
-    """Return the commands of the README's ten lines, from the first VM on."""
-    section = README.partition("\n## Ten lines of use\n")[2].partition("\n## ")[0]
-    commands = re.findall(r"^    \$ (.*)$", section, re.MULTILINE)
-    return [
-        command for command in commands if command.startswith(("vmessctl ", "ls ")) or command == "vmessctl"
-    ]
+@dataclass(frozen=True)
+class Step:
+    """A line of the README's first session, and what is seen after it."""
+
+    prompt: str
+    """The prompt of the shell, or that of the guest on its serial console."""
+    line: str
+    shown: list[str]
+    """`...` stands for any lines."""
+
+    @property
+    def command(self) -> str:
+        """The line without its remark."""
+        return self.line.partition("#")[0].rstrip()
+
+    def keys(self) -> list[str]:
+        """Return the keys that the remark names: those for the guest, and the one that leaves it."""
+        return re.findall(r"Ctrl-(\S)", self.line.partition("#")[2])
+
+
+def session() -> list[Step]:
+    """Return the README's first session."""
+    section = README.partition("\n## First session\n")[2].partition("\n## ")[0]
+    block = section.partition("\n    $ ")[2].partition("\n\n")[0]
+    steps: list[Step] = []
+    for text in f"    $ {block}".splitlines():
+        line = text.removeprefix("    ")
+        if typed := re.fullmatch(rf"(\$|{GUEST_PROMPT}) (.*)", line):
+            steps.append(Step(typed[1], typed[2], []))
+        else:
+            steps[-1].shown.append(line)
+    return steps
 
 
 def first_line() -> str:
@@ -87,7 +120,7 @@ class Terminal:
 
     def type(self, line: str) -> None:
         """Type a line, and Enter."""
-        self._tmux("send-keys", "-l", line)
+        self._tmux("send-keys", "-l", "--", line)
         self._tmux("send-keys", "Enter")
 
     def run(self, line: str) -> None:
@@ -97,15 +130,76 @@ class Terminal:
         self.see(lambda page: page.count(PROMPT) > before and page.rstrip().endswith(PROMPT))
 
 
+class Recorder(Terminal):
+    """A shell in tmux whose screens are recorded while somebody types."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.frames: list[recording.Frame] = []
+        super().__init__(width, height)
+
+    def page(self, *, colours: bool = False) -> str:
+        """Return the text on the screen, and record it."""
+        coloured = super().page(colours=True)
+        self.frames.append(recording.Frame(time.monotonic(), coloured))
+        return coloured if colours else re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+
+    def watch(self, seconds: float) -> None:
+        """Look at the screen for a while, like a person who reads."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.page()
+            time.sleep(0.05)
+
+    def type(self, line: str) -> None:
+        """Type a line like a person who types fast, and Enter."""
+        for at in range(0, len(line), 3):
+            self._tmux("send-keys", "-l", "--", line[at : at + 3])
+            self.watch(0.06)
+        self.watch(0.2)
+        self.press("Enter")
+
+    def read(self, text: str) -> None:
+        """Wait until a text is on the screen."""
+        self.see(lambda page: text in page)
+
+    def press(self, key: str) -> None:
+        """Press a key by tmux's name."""
+        self._tmux("send-keys", key)
+
+    def follow(self, step: Step) -> None:
+        """Type a line of the session and press the keys that it names, but the one that leaves the console."""
+        self.type(step.command)
+        for key in step.keys()[:-1]:
+            self.read(f"Press Ctrl-{key} for")
+            self.press(f"C-{key}")
+        prompt = GUEST_PROMPT if step.keys() or step.prompt == GUEST_PROMPT else PROMPT
+        self.see(lambda page: page.rstrip().endswith(f"\n{prompt}"))
+        self.watch(0.4)
+
+
+def draw_session(scene: "Scene") -> None:
+    """Type the README's first session, and save it as an animated SVG."""
+    recorder = Recorder(scene.width, scene.height)
+    leave = ""
+    for step in session():
+        if leave and step.prompt == "$":
+            recorder.press(f"C-{leave}")
+            recorder.see(lambda page: page.rstrip().endswith(PROMPT))
+            leave = ""
+        recorder.follow(step)
+        leave = step.keys()[-1] if step.keys() else leave
+    frames = recording.paced(recorder.frames, PAUSE, LENGTH - HOLD)
+    drawn = recording.svg(frames, (scene.width, scene.height), "The first session with vmessctl", LENGTH)
+    (PICTURES / f"{scene.name}.svg").write_text(drawn, encoding="utf-8")
+
+
 def svg(page: str, scene: "Scene") -> str:
     """Return the screen of a scene, with SGR sequences, as an SVG."""
     from rich.console import Console  # noqa: PLC0415 -- the tests read the table without it
     from rich.terminal_theme import TerminalTheme  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    dark = [(28, 33, 40), (255, 123, 114), (63, 185, 80), (210, 153, 34)]
-    dark += [(88, 166, 255), (188, 140, 255), (57, 197, 207), (177, 186, 196)]
-    theme = TerminalTheme((13, 17, 23), (201, 209, 217), dark)
+    theme = TerminalTheme(recording.BACKGROUND, recording.FOREGROUND, list(recording.COLOURS))
     console = Console(width=scene.width, record=True, file=io.StringIO(), color_system="truecolor")
     console.print(Text.from_ansi(page), no_wrap=True, overflow="ignore", crop=False)
     title = scene.lines()[-1] if scene.watched else "vmessctl"
@@ -186,6 +280,8 @@ class Scene:
     width: int = 104
     height: int = 60
     """Size of the terminal in characters; empty lines at the end are omitted."""
+    private: bool = False
+    """Its first command starts the daemon."""
     watched: float = 0
     """Seconds after which to draw the last program, which does not end by itself; 0 if it does."""
 
@@ -202,7 +298,9 @@ LAB = (
 
 SCENES = (
     Scene("iso", draw_screen, lambda: [first_line()], make_iso),
-    Scene("tour", draw_terminal, tour),
+    Scene(
+        "tour", draw_session, lambda: [step.command for step in session()], width=94, height=34, private=True
+    ),
     Scene(
         "top",
         draw_terminal,
@@ -235,7 +333,7 @@ def draw(scene: Scene) -> None:
     """Draw a picture in the current directory; exit with a message if that fails."""
     PICTURES.mkdir(exist_ok=True)
     try:
-        with daemon():
+        with contextlib.nullcontext() if scene.private else daemon():
             scene.prepare()
             scene.draw(scene)
     except (TimeoutError, subprocess.CalledProcessError) as error:

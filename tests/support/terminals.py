@@ -17,6 +17,8 @@ from typing import Any
 from daemons import CLIENT, TESTS, UNIT, Daemon
 
 _SEQUENCE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
+_MODE = re.compile(r"\x1b(?:\(B|[c>])")
+"""Two or three characters: a character set, the keypad, and a reset of everything."""
 
 
 class Page:
@@ -47,6 +49,12 @@ class Page:
     def feed(self, text: str) -> None:
         text, self._rest = self._rest + text, ""
         while text:
+            if mode := _MODE.match(text):
+                if mode[0] == "\x1bc":
+                    self._clear()
+                    self.line = self.column = 0
+                text = text[mode.end() :]
+                continue
             if text[0] == "\x1b":
                 found = _SEQUENCE.match(text)
                 if found is None:
@@ -83,6 +91,9 @@ class Page:
             self.line -= 1
             self.lines = [*self.lines[1:], [" "] * self.width]
 
+    def _clear(self) -> None:
+        self.lines = [[" "] * self.width for _ in range(self.height)]
+
     def _obey(self, parameters: str, final: str) -> None:
         numbers = [int(number or 0) for number in parameters.lstrip("?").split(";")]
         if final == "H":
@@ -94,52 +105,41 @@ class Page:
             self.lines[self.line][column:] = [" "] * (self.width - column)
             for line in range(self.line + 1, self.height if final == "J" else 0):
                 self.lines[line] = [" "] * self.width
+        elif final == "J" and numbers == [2]:
+            self._clear()
         elif final == "m":
             self.colours.append(parameters)
         elif final in "hl" and parameters.startswith("?"):
             (self.modes.add if final == "h" else self.modes.discard)(parameters[1:])
             if parameters == "?7":
                 self.wraps = final == "h"
+        elif final == "l" and numbers == [4]:
+            pass  # what is written replaces what was there, as ever
         else:
             raise AssertionError(f"not understood: {parameters!r} {final!r}")
 
 
-class Terminal:
-    """The client on a terminal of its own."""
+class Typist:
+    """A program on a terminal of its own, and somebody who types and looks."""
 
     def __init__(
-        self,
-        daemon: Daemon,
-        *words: str,
-        size: tuple[int, int] = (80, 24),
-        then: str | None = None,
-        into: Path | None = None,
-        program: tuple[str, ...] = CLIENT,
-        **environment: str,
+        self, command: list[str], size: tuple[int, int], uid: int | None = None, **options: Any
     ) -> None:
-        """Start it.
-
-        `then` is what a shell with job control does when the client ends or is suspended; `into` a file that
-        takes its standard output.
-        """
-        command = [*program, *words]
-        if into is not None:
-            command = ["sh", "-c", f"exec {shlex.join(command)} >{shlex.quote(str(into))}"]
-        if then is not None:
-            command = ["bash", "--norc", "-ic", f"{shlex.join(command)}; {then}"]
+        """Start it, in the name of a user if there is a uid; `options` are those of Popen."""
         self.master, slave = os.openpty()
         self.said = ""
         self.page = Page(*size)
         self._set_size(*size)
         self.before = termios.tcgetattr(slave)
-        inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "LINES")}
+        if uid is not None:
+            os.fchown(slave, uid, -1)
+            options |= {"user": uid, "group": uid, "extra_groups": []}
         self.process = subprocess.Popen(
-            [*daemon.inside, *command],
-            env={**inherited, "VMESS_SOCKET": str(daemon.socket), "TERM": "xterm", **environment},
-            cwd=TESTS.parent,
+            command,
             preexec_fn=lambda: os.login_tty(slave),  # type: ignore[attr-defined,unused-ignore]  # noqa: PLW1509 -- no other thread runs here
+            **options,
         )
-        self._slave = slave  # kept, so that the terminal stays when the client has ended
+        self._slave = slave  # kept, so that the terminal stays when the program has ended
 
     def _set_size(self, width: int, height: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", height, width, 0, 0))
@@ -207,6 +207,38 @@ class Terminal:
         self.process.wait(10)
         os.close(self.master)
         os.close(self._slave)
+
+
+class Terminal(Typist):
+    """The client on a terminal of its own."""
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        *words: str,
+        size: tuple[int, int] = (80, 24),
+        then: str | None = None,
+        into: Path | None = None,
+        program: tuple[str, ...] = CLIENT,
+        **environment: str,
+    ) -> None:
+        """Start it.
+
+        `then` is what a shell with job control does when the client ends or is suspended; `into` a file that
+        takes its standard output.
+        """
+        command = [*program, *words]
+        if into is not None:
+            command = ["sh", "-c", f"exec {shlex.join(command)} >{shlex.quote(str(into))}"]
+        if then is not None:
+            command = ["bash", "--norc", "-ic", f"{shlex.join(command)}; {then}"]
+        inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "LINES")}
+        super().__init__(
+            [*daemon.inside, *command],
+            size,
+            env={**inherited, "VMESS_SOCKET": str(daemon.socket), "TERM": "xterm", **environment},
+            cwd=TESTS.parent,
+        )
 
 
 @contextlib.contextmanager

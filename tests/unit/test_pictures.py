@@ -1,5 +1,6 @@
 """The pictures of README and docs: there, drawn by a scene, small, of no machine in particular, up to date."""
 
+import functools
 import re
 import struct
 import sys
@@ -11,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "contrib" / "dev"))
 
-import scenes  # noqa: E402 -- contrib/dev is no package
+import recording  # noqa: E402 -- contrib/dev is no package
+import scenes  # noqa: E402 -- as above
 
 CELL = 12.2
 """Width of a character in the pictures."""
@@ -32,6 +34,30 @@ def rows(name: str) -> list[str]:
     return [line.rstrip() for _, line in sorted(lines.items())]
 
 
+@functools.cache
+def recorded() -> tuple[dict[str, list[tuple[float, int]]], str]:
+    """Return when each animation of the recording changes its opacity, in percent, and the source."""
+    source = (scenes.PICTURES / "tour.svg").read_text(encoding="utf-8")
+    frames = re.findall(r"@keyframes (k[0-9]+)[{](.*)[}]$", source, re.MULTILINE)
+    steps = {name: re.findall(r"([0-9.e-]+)%[{]opacity:([01])[}]", rule) for name, rule in frames}
+    return {name: [(float(at), int(value)) for at, value in found] for name, found in steps.items()}, source
+
+
+def screen(moment: float) -> list[str]:
+    """Return the rows of the recording that are not empty, at a moment in percent."""
+    styles, source = recorded()
+    lines: dict[float, str] = {}
+    drawn = []
+    for group in ET.fromstring(source).iter("{http://www.w3.org/2000/svg}g"):  # noqa: S314 -- our own
+        name = group.attrib["class"].split()[0]
+        if name != "screen" and [value for at, value in styles[name] if at <= moment][-1] == 1:
+            drawn += [(float(text.attrib["y"]), float(text.attrib["x"]), text.text or "") for text in group]
+    for y, x, text in sorted(drawn):
+        column = round((x - recording.MARGIN) / recording.CELL_WIDTH)
+        lines[y] = lines.get(y, "").ljust(column) + text.replace("\xa0", " ")
+    return list(lines.values())
+
+
 def test_the_pages_show_each_picture_that_a_scene_draws_once() -> None:
     drawn = {f"{scene.name}.{'png' if scene.draw is scenes.draw_screen else 'svg'}" for scene in scenes.SCENES}
     assert len(drawn) == len(scenes.SCENES) == len(NAMES)
@@ -45,10 +71,13 @@ def test_a_drawing_stands_alone_and_tells_of_no_machine(name: str) -> None:
     source = (scenes.PICTURES / name).read_text(encoding="utf-8")
     assert len(source) < 60_000
     rest = source.replace('xmlns="http://www.w3.org/2000/svg"', "")
-    for foreign in ("://", "href", "<script", "<image", "@import", "@font-face", "/root", "/tmp", str(ROOT)):
+    assert "://" not in re.sub(r">[^<>]*</text>", "", rest)
+    for foreign in ("href", "<script", "<image", "@import", "@font-face", "/root", "/tmp", str(ROOT)):
         assert foreign not in rest
     assert not re.search(r"url\((?!#)", rest)
-    assert all(re.match(r"~\$ |[^@]*$", row) for row in rows(name))  # no prompt of somebody on some host
+    shown = rows(name) or screen(100)
+    assert len(shown) > 5
+    assert all(re.match(r"~\$ |[^@]*$", row) for row in shown)  # no prompt of somebody on some host
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(DRAWN)))
@@ -64,11 +93,41 @@ def test_a_screen_is_a_small_picture_without_words_beside_it(name: str) -> None:
     assert chunks <= {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"pHYs", b"sRGB", b"gAMA", b"tRNS"}
 
 
-def test_the_tour_that_is_drawn_is_the_tour_that_is_written() -> None:
-    drawn = [row.removeprefix("~$ ") for row in rows("tour.svg") if row.startswith("~$ ")]
-    assert drawn == scenes.tour()
-    assert len(drawn) > 10
+def test_the_recording_types_the_session_that_is_written() -> None:
+    styles, _ = recorded()
+    moments = sorted({at for steps in styles.values() for at, _ in steps})
+    seen = {row for moment in moments for row in screen(moment)}
+    for step in scenes.session():
+        assert f"{'~$' if step.prompt == '$' else step.prompt} {step.command}" in seen
+    assert not any("#" in row for row in seen)
     assert scenes.first_line().startswith("vmessctl newvm make ")
+
+
+def test_the_recording_is_the_first_thing_in_the_readme_and_short() -> None:
+    assert "/tour.svg)" in scenes.README.partition("\n## ")[0]
+    _, source = recorded()
+    assert re.findall(r"animation-duration: ([0-9.]+)s", source) == ["20"]
+
+
+def test_where_animation_is_off_the_last_screen_is_seen() -> None:
+    styles, source = recorded()
+    still = re.findall(r'<g class="(k[0-9]+) last">', source)
+    assert still == [name for name, steps in styles.items() if steps[-1][1] == 1]
+    assert "@media (prefers-reduced-motion: reduce) { .screen g { animation: none } }" in source
+    shown = screen(100)
+    assert [row for row in shown if row.startswith("~$ ")] == [
+        f"~$ {step.command}" for step in scenes.session()[-3:]
+    ]
+    assert shown[-1] == "~$"
+
+
+def test_each_piece_has_its_own_animation() -> None:
+    """The shorthand `animation` of `.screen g` would have taken the name away, being more specific."""
+    styles, source = recorded()
+    assert "animation:" not in source.partition("@media")[0]
+    assert re.findall(r"[.](k[0-9]+)[{]animation-name:(k[0-9]+)[}]", source) == [
+        (name, name) for name in styles
+    ]
 
 
 def test_top_is_drawn_with_the_columns_it_has() -> None:
