@@ -51,7 +51,7 @@ WRAPPED = {
         *(f"vmessd.api.{group}" for group in ("inspection", "life", "guest", "looking", "watching", "wires")),
     },
     "sdnotify": {"vmessd.core.systemd"},
-    "subprocess": {"vmessd.qemu.process", "vmessctl.commands.edit"},
+    "subprocess": {"vmessd.qemu.process", "vmessctl.commands.edit", "vmessctl.output.pager"},
 }
 SPAWNING = {
     *("posix_spawn", "posix_spawnp", "fork", "forkpty", "system", "popen", "spawnv", "spawnve", "spawnl"),
