@@ -9,6 +9,7 @@ import sys
 from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.environment import variable
+from vmessd.core import places
 from vmessd.core.errors import (
     BY_WIRE_NAME,
     INTERFACE,
@@ -26,37 +27,68 @@ from vmessd.core.errors import (
 
 ANSWER_TIME = 30.0
 """Seconds that the daemon has to answer a plain call."""
-SERVICE_SOCKET = "/run/vmess/control.sock"
-"""The control socket of the host's service."""
+ABSENT = (FileNotFoundError, ConnectionRefusedError)
+"""The errors of connect(2) where no daemon runs; a stale socket refuses."""
 VERSIONS = "do vmessd and vmessctl have different versions? systemctl restart vmessd"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     Reply = dict[str, Any]
 
 
 def candidates(option: str | None) -> list[str]:
-    """Return the control sockets to try: the given one, or else the user's own and the service's."""
-    given = option or variable("VMESS_SOCKET")
-    if given:
+    """Return the control sockets to try: the given one, or those of an own daemon and of the service."""
+    if given := named(option):
         return [given]
-    own = variable("XDG_RUNTIME_DIR")
-    return [*([f"{own}/vmess/control.sock"] if own else []), SERVICE_SOCKET]
+    own = places.own_directories(variable, posix.geteuid())
+    return [*(f"{directory}/{places.SOCKET}" for directory in own), places.SERVICE_SOCKET]
 
 
-def connect(invocation: verbs.Invocation) -> Client:
-    """Connect to the daemon for a command line; raises Unreachable."""
-    return Client(candidates(invocation.options.get(verbs.SOCKET.flag)))
+def named(option: str | None) -> str | None:
+    """Return the control socket that option or environment name; None if neither does."""
+    return option or variable("VMESS_SOCKET") or None
+
+
+def connect(invocation: verbs.Invocation, *, may_start: bool = True) -> Client:
+    """Connect to the daemon for a command line; if there is none, start a private one unless that is forbidden.
+
+    Raises:
+        Unreachable: there is no daemon, and none was started.
+    """
+    option = invocation.options.get(verbs.SOCKET.flag)
+    paths = candidates(option)
+    forbidden = verbs.NO_DAEMON.flag in invocation.options or variable("VMESS_NO_DAEMON")
+    if named(option) or forbidden or not may_start:
+        return Client(paths)
+
+    def start() -> None:
+        from vmessctl import private_daemon  # noqa: PLC0415 -- only the first command needs it
+
+        private_daemon.start(lambda: answers(paths), silent=verbs.QUIET.flag in invocation.options)
+
+    return Client(paths, otherwise=start)
+
+
+def answers(paths: list[str]) -> bool:
+    """Tell whether a daemon accepts connections on one of the paths."""
+    sock, _ = _search(paths, ANSWER_TIME)
+    if sock is not None:
+        sock.close()
+    return sock is not None
 
 
 class Client:
     """One connection to the daemon."""
 
-    def __init__(self, paths: list[str], patience: float | None = None) -> None:
+    def __init__(
+        self, paths: list[str], patience: float | None = None, otherwise: Callable[[], None] | None = None
+    ) -> None:
         """Connect to the first path that answers; `patience` is the timeout in seconds of each operation.
+
+        `otherwise` is called if there is no daemon; then this tries once more.
 
         Raises:
             Unreachable: no path answers.
@@ -66,7 +98,12 @@ class Client:
         self.is_lost = False
         """Unusable: the daemon hung up, or a late reply may still arrive."""
         self._patience = ANSWER_TIME if patience is None else patience
-        self._socket = _connect(paths, self._patience)
+        self._socket = _connect(paths, self._patience, otherwise)
+
+    def peer(self) -> int:
+        """Return the PID of the daemon, as the kernel knows it."""
+        credentials = self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        return int.from_bytes(credentials[:4], sys.byteorder)
 
     def fileno(self) -> int:
         """Return the descriptor, for select(2)."""
@@ -170,9 +207,22 @@ def _hung_up(why: str = "") -> Unreachable:
     return Unreachable(f"vmessd hung up{why}", hint="repeat what was in progress if necessary")
 
 
-def _connect(paths: list[str], patience: float) -> _socket.socket:
-    failures: list[str] = []
-    denied: list[str] = []
+def _connect(paths: list[str], patience: float, otherwise: Callable[[], None] | None) -> _socket.socket:
+    sock, failures = _search(paths, patience)
+    if sock is None and otherwise is not None and all(isinstance(each, ABSENT) for each in failures.values()):
+        otherwise()
+        sock, failures = _search(paths, patience)
+    if sock is None:
+        raise _unreachable(failures)
+    return sock
+
+
+def _search(paths: list[str], patience: float) -> tuple[_socket.socket | None, dict[str, OSError | VmessError]]:
+    """Connect to the first path that answers; return the socket, and why the paths before it do not.
+
+    An unsafe directory is a failure only in the first place: anybody can make one of the others.
+    """
+    failures: dict[str, OSError | VmessError] = {}
     for path in paths:
         with failing("no socket can be created"):
             sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -180,29 +230,36 @@ def _connect(paths: list[str], patience: float) -> _socket.socket:
             _set_connect_timeout(sock, patience)
             _connect_to(sock, path)
             sock.settimeout(patience)
-        except OSError as error:
+        except (OSError, VmessError) as error:
             sock.close()
-            if isinstance(error, PermissionError):
-                denied.append(path)
-            failures.append(f"{printable(path)}: {reason(error)}")
+            if isinstance(error, OSError) or path == paths[0]:
+                failures[path] = error
         else:
-            return sock
-    if denied:
-        raise Unreachable(
-            f"the control socket {printable(denied[0])} may not be used: permission denied",
-            hint=_how_to_get_access(denied[0]),
-        )
-    raise Unreachable(
-        f"no vmessd answers ({'; '.join(failures)})",
-        hint=_how_to_start(paths),
+            return sock, failures
+    return None, failures
+
+
+def _unreachable(failures: dict[str, OSError | VmessError]) -> Unreachable:
+    """Return the error where no path answers."""
+    for path, error in failures.items():
+        if isinstance(error, VmessError):
+            return Unreachable(error.message, error.hint)
+        if isinstance(error, PermissionError):
+            return Unreachable(
+                f"the control socket {printable(path)} may not be used: permission denied",
+                hint=_how_to_get_access(path),
+            )
+    why = "; ".join(
+        f"{printable(path)}: {reason(error)}" for path, error in failures.items() if isinstance(error, OSError)
     )
+    return Unreachable(f"no vmessd answers ({why})", hint=_how_to_start(list(failures)))
 
 
 def _how_to_start(paths: list[str]) -> str:
     """Return a hint on how to start a daemon that serves one of the paths."""
-    if len(paths) == 1 and paths[0] != SERVICE_SOCKET:
-        return f"start one on this socket: {shell_line(['vmessd', '--socket', paths[0]])}"
-    return "start your own with: vmessd; or the host's with: systemctl start vmessd"
+    if len(paths) == 1 and paths[0] != places.SERVICE_SOCKET:
+        return f"start one on this socket: {shell_line(['vmessd', '--background', '--socket', paths[0]])}"
+    return "start your own with: vmessd --background; or the host's with: systemctl start vmessd"
 
 
 def _how_to_get_access(path: str) -> str:
@@ -215,9 +272,12 @@ def _how_to_get_access(path: str) -> str:
         group, user = grp.getgrgid(gid).gr_name, pwd.getpwuid(posix.getuid()).pw_name
     except (OSError, KeyError):
         gid = 0
+    own = "; or start your own: vmessd --background" if path == places.SERVICE_SOCKET else ""
     if gid == 0:
-        return f"only its owner and members of its group may use it: ls -l {printable(path)}"
-    return f"only members of group {group} may use it; as root: usermod -aG {group} {user}, then log in again"
+        return f"only its owner and members of its group may use it: ls -l {printable(path)}{own}"
+    return (
+        f"only members of group {group} may use it; as root: usermod -aG {group} {user}, then log in again{own}"
+    )
 
 
 def _set_connect_timeout(sock: _socket.socket, seconds: float) -> None:
@@ -234,7 +294,10 @@ def _set_connect_timeout(sock: _socket.socket, seconds: float) -> None:
 def _connect_to(sock: _socket.socket, path: str) -> None:
     """Connect through a descriptor of the directory, since a path may exceed the 107 bytes of unix(7)."""
     before, slash, name = path.rpartition("/")
-    directory = posix.open(before + slash or ".", posix.O_PATH | posix.O_DIRECTORY)
+    if before in places.own_directories(variable, posix.geteuid()):
+        directory = places.opened(before)
+    else:
+        directory = posix.open(before + slash or ".", posix.O_PATH | posix.O_DIRECTORY)
     try:
         sock.connect(f"/proc/self/fd/{directory}/{name}")
     finally:

@@ -38,10 +38,10 @@ class Stream:
         self._patience = 0.0
         self.again = False
         """The call was repeated, so events in between were missed."""
-        self._open()
+        self._open(may_start=True)
 
-    def _open(self) -> None:
-        self._client = wire.connect(self._invocation)
+    def _open(self, *, may_start: bool) -> None:
+        self._client = wire.connect(self._invocation, may_start=may_start)
         self._call()
 
     @property
@@ -114,7 +114,7 @@ class Stream:
         """Reconnect and repeat the call; raises Unreachable after the deadline."""
         deadline = self._patience
         try:
-            self._open()
+            self._open(may_start=False)
         except Unreachable:
             self.close()
             self._patience = deadline

@@ -8,13 +8,12 @@ import contextlib
 import os
 import shutil
 import stat
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from vmessd import __version__
-from vmessd.core import shutdown_time
+from vmessd.core import places, shutdown_time
 from vmessd.core.errors import InvalidValue, printable, quoted, reason
 from vmessd.qemu import credentials
 
@@ -44,7 +43,7 @@ class Option(NamedTuple):
     """A reload applies it."""
     path: bool = False
     bounds: tuple[int, int] | None = None
-    """The value is a whole number from the first to the second, or the default."""
+    """The value is a whole number from the first to the second, the default, or one of `choices`."""
 
     def explained(self) -> str:
         """Return the help with the defaults."""
@@ -54,7 +53,8 @@ class Option(NamedTuple):
 
 OWN_USER = "none"
 OWN_SOCKET = "$XDG_RUNTIME_DIR/vmess/control.sock"
-SERVICE_SOCKET = "/run/vmess/control.sock"
+IDLE_TIME = 600
+"""Seconds that a private daemon stays without a running VM and a client."""
 
 OPTIONS = (
     Option(
@@ -69,9 +69,9 @@ OPTIONS = (
     Option(
         "socket",
         "PATH",
-        "control socket",
+        "control socket; without XDG_RUNTIME_DIR it is /tmp/vmess-UID/control.sock",
         OWN_SOCKET,
-        SERVICE_SOCKET,
+        places.SERVICE_SOCKET,
         environment="VMESS_SOCKET",
         path=True,
     ),
@@ -132,6 +132,16 @@ OPTIONS = (
         live=True,
         bounds=(shutdown_time.SHORTEST, shutdown_time.LONGEST),
     ),
+    Option(
+        "idle-time",
+        "SECONDS|never|auto",
+        "seconds without a running VM and a client after which the daemon ends; "
+        f"auto is {IDLE_TIME} with --background on the default socket, otherwise never",
+        "auto",
+        "auto",
+        choices=("never",),
+        bounds=(1, 24 * 60 * 60),
+    ),
 )
 
 
@@ -152,10 +162,16 @@ class Config(NamedTuple):
     check: bool
     shutdown: bool = False
     """Power all VMs down and end."""
+    background: bool = False
+    """Leave the terminal, and log to a file."""
+    own_socket: bool = False
+    """The socket is in the directory of this user's own daemon, which nobody else may enter."""
     elsewhere: bool = False
     """A shutdown includes VMs of other VM roots that run as the service's user for QEMU."""
     passed_over: tuple[str, ...] = ()
     """Mistakes in file and environment that a shutdown ignores: they must not keep it from stopping VMs."""
+    idle_time: float | None = None
+    """None: the daemon does not end by itself."""
 
     def in_force(self) -> dict[str, str]:
         """Return the settings by key, as they are shown."""
@@ -169,6 +185,7 @@ class Config(NamedTuple):
             "qemu-user": printable(self.qemu_user or OWN_USER),
             "exargs": "yes" if self.exargs else "no",
             "shutdown-time": "auto" if self.shutdown_time is None else f"{self.shutdown_time:g}",
+            "idle-time": "never" if self.idle_time is None else f"{self.idle_time:g}",
         }
 
 
@@ -203,6 +220,11 @@ def parser() -> argparse.ArgumentParser:
         help="power all VMs down in order and exit, through the vmessd that serves the VM root if one is "
         "running; mistakes in the file are ignored",
     )
+    result.add_argument(
+        "--background",
+        action="store_true",
+        help="leave the terminal and log to $XDG_STATE_HOME/vmess/vmessd.log; returns when the daemon serves",
+    )
     result.add_argument("--check", action="store_true", help="check the settings, print them, and exit")
     result.add_argument("--version", action="version", version=f"vmessd {__version__}")
     return result
@@ -224,6 +246,8 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
         InvalidValue: a setting is wrong; names it, its value, and what would be right.
     """
     given = vars(parser().parse_args(arguments))
+    if given["service"] and given["background"]:
+        raise InvalidValue("--background is not for the service", hint="systemctl start vmessd")
     if given["config"] is None and given["service"] and os.path.lexists(SERVICE_CONFIG):
         given["config"] = SERVICE_CONFIG
     passed_over: list[str] = []
@@ -231,11 +255,10 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
     file = _file(Path(here, given["config"]), complain) if given["config"] is not None else {}
     sources = {option.key: _sources(option, given, environment, file) for option in OPTIONS}
     chosen = {option.key: _choose(option, sources[option.key], here, complain) for option in OPTIONS}
+    own_socket = chosen["socket"] == OWN_SOCKET
     return Config(
         vmdir=_path(here, "vmdir", chosen["vmdir"], resolved=True),
-        socket=default_socket(environment)
-        if chosen["socket"] == OWN_SOCKET
-        else _path(here, "socket", chosen["socket"]),
+        socket=default_socket(environment) if own_socket else _path(here, "socket", chosen["socket"]),
         qemu=chosen["qemu"],
         accel=chosen["accel"],
         allow_links=_patterns(chosen["allow-links"]),
@@ -245,6 +268,9 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
         shutdown_time=None if chosen["shutdown-time"] == "auto" else float(chosen["shutdown-time"]),
         check=given["check"],
         shutdown=given["shutdown"],
+        background=given["background"],
+        own_socket=own_socket,
+        idle_time=_idle_time(chosen["idle-time"], private=given["background"] and own_socket),
         elsewhere=given["service"] and all(value is None for _, value in sources["vmdir"][:2]),
         passed_over=tuple(passed_over),
     )
@@ -282,19 +308,21 @@ def _check_value(option: Option, source: str, value: str, here: str) -> None:
     """Raise InvalidValue where a setting cannot have this value."""
     if value == "" and option.default:
         raise InvalidValue(f"{source} is empty; it must be {option.metavar}")
-    if option.choices and value not in option.choices:
+    if option.choices and not option.bounds and value not in option.choices:
         raise InvalidValue(f"{source} {quoted(value)} is not one of {', '.join(option.choices)}")
-    if option.bounds and value != option.default:
+    words = (option.default, *(option.choices or ()))
+    if option.bounds and value not in words:
         low, high = option.bounds
         if not (value.isascii() and value.isdecimal() and len(value) < 10 and low <= int(value) <= high):
-            raise InvalidValue(
-                f"{source} {quoted(value)} is not {option.default} or a number from {low} to {high}"
-            )
+            known = ", ".join(words)
+            raise InvalidValue(f"{source} {quoted(value)} is not {known} or a number from {low} to {high}")
     if option.path:
         _path(here, option.key, value)
 
 
 def _file(path: Path, complain: Complain) -> dict[str, str]:
+    import tomllib  # noqa: PLC0415 -- a twentieth of the start of a daemon, which may have no file
+
     where = printable(str(path))
     text = ""
     try:
@@ -318,6 +346,8 @@ def _file(path: Path, complain: Complain) -> dict[str, str]:
 
 def _line_by_line(text: str) -> dict[str, Any]:
     """Return the keys of the lines that are valid TOML by themselves, up to the first table."""
+    import tomllib  # noqa: PLC0415 -- as above
+
     found: dict[str, Any] = {}
     for line in text.splitlines():
         if line.lstrip().startswith("["):
@@ -358,7 +388,9 @@ def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
     try:
         path = Path(os.path.abspath(Path(here, Path(text).expanduser())))
     except RuntimeError:
-        raise InvalidValue(f"{key} {quoted(text)} begins with a user who has no home directory") from None
+        raise InvalidValue(
+            f"{key} {quoted(text)} begins with a user who has no home directory", _other_place(key)
+        ) from None
     if resolved and "\0" not in text:
         path = _resolved(path)
     try:
@@ -378,10 +410,15 @@ def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path)) if os.path.exists(existing) else path
 
 
+def _idle_time(text: str, *, private: bool) -> float | None:
+    if text == "auto":
+        return float(IDLE_TIME) if private else None
+    return None if text == "never" else float(text)
+
+
 def default_socket(environment: Mapping[str, str]) -> Path:
-    """Return the default path of the control socket: in the user's run-time directory, else in /run."""
-    own = environment.get("XDG_RUNTIME_DIR")
-    return Path(own or "/run") / "vmess" / "control.sock"
+    """Return the default path of the control socket: in the user's run-time directory, else in /tmp."""
+    return Path(places.own_directories(environment.get, os.geteuid())[0], places.SOCKET)
 
 
 def find_qemu(name: str) -> str:
@@ -411,7 +448,11 @@ def check(config: Config) -> list[str]:
     if config.qemu_user is not None:
         credentials.find(config.qemu_user)
     _check_directory("vmdir", config.vmdir)
-    _check_directory("socket", config.socket.parent)
+    if config.own_socket:
+        with contextlib.suppress(FileNotFoundError):
+            os.close(places.opened(str(config.socket.parent)))
+    else:
+        _check_directory("socket", config.socket.parent)
     if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):
         raise InvalidValue(
             f"socket {quoted(config.socket)} exists and is not a socket",
@@ -426,10 +467,16 @@ def _check_directory(key: str, path: Path) -> None:
     existing = path
     while not os.path.lexists(existing):
         existing = existing.parent
+    what = f"{key}:" if existing == path else f"{key}: {quoted(path)} cannot be created:"
     if not existing.is_dir():
-        raise InvalidValue(f"{key}: {quoted(existing)} is not a directory", hint=f"choose another with --{key}")
+        raise InvalidValue(f"{what} {quoted(existing)} is not a directory", hint=_other_place(key))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InvalidValue(
-            f"{key}: {quoted(existing)} is not writable for uid {os.geteuid()}",
-            hint=f"choose another place with --{key}",
+            f"{what} {quoted(existing)} is not writable for uid {os.geteuid()}", hint=_other_place(key)
         )
+
+
+def _other_place(key: str) -> str:
+    """Return a hint on how to choose another path for a setting."""
+    [environment] = [option.environment for option in OPTIONS if option.key == key and option.path]
+    return f"choose another place with {environment} or --{key}"

@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmessd.config import OPTIONS, SERVICE_SOCKET, Config
-from vmessd.core import names, systemd
+from vmessd.config import OPTIONS, Config
+from vmessd.core import names, places, systemd
 from vmessd.core.errors import (
     DONE,
     FORCED,
@@ -73,13 +73,23 @@ async def _power_down(config: Config) -> int:
     host = Host(config.qemu, config.accel, runs_as, shutdown_time=config.shutdown_time)
     host.network = Network(Access(runs_as.uid))
     others = await _other_roots(root, runs_as, seen) if config.elsewhere else []
-    sockets = [config.socket, *([Path(SERVICE_SOCKET)] if config.elsewhere else [])]
+    sockets = [*_own_sockets(config), *([Path(places.SERVICE_SOCKET)] if config.elsewhere else [])]
     roots = [_Root(path, host, list(dict.fromkeys(sockets))) for path in (config.vmdir, *others)]
     beat = asyncio.create_task(_say_what_is_waited_for(roots))
     try:
         return worst(list(await asyncio.gather(*(root.down() for root in roots))))
     finally:
         beat.cancel()
+
+
+def _own_sockets(config: Config) -> list[Path]:
+    """Return the socket of the settings, unless somebody else may have made it."""
+    if config.own_socket:
+        try:
+            os.close(places.opened(str(config.socket.parent)))
+        except (VmessError, OSError):
+            return []
+    return [config.socket]
 
 
 async def _say_what_is_waited_for(roots: Sequence["_Root"]) -> None:

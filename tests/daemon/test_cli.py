@@ -58,19 +58,24 @@ def test_the_programs_are_installed(program: str) -> None:
     assert done.stdout.split()[1] == __version__
 
 
-def test_no_daemon_is_one_line_and_what_to_do() -> None:
+def test_no_daemon_is_one_line_and_what_to_do(tmp_path: Path) -> None:
     for words in ([], ["newvm", "status"], ["newvm", "start"], ["newvm", "stop"], ["newvm", "info"]):
         result = vmessctl(*words)
         assert (result.returncode, result.stdout) == (5, "")
         assert result.stderr.splitlines() == [
             "vmess: no vmessd answers (/nonexistent/control.sock: no such file or directory)",
-            "  hint: start one on this socket: vmessd --socket /nonexistent/control.sock",
+            "  hint: start one on this socket: vmessd --background --socket /nonexistent/control.sock",
         ]
-    both = vmessctl(env={"VMESS_SOCKET": "", "XDG_RUNTIME_DIR": "/nonexistent\x1b"})
-    assert both.returncode == 5
-    complaint, hint = both.stderr.splitlines()
-    assert "(/nonexistent\\x1b/vmess/control.sock: no such file or directory; /run/vmess/" in complaint
-    assert hint == "  hint: start your own with: vmessd; or the host's with: systemctl start vmessd"
+    place = tmp_path / "runtime\x1b"
+    place.mkdir()
+    every = vmessctl("--no-daemon", env={"VMESS_SOCKET": "", "XDG_RUNTIME_DIR": str(place)})
+    assert every.returncode == 5
+    complaint, hint = every.stderr.splitlines()
+    assert f"({tmp_path}/runtime\\x1b/vmess/control.sock: no such file or directory; /tmp/vmess-" in complaint
+    assert "; /run/vmess/control.sock: no such file or directory)" in complaint
+    assert (
+        hint == "  hint: start your own with: vmessd --background; or the host's with: systemctl start vmessd"
+    )
 
 
 def test_a_usage_error_is_one_line_and_a_hint() -> None:

@@ -66,7 +66,7 @@ def offered(line: str, world: Callable[[Line], completion.World] = Host) -> set[
     return {word for word in found if word.startswith(current)}
 
 
-GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "watch"}
+GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "daemon", "watch"}
 OFFERED: tuple[tuple[str, set[str]], ...] = (
     # VMs, by what the verb behind the cursor needs
     ("|", {"a0", "b0", "c0"} | GLOBAL | set(VERBS)),
@@ -169,6 +169,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("net vlan br0 |", {"a0e0", "vxlan7", "br0", "br1"}),
     ("net vlan br0 a0e0 v|", {"vxlan7"}),
     ("net ignore a|", {"a0e0"}),
+    ("daemon |", {"status", "stop", "log"}),
     ("completion |", {"bash", "zsh", "fish", "words"}),
     ("help st|", {"start", "stop", "status"}),
     ("help |", {*GLOBAL, *VERBS, *GROUPS, *helptext.TOPICS}),
@@ -323,7 +324,7 @@ TYPED = (
     ("vmess {A} accel kv", "vmess {A} accel kvm"),
     ("vmess {A} ram 2G smp 2 ifs", "vmess {A} ram 2G smp 2 ifstat"),
     ("vmess {A} ifadd 2 user:2222:22 us", "vmess {A} ifadd 2 user:2222:22 user"),
-    ("vmess {A} stop --no", "vmess {A} stop --no-wait"),
+    ("vmess {A} stop --no-w", "vmess {A} stop --no-wait"),
     ("vmessctl net vl", "vmessctl net vlan"),
     ("vmess hel", "vmess help"),
     ("vmessctl help synt", "vmessctl help syntax"),

@@ -709,7 +709,7 @@ def test_a_signal_ends_the_daemon_and_no_vm(fake_daemon: Daemon, number: signal.
 
 # -- Who it was --
 
-READING = {"List", "Status", "Info", "Look", "Top", "Watch", "Serial", "Why", "Screenshot", "Log"} | {
+READING = {"Daemon", "List", "Status", "Info", "Look", "Top", "Watch", "Serial", "Why", "Screenshot", "Log"} | {
     *("Nics", "Addresses", "NetShow", "NetIgnored", "Overview"),
 }
 

@@ -201,7 +201,7 @@ class Answering:
         self.sent: list[tuple[str, dict[str, Any], bool]] = []
         self.left: list[str] = []
 
-    def __call__(self, _paths: list[str]) -> "Answering":
+    def __call__(self, _paths: list[str], **_more: object) -> "Answering":
         return self
 
     def send(self, method: str, parameters: dict[str, Any], *, more: bool = False) -> None:

@@ -60,11 +60,11 @@ def refusal(*words: str | os.PathLike[str], status: int = 2, **environment: str)
 # Where a value comes from
 
 
-def test_without_a_word_all_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_word_all_is_as_documented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert read([], {}) == Config(
         vmdir=Path("/home/me/vms"),
-        socket=Path("/run/vmess/control.sock"),
+        socket=Path(f"/tmp/vmess-{os.geteuid()}/control.sock"),
         qemu="qemu-system-x86_64",
         accel="auto",
         allow_links=(),
@@ -73,9 +73,10 @@ def test_without_a_word_all_is_as_documented(monkeypatch: pytest.MonkeyPatch) ->
         exargs=True,
         shutdown_time=None,
         check=False,
+        own_socket=True,
     )
-    assert read([], {"XDG_RUNTIME_DIR": "/run/user/7"}).socket == Path("/run/user/7/vmess/control.sock")
-    assert read([], {"XDG_RUNTIME_DIR": ""}).socket == Path("/run/vmess/control.sock")
+    assert read([], {"XDG_RUNTIME_DIR": str(tmp_path)}).socket == tmp_path / "vmess/control.sock"
+    assert read(["--service"], {"XDG_RUNTIME_DIR": str(tmp_path)}).socket == Path("/run/vmess/control.sock")
     assert read(["--check"], {}).check
 
 
@@ -153,7 +154,7 @@ def test_a_vm_root_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
         assert config.read(["--vmdir", str(tmp_path / spelled)], {}).vmdir == vmdir
 
 
-NO_SETTINGS = ("check", "shutdown", "elsewhere", "passed_over")
+NO_SETTINGS = ("check", "shutdown", "background", "own_socket", "elsewhere", "passed_over")
 
 
 def test_each_row_is_a_flag_and_a_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +167,23 @@ def test_each_row_is_a_flag_and_a_key(capsys: pytest.CaptureFixture[str]) -> Non
     fields = [field.replace("_", "-") for field in Config._fields if field not in NO_SETTINGS]
     assert [option.key for option in OPTIONS] == fields
     assert set(ACCELERATORS) == {"auto", "kvm", "tcg"}
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ("", None),
+        ("--background", 600),
+        ("--background --idle-time never", None),
+        ("--background --idle-time 5", 5),
+        ("--idle-time 86400", 86400),
+        ("--background --socket /s", None),
+        ("--background --socket /s --idle-time 7", 7),
+        ("--service", None),
+    ],
+)
+def test_a_private_daemon_ends_by_itself(words: str, seconds: float | None) -> None:
+    assert read(words.split(), {}).idle_time == seconds
 
 
 # What is refused
@@ -212,6 +230,8 @@ BAD_FILES = (
     ("shutdown-time = 9", "{file}: shutdown-time '9' is not auto or a number from 10 to 86400"),
     ('shutdown-time = "1e2"', "{file}: shutdown-time '1e2' is not auto or a number from 10 to 86400"),
     ("shutdown-time = 60.5", "{file}: shutdown-time '60.5' must be a whole number or a string"),
+    ("idle-time = 0", "{file}: idle-time '0' is not auto, never or a number from 1 to 86400"),
+    ('idle-time = "off"', "{file}: idle-time 'off' is not auto, never or a number from 1 to 86400"),
     ("shutdown-time = true", "{file}: shutdown-time 'True' must be a whole number or a string"),
 )
 
@@ -264,6 +284,7 @@ def test_check_says_what_is_in_force_and_changes_nothing(tmp_path: Path) -> None
         "qemu-user = none\n"
         "exargs = yes\n"
         "shutdown-time = auto\n"
+        "idle-time = never\n"
     )
     allowed = vmessd("--check", *paths, "--qemu", sys.executable, "--allow-links", "eth1,!la\nb*")
     assert allowed.stdout.splitlines()[4:6] == ["allow-links = eth1, !la\\nb*", "allow-bridges = *"]
@@ -283,7 +304,7 @@ def test_check_finds_what_would_not_work(tmp_path: Path) -> None:
     assert check(qemu="no-such-qemu") == "QEMU 'no-such-qemu' is not an executable program"
     assert check(qemu=taken) == f"QEMU '{taken}' is not an executable program"
     assert check(vmdir=taken) == f"vmdir: '{taken}' is not a directory"
-    assert check(vmdir=taken / "sub") == f"vmdir: '{taken}' is not a directory"
+    assert check(vmdir=taken / "sub") == f"vmdir: '{taken}/sub' cannot be created: '{taken}' is not a directory"
     assert check(vmdir=tmp_path / "loose") == f"vmdir: '{tmp_path}/loose' is not a directory"
     assert check(socket=taken / "sock") == f"socket: '{taken}' is not a directory"
     assert check(socket=taken) == f"socket '{taken}' exists and is not a socket"
@@ -316,7 +337,7 @@ def test_check_as_somebody_who_may_not_write() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TESTS.parent, timeout=20
     )
-    assert done.stdout == "vmdir: '/etc' is not writable for uid 65534\n"
+    assert done.stdout == "vmdir: '/etc/vms' cannot be created: '/etc' is not writable for uid 65534\n"
 
 
 # What runs the guests' code

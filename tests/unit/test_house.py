@@ -20,7 +20,16 @@ PROMISES = (ROOT / "docs/explanation/promises.md").read_text(encoding="utf-8")
 # it. What stands on no floor, such as `vmessd/daemon.py`, puts everything together and may import all.
 FLOORS = {
     "vmessd": ("core", "storage", "network", "qemu", "vm", "devices", "supervisor", "api"),
-    "vmessctl": ("cli", "environment", "light_json", "client", "output", "stream", "commands"),
+    "vmessctl": (
+        "cli",
+        "environment",
+        "light_json",
+        "private_daemon",
+        "client",
+        "output",
+        "stream",
+        "commands",
+    ),
 }
 
 # What in `core` is not pure: the client shares it, and needs word to systemd and its standard streams.
@@ -176,6 +185,20 @@ def test_a_wrapped_library_has_one_importer(library: str) -> None:
     assert importers <= WRAPPED[library]
 
 
+def test_dataclasses_are_made_in_one_place() -> None:
+    makers = {
+        name
+        for name, tree in HOUSE.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) == "dataclasses.dataclass")
+        or (
+            isinstance(node, ast.ImportFrom)
+            and ast.unparse(node).startswith("from dataclasses import dataclass")
+        )
+    }
+    assert makers == {"vmessd.core.dataclass"}
+
+
 def test_threads_are_started_in_one_place() -> None:
     starters = {
         name
@@ -194,7 +217,7 @@ def test_processes_are_started_in_one_place() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in SPAWNING)
         or (isinstance(node, ast.ImportFrom) and SPAWNING & {alias.name for alias in node.names})
     }
-    assert starters <= {"vmessd.qemu.process"}
+    assert starters <= {"vmessd.qemu.process", "vmessd.background", "vmessctl.private_daemon"}
 
 
 SHARED = {module for name in HOUSE if name.startswith("vmessctl") for module in arrows(name)} - {

@@ -1,60 +1,43 @@
 """A wheel of this checkout, installed by pip into an environment with nothing else in it."""
 
+import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from booted import CHECKOUT, wheels
-from daemons import UNIT
+from booted import CHECKOUT
+from packages import build, install, run
 
 pytestmark = pytest.mark.slow
 
-OFFLINE = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 SYSTEMD = CHECKOUT / "contrib/systemd"
-
-
-def run(*words: str | os.PathLike[str], **environment: str) -> str:
-    """Run a program outside the checkout, expect success and no complaint, and return its standard output."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_", "VMESS_"))
-    }
-    done = subprocess.run(
-        words,
-        cwd="/",
-        env={**kept, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120 * UNIT,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of this checkout; beside it are those of what comes as a source alone."""
-    place = tmp_path_factory.mktemp("wheel")
-    words = ("wheel", "-q", "--no-deps", "--no-build-isolation", "--use-pep517", "--wheel-dir", place)
-    run(sys.executable, "-I", "-m", "pip", *words, CHECKOUT, *wheels().glob("*.tar.gz"), **OFFLINE)
-    [made] = place.glob("emptystack-*.whl")
-    return made
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def prefix(wheel: Path) -> Path:
-    """A virtual environment that pip has installed the wheel in, with the dependencies that are locked."""
+    """A virtual environment that pip has installed the wheel in."""
     place = wheel.with_name("environment")
-    run(sys.executable, "-I", "-m", "venv", "--without-pip", place)
-    words = ("--python", place / "bin/python", "install", "-q", "--only-binary", ":all:", wheel)
-    run(sys.executable, "-I", "-m", "pip", *words, **OFFLINE, PIP_FIND_LINKS=f"{wheel.parent} {wheels()}")
+    install(wheel, place)
     return place
+
+
+def test_the_installed_client_starts_the_installed_daemon(prefix: Path, tmp_path: Path) -> None:
+    own = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    client = prefix / "bin/vmessctl"
+    try:
+        run(client, "-q", "newvm", "make", **own)
+        pid = json.loads(run(client, "daemon", "--json", **own))["daemon"]["pid"]
+        assert os.fsencode(prefix / "bin/vmessd") in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    finally:
+        run(client, "daemon", "stop", **own)
 
 
 def files(place: Path) -> set[str]:

@@ -31,7 +31,7 @@ SYNOPSIS = (
     "<vmname>... <verb> [argument]... [<verb> [argument]...]...",
     "<verb> <vmname>... [argument]...",
     "net <verb> [argument]...",
-    "list | top | boot | shutdown | help | completion",
+    "list | top | boot | shutdown | daemon | help | completion",
     "[vmname]... watch",
 )
 """Forms of a command line, without the name of the program."""
@@ -70,7 +70,9 @@ WORST = "If a line names several VMs, each is reported and the worst status wins
 
 ENVIRONMENT = (
     ("VMESS_SOCKET", "The control socket, as --socket names it."),
+    ("VMESS_NO_DAEMON", "If it is not empty: do not start a daemon, like --no-daemon."),
     ("XDG_RUNTIME_DIR", "The directory with vmess/control.sock, the socket of your own daemon."),
+    ("XDG_STATE_HOME", "The directory with vmess/vmessd.log; by default ~/.local/state."),
     ("PAGER", "The program that shows long help on a terminal; less by default, none if it is empty."),
     ("VISUAL, EDITOR", "The editor that edit starts."),
     ("NO_COLOR", "If it is not empty: neither colours nor bold letters."),

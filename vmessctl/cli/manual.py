@@ -38,8 +38,11 @@ about a VM begins with the members "vm" and "verb"; the schema of the rest is th
 
 SOCKETS = (
     ("$XDG_RUNTIME_DIR/vmess/control.sock", "Control socket of your own daemon; tried first."),
+    ("/tmp/vmess-UID/control.sock", "The same without XDG_RUNTIME_DIR."),  # noqa: S108 -- text only
     ("/run/vmess/control.sock", "Control socket of the host's service."),
 )
+
+LOG = ("$XDG_STATE_HOME/vmess/vmessd.log", "Log of a daemon in the background; by default in ~/.local/state.")
 
 EXAMPLES = (
     f"{TERSE} {helptext.EXAMPLE}",
@@ -63,6 +66,10 @@ Read this file first: TOML, with the names above as keys; a setting with several
 
 SERVICE = """\
 Run as the host's service: with its defaults, and with {config} if it exists and --config is not given."""
+
+BACKGROUND = """\
+Leave the terminal, log to a file, and return when the daemon serves. On the default socket, the daemon ends 10
+minutes after the last running VM and client, unless --idle-time says otherwise. vmessctl(1) starts it so."""
 
 SHUTDOWN = """\
 Power all VMs down in order, through the vmessd that serves the VM root if there is one, and exit. Errors in the
@@ -167,7 +174,7 @@ def vmessctl() -> str:
         ("JSON", "\n".join([text(JSON), ".PP", _lines(INTROSPECTION)])),
         ("EXIT STATUS", "\n".join([_entries(helptext.STATUSES), ".PP", text(helptext.WORST)])),
         ("ENVIRONMENT", _entries(helptext.ENVIRONMENT)),
-        ("FILES", _entries(SOCKETS)),
+        ("FILES", _entries((*SOCKETS, LOG))),
         ("EXAMPLES", _lines(EXAMPLES)),
         ("SEE ALSO", text("vmessd(8), vmess.dir(5), qemu(1)")),
     )
@@ -191,6 +198,7 @@ def vmessd() -> str:
             "--shutdown",
             SHUTDOWN,
         ),
+        ("--background", BACKGROUND),
         ("--check", "Print the settings in force, or the errors in them, and exit."),
         ("--help, --version", "Show help, or the version."),
     )
@@ -202,6 +210,7 @@ def vmessd() -> str:
             for option in config.OPTIONS
             if option.key == "vmdir"
         ),
+        LOG,
     )
     spoken = f"The control socket speaks Varlink, interface {INTERFACE}:"
     return _page(

@@ -113,7 +113,7 @@ REACH = Summary(WIRES, "Forward ports, show addresses")
 FLEET = Summary(MANY, "List VMs, show load and events")
 POWER = Summary(MANY, "Start VMs as at boot, stop all")
 LINKS = Summary(HOST, "Bridges and links of the host")
-TOOL = Summary(HOST, "Explain verbs, complete words")
+TOOL = Summary(HOST, "Look after vmessctl itself")
 SUMMARIES = (
     *(MAKE, START, PAUSE, LOCK, UNATTENDED),
     *(STATE, SCREEN, KEYS, WAIT),
@@ -130,6 +130,7 @@ WAITS = "takes effect at its next start"
 REFUSED = "refused; stop it first"
 
 SOCKET = Option("--socket", "Use this control socket, like VMESS_SOCKET in the environment.", "PATH")
+NO_DAEMON = Option("--no-daemon", "Do not start a daemon if none runs, like VMESS_NO_DAEMON=1.")
 JSON = Option("--json", "Print the daemon's replies as JSON: sizes in bytes, times in seconds.")
 ALL = Option("--all", "All VMs, in place of names.")
 VERBOSE = Option("--verbose", "With start and info, also print QEMU's command line. Also -v.")
@@ -159,7 +160,7 @@ SORT = Option("--sort", "Sort by this column, the largest first.", "cpu|rss|disk
 HELP = Option("--help", "Show help for the verb, or for all verbs. Also -h.")
 VERSION = Option("--version", "Show the version.", alias="version")
 
-EVERYWHERE = (SOCKET, QUIET, VERBOSE, HELP, VERSION)
+EVERYWHERE = (SOCKET, NO_DAEMON, QUIET, VERBOSE, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (
@@ -175,6 +176,7 @@ LITERALS = frozenset(
         *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
         *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
+        *("status", "stop", "log"),
     }
 )
 """Words of arguments that stand for themselves; the others are placeholders."""
@@ -866,6 +868,18 @@ COMMANDS: tuple[Command, ...] = (
         destroys=True,
         summary=LINKS,
         example="net prune",
+    ),
+    Command(
+        "daemon",
+        "Look after your own vmessd, which the first command starts if no vmessd serves you, and which\n"
+        "ends 10 minutes after its last VM and client. status shows where it has its files, stop ends it\n"
+        "(VMs keep running), log shows what it has logged.",
+        "Daemon",
+        "daemon.run",
+        summary=TOOL,
+        example="daemon status",
+        arguments="[status|stop|log]",
+        options=(FOLLOW, JSON),
     ),
     Command(
         "completion",

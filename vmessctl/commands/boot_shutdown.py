@@ -58,7 +58,7 @@ class _Progress:
         """Follow the call until it finishes; repeat it if the daemon was restarted. Raises Unreachable."""
         while True:
             try:
-                self._follow(connect(self._invocation))
+                self._follow(connect(self._invocation, may_start=not systemd.is_heard()))
             except Unreachable:
                 now = time.monotonic()
                 self._patience = self._patience or now + RETURN_TIME

@@ -47,7 +47,7 @@ def run(invocation: Invocation) -> int:
     (vm,) = invocation.vms
     serial = invocation.command.verb == "console"
     reader = _Reader(invocation, vm, "serial" if serial else "qemu")
-    put = _printer(invocation, plain if serial else escaped)
+    put = printer(invocation, plain if serial else escaped)
     try:
         while True:
             while data := reader.read():
@@ -136,7 +136,7 @@ class _Reader:
         return os.fstat(self._log).st_nlink == 0
 
 
-def _printer(invocation: Invocation, shown: Callable[[str], str]) -> Callable[[bytes], None]:
+def printer(invocation: Invocation, shown: Callable[[str], str]) -> Callable[[bytes], None]:
     """Return a function that prints pieces: unchanged, escaped for a terminal, or as JSON lines."""
     if verbs.JSON.flag in invocation.options:
         return _json_lines()

@@ -277,7 +277,7 @@ class _LiveTable:
         self._note = ""
 
     def run(self) -> int:
-        self._connect()  # before full-screen mode, so that an error message remains visible
+        self._connect(may_start=True)  # before full-screen mode, so that an error message remains visible
         with Screen() as screen:
             self._draw(screen)
             while self._left is None or self._left > 0:
@@ -291,8 +291,8 @@ class _LiveTable:
                 self._draw(screen)
         return DONE
 
-    def _connect(self) -> None:
-        self._client = connect(self._invocation)
+    def _connect(self, *, may_start: bool) -> None:
+        self._client = connect(self._invocation, may_start=may_start)
         _ask(self._client, self._interval)
         self._due = time.monotonic() + self._interval + ANSWER_TIME
 
@@ -323,7 +323,7 @@ class _LiveTable:
             self._lose(silence().message)
             return
         try:
-            self._connect()
+            self._connect(may_start=False)
         except Unreachable:
             self._due = time.monotonic() + RETRY
 

@@ -305,3 +305,27 @@ def event(reply: Reply, clock: str) -> str:
     aside = f" ({', '.join(remarks)})" if remarks else ""
     fraction = f"{int(reply['time'] % 1 * 1000):03d}"
     return f"{clock}.{fraction}  {reply['vm']:<13}  {reply['event']:<8}  {printable(str(reply['text']))}{aside}"
+
+
+def daemon(reply: Reply) -> str:
+    """Return where a daemon has its files, and when it ends."""
+    it = reply["daemon"]
+    end = "when it is told to"
+    if it["idle_time"] is not None:
+        end = f"{duration(it['idle_time'])} after the last running VM and client"
+    count = f"{it['vms']} VM{'' if it['vms'] == 1 else 's'}, {it['running']} running"
+    lines = [
+        f"vmessd {printable(it['version'])} runs, PID {it['pid']}",
+        f"VM root: {printable(it['vmdir'])} ({count})",
+        f"control socket: {printable(it['socket'])}",
+        f"log: {printable(it['log'] or 'standard error')}",
+        f"ends: {end}",
+    ]
+    return "\n".join(lines)
+
+
+def daemon_ended(it: Reply) -> str:
+    """Return that a daemon was ended, and what goes on without it."""
+    running = it["running"]
+    on = f"; {running} VM{' keeps' if running == 1 else 's keep'} running" if running else ""
+    return f"vmessd stopped (PID {it['pid']}){on}"

@@ -7,7 +7,6 @@ waits; others do not notice.
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import fcntl
 import socket
 import struct
@@ -18,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from vmessd.core.contract import Cost, Method
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, failing
 
 _T = TypeVar("_T")
@@ -193,7 +193,7 @@ def beside(share: Share, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
     return task
 
 
-@dataclasses.dataclass(eq=False)
+@dataclass(eq=False)
 class _Handed:
     """Descriptors that were sent to a client, or will be."""
 

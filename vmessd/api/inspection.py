@@ -1,12 +1,16 @@
 """Queries about VMs: status, details, load, and why they ended."""
 
+import os
 from collections.abc import AsyncIterator
 from typing import TypedDict
 
 from asyncvarlink import LastResult, varlinkmethod
 
+from vmessd import __version__
 from vmessd.api.caller import Caller
 from vmessd.core import refusals
+from vmessd.core.lifecycle import OFF
+from vmessd.core.models.daemon import DaemonStatus
 from vmessd.core.models.views import Aspect, Sample, VMOverview, VMView
 from vmessd.core.models.vms import Explanation, NotVMs, VMInfo, VMStatus
 from vmessd.supervisor.views import views
@@ -68,6 +72,21 @@ class Inspection(Caller):
             if not left:
                 raise LastResult(view)
             yield view
+
+    @varlinkmethod(return_parameter="daemon")
+    async def Daemon(self) -> DaemonStatus:
+        """Return where the daemon has its files, and when it ends by itself."""
+        residence, machines = self._supervisor.host.residence, self._supervisor.known()
+        return DaemonStatus(
+            __version__,
+            os.getpid(),
+            str(self._supervisor.root),
+            residence.socket,
+            residence.log,
+            residence.idle_time,
+            len(machines),
+            sum(machine.state not in OFF for machine in machines),
+        )
 
     @varlinkmethod(return_parameter="why")
     async def Why(self, *, vm: str) -> Explanation:

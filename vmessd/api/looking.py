@@ -1,17 +1,17 @@
 """Access to a VM by passed descriptors: its screen, its serial console, its logs."""
 
 import base64
-import dataclasses
 
 from asyncvarlink import FileDescriptor, varlinkmethod
 
 from vmessd.api.caller import Caller
+from vmessd.core.dataclass import dataclass
 from vmessd.core.models.consoles import VMRelay
 from vmessd.core.models.events import Kind
 from vmessd.storage import logs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMConsole:
     """A serial console."""
 
@@ -26,7 +26,7 @@ class VMConsole:
     """Bytes of output since the start."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMLog:
     """A log, opened for reading."""
 

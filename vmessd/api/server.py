@@ -25,7 +25,8 @@ from vmessd.api.audit import Audit, Peer
 from vmessd.api.budgets import OWN, Account, Budget, beside
 from vmessd.api.connection import Connection, Gate, Hangups
 from vmessd.api.interface import VmessInterface
-from vmessd.core.errors import INTERFACE, Locked, failing, printable, reason
+from vmessd.core import places
+from vmessd.core.errors import INTERFACE, Locked, VmessError, failing, printable, reason
 from vmessd.storage import safefile
 from vmessd.supervisor.fleet import Fleet
 from vmessd.supervisor.registry import Supervisor
@@ -49,6 +50,9 @@ CONNECTION_TIME = 0.0002
 """Loop time that a connection costs without its calls, in seconds (measured)."""
 TIDY_EVERY = 2.0
 """Seconds between cleanups of budgets."""
+LOOK_EVERY = 2.0
+"""Seconds between looks whether the socket of a private daemon is still there."""
+BACKLOG = 1024
 
 
 def _most_descriptors() -> int:
@@ -77,8 +81,12 @@ def _peer(connected: socket.socket) -> Peer:
 class Control:
     """The listening socket and its clients. Use as an async context manager."""
 
-    def __init__(self, path: Path, supervisor: Supervisor, fleet: Fleet) -> None:
+    def __init__(self, path: Path, supervisor: Supervisor, fleet: Fleet, *, own: bool = False) -> None:
+        """Serve on a socket. `own`: its directory is this user's, and the end of a session may remove it."""
         self.path = path
+        self._own = own
+        self.left_at = 0.0
+        """When the last client left, by the clock of the event loop."""
         self._supervisor = supervisor
         self._fleet = fleet
         self._clients: set[Connection] = set()
@@ -106,13 +114,16 @@ class Control:
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._refuse_second(directory)
-            self._listener = safefile.listener(directory, self.path.name, SOCKET_MODE, backlog=1024)
+            self._listener = safefile.listener(directory, self.path.name, SOCKET_MODE, backlog=BACKLOG)
             self._identity = self._widen(directory)
         finally:
             os.close(directory)
         self._listener.setblocking(False)
         self._hangups = Hangups()
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        self.left_at = asyncio.get_running_loop().time()
+        if self._own:
+            self._later(LOOK_EVERY, self._renew)
         self._later(IDLE_LIMIT / 4, self._hang_up_idle)
         self._later(TIDY_EVERY, self._tidy)
         return self
@@ -120,10 +131,7 @@ class Control:
     async def __aexit__(self, *_: object) -> None:
         for chore in self._chores.values():
             chore.cancel()
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener)
-            self._listener.close()
-            self._unlink()
+        self._close_door()
         for waiting in self._arriving.values():
             while waiting:
                 waiting.popleft()[0].close()
@@ -176,7 +184,46 @@ class Control:
             if (found.st_dev, found.st_ino) == self._identity:
                 self.path.unlink()
 
+    def _close_door(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+            self._unlink()
+
+    def _renew(self) -> None:
+        """Bind a new socket if the old one was removed, as systemd-logind does at the last logout."""
+        self._later(LOOK_EVERY, self._renew)
+        if self._listener is None or os.path.lexists(self.path):
+            return
+        with contextlib.suppress(VmessError, OSError):  # the next look may have more luck
+            directory = places.opened(str(self.path.parent), create=True)
+            try:
+                fresh = safefile.listener(directory, self.path.name, SOCKET_MODE, backlog=BACKLOG)
+                fresh.setblocking(False)
+                self._identity = self._widen(directory)
+            finally:
+                os.close(directory)
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = fresh
+            asyncio.get_running_loop().add_reader(fresh, self._accept)
+            log.info("the control socket %s was removed; a new one is in its place", printable(str(self.path)))
+
     # -- Clients --
+
+    @property
+    def is_used(self) -> bool:
+        """There are clients."""
+        return bool(self._clients) or any(self._arriving.values())
+
+    def retire(self) -> bool:
+        """Stop listening if there is no client, also none in the queue; tell whether this was done."""
+        self._accept()
+        if self.is_used:
+            return False
+        self._close_door()
+        return True
 
     def _accept(self) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
@@ -294,6 +341,7 @@ class Control:
             self._hangups.forget(client.fileno())
         self._clients.discard(client)
         client.account.clients -= 1
+        self.left_at = asyncio.get_running_loop().time()
 
     def _make_room(self, clients: Iterable[Connection]) -> bool:
         """Disconnect a client that has left or was idle for longest; tell whether there was one."""

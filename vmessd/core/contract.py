@@ -5,10 +5,11 @@ change, refuses a VM that is locked or in the wrong state, charges the call to i
 calls whose client has left. A method without a row is not served.
 """
 
-import dataclasses
 import enum
 from collections.abc import Mapping
 from typing import Any
+
+from vmessd.core.dataclass import dataclass
 
 
 class Effect(enum.Enum):
@@ -36,7 +37,7 @@ class Cost(enum.Enum):
     endless = "replies until the client leaves"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Method:
     """One method."""
 
@@ -102,6 +103,8 @@ SERVICE = _look()
 """Any method of org.varlink.service."""
 
 METHODS: Mapping[str, Method] = {
+    # The daemon
+    "Daemon": _look(),
     # All VMs
     "List": _look(),
     "Overview": _look(),

@@ -17,7 +17,7 @@ NAME_MAX = 30
 LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
 
 # Words of the command line. They are not VM names without a digit; with one they may be ("start0").
-GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "boot", "shutdown"})
+GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "daemon", "boot", "shutdown"})
 VERBS = frozenset(
     {
         *("suspend", "sendkey", "ctrl-alt-delete", "type", "lock", "unlock", "why"),

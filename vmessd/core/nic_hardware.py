@@ -9,9 +9,9 @@ import itertools
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.wires import INTERFACES_MAX
 

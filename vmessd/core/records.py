@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from vmessd.core.dataclass import dataclass
+
 _T = TypeVar("_T")
 
 NUMBER_LIMIT = 2**53
@@ -18,7 +20,7 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Moment:
     """A point in time whose age can be told later, even if the clock was set."""
 
@@ -42,7 +44,7 @@ class Moment:
         return max(0.0, now.epoch - self.epoch)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class RunRecord:
     """What identifies the QEMU of a VM, and how it was started."""
 
@@ -70,7 +72,7 @@ class RunRecord:
     """The settings and drives it was started with, see :mod:`vmessd.vm.pending`; None from an older version."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ExitRecord:
     """How the last run of a VM ended."""
 

@@ -12,9 +12,9 @@ import enum
 import ipaddress
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from vmessd.core import names
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import InvalidValue, quoted
 
 NOTHING = "none"

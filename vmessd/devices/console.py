@@ -19,7 +19,6 @@ it once.
 import array
 import asyncio
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import os
@@ -28,6 +27,7 @@ import termios
 import weakref
 from collections.abc import Mapping
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, Locked, NoSuchVM, TimedOut, VmessError
 from vmessd.core.lifecycle import State
 from vmessd.core.models.consoles import Ending
@@ -54,7 +54,7 @@ SETTLE = (0.0, 0.02, 0.1, 0.3)
 """Pauses before queries, in seconds, while QEMU is about to notice a change."""
 
 
-@dataclasses.dataclass
+@dataclass
 class Attached:
     """A console to hand over. The receiver must close the sockets."""
 
@@ -66,7 +66,7 @@ class Attached:
     """Bytes that this run has printed."""
 
 
-@dataclasses.dataclass
+@dataclass
 class _Client:
     """A client that is attached to a console."""
 

@@ -8,13 +8,13 @@ relay: a second one replaces the first.
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import itertools
 import socket
 from collections.abc import Collection
 from typing import Any
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import (
     Failed,
     InvalidValue,
@@ -52,7 +52,7 @@ which does not answer keeps open.
 _names_in_use: set[str] = set()
 
 
-@dataclasses.dataclass
+@dataclass
 class _Relay:
     listener: socket.socket
     task: asyncio.Task[None]
@@ -213,7 +213,7 @@ async def _hand_over(run: QemuRun, connected: socket.socket) -> str:
     return f"a VNC viewer from {peer} was handed to QEMU"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Endpoint:
     """The address and port that a relay listens on."""
 

@@ -13,11 +13,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import NoReturn
 
 from vmessd.core import names
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason, shell_line
 from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.wires import INTERFACES_MAX, Wire, new_bridge_name

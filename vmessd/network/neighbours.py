@@ -7,8 +7,8 @@ the guest forms it that way, as Linux does without NetworkManager or privacy ext
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.models.wires import VMAddress
 from vmessd.network.netlink_replies import Neighbour
 

@@ -10,7 +10,8 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from vmessd.core.dataclass import dataclass
 
 ATTRIBUTE = struct.Struct("=HH")
 LINK_BODY = struct.Struct("=BxHiII")

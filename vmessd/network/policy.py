@@ -12,10 +12,10 @@ and owner.
 import fnmatch
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from vmessd.core import names
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, NotPermitted
 from vmessd.network.netlink_replies import Link
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vmessd.core import nic_hardware
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed
 from vmessd.core.names import CDROM
 from vmessd.core.settings import CPU, SETTINGS
@@ -45,7 +46,7 @@ BEST_CPU = {"kvm": "host", "tcg": "max"}
 """The CPU model with all features, by accelerator (QEMU, docs/system/cpu-models-x86); TCG has no `host`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Card:
     """A network card of the guest and its backend."""
 
@@ -60,7 +61,7 @@ class Card:
     """Its PCI slot; None if QEMU chooses, or the card is not a PCI device."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Spec:
     """The specification of a VM: everything that its command line depends on."""
 

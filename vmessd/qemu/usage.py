@@ -10,8 +10,6 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import psutil
-
 
 class Usage(NamedTuple):
     """The resource usage of a process."""
@@ -34,6 +32,8 @@ class Flow(NamedTuple):
 
 def usage(pid: int) -> Usage | None:
     """Return the usage of a process; None if it has ended or may not be inspected. Blocks briefly."""
+    import psutil  # noqa: PLC0415 -- a twentieth of the start of the daemon, and only `top` needs it
+
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         with process.oneshot():

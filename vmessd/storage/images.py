@@ -4,7 +4,6 @@ An existing image is never written to and never made smaller. Sizes are in bytes
 """
 
 import contextlib
-import dataclasses
 import os
 import re
 import stat
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vmessd.core import names, settings
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, InvalidValue, failing, printable, quoted, reason, shell_line
 from vmessd.storage import image_formats, safefile
 from vmessd.storage.image_formats import Format
@@ -22,7 +22,7 @@ RAW = settings.BY_FILE["RAW"]
 _DRIVE_FILE = re.compile(r"([a-z][a-z0-9-]*)-(?:(hd[a-d])\.img|(cdrom)\.iso)")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Disk:
     """A drive as found: the file or block device that QEMU will open."""
 

@@ -6,7 +6,6 @@ it. This daemon tries again after a pause that grows. A directory in the middle 
 completed in the same way.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -14,6 +13,7 @@ import os
 import time
 from pathlib import Path
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, NotPermitted, TimedOut, VmessError, printable, reason
 from vmessd.core.refusals import LOG
 from vmessd.network.links import Network
@@ -29,7 +29,7 @@ PATIENCE = 300.0
 """Seconds that the deletion of the files of a VM may take."""
 
 
-@dataclasses.dataclass
+@dataclass
 class _Left:
     """A directory to delete."""
 

@@ -7,12 +7,12 @@ Events that a guest can cause at any rate are published at once the first time, 
 
 import asyncio
 import collections
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, quoted
 from vmessd.core.lifecycle import State
 from vmessd.core.models.events import Kind, VMEvent
@@ -114,7 +114,7 @@ class Watcher:
         raise StopAsyncIteration
 
 
-@dataclasses.dataclass
+@dataclass
 class _Held:
     """A QMP event that was published just now, and how often it has arrived since."""
 

@@ -7,7 +7,9 @@ import dataclasses
 import os
 from typing import Any
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import NotPermitted
+from vmessd.core.models.daemon import Residence
 from vmessd.core.models.events import Kind
 from vmessd.core.settings import SETTINGS, Setting
 from vmessd.network.displays import Displays
@@ -26,7 +28,7 @@ AUTO = "auto"
 """The accelerator that is KVM where it works, and TCG elsewhere."""
 
 
-@dataclasses.dataclass
+@dataclass
 class Host:
     """The host, as the VMs of a daemon use it."""
 
@@ -44,6 +46,8 @@ class Host:
     events: Events = dataclasses.field(default_factory=Events)
     census: Census = dataclasses.field(default_factory=Census)
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
+    residence: Residence = dataclasses.field(default_factory=Residence)
+    """Where the daemon has its files."""
     kills: Kills = dataclasses.field(default_factory=Kills)
     """OOM kills in the cgroups of the QEMUs."""
     kvm: Kvm = dataclasses.field(default_factory=Kvm)

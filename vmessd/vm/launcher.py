@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vmessd.core import names
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, VmessError, failing, shell_line
 from vmessd.core.lifecycle import Policy
 from vmessd.core.records import Moment, RunRecord
@@ -36,7 +37,7 @@ LAST_LINES = 5  # of qemu.log, kept in the exit record
 Check = Callable[[], None]
 
 
-@dataclasses.dataclass
+@dataclass
 class Launched:
     """A QEMU process and its data."""
 

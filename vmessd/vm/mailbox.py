@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import NoSuchVM, VmessError
 from vmessd.core.lifecycle import Event
 from vmessd.core.models.progress import StartProgress, StopProgress
@@ -14,7 +15,7 @@ _T = TypeVar("_T")
 News = StartProgress | StopProgress | VmessError
 
 
-@dataclasses.dataclass
+@dataclass
 class Request:
     """A request to start or stop. `news` receives the progress; the last item is done, or an error."""
 
@@ -26,7 +27,7 @@ class Request:
     news: asyncio.Queue[News] = dataclasses.field(default_factory=asyncio.Queue)
 
 
-@dataclasses.dataclass
+@dataclass
 class EventMessage:
     """A lifecycle event and its data."""
 
@@ -45,7 +46,7 @@ class EventMessage:
         return self.request or Request(uid=None)
 
 
-@dataclasses.dataclass
+@dataclass
 class Job:
     """Blocking work on the files of a VM, begun between two messages."""
 

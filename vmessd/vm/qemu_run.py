@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 from vmessd.core import refusals
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import StartFailed, TimedOut, VmessError
 from vmessd.core.lifecycle import Ending, Event, Policy, Reason, Rung, State, classify
 from vmessd.core.models.progress import StopProgress
@@ -49,7 +50,7 @@ BURY_TIME = 3.0
 """Seconds that clients wait for the exit record to be on disk."""
 
 
-@dataclasses.dataclass
+@dataclass
 class QemuRun:
     """A QEMU process, its QMP session, and what is known from both."""
 

@@ -36,6 +36,8 @@ WITHOUT: dict[str, str] = {
     "{} cannot be created: ": SYSTEM,
     "{} cannot be opened: ": SYSTEM,
     "{} cannot be read: ": SYSTEM,
+    "log {} cannot be read: ": SYSTEM,
+    "vmessd (PID {}) cannot be ended: ": SYSTEM,
     "VM {} cannot be looked at: ": SYSTEM,
     "{} cannot be locked: ": SYSTEM,
     "{} cannot be accessed: ": SYSTEM,

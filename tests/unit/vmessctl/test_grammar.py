@@ -199,6 +199,9 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("help net vlan", "help", (), ("net", "vlan"), {}),
     ("net --help", "help", (), ("net",), {"--help": ""}),
     ("net vlan -h", "help", (), ("net", "vlan"), {"--help": ""}),
+    ("daemon", "daemon", (), (), {}),
+    ("daemon log -f", "daemon", (), ("log",), {"-f": ""}),
+    ("--no-daemon newvm start", "start", ("newvm0",), (), {"--no-daemon": ""}),
     ("net vlan bridge1 eth0 --help", "help", (), ("net", "vlan"), {"--help": ""}),
     ("newvm ifadd 1 start --help", "help", (), ("ifadd",), {"--help": ""}),
 )
@@ -395,7 +398,7 @@ def test_no_verb_can_be_taken_for_a_vm() -> None:
     assert could_be == names.RESERVED, "and no word is kept for a verb that there is not"
     alone = {command.verb for command in COMMANDS if command.is_global}
     nets = {verb for verb in BY_VERB if verb.startswith("net ")}
-    assert alone == {"list", "help", "top", "boot", "shutdown", "watch", "completion"} | nets
+    assert alone == {"list", "help", "top", "boot", "shutdown", "watch", "completion", "daemon"} | nets
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 Records that carry descriptors need the library of the control socket; they are in :mod:`vmessd.api.looking`.
 """
 
-import dataclasses
 import enum
 
 from vmessd.core import words
+from vmessd.core.dataclass import dataclass
 
 
 class Ending(enum.StrEnum):
@@ -18,7 +18,7 @@ class Ending(enum.StrEnum):
     """The client did not read it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMRelay:
     """A TCP port that accepts one connection to a VM's VNC server."""
 
@@ -28,7 +28,7 @@ class VMRelay:
     """Seconds after which the port is closed."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SerialPiece:
     """A piece of a VM's serial output."""
 

@@ -1,9 +1,9 @@
 """Events of VMs, as `Watch` reports them. Pure."""
 
-import dataclasses
 import enum
 
 from vmessd.core import words
+from vmessd.core.dataclass import dataclass
 from vmessd.core.lifecycle import State
 from vmessd.core.models.vms import Exit
 
@@ -40,7 +40,7 @@ class Kind(enum.Enum):
     removed = words.Kind.removed
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMEvent:
     """One event."""
 

@@ -5,10 +5,11 @@ import enum
 from typing import Self
 
 from vmessd.core import words
+from vmessd.core.dataclass import dataclass
 from vmessd.core.lifecycle import Rung
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class StartProgress:
     """A step of a start: first the command line, then the process."""
 
@@ -19,7 +20,7 @@ class StartProgress:
     """The accelerator: kvm or tcg."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class StopProgress:
     """A step of a stop: a rung of the ladder; in the last step, how the VM ended."""
 
@@ -57,7 +58,7 @@ class FleetStep(enum.StrEnum):
     failed = words.FleetStep.failed
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class FleetProgress:
     """A step of booting or shutting down all VMs."""
 

@@ -1,9 +1,9 @@
 """Queries about several VMs, and the load of all of them. Pure."""
 
-import dataclasses
 import enum
 from typing import Self
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import NoSuchVM, VmessError
 from vmessd.core.lifecycle import State
 from vmessd.core.models.vms import Explanation, VMInfo, VMStatus
@@ -20,7 +20,7 @@ class Aspect(enum.Enum):
     why = "why"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Refusal:
     """An error for one of several VMs."""
 
@@ -38,7 +38,7 @@ class Refusal:
         return cls(error.wire_name(), error.message, error.hint, directory)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMView:
     """The answer for one VM, or the error."""
 
@@ -52,7 +52,7 @@ class VMView:
     why: Explanation | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMOverview:
     """One VM in a list of all. null: not known, for example because its files do not answer."""
 
@@ -79,7 +79,7 @@ class VMOverview:
     """What is wrong with it, or why a start would be refused."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMStats:
     """The load of a VM, averaged over the interval between two samples. null: not known, or not applicable."""
 
@@ -103,7 +103,7 @@ class VMStats:
     """Bytes per second from the guest through its TAPs."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Sample:
     """The load of all VMs."""
 

@@ -3,15 +3,15 @@
 Durations are in seconds and sizes in bytes.
 """
 
-import dataclasses
 from typing import Self
 
+from vmessd.core.dataclass import dataclass
 from vmessd.core.lifecycle import Policy, Reason, State
 from vmessd.core.models.wires import VMNic
 from vmessd.core.records import ExitRecord
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Exit:
     """How the last run of a VM ended."""
 
@@ -43,7 +43,7 @@ class Exit:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Restart:
     """The next start by a VM's restart policy."""
 
@@ -55,7 +55,7 @@ class Restart:
     """Seconds until the start."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMStatus:
     """A summary of one VM."""
 
@@ -75,7 +75,7 @@ class VMStatus:
     """Settings were changed since the start; they take effect at the next start. null: not known."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class NotVMs:
     """Directories in the VM root whose names are not names of VMs."""
 
@@ -86,7 +86,7 @@ class NotVMs:
     """How the first one becomes a VM."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Drive:
     """One drive of a VM."""
 
@@ -101,7 +101,7 @@ class Drive:
     """Bytes that the guest has written; None as for `read`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Value:
     """One setting of a VM, as in its file."""
 
@@ -111,7 +111,7 @@ class Value:
     """Why the value is invalid."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Pending:
     """A setting or drive of a running VM that was changed since its start. null: not set, or no such drive."""
 
@@ -123,7 +123,7 @@ class Pending:
     """From the next start on."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMInfo:
     """Everything about one VM."""
 
@@ -151,7 +151,7 @@ class VMInfo:
     """What was changed since the start; null if it is off, or an older vmessd has started it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class End:
     """What the record of the last run says, in addition to `status.last_exit`."""
 
@@ -166,7 +166,7 @@ class End:
     """The last lines that the guest printed on its serial port, escaped."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Explanation:
     """Why a VM is in its state."""
 

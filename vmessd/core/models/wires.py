@@ -1,12 +1,12 @@
 """Interfaces of VMs, their addresses, and the bridges and links of the host. Pure."""
 
-import dataclasses
 import enum
 
 from vmessd.core import words
+from vmessd.core.dataclass import dataclass
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMNic:
     """One interface of a VM."""
 
@@ -60,7 +60,7 @@ class StepKind(enum.StrEnum):
     """Ports are no longer forwarded; `link` is the wire with them."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Step:
     """One thing that was done, for the client to report."""
 
@@ -70,7 +70,7 @@ class Step:
     """The owner of a TAP, in a step about the owner."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class VMAddress:
     """An address of a guest."""
 
@@ -85,7 +85,7 @@ class VMAddress:
     """It is in use as far as the host can tell: the guest is running, and frames from it were seen."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ForeignPort:
     """A port of a bridge that belongs to another VM root."""
 
@@ -93,7 +93,7 @@ class ForeignPort:
     root: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Segment:
     """A bridge and its ports; without a bridge, the links of vmess that are in no bridge."""
 

@@ -1,0 +1,104 @@
+"""The start of a private daemon: whose complaint is told, and when it is left to a service."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vmessctl import client, private_daemon
+from vmessd.core import places
+from vmessd.core.errors import BadFile, Unreachable
+
+STARTED = "no private vmessd was started: "
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "message", "hint"),
+    [
+        ("vmessd: no room\n  hint: df /\n", 1, f"{STARTED}no room", "df /"),
+        ("a warning\nvmessd: no room\n", 1, f"{STARTED}no room", "vmess daemon log"),
+        ("", -9, "vmessd ended with signal 9 before it served", "vmess daemon log"),
+        (
+            "Traceback:\nImportError: psutil\n",
+            1,
+            "vmessd ended with exit status 1 before it served: ImportError: psutil",
+            "vmess daemon log",
+        ),
+        ("\x1b[2J\n", 3, "vmessd ended with exit status 3 before it served: \\x1b[2J", "vmess daemon log"),
+    ],
+)
+def test_the_complaint_of_the_daemon_is_told(said: str, status: int, message: str, hint: str) -> None:
+    error = private_daemon.refusal(said, status)
+    assert (error.message, error.hint, error.status) == (message, hint, 5)
+
+
+def test_a_service_that_does_not_answer_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(places, "SERVICE_DIRECTORY", str(tmp_path))
+    with pytest.raises(Unreachable, match="the host's vmessd does not answer") as refusal:
+        private_daemon.start(lambda: False, silent=False)
+    assert "vmessd --background" in str(refusal.value.hint)
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])
+def test_a_persons_own_service_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    config = tmp_path / ".config" if variable == "HOME" else tmp_path
+    monkeypatch.setattr(private_daemon, "variable", {variable: str(tmp_path)}.get)
+    monkeypatch.setattr(places, "SERVICE_DIRECTORY", str(tmp_path / "none"))
+    link = config / private_daemon.OWN_UNIT
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/nonexistent/vmessd.service")
+    with pytest.raises(Unreachable, match="your own service vmessd does not answer"):
+        private_daemon.start(lambda: False, silent=False)
+
+
+def test_what_is_said_if_the_service_may_not_be_used() -> None:
+    absent, denied = FileNotFoundError(2, "No such file"), PermissionError(13, "Permission denied")
+    error = client._unreachable({"/run/user/7/vmess/control.sock": absent, places.SERVICE_SOCKET: denied})
+    assert error.message == "the control socket /run/vmess/control.sock may not be used: permission denied"
+    assert "vmessd --background" in str(error.hint)
+    named = client._unreachable({"/srv/vmess.sock": denied})
+    assert "--background" not in str(named.hint)
+
+
+def test_nothing_is_started_where_somebody_may_not_connect(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(_sock: object, _path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(client, "_connect_to", refuse)
+    with pytest.raises(Unreachable, match="may not be used"):
+        client.Client([str(tmp_path / "s")], otherwise=lambda: pytest.fail("started"))
+
+
+def test_an_unsafe_directory_counts_only_where_the_daemon_would_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(_sock: object, path: str) -> None:
+        if path.endswith("unsafe"):
+            raise BadFile("unsafe")
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(client, "_connect_to", refuse)
+    called: list[bool] = []
+    for paths, started in ((["unsafe", "absent"], False), (["absent", "unsafe"], True)):
+        called.clear()
+        with pytest.raises(Unreachable):
+            client.Client(paths, otherwise=lambda: called.append(True))
+        assert bool(called) is started
+
+
+@pytest.mark.parametrize("name", ["vmess", "-c", ""])
+def test_a_program_without_a_directory_has_nothing_beside_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "vmessd").touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [name])
+    words, more = private_daemon._command()
+    assert words[1:] == ["-P", "-m", "vmessd"]
+    assert os.path.isdir(os.path.join(more["PYTHONPATH"].partition(os.pathsep)[0], "vmessd"))

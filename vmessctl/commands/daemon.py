@@ -1,0 +1,144 @@
+"""The verb daemon: shows the daemon that answers, ends it, and shows its log."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.client import Client, candidates, connect, named
+from vmessctl.commands import logs
+from vmessctl.environment import variable
+from vmessctl.output import rendering
+from vmessctl.output.terminal import emit, show, tell
+from vmessd.core import places
+from vmessd.core.errors import (
+    DONE,
+    INTERRUPTED,
+    Failed,
+    InvalidValue,
+    TimedOut,
+    Unreachable,
+    printable,
+    quoted,
+    reason,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Reply
+
+END_TIME = 30.0
+"""Seconds that a daemon may take to end."""
+PACE = 0.2
+"""Seconds between looks whether the log has grown."""
+PIECE = 1 << 16
+
+
+def run(invocation: Invocation) -> int:
+    """Show, end, or show the log of the daemon; never start one."""
+    word = invocation.arguments[0] if invocation.arguments else "status"
+    if word not in WORDS:
+        known = ", ".join(WORDS)
+        raise InvalidValue(f"daemon takes {known}, not {quoted(word)}", hint=f"{PROGRAM} help daemon")
+    return WORDS[word](invocation)
+
+
+def _client(invocation: Invocation) -> Client:
+    """Connect without starting a daemon; raises Unreachable."""
+    return connect(invocation, may_start=False)
+
+
+def _status(invocation: Invocation) -> int:
+    client = _client(invocation)
+    show(invocation, client.call("Daemon"), rendering.daemon)
+    client.close()
+    return DONE
+
+
+def _stop(invocation: Invocation) -> int:
+    option = invocation.options.get(verbs.SOCKET.flag)
+    paths = [path for path in candidates(option) if named(option) or path != places.SERVICE_SOCKET]
+    absent: list[bool] = []
+    try:
+        client = Client(paths, otherwise=lambda: absent.append(True))
+    except Unreachable:
+        if not absent:
+            raise
+        emit(invocation, {"pid": None})
+        tell("no private vmessd runs")
+        return DONE
+    pid = client.peer()
+    try:
+        process = os.pidfd_open(pid)
+    except OSError as error:
+        raise Failed(f"vmessd (PID {pid}) cannot be ended: {reason(error)}") from None
+    daemon = client.call("Daemon")["daemon"]  # it answers, so the PID is still its own
+    client.close()
+    if daemon["socket"] == places.SERVICE_SOCKET:
+        raise Failed("the host's service is not ended from here", hint="systemctl stop vmessd")
+    _end(process, pid)
+    emit(invocation, {"pid": pid})
+    tell(rendering.daemon_ended(daemon))
+    return DONE
+
+
+def _end(process: int, pid: int) -> None:
+    """Send SIGTERM to a daemon and wait for its end; raises Failed, TimedOut."""
+    import signal  # noqa: PLC0415 -- slow to import, needed only here
+
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+    except OSError as error:
+        raise Failed(f"vmessd (PID {pid}) cannot be ended: {reason(error)}") from None
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    if not poll.poll(END_TIME * 1000):
+        raise TimedOut(f"vmessd (PID {pid}) has not ended within {END_TIME:g} s", hint=f"{PROGRAM} daemon log")
+
+
+def _log(invocation: Invocation) -> int:
+    path = _log_path(invocation)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Failed(f"log {printable(path)} cannot be read: {reason(error)}") from None
+    put = logs.printer(invocation, logs.escaped)
+    try:
+        while True:
+            while data := os.read(file, PIECE):
+                put(data)
+            if verbs.FOLLOW.flag not in invocation.options:
+                put(b"")
+                return DONE
+            time.sleep(PACE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        os.close(file)
+
+
+def _log_path(invocation: Invocation) -> str:
+    """Return the log of the daemon that answers, or else the newest one of this user; raises Failed."""
+    try:
+        client = _client(invocation)
+    except Unreachable:
+        if named(invocation.options.get(verbs.SOCKET.flag)):
+            raise
+        there = [path for path in places.logs(variable, os.geteuid()) if os.path.isfile(path)]
+        if not there:
+            raise
+        return max(there, key=os.path.getmtime)
+    reply: Reply = client.call("Daemon")["daemon"]
+    client.close()
+    if reply["log"] is None:
+        raise Failed(
+            f"the vmessd on {reply['socket']} logs to its standard error, not to a file",
+            hint="for the host's service: journalctl -u vmessd",
+        )
+    return str(reply["log"])
+
+
+WORDS = {"status": _status, "stop": _stop, "log": _log}
