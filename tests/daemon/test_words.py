@@ -243,8 +243,8 @@ def test_the_way_on_has_only_what_can_work(
 
 
 def test_the_way_on_from_a_start_of_what_runs(daemon: Daemon) -> None:
-    daemon.make(A, "polite")
-    daemon.make(B, "polite")
+    daemon.make(A)
+    daemon.make(B)
     daemon.done(A, "start")
     result = daemon.vmess(A, "start", "info")
     assert result.returncode == 1
