@@ -398,7 +398,7 @@ def test_no_color_is_honoured(daemon: Daemon) -> None:
 
 
 def test_a_daemon_that_is_started_anew_is_found_again(daemon: Daemon) -> None:
-    daemon.make(A, "polite")
+    daemon.make(A)
     up(daemon, A)
     with on_terminal(daemon, "top", "-d", "0.2") as screen:
         screen.see("q quit")
