@@ -219,7 +219,7 @@ def test_help_for_net_is_that_of_all_that_begins_so() -> None:
 
 
 def test_help_for_what_is_no_verb_says_what_may_be_meant() -> None:
-    for words, meant in {"strat": "start", "net vlna": "net vlan", "sytnax": "syntax", "disk": "disks"}.items():
+    for words, meant in {"strat": "start", "net vlna": "net vlan", "syntx": "syntax", "disk": "disks"}.items():
         with pytest.raises(InvalidValue, match=rf"^no command '{words}'; did you mean {meant}\?$"):
             app.run(["help", *words.split()])
     for words in ("ne", "net v", "net vlan x", "start stop"):
