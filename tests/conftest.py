@@ -7,6 +7,7 @@ in a network namespace of its own, so that no link of the machine is touched.
 
 import contextlib
 import os
+import posix
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if UNIT != 1 and config.option.timeout is None:
         config.option.timeout = float(config.getini("timeout")) * UNIT
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["VMESS_NO_DAEMON"] = "1"  # a client that is lost must not start a daemon of ours
+    posix.environ[b"VMESS_NO_DAEMON"] = b"1"
     Daemon.forks = not config.option.long
     if config.option.seed is None:
         drawn = getattr(config, "workerinput", {}).get("seed")

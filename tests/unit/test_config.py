@@ -295,7 +295,7 @@ def test_check_says_what_is_in_force_and_changes_nothing(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_finds_what_would_not_work(tmp_path: Path) -> None:
+def test_check_finds_it(tmp_path: Path) -> None:  # a short name, since long paths are cut in messages
     taken = tmp_path / "file"
     taken.write_text("x")
     (tmp_path / "loose").symlink_to("nowhere")

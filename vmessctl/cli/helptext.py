@@ -72,6 +72,7 @@ ENVIRONMENT = (
     ("VMESS_SOCKET", "The control socket, as --socket names it."),
     ("VMESS_NO_DAEMON", "If it is not empty: do not start a daemon, like --no-daemon."),
     ("XDG_RUNTIME_DIR", "The directory with vmess/control.sock, the socket of your own daemon."),
+    ("TMPDIR", "Without XDG_RUNTIME_DIR: the directory with vmess-UID/control.sock; /tmp by default."),
     ("XDG_STATE_HOME", "The directory with vmess/vmessd.log; by default ~/.local/state."),
     ("PAGER", "The program that shows long help on a terminal; less by default, none if it is empty."),
     ("VISUAL, EDITOR", "The editor that edit starts."),
