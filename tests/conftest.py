@@ -7,6 +7,7 @@ in a network namespace of its own, so that no link of the machine is touched.
 
 import contextlib
 import os
+import posix
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ pytest_plugins = ("booted", "hostile", "labs")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what `contrib/check` takes besides pytest's own options."""
     parser.addoption("--long", action="store_true", help="run the long tests, too")
+    parser.addoption("--redraw", action="store_true", help="write the screens of tests/daemon/screens anew")
     parser.addoption("--seed", type=int, metavar="N", help="of the long tests that draw lots; else a new one")
 
 
@@ -35,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if UNIT != 1 and config.option.timeout is None:
         config.option.timeout = float(config.getini("timeout")) * UNIT
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["VMESS_NO_DAEMON"] = "1"  # a client that is lost must not start a daemon of ours
+    posix.environ[b"VMESS_NO_DAEMON"] = b"1"
     Daemon.forks = not config.option.long
     if config.option.seed is None:
         drawn = getattr(config, "workerinput", {}).get("seed")

@@ -74,6 +74,11 @@ def _leave_to_service() -> None:
             f"the host's vmessd does not answer on {places.SERVICE_SOCKET}",
             hint="systemctl status vmessd; or start your own: vmessd --background",
         )
+    if any(map(os.path.exists, places.SERVICE_UNITS)):
+        raise Unreachable(
+            "the host's vmessd is installed and does not run",
+            hint="systemctl start vmessd; or start your own: vmessd --background",
+        )
     directory = variable("XDG_CONFIG_HOME") or f"{variable('HOME') or ''}/.config"
     if os.path.lexists(f"{directory}/{OWN_UNIT}"):
         raise Unreachable(

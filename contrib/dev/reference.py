@@ -54,12 +54,16 @@ def as_typed(line: str) -> str:
 
 
 def verbs_index() -> str:
-    """Return one row for each verb."""
-    rows = []
-    for command in verbs.COMMANDS:
-        first = re.split(r"[.:;] ", f"{' '.join(command.help.split())} ")[0]
-        rows.append([f"[`{command.verb}`](#{anchor(command.verb)})", prose(first)])
-    return table(["verb", "what it does"], rows)
+    """Return a table for each group, with one row for each verb."""
+    parts = []
+    for group in verbs.GROUPS.values():
+        rows = [
+            [f"[`{command.verb}`](#{anchor(command.verb)})", prose(helptext.first_sentence(command))]
+            for command in verbs.of_group(group)
+        ]
+        title = f"**{group.title}**: {prose(group.about)}"
+        parts.append(f"{title}\n\n{table(['verb', 'what it does'], rows)}")
+    return "\n\n".join(parts)
 
 
 def anchor(title: str) -> str:
@@ -70,17 +74,11 @@ def anchor(title: str) -> str:
 def one_verb(command: verbs.Command) -> str:
     """Return the section of a verb."""
     parts = [f"### {command.verb}", block([as_typed(command.usage())]), prose(command.help)]
-    if command.options:
-        parts.append("\n".join(f"* {option(each)}" for each in command.options))
-    more = [("several VMs", command.many), ("`--all`", command.many and command.knows(verbs.ALL))]
-    more.append(("`--json`", command.reports))
-    if known := [word for word, is_known in more if is_known]:
-        parts.append(f"It also accepts {', '.join(known)}.")
-    if command.aliases:
-        words = [alias.split() for alias in command.aliases]
-        told = [f"`{word}`{f' for `{command.verb} {more[0]}`' if more else ''}" for word, *more in words]
-        parts.append(f"It is also understood as {' or '.join(told)}, as other programs call it.")
-    return "\n\n".join(parts)
+    parts.append(prose(" ".join(f"{label}: {text}." for label, text in helptext.facts(command))))
+    if options := command.own_options():
+        parts.append("\n".join(f"* {option(each)}" for each in options))
+    parts += ["For example:", block([f"{PROGRAM} {command.example}"])]
+    return "\n\n".join(filter(None, parts))
 
 
 def option(each: verbs.Option) -> str:
@@ -89,8 +87,8 @@ def option(each: verbs.Option) -> str:
 
 
 def all_verbs() -> str:
-    """Return the sections of all verbs."""
-    return "\n\n".join(map(one_verb, verbs.COMMANDS))
+    """Return the sections of all verbs, by group."""
+    return "\n\n".join(one_verb(each) for group in verbs.GROUPS.values() for each in verbs.of_group(group))
 
 
 def options() -> str:
@@ -100,12 +98,19 @@ def options() -> str:
 
 def synopsis() -> str:
     """Return the syntax of command lines."""
-    return "\n\n".join([block(map(as_typed, manual.SYNOPSIS)), prose(helptext.VMS), prose(helptext.VERBS)])
+    return "\n\n".join(
+        [block(f"{PROGRAM} {form}" for form in helptext.SYNOPSIS), prose(helptext.VMS), prose(helptext.VERBS)]
+    )
 
 
 def statuses() -> str:
     """Return the exit statuses of the client."""
     return table(["exit status", "meaning"], ([status, prose(about)] for status, about in helptext.STATUSES))
+
+
+def environment() -> str:
+    """Return the environment variables of the client."""
+    return table(["variable", "meaning"], ([code(name), prose(about)] for name, about in helptext.ENVIRONMENT))
 
 
 # -- the VM directory --
@@ -216,6 +221,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "verbs": all_verbs,
         "options": options,
         "statuses": statuses,
+        "environment": environment,
     },
     "vm-directory.md": {"settings": setting_files, "images": images, "records": records},
     "daemon-settings.md": {"settings": daemon_settings, "flags": daemon_flags, "signals": signals},

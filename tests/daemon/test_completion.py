@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shells import LEFT, Shell
 
-from vmessctl.cli import completion
+from vmessctl.cli import completion, helptext
 from vmessctl.cli import shells as scripts
 from vmessctl.cli.grammar import VERBS, Line
-from vmessctl.cli.verbs import BY_VERB, COMMANDS, LITERALS, OPTIONS, alternatives
+from vmessctl.cli.verbs import BY_VERB, COMMANDS, GROUPS, LITERALS, OPTIONS, alternatives
 from vmessctl.commands import completion as asking
 
 A, B = own("a"), own("b")
@@ -169,9 +169,13 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("net vlan br0 |", {"a0e0", "vxlan7", "br0", "br1"}),
     ("net vlan br0 a0e0 v|", {"vxlan7"}),
     ("net ignore a|", {"a0e0"}),
+    ("daemon |", {"status", "stop", "log"}),
     ("completion |", {"bash", "zsh", "fish", "words"}),
     ("help st|", {"start", "stop", "status"}),
+    ("help |", {*GLOBAL, *VERBS, *GROUPS, *helptext.TOPICS}),
+    ("newvm help sta|", {"start", "status"}),
     ("help net v|", {"vlan"}),
+    ("net help v|", {"vlan"}),
     ("help start |", set()),
     # options
     ("a stop --t|", {"--timeout"}),
@@ -323,6 +327,10 @@ TYPED = (
     ("vmess {A} stop --no-w", "vmess {A} stop --no-wait"),
     ("vmessctl net vl", "vmessctl net vlan"),
     ("vmess hel", "vmess help"),
+    ("vmessctl help synt", "vmessctl help syntax"),
+    ("vmessctl help dis", "vmessctl help disks"),
+    ("vmessctl start {b}", "vmessctl start {B}"),
+    ("vmessctl stop {a}", "vmessctl stop {A}"),
     ("vmess {a}", "vmess {A}"),
     ("vmess {B} star", "vmess {B} start"),
     ("vmess {A} sto", "vmess {A} stop"),
@@ -335,7 +343,7 @@ TYPED = (
 def test_a_shell_completes_a_line(shell: Shell, program: str) -> None:
     if program in MISSING:
         pytest.skip(f"there is no {program}; it is in the package of this name")
-    names = {"A": A, "B": B, "a": A[:-2]}
+    names = {"A": A, "B": B, "a": A[:-2], "b": B[:-2]}
     for typed, wanted in [(line.format_map(names), whole.format_map(names)) for line, whole in TYPED]:
         if program == "fish":
             # It finds the letters also in the middle of words, and has those that begin so come first.

@@ -671,7 +671,7 @@ def test_a_daemon_that_hangs_up_on_everybody_is_not_asked_for_ever(monkeypatch: 
             assert len(asked) < 1000, "it would go on for ever"
             raise Unreachable("vmessd hung up")
 
-    monkeypatch.setattr("vmessctl.commands.boot_shutdown.connect", lambda _invocation: Turned())
+    monkeypatch.setattr("vmessctl.commands.boot_shutdown.connect", lambda *_, **_more: Turned())
     monkeypatch.setattr("vmessctl.commands.boot_shutdown.RETURN_TIME", 0.1)
     monkeypatch.setattr("vmessctl.commands.boot_shutdown.TICK", 0.001)
     monkeypatch.setattr(systemd, "is_heard", lambda: True)

@@ -39,7 +39,7 @@ def test_c66_a_daemon_without_standard_streams_serves_and_nothing_else_has_their
     daemon.wrapper = closing(numbers)["inside"]
     with contextlib.closing(daemon):
         daemon.start()
-        daemon.make(A, guest="polite")
+        daemon.make(A)
         daemon.done(A, "start")
         daemon.wait_guest(A)
         qemu = daemon.status(A)["pid"]
@@ -62,7 +62,7 @@ def test_c66_a_daemon_that_cannot_serve_says_so_by_its_status(tmp_path: Path) ->
 
 
 def test_c66_a_client_without_standard_streams_does_the_same_and_says_what_can_be_said(daemon: Daemon) -> None:
-    daemon.make(A, guest="polite")
+    daemon.make(A)
     socket = ("--socket", str(daemon.socket))
     for words, status, out, error in (
         ((A, "status"), 3, f"{A}: stopped\n", ""),

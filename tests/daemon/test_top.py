@@ -161,7 +161,7 @@ def test_the_first_line_sums_up_and_the_last_one_has_the_keys() -> None:
     view = View(BY_WORD["net"])
     assert foot(view, 79) == "q quit  c cpu  m rss  d disk  [n net]  u up  a name  r reverse  x hide off"
     assert foot(view, 12) == "q quit"
-    help_text = helptext.help_text("top")
+    help_text = " ".join(helptext.help_text("top").split())
     assert f"Keys: {' '.join(sort.key for sort in top_table.SORTS)} sort by" in help_text
     assert set(top_table.BY_KEY).isdisjoint("qQrxjk ")
     note = lines(MANY, view, (40, 10), "12:00:00", note="vmessd hung up")[-1]
@@ -398,7 +398,7 @@ def test_no_color_is_honoured(daemon: Daemon) -> None:
 
 
 def test_a_daemon_that_is_started_anew_is_found_again(daemon: Daemon) -> None:
-    daemon.make(A, "polite")
+    daemon.make(A)
     up(daemon, A)
     with on_terminal(daemon, "top", "-d", "0.2") as screen:
         screen.see("q quit")

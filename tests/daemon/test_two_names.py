@@ -111,7 +111,7 @@ def test_errors_and_hints_name_the_program_that_was_called(daemon: Daemon) -> No
         f"vmessctl: no VM missing0: {daemon.root}/missing0 does not exist\n  hint: vmessctl list\n"
     )
     assert daemon.vmessctl("--version").stdout.startswith("vmessctl ")
-    assert daemon.vmessctl("help").stdout.startswith("vmessctl: VM Empty Stack Supervisor")
+    assert daemon.vmessctl("help").stdout.startswith("Usage     vmessctl <vmname>...")
 
 
 WIRES = (

@@ -247,7 +247,7 @@ def test_history_is_that_of_one_run(daemon: Daemon) -> None:
 
 
 def test_a_run_that_ends_without_a_word_is_an_error_with_how_it_ended(daemon: Daemon) -> None:
-    daemon.make(A, "polite")
+    daemon.make(A)
     daemon.done(A, "start")
     daemon.wait_guest(A)
     with wait(daemon, A, "wait", "serial:login:") as waiter:

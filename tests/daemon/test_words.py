@@ -255,8 +255,8 @@ def test_the_way_on_has_only_what_can_work(
 
 
 def test_a_start_of_what_runs_and_a_stop_of_what_is_off_are_done(daemon: Daemon) -> None:
-    daemon.make(A, "polite")
-    daemon.make(B, "polite")
+    daemon.make(A)
+    daemon.make(B)
     daemon.done(A, "start")
     running = f"VM {A} is already running, PID: {daemon.status(A)['pid']}"
     lines = daemon.done(A, "start", "ram").splitlines()

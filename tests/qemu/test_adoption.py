@@ -361,7 +361,7 @@ def test_c22_a_daemon_clears_away_its_own_litter_and_no_more(tmp_path: Path) -> 
         directory / "notes.tmp",
         directory / ".vmess-tmp-dir.0123abcd" / "file",
         daemon.root / ".vmess" / "file",
-        daemon.root / "vmess-removed-b0" / "file",
+        daemon.root / "vmess_removed-b0" / "file",
         daemon.root / "Capital0" / ".vmess-tmp-RAM.0123abcd",
     ]
     for file in theirs:

@@ -63,12 +63,18 @@ def own(letter: str) -> str:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 10.0, what: str = "it") -> Any:
-    """Return the first true value of a condition that no descriptor tells about; `seconds` are of UNIT."""
+    """Return the first true value of a condition that no descriptor tells about; `seconds` are of UNIT.
+
+    It is asked for a quarter of the time at most: some conditions start programs.
+    """
     deadline = time.monotonic() + seconds * UNIT
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not happen in {seconds * UNIT:g} s"
-        time.sleep(0.005)
-    return value
+    while True:
+        begin = time.monotonic()
+        if value := condition():
+            return value
+        now = time.monotonic()
+        assert now < deadline, f"{what} did not happen in {seconds * UNIT:g} s"
+        time.sleep(max(0.005, min(0.2, 3 * (now - begin))))
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -160,9 +166,13 @@ class Daemon:
     ) -> "subprocess.Popen[bytes] | Forked":
         arguments = ("--vmdir", str(self.root), "--socket", str(self.socket), *self.arguments)
         *_, namespace = self.inside or (None,)
-        is_plain = not self.wrapper and preexec_fn is None and self.program == PROGRAM
+        is_plain = not self.wrapper and preexec_fn is None
         if self.forks and is_plain and (not self.inside or self.inside == inside(str(namespace))):
-            return forkserver.server().start(arguments, environment, log, namespace)
+            _, program, *words = self.program  # -m vmessd or -c CODE
+            code = None if self.program == PROGRAM else program
+            return forkserver.server().start(
+                (*words, *arguments), environment, (log, log), namespace=namespace, code=code
+            )
         return subprocess.Popen(
             [*self.inside, *self.wrapper, sys.executable, *self.program, *arguments],
             stdin=subprocess.DEVNULL,

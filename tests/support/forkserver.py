@@ -1,7 +1,8 @@
 """Daemons without the quarter of a second that Python takes to import one: forked from a process that has.
 
 A run of all tests starts nine hundred of them. What differs from `python -m vmessd` is the command line in
-/proc, and that pages are shared; with `--long`, each daemon is a program of its own.
+/proc, and that pages are shared; with `--long`, each daemon is a program of its own. A daemon that a test
+changes by a program of its own (`python -c`) is forked, too: it changes modules that are there already.
 """
 
 import atexit
@@ -74,11 +75,25 @@ class ForkServer:
         self._statuses: dict[int, int] = {}
 
     def start(
-        self, arguments: Sequence[str], environment: Mapping[str, str], log: int, namespace: str | None
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        output: tuple[int, int],
+        *,
+        namespace: str | None = None,
+        code: str | None = None,
     ) -> Forked:
-        """Start a vmessd whose output goes to the descriptor `log`, in a network namespace of ip-netns(8)."""
-        request = {"arguments": arguments, "environment": dict(environment), "namespace": namespace}
-        socket.send_fds(self._channel, [json.dumps(request).encode()], [log])
+        """Start a vmessd with two descriptors as its output and its errors, in a namespace of ip-netns(8).
+
+        `code` is a program that changes vmessd, and runs it.
+        """
+        request = {
+            "arguments": arguments,
+            "environment": dict(environment),
+            "namespace": namespace,
+            "code": code,
+        }
+        socket.send_fds(self._channel, [json.dumps(request).encode()], output)
         while True:
             message, (pidfd, *_) = self._receive()
             if pidfd >= 0:
@@ -115,22 +130,24 @@ def server() -> ForkServer:
 # -- The process --
 
 
-def serve(channel: socket.socket) -> bool:
-    """Fork daemons until nobody is there to ask for one; return True in a daemon, and else False."""
+def serve(channel: socket.socket) -> Mapping[str, Any] | None:
+    """Fork daemons until nobody is there to ask for one; return the request in a daemon, and else None."""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     children: dict[int, int] = {}
     while True:
         for descriptor, _ in poll.poll():
             if descriptor == channel.fileno():
-                data, (*descriptors,), _, _ = socket.recv_fds(channel, MESSAGE, 1)
+                data, (*descriptors,), _, _ = socket.recv_fds(channel, MESSAGE, 2)
                 if not data:
-                    return False
+                    return None
                 pid = os.fork()
                 if not pid:
-                    become(json.loads(data), descriptors[0])
-                    return True
-                os.close(descriptors[0])
+                    request: dict[str, Any] = json.loads(data)
+                    become(request, *descriptors)
+                    return request
+                for received in descriptors:
+                    os.close(received)
                 pidfd = os.pidfd_open(pid)
                 children[pidfd] = pid
                 poll.register(pidfd, select.POLLIN)
@@ -144,10 +161,10 @@ def serve(channel: socket.socket) -> bool:
                     channel.send(json.dumps({"pid": pid, "status": status}).encode())
 
 
-def become(request: Mapping[str, Any], log: int) -> None:
+def become(request: Mapping[str, Any], output: int, errors: int) -> None:
     """Make this process what a vmessd is before its first line: descriptors, environment, arguments."""
     null = os.open("/dev/null", os.O_RDWR)
-    for number, source in enumerate((null, log, log)):
+    for number, source in enumerate((null, output, errors)):
         os.dup2(source, number)
     os.closerange(3, 1024)
     os.environ.clear()
@@ -181,10 +198,16 @@ def run() -> int:
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=os.dup(0)) as channel:
-        is_daemon = serve(channel)
-        if is_daemon:
+        request = serve(channel)
+        if request is not None:
             channel.detach()  # closed already
-    return __main__.main() if is_daemon else 0
+    if request is None:
+        return 0
+    if request["code"] is None:
+        return __main__.main()
+    sys.argv[0] = "-c"
+    exec(request["code"], {"__name__": "__main__"})  # noqa: S102 -- as python -c
+    return 0
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ _HALT = _code("""
 _ECHO_KEYS = _code("""
     e4 64                ; in al, 0x64            the keyboard controller has something
     a8 01                ; test al, 1
-    74 fa                ; jz -6                  to the first line
+    74 08                ; jz +8                  past this listing
     e4 60                ; in al, 0x60
     ba f8 03             ; mov dx, 0x3f8
     ee                   ; out dx, al
@@ -151,7 +151,7 @@ _ECHO = _code("""
     ba fd 03             ; mov dx, 0x3fd          line status of COM1
     ec                   ; in al, dx
     a8 01                ; test al, 1             is there something to read
-    74 f8                ; jz -8                  to the first line
+    74 14                ; jz +20                 past this listing
     ba f8 03             ; mov dx, 0x3f8
     ec                   ; in al, dx
     88 c3                ; mov bl, al
@@ -318,32 +318,25 @@ _TRIM = _code("""
 TRIMMED = 2048 * 512
 """Bytes that `trimmer` discards."""
 
-# The button is to raise IRQ 9, which is made interrupt 0x71, and that begins 17 bytes after this listing.
-_PREPARE_INTERRUPT = _code("""
-    fa                   ; cli
-    31 c0                ; xor ax, ax
-    8e d8                ; mov ds, ax
-    8e d0                ; mov ss, ax
-    bc 00 7c             ; mov sp, 0x7c00
-    e8 00 00             ; call +0                push the address of the next line
-    5b                   ; pop bx
-    83 c3 4e             ; add bx, 78             what comes 17 bytes after this listing
-    89 1e c4 01          ; mov [0x1c4], bx        vector 0x71, offset
-    8c 0e c6 01          ; mov [0x1c6], cs        and segment
-    b0 11 e6 20 e6 a0    ; mov al, 0x11; out 0x20, al; out 0xa0, al     set up both PICs
-    b0 08 e6 21          ; mov al, 8; out 0x21, al                      IRQ 0 is interrupt 8
-    b0 70 e6 a1          ; mov al, 0x70; out 0xa1, al                   IRQ 8 is interrupt 0x70
-    b0 04 e6 21          ; mov al, 4; out 0x21, al                      the second is on IRQ 2
-    b0 02 e6 a1          ; mov al, 2; out 0xa1, al
-    b0 01 e6 21 e6 a1    ; mov al, 1; out 0x21, al; out 0xa1, al        8086 mode
-    b0 fb e6 21          ; mov al, 0xfb; out 0x21, al                   IRQ 2
-    b0 fd e6 a1          ; mov al, 0xfd; out 0xa1, al                   and 9 only
+# The button raises IRQ 9. SCI_EN only makes it interrupt if it is set before the button is enabled.
+_ENABLE_SCI = _code("""
     ba d1 04             ; mov dx, 0x4d1
     b0 02                ; mov al, 2
     ee                   ; out dx, al             IRQ 9 by level
     ba 04 06             ; mov dx, 0x604
-    b8 01 00             ; mov ax, 1              SCI_EN: the button interrupts (only if set before it)
+    b8 01 00             ; mov ax, 1              SCI_EN
     ef                   ; out dx, ax
+""")
+
+_ENABLE_COM1 = _code("""
+    ba f9 03             ; mov dx, 0x3f9
+    b0 01                ; mov al, 1              COM1 raises IRQ 4 when there is something to read
+    ee                   ; out dx, al
+""")
+
+_RETURN = _code("""
+    b0 20 e6 20          ; mov al, 0x20; out 0x20, al                   the interrupt is over
+    cf                   ; iret
 """)
 
 _SLEEP = _code("""
@@ -351,6 +344,37 @@ _SLEEP = _code("""
     f4                   ; hlt
     eb fd                ; jmp -3                 to the hlt
 """)
+
+
+def _asleep(irq: int, ready: bytes, handler: bytes) -> bytes:
+    """Code that gets ready with interrupts off, sleeps, and does what the handler says at each interrupt."""
+    vector = 4 * (8 + irq if irq < 8 else 0x70 + irq - 8)
+    masks = ~(1 << irq | 1 << 2) & 0xFFFF  # IRQ 2 is the second PIC
+    prepare = _code(f"""
+    fa                   ; cli
+    31 c0                ; xor ax, ax
+    8e d8                ; mov ds, ax
+    8e d0                ; mov ss, ax
+    bc 00 7c             ; mov sp, 0x7c00
+    e8 00 00             ; call +0                push the address of the next line
+    5b                   ; pop bx
+    81 c3 {_word(49 + len(ready + _SLEEP))}    ; add bx, from the line before to the handler
+    89 1e {_word(vector)}          ; mov [vector], bx
+    8c 0e {_word(vector + 2)}          ; mov [vector + 2], cs
+    b0 11 e6 20 e6 a0    ; mov al, 0x11; out 0x20, al; out 0xa0, al     set up both PICs
+    b0 08 e6 21          ; mov al, 8; out 0x21, al                      IRQ 0 is interrupt 8
+    b0 70 e6 a1          ; mov al, 0x70; out 0xa1, al                   IRQ 8 is interrupt 0x70
+    b0 04 e6 21          ; mov al, 4; out 0x21, al                      the second is on IRQ 2
+    b0 02 e6 a1          ; mov al, 2; out 0xa1, al
+    b0 01 e6 21 e6 a1    ; mov al, 1; out 0x21, al; out 0xa1, al        8086 mode
+    b0 {masks & 0xFF:02x} e6 21          ; out 0x21, al                 no IRQ but this one
+    b0 {masks >> 8:02x} e6 a1          ; out 0xa1, al
+    """)
+    return prepare + ready + _SLEEP + handler
+
+
+def _word(number: int) -> str:
+    return number.to_bytes(2, "little").hex(" ")
 
 
 def _say(text: str) -> bytes:
@@ -361,16 +385,13 @@ def _say(text: str) -> bytes:
 GUESTS = {
     # Powers off when the button is pressed. Polls, so it keeps a processor of the host busy.
     "polite": _ENABLE_BUTTON + _PRINT_R + _AWAIT_PRESS + _POWER_OFF + _HALT,
-    # The same from the outside, but asleep until then: for tests with many machines.
-    "idle": _PREPARE_INTERRUPT + _ENABLE_BUTTON + _PRINT_R + _SLEEP + _POWER_OFF + _HALT,
-    # As `polite`, with words for people.
-    "listener": (
-        _ENABLE_BUTTON
-        + _say("Ready. Press my power button.\r\n")
-        + _AWAIT_PRESS
-        + _say("Good night.\r\n")
-        + _POWER_OFF
-        + _HALT
+    # The same from the outside, but asleep until then.
+    "idle": _asleep(9, _ENABLE_SCI + _ENABLE_BUTTON + _PRINT_R, _POWER_OFF + _HALT),
+    # As `idle`, with words for people.
+    "listener": _asleep(
+        9,
+        _ENABLE_SCI + _ENABLE_BUTTON + _say("Ready. Press my power button.\r\n"),
+        _say("Good night.\r\n") + _POWER_OFF + _HALT,
     ),
     # Sleeps and does not notice the button.
     "ignoring": _PRINT_R + _HALT,
@@ -387,9 +408,9 @@ GUESTS = {
     # Powers off at once, without a word.
     "instant": _POWER_OFF + _HALT,
     # Prints what it reads on its first serial port.
-    "echo": _PRINT_R + _ECHO,
-    # Resets the machine once; with -no-reboot QEMU ends. Comes back (a second `R`) as `polite`.
-    "reset": _ENABLE_BUTTON + _PRINT_R + _RESET_ONCE + _AWAIT_PRESS + _POWER_OFF + _HALT,
+    "echo": _asleep(4, _ENABLE_COM1 + _PRINT_R, _ECHO + _RETURN),
+    # Resets the machine once; with -no-reboot QEMU ends. Comes back (a second `R`) as `idle`.
+    "reset": _asleep(9, _ENABLE_SCI + _ENABLE_BUTTON + _PRINT_R + _RESET_ONCE, _POWER_OFF + _HALT),
     # Falls asleep (S3) after its `R`. Woken or reset it prints `RW` and is as `polite`, after 0.3 s in which it
     # hears nothing.
     "sleeper": (
@@ -408,18 +429,21 @@ GUESTS = {
     # Says so without end: an event each with `-device pvpanic -action panic=none`.
     "panics": _PRINT_R + _PANIC_FOR_EVER,
     # Prints what its keyboard sends: scan codes of set 2.
-    "keyboard": _PRINT_R + _ECHO_KEYS,
+    "keyboard": _asleep(1, _PRINT_R, _ECHO_KEYS + _RETURN),
     # Reads the first sector of its disk for ever.
     "reader": _PRINT_R + _READ_DISK,
     # Prints lines of 95 characters for ever.
     "chatter": _PRINT_R + _CHATTER,
 }
 
+ASLEEP = {"idle", "listener", "echo", "reset", "keyboard"}
+"""Guests that sleep until they are interrupted."""
+
 
 def rom(name: str) -> bytes:
     """Return a guest as an image for `-bios`: 64 KiB, entered through the reset vector at 0xfff0."""
     jump = _code("ea 00 00 00 f0   ; jmp 0xf000:0")
-    start = _INTERRUPTS if name == "idle" else b""
+    start = _INTERRUPTS if name in ASLEEP else b""
     return ((start + _POWER_MANAGEMENT + GUESTS[name]).ljust(0xFFF0, b"\0") + jump).ljust(0x10000, b"\0")
 
 

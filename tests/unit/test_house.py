@@ -4,6 +4,7 @@ Everything is read from the code with `ast`; imports inside functions count like
 """
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.xdist_group("house")  # so that one process parses the modules
 
 ROOT = Path(__file__).parents[2]
 PROMISES = (ROOT / "docs/explanation/promises.md").read_text(encoding="utf-8")
@@ -60,7 +63,7 @@ WRAPPED = {
         *(f"vmessd.api.{group}" for group in ("inspection", "life", "guest", "looking", "watching", "wires")),
     },
     "sdnotify": {"vmessd.core.systemd"},
-    "subprocess": {"vmessd.qemu.process", "vmessctl.commands.edit"},
+    "subprocess": {"vmessd.qemu.process", "vmessctl.commands.edit", "vmessctl.output.pager"},
 }
 SPAWNING = {
     *("posix_spawn", "posix_spawnp", "fork", "forkpty", "system", "popen", "spawnv", "spawnve", "spawnl"),
@@ -78,17 +81,14 @@ HEAVY = {
 FUNCTION_LINES_MAX = 55
 
 
-def read_house() -> dict[str, ast.Module]:
+def find_house() -> dict[str, Path]:
     """Every module of both packages by its full name; a package's `__init__` has the package's name."""
     files = [file for package in ("vmessd", "vmessctl") for file in (ROOT / package).rglob("*.py")]
     names = {file: ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
-    return {
-        name.removesuffix(".__init__"): ast.parse(file.read_text(encoding="utf-8"), file)
-        for file, name in sorted(names.items())
-    }
+    return {name.removesuffix(".__init__"): file for file, name in sorted(names.items())}
 
 
-HOUSE = read_house()
+HOUSE = find_house()
 PACKAGES = [path.parent for package in FLOORS for path in (ROOT / package).rglob("__init__.py")]
 MODULES = [name for name in HOUSE if ROOT.joinpath(*name.split(".")) not in PACKAGES]
 
@@ -103,13 +103,36 @@ def imported(node: ast.AST) -> Iterator[str]:
             yield inner if inner in HOUSE else str(node.module)
 
 
+@functools.cache
+def module(name: str) -> ast.Module:
+    return ast.parse(HOUSE[name].read_text(encoding="utf-8"), HOUSE[name])
+
+
+@functools.cache
+def nodes(name: str) -> list[ast.AST]:
+    """All that is in a module."""
+    return list(ast.walk(module(name)))
+
+
+@functools.cache
 def imports(name: str) -> set[str]:
-    return {module for node in ast.walk(HOUSE[name]) for module in imported(node)}
+    return {module for node in nodes(name) for module in imported(node)}
 
 
 def arrows(name: str) -> set[str]:
     """The modules of ours that a module imports."""
-    return {module for module in imports(name) if module in HOUSE}
+    return imports(name) & HOUSE.keys()
+
+
+def package_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def of(beginning: str) -> list[str]:
+    """The modules whose names begin like this, of which there are some."""
+    found = [name for name in HOUSE if name.startswith(beginning)]
+    assert found
+    return found
 
 
 def floor(name: str) -> int:
@@ -133,7 +156,7 @@ def statements_at_start(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def imports_at_start(name: str) -> set[str]:
-    return {module for node in statements_at_start(HOUSE[name].body) for module in imported(node)}
+    return {module for node in statements_at_start(module(name).body) for module in imported(node)}
 
 
 @pytest.mark.parametrize("package", FLOORS)
@@ -142,35 +165,30 @@ def test_every_floor_is_there(package: str) -> None:
     assert set(FLOORS[package]) <= there
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_one_way(name: str) -> None:
-    package = name.partition(".")[0]
-    own = {module for module in arrows(name) if module.startswith(f"{package}.")}
-    assert {module for module in own if floor(module) > floor(name)} == set()
+def test_imports_point_one_way() -> None:
+    own = [(name, to) for name in MODULES for to in arrows(name) if to.startswith(f"{package_of(name)}.")]
+    assert [(name, to) for name, to in own if floor(to) > floor(name)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in HOUSE if name.startswith("vmessctl")])
-def test_the_client_imports_the_core_and_nothing_else_of_the_daemon(name: str) -> None:
-    daemons = {module for module in arrows(name) if module.startswith("vmessd")}
-    more = {module for module, importer in MORE_FOR_THE_CLIENT.items() if importer in (None, name)}
-    assert {module for module in daemons if not module.startswith("vmessd.core.")} <= more
+def test_the_client_imports_the_core_and_nothing_else_of_the_daemon() -> None:
+    daemons = [(name, to) for name in of("vmessctl") for to in arrows(name) if package_of(to) == "vmessd"]
+    more = [(name, to) for name, to in daemons if not to.startswith("vmessd.core.")]
+    assert [(name, to) for name, to in more if MORE_FOR_THE_CLIENT.get(to, to) not in (None, name)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in HOUSE if name.startswith("vmessd")])
-def test_the_daemon_knows_nothing_of_the_client(name: str) -> None:
-    assert not {module for module in arrows(name) if module.startswith("vmessctl")}
+def test_the_daemon_knows_nothing_of_the_client() -> None:
+    assert [(name, to) for name in of("vmessd") for to in arrows(name) if package_of(to) == "vmessctl"] == []
 
 
-@pytest.mark.parametrize("name", [name for name in HOUSE if name.startswith("vmessd.core.")])
-def test_the_core_is_pure(name: str) -> None:
-    roots = {module.partition(".")[0] for module in imports(name)}
-    assert name in EDGES or not roots & IMPURE
+def test_the_core_is_pure() -> None:
+    roots = {name: {package_of(to) for to in imports(name)} for name in of("vmessd.core.")}
+    assert {name for name in roots if roots[name] & IMPURE} <= EDGES
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_package_says_what_lives_there_and_imports_nothing(package: Path) -> None:
     name = ".".join(package.relative_to(ROOT).parts)
-    assert len(ast.get_docstring(HOUSE[name]) or "") > 40
+    assert len(ast.get_docstring(module(name)) or "") > 40
     assert imports(name) == set()
 
 
@@ -181,15 +199,15 @@ def test_there_is_no_circle() -> None:
 
 @pytest.mark.parametrize("library", WRAPPED)
 def test_a_wrapped_library_has_one_importer(library: str) -> None:
-    importers = {name for name in HOUSE if any(module.partition(".")[0] == library for module in imports(name))}
+    importers = {name for name in HOUSE if library in map(package_of, imports(name))}
     assert importers <= WRAPPED[library]
 
 
 def test_dataclasses_are_made_in_one_place() -> None:
     makers = {
         name
-        for name, tree in HOUSE.items()
-        for node in ast.walk(tree)
+        for name in HOUSE
+        for node in nodes(name)
         if (isinstance(node, ast.Attribute) and ast.unparse(node) == "dataclasses.dataclass")
         or (
             isinstance(node, ast.ImportFrom)
@@ -202,8 +220,8 @@ def test_dataclasses_are_made_in_one_place() -> None:
 def test_threads_are_started_in_one_place() -> None:
     starters = {
         name
-        for name, tree in HOUSE.items()
-        for node in ast.walk(tree)
+        for name in HOUSE
+        for node in nodes(name)
         if isinstance(node, ast.Attribute) and node.attr in THREADING
     }
     assert starters <= {"vmessd.storage.blocking", "vmessd.log"}
@@ -212,29 +230,28 @@ def test_threads_are_started_in_one_place() -> None:
 def test_processes_are_started_in_one_place() -> None:
     starters = {
         name
-        for name, tree in HOUSE.items()
-        for node in ast.walk(tree)
+        for name in HOUSE
+        for node in nodes(name)
         if (isinstance(node, ast.Attribute) and node.attr in SPAWNING)
         or (isinstance(node, ast.ImportFrom) and SPAWNING & {alias.name for alias in node.names})
     }
     assert starters <= {"vmessd.qemu.process", "vmessd.background", "vmessctl.private_daemon"}
 
 
-SHARED = {module for name in HOUSE if name.startswith("vmessctl") for module in arrows(name)} - {
-    "vmessd.config"
-}
-CLIENT = sorted(SHARED | {name for name in HOUSE if name.startswith("vmessctl")})
+def client() -> list[str]:
+    """The modules of the client and those that it shares with the daemon."""
+    shared = {to for name in of("vmessctl") for to in arrows(name)} - {"vmessd.config"}
+    return sorted(shared | set(of("vmessctl")))
 
 
-@pytest.mark.parametrize("name", CLIENT)
-def test_the_client_starts_light(name: str) -> None:
-    roots = {module.partition(".")[0] for module in imports_at_start(name)}
-    assert roots & HEAVY == set()
-    assert roots - {"vmessd", "vmessctl"} <= sys.stdlib_module_names
+def test_the_client_starts_light() -> None:
+    roots = {name: {package_of(to) for to in imports_at_start(name)} for name in client()}
+    assert {name: roots[name] & HEAVY for name in roots if roots[name] & HEAVY} == {}
+    assert set().union(*roots.values()) - {"vmessd", "vmessctl"} <= sys.stdlib_module_names
 
 
 def test_the_client_loads_nothing_heavy_behind_our_back() -> None:
-    modules = ", ".join(name for name in CLIENT if name in HOUSE)
+    modules = ", ".join(client())
     code = f"import sys; before = set(sys.modules); import {modules}; print(*set(sys.modules) - before)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
@@ -265,9 +282,9 @@ def is_sentence(node: ast.expr) -> bool:
     return isinstance(node, ast.Attribute) and node.attr in ("message", "hint")
 
 
-def comparisons(tree: ast.Module) -> Iterator[ast.expr]:
+def comparisons(name: str) -> Iterator[ast.expr]:
     """What a module compares with something, or looks for in a text."""
-    for node in ast.walk(tree):
+    for node in nodes(name):
         if isinstance(node, ast.Compare) and not isinstance(node.ops[0], ast.Is | ast.IsNot):
             yield from (node.left, *node.comparators)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SEARCHES:
@@ -288,17 +305,16 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in HOUSE if name != "vmessd.qemu.monitor"])
-def test_no_sentence_is_compared_with_another(name: str) -> None:
-    assert [ast.unparse(node) for node in comparisons(HOUSE[name]) if is_sentence(node)] == []
+def test_no_sentence_is_compared_with_another() -> None:
+    compared = [(name, node) for name in HOUSE for node in comparisons(name) if is_sentence(node)]
+    assert {name: ast.unparse(node) for name, node in compared if name != "vmessd.qemu.monitor"} == {}
 
 
 def test_the_table_of_transitions_alone_sets_the_state_of_a_machine() -> None:
     setters = {
         (name, function.name)
-        for name, tree in HOUSE.items()
-        if name.startswith("vmessd.vm.")
-        for function in ast.walk(tree)
+        for name in of("vmessd.vm.")
+        for function in nodes(name)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
         if isinstance(node, ast.Attribute)
@@ -308,11 +324,11 @@ def test_the_table_of_transitions_alone_sets_the_state_of_a_machine() -> None:
     assert setters == {("vmessd.vm.machine_base", "__init__"), ("vmessd.vm.machine_base", "_pass")}
 
 
-@pytest.mark.parametrize("name", HOUSE)
-def test_a_function_fits_on_a_screen(name: str) -> None:
+def test_a_function_fits_on_a_screen() -> None:
     lengths = {
-        node.name: (node.end_lineno or 0) - node.lineno + 1
-        for node in ast.walk(HOUSE[name])
+        f"{name}.{node.name}, line {node.lineno}": (node.end_lineno or 0) - node.lineno + 1
+        for name in HOUSE
+        for node in nodes(name)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {function: lines for function, lines in lengths.items() if lines > FUNCTION_LINES_MAX} == {}

@@ -119,15 +119,18 @@ def test_check_runs_tests_under_each_python_there_is_and_says_which(
 
     result = call(str(checkout / "contrib/check"), hostile=hostile, tools=tools)
     assert (result.returncode, result.stderr) == (0, ""), result
-    [heading, others, alone, erased, rest, pythons, coverage] = result.stdout.splitlines()[-7:]
+    [heading, others, alone, erased, units, rest, pythons, coverage] = result.stdout.splitlines()[-8:]
     assert heading == f"Tests under Python {there}:"
     assert re.fullmatch(
         r"other pytest -q -n [0-9]+ --dist loadgroup -m not alone and \(every_python or .*\)", others
     )
-    assert alone == "pytest -q -m alone"
+    assert re.fullmatch(r"pytest -q -m alone( tests/\w+/test_\w+\.py)+", alone)
+    files = (CHECKOUT / "tests").rglob("test_*.py")
+    marked = {str(file.relative_to(CHECKOUT)) for file in files if re.search("mark[.]alone", file.read_text())}
+    assert set(alone.split()[4:]) == marked
     assert erased == "coverage erase"
-    assert rest.startswith("pytest -q -n ")
-    assert "-m not alone --cov" in rest
+    assert re.fullmatch(r"pytest -q -n [0-9]+ --dist loadgroup tests/unit --cov --cov-report=", units)
+    assert re.fullmatch(r"pytest -q -n [0-9]+ --dist loadgroup -m not alone --ignore=tests/unit", rest)
     missing = ", ".join(f"python{version}" for version in absent)
     assert pythons == f"Tests ran under Python {ours}, {there}. Not in PATH and not tested: {missing}"
     assert coverage.startswith("Coverage: coverage report --format=total % of lines and branches")

@@ -7,9 +7,9 @@ The shells' side is in :mod:`vmessctl.cli.shells`.
 
 from __future__ import annotations
 
-from vmessctl.cli import grammar
+from vmessctl.cli import grammar, helptext
 from vmessctl.cli.grammar import VERBS, Line, Step
-from vmessctl.cli.verbs import ALIASES, ALL, BY_VERB, COMMANDS, LITERALS, OPTIONS, Command, alternatives
+from vmessctl.cli.verbs import ALIASES, ALL, BY_VERB, COMMANDS, GROUPS, LITERALS, OPTIONS, Command, alternatives
 from vmessd.core import names
 from vmessd.core.errors import InvalidValue
 from vmessd.core.words import OFF, State
@@ -91,6 +91,8 @@ ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     "link": World.links,
     "ifnum": World.interfaces,
     "verb": lambda _world: _first_words(),
+    "group": lambda _world: [(group.name, group.about) for group in GROUPS.values()],
+    "topic": lambda _world: [(name, about) for name, (about, _) in helptext.TOPICS.items()],
     "path-to-iso": lambda _world: [FILES],
     "file": lambda _world: [FILES],
     "PATH": lambda _world: [FILES],

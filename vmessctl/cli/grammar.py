@@ -265,37 +265,44 @@ class Line:
     def _before_verb(self, word: str) -> None:
         """Read a VM or the first verb."""
         if self.is_net:
-            command = BY_VERB.get(f"net {word}")
-            if command is None:
-                known = ", ".join(verb.partition(" ")[2] for verb in BY_VERB if verb.startswith("net "))
-                wrong = f"net takes {known}, not {quoted(word)}"
-                self.problem = self.problem or InvalidValue(wrong, hint=f"{PROGRAM} help net")
-                return
+            self._second_word(word)
         elif word == "net":
             self._enter(State.NET)
             if self.vms:
                 self.problem = InvalidValue("net takes no VM", hint=f"{PROGRAM} help net")
-            return
         elif word == VERSION.alias:
             self._set(VERSION, "")
-            return
+        elif (verb := spoken(word)) is None:
+            self.vms.append(word)
         else:
-            verb = spoken(word)
-            if verb is None:
-                self.vms.append(word)
-                return
             command, given = verb
             self._check_alone(command)
             leads = not self.vms and ALL.flag not in self.options and (command.many or not command.is_global)
-            self.steps.append(Step(command, list(given), {}, leads))
-            self._enter(State.ARGUMENTS)
-            return
-        self.steps.append(Step(command, [], {}))
+            self._begin(Step(command, list(given), {}, leads))
+
+    def _second_word(self, word: str) -> None:
+        """Read the word after `net`."""
+        command = BY_VERB.get(f"net {word}")
+        if command is not None:
+            self._begin(Step(command, [], {}))
+        elif word == "help":
+            self._begin(Step(BY_VERB[word], ["net"], {}))
+        else:
+            known = ", ".join(verb.partition(" ")[2] for verb in BY_VERB if verb.startswith("net "))
+            wrong = f"net takes {known}, not {quoted(word)}"
+            self.problem = self.problem or InvalidValue(wrong, hint=f"{PROGRAM} help net")
+
+    def _begin(self, step: Step) -> None:
+        """Enter the first verb of the line."""
+        self.steps.append(step)
         self._enter(State.ARGUMENTS)
 
     def _check_alone(self, command: Command) -> None:
-        """Note an error for VMs before a global verb that takes none: it would act on all of them."""
-        if command.is_global and self.vms and not command.many:
+        """Note an error for VMs before a global verb that takes none: it would act on all of them.
+
+        There is no harm in `newvm help`.
+        """
+        if command.is_global and self.vms and not command.many and command.verb != "help":
             other = ELSEWHERE.get(command.verb, "").split()
             right = shell_line([PROGRAM.name, *self.vms, *other]) if other else f"usage: {command.usage()}"
             self.problem = InvalidValue(f"{command.verb} takes no VM", hint=right)
@@ -342,9 +349,10 @@ class Line:
 
     def _verb_among(self) -> list[str]:
         """Return the words that name a verb, to show its help."""
-        if self._words[:1] == ["net"]:
-            return self._words[:2]
-        return [verb[0].verb for word in self._words if (verb := spoken(word)) is not None][:1]
+        words = self._words[1:] if self._words[:1] == ["help"] else self._words
+        if words[:1] == ["net"]:
+            return words[:2]
+        return [verb[0].verb for word in words if (verb := spoken(word)) is not None][:1]
 
     def _without_verb(self) -> Command:
         """Return the verb that a line without one means; raises InvalidValue."""

@@ -1,24 +1,41 @@
-"""The text of `vmess help`, partly used in the manual page: syntax of command lines, exit statuses."""
+"""The text of `vmess help`, partly used in manual page and reference: verbs by group, and topics. Pure.
+
+Lines are as wide as a terminal of 80 columns. A style for headings, such as bold letters, may be given.
+"""
 
 from __future__ import annotations
 
-from vmessctl.cli.verbs import ALIASES, COMMANDS, OPTIONS, PROGRAM, Command, Option, no_verb
-
-INTRODUCTION = "VM Empty Stack Supervisor: small KVM machines in plain directories, supervised by vmessd."
-
-STATUSES = (
-    ("0", "done"),
-    ("1", "failed"),
-    ("2", "usage"),
-    ("3", "VM not running"),
-    ("4", "no such VM"),
-    ("5", "daemon unreachable"),
-    ("6", "timed out"),
-    ("7", "locked"),
-    ("8", "had to use force (unasked)"),
-    ("130", "interrupted by Ctrl-C"),
+from vmessctl.cli.verbs import (
+    ALIASES,
+    COMMANDS,
+    GROUPS,
+    OPTIONS,
+    PROGRAM,
+    SUMMARIES,
+    no_verb,
+    of_group,
 )
-"""Exit statuses and what they mean; never renumbered."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vmessctl.cli.verbs import Command, Group, Option
+
+    Style = Callable[[str], str]
+
+WIDTH = 79
+"""Columns of a line."""
+
+SYNOPSIS = (
+    "<vmname>... <verb> [argument]... [<verb> [argument]...]...",
+    "<verb> <vmname>... [argument]...",
+    "net <verb> [argument]...",
+    "list | top | boot | shutdown | daemon | help | completion",
+    "[vmname]... watch",
+)
+"""Forms of a command line, without the name of the program."""
+EXAMPLE = "newvm make ram 2G hda 8G cdrom debian.iso ifadd 1 user start"
 
 VMS = """\
 A VM's name is up to 30 letters a-z, digits and hyphens: newvm0, leaf12, web-1. Letters alone mean
@@ -36,54 +53,214 @@ the next "--" arguments: newvm ifadd -- 1 stop. A setting without a value shows 
 option belongs to the verb before it; an option before the first verb belongs to all verbs that
 accept it."""
 
-_STATUSES = [f"{status} {meaning}" for status, meaning in STATUSES]
-NAME_WIDTH = 20
-"""Width of the column of options; a longer one has its help on the next line."""
-NOTES = f"""\
-{VMS}
+STATUSES = (
+    ("0", "done"),
+    ("1", "failed"),
+    ("2", "usage"),
+    ("3", "VM not running"),
+    ("4", "no such VM"),
+    ("5", "daemon unreachable"),
+    ("6", "timed out"),
+    ("7", "locked"),
+    ("8", "had to use force (unasked)"),
+    ("130", "interrupted by Ctrl-C"),
+)
+"""Exit statuses and what they mean; never renumbered."""
+WORST = "If a line names several VMs, each is reported and the worst status wins."
 
-{VERBS}
+ENVIRONMENT = (
+    ("VMESS_SOCKET", "The control socket, as --socket names it."),
+    ("VMESS_NO_DAEMON", "If it is not empty: do not start a daemon, like --no-daemon."),
+    ("XDG_RUNTIME_DIR", "The directory with vmess/control.sock, the socket of your own daemon."),
+    ("TMPDIR", "Without XDG_RUNTIME_DIR: the directory with vmess-UID/control.sock; /tmp by default."),
+    ("XDG_STATE_HOME", "The directory with vmess/vmessd.log; by default ~/.local/state."),
+    ("PAGER", "The program that shows long help on a terminal; less by default, none if it is empty."),
+    ("VISUAL, EDITOR", "The editor that edit starts."),
+    ("NO_COLOR", "If it is not empty: neither colours nor bold letters."),
+    ("TERM", "If it is dumb: no lines that are redrawn, no bold letters, no pager."),
+)
 
-Exit status: {", ".join(_STATUSES[:6])},
-{", ".join(_STATUSES[6:-1])}; {_STATUSES[-1]}."""
 
-
-def help_text(verb: str = "") -> str:
-    """Return the help for all verbs, for one verb, or for all that begin with a word such as `net`.
+def help_text(words: str = "", style: Style = str) -> str:
+    """Return the help of one screen, or that for a verb or alias, for `net`, for a group of verbs, or a topic.
 
     Raises:
-        InvalidValue: there is no such verb.
+        InvalidValue: there is no such verb, group or topic.
     """
-    if not verb:
-        blocks = [_block(command) for command in COMMANDS]
-        options = "\n".join(_option_line(option) for option in OPTIONS.values())
-        return "\n\n".join([f"{PROGRAM}: {INTRODUCTION}", "Usage:", *blocks, f"Options:\n{options}", NOTES])
-    verb = ALIASES[verb][0].verb if verb in ALIASES else verb
+    if not words:
+        return overview(style)
+    if words in GROUPS:
+        return _group(GROUPS[words], style)
+    if words in TOPICS:
+        return TOPICS[words][1](style)
+    verb = ALIASES[words][0].verb if words in ALIASES else words
     found = [command for command in COMMANDS if f"{command.verb} ".startswith(f"{verb} ")]
     if not found:
-        raise no_verb(verb)
-    return "\n\n".join(
-        "\n".join([_block(command), *_aliases(command), *(_option_line(option) for option in command.options)])
-        for command in found
+        raise no_verb(words, [*GROUPS, *TOPICS])
+    return "\n\n".join(_verb(command, style) for command in found)
+
+
+# -- One screen --
+
+
+def overview(style: Style = str) -> str:
+    """Return all verbs on one screen."""
+    head = (
+        ("Usage", f"{PROGRAM} {SYNOPSIS[0]}"),
+        ("Example", f"{PROGRAM} {EXAMPLE}"),
+        ("More", f"{PROGRAM} help <verb>|<group>|{'|'.join(TOPICS)}"),
     )
+    rows = [
+        (each.group, together(command for command in COMMANDS if command.summary is each), each.text)
+        for each in SUMMARIES
+    ]
+    margin = max(len(group.title) for group in GROUPS.values()) + 2
+    middle = max(len(verbs) for _, verbs, _ in rows) + 2
+    lines = [_titled(label, margin, text, style) for label, text in head] + [""]
+    before = None
+    for group, verbs, text in rows:
+        title = group.title if group is not before else ""
+        lines.append(_titled(title, margin, f"{verbs:<{middle}}{text}", style))
+        before = group
+    return "\n".join(lines)
 
 
-def _aliases(command: Command) -> list[str]:
-    """Return the line with the aliases of a verb, if it has any."""
-    told = [
+def together(commands: Iterable[Command]) -> str:
+    """Return names of verbs as a list; those that share their first word have it once: `net show|vlan`."""
+    names: list[str] = []
+    for command in commands:
+        first, _, second = command.verb.partition(" ")
+        if second and names and names[-1].startswith(f"{first} "):
+            names[-1] += f"|{second}"
+        else:
+            names.append(command.verb)
+    return ", ".join(names)
+
+
+# -- Verbs --
+
+
+def _verb(command: Command, style: Style) -> str:
+    """Return all about a verb."""
+    parts = [_usage(command, style), _wrapped(command.help)]
+    known = [*facts(command), ("Example", f"{PROGRAM} {command.example}")]
+    margin = max(len(label) for label, _ in known) + 2
+    parts.append("\n".join(_titled(label, margin, text, style) for label, text in known))
+    if options := command.own_options():
+        parts.append(f"{style('Options')}\n{_options(options)}")
+    return "\n\n".join(parts)
+
+
+def facts(command: Command) -> list[tuple[str, str]]:
+    """Return what there is to know about a verb besides its help, options and example, each with a label."""
+    aliases = [
         f"{alias} ({' '.join((command.verb, *given))})" if given else alias
         for alias, (meant, given) in ALIASES.items()
         if meant is command
     ]
-    return [f"      Also understood: {', '.join(told)}."] if told else []
+    several = "one or several" if command.many else "one"
+    rows = (
+        ("Value", command.value),
+        ("File", command.files),
+        ("Running VM", command.running),
+        ("VMs", several if not command.is_global else "all, or those named" if command.many else ""),
+        ("Aliases", ", ".join(aliases)),
+    )
+    return [(label, text) for label, text in rows if text]
 
 
-def _block(command: Command) -> str:
-    text = command.help.replace("\n", "\n      ")
-    return f"{command.usage()}\n      {text}"
+def first_sentence(command: Command) -> str:
+    """Return what a verb does, in short."""
+    text = " ".join(command.help.split())
+    ends = [text.find(mark) for mark in (". ", ": ", "; ") if mark in text]
+    return text[: min(ends)] if ends else text.removesuffix(".")
 
 
-def _option_line(option: Option) -> str:
-    name = f"{option.flag} {option.metavar}" if option.metavar else option.flag
-    apart = " " if len(name) <= NAME_WIDTH else f"\n{'':<{NAME_WIDTH + 7}}"
-    return f"      {name:<{NAME_WIDTH}}{apart}{option.help}"
+def _usage(command: Command, style: Style) -> str:
+    label = "Usage: "
+    lines = _wrapped(command.usage(), WIDTH - len(label)).splitlines()
+    return f"{style(label.strip())} " + f"\n{'':{len(label)}}".join(lines)
+
+
+def _group(group: Group, style: Style) -> str:
+    """Return the verbs of a group, a line or two each."""
+    rows = [(command.verb, first_sentence(command)) for command in of_group(group)]
+    return f"{style(group.title)}: {group.about}\n\n{_entries(rows)}"
+
+
+# -- Topics --
+
+
+def _syntax(style: Style) -> str:
+    forms = "\n".join(f"  {PROGRAM} {form}" for form in SYNOPSIS)
+    parts = [f"{style('Usage')}\n{forms}"]
+    parts += [f"{style(title)}\n{_wrapped(text, indent=2)}" for title, text in (("VMs", VMS), ("Verbs", VERBS))]
+    return "\n\n".join(parts)
+
+
+def _all_options(style: Style) -> str:
+    return f"{style('Options')}\n{_options(OPTIONS.values())}"
+
+
+def _statuses(style: Style) -> str:
+    return f"{style('Exit status')}\n{_entries(STATUSES)}\n\n{_wrapped(WORST)}"
+
+
+def _environment(style: Style) -> str:
+    return f"{style('Environment')}\n{_entries(ENVIRONMENT)}"
+
+
+def _everything(style: Style) -> str:
+    """Return the help of one screen, that of each verb, and the other topics."""
+    texts = [overview(style)]
+    for group in GROUPS.values():
+        texts.append(f"{style(group.title.upper())}: {group.about}")
+        texts += [_verb(command, style) for command in of_group(group)]
+    texts += [topic(style) for name, (_, topic) in TOPICS.items() if name != EVERYTHING]
+    return "\n\n".join(texts)
+
+
+EVERYTHING = "all"
+TOPICS: dict[str, tuple[str, Callable[[Style], str]]] = {
+    "syntax": ("Names of VMs, several verbs in a line, --", _syntax),
+    "options": ("All options", _all_options),
+    "exit": ("Exit statuses", _statuses),
+    "environment": ("Environment variables", _environment),
+    EVERYTHING: ("Everything in one text", _everything),
+}
+"""Topics of the help that are no verbs, with a short description and the text of each."""
+
+
+# -- Lay-out --
+
+
+def _wrapped(text: str, width: int = WIDTH, indent: int = 0) -> str:
+    """Return a text with lines of at most `width` columns."""
+    import textwrap  # noqa: PLC0415 -- only help needs it
+
+    margin = " " * indent
+    return textwrap.fill(
+        " ".join(text.split()),
+        width,
+        initial_indent=margin,
+        subsequent_indent=margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _titled(title: str, margin: int, text: str, style: Style) -> str:
+    """Return a text with its title in the margin."""
+    lines = [text] if margin + len(text) <= WIDTH else _wrapped(text, WIDTH - margin).splitlines()
+    return (style(title) if title else "") + " " * (margin - len(title)) + f"\n{'':{margin}}".join(lines)
+
+
+def _entries(rows: Iterable[tuple[str, str]]) -> str:
+    """Return terms, each with its description beside it."""
+    rows = list(rows)
+    margin = max(len(term) for term, _ in rows) + 4
+    return "\n".join(_titled(f"  {term}", margin, about, str) for term, about in rows)
+
+
+def _options(options: Iterable[Option]) -> str:
+    return _entries((f"{option.flag} {option.metavar or ''}".strip(), option.help) for option in options)

@@ -6,7 +6,7 @@ The language is man(7): a dot at the start of a line begins a request, and a bac
 from __future__ import annotations
 
 from vmessctl.cli import helptext, verbs
-from vmessctl.cli.verbs import COMMANDS, OPTIONS, PROGRAM, TERSE
+from vmessctl.cli.verbs import GROUPS, OPTIONS, PROGRAM, TERSE
 from vmessd import __version__
 from vmessd.core.errors import INTERFACE
 from vmessd.core.settings import SETTINGS
@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vmessctl.cli.verbs import Command
     from vmessd.config import Option
     from vmessd.core.settings import Setting
 
@@ -35,9 +36,6 @@ about a VM begins with the members "vm" and "verb"; the schema of the rest is th
 {INTERFACE}. A verb that takes a while, such as start or stop, prints a line for each step, in the member
 "progress". Errors still go to standard error."""
 
-WORST = """\
-If a line names several VMs, each is reported and the worst status wins."""
-
 SOCKETS = (
     ("$XDG_RUNTIME_DIR/vmess/control.sock", "Control socket of your own daemon; tried first."),
     ("/tmp/vmess-UID/control.sock", "The same without XDG_RUNTIME_DIR."),  # noqa: S108 -- text only
@@ -46,15 +44,8 @@ SOCKETS = (
 
 LOG = ("$XDG_STATE_HOME/vmess/vmessd.log", "Log of a daemon in the background; by default in ~/.local/state.")
 
-SYNOPSIS = (
-    f"{TERSE} <vmname>... <verb> [argument]... [<verb> [argument]...]...",
-    f"{TERSE} net <verb> [argument]...",
-    f"{TERSE} list | top | boot | shutdown | daemon | help | completion",
-    f"{TERSE} [vmname]... watch",
-)
-
 EXAMPLES = (
-    f"{TERSE} newvm make ram 2G smp 2 hda 8G cdrom debian.iso ifadd 1 br0 start",
+    f"{TERSE} {helptext.EXAMPLE}",
     f"{TERSE} leaf spine ifadd 2 fabric1 fabric2 start",
     f"{TERSE} 'lab*' stop",
     f"{TERSE} --all status --json",
@@ -147,6 +138,23 @@ def _entries(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f".TP\n.B {text(term)}\n{text(about)}" for term, about in rows)
 
 
+def _verbs() -> str:
+    """Return the verbs by group."""
+    parts = []
+    for group in GROUPS.values():
+        parts += [f".SS {text(group.title)}", *map(_verb, verbs.of_group(group))]
+    return "\n".join(parts)
+
+
+def _verb(command: Command) -> str:
+    """Return the entry of a verb: its help, then a line for each fact."""
+    facts = [*helptext.facts(command), ("Example", f"{TERSE} {command.example}")]
+    usage = command.usage().removeprefix(f"{PROGRAM} ")
+    return "\n.br\n".join(
+        [_entries([(usage, command.help)]), *(text(f"{label}: {about}") for label, about in facts)]
+    )
+
+
 def _lines(lines: Iterable[str]) -> str:
     """Return lines without filling."""
     return "\n".join([".nf", *map(text, lines), ".fi"])
@@ -159,27 +167,13 @@ def vmessctl() -> str:
         "vmessctl, vmess",
         1,
         "small KVM machines in plain directories",
-        ("SYNOPSIS", _lines(SYNOPSIS)),
+        ("SYNOPSIS", _lines(f"{TERSE} {form}" for form in helptext.SYNOPSIS)),
         ("DESCRIPTION", _paragraphs(CLIENT, helptext.VMS, helptext.VERBS)),
-        (
-            "VERBS",
-            _entries((command.usage().removeprefix(f"{PROGRAM} "), command.help) for command in COMMANDS),
-        ),
+        ("VERBS", _verbs()),
         ("OPTIONS", _entries(options)),
         ("JSON", "\n".join([text(JSON), ".PP", _lines(INTROSPECTION)])),
-        ("EXIT STATUS", "\n".join([_entries(helptext.STATUSES), ".PP", text(WORST)])),
-        (
-            "ENVIRONMENT",
-            _entries(
-                [
-                    ("VMESS_SOCKET", f"The control socket, as {verbs.SOCKET.flag} names it."),
-                    (
-                        "VMESS_NO_DAEMON",
-                        f"If it is not empty: do not start a daemon, like {verbs.NO_DAEMON.flag}.",
-                    ),
-                ]
-            ),
-        ),
+        ("EXIT STATUS", "\n".join([_entries(helptext.STATUSES), ".PP", text(helptext.WORST)])),
+        ("ENVIRONMENT", _entries(helptext.ENVIRONMENT)),
         ("FILES", _entries((*SOCKETS, LOG))),
         ("EXAMPLES", _lines(EXAMPLES)),
         ("SEE ALSO", text("vmessd(8), vmess.dir(5), qemu(1)")),

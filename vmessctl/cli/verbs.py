@@ -64,6 +64,71 @@ class Option(PlainRecord):
         """A word that means the same where a verb may stand."""
 
 
+class Group(PlainRecord):
+    """Verbs for the same purpose. Help and reference show them together."""
+
+    def __init__(self, name: str, about: str) -> None:
+        self.name = name
+        self.about = about
+
+    @property
+    def title(self) -> str:
+        """Its name as a heading."""
+        return self.name.capitalize()
+
+
+class Summary(PlainRecord):
+    """One line of the help of one screen: a few verbs of a group that belong together."""
+
+    def __init__(self, group: Group, text: str) -> None:
+        self.group = group
+        self.text = text
+
+
+LIFE = Group("life", "from the first day of a VM to its last")
+LOOK = Group("look", "what a VM does; its screen and keys")
+HARDWARE = Group("hardware", "processors, memory, cards, and all else that QEMU gets")
+DISKS = Group("disks", "hard disks and CD drive")
+WIRES = Group("wires", "network interfaces, and what they are plugged into")
+MANY = Group("many", "all VMs at once")
+HOST = Group("host", "bridges and links of the host; this program")
+GROUPS = {group.name: group for group in (LIFE, LOOK, HARDWARE, DISKS, WIRES, MANY, HOST)}
+"""In the order of the help."""
+
+MAKE = Summary(LIFE, "Create, change, rename, delete")
+START = Summary(LIFE, "Power up, power down, or both")
+PAUSE = Summary(LIFE, "Pause, continue, press reset")
+LOCK = Summary(LIFE, "Refuse changes, allow them")
+UNATTENDED = Summary(LIFE, "Grace period; start by itself")
+STATE = Summary(LOOK, "State, details, log, last end")
+SCREEN = Summary(LOOK, "Show screen or serial console")
+KEYS = Summary(LOOK, "Press keys, type text")
+WAIT = Summary(LOOK, "Wait for a state or for output")
+MACHINE = Summary(HARDWARE, "CPUs, memory, CPU model, KVM")
+EXTRAS = Summary(HARDWARE, "Model of NICs, more for QEMU")
+DRIVE = Summary(DISKS, "Create or enlarge; insert a CD")
+NICS = Summary(WIRES, "Add, delete, show interfaces")
+PLUGS = Summary(WIRES, "Change bridge, cable, MAC")
+REACH = Summary(WIRES, "Forward ports, show addresses")
+FLEET = Summary(MANY, "List VMs, show load and events")
+POWER = Summary(MANY, "Start VMs as at boot, stop all")
+LINKS = Summary(HOST, "Bridges and links of the host")
+TOOL = Summary(HOST, "Look after vmessctl itself")
+SUMMARIES = (
+    *(MAKE, START, PAUSE, LOCK, UNATTENDED),
+    *(STATE, SCREEN, KEYS, WAIT),
+    *(MACHINE, EXTRAS),
+    DRIVE,
+    *(NICS, PLUGS, REACH),
+    *(FLEET, POWER),
+    *(LINKS, TOOL),
+)
+"""In the order of the help, group by group."""
+
+LIVE = "takes effect at once"
+WAITS = "takes effect at its next start"
+REFUSED = "refused; stop it first"
+
 SOCKET = Option("--socket", "Use this control socket, like VMESS_SOCKET in the environment.", "PATH")
 NO_DAEMON = Option("--no-daemon", "Do not start a daemon if none runs, like VMESS_NO_DAEMON=1.")
 JSON = Option("--json", "Print the daemon's replies as JSON: sizes in bytes, times in seconds.")
@@ -92,7 +157,7 @@ BATCH = Option("-b", "Print one table after another, as without a terminal.")
 COUNT = Option("-n", "Exit after N samples.", "N")
 DELAY = Option("-d", "Seconds between two samples: 0.2 to 3600, by default 2.", "SECONDS")
 SORT = Option("--sort", "Sort by this column, the largest first.", "cpu|rss|disk|net|up|name")
-HELP = Option("--help", "Show help.")
+HELP = Option("--help", "Show help for the verb, or for all verbs. Also -h.")
 VERSION = Option("--version", "Show the version.", alias="version")
 
 EVERYWHERE = (SOCKET, NO_DAEMON, QUIET, VERBOSE, HELP, VERSION)
@@ -111,6 +176,7 @@ LITERALS = frozenset(
         *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
         *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
+        *("status", "stop", "log"),
     }
 )
 """Words of arguments that stand for themselves; the others are placeholders."""
@@ -132,6 +198,8 @@ class Command(PlainRecord):
         help: str,  # noqa: A002 -- its usual name
         method: str,
         handler: str,
+        summary: Summary,
+        example: str,
         arguments: str = "",
         options: tuple[Option, ...] = (),
         many: bool = False,
@@ -139,6 +207,9 @@ class Command(PlainRecord):
         wants: str = "",
         aliases: tuple[str, ...] = (),
         destroys: bool = False,
+        value: str = "",
+        files: str = "",
+        running: str = "",
     ) -> None:
         self.verb = verb
         """The word on the command line; `list` and `status` may be left out there."""
@@ -147,6 +218,10 @@ class Command(PlainRecord):
         """The Varlink method that it calls; empty if it needs no daemon."""
         self.handler = handler
         """The function that carries it out: `module.function` in `vmessctl.commands`."""
+        self.summary = summary
+        """Its line in the help of one screen."""
+        self.example = example
+        """A command line without the name of the program."""
         self.arguments = arguments
         """As in the usage: `<x>` is required, `[x]` is optional, `[x]...` may be repeated."""
         self.options = options
@@ -161,6 +236,17 @@ class Command(PlainRecord):
         """What other programs call it; `kill force` is the alias `kill`, which adds the argument."""
         self.destroys = destroys
         """It ends a run or deletes something, so it is never suggested for a mistyped word."""
+        self.value = value
+        """Which values are right, for a setting."""
+        self.files = files
+        """The files in the VM directory that it writes or shows."""
+        self.running = running
+        """What it does to a running VM, where that could be asked: LIVE, WAITS, REFUSED."""
+
+    @property
+    def group(self) -> Group:
+        """Its place in help and reference."""
+        return self.summary.group
 
     @property
     def needs(self) -> int:
@@ -204,6 +290,10 @@ class Command(PlainRecord):
             return not self.is_global or self.many
         return option in (*self.options, *EVERYWHERE) or (option is JSON and self.reports)
 
+    def own_options(self) -> list[Option]:
+        """Return the options that it accepts and that not all verbs accept."""
+        return [option for option in OPTIONS.values() if option not in EVERYWHERE and self.knows(option)]
+
 
 def alternatives(argument: str) -> list[str]:
     """Return the alternatives of an argument: `<auto|kvm|tcg|none>` has four."""
@@ -218,6 +308,13 @@ def _optional(argument: str) -> str:
 
 SETTING_ALIASES = {"ram": ("memory",)}
 """Aliases of settings."""
+SETTING_SUMMARIES = {
+    **dict.fromkeys(("grace", "autostart", "restart-policy"), UNATTENDED),
+    **dict.fromkeys(("smp", "ram", "cpu", "accel"), MACHINE),
+    **dict.fromkeys(("nic-model", "nic-options", "qemu-options"), EXTRAS),
+    "raw": DRIVE,
+}
+"""The places of settings in the help."""
 
 COMMANDS: tuple[Command, ...] = (
     Command(
@@ -228,8 +325,18 @@ COMMANDS: tuple[Command, ...] = (
         "inspect.list_vms",
         options=(COLUMNS, NO_HEADER, JSON),
         aliases=("ls", "ps"),
+        summary=FLEET,
+        example="list",
     ),
-    Command("help", "Show all verbs, or one.", "", "help.run", arguments="[verb]..."),
+    Command(
+        "help",
+        "Show all verbs, or all about one verb, a group of verbs or a topic.",
+        "",
+        "help.run",
+        arguments="[verb|group|topic]...",
+        summary=TOOL,
+        example="help start",
+    ),
     Command(
         "top",
         "Show how busy the VMs are, continuously. Keys: c m d n u a sort by CPU, memory, disk,\n"
@@ -238,6 +345,8 @@ COMMANDS: tuple[Command, ...] = (
         "Top",
         "top.run",
         options=(BATCH, COUNT, DELAY, SORT, JSON),
+        summary=FLEET,
+        example="top --sort cpu",
     ),
     Command(
         "boot",
@@ -247,6 +356,8 @@ COMMANDS: tuple[Command, ...] = (
         "boot_shutdown.run",
         options=(AT_ONCE,),
         reports=True,
+        summary=POWER,
+        example="boot",
     ),
     Command(
         "shutdown",
@@ -257,6 +368,8 @@ COMMANDS: tuple[Command, ...] = (
         options=(WITHIN,),
         reports=True,
         destroys=True,
+        summary=POWER,
+        example="shutdown --within 90",
     ),
     Command(
         "make",
@@ -267,6 +380,26 @@ COMMANDS: tuple[Command, ...] = (
         reports=True,
         wants="none",
         aliases=("create",),
+        summary=MAKE,
+        example="newvm make ram 2G hda 8G",
+    ),
+    *(
+        Command(
+            drive.verb,
+            drive.help,
+            "Set",
+            "files.change",
+            arguments=_optional(drive.argument),
+            many=True,
+            reports=True,
+            files=names.cdrom_file("newvm0")
+            if drive.verb == names.CDROM
+            else names.disk_file("newvm0", drive.verb),
+            running=WAITS if drive.verb == names.CDROM else REFUSED,
+            summary=DRIVE,
+            example=f"newvm {drive.verb} {drive.example}",
+        )
+        for drive in DRIVES
     ),
     *(
         Command(
@@ -278,21 +411,14 @@ COMMANDS: tuple[Command, ...] = (
             many=True,
             reports=True,
             aliases=SETTING_ALIASES.get(setting.verb, ()),
+            value=f"{setting.expects}; none for the default",
+            files=setting.file,
+            running=LIVE if setting.live else WAITS,
+            summary=SETTING_SUMMARIES[setting.verb],
+            example=f"newvm {setting.verb} {setting.example}",
         )
         for setting in SETTINGS
         if setting.verb
-    ),
-    *(
-        Command(
-            drive.verb,
-            drive.help,
-            "Set",
-            "files.change",
-            arguments=_optional(drive.argument),
-            many=True,
-            reports=True,
-        )
-        for drive in DRIVES
     ),
     Command(
         "edit",
@@ -301,6 +427,8 @@ COMMANDS: tuple[Command, ...] = (
         "Info",
         "edit.run",
         reports=True,
+        summary=MAKE,
+        example="newvm edit",
     ),
     Command(
         "ifadd",
@@ -313,6 +441,10 @@ COMMANDS: tuple[Command, ...] = (
         arguments="<N> [bridge|-|user]...",
         many=True,
         reports=True,
+        files="NICS",
+        running=LIVE,
+        summary=NICS,
+        example="newvm ifadd 2 br0 user:2222:22",
     ),
     Command(
         "ifdel",
@@ -322,6 +454,10 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
         destroys=True,
+        files="NICS",
+        running=LIVE,
+        summary=NICS,
+        example="newvm ifdel",
     ),
     Command(
         "connect",
@@ -333,6 +469,10 @@ COMMANDS: tuple[Command, ...] = (
         arguments="<ifnum> <bridge|-|user>",
         many=True,
         reports=True,
+        files="NICS",
+        running=LIVE,
+        summary=PLUGS,
+        example="newvm connect 0 br1",
     ),
     Command(
         "ifstat",
@@ -341,6 +481,9 @@ COMMANDS: tuple[Command, ...] = (
         "network.ifstat",
         options=(JSON,),
         many=True,
+        files="NICS",
+        summary=NICS,
+        example="newvm ifstat",
     ),
     Command(
         "cable",
@@ -351,6 +494,10 @@ COMMANDS: tuple[Command, ...] = (
         arguments="<ifnum> <on|off>",
         many=True,
         reports=True,
+        files="CABLES",
+        running=LIVE,
+        summary=PLUGS,
+        example="newvm cable 0 off",
     ),
     Command(
         "mac",
@@ -360,6 +507,10 @@ COMMANDS: tuple[Command, ...] = (
         "network.mac",
         arguments="<ifnum> <address|none>",
         reports=True,
+        files="MACS",
+        running=WAITS,
+        summary=PLUGS,
+        example="newvm mac 0 02:00:00:00:00:01",
     ),
     Command(
         "forward",
@@ -371,6 +522,10 @@ COMMANDS: tuple[Command, ...] = (
         "network.forward",
         arguments="<ifnum> <hostport>:<guestport|none>",
         reports=True,
+        files="NICS",
+        running=LIVE,
+        summary=REACH,
+        example="newvm forward 0 2222:22",
     ),
     Command(
         "addr",
@@ -379,6 +534,8 @@ COMMANDS: tuple[Command, ...] = (
         "network.addr",
         options=(JSON,),
         many=True,
+        summary=REACH,
+        example="newvm addr",
     ),
     Command(
         "start",
@@ -390,6 +547,8 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
         wants="off",
+        summary=START,
+        example="newvm start",
     ),
     Command(
         "stop",
@@ -404,6 +563,9 @@ COMMANDS: tuple[Command, ...] = (
         wants="on",
         aliases=("kill force",),
         destroys=True,
+        files="STOP",
+        summary=START,
+        example="newvm stop --grace 10",
     ),
     Command(
         "restart",
@@ -418,6 +580,9 @@ COMMANDS: tuple[Command, ...] = (
         wants="on",
         aliases=("reboot",),
         destroys=True,
+        files="STOP",
+        summary=START,
+        example="newvm restart",
     ),
     Command(
         "status",
@@ -426,6 +591,8 @@ COMMANDS: tuple[Command, ...] = (
         "inspect.status",
         options=(JSON,),
         many=True,
+        summary=STATE,
+        example="newvm status",
     ),
     Command(
         "info",
@@ -434,6 +601,8 @@ COMMANDS: tuple[Command, ...] = (
         "inspect.info",
         options=(COMMAND, JSON),
         many=True,
+        summary=STATE,
+        example="newvm info",
     ),
     Command(
         "vnc",
@@ -444,6 +613,8 @@ COMMANDS: tuple[Command, ...] = (
         arguments="[port]",
         options=(BIND, TIMEOUT, JSON),
         wants="on",
+        summary=SCREEN,
+        example="newvm vnc",
     ),
     Command(
         "console",
@@ -453,6 +624,9 @@ COMMANDS: tuple[Command, ...] = (
         "Console",
         "console.run",
         options=(STEAL, TIMEOUT, LOG, FOLLOW, JSON),
+        files="serial.log",
+        summary=SCREEN,
+        example="newvm console",
     ),
     Command(
         "log",
@@ -460,6 +634,9 @@ COMMANDS: tuple[Command, ...] = (
         "Log",
         "logs.run",
         options=(FOLLOW, JSON),
+        files="qemu.log",
+        summary=STATE,
+        example="newvm log -f",
     ),
     Command(
         "wait",
@@ -470,6 +647,9 @@ COMMANDS: tuple[Command, ...] = (
         arguments="<running|stopped|paused|addr|serial:REGEX>",
         options=(TIMEOUT, SINCE_START, JSON),
         many=True,
+        files="serial.log",
+        summary=WAIT,
+        example="newvm wait serial:login: --timeout 60",
     ),
     Command(
         "watch",
@@ -478,6 +658,8 @@ COMMANDS: tuple[Command, ...] = (
         "watching.run",
         options=(JSON,),
         many=True,
+        summary=FLEET,
+        example="watch",
     ),
     Command(
         "why",
@@ -487,6 +669,9 @@ COMMANDS: tuple[Command, ...] = (
         "why.run",
         options=(JSON,),
         many=True,
+        files="exit.json",
+        summary=STATE,
+        example="newvm why",
     ),
     Command(
         "suspend",
@@ -496,6 +681,8 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
         wants="on",
+        summary=PAUSE,
+        example="newvm suspend",
     ),
     Command(
         "resume",
@@ -505,6 +692,8 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
         wants="on",
+        summary=PAUSE,
+        example="newvm resume",
     ),
     Command(
         "reset",
@@ -515,6 +704,8 @@ COMMANDS: tuple[Command, ...] = (
         reports=True,
         wants="on",
         destroys=True,
+        summary=PAUSE,
+        example="newvm reset",
     ),
     Command(
         "sendkey",
@@ -525,6 +716,8 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
         wants="on",
+        summary=KEYS,
+        example="newvm sendkey ctrl-alt-f2",
     ),
     Command(
         "ctrl-alt-delete",
@@ -535,16 +728,20 @@ COMMANDS: tuple[Command, ...] = (
         reports=True,
         wants="on",
         destroys=True,
+        summary=KEYS,
+        example="newvm ctrl-alt-delete",
     ),
     Command(
         "type",
         "Type text as on a US keyboard; \\n and \\t stand for return and tab.",
         "Type",
         "controls.type_text",
-        "<text>",
+        arguments="<text>",
         many=True,
         reports=True,
         wants="on",
+        summary=KEYS,
+        example="newvm type 'root\\n'",
     ),
     Command(
         "screenshot",
@@ -552,8 +749,10 @@ COMMANDS: tuple[Command, ...] = (
         "by default to <vmname>-<time>.png.",
         "Screenshot",
         "controls.screenshot",
-        "[file|-]",
+        arguments="[file|-]",
         wants="on",
+        summary=SCREEN,
+        example="newvm screenshot screen.png",
     ),
     Command(
         "lock",
@@ -561,9 +760,12 @@ COMMANDS: tuple[Command, ...] = (
         "policy still apply.",
         "Lock",
         "controls.lock",
-        "[remark]...",
+        arguments="[remark]...",
         many=True,
         reports=True,
+        files="LOCK",
+        summary=LOCK,
+        example="newvm lock in use until Friday",
     ),
     Command(
         "unlock",
@@ -573,6 +775,22 @@ COMMANDS: tuple[Command, ...] = (
         options=(YES,),
         many=True,
         reports=True,
+        files="LOCK",
+        summary=LOCK,
+        example="newvm unlock",
+    ),
+    Command(
+        "rename",
+        "Rename the VM: its directory, its drives and its TAPs. It must be off. MAC addresses and the VNC\n"
+        "display follow from the new name, except those set by mac.",
+        "Rename",
+        "files.rename",
+        arguments="<newvm>",
+        reports=True,
+        wants="off",
+        running=REFUSED,
+        summary=MAKE,
+        example="newvm rename web-1",
     ),
     Command(
         "rm",
@@ -585,16 +803,9 @@ COMMANDS: tuple[Command, ...] = (
         wants="off",
         aliases=("delete",),
         destroys=True,
-    ),
-    Command(
-        "rename",
-        "Rename the VM: its directory, its drives and its TAPs. It must be off. MAC addresses and the VNC\n"
-        "display follow from the new name, except those set by mac.",
-        "Rename",
-        "files.rename",
-        arguments="<newvm>",
-        reports=True,
-        wants="off",
+        running=REFUSED,
+        summary=MAKE,
+        example="newvm rm",
     ),
     Command(
         "net show",
@@ -602,6 +813,8 @@ COMMANDS: tuple[Command, ...] = (
         "NetShow",
         "network.net_show",
         options=(JSON,),
+        summary=LINKS,
+        example="net show",
     ),
     Command(
         "net vlan",
@@ -611,6 +824,8 @@ COMMANDS: tuple[Command, ...] = (
         "network.net_vlan",
         arguments="<bridge> [intf]...",
         reports=True,
+        summary=LINKS,
+        example="net vlan br0 newvm0e0",
     ),
     Command(
         "net add",
@@ -619,6 +834,8 @@ COMMANDS: tuple[Command, ...] = (
         "network.net_add",
         arguments="<intf>",
         reports=True,
+        summary=LINKS,
+        example="net add vethA0",
     ),
     Command(
         "net delete",
@@ -628,6 +845,8 @@ COMMANDS: tuple[Command, ...] = (
         arguments="<intf>",
         reports=True,
         destroys=True,
+        summary=LINKS,
+        example="net delete vethA0",
     ),
     Command(
         "net ignore",
@@ -636,6 +855,8 @@ COMMANDS: tuple[Command, ...] = (
         "network.net_ignore",
         arguments="[link]",
         options=(JSON,),
+        summary=LINKS,
+        example="net ignore docker0",
     ),
     Command(
         "net prune",
@@ -645,6 +866,8 @@ COMMANDS: tuple[Command, ...] = (
         "network.net_prune",
         reports=True,
         destroys=True,
+        summary=LINKS,
+        example="net prune",
     ),
     Command(
         "daemon",
@@ -653,6 +876,8 @@ COMMANDS: tuple[Command, ...] = (
         "(VMs keep running), log shows what it has logged.",
         "Daemon",
         "daemon.run",
+        summary=TOOL,
+        example="daemon status",
         arguments="[status|stop|log]",
         options=(FOLLOW, JSON),
     ),
@@ -663,6 +888,8 @@ COMMANDS: tuple[Command, ...] = (
         "",
         "completion.run",
         arguments="<bash|zsh|fish|words> [word]...",
+        summary=TOOL,
+        example="completion bash",
     ),
 )
 
@@ -675,6 +902,12 @@ ALIASES: dict[str, tuple[Command, tuple[str, ...]]] = {
 """Aliases, each with its verb and the arguments that it adds."""
 NUMBERS = {"cpu": "smp"}
 """A verb, and the one that it means if its argument is a number: `cpu 4` sets the number of CPUs."""
+
+
+def of_group(group: Group) -> list[Command]:
+    """Return the verbs of a group, in the order of the help."""
+    rows = [summary for summary in SUMMARIES if summary.group is group]
+    return [command for summary in rows for command in COMMANDS if command.summary is summary]
 
 
 def spoken(word: str) -> tuple[Command, tuple[str, ...]] | None:
@@ -730,9 +963,10 @@ ELSEWHERE = {
 answered with ours: a VM may have such a name, or they mean something else here."""
 
 
-def no_verb(word: str) -> InvalidValue:
-    """Return the error for a word that is not a verb."""
-    return InvalidValue(f"no command {quoted(word)}{meant(word, BY_VERB)}", hint=f"{PROGRAM} help")
+def no_verb(word: str, more: Collection[str] = ()) -> InvalidValue:
+    """Return the error for a word that is not a verb, and none of `more`."""
+    suggestion = meant(word, [*BY_VERB, *more])
+    return InvalidValue(f"no command {quoted(word)}{suggestion}", hint=f"{PROGRAM} help")
 
 
 def no_vm_or_verb(word: str, suggestion: str) -> NoSuchVM:

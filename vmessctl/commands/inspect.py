@@ -6,7 +6,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
 from vmessctl.output import rendering
-from vmessctl.output.terminal import emit, output_width, say, show, show_each
+from vmessctl.output.terminal import emit, output_width, painted, say, show, show_each
 from vmessd.core.errors import DONE, NotRunning
 
 TYPE_CHECKING = False
@@ -46,9 +46,13 @@ def _print_table(invocation: Invocation, vms: Sequence[Reply]) -> None:
     picked = invocation.options.get(verbs.COLUMNS.flag)
     columns = list_table.COLUMNS if picked is None else list_table.chosen(picked)
     if vms:
-        width = output_width() if picked is None else None
-        header = verbs.NO_HEADER.flag not in invocation.options
-        print("\n".join(list_table.lines(vms, columns, width, header=header)))
+        terminal, header = output_width(), verbs.NO_HEADER.flag not in invocation.options
+        ordered = list_table.in_order(vms)
+        lines = list_table.lines(ordered, columns, terminal if picked is None else None, header=header)
+        if terminal is not None:
+            colours = [*(["1"] if header else []), *map(list_table.colour, ordered)]
+            lines = [painted(line, colour) for line, colour in zip(lines, colours, strict=True)]
+        print("\n".join(lines))
     else:
         say(f"no VMs yet; make one: {PROGRAM} newvm make")
 

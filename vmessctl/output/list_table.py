@@ -68,7 +68,19 @@ def chosen(text: str) -> list[Column]:
 def lines(
     vms: Sequence[VM], columns: Sequence[Column] = COLUMNS, width: int | None = None, *, header: bool = True
 ) -> list[str]:
-    """Return the lines of the table: VMs that are on first, each group by name."""
-    return grid(columns, sorted(vms, key=lambda vm: (is_off(vm), names.natural(str(vm["name"])))), width)[
-        0 if header else 1 :
-    ]
+    """Return the lines of the table, one for each VM in the order given."""
+    return grid(columns, vms, width)[0 if header else 1 :]
+
+
+def in_order(vms: Sequence[VM]) -> list[VM]:
+    """Return VMs that are on, then those that are off, each group by name."""
+    return sorted(vms, key=lambda vm: (is_off(vm), names.natural(str(vm["name"]))))
+
+
+def colour(vm: VM) -> str:
+    """Return the colour of the line of a VM (SGR parameters): what needs attention stands out."""
+    if vm["problem"] or vm["state"] in (State.unresponsive, State.held):
+        return "31"
+    if vm["state"] == State.running:
+        return ""
+    return "2" if is_off(vm) else "33"

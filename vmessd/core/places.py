@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 SERVICE_DIRECTORY = "/run/vmess"
 """Exists while the host's service runs or restarts (RuntimeDirectory= of its unit)."""
+SERVICE_UNITS = tuple(
+    f"{place}/systemd/system/vmessd.service" for place in ("/etc", "/usr/local/lib", "/usr/lib", "/lib")
+)
+"""Where the unit of the host's service may be installed (systemd.unit(5))."""
 SOCKET = "control.sock"
 SERVICE_SOCKET = f"{SERVICE_DIRECTORY}/{SOCKET}"
 LOG = "vmessd.log"
@@ -31,13 +35,14 @@ OTHERS = 0o077
 def own_directories(variable: Variable, uid: int) -> list[str]:
     """Return the directories in which a person's own daemon may have its socket; a new one uses the first.
 
-    This is `$XDG_RUNTIME_DIR/vmess`, or `/tmp/vmess-UID` if there is no such directory of this user. A daemon
-    that was started in another session is in one of the others.
+    This is `$XDG_RUNTIME_DIR/vmess`, or `/tmp/vmess-UID` if there is no such directory of this user; TMPDIR
+    stands in for /tmp. A daemon that was started in another session is in one of the others.
     """
-    runtime = variable("XDG_RUNTIME_DIR")
+    runtime, shared = variable("XDG_RUNTIME_DIR"), variable("TMPDIR") or ""
     session = f"/run/user/{uid}"  # pam_systemd(8)
     places = [f"{runtime}/vmess"] if runtime and _is_own(runtime, uid) else []
-    places.append(f"/tmp/vmess-{uid}")  # noqa: S108 -- `opened` verifies it
+    tmp = shared if shared.startswith("/") else "/tmp"  # noqa: S108 -- `opened` verifies what is in it
+    places.append(f"{tmp}/vmess-{uid}")
     if session != runtime and _is_own(session, uid):
         places.append(f"{session}/vmess")
     return places

@@ -100,7 +100,7 @@ def not_started(vm: str, ended: ExitRecord, user: str | None, accel: str, *, den
             f"VM {vm}: {why}; KVM may be incomplete on this host",
             hint=f"to run without it: vmess {vm} accel tcg",
         )
-    hint = f"see its command line in vmess {vm} info, and QEMU's messages in qemu.log in its directory"
+    hint = f"vmess {vm} log shows its command line and QEMU's messages"
     if user is not None and denied:
         hint = f"QEMU runs as {user}: it needs read and write access to images, also to the targets of links"
     return StartFailed(f"VM {vm}: {why}", hint=hint)

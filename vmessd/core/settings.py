@@ -227,6 +227,7 @@ class Setting(PlainRecord):
         parse: Callable[[str], Any],
         option: Callable[[Any], tuple[str, ...]],
         help: str,  # noqa: A002 -- its usual name
+        example: str = "",
         live: bool = False,
         words_for_qemu: bool = False,
     ) -> None:
@@ -242,6 +243,8 @@ class Setting(PlainRecord):
         self.option = option
         """Converts a value to QEMU arguments."""
         self.help = help
+        self.example = example
+        """A value as it is typed after the verb."""
         self.live = live
         """It takes effect at once, also on a running VM: the daemon uses it, and not QEMU."""
         self.words_for_qemu = words_for_qemu
@@ -273,6 +276,7 @@ SETTINGS: tuple[Setting, ...] = (
         parse=lambda text: _integer(text, 1, SMP_MAX),
         option=lambda count: ("-smp", str(count)),
         help="Set the number of virtual CPUs (QEMU's -smp), stored in the VM directory.",
+        example="2",
     ),
     Setting(
         file="RAM",
@@ -283,6 +287,7 @@ SETTINGS: tuple[Setting, ...] = (
         parse=lambda text: _within(UNITS["M"], size(text, bare=UNITS["M"]), RAM_MAX),
         option=lambda count: ("-m", size_text(count)),
         help="Set the size of the VM's memory (QEMU's -m), stored in the VM directory.",
+        example="2G",
     ),
     Setting(
         file=CPU,
@@ -294,6 +299,7 @@ SETTINGS: tuple[Setting, ...] = (
         help="Choose the guest's CPU: a model of QEMU (qemu-system-x86_64 -cpu help), or the best one:\n"
         "the CPU of the host under KVM, otherwise everything that TCG supports. New VMs have the best.\n"
         "With none it is QEMU's default, qemu64, which is too old for current distributions.",
+        example="best",
     ),
     Setting(
         file="ACCEL",
@@ -304,6 +310,7 @@ SETTINGS: tuple[Setting, ...] = (
         option=_no_option,  # the daemon decides what `auto` is; see command_line.Spec.accel
         help="Choose the accelerator: KVM, QEMU's own translator (tcg), or KVM if the daemon may use it,\n"
         "otherwise tcg (auto).",
+        example="kvm",
     ),
     Setting(
         file="STOP",
@@ -314,6 +321,7 @@ SETTINGS: tuple[Setting, ...] = (
         option=_no_option,
         help="Set the grace period: how many seconds a guest may take to power down before force is used.\n"
         f"The default is {GRACE_DEFAULT}.",
+        example="120",
         live=True,
     ),
     Setting(
@@ -326,6 +334,7 @@ SETTINGS: tuple[Setting, ...] = (
         help=f"Start the VM with the host. Lower orders start first (default: {ORDER_DEFAULT}), VMs of one\n"
         "order together; <delay> seconds later, the next order starts. A shutdown of the host goes in\n"
         "reverse order.",
+        example="on 10",
         live=True,
     ),
     Setting(
@@ -337,6 +346,7 @@ SETTINGS: tuple[Setting, ...] = (
         option=_no_option,
         help="Start the VM again after a crash (on-crash), or after any exit except a stop (always). The\n"
         "delay doubles each time, and the number of restarts is limited.",
+        example="on-crash",
         live=True,
     ),
     Setting(
@@ -367,6 +377,7 @@ SETTINGS: tuple[Setting, ...] = (
         option=_no_option,  # QEMU is told that all images are raw; see images.check
         help="Name the drives whose images are raw although they do not look so, such as a disk into which\n"
         "the guest wrote the header of a qcow2 image. Without it, such a VM does not start.",
+        example="hdb",
     ),
     Setting(
         file="MACS",
@@ -405,6 +416,7 @@ SETTINGS: tuple[Setting, ...] = (
         option=_no_option,
         help="Choose the model of the NICs: a network device of QEMU such as virtio-net-pci, or virtio for\n"
         "short. The default is e1000.",
+        example="virtio",
     ),
     Setting(
         file="NIC_EXARGS",
@@ -414,6 +426,7 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_properties,
         option=_no_option,
         help="Give each NIC more properties, such as romfile=,bootindex=1. $VM and $DIR work as in EXARGS.",
+        example="romfile=",
         words_for_qemu=True,
     ),
     Setting(
@@ -426,6 +439,7 @@ SETTINGS: tuple[Setting, ...] = (
         help="Give QEMU more arguments, split into words as by a shell. Then $VM is replaced by the name of\n"
         "the VM, $DIR by the path of its directory, and $$ by a dollar sign. Several arguments after -- are\n"
         "kept as they are: qemu-options -- -device virtio-rng-pci.",
+        example="-- -device virtio-rng-pci",
         words_for_qemu=True,
     ),
 )
@@ -446,10 +460,13 @@ class Drive(PlainRecord):
         verb: str,
         argument: str,
         help: str,  # noqa: A002 -- its usual name
+        example: str,
     ) -> None:
         self.verb = verb
         self.argument = argument
         self.help = help
+        self.example = example
+        """As for a setting."""
 
 
 DRIVES: tuple[Drive, ...] = (
@@ -459,6 +476,7 @@ DRIVES: tuple[Drive, ...] = (
             argument="<size>",
             help=f"Create a sparse file for the {order} disk, or make it larger.\n"
             "An existing image is never written to and never made smaller.",
+            example="8G",
         )
         for disk, order in zip(DISKS, ("first", "second", "third", "fourth"), strict=True)
     ),
@@ -466,6 +484,7 @@ DRIVES: tuple[Drive, ...] = (
         verb=CDROM,
         argument="<path-to-iso|none>",
         help="Insert an ISO image into the CD drive, by a symbolic link in the VM directory; none removes it.",
+        example="debian.iso",
     ),
 )
 

@@ -20,6 +20,8 @@ def test_a_session_has_its_own_directory_and_otherwise_there_is_one_in_tmp(tmp_p
         assert places.own_directories({"XDG_RUNTIME_DIR": runtime}.get, UID)[0] == TMP
     found = places.own_directories({"XDG_RUNTIME_DIR": str(tmp_path)}.get, UID)
     assert found[:2] == [f"{tmp_path}/vmess", TMP]
+    for shared, place in (("relative", TMP), ("/scratch", f"/scratch/vmess-{UID}")):
+        assert places.own_directories({"TMPDIR": shared}.get, UID)[0] == place
 
 
 @pytest.mark.skipif(UID != 0, reason="only root can give a directory away")

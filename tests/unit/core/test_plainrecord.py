@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from vmessctl.cli.grammar import Step
-from vmessctl.cli.verbs import COMMANDS, Command, Invocation, Option
+from vmessctl.cli.verbs import COMMANDS, Command, Group, Invocation, Option, Summary
 from vmessctl.output.table import Column
 from vmessctl.output.top_table import Sort
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.settings import Autostart, Drive, Setting
 
-KINDS = (Autostart, Drive, Setting, Option, Command, Invocation, Step, Column, Sort)
+KINDS = (Autostart, Drive, Setting, Option, Group, Summary, Command, Invocation, Step, Column, Sort)
 
 
 def test_records_are_equal_where_their_fields_are() -> None:
@@ -31,7 +31,7 @@ def test_a_record_that_lacks_a_field_or_has_one_too_many_is_refused(kind: Any) -
     with pytest.raises(TypeError, match="missing"):
         kind("a")
     with pytest.raises(TypeError, match="positional arguments"):
-        kind(*"abcdefghijklm")
+        kind(*"abcdefghijklmnopqrstuvwxyz")
     with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
         kind(other=1)
 

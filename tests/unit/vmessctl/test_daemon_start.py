@@ -41,6 +41,18 @@ def test_a_service_that_does_not_answer_is_not_replaced(
     assert "vmessd --background" in str(refusal.value.hint)
 
 
+def test_a_service_that_is_installed_and_stopped_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    unit = tmp_path / "vmessd.service"
+    unit.touch()
+    monkeypatch.setattr(places, "SERVICE_DIRECTORY", str(tmp_path / "none"))
+    monkeypatch.setattr(places, "SERVICE_UNITS", ("/nonexistent/vmessd.service", str(unit)))
+    with pytest.raises(Unreachable, match="is installed and does not run") as refusal:
+        private_daemon.start(lambda: False, silent=False)
+    assert str(refusal.value.hint).startswith("systemctl start vmessd; ")
+
+
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])
 def test_a_persons_own_service_is_not_replaced(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str

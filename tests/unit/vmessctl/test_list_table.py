@@ -36,7 +36,7 @@ VMS = [
 
 
 def test_one_line_a_vm_those_that_run_first() -> None:
-    assert list_table.lines(VMS) == [
+    assert list_table.lines(list_table.in_order(VMS)) == [
         "NAME    STATE    CPU  MEMORY  DISK     UP  ADDRESS       NOTE",
         "b0      paused     2      2G     -  3 min  -             io-error, hda: bad\\x1b",
         "leaf12  running    2      2G     -  3 min  192.0.2.7 +1  restart pending",
@@ -46,7 +46,7 @@ def test_one_line_a_vm_those_that_run_first() -> None:
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 132])
 def test_it_fits_into_the_terminal(width: int) -> None:
-    lines = list_table.lines(VMS, width=width)
+    lines = list_table.lines(list_table.in_order(VMS), width=width)
     assert all(len(line) <= width for line in lines)
     assert [line.split()[0] for line in lines] == ["NAME", "b0", "leaf12", "a0"]
     assert [line.split()[1] for line in lines] == ["STATE", "paused", "running", "stopped"]
@@ -78,3 +78,18 @@ def test_a_wrong_column_is_refused(text: str) -> None:
         list_table.chosen(text)
     assert caught.value.message.endswith("is not a column")
     assert caught.value.hint == "-o takes name,state,cpu,memory,disk,up,address,note,pid"
+
+
+@pytest.mark.parametrize(
+    ("one", "colour"),
+    [
+        (vm("a0"), ""),
+        (vm("a0", "stopped"), "2"),
+        (vm("a0", "paused"), "33"),
+        (vm("a0", "unresponsive"), "31"),
+        (vm("a0", "held"), "31"),
+        (vm("a0", "stopped", problem="RAM 'x'"), "31"),
+    ],
+)
+def test_what_needs_attention_stands_out(one: dict[str, Any], colour: str) -> None:
+    assert list_table.colour(one) == colour

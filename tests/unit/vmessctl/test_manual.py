@@ -12,7 +12,7 @@ from daemons import TESTS, generated
 from vmessctl import generate
 from vmessctl.cli import helptext, manual
 from vmessctl.cli.grammar import parse
-from vmessctl.cli.verbs import COMMANDS, OPTIONS
+from vmessctl.cli.verbs import BY_VERB, COMMANDS, GROUPS, OPTIONS
 from vmessd import config
 from vmessd.core import errors, settings
 from vmessd.core.errors import Failed, InvalidValue
@@ -21,7 +21,7 @@ from vmessd.storage import vmdir
 
 def plain(page: str) -> str:
     """What a page says, in one line."""
-    text = re.sub(r"^\.(B|SH|TH|TP|PP|nf|fi) ?", "", page, flags=re.MULTILINE)
+    text = re.sub(r"^\.(B|SH|SS|TH|TP|PP|br|nf|fi) ?", "", page, flags=re.MULTILINE)
     text = text.replace("\\-", "-").replace("\\(aq", "'").replace("\\&", "").replace("\\e", "\\")
     return " ".join(text.split())
 
@@ -34,10 +34,13 @@ def says(page: str, *texts: str) -> None:
 def test_every_verb_and_option_is_in_the_page_of_the_client() -> None:
     page = manual.vmessctl()
     for command in COMMANDS:
-        says(page, command.usage().removeprefix("vmess "), command.help)
+        says(page, command.usage().removeprefix("vmess "), command.help, f"Example: vmessctl {command.example}")
+        says(page, *(f"{label}: {about}" for label, about in helptext.facts(command)))
+    headings = re.findall(r"^\.SS (.*)$", page, flags=re.MULTILINE)
+    assert headings == [group.title for group in GROUPS.values()]
     for option in OPTIONS.values():
         says(page, option.flag, option.help)
-    says(page, helptext.VMS, helptext.VERBS)
+    says(page, helptext.VMS, helptext.VERBS, *(f"{name} {about}" for name, about in helptext.ENVIRONMENT))
 
 
 def test_every_exit_status_is_in_the_page_of_the_client() -> None:
@@ -96,7 +99,7 @@ def test_man_shows_the_pages_without_a_warning(pages: Path) -> None:
         )
         assert (shown.returncode, shown.stderr) == (0, ""), words
         assert "NAME" in shown.stdout
-        assert "\\" not in shown.stdout.replace("\\n and \\t", "")
+        assert "\\" not in shown.stdout.replace("\\n and \\t", "").replace(BY_VERB["type"].example, "")
 
 
 def test_groff_takes_the_pages_without_a_warning(pages: Path) -> None:
