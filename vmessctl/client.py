@@ -17,6 +17,7 @@ from vmessd.core.errors import (
     TimedOut,
     Unreachable,
     VmessError,
+    counted,
     failing,
     printable,
     quoted,
@@ -154,7 +155,7 @@ class Client:
         """
         handed, self._descriptors = self._descriptors, []
         if len(handed) < count:
-            raise Failed(f"vmessd passed {len(handed)} descriptors, not {count}", hint=VERSIONS)
+            raise Failed(f"vmessd passed {counted(len(handed), 'descriptor')}, not {count}", hint=VERSIONS)
         return handed
 
 

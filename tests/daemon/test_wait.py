@@ -21,6 +21,7 @@ from watchers import is_waiting
 
 from vmessctl import app
 from vmessctl.cli import grammar
+from vmessctl.cli.verbs import PROGRAM
 from vmessctl.commands import start_stop, waiting
 from vmessctl.commands.waiting import Alarm, Says
 from vmessctl.stream import Stream
@@ -64,6 +65,32 @@ def wait(
     finally:
         waiter.process.kill()
         waiter.process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("program", ["vmess", "vmessctl"])
+def test_an_empty_pattern_is_refused_before_any_call(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PROGRAM, "name", program)
+    with pytest.raises(InvalidValue, match=r"^wait serial: needs a regular expression$") as refused:
+        app.run(["newvm", "wait", "serial:"])
+    assert refused.value.hint == f"{program} newvm0 wait serial:login:"
+
+
+def test_an_address_in_a_user_network_is_not_waited_for(daemon: Daemon) -> None:
+    daemon.make(A, NICS="user user")
+    daemon.make(B, NICS="user -")
+    refused = daemon.vmessctl(A, "wait", "addr")
+    assert (refused.returncode, refused.stdout, refused.stderr.splitlines()) == (
+        1,
+        "",
+        [
+            f"vmessctl: VM {A} has only user networks, whose addresses the host cannot reach",
+            f"  hint: to reach a port of it: vmessctl {A} forward 0 2222:22",
+        ],
+    )
+    assert daemon.vmessctl(B, "wait", "addr", "--timeout", "0.2").returncode == 6
+    named = [line.partition("  ")[0] for line in daemon.vmessctl(A, "addr").stdout.splitlines()]
+    assert named == ["interface 0", "interface 1"]
+    assert all(f"{name}: user network, MAC" in daemon.vmessctl(A, "info").stdout for name in named)
 
 
 # -- States --

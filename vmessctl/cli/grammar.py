@@ -390,6 +390,10 @@ def _check(step: Step, vms: tuple[str, ...]) -> None:
     if not command.accepts(len(said)):
         if not said:
             raise InvalidValue(f"{command.verb} needs {command.arguments}", hint=usage)
+        if command.arguments == "<text>":
+            quoted_line = shell_line([PROGRAM.name, *vms, command.verb, " ".join(said)])
+            wrong = f"{command.verb} takes one text, not {len(said)} words: put quotes around them"
+            raise InvalidValue(wrong, hint=quoted_line)
         over = len(said) > command.needs and not command.is_global
         question = meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""
         wrong = f"{command.verb} takes {command.arguments or 'no argument'}, not {quoted(' '.join(said))}"

@@ -17,6 +17,7 @@ STATUSES = (
     ("7", "locked"),
     ("8", "had to use force (unasked)"),
     ("130", "interrupted by Ctrl-C"),
+    ("141", "output not read to its end"),
 )
 """Exit statuses and what they mean; never renumbered."""
 
@@ -45,7 +46,8 @@ NOTES = f"""\
 {VERBS}
 
 Exit status: {", ".join(_STATUSES[:6])},
-{", ".join(_STATUSES[6:-1])}; {_STATUSES[-1]}."""
+{", ".join(_STATUSES[6:-2])};
+{"; ".join(_STATUSES[-2:])}."""
 
 
 def help_text(verb: str = "") -> str:

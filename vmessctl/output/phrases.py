@@ -58,6 +58,8 @@ PHRASES: dict[str, tuple[str, str]] = {
     "fleet running": ("VM is running, PID: {pid}", "started (PID {pid})"),
     "fleet stopping": ("Stopping VM PID {pid}{remark}", "{note}"),
     "fleet off": ("{text}", "stopped"),
+    "boot nothing": 2 * ("nothing to start: no VM with autostart on is off",),
+    "shutdown nothing": 2 * ("nothing to stop: no VM is running",),
     # -- What was done by other verbs, under their names --
     "set": ("", "{verb} {value}"),
     "edit": 2 * ("nothing was changed",),

@@ -6,7 +6,7 @@ module imports little, because the client imports it at every start. A second ta
 
 from __future__ import annotations
 
-from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core.errors import InvalidValue, counted, quoted
 from vmessd.core.names import CDROM, DISKS
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.words import Policy
@@ -75,7 +75,7 @@ def size_shown(count: int) -> str:
     for unit, factor in reversed(UNITS.items()):
         if count >= factor:
             return f"{count / factor:.1f}{unit}"
-    return f"{count} bytes"
+    return counted(count, "byte")
 
 
 class _Objection(ValueError):

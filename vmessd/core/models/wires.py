@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import TypedDict
 
 from vmessd.core import words
 
@@ -83,6 +84,16 @@ class VMAddress:
     """How it is known, in words."""
     known: bool
     """It is in use as far as the host can tell: the guest is running, and frames from it were seen."""
+    tap: str | None = None
+    """Name of the TAP of the interface, as for :class:`VMNic`; None for QEMU's user-mode network."""
+
+
+class Reach(TypedDict):
+    """How the host reaches the guest of a VM."""
+
+    addresses: list[VMAddress]
+    only_user: bool | None
+    """All its interfaces are in user-mode networks."""
 
 
 @dataclasses.dataclass(frozen=True)
