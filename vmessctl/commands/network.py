@@ -159,7 +159,9 @@ def forward(invocation: Invocation) -> int:
         if note := reply.get("note"):
             tell(about(vm, printable(note), several=False))
         else:
-            _tell_done(invocation, vm, number=interface, word=printable(text))
+            name = "forward" if ports["guest"] else "forward none"
+            word = printable(text.removesuffix(":none"))
+            tell(about(vm, phrase(name, number=interface, word=word), several=False))
         return DONE
 
     return for_each(invocation, work)
@@ -201,6 +203,8 @@ def addresses(vm: str, reply: Reply) -> str:
         index = found["interface"]
         name = rendering.interface_name(found.get("tap", names.long_tap(vm, index)), index)
         lines.append(f"{name}  {found['mac']}  {found['address']:<25} ({found['source']})")
+    if not lines and reply.get("only_user", False) is None:
+        return f"{vm} has no interfaces"
     return (
         "\n".join(map(printable, lines))
         or f"{vm} has no interface that exists now; the next start creates missing ones"

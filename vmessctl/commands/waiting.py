@@ -155,6 +155,8 @@ class HasAddress(Condition):
 
     def take(self, reply: Reply) -> dict[str, Any] | None:
         """Handle the addresses."""
+        if reply.get("only_user", False) is None:
+            raise Failed(f"VM {self.vm} has no interfaces", hint=f"{PROGRAM} {self.vm} ifadd 1 br0")
         if reply.get("only_user"):
             raise Failed(
                 f"VM {self.vm} has only user networks, whose addresses the host cannot reach",

@@ -79,6 +79,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "cable": ("", "cable of interface {number} {word}"),
     "mac": ("", "MAC of interface {number}: {word}"),
     "forward": ("", "forward on interface {number}: {word}"),
+    "forward none": ("", "port {word} is no longer forwarded on interface {number}"),
     "net vlan": ("", "connected to bridge {bridge}: {ports}"),
     "net vlan alone": ("", ""),
     "net add": ("", "created interface {interface}"),

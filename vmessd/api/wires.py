@@ -86,7 +86,7 @@ class Wires(Caller):
         """Return the addresses of a VM, and how each is known.
 
         `only_user` means that all its interfaces are in user-mode networks, whose addresses the host cannot
-        reach; it reaches ports that are forwarded.
+        reach; it reaches ports that are forwarded. It is null if the VM has no interfaces.
         """
         return await self._details.reach(vm)
 

@@ -493,6 +493,7 @@ def disk_size(text: str) -> int:
     try:
         return _within(DISK_MIN, size(text.strip()), DISK_MAX)
     except ValueError:
+        unit = " (without a unit: bytes)" if is_bare(text) else ""
         raise InvalidValue(
-            f"disk size {quoted(text.strip())} is not a size from 1M to 64T such as 8G (without a unit: bytes)"
+            f"disk size {quoted(text.strip())} is not a size from 1M to 64T such as 8G{unit}"
         ) from None

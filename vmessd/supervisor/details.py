@@ -166,7 +166,7 @@ class Details:
         addresses = [
             dataclasses.replace(one, known=one.known and runs, tap=taps.get(one.interface)) for one in found
         ]
-        return Reach(addresses=addresses, only_user=bool(nics) and not taps)
+        return Reach(addresses=addresses, only_user=not taps if nics else None)
 
     def _seen(self, directory: VMDirectory, record: RunRecord | None, nics: Sequence[Nic] | None) -> _Seen:
         """Read the files of a VM, and build the command line of a start or the error of one; blocks."""

@@ -290,7 +290,7 @@ REFUSED = (
     ),
     (
         "newvm connect bridge1",
-        "connect takes <ifnum> <bridge|-|user>, not 'bridge1'",
+        "connect needs <ifnum> <bridge|-|user>, not only 'bridge1'",
         "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
     (
@@ -298,7 +298,11 @@ REFUSED = (
         "connect takes <ifnum> <bridge|-|user>, not '0 a b'",
         "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
-    ("newvm cable 0", "cable takes <ifnum> <on|off>, not '0'", "usage: vmess <vmname> cable <ifnum> <on|off>"),
+    (
+        "newvm cable 0",
+        "cable needs <ifnum> <on|off>, not only '0'",
+        "usage: vmess <vmname> cable <ifnum> <on|off>",
+    ),
     ("a b mac 0 none", "mac takes one VM, not 2", "usage: vmess <vmname> mac <ifnum> <address|none>"),
     (
         "a b forward 0 2222:22",

@@ -93,7 +93,7 @@ class Reach(TypedDict):
 
     addresses: list[VMAddress]
     only_user: bool | None
-    """All its interfaces are in user-mode networks."""
+    """All its interfaces are in user-mode networks. null: it has no interfaces."""
 
 
 @dataclasses.dataclass(frozen=True)
