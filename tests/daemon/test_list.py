@@ -116,6 +116,22 @@ def test_nonsense_in_a_file_is_noted(daemon: Daemon) -> None:
     assert "root:" not in "".join(rows(daemon))
 
 
+def test_a_setting_of_a_megabyte_is_one_clear_line_wherever_it_is_shown(daemon: Daemon) -> None:
+    (daemon.make(A) / "RAM").write_bytes(b"9" * 2**20)
+    objection = "has more than 16384 bytes; it must be a short value"
+    for verb, status in (("status", 3), ("info", 0), ("why", 0), ("ram", 0), ("start", 1)):
+        result = daemon.vmessctl(A, verb)
+        said = f"{result.stdout}{result.stderr}"
+        assert (result.returncode, len(said) < 2000) == (status, True), verb
+        assert any(f"RAM {objection}" in line or f"RAM: {objection}" in line for line in said.splitlines()), (
+            verb
+        )
+    assert row(daemon, A, "memory,note") == f"- RAM {objection}"
+    assert json.loads(daemon.vmessctl(A, "status", "--json").stdout)["status"]["problem"] == f"RAM {objection}"
+    assert daemon.vmessctl(A, "ram", "16M").returncode == 0
+    assert row(daemon, A, "memory,note") == "16M"
+
+
 def test_json_has_what_it_had_and_the_columns_in_raw_units(daemon: Daemon) -> None:
     daemon.make(A)
     daemon.done(A, "hda", "1M")
