@@ -7,7 +7,7 @@ from vmessctl import app
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output.terminal import complain
 from vmessd.core import stdio
-from vmessd.core.errors import INTERRUPTED, Failed, VmessError, reason
+from vmessd.core.errors import INTERRUPTED, UNREAD, Failed, VmessError, reason
 
 
 def program() -> None:
@@ -31,7 +31,7 @@ def main() -> int:
     except OSError as error:
         stdio.give_up(1)
         if isinstance(error, BrokenPipeError):
-            return Failed.status  # the reader of our output has closed its end
+            return UNREAD
         return complain(Failed(f"the output cannot be written: {reason(error)}"))
     return status
 

@@ -18,6 +18,7 @@ from vmessd.core.errors import (
     TimedOut,
     Unreachable,
     VmessError,
+    counted,
     failing,
     printable,
     quoted,
@@ -191,7 +192,7 @@ class Client:
         """
         handed, self._descriptors = self._descriptors, []
         if len(handed) < count:
-            raise Failed(f"vmessd passed {len(handed)} descriptors, not {count}", hint=VERSIONS)
+            raise Failed(f"vmessd passed {counted(len(handed), 'descriptor')}, not {count}", hint=VERSIONS)
         return handed
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import TextIO
 
-from vmessd.core.errors import printable
+from vmessd.core.errors import counted, printable
 
 WRITE_TIME = 0.5
 """Seconds that the daemon waits for a line to be written."""
@@ -84,7 +84,7 @@ class PatientHandler(logging.Handler):
                 self._lost += 1
                 return
             if self._lost:
-                lines = f"{lines} ({self._lost} lines before this one were lost: the log did not answer)"
+                lines = f"{lines} ({counted(self._lost, 'line')} lost before this one: the log did not answer)"
                 self._lost = 0
             self._waiting.append(lines)
             self._put += 1

@@ -270,7 +270,82 @@ def test_a_reader_that_has_had_enough_is_no_error(daemon: Daemon) -> None:
             )
         finally:
             os.close(writing)
-        assert (result.returncode, result.stderr) == (1, "")
+        assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_a_pipe_that_nobody_reads_is_reported_as_shells_do(daemon: Daemon) -> None:
+    daemon.make(A)
+    lines = ("list", "help", "help start", f"{A} info", f"{A} why", f"{A} {A} status --json", "watch")
+    ended = []
+    for line in lines:
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w") as stdout:
+            result = vmessctl(*line.split(), env={"VMESS_SOCKET": str(daemon.socket)}, stdout=stdout)
+        ended.append((result.returncode, result.stderr, line))
+    assert ended == [(141, "", line) for line in lines]
+
+
+# Names and remarks that are not ASCII
+
+
+@pytest.fixture(scope="module")
+def latin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a locale whose encoding is ISO-8859-1."""
+    place = tmp_path_factory.mktemp("locales")
+    command = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(place / "en_US.ISO-8859-1")]
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no locale can be made here: {error}")
+    return {"LOCPATH": str(place), "LC_ALL": "en_US.ISO-8859-1"}
+
+
+@pytest.mark.parametrize("name", ["C", "latin", "ascii"])
+def test_a_locale_that_is_not_utf_8_makes_no_traceback(
+    daemon: Daemon, name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    environment = {
+        "C": {"LC_ALL": "C"},
+        "ascii": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    }.get(name) or request.getfixturevalue("latin")
+    encoding = {"C": "utf-8", "latin": "latin-1", "ascii": "ascii"}[name]
+    image = tmp_path / "müll☃.iso"
+    image.write_bytes(bytes(1 << 20))
+    daemon.make(A, LOCK="für Jürgen")
+    (daemon.root / A / f"{A}-cdrom.iso").symlink_to(image)
+    (daemon.root / "Ärger").mkdir()
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            [sys.executable, "-m", "vmessctl", *(word.encode(encoding, "replace") for word in words)],
+            env={**os.environ, "VMESS_SOCKET": str(daemon.socket), **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=30,
+            cwd=TESTS.parent,
+            encoding=encoding,
+        )
+        assert "Traceback" not in result.stderr
+        assert len(result.stderr.splitlines()) <= 2, result.stderr
+        return result
+
+    for line in ("list", f"{A} status", f"{A} info --json", "Ärger", f"{A} cdrom Ärger.iso"):
+        run(*line.split())
+    shown = run(A, "info")
+    assert shown.returncode == 0
+    wanted = {
+        "C": "für Jürgen müll☃",
+        "latin": "für Jürgen müll\\u2603",
+        "ascii": "f\\xfcr J\\xfcrgen m\\xfcll\\u2603",
+    }
+    remark, _, file = wanted[name].rpartition(" ")
+    assert (f"LOCK: {remark}" in shown.stdout, f"{file}.iso" in shown.stdout) == (True, True)
+    assert run(A, "lock", "☃", "unlock").returncode == 0
+    if name != "ascii":
+        run(A, "lock", "größer")
+        assert (daemon.root / A / "LOCK").read_text(encoding="utf-8").strip() == "größer"
 
 
 # Several VMs

@@ -85,7 +85,16 @@ def test_boot_starts_what_is_to_start_lower_orders_first(daemon: Daemon) -> None
         **dict.fromkeys((A, B, C), "running"),
         D: "stopped",
     }
-    assert lines(daemon, "boot") == []  # nothing is left to be started
+    assert lines(daemon, "boot") == ["nothing to start: no VM with autostart on is off"]
+
+
+def test_a_boot_or_shutdown_with_nothing_to_do_says_so(daemon: Daemon) -> None:
+    daemon.make(A)
+    for program in (daemon.vmess, daemon.vmessctl):
+        booted, shut = program("boot"), program("shutdown")
+        assert (booted.returncode, booted.stdout) == (0, "nothing to start: no VM with autostart on is off\n")
+        assert (shut.returncode, shut.stdout) == (0, "nothing to stop: no VM is running\n")
+    assert daemon.vmessctl("boot", "--quiet").stdout == ""
 
 
 def test_boot_goes_on_where_one_vm_cannot_start(daemon: Daemon) -> None:

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from daemons import AS_VMESSCTL, Daemon, WiredDaemon, own, wait_for
+from daemons import AS_VMESSCTL, UNIT, Daemon, WiredDaemon, own, wait_for
 from terminals import on_terminal
 
 A, B, C = own("a"), own("b"), own("c")
@@ -30,15 +30,16 @@ raise SystemExit(main())
 """
 
 
-def rows(daemon: Daemon, *words: str) -> list[str]:
+def rows(daemon: Daemon, *words: str, is_prompt: bool = True) -> list[str]:
     result = daemon.vmessctl("list", *words)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0
+    assert not is_prompt or result.stderr == ""
     return result.stdout.splitlines()
 
 
-def row(daemon: Daemon, vm: str, columns: str) -> str:
-    """Return the columns of one VM, separated by one space."""
-    found = [line.split() for line in rows(daemon, "--no-header", "-o", f"name,{columns}")]
+def row(daemon: Daemon, vm: str, columns: str, *, is_prompt: bool = True) -> str:
+    """Return the columns of one VM, separated by one space; `is_prompt`: all files have answered."""
+    found = [line.split() for line in rows(daemon, "--no-header", "-o", f"name,{columns}", is_prompt=is_prompt)]
     return " ".join(next(words for words in found if words[0] == vm)[1:])
 
 
@@ -46,7 +47,7 @@ def test_without_vms_it_says_how_to_make_one(daemon: Daemon) -> None:
     result = daemon.vmessctl()
     assert (result.returncode, result.stdout) == (0, "")
     assert result.stderr == "no VMs yet; make one: vmessctl newvm make\n"
-    assert daemon.vmessctl("list", "--json").stdout == '{"vms": [], "others": null}\n'
+    assert daemon.vmessctl("list", "--json").stdout == '{"vms": [], "others": null, "unread": null}\n'
 
 
 @qemu
@@ -115,6 +116,22 @@ def test_nonsense_in_a_file_is_noted(daemon: Daemon) -> None:
     assert "root:" not in "".join(rows(daemon))
 
 
+def test_a_setting_of_a_megabyte_is_one_clear_line_wherever_it_is_shown(daemon: Daemon) -> None:
+    (daemon.make(A) / "RAM").write_bytes(b"9" * 2**20)
+    objection = "has more than 16384 bytes; it must be a short value"
+    for verb, status in (("status", 3), ("info", 0), ("why", 0), ("ram", 0), ("start", 1)):
+        result = daemon.vmessctl(A, verb)
+        said = f"{result.stdout}{result.stderr}"
+        assert (result.returncode, len(said) < 2000) == (status, True), verb
+        assert any(f"RAM {objection}" in line or f"RAM: {objection}" in line for line in said.splitlines()), (
+            verb
+        )
+    assert row(daemon, A, "memory,note") == f"- RAM {objection}"
+    assert json.loads(daemon.vmessctl(A, "status", "--json").stdout)["status"]["problem"] == f"RAM {objection}"
+    assert daemon.vmessctl(A, "ram", "16M").returncode == 0
+    assert row(daemon, A, "memory,note") == "16M"
+
+
 def test_json_has_what_it_had_and_the_columns_in_raw_units(daemon: Daemon) -> None:
     daemon.make(A)
     daemon.done(A, "hda", "1M")
@@ -166,11 +183,53 @@ def test_a_disk_that_does_not_answer_does_not_hide_the_states(daemon: Daemon) ->
     mark.touch()
     try:
         for _ in range(2):
-            assert row(daemon, A, "state,memory") == "stopped 16M"
-            assert row(daemon, B, "state,memory") == "stopped -"
+            assert row(daemon, A, "state,memory", is_prompt=False) == "stopped 16M"
+            assert row(daemon, B, "state,memory", is_prompt=False) == "stopped -"
+        known = daemon.vmessctl("list")
+        assert known.stderr.startswith("the files of 2 VMs do not answer in time: ")
     finally:
         mark.unlink()
-    wait_for(lambda: row(daemon, B, "memory") == "16M", 10, "the files that answer again")
+    wait_for(lambda: row(daemon, B, "memory", is_prompt=False) == "16M", 10, "the files that answer again")
+
+
+# vmessd for which each look at a file of a VM takes long.
+SLOW = """
+import time
+from vmessd.supervisor import overview, readings
+real = readings._stamp
+
+def stamp(path, **how):
+    time.sleep(0.002)
+    return real(path, **how)
+
+readings._stamp, overview.PATIENCE = stamp, 0.3
+from vmessd.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def test_of_many_vms_in_a_slow_directory_it_says_what_is_not_known(daemon: Daemon) -> None:
+    daemon.stop()
+    daemon.program = ("-c", SLOW)
+    for number in range(200):
+        (daemon.root / f"vm{number}").mkdir()
+        (daemon.root / f"vm{number}" / "RAM").write_text("16M")
+    daemon.start()
+    began = time.monotonic()
+    result = daemon.vmessctl("list", "--no-header", "-o", "name,state,memory")
+    assert time.monotonic() - began < 2.5 * UNIT
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[:2] for line in lines] == [[f"vm{number}", "stopped"] for number in range(200)]
+    unknown = sum(line[2] == "-" for line in lines)
+    assert 0 < unknown < 200
+    count = int(result.stderr.removeprefix("the files of ").split()[0])
+    assert count >= unknown
+    assert result.stderr == (
+        f"the files of {count} VMs do not answer in time: - is not known, the rest as it was before\n"
+    )
+    assert "-" in daemon.done("list", "-o", "memory")
+    assert json.loads(daemon.vmessctl("list", "--json").stdout)["unread"]
+    wait_for(lambda: "-" not in daemon.done("list", "-o", "memory"), 20, "all files that were read")
 
 
 @qemu

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemons import Daemon, own
+from daemons import AS_VMESSCTL, Daemon, own
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from terminals import Page, Terminal, on_terminal
@@ -208,6 +208,32 @@ def test_a_terminal_without_colours_or_movement(daemon: Daemon) -> None:
     with on_terminal(daemon, A, B, "stop", NO_COLOR="1") as screen:
         assert screen.end() == 8
         assert screen.page.colours == []
+
+
+def test_twenty_columns_are_enough(daemon: Daemon) -> None:
+    """Lines of what was done are folded by the terminal; what is drawn again is cut to its width."""
+    daemon.make(A, "ignoring", STOP="1")
+    daemon.make(B, "ignoring", STOP="1")
+
+    def shown(*words: str) -> tuple[int, str, str]:
+        with on_terminal(daemon, *words, program=AS_VMESSCTL, size=(20, 24)) as screen:
+            status = screen.end()
+            drawn = re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", screen.said)
+            assert all(len(text) < 20 for text in drawn if "PID" not in text and "force" not in text)
+            return status, screen.said, "".join(screen.page.text())
+
+    status, _, page = shown("start", "--all")
+    assert status == 0
+    for vm in (A, B):
+        assert f"{vm}:started(PID{daemon.status(vm)['pid']},TCG)" in page.replace(" ", "")
+        daemon.wait_guest(vm)
+    assert shown("top", "-n", "1", "-d", "0.2")[0] == 0
+    status, said, page = shown("stop", "--all")
+    assert status == 8
+    assert f"{A}: power button"[:17] in said
+    for vm in (A, B):
+        assert f"{vm}:stopped,hadtouseforce:QMPquit" in page.replace(" ", "")
+    assert shown("help", "start")[0] == 0
 
 
 def test_no_wait_says_what_was_begun(daemon: Daemon) -> None:

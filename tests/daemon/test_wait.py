@@ -21,6 +21,7 @@ from watchers import is_waiting
 
 from vmessctl import app
 from vmessctl.cli import grammar
+from vmessctl.cli.verbs import PROGRAM
 from vmessctl.commands import start_stop, waiting
 from vmessctl.commands.waiting import Alarm, Says
 from vmessctl.stream import Stream
@@ -64,6 +65,46 @@ def wait(
     finally:
         waiter.process.kill()
         waiter.process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("program", ["vmess", "vmessctl"])
+def test_an_empty_pattern_is_refused_before_any_call(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PROGRAM, "name", program)
+    with pytest.raises(InvalidValue, match=r"^wait serial: needs a regular expression$") as refused:
+        app.run(["newvm", "wait", "serial:"])
+    assert refused.value.hint == f"{program} newvm0 wait serial:login:"
+
+
+def test_an_address_in_a_user_network_is_not_waited_for(daemon: Daemon) -> None:
+    daemon.make(A, NICS="user user")
+    daemon.make(B, NICS="user -")
+    daemon.done(A, "start")
+    assert "10.0.2.15" in daemon.done(A, "addr")
+    refused = daemon.vmessctl(A, "wait", "addr")
+    assert (refused.returncode, refused.stdout, refused.stderr.splitlines()) == (
+        1,
+        "",
+        [
+            f"vmessctl: VM {A} has only user networks, whose addresses the host cannot reach",
+            f"  hint: to reach a port of it: vmessctl {A} forward 0 2222:22",
+        ],
+    )
+    late = daemon.vmess(B, "wait", "addr", "--timeout", "0.2")
+    assert (late.returncode, late.stdout) == (6, "")
+    assert late.stderr.splitlines() == [
+        f"vmess: timed out after 0.2 s: VM {B} has no address known to the host",
+        f"  hint: vmess {B} addr",
+    ]
+    (daemon.root / B / "NICS").unlink()
+    without = daemon.vmessctl(B, "wait", "addr")
+    assert without.stderr.splitlines() == [
+        f"vmessctl: VM {B} has no interfaces",
+        f"  hint: vmessctl {B} ifadd 1 br0",
+    ]
+    assert daemon.vmessctl(B, "addr").stdout == f"{B} has no interfaces\n"
+    named = [line.partition("  ")[0] for line in daemon.vmessctl(A, "addr").stdout.splitlines()]
+    assert named == ["interface 0", "interface 1"]
+    assert all(f"{name}: user network, MAC" in daemon.vmessctl(A, "info").stdout for name in named)
 
 
 # -- States --
@@ -137,7 +178,7 @@ def test_a_time_limit_ends_the_waiting(daemon: Daemon) -> None:
 
 def test_a_vm_that_is_removed_is_waited_for_no_longer(daemon: Daemon) -> None:
     for words in (["running"], ["serial:x"], ["addr"]):
-        daemon.make(A)
+        daemon.make(A, NICS="-")
         with wait(daemon, A, "wait", *words) as waiter:
             daemon.done(A, "rm", "--yes")
             status, out, error = waiter.end()
@@ -370,19 +411,6 @@ def test_an_address_is_waited_for(wired: WiredDaemon) -> None:
     out = json.loads(wired.done(vm, "wait", "addr", "--json"))
     assert out["address"]["address"] == "fe80::11:9bff:feaf:0"
     assert time.monotonic() - began > waiting.LINK_LOCAL_TIME - 0.5, "a better one was waited for"
-
-
-def test_an_address_that_the_host_does_not_reach_is_none(daemon: Daemon) -> None:
-    daemon.make(A)
-    daemon.done(A, "ifadd", "1", "user")
-    daemon.done(A, "start")
-    assert "10.0.2.15" in daemon.done(A, "addr")
-    result = daemon.vmess(A, "wait", "addr", "--timeout", "1")
-    assert (result.returncode, result.stdout) == (6, "")
-    assert result.stderr.splitlines() == [
-        f"vmess: timed out after 1 s: VM {A} has no address known to the host",
-        f"  hint: vmess {A} addr",
-    ]
 
 
 # -- What makes no sense, and what is seen on a terminal --

@@ -242,7 +242,7 @@ sys.exit(main())
 
 @pytest.mark.parametrize("line", ["watch", "VM watch", "VM wait running", "VM wait serial:x", "VM wait addr"])
 def test_a_daemon_that_does_not_come_back_is_told_of(daemon: Daemon, line: str) -> None:
-    daemon.make(A, None)
+    daemon.make(A, None, NICS="-")
     with subprocess.Popen(
         [sys.executable, "-c", IMPATIENT, *line.replace("VM", A).split()],
         env={**os.environ, "VMESS_SOCKET": str(daemon.socket)},

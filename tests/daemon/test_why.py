@@ -66,7 +66,7 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     daemon.done(A, "stop")
     said = told(daemon)
     assert said["How"] == "powered down as asked"
-    assert said["Asked for"] == ME
+    assert said["Stop asked for"] == ME
     assert said["QEMU"] == f"PID {pid}, exit status 0"
     assert said["Last lines of QEMU"] == "none"
     assert said["Last lines of the serial console"] == "Ready. Press my power button.\nGood night.\n"
@@ -85,6 +85,14 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     )
 
 
+def test_of_a_start_that_failed_nobody_is_said_to_have_asked_for_its_end(daemon: Daemon) -> None:
+    daemon.make(A, guest=None, EXARGS="-no-such-option")
+    assert daemon.vmess(A, "start").returncode == 1
+    said = told(daemon)
+    assert said["How"].startswith("QEMU did not start")
+    assert "Stop asked for" not in said
+
+
 def says(log: Path, count: int) -> bool:
     return log.read_bytes().count(b"R") == count
 
@@ -100,7 +108,7 @@ def test_one_that_was_killed_and_is_started_again(daemon: Daemon) -> None:
         daemon.wait_state(A, "waiting")
         said = told(daemon)
         assert said["How"] == "killed by signal 9"
-        assert said["Asked for"] == "no"
+        assert said["Stop asked for"] == "no"
         assert said["QEMU"].endswith(", ended by signal 9, SIGKILL")
         assert said.get("Restarts in a row before it", "0") == str(number - 1)
         assert said["Next"].startswith("starts again in ")
@@ -147,7 +155,7 @@ def test_a_record_of_an_older_version_still_tells(daemon: Daemon) -> None:
     (directory / "serial.log").write_text("".join(f"line {number}\n" for number in range(30)))
     daemon.start()
     said = told(daemon)
-    assert said["Asked for"] == "by uid 4000000000"
+    assert said["Stop asked for"] == "by uid 4000000000"
     assert said["Last lines of the serial console"].splitlines() == [
         f"line {number}" for number in range(20, 30)
     ]

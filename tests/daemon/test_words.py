@@ -126,7 +126,7 @@ def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list
         ("newvm make strat", "make takes no argument, not 'strat'; did you mean start?", None),
         ("newvm make ram 2G smpp 2", "ram takes [size|none], not '2G smpp 2'; did you mean smp?", None),
         ("newvm make list", "make takes no argument, not 'list'", "usage: vmess <vmname> make"),
-        ("newvm make cable 0", "cable takes <ifnum> <on|off>, not '0'", None),
+        ("newvm make cable 0", "cable needs <ifnum> <on|off>, not only '0'", None),
         ("a b make forward 0 2:2", "forward takes one VM, not 2", None),
         ("newvm stop --jsno", "'--jsno' is not an option; did you mean --json?", "vmess help"),
         ("newvm --all stop", "--all stands for all VMs; do not name any as well", None),

@@ -717,6 +717,9 @@ def test_ports_of_a_user_network_are_forwarded_at_once_and_at_every_start(wired:
     assert listening(wired) == {2222, 2280}
     wired.done("newvm", "forward", "0", "2281:81")
     assert listening(wired) == {2222, 2280, 2281}
+    again = wired.vmessctl("newvm", "forward", "0", "2281:81")
+    said = "newvm0: port 2281 is already forwarded to port 81\n"
+    assert (again.returncode, again.stdout, again.stderr) == (0, said, "")
     assert wired.noted("newvm0") == "user:2222:22,2280:80,2281:81 bridge1"
     assert "interface 0: user network, 127.0.0.1:2222 to port 22" in wired.done("newvm", "info")
     wired.done("newvm", "forward", "0", "2222:none")

@@ -506,7 +506,7 @@ def test_a_member_sees_all_of_a_vm(host: Container) -> None:
     assert json.loads(first)["event"] == "watching"
     host.done("vmess", "alpha", "stop", "force", user="member")
     member = host.done("id", "-u", "member").strip()
-    assert f"Asked for: by member (uid {member})" in host.done("vmess", "alpha", "why", user="member")
+    assert f"Stop asked for: by member (uid {member})" in host.done("vmess", "alpha", "why", user="member")
 
 
 def test_a_member_takes_over_a_console(host: Container) -> None:

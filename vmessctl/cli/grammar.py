@@ -396,8 +396,13 @@ def _check(step: Step, vms: tuple[str, ...]) -> None:
         if not command.knows(OPTIONS[flag]):
             raise InvalidValue(f"{flag} is not an option of {command.verb}", hint=usage)
     if not command.accepts(len(said)):
-        if not said:
-            raise InvalidValue(f"{command.verb} needs {command.arguments}", hint=usage)
+        if len(said) < command.needs:
+            more = f", not only {quoted(' '.join(said))}" if said else ""
+            raise InvalidValue(f"{command.verb} needs {command.arguments}{more}", hint=usage)
+        if command.arguments == "<text>":
+            quoted_line = shell_line([PROGRAM.name, *vms, command.verb, " ".join(said)])
+            wrong = f"{command.verb} takes one text, not {len(said)} words: put quotes around them"
+            raise InvalidValue(wrong, hint=quoted_line)
         over = len(said) > command.needs and not command.is_global
         question = meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""
         wrong = f"{command.verb} takes {command.arguments or 'no argument'}, not {quoted(' '.join(said))}"

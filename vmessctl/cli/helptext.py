@@ -64,6 +64,7 @@ STATUSES = (
     ("7", "locked"),
     ("8", "had to use force (unasked)"),
     ("130", "interrupted by Ctrl-C"),
+    ("141", "output not read to its end"),
 )
 """Exit statuses and what they mean; never renumbered."""
 WORST = "If a line names several VMs, each is reported and the worst status wins."

@@ -977,12 +977,15 @@ def no_vm_or_verb(word: str, suggestion: str) -> NoSuchVM:
 def meant(word: str, words: Collection[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean ...?" to append to a message; empty if no known word is close.
 
-    A verb that destroys something is not suggested for similar letters, and no other verb in its place.
+    A verb that destroys something is not suggested for similar letters, and no other verb in its place. No verb
+    is suggested for a word with a digit at its end, which no verb has.
     """
     import difflib  # noqa: PLC0415 -- only a typo needs it
 
     if ELSEWHERE.get(word, "").partition(" ")[0] in words:
         return f"; did you mean {ELSEWHERE[word]}?"
+    if word[-1:].isdecimal():
+        words = [each for each in words if each not in BY_VERB]
     begun = [each for each in words if each.startswith(word)]
     near = begun if len(begun) == 1 else difflib.get_close_matches(word, words, n=1, cutoff=cutoff)
     if not near or (near[0] in BY_VERB and BY_VERB[near[0]].destroys):

@@ -10,6 +10,7 @@ from vmessctl.cli.verbs import PROGRAM, WITHIN, Invocation
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
 from vmessctl.commands.start_stop import seconds
 from vmessctl.output import rendering
+from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import emit, is_live, status_lines, tell, warn
 from vmessd.core import settings, systemd
 from vmessd.core.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
@@ -86,6 +87,8 @@ class _Progress:
                 if progress["done"]:
                     status_lines.clear()
                     client.close()
+                    if not self._statuses:
+                        tell(phrase(f"{self._invocation.command.verb} nothing"))
                     return
                 self._take(progress)
 

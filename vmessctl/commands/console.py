@@ -22,7 +22,17 @@ from vmessctl.client import connect
 from vmessctl.commands.console_delivery import Delivery
 from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import PLAIN, complain, say, warn
-from vmessd.core.errors import DONE, Failed, InvalidValue, Locked, TimedOut, Unreachable, VmessError, printable
+from vmessd.core.errors import (
+    DONE,
+    Failed,
+    InvalidValue,
+    Locked,
+    TimedOut,
+    Unreachable,
+    VmessError,
+    counted,
+    printable,
+)
 from vmessd.core.settings import size_shown
 from vmessd.core.words import Ending
 
@@ -417,7 +427,7 @@ def _output() -> tuple[int, bool]:
 
 def _left_out(vm: str, count: int) -> Failed:
     return Failed(
-        f"{count} bytes were dropped: they came faster than the output took them",
+        f"{counted(count, 'byte')} dropped: the guest printed faster than the output took it",
         hint=f"to see them: {PROGRAM} {vm} console --log",
     )
 

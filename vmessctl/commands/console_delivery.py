@@ -16,6 +16,8 @@ import select
 import sys
 import termios
 
+from vmessd.core.errors import counted
+
 
 class Delivery:
     """Bytes in transit to a guest."""
@@ -84,7 +86,7 @@ class Delivery:
     def count(self) -> str:
         """Return the number of bytes taken, in words."""
         least = "at least " if self._is_lost else ""
-        return f"{least}{self.taken} of {self.given} bytes of the input"
+        return f"{least}{self.taken} of {counted(self.given, 'byte')} of the input"
 
 
 def _outgoing(sock: int) -> int:

@@ -26,7 +26,7 @@ def list_vms(invocation: Invocation) -> int:
     if as_json or not as_table:
         more = {vm["name"]: vm for vm in reply["vms"]}
         listed = client.call("List")
-        reply = {**listed, "vms": [vm | more.get(vm["name"], {}) for vm in listed["vms"]]}
+        reply = {**reply, **listed, "vms": [vm | more.get(vm["name"], {}) for vm in listed["vms"]]}
     client.close()
     if as_json:
         emit(invocation, reply)
@@ -36,6 +36,8 @@ def list_vms(invocation: Invocation) -> int:
         show(invocation, reply, rendering.listing)
     if reply.get("others") and not as_json:
         say(rendering.not_vms(reply["others"]))
+    if reply.get("unread") and not as_json:
+        say(rendering.unread(reply["unread"]))
     return DONE
 
 

@@ -7,7 +7,7 @@ import sys
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
-from vmessctl.output import phrases
+from vmessctl.output import phrases, rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, for_each, say, show, show_each, tell, warn
 from vmessd.core import names
@@ -154,8 +154,14 @@ def forward(invocation: Invocation) -> int:
     ports = _ports(invocation, text)
 
     def work(client: Client, vm: str) -> int:
-        emit(invocation, client.call("Forward", vm=vm, interface=interface, **ports), vm)
-        _tell_done(invocation, vm, number=interface, word=printable(text))
+        reply = client.call("Forward", vm=vm, interface=interface, **ports)
+        emit(invocation, reply, vm)
+        if note := reply.get("note"):
+            tell(about(vm, printable(note), several=False))
+        else:
+            name = "forward" if ports["guest"] else "forward none"
+            word = printable(text.removesuffix(":none"))
+            tell(about(vm, phrase(name, number=interface, word=word), several=False))
         return DONE
 
     return for_each(invocation, work)
@@ -192,10 +198,13 @@ def addr(invocation: Invocation) -> int:
 
 def addresses(vm: str, reply: Reply) -> str:
     """Return the addresses of a VM, one per line, with their sources."""
-    lines = [
-        f"{names.long_tap(vm, found['interface'])}  {found['mac']}  {found['address']:<25} ({found['source']})"
-        for found in reply["addresses"]
-    ]
+    lines = []
+    for found in reply["addresses"]:
+        index = found["interface"]
+        name = rendering.interface_name(found.get("tap", names.long_tap(vm, index)), index)
+        lines.append(f"{name}  {found['mac']}  {found['address']:<25} ({found['source']})")
+    if not lines and reply.get("only_user", False) is None:
+        return f"{vm} has no interfaces"
     return (
         "\n".join(map(printable, lines))
         or f"{vm} has no interface that exists now; the next start creates missing ones"

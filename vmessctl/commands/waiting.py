@@ -19,6 +19,7 @@ from vmessctl.stream import Stream
 from vmessd.core.errors import (
     DONE,
     INTERRUPTED,
+    Failed,
     InvalidValue,
     NoSuchVM,
     NotRunning,
@@ -154,6 +155,13 @@ class HasAddress(Condition):
 
     def take(self, reply: Reply) -> dict[str, Any] | None:
         """Handle the addresses."""
+        if reply.get("only_user", False) is None:
+            raise Failed(f"VM {self.vm} has no interfaces", hint=f"{PROGRAM} {self.vm} ifadd 1 br0")
+        if reply.get("only_user"):
+            raise Failed(
+                f"VM {self.vm} has only user networks, whose addresses the host cannot reach",
+                hint=f"to reach a port of it: {PROGRAM} {self.vm} forward 0 2222:22",
+            )
         known = [address for address in reply["addresses"] if address["known"]]
         known.sort(key=lambda address: (_is_link_local(address), ":" in address["address"]))
         if not known:
@@ -369,6 +377,8 @@ def _condition(invocation: Invocation, vm: str, alarm: Alarm) -> Condition:
 
     (word,) = invocation.arguments
     since_start = verbs.SINCE_START.flag in invocation.options
+    if word == SERIAL:
+        raise InvalidValue("wait serial: needs a regular expression", hint=f"{PROGRAM} {vm} wait serial:login:")
     if word.startswith(SERIAL):
         try:
             with warnings.catch_warnings(action="ignore"):  # other versions of Python may read it differently

@@ -12,7 +12,7 @@ from vmessctl.cli.verbs import Invocation
 from vmessctl.output import rendering
 from vmessctl.output.terminal import say
 from vmessctl.stream import Stream
-from vmessd.core.errors import Failed
+from vmessd.core.errors import UNREAD
 from vmessd.core.words import Kind
 
 TYPE_CHECKING = False
@@ -32,7 +32,7 @@ def run(invocation: Invocation) -> int:
         limit = stream.limit()
         ready = dict(poll.poll(None if limit is None else int(1000 * limit) + 1))
         if ready.get(sys.stdout.fileno(), 0) & (select.POLLERR | select.POLLNVAL):
-            return Failed.status
+            return UNREAD
         replies = stream.news(ready=fd in ready)
         if fd is not None and stream.fileno() is None:
             poll.unregister(fd)

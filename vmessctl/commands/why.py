@@ -8,7 +8,7 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import rendering
 from vmessctl.output.terminal import show, show_each
 from vmessd.core.errors import DONE, printable
-from vmessd.core.words import Policy, Runstate, State
+from vmessd.core.words import Policy, Reason, Runstate, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def text(reply: Reply) -> str:
         lines += [
             f"When: {when}, {rendering.duration(last['age'])} ago",
             f"How: {printable(last['text'])}",
-            f"Asked for: {_asker(last, end)}",
+            *([] if last["reason"] == Reason.refused else [f"Stop asked for: {_asker(last, end)}"]),
             f"QEMU: PID {end['pid']}, {_status(last['status'])}",
         ]
         if end["tries"]:

@@ -58,6 +58,8 @@ PHRASES: dict[str, tuple[str, str]] = {
     "fleet running": ("VM is running, PID: {pid}", "started (PID {pid})"),
     "fleet stopping": ("Stopping VM PID {pid}{remark}", "{note}"),
     "fleet off": ("{text}", "stopped"),
+    "boot nothing": 2 * ("nothing to start: no VM with autostart on is off",),
+    "shutdown nothing": 2 * ("nothing to stop: no VM is running",),
     # -- What was done by other verbs, under their names --
     "set": ("", "{verb} {value}"),
     "edit": 2 * ("nothing was changed",),
@@ -77,6 +79,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "cable": ("", "cable of interface {number} {word}"),
     "mac": ("", "MAC of interface {number}: {word}"),
     "forward": ("", "forward on interface {number}: {word}"),
+    "forward none": ("", "port {word} is no longer forwarded on interface {number}"),
     "net vlan": ("", "connected to bridge {bridge}: {ports}"),
     "net vlan alone": ("", ""),
     "net add": ("", "created interface {interface}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import phrases
 from vmessctl.output.phrases import phrase
-from vmessd.core.errors import printable, shell_line
+from vmessd.core.errors import counted, printable, shell_line
 from vmessd.core.names import CDROM, DISKS, VNC_PORT
 from vmessd.core.settings import BY_FILE, CPU, size_shown, size_text
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
@@ -45,6 +45,8 @@ def _off(status: Reply) -> str:
         words.append(printable(last["note"]))
     if restart:
         words.append(f"restart {restart['attempt']} of {restart['limit']} in {duration(restart['due'])}")
+    if status.get("locked"):
+        words.append("locked")
     if status.get("problem"):
         words.append(phrases.command(printable(status["problem"])))
     return f" ({'; '.join(words)})" if words else ""
@@ -61,8 +63,10 @@ def _condition(status: Reply) -> str:
     }.get(status["state"])
     more = f"; {PROGRAM} {status['name']} why" if status["runstate"] == Runstate.internal_error else ""
     waits = "restart pending" if status.get("pending") else ""
-    remarks = dict.fromkeys(text for text in (f"{words}{more}" if words else "", waits, problem) if text)
-    return f" ({'; '.join(remarks)})" if remarks else ""
+    locked = "locked" if status.get("locked") else ""
+    remarks = dict.fromkeys((f"{words}{more}" if words else "", locked, waits, problem))
+    text = "; ".join(filter(None, remarks))
+    return f" ({text})" if text else ""
 
 
 def _paused(runstate: str | None) -> str:
@@ -113,6 +117,13 @@ def not_vms(others: Reply) -> str:
     what = "1 directory is not a VM" if count == 1 else f"{count} directories are not VMs"
     more = f" and {count - len(names)} more" if count > len(names) else ""
     return f"{what}: {printable(', '.join(names))}{more}\n  hint: {printable(others['hint'])}"
+
+
+def unread(count: int) -> str:
+    """Return a remark about VMs whose files are slow."""
+    return (
+        f"the files of {counted(count, 'VM')} do not answer in time: - is not known, the rest as it was before"
+    )
 
 
 def _up(status: Reply) -> str:
@@ -204,7 +215,7 @@ def _setting(file: str, value: Reply | None, change: Reply | None, vm: Reply) ->
 
 def nic(reply: Reply) -> str:
     """Return an interface of a VM and what it is connected to."""
-    name, wire = reply["tap"] or f"interface {reply['index']}", printable(reply["wire"])
+    name, wire = interface_name(reply["tap"], reply["index"]), printable(reply["wire"])
     if reply["tap"] is None:
         wire = f"user network{''.join(map(_forward, filter(None, wire.partition(':')[2].split(','))))}"
     elif wire == "-":
@@ -216,6 +227,11 @@ def nic(reply: Reply) -> str:
         f" ({reply['mac_later']} from the next start)" if reply.get("mac_later") else "",
     ]
     return f"{name}: {wire}, MAC {reply['mac']}{remarks.pop()}{''.join(remarks)}"
+
+
+def interface_name(tap: str | None, index: int) -> str:
+    """Return what an interface is called: by its TAP, which one in the user network does not have."""
+    return tap or f"interface {index}"
 
 
 def _forward(word: str) -> str:
@@ -242,7 +258,7 @@ def _transferred(drive: Reply) -> str:
     """Return what the guest has read and written, behind a comma; empty if that is not known."""
     if drive["read"] is None:
         return ""
-    return f", {drive['read']} bytes read, {drive['written']} bytes written"
+    return f", {counted(drive['read'], 'byte')} read, {counted(drive['written'], 'byte')} written"
 
 
 def rung(progress: Reply, elapsed: float) -> str:

@@ -6,6 +6,7 @@ from vmessctl.output import table
 from vmessctl.output.rendering import duration, is_off
 from vmessctl.output.table import GAP, Column
 from vmessd.core import names
+from vmessd.core.errors import counted
 from vmessd.core.plainrecord import PlainRecord
 
 TYPE_CHECKING = False
@@ -121,7 +122,11 @@ def head(vms: Sequence[VM], when: str, width: int | None = None) -> str:
     """Return the first line: the number of VMs and their total usage."""
     running = sum(not is_off(vm) for vm in vms)
     busy, memory = sum(vm["cpu"] or 0.0 for vm in vms), sum(vm["rss"] or 0 for vm in vms)
-    words = [f"{when}  {running} of {len(vms)} VMs on", f"CPU {percent(busy)}%", f"RSS {amount(memory)}"]
+    words = [
+        f"{when}  {running} of {counted(len(vms), 'VM')} on",
+        f"CPU {percent(busy)}%",
+        f"RSS {amount(memory)}",
+    ]
     return _joined(words, ", ", width)
 
 

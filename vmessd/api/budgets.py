@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from vmessd.core.contract import Cost, Method
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import Failed, failing
+from vmessd.core.errors import Failed, counted, failing
 
 _T = TypeVar("_T")
 
@@ -293,7 +293,7 @@ class Account:
             place.beginning = self.looks
             await place.take(place.beginning)
         while self._unsent > self.limits.unsent:
-            place.waits_for = f"it has {self._unsent} bytes of unread replies"
+            place.waits_for = f"it has {counted(self._unsent, 'byte')} of unread replies"
             self._taken.clear()
             await self._taken.wait()
         while method.descriptors and not self._may_hand(method.descriptors, connection):

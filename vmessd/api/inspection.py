@@ -28,6 +28,7 @@ class OverviewReply(TypedDict):
 
     vms: list[VMOverview]
     others: NotVMs | None
+    unread: int | None
 
 
 class Inspection(Caller):
@@ -43,8 +44,14 @@ class Inspection(Caller):
 
     @varlinkmethod
     async def Overview(self) -> OverviewReply:
-        """Return what a list shows of all VMs of the daemon's root, sorted by name; `others` as in List."""
-        return OverviewReply(vms=await self._supervisor.overview(), others=self._supervisor.not_vms())
+        """Return what a list shows of all VMs of the daemon's root, sorted by name; `others` as in List.
+
+        `unread` is the number of VMs whose files have not answered within 2 s, so that what was
+        known before is returned; null if there are none.
+        """
+        vms = await self._supervisor.overview()
+        unread = self._supervisor.overviews.unread(vm.name for vm in vms)
+        return OverviewReply(vms=vms, others=self._supervisor.not_vms(), unread=unread or None)
 
     @varlinkmethod(return_parameter="status")
     async def Status(self, *, vm: str) -> VMStatus:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from asyncvarlink import LastResult, varlinkmethod
 
 from vmessd.api.caller import Caller
+from vmessd.core.errors import counted
 from vmessd.core.models.consoles import SerialPiece
 from vmessd.core.models.events import Kind, VMEvent
 from vmessd.supervisor import serial_feed
@@ -35,7 +36,7 @@ class Watching(Caller):
         wanted = frozenset(machine.vm for machine in machines) if vms else frozenset()
         with events.watch(wanted, self._drop) as watcher:  # no await before the states are read
             moment, states = events.moment(), [(machine.vm, machine.state) for machine in machines]
-            yield moment.event(Kind.watching, "", f"{len(machines)} VMs", vms=len(machines))
+            yield moment.event(Kind.watching, "", counted(len(machines), "VM"), vms=len(machines))
             for vm, state in states:
                 yield moment.picture(Kind.now, vm, state.value, state)
             async for event in watcher:

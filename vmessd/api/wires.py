@@ -5,7 +5,7 @@ from asyncvarlink import varlinkmethod
 from vmessd.api.caller import Caller
 from vmessd.core.errors import printable, quoted
 from vmessd.core.models.events import Kind
-from vmessd.core.models.wires import Segment, Step, VMAddress, VMNic
+from vmessd.core.models.wires import Reach, Segment, Step, VMNic
 from vmessd.core.wires import checked_forward
 from vmessd.storage import blocking
 
@@ -57,7 +57,7 @@ class Wires(Caller):
         self._tell(Kind.wires, vm, f"mac {interface} {'none' if mac is None else quoted(mac, 300)}")
         return note
 
-    @varlinkmethod
+    @varlinkmethod(return_parameter="note")
     async def Forward(  # noqa: PLR0913 -- later parameters are optional
         self,
         *,
@@ -67,20 +67,28 @@ class Wires(Caller):
         guest: int | None,
         protocol: str | None,
         address: str | None,
-    ) -> None:
+    ) -> str | None:
         """Forward a port of the host to a port of the guest in a user-mode network; null as `guest` ends this.
 
         The protocol is `tcp` (also for null) or `udp`. The address is an IPv4 address of the host; null means
-        127.0.0.1, and any other gives other hosts access.
+        127.0.0.1, and any other gives other hosts access. Returns a remark if the port is forwarded already, or
+        null.
         """
         forward = checked_forward(protocol, address, host, 1 if guest is None else guest)
-        await (await self._supervisor.begun_wires(vm)).forward(interface, forward, on=guest is not None)
+        wires = await self._supervisor.begun_wires(vm)
+        if not await wires.forward(interface, forward, on=guest is not None):
+            return f"port {forward.port} is already forwarded to port {guest}"
         self._tell(Kind.wires, vm, f"forward {interface} {forward.port}:{'none' if guest is None else guest}")
+        return None
 
-    @varlinkmethod(return_parameter="addresses")
-    async def Addresses(self, *, vm: str) -> list[VMAddress]:
-        """Return the addresses of a VM, and how each is known."""
-        return await self._details.addresses(vm)
+    @varlinkmethod
+    async def Addresses(self, *, vm: str) -> Reach:
+        """Return the addresses of a VM, and how each is known.
+
+        `only_user` means that all its interfaces are in user-mode networks, whose addresses the host cannot
+        reach; it reaches ports that are forwarded. It is null if the VM has no interfaces.
+        """
+        return await self._details.reach(vm)
 
     @varlinkmethod(return_parameter="segments")
     async def NetShow(self) -> list[Segment]:

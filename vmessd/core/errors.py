@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DONE = 0
 FORCED = 8
 INTERRUPTED = 130  # 128 + SIGINT, as shells report a command ended by Ctrl-C
+UNREAD = 141  # 128 + SIGPIPE: the reader of the output has closed its end
 
 LIMITS = (
     "the limit of processes: ulimit -u for a user; "
@@ -56,6 +57,11 @@ def quoted(value: object, limit: int = 80) -> str:
     text = str(value)
     shown = printable(text[:limit])
     return f"'{shown}'" if len(text) <= limit else f"'{shown}...' ({len(text)} characters)"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things: `1 VM`, `2 VMs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def reason(error: OSError) -> str:
@@ -198,7 +204,7 @@ ERRORS: tuple[type[VmessError], ...] = (
 BY_WIRE_NAME = {error.wire_name(): error for error in ERRORS}
 
 # From best to worst: a command for several VMs returns the worst status.
-SEVERITY = (DONE, FORCED, 3, 6, 7, 4, 1, 2, 5, INTERRUPTED)
+SEVERITY = (DONE, FORCED, 3, 6, 7, 4, 1, 2, 5, INTERRUPTED, UNREAD)
 
 
 def worst(statuses: list[int]) -> int:

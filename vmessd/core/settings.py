@@ -6,7 +6,7 @@ module imports little, because the client imports it at every start. A second ta
 
 from __future__ import annotations
 
-from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core.errors import InvalidValue, counted, quoted
 from vmessd.core.names import CDROM, DISKS
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.words import Policy
@@ -75,7 +75,7 @@ def size_shown(count: int) -> str:
     for unit, factor in reversed(UNITS.items()):
         if count >= factor:
             return f"{count / factor:.1f}{unit}"
-    return f"{count} bytes"
+    return counted(count, "byte")
 
 
 class _Objection(ValueError):
@@ -512,6 +512,7 @@ def disk_size(text: str) -> int:
     try:
         return _within(DISK_MIN, size(text.strip()), DISK_MAX)
     except ValueError:
+        unit = " (without a unit: bytes)" if is_bare(text) else ""
         raise InvalidValue(
-            f"disk size {quoted(text.strip())} is not a size from 1M to 64T such as 8G (without a unit: bytes)"
+            f"disk size {quoted(text.strip())} is not a size from 1M to 64T such as 8G{unit}"
         ) from None

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 
 from vmessd.core import names
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core.errors import InvalidValue, counted, quoted
 
 NOTHING = "none"
 UNPLUGGED = "-"
@@ -240,7 +240,9 @@ def parse_wire(word: str) -> Wire:
 
 
 def with_forward(wire: Wire, forward: Forward) -> Wire:
-    """Return a user-mode network with one more forwarded port; raises InvalidValue where that is impossible."""
+    """Return a user-mode network with a forwarded port, which it may have; raises InvalidValue if it cannot."""
+    if forward in wire.forwards:
+        return wire
     if there := next((other for other in wire.forwards if other.is_in_the_way_of(forward)), None):
         raise InvalidValue(f"port {forward.port} is already forwarded: {there}")
     if len(wire.forwards) >= FORWARDS_MAX:
@@ -263,7 +265,7 @@ def parse_wires(count: int, words: Sequence[str]) -> tuple[Wire, ...]:
     if not 0 <= count <= INTERFACES_MAX:
         raise InvalidValue(f"number of NICs {quoted(count)} is not from 0 to {INTERFACES_MAX}")
     if len(words) > count:
-        raise InvalidValue(f"{len(words)} bridges ({quoted(' '.join(words))}) are too many for {count} NICs")
+        raise InvalidValue(f"{quoted(' '.join(words))}: too many bridges for {counted(count, 'NIC')}")
     return tuple(parse_wire(word) for word in words) + (Wire(),) * (count - len(words))
 
 

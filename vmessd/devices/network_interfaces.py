@@ -482,16 +482,16 @@ class NetworkInterfaces:
         if bridge is not None and self._network.mac_of(bridge) == mac:
             raise InvalidValue(f"MAC {mac} belongs to {bridge}, the bridge of this interface")
 
-    async def forward(self, index: int, forward: Forward, *, on: bool) -> None:
-        """Add or remove the forwarding of a host port to the guest; recorded in NICS.
+    async def forward(self, index: int, forward: Forward, *, on: bool) -> bool:
+        """Add or remove the forwarding of a host port to the guest, recorded in NICS; tell whether it is new.
 
         Raises:
             InvalidValue: the interface is not a user-mode network, or the port is invalid.
             Failed: QEMU could not listen on the port.
         """
-        await self._shielded(self._forward(index, forward, on=on))
+        return await self._shielded(self._forward(index, forward, on=on))
 
-    async def _forward(self, index: int, forward: Forward, *, on: bool) -> None:
+    async def _forward(self, index: int, forward: Forward, *, on: bool) -> bool:
         async with self._lock:
             nics = {nic.index: nic for nic in await self.nics() if not nic.leaving}
             check_interface(self.vm, index, nics)
@@ -502,6 +502,8 @@ class NetworkInterfaces:
                     hint="a guest on a bridge is reached at its own address",
                 )
             after = with_forward(wire, forward) if on else without_forward(wire, forward)
+            if after == wire:
+                return False
             if not self._is_off:
                 await self.cards.forward(index, forward, on=on)
             try:
@@ -512,6 +514,7 @@ class NetworkInterfaces:
                     with contextlib.suppress(VmessError):
                         await self.cards.forward(index, before, on=not on)
                 raise
+            return True
 
     async def _note(self, text: str) -> None:
         await self._machine.change(functools.partial(self._machine.home.note_wires, text))

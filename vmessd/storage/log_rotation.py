@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from vmessd.core.errors import BadFile, VmessError, failing, reason
+from vmessd.core.errors import BadFile, VmessError, counted, failing, reason
 from vmessd.storage import safefile
 
 CAP = 4 * 1024 * 1024
@@ -75,7 +75,7 @@ def shorten(directory: int, name: str, complain: Callable[[str], None]) -> int:
                     raise
                 problem = f"{where}{OLDER} cannot be written: {reason(error)}"
             cut = _drop(log)
-            complain(f"{problem}; {where} was shortened anyway, by {cut} bytes")
+            complain(f"{problem}; {where} was shortened anyway, by {counted(cut, 'byte')}")
             return cut
     finally:
         os.close(log)

@@ -13,7 +13,7 @@ from vmessd.core import names
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.vms import Drive, Pending, Value, VMInfo
-from vmessd.core.models.wires import VMAddress, VMNic
+from vmessd.core.models.wires import Reach, VMAddress, VMNic
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, LOCK, Setting
 from vmessd.core.wires import Wire
@@ -151,14 +151,22 @@ class Details:
     async def addresses(
         self, name: str, wiring: Wiring | None = None, tables: Tables | None = None
     ) -> list[VMAddress]:
-        """Return the addresses of a VM that the host knows; raises BadFile, Failed. `wiring` as for info."""
+        """Return the addresses of a VM that the host knows; otherwise as :meth:`reach`."""
+        return (await self.reach(name, wiring, tables))["addresses"]
+
+    async def reach(self, name: str, wiring: Wiring | None = None, tables: Tables | None = None) -> Reach:
+        """Return how the host reaches the guest of a VM; raises BadFile, Failed. `wiring` as for info."""
         wires = await self._supervisor.wires(name)
         wiring = wiring or Wiring(Glance((await self._supervisor.machine(name)).home))
         nics, macs = await _interfaces(wires, wiring), await wires.macs(wiring.files)
         with_macs = [(nic, macs(nic.index)[0]) for nic in nics]
         found = await blocking.call(_addresses, with_macs, tables or await self.tables())
         runs = (await self._supervisor.machine(name)).state not in OFF
-        return [dataclasses.replace(address, known=address.known and runs) for address in found]
+        taps = {nic.index: nic.tap.long for nic in nics if not nic.wire.user}
+        addresses = [
+            dataclasses.replace(one, known=one.known and runs, tap=taps.get(one.interface)) for one in found
+        ]
+        return Reach(addresses=addresses, only_user=not taps if nics else None)
 
     def _seen(self, directory: VMDirectory, record: RunRecord | None, nics: Sequence[Nic] | None) -> _Seen:
         """Read the files of a VM, and build the command line of a start or the error of one; blocks."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from typing import Any, NamedTuple
 
 from vmessd.core import names, refusals, settings, shutdown_time
-from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError
+from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError, counted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.progress import FleetProgress, FleetStep, StopProgress
 from vmessd.core.settings import Autostart
@@ -40,7 +40,7 @@ def summary(machines: Iterable[Machine]) -> str:
     """Return the state of all VMs in one line: `5 VMs, 3 running; waiting for r1 (power button, 12 s)`."""
     states = {machine.vm: machine.state for machine in machines}
     running = sum(state not in OFF for state in states.values())
-    text = f"{len(states)} VM{'' if len(states) == 1 else 's'}, {running} running"
+    text = f"{counted(len(states), 'VM')}, {running} running"
     stops = [(machine.vm, stop) for machine in machines if (stop := machine.stopping()) is not None]
     going = [f"{vm} ({stop.rung}, {stop.elapsed:.0f} s)" for vm, stop in stops]
     return f"{text}; waiting for {', '.join(going)}" if going else text

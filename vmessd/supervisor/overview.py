@@ -6,7 +6,7 @@ and the states of the VMs in any case.
 
 import contextlib
 import functools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from vmessd.core.errors import VmessError
@@ -35,6 +35,8 @@ class Overviews:
         self._readings = readings
         self._addresses: Mapping[str, Sequence[str]] = {}
         self._lane = blocking.Lane("the files of the VMs")
+        self._unread: set[str] = set()
+        """VMs whose files have not answered in the latest round."""
 
     async def all(self, macs: Callable[[str], Mapping[int, str]]) -> list[VMOverview]:
         """Return a line for each VM, by name; `macs` gives the MACs of the cards of a running VM.
@@ -49,13 +51,20 @@ class Overviews:
             await self._lane.do(functools.partial(self._read, subjects, cards), PATIENCE)
         return [self._line(one) for one in machines]
 
+    def unread(self, vms: Iterable[str]) -> int:
+        """Return of how many VMs the list has shown what was known before, because their files are slow."""
+        return sum(vm in self._unread or self._readings.get(vm) is None for vm in vms)
+
     # -- In a thread --
 
     def _read(self, subjects: Sequence[Subject], cards: Mapping[str, Mapping[int, str]]) -> None:
         """Read the files of VMs that have changed, and find the addresses of those with `cards`."""
-        self._readings.forget_all_but([subject.vm for subject in subjects])
+        vms = [subject.vm for subject in subjects]
+        self._readings.forget_all_but(vms)
+        self._unread = set(vms)
         for one in subjects:
             self._readings.read(one)
+            self._unread.discard(one.vm)
         self._find_addresses(cards)
 
     def _find_addresses(self, cards: Mapping[str, Mapping[int, str]]) -> None:

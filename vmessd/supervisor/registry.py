@@ -337,7 +337,8 @@ class Supervisor:
         if reading is None:
             return status
         pending = reading.plan.pending and reading.plan.pid == status.pid
-        return dataclasses.replace(status, pending=pending, problem=status.problem or reading.problem)
+        problem = status.problem or reading.problem
+        return dataclasses.replace(status, pending=pending, problem=problem, locked=reading.facts.locked)
 
     async def explain(self, name: str) -> Explanation:
         """Return why a VM is in its state; raises as :meth:`machine`."""

@@ -7,7 +7,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vmessd.core import errors
-from vmessd.core.errors import DONE, ERRORS, FORCED, INTERRUPTED, SEVERITY, VmessError, printable, quoted, worst
+from vmessd.core.errors import (
+    DONE,
+    ERRORS,
+    FORCED,
+    INTERRUPTED,
+    SEVERITY,
+    UNREAD,
+    VmessError,
+    counted,
+    printable,
+    quoted,
+    worst,
+)
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()) | st.characters(categories=["Cs"]))
 NASTY = ["a\nb", "\x1b[31mred\x1b[0m", "nul\0", "\ud800", "\udcff", "\u202egnp", "\x9b2J", "\r", "x" * 300, ""]
@@ -40,7 +52,7 @@ def test_every_error_is_in_the_table_once() -> None:
 
 def test_exit_statuses_are_the_promised_ones() -> None:
     assert {error.__name__: error.status for error in ERRORS} == STATUSES
-    assert (DONE, FORCED, INTERRUPTED) == (0, 8, 130)
+    assert (DONE, FORCED, INTERRUPTED, UNREAD) == (0, 8, 130, 141)
 
 
 def test_module_docstring_is_the_tree() -> None:
@@ -57,7 +69,7 @@ def test_wire_names_lead_back_to_their_errors() -> None:
 
 
 def test_severity_ranks_every_status_once() -> None:
-    assert sorted(SEVERITY) == [*range(9), INTERRUPTED]
+    assert sorted(SEVERITY) == [*range(9), INTERRUPTED, UNREAD]
     assert {error.status for error in ERRORS} < set(SEVERITY)
 
 
@@ -123,3 +135,8 @@ def test_long_values_are_cut_and_their_length_told() -> None:
     assert quoted("x" * 300) == f"'{'x' * 80}...' (300 characters)"
     assert quoted("abcdef", 3) == "'abc...' (6 characters)"
     assert quoted(7) == "'7'"
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 VMs"), (1, "1 VM"), (2, "2 VMs"), (1000, "1000 VMs")])
+def test_one_thing_is_singular(number: int, text: str) -> None:
+    assert counted(number, "VM") == text

@@ -299,8 +299,8 @@ def test_a_number_that_is_none_is_refused_by_name(count: int) -> None:
 
 def test_more_words_than_interfaces_are_refused() -> None:
     message = refused(parse_wires, 1, ["br0", "br1"]).message
-    assert message == "2 bridges ('br0 br1') are too many for 1 NICs"
-    refused(parse_wires, 0, ["-"], says="1 bridges ('-') are too many for 0 NICs")
+    assert message == "'br0 br1': too many bridges for 1 NIC"
+    refused(parse_wires, 0, ["-"], says="'-': too many bridges for 0 NICs")
     refused(parse_wires, 0, ["\x1b" * 1000], says=quoted("\x1b" * 1000))
 
 
@@ -487,6 +487,7 @@ def test_c74_a_port_that_is_forwarded_and_one_that_is_not() -> None:
     wire = Wire(user=True, forwards=(Forward(2222, 22), Forward(53, 53, "udp", ANY)))
     more = wires.with_forward(wire, Forward(53, 54))
     assert str(more) == "user:2222:22,udp:0.0.0.0:53:53,53:54"
+    assert wires.with_forward(more, Forward(53, 53, "udp", ANY)) == more
     assert wires.without_forward(more, Forward(53, 1)) == wire
     assert str(wires.without_forward(more, Forward(53, 1, "udp", ANY))) == "user:2222:22,53:54"
     for forward, says in (

@@ -223,6 +223,7 @@ def test_every_verb_is_among_those_understood() -> None:
     assert {verb for _, verb, *_ in UNDERSTOOD} >= set(BY_VERB) - {"hdb", "hdc"}
 
 
+TYPED = "vmess newvm0 type 'hello there'"
 REFUSED = (
     ("newvm strat", "no command 'strat'; did you mean start?", "vmess help"),
     ("newvm destroy", "no command 'destroy'; did you mean stop force?", "vmess help"),
@@ -232,6 +233,8 @@ REFUSED = (
     ("newvm stat", "no command 'stat'; did you mean status?", "vmess help"),
     ("newvm infoo x", "no command 'infoo'; did you mean info?", "vmess help"),
     ("newvm qqqqq", "no command 'qqqqq'", "vmess help"),
+    ("newvm type hello there", "type takes one text, not 2 words: put quotes around them", TYPED),
+    ("type newvm hello there", "type takes one text, not 2 words: put quotes around them", TYPED),
     ("start", "start needs a VM", "usage: vmess <vmname> start [--at-once N]"),
     ("ram 2G", "ram needs a VM", "usage: vmess <vmname> ram [size|none]"),
     ("kill", "stop needs a VM", f"usage: {BY_VERB['stop'].usage()}"),
@@ -290,7 +293,7 @@ REFUSED = (
     ),
     (
         "newvm connect bridge1",
-        "connect takes <ifnum> <bridge|-|user>, not 'bridge1'",
+        "connect needs <ifnum> <bridge|-|user>, not only 'bridge1'",
         "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
     (
@@ -298,7 +301,11 @@ REFUSED = (
         "connect takes <ifnum> <bridge|-|user>, not '0 a b'",
         "usage: vmess <vmname> connect <ifnum> <bridge|-|user>",
     ),
-    ("newvm cable 0", "cable takes <ifnum> <on|off>, not '0'", "usage: vmess <vmname> cable <ifnum> <on|off>"),
+    (
+        "newvm cable 0",
+        "cable needs <ifnum> <on|off>, not only '0'",
+        "usage: vmess <vmname> cable <ifnum> <on|off>",
+    ),
     ("a b mac 0 none", "mac takes one VM, not 2", "usage: vmess <vmname> mac <ifnum> <address|none>"),
     (
         "a b forward 0 2222:22",
@@ -454,6 +461,11 @@ def test_the_name_of_a_vm_is_suggested_by_likeness() -> None:
     assert meant("spine", words) == "; did you mean spine1?"
     assert meant("strat", words) == "; did you mean start?"
     assert meant("banana", words) == ""
+
+
+def test_no_verb_is_suggested_for_a_word_with_a_digit_at_its_end() -> None:
+    assert meant("acgcee0", BY_VERB) == meant("strat0", BY_VERB) == meant("net1", BY_VERB) == ""
+    assert meant("strat0", [*BY_VERB, "star0"]) == "; did you mean star0?"
 
 
 def test_an_alias_is_one_word_and_is_told_in_the_help_of_its_verb_alone() -> None:

@@ -45,7 +45,8 @@ def test_every_verb_and_option_is_in_the_page_of_the_client() -> None:
 
 def test_every_exit_status_is_in_the_page_of_the_client() -> None:
     statuses = {int(status) for status, _ in helptext.STATUSES}
-    used = {kind.status for kind in errors.ERRORS} | {errors.DONE, errors.FORCED, errors.INTERRUPTED}
+    others = {errors.DONE, errors.FORCED, errors.INTERRUPTED, errors.UNREAD}
+    used = {kind.status for kind in errors.ERRORS} | others
     assert statuses == used == set(errors.SEVERITY)
     for status, meaning in helptext.STATUSES:
         says(manual.vmessctl(), f"{status} {meaning}")

@@ -63,6 +63,16 @@ STATUS_LINES = (
     (told("running", problem="it's a\x1bway"), "VM is running, PID: 7 (it's a\\x1bway)"),
     (told("paused", problem="away"), "VM is running, PID: 7 (paused: running; away)"),
     (told("held", pid=None, uptime=None, problem="VM a0 is held"), "VM counts as running (VM a0 is held)"),
+    (told("stopped", pid=None, locked=True), "VM not running (locked)"),
+    (told("stopped", pid=None, locked=False), "VM not running"),
+    (
+        told("stopped", pid=None, locked=True, last_exit=EXIT, problem="no RAM"),
+        "VM not running (guest powered off 3 min ago; locked; no RAM)",
+    ),
+    (
+        told("paused", runstate="paused", locked=True, pending=True),
+        "VM is running, PID: 7 (paused; locked; restart pending)",
+    ),
 )
 
 

@@ -73,6 +73,8 @@ class VMStatus:
     """What is wrong with it, or why a start would be refused; see state `held`."""
     pending: bool | None = None
     """Settings were changed since the start; they take effect at the next start. null: not known."""
+    locked: bool | None = None
+    """It is locked against changes. null: not known."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Interfaces of VMs, their addresses, and the bridges and links of the host. Pure."""
 
 import enum
+from typing import TypedDict
 
 from vmessd.core import words
 from vmessd.core.dataclass import dataclass
@@ -83,6 +84,16 @@ class VMAddress:
     """How it is known, in words."""
     known: bool
     """It is in use as far as the host can tell: the guest is running, and frames from it were seen."""
+    tap: str | None = None
+    """Name of the TAP of the interface, as for :class:`VMNic`; None for QEMU's user-mode network."""
+
+
+class Reach(TypedDict):
+    """How the host reaches the guest of a VM."""
+
+    addresses: list[VMAddress]
+    only_user: bool | None
+    """All its interfaces are in user-mode networks. null: it has no interfaces."""
 
 
 @dataclass(frozen=True)
