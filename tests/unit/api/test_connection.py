@@ -215,7 +215,8 @@ async def test_c48_a_client_is_sent_descriptors_only_when_it_has_read_those_befo
         await made.until("log opened", "log opened")
         made.theirs.close()
         await asyncio.wait_for(made.ended.wait(), 5)
-        assert made.supervisor.seen == ["log opened"] * 2
+        # What it left unread has gone with its socket, so the call after that may be taken before it is missed.
+        assert made.supervisor.seen in (["log opened"] * 2, ["log opened"] * 3)
 
 
 async def test_a_reply_that_nobody_takes_costs_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
