@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from daemons import AS_VMESSCTL, CLIENT, Daemon, own
+from terminals import on_terminal
 
 from vmessctl.commands.edit import SHOWN, parsed, written
 from vmessd.core.errors import InvalidValue
@@ -83,6 +84,14 @@ def test_of_what_is_changed_to_nonsense_the_rest_is_set(daemon: Daemon) -> None:
     ("script", "status", "told"),
     [
         ("exit 3", 1, "ended with exit status 3; nothing was changed"),
+        ("kill -KILL $$", 1, "was ended by signal 9; nothing was changed"),
+        (': >"$2"', 1, "the edited text is empty; nothing was changed"),
+        ('echo >"$2"', 1, "the edited text is empty; nothing was changed"),
+        (
+            'yes "#" | head -c 1048577 >>"$2"',
+            1,
+            "the edited text has more than 1048576 characters; nothing was changed",
+        ),
         ('rm "$2"', 1, "the settings cannot be edited: no such file or directory"),
         ('echo banana >"$2"', 2, "line 1: 'banana' is not one of "),
     ],
@@ -103,6 +112,31 @@ def test_without_an_editor_and_a_terminal_nothing_is_edited(daemon: Daemon) -> N
         2,
         "vmess: edit needs a terminal, or an editor in VISUAL",
     )
-    missing = daemon.vmess(A, "edit", program=("env", "VISUAL=/nonexistent/editor", *CLIENT))
-    assert (missing.returncode, "the settings cannot be edited" in missing.stderr) == (1, True)
+    missing = daemon.vmess(A, "edit", program=("env", "VISUAL=/nonexistent/editor -n", *CLIENT))
+    assert (missing.returncode, missing.stderr.splitlines()) == (
+        1,
+        [
+            "vmess: the editor '/nonexistent/editor' cannot be run: no such file or directory",
+            "  hint: name an editor in VISUAL",
+        ],
+    )
     assert daemon.vmess("missing", "edit", program=bare).returncode == 4
+
+
+def test_ctrl_c_is_for_the_editor(daemon: Daemon) -> None:
+    daemon.done("make", A, "ram", "16M")
+    waits = "trap 'heard=1' INT; echo ready; until [ $heard ]; do sleep 0.05; done; sleep 0.5"
+    program = editor(daemon, f"""{waits}; sed -i 's/^ram .*/ram 32M/' "$2" """)
+    with on_terminal(daemon, A, "edit", program=program) as terminal:
+        terminal.see("ready")
+        terminal.interrupt()
+        assert terminal.end() == 0, terminal.said
+    assert daemon.done(A, "ram") == "32M\n"
+
+
+def test_an_editor_that_is_killed_leaves_the_terminal_as_it_was(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    program = editor(daemon, "stty raw -echo; kill -KILL $$")
+    with on_terminal(daemon, A, "edit", program=program) as terminal:
+        assert terminal.end() == 1
+        assert terminal.is_as_before()

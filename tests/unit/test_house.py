@@ -63,7 +63,7 @@ WRAPPED = {
         *(f"vmessd.api.{group}" for group in ("inspection", "life", "guest", "looking", "watching", "wires")),
     },
     "sdnotify": {"vmessd.core.systemd"},
-    "subprocess": {"vmessd.qemu.process", "vmessctl.commands.edit", "vmessctl.output.pager"},
+    "subprocess": {"vmessd.qemu.process", "vmessctl.output.foreground"},
 }
 SPAWNING = {
     *("posix_spawn", "posix_spawnp", "fork", "forkpty", "system", "popen", "spawnv", "spawnve", "spawnl"),

@@ -8,10 +8,10 @@ import sys
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
 from vmessctl.commands.files import report_set, typed_value
-from vmessctl.output import rendering
+from vmessctl.output import foreground, rendering
 from vmessctl.output.phrases import about, phrase
 from vmessctl.output.terminal import complain, emit, tell
-from vmessd.core.errors import DONE, Failed, InvalidValue, VmessError, failing, quoted, worst
+from vmessd.core.errors import DONE, Failed, InvalidValue, VmessError, failing, quoted, reason, worst
 from vmessd.core.settings import SETTINGS
 
 TYPE_CHECKING = False
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 SHOWN = {setting.verb: setting for setting in SETTINGS if setting.verb}
 LIMIT = 2**20
-"""Bytes of an edited text that are read; the settings of a VM have a small fraction."""
+"""Characters of an edited text that are read; the settings of a VM have a small fraction."""
+UNCHANGED, ANOTHER_EDITOR = "nothing was changed", "name an editor in VISUAL"
 
 
 def run(invocation: Invocation) -> int:
@@ -108,19 +109,23 @@ def _edited(text: str) -> str:
         path = os.path.join(directory, "settings")
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
-        status = _run([*command, path])
+        _run([*command, path])
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            result = file.read(LIMIT)
-    if status:
-        raise Failed(
-            f"the editor {quoted(command[0])} ended with exit status {status}; nothing was changed",
-            hint="name an editor in VISUAL",
-        )
+            result = file.read(LIMIT + 1)
+    if len(result) > LIMIT:
+        raise Failed(f"the edited text has more than {LIMIT} characters; {UNCHANGED}")
+    if not result.strip():  # as an editor leaves it that fails on a full disk
+        raise Failed(f"the edited text is empty; {UNCHANGED}", hint="to remove a setting, remove its line only")
     return result
 
 
-def _run(command: list[str]) -> int:
-    """Run a command on the terminal and return its exit status; raises OSError."""
-    import subprocess  # noqa: PLC0415 -- the client starts light
-
-    return subprocess.run(command, check=False).returncode
+def _run(command: list[str]) -> None:
+    """Run an editor on the terminal; raises Failed if it does not end well."""
+    name = quoted(command[0])
+    try:
+        status = foreground.run(command)
+    except OSError as error:
+        raise Failed(f"the editor {name} cannot be run: {reason(error)}", hint=ANOTHER_EDITOR) from None
+    if status:
+        how = f"ended with exit status {status}" if status > 0 else f"was ended by signal {-status}"
+        raise Failed(f"the editor {name} {how}; {UNCHANGED}", hint=ANOTHER_EDITOR)

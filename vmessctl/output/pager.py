@@ -6,6 +6,7 @@ import posix
 import sys
 
 from vmessctl.environment import variable
+from vmessctl.output import foreground
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 LESS = ("less", "-FRX")
 """The pager where none is named: it ends if the text fits, and knows bold letters."""
 SHELL = ("/bin/sh", "-c")
-KILLED = 128
-"""A shell adds this to the signal that ended its command."""
 
 
 def show(plain: str, styled: str) -> None:
@@ -45,30 +44,12 @@ def _paged(plain: str, styled: str) -> bool:
         status = _run((*SHELL, named), plain)
     else:
         return False
-    return status is not None and not 0 < status < KILLED
+    return status is not None and not 0 < status < foreground.KILLED
 
 
 def _run(command: Sequence[str], text: str) -> int | None:
-    """Give a text to a program and return its exit status; None if it cannot be started.
-
-    Ctrl-C is for the pager: less(1) goes on. A pager that is killed leaves the terminal as it was before.
-    """
-    import signal  # noqa: PLC0415 -- only long texts need it
-    import subprocess  # noqa: PLC0415
-    import termios  # noqa: PLC0415
-
-    sys.stdout.flush()
-    terminal = sys.stdout.fileno()
-    before = termios.tcgetattr(terminal)
-    handler = signal.signal(
-        signal.SIGINT, lambda *_: None
-    )  # an ignored signal would be so in the pager as well
+    """Give a text to a program and return its exit status; None if it cannot be started."""
     try:
-        status = subprocess.run(command, input=text + "\n", text=True, check=False).returncode
+        return foreground.run(command, text + "\n")
     except OSError:
         return None
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if status < 0 or status >= KILLED:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-    return status

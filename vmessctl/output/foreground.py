@@ -1,0 +1,38 @@
+"""Programs of the user that have the terminal for a while: a pager, an editor."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KILLED = 128
+"""A shell adds this to the signal that ended its command."""
+
+
+def run(command: Sequence[str], text: str | None = None) -> int:
+    """Run a program, with a text as its input if there is one; return its exit status as Python's subprocess.
+
+    Ctrl-C is for the program: less(1) and vi(1) go on. One that is killed leaves the terminal as it was before.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    import signal  # noqa: PLC0415 -- few verbs need it
+    import subprocess  # noqa: PLC0415
+    import termios  # noqa: PLC0415
+
+    sys.stdout.flush()
+    terminal = next((stream.fileno() for stream in (sys.stdout, sys.stdin) if stream.isatty()), None)
+    before = None if terminal is None else termios.tcgetattr(terminal)
+    # An ignored signal would be ignored by the program as well.
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        status = subprocess.run(command, input=text, text=True, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if terminal is not None and before is not None and (status < 0 or status >= KILLED):
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+    return status
