@@ -56,13 +56,14 @@ def named(option: str | None) -> str | None:
 def connect(invocation: verbs.Invocation, *, may_start: bool = True) -> Client:
     """Connect to the daemon for a command line; if there is none, start a private one unless that is forbidden.
 
+    Without `may_start`, any daemon will do.
+
     Raises:
-        Unreachable: there is no daemon, and none was started.
+        Unreachable: there is no daemon, and none was started; or it serves another VM root than the named one.
     """
     option = invocation.options.get(verbs.SOCKET.flag)
     paths = candidates(option)
-    forbidden = verbs.NO_DAEMON.flag in invocation.options or variable("VMESS_NO_DAEMON")
-    if named(option) or forbidden or not may_start:
+    if named(option) or not may_start:
         return Client(paths)
 
     def start() -> None:
@@ -70,7 +71,13 @@ def connect(invocation: verbs.Invocation, *, may_start: bool = True) -> Client:
 
         private_daemon.start(lambda: answers(paths), silent=verbs.QUIET.flag in invocation.options)
 
-    return Client(paths, otherwise=start)
+    forbidden = verbs.NO_DAEMON.flag in invocation.options or variable("VMESS_NO_DAEMON")
+    client = Client(paths, otherwise=None if forbidden else start)
+    if root := variable("VMESS_VMDIR"):
+        from vmessctl import vm_root  # noqa: PLC0415 -- it needs `os`
+
+        vm_root.verify(root, client.peer(), client.call)
+    return client
 
 
 def answers(paths: list[str]) -> bool:

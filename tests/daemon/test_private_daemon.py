@@ -84,7 +84,7 @@ class Person:
     def close(self) -> None:
         """End the daemon and the QEMUs."""
         self.environment["XDG_RUNTIME_DIR"] = str(self.runtime)
-        for name in ("VMESS_SOCKET", "VMESS_NO_DAEMON"):
+        for name in ("VMESS_SOCKET", "VMESS_NO_DAEMON", "VMESS_VMDIR"):
             self.environment.pop(name, None)
         assert self.vmess("daemon", "stop").returncode == 0
         end_processes_of(self.root)
@@ -345,6 +345,28 @@ def test_another_daemon_with_the_same_vms_is_said(person: Person) -> None:
     )
     assert "another vmessd serves" in person.log.read_text()
     assert person.vmess("--socket", str(other), "daemon", "stop").returncode == 0
+
+
+def test_vms_of_another_root_are_not_taken_for_those_of_the_named_one(person: Person) -> None:
+    person.done("-q", "newvm", "make")
+    person.environment["VMESS_VMDIR"] = str(person.home / "other")
+    serves = f"the vmessd on {person.socket} serves {person.root}"
+    for words in (["newvm", "rm", "--yes"], ["list"], ["leaf", "make"], ["--no-daemon", "new*", "status"]):
+        result = person.vmess(*words)
+        assert (result.returncode, result.stdout) == (5, ""), words
+        assert result.stderr.splitlines() == [
+            f"vmess: VMESS_VMDIR is {person.home}/other, and {serves}",
+            "  hint: unset VMESS_VMDIR; or end that daemon, VMs keep running: vmess daemon stop",
+        ]
+    assert [path.name for path in person.root.iterdir()] == ["newvm0"]
+    assert person.daemon()["vmdir"] == str(person.root)
+    person.environment["VMESS_SOCKET"] = str(person.socket)  # a daemon that is named is the one that is meant
+    assert "newvm0" in person.done("list")
+    del person.environment["VMESS_SOCKET"]
+    (person.home / "other").symlink_to(person.root)
+    assert "newvm0" in person.done("list")
+    person.environment["VMESS_VMDIR"] = "~/vms/"
+    assert "newvm0" in person.done("list")
 
 
 @pytest.mark.parametrize(

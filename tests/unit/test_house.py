@@ -28,6 +28,7 @@ FLOORS = {
         "environment",
         "light_json",
         "private_daemon",
+        "vm_root",
         "client",
         "output",
         "stream",

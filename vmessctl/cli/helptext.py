@@ -72,6 +72,10 @@ WORST = "If a line names several VMs, each is reported and the worst status wins
 ENVIRONMENT = (
     ("VMESS_SOCKET", "The control socket, as --socket names it."),
     ("VMESS_NO_DAEMON", "If it is not empty: do not start a daemon, like --no-daemon."),
+    (
+        "VMESS_VMDIR",
+        "The VM root of a private daemon; if the daemon that runs has another one, nothing is done.",
+    ),
     ("XDG_RUNTIME_DIR", "The directory with vmess/control.sock, the socket of your own daemon."),
     ("TMPDIR", "Without XDG_RUNTIME_DIR: the directory with vmess-UID/control.sock; /tmp by default."),
     ("XDG_STATE_HOME", "The directory with vmess/vmessd.log; by default ~/.local/state."),
