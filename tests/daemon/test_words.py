@@ -330,6 +330,27 @@ def test_whom_it_takes_force_to_restart_runs_again_and_the_status_says_so(daemon
     assert (daemon.status(A)["state"], daemon.status(A)["pid"] == pid) == ("running", False)
 
 
+def test_a_restart_does_not_stop_whom_a_start_would_refuse(daemon: Daemon) -> None:
+    for vm in (A, B):
+        daemon.make(vm, "polite")
+        daemon.done(vm, "start")
+        daemon.wait_guest(vm)
+    before = {vm: daemon.status(vm)["pid"] for vm in (A, B)}
+    (daemon.root / A / "RAM").write_text("banana\n")
+    for force in ([], ["force"]):
+        refused = daemon.vmess(A, B, "restart", *force)
+        assert refused.returncode == 1
+        wrong = "RAM 'banana' is not a size from 1M to 16T such as 512M or 2G"
+        assert refused.stderr.splitlines()[:2] == [
+            f"vmess: {A} was not stopped, because it would not start again: {daemon.root}/{A}/{wrong}",
+            f"  hint: to stop it all the same: vmess {A} stop",
+        ]
+        after = {vm: daemon.status(vm)["pid"] for vm in (A, B)}
+        assert after[A] == before[A]
+        assert after[B] not in (before[B], None)
+        before = after
+
+
 def test_a_restart_that_cannot_stop_does_not_start(daemon: Daemon) -> None:
     daemon.make(A, "ignoring")
     daemon.done(A, "start")

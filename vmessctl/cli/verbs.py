@@ -570,7 +570,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "restart",
         'Stop the VM as "stop" does, or by force, and start it again. A VM that is off is started. If force\n'
-        "was necessary, it is started all the same, and the exit status is 8.",
+        "was necessary, it is started all the same, and the exit status is 8. A VM that a start would refuse\n"
+        "is not stopped.",
         "Stop",
         "start_stop.restart",
         arguments="[force]",

@@ -17,6 +17,7 @@ from vmessd.core.errors import (
     FORCED,
     INTERRUPTED,
     AlreadyRunning,
+    Failed,
     InvalidValue,
     NotRunning,
     TimedOut,
@@ -292,15 +293,47 @@ def stop(invocation: Invocation) -> int:
 
 
 def restart(invocation: Invocation) -> int:
-    """Stop VMs, then start those that are off; return the exit status."""
-    status, off = _stop(invocation)
-    if status == INTERRUPTED or not off:
-        if status == INTERRUPTED:
-            warn(f"{PROGRAM}: not started again: {', '.join(invocation.vms)}")
+    """Stop VMs, then start those that are off; return the exit status. One that could not start goes on."""
+    refusals = _refusals(invocation)
+    able = tuple(vm for vm in invocation.vms if vm not in refusals)
+    statuses = [complain(_would_stay_off(vm, problem)) for vm, problem in refusals.items()]
+    if not able:
+        return worst(statuses)
+    several = len(invocation.vms) > 1
+    status, off = _stop(Invocation(invocation.command, able, invocation.arguments, invocation.options))
+    if status == INTERRUPTED:
+        warn(f"{PROGRAM}: not started again: {', '.join(able)}")
         return status
-    known = {flag: value for flag, value in invocation.options.items() if flag in _OF_START}
-    again = Invocation(verbs.BY_VERB["start"], tuple(off), (), known)
-    return worst([status, _start(again, several=len(invocation.vms) > 1)])
+    statuses.append(status)
+    if off:
+        known = {flag: value for flag, value in invocation.options.items() if flag in _OF_START}
+        again = Invocation(verbs.BY_VERB["start"], tuple(off), (), known)
+        statuses.append(_start(again, several=several))
+    return worst(statuses)
+
+
+def _refusals(invocation: Invocation) -> dict[str, str]:
+    """Return the running VMs that a start would refuse, and why. Raises Unreachable."""
+    found: dict[str, str] = {}
+    client = wire.connect(invocation)
+    for vm in invocation.vms:
+        if client.is_lost:
+            break
+        try:
+            info = client.call("Info", vm=vm)["info"]
+        except VmessError:  # the stop will say so
+            continue
+        if info["status"]["pid"] is not None and info["problem"]:
+            found[vm] = info["problem"]
+    client.close()
+    return found
+
+
+def _would_stay_off(vm: str, problem: str) -> Failed:
+    return Failed(
+        f"{vm} was not stopped, because it would not start again: {problem}",
+        hint=f"to stop it all the same: {PROGRAM} {vm} stop",
+    )
 
 
 _OF_START = {option.flag for option in (*verbs.EVERYWHERE, verbs.JSON, verbs.AT_ONCE)}
