@@ -6,7 +6,7 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import phrases
 from vmessctl.output.phrases import phrase
 from vmessd.core.errors import counted, printable, shell_line
-from vmessd.core.names import CDROM, DISKS, VNC_PORT
+from vmessd.core.names import CDROM, DISKS, VNC_PORT, cdrom_file, disk_file
 from vmessd.core.settings import BY_FILE, CPU, size_shown, size_text
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
 
@@ -174,9 +174,19 @@ def setting_value(vm: Reply, file: str) -> str | None:
 def remarks_on(vm: Reply, name: str) -> list[str]:
     """Return what is wrong with the value of a setting or drive, and what is in force instead."""
     wrong = [value.get("problem") for value in vm["settings"] if value["name"] == name]
-    now = [change["now"] for change in vm.get("pending") or () if change["name"] == name]
+    if name in (*DISKS, CDROM) and _file(vm, name) in (vm["problem"] or ""):
+        wrong.append(vm["problem"])
     remarks = [phrases.command(printable(problem)) for problem in wrong if problem]
-    return remarks + [f"until its next start, it runs with {printable(said or 'the default')}" for said in now]
+    absent = "with the default" if name in BY_FILE else "without it"
+    now = [change["now"] for change in vm.get("pending") or () if change["name"] == name]
+    told = [f"with {printable(said)}" if said else absent for said in now]
+    return remarks + [f"until its next start, it runs {how}" for how in told]
+
+
+def _file(vm: Reply, slot: str) -> str:
+    """Return the name of the file of a drive."""
+    name = vm["status"]["name"]
+    return cdrom_file(name) if slot == CDROM else disk_file(name, slot)
 
 
 def drive_value(vm: Reply, slot: str) -> str | None:

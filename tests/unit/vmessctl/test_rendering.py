@@ -278,6 +278,27 @@ def test_info_tells_what_is_in_force_and_what_waits(
     assert any("other settings" in line for line in told) is (not pending)
 
 
+FIFO = "/v/newvm0/newvm0-cdrom.iso is a FIFO\x1b"
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "remarks"),
+    [
+        ("RAM", {"pending": [change("RAM", None, "1G")]}, ["until its next start, it runs with the default"]),
+        ("RAM", {"pending": [change("RAM", "1G", None)]}, ["until its next start, it runs with 1G"]),
+        ("hda", {"pending": [change("hda", "1G", None)]}, ["until its next start, it runs with 1G"]),
+        ("hda", {"pending": [change("hda", None, "1G")]}, ["until its next start, it runs without it"]),
+        ("cdrom", {"problem": FIFO}, ["/v/newvm0/newvm0-cdrom.iso is a FIFO\\x1b"]),
+        ("hda", {"problem": FIFO}, []),
+        ("RAM", {"problem": FIFO}, []),
+    ],
+)
+def test_a_value_is_followed_by_what_is_wrong_and_what_is_in_force(
+    name: str, more: dict[str, Any], remarks: list[str]
+) -> None:
+    assert rendering.remarks_on({**INFO, **more}, name) == remarks
+
+
 def test_the_words_of_the_original() -> None:
     assert phrase("begun", command="kvm -m 2G") == "Starting VM: kvm -m 2G"
     assert phrase("stopping", pid=5748) == "Stopping VM PID 5748"
