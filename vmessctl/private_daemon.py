@@ -100,7 +100,7 @@ def _lock_file() -> int:
     except VmessError as error:
         raise Unreachable(f"no private vmessd was started: {error.message}", error.hint) from None
     except OSError as error:
-        why = f"{printable(path)} cannot be used: {reason(error)}"
+        why = f"{printable(f'{path}/{places.LOCK}')} cannot be used: {reason(error)}"
         raise Unreachable(f"no private vmessd was started: {why}", places.ELSEWHERE) from None
 
 

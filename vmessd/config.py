@@ -456,7 +456,7 @@ def check(config: Config) -> list[str]:
     if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):
         raise InvalidValue(
             f"socket {quoted(config.socket)} exists and is not a socket",
-            hint="choose another path with --socket",
+            hint="move it away, or choose another path with --socket",
         )
     in_force = config._replace(qemu=qemu).in_force()
     return [f"{key} = {value}" for key, value in in_force.items()]

@@ -654,7 +654,7 @@ def test_what_is_no_socket_at_the_socket_s_path_stays(tmp_path: Path, put: Calla
     assert result.returncode == InvalidValue.status == 2
     assert result.stderr.splitlines() == [
         f"vmessd: socket {quoted(daemon.socket)} exists and is not a socket",
-        "  hint: choose another path with --socket",
+        "  hint: move it away, or choose another path with --socket",
     ]
     after = daemon.socket.lstat()
     assert (after.st_ino, after.st_mode, after.st_mtime_ns, after.st_size) == kept

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from daemons import CLIENT, TESTS, UNIT, Daemon, end_processes_of, own, wait_for
 
+from vmessd.core.errors import quoted
+
 pytestmark = pytest.mark.qemu
 
 STARTED = "vmess: started a private vmessd, which ends by itself when unused; see: vmess daemon\n"
@@ -367,6 +369,28 @@ def test_vms_of_another_root_are_not_taken_for_those_of_the_named_one(person: Pe
     assert "newvm0" in person.done("list")
     person.environment["VMESS_VMDIR"] = "~/vms/"
     assert "newvm0" in person.done("list")
+
+
+def test_what_is_in_the_way_in_the_directory_of_the_socket_is_named(person: Person) -> None:
+    lock = person.socket.parent / "start.lock"
+    lock.mkdir(parents=True)
+    person.socket.parent.chmod(0o700)
+    result = person.vmess()
+    assert (result.returncode, result.stderr.splitlines()[0]) == (
+        5,
+        f"vmess: no private vmessd was started: {lock} cannot be used: is a directory",
+    )
+    lock.rmdir()
+    person.socket.touch()
+    result = person.vmess()
+    assert (result.returncode, result.stderr.splitlines()) == (
+        5,
+        [
+            f"vmess: no private vmessd was started: socket {quoted(person.socket)} exists and is not a socket",
+            "  hint: move it away, or choose another path with --socket",
+        ],
+    )
+    person.socket.unlink()
 
 
 @pytest.mark.parametrize(

@@ -259,8 +259,13 @@ def net_delete(invocation: Invocation) -> int:
 
 
 def net_prune(invocation: Invocation) -> int:
-    """Delete the bridges without ports and addresses."""
-    return _net(invocation)
+    """Delete the TAPs whose VM does not exist, and the bridges without ports and addresses."""
+    client = connect(invocation)
+    reply = client.call("NetPrune")
+    client.close()
+    if not reply["steps"]:
+        tell(phrase("prune nothing"))
+    return _tell(invocation, reply)
 
 
 def _net(invocation: Invocation, **parameters: object) -> int:

@@ -60,6 +60,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "fleet off": ("{text}", "stopped"),
     "boot nothing": 2 * ("nothing to start: no VM with autostart on is off",),
     "shutdown nothing": 2 * ("nothing to stop: no VM is running",),
+    "prune nothing": 2 * ("nothing to delete: neither a TAP without a VM nor an empty bridge",),
     # -- What was done by other verbs, under their names --
     "set": ("", "{verb} {value}"),
     "edit": 2 * ("nothing was changed",),
