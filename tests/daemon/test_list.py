@@ -166,7 +166,7 @@ def test_a_wrong_column_is_a_wrong_usage(daemon: Daemon) -> None:
 @pytest.mark.parametrize("width", [20, 80])
 def test_it_fits_into_the_terminal(daemon: Daemon, width: int) -> None:
     daemon.make(A, RAM="x" * 200)
-    with on_terminal(daemon, "list", program=AS_VMESSCTL, size=(width, 24)) as screen:
+    with on_terminal(daemon, "list", program=AS_VMESSCTL, size=(width, 24), NO_COLOR="1") as screen:
         assert screen.end() == 0
     assert [line.split()[:2] for line in screen.said.splitlines()] == [["NAME", "STATE"], [A, "stopped"]]
     assert max(map(len, screen.said.splitlines())) <= width

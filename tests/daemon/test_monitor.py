@@ -243,7 +243,7 @@ def test_c36_last_words_of_several_lines_become_one_escaped_line(fake_daemon: Da
     expected = r"QEMU did not start: -foo: \x1b[31mred; <0>vmessd: disk is full; \x07bell \u2028 end"
     assert line == f"vmess: VM newvm0: {expected}"
     assert line.isprintable()
-    assert hint.startswith("  hint: see its command line in vmess newvm0 info")
+    assert hint.startswith("  hint: vmess newvm0 log shows its command line")
     log = daemon.log.read_bytes().decode().split("\n")
     told = [text[20:] for text in log if "did not start" in text]
     assert told[0] == f"newvm0: {expected}"

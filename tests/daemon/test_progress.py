@@ -216,7 +216,7 @@ def test_twenty_columns_are_enough(daemon: Daemon) -> None:
     daemon.make(B, "ignoring", STOP="1")
 
     def shown(*words: str) -> tuple[int, str, str]:
-        with on_terminal(daemon, *words, program=AS_VMESSCTL, size=(20, 24)) as screen:
+        with on_terminal(daemon, *words, program=AS_VMESSCTL, size=(20, 24), PAGER="cat") as screen:
             status = screen.end()
             drawn = re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", screen.said)
             assert all(len(text) < 20 for text in drawn if "PID" not in text and "force" not in text)

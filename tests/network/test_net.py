@@ -455,6 +455,7 @@ def test_addr_tells_what_follows_from_the_mac_and_what_the_host_has_heard(wired:
     wired.done("newvm", "ifadd", "2", "lab", "user")
     expected = {
         "interface": 0,
+        "tap": "newvm0e0",
         "mac": MAC,
         "address": LINK_LOCAL,
         "seen": False,

@@ -55,7 +55,7 @@ def test_arguments_that_qemu_refuses_are_told_in_its_own_words(daemon: Daemon) -
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
         "vmess: VM newvm0: QEMU did not start: -foo: invalid option",
-        "  hint: see its command line in vmess newvm0 info, and QEMU's messages in qemu.log in its directory",
+        "  hint: vmess newvm0 log shows its command line and QEMU's messages",
     ]
     assert daemon.vmess("newvm").stdout == (
         "VM not running (QEMU did not start: -foo: invalid option, 0 s ago)\n"

@@ -59,7 +59,7 @@ def test_a_person_without_root_has_a_vm_after_pip(newcomer: tuple[Path, int | No
         assert started
         assert Path("/proc", started[1]).stat().st_uid == (os.getuid() if uid is None else uid)
         assert vmessctl("list", "-o", "name,state", "--no-header") == [f"{vm}  running"]
-        assert vmessctl(vm, "addr")[0].split()[2] == "10.0.2.15"
+        assert vmessctl(vm, "addr")[0].split()[3] == "10.0.2.15"
         assert vmessctl(vm, "stop", "force") == [f"{vm}: stopped"]
     finally:
         vmessctl("daemon", "stop")
