@@ -386,7 +386,7 @@ def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
     `resolved` follows symbolic links, so that a VM root has one name only.
     """
     try:
-        path = Path(os.path.abspath(Path(here, Path(text).expanduser())))
+        path = Path(os.path.abspath(Path(here, _expanded(text))))
     except RuntimeError:
         raise InvalidValue(
             f"{key} {quoted(text)} begins with a user who has no home directory", _other_place(key)
@@ -400,6 +400,16 @@ def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
     if "\0" in str(path):
         raise InvalidValue(f"{key} {quoted(path)} contains a NUL byte")
     return path
+
+
+def _expanded(text: str) -> Path:
+    """Return a path with a home directory in place of `~`; raises RuntimeError if there is none."""
+    first, _, rest = text.partition("/")
+    if first != "~":
+        return Path(text).expanduser()
+    if home := places.home(os.environ.get):
+        return Path(home, rest.lstrip("/"))
+    raise RuntimeError
 
 
 def _resolved(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import pwd
 import re
 import socket
 import subprocess
@@ -139,6 +140,19 @@ def test_patterns_are_a_list_in_the_file(tmp_path: Path) -> None:
 
 def test_an_empty_variable_counts_as_none(file: Path) -> None:
     assert read(["--config", str(file)], {"VMESS_VMDIR": "", "VMESS_SOCKET": ""}).vmdir == Path("/of/file")
+
+
+@pytest.mark.parametrize("wrong", ["", "relative", None])
+def test_a_home_that_is_not_absolute_counts_as_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME", raising=False)
+    if wrong is not None:
+        monkeypatch.setenv("HOME", wrong)
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    assert read([], {}).vmdir == Path(home, "vms").resolve()
+    assert read(["--socket", "~"], {}).socket == Path(home)
 
 
 def test_a_path_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

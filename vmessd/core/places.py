@@ -108,11 +108,15 @@ def log_directory(variable: Variable) -> str | None:
     state = variable("XDG_STATE_HOME") or ""
     if state.startswith("/"):
         return f"{state}/vmess"
-    home = variable("HOME") or _home()
-    return f"{home}/.local/state/vmess" if home.startswith("/") else None
+    own = home(variable)
+    return f"{own}/.local/state/vmess" if own else None
 
 
-def _home() -> str:
+def home(variable: Variable) -> str:
+    """Return the home directory: HOME if it is absolute, or that of the user database; empty if none is."""
+    found = variable("HOME") or ""
+    if found.startswith("/"):
+        return found
     import pwd  # noqa: PLC0415 -- only needed without HOME
 
     try:

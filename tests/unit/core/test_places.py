@@ -82,6 +82,8 @@ def test_a_link_is_not_followed_and_what_is_wrong_is_said(tmp_path: Path) -> Non
 def test_the_log_is_in_the_state_directory() -> None:
     assert places.log_directory({"XDG_STATE_HOME": "/s", "HOME": "/h"}.get) == "/s/vmess"
     assert places.log_directory({"XDG_STATE_HOME": "relative", "HOME": "/h"}.get) == "/h/.local/state/vmess"
-    assert places.log_directory({"HOME": "not/absolute"}.get) is None
-    assert (places.log_directory(lambda _name: None) or "/").startswith("/")  # of the user database
+    of_database = places.log_directory(lambda _name: None)
+    assert (of_database or "/").startswith("/")
+    for wrong in ("", "not/absolute"):
+        assert places.log_directory({"HOME": wrong}.get) == of_database
     assert places.logs({"HOME": "/h"}.get, UID)[:2] == ["/h/.local/state/vmess/vmessd.log", f"{TMP}/vmessd.log"]
