@@ -113,7 +113,10 @@ def _edited(text: str) -> str:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             result = file.read(LIMIT + 1)
     if len(result) > LIMIT:
-        raise Failed(f"the edited text has more than {LIMIT} characters; {UNCHANGED}")
+        raise Failed(
+            f"the edited text has more than {LIMIT} characters; {UNCHANGED}",
+            hint="one short line for each setting",
+        )
     if not result.strip():  # as an editor leaves it that fails on a full disk
         raise Failed(f"the edited text is empty; {UNCHANGED}", hint="to remove a setting, remove its line only")
     return result
