@@ -66,10 +66,12 @@ def test_c71_all_vms_are_looked_at_by_one_call_and_one_dump_of_links(make_wired:
     assert sum(links) <= (2 if verb == "addr" else 1 if verb in ("info", "ifstat") else 0)
 
 
-# vmessd that logs which settings it reads.
+# vmessd that logs which settings it reads. It does not look for duplicate MACs meanwhile, which reads them, too.
 READING = """
 import logging
+from vmessd.network import duplicate_macs
 from vmessd.storage import safefile
+duplicate_macs.LOOK_AFTER = 60.0
 real = safefile.read
 
 def read(directory, name, limit):
