@@ -66,7 +66,7 @@ def test_c71_all_vms_are_looked_at_by_one_call_and_one_dump_of_links(make_wired:
     assert sum(links) <= (2 if verb == "addr" else 1 if verb in ("info", "ifstat") else 0)
 
 
-# vmessd that logs which settings it reads. It does not look for duplicate MACs meanwhile, which reads them, too.
+# vmessd that logs which settings it reads, and does not look for duplicate MACs meanwhile.
 READING = """
 import logging
 from vmessd.network import duplicate_macs
