@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import CLIENT, TESTS, UNIT, Daemon, end_processes_of, own, wait_for
+from daemons import CLIENT, TESTS, UNIT, Daemon, end_processes_of, has_ended, own, wait_for
 
 from vmessd.core.errors import quoted
 
@@ -90,13 +90,6 @@ class Person:
             self.environment.pop(name, None)
         assert self.vmess("daemon", "stop").returncode == 0
         end_processes_of(self.root)
-
-
-def has_ended(pid: int) -> bool:
-    """Tell whether a process has ended, also if its parent has not asked how."""
-    with contextlib.suppress(OSError):
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    return True
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon, own, wait_for
+from daemons import Daemon, has_ended, own, wait_for
 
 from vmessctl.commands import why
 
@@ -137,6 +137,7 @@ def test_one_that_ended_while_nobody_watched(daemon: Daemon) -> None:
     pid = daemon.status(A)["pid"]
     daemon.stop(signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: has_ended(pid), what="the end of QEMU")
     daemon.start()
     said = told(daemon)
     assert said["How"] == "ended while no vmessd was watching"
