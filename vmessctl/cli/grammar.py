@@ -30,6 +30,8 @@ from vmessctl.cli.verbs import (
     Option,
     meant,
     no_verb,
+    no_vm_or_verb,
+    resembles_verb,
     spoken,
 )
 from vmessd.core import names
@@ -363,8 +365,20 @@ class Line:
         if self.vms[0] in names.RESERVED:
             raise no_verb(self.vms[0])
         if len(self.vms) > 1:
-            raise no_verb(self.vms[1])
+            raise self._no_verb_among_vms()
         return BY_VERB["status"]
+
+    def _no_verb_among_vms(self) -> InvalidValue:
+        """Return the error for several words of which none is a verb.
+
+        The verb is most likely the second word, as in the original script, or the first that resembles one.
+        """
+        words = [word for word in (*self.vms[1:], self.vms[0]) if word not in LITERALS]
+        wrong = next(filter(resembles_verb, words), self.vms[1])
+        if wrong is not self.vms[0]:
+            return no_verb(wrong)
+        unknown = no_vm_or_verb(wrong, meant(wrong, BY_VERB))
+        return InvalidValue(unknown.message, hint=unknown.hint)
 
     def _vms(self, command: Command) -> tuple[str, ...]:
         """Return the VMs of the line without duplicates: full names, and patterns; raises InvalidValue."""
@@ -372,6 +386,8 @@ class Line:
         if command.is_global and not command.many:
             return ()
         if ALL.flag in self.options:
+            if self.vms and not self.steps and resembles_verb(self.vms[0]):
+                raise no_verb(self.vms[0])
             if self.vms:
                 raise InvalidValue(f"{ALL.flag} stands for all VMs; do not name any as well", hint=usage)
             return () if command.is_global else (EVERY,)  # also those that are not made yet

@@ -975,7 +975,20 @@ def no_vm_or_verb(word: str, suggestion: str) -> NoSuchVM:
     return NoSuchVM(f"no VM or command {quoted(word)}{suggestion}", hint=f"{PROGRAM} list, or {PROGRAM} help")
 
 
-def meant(word: str, words: Collection[str], cutoff: float = 0.6) -> str:
+def resembles_verb(word: str) -> bool:
+    """Tell whether a word is close to a verb or to what other programs call one. No verb ends with a digit."""
+    import difflib  # noqa: PLC0415 -- only a typo needs it
+
+    if word in ELSEWHERE:
+        return True
+    return not word[-1:].isdecimal() and bool(difflib.get_close_matches(word, BY_VERB, n=1, cutoff=LIKENESS))
+
+
+LIKENESS = 0.6
+"""How similar a word must be to a verb to be taken for it, mistyped (difflib, 0 to 1)."""
+
+
+def meant(word: str, words: Collection[str], cutoff: float = LIKENESS) -> str:
     """Return "; did you mean ...?" to append to a message; empty if no known word is close.
 
     A verb that destroys something is not suggested for similar letters, and no other verb in its place. No verb

@@ -223,6 +223,7 @@ def test_every_verb_is_among_those_understood() -> None:
     assert {verb for _, verb, *_ in UNDERSTOOD} >= set(BY_VERB) - {"hdb", "hdc"}
 
 
+NEITHER = "vmess list, or vmess help"
 TYPED = "vmess newvm0 type 'hello there'"
 REFUSED = (
     ("newvm strat", "no command 'strat'; did you mean start?", "vmess help"),
@@ -233,6 +234,14 @@ REFUSED = (
     ("newvm stat", "no command 'stat'; did you mean status?", "vmess help"),
     ("newvm infoo x", "no command 'infoo'; did you mean info?", "vmess help"),
     ("newvm qqqqq", "no command 'qqqqq'", "vmess help"),
+    ("strat leaf", "no VM or command 'strat'; did you mean start?", NEITHER),
+    ("strat leaf0 spine", "no VM or command 'strat'; did you mean start?", NEITHER),
+    ("statr lab* force", "no VM or command 'statr'; did you mean start?", NEITHER),
+    ("strat --all", "no command 'strat'; did you mean start?", "vmess help"),
+    ("run leaf", "no VM or command 'run'; did you mean start?", NEITHER),
+    ("stpo leaf", "no VM or command 'stpo'", NEITHER),
+    ("leaf spine strat", "no command 'strat'; did you mean start?", "vmess help"),
+    ("star sttop", "no command 'sttop'", "vmess help"),
     ("newvm type hello there", "type takes one text, not 2 words: put quotes around them", TYPED),
     ("type newvm hello there", "type takes one text, not 2 words: put quotes around them", TYPED),
     ("start", "start needs a VM", "usage: vmess <vmname> start [--at-once N]"),
