@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -421,11 +422,19 @@ def test_a_stop_moves_on_a_terminal_and_ctrl_c_leaves_it_going(daemon: Daemon) -
         screen.expect(f"\r\x1b[K{A}: power button pressed, 1 s of 60 s")
         screen.type("\x03")
         screen.expect(f"vmess: the stop of {A} continues; to check: vmess {A} status\r\n")
+        screen.expect(f"  hint: to kill it: vmess {A} kill\r\n")
         assert screen.end() == 130
         assert "Traceback" not in screen.said
     assert daemon.done(A) == f"VM is running, PID: {pid} (stopping)\n"
-    refused = daemon.vmess(A, "start")
-    assert (refused.returncode, refused.stderr.splitlines()[0]) == (1, f"vmess: VM {A} is being stopped")
+    stopping = rf"vmess: VM {A} is stopping, up to (6[0-3]|5\d) s more"
+    hints = {"start": f"to start it afterwards: vmess {A} stop start, or at once: vmess {A} kill start"}
+    for verb in ("start", "suspend", "rm --yes", "rename other", "hda 1M"):
+        refused = daemon.vmess(A, *verb.split())
+        message, hint = refused.stderr.splitlines()
+        assert refused.returncode == 1
+        assert re.fullmatch(stopping, message), message
+        assert hint == f"  hint: {hints.get(verb, f'vmess {A} kill')}"
+    assert 30 < daemon.status(A)["left"] < 63
     daemon.done(A, "stop", "force")
     assert daemon.status(A)["last_exit"]["reason"] == "forced"
 
@@ -450,7 +459,7 @@ def test_a_time_limit_ends_the_waiting_and_not_the_stop(daemon: Daemon) -> None:
     assert (result.returncode, result.stdout) == (6, f"Stopping VM PID {pid}\n")
     assert result.stderr.splitlines() == [
         f"vmess: VM {A} did not stop within 0.5 s (power button); the stop continues",
-        f"  hint: vmess {A} status",
+        f"  hint: vmess {A} status, or to kill it: vmess {A} kill",
     ]
     begun = time.monotonic()
     left = daemon.vmess(A, "stop", "--no-wait")

@@ -188,7 +188,8 @@ def test_more_vms_than_lines_are_counted_and_nothing_is_folded(daemon: Daemon) -
         screen.interrupt()
         assert screen.end() == 130
         assert lines_of(screen) == [
-            f"vmess: the stop of {vm} continues; to check: vmess {vm} status" for vm in vms
+            *(f"vmess: the stop of {vm} continues; to check: vmess {vm} status" for vm in vms),
+            f"  hint: to kill it: vmess {' '.join(vms)} kill",
         ]
         assert not screen.page.wrapped
         assert screen.is_as_before()

@@ -294,7 +294,7 @@ def test_what_is_being_stopped_is_not_said_to_be_started(daemon: Daemon) -> None
     daemon.done(A, "stop", "--no-wait")
     result = daemon.vmess(A, "start")
     assert result.returncode == 1
-    assert result.stderr.startswith(f"vmess: VM {A} is being stopped\n")
+    assert result.stderr.startswith(f"vmess: VM {A} is stopping, up to 3")
     assert daemon.vmess(A, "kill").returncode == 0
 
 

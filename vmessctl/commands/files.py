@@ -11,7 +11,7 @@ from vmessctl.output import rendering
 from vmessctl.output.phrases import about, command, lower_case, phrase
 from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
 from vmessd.core import names, settings
-from vmessd.core.errors import DONE, AlreadyRunning, InvalidValue, printable, quoted, shell_line
+from vmessd.core.errors import DONE, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
 from vmessd.core.settings import LOCK, QEMU_OPTIONS
 from vmessd.core.words import State
@@ -19,6 +19,7 @@ from vmessd.core.words import State
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
+    from vmessd.core.errors import VmessError
 
 
 def make(invocation: Invocation) -> int:
@@ -119,9 +120,7 @@ def remove(invocation: Invocation) -> int:
         locked = any(value["name"] == LOCK for value in info["settings"])
         refused_by_daemon = locked or info["status"]["state"] == State.held
         if not rendering.is_off(info["status"]) and not refused_by_daemon:
-            raise AlreadyRunning(
-                f"VM {vm} is running; it must be stopped for this", hint=f"{PROGRAM} {vm} stop"
-            )
+            raise _not_off(info["status"])
         if not sure and not locked and not _confirmed(vm, info):
             warn(f"{vm} is unchanged")
             return 1
@@ -133,6 +132,15 @@ def remove(invocation: Invocation) -> int:
         return DONE
 
     return for_each(invocation, work)
+
+
+def _not_off(status: Reply) -> VmessError:
+    """Return the error for a change that needs a stopped VM."""
+    from vmessd.core import refusals  # noqa: PLC0415 -- slow to import, rarely needed
+
+    if status["state"] == State.stopping:
+        return refusals.stopping(status["name"], status.get("left"))
+    return refusals.in_the_way(status["name"])
 
 
 def rename(invocation: Invocation) -> int:

@@ -227,10 +227,14 @@ class _Round:
         """After Ctrl-C, report which operations continue, and which were not requested."""
         status_lines.leave()
         over = {watch.vm for watch in self.watches if watch.status is not None}
+        goes_on = []
         # The last one requested may have no watch yet.
         for vm in dict.fromkeys([*self.begun, *self._asked]):
             if vm not in over:
                 warn(f"{PROGRAM}: the {what} of {vm} continues; to check: {PROGRAM} {vm} status")
+                goes_on.append(vm)
+        if goes_on and what == "stop" and not self._parameters.get("force"):
+            warn(f"  hint: to kill it: {shell_line([PROGRAM.name, *goes_on, 'kill'])}")
         if left := [vm for vm in self.waiting if vm not in self.begun]:
             warn(f"{PROGRAM}: {undone}: {', '.join(left)}")
         return INTERRUPTED
@@ -413,7 +417,8 @@ def _stop_status(watch: _Watch, progress: Reply) -> int | None:
 def _overdue(vm: str, progress: Reply | None, timeout: float | None) -> TimedOut:
     rung = f" ({progress['rung']})" if progress else ""
     return TimedOut(
-        f"VM {vm} did not stop within {timeout:g} s{rung}; the stop continues", hint=f"{PROGRAM} {vm} status"
+        f"VM {vm} did not stop within {timeout:g} s{rung}; the stop continues",
+        hint=f"{PROGRAM} {vm} status, or to kill it: {PROGRAM} {vm} kill",
     )
 
 

@@ -12,6 +12,7 @@ wire name, and `status` the exit status of `vmessctl`:
     * :exc:`Locked` (7) -- the VM is locked, or another process holds the VM, the VM root or the socket
     * :exc:`Failed` (1) -- the operation failed
         * :exc:`AlreadyRunning` -- the VM is running, and must be stopped for this
+            * :exc:`Stopping` -- a stop is under way
         * :exc:`BadFile` -- a file in a VM directory is not what it should be
         * :exc:`StartFailed` -- QEMU did not start; the message says why
         * :exc:`NotPermitted` -- the daemon lacks a capability, or the link is not its own
@@ -161,6 +162,10 @@ class AlreadyRunning(Failed):
     """The VM is running, and must be stopped for this."""
 
 
+class Stopping(AlreadyRunning):
+    """The VM is being stopped, and does not take this any more, or not yet."""
+
+
 class BadFile(Failed):
     """A file in a VM directory is not what it should be."""
 
@@ -196,6 +201,7 @@ ERRORS: tuple[type[VmessError], ...] = (
     Locked,
     Failed,
     AlreadyRunning,
+    Stopping,
     BadFile,
     StartFailed,
     NotPermitted,

@@ -1,9 +1,16 @@
 """The errors for requests that the state of a VM does not allow. Pure."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotRunning, StartFailed, TimedOut
-from vmessd.core.records import ExitRecord
+import math
+
+from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotRunning, StartFailed, Stopping, TimedOut
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmessd.core.records import ExitRecord
 
 SIGABRT = 6  # signal(7): the same on every Linux
 LOG = "journalctl -u vmessd for the service; a daemon of your own logs to its standard error"
@@ -31,9 +38,25 @@ def in_the_way(vm: str) -> AlreadyRunning:
     return AlreadyRunning(f"VM {vm} is running; it must be stopped for this", hint=f"vmess {vm} stop")
 
 
-def stopping(vm: str) -> AlreadyRunning:
-    """Return the error for the start of a VM that is being stopped."""
-    return AlreadyRunning(f"VM {vm} is being stopped", hint=f"to start it afterwards: vmess {vm} stop start")
+def stopping(vm: str, left: float | None) -> Stopping:
+    """Return the error for a change that a stop in progress refuses.
+
+    `left` is in seconds until QEMU is killed; None if it was, or is not there yet.
+    """
+    return Stopping(_stopping(vm, left), hint=f"vmess {vm} kill")
+
+
+def start_while_stopping(vm: str, left: float | None) -> Stopping:
+    """Return the error for the start of a VM that is being stopped; `left` is as for :func:`stopping`."""
+    return Stopping(
+        _stopping(vm, left),
+        hint=f"to start it afterwards: vmess {vm} stop start, or at once: vmess {vm} kill start",
+    )
+
+
+def _stopping(vm: str, left: float | None) -> str:
+    more = f", up to {math.ceil(left)} s more" if left else ""
+    return f"VM {vm} is stopping{more}"
 
 
 def stopped(vm: str, ended: str | None) -> NotRunning:

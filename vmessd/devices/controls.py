@@ -142,7 +142,7 @@ class Controls:
         """Run a QMP command; raises Failed with the error of QEMU, NotRunning, TimedOut."""
         await self._machine.begun()
         if self._machine.state is State.stopping:
-            raise refusals.stopping(self.vm)
+            raise refusals.stopping(self.vm, self._machine.left())
         run = self._machine.live()
         try:
             return await run.execute(command, arguments or {}, patience, descriptor=descriptor)

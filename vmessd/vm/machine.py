@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from vmessd.core import refusals
-from vmessd.core.errors import StartFailed
+from vmessd.core.errors import StartFailed, VmessError
 from vmessd.core.lifecycle import OFF, Action, Event, Policy, State, by_force, ladder
 from vmessd.core.models.progress import StartProgress, StopProgress
 from vmessd.core.models.vms import Exit, VMStatus
@@ -158,6 +158,7 @@ class Machine(FailureRecovery):
             last_exit=Exit.of(self.last_exit) if self.last_exit else None,
             restart=self._pending.report() if self._pending else None,
             problem=run.launched.whereabouts.location.problem if run else (held.message if held else None),
+            left=self.left(),
         )
 
     @property
@@ -181,6 +182,10 @@ class Machine(FailureRecovery):
         run = self._run
         return run.stop.progress(run.pid) if run is not None and run.stop is not None else None
 
+    def left(self) -> float | None:
+        """Return the seconds until a stop in progress kills QEMU; None if there is none, or it did."""
+        return self._run.stop.left() if self._run is not None and self._run.stop is not None else None
+
     def live(self) -> QemuRun:
         """Return the present run of QEMU; raises NotRunning, or Locked if the VM is held."""
         if self._run is None:
@@ -197,13 +202,19 @@ class Machine(FailureRecovery):
             await self._react(EventMessage(Event.look))
         try:
             if job.stopped and self.state not in OFF:
-                raise self._in_the_way() or refusals.in_the_way(self.vm)
+                raise self._in_the_way() or self._not_off()
             if job.work is None:
                 job.settle()
             else:
                 self.files.begin(job.work, job.patience).add_done_callback(job.take)
         except Exception as error:  # noqa: BLE001 -- handed to the caller
             job.settle(error=error)
+
+    def _not_off(self) -> VmessError:
+        """Return the error for a change that needs a stopped VM."""
+        if self.state is State.stopping:
+            return refusals.stopping(self.vm, self.left())
+        return refusals.in_the_way(self.vm)
 
     def _is_stale(self, message: EventMessage) -> bool:
         """Tell whether a message belongs to a run, stop, attempt or pause that is over."""
@@ -486,7 +497,7 @@ class Machine(FailureRecovery):
         tell([message.asker()], refusals.running(self.vm, self._run.pid if self._run else None))
 
     async def _say_stopping(self, message: EventMessage) -> None:
-        tell([message.asker()], refusals.stopping(self.vm))
+        tell([message.asker()], refusals.start_while_stopping(self.vm, self.left()))
 
     async def _say_stopped(self, message: EventMessage) -> None:
         tell([message.asker()], refusals.stopped(self.vm, self.last_exit.text if self.last_exit else None))

@@ -84,6 +84,12 @@ class Stop:
         """Tell whether the last step was taken, and the process should have ended."""
         return self._next is None and not self.goes_on()
 
+    def left(self) -> float | None:
+        """Return the seconds until QEMU is killed, if nothing ends it before; None once it was."""
+        if self.rung is Rung.kill:
+            return None
+        return max(0.0, self._began + self.grace + 2 * RUNG_TIME - asyncio.get_running_loop().time())
+
     def cancel(self) -> None:
         """Take no further step."""
         if self._timer is not None:

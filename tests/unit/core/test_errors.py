@@ -28,6 +28,7 @@ NASTY = ["a\nb", "\x1b[31mred\x1b[0m", "nul\0", "\ud800", "\udcff", "\u202egnp",
 STATUSES = {
     "Failed": 1,
     "AlreadyRunning": 1,
+    "Stopping": 1,
     "BadFile": 1,
     "StartFailed": 1,
     "NotPermitted": 1,

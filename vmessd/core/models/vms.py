@@ -75,6 +75,8 @@ class VMStatus:
     """Settings were changed since the start; they take effect at the next start. null: not known."""
     locked: bool | None = None
     """It is locked against changes. null: not known."""
+    left: float | None = None
+    """In state `stopping`: seconds until QEMU is killed, if it does not end before. null: it was killed."""
 
 
 @dataclass(frozen=True)
