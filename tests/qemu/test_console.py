@@ -723,6 +723,28 @@ def test_a_reader_that_has_had_enough_ends_the_console(daemon: Daemon) -> None:
 # -- What cannot be --
 
 
+def test_a_guest_that_writes_nothing_to_its_serial_port_is_said_to_and_has_a_screen(daemon: Daemon) -> None:
+    daemon.make(A, "mute")
+    daemon.done(A, "start")
+    silent = f"{A}: the guest has written nothing to its serial port yet; its screen: vmess {A} vnc"
+    with attached(daemon) as child:
+        assert child.before.decode().endswith(f"[{silent}. ")
+        child.send(ESCAPE)
+        assert ended(child) == 0
+    with piped(daemon) as client:
+        assert client.communicate(b"", timeout=10) == (
+            b"",
+            f"{silent}\n".replace("vmess ", "vmessctl ").encode(),
+        )
+    log = daemon.vmess(A, "console", "--log")
+    assert (log.returncode, log.stdout, log.stderr) == (0, "", f"{silent}\n")
+    daemon.done(A, "kill")
+    log = daemon.vmess(A, "console", "--log")
+    was = f"{A}: the guest has written nothing to its serial port since its last start\n"
+    assert (log.returncode, log.stdout, log.stderr) == (0, "", was)
+    assert daemon.vmess(A, "log").stderr == ""
+
+
 def test_a_vm_that_is_off_has_no_console(daemon: Daemon) -> None:
     daemon.make(A)
     result = daemon.vmess(A, "console")

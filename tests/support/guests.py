@@ -393,6 +393,8 @@ GUESTS = {
         _ENABLE_SCI + _ENABLE_BUTTON + _say("Ready. Press my power button.\r\n"),
         _say("Good night.\r\n") + _POWER_OFF + _HALT,
     ),
+    # Sleeps and prints nothing.
+    "mute": _HALT,
     # Sleeps and does not notice the button.
     "ignoring": _PRINT_R + _HALT,
     # Powers off at the second press. Prints `1` when it has seen the first.

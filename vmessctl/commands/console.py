@@ -21,6 +21,7 @@ from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
 from vmessctl.commands.console_delivery import Delivery
 from vmessctl.commands.start_stop import seconds
+from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import PLAIN, complain, say, warn
 from vmessd.core.errors import (
     DONE,
@@ -92,7 +93,7 @@ def run(invocation: Invocation) -> int:
     session = _Session(vm, console, timeout)
     on_terminal = sys.stdin.isatty()
     with _Raw(sys.stdin.fileno(), session.leave, on=on_terminal):
-        if on_terminal and sys.stdout.isatty():
+        if session.is_seen:
             _show_history(vm, session, seat)
         try:
             why = session.run()
@@ -103,6 +104,8 @@ def run(invocation: Invocation) -> int:
         finally:
             session.leave()
     verdict = _verdict(invocation, vm, leash) if why == "ended" else DONE
+    if not (seat["printed"] or session.heard_anything or session.is_seen):
+        say(f"{vm}: {phrase('serial silent', vm=vm)}")
     untaken = DONE if on_terminal else session.account(why)
     unshown = complain(_left_out(vm, session.unshown)) if session.unshown else DONE
     return verdict or untaken or unshown
@@ -190,7 +193,7 @@ def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
 
     history, printed = base64.b64decode(seat["history"]), seat["printed"]
     if not printed:
-        sys.stderr.write(f"[{vm} has printed nothing so far. Ctrl-] detaches.]\r\n")
+        sys.stderr.write(f"[{vm}: {phrase('serial silent', vm=vm)}. Ctrl-] detaches.]\r\n")
         sys.stderr.flush()
         return
     shown = f"the last {size_shown(len(history))} of " if len(history) < printed else ""
@@ -229,6 +232,10 @@ class _Session:
         self._remarked = False
         self.unshown = 0
         """Bytes dropped because the output was too slow."""
+        self.heard_anything = False
+        """The guest has printed something."""
+        self.is_seen = self._typed and self._seen
+        """A person types, and reads the output."""
         self._recent = b""
         self._escapes = self._drew = False
         """Control sequences were written to the terminal; some of them draw a full screen."""
@@ -263,6 +270,7 @@ class _Session:
         data = self._read(self._console)
         if data:
             self._heard = time.monotonic()
+            self.heard_anything = True
             self.show(data)
         return data != b""
 

@@ -14,7 +14,9 @@ from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import Client, connect
+from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import PLAIN, say
+from vmessd.core.control_sequences import CONTROL
 from vmessd.core.errors import DONE, INTERRUPTED, printable
 
 TYPE_CHECKING = False
@@ -29,11 +31,6 @@ LINE_MAX = 1 << 20
 PACE = 0.2
 """Seconds between reads of a log that is followed."""
 
-CONTROL = (
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # cursor, modes, queries: ECMA-48, CSI
-    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, palettes: OSC, DCS and the like
-    r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]"  # two characters
-)
 COLOUR = r"\x1b\[[0-9;:]*m"
 NO_COLOUR = r"\x1b\[[0;]*m"
 COLOURS_MAX = 16
@@ -48,10 +45,15 @@ def run(invocation: Invocation) -> int:
     serial = invocation.command.verb == "console"
     reader = _Reader(invocation, vm, "serial" if serial else "qemu")
     put = printer(invocation, plain if serial else escaped)
+    silent = serial
     try:
         while True:
             while data := reader.read():
+                silent = False
                 put(data)
+            if silent:
+                say(f"{vm}: {_why_silent(invocation, vm)}")
+                silent = False
             if verbs.FOLLOW.flag not in invocation.options:
                 put(b"")
                 return DONE
@@ -61,6 +63,14 @@ def run(invocation: Invocation) -> int:
             time.sleep(PACE)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _why_silent(invocation: Invocation, vm: str) -> str:
+    """Return a remark on an empty log of the serial port."""
+    client = connect(invocation)
+    status = client.call("Status", vm=vm)["status"]
+    client.close()
+    return phrase("serial was silent" if status["pid"] is None else "serial silent", vm=vm)
 
 
 class _Reader:

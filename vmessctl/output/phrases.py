@@ -36,6 +36,9 @@ PHRASES: dict[str, tuple[str, str]] = {
         "Please VNC to {where} to connect to this VM console",
         "connect one VNC viewer to {whole}",
     ),
+    "serial silent": 2
+    * ("the guest has written nothing to its serial port yet; its screen: {program} {vm} vnc",),
+    "serial was silent": 2 * ("the guest has written nothing to its serial port since its last start",),
     "segments": ("Network connections per-segment:", ""),
     # -- Its life --
     "made": (

@@ -14,7 +14,8 @@ import time
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from vmessd.core.errors import InvalidValue, failing, printable, quoted
+from vmessd.core.control_sequences import plain_lines
+from vmessd.core.errors import InvalidValue, failing, quoted
 from vmessd.storage import log_rotation, safefile
 from vmessd.storage.vmdir import LINE_LIMIT, SERIAL_LOG, VMDirectory
 
@@ -186,7 +187,7 @@ def read(directory: VMDirectory, mark: Mark, limit: int, *, earliest: bool = Fal
 
 
 def last_lines(directory: VMDirectory, start: Mark, stop: Mark | None, count: int) -> list[str]:
-    """Return the last `count` lines between two places, escaped; `stop` None is the end of the stream."""
+    """Return the last `count` lines between two places as plain text; `stop` None is the end of the stream."""
     with directory.opened() as fd, Stream(fd) as stream:
         begin = stream.find(start, earliest=True)
         until = stream.size if stop is None else stream.find(stop, earliest=False)
@@ -194,5 +195,4 @@ def last_lines(directory: VMDirectory, start: Mark, stop: Mark | None, count: in
             return []
         begin = max(-stream.older if begin is None else begin, until - TAIL)
         text = stream.read(begin, max(0, until - begin)).decode(errors="backslashreplace")
-    lines = [line.strip("\r") for line in text.split("\n")]
-    return [printable(line[:LINE_LIMIT]) for line in lines if line.strip()][-count:]
+    return [line[:LINE_LIMIT] for line in plain_lines(text)][-count:]

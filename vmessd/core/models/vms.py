@@ -167,7 +167,7 @@ class End:
     tries: int
     """Consecutive restarts that led to this run."""
     console: list[str]
-    """The last lines that the guest printed on its serial port, escaped."""
+    """The last lines that the guest printed on its serial port, as plain text without control sequences."""
 
 
 @dataclass(frozen=True)
