@@ -103,6 +103,11 @@ IMAGES = (
         "newvm0-hda.img ... newvm0-hdd.img",
         "The disks: raw images, or symbolic links to images or block devices. Verbs: hda, hdb, hdc, hdd.",
     ),
+    ("newvm0-hda.qcow2 ...", "The same as a qcow2 image: the end of the name says the format."),
+    (
+        "newvm0-hda.base, newvm0-hda.base.2 ...",
+        "Symbolic links to the images below a qcow2 image, whose names end in .img, .raw or .qcow2.",
+    ),
     ("newvm0-cdrom.iso", "A symbolic link to an ISO image or a CD drive. Verb: cdrom."),
 )
 
@@ -112,6 +117,7 @@ RECORDS = (
     ("serial.log.1, qemu.log.1", "The older part of a long log."),
     ("qemu.pid, run.json", "The running QEMU."),
     ("exit.json", "How the last run ended."),
+    ("bases.json", "Size and time of the images below the disks, at the last start."),
 )
 
 

@@ -6,7 +6,7 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import phrases
 from vmessctl.output.phrases import phrase
 from vmessd.core.errors import counted, printable, shell_line
-from vmessd.core.names import CDROM, DISKS, VNC_PORT, cdrom_file, disk_file
+from vmessd.core.names import CDROM, DISKS, VNC_PORT
 from vmessd.core.settings import BY_FILE, CPU, size_shown, size_text
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
 
@@ -174,19 +174,14 @@ def setting_value(vm: Reply, file: str) -> str | None:
 def remarks_on(vm: Reply, name: str) -> list[str]:
     """Return what is wrong with the value of a setting or drive, and what is in force instead."""
     wrong = [value.get("problem") for value in vm["settings"] if value["name"] == name]
-    if name in (*DISKS, CDROM) and _file(vm, name) in (vm["problem"] or ""):
+    stem = f"{vm['status']['name']}-{name}."
+    if name in (*DISKS, CDROM) and stem in (vm["problem"] or ""):
         wrong.append(vm["problem"])
     remarks = [phrases.command(printable(problem)) for problem in wrong if problem]
     absent = "with the default" if name in BY_FILE else "without it"
     now = [change["now"] for change in vm.get("pending") or () if change["name"] == name]
     told = [f"with {printable(said)}" if said else absent for said in now]
     return remarks + [f"until its next start, it runs {how}" for how in told]
-
-
-def _file(vm: Reply, slot: str) -> str:
-    """Return the name of the file of a drive."""
-    name = vm["status"]["name"]
-    return cdrom_file(name) if slot == CDROM else disk_file(name, slot)
 
 
 def drive_value(vm: Reply, slot: str) -> str | None:
@@ -260,8 +255,18 @@ def _drive(drive: Reply | None, change: Reply | None) -> str:
     if change is not None:
         now, later = ("none" if said is None else printable(said) for said in (change["now"], change["later"]))
         is_size = slot != CDROM and not drive["target"] and change["now"]
-        return f"{slot}: {f'{path}, {now}' if is_size else now}{_transferred(drive)} (after restart: {later})"
-    return f"{slot}: {path}, {size_shown(drive['size'])}{_transferred(drive)}"
+        told = f"{path}, {now}" if is_size else now
+        return f"{slot}: {told}{_transferred(drive)} (after restart: {later})"
+    return f"{slot}: {path}, {size_shown(drive['size'])}{_image(drive)}{_transferred(drive)}"
+
+
+def _image(drive: Reply) -> str:
+    """Return format, space and bases of a disk image, behind a comma; empty for a CD-ROM or a block device."""
+    if drive["slot"] == CDROM or drive.get("stored") is None:
+        return ""
+    bases = "".join(f", on {printable(base)}" for base in drive.get("bases") or ())
+    form = "" if drive.get("format") == "raw" else f", {drive.get('format')}"
+    return f"{form}, {size_shown(drive['stored'])} stored{bases}"
 
 
 def _transferred(drive: Reply) -> str:

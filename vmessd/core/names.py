@@ -34,6 +34,10 @@ RESERVED = GLOBAL_WORDS | VERBS | ALIASES
 
 DISKS = ("hda", "hdb", "hdc", "hdd")
 CDROM = "cdrom"
+IMAGE_ENDINGS = {"raw": "img", "qcow2": "qcow2"}
+"""The end of the name of a disk image, by its format: the name says the format."""
+BASES_MAX = 8
+"""Images that may be stacked below a disk."""
 
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
 _DIGITS = frozenset("0123456789")
@@ -225,9 +229,22 @@ VNC_PORT = 5900
 DISPLAY_MAX = 65535 - VNC_PORT
 
 
-def disk_file(vm: str, disk: str) -> str:
-    """Return the name of a disk image in the VM's directory: `newvm0-hda.img`."""
-    return f"{vm}-{disk}.img"
+def disk_file(vm: str, disk: str, form: str = "raw") -> str:
+    """Return the name of a disk image of a format in the VM's directory: `newvm0-hda.img`."""
+    return f"{vm}-{disk}.{IMAGE_ENDINGS[form]}"
+
+
+def base_file(vm: str, disk: str, depth: int) -> str:
+    """Return the name of the link to a base of a disk: `newvm0-hda.base`, below it `newvm0-hda.base.2`."""
+    return f"{vm}-{disk}.base" if depth == 1 else f"{vm}-{disk}.base.{depth}"
+
+
+def drive_files(vm: str, slot: str) -> list[str]:
+    """Return all names that files of a drive may have, such as `newvm0-hda.img` and `newvm0-hda.base.2`."""
+    if slot == CDROM:
+        return [cdrom_file(vm)]
+    images = [disk_file(vm, slot, form) for form in IMAGE_ENDINGS]
+    return images + [base_file(vm, slot, depth) for depth in range(1, BASES_MAX + 1)]
 
 
 def cdrom_file(vm: str) -> str:

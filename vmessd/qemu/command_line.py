@@ -19,6 +19,7 @@ from vmessd.core.errors import Failed
 from vmessd.core.names import CDROM
 from vmessd.core.settings import CPU, SETTINGS
 from vmessd.core.wires import Forward
+from vmessd.qemu import block_devices
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import PID_FILE
 
@@ -138,17 +139,11 @@ def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
 
 
 def _drive(disk: Disk, slot: str) -> list[str]:
-    """Return one drive. JSON with an explicit driver prevents format probing and special meanings of paths.
-
-    Each node must be told to pass discards on, so that they free space in the image (qapi/block-core.json).
-    """
-    discard = {} if disk.slot == CDROM else {"discard": "unmap"}
-    file = {"driver": "host_device" if disk.block_device else "file", "filename": disk.path, **discard}
-    node = {"driver": "raw", "node-name": disk.slot, "read-only": disk.slot == CDROM, **discard, "file": file}
+    """Return one drive: its images, and the device."""
     bus, unit = IDE[slot]
     model = "ide-cd" if disk.slot == CDROM else "ide-hd"
     return [
-        *("-blockdev", json.dumps(node, separators=(",", ":"), ensure_ascii=False)),
+        *block_devices.options(disk),
         *("-device", f"{model},id={disk.slot}-drive,drive={disk.slot},bus={bus},unit={unit}"),
     ]
 

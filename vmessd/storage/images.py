@@ -1,9 +1,11 @@
-"""The drives of a VM: raw images, links to images or block devices, and the link to the CD-ROM image.
+"""The drives of a VM: images, links to images or block devices, and the link to the CD-ROM image.
 
-An existing image is never written to and never made smaller. Sizes are in bytes.
+The name of an image says its format, which is never probed: `newvm0-hda.img` is raw, and `newvm0-hda.qcow2` is
+qcow2. An existing image is never written to and never made smaller. Sizes are in bytes.
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import stat
@@ -14,12 +16,15 @@ from typing import Protocol
 from vmessd.core import names, settings
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, InvalidValue, failing, printable, quoted, reason, shell_line
-from vmessd.storage import image_formats, safefile
+from vmessd.storage import backing, image_formats, safefile
+from vmessd.storage.backing import Base, Identity
 from vmessd.storage.image_formats import Format
 from vmessd.storage.vmdir import SHARED_ISOS, VMDirectory
 
 RAW = settings.BY_FILE["RAW"]
-_DRIVE_FILE = re.compile(r"([a-z][a-z0-9-]*)-(?:(hd[a-d])\.img|(cdrom)\.iso)")
+_DRIVE_FILE = re.compile(
+    rf"([a-z][a-z0-9-]*)-(?:({'|'.join(names.DISKS)})\.(?:img|qcow2|base(?:\.[2-9])?)|(cdrom)\.iso)"
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,16 @@ class Disk:
     path: str
     block_device: bool
     size: int
+    """What the guest sees."""
     target: str | None = None
     """The target of the path, if it is a symbolic link."""
+    format: str = "raw"
+    """`raw` or `qcow2`."""
+    stored: int | None = None
+    """Bytes that the image takes on the file system; None for a block device."""
+    identity: Identity = Identity(0, 0)
+    bases: tuple[Base, ...] = ()
+    """The images below it, the nearest one first."""
 
 
 class Reader(Protocol):
@@ -58,6 +71,11 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
     name = names.disk_file(vm.vm, slot)
     with vm.opened() as directory:
         found = safefile.status(directory, name)
+        if found is None and safefile.status(directory, other := names.disk_file(vm.vm, slot, "qcow2")):
+            raise BadFile(
+                f"{other} is a qcow2 image; vmess does not change its size",
+                hint=shell_line(["qemu-img", "resize", "-f", "qcow2", f"{vm.path}/{other}", text]),
+            )
         if found is None:
             _create_disk(directory, name, wanted)
             return f"{name}: created, {settings.size_text(wanted)}, sparse"
@@ -128,11 +146,34 @@ def disks(vm: VMDirectory) -> list[Disk]:
     Raises:
         BadFile: a drive is neither a plain file nor a block device, or is a dangling link.
     """
-    slots = [(slot, names.disk_file(vm.vm, slot)) for slot in names.DISKS]
-    slots.append((names.CDROM, names.cdrom_file(vm.vm)))
     with vm.opened() as directory:
-        found = [_disk(vm, directory, slot, name) for slot, name in slots]
+        found = [_disk(vm, directory, slot) for slot in names.DISKS]
+        found.append(_drive(vm, directory, names.CDROM, names.cdrom_file(vm.vm)))
     return [disk for disk in found if disk is not None]
+
+
+def _disk(vm: VMDirectory, directory: int, slot: str) -> Disk | None:
+    """Return a disk by the name that is there; None if there is none; raises BadFile."""
+    there = {form: names.disk_file(vm.vm, slot, form) for form in names.IMAGE_ENDINGS}
+    there = {form: name for form, name in there.items() if safefile.status(directory, name)}
+    if len(there) > 1:
+        raise BadFile(
+            f"{vm} contains both {' and '.join(there.values())}; {slot} can be one of them",
+            hint="move one of them away",
+        )
+    for form, name in there.items():
+        disk = _drive(vm, directory, slot, name)
+        header = backing.header_of(directory, name) if form == "qcow2" else None
+        if disk is not None:
+            size = disk.size if header is None else header.size
+            found = backing.bases(vm, directory, slot, header, disk.identity)
+            return dataclasses.replace(disk, format=form, size=size, bases=found)
+    if safefile.status(directory, name := names.base_file(vm.vm, slot, 1)):
+        raise BadFile(
+            f"{safefile.place(directory, name)} is there, but no disk {names.disk_file(vm.vm, slot, 'qcow2')}",
+            hint=f"remove the link: {shell_line(['rm', f'{vm.path}/{name}'])}",
+        )
+    return None
 
 
 def check(vm: VMDirectory, found: Sequence[Disk], raw: Collection[str]) -> None:
@@ -145,8 +186,29 @@ def check(vm: VMDirectory, found: Sequence[Disk], raw: Collection[str]) -> None:
             copied or renamed by hand; or an image is not raw. The hint says how to repair it.
     """
     _check_names(vm)
+    tops = {disk.identity: disk.slot for disk in found}
     for disk in found:
-        _check_format(disk, raw)
+        if disk.format == "raw":
+            _check_format(disk, raw)
+        for base in disk.bases:
+            if base.identity in tops:
+                raise BadFile(
+                    f"{printable(base.path)} is a base, and {tops[base.identity]} of the same VM writes to it",
+                    hint="make a copy of it the base",
+                )
+            if base.format == "raw" and disk.slot not in raw:
+                _check_base(base)
+        backing.check_unchanged(vm, disk.slot, disk.identity, disk.bases)
+
+
+def _check_base(base: Base) -> None:
+    """Raise BadFile if a raw base does not look raw."""
+    found = image_formats.recognise(*_ends(base))
+    if found is not None:
+        raise BadFile(
+            f"{printable(base.path)} is a link to {quoted(base.target, 300)}, which is a {found.shown} image",
+            hint="the end of its name must say its format: .img for raw, .qcow2 for qcow2",
+        )
 
 
 def foreign(vm: VMDirectory) -> list[str]:
@@ -173,7 +235,9 @@ def _check_names(vm: VMDirectory) -> None:
     renames: dict[str, list[str]] = {}
     found = _foreign(vm)
     for match in found:
-        line = shell_line(["mv", f"{vm.path}/{match[0]}", f"{vm.path}/{drive_file(vm.vm, _slot(match))}"])
+        line = shell_line(
+            ["mv", f"{vm.path}/{match[0]}", f"{vm.path}/{vm.vm}{match[0].removeprefix(match[1])}"]
+        )
         renames.setdefault(match[1], []).append(line)
     if renames:
         files = ", ".join(match[0] for match in found)
@@ -181,11 +245,6 @@ def _check_names(vm: VMDirectory) -> None:
             f"{vm} has drives named after another VM: {files}; they must be named after {vm.vm}",
             hint=", or ".join(" && ".join(lines) for lines in renames.values()),
         )
-
-
-def drive_file(vm: str, slot: str) -> str:
-    """Return the name of the image or link of a drive of a VM."""
-    return names.cdrom_file(vm) if slot == names.CDROM else names.disk_file(vm, slot)
 
 
 def _check_format(disk: Disk, raw: Collection[str]) -> None:
@@ -196,11 +255,18 @@ def _check_format(disk: Disk, raw: Collection[str]) -> None:
         raise BadFile(
             f"{printable(disk.path)} is a {found.shown} image; it must be raw, or {disk.slot} must be listed "
             f"in the file {RAW.file} beside it",
-            hint=_conversion(disk, found),
+            hint=_way(disk, found),
         )
 
 
-def _ends(disk: Disk) -> tuple[bytes, bytes]:
+def _way(disk: Disk, found: Format) -> str:
+    """Return the shell command that makes the name of an image fit its format, or the image its name."""
+    if disk.path.endswith(".img") and found.name == "qcow2" and not found.leads and not disk.block_device:
+        return shell_line(["mv", disk.path, f"{disk.path.removesuffix('.img')}.qcow2"])
+    return _conversion(disk, found)
+
+
+def _ends(disk: Disk | Base) -> tuple[bytes, bytes]:
     """Return the first and last bytes of an image; empty where only QEMU may read it."""
     with contextlib.suppress(OSError):
         fd = os.open(disk.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -236,7 +302,7 @@ def _conversion(disk: Disk, found: Format) -> str:
     return f"{warning}: {text}" if found.leads else text
 
 
-def _disk(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None:
+def _drive(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None:
     if safefile.status(directory, name) is None:
         return None
     where = safefile.place(directory, name)
@@ -250,7 +316,9 @@ def _disk(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None:
         raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it must be an image or a block device")
     block_device = stat.S_ISBLK(found.st_mode)
     size = safefile.device_size(found.st_rdev) if block_device else found.st_size
-    return Disk(slot, str(vm.path / name), block_device, size, safefile.link_target(directory, name))
+    link, stored = safefile.link_target(directory, name), None if block_device else found.st_blocks * 512
+    path = str(vm.path / name)
+    return Disk(slot, path, block_device, size, link, stored=stored, identity=Identity.of(found))
 
 
 def _check_image(vm: VMDirectory, path: str, reader: Reader) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, VmessError, failing, reason
-from vmessd.storage import images, safefile
+from vmessd.storage import qcow2, safefile
 from vmessd.storage.vmdir import RENAMING, VMDirectory
 
 log = logging.getLogger(__name__)
 
 _PAIR = re.compile(re.escape(RENAMING) + "([^~]+)~([^~]+)")
+_BASE = re.compile(r"[a-z][a-z0-9-]*-hd[a-z]\.base")
 SLOTS = (*names.DISKS, names.CDROM)
 
 
@@ -62,12 +63,17 @@ def _must_be_free(vm: VMDirectory, new: str) -> None:
         raise Failed(f"{there} exists already, so {vm.vm} was not renamed", hint=f"vmess {new} info")
     with vm.opened() as directory:
         for slot in SLOTS:
-            old_file, new_file = (images.drive_file(name, slot) for name in (vm.vm, new))
-            if safefile.status(directory, old_file) and safefile.status(directory, new_file):
-                raise BadFile(
-                    f"{vm} contains both {old_file} and {new_file}, so {vm.vm} was not renamed",
-                    hint="move one of them away",
-                )
+            for old_file, new_file in _pairs(vm.vm, new, slot):
+                if safefile.status(directory, old_file) and safefile.status(directory, new_file):
+                    raise BadFile(
+                        f"{vm} contains both {old_file} and {new_file}, so {vm.vm} was not renamed",
+                        hint="move one of them away",
+                    )
+
+
+def _pairs(old: str, new: str, slot: str) -> Iterator[tuple[str, str]]:
+    """Return the names of the files of a drive before and after a renaming."""
+    return zip(names.drive_files(old, slot), names.drive_files(new, slot), strict=True)
 
 
 def complete(root: Path, name: str) -> str:
@@ -102,7 +108,9 @@ def _rename(root: Path, name: str, old: str, new: str) -> None:
     directory = os.open(root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for slot in SLOTS:
-            _rename_drive(directory, images.drive_file(old, slot), images.drive_file(new, slot))
+            for old_file, new_file in _pairs(old, new, slot):
+                _rename_drive(directory, old_file, new_file)
+            _name_base(directory, new, slot)
         _redirect_links(directory, new, str(root / old), str(root / new))
         with contextlib.suppress(VmessError):  # a start does it otherwise
             safefile.sweep(directory)
@@ -123,10 +131,29 @@ def _rename_drive(directory: int, old: str, new: str) -> None:
         os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
 
+def _name_base(directory: int, vm: str, slot: str) -> None:
+    """Have the header of a disk name its base as the link is called now, for `qemu-img`; raises OSError.
+
+    One write, in general of less than a page. A header that cannot be changed stays; QEMU ignores the name.
+    """
+    name = names.disk_file(vm, slot, "qcow2")
+    with contextlib.suppress(VmessError, FileNotFoundError, qcow2.Refused):
+        if slot == names.CDROM or safefile.status(directory, names.base_file(vm, slot, 1)) is None:
+            return
+        fd = safefile.open_plain(directory, name, os.O_RDWR)
+        try:
+            head = os.pread(fd, qcow2.HEAD, 0)
+            header = qcow2.parse(head)
+            said = header.backing or ""
+            if _BASE.fullmatch(said) and said != names.base_file(vm, slot, 1):
+                os.pwrite(fd, qcow2.with_backing(head, header, names.base_file(vm, slot, 1)), 0)
+        finally:
+            os.close(fd)
+
+
 def _redirect_links(directory: int, vm: str, old: str, new: str) -> None:
     """Correct the drives of a VM that are links to files in its own directory; raises OSError."""
-    for slot in SLOTS:
-        file = images.drive_file(vm, slot)
+    for file in (file for slot in SLOTS for file in names.drive_files(vm, slot)):
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISLNK(os.stat(file, dir_fd=directory, follow_symlinks=False).st_mode):
                 continue

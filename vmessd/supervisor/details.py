@@ -21,7 +21,7 @@ from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.network.links import Nic
 from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
 from vmessd.qemu import command_line
-from vmessd.storage import blocking, images, vmdir
+from vmessd.storage import backing, blocking, images, vmdir
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.supervisor.overview import subject
@@ -264,4 +264,10 @@ def _disks(directory: VMDirectory) -> list[Disk]:
 
 def _drive(disk: Disk, transferred: dict[str, tuple[int, int]]) -> Drive:
     read, written = transferred.get(disk.slot, (None, None))
-    return Drive(disk.slot, disk.path, disk.target, disk.size, read, written)
+    bases = backing.shown(disk.bases) or None
+    return Drive(
+        *(disk.slot, disk.path, disk.target, disk.size, read, written),
+        format=disk.format,
+        stored=disk.stored,
+        bases=bases,
+    )

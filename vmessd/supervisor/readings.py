@@ -171,7 +171,7 @@ def is_current(home: VMDirectory, facts: Facts, *, runs: bool) -> bool:
 def _stamps(home: VMDirectory, *, runs: bool) -> dict[str, Stamp | None]:
     """Return the stamps of the directory, under an empty name, and of the files that matter."""
     path = str(home.path)
-    drives = {names.disk_file(home.vm, slot) for slot in names.DISKS} | {names.cdrom_file(home.vm)}
+    drives = {file for slot in (*names.DISKS, names.CDROM) for file in names.drive_files(home.vm, slot)}
     found = {"": _stamp(f"{path}/")}
     with contextlib.suppress(OSError):
         for name in os.listdir(path):

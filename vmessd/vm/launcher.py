@@ -24,7 +24,7 @@ from vmessd.qemu import command_line
 from vmessd.qemu.command_line import Card, ChildFd, Spec
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
-from vmessd.storage import images, serial_stream, vmdir
+from vmessd.storage import backing, images, serial_stream, vmdir
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import pending
 from vmessd.vm.host import Host
@@ -111,6 +111,7 @@ def specify(
 def _make_sure(directory: VMDirectory, host: Host) -> None:
     """Report a bad value before anything is changed, and find out whether KVM works; raises as `specify`."""
     spec = specify(directory, host, display=0)
+    backing.check_not_written(directory, {disk.slot: disk.bases for disk in spec.disks})
     host.probe_kvm(spec.values.get("ACCEL"))
 
 
@@ -195,6 +196,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
             cables=True,
             hardware=pending.hardware(files, spec.disks),
         )
+        backing.remember(directory, {disk.slot: (disk.identity, disk.bases) for disk in spec.disks})
         directory.write_run_record(record)
         undo.pop_all()
     return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid))

@@ -39,6 +39,8 @@ def hardware(directory: VMDirectory, disks: Sequence[Disk]) -> dict[str, str]:
 def drive_text(disk: Disk) -> str:
     """Return what identifies the content of a drive: the size of a disk, the image in a CD drive."""
     size = size_text(disk.size)
+    if disk.format != "raw":
+        size = ", ".join([size, disk.format, *(f"on {base.target}" for base in disk.bases)])
     if disk.target is None:
         return size
     return disk.target if disk.slot == CDROM else f"{disk.target}, {size}"

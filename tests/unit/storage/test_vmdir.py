@@ -22,7 +22,7 @@ from vmessd.core.records import ExitRecord, Moment, RunRecord
 from vmessd.core.settings import BY_FILE
 from vmessd.qemu.credentials import own
 from vmessd.storage import safefile, vmdir
-from vmessd.storage.images import Disk, disks, set_cdrom, set_disk
+from vmessd.storage.images import disks, set_cdrom, set_disk
 from vmessd.storage.safefile import TEMPORARY
 from vmessd.storage.vmdir import VMDirectory
 
@@ -576,7 +576,8 @@ def test_cdrom_is_a_link_that_is_replaced_and_removed(vm: VMDirectory, link: Pat
         (tmp_path / name).write_bytes(b"iso")
         set_cdrom(vm, f"{tmp_path}/{name}", own())
         assert os.readlink(link) == f"{tmp_path}/{name}"
-    assert disks(vm) == [Disk("cdrom", str(link), False, 3, f"{tmp_path}/second.iso")]
+    [disk] = disks(vm)
+    assert (disk.slot, disk.path, disk.size, disk.target) == ("cdrom", str(link), 3, f"{tmp_path}/second.iso")
     set_cdrom(vm, None, own())
     set_cdrom(vm, None, own())
     assert list(vm.path.iterdir()) == []

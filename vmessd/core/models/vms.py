@@ -99,10 +99,17 @@ class Drive:
     target: str | None
     """The target of the path, if it is a symbolic link."""
     size: int
+    """Bytes that the guest sees."""
     read: int | None
     """Bytes that the guest has read; None while the VM is off or does not answer."""
     written: int | None
     """Bytes that the guest has written; None as for `read`."""
+    format: str | None = None
+    """`raw` or `qcow2`."""
+    stored: int | None = None
+    """Bytes that the image takes on the file system, without its bases; None for a block device."""
+    bases: list[str] | None = None
+    """The images below it, the nearest one first; None if there are none."""
 
 
 @dataclass(frozen=True)

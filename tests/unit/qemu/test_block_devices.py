@@ -1,0 +1,41 @@
+"""The block nodes of a drive: an explicit driver for each image, and nothing below the lowest one."""
+
+from vmessd.qemu import block_devices
+from vmessd.storage.backing import Base, Identity
+from vmessd.storage.images import Disk
+
+NOWHERE = Identity(0, 0)
+
+
+def test_a_chain_is_spelled_out_node_by_node() -> None:
+    middle = Base("/v/a0/a0-hda.base", "/s/m.qcow2", "qcow2", False, 9, 9, NOWHERE)
+    bottom = Base("/v/a0/a0-hda.base.2", "/dev/vg/b.raw", "raw", True, 9, 9, NOWHERE)
+    disk = Disk("hda", "/v/a0/a0-hda.qcow2", False, 9, format="qcow2", bases=(middle, bottom))
+    assert block_devices.nodes(disk) == [
+        {
+            "driver": "raw",
+            "node-name": "hda-base2",
+            "read-only": True,
+            "file": {"driver": "host_device", "filename": "/v/a0/a0-hda.base.2"},
+        },
+        {
+            "driver": "qcow2",
+            "node-name": "hda-base1",
+            "read-only": True,
+            "backing": "hda-base2",
+            "file": {"driver": "file", "filename": "/v/a0/a0-hda.base"},
+        },
+        {
+            "driver": "qcow2",
+            "node-name": "hda",
+            "read-only": False,
+            "discard": "unmap",
+            "backing": "hda-base1",
+            "file": {"driver": "file", "filename": "/v/a0/a0-hda.qcow2", "discard": "unmap"},
+        },
+    ]
+
+
+def test_an_image_without_a_base_has_none_whatever_its_header_says() -> None:
+    [node] = block_devices.nodes(Disk("hdb", "/v/a0/a0-hdb.qcow2", False, 9, format="qcow2"))
+    assert (node["driver"], node["backing"]) == ("qcow2", None)
