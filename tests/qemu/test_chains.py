@@ -1,4 +1,4 @@
-"""Disks of either format and on other images, with real QEMU: it opens what the links allow, and nothing else."""
+"""Disks of either format and on other images: real QEMU opens what the links allow, and nothing else."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def qemu_img(*words: str | Path, cwd: Path | None = None) -> str:
 
 def opened(daemon: Daemon, vm: str) -> dict[str, bool]:
     """The plain files that the QEMU of a VM has open, each with whether it may write to it."""
-    pid, found = daemon.status(vm)["pid"], {}
+    pid, found = daemon.status(vm)["pid"], dict[str, bool]()
     for fd in os.listdir(f"/proc/{pid}/fd"):
         path = os.readlink(f"/proc/{pid}/fd/{fd}")
         if path.startswith(str(daemon.directory)) and Path(path).suffix in (".img", ".qcow2", ".raw"):
@@ -131,15 +131,14 @@ def test_a_qcow2_disk_is_used_shown_and_renamed(daemon: Daemon, shelf: Path) -> 
     assert (drive["size"], drive["format"]) == (M, "qcow2")
     assert drive["bases"] == [f"{shelf}/middle.qcow2", f"{shelf}/bottom.img"]
     assert 0 < drive["stored"] <= M
-    assert f", 1M, qcow2, 196K stored, on {shelf}/middle.qcow2, on {shelf}/bottom.img\n" in daemon.done(
-        A, "info"
-    )
+    line = next(line for line in daemon.done(A, "info").splitlines() if line.startswith("hda: "))
+    assert ", 1M, qcow2, " in line
+    assert line.endswith(f" stored, on {shelf}/middle.qcow2, on {shelf}/bottom.img")
     longer = f"{A}-with-a-longer-name"
     daemon.done(A, "rename", longer)
     image = daemon.root / longer / f"{longer}-hda.qcow2"
     said = json.loads(qemu_img("info", "--output=json", image))
     assert said["backing-filename"] == f"{longer}-hda.base"
-    qemu_img("check", "-q", image)
     daemon.done(longer, "start")
     daemon.wait_guest(longer)
 

@@ -151,7 +151,7 @@ def test_a_base_may_not_be_the_disk_of_another_vm(chained: VMDirectory, shelf: P
     other.mkdir()
     backing.check_not_written(chained, {"hda": disk.bases})
     os.link(shelf / "bottom.img", other / "other1-hdc.img")
-    with pytest.raises(BadFile, match="is the disk of VM other1, which may write to it: other1-hdc.img"):
+    with pytest.raises(BadFile, match=r"is the disk of VM other1, which may write to it: other1-hdc\.img"):
         backing.check_not_written(chained, {"hda": disk.bases})
     assert backing.users(chained.path.parent, disk.bases[1].identity) == ["newvm0"]
 

@@ -1,5 +1,7 @@
 """The header of a qcow2 image, read with limits: what QEMU would follow is refused."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,11 +86,8 @@ def test_any_bytes_are_a_header_or_refused(start: bytes, place: int, patch: byte
     patched = bytearray(image(backing="b.img"))
     patched[place : place + len(patch)] = patch
     for head in (start, qcow2.MAGIC + start, bytes(patched)):
-        try:
+        with contextlib.suppress(Refused):
             found = qcow2.parse(head)
-        except Refused as refused:
-            assert str(refused).isprintable()
-        else:
             assert 0 <= found.size <= qcow2.SIZE_MAX
             assert found.backing is None or 1 <= len(found.backing) <= 1023
 
