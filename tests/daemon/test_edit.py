@@ -10,6 +10,8 @@ from vmessctl.commands.edit import SHOWN, parsed, written
 from vmessd.core.errors import InvalidValue
 
 A = own("a")
+LAST = len(written(A, {}).splitlines()) + 1
+"""The line after the last of what the editor gets."""
 
 
 def test_what_is_written_is_read_back() -> None:
@@ -49,6 +51,19 @@ def left_behind(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if path.name.startswith("vmess-")]
 
 
+def kept(daemon: Daemon, said: str) -> str:
+    """The text that was kept, in a file for its owner alone, of which the last line tells; it is deleted."""
+    told = f"{A}: the edited text is kept in "
+    line = said.splitlines()[-1]
+    assert line.startswith(told)
+    path = Path(line.removeprefix(told))
+    assert left_behind(daemon.directory) == [path.name]
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = path.read_text()
+    path.unlink()
+    return text
+
+
 def test_what_has_changed_is_set(daemon: Daemon) -> None:
     daemon.done("make", A, "ram", "16M", "smp", "2")
     change = "s/^ram .*/ram 32M/; s/^smp/#smp/; s/^#grace/grace 7/"
@@ -72,12 +87,55 @@ def test_as_vmessctl_each_change_is_a_line(daemon: Daemon) -> None:
     assert (same.returncode, same.stdout) == (0, f"{A}: nothing was changed\n")
 
 
-def test_of_what_is_changed_to_nonsense_the_rest_is_set(daemon: Daemon) -> None:
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("smp x", "SMP 'x' is not a number of processors"),
+        ("banana", f"line {LAST}: 'banana' is not one of "),
+        ("ram 1G", f"line {LAST}: ram must be there only once"),
+    ],
+)
+def test_a_text_with_a_mistake_sets_nothing_and_is_kept(daemon: Daemon, mistake: str, told: str) -> None:
     daemon.done("make", A, "ram", "16M")
-    result = daemon.vmess(A, "edit", program=editor(daemon, 'echo "smp x\naccel tcg" >>"$2"'))
-    assert result.returncode == 2
-    assert result.stderr.startswith("vmess: SMP 'x' is not a number of processors")
-    assert daemon.done(A, "smp", "accel", "ram") == "none\ntcg\n16M\n"
+    result = daemon.vmess(A, "edit", program=editor(daemon, f'echo "{mistake}\naccel tcg" >>"$2"'))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"vmess: {told}")
+    assert kept(daemon, result.stderr).endswith(f"\n{mistake}\naccel tcg\n")
+    assert daemon.done(A, "smp", "accel", "ram") == "none\nnone\n16M\n"
+
+
+def test_what_the_daemon_refuses_is_kept_too(daemon: Daemon) -> None:
+    daemon.done("make", A, "ram", "16M")
+    daemon.done(A, "lock")
+    result = daemon.vmess(A, "edit", program=editor(daemon, 'echo "accel tcg" >>"$2"'))
+    assert (result.returncode, result.stdout) == (7, "")
+    assert result.stderr.startswith(f"vmess: VM {A} is locked")
+    assert kept(daemon, result.stderr).endswith("\naccel tcg\n")
+
+
+CORRECTION = """grep -q banana "$2" && exec sed -i s/banana/smp/ "$2"; echo banana 2 >>"$2" """
+
+
+def test_on_a_terminal_a_mistake_can_be_edited_again(daemon: Daemon) -> None:
+    daemon.done("make", A, "ram", "16M")
+    with on_terminal(daemon, A, "edit", program=editor(daemon, CORRECTION)) as terminal:
+        terminal.see(f"line {LAST}: 'banana' is not one of ")
+        terminal.see("[e]dit again, or [q]uit?")
+        terminal.type("e\n")
+        assert terminal.end() == 0, terminal.said
+    assert daemon.done(A, "smp") == "2\n"
+    assert left_behind(daemon.directory) == []
+
+
+@pytest.mark.parametrize(("typed", "status"), [("q\n", 1), ("\x04", 1), ("\x03", 130)])
+def test_whoever_gives_up_finds_the_text_in_a_file(daemon: Daemon, typed: str, status: int) -> None:
+    daemon.done("make", A, "ram", "16M")
+    with on_terminal(daemon, A, "edit", program=editor(daemon, CORRECTION), size=(200, 24)) as terminal:
+        terminal.see("[e]dit again, or [q]uit?")
+        terminal.type(typed)
+        assert terminal.end() == status, terminal.said
+    assert daemon.done(A, "smp") == "none\n"
+    assert kept(daemon, terminal.said.replace("\r", "")).endswith("banana 2\n")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +151,8 @@ def test_of_what_is_changed_to_nonsense_the_rest_is_set(daemon: Daemon) -> None:
             "the edited text has more than 1048576 characters; nothing was changed",
         ),
         ('rm "$2"', 1, "the settings cannot be edited: no such file or directory"),
-        ('echo banana >"$2"', 2, "line 1: 'banana' is not one of "),
+        ('rm "$2"; mkfifo "$2"', 1, "the editor did not leave a regular file; nothing was changed"),
+        ('ln -sf /dev/zero "$2"', 1, "the editor did not leave a regular file; nothing was changed"),
     ],
 )
 def test_a_mishap_of_the_editor_changes_nothing(daemon: Daemon, script: str, status: int, told: str) -> None:

@@ -423,7 +423,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "edit",
         "Edit the settings of the VM as text, in the editor that VISUAL or EDITOR names, or vi; what has\n"
-        "changed is set afterwards. Each setting also has a verb of its own.",
+        "changed is set afterwards. A text with a mistake can be edited again, or is kept in a file. Each\n"
+        "setting also has a verb of its own.",
         "Info",
         "edit.run",
         reports=True,

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+from _stat import S_ISREG  # where `stat` takes it from
 
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
 from vmessctl.commands.files import report_set, typed_value
 from vmessctl.output import foreground, rendering
 from vmessctl.output.phrases import about, phrase
-from vmessctl.output.terminal import complain, emit, tell
-from vmessd.core.errors import DONE, Failed, InvalidValue, VmessError, failing, quoted, reason, worst
+from vmessctl.output.terminal import answer, complain, emit, tell, warn
+from vmessd.core.errors import DONE, Failed, InvalidValue, VmessError, failing, printable, quoted, reason, worst
 from vmessd.core.settings import SETTINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Self
 
     from vmessctl.client import Reply
 
 SHOWN = {setting.verb: setting for setting in SETTINGS if setting.verb}
 LIMIT = 2**20
 """Characters of an edited text that are read; the settings of a VM have a small fraction."""
+CANNOT = "the settings cannot be edited"
 UNCHANGED, ANOTHER_EDITOR = "nothing was changed", "name an editor in VISUAL"
 
 
@@ -35,8 +38,46 @@ def run(invocation: Invocation) -> int:
     if not (sys.stdin.isatty() or _editor()):
         raise InvalidValue("edit needs a terminal, or an editor in VISUAL", hint=f"{PROGRAM} {vm} info")
     before = stored(info)
-    after = parsed(_edited(written(vm, before)))
+    with Draft(vm, written(vm, before)) as draft:
+        try:
+            changes = _settled(draft, before)
+            status = _set(invocation, vm, changes)
+        except VmessError as error:
+            status = complain(error)
+        except KeyboardInterrupt:
+            draft.keep()
+            raise
+        if status != DONE:
+            draft.keep()
+    return status
+
+
+def _settled(draft: Draft, before: Mapping[str, str]) -> dict[str, str | None]:
+    """Return what has changed once the text has no mistake; on a terminal, the user may edit it again."""
+    while True:
+        text = draft.edited()
+        try:
+            return _changes(before, parsed(text))
+        except InvalidValue as error:
+            if not sys.stdin.isatty():
+                raise
+            warn(f"{PROGRAM}: {error.message}")
+            if answer("[e]dit again, or [q]uit?").lower() not in ("", "e", "edit"):
+                raise Failed(UNCHANGED) from None
+
+
+def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the settings that differ, with their new values; raises InvalidValue for one that is wrong."""
     changes = {verb: after.get(verb) for verb in SHOWN if after.get(verb) != before.get(verb)}
+    for verb, text in changes.items():
+        value = None if text is None else typed_value(verb, text)[0]
+        if value is not None:
+            SHOWN[verb].value(value)
+    return changes
+
+
+def _set(invocation: Invocation, vm: str, changes: Mapping[str, str | None]) -> int:
+    """Set what has changed; return the exit status."""
     if not changes:
         tell(about(vm, phrase("edit"), several=False))
         return DONE
@@ -96,30 +137,77 @@ def _editor() -> str:
     return os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
 
 
-def _edited(text: str) -> str:
-    """Return a text as the editor of the user leaves it; raises Failed."""
-    import shlex  # noqa: PLC0415 -- the client starts light
-    import tempfile  # noqa: PLC0415
+class Draft:
+    """A text in a file of its own, for an editor. Use as a context manager, which deletes the file."""
 
-    try:
-        command = shlex.split(_editor()) or ["vi"]
-    except ValueError as error:
-        raise InvalidValue(f"the editor {quoted(_editor())} must be a command: {error}") from None
-    with failing("the settings cannot be edited"), tempfile.TemporaryDirectory(prefix="vmess-") as directory:
-        path = os.path.join(directory, "settings")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        _run([*command, path])
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            result = file.read(LIMIT + 1)
-    if len(result) > LIMIT:
-        raise Failed(
-            f"the edited text has more than {LIMIT} characters; {UNCHANGED}",
-            hint="one short line for each setting",
-        )
-    if not result.strip():  # as an editor leaves it that fails on a full disk
-        raise Failed(f"the edited text is empty; {UNCHANGED}", hint="to remove a setting, remove its line only")
-    return result
+    def __init__(self, vm: str, text: str) -> None:
+        self._vm = vm
+        self._given = self._text = text
+        self._directory = self._path = ""
+
+    def __enter__(self) -> Self:
+        import tempfile  # noqa: PLC0415 -- the client starts light
+
+        with failing(CANNOT):
+            self._directory = tempfile.mkdtemp(prefix="vmess-")
+            self._path = os.path.join(self._directory, "settings")
+            try:
+                with open(self._path, "w", encoding="utf-8") as file:
+                    file.write(self._given)
+            except OSError:
+                self.__exit__()
+                raise
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        import shutil  # noqa: PLC0415 -- as above
+
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def edited(self) -> str:
+        """Return the text as the editor of the user leaves it; raises Failed."""
+        import shlex  # noqa: PLC0415 -- as above
+
+        try:
+            command = shlex.split(_editor()) or ["vi"]
+        except ValueError as error:
+            raise InvalidValue(f"the editor {quoted(_editor())} must be a command: {error}") from None
+        _run([*command, self._path])
+        with failing(CANNOT):
+            result = self._read()
+        if len(result) > LIMIT:
+            raise Failed(
+                f"the edited text has more than {LIMIT} characters; {UNCHANGED}",
+                hint="one short line for each setting",
+            )
+        if not result.strip():  # as an editor leaves it that fails on a full disk
+            raise Failed(
+                f"the edited text is empty; {UNCHANGED}", hint="to remove a setting, remove its line only"
+            )
+        self._text = result
+        return result
+
+    def _read(self) -> str:
+        # Whatever an editor leaves: to open a FIFO would block.
+        with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Failed(f"the editor did not leave a regular file; {UNCHANGED}", hint=ANOTHER_EDITOR)
+            return file.read(4 * LIMIT).decode(errors="surrogateescape")
+
+    def keep(self) -> None:
+        """Save the text in a file that stays, if it was edited, and say where."""
+        import tempfile  # noqa: PLC0415 -- as above
+
+        if self._text == self._given:
+            return
+        try:
+            fd, path = tempfile.mkstemp(prefix=f"vmess-{self._vm}-", suffix=".txt")  # for its owner alone
+            with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(self._text)
+        except OSError as error:
+            warn(f"{self._vm}: the edited text cannot be kept: {reason(error)}")
+        else:
+            warn(f"{self._vm}: the edited text is kept in {printable(path)}")
 
 
 def _run(command: list[str]) -> None:

@@ -150,16 +150,21 @@ def emit(invocation: Invocation, reply: Reply, vm: str = "") -> None:
 
 def confirmed(question: str) -> bool:
     """Ask a question on the terminal; tell whether the answer is yes."""
-    sys.stderr.write(f"{question} [y/N] ")
+    return answer(f"{question} [y/N]").lower() in ("y", "yes")
+
+
+def answer(question: str) -> str:
+    """Ask a question on the terminal, and return the answer; Ctrl-D is `quit`."""
+    sys.stderr.write(f"{question} ")
     sys.stderr.flush()
     try:
-        answer = sys.stdin.readline()
+        line = sys.stdin.readline()
     except KeyboardInterrupt:
         warn("")
         raise
-    if not answer:
+    if not line:
         warn("")
-    return answer.strip().lower() in ("y", "yes")
+    return line.strip() if line else "quit"
 
 
 def output_width() -> int | None:
