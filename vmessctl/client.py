@@ -15,6 +15,7 @@ from vmessd.core.errors import (
     INTERFACE,
     Failed,
     NoSuchVM,
+    NotPermitted,
     TimedOut,
     Unreachable,
     VmessError,
@@ -319,4 +320,8 @@ def error_from_wire(name: str, parameters: Mapping[str, Any]) -> VmessError:
         return Failed(f"vmessd refused the call: {name} {parameters}", hint=VERSIONS)
     if kind is NoSuchVM:
         return NoSuchVM(str(parameters.get("message")), parameters.get("hint"), parameters.get("directory"))
+    if kind is NotPermitted:
+        return NotPermitted(
+            str(parameters.get("message")), parameters.get("hint"), parameters.get("capability")
+        )
     return kind(str(parameters.get("message")), parameters.get("hint"))

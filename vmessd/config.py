@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from vmessd import __version__
 from vmessd.core import places, shutdown_time
 from vmessd.core.errors import InvalidValue, printable, quoted, reason
+from vmessd.core.models.daemon import DaemonKind
 from vmessd.qemu import credentials
 
 QEMU = "qemu-system-x86_64"
@@ -172,6 +173,16 @@ class Config(NamedTuple):
     """Mistakes in file and environment that a shutdown ignores: they must not keep it from stopping VMs."""
     idle_time: float | None = None
     """None: the daemon does not end by itself."""
+    service: bool = False
+    """It has the defaults of the host's service."""
+
+    def kind(self, is_managed: bool) -> DaemonKind:
+        """Return who runs the daemon; `is_managed`: a service manager listens to it."""
+        if self.background:
+            return DaemonKind.private
+        if not is_managed:
+            return DaemonKind.by_hand
+        return DaemonKind.service if self.service else DaemonKind.own_service
 
     def in_force(self) -> dict[str, str]:
         """Return the settings by key, as they are shown."""
@@ -273,6 +284,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
         idle_time=_idle_time(chosen["idle-time"], private=given["background"] and own_socket),
         elsewhere=given["service"] and all(value is None for _, value in sources["vmdir"][:2]),
         passed_over=tuple(passed_over),
+        service=given["service"],
     )
 
 

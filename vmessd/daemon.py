@@ -40,7 +40,7 @@ UNUSED_EVERY = 30.0
 def _host(config: Config, runs_as: Account, log_path: str | None) -> Host:
     network = Network(Access(runs_as.uid, config.allow_links, config.allow_bridges))
     qemu = find_qemu(config.qemu)
-    residence = Residence(str(config.socket), log_path, config.idle_time)
+    residence = Residence(str(config.socket), log_path, config.idle_time, config.kind(systemd.is_heard()))
     return Host(
         qemu, config.accel, runs_as, config.exargs, config.shutdown_time, network=network, residence=residence
     )

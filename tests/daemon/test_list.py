@@ -70,17 +70,19 @@ def test_what_is_in_force_is_shown_and_that_something_waits(daemon: Daemon) -> N
     daemon.done(A, "start")
     assert row(daemon, A, "memory,note") == "16M"
     daemon.done(A, "ram", "32M")
-    assert row(daemon, A, "memory,note") == "16M restart pending"
-    assert daemon.vmessctl(A, "status").stdout.endswith(" (restart pending)\n")
+    assert row(daemon, A, "memory,note") == "16M changes at next start"
+    assert daemon.vmessctl(A, "status").stdout.endswith(" (changes at next start)\n")
     assert "\nRAM: 16M (after restart: 32M)\n" in daemon.vmessctl(A, "info").stdout
     assert json.loads(daemon.done(A, "status", "--json"))["status"]["pending"]
     (directory / "RAM").write_text("16M")
     assert row(daemon, A, "memory,note") == "16M"
     (directory / "RAM").write_text("64M")
-    assert row(daemon, A, "memory,note") == "16M restart pending"
+    assert row(daemon, A, "memory,note") == "16M changes at next start"
     daemon.stop()
     daemon.start()
-    assert row(daemon, A, "memory,note") == "16M restart pending", "the record of the run has what is in force"
+    assert row(daemon, A, "memory,note") == "16M changes at next start", (
+        "the record of the run has what is in force"
+    )
     daemon.done(A, "stop", "force", "start")
     assert row(daemon, A, "memory,note") == "64M"
 

@@ -16,6 +16,8 @@ from vmessctl.commands import why
 A = own("w")
 ME = f"by {pwd.getpwuid(os.getuid()).pw_name} (uid {os.getuid()})"
 
+NOT_AT_BOOT = "a boot of the host does not start it, because this vmessd is not a service; vmess boot does"
+
 
 def told(daemon: Daemon) -> dict[str, str]:
     """What `why` says, by what stands before the colon; what it quotes, as lines."""
@@ -60,7 +62,7 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     first = daemon.done(A, "why").splitlines()
     assert first == [
         f"VM is running, PID: {pid}",
-        "Next: it stays off if it ends: its restart policy is no; it starts with the host",
+        "Next: it stays off if it ends: its restart policy is no; it starts with your own service",
         "No run has ended yet",
     ]
     daemon.done(A, "stop")
@@ -70,7 +72,7 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     assert said["QEMU"] == f"PID {pid}, exit status 0"
     assert said["Last lines of QEMU"] == "none"
     assert said["Last lines of the serial console"] == "Ready. Press my power button.\nGood night.\n"
-    assert said["Next"] == "nothing until somebody starts it; it starts with the host"
+    assert said["Next"] == "nothing until somebody starts it; it starts with your own service"
     daemon.done(A, "restart-policy", "always")
     daemon.done(A, "start")
     wait_for(lambda: (daemon.root / A / "serial.log").read_bytes().count(b"Ready") == 2, what="the second run")
@@ -79,10 +81,9 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     assert lines[2] == "The previous run:"
     assert lines[-2:] == ["  Ready. Press my power button.", "  Good night."], "of that run, not of this one"
     assert said["When"].partition(",")[0] in lines[3]
-    assert (
-        told(daemon)["Next"]
-        == "it is started again if it ends unasked: its restart policy is always; it starts with the host"
-    )
+    policy, boot = told(daemon)["Next"].split("; ")
+    assert policy == "it is started again if it ends unasked: its restart policy is always"
+    assert boot == "it starts with your own service"
 
 
 def test_of_a_start_that_failed_nobody_is_said_to_have_asked_for_its_end(daemon: Daemon) -> None:
@@ -207,6 +208,19 @@ def reply(state: str, **more: Any) -> dict[str, Any]:
         (
             reply("stopped", last=LAST | {"note": "given up after 6 restarts"}),
             "Next: given up after 6 restarts: nothing until somebody starts it",
+        ),
+        *(
+            (
+                reply("stopped", autostart=True, **({"daemon": kind} if kind else {})),
+                f"Next: nothing until somebody starts it; {words}",
+            )
+            for kind, words in {
+                "": "it starts with the host",  # an older vmessd does not say what it is
+                "service": "it starts with the host",
+                "own_service": "it starts with your own service",
+                "private": NOT_AT_BOOT,
+                "by_hand": NOT_AT_BOOT,
+            }.items()
         ),
         (reply("stopped", end=END | {"console": ["\x1b"]}), r"  \x1b"),
     ],

@@ -455,7 +455,7 @@ def test_c44_a_mac_that_was_set_is_the_ones_from_the_next_start_on(wired: WiredD
     wired.done("newvm", "ifadd", "2", "lab", "lab", "start")
     later = wired.vmess("newvm", "mac", "1", "02:AA:00:00:00:07")
     assert (later.returncode, later.stdout) == (0, "")
-    assert later.stderr == "newvm0 is running; interface 1 is 02:11:9b:af:00:01 until its next start\n"
+    assert later.stderr == "newvm0: interface 1 is 02:11:9b:af:00:01 until its next start\n"
     assert (directory / "MACS").read_text() == "- 02:aa:00:00:00:07\n"
     shown = "newvm0e1: lab, MAC 02:11:9b:af:00:01 (02:aa:00:00:00:07 from the next start)"
     info = lines_of(wired, "newvm", "info")

@@ -607,7 +607,7 @@ def test_cdrom_and_ram_as_the_caller_means_them(daemon: Daemon, tmp_path: Path) 
     result = daemon.vmess(A, "ram", "32M")
     assert (result.returncode, result.stderr) == (
         0,
-        f"{A} is running; ram takes effect at its next start\n",
+        f"{A}: ram takes effect at its next start\n",
     )
     assert refused(daemon, B, "ram", "1G", status=4).endswith("use vmess make")
 

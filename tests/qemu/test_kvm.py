@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from daemons import FAKE, Daemon, end_processes_of, own, processes_of
 
 from vmessd.core.errors import StartFailed
+from vmessd.core.models.progress import WithoutKvm
 from vmessd.qemu import kvm
 from vmessd.qemu.kvm import Kvm
 
@@ -151,6 +153,22 @@ def test_a_device_that_does_not_open_is_not_tried(
     assert (tmp_path / "ran").exists()
 
 
+def test_each_user_is_told_once_and_who_may_not_open_the_device_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path / "device"
+    monkeypatch.setattr(kvm, "DEVICE", str(device))
+    known = Kvm()
+    absent = WithoutKvm(f"{device} cannot be opened by vmessd: no such file or directory", None)
+    assert [known.news(uid) for uid in (1, 1, 2, None, None)] == [absent, None, absent, absent, None]
+    device.touch()
+    assert known.news(1) is None
+    monkeypatch.setattr(kvm, "unopenable", lambda: f"{device} cannot be opened by vmessd: permission denied")
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    denied = WithoutKvm(f"{device} cannot be opened by vmessd: permission denied", kvm.JOIN_GROUP)
+    assert [known.news(uid) for uid in (1, 1, 2)] == [denied, None, denied]
+
+
 # A daemon and its VMs
 
 
@@ -182,7 +200,10 @@ def test_vms_fall_back_to_tcg_and_it_is_said_once(auto: Callable[..., Daemon], t
     assert not (tmp_path / "tried").exists()  # a daemon that starts, and one that is asked, try nothing
     assert notes_of(daemon, A) == []
     assert "-accel kvm" in daemon.done(A, "info")
-    daemon.done(A, B, "start")
+    said = daemon.vmess(A, B, "start").stderr
+    assert re.fullmatch(rf"({A}|{B}): {WITHOUT.partition(': ')[2]}kvm: broken\n", said), (
+        "once, and without a hint"
+    )
     assert len((tmp_path / "tried").read_text().splitlines()) == 1
     assert daemon.log.read_text().count("VMs run under TCG, which is slower: /dev/kvm opens, but ") == 1
     for vm in (A, B):

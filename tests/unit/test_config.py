@@ -172,7 +172,7 @@ def test_a_vm_root_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
         assert config.read(["--vmdir", str(tmp_path / spelled)], {}).vmdir == vmdir
 
 
-NO_SETTINGS = ("check", "shutdown", "background", "own_socket", "elsewhere", "passed_over")
+NO_SETTINGS = ("check", "shutdown", "background", "own_socket", "elsewhere", "passed_over", "service")
 
 
 def test_each_row_is_a_flag_and_a_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -521,3 +521,18 @@ def test_the_reference_has_every_setting_of_the_daemon_with_its_defaults() -> No
     for row, option in zip(rows, OPTIONS, strict=False):
         assert (option.default or "none") in row
         assert option.service == option.default or option.service in row
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_managed", "kind"),
+    [
+        ([], False, "by_hand"),
+        ([], True, "own_service"),
+        (["--service"], True, "service"),
+        (["--service"], False, "by_hand"),  # tried out in a terminal: nothing starts it at boot
+        (["--background"], True, "private"),  # it leaves whoever started it
+        (["--background"], False, "private"),
+    ],
+)
+def test_who_runs_the_daemon(arguments: list[str], is_managed: bool, kind: str) -> None:
+    assert read(arguments, {"HOME": "/home/you"}).kind(is_managed) == kind

@@ -62,9 +62,9 @@ STATUSES = (
     ("5", "daemon unreachable"),
     ("6", "timed out"),
     ("7", "locked"),
-    ("8", "had to use force (unasked)"),
+    ("8", "stopped, but only by force: the guest did not power down in time"),
     ("130", "interrupted by Ctrl-C"),
-    ("141", "output not read to its end"),
+    ("141", "nobody read the output to its end, such as head"),
 )
 """Exit statuses and what they mean; never renumbered."""
 WORST = "If a line names several VMs, each is reported and the worst status wins."
@@ -102,7 +102,10 @@ def help_text(words: str = "", style: Style = str) -> str:
     found = [command for command in COMMANDS if f"{command.verb} ".startswith(f"{verb} ")]
     if not found:
         raise no_verb(words, [*GROUPS, *TOPICS])
-    return "\n\n".join(_verb(command, style) for command in found)
+    if len(found) == 1:
+        return _verb(found[0], style)
+    known = [option for option in OPTIONS.values() if any(option in each.own_options() for each in found)]
+    return "\n\n".join([*(_verb(each, style, options=False) for each in found), _known(known, style)])
 
 
 # -- One screen --
@@ -145,15 +148,19 @@ def together(commands: Iterable[Command]) -> str:
 # -- Verbs --
 
 
-def _verb(command: Command, style: Style) -> str:
-    """Return all about a verb."""
+def _verb(command: Command, style: Style, *, options: bool = True) -> str:
+    """Return all about a verb, with or without its options."""
     parts = [_usage(command, style), _wrapped(command.help)]
-    known = [*facts(command), ("Example", f"{PROGRAM} {command.example}")]
-    margin = max(len(label) for label, _ in known) + 2
-    parts.append("\n".join(_titled(label, margin, text, style) for label, text in known))
-    if options := command.own_options():
-        parts.append(f"{style('Options')}\n{_options(options)}")
+    rows = [*facts(command), ("Example", f"{PROGRAM} {command.example}")]
+    margin = max(len(label) for label, _ in rows) + 2
+    parts.append("\n".join(_titled(label, margin, text, style) for label, text in rows))
+    if options and (known := command.own_options()):
+        parts.append(_known(known, style))
     return "\n\n".join(parts)
+
+
+def _known(options: Iterable[Option], style: Style) -> str:
+    return f"{style('Options')}\n{_options(options)}"
 
 
 def facts(command: Command) -> list[tuple[str, str]]:
@@ -204,7 +211,7 @@ def _syntax(style: Style) -> str:
 
 
 def _all_options(style: Style) -> str:
-    return f"{style('Options')}\n{_options(OPTIONS.values())}"
+    return _known(OPTIONS.values(), style)
 
 
 def _statuses(style: Style) -> str:

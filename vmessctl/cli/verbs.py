@@ -287,7 +287,7 @@ class Command(PlainRecord):
     def knows(self, option: Option) -> bool:
         """Tell whether it accepts an option."""
         if option is ALL:
-            return not self.is_global or self.many
+            return self.many
         return option in (*self.options, *EVERYWHERE) or (option is JSON and self.reports)
 
     def own_options(self) -> list[Option]:
@@ -351,7 +351,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "boot",
         "Start all VMs whose autostart is on, lower orders first, VMs of the same order together. The\n"
-        "host does this when it boots.",
+        "service of the host does this when the host boots; for a private vmessd, nobody does.",
         "Boot",
         "boot_shutdown.run",
         options=(AT_ONCE,),
@@ -362,7 +362,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "shutdown",
         "Stop all VMs gracefully, higher orders first. Each VM has its own grace period, which is cut\n"
-        "if there is too little time in total. The host does this when it shuts down.",
+        "if there is too little time in total. The service does this when the host shuts down.",
         "Shutdown",
         "boot_shutdown.run",
         options=(WITHIN,),

@@ -8,12 +8,12 @@ import sys
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.output import rendering
-from vmessctl.output.phrases import about, command, lower_case, phrase
+from vmessctl.output.phrases import NOT_AT_BOOT, about, at_boot, command, lower_case, phrase
 from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
 from vmessd.core import names, settings
 from vmessd.core.errors import DONE, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
-from vmessd.core.settings import LOCK, QEMU_OPTIONS
+from vmessd.core.settings import BY_FILE, LOCK, QEMU_OPTIONS
 from vmessd.core.words import State
 
 TYPE_CHECKING = False
@@ -46,7 +46,7 @@ def change(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         reply = client.call("Set", vm=vm, setting=verb, value=value)
         emit(invocation, reply, vm)
-        report_set(vm, verb, value, remark, reply["note"])
+        report_set(vm, verb, value, remark, reply["note"], _not_at_boot(client, vm, verb, value))
         return DONE
 
     return for_each(invocation, work)
@@ -58,6 +58,14 @@ def report_set(vm: str, verb: str, value: str | None, *remarks: str | None) -> N
     tell(about(vm, done, several=False))
     for remark in filter(None, remarks):
         say(command(printable(remark)))
+
+
+def _not_at_boot(client: Client, vm: str, verb: str, value: str | None) -> str:
+    """Return the remark that autostart waits for the verb boot, where that is so; empty elsewhere."""
+    if verb != BY_FILE["AUTOSTART"].verb or value is None or value.startswith("off"):
+        return ""
+    name = at_boot(client.call("Daemon")["daemon"].get("kind"))
+    return f"{vm}: {phrase(name)}" if name == NOT_AT_BOOT else ""
 
 
 def typed_value(verb: str, text: str) -> tuple[str | None, str]:

@@ -11,7 +11,7 @@ from vmessctl.output import phrases, rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, for_each, say, show, show_each, tell, warn
 from vmessd.core import names
-from vmessd.core.errors import DONE, InvalidValue, TimedOut, printable, quoted, shell_line
+from vmessd.core.errors import DONE, InvalidValue, NotPermitted, TimedOut, printable, quoted, shell_line
 from vmessd.core.words import StepKind
 
 TYPE_CHECKING = False
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ASIDES = (StepKind.exists, StepKind.down, StepKind.waiting, StepKind.dropped, StepKind.pending)
 """Steps with a remark, on standard error."""
+USER = "user"
+"""QEMU's user-mode network, which needs no privilege."""
 QUIETLY = (StepKind.persistent, StepKind.preparing, StepKind.exists)
 """Steps that are not reported when one interface moves to another bridge."""
 
@@ -65,12 +67,35 @@ def ifadd(invocation: Invocation) -> int:
     count = _number(invocation, text, "number of NICs")
 
     def work(client: Client, vm: str) -> int:
-        status = _tell(invocation, client.call("SetNics", vm=vm, count=count, wires=list(wires)), vm)
+        line = ["ifadd", str(count), *_without_bridges(count, wires)] if count else []
+        with without_root(vm, line):
+            reply = client.call("SetNics", vm=vm, count=count, wires=list(wires))
+        status = _tell(invocation, reply, vm)
         shown = ", ".join(map(printable, [*wires, *["-"] * (count - len(wires))]))
         tell(about(vm, phrase("ifadd" if count else "ifdel", wires=shown), several=False))
         return status
 
     return for_each(invocation, work)
+
+
+def _without_bridges(count: int, wires: Sequence[str]) -> list[str]:
+    """Return what interfaces could be connected to without a privilege."""
+    given = [*wires, *["-"] * (count - len(wires))]
+    return [wire if wire.partition(":")[0] == USER else USER for wire in given]
+
+
+class without_root:  # noqa: N801 -- it reads as a statement: with without_root(...)
+    """Add to the error of a daemon that lacks a capability what needs none: these words for the VM."""
+
+    def __init__(self, vm: str, words: Sequence[str]) -> None:
+        self._line = shell_line([PROGRAM.name, vm, *words]) if words else ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, NotPermitted) and error.capability and self._line:
+            error.instead = f"without root: {self._line}"
 
 
 def connect_interface(invocation: Invocation) -> int:
@@ -79,7 +104,8 @@ def connect_interface(invocation: Invocation) -> int:
     interface = _interface(invocation, number)
 
     def work(client: Client, vm: str) -> int:
-        reply = client.call("Connect", vm=vm, interface=interface, wire=wire)
+        with without_root(vm, ["connect", str(interface), USER] if wire != "-" else []):
+            reply = client.call("Connect", vm=vm, interface=interface, wire=wire)
         status = _tell(invocation, reply, vm, QUIETLY)
         _tell_done(invocation, vm, number=interface, wire=printable(wire))
         return status

@@ -279,6 +279,8 @@ def _start(invocation: Invocation, *, several: bool) -> int:
         for text in filter(None, texts):
             status_lines.clear()
             tell(about(watch.vm, text, several=several))
+        if progress.get("without_kvm"):
+            _say_without_kvm(watch.vm, progress["without_kvm"])
         return DONE if progress["done"] else None
 
     vms = _Round(invocation, {}, show, at_once)
@@ -289,6 +291,13 @@ def _start(invocation: Invocation, *, several: bool) -> int:
     finally:
         vms.close()
     return vms.status()
+
+
+def _say_without_kvm(vm: str, why: Reply) -> None:
+    """Say why a VM runs without KVM, and what may help."""
+    say(phrase("without KVM", vm=vm, reason=printable(why["reason"])))
+    if why["hint"]:
+        say(f"  hint: {command(printable(why['hint']))}")
 
 
 def stop(invocation: Invocation) -> int:

@@ -35,7 +35,8 @@ def invitation(reply: Reply) -> str:
     address, port = reply["relay"]["address"], reply["relay"]["port"]
     whole = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     is_loopback = address.startswith("127.") or address == "::1"
-    return phrase("vnc", where=port if is_loopback else whole, whole=whole)
+    where = port if is_loopback else whole
+    return phrase("vnc", where=where, whole=whole, seconds=reply["relay"]["timeout"])
 
 
 def _port(invocation: Invocation) -> int | None:

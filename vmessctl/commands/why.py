@@ -6,6 +6,7 @@ import time
 
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import rendering
+from vmessctl.output.phrases import at_boot, phrase
 from vmessctl.output.terminal import show, show_each
 from vmessd.core.errors import DONE, printable
 from vmessd.core.words import Policy, Reason, Runstate, State
@@ -79,7 +80,7 @@ def _next(why: Reply) -> str:
     """Return what the daemon will do with the VM."""
     status, policy = why["status"], why["policy"]
     last, restart = status["last_exit"], status["restart"]
-    boot = "; it starts with the host" if why["autostart"] else ""
+    boot = f"; {phrase(at_boot(why.get('daemon')))}" if why["autostart"] else ""
     if restart:
         when = rendering.duration(restart["due"])
         return f"starts again in {when}, restart {restart['attempt']} of {restart['limit']}"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from vmessctl.cli.verbs import ORIGINAL, PROGRAM
 from vmessd.core.errors import NoSuchVM, printable, quoted
-from vmessd.core.words import StepKind
+from vmessd.core.words import DaemonKind, StepKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmessd.core.errors import VmessError
 
 _SERIOUS = "You need to create directory {path} if are serious about that VM - use vmess make"
+
+NOT_AT_BOOT = "at boot not"
 
 PHRASES: dict[str, tuple[str, str]] = {
     # Name: as vmess, as vmessctl.
@@ -34,7 +36,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "no command": ("  none: {problem}", "Note: a start would be refused: {problem}"),
     "vnc": (
         "Please VNC to {where} to connect to this VM console",
-        "connect one VNC viewer to {whole}",
+        "connect one VNC viewer to {whole} within {seconds:.0f} s",
     ),
     "serial silent": 2
     * ("the guest has written nothing to its serial port yet; its screen: {program} {vm} vnc",),
@@ -49,6 +51,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "begun": ("Starting VM: {command}", ""),
     "begun verbosely": ("Starting VM: {command}", "{command}"),
     "started": ("", "started (PID {pid}{accel})"),
+    "without KVM": 2 * ("{vm}: without KVM, which is slower: {reason}",),
     "already running": ("VM {vm} is already running, PID: {pid}{aside}", "already running, PID {pid}{aside}"),
     "started live": ("VM is running, PID: {pid}", "started (PID {pid}{accel})"),
     "stopping": ("Stopping VM PID {pid}", ""),
@@ -61,6 +64,10 @@ PHRASES: dict[str, tuple[str, str]] = {
     "fleet running": ("VM is running, PID: {pid}", "started (PID {pid})"),
     "fleet stopping": ("Stopping VM PID {pid}{remark}", "{note}"),
     "fleet off": ("{text}", "stopped"),
+    "at boot": 2 * ("it starts with the host",),
+    "at boot of mine": 2 * ("it starts with your own service",),
+    NOT_AT_BOOT: 2
+    * ("a boot of the host does not start it, because this vmessd is not a service; {program} boot does",),
     "boot nothing": 2 * ("nothing to start: no VM with autostart on is off",),
     "shutdown nothing": 2 * ("nothing to stop: no VM is running",),
     "prune nothing": 2 * ("nothing to delete: neither a TAP without a VM nor an empty bridge",),
@@ -121,6 +128,16 @@ def about(vm: str, text: str, *, several: bool) -> str:
     """Return a line about a VM, with its name where the vocabulary or the number of VMs requires that."""
     prefix = f"{vm}: " if several else phrase("prefix", vm=vm)
     return f"{prefix}{text}" if text else ""
+
+
+def at_boot(kind: str | None) -> str:
+    """Return the name of the phrase on what starts a VM with autostart; `kind` is that of the daemon.
+
+    None is that of an older daemon, which does not tell its kind.
+    """
+    if kind in (DaemonKind.private, DaemonKind.by_hand):
+        return NOT_AT_BOOT
+    return "at boot of mine" if kind == DaemonKind.own_service else "at boot"
 
 
 def command(text: str) -> str:

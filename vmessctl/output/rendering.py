@@ -62,7 +62,7 @@ def _condition(status: Reply) -> str:
         State.paused: _paused(status["runstate"]),
     }.get(status["state"])
     more = f"; {PROGRAM} {status['name']} why" if status["runstate"] == Runstate.internal_error else ""
-    waits = "restart pending" if status.get("pending") else ""
+    waits = "changes at next start" if status.get("pending") else ""
     locked = "locked" if status.get("locked") else ""
     remarks = dict.fromkeys((f"{words}{more}" if words else "", locked, waits, problem))
     text = "; ".join(filter(None, remarks))

@@ -16,7 +16,7 @@ from vmessctl.client import connect, error_from_wire
 from vmessctl.environment import variable
 from vmessctl.output import phrases
 from vmessd.core import stdio
-from vmessd.core.errors import NoSuchVM, VmessError, worst
+from vmessd.core.errors import NoSuchVM, NotPermitted, VmessError, worst
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,9 +71,11 @@ complaints: list[VmessError] = []
 
 
 def complain(error: VmessError) -> int:
-    """Print an error and its hint on one line each; return the exit status."""
+    """Print an error and its hints on one line each; return the exit status."""
     complaints.append(error)
     warn(f"{PROGRAM}: {phrases.message(error)}")
+    if isinstance(error, NotPermitted) and error.instead:
+        warn(f"  hint: {error.instead}")
     if error.hint:
         warn(f"  hint: {phrases.command(error.hint)}")
     return error.status

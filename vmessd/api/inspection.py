@@ -82,7 +82,7 @@ class Inspection(Caller):
 
     @varlinkmethod(return_parameter="daemon")
     async def Daemon(self) -> DaemonStatus:
-        """Return where the daemon has its files, and when it ends by itself."""
+        """Return where the daemon has its files, when it ends by itself, and who runs it."""
         residence, machines = self._supervisor.host.residence, self._supervisor.known()
         return DaemonStatus(
             __version__,
@@ -93,6 +93,7 @@ class Inspection(Caller):
             residence.idle_time,
             len(machines),
             sum(machine.state not in OFF for machine in machines),
+            residence.kind,
         )
 
     @varlinkmethod(return_parameter="why")

@@ -70,7 +70,9 @@ class Life(Caller):
         machine = await self._supervisor.machine(vm)
         async for progress in machine.start(self._peer.uid):
             if progress.done:
-                raise LastResult(progress)
+                record = machine.record()
+                news = self._supervisor.host.kvm_news(record, self._peer.uid) if record is not None else None
+                raise LastResult(dataclasses.replace(progress, without_kvm=news))
             yield progress
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)

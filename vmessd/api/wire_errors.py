@@ -4,7 +4,7 @@ from typing import Any, TypedDict
 
 from asyncvarlink import TypedVarlinkErrorReply
 
-from vmessd.core.errors import ERRORS, NoSuchVM, VmessError
+from vmessd.core.errors import ERRORS, NoSuchVM, NotPermitted, VmessError
 
 
 class _Parameters(TypedDict):
@@ -16,9 +16,20 @@ class _OfMissingVM(_Parameters):
     directory: str | None
 
 
+class _OfPermission(_Parameters):
+    capability: str | None
+
+
+MORE: dict[type[VmessError], tuple[type[_Parameters], str]] = {
+    NoSuchVM: (_OfMissingVM, "directory"),
+    NotPermitted: (_OfPermission, "capability"),
+}
+"""Errors with another parameter besides message and hint, and its name, which is that of the attribute."""
+
+
 def _reply_type(error: type[VmessError]) -> type[TypedVarlinkErrorReply]:
     """Return the type of the wire format of an error."""
-    parameters = _OfMissingVM if error is NoSuchVM else _Parameters
+    parameters, _ = MORE.get(error, (_Parameters, ""))
     body: dict[str, Any] = {
         "name": error.wire_name(),
         "__annotations__": {"parameters": parameters},
@@ -33,5 +44,6 @@ REPLIES = {error: _reply_type(error) for error in ERRORS}
 
 def reply(error: VmessError) -> TypedVarlinkErrorReply:
     """Return an error in its wire format."""
-    more = {"directory": error.directory} if isinstance(error, NoSuchVM) else {}
+    _, name = MORE.get(type(error), (_Parameters, ""))
+    more = {name: getattr(error, name)} if name else {}
     return REPLIES[type(error)](message=error.message, hint=error.hint, **more)

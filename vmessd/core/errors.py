@@ -177,6 +177,14 @@ class StartFailed(Failed):
 class NotPermitted(Failed):
     """The daemon lacks a capability, or the link is not its own and not allowed by the configuration."""
 
+    instead: str | None = None
+    """A second hint, which the client prints first: what needs no privilege."""
+
+    def __init__(self, message: str, hint: str | None = None, capability: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.capability = capability
+        """The capability that the daemon lacks; None if it is refused for another reason."""
+
 
 class failing:  # noqa: N801 -- it reads as a statement: with failing("...")
     """Turn an OSError into a Failed with a message that begins with `what`."""

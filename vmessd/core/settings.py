@@ -331,9 +331,9 @@ SETTINGS: tuple[Setting, ...] = (
         expects=f"off, or on with an optional order (0 to {ORDER_MAX}) and delay (0 to {DELAY_MAX} seconds)",
         parse=_autostart,
         option=_no_option,
-        help=f"Start the VM with the host. Lower orders start first (default: {ORDER_DEFAULT}), VMs of one\n"
-        "order together; <delay> seconds later, the next order starts. A shutdown of the host goes in\n"
-        "reverse order.",
+        help="Start the VM when the host boots, if vmessd is a service; for a private vmessd, boot starts it.\n"
+        f"Lower orders start first (default: {ORDER_DEFAULT}), VMs of one order together;\n"
+        "<delay> seconds later, the next order starts. A shutdown goes in reverse order.",
         example="on 10",
         live=True,
     ),
@@ -475,7 +475,7 @@ DRIVES: tuple[Drive, ...] = (
             verb=disk,
             argument="<size>",
             help=f"Create a sparse file for the {order} disk, or make it larger.\n"
-            "An existing image is never written to and never made smaller.",
+            "The data in an existing image stays as it is; an image is never made smaller.",
             example="8G",
         )
         for disk, order in zip(DISKS, ("first", "second", "third", "fourth"), strict=True)

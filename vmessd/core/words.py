@@ -98,6 +98,15 @@ class FleetStep:
     failed = "failed"
 
 
+class DaemonKind:
+    """Who runs a daemon: :class:`vmessd.core.models.daemon.DaemonKind`."""
+
+    service = "service"
+    own_service = "own_service"
+    private = "private"
+    by_hand = "by_hand"
+
+
 class Ending:
     """Why a console was taken away: :class:`vmessd.core.models.consoles.Ending`."""
 

@@ -460,7 +460,7 @@ class NetworkInterfaces:
             with_it = ", with this MAC" if text is not None else ""
             return f"{self.vm} has no interface {index} yet; ifadd adds one{with_it}"
         if now != later:
-            return f"{self.vm} is running; interface {index} is {now} until its next start"
+            return f"{self.vm}: interface {index} is {now} until its next start"
         return None
 
     def _set_mac(self, index: int, text: str | None) -> None:

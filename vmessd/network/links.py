@@ -17,7 +17,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from vmessd.core import names
+from vmessd.core import names, systemd
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason, shell_line
 from vmessd.core.models.wires import Step, StepKind
@@ -519,6 +519,10 @@ def _recreation(name: str) -> str:
     return f"as root: ip link delete {name}; vmessd then creates a new one"
 
 
+CAPABILITY = "CAP_NET_ADMIN"
+"""What the kernel requires of whoever changes links, capabilities(7)."""
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """Convert errors of the kernel into errors for the user."""
@@ -545,14 +549,16 @@ def making(name: str) -> Iterator[None]:
 
 
 def missing_capability() -> NotPermitted:
-    """Return the error for a daemon that may not change links, with two remedies."""
+    """Return the error for a daemon that may not change links, with a command that replaces the daemon."""
     uid = os.geteuid()
-    command = shell_line(sys.argv) if os.access(sys.argv[0], os.X_OK) else "vmessd"
+    program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else "vmessd"
+    stop = "systemctl --user stop vmessd" if systemd.is_heard() else "vmess daemon stop"
     return NotPermitted(
-        f"vmessd, uid {uid}, lacks CAP_NET_ADMIN, which TAPs and bridges need: run it as root, or as "
+        f"vmessd, uid {uid}, lacks {CAPABILITY}, which TAPs and bridges need: run it as root, or as "
         f"yourself with only that capability",
-        hint=f"sudo -E setpriv --reuid {uid} --regid {os.getegid()} --init-groups --inh-caps +net_admin "
-        f'--ambient-caps +net_admin {command}; "user" in place of a bridge needs neither',
+        hint=f"{stop}; sudo -E setpriv --reuid {uid} --regid {os.getegid()} --init-groups "
+        f"--inh-caps +net_admin --ambient-caps +net_admin {shell_line([program, *sys.argv[1:]])}",
+        capability=CAPABILITY,
     )
 
 

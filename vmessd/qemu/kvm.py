@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 
 from vmessd.core.errors import StartFailed, VmessError, printable, quoted, reason
+from vmessd.core.models.progress import WithoutKvm
 from vmessd.qemu.command_line import BEST_CPU, SANDBOX
 from vmessd.qemu.process import ENVIRONMENT, Process
 
@@ -28,6 +29,8 @@ It takes 0.1 s where KVM works, mostly for the start of QEMU.
 """
 LEEWAY = 2.0
 """Seconds until the probe is killed here, should timeout(1) not have done it."""
+JOIN_GROUP = "sudo adduser $USER kvm; log in again; vmess daemon stop"
+"""The hint for somebody who may not open /dev/kvm; on Debian it belongs to the group kvm."""
 WORDS_MAX = 200
 """Characters of QEMU's last line that are quoted."""
 
@@ -75,6 +78,11 @@ def unopenable() -> str | None:
     except OSError as error:
         return f"{DEVICE} cannot be opened by vmessd: {reason(error)}"
     return None
+
+
+def _is_denied() -> bool:
+    """Tell whether permissions alone keep this process from using /dev/kvm."""
+    return os.path.exists(DEVICE) and not os.access(DEVICE, os.R_OK | os.W_OK)
 
 
 def run_guest(
@@ -138,10 +146,19 @@ class Kvm:
         self._is_probed = False
         self._failure: str | None = None
         self._said: str | None = None
+        self._told: dict[int | None, str] = {}
 
     def trouble(self) -> str | None:
         """Return why KVM is not used, as far as known; None if a start may use it. Runs no guest."""
         return unopenable() or self._failure
+
+    def news(self, uid: int | None) -> WithoutKvm | None:
+        """Return why KVM is not used, once for each user and reason."""
+        trouble = self.trouble()
+        if trouble is None or self._told.get(uid) == trouble:
+            return None
+        self._told[uid] = trouble
+        return WithoutKvm(trouble, JOIN_GROUP if _is_denied() else None)
 
     @property
     def is_known(self) -> bool:

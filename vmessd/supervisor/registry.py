@@ -344,7 +344,9 @@ class Supervisor:
         """Return why a VM is in its state; raises as :meth:`machine`."""
         machine = await self.machine(name)
         await self.look(machine)
-        return dataclasses.replace(await why.explain(machine), status=self.seen(machine))
+        return dataclasses.replace(
+            await why.explain(machine, self.host.residence.kind), status=self.seen(machine)
+        )
 
     async def statuses(self) -> list[VMStatus]:
         """Return the status of all VMs, without a look at their files."""
@@ -577,7 +579,7 @@ class Supervisor:
         change = self._change(machine.directory, setting, value)
         done = await machine.change(change.work, stopped=change.stopped)
         if not change.live and machine.state not in OFF:
-            return f"{machine.vm} is running; {setting} takes effect at its next start"
+            return f"{machine.vm}: {setting} takes effect at its next start"
         return done
 
     def _change(self, directory: VMDirectory, setting: str, value: str | None) -> _Change:

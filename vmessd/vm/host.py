@@ -11,6 +11,8 @@ from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import NotPermitted
 from vmessd.core.models.daemon import Residence
 from vmessd.core.models.events import Kind
+from vmessd.core.models.progress import WithoutKvm
+from vmessd.core.records import RunRecord
 from vmessd.core.settings import SETTINGS, Setting
 from vmessd.network.displays import Displays
 from vmessd.network.duplicate_macs import Duplicates
@@ -79,6 +81,11 @@ class Host:
     def kvm_trouble(self, wanted: str | None) -> str | None:
         """Return why a VM with this ACCEL file would run without KVM, though it may use it, as far as known."""
         return self.kvm.trouble() if (wanted or self.accel) == AUTO else None
+
+    def kvm_news(self, record: RunRecord, uid: int | None) -> WithoutKvm | None:
+        """Return why a QEMU runs without KVM though it may use it, unless this user was told before."""
+        wanted = (record.hardware or {}).get("ACCEL", "").strip() or self.accel
+        return self.kvm.news(uid) if record.accel != "kvm" and wanted == AUTO else None
 
     def settings(self, directory: VMDirectory) -> dict[str, Any]:
         """Return the settings of a VM by file name, as :func:`command_line.expanded` returns them.

@@ -6,6 +6,7 @@ import pwd
 
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import Policy
+from vmessd.core.models.daemon import DaemonKind
 from vmessd.core.models.vms import End, Explanation
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.core.settings import BY_FILE
@@ -15,17 +16,17 @@ from vmessd.vm.machine import Machine
 CONSOLE_LINES = 10
 
 
-async def explain(machine: Machine) -> Explanation:
+async def explain(machine: Machine, daemon: DaemonKind) -> Explanation:
     """Return why a VM is in its state; raises NoSuchVM."""
     while True:
         record = machine.last_exit
         end, policy, autostart = await machine.change(functools.partial(_read, machine, record))
         if machine.last_exit is record:  # otherwise another run has ended meanwhile
-            return Explanation(machine.status(), end, policy, autostart)
+            return Explanation(machine.status(), end, policy, autostart, daemon)
 
 
 def _read(machine: Machine, record: ExitRecord | None) -> tuple[End | None, Policy, bool]:
-    """Return how a run ended, the restart policy, and whether the VM starts with the host; blocks."""
+    """Return how a run ended, the restart policy, and whether its AUTOSTART is on; blocks."""
     autostart, policy = None, Policy.no
     with contextlib.suppress(VmessError):
         autostart = machine.directory.read_setting(BY_FILE["AUTOSTART"])

@@ -7,7 +7,7 @@ import pytest
 from vmessctl.commands import network
 from vmessctl.output.phrases import PHRASES
 from vmessd.core import lifecycle, settings, words
-from vmessd.core.models import consoles, events, progress, wires
+from vmessd.core.models import consoles, daemon, events, progress, wires
 
 ENUMERATIONS: tuple[tuple[type[enum.Enum], type], ...] = (
     (lifecycle.State, words.State),
@@ -16,6 +16,7 @@ ENUMERATIONS: tuple[tuple[type[enum.Enum], type], ...] = (
     (lifecycle.Policy, words.Policy),
     (wires.StepKind, words.StepKind),
     (progress.FleetStep, words.FleetStep),
+    (daemon.DaemonKind, words.DaemonKind),
     (consoles.Ending, words.Ending),
     (events.Kind, words.Kind),
 )

@@ -215,7 +215,16 @@ def test_help_can_be_asked_for_in_many_ways(line: str, words: str, capsys: pytes
 def test_help_for_net_is_that_of_all_that_begins_so() -> None:
     nets = [command.verb for command in COMMANDS if command.verb.startswith("net ")]
     assert len(nets) == 6
-    assert helptext.help_text("net") == "\n\n".join(map(helptext.help_text, nets))
+    said = helptext.help_text("net")
+    for verb in nets:
+        assert helptext.help_text(verb).partition("\n\nOptions\n")[0] in said
+    assert said.count("--json  ") == 1, "options that several verbs have are told once, at the end"
+    assert said.partition("\nOptions\n")[2] == helptext.help_text("net show").partition("\nOptions\n")[2]
+
+
+def test_all_is_an_option_of_verbs_that_take_several_vms_alone() -> None:
+    assert "--all" not in helptext.help_text("vnc")
+    assert "--all" in helptext.help_text("start")
 
 
 def test_help_for_what_is_no_verb_says_what_may_be_meant() -> None:

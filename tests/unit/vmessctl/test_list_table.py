@@ -39,7 +39,7 @@ def test_one_line_a_vm_those_that_run_first() -> None:
     assert list_table.lines(list_table.in_order(VMS)) == [
         "NAME    STATE    CPU  MEMORY  DISK     UP  ADDRESS       NOTE",
         "b0      paused     2      2G     -  3 min  -             io-error, hda: bad\\x1b",
-        "leaf12  running    2      2G     -  3 min  192.0.2.7 +1  restart pending",
+        "leaf12  running    2      2G     -  3 min  192.0.2.7 +1  changes at next start",
         "a0      stopped    2      2G    8G      -  -             locked, autostart",
     ]
 

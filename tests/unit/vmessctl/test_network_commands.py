@@ -10,7 +10,7 @@ from vmessctl.cli.grammar import parse
 from vmessctl.cli.verbs import COMMANDS
 from vmessctl.commands import network
 from vmessctl.output import terminal
-from vmessd.core.errors import Failed, InvalidValue, VmessError
+from vmessd.core.errors import Failed, InvalidValue, NotPermitted, VmessError
 from vmessd.core.models.wires import StepKind
 from vmessd.core.wires import FORWARD_FORM
 
@@ -428,3 +428,23 @@ def test_what_the_daemon_refuses_is_passed_on(
     vms = len(parse(line.split()).vms) or 1
     assert said.err.splitlines() == ["vmess: no\\nway", "  hint: do this"] * vms
     assert len(client.calls) == vms
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("leaf ifadd 1 br0", "vmess leaf0 ifadd 1 user"),
+        ("leaf ifadd 3 br0 user:2222:22", "vmess leaf0 ifadd 3 user user:2222:22 user"),
+        ("leaf connect 1 br0", "vmess leaf0 connect 1 user"),
+    ],
+)
+def test_where_a_capability_is_missing_the_first_hint_needs_none(
+    line: str, instead: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(monkeypatch, NotPermitted("no", hint="do this", capability="CAP_NET_ADMIN"))
+    assert app.run(line.split()) == 1
+    hints = [f"  hint: without root: {instead}", "  hint: do this"]
+    assert capsys.readouterr().err.splitlines() == ["vmess: no", *hints]
+    answering(monkeypatch, NotPermitted("that bridge is not yours", hint="do this"))
+    assert app.run(line.split()) == 1
+    assert capsys.readouterr().err.splitlines()[1:] == hints[1:]

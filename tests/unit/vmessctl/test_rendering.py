@@ -71,7 +71,7 @@ STATUS_LINES = (
     ),
     (
         told("paused", runstate="paused", locked=True, pending=True),
-        "VM is running, PID: 7 (paused; locked; restart pending)",
+        "VM is running, PID: 7 (paused; locked; changes at next start)",
     ),
 )
 

@@ -1,6 +1,22 @@
 """The daemon itself, as it tells its clients. Pure."""
 
+import enum
+
+from vmessd.core import words
 from vmessd.core.dataclass import dataclass
+
+
+class DaemonKind(enum.StrEnum):
+    """Who runs a daemon. Only a service starts VMs when the host boots or its user logs in."""
+
+    service = words.DaemonKind.service
+    """The service manager of the host."""
+    own_service = words.DaemonKind.own_service
+    """Another service manager, mostly that of a user."""
+    private = words.DaemonKind.private
+    """In the background of whoever needed it first."""
+    by_hand = words.DaemonKind.by_hand
+    """In the foreground of a terminal or a program."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +36,15 @@ class DaemonStatus:
     vms: int
     running: int
     """How many of the VMs have a QEMU."""
+    kind: DaemonKind | None = None
+    """Who runs it; null: an older vmessd does not say so."""
 
 
 @dataclass(frozen=True)
 class Residence:
-    """Where a daemon has its files, and how long it stays without work."""
+    """Where a daemon has its files, how long it stays without work, and who runs it."""
 
     socket: str = ""
     log: str | None = None
     idle_time: float | None = None
+    kind: DaemonKind = DaemonKind.by_hand

@@ -10,6 +10,15 @@ from vmessd.core.lifecycle import Rung
 
 
 @dataclass(frozen=True)
+class WithoutKvm:
+    """Why a VM runs under TCG although it may use KVM."""
+
+    reason: str
+    hint: str | None
+    """What to type, if that may help."""
+
+
+@dataclass(frozen=True)
 class StartProgress:
     """A step of a start: first the command line, then the process."""
 
@@ -18,6 +27,8 @@ class StartProgress:
     command: list[str]
     accel: str | None = None
     """The accelerator: kvm or tcg."""
+    without_kvm: WithoutKvm | None = None
+    """In the last step: why it runs without KVM although it may use it. A daemon tells each user only once."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Self
 
 from vmessd.core.dataclass import dataclass
 from vmessd.core.lifecycle import Policy, Reason, State
+from vmessd.core.models.daemon import DaemonKind
 from vmessd.core.models.wires import VMNic
 from vmessd.core.records import ExitRecord
 
@@ -188,4 +189,6 @@ class Explanation:
     policy: Policy
     """The value of RESTART."""
     autostart: bool
-    """It starts with the host."""
+    """Its AUTOSTART is on: `Boot` starts it, which a service calls when the host boots; see `daemon`."""
+    daemon: DaemonKind | None = None
+    """Who runs the daemon; null: an older vmessd does not say so."""
