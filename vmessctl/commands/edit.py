@@ -63,7 +63,7 @@ def _settled(draft: Draft, before: Mapping[str, str]) -> dict[str, str | None]:
                 raise
             warn(f"{PROGRAM}: {error.message}")
             if answer("[e]dit again, or [q]uit?").lower() not in ("", "e", "edit"):
-                raise Failed(UNCHANGED) from None
+                raise Failed(UNCHANGED, hint=f"{PROGRAM} {draft.vm} edit") from None
 
 
 def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
@@ -141,7 +141,7 @@ class Draft:
     """A text in a file of its own, for an editor. Use as a context manager, which deletes the file."""
 
     def __init__(self, vm: str, text: str) -> None:
-        self._vm = vm
+        self.vm = vm
         self._given = self._text = text
         self._directory = self._path = ""
 
@@ -201,13 +201,13 @@ class Draft:
         if self._text == self._given:
             return
         try:
-            fd, path = tempfile.mkstemp(prefix=f"vmess-{self._vm}-", suffix=".txt")  # for its owner alone
+            fd, path = tempfile.mkstemp(prefix=f"vmess-{self.vm}-", suffix=".txt")  # for its owner alone
             with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(self._text)
         except OSError as error:
-            warn(f"{self._vm}: the edited text cannot be kept: {reason(error)}")
+            warn(f"{self.vm}: the edited text cannot be kept: {reason(error)}")
         else:
-            warn(f"{self._vm}: the edited text is kept in {printable(path)}")
+            warn(f"{self.vm}: the edited text is kept in {printable(path)}")
 
 
 def _run(command: list[str]) -> None:

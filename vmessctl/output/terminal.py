@@ -157,9 +157,9 @@ def confirmed(question: str) -> bool:
 
 def answer(question: str) -> str:
     """Ask a question on the terminal, and return the answer; Ctrl-D is `quit`."""
-    sys.stderr.write(f"{question} ")
-    sys.stderr.flush()
     try:
+        sys.stderr.write(f"{question} ")
+        sys.stderr.flush()
         line = sys.stdin.readline()
     except KeyboardInterrupt:
         warn("")
