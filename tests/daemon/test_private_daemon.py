@@ -115,7 +115,7 @@ def test_the_first_command_starts_a_daemon_and_says_so_once(person: Person) -> N
         "running": 0,
         "kind": "private",
     }
-    boot = "a boot of the host does not start it, because this vmessd is not a service; vmess boot does"
+    boot = "no service starts it when the host boots; vmess boot does"
     assert person.vmess("newvm", "autostart", "on").stderr == f"newvm0: {boot}\n"
     assert person.done("newvm", "why").splitlines()[1] == f"Next: nothing until somebody starts it; {boot}"
     for value in ("off", "none"):

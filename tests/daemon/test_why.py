@@ -16,7 +16,7 @@ from vmessctl.commands import why
 A = own("w")
 ME = f"by {pwd.getpwuid(os.getuid()).pw_name} (uid {os.getuid()})"
 
-NOT_AT_BOOT = "a boot of the host does not start it, because this vmessd is not a service; vmess boot does"
+NOT_AT_BOOT = "no service starts it when the host boots; vmess boot does"
 
 
 def told(daemon: Daemon) -> dict[str, str]:

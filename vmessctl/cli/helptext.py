@@ -64,7 +64,7 @@ STATUSES = (
     ("7", "locked"),
     ("8", "stopped, but only by force: the guest did not power down in time"),
     ("130", "interrupted by Ctrl-C"),
-    ("141", "nobody read the output to its end, such as head"),
+    ("141", "the output was not read to its end, as with head"),
 )
 """Exit statuses and what they mean; never renumbered."""
 WORST = "If a line names several VMs, each is reported and the worst status wins."

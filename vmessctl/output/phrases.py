@@ -66,8 +66,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "fleet off": ("{text}", "stopped"),
     "at boot": 2 * ("it starts with the host",),
     "at boot of mine": 2 * ("it starts with your own service",),
-    NOT_AT_BOOT: 2
-    * ("a boot of the host does not start it, because this vmessd is not a service; {program} boot does",),
+    NOT_AT_BOOT: 2 * ("no service starts it when the host boots; {program} boot does",),
     "boot nothing": 2 * ("nothing to start: no VM with autostart on is off",),
     "shutdown nothing": 2 * ("nothing to stop: no VM is running",),
     "prune nothing": 2 * ("nothing to delete: neither a TAP without a VM nor an empty bridge",),
