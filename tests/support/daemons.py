@@ -41,6 +41,8 @@ PROGRAM: tuple[str, ...] = ("-m", "vmessd")
 CLIENT = (sys.executable, "-IS", str(SUPPORT / "vmess.py"))
 """The client's command as `vmess`: it begins in half the time of `python -m vmessctl`."""
 AS_VMESSCTL = (sys.executable, "-m", "vmessctl")
+FORKED = {CLIENT: "vmess", AS_VMESSCTL: "vmessctl"}
+"""By the command of the client: the name by which it is called."""
 
 
 def unit_of(text: str) -> float:
@@ -177,8 +179,9 @@ class Daemon:
         if self.forks and is_plain and (not self.inside or self.inside == inside(str(namespace))):
             _, program, *words = self.program  # -m vmessd or -c CODE
             code = None if self.program == PROGRAM else program
-            return forkserver.server().start(
-                (*words, *arguments), environment, (log, log), namespace=namespace, code=code
+            name = "vmessd" if code is None else "-c"
+            return forkserver.server("vmessd").start(
+                (name, *words, *arguments), environment, (log, log), namespace=namespace, code=code
             )
         return subprocess.Popen(
             [*self.inside, *self.wrapper, sys.executable, *self.program, *arguments],
@@ -207,19 +210,25 @@ class Daemon:
         self, *words: str | os.PathLike[str], program: tuple[str, ...] = CLIENT, **run: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run the client and return what it said."""
-        options: dict[str, Any] = {
-            "timeout": 90 * UNIT,
-            "cwd": TESTS.parent,
-            "stdin": subprocess.DEVNULL,
-            **run,
-        }
+        options: dict[str, Any] = {"timeout": 90 * UNIT, "cwd": TESTS.parent, **run}
+        environment = {**os.environ, "VMESS_SOCKET": str(self.socket), "PYTHONPATH": str(TESTS.parent)}
+        *_, namespace = self.inside or (None,)
+        if (
+            self.forks
+            and program in FORKED
+            and set(options) == {"timeout", "cwd"}
+            and (not self.inside or self.inside == inside(str(namespace)))
+            and forkserver.server("vmessctl").suits(environment)
+        ):
+            command = [FORKED[program], *(os.fspath(word) for word in words)]
+            return forkserver.ran(command, environment, namespace=namespace, **options)
         return subprocess.run(
             [*self.inside, *program, *words],
-            env={**os.environ, "VMESS_SOCKET": str(self.socket), "PYTHONPATH": str(TESTS.parent)},
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
-            **options,
+            **{"stdin": subprocess.DEVNULL, **options},
         )
 
     def vmessctl(self, *words: str | os.PathLike[str], **run: Any) -> subprocess.CompletedProcess[str]:
