@@ -4,6 +4,7 @@ Everything that happens to the VM (a request, a reply of QEMU, a timer, the end 
 message in the inbox. Messages are handled in order; nothing else changes the state.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -28,7 +29,7 @@ from vmessd.vm.host import Host
 from vmessd.vm.mailbox import EventMessage, Job, dismiss, tell
 from vmessd.vm.qemu_run import QemuRun, failures_logged, last_progress, policy_of
 from vmessd.vm.start import Cancellation, StartAttempt
-from vmessd.vm.stop import Stop, grace_of
+from vmessd.vm.stop import READ_TIME, Stop, grace_of
 
 log = logging.getLogger(__name__)
 
@@ -333,6 +334,8 @@ class Machine(FailureRecovery):
         return Stop(ladder(grace), grace, uid, gentle=True, note=note)
 
     async def _begin_force(self, message: EventMessage) -> None:
+        with contextlib.suppress(VmessError):  # the exit record goes there, and is not waited for
+            await self.files.aside(self.find_home, READ_TIME)
         await self._begin_stop(message, Stop(by_force(), 0.0, message.asker().uid, gentle=False))
 
     async def _begin_stop(self, message: EventMessage, stop: Stop) -> None:
