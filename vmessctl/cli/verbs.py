@@ -320,7 +320,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "list",
         "List all VMs, those that run first. The default without a verb. -o picks columns: name, state, cpu,\n"
-        "memory, disk, up, address, note, pid.",
+        "memory, disk, up, address, note, pid. DISK is the size of the disks as the guest sees it, not the\n"
+        "space that the images take.",
         "List",
         "inspect.list_vms",
         options=(COLUMNS, NO_HEADER, JSON),

@@ -68,7 +68,7 @@ class VMOverview:
     memory: int | None
     """Memory of the guest in bytes, as for `cpus`."""
     disk: int | None
-    """The size of its disks in bytes, without the CD-ROM."""
+    """The size of its disks in bytes as the guest sees it, without the CD-ROM. A sparse image takes less."""
     addresses: list[str]
     """The addresses of its guest that the host knows, the best first."""
     locked: bool | None
