@@ -66,7 +66,7 @@ def offered(line: str, world: Callable[[Line], completion.World] = Host) -> set[
     return {word for word in found if word.startswith(current)}
 
 
-GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "daemon", "watch"}
+GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "daemon", "watch", "import"}
 OFFERED: tuple[tuple[str, set[str]], ...] = (
     # VMs, by what the verb behind the cursor needs
     ("|", {"a0", "b0", "c0"} | GLOBAL | set(VERBS)),
@@ -119,6 +119,9 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a grace |", {"none"}),
     ("a ram |", {*completion.SIZES, "none"}),
     ("a cdrom |", {":files", "none"}),
+    ("b export |", {":files", "-"}),
+    ("import |", {":files", "-"}),
+    ("import x.tar |", set()),
     ("a connect |", {"0", "1"}),
     ("a connect 0 |", {"br0", "br1", "-", "user"}),
     (

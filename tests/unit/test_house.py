@@ -61,7 +61,10 @@ WRAPPED = {
     "qemu": {"vmessd.qemu.monitor"},
     "asyncvarlink": {
         *(f"vmessd.api.{module}" for module in ("wire_errors", "interface", "connection", "server")),
-        *(f"vmessd.api.{group}" for group in ("inspection", "life", "guest", "looking", "watching", "wires")),
+        *(
+            f"vmessd.api.{group}"
+            for group in ("inspection", "life", "guest", "looking", "watching", "wires", "transferring")
+        ),
     },
     "sdnotify": {"vmessd.core.systemd"},
     "subprocess": {"vmessd.qemu.process", "vmessctl.output.foreground"},

@@ -96,9 +96,9 @@ GROUPS = {group.name: group for group in (LIFE, LOOK, HARDWARE, DISKS, WIRES, MA
 """In the order of the help."""
 
 MAKE = Summary(LIFE, "Create, change, rename, delete")
+ARCHIVE = Summary(LIFE, "Whole VM to a file, and back")
 START = Summary(LIFE, "Power up, power down, or both")
-PAUSE = Summary(LIFE, "Pause, continue, press reset")
-LOCK = Summary(LIFE, "Refuse changes, allow them")
+PAUSE = Summary(LIFE, "Pause, reset; refuse changes")
 UNATTENDED = Summary(LIFE, "Grace period; start by itself")
 STATE = Summary(LOOK, "State, details, log, last end")
 SCREEN = Summary(LOOK, "Show screen or serial console")
@@ -115,7 +115,7 @@ POWER = Summary(MANY, "Start VMs as at boot, stop all")
 LINKS = Summary(HOST, "Bridges and links of the host")
 TOOL = Summary(HOST, "Look after vmessctl itself")
 SUMMARIES = (
-    *(MAKE, START, PAUSE, LOCK, UNATTENDED),
+    *(MAKE, ARCHIVE, START, PAUSE, UNATTENDED),
     *(STATE, SCREEN, KEYS, WAIT),
     *(MACHINE, EXTRAS),
     DRIVE,
@@ -760,14 +760,14 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "lock",
         "Make the VM refuse changes until it is unlocked. The host's boot and shutdown and the restart\n"
-        "policy still apply. Without a remark, a VM that is locked keeps the remark that it has.",
+        "policy still apply.",
         "Lock",
         "controls.lock",
         arguments="[remark]...",
         many=True,
         reports=True,
         files="LOCK",
-        summary=LOCK,
+        summary=PAUSE,
         example="newvm lock in use until Friday",
     ),
     Command(
@@ -779,7 +779,7 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         reports=True,
         files="LOCK",
-        summary=LOCK,
+        summary=PAUSE,
         example="newvm unlock",
     ),
     Command(
@@ -794,6 +794,32 @@ COMMANDS: tuple[Command, ...] = (
         running=REFUSED,
         summary=MAKE,
         example="newvm rename web-1",
+    ),
+    Command(
+        "export",
+        "Write the whole VM, its settings and disks, into a file: a tar archive with checksums. On this\n"
+        "host or another one, import makes a VM of it. The VM must be off. The holes of disks take no\n"
+        "space. The file must not exist; - writes to standard output.",
+        "Export",
+        "transfer.export",
+        arguments="<file|->",
+        reports=True,
+        wants="off",
+        running=REFUSED,
+        summary=ARCHIVE,
+        example="newvm export newvm.tar",
+    ),
+    Command(
+        "import",
+        "Make a VM of a file that export has written, under the name that it had or another one. MAC\n"
+        "addresses and the VNC display follow from the name, except those set by mac. - reads standard\n"
+        "input.",
+        "Import",
+        "transfer.take",
+        arguments="<file|-> [newvm]",
+        reports=True,
+        summary=ARCHIVE,
+        example="import newvm.tar web-1",
     ),
     Command(
         "rm",

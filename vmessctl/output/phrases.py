@@ -75,6 +75,8 @@ PHRASES: dict[str, tuple[str, str]] = {
     "edit": 2 * ("nothing was changed",),
     "rm": ("", "deleted"),
     "rename": ("", "renamed to {name}"),
+    "export": ("", "exported to {file}, {size}"),
+    "import": ("", "imported from {file}, {size}"),
     "suspend": ("", "paused"),
     "resume": ("", "resumed"),
     "reset": ("", "reset"),

@@ -10,12 +10,15 @@ from vmessd.api.guest import Guest
 from vmessd.api.inspection import Inspection
 from vmessd.api.life import Life
 from vmessd.api.looking import Looking
+from vmessd.api.transferring import Transferring
 from vmessd.api.watching import Watching
 from vmessd.api.wires import Wires
 from vmessd.core.errors import INTERFACE
 
 
-class VmessInterface(Inspection, Life, Guest, Looking, Watching, Wires, VarlinkInterface, name=INTERFACE):
+class VmessInterface(
+    Inspection, Life, Guest, Looking, Transferring, Watching, Wires, VarlinkInterface, name=INTERFACE
+):
     """Small KVM machines in plain directories.
 
     The name of a VM is up to 30 letters a-z, digits and hyphens; `newvm` means `newvm0`.

@@ -17,7 +17,9 @@ NAME_MAX = 30
 LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
 
 # Words of the command line. They are not VM names without a digit; with one they may be ("start0").
-GLOBAL_WORDS = frozenset({"help", "list", "net", "top", "watch", "completion", "daemon", "boot", "shutdown"})
+GLOBAL_WORDS = frozenset(
+    {"help", "list", "net", "top", "watch", "completion", "daemon", "boot", "shutdown", "import"}
+)
 VERBS = frozenset(
     {
         *("suspend", "sendkey", "ctrl-alt-delete", "type", "lock", "unlock", "why"),
@@ -27,6 +29,7 @@ VERBS = frozenset(
         *("nic-model", "nic-options", "qemu-options", "edit"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
         "screenshot",
+        "export",
     }
 )
 ALIASES = frozenset({"ls", "ps", "create", "delete", "reboot", "kill", "memory", "version"})

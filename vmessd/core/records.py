@@ -70,8 +70,6 @@ class RunRecord:
     """The file CABLES has been valid since the start of this run."""
     hardware: dict[str, str] | None = None
     """The settings and drives it was started with, see :mod:`vmessd.vm.pending`; None from an older version."""
-    images: dict[str, str] | None = None
-    """The files of the drives it was started with, by slot: device and inode; None from an older version."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _rename(root: Path, name: str, old: str, new: str) -> None:
         for slot in SLOTS:
             for old_file, new_file in _pairs(old, new, slot):
                 _rename_drive(directory, old_file, new_file)
-            _name_base(directory, new, slot)
+        name_bases(directory, new)
         _redirect_links(directory, new, str(root / old), str(root / new))
         with contextlib.suppress(VmessError):  # a start does it otherwise
             safefile.sweep(directory)
@@ -131,14 +131,20 @@ def _rename_drive(directory: int, old: str, new: str) -> None:
         os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
 
+def name_bases(directory: int, vm: str) -> None:
+    """Have the headers of disks name their bases as the links are called, for `qemu-img`; raises OSError."""
+    for slot in names.DISKS:
+        _name_base(directory, vm, slot)
+
+
 def _name_base(directory: int, vm: str, slot: str) -> None:
-    """Have the header of a disk name its base as the link is called now, for `qemu-img`; raises OSError.
+    """Have the header of a disk name its base; raises OSError.
 
     One write, in general of less than a page. A header that cannot be changed stays; QEMU ignores the name.
     """
     name = names.disk_file(vm, slot, "qcow2")
     with contextlib.suppress(VmessError, FileNotFoundError, qcow2.Refused):
-        if slot == names.CDROM or safefile.status(directory, names.base_file(vm, slot, 1)) is None:
+        if safefile.status(directory, names.base_file(vm, slot, 1)) is None:
             return
         fd = safefile.open_plain(directory, name, os.O_RDWR)
         try:

@@ -61,6 +61,8 @@ class VMDirectory:
     def __init__(self, root: Path, vm: str, path: Path | None = None) -> None:
         self.vm = vm
         self.path = path or root / vm
+        self.purpose = ""
+        """What this daemon has locked the directory for, in words: `being exported`."""
 
     def __str__(self) -> str:
         return printable(str(self.path))
@@ -107,7 +109,9 @@ class VMDirectory:
             pass
 
     def held(self, how: str, hint: str | None = None) -> Locked:
-        """Return the error for a VM whose directory another process has locked."""
+        """Return the error for a VM whose directory is locked, in general by another process."""
+        if self.purpose:
+            return Locked(f"VM {self.vm} is {self.purpose}", hint="wait until that is done")
         return Locked(f"VM {self.vm} is held {how}", hint=hint or f"to see which: fuser -v {self}")
 
     def make(
@@ -122,7 +126,7 @@ class VMDirectory:
         Raises:
             Failed: it could not be created, or exists already.
         """
-        self._must_be_new()
+        self.must_be_new()
         making = self.path.with_name(f"{MAKING}{self.vm}-{os.urandom(4).hex()}")
         with failing(f"{self} cannot be created"):
             # Others must not open it, because then they could lock it. The group may be QEMU's, and only
@@ -140,11 +144,11 @@ class VMDirectory:
                 except OSError:
                     left(making.name)
                 if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    self._must_be_new()  # another process was faster
+                    self.must_be_new()  # another process was faster
                 raise
 
-    def _must_be_new(self) -> None:
-        """Raise Failed where the name exists."""
+    def must_be_new(self) -> None:
+        """Raise Failed where the name exists, and BadFile where it is not that of a VM."""
         if os.path.lexists(self.path):
             with self.opened():
                 pass  # raises BadFile for anything other than a directory
@@ -181,15 +185,13 @@ class VMDirectory:
         Raises:
             BadFile: the file is not a plain file, is too long, or is not text.
         """
-        row = settings.BY_FILE[file]
-        hint = f"set it again: vmess {self.vm} {row.verb} {row.example}" if row.verb and row.example else None
         with self.opened() as directory:
-            data = safefile.read(directory, file, VALUE_LIMIT, hint)
+            data = safefile.read(directory, file, VALUE_LIMIT)
             try:
                 return None if data is None else data.decode().strip()
             except UnicodeDecodeError:
                 where = safefile.place(directory, file)
-                raise BadFile(f"{where} is not text; it must be {row.expects}", hint=hint) from None
+                raise BadFile(f"{where} is not text; it must be {settings.BY_FILE[file].expects}") from None
 
     def read_setting(self, setting: settings.Setting) -> Any:
         """Return the value of a setting; None where it is not set.

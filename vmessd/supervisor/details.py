@@ -186,8 +186,7 @@ class Details:
         disks = _disks(directory)
         changes = None
         if record is not None and record.hardware is not None:
-            others = pending.replaced(record, disks)
-            changes = pending.changes(record.hardware, pending.hardware(directory, disks), others)
+            changes = pending.changes(record.hardware, pending.hardware(directory, disks))
         return _Seen(planned, problem, _settings(directory), disks, kvm, changes)
 
 

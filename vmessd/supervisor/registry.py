@@ -50,9 +50,11 @@ from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
 from vmessd.supervisor.housekeeping import Housekeeping
 from vmessd.supervisor.leftovers import Leftovers
+from vmessd.supervisor.mentions import mentions
 from vmessd.supervisor.overview import Overviews, subject
 from vmessd.supervisor.readings import Readings
 from vmessd.supervisor.sampler import Sampler
+from vmessd.supervisor.transfers import Transfers
 from vmessd.vm import adoption, why
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -107,6 +109,7 @@ class Supervisor:
         self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
         """Work on the VM root itself."""
         self._leftovers = Leftovers(root, host.network)
+        self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
         self._removing: set[str] = set()
         """VMs that are being removed, which may take some time."""
         self._others: list[str] = []
@@ -493,17 +496,15 @@ class Supervisor:
                 network.wire(target, wires, renamed.read_setting(BY_FILE["MACS"]))
         except VmessError as error:
             notes.append(f"its TAPs are created at its next start: {error.message}")
-        notes += _mentions(renamed, directory.vm)
+        notes += mentions(renamed, directory.vm)
         return "; ".join(filter(None, notes)) or None
 
     async def lock(self, name: str, remark: str | None) -> None:
-        """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed.
-
-        An empty remark keeps the one that there is.
-        """
+        """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
         machine = await self.machine(name)
         text = remark if remark is None else remark.strip()
-        self._remarks[machine.vm] = await machine.change(functools.partial(_write_remark, machine, text))
+        await machine.change(functools.partial(_write_remark, machine, text))
+        self._remarks[machine.vm] = text
 
     async def check_unlocked(self, name: str, stops: bool = False) -> str | None:
         """Raise Locked if a VM is locked, and BadFile or TimedOut if its LOCK file cannot be read.
@@ -627,30 +628,12 @@ def _remark(machine: Machine) -> str | None:
         return None
 
 
-def _write_remark(machine: Machine, text: str | None) -> str | None:
-    """Lock a VM with a remark, or unlock it with None, even if the LOCK file is malformed; blocks.
-
-    Returns the remark in force: an empty one keeps the one that there is.
-    """
-    home = machine.find_home()
+def _write_remark(machine: Machine, text: str | None) -> None:
+    """Lock a VM with a remark, or unlock it with None, even if the LOCK file is malformed; blocks."""
     if text is None:
-        home.clear_setting(BY_FILE[LOCK])
-        return None
-    if not text:
-        with contextlib.suppress(BadFile):
-            text = home.setting_text(LOCK) or text
-    home.write_setting(BY_FILE[LOCK], text)
-    return text
-
-
-def _mentions(directory: VMDirectory, old: str) -> list[str]:
-    """Return notes about words for QEMU that contain the old name of a VM; blocks."""
-    found = []
-    for setting in SETTINGS:
-        with contextlib.suppress(VmessError):
-            if setting.words_for_qemu and old in (directory.setting_text(setting.file) or ""):
-                found.append(f"{setting.file} still says {old}; $VM and $DIR stand for name and directory")
-    return found
+        machine.find_home().clear_setting(BY_FILE[LOCK])
+    else:
+        machine.find_home().write_setting(BY_FILE[LOCK], text)
 
 
 def _with_way_out(error: VmessError, vm: str) -> VmessError:

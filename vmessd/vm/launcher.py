@@ -175,9 +175,17 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
         log_start = _begin_log(directory, output, argv)
         check()
-        fds: dict[int, int] = {ChildFd.lock: lock, ChildFd.qmp: qmp.fileno()}
-        fds |= {ChildFd.serial: serial.fileno(), ChildFd.serial_log: serial_log}
-        process = Process.spawn(argv, output, fds, host.account.entry)
+        process = Process.spawn(
+            argv,
+            output,
+            {
+                ChildFd.lock: lock,
+                ChildFd.qmp: qmp.fileno(),
+                ChildFd.serial: serial.fileno(),
+                ChildFd.serial_log: serial_log,
+            },
+            host.account.entry,
+        )
         undo.callback(_end, process)
         victims = host.kills.around(process.pid)
         record = RunRecord(
@@ -187,7 +195,6 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
             oom_kills=victims.count,
             cables=True,
             hardware=pending.hardware(files, spec.disks),
-            images=pending.images(spec.disks),
         )
         backing.remember(directory, {disk.slot: (disk.identity, disk.bases) for disk in spec.disks})
         directory.write_run_record(record)

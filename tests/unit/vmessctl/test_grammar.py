@@ -164,6 +164,10 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm forward 0 2222:22", "forward", ("newvm0",), ("0", "2222:22"), {}),
     ("newvm forward 0 2222:none", "forward", ("newvm0",), ("0", "2222:none"), {}),
     ("newvm rename router", "rename", ("newvm0",), ("router",), {}),
+    ("newvm export newvm.tar", "export", ("newvm0",), ("newvm.tar",), {}),
+    ("newvm export -", "export", ("newvm0",), ("-",), {}),
+    ("import newvm.tar", "import", (), ("newvm.tar",), {}),
+    ("import - web-1", "import", (), ("-", "web-1"), {}),
     ("newvm addr --json", "addr", ("newvm0",), (), {"--json": ""}),
     ("newvm vnc", "vnc", ("newvm0",), (), {}),
     (
@@ -414,7 +418,9 @@ def test_no_verb_can_be_taken_for_a_vm() -> None:
     assert could_be == names.RESERVED, "and no word is kept for a verb that there is not"
     alone = {command.verb for command in COMMANDS if command.is_global}
     nets = {verb for verb in BY_VERB if verb.startswith("net ")}
-    assert alone == {"list", "help", "top", "boot", "shutdown", "watch", "completion", "daemon"} | nets
+    assert (
+        alone == {"list", "help", "top", "boot", "shutdown", "watch", "completion", "daemon", "import"} | nets
+    )
 
 
 @pytest.mark.parametrize(

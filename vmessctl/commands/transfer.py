@@ -1,0 +1,241 @@
+"""The verbs export and import: a whole VM goes into a file, or comes from one.
+
+The daemon passes a socket, and this process reads or writes the file: the daemon opens no path of the user's. A
+file gets its name when it is whole: whatever happens before leaves none.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+
+from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.client import VERSIONS, connect
+from vmessctl.output.phrases import about, command, phrase
+from vmessctl.output.terminal import emit, say, status_lines, tell
+from vmessd.core import names
+from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted, shell_line
+from vmessd.core.settings import size_shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Client, Reply
+
+PIECE = 1 << 20
+"""Bytes that are copied at a time."""
+BEGIN_TIME = 300.0
+"""Seconds that the daemon may take to look through the disks before an export, in addition."""
+END_TIME = 600.0
+"""Seconds that the disk may take to have written everything at the end of an import, in addition."""
+REDRAW = 0.2
+"""Seconds between two states of the bar."""
+BAR = 24
+"""Characters of the bar."""
+STANDARD = "-"
+
+
+class _Bar:
+    """The line that shows how far a transfer is."""
+
+    def __init__(self, doing: str, size: int | None) -> None:
+        self._doing = doing
+        self._size = size
+        self._at = 0.0
+
+    def show(self, done: int) -> None:
+        """Draw the line if it is time."""
+        if time.monotonic() - self._at < REDRAW:
+            return
+        self._at = time.monotonic()
+        if not self._size:
+            status_lines.draw(f"{self._doing}: {size_shown(done)}")
+            return
+        share = min(1.0, done / self._size)
+        drawn = "#" * int(share * BAR)
+        sizes = f"{size_shown(done)} of {size_shown(self._size)}"
+        status_lines.draw(f"{self._doing} [{drawn:.<{BAR}}] {share:4.0%}, {sizes}")
+
+
+def export(invocation: Invocation) -> int:
+    """Write a VM into a file; return the exit status."""
+    (vm,), (file,) = invocation.vms, invocation.arguments
+    if file == STANDARD and sys.stdout.isatty():
+        raise InvalidValue(
+            "an export is not written to a terminal",
+            hint=f"name a file: {shell_line([PROGRAM.name, vm, 'export', f'{vm}.tar'])}",
+        )
+    _must_be_new(file)
+    client = connect(invocation)
+    with _Output(file) as output:
+        last = _export(client, vm, file, output)
+    _report(invocation, last["vm"], "export", file, last)
+    client.close()
+    return DONE
+
+
+def _export(client: Client, vm: str, file: str, output: int) -> Reply:
+    """Have a VM exported into an open file; return the last progress."""
+    client.wait_longer(BEGIN_TIME)
+    client.send("Export", {"vm": vm}, more=True)
+    begun = client.receive()[0]["transfer"]["progress"]
+    client.wait_longer(0.0)
+    channel = client.descriptors(1)[0]
+    try:
+        if file != STANDARD:
+            _check_space(file, output, begun["size"])
+        size = _drain(channel, output, file, _Bar(f"{begun['vm']}: exporting", begun["size"]))
+    finally:
+        os.close(channel)
+        status_lines.clear()
+    last: Reply = client.receive()[0]["transfer"]["progress"]
+    if size != last["size"]:
+        raise Failed(f"vmessd sent {size} bytes of an archive of {last['size']}", hint=VERSIONS)
+    return last
+
+
+def take(invocation: Invocation) -> int:
+    """Make a VM of a file; return the exit status."""
+    file, *more = invocation.arguments
+    name = names.parse(more[0]) if more else None
+    if file == STANDARD and sys.stdin.isatty():
+        raise InvalidValue(
+            "an archive is not read from a terminal", hint=f"name a file: {PROGRAM} import newvm.tar"
+        )
+    source = _open(file)
+    try:
+        client = connect(invocation)
+        client.send("Import", {"name": name}, more=True)
+        client.receive()
+        channel = client.descriptors(1)[0]
+        found = os.fstat(source)
+        size = found.st_size if stat.S_ISREG(found.st_mode) else None
+        try:
+            _fill(source, channel, file, _Bar(f"{name or printable(file)}: importing", size))
+        finally:
+            os.close(channel)
+            status_lines.clear()
+    finally:
+        os.close(source)
+    client.wait_longer(END_TIME)
+    last = client.receive()[0]["transfer"]["progress"]
+    client.close()
+    _report(invocation, last["vm"], "import", file, last)
+    return DONE
+
+
+def _report(invocation: Invocation, vm: str, verb: str, file: str, last: Reply) -> None:
+    emit(invocation, {"progress": last}, vm)
+    if file != STANDARD or verb == "import":
+        shown = "standard input" if file == STANDARD else printable(file)
+        tell(about(vm, phrase(verb, file=shown, size=size_shown(last["size"])), several=False))
+    for note in last["notes"] or ():
+        say(command(f"{vm}: {printable(note)}"))
+
+
+# -- The file of an export --
+
+
+def _must_be_new(file: str) -> None:
+    if file != STANDARD and os.path.lexists(file):
+        raise InvalidValue(f"{quoted(file, 300)} exists already; an export overwrites nothing")
+
+
+class _Output:
+    """A file to write to. It has its name after the `with` block, unless that fails."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._parent = os.path.dirname(file) or "."
+        self._temporary: str | None = None
+        """Its name until it is whole, where the file system has no files without a name."""
+        self._fd = -1
+
+    def __enter__(self) -> int:
+        if self._file == STANDARD:
+            return sys.stdout.fileno()
+        with failing(f"{printable(self._file)} cannot be created"):
+            try:
+                self._fd = os.open(self._parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
+            except OSError:
+                name = os.path.join(self._parent, f".{os.path.basename(self._file)}.{os.getpid()}")
+                self._fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+                self._temporary = name
+        return self._fd
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if self._file == STANDARD:
+            return
+        try:
+            if error is None:
+                with failing(f"{printable(self._file)} cannot be written"):
+                    os.fsync(self._fd)
+                    self._give_name()
+        finally:
+            os.close(self._fd)
+            if self._temporary is not None:
+                os.unlink(self._temporary)
+
+    def _give_name(self) -> None:
+        """Link the file to its name, which must be free; raises OSError."""
+        directory = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # With a descriptor, this is linkat(2), which follows the link in /proc (open(2), O_TMPFILE).
+            source = self._temporary or f"/proc/self/fd/{self._fd}"
+            os.link(source, self._file, src_dir_fd=directory if self._temporary is None else None)
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _check_space(file: str, output: int, wanted: int) -> None:
+    room = os.fstatvfs(output)
+    if wanted > (free := room.f_bavail * room.f_frsize):
+        sizes = f"{size_shown(wanted)} are needed, {size_shown(free)} are free"
+        hint = f"to look: {shell_line(['df', '-h', os.path.dirname(file) or '.'])}"
+        raise Failed(f"there is no space for {printable(file)}: {sizes}", hint=hint)
+
+
+def _drain(channel: int, output: int, file: str, bar: _Bar) -> int:
+    """Copy an archive from the daemon; return its size."""
+    size = 0
+    while True:
+        with failing("vmessd hung up"):
+            data = os.read(channel, PIECE)
+        if not data:
+            return size
+        with failing(f"{'standard output' if file == STANDARD else printable(file)} cannot be written"):
+            left = memoryview(data)
+            while left:
+                left = left[os.write(output, left) :]
+        size += len(data)
+        bar.show(size)
+
+
+# -- The file of an import --
+
+
+def _open(file: str) -> int:
+    if file == STANDARD:
+        return os.dup(sys.stdin.fileno())
+    with failing(f"{printable(file)} cannot be read"):
+        return os.open(file, os.O_RDONLY)
+
+
+def _fill(source: int, channel: int, file: str, bar: _Bar) -> None:
+    """Copy an archive to the daemon, which may refuse it at any moment, and then says why."""
+    size = 0
+    while True:
+        with failing(f"{printable(file)} cannot be read"):
+            data = os.read(source, PIECE)
+        if not data:
+            return
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(channel, left) :]
+        except OSError:
+            return
+        size += len(data)
+        bar.show(size)

@@ -1,0 +1,61 @@
+"""Which files of a VM directory make the VM, and which only belong to its process or to this host. Pure."""
+
+import re
+from typing import NamedTuple
+
+from vmessd.core import names, settings
+from vmessd.storage import backing, vmdir
+
+STAYS = frozenset({settings.LOCK})
+"""Settings that say something about the VM on this host, and not about what it is."""
+_OF_PROCESS = (
+    *(*vmdir.LOGS, vmdir.QMP_SOCKET, vmdir.SERIAL_SOCKET, vmdir.PID_FILE),
+    *(vmdir.RUN_RECORD, vmdir.EXIT_RECORD, backing.RECORD),
+)
+_BASE = re.compile(rf"base-({'|'.join(names.DISKS)})-([1-{names.BASES_MAX}])\.(img|qcow2)", re.ASCII)
+
+
+class StoredBase(NamedTuple):
+    """An image below a disk as an export contains it: a file in the VM directory."""
+
+    slot: str
+    depth: int
+    form: str
+    """`raw` or `qcow2`."""
+
+    @property
+    def file(self) -> str:
+        """Its name, such as `base-hda-1.qcow2`."""
+        return f"base-{self.slot}-{self.depth}.{names.IMAGE_ENDINGS[self.form]}"
+
+    def link(self, vm: str) -> str:
+        """Return the name of the link that puts it below the disk."""
+        return names.base_file(vm, self.slot, self.depth)
+
+
+def stored_base(file: str) -> StoredBase | None:
+    """Return the base that a file of an export is; None for any other file."""
+    match = _BASE.fullmatch(file)
+    form = {ending: form for form, ending in names.IMAGE_ENDINGS.items()}
+    return StoredBase(match[1], int(match[2]), form[match[3]]) if match else None
+
+
+def is_setting(file: str) -> bool:
+    """Tell whether a file is a setting that goes with the VM."""
+    return file in settings.BY_FILE and file not in STAYS
+
+
+def name_in(file: str, vm: str, new: str) -> str | None:
+    """Return the name that a file in an export of `vm` has in the VM `new`; None for one that is in none."""
+    if is_setting(file) or stored_base(file):
+        return file
+    images = [(slot, form) for slot in names.DISKS for form in names.IMAGE_ENDINGS]
+    pairs = [(names.disk_file(vm, *one), names.disk_file(new, *one)) for one in images]
+    return dict([*pairs, (names.cdrom_file(vm), names.cdrom_file(new))]).get(file)
+
+
+def stays_unsaid(file: str, vm: str) -> bool:
+    """Tell whether a file belongs to a process of the VM or to this host, or is a link below a disk."""
+    if file in STAYS or file.startswith((".", *_OF_PROCESS)):
+        return True
+    return any(file in names.drive_files(vm, slot) for slot in names.DISKS)

@@ -1,0 +1,194 @@
+"""The export of a VM that is off: its files, piece by piece, as the bytes of one archive.
+
+What belongs to a process of the VM stays behind, and links to CD images do. Disks and bases that are links are
+exported with the content of their targets. Everything here blocks, each piece while a mebibyte is read.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from vmessd.core import names
+from vmessd.core.errors import BadFile, Failed, printable, reason
+from vmessd.storage import archive_format, backing, contents, images, safefile
+from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment
+from vmessd.storage.contents import StoredBase
+from vmessd.storage.vmdir import VALUE_LIMIT, VMDirectory
+
+PIECE = 1 << 20
+"""Bytes that are read at a time."""
+
+
+class Reader(Protocol):
+    """The user whose right to read decides about the target of a link."""
+
+    def may_read(self, path: str) -> bool:
+        """Tell whether the user may read the file at `path`."""
+
+
+class _Source(NamedTuple):
+    """A file to be exported."""
+
+    entry: Entry
+    where: str
+    data: bytes = b""
+    """The content of a setting."""
+    fd: int = -1
+    """The descriptor of an image."""
+
+
+class Export:
+    """One export. The VM must not be started before :meth:`close`; the object holds its lock until then."""
+
+    def __init__(self, vm: VMDirectory, reader: Reader) -> None:
+        """Lock the VM and open its files.
+
+        Raises:
+            Locked: another process has locked it.
+            BadFile: one of its files is not what it should be, or cannot be read.
+        """
+        self.left_out: list[str] = []
+        """The files that stay behind and that nobody may expect to, each with the reason."""
+        self._vm = vm.vm
+        self._directory = vm
+        self._sources: list[_Source] = []
+        lock = vm.lock()
+        if lock is None:
+            raise vm.held("by another process, so it is not exported")
+        self._held = [lock]
+        vm.purpose = "being exported"
+        try:
+            self._collect(vm, reader)
+        except BaseException:
+            self.close()
+            raise
+        self._manifest = archive_format.manifest(self._vm, [source.entry for source in self._sources])
+
+    def close(self) -> None:
+        """Close all files and release the lock."""
+        self._directory.purpose = ""
+        while self._held:
+            os.close(self._held.pop())
+
+    @property
+    def size(self) -> int:
+        """The size of the archive in bytes."""
+        sums = dict.fromkeys([MANIFEST, *(source.entry.file for source in self._sources)], 64 * "0")
+        texts = (Entry(MANIFEST, len(self._manifest)), Entry(CHECKSUMS, len(archive_format.checksums(sums))))
+        return sum(map(self._room, (*texts, *(source.entry for source in self._sources)))) + len(END)
+
+    def _room(self, entry: Entry) -> int:
+        stored = len(archive_format.sparse_map(entry)) + entry.data
+        return len(archive_format.header(self._vm, entry)) + stored + -stored % archive_format.BLOCK
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the archive; raises Failed if a file cannot be read or has become shorter."""
+        sums: dict[str, str] = {}
+        yield from self._text(MANIFEST, self._manifest, sums)
+        for source in self._sources:
+            if source.fd < 0:
+                yield from self._text(source.entry.file, source.data, sums)
+            else:
+                yield from self._image(source, sums)
+        yield from self._text(CHECKSUMS, archive_format.checksums(sums), {})
+        yield END
+
+    def _text(self, file: str, data: bytes, sums: dict[str, str]) -> Iterator[bytes]:
+        sums[file] = hashlib.sha256(data).hexdigest()
+        head = archive_format.header(self._vm, Entry(file, len(data)))
+        yield head + data + archive_format.padding(len(data))
+
+    def _image(self, source: _Source, sums: dict[str, str]) -> Iterator[bytes]:
+        entry, summed = source.entry, hashlib.sha256()
+        mapped = archive_format.sparse_map(entry)
+        summed.update(mapped)
+        yield archive_format.header(self._vm, entry) + mapped
+        for segment in entry.segments or (Segment(0, entry.size),):
+            at, end = segment.offset, sum(segment)
+            while at < end:
+                data = _read(source, at, min(PIECE, end - at))
+                summed.update(data)
+                at += len(data)
+                yield data
+        sums[entry.file] = summed.hexdigest()
+        yield archive_format.padding(entry.data)
+
+    # -- The files --
+
+    def _collect(self, vm: VMDirectory, reader: Reader) -> None:
+        """Open all files; what a start would refuse is said here, and not by an import."""
+        values = vm.read_settings()
+        disks = images.disks(vm)
+        images.check(vm, disks, values.get("RAW", ()))
+        backing.check_not_written(vm, {disk.slot: disk.bases for disk in disks})
+        with vm.opened() as directory:
+            for file in sorted(os.listdir(directory)):
+                self._add(directory, file)
+            for disk in disks:
+                if disk.slot == names.CDROM and disk.target is not None:
+                    self.left_out.append(f"{os.path.basename(disk.path)} (a link)")
+                    continue
+                self._add_image(os.path.basename(disk.path), disk.path, reader)
+                for depth, base in enumerate(disk.bases, 1):
+                    self._add_image(StoredBase(disk.slot, depth, base.format).file, base.path, reader)
+
+    def _add(self, directory: int, file: str) -> None:
+        if contents.is_setting(file):
+            data = safefile.read(directory, file, VALUE_LIMIT)
+            if data is not None:
+                self._sources.append(_Source(Entry(file, len(data)), safefile.place(directory, file), data))
+        elif file in (MANIFEST, CHECKSUMS) or contents.stays_unsaid(file, self._vm):
+            pass
+        elif contents.name_in(file, self._vm, self._vm) is None:
+            self.left_out.append(f"{printable(file)} (not a file of a VM)")
+
+    def _add_image(self, file: str, path: str, reader: Reader) -> None:
+        where = printable(path)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadFile(f"{where} cannot be read: {reason(error)}") from None
+        self._held.append(fd)
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+            raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it must be an image or a block device")
+        if os.path.islink(path) and not reader.may_read(path):
+            raise BadFile(f"{where} is a link; its target must be readable for the user of QEMU")
+        size = os.lseek(fd, 0, os.SEEK_END)
+        segments = _segments(fd, size)
+        is_full = segments == [Segment(0, size)]
+        entry = Entry(file, size, None if is_full or not size else archive_format.merged(segments))
+        self._sources.append(_Source(entry, where, fd=fd))
+
+
+def _segments(fd: int, size: int) -> list[Segment]:
+    """Return where a file has data (lseek(2), SEEK_DATA); all of it if its file system does not know."""
+    found: list[Segment] = []
+    end = 0
+    while end < size:
+        try:
+            begin = os.lseek(fd, end, os.SEEK_DATA)
+            end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # the rest is a hole
+                break
+            return [Segment(0, size)]
+        if begin < end:
+            found.append(Segment(begin, end - begin))
+    return found
+
+
+def _read(source: _Source, offset: int, size: int) -> bytes:
+    try:
+        data = os.pread(source.fd, size, offset)
+    except OSError as error:
+        raise Failed(f"{source.where} cannot be read: {reason(error)}") from None
+    if not data:
+        raise Failed(
+            f"{source.where} has become shorter while it was exported",
+            hint="leave it alone, and repeat the export",
+        )
+    return data

@@ -1,0 +1,148 @@
+"""Exports and imports of whole VMs: the archive goes through a socket, piece by piece.
+
+The client has one end of the socket, and reads or writes the file; the daemon opens no path of the client's.
+Each piece is read or written in a thread. When a client leaves, nothing of its transfer stays.
+"""
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from vmessd.core import names
+from vmessd.core.errors import Failed, VmessError, failing, printable
+from vmessd.core.models.transfers import TransferProgress
+from vmessd.storage.blocking import Lane
+from vmessd.storage.exporting import Export
+from vmessd.storage.importing import Import
+from vmessd.supervisor.mentions import mentions
+from vmessd.vm.host import Host
+from vmessd.vm.machine import Machine
+
+_T = TypeVar("_T")
+
+PIECE = 1 << 18
+"""Bytes that are taken from a client at a time."""
+PATIENCE = 300.0
+"""Seconds that a piece may take on the disk; fsync(2) writes all that is in memory."""
+STALL_TIME = 600.0
+"""Seconds that a client may neither take nor send anything."""
+
+
+class Transfer(NamedTuple):
+    """A step of a transfer; the first one has the client's end of the socket."""
+
+    progress: TransferProgress
+    channel: socket.socket | None = None
+
+
+class Transfers:
+    """The exports and imports of one VM root."""
+
+    def __init__(
+        self,
+        root: Path,
+        host: Host,
+        machine: Callable[[str], Coroutine[Any, Any, Machine]],
+        check_new: Callable[[str], Coroutine[Any, Any, None]],
+        left: Callable[[str], None],
+    ) -> None:
+        """`check_new` raises for a name that no VM can get; `left` hears of directories to remove later."""
+        self._root = root
+        self._host = host
+        self._machine = machine
+        self._check_new = check_new
+        self._left = left
+
+    async def export(self, name: str) -> AsyncGenerator[Transfer, None]:
+        """Export a VM that is off, which cannot be started meanwhile.
+
+        Raises:
+            AlreadyRunning: it is not off.
+            Locked, BadFile, Failed, TimedOut: as Export; a file cannot be read; the client takes nothing.
+        """
+        machine = await self._machine(name)
+        make = functools.partial(Export, machine.directory, self._host.account)
+        export = await machine.change(make, stopped=True, patience=PATIENCE)
+        lane = Lane(f"the file system of {printable(str(machine.directory))}")
+        try:
+            notes = [f"not exported: {', '.join(export.left_out)}"] if export.left_out else None
+            begun = TransferProgress(done=False, vm=machine.vm, size=export.size, notes=notes)
+            ours, theirs = _channel()
+            with ours:
+                yield Transfer(begun, theirs)
+                pieces = export.pieces()
+                while (piece := await lane.do(lambda: next(pieces, None), PATIENCE)) is not None:
+                    await _in_time(asyncio.get_running_loop().sock_sendall(ours, piece), machine.vm)
+            yield Transfer(TransferProgress(done=True, vm=machine.vm, size=export.size, notes=notes))
+        finally:
+            lane.see_to(export.close)
+
+    async def take(self, name: str | None) -> AsyncGenerator[Transfer, None]:
+        """Make a VM of an archive, under `name` or that in the archive.
+
+        Raises:
+            InvalidValue: the name is not one of a VM, or is taken by something else.
+            Failed, BadFile, TimedOut: as Import; there is such a VM already; the client sends nothing.
+        """
+        vm = None if name is None else names.parse(name)
+        if vm is not None:
+            await self._check_new(vm)
+        incoming = Import(self._root, vm, words_for_qemu=self._host.exargs)
+        lane = Lane(f"VM root {printable(str(self._root))}")
+        try:
+            ours, theirs = _channel()
+            with ours:
+                yield Transfer(TransferProgress(done=False, vm=vm), theirs)
+                size = await self._feed(incoming, ours, lane, is_checked=vm is not None)
+            directory = await lane.finish(incoming.finish, PATIENCE)
+            machine = await self._machine(directory.vm)
+            renamed = directory.vm != incoming.made_of
+            notes = await lane.do(functools.partial(mentions, directory, incoming.made_of)) if renamed else []
+            yield Transfer(TransferProgress(done=True, vm=machine.vm, size=size, notes=notes or None))
+        finally:
+            await self._clean_up(incoming, lane)
+
+    async def _feed(self, incoming: Import, ours: socket.socket, lane: Lane, *, is_checked: bool) -> int:
+        """Pass an archive on as it comes; return its size."""
+        size, who = 0, incoming.vm or "a VM"
+        while data := await _in_time(asyncio.get_running_loop().sock_recv(ours, PIECE), who):
+            await lane.do(functools.partial(incoming.feed, data), PATIENCE)
+            if not is_checked and incoming.vm is not None:
+                await self._check_new(incoming.vm)
+                is_checked = True
+            size += len(data)
+        return size
+
+    async def _clean_up(self, incoming: Import, lane: Lane) -> None:
+        """Remove what did not become a VM; a later attempt, or the next daemon, does it otherwise."""
+
+        def remove() -> None:
+            if left := incoming.close():
+                self._left(left)
+
+        with contextlib.suppress(VmessError):
+            await asyncio.shield(lane.see_to(remove))
+
+
+def _channel() -> tuple[socket.socket, socket.socket]:
+    """Return two ends of a socket; the first one is ours, and does not block."""
+    with failing("no socket can be created"):
+        ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    return ours, theirs
+
+
+async def _in_time(work: Coroutine[Any, Any, _T], vm: str) -> _T:
+    """Exchange data with a client; raises Failed if it stalls, or has closed its end."""
+    try:
+        async with asyncio.timeout(STALL_TIME):
+            return await work
+    except TimeoutError:
+        why = f"nothing moved for {STALL_TIME:g} s"
+    except OSError:
+        why = "the client has closed its end"
+    raise Failed(f"the transfer of {vm} was given up: {why}", hint="repeat it")
