@@ -74,9 +74,9 @@ from vmessd.storage import safefile
 duplicate_macs.LOOK_AFTER = 60.0
 real = safefile.read
 
-def read(directory, name, limit):
+def read(directory, name, limit, hint=None):
     logging.info("reads %s", safefile.place(directory, name))
-    return real(directory, name, limit)
+    return real(directory, name, limit, hint)
 
 safefile.read = read
 from vmessd.__main__ import main
