@@ -731,6 +731,8 @@ def argument(argv: list[str], option: str) -> str | None:
 
 
 def main(argv: list[str]) -> None:
+    if argv[-1:] == ["help"]:
+        return  # it knows nothing
     options = Options(argument(argv, "-fake") or "good")
     try:
         if options.mode not in MODES:

@@ -31,7 +31,7 @@ FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm"),
-        *("seconds", "device", "properties", "arguments"),
+        *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices"),
     }
 )
 """Placeholders of arguments without candidates."""

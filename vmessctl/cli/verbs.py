@@ -102,24 +102,24 @@ PAUSE = Summary(LIFE, "Pause, reset; refuse changes")
 UNATTENDED = Summary(LIFE, "Grace period; start by itself")
 STATE = Summary(LOOK, "State, details, log, last end")
 SCREEN = Summary(LOOK, "Show screen or serial console")
-KEYS = Summary(LOOK, "Press keys, type text")
-WAIT = Summary(LOOK, "Wait for a state or for output")
-MACHINE = Summary(HARDWARE, "CPUs, memory, CPU model, KVM")
+KEYS = Summary(LOOK, "Press keys; wait for output")
+MACHINE = Summary(HARDWARE, "CPUs, memory, type of machine")
+DEVICES = Summary(HARDWARE, "Graphics card, randomness")
+BOOT = Summary(HARDWARE, "What it boots from")
 EXTRAS = Summary(HARDWARE, "Model of NICs, more for QEMU")
 DRIVE = Summary(DISKS, "Create or enlarge; insert a CD")
-NICS = Summary(WIRES, "Add, delete, show interfaces")
+NICS = Summary(WIRES, "Interfaces, ports, addresses")
 PLUGS = Summary(WIRES, "Change bridge, cable, MAC")
-REACH = Summary(WIRES, "Forward ports, show addresses")
 FLEET = Summary(MANY, "List VMs, show load and events")
 POWER = Summary(MANY, "Start VMs as at boot, stop all")
 LINKS = Summary(HOST, "Bridges and links of the host")
 TOOL = Summary(HOST, "Look after vmessctl itself")
 SUMMARIES = (
     *(MAKE, ARCHIVE, START, PAUSE, UNATTENDED),
-    *(STATE, SCREEN, KEYS, WAIT),
-    *(MACHINE, EXTRAS),
+    *(STATE, SCREEN, KEYS),
+    *(MACHINE, DEVICES, BOOT, EXTRAS),
     DRIVE,
-    *(NICS, PLUGS, REACH),
+    *(NICS, PLUGS),
     *(FLEET, POWER),
     *(LINKS, TOOL),
 )
@@ -173,6 +173,7 @@ SHORT = {"-h": HELP, "-q": QUIET, "-v": VERBOSE}
 
 LITERALS = frozenset(
     {
+        *("std", "hd", "net"),
         *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
         *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
@@ -183,7 +184,7 @@ LITERALS = frozenset(
 FREE_TEXT = frozenset(
     {
         *("bridge", "path-to-iso", "model", "device", "properties", "arguments", "key", "text", "remark"),
-        *("file", "newvm"),
+        *("file", "newvm", "card", "type", "pairs", "devices"),
     }
 )
 """Placeholders whose values may look like names of VMs."""
@@ -310,7 +311,9 @@ SETTING_ALIASES = {"ram": ("memory",)}
 """Aliases of settings."""
 SETTING_SUMMARIES = {
     **dict.fromkeys(("grace", "autostart", "restart-policy"), UNATTENDED),
-    **dict.fromkeys(("smp", "ram", "cpu", "accel"), MACHINE),
+    **dict.fromkeys(("smp", "ram", "cpu", "accel", "machine", "smbios"), MACHINE),
+    **dict.fromkeys(("vga", "rng"), DEVICES),
+    **dict.fromkeys(("boot-order", "boot-once"), BOOT),
     **dict.fromkeys(("nic-model", "nic-options", "qemu-options"), EXTRAS),
     "raw": DRIVE,
 }
@@ -526,7 +529,7 @@ COMMANDS: tuple[Command, ...] = (
         reports=True,
         files="NICS",
         running=LIVE,
-        summary=REACH,
+        summary=NICS,
         example="newvm forward 0 2222:22",
     ),
     Command(
@@ -536,7 +539,7 @@ COMMANDS: tuple[Command, ...] = (
         "network.addr",
         options=(JSON,),
         many=True,
-        summary=REACH,
+        summary=NICS,
         example="newvm addr",
     ),
     Command(
@@ -651,7 +654,7 @@ COMMANDS: tuple[Command, ...] = (
         options=(TIMEOUT, SINCE_START, JSON),
         many=True,
         files="serial.log",
-        summary=WAIT,
+        summary=KEYS,
         example="newvm wait serial:login: --timeout 60",
     ),
     Command(

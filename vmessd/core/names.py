@@ -27,6 +27,7 @@ VERBS = frozenset(
         *("smp", "ram", "cpu", "accel", "hda", "hdb", "hdc", "hdd", "cdrom", "raw"),
         *("autostart", "restart-policy", "grace", "rename", "reset", "resume"),
         *("nic-model", "nic-options", "qemu-options", "edit"),
+        *("machine", "vga", "rng", "smbios", "boot-order", "boot-once"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
         "screenshot",
         "export",

@@ -70,6 +70,8 @@ class RunRecord:
     """The file CABLES has been valid since the start of this run."""
     hardware: dict[str, str] | None = None
     """The settings and drives it was started with, see :mod:`vmessd.vm.pending`; None from an older version."""
+    once: str = ""
+    """The version of the file BOOT_ONCE that the start has used, which is to be removed; empty for none."""
 
 
 @dataclass(frozen=True)

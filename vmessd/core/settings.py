@@ -13,7 +13,7 @@ from vmessd.core.words import Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -30,6 +30,8 @@ REMARK_MAX = 200
 CPU = "CPU"
 LOCK = "LOCK"
 QEMU_OPTIONS = "qemu-options"
+MACHINE = "MACHINE"
+BOOT_ORDER, BOOT_ONCE = "BOOT_ORDER", "BOOT_ONCE"
 RESTARTS = (Policy.no, Policy.on_crash, Policy.always)
 STROKE_TIME = 0.06
 """Seconds between keystrokes sent to a guest: QEMU's keyboards queue 16 bytes, and firmware reads them within
@@ -108,6 +110,10 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
+def _on_off(text: str) -> bool:
+    return _one_of("on", "off")(text) == "on"
+
+
 class Autostart(PlainRecord):
     """The VM starts with the host."""
 
@@ -171,12 +177,6 @@ def _cpu(text: str) -> str:
 _CPU_MARKS = str.maketrans("", "", "-_.+")
 
 
-def _network_device(text: str) -> str:
-    if not text.isascii() or not text.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise ValueError(text)
-    return "virtio-net-pci" if text == "virtio" else text
-
-
 def _properties(text: str) -> str:
     text = text.strip(",")
     printable = text.isascii() and text.isprintable() and " " not in text
@@ -209,6 +209,18 @@ def _of_nics(parser: str) -> Callable[[str], Any]:
     return parse
 
 
+def _of_hardware(parser: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        from vmessd.core import hardware  # noqa: PLC0415 -- as above
+
+        try:
+            return getattr(hardware, parser)(text)
+        except InvalidValue as error:
+            raise _Objection(error.message) from None
+
+    return parse
+
+
 def _remark(text: str) -> str:
     if len(text) > REMARK_MAX or not text.isprintable():
         raise ValueError(text)
@@ -230,6 +242,7 @@ class Setting(PlainRecord):
         example: str = "",
         live: bool = False,
         words_for_qemu: bool = False,
+        listed_by: str = "",
     ) -> None:
         self.file = file
         """The file in the VM's directory that holds the value."""
@@ -249,6 +262,8 @@ class Setting(PlainRecord):
         """It takes effect at once, also on a running VM: the daemon uses it, and not QEMU."""
         self.words_for_qemu = words_for_qemu
         """It passes words to QEMU unchanged, so the daemon's setting `exargs` controls whether it is used."""
+        self.listed_by = listed_by
+        """The option of QEMU that lists the possible values if its argument is `help`; empty for none."""
 
     def value(self, text: str) -> Any:
         """Return the value of a text.
@@ -261,6 +276,11 @@ class Setting(PlainRecord):
         except ValueError as error:
             why = f" ({error})" if isinstance(error, _Objection) else ""
             raise InvalidValue(f"{self.file} {quoted(text.strip())} is not {self.expects}{why}") from None
+
+
+def _option_list(pairs: Mapping[str, str]) -> str:
+    """Return the argument of an option of QEMU; commas in values are doubled (QEMU, QemuOpts)."""
+    return ",".join(f"{key}={value.replace(',', ',,')}" for key, value in pairs.items())
 
 
 def _no_option(_value: Any) -> tuple[str, ...]:
@@ -300,6 +320,7 @@ SETTINGS: tuple[Setting, ...] = (
         "the CPU of the host under KVM, otherwise everything that TCG supports. New VMs have the best.\n"
         "With none it is QEMU's default, qemu64, which is too old for current distributions.",
         example="best",
+        listed_by="-cpu",
     ),
     Setting(
         file="ACCEL",
@@ -311,6 +332,73 @@ SETTINGS: tuple[Setting, ...] = (
         help="Choose the accelerator: KVM, QEMU's own translator (tcg), or KVM if the daemon may use it,\n"
         "otherwise tcg (auto).",
         example="kvm",
+    ),
+    Setting(
+        file=MACHINE,
+        verb="machine",
+        argument="<type|none>",
+        expects="a machine type of QEMU such as pc or q35",
+        parse=_of_hardware("word"),
+        option=_no_option,  # what else depends on it is in command_line
+        help="Choose the machine type: pc, the default, q35, or any other type of QEMU\n"
+        "(qemu-system-x86_64 -machine help). An installed system may have to find its devices again.",
+        example="q35",
+        listed_by="-machine",
+    ),
+    Setting(
+        file="VGA",
+        verb="vga",
+        argument="<std|card|off|none>",
+        expects="a graphics card of QEMU such as std or virtio, or off",
+        parse=_of_hardware("graphics_card"),
+        option=_no_option,  # it comes before the other devices; see command_line.build
+        help="Choose the graphics card: std, the default, virtio, or any other card of QEMU\n"
+        "(qemu-system-x86_64 -vga help); off for a VM without a screen.",
+        example="virtio",
+        listed_by="-vga",
+    ),
+    Setting(
+        file="RNG",
+        verb="rng",
+        argument="<on|off|none>",
+        expects="on or off",
+        parse=_on_off,
+        option=_no_option,  # it depends on the machine; see command_line
+        help="Give the guest a source of randomness (virtio-rng), so that it does not wait for entropy.",
+        example="on",
+    ),
+    Setting(
+        file="SMBIOS",
+        verb="smbios",
+        argument="<pairs|none>",
+        expects="key=value pairs such as serial=A1,product=X; a comma in a value is written twice",
+        parse=_of_hardware("smbios"),
+        option=lambda pairs: ("-smbios", _option_list({"type": "1", **pairs})),
+        help="Choose what the firmware tells the guest about its machine, for images that look for it:\n"
+        "manufacturer, product, version, serial, uuid, sku and family, as in serial=A1,product=X.",
+        example="serial=A1,product=X",
+    ),
+    Setting(
+        file=BOOT_ORDER,
+        verb="boot-order",
+        argument="<hd|hda|hdb|hdc|hdd|cdrom|net|devices|none>",
+        expects="words such as hd,cdrom,net, each of hd, cdrom, net, hda, hdb, hdc and hdd at most once",
+        parse=_of_hardware("boot_order"),
+        option=_no_option,  # a property of each device; see hardware.boot_indices
+        help="Choose from what the guest boots: hd (all disks), cdrom, net (all NICs) or hda to hdd, in this\n"
+        "order; then comes all else. Without it, the firmware decides. (boot starts VMs, as at boot.)",
+        example="cdrom,hd",
+    ),
+    Setting(
+        file=BOOT_ONCE,
+        verb="boot-once",
+        argument="<hd|hda|hdb|hdc|hdd|cdrom|net|devices|none>",
+        expects="words as for boot-order, such as cdrom",
+        parse=_of_hardware("boot_order"),
+        option=_no_option,
+        help="Choose from what the guest boots first at the next start, and only then: a reset boots as\n"
+        "usual. The start removes the file.",
+        example="cdrom",
     ),
     Setting(
         file="STOP",
@@ -411,12 +499,14 @@ SETTINGS: tuple[Setting, ...] = (
         file="NIC_MODEL",
         verb="nic-model",
         argument="<device|none>",
-        expects="a network device of QEMU such as e1000 or virtio-net-pci",
-        parse=_network_device,
+        expects="a network device of QEMU such as e1000 or virtio-net-pci, or several with commas between them",
+        parse=_of_hardware("models"),
         option=_no_option,
         help="Choose the model of the NICs: a network device of QEMU such as virtio-net-pci, or virtio for\n"
-        "short. The default is e1000.",
+        "short. The default is e1000. With several, each interface has its own: e1000,virtio; the last one\n"
+        "also counts for the interfaces after it.",
         example="virtio",
+        listed_by="-device",
     ),
     Setting(
         file="NIC_EXARGS",

@@ -88,7 +88,7 @@ class Cables:
             with contextlib.suppress(VmessError):  # the next start reports the error
                 read = functools.partial(self._machine.home.read_setting, NIC_MODEL)
                 set_to = await self._machine.files.aside(read)
-            model = command_line.model({NIC_MODEL.file: set_to} if set_to else {})
+            model = command_line.model({NIC_MODEL.file: set_to} if set_to else {}, index)
         if nic_hardware.sees_cable(model):
             return None
         return f"{model} has no link state: the guest of {self.vm} does not notice it, but no frame passes"

@@ -400,11 +400,13 @@ class NetworkInterfaces:
         self, count: int, missing: Sequence[int], values: Mapping[str, Any]
     ) -> dict[int, int]:
         """Return PCI slots for new cards, by interface; empty if QEMU is to choose."""
-        taken = await self.cards.taken_slots() if missing and command_line.has_slots(values) else None
+        missing = command_line.slotted(missing, values)
+        taken = await self.cards.taken_slots() if missing else None
         if taken is None:
             return {}
         others = command_line.slots([index for index in range(count) if index not in missing], values)
-        return nic_hardware.choose(missing, values.get(SLOTS.file, {}), taken | set(others.values()))
+        later = command_line.slots_of_devices(values) | set(others.values())
+        return nic_hardware.choose(missing, values.get(SLOTS.file, {}), taken | later)
 
     async def _released(self, index: int) -> None:
         """Remove the backend of a card that is gone: QEMU's netdev first, then the TAP."""

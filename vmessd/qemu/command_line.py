@@ -1,6 +1,7 @@
 """The command line of QEMU, built from the specification of a VM. Pure.
 
-The hardware of the guest is that of `kvm -hda ... -cdrom ...`: machine `pc`, IDE disks, VGA, one serial port.
+Without settings, the hardware of the guest is that of `kvm -hda ... -cdrom ...`: machine `pc`, IDE disks, VGA,
+one serial port.
 Sources: qemu-system-x86_64(1), QEMU's `docs/devel/blockdev` and `qapi/block-core.json`.
 """
 
@@ -13,11 +14,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vmessd.core import nic_hardware
+from vmessd.core import hardware, names, nic_hardware
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed
 from vmessd.core.names import CDROM
-from vmessd.core.settings import CPU, SETTINGS
+from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, MACHINE, SETTINGS
 from vmessd.core.wires import Forward
 from vmessd.qemu import block_devices
 from vmessd.storage.images import Disk
@@ -37,11 +38,17 @@ class ChildFd(enum.IntEnum):
     """The log of the serial console, opened for appending."""
 
 
+RNG_SLOT = 0x16
+"""Devices of settings have PCI slots above those of the first 19 network cards."""
+ICH9_SLOT = 0x1F
+"""The slot of the bridge, SATA and SMBus of machine `q35`."""
+
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 # The bus and unit of `-hda` ... `-hdd` on machine `pc`; `-cdrom` is the same as hdc.
 IDE = {"hda": ("ide.0", 0), "hdb": ("ide.0", 1), "hdc": ("ide.1", 0), "hdd": ("ide.1", 1)}
-
+# On `q35`, each drive has a bus of its own: a SATA port.
+SATA = {slot: (f"ide.{port}", 0) for port, slot in enumerate((*names.DISKS, CDROM))}
 
 BEST_CPU = {"kvm": "host", "tcg": "max"}
 """The CPU model with all features, by accelerator (QEMU, docs/system/cpu-models-x86); TCG has no `host`."""
@@ -87,25 +94,50 @@ def build(spec: Spec, qemu: str) -> list[str]:
     Raises:
         Failed: hdc, hdd and a CD-ROM together; IDE has four units, and a CD-ROM needs hdc or hdd.
     """
+    values, bootindex = spec.values, _boot_indices(spec)
     argv = [qemu, "-name", spec.vm, "-nodefaults", "-no-user-config", "-S"]
-    argv += ["-machine", "pc", "-accel", spec.accel]
-    if CPU in spec.values:
-        argv += ["-cpu", cpu(spec.values[CPU], spec.accel)]
+    argv += ["-machine", machine(values), "-accel", spec.accel]
+    if CPU in values:
+        argv += ["-cpu", cpu(values[CPU], spec.accel)]
     argv += ["-sandbox", SANDBOX]
     argv += ["-pidfile", f"{spec.directory}/{PID_FILE}"]
     argv += ["-chardev", f"socket,id=qmp,fd={ChildFd.qmp:d},server=on,wait=off"]
     argv += ["-mon", "chardev=qmp,mode=control"]
     screen = f"127.0.0.1:{spec.display}" if spec.display else "none"
-    argv += ["-vga", "std", "-vnc", f"{screen},password=on"]
+    argv += ["-vga", values.get("VGA", "std"), "-vnc", f"{screen},password=on"]
     argv += _serial()
     for disk in spec.disks:
-        argv += _drive(disk, _slot(disk, spec.disks))
+        argv += _drive(disk, _place(disk, spec), bootindex.get(disk.slot))
     for card in sorted(spec.cards, key=lambda card: card.slot is None):  # before QEMU assigns slots itself
-        argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, spec.values))]
+        place = bootindex.get(f"{hardware.NET}{card.index}")
+        argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, values, place))]
+    if values.get("RNG"):
+        argv += ["-object", "rng-builtin,id=rng0", "-device", f"virtio-rng-pci,rng=rng0,addr={RNG_SLOT:#x}"]
     for setting in SETTINGS:
-        if setting.file in spec.values:
-            argv += setting.option(spec.values[setting.file])
+        if setting.file in values:
+            argv += setting.option(values[setting.file])
     return argv
+
+
+def machine(values: Mapping[str, Any]) -> str:
+    """Return the machine type; `values` are settings by file name."""
+    return str(values.get(MACHINE, "pc"))
+
+
+def is_q35(values: Mapping[str, Any]) -> bool:
+    """Tell whether the machine type is a version of q35."""
+    return machine(values) == "q35" or machine(values).startswith("pc-q35-")
+
+
+def is_i440fx(values: Mapping[str, Any]) -> bool:
+    """Tell whether the machine type is a version of pc."""
+    return machine(values) == "pc" or machine(values).startswith("pc-i440fx-")
+
+
+def _boot_indices(spec: Spec) -> dict[str, int]:
+    """Return the bootindex of drives and network cards by slot and `net<N>`; BIOS and UEFI obey it."""
+    order = [*spec.values.get(BOOT_ONCE, ()), *spec.values.get(BOOT_ORDER, ())]
+    return hardware.boot_indices(order, [disk.slot for disk in spec.disks], [card.index for card in spec.cards])
 
 
 def cpu(value: str, accel: str) -> str:
@@ -124,6 +156,13 @@ def _serial() -> list[str]:
     ]
 
 
+def _place(disk: Disk, spec: Spec) -> tuple[str, int]:
+    """Return the bus and unit of a drive."""
+    if is_q35(spec.values):
+        return SATA[disk.slot]
+    return IDE[_slot(disk, spec.disks)]
+
+
 def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
     if disk.slot != CDROM:
         return disk.slot
@@ -138,14 +177,19 @@ def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
     return free[0]
 
 
-def _drive(disk: Disk, slot: str) -> list[str]:
+def _drive(disk: Disk, place: tuple[str, int], bootindex: int | None) -> list[str]:
     """Return one drive: its images, and the device."""
-    bus, unit = IDE[slot]
+    bus, unit = place
     model = "ide-cd" if disk.slot == CDROM else "ide-hd"
+    boot = "" if bootindex is None else f",bootindex={bootindex}"
     return [
         *block_devices.options(disk),
-        *("-device", f"{model},id={disk.slot}-drive,drive={disk.slot},bus={bus},unit={unit}"),
+        *("-device", f"{model},id={disk.slot}{DRIVE},drive={disk.slot},bus={bus},unit={unit}{boot}"),
     ]
+
+
+DRIVE = "-drive"
+"""The suffix of the id of a drive: `hda-drive`."""
 
 
 def netdev_id(index: int) -> str:
@@ -185,17 +229,21 @@ def hostfwd(forward: Forward) -> str:
     return f"{forward.protocol}:{forward.address}:{forward.host}-:{forward.guest}"
 
 
-def device(card: Card, values: Mapping[str, Any]) -> dict[str, Any]:
+def device(card: Card, values: Mapping[str, Any], bootindex: int | None = None) -> dict[str, Any]:
     """Return a card as arguments of QMP's `device_add`; `values` are settings by file name."""
-    arguments = {"driver": model(values), "netdev": netdev_id(card.index)}
+    arguments: dict[str, Any] = {"driver": model(values, card.index), "netdev": netdev_id(card.index)}
     if card.slot is not None:
         arguments["addr"] = f"{card.slot:#x}"
-    return arguments | {"mac": card.mac, "id": card_id(card.index)} | _more(values)
+    arguments |= {"mac": card.mac, "id": card_id(card.index)}
+    if bootindex is not None:
+        arguments["bootindex"] = bootindex
+    return arguments | _more(values)
 
 
-def model(values: Mapping[str, Any]) -> str:
-    """Return the model of the network cards."""
-    return str(values.get("NIC_MODEL", "e1000"))
+def model(values: Mapping[str, Any], index: int) -> str:
+    """Return the model of a network card."""
+    models: Sequence[str] = values.get("NIC_MODEL", ("e1000",))
+    return models[min(index, len(models) - 1)]
 
 
 def _more(values: Mapping[str, Any]) -> dict[str, str]:
@@ -204,15 +252,25 @@ def _more(values: Mapping[str, Any]) -> dict[str, str]:
     return dict(pair.replace("\0", ",").split("=", 1) for pair in pairs if pair)
 
 
-def has_slots(values: Mapping[str, Any]) -> bool:
-    """Tell whether vmess assigns PCI slots to the network cards."""
-    return model(values) not in nic_hardware.NO_PCI and not {"addr", "bus"} & _more(values).keys()
+def slotted(indices: Collection[int], values: Mapping[str, Any]) -> list[int]:
+    """Return those interfaces to whose cards vmess assigns PCI slots."""
+    if not (is_i440fx(values) or is_q35(values)) or {"addr", "bus"} & _more(values).keys():
+        return []
+    return [index for index in indices if model(values, index) not in nic_hardware.NO_PCI]
 
 
 def slots(indices: Collection[int], values: Mapping[str, Any]) -> dict[int, int]:
     """Return the PCI slots that a start assigns to network cards, by interface; QEMU places the others."""
     claimed = nic_hardware.claims(values.get("EXARGS", ()))
-    return nic_hardware.assign(indices, values.get("SLOTS", {}), claimed) if has_slots(values) else {}
+    ours = slots_of_devices(values)
+    claimed = dataclasses.replace(claimed, slots=claimed.slots | ours)
+    return nic_hardware.assign(slotted(indices, values), values.get("SLOTS", {}), claimed)
+
+
+def slots_of_devices(values: Mapping[str, Any]) -> frozenset[int]:
+    """Return the PCI slots that are taken by devices of settings, and by those of the machine above slot 3."""
+    taken = [RNG_SLOT] if values.get("RNG") else []
+    return frozenset(taken + ([ICH9_SLOT] if is_q35(values) else []))
 
 
 def _options(arguments: Mapping[str, Any]) -> str:
@@ -277,7 +335,7 @@ def same_cards(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return a command line without our network cards, and these cards by id."""
+    """Return a command line without our network cards, and these cards by id, without slot and boot order."""
     rest, found = [], {}
     words = iter(argv)
     for option in words:
@@ -286,7 +344,8 @@ def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if identifier is None:
             rest += [option, value]
         elif option == "-device":
-            found[identifier[1]] = re.sub("^([^,]+,netdev=net[0-9]+),addr=0x[0-9a-f]+", r"\1", value)
+            value = re.sub("^([^,]+,netdev=net[0-9]+),addr=0x[0-9a-f]+", r"\1", value)
+            found[identifier[1]] = re.sub(",bootindex=[0-9]+", "", value)
     return rest, found
 
 

@@ -245,6 +245,19 @@ class VMDirectory:
                 raise BadFile(f"{where} is a directory; it must be a plain file", hint="move it away")
             safefile.remove(directory, setting.file, durable=True)
 
+    def version(self, file: str) -> str:
+        """Return a text that differs for each file of this name; empty if there is none, or it is not known."""
+        with contextlib.suppress(VmessError), self.opened() as directory:
+            found = safefile.status(directory, file)
+            return f"{found.st_ino} {found.st_ctime_ns}" if found is not None else ""
+        return ""
+
+    def use_up(self, file: str, version: str) -> None:
+        """Remove a setting, unless it was set again since it had this :meth:`version`; raises Failed."""
+        with self.opened() as directory:
+            if version == self.version(file):
+                safefile.remove(directory, file, durable=True)
+
     def note_wires(self, text: str) -> None:
         """Write the NICS file, or remove it if the text is empty; raises as :func:`safefile.write`."""
         self.write_setting(settings.BY_FILE["NICS"], text or None)

@@ -34,7 +34,7 @@ from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import Explanation, NotVMs, VMStatus
 from vmessd.core.models.wires import Step
-from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS
+from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS, Setting
 from vmessd.core.wires import file_text, tap_below
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
@@ -591,7 +591,7 @@ class Supervisor:
         if row is not None and row.verb is not None:
             if value is not None:
                 self.host.check_words(row, directory)
-            return _Change(lambda: directory.write_setting(row, value), live=row.live)
+            return _Change(functools.partial(self._write, directory, row, value), live=row.live)
         if setting == names.CDROM:
             return _Change(lambda: images.set_cdrom(directory, value, self.host.account))
         if setting in names.DISKS:
@@ -603,6 +603,12 @@ class Supervisor:
             return _Change(lambda: images.set_disk(directory, setting, value), stopped=True)
         known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
         raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
+
+    def _write(self, directory: VMDirectory, row: Setting, value: str | None) -> None:
+        """Change a setting; raises InvalidValue, BadFile, Failed; blocks."""
+        if value is not None:
+            self.host.check_known(row, value)
+        directory.write_setting(row, value)
 
 
 def _takes_off(method: str) -> bool:

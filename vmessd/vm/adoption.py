@@ -19,6 +19,7 @@ from pathlib import Path
 from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError
 from vmessd.core.lifecycle import IN_WORDS, Reason, is_restarted
 from vmessd.core.records import ExitRecord, Moment, RunRecord, boot_id
+from vmessd.core.settings import BOOT_ONCE
 from vmessd.qemu import command_line
 from vmessd.qemu.census import Sighting, under
 from vmessd.qemu.command_line import ChildFd
@@ -316,5 +317,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord, victims: Counter) 
             # After a boot of the host, AUTOSTART decides which VMs start.
             again=this_boot and not record.stopping and is_restarted(restart_policy(directory), Reason.unseen),
         )
+    if record.once:
+        directory.use_up(BOOT_ONCE, record.once)
     directory.write_exit_record(last)
     shorten_logs(directory)

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import NotPermitted
+from vmessd.core.errors import Failed, NotPermitted
 from vmessd.core.models.daemon import Residence
 from vmessd.core.models.events import Kind
 from vmessd.core.models.progress import WithoutKvm
@@ -19,6 +19,7 @@ from vmessd.network.duplicate_macs import Duplicates
 from vmessd.network.links import Network
 from vmessd.network.policy import Access
 from vmessd.qemu import command_line, credentials
+from vmessd.qemu.abilities import Abilities
 from vmessd.qemu.census import Census
 from vmessd.qemu.credentials import Account
 from vmessd.qemu.kvm import Kvm
@@ -53,6 +54,7 @@ class Host:
     kills: Kills = dataclasses.field(default_factory=Kills)
     """OOM kills in the cgroups of the QEMUs."""
     kvm: Kvm = dataclasses.field(default_factory=Kvm)
+    abilities: Abilities = dataclasses.field(default_factory=Abilities)
 
     def __post_init__(self) -> None:
         self.duplicates = Duplicates(self.network)
@@ -99,6 +101,17 @@ class Host:
             if setting.file in values:
                 self.check_words(setting, directory)
         return command_line.expanded(values, directory.vm, str(directory.path))
+
+    def check_known(self, setting: Setting, text: str) -> None:
+        """Raise InvalidValue if a value is wrong, or QEMU does not know it; blocks."""
+        if setting.listed_by:
+            self.abilities.check(setting, text, self.qemu, self.account.entry)
+
+    def check_cpu(self, vm: str, cpu: str | None, accel: str) -> None:
+        """Raise Failed if a CPU model needs KVM, and the VM runs under TCG."""
+        if accel == "tcg" and (cpu or "").partition(",")[0] == "host":
+            why = self.kvm.trouble() or "ACCEL says tcg"
+            raise Failed(f"CPU host needs KVM, and {vm} runs under TCG ({why})", hint=f"vmess {vm} cpu best")
 
     def check_words(self, setting: Setting, directory: VMDirectory) -> None:
         """Raise NotPermitted if a setting passes arguments to QEMU, and this daemon does not allow that."""

@@ -17,7 +17,7 @@ from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, VmessError, failing, shell_line
 from vmessd.core.lifecycle import Policy
 from vmessd.core.records import Moment, RunRecord
-from vmessd.core.settings import BY_FILE
+from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU
 from vmessd.network import taps
 from vmessd.network.links import Network, Nic
 from vmessd.qemu import command_line
@@ -90,6 +90,7 @@ def specify(
         NoSuchVM: there is no directory.
         BadFile: a setting or a drive is invalid; names the file and the value.
         NotPermitted: as Host.settings.
+        Failed: the CPU needs KVM, and there is none.
     """
     values = host.settings(directory)
     disks = images.disks(directory)
@@ -97,10 +98,12 @@ def specify(
     nics = host.network.nics(directory.vm, values.get("NICS")) if looked is None else looked
     nics = [nic for nic in nics if not nic.leaving]
     slots = command_line.slots([nic.index for nic in nics], values)
+    accel = host.accelerator(values.get("ACCEL"), running)
+    host.check_cpu(directory.vm, values.get(CPU), accel)
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),
-        accel=host.accelerator(values.get("ACCEL"), running),
+        accel=accel,
         display=display,
         values=values,
         disks=disks,
@@ -115,11 +118,12 @@ def _make_sure(directory: VMDirectory, host: Host) -> None:
     host.probe_kvm(spec.values.get("ACCEL"))
 
 
-def _own(directory: VMDirectory) -> int:
-    """Take the lock of a VM and return its descriptor; raises Locked."""
+def _own(directory: VMDirectory, ours: contextlib.ExitStack) -> int:
+    """Take the lock of a VM and return its descriptor, which `ours` closes; raises Locked."""
     lock = directory.lock()
     if lock is None:
         raise directory.held("by another process, so it is not started a second time")
+    ours.callback(os.close, lock)
     return lock
 
 
@@ -157,11 +161,10 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
     _check_policy(directory, tries)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
         _make_sure(directory, host)
-        lock = _own(directory)
-        ours.callback(os.close, lock)
+        lock = _own(directory, ours)
         directory.sweep()
         _wire(directory, host, undo)
-        files = Glance(directory)
+        files, once = Glance(directory), directory.version(BOOT_ONCE)
         spec = specify(files, host, display=0)  # without the interfaces that `_wire` has removed
         undo.callback(host.displays.release, directory.vm)
         display = host.displays.claim(directory.vm, names.display(directory.vm))
@@ -195,6 +198,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
             oom_kills=victims.count,
             cables=True,
             hardware=pending.hardware(files, spec.disks),
+            once=once * (BOOT_ONCE in spec.values),
         )
         backing.remember(directory, {disk.slot: (disk.identity, disk.bases) for disk in spec.disks})
         directory.write_run_record(record)

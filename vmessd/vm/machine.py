@@ -17,13 +17,14 @@ from vmessd.core.lifecycle import OFF, Action, Event, Policy, State, by_force, l
 from vmessd.core.models.progress import StartProgress, StopProgress
 from vmessd.core.models.vms import Exit, VMStatus
 from vmessd.core.records import ExitRecord, RunRecord
+from vmessd.core.settings import BOOT_ONCE
 from vmessd.core.words import Runstate
 from vmessd.network import displays
 from vmessd.qemu import monitor
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import launcher, restart
+from vmessd.vm import boot_once, launcher, restart
 from vmessd.vm.failure_recovery import FailureRecovery
 from vmessd.vm.host import Host
 from vmessd.vm.mailbox import EventMessage, Job, dismiss, tell
@@ -248,7 +249,14 @@ class Machine(FailureRecovery):
         """Call :attr:`prepare` once per run, also for a QEMU of an earlier daemon."""
         if self._run is not None and not self._run.prepared:
             self._run.prepared = True
-            self._run.start_task("prepare", self.prepare())
+            self._run.start_task("prepare", self._prepare(self._run))
+
+    async def _prepare(self, run: QemuRun) -> None:
+        await self.prepare()
+        if once := run.launched.record.once:
+            await boot_once.restore_order(run)
+            with failures_logged(self.vm):
+                await self.files.see_to(lambda: self.find_home().use_up(BOOT_ONCE, once), NOTE_TIME)
 
     async def _let_go(self) -> None:
         """Leave the VM running, and tell the waiting clients that the daemon ends."""
@@ -300,7 +308,7 @@ class Machine(FailureRecovery):
             self._run.start_task("cont", self._let_it_run(self._run))
 
     async def _let_it_run(self, run: QemuRun) -> None:
-        await self.prepare()
+        await self._prepare(run)
         await run.let_it_run(lambda: self._inbox.post(Event.runs, Runstate.running, of=run))
 
     async def _started(self, _message: EventMessage) -> None:

@@ -12,7 +12,7 @@ from vmessd.core.errors import BadFile, InvalidValue, printable
 from vmessd.core.models.vms import Pending
 from vmessd.core.names import CDROM
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import BY_FILE, SETTINGS, size_text
+from vmessd.core.settings import BOOT_ONCE, BY_FILE, SETTINGS, size_text
 from vmessd.qemu import command_line
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import VMDirectory
@@ -48,6 +48,7 @@ def drive_text(disk: Disk) -> str:
 
 def changes(running: Mapping[str, str], following: Mapping[str, str]) -> list[Pending]:
     """Return what differs between two results of :func:`hardware`, in the order of the tables."""
+    running = {name: text for name, text in running.items() if name != BOOT_ONCE}  # the start has used it
     order = [*AT_START, *sorted((running.keys() | following.keys()) - set(AT_START))]
     pairs = ((name, running.get(name), following.get(name)) for name in order)
     return [

@@ -1,5 +1,6 @@
 """From a VM to QEMU's argument vector, word by word; and from there to a line for a shell."""
 
+import dataclasses
 import json
 import os
 import random
@@ -119,6 +120,19 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[Disk], list[str]]] = {
         BLOCK_DEVICES,
     ),
     "smp": ({"SMP": 4}, [], [*BARE, "-smp", "4"]),
+    "another machine": (
+        {"MACHINE": "pc-i440fx-7.2", "VGA": "virtio"},
+        [],
+        [{"pc": "pc-i440fx-7.2", "std": "virtio"}.get(word, word) for word in BARE],
+    ),
+    "no graphics card, randomness": (
+        {"VGA": "none", "RNG": True},
+        [],
+        [
+            *({"std": "none"}.get(word, word) for word in BARE),
+            *("-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0,addr=0x16"),
+        ],
+    ),
     "settings of the daemon": ({"ACCEL": "auto", "STOP": 5}, [], BARE),
     "exargs last": (
         {"EXARGS": ("-cpu", "max,+x2apic"), "RAM": 512 * 2**20, "SMP": 2},
@@ -163,7 +177,7 @@ CARDS: dict[str, tuple[dict[str, Any], list[Card], list[str]]] = {
 """),
     ),
     "a model": (
-        {"NIC_MODEL": "virtio-net-pci"},
+        {"NIC_MODEL": ("virtio-net-pci",)},
         [TAP],
         words("""
 -netdev tap,id=net0,ifname=newvm0e0,script=no,downscript=no
@@ -187,7 +201,7 @@ CARDS: dict[str, tuple[dict[str, Any], list[Card], list[str]]] = {
 """),
     ),
     "several, of both kinds, with a gap": (
-        {"NIC_MODEL": "ne2k_isa"},
+        {"NIC_MODEL": ("ne2k_isa",)},
         [TAP, Card(2, MACS[2], None, (Forward(2222, 22),)), Card(28, MACS[28], "newvm0e28")],
         words("""
 -netdev tap,id=net0,ifname=newvm0e0,script=no,downscript=no
@@ -260,7 +274,7 @@ SAME: dict[str, tuple[list[str], list[str]]] = {
     "an order": (line(*ALL), line(*reversed(ALL))),
     "another wire": (line(TAP), line(USER)),
     "forwards": (line(USER), line(Card(0, MACS[0], None, (Forward(2222, 22),)))),
-    "a model no card has yet": (line(), line(*ALL, NIC_MODEL="virtio-net-pci")),
+    "a model no card has yet": (line(), line(*ALL, NIC_MODEL=("virtio-net-pci",))),
     "NICS": (line(TAP, NICS=("br0",)), line(TAP, NICS=())),
 }
 DIFFERENT: dict[str, tuple[list[str], list[str]]] = {
@@ -269,10 +283,10 @@ DIFFERENT: dict[str, tuple[list[str], list[str]]] = {
     "arguments, a device": (line(TAP, EXARGS=("-device", "x")), line(TAP, EXARGS=("-device", "y"))),
     "a device more": (line(TAP), line(TAP, EXARGS=("-device", "x"))),
     "a drive": (line(TAP), [word.replace("ide-cd", "ide-hd") for word in line(TAP)]),
-    "the model": (line(TAP), line(TAP, NIC_MODEL="virtio-net-pci")),
+    "the model": (line(TAP), line(TAP, NIC_MODEL=("virtio-net-pci",))),
     "properties": (line(TAP), line(TAP, NIC_EXARGS="romfile=")),
     "a MAC": (line(TAP), line(Card(0, MACS[1], "newvm0e0"))),
-    "the model, one card of two in common": (line(*ALL[:2]), line(*ALL[1:3], NIC_MODEL="virtio-net-pci")),
+    "the model, one card of two in common": (line(*ALL[:2]), line(*ALL[1:3], NIC_MODEL=("virtio-net-pci",))),
     "the program": (line(TAP), ["/other/qemu", *line(TAP)[1:]]),
     "cut short": (line(TAP), line(TAP)[:5]),
 }
@@ -317,6 +331,38 @@ def test_hdc_hdd_and_cdrom_do_not_fit_together() -> None:
         command_line.build(spec, "qemu")
     assert caught.value.hint is not None
     assert "cdrom none" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ({}, {}),
+        ({"BOOT_ORDER": ("cdrom", "hd", "net")}, {"cdrom": 100, "hda": 101, "net0": 102}),
+        ({"BOOT_ORDER": ("hd",), "BOOT_ONCE": ("cdrom",)}, {"cdrom": 100, "hda": 101}),
+    ],
+)
+def test_boot_order_is_a_property_of_devices(values: dict[str, Any], places: dict[str, int]) -> None:
+    spec = Spec("newvm0", HOME, "tcg", 1, values, [disk("hda"), disk("cdrom")], [TAP])
+    argv = command_line.build(spec, "qemu")
+    usual = command_line.build(dataclasses.replace(spec, values={}), "qemu")
+    ids = {"hda": "ide-hd,", "cdrom": "ide-cd,", "net0": "e1000,"}
+    for name, start in ids.items():
+        [now], [before] = ([word for word in line if word.startswith(start)] for line in (argv, usual))
+        assert now == before + (f",bootindex={places[name]}" if name in places else "")
+    assert command_line.same_cards(argv, usual), "the files say whether it differs"
+
+
+def test_on_q35_each_drive_has_a_port_and_the_cards_have_slots() -> None:
+    disks = [disk(slot) for slot in (*command_line.IDE, "cdrom")]
+    spec = Spec("newvm0", HOME, "tcg", 1, {"MACHINE": "q35"}, disks)
+    argv = command_line.build(spec, "qemu")
+    assert [word.partition("bus=")[2] for word in argv if word.startswith("ide-")] == [
+        f"ide.{port},unit=0" for port in range(5)
+    ]
+    everything = command_line.slots(range(29), {"MACHINE": "q35", "RNG": True})
+    assert set(everything.values()) == {*range(3, 31)} - {0x16}
+    assert command_line.slots([0], {"MACHINE": "microvm"}) == {}
+    assert command_line.slots([0, 1], {"NIC_MODEL": ("ne2k_isa", "e1000")}) == {1: 4}
 
 
 def test_display_in_force_and_accelerator_are_the_ones_given() -> None:

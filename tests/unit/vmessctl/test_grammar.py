@@ -51,6 +51,12 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm raw hda hdb", "raw", ("newvm0",), ("hda", "hdb"), {}),
     ("newvm grace 30", "grace", ("newvm0",), ("30",), {}),
     ("newvm nic-model virtio", "nic-model", ("newvm0",), ("virtio",), {}),
+    ("newvm machine q35", "machine", ("newvm0",), ("q35",), {}),
+    ("newvm vga off", "vga", ("newvm0",), ("off",), {}),
+    ("newvm rng on", "rng", ("newvm0",), ("on",), {}),
+    ("newvm smbios serial=A1", "smbios", ("newvm0",), ("serial=A1",), {}),
+    ("newvm boot-order net", "boot-order", ("newvm0",), ("net",), {}),
+    ("newvm boot-once cdrom", "boot-once", ("newvm0",), ("cdrom",), {}),
     ("newvm nic-options romfile=", "nic-options", ("newvm0",), ("romfile=",), {}),
     (
         "newvm qemu-options -- -device virtio-rng-pci",

@@ -1,0 +1,125 @@
+"""The guest's hardware with real QEMU: each setting is taken, a value that QEMU does not know is refused."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from daemons import Daemon, end_processes_of, wait_for
+
+pytestmark = pytest.mark.qemu
+
+HALT = bytes.fromhex("fa f4 ebfd")
+RESET = bytes.fromhex("baf90c b006 ee") + HALT
+
+
+def say(letter: bytes) -> bytes:
+    """Code that prints a letter on COM1."""
+    return b"\xba\xf8\x03\xb0" + letter + b"\xee"
+
+
+def write_sector(path: Path, code: bytes) -> None:
+    """Write a disk that boots."""
+    path.write_bytes((code.ljust(510, b"\0") + b"\x55\xaa").ljust(2**20, b"\0"))
+
+
+def command(daemon: Daemon, vm: str) -> str:
+    """The command line of a VM."""
+    return daemon.vmessctl("info", vm, "--command").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "on_command_line"),
+    [
+        (("machine", "q35"), "-machine q35"),
+        (("vga", "virtio"), "-vga virtio"),
+        (("vga", "off"), "-vga none"),
+        (("rng", "on"), "virtio-rng-pci"),
+        (("cpu", "max"), "-cpu max"),
+        (("smbios", "serial=A 1,product=X,,Y"), "'type=1,serial=A 1,product=X,,Y'"),
+        (("nic-model", "virtio,rtl8139", "ifadd", "3", "user", "user", "user"), "rtl8139,netdev=net2,addr=0x5"),
+        (("machine", "q35", "rng", "on", "hda", "1M", "hdd", "1M", "ifadd", "1", "user"), "ide.3"),
+    ],
+)
+def test_qemu_takes_what_is_set(daemon: Daemon, words: tuple[str, ...], on_command_line: str) -> None:
+    daemon.make("newvm0", None, RAM="64M")
+    daemon.done("newvm", *words)
+    daemon.done("newvm", "start")
+    assert on_command_line in command(daemon, "newvm")
+    daemon.vmess("newvm", "stop", "force")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("machine", "nonsense"), "MACHINE 'nonsense' is not a machine type of this QEMU"),
+        (("machine", "q36"), "MACHINE 'q36' is not a machine type of this QEMU; did you mean q35?"),
+        (("cpu", "nonsense"), "CPU 'nonsense' is not a CPU model of this QEMU"),
+        (("nic-model", "e1000,ahci"), "NIC_MODEL 'ahci' is not a network card of this QEMU"),
+        (("vga", "nonsense"), "VGA 'nonsense' is not a graphics card of this QEMU"),
+        (("smbios", "serial=1,type=0"), "('type' is not one of manufacturer, product,"),
+    ],
+)
+def test_what_qemu_does_not_know_is_refused_and_changes_nothing(
+    daemon: Daemon, words: tuple[str, ...], said: str
+) -> None:
+    directory = daemon.make("newvm0", None)
+    before = {path.name for path in directory.iterdir()}
+    result = daemon.vmess("newvm", *words)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {path.name for path in directory.iterdir()} == before
+
+
+def test_cpu_host_without_kvm_says_so(daemon: Daemon) -> None:
+    daemon.make("newvm0", CPU="host", ACCEL="tcg")
+    result = daemon.vmess("newvm", "start")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[0].startswith("vmess: CPU host needs KVM, and newvm0 runs under TCG (")
+    assert "  hint: vmess newvm0 cpu best" in result.stderr
+
+
+def bootable(daemon: Daemon, **files: str) -> Path:
+    """A VM whose hda says A, and whose hdb says B and resets the machine."""
+    directory = daemon.make("newvm0", None, RAM="16M", **files)
+    write_sector(directory / "newvm0-hda.img", say(b"A") + HALT)
+    write_sector(directory / "newvm0-hdb.img", say(b"B") + RESET)
+    return directory
+
+
+def test_the_boot_order_is_that_of_the_setting(daemon: Daemon) -> None:
+    bootable(daemon, BOOT_ORDER="hdb,hda")
+    daemon.done("newvm", "start")
+    daemon.wait_guest("newvm0", b"BB")
+
+
+@pytest.mark.parametrize("usual", [{}, {"BOOT_ORDER": "net,hda,hdb"}])
+def test_what_boots_once_does_not_boot_after_a_reset(daemon: Daemon, usual: dict[str, str]) -> None:
+    directory = bootable(daemon, **usual)
+    daemon.done("newvm", "boot-once", "hdb", "start")
+    daemon.wait_guest("newvm0", b"BA")
+    wait_for(lambda: not (directory / "BOOT_ONCE").exists(), 5, "the end of BOOT_ONCE")
+    assert daemon.status("newvm")["pending"] is False
+    daemon.done("newvm", "boot-once", "cdrom")
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    assert daemon.status("newvm")["state"] == "running"
+    assert (directory / "BOOT_ONCE").read_text() == "cdrom\n", "it is for the next start"
+
+
+def test_a_daemon_that_dies_during_the_start_leaves_no_boot_once(fake_daemon: Daemon) -> None:
+    directory = fake_daemon.make_fake("newvm0", "noaccept", BOOT_ONCE="cdrom")
+    client = fake_daemon.client("newvm", "start")
+    wait_for((directory / "run.json").exists, 10, "the run record")
+    fake_daemon.stop(signal.SIGKILL)
+    client.communicate(timeout=10)
+    assert (directory / "BOOT_ONCE").exists(), "QEMU does not answer yet"
+    end_processes_of(fake_daemon.root)
+    fake_daemon.start()
+    wait_for(lambda: not (directory / "BOOT_ONCE").exists(), 5, "the end of BOOT_ONCE")
+
+
+def test_a_start_that_qemu_refuses_leaves_boot_once(daemon: Daemon) -> None:
+    directory = daemon.make("newvm0", None, BOOT_ONCE="cdrom", EXARGS="-nonsense")
+    assert daemon.vmess("newvm", "start").returncode == 1
+    assert (directory / "BOOT_ONCE").exists()

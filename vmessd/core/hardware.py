@@ -1,0 +1,97 @@
+"""Values of settings that choose the guest's hardware: firmware's tables, boot order, models of cards. Pure.
+
+Each function is the parser of a setting: it returns a value, or raises ValueError.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core.names import CDROM, DISKS
+
+SMBIOS_KEYS = ("manufacturer", "product", "version", "serial", "uuid", "sku", "family")
+"""What firmware tells a guest about its machine (SMBIOS, type 1; qemu-system-x86_64(1), -smbios)."""
+SMBIOS_MAX = 200
+"""Characters of one of its values."""
+HD, NET = "hd", "net"
+BOOT_WORDS = (HD, CDROM, NET, *DISKS)
+"""What firmware can boot: `hd` is all disks, `net` all network cards."""
+BOOT_FIRST = 100
+"""The first bootindex that is given; smaller ones are free for NIC_EXARGS and EXARGS."""
+
+
+def is_word(text: str) -> bool:
+    """Tell whether a text can be the name of a machine type or device of QEMU: no list, no option."""
+    return text[:1].isalnum() and text.isascii() and text.translate(_MARKS).isalnum()
+
+
+_MARKS = str.maketrans("", "", "-_.")
+
+
+def word(text: str) -> str:
+    """Return the name of something that QEMU knows."""
+    if not is_word(text) or text == "help":
+        raise ValueError(text)
+    return text
+
+
+def graphics_card(text: str) -> str:
+    """Return the name of a graphics card; `off` is what QEMU calls none, because none unsets a setting."""
+    return "none" if text == "off" else word(text)
+
+
+def models(text: str) -> tuple[str, ...]:
+    """Return models of network cards, from a list with commas; `virtio` is short for virtio-net-pci."""
+    return tuple("virtio-net-pci" if name == "virtio" else word(name) for name in text.split(","))
+
+
+def smbios(text: str) -> dict[str, str]:
+    """Return the values of `key=value,key=value`; `,,` is a comma within a value, as for QEMU.
+
+    Raises:
+        InvalidValue: says which pair is wrong.
+    """
+    if not text.isprintable():
+        raise ValueError(text)
+    found: dict[str, str] = {}
+    for pair in text.replace(",,", "\0").split(","):
+        key, equals, value = pair.replace("\0", ",").partition("=")
+        if key not in SMBIOS_KEYS or not equals:
+            raise InvalidValue(f"{quoted(key)} is not one of {', '.join(SMBIOS_KEYS)}")
+        if key in found:
+            raise InvalidValue(f"{key} is there twice")
+        if not (value and len(value) <= SMBIOS_MAX and value.isascii()):
+            raise InvalidValue(f"{key} is not 1 to {SMBIOS_MAX} printable ASCII characters")
+        if key == "uuid" and not _is_uuid(value):
+            raise InvalidValue(f"uuid {quoted(value)} is not such as 6c1f2a9e-8d5b-4f0a-9e3c-2b7d41c05f68")
+        found[key] = value
+    return found
+
+
+def _is_uuid(text: str) -> bool:
+    groups = text.split("-")
+    return [len(group) for group in groups] == [8, 4, 4, 4, 12] and set("".join(groups)) <= _HEXADECIMAL
+
+
+_HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
+
+
+def boot_order(text: str) -> tuple[str, ...]:
+    """Return what is booted first, second and so on, from words with commas or spaces between them."""
+    words = tuple(text.replace(",", " ").split())
+    if not words or not set(words) <= set(BOOT_WORDS) or len(set(words)) < len(words):
+        raise ValueError(text)
+    return words
+
+
+def boot_indices(order: Sequence[str], disks: Sequence[str], cards: Sequence[int]) -> dict[str, int]:
+    """Return the place of each drive and network card in the boot order, by slot or `net<N>`.
+
+    What `order` does not name has no place: firmware tries it last, in an order of its own.
+    """
+    members: Mapping[str, list[str]] = {
+        HD: [slot for slot in disks if slot != CDROM],
+        NET: [f"{NET}{index}" for index in sorted(cards)],
+    }
+    present = {*disks, *members[NET]}
+    places = dict.fromkeys(place for each in order for place in members.get(each, [each]) if place in present)
+    return {place: index for index, place in enumerate(places, BOOT_FIRST)}
