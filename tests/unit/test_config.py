@@ -40,7 +40,7 @@ def vmessd(*words: str | os.PathLike[str], **environment: str) -> "subprocess.Co
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         streams = output.fileno(), errors.fileno()
-        process = forkserver.server("vmessd").start([os.fspath(word) for word in words], environment, streams)
+        process = forkserver.server("vmessd").start(("vmessd", *map(os.fspath, words)), environment, streams)
         try:
             status = process.wait(20)
         finally:
