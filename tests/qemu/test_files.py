@@ -612,6 +612,23 @@ def test_cdrom_and_ram_as_the_caller_means_them(daemon: Daemon, tmp_path: Path) 
     assert refused(daemon, B, "ram", "1G", status=4).endswith("use vmess make")
 
 
+def test_an_image_that_was_replaced_by_one_of_the_same_size_waits_for_the_next_start(daemon: Daemon) -> None:
+    directory = daemon.make(A)
+    daemon.done(A, "hda", "1M")
+    daemon.done(A, "start")
+    image = directory / f"{A}-hda.img"
+    assert daemon.status(A)["pending"] is False
+    other = directory / "other.img"
+    other.write_bytes(bytes(image.stat().st_size))
+    other.replace(image)
+    assert daemon.status(A)["pending"] is True
+    assert (
+        f"\nhda: {image}, 1M, 0 bytes read, 0 bytes written (after restart: 1M, another file)\n"
+        in daemon.done(A, "info")
+    )
+    assert daemon.done(A).endswith(" (changes at next start)\n")
+
+
 def test_rm_wants_to_be_sure(daemon: Daemon, tmp_path: Path) -> None:
     directory = daemon.make(A)
     foreign = tmp_path / "foreign"

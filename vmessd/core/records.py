@@ -72,6 +72,8 @@ class RunRecord:
     """The settings and drives it was started with, see :mod:`vmessd.vm.pending`; None from an older version."""
     once: str = ""
     """The version of the file BOOT_ONCE that the start has used, which is to be removed; empty for none."""
+    images: dict[str, str] | None = None
+    """The files of the drives it was started with, by slot: device and inode; None from an older version."""
 
 
 @dataclass(frozen=True)

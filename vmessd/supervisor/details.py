@@ -186,7 +186,8 @@ class Details:
         disks = _disks(directory)
         changes = None
         if record is not None and record.hardware is not None:
-            changes = pending.changes(record.hardware, pending.hardware(directory, disks))
+            others = pending.replaced(record, disks)
+            changes = pending.changes(record.hardware, pending.hardware(directory, disks), others)
         return _Seen(planned, problem, _settings(directory), disks, kvm, changes)
 
 

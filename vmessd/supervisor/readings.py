@@ -129,7 +129,7 @@ class Readings:
             spec = launcher.specify(files, self._host, display, _nics(subject, facts))
             following = command_line.build(spec, self._host.qemu)
             if record is not None:
-                changed = pending.is_changed(record, pending.hardware(files, spec.disks), following)
+                changed = pending.is_changed(record, pending.hardware(files, spec.disks), spec.disks, following)
         except VmessError as error:
             problem = _within(subject.home, error)
         pid, now = (record.pid, record.argv) if record else (None, following)

@@ -178,17 +178,8 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
         log_start = _begin_log(directory, output, argv)
         check()
-        process = Process.spawn(
-            argv,
-            output,
-            {
-                ChildFd.lock: lock,
-                ChildFd.qmp: qmp.fileno(),
-                ChildFd.serial: serial.fileno(),
-                ChildFd.serial_log: serial_log,
-            },
-            host.account.entry,
-        )
+        fds = {ChildFd.lock: lock, ChildFd.qmp: qmp.fileno(), ChildFd.serial: serial.fileno()}
+        process = Process.spawn(argv, output, fds | {ChildFd.serial_log: serial_log}, host.account.entry)
         undo.callback(_end, process)
         victims = host.kills.around(process.pid)
         record = RunRecord(
@@ -199,6 +190,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
             cables=True,
             hardware=pending.hardware(files, spec.disks),
             once=once * (BOOT_ONCE in spec.values),
+            images=pending.images(spec.disks),
         )
         backing.remember(directory, {disk.slot: (disk.identity, disk.bases) for disk in spec.disks})
         directory.write_run_record(record)

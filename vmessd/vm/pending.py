@@ -5,7 +5,7 @@ changed while the VM runs.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vmessd.core.errors import BadFile, InvalidValue, printable
@@ -14,6 +14,7 @@ from vmessd.core.names import CDROM
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BOOT_ONCE, BY_FILE, SETTINGS, size_text
 from vmessd.qemu import command_line
+from vmessd.storage.backing import Identity
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import VMDirectory
 
@@ -46,23 +47,50 @@ def drive_text(disk: Disk) -> str:
     return disk.target if disk.slot == CDROM else f"{disk.target}, {size}"
 
 
-def changes(running: Mapping[str, str], following: Mapping[str, str]) -> list[Pending]:
-    """Return what differs between two results of :func:`hardware`, in the order of the tables."""
+def images(disks: Sequence[Disk]) -> dict[str, str]:
+    """Return the files of drives for the record of a run, by slot, with the images that they stand on."""
+    return {disk.slot: " ".join(f"{one.device}:{one.inode}" for one in _identities(disk)) for disk in disks}
+
+
+def _identities(disk: Disk) -> list[Identity]:
+    return [disk.identity, *(base.identity for base in disk.bases)]
+
+
+def replaced(record: RunRecord, disks: Sequence[Disk]) -> set[str]:
+    """Return the drives whose files are others than those with which QEMU was started."""
+    known = record.images or {}
+    return {slot for slot, files in images(disks).items() if known.get(slot, files) != files}
+
+
+def changes(
+    running: Mapping[str, str], following: Mapping[str, str], others: Collection[str] = ()
+) -> list[Pending]:
+    """Return what differs between two results of :func:`hardware`, in the order of the tables.
+
+    `others` are the drives of which only the file is another, as :func:`replaced` returns them.
+    """
     running = {name: text for name, text in running.items() if name != BOOT_ONCE}  # the start has used it
     order = [*AT_START, *sorted((running.keys() | following.keys()) - set(AT_START))]
-    pairs = ((name, running.get(name), following.get(name)) for name in order)
-    return [
-        Pending(name, *(None if text is None else printable(text) for text in (now, later)))
-        for name, now, later in pairs
-        if _meaning(name, now) != _meaning(name, later)
-    ]
+    found = []
+    for name in order:
+        now, later = running.get(name), following.get(name)
+        if _meaning(name, now) == _meaning(name, later):
+            if name not in others:
+                continue
+            later = f"{later}, another file"
+        found.append(Pending(name, *(None if text is None else printable(text) for text in (now, later))))
+    return found
 
 
-def is_changed(record: RunRecord, following: Mapping[str, str], argv: Sequence[str]) -> bool:
-    """Tell whether a start, with its hardware `following` and its `argv`, would differ from the run."""
+def is_changed(
+    record: RunRecord, following: Mapping[str, str], disks: Sequence[Disk], argv: Sequence[str]
+) -> bool:
+    """Tell whether a start would differ from the run; `following` is from :func:`hardware`."""
     if record.hardware is None:
         return not command_line.same_but_for_wires(argv, record.argv)
-    return bool(changes(record.hardware, following)) or not command_line.same_cards(argv, record.argv)
+    if changes(record.hardware, following, replaced(record, disks)):
+        return True
+    return not command_line.same_cards(argv, record.argv)
 
 
 def _meaning(name: str, text: str | None) -> Any:

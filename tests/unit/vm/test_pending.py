@@ -1,10 +1,13 @@
 """What waits for the next start of a running VM."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from vmessd.core.models.vms import Pending
+from vmessd.core.records import Moment, RunRecord
+from vmessd.storage.backing import Identity
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import pending
@@ -49,3 +52,16 @@ def test_a_change_is_another_meaning_and_not_another_text(
     running: dict[str, str], following: dict[str, str], found: list[Pending]
 ) -> None:
     assert pending.changes(running, following) == found
+
+
+def test_an_image_of_the_same_size_may_be_another_file() -> None:
+    disk = Disk("hda", "/v/a0/a0-hda.img", False, 2**30, identity=Identity(1, 2))
+    record = RunRecord(1, 1, 1, "tcg", [], Moment.now(), hardware={"hda": "1G"}, images=pending.images([disk]))
+    assert pending.replaced(record, [disk]) == set()
+    other = dataclasses.replace(disk, identity=Identity(1, 3))
+    assert pending.replaced(record, [other]) == {"hda"}
+    assert pending.changes({"hda": "1G"}, {"hda": "1G"}, {"hda"}) == [Pending("hda", "1G", "1G, another file")]
+    assert pending.changes({"hda": "1G"}, {"hda": "2G"}, {"hda"}) == [Pending("hda", "1G", "2G")]
+    assert pending.is_changed(record, {"hda": "1G"}, [other], [])
+    assert not pending.is_changed(record, {"hda": "1G"}, [disk], [])
+    assert pending.replaced(dataclasses.replace(record, images=None), [other]) == set()
