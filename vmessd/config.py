@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from vmessd import __version__
 from vmessd.core import places, shutdown_time
-from vmessd.core.errors import InvalidValue, printable, quoted, reason
+from vmessd.core.errors import PATH_SHOWN, InvalidValue, printable, quoted, reason
 from vmessd.core.models.daemon import DaemonKind
 from vmessd.qemu import credentials
 
@@ -401,16 +401,16 @@ def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:
         path = Path(os.path.abspath(Path(here, _expanded(text))))
     except RuntimeError:
         raise InvalidValue(
-            f"{key} {quoted(text)} begins with a user who has no home directory", _other_place(key)
+            f"{key} {_shown(text)} begins with a user who has no home directory", _other_place(key)
         ) from None
     if resolved and "\0" not in text:
         path = _resolved(path)
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise InvalidValue(f"{key} {quoted(path)} is not valid UTF-8, which QEMU's options must be") from None
+        raise InvalidValue(f"{key} {_shown(path)} is not valid UTF-8, which QEMU's options must be") from None
     if "\0" in str(path):
-        raise InvalidValue(f"{key} {quoted(path)} contains a NUL byte")
+        raise InvalidValue(f"{key} {_shown(path)} contains a NUL byte")
     return path
 
 
@@ -477,11 +477,15 @@ def check(config: Config) -> list[str]:
         _check_directory("socket", config.socket.parent)
     if config.socket.exists() and not stat.S_ISSOCK(config.socket.stat().st_mode):
         raise InvalidValue(
-            f"socket {quoted(config.socket)} exists and is not a socket",
+            f"socket {_shown(config.socket)} exists and is not a socket",
             hint="move it away, or choose another path with --socket",
         )
     in_force = config._replace(qemu=qemu).in_force()
     return [f"{key} = {value}" for key, value in in_force.items()]
+
+
+def _shown(path: object) -> str:
+    return quoted(path, PATH_SHOWN)
 
 
 def _check_directory(key: str, path: Path) -> None:
@@ -489,13 +493,12 @@ def _check_directory(key: str, path: Path) -> None:
     existing = path
     while not os.path.lexists(existing):
         existing = existing.parent
-    what = f"{key}:" if existing == path else f"{key}: {quoted(path)} cannot be created:"
+    what = f"{key}:" if existing == path else f"{key}: {_shown(path)} cannot be created:"
+    shown = _shown(existing)
     if not existing.is_dir():
-        raise InvalidValue(f"{what} {quoted(existing)} is not a directory", hint=_other_place(key))
+        raise InvalidValue(f"{what} {shown} is not a directory", hint=_other_place(key))
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InvalidValue(
-            f"{what} {quoted(existing)} is not writable for uid {os.geteuid()}", hint=_other_place(key)
-        )
+        raise InvalidValue(f"{what} {shown} is not writable for uid {os.geteuid()}", hint=_other_place(key))
 
 
 def _other_place(key: str) -> str:

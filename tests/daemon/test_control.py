@@ -29,7 +29,7 @@ import varlink
 from daemons import FAKE, TESTS, Daemon, end_processes_of, wait_for
 from varlink_wire import Message, Wire, answers, encode, full, log_of, nothing_unforeseen, rss
 
-from vmessd.core.errors import ERRORS, INTERFACE, InvalidValue, Locked, VmessError, quoted
+from vmessd.core.errors import ERRORS, INTERFACE, InvalidValue, Locked, VmessError
 from vmessd.qemu.session import Timing
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm.host import Host
@@ -653,7 +653,7 @@ def test_what_is_no_socket_at_the_socket_s_path_stays(tmp_path: Path, put: Calla
     result = second(daemon, daemon.root, daemon.socket)
     assert result.returncode == InvalidValue.status == 2
     assert result.stderr.splitlines() == [
-        f"vmessd: socket {quoted(daemon.socket)} exists and is not a socket",
+        f"vmessd: socket '{daemon.socket}' exists and is not a socket",
         "  hint: move it away, or choose another path with --socket",
     ]
     after = daemon.socket.lstat()

@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 from daemons import CLIENT, TESTS, UNIT, Daemon, end_processes_of, has_ended, own, wait_for
 
-from vmessd.core.errors import quoted
-
 pytestmark = pytest.mark.qemu
 
 STARTED = "vmess: started a private vmessd, which ends by itself when unused; see: vmess daemon\n"
@@ -385,7 +383,7 @@ def test_what_is_in_the_way_in_the_directory_of_the_socket_is_named(person: Pers
     assert (result.returncode, result.stderr.splitlines()) == (
         5,
         [
-            f"vmess: no private vmessd was started: socket {quoted(person.socket)} exists and is not a socket",
+            f"vmess: no private vmessd was started: socket '{person.socket}' exists and is not a socket",
             "  hint: move it away, or choose another path with --socket",
         ],
     )

@@ -298,6 +298,20 @@ def test_what_is_being_stopped_is_not_said_to_be_started(daemon: Daemon) -> None
     assert daemon.vmess(A, "kill").returncode == 0
 
 
+def test_a_lock_without_a_remark_keeps_the_one_there_is(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    daemon.done(A, "lock", "until", "Friday")
+    daemon.done(A, "lock")
+    assert daemon.vmess(A, "ram", "1G").stderr.startswith(f"vmess: VM {A} is locked: until Friday\n")
+    daemon.done(A, "lock", "until Monday")
+    assert daemon.vmess(A, "ram", "1G").stderr.startswith(f"vmess: VM {A} is locked: until Monday\n")
+    (daemon.root / A / "LOCK").write_bytes(b"\xff")
+    daemon.done(A, "lock")
+    daemon.done(A, "unlock")
+    daemon.done(A, "lock")
+    assert daemon.vmess(A, "ram", "1G").stderr.startswith(f"vmess: VM {A} is locked\n")
+
+
 def test_a_restart_is_a_stop_and_a_start(daemon: Daemon) -> None:
     daemon.make(A, "polite")
     daemon.make(B, "polite")

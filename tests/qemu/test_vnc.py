@@ -1,5 +1,6 @@
 """Relays to a VM's VNC server, with viewers of our own and a real one (vncdotool)."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -19,6 +20,7 @@ from daemons import Daemon, WiredDaemon, a_qemu_that_hangs_is_told, own, refused
 
 from vmessctl.client import Client
 from vmessd.core import names
+from vmessd.devices import vnc
 
 A = own("v")
 
@@ -90,6 +92,16 @@ def is_open(port: int) -> bool:
         except OSError:
             return True
         return False
+
+
+def test_a_viewer_that_has_left_at_once_is_told_in_a_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as viewer:
+        viewer.connect(server.getsockname())
+        viewer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
+        connected = server.accept()[0]
+    with connected:
+        told = asyncio.run(vnc._hand_over(None, connected))  # type: ignore[arg-type]
+    assert told == "a VNC viewer left before it was handed to QEMU"
 
 
 def test_c28_the_relay_takes_one_connection_or_times_out(daemon: Daemon) -> None:

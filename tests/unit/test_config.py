@@ -326,6 +326,10 @@ def test_check_finds_it(tmp_path: Path) -> None:  # a short name, since long pat
     assert check(vmdir=tmp_path / "loose") == f"vmdir: '{tmp_path}/loose' is not a directory"
     assert check(socket=taken / "sock") == f"socket: '{taken}' is not a directory"
     assert check(socket=taken) == f"socket '{taken}' exists and is not a socket"
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    (deep / "a.sock").touch()
+    assert check(socket=deep / "a.sock") == f"socket '{deep}/a.sock' exists and is not a socket"
     assert check(socket=tmp_path) == f"socket '{tmp_path}' exists and is not a socket"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "stale"))

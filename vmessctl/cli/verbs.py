@@ -763,7 +763,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "lock",
         "Make the VM refuse changes until it is unlocked. The host's boot and shutdown and the restart\n"
-        "policy still apply.",
+        "policy still apply. Without a remark, a VM that is locked keeps the remark that it has.",
         "Lock",
         "controls.lock",
         arguments="[remark]...",

@@ -54,7 +54,10 @@ class Life(Caller):
 
     @varlinkmethod
     async def Lock(self, *, vm: str, remark: str) -> None:
-        """Lock a VM: it refuses all changes, also after a restart of the daemon. The remark may be empty."""
+        """Lock a VM: it refuses all changes, also after a restart of the daemon.
+
+        Without a remark (an empty one), a VM that is locked keeps the remark that it has.
+        """
         await self._supervisor.lock(vm, remark)
         self._tell(Kind.lock, vm, printable(f"locked: {remark[:300]}" if remark.strip() else "locked"))
 

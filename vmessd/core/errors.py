@@ -53,6 +53,10 @@ def printable(text: str) -> str:
     )
 
 
+PATH_SHOWN = 300
+"""Characters of a path in a message: it must be told from others by its end. A socket's has at most 108."""
+
+
 def quoted(value: object, limit: int = 80) -> str:
     """Return a value for a message: escaped, in quotes, at most `limit` characters long."""
     text = str(value)

@@ -205,9 +205,12 @@ async def _hand_over(run: QemuRun, connected: socket.socket) -> str:
                 await run.execute("closefd", {"fdname": name})
             raise
     except (CommandRefused, TimedOut, OSError) as failure:
+        if isinstance(failure, OSError) and failure.errno == errno.ENOTCONN:  # of getpeername(2)
+            return "a VNC viewer left before it was handed to QEMU"
         with contextlib.suppress(OSError):  # a hanging QEMU may receive it later and keep it
             connected.shutdown(socket.SHUT_RDWR)
-        return f"a VNC viewer could not be handed to QEMU: {printable(str(failure))}"
+        why = reason(failure) if isinstance(failure, OSError) else str(failure)
+        return f"a VNC viewer could not be handed to QEMU: {printable(why)}"
     finally:
         _names_in_use.discard(name)
     return f"a VNC viewer from {peer} was handed to QEMU"

@@ -104,8 +104,8 @@ def open_plain(directory: int, name: str, flags: int, mode: int = 0o640) -> int:
     return fd
 
 
-def read(directory: int, name: str, limit: int) -> bytes | None:
-    """Return the content of a plain file; None where it does not exist.
+def read(directory: int, name: str, limit: int, hint: str | None = None) -> bytes | None:
+    """Return the content of a plain file; None where it does not exist. `hint` is for a file that is too long.
 
     Raises:
         BadFile: it is not a plain file, cannot be read, or has more than `limit` bytes.
@@ -120,7 +120,8 @@ def read(directory: int, name: str, limit: int) -> bytes | None:
         except OSError as error:
             raise BadFile(f"{place(directory, name)} cannot be read: {reason(error)}") from error
     if len(data) > limit:
-        raise BadFile(f"{place(directory, name)} has more than {limit} bytes; it must be a short value")
+        wrong = f"{place(directory, name)} has more than {limit} bytes; it must be a short value"
+        raise BadFile(wrong, hint=hint)
     return data
 
 

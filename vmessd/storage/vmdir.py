@@ -185,13 +185,15 @@ class VMDirectory:
         Raises:
             BadFile: the file is not a plain file, is too long, or is not text.
         """
+        row = settings.BY_FILE[file]
+        hint = f"set it again: vmess {self.vm} {row.verb} {row.example}" if row.verb and row.example else None
         with self.opened() as directory:
-            data = safefile.read(directory, file, VALUE_LIMIT)
+            data = safefile.read(directory, file, VALUE_LIMIT, hint)
             try:
                 return None if data is None else data.decode().strip()
             except UnicodeDecodeError:
                 where = safefile.place(directory, file)
-                raise BadFile(f"{where} is not text; it must be {settings.BY_FILE[file].expects}") from None
+                raise BadFile(f"{where} is not text; it must be {row.expects}", hint=hint) from None
 
     def read_setting(self, setting: settings.Setting) -> Any:
         """Return the value of a setting; None where it is not set.

@@ -500,11 +500,13 @@ class Supervisor:
         return "; ".join(filter(None, notes)) or None
 
     async def lock(self, name: str, remark: str | None) -> None:
-        """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed."""
+        """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed.
+
+        An empty remark keeps the one that there is.
+        """
         machine = await self.machine(name)
         text = remark if remark is None else remark.strip()
-        await machine.change(functools.partial(_write_remark, machine, text))
-        self._remarks[machine.vm] = text
+        self._remarks[machine.vm] = await machine.change(functools.partial(_write_remark, machine, text))
 
     async def check_unlocked(self, name: str, stops: bool = False) -> str | None:
         """Raise Locked if a VM is locked, and BadFile or TimedOut if its LOCK file cannot be read.
@@ -634,12 +636,20 @@ def _remark(machine: Machine) -> str | None:
         return None
 
 
-def _write_remark(machine: Machine, text: str | None) -> None:
-    """Lock a VM with a remark, or unlock it with None, even if the LOCK file is malformed; blocks."""
+def _write_remark(machine: Machine, text: str | None) -> str | None:
+    """Lock a VM with a remark, or unlock it with None, even if the LOCK file is malformed; blocks.
+
+    Returns the remark in force: an empty one keeps the one that there is.
+    """
+    home = machine.find_home()
     if text is None:
-        machine.find_home().clear_setting(BY_FILE[LOCK])
-    else:
-        machine.find_home().write_setting(BY_FILE[LOCK], text)
+        home.clear_setting(BY_FILE[LOCK])
+        return None
+    if not text:
+        with contextlib.suppress(BadFile):
+            text = home.setting_text(LOCK) or text
+    home.write_setting(BY_FILE[LOCK], text)
+    return text
 
 
 def _with_way_out(error: VmessError, vm: str) -> VmessError:

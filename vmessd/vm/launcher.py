@@ -178,8 +178,9 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
         log_start = _begin_log(directory, output, argv)
         check()
-        fds = {ChildFd.lock: lock, ChildFd.qmp: qmp.fileno(), ChildFd.serial: serial.fileno()}
-        process = Process.spawn(argv, output, fds | {ChildFd.serial_log: serial_log}, host.account.entry)
+        fds: dict[int, int] = {ChildFd.lock: lock, ChildFd.qmp: qmp.fileno()}
+        fds |= {ChildFd.serial: serial.fileno(), ChildFd.serial_log: serial_log}
+        process = Process.spawn(argv, output, fds, host.account.entry)
         undo.callback(_end, process)
         victims = host.kills.around(process.pid)
         record = RunRecord(

@@ -741,6 +741,17 @@ def test_a_record_of_an_older_or_newer_version_is_read(vm: VMDirectory) -> None:
         assert vm.run_record() == RUN
 
 
+@pytest.mark.parametrize("data", [b"1" * 20_000, b"\xff"], ids=["too long", "no text"])
+def test_a_setting_that_is_no_short_text_has_a_hint_that_works(vm: VMDirectory, data: bytes) -> None:
+    (vm.path / "RAM").write_bytes(data)
+    with pytest.raises(BadFile) as caught:
+        vm.read_settings()
+    ram = BY_FILE["RAM"]
+    assert caught.value.hint == f"set it again: vmess {vm.vm} ram {ram.example}"
+    vm.write_setting(ram, ram.example)
+    assert vm.read_settings()["RAM"] == ram.value(ram.example)
+
+
 @pytest.mark.parametrize(
     "field", [field.name for field in dataclasses.fields(RunRecord) if field.name not in NEW]
 )
