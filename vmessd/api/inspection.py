@@ -56,7 +56,7 @@ class Inspection(Caller):
     @varlinkmethod(return_parameter="status")
     async def Status(self, *, vm: str) -> VMStatus:
         """Return the status of a VM."""
-        return await self._supervisor.status(vm)
+        return await self._supervisor.condition.status(vm)
 
     @varlinkmethod(return_parameter="info")
     async def Info(self, *, vm: str) -> VMInfo:
@@ -99,7 +99,7 @@ class Inspection(Caller):
     @varlinkmethod(return_parameter="why")
     async def Why(self, *, vm: str) -> Explanation:
         """Return why a VM is in its state: how its last run ended, and whether it will start again."""
-        return await self._supervisor.explain(vm)
+        return await self._supervisor.condition.explain(vm)
 
     @varlinkmethod(return_parameter="sample", delay_generator=False)
     async def Top(self, *, interval: float) -> AsyncIterator[Sample]:

@@ -107,7 +107,7 @@ class Details:
             return self._seen(at_start, record, nics)
 
         seen = await machine.files.aside(look)
-        status = self._supervisor.seen(machine)
+        status = self._supervisor.condition.seen(machine)
         command = record.argv if record else seen.planned
         return VMInfo(
             status=status,

@@ -32,7 +32,7 @@ from vmessd.core.errors import (
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
-from vmessd.core.models.vms import Explanation, NotVMs, VMStatus
+from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.models.wires import Step
 from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS, Setting
 from vmessd.core.wires import file_text, tap_below
@@ -51,11 +51,12 @@ from vmessd.supervisor import leftovers
 from vmessd.supervisor.housekeeping import Housekeeping
 from vmessd.supervisor.leftovers import Leftovers
 from vmessd.supervisor.mentions import mentions
-from vmessd.supervisor.overview import Overviews, subject
+from vmessd.supervisor.overview import Overviews
 from vmessd.supervisor.readings import Readings
 from vmessd.supervisor.sampler import Sampler
+from vmessd.supervisor.statuses import Statuses
 from vmessd.supervisor.transfers import Transfers
-from vmessd.vm import adoption, why
+from vmessd.vm import adoption
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
@@ -64,7 +65,6 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FINISH_TIME = 10.0  # seconds that changes of interfaces may take to finish when the daemon ends
-FILES_TIME = 1.0  # seconds that a status waits for the files of the VM
 NEW = {CPU: "best"}
 """Settings of a new VM. Directories that come from elsewhere are not changed."""
 LIKENESS = 0.7
@@ -95,6 +95,7 @@ class Supervisor:
         self.segments = Segments(host.network, root)
         self.sampler = Sampler(self.everyone, host.network)
         self.readings = Readings(host)
+        self.condition = Statuses(self.machine, host, self.readings)
         self.overviews = Overviews(self.everyone, host, self.readings)
         self.events = host.events
         self.consoles = Consoles(host.events)
@@ -322,34 +323,6 @@ class Supervisor:
             machine = await self.machine(name)
             found[machine.vm] = machine
         return list(found.values())
-
-    async def status(self, name: str) -> VMStatus:
-        """Return the status of a VM, after a look at its files; raises as :meth:`machine`."""
-        machine = await self.machine(name)
-        await self.look(machine)
-        return self.seen(machine)
-
-    async def look(self, machine: Machine) -> None:
-        """Read the files of a VM again if they have changed and answer."""
-        with contextlib.suppress(VmessError):
-            await machine.files.aside(functools.partial(self.readings.read, subject(machine)), FILES_TIME)
-
-    def seen(self, machine: Machine) -> VMStatus:
-        """Return the status of a VM and what its files said when they were read last."""
-        status, reading = machine.status(), self.readings.get(machine.vm)
-        if reading is None:
-            return status
-        pending = reading.plan.pending and reading.plan.pid == status.pid
-        problem = status.problem or reading.problem
-        return dataclasses.replace(status, pending=pending, problem=problem, locked=reading.facts.locked)
-
-    async def explain(self, name: str) -> Explanation:
-        """Return why a VM is in its state; raises as :meth:`machine`."""
-        machine = await self.machine(name)
-        await self.look(machine)
-        return dataclasses.replace(
-            await why.explain(machine, self.host.residence.kind), status=self.seen(machine)
-        )
 
     async def statuses(self) -> list[VMStatus]:
         """Return the status of all VMs, without a look at their files."""

@@ -57,13 +57,13 @@ async def _asker(supervisor: Supervisor, vms: Sequence[str], aspect: Aspect) -> 
     if aspect is Aspect.status:
 
         async def status(vm: str) -> VMStatus:
-            return await supervisor.status(vm)
+            return await supervisor.condition.status(vm)
 
         return status
     if aspect is Aspect.why:
 
         async def why(vm: str) -> Explanation:
-            return await supervisor.explain(vm)
+            return await supervisor.condition.explain(vm)
 
         return why
     details = Details(supervisor)
