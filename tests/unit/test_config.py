@@ -40,7 +40,8 @@ def vmessd(*words: str | os.PathLike[str], **environment: str) -> "subprocess.Co
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         streams = output.fileno(), errors.fileno()
-        process = forkserver.server("vmessd").start(("vmessd", *map(os.fspath, words)), environment, streams)
+        arguments = ["vmessd", *(os.fspath(word) for word in words)]
+        process = forkserver.server("vmessd").start(arguments, environment, streams)
         try:
             status = process.wait(20)
         finally:
