@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import TESTS, WiredDaemon
+from daemons import TESTS, WiredDaemon, end_processes_of
+
+from vmessd import __version__
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 TUTORIAL = (TESTS.parent / "docs/tutorial.md").read_text(encoding="utf-8")
+TCG = " --accel tcg"
+"""What the tutorial says to append where KVM does not work, as it may here."""
 GUEST = "/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64"
 
 
@@ -23,7 +27,8 @@ def commands(section: int) -> Iterator[tuple[str, list[str]]]:
     lines = [line.removeprefix("    ") for line in text.splitlines() if line.startswith("    ")]
     typed = [number for number, line in enumerate(lines) if line.startswith(("$ ", "~ # "))]
     for begin, end in zip(typed, [*typed[1:], len(lines)], strict=True):
-        yield lines[begin], lines[begin + 1 : end]
+        last = next(number for number in range(begin, end) if not lines[number].endswith("\\"))
+        yield "\n".join(lines[begin : last + 1]), lines[last + 1 : end]
 
 
 class Reader:
@@ -32,24 +37,28 @@ class Reader:
     def __init__(self, wired: WiredDaemon) -> None:
         self.wired = wired
         self.home = wired.directory
+        self.runtime, self.tools = self.home / "run", self.home / "bin"
+        self.runtime.mkdir(mode=0o700)
+        self.tools.mkdir()
+        for name in ("vmessd", "vmessctl"):
+            self._provide(name, f'PYTHONPATH={TESTS.parent} exec {sys.executable} -m {name} "$@"')
+        self._provide("sudo", 'test "$1" = -E && shift && exec "$@"')
         self.typed: list[str] = []
         """What was typed into the shell."""
         self.lines: list[str] = []
         """What is to be typed into the console of the VM that is attached."""
         self.attached = ""
 
+    def _provide(self, name: str, line: str) -> None:
+        (self.tools / name).write_text(f"#!/bin/sh\n{line}\n")
+        (self.tools / name).chmod(0o755)
+
     def run(self, line: str, **options: Any) -> str:
         """Run a line of a shell, in the namespace of the daemon; return all that it prints."""
-        tools = self.home / "bin"
-        if not tools.is_dir():
-            tools.mkdir()
-            program = f'#!/bin/sh\nPYTHONPATH={TESTS.parent} exec {sys.executable} -m vmessctl "$@"\n'
-            (tools / "vmessctl").write_text(program)
-            (tools / "vmessctl").chmod(0o755)
-        environment = {"HOME": str(self.home), "VMESS_SOCKET": str(self.wired.socket)}
+        environment = {"HOME": str(self.home), "XDG_RUNTIME_DIR": str(self.runtime), "XDG_STATE_HOME": ""}
         done = subprocess.run(
             [*self.wired.inside, "bash", "-ec", line],
-            env={**os.environ, **environment, "PATH": f"{tools}:{os.environ['PATH']}"},
+            env={**os.environ, **environment, "PATH": f"{self.tools}:{os.environ['PATH']}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -73,6 +82,7 @@ class Reader:
                 self.attached = match[1]
                 continue
             self.typed.append(command)
+            command += TCG if "vmessd" in command else ""
             said += self.run(f"{self.variables()}{command}{' --yes' if command.endswith(' rm') else ''}")
         self.type()
         return said
@@ -90,7 +100,21 @@ class Reader:
 
 @pytest.mark.skipif(not Path(GUEST).is_dir(), reason="debian-installer-12-netboot-amd64 is not installed")
 def test_two_guests_ping_each_other(wired: WiredDaemon) -> None:
+    wired.stop()  # the tutorial has its own daemon, in the namespace of this one
     reader = Reader(wired)
+    try:
+        follow(reader)
+    finally:
+        end_processes_of(reader.home / "vms")
+        reader.run("vmessctl daemon stop")
+
+
+def follow(reader: Reader) -> None:
+    said = reader.follow(2)
+    assert said.startswith(
+        f"vmessd {__version__} serves {reader.home}/vms on {reader.runtime}/vmess/control.sock, "
+    )
+    assert "ends: when it is told to" in reader.run("vmessctl daemon")
     said = reader.follow(3)
     for _, shown in commands(3):
         for line in shown:
