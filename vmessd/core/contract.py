@@ -122,7 +122,7 @@ METHODS: Mapping[str, Method] = {
     "Remove": _vm(Effect.ends, needs=Needs.off),
     "Rename": _vm(Effect.ends, needs=Needs.off),
     "Export": Method(Effect.changes, Cost.follow, "vm", needs=Needs.off, descriptors=1),
-    "Import": Method(Effect.changes, Cost.follow, descriptors=1),
+    "Import": Method(Effect.changes, Cost.follow, "name", descriptors=1),
     "Start": _vm(cost=Cost.follow),
     "Stop": Method(Effect.ends, Cost.follow, "vm", locks=True, stops=True),
     "Lock": Method(Effect.changes, Cost.change, "vm"),
