@@ -123,3 +123,93 @@ def test_a_start_that_qemu_refuses_leaves_boot_once(daemon: Daemon) -> None:
     directory = daemon.make("newvm0", None, BOOT_ONCE="cdrom", EXARGS="-nonsense")
     assert daemon.vmess("newvm", "start").returncode == 1
     assert (directory / "BOOT_ONCE").exists()
+
+
+# Buses of disks
+
+
+@pytest.mark.parametrize("bus", ["ide", "virtio", "scsi", "sata", "nvme"])
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+def test_the_firmware_boots_from_a_disk_on_each_bus(daemon: Daemon, bus: str, machine: str) -> None:
+    bootable(daemon, DISK_BUS=f"hda={bus},hdb=ide", BOOT_ORDER="hda", MACHINE=machine)
+    (daemon.root / "newvm0" / "RAM").write_text("64M")
+    daemon.done("newvm", "start")
+    daemon.wait_guest("newvm0", b"A", seconds=20)
+
+
+# UEFI
+
+
+def test_uefi_writes_to_variables_of_the_vm(daemon: Daemon) -> None:
+    directory = daemon.make("newvm0", None, RAM="256M", FIRMWARE="uefi")
+    daemon.done("newvm", "start")
+    daemon.wait_guest("newvm0", b"BdsDxe", seconds=60)
+    template = Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes()
+    variables = directory / "uefi.vars"
+    wait_for(lambda: variables.read_bytes() != template, 20, "a variable that is written")
+    assert variables.stat().st_size == len(template)
+    daemon.vmess("newvm", "stop", "force")
+    variables.write_bytes(b"")
+    refused = daemon.vmess("newvm", "start")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines() == [
+        f"vmess: {variables} has 0 bytes; variables of this firmware have {len(template)}",
+        "  hint: to begin with new ones: vmess newvm0 firmware reset",
+    ]
+    daemon.done("newvm", "firmware", "reset")
+    assert (directory / "FIRMWARE").read_text() == "uefi"
+    daemon.done("newvm", "start")
+    assert variables.stat().st_size == len(template)
+    assert daemon.vmess("newvm", "firmware", "reset").returncode == 1, "it runs"
+
+
+def test_secure_boot_needs_q35(daemon: Daemon) -> None:
+    directory = daemon.make("newvm0", None, RAM="256M", FIRMWARE="uefi-secure")
+    refused = daemon.vmess("newvm", "start")
+    assert refused.stderr.splitlines() == [
+        "vmess: FIRMWARE uefi-secure needs the machine type q35, and newvm0 has pc",
+        "  hint: vmess newvm0 machine q35",
+    ]
+    daemon.done("newvm", "machine", "q35", "start")
+    daemon.wait_guest("newvm0", b"BdsDxe", seconds=90)
+    assert (directory / "uefi-secure.vars").exists()
+
+
+# A kernel
+
+
+INSTALLER = Path("/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64")
+
+
+def test_a_kernel_boots_without_a_boot_loader(daemon: Daemon) -> None:
+    daemon.make("newvm0", None, RAM="256M", CPU="max")
+    daemon.done("newvm", "kernel", INSTALLER / "linux", "initrd", INSTALLER / "initrd.gz")
+    daemon.done("newvm", "append", "console=ttyS0", "vmess-was,here", "start")
+    daemon.wait_guest("newvm0", b"Linux version", seconds=60)
+    daemon.wait_guest("newvm0", b"vmess-was,here", seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("kernel", "/nonexistent/linux"), 2, "kernel '/nonexistent/linux': no such file or directory"),
+        (("initrd", "/dev/null"), 2, "initrd '/dev/null' is a character device; it must be a plain file"),
+        (("append", "a\nb"), 2, "APPEND 'a\\nb' is not at most 2047 printable characters"),
+        (("append", "quiet", "start"), 1, "newvm0/APPEND needs a kernel, and there is none"),
+        (("firmware", "coreboot"), 2, "FIRMWARE 'coreboot' is not bios, uefi or uefi-secure"),
+        (("disk-bus", "hda=usb"), 2, "DISK_BUS 'hda=usb' is not ide, virtio, scsi, sata or nvme"),
+    ],
+)
+def test_wrong_files_and_words_are_refused(
+    daemon: Daemon, words: tuple[str, ...], status: int, said: str
+) -> None:
+    daemon.make("newvm0", None)
+    result = daemon.vmess("newvm", *words)
+    assert (result.returncode, said in result.stderr) == (status, True), result.stderr
+
+
+def test_a_kernel_that_was_removed_is_said_by_name(daemon: Daemon) -> None:
+    directory = daemon.make("newvm0", None, KERNEL="vmlinuz")
+    result = daemon.vmess("newvm", "start")
+    assert f"{directory}/KERNEL names '{directory}/vmlinuz', which is not a file" in result.stderr
+    assert "hint: vmess newvm0 kernel none" in result.stderr

@@ -31,7 +31,7 @@ FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm"),
-        *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices"),
+        *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses"),
     }
 )
 """Placeholders of arguments without candidates."""

@@ -104,8 +104,8 @@ STATE = Summary(LOOK, "State, details, log, last end")
 SCREEN = Summary(LOOK, "Show screen or serial console")
 KEYS = Summary(LOOK, "Press keys; wait for output")
 MACHINE = Summary(HARDWARE, "CPUs, memory, type of machine")
-DEVICES = Summary(HARDWARE, "Graphics card, randomness")
-BOOT = Summary(HARDWARE, "What it boots from")
+DEVICES = Summary(HARDWARE, "Devices, and what boots first")
+BOOT = Summary(HARDWARE, "UEFI or a kernel; randomness")
 EXTRAS = Summary(HARDWARE, "Model of NICs, more for QEMU")
 DRIVE = Summary(DISKS, "Create or enlarge; insert a CD")
 NICS = Summary(WIRES, "Interfaces, ports, addresses")
@@ -173,7 +173,7 @@ SHORT = {"-h": HELP, "-q": QUIET, "-v": VERBOSE}
 
 LITERALS = frozenset(
     {
-        *("std", "hd", "net"),
+        *("std", "hd", "net", "ide", "virtio", "scsi", "sata", "nvme", "bios", "uefi", "uefi-secure", "reset"),
         *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
         *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
@@ -184,7 +184,7 @@ LITERALS = frozenset(
 FREE_TEXT = frozenset(
     {
         *("bridge", "path-to-iso", "model", "device", "properties", "arguments", "key", "text", "remark"),
-        *("file", "newvm", "card", "type", "pairs", "devices"),
+        *("file", "newvm", "card", "type", "pairs", "devices", "buses"),
     }
 )
 """Placeholders whose values may look like names of VMs."""
@@ -312,8 +312,8 @@ SETTING_ALIASES = {"ram": ("memory",)}
 SETTING_SUMMARIES = {
     **dict.fromkeys(("grace", "autostart", "restart-policy"), UNATTENDED),
     **dict.fromkeys(("smp", "ram", "cpu", "accel", "machine", "smbios"), MACHINE),
-    **dict.fromkeys(("vga", "rng"), DEVICES),
-    **dict.fromkeys(("boot-order", "boot-once"), BOOT),
+    **dict.fromkeys(("vga", "disk-bus", "boot-order", "boot-once"), DEVICES),
+    **dict.fromkeys(("firmware", "kernel", "initrd", "append", "rng"), BOOT),
     **dict.fromkeys(("nic-model", "nic-options", "qemu-options"), EXTRAS),
     "raw": DRIVE,
 }

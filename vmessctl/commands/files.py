@@ -13,7 +13,7 @@ from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
 from vmessd.core import names, settings
 from vmessd.core.errors import DONE, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
-from vmessd.core.settings import BY_FILE, LOCK, QEMU_OPTIONS
+from vmessd.core.settings import BY_FILE, LOCK, PATHS, QEMU_OPTIONS
 from vmessd.core.words import State
 
 TYPE_CHECKING = False
@@ -75,8 +75,8 @@ def typed_value(verb: str, text: str) -> tuple[str | None, str]:
     """
     if text == "none":
         return None, ""
-    if verb == CDROM:
-        return _absolute(text), ""
+    if verb in PATHS:
+        return _absolute(verb, text), ""
     takes_size = "size" in verbs.BY_VERB[verb].alternatives()[0]
     if takes_size and settings.is_bare(text) and not PROGRAM.is_original:
         row = settings.by_name(verb)
@@ -102,14 +102,14 @@ def _show_value(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _absolute(path: str) -> str:
+def _absolute(verb: str, path: str) -> str:
     """Return an absolute path; one with `..` is not normalised, because a link may come before it."""
     if not path:
-        raise InvalidValue("cdrom '' is not a path; give the path of an ISO image, or none")
+        raise InvalidValue(f"{verb} '' is not a path; give the path of a file, or none")
     try:
         joined = os.path.join(os.getcwd(), path)
     except FileNotFoundError:
-        raise InvalidValue(f"cdrom {quoted(path)} is relative to a directory that no longer exists") from None
+        raise InvalidValue(f"{verb} {quoted(path)} is relative to a directory that no longer exists") from None
     return joined if ".." in joined.split("/") else os.path.normpath(joined)
 
 

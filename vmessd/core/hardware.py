@@ -4,6 +4,7 @@ Each function is the parser of a setting: it returns a value, or raises ValueErr
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.names import CDROM, DISKS
@@ -15,6 +16,14 @@ SMBIOS_MAX = 200
 HD, NET = "hd", "net"
 BOOT_WORDS = (HD, CDROM, NET, *DISKS)
 """What firmware can boot: `hd` is all disks, `net` all network cards."""
+IDE, VIRTIO, SCSI, SATA, NVME = BUSES = ("ide", "virtio", "scsi", "sata", "nvme")
+"""What a disk can be attached to."""
+DISK_BUS, FIRMWARE = "DISK_BUS", "FIRMWARE"
+BIOS, UEFI, UEFI_SECURE = FIRMWARES = ("bios", "uefi", "uefi-secure")
+KERNEL, INITRD, APPEND = "KERNEL", "INITRD", "APPEND"
+PATH_MAX = 4096
+APPEND_MAX = 2047
+"""Characters of a kernel's command line (Linux, COMMAND_LINE_SIZE of x86, with its last NUL)."""
 BOOT_FIRST = 100
 """The first bootindex that is given; smaller ones are free for NIC_EXARGS and EXARGS."""
 
@@ -73,6 +82,37 @@ def _is_uuid(text: str) -> bool:
 
 
 _HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
+
+
+def disk_bus(text: str) -> dict[str, str]:
+    """Return buses by disk; the one for all other disks has an empty name. `virtio,hda=ide` has both."""
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        slot, equals, bus = part.rpartition("=")
+        if bus not in BUSES or slot in found or (slot not in DISKS if equals else slot):
+            raise ValueError(text)
+        found[slot] = bus
+    return found
+
+
+def bus_of(slot: str, values: Mapping[str, Any]) -> str:
+    """Return the bus of a disk; `values` are settings by file name."""
+    buses = values.get(DISK_BUS, {})
+    return str(buses.get(slot) or buses.get("", IDE))
+
+
+def path(text: str) -> str:
+    """Return the path of a file."""
+    if not 0 < len(text) <= PATH_MAX or not text.isprintable():
+        raise ValueError(text)
+    return text
+
+
+def kernel_arguments(text: str) -> str:
+    """Return the command line of a kernel."""
+    if not 0 < len(text) <= APPEND_MAX or not text.isprintable():
+        raise ValueError(text)
+    return text
 
 
 def boot_order(text: str) -> tuple[str, ...]:

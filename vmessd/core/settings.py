@@ -31,6 +31,8 @@ CPU = "CPU"
 LOCK = "LOCK"
 QEMU_OPTIONS = "qemu-options"
 MACHINE = "MACHINE"
+PATHS = (CDROM, "kernel", "initrd")
+"""Verbs whose argument is the path of a file, relative to the directory of the user."""
 BOOT_ORDER, BOOT_ONCE = "BOOT_ORDER", "BOOT_ONCE"
 RESTARTS = (Policy.no, Policy.on_crash, Policy.always)
 STROKE_TIME = 0.06
@@ -399,6 +401,58 @@ SETTINGS: tuple[Setting, ...] = (
         help="Choose from what the guest boots first at the next start, and only then: a reset boots as\n"
         "usual. The start removes the file.",
         example="cdrom",
+    ),
+    Setting(
+        file="DISK_BUS",
+        verb="disk-bus",
+        argument="<ide|virtio|scsi|sata|nvme|buses|none>",
+        expects="ide, virtio, scsi, sata or nvme, or one for some disks: virtio,hda=ide",
+        parse=_of_hardware("disk_bus"),
+        option=_no_option,  # it belongs to the disks; see disk_devices
+        help="Choose the bus of the disks: ide (the default), virtio, scsi, sata or nvme. disk=bus is for one\n"
+        "disk: hda=virtio,hdb=ide. The CD drive stays where it is. An installed guest needs the driver.",
+        example="virtio",
+    ),
+    Setting(
+        file="FIRMWARE",
+        verb="firmware",
+        argument="<bios|uefi|uefi-secure|reset|none>",
+        expects="bios, uefi or uefi-secure",
+        parse=_one_of("bios", "uefi", "uefi-secure"),
+        option=_no_option,  # its files are found on the host; see storage.firmware
+        help="Choose the firmware: bios, the default, uefi, or uefi-secure, which boots only signed systems\n"
+        "and needs the machine type q35. reset discards the variables of UEFI, which are in the VM directory.",
+        example="uefi",
+    ),
+    Setting(
+        file="KERNEL",
+        verb="kernel",
+        argument="<file|none>",
+        expects="the path of a kernel",
+        parse=_of_hardware("path"),
+        option=_no_option,  # a relative path is one in the directory of the VM
+        help="Boot this kernel directly, without a boot loader; initrd and append belong to it.",
+        example="vmlinuz",
+    ),
+    Setting(
+        file="INITRD",
+        verb="initrd",
+        argument="<file|none>",
+        expects="the path of an initial RAM disk",
+        parse=_of_hardware("path"),
+        option=_no_option,
+        help="Give the kernel this initial RAM disk.",
+        example="initrd.img",
+    ),
+    Setting(
+        file="APPEND",
+        verb="append",
+        argument="<text|none>...",
+        expects="at most 2047 printable characters",
+        parse=_of_hardware("kernel_arguments"),
+        option=_no_option,
+        help="Give the kernel these arguments, its command line.",
+        example="console=ttyS0",
     ),
     Setting(
         file="STOP",

@@ -14,13 +14,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vmessd.core import hardware, names, nic_hardware
+from vmessd.core import hardware, nic_hardware
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import Failed
-from vmessd.core.names import CDROM
-from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, MACHINE, SETTINGS
+from vmessd.core.hardware import APPEND, INITRD, KERNEL
+from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, SETTINGS
 from vmessd.core.wires import Forward
-from vmessd.qemu import block_devices
+from vmessd.qemu import block_devices, disk_devices
+from vmessd.qemu.machine_types import is_i440fx, is_q35, machine
+from vmessd.storage.firmware import Firmware
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import PID_FILE
 
@@ -44,11 +45,6 @@ ICH9_SLOT = 0x1F
 """The slot of the bridge, SATA and SMBus of machine `q35`."""
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-
-# The bus and unit of `-hda` ... `-hdd` on machine `pc`; `-cdrom` is the same as hdc.
-IDE = {"hda": ("ide.0", 0), "hdb": ("ide.0", 1), "hdc": ("ide.1", 0), "hdd": ("ide.1", 1)}
-# On `q35`, each drive has a bus of its own: a SATA port.
-SATA = {slot: (f"ide.{port}", 0) for port, slot in enumerate((*names.DISKS, CDROM))}
 
 BEST_CPU = {"kvm": "host", "tcg": "max"}
 """The CPU model with all features, by accelerator (QEMU, docs/system/cpu-models-x86); TCG has no `host`."""
@@ -84,6 +80,8 @@ class Spec:
     """Settings by file name, as returned by VMDirectory.read_settings."""
     disks: Sequence[Disk] = ()
     cards: Sequence[Card] = ()
+    firmware: Firmware | None = None
+    """None for a BIOS."""
 
 
 def build(spec: Spec, qemu: str) -> list[str]:
@@ -96,7 +94,9 @@ def build(spec: Spec, qemu: str) -> list[str]:
     """
     values, bootindex = spec.values, _boot_indices(spec)
     argv = [qemu, "-name", spec.vm, "-nodefaults", "-no-user-config", "-S"]
-    argv += ["-machine", machine(values), "-accel", spec.accel]
+    flash = f",pflash0={FLASH[0]},pflash1={FLASH[1]}" if spec.firmware else ""
+    smm = ",smm=on" if spec.firmware and spec.firmware.needs_smm else ""
+    argv += ["-machine", f"{machine(values)}{smm}{flash}", "-accel", spec.accel]
     if CPU in values:
         argv += ["-cpu", cpu(values[CPU], spec.accel)]
     argv += ["-sandbox", SANDBOX]
@@ -106,8 +106,10 @@ def build(spec: Spec, qemu: str) -> list[str]:
     screen = f"127.0.0.1:{spec.display}" if spec.display else "none"
     argv += ["-vga", values.get("VGA", "std"), "-vnc", f"{screen},password=on"]
     argv += _serial()
+    argv += (_firmware(spec.firmware) if spec.firmware else []) + _kernel(values, spec.directory)
+    argv += disk_devices.options(spec.disks, values)
     for disk in spec.disks:
-        argv += _drive(disk, _place(disk, spec), bootindex.get(disk.slot))
+        argv += _drive(disk, spec, bootindex.get(disk.slot))
     for card in sorted(spec.cards, key=lambda card: card.slot is None):  # before QEMU assigns slots itself
         place = bootindex.get(f"{hardware.NET}{card.index}")
         argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, values, place))]
@@ -117,21 +119,6 @@ def build(spec: Spec, qemu: str) -> list[str]:
         if setting.file in values:
             argv += setting.option(values[setting.file])
     return argv
-
-
-def machine(values: Mapping[str, Any]) -> str:
-    """Return the machine type; `values` are settings by file name."""
-    return str(values.get(MACHINE, "pc"))
-
-
-def is_q35(values: Mapping[str, Any]) -> bool:
-    """Tell whether the machine type is a version of q35."""
-    return machine(values) == "q35" or machine(values).startswith("pc-q35-")
-
-
-def is_i440fx(values: Mapping[str, Any]) -> bool:
-    """Tell whether the machine type is a version of pc."""
-    return machine(values) == "pc" or machine(values).startswith("pc-i440fx-")
 
 
 def _boot_indices(spec: Spec) -> dict[str, int]:
@@ -156,40 +143,36 @@ def _serial() -> list[str]:
     ]
 
 
-def _place(disk: Disk, spec: Spec) -> tuple[str, int]:
-    """Return the bus and unit of a drive."""
-    if is_q35(spec.values):
-        return SATA[disk.slot]
-    return IDE[_slot(disk, spec.disks)]
-
-
-def _slot(disk: Disk, disks: Sequence[Disk]) -> str:
-    if disk.slot != CDROM:
-        return disk.slot
-    taken = {other.slot for other in disks}
-    free = [slot for slot in ("hdc", "hdd") if slot not in taken]
-    if not free:
-        vm = os.path.basename(os.path.dirname(disk.path))
-        raise Failed(
-            "hdc, hdd and a CD-ROM cannot be combined: the CD-ROM needs the IDE unit of hdc or hdd",
-            hint=f"vmess {vm} cdrom none",
-        )
-    return free[0]
-
-
-def _drive(disk: Disk, place: tuple[str, int], bootindex: int | None) -> list[str]:
+def _drive(disk: Disk, spec: Spec, bootindex: int | None) -> list[str]:
     """Return one drive: its images, and the device."""
-    bus, unit = place
-    model = "ide-cd" if disk.slot == CDROM else "ide-hd"
     boot = "" if bootindex is None else f",bootindex={bootindex}"
-    return [
-        *block_devices.options(disk),
-        *("-device", f"{model},id={disk.slot}{DRIVE},drive={disk.slot},bus={bus},unit={unit}{boot}"),
-    ]
+    device = disk_devices.device(disk, spec.disks, spec.values)
+    return [*block_devices.options(disk), "-device", f"{device}{boot}"]
 
 
-DRIVE = "-drive"
-"""The suffix of the id of a drive: `hda-drive`."""
+def _firmware(firmware: Firmware) -> list[str]:
+    """Return the flash memory of UEFI firmware; only a guest in SMM may write to that of secure boot."""
+    found = []
+    for name, path in zip(FLASH, (firmware.code, firmware.variables), strict=True):
+        file = {"driver": "file", "filename": path}
+        node = {"driver": "raw", "node-name": name, "read-only": path == firmware.code, "file": file}
+        found += ["-blockdev", json.dumps(node, separators=(",", ":"), ensure_ascii=False)]
+    if firmware.needs_smm:
+        found += ["-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1"]
+    return found
+
+
+FLASH = ("firmware", "variables")
+"""The nodes of the flash memory: code and variables."""
+
+
+def _kernel(values: Mapping[str, Any], directory: str) -> list[str]:
+    """Return the kernel that QEMU boots directly; a relative path is one in the directory of the VM."""
+    found = []
+    for option, file in (("-kernel", KERNEL), ("-initrd", INITRD)):
+        if file in values:
+            found += [option, os.path.join(directory, values[file])]
+    return [*found, "-append", values[APPEND]] if APPEND in values else found
 
 
 def netdev_id(index: int) -> str:
@@ -269,8 +252,12 @@ def slots(indices: Collection[int], values: Mapping[str, Any]) -> dict[int, int]
 
 def slots_of_devices(values: Mapping[str, Any]) -> frozenset[int]:
     """Return the PCI slots that are taken by devices of settings, and by those of the machine above slot 3."""
-    taken = [RNG_SLOT] if values.get("RNG") else []
-    return frozenset(taken + ([ICH9_SLOT] if is_q35(values) else []))
+    taken = disk_devices.slots(values)
+    if values.get("RNG"):
+        taken.add(RNG_SLOT)
+    if is_q35(values):
+        taken.add(ICH9_SLOT)
+    return frozenset(taken)
 
 
 def _options(arguments: Mapping[str, Any]) -> str:

@@ -321,10 +321,21 @@ def _drive(vm: VMDirectory, directory: int, slot: str, name: str) -> Disk | None
     return Disk(slot, path, block_device, size, link, stored=stored, identity=Identity.of(found))
 
 
-def _check_image(vm: VMDirectory, path: str, reader: Reader) -> None:
+def check_boot_file(vm: VMDirectory, verb: str, path: str, reader: Reader) -> None:
+    """Raise InvalidValue unless `path` is that of a plain file, for `verb`, that `reader` may read."""
+    _check_image(vm, os.path.join(vm.path, path), reader, verb, "a plain file")
+
+
+def _check_image(
+    vm: VMDirectory,
+    path: str,
+    reader: Reader,
+    verb: str = names.CDROM,
+    what: str = "an ISO image or a CD drive",
+) -> None:
     """Raise InvalidValue unless `path` is the absolute path of an image that `reader` may read."""
     if "\0" in path or not os.path.isabs(path):
-        raise InvalidValue(f"cdrom path {quoted(path)} is not an absolute path")
+        raise InvalidValue(f"{verb} path {quoted(path)} is not an absolute path")
     shown = quoted(path, 300)
     shared = vm.path.parent / SHARED_ISOS
     hint = f"put it into {shared}, where QEMU may read it" if shared.is_dir() else None
@@ -333,12 +344,10 @@ def _check_image(vm: VMDirectory, path: str, reader: Reader) -> None:
     try:
         found = os.stat(path)
     except UnicodeEncodeError:
-        raise InvalidValue(f"cdrom {shown} is not a path") from None
+        raise InvalidValue(f"{verb} {shown} is not a path") from None
     except OSError as error:
-        raise InvalidValue(f"cdrom {shown}: {reason(error)}", hint=hint) from None
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
-        raise InvalidValue(
-            f"cdrom {shown} is {safefile.kind(found.st_mode)}; it must be an ISO image or a CD drive"
-        )
+        raise InvalidValue(f"{verb} {shown}: {reason(error)}", hint=hint) from None
+    if not stat.S_ISREG(found.st_mode) and not (verb == names.CDROM and stat.S_ISBLK(found.st_mode)):
+        raise InvalidValue(f"{verb} {shown} is {safefile.kind(found.st_mode)}; it must be {what}")
     if not reader.may_read(path):
-        raise InvalidValue(f"cdrom {shown} is not readable for {reader.name}, the user of QEMU", hint=hint)
+        raise InvalidValue(f"{verb} {shown} is not readable for {reader.name}, the user of QEMU", hint=hint)

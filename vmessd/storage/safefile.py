@@ -130,7 +130,7 @@ def temporary_name(name: str) -> str:
     return f"{TEMPORARY}{name}.{os.urandom(4).hex()}"
 
 
-def write(directory: int, name: str, data: bytes, *, durable: bool = True) -> None:
+def write(directory: int, name: str, data: bytes, *, durable: bool = True, mode: int = 0o640) -> None:
     """Atomically replace a plain file with one that contains `data`.
 
     `durable` waits until it is on disk. Records of a running process need not be durable, since the process
@@ -145,9 +145,7 @@ def write(directory: int, name: str, data: bytes, *, durable: bool = True) -> No
     temporary = temporary_name(name)
     with failing(f"{place(directory, name)} cannot be written"):
         try:
-            fd = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=directory
-            )
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
             with open(fd, "wb") as file:
                 file.write(data)
                 file.flush()

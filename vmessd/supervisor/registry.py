@@ -29,6 +29,7 @@ from vmessd.core.errors import (
     quoted,
     shell_line,
 )
+from vmessd.core.hardware import FIRMWARE
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
@@ -44,7 +45,7 @@ from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
-from vmessd.storage import blocking, images, vmdir
+from vmessd.storage import blocking, firmware, images, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
@@ -563,6 +564,8 @@ class Supervisor:
     def _change(self, directory: VMDirectory, setting: str, value: str | None) -> _Change:
         """Return the change of a setting; raises InvalidValue for an unknown setting, or an invalid value."""
         row = settings.by_name(setting)
+        if row is not None and (row.file, value) == (FIRMWARE, "reset"):
+            return _Change(functools.partial(firmware.reset_variables, directory), stopped=True)
         if row is not None and row.verb is not None:
             if value is not None:
                 self.host.check_words(row, directory)
@@ -583,6 +586,8 @@ class Supervisor:
         """Change a setting; raises InvalidValue, BadFile, Failed; blocks."""
         if value is not None:
             self.host.check_known(row, value)
+            if row.verb in settings.PATHS:
+                images.check_boot_file(directory, row.verb, value, self.host.account)
         directory.write_setting(row, value)
 
 

@@ -16,7 +16,7 @@ from vmessd.core import hardware
 from vmessd.core.errors import InvalidValue, VmessError
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BOOT_ORDER, BY_FILE
-from vmessd.qemu import command_line
+from vmessd.qemu import command_line, disk_devices
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.vm.qemu_run import QemuRun
 
@@ -45,10 +45,10 @@ def usual_places(record: RunRecord) -> dict[str, int]:
         if text := (record.hardware or {}).get(BOOT_ORDER):
             order = BY_FILE[BOOT_ORDER].value(text)
     devices = _placed(record.argv)
-    slots = {device: device.removesuffix(command_line.DRIVE) for device in devices}
+    slots = {device: device.removesuffix(disk_devices.SUFFIX) for device in devices}
     cards = [index for device in devices if (index := command_line.card_index(device)) is not None]
     names = slots | {command_line.card_id(index): f"{hardware.NET}{index}" for index in cards}
-    drives = [slots[device] for device in devices if device.endswith(command_line.DRIVE)]
+    drives = [slots[device] for device in devices if device.endswith(disk_devices.SUFFIX)]
     places = hardware.boot_indices(order, drives, cards)
     return {device: places.get(names[device], NOWHERE) for device in devices}
 
@@ -58,7 +58,7 @@ def _placed(argv: Sequence[str]) -> list[str]:
     found = []
     for option, value in itertools.pairwise(argv):
         identifier = re.search(
-            f",id=(hd[a-d]{command_line.DRIVE}|cdrom{command_line.DRIVE}|nic[0-9]+)(,|$)", value
+            f",id=(hd[a-d]{disk_devices.SUFFIX}|cdrom{disk_devices.SUFFIX}|nic[0-9]+)(,|$)", value
         )
         if option == "-device" and identifier and re.search(r",bootindex=1[0-9][0-9](,|$)", value):
             found.append(identifier[1])

@@ -14,17 +14,19 @@ from typing import Any
 
 from vmessd.core import names
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import Failed, VmessError, failing, shell_line
+from vmessd.core.errors import BadFile, Failed, VmessError, failing, quoted, shell_line
+from vmessd.core.hardware import APPEND, BIOS, FIRMWARE, INITRD, KERNEL
 from vmessd.core.lifecycle import Policy
 from vmessd.core.records import Moment, RunRecord
 from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU
 from vmessd.network import taps
 from vmessd.network.links import Network, Nic
-from vmessd.qemu import command_line
+from vmessd.qemu import command_line, machine_types
 from vmessd.qemu.command_line import Card, ChildFd, Spec
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
-from vmessd.storage import backing, images, serial_stream, vmdir
+from vmessd.storage import backing, firmware, images, serial_stream, vmdir
+from vmessd.storage.firmware import Firmware
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import pending
 from vmessd.vm.host import Host
@@ -100,6 +102,7 @@ def specify(
     slots = command_line.slots([nic.index for nic in nics], values)
     accel = host.accelerator(values.get("ACCEL"), running)
     host.check_cpu(directory.vm, values.get(CPU), accel)
+    _check_kernel(directory, values)
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),
@@ -108,14 +111,43 @@ def specify(
         values=values,
         disks=disks,
         cards=[card(directory.vm, nic, values, slots.get(nic.index)) for nic in nics],
+        firmware=_firmware(directory, values),
     )
 
 
+def _firmware(directory: VMDirectory, values: Mapping[str, Any]) -> Firmware | None:
+    """Return the UEFI firmware of a VM, None for a BIOS; raises BadFile, Failed."""
+    kind = values.get(FIRMWARE, BIOS)
+    return None if kind == BIOS else firmware.of_vm(directory, kind, machine_types.machine(values))
+
+
+def _check_kernel(directory: VMDirectory, values: Mapping[str, Any]) -> None:
+    """Raise BadFile, with a hint, if a file that is booted directly is missing, or its kernel is."""
+    for file in (KERNEL, INITRD, APPEND):
+        if file not in values:
+            continue
+        if KERNEL not in values:
+            raise BadFile(
+                f"{directory}/{file} needs a kernel, and there is none",
+                hint=f"vmess {directory.vm} kernel <file>, or vmess {directory.vm} {file.lower()} none",
+            )
+        if file != APPEND and not os.path.isfile(path := os.path.join(directory.path, values[file])):
+            raise BadFile(
+                f"{directory}/{file} names {quoted(path, 300)}, which is not a file",
+                hint=f"vmess {directory.vm} {file.lower()} none",
+            )
+
+
 def _make_sure(directory: VMDirectory, host: Host) -> None:
-    """Report a bad value before anything is changed, and find out whether KVM works; raises as `specify`."""
+    """Report a bad value before anything is changed, and find out whether KVM works; raises as `specify`.
+
+    A VM that starts with UEFI for the first time gets its variables.
+    """
     spec = specify(directory, host, display=0)
     backing.check_not_written(directory, {disk.slot: disk.bases for disk in spec.disks})
     host.probe_kvm(spec.values.get("ACCEL"))
+    if spec.firmware is not None:
+        firmware.provide_variables(directory, spec.firmware)
 
 
 def _own(directory: VMDirectory, ours: contextlib.ExitStack) -> int:

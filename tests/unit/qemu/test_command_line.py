@@ -1,6 +1,7 @@
 """From a VM to QEMU's argument vector, word by word; and from there to a line for a shell."""
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vmessd.core import names
 from vmessd.core.errors import Failed, shell_line
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import Forward
 from vmessd.qemu import command_line
 from vmessd.qemu.command_line import Card, Spec
+from vmessd.storage.firmware import Firmware
 from vmessd.storage.images import Disk
 
 G = 2**30
@@ -111,7 +114,7 @@ BLOCK_DEVICES = BARE + words("""
 GOLDEN: dict[str, tuple[dict[str, Any], list[Disk], list[str]]] = {
     "bare": ({}, [], BARE),
     "seed": ({"RAM": 2 * G}, [disk("hda"), disk("cdrom")], SEED),
-    "four disks": ({}, [disk(slot) for slot in command_line.IDE], FOUR_DISKS),
+    "four disks": ({}, [disk(slot) for slot in names.DISKS], FOUR_DISKS),
     "cdrom beside hdc": ({}, [disk("hdc"), disk("cdrom")], CDROM_BESIDE_HDC),
     "cdrom beside hdd": ({}, [disk("hdd"), disk("cdrom")], CDROM_BESIDE_HDD),
     "block devices": (
@@ -326,7 +329,7 @@ def test_exargs_stand_behind_the_drives() -> None:
 
 
 def test_hdc_hdd_and_cdrom_do_not_fit_together() -> None:
-    spec = Spec("newvm0", HOME, "kvm", 2811, disks=[*(disk(slot) for slot in command_line.IDE), disk("cdrom")])
+    spec = Spec("newvm0", HOME, "kvm", 2811, disks=[*(disk(slot) for slot in names.DISKS), disk("cdrom")])
     with pytest.raises(Failed, match="cannot be combined") as caught:
         command_line.build(spec, "qemu")
     assert caught.value.hint is not None
@@ -353,7 +356,7 @@ def test_boot_order_is_a_property_of_devices(values: dict[str, Any], places: dic
 
 
 def test_on_q35_each_drive_has_a_port_and_the_cards_have_slots() -> None:
-    disks = [disk(slot) for slot in (*command_line.IDE, "cdrom")]
+    disks = [disk(slot) for slot in (*names.DISKS, "cdrom")]
     spec = Spec("newvm0", HOME, "tcg", 1, {"MACHINE": "q35"}, disks)
     argv = command_line.build(spec, "qemu")
     assert [word.partition("bus=")[2] for word in argv if word.startswith("ide-")] == [
@@ -363,6 +366,77 @@ def test_on_q35_each_drive_has_a_port_and_the_cards_have_slots() -> None:
     assert set(everything.values()) == {*range(3, 31)} - {0x16}
     assert command_line.slots([0], {"MACHINE": "microvm"}) == {}
     assert command_line.slots([0, 1], {"NIC_MODEL": ("ne2k_isa", "e1000")}) == {1: 4}
+
+
+IDE_HD = "ide-hd,id={0}-drive,drive={0},bus="
+BUSES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "virtio": (
+        {"DISK_BUS": {"": "virtio"}},
+        ["virtio-blk-pci,id=hda-drive,drive=hda,addr=0x1a", "virtio-blk-pci,id=hdd-drive,drive=hdd,addr=0x1d"],
+    ),
+    "nvme and ide": (
+        {"DISK_BUS": {"hda": "nvme"}},
+        ["nvme,id=hda-drive,drive=hda,serial=hda,addr=0x1a", f"{IDE_HD.format('hdd')}ide.1,unit=1"],
+    ),
+    "scsi": (
+        {"DISK_BUS": {"": "scsi", "hdd": "ide"}},
+        [
+            "virtio-scsi-pci,id=scsi0,addr=0x19",
+            "scsi-hd,id=hda-drive,drive=hda,bus=scsi0.0,scsi-id=0",
+            f"{IDE_HD.format('hdd')}ide.1,unit=1",
+        ],
+    ),
+    "sata": (
+        {"DISK_BUS": {"": "sata"}},
+        [
+            "ahci,id=ahci0,addr=0x18",
+            f"{IDE_HD.format('hda')}ahci0.0,unit=0",
+            f"{IDE_HD.format('hdd')}ahci0.3,unit=0",
+        ],
+    ),
+    "sata on q35": (
+        {"DISK_BUS": {"": "sata"}, "MACHINE": "pc-q35-7.2"},
+        [f"{IDE_HD.format('hda')}ide.0,unit=0", f"{IDE_HD.format('hdd')}ide.3,unit=0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BUSES)
+def test_each_disk_has_a_bus(case: str) -> None:
+    values, devices = BUSES[case]
+    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, [disk("hda"), disk("hdd")]), "qemu")
+    assert [value for option, value in itertools.pairwise(argv) if option == "-device"] == devices
+    ours = {int(word.rpartition("0x")[2], 16) for word in devices if "addr=" in word}
+    cards = command_line.slots(range(29), values)
+    assert not ours & set(cards.values())
+    assert [cards[index] for index in range(19)] == list(range(3, 22))
+
+
+def test_a_cd_drive_has_room_beside_disks_on_another_bus() -> None:
+    disks = [disk(slot) for slot in (*names.DISKS, "cdrom")]
+    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, {"DISK_BUS": {"": "virtio"}}, disks), "qemu")
+    assert "ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0" in argv
+
+
+def test_a_kernel_is_booted_with_what_belongs_to_it() -> None:
+    values = {"KERNEL": "vmlinuz", "INITRD": "/boot/initrd,1", "APPEND": "console=ttyS0 a,b"}
+    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values), "qemu")
+    at = argv.index("-kernel")
+    assert argv[at : at + 6] == [
+        *("-kernel", f"{HOME}/vmlinuz", "-initrd", "/boot/initrd,1", "-append", "console=ttyS0 a,b")
+    ]
+
+
+def test_uefi_is_flash_memory_that_only_the_variables_of_are_written_to() -> None:
+    firmware = Firmware("/code.fd", "/vars.fd", needs_smm=True, variables=f"{HOME}/uefi-secure.vars")
+    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, {"MACHINE": "q35"}, firmware=firmware), "qemu")
+    assert "q35,smm=on,pflash0=firmware,pflash1=variables" in argv
+    nodes = [json.loads(word) for word in argv if word.startswith("{")]
+    assert [(node["read-only"], node["file"]["filename"]) for node in nodes] == [
+        (True, "/code.fd"),
+        (False, f"{HOME}/uefi-secure.vars"),
+    ]
+    assert "driver=cfi.pflash01,property=secure,value=on" in argv
 
 
 def test_display_in_force_and_accelerator_are_the_ones_given() -> None:
