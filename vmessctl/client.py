@@ -126,13 +126,27 @@ class Client:
         """Extend the timeout by some seconds."""
         self._socket.settimeout(self._patience + seconds)
 
-    def send(self, method: str, parameters: Mapping[str, object], *, more: bool = False) -> None:
-        """Send a call; `more` asks for a stream of replies. Raises Unreachable."""
+    def send(
+        self,
+        method: str,
+        parameters: Mapping[str, object],
+        *,
+        more: bool = False,
+        descriptor: int | None = None,
+    ) -> None:
+        """Send a call; `more` asks for a stream of replies, `descriptor` goes along. Raises Unreachable."""
         call: dict[str, object] = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
         if more:
             call["more"] = True
+        message = light_json.dumps(call).encode() + b"\0"
         try:
-            self._socket.sendall(light_json.dumps(call).encode() + b"\0")
+            if descriptor is not None:
+                # With the last byte, so that it arrives when the message is complete.
+                handed = descriptor.to_bytes(4, sys.byteorder)
+                self._socket.sendall(message[:-1])
+                self._socket.sendmsg([message[-1:]], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, handed)])
+            else:
+                self._socket.sendall(message)
         except OSError as error:
             self.is_lost = True
             raise _hung_up(f": {reason(error)}") from None

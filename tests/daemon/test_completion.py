@@ -144,6 +144,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 )
                 and o not in ("--bind", "--steal", "--log", "-f")
                 and o not in ("-b", "-n", "-d", "--sort", "-o", "--no-header", "--command")
+                and o not in ("--linked", "--format")
             ),
         },
     ),
@@ -152,7 +153,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a mac 0 |", {"none"}),
     ("a forward 0 |", set()),
     ("a type |", set()),
-    ("a hda |", set(completion.SIZES)),
+    ("a hda |", {*completion.SIZES, ":files", "none", "delete"}),
     ("a hda 8G i|", {"ifadd", "ifdel", "ifstat", "info", "initrd"}),
     ("a make ifadd 1 br|", {"br0", "br1"}),
     ("a ifadd 1 br0 s|", {"smp", "status", "start", "stop", "suspend", "sendkey", "screenshot", "smbios"}),

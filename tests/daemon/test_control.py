@@ -73,6 +73,7 @@ def interface(common: Daemon) -> varlink.Interface:
 
 
 VALUES = {"vm": "leaf0", "setting": "ram", "value": "16M", "force": False, "interval": 0.5, "aspect": "status"}
+VALUES["image"] = 0
 ENDLESS = {"Top", "Watch", "Serial"}
 """Methods whose replies have no last one."""
 

@@ -63,7 +63,16 @@ WRAPPED = {
         *(f"vmessd.api.{module}" for module in ("wire_errors", "interface", "connection", "server")),
         *(
             f"vmessd.api.{group}"
-            for group in ("inspection", "life", "guest", "looking", "watching", "wires", "transferring")
+            for group in (
+                "inspection",
+                "life",
+                "disks",
+                "guest",
+                "looking",
+                "watching",
+                "wires",
+                "transferring",
+            )
         ),
     },
     "sdnotify": {"vmessd.core.systemd"},

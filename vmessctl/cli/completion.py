@@ -94,6 +94,7 @@ ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     "group": lambda _world: [(group.name, group.about) for group in GROUPS.values()],
     "topic": lambda _world: [(name, about) for name, (about, _) in helptext.TOPICS.items()],
     "path-to-iso": lambda _world: [FILES],
+    "image": lambda _world: [FILES],
     "file": lambda _world: [FILES],
     "PATH": lambda _world: [FILES],
     "size": lambda _world: [(size, "") for size in SIZES],

@@ -126,6 +126,7 @@ SUMMARIES = (
 """In the order of the help, group by group."""
 
 LIVE = "takes effect at once"
+GROWS = "grows at once; anything else is refused"
 WAITS = "takes effect at its next start"
 REFUSED = "refused; stop it first"
 
@@ -138,6 +139,8 @@ COMMAND = Option("--command", "Print only QEMU's command line, quoted for a shel
 NO_HEADER = Option("--no-header", "Leave out the line of titles.")
 COLUMNS = Option("-o", "Print these columns of the table, in this order: name,state,address.", "COLUMNS")
 QUIET = Option("--quiet", "Print only what was asked for, not what was done. Also -q.")
+LINKED = Option("--linked", "Put the disk on top of the image, which must not change any more.")
+FORMAT = Option("--format", "Convert the image to this format.", "raw|qcow2")
 YES = Option("--yes", "Do not ask for confirmation.")
 TIMEOUT = Option(
     "--timeout", "Wait at most this long (then exit status 6); what was begun continues.", "SECONDS"
@@ -166,7 +169,7 @@ OPTIONS = {
     for option in (
         *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, WITHIN, GRACE, NO_WAIT, AT_ONCE, SINCE_START),
         *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
-        *(COMMAND, NO_HEADER, COLUMNS),
+        *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT),
     )
 }
 SHORT = {"-h": HELP, "-q": QUIET, "-v": VERBOSE}
@@ -177,14 +180,14 @@ LITERALS = frozenset(
         *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
         *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
-        *("status", "stop", "log"),
+        *("status", "stop", "log", "delete", "raw", "qcow2"),
     }
 )
 """Words of arguments that stand for themselves; the others are placeholders."""
 FREE_TEXT = frozenset(
     {
         *("bridge", "path-to-iso", "model", "device", "properties", "arguments", "key", "text", "remark"),
-        *("file", "newvm", "card", "type", "pairs", "devices", "buses"),
+        *("file", "image", "newvm", "card", "type", "pairs", "devices", "buses"),
     }
 )
 """Placeholders whose values may look like names of VMs."""
@@ -389,6 +392,24 @@ COMMANDS: tuple[Command, ...] = (
     ),
     *(
         Command(
+            disk.verb,
+            disk.help,
+            "Set",
+            "disks.change",
+            arguments=_optional(disk.argument),
+            options=(LINKED, FORMAT, YES),
+            many=True,
+            reports=True,
+            files=names.disk_file("newvm0", disk.verb),
+            running=GROWS,
+            summary=DRIVE,
+            example=f"newvm {disk.verb} {disk.example}",
+        )
+        for disk in DRIVES
+        if disk.verb != names.CDROM
+    ),
+    *(
+        Command(
             drive.verb,
             drive.help,
             "Set",
@@ -396,14 +417,13 @@ COMMANDS: tuple[Command, ...] = (
             arguments=_optional(drive.argument),
             many=True,
             reports=True,
-            files=names.cdrom_file("newvm0")
-            if drive.verb == names.CDROM
-            else names.disk_file("newvm0", drive.verb),
-            running=WAITS if drive.verb == names.CDROM else REFUSED,
+            files=names.cdrom_file("newvm0"),
+            running=WAITS,
             summary=DRIVE,
             example=f"newvm {drive.verb} {drive.example}",
         )
         for drive in DRIVES
+        if drive.verb == names.CDROM
     ),
     *(
         Command(

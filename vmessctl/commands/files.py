@@ -76,7 +76,7 @@ def typed_value(verb: str, text: str) -> tuple[str | None, str]:
     if text == "none":
         return None, ""
     if verb in PATHS:
-        return _absolute(verb, text), ""
+        return absolute(verb, text), ""
     takes_size = "size" in verbs.BY_VERB[verb].alternatives()[0]
     if takes_size and settings.is_bare(text) and not PROGRAM.is_original:
         row = settings.by_name(verb)
@@ -102,7 +102,7 @@ def _show_value(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _absolute(verb: str, path: str) -> str:
+def absolute(verb: str, path: str) -> str:
     """Return an absolute path; one with `..` is not normalised, because a link may come before it."""
     if not path:
         raise InvalidValue(f"{verb} '' is not a path; give the path of a file, or none")

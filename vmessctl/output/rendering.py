@@ -260,6 +260,11 @@ def _drive(drive: Reply | None, change: Reply | None) -> str:
     return f"{slot}: {path}, {size_shown(drive['size'])}{_image(drive)}{_transferred(drive)}"
 
 
+def image_format(name: str | None) -> str:
+    """Return the format of an image for people."""
+    return {"vmdk": "VMDK", "vdi": "VDI", "vhdx": "VHDX", "vpc": "VHD"}.get(name or "", name or "raw")
+
+
 def _image(drive: Reply) -> str:
     """Return format, space and bases of a disk image, behind a comma; empty for a CD-ROM or a block device."""
     if drive["slot"] == CDROM or drive.get("stored") is None:

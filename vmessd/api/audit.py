@@ -51,7 +51,7 @@ def words(name: str, method: Method, parameters: Mapping[str, Any]) -> str:
     others = [
         _switched(value) if key == SWITCH else f"{key} {_shown(value, secret=key in method.secret)}"
         for key, value in parameters.items()
-        if key != method.about
+        if key not in (method.about, method.takes)
     ]
     return ", ".join([f"{name} {about}", *others])
 

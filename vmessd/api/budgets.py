@@ -72,6 +72,9 @@ def _limits(times: int, *, clients: int, share: float, pace: float) -> Limits:
     )
 
 
+PASSED_MAX = 32
+"""Descriptors that a user may have passed along with calls, for all clients together."""
+
 MEMBER = _limits(1, clients=240, share=0.5, pace=10.0)
 OWN = _limits(4, clients=256, share=0.9, pace=1000.0)
 """The limits of root and of the daemon's own user."""
@@ -218,6 +221,8 @@ class Account:
         self.uid = uid
         self.limits = limits
         self.clients = 0
+        self.passed = 0
+        """Descriptors that came with calls."""
         self.share = Share(limits.share, in_debt)
         self._places = {cost: asyncio.Semaphore(number) for cost, number in limits.places.items()}
         self.looks = self._places[Cost.look]
@@ -238,6 +243,10 @@ class Account:
         self._unsent -= size
         self._taken.set()
 
+    def may_pass(self) -> bool:
+        """Tell whether one more descriptor may come with a call."""
+        return self.passed < PASSED_MAX
+
     def descriptors(self) -> int:
         """Return the number of descriptors in transit, and forget those that have arrived."""
         for handed in [handed for handed in self._handed if not handed.is_on_its_way()]:
@@ -247,7 +256,7 @@ class Account:
 
     def is_calm(self) -> bool:
         """Tell whether the account equals a new one: nothing is in progress, and all budgets are full."""
-        taken = self.clients or self._unsent or self.descriptors()
+        taken = self.clients or self.passed or self._unsent or self.descriptors()
         free = all(
             not places.locked() and places._value == self.limits.places[cost]  # noqa: SLF001 -- not public
             for cost, places in self._places.items()

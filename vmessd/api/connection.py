@@ -24,7 +24,7 @@ from asyncvarlink.interface import AnnotatedResult, VarlinkMethodSignature
 from asyncvarlink.message import VarlinkMethodCall, VarlinkMethodReply
 from asyncvarlink.serverprotocol import VarlinkServerProtocol
 from asyncvarlink.serviceerrors import InvalidParameter
-from asyncvarlink.types import FileDescriptorArray, JSONObject
+from asyncvarlink.types import FileDescriptor, FileDescriptorArray, JSONObject
 
 from vmessd.api import wire_errors
 from vmessd.api.audit import Audit, Note, Peer, words
@@ -32,7 +32,7 @@ from vmessd.api.budgets import Account, Place, metered
 from vmessd.api.caller import lock_note
 from vmessd.core import contract, refusals
 from vmessd.core.contract import Cost, Method
-from vmessd.core.errors import INTERFACE, Failed, VmessError, reason
+from vmessd.core.errors import INTERFACE, Failed, InvalidValue, VmessError, reason
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,8 @@ class Connection(VarlinkServerProtocol):
         self._endless = False
         self._may_end: asyncio.Task[None] | None = None
         """The call in progress, if it may be cancelled."""
+        self._passed: FileDescriptor | None = None
+        """A descriptor that came with the latest data, for the next call that takes one."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport."""
@@ -140,6 +142,7 @@ class Connection(VarlinkServerProtocol):
         if self._impatience is not None:
             self._impatience.cancel()
         self.left()
+        self._drop_passed()
         with contextlib.suppress(OSError):  # closing is not enough while descriptors are in transit
             self._socket.shutdown(socket.SHUT_RDWR)
         self._ended(self)
@@ -161,16 +164,17 @@ class Connection(VarlinkServerProtocol):
 
     # -- What arrives --
 
-    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
+    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
         """Process received data within the limits."""
         end = data.rfind(b"\0")
         self._partial = len(data) - end - 1 if end >= 0 else self._partial + len(data)
+        if fds is not None:
+            self._keep(fds)
         if self._partial > MESSAGE_LIMIT or self._link is None or self._link.is_closing():
             self.abort()
             return
         began = time.monotonic()
         try:
-            # No method takes descriptors; nobody keeps them, so they are closed when this returns.
             super().message_received(data, None)
         except (ValueError, RecursionError):
             # Invalid UTF-8, or numbers or nesting beyond the limits of the JSON decoder.
@@ -184,6 +188,19 @@ class Connection(VarlinkServerProtocol):
         elif not self.account.share.is_due():
             self._link.pause_reading()
             self.account.share.turn().add_done_callback(self._read_on)
+
+    def _keep(self, fds: FileDescriptorArray) -> None:
+        """Keep one descriptor until the next call; of several, none is kept, and all are closed."""
+        self._drop_passed()
+        if len(fds) == 1 and self.account.may_pass():
+            self._passed = FileDescriptor(fds[0].take(), should_close=True)
+            self.account.passed += 1
+
+    def _drop_passed(self) -> None:
+        passed, self._passed = self._passed, None
+        if passed is not None:
+            passed.close()
+            self.account.passed -= 1
 
     def _read_on(self, _turn: asyncio.Future[None]) -> None:
         if self._link is not None:
@@ -292,7 +309,12 @@ class Connection(VarlinkServerProtocol):
             self._registry = self.interfaces()
         method, signature = self._registry.lookup_method(call)
         row = contract.METHODS[call.method_name] if call.method_interface == INTERFACE else contract.SERVICE
-        answer = self._answer(call, row, method, signature)
+        passed = None
+        if row.takes is None:
+            self._drop_passed()
+        else:
+            passed, self._passed = self._passed, None
+        answer = self._answer(call, row, method, signature, passed)
         loop = asyncio.get_running_loop()
         answered = loop.create_future()
         task = loop.create_task(_run(metered(answer, self.account.share, waits=row.ends_with_client)))
@@ -301,6 +323,9 @@ class Connection(VarlinkServerProtocol):
 
         def ended(task: asyncio.Task[None]) -> None:
             answer.close()  # for a task that was cancelled before its first step
+            if passed is not None:
+                passed.close()
+                self.account.passed -= 1
             self._may_end, self._endless = None, False
             error = None if task.cancelled() else task.exception()
             if error is None or isinstance(error, _Left):
@@ -317,16 +342,12 @@ class Connection(VarlinkServerProtocol):
         row: Method,
         method: Callable[..., Any],
         signature: VarlinkMethodSignature,
+        passed: FileDescriptor | None,
     ) -> None:
         """Answer a call completely; a query only as long as the client listens."""
         if self.gone and not row.is_noted:
             return
-        try:
-            parameters = signature.parameter_type.fromjson(call.parameters, {FileDescriptorVarlinkType: None})
-        except ConversionError as error:
-            raise InvalidParameter(parameter=error.location[0]) from error
-        if (mistaken := _mistaken(signature, call.parameters)) is not None:
-            raise InvalidParameter(parameter=mistaken)
+        parameters = _converted(signature, call.parameters, passed)
         note, name = None, call.method_name
         if row.is_noted:
             note = Note(self._gate.audit, self._peer, name, words(name, row, parameters))
@@ -346,7 +367,14 @@ class Connection(VarlinkServerProtocol):
             raise
 
     async def _check(self, row: Method, parameters: Mapping[str, Any]) -> None:
-        """Raise Locked if the VM, or the VM of a link, is locked, or an error if it is in the wrong state."""
+        """Raise Locked if the VM, or the VM of a link, is locked, or an error if it is in the wrong state.
+
+        Raises InvalidValue if a descriptor is missing, too.
+        """
+        if row.takes is not None and not parameters[row.takes]:
+            raise InvalidValue(
+                f"{row.takes} must be a descriptor that is passed along with the call, and only one"
+            )
         if row.locks and row.about is not None:
             lock_note.set(await self._gate.check_unlocked(parameters[row.about], row.stops))
         if row.links is not None:
@@ -403,6 +431,25 @@ class Connection(VarlinkServerProtocol):
 
 async def _run(work: Any) -> None:
     await work
+
+
+def _converted(
+    signature: VarlinkMethodSignature, given: Mapping[str, Any], passed: FileDescriptor | None
+) -> Mapping[str, Any]:
+    """Return the parameters of a call; raises InvalidParameter. The caller closes what was passed along.
+
+    If nothing was passed along, the descriptor 0 of a call is an invalid one.
+    """
+    handed = FileDescriptorArray(signature, [None] if passed is None else ())
+    if passed is not None:
+        handed.add(FileDescriptor(passed, should_close=False))
+    try:
+        found: Mapping[str, Any] = signature.parameter_type.fromjson(given, {FileDescriptorVarlinkType: handed})
+    except ConversionError as error:
+        raise InvalidParameter(parameter=error.location[0]) from error
+    if (mistaken := _mistaken(signature, given)) is not None:
+        raise InvalidParameter(parameter=mistaken)
+    return found
 
 
 def _mistaken(signature: VarlinkMethodSignature, given: Mapping[str, Any]) -> str | None:

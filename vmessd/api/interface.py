@@ -6,6 +6,7 @@ A method is not added here, but to its group; see :mod:`vmessd.api`.
 from asyncvarlink import VarlinkInterface
 
 from vmessd.api import wire_errors
+from vmessd.api.disks import Disks
 from vmessd.api.guest import Guest
 from vmessd.api.inspection import Inspection
 from vmessd.api.life import Life
@@ -17,7 +18,7 @@ from vmessd.core.errors import INTERFACE
 
 
 class VmessInterface(
-    Inspection, Life, Guest, Looking, Transferring, Watching, Wires, VarlinkInterface, name=INTERFACE
+    Inspection, Life, Disks, Guest, Looking, Transferring, Watching, Wires, VarlinkInterface, name=INTERFACE
 ):
     """Small KVM machines in plain directories.
 

@@ -27,8 +27,8 @@ class Life(Caller):
         """Change a setting or a drive (smp, ram, cpu, accel, hda, hdb, hdc, hdd, cdrom).
 
         The name is that of the verb, or of the file in lower case.
-        The value has the same form as on the command line, and a path is absolute. null removes the setting.
-        Returns a remark, or null.
+        The value has the same form as on the command line, and a path is absolute. null removes the setting,
+        and puts the image of a disk aside. Returns a remark, or null.
         """
         note = await self._supervisor.set(vm, setting, value)
         self._tell(Kind.setting, vm, f"{setting} {'none' if value is None else quoted(value, 300)}")

@@ -60,6 +60,8 @@ class Method:
     """The parameter that names one or several links; the method is refused if one belongs to a locked VM."""
     descriptors: int = 0
     """The maximum number of descriptors in a reply."""
+    takes: str | None = None
+    """The parameter that is a descriptor, which comes with the call."""
     secret: frozenset[str] = frozenset()
     """Parameters of which only the length is logged."""
 
@@ -119,6 +121,9 @@ METHODS: Mapping[str, Method] = {
     "Why": _look("vm"),
     "Make": Method(Effect.changes, Cost.change, "vm"),
     "Set": _vm(),
+    "Bring": _vm(cost=Cost.follow, takes="image"),
+    "PutOn": _vm(takes="image"),
+    "DeleteDisk": _vm(Effect.ends),
     "Remove": _vm(Effect.ends, needs=Needs.off),
     "Rename": _vm(Effect.ends, needs=Needs.off),
     "Export": Method(Effect.changes, Cost.follow, "vm", needs=Needs.off, descriptors=1),

@@ -617,9 +617,11 @@ DRIVES: tuple[Drive, ...] = (
     *(
         Drive(
             verb=disk,
-            argument="<size>",
-            help=f"Create a sparse file for the {order} disk, or make it larger.\n"
-            "The data in an existing image stays as it is; an image is never made smaller.",
+            argument="<size|image|none|delete>",
+            help=f"Create a sparse file for the {order} disk, or make it larger, also while the VM runs.\n"
+            "An image (raw, qcow2, VMDK, VDI, VHD, VHDX) is copied to a new disk, or with --linked, the\n"
+            "disk stands on the image. none puts the disk aside, delete deletes it. The data in an existing\n"
+            "image stays as it is; an image is never made smaller.",
             example="8G",
         )
         for disk, order in zip(DISKS, ("first", "second", "third", "fourth"), strict=True)

@@ -107,6 +107,15 @@ class DaemonKind:
     by_hand = "by_hand"
 
 
+class BringStep:
+    """A step of bringing an image: :class:`vmessd.core.models.progress.BringStep`."""
+
+    copying = "copying"
+    converting = "converting"
+    checking = "checking"
+    done = "done"
+
+
 class Ending:
     """Why a console was taken away: :class:`vmessd.core.models.consoles.Ending`."""
 

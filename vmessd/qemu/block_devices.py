@@ -40,6 +40,19 @@ def nodes(disk: Disk) -> list[dict[str, Any]]:
     return found
 
 
+def path_of(file: str) -> str | None:
+    """Return the path of an image by the `file` of query-block; None if it has none.
+
+    For a disk with bases this is JSON, because no path alone would describe it. QEMU is not trusted.
+    """
+    try:
+        if file.startswith("json:"):
+            file = json.loads(file.removeprefix("json:"))["file"]["filename"]
+        return file if file.startswith("/") else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
 def base_node(slot: str, depth: int) -> str:
     """Return the name of the node of a base."""
     return f"{slot}-base{depth}"

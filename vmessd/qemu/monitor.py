@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, Runstate
 
 from vmessd.core.errors import quoted
+from vmessd.qemu import block_devices
 
 LINE_LIMIT = 1024 * 1024
 COUNTER_MAX = 2**63 - 1
@@ -234,9 +235,10 @@ class Monitor:
             with contextlib.suppress(KeyError, TypeError):
                 node, file = words(entry["inserted"]["node-name"]), words(entry["inserted"]["file"])
                 if node is not None and file is not None:
-                    path = file if file.startswith("/") else None
                     starved = entry.get("io-status") == "nospace"
-                    result.append(Image(words(entry["device"]) or node, node, path, starved))
+                    result.append(
+                        Image(words(entry["device"]) or node, node, block_devices.path_of(file), starved)
+                    )
         return result
 
     async def closed(self) -> None:

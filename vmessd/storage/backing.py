@@ -229,6 +229,16 @@ def check_not_written(vm: VMDirectory, slots: Mapping[str, tuple[Base, ...]]) ->
         )
 
 
+def check_unused(vm: VMDirectory, name: str, identity: Identity) -> None:
+    """Raise BadFile if the disk of another VM stands on this image; blocks."""
+    others = users(vm.path.parent, identity)
+    if others:
+        raise BadFile(
+            f"{vm}/{name} is a base of {', '.join(others[:10])}, whose disk would be lost",
+            hint=f"see it: vmess {others[0]} info",
+        )
+
+
 # -- Bases that have changed --
 
 

@@ -1,11 +1,15 @@
-"""Formats of disk images, recognised by their first and last bytes. Pure.
+"""Formats of disk images, recognised by their first and last bytes.
 
-QEMU is told that every image is raw, so that a header cannot make it open another file. This module only serves
-messages to people who bring an image in another format. A guest can write such a header to its raw disk.
-Sources: QEMU's docs/interop/qcow2.txt, and the `probe` functions in its block directory.
+QEMU is told the format of every image, so that a header cannot make it open another file. A guest can write
+such a header to its raw disk. An image that somebody brings is converted only if it names no other file; see
+:func:`examine`. Sources: QEMU's docs/interop/qcow2.txt, the `open` and `probe` functions of its block drivers.
 """
 
+import os
 from typing import NamedTuple
+
+from vmessd.storage import qcow2
+from vmessd.storage.qcow2 import Refused
 
 HEAD = TAIL = 512
 """Bytes that are read at either end."""
@@ -49,3 +53,82 @@ def _qcow(head: bytes) -> Format | None:
         return None
     name = "qcow" if version == 1 else "qcow2"
     return Format(name, name, leads=backing or data_file)
+
+
+SHOWN = {"raw": "raw", "qcow2": "qcow2", "vmdk": "VMDK", "vdi": "VDI", "vhdx": "VHDX", "vpc": "VHD"}
+"""The formats that can be brought, by their names for `qemu-img`, as they are shown."""
+_SECTOR = 512
+_DESCRIPTOR_MAX = 64 * 1024
+_VHD_KINDS = (2, 3)  # fixed, dynamic; 4 has a parent
+_VDI_KINDS = (1, 2)  # dynamic, fixed; 4 has a parent
+
+
+class Source(NamedTuple):
+    """An image that somebody brings."""
+
+    format: str
+    size: int | None
+    """Virtual size in bytes; None if only QEMU knows it."""
+
+
+def examine(fd: int, size: int) -> Source:
+    """Return the format of an image of `size` bytes, after a look at what its header refers to; blocks.
+
+    Raises:
+        Refused: it refers to other files, exceeds a limit, or has a format that is not brought.
+        OSError: it cannot be read.
+    """
+    head = os.pread(fd, qcow2.HEAD, 0)
+    found = recognise(head[:HEAD], os.pread(fd, TAIL, max(0, size - TAIL)))
+    if found is None:
+        return Source("raw", size)
+    if found.name not in SHOWN:
+        raise Refused(f"is a {found.shown} image; it must be {', '.join(SHOWN.values())}")
+    if found.name == "qcow2":
+        header = qcow2.parse(head)
+        if header.backing is not None:
+            raise Refused("stands on another image, its backing file; it must be one image of its own")
+        return Source("qcow2", header.size)
+    return Source(found.name, _limited(_SIZES[found.name](fd, head)))
+
+
+def _limited(size: int | None) -> int | None:
+    if size is not None and size > qcow2.SIZE_MAX:
+        raise Refused(f"has a virtual size of {size} bytes; at most 64T are allowed")
+    return size
+
+
+def _little(data: bytes, place: int, count: int) -> int:
+    return int.from_bytes(data[place : place + count], "little")
+
+
+def _vmdk(fd: int, head: bytes) -> int:
+    """Return the size of a VMDK that is one file; its descriptor must not name a parent."""
+    capacity = _little(head, 12, 8)
+    if not head.startswith(b"KDMV") or capacity == 0:
+        raise Refused("is a VMDK that names other files, its extents; it must be one file (monolithicSparse)")
+    descriptor = os.pread(fd, _DESCRIPTOR_MAX, min(_little(head, 28, 8) * _SECTOR, 2**62))
+    if b"parentfilenamehint" in descriptor.lower():
+        raise Refused("stands on another image, its parent; it must be one image of its own")
+    return capacity * _SECTOR
+
+
+def _vdi(_fd: int, head: bytes) -> int:
+    if _little(head, 76, 4) not in _VDI_KINDS:
+        raise Refused("stands on another image, its parent; it must be one image of its own")
+    return _little(head, 368, 8)
+
+
+def _vpc(fd: int, head: bytes) -> int:
+    end = os.fstat(fd).st_size
+    footer = head[:TAIL] if head.startswith(b"conectix") else os.pread(fd, TAIL, max(0, end - TAIL))
+    if int.from_bytes(footer[60:64], "big") not in _VHD_KINDS:
+        raise Refused("stands on another image, its parent; it must be one image of its own")
+    return int.from_bytes(footer[48:56], "big")
+
+
+def _vhdx(_fd: int, _head: bytes) -> None:
+    """QEMU refuses a VHDX with a parent (block/vhdx.c)."""
+
+
+_SIZES = {"vmdk": _vmdk, "vdi": _vdi, "vpc": _vpc, "vhdx": _vhdx}

@@ -71,13 +71,9 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
     name = names.disk_file(vm.vm, slot)
     with vm.opened() as directory:
         found = safefile.status(directory, name)
-        if found is None and safefile.status(directory, other := names.disk_file(vm.vm, slot, "qcow2")):
-            raise BadFile(
-                f"{other} is a qcow2 image; vmess does not change its size",
-                hint=shell_line(["qemu-img", "resize", "-f", "qcow2", f"{vm.path}/{other}", text]),
-            )
         if found is None:
-            _create_disk(directory, name, wanted)
+            must_be_free(vm, directory, slot)
+            _create_disk(vm, directory, slot, wanted)
             return f"{name}: created, {settings.size_text(wanted)}, sparse"
         if stat.S_ISLNK(found.st_mode):
             target = quoted(safefile.link_target(directory, name), 300)
@@ -86,15 +82,8 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
                 hint="enlarge the target, or remove the link",
             )
         safefile.must_be_plain(directory, name)
-        # The original script wrote one byte at offset <size>, so its images are one byte longer.
-        if found.st_size in (wanted, wanted + 1):
+        if not grows(vm.vm, slot, name, found.st_size, text):
             return f"{name}: already has {settings.size_text(wanted)}, unchanged"
-        if found.st_size > wanted:
-            raise InvalidValue(
-                f"disk size {quoted(text)} is less than {settings.size_shown(found.st_size)}, the size of "
-                f"{name}; an image is never made smaller",
-                hint=f"to start over, remove {vm}/{name} first",
-            )
         _check_format(Disk(slot, f"{vm.path}/{name}", False, found.st_size), vm.read_setting(RAW) or ())
         fd = safefile.open_plain(directory, name, os.O_WRONLY)
         try:
@@ -105,7 +94,52 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
         return f"{name}: {settings.size_text(wanted)} now, was {settings.size_shown(found.st_size)}"
 
 
-def _create_disk(directory: int, name: str, size: int) -> None:
+def grows(vm: str, slot: str, name: str, size: int, text: str) -> bool:
+    """Tell whether a wanted size enlarges an image of `size` bytes, or is the one that it has.
+
+    Raises:
+        InvalidValue: it is smaller.
+    """
+    wanted = settings.disk_size(text)
+    # The original script wrote one byte at offset <size>, so its images are one byte longer.
+    if size in (wanted, wanted + 1):
+        return False
+    if size > wanted:
+        raise InvalidValue(
+            f"disk size {quoted(text)} is less than {settings.size_shown(size)}, the size of {name}; an image "
+            "is never made smaller",
+            hint=f"to start over: vmess {vm} {slot} delete",
+        )
+    return True
+
+
+def there(vm: VMDirectory, directory: int, slot: str) -> str | None:
+    """Return the name of the image of a disk, whatever is wrong with it; None if there is none."""
+    for form in names.IMAGE_ENDINGS:
+        if safefile.status(directory, name := names.disk_file(vm.vm, slot, form)) is not None:
+            return name
+    return None
+
+
+def must_be_free(vm: VMDirectory, directory: int, slot: str) -> None:
+    """Raise BadFile if there is an image of a disk."""
+    name = there(vm, directory, slot)
+    if name is not None:
+        raise BadFile(
+            f"{vm} has a disk {slot} already: {name}; an image is never overwritten",
+            hint=f"to put it aside: vmess {vm.vm} {slot} none; to delete it: vmess {vm.vm} {slot} delete",
+        )
+
+
+def clear_bases(vm: VMDirectory, directory: int, slot: str) -> None:
+    """Remove the links to the bases of a disk that is gone; raises Failed."""
+    for depth in range(1, names.BASES_MAX + 1):
+        safefile.remove(directory, names.base_file(vm.vm, slot, depth))
+
+
+def _create_disk(vm: VMDirectory, directory: int, slot: str, size: int) -> None:
+    name = names.disk_file(vm.vm, slot)
+    clear_bases(vm, directory, slot)
     with failing(f"{safefile.place(directory, name)} cannot be created"):
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660, dir_fd=directory)
         try:
@@ -168,11 +202,6 @@ def _disk(vm: VMDirectory, directory: int, slot: str) -> Disk | None:
             size = disk.size if header is None else header.size
             found = backing.bases(vm, directory, slot, header, disk.identity)
             return dataclasses.replace(disk, format=form, size=size, bases=found)
-    if safefile.status(directory, name := names.base_file(vm.vm, slot, 1)):
-        raise BadFile(
-            f"{safefile.place(directory, name)} is there, but no disk {names.disk_file(vm.vm, slot, 'qcow2')}",
-            hint=f"remove the link: {shell_line(['rm', f'{vm.path}/{name}'])}",
-        )
     return None
 
 
@@ -351,3 +380,64 @@ def _check_image(
         raise InvalidValue(f"{verb} {shown} is {safefile.kind(found.st_mode)}; it must be {what}")
     if not reader.may_read(path):
         raise InvalidValue(f"{verb} {shown} is not readable for {reader.name}, the user of QEMU", hint=hint)
+
+
+def detach(vm: VMDirectory, slot: str) -> str | None:
+    """Put the image of a disk aside, with the links to its bases; return what was done; None if there is none.
+
+    The image moves in one step into a new directory beside it, which has the links already.
+
+    Raises:
+        Failed: it cannot be moved.
+    """
+    with vm.opened() as directory:
+        name = there(vm, directory, slot)
+        if name is None:
+            return None
+        place = _new_directory(directory, f"{vm.vm}-{slot}.detached")
+        with (
+            failing(f"{safefile.place(directory, name)} cannot be moved"),
+            safefile.opened(vm.path / place) as aside,
+        ):
+            for depth in range(1, names.BASES_MAX + 1):
+                base = names.base_file(vm.vm, slot, depth)
+                target = safefile.link_target(directory, base)
+                if target is not None:
+                    os.symlink(target, base, dir_fd=aside)
+            os.rename(name, name, src_dir_fd=directory, dst_dir_fd=aside)
+            os.fsync(aside)
+        clear_bases(vm, directory, slot)
+        back = shell_line(["mv", f"{vm.path}/{place}/{name}", f"{vm.path}/"])
+        return f"{name} is kept in {place}; to have it back: {back}"
+
+
+def _new_directory(directory: int, name: str) -> str:
+    """Create a directory of this name, or with a number behind it, and return its name; raises Failed."""
+    with failing(f"{safefile.place(directory, name)} cannot be created"):
+        for number in range(1, 1000):
+            tried = name if number == 1 else f"{name}.{number}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(tried, mode=0o750, dir_fd=directory)
+                return tried
+    raise BadFile(f"{safefile.place(directory, name)} and 998 more are there; move them away by hand")
+
+
+def delete(vm: VMDirectory, slot: str) -> str | None:
+    """Delete the image of a disk; return what was done; None if there is none. The target of a link stays.
+
+    Raises:
+        BadFile: another VM stands on it.
+        Failed: it cannot be deleted.
+    """
+    with vm.opened() as directory:
+        name = there(vm, directory, slot)
+        if name is None:
+            return None
+        target = safefile.link_target(directory, name)
+        if target is None:
+            safefile.must_be_plain(directory, name)
+            backing.check_unused(vm, name, Identity.of(os.stat(name, dir_fd=directory)))
+        safefile.remove(directory, name, durable=True)
+        clear_bases(vm, directory, slot)
+        rest = "" if target is None else f", a link; {printable(target)} is not deleted"
+        return f"{name}: deleted{rest}"

@@ -39,6 +39,7 @@ from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS, Setting
 from vmessd.core.wires import file_text, tap_below
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
+from vmessd.devices.disks import Disks
 from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
@@ -105,6 +106,7 @@ class Supervisor:
         self._timing = timing
         self._machines: dict[str, Machine] = {}
         self._wires: dict[str, NetworkInterfaces] = {}
+        self._disks: dict[str, Disks] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._housekeeping: asyncio.Task[None] | None = None
         self._lock = -1
@@ -198,6 +200,7 @@ class Supervisor:
         machine = Machine(VMDirectory(self.root, vm), self.host, self._timing)
         self._machines[vm] = machine
         self._wires[vm] = NetworkInterfaces(machine, self.host, self._is_vm)
+        self._disks[vm] = Disks(machine, self.host)
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
 
@@ -207,7 +210,7 @@ class Supervisor:
         if self._machines.get(vm) is not machine:
             return
         self._machines.pop(vm).close()
-        del self._wires[vm]
+        del self._wires[vm], self._disks[vm]
         self._remarks.pop(vm, None)
         await asyncio.wait({self._tasks.pop(vm)})
 
@@ -277,6 +280,10 @@ class Supervisor:
     async def wires(self, name: str) -> NetworkInterfaces:
         """Return the interfaces of the VM of this name; raises as :meth:`machine`."""
         return self._wires[(await self.machine(name)).vm]
+
+    async def disks(self, name: str) -> Disks:
+        """Return the disks of the VM of this name; raises as :meth:`machine`."""
+        return self._disks[(await self.machine(name)).vm]
 
     async def begun_wires(self, name: str) -> NetworkInterfaces:
         """As :meth:`wires`, when no start is in progress; raises TimedOut, too."""
@@ -555,6 +562,9 @@ class Supervisor:
             BadFile, Failed: the file cannot be written.
         """
         machine = await self.machine(name)
+        if setting in names.DISKS:
+            disks = await self.disks(name)
+            return await (disks.detach(setting) if value is None else disks.set_size(setting, value))
         change = self._change(machine.directory, setting, value)
         done = await machine.change(change.work, stopped=change.stopped)
         if not change.live and machine.state not in OFF:
@@ -572,13 +582,6 @@ class Supervisor:
             return _Change(functools.partial(self._write, directory, row, value), live=row.live)
         if setting == names.CDROM:
             return _Change(lambda: images.set_cdrom(directory, value, self.host.account))
-        if setting in names.DISKS:
-            if value is None:
-                raise InvalidValue(
-                    f"{setting} cannot be set to none: vmess does not delete images",
-                    hint=f"remove {directory}/{names.disk_file(directory.vm, setting)} by hand",
-                )
-            return _Change(lambda: images.set_disk(directory, setting, value), stopped=True)
         known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
         raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
 

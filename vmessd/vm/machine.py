@@ -175,6 +175,18 @@ class Machine(FailureRecovery):
         found = run.launched.whereabouts.find() if run is not None else None
         return found or self.directory
 
+    async def note_drive(self, slot: str, text: str) -> None:
+        """Note that a drive of the running QEMU was changed, with what identifies it now.
+
+        Raises:
+            NotRunning: it has ended meanwhile.
+            Failed: the record cannot be written.
+        """
+        launched = self.live().launched
+        noted = {**(launched.record.hardware or {}), slot: text}
+        launched.record = dataclasses.replace(launched.record, hardware=noted)
+        await self.change(functools.partial(_write_record, self, launched.record))
+
     def record(self) -> RunRecord | None:
         """Return the run record of the QEMU; None if there is no QEMU."""
         return self._run.launched.record if self._run else None
@@ -521,3 +533,10 @@ async def _nothing() -> None:
 def _progress(record: RunRecord, *, done: bool) -> StartProgress:
     """Return a step of the start of a QEMU."""
     return StartProgress(done, record.pid, record.argv, record.accel)
+
+
+def _write_record(machine: Machine, record: RunRecord) -> None:
+    """Write the record of the running QEMU, unless another one runs; blocks."""
+    now = machine.record()
+    if now is not None and now.pid == record.pid:
+        machine.find_home().write_run_record(record)

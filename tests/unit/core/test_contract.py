@@ -54,6 +54,13 @@ def test_a_row_counts_the_descriptors_of_a_reply(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_row_names_the_descriptor_of_a_call(name: str) -> None:
+    parameters = SIGNATURES[name].parameter_type.traverse()
+    takes = sum(isinstance(kind, FileDescriptorVarlinkType) for kind in parameters)
+    assert takes == (METHODS[name].takes is not None)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_what_reports_or_never_ends_answers_again_and_again(name: str) -> None:
     row, more = METHODS[name], SIGNATURES[name].more
     reports = row.cost in (Cost.follow, Cost.fleet)

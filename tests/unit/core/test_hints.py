@@ -49,6 +49,8 @@ WITHOUT: dict[str, str] = {
     "inheritable capabilities cannot be kept from QEMU": SYSTEM,
     "the kernel refused to change links: ": SYSTEM,
     "QEMU of {} refused ": QEMU,
+    "qemu-img {}: {}": QEMU,
+    "the image cannot be copied: ": SYSTEM,
     "QEMU of {} did not accept a descriptor for the picture": QEMU,
     "QEMU did not let {} run: ": QEMU,
     "QEMU of {} does not describe its serial port: ": QEMU,

@@ -17,6 +17,7 @@ ENUMERATIONS: tuple[tuple[type[enum.Enum], type], ...] = (
     (wires.StepKind, words.StepKind),
     (progress.FleetStep, words.FleetStep),
     (daemon.DaemonKind, words.DaemonKind),
+    (progress.BringStep, words.BringStep),
     (consoles.Ending, words.Ending),
     (events.Kind, words.Kind),
 )

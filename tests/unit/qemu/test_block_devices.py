@@ -1,5 +1,7 @@
 """The block nodes of a drive: an explicit driver for each image, and nothing below the lowest one."""
 
+import pytest
+
 from vmessd.qemu import block_devices
 from vmessd.storage.backing import Base, Identity
 from vmessd.storage.images import Disk
@@ -39,3 +41,20 @@ def test_a_chain_is_spelled_out_node_by_node() -> None:
 def test_an_image_without_a_base_has_none_whatever_its_header_says() -> None:
     [node] = block_devices.nodes(Disk("hdb", "/v/a0/a0-hdb.qcow2", False, 9, format="qcow2"))
     assert (node["driver"], node["backing"]) == ("qcow2", None)
+
+
+@pytest.mark.parametrize(
+    ("file", "path"),
+    [
+        ("/v/a0/a0-hda.img", "/v/a0/a0-hda.img"),
+        ('json:{"backing": {}, "driver": "qcow2", "file": {"driver": "file", "filename": "/v/x"}}', "/v/x"),
+        ("nbd://h", None),
+        ("json:", None),
+        ("json:[]", None),
+        ('json:{"file": 7}', None),
+        ('json:{"file": {"filename": 7}}', None),
+        ("json:" + "[" * 100_000, None),
+    ],
+)
+def test_the_path_of_an_image_is_found_in_what_qemu_says_of_it(file: str, path: str | None) -> None:
+    assert block_devices.path_of(file) == path

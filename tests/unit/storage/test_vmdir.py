@@ -495,7 +495,7 @@ def test_an_image_is_never_made_smaller(vm: VMDirectory, size: int) -> None:
     image, content = image_with_content(vm, size)
     with pytest.raises(InvalidValue, match="never made smaller") as caught:
         set_disk(vm, "hda", "2M")
-    assert caught.value.hint == f"to start over, remove {image} first"
+    assert caught.value.hint == "to start over: vmess newvm0 hda delete"
     assert image.read_bytes() == content
 
 

@@ -418,9 +418,8 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
             assert callable(getattr(VmessInterface, command.method)), command.verb
     methods = {name for name in dir(VmessInterface) if name[0].isupper()}
     assert {command.method for command in COMMANDS if command.method} == methods - {
-        "NetIgnored",
-        "Look",
-        "Overview",
+        *("NetIgnored", "Look", "Overview"),
+        *("Bring", "PutOn", "DeleteDisk"),  # hda has several
     }
 
 

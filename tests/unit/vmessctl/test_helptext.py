@@ -16,6 +16,7 @@ from vmessctl.cli.verbs import (
     COMMANDS,
     EVERYWHERE,
     GROUPS,
+    GROWS,
     LIVE,
     ORIGINAL,
     PROGRAM,
@@ -169,7 +170,8 @@ def test_help_says_what_a_running_vm_makes_of_a_change() -> None:
             assert BY_VERB[row.verb].files == row.file
     needs_off = {name for name, method in METHODS.items() if method.needs is Needs.off and method.about == "vm"}
     refused = {command.verb for command in COMMANDS if command.running == REFUSED}
-    assert refused == {c.verb for c in COMMANDS if c.method in needs_off} | set(names.DISKS)
+    assert refused == {c.verb for c in COMMANDS if c.method in needs_off}
+    assert {BY_VERB[disk].running for disk in names.DISKS} == {GROWS}
     assert "Running VM  takes effect at its next start" in helptext.help_text("ram")
     assert "Running VM  takes effect at once" in helptext.help_text("connect")
 

@@ -1,4 +1,4 @@
-"""Progress of starts and stops. Pure. Durations are in seconds."""
+"""Progress of starts, stops and of bringing images. Pure. Durations are in seconds."""
 
 import dataclasses
 import enum
@@ -90,3 +90,30 @@ class FleetProgress:
     """The exit status for a failure."""
     left: float | None = None
     """In a shutdown: seconds until all VMs should be off."""
+
+
+class BringStep(enum.StrEnum):
+    """A step of bringing an image."""
+
+    copying = words.BringStep.copying
+    converting = words.BringStep.converting
+    checking = words.BringStep.checking
+    done = words.BringStep.done
+
+
+@dataclass(frozen=True)
+class BringProgress:
+    """A step of bringing an image; the last step says what is there now."""
+
+    done: bool
+    step: BringStep
+    percent: int | None = None
+    """Of this step."""
+    source: str | None = None
+    """The format of the image that was brought."""
+    file: str | None = None
+    """The name of the new disk in the VM directory."""
+    size: int | None = None
+    """Bytes that the guest will see."""
+    note: str | None = None
+    """A remark."""

@@ -1,0 +1,93 @@
+"""Images that somebody brings: one file each, of a known format, which names no other file."""
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from test_qcow2 import image
+
+from vmessd.storage import image_formats
+from vmessd.storage.image_formats import Source
+from vmessd.storage.qcow2 import Refused
+
+M = 2**20
+
+
+def vmdk(
+    capacity: int = 2048, descriptor: bytes = b'createType="monolithicSparse"\nparentCID=ffffffff\n'
+) -> bytes:
+    head = struct.pack("<4sIIQQQQ", b"KDMV", 1, 3, capacity, 128, 1, 20).ljust(512, b"\0")
+    return head + descriptor.ljust(20 * 512, b"\0")
+
+
+def vdi(kind: int = 1, size: int = M) -> bytes:
+    head = bytearray(b"<<< an image >>>\n".ljust(512, b"\0"))
+    head[64:68] = b"\x7f\x10\xda\xbe"
+    head[76:80] = kind.to_bytes(4, "little")
+    head[368:376] = size.to_bytes(8, "little")
+    return bytes(head)
+
+
+def vhd(kind: int = 3, size: int = M) -> bytes:
+    footer = bytearray(b"conectix".ljust(512, b"\0"))
+    footer[48:56] = size.to_bytes(8, "big")
+    footer[60:64] = kind.to_bytes(4, "big")
+    return bytes(footer)
+
+
+def examine(place: Path, data: bytes) -> Source:
+    place.write_bytes(data)
+    fd = os.open(place, os.O_RDONLY)
+    try:
+        return image_formats.examine(fd, len(data))
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (bytes(M), Source("raw", M)),
+        (b"x", Source("raw", 1)),
+        (image(size=M), Source("qcow2", M)),
+        (vmdk(), Source("vmdk", M)),
+        (vdi(), Source("vdi", M)),
+        (vdi(2), Source("vdi", M)),
+        (vhd() + bytes(M), Source("vpc", M)),
+        (bytes(M) + vhd(2), Source("vpc", M)),
+        (b"vhdxfile".ljust(M, b"\0"), Source("vhdx", None)),
+    ],
+)
+def test_a_format_and_a_size_are_found(tmp_path: Path, data: bytes, found: Source) -> None:
+    assert examine(tmp_path / "a", data) == found
+
+
+LIES = {
+    "qcow2 with a backing file": (image(backing="/etc/shadow"), "stands on another image, its backing file"),
+    "qcow2 with a data file": (image(f_8=(72, 4)), "external data file"),
+    "qcow2 of 2^62 bytes": (image(size=2**62), "at most 64T"),
+    "VMDK in text": (b'# Disk DescriptorFile\nRW 9 FLAT "/etc/shadow" 0\n', "names other files, its extents"),
+    "VMDK whose descriptor names extents": (vmdk(0, b'RW 9 FLAT "/etc/shadow" 0'), "names other files"),
+    "old VMDK": (b"COWD".ljust(512, b"\0"), "names other files"),
+    "VMDK with a parent": (vmdk(descriptor=b'x\nparentFileNameHint = "/etc/shadow"'), "its parent"),
+    "VMDK of 2^63 sectors": (vmdk(2**63), "at most 64T"),
+    "VMDK with a descriptor far away": (
+        struct.pack("<4sIIQQQQ", b"KDMV", 1, 3, 2**60, 128, 2**63, 20).ljust(512, b"\0"),
+        "at most 64T",
+    ),
+    "VDI with a parent": (vdi(4), "its parent"),
+    "VDI of 2^62 bytes": (vdi(size=2**62), "at most 64T"),
+    "VHD with a parent": (vhd(4), "its parent"),
+    "VHD of 2^62 bytes": (vhd(size=2**62), "at most 64T"),
+    "QED": (b"QED\0".ljust(512, b"\0"), "is a QED image; it must be raw, qcow2, VMDK, VDI, VHDX, VHD"),
+    "qcow": (b"QFI\xfb\0\0\0\1".ljust(512, b"\0"), "is a qcow image"),
+    "Parallels": (b"WithoutFreeSpace".ljust(512, b"\0"), "is a Parallels image"),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_what_names_other_files_or_lies_is_refused(tmp_path: Path, name: str) -> None:
+    data, why = LIES[name]
+    with pytest.raises(Refused, match=why.replace("^", r"\^")):
+        examine(tmp_path / "a", data)

@@ -1,0 +1,162 @@
+"""The verbs of disks: create, enlarge, bring an image, put aside, delete."""
+
+from __future__ import annotations
+
+import posix
+import stat
+import sys
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.commands import files
+from vmessctl.output import rendering
+from vmessctl.output.phrases import about, command, phrase
+from vmessctl.output.terminal import confirmed, emit, for_each, say, status_lines, tell, warn
+from vmessd.core import settings
+from vmessd.core.errors import DONE, InvalidValue, printable, quoted, reason, shell_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Client, Reply
+
+DELETE = "delete"
+BAR = 30
+"""Characters of a progress bar."""
+
+
+def change(invocation: Invocation) -> int:
+    """Change a disk of VMs, or show it; the word behind the verb says what is to be done."""
+    word = " ".join(invocation.arguments)
+    if word == DELETE:
+        _check_options(invocation, verbs.YES)
+        return _delete(invocation)
+    if word and word != "none" and _is_image(word):
+        _check_options(invocation, verbs.LINKED, verbs.FORMAT)
+        return _bring(invocation, word)
+    _check_options(invocation)
+    return files.change(invocation)
+
+
+def _check_options(invocation: Invocation, *known: verbs.Option) -> None:
+    """Raise InvalidValue for an option that has no meaning for what is to be done."""
+    for option in (verbs.LINKED, verbs.FORMAT, verbs.YES):
+        if option.flag in invocation.options and option not in known:
+            what = "delete" if option is verbs.YES else "an image"
+            raise InvalidValue(
+                f"{option.flag} is for {invocation.command.verb} with {what}",
+                hint=f"{PROGRAM} help {invocation.command.verb}",
+            )
+
+
+def _is_image(word: str) -> bool:
+    """Tell whether a word is the path of a file, and not a size; a file called 8G is ./8G.
+
+    A word with a dot is meant as one even if there is no such file, unless it begins like a size: 1.5G.
+    """
+    try:
+        settings.size(word)
+    except ValueError:
+        pass
+    else:
+        return False
+    return "/" in word or ("." in word and not word[:1].isdecimal()) or _is_there(word)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        posix.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _open(slot: str, path: str) -> int:
+    """Open an image for reading and return the descriptor; a FIFO does not block. Raises InvalidValue."""
+    try:
+        fd = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
+        if stat.S_ISDIR(posix.fstat(fd).st_mode):
+            posix.close(fd)
+            raise InvalidValue(f"{slot} {quoted(path, 300)} is a directory; it must be an image")
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise InvalidValue(f"{slot} {quoted(path, 300)} cannot be opened: {why}") from None
+    return fd
+
+
+def _bring(invocation: Invocation, path: str) -> int:
+    slot = invocation.command.verb
+    linked = verbs.LINKED.flag in invocation.options
+    form = invocation.options.get(verbs.FORMAT.flag)
+    if linked and form is not None:
+        raise InvalidValue("--format is for a copy, and a disk with --linked is always qcow2")
+
+    def work(client: Client, vm: str) -> int:
+        fd = _open(slot, path)
+        try:
+            if linked:
+                parameters: dict[str, object] = {"path": files.absolute(slot, path)}
+                client.send("PutOn", {"vm": vm, "slot": slot, "image": 0, **parameters}, descriptor=fd)
+            else:
+                asked = {"vm": vm, "slot": slot, "image": 0, "name": path, "into": form}
+                client.send("Bring", asked, more=True, descriptor=fd)
+        finally:
+            posix.close(fd)
+        progress = _follow(client, vm, slot)
+        emit(invocation, {"progress": progress}, vm)
+        shown = f"{progress['file']}, {settings.size_shown(progress['size'])}"
+        how = "" if linked else _from(progress)
+        tell(about(vm, phrase("brought", slot=slot, shown=shown, how=how), several=False))
+        say(command(printable(progress["note"] or "")))
+        return DONE
+
+    return for_each(invocation, work)
+
+
+def _from(progress: Reply) -> str:
+    """Return from which format an image was converted, in brackets; empty if it was only copied."""
+    end = progress["file"].rpartition(".")[2]
+    same = end == {"raw": "img"}.get(progress["source"], progress["source"])
+    return "" if same else f" (converted from {rendering.image_format(progress['source'])})"
+
+
+def _follow(client: Client, vm: str, slot: str) -> Reply:
+    """Show the progress, and return the last step. If this program ends, the daemon stops and cleans up."""
+    try:
+        while True:
+            client.wait_longer(600.0)  # the last step writes everything to the disk
+            reply, more = client.receive()
+            progress: Reply = reply["progress"]
+            if not more:
+                return progress
+            status_lines.draw(_bar(f"{vm} {slot}: {progress['step']}", progress["percent"]))
+    finally:
+        status_lines.clear()
+
+
+def _bar(text: str, percent: int | None) -> str:
+    """Return a progress bar."""
+    if percent is None:
+        return text
+    done = BAR * percent // 100
+    return f"{text} [{'#' * done}{' ' * (BAR - done)}] {percent}%"
+
+
+def _delete(invocation: Invocation) -> int:
+    slot, sure = invocation.command.verb, verbs.YES.flag in invocation.options
+    if not sure and not sys.stdin.isatty():
+        line = shell_line([PROGRAM.name, *invocation.vms, slot, DELETE, verbs.YES.flag])
+        raise InvalidValue(
+            f"{slot} {DELETE} deletes a disk, and there is no terminal on which to ask",
+            hint=f"to delete without asking: {line}",
+        )
+
+    def work(client: Client, vm: str) -> int:
+        if not sure and not confirmed(f"Delete {slot} of {vm} with all its data?"):
+            warn(f"{vm} is unchanged")
+            return 1
+        note = client.call("DeleteDisk", vm=vm, slot=slot)["note"]
+        emit(invocation, {"note": note}, vm)
+        tell(about(vm, phrase("disk deleted", note=printable(note or f"has no {slot}")), several=False))
+        return DONE
+
+    return for_each(invocation, work)

@@ -1,0 +1,244 @@
+"""An image that somebody brings, on its way to become a disk: copied, examined, converted, checked, named.
+
+Each step works on temporary files in the VM directory, and the last one is a renaming.
+"""
+
+import asyncio
+import contextlib
+import functools
+import io
+import os
+import stat
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, NamedTuple, Self
+
+from vmessd.core import names, settings
+from vmessd.core.errors import InvalidValue, VmessError, failing, quoted, reason
+from vmessd.qemu import qemu_img
+from vmessd.qemu.credentials import Account
+from vmessd.storage import backing, copying, image_formats, images, qcow2, safefile
+from vmessd.storage.blocking import Lane
+from vmessd.storage.image_formats import Source
+from vmessd.storage.vmdir import VMDirectory
+
+WORDS = 300
+"""Characters of a name in a message."""
+
+
+class Image(NamedTuple):
+    """An image that somebody brings: an open descriptor, and what it is called in messages."""
+
+    fd: int
+    name: str
+    found: os.stat_result
+    size: int
+    """Bytes of the file."""
+
+    @property
+    def shown(self) -> str:
+        """Its name for messages."""
+        return quoted(self.name, WORDS)
+
+
+class Work:
+    """A disk in the making: temporary files in the VM directory."""
+
+    def __init__(self, vm: VMDirectory, slot: str, lane: Lane, image: Image | None) -> None:
+        self._vm = vm
+        self._slot = slot
+        self._lane = lane
+        self._image = image
+        self._files: list[str] = []
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def begun(cls, vm: VMDirectory, slot: str, lane: Lane, image: Image | None) -> "AsyncIterator[Work]":
+        """Yield it with an empty file; in the end, remove what has not got its name."""
+        work = cls(vm, slot, lane, image)
+        try:
+            await lane.aside(work.create)
+            yield work
+        finally:
+            await asyncio.shield(lane.see_to(work.clear))
+
+    @property
+    def path(self) -> str:
+        """The path of the latest file."""
+        return f"{self._vm.path}/{self._files[-1]}"
+
+    def create(self) -> None:
+        """Create one more empty file, which the user of QEMU may write to."""
+        with self._vm.opened() as directory:
+            name = safefile.temporary_name(f"{self._vm.vm}-{self._slot}")
+            with failing(f"{safefile.place(directory, name)} cannot be created"):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._files.append(name)
+                os.close(os.open(name, flags, 0o660, dir_fd=directory))
+
+    def clear(self) -> None:
+        """Remove the files."""
+        with contextlib.suppress(VmessError), self._vm.opened() as directory:
+            for name in self._files:
+                safefile.remove(directory, name)
+
+    async def copy(self) -> AsyncIterator[int]:
+        """Copy the image to the file; yield percents."""
+        assert self._image is not None  # noqa: S101 -- only an overlay has none
+        image, percents = self._image, _Percents()
+        total = image.size if stat.S_ISBLK(image.found.st_mode) else copying.allocated(image.found)
+        await self._lane.aside(functools.partial(self._check_room, total))
+        with _Duplicate(image.fd) as source:
+
+            def work() -> None:
+                if source.taken():
+                    target = io.FileIO(os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "w")
+                    copying.copy(source.file, target, image.size, report)
+
+            def report(done: int) -> None:
+                if source.stop.is_set():
+                    raise copying.Cancelled
+                percents.set(done * 100 // image.size)
+
+            async for percent in percents.during(self._lane.finish(work)):
+                yield percent
+
+    def _check_room(self, wanted: int) -> None:
+        with self._vm.opened() as directory:
+            copying.check_room(directory, wanted, str(self._vm))
+
+    def _room_for_one_more(self) -> None:
+        self._check_room(copying.allocated(os.stat(self.path)))
+        self.create()
+
+    def examine(self) -> Source:
+        """Examine the copy; raises InvalidValue, Failed."""
+        assert self._image is not None  # noqa: S101
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return examined(self._image._replace(fd=fd))
+        finally:
+            os.close(fd)
+
+    async def convert(self, account: Account, form: str, target: str) -> AsyncIterator[int]:
+        """Convert the copy to one more file; yield percents."""
+        before = self.path
+        await self._lane.aside(self._room_for_one_more)
+        percents = _Percents()
+        conversion = qemu_img.convert(account, (before, form), (self.path, target), percents.set)
+        async for percent in percents.during(conversion):
+            yield percent
+        await self._lane.aside(functools.partial(os.unlink, before))
+
+    async def check(self, account: Account) -> None:
+        """Check the structure of the file."""
+        await qemu_img.check(account, self.path, "qcow2")
+
+    def finish(self, form: str, base: str | None = None) -> tuple[str, int]:
+        """Give the file its name; return the name and the virtual size; blocks.
+
+        Links of a disk that is gone are removed first. A link without its disk is ignored, so that the last
+        renaming is what counts.
+        """
+        name = names.disk_file(self._vm.vm, self._slot, form)
+        with self._vm.opened() as directory:
+            images.must_be_free(self._vm, directory, self._slot)
+            images.clear_bases(self._vm, directory, self._slot)
+            if base is not None:
+                safefile.link(directory, names.base_file(self._vm.vm, self._slot, 1), base)
+            with failing(f"{safefile.place(directory, name)} cannot be created"):
+                size = _made(directory, self._files[-1], form)
+                os.rename(self._files[-1], name, src_dir_fd=directory, dst_dir_fd=directory)
+                os.fsync(directory)
+        if base is not None:
+            with contextlib.suppress(VmessError):  # it only misses a change before the first start
+                there = images.disks(self._vm)
+                backing.remember(self._vm, {disk.slot: (disk.identity, disk.bases) for disk in there})
+        return name, size
+
+
+class _Duplicate:
+    """A descriptor of a caller for a thread, which closes it; the caller does, if the thread has not begun."""
+
+    def __init__(self, fd: int) -> None:
+        self.file = io.FileIO(os.dup(fd), "r")
+        self.stop = threading.Event()
+        self._lock = threading.Lock()
+        self._is_taken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.stop.set()
+            if not self._is_taken:
+                self.file.close()
+
+    def taken(self) -> bool:
+        """Take it in the thread; false if the caller has left."""
+        with self._lock:
+            self._is_taken = not self.stop.is_set()
+            return self._is_taken
+
+
+class _Percents:
+    """Percents that a thread or a child reports, for an iterator."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Queue[int | None] = asyncio.Queue()
+        self._last = -1
+
+    def set(self, percent: int) -> None:
+        """Report a percentage, from any thread; the same one twice is dropped."""
+        if percent > self._last:
+            self._last = percent
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._news.put_nowait, percent)
+
+    async def during(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[int]:
+        """Yield the percents until the work is done; raises as the work, which is cancelled with the caller."""
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(lambda _: self._news.put_nowait(None))
+        try:
+            while (percent := await self._news.get()) is not None:
+                yield percent
+            await task
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def opened(fd: int, name: str) -> Image:
+    """Return the image behind a descriptor of a caller; raises InvalidValue."""
+    shown = quoted(name, WORDS)
+    try:
+        found = os.fstat(fd)
+        is_block = stat.S_ISBLK(found.st_mode)
+        if not is_block and not stat.S_ISREG(found.st_mode):
+            raise InvalidValue(f"image {shown} is {safefile.kind(found.st_mode)}; it must be an image file")
+        size = safefile.device_size(found.st_rdev) if is_block else found.st_size
+        os.pread(fd, 1, 0)
+    except OSError as error:
+        raise InvalidValue(f"image {shown} cannot be read: {reason(error)}") from None
+    if not settings.DISK_MAX >= size > 0:
+        raise InvalidValue(f"image {shown} has {size} bytes; it must have 1 byte to 64T")
+    return Image(fd, name, found, size)
+
+
+def examined(image: Image) -> Source:
+    """Return the format of an image; raises InvalidValue if it is not taken."""
+    try:
+        return image_formats.examine(image.fd, image.size)
+    except qcow2.Refused as refused:
+        raise InvalidValue(f"image {image.shown} {refused}") from None
+    except OSError as error:
+        raise InvalidValue(f"image {image.shown} cannot be read: {reason(error)}") from None
+
+
+def _made(directory: int, name: str, form: str) -> int:
+    """Return the virtual size of a new image; raises Failed if it cannot be used, OSError."""
+    if form == "qcow2":
+        return backing.header_of(directory, name).size
+    return os.stat(name, dir_fd=directory).st_size
