@@ -52,6 +52,8 @@ class Option(NamedTuple):
         return f"{self.help} (default: {default}{f'; service: {service}' if service != default else ''})"
 
 
+ANY = "*"
+"""Any directory may be shared."""
 OWN_USER = "none"
 OWN_SOCKET = "$XDG_RUNTIME_DIR/vmess/control.sock"
 IDLE_TIME = 600
@@ -143,6 +145,15 @@ OPTIONS = (
         choices=("never",),
         bounds=(1, 24 * 60 * 60),
     ),
+    Option(
+        "allow-shares",
+        "DIR,...",
+        "directories that VMs may share with their guests, with all below them; * for all",
+        ANY,
+        "",
+        many=True,
+        live=True,
+    ),
 )
 
 
@@ -175,6 +186,8 @@ class Config(NamedTuple):
     """None: the daemon does not end by itself."""
     service: bool = False
     """It has the defaults of the host's service."""
+    allow_shares: tuple[str, ...] | None = None
+    """Absolute paths; None: all directories."""
 
     def kind(self, is_managed: bool) -> DaemonKind:
         """Return who runs the daemon; `is_managed`: a service manager listens to it."""
@@ -191,12 +204,13 @@ class Config(NamedTuple):
             "socket": printable(str(self.socket)),
             "qemu": printable(self.qemu),
             "accel": self.accel,
-            "allow-links": printable(", ".join(self.allow_links)) or "none",
-            "allow-bridges": printable(", ".join(self.allow_bridges)) or "none",
+            "allow-links": _listed(self.allow_links),
+            "allow-bridges": _listed(self.allow_bridges),
             "qemu-user": printable(self.qemu_user or OWN_USER),
             "exargs": "yes" if self.exargs else "no",
             "shutdown-time": "auto" if self.shutdown_time is None else f"{self.shutdown_time:g}",
             "idle-time": "never" if self.idle_time is None else f"{self.idle_time:g}",
+            "allow-shares": ANY if self.allow_shares is None else _listed(self.allow_shares),
         }
 
 
@@ -274,6 +288,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
         accel=chosen["accel"],
         allow_links=_patterns(chosen["allow-links"]),
         allow_bridges=_patterns(chosen["allow-bridges"]),
+        allow_shares=_directories(here, chosen["allow-shares"]),
         qemu_user=None if chosen["qemu-user"] == OWN_USER else chosen["qemu-user"],
         exargs=chosen["exargs"] == "yes",
         shutdown_time=None if chosen["shutdown-time"] == "auto" else float(chosen["shutdown-time"]),
@@ -330,6 +345,8 @@ def _check_value(option: Option, source: str, value: str, here: str) -> None:
             raise InvalidValue(f"{source} {quoted(value)} is not {known} or a number from {low} to {high}")
     if option.path:
         _path(here, option.key, value)
+    if option.key == "allow-shares":
+        _directories(here, value)
 
 
 def _file(path: Path, complain: Complain) -> dict[str, str]:
@@ -390,6 +407,16 @@ def _text(where: str, key: str, value: object) -> str:
 
 def _patterns(text: str) -> tuple[str, ...]:
     return tuple(pattern.strip() for pattern in text.split(",") if pattern.strip())
+
+
+def _directories(here: str, text: str) -> tuple[str, ...] | None:
+    """Return the absolute paths of directories; None if any may be meant."""
+    listed = _patterns(text)
+    return None if ANY in listed else tuple(str(_path(here, "allow-shares", one)) for one in listed)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return printable(", ".join(words)) or "none"
 
 
 def _path(here: str, key: str, text: str, *, resolved: bool = False) -> Path:

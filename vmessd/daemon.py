@@ -42,7 +42,9 @@ def _host(config: Config, runs_as: Account, log_path: str | None) -> Host:
     qemu = find_qemu(config.qemu)
     residence = Residence(str(config.socket), log_path, config.idle_time, config.kind(systemd.is_heard()))
     return Host(
-        qemu, config.accel, runs_as, config.exargs, config.shutdown_time, network=network, residence=residence
+        *(qemu, config.accel, runs_as, config.exargs, config.shutdown_time, config.allow_shares),
+        network=network,
+        residence=residence,
     )
 
 
@@ -150,6 +152,7 @@ class Reload:
             log.info("the settings are unchanged")
         host = self._host
         host.accel, host.exargs, host.shutdown_time = config.accel, config.exargs, config.shutdown_time
+        host.allow_shares = config.allow_shares
         host.network.access = dataclasses.replace(
             host.network.access, links=config.allow_links, bridges=config.allow_bridges
         )

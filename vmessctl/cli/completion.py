@@ -31,7 +31,7 @@ FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm"),
-        *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses"),
+        *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses", "tag"),
     }
 )
 """Placeholders of arguments without candidates."""
@@ -96,6 +96,7 @@ ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     "path-to-iso": lambda _world: [FILES],
     "image": lambda _world: [FILES],
     "file": lambda _world: [FILES],
+    "directory": lambda _world: [FILES],
     "PATH": lambda _world: [FILES],
     "size": lambda _world: [(size, "") for size in SIZES],
     "N": lambda _world: [(number, "") for number in NUMBERS],

@@ -107,7 +107,7 @@ MACHINE = Summary(HARDWARE, "CPUs, memory, type of machine")
 DEVICES = Summary(HARDWARE, "Devices, and what boots first")
 BOOT = Summary(HARDWARE, "UEFI or a kernel; randomness")
 EXTRAS = Summary(HARDWARE, "Model of NICs, more for QEMU")
-DRIVE = Summary(DISKS, "Create or enlarge; insert a CD")
+DRIVE = Summary(DISKS, "Disks, CD; shared directories")
 NICS = Summary(WIRES, "Interfaces, ports, addresses")
 PLUGS = Summary(WIRES, "Change bridge, cable, MAC")
 FLEET = Summary(MANY, "List VMs, show load and events")
@@ -181,13 +181,14 @@ LITERALS = frozenset(
         *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
         *("status", "stop", "log", "delete", "raw", "qcow2"),
+        *("add", "del", "ro"),
     }
 )
 """Words of arguments that stand for themselves; the others are placeholders."""
 FREE_TEXT = frozenset(
     {
         *("bridge", "path-to-iso", "model", "device", "properties", "arguments", "key", "text", "remark"),
-        *("file", "image", "newvm", "card", "type", "pairs", "devices", "buses"),
+        *("file", "image", "newvm", "card", "type", "pairs", "devices", "buses", "tag", "directory"),
     }
 )
 """Placeholders whose values may look like names of VMs."""
@@ -817,6 +818,20 @@ COMMANDS: tuple[Command, ...] = (
         running=REFUSED,
         summary=MAKE,
         example="newvm rename web-1",
+    ),
+    Command(
+        "share",
+        "List the directories of the host that the guest can mount; add one under a tag, ro for read-only;\n"
+        "or take one away. The guest mounts it with: mount -t 9p -o trans=virtio <tag> /mnt.",
+        "Share",
+        "shares.run",
+        arguments="[add|del] [tag] [directory] [ro]",
+        options=(JSON,),
+        many=True,
+        files="SHARES",
+        running=WAITS,
+        summary=DRIVE,
+        example="newvm share add src ~/src",
     ),
     Command(
         "export",

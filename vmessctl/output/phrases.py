@@ -77,6 +77,8 @@ PHRASES: dict[str, tuple[str, str]] = {
     "edit": 2 * ("nothing was changed",),
     "rm": ("", "deleted"),
     "rename": ("", "renamed to {name}"),
+    "shared": ("", "{path} is shared as {tag}{remark}"),
+    "unshared": ("", "{tag} is no longer shared"),
     "export": ("", "exported to {file}, {size}"),
     "import": ("", "imported from {file}, {size}"),
     "suspend": ("", "paused"),

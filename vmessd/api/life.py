@@ -35,6 +35,16 @@ class Life(Caller):
         return note
 
     @varlinkmethod(return_parameter="note")
+    async def Share(self, *, vm: str, tag: str, path: str | None, read_only: bool) -> str | None:
+        """Let the guest mount a directory of the host by a tag, from the next start; null takes the share away.
+
+        The path is absolute and without symbolic links. Returns a remark, or null.
+        """
+        note = await self._supervisor.share(vm, tag, path, read_only=read_only)
+        self._tell(Kind.setting, vm, f"share {quoted(tag)} {'none' if path is None else quoted(path, 300)}")
+        return note
+
+    @varlinkmethod(return_parameter="note")
     async def Remove(self, *, vm: str) -> str | None:
         """Delete a stopped VM with all its files and TAPs. Returns a remark, or null."""
         note = await self._supervisor.remove(vm)

@@ -124,6 +124,7 @@ METHODS: Mapping[str, Method] = {
     "Bring": _vm(cost=Cost.follow, takes="image"),
     "PutOn": _vm(takes="image"),
     "DeleteDisk": _vm(Effect.ends),
+    "Share": _vm(),
     "Remove": _vm(Effect.ends, needs=Needs.off),
     "Rename": _vm(Effect.ends, needs=Needs.off),
     "Export": Method(Effect.changes, Cost.follow, "vm", needs=Needs.off, descriptors=1),

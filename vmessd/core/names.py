@@ -31,7 +31,7 @@ VERBS = frozenset(
         *("disk-bus", "firmware", "kernel", "initrd", "append"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
         "screenshot",
-        "export",
+        *("export", "share"),
     }
 )
 ALIASES = frozenset({"ls", "ps", "create", "delete", "reboot", "kill", "memory", "version"})

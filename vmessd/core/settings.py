@@ -29,6 +29,7 @@ DELAY_MAX = 3600
 REMARK_MAX = 200
 CPU = "CPU"
 LOCK = "LOCK"
+SHARES = "SHARES"
 QEMU_OPTIONS = "qemu-options"
 MACHINE = "MACHINE"
 PATHS = (CDROM, "kernel", "initrd")
@@ -221,6 +222,15 @@ def _of_hardware(parser: str) -> Callable[[str], Any]:
             raise _Objection(error.message) from None
 
     return parse
+
+
+def _shares(text: str) -> Any:
+    from vmessd.core import shares  # noqa: PLC0415 -- the client never parses shares
+
+    try:
+        return shares.parse(text)
+    except InvalidValue as error:
+        raise _Objection(error.message) from None
 
 
 def _remark(text: str) -> str:
@@ -548,6 +558,15 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_of_nics("parse_cables"),
         option=_no_option,
         help="The interfaces whose cable is pulled, as set by cable.",
+    ),
+    Setting(
+        file=SHARES,
+        verb=None,
+        argument="[tag directory [ro]]...",
+        expects="at most 8 lines, each a tag, an absolute path and perhaps ro, quoted as for a shell",
+        parse=_shares,
+        option=_no_option,  # QEMU gets descriptors; see qemu.shared_directories
+        help="The directories of the host that the guest can mount, as set by share.",
     ),
     Setting(
         file="NIC_MODEL",

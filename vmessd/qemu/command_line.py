@@ -17,9 +17,9 @@ from typing import Any
 from vmessd.core import hardware, nic_hardware
 from vmessd.core.dataclass import dataclass
 from vmessd.core.hardware import APPEND, INITRD, KERNEL
-from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, SETTINGS
+from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, SETTINGS, SHARES
 from vmessd.core.wires import Forward
-from vmessd.qemu import block_devices, disk_devices
+from vmessd.qemu import block_devices, disk_devices, shared_directories
 from vmessd.qemu.machine_types import is_i440fx, is_q35, machine
 from vmessd.storage.firmware import Firmware
 from vmessd.storage.images import Disk
@@ -115,6 +115,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
         argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, values, place))]
     if values.get("RNG"):
         argv += ["-object", "rng-builtin,id=rng0", "-device", f"virtio-rng-pci,rng=rng0,addr={RNG_SLOT:#x}"]
+    argv += shared_directories.arguments(values.get(SHARES, ()))
     for setting in SETTINGS:
         if setting.file in values:
             argv += setting.option(values[setting.file])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from vmessd.core import names, settings
 from vmessd.storage import backing, vmdir
 
-STAYS = frozenset({settings.LOCK})
+STAYS = frozenset({settings.LOCK, settings.SHARES})
 """Settings that say something about the VM on this host, and not about what it is."""
 _OF_PROCESS = (
     *(*vmdir.LOGS, vmdir.QMP_SOCKET, vmdir.SERIAL_SOCKET, vmdir.PID_FILE),

@@ -15,7 +15,7 @@ from vmessd.core.lifecycle import OFF
 from vmessd.core.models.vms import Drive, Pending, Value, VMInfo
 from vmessd.core.models.wires import Reach, VMAddress, VMNic
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import BY_FILE, LOCK, Setting
+from vmessd.core.settings import BY_FILE, LOCK, SHARES, Setting
 from vmessd.core.wires import Wire
 from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.network.links import Nic
@@ -243,7 +243,8 @@ def _settings(directory: VMDirectory) -> list[Value]:
                 values.append(Value(file, why if file == LOCK else "", why))
             continue
         if text is not None:
-            values.append(Value(file, printable(text), _objection(BY_FILE[file], text)))
+            shown = "; ".join(text.splitlines()) if file == SHARES else text
+            values.append(Value(file, printable(shown), _objection(BY_FILE[file], text)))
     return values
 
 

@@ -36,7 +36,9 @@ from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.models.wires import Step
 from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS, Setting
+from vmessd.core.shares import Share
 from vmessd.core.wires import file_text, tap_below
+from vmessd.devices import shares
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.disks import Disks
@@ -570,6 +572,22 @@ class Supervisor:
         if not change.live and machine.state not in OFF:
             return f"{machine.vm}: {setting} takes effect at its next start"
         return done
+
+    async def share(self, name: str, tag: str, path: str | None, *, read_only: bool) -> str | None:
+        """Share a directory with a VM from its next start, or take the share away with None; return a note.
+
+        Raises:
+            InvalidValue, NotPermitted, BadFile, Failed: as `shares.add` and `shares.remove`.
+        """
+        machine = await self.machine(name)
+        work = functools.partial(shares.remove, machine.directory, tag)
+        if path is not None:
+            wanted = Share(tag, path, read_only)
+            work = functools.partial(shares.add, machine.directory, self.host, wanted)
+        await machine.change(work)
+        if machine.state not in OFF:
+            return f"{machine.vm} is running; share takes effect at its next start"
+        return None
 
     def _change(self, directory: VMDirectory, setting: str, value: str | None) -> _Change:
         """Return the change of a setting; raises InvalidValue for an unknown setting, or an invalid value."""

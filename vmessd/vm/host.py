@@ -45,6 +45,8 @@ class Host:
     """EXARGS and NIC_EXARGS are honoured. Their words go to QEMU unchecked."""
     shutdown_time: float | None = None
     """Seconds for the shutdown of all VMs; None for the default, shutdown_time.default."""
+    allow_shares: tuple[str, ...] | None = None
+    """The directories that VMs may share, with all below them; None for all."""
     displays: Displays = dataclasses.field(default_factory=Displays)
     events: Events = dataclasses.field(default_factory=Events)
     census: Census = dataclasses.field(default_factory=Census)

@@ -18,14 +18,15 @@ from vmessd.core.errors import BadFile, Failed, VmessError, failing, quoted, she
 from vmessd.core.hardware import APPEND, BIOS, FIRMWARE, INITRD, KERNEL
 from vmessd.core.lifecycle import Policy
 from vmessd.core.records import Moment, RunRecord
-from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU
+from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, SHARES
 from vmessd.network import taps
 from vmessd.network.links import Network, Nic
 from vmessd.qemu import command_line, machine_types
 from vmessd.qemu.command_line import Card, ChildFd, Spec
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
-from vmessd.storage import backing, firmware, images, serial_stream, vmdir
+from vmessd.qemu.shared_directories import FIRST_FD
+from vmessd.storage import backing, firmware, images, serial_stream, shared_directories, vmdir
 from vmessd.storage.firmware import Firmware
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import pending
@@ -206,13 +207,14 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         output, serial_log = (_log(directory, name, ours) for name in (vmdir.QEMU_LOG, vmdir.SERIAL_LOG))
         shorten_logs(directory)
         serial_begin = _serial_begin(directory)
-        qmp = ours.enter_context(directory.listen(vmdir.QMP_SOCKET))
-        serial = ours.enter_context(directory.listen(vmdir.SERIAL_SOCKET))
+        inherited = {
+            ChildFd.lock: lock,
+            ChildFd.serial_log: serial_log,
+            **_inherited(directory, spec, host, ours),
+        }
         log_start = _begin_log(directory, output, argv)
         check()
-        fds: dict[int, int] = {ChildFd.lock: lock, ChildFd.qmp: qmp.fileno()}
-        fds |= {ChildFd.serial: serial.fileno(), ChildFd.serial_log: serial_log}
-        process = Process.spawn(argv, output, fds, host.account.entry)
+        process = Process.spawn(argv, output, inherited, host.account.entry)
         undo.callback(_end, process)
         victims = host.kills.around(process.pid)
         record = RunRecord(
@@ -229,6 +231,23 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         directory.write_run_record(record)
         undo.pop_all()
     return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid))
+
+
+def _inherited(directory: VMDirectory, spec: Spec, host: Host, ours: contextlib.ExitStack) -> dict[int, int]:
+    """Open sockets and shared directories for QEMU; return their descriptors there and here.
+
+    Raises:
+        BadFile, Failed: a socket cannot be bound.
+        BadFile, NotPermitted: a directory cannot be opened, or is not allowed any more.
+    """
+    found: dict[int, int] = {}
+    for child, name in ((ChildFd.qmp, vmdir.QMP_SOCKET), (ChildFd.serial, vmdir.SERIAL_SOCKET)):
+        found[child] = ours.enter_context(directory.listen(name)).fileno()
+    for number, share in enumerate(spec.values.get(SHARES, ())):
+        descriptor = shared_directories.opened(share, host.allow_shares, spec.vm)
+        ours.callback(os.close, descriptor)
+        found[FIRST_FD + number] = descriptor
+    return found
 
 
 def _begin_log(directory: VMDirectory, output: int, argv: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vmessd.core import names, settings
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.settings import BY_FILE, DRIVES, SETTINGS, Setting
+from vmessd.core.shares import Share
 from vmessd.core.wires import Forward, Wire
 
 K, M, G, T = 2**10, 2**20, 2**30, 2**40
@@ -50,6 +51,7 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("NICS", "\n bridge1\t-  user\n", (Wire("bridge1"), Wire(), Wire(user=True)), ()),
     ("NICS", "user:2222:22,8080:80\n", (Wire(user=True, forwards=(Forward(2222, 22), Forward(8080, 80))),), ()),
     ("NICS", "- " * 29, (Wire(),) * 29, ()),
+    ("SHARES", "src '/a b' ro\n", (Share("src", "/a b", True),), ()),
     ("RAW", "hda\n", ("hda",), ()),
     ("RAW", " hdb\ncdrom ", ("hdb", "cdrom"), ()),
     ("NIC_MODEL", "e1000\n", ("e1000",), ()),
@@ -294,7 +296,14 @@ OTHER_VERBS = {
 
 
 def test_every_file_is_written_by_a_verb() -> None:
-    assert {row.file for row in SETTINGS if row.verb is None} == {"LOCK", "NICS", "MACS", "SLOTS", "CABLES"}
+    assert {row.file for row in SETTINGS if row.verb is None} == {
+        "LOCK",
+        "NICS",
+        "MACS",
+        "SLOTS",
+        "CABLES",
+        "SHARES",
+    }
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm rename router", "rename", ("newvm0",), ("router",), {}),
     ("newvm export newvm.tar", "export", ("newvm0",), ("newvm.tar",), {}),
     ("newvm export -", "export", ("newvm0",), ("-",), {}),
+    ("newvm share add src /srv/src ro", "share", ("newvm0",), ("add", "src", "/srv/src", "ro"), {}),
+    ("share newvm del src", "share", ("newvm0",), ("del", "src"), {}),
     ("import newvm.tar", "import", (), ("newvm.tar",), {}),
     ("import - web-1", "import", (), ("-", "web-1"), {}),
     ("newvm addr --json", "addr", ("newvm0",), (), {"--json": ""}),
