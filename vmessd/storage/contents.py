@@ -4,10 +4,13 @@ import re
 from typing import NamedTuple
 
 from vmessd.core import names, settings
-from vmessd.storage import backing, vmdir
+from vmessd.core.hardware import UEFI, UEFI_SECURE
+from vmessd.storage import backing, firmware, vmdir
 
 STAYS = frozenset({settings.LOCK, settings.SHARES})
 """Settings that say something about the VM on this host, and not about what it is."""
+VARIABLES = tuple(firmware.variables_file(kind) for kind in (UEFI, UEFI_SECURE))
+"""The files with the variables of UEFI firmware."""
 _OF_PROCESS = (
     *(*vmdir.LOGS, vmdir.QMP_SOCKET, vmdir.SERIAL_SOCKET, vmdir.PID_FILE),
     *(vmdir.RUN_RECORD, vmdir.EXIT_RECORD, backing.RECORD),
@@ -47,7 +50,7 @@ def is_setting(file: str) -> bool:
 
 def name_in(file: str, vm: str, new: str) -> str | None:
     """Return the name that a file in an export of `vm` has in the VM `new`; None for one that is in none."""
-    if is_setting(file) or stored_base(file):
+    if is_setting(file) or stored_base(file) or file in VARIABLES:
         return file
     images = [(slot, form) for slot in names.DISKS for form in names.IMAGE_ENDINGS]
     pairs = [(names.disk_file(vm, *one), names.disk_file(new, *one)) for one in images]

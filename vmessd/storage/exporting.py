@@ -126,7 +126,7 @@ class Export:
         backing.check_not_written(vm, {disk.slot: disk.bases for disk in disks})
         with vm.opened() as directory:
             for file in sorted(os.listdir(directory)):
-                self._add(directory, file)
+                self._add(directory, file, reader)
             for disk in disks:
                 if disk.slot == names.CDROM and disk.target is not None:
                     self.left_out.append(f"{os.path.basename(disk.path)} (a link)")
@@ -135,11 +135,14 @@ class Export:
                 for depth, base in enumerate(disk.bases, 1):
                     self._add_image(StoredBase(disk.slot, depth, base.format).file, base.path, reader)
 
-    def _add(self, directory: int, file: str) -> None:
+    def _add(self, directory: int, file: str, reader: Reader) -> None:
         if contents.is_setting(file):
             data = safefile.read(directory, file, VALUE_LIMIT)
             if data is not None:
                 self._sources.append(_Source(Entry(file, len(data)), safefile.place(directory, file), data))
+        elif file in contents.VARIABLES:
+            safefile.must_be_plain(directory, file)
+            self._add_image(file, f"/proc/self/fd/{directory}/{file}", reader)
         elif file in (MANIFEST, CHECKSUMS) or contents.stays_unsaid(file, self._vm):
             pass
         elif contents.name_in(file, self._vm, self._vm) is None:

@@ -33,7 +33,12 @@ def vm(tmp_path: Path) -> VMDirectory:
     """A VM with settings, a disk with holes, one without, and what belongs to a process."""
     made = VMDirectory(tmp_path / "vms", "newvm0")
     made.path.mkdir(parents=True)
-    for file, text in {"RAM": "512M\n", "EXARGS": "-device virtio-rng-pci\n", "LOCK": "do not\n"}.items():
+    for file, text in {
+        "RAM": "512M\n",
+        "uefi.vars": "\0" * 9000,
+        "EXARGS": "-device virtio-rng-pci\n",
+        "LOCK": "do not\n",
+    }.items():
         (made.path / file).write_text(text)
     with (made.path / "newvm0-hda.img").open("wb") as disk:
         disk.truncate(40 * MIB)
@@ -74,7 +79,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def made_of(vm: VMDirectory, new: str = "newvm0") -> dict[str, bytes]:
-    files = ("RAM", "EXARGS", "newvm0-hda.img", "newvm0-hdb.img")
+    files = ("RAM", "EXARGS", "uefi.vars", "newvm0-hda.img", "newvm0-hdb.img")
     return {file.replace("newvm0", new): (vm.path / file).read_bytes() for file in files}
 
 
