@@ -166,8 +166,8 @@ def test_c75_a_cpu_that_makes_no_sense_is_a_line(daemon: Daemon) -> None:
     daemon.make(A)
     message = refused(daemon, A, "cpu", "max,x=/etc/shadow", status=2)
     assert message.startswith("CPU 'max,x=/etc/shadow' is not best, or a CPU model of QEMU such as qemu64, ")
-    daemon.done(A, "cpu", "host")  # which is KVM's alone, as QEMU says
-    assert "requires KVM" in refused(daemon, A, "start", status=1)
+    daemon.done(A, "cpu", "host")
+    assert "CPU host needs KVM" in refused(daemon, A, "start", status=1)
 
 
 def test_c75_a_qemu_that_aborts_under_kvm_is_told_with_a_way_out(tmp_path: Path) -> None:
