@@ -132,7 +132,10 @@ def test_whoever_gives_up_finds_the_text_in_a_file(daemon: Daemon, typed: str, s
     daemon.done("make", A, "ram", "16M")
     with on_terminal(daemon, A, "edit", program=editor(daemon, CORRECTION), size=(200, 24)) as terminal:
         terminal.see("[e]dit again, or [q]uit?")
-        terminal.type(typed)
+        if typed == "\x03":
+            terminal.interrupt()
+        else:
+            terminal.type(typed)
         assert terminal.end() == status, terminal.said
     assert daemon.done(A, "smp") == "none\n"
     assert kept(daemon, terminal.said.replace("\r", "")).endswith("banana 2\n")
