@@ -135,6 +135,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 not in (
                     "--all",
                     "--yes",
+                    "--force",
                     "--timeout",
                     "--grace",
                     "--within",

@@ -141,6 +141,7 @@ COLUMNS = Option("-o", "Print these columns of the table, in this order: name,st
 QUIET = Option("--quiet", "Print only what was asked for, not what was done. Also -q.")
 LINKED = Option("--linked", "Put the disk on top of the image, which must not change any more.")
 FORMAT = Option("--format", "Convert the image to this format.", "raw|qcow2")
+FORCE = Option("--force", "Open the drive even if the guest has locked it.")
 YES = Option("--yes", "Do not ask for confirmation.")
 TIMEOUT = Option(
     "--timeout", "Wait at most this long (then exit status 6); what was begun continues.", "SECONDS"
@@ -167,7 +168,7 @@ EVERYWHERE = (SOCKET, NO_DAEMON, QUIET, VERBOSE, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (
-        *(*EVERYWHERE, ALL, JSON, YES, TIMEOUT, WITHIN, GRACE, NO_WAIT, AT_ONCE, SINCE_START),
+        *(*EVERYWHERE, ALL, JSON, YES, FORCE, TIMEOUT, WITHIN, GRACE, NO_WAIT, AT_ONCE, SINCE_START),
         *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
         *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT),
     )
@@ -419,7 +420,8 @@ COMMANDS: tuple[Command, ...] = (
             many=True,
             reports=True,
             files=names.cdrom_file("newvm0"),
-            running=WAITS,
+            options=(FORCE,),
+            running=LIVE,
             summary=DRIVE,
             example=f"newvm {drive.verb} {drive.example}",
         )

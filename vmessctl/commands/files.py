@@ -44,7 +44,8 @@ def change(invocation: Invocation) -> int:
     value, remark = typed_value(verb, text)
 
     def work(client: Client, vm: str) -> int:
-        reply = client.call("Set", vm=vm, setting=verb, value=value)
+        more = {"force": True} if verbs.FORCE.flag in invocation.options else {}
+        reply = client.call("Set", vm=vm, setting=verb, value=value, **more)
         emit(invocation, reply, vm)
         report_set(vm, verb, value, remark, reply["note"], _not_at_boot(client, vm, verb, value))
         return DONE

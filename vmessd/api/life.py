@@ -23,14 +23,15 @@ class Life(Caller):
         return path
 
     @varlinkmethod(return_parameter="note")
-    async def Set(self, *, vm: str, setting: str, value: str | None) -> str | None:
+    async def Set(self, *, vm: str, setting: str, value: str | None, force: bool = False) -> str | None:
         """Change a setting or a drive (smp, ram, cpu, accel, hda, hdb, hdc, hdd, cdrom).
 
         The name is that of the verb, or of the file in lower case.
         The value has the same form as on the command line, and a path is absolute. null removes the setting,
-        and puts the image of a disk aside. Returns a remark, or null.
+        and puts the image of a disk aside. With force, the CD drive of a running VM is opened even if the guest
+        has locked it. Returns a remark, or null.
         """
-        note = await self._supervisor.set(vm, setting, value)
+        note = await self._supervisor.set(vm, setting, value, force=force)
         self._tell(Kind.setting, vm, f"{setting} {'none' if value is None else quoted(value, 300)}")
         return note
 

@@ -648,7 +648,8 @@ DRIVES: tuple[Drive, ...] = (
     Drive(
         verb=CDROM,
         argument="<path-to-iso|none>",
-        help="Insert an ISO image into the CD drive, by a symbolic link in the VM directory; none removes it.",
+        help="Insert an ISO image into the CD drive, by a symbolic link in the VM directory; none removes it.\n"
+        "A VM that was started with a CD drive has the new medium at once, unless the guest has locked it.",
         example="debian.iso",
     ),
 )

@@ -174,6 +174,12 @@ def set_cdrom(vm: VMDirectory, path: str | None, reader: Reader) -> None:
         safefile.link(directory, name, path)
 
 
+def cdrom_target(vm: VMDirectory) -> str | None:
+    """Return the target of the link to the CD-ROM image; None if there is none."""
+    with vm.opened() as directory:
+        return safefile.link_target(directory, names.cdrom_file(vm.vm))
+
+
 def disks(vm: VMDirectory) -> list[Disk]:
     """Return the drives of the VM, `hda` first and `cdrom` last.
 

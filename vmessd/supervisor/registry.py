@@ -38,7 +38,7 @@ from vmessd.core.models.wires import Step
 from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS, Setting
 from vmessd.core.shares import Share
 from vmessd.core.wires import file_text, tap_below
-from vmessd.devices import shares
+from vmessd.devices import cd_drive, shares
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.disks import Disks
@@ -555,8 +555,10 @@ class Supervisor:
         running = parts[0] in self._machines and _counts(self._machines[parts[0]])
         return parts[0] if running or await self._is_vm(parts[0]) else None
 
-    async def set(self, name: str, setting: str, value: str | None) -> str | None:
+    async def set(self, name: str, setting: str, value: str | None, *, force: bool = False) -> str | None:
         """Set a setting or a drive, named by its verb; None as value removes it. Return what was done.
+
+        `force` opens the CD drive of a running VM even if the guest has locked it.
 
         Raises:
             InvalidValue: there is no such setting, or the value is invalid.
@@ -567,6 +569,9 @@ class Supervisor:
         if setting in names.DISKS:
             disks = await self.disks(name)
             return await (disks.detach(setting) if value is None else disks.set_size(setting, value))
+        if setting == names.CDROM and cd_drive.is_there(machine):
+            await cd_drive.change(machine, value, self.host.account, force=force)
+            return None
         change = self._change(machine.directory, setting, value)
         done = await machine.change(change.work, stopped=change.stopped)
         if not change.live and machine.state not in OFF:

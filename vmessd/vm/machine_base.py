@@ -47,6 +47,8 @@ class MachineBase(abc.ABC):
         """As :attr:`found`, and that QEMU had time to answer."""
         self.device_gone: Callable[[str], None] = lambda _identifier: None
         """Called with the id of a device that the guest has released (DEVICE_DELETED)."""
+        self.tray_opened: Callable[[], None] = lambda: None
+        """Called when the tray of a CD drive has opened (DEVICE_TRAY_MOVED)."""
         self.files = Lane(f"the files of {directory.vm}", f"vmess {directory.vm} stop force works all the same")
         """All work on the files of the VM: a file system may hang."""
         self._host = host
@@ -207,6 +209,8 @@ class MachineBase(abc.ABC):
             self._inbox.post(*heard, of=run)
         elif name == "DEVICE_DELETED" and isinstance(data.get("device"), str):
             self.device_gone(data["device"])
+        elif name == "DEVICE_TRAY_MOVED" and data.get("tray-open") is True:
+            self.tray_opened()
 
     def _ended(self, run: QemuRun) -> None:
         """The pidfd reports the end of the process; its last QMP messages may still be unread."""

@@ -264,7 +264,7 @@ REFUSED = (
     ("start", "start needs a VM", "usage: vmess <vmname> start [--at-once N]"),
     ("ram 2G", "ram needs a VM", "usage: vmess <vmname> ram [size|none]"),
     ("kill", "stop needs a VM", f"usage: {BY_VERB['stop'].usage()}"),
-    ("cdrom debian.iso", "cdrom needs a VM", "usage: vmess <vmname> cdrom [path-to-iso|none]"),
+    ("cdrom debian.iso", "cdrom needs a VM", "usage: vmess <vmname> cdrom [path-to-iso|none] [--force]"),
     ("stop start newvm", "stop needs a VM", f"usage: {BY_VERB['stop'].usage()}"),
     ("start leaf stop spine", "stop takes force or nothing, not 'spine'", f"usage: {BY_VERB['stop'].usage()}"),
     (
