@@ -80,7 +80,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a | stop", {"c0"}),
     ("b0 | start", {"c0"}),
     # verbs, by how the VM before them is
-    ("a s|", {"smp", "status", "stop", "suspend", "sendkey", "share", "screenshot", "smbios"}),
+    ("a s|", {"smp", "status", "ssh", "scp", "stop", "suspend", "sendkey", "share", "screenshot", "smbios"}),
     ("b0 st|", {"start", "status"}),
     ("c0 st|", {"start", "stop", "status"}),
     ("a b st|", {"start", "stop", "status"}),
@@ -93,11 +93,14 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("start b|", {"b0"}),
     ("start b |", {"c0"} | VERBS.keys() - {"start"}),
     ("stop |", {"a0", "c0"}),
-    ("kill a c|", {"c0", "cable", "cdrom", "connect", "console", "cpu", "ctrl-alt-delete"}),
+    ("kill a c|", {"c0", "cable", "cloud-init", "cdrom", "connect", "console", "cpu", "ctrl-alt-delete"}),
     ("| kill", {"a0", "c0"}),
     ("ram |", {"a0", "b0", "c0"}),
     ("ram a |", {"b0", "c0", "none", *completion.SIZES}),
-    ("ram a 2G s|", {"smp", "status", "start", "stop", "suspend", "sendkey", "share", "screenshot", "smbios"}),
+    (
+        "ram a 2G s|",
+        {"smp", "status", "ssh", "scp", "start", "stop", "suspend", "sendkey", "share", "screenshot", "smbios"},
+    ),
     ("cdrom a |", {":files", "none"}),
     ("connect a |", {"b0", "c0", "0", "1"}),
     ("connect a 0 b|", {"br0", "br1"}),
@@ -146,6 +149,8 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 and o not in ("--bind", "--steal", "--log", "-f")
                 and o not in ("-b", "-n", "-d", "--sort", "-o", "--no-header", "--command")
                 and o not in ("--linked", "--format")
+                and o not in ("--user", "--key", "--password", "--password-file", "--hostname", "--raw")
+                and o not in ("-i", "--forget")
             ),
         },
     ),
@@ -159,11 +164,11 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a make ifadd 1 br|", {"br0", "br1"}),
     (
         "a ifadd 1 br0 s|",
-        {"smp", "status", "start", "stop", "suspend", "sendkey", "share", "screenshot", "smbios"},
+        {"smp", "status", "ssh", "scp", "start", "stop", "suspend", "sendkey", "share", "screenshot", "smbios"},
     ),
     (
         "a ifadd 1 -- s|",
-        {"smp", "status", "start", "stop", "suspend", "sendkey", "share", "screenshot", "smbios"},
+        {"smp", "status", "ssh", "scp", "start", "stop", "suspend", "sendkey", "share", "screenshot", "smbios"},
     ),
     ("a ifadd -- 1 s|", set()),
     ("a stop f|", {"firmware", "force", "forward"}),
@@ -171,7 +176,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a w|", {"wait", "watch", "why"}),
     ("| watch", {"a0", "b0", "c0"}),
     ("a watch |", set()),
-    ("a wait |", {"running", "stopped", "paused", "addr"}),
+    ("a wait |", {"running", "stopped", "paused", "addr", "ssh"}),
     ("a wait --s|", {"--since-start", "--socket"}),
     ("a stop force f|", {"firmware", "forward"}),
     ("a make m|", {"mac", "machine"}),

@@ -86,7 +86,7 @@ def test_an_address_in_a_user_network_is_not_waited_for(daemon: Daemon) -> None:
         "",
         [
             f"vmessctl: VM {A} has only user networks, whose addresses the host cannot reach",
-            f"  hint: to reach a port of it: vmessctl {A} forward 0 2222:22",
+            f"  hint: vmessctl {A} wait ssh; for another port: vmessctl {A} forward 0 8080:80",
         ],
     )
     late = daemon.vmess(B, "wait", "addr", "--timeout", "0.2")
@@ -419,9 +419,12 @@ def test_an_address_is_waited_for(wired: WiredDaemon) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["running paused"], "wait takes running, stopped, paused, addr or serial:REGEX, not 'running paused'"),
-        (["up"], "wait takes running, stopped, paused, addr or serial:REGEX, not 'up'"),
-        (["serial"], "wait takes running, stopped, paused, addr or serial:REGEX, not 'serial'"),
+        (
+            ["running paused"],
+            "wait takes running, stopped, paused, addr, ssh or serial:REGEX, not 'running paused'",
+        ),
+        (["up"], "wait takes running, stopped, paused, addr, ssh or serial:REGEX, not 'up'"),
+        (["serial"], "wait takes running, stopped, paused, addr, ssh or serial:REGEX, not 'serial'"),
         (
             ["serial:("],
             "'serial:(' is not a valid regular expression: missing ), unterminated subpattern at position 0",

@@ -54,6 +54,10 @@ IMPURE = {
 # What else the client may import: the version; where manual pages are made, the table of the daemon's options.
 MORE_FOR_THE_CLIENT = {"vmessd": None, "vmessd.config": "vmessctl.cli.manual"}
 
+GROUPS = (
+    *("inspection", "life", "disks", "guest", "looking", "watching", "wires", "transferring", "provisioning"),
+)
+
 # Each wrapped library and the rooms that may import it.
 WRAPPED = {
     "psutil": {"vmessd.qemu.usage"},
@@ -61,20 +65,9 @@ WRAPPED = {
     "qemu": {"vmessd.qemu.monitor"},
     "asyncvarlink": {
         *(f"vmessd.api.{module}" for module in ("wire_errors", "interface", "connection", "server")),
-        *(
-            f"vmessd.api.{group}"
-            for group in (
-                "inspection",
-                "life",
-                "disks",
-                "guest",
-                "looking",
-                "watching",
-                "wires",
-                "transferring",
-            )
-        ),
+        *(f"vmessd.api.{group}" for group in GROUPS),
     },
+    "pycdlib": {"vmessd.storage.nocloud"},
     "sdnotify": {"vmessd.core.systemd"},
     "subprocess": {"vmessd.qemu.process", "vmessctl.output.foreground"},
 }

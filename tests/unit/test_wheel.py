@@ -77,7 +77,7 @@ def test_man_shows_the_pages(prefix: Path) -> None:
     assert files(pages) >= {"man1/vmessctl.1", "man1/vmess.1", "man8/vmessd.8"}
     if shutil.which("man") is None:
         pytest.skip("there is no man(1); it is in the package man-db")
-    for page in sorted(files(pages)):
+    for page in sorted(page for page in files(pages) if "pycdlib" not in page):
         shown = run("man", "-l", pages / page, MANWIDTH="80", LC_ALL="C.UTF-8", MANPATH=str(pages))
         assert shown.startswith("VMESS"), page
     assert run("man", "-M", pages, "-w", "vmess").strip() == str(pages / "man1/vmessctl.1")

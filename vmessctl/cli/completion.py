@@ -32,6 +32,7 @@ FREE = frozenset(
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm"),
         *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses", "tag"),
+        *("command", "NAME"),
     }
 )
 """Placeholders of arguments without candidates."""
@@ -97,6 +98,8 @@ ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     "image": lambda _world: [FILES],
     "file": lambda _world: [FILES],
     "directory": lambda _world: [FILES],
+    **dict.fromkeys(("FILE", "user-data", "meta-data", "network-config"), lambda _world: [FILES]),
+    "path": lambda _world: [FILES],
     "PATH": lambda _world: [FILES],
     "size": lambda _world: [(size, "") for size in SIZES],
     "N": lambda _world: [(number, "") for number in NUMBERS],

@@ -6,7 +6,8 @@ verb may also stand before the VMs: `vmess start leaf spine`; see :func:`led`.
 
 A verb first takes its required arguments, whatever they look like. Its optional arguments end at the next verb
 or at `--`. If required arguments, or the value of a setting, are still missing, `--` makes all words up to the
-next `--` arguments, even those that look like options or verbs.
+next `--` arguments, even those that look like options or verbs. Behind the first word of a command for another
+program, as of `ssh`, all words are arguments in this way.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ class Step(PlainRecord):
     @property
     def is_open(self) -> bool:
         """Required arguments are missing, or the value of a setting."""
-        value_missing = self.command.is_setting and len(self.arguments) == len(self.vms())
-        return self.lacks or value_missing
+        nothing_said = len(self.arguments) == len(self.vms())
+        return self.lacks or (nothing_said and (self.command.is_setting or self.command.verbatim))
 
     @property
     def takes_vm(self) -> bool:
@@ -259,9 +260,11 @@ class Line:
             self.steps.append(Step(verb[0], list(verb[1]), {}))
             self._enter(State.ARGUMENTS)
             return
-        self.steps[-1].arguments.append(word)
-        if self.state == State.ENDED:
-            # No verb followed the `--`, so it has its usual meaning: no more options.
+        step = self.steps[-1]
+        step.arguments.append(word)
+        if self.state == State.ENDED or (step.command.verbatim and len(step.arguments) > len(step.vms())):
+            # No verb followed the `--`, so it has its usual meaning: no more options. Or this is the first
+            # word of a command, which may have options of its own.
             self.state = State.QUOTED
 
     def _before_verb(self, word: str) -> None:

@@ -51,7 +51,7 @@ its required arguments, whatever they look like; its optional arguments end at t
 "--". If required arguments or the value of a setting are still missing, "--" makes all words up to
 the next "--" arguments: newvm ifadd -- 1 stop. A setting without a value shows it: newvm ram. An
 option belongs to the verb before it; an option before the first verb belongs to all verbs that
-accept it."""
+accept it. Behind ssh, the first word of a command begins arguments up to "--": newvm ssh uptime -p."""
 
 STATUSES = (
     ("0", "done"),

@@ -109,6 +109,10 @@ IMAGES = (
         "Symbolic links to the images below a qcow2 image, whose names end in .img, .raw or .qcow2.",
     ),
     ("newvm0-cdrom.iso", "A symbolic link to an ISO image or a CD drive. Verb: cdrom."),
+    (
+        "newvm0-cloud-init.iso",
+        "The medium for cloud-init, made of USER_DATA, META_DATA and NETWORK_CONFIG. Verb: cloud-init.",
+    ),
 )
 
 RECORDS = (

@@ -95,13 +95,13 @@ HOST = Group("host", "bridges and links of the host; this program")
 GROUPS = {group.name: group for group in (LIFE, LOOK, HARDWARE, DISKS, WIRES, MANY, HOST)}
 """In the order of the help."""
 
-MAKE = Summary(LIFE, "Create, change, rename, delete")
+MAKE = Summary(LIFE, "Create, set up, rename, delete")
 ARCHIVE = Summary(LIFE, "Whole VM to a file, and back")
 START = Summary(LIFE, "Power up, power down, or both")
 PAUSE = Summary(LIFE, "Pause, reset; refuse changes")
 UNATTENDED = Summary(LIFE, "Grace period; start by itself")
 STATE = Summary(LOOK, "State, details, log, last end")
-SCREEN = Summary(LOOK, "Show screen or serial console")
+SCREEN = Summary(LOOK, "Screen, serial console, SSH")
 KEYS = Summary(LOOK, "Press keys; wait for output")
 MACHINE = Summary(HARDWARE, "CPUs, memory, type of machine")
 DEVICES = Summary(HARDWARE, "Devices, and what boots first")
@@ -161,6 +161,16 @@ BATCH = Option("-b", "Print one table after another, as without a terminal.")
 COUNT = Option("-n", "Exit after N samples.", "N")
 DELAY = Option("-d", "Seconds between two samples: 0.2 to 3600, by default 2.", "SECONDS")
 SORT = Option("--sort", "Sort by this column, the largest first.", "cpu|rss|disk|net|up|name")
+USER = Option("--user", "Name of the user in the guest; by default your own. Also -l.", "NAME")
+KEY = Option("--key", "Give the user the public SSH keys in this file.", "FILE")
+PASSWORD = Option("--password", "Ask for a password of the user on the terminal.")
+PASSWORD_FILE = Option(
+    "--password-file", "Read the password of the user from this file; - is standard input.", "FILE"
+)
+HOSTNAME = Option("--hostname", "Name of the guest; by default that of the VM.", "NAME")
+RAW = Option("--raw", "Accept user-data that cloud-init would ignore.")
+IDENTITY = Option("-i", "Log in with this private key.", "FILE")
+FORGET = Option("--forget", "Forget the host key of the guest, for example because its disk is another.")
 HELP = Option("--help", "Show help for the verb, or for all verbs. Also -h.")
 VERSION = Option("--version", "Show the version.", alias="version")
 
@@ -171,9 +181,10 @@ OPTIONS = {
         *(*EVERYWHERE, ALL, JSON, YES, FORCE, TIMEOUT, WITHIN, GRACE, NO_WAIT, AT_ONCE, SINCE_START),
         *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
         *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT),
+        *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, IDENTITY, FORGET),
     )
 }
-SHORT = {"-h": HELP, "-q": QUIET, "-v": VERBOSE}
+SHORT = {"-h": HELP, "-q": QUIET, "-v": VERBOSE, "-l": USER}
 
 LITERALS = frozenset(
     {
@@ -181,7 +192,7 @@ LITERALS = frozenset(
         *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
         *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
-        *("status", "stop", "log", "delete", "raw", "qcow2"),
+        *("status", "stop", "log", "ssh", "delete", "raw", "qcow2"),
         *("add", "del", "ro"),
     }
 )
@@ -190,6 +201,7 @@ FREE_TEXT = frozenset(
     {
         *("bridge", "path-to-iso", "model", "device", "properties", "arguments", "key", "text", "remark"),
         *("file", "image", "newvm", "card", "type", "pairs", "devices", "buses", "tag", "directory"),
+        *("command", "path", "user-data", "meta-data", "network-config"),
     }
 )
 """Placeholders whose values may look like names of VMs."""
@@ -216,6 +228,7 @@ class Command(PlainRecord):
         value: str = "",
         files: str = "",
         running: str = "",
+        verbatim: bool = False,
     ) -> None:
         self.verb = verb
         """The word on the command line; `list` and `status` may be left out there."""
@@ -248,6 +261,8 @@ class Command(PlainRecord):
         """The files in the VM directory that it writes or shows."""
         self.running = running
         """What it does to a running VM, where that could be asked: LIVE, WAITS, REFUSED."""
+        self.verbatim = verbatim
+        """Its arguments are a command for another program: all words after the first, up to `--`."""
 
     @property
     def group(self) -> Group:
@@ -459,6 +474,22 @@ COMMANDS: tuple[Command, ...] = (
         example="newvm edit",
     ),
     Command(
+        "cloud-init",
+        "Tell the system in the guest what to do at its first start: user-data, meta-data and\n"
+        "network-config for cloud-init, on a medium that stays in the VM directory. Without files, --user,\n"
+        "--key and a password make the user-data for a user who may become root. none removes all of it.",
+        "SetCloudInit",
+        "cloud_init.run",
+        arguments="[user-data|none] [meta-data] [network-config]",
+        options=(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW),
+        many=True,
+        reports=True,
+        files="USER_DATA, META_DATA, NETWORK_CONFIG, newvm0-cloud-init.iso",
+        running=WAITS,
+        summary=MAKE,
+        example="newvm cloud-init --key id_ed25519.pub",
+    ),
+    Command(
         "ifadd",
         "Give the VM exactly N NICs, and optionally connect them to bridges, which are created if\n"
         'necessary. "-" stands for no bridge, "user" for QEMU\'s user-mode network, which needs no\n'
@@ -566,6 +597,30 @@ COMMANDS: tuple[Command, ...] = (
         example="newvm addr",
     ),
     Command(
+        "ssh",
+        "Log in to the guest with ssh(1), or run a command there: all words after the first, up to --, belong\n"
+        "to the command. The host uses an address that it knows, or forwards a port in the user-mode network.\n"
+        "The exit status is that of ssh.",
+        "Addresses",
+        "ssh.run",
+        arguments="[command]...",
+        options=(USER, IDENTITY, FORGET),
+        verbatim=True,
+        summary=SCREEN,
+        example="newvm ssh",
+    ),
+    Command(
+        "scp",
+        "Copy files and directories from or to the guest with scp(1), connected as by ssh. A path in the\n"
+        "guest begins with a colon.",
+        "Addresses",
+        "ssh.copy",
+        arguments="<path> <path>...",
+        options=(USER, IDENTITY),
+        summary=SCREEN,
+        example="newvm scp notes.txt :",
+    ),
+    Command(
         "start",
         "Start the VM in the background. Several VMs start together, which is fastest; --at-once spares\n"
         "a small host. A VM that is running stays as it is.",
@@ -669,11 +724,12 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "wait",
-        "Wait until the VM is running, stopped or paused, until the host knows its address (addr), or\n"
-        "until its serial console prints a match of a regular expression: serial:login:",
+        "Wait until the VM is running, stopped or paused, until the host knows its address (addr), until an\n"
+        "SSH server answers there (ssh), or until its serial console prints a match of a regular expression:\n"
+        "serial:login:",
         "Serial",
         "waiting.run",
-        arguments="<running|stopped|paused|addr|serial:REGEX>",
+        arguments="<running|stopped|paused|addr|ssh|serial:REGEX>",
         options=(TIMEOUT, SINCE_START, JSON),
         many=True,
         files="serial.log",

@@ -1,4 +1,4 @@
-"""The verb wait: until a VM reaches a state, has an address, or prints a text.
+"""The verb wait: until a VM reaches a state, has an address, answers by SSH, or prints a text.
 
 The watch begins before the first look, so no event is missed. Regular expressions are matched here and not in
 the daemon, because a match that takes for ever would block others.
@@ -13,6 +13,7 @@ import time
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.commands.condition import ASK_EVERY, AnswersSSH, Condition
 from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import complain, emit, say, status_lines
 from vmessctl.stream import Stream
@@ -40,12 +41,10 @@ if TYPE_CHECKING:
     from vmessctl.client import Reply
 
 STATES = (State.running, State.stopped, State.paused)
-CONDITIONS = "running, stopped, paused, addr or serial:REGEX"
+CONDITIONS = "running, stopped, paused, addr, ssh or serial:REGEX"
 SERIAL = "serial:"
 LINE_LIMIT = 16 * 1024
 """Characters of a line that are searched: the last ones."""
-ASK_EVERY = 0.5
-"""Seconds between queries for addresses: the host does not report changes."""
 WAITS_MAX = 40
 """VMs waited for at a time, each over its own connection; a user may have 48 such calls."""
 ROUND = 0.25
@@ -83,36 +82,6 @@ class Alarm:
 
 def _late(_number: int, _frame: object) -> None:
     raise _DeadlinePassed
-
-
-class Condition:
-    """What to wait for, of one VM."""
-
-    method = "Watch"
-    more = True
-    pause: float | None = None
-    """Seconds between an answer and the next query; None for a stream."""
-    look = "status"
-    """The verb that shows the present state."""
-
-    def __init__(self, vm: str) -> None:
-        self.vm = vm
-
-    def parameters(self) -> Mapping[str, object]:
-        """Return the parameters of the call."""
-        return {"vms": [self.vm]}
-
-    def take(self, reply: Reply) -> dict[str, Any] | None:
-        """Handle a reply; return a result, with the line for people as `text`, if the condition is met.
-
-        Raises:
-            VmessError: the condition can no longer be met.
-        """
-        raise NotImplementedError
-
-    def missing(self) -> str:
-        """Return what is still missing, for a message that begins with the VM."""
-        raise NotImplementedError
 
 
 class StateIs(Condition):
@@ -160,7 +129,7 @@ class HasAddress(Condition):
         if reply.get("only_user"):
             raise Failed(
                 f"VM {self.vm} has only user networks, whose addresses the host cannot reach",
-                hint=f"to reach a port of it: {PROGRAM} {self.vm} forward 0 2222:22",
+                hint=f"{PROGRAM} {self.vm} wait ssh; for another port: {PROGRAM} {self.vm} forward 0 8080:80",
             )
         known = [address for address in reply["addresses"] if address["known"]]
         known.sort(key=lambda address: (_is_link_local(address), ":" in address["address"]))
@@ -266,6 +235,7 @@ class _Wait:
     def end(self, status: int) -> None:
         """End the wait with an exit status."""
         self.status = status
+        self.condition.close()
         if self._stream is not None:
             self._stream.close()
 
@@ -397,6 +367,8 @@ def _condition(invocation: Invocation, vm: str, alarm: Alarm) -> Condition:
         return StateIs(vm, word)
     if word == "addr":
         return HasAddress(vm)
+    if word == "ssh":
+        return AnswersSSH(vm, invocation)
     raise InvalidValue(
         f"wait takes {CONDITIONS}, not {quoted(word)}", hint=f"usage: {invocation.command.usage()}"
     )

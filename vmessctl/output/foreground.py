@@ -1,4 +1,4 @@
-"""Programs of the user that have the terminal for a while: a pager, an editor."""
+"""Programs of the user: those that have the terminal for a while, such as a pager, and those that answer."""
 
 from __future__ import annotations
 
@@ -36,3 +36,27 @@ def run(command: Sequence[str], text: str | None = None) -> int:
     if terminal is not None and before is not None and (status < 0 or status >= KILLED):
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
     return status
+
+
+def answer(command: Sequence[str], text: str = "", seconds: float = 30.0) -> tuple[int, str]:
+    """Run a program that needs no terminal, with a text as its input; return its exit status and its output.
+
+    One that takes longer than so many seconds is killed. What it says on standard error is dropped.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    import subprocess  # noqa: PLC0415 -- few verbs need it
+
+    try:
+        done = subprocess.run(
+            command,
+            input=text.encode("utf-8", "surrogateescape"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return -1, ""
+    return done.returncode, done.stdout.decode(errors="replace")

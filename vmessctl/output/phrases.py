@@ -94,6 +94,8 @@ PHRASES: dict[str, tuple[str, str]] = {
     "connect": ("", "interface {number} connected to {wire}"),
     "cable": ("", "cable of interface {number} {word}"),
     "mac": ("", "MAC of interface {number}: {word}"),
+    "cloud-init": ("", "cloud-init: {what}"),
+    "ssh forget": ("", "SSH host key forgotten"),
     "forward": ("", "forward on interface {number}: {word}"),
     "forward none": ("", "port {word} is no longer forwarded on interface {number}"),
     "net vlan": ("", "connected to bridge {bridge}: {ports}"),

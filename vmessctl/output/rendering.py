@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import phrases
 from vmessctl.output.phrases import phrase
+from vmessd.core.cloud_init import MEDIUM
 from vmessd.core.errors import counted, printable, shell_line
 from vmessd.core.names import CDROM, DISKS, VNC_PORT
 from vmessd.core.settings import BY_FILE, CPU, size_shown, size_text
@@ -199,7 +200,16 @@ def _hardware(vm: Reply) -> list[str]:
     values = {value["name"]: value for value in vm["settings"]}
     lines = [_drive(drives.get(slot), waiting.get(slot)) for slot in (*DISKS, CDROM)]
     lines += [_setting(file, values.get(file), waiting.get(file), vm) for file in BY_FILE]
+    lines.append(_cloud_init(vm.get("cloud_init"), waiting.get(MEDIUM)))
     return [*filter(None, lines)]
+
+
+def _cloud_init(found: str | None, change: Reply | None) -> str:
+    """Return what cloud-init finds; empty if that is nothing."""
+    if change is None:
+        return f"{MEDIUM}: {printable(found)}" if found else ""
+    now, later = (printable(said or "none") for said in (change["now"], change["later"]))
+    return f"{MEDIUM}: {now} (after restart: {later})"
 
 
 def _setting(file: str, value: Reply | None, change: Reply | None, vm: Reply) -> str:

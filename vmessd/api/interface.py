@@ -11,6 +11,7 @@ from vmessd.api.guest import Guest
 from vmessd.api.inspection import Inspection
 from vmessd.api.life import Life
 from vmessd.api.looking import Looking
+from vmessd.api.provisioning import Provisioning
 from vmessd.api.transferring import Transferring
 from vmessd.api.watching import Watching
 from vmessd.api.wires import Wires
@@ -18,7 +19,17 @@ from vmessd.core.errors import INTERFACE
 
 
 class VmessInterface(
-    Inspection, Life, Disks, Guest, Looking, Transferring, Watching, Wires, VarlinkInterface, name=INTERFACE
+    Inspection,
+    Life,
+    Disks,
+    Guest,
+    Looking,
+    Transferring,
+    Watching,
+    Wires,
+    Provisioning,
+    VarlinkInterface,
+    name=INTERFACE,
 ):
     """Small KVM machines in plain directories.
 

@@ -144,6 +144,9 @@ METHODS: Mapping[str, Method] = {
     "Console": _guest(descriptors=2, instead="to see what it printed: vmess {vm} console --log"),
     "Log": _look("vm", descriptors=2),
     "Serial": _look("vm", Cost.endless),
+    # The system in the guest
+    "CloudInit": _look("vm"),
+    "SetCloudInit": _vm(takes="files"),
     # Wires
     "Nics": _look("vm"),
     "Addresses": _look("vm"),

@@ -31,7 +31,7 @@ VERBS = frozenset(
         *("disk-bus", "firmware", "kernel", "initrd", "append"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
         "screenshot",
-        *("export", "share"),
+        *("export", "share", "cloud-init", "ssh", "scp"),
     }
 )
 ALIASES = frozenset({"ls", "ps", "create", "delete", "reboot", "kill", "memory", "version"})

@@ -19,7 +19,7 @@ from vmessd.core.dataclass import dataclass
 from vmessd.core.hardware import APPEND, INITRD, KERNEL
 from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, SETTINGS, SHARES
 from vmessd.core.wires import Forward
-from vmessd.qemu import block_devices, disk_devices, shared_directories
+from vmessd.qemu import block_devices, cloud_init_drive, disk_devices, shared_directories
 from vmessd.qemu.machine_types import is_i440fx, is_q35, machine
 from vmessd.storage.firmware import Firmware
 from vmessd.storage.images import Disk
@@ -82,6 +82,8 @@ class Spec:
     cards: Sequence[Card] = ()
     firmware: Firmware | None = None
     """None for a BIOS."""
+    cloud_init: str | None = None
+    """Path of the medium for cloud-init; None without one."""
 
 
 def build(spec: Spec, qemu: str) -> list[str]:
@@ -115,6 +117,10 @@ def build(spec: Spec, qemu: str) -> list[str]:
         argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, values, place))]
     if values.get("RNG"):
         argv += ["-object", "rng-builtin,id=rng0", "-device", f"virtio-rng-pci,rng=rng0,addr={RNG_SLOT:#x}"]
+    if spec.cloud_init is not None:
+        argv += cloud_init_drive.options(
+            spec.cloud_init, disk_devices.free_unit(spec.disks, values), _taken_slots(spec)
+        )
     argv += shared_directories.arguments(values.get(SHARES, ()))
     for setting in SETTINGS:
         if setting.file in values:
@@ -142,6 +148,13 @@ def _serial() -> list[str]:
         f"socket,id=serial0,fd={ChildFd.serial:d},server=on,wait=off,logfile=/dev/fdset/1,logappend=on",
         *("-serial", "chardev:serial0"),
     ]
+
+
+def _taken_slots(spec: Spec) -> set[int]:
+    """Return the PCI slots that are not for the medium of cloud-init."""
+    cards = {card.slot for card in spec.cards if card.slot is not None}
+    claimed = nic_hardware.claims(spec.values.get("EXARGS", ())).slots
+    return cards | claimed | slots_of_devices(spec.values)
 
 
 def _drive(disk: Disk, spec: Spec, bootindex: int | None) -> list[str]:

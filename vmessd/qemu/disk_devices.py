@@ -62,6 +62,15 @@ def device(disk: Disk, disks: Sequence[Disk], values: Mapping[str, Any]) -> str:
     return f"{'ide-cd' if disk.slot == CDROM else 'ide-hd'},{drive},bus={name},unit={unit}"
 
 
+def free_unit(disks: Sequence[Disk], values: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Return the bus and unit of the last IDE place that is free, for one more CD drive; None without one."""
+    if is_q35(values):
+        return (f"ide.{len(PORTS)}", 0)
+    taken = {_unit(disk, disks, values) for disk in disks if _bus(disk.slot, values) == IDE}
+    free = [place for slot, place in IDE_UNITS.items() if slot not in taken]
+    return free[-1] if free else None
+
+
 def _bus(slot: str, values: Mapping[str, Any]) -> str:
     """Return the bus of a drive; on `q35`, IDE and SATA are the same."""
     bus = IDE if slot == CDROM else bus_of(slot, values)

@@ -21,7 +21,7 @@ from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.network.links import Nic
 from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
 from vmessd.qemu import command_line
-from vmessd.storage import backing, blocking, images, vmdir
+from vmessd.storage import backing, blocking, cloud_init, images, vmdir
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.supervisor.overview import subject
@@ -51,6 +51,8 @@ class _Seen(NamedTuple):
     """Why KVM is not used."""
     pending: list[Pending] | None
     """What was changed since the start."""
+    cloud_init: str | None
+    """What identifies that which cloud-init finds."""
 
 
 class Details:
@@ -124,6 +126,7 @@ class Details:
             drives=[_drive(disk, transferred) for disk in seen.disks],
             kvm=seen.kvm,
             pending=seen.pending,
+            cloud_init=seen.cloud_init,
         )
 
     async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
@@ -188,7 +191,7 @@ class Details:
         if record is not None and record.hardware is not None:
             others = pending.replaced(record, disks)
             changes = pending.changes(record.hardware, pending.hardware(directory, disks), others)
-        return _Seen(planned, problem, _settings(directory), disks, kvm, changes)
+        return _Seen(planned, problem, _settings(directory), disks, kvm, changes, _cloud_init(directory))
 
 
 async def _interfaces(wires: NetworkInterfaces, wiring: Wiring) -> list[Nic]:
@@ -262,6 +265,14 @@ def _disks(directory: VMDirectory) -> list[Disk]:
         return images.disks(directory)
     except VmessError:
         return []
+
+
+def _cloud_init(directory: VMDirectory) -> str | None:
+    try:
+        seed = cloud_init.read(directory)
+    except VmessError:  # `problem` has it
+        return None
+    return None if seed is None else seed.summary
 
 
 def _drive(disk: Disk, transferred: dict[str, tuple[int, int]]) -> Drive:

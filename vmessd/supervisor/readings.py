@@ -19,7 +19,7 @@ from vmessd.core.wires import Wire
 from vmessd.network.links import Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
-from vmessd.storage import images
+from vmessd.storage import cloud_init, images
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import launcher, pending
 from vmessd.vm.host import Host
@@ -28,6 +28,9 @@ SETTLED = 2.0
 """Seconds after which a file system gives a new time to a changed file; what is younger is read again."""
 RAM_DEFAULT = 128 * UNITS["M"]
 """QEMU's memory without `-m` (QEMU, `default_ram_size`)."""
+
+TEXTS = frozenset({*BY_FILE, *cloud_init.SOURCES})
+"""The files that people write."""
 
 Stamp = tuple[int, int, int]
 """Inode, time of change in nanoseconds, and size of a file."""
@@ -162,7 +165,7 @@ def is_current(home: VMDirectory, facts: Facts, *, runs: bool) -> bool:
     """Tell whether the files of a VM are those that were read. A change of names changes the directory."""
     path = str(home.path)
     return facts.is_settled and all(
-        (_stamp(f"{path}/{name}") if name in BY_FILE or not name else _drive_stamp(f"{path}/{name}", runs=runs))
+        (_stamp(f"{path}/{name}") if name in TEXTS or not name else _drive_stamp(f"{path}/{name}", runs=runs))
         == stamp
         for name, stamp in facts.stamps.items()
     )
@@ -175,7 +178,7 @@ def _stamps(home: VMDirectory, *, runs: bool) -> dict[str, Stamp | None]:
     found = {"": _stamp(f"{path}/")}
     with contextlib.suppress(OSError):
         for name in os.listdir(path):
-            if name in BY_FILE:
+            if name in TEXTS:
                 found[name] = _stamp(f"{path}/{name}")
             elif name in drives:
                 found[name] = _drive_stamp(f"{path}/{name}", runs=runs)

@@ -26,7 +26,7 @@ from vmessd.qemu.command_line import Card, ChildFd, Spec
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
 from vmessd.qemu.shared_directories import FIRST_FD
-from vmessd.storage import backing, firmware, images, serial_stream, shared_directories, vmdir
+from vmessd.storage import backing, cloud_init, firmware, images, serial_stream, shared_directories, vmdir
 from vmessd.storage.firmware import Firmware
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import pending
@@ -113,6 +113,7 @@ def specify(
         disks=disks,
         cards=[card(directory.vm, nic, values, slots.get(nic.index)) for nic in nics],
         firmware=_firmware(directory, values),
+        cloud_init=str(cloud_init.medium(directory)) if cloud_init.read(directory) else None,
     )
 
 
@@ -160,6 +161,12 @@ def _own(directory: VMDirectory, ours: contextlib.ExitStack) -> int:
     return lock
 
 
+def _tidy(directory: VMDirectory) -> None:
+    """Remove what a dead QEMU has left, and make the medium for cloud-init again if it is out of date."""
+    directory.sweep()
+    cloud_init.prepare(directory)
+
+
 def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> None:
     """Create the missing TAPs of a VM; existing ones stay connected as they are.
 
@@ -195,7 +202,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
         _make_sure(directory, host)
         lock = _own(directory, ours)
-        directory.sweep()
+        _tidy(directory)
         _wire(directory, host, undo)
         files, once = Glance(directory), directory.version(BOOT_ONCE)
         spec = specify(files, host, display=0)  # without the interfaces that `_wire` has removed

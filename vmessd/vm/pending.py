@@ -8,12 +8,14 @@ import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from vmessd.core.cloud_init import MEDIUM
 from vmessd.core.errors import BadFile, InvalidValue, printable
 from vmessd.core.models.vms import Pending
 from vmessd.core.names import CDROM
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BOOT_ONCE, BY_FILE, SETTINGS, size_text
 from vmessd.qemu import command_line
+from vmessd.storage import cloud_init
 from vmessd.storage.backing import Identity
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import VMDirectory
@@ -34,6 +36,9 @@ def hardware(directory: VMDirectory, disks: Sequence[Disk]) -> dict[str, str]:
         with contextlib.suppress(BadFile):
             if (text := directory.setting_text(file)) is not None:
                 found[file] = text
+    with contextlib.suppress(BadFile):
+        if (seed := cloud_init.read(directory)) is not None:
+            found[MEDIUM] = seed.summary
     return found
 
 

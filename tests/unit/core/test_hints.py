@@ -39,6 +39,7 @@ WITHOUT: dict[str, str] = {
     "{} cannot be opened: ": SYSTEM,
     "{} cannot be read: ": SYSTEM,
     "log {} cannot be read: ": SYSTEM,
+    "no memory for the files: ": SYSTEM,
     "vmessd (PID {}) cannot be ended: ": SYSTEM,
     "VM {} cannot be looked at: ": SYSTEM,
     "{} cannot be locked: ": SYSTEM,

@@ -9,7 +9,7 @@ import pytest
 from vmessctl import app, commands
 from vmessctl.cli import helptext, patterns
 from vmessctl.cli.grammar import parse
-from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION, meant
+from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION, Invocation, meant
 from vmessd.api.interface import VmessInterface
 from vmessd.core import names, settings
 from vmessd.core.contract import METHODS, Effect
@@ -143,6 +143,33 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
         {"--since-start": "", "--timeout": "5"},
     ),
     ("newvm why --json", "why", ("newvm0",), (), {"--json": ""}),
+    ("newvm wait ssh", "wait", ("newvm0",), ("ssh",), {}),
+    # A command for the guest
+    ("newvm ssh", "ssh", ("newvm0",), (), {}),
+    ("ssh newvm", "ssh", ("newvm0",), (), {}),
+    ("newvm ssh uptime -p", "ssh", ("newvm0",), ("uptime", "-p"), {}),
+    ("ssh newvm uptime -p", "ssh", ("newvm0",), ("uptime", "-p"), {}),
+    ("newvm ssh -l root cat -l start", "ssh", ("newvm0",), ("cat", "-l", "start"), {"--user": "root"}),
+    ("newvm ssh --user=root -i k w", "ssh", ("newvm0",), ("w",), {"--user": "root", "-i": "k"}),
+    ("newvm ssh -- reboot", "ssh", ("newvm0",), ("reboot",), {}),
+    ("ssh newvm -- stop force", "ssh", ("newvm0",), ("stop", "force"), {}),
+    ("newvm ssh --forget", "ssh", ("newvm0",), (), {"--forget": ""}),
+    ("newvm scp a.txt b :", "scp", ("newvm0",), ("a.txt", "b", ":"), {}),
+    ("scp newvm :/etc/hosts .", "scp", ("newvm0",), (":/etc/hosts", "."), {}),
+    ("newvm scp -l root start stop", "scp", ("newvm0",), ("start", "stop"), {"--user": "root"}),
+    # cloud-init
+    ("newvm cloud-init", "cloud-init", ("newvm0",), (), {}),
+    ("newvm cloud-init none", "cloud-init", ("newvm0",), ("none",), {}),
+    ("newvm cloud-init u m n", "cloud-init", ("newvm0",), ("u", "m", "n"), {}),
+    ("cloud-init newvm u.yaml --raw", "cloud-init", ("newvm0",), ("u.yaml",), {"--raw": ""}),
+    (
+        "leaf spine cloud-init --user you --key k --password --hostname h",
+        "cloud-init",
+        ("leaf0", "spine0"),
+        (),
+        {"--user": "you", "--key": "k", "--password": "", "--hostname": "h"},
+    ),
+    ("newvm cloud-init --password-file -", "cloud-init", ("newvm0",), (), {"--password-file": "-"}),
     ("boot", "boot", (), (), {}),
     ("--socket /s shutdown", "shutdown", (), (), {"--socket": "/s"}),
     ("newvm autostart on", "autostart", ("newvm0",), ("on",), {}),
@@ -352,7 +379,7 @@ REFUSED = (
     ("wait running", "wait needs a VM", f"usage: {BY_VERB['wait'].usage()}"),
     (
         "newvm wait",
-        "wait needs <running|stopped|paused|addr|serial:REGEX>",
+        "wait needs <running|stopped|paused|addr|ssh|serial:REGEX>",
         f"usage: {BY_VERB['wait'].usage()}",
     ),
     ("newvm why not", "why takes no argument, not 'not'", "usage: vmess <vmname> why [--json]"),
@@ -420,7 +447,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
             assert callable(getattr(VmessInterface, command.method)), command.verb
     methods = {name for name in dir(VmessInterface) if name[0].isupper()}
     assert {command.method for command in COMMANDS if command.method} == methods - {
-        *("NetIgnored", "Look", "Overview"),
+        *("NetIgnored", "Look", "Overview", "CloudInit"),
         *("Bring", "PutOn", "DeleteDisk"),  # hda has several
     }
 
@@ -509,3 +536,24 @@ def test_every_word_of_an_argument_has_one_meaning() -> None:
     assert not LITERALS & FREE_TEXT
     said = {word for command in COMMANDS for place in command.alternatives() for word in place}
     assert said >= FREE_TEXT
+
+
+def test_a_vm_with_cloud_init_and_ssh_is_one_line() -> None:
+    line = "web make ram 1G cloud-init --key k.pub hda debian.qcow2 ifadd 1 user start wait ssh"
+    said = []
+    step: Invocation | None = parse([*line.split(), "ssh", "uptime", "-p", "--", "stop"])
+    while step is not None:
+        assert step.vms == ("web0",)
+        said.append((step.command.verb, *step.arguments, *step.options))
+        step = step.then
+    assert said == [
+        ("make",),
+        ("ram", "1G"),
+        ("cloud-init", "--key"),
+        ("hda", "debian.qcow2"),
+        ("ifadd", "1", "user"),
+        ("start",),
+        ("wait", "ssh"),
+        ("ssh", "uptime", "-p"),
+        ("stop",),
+    ]

@@ -161,6 +161,8 @@ class VMInfo:
     """Why it runs without KVM though its accelerator is `auto`, or would at a start, as far as is known."""
     pending: list[Pending] | None = None
     """What was changed since the start; null if it is off, or an older vmessd has started it."""
+    cloud_init: str | None = None
+    """The id of what cloud-init finds at the next start; null if that is nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""A guest with Linux that does the part of cloud-init that tests need, and serves SSH, up in seconds under TCG.
+
+Its kernel is that of Debian's clouds, taken from the package without installing it. Everything else is in an
+initramfs: busybox, dropbear, and a script as init. It looks for the medium by its label, prints what is on it,
+makes the user that user-data name, and lets the keys in there log in.
+"""
+
+import fcntl
+import functools
+import gzip
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemons import UNIT
+
+DROPBEAR = "dropbear"
+BUSYBOX = "/bin/busybox"
+SFTP = "/usr/lib/openssh/sftp-server"
+MODULES = ("ata_piix", "sr_mod", "isofs", "virtio_pci", "virtio_blk", "virtio_net")
+INIT = """#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /medium /run /etc/dropbear /root /home /var/log /tmp /dev/pts
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null
+mkdir -p /dev/pts; mount -t devpts pts /dev/pts
+for module in $(cat /modules/order); do insmod /modules/$module; done
+ip link set lo up; ip link set eth0 up 2>/dev/null && ip addr add 10.0.2.15/24 dev eth0
+tries=0 device=
+while [ -z "$device" ] && [ $tries -lt 50 ]; do  # the label of ISO 9660 is 40 bytes into its 17th sector
+    for block in $(ls /sys/block); do
+        label=$(dd if=/dev/$block bs=1 skip=32808 count=6 2>/dev/null)
+        [ "$label" != cidata ] || device=/dev/$block
+    done
+    tries=$((tries + 1)); [ -n "$device" ] || usleep 100000
+done
+echo "medium: $device"
+if mount -t iso9660 -o ro "$device" /medium; then
+    for file in /medium/*; do echo "<${file##*/}>"; cat "$file"; echo "</${file##*/}>"; done
+    user=$(sed -n 's/.*"name": "\\(.*\\)".*/\\1/p' /medium/user-data)
+    name=$(sed -n 's/^local-hostname: "\\(.*\\)"/\\1/p' /medium/meta-data)
+    hostname "$name"
+    home=/home/$user; [ "$user" != root ] || home=/root
+    echo "root:x:0:0::/root:/bin/sh" >/etc/passwd
+    [ "$user" = root ] || echo "$user:x:1000:1000::$home:/bin/sh" >>/etc/passwd
+    printf 'root:x:0:\\n%s:x:1000:\\n' "$user" >/etc/group
+    echo /bin/sh >/etc/shells
+    mkdir -p "$home/.ssh"
+    sed -n 's/.*"\\(ssh-[a-z0-9]* .*\\)".*/\\1/p' /medium/user-data >"$home/.ssh/authorized_keys"
+    [ "$user" = root ] || chown -R 1000:1000 "$home"
+    chmod 700 "$home" "$home/.ssh"; chmod 600 "$home/.ssh/authorized_keys"
+    umount /medium
+fi
+dropbear -R -s -p 22
+echo ready
+while :; do read line || sleep 1; [ "$line" != off ] || poweroff -f; done
+"""
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 random.trust_cpu=on"
+
+
+def missing() -> list[str]:
+    """Return the Debian packages that this guest lacks here."""
+    found = []
+    if not Path(BUSYBOX).exists() or b"ld-linux" in Path(BUSYBOX).read_bytes()[:4096]:
+        found.append("busybox-static")
+    if shutil.which(DROPBEAR, path="/usr/sbin:/usr/bin") is None:
+        found.append("dropbear-bin")
+    return found
+
+
+def has_sftp() -> bool:
+    """Tell whether the guest can serve files."""
+    return Path(SFTP).exists()
+
+
+@functools.cache
+def boot_files() -> tuple[Path, Path]:
+    """Return kernel and initramfs, kept with the Python that runs the tests; skips the test without them."""
+    if lacking := missing():
+        pytest.skip(f"a guest with Linux needs {' and '.join(lacking)}")
+    place = Path(sys.prefix, "linux-guest")
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "tree/boot").exists():
+            _unpack_kernel(place)
+        [kernel] = (place / "tree/boot").glob("vmlinuz-*")
+        digest = hashlib.sha256(f"{INIT} {has_sftp()}".encode()).hexdigest()[:12]
+        initrd = place / f"initrd-{digest}.gz"
+        if not initrd.exists():
+            initrd.write_bytes(gzip.compress(b"".join(_archive(place / "tree")), 1))
+    return kernel, initrd
+
+
+def options() -> str:
+    """Return the EXARGS of a VM with this guest."""
+    kernel, initrd = boot_files()
+    return shlex.join(["-kernel", str(kernel), "-initrd", str(initrd), "-append", COMMAND_LINE, "-no-reboot"])
+
+
+def _unpack_kernel(place: Path) -> None:
+    """Take the kernel from its package, which apt-get fetches."""
+    depends = ["apt-cache", "depends", "linux-image-cloud-amd64"]
+    shown = subprocess.run(depends, capture_output=True, text=True, check=False, timeout=30 * UNIT).stdout
+    package = re.search(r"Depends: (linux-image-\S+)", shown)
+    if package is None:
+        pytest.skip("apt-get knows no package linux-image-cloud-amd64")
+    get = ["apt-get", "download", "-q", package[1]]
+    got = subprocess.run(get, cwd=place, capture_output=True, text=True, check=False, timeout=120 * UNIT)
+    if got.returncode:
+        pytest.skip(f"apt-get cannot get {package[1]} here: {got.stderr.strip()}")
+    [archive] = place.glob("linux-image-*.deb")
+    subprocess.run(["dpkg-deb", "-x", archive, place / "tree.new"], check=True, timeout=120 * UNIT)
+    archive.unlink()
+    (place / "tree.new").rename(place / "tree")
+
+
+def _archive(tree: Path) -> Iterator[bytes]:
+    """Yield an initramfs as cpio in the format newc (Linux, Documentation/driver-api/early-userspace)."""
+    files: dict[str, tuple[int, bytes]] = {"init": (0o755, INIT.encode()), "bin/busybox": _file(Path(BUSYBOX))}
+    programs = {"bin/dropbear": str(shutil.which(DROPBEAR, path="/usr/sbin:/usr/bin"))}
+    if has_sftp():
+        programs["usr/lib/sftp-server"] = SFTP
+    for name, program in programs.items():
+        files[name] = _file(Path(program))
+        shown = subprocess.run(["ldd", program], capture_output=True, text=True, check=True, timeout=30 * UNIT)
+        for library in re.findall(r"(/\S+) \(", shown.stdout):
+            files[library.lstrip("/")] = _file(Path(library))
+    order = []
+    for module in _with_depended(tree, MODULES):
+        files[f"modules/{module.name}"] = (0o644, module.read_bytes())
+        order.append(module.name)
+    files["modules/order"] = (0o644, "\n".join(order).encode())
+    directories = sorted({str(parent) for name in files for parent in Path(name).parents} - {"."})
+    for number, name in enumerate(directories, 1):
+        yield _entry(number, name, stat.S_IFDIR | 0o755, b"")
+    for number, (name, (mode, data)) in enumerate(files.items(), len(directories) + 1):
+        yield _entry(number, name, stat.S_IFREG | mode, data)
+    yield _entry(0, "TRAILER!!!", 0, b"")
+
+
+def _file(path: Path) -> tuple[int, bytes]:
+    return 0o755, path.read_bytes()
+
+
+def _entry(number: int, name: str, mode: int, data: bytes) -> bytes:
+    fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+    head = b"070701" + b"".join(b"%08x" % field for field in fields) + os.fsencode(name) + b"\0"
+    return head + b"\0" * (-len(head) % 4) + data + b"\0" * (-len(data) % 4)
+
+
+def _with_depended(tree: Path, names: tuple[str, ...]) -> list[Path]:
+    """Return modules in the order in which they can be loaded."""
+    there = {path.stem.replace("-", "_"): path for path in tree.rglob("*.ko")}
+    order: list[str] = []
+
+    def add(name: str) -> None:
+        if name in order or name not in there:
+            return
+        needs = re.search(rb"\0depends=([^\0]*)\0", b"\0" + there[name].read_bytes())
+        for needed in filter(None, needs[1].decode().split(",") if needs else []):
+            add(needed.replace("-", "_"))
+        order.append(name)
+
+    for name in names:
+        add(name)
+    return [there[name] for name in order]
