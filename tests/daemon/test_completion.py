@@ -66,7 +66,7 @@ def offered(line: str, world: Callable[[Line], completion.World] = Host) -> set[
     return {word for word in found if word.startswith(current)}
 
 
-GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "daemon", "watch", "import"}
+GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "daemon", "watch", "import", "images"}
 OFFERED: tuple[tuple[str, set[str]], ...] = (
     # VMs, by what the verb behind the cursor needs
     ("|", {"a0", "b0", "c0"} | GLOBAL | set(VERBS)),
@@ -124,6 +124,9 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a cdrom |", {":files", "none"}),
     ("b export |", {":files", "-"}),
     ("import |", {":files", "-"}),
+    ("images |", {"add", "rm"}),
+    ("images add |", {":files"}),
+    ("images add x |", set()),
     ("import x.tar |", set()),
     ("a connect |", {"0", "1"}),
     ("a connect 0 |", {"br0", "br1", "-", "user"}),
@@ -148,7 +151,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 )
                 and o not in ("--bind", "--steal", "--log", "-f")
                 and o not in ("-b", "-n", "-d", "--sort", "-o", "--no-header", "--command")
-                and o not in ("--linked", "--format")
+                and o not in ("--linked", "--format", "--image")
                 and o not in ("--user", "--key", "--password", "--password-file", "--hostname", "--raw")
                 and o not in ("-i", "--forget")
             ),

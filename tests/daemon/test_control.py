@@ -73,7 +73,7 @@ def interface(common: Daemon) -> varlink.Interface:
 
 
 VALUES = {"vm": "leaf0", "setting": "ram", "value": "16M", "force": False, "interval": 0.5, "aspect": "status"}
-VALUES["image"] = 0
+VALUES |= {"image": 0, "files": 0}
 ENDLESS = {"Top", "Watch", "Serial"}
 """Methods whose replies have no last one."""
 
@@ -711,7 +711,7 @@ def test_a_signal_ends_the_daemon_and_no_vm(fake_daemon: Daemon, number: signal.
 # -- Who it was --
 
 READING = {"Daemon", "List", "Status", "Info", "Look", "Top", "Watch", "Serial", "Why", "Screenshot", "Log"} | {
-    *("Nics", "Addresses", "NetShow", "NetIgnored", "Overview"),
+    *("Nics", "Addresses", "NetShow", "NetIgnored", "Overview", "Images", "CloudInit"),
 }
 
 AS_SOMEBODY = """

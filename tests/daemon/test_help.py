@@ -137,7 +137,8 @@ OFF = frozenset(("Make", "Set", "Lock", "Unlock", "List", "Status", "Info", "Why
 
 def test_examples_work_as_typed(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "debian.iso").touch()
+    for file in ("debian.iso", "vmlinuz", "initrd.img"):
+        (tmp_path / file).touch()
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # unlock asks
     verbs = [command.verb for command in COMMANDS if command.method in OFF and command.verb != "edit"]
     assert len(verbs) > 20

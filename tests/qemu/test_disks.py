@@ -123,7 +123,7 @@ def test_a_file_that_is_no_image_is_refused(daemon: Daemon) -> None:
         str(daemon.directory / "none.qcow2"): "cannot be opened: no such file or directory",
     }.items():
         assert refusal(daemon, A, "hda", file).endswith(f" '{file}' {why}")
-    assert refusal(daemon, A, "hda", "banana").startswith("disk size 'banana' is not a size")
+    assert refusal(daemon, A, "hda", "banana") == "there is no image 'banana' on the shelf"
     for words in (
         ("8G", "--linked"),
         ("delete", "--linked"),
@@ -175,7 +175,11 @@ def test_c81_an_image_that_lies_or_leads_elsewhere_is_one_line_and_leaves_nothin
 
 def handed(daemon: Daemon, method: str, fds: list[int], **parameters: Any) -> dict[str, Any]:
     """Call a method with descriptors as another program would, and return the last reply."""
-    message = {"method": f"org.emptystack.vmess.{method}", "parameters": parameters, "more": method == "Bring"}
+    message = {
+        "method": f"org.emptystack.vmess.{method}",
+        "parameters": parameters,
+        "more": method in ("Bring", "AddImage"),
+    }
     with socket.socket(socket.AF_UNIX) as connected:
         connected.settimeout(30)
         connected.connect(str(daemon.socket))

@@ -96,7 +96,7 @@ GROUPS = {group.name: group for group in (LIFE, LOOK, HARDWARE, DISKS, WIRES, MA
 """In the order of the help."""
 
 MAKE = Summary(LIFE, "Create, set up, rename, delete")
-ARCHIVE = Summary(LIFE, "Whole VM to a file, and back")
+ARCHIVE = Summary(LIFE, "VM to a file; images for disks")
 START = Summary(LIFE, "Power up, power down, or both")
 PAUSE = Summary(LIFE, "Pause, reset; refuse changes")
 UNATTENDED = Summary(LIFE, "Grace period; start by itself")
@@ -140,6 +140,7 @@ NO_HEADER = Option("--no-header", "Leave out the line of titles.")
 COLUMNS = Option("-o", "Print these columns of the table, in this order: name,state,address.", "COLUMNS")
 QUIET = Option("--quiet", "Print only what was asked for, not what was done. Also -q.")
 LINKED = Option("--linked", "Put the disk on top of the image, which must not change any more.")
+IMAGE = Option("--image", "Put the disk hda on this image of the shelf; see images.", "IMAGE")
 FORMAT = Option("--format", "Convert the image to this format.", "raw|qcow2")
 FORCE = Option("--force", "Open the drive even if the guest has locked it.")
 YES = Option("--yes", "Do not ask for confirmation.")
@@ -180,7 +181,7 @@ OPTIONS = {
     for option in (
         *(*EVERYWHERE, ALL, JSON, YES, FORCE, TIMEOUT, WITHIN, GRACE, NO_WAIT, AT_ONCE, SINCE_START),
         *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
-        *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT),
+        *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE),
         *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, IDENTITY, FORGET),
     )
 }
@@ -193,14 +194,26 @@ LITERALS = frozenset(
         *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
         *("status", "stop", "log", "ssh", "delete", "raw", "qcow2"),
-        *("add", "del", "ro"),
+        *("add", "rm", "del", "ro"),
     }
 )
 """Words of arguments that stand for themselves; the others are placeholders."""
 FREE_TEXT = frozenset(
     {
         *("bridge", "path-to-iso", "model", "device", "properties", "arguments", "key", "text", "remark"),
-        *("file", "image", "newvm", "card", "type", "pairs", "devices", "buses", "tag", "directory"),
+        *(
+            "file",
+            "image",
+            "image-name",
+            "newvm",
+            "card",
+            "type",
+            "pairs",
+            "devices",
+            "buses",
+            "tag",
+            "directory",
+        ),
         *("command", "path", "user-data", "meta-data", "network-config"),
     }
 )
@@ -399,13 +412,26 @@ COMMANDS: tuple[Command, ...] = (
         "make",
         "Create a directory for the VM.",
         "Make",
-        "files.make",
+        "make.make",
+        options=(IMAGE,),
         many=True,
         reports=True,
         wants="none",
         aliases=("create",),
         summary=MAKE,
         example="newvm make ram 2G hda 8G",
+    ),
+    Command(
+        "images",
+        "List the images on the shelf, the directory images of the VM root, and the VMs whose disks stand on\n"
+        "them; add one from a file (as for hda; without a name, that of the file counts), or delete one on\n"
+        "which no disk stands. make --image and hda put a disk on an image.",
+        "Images",
+        "images.run",
+        arguments="[add|rm] [image] [image-name]",
+        options=(YES, JSON),
+        summary=ARCHIVE,
+        example="images add debian-12-genericcloud-amd64.qcow2 debian12",
     ),
     *(
         Command(

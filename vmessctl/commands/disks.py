@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
 
 DELETE = "delete"
+FIRST = "hda"
+"""The disk of `make --image`."""
 BAR = 30
 """Characters of a progress bar."""
 
@@ -30,9 +32,12 @@ def change(invocation: Invocation) -> int:
     if word == DELETE:
         _check_options(invocation, verbs.YES)
         return _delete(invocation)
-    if word and word != "none" and _is_image(word):
+    if word and word != "none" and is_image(word):
         _check_options(invocation, verbs.LINKED, verbs.FORMAT)
         return _bring(invocation, word)
+    if word and word != "none" and is_shelved(word):
+        _check_options(invocation, verbs.LINKED)
+        return for_each(invocation, lambda client, vm: put_on_image(invocation, client, vm, word))
     _check_options(invocation)
     return files.change(invocation)
 
@@ -48,7 +53,7 @@ def _check_options(invocation: Invocation, *known: verbs.Option) -> None:
             )
 
 
-def _is_image(word: str) -> bool:
+def is_image(word: str) -> bool:
     """Tell whether a word is the path of a file, and not a size; a file called 8G is ./8G.
 
     A word with a dot is meant as one even if there is no such file, unless it begins like a size: 1.5G.
@@ -62,6 +67,23 @@ def _is_image(word: str) -> bool:
     return "/" in word or ("." in word and not word[:1].isdecimal()) or _is_there(word)
 
 
+def is_shelved(word: str) -> bool:
+    """Tell whether a word can only be meant as the name of an image on the shelf."""
+    return word[:1].isalpha() and word.isascii() and word not in ("none", DELETE)
+
+
+def put_on_image(invocation: Invocation, client: Client, vm: str, name: str) -> int:
+    """Put a new disk of a VM on top of an image of the shelf."""
+    slot = invocation.command.verb if invocation.command.is_setting else FIRST
+    progress: Reply = client.call("PutOnImage", vm=vm, slot=slot, name=name)["progress"]
+    emit(invocation, {"progress": progress}, vm)
+    shown = f"{progress['file']}, {settings.size_shown(progress['size'])}"
+    tell(
+        about(vm, phrase("brought", slot=slot, shown=shown, how=f", on image {printable(name)}"), several=False)
+    )
+    return DONE
+
+
 def _is_there(path: str) -> bool:
     try:
         posix.stat(path)
@@ -70,7 +92,7 @@ def _is_there(path: str) -> bool:
     return True
 
 
-def _open(slot: str, path: str) -> int:
+def opened(slot: str, path: str) -> int:
     """Open an image for reading and return the descriptor; a FIFO does not block. Raises InvalidValue."""
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
@@ -91,7 +113,7 @@ def _bring(invocation: Invocation, path: str) -> int:
         raise InvalidValue("--format is for a copy, and a disk with --linked is always qcow2")
 
     def work(client: Client, vm: str) -> int:
-        fd = _open(slot, path)
+        fd = opened(slot, path)
         try:
             if linked:
                 parameters: dict[str, object] = {"path": files.absolute(slot, path)}
@@ -101,10 +123,10 @@ def _bring(invocation: Invocation, path: str) -> int:
                 client.send("Bring", asked, more=True, descriptor=fd)
         finally:
             posix.close(fd)
-        progress = _follow(client, vm, slot)
+        progress = follow(client, f"{vm} {slot}")
         emit(invocation, {"progress": progress}, vm)
         shown = f"{progress['file']}, {settings.size_shown(progress['size'])}"
-        how = "" if linked else _from(progress)
+        how = "" if linked else from_which(progress)
         tell(about(vm, phrase("brought", slot=slot, shown=shown, how=how), several=False))
         say(command(printable(progress["note"] or "")))
         return DONE
@@ -112,14 +134,14 @@ def _bring(invocation: Invocation, path: str) -> int:
     return for_each(invocation, work)
 
 
-def _from(progress: Reply) -> str:
+def from_which(progress: Reply) -> str:
     """Return from which format an image was converted, in brackets; empty if it was only copied."""
     end = progress["file"].rpartition(".")[2]
     same = end == {"raw": "img"}.get(progress["source"], progress["source"])
     return "" if same else f" (converted from {rendering.image_format(progress['source'])})"
 
 
-def _follow(client: Client, vm: str, slot: str) -> Reply:
+def follow(client: Client, what: str) -> Reply:
     """Show the progress, and return the last step. If this program ends, the daemon stops and cleans up."""
     try:
         while True:
@@ -128,7 +150,7 @@ def _follow(client: Client, vm: str, slot: str) -> Reply:
             progress: Reply = reply["progress"]
             if not more:
                 return progress
-            status_lines.draw(_bar(f"{vm} {slot}: {progress['step']}", progress["percent"]))
+            status_lines.draw(_bar(f"{what}: {progress['step']}", progress["percent"]))
     finally:
         status_lines.clear()
 

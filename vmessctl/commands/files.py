@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     from vmessd.core.errors import VmessError
 
 
-def make(invocation: Invocation) -> int:
-    """Create VMs."""
-
-    def work(client: Client, vm: str) -> int:
-        reply = client.call("Make", vm=vm)
-        emit(invocation, reply, vm)
-        tell(about(vm, phrase("made", path=printable(reply["path"])), several=False))
-        return DONE
-
-    return for_each(invocation, work)
-
-
 def change(invocation: Invocation) -> int:
     """Change a setting or a drive of VMs, or show it if there is no value; the verb says which."""
     if not invocation.arguments:

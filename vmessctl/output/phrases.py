@@ -72,6 +72,8 @@ PHRASES: dict[str, tuple[str, str]] = {
     "prune nothing": 2 * ("nothing to delete: neither a TAP without a VM nor an empty bridge",),
     # -- What was done by other verbs, under their names --
     "set": ("", "{verb} {value}"),
+    "image added": 2 * ("image {name}: {size}{how}",),
+    "image removed": 2 * ("image {name}: deleted",),
     "brought": 2 * ("{slot}: {shown}{how}",),
     "disk deleted": 2 * ("{note}",),
     "edit": 2 * ("nothing was changed",),

@@ -7,6 +7,7 @@ from asyncvarlink import FileDescriptor, LastResult, varlinkmethod
 from vmessd.api.caller import Caller
 from vmessd.core.errors import quoted
 from vmessd.core.models.events import Kind
+from vmessd.core.models.images import ShelfImage
 from vmessd.core.models.progress import BringProgress
 
 
@@ -40,6 +41,35 @@ class Disks(Caller):
         done = await (await self._supervisor.disks(vm)).put_on(slot, image.fileno(), path)
         self._tell(Kind.setting, vm, f"{slot} on {quoted(path, 300)}")
         return done
+
+    @varlinkmethod(return_parameter="progress")
+    async def PutOnImage(self, *, vm: str, slot: str, name: str) -> BringProgress:
+        """Make a new disk of a stopped VM that stands on an image of the shelf."""
+        disks = await self._supervisor.disks(vm)
+        done = await self._supervisor.images.put_on(disks, slot, name)
+        self._tell(Kind.setting, vm, f"{slot} on image {quoted(name, 300)}")
+        return done
+
+    @varlinkmethod(return_parameter="images")
+    async def Images(self) -> list[ShelfImage]:
+        """Return the images on the shelf, sorted by name, with the VMs whose disks stand on them."""
+        return await self._supervisor.images.all()
+
+    @varlinkmethod(return_parameter="progress", delay_generator=False)
+    async def AddImage(self, *, name: str, image: FileDescriptor, file: str) -> AsyncIterator[BringProgress]:
+        """Copy an image to the shelf: a reply for each step. Requires `more`; otherwise as Bring.
+
+        `file` is what the image is called in messages.
+        """
+        async for progress in self._supervisor.images.add(name, image.fileno(), file):
+            if progress.done:
+                raise LastResult(progress)
+            yield progress
+
+    @varlinkmethod
+    async def RemoveImage(self, *, name: str) -> None:
+        """Delete an image from the shelf. It is refused while a disk stands on it."""
+        await self._supervisor.images.remove(name)
 
     @varlinkmethod(return_parameter="note")
     async def DeleteDisk(self, *, vm: str, slot: str) -> str | None:

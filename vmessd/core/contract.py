@@ -115,6 +115,10 @@ METHODS: Mapping[str, Method] = {
     "Shutdown": Method(Effect.ends, Cost.fleet),
     "Top": _look(cost=Cost.endless),
     "Watch": _look(cost=Cost.endless),
+    # The shelf
+    "Images": _look(),
+    "AddImage": Method(Effect.changes, Cost.follow, "name", takes="image"),
+    "RemoveImage": Method(Effect.ends, Cost.change, "name"),
     # One VM
     "Status": _look("vm"),
     "Info": _look("vm"),
@@ -123,6 +127,7 @@ METHODS: Mapping[str, Method] = {
     "Set": _vm(),
     "Bring": _vm(cost=Cost.follow, takes="image"),
     "PutOn": _vm(takes="image"),
+    "PutOnImage": _vm(),
     "DeleteDisk": _vm(Effect.ends),
     "Share": _vm(),
     "Remove": _vm(Effect.ends, needs=Needs.off),

@@ -18,7 +18,7 @@ LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
 
 # Words of the command line. They are not VM names without a digit; with one they may be ("start0").
 GLOBAL_WORDS = frozenset(
-    {"help", "list", "net", "top", "watch", "completion", "daemon", "boot", "shutdown", "import"}
+    {"help", "list", "net", "top", "watch", "completion", "daemon", "boot", "shutdown", "import", "images"}
 )
 VERBS = frozenset(
     {

@@ -14,13 +14,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from vmessd.core import names, settings
-from vmessd.core.errors import BadFile, Failed, InvalidValue, printable, quoted
+from vmessd.core.errors import BadFile, Failed, InvalidValue, VmessError, printable, quoted
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.progress import BringProgress, BringStep
-from vmessd.devices.image_work import WORDS, Image, Work, examined, opened
+from vmessd.devices.image_work import WORDS, Image, Work, examined, kept, opened
 from vmessd.qemu import qemu_img
 from vmessd.qemu.monitor import CommandRefused
-from vmessd.storage import backing, image_formats, images
+from vmessd.storage import backing, image_formats, images, safefile
 from vmessd.storage.backing import Identity
 from vmessd.storage.blocking import Lane
 from vmessd.storage.image_formats import Source
@@ -64,21 +64,37 @@ class Disks:
             yield BringProgress(False, BringStep.copying)
             image = await lane.aside(functools.partial(opened, fd, name))
             source = await lane.aside(functools.partial(examined, image))
-            target = form or ("raw" if source.format == "raw" else "qcow2")
-            async with contextlib.AsyncExitStack() as stack:
-                work = await stack.enter_async_context(Work.begun(self._machine.directory, slot, lane, image))
-                async for percent in work.copy():
-                    yield BringProgress(False, BringStep.copying, percent, source.format)
-                if source.format != "raw":  # of the copy, which nobody can change any more
-                    source = await lane.aside(functools.partial(work.examine))
-                if source.format != target:
-                    async for percent in work.convert(self._host.account, source.format, target):
-                        yield BringProgress(False, BringStep.converting, percent, source.format)
-                if target == "qcow2":
-                    yield BringProgress(False, BringStep.checking, None, source.format)
-                    await work.check(self._host.account)
-                file, size = await self._machine.change(functools.partial(work.finish, target), stopped=True)
+            target = form or kept(source)
+            async with self._begun(slot, lane, image) as work:
+                async for progress in work.made(self._host.account, source, target):
+                    yield progress
+                finish = functools.partial(self._finish, work, slot, target)
+                file, size = await self._machine.change(finish, stopped=True)
             yield BringProgress(True, BringStep.done, 100, source.format, file, size)
+
+    def _begun(
+        self, slot: str, lane: Lane, image: Image | None
+    ) -> contextlib.AbstractAsyncContextManager[Work]:
+        return Work.begun(self._machine.directory, f"{self.vm}-{slot}", lane, image)
+
+    def _finish(self, work: Work, slot: str, form: str, base: str | None = None) -> tuple[str, int]:
+        """Make an image a disk, on top of `base`; return its name and virtual size; blocks.
+
+        Links of a disk that is gone are removed first. A link without its disk is ignored, so that the last
+        renaming is what counts.
+        """
+        vm, name = self._machine.directory, names.disk_file(self.vm, slot, form)
+        with vm.opened() as directory:
+            images.must_be_free(vm, directory, slot)
+            images.clear_bases(vm, directory, slot)
+            if base is not None:
+                safefile.link(directory, names.base_file(self.vm, slot, 1), base)
+            size = work.take(directory, name, form)
+        if base is not None:
+            with contextlib.suppress(VmessError):  # it only misses a change before the first start
+                found = {disk.slot: (disk.identity, disk.bases) for disk in images.disks(vm)}
+                backing.remember(vm, found)
+        return name, size
 
     @contextlib.asynccontextmanager
     async def _slot(self, slot: str) -> AsyncIterator[None]:
@@ -108,12 +124,12 @@ class Disks:
             source = await lane.aside(functools.partial(examined, image))
             root = self._machine.directory.path.parent
             await lane.aside(functools.partial(_check_base, image, source, root, self._host))
-            async with Work.begun(self._machine.directory, slot, lane, None) as work:
+            async with self._begun(slot, lane, None) as work:
                 base = names.base_file(self.vm, slot, 1)
                 size = source.size or 0
                 await qemu_img.create_overlay(self._host.account, work.path, (base, source.format), size)
                 note = await lane.aside(functools.partial(_protect, image))
-                finish = functools.partial(work.finish, "qcow2", path)
+                finish = functools.partial(self._finish, work, slot, "qcow2", path)
                 file, size = await self._machine.change(finish, stopped=True)
         return BringProgress(True, BringStep.done, 100, source.format, file, size, note)
 

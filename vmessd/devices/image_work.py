@@ -13,11 +13,12 @@ import threading
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, NamedTuple, Self
 
-from vmessd.core import names, settings
+from vmessd.core import settings
 from vmessd.core.errors import InvalidValue, VmessError, failing, quoted, reason
+from vmessd.core.models.progress import BringProgress, BringStep
 from vmessd.qemu import qemu_img
 from vmessd.qemu.credentials import Account
-from vmessd.storage import backing, copying, image_formats, images, qcow2, safefile
+from vmessd.storage import backing, copying, image_formats, qcow2, safefile
 from vmessd.storage.blocking import Lane
 from vmessd.storage.image_formats import Source
 from vmessd.storage.vmdir import VMDirectory
@@ -42,20 +43,22 @@ class Image(NamedTuple):
 
 
 class Work:
-    """A disk in the making: temporary files in the VM directory."""
+    """An image in the making: temporary files in the directory where it will be."""
 
-    def __init__(self, vm: VMDirectory, slot: str, lane: Lane, image: Image | None) -> None:
-        self._vm = vm
-        self._slot = slot
+    def __init__(self, home: VMDirectory, stem: str, lane: Lane, image: Image | None) -> None:
+        self._home = home
+        self._stem = stem
         self._lane = lane
         self._image = image
         self._files: list[str] = []
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def begun(cls, vm: VMDirectory, slot: str, lane: Lane, image: Image | None) -> "AsyncIterator[Work]":
+    async def begun(
+        cls, home: VMDirectory, stem: str, lane: Lane, image: Image | None
+    ) -> "AsyncIterator[Work]":
         """Yield it with an empty file; in the end, remove what has not got its name."""
-        work = cls(vm, slot, lane, image)
+        work = cls(home, stem, lane, image)
         try:
             await lane.aside(work.create)
             yield work
@@ -65,12 +68,12 @@ class Work:
     @property
     def path(self) -> str:
         """The path of the latest file."""
-        return f"{self._vm.path}/{self._files[-1]}"
+        return f"{self._home.path}/{self._files[-1]}"
 
     def create(self) -> None:
         """Create one more empty file, which the user of QEMU may write to."""
-        with self._vm.opened() as directory:
-            name = safefile.temporary_name(f"{self._vm.vm}-{self._slot}")
+        with self._home.opened() as directory:
+            name = safefile.temporary_name(self._stem)
             with failing(f"{safefile.place(directory, name)} cannot be created"):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 self._files.append(name)
@@ -78,7 +81,7 @@ class Work:
 
     def clear(self) -> None:
         """Remove the files."""
-        with contextlib.suppress(VmessError), self._vm.opened() as directory:
+        with contextlib.suppress(VmessError), self._home.opened() as directory:
             for name in self._files:
                 safefile.remove(directory, name)
 
@@ -104,8 +107,8 @@ class Work:
                 yield percent
 
     def _check_room(self, wanted: int) -> None:
-        with self._vm.opened() as directory:
-            copying.check_room(directory, wanted, str(self._vm))
+        with self._home.opened() as directory:
+            copying.check_room(directory, wanted, str(self._home))
 
     def _room_for_one_more(self) -> None:
         self._check_room(copying.allocated(os.stat(self.path)))
@@ -134,27 +137,30 @@ class Work:
         """Check the structure of the file."""
         await qemu_img.check(account, self.path, "qcow2")
 
-    def finish(self, form: str, base: str | None = None) -> tuple[str, int]:
-        """Give the file its name; return the name and the virtual size; blocks.
+    async def made(self, account: Account, source: Source, form: str) -> AsyncIterator[BringProgress]:
+        """Make an image of a format of the one that is brought, which :meth:`take` can give its name."""
+        async for percent in self.copy():
+            yield BringProgress(False, BringStep.copying, percent, source.format)
+        if source.format != "raw":  # of the copy, which nobody can change any more
+            source = await self._lane.aside(self.examine)
+        if source.format != form:
+            async for percent in self.convert(account, source.format, form):
+                yield BringProgress(False, BringStep.converting, percent, source.format)
+        if form == "qcow2":
+            yield BringProgress(False, BringStep.checking, None, source.format)
+            await self.check(account)
 
-        Links of a disk that is gone are removed first. A link without its disk is ignored, so that the last
-        renaming is what counts.
+    def take(self, directory: int, name: str, form: str) -> int:
+        """Give the file its name, and return its virtual size; blocks.
+
+        Raises:
+            BadFile, Failed: it cannot be used, or renamed.
         """
-        name = names.disk_file(self._vm.vm, self._slot, form)
-        with self._vm.opened() as directory:
-            images.must_be_free(self._vm, directory, self._slot)
-            images.clear_bases(self._vm, directory, self._slot)
-            if base is not None:
-                safefile.link(directory, names.base_file(self._vm.vm, self._slot, 1), base)
-            with failing(f"{safefile.place(directory, name)} cannot be created"):
-                size = _made(directory, self._files[-1], form)
-                os.rename(self._files[-1], name, src_dir_fd=directory, dst_dir_fd=directory)
-                os.fsync(directory)
-        if base is not None:
-            with contextlib.suppress(VmessError):  # it only misses a change before the first start
-                there = images.disks(self._vm)
-                backing.remember(self._vm, {disk.slot: (disk.identity, disk.bases) for disk in there})
-        return name, size
+        with failing(f"{safefile.place(directory, name)} cannot be created"):
+            size = _made(directory, self._files[-1], form)
+            os.rename(self._files[-1], name, src_dir_fd=directory, dst_dir_fd=directory)
+            os.fsync(directory)
+        return size
 
 
 class _Duplicate:
@@ -208,6 +214,11 @@ class _Percents:
         finally:
             task.cancel()
             await asyncio.wait({task})
+
+
+def kept(source: Source) -> str:
+    """Return the format of an image that is brought without a word about its format."""
+    return "raw" if source.format == "raw" else "qcow2"
 
 
 def opened(fd: int, name: str) -> Image:

@@ -202,8 +202,15 @@ def _entries(root: Path, pattern: re.Pattern[str], vms: Iterable[str]) -> Iterat
 
 def users(root: Path, identity: Identity) -> list[str]:
     """Return the VMs of a root that have an image among their bases; raises Failed."""
-    found = _entries(root, _LINK, vmdir.listing(root).vms)
-    return sorted({entry.vm for entry in found if entry.identity == identity}, key=names.natural)
+    return all_users(root).get(identity, [])
+
+
+def all_users(root: Path) -> dict[Identity, list[str]]:
+    """Return the VMs of a root that have images among their bases, by image; raises Failed."""
+    found: dict[Identity, set[str]] = {}
+    for entry in _entries(root, _LINK, vmdir.listing(root).vms):
+        found.setdefault(entry.identity, set()).add(entry.vm)
+    return {identity: sorted(vms, key=names.natural) for identity, vms in found.items()}
 
 
 def writers(root: Path, identities: Collection[Identity], but: str = "") -> list[tuple[str, str]]:

@@ -456,7 +456,9 @@ class Listing(NamedTuple):
 
 SHARED_ISOS = "iso"
 """The directory for ISO images in the VM root of the service; not the full name of a VM: that has a digit."""
-_NOT_MEANT = (SHARED_ISOS, "lost+found")
+SHELF = "images"
+"""The directory for images that disks stand on, in the VM root; as above, not the full name of a VM."""
+_NOT_MEANT = (SHARED_ISOS, SHELF, "lost+found")
 
 
 def listing(root: Path) -> Listing:
@@ -499,8 +501,9 @@ def leftovers(root: Path) -> list[str]:
     """
     with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
         found = [entry.name for entry in entries if entry.name.startswith((REMOVED, MAKING, RENAMING))]
-    with safefile.opened(root) as directory, contextlib.suppress(VmessError):
-        safefile.sweep(directory)
+    for place in (root, root / SHELF):
+        with contextlib.suppress(VmessError), safefile.opened(place) as directory:
+            safefile.sweep(directory)
     return sorted(found)
 
 

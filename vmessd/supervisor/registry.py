@@ -53,6 +53,7 @@ from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
 from vmessd.supervisor.housekeeping import Housekeeping
+from vmessd.supervisor.images import Images
 from vmessd.supervisor.leftovers import Leftovers
 from vmessd.supervisor.mentions import mentions
 from vmessd.supervisor.overview import Overviews
@@ -115,6 +116,7 @@ class Supervisor:
         self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
         """Work on the VM root itself."""
         self._leftovers = Leftovers(root, host.network)
+        self.images = Images(root, host)
         self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
         self._removing: set[str] = set()
         """VMs that are being removed, which may take some time."""

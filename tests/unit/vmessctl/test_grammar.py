@@ -206,6 +206,10 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm export -", "export", ("newvm0",), ("-",), {}),
     ("newvm share add src /srv/src ro", "share", ("newvm0",), ("add", "src", "/srv/src", "ro"), {}),
     ("share newvm del src", "share", ("newvm0",), ("del", "src"), {}),
+    ("images", "images", (), (), {}),
+    ("images add debian.qcow2 debian12", "images", (), ("add", "debian.qcow2", "debian12"), {}),
+    ("images rm debian12 --yes", "images", (), ("rm", "debian12"), {"--yes": ""}),
+    ("newvm make --image debian12", "make", ("newvm0",), (), {"--image": "debian12"}),
     ("import newvm.tar", "import", (), ("newvm.tar",), {}),
     ("import - web-1", "import", (), ("-", "web-1"), {}),
     ("newvm addr --json", "addr", ("newvm0",), (), {"--json": ""}),
@@ -314,7 +318,7 @@ REFUSED = (
         "list takes no argument, not 'newvm'",
         OF_LIST,
     ),
-    ("newvm make it", "make takes no argument, not 'it'", "usage: vmess <vmname> make"),
+    ("newvm make it", "make takes no argument, not 'it'", "usage: vmess <vmname> make [--image IMAGE]"),
     ("newvm ram 2 G", "ram takes [size|none], not '2 G'", "usage: vmess <vmname> ram [size|none]"),
     (
         "newvm stop force now",
@@ -448,7 +452,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
     methods = {name for name in dir(VmessInterface) if name[0].isupper()}
     assert {command.method for command in COMMANDS if command.method} == methods - {
         *("NetIgnored", "Look", "Overview", "CloudInit"),
-        *("Bring", "PutOn", "DeleteDisk"),  # hda has several
+        *("Bring", "PutOn", "PutOnImage", "DeleteDisk", "AddImage", "RemoveImage"),  # hda has several
     }
 
 
@@ -458,7 +462,9 @@ def test_no_verb_can_be_taken_for_a_vm() -> None:
     alone = {command.verb for command in COMMANDS if command.is_global}
     nets = {verb for verb in BY_VERB if verb.startswith("net ")}
     assert (
-        alone == {"list", "help", "top", "boot", "shutdown", "watch", "completion", "daemon", "import"} | nets
+        alone
+        == {"list", "help", "top", "boot", "shutdown", "watch", "completion", "daemon", "import", "images"}
+        | nets
     )
 
 

@@ -1,0 +1,130 @@
+"""The shelf: images in the VM root that disks of VMs stand on, `images/debian12.qcow2`.
+
+They are read-only. The name of an image is that of its file without the end, which says its format.
+"""
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from vmessd.core import names
+from vmessd.core.errors import BadFile, InvalidValue, VmessError, failing, quoted
+from vmessd.storage import backing, safefile
+from vmessd.storage.backing import Identity
+from vmessd.storage.vmdir import SHELF, VMDirectory
+
+NAME_MAX = 64
+IMAGES_MAX = 1000
+"""Images that are listed."""
+
+
+class Shelved(NamedTuple):
+    """An image on the shelf."""
+
+    name: str
+    path: str
+    format: str
+    size: int | None
+    """Virtual size in bytes; None if its header cannot be used."""
+    stored: int
+    """Bytes that it takes on the file system."""
+    users: list[str]
+    """The VMs whose disks stand on it."""
+
+
+class Shelf:
+    """The images of a VM root. Everything here blocks."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = VMDirectory(root, SHELF)
+        self._root = root
+
+    def make(self) -> None:
+        """Create the directory if it is not there; raises Failed."""
+        with failing(f"{self.home} cannot be created"), contextlib.suppress(FileExistsError):
+            self.home.path.mkdir(mode=0o750)
+
+    def images(self) -> list[Shelved]:
+        """Return the images by name; raises BadFile, Failed."""
+        if not self.home.exists():
+            return []
+        users = backing.all_users(self._root)
+        with self.home.opened() as directory, failing(f"{self.home} cannot be read"):
+            found = [
+                self._shelved(directory, name, users) for name in sorted(os.listdir(directory))[:IMAGES_MAX]
+            ]
+        return [image for image in found if image is not None]
+
+    def _shelved(self, directory: int, file: str, users: dict[Identity, list[str]]) -> Shelved | None:
+        name, end = os.path.splitext(file)
+        form = backing.FORMATS.get(end)
+        found = safefile.status(directory, file)
+        if form is None or found is None or not stat.S_ISREG(found.st_mode) or file.startswith("."):
+            return None
+        size: int | None = found.st_size
+        if form == "qcow2":
+            size = None
+            with contextlib.suppress(VmessError):
+                size = backing.header_of(directory, file).size
+        stands = users.get(Identity.of(found), [])
+        return Shelved(name, str(self.home.path / file), form, size, found.st_blocks * 512, stands)
+
+    def find(self, name: str) -> Shelved:
+        """Return the image of a name; raises InvalidValue if there is none, or several."""
+        check_name(name)
+        found = [image for image in self.images() if image.name == name]
+        if not found:
+            raise InvalidValue(f"there is no image {quoted(name)} on the shelf", hint="vmess images")
+        if len(found) > 1:
+            files = " and ".join(os.path.basename(image.path) for image in found)
+            raise InvalidValue(f"{self.home} contains both {files}", hint="move one of them away")
+        return found[0]
+
+    def must_be_free(self, name: str) -> None:
+        """Raise BadFile if there is an image of this name; InvalidValue."""
+        check_name(name)
+        if any(image.name == name for image in self.images()):
+            raise BadFile(
+                f"there is an image {quoted(name)} on the shelf already",
+                hint=f"choose another name, or delete it: vmess images rm {name}",
+            )
+
+    def remove(self, name: str) -> None:
+        """Delete an image.
+
+        Raises:
+            InvalidValue: there is none.
+            BadFile: a disk of a VM stands on it.
+            Failed: it cannot be deleted.
+        """
+        image = self.find(name)
+        if image.users:
+            raise BadFile(
+                f"image {name} is the base of {', '.join(image.users[:10])}, whose disk would be lost",
+                hint=f"see it: vmess {image.users[0]} info",
+            )
+        with self.home.opened() as directory:
+            safefile.remove(directory, os.path.basename(image.path), durable=True)
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidValue unless a text can be the name of an image: letters, digits, `.`, `_`, `-`."""
+    plain = name.translate(_MARKS)
+    is_formed = (
+        plain.isascii() and (plain.isalnum() or not plain) and name[:1].isalpha() and name[-1:] not in ".-_"
+    )
+    if not is_formed or len(name) > NAME_MAX:
+        raise InvalidValue(
+            f"image name {quoted(name)} is not made of at most {NAME_MAX} letters, digits, '.', '_' and '-', "
+            "beginning with a letter and ending with a letter or digit"
+        )
+
+
+_MARKS = str.maketrans("", "", "._-")
+
+
+def file_name(name: str, form: str) -> str:
+    """Return the name of the file of an image."""
+    return f"{name}.{names.IMAGE_ENDINGS[form]}"
