@@ -1,14 +1,18 @@
 """Shared directories: the verb, QEMU's command line, and a real Linux guest that mounts one."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import shareguest
 from daemons import Daemon, wait_for
+
+from vmessd.qemu import virtiofsd
 
 
 def commands(daemon: Daemon, vm: str = "newvm0") -> str:
@@ -20,7 +24,6 @@ def test_a_directory_is_shared_from_the_next_start(daemon: Daemon, tmp_path: Pat
     (tmp_path / "src").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "src")
     assert daemon.done("newvm", "share") == "none\n"
-    before = commands(daemon)
     said = daemon.vmessctl("newvm", "share", "add", "src", tmp_path / "link")
     assert said.stdout == f"newvm0: {tmp_path}/src is shared as src\n"
     assert said.stderr.startswith("in the guest: mount -t 9p -o trans=virtio")
@@ -42,7 +45,7 @@ def test_a_directory_is_shared_from_the_next_start(daemon: Daemon, tmp_path: Pat
     daemon.done("newvm", "stop", "force")
     daemon.done("newvm", "share", "del", "src")
     assert not (directory / "SHARES").exists()
-    assert commands(daemon) == before
+    assert "fsdev" not in commands(daemon)
 
 
 def test_what_cannot_be_shared_is_said(daemon: Daemon, tmp_path: Path) -> None:
@@ -91,6 +94,41 @@ def test_c95_only_what_the_administrator_allows_is_shared(daemon: Daemon, tmp_pa
     assert daemon.status("newvm0")["pid"] is None
 
 
+@pytest.mark.skipif(not os.access(virtiofsd.PROGRAM, os.X_OK), reason=f"there is no {virtiofsd.PROGRAM}")
+def test_a_server_of_virtiofs_comes_and_goes_with_its_qemu(daemon: Daemon, tmp_path: Path) -> None:
+    shared = tmp_path / "a,b=c"
+    shared.mkdir()
+    directory = daemon.make("newvm0", RAM="17000K")
+    before, files = daemon.descriptors(), set(os.listdir(directory))
+
+    def servers() -> list[int]:
+        found = []
+        for entry in filter(str.isdecimal, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                words = Path("/proc", entry, "cmdline").read_bytes().split(b"\0")
+                if virtiofsd.PROGRAM.encode() in words and str(tmp_path).encode() in b" ".join(words):
+                    found.append(int(entry))
+        return found
+
+    said = daemon.vmessctl("newvm", "share", "add", "src", shared, "virtiofs")
+    assert said.stderr == "in the guest: mount -t virtiofs src /mnt\n"
+    assert (directory / "SHARES").read_text() == f"src {shared} virtiofs\n"
+    daemon.done("newvm", "start")
+    daemon.wait_guest("newvm0")
+    assert servers()
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    assert daemon.status("newvm0")["state"] == "running"
+    assert servers(), "it outlives the daemon, as QEMU does"
+    daemon.done("newvm", "stop", "force")
+    wait_for(lambda: not servers(), what="the end of virtiofsd")
+    assert set(os.listdir(directory)) - files <= {"SHARES", "qemu.log", "serial.log", "exit.json"}
+    wait_for(lambda: daemon.descriptors() <= before, what="as many descriptors as before")
+    (directory / "EXARGS").write_text("-no-such-option")
+    assert daemon.vmess("newvm", "start").returncode == 1
+    wait_for(lambda: not servers(), what="the end of virtiofsd")
+
+
 KERNELS = shareguest.kernels()
 
 
@@ -98,7 +136,7 @@ KERNELS = shareguest.kernels()
 @pytest.mark.skipif(
     not KERNELS, reason="no kernel with modules for 9p and virtiofs: apt-get install linux-image-amd64"
 )
-@pytest.mark.parametrize("mode", ["rw", "ro"])
+@pytest.mark.parametrize("mode", ["rw", "ro", "virtiofs"])
 def test_c96_a_linux_guest_mounts_a_share_and_cannot_leave_it(
     daemon: Daemon, tmp_path: Path, mode: str
 ) -> None:
@@ -107,10 +145,10 @@ def test_c96_a_linux_guest_mounts_a_share_and_cannot_leave_it(
     (shared / "hello").write_text("hello, guest")
     (shared / "outside").symlink_to("/etc/hostname")
     image = shareguest.initramfs(KERNELS[-1], tmp_path)
-    line = "console=ttyS0 quiet share=9p:src"
+    line = f"console=ttyS0 quiet share={mode if mode == 'virtiofs' else '9p'}:src"
     words = ["-kernel", str(KERNELS[-1]), "-initrd", str(image), "-append", line]
     daemon.make("newvm0", None, RAM="256M", CPU="best", EXARGS=shlex.join(words))
-    daemon.done("newvm", "share", "add", "src", str(shared), *(["ro"] if mode == "ro" else []))
+    daemon.done("newvm", "share", "add", "src", str(shared), *([] if mode == "rw" else [mode]))
     daemon.done("newvm", "start")
     daemon.wait_guest("newvm0", b"SHARE over", 120)
     said = (daemon.root / "newvm0/serial.log").read_text()
@@ -121,6 +159,8 @@ def test_c96_a_linux_guest_mounts_a_share_and_cannot_leave_it(
     if mode == "ro":
         assert "SHARE /share/new: Read-only file system" in said
         assert not (shared / "new").exists()
+    elif mode == "virtiofs":
+        assert (shared / "new").read_text() == "from the guest"
     else:
         assert "SHARE mode: 4755 uid 0" in said
         assert (shared / "new").read_text() == "from the guest"

@@ -194,7 +194,7 @@ LITERALS = frozenset(
         *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
         *("status", "stop", "log", "ssh", "delete", "raw", "qcow2"),
-        *("add", "rm", "del", "ro"),
+        *("add", "rm", "del", "ro", "virtiofs"),
     }
 )
 """Words of arguments that stand for themselves; the others are placeholders."""
@@ -906,10 +906,11 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "share",
         "List the directories of the host that the guest can mount; add one under a tag, ro for read-only;\n"
-        "or take one away. The guest mounts it with: mount -t 9p -o trans=virtio <tag> /mnt.",
+        "or take one away. The guest mounts it with mount -t 9p -o trans=virtio <tag> /mnt. With the word\n"
+        "virtiofs, virtiofsd serves it, which suits kernels without 9p: mount -t virtiofs <tag> /mnt.",
         "Share",
         "shares.run",
-        arguments="[add|del] [tag] [directory] [ro]",
+        arguments="[add|del] [tag] [directory] [ro|virtiofs]",
         options=(JSON,),
         many=True,
         files="SHARES",

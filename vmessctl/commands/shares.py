@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmessctl.client import Client
 
-READ_ONLY = "ro"
+READ_ONLY, VIRTIOFS = "ro", "virtiofs"
 
 
 def run(invocation: Invocation) -> int:
@@ -23,12 +23,17 @@ def run(invocation: Invocation) -> int:
     if not invocation.arguments:
         return _list(invocation)
     doing, *words = invocation.arguments
-    if doing == "add" and len(words) in (2, 3) and words[2:] in ([], [READ_ONLY]):
-        tag, path, read_only = words[0], _resolved(words[1]), len(words) == 3
-        return _change(invocation, tag, path, read_only=read_only)
+    more = words[2:]
+    if (
+        doing == "add"
+        and len(words) >= 2
+        and set(more) <= {READ_ONLY, VIRTIOFS}
+        and len(set(more)) == len(more)
+    ):
+        return _change(invocation, words[0], _resolved(words[1]), more)
     if doing == "del" and len(words) == 1:
-        return _change(invocation, words[0], None, read_only=False)
-    usage = f"usage: {PROGRAM} <vmname> share [add <tag> <directory> [{READ_ONLY}] | del <tag>]"
+        return _change(invocation, words[0], None, [])
+    usage = f"usage: {PROGRAM} <vmname> share [add <tag> <directory> [{READ_ONLY}|{VIRTIOFS}] | del <tag>]"
     raise InvalidValue(f"{quoted(shell_line(['share', *invocation.arguments]))} is not understood", hint=usage)
 
 
@@ -53,17 +58,20 @@ def _list(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _change(invocation: Invocation, tag: str, path: str | None, *, read_only: bool) -> int:
+def _change(invocation: Invocation, tag: str, path: str | None, more: list[str]) -> int:
     def work(client: Client, vm: str) -> int:
-        reply = client.call("Share", vm=vm, tag=tag, path=path, read_only=read_only)
+        reply = client.call(
+            "Share", vm=vm, tag=tag, path=path, read_only=READ_ONLY in more, virtiofs=VIRTIOFS in more
+        )
         emit(invocation, reply, vm)
         if path is None:
             tell(about(vm, phrase("unshared", tag=printable(tag)), several=False))
         else:
-            mount = f"mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 {tag} /mnt"
-            shared = phrase("shared", path=printable(path), tag=tag, remark=", read-only" if read_only else "")
+            kind = VIRTIOFS if VIRTIOFS in more else "9p -o trans=virtio,version=9p2000.L,msize=262144"
+            remark = ", read-only" if READ_ONLY in more else ""
+            shared = phrase("shared", path=printable(path), tag=tag, remark=remark)
             tell(about(vm, shared, several=False))
-            say(f"in the guest: {mount}")
+            say(f"in the guest: mount -t {kind} {tag} /mnt")
         if reply["note"]:
             say(command(printable(reply["note"])))
         return DONE

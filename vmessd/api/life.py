@@ -36,12 +36,15 @@ class Life(Caller):
         return note
 
     @varlinkmethod(return_parameter="note")
-    async def Share(self, *, vm: str, tag: str, path: str | None, read_only: bool) -> str | None:
+    async def Share(
+        self, *, vm: str, tag: str, path: str | None, read_only: bool, virtiofs: bool = False
+    ) -> str | None:
         """Let the guest mount a directory of the host by a tag, from the next start; null takes the share away.
 
-        The path is absolute and without symbolic links. Returns a remark, or null.
+        The path is absolute and without symbolic links. With `virtiofs`, the share does not use 9p. Returns a
+        remark, or null.
         """
-        note = await self._supervisor.share(vm, tag, path, read_only=read_only)
+        note = await self._supervisor.share(vm, tag, path, read_only=read_only, virtiofs=virtiofs)
         self._tell(Kind.setting, vm, f"share {quoted(tag)} {'none' if path is None else quoted(path, 300)}")
         return note
 

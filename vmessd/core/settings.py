@@ -562,8 +562,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         file=SHARES,
         verb=None,
-        argument="[tag directory [ro]]...",
-        expects="at most 8 lines, each a tag, an absolute path and perhaps ro, quoted as for a shell",
+        argument="[tag directory [ro|virtiofs]]...",
+        expects="at most 8 lines, each a tag, an absolute path, and ro or virtiofs or neither",
         parse=_shares,
         option=_no_option,  # QEMU gets descriptors; see qemu.shared_directories
         help="The directories of the host that the guest can mount, as set by share.",

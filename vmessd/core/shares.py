@@ -1,6 +1,6 @@
 """Directories of the host that a VM shares: the lines of its SHARES file. Pure.
 
-A line is `tag path [ro]`, quoted as for a shell. The guest mounts a share by its tag.
+A line is `tag path [ro] [virtiofs]`, quoted as for a shell. The guest mounts a share by its tag.
 """
 
 import shlex
@@ -14,6 +14,7 @@ TAG_MAX = 31
 """Bytes of a tag: QEMU refuses one of 32 (hw/9pfs/9p.h, MAX_TAG_LEN)."""
 PATH_MAX = 1024
 READ_ONLY = "ro"
+VIRTIOFS = "virtiofs"
 _TAG = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
@@ -25,6 +26,13 @@ class Share:
     path: str
     """Absolute, without symbolic links as far as the one who shared it could see."""
     read_only: bool = False
+    virtiofs: bool = False
+    """By virtiofs and its server; otherwise by 9p."""
+
+    @property
+    def words(self) -> list[str]:
+        """What follows the path in the file."""
+        return [word for word, is_so in ((READ_ONLY, self.read_only), (VIRTIOFS, self.virtiofs)) if is_so]
 
 
 def check(share: Share) -> None:
@@ -33,6 +41,8 @@ def check(share: Share) -> None:
         raise InvalidValue(
             f"tag {quoted(share.tag)} is not 1 to {TAG_MAX} letters, digits, dots, hyphens and underscores"
         )
+    if share.read_only and share.virtiofs:
+        raise InvalidValue(f"share {quoted(share.tag)} cannot be read-only by virtiofs; by 9p it can")
     path = share.path
     parts = path.split("/")
     if (
@@ -56,9 +66,12 @@ def parse(text: str) -> tuple[Share, ...]:
             raise InvalidValue(f"{quoted(line)}: {str(error).lower()}") from None
         if not words:
             continue
-        if not 2 <= len(words) <= 3 or words[2:] not in ([], [READ_ONLY]):
-            raise InvalidValue(f"{quoted(line)} is not a tag, a directory and perhaps {READ_ONLY}")
-        share = Share(words[0], words[1], len(words) == 3)
+        tag, path, *more = [*words, ""][: max(2, len(words))]
+        if len(words) < 2 or len(set(more)) < len(more) or not set(more) <= {READ_ONLY, VIRTIOFS}:
+            raise InvalidValue(
+                f"{quoted(line)} is not a tag, a directory and perhaps {READ_ONLY} or {VIRTIOFS}"
+            )
+        share = Share(tag, path, READ_ONLY in more, VIRTIOFS in more)
         check(share)
         if share.tag in found:
             raise InvalidValue(f"tag {quoted(share.tag)} is there twice")
@@ -70,5 +83,4 @@ def parse(text: str) -> tuple[Share, ...]:
 
 def text_of(shares: Sequence[Share]) -> str:
     """Return the text of a SHARES file."""
-    lines = [[share.tag, share.path, *([READ_ONLY] if share.read_only else [])] for share in shares]
-    return "\n".join(shlex.join(line) for line in lines)
+    return "\n".join(shlex.join([share.tag, share.path, *share.words]) for share in shares)

@@ -6,6 +6,7 @@ from vmessd.core import shares
 from vmessd.core.errors import BadFile, InvalidValue, printable, quoted
 from vmessd.core.settings import BY_FILE, SHARES
 from vmessd.core.shares import Share
+from vmessd.qemu import virtiofsd
 from vmessd.storage import shared_directories
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.host import Host
@@ -27,6 +28,8 @@ def add(directory: VMDirectory, host: Host, share: Share) -> None:
             f"VM {directory.vm} has a share {quoted(share.tag)} already",
             hint=f"vmess {directory.vm} share del {share.tag}",
         )
+    if share.virtiofs:
+        virtiofsd.check(host.account, host.allow_shares)
     os.close(shared_directories.opened(share, host.allow_shares, directory.vm))
     if not host.account.may_read(share.path):
         raise BadFile(

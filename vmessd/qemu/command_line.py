@@ -21,6 +21,7 @@ from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, SETTINGS, SHARES
 from vmessd.core.wires import Forward
 from vmessd.qemu import block_devices, cloud_init_drive, disk_devices, shared_directories
 from vmessd.qemu.machine_types import is_i440fx, is_q35, machine
+from vmessd.qemu.shared_directories import MEMORY_DEFAULT
 from vmessd.storage.firmware import Firmware
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import PID_FILE
@@ -121,7 +122,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
         argv += cloud_init_drive.options(
             spec.cloud_init, disk_devices.free_unit(spec.disks, values), _taken_slots(spec)
         )
-    argv += shared_directories.arguments(values.get(SHARES, ()))
+    argv += shared_directories.arguments(values.get(SHARES, ()), values.get("RAM", MEMORY_DEFAULT))
     for setting in SETTINGS:
         if setting.file in values:
             argv += setting.option(values[setting.file])

@@ -580,7 +580,9 @@ class Supervisor:
             return f"{machine.vm}: {setting} takes effect at its next start"
         return done
 
-    async def share(self, name: str, tag: str, path: str | None, *, read_only: bool) -> str | None:
+    async def share(
+        self, name: str, tag: str, path: str | None, *, read_only: bool, virtiofs: bool
+    ) -> str | None:
         """Share a directory with a VM from its next start, or take the share away with None; return a note.
 
         Raises:
@@ -589,7 +591,7 @@ class Supervisor:
         machine = await self.machine(name)
         work = functools.partial(shares.remove, machine.directory, tag)
         if path is not None:
-            wanted = Share(tag, path, read_only)
+            wanted = Share(tag, path, read_only, virtiofs)
             work = functools.partial(shares.add, machine.directory, self.host, wanted)
         await machine.change(work)
         if machine.state not in OFF:

@@ -21,12 +21,21 @@ from vmessd.core.records import Moment, RunRecord
 from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, SHARES
 from vmessd.network import taps
 from vmessd.network.links import Network, Nic
-from vmessd.qemu import command_line, machine_types
+from vmessd.qemu import command_line, machine_types, virtiofsd
 from vmessd.qemu.command_line import Card, ChildFd, Spec
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
 from vmessd.qemu.shared_directories import FIRST_FD
-from vmessd.storage import backing, cloud_init, firmware, images, serial_stream, shared_directories, vmdir
+from vmessd.storage import (
+    backing,
+    cloud_init,
+    firmware,
+    images,
+    safefile,
+    serial_stream,
+    shared_directories,
+    vmdir,
+)
 from vmessd.storage.firmware import Firmware
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import pending
@@ -217,7 +226,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         inherited = {
             ChildFd.lock: lock,
             ChildFd.serial_log: serial_log,
-            **_inherited(directory, spec, host, ours),
+            **_inherited(directory, spec, host, output, ours),
         }
         log_start = _begin_log(directory, output, argv)
         check()
@@ -240,7 +249,9 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
     return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid))
 
 
-def _inherited(directory: VMDirectory, spec: Spec, host: Host, ours: contextlib.ExitStack) -> dict[int, int]:
+def _inherited(
+    directory: VMDirectory, spec: Spec, host: Host, output: int, ours: contextlib.ExitStack
+) -> dict[int, int]:
     """Open sockets and shared directories for QEMU; return their descriptors there and here.
 
     Raises:
@@ -253,6 +264,12 @@ def _inherited(directory: VMDirectory, spec: Spec, host: Host, ours: contextlib.
     for number, share in enumerate(spec.values.get(SHARES, ())):
         descriptor = shared_directories.opened(share, host.allow_shares, spec.vm)
         ours.callback(os.close, descriptor)
+        if share.virtiofs:
+            virtiofsd.check(host.account, host.allow_shares)
+            with directory.opened() as place:
+                name = safefile.temporary_name("virtiofs.sock")
+                server = virtiofsd.serve(share.path, place, name, output)
+            descriptor = ours.enter_context(server).fileno()
         found[FIRST_FD + number] = descriptor
     return found
 

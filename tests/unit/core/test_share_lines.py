@@ -32,6 +32,7 @@ def test_what_lines_mean(text: str, shares: tuple[Share, ...]) -> None:
         ("src", "'src' is not a tag, a directory and perhaps ro"),
         ("src /a rw", "'src /a rw' is not a tag"),
         ("src /a ro ro", "is not a tag"),
+        ("src /a ro virtiofs", "cannot be read-only by virtiofs"),
         ("src '/a", "no closing quotation"),
         ("src a", "'a' is not an absolute path"),
         ("src /a/../b", "'/a/../b' is not an absolute path"),
