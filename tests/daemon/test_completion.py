@@ -87,7 +87,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("newvm | ", {"make", "a0", "b0", "c0"}),
     ("'*' st|", {"start", "stop", "status"}),
     ("--all st|", {"start", "stop", "status"}),
-    ("a|", {"a0", "accel", "addr", "append", "autostart"}),
+    ("a|", {"a0", "accel", "addr", "agent", "append", "autostart"}),
     # VMs behind a verb that stands first
     ("start |", {"b0", "c0"}),
     ("start b|", {"b0"}),

@@ -34,6 +34,7 @@ def command(daemon: Daemon, vm: str) -> str:
         (("vga", "virtio"), "-vga virtio"),
         (("vga", "off"), "-vga none"),
         (("rng", "on"), "virtio-rng-pci"),
+        (("agent", "on", "rng", "on", "machine", "q35"), "name=org.qemu.guest_agent.0"),
         (("cpu", "max"), "-cpu max"),
         (("smbios", "serial=A 1,product=X,,Y"), "'type=1,serial=A 1,product=X,,Y'"),
         (("nic-model", "virtio,rtl8139", "ifadd", "3", "user", "user", "user"), "rtl8139,netdev=net2,addr=0x5"),

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 
 QMP_FD = 4
 SERIAL_FD = 5
+AGENT_FD = 7
 MEGABYTE = 1_000_000
 DRAIN = 30.0  # how long the end waits for a client to take what was said before
 
@@ -79,6 +80,8 @@ class Fake:
         self.pressed = False
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.deadline: float | None = None
+        self.more: dict[socket.socket, Callable[[], None]] = {}
+        """What to do if there is something to read from other sockets."""
 
     # What the modes change.
 
@@ -257,7 +260,7 @@ class Fake:
         if self.deadline is not None:
             moments.append(self.deadline)
         timeout = max(0.0, min(moments) - time.monotonic()) if moments else None
-        readers: list[socket.socket | int] = [wakeup]
+        readers: list[socket.socket | int] = [wakeup, *self.more]
         if self.client:
             readers.append(self.client)
         elif self.accepting:
@@ -271,6 +274,8 @@ class Fake:
             self.accept()
         elif self.client:
             self.exchange(self.client, readable=self.client in readable, writable=bool(writable))
+        for extra in [each for each in self.more if each in readable]:
+            self.more[extra]()
         now = time.monotonic()
         due = [timer for timer in self.timers if timer[0] <= now]
         self.timers = [timer for timer in self.timers if timer[0] > now]
@@ -675,6 +680,51 @@ class Cards(Fake):
             super().reply(command, message)
 
 
+class Agent(Fake):
+    """Has a guest agent: `does` is well, silent, endless, or lies: it says that it powers the guest down."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.does = options.text("does", "well")
+
+    def started(self) -> None:
+        listener = socket.socket(fileno=AGENT_FD)
+        self.more[listener] = lambda: self.take(listener)
+
+    def take(self, listener: socket.socket) -> None:
+        connection = listener.accept()[0]
+        self.more[connection] = lambda: self.listen(connection)
+
+    def listen(self, connection: socket.socket) -> None:
+        data = connection.recv(65536)
+        if not data:
+            del self.more[connection]
+            connection.close()
+        elif self.does == "endless":
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    connection.send(b"x" * 65536)
+        elif self.does != "silent":
+            for line in data.splitlines():
+                self.answer(connection, json.loads(line.lstrip(b"\xff")))
+
+    def answer(self, connection: socket.socket, request: dict[str, object]) -> None:
+        name, arguments = request["execute"], request["arguments"]
+        result: object = {}
+        if name == "guest-sync-delimited" and isinstance(arguments, dict):
+            connection.send(b"\xff")
+            result = arguments["id"]
+        elif name == "guest-shutdown":
+            if self.does != "lies":
+                self.later(self.delay, self.power_off)
+            return
+        elif name == "guest-network-get-interfaces":
+            address = [{"ip-address": "192.0.2.7"}, {"ip-address": "fe80::1"}]
+            result = [{"hardware-address": "02:11:9b:af:00:00", "ip-addresses": address}]
+        connection.send(json.dumps({"return": result}).encode() + b"\n")
+
+
 MODES: dict[str, type[Fake]] = {
     "good": Fake,
     "nogreeting": NoGreeting,
@@ -701,6 +751,7 @@ MODES: dict[str, type[Fake]] = {
     "givenup": GivenUp,
     "liar": Liar,
     "cards": Cards,
+    "agent": Agent,
 }
 
 

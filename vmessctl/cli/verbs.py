@@ -105,22 +105,22 @@ SCREEN = Summary(LOOK, "Screen, serial console, SSH")
 KEYS = Summary(LOOK, "Press keys; wait for output")
 MACHINE = Summary(HARDWARE, "CPUs, memory, type of machine")
 DEVICES = Summary(HARDWARE, "Devices, and what boots first")
-BOOT = Summary(HARDWARE, "UEFI or a kernel; randomness")
+BOOT = Summary(HARDWARE, "UEFI, or a kernel")
+GUEST = Summary(HARDWARE, "Guest agent; serial number")
 EXTRAS = Summary(HARDWARE, "Model of NICs, more for QEMU")
 DRIVE = Summary(DISKS, "Disks, CD; shared directories")
 NICS = Summary(WIRES, "Interfaces, ports, addresses")
 PLUGS = Summary(WIRES, "Change bridge, cable, MAC")
-FLEET = Summary(MANY, "List VMs, show load and events")
-POWER = Summary(MANY, "Start VMs as at boot, stop all")
+FLEET = Summary(MANY, "Show, start and stop all VMs")
 LINKS = Summary(HOST, "Bridges and links of the host")
 TOOL = Summary(HOST, "Look after vmessctl itself")
 SUMMARIES = (
     *(MAKE, ARCHIVE, START, PAUSE, UNATTENDED),
     *(STATE, SCREEN, KEYS),
-    *(MACHINE, DEVICES, BOOT, EXTRAS),
+    *(MACHINE, DEVICES, BOOT, GUEST, EXTRAS),
     DRIVE,
     *(NICS, PLUGS),
-    *(FLEET, POWER),
+    FLEET,
     *(LINKS, TOOL),
 )
 """In the order of the help, group by group."""
@@ -344,9 +344,10 @@ SETTING_ALIASES = {"ram": ("memory",)}
 """Aliases of settings."""
 SETTING_SUMMARIES = {
     **dict.fromkeys(("grace", "autostart", "restart-policy"), UNATTENDED),
-    **dict.fromkeys(("smp", "ram", "cpu", "accel", "machine", "smbios"), MACHINE),
-    **dict.fromkeys(("vga", "disk-bus", "boot-order", "boot-once"), DEVICES),
-    **dict.fromkeys(("firmware", "kernel", "initrd", "append", "rng"), BOOT),
+    **dict.fromkeys(("smp", "ram", "cpu", "accel", "machine", "vga"), MACHINE),
+    **dict.fromkeys(("boot-order", "boot-once", "disk-bus", "rng"), DEVICES),
+    **dict.fromkeys(("firmware", "kernel", "initrd", "append"), BOOT),
+    **dict.fromkeys(("smbios", "agent"), GUEST),
     **dict.fromkeys(("nic-model", "nic-options", "qemu-options"), EXTRAS),
     "raw": DRIVE,
 }
@@ -393,7 +394,7 @@ COMMANDS: tuple[Command, ...] = (
         "boot_shutdown.run",
         options=(AT_ONCE,),
         reports=True,
-        summary=POWER,
+        summary=FLEET,
         example="boot",
     ),
     Command(
@@ -405,7 +406,7 @@ COMMANDS: tuple[Command, ...] = (
         options=(WITHIN,),
         reports=True,
         destroys=True,
-        summary=POWER,
+        summary=FLEET,
         example="shutdown --within 90",
     ),
     Command(

@@ -380,6 +380,17 @@ SETTINGS: tuple[Setting, ...] = (
         example="on",
     ),
     Setting(
+        file="AGENT",
+        verb="agent",
+        argument="<on|off|none>",
+        expects="on or off",
+        parse=_on_off,
+        option=_no_option,
+        help="Give the guest a port for its agent, qemu-guest-agent. stop then asks the agent before it\n"
+        "presses the power button, and addr shows the addresses that the agent knows.",
+        example="on",
+    ),
+    Setting(
         file="SMBIOS",
         verb="smbios",
         argument="<pairs|none>",

@@ -38,15 +38,20 @@ class ChildFd(enum.IntEnum):
     """A listening socket for the serial console."""
     serial_log = 6
     """The log of the serial console, opened for appending."""
+    agent = 7
+    """A listening socket for the guest agent, if there is a port for it."""
 
 
 RNG_SLOT = 0x16
 """Devices of settings have PCI slots above those of the first 19 network cards."""
+PORTS_SLOT = 0x17
 ICH9_SLOT = 0x1F
 """The slot of the bridge, SATA and SMBus of machine `q35`."""
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+AGENT = "agent0"
+"""The chardev of the guest agent."""
 BEST_CPU = {"kvm": "host", "tcg": "max"}
 """The CPU model with all features, by accelerator (QEMU, docs/system/cpu-models-x86); TCG has no `host`."""
 
@@ -123,6 +128,8 @@ def build(spec: Spec, qemu: str) -> list[str]:
             spec.cloud_init, disk_devices.free_unit(spec.disks, values), _taken_slots(spec)
         )
     argv += shared_directories.arguments(values.get(SHARES, ()), values.get("RAM", MEMORY_DEFAULT))
+    if values.get("AGENT"):
+        argv += _agent()
     for setting in SETTINGS:
         if setting.file in values:
             argv += setting.option(values[setting.file])
@@ -139,6 +146,23 @@ def cpu(value: str, accel: str) -> str:
     """Return the value of `-cpu` for a CPU file."""
     model, comma, features = value.partition(",")
     return f"{BEST_CPU[accel] if model == 'best' else model}{comma}{features}"
+
+
+def _agent() -> list[str]:
+    """Return the port of the guest agent, by the name that qemu-ga looks for."""
+    return [
+        *("-chardev", f"socket,id={AGENT},fd={ChildFd.agent:d},server=on,wait=off"),
+        *("-device", f"virtio-serial-pci,id=ports,addr={PORTS_SLOT:#x}"),
+        *("-device", f"virtserialport,bus=ports.0,chardev={AGENT},name=org.qemu.guest_agent.0"),
+    ]
+
+
+def has_agent(argv: Sequence[str]) -> bool:
+    """Tell whether a QEMU with this command line has a port for a guest agent."""
+    return any(
+        option == "-chardev" and value.startswith(f"socket,id={AGENT},")
+        for option, value in itertools.pairwise(argv)
+    )
 
 
 def _serial() -> list[str]:
@@ -268,8 +292,7 @@ def slots(indices: Collection[int], values: Mapping[str, Any]) -> dict[int, int]
 def slots_of_devices(values: Mapping[str, Any]) -> frozenset[int]:
     """Return the PCI slots that are taken by devices of settings, and by those of the machine above slot 3."""
     taken = disk_devices.slots(values)
-    if values.get("RNG"):
-        taken.add(RNG_SLOT)
+    taken |= {slot for file, slot in (("RNG", RNG_SLOT), ("AGENT", PORTS_SLOT)) if values.get(file)}
     if is_q35(values):
         taken.add(ICH9_SLOT)
     return frozenset(taken)

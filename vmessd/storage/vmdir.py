@@ -36,6 +36,7 @@ from vmessd.storage import log_rotation, safefile
 
 QMP_SOCKET = "qmp.sock"
 SERIAL_SOCKET = "serial.sock"
+AGENT_SOCKET = "agent.sock"
 SERIAL_LOG = "serial.log"
 QEMU_LOG = "qemu.log"
 LOGS = (QEMU_LOG, SERIAL_LOG)
@@ -366,7 +367,7 @@ class VMDirectory:
         """
         failure: VmessError | None = None
         with self.opened() as directory:
-            for name in (QMP_SOCKET, SERIAL_SOCKET, PID_FILE):
+            for name in (QMP_SOCKET, SERIAL_SOCKET, AGENT_SOCKET, PID_FILE):
                 try:
                     if name == PID_FILE:
                         safefile.must_be_plain(directory, name)

@@ -21,6 +21,7 @@ from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.network.links import Nic
 from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
 from vmessd.qemu import command_line
+from vmessd.qemu.guest_agent import Address
 from vmessd.storage import backing, blocking, cloud_init, images, vmdir
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import Glance, VMDirectory
@@ -164,7 +165,9 @@ class Details:
         nics, macs = await _interfaces(wires, wiring), await wires.macs(wiring.files)
         with_macs = [(nic, macs(nic.index)[0]) for nic in nics]
         found = await blocking.call(_addresses, with_macs, tables or await self.tables())
-        runs = (await self._supervisor.machine(name)).state not in OFF
+        machine = await self._supervisor.machine(name)
+        runs = machine.state not in OFF
+        found = _with_those_of_agent(found, with_macs, await machine.agent_addresses())
         taps = {nic.index: nic.tap.long for nic in nics if not nic.wire.user}
         addresses = [
             dataclasses.replace(one, known=one.known and runs, tap=taps.get(one.interface)) for one in found
@@ -229,6 +232,23 @@ def _addresses(nics: Sequence[tuple[Nic, str]], tables: Tables) -> list[VMAddres
             source = "given by QEMU's user network; the host cannot reach it"
             found.append(VMAddress(nic.index, mac, USER_ADDRESS, seen=False, source=source, known=False))
     return found
+
+
+def _with_those_of_agent(
+    found: Sequence[VMAddress], nics: Sequence[tuple[Nic, str]], of_agent: Sequence[Address]
+) -> list[VMAddress]:
+    """Return addresses and those that the guest agent says, except in a user network, which is out of reach."""
+    indices = {mac: nic.index for nic, mac in nics if not nic.wire.user}
+    more = [
+        VMAddress(indices[one.mac], one.mac, one.address, seen=False, source="guest agent", known=True)
+        for one in of_agent
+        if one.mac in indices
+    ]
+    seen = {(one.interface, one.address) for one in found if one.seen}
+    more = [one for one in more if (one.interface, one.address) not in seen]
+    told = {(one.interface, one.address) for one in more}
+    rest = [one for one in found if (one.interface, one.address) not in told]
+    return sorted([*rest, *more], key=lambda one: one.interface)
 
 
 def _settings(directory: VMDirectory) -> list[Value]:

@@ -259,7 +259,10 @@ def _inherited(
         BadFile, NotPermitted: a directory cannot be opened, or is not allowed any more.
     """
     found: dict[int, int] = {}
-    for child, name in ((ChildFd.qmp, vmdir.QMP_SOCKET), (ChildFd.serial, vmdir.SERIAL_SOCKET)):
+    sockets = {ChildFd.qmp: vmdir.QMP_SOCKET, ChildFd.serial: vmdir.SERIAL_SOCKET}
+    if spec.values.get("AGENT"):
+        sockets[ChildFd.agent] = vmdir.AGENT_SOCKET
+    for child, name in sockets.items():
         found[child] = ours.enter_context(directory.listen(name)).fileno()
     for number, share in enumerate(spec.values.get(SHARES, ())):
         descriptor = shared_directories.opened(share, host.allow_shares, spec.vm)

@@ -21,6 +21,7 @@ from vmessd.core.settings import BOOT_ONCE
 from vmessd.core.words import Runstate
 from vmessd.network import displays
 from vmessd.qemu import monitor
+from vmessd.qemu.guest_agent import Address
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking
 from vmessd.storage.vmdir import VMDirectory
@@ -199,6 +200,16 @@ class Machine(FailureRecovery):
     def left(self) -> float | None:
         """Return the seconds until a stop in progress kills QEMU; None if there is none, or it did."""
         return self._run.stop.left() if self._run is not None and self._run.stop is not None else None
+
+    async def agent_addresses(self) -> list[Address]:
+        """Return the addresses that the guest agent says; none without one. Takes a moment."""
+        run = self._run
+        if run is None or run.agent is None or self.state is not State.running:
+            return []
+        try:
+            return await run.agent.addresses()
+        except VmessError:
+            return []
 
     def live(self) -> QemuRun:
         """Return the present run of QEMU; raises NotRunning, or Locked if the VM is held."""

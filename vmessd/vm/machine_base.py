@@ -13,6 +13,8 @@ from vmessd.core import refusals
 from vmessd.core.errors import Locked, VmessError
 from vmessd.core.lifecycle import Action, Event, State, transition
 from vmessd.core.records import ExitRecord
+from vmessd.qemu import command_line
+from vmessd.qemu.guest_agent import Agent
 from vmessd.qemu.session import Session, Timing
 from vmessd.storage import vmdir
 from vmessd.storage.blocking import Lane
@@ -185,6 +187,9 @@ class MachineBase(abc.ABC):
             timing=self._timing,
         )
         run = QemuRun(self.vm, launched, session)
+        if command_line.has_agent(launched.record.argv):
+            reach = functools.partial(launched.connect, self.vm, vmdir.AGENT_SOCKET)
+            run.agent = Agent(self.vm, lambda: self.files.aside(reach))
         attempt = self._no_attempt()
         run.start_cancelled = attempt.cancelled if attempt is not None else None
         self._run = run

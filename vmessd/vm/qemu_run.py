@@ -17,6 +17,7 @@ from vmessd.core.lifecycle import Ending, Event, Policy, Reason, Rung, State, cl
 from vmessd.core.models.progress import StopProgress
 from vmessd.core.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.core.words import Runstate
+from vmessd.qemu.guest_agent import Agent
 from vmessd.qemu.monitor import CommandRefused, MonitorLost
 from vmessd.qemu.session import Session
 from vmessd.storage import vmdir
@@ -70,6 +71,10 @@ class QemuRun:
     doubted: bool = False
     """The log says that QEMU reports impossible values."""
     stop: Stop | None = None
+    agent: Agent | None = None
+    """The guest agent, if QEMU has a port for it."""
+    _agent_was_asked: bool = False
+    """The agent was asked to power the guest down; then it is the turn of the power button."""
     start_cancelled: Cancellation | None = None
     """The stop that was requested before QEMU was there."""
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -313,10 +318,17 @@ class QemuRun:
         return StepTaken(step.rung, first)
 
     async def _press(self) -> None:
-        """Press the power button; before that, resume a paused guest and wake one that sleeps."""
+        """Press the power button; before that, resume a paused guest and wake one that sleeps.
+
+        The first time, its agent is asked in place of the button, if there is one.
+        """
         if self.runstate in STANDING_STILL:
             await self._execute("cont")
         asleep = self.runstate == ASLEEP
+        if self.agent is not None and not asleep and not self._agent_was_asked:
+            self._agent_was_asked = True
+            if await self.agent.shut_down():
+                return
         if asleep:
             await self._execute("system_wakeup")
         await self._execute("system_powerdown")

@@ -65,6 +65,8 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("VGA", "virtio", "virtio", ()),
     ("VGA", "off", "none", ()),
     ("RNG", "on", True, ()),
+    ("AGENT", "on", True, ()),
+    ("AGENT", "off", False, ()),
     ("RNG", "off\n", False, ()),
     ("SMBIOS", "serial=A 1", {"serial": "A 1"}, ("-smbios", "type=1,serial=A 1")),
     (
@@ -147,6 +149,7 @@ BAD: dict[str, list[str]] = {
     ],
     "MACHINE": ["", "help", "-S", "pc,accel=tcg", "q 35", "pc\nq35", "é", "type=pc", "\0", "../q35", "?"],
     "VGA": ["", "help", "std,x", "-S", "st d", "\x1b"],
+    "AGENT": ["", "yes", "on off"],
     "RNG": ["", "yes", "1", "ON", "on off"],
     "SMBIOS": [
         *("", ",", "serial", "serial=", "=1", "type=0", "serial=1,type=0", "serial=1,serial=2", "Serial=1"),
