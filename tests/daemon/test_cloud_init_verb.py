@@ -264,6 +264,20 @@ def test_a_file_that_is_none_keeps_the_vm_from_starting_in_one_line(
     assert "newvm0-cloud-init.iso" not in files(fake_daemon)
 
 
+def test_an_export_takes_it_along(fake_daemon: Daemon, tmp_path: Path) -> None:
+    fake_daemon.make_fake("newvm0", "good")
+    data = b"#!" + b"x" * (2**20 - 2)
+    (tmp_path / "u").write_bytes(data)
+    fake_daemon.done("newvm", "cloud-init", str(tmp_path / "u"))
+    result = fake_daemon.vmessctl("newvm", "export", tmp_path / "vm.tar")
+    assert (result.returncode, "cloud-init.iso" in result.stderr) == (0, False), result
+    fake_daemon.done("import", str(tmp_path / "vm.tar"), "web-1")
+    assert files(fake_daemon, "web-1") == {"USER_DATA"}
+    fake_daemon.done("web-1", "start")
+    assert "web-1-cloud-init.iso" in files(fake_daemon, "web-1")
+    assert (fake_daemon.root / "web-1/USER_DATA").read_bytes() == data
+
+
 # -- What is passed --
 
 

@@ -140,7 +140,8 @@ def test_examples_work_as_typed(daemon: Daemon, tmp_path: Path, monkeypatch: pyt
     for file in ("debian.iso", "vmlinuz", "initrd.img"):
         (tmp_path / file).touch()
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # unlock asks
-    verbs = [command.verb for command in COMMANDS if command.method in OFF and command.verb != "edit"]
+    interactive = ("edit", "ssh", "scp")
+    verbs = [each.verb for each in COMMANDS if each.method in OFF and each.verb not in interactive]
     assert len(verbs) > 20
     for verb in verbs:
         words = shlex.split(BY_VERB[verb].example)

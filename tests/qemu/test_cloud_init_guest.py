@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import guests
 import linuxguest
 import pytest
 from daemons import UNIT, Daemon, own
@@ -135,6 +136,19 @@ def test_without_a_place_on_ide_the_medium_is_a_virtio_disk(daemon: Daemon) -> N
     result = daemon.vmessctl(vm, *words, timeout=2 * BOOT_TIME)
     assert result.returncode == 0, result
     assert "medium: /dev/vda" in printed(daemon, vm)
+
+
+@pytest.mark.parametrize("slots", [("hda",), ("hda", "hdb", "hdc", "hdd")], ids=["ide", "virtio"])
+def test_the_medium_is_not_what_a_bios_boots_from(daemon: Daemon, slots: tuple[str, ...]) -> None:
+    vm = own("v")
+    directory = daemon.make(vm, guest=None)
+    for slot in slots:
+        daemon.done(vm, slot, "1M")
+    with (directory / f"{vm}-hda.img").open("r+b") as image:
+        image.write(guests.boot_sector("idle"))
+    (directory / "USER_DATA").write_text("#cloud-config\n{}\n")
+    daemon.done(vm, "start")
+    daemon.wait_guest(vm, seconds=20)
 
 
 # -- Without a guest --

@@ -14,7 +14,6 @@ from vmessd.core import names, settings
 from vmessd.core.errors import Failed, quoted
 from vmessd.storage import contents
 from vmessd.storage.archive_format import BLOCK, CHECKSUMS, FORMAT, MANIFEST, SEGMENTS_MAX, Segment
-from vmessd.storage.vmdir import VALUE_LIMIT
 
 _T = TypeVar("_T")
 _Steps = Generator[None, None, _T]
@@ -155,7 +154,8 @@ class Reader:
         if contents.name_in(file, top, top) is None:
             raise refused(f"{quoted(file)} is not a file of a VM")
         size, data = (row.get("size"), row.get("data")) if isinstance(row, dict) else (None, None)
-        most = VALUE_LIMIT if contents.is_setting(file) else settings.DISK_MAX
+        limit = contents.text_limit(file)
+        most = settings.DISK_MAX if limit is None else limit
         if type(size) is not int or type(data) is not int or not 0 <= data <= size <= most:
             raise refused(f"the size of {file} is wrong")
         return Listed(size, data)

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from vmessd.core import names, settings
+from vmessd.core import cloud_init, names, settings
 from vmessd.core.hardware import UEFI, UEFI_SECURE
 from vmessd.storage import backing, firmware, vmdir
 
@@ -48,9 +48,16 @@ def is_setting(file: str) -> bool:
     return file in settings.BY_FILE and file not in STAYS
 
 
+def text_limit(file: str) -> int | None:
+    """Return the maximum bytes of a file that people write; None for any other, such as an image."""
+    if is_setting(file):
+        return vmdir.VALUE_LIMIT
+    return cloud_init.LIMIT if file in cloud_init.ON_MEDIUM else None
+
+
 def name_in(file: str, vm: str, new: str) -> str | None:
     """Return the name that a file in an export of `vm` has in the VM `new`; None for one that is in none."""
-    if is_setting(file) or stored_base(file) or file in VARIABLES:
+    if text_limit(file) is not None or stored_base(file) or file in VARIABLES:
         return file
     images = [(slot, form) for slot in names.DISKS for form in names.IMAGE_ENDINGS]
     pairs = [(names.disk_file(vm, *one), names.disk_file(new, *one)) for one in images]
@@ -59,6 +66,6 @@ def name_in(file: str, vm: str, new: str) -> str | None:
 
 def stays_unsaid(file: str, vm: str) -> bool:
     """Tell whether a file belongs to a process of the VM or to this host, or is a link below a disk."""
-    if file in STAYS or file.startswith((".", *_OF_PROCESS)):
+    if file in (*STAYS, cloud_init.medium_file(vm)) or file.startswith((".", *_OF_PROCESS)):
         return True
     return any(file in names.drive_files(vm, slot) for slot in names.DISKS)

@@ -16,7 +16,7 @@ from vmessd.core.errors import BadFile, Failed, printable, reason
 from vmessd.storage import archive_format, backing, contents, images, safefile
 from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment
 from vmessd.storage.contents import StoredBase
-from vmessd.storage.vmdir import VALUE_LIMIT, VMDirectory
+from vmessd.storage.vmdir import VMDirectory
 
 PIECE = 1 << 20
 """Bytes that are read at a time."""
@@ -136,8 +136,8 @@ class Export:
                     self._add_image(StoredBase(disk.slot, depth, base.format).file, base.path, reader)
 
     def _add(self, directory: int, file: str, reader: Reader) -> None:
-        if contents.is_setting(file):
-            data = safefile.read(directory, file, VALUE_LIMIT)
+        if (limit := contents.text_limit(file)) is not None:
+            data = safefile.read(directory, file, limit)
             if data is not None:
                 self._sources.append(_Source(Entry(file, len(data)), safefile.place(directory, file), data))
         elif file in contents.VARIABLES:

@@ -126,7 +126,7 @@ class Import:
         self._setting = (settings.BY_FILE[name], bytearray()) if is_setting else None
         with failing(f"{self._target()}/{name} cannot be created"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            mode = 0o640 if is_setting else 0o660
+            mode = 0o660 if contents.text_limit(name) is None else 0o640
             self._file = os.open(name, flags, mode, dir_fd=self._directory)
             if base := contents.stored_base(name):
                 os.symlink(name, base.link(self.vm), dir_fd=self._directory)
