@@ -18,7 +18,7 @@ from vmessctl.cli import grammar, patterns
 from vmessctl.cli.grammar import VERBS, parse
 from vmessctl.cli.verbs import BY_VERB, COMMANDS, JSON, Invocation
 from vmessctl.client import Client
-from vmessctl.commands import files
+from vmessctl.commands import make
 from vmessctl.output import terminal
 from vmessd.core.errors import InvalidValue, NoSuchVM, VmessError
 
@@ -125,7 +125,7 @@ def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list
         ("newvm --yes start stop", "--yes is not an option of start, stop", "vmess help"),
         ("newvm make strat", "make takes no argument, not 'strat'; did you mean start?", None),
         ("newvm make ram 2G smpp 2", "ram takes [size|none], not '2G smpp 2'; did you mean smp?", None),
-        ("newvm make list", "make takes no argument, not 'list'", "usage: vmess <vmname> make"),
+        ("newvm make list", "make takes no argument, not 'list'", "usage: vmess <vmname> make [--image IMAGE]"),
         ("newvm make cable 0", "cable needs <ifnum> <on|off>, not only '0'", None),
         ("a b make forward 0 2:2", "forward takes one VM, not 2", None),
         ("newvm stop --jsno", "'--jsno' is not an option; did you mean --json?", "vmess help"),
@@ -563,7 +563,7 @@ def test_ctrl_c_ends_the_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     def interrupted(_invocation: Invocation) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "make", interrupted)
+    monkeypatch.setattr(make, "make", interrupted)
     assert app.run(["newvm", "make", "start"]) == 130
     assert capsys.readouterr().err.splitlines()[0] == "vmess: make was interrupted; not done: start"
 
