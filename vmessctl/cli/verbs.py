@@ -347,7 +347,7 @@ SETTING_SUMMARIES = {
     **dict.fromkeys(("smp", "ram", "cpu", "accel", "machine", "vga"), MACHINE),
     **dict.fromkeys(("boot-order", "boot-once", "disk-bus", "rng"), DEVICES),
     **dict.fromkeys(("firmware", "kernel", "initrd", "append"), BOOT),
-    **dict.fromkeys(("smbios", "agent"), GUEST),
+    **dict.fromkeys(("smbios", "agent", "tpm"), GUEST),
     **dict.fromkeys(("nic-model", "nic-options", "qemu-options"), EXTRAS),
     "raw": DRIVE,
 }

@@ -28,7 +28,7 @@ VERBS = frozenset(
         *("autostart", "restart-policy", "grace", "rename", "reset", "resume"),
         *("nic-model", "nic-options", "qemu-options", "edit"),
         *("machine", "vga", "rng", "smbios", "boot-order", "boot-once"),
-        *("disk-bus", "firmware", "kernel", "initrd", "append", "agent"),
+        *("disk-bus", "firmware", "kernel", "initrd", "append", "agent", "tpm"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
         "screenshot",
         *("export", "share", "cloud-init", "ssh", "scp"),

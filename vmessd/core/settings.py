@@ -391,6 +391,16 @@ SETTINGS: tuple[Setting, ...] = (
         example="on",
     ),
     Setting(
+        file="TPM",
+        verb="tpm",
+        argument="<on|off|none>",
+        expects="on or off",
+        parse=_on_off,
+        option=_no_option,
+        help="Give the guest a TPM 2.0, by the program swtpm. Its state is in the directory tpm of the VM.",
+        example="on",
+    ),
+    Setting(
         file="SMBIOS",
         verb="smbios",
         argument="<pairs|none>",

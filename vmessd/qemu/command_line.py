@@ -40,6 +40,8 @@ class ChildFd(enum.IntEnum):
     """The log of the serial console, opened for appending."""
     agent = 7
     """A listening socket for the guest agent, if there is a port for it."""
+    tpm = 8
+    """The control socket of swtpm, if there is a TPM."""
 
 
 RNG_SLOT = 0x16
@@ -130,6 +132,9 @@ def build(spec: Spec, qemu: str) -> list[str]:
     argv += shared_directories.arguments(values.get(SHARES, ()), values.get("RAM", MEMORY_DEFAULT))
     if values.get("AGENT"):
         argv += _agent()
+    if values.get("TPM"):
+        argv += ["-chardev", f"socket,id=tpm0,fd={ChildFd.tpm:d}", "-tpmdev", "emulator,id=tpm0,chardev=tpm0"]
+        argv += ["-device", "tpm-crb,tpmdev=tpm0"]
     for setting in SETTINGS:
         if setting.file in values:
             argv += setting.option(values[setting.file])

@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +38,9 @@ from vmessd.storage import log_rotation, safefile
 QMP_SOCKET = "qmp.sock"
 SERIAL_SOCKET = "serial.sock"
 AGENT_SOCKET = "agent.sock"
+TPM_STATE = "tpm"
+TPM_TRIES, TPM_WAIT = 100, 0.02
+"""How often a start looks whether an earlier swtpm has ended, and the seconds in between."""
 SERIAL_LOG = "serial.log"
 QEMU_LOG = "qemu.log"
 LOGS = (QEMU_LOG, SERIAL_LOG)
@@ -357,6 +361,30 @@ class VMDirectory:
         """Shorten a log above its cap, as :func:`log_rotation.shorten`; return how many bytes were cut off."""
         with self.opened() as directory:
             return log_rotation.shorten(directory, name, complain)
+
+    def open_tpm_state(self) -> int:
+        """Return the descriptor of the directory for the state of a TPM, locked, and made if it is missing.
+
+        The lock lasts until the last process that has the descriptor is gone: swtpm, which inherits it.
+
+        Raises:
+            Failed: it cannot be made or opened; the name may belong to something else.
+            Locked: an earlier swtpm has it, and does not end.
+        """
+        with self.opened() as directory, failing(f"{self}/{TPM_STATE} cannot be used for a TPM"):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(TPM_STATE, 0o770, dir_fd=directory)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            state = os.open(TPM_STATE, flags, dir_fd=directory)
+        for _ in range(TPM_TRIES):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return state
+            time.sleep(TPM_WAIT)  # the swtpm of a QEMU that has just ended; flock(2) has no deadline
+        os.close(state)
+        raise Locked(
+            f"{self}/{TPM_STATE} is in use by another swtpm", hint=f"to see which: fuser -v {self}/{TPM_STATE}"
+        )
 
     def sweep(self) -> None:
         """Remove what a dead QEMU leaves: its sockets and its pid file.

@@ -21,7 +21,7 @@ from vmessd.core.records import Moment, RunRecord
 from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, SHARES
 from vmessd.network import taps
 from vmessd.network.links import Network, Nic
-from vmessd.qemu import command_line, machine_types, virtiofsd
+from vmessd.qemu import command_line, machine_types, tpm, virtiofsd
 from vmessd.qemu.command_line import Card, ChildFd, Spec
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process
@@ -60,6 +60,8 @@ class Launched:
     victims: Counter
     """OOM kills in its cgroup."""
     whereabouts: Whereabouts
+    tpm: Process | None = None
+    """Its swtpm, if this daemon has started it."""
 
     def close(self) -> None:
         """Release the process; it keeps running."""
@@ -230,6 +232,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         }
         log_start = _begin_log(directory, output, argv)
         check()
+        swtpm = _start_tpm(directory, spec, host, inherited, undo, ours)
         process = Process.spawn(argv, output, inherited, host.account.entry)
         undo.callback(_end, process)
         victims = host.kills.around(process.pid)
@@ -246,7 +249,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         backing.remember(directory, {disk.slot: (disk.identity, disk.bases) for disk in spec.disks})
         directory.write_run_record(record)
         undo.pop_all()
-    return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid))
+    return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid), swtpm)
 
 
 def _inherited(
@@ -275,6 +278,31 @@ def _inherited(
             descriptor = ours.enter_context(server).fileno()
         found[FIRST_FD + number] = descriptor
     return found
+
+
+def _start_tpm(  # noqa: PLR0913, PLR0917 -- a part of `launch`
+    directory: VMDirectory,
+    spec: Spec,
+    host: Host,
+    inherited: dict[int, int],
+    undo: contextlib.ExitStack,
+    ours: contextlib.ExitStack,
+) -> Process | None:
+    """Start swtpm if the VM has a TPM, and add its control socket to what QEMU inherits.
+
+    Raises:
+        Failed, StartFailed: there is no swtpm, or no place for its state.
+    """
+    if not spec.values.get("TPM"):
+        return None
+    state = directory.open_tpm_state()
+    ours.callback(os.close, state)
+    log = directory.open_log(vmdir.QEMU_LOG)
+    ours.callback(os.close, log)
+    process, control = tpm.spawn(state, log, host.account.entry)
+    undo.callback(_end, process)
+    inherited[ChildFd.tpm] = ours.enter_context(control).fileno()
+    return process
 
 
 def _begin_log(directory: VMDirectory, output: int, argv: Sequence[str]) -> int:

@@ -66,6 +66,7 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("VGA", "off", "none", ()),
     ("RNG", "on", True, ()),
     ("AGENT", "on", True, ()),
+    ("TPM", "on", True, ()),
     ("AGENT", "off", False, ()),
     ("RNG", "off\n", False, ()),
     ("SMBIOS", "serial=A 1", {"serial": "A 1"}, ("-smbios", "type=1,serial=A 1")),
@@ -149,6 +150,7 @@ BAD: dict[str, list[str]] = {
     ],
     "MACHINE": ["", "help", "-S", "pc,accel=tcg", "q 35", "pc\nq35", "é", "type=pc", "\0", "../q35", "?"],
     "VGA": ["", "help", "std,x", "-S", "st d", "\x1b"],
+    "TPM": ["", "2", "swtpm"],
     "AGENT": ["", "yes", "on off"],
     "RNG": ["", "yes", "1", "ON", "on off"],
     "SMBIOS": [

@@ -60,6 +60,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm kernel vmlinuz", "kernel", ("newvm0",), ("vmlinuz",), {}),
     ("newvm initrd initrd.img", "initrd", ("newvm0",), ("initrd.img",), {}),
     ("newvm append console=ttyS0 quiet", "append", ("newvm0",), ("console=ttyS0", "quiet"), {}),
+    ("newvm tpm on", "tpm", ("newvm0",), ("on",), {}),
     ("newvm agent on", "agent", ("newvm0",), ("on",), {}),
     ("newvm boot-order net", "boot-order", ("newvm0",), ("net",), {}),
     ("newvm boot-once cdrom", "boot-once", ("newvm0",), ("cdrom",), {}),
