@@ -278,6 +278,21 @@ def test_an_export_takes_it_along(fake_daemon: Daemon, tmp_path: Path) -> None:
     assert (fake_daemon.root / "web-1/USER_DATA").read_bytes() == data
 
 
+def test_the_host_key_of_a_deleted_vm_is_forgotten(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    daemon.make("newvm0")
+    daemon.done("newvm", "rm", "--yes")
+    assert not (tmp_path / "state").exists()
+    daemon.make("newvm0")
+    known = tmp_path / "state/vmess" / f"known_hosts-{str(daemon.root).strip('/').replace('/', '-')}"
+    known.parent.mkdir(parents=True)
+    known.write_text("newvm0 ssh-ed25519 A\nleaf0 ssh-ed25519 A\n")
+    daemon.done("newvm", "rm", "--yes")
+    assert known.read_text() == "leaf0 ssh-ed25519 A\n"
+
+
 # -- What is passed --
 
 

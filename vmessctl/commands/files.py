@@ -123,12 +123,19 @@ def remove(invocation: Invocation) -> int:
             return 1
         reply = client.call("Remove", vm=vm)
         emit(invocation, reply, vm)
+        _forget_host_keys(info["directory"], vm)
         tell(about(vm, phrase("rm"), several=False))
         if reply["note"]:
             say(command(printable(reply["note"])))
         return DONE
 
     return for_each(invocation, work)
+
+
+def _forget_host_keys(directory: str, vm: str) -> None:
+    from vmessctl.commands import known_hosts  # noqa: PLC0415 -- other verbs do without
+
+    known_hosts.forget_deleted(directory, names.parse(vm))
 
 
 def _not_off(status: Reply) -> VmessError:

@@ -15,20 +15,44 @@ from vmessd.core.errors import Failed, failing, printable
 SCAN_TIME = 5
 """Seconds that ssh-keyscan(1) waits for an answer."""
 
+NAME_MAX = 200
+"""Bytes of a VM root that the name of a file can contain."""
 ELSEWHERE = "name another directory in XDG_STATE_HOME"
 
 
 def file_of(root: str) -> str:
-    """Return the path of the file for the VMs of a root; raises Failed if it cannot be used."""
-    state = places.log_directory(variable)
-    if state is None:
+    """Return the path of the file for the VMs of a root, in a directory that exists.
+
+    Raises:
+        Failed: there is no home directory, or ssh could not be told the path.
+    """
+    path = _path(root)
+    if path is None:
         raise Failed("host keys of guests cannot be kept: this user has no home directory", hint=ELSEWHERE)
-    path = f"{state}/known_hosts-{root.strip('/').replace('/', '-')}"
     if not path.isprintable() or '"' in path:
         raise Failed(f"{printable(path)} cannot be the path of a file for ssh", hint=ELSEWHERE)
-    with failing(f"{printable(state)} cannot be created"):
-        os.makedirs(state, mode=0o700, exist_ok=True)
+    with failing(f"{printable(os.path.dirname(path))} cannot be created"):
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     return path
+
+
+def _path(root: str) -> str | None:
+    state, name = places.log_directory(variable), root.strip("/").replace("/", "-")
+    if len(os.fsencode(name)) > NAME_MAX:
+        import hashlib  # noqa: PLC0415 -- rarely needed
+
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return None if state is None else f"{state}/known_hosts-{name}"
+
+
+def forget_deleted(directory: str, vm: str) -> None:
+    """Forget the host keys of a VM whose directory was deleted: the next VM of this name has others."""
+    path = _path(os.path.dirname(directory))
+    try:
+        if path is not None:
+            forget(path, vm)
+    except Failed:
+        pass  # ssh tells that the key is another one
 
 
 def keys_of(path: str, vm: str) -> dict[str, str]:

@@ -199,6 +199,14 @@ def test_host_keys_are_kept_for_each_vm_root(tmp_path: Path, monkeypatch: pytest
     assert known_hosts.file_of("/var/lib/vmess") != str(path)
 
 
+def test_a_vm_root_of_any_length_has_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_hosts, "variable", {"XDG_STATE_HOME": str(tmp_path)}.get)
+    paths = {known_hosts.file_of(f"/{'d' * 250}/{end}") for end in "ab"}
+    assert len(paths) == 2
+    for path in paths:
+        Path(path).touch()
+
+
 @pytest.mark.parametrize("name", ['a"b', "a\nb"])
 def test_a_directory_that_ssh_could_not_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
