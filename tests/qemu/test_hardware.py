@@ -72,6 +72,19 @@ def test_what_qemu_does_not_know_is_refused_and_changes_nothing(
     assert {path.name for path in directory.iterdir()} == before
 
 
+def test_q35_takes_no_network_card_while_it_runs(daemon: Daemon) -> None:
+    directory = daemon.make("newvm0", None, RAM="64M", MACHINE="q35")
+    daemon.done("newvm", "start")
+    refused = daemon.vmess("newvm", "ifadd", "1", "user")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-2:] == [
+        "vmess: the machine type of newvm0 takes no network cards while it runs",
+        "  hint: vmess newvm0 stop",
+    ]
+    assert not (directory / "NICS").exists()
+    daemon.done("newvm", "stop", "--no-wait")
+
+
 def test_cpu_host_without_kvm_says_so(daemon: Daemon) -> None:
     daemon.make("newvm0", CPU="host", ACCEL="tcg")
     result = daemon.vmess("newvm", "start")

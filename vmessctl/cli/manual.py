@@ -117,6 +117,9 @@ IMAGES = (
 
 RECORDS = (
     ("qmp.sock, serial.sock", "QEMU's monitor and the guest's serial port, while the VM runs."),
+    ("agent.sock", "The guest agent, while the VM runs."),
+    ("uefi.vars, uefi-secure.vars", "The variables of UEFI firmware."),
+    ("tpm", "The directory with the state of the TPM."),
     ("serial.log, qemu.log", "The output of the guest's serial port, and of QEMU itself."),
     ("serial.log.1, qemu.log.1", "The older part of a long log."),
     ("qemu.pid, run.json", "The running QEMU."),

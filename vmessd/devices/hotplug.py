@@ -116,6 +116,11 @@ class Cards:
         try:
             return await self._machine.live().execute(command, arguments)
         except CommandRefused as refusal:
+            if command == "device_add" and refusal.is_no_hotplug:  # as q35
+                raise Failed(
+                    f"the machine type of {self.vm} takes no network cards while it runs",
+                    hint=f"vmess {self.vm} stop",
+                ) from None
             raise Failed(f"QEMU of {self.vm} refused {command}: {str(refusal)[:WORDS]}") from None
 
     async def plug(self, cards: Sequence[Card], values: Mapping[str, Any]) -> None:
