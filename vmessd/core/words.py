@@ -113,6 +113,7 @@ class BringStep:
     copying = "copying"
     converting = "converting"
     checking = "checking"
+    writing = "writing to disk"
     done = "done"
 
 

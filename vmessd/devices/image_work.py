@@ -138,7 +138,36 @@ class Work:
         await qemu_img.check(account, self.path, "qcow2")
 
     async def made(self, account: Account, source: Source, form: str) -> AsyncIterator[BringProgress]:
-        """Make an image of a format of the one that is brought, which :meth:`take` can give its name."""
+        """Make an image of a format of the one that is brought, which :meth:`take` can give its name.
+
+        A raw image has no header that somebody could change meanwhile, so it is converted as it is, if QEMU's
+        user is ours and may read it. Any other one is copied first.
+        """
+        if source.format == "raw" != form and not account.entry and self._is_file():
+            async for percent in self._convert_raw(account, form):
+                yield BringProgress(False, BringStep.converting, percent, source.format)
+        else:
+            async for progress in self._by_copy(account, source, form):
+                yield progress
+        if form == "qcow2":
+            yield BringProgress(False, BringStep.checking, None, source.format)
+            await self.check(account)
+        yield BringProgress(False, BringStep.writing, None, source.format)
+        await self._lane.finish(self._settle)
+
+    def _is_file(self) -> bool:
+        return self._image is not None and stat.S_ISREG(self._image.found.st_mode)
+
+    async def _convert_raw(self, account: Account, form: str) -> AsyncIterator[int]:
+        assert self._image is not None  # noqa: S101
+        image, percents = self._image, _Percents()
+        await self._lane.aside(functools.partial(self._check_room, copying.allocated(image.found)))
+        source, target = (qemu_img.PASSED_PATH, "raw"), (self.path, form)
+        conversion = qemu_img.convert(account, source, target, percents.set, image.fd)
+        async for percent in percents.during(conversion):
+            yield percent
+
+    async def _by_copy(self, account: Account, source: Source, form: str) -> AsyncIterator[BringProgress]:
         async for percent in self.copy():
             yield BringProgress(False, BringStep.copying, percent, source.format)
         if source.format != "raw":  # of the copy, which nobody can change any more
@@ -146,9 +175,15 @@ class Work:
         if source.format != form:
             async for percent in self.convert(account, source.format, form):
                 yield BringProgress(False, BringStep.converting, percent, source.format)
-        if form == "qcow2":
-            yield BringProgress(False, BringStep.checking, None, source.format)
-            await self.check(account)
+
+    def _settle(self) -> None:
+        """Wait until the file is on disk, so that its name never stands for less after a power cut."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            with failing(f"{self.path} cannot be written to disk"):
+                os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def take(self, directory: int, name: str, form: str) -> int:
         """Give the file its name, and return its virtual size; blocks.

@@ -13,7 +13,8 @@ import re
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from vmessd.core.errors import Failed, printable
 from vmessd.qemu import process
@@ -38,16 +39,27 @@ def source(path: str, form: str) -> str:
     return "json:" + json.dumps(node | {"backing": None} if form in ("qcow2", "vmdk") else node)
 
 
+PASSED = 3
+"""The number of a descriptor that it inherits; :data:`PASSED_PATH` is what it opens."""
+PASSED_PATH = f"/proc/self/fd/{PASSED}"
+
+
 async def convert(
-    account: Account, image: tuple[str, str], target: tuple[str, str], report: Callable[[int], None]
+    account: Account,
+    image: tuple[str, str],
+    target: tuple[str, str],
+    report: Callable[[int], None],
+    passed: int | None = None,
 ) -> None:
     """Convert an image to an existing empty file; both are a path and a format. `report` gets percents.
+
+    `passed` is a descriptor of the image whose path is :data:`PASSED_PATH`.
 
     Raises:
         Failed: it fails; the message is that of `qemu-img`.
     """
     words = ["convert", "-p", "-t", "writeback", "-O", target[1], source(*image), target[0]]
-    await _do(account, words, report)
+    await _do(account, words, report, {} if passed is None else {PASSED: passed})
 
 
 async def check(account: Account, path: str, form: str) -> None:
@@ -76,8 +88,13 @@ async def create_overlay(account: Account, path: str, base: tuple[str, str], siz
     await _do(account, words)
 
 
-async def _do(account: Account, words: Sequence[str], report: Callable[[int], None] | None = None) -> None:
-    status, said = await _run(account, words, report)
+async def _do(
+    account: Account,
+    words: Sequence[str],
+    report: Callable[[int], None] | None = None,
+    descriptors: Mapping[int, int] = MappingProxyType({}),
+) -> None:
+    status, said = await _run(account, words, report, descriptors)
     if status:
         raise _failed(words[0], status, said)
 
@@ -93,7 +110,10 @@ def _failed(word: str, status: int | None, said: bytes) -> Failed:
 
 
 async def _run(
-    account: Account, words: Sequence[str], report: Callable[[int], None] | None = None
+    account: Account,
+    words: Sequence[str],
+    report: Callable[[int], None] | None = None,
+    descriptors: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[int | None, bytes]:
     """Run it; return its exit status, and the end of what it said. A caller who is cancelled kills it."""
     program = shutil.which("qemu-img", path=process.ENVIRONMENT["PATH"])
@@ -103,7 +123,7 @@ async def _run(
     try:
         try:
             os.set_blocking(writing, True)
-            child = Process.spawn([program, *words], writing, {}, _entry(account))
+            child = Process.spawn([program, *words], writing, descriptors, _entry(account))
         finally:
             os.close(writing)
         try:

@@ -32,7 +32,7 @@ class Cancelled(Exception):
 
 
 def copy(source: io.FileIO, target: io.FileIO, size: int, report: Report = lambda _done: None) -> None:
-    """Copy the first `size` bytes of a file or block device to an empty file, and write them to disk.
+    """Copy the first `size` bytes of a file or block device to an empty file.
 
     Both files are closed here, because only this thread knows when it no longer uses them.
 
@@ -49,7 +49,6 @@ def copy(source: io.FileIO, target: io.FileIO, size: int, report: Report = lambd
                 found = os.fstat(source.fileno())
                 if stat.S_ISREG(found.st_mode) and found.st_size < size:
                     raise _became_shorter()
-            os.fsync(target.fileno())
         except OSError as error:
             raise Failed(f"the image cannot be copied: {reason(error)}") from error
 

@@ -98,6 +98,7 @@ class BringStep(enum.StrEnum):
     copying = words.BringStep.copying
     converting = words.BringStep.converting
     checking = words.BringStep.checking
+    writing = words.BringStep.writing
     done = words.BringStep.done
 
 
