@@ -56,6 +56,8 @@ MORE_FOR_THE_CLIENT = {"vmessd": None, "vmessd.config": "vmessctl.cli.manual"}
 
 GROUPS = (
     *("inspection", "life", "disks", "guest", "looking", "watching", "wires", "transferring", "provisioning"),
+    "snapshots",
+    "cloning",
 )
 
 # Each wrapped library and the rooms that may import it.

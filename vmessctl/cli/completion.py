@@ -30,7 +30,7 @@ AFTER_VMS = {command.verb: command for command in COMMANDS if command.many or no
 FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
-        *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm"),
+        *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm", "snapshot"),
         *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses", "tag"),
         *("command", "NAME", "image-name", "IMAGE"),
     }

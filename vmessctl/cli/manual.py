@@ -108,6 +108,10 @@ IMAGES = (
         "newvm0-hda.base, newvm0-hda.base.2 ...",
         "Symbolic links to the images below a qcow2 image, whose names end in .img, .raw or .qcow2.",
     ),
+    (
+        "snap-hda-NAME.img, snap-hda-NAME.qcow2 ...",
+        "The images of snapshots, read-only, below the disks. Verbs: snapshot, clone.",
+    ),
     ("newvm0-cdrom.iso", "A symbolic link to an ISO image or a CD drive. Verb: cdrom."),
     (
         "newvm0-cloud-init.iso",
@@ -124,6 +128,7 @@ RECORDS = (
     ("serial.log.1, qemu.log.1", "The older part of a long log."),
     ("qemu.pid, run.json", "The running QEMU."),
     ("exit.json", "How the last run ended."),
+    ("plan.json, merging", "A change of snapshots that is in progress, or was cut short."),
     ("bases.json", "Size and time of the images below the disks, at the last start."),
 )
 

@@ -95,8 +95,8 @@ HOST = Group("host", "bridges and links of the host; this program")
 GROUPS = {group.name: group for group in (LIFE, LOOK, HARDWARE, DISKS, WIRES, MANY, HOST)}
 """In the order of the help."""
 
-MAKE = Summary(LIFE, "Create, set up, rename, delete")
-ARCHIVE = Summary(LIFE, "VM to a file; images for disks")
+MAKE = Summary(LIFE, "Make, set up, rename, delete")
+ARCHIVE = Summary(LIFE, "Copies of VMs and disks")
 START = Summary(LIFE, "Power up, power down, or both")
 PAUSE = Summary(LIFE, "Pause, reset; refuse changes")
 UNATTENDED = Summary(LIFE, "Grace period; start by itself")
@@ -113,7 +113,7 @@ NICS = Summary(WIRES, "Interfaces, ports, addresses")
 PLUGS = Summary(WIRES, "Change bridge, cable, MAC")
 FLEET = Summary(MANY, "Show, start and stop all VMs")
 LINKS = Summary(HOST, "Bridges and links of the host")
-TOOL = Summary(HOST, "Look after vmessctl itself")
+TOOL = Summary(HOST, "This program; shelf of images")
 SUMMARIES = (
     *(MAKE, ARCHIVE, START, PAUSE, UNATTENDED),
     *(STATE, SCREEN, KEYS),
@@ -139,7 +139,10 @@ COMMAND = Option("--command", "Print only QEMU's command line, quoted for a shel
 NO_HEADER = Option("--no-header", "Leave out the line of titles.")
 COLUMNS = Option("-o", "Print these columns of the table, in this order: name,state,address.", "COLUMNS")
 QUIET = Option("--quiet", "Print only what was asked for, not what was done. Also -q.")
-LINKED = Option("--linked", "Put the disk on top of the image, which must not change any more.")
+LINKED = Option(
+    "--linked",
+    "Put the disk on top of the image, which must not change any more; for clone, of those of the VM.",
+)
 IMAGE = Option("--image", "Put the disk hda on this image of the shelf; see images.", "IMAGE")
 FORMAT = Option("--format", "Convert the image to this format.", "raw|qcow2")
 FORCE = Option("--force", "Open the drive even if the guest has locked it.")
@@ -195,6 +198,7 @@ LITERALS = frozenset(
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
         *("status", "stop", "log", "ssh", "delete", "raw", "qcow2"),
         *("add", "rm", "del", "ro", "virtiofs"),
+        *("take", "list", "revert"),
     }
 )
 """Words of arguments that stand for themselves; the others are placeholders."""
@@ -206,6 +210,7 @@ FREE_TEXT = frozenset(
             "image",
             "image-name",
             "newvm",
+            "snapshot",
             "card",
             "type",
             "pairs",
@@ -431,7 +436,7 @@ COMMANDS: tuple[Command, ...] = (
         "images.run",
         arguments="[add|rm] [image] [image-name]",
         options=(YES, JSON),
-        summary=ARCHIVE,
+        summary=TOOL,
         example="images add debian-12-genericcloud-amd64.qcow2 debian12",
     ),
     *(
@@ -918,6 +923,37 @@ COMMANDS: tuple[Command, ...] = (
         running=WAITS,
         summary=DRIVE,
         example="newvm share add src ~/src",
+    ),
+    Command(
+        "clone",
+        "Make a new VM that is a copy of this one, which must be off: settings and disks. Its MAC addresses\n"
+        "and its VNC display are its own. With --linked, the images below the disks of both are the same,\n"
+        "so that it takes no time and no space; a snapshot with the name of the new VM is made for that.",
+        "Clone",
+        "snapshots.clone",
+        arguments="<newvm>",
+        options=(LINKED,),
+        reports=True,
+        wants="off",
+        running=REFUSED,
+        summary=ARCHIVE,
+        example="newvm clone web-1",
+    ),
+    Command(
+        "snapshot",
+        "Keep the disks as they are now, and go back to that later. take keeps them under a name, by default\n"
+        "the date: the VM may run. list shows the snapshots. revert goes back to one: what was written\n"
+        "since, and newer snapshots, are lost. delete merges one with what was written since. revert and\n"
+        "delete need a VM that is off.",
+        "TakeSnapshot",
+        "snapshots.snapshot",
+        arguments="<take|list|revert|delete> [snapshot]",
+        options=(YES,),
+        reports=True,
+        files="snap-hda-NAME.img, snap-hda-NAME.qcow2",
+        running="take and list work; anything else is refused",
+        summary=ARCHIVE,
+        example="newvm snapshot take before-upgrade",
     ),
     Command(
         "export",

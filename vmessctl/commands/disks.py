@@ -150,12 +150,12 @@ def follow(client: Client, what: str) -> Reply:
             progress: Reply = reply["progress"]
             if not more:
                 return progress
-            status_lines.draw(_bar(f"{what}: {progress['step']}", progress["percent"]))
+            status_lines.draw(bar(f"{what}: {progress['step']}", progress["percent"]))
     finally:
         status_lines.clear()
 
 
-def _bar(text: str, percent: int | None) -> str:
+def bar(text: str, percent: int | None) -> str:
     """Return a progress bar."""
     if percent is None:
         return text

@@ -6,12 +6,14 @@ A method is not added here, but to its group; see :mod:`vmessd.api`.
 from asyncvarlink import VarlinkInterface
 
 from vmessd.api import wire_errors
+from vmessd.api.cloning import Cloning
 from vmessd.api.disks import Disks
 from vmessd.api.guest import Guest
 from vmessd.api.inspection import Inspection
 from vmessd.api.life import Life
 from vmessd.api.looking import Looking
 from vmessd.api.provisioning import Provisioning
+from vmessd.api.snapshots import Snapshots
 from vmessd.api.transferring import Transferring
 from vmessd.api.watching import Watching
 from vmessd.api.wires import Wires
@@ -24,6 +26,8 @@ class VmessInterface(
     Disks,
     Guest,
     Looking,
+    Snapshots,
+    Cloning,
     Transferring,
     Watching,
     Wires,

@@ -31,7 +31,7 @@ VERBS = frozenset(
         *("disk-bus", "firmware", "kernel", "initrd", "append", "agent", "tpm"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
         "screenshot",
-        *("export", "share", "cloud-init", "ssh", "scp"),
+        *("export", "share", "snapshot", "clone", "cloud-init", "ssh", "scp"),
     }
 )
 ALIASES = frozenset({"ls", "ps", "create", "delete", "reboot", "kill", "memory", "version"})
@@ -250,6 +250,42 @@ def drive_files(vm: str, slot: str) -> list[str]:
         return [cdrom_file(vm)]
     images = [disk_file(vm, slot, form) for form in IMAGE_ENDINGS]
     return images + [base_file(vm, slot, depth) for depth in range(1, BASES_MAX + 1)]
+
+
+def snapshot(text: str) -> str:
+    """Return the name of a snapshot, which is part of the names of its files.
+
+    Raises:
+        InvalidValue: it is not one.
+    """
+    if not (_LOWER | _DIGITS).issuperset(text[:1]) or not _NAME.issuperset(text) or not text:
+        raise InvalidValue(
+            f"snapshot name {quoted(text, 60)} is not letters a-z, digits and hyphens, such as before-upgrade"
+        )
+    if len(text) > NAME_MAX:
+        raise InvalidValue(
+            f"snapshot name {quoted(text, 60)} has {len(text)} characters; at most {NAME_MAX} are allowed"
+        )
+    return text
+
+
+def snapshot_file(slot: str, name: str, form: str) -> str:
+    """Return the name of the image of a snapshot: `snap-hda-before-upgrade.img`.
+
+    The name of the VM is not in it, so that it stays when the VM is renamed.
+    """
+    return f"snap-{slot}-{name}.{IMAGE_ENDINGS[form]}"
+
+
+def snapshot_of(file: str) -> str | None:
+    """Return the snapshot whose image has this name; None for any other name."""
+    kind, _, rest = file.partition("-")
+    slot, _, rest = rest.partition("-")
+    name, _, ending = rest.partition(".")
+    if kind != "snap" or slot not in DISKS or ending not in IMAGE_ENDINGS.values():
+        return None
+    is_name = (_LOWER | _DIGITS).issuperset(name[:1]) and _NAME.issuperset(name) and 0 < len(name) <= NAME_MAX
+    return name if is_name else None
 
 
 def cdrom_file(vm: str) -> str:

@@ -176,7 +176,8 @@ class Disks:
             await self._machine.begun()
             size = settings.disk_size(text)
             try:
-                resize: dict[str, object] = {"node-name": slot, "size": size}
+                node = await self._machine.live().node_of(slot)
+                resize: dict[str, object] = {"node-name": node, "size": size}
                 await self._machine.live().execute("block_resize", resize, RESIZE_TIME)
             except CommandRefused as refusal:
                 raise Failed(f"QEMU of {self.vm} refused block_resize: {str(refusal)[:WORDS]}") from None

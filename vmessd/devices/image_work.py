@@ -88,7 +88,7 @@ class Work:
     async def copy(self) -> AsyncIterator[int]:
         """Copy the image to the file; yield percents."""
         assert self._image is not None  # noqa: S101 -- only an overlay has none
-        image, percents = self._image, _Percents()
+        image, percents = self._image, Percents()
         total = image.size if stat.S_ISBLK(image.found.st_mode) else copying.allocated(image.found)
         await self._lane.aside(functools.partial(self._check_room, total))
         with _Duplicate(image.fd) as source:
@@ -127,7 +127,7 @@ class Work:
         """Convert the copy to one more file; yield percents."""
         before = self.path
         await self._lane.aside(self._room_for_one_more)
-        percents = _Percents()
+        percents = Percents()
         conversion = qemu_img.convert(account, (before, form), (self.path, target), percents.set)
         async for percent in percents.during(conversion):
             yield percent
@@ -160,7 +160,7 @@ class Work:
 
     async def _convert_raw(self, account: Account, form: str) -> AsyncIterator[int]:
         assert self._image is not None  # noqa: S101
-        image, percents = self._image, _Percents()
+        image, percents = self._image, Percents()
         await self._lane.aside(functools.partial(self._check_room, copying.allocated(image.found)))
         source, target = (qemu_img.PASSED_PATH, "raw"), (self.path, form)
         conversion = qemu_img.convert(account, source, target, percents.set, image.fd)
@@ -223,7 +223,7 @@ class _Duplicate:
             return self._is_taken
 
 
-class _Percents:
+class Percents:
     """Percents that a thread or a child reports, for an iterator."""
 
     def __init__(self) -> None:

@@ -58,6 +58,26 @@ def base_node(slot: str, depth: int) -> str:
     return f"{slot}-base{depth}"
 
 
+def live_node(slot: str, node: str) -> str:
+    """Return a name for a new node on top of `node`, that of a drive: `hda-live1`, then `hda-live2`."""
+    number = node.removeprefix(f"{slot}{_LIVE}")
+    return f"{slot}{_LIVE}{int(number) + 1 if number.isdecimal() and number.isascii() else 1}"
+
+
+def slot_of(node: str) -> str:
+    """Return the drive that a node belongs to, if it is the topmost node of one."""
+    return node.partition(_LIVE)[0]
+
+
+def overlay(node: str, path: str) -> dict[str, Any]:
+    """Return the node of an image that is put on top of a drive while the guest runs."""
+    discard = {"discard": "unmap"}
+    return _image("qcow2", node, None, discard, {**_file(path, is_block_device=False), **discard})
+
+
+_LIVE = "-live"
+
+
 def _file(path: str, *, is_block_device: bool) -> dict[str, Any]:
     return {"driver": "host_device" if is_block_device else "file", "filename": path}
 

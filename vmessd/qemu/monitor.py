@@ -210,7 +210,7 @@ class Monitor:
         return status
 
     async def transferred(self) -> dict[str, tuple[int, int]]:
-        """Return the bytes read and written by the guest, by node of a drive (`query-blockstats`)."""
+        """Return the bytes read and written by the guest, by drive (`query-blockstats`)."""
         reply = await self.execute("query-blockstats")
         result = {}
         for entry in reply if isinstance(reply, list) else []:
@@ -218,7 +218,7 @@ class Monitor:
                 node, stats = words(entry["node-name"]), entry["stats"]
                 read, written = (self._counted(stats, key) for key in ("rd_bytes", "wr_bytes"))
                 if node is not None and read is not None and written is not None:
-                    result[node] = (read, written)
+                    result[block_devices.slot_of(node)] = (read, written)
         return result
 
     def _counted(self, stats: Mapping[str, object], key: str) -> int | None:
@@ -237,7 +237,12 @@ class Monitor:
                 if node is not None and file is not None:
                     starved = entry.get("io-status") == "nospace"
                     result.append(
-                        Image(words(entry["device"]) or node, node, block_devices.path_of(file), starved)
+                        Image(
+                            words(entry["device"]) or block_devices.slot_of(node),
+                            node,
+                            block_devices.path_of(file),
+                            starved,
+                        )
                     )
         return result
 

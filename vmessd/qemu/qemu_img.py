@@ -88,6 +88,26 @@ async def create_overlay(account: Account, path: str, base: tuple[str, str], siz
     await _do(account, words)
 
 
+async def commit(account: Account, chain: Sequence[tuple[str, str]], report: Callable[[int], None]) -> None:
+    """Write what the first image of a chain contains into the second; both are a path and a format.
+
+    The first one stays as it is. Until the end, the chain as a whole contains what it contained before.
+
+    Raises:
+        Failed: it fails; the message is that of `qemu-img`.
+    """
+    node: dict[str, object] | None = None
+    for path, form in reversed(chain):
+        above: dict[str, object] = {"driver": form, "file": {"driver": "file", "filename": path}}
+        node = above | {"backing": node} if form == "qcow2" else above
+    await _do(account, ["commit", "-p", "-d", "-t", "writeback", f"json:{json.dumps(node)}"], report)
+
+
+async def name_base(account: Account, path: str, base: tuple[str, str]) -> None:
+    """Write the name and the format of its base into the header of an image; raises Failed."""
+    await _do(account, ["rebase", "-q", "-u", "-b", base[0], "-F", base[1], source(path, "qcow2")])
+
+
 async def _do(
     account: Account,
     words: Sequence[str],

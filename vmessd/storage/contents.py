@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from vmessd.core import cloud_init, names, settings
 from vmessd.core.hardware import UEFI, UEFI_SECURE
-from vmessd.storage import backing, firmware, vmdir
+from vmessd.storage import backing, firmware, plans, vmdir
 
 STAYS = frozenset({settings.LOCK, settings.SHARES})
 """Settings that say something about the VM on this host, and not about what it is."""
@@ -13,7 +13,7 @@ VARIABLES = tuple(firmware.variables_file(kind) for kind in (UEFI, UEFI_SECURE))
 """The files with the variables of UEFI firmware."""
 _OF_PROCESS = (
     *(*vmdir.LOGS, vmdir.QMP_SOCKET, vmdir.SERIAL_SOCKET, vmdir.PID_FILE),
-    *(vmdir.RUN_RECORD, vmdir.EXIT_RECORD, backing.RECORD),
+    *(vmdir.RUN_RECORD, vmdir.EXIT_RECORD, backing.RECORD, plans.FILE, plans.MERGING),
 )
 _BASE = re.compile(rf"base-({'|'.join(names.DISKS)})-([1-{names.BASES_MAX}])\.(img|qcow2)", re.ASCII)
 
@@ -68,4 +68,6 @@ def stays_unsaid(file: str, vm: str) -> bool:
     """Tell whether a file belongs to a process of the VM or to this host, or is a link below a disk."""
     if file in (*STAYS, cloud_init.medium_file(vm)) or file.startswith((".", *_OF_PROCESS)):
         return True
+    if names.snapshot_of(file):
+        return True  # the image of a snapshot goes with the disk that stands on it
     return any(file in names.drive_files(vm, slot) for slot in names.DISKS)

@@ -33,7 +33,7 @@ from vmessd.core.errors import (
 )
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.core.wires import INTERFACES_MAX
-from vmessd.storage import log_rotation, safefile
+from vmessd.storage import log_rotation, plans, safefile
 
 QMP_SOCKET = "qmp.sock"
 SERIAL_SOCKET = "serial.sock"
@@ -408,9 +408,17 @@ class VMDirectory:
             raise failure
 
     def sweep_temporaries(self) -> None:
-        """Remove temporary files that a crash left, if name and type are as we create them."""
+        """Complete a change of files that a crash cut short, and remove temporary files that it left."""
         with self.opened() as directory:
+            plans.resume(directory, self.vm)
             safefile.sweep(directory)
+
+    def settle_plan(self) -> None:
+        """Complete a change of files for good, because no QEMU runs; raises NoSuchVM, BadFile, Failed."""
+        with self.opened() as directory:
+            if safefile.status(directory, plans.FILE) is not None:
+                plans.resume(directory, self.vm)
+                plans.settle(directory)
 
     # -- Records --
 

@@ -43,6 +43,7 @@ from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.disks import Disks
 from vmessd.devices.network_interfaces import NetworkInterfaces
+from vmessd.devices.snapshots import Snapshots
 from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
@@ -52,6 +53,7 @@ from vmessd.storage import blocking, firmware, images, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
+from vmessd.supervisor.clones import Clones
 from vmessd.supervisor.housekeeping import Housekeeping
 from vmessd.supervisor.images import Images
 from vmessd.supervisor.leftovers import Leftovers
@@ -110,6 +112,7 @@ class Supervisor:
         self._machines: dict[str, Machine] = {}
         self._wires: dict[str, NetworkInterfaces] = {}
         self._disks: dict[str, Disks] = {}
+        self._snapshots: dict[str, Snapshots] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._housekeeping: asyncio.Task[None] | None = None
         self._lock = -1
@@ -118,6 +121,7 @@ class Supervisor:
         self._leftovers = Leftovers(root, host.network)
         self.images = Images(root, host)
         self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
+        self.clones = Clones(root, host, self.snapshots, self._check_new, self._leftovers.remember)
         self._removing: set[str] = set()
         """VMs that are being removed, which may take some time."""
         self._others: list[str] = []
@@ -205,6 +209,7 @@ class Supervisor:
         self._machines[vm] = machine
         self._wires[vm] = NetworkInterfaces(machine, self.host, self._is_vm)
         self._disks[vm] = Disks(machine, self.host)
+        self._snapshots[vm] = Snapshots(machine, self.host)
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
 
@@ -214,7 +219,7 @@ class Supervisor:
         if self._machines.get(vm) is not machine:
             return
         self._machines.pop(vm).close()
-        del self._wires[vm], self._disks[vm]
+        del self._wires[vm], self._disks[vm], self._snapshots[vm]
         self._remarks.pop(vm, None)
         await asyncio.wait({self._tasks.pop(vm)})
 
@@ -288,6 +293,10 @@ class Supervisor:
     async def disks(self, name: str) -> Disks:
         """Return the disks of the VM of this name; raises as :meth:`machine`."""
         return self._disks[(await self.machine(name)).vm]
+
+    async def snapshots(self, name: str) -> Snapshots:
+        """Return the snapshots of the VM of this name; raises as :meth:`machine`."""
+        return self._snapshots[(await self.machine(name)).vm]
 
     async def begun_wires(self, name: str) -> NetworkInterfaces:
         """As :meth:`wires`, when no start is in progress; raises TimedOut, too."""

@@ -210,6 +210,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         VmessError: as :func:`specify`, or a resource of the host is missing.
     """
     _check_policy(directory, tries)
+    directory.settle_plan()
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
         _make_sure(directory, host)
         lock = _own(directory, ours)

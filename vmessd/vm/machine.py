@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vmessd.core import refusals
@@ -24,8 +24,9 @@ from vmessd.qemu import monitor
 from vmessd.qemu.guest_agent import Address
 from vmessd.qemu.session import Timing
 from vmessd.storage import blocking
+from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.vm import boot_once, launcher, restart
+from vmessd.vm import boot_once, launcher, pending, restart
 from vmessd.vm.failure_recovery import FailureRecovery
 from vmessd.vm.host import Host
 from vmessd.vm.mailbox import EventMessage, Job, dismiss, tell
@@ -183,9 +184,22 @@ class Machine(FailureRecovery):
             NotRunning: it has ended meanwhile.
             Failed: the record cannot be written.
         """
+        await self._note({slot: text}, None)
+
+    async def note_images(self, disks: Sequence[Disk]) -> None:
+        """Note that drives of the running QEMU have other images now; raises as :meth:`note_drive`."""
+        there = set(self.live().launched.record.hardware or {})
+        texts = {disk.slot: pending.drive_text(disk) for disk in disks if disk.slot in there}
+        await self._note(texts, pending.images([disk for disk in disks if disk.slot in there]))
+
+    async def _note(self, texts: Mapping[str, str], files: Mapping[str, str] | None) -> None:
         launched = self.live().launched
-        noted = {**(launched.record.hardware or {}), slot: text}
-        launched.record = dataclasses.replace(launched.record, hardware=noted)
+        record = launched.record
+        launched.record = dataclasses.replace(
+            record,
+            hardware={**(record.hardware or {}), **texts},
+            images=record.images if files is None else {**(record.images or {}), **files},
+        )
         await self.change(functools.partial(_write_record, self, launched.record))
 
     def record(self) -> RunRecord | None:

@@ -17,6 +17,7 @@ from vmessd.core.lifecycle import Ending, Event, Policy, Reason, Rung, State, cl
 from vmessd.core.models.progress import StopProgress
 from vmessd.core.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.core.words import Runstate
+from vmessd.qemu import block_devices
 from vmessd.qemu.guest_agent import Agent
 from vmessd.qemu.monitor import CommandRefused, MonitorLost
 from vmessd.qemu.session import Session
@@ -206,6 +207,17 @@ class QemuRun:
                 return await self.session.execute(command, arguments, descriptor)
         except (MonitorLost, TimeoutError):
             raise refusals.silent(self.vm, self.pid) from None
+
+    async def node_of(self, slot: str, patience: float = 5.0) -> str:
+        """Return the topmost node of a drive, which is another one after each snapshot; raises as `execute`."""
+        try:
+            async with asyncio.timeout(patience):
+                await self.session.settled()
+                found = await self.session.monitor().images()
+        except (MonitorLost, TimeoutError):
+            raise refusals.silent(self.vm, self.pid) from None
+        nodes = (image.node for image in found if block_devices.slot_of(image.node) == slot)
+        return next(nodes, slot)
 
     async def transferred(self, patience: float | None = 1.0) -> dict[str, tuple[int, int]]:
         """Return the bytes read and written by drive; empty if QEMU does not answer in `patience` seconds.

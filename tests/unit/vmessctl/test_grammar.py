@@ -240,6 +240,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("net add vethA0 --socket /s", "net add", (), ("vethA0",), {"--socket": "/s"}),
     ("net delete vxlan7", "net delete", (), ("vxlan7",), {}),
     ("net ignore", "net ignore", (), (), {}),
+    ("newvm clone web-1 --linked", "clone", ("newvm0",), ("web-1",), {"--linked": ""}),
+    ("newvm snapshot take before-upgrade", "snapshot", ("newvm0",), ("take", "before-upgrade"), {}),
     ("net ignore --json", "net ignore", (), (), {"--json": ""}),
     ("net ignore net", "net ignore", (), ("net",), {}),
     ("net prune", "net prune", (), (), {}),
@@ -455,6 +457,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
     assert {command.method for command in COMMANDS if command.method} == methods - {
         *("NetIgnored", "Look", "Overview", "CloudInit"),
         *("Bring", "PutOn", "PutOnImage", "DeleteDisk", "AddImage", "RemoveImage"),  # hda has several
+        *("Snapshots", "NewerSnapshots", "RevertSnapshot", "DeleteSnapshot"),  # snapshot has several
     }
 
 

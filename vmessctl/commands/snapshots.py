@@ -1,0 +1,149 @@
+"""The verbs clone and snapshot: copy a VM; keep its disks as they are, and go back to that."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.client import connect
+from vmessctl.commands.disks import bar
+from vmessctl.output.phrases import about, command, phrase
+from vmessctl.output.table import Column, grid
+from vmessctl.output.terminal import confirmed, emit, say, status_lines, tell, warn
+from vmessd.core import names
+from vmessd.core.errors import DONE, InvalidValue, printable, quoted, shell_line
+from vmessd.core.settings import size_shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Client, Reply
+
+PATIENCE = 600.0
+"""Seconds that the daemon may take to write images to the disk, in addition."""
+
+COLUMNS = (
+    Column("NAME", lambda one: str(one["name"]), 0, left=True),
+    Column("TAKEN", lambda one: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["taken"])), 0, left=True),
+    Column("SIZE", lambda one: size_shown(one["size"]), 0),
+    Column("DISKS", lambda one: ",".join(one["disks"]), 0, left=True),
+    Column("ON", lambda one: printable(", ".join(one["on"])) or "-", 0, left=True),
+    Column("NOTE", lambda one: "half deleted" if one["merging"] else "-", 0, left=True),
+)
+
+
+def clone(invocation: Invocation) -> int:
+    """Make a VM that is a copy of another; return the exit status."""
+    (vm,), (word,) = invocation.vms, invocation.arguments
+    new = names.parse(word)
+    client = connect(invocation)
+    linked = verbs.LINKED.flag in invocation.options
+    client.send("Clone", {"vm": vm, "name": new, "linked": linked}, more=True)
+    reply = _follow(client, f"{vm}: cloning")
+    client.close()
+    emit(invocation, reply, vm)
+    tell(about(vm, phrase("clone", name=new), several=False))
+    for note in reply["progress"]["notes"] or ():
+        say(command(f"{new}: {printable(note)}"))
+    return DONE
+
+
+def snapshot(invocation: Invocation) -> int:
+    """Take, list, revert to or delete a snapshot; return the exit status."""
+    word, *rest = invocation.arguments
+    does = {"take": _take, "list": _list, "revert": _revert, "delete": _delete}.get(word)
+    if does is None:
+        raise InvalidValue(
+            f"snapshot {quoted(word)} is none of take, list, revert, delete", hint=f"{PROGRAM} help snapshot"
+        )
+    name = names.snapshot(rest[0]) if rest else None
+    if word == "list" and name is not None:
+        raise InvalidValue("snapshot list takes no name")
+    if word in {"revert", "delete"} and name is None:
+        raise InvalidValue(
+            f"snapshot {word} needs the name of a snapshot",
+            hint=f"{PROGRAM} {invocation.vms[0]} snapshot list",
+        )
+    if verbs.YES.flag in invocation.options and word != "revert":
+        raise InvalidValue(f"--yes is for snapshot revert, which asks; snapshot {word} does not")
+    client = connect(invocation)
+    client.wait_longer(PATIENCE)
+    status = does(invocation, client, name)
+    client.close()
+    return status
+
+
+def _take(invocation: Invocation, client: Client, name: str | None) -> int:
+    (vm,) = invocation.vms
+    change = client.call("TakeSnapshot", vm=vm, name=name)["change"]
+    still = change["stood_still"]
+    shown = "" if still is None else f"; the guest stood still for {max(1, round(still * 1000))} ms at most"
+    _report(invocation, vm, change, phrase("snapshot", name=change["name"], disks=_disks(change), still=shown))
+    return DONE
+
+
+def _disks(change: Reply) -> str:
+    return ", ".join(change["disks"])
+
+
+def _report(invocation: Invocation, vm: str, change: Reply, text: str) -> None:
+    emit(invocation, {"change": change}, vm)
+    tell(about(vm, text, several=False))
+    for note in change["notes"]:
+        say(command(f"{vm}: {printable(note)}"))
+
+
+def _list(invocation: Invocation, client: Client, _name: str | None) -> int:
+    (vm,) = invocation.vms
+    found: list[Reply] = client.call("Snapshots", vm=vm)["snapshots"]
+    emit(invocation, {"snapshots": found}, vm)
+    if verbs.JSON.flag in invocation.options:
+        return DONE
+    if not found:
+        say(f"{vm}: {phrase('snapshot none')}")
+        return DONE
+    print(*grid(COLUMNS, found), sep="\n")
+    return DONE
+
+
+def _revert(invocation: Invocation, client: Client, name: str | None) -> int:
+    (vm,) = invocation.vms
+    sure = verbs.YES.flag in invocation.options
+    if not sure and not sys.stdin.isatty():
+        line = shell_line([PROGRAM.name, vm, "snapshot", "revert", name or "", verbs.YES.flag])
+        raise InvalidValue(
+            "snapshot revert loses what was written since, and there is no terminal on which to ask",
+            hint=f"to do it without asking: {line}",
+        )
+    if not sure:
+        newer = client.call("NewerSnapshots", vm=vm, name=name)["names"]
+        more = f", and the newer snapshots {', '.join(newer)}" if newer else ""
+        if not confirmed(f"Go back to snapshot {name} of {vm}, and lose what was written since{more}?"):
+            warn(f"{vm} is unchanged")
+            return 1
+    change = client.call("RevertSnapshot", vm=vm, name=name)["change"]
+    _report(invocation, vm, change, phrase("snapshot revert", name=name))
+    return DONE
+
+
+def _delete(invocation: Invocation, client: Client, name: str | None) -> int:
+    (vm,) = invocation.vms
+    client.send("DeleteSnapshot", {"vm": vm, "name": name}, more=True)
+    reply = _follow(client, f"{vm} snapshot {name}: merging")
+    emit(invocation, reply, vm)
+    tell(about(vm, phrase("snapshot delete", name=name), several=False))
+    return DONE
+
+
+def _follow(client: Client, what: str) -> Reply:
+    """Show the progress, and return the last reply. If this program ends, the daemon stops and cleans up."""
+    try:
+        while True:
+            client.wait_longer(PATIENCE)
+            reply, more = client.receive()
+            if not more:
+                return reply
+            status_lines.draw(bar(what, reply["progress"]["percent"]))
+    finally:
+        status_lines.clear()

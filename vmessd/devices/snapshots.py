@@ -1,0 +1,312 @@
+"""Snapshots of one VM: taken while it is off or runs, listed, gone back to, merged when they are deleted."""
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from typing import TypeVar
+
+from vmessd.core import names
+from vmessd.core.dataclass import dataclass
+from vmessd.core.errors import AlreadyRunning, Failed, TimedOut, VmessError
+from vmessd.core.lifecycle import OFF
+from vmessd.core.models.snapshots import MergeProgress, Snapshot, SnapshotChange
+from vmessd.devices.image_work import Percents
+from vmessd.qemu import block_devices, qemu_img
+from vmessd.qemu.monitor import CommandRefused
+from vmessd.storage import plans, snapshots
+from vmessd.storage.blocking import Lane
+from vmessd.storage.plans import Plan
+from vmessd.storage.snapshots import Merge, Overlay
+from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm.holding import held
+from vmessd.vm.host import Host
+from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import QemuRun
+
+_T = TypeVar("_T")
+
+QMP_TIME = 20.0
+"""Seconds that QEMU may take for a command that waits for writes of the guest."""
+CRASH_CONSISTENT = "the disks are as after a power failure, because the guest was not asked to write everything"
+
+
+@dataclass(frozen=True)
+class _Live:
+    """A snapshot of a running VM in the making."""
+
+    run: QemuRun
+    directory: VMDirectory
+    plan: Plan
+
+
+class Snapshots:
+    """The snapshots of one machine."""
+
+    def __init__(self, machine: Machine, host: Host) -> None:
+        self.vm = machine.vm
+        self.machine = machine
+        self._account = host.account
+        self._lane = Lane(f"the images of {machine.vm}", "is their file system there?")
+        self._busy = False
+
+    async def all(self) -> list[Snapshot]:
+        """Return the snapshots, the oldest one first; raises BadFile, Failed."""
+        await self._settled()
+        return await self._lane.aside(functools.partial(snapshots.listing, self.machine.home))
+
+    async def newer(self, name: str) -> list[str]:
+        """Return the snapshots that :meth:`revert` removes; raises InvalidValue for an unknown name."""
+        return await self._lane.aside(functools.partial(snapshots.newer, self.machine.home, name))
+
+    # -- Take --
+
+    async def take(self, name: str | None) -> SnapshotChange:
+        """Take a snapshot of all disks at the same moment, by default named by the date.
+
+        Raises:
+            InvalidValue: the name is not one, or is taken.
+            BadFile: there is no disk, or one stands on too many images.
+            Failed: QEMU refuses, or ends meanwhile; the VM is as before, or the snapshot is complete.
+        """
+        if name is not None:
+            names.snapshot(name)
+        with self._alone():
+            await self._settled()
+            if self.machine.state in OFF:
+                return await self._take_off(name)
+            return await self._take_live(name)
+
+    async def _take_off(self, name: str | None) -> SnapshotChange:
+        vm = self.machine.directory
+        async with held(self.machine, "having a snapshot taken"):
+            found, overlays = await self._lane.aside(functools.partial(snapshots.prepare, vm, name))
+            async with self._overlays(vm, overlays):
+                await self._lane.finish(functools.partial(_take_files, vm, found, overlays))
+        return _taken(found, overlays)
+
+    async def _take_live(self, name: str | None) -> SnapshotChange:
+        await self.machine.begun()
+        run, vm = self.machine.live(), self.machine.home
+        slots = set(run.launched.record.hardware or {})
+        found, overlays = await self._lane.aside(functools.partial(snapshots.prepare, vm, name, slots))
+        async with self._overlays(vm, overlays):
+            nodes = {one.disk.slot: await run.node_of(one.disk.slot) for one in overlays}
+            new = {slot: block_devices.live_node(slot, node) for slot, node in nodes.items()}
+            steps, undo = await self._lane.aside(
+                functools.partial(snapshots.taking, vm, found, overlays, time.time())
+            )
+            of = (run.pid, run.launched.process.ticks)
+            live = _Live(run, vm, Plan(vm.vm, tuple(steps), tuple(undo), of, new))
+            await self._lane.finish(functools.partial(_in_directory, vm, plans.carry_out, live.plan))
+            still = await self._agree(live, nodes)
+        notes = (
+            [CRASH_CONSISTENT] if still is not None else ["the VM ended meanwhile; they are as it left them"]
+        )
+        with contextlib.suppress(VmessError):  # it is the truth only for what is shown
+            disks = await self._lane.aside(functools.partial(snapshots.remember, vm))
+            await self.machine.note_images(disks)
+        return _taken(found, overlays, notes, still)
+
+    async def _agree(self, live: _Live, nodes: dict[str, str]) -> float | None:
+        """Have QEMU write to the new images from now on; return the seconds that took, None if it has ended.
+
+        Raises:
+            Failed: it refuses, and everything is as before.
+            TimedOut: it does not answer; this is settled later.
+        """
+        new = live.plan.nodes or {}
+        added: list[str] = []
+        try:
+            for slot, node in new.items():
+                path = f"{live.directory.path}/{names.disk_file(self.vm, slot, 'qcow2')}"
+                await live.run.execute("blockdev-add", block_devices.overlay(node, path), QMP_TIME)
+                added.append(node)
+            actions = [
+                {"type": "blockdev-snapshot", "data": {"node": nodes[slot], "overlay": node}}
+                for slot, node in new.items()
+            ]
+            begin = time.monotonic()
+            await live.run.execute("transaction", {"actions": actions}, QMP_TIME)
+            still = time.monotonic() - begin
+        except CommandRefused as refusal:
+            await self._take_back(live, added)
+            raise Failed(f"QEMU of {self.vm} refused the snapshot: {str(refusal)[:300]}") from None
+        except TimedOut:
+            if not live.run.launched.process.has_ended():
+                raise
+            still = None
+        await self._lane.finish(functools.partial(_in_directory, live.directory, _settle, live.plan))
+        return still
+
+    async def _take_back(self, live: _Live, added: Sequence[str]) -> None:
+        for node in added:
+            with contextlib.suppress(CommandRefused, TimedOut):
+                await live.run.execute("blockdev-del", {"node-name": node}, QMP_TIME)
+        await self._lane.finish(functools.partial(_in_directory, live.directory, plans.take_back, live.plan))
+
+    async def _settled(self) -> None:
+        """Find out what became of a snapshot that an earlier daemon, or a silent QEMU, left unsettled.
+
+        If the QEMU that was to write to the new images does not, they are removed again.
+        """
+        vm = self.machine.home
+        plan = await self._lane.aside(functools.partial(_pending, vm))
+        if plan is None:
+            await self._correct_headers(vm)
+            return
+        record = self.machine.record()
+        if record is None or (record.pid, record.ticks) != plan.run:
+            if self.machine.state in OFF:
+                await self.machine.change(vm.settle_plan, stopped=True)
+            return
+        run = self.machine.live()
+        now = {slot: await run.node_of(slot) for slot in plan.nodes or {}}
+        live = _Live(run, vm, plan)
+        if now == plan.nodes:
+            await self._lane.finish(functools.partial(_in_directory, vm, _settle, plan))
+            with contextlib.suppress(VmessError):
+                disks = await self._lane.aside(functools.partial(snapshots.remember, vm))
+                await self.machine.note_images(disks)
+        else:
+            await self._take_back(live, list((plan.nodes or {}).values()))
+
+    # -- Back, and away --
+
+    async def revert(self, name: str) -> SnapshotChange:
+        """Go back to a snapshot; what was written since, and newer snapshots, are lost.
+
+        Raises:
+            InvalidValue: there is no such snapshot.
+            AlreadyRunning: the VM is not off.
+            Failed: the VM is as before.
+        """
+        vm = self.machine.directory
+        with self._alone():
+            await self._settled()
+            async with held(self.machine, "going back to a snapshot"):
+                gone = await self._lane.aside(functools.partial(snapshots.newer, vm, name))
+                others = await self._lane.aside(functools.partial(_without, vm, name))
+                overlays = await self._lane.aside(functools.partial(snapshots.prepare_revert, vm, name))
+                async with self._overlays(vm, overlays):
+                    await self._lane.finish(functools.partial(_revert_files, vm, name, overlays))
+        notes = [f"newer snapshots are gone: {', '.join(gone)}"] if gone else []
+        notes += [f"{', '.join(others)} was not in the snapshot, and stays as it is"] if others else []
+        return SnapshotChange(name, [one.disk.slot for one in overlays], notes)
+
+    async def delete(self, name: str) -> AsyncGenerator[MergeProgress, None]:
+        """Delete a snapshot: what was written since goes into its images, which take the place of those above.
+
+        If it is cut short, the VM works as before, and the deletion can be repeated.
+
+        Raises:
+            InvalidValue: there is no such snapshot.
+            AlreadyRunning: the VM is not off.
+            BadFile: another VM stands on it, too.
+            Failed: it cannot be merged.
+        """
+        vm = self.machine.directory
+        with self._alone():
+            await self._settled()
+            async with held(self.machine, "having a snapshot deleted"):
+                yield MergeProgress(False, 0)  # a client that leaves ends it only from now on
+                merges = await self._lane.aside(functools.partial(snapshots.begin_merge, vm, name))
+                for number, merge in enumerate(merges):
+                    percents = Percents()
+                    async for percent in percents.during(self._merge(merge, percents.set)):
+                        yield MergeProgress(False, (100 * number + percent) // len(merges))
+                await self._lane.finish(functools.partial(_merge_files, vm, merges))
+                await self._name_bases(vm)
+        yield MergeProgress(True, 100, [merge.disk.slot for merge in merges])
+
+    async def _merge(self, merge: Merge, report: Callable[[int], None]) -> None:
+        await qemu_img.commit(self._account, merge.chain, report)
+
+    async def _correct_headers(self, vm: VMDirectory) -> None:
+        """Correct what a daemon that died did not, if the VM is off."""
+        with contextlib.suppress(VmessError):
+            if self.machine.state in OFF and await self._lane.aside(lambda: bool(snapshots.misnamed(vm))):
+                async with held(self.machine, "having a snapshot deleted"):
+                    await self._name_bases(vm)
+
+    async def _name_bases(self, vm: VMDirectory) -> None:
+        """Correct the headers of images above one that has another name now; a failure does no harm."""
+        with contextlib.suppress(VmessError):
+            for file, base in await self._lane.aside(functools.partial(snapshots.misnamed, vm)):
+                async with self._lane.within(snapshots.writable(vm, file)):
+                    await qemu_img.name_base(self._account, f"{vm.path}/{file}", base)
+            await self._lane.aside(functools.partial(snapshots.remember, vm))
+
+    # -- Both --
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a second change of the snapshots of the VM."""
+        if self._busy:
+            raise AlreadyRunning(f"a snapshot of {self.vm} is being changed", hint="wait until that is done")
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    @contextlib.asynccontextmanager
+    async def _overlays(self, vm: VMDirectory, overlays: Sequence[Overlay]) -> AsyncIterator[None]:
+        """Make empty files images on top of others; in the end, remove those that got no place."""
+        try:
+            for one in overlays:
+                base = (one.base, one.base_format)
+                await qemu_img.create_overlay(self._account, f"{vm.path}/{one.temporary}", base, one.size)
+            yield
+        finally:
+            with contextlib.suppress(VmessError):
+                await asyncio.shield(self._lane.see_to(functools.partial(snapshots.clear, vm, overlays)))
+
+
+def _in_directory(vm: VMDirectory, work: Callable[[int, Plan], _T], plan: Plan) -> _T:
+    with vm.opened() as directory:
+        return work(directory, plan)
+
+
+def _settle(directory: int, _plan: Plan) -> None:
+    plans.settle(directory)
+
+
+def _pending(vm: VMDirectory) -> Plan | None:
+    with vm.opened() as directory:
+        return plans.pending(directory, vm.vm)
+
+
+def _take_files(vm: VMDirectory, name: str, overlays: Sequence[Overlay]) -> None:
+    snapshots.name_bases(vm, [one.disk for one in overlays])
+    steps, _ = snapshots.taking(vm, name, overlays, time.time())
+    _carry_out(vm, Plan(vm.vm, tuple(steps)))
+
+
+def _revert_files(vm: VMDirectory, name: str, overlays: Sequence[Overlay]) -> None:
+    _carry_out(vm, Plan(vm.vm, tuple(snapshots.reverting(vm, name, overlays))))
+
+
+def _merge_files(vm: VMDirectory, merges: Sequence[Merge]) -> None:
+    _carry_out(vm, Plan(vm.vm, tuple(snapshots.merged(vm, merges))))
+
+
+def _carry_out(vm: VMDirectory, plan: Plan) -> None:
+    with vm.opened() as directory:
+        plans.carry_out(directory, plan)
+    with contextlib.suppress(VmessError):  # a start remembers them, too
+        snapshots.remember(vm)
+
+
+def _without(vm: VMDirectory, name: str) -> list[str]:
+    """Return the disks that a snapshot does not contain."""
+    return [disk.slot for disk in snapshots.hard_disks(vm) if name not in snapshots.of_disk(disk)]
+
+
+def _taken(
+    name: str, overlays: Sequence[Overlay], notes: Sequence[str] = (), still: float | None = None
+) -> SnapshotChange:
+    raw = [one.disk.slot for one in overlays if one.disk.format == "raw"]
+    more = [f"{', '.join(raw)}: now qcow2, on top of the raw image"] if raw else []
+    return SnapshotChange(name, [one.disk.slot for one in overlays], [*more, *notes], still)

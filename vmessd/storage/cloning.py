@@ -1,0 +1,233 @@
+"""The copy of a VM that is off, in a directory that becomes that of the new VM at the very end.
+
+Settings and images are copied, images with shared blocks where the file system can, else without their holes.
+A linked clone has the images below its disks in common with its source, by hard links: neither VM writes to
+them, and either may be renamed or deleted. What tells one machine from another is not copied. Everything here
+blocks.
+"""
+
+import contextlib
+import io
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from vmessd.core import cloud_init, names, settings
+from vmessd.core.cloud_init import META_DATA
+from vmessd.core.errors import BadFile, Failed, failing, reason
+from vmessd.storage import contents, copying, images, renaming, safefile
+from vmessd.storage.exporting import Reader
+from vmessd.storage.images import Disk
+from vmessd.storage.vmdir import MAKING, VALUE_LIMIT, VMDirectory
+
+OF_ITS_OWN = {
+    "MACS": "its MACs follow from its name (no MACS)",
+    "CABLES": "its cables are plugged in (no CABLES)",
+}
+"""Files that only the source has, and what that means."""
+IDENTITY = ("uuid", "serial")
+"""What the firmware tells of one machine alone (SMBIOS)."""
+
+
+class Clone:
+    """One clone. It belongs to one thread at a time; :meth:`close` removes what did not become a VM."""
+
+    def __init__(self, vm: VMDirectory, new: VMDirectory, reader: Reader, *, linked: bool) -> None:
+        self._vm = vm
+        self._new = new
+        self._reader = reader
+        self._linked = linked
+        self._making: Path | None = None
+        self.notes: list[str] = []
+        """What differs, and what is not there."""
+
+    def copy(self, report: Callable[[int], None]) -> None:
+        """Copy settings and images into the new directory; `report` gets percents, and may raise.
+
+        Raises:
+            BadFile, Failed: a file cannot be read or written, there is no space, or there is such a VM.
+            copying.Cancelled: `report` raised it.
+        """
+        self._new.must_be_new()
+        disks = images.disks(self._vm)
+        making = self._new.path.with_name(f"{MAKING}{self._new.vm}-{os.urandom(4).hex()}")
+        with failing(f"{self._new} cannot be created"):
+            making.mkdir(mode=0o710)  # as VMDirectory.make
+            self._making = making
+        with self._vm.opened() as source, safefile.opened(making) as target:
+            self._copy_settings(source, target)
+            sizes = [self._weight(disk) for disk in disks]
+            if not self._shares_blocks(source, target, disks):
+                copying.check_room(target, sum(sizes), str(self._new))
+            done, total = 0, max(1, sum(sizes))
+            for disk, size in zip(disks, sizes, strict=True):
+                begin = done
+
+                def told(fraction: float, begin: int = begin, size: int = size) -> None:
+                    report(min(100, int(100 * (begin + fraction * size) / total)))
+
+                self._copy_disk(source, target, disk, told)
+                done += size
+            with failing(f"{self._new} cannot be written"):
+                renaming.name_bases(target, self._new.vm)
+                os.fsync(target)
+
+    def finish(self) -> None:
+        """Make the directory that of the VM; raises Failed."""
+        making = self._making
+        assert making is not None  # noqa: S101 -- it was copied before
+        with failing(f"{self._new} cannot be created"):
+            self._new.must_be_new()
+            making.rename(self._new.path)
+            self._making = None
+            with safefile.opened(making.parent) as root, contextlib.suppress(OSError):
+                os.fsync(root)
+
+    def close(self) -> str | None:
+        """Remove what did not become a VM; return the name of the directory if that is impossible."""
+        making, self._making = self._making, None
+        if making is None:
+            return None
+        try:
+            safefile.empty(making)
+            making.rmdir()
+        except OSError:
+            return making.name
+        return None
+
+    # -- Settings --
+
+    def _copy_settings(self, source: int, target: int) -> None:
+        for file in sorted(os.listdir(source)):
+            if file in OF_ITS_OWN:
+                self.notes.append(OF_ITS_OWN[file])
+            elif contents.is_setting(file) or file in contents.VARIABLES:
+                self._copy_file(source, target, file)
+            elif file in cloud_init.ON_MEDIUM and file != META_DATA:
+                data = safefile.read(source, file, cloud_init.LIMIT)
+                safefile.write(target, file, data or b"")
+        if any(safefile.status(source, file) for file in cloud_init.ON_MEDIUM):
+            meta = safefile.read(source, META_DATA, cloud_init.LIMIT) or b""
+            safefile.write(target, META_DATA, _meta_data(meta))
+            self.notes.append(f"cloud-init runs again, because {META_DATA} has another instance-id")
+
+    def _copy_file(self, source: int, target: int, file: str) -> None:
+        limit = VALUE_LIMIT if contents.is_setting(file) else 128 * 2**20
+        data = safefile.read(source, file, limit)
+        if file == "SMBIOS" and data is not None:
+            data = self._without_identity(data)
+        if data is not None:
+            safefile.write(target, file, data)
+            if file in contents.VARIABLES:
+                os.chmod(file, 0o660, dir_fd=target)
+
+    def _without_identity(self, data: bytes) -> bytes | None:
+        pairs: dict[str, str] = self._vm.read_setting(settings.BY_FILE["SMBIOS"]) or {}
+        gone = [key for key in IDENTITY if key in pairs]
+        if not gone:
+            return data
+        self.notes.append(f"SMBIOS without {' and '.join(gone)}")
+        doubled = {key: value.replace(",", ",,") for key, value in pairs.items() if key not in gone}
+        return (
+            ",".join(f"{key}={value}" for key, value in doubled.items()).encode() + b"\n" if doubled else None
+        )
+
+    # -- Images --
+
+    def _own_bases(self, disk: Disk) -> list[str]:
+        """Return the images below a disk that are files of the VM directory."""
+        return [base.target for base in disk.bases if "/" not in base.target]
+
+    def _weight(self, disk: Disk) -> int:
+        """Return how many bytes the copy of a drive takes at most."""
+        if disk.slot == names.CDROM and disk.target is not None:
+            return 0
+        below = [] if self._linked else [f"{self._vm.path}/{name}" for name in self._own_bases(disk)]
+        return sum(
+            disk.size if stat.S_ISBLK((found := os.stat(path)).st_mode) else copying.allocated(found)
+            for path in [disk.path, *below]
+        )
+
+    def _shares_blocks(self, source: int, target: int, disks: list[Disk]) -> bool:
+        """Tell whether the copies will take no space of their own."""
+        plain = [os.path.basename(disk.path) for disk in disks if disk.target is None]
+        return bool(plain) and copying.can_share(source, plain[0], target)
+
+    def _copy_disk(self, source: int, target: int, disk: Disk, told: Callable[[float], None]) -> None:
+        new = self._name(disk)
+        if disk.slot == names.CDROM and disk.target is not None:
+            os.symlink(disk.target, new, dir_fd=target)
+            return
+        for depth, base in enumerate(disk.bases, 1):
+            os.symlink(base.target, names.base_file(self._new.vm, disk.slot, depth), dir_fd=target)
+        for name in self._own_bases(disk):
+            if self._linked:
+                self._link(source, target, name)
+            else:
+                self._copy_image(source, name, target, name, lambda _fraction: told(0.0))
+        self._copy_image(source, os.path.basename(disk.path), target, new, told)
+
+    def _name(self, disk: Disk) -> str:
+        if disk.slot == names.CDROM:
+            return names.cdrom_file(self._new.vm)
+        return names.disk_file(self._new.vm, disk.slot, disk.format)
+
+    def _link(self, source: int, target: int, name: str) -> None:
+        """Have an image in both directories."""
+        try:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        except OSError as error:
+            raise Failed(
+                f"{safefile.place(source, name)} cannot be shared: {reason(error)}",
+                hint=f"copy it: vmess {self._vm.vm} clone {self._new.vm}",
+            ) from None
+
+    def _copy_image(self, source: int, name: str, target: int, new: str, told: Callable[[float], None]) -> None:
+        where = safefile.place(source, name)
+        try:
+            found = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
+        except OSError as error:
+            raise BadFile(f"{where} cannot be read: {reason(error)}") from None
+        image = io.FileIO(found, "r")
+        try:
+            mode = os.fstat(found)
+            if not stat.S_ISREG(mode.st_mode) and not stat.S_ISBLK(mode.st_mode):
+                raise BadFile(f"{where} is {safefile.kind(mode.st_mode)}; it must be an image")
+            path = f"{self._vm.path}/{name}"
+            if os.path.islink(path) and not self._reader.may_read(path):
+                raise BadFile(f"{where} is a link; its target must be readable for the user of QEMU")
+            size = os.lseek(found, 0, os.SEEK_END)
+            with failing(f"{safefile.place(target, new)} cannot be created"):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                is_snapshot = names.snapshot_of(name) is not None
+                copied = os.open(new, flags, 0o440 if is_snapshot else 0o660, dir_fd=target)
+        except BaseException:
+            image.close()
+            raise
+        copying.copy(image, io.FileIO(copied, "w"), size, lambda done: told(done / max(1, size)))
+        if names.snapshot_of(name) is not None:
+            os.utime(new, (mode.st_mtime, mode.st_mtime), dir_fd=target)
+
+
+def _meta_data(meta: bytes) -> bytes:
+    """Return META_DATA with another instance-id, and without the host name; it is JSON or simple YAML."""
+    fresh = f"iid-{os.urandom(8).hex()}"
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(meta)
+        if isinstance(document, dict):
+            kept = {key: value for key, value in document.items() if key != "local-hostname"}
+            return json.dumps({**kept, "instance-id": fresh}, indent=1).encode() + b"\n"
+    own = (b"instance-id", b"local-hostname")
+    lines = [
+        line for line in meta.splitlines() if line.lstrip(b"\"'").partition(b":")[0].strip(b"\"' ") not in own
+    ]
+    return b"\n".join([f"instance-id: {fresh}".encode(), *lines, b""])
+
+
+def forwards(vm: VMDirectory) -> list[str]:
+    """Return a remark if both VMs forward the same ports of the host; raises BadFile."""
+    wires = vm.read_setting(settings.BY_FILE["NICS"]) or ()
+    ports = [forward.port for wire in wires for forward in wire.forwards]
+    return [f"it forwards the same ports of the host: {', '.join(ports)}"] if ports else []

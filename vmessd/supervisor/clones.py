@@ -1,0 +1,115 @@
+"""Clones: a new VM with a copy of the settings and disks of another one, or with images in common."""
+
+import asyncio
+import contextlib
+import functools
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from vmessd.core import names
+from vmessd.core.errors import InvalidValue, VmessError
+from vmessd.core.models.snapshots import CloneProgress
+from vmessd.devices.image_work import Percents
+from vmessd.devices.snapshots import Snapshots
+from vmessd.storage import cloning, copying, snapshots
+from vmessd.storage.blocking import Lane
+from vmessd.storage.cloning import Clone
+from vmessd.storage.vmdir import VMDirectory
+from vmessd.supervisor.mentions import mentions
+from vmessd.vm.holding import held
+from vmessd.vm.host import Host
+
+
+class Clones:
+    """The clones of the VMs of one root."""
+
+    def __init__(
+        self,
+        root: Path,
+        host: Host,
+        taker: Callable[[str], Coroutine[Any, Any, Snapshots]],
+        check_new: Callable[[str], Coroutine[Any, Any, None]],
+        left: Callable[[str], None],
+    ) -> None:
+        """`check_new` raises for a name that no VM can get; `left` hears of directories to remove later."""
+        self._root = root
+        self._host = host
+        self._taker = taker
+        self._check_new = check_new
+        self._left = left
+
+    async def clone(self, name: str, new: str, *, linked: bool) -> AsyncGenerator[CloneProgress, None]:
+        """Make a VM that is like another one, which is off and cannot be started meanwhile.
+
+        With `linked`, both stand on the same images from now on: a disk that stands on none is kept as a
+        snapshot of the source, which has the name of the new VM. Nothing of the new VM is left if it fails, or
+        the caller leaves.
+
+        Raises:
+            InvalidValue: the name is not one of a VM, or is taken by something else.
+            AlreadyRunning: the VM is not off.
+            BadFile, Failed: as Clone.copy, and Snapshots.take.
+        """
+        taker, target = await self._taker(name), VMDirectory(self._root, names.parse(new))
+        machine = taker.machine
+        if target.vm == machine.vm:
+            raise InvalidValue(f"VM {target.vm} cannot be a clone of itself")
+        await self._check_new(target.vm)
+        lane = Lane(f"the clone of {machine.vm}", "is its file system there?")
+        await lane.aside(target.must_be_new)
+        notes = await self._keep(taker, target.vm) if linked else []
+        clone = Clone(machine.directory, target, self._host.account, linked=linked)
+        stop, percents = threading.Event(), Percents()
+
+        def report(percent: int) -> None:
+            if stop.is_set():
+                raise copying.Cancelled
+            percents.set(percent)
+
+        try:
+            async with held(machine, "being cloned"):
+                yield CloneProgress(False, target.vm, 0)  # a client that leaves ends it only from now on
+                copy = lane.finish(functools.partial(clone.copy, report))
+                async for percent in percents.during(copy):
+                    yield CloneProgress(False, target.vm, percent)
+                await lane.finish(clone.finish)
+            notes += clone.notes
+            with contextlib.suppress(VmessError):
+                notes += await lane.aside(functools.partial(_remarks, target, machine.vm))
+            yield CloneProgress(True, (await self._taker(target.vm)).vm, 100, notes or None)
+        finally:
+            stop.set()
+            await self._clean_up(clone, lane)
+
+    async def _keep(self, taker: Snapshots, name: str) -> list[str]:
+        """Have all disks stand on images that nobody writes to; return a remark if one did not."""
+        machine = taker.machine
+        with_own = await machine.change(functools.partial(_whole, machine.directory), stopped=True)
+        if not with_own:
+            return []
+        change = await taker.take(name)
+        return [
+            f"{machine.vm} has a snapshot {change.name} now, on which both stand",
+            *(f"{machine.vm}: {note}" for note in change.notes),
+        ]
+
+    async def _clean_up(self, clone: Clone, lane: Lane) -> None:
+        """Remove what did not become a VM; a later attempt, or the next daemon, does it otherwise."""
+
+        def remove() -> None:
+            if left := clone.close():
+                self._left(left)
+
+        with contextlib.suppress(VmessError):
+            await asyncio.shield(lane.see_to(remove))
+
+
+def _whole(vm: VMDirectory) -> list[str]:
+    """Return the disks that stand on no image."""
+    return [disk.slot for disk in snapshots.hard_disks(vm) if not disk.bases]
+
+
+def _remarks(new: VMDirectory, old: str) -> list[str]:
+    return [*cloning.forwards(new), *mentions(new, old)]
