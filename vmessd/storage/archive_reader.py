@@ -131,7 +131,7 @@ class Reader:
         """Read the end: two blocks of zeros, and as many more as fill the record of a tape."""
         count = 0
         while True:
-            if any(self._buffer):
+            if self._buffer.count(0) < len(self._buffer):
                 raise refused("something follows its checksums")
             count += len(self._buffer)
             self._buffer.clear()
@@ -148,6 +148,9 @@ class Reader:
             raise refused(f"{MANIFEST} does not describe VM {top} with at most {FILES_MAX} files")
         for file, row in files.items():
             self.files[file] = self._listed(top, file, row)
+        images = [file.rpartition(".")[0] for file in files if file.endswith((".img", ".qcow2"))]
+        if twice := [image for image in images if images.count(image) > 1]:
+            raise refused(f"it contains {twice[0]} in two formats")
         self.vm = top
 
     def _listed(self, top: str, file: str, row: Any) -> Listed:

@@ -58,7 +58,8 @@ def _qcow(head: bytes) -> Format | None:
 SHOWN = {"raw": "raw", "qcow2": "qcow2", "vmdk": "VMDK", "vdi": "VDI", "vhdx": "VHDX", "vpc": "VHD"}
 """The formats that can be brought, by their names for `qemu-img`, as they are shown."""
 _SECTOR = 512
-_DESCRIPTOR_MAX = 64 * 1024
+_DESCRIPTOR, _DESCRIPTOR_MAX = 512, 64 * 1024
+"""Where QEMU looks for the parent in the descriptor of a VMDK, whatever its header says; its size in bytes."""
 _VHD_KINDS = (2, 3)  # fixed, dynamic; 4 has a parent
 _VDI_KINDS = (1, 2)  # dynamic, fixed; 4 has a parent
 
@@ -107,9 +108,9 @@ def _vmdk(fd: int, head: bytes) -> int:
     capacity = _little(head, 12, 8)
     if not head.startswith(b"KDMV") or capacity == 0:
         raise Refused("is a VMDK that names other files, its extents; it must be one file (monolithicSparse)")
-    descriptor = os.pread(fd, _DESCRIPTOR_MAX, min(_little(head, 28, 8) * _SECTOR, 2**62))
-    if b"parentfilenamehint" in descriptor.lower():
-        raise Refused("stands on another image, its parent; it must be one image of its own")
+    for place in (_DESCRIPTOR, min(_little(head, 28, 8) * _SECTOR, 2**62)):
+        if b"parentfilenamehint" in os.pread(fd, _DESCRIPTOR_MAX, place).lower():
+            raise Refused("stands on another image, its parent; it must be one image of its own")
     return capacity * _SECTOR
 
 

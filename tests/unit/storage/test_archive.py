@@ -308,6 +308,8 @@ RAM = {"RAM": listed(3)}
         (listing({DISK: listed(5, 6)}), f"the size of {DISK} is wrong"),
         (listing({DISK: {"size": True, "data": 1}}), f"the size of {DISK} is wrong"),
         (listing({DISK: 5}), f"the size of {DISK} is wrong"),
+        (listing({DISK: listed(5), "newvm0-hda.qcow2": listed(5)}), "it contains newvm0-hda in two formats"),
+        (listing({f"base-hda-1.{end}": listed(5) for end in ("img", "qcow2")}), "base-hda-1 in two formats"),
         (listing(RAM) + member("newvm0/RAM", kind="2", link="/etc/passwd"), "'newvm0/RAM' is a symbolic link"),
         (listing(RAM) + member("newvm0/RAM", kind="1", link="newvm0/x"), "'newvm0/RAM' is a hard link"),
         (listing(RAM) + member("newvm0/RAM", kind="3"), "'newvm0/RAM' is a device"),

@@ -14,11 +14,16 @@ from vmessd.storage.qcow2 import Refused
 M = 2**20
 
 
-def vmdk(
-    capacity: int = 2048, descriptor: bytes = b'createType="monolithicSparse"\nparentCID=ffffffff\n'
-) -> bytes:
-    head = struct.pack("<4sIIQQQQ", b"KDMV", 1, 3, capacity, 128, 1, 20).ljust(512, b"\0")
-    return head + descriptor.ljust(20 * 512, b"\0")
+ALONE = b'createType="monolithicSparse"\nparentCID=ffffffff\n'
+CHILD = b'x\nparentFileNameHint = "/etc/shadow"'
+
+
+def vmdk(capacity: int = 2048, *descriptors: bytes) -> bytes:
+    """A VMDK whose header says that the last of its descriptors is the one that counts."""
+    descriptors = descriptors or (ALONE,)
+    place = 1 + 20 * (len(descriptors) - 1)
+    head = struct.pack("<4sIIQQQQ", b"KDMV", 1, 3, capacity, 128, place, 20).ljust(512, b"\0")
+    return head + b"".join(descriptor.ljust(20 * 512, b"\0") for descriptor in descriptors)
 
 
 def vdi(kind: int = 1, size: int = M) -> bytes:
@@ -70,7 +75,9 @@ LIES = {
     "VMDK in text": (b'# Disk DescriptorFile\nRW 9 FLAT "/etc/shadow" 0\n', "names other files, its extents"),
     "VMDK whose descriptor names extents": (vmdk(0, b'RW 9 FLAT "/etc/shadow" 0'), "names other files"),
     "old VMDK": (b"COWD".ljust(512, b"\0"), "names other files"),
-    "VMDK with a parent": (vmdk(descriptor=b'x\nparentFileNameHint = "/etc/shadow"'), "its parent"),
+    "VMDK with a parent": (vmdk(2048, CHILD), "its parent"),
+    "VMDK with a parent where QEMU looks for it": (vmdk(2048, CHILD, ALONE), "its parent"),
+    "VMDK with a parent where its header says": (vmdk(2048, *[ALONE] * 8, CHILD), "its parent"),
     "VMDK of 2^63 sectors": (vmdk(2**63), "at most 64T"),
     "VMDK with a descriptor far away": (
         struct.pack("<4sIIQQQQ", b"KDMV", 1, 3, 2**60, 128, 2**63, 20).ljust(512, b"\0"),
