@@ -333,7 +333,7 @@ def _choose(option: Option, sources: list[tuple[str, str | None]], here: str, co
 
 def _check_value(option: Option, source: str, value: str, here: str) -> None:
     """Raise InvalidValue where a setting cannot have this value."""
-    if value == "" and option.default:
+    if value == "" and "" not in (option.default, option.service):
         raise InvalidValue(f"{source} is empty; it must be {option.metavar}")
     if option.choices and not option.bounds and value not in option.choices:
         raise InvalidValue(f"{source} {quoted(value)} is not one of {', '.join(option.choices)}")

@@ -711,7 +711,17 @@ def test_a_signal_ends_the_daemon_and_no_vm(fake_daemon: Daemon, number: signal.
 # -- Who it was --
 
 READING = {"Daemon", "List", "Status", "Info", "Look", "Top", "Watch", "Serial", "Why", "Screenshot", "Log"} | {
-    *("Nics", "Addresses", "NetShow", "NetIgnored", "Overview", "Images", "CloudInit"),
+    *(
+        "Nics",
+        "Addresses",
+        "NetShow",
+        "NetIgnored",
+        "Overview",
+        "Images",
+        "CloudInit",
+        "Snapshots",
+        "NewerSnapshots",
+    ),
 }
 
 AS_SOMEBODY = """

@@ -63,6 +63,7 @@ def examine(place: Path, data: bytes) -> Source:
         (bytes(M) + vhd(2), Source("vpc", M)),
         (b"vhdxfile".ljust(M, b"\0"), Source("vhdx", None)),
     ],
+    ids=["raw", "one byte", "qcow2", "VMDK", "VDI", "VDI that is fixed", "VHD", "VHD that is fixed", "VHDX"],
 )
 def test_a_format_and_a_size_are_found(tmp_path: Path, data: bytes, found: Source) -> None:
     assert examine(tmp_path / "a", data) == found
