@@ -143,7 +143,7 @@ def test_c103_killed_at_any_moment_the_clone_is_whole_or_absent(
         disk.write(dice.randbytes(24 * M))
     content = kept(daemon, "source")
     cut = 0
-    for number in range(200 if is_long else 20):
+    for number in range(200 if is_long else 8):
         where = f"--seed {seed}, round {number}"
         linked = ["--linked"] if dice.random() < 0.4 else []
         client = daemon.client(A, "clone", B, *linked)

@@ -107,6 +107,7 @@ def forgets(daemon: Daemon, vm: str, home: Path) -> None:
     assert [line.split()[0] for line in known_hosts(home).read_text().splitlines()] == ["another0", vm]
 
 
+@pytest.mark.long
 def test_files_are_copied_both_ways(daemon: Daemon, home: Path, tmp_path: Path) -> None:
     if not linuxguest.has_sftp():
         pytest.skip("the guest serves files with the package openssh-sftp-server")

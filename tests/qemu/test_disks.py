@@ -267,7 +267,7 @@ def test_c83_killed_at_any_moment_the_disk_is_there_or_not(daemon: Daemon, seed:
     lots = random.Random(seed)
     image = raw(daemon.directory / "image", 24 * M, seed=seed)
     brought = converted(image, "vmdk")
-    for number in range(200 if is_long else 20):
+    for number in range(200 if is_long else 8):
         client = daemon.client(A, "hda", str(brought))
         if number % 2:
             with contextlib.suppress(AssertionError, psutil.Error):

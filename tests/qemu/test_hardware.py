@@ -177,6 +177,7 @@ def test_uefi_writes_to_variables_of_the_vm(daemon: Daemon) -> None:
     assert daemon.vmess("newvm", "firmware", "reset").returncode == 1, "it runs"
 
 
+@pytest.mark.long
 def test_secure_boot_needs_q35(daemon: Daemon) -> None:
     directory = daemon.make("newvm0", None, RAM="256M", FIRMWARE="uefi-secure")
     refused = daemon.vmess("newvm", "start")

@@ -226,7 +226,7 @@ def test_c100_killed_at_any_moment_the_disk_contains_what_it_did(
     dice = random.Random(seed)
     daemon.done(A, "snapshot", "take", "zero")
     cut = 0
-    for number in range(200 if is_long else 20):
+    for number in range(200 if is_long else 8):
         where = f"--seed {seed}, round {number}"
         write(daemon, number)
         content = kept(daemon, "now")
