@@ -257,7 +257,7 @@ def test_c83_a_client_that_leaves_takes_its_half_made_disk_with_it(daemon: Daemo
     client.send_signal(signal.SIGINT)
     client.communicate(timeout=20)
     wait_for(lambda: files_of(daemon) == set(), what="nothing")
-    assert not child.is_running()
+    wait_for(lambda: not child.is_running(), what="the end of qemu-img")
     assert daemon.done(A, "hda") == "none\n"
     daemon.done(A, "hda", "8M")
 

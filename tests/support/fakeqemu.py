@@ -696,13 +696,15 @@ class Agent(Fake):
         self.more[connection] = lambda: self.listen(connection)
 
     def listen(self, connection: socket.socket) -> None:
-        data = connection.recv(65536)
+        data = b""
+        with contextlib.suppress(ConnectionError):  # the daemon may hang up at any moment
+            data = connection.recv(65536)
         if not data:
             del self.more[connection]
             connection.close()
         elif self.does == "endless":
             connection.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, ConnectionError):
                 while True:
                     connection.send(b"x" * 65536)
         elif self.does != "silent":
