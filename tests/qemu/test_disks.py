@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -417,19 +418,36 @@ def test_a_disk_is_put_aside_and_comes_back(daemon: Daemon) -> None:
     for number in ("", ".2"):
         told = daemon.vmess(A, "hda", "none").stderr.strip()
         kept = place / f"{A}-hda.detached{number}"
-        assert told == (
-            f"{A}-hda.qcow2 is kept in {kept.name}; to have it back: mv {kept}/{A}-hda.qcow2 {place}/"
-        )
+        said, _, back = told.partition("; to have it back: ")
+        assert said == f"{A}-hda.qcow2 is kept in {kept.name}"
         assert set(os.listdir(kept)) == {f"{A}-hda.qcow2", f"{A}-hda.base"}
         assert daemon.done(A, "hda") == "none\n"
-        for file in kept.iterdir():
-            file.rename(place / file.name)
+        subprocess.run(shlex.split(back), check=True, timeout=10)
+        assert os.listdir(kept) == []
         daemon.done(A, "start", "stop", "force")
     assert daemon.vmess(B, "hda", "none").returncode == 4
     assert daemon.done(A, "hda", "delete", "--yes") == f"{A}-hda.qcow2: deleted\n"
     assert {name for name in files_of(daemon) if "detached" not in name} == set()
     assert base.exists()
     assert daemon.done(A, "hda", "delete", "--yes") == "has no hda\n"
+
+
+def test_a_vm_that_others_stand_on_is_neither_deleted_nor_renamed(daemon: Daemon) -> None:
+    place = daemon.make(A)
+    daemon.done(A, "hda", raw(daemon.directory / "base.raw"))
+    daemon.done(A, "hda", "none")
+    base = place / f"{A}-hda.detached" / f"{A}-hda.img"
+    daemon.make(B)
+    daemon.done(B, "hda", "--linked", base)
+    for words, what in ((("rm", "--yes"), "deleted"), (("rename", own("c")), "renamed")):
+        result = daemon.vmess(A, *words)
+        assert result.returncode == 1
+        assert result.stderr.splitlines() == [
+            f"vmess: a disk of VM {B} stands on {base}, so {A} was not {what}",
+            f"  hint: to see it: vmess {B} info",
+        ]
+    daemon.done(B, "start", "stop", "force", "rm", "--yes")
+    daemon.done(A, "rm", "--yes")
 
 
 def test_of_a_link_only_the_link_is_deleted(daemon: Daemon) -> None:

@@ -325,3 +325,19 @@ def test_c100_a_disk_under_which_another_vm_stands_is_not_merged(daemon: Daemon)
     result = daemon.vmess(A, "snapshot", "delete", "one")
     assert (result.returncode, f"is a base of {B}, too, and must not change" in result.stderr) == (1, True)
     assert "merging" not in images(daemon)
+
+
+def test_a_disk_with_snapshots_is_neither_put_aside_nor_deleted(daemon: Daemon) -> None:
+    image(daemon.make(A) / f"{A}-hda.img")
+    daemon.done(A, "snapshot", "take", "one")
+    before = kept(daemon, "before").read_bytes()
+    for words in (("hda", "none"), ("hda", "delete", "--yes")):
+        result = daemon.vmess(A, *words)
+        assert (result.returncode, result.stdout) == (1, ""), result
+        assert result.stderr.splitlines() == [
+            f"vmess: hda of {A} has snapshots, which stand on no other disk: one",
+            f"  hint: to merge them into it first: vmess {A} snapshot delete one",
+        ]
+    assert kept(daemon, "after").read_bytes() == before
+    daemon.done(A, "snapshot", "delete", "one")
+    daemon.done(A, "hda", "delete", "--yes")

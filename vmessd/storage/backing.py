@@ -246,6 +246,23 @@ def check_unused(vm: VMDirectory, name: str, identity: Identity) -> None:
         )
 
 
+def check_stands_alone(vm: VMDirectory, what: str) -> None:
+    """Raise BadFile if the disk of another VM stands on a file in the directory of a VM; blocks.
+
+    `what` is what must not be done: `deleted`. What two VMs have in common by a hard link is a file of both.
+    """
+    place = f"{os.path.realpath(vm.path)}/"
+    for other in vmdir.listing(vm.path.parent).vms:
+        with contextlib.suppress(OSError), os.scandir(vm.path.parent / other) as found:
+            links = [entry.path for entry in found if _LINK.fullmatch(entry.name)] if other != vm.vm else []
+            for target in map(os.path.realpath, links):
+                if target.startswith(place):
+                    raise BadFile(
+                        f"a disk of VM {other} stands on {printable(target)}, so {vm.vm} was not {what}",
+                        hint=f"to see it: vmess {other} info",
+                    )
+
+
 # -- Bases that have changed --
 
 

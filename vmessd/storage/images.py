@@ -131,6 +131,25 @@ def must_be_free(vm: VMDirectory, directory: int, slot: str) -> None:
         )
 
 
+def _base_links(vm: VMDirectory, directory: int, slot: str) -> dict[str, str]:
+    """Return the targets of the links to the bases of a disk, by name; raises BadFile if one is a snapshot.
+
+    A snapshot is a file of the VM that no disk would stand on any more.
+    """
+    found = {}
+    for depth in range(1, names.BASES_MAX + 1):
+        name = names.base_file(vm.vm, slot, depth)
+        if (target := safefile.link_target(directory, name)) is not None:
+            found[name] = target
+    taken = [snapshot for target in found.values() if (snapshot := names.snapshot_of(target))]
+    if taken:
+        raise BadFile(
+            f"{slot} of {vm.vm} has snapshots, which stand on no other disk: {', '.join(taken)}",
+            hint=f"to merge them into it first: vmess {vm.vm} snapshot delete {taken[0]}",
+        )
+    return found
+
+
 def clear_bases(vm: VMDirectory, directory: int, slot: str) -> None:
     """Remove the links to the bases of a disk that is gone; raises Failed."""
     for depth in range(1, names.BASES_MAX + 1):
@@ -394,26 +413,25 @@ def detach(vm: VMDirectory, slot: str) -> str | None:
     The image moves in one step into a new directory beside it, which has the links already.
 
     Raises:
+        BadFile: it has snapshots.
         Failed: it cannot be moved.
     """
     with vm.opened() as directory:
         name = there(vm, directory, slot)
         if name is None:
             return None
+        bases = _base_links(vm, directory, slot)
         place = _new_directory(directory, f"{vm.vm}-{slot}.detached")
         with (
             failing(f"{safefile.place(directory, name)} cannot be moved"),
             safefile.opened(vm.path / place) as aside,
         ):
-            for depth in range(1, names.BASES_MAX + 1):
-                base = names.base_file(vm.vm, slot, depth)
-                target = safefile.link_target(directory, base)
-                if target is not None:
-                    os.symlink(target, base, dir_fd=aside)
+            for base, target in bases.items():
+                os.symlink(target, base, dir_fd=aside)
             os.rename(name, name, src_dir_fd=directory, dst_dir_fd=aside)
             os.fsync(aside)
         clear_bases(vm, directory, slot)
-        back = shell_line(["mv", f"{vm.path}/{place}/{name}", f"{vm.path}/"])
+        back = shell_line(["mv", *(f"{vm.path}/{place}/{file}" for file in (name, *bases)), f"{vm.path}/"])
         return f"{name} is kept in {place}; to have it back: {back}"
 
 
@@ -432,13 +450,14 @@ def delete(vm: VMDirectory, slot: str) -> str | None:
     """Delete the image of a disk; return what was done; None if there is none. The target of a link stays.
 
     Raises:
-        BadFile: another VM stands on it.
+        BadFile: another VM stands on it, or it has snapshots.
         Failed: it cannot be deleted.
     """
     with vm.opened() as directory:
         name = there(vm, directory, slot)
         if name is None:
             return None
+        _base_links(vm, directory, slot)
         target = safefile.link_target(directory, name)
         if target is None:
             safefile.must_be_plain(directory, name)

@@ -49,7 +49,7 @@ from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
-from vmessd.storage import blocking, firmware, images, vmdir
+from vmessd.storage import backing, blocking, firmware, images, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
@@ -433,6 +433,7 @@ class Supervisor:
         Raises:
             AlreadyRunning: the VM is not stopped.
             NoSuchVM: there is no such VM.
+            BadFile: the disk of another VM stands on one of its files.
             Failed: a file cannot be deleted. The VM is gone, and the deletion is tried again later.
         """
         machine = await self.machine(name)
@@ -447,6 +448,7 @@ class Supervisor:
         return note
 
     def _remove(self, directory: VMDirectory) -> str | None:
+        backing.check_stands_alone(directory, "deleted")
         return self._leftovers.clear(directory.part())
 
     async def rename(self, name: str, new: str) -> str | None:
@@ -478,6 +480,7 @@ class Supervisor:
 
     def _rename(self, directory: VMDirectory, target: str) -> str | None:
         """Rename a VM that is off: note its interfaces, rename its files, replace its TAPs; blocks."""
+        backing.check_stands_alone(directory, "renamed")
         network, renamed = self.host.network, VMDirectory(directory.path.parent, target)
         nics = network.nics(directory.vm, directory.read_setting(BY_FILE["NICS"]))
         nics = [nic for nic in nics if not nic.leaving]
