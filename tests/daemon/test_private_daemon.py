@@ -568,3 +568,27 @@ def test_the_first_command_takes_a_quarter_of_a_second_more_than_the_next(person
         return took
 
     assert any(more() <= 0.25 * UNIT for _ in range(20))  # one undisturbed try is enough
+
+
+# A vmessd to which the lock of a daemon that was killed is held for a moment, by a child that is no QEMU yet.
+HELD = """
+import fcntl
+real, held = fcntl.flock, [BlockingIOError] * 3
+
+def flock(fd, operation):
+    if held and operation & fcntl.LOCK_NB:
+        raise held.pop()
+    real(fd, operation)
+
+fcntl.flock = flock
+from vmessd.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def test_a_daemon_begins_while_a_child_of_the_last_one_is_not_yet_another_program(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.program = ("-c", HELD)
+    with contextlib.closing(daemon):
+        daemon.start()
+        assert daemon.done("newvm", "make")

@@ -8,6 +8,7 @@ import fcntl
 import functools
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -79,6 +80,8 @@ LIKENESS = 0.7
 AT_A_STRETCH = 32  # VMs that are handled before the event loop gets its turn: about 1 ms
 OTHERS_MAX = 10  # directories that are not VMs that are named; more are counted
 LOCK_TIME = 1.0  # seconds that a stop waits for the LOCK file
+ROOT_TRIES, ROOT_WAIT = 25, 0.02
+"""How often a daemon tries to lock its VM root, and the seconds in between."""
 END_TIME = 15.0  # seconds that the tasks of the VMs may take to end
 FIND_TIME = 10.0  # seconds that a slow disk may delay the start of the daemon
 
@@ -185,14 +188,12 @@ class Supervisor:
             network.access = dataclasses.replace(network.access, root=root_name(self.root))
             self.host.account.prepare(self.root)
             lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(lock):
                 os.close(lock)
                 raise Locked(
                     f"another vmessd serves the VM root {where}",
                     hint="there is one daemon per VM root; choose another one with --vmdir",
-                ) from None
+                )
         return lock
 
     async def _running(self) -> set[str]:
@@ -685,3 +686,17 @@ async def _unhurried(items: Iterable[_T]) -> AsyncIterator[_T]:
         yield item
         if number % AT_A_STRETCH == 0:
             await asyncio.sleep(0)
+
+
+def _locked(root: int) -> bool:
+    """Lock the VM root; tell whether that was possible.
+
+    A child of a daemon that was killed has its descriptors for a moment, until it becomes another program.
+    """
+    for attempt in range(ROOT_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if attempt < ROOT_TRIES - 1:
+            time.sleep(ROOT_WAIT)  # flock(2) has no deadline
+    return False
