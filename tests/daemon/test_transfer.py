@@ -284,7 +284,7 @@ def test_c92_a_full_disk_in_the_middle_of_an_import_leaves_nothing(small: Small,
     assert said.decode() == "vmess: VM newvm0 cannot be written: no space left on device\n"
     assert os.listdir(small.inside_root) == ["ballast"]
     (tmp_path / "newvm.tar").write_bytes(archive)
-    assert "no space for VM newvm0" in refusal(small, "import", tmp_path / "newvm.tar")
+    assert "free, and VM newvm0 takes" in refusal(small, "import", tmp_path / "newvm.tar")
     (small.inside_root / "ballast").unlink()
     small.done("import", str(tmp_path / "newvm.tar"))
 

@@ -11,6 +11,8 @@ from vmessd.core.names import CDROM, DISKS
 
 SMBIOS_KEYS = ("manufacturer", "product", "version", "serial", "uuid", "sku", "family")
 """What firmware tells a guest about its machine (SMBIOS, type 1; qemu-system-x86_64(1), -smbios)."""
+SMBIOS_IDENTITY = ("uuid", "serial")
+"""Those of one machine alone."""
 SMBIOS_MAX = 200
 """Characters of one of its values."""
 HD, NET = "hd", "net"
@@ -74,6 +76,11 @@ def smbios(text: str) -> dict[str, str]:
             raise InvalidValue(f"uuid {quoted(value)} is not such as 6c1f2a9e-8d5b-4f0a-9e3c-2b7d41c05f68")
         found[key] = value
     return found
+
+
+def smbios_text(pairs: Mapping[str, str]) -> str:
+    """Return the text that :func:`smbios` reads."""
+    return ",".join(f"{key}={value.replace(',', ',,')}" for key, value in pairs.items())
 
 
 def _is_uuid(text: str) -> bool:

@@ -73,11 +73,7 @@ class Work:
     def create(self) -> None:
         """Create one more empty file, which the user of QEMU may write to."""
         with self._home.opened() as directory:
-            name = safefile.temporary_name(self._stem)
-            with failing(f"{safefile.place(directory, name)} cannot be created"):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                self._files.append(name)
-                os.close(os.open(name, flags, 0o660, dir_fd=directory))
+            self._files.append(safefile.create_temporary(directory, self._stem))
 
     def clear(self) -> None:
         """Remove the files."""

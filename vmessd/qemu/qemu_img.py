@@ -35,8 +35,12 @@ _KEPT = 64 * 1024
 
 def source(path: str, form: str) -> str:
     """Return the name of an image for `qemu-img` that says everything: its driver, and no backing file."""
-    node = {"driver": form, "file": {"driver": "file", "filename": path}}
+    node = _node(path, form)
     return "json:" + json.dumps(node | {"backing": None} if form in ("qcow2", "vmdk") else node)
+
+
+def _node(path: str, form: str) -> dict[str, object]:
+    return {"driver": form, "file": {"driver": "file", "filename": path}}
 
 
 PASSED = 3
@@ -98,8 +102,7 @@ async def commit(account: Account, chain: Sequence[tuple[str, str]], report: Cal
     """
     node: dict[str, object] | None = None
     for path, form in reversed(chain):
-        above: dict[str, object] = {"driver": form, "file": {"driver": "file", "filename": path}}
-        node = above | {"backing": node} if form == "qcow2" else above
+        node = _node(path, form) | ({"backing": node} if form == "qcow2" else {})
     await _do(account, ["commit", "-p", "-d", "-t", "writeback", f"json:{json.dumps(node)}"], report)
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,6 +244,23 @@ def check_unused(vm: VMDirectory, name: str, identity: Identity) -> None:
             f"{vm}/{name} is a base of {', '.join(others[:10])}, whose disk would be lost",
             hint=f"see it: vmess {others[0]} info",
         )
+
+
+def name_base(directory: int, name: str, old: Callable[[str], bool], new: str) -> None:
+    """Have the header of a qcow2 image name its base `new`, if `old` is true of the name in it.
+
+    One write, in general of less than a page. A header that cannot be changed stays: the name is only for
+    `qemu-img`. Raises OSError.
+    """
+    with contextlib.suppress(VmessError, FileNotFoundError, qcow2.Refused):
+        fd = safefile.open_plain(directory, name, os.O_RDWR)
+        try:
+            head = os.pread(fd, qcow2.HEAD, 0)
+            header = qcow2.parse(head)
+            if header.backing is not None and header.backing != new and old(header.backing):
+                os.pwrite(fd, qcow2.with_backing(head, header, new), 0)
+        finally:
+            os.close(fd)
 
 
 def check_stands_alone(vm: VMDirectory, what: str) -> None:

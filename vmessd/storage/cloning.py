@@ -8,27 +8,24 @@ blocks.
 
 import contextlib
 import io
-import json
 import os
 import stat
 from collections.abc import Callable
-from pathlib import Path
 
-from vmessd.core import cloud_init, names, settings
+from vmessd.core import cloud_init, hardware, names, settings
 from vmessd.core.cloud_init import META_DATA
 from vmessd.core.errors import BadFile, Failed, failing, reason
+from vmessd.storage import cloud_init as seeds
 from vmessd.storage import contents, copying, images, renaming, safefile
 from vmessd.storage.exporting import Reader
 from vmessd.storage.images import Disk
-from vmessd.storage.vmdir import MAKING, VALUE_LIMIT, VMDirectory
+from vmessd.storage.vmdir import VALUE_LIMIT, NewDirectory, VMDirectory
 
 OF_ITS_OWN = {
     "MACS": "its MACs follow from its name (no MACS)",
     "CABLES": "its cables are plugged in (no CABLES)",
 }
 """Files that only the source has, and what that means."""
-IDENTITY = ("uuid", "serial")
-"""What the firmware tells of one machine alone (SMBIOS)."""
 
 
 class Clone:
@@ -39,7 +36,7 @@ class Clone:
         self._new = new
         self._reader = reader
         self._linked = linked
-        self._making: Path | None = None
+        self._directory: NewDirectory | None = None
         self.notes: list[str] = []
         """What differs, and what is not there."""
 
@@ -50,13 +47,9 @@ class Clone:
             BadFile, Failed: a file cannot be read or written, there is no space, or there is such a VM.
             copying.Cancelled: `report` raised it.
         """
-        self._new.must_be_new()
         disks = images.disks(self._vm)
-        making = self._new.path.with_name(f"{MAKING}{self._new.vm}-{os.urandom(4).hex()}")
-        with failing(f"{self._new} cannot be created"):
-            making.mkdir(mode=0o710)  # as VMDirectory.make
-            self._making = making
-        with self._vm.opened() as source, safefile.opened(making) as target:
+        self._directory = NewDirectory(self._new)
+        with self._vm.opened() as source, safefile.opened(self._directory.path) as target:
             self._copy_settings(source, target)
             sizes = [self._weight(disk) for disk in disks]
             if not self._shares_blocks(source, target, disks):
@@ -76,26 +69,14 @@ class Clone:
 
     def finish(self) -> None:
         """Make the directory that of the VM; raises Failed."""
-        making = self._making
-        assert making is not None  # noqa: S101 -- it was copied before
-        with failing(f"{self._new} cannot be created"):
-            self._new.must_be_new()
-            making.rename(self._new.path)
-            self._making = None
-            with safefile.opened(making.parent) as root, contextlib.suppress(OSError):
-                os.fsync(root)
+        assert self._directory is not None  # noqa: S101 -- it was copied before
+        self._directory.finish()
+        with safefile.opened(self._new.path.parent) as root, contextlib.suppress(OSError):
+            os.fsync(root)
 
     def close(self) -> str | None:
         """Remove what did not become a VM; return the name of the directory if that is impossible."""
-        making, self._making = self._making, None
-        if making is None:
-            return None
-        try:
-            safefile.empty(making)
-            making.rmdir()
-        except OSError:
-            return making.name
-        return None
+        return None if self._directory is None else self._directory.close()
 
     # -- Settings --
 
@@ -110,7 +91,7 @@ class Clone:
                 safefile.write(target, file, data or b"")
         if any(safefile.status(source, file) for file in cloud_init.ON_MEDIUM):
             meta = safefile.read(source, META_DATA, cloud_init.LIMIT) or b""
-            safefile.write(target, META_DATA, _meta_data(meta))
+            safefile.write(target, META_DATA, seeds.renewed(meta, f"iid-{os.urandom(8).hex()}"))
             self.notes.append(f"cloud-init runs again, because {META_DATA} has another instance-id")
 
     def _copy_file(self, source: int, target: int, file: str) -> None:
@@ -125,14 +106,12 @@ class Clone:
 
     def _without_identity(self, data: bytes) -> bytes | None:
         pairs: dict[str, str] = self._vm.read_setting(settings.BY_FILE["SMBIOS"]) or {}
-        gone = [key for key in IDENTITY if key in pairs]
+        gone = [key for key in hardware.SMBIOS_IDENTITY if key in pairs]
         if not gone:
             return data
         self.notes.append(f"SMBIOS without {' and '.join(gone)}")
-        doubled = {key: value.replace(",", ",,") for key, value in pairs.items() if key not in gone}
-        return (
-            ",".join(f"{key}={value}" for key, value in doubled.items()).encode() + b"\n" if doubled else None
-        )
+        kept = {key: value for key, value in pairs.items() if key not in gone}
+        return f"{hardware.smbios_text(kept)}\n".encode() if kept else None
 
     # -- Images --
 
@@ -200,30 +179,14 @@ class Clone:
                 raise BadFile(f"{where} is a link; its target must be readable for the user of QEMU")
             size = os.lseek(found, 0, os.SEEK_END)
             with failing(f"{safefile.place(target, new)} cannot be created"):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 is_snapshot = names.snapshot_of(name) is not None
-                copied = os.open(new, flags, 0o440 if is_snapshot else 0o660, dir_fd=target)
+                copied = safefile.create(target, new, 0o440 if is_snapshot else 0o660)
         except BaseException:
             image.close()
             raise
         copying.copy(image, io.FileIO(copied, "w"), size, lambda done: told(done / max(1, size)))
-        if names.snapshot_of(name) is not None:
+        if is_snapshot:
             os.utime(new, (mode.st_mtime, mode.st_mtime), dir_fd=target)
-
-
-def _meta_data(meta: bytes) -> bytes:
-    """Return META_DATA with another instance-id, and without the host name; it is JSON or simple YAML."""
-    fresh = f"iid-{os.urandom(8).hex()}"
-    with contextlib.suppress(ValueError, RecursionError):
-        document = json.loads(meta)
-        if isinstance(document, dict):
-            kept = {key: value for key, value in document.items() if key != "local-hostname"}
-            return json.dumps({**kept, "instance-id": fresh}, indent=1).encode() + b"\n"
-    own = (b"instance-id", b"local-hostname")
-    lines = [
-        line for line in meta.splitlines() if line.lstrip(b"\"'").partition(b":")[0].strip(b"\"' ") not in own
-    ]
-    return b"\n".join([f"instance-id: {fresh}".encode(), *lines, b""])
 
 
 def forwards(vm: VMDirectory) -> list[str]:

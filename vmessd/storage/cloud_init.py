@@ -109,6 +109,20 @@ def _completed(meta: str, given: Mapping[str, str]) -> str:
     return "\n".join([*([meta.rstrip("\n")] if meta.strip() else []), *missing, ""])
 
 
+def renewed(meta: bytes, instance_id: str) -> bytes:
+    """Return META_DATA with another instance-id, and without the host name; it is JSON or simple YAML."""
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(meta)
+        if isinstance(document, dict):
+            kept = {key: value for key, value in document.items() if key != "local-hostname"}
+            return json.dumps({**kept, "instance-id": instance_id}, indent=1).encode() + b"\n"
+    own = (b"instance-id", b"local-hostname")
+    lines = [
+        line for line in meta.splitlines() if line.lstrip(b"\"'").partition(b":")[0].strip(b"\"' ") not in own
+    ]
+    return b"\n".join([f"instance-id: {instance_id}".encode(), *lines, b""])
+
+
 def read(vm: VMDirectory) -> Seed | None:
     """Return what cloud-init finds in a VM; None if it has nothing for cloud-init.
 

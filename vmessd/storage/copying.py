@@ -108,11 +108,12 @@ def _by_hand(source: int, target: int, begin: int, count: int) -> int:
     for at in range(0, len(data), GRAIN):
         grain = data[at : at + GRAIN]
         if grain != _ZEROS[: len(grain)]:
-            _write_all(target, grain, begin + at)
+            write_all(target, grain, begin + at)
     return len(data)
 
 
-def _write_all(target: int, data: bytes, place: int) -> None:
+def write_all(target: int, data: bytes | memoryview, place: int) -> None:
+    """Write all of the data at a place; raises OSError."""
     while data:
         written = os.pwrite(target, data, place)
         data, place = data[written:], place + written
@@ -143,13 +144,13 @@ def allocated(found: os.stat_result) -> int:
     return min(found.st_size, found.st_blocks * 512)
 
 
-def check_room(directory: int, wanted: int, where: str) -> None:
-    """Raise Failed if a file system has less free space than `wanted`."""
+def check_room(directory: int, wanted: int, where: str, what: str = "the image takes") -> None:
+    """Raise Failed if the file system of a directory has less free space than `wanted`, which `what` takes."""
     with contextlib.suppress(OSError):
         found = os.fstatvfs(directory)
         free = found.f_bavail * found.f_frsize
         if free < wanted:
             raise Failed(
-                f"{where} has {size_shown(free)} free, and the image takes {size_shown(wanted)}",
+                f"{where} has {size_shown(free)} free, and {what} {size_shown(wanted)}",
                 hint=f"to see what fills it: df -h {where}",
             )

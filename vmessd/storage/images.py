@@ -160,7 +160,7 @@ def _create_disk(vm: VMDirectory, directory: int, slot: str, size: int) -> None:
     name = names.disk_file(vm.vm, slot)
     clear_bases(vm, directory, slot)
     with failing(f"{safefile.place(directory, name)} cannot be created"):
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660, dir_fd=directory)
+        fd = safefile.create(directory, name)
         try:
             os.ftruncate(fd, size)
         except OSError:

@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 
 from vmessd.core import settings
-from vmessd.core.errors import Failed, InvalidValue, failing
+from vmessd.core.errors import InvalidValue, failing
 from vmessd.core.settings import Setting
-from vmessd.storage import contents, renaming, safefile
+from vmessd.storage import contents, copying, renaming, safefile
 from vmessd.storage.archive_reader import Begin, Data, Event, Reader, refused
-from vmessd.storage.vmdir import MAKING, VMDirectory
+from vmessd.storage.vmdir import NewDirectory, VMDirectory
 
 SYNC_EVERY = 256 << 20
 """Bytes after which they are written to disk, so that the end does not wait for all of them."""
@@ -32,7 +32,7 @@ class Import:
         self._root = root
         self._words_for_qemu = words_for_qemu
         self._reader = Reader()
-        self._making: Path | None = None
+        self._new: NewDirectory | None = None
         self._directory = self._file = -1
         self._setting: tuple[Setting, bytearray] | None = None
         self._unwritten = 0
@@ -50,7 +50,7 @@ class Import:
             BadFile: there is a VM of this name already.
         """
         events = self._reader.feed(data)
-        if self._making is None and self._reader.vm:
+        if self._new is None and self._reader.vm:
             self._begin()
         for event in events:
             self._do(event)
@@ -59,17 +59,14 @@ class Import:
         """Check that the archive was whole, and make its directory that of a VM; raises as :meth:`feed`."""
         self._reader.end()
         vm = self._target()
-        making = self._making
-        assert making is not None  # noqa: S101 -- a whole archive has begun
+        assert self._new is not None  # noqa: S101 -- a whole archive has begun
         if vm.vm != self._reader.vm:
             renaming.name_bases(self._directory, vm.vm)
         with failing(f"{vm} cannot be created"):
             os.fsync(self._directory)
-            vm.must_be_new()
-            making.rename(vm.path)
-            self._making = None
-            with safefile.opened(self._root) as root, contextlib.suppress(OSError):
-                os.fsync(root)
+        self._new.finish()
+        with safefile.opened(self._root) as root, contextlib.suppress(OSError):
+            os.fsync(root)
         return vm
 
     def close(self) -> str | None:
@@ -78,15 +75,7 @@ class Import:
             if fd >= 0:
                 os.close(fd)
         self._file = self._directory = -1
-        making, self._making = self._making, None
-        if making is None:
-            return None
-        try:
-            safefile.empty(making)
-            making.rmdir()
-        except OSError:
-            return making.name
-        return None
+        return None if self._new is None else self._new.close()
 
     # -- Steps --
 
@@ -98,17 +87,11 @@ class Import:
         self.vm = vm.vm
         vm.must_be_new()
         wanted = sum(listed.data for listed in self._reader.files.values())
+        with safefile.opened(self._root) as root:
+            copying.check_room(root, wanted, str(self._root), f"VM {vm.vm} takes")
+        self._new = NewDirectory(vm)
         with failing(f"{vm} cannot be created"):
-            room = os.statvfs(self._root)
-            if wanted > (free := room.f_bavail * room.f_frsize):
-                shown = f"{settings.size_shown(wanted)} are needed, {settings.size_shown(free)} are free"
-                raise Failed(
-                    f"there is no space for VM {vm.vm} in {self._root}: {shown}", hint=f"df -h {self._root}"
-                )
-            making = vm.path.with_name(f"{MAKING}{vm.vm}-{os.urandom(4).hex()}")
-            making.mkdir(mode=0o710)  # as VMDirectory.make
-            self._making = making
-            self._directory = os.open(making, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._directory = os.open(self._new.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _do(self, event: Event) -> None:
         if isinstance(event, Begin):
@@ -125,9 +108,8 @@ class Import:
         is_setting = contents.is_setting(name)
         self._setting = (settings.BY_FILE[name], bytearray()) if is_setting else None
         with failing(f"{self._target()}/{name} cannot be created"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             mode = 0o660 if contents.text_limit(name) is None else 0o640
-            self._file = os.open(name, flags, mode, dir_fd=self._directory)
+            self._file = safefile.create(self._directory, name, mode)
             if base := contents.stored_base(name):
                 os.symlink(name, base.link(self.vm), dir_fd=self._directory)
             os.ftruncate(self._file, event.size)
@@ -136,10 +118,7 @@ class Import:
         if self._setting is not None:
             self._setting[1].extend(event.data)
         with failing(f"VM {self.vm} cannot be written"):
-            data, at = memoryview(event.data), event.offset
-            while data:
-                written = os.pwrite(self._file, data, at)
-                data, at = data[written:], at + written
+            copying.write_all(self._file, event.data, event.offset)
             self._unwritten += len(event.data)
             if self._unwritten >= SYNC_EVERY:
                 os.fdatasync(self._file)

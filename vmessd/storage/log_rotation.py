@@ -169,8 +169,7 @@ class _Draft:
         self.fd = -1
 
     def __enter__(self) -> Self:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self.fd = os.open(self._temporary, flags, 0o600, dir_fd=self._directory)
+        self.fd = safefile.create(self._directory, self._temporary, 0o600)
         return self
 
     def clear(self) -> None:

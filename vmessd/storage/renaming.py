@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vmessd.core import cloud_init, names
 from vmessd.core.errors import BadFile, Failed, VmessError, failing, reason
-from vmessd.storage import qcow2, safefile
+from vmessd.storage import backing, safefile
 from vmessd.storage.vmdir import RENAMING, VMDirectory
 
 log = logging.getLogger(__name__)
@@ -135,27 +135,10 @@ def _rename_drive(directory: int, old: str, new: str) -> None:
 def name_bases(directory: int, vm: str) -> None:
     """Have the headers of disks name their bases as the links are called, for `qemu-img`; raises OSError."""
     for slot in names.DISKS:
-        _name_base(directory, vm, slot)
-
-
-def _name_base(directory: int, vm: str, slot: str) -> None:
-    """Have the header of a disk name its base; raises OSError.
-
-    One write, in general of less than a page. A header that cannot be changed stays; QEMU ignores the name.
-    """
-    name = names.disk_file(vm, slot, "qcow2")
-    with contextlib.suppress(VmessError, FileNotFoundError, qcow2.Refused):
-        if safefile.status(directory, names.base_file(vm, slot, 1)) is None:
-            return
-        fd = safefile.open_plain(directory, name, os.O_RDWR)
-        try:
-            head = os.pread(fd, qcow2.HEAD, 0)
-            header = qcow2.parse(head)
-            said = header.backing or ""
-            if _BASE.fullmatch(said) and said != names.base_file(vm, slot, 1):
-                os.pwrite(fd, qcow2.with_backing(head, header, names.base_file(vm, slot, 1)), 0)
-        finally:
-            os.close(fd)
+        link = names.base_file(vm, slot, 1)
+        if safefile.status(directory, link) is not None:
+            disk = names.disk_file(vm, slot, "qcow2")
+            backing.name_base(directory, disk, lambda said: _BASE.fullmatch(said) is not None, link)
 
 
 def _redirect_links(directory: int, vm: str, old: str, new: str) -> None:

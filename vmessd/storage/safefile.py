@@ -130,6 +130,23 @@ def temporary_name(name: str) -> str:
     return f"{TEMPORARY}{name}.{os.urandom(4).hex()}"
 
 
+def create(directory: int, name: str, mode: int = 0o660) -> int:
+    """Create a file that must not be there, and return its descriptor for writing; raises OSError."""
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
+
+
+def create_temporary(directory: int, name: str) -> str:
+    """Create an empty file that will become `name`, for the user of QEMU to write to; return its name.
+
+    Raises:
+        Failed: it could not be created.
+    """
+    temporary = temporary_name(name)
+    with failing(f"{place(directory, temporary)} cannot be created"):
+        os.close(create(directory, temporary))
+    return temporary
+
+
 def write(directory: int, name: str, data: bytes, *, durable: bool = True, mode: int = 0o640) -> None:
     """Atomically replace a plain file with one that contains `data`.
 
@@ -145,8 +162,7 @@ def write(directory: int, name: str, data: bytes, *, durable: bool = True, mode:
     temporary = temporary_name(name)
     with failing(f"{place(directory, name)} cannot be written"):
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
-            with open(fd, "wb") as file:
+            with open(create(directory, temporary, mode), "wb") as file:
                 file.write(data)
                 file.flush()
                 if durable:

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vmessd.core import names
-from vmessd.core.errors import BadFile, Failed, InvalidValue, VmessError, counted, failing, quoted
+from vmessd.core.errors import BadFile, Failed, InvalidValue, counted, failing, quoted
 from vmessd.core.models.snapshots import Snapshot
-from vmessd.storage import backing, images, plans, qcow2, safefile
+from vmessd.storage import backing, copying, images, plans, safefile
 from vmessd.storage.images import Disk
 from vmessd.storage.plans import Drop, Move, Steps
 from vmessd.storage.vmdir import VMDirectory
@@ -142,10 +142,7 @@ def prepare(vm: VMDirectory, name: str | None, slots: Iterable[str] | None = Non
 
 def _overlay(vm: VMDirectory, disk: Disk, base: str, base_format: str | None = None) -> Overlay:
     with vm.opened() as directory:
-        name = safefile.temporary_name(f"{vm.vm}-{disk.slot}")
-        with failing(f"{safefile.place(directory, name)} cannot be created"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            os.close(os.open(name, flags, 0o660, dir_fd=directory))
+        name = safefile.create_temporary(directory, f"{vm.vm}-{disk.slot}")
     return Overlay(disk, name, base, base_format or disk.format)
 
 
@@ -310,11 +307,8 @@ def _check_merge(vm: VMDirectory, merge: Merge, name: str) -> None:
         )
     if base.format == "raw" or not base.block_device:
         with vm.opened() as directory:
-            found = os.fstatvfs(directory)
-        free = found.f_bavail * found.f_frsize
-        wanted = max(0, min(merge.weight, merge.disk.size - os.stat(base.path).st_blocks * 512))
-        if free < wanted:
-            raise Failed(f"{vm} has too little space to merge snapshot {name}", hint=f"df -h {vm}")
+            wanted = max(0, min(merge.weight, merge.disk.size - os.stat(base.path).st_blocks * 512))
+            copying.check_room(directory, wanted, str(vm), f"merging snapshot {name} takes up to")
 
 
 def _make_writable(directory: int, name: str) -> None:
@@ -383,16 +377,10 @@ def writable(vm: VMDirectory, name: str) -> Iterator[None]:
 
 def name_bases(vm: VMDirectory, disks: Iterable[Disk]) -> None:
     """Have the headers of disks name their bases directly, because the links to them are about to move."""
-    for disk in disks:
-        name = os.path.basename(disk.path)
-        with vm.opened() as directory, contextlib.suppress(VmessError, OSError, qcow2.Refused):
-            if not disk.bases or disk.target is not None:
-                continue
-            fd = safefile.open_plain(directory, name, os.O_RDWR)
-            try:
-                head = os.pread(fd, qcow2.HEAD, 0)
-                header = qcow2.parse(head)
-                if header.backing == names.base_file(vm.vm, disk.slot, 1):
-                    os.pwrite(fd, qcow2.with_backing(head, header, disk.bases[0].target), 0)
-            finally:
-                os.close(fd)
+    with vm.opened() as directory:
+        for disk in disks:
+            if disk.bases and disk.target is None:
+                link = names.base_file(vm.vm, disk.slot, 1)
+                with contextlib.suppress(OSError):
+                    name, base = os.path.basename(disk.path), disk.bases[0].target
+                    backing.name_base(directory, name, link.__eq__, base)

@@ -131,26 +131,15 @@ class VMDirectory:
         Raises:
             Failed: it could not be created, or exists already.
         """
-        self.must_be_new()
-        making = self.path.with_name(f"{MAKING}{self.vm}-{os.urandom(4).hex()}")
-        with failing(f"{self} cannot be created"):
-            # Others must not open it, because then they could lock it. The group may be QEMU's, and only
-            # passes.
-            making.mkdir(mode=0o710)
-            try:
-                with safefile.opened(making) as directory:
-                    for file, text in files.items():
-                        safefile.write(directory, file, f"{text}\n".encode())
-                making.rename(self.path)
-            except BaseException as error:
-                try:
-                    safefile.empty(making)
-                    making.rmdir()
-                except OSError:
-                    left(making.name)
-                if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    self.must_be_new()  # another process was faster
-                raise
+        new = NewDirectory(self)
+        try:
+            with safefile.opened(new.path) as directory, failing(f"{self} cannot be created"):
+                for file, text in files.items():
+                    safefile.write(directory, file, f"{text}\n".encode())
+            new.finish()
+        finally:
+            if name := new.close():
+                left(name)
 
     def must_be_new(self) -> None:
         """Raise Failed where the name exists, and BadFile where it is not that of a VM."""
@@ -350,8 +339,7 @@ class VMDirectory:
     def make_pid_file(self) -> None:
         """Create an empty pid file for a QEMU that may not create files in the directory."""
         with self.opened() as directory, failing(f"{self}/{PID_FILE} cannot be created"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            os.close(os.open(PID_FILE, flags, 0o660, dir_fd=directory))
+            os.close(safefile.create(directory, PID_FILE))
 
     def has_long_log(self) -> bool:
         """Tell whether :meth:`shorten_log` has work to do."""
@@ -496,6 +484,52 @@ SHARED_ISOS = "iso"
 SHELF = "images"
 """The directory for images that disks stand on, in the VM root; as above, not the full name of a VM."""
 _NOT_MEANT = (SHARED_ISOS, SHELF, "lost+found")
+
+
+class NewDirectory:
+    """A directory that becomes that of a VM at the very end. Its name says until then that it is being made.
+
+    So nobody takes it for a VM, and the next daemon removes it after a crash.
+    """
+
+    def __init__(self, vm: VMDirectory) -> None:
+        """Create it; raises Failed, BadFile."""
+        vm.must_be_new()
+        self._vm = vm
+        self._is_there = False
+        self.path = vm.path.with_name(f"{MAKING}{vm.vm}-{os.urandom(4).hex()}")
+        with failing(f"{vm} cannot be created"):
+            # Others must not open it, because then they could lock it. The group may be QEMU's, and only
+            # passes.
+            self.path.mkdir(mode=0o710)
+        self._is_there = True
+
+    def finish(self) -> None:
+        """Make it that of the VM.
+
+        Raises:
+            Failed, BadFile: another process was faster, or it cannot be renamed.
+        """
+        self._vm.must_be_new()
+        with failing(f"{self._vm} cannot be created"):
+            try:
+                self.path.rename(self._vm.path)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    self._vm.must_be_new()
+                raise
+        self._is_there = False
+
+    def close(self) -> str | None:
+        """Remove what did not become a VM; return its name in the root if that is impossible."""
+        if self._is_there:
+            try:
+                safefile.empty(self.path)
+                self.path.rmdir()
+            except OSError:
+                return self.path.name
+            self._is_there = False
+        return None
 
 
 def listing(root: Path) -> Listing:
