@@ -142,7 +142,6 @@ def served(daemon: Crowd, ways: Sequence[str], seconds: float) -> tuple[float, f
     """Return p99 and the longest of another user's waits while one is hostile."""
     with hostile(daemon, ways, seconds + 60):
         taken = daemon.latencies(seconds)
-    assert len(taken) > 5
     return taken[int(len(taken) * 0.99)], taken[-1]
 
 

@@ -57,7 +57,7 @@ def test_c101_a_clone_has_the_disks_and_settings_and_an_identity_of_its_own(daem
     }
     assert (new / "SMBIOS").read_text() == "product=X\n"
     meta = (new / "META_DATA").read_text()
-    assert ("iid-1" not in meta, "local-hostname" not in meta, "key: value" in meta) == (True, True, True)
+    assert ("iid-1\n" not in meta, "local-hostname" not in meta, "key: value" in meta) == (True, True, True)
     same(daemon, content, B)
     write(daemon, 5)
     same(daemon, content, B)

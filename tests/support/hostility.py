@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 
 INTERFACE = "org.emptystack.vmess"
 THREADS = 6
+LEAST = 6
+"""How often a status is asked for at least."""
 
 Work = Callable[[], None]
 
@@ -160,7 +162,7 @@ def status(enemy: Enemy, seconds: float) -> None:
     taken = []
     end = time.monotonic() + seconds
     call = encode("Status", {"vm": enemy.vms[-1]})
-    while time.monotonic() < end:
+    while time.monotonic() < end or len(taken) < LEAST:
         began = time.monotonic()
         try:
             with enemy.connected() as sock:

@@ -49,8 +49,7 @@ class Inspection(Caller):
         `unread` is the number of VMs whose files have not answered within 2 s, so that what was
         known before is returned; null if there are none.
         """
-        vms = await self._supervisor.overview()
-        unread = self._supervisor.overviews.unread(vm.name for vm in vms)
+        vms, unread = await self._supervisor.overview()
         return OverviewReply(vms=vms, others=self._supervisor.not_vms(), unread=unread or None)
 
     @varlinkmethod(return_parameter="status")

@@ -6,7 +6,7 @@ and the states of the VMs in any case.
 
 import contextlib
 import functools
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from vmessd.core.errors import VmessError
@@ -38,8 +38,10 @@ class Overviews:
         self._unread: set[str] = set()
         """VMs whose files have not answered in the latest round."""
 
-    async def all(self, macs: Callable[[str], Mapping[int, str]]) -> list[VMOverview]:
+    async def all(self, macs: Callable[[str], Mapping[int, str]]) -> tuple[list[VMOverview], int]:
         """Return a line for each VM, by name; `macs` gives the MACs of the cards of a running VM.
+
+        The number is of VMs whose lines may show what was known before, because their files are slow.
 
         Raises:
             Failed: the VM root cannot be read.
@@ -49,11 +51,9 @@ class Overviews:
         subjects = [subject(one) for one in machines]
         with contextlib.suppress(VmessError):  # the lines show what is known
             await self._lane.do(functools.partial(self._read, subjects, cards), PATIENCE)
-        return [self._line(one) for one in machines]
-
-    def unread(self, vms: Iterable[str]) -> int:
-        """Return of how many VMs the list has shown what was known before, because their files are slow."""
-        return sum(vm in self._unread or self._readings.get(vm) is None for vm in vms)
+        # Before the lines, since the thread may still be reading.
+        unread = sum(one.vm in self._unread or self._readings.get(one.vm) is None for one in machines)
+        return [self._line(one) for one in machines], unread
 
     # -- In a thread --
 

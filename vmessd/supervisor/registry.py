@@ -360,8 +360,8 @@ class Supervisor:
         hint = f"a VM is called by a-z, digits and hyphens: {moved}"
         return NotVMs(len(self._others), [printable(name) for name in self._others[:OTHERS_MAX]], hint)
 
-    async def overview(self) -> list[VMOverview]:
-        """Return a line for each VM, by name; raises Failed."""
+    async def overview(self) -> tuple[list[VMOverview], int]:
+        """Return a line for each VM, by name, and the number of those whose files are slow; raises Failed."""
         return await self.overviews.all(self._macs)
 
     def _macs(self, vm: str) -> Mapping[int, str]:
