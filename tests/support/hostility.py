@@ -159,7 +159,7 @@ def until(end: float, work: Work) -> None:
 
 def status(enemy: Enemy, seconds: float) -> None:
     """Print how long it took each time to connect and be told how a VM is."""
-    taken = []
+    taken: list[float] = []
     end = time.monotonic() + seconds
     call = encode("Status", {"vm": enemy.vms[-1]})
     while time.monotonic() < end or len(taken) < LEAST:
