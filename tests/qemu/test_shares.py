@@ -37,7 +37,7 @@ def test_a_directory_is_shared_from_the_next_start(daemon: Daemon, tmp_path: Pat
     assert os.readlink(f"/proc/{pid}/fd/32") == str(tmp_path / "src")
     (tmp_path / "other").mkdir()
     said = daemon.vmessctl("newvm", "share", "add", "other", tmp_path / "other", "ro")
-    assert "newvm0 is running; share takes effect at its next start" in said.stderr
+    assert "newvm0: share takes effect at its next start" in said.stderr
     assert daemon.status("newvm0")["pending"] is True
     assert f"SHARES: src {tmp_path}/src (after restart: " in daemon.done("newvm", "info")
     daemon.done("newvm", "share", "del", "other")

@@ -9,8 +9,9 @@ import time
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
+from vmessctl.commands import confirmation
 from vmessctl.output.phrases import about, phrase
-from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
+from vmessctl.output.terminal import emit, for_each, say, tell
 from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted
 from vmessd.core.settings import LOCK, STROKE_TIME
 
@@ -117,8 +118,8 @@ def unlock(invocation: Invocation) -> int:
         if remark is None:
             say(f"{vm} is not locked")
             return DONE
-        if not sure and not confirmed(f"Unlock {vm}{f' ({printable(remark)})' if remark else ''}?"):
-            warn(f"{vm} remains locked")
+        question = f"Unlock {vm}{f' ({printable(remark)})' if remark else ''}?"
+        if not sure and not confirmation.is_asked(question, f"{vm} remains locked"):
             return Failed.status
         emit(invocation, client.call("Unlock", vm=vm), vm)
         tell(about(vm, phrase("unlock"), several=False))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import posix
 import stat
-import sys
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
-from vmessctl.commands import files
+from vmessctl.commands import confirmation, files
+from vmessctl.commands.progress import follow
 from vmessctl.output import rendering
 from vmessctl.output.phrases import about, command, phrase
-from vmessctl.output.terminal import confirmed, emit, for_each, say, status_lines, tell, warn
+from vmessctl.output.terminal import emit, for_each, say, tell
 from vmessd.core import settings
-from vmessd.core.errors import DONE, InvalidValue, printable, quoted, reason, shell_line
+from vmessd.core.errors import DONE, InvalidValue, printable, quoted, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 DELETE = "delete"
 FIRST = "hda"
 """The disk of `make --image`."""
-BAR = 30
-"""Characters of a progress bar."""
 
 
 def change(invocation: Invocation) -> int:
@@ -123,7 +121,7 @@ def _bring(invocation: Invocation, path: str) -> int:
                 client.send("Bring", asked, more=True, descriptor=fd)
         finally:
             posix.close(fd)
-        progress = follow(client, f"{vm} {slot}")
+        progress = follow(client, lambda now: f"{vm} {slot}: {now['step']}")
         emit(invocation, {"progress": progress}, vm)
         shown = f"{progress['file']}, {settings.size_shown(progress['size'])}"
         how = "" if linked else from_which(progress)
@@ -141,40 +139,14 @@ def from_which(progress: Reply) -> str:
     return "" if same else f" (converted from {rendering.image_format(progress['source'])})"
 
 
-def follow(client: Client, what: str) -> Reply:
-    """Show the progress, and return the last step. If this program ends, the daemon stops and cleans up."""
-    try:
-        while True:
-            client.wait_longer(600.0)  # the last step writes everything to the disk
-            reply, more = client.receive()
-            progress: Reply = reply["progress"]
-            if not more:
-                return progress
-            status_lines.draw(bar(f"{what}: {progress['step']}", progress["percent"]))
-    finally:
-        status_lines.clear()
-
-
-def bar(text: str, percent: int | None) -> str:
-    """Return a progress bar."""
-    if percent is None:
-        return text
-    done = BAR * percent // 100
-    return f"{text} [{'#' * done}{' ' * (BAR - done)}] {percent}%"
-
-
 def _delete(invocation: Invocation) -> int:
-    slot, sure = invocation.command.verb, verbs.YES.flag in invocation.options
-    if not sure and not sys.stdin.isatty():
-        line = shell_line([PROGRAM.name, *invocation.vms, slot, DELETE, verbs.YES.flag])
-        raise InvalidValue(
-            f"{slot} {DELETE} deletes a disk, and there is no terminal on which to ask",
-            hint=f"to delete without asking: {line}",
-        )
+    slot = invocation.command.verb
+    sure = confirmation.is_given(invocation, f"{slot} {DELETE} deletes a disk", *invocation.vms, slot, DELETE)
 
     def work(client: Client, vm: str) -> int:
-        if not sure and not confirmed(f"Delete {slot} of {vm} with all its data?"):
-            warn(f"{vm} is unchanged")
+        if not sure and not confirmation.is_asked(
+            f"Delete {slot} of {vm} with all its data?", f"{vm} is unchanged"
+        ):
             return 1
         note = client.call("DeleteDisk", vm=vm, slot=slot)["note"]
         emit(invocation, {"note": note}, vm)

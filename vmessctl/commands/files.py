@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.commands import confirmation
 from vmessctl.output import rendering
 from vmessctl.output.phrases import NOT_AT_BOOT, about, at_boot, command, lower_case, phrase
-from vmessctl.output.terminal import confirmed, emit, for_each, say, tell, warn
+from vmessctl.output.terminal import emit, for_each, say, tell
 from vmessd.core import names, settings
 from vmessd.core.errors import DONE, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
@@ -104,13 +104,7 @@ def absolute(verb: str, path: str) -> str:
 
 def remove(invocation: Invocation) -> int:
     """Delete VMs, after confirmation on a terminal."""
-    sure = verbs.YES.flag in invocation.options
-    if not sure and not sys.stdin.isatty():
-        line = shell_line([PROGRAM.name, *invocation.vms, "rm", verbs.YES.flag])
-        raise InvalidValue(
-            "rm deletes all files of a VM, and there is no terminal on which to ask",
-            hint=f"to delete without asking: {line}",
-        )
+    sure = confirmation.is_given(invocation, "rm deletes all files of a VM", *invocation.vms, "rm")
 
     def work(client: Client, vm: str) -> int:
         info = client.call("Info", vm=vm)["info"]
@@ -118,8 +112,7 @@ def remove(invocation: Invocation) -> int:
         refused_by_daemon = locked or info["status"]["state"] == State.held
         if not rendering.is_off(info["status"]) and not refused_by_daemon:
             raise _not_off(info["status"])
-        if not sure and not locked and not _confirmed(vm, info):
-            warn(f"{vm} is unchanged")
+        if not sure and not locked and not _is_asked(vm, info):
             return 1
         reply = client.call("Remove", vm=vm)
         emit(invocation, reply, vm)
@@ -163,7 +156,8 @@ def rename(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _confirmed(vm: str, info: Reply) -> bool:
+def _is_asked(vm: str, info: Reply) -> bool:
     images = [drive["slot"] for drive in info["drives"] if drive["slot"] != CDROM]
     disks = f", including {', '.join(images)}" if images else ""
-    return confirmed(f"Delete {vm} and all files in {printable(info['directory'])}{disks}?")
+    question = f"Delete {vm} and all files in {printable(info['directory'])}{disks}?"
+    return confirmation.is_asked(question, f"{vm} is unchanged")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import posix
-import sys
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
-from vmessctl.commands import disks
+from vmessctl.commands import confirmation, disks
+from vmessctl.commands.progress import follow
 from vmessctl.output.phrases import phrase
 from vmessctl.output.table import Column, grid
-from vmessctl.output.terminal import complain, confirmed, emit, output_width, say, tell, warn
-from vmessd.core.errors import DONE, InvalidValue, VmessError, printable, shell_line
+from vmessctl.output.terminal import emit, output_width, say, tell
+from vmessd.core.errors import DONE, InvalidValue, printable
 from vmessd.core.settings import size_shown
 
 TYPE_CHECKING = False
@@ -65,7 +65,7 @@ def _add(invocation: Invocation, path: str, name: str = "") -> int:
         client.send("AddImage", {"name": name, "image": 0, "file": path}, more=True, descriptor=fd)
     finally:
         posix.close(fd)
-    progress: Reply = disks.follow(client, f"image {name}")
+    progress: Reply = follow(client, lambda now: f"image {name}: {now['step']}")
     client.close()
     emit(invocation, {"progress": progress})
     how = disks.from_which(progress)
@@ -74,23 +74,13 @@ def _add(invocation: Invocation, path: str, name: str = "") -> int:
 
 
 def _remove(invocation: Invocation, name: str) -> int:
-    sure = verbs.YES.flag in invocation.options
-    if not sure and not sys.stdin.isatty():
-        line = shell_line([PROGRAM.name, "images", REMOVE, name, verbs.YES.flag])
-        raise InvalidValue(
-            f"images {REMOVE} deletes an image, and there is no terminal on which to ask",
-            hint=f"to delete without asking: {line}",
-        )
-    if not sure and not confirmed(f"Delete image {printable(name)}?"):
-        warn(f"image {printable(name)} is unchanged")
+    sure = confirmation.is_given(invocation, f"images {REMOVE} deletes an image", "images", REMOVE, name)
+    shown = printable(name)
+    if not sure and not confirmation.is_asked(f"Delete image {shown}?", f"image {shown} is unchanged"):
         return 1
     client = connect(invocation)
-    try:
-        client.call("RemoveImage", name=name)
-    except VmessError as error:
-        return complain(error)
-    finally:
-        client.close()
+    client.call("RemoveImage", name=name)
+    client.close()
     emit(invocation, {"image": name})
-    tell(phrase("image removed", name=printable(name)))
+    tell(phrase("image removed", name=shown))
     return DONE

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
-from vmessctl.commands.disks import bar
+from vmessctl.commands import confirmation
+from vmessctl.commands.progress import PATIENCE, follow
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.table import Column, grid
-from vmessctl.output.terminal import confirmed, emit, say, status_lines, tell, warn
+from vmessctl.output.terminal import emit, output_width, say, tell
 from vmessd.core import names
-from vmessd.core.errors import DONE, InvalidValue, printable, quoted, shell_line
+from vmessd.core.errors import DONE, InvalidValue, printable, quoted
 from vmessd.core.settings import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
-
-PATIENCE = 600.0
-"""Seconds that the daemon may take to write images to the disk, in addition."""
 
 COLUMNS = (
     Column("NAME", lambda one: str(one["name"]), 0, left=True),
@@ -40,11 +37,11 @@ def clone(invocation: Invocation) -> int:
     client = connect(invocation)
     linked = verbs.LINKED.flag in invocation.options
     client.send("Clone", {"vm": vm, "name": new, "linked": linked}, more=True)
-    reply = _follow(client, f"{vm}: cloning")
+    progress = follow(client, lambda _now: f"{vm}: cloning")
     client.close()
-    emit(invocation, reply, vm)
+    emit(invocation, {"progress": progress}, vm)
     tell(about(vm, phrase("clone", name=new), several=False))
-    for note in reply["progress"]["notes"] or ():
+    for note in progress["notes"] or ():
         say(command(f"{new}: {printable(note)}"))
     return DONE
 
@@ -103,24 +100,18 @@ def _list(invocation: Invocation, client: Client, _name: str | None) -> int:
     if not found:
         say(f"{vm}: {phrase('snapshot none')}")
         return DONE
-    print(*grid(COLUMNS, found), sep="\n")
+    print(*grid(COLUMNS, found, output_width()), sep="\n")
     return DONE
 
 
 def _revert(invocation: Invocation, client: Client, name: str | None) -> int:
     (vm,) = invocation.vms
-    sure = verbs.YES.flag in invocation.options
-    if not sure and not sys.stdin.isatty():
-        line = shell_line([PROGRAM.name, vm, "snapshot", "revert", name or "", verbs.YES.flag])
-        raise InvalidValue(
-            "snapshot revert loses what was written since, and there is no terminal on which to ask",
-            hint=f"to do it without asking: {line}",
-        )
-    if not sure:
+    loses = "snapshot revert loses what was written since"
+    if not confirmation.is_given(invocation, loses, vm, "snapshot", "revert", name or ""):
         newer = client.call("NewerSnapshots", vm=vm, name=name)["names"]
         more = f", and the newer snapshots {', '.join(newer)}" if newer else ""
-        if not confirmed(f"Go back to snapshot {name} of {vm}, and lose what was written since{more}?"):
-            warn(f"{vm} is unchanged")
+        question = f"Go back to snapshot {name} of {vm}, and lose what was written since{more}?"
+        if not confirmation.is_asked(question, f"{vm} is unchanged"):
             return 1
     change = client.call("RevertSnapshot", vm=vm, name=name)["change"]
     _report(invocation, vm, change, phrase("snapshot revert", name=name))
@@ -130,20 +121,7 @@ def _revert(invocation: Invocation, client: Client, name: str | None) -> int:
 def _delete(invocation: Invocation, client: Client, name: str | None) -> int:
     (vm,) = invocation.vms
     client.send("DeleteSnapshot", {"vm": vm, "name": name}, more=True)
-    reply = _follow(client, f"{vm} snapshot {name}: merging")
-    emit(invocation, reply, vm)
+    progress = follow(client, lambda _now: f"{vm} snapshot {name}: merging")
+    emit(invocation, {"progress": progress}, vm)
     tell(about(vm, phrase("snapshot delete", name=name), several=False))
     return DONE
-
-
-def _follow(client: Client, what: str) -> Reply:
-    """Show the progress, and return the last reply. If this program ends, the daemon stops and cleans up."""
-    try:
-        while True:
-            client.wait_longer(PATIENCE)
-            reply, more = client.receive()
-            if not more:
-                return reply
-            status_lines.draw(bar(what, reply["progress"]["percent"]))
-    finally:
-        status_lines.clear()

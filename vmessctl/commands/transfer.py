@@ -13,6 +13,7 @@ import time
 
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import VERSIONS, connect
+from vmessctl.commands.progress import PATIENCE, bar
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
 from vmessd.core import names
@@ -27,12 +28,8 @@ PIECE = 1 << 20
 """Bytes that are copied at a time."""
 BEGIN_TIME = 300.0
 """Seconds that the daemon may take to look through the disks before an export, in addition."""
-END_TIME = 600.0
-"""Seconds that the disk may take to have written everything at the end of an import, in addition."""
 REDRAW = 0.2
 """Seconds between two states of the bar."""
-BAR = 24
-"""Characters of the bar."""
 STANDARD = "-"
 
 
@@ -52,10 +49,8 @@ class _Bar:
         if not self._size:
             status_lines.draw(f"{self._doing}: {size_shown(done)}")
             return
-        share = min(1.0, done / self._size)
-        drawn = "#" * int(share * BAR)
         sizes = f"{size_shown(done)} of {size_shown(self._size)}"
-        status_lines.draw(f"{self._doing} [{drawn:.<{BAR}}] {share:4.0%}, {sizes}")
+        status_lines.draw(f"{bar(self._doing, min(100, 100 * done // self._size))}, {sizes}")
 
 
 def export(invocation: Invocation) -> int:
@@ -118,7 +113,7 @@ def take(invocation: Invocation) -> int:
             status_lines.clear()
     finally:
         os.close(source)
-    client.wait_longer(END_TIME)
+    client.wait_longer(PATIENCE)
     last = client.receive()[0]["transfer"]["progress"]
     client.close()
     _report(invocation, last["vm"], "import", file, last)

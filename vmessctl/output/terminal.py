@@ -150,11 +150,6 @@ def emit(invocation: Invocation, reply: Reply, vm: str = "") -> None:
         print(light_json.dumps(about | reply), flush=True)
 
 
-def confirmed(question: str) -> bool:
-    """Ask a question on the terminal; tell whether the answer is yes."""
-    return answer(f"{question} [y/N]").lower() in ("y", "yes")
-
-
 def answer(question: str) -> str:
     """Ask a question on the terminal, and return the answer; Ctrl-D is `quit`."""
     try:

@@ -608,7 +608,7 @@ class Supervisor:
             work = functools.partial(shares.add, machine.directory, self.host, wanted)
         await machine.change(work)
         if machine.state not in OFF:
-            return f"{machine.vm} is running; share takes effect at its next start"
+            return f"{machine.vm}: share takes effect at its next start"
         return None
 
     def _change(self, directory: VMDirectory, setting: str, value: str | None) -> _Change:

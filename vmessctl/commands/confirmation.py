@@ -1,0 +1,40 @@
+"""The consent that a verb needs before it destroys something: `--yes`, or an answer on the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM
+from vmessctl.output.terminal import answer, warn
+from vmessd.core.errors import InvalidValue, shell_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.cli.verbs import Invocation
+
+
+def is_given(invocation: Invocation, loses: str, *words: str) -> bool:
+    """Tell whether the command line has `--yes`; otherwise :func:`is_asked` is next.
+
+    `loses` says what is at stake: `rm deletes all files of a VM`; `words` are the command line without `--yes`.
+
+    Raises:
+        InvalidValue: it has not, and there is no terminal on which to ask.
+    """
+    if verbs.YES.flag in invocation.options:
+        return True
+    if not sys.stdin.isatty():
+        line = shell_line([PROGRAM.name, *words, verbs.YES.flag])
+        raise InvalidValue(
+            f"{loses}, and there is no terminal on which to ask", hint=f"to do it without asking: {line}"
+        )
+    return False
+
+
+def is_asked(question: str, otherwise: str) -> bool:
+    """Ask a question on the terminal; tell whether the answer is yes, and say `otherwise` if it is not."""
+    if answer(f"{question} [y/N]").lower() in ("y", "yes"):
+        return True
+    warn(otherwise)
+    return False
