@@ -406,6 +406,6 @@ async def test_c51_an_end_before_the_next_look_is_noted_where_the_directory_was_
         monkeypatch.setattr(QemuRun, "mind_directory", lambda *_: None)  # it looks too late
         place.rename(moved)
         place.symlink_to(moved)
-        await supervisor.check_unlocked("newvm0", stops=True)
+        await supervisor.locks.check_unlocked("newvm0", stops=True)
         await stop(supervisor, "newvm", force=True)
     assert json.loads((moved / "exit.json").read_text())["reason"] == "forced"

@@ -31,7 +31,7 @@ class Life(Caller):
         and puts the image of a disk aside. With force, the CD drive of a running VM is opened even if the guest
         has locked it. Returns a remark, or null.
         """
-        note = await self._supervisor.set(vm, setting, value, force=force)
+        note = await self._supervisor.changes.set(vm, setting, value, force=force)
         self._tell(Kind.setting, vm, f"{setting} {'none' if value is None else quoted(value, 300)}")
         return note
 
@@ -44,7 +44,7 @@ class Life(Caller):
         The path is absolute and without symbolic links. With `virtiofs`, the share does not use 9p. Returns a
         remark, or null.
         """
-        note = await self._supervisor.share(vm, tag, path, read_only=read_only, virtiofs=virtiofs)
+        note = await self._supervisor.changes.share(vm, tag, path, read_only=read_only, virtiofs=virtiofs)
         self._tell(Kind.setting, vm, f"share {quoted(tag)} {'none' if path is None else quoted(path, 300)}")
         return note
 
@@ -72,13 +72,13 @@ class Life(Caller):
 
         Without a remark (an empty one), a VM that is locked keeps the remark that it has.
         """
-        await self._supervisor.lock(vm, remark)
+        await self._supervisor.locks.set(vm, remark)
         self._tell(Kind.lock, vm, printable(f"locked: {remark[:300]}" if remark.strip() else "locked"))
 
     @varlinkmethod
     async def Unlock(self, *, vm: str) -> None:
         """Unlock a VM, so that it can be changed again."""
-        await self._supervisor.lock(vm, None)
+        await self._supervisor.locks.set(vm, None)
         self._tell(Kind.lock, vm, "unlocked")
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)

@@ -91,7 +91,9 @@ class Control:
         self._fleet = fleet
         self._clients: set[Connection] = set()
         self._budget = Budget(frozenset({0, os.geteuid()}))
-        self._gate = Gate(supervisor.check_unlocked, supervisor.check_links, supervisor.check_needs, Audit())
+        self._gate = Gate(
+            supervisor.locks.check_unlocked, supervisor.check_links, supervisor.check_needs, Audit()
+        )
         self._hangups: Hangups | None = None
         self._arriving: dict[Account, collections.deque[tuple[socket.socket, Peer]]] = {}
         """Clients that wait for their user's turn, in order of arrival."""

@@ -1,1 +1,1 @@
-"""All VMs of a VM root: registry, `list` and `info`, samples for `top`, boot and shutdown, housekeeping."""
+"""All VMs of a VM root: registry, locks, changes, clones, archives; views of them; boot, shutdown, upkeep."""

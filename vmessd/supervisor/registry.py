@@ -4,20 +4,17 @@ import asyncio
 import contextlib
 import dataclasses
 import difflib
-import fcntl
 import functools
 import logging
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from vmessd.core import names, settings
+from vmessd.core import names
 from vmessd.core.contract import METHODS, Method, Needs
 from vmessd.core.errors import (
     AlreadyRunning,
-    BadFile,
     InvalidValue,
     Locked,
     NoSuchVM,
@@ -25,21 +22,17 @@ from vmessd.core.errors import (
     TimedOut,
     VmessError,
     failing,
-    is_broken,
     printable,
     quoted,
     shell_line,
 )
-from vmessd.core.hardware import FIRMWARE
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.models.wires import Step
-from vmessd.core.settings import BY_FILE, CPU, DRIVES, LOCK, SETTINGS, Setting
-from vmessd.core.shares import Share
+from vmessd.core.settings import BY_FILE, CPU
 from vmessd.core.wires import file_text, tap_below
-from vmessd.devices import cd_drive, shares
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.disks import Disks
@@ -50,14 +43,16 @@ from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
-from vmessd.storage import backing, blocking, firmware, images, vmdir
+from vmessd.storage import backing, blocking, root_lock, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
+from vmessd.supervisor.changes import Changes
 from vmessd.supervisor.clones import Clones
 from vmessd.supervisor.housekeeping import Housekeeping
 from vmessd.supervisor.images import Images
 from vmessd.supervisor.leftovers import Leftovers
+from vmessd.supervisor.locks import Locks
 from vmessd.supervisor.mentions import mentions
 from vmessd.supervisor.overview import Overviews
 from vmessd.supervisor.readings import Readings
@@ -79,22 +74,8 @@ LIKENESS = 0.7
 """How similar the name of a VM must be to one that does not exist, to be suggested (difflib, 0 to 1)."""
 AT_A_STRETCH = 32  # VMs that are handled before the event loop gets its turn: about 1 ms
 OTHERS_MAX = 10  # directories that are not VMs that are named; more are counted
-LOCK_TIME = 1.0  # seconds that a stop waits for the LOCK file
-ROOT_TRIES, ROOT_WAIT = 25, 0.02
-"""How often a daemon tries to lock its VM root, and the seconds in between."""
 END_TIME = 15.0  # seconds that the tasks of the VMs may take to end
 FIND_TIME = 10.0  # seconds that a slow disk may delay the start of the daemon
-
-
-class _Change(NamedTuple):
-    """A change of a setting."""
-
-    work: Callable[[], str | None]
-    """Makes the change, and returns what was done; blocks."""
-    stopped: bool = False
-    """The VM must be stopped."""
-    live: bool = False
-    """It takes effect at once."""
 
 
 class Supervisor:
@@ -123,6 +104,8 @@ class Supervisor:
         """Work on the VM root itself."""
         self._leftovers = Leftovers(root, host.network)
         self.images = Images(root, host)
+        self.locks = Locks(self.machine)
+        self.changes = Changes(self.machine, self.disks, host)
         self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
         self.clones = Clones(root, host, self.snapshots, self._check_new, self._leftovers.remember)
         self._removing: set[str] = set()
@@ -130,8 +113,6 @@ class Supervisor:
         self._others: list[str] = []
         """The directories of the VM root that are not VMs, as seen last."""
         self._processes = Lane("the processes of this host")
-        self._remarks: dict[str, str | None] = {}
-        """The remarks in the LOCK files as they were read last; None for a VM that was not locked."""
 
     async def __aenter__(self) -> Self:
         """Lock the VM root; find the VMs in it, and those that run without a directory.
@@ -188,7 +169,7 @@ class Supervisor:
             network.access = dataclasses.replace(network.access, root=root_name(self.root))
             self.host.account.prepare(self.root)
             lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            if not _locked(lock):
+            if not root_lock.taken(lock):
                 os.close(lock)
                 raise Locked(
                     f"another vmessd serves the VM root {where}",
@@ -221,7 +202,7 @@ class Supervisor:
             return
         self._machines.pop(vm).close()
         del self._wires[vm], self._disks[vm], self._snapshots[vm]
-        self._remarks.pop(vm, None)
+        self.locks.forget(vm)
         await asyncio.wait({self._tasks.pop(vm)})
 
     async def machine(self, name: str) -> Machine:
@@ -497,38 +478,6 @@ class Supervisor:
         notes += mentions(renamed, directory.vm)
         return "; ".join(filter(None, notes)) or None
 
-    async def lock(self, name: str, remark: str | None) -> None:
-        """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed.
-
-        An empty remark keeps the one that there is.
-        """
-        machine = await self.machine(name)
-        text = remark if remark is None else remark.strip()
-        self._remarks[machine.vm] = await machine.change(functools.partial(_write_remark, machine, text))
-
-    async def check_unlocked(self, name: str, stops: bool = False) -> str | None:
-        """Raise Locked if a VM is locked, and BadFile or TimedOut if its LOCK file cannot be read.
-
-        For a call that `stops` the VM, an unreadable LOCK file is not an error: the remark that was read last
-        decides, and a VM without one is not locked. Returns a note about the file in this case.
-        """
-        machine = await self.machine(name)
-        read = functools.partial(_remark, machine)
-        note = None
-        try:
-            remark = await machine.files.aside(read, LOCK_TIME if stops else blocking.LOOK)
-            self._remarks[machine.vm] = remark
-        except (TimedOut, BadFile) as error:
-            if not stops:
-                raise _with_way_out(error, machine.vm) from None
-            note = f"{error.message}; it is stopped unless it was locked before"
-            log.warning("%s: %s", machine.vm, note)
-            remark = self._remarks.get(machine.vm)
-        if remark is not None:
-            shown = f": {remark}" if remark else ""
-            raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
-        return note
-
     async def check_needs(self, name: str, method: Method) -> None:
         """Check that a VM is in the state that a method needs.
 
@@ -549,9 +498,9 @@ class Supervisor:
                 raise NotRunning(error.message, hint="; ".join(hint for hint in hints if hint)) from None
 
     async def check_links(self, links: Sequence[str]) -> None:
-        """Raise as :meth:`check_unlocked` for the VMs that these links belong to."""
+        """Raise as Locks.check_unlocked for the VMs that these links belong to."""
         for vm in await self._owners(links):
-            await self.check_unlocked(vm)
+            await self.locks.check_unlocked(vm)
 
     async def _owners(self, links: Sequence[str]) -> list[str]:
         """Return the VMs that links belong to by their names. Links beyond TOGETHER_MAX are ignored."""
@@ -570,69 +519,6 @@ class Supervisor:
         running = parts[0] in self._machines and _counts(self._machines[parts[0]])
         return parts[0] if running or await self._is_vm(parts[0]) else None
 
-    async def set(self, name: str, setting: str, value: str | None, *, force: bool = False) -> str | None:
-        """Set a setting or a drive, named by its verb; None as value removes it. Return what was done.
-
-        `force` opens the CD drive of a running VM even if the guest has locked it.
-
-        Raises:
-            InvalidValue: there is no such setting, or the value is invalid.
-            AlreadyRunning: an image cannot change its size while the VM runs.
-            BadFile, Failed: the file cannot be written.
-        """
-        machine = await self.machine(name)
-        if setting in names.DISKS:
-            disks = await self.disks(name)
-            return await (disks.detach(setting) if value is None else disks.set_size(setting, value))
-        if setting == names.CDROM and cd_drive.is_there(machine):
-            await cd_drive.change(machine, value, self.host.account, force=force)
-            return None
-        change = self._change(machine.directory, setting, value)
-        done = await machine.change(change.work, stopped=change.stopped)
-        if not change.live and machine.state not in OFF:
-            return f"{machine.vm}: {setting} takes effect at its next start"
-        return done
-
-    async def share(
-        self, name: str, tag: str, path: str | None, *, read_only: bool, virtiofs: bool
-    ) -> str | None:
-        """Share a directory with a VM from its next start, or take the share away with None; return a note.
-
-        Raises:
-            InvalidValue, NotPermitted, BadFile, Failed: as `shares.add` and `shares.remove`.
-        """
-        machine = await self.machine(name)
-        work = functools.partial(shares.remove, machine.directory, tag)
-        if path is not None:
-            wanted = Share(tag, path, read_only, virtiofs)
-            work = functools.partial(shares.add, machine.directory, self.host, wanted)
-        await machine.change(work)
-        if machine.state not in OFF:
-            return f"{machine.vm}: share takes effect at its next start"
-        return None
-
-    def _change(self, directory: VMDirectory, setting: str, value: str | None) -> _Change:
-        """Return the change of a setting; raises InvalidValue for an unknown setting, or an invalid value."""
-        row = settings.by_name(setting)
-        if row is not None and (row.file, value) == (FIRMWARE, "reset"):
-            return _Change(functools.partial(firmware.reset_variables, directory), stopped=True)
-        if row is not None and row.verb is not None:
-            if value is not None:
-                self.host.check_words(row, directory)
-            return _Change(functools.partial(self._write, directory, row, value), live=row.live)
-        if setting == names.CDROM:
-            return _Change(lambda: images.set_cdrom(directory, value, self.host.account))
-        known = [row.verb for row in SETTINGS if row.verb] + [row.verb for row in DRIVES]
-        raise InvalidValue(f"setting {quoted(setting)} is none of {', '.join(known)}")
-
-    def _write(self, directory: VMDirectory, row: Setting, value: str | None) -> None:
-        """Change a setting; raises InvalidValue, BadFile, Failed; blocks."""
-        if value is not None:
-            self.host.check_known(row, value)
-            if row.verb in settings.PATHS:
-                images.check_boot_file(directory, row.verb, value, self.host.account)
-        directory.write_setting(row, value)
-
 
 def _takes_off(method: str) -> bool:
     """Tell whether the contract says that a method needs a VM that is off."""
@@ -644,59 +530,9 @@ def _counts(machine: Machine) -> bool:
     return machine.state not in OFF or not machine.found.is_set()
 
 
-def _remark(machine: Machine) -> str | None:
-    """Return the remark of a locked VM, which may be empty; None if it is not locked; blocks.
-
-    A VM that runs without a directory is not locked.
-    """
-    try:
-        return machine.find_home().setting_text(LOCK)
-    except NoSuchVM:
-        if machine.state in OFF:
-            raise
-        return None
-
-
-def _write_remark(machine: Machine, text: str | None) -> str | None:
-    """Lock a VM with a remark, or unlock it with None, even if the LOCK file is malformed; blocks.
-
-    Returns the remark in force: an empty one keeps the one that there is.
-    """
-    home = machine.find_home()
-    if text is None:
-        home.clear_setting(BY_FILE[LOCK])
-        return None
-    if not text:
-        with contextlib.suppress(BadFile):
-            text = home.setting_text(LOCK) or text
-    home.write_setting(BY_FILE[LOCK], text)
-    return text
-
-
-def _with_way_out(error: VmessError, vm: str) -> VmessError:
-    """Return the error of an unreadable LOCK file; if it is malformed, with a hint how to remove it."""
-    if isinstance(error, BadFile) and error.hint is None and not is_broken(error):
-        return BadFile(error.message, hint=f"vmess {vm} unlock removes it")
-    return error
-
-
 async def _unhurried(items: Iterable[_T]) -> AsyncIterator[_T]:
     """Yield items, which may be thousands, and let the event loop run other tasks now and then."""
     for number, item in enumerate(items, 1):
         yield item
         if number % AT_A_STRETCH == 0:
             await asyncio.sleep(0)
-
-
-def _locked(root: int) -> bool:
-    """Lock the VM root; tell whether that was possible.
-
-    A child of a daemon that was killed has its descriptors for a moment, until it becomes another program.
-    """
-    for attempt in range(ROOT_TRIES):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        if attempt < ROOT_TRIES - 1:
-            time.sleep(ROOT_WAIT)  # flock(2) has no deadline
-    return False
