@@ -16,7 +16,7 @@ from vmessd.core.errors import BadFile, Failed, printable, reason
 from vmessd.storage import archive_format, backing, contents, images, safefile
 from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment
 from vmessd.storage.contents import StoredBase
-from vmessd.storage.vmdir import VMDirectory
+from vmessd.storage.vmdir import Hold, VMDirectory
 
 PIECE = 1 << 20
 """Bytes that are read at a time."""
@@ -53,13 +53,9 @@ class Export:
         self.left_out: list[str] = []
         """The files that stay behind and that nobody may expect to, each with the reason."""
         self._vm = vm.vm
-        self._directory = vm
         self._sources: list[_Source] = []
-        lock = vm.lock()
-        if lock is None:
-            raise vm.held("by another process, so it is not exported")
-        self._held = [lock]
-        vm.purpose = "being exported"
+        self._hold = Hold(vm, "being exported")
+        self._files: list[int] = []
         try:
             self._collect(vm, reader)
         except BaseException:
@@ -69,9 +65,9 @@ class Export:
 
     def close(self) -> None:
         """Close all files and release the lock."""
-        self._directory.purpose = ""
-        while self._held:
-            os.close(self._held.pop())
+        while self._files:
+            os.close(self._files.pop())
+        self._hold.close()
 
     @property
     def size(self) -> int:
@@ -154,7 +150,7 @@ class Export:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise BadFile(f"{where} cannot be read: {reason(error)}") from None
-        self._held.append(fd)
+        self._files.append(fd)
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
             raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it must be an image or a block device")

@@ -486,6 +486,25 @@ SHELF = "images"
 _NOT_MEANT = (SHARED_ISOS, SHELF, "lost+found")
 
 
+class Hold:
+    """The lock of a VM directory, with what it is for."""
+
+    def __init__(self, vm: VMDirectory, purpose: str) -> None:
+        """Lock it for a `purpose`, in words: `being cloned`; raises Locked; blocks."""
+        lock = vm.lock()
+        if lock is None:
+            raise vm.held("by another process")
+        self._lock, self._vm = lock, vm
+        vm.purpose = purpose
+
+    def close(self) -> None:
+        """Release it."""
+        self._vm.purpose = ""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+
 class NewDirectory:
     """A directory that becomes that of a VM at the very end. Its name says until then that it is being made.
 

@@ -1,6 +1,5 @@
 """Clones: a new VM with a copy of the settings and disks of another one, or with images in common."""
 
-import asyncio
 import contextlib
 import functools
 import threading
@@ -17,6 +16,7 @@ from vmessd.storage import cloning, copying, snapshots
 from vmessd.storage.blocking import Lane
 from vmessd.storage.cloning import Clone
 from vmessd.storage.vmdir import VMDirectory
+from vmessd.supervisor import leftovers
 from vmessd.supervisor.mentions import mentions
 from vmessd.vm.holding import held
 from vmessd.vm.host import Host
@@ -81,7 +81,7 @@ class Clones:
             yield CloneProgress(True, (await self._taker(target.vm)).vm, 100, notes or None)
         finally:
             stop.set()
-            await self._clean_up(clone, lane)
+            await leftovers.clean_up(lane, clone.close, self._left)
 
     async def _keep(self, taker: Snapshots, name: str) -> list[str]:
         """Have all disks stand on images that nobody writes to; return a remark if one did not."""
@@ -94,16 +94,6 @@ class Clones:
             f"{machine.vm} has a snapshot {change.name} now, on which both stand",
             *(f"{machine.vm}: {note}" for note in change.notes),
         ]
-
-    async def _clean_up(self, clone: Clone, lane: Lane) -> None:
-        """Remove what did not become a VM; a later attempt, or the next daemon, does it otherwise."""
-
-        def remove() -> None:
-            if left := clone.close():
-                self._left(left)
-
-        with contextlib.suppress(VmessError):
-            await asyncio.shield(lane.see_to(remove))
 
 
 def _whole(vm: VMDirectory) -> list[str]:

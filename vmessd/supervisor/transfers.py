@@ -5,7 +5,6 @@ Each piece is read or written in a thread. When a client leaves, nothing of its 
 """
 
 import asyncio
-import contextlib
 import functools
 import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from vmessd.core import names
-from vmessd.core.errors import Failed, VmessError, failing, printable
+from vmessd.core.errors import Failed, failing, printable
 from vmessd.core.models.transfers import TransferProgress
 from vmessd.storage.blocking import Lane
 from vmessd.storage.exporting import Export
 from vmessd.storage.importing import Import
+from vmessd.supervisor import leftovers
 from vmessd.supervisor.mentions import mentions
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -104,7 +104,7 @@ class Transfers:
             notes = await lane.do(functools.partial(mentions, directory, incoming.made_of)) if renamed else []
             yield Transfer(TransferProgress(done=True, vm=machine.vm, size=size, notes=notes or None))
         finally:
-            await self._clean_up(incoming, lane)
+            await leftovers.clean_up(lane, incoming.close, self._left)
 
     async def _feed(self, incoming: Import, ours: socket.socket, lane: Lane, *, is_checked: bool) -> int:
         """Pass an archive on as it comes; return its size."""
@@ -116,16 +116,6 @@ class Transfers:
                 is_checked = True
             size += len(data)
         return size
-
-    async def _clean_up(self, incoming: Import, lane: Lane) -> None:
-        """Remove what did not become a VM; a later attempt, or the next daemon, does it otherwise."""
-
-        def remove() -> None:
-            if left := incoming.close():
-                self._left(left)
-
-        with contextlib.suppress(VmessError):
-            await asyncio.shield(lane.see_to(remove))
 
 
 def _channel() -> tuple[socket.socket, socket.socket]:

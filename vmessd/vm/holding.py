@@ -2,30 +2,10 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import AsyncIterator
 
-from vmessd.storage.vmdir import VMDirectory
+from vmessd.storage.vmdir import Hold
 from vmessd.vm.machine import Machine
-
-
-class Hold:
-    """The lock of a VM directory, with what it is for."""
-
-    def __init__(self, vm: VMDirectory, purpose: str) -> None:
-        """Lock it for a `purpose`, in words: `being cloned`; raises Locked; blocks."""
-        lock = vm.lock()
-        if lock is None:
-            raise vm.held("by another process")
-        self._lock, self._vm = lock, vm
-        vm.purpose = purpose
-
-    def close(self) -> None:
-        """Release it."""
-        self._vm.purpose = ""
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
 
 
 @contextlib.asynccontextmanager

@@ -147,7 +147,7 @@ def test_what_is_left_out_is_said(vm: VMDirectory) -> None:
 def test_a_vm_is_held_while_it_is_exported(vm: VMDirectory) -> None:
     export = Export(vm, Everybody())
     assert vm.lock() is None
-    with pytest.raises(Locked, match="held by another process, so it is not exported"):
+    with pytest.raises(Locked, match="held by another process"):
         Export(VMDirectory(vm.path.parent, vm.vm), Everybody())
     with pytest.raises(Locked, match="VM newvm0 is being exported"):
         Export(vm, Everybody())
