@@ -148,6 +148,25 @@ class _Forwarder(EventListener):
             await asyncio.sleep(0)
 
 
+class _Patient(socket.socket):
+    """A socket that loses what is sent to a QEMU that has ended, instead of failing.
+
+    asyncio would otherwise close the connection at once, with the last events of that QEMU unread.
+    """
+
+    def send(self, *data: Any) -> int:
+        try:
+            return super().send(*data)
+        except (BrokenPipeError, ConnectionResetError):
+            return memoryview(data[0]).nbytes
+
+    def sendmsg(self, *message: Any) -> int:
+        try:
+            return super().sendmsg(*message)
+        except (BrokenPipeError, ConnectionResetError):
+            return sum(memoryview(piece).nbytes for piece in message[0])
+
+
 class Monitor:
     """One connection. Events go to the handler in order, in the event loop.
 
@@ -170,9 +189,9 @@ class Monitor:
         Raises:
             MonitorLost: the peer hung up or does not speak QMP.
         """
-        self._socket = connected
+        self._socket = _Patient(fileno=connected.detach())
         try:
-            await self._client.connect(connected)
+            await self._client.connect(self._socket)
         except Exception as error:  # noqa: BLE001 -- a peer can provoke any error in the library
             raise MonitorLost(_text_of(error)) from None
 
