@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 SUPPORT = Path(__file__).with_name("support")
 pytest.register_assert_rewrite(*(file.stem for file in SUPPORT.glob("*.py")))  # before they are imported
 
 from daemons import FAKE, UNIT, Daemon, Namespace, WiredDaemon, need_wires  # noqa: E402
+
+# A test that draws values may take long beside others.
+settings.register_profile("shared processors", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared processors")
 
 pytest_plugins = ("booted", "hostile", "labs")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, WiredDaemon, generated, own
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from shells import LEFT, Shell
 
@@ -308,7 +308,6 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(PIECES, max_size=7), PIECES, st.lists(PIECES, max_size=3))
 def test_no_line_is_too_strange_to_be_completed(before: list[str], current: str, after: list[str]) -> None:
     assert all("\n" not in word for word, _ in completion.candidates(before, current, after, Host))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from daemons import Daemon
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from varlink_wire import nothing_unforeseen
 
@@ -22,7 +22,6 @@ JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # beside others
 @given(JSON)
 def test_c56_a_counter_is_a_whole_number_of_64_bits(value: object) -> None:
     kept = counter(value)

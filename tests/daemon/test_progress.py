@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from daemons import AS_VMESSCTL, Daemon, own
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from terminals import Page, Terminal, on_terminal
 
@@ -45,7 +45,6 @@ def test_of_more_texts_than_lines_the_last_says_how_many() -> None:
     assert fitting([], 80, 3) == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("x ", max_size=200), max_size=60), st.integers(0, 200), st.integers(0, 60))
 def test_what_is_drawn_fits_whatever_the_terminal(texts: list[str], width: int, height: int) -> None:
     shown = fitting([("", text) for text in texts], width, height)

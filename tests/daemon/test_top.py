@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, own, wait_for
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from terminals import on_terminal
 
@@ -46,7 +46,6 @@ def test_amounts_are_short(number: float | None, text: str) -> None:
     assert amount(number) == text
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e40))
 def test_an_amount_has_four_characters_at_most(number: float) -> None:
     assert 1 <= len(amount(number)) <= 4
@@ -127,7 +126,6 @@ VMS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(VMS, st.integers(1, 130), st.integers(1, 60), st.integers(0, 100), st.sampled_from(top_table.SORTS))
 def test_what_is_drawn_fits_whatever_the_terminal(
     vms: list[VM], width: int, height: int, first: int, sort: top_table.Sort

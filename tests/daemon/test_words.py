@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, WiredDaemon, own
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vmessctl import app
@@ -151,7 +151,6 @@ WORDS = st.sampled_from(["start", "stop", "br0", "-1", "-", "2G", "list", "-x", 
 PIECES = st.sampled_from([*VERBS, *BY_VERB, "--", "force", "1", "--json", "--timeout=5", "-q", "--all", "none"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(PIECES, WORDS), max_size=9))
 def test_whatever_is_understood_can_be_written_down(words: list[str]) -> None:
     try:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from daemons import SUPPORT, TESTS, UNIT, WiredDaemon
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmessd.network import netlink_replies, rtnetlink, taps
@@ -37,7 +37,6 @@ MAC = "02:11:9b:af:00:00"
 # What is read of a reply, whatever it is
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 20))
 @example(b"\0\0\0\0" * 4, 0)
 @example(b"\3\0\1\0" * 4, 0)
@@ -63,7 +62,6 @@ ATTRIBUTES = st.lists(
 ).map(b"".join)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=16, max_size=16), ATTRIBUTES | st.binary(max_size=80))
 def test_whatever_stands_behind_its_head_a_link_is_read(head: bytes, rest: bytes) -> None:
     link = netlink_replies.parse_link(head + rest)
@@ -75,7 +73,6 @@ def test_whatever_stands_behind_its_head_a_link_is_read(head: bytes, rest: bytes
     assert not (link.tap or link.multi_queue or link.owner is not None) or link.kind == "tun"
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=14), ATTRIBUTES | st.binary(max_size=80))
 def test_any_bytes_are_a_neighbour_or_a_plain_error(head: bytes, rest: bytes) -> None:
     # ValueError: an address that is neither IPv4's nor IPv6's; struct.error: too short to be one.

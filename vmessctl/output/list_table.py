@@ -5,7 +5,6 @@ from __future__ import annotations
 from vmessctl.output.phrases import command
 from vmessctl.output.rendering import duration, is_off
 from vmessctl.output.table import Column, grid
-from vmessd.core import names
 from vmessd.core.errors import InvalidValue, printable, quoted
 from vmessd.core.settings import size_shown
 from vmessd.core.words import Runstate, State
@@ -73,8 +72,8 @@ def lines(
 
 
 def in_order(vms: Sequence[VM]) -> list[VM]:
-    """Return VMs that are on, then those that are off, each group by name."""
-    return sorted(vms, key=lambda vm: (is_off(vm), names.natural(str(vm["name"]))))
+    """Return VMs that are on, then those that are off; each group stays in the order given."""
+    return sorted(vms, key=is_off)
 
 
 def colour(vm: VM) -> str:

@@ -37,33 +37,25 @@ class Column(PlainRecord):
         """Of the last column, the width to which it may be cut before other columns are dropped."""
 
 
-def _fitting(
-    columns: Sequence[Column], vms: Sequence[VM], width: int | None
-) -> tuple[list[tuple[Column, int]], str]:
-    """Return the columns that fit into a width, each with its own width, and the gap between them."""
-    fitted = [
-        (column, max([column.width, len(column.title), *(len(column.text(vm)) for vm in vms)]))
-        for column in columns
+def grid(columns: Sequence[Column], vms: Sequence[VM], width: int | None = None) -> list[str]:
+    """Return a line of titles and one for each VM, at most `width` long; None is no limit."""
+    cells = [(column, [column.title, *map(column.text, vms)]) for column in columns]
+    fitted, gap = _fitting([(column, max(column.width, *map(len, texts))) for column, texts in cells], width)
+    padded = [
+        [text.ljust(wide) if column.left else text.rjust(wide) for text in texts]
+        for column, texts in cells
+        if (wide := fitted.get(column.title)) is not None
     ]
+    return [gap.join(line).rstrip()[:width] for line in zip(*padded, strict=True)]
+
+
+def _fitting(widths: Sequence[tuple[Column, int]], width: int | None) -> tuple[dict[str, int], str]:
+    """Return the widths of the columns that fit, by title, and the gap between them."""
+    fitted = widths
     while True:
         taken = sum(wide if column.least is None else min(wide, column.least) for column, wide in fitted)
         for gap in (GAP, " "):
             if width is None or taken + len(gap) * (len(fitted) - 1) <= width or len(fitted) == 1:
-                return fitted, gap
+                return {column.title: wide for column, wide in fitted}, gap
         lowest = min(column.importance for column, _ in fitted)
         fitted = [(column, wide) for column, wide in fitted if column.importance > lowest]
-
-
-def grid(columns: Sequence[Column], vms: Sequence[VM], width: int | None = None) -> list[str]:
-    """Return a line of titles and one for each VM, at most `width` long; None is no limit."""
-    fitted, gap = _fitting(columns, vms, width)
-
-    def line(texts: Sequence[str]) -> str:
-        cells = [
-            text.ljust(wide) if column.left else text.rjust(wide)
-            for (column, wide), text in zip(fitted, texts, strict=True)
-        ]
-        return gap.join(cells).rstrip()[:width]
-
-    rows = [[column.text(vm) for column, _ in fitted] for vm in vms]
-    return [line([column.title for column, _ in fitted]), *(line(texts) for texts in rows)]

@@ -48,6 +48,8 @@ def printable(text: str) -> str:
 
     The result is one line without terminal control sequences.
     """
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
     )

@@ -126,6 +126,10 @@ def like(text: str) -> list[str]:
 
 def natural(text: str) -> list[tuple[int, str]]:
     """Return a key that sorts leaf2 before leaf12."""
+    letters = text.rstrip("0123456789")
+    if letters.isalpha():  # most names; a list needs the keys of hundreds
+        number = text[len(letters) :]
+        return [(0, letters), (int(number), "")] if number else [(0, letters)]
     parts = [""]  # words and numbers in turn
     for char in text:
         if (char in _DIGITS) is (len(parts) % 2 == 0):

@@ -24,6 +24,8 @@ ANSWER_TIME = 3.0
 FREEZE_TIME = 30.0
 """Seconds that the guest may take to write back its file systems."""
 ANSWER_MAX = 256 * 1024
+STALE_MAX = 16
+"""Answers to earlier calls that are passed over; more would keep the daemon busy."""
 ADDRESSES_MAX = 64
 IN_GUEST = "in the guest: systemctl status qemu-guest-agent"
 DELIMITER = b"\xff"
@@ -93,15 +95,12 @@ class Agent:
             number = next(self._numbers)
             writer.write(DELIMITER + _line("guest-sync-delimited", {"id": number}))
             await writer.drain()
-            left = ANSWER_MAX
-            while True:  # until our own answer: what comes before belongs to nobody
-                before = await reader.readuntil(DELIMITER)
-                answer = await reader.readuntil(b"\n")
-                left -= len(before) + len(answer)
-                if _is_sync(answer, number):
+            for _ in range(STALE_MAX):  # until our own answer: what comes before belongs to nobody
+                await reader.readuntil(DELIMITER)
+                if _is_sync(await reader.readuntil(b"\n"), number):
                     break
-                if left < 0:
-                    raise ValueError(command)
+            else:
+                raise ValueError(command)
             writer.write(_line(command, arguments))
             await writer.drain()
             return None if silent else _result(await reader.readuntil(b"\n"))

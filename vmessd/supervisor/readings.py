@@ -109,17 +109,16 @@ class Readings:
 
         `files` are those of the subject, if they were read in part already.
         """
-        files = files or Glance(subject.home)
         known = self._known.get(subject.vm)
         runs = subject.record is not None
         key = (self._host.accelerator(None), subject.record.pid if subject.record else None)
-        if known is None or not is_current(subject.home, known.facts, runs=runs):
-            facts = read_facts(files, runs=runs)
-            known = Reading(facts, self._plan(key, subject, facts, files))
-        elif known.plan.key != key:
-            known = known._replace(plan=self._plan(key, subject, known.facts, files))
-        self._known[subject.vm] = known
-        return known
+        facts = known.facts if known and is_current(subject.home, known.facts, runs=runs) else None
+        if known and facts and known.plan.key == key:
+            return known
+        files = files or Glance(subject.home)
+        facts = facts or read_facts(files, runs=runs)
+        reading = self._known[subject.vm] = Reading(facts, self._plan(key, subject, facts, files))
+        return reading
 
     def _plan(self, key: object, subject: Subject, facts: Facts, files: VMDirectory) -> Plan:
         """Compare the present QEMU with that of the next start; an error of the latter is a problem."""

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmessd.core import errors
@@ -109,7 +109,6 @@ def test_what_a_terminal_might_obey_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
-@settings(deadline=None)
 @given(ANY_TEXT)
 @example("\ud800\udfff")
 def test_whatever_comes_in_is_one_printable_line(text: str) -> None:

@@ -5,7 +5,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmessd.core import names
@@ -140,7 +140,6 @@ def test_a_word_of_the_command_line_is_a_vm_only_with_its_digit(word: str) -> No
     assert names.is_full(f"{word}0")
 
 
-@settings(deadline=None)
 @given(VMS, st.integers(0, 28))
 @example(f"{LONGEST}0", 9)
 @example(f"{LONGEST}0", 10)
@@ -248,7 +247,6 @@ def test_the_name_of_a_tap_tells_vm_and_interface(text: str, parts: tuple[str, i
     assert names.tap_parts(text) == parts
 
 
-@settings(deadline=None)
 @given(VMS, st.integers(0, 10**9 - 1))
 @example("e1", 0)
 @example("lab-bridg", 1)
@@ -271,7 +269,6 @@ def test_a_name_of_several_meanings_is_a_tap_only_to_those_who_know_the_vm(
     assert names.tap_parts(loose, loosely=True) == parts
 
 
-@settings(deadline=None)
 @given(ANY_TEXT | st.from_regex(r"[a-e]{0,3}[0-9]{0,2}-?e?[0-9]{0,3}e?[0-9]{0,3}", fullmatch=True))
 @example("newvm0e0")
 def test_no_name_of_a_vm_is_that_of_a_tap(text: str) -> None:
@@ -299,7 +296,6 @@ def test_an_interface_is_known_by_each_name_of_its_tap_and_of_no_other() -> None
     assert names.interface_of("newvm0", "2") is None
 
 
-@settings(deadline=None)
 @given(ANY_TEXT | st.from_regex(r"[a-e]{0,3}[0-9]{0,2}e?[0-9]{0,3}\n?", fullmatch=True))
 @example("\ud800e0")
 def test_a_name_is_a_tap_s_only_if_it_is_what_its_parts_make(text: str) -> None:
@@ -307,7 +303,6 @@ def test_a_name_is_a_tap_s_only_if_it_is_what_its_parts_make(text: str) -> None:
     assert parts is None or names.long_tap(*parts) == text
 
 
-@settings(deadline=None)
 @given(ANY_TEXT | NEARLY_NAMES)
 @example("\ud800")
 def test_any_text_is_a_full_name_or_an_invalid_value(text: str) -> None:
@@ -321,7 +316,6 @@ def test_any_text_is_a_full_name_or_an_invalid_value(text: str) -> None:
         assert vm in (text.lower(), f"{text.lower()}0")
 
 
-@settings(deadline=None)
 @given(VMS, st.integers(0, 255))
 def test_every_name_has_a_locally_administered_mac_and_a_real_port(vm: str, interface: int) -> None:
     address = bytes.fromhex(names.mac(vm, interface).replace(":", ""))
@@ -333,7 +327,6 @@ def test_every_name_has_a_locally_administered_mac_and_a_real_port(vm: str, inte
         assert address[4] == int(vm[-1])
 
 
-@settings(deadline=None)
 @given(ANY_TEXT | NEARLY_NAMES)
 def test_full_names_are_exactly_the_ones_that_parse_to_themselves(text: str) -> None:
     try:
@@ -367,7 +360,6 @@ def test_names_like_another_one_are_names_of_vms(text: str, first: str) -> None:
     assert all(names.parse(name) == name for name in found)
 
 
-@settings(deadline=None)
 @given(ANY_TEXT)
 def test_any_text_is_like_names_of_vms(text: str) -> None:
     assert [names.parse(name) for name in names.like(text)] == names.like(text) != []

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from hypothesis import example, given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from vmessd.core import names, settings
@@ -230,7 +229,6 @@ def test_sizes_are_written_as_short_as_is_exact(count: int, text: str) -> None:
     assert settings.size_text(count) == text
 
 
-@hypothesis_settings(deadline=None)
 @given(
     st.integers(0, 10**15 - 1)
     | st.builds(lambda number, unit: number * unit, st.integers(0, 9999), st.sampled_from([K, M, G, T]))
@@ -266,7 +264,6 @@ def refused(setting: Setting, text: str) -> None:
     assert len(message) < 600
 
 
-@hypothesis_settings(deadline=None)
 @given(st.sampled_from(SETTINGS), UTF8_TEXT)
 @example(BY_FILE["EXARGS"], "a\0b")
 def test_any_text_is_a_value_for_qemu_or_an_invalid_value(setting: Setting, text: str) -> None:
@@ -276,7 +273,6 @@ def test_any_text_is_a_value_for_qemu_or_an_invalid_value(setting: Setting, text
         assert all("\0" not in word for word in setting.option(value))
 
 
-@hypothesis_settings(deadline=None)
 @given(st.integers(K, 16 * T // K).map(lambda count: f"{count}K") | st.integers(1, 16 * T // M).map(str))
 def test_ram_reaches_qemu_as_the_exact_size(text: str) -> None:
     ram = BY_FILE["RAM"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmessd.core import names, wires
@@ -220,7 +220,6 @@ def test_a_link_s_name_that_is_none_is_refused_by_what_it_should_be(text: str, s
     assert why in message
 
 
-@settings(deadline=None)
 @given(ANY_TEXT | NEARLY_WORDS)
 @example("\ud800")
 @example("user:\ud800:1")
@@ -239,7 +238,6 @@ def test_any_text_is_a_wire_or_an_invalid_value(word: str) -> None:
         assert not set(name) & set("/: \t\n\v\f\r\0")
 
 
-@settings(deadline=None)
 @given(WIRES)
 def test_what_is_written_of_a_wire_is_read_as_that_wire(wire: Wire) -> None:
     assert parse_wire(str(wire)) == wire
@@ -361,7 +359,6 @@ def test_a_file_of_too_many_words_is_refused(text: str) -> None:
     assert refused.value.args == (text,)
 
 
-@settings(deadline=None)
 @given(st.lists(WIRES, max_size=INTERFACES_MAX), st.sampled_from([" ", "\n", "\t ", "\r\n"]))
 def test_a_file_is_read_as_it_was_written(wires: list[Wire], gap: str) -> None:
     text = file_text(wires)
@@ -369,7 +366,6 @@ def test_a_file_is_read_as_it_was_written(wires: list[Wire], gap: str) -> None:
     assert BY_FILE["NICS"].value(f"{text}\n") == tuple(wires)
 
 
-@settings(deadline=None)
 @given(st.lists((ANY_TEXT | NEARLY_WORDS).filter(lambda text: text.split() == [text]), max_size=4))
 @example(["br/0"])
 @example(["user:1:2", "user:1:2,1:3"])
@@ -389,7 +385,6 @@ def test_ifadd_and_nics_have_one_grammar(words: list[str]) -> None:
     assert outcomes == [outcomes[0]] * 4
 
 
-@settings(deadline=None)
 @given(ANY_TEXT | st.lists(NEARLY_WORDS).map(" ".join))
 @example("\udcff")
 def test_any_file_is_wires_or_refused_in_one_line(text: str) -> None:

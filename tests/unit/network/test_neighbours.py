@@ -3,7 +3,7 @@
 import ipaddress
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmessd.core import names
@@ -54,7 +54,6 @@ def test_link_local_addresses(mac: str, address: str) -> None:
     assert link_local(mac) == address
 
 
-@settings(deadline=None)
 @given(MACS)
 @example("00:00:00:00:00:00")
 def test_an_interface_identifier_is_the_modified_eui_64(mac: str) -> None:
@@ -166,7 +165,6 @@ NEIGHBOURS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(NEIGHBOURS, NEIGHBOURS)
 def test_whatever_was_heard_every_station_is_told_and_nothing_twice(
     forwarding: list[Neighbour], neighbours: list[Neighbour]

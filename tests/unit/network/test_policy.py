@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmessd.core.errors import Failed, NotPermitted, VmessError
@@ -176,7 +176,6 @@ def test_what_another_root_has_is_left_alone_whatever_the_administrator_allows()
 PATHS = st.binary(min_size=1, max_size=4096).map(lambda tail: b"/" + tail.replace(b"\0", b""))
 
 
-@settings(deadline=None)
 @given(PATHS, PATHS, st.sampled_from(["", "0a1b2c3d"]))
 @example(b"/" + b"x" * 300, b"/" + b"x" * 301, "0a1b2c3d")
 @example(b"/a@b", b"/a%40b", "")
@@ -238,7 +237,6 @@ def test_patterns_are_those_of_shells_and_one_that_denies_wins(
             Access(UID, bridges=patterns).check_bridge(bridge, name)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=8), max_size=5), NAMES)
 def test_what_is_denied_is_denied_whatever_else_allows_it(patterns: list[str], name: str) -> None:
     link = replace(CARD, name=name)
@@ -332,7 +330,6 @@ def test_a_link_asked_for_by_another_of_its_names_is_refused(link: Link) -> None
         assert not isinstance(caught.value, NotPermitted)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=15), st.text(max_size=15), st.text(max_size=20))
 def test_whatever_links_are_called_a_refusal_is_one_printable_line(name: str, asked: str, kind: str) -> None:
     link = replace(CARD, name=name, kind=kind)

@@ -9,7 +9,7 @@ import subprocess
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmessd.core import names
@@ -312,7 +312,6 @@ def test_everything_else_is_a_difference(case: str) -> None:
 WORDS = st.sampled_from(["-netdev", "-device", "user,id=net0", "e1000,netdev=net0", "x,netdev=net1", "y", ""])
 
 
-@settings(deadline=None)
 @given(st.lists(WORDS, max_size=8))
 @example(["-device"])
 @example(["-netdev"])
@@ -474,7 +473,6 @@ def test_nothing_lets_qemu_daemonize_or_probe_a_format() -> None:
         assert not {"-daemonize", "-hda", "-cdrom", "-drive"} & set(argv)
 
 
-@settings(deadline=None)
 @given(ANY_TEXT)
 @example('/we,ird "d=:\n/ir/x.img')
 @example("nbd:localhost:10809")
@@ -542,7 +540,6 @@ def test_what_shell_prints_bash_reads_back() -> None:
     assert done.stderr == b""
 
 
-@settings(deadline=None)
 @given(st.lists(ANY_TEXT))
 @example(["\ud800"])
 def test_what_shell_prints_is_one_printable_line(argv: list[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmessctl import light_json
@@ -38,7 +38,6 @@ def outcome(work: Callable[[Any], Any], value: Any) -> object:
         return RecursionError
 
 
-@settings(deadline=None)
 @given(VALUES, st.booleans(), st.sampled_from([None, 0, "\t"]))
 @example("\U0001f5a5 \n\\u00e9 \\", True, None)
 @example({"": [{}, [], [[]]], "a": {"b": -0.0, "c": 1e300}}, False, None)
@@ -49,7 +48,6 @@ def test_values_are_read_and_written_alike(value: Any, ascii_only: bool, indent:
     assert outcome(light_json.loads, text) == outcome(json.loads, text)
 
 
-@settings(deadline=None)
 @given(st.lists(PIECES, max_size=12).map("".join))
 @example('{"a": 1, "a": [2], "a": {"a": 3}}')
 @example('"\ud83d\udda5 \\ud83d\\udda5 \\ud83d"')

@@ -30,8 +30,8 @@ def vm(name: str, state: str = "running", **more: object) -> dict[str, Any]:
 
 VMS = [
     vm("a0", "stopped", locked=True, autostart=True, disk=2**33),
-    vm("leaf12", addresses=["192.0.2.7", "fe80::1"], pending=True),
     vm("b0", "paused", runstate="io-error", problem="hda: bad\x1b"),
+    vm("leaf12", addresses=["192.0.2.7", "fe80::1"], pending=True),
 ]
 
 
