@@ -136,6 +136,7 @@ def test_c02_cards_that_were_not_plugged_are_missed_and_plugged_by_the_next_ifad
     wired.done("leaf", "ifadd", "1", "lab")
     wired.done("leaf", "start")
     dies(wired, where, "leaf", "ifadd", "3", "lab", "user", "-")
+    wired.wait_state("leaf0", "running")
     assert held(wired) == {"leaf0e0"}
     assert "QEMU has lost leaf0e2" in wired.done("leaf", "info")
     wired.done("leaf", "ifadd", "3", "lab", "user", "-")

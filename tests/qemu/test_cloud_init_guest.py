@@ -127,6 +127,7 @@ def test_files_are_copied_both_ways(daemon: Daemon, home: Path, tmp_path: Path) 
     assert daemon.vmessctl(vm, "scp", *identity, ":/nonexistent", ".").returncode == 1
 
 
+@pytest.mark.long
 def test_without_a_place_on_ide_the_medium_is_a_virtio_disk(daemon: Daemon) -> None:
     vm = own("y")
     made(daemon, vm)

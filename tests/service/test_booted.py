@@ -486,7 +486,10 @@ with socket.create_connection(("127.0.0.1", 5900), 10) as viewer:
     print(viewer.recv(12))
 """
 TAKE_OVER = """
-{ { echo first; sleep 8; } | vmess alpha console; echo "ended with $?"; } 2>&1 &
+cd "$(mktemp -d)" && mkfifo input
+{ vmess alpha console < input; echo "ended with $?"; } 2>&1 &
+exec 3> input
+echo first >&3
 vmess alpha wait serial:first --since-start --timeout 30
 second=$(echo second | vmess alpha console --steal)
 wait

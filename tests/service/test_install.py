@@ -177,6 +177,7 @@ def test_without_systemd_it_installs_and_says_what_it_left_out(stage: Stage, bar
 
 
 @slow
+@pytest.mark.long
 def test_c64_no_installation_and_nothing_installed_runs_code_of_the_current_directory(
     stage: Stage, bare: list[Path]
 ) -> None:

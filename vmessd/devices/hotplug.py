@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
-from vmessd.core.errors import Failed, VmessError
+from vmessd.core.errors import Failed, NotRunning, VmessError
 from vmessd.core.lifecycle import State
 from vmessd.core.wires import INTERFACES_MAX, Forward
 from vmessd.qemu import command_line
@@ -147,10 +147,16 @@ class Cards:
             raise
 
     async def unplug(self, indices: Collection[int]) -> set[int]:
-        """Ask the guest to release cards; return those that it still holds at the deadline."""
+        """Ask the guest to release cards; return those that it still holds at the deadline.
+
+        A QEMU that has ended meanwhile holds none.
+        """
         if not indices:
             return set()
-        run = self._machine.live()
+        try:
+            run = self._machine.live()
+        except NotRunning:
+            return set()
         events = {index: self._leaving.setdefault(index, asyncio.Event()) for index in sorted(indices)}
         possible = await asyncio.gather(*(self._request_unplug(run, index) for index in events))
         expected = [event for event, may in zip(events.values(), possible, strict=True) if may]
