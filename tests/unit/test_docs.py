@@ -101,7 +101,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         new = {path for path in targets if path.suffix == ".md"} - reached
         reached |= new
         left += new
-    assert set(DOCS) - reached == {ROOT / "docs/README.md"}  # which a browser of the repository shows
+    assert set(DOCS) <= reached
 
 
 def test_docs_are_in_the_source_distribution() -> None:
