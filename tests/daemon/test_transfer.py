@@ -1,5 +1,6 @@
 """The verbs export and import: a whole VM goes into a file and comes back, or nothing does."""
 
+import gzip
 import json
 import os
 import random
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from daemons import AS_VMESSCTL, CLIENT, TESTS, Daemon, wait_for
+from ovas import descriptor, ova
+from ovas import file as ovf_file
 from terminals import on_terminal
 
 from vmessctl.client import Client
@@ -95,7 +98,11 @@ def test_what_stays_behind_is_said(daemon: Daemon, tmp_path: Path) -> None:
     said = daemon.vmessctl("newvm", "export", tmp_path / "x.tar")
     assert said.stderr == "newvm0: not exported: newvm0-cdrom.iso (a link)\n"
     progress = json.loads(daemon.vmessctl("import", tmp_path / "x.tar", "web-1", "--json").stdout)["progress"]
-    assert progress == {"done": True, "vm": "web-1", "size": (tmp_path / "x.tar").stat().st_size, "notes": None}
+    size = (tmp_path / "x.tar").stat().st_size
+    assert progress == {
+        **{"done": True, "vm": "web-1", "size": size, "notes": None},
+        **{"disk": None, "step": None, "percent": None},
+    }
 
 
 def test_words_for_qemu_that_mention_the_old_name_are_told(daemon: Daemon, tmp_path: Path) -> None:
@@ -287,6 +294,22 @@ def test_c92_a_full_disk_in_the_middle_of_an_import_leaves_nothing(small: Small,
     assert "free, and VM newvm0 takes" in refusal(small, "import", tmp_path / "newvm.tar")
     (small.inside_root / "ballast").unlink()
     small.done("import", str(tmp_path / "newvm.tar"))
+
+
+def test_c92_a_full_disk_in_an_import_of_an_ova_leaves_nothing(small: Small, tmp_path: Path) -> None:
+    packed = ovf_file(more='ovf:compression="gzip"')
+    name, data = "router-disk1.vmdk", b"x" * 30 * MIB
+    disks = (
+        '<Disk ovf:diskId="d1" ovf:fileRef="f1" ovf:capacity="64" ovf:capacityAllocationUnits="byte * 2^20"/>'
+    )
+    (tmp_path / "packed.ova").write_bytes(
+        ova(("x.ovf", descriptor(files=packed, disks=disks)), (name, gzip.compress(data)))
+    )
+    said = refusal(small, "import", tmp_path / "packed.ova")
+    assert said == "VM router-1 cannot be written: no space left on device"
+    (tmp_path / "plain.ova").write_bytes(ova(("x.ovf", descriptor()), (name, data)))
+    assert "free, and VM router-1 takes 30M" in refusal(small, "import", tmp_path / "plain.ova")
+    assert os.listdir(small.inside_root) == []
 
 
 def exported(vm: VMDirectory) -> bytes:

@@ -70,6 +70,7 @@ WRAPPED = {
         *(f"vmessd.api.{group}" for group in GROUPS),
     },
     "pycdlib": {"vmessd.storage.nocloud"},
+    "xml": {"vmessd.storage.ovf"},
     "sdnotify": {"vmessd.core.systemd"},
     "subprocess": {"vmessd.qemu.process", "vmessctl.output.foreground"},
 }

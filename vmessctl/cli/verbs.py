@@ -971,8 +971,9 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "import",
-        "Make a VM of a file that export has written, under the name that it had or another one. MAC\n"
-        "addresses and the VNC display follow from the name, except those set by mac. - reads standard\n"
+        "Make a VM of a file that export has written, or of an OVA, under the name in it or another one. MAC\n"
+        "addresses and the VNC display follow from the name, except those set by mac. An OVA says the number\n"
+        "of processors and interfaces, the size of the memory, and which disks there are. - reads standard\n"
         "input.",
         "Import",
         "transfer.take",

@@ -24,8 +24,15 @@ def bar(text: str, percent: int | None) -> str:
     return f"{text} [{'#' * done}{' ' * (BAR - done)}] {percent}%"
 
 
-def follow(client: Client, doing: Callable[[Reply], str]) -> Reply:
+def _progress(reply: Reply) -> Reply:
+    found: Reply = reply["progress"]
+    return found
+
+
+def follow(client: Client, doing: Callable[[Reply], str], of: Callable[[Reply], Reply] = _progress) -> Reply:
     """Show the progress, and return the last one; `doing` makes the text before the bar.
+
+    `of` finds the progress in a reply.
 
     If this program ends, the daemon stops and cleans up.
     """
@@ -33,7 +40,7 @@ def follow(client: Client, doing: Callable[[Reply], str]) -> Reply:
         while True:
             client.wait_longer(PATIENCE)
             reply, more = client.receive()
-            progress: Reply = reply["progress"]
+            progress = of(reply)
             if not more:
                 return progress
             status_lines.draw(bar(doing(progress), progress["percent"]))

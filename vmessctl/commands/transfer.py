@@ -13,7 +13,7 @@ import time
 
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import VERSIONS, connect
-from vmessctl.commands.progress import PATIENCE, bar
+from vmessctl.commands.progress import bar, follow
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
 from vmessd.core import names
@@ -113,11 +113,15 @@ def take(invocation: Invocation) -> int:
             status_lines.clear()
     finally:
         os.close(source)
-    client.wait_longer(PATIENCE)
-    last = client.receive()[0]["transfer"]["progress"]
+    last = follow(client, _doing, lambda reply: reply["transfer"]["progress"])
     client.close()
     _report(invocation, last["vm"], "import", file, last)
     return DONE
+
+
+def _doing(progress: Reply) -> str:
+    """Return what the daemon does with a disk of an OVA."""
+    return f"{progress['vm']} {progress['disk']}: {progress['step']}"
 
 
 def _report(invocation: Invocation, vm: str, verb: str, file: str, last: Reply) -> None:

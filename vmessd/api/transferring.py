@@ -42,8 +42,9 @@ class Transferring(Caller):
     async def Import(self, *, name: str | None) -> AsyncIterator[VMTransfer]:
         """Make a VM of an archive, under this name; null means the name in the archive. Requires `more`.
 
-        A reply with the socket, and the last one when the VM is there. An archive that is not whole, or
-        contains anything that Export does not write, is refused, and nothing of it stays.
+        The archive comes from Export, or is an OVA. A reply with the socket, for an OVA one for each step of
+        its disks, and the last one when the VM is there. An archive that is not whole, or contains anything
+        else, is refused, and nothing of it stays.
         """
         async with contextlib.aclosing(self._supervisor.transfers.take(name)) as steps:
             async for step in steps:

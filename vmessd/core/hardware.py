@@ -20,6 +20,8 @@ BOOT_WORDS = (HD, CDROM, NET, *DISKS)
 """What firmware can boot: `hd` is all disks, `net` all network cards."""
 IDE, VIRTIO, SCSI, SATA, NVME = BUSES = ("ide", "virtio", "scsi", "sata", "nvme")
 """What a disk can be attached to."""
+IDE_PLACES = ("hda", "hdb", "hdc", "hdd")
+"""The disks that have a place on the two IDE buses of machine `pc`."""
 DISK_BUS, FIRMWARE = "DISK_BUS", "FIRMWARE"
 BIOS, UEFI, UEFI_SECURE = FIRMWARES = ("bios", "uefi", "uefi-secure")
 KERNEL, INITRD, APPEND = "KERNEL", "INITRD", "APPEND"

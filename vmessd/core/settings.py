@@ -629,6 +629,8 @@ SETTINGS: tuple[Setting, ...] = (
 )
 
 BY_FILE = {setting.file: setting for setting in SETTINGS}
+OF_NEW_VM = {CPU: "best"}
+"""Values of a new VM, by file name. Directories that come from elsewhere are not changed."""
 
 
 def by_name(name: str) -> Setting | None:

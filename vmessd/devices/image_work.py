@@ -65,6 +65,22 @@ class Work:
         finally:
             await asyncio.shield(lane.see_to(work.clear))
 
+    @classmethod
+    def of_file(cls, home: VMDirectory, file: str, lane: Lane, name: str) -> Self:
+        """Return the work on an image that is there already, under a temporary name; blocks; raises OSError.
+
+        `name` is for messages. Whoever made the file removes what has not got its name.
+        """
+        found = os.stat(f"{home.path}/{file}", follow_symlinks=False)
+        work = cls(home, file.removeprefix(safefile.TEMPORARY), lane, Image(-1, name, found, found.st_size))
+        work._files.append(file)
+        return work
+
+    @property
+    def file(self) -> str:
+        """The name of the latest file."""
+        return self._files[-1]
+
     @property
     def path(self) -> str:
         """The path of the latest file."""
@@ -143,13 +159,21 @@ class Work:
             async for percent in self._convert_raw(account, form):
                 yield BringProgress(False, BringStep.converting, percent, source.format)
         else:
-            async for progress in self._by_copy(account, source, form):
+            async for percent in self.copy():
+                yield BringProgress(False, BringStep.copying, percent, source.format)
+            if source.format != "raw":  # of the copy, which nobody can change any more
+                source = await self._lane.aside(self.examine)
+            async for progress in self._converted(account, source, form):
                 yield progress
-        if form == "qcow2":
-            yield BringProgress(False, BringStep.checking, None, source.format)
-            await self.check(account)
-        yield BringProgress(False, BringStep.writing, None, source.format)
-        await self._lane.finish(self._settle)
+        async for progress in self._settled(account, source, form):
+            yield progress
+
+    async def completed(self, account: Account, source: Source, form: str) -> AsyncIterator[BringProgress]:
+        """Make an image of a format of the file, which nobody else can change."""
+        async for progress in self._converted(account, source, form):
+            yield progress
+        async for progress in self._settled(account, source, form):
+            yield progress
 
     def _is_file(self) -> bool:
         return self._image is not None and stat.S_ISREG(self._image.found.st_mode)
@@ -163,14 +187,17 @@ class Work:
         async for percent in percents.during(conversion):
             yield percent
 
-    async def _by_copy(self, account: Account, source: Source, form: str) -> AsyncIterator[BringProgress]:
-        async for percent in self.copy():
-            yield BringProgress(False, BringStep.copying, percent, source.format)
-        if source.format != "raw":  # of the copy, which nobody can change any more
-            source = await self._lane.aside(self.examine)
+    async def _converted(self, account: Account, source: Source, form: str) -> AsyncIterator[BringProgress]:
         if source.format != form:
             async for percent in self.convert(account, source.format, form):
                 yield BringProgress(False, BringStep.converting, percent, source.format)
+
+    async def _settled(self, account: Account, source: Source, form: str) -> AsyncIterator[BringProgress]:
+        if form == "qcow2":
+            yield BringProgress(False, BringStep.checking, None, source.format)
+            await self.check(account)
+        yield BringProgress(False, BringStep.writing, None, source.format)
+        await self._lane.finish(self._settle)
 
     def _settle(self) -> None:
         """Wait until the file is on disk, so that its name never stands for less after a power cut."""

@@ -7,30 +7,13 @@ comes too early. Sizes and offsets are in bytes.
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from vmessd.core import names, settings
-from vmessd.core.errors import Failed, quoted
+from vmessd.core.errors import quoted
 from vmessd.storage import contents
 from vmessd.storage.archive_format import BLOCK, CHECKSUMS, FORMAT, MANIFEST, SEGMENTS_MAX, Segment
-
-_T = TypeVar("_T")
-_Steps = Generator[None, None, _T]
-
-FILES_MAX = 64
-"""Files of one VM."""
-TEXT_MAX = 64 * 1024
-"""Bytes of the first and the last member, and of an extended header."""
-_KINDS = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a device",
-    b"4": "a device",
-    b"5": "a directory",
-    b"6": "a FIFO",
-    b"S": "a sparse file in an old format of GNU tar",
-}
+from vmessd.storage.tar_reader import FILES_MAX, Begin, Header, Steps, Tar, Whole, number, refused
 
 
 class Listed(NamedTuple):
@@ -41,42 +24,7 @@ class Listed(NamedTuple):
     """Bytes that are stored; the rest are holes."""
 
 
-class Begin(NamedTuple):
-    """The beginning of a file."""
-
-    file: str
-    size: int
-
-
-class Data(NamedTuple):
-    """Data of the file that has begun."""
-
-    offset: int
-    data: bytes
-
-
-class Whole(NamedTuple):
-    """The end of a file."""
-
-
-Event = Begin | Data | Whole
-
-
-class _Header(NamedTuple):
-    """The header of a member, with the extended header before it."""
-
-    name: str
-    stored: int
-    kind: bytes
-    extended: Mapping[str, str]
-
-
-def refused(why: str) -> Failed:
-    """Return the error for an archive that is not taken."""
-    return Failed(f"the archive is refused: {why}; nothing was imported", hint="export and copy the VM again")
-
-
-class Reader:
+class Reader(Tar):
     """Reads one archive; feed it until the input ends, then call :meth:`end`."""
 
     def __init__(self) -> None:
@@ -84,28 +32,12 @@ class Reader:
         """The name of the VM; empty until the first member was read."""
         self.files: dict[str, Listed] = {}
         """The files that the archive says that it contains."""
-        self._buffer = bytearray()
-        self._events: list[Event] = []
         self._sums: dict[str, str] = {}
-        self._is_whole = False
-        self._steps = self._read()
-        next(self._steps)
-
-    def feed(self, data: bytes) -> list[Event]:
-        """Take the next bytes of the archive, and return what is to be done; raises Failed."""
-        self._buffer += data
-        next(self._steps)
-        events, self._events = self._events, []
-        return events
-
-    def end(self) -> None:
-        """Raise Failed unless the archive was whole."""
-        if not self._is_whole:
-            raise refused("it is cut short" if self.vm or self._buffer else "it is empty")
+        super().__init__()
 
     # -- The archive as a whole --
 
-    def _read(self) -> _Steps[None]:
+    def _read(self) -> Steps[None]:
         header = yield from self._header()
         top, slash, file = "" if header is None else header.name, "", ""
         if header is not None:
@@ -125,18 +57,7 @@ class Reader:
             yield from self._file(file, header)
         else:
             raise refused("it ends without checksums")
-        yield from self._rest()
-
-    def _rest(self) -> _Steps[None]:
-        """Read the end: two blocks of zeros, and as many more as fill the record of a tape."""
-        count = 0
-        while True:
-            if self._buffer.count(0) < len(self._buffer):
-                raise refused("something follows its checksums")
-            count += len(self._buffer)
-            self._buffer.clear()
-            self._is_whole = count >= 2 * BLOCK
-            yield
+        yield from self._rest("its checksums")
 
     def _take_manifest(self, top: str, text: bytes) -> None:
         said = _object(text)
@@ -163,11 +84,10 @@ class Reader:
             raise refused(f"the size of {file} is wrong")
         return Listed(size, data)
 
-    def _file_of(self, header: _Header) -> str:
+    def _file_of(self, header: Header) -> str:
         """Return the file that a member is; raises Failed unless it is one that should come."""
         name = header.extended.get("GNU.sparse.name", header.name)
-        if header.kind not in (b"0", b"\0"):
-            raise refused(f"{quoted(name)} is {_KINDS.get(header.kind, 'neither a file nor a directory')}")
+        header.must_be_plain(name)
         top, _, file = name.partition("/")
         if top != self.vm or (file != CHECKSUMS and file not in self.files):
             raise refused(f"{quoted(name)} is not a file of VM {self.vm} that {MANIFEST} names")
@@ -187,24 +107,12 @@ class Reader:
 
     # -- One member --
 
-    def _text(self, header: _Header, sums: Any) -> _Steps[bytes]:
-        if (
-            header.kind not in (b"0", b"\0")
-            or header.stored > TEXT_MAX
-            or "GNU.sparse.major" in header.extended
-        ):
-            raise refused(f"{quoted(header.name)} is not a short text")
-        data = yield from self._take(header.stored)
-        sums.update(data)
-        yield from self._skip_padding(header.stored)
-        return data
-
-    def _file(self, file: str, header: _Header) -> _Steps[None]:
+    def _file(self, file: str, header: Header) -> Steps[None]:
         listed, sums = self.files[file], hashlib.sha256()
         segments = [Segment(0, header.stored)]
         size, mapped = header.stored, 0
-        if "GNU.sparse.major" in header.extended:
-            size = _number(header.extended.get("GNU.sparse.realsize", ""))
+        if header.is_sparse:
+            size = number(header.extended.get("GNU.sparse.realsize", ""))
             segments, mapped = yield from self._map(file, size, sums)
         stored = sum(segment.size for segment in segments)
         if (size, stored, mapped + stored) != (*listed, header.stored):
@@ -216,7 +124,7 @@ class Reader:
         self._events.append(Whole())
         self._sums[file] = sums.hexdigest()
 
-    def _map(self, file: str, size: int, sums: Any) -> _Steps[tuple[list[Segment], int]]:
+    def _map(self, file: str, size: int, sums: Any) -> Steps[tuple[list[Segment], int]]:
         """Read the map of a file with holes; return its segments, and how long the map is."""
         lines: list[bytes] = []
         begun, mapped, wanted = b"", 0, 1
@@ -226,12 +134,12 @@ class Reader:
             mapped += BLOCK
             *more, begun = (begun + block).split(b"\n")
             lines += more
-            wanted = 1 + 2 * _number(lines[0].decode("latin-1"), SEGMENTS_MAX + 1) if lines else 1
+            wanted = 1 + 2 * number(lines[0].decode("latin-1"), SEGMENTS_MAX + 1) if lines else 1
             if len(begun) > BLOCK:
                 raise refused(f"the map of {file} is not one of numbers")
         if len(lines) > wanted or begun.strip(b"\0"):
             raise refused(f"the map of {file} is followed by something else")
-        numbers = [_number(line.decode("latin-1"), settings.DISK_MAX) for line in lines[1:]]
+        numbers = [number(line.decode("latin-1"), settings.DISK_MAX) for line in lines[1:]]
         segments = [Segment(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
         end = 0
         for segment in segments:
@@ -239,89 +147,6 @@ class Reader:
                 raise refused(f"the map of {file} is out of order, or longer than the file")
             end = sum(segment)
         return segments, mapped
-
-    def _header(self) -> _Steps[_Header | None]:
-        """Read the header of the next member; return None at the end of the archive."""
-        extended: dict[str, str] = {}
-        while True:
-            block = yield from self._take(BLOCK)
-            if not any(block):
-                self._buffer[:0] = block  # it belongs to the end
-                return None
-            name, size, kind = _fields(block)
-            if kind != b"x":
-                return _Header(name, _number(extended.get("size", str(size))), kind, extended)
-            if extended or size > TEXT_MAX:
-                raise refused("it has an extended header that is too long, or two for one member")
-            extended = _records((yield from self._take(size)))
-            yield from self._skip_padding(size)
-
-    # -- Bytes --
-
-    def _take(self, size: int) -> _Steps[bytes]:
-        while len(self._buffer) < size:
-            yield
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return data
-
-    def _pass(self, segment: Segment, sums: Any) -> _Steps[None]:
-        offset, left = segment
-        while left:
-            if not self._buffer:
-                yield
-            data = yield from self._take(min(left, len(self._buffer)))
-            sums.update(data)
-            if data:
-                self._events.append(Data(offset, data))
-            offset, left = offset + len(data), left - len(data)
-
-    def _skip_padding(self, size: int) -> _Steps[None]:
-        padding = yield from self._take(-size % BLOCK)
-        if any(padding):
-            raise refused("there are data between its members")
-
-
-def _fields(block: bytes) -> tuple[str, int, bytes]:
-    """Return name, size and type of a member from its header (pax(1), "ustar Interchange Format")."""
-    summed = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
-    if block[257:262] != b"ustar" or _octal(block[148:156]) != summed:
-        raise refused("it is not a tar, or damaged")
-    name, prefix = (
-        block[at : at + size].split(b"\0")[0].decode("latin-1") for at, size in ((0, 100), (345, 155))
-    )
-    size = int.from_bytes(block[125:136]) if block[124] == 0x80 else _octal(block[124:136])
-    return f"{prefix}/{name}" if prefix else name, _number(str(size)), block[156:157]
-
-
-def _octal(field: bytes) -> int:
-    digits = field.strip(b" \0")
-    if not digits or digits.strip(b"01234567"):
-        raise refused("it is not a tar, or damaged")
-    return int(digits, 8)
-
-
-def _number(text: str, most: int = settings.DISK_MAX * 2) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 20) or int(text) > most:
-        raise refused(f"{quoted(text)} stands in it where a size should be")
-    return int(text)
-
-
-def _records(data: bytes) -> dict[str, str]:
-    """Return the records of an extended header (pax(1))."""
-    found = {}
-    while data:
-        length, _, _ = data[:8].partition(b" ")
-        size = int(length) if length.isdigit() else 0
-        record, data = data[:size], data[size:]
-        key, equals, value = record[len(length) + 1 :].partition(b"=")
-        if not size or len(record) < size or not equals or not value.endswith(b"\n"):
-            raise refused("an extended header in it is damaged")
-        found[key.decode("latin-1")] = value[:-1].decode("latin-1")
-    version = (found.get("GNU.sparse.major"), found.get("GNU.sparse.minor"))
-    if any(key.startswith("GNU.sparse.") for key in found) and version != ("1", "0"):
-        raise refused("it contains a sparse file in an old format of GNU tar")
-    return found
 
 
 def _object(text: bytes) -> dict[str, Any]:

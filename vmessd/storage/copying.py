@@ -105,11 +105,16 @@ def _by_kernel(source: int, target: int, begin: int, count: int) -> int:
 def _by_hand(source: int, target: int, begin: int, count: int) -> int:
     """Copy a piece by reading and writing it, without long runs of zeros."""
     data = os.pread(source, min(count, 2**20), begin)
+    write_sparse(target, data, begin)
+    return len(data)
+
+
+def write_sparse(target: int, data: bytes, place: int) -> None:
+    """Write the data at a place where nothing was written, without long runs of zeros; raises OSError."""
     for at in range(0, len(data), GRAIN):
         grain = data[at : at + GRAIN]
         if grain != _ZEROS[: len(grain)]:
-            write_all(target, grain, begin + at)
-    return len(data)
+            write_all(target, grain, place + at)
 
 
 def write_all(target: int, data: bytes | memoryview, place: int) -> None:

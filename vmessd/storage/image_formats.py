@@ -81,6 +81,8 @@ def examine(fd: int, size: int) -> Source:
     """
     head = os.pread(fd, qcow2.HEAD, 0)
     found = recognise(head[:HEAD], os.pread(fd, TAIL, max(0, size - TAIL)))
+    if found is None and head[257:262] == b"ustar":
+        raise Refused("is a tar archive; an OVA is imported as a whole, by vmess import")
     if found is None:
         return Source("raw", size)
     if found.name not in SHOWN:

@@ -12,7 +12,8 @@ from vmessd.core import settings
 from vmessd.core.errors import InvalidValue, failing
 from vmessd.core.settings import Setting
 from vmessd.storage import contents, copying, renaming, safefile
-from vmessd.storage.archive_reader import Begin, Data, Event, Reader, refused
+from vmessd.storage.archive_reader import Reader
+from vmessd.storage.tar_reader import Begin, Data, Event, refused
 from vmessd.storage.vmdir import NewDirectory, VMDirectory
 
 SYNC_EVERY = 256 << 20

@@ -31,7 +31,7 @@ from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.models.wires import Step
-from vmessd.core.settings import BY_FILE, CPU
+from vmessd.core.settings import BY_FILE, OF_NEW_VM
 from vmessd.core.wires import file_text, tap_below
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
@@ -68,8 +68,6 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FINISH_TIME = 10.0  # seconds that changes of interfaces may take to finish when the daemon ends
-NEW = {CPU: "best"}
-"""Settings of a new VM. Directories that come from elsewhere are not changed."""
 LIKENESS = 0.7
 """How similar the name of a VM must be to one that does not exist, to be suggested (difflib, 0 to 1)."""
 AT_A_STRETCH = 32  # VMs that are handled before the event loop gets its turn: about 1 ms
@@ -355,7 +353,7 @@ class Supervisor:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
         await self._check_new(directory.vm)
-        await self._files.do(functools.partial(directory.make, NEW, self._leftovers.remember))
+        await self._files.do(functools.partial(directory.make, OF_NEW_VM, self._leftovers.remember))
         return str(directory.path)
 
     async def _check_new(self, vm: str) -> None:

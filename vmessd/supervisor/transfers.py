@@ -1,10 +1,11 @@
-"""Exports and imports of whole VMs: the archive goes through a socket, piece by piece.
+"""Exports and imports of whole VMs, and of OVAs: the archive goes through a socket, piece by piece.
 
 The client has one end of the socket, and reads or writes the file; the daemon opens no path of the client's.
 Each piece is read or written in a thread. When a client leaves, nothing of its transfer stays.
 """
 
 import asyncio
+import contextlib
 import functools
 import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -14,10 +15,15 @@ from typing import Any, NamedTuple, TypeVar
 from vmessd.core import names
 from vmessd.core.errors import Failed, failing, printable
 from vmessd.core.models.transfers import TransferProgress
+from vmessd.storage.appliance import ApplianceImport
 from vmessd.storage.blocking import Lane
 from vmessd.storage.exporting import Export
 from vmessd.storage.importing import Import
+from vmessd.storage.ova_reader import is_ova
+from vmessd.storage.tar_reader import First
+from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
+from vmessd.supervisor.appliances import convert
 from vmessd.supervisor.mentions import mentions
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -82,7 +88,7 @@ class Transfers:
             lane.see_to(export.close)
 
     async def take(self, name: str | None) -> AsyncGenerator[Transfer, None]:
-        """Make a VM of an archive, under `name` or that in the archive.
+        """Make a VM of an export or an OVA, under `name` or that in the archive.
 
         Raises:
             InvalidValue: the name is not one of a VM, or is taken by something else.
@@ -91,31 +97,72 @@ class Transfers:
         vm = None if name is None else names.parse(name)
         if vm is not None:
             await self._check_new(vm)
-        incoming = Import(self._root, vm, words_for_qemu=self._host.exargs)
+        incoming: Import | ApplianceImport | None = None
         lane = Lane(f"VM root {printable(str(self._root))}")
         try:
             ours, theirs = _channel()
             with ours:
                 yield Transfer(TransferProgress(done=False, vm=vm), theirs)
-                size = await self._feed(incoming, ours, lane, is_checked=vm is not None)
+                begun, first = await _begun(ours, vm or "a VM")
+                incoming = self._begin(first, vm)
+                size = await self._feed(incoming, begun, ours, lane, is_checked=vm is not None)
+            if isinstance(incoming, ApplianceImport):
+                incoming.end()
+                async with contextlib.aclosing(convert(incoming, self._host.account, lane)) as steps:
+                    async for step in steps:
+                        yield Transfer(step)
             directory = await lane.finish(incoming.finish, PATIENCE)
             machine = await self._machine(directory.vm)
-            renamed = directory.vm != incoming.made_of
-            notes = await lane.do(functools.partial(mentions, directory, incoming.made_of)) if renamed else []
+            notes = await self._notes(incoming, directory, lane)
             yield Transfer(TransferProgress(done=True, vm=machine.vm, size=size, notes=notes or None))
         finally:
-            await leftovers.clean_up(lane, incoming.close, self._left)
+            if incoming is not None:
+                await leftovers.clean_up(lane, incoming.close, self._left)
 
-    async def _feed(self, incoming: Import, ours: socket.socket, lane: Lane, *, is_checked: bool) -> int:
-        """Pass an archive on as it comes; return its size."""
-        size, who = 0, incoming.vm or "a VM"
-        while data := await _in_time(asyncio.get_running_loop().sock_recv(ours, PIECE), who):
+    def _begin(self, first: str, vm: str | None) -> Import | ApplianceImport:
+        if is_ova(first):
+            return ApplianceImport(self._root, vm)
+        return Import(self._root, vm, words_for_qemu=self._host.exargs)
+
+    async def _feed(
+        self,
+        incoming: Import | ApplianceImport,
+        begun: bytes,
+        ours: socket.socket,
+        lane: Lane,
+        *,
+        is_checked: bool,
+    ) -> int:
+        """Pass an archive on as it comes, after its first bytes; return its size."""
+        size, who, data = 0, incoming.vm or "a VM", begun
+        while data:
             await lane.do(functools.partial(incoming.feed, data), PATIENCE)
             if not is_checked and incoming.vm is not None:
                 await self._check_new(incoming.vm)
                 is_checked = True
             size += len(data)
+            data = await _in_time(asyncio.get_running_loop().sock_recv(ours, PIECE), who)
         return size
+
+    async def _notes(self, incoming: Import | ApplianceImport, vm: VMDirectory, lane: Lane) -> list[str]:
+        """Return remarks on a VM that was imported."""
+        if isinstance(incoming, ApplianceImport):
+            return incoming.notes()
+        if vm.vm == incoming.made_of:
+            return []
+        return await lane.do(functools.partial(mentions, vm, incoming.made_of))
+
+
+async def _begun(ours: socket.socket, who: str) -> tuple[bytes, str]:
+    """Return the first bytes of an archive, and the name of its first member, which tells what it is."""
+    begun, first = bytearray(), First()
+    while first.name is None:
+        data = await _in_time(asyncio.get_running_loop().sock_recv(ours, PIECE), who)
+        if not data:
+            break
+        begun += data
+        first.feed(data)
+    return bytes(begun), first.name or ""
 
 
 def _channel() -> tuple[socket.socket, socket.socket]:
