@@ -5,9 +5,11 @@ from __future__ import annotations
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
+from vmessctl.environment import exists, variable
 from vmessctl.output.phrases import lower_case
-from vmessctl.output.terminal import complain, complaints, hushed, say, warn
+from vmessctl.output.terminal import advise, complain, complaints, hushed, say, warn
 from vmessd import __version__
+from vmessd.core import places
 from vmessd.core.errors import (
     DONE,
     FORCED,
@@ -33,9 +35,15 @@ FAILS_AGAIN = (InvalidValue, NoSuchVM, Locked, NotRunning)
 """Errors that repeat until something else is changed."""
 
 
+AT_HOME = ("help", "completion")
+"""Verbs that are the same everywhere."""
+
+
 def run(words: list[str]) -> int:
     """Carry out a command line and return its exit status; raises VmessError."""
     invocation = grammar.parse(words)
+    if (status := _elsewhere(invocation, words)) is not None:
+        return status
     if verbs.VERSION.flag in invocation.options:
         print(f"{PROGRAM} {__version__}")
         return DONE
@@ -50,6 +58,17 @@ def run(words: list[str]) -> int:
         client.close()
         invocation = patterns.expanded(invocation, known)
     return _carry_out(invocation) if invocation.then is None else _in_turn(invocation)
+
+
+def _elsewhere(invocation: Invocation, words: list[str]) -> int | None:
+    """Carry out a command line on other hosts, if it is for any, and return its exit status."""
+    named = invocation.options.get(verbs.ON_HOST.flag, variable("VMESS_HOST") or None)
+    file = places.hosts_file(variable)
+    if named == places.HERE or (named is None and not exists(file)) or invocation.command.verb in AT_HOME:
+        return None
+    from vmessctl.hosts import elsewhere  # noqa: PLC0415 -- few lines are for other hosts
+
+    return elsewhere.run(invocation, words, named, file)
 
 
 def _carry_out(invocation: Invocation) -> int:
@@ -100,7 +119,7 @@ def _report_failure(step: Invocation, done: list[str], status: int) -> None:
     texts += [f"not done: {', '.join(left)}"] if left else []
     warn(f"{PROGRAM}: {'; '.join(texts)}")
     if (rest_of_line := _continuation(step, status)) is not None:
-        warn(f"  hint: to continue: {shell_line([PROGRAM.name, *grammar.written(rest_of_line)])}")
+        advise(f"to continue: {shell_line([PROGRAM.name, *grammar.written(rest_of_line)])}")
 
 
 def _continuation(step: Invocation, status: int) -> Invocation | None:

@@ -161,7 +161,7 @@ def test_a_wrong_column_is_a_wrong_usage(daemon: Daemon) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines() == [
         "vmessctl: -o 'colour' is not a column",
-        "  hint: -o takes name,state,cpu,memory,disk,up,address,note,pid",
+        "  hint: -o takes name,state,cpu,memory,disk,up,address,note,pid,host",
     ]
 
 

@@ -33,6 +33,7 @@ FLOORS = {
         "output",
         "stream",
         "commands",
+        "hosts",
     ),
 }
 

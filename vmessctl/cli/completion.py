@@ -32,7 +32,7 @@ FREE = frozenset(
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm", "snapshot"),
         *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses", "tag"),
-        *("command", "NAME", "image-name", "IMAGE"),
+        *("command", "NAME", "image-name", "IMAGE", "HOST"),
     }
 )
 """Placeholders of arguments without candidates."""

@@ -455,6 +455,18 @@ def parse(words: list[str]) -> Invocation:
     return invocation
 
 
+def without(option: Option, words: list[str]) -> list[str]:
+    """Return the words of a command line, which is right, without an option and its value."""
+    line, left = Line(), []
+    for word in words:
+        is_value = line.awaiting is option
+        is_flag = line.takes_options and is_option(word) and word.partition("=")[0] == option.flag
+        line.read(word)
+        if not is_value and not is_flag:
+            left.append(word)
+    return left
+
+
 def written(invocation: Invocation) -> list[str]:
     """Return the words of a command line for an invocation and the ones that follow it."""
     shared = {flag: value for flag, value in invocation.options.items() if OPTIONS[flag] in (*EVERYWHERE, ALL)}

@@ -59,7 +59,7 @@ STATUSES = (
     ("2", "usage"),
     ("3", "VM not running"),
     ("4", "no such VM"),
-    ("5", "daemon unreachable"),
+    ("5", "daemon or host unreachable"),
     ("6", "timed out"),
     ("7", "locked"),
     ("8", "stopped, but only by force: the guest did not power down in time"),
@@ -70,6 +70,8 @@ STATUSES = (
 WORST = "If a line names several VMs, each is reported and the worst status wins."
 
 ENVIRONMENT = (
+    ("VMESS_HOST", "The hosts, as --host names them."),
+    ("VMESS_CALLED", "How hints call this program; --host sets it on the other host."),
     ("VMESS_SOCKET", "The control socket, as --socket names it."),
     ("VMESS_NO_DAEMON", "If it is not empty: do not start a daemon, like --no-daemon."),
     (
@@ -79,6 +81,7 @@ ENVIRONMENT = (
     ("XDG_RUNTIME_DIR", "The directory with vmess/control.sock, the socket of your own daemon."),
     ("TMPDIR", "Without XDG_RUNTIME_DIR: the directory with vmess-UID/control.sock; /tmp by default."),
     ("XDG_STATE_HOME", "The directory with vmess/vmessd.log; by default ~/.local/state."),
+    ("XDG_CONFIG_HOME", "The directory with vmess/hosts, the file of groups of hosts; by default ~/.config."),
     ("PAGER", "The program that shows long help on a terminal; less by default, none if it is empty."),
     ("VISUAL, EDITOR", "The editor that edit starts."),
     ("NO_COLOR", "If it is not empty: neither colours nor bold letters."),

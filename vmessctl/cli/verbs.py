@@ -132,6 +132,12 @@ REFUSED = "refused; stop it first"
 
 SOCKET = Option("--socket", "Use this control socket, like VMESS_SOCKET in the environment.", "PATH")
 NO_DAEMON = Option("--no-daemon", "Do not start a daemon if none runs, like VMESS_NO_DAEMON=1.")
+ON_HOST = Option(
+    "--host",
+    "Do it on this host by ssh, or on several: lab1,lab2 or a group. Files are those of that host. "
+    "Like VMESS_HOST in the environment.",
+    "HOST",
+)
 JSON = Option("--json", "Print the daemon's replies as JSON: sizes in bytes, times in seconds.")
 ALL = Option("--all", "All VMs, in place of names.")
 VERBOSE = Option("--verbose", "With start and info, also print QEMU's command line. Also -v.")
@@ -178,7 +184,7 @@ FORGET = Option("--forget", "Forget the host key of the guest, for example becau
 HELP = Option("--help", "Show help for the verb, or for all verbs. Also -h.")
 VERSION = Option("--version", "Show the version.", alias="version")
 
-EVERYWHERE = (SOCKET, NO_DAEMON, QUIET, VERBOSE, HELP, VERSION)
+EVERYWHERE = (ON_HOST, SOCKET, NO_DAEMON, QUIET, VERBOSE, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (

@@ -8,7 +8,9 @@ from vmessctl import client as wire
 from vmessctl.cli import completion
 from vmessctl.cli.completion import candidates
 from vmessctl.cli.shells import SHELLS
-from vmessctl.cli.verbs import PROGRAM, SOCKET, Invocation
+from vmessctl.cli.verbs import ON_HOST, PROGRAM, SOCKET, Invocation
+from vmessctl.environment import variable
+from vmessd.core import places
 from vmessd.core.errors import DONE, InvalidValue, VmessError, printable, quoted
 
 TYPE_CHECKING = False
@@ -27,8 +29,13 @@ class World(completion.World):
         super().__init__(line)
         self._socket = line.options.get(SOCKET.flag)
         self._client: Client | None = None
+        host = line.options.get(ON_HOST.flag) or variable("VMESS_HOST") or places.HERE
+        self._is_here = host == places.HERE
+        """The line is for this host, whose daemon can be asked."""
 
     def _ask(self, method: str, **parameters: object) -> Reply:
+        if not self._is_here:
+            return {}
         try:
             self._client = self._client or wire.Client(wire.candidates(self._socket), PATIENCE)
             return self._client.call(method, **parameters)

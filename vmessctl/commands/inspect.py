@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from vmessctl.cli.verbs import Invocation
     from vmessctl.client import Reply
+    from vmessctl.output.table import Column
 
 
 def list_vms(invocation: Invocation) -> int:
@@ -31,7 +32,7 @@ def list_vms(invocation: Invocation) -> int:
     if as_json:
         emit(invocation, reply)
     elif as_table:
-        _print_table(invocation, reply["vms"])
+        print_table(invocation, reply["vms"])
     else:
         show(invocation, reply, rendering.listing)
     if reply.get("others") and not as_json:
@@ -41,16 +42,24 @@ def list_vms(invocation: Invocation) -> int:
     return DONE
 
 
-def _print_table(invocation: Invocation, vms: Sequence[Reply]) -> None:
-    """Print all VMs as a table, which fits into the terminal unless its columns were picked."""
+def columns(invocation: Invocation) -> Sequence[Column] | None:
+    """Return the columns that were picked; None for the usual ones; raises InvalidValue."""
     from vmessctl.output import list_table  # noqa: PLC0415 -- status and info do not need it
 
     picked = invocation.options.get(verbs.COLUMNS.flag)
-    columns = list_table.COLUMNS if picked is None else list_table.chosen(picked)
+    return None if picked is None else list_table.chosen(picked)
+
+
+def print_table(invocation: Invocation, vms: Sequence[Reply], *, hosted: bool = False) -> None:
+    """Print all VMs as a table, which fits into the terminal unless its columns were picked."""
+    from vmessctl.output import list_table  # noqa: PLC0415 -- status and info do not need it
+
+    picked = columns(invocation)
+    shown = picked or (list_table.HOSTED if hosted else list_table.COLUMNS)
     if vms:
         terminal, header = output_width(), verbs.NO_HEADER.flag not in invocation.options
         ordered = list_table.in_order(vms)
-        lines = list_table.lines(ordered, columns, terminal if picked is None else None, header=header)
+        lines = list_table.lines(ordered, shown, terminal if picked is None else None, header=header)
         if terminal is not None:
             colours = [*(["1"] if header else []), *map(list_table.colour, ordered)]
             lines = [painted(line, colour) for line, colour in zip(lines, colours, strict=True)]

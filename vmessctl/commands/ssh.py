@@ -8,7 +8,7 @@ from vmessctl.client import connect
 from vmessctl.commands import known_hosts, ssh_route
 from vmessctl.output import foreground
 from vmessctl.output.phrases import about, phrase
-from vmessctl.output.terminal import say, tell, warn
+from vmessctl.output.terminal import advise, say, tell, warn
 from vmessd.core import names
 from vmessd.core.errors import DONE, Failed, NotRunning, reason
 from vmessd.core.plainrecord import PlainRecord
@@ -117,7 +117,7 @@ def _carried_out(argv: Sequence[str], guest: Guest) -> int:
         raise Failed(f"{argv[0]} cannot be run: {reason(error)}", hint="install openssh-client") from None
     if status == BROKEN and known_hosts.has_changed(guest.keys, guest.vm, guest.route.host, guest.route.port):
         warn(f"{PROGRAM}: {guest.vm} has another host key than before, as with another disk")
-        warn(f"  hint: if that is so: {PROGRAM} {guest.vm} ssh --forget")
+        advise(f"if that is so: {PROGRAM} {guest.vm} ssh --forget")
     return foreground.KILLED - status if status < 0 else status
 
 

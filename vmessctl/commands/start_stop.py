@@ -10,7 +10,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.output import rendering
 from vmessctl.output.phrases import about, command, phrase
-from vmessctl.output.terminal import can_redraw, complain, emit, is_live, say, status_lines, tell, warn
+from vmessctl.output.terminal import advise, can_redraw, complain, emit, is_live, say, status_lines, tell, warn
 from vmessd.core import settings
 from vmessd.core.errors import (
     DONE,
@@ -234,7 +234,7 @@ class _Round:
                 warn(f"{PROGRAM}: the {what} of {vm} continues; to check: {PROGRAM} {vm} status")
                 goes_on.append(vm)
         if goes_on and what == "stop" and not self._parameters.get("force"):
-            warn(f"  hint: to kill it: {shell_line([PROGRAM.name, *goes_on, 'kill'])}")
+            advise(f"to kill it: {shell_line([PROGRAM.name, *goes_on, 'kill'])}")
         if left := [vm for vm in self.waiting if vm not in self.begun]:
             warn(f"{PROGRAM}: {undone}: {', '.join(left)}")
         return INTERRUPTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmessctl.output.phrases import command
 from vmessctl.output.rendering import duration, is_off
 from vmessctl.output.table import Column, grid
+from vmessd.core import places
 from vmessd.core.errors import InvalidValue, printable, quoted
 from vmessd.core.settings import size_shown
 from vmessd.core.words import Runstate, State
@@ -53,7 +54,10 @@ COLUMNS = (
     Column("NOTE", note, 6, left=True, least=12),
 )
 PID = Column("PID", lambda vm: str(vm["pid"] or NOTHING), 1)
-BY_NAME = {column.title.lower(): column for column in (*COLUMNS, PID)}
+HOST = Column("HOST", lambda vm: str(vm.get("host", places.HERE)), 9, left=True)
+HOSTED = (HOST, *COLUMNS)
+"""The columns for the VMs of several hosts."""
+BY_NAME = {column.title.lower(): column for column in (*COLUMNS, PID, HOST)}
 
 
 def chosen(text: str) -> list[Column]:

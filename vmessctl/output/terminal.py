@@ -66,6 +66,14 @@ def warn(text: str) -> None:
         stdio.give_up(2)
 
 
+def advise(hint: str) -> None:
+    """Print a hint on standard error; one from another host names the program as it was called on this side."""
+    called = variable("VMESS_CALLED")
+    if called and called.isprintable():
+        hint = " ".join(called if word == PROGRAM.name else word for word in hint.split(" "))
+    warn(f"  hint: {hint}")
+
+
 complaints: list[VmessError] = []
 """The errors printed so far."""
 
@@ -75,9 +83,9 @@ def complain(error: VmessError) -> int:
     complaints.append(error)
     warn(f"{PROGRAM}: {phrases.message(error)}")
     if isinstance(error, NotPermitted) and error.instead:
-        warn(f"  hint: {error.instead}")
+        advise(error.instead)
     if error.hint:
-        warn(f"  hint: {phrases.command(error.hint)}")
+        advise(phrases.command(error.hint))
     return error.status
 
 

@@ -28,6 +28,9 @@ SERVICE_SOCKET = f"{SERVICE_DIRECTORY}/{SOCKET}"
 LOG = "vmessd.log"
 LOCK = "start.lock"
 """Locked by a client that starts a daemon, so that two clients start one."""
+HOSTS = "vmess/hosts"
+HERE = "local"
+"""The name of this host among others."""
 OTHERS = 0o077
 """The permissions of anybody except the owner."""
 
@@ -110,6 +113,15 @@ def log_directory(variable: Variable) -> str | None:
         return f"{state}/vmess"
     own = home(variable)
     return f"{own}/.local/state/vmess" if own else None
+
+
+def hosts_file(variable: Variable) -> str:
+    """Return the file of a person's other hosts; empty if there is no home directory."""
+    config = variable("XDG_CONFIG_HOME") or ""
+    if config.startswith("/"):
+        return f"{config}/{HOSTS}"
+    own = home(variable)
+    return f"{own}/.config/{HOSTS}" if own else ""
 
 
 def home(variable: Variable) -> str:

@@ -77,7 +77,7 @@ def test_a_wrong_column_is_refused(text: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         list_table.chosen(text)
     assert caught.value.message.endswith("is not a column")
-    assert caught.value.hint == "-o takes name,state,cpu,memory,disk,up,address,note,pid"
+    assert caught.value.hint == "-o takes name,state,cpu,memory,disk,up,address,note,pid,host"
 
 
 @pytest.mark.parametrize(

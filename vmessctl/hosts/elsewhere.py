@@ -1,0 +1,207 @@
+"""Carries out a command line on another host: the client over there does the work, and knows its own daemon."""
+
+from __future__ import annotations
+
+import os
+
+from vmessctl import light_json
+from vmessctl.cli import grammar, verbs
+from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.commands import ssh_route, vnc
+from vmessctl.hosts import choice, masters, session, several
+from vmessctl.hosts.remote_line import NOT_THERE
+from vmessctl.output.phrases import about
+from vmessctl.output.terminal import advise, complain, say, tell
+from vmessd import __version__
+from vmessd.core import places
+from vmessd.core.errors import DONE, Failed, InvalidValue, Unreachable, quoted, shell_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmessctl.hosts.masters import Seat
+
+STANDARD = "-"
+"""The word for standard input in place of a file."""
+FOREIGN = frozenset({"ssh", "scp"})
+"""Verbs whose exit status is that of another program."""
+ALONE = frozenset({"console", "edit"})
+"""Verbs that are for one person at one terminal."""
+
+
+def run(invocation: Invocation, words: list[str], text: str | None, path: str) -> int | None:
+    """Carry out a command line on the hosts that a text names, or the file; None if it is for this host.
+
+    Args:
+        invocation: the parsed line.
+        words: the line.
+        text: the value of `--host` or VMESS_HOST; None if neither is there.
+        path: the file with groups of hosts.
+
+    Raises:
+        InvalidValue: there is no such host, or not for such a verb.
+        Unreachable: a single host cannot be reached.
+    """
+    groups = choice.read(path)
+    named = groups.get(choice.DEFAULT) if text is None else text
+    if named is None:
+        return None
+    chosen = choice.chosen(named, groups)
+    rest = grammar.without(verbs.ON_HOST, words)
+    if chosen.several:
+        _check_for_several(invocation)
+        return several.run(invocation, rest, chosen.hosts)
+    (host,) = chosen.hosts
+    return None if host == places.HERE else _run(invocation, rest, host)
+
+
+def _check_for_several(invocation: Invocation) -> None:
+    for step in _steps(invocation):
+        if step.command.verb in ALONE or (step.command.verb == "ssh" and not step.arguments):
+            raise InvalidValue(
+                f"{step.command.verb} takes one host",
+                hint=f"usage: {PROGRAM} --host HOST {step.command.example}",
+            )
+
+
+def _steps(invocation: Invocation) -> Iterator[Invocation]:
+    step: Invocation | None = invocation
+    while step is not None:
+        yield step
+        step = step.then
+
+
+def _run(invocation: Invocation, words: Sequence[str], host: str) -> int:
+    """Carry out a command line on one other host; return the exit status."""
+    seat = masters.take(host, may_ask=session.has_terminal())
+    try:
+        status = (
+            _vnc(invocation, words, seat) if _only_asks_for_vnc(invocation) else _pass(invocation, words, seat)
+        )
+        if status == DONE:
+            _say_tunnels(invocation, host)
+            return status
+        return _explained(invocation, status, seat)
+    finally:
+        seat.close()
+
+
+def _pass(invocation: Invocation, words: Sequence[str], seat: Seat) -> int:
+    command = [PROGRAM.name, *words]
+    if session.has_terminal():
+        return session.on_terminal(seat, command)
+    with_input = any(map(_reads_input, _steps(invocation)))
+    return session.piped(seat, command, session.to_output, with_input=with_input)
+
+
+def _reads_input(step: Invocation) -> bool:
+    """Tell whether a verb reads standard input; any other must leave it to the next command of a script."""
+    if step.command.verb in {"ssh", "console"}:
+        return True
+    named = (*step.arguments, *step.options.values())
+    return step.command.verb in {"import", "cloud-init"} and STANDARD in named
+
+
+# -- Ports over there --
+
+
+def _only_asks_for_vnc(invocation: Invocation) -> bool:
+    plain = {verbs.JSON.flag, verbs.QUIET.flag}.isdisjoint(invocation.options)
+    return invocation.command.verb == "vnc" and invocation.then is None and plain
+
+
+def _vnc(invocation: Invocation, words: Sequence[str], seat: Seat) -> int:
+    """Have a viewer admitted over there, and say how it comes to the port."""
+    said: list[bytes] = []
+    command = [PROGRAM.name, verbs.JSON.flag, *words]
+    status = session.piped(seat, command, said.append, with_input=False)
+    if status != DONE:
+        return status
+    try:
+        reply = light_json.loads(b"".join(said).decode())
+        address, port = str(reply["relay"]["address"]), int(reply["relay"]["port"])
+        tell(about(invocation.vms[0], vnc.invitation(reply), several=False))
+    except (ValueError, TypeError, KeyError):
+        raise Failed(f"the answer of {seat.host} is not understood", hint=_its_help(seat.host)) from None
+    if _is_loopback(address):
+        _say_tunnel(seat.host, address, port)
+    return DONE
+
+
+def _say_tunnels(invocation: Invocation, host: str) -> None:
+    """Say how to reach the ports that `forward` has opened over there."""
+    if verbs.QUIET.flag in invocation.options:
+        return
+    for step in _steps(invocation):
+        wires = step.arguments[1:] if step.command.verb == "forward" else ()
+        for wire in wires:
+            try:
+                ports = list(ssh_route.forwards(f"user:{wire}"))
+            except ValueError:  # a word such as none
+                continue
+            for address, port, _ in ports:
+                if _is_loopback(address):
+                    _say_tunnel(host, address, port)
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+def _say_tunnel(host: str, address: str, port: int) -> None:
+    shown = f"[{address}]" if ":" in address else address
+    line = shell_line(["ssh", "-N", "-L", f"{port}:{shown}:{port}", host])
+    say(f"port {port} is one of {host}; to have it on this host as well: {line}")
+
+
+# -- What went wrong --
+
+
+def _explained(invocation: Invocation, status: int, seat: Seat) -> int:
+    """Say what the client over there could not know of a failure; return the exit status."""
+    steps = list(_steps(invocation))
+    host = seat.host
+    is_foreign = any(step.command.verb in FOREIGN for step in steps)
+    if status == session.BROKEN and not is_foreign:
+        return complain(
+            Unreachable(f"the connection to {host} broke", hint="repeat what was in progress if necessary")
+        )
+    if status == NOT_THERE and not is_foreign:
+        return complain(
+            Unreachable(
+                f"{host} has no {PROGRAM}, or not in the PATH of its login shell",
+                hint=f"look there: ssh {host} 'echo $PATH'",
+            )
+        )
+    if status == InvalidValue.status:
+        _compare_versions(seat)
+    if status in (InvalidValue.status, Failed.status):
+        _say_whose_files(steps, host)
+    return status
+
+
+def _compare_versions(seat: Seat) -> None:
+    """Say so if the client over there has another version: the line was right for this one."""
+    said: list[bytes] = []
+    try:
+        session.piped(seat, [PROGRAM.name, verbs.VERSION.flag], said.append, with_input=False)
+    except Unreachable:
+        return
+    version = b"".join(said).decode(errors="replace").strip().rpartition(" ")[2]
+    if version != __version__:
+        known = f"this is {PROGRAM} {__version__}, but {seat.host} has {quoted(version)}"
+        advise(f"{known}; what that knows: {_its_help(seat.host)}")
+
+
+def _its_help(host: str) -> str:
+    return shell_line(["ssh", host, PROGRAM.name, "help"])
+
+
+def _say_whose_files(steps: Sequence[Invocation], host: str) -> None:
+    """Say that files are those of the other host if a word of the line is a file of this one."""
+    for word in (word for step in steps for word in step.arguments):
+        if os.path.isfile(word):
+            line = shell_line(["scp", "--", word, f"{host}:"])
+            advise(f"files are those of {host}; to copy this one there: {line}")
+            return
