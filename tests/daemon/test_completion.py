@@ -17,9 +17,10 @@ from shells import LEFT, Shell
 
 from vmessctl.cli import completion, helptext
 from vmessctl.cli import shells as scripts
-from vmessctl.cli.grammar import VERBS, Line
+from vmessctl.cli.grammar import Line
 from vmessctl.cli.verbs import BY_VERB, COMMANDS, GROUPS, LITERALS, OPTIONS, alternatives
 from vmessctl.commands import completion as asking
+from vmessd.core import names
 
 A, B = own("a"), own("b")
 
@@ -66,6 +67,7 @@ def offered(line: str, world: Callable[[Line], completion.World] = Host) -> set[
     return {word for word in found if word.startswith(current)}
 
 
+VERBS = {command.verb: command for command in COMMANDS if not command.is_global}
 GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "daemon", "watch", "import", "images"}
 OFFERED: tuple[tuple[str, set[str]], ...] = (
     # VMs, by what the verb behind the cursor needs
@@ -149,7 +151,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a autostart |", {"on", "off", "none"}),
     ("a restart-policy |", {"no", "on-crash", "always", "none"}),
     ("a restart f|", {"firmware", "force", "forward"}),
-    ("a raw h|", {"hda", "hdb", "hdc", "hdd"}),
+    ("a raw h|", {"hda"}),
     ("a grace |", {"none"}),
     ("a ram |", {*completion.SIZES, "none"}),
     ("a cdrom |", {":files", "none"}),
@@ -240,6 +242,9 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a wait --s|", {"--since-start", "--socket"}),
     ("a stop force f|", {"firmware", "forward"}),
     ("a make m|", {"mac", "machine"}),
+    ("a make h|", {"hda"}),
+    ("a make hd|", set(names.DISKS)),
+    ("a raw hdb hdy|", {"hdy"}),
     ("net |", {"show", "vlan", "add", "delete", "ignore", "prune"}),
     ("net vlan |", {"br0", "br1"}),
     ("net vlan br0 |", {"a0e0", "vxlan7", "br0", "br1"}),
@@ -288,7 +293,7 @@ def test_without_a_daemon_the_tables_still_complete() -> None:
 
 def test_every_verb_and_every_option_is_offered() -> None:
     found = offered("x0 |", Nowhere) | offered("|", Nowhere) | {f"net {verb}" for verb in offered("net |")}
-    assert found - {"net"} == set(BY_VERB)
+    assert found - {"net"} == {command.verb for command in COMMANDS}
     for command in COMMANDS:
         line = f"{'' if command.is_global else 'x0 '}{command.verb} {'1 ' * command.needs}-|"
         options = {flag for flag, option in OPTIONS.items() if command.knows(option)} - {"--all"}

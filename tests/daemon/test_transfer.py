@@ -100,8 +100,13 @@ def test_what_stays_behind_is_said(daemon: Daemon, tmp_path: Path) -> None:
     progress = json.loads(daemon.vmessctl("import", tmp_path / "x.tar", "web-1", "--json").stdout)["progress"]
     size = (tmp_path / "x.tar").stat().st_size
     assert progress == {
-        **{"done": True, "vm": "web-1", "size": size, "notes": None},
-        **{"disk": None, "step": None, "percent": None},
+        "done": True,
+        "vm": "web-1",
+        "size": size,
+        "notes": None,
+        "disk": None,
+        "step": None,
+        "percent": None,
     }
 
 

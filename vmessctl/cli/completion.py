@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 FILES = (":files", "")
 SIZES = ("512M", "1G", "2G", "4G", "8G", "16G", "32G")
 NUMBERS = ("1", "2", "3", "4")
-AFTER_VMS = {command.verb: command for command in COMMANDS if command.many or not command.is_global}
+AFTER_VMS = {verb: command for verb, command in BY_VERB.items() if command.many or not command.is_global}
 """The verbs that may follow names of VMs."""
+LIKE = frozenset(verb for command in COMMANDS for verb in command.likes)
+"""The verbs that are like another one: candidates only for a word that begins as they do."""
 FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
@@ -112,6 +114,8 @@ def _values(argument: str, world: World) -> list[Candidate]:
     for word in alternatives(argument):
         if word in ASKED:
             found += ASKED[word](world)
+        elif word == names.DISKS[0]:
+            found += [(disk, "") for disk in names.DISKS]
         elif word in LITERALS:
             found.append((word, ""))
     return found
@@ -143,7 +147,9 @@ def candidates(
             line.read(word)
     except InvalidValue:
         return []
-    return [] if line.problem else _next(line, current, after, world(line))
+    found = [] if line.problem else _next(line, current, after, world(line))
+    typed = current if len(current) > 1 else "-"
+    return [each for each in found if each[0] not in LIKE or each[0].startswith(typed)]
 
 
 def _next(line: Line, current: str, after: list[str], world: World) -> list[Candidate]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from vmessctl.cli.verbs import (
     ALL,
     BY_VERB,
-    COMMANDS,
     ELSEWHERE,
     EVERYWHERE,
     FREE_TEXT,
@@ -40,7 +39,7 @@ from vmessd.core.errors import InvalidValue, quoted, shell_line
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.settings import RESTARTS
 
-VERBS = {command.verb: command for command in COMMANDS if not command.is_global}
+VERBS = {verb: command for verb, command in BY_VERB.items() if not command.is_global}
 """The verbs that follow a VM or another verb."""
 PATTERN_MARKS = frozenset("*?[")
 PATTERN_SIGNS = frozenset("*?[]!-")
@@ -133,7 +132,10 @@ class Step(PlainRecord):
         places, place = self.command.alternatives(), len(self.arguments) - len(self.vms())
         if self.command.arguments.endswith("..."):
             place = min(place, len(places) - 1)
-        return place < len(places) and word in LITERALS.intersection(places[place])
+        if place >= len(places):
+            return False
+        disk, *like = names.DISKS
+        return word in LITERALS.intersection(places[place]) or (word in like and disk in places[place])
 
 
 class State:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vmessctl.cli.verbs import (
     ALIASES,
+    BY_VERB,
     COMMANDS,
     GROUPS,
     OPTIONS,
@@ -102,7 +103,7 @@ def help_text(words: str = "", style: Style = str) -> str:
     if words in TOPICS:
         return TOPICS[words][1](style)
     verb = ALIASES[words][0].verb if words in ALIASES else words
-    found = [command for command in COMMANDS if f"{command.verb} ".startswith(f"{verb} ")]
+    found = [command for command in BY_VERB.values() if f"{command.verb} ".startswith(f"{verb} ")]
     if not found:
         raise no_verb(words, [*GROUPS, *TOPICS])
     if len(found) == 1:
@@ -144,7 +145,7 @@ def together(commands: Iterable[Command]) -> str:
         if second and names and names[-1].startswith(f"{first} "):
             names[-1] += f"|{second}"
         else:
-            names.append(command.verb)
+            names.append(command.title)
     return ", ".join(names)
 
 
@@ -199,7 +200,7 @@ def _usage(command: Command, style: Style) -> str:
 
 def _group(group: Group, style: Style) -> str:
     """Return the verbs of a group, a line or two each."""
-    rows = [(command.verb, first_sentence(command)) for command in of_group(group)]
+    rows = [(command.title, first_sentence(command)) for command in of_group(group)]
     return f"{style(group.title)}: {group.about}\n\n{_entries(rows)}"
 
 

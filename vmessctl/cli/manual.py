@@ -100,8 +100,8 @@ Settings of a running VM take effect at its next start, unless stated otherwise.
 
 IMAGES = (
     (
-        "newvm0-hda.img ... newvm0-hdd.img",
-        "The disks: raw images, or symbolic links to images or block devices. Verbs: hda, hdb, hdc, hdd.",
+        "newvm0-hda.img ... newvm0-hdz.img",
+        "The disks: raw images, or symbolic links to images or block devices. Verbs: hda ... hdz.",
     ),
     ("newvm0-hda.qcow2 ...", "The same as a qcow2 image: the end of the name says the format."),
     (

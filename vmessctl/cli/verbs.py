@@ -200,7 +200,7 @@ LITERALS = frozenset(
     {
         *("std", "hd", "net", "ide", "virtio", "scsi", "sata", "nvme", "bios", "uefi", "uefi-secure", "reset"),
         *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
-        *("hda", "hdb", "hdc", "hdd", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
+        *("hda", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
         *("status", "stop", "log", "ssh", "delete", "raw", "qcow2"),
         *("add", "rm", "del", "ro", "virtiofs"),
@@ -253,6 +253,7 @@ class Command(PlainRecord):
         files: str = "",
         running: str = "",
         verbatim: bool = False,
+        likes: tuple[str, ...] = (),
     ) -> None:
         self.verb = verb
         """The word on the command line; `list` and `status` may be left out there."""
@@ -287,6 +288,19 @@ class Command(PlainRecord):
         """What it does to a running VM, where that could be asked: LIVE, WAITS, REFUSED."""
         self.verbatim = verbatim
         """Its arguments are a command for another program: all words after the first, up to `--`."""
+        self.likes = likes
+        """The verbs of which everything here is true as well, in order; help and reference do not list them."""
+
+    @property
+    def title(self) -> str:
+        """It and the verbs like it: `hda ... hdz`."""
+        return f"{self.verb} ... {self.likes[-1]}" if self.likes else self.verb
+
+    def as_verb(self, verb: str) -> Command:
+        """Return the row of a verb that is like this one."""
+        own = {name: value for name, value in vars(self).items() if name != "likes"}
+        texts = {name: own[name].replace(self.verb, verb) for name in ("files", "example")}
+        return Command(**own | texts | {"verb": verb})
 
     @property
     def group(self) -> Group:
@@ -459,6 +473,7 @@ COMMANDS: tuple[Command, ...] = (
             running=GROWS,
             summary=DRIVE,
             example=f"newvm {disk.verb} {disk.example}",
+            likes=names.DISKS[1:],
         )
         for disk in DRIVES
         if disk.verb != names.CDROM
@@ -1089,7 +1104,9 @@ COMMANDS: tuple[Command, ...] = (
     ),
 )
 
-BY_VERB = {command.verb: command for command in COMMANDS}
+BY_VERB = {command.verb: command for command in COMMANDS} | {
+    verb: command.as_verb(verb) for command in COMMANDS for verb in command.likes
+}
 ALIASES: dict[str, tuple[Command, tuple[str, ...]]] = {
     alias.partition(" ")[0]: (command, tuple(alias.split()[1:]))
     for command in COMMANDS

@@ -18,7 +18,7 @@ class Disks(Caller):
     async def Bring(
         self, *, vm: str, slot: str, image: FileDescriptor, name: str, into: str | None
     ) -> AsyncIterator[BringProgress]:
-        """Copy an image to a new disk (`hda` to `hdd`) of a stopped VM: a reply for each step. Requires `more`.
+        """Copy an image to a new disk (`hda` to `hdz`) of a stopped VM: a reply for each step. Requires `more`.
 
         `image` is a descriptor for reading, passed with the call; `name` is for messages. `into` is `raw`,
         `qcow2`, or null, which keeps a raw image raw and makes qcow2 of qcow2, VMDK, VDI, VHD and VHDX. Nothing

@@ -24,7 +24,7 @@ class Life(Caller):
 
     @varlinkmethod(return_parameter="note")
     async def Set(self, *, vm: str, setting: str, value: str | None, force: bool = False) -> str | None:
-        """Change a setting or a drive (smp, ram, cpu, accel, hda, hdb, hdc, hdd, cdrom).
+        """Change a setting or a drive (smp, ram, cpu, accel, hda to hdz, cdrom).
 
         The name is that of the verb, or of the file in lower case.
         The value has the same form as on the command line, and a path is absolute. null removes the setting,

@@ -104,6 +104,11 @@ def disk_bus(text: str) -> dict[str, str]:
     return found
 
 
+def disk_bus_text(buses: Mapping[str, str]) -> str:
+    """Return the text that :func:`disk_bus` reads."""
+    return ",".join(f"{slot}={bus}" if slot else bus for slot, bus in buses.items())
+
+
 def bus_of(slot: str, values: Mapping[str, Any]) -> str:
     """Return the bus of a disk; `values` are settings by file name."""
     buses = values.get(DISK_BUS, {})

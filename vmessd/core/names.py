@@ -20,11 +20,13 @@ LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
 GLOBAL_WORDS = frozenset(
     {"help", "list", "net", "top", "watch", "completion", "daemon", "boot", "shutdown", "import", "images"}
 )
+DISKS = tuple(f"hd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
 VERBS = frozenset(
     {
+        *DISKS,
         *("suspend", "sendkey", "ctrl-alt-delete", "type", "lock", "unlock", "why"),
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
-        *("smp", "ram", "cpu", "accel", "hda", "hdb", "hdc", "hdd", "cdrom", "raw"),
+        *("smp", "ram", "cpu", "accel", "cdrom", "raw"),
         *("autostart", "restart-policy", "grace", "rename", "reset", "resume"),
         *("nic-model", "nic-options", "qemu-options", "edit"),
         *("machine", "vga", "rng", "smbios", "boot-order", "boot-once"),
@@ -37,7 +39,6 @@ VERBS = frozenset(
 ALIASES = frozenset({"ls", "ps", "create", "delete", "reboot", "kill", "memory", "version"})
 RESERVED = GLOBAL_WORDS | VERBS | ALIASES
 
-DISKS = ("hda", "hdb", "hdc", "hdd")
 CDROM = "cdrom"
 IMAGE_ENDINGS = {"raw": "img", "qcow2": "qcow2"}
 """The end of the name of a disk image, by its format: the name says the format."""
@@ -254,6 +255,12 @@ def drive_files(vm: str, slot: str) -> list[str]:
         return [cdrom_file(vm)]
     images = [disk_file(vm, slot, form) for form in IMAGE_ENDINGS]
     return images + [base_file(vm, slot, depth) for depth in range(1, BASES_MAX + 1)]
+
+
+def drive_of(vm: str, file: str) -> str | None:
+    """Return the drive of which a file of this name is a part; None where it is none."""
+    slot = file.removeprefix(f"{vm}-").partition(".")[0]
+    return slot if slot in (*DISKS, CDROM) and file in drive_files(vm, slot) else None
 
 
 def snapshot(text: str) -> str:

@@ -414,18 +414,18 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         file=BOOT_ORDER,
         verb="boot-order",
-        argument="<hd|hda|hdb|hdc|hdd|cdrom|net|devices|none>",
-        expects="words such as hd,cdrom,net, each of hd, cdrom, net, hda, hdb, hdc and hdd at most once",
+        argument="<hd|hda|cdrom|net|devices|none>",
+        expects="words such as hd,cdrom,net, each of hd, cdrom, net and hda to hdz at most once",
         parse=_of_hardware("boot_order"),
         option=_no_option,  # a property of each device; see hardware.boot_indices
-        help="Choose from what the guest boots: hd (all disks), cdrom, net (all NICs) or hda to hdd, in this\n"
+        help="Choose from what the guest boots: hd (all disks), cdrom, net (all NICs) or hda to hdz, in this\n"
         "order; then comes all else. Without it, the firmware decides. (boot starts VMs, as at boot.)",
         example="cdrom,hd",
     ),
     Setting(
         file=BOOT_ONCE,
         verb="boot-once",
-        argument="<hd|hda|hdb|hdc|hdd|cdrom|net|devices|none>",
+        argument="<hd|hda|cdrom|net|devices|none>",
         expects="words as for boot-order, such as cdrom",
         parse=_of_hardware("boot_order"),
         option=_no_option,
@@ -544,8 +544,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         file="RAW",
         verb="raw",
-        argument="<hda|hdb|hdc|hdd|cdrom|none>...",
-        expects="one or more of hda, hdb, hdc, hdd and cdrom",
+        argument="<hda|cdrom|none>...",
+        expects="one or more of hda to hdz and cdrom",
         parse=_drives,
         option=_no_option,  # QEMU is told that all images are raw; see images.check
         help="Name the drives whose images are raw although they do not look so, such as a disk into which\n"
@@ -639,7 +639,7 @@ def by_name(name: str) -> Setting | None:
 
 
 class Drive(PlainRecord):
-    """A drive of a VM and the verb that creates it."""
+    """A drive of a VM and the verb that creates it; or all disks, whose verbs differ by one letter."""
 
     def __init__(
         self,
@@ -656,17 +656,15 @@ class Drive(PlainRecord):
 
 
 DRIVES: tuple[Drive, ...] = (
-    *(
-        Drive(
-            verb=disk,
-            argument="<size|image|none|delete>",
-            help=f"Create a sparse file for the {order} disk, or make it larger, also while the VM runs.\n"
-            "An image (raw, qcow2, VMDK, VDI, VHD, VHDX) is copied to a new disk, or with --linked, the\n"
-            "disk stands on the image. none puts the disk aside, delete deletes it. The data in an existing\n"
-            "image stays as it is; an image is never made smaller.",
-            example="8G",
-        )
-        for disk, order in zip(DISKS, ("first", "second", "third", "fourth"), strict=True)
+    Drive(
+        verb=DISKS[0],
+        argument="<size|image|none|delete>",
+        help="Create a sparse file for the first disk, or make it larger, also while the VM runs; hdb is the\n"
+        "second disk, and so on to hdz. IDE has places for hda to hdd; see disk-bus for more. An image (raw,\n"
+        "qcow2, VMDK, VDI, VHD, VHDX) is copied to a new disk, or with --linked, the disk stands on the\n"
+        "image. none puts the disk aside, delete deletes it. The data in an existing image stays as it is;\n"
+        "an image is never made smaller.",
+        example="8G",
     ),
     Drive(
         verb=CDROM,

@@ -202,7 +202,7 @@ class Disks:
 def _check_words(slot: str, form: str | None) -> None:
     """Raise InvalidValue for an unknown slot or format."""
     if slot not in names.DISKS:
-        raise InvalidValue(f"disk {quoted(slot)} is none of {', '.join(names.DISKS)}")
+        raise InvalidValue(f"disk {quoted(slot)} is none of {names.DISKS[0]} to {names.DISKS[-1]}")
     if form is not None and form not in names.IMAGE_ENDINGS:
         raise InvalidValue(f"format {quoted(form)} is neither {' nor '.join(names.IMAGE_ENDINGS)}")
 

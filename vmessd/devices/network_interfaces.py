@@ -32,6 +32,7 @@ from vmessd.devices.hotplug import Cards
 from vmessd.network.links import Change, Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
+from vmessd.storage import images
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher
 from vmessd.vm.host import Host
@@ -404,8 +405,11 @@ class NetworkInterfaces:
         taken = await self.cards.taken_slots() if missing else None
         if taken is None:
             return {}
-        others = command_line.slots([index for index in range(count) if index not in missing], values)
-        later = command_line.slots_of_devices(values) | set(others.values())
+        disks: Sequence[images.Disk] = ()
+        with contextlib.suppress(VmessError):  # a start would complain
+            disks = await self._machine.files.aside(functools.partial(images.disks, self._machine.home))
+        others = command_line.slots([index for index in range(count) if index not in missing], values, disks)
+        later = command_line.slots_of_devices(values, disks) | set(others.values())
         return nic_hardware.choose(missing, values.get(SLOTS.file, {}), taken | later)
 
     async def _released(self, index: int) -> None:

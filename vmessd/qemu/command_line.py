@@ -184,7 +184,7 @@ def _taken_slots(spec: Spec) -> set[int]:
     """Return the PCI slots that are not for the medium of cloud-init."""
     cards = {card.slot for card in spec.cards if card.slot is not None}
     claimed = nic_hardware.claims(spec.values.get("EXARGS", ())).slots
-    return cards | claimed | slots_of_devices(spec.values)
+    return cards | claimed | slots_of_devices(spec.values, spec.disks)
 
 
 def _drive(disk: Disk, spec: Spec, bootindex: int | None) -> list[str]:
@@ -286,17 +286,17 @@ def slotted(indices: Collection[int], values: Mapping[str, Any]) -> list[int]:
     return [index for index in indices if model(values, index) not in nic_hardware.NO_PCI]
 
 
-def slots(indices: Collection[int], values: Mapping[str, Any]) -> dict[int, int]:
+def slots(indices: Collection[int], values: Mapping[str, Any], disks: Sequence[Disk] = ()) -> dict[int, int]:
     """Return the PCI slots that a start assigns to network cards, by interface; QEMU places the others."""
     claimed = nic_hardware.claims(values.get("EXARGS", ()))
-    ours = slots_of_devices(values)
+    ours = slots_of_devices(values, disks)
     claimed = dataclasses.replace(claimed, slots=claimed.slots | ours)
     return nic_hardware.assign(slotted(indices, values), values.get("SLOTS", {}), claimed)
 
 
-def slots_of_devices(values: Mapping[str, Any]) -> frozenset[int]:
+def slots_of_devices(values: Mapping[str, Any], disks: Sequence[Disk] = ()) -> frozenset[int]:
     """Return the PCI slots that are taken by devices of settings, and by those of the machine above slot 3."""
-    taken = disk_devices.slots(values)
+    taken = disk_devices.slots(disks, values)
     taken |= {slot for file, slot in (("RNG", RNG_SLOT), ("AGENT", PORTS_SLOT)) if values.get(file)}
     if is_q35(values):
         taken.add(ICH9_SLOT)

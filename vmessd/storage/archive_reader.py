@@ -13,7 +13,10 @@ from vmessd.core import names, settings
 from vmessd.core.errors import quoted
 from vmessd.storage import contents
 from vmessd.storage.archive_format import BLOCK, CHECKSUMS, FORMAT, MANIFEST, SEGMENTS_MAX, Segment
-from vmessd.storage.tar_reader import FILES_MAX, Begin, Header, Steps, Tar, Whole, number, refused
+from vmessd.storage.tar_reader import Begin, Header, Steps, Tar, Whole, number, refused
+
+FILES_MAX = 64 + len(names.DISKS) * (1 + names.BASES_MAX)
+"""Files of one VM: settings, disks, and the images below them."""
 
 
 class Listed(NamedTuple):

@@ -59,9 +59,11 @@ def name_in(file: str, vm: str, new: str) -> str | None:
     """Return the name that a file in an export of `vm` has in the VM `new`; None for one that is in none."""
     if text_limit(file) is not None or stored_base(file) or file in VARIABLES:
         return file
-    images = [(slot, form) for slot in names.DISKS for form in names.IMAGE_ENDINGS]
-    pairs = [(names.disk_file(vm, *one), names.disk_file(new, *one)) for one in images]
-    return dict([*pairs, (names.cdrom_file(vm), names.cdrom_file(new))]).get(file)
+    slot = names.drive_of(vm, file)
+    if slot == names.CDROM:
+        return names.cdrom_file(new)
+    forms = [form for form in names.IMAGE_ENDINGS if slot and file == names.disk_file(vm, slot, form)]
+    return names.disk_file(new, slot, forms[0]) if slot and forms else None
 
 
 def stays_unsaid(file: str, vm: str) -> bool:
@@ -70,4 +72,4 @@ def stays_unsaid(file: str, vm: str) -> bool:
         return True
     if names.snapshot_of(file):
         return True  # the image of a snapshot goes with the disk that stands on it
-    return any(file in names.drive_files(vm, slot) for slot in names.DISKS)
+    return names.drive_of(vm, file) not in (None, names.CDROM)

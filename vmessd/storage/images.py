@@ -32,7 +32,7 @@ class Disk:
     """A drive as found: the file or block device that QEMU will open."""
 
     slot: str
-    """`hda` to `hdd`, or `cdrom`."""
+    """`hda` to `hdz`, or `cdrom`."""
     path: str
     block_device: bool
     size: int
@@ -206,7 +206,9 @@ def disks(vm: VMDirectory) -> list[Disk]:
         BadFile: a drive is neither a plain file nor a block device, or is a dangling link.
     """
     with vm.opened() as directory:
-        found = [_disk(vm, directory, slot) for slot in names.DISKS]
+        with failing(f"{vm} cannot be read"):
+            there = {names.drive_of(vm.vm, file) for file in os.listdir(directory)}
+        found = [_disk(vm, directory, slot) for slot in names.DISKS if slot in there]
         found.append(_drive(vm, directory, names.CDROM, names.cdrom_file(vm.vm)))
     return [disk for disk in found if disk is not None]
 

@@ -12,10 +12,12 @@ from typing import Any
 from vmessd.core.errors import quoted
 from vmessd.storage import ovf
 from vmessd.storage.archive_format import Segment
-from vmessd.storage.tar_reader import FILES_MAX, Begin, Header, Steps, Tar, Whole, refused
+from vmessd.storage.tar_reader import Begin, Header, Steps, Tar, Whole, refused
 
 DESCRIPTOR, CHECKSUMS, CERTIFICATE = ".ovf", ".mf", ".cert"
 """The ends of the names of what is not a disk."""
+FILES_MAX = 64
+"""Files in one OVA."""
 _ALGORITHMS = ("sha1", "sha256", "sha512")
 _LINE = re.compile(r"(SHA1|SHA256|SHA512)\s*\((.+)\)\s*=\s*([0-9a-f]+)", re.ASCII | re.IGNORECASE)
 

@@ -15,8 +15,6 @@ _T = TypeVar("_T")
 Steps = Generator[None, None, _T]
 """Reading that stops where it needs more bytes."""
 
-FILES_MAX = 64
-"""Files in one archive."""
 TEXT_MAX = 64 * 1024
 """Bytes of an extended header, and of a short text."""
 PLAIN = (b"0", b"\0")

@@ -173,13 +173,12 @@ def is_current(home: VMDirectory, facts: Facts, *, runs: bool) -> bool:
 def _stamps(home: VMDirectory, *, runs: bool) -> dict[str, Stamp | None]:
     """Return the stamps of the directory, under an empty name, and of the files that matter."""
     path = str(home.path)
-    drives = {file for slot in (*names.DISKS, names.CDROM) for file in names.drive_files(home.vm, slot)}
     found = {"": _stamp(f"{path}/")}
     with contextlib.suppress(OSError):
         for name in os.listdir(path):
             if name in TEXTS:
                 found[name] = _stamp(f"{path}/{name}")
-            elif name in drives:
+            elif names.drive_of(home.vm, name):
                 found[name] = _drive_stamp(f"{path}/{name}", runs=runs)
     return found
 

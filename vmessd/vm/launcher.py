@@ -111,7 +111,7 @@ def specify(
     images.check(directory, disks, values.get("RAW", ()))
     nics = host.network.nics(directory.vm, values.get("NICS")) if looked is None else looked
     nics = [nic for nic in nics if not nic.leaving]
-    slots = command_line.slots([nic.index for nic in nics], values)
+    slots = command_line.slots([nic.index for nic in nics], values, disks)
     accel = host.accelerator(values.get("ACCEL"), running)
     host.check_cpu(directory.vm, values.get(CPU), accel)
     _check_kernel(directory, values)

@@ -125,7 +125,7 @@ BAD: dict[str, list[str]] = {
         *("max;id", "max\0", "max,+\x1b", "max,+-", "best,x=on,y"),
     ],
     "ACCEL": ["", "KVM", "xen", "tcg,thread=multi", "auto kvm"],
-    "RAW": ["", "hde", "hda,hdb", "HDA", "yes", "a0-hda.img"],
+    "RAW": ["", "hd0", "hda,hdb", "HDA", "yes", "a0-hda.img"],
     "STOP": ["", "-1", "86401", "1.5", "5s", "inf", "nan"],
     "NICS": [
         *("- " * 30, "br/0", "br:0", "x" * 16, "newvm0e0", "-x", "user:", "user:22", "user:0:22"),
@@ -157,7 +157,7 @@ BAD: dict[str, list[str]] = {
         *("uuid=1", "uuid=6c1f2a9e8d5b4f0a9e3c2b7d41c05f68", "serial=a\nb", "serial=\0", "serial=\x1b[31m"),
         *("serial=é", "file=/etc/passwd", f"serial={'1' * 201}", "serial=1,", ",,=1", "uuid=z" + "0" * 35),
     ],
-    "BOOT_ORDER": ["", ",", "hde", "hd,hd", "HD", "disk", "c", "hd;cdrom", "net0", "none"],
+    "BOOT_ORDER": ["", ",", "hd0", "hd,hd", "HD", "disk", "c", "hd;cdrom", "net0", "none"],
     "DISK_BUS": [
         "",
         "usb",
@@ -165,7 +165,7 @@ BAD: dict[str, list[str]] = {
         "virtio,ide",
         "hda=virtio,hda=ide",
         "cdrom=virtio",
-        "hde=ide",
+        "hd0=ide",
         "=ide",
         "hda=",
     ],
@@ -342,7 +342,7 @@ def test_no_file_or_verb_stands_twice() -> None:
 
 
 def test_each_drive_has_a_verb_and_help() -> None:
-    assert [drive.verb for drive in DRIVES] == [*names.DISKS, "cdrom"]
+    assert [drive.verb for drive in DRIVES] == ["hda", "cdrom"]
     for drive in DRIVES:
         assert drive.verb in names.VERBS
         assert drive.argument.startswith("<")

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vmessd.core import names
+from vmessd.core import hardware, names
 from vmessd.core.errors import Failed, shell_line
+from vmessd.core.hardware import IDE_PLACES
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import Forward
 from vmessd.qemu import command_line
@@ -114,7 +115,7 @@ BLOCK_DEVICES = BARE + words("""
 GOLDEN: dict[str, tuple[dict[str, Any], list[Disk], list[str]]] = {
     "bare": ({}, [], BARE),
     "seed": ({"RAM": 2 * G}, [disk("hda"), disk("cdrom")], SEED),
-    "four disks": ({}, [disk(slot) for slot in names.DISKS], FOUR_DISKS),
+    "four disks": ({}, [disk(slot) for slot in IDE_PLACES], FOUR_DISKS),
     "cdrom beside hdc": ({}, [disk("hdc"), disk("cdrom")], CDROM_BESIDE_HDC),
     "cdrom beside hdd": ({}, [disk("hdd"), disk("cdrom")], CDROM_BESIDE_HDD),
     "block devices": (
@@ -328,7 +329,7 @@ def test_exargs_stand_behind_the_drives() -> None:
 
 
 def test_hdc_hdd_and_cdrom_do_not_fit_together() -> None:
-    spec = Spec("newvm0", HOME, "kvm", 2811, disks=[*(disk(slot) for slot in names.DISKS), disk("cdrom")])
+    spec = Spec("newvm0", HOME, "kvm", 2811, disks=[*(disk(slot) for slot in IDE_PLACES), disk("cdrom")])
     with pytest.raises(Failed, match="cannot be combined") as caught:
         command_line.build(spec, "qemu")
     assert caught.value.hint is not None
@@ -355,7 +356,7 @@ def test_boot_order_is_a_property_of_devices(values: dict[str, Any], places: dic
 
 
 def test_on_q35_each_drive_has_a_port_and_the_cards_have_slots() -> None:
-    disks = [disk(slot) for slot in (*names.DISKS, "cdrom")]
+    disks = [disk(slot) for slot in (*IDE_PLACES, "cdrom")]
     spec = Spec("newvm0", HOME, "tcg", 1, {"MACHINE": "q35"}, disks)
     argv = command_line.build(spec, "qemu")
     assert [word.partition("bus=")[2] for word in argv if word.startswith("ide-")] == [
@@ -409,6 +410,51 @@ def test_each_disk_has_a_bus(case: str) -> None:
     cards = command_line.slots(range(29), values)
     assert not ours & set(cards.values())
     assert [cards[index] for index in range(19)] == list(range(3, 22))
+
+
+MORE = names.DISKS[4:]
+PLACES: dict[str, list[str]] = {
+    "virtio": [f"virtio-blk-pci,id={{0}}-drive,drive={{0}},bus=disks,addr={n:#x}" for n in range(1, 23)],
+    "nvme": [f"nvme,id={{0}}-drive,drive={{0}},serial={{0}},bus=disks,addr={n:#x}" for n in range(1, 23)],
+    "scsi": [f"scsi-hd,id={{0}}-drive,drive={{0}},bus=scsi0.0,scsi-id={n}" for n in range(4, 26)],
+    "sata": [f"{IDE_HD}ahci{1 + n // 6}.{n % 6},unit=0" for n in range(22)],
+}
+
+
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+@pytest.mark.parametrize("bus", PLACES)
+def test_disks_behind_the_fourth_have_places_in_order(bus: str, machine: str) -> None:
+    values, disks = {"DISK_BUS": {"": bus}, "MACHINE": machine}, [disk(slot) for slot in names.DISKS]
+    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, disks), "qemu")
+    devices = [value for option, value in itertools.pairwise(argv) if option == "-device"]
+    assert devices[-22:] == [place.format(slot) for place, slot in zip(PLACES[bus], MORE, strict=True)]
+    controllers = [device for device in devices[:-26] if "bus=disks" in device]
+    assert len(controllers) == (4 if bus == "sata" else 0)
+    assert ("pci-bridge,id=disks,chassis_nr=1,addr=0x1e" in devices) is (bus != "scsi")
+    few = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, disks[:4]), "qemu")
+    assert devices[-26:-22] == [value for option, value in itertools.pairwise(few) if option == "-device"][-4:]
+    assert (0x1E in command_line.slots(range(29), values, disks).values()) is (bus == "scsi")
+    assert 0x1E in command_line.slots(range(29), values, disks[:4]).values()
+
+
+@pytest.mark.parametrize(
+    ("buses", "hint"), [({}, "hde=sata"), ({"": "ide", "hda": "virtio"}, "ide,hda=virtio,hde=sata")]
+)
+def test_a_fifth_disk_on_ide_is_refused(buses: dict[str, str], hint: str) -> None:
+    spec = Spec("newvm0", HOME, "tcg", 1, {"DISK_BUS": buses}, [disk("hda"), disk("hde")])
+    with pytest.raises(
+        Failed, match="hde has no place on ide, which has four, for hda, hdb, hdc, hdd"
+    ) as raised:
+        command_line.build(spec, "qemu")
+    assert raised.value.hint == f"vmess newvm0 disk-bus {hint}"
+    assert hardware.disk_bus(hint)["hde"] == "sata"
+
+
+def test_a_fifth_disk_on_q35_has_a_controller_of_its_own() -> None:
+    spec = Spec("newvm0", HOME, "tcg", 1, {"MACHINE": "q35"}, [disk("hda"), disk("hde"), disk("cdrom")])
+    argv = command_line.build(spec, "qemu")
+    assert f"{IDE_HD.format('hde')}ahci1.0,unit=0" in argv
+    assert "ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.4,unit=0" in argv
 
 
 def test_a_cd_drive_has_room_beside_disks_on_another_bus() -> None:

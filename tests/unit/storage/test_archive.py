@@ -15,10 +15,10 @@ import pytest
 from vmessd.core.errors import BadFile, Failed, Locked
 from vmessd.storage import archive_format, images
 from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment, header, padding, sparse_map
-from vmessd.storage.archive_reader import Reader
+from vmessd.storage.archive_reader import FILES_MAX, Reader
 from vmessd.storage.exporting import Export
 from vmessd.storage.importing import Import
-from vmessd.storage.tar_reader import FILES_MAX, Begin, Data
+from vmessd.storage.tar_reader import Begin, Data
 from vmessd.storage.vmdir import VMDirectory
 
 MIB = 1 << 20

@@ -14,10 +14,10 @@ from vmessd.core.errors import Failed
 from vmessd.storage import ovf
 from vmessd.storage.appliance import ApplianceImport
 from vmessd.storage.image_formats import examine
-from vmessd.storage.ova_reader import Reader, is_ova
+from vmessd.storage.ova_reader import FILES_MAX, Reader, is_ova
 from vmessd.storage.ovf import DESCRIPTOR_MAX
 from vmessd.storage.qcow2 import Refused
-from vmessd.storage.tar_reader import FILES_MAX, Data, First
+from vmessd.storage.tar_reader import Data, First
 
 RAW = bytes(1 << 19) + b"router" * 1000 + bytes((1 << 19) - 6000)
 IMAGE = ("router-disk1.vmdk", RAW)

@@ -13,7 +13,7 @@ class Snapshot:
     size: int
     """Bytes that its images take on the file system."""
     disks: list[str]
-    """The disks that it contains: `hda` to `hdd`."""
+    """The disks that it contains: `hda` to `hdz`."""
     on: list[str]
     """What its images stand on: an older snapshot, or the target of a link; empty for whole images."""
     merging: bool = False
