@@ -81,8 +81,7 @@ class Reader(Tar):
         if contents.name_in(file, top, top) is None:
             raise refused(f"{quoted(file)} is not a file of a VM")
         size, data = (row.get("size"), row.get("data")) if isinstance(row, dict) else (None, None)
-        limit = contents.text_limit(file)
-        most = settings.DISK_MAX if limit is None else limit
+        most = contents.size_limit(file)
         if type(size) is not int or type(data) is not int or not 0 <= data <= size <= most:
             raise refused(f"the size of {file} is wrong")
         return Listed(size, data)

@@ -19,11 +19,12 @@ from vmessd.storage import cloud_init as seeds
 from vmessd.storage import contents, copying, images, renaming, safefile
 from vmessd.storage.exporting import Reader
 from vmessd.storage.images import Disk
-from vmessd.storage.vmdir import VALUE_LIMIT, NewDirectory, VMDirectory
+from vmessd.storage.vmdir import TPM_STATE, VALUE_LIMIT, NewDirectory, VMDirectory
 
 OF_ITS_OWN = {
     "MACS": "its MACs follow from its name (no MACS)",
     "CABLES": "its cables are plugged in (no CABLES)",
+    TPM_STATE: "it has a new TPM, which knows no secret of the old one",
 }
 """Files that only the source has, and what that means."""
 
@@ -84,6 +85,8 @@ class Clone:
         for file in sorted(os.listdir(source)):
             if file in OF_ITS_OWN:
                 self.notes.append(OF_ITS_OWN[file])
+            elif file in contents.BOOT_FILES:
+                self._copy_boot_file(source, target, file)
             elif contents.is_setting(file) or file in contents.VARIABLES:
                 self._copy_file(source, target, file)
             elif file in cloud_init.ON_MEDIUM and file != META_DATA:
@@ -93,6 +96,13 @@ class Clone:
             meta = safefile.read(source, META_DATA, cloud_init.LIMIT) or b""
             safefile.write(target, META_DATA, seeds.renewed(meta, f"iid-{os.urandom(8).hex()}"))
             self.notes.append(f"cloud-init runs again, because {META_DATA} has another instance-id")
+
+    def _copy_boot_file(self, source: int, target: int, file: str) -> None:
+        """Copy the setting, and what is booted directly, if it is in the VM directory."""
+        path, copy = self._vm.setting_text(file) or "", contents.BOOT_FILES[file]
+        if own := contents.own_file(str(self._vm.path), path):
+            self._copy_image(source, own, target, copy, lambda _fraction: None)
+        safefile.write(target, file, f"{copy if own else path}\n".encode())
 
     def _copy_file(self, source: int, target: int, file: str) -> None:
         limit = VALUE_LIMIT if contents.is_setting(file) else 128 * 2**20

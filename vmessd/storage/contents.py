@@ -1,16 +1,22 @@
 """Which files of a VM directory make the VM, and which only belong to its process or to this host. Pure."""
 
+import os
 import re
 from typing import NamedTuple
 
 from vmessd.core import cloud_init, names, settings
-from vmessd.core.hardware import UEFI, UEFI_SECURE
+from vmessd.core.hardware import INITRD, KERNEL, UEFI, UEFI_SECURE
 from vmessd.storage import backing, firmware, plans, vmdir
 
 STAYS = frozenset({settings.LOCK, settings.SHARES})
 """Settings that say something about the VM on this host, and not about what it is."""
 VARIABLES = tuple(firmware.variables_file(kind) for kind in (UEFI, UEFI_SECURE))
 """The files with the variables of UEFI firmware."""
+BOOT_FILES = {KERNEL: "boot-kernel", INITRD: "boot-initrd"}
+"""What a copy of the file is called that such a setting names, if it is in the VM directory."""
+TPM_FILE = "tpm2-00.permall"
+"""The state of a TPM (swtpm(8)): a file in the directory `tpm` of the VM, in an export beside the others."""
+TPM_MAX = 2**20
 _OF_PROCESS = (
     *(*vmdir.LOGS, vmdir.QMP_SOCKET, vmdir.SERIAL_SOCKET, vmdir.PID_FILE),
     *(vmdir.RUN_RECORD, vmdir.EXIT_RECORD, backing.RECORD, plans.FILE, plans.MERGING),
@@ -55,9 +61,26 @@ def text_limit(file: str) -> int | None:
     return cloud_init.LIMIT if file in cloud_init.ON_MEDIUM else None
 
 
+def size_limit(file: str) -> int:
+    """Return the maximum bytes of a file in an export."""
+    if (limit := text_limit(file)) is not None:
+        return limit
+    if file in VARIABLES:
+        return firmware.VARIABLES_MAX
+    return TPM_MAX if file == TPM_FILE else settings.DISK_MAX
+
+
+def own_file(directory: str, path: str) -> str | None:
+    """Return the name of the file in a VM directory that a path means, as in KERNEL; None for one elsewhere."""
+    parent, name = os.path.split(os.path.normpath(os.path.join(directory, path)))
+    return name if parent == directory else None
+
+
 def name_in(file: str, vm: str, new: str) -> str | None:
     """Return the name that a file in an export of `vm` has in the VM `new`; None for one that is in none."""
-    if text_limit(file) is not None or stored_base(file) or file in VARIABLES:
+    if text_limit(file) is not None or stored_base(file):
+        return file
+    if file in (*VARIABLES, *BOOT_FILES.values(), TPM_FILE):
         return file
     slot = names.drive_of(vm, file)
     if slot == names.CDROM:

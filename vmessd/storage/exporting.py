@@ -16,7 +16,7 @@ from vmessd.core.errors import BadFile, Failed, printable, reason
 from vmessd.storage import archive_format, backing, contents, images, safefile
 from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment
 from vmessd.storage.contents import StoredBase
-from vmessd.storage.vmdir import Hold, VMDirectory
+from vmessd.storage.vmdir import TPM_STATE, Hold, VMDirectory
 
 PIECE = 1 << 20
 """Bytes that are read at a time."""
@@ -117,12 +117,22 @@ class Export:
     def _collect(self, vm: VMDirectory, reader: Reader) -> None:
         """Open all files; what a start would refuse is said here, and not by an import."""
         values = vm.read_settings()
+        own = {
+            file: contents.own_file(str(vm.path), values[file])
+            for file in contents.BOOT_FILES
+            if file in values
+        }
         disks = images.disks(vm)
         images.check(vm, disks, values.get("RAW", ()))
         backing.check_not_written(vm, {disk.slot: disk.bases for disk in disks})
         with vm.opened() as directory:
             for file in sorted(os.listdir(directory)):
-                self._add(directory, file, reader)
+                if file in own:
+                    self._add_boot_file(vm, file, own[file], values[file], reader)
+                elif file == TPM_STATE:
+                    self._add_tpm(vm, reader)
+                elif file not in own.values():
+                    self._add(directory, file, reader)
             for disk in disks:
                 if disk.slot == names.CDROM and disk.target is not None:
                     self.left_out.append(f"{os.path.basename(disk.path)} (a link)")
@@ -143,6 +153,24 @@ class Export:
             pass
         elif contents.name_in(file, self._vm, self._vm) is None:
             self.left_out.append(f"{printable(file)} (not a file of a VM)")
+
+    def _add_boot_file(self, vm: VMDirectory, file: str, own: str | None, path: str, reader: Reader) -> None:
+        """Add what is booted directly, if it is in the VM directory, and the setting that names it."""
+        copy = contents.BOOT_FILES[file]
+        if own is None:
+            self.left_out.append(f"{printable(path)} ({file}, which is elsewhere)")
+        else:
+            self._add_image(copy, f"{vm.path}/{own}", reader)
+        data = f"{path if own is None else copy}\n".encode()
+        self._sources.append(_Source(Entry(file, len(data)), f"{vm}/{file}", data))
+
+    def _add_tpm(self, vm: VMDirectory, reader: Reader) -> None:
+        """Add the state of the TPM, which no swtpm changes meanwhile."""
+        state = vm.open_tpm_state()
+        self._files.append(state)
+        if safefile.status(state, contents.TPM_FILE) is not None:
+            safefile.must_be_plain(state, contents.TPM_FILE)
+            self._add_image(contents.TPM_FILE, f"/proc/self/fd/{state}/{contents.TPM_FILE}", reader)
 
     def _add_image(self, file: str, path: str, reader: Reader) -> None:
         where = printable(path)

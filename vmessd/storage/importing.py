@@ -14,7 +14,7 @@ from vmessd.core.settings import Setting
 from vmessd.storage import contents, copying, renaming, safefile
 from vmessd.storage.archive_reader import Reader
 from vmessd.storage.tar_reader import Begin, Data, Event, refused
-from vmessd.storage.vmdir import NewDirectory, VMDirectory
+from vmessd.storage.vmdir import TPM_STATE, NewDirectory, VMDirectory
 
 SYNC_EVERY = 256 << 20
 """Bytes after which they are written to disk, so that the end does not wait for all of them."""
@@ -110,10 +110,23 @@ class Import:
         self._setting = (settings.BY_FILE[name], bytearray()) if is_setting else None
         with failing(f"{self._target()}/{name} cannot be created"):
             mode = 0o660 if contents.text_limit(name) is None else 0o640
-            self._file = safefile.create(self._directory, name, mode)
+            self._file = self._created(name, mode)
             if base := contents.stored_base(name):
                 os.symlink(name, base.link(self.vm), dir_fd=self._directory)
             os.ftruncate(self._file, event.size)
+
+    def _created(self, name: str, mode: int) -> int:
+        """Create a file, the state of a TPM in its directory, and return its descriptor; raises OSError."""
+        if name != contents.TPM_FILE:
+            return safefile.create(self._directory, name, mode)
+        os.mkdir(TPM_STATE, mode=0o770, dir_fd=self._directory)
+        state = os.open(TPM_STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            file = safefile.create(state, name, mode)
+            os.fsync(state)
+            return file
+        finally:
+            os.close(state)
 
     def _write(self, event: Data) -> None:
         if self._setting is not None:

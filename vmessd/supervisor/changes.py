@@ -12,7 +12,7 @@ from vmessd.core.settings import DRIVES, SETTINGS, Setting
 from vmessd.core.shares import Share
 from vmessd.devices import cd_drive, shares
 from vmessd.devices.disks import Disks
-from vmessd.storage import firmware, images
+from vmessd.storage import contents, firmware, images
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -103,4 +103,5 @@ class Changes:
             self._host.check_known(row, value)
             if row.verb in settings.PATHS:
                 images.check_boot_file(directory, row.verb, value, self._host.account)
+                value = contents.own_file(str(directory.path), value) or value  # it may move with the VM
         directory.write_setting(row, value)

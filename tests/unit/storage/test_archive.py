@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from vmessd.core.errors import BadFile, Failed, Locked
-from vmessd.storage import archive_format, images
+from vmessd.storage import archive_format, contents, images
 from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment, header, padding, sparse_map
 from vmessd.storage.archive_reader import FILES_MAX, Reader
+from vmessd.storage.cloning import Clone
 from vmessd.storage.exporting import Export
 from vmessd.storage.importing import Import
 from vmessd.storage.tar_reader import Begin, Data
-from vmessd.storage.vmdir import VMDirectory
+from vmessd.storage.vmdir import TPM_STATE, VMDirectory
 
 MIB = 1 << 20
 
@@ -427,3 +428,88 @@ def test_words_for_qemu_are_refused_where_the_daemon_does_not_honour_them(
         taken.feed(exported(vm))
     taken.close()
     assert not (tmp_path / "web-1").exists()
+
+
+# What is in files beside the disks
+
+
+def with_kernel(vm: VMDirectory, path: str) -> None:
+    """Give a VM a kernel in its directory, an initrd elsewhere, and a TPM with a state."""
+    (vm.path / "vmlinuz").write_bytes(b"kernel" * 999)
+    (vm.path / "KERNEL").write_text(f"{path}\n")
+    (vm.path / "INITRD").write_text("/boot/initrd.img\n")
+    (vm.path / TPM_STATE).mkdir()
+    (vm.path / TPM_STATE / contents.TPM_FILE).write_bytes(b"secret")
+    (vm.path / TPM_STATE / ".lock").write_bytes(b"")
+
+
+@pytest.mark.parametrize("form", ["vmlinuz", "./vmlinuz", "{}/vmlinuz"])
+def test_a_kernel_and_the_state_of_a_tpm_go_along(vm: VMDirectory, tmp_path: Path, form: str) -> None:
+    with_kernel(vm, form.format(vm.path))
+    export = Export(vm, Everybody())
+    archive = b"".join(export.pieces())
+    assert export.left_out == [
+        "/boot/initrd.img (INITRD, which is elsewhere)",
+        "notes.txt (not a file of a VM)",
+        "newvm0-cdrom.iso (a link)",
+    ]
+    export.close()
+    there = imported(tmp_path, archive, "web-1").path
+    assert (there / "KERNEL").read_text() == "boot-kernel\n"
+    assert (there / "boot-kernel").read_bytes() == (vm.path / "vmlinuz").read_bytes()
+    assert (there / "INITRD").read_text() == "/boot/initrd.img\n"
+    assert (there / TPM_STATE / contents.TPM_FILE).read_bytes() == b"secret"
+    again = imported(tmp_path, exported(VMDirectory(tmp_path, "web-1")), "web-2").path
+    assert set(os.listdir(again)) == {name.replace("web-1", "web-2") for name in os.listdir(there)}
+
+
+def test_a_clone_has_the_kernel_and_a_tpm_of_its_own(vm: VMDirectory) -> None:
+    with_kernel(vm, "vmlinuz")
+    clone = Clone(vm, VMDirectory(vm.path.parent, "web-1"), Everybody(), linked=False)
+    try:
+        clone.copy(lambda _percent: None)
+        clone.finish()
+    finally:
+        assert clone.close() is None
+    there = vm.path.parent / "web-1"
+    assert (there / "KERNEL").read_text() == "boot-kernel\n"
+    assert (there / "boot-kernel").read_bytes() == (vm.path / "vmlinuz").read_bytes()
+    assert (there / "uefi.vars").read_bytes() == (vm.path / "uefi.vars").read_bytes()
+    assert not (there / TPM_STATE).exists()
+    assert clone.notes == ["it has a new TPM, which knows no secret of the old one"]
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
+def test_a_kernel_that_is_not_a_file_is_not_read(vm: VMDirectory, kind: str) -> None:
+    with_kernel(vm, "vmlinuz")
+    (vm.path / "vmlinuz").unlink()
+    match kind:
+        case "link":
+            (vm.path / "vmlinuz").symlink_to("/etc/shadow")
+        case "directory":
+            (vm.path / "vmlinuz").mkdir()
+        case "fifo":
+            os.mkfifo(vm.path / "vmlinuz")
+    with pytest.raises(BadFile, match=r"vmlinuz is (a link; its target must be|a directory|a FIFO)"):
+        Export(vm, Nobody())
+
+
+def test_a_directory_of_a_tpm_that_is_a_link_is_not_followed(vm: VMDirectory, tmp_path: Path) -> None:
+    (vm.path / TPM_STATE).symlink_to(tmp_path)
+    with pytest.raises(Failed, match="cannot be used for a TPM"):
+        Export(vm, Everybody())
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("vmlinuz", "vmlinuz"),
+        ("/v/a0/vmlinuz", "vmlinuz"),
+        ("/v/a0/../a0/x", "x"),
+        ("/boot/vmlinuz", None),
+        ("../x", None),
+        ("sub/x", None),
+    ],
+)
+def test_a_file_in_the_directory_is_known_by_its_path(path: str, name: str | None) -> None:
+    assert contents.own_file("/v/a0", path) == name
