@@ -120,6 +120,9 @@ def test_the_first_command_starts_a_daemon_and_says_so_once(person: Person) -> N
     assert person.done("newvm", "why").splitlines()[1] == f"Next: nothing until somebody starts it; {boot}"
     for value in ("off", "none"):
         assert person.vmess("newvm", "autostart", value).stderr == ""
+    editor = ("env", "VISUAL=sed -i 's/^#autostart/autostart on/'", *CLIENT)
+    assert person.run(*editor, "newvm", "edit").stderr == f"newvm0: {boot}\n"
+    person.done("newvm", "autostart", "none")
     assert person.done("daemon").splitlines() == [
         f"vmessd {daemon['version']} runs, PID {daemon['pid']}",
         f"VM root: {person.root} (1 VM, 0 running)",

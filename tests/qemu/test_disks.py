@@ -468,6 +468,24 @@ def test_a_locked_vm_keeps_its_disks(daemon: Daemon) -> None:
         assert "is locked" in refusal(daemon, A, "hda", *words, status=7)
 
 
+def test_a_vm_that_is_locked_while_an_image_comes_does_not_get_it(daemon: Daemon) -> None:
+    daemon.make(A)
+    image = daemon.directory / "large.img"
+    image.write_bytes(random.Random(3).randbytes(64 * M))
+    asked = {"vm": A, "slot": "hda", "image": 0, "name": "large.img", "into": "qcow2"}
+    message = {"method": "org.emptystack.vmess.Bring", "parameters": asked, "more": True}
+    with socket.socket(socket.AF_UNIX) as connected, image.open("rb") as file:
+        connected.settimeout(30)
+        connected.connect(str(daemon.socket))
+        socket.send_fds(connected, [json.dumps(message).encode() + b"\0"], [file.fileno()])
+        heard = connected.recv(65536)
+        (daemon.root / A / "LOCK").write_text("mine\n")
+        while b"error" not in heard:
+            heard = connected.recv(65536)
+    assert f"VM {A} is locked: mine" in heard.decode()
+    assert files_of(daemon) == set()
+
+
 def test_errors_of_the_interface_are_ours(daemon: Daemon) -> None:
     daemon.make(A)
     with contextlib.closing(Client([str(daemon.socket)])) as client:

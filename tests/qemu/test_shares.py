@@ -94,6 +94,17 @@ def test_c95_only_what_the_administrator_allows_is_shared(daemon: Daemon, tmp_pa
     assert daemon.status("newvm0")["pid"] is None
 
 
+def servers(place: Path) -> list[int]:
+    """Return the servers of directories below a place."""
+    found = []
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            words = Path("/proc", entry, "cmdline").read_bytes().split(b"\0")
+            if virtiofsd.PROGRAM.encode() in words and str(place).encode() in b" ".join(words):
+                found.append(int(entry))
+    return found
+
+
 @pytest.mark.skipif(not os.access(virtiofsd.PROGRAM, os.X_OK), reason=f"there is no {virtiofsd.PROGRAM}")
 def test_a_server_of_virtiofs_comes_and_goes_with_its_qemu(daemon: Daemon, tmp_path: Path) -> None:
     shared = tmp_path / "a,b=c"
@@ -101,32 +112,41 @@ def test_a_server_of_virtiofs_comes_and_goes_with_its_qemu(daemon: Daemon, tmp_p
     directory = daemon.make("newvm0", RAM="17000K")
     before, files = daemon.descriptors(), set(os.listdir(directory))
 
-    def servers() -> list[int]:
-        found = []
-        for entry in filter(str.isdecimal, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                words = Path("/proc", entry, "cmdline").read_bytes().split(b"\0")
-                if virtiofsd.PROGRAM.encode() in words and str(tmp_path).encode() in b" ".join(words):
-                    found.append(int(entry))
-        return found
-
     said = daemon.vmessctl("newvm", "share", "add", "src", shared, "virtiofs")
     assert said.stderr == "in the guest: mount -t virtiofs src /mnt\n"
     assert (directory / "SHARES").read_text() == f"src {shared} virtiofs\n"
     daemon.done("newvm", "start")
     daemon.wait_guest("newvm0")
-    assert servers()
+    assert servers(tmp_path)
     daemon.stop(signal.SIGKILL)
     daemon.start()
     assert daemon.status("newvm0")["state"] == "running"
-    assert servers(), "it outlives the daemon, as QEMU does"
+    assert servers(tmp_path), "it outlives the daemon, as QEMU does"
     daemon.done("newvm", "stop", "force")
-    wait_for(lambda: not servers(), what="the end of virtiofsd")
+    wait_for(lambda: not servers(tmp_path), what="the end of virtiofsd")
     assert set(os.listdir(directory)) - files <= {"SHARES", "qemu.log", "serial.log", "exit.json"}
     wait_for(lambda: daemon.descriptors() <= before, what="as many descriptors as before")
     (directory / "EXARGS").write_text("-no-such-option")
     assert daemon.vmess("newvm", "start").returncode == 1
-    wait_for(lambda: not servers(), what="the end of virtiofsd")
+    wait_for(lambda: not servers(tmp_path), what="the end of virtiofsd")
+
+
+@pytest.mark.skipif(not os.access(virtiofsd.PROGRAM, os.X_OK), reason=f"there is no {virtiofsd.PROGRAM}")
+def test_a_server_of_virtiofs_that_dies_is_reported(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.make("newvm0", RAM="17000K", SHARES=f"src {tmp_path} virtiofs\n")
+    daemon.done("newvm", "start")
+    daemon.wait_guest("newvm0")
+    with daemon.client("watch", "newvm") as watch:
+        for pid in servers(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+        failed = "share src (virtiofsd) has failed, status -9; see qemu.log"
+        wait_for(lambda: f"newvm0: {failed}" in daemon.log.read_text(), what="the report")
+        watch.send_signal(signal.SIGINT)
+        assert failed in watch.communicate()[0]
+    assert daemon.status("newvm0")["state"] == "running"
+    assert f"SHARES: src {tmp_path} virtiofs: {failed}" in daemon.done("newvm", "info")
+    daemon.done("newvm", "stop", "force", "start")
+    assert failed not in daemon.done("newvm", "info")
 
 
 KERNELS = shareguest.kernels()

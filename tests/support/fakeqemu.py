@@ -784,7 +784,7 @@ def argument(argv: list[str], option: str) -> str | None:
 
 
 def main(argv: list[str]) -> None:
-    if argv[-1:] == ["help"]:
+    if argv[-1:] and argv[-1].endswith("help"):
         return  # it knows nothing
     options = Options(argument(argv, "-fake") or "good")
     try:

@@ -8,7 +8,7 @@ from _stat import S_ISREG  # where `stat` takes it from
 
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
-from vmessctl.commands.files import report_set, typed_value
+from vmessctl.commands.files import not_at_boot, report_set, typed_value
 from vmessctl.output import foreground, rendering
 from vmessctl.output.phrases import about, phrase
 from vmessctl.output.terminal import answer, complain, emit, tell, warn
@@ -91,7 +91,7 @@ def _set(invocation: Invocation, vm: str, changes: Mapping[str, str | None]) -> 
             statuses.append(complain(error))
             continue
         emit(invocation, {"setting": verb, **reply}, vm)
-        report_set(vm, verb, value, remark, reply["note"])
+        report_set(vm, verb, value, remark, reply["note"], not_at_boot(client, vm, verb, value))
     client.close()
     return worst(statuses)
 

@@ -35,7 +35,7 @@ def change(invocation: Invocation) -> int:
         more = {"force": True} if verbs.FORCE.flag in invocation.options else {}
         reply = client.call("Set", vm=vm, setting=verb, value=value, **more)
         emit(invocation, reply, vm)
-        report_set(vm, verb, value, remark, reply["note"], _not_at_boot(client, vm, verb, value))
+        report_set(vm, verb, value, remark, reply["note"], not_at_boot(client, vm, verb, value))
         return DONE
 
     return for_each(invocation, work)
@@ -49,7 +49,7 @@ def report_set(vm: str, verb: str, value: str | None, *remarks: str | None) -> N
         say(command(printable(remark)))
 
 
-def _not_at_boot(client: Client, vm: str, verb: str, value: str | None) -> str:
+def not_at_boot(client: Client, vm: str, verb: str, value: str | None) -> str:
     """Return the remark that autostart waits for the verb boot, where that is so; empty elsewhere."""
     if verb != BY_FILE["AUTOSTART"].verb or value is None or value.startswith("off"):
         return ""

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 
-from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotRunning, StartFailed, Stopping, TimedOut
+from vmessd.core.errors import (
+    AlreadyRunning,
+    Failed,
+    Locked,
+    NoSuchVM,
+    NotRunning,
+    StartFailed,
+    Stopping,
+    TimedOut,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +40,11 @@ def foreign_drives(vm: str, files: Sequence[str]) -> str:
     more = f" and {len(files) - SHOWN_MAX} more" if len(files) > SHOWN_MAX else ""
     shown = f"{', '.join(files[:SHOWN_MAX])}{more}"
     return f"drives named after another VM: {shown}; vmess {vm} start says how to rename them"
+
+
+def locked(vm: str, remark: str) -> Locked:
+    """A change of a VM that is locked, with a remark that may be empty."""
+    return Locked(f"VM {vm} is locked{f': {remark}' if remark else ''}", hint=f"vmess {vm} unlock")
 
 
 def in_the_way(vm: str) -> AlreadyRunning:

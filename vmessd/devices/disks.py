@@ -13,7 +13,7 @@ import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from vmessd.core import names, settings
+from vmessd.core import names, refusals, settings
 from vmessd.core.errors import BadFile, Failed, InvalidValue, VmessError, printable, quoted
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.progress import BringProgress, BringStep
@@ -55,6 +55,7 @@ class Disks:
         Raises:
             InvalidValue: the descriptor, the slot or the format is wrong; or the image refers to other files.
             AlreadyRunning: the VM is not stopped.
+            Locked: the VM was locked meanwhile.
             BadFile: there is such a disk.
             Failed: there is no space, or the image is damaged.
         """
@@ -81,9 +82,11 @@ class Disks:
         """Make an image a disk, on top of `base`; return its name and virtual size; blocks.
 
         Links of a disk that is gone are removed first. A link without its disk is ignored, so that the last
-        renaming is what counts.
+        renaming is what counts. A VM that was locked meanwhile does not get it; raises Locked.
         """
         vm, name = self._machine.directory, names.disk_file(self.vm, slot, form)
+        if (remark := vm.setting_text(settings.LOCK)) is not None:
+            raise refusals.locked(self.vm, remark)
         with vm.opened() as directory:
             images.must_be_free(vm, directory, slot)
             images.clear_bases(vm, directory, slot)

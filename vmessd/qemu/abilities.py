@@ -1,5 +1,7 @@
 """What a QEMU knows: machine types, CPU models, network and graphics cards, as its `-machine help` lists them.
 
+The features of CPUs are properties of its device for a CPU that has all of them.
+
 An answer is kept until the executable changes.
 """
 
@@ -16,6 +18,8 @@ from vmessd.core.errors import InvalidValue, VmessError, quoted
 from vmessd.core.settings import CPU, Setting
 from vmessd.qemu.process import ENVIRONMENT, Process
 
+FEATURES = "-device max-x86_64-cpu,help"
+"""The options by which QEMU lists the features of CPUs; it does with those that a model has, and more."""
 DEADLINE = 5.0
 """Seconds that QEMU may take to answer; it takes 0.05."""
 ANSWER_MAX = 2**20
@@ -46,11 +50,17 @@ def _network_cards(text: str) -> set[str]:
     return found
 
 
+def _features(text: str) -> set[str]:
+    """Return the properties in lines such as `  sse4-1=<bool>`."""
+    return {line.split("=")[0].strip() for line in text.splitlines() if "=<bool>" in line}
+
+
 _LISTS: Mapping[str, tuple[str, Callable[[str], set[str]]]] = {
     "-machine": ("a machine type", _first_words),
     "-cpu": ("a CPU model", _cpus),
     "-device": ("a network card", _network_cards),
     "-vga": ("a graphics card", _first_words),
+    FEATURES: ("a CPU feature", _features),
 }
 
 
@@ -72,14 +82,16 @@ class Abilities:
         `entry` switches to the user that QEMU runs as. A QEMU that does not answer is not an objection: the
         start that follows says what is wrong.
         """
-        for name in _names(setting, setting.value(text)):
-            known = self.known(setting.listed_by, qemu, entry)
+        value = setting.value(text)
+        asked = [(name, setting.listed_by) for name in _names(setting, value)]
+        asked += [(name, FEATURES) for name in (_features_of(value) if setting.file == CPU else ())]
+        for name, option in asked:
+            known = self.known(option, qemu, entry)
             if known and name not in known:
                 near = difflib.get_close_matches(name, known - {_NOTHING}, n=1)
                 meant = f"; did you mean {near[0]}?" if near else ""
-                kind = _LISTS[setting.listed_by][0]
                 raise InvalidValue(
-                    f"{setting.file} {quoted(name)} is not {kind} of this QEMU{meant}",
+                    f"{setting.file} {quoted(name)} is not {_LISTS[option][0]} of this QEMU{meant}",
                     hint=f"to see them: {qemu} {setting.listed_by} help",
                 )
 
@@ -95,7 +107,7 @@ class Abilities:
             if before is None or before[0] != state:
                 names = frozenset[str]()
                 with contextlib.suppress(VmessError, OSError):
-                    names = listed(option, _said([qemu, option, "help"], entry))
+                    names = listed(option, _said([qemu, *_question(option)], entry))
                 if not names:
                     return names
                 self._known[qemu, option] = before = (state, names)
@@ -108,6 +120,17 @@ def _names(setting: Setting, value: Any) -> tuple[str, ...]:
         return value
     name = str(value).partition(",")[0]
     return () if setting.file == CPU and name in _BEST else (name,)
+
+
+def _features_of(cpu: str) -> list[str]:
+    """Return the features in a value of CPU, in QEMU's spelling (target/i386/cpu.c, feat2prop)."""
+    features = [part.partition("=")[0].lstrip("+-") for part in cpu.split(",")[1:]]
+    return [name.replace("_", "-") for name in features]
+
+
+def _question(option: str) -> list[str]:
+    """Return the words that make QEMU list something; no machine is made for properties of a device."""
+    return ["-machine", "none", *option.split()] if option == FEATURES else [option, "help"]
 
 
 def _said(words: list[str], entry: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """virtiofsd, the server of a directory that is shared by virtiofs: that of QEMU 7 in qemu-system-common.
 
-It serves one connection, over which it has the guest's memory, and ends with it; so it needs no record, and
-nobody who ends it. It confines itself to the directory by namespaces; for these, everybody except root needs a
+It serves one connection, over which it has the guest's memory, and ends with it, also without a daemon. It
+confines itself to the directory by namespaces; for these, everybody except root needs a
 user namespace. It opens the directory by its path, so it only serves where all directories may be shared.
 """
 
@@ -18,8 +18,6 @@ from vmessd.storage import safefile
 PROGRAM = "/usr/lib/qemu/virtiofsd"
 LISTENER_FD = 3
 _ENTER = ("/usr/bin/unshare", "--user", "--map-root-user", "--")
-_DETACHED = ("/usr/bin/setsid", "--fork")
-"""It becomes a child of init, so that it is no zombie of ours."""
 
 
 def check(account: Account, allowed: Collection[str] | None) -> None:
@@ -36,8 +34,8 @@ def check(account: Account, allowed: Collection[str] | None) -> None:
         raise Failed(f"there is no {PROGRAM}", hint=instead)
 
 
-def serve(path: str, place: int, name: str, log: int) -> socket.socket:
-    """Start the server of a directory, and return a connection to it for QEMU.
+def serve(path: str, place: int, name: str, log: int) -> tuple[Process, socket.socket]:
+    """Start the server of a directory; return its process, and a connection to it for QEMU.
 
     The server ends when nobody has this connection any more. `place` is a directory for its socket, which has
     the name `name` for a moment; `log` is the descriptor for what it says.
@@ -54,11 +52,7 @@ def serve(path: str, place: int, name: str, log: int) -> socket.socket:
         options = ["-f", f"--fd={LISTENER_FD}", "-o", f"source={source}", "-o", "log_level=err"]
         enter = () if os.geteuid() == 0 else _ENTER
         try:
-            command = [*_DETACHED, *enter, PROGRAM, *options]
-            server = Process.spawn(command, log, {LISTENER_FD: listening.fileno()})
+            return Process.spawn([*enter, PROGRAM, *options], log, {LISTENER_FD: listening.fileno()}), connected
         except BaseException:
             connected.close()
             raise
-        server.reap()
-        server.close()
-    return connected

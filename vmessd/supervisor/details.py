@@ -123,7 +123,7 @@ class Details:
             cpu=command_line.cpu_of(command),
             serial=str(directory.path / vmdir.SERIAL_SOCKET),
             changed=status.pending or False,
-            settings=seen.settings,
+            settings=[_with_failure(value, machine.failed()) for value in seen.settings],
             drives=[_drive(disk, transferred) for disk in seen.disks],
             kvm=seen.kvm,
             pending=seen.pending,
@@ -269,6 +269,13 @@ def _settings(directory: VMDirectory) -> list[Value]:
             shown = "; ".join(text.splitlines()) if file == SHARES else text
             values.append(Value(file, printable(shown), _objection(BY_FILE[file], text)))
     return values
+
+
+def _with_failure(value: Value, failed: Mapping[str, str]) -> Value:
+    """Return a setting with what has failed since the start, by the file of the setting."""
+    if value.problem or value.name not in failed:
+        return value
+    return Value(value.name, value.value, f"{value.value}: {failed[value.name]}")
 
 
 def _objection(setting: Setting, text: str) -> str | None:

@@ -5,7 +5,8 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 
-from vmessd.core.errors import BadFile, Locked, NoSuchVM, TimedOut, VmessError, is_broken
+from vmessd.core import refusals
+from vmessd.core.errors import BadFile, NoSuchVM, TimedOut, VmessError, is_broken
 from vmessd.core.lifecycle import OFF
 from vmessd.core.settings import BY_FILE, LOCK
 from vmessd.storage import blocking
@@ -57,8 +58,7 @@ class Locks:
             log.warning("%s: %s", machine.vm, note)
             remark = self._remarks.get(machine.vm)
         if remark is not None:
-            shown = f": {remark}" if remark else ""
-            raise Locked(f"VM {machine.vm} is locked{shown}", hint=f"vmess {machine.vm} unlock")
+            raise refusals.locked(machine.vm, remark)
         return note
 
 

@@ -106,6 +106,11 @@ class Journal:
         log.log(level, "%s: %s", self._vm, text)
         self._events.publish(Kind.restart, self._vm, text, uid=uid)
 
+    def failed(self, pid: int, text: str) -> None:
+        """Report that something beside QEMU has failed."""
+        log.warning("%s: %s", self._vm, text)
+        self._events.publish(Kind.qemu, self._vm, text, pid=pid)
+
     def qmp(self, pid: int, name: str, data: Mapping[str, Any]) -> None:
         """Publish a QMP event, if `watch` shows it."""
         self._events.qmp(self._vm, pid, name, data)

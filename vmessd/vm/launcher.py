@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmessd.core import names
 from vmessd.core.dataclass import dataclass
@@ -49,6 +49,16 @@ LAST_LINES = 5  # of qemu.log, kept in the exit record
 Check = Callable[[], None]
 
 
+class Beside(NamedTuple):
+    """A process beside QEMU, which ends with it."""
+
+    file: str
+    """The setting that asks for it."""
+    what: str
+    """What it does, in words."""
+    process: Process
+
+
 @dataclass
 class Launched:
     """A QEMU process and its data."""
@@ -60,8 +70,8 @@ class Launched:
     victims: Counter
     """OOM kills in its cgroup."""
     whereabouts: Whereabouts
-    tpm: Process | None = None
-    """Its swtpm, if this daemon has started it."""
+    beside: list[Beside] = dataclasses.field(default_factory=list)
+    """The processes beside it that this daemon has started."""
 
     def close(self) -> None:
         """Release the process; it keeps running."""
@@ -226,14 +236,16 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         output, serial_log = (_log(directory, name, ours) for name in (vmdir.QEMU_LOG, vmdir.SERIAL_LOG))
         shorten_logs(directory)
         serial_begin = _serial_begin(directory)
+        beside: list[Beside] = []
+        undo.callback(_end_all, beside)
         inherited = {
             ChildFd.lock: lock,
             ChildFd.serial_log: serial_log,
-            **_inherited(directory, spec, host, output, ours),
+            **_inherited(directory, spec, host, output, beside, ours),
         }
         log_start = _begin_log(directory, output, argv)
         check()
-        swtpm = _start_tpm(directory, spec, host, inherited, undo, ours)
+        _start_tpm(directory, spec, host, inherited, beside, ours)
         process = Process.spawn(argv, output, inherited, host.account.entry)
         undo.callback(_end, process)
         victims = host.kills.around(process.pid)
@@ -250,13 +262,20 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         backing.remember(directory, {disk.slot: (disk.identity, disk.bases) for disk in spec.disks})
         directory.write_run_record(record)
         undo.pop_all()
-    return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid), swtpm)
+    return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid), beside)
 
 
-def _inherited(
-    directory: VMDirectory, spec: Spec, host: Host, output: int, ours: contextlib.ExitStack
+def _inherited(  # noqa: PLR0913, PLR0917 -- a part of `launch`
+    directory: VMDirectory,
+    spec: Spec,
+    host: Host,
+    output: int,
+    beside: list[Beside],
+    ours: contextlib.ExitStack,
 ) -> dict[int, int]:
     """Open sockets and shared directories for QEMU; return their descriptors there and here.
+
+    Servers of directories are added to `beside`.
 
     Raises:
         BadFile, Failed: a socket cannot be bound.
@@ -275,8 +294,9 @@ def _inherited(
             virtiofsd.check(host.account, host.allow_shares)
             with directory.opened() as place:
                 name = safefile.temporary_name("virtiofs.sock")
-                server = virtiofsd.serve(share.path, place, name, output)
-            descriptor = ours.enter_context(server).fileno()
+                server, connected = virtiofsd.serve(share.path, place, name, output)
+            beside.append(Beside(SHARES, f"share {share.tag} (virtiofsd)", server))
+            descriptor = ours.enter_context(connected).fileno()
         found[FIRST_FD + number] = descriptor
     return found
 
@@ -286,24 +306,23 @@ def _start_tpm(  # noqa: PLR0913, PLR0917 -- a part of `launch`
     spec: Spec,
     host: Host,
     inherited: dict[int, int],
-    undo: contextlib.ExitStack,
+    beside: list[Beside],
     ours: contextlib.ExitStack,
-) -> Process | None:
+) -> None:
     """Start swtpm if the VM has a TPM, and add its control socket to what QEMU inherits.
 
     Raises:
         Failed, StartFailed: there is no swtpm, or no place for its state.
     """
     if not spec.values.get("TPM"):
-        return None
+        return
     state = directory.open_tpm_state()
     ours.callback(os.close, state)
     log = directory.open_log(vmdir.QEMU_LOG)
     ours.callback(os.close, log)
     process, control = tpm.spawn(state, log, host.account.entry)
-    undo.callback(_end, process)
+    beside.append(Beside("TPM", "its TPM (swtpm)", process))
     inherited[ChildFd.tpm] = ours.enter_context(control).fileno()
-    return process
 
 
 def _begin_log(directory: VMDirectory, output: int, argv: Sequence[str]) -> int:
@@ -324,6 +343,11 @@ def _check_policy(directory: VMDirectory, tries: int) -> None:
     """Raise Failed if this is a restart and the policy does not ask for one any more."""
     if tries and restart_policy(directory) is Policy.no:
         raise Failed("its RESTART file does not ask for it any more")
+
+
+def _end_all(beside: Sequence[Beside]) -> None:
+    for one in beside:
+        _end(one.process)
 
 
 def _end(process: Process) -> None:

@@ -206,6 +206,10 @@ class Machine(FailureRecovery):
         """Return the run record of the QEMU; None if there is no QEMU."""
         return self._run.launched.record if self._run else None
 
+    def failed(self) -> Mapping[str, str]:
+        """Return what has failed beside QEMU, in words, by the file of its setting."""
+        return self._run.failed if self._run else {}
+
     def stopping(self) -> StopProgress | None:
         """Return the progress of the stop in progress; None if there is none."""
         run = self._run

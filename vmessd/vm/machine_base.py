@@ -17,7 +17,6 @@ from vmessd.core.lifecycle import Action, Event, State, transition
 from vmessd.core.records import ExitRecord
 from vmessd.qemu import command_line
 from vmessd.qemu.guest_agent import Agent
-from vmessd.qemu.process import Process
 from vmessd.qemu.session import Session, Timing
 from vmessd.storage import vmdir
 from vmessd.storage.blocking import Lane
@@ -25,7 +24,7 @@ from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import restart
 from vmessd.vm.host import Host
 from vmessd.vm.journal import Journal
-from vmessd.vm.launcher import Launched
+from vmessd.vm.launcher import Beside, Launched
 from vmessd.vm.mailbox import EventMessage, Inbox, Request, dismiss, tell
 from vmessd.vm.qemu_run import QemuRun, failures_logged
 from vmessd.vm.rediscovery import Findings, Search
@@ -33,8 +32,8 @@ from vmessd.vm.start import StartAttempt
 
 log = logging.getLogger(__name__)
 
-TPM_LEEWAY = 1.0
-"""Seconds that a QEMU may take to end after it has closed its connection to swtpm."""
+LEEWAY = 1.0
+"""Seconds that a QEMU may take to end after it has closed its connections to the processes beside it."""
 BEGIN_TIME = 5.0
 """Seconds that a call which needs a running guest waits for a start in progress."""
 
@@ -201,23 +200,24 @@ class MachineBase(abc.ABC):
         run.start_cancelled = attempt.cancelled if attempt is not None else None
         self._run = run
         launched.process.watch(lambda: self._ended(run))
-        if launched.tpm is not None:
-            launched.tpm.watch(functools.partial(self._tpm_ended, run, launched.tpm))
+        for one in launched.beside:
+            one.process.watch(functools.partial(self._beside_ended, run, one))
         if launched.whereabouts.location.displacement is not None:
             self.mind_directory()
         return run
 
-    def _tpm_ended(self, run: QemuRun, tpm: Process) -> None:
-        """Reap the swtpm of a run, which ends with QEMU; log it if QEMU goes on without it."""
+    def _beside_ended(self, run: QemuRun, one: Beside) -> None:
+        """Reap a process beside QEMU, which ends with it; report it if QEMU goes on without it."""
 
         def complain() -> None:
             if run is self._run and not run.launched.process.has_ended():
-                log.warning("%s: its TPM has failed (swtpm: status %s); see qemu.log", self.vm, status)
+                run.failed[one.file] = f"{one.what} has failed, status {status}; see qemu.log"
+                self._journal.failed(run.pid, run.failed[one.file])
 
-        run.launched.tpm = None
-        status = tpm.reap()
-        tpm.close()
-        asyncio.get_running_loop().call_later(TPM_LEEWAY, complain)
+        run.launched.beside.remove(one)
+        status = one.process.reap()
+        one.process.close()
+        asyncio.get_running_loop().call_later(LEEWAY, complain)
 
     def mind_directory(self) -> None:
         """Check in the background that the directory of a running VM is in its place."""
@@ -240,9 +240,9 @@ class MachineBase(abc.ABC):
 
     def _ended(self, run: QemuRun) -> None:
         """The pidfd reports the end of the process; its last QMP messages may still be unread."""
-        if run.launched.tpm is not None:  # if QEMU has not used it, it does not notice
+        for one in run.launched.beside:  # if QEMU has not used it, it does not notice
             with failures_logged(self.vm):
-                run.launched.tpm.signal(signal.SIGTERM)
+                one.process.signal(signal.SIGTERM)
         run.start_task("drain", self._drain(run))
 
     async def _drain(self, run: QemuRun) -> None:

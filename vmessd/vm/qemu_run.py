@@ -65,6 +65,8 @@ class QemuRun:
     """The reason of the first SHUTDOWN event."""
     ran: bool = False
     """The guest has run."""
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What has failed beside QEMU, in words, by the file of the setting that asks for it."""
     prepared: bool = False
     """:attr:`Machine.prepare` was called."""
     missed: bool = False

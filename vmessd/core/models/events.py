@@ -26,7 +26,7 @@ class Kind(enum.Enum):
     restart = words.Kind.restart
     """The restart policy will start the VM again, or no longer will."""
     qemu = words.Kind.qemu
-    """A QMP event such as RESET or BLOCK_IO_ERROR."""
+    """A QMP event such as RESET or BLOCK_IO_ERROR; or a process beside QEMU has failed."""
     wires = words.Kind.wires
     """Interfaces, cables or forwarded ports were changed."""
     setting = words.Kind.setting

@@ -120,7 +120,7 @@ class Value:
     name: str
     value: str
     problem: str | None = None
-    """Why the value is invalid."""
+    """Why the value is invalid, or what has failed of that which it asks for."""
 
 
 @dataclass(frozen=True)
