@@ -272,8 +272,7 @@ class Command(PlainRecord):
         self.many = many
         """It takes several VMs; a global verb (`watch`) takes any number, also none."""
         self.reports = reports
-        """It reports what it did and shows no requested data: --quiet silences it, --json prints the daemon's
-        replies."""
+        """It reports what it did, and shows nothing: --quiet silences it, --json prints replies."""
         self.wants = wants
         """For completion, which VMs it suits: `on`, `off`, `none` for a VM not made yet; empty for all."""
         self.aliases = aliases
@@ -298,9 +297,10 @@ class Command(PlainRecord):
 
     def as_verb(self, verb: str) -> Command:
         """Return the row of a verb that is like this one."""
-        own = {name: value for name, value in vars(self).items() if name != "likes"}
-        texts = {name: own[name].replace(self.verb, verb) for name in ("files", "example")}
-        return Command(**own | texts | {"verb": verb})
+        other = Command.__new__(Command)  # there are many, and every start of the client makes them
+        texts = {name: getattr(self, name).replace(self.verb, verb) for name in ("files", "example")}
+        vars(other).update(vars(self), verb=verb, likes=(), **texts)
+        return other
 
     @property
     def group(self) -> Group:
