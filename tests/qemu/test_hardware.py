@@ -1,10 +1,13 @@
 """The guest's hardware with real QEMU: each setting is taken, a value that QEMU does not know is refused."""
 
+import json
 import signal
 from pathlib import Path
 
 import pytest
 from daemons import Daemon, end_processes_of, wait_for
+
+from vmessd.core import names
 
 pytestmark = pytest.mark.qemu
 
@@ -149,6 +152,34 @@ def test_the_firmware_boots_from_a_disk_on_each_bus(daemon: Daemon, bus: str, ma
     (daemon.root / "newvm0" / "RAM").write_text("64M")
     daemon.done("newvm", "start")
     daemon.wait_guest("newvm0", b"A", seconds=20)
+
+
+def test_more_than_four_disks_start_on_all_buses(daemon: Daemon) -> None:
+    directory = daemon.make("newvm0", None, MACHINE="pc", RAM="64M")
+    for slot in "abcdefgh":
+        daemon.done("newvm", f"hd{slot}", "1M")
+    write_sector(directory / "newvm0-hde.img", say(b"E") + RESET)
+    refused = daemon.vmess("newvm", "start")
+    assert refused.stderr.splitlines() == [
+        "vmess: hde has no place on ide, which has four, for hda, hdb, hdc, hdd",
+        "  hint: vmess newvm0 disk-bus hde=sata",
+    ]
+    daemon.done("newvm", "disk-bus", "virtio,hda=ide,hdf=scsi,hdg=sata,hdh=nvme", "boot-order", "hde", "start")
+    daemon.wait_guest("newvm0", b"E", seconds=20)
+    drives = json.loads(daemon.done("newvm", "info", "--json"))["info"]["drives"]
+    assert [drive["slot"] for drive in drives] == [f"hd{slot}" for slot in "abcdefgh"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bus", ["virtio", "scsi", "sata", "nvme"])
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+def test_the_firmware_boots_from_the_last_of_26_disks(daemon: Daemon, bus: str, machine: str) -> None:
+    directory = daemon.make("newvm0", None, DISK_BUS=bus, MACHINE=machine, BOOT_ORDER="hdz", RAM="64M")
+    for slot in names.DISKS:
+        daemon.done("newvm", slot, "1M")
+    write_sector(directory / "newvm0-hdz.img", say(b"Z") + RESET)
+    daemon.done("newvm", "start")
+    daemon.wait_guest("newvm0", b"Z", seconds=60)
 
 
 # UEFI

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from daemons import Daemon, wait_for
 
+from vmessd.storage.contents import TPM_FILE
+
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.skipif(not shutil.which("swtpm"), reason="no swtpm (Debian package swtpm)"),
@@ -43,7 +45,14 @@ def test_a_tpm_lives_and_ends_with_its_vm(daemon: Daemon) -> None:
     daemon.done("newvm", "stop")
     wait_for(lambda: not swtpms(daemon), 5, "the end of swtpm")
     wait_for(lambda: not zombies(daemon.pid), 5, "the reaping")
-    assert "TPM has failed" not in daemon.log.read_text()
+    assert "has failed" not in daemon.log.read_text()
+    daemon.done("newvm", "export", str(daemon.directory / "newvm.tar"))
+    daemon.done("import", str(daemon.directory / "newvm.tar"), "other")
+    state = directory.joinpath("tpm", TPM_FILE).read_bytes()
+    assert daemon.root.joinpath("other0", "tpm", TPM_FILE).read_bytes() == state
+    daemon.done("other", "start")
+    daemon.wait_guest("other0")
+    daemon.done("other", "stop")
     daemon.done("newvm", "restart", "stop", "rm", "--yes")
     assert not directory.exists()
 
@@ -89,8 +98,10 @@ def test_a_tpm_that_fails_is_logged(daemon: Daemon) -> None:
     daemon.done("newvm", "start")
     daemon.wait_guest("newvm0")
     os.kill(swtpms(daemon)[0], signal.SIGKILL)
-    daemon.wait_log("newvm0: its TPM has failed (swtpm: status -9); see qemu.log")
+    failed = "its TPM (swtpm) has failed, status -9; see qemu.log"
+    daemon.wait_log(f"newvm0: {failed}")
     assert daemon.status("newvm")["state"] == "running"
+    assert f"TPM: on: {failed}" in daemon.done("newvm", "info")
 
 
 def test_what_is_in_the_place_of_the_state_is_not_touched(daemon: Daemon) -> None:
