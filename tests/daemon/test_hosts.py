@@ -258,6 +258,14 @@ def test_several_hosts_have_one_table_and_the_worst_status(lab: Lab) -> None:
     assert hint == "dead:   hint: what works here is what works with ssh: ssh dead"
 
 
+def test_this_host_may_be_among_several(lab: Lab) -> None:
+    own = str(lab.directory / "daemon-lab2/control.sock")
+    done = lab.run("--host", "local,lab1", "web", "status", env={"VMESS_SOCKET": own, "VMESS_HOST": "lab2"})
+    assert (done.returncode, done.stdout) == (4, "lab1: web0: stopped\n")
+    assert done.stderr.startswith("local: vmessctl: no VM web0: ")
+    assert "local:   hint: vmessctl list" in done.stderr
+
+
 def test_several_hosts_say_which_they_are(lab: Lab) -> None:
     done = lab.run("--host", "lab1,lab2", "web", "status")
     assert (done.returncode, done.stdout) == (4, "lab1: web0: stopped\n")

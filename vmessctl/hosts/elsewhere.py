@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from vmessctl import light_json
 from vmessctl.cli import grammar, verbs
@@ -74,7 +75,7 @@ def _steps(invocation: Invocation) -> Iterator[Invocation]:
 
 def _run(invocation: Invocation, words: Sequence[str], host: str) -> int:
     """Carry out a command line on one other host; return the exit status."""
-    seat = masters.take(host, may_ask=session.has_terminal())
+    seat = masters.take(host, may_ask=sys.stderr.isatty())
     try:
         status = (
             _vnc(invocation, words, seat) if _only_asks_for_vnc(invocation) else _pass(invocation, words, seat)
