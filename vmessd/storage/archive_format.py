@@ -6,9 +6,13 @@ format "PAX 1.0": its map of data, padded to a block, then the data without the 
 Sparse Files"). Sizes and offsets are in bytes.
 """
 
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, overload
+
+from vmessd.core.dataclass import dataclass
 
 BLOCK = 512
 FORMAT = 1
@@ -28,7 +32,47 @@ class Segment(NamedTuple):
     size: int
 
 
-class Entry(NamedTuple):
+class Segments(Sequence[Segment]):
+    """Pieces of a file, in order, as one array of numbers.
+
+    A file may have hundreds of thousands of them. As many objects would make the garbage collector of Python
+    stop all threads for a tenth of a second at a time.
+    """
+
+    def __init__(self, numbers: Iterable[int] = ()) -> None:
+        """`numbers` are offset and size of each piece."""
+        self._numbers = array("q", numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Segment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Sequence[Segment]": ...
+
+    def __getitem__(self, index: int | slice) -> "Segment | Sequence[Segment]":
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = 2 * range(len(self))[index]
+        return Segment(self._numbers[at], self._numbers[at + 1])
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 2
+
+    def __iter__(self) -> Iterator[Segment]:
+        numbers = iter(self._numbers)
+        return map(Segment, numbers, numbers)
+
+    def add(self, offset: int, size: int, gap: int = 0) -> None:
+        """Add a piece; one that begins at most `gap` bytes behind the last one becomes a part of that."""
+        last = len(self._numbers) - 2
+        if last >= 0 and offset - sum(self._numbers[last:]) <= gap:
+            self._numbers[last + 1] = offset + size - self._numbers[last]
+        else:
+            self._numbers.extend((offset, size))
+
+
+@dataclass(frozen=True)
+class Entry:
     """A file to be stored."""
 
     file: str
@@ -36,10 +80,26 @@ class Entry(NamedTuple):
     segments: Sequence[Segment] | None = None
     """Where its data are, in order; None for a file without holes."""
 
-    @property
+    @functools.cached_property
     def data(self) -> int:
         """The number of its bytes that are stored."""
         return self.size if self.segments is None else sum(segment.size for segment in self.segments)
+
+    @functools.cached_property
+    def map(self) -> bytes:
+        """The map that precedes the data of a file with holes; empty for one without."""
+        if self.segments is None:
+            return b""
+        text, end = bytearray(), 0
+        for offset, size in self.segments:
+            text += b"%d\n%d\n" % (offset, size)
+            end = offset + size
+        count = len(self.segments)
+        if end < self.size:  # the hole at the end
+            text += b"%d\n0\n" % self.size
+            count += 1
+        text[:0] = b"%d\n" % count
+        return bytes(text) + padding(len(text))
 
 
 def padding(size: int) -> bytes:
@@ -50,7 +110,7 @@ def padding(size: int) -> bytes:
 def header(vm: str, entry: Entry) -> bytes:
     """Return the header of a member."""
     name, records = f"{vm}/{entry.file}", {}
-    stored = entry.data + len(sparse_map(entry))
+    stored = entry.data + len(entry.map)
     if entry.segments is not None:
         records = {
             "GNU.sparse.major": "1",
@@ -68,17 +128,6 @@ def header(vm: str, entry: Entry) -> bytes:
     return before + _block(name, stored, b"0")
 
 
-def sparse_map(entry: Entry) -> bytes:
-    """Return the map that precedes the data of a file with holes; empty for one without."""
-    if entry.segments is None:
-        return b""
-    numbers = [number for segment in entry.segments for number in segment]
-    if sum(entry.segments[-1] if entry.segments else (0, 0)) < entry.size:
-        numbers += [entry.size, 0]  # the hole at the end
-    text = "".join(f"{number}\n" for number in (len(numbers) // 2, *numbers)).encode()
-    return text + padding(len(text))
-
-
 def manifest(vm: str, entries: Iterable[Entry]) -> bytes:
     """Return the first member: what follows."""
     files = {entry.file: {"size": entry.size, "data": entry.data} for entry in entries}
@@ -90,19 +139,15 @@ def checksums(sums: Mapping[str, str]) -> bytes:
     return _json({"sha256": dict(sums)})
 
 
-def merged(segments: Sequence[Segment], most: int = SEGMENTS_MAX) -> list[Segment]:
+def merged(segments: Sequence[Segment], most: int = SEGMENTS_MAX) -> Sequence[Segment]:
     """Return segments with the smallest holes between them filled until there are at most `most`."""
-    found, gap = list(segments), 1 << 16
-    while len(found) > most:
-        closer: list[Segment] = []
-        for segment in found:
-            before = closer[-1] if closer else None
-            if before is not None and segment.offset - sum(before) <= gap:
-                closer[-1] = Segment(before.offset, sum(segment) - before.offset)
-            else:
-                closer.append(segment)
-        found, gap = closer, gap * 4
-    return found
+    gap = 1 << 16
+    while len(segments) > most:
+        fewer = Segments()
+        for offset, size in segments:
+            fewer.add(offset, size, gap)
+        segments, gap = fewer, gap * 4
+    return segments
 
 
 def _json(value: object) -> bytes:

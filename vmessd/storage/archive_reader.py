@@ -7,12 +7,14 @@ comes too early. Sizes and offsets are in bytes.
 
 import hashlib
 import json
+from array import array
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vmessd.core import names, settings
 from vmessd.core.errors import quoted
 from vmessd.storage import contents
-from vmessd.storage.archive_format import BLOCK, CHECKSUMS, FORMAT, MANIFEST, SEGMENTS_MAX, Segment
+from vmessd.storage.archive_format import BLOCK, CHECKSUMS, FORMAT, MANIFEST, SEGMENTS_MAX, Segment, Segments
 from vmessd.storage.tar_reader import Begin, Header, Steps, Tar, Whole, number, refused
 
 FILES_MAX = 64 + len(names.DISKS) * (1 + names.BASES_MAX)
@@ -111,7 +113,7 @@ class Reader(Tar):
 
     def _file(self, file: str, header: Header) -> Steps[None]:
         listed, sums = self.files[file], hashlib.sha256()
-        segments = [Segment(0, header.stored)]
+        segments: Sequence[Segment] = [Segment(0, header.stored)]
         size, mapped = header.stored, 0
         if header.is_sparse:
             size = number(header.extended.get("GNU.sparse.realsize", ""))
@@ -126,28 +128,30 @@ class Reader(Tar):
         self._events.append(Whole())
         self._sums[file] = sums.hexdigest()
 
-    def _map(self, file: str, size: int, sums: Any) -> Steps[tuple[list[Segment], int]]:
+    def _map(self, file: str, size: int, sums: Any) -> Steps[tuple[Segments, int]]:
         """Read the map of a file with holes; return its segments, and how long the map is."""
-        lines: list[bytes] = []
-        begun, mapped, wanted = b"", 0, 1
-        while len(lines) < wanted:
+        numbers, wanted = array("q"), -1
+        begun, mapped = b"", 0
+        while wanted:
             block = yield from self._take(BLOCK)
             sums.update(block)
             mapped += BLOCK
-            *more, begun = (begun + block).split(b"\n")
-            lines += more
-            wanted = 1 + 2 * number(lines[0].decode("latin-1"), SEGMENTS_MAX + 1) if lines else 1
+            *lines, begun = (begun + block).split(b"\n")
+            if wanted < 0 and lines:
+                wanted = 2 * number(lines.pop(0).decode("latin-1"), SEGMENTS_MAX + 1)
             if len(begun) > BLOCK:
                 raise refused(f"the map of {file} is not one of numbers")
-        if len(lines) > wanted or begun.strip(b"\0"):
+            if len(lines) > wanted >= 0:
+                raise refused(f"the map of {file} is followed by something else")
+            numbers.extend(number(line.decode("latin-1"), settings.DISK_MAX) for line in lines)
+            wanted -= len(lines)
+        if begun.strip(b"\0"):
             raise refused(f"the map of {file} is followed by something else")
-        numbers = [number(line.decode("latin-1"), settings.DISK_MAX) for line in lines[1:]]
-        segments = [Segment(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
-        end = 0
-        for segment in segments:
-            if segment.offset < end or sum(segment) > size:
+        segments, end = Segments(numbers), 0
+        for offset, length in segments:
+            if offset < end or offset + length > size:
                 raise refused(f"the map of {file} is out of order, or longer than the file")
-            end = sum(segment)
+            end = offset + length
         return segments, mapped
 
 

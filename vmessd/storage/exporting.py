@@ -8,13 +8,13 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, printable, reason
 from vmessd.storage import archive_format, backing, contents, images, safefile
-from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment
+from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment, Segments
 from vmessd.storage.contents import StoredBase
 from vmessd.storage.vmdir import TPM_STATE, Hold, VMDirectory
 
@@ -62,6 +62,8 @@ class Export:
             self.close()
             raise
         self._manifest = archive_format.manifest(self._vm, [source.entry for source in self._sources])
+        self.size = self._archive_size()
+        """The size of the archive in bytes."""
 
     def close(self) -> None:
         """Close all files and release the lock."""
@@ -69,15 +71,13 @@ class Export:
             os.close(self._files.pop())
         self._hold.close()
 
-    @property
-    def size(self) -> int:
-        """The size of the archive in bytes."""
+    def _archive_size(self) -> int:
         sums = dict.fromkeys([MANIFEST, *(source.entry.file for source in self._sources)], 64 * "0")
         texts = (Entry(MANIFEST, len(self._manifest)), Entry(CHECKSUMS, len(archive_format.checksums(sums))))
         return sum(map(self._room, (*texts, *(source.entry for source in self._sources)))) + len(END)
 
     def _room(self, entry: Entry) -> int:
-        stored = len(archive_format.sparse_map(entry)) + entry.data
+        stored = len(entry.map) + entry.data
         return len(archive_format.header(self._vm, entry)) + stored + -stored % archive_format.BLOCK
 
     def pieces(self) -> Iterator[bytes]:
@@ -99,16 +99,11 @@ class Export:
 
     def _image(self, source: _Source, sums: dict[str, str]) -> Iterator[bytes]:
         entry, summed = source.entry, hashlib.sha256()
-        mapped = archive_format.sparse_map(entry)
-        summed.update(mapped)
-        yield archive_format.header(self._vm, entry) + mapped
-        for segment in entry.segments or (Segment(0, entry.size),):
-            at, end = segment.offset, sum(segment)
-            while at < end:
-                data = _read(source, at, min(PIECE, end - at))
-                summed.update(data)
-                at += len(data)
-                yield data
+        summed.update(entry.map)
+        yield archive_format.header(self._vm, entry) + entry.map
+        for data in _gathered(_data(source)):
+            summed.update(data)
+            yield data
         sums[entry.file] = summed.hexdigest()
         yield archive_format.padding(entry.data)
 
@@ -186,15 +181,14 @@ class Export:
             raise BadFile(f"{where} is a link; its target must be readable for the user of QEMU")
         size = os.lseek(fd, 0, os.SEEK_END)
         segments = _segments(fd, size)
-        is_full = segments == [Segment(0, size)]
+        is_full = [*segments[:2]] == [Segment(0, size)]
         entry = Entry(file, size, None if is_full or not size else archive_format.merged(segments))
         self._sources.append(_Source(entry, where, fd=fd))
 
 
-def _segments(fd: int, size: int) -> list[Segment]:
+def _segments(fd: int, size: int) -> Segments:
     """Return where a file has data (lseek(2), SEEK_DATA); all of it if its file system does not know."""
-    found: list[Segment] = []
-    end = 0
+    found, end = Segments(), 0
     while end < size:
         try:
             begin = os.lseek(fd, end, os.SEEK_DATA)
@@ -202,10 +196,33 @@ def _segments(fd: int, size: int) -> list[Segment]:
         except OSError as error:
             if error.errno == errno.ENXIO:  # the rest is a hole
                 break
-            return [Segment(0, size)]
+            return Segments((0, size))
         if begin < end:
-            found.append(Segment(begin, end - begin))
+            found.add(begin, end - begin)
     return found
+
+
+def _data(source: _Source) -> Iterator[bytes]:
+    """Yield the data of an image; raises Failed."""
+    for offset, size in source.entry.segments or (Segment(0, source.entry.size),):
+        at, end = offset, offset + size
+        while at < end:
+            data = _read(source, at, min(PIECE, end - at))
+            at += len(data)
+            yield data
+
+
+def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small pieces, because the way of each one to the client takes time."""
+    parts: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size >= PIECE:
+            yield b"".join(parts)
+            parts, size = [], 0
+    yield b"".join(parts)
 
 
 def _read(source: _Source, offset: int, size: int) -> bytes:

@@ -1,6 +1,7 @@
 """The archive of a VM: GNU tar and tarfile read what is written, and the reader refuses everything else."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from vmessd.core.errors import BadFile, Failed, Locked
 from vmessd.storage import archive_format, contents, images
-from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment, header, padding, sparse_map
+from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment, Segments, header, padding
 from vmessd.storage.archive_reader import FILES_MAX, Reader
 from vmessd.storage.cloning import Clone
 from vmessd.storage.exporting import Export
@@ -245,9 +246,37 @@ def test_many_pieces_are_merged_by_their_smallest_holes() -> None:
     assert archive_format.merged(segments) == segments
 
 
+def test_a_map_of_many_pieces_is_no_work_for_the_garbage_collector() -> None:
+    pieces, size = 20_000, 20_000 * 8192
+    segments = Segments(number for piece in range(pieces) for number in (piece * 8192, 4096))
+    entry = Entry(DISK, size, segments)
+    reader = Reader()
+    before = len(gc.get_objects())
+    events = reader.feed(listing({DISK: listed(size, pieces * 4096)}) + header("newvm0", entry) + entry.map)
+    assert len(gc.get_objects()) - before < 1000
+    assert (events, segments[-1]) == ([Begin(DISK, size)], Segment((pieces - 1) * 8192, 4096))
+    assert [*segments[:2]] == [Segment(0, 4096), Segment(8192, 4096)]
+
+
+def test_small_pieces_leave_together(tmp_path: Path) -> None:
+    vm = VMDirectory(tmp_path / "vms", "newvm0")
+    vm.path.mkdir(parents=True)
+    with (vm.path / DISK).open("wb") as disk:
+        for number in range(200):
+            disk.seek(number * 32_768)
+            disk.write(bytes([number]) * 4096)
+    export = Export(vm, Everybody())
+    try:
+        assert len(list(export.pieces())) < 12
+    finally:
+        export.close()
+    made = imported(tmp_path / "vms", exported(vm), "web-1")
+    assert (made.path / "web-1-hda.img").read_bytes() == (vm.path / DISK).read_bytes()
+
+
 def test_a_size_beyond_the_field_is_in_the_extended_header() -> None:
     entry = Entry("newvm0-hda.img", 64 << 40, [Segment(0, 16 << 30), Segment(32 << 40, 1)])
-    with tarfile.open(fileobj=io.BytesIO(header("newvm0", entry) + sparse_map(entry) + END)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(header("newvm0", entry) + entry.map + END)) as tar:
         member = tar.next()
         assert member is not None
         assert (member.name, member.size) == ("newvm0/newvm0-hda.img", 64 << 40)
