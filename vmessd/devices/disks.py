@@ -131,6 +131,7 @@ class Disks:
                 base = names.base_file(self.vm, slot, 1)
                 size = source.size or 0
                 await qemu_img.create_overlay(self._host.account, work.path, (base, source.format), size)
+                await lane.aside(work.settle)
                 note = await lane.aside(functools.partial(_protect, image))
                 finish = functools.partial(self._finish, work, slot, "qcow2", path)
                 file, size = await self._machine.change(finish, stopped=True)

@@ -197,10 +197,10 @@ class Work:
             yield BringProgress(False, BringStep.checking, None, source.format)
             await self.check(account)
         yield BringProgress(False, BringStep.writing, None, source.format)
-        await self._lane.finish(self._settle)
+        await self._lane.finish(self.settle)
 
-    def _settle(self) -> None:
-        """Wait until the file is on disk, so that its name never stands for less after a power cut."""
+    def settle(self) -> None:
+        """Wait until the file is on disk, so that its name never stands for less after a power cut; blocks."""
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             with failing(f"{self.path} cannot be written to disk"):

@@ -194,7 +194,11 @@ class Clone:
         except BaseException:
             image.close()
             raise
-        copying.copy(image, io.FileIO(copied, "w"), size, lambda done: told(done / max(1, size)))
+
+        def report(done: int) -> None:
+            told(done / max(1, size))
+
+        copying.copy(image, io.FileIO(copied, "w"), size, report, durable=True)
         if is_snapshot:
             os.utime(new, (mode.st_mtime, mode.st_mtime), dir_fd=target)
 

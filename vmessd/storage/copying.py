@@ -31,8 +31,15 @@ class Cancelled(Exception):
     """The copy was cancelled."""
 
 
-def copy(source: io.FileIO, target: io.FileIO, size: int, report: Report = lambda _done: None) -> None:
-    """Copy the first `size` bytes of a file or block device to an empty file.
+def copy(
+    source: io.FileIO,
+    target: io.FileIO,
+    size: int,
+    report: Report = lambda _done: None,
+    *,
+    durable: bool = False,
+) -> None:
+    """Copy the first `size` bytes of a file or block device to an empty file; `durable` waits for the disk.
 
     Both files are closed here, because only this thread knows when it no longer uses them.
 
@@ -49,6 +56,8 @@ def copy(source: io.FileIO, target: io.FileIO, size: int, report: Report = lambd
                 found = os.fstat(source.fileno())
                 if stat.S_ISREG(found.st_mode) and found.st_size < size:
                     raise _became_shorter()
+            if durable:
+                os.fsync(target.fileno())
         except OSError as error:
             raise Failed(f"the image cannot be copied: {reason(error)}") from error
 

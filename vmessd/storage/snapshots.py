@@ -163,7 +163,7 @@ def taking(
             disk = overlay.disk
             before, top = os.path.basename(disk.path), names.disk_file(vm.vm, disk.slot, "qcow2")
             snapshot = names.snapshot_file(disk.slot, name, disk.format)
-            old, new = _inode(directory, before), _inode(directory, overlay.temporary)
+            old, new = _inode(directory, before), _settled(directory, overlay)
             links = tuple(base.target for base in disk.bases)
             moves = (Move(before, snapshot, old, when), Move(overlay.temporary, top, new))
             steps.append(Steps(disk.slot, (), moves, (snapshot, *links)))
@@ -176,6 +176,17 @@ def _inode(directory: int, name: str) -> int:
     if found is None:
         raise Failed(f"{safefile.place(directory, name)} is gone", hint="repeat it")
     return found.st_ino
+
+
+def _settled(directory: int, overlay: Overlay) -> int:
+    """Wait until a new image is on disk, so that a disk is one after a power cut as well; return its inode."""
+    with failing(f"{safefile.place(directory, overlay.temporary)} cannot be written to disk"):
+        fd = safefile.open_plain(directory, overlay.temporary, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            return os.fstat(fd).st_ino
+        finally:
+            os.close(fd)
 
 
 def remember(vm: VMDirectory) -> list[Disk]:
@@ -250,7 +261,7 @@ def reverting(vm: VMDirectory, name: str, overlays: Sequence[Overlay]) -> list[S
             top = names.disk_file(vm.vm, disk.slot, "qcow2")
             gone = [top, *(base.target for base in disk.bases[:at] if names.snapshot_of(base.target))]
             drops = tuple(Drop(file, _inode(directory, file)) for file in gone)
-            move = Move(overlay.temporary, top, _inode(directory, overlay.temporary))
+            move = Move(overlay.temporary, top, _settled(directory, overlay))
             links = tuple(base.target for base in disk.bases[at:])
             steps.append(Steps(disk.slot, drops, (move,), links))
     return steps
