@@ -126,9 +126,10 @@ def _failed(word: str, status: int | None, said: bytes) -> Failed:
     lines = [line for line in re.split(rb"[\r\n]+", said) if line.strip() and not _PROGRESS.search(line)]
     text = lines[-1].decode(errors="replace").removeprefix("qemu-img: ") if lines else ""
     text = text.rpartition("}': ")[2]  # behind the name of :func:`source`, which only tells a temporary file
-    if not text:
-        how = "was killed" if status is not None and status < 0 else "failed without a message"
-        text = f"it {how}"
+    if status is not None and status < 0:
+        text = f"signal {-status} ended it: {(signal.strsignal(-status) or 'unknown').lower()}"
+    elif not text:
+        text = "it failed without a message"
     return Failed(f"qemu-img {word}: {printable(text[:WORDS])}")
 
 
