@@ -21,6 +21,9 @@ from vmessd.supervisor.mentions import mentions
 from vmessd.vm.holding import held
 from vmessd.vm.host import Host
 
+COPIED_MAX = 2**20
+"""Bytes of its own that a disk may have for a linked clone to copy them, which is less than one more image."""
+
 
 class Clones:
     """The clones of the VMs of one root."""
@@ -43,9 +46,9 @@ class Clones:
     async def clone(self, name: str, new: str, *, linked: bool) -> AsyncGenerator[CloneProgress, None]:
         """Make a VM that is like another one, which is off and cannot be started meanwhile.
 
-        With `linked`, both stand on the same images from now on: a disk that stands on none is kept as a
-        snapshot of the source, which has the name of the new VM. Nothing of the new VM is left if it fails, or
-        the caller leaves.
+        With `linked`, both stand on the same images from now on: a disk that stands on none, or in which much
+        was written since, is kept as a snapshot of the source, which has the name of the new VM. Nothing of the
+        new VM is left if it fails, or the caller leaves.
 
         Raises:
             InvalidValue: the name is not one of a VM, or is taken by something else.
@@ -84,21 +87,28 @@ class Clones:
             await leftovers.clean_up(lane, clone.close, self._left)
 
     async def _keep(self, taker: Snapshots, name: str) -> list[str]:
-        """Have all disks stand on images that nobody writes to; return a remark if one did not."""
+        """Have all disks stand on images that nobody writes to, without much of their own; return remarks."""
         machine = taker.machine
-        with_own = await machine.change(functools.partial(_whole, machine.directory), stopped=True)
-        if not with_own:
+        wanted = await machine.change(functools.partial(_wanted, machine.directory, name), stopped=True)
+        if wanted is None:
             return []
-        change = await taker.take(name)
+        change = await taker.take(wanted)
         return [
             f"{machine.vm} has a snapshot {change.name} now, on which both stand",
             *(f"{machine.vm}: {note}" for note in change.notes),
         ]
 
 
-def _whole(vm: VMDirectory) -> list[str]:
-    """Return the disks that stand on no image."""
-    return [disk.slot for disk in snapshots.hard_disks(vm) if not disk.bases]
+def _wanted(vm: VMDirectory, name: str) -> str | None:
+    """Return the name of a snapshot to take, `name` if it is free; None if all disks stand on images already.
+
+    A disk with much data of its own gets one more image to stand on, as long as that is possible.
+    """
+    disks = snapshots.hard_disks(vm)
+    has_room = all(len(disk.bases) < names.BASES_MAX for disk in disks)
+    if all(disk.bases and (not has_room or (disk.stored or 0) <= COPIED_MAX) for disk in disks):
+        return None
+    return snapshots.default_name(disks) if name in snapshots.known(disks) else name
 
 
 def _remarks(new: VMDirectory, old: str) -> list[str]:
