@@ -1,4 +1,4 @@
-"""`contrib/bench --peers` in its smallest form."""
+"""`contrib/bench --peers` and `--images` in their smallest form."""
 
 import json
 import os
@@ -32,9 +32,9 @@ def path(tmp_path: Path) -> Path:
     return place
 
 
-def bench(path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+def bench(path: Path, *words: str, what: str = "--peers") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [CHECKOUT / "contrib/bench", "--peers", *words],
+        [CHECKOUT / "contrib/bench", what, *words],
         env={**os.environ, "PATH": str(path)},
         capture_output=True,
         text=True,
@@ -78,3 +78,15 @@ def test_without_qemu_there_is_nothing_to_measure(path: Path) -> None:
     result = bench(path)
     says = "bench: not installed: qemu-system-x86_64 (Debian: qemu-system-x86)\n"
     assert (result.returncode, result.stderr) == (1, says)
+
+
+@pytest.mark.long
+@pytest.mark.alone
+def test_images_are_as_fast_as_without_vmess() -> None:
+    """Only what does not depend on the load of the machine."""
+    result = bench(Path(os.environ["PATH"]), "--runs", "3", "--json", what="--images")
+    rows = {row["what"]: row for row in json.loads(result.stdout)["rows"]}
+    assert {row["bound"] for row in rows.values()} >= {1.1, 60.0, 100.0}
+    for what in ("space that it takes", "stand-still for a snapshot, the longest"):
+        assert rows[what]["holds"], rows[what]
+    assert result.stderr == ""

@@ -10,6 +10,7 @@ import tempfile
 from bench import lives
 from bench.before import beside
 from bench.daemon import PROGRAMS, Daemon
+from bench.images import measure_images
 from bench.lives import beside_peers
 from bench.wiring import many, one_nic
 
@@ -35,16 +36,28 @@ def read_arguments(about: str) -> argparse.Namespace:
         "--before", metavar="CHECKOUT", type=os.path.abspath, help="compare links with this checkout"
     )
     others.add_argument("--peers", action="store_true", help="compare VMs with virsh and raw QEMU")
+    others.add_argument("--images", action="store_true", help="compare images with qemu-img and cp")
     parser.add_argument(
         "--vms", metavar="N", type=int, default=lives.MANY, help="with --peers: number of defined VMs"
     )
-    parser.add_argument("--json", action="store_true", help="with --before and --peers: the figures as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="with --before, --peers, --images: the figures as JSON"
+    )
     arguments = parser.parse_args()
     if arguments.runs < 1:
         parser.error(f"--runs {arguments.runs}: must be 1 or more")
     if not 2 <= arguments.vms <= len(lives.NAMES) - 1:
         parser.error(f"--vms {arguments.vms}: must be from 2 to {len(lives.NAMES) - 1}")
     return arguments
+
+
+def check_programs(arguments: argparse.Namespace) -> None:
+    """Exit if there is nothing to measure without a program that is missing."""
+    needed = {"qemu-system-x86_64": "qemu-system-x86"} if arguments.peers or arguments.images else {}
+    needed |= {"qemu-img": "qemu-utils"} if arguments.images else {}
+    for program, package in needed.items():
+        if not shutil.which(program):
+            raise SystemExit(f"bench: not installed: {program} (Debian: {package})")
 
 
 def enter_namespaces(script: str) -> None:
@@ -66,8 +79,7 @@ def main(script: str, about: str) -> None:
         raise SystemExit("bench: it creates a network namespace, which requires root")
     if not (PROGRAMS / "vmessd").exists():
         raise SystemExit(f"bench: {PROGRAMS}/vmessd does not exist: contrib/check or contrib/try creates it")
-    if arguments.peers and not shutil.which("qemu-system-x86_64"):
-        raise SystemExit("bench: not installed: qemu-system-x86_64 (Debian: qemu-system-x86)")
+    check_programs(arguments)
     if "VMESS_BENCH" not in os.environ:
         enter_namespaces(script)
     with tempfile.TemporaryDirectory(prefix="vmess-bench.") as directory:
@@ -76,6 +88,9 @@ def main(script: str, about: str) -> None:
             beside(scratch, pathlib.Path(arguments.before) / ".venv" / "bin", arguments.runs, arguments.json)
         elif arguments.peers:
             if not beside_peers(scratch, arguments.runs, arguments.vms, arguments.json):
+                raise SystemExit(1)
+        elif arguments.images:
+            if not measure_images(scratch, arguments.runs, arguments.json):
                 raise SystemExit(1)
         else:
             measure_wiring(scratch, arguments.runs, arguments.original)

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.daemon import CHECKOUT
 from bench.libvirt import private_libvirt
-from bench.measuring import seconds, spread, together
+from bench.measuring import in_words, seconds, spread, together
 from bench.peers import PIPS, Peer, Raw, Virsh, Vmess
 
 NAMES = [f"{letter}{number}" for letter in string.ascii_lowercase for number in range(10)]
@@ -175,10 +175,3 @@ def print_table(names: list[str], rows: list[dict[str, Any]]) -> None:
         if row["bound"] is not None:
             kept = "within" if row["holds"] else "NOT within"
             print(f"{row['what']}: {row['ratios']['virsh']:.2f} of virsh, {kept} {row['bound']:g}")
-
-
-def in_words(figure: dict[str, float] | None) -> str:
-    """Return the text of a table cell."""
-    if figure is None:
-        return "-"
-    return f"{figure['median']:.1f} ({figure['lower_quartile']:.1f} to {figure['upper_quartile']:.1f})"

@@ -51,3 +51,10 @@ def spread(figures: list[float]) -> dict[str, float]:
     quartiles = statistics.quantiles(figures, n=4, method="inclusive") if len(figures) > 1 else figures * 3
     names = ("lower_quartile", "median", "upper_quartile")
     return {name: round(value * 1000, 2) for name, value in zip(names, quartiles, strict=True)}
+
+
+def in_words(figure: dict[str, float] | None) -> str:
+    """Return the text of a table cell."""
+    if figure is None:
+        return "-"
+    return f"{figure['median']:.1f} ({figure['lower_quartile']:.1f} to {figure['upper_quartile']:.1f})"
