@@ -204,7 +204,8 @@ def _segments(fd: int, size: int) -> Segments:
 
 def _data(source: _Source) -> Iterator[bytes]:
     """Yield the data of an image; raises Failed."""
-    for offset, size in source.entry.segments or (Segment(0, source.entry.size),):
+    segments = source.entry.segments
+    for offset, size in (Segment(0, source.entry.size),) if segments is None else segments:
         at, end = offset, offset + size
         while at < end:
             data = _read(source, at, min(PIECE, end - at))

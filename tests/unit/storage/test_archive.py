@@ -258,6 +258,17 @@ def test_a_map_of_many_pieces_is_no_work_for_the_garbage_collector() -> None:
     assert [*segments[:2]] == [Segment(0, 4096), Segment(8192, 4096)]
 
 
+def test_a_disk_that_is_a_single_hole_is_one_again(tmp_path: Path) -> None:
+    vm = VMDirectory(tmp_path / "vms", "newvm0")
+    vm.path.mkdir(parents=True)
+    with (vm.path / DISK).open("wb") as disk:
+        disk.truncate(8 << 30)
+    archive = exported(vm)
+    assert len(archive) < 16_384
+    found = (imported(tmp_path / "vms", archive, "web-1").path / "web-1-hda.img").stat()
+    assert (found.st_size, found.st_blocks) == (8 << 30, 0)
+
+
 def test_small_pieces_leave_together(tmp_path: Path) -> None:
     vm = VMDirectory(tmp_path / "vms", "newvm0")
     vm.path.mkdir(parents=True)
