@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import guests
@@ -121,6 +122,37 @@ def test_c80_a_base_that_is_not_what_it_was_is_named_and_nothing_starts(daemon: 
     assert f"a base of {A} is the disk of VM {B}, which may write to it: {B}-hdb.img" in refusal(daemon)
     (other / f"{B}-hdb.img").unlink()
     daemon.done(A, "start")
+
+
+def test_c80_a_link_to_what_is_no_image_is_one_line_and_opens_nothing(daemon: Daemon) -> None:
+    place, link = daemon.make(A), daemon.root / A / f"{A}-hda.base"
+    odd: dict[str, Callable[[Path], object]] = {
+        "fifo.img": os.mkfifo,
+        "directory.img": lambda path: path.mkdir(),
+        "device.img": lambda path: path.symlink_to("/dev/zero"),
+        "loop.img": lambda path: path.symlink_to(path),
+        "gone.img": lambda _path: None,
+        "disk.qcow2": lambda path: path.symlink_to(place / f"{A}-hda.qcow2"),
+        "device": lambda path: path.symlink_to("/dev/zero"),
+    }
+    qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "x", "-F", "raw", place / f"{A}-hda.qcow2", "1M")
+    for name, make in odd.items():
+        make(daemon.directory / name)
+        link.symlink_to(daemon.directory / name)
+        before = sorted(os.listdir(place))
+        for words in (
+            ("start",),
+            ("clone", B),
+            ("clone", B, "--linked"),
+            ("snapshot", "take", "s"),
+            ("export", "-"),
+        ):
+            result = daemon.vmess(A, *words)
+            assert (result.returncode, result.stderr.count("\n") <= 2) == (1, True), (name, result)
+            assert f"{daemon.directory / name}'" in result.stderr, (name, result)
+        assert sorted(os.listdir(place)) == before, name
+        assert not (daemon.root / B).exists(), name
+        link.unlink()
 
 
 def test_a_qcow2_disk_is_used_shown_and_renamed(daemon: Daemon, shelf: Path) -> None:

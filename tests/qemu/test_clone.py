@@ -7,11 +7,12 @@ import random
 import signal
 import subprocess
 import time
-from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from daemons import Daemon, own, wait_for
-from test_snapshots import M, image, images, kept, listed, made, same, top_of, write
+from test_snapshots import M, child_of, image, images, kept, listed, made, same, top_of, write
 
 from vmessd.core import names
 
@@ -101,6 +102,26 @@ def test_c102_a_linked_clone_takes_no_space_and_neither_changes_the_other(daemon
     assert kept_a.exists()
 
 
+def test_c102_a_linked_clone_of_a_vm_that_stands_on_an_image_takes_no_space_either(daemon: Daemon) -> None:
+    made(daemon)
+    daemon.done(A, "snapshot", "take", "one")
+    daemon.done(A, "clone", B, "--linked")
+    assert listed(daemon) == ["one"]
+    lots = ["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 4M 8M", str(top_of(daemon))]
+    subprocess.run(lots, check=True, capture_output=True, timeout=30)
+    content = kept(daemon, "source")
+    daemon.done(A, "clone", C, "--linked")
+    assert listed(daemon) == ["one", C]
+    assert top_of(daemon, C).stat().st_size < M
+    same(daemon, content, C)
+    same(daemon, content)
+    daemon.done(C, "rm", "--yes")
+    subprocess.run(lots, check=True, capture_output=True, timeout=30)
+    daemon.done(A, "clone", C, "--linked")
+    assert listed(daemon) == ["one", C, time.strftime("%Y-%m-%d")]
+    same(daemon, content, C)
+
+
 def test_a_clone_of_a_vm_with_snapshots_has_them_too(daemon: Daemon) -> None:
     made(daemon)
     first = kept(daemon, "first")
@@ -132,6 +153,25 @@ def test_what_cannot_be_cloned_is_one_line(daemon: Daemon) -> None:
     assert sorted(os.listdir(daemon.root)) == sorted([A, C])
 
 
+def cut_short(daemon: Daemon, client: "subprocess.Popen[str]", moment: float, what: str) -> None:
+    """End the daemon, the client or qemu-img after so many seconds, or as soon as that runs."""
+    if what == "qemu-img":
+        with contextlib.suppress(AssertionError, psutil.Error):
+            if child := wait_for(lambda: child_of(daemon), moment, "qemu-img"):
+                child.kill()
+        client.communicate(timeout=20)
+        return
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        client.wait(moment)
+    if what == "client":
+        client.send_signal(signal.SIGINT)
+        client.communicate(timeout=20)
+        return
+    daemon.stop(signal.SIGKILL)
+    client.communicate(timeout=20)
+    daemon.start()
+
+
 def test_c103_killed_at_any_moment_the_clone_is_whole_or_absent(
     daemon: Daemon, seed: int, is_long: bool
 ) -> None:
@@ -144,18 +184,12 @@ def test_c103_killed_at_any_moment_the_clone_is_whole_or_absent(
     content = kept(daemon, "source")
     cut = 0
     for number in range(200 if is_long else 8):
-        where = f"--seed {seed}, round {number}"
         linked = ["--linked"] if dice.random() < 0.4 else []
+        what = ("qemu-img", "daemon") if linked else ("daemon", "daemon", "client")
+        struck = what[number % len(what)]
+        where = f"--seed {seed}, round {number}, {struck}"
         client = daemon.client(A, "clone", B, *linked)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            client.wait(dice.uniform(0.0, 0.25))
-        if number % 3 == 2:
-            client.send_signal(signal.SIGINT)
-            client.communicate(timeout=20)
-        else:
-            daemon.stop(signal.SIGKILL)
-            client.communicate(timeout=20)
-            daemon.start()
+        cut_short(daemon, client, dice.uniform(0.0, 0.25), struck)
         cut += client.returncode != 0
         wait_for(lambda: not hidden(daemon), what=f"no half of a clone: {where}")
         same(daemon, content)
@@ -182,8 +216,66 @@ def test_c102_a_linked_clone_of_a_large_disk_takes_a_moment(daemon: Daemon) -> N
     assert min(took) < 0.25, took
 
 
-def test_a_clone_says_what_it_did_as_json(daemon: Daemon) -> None:
+def test_what_is_done_with_images_is_said_as_json_in_raw_units(daemon: Daemon) -> None:
     made(daemon)
-    reply = json.loads(daemon.done(A, "clone", B, "--json"))
-    assert (reply["progress"]["vm"], reply["progress"]["done"]) == (B, True)
-    assert Path(daemon.root / B).is_dir()
+
+    def told(*words: str) -> dict[str, Any]:
+        result = daemon.vmess(*words, "--json")
+        assert (result.returncode, result.stderr) == (0, ""), result
+        said: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+        return said
+
+    reply = told(A, "clone", B)["progress"]
+    assert (reply["vm"], reply["done"]) == (B, True)
+    assert told(A, "snapshot", "take", "one")["change"]["disks"] == ["hda"]
+    [one] = told(A, "snapshot", "list")["snapshots"]
+    assert (one["name"], one["size"], type(one["taken"])) == (
+        "one",
+        top_of(daemon, B).stat().st_blocks * 512,
+        float,
+    )
+    assert told(A, "snapshot", "revert", "one", "--yes")["change"]["name"] == "one"
+    assert told(A, "snapshot", "delete", "one")["progress"]["done"] is True
+    assert told("images", "add", str(daemon.directory / "image"), "debian")["progress"]["size"] == 16 * M
+    [shelved] = told("images")["images"]
+    assert (shelved["name"], shelved["size"]) == ("debian", 16 * M)
+    assert told(A, "export", str(daemon.directory / "a.tar"))["progress"]["size"] > M
+    assert told("import", str(daemon.directory / "a.tar"), C)["progress"]["vm"] == C
+    assert told(C, "hda", "delete", "--yes")["verb"] == "hda"
+    assert told("images", "rm", "debian", "--yes")["image"] == "debian"
+
+
+@pytest.mark.parametrize("words", [("images",), (A, "snapshot", "list")], ids=["images", "snapshot list"])
+def test_output_that_nobody_takes_is_a_status(daemon: Daemon, words: tuple[str, ...]) -> None:
+    made(daemon)
+    daemon.done("images", "add", daemon.directory / "image", "debian")
+    daemon.done(A, "snapshot", "take", "one")
+    writing = closed_pipe()
+    client = daemon.client(*words, stdout=writing)
+    os.close(writing)
+    assert (client.communicate(timeout=20)[1], client.returncode) == ("", 141)
+    with open("/dev/full", "w") as full:
+        client = daemon.client(*words, stdout=full)
+        assert client.communicate(timeout=20)[1].count("\n") == 1
+    assert client.returncode == 1
+
+
+def closed_pipe() -> int:
+    """The end of a pipe that nobody reads from."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+def test_four_at_once_make_one_vm(daemon: Daemon) -> None:
+    made(daemon)
+    daemon.done(A, "export", str(daemon.directory / "a.tar"))
+    for words in ((A, "clone", B), ("import", str(daemon.directory / "a.tar"), B)):
+        clients = [daemon.client(*words) for _ in range(4)]
+        said = [client.communicate(timeout=30)[1] for client in clients]
+        assert sorted(client.returncode == 0 for client in clients) == [False, False, False, True], said
+        assert all(text.count("\n") <= 2 for text in said), said
+        wait_for(lambda: not hidden(daemon), what="no half of a VM")
+        assert sorted(os.listdir(daemon.root)) == [A, B]
+        same(daemon, daemon.directory / "image", B)
+        daemon.done(B, "rm", "--yes")

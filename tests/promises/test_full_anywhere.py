@@ -1,0 +1,189 @@
+"""A disk that becomes full at any tenth of what makes images: a line says so, and nothing half-made stays."""
+
+import os
+import random
+import resource
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import guests
+import pytest
+from daemons import UNIT, Daemon, own
+from small import MIB, SmallDaemon, small_daemon
+
+pytestmark = pytest.mark.qemu
+
+A, B = own("a"), own("b")
+DATA, SHORT_DATA = 32 * MIB, 8 * MIB
+TENTHS, SHORT_TENTHS = range(10), (5,)
+OVERLAY = 256 * 1024
+"""Bytes that a new image on top of another takes, and what goes with it."""
+
+
+class Case(NamedTuple):
+    """Something that writes images."""
+
+    words: tuple[str, ...]
+    """The command line; `FILE` is a raw image, `PACKED` the same as qcow2, `NEW` a file to be made."""
+    makes: str
+    """What is there afterwards, below the small file system."""
+    bytes: int | None = None
+    """How much it writes; None is as much as the disk has."""
+    before: tuple[tuple[str, ...], ...] = ()
+    """What is done first."""
+    after: tuple[tuple[str, ...], ...] = ()
+    """What takes it back."""
+    runs: bool = False
+    """The VM runs."""
+
+
+TAKEN = f"vms/{A}/snap-hda-s.img"
+GONE = ((B, "rm", "--yes"),)
+CASES = {
+    "clone": Case((A, "clone", B), f"vms/{B}", after=GONE),
+    "linked clone": Case(
+        (A, "clone", B, "--linked"), f"vms/{B}", OVERLAY, after=(*GONE, (A, "snapshot", "delete", B))
+    ),
+    "image": Case((A, "hdb", "FILE"), f"vms/{A}/{A}-hdb.img", after=((A, "hdb", "delete", "--yes"),)),
+    "image to qcow2": Case(
+        (A, "hdb", "FILE", "--format", "qcow2"),
+        f"vms/{A}/{A}-hdb.qcow2",
+        after=((A, "hdb", "delete", "--yes"),),
+    ),
+    "qcow2 to raw": Case(
+        (A, "hdb", "PACKED", "--format", "raw"),
+        f"vms/{A}/{A}-hdb.img",
+        after=((A, "hdb", "delete", "--yes"),),
+    ),
+    "import": Case(("import", "ARCHIVE", B), f"vms/{B}", after=GONE),
+    "export": Case((A, "export", "NEW"), "new.tar"),
+    "snapshot": Case((A, "snapshot", "take", "s"), TAKEN, OVERLAY, after=((A, "snapshot", "delete", "s"),)),
+    "snapshot of a running VM": Case(
+        (A, "snapshot", "take", "s"),
+        TAKEN,
+        OVERLAY,
+        after=((A, "stop", "force"), (A, "snapshot", "delete", "s")),
+        runs=True,
+    ),
+}
+ORDINARY = ("clone",)
+
+
+@pytest.fixture
+def small(tmp_path: Path, is_long: bool) -> Iterator[SmallDaemon]:
+    """A running daemon, and a VM with a disk."""
+    data = DATA if is_long else SHORT_DATA
+    daemon = small_daemon(tmp_path, 4 * data)
+    try:
+        daemon.start()
+        directory = daemon.seen(daemon.root / A)
+        directory.mkdir()
+        (tmp_path / "idle.rom").write_bytes(guests.rom("idle"))
+        (directory / "EXARGS").write_text(shlex.join(["-bios", str(tmp_path / "idle.rom")]))
+        (directory / "RAM").write_text("16M")
+        raw(directory / f"{A}-hda.img", data, 1)
+        yield daemon
+    finally:
+        daemon.close()
+
+
+def qemu_img(*words: str | Path) -> None:
+    subprocess.run(["qemu-img", *words], check=True, timeout=60 * UNIT)
+
+
+def raw(path: Path, data: int, seed: int) -> Path:
+    """Make a sparse image with so much data in it."""
+    with path.open("wb") as image:
+        image.truncate(2 * data)
+        image.seek(data // 2)
+        image.write(random.Random(seed).randbytes(data))
+    return path
+
+
+def files(daemon: SmallDaemon) -> set[str]:
+    """Return the files below the small file system."""
+    top = daemon.seen(daemon.small)
+    return {str(Path(place, name).relative_to(top)) for place, _, names in os.walk(top) for name in names}
+
+
+def words_of(case: Case, daemon: SmallDaemon, data: int) -> list[str]:
+    """Return the command line of a case, with the files that it needs."""
+    image, packed = daemon.directory / "image.raw", daemon.directory / "image.qcow2"
+    if not image.exists():
+        raw(image, data, 2)
+        qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", image, packed)
+    archive = daemon.directory / "archive.tar"
+    if "ARCHIVE" in case.words and not archive.exists():
+        daemon.done(A, "export", str(archive))
+    place = {"FILE": image, "PACKED": packed, "ARCHIVE": archive, "NEW": daemon.small / "new.tar"}
+    return [str(place.get(word, word)) for word in case.words]
+
+
+def content(daemon: SmallDaemon) -> Callable[[], None]:
+    """Return what checks that the disk of the VM has the content that it has now."""
+    kept = daemon.directory / "kept.raw"
+    daemon.within("qemu-img", "convert", "-f", "raw", "-O", "raw", daemon.root / A / f"{A}-hda.img", kept)
+
+    def check() -> None:
+        [top] = [
+            path for end in ("img", "qcow2") if daemon.seen(path := daemon.root / A / f"{A}-hda.{end}").exists()
+        ]
+        form = "raw" if top.suffix == ".img" else "qcow2"
+        daemon.within("qemu-img", "compare", "-U", "-f", "raw", "-F", form, kept, top)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ORDINARY else pytest.mark.long) for name in CASES]
+)
+def test_c84_a_disk_that_is_full_at_any_tenth_leaves_nothing_half_made(
+    small: SmallDaemon, is_long: bool, name: str
+) -> None:
+    case, data = CASES[name], DATA if is_long else SHORT_DATA
+    words, same = words_of(case, small, data), content(small)
+    wanted, cut = case.bytes or data, 0
+    for tenth in TENTHS if is_long else SHORT_TENTHS:
+        if case.runs:
+            small.done(A, "start")
+        before, used = files(small), small.used()
+        with small.filling(used + wanted * tenth // 10):
+            result = small.vmess_inside(*words)
+        where = f"{name}, full at {tenth}/10: {result}"
+        same()
+        if result.returncode == 0:
+            assert small.seen(small.small / case.makes).exists(), where
+            for back in case.after:
+                small.done(*back)
+            small.seen(small.small / "new.tar").unlink(missing_ok=True)
+            continue
+        cut += 1
+        complaint, *hint = result.stderr.splitlines()
+        assert "no space left" in complaint.lower() or " free, and " in complaint, where
+        assert len(hint) <= 1, where
+        assert files(small) == before, where
+        assert small.used() <= used + 16 * 4096, where
+        if case.runs:
+            assert small.status(A)["state"] == "running", where
+            small.done(A, "stop", "force")
+    assert cut, "nothing was cut short"
+    result = small.vmess_inside(*words)
+    assert result.returncode == 0, result
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_c84_a_file_that_may_not_become_larger_leaves_nothing(daemon: Daemon, form: str) -> None:
+    place = daemon.make(A)
+    image = raw(daemon.directory / "image.raw", SHORT_DATA, 1)
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (SHORT_DATA, SHORT_DATA))
+    before = set(os.listdir(place))
+    result = daemon.vmess(A, "hda", image, "--format", form)
+    assert result.returncode == 1, result
+    told = {"raw": "file too large", "qcow2": "signal 25 ended it: file size limit exceeded"}[form]
+    assert told in result.stderr.splitlines()[0]
+    assert set(os.listdir(place)) == before
+    daemon.done(A, "hda", "1M", "start")
