@@ -19,10 +19,11 @@ def test_an_ova_of_a_vendor_is_imported(daemon: Daemon, tmp_path: Path, raw: Pat
     said = daemon.vmessctl("import", archive)
     assert said.returncode == 0, said
     assert said.stdout.startswith(f"router-1: imported from {archive}, ")
-    way = "for example: vmessctl router-1 ifadd 2 user; networks: net 1, net 2"
+    way = "to user networks: vmessctl router-1 ifadd 2 user user"
+    scsi = "if it needs SCSI: vmessctl router-1 disk-bus scsi"
     assert said.stderr.splitlines() == [
-        f"router-1: its interfaces are connected to nothing yet, {way}",
-        "router-1: its disks are on ide in place of lsilogic; to change that: vmessctl router-1 disk-bus",
+        f"router-1: its interfaces are connected to nothing, and should be to net 1, net 2; {way}",
+        f"router-1: its disks are on ide in place of lsilogic; {scsi}",
         "router-1: not imported: router.nvram",
     ]
     made = daemon.root / "router-1"

@@ -143,14 +143,16 @@ class ApplianceImport:
         machine, found = self._machine(), []
         if machine.networks:
             shown = printable(", ".join(machine.networks))[:SHOWN]
-            way = f"vmess {self.vm} ifadd {len(machine.networks)} user"
-            found.append(f"its interfaces are connected to nothing yet, for example: {way}; networks: {shown}")
+            count = len(machine.networks)
+            way = f"vmess {self.vm} ifadd {count} {' '.join(['user'] * count)}"
+            found.append(
+                f"its interfaces are connected to nothing, and should be to {shown}; to user networks: {way}"
+            )
         if machine.controller:
             shown = printable(machine.controller)[:SHOWN]
             bus = machine.settings.get("DISK_BUS", "ide")
-            found.append(
-                f"its disks are on {bus} in place of {shown}; to change that: vmess {self.vm} disk-bus"
-            )
+            way = f"vmess {self.vm} disk-bus scsi"
+            found.append(f"its disks are on {bus} in place of {shown}; if it needs SCSI: {way}")
         if self._reader.left_out:
             found.append(f"not imported: {printable(', '.join(self._reader.left_out))[:SHOWN]}")
         return found
