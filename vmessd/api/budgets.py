@@ -374,12 +374,16 @@ class Place:
             self.beginning.release()
             self.beginning = None
 
-    def leave(self, after: float = 0.0) -> None:
-        """Release everything; the place of a query `after` so many seconds."""
+    def handed_over(self) -> None:
+        """Note that its descriptors were sent, and now count until they have arrived."""
         if self.handed is not None:
             self.handed.sent = True
             self.handed = None
             self._account.descriptors()
+
+    def leave(self, after: float = 0.0) -> None:
+        """Release everything; the place of a query `after` so many seconds."""
+        self.handed_over()
         has, self._has = self._has, []
         for places in has:
             if after and places is self._account.looks:

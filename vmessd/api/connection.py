@@ -410,14 +410,17 @@ class Connection(VarlinkServerProtocol):
                 if place.method.cost is Cost.follow:
                     self._may_end = asyncio.current_task()
                 try:
-                    if not call.oneway:
-                        await self._send(signature, result)
+                    if not call.oneway and await self._send(signature, result):
+                        place.handed_over()
                 except _Left:
                     if place.method.cost is not Cost.fleet:
                         raise
 
-    async def _send(self, signature: VarlinkMethodSignature, result: AnnotatedResult) -> None:
-        """Send a reply, and return when the kernel has all of it; raises _Left where the client has left."""
+    async def _send(self, signature: VarlinkMethodSignature, result: AnnotatedResult) -> bool:
+        """Send a reply; tell, when the kernel has all of it, whether it had descriptors.
+
+        Raises _Left where the client has left.
+        """
         with FileDescriptorArray.new_managed() as handed:
             body = dict(result.parameters)
             if signature.return_type.contains_fds:
@@ -425,10 +428,12 @@ class Connection(VarlinkServerProtocol):
             reply = VarlinkMethodReply(body, continues=result.continues, extensions=result.extensions)
             sent = self.send_reply(reply, [item.fileno() for item in handed], autoclose=False)
             handed.reference_until_done(sent)
+            has_descriptors = len(handed) > 0
         try:
             await asyncio.shield(sent)  # it closes the descriptors when it is done
         except BrokenPipeError:
             raise _Left from None
+        return has_descriptors
 
     def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:  # noqa: ARG002
         """Raise the reply for an exception of a method; details of an unexpected one only go to the log."""
