@@ -86,6 +86,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
         "a s|",
         {
             "smp",
+            "serial",
             "status",
             "ssh",
             "scp",
@@ -112,7 +113,18 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("stop |", {"a0", "c0"}),
     (
         "kill a c|",
-        {"c0", "cable", "clone", "cloud-init", "cdrom", "connect", "console", "cpu", "ctrl-alt-delete"},
+        {
+            "c0",
+            "cable",
+            "capture",
+            "clone",
+            "cloud-init",
+            "cdrom",
+            "connect",
+            "console",
+            "cpu",
+            "ctrl-alt-delete",
+        },
     ),
     ("| kill", {"a0", "c0"}),
     ("ram |", {"a0", "b0", "c0"}),
@@ -121,6 +133,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
         "ram a 2G s|",
         {
             "smp",
+            "serial",
             "status",
             "ssh",
             "scp",
@@ -139,7 +152,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("connect a 0 b|", {"br0", "br1"}),
     ("vnc |", {"a0", "c0"}),
     ("vnc a 59|", set()),
-    ("console a |", VERBS.keys() - {"console"}),
+    ("console a |", {"1", "2", "3", "b0", "c0"} | VERBS.keys() - {"console"}),
     ("make |", set()),
     ("watch |", {"a0", "b0", "c0"}),
     ("watch a |", {"b0", "c0"}),
@@ -187,6 +200,8 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 and o not in ("--linked", "--format", "--image")
                 and o not in ("--user", "--key", "--password", "--password-file", "--hostname", "--raw")
                 and o not in ("-i", "--forget")
+                and o not in ("--read-only", "--escape", "--listen", "--plain", "--send", "--expect", "--rate")
+                and o not in ("--filter", "--count", "--seconds", "--size")
             ),
         },
     ),
@@ -202,6 +217,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
         "a ifadd 1 br0 s|",
         {
             "smp",
+            "serial",
             "status",
             "ssh",
             "scp",
@@ -219,6 +235,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
         "a ifadd 1 -- s|",
         {
             "smp",
+            "serial",
             "status",
             "ssh",
             "scp",

@@ -165,6 +165,25 @@ _ECHO = _code("""
     eb e2                ; jmp -30                to the first line
 """)
 
+_PROMPT = _code("""
+    ba fd 03             ; mov dx, 0x3fd          line status of COM1
+    ec                   ; in al, dx
+    a8 01                ; test al, 1             is there something to read
+    74 14                ; jz +20                 past this listing
+    ba f8 03             ; mov dx, 0x3f8
+    ec                   ; in al, dx
+    ee                   ; out dx, al             the echo
+    3c 0d                ; cmp al, return
+    75 ef                ; jne -17                to the first line
+    b0 0a                ; mov al, newline
+    ee                   ; out dx, al
+    b0 23                ; mov al, '#'
+    ee                   ; out dx, al
+    b0 20                ; mov al, ' '
+    ee                   ; out dx, al
+    eb e4                ; jmp -28                to the first line
+""")
+
 _PANIC = _code("""
     ba 05 05             ; mov dx, 0x505          pvpanic
     b0 01                ; mov al, 1
@@ -382,6 +401,13 @@ def _say(text: str) -> bytes:
     return b"\xba\xf8\x03" + b"".join(b"\xb0" + bytes([char]) + b"\xee" for char in text.encode("ascii"))
 
 
+def _on_second_port(code: bytes) -> bytes:
+    """Code for COM1 as code for COM2, whose ports are 0x100 below."""
+    for register in (0xF8, 0xF9, 0xFD):
+        code = code.replace(bytes((0xBA, register, 3)), bytes((0xBA, register, 2)))
+    return code
+
+
 GUESTS = {
     # Powers off when the button is pressed. Polls, so it keeps a processor of the host busy.
     "polite": _ENABLE_BUTTON + _PRINT_R + _AWAIT_PRESS + _POWER_OFF + _HALT,
@@ -411,6 +437,10 @@ GUESTS = {
     "instant": _POWER_OFF + _HALT,
     # Prints what it reads on its first serial port.
     "echo": _asleep(4, _ENABLE_COM1 + _PRINT_R, _ECHO + _RETURN),
+    # The same on its second port, where it prints another `R`.
+    "echo2": _asleep(3, _PRINT_R + _on_second_port(_ENABLE_COM1 + _PRINT_R), _on_second_port(_ECHO) + _RETURN),
+    # Prints what it reads on its first one, and a prompt after each return.
+    "prompt": _asleep(4, _ENABLE_COM1 + _PRINT_R, _PROMPT + _RETURN),
     # Resets the machine once; with -no-reboot QEMU ends. Comes back (a second `R`) as `idle`.
     "reset": _asleep(9, _ENABLE_SCI + _ENABLE_BUTTON + _PRINT_R + _RESET_ONCE, _POWER_OFF + _HALT),
     # Falls asleep (S3) after its `R`. Woken or reset it prints `RW` and is as `polite`, after 0.3 s in which it
@@ -438,7 +468,7 @@ GUESTS = {
     "chatter": _PRINT_R + _CHATTER,
 }
 
-ASLEEP = {"idle", "listener", "echo", "reset", "keyboard"}
+ASLEEP = {"idle", "listener", "echo", "echo2", "prompt", "reset", "keyboard"}
 """Guests that sleep until they are interrupted."""
 
 

@@ -59,6 +59,7 @@ GROUPS = (
     *("inspection", "life", "disks", "guest", "looking", "watching", "wires", "transferring", "provisioning"),
     "snapshots",
     "cloning",
+    "capturing",
 )
 
 # Each wrapped library and the rooms that may import it.

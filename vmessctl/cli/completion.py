@@ -34,7 +34,8 @@ FREE = frozenset(
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm", "snapshot"),
         *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses", "tag"),
-        *("command", "NAME", "image-name", "IMAGE", "HOST"),
+        *("command", "NAME", "image-name", "IMAGE", "HOST", "KEY", "PORT", "REGEX", "BITS"),
+        *("EXPRESSION", "FRAMES", "SIZE"),
     }
 )
 """Placeholders of arguments without candidates."""

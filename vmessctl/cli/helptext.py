@@ -83,6 +83,7 @@ ENVIRONMENT = (
     ("TMPDIR", "Without XDG_RUNTIME_DIR: the directory with vmess-UID/control.sock; /tmp by default."),
     ("XDG_STATE_HOME", "The directory with vmess/vmessd.log; by default ~/.local/state."),
     ("XDG_CONFIG_HOME", "The directory with vmess/hosts, the file of groups of hosts; by default ~/.config."),
+    ("VMESS_ESCAPE", "The key that detaches from a console, as --escape names it."),
     ("PAGER", "The program that shows long help on a terminal; less by default, none if it is empty."),
     ("VISUAL, EDITOR", "The editor that edit starts."),
     ("NO_COLOR", "If it is not empty: neither colours nor bold letters."),

@@ -121,10 +121,12 @@ IMAGES = (
 
 RECORDS = (
     ("qmp.sock, serial.sock", "QEMU's monitor and the guest's serial port, while the VM runs."),
+    ("serial2.sock, serial3.sock", "Further serial ports, if there are any. Verb: serial."),
     ("agent.sock", "The guest agent, while the VM runs."),
     ("uefi.vars, uefi-secure.vars", "The variables of UEFI firmware."),
     ("tpm", "The directory with the state of the TPM."),
     ("serial.log, qemu.log", "The output of the guest's serial port, and of QEMU itself."),
+    ("serial2.log, serial3.log", "The output of further serial ports."),
     ("serial.log.1, qemu.log.1", "The older part of a long log."),
     ("qemu.pid, run.json", "The running QEMU."),
     ("exit.json", "How the last run ended."),

@@ -106,11 +106,11 @@ KEYS = Summary(LOOK, "Press keys; wait for output")
 MACHINE = Summary(HARDWARE, "CPUs, memory, type of machine")
 DEVICES = Summary(HARDWARE, "Devices, and what boots first")
 BOOT = Summary(HARDWARE, "UEFI, or a kernel")
-GUEST = Summary(HARDWARE, "Guest agent; serial number")
+GUEST = Summary(HARDWARE, "Agent, TPM, serial ports")
 EXTRAS = Summary(HARDWARE, "Model of NICs, more for QEMU")
 DRIVE = Summary(DISKS, "Disks, CD; shared directories")
 NICS = Summary(WIRES, "Interfaces, ports, addresses")
-PLUGS = Summary(WIRES, "Change bridge, cable, MAC")
+PLUGS = Summary(WIRES, "Bridge, cable, MAC; frames")
 FLEET = Summary(MANY, "Show, start and stop all VMs")
 LINKS = Summary(HOST, "Bridges and links of the host")
 TOOL = Summary(HOST, "This program; shelf of images")
@@ -165,6 +165,19 @@ AT_ONCE = Option("--at-once", f"Start at most N VMs at a time, 1 to {AT_ONCE_MAX
 SINCE_START = Option("--since-start", "Also search what the VM has printed since its start.")
 BIND = Option("--bind", "Listen on this address of the host instead of 127.0.0.1.", "ADDRESS")
 STEAL = Option("--steal", "Take the console over from another client.")
+ESCAPE = Option("--escape", "The key that detaches: ctrl-a or ^a, none; also VMESS_ESCAPE.", "KEY")
+READ_ONLY = Option("--read-only", "Watch it: any number of watchers beside the one who has it.")
+LISTEN = Option(
+    "--listen", "Serve it by telnet on this port, or address:port, until Ctrl-C; auto: by its name.", "PORT"
+)
+PLAIN = Option("--plain", "Serve the bytes as they are, without telnet.")
+SEND = Option("--send", "Type the lines of this file, and Return after each; - is standard input.", "FILE")
+EXPECT = Option("--expect", "Wait for this text before each line and at the end.", "REGEX")
+RATE = Option("--rate", "Type this fast, in bits per second: a character has 10.", "BITS")
+FILTER = Option("--filter", "Only frames that match this filter of tcpdump; see pcap-filter(7).", "EXPRESSION")
+FRAMES = Option("--count", "End after so many frames.", "FRAMES")
+SECONDS = Option("--seconds", "End after so many seconds.", "SECONDS")
+SIZE = Option("--size", "End when so much was written, as 100M.", "SIZE")
 LOG = Option("--log", "Show what was printed since the last start.")
 FOLLOW = Option("-f", "Follow the output until Ctrl-C.")
 BATCH = Option("-b", "Print one table after another, as without a terminal.")
@@ -189,7 +202,9 @@ OPTIONS = {
     option.flag: option
     for option in (
         *(*EVERYWHERE, ALL, JSON, YES, FORCE, TIMEOUT, WITHIN, GRACE, NO_WAIT, AT_ONCE, SINCE_START),
-        *(BIND, STEAL, LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
+        *(BIND, STEAL, READ_ONLY, ESCAPE, LISTEN, PLAIN, SEND, EXPECT, RATE),
+        *(FILTER, FRAMES, SECONDS, SIZE),
+        *(LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
         *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE),
         *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, IDENTITY, FORGET),
     )
@@ -205,6 +220,7 @@ LITERALS = frozenset(
         *("status", "stop", "log", "ssh", "delete", "raw", "qcow2"),
         *("add", "rm", "del", "ro", "virtiofs"),
         *("take", "list", "revert"),
+        *("all", "1", "2", "3"),
     }
 )
 """Words of arguments that stand for themselves; the others are placeholders."""
@@ -372,7 +388,7 @@ SETTING_SUMMARIES = {
     **dict.fromkeys(("smp", "ram", "cpu", "accel", "machine", "vga"), MACHINE),
     **dict.fromkeys(("boot-order", "boot-once", "disk-bus", "rng"), DEVICES),
     **dict.fromkeys(("firmware", "kernel", "initrd", "append"), BOOT),
-    **dict.fromkeys(("smbios", "agent", "tpm"), GUEST),
+    **dict.fromkeys(("smbios", "agent", "tpm", "serial"), GUEST),
     **dict.fromkeys(("nic-model", "nic-options", "qemu-options"), EXTRAS),
     "raw": DRIVE,
 }
@@ -651,6 +667,19 @@ COMMANDS: tuple[Command, ...] = (
         example="newvm addr",
     ),
     Command(
+        "capture",
+        "Capture the frames of an interface, in both directions, until Ctrl-C: 0, or 0,2 or all, of one VM or\n"
+        "several. If the VM is off, the capture begins with its next start. The file must not exist; - writes\n"
+        "to standard output, as for wireshark -k -i -. One interface makes a pcap file, several a pcapng.",
+        "Capture",
+        "capture.run",
+        arguments="<ifnum|all> [file|-]",
+        options=(FILTER, FRAMES, SECONDS, SIZE),
+        many=True,
+        summary=PLUGS,
+        example="newvm capture 0 newvm0.pcap",
+    ),
+    Command(
         "ssh",
         "Log in to the guest with ssh(1), or run a command there: all words after the first, up to --, belong\n"
         "to the command. The host uses an address that it knows, or forwards a port in the user-mode network.\n"
@@ -756,13 +785,20 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "console",
-        "Attach to the VM's serial console; Ctrl-] detaches. Without a terminal, it is a pipe, which waits\n"
+        "Attach to the VM's serial console; Ctrl-] detaches. With a number, to that of another serial port.\n"
+        "Without a terminal, it is a pipe, which waits\n"
         "until the guest has taken all input, at most for --timeout. With --log, show what the guest\n"
-        "has printed since its last start, even if the VM is off.",
+        "has printed since its last start, even if the VM is off. With --listen, other programs reach the\n"
+        "consoles of VMs over TCP: that of one VM on the port, those of several on ports above it.",
         "Console",
-        "console.run",
-        options=(STEAL, TIMEOUT, LOG, FOLLOW, JSON),
-        files="serial.log",
+        "console_modes.run",
+        arguments="[1|2|3]",
+        options=(
+            *(STEAL, TIMEOUT, ESCAPE, READ_ONLY, LISTEN, PLAIN, SEND, EXPECT, RATE),
+            *(LOG, FOLLOW, JSON),
+        ),
+        many=True,
+        files="serial.log, serial2.log, serial3.log",
         summary=SCREEN,
         example="newvm console",
     ),
@@ -1171,7 +1207,6 @@ ELSEWHERE = {
     "unpause": "resume",
     "events": "watch",
     "logs": "log",
-    "serial": "console",
 }
 """Names that other programs give to verbs, such as virsh(1), qm(1) and vmctl(8), which are not understood but
 answered with ours: a VM may have such a name, or they mean something else here."""

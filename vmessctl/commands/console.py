@@ -19,8 +19,10 @@ import tty
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
+from vmessctl.commands import console_port, escape_key
 from vmessctl.commands.console_delivery import Delivery
 from vmessctl.commands.start_stop import seconds
+from vmessctl.environment import variable
 from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import PLAIN, complain, say, warn
 from vmessd.core.errors import (
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-ESCAPE = b"\x1d"
-"""Ctrl-], as in telnet."""
+    from vmessctl.commands.escape_key import EscapeKey
+
 PIECE = 1 << 16
 CHUNK = 512
 """Bytes per write if a write might block."""
@@ -75,22 +77,18 @@ VERDICT_TIME = 3.0
 
 
 def run(invocation: Invocation) -> int:
-    """Attach to the console until either side ends, or show its log; return the exit status."""
-    if verbs.LOG.flag in invocation.options:
-        if verbs.TIMEOUT.flag in invocation.options:
-            raise InvalidValue(f"{verbs.TIMEOUT.flag} cannot be used with --log", hint=_usage(invocation))
-        from vmessctl.commands import logs  # noqa: PLC0415 -- the console itself does not need it
-
-        return logs.run(invocation)
+    """Attach to the console until either side ends; return the exit status."""
+    key = _escape_key(invocation)
     timeout = _timeout(invocation)
     (vm,) = invocation.vms
     client = connect(invocation)
-    seat = client.call("Console", vm=vm, steal=verbs.STEAL.flag in invocation.options)["console"]
+    steal = verbs.STEAL.flag in invocation.options
+    seat = client.call("Console", vm=vm, steal=steal, **console_port.parameters(invocation))["console"]
     handed = client.descriptors(2)
     client.close()
     console, leash = handed[seat["console"]], handed[seat["leash"]]
     os.set_blocking(console, False)
-    session = _Session(vm, console, timeout)
+    session = _Session(vm, console, timeout, key)
     on_terminal = sys.stdin.isatty()
     with _Raw(sys.stdin.fileno(), session.leave, on=on_terminal):
         if session.is_seen:
@@ -103,27 +101,26 @@ def run(invocation: Invocation) -> int:
             raise
         finally:
             session.leave()
-    verdict = _verdict(invocation, vm, leash) if why == "ended" else DONE
+    end = verdict(invocation, vm, leash) if why == "ended" else DONE
     if not (seat["printed"] or session.heard_anything or session.is_seen):
         say(f"{vm}: {phrase('serial silent', vm=vm)}")
     untaken = DONE if on_terminal else session.account(why)
     unshown = complain(_left_out(vm, session.unshown)) if session.unshown else DONE
-    return verdict or untaken or unshown
+    return end or untaken or unshown
 
 
-def _usage(invocation: Invocation) -> str:
-    return f"usage: {invocation.command.usage()}"
+def _escape_key(invocation: Invocation) -> EscapeKey:
+    """Return the key that detaches; raises InvalidValue."""
+    named = invocation.options.get(verbs.ESCAPE.flag) or variable("VMESS_ESCAPE")
+    return escape_key.parse(named) if named else escape_key.USUAL
 
 
 def _timeout(invocation: Invocation) -> float | None:
-    """Return the value of --timeout; raises InvalidValue for options that exclude each other."""
-    for option in (verbs.FOLLOW, verbs.JSON):
-        if option.flag in invocation.options:
-            raise InvalidValue(f"{option.flag} requires --log", hint=_usage(invocation))
+    """Return the value of --timeout; raises InvalidValue on a terminal."""
     flag = verbs.TIMEOUT.flag
     if flag in invocation.options and sys.stdin.isatty():
         raise InvalidValue(
-            f"{flag} is for input from a pipe or a file; on a terminal, Ctrl-] detaches",
+            f"{flag} is for input from a pipe or a file; on a terminal, {_escape_key(invocation).how}",
             hint=f"echo reboot | {PROGRAM} {invocation.vms[0]} console {flag} 10",
         )
     return seconds(invocation.options.get(flag))
@@ -193,7 +190,7 @@ def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
 
     history, printed = base64.b64decode(seat["history"]), seat["printed"]
     if not printed:
-        sys.stderr.write(f"[{vm}: {phrase('serial silent', vm=vm)}. Ctrl-] detaches.]\r\n")
+        sys.stderr.write(f"[{vm}: {phrase('serial silent', vm=vm)}. {session.key.how}.]\r\n")
         sys.stderr.flush()
         return
     shown = f"the last {size_shown(len(history))} of " if len(history) < printed else ""
@@ -204,14 +201,16 @@ def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
     # Without queries to the terminal: the guest would get their answers a second time.
     session.show(logs.plain(history.decode(errors="replace")).encode())
     session.flush()
-    sys.stderr.write(f"{PLAIN}\r\n[Live from here on. Ctrl-] detaches.]\r\n")
+    sys.stderr.write(f"{PLAIN}\r\n[Live from here on. {session.key.how}.]\r\n")
     sys.stderr.flush()
 
 
 class _Session:
     """Copies input to the console, and the console to the output."""
 
-    def __init__(self, vm: str, console: int, timeout: float | None) -> None:
+    def __init__(self, vm: str, console: int, timeout: float | None, key: EscapeKey) -> None:
+        self.key = key
+        """It detaches, on a terminal."""
         self._vm = vm
         self._console = console
         self._timeout = timeout
@@ -280,11 +279,12 @@ class _Session:
         if typed is None:
             return True
         if self._typed:
-            self._delivery.put(typed.partition(ESCAPE)[0])
+            typed, escaped = self.key.before(typed) if typed else (typed, True)
+            self._delivery.put(typed)
             if self._delivery.unsent > UNSENT_MAX:
                 self._delivery.keep(UNSENT_MAX)
                 self.show(b"\a")
-            return bool(typed) and ESCAPE not in typed
+            return not escaped
         self._delivery.put(typed)
         if not typed:
             self._goes_on = False
@@ -331,7 +331,7 @@ class _Session:
         """Return the descriptors that are ready."""
         poll = select.poll()
         poll.register(self._console, select.POLLIN | (select.POLLOUT if self._delivery.unsent else 0))
-        # A pipe waits for the guest, but on a terminal Ctrl-] must always work.
+        # A pipe waits for the guest, but on a terminal the escape key must always work.
         if self._goes_on and (self._typed or not self._delivery.unsent):
             poll.register(self._input, select.POLLIN)
         if self._showing:
@@ -449,7 +449,7 @@ def _ending(leash: int, poll: select.poll) -> str:
     return os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
 
 
-def _verdict(invocation: Invocation, vm: str, leash: int) -> int:
+def verdict(invocation: Invocation, vm: str, leash: int) -> int:
     """Report why the console ended; return the exit status."""
     deadline = time.monotonic() + VERDICT_TIME
     poll = select.poll()

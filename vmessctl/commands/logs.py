@@ -14,8 +14,10 @@ from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import Client, connect
+from vmessctl.commands import console_port
 from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import PLAIN, say
+from vmessd.core import serial_ports
 from vmessd.core.control_sequences import CONTROL
 from vmessd.core.errors import DONE, INTERRUPTED, printable
 
@@ -43,7 +45,7 @@ def run(invocation: Invocation) -> int:
     """Show a log; return the exit status."""
     (vm,) = invocation.vms
     serial = invocation.command.verb == "console"
-    reader = _Reader(invocation, vm, "serial" if serial else "qemu")
+    reader = _Reader(invocation, vm, _name(invocation) if serial else "qemu")
     put = printer(invocation, plain if serial else escaped)
     silent = serial
     try:
@@ -63,6 +65,12 @@ def run(invocation: Invocation) -> int:
             time.sleep(PACE)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _name(invocation: Invocation) -> str:
+    """Return what the daemon calls the log of a serial port."""
+    port = console_port.number(invocation.arguments)
+    return "serial" if port == serial_ports.FIRST else f"serial{port}"
 
 
 def _why_silent(invocation: Invocation, vm: str) -> str:

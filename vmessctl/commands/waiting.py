@@ -14,6 +14,7 @@ import time
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands.condition import ASK_EVERY, AnswersSSH, Condition
+from vmessctl.commands.expression import compiled
 from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import complain, emit, say, status_lines
 from vmessctl.stream import Stream
@@ -343,21 +344,13 @@ def _turn(asked: list[_Wait], pending: list[_Wait], ends: list[float]) -> None:
 def _condition(invocation: Invocation, vm: str, alarm: Alarm) -> Condition:
     """Return the condition that a command line names; raises InvalidValue."""
     import re  # noqa: PLC0415 -- slow to import, needed only here
-    import warnings  # noqa: PLC0415 -- as above
 
     (word,) = invocation.arguments
     since_start = verbs.SINCE_START.flag in invocation.options
     if word == SERIAL:
         raise InvalidValue("wait serial: needs a regular expression", hint=f"{PROGRAM} {vm} wait serial:login:")
     if word.startswith(SERIAL):
-        try:
-            with warnings.catch_warnings(action="ignore"):  # other versions of Python may read it differently
-                pattern = re.compile(word.removeprefix(SERIAL))
-        except (re.error, RecursionError, OverflowError) as error:
-            raise InvalidValue(
-                f"{quoted(word)} is not a valid regular expression: {error}",
-                hint="the syntax is that of Python's re",
-            ) from None
+        pattern = compiled(word.removeprefix(SERIAL), word)
         says = Says(vm, pattern, re.compile(ESCAPES), alarm)
         says.since = "start" if since_start else None
         return says

@@ -6,6 +6,7 @@ A method is not added here, but to its group; see :mod:`vmessd.api`.
 from asyncvarlink import VarlinkInterface
 
 from vmessd.api import wire_errors
+from vmessd.api.capturing import Capturing
 from vmessd.api.cloning import Cloning
 from vmessd.api.disks import Disks
 from vmessd.api.guest import Guest
@@ -31,6 +32,7 @@ class VmessInterface(
     Transferring,
     Watching,
     Wires,
+    Capturing,
     Provisioning,
     VarlinkInterface,
     name=INTERFACE,

@@ -5,6 +5,7 @@ import base64
 from asyncvarlink import FileDescriptor, varlinkmethod
 
 from vmessd.api.caller import Caller
+from vmessd.core import serial_ports
 from vmessd.core.dataclass import dataclass
 from vmessd.core.models.consoles import VMRelay
 from vmessd.core.models.events import Kind
@@ -59,11 +60,15 @@ class Looking(Caller):
         return await self._supervisor.relays.open(machine, self._peer.uid, port, address, timeout)
 
     @varlinkmethod(return_parameter="console")
-    async def Console(self, *, vm: str, steal: bool) -> VMConsole:
-        """Attach to the serial console of a VM. Only one client can have it; `steal` takes it over."""
+    async def Console(self, *, vm: str, steal: bool, port: int | None) -> VMConsole:
+        """Attach to the serial console of a VM. Only one client can have it; `steal` takes it over.
+
+        `port` is the number of the serial port, counted from 1; null means the first one.
+        """
+        number = serial_ports.checked(port)
         machine = await self._supervisor.machine(vm)
         who = f"uid {self._peer.uid}, PID {self._peer.pid}"
-        attached = await self._supervisor.consoles.attach(machine, who, steal=steal)
+        attached = await self._supervisor.consoles.attach(machine, number, who, steal=steal)
         self._tell(Kind.console, vm, f"attached: {who}")
         return VMConsole(
             console=FileDescriptor(attached.console, should_close=True),
@@ -74,7 +79,7 @@ class Looking(Caller):
 
     @varlinkmethod(return_parameter="log")
     async def Log(self, *, vm: str, log: str) -> VMLog:
-        """Return a log of a VM: `serial` is the output of the serial port, `qemu` the output of QEMU."""
+        """Return a log of a VM: `serial`, `serial2`, `serial3` are output of serial ports, `qemu` of QEMU."""
         name = logs.LogName.parse(log)
         machine = await self._supervisor.machine(vm)
         record = machine.record() or machine.last_exit

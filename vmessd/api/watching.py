@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from asyncvarlink import LastResult, varlinkmethod
 
 from vmessd.api.caller import Caller
+from vmessd.core import serial_ports
 from vmessd.core.errors import counted
 from vmessd.core.models.consoles import SerialPiece
 from vmessd.core.models.events import Kind, VMEvent
@@ -43,13 +44,14 @@ class Watching(Caller):
                 yield event
 
     @varlinkmethod(return_parameter="piece", delay_generator=False)
-    async def Serial(self, *, vm: str, since: str | None) -> AsyncIterator[SerialPiece]:
+    async def Serial(self, *, vm: str, since: str | None, port: int | None) -> AsyncIterator[SerialPiece]:
         """Report the serial output of a VM until its run ends; if it is off, of its next run. Requires `more`.
 
-        `since` is null for new output only, `start` for the present or last run from its beginning, or the mark
-        of an earlier piece. If the VM will be restarted by its policy, the next run follows.
+        `since` is null for new output only, `start` for the present or last run from its beginning, `recent`
+        for the last lines of the present one, or the mark of an earlier piece. If the VM will be restarted by
+        its policy, the next run follows. `port` is the number of the serial port; null means the first one.
         """
-        async for piece in serial_feed.follow(self._supervisor, vm, since):
+        async for piece in serial_feed.follow(self._supervisor, vm, since, serial_ports.checked(port)):
             if piece.ended is not None:
                 raise LastResult(piece)
             yield piece

@@ -166,6 +166,7 @@ METHODS: Mapping[str, Method] = {
     "Cable": _vm(),
     "Mac": _vm(),
     "Forward": _vm(),
+    "Capture": Method(Effect.changes, Cost.follow, "vm", descriptors=1),
     "NetShow": _look(),
     "NetIgnored": _look(),
     "NetVlan": _net("bridge", links="interfaces"),

@@ -30,8 +30,8 @@ VERBS = frozenset(
         *("autostart", "restart-policy", "grace", "rename", "reset", "resume"),
         *("nic-model", "nic-options", "qemu-options", "edit"),
         *("machine", "vga", "rng", "smbios", "boot-order", "boot-once"),
-        *("disk-bus", "firmware", "kernel", "initrd", "append", "agent", "tpm"),
-        *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr"),
+        *("disk-bus", "firmware", "kernel", "initrd", "append", "agent", "tpm", "serial"),
+        *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr", "capture"),
         "screenshot",
         *("export", "share", "snapshot", "clone", "cloud-init", "ssh", "scp"),
     }

@@ -74,6 +74,8 @@ class RunRecord:
     """The version of the file BOOT_ONCE that the start has used, which is to be removed; empty for none."""
     images: dict[str, str] | None = None
     """The files of the drives it was started with, by slot: device and inode; None from an older version."""
+    serials: dict[str, str] | None = None
+    """The same as `serial` for each serial port, by its number; None from an older version."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,15 @@ class ExitRecord:
     """The outcome of the restart policy, for example that it gave up."""
     serial: str = ""
     """The place in the serial log where this run began."""
+    serials: dict[str, str] | None = None
+    """The same for each serial port, by its number; None from an older version."""
+
+
+def serial_mark(record: RunRecord | ExitRecord | None, port: int) -> str:
+    """Return the place in the log of a serial port where a run began; empty if it is not known."""
+    if record is None:
+        return ""
+    return (record.serials or {"1": record.serial}).get(str(port), "")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -391,6 +391,17 @@ SETTINGS: tuple[Setting, ...] = (
         example="on",
     ),
     Setting(
+        file="SERIAL",
+        verb="serial",
+        argument="<1|2|3|none>",
+        expects="a number of serial ports from 1 to 3",
+        parse=lambda text: _integer(text, 1, 3),
+        option=_no_option,  # each has a socket and a log; see command_line
+        help="Choose how many serial ports the guest has, 1 by default. Each has a console (console 2) and a\n"
+        "log, serial2.log and serial3.log.",
+        example="2",
+    ),
+    Setting(
         file="TPM",
         verb="tpm",
         argument="<on|off|none>",

@@ -1,4 +1,6 @@
-"""The serial console of a VM. It has one user at a time, because the chardev of QEMU serves one client.
+"""The serial consoles of a VM, one for each serial port.
+
+A console has one user at a time, because the chardev of QEMU serves one client.
 
 The client receives the connected socket itself: the daemon is not in the data path, and a console outlives it.
 QEMU knows whether the console is in use (`query-chardev`), even by a client of an earlier daemon. The client
@@ -26,7 +28,9 @@ import socket
 import termios
 import weakref
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from vmessd.core import serial_ports
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, Locked, NoSuchVM, TimedOut, VmessError
 from vmessd.core.lifecycle import State
@@ -36,13 +40,12 @@ from vmessd.core.refusals import silent
 from vmessd.qemu.monitor import CommandRefused, is_connected
 from vmessd.storage import logs
 from vmessd.storage.logs import LogName
-from vmessd.storage.vmdir import SERIAL_LOG, SERIAL_SOCKET, VMDirectory
+from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.events import Events
 from vmessd.vm.journal import tell
 from vmessd.vm.machine import Machine
 from vmessd.vm.qemu_run import QemuRun
 
-CHARDEV = "serial0"
 FDNAME = "vmess-console"
 HISTORY = 8 * 1024
 """Bytes of earlier output that a new client receives."""
@@ -52,6 +55,24 @@ PATIENCE = 3
 """A client is disconnected after this many checks in a row that found the same unread bytes."""
 SETTLE = (0.0, 0.02, 0.1, 0.3)
 """Pauses before queries, in seconds, while QEMU is about to notice a change."""
+
+
+class _Place(NamedTuple):
+    """The console of a serial port."""
+
+    vm: str
+    port: int
+
+    @property
+    def named(self) -> str:
+        """What it is called in messages."""
+        which = "" if self.port == serial_ports.FIRST else f" {self.port}"
+        return f"console{which} of {self.vm}"
+
+    @property
+    def command(self) -> str:
+        """The command that attaches to it."""
+        return f"{self.vm} console{'' if self.port == serial_ports.FIRST else f' {self.port}'}"
 
 
 @dataclass
@@ -103,11 +124,11 @@ class Consoles:
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._clients: dict[str, _Client] = {}
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._clients: dict[_Place, _Client] = {}
+        self._locks: weakref.WeakValueDictionary[_Place, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    async def attach(self, machine: Machine, who: str, *, steal: bool) -> Attached:
-        """Attach a client to a VM's console; `who` names it in messages to others.
+    async def attach(self, machine: Machine, port: int, who: str, *, steal: bool) -> Attached:
+        """Attach a client to the console of a serial port; `who` names it in messages to others.
 
         Raises:
             NotRunning: the VM is off.
@@ -115,59 +136,62 @@ class Consoles:
             TimedOut: its QEMU does not answer.
             Failed: it has no console, or QEMU refuses.
         """
-        lock = self._locks.setdefault(machine.vm, asyncio.Lock())
+        place = _Place(machine.vm, port)
+        lock = self._locks.setdefault(place, asyncio.Lock())
         async with lock:
             run = machine.live()
             if machine.state is State.unresponsive:
                 raise silent(machine.vm, run.pid)
-            taken = await self._is_taken(machine.vm, run)
+            taken = await self._is_taken(place, run)
             if taken and not steal:
-                raise self._in_use(machine.vm)
-            connected = await _replace(machine, run) if taken else await _connect(machine, run)
+                raise self._in_use(place)
+            connected = await (_replace if taken else _connect)(machine, run, place)
             try:
-                return await self._admit(machine, run, connected, who)
+                return await self._admit(machine, run, place, connected, who)
             except BaseException:
                 connected.close()
                 raise
 
     def close(self) -> None:
         """Release all consoles; clients stay attached."""
-        for vm in list(self._clients):
-            self._release(vm)
+        for place in list(self._clients):
+            self._release(place)
 
-    async def _is_taken(self, vm: str, run: QemuRun) -> bool:
+    async def _is_taken(self, place: _Place, run: QemuRun) -> bool:
         """Tell whether the console is in use; a client that has just left does not count."""
         for pause in SETTLE:
             await asyncio.sleep(pause)
-            if not await _is_connected(vm, run):
+            if not await _is_connected(place, run):
                 return False
-            if vm in self._clients:
+            if place in self._clients:
                 return True
         return True
 
-    def _in_use(self, vm: str) -> Locked:
-        client = self._clients.get(vm)
+    def _in_use(self, place: _Place) -> Locked:
+        client = self._clients.get(place)
         who = client.who if client else "a client that this vmessd did not attach"
         return Locked(
-            f"the console of {vm} is in use by {who}", hint=f"to take it over: vmess {vm} console --steal"
+            f"the {place.named} is in use by {who}", hint=f"to take it over: vmess {place.command} --steal"
         )
 
-    async def _admit(self, machine: Machine, run: QemuRun, connected: socket.socket, who: str) -> Attached:
+    async def _admit(
+        self, machine: Machine, run: QemuRun, place: _Place, connected: socket.socket, who: str
+    ) -> Attached:
         """Record a client, and return what it receives."""
-        history, printed = await machine.change(functools.partial(_history, machine))
+        history, printed = await machine.change(functools.partial(_history, machine, place.port))
         with contextlib.ExitStack() as undo:
             copy = undo.enter_context(connected.dup())
             ours, theirs = map(undo.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
             undo.pop_all()
-        self._release(machine.vm, Ending.taken_over, f"it was taken over by {who}")
+        self._release(place, Ending.taken_over, f"it was taken over by {who}")
         ours.setblocking(False)
         client = _Client(who, run, copy, ours)
-        self._clients[machine.vm] = client
-        asyncio.get_running_loop().add_reader(ours, self._on_leash, machine.vm, client)
-        client.watching = asyncio.create_task(self._watch(machine, client))
+        self._clients[place] = client
+        asyncio.get_running_loop().add_reader(ours, self._on_leash, place, client)
+        client.watching = asyncio.create_task(self._watch(machine, place, client))
         return Attached(connected, theirs, history, printed)
 
-    def _on_leash(self, vm: str, client: _Client) -> None:
+    def _on_leash(self, place: _Place, client: _Client) -> None:
         try:
             if client.leash.recv(4096):
                 return  # discard: a client has nothing to say
@@ -177,19 +201,19 @@ class Consoles:
             pass
         with contextlib.suppress(OSError):  # without its leash, a client could block the port unnoticed
             client.console.shutdown(socket.SHUT_RDWR)
-        self._leave(vm, client)
+        self._leave(place, client)
 
-    def _leave(self, vm: str, client: _Client, ending: Ending | None = None, why: str = "") -> None:
-        if self._clients.get(vm) is client:
-            self._release(vm, ending, why)
-            tell(self._events, Kind.console, vm, f"left by {client.who}{f': {why}' if why else ''}")
+    def _leave(self, place: _Place, client: _Client, ending: Ending | None = None, why: str = "") -> None:
+        if self._clients.get(place) is client:
+            self._release(place, ending, why)
+            tell(self._events, Kind.console, place.vm, f"left by {client.who}{f': {why}' if why else ''}")
 
-    def _release(self, vm: str, ending: Ending | None = None, why: str = "") -> None:
-        client = self._clients.pop(vm, None)
+    def _release(self, place: _Place, ending: Ending | None = None, why: str = "") -> None:
+        client = self._clients.pop(place, None)
         if client is not None:
             client.release(ending, why)
 
-    async def _watch(self, machine: Machine, client: _Client) -> None:
+    async def _watch(self, machine: Machine, place: _Place, client: _Client) -> None:
         """Disconnect a client that does not read, until it leaves or the run is over."""
         before, strikes = (0, 0), 0
         while not client.run.over.is_set():
@@ -197,7 +221,7 @@ class Consoles:
                 await asyncio.wait_for(client.run.over.wait(), LOOK)
             # A larger log with as many unread bytes means that the client has read.
             try:
-                size = await machine.files.aside(functools.partial(_log_size, machine.home))
+                size = await machine.files.aside(functools.partial(_log_size, machine.home, place.port))
             except VmessError:  # unreadable files are no reason to disconnect a client
                 continue
             now = (client.unread(), size)
@@ -207,72 +231,79 @@ class Consoles:
                 with contextlib.suppress(OSError):
                     client.console.shutdown(socket.SHUT_RDWR)
                 why = "it was not read, so the serial port of the guest was blocked"
-                self._leave(machine.vm, client, Ending.unread, why)
+                self._leave(place, client, Ending.unread, why)
                 return
-        self._leave(machine.vm, client)
+        self._leave(place, client)
 
 
-def _log_size(directory: VMDirectory) -> int:
+def _log_size(directory: VMDirectory, port: int) -> int:
     try:
-        return os.lstat(directory.path / SERIAL_LOG).st_size
+        return os.lstat(directory.path / serial_ports.log(port)).st_size
     except OSError:
         return 0
 
 
-def _history(machine: Machine) -> tuple[bytes, int]:
+def _history(machine: Machine, port: int) -> tuple[bytes, int]:
     """Return the end of the output of this run, and the size of its output in bytes."""
     try:
-        with logs.open_log(machine.find_home(), LogName.serial, machine.record()) as found:
+        with logs.open_log(machine.find_home(), LogName(serial_ports.log(port)), machine.record()) as found:
             return found.tail(HISTORY), found.size - found.begin
     except VmessError:  # a console without history is better than none
         return b"", 0
 
 
-async def _is_connected(vm: str, run: QemuRun) -> bool:
-    """Tell whether QEMU has a client on the console; raises Failed if the VM has no console."""
+async def _is_connected(place: _Place, run: QemuRun) -> bool:
+    """Tell whether QEMU has a client on the console; raises Failed if the VM has no such console."""
     try:
         found = await run.execute("query-chardev", {})
     except CommandRefused as refusal:
-        raise Failed(f"QEMU of {vm} does not describe its serial port: {refusal}") from None
+        raise Failed(f"QEMU of {place.vm} does not describe its serial port: {refusal}") from None
     for chardev in found if isinstance(found, list) else []:
-        if isinstance(chardev, Mapping) and chardev.get("label") == CHARDEV:
+        if isinstance(chardev, Mapping) and chardev.get("label") == serial_ports.chardev(place.port):
             return is_connected(chardev)
-    raise Failed(f"VM {vm} has no serial console", hint="VMs that vmessd starts have one")
+    if place.port == serial_ports.FIRST:
+        raise Failed(f"VM {place.vm} has no serial console", hint="VMs that vmessd starts have one")
+    raise Failed(
+        f"VM {place.vm} has no serial port {place.port}",
+        hint=f"vmess {place.vm} serial {place.port}; a VM that runs has it after its next start",
+    )
 
 
-async def _connect(machine: Machine, run: QemuRun) -> socket.socket:
+async def _connect(machine: Machine, run: QemuRun, place: _Place) -> socket.socket:
     """Return a socket that QEMU has accepted, for a console that is not in use."""
+    name = serial_ports.socket(place.port)
     try:
-        connected = await machine.files.aside(lambda: machine.find_home().connect(SERIAL_SOCKET))
+        connected = await machine.files.aside(lambda: machine.find_home().connect(name))
     except (NoSuchVM, TimedOut):
         raise
     except VmessError:  # the socket was removed
-        return await _replace(machine, run)
+        return await _replace(machine, run, place)
     try:
         for pause in (*SETTLE, 1.0):
             await asyncio.sleep(pause)
-            if await _is_connected(machine.vm, run):
+            if await _is_connected(place, run):
                 return connected
     except BaseException:
         connected.close()
         raise
     connected.close()  # another process listens there
-    return await _replace(machine, run)
+    return await _replace(machine, run, place)
 
 
-async def _replace(machine: Machine, run: QemuRun) -> socket.socket:
+async def _replace(machine: Machine, run: QemuRun, place: _Place) -> socket.socket:
     """Give the serial port another listening socket with our connection, and return our end."""
     home = await machine.files.aside(machine.find_home)
-    replacing = home.succeeding(SERIAL_SOCKET)
+    fdname = f"{FDNAME}-{place.port}"
+    replacing = home.succeeding(serial_ports.socket(place.port))
     async with machine.files.within(replacing) as (listener, connected):
-        address = {"type": "fd", "data": {"str": FDNAME}}
-        options = {"server": True, "wait": True, "logfile": "/dev/fdset/1", "logappend": True}
+        address = {"type": "fd", "data": {"str": fdname}}
+        options = {"server": True, "wait": True, "logfile": f"/dev/fdset/{place.port}", "logappend": True}
         backend = {"type": "socket", "data": {"addr": address, **options}}
         try:
-            await run.execute("getfd", {"fdname": FDNAME}, descriptor=listener.fileno())
-            await run.execute("chardev-change", {"id": CHARDEV, "backend": backend})
+            await run.execute("getfd", {"fdname": fdname}, descriptor=listener.fileno())
+            await run.execute("chardev-change", {"id": serial_ports.chardev(place.port), "backend": backend})
         except CommandRefused as refusal:
             with contextlib.suppress(CommandRefused, VmessError):
-                await run.execute("closefd", {"fdname": FDNAME})
+                await run.execute("closefd", {"fdname": fdname})
             raise Failed(f"QEMU of {machine.vm} does not release its console: {refusal}") from None
     return connected

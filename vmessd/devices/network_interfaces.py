@@ -28,6 +28,7 @@ from vmessd.core.wires import (
     without_forward,
 )
 from vmessd.devices.cables import CABLES, Cables
+from vmessd.devices.captures import Captures
 from vmessd.devices.hotplug import Cards
 from vmessd.network.links import Change, Nic
 from vmessd.network.policy import Tap
@@ -58,6 +59,7 @@ class NetworkInterfaces:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.cards = Cards(machine, self._released)
         self.cables = Cables(machine, self.cards, self._lock)
+        self.captures = Captures(machine, self.cards)
         machine.prepare = self._prepare
         machine.over = lambda: host.duplicates.watch(self.vm, {})
 
@@ -68,7 +70,7 @@ class NetworkInterfaces:
         await self.cables.finished()
 
     async def _prepare(self) -> None:
-        """Set up cables and MACs of a QEMU that is about to run, or that an earlier daemon started."""
+        """Set up cables, captures and MACs of a QEMU about to run, or that an earlier daemon started."""
         fresh = self._machine.state is State.starting  # no change of interfaces is possible now
         try:
             if not self.cards.macs() and (fresh or not await self._machine.files.aside(self._has_nics_file)):
@@ -81,6 +83,7 @@ class NetworkInterfaces:
                     await self.cables.enforce(self.cards.macs())
         except VmessError as error:
             log.warning("%s: cables may differ from CABLES: %s", self.vm, error.message)
+        await self.captures.prepare(fresh=fresh)
         self._in_background(self._watch_macs())  # this may wait for the lock on links; the guest need not
 
     def _has_nics_file(self) -> bool:
@@ -422,6 +425,7 @@ class NetworkInterfaces:
         with contextlib.suppress(VmessError):
             await self._machine.change(functools.partial(self._network.sweep, self.vm))
         self.cards.forget(index)
+        self.captures.unplugged(index)
 
     async def cable(self, index: int, *, on: bool) -> str | None:
         """Plug or pull the cable of a card, now and at every later start; return a warning or None.

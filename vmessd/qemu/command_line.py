@@ -14,9 +14,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vmessd.core import hardware, nic_hardware
+from vmessd.core import hardware, nic_hardware, serial_ports
 from vmessd.core.dataclass import dataclass
 from vmessd.core.hardware import APPEND, INITRD, KERNEL
+from vmessd.core.serial_ports import SERIAL
 from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, SETTINGS, SHARES
 from vmessd.core.wires import Forward
 from vmessd.qemu import block_devices, cloud_init_drive, disk_devices, shared_directories
@@ -44,6 +45,8 @@ class ChildFd(enum.IntEnum):
     """The control socket of swtpm, if there is a TPM."""
 
 
+MORE_SERIAL = 16
+"""The first descriptor of the second serial port; those of the third one follow."""
 RNG_SLOT = 0x16
 """Devices of settings have PCI slots above those of the first 19 network cards."""
 PORTS_SLOT = 0x17
@@ -115,7 +118,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
     argv += ["-mon", "chardev=qmp,mode=control"]
     screen = f"127.0.0.1:{spec.display}" if spec.display else "none"
     argv += ["-vga", values.get("VGA", "std"), "-vnc", f"{screen},password=on"]
-    argv += _serial()
+    argv += [word for port in serial_ports.PORTS[: values.get(SERIAL, 1)] for word in _serial(port)]
     argv += (_firmware(spec.firmware) if spec.firmware else []) + _kernel(values, spec.directory)
     argv += disk_devices.options(spec.disks, values)
     for disk in spec.disks:
@@ -170,13 +173,22 @@ def has_agent(argv: Sequence[str]) -> bool:
     )
 
 
-def _serial() -> list[str]:
-    """Return the serial port: a socket for clients, and a log passed as a descriptor, so QEMU opens no path."""
+def serial_fds(port: int) -> tuple[int, int]:
+    """Return the descriptors of a serial port in QEMU: its listening socket, and its log."""
+    if port == serial_ports.FIRST:
+        return ChildFd.serial, ChildFd.serial_log
+    first = MORE_SERIAL + 2 * (port - serial_ports.FIRST - 1)
+    return first, first + 1
+
+
+def _serial(port: int) -> list[str]:
+    """Return a serial port: a socket for clients, and a log passed as a descriptor, so QEMU opens no path."""
+    name, (listener, log) = serial_ports.chardev(port), serial_fds(port)
+    options = f"fd={listener:d},server=on,wait=off,logfile=/dev/fdset/{port},logappend=on"
     return [
-        *("-add-fd", f"fd={ChildFd.serial_log:d},set=1"),
-        "-chardev",
-        f"socket,id=serial0,fd={ChildFd.serial:d},server=on,wait=off,logfile=/dev/fdset/1,logappend=on",
-        *("-serial", "chardev:serial0"),
+        *("-add-fd", f"fd={log:d},set={port}"),
+        *("-chardev", f"socket,id={name},{options}"),
+        *("-serial", f"chardev:{name}"),
     ]
 
 

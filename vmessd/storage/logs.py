@@ -7,9 +7,10 @@ import enum
 from types import TracebackType
 from typing import Self
 
+from vmessd.core import serial_ports
 from vmessd.core.errors import InvalidValue, NotRunning, quoted
-from vmessd.core.records import ExitRecord, RunRecord
-from vmessd.storage import serial_stream
+from vmessd.core.records import ExitRecord, RunRecord, serial_mark
+from vmessd.storage import serial_stream, vmdir
 from vmessd.storage.serial_stream import Stream
 from vmessd.storage.vmdir import QEMU_LOG, SERIAL_LOG, VMDirectory
 
@@ -22,6 +23,8 @@ class LogName(enum.Enum):
 
     serial = SERIAL_LOG
     """Output of the guest on its serial port."""
+    serial2 = serial_ports.log(2)
+    serial3 = serial_ports.log(3)
     qemu = QEMU_LOG
     """QEMU's command line and output."""
 
@@ -83,8 +86,9 @@ def open_log(directory: VMDirectory, name: LogName, record: RunRecord | ExitReco
             raise NotRunning(
                 f"VM {directory.vm} has never run: there is no {name.value}", hint=f"vmess {directory.vm} start"
             )
-        if name is LogName.serial:
-            begin = stream.find(serial_stream.place(record.serial if record else ""), earliest=True)
+        if name is not LogName.qemu:
+            mark = serial_mark(record, vmdir.SERIAL_LOGS.index(name.value) + serial_ports.FIRST)
+            begin = stream.find(serial_stream.place(mark), earliest=True)
         else:
             begin = _last_command(stream, directory.vm)
         return OpenLog(stream.log, stream, -stream.older if begin is None else begin)

@@ -168,22 +168,35 @@ def _last(data: bytes, needle: bytes) -> int:
     return at if at < 0 else len(data) - at - len(needle)
 
 
-def end(directory: VMDirectory) -> Mark:
+def end(directory: VMDirectory, name: str = SERIAL_LOG) -> Mark:
     """Return the end of the stream; raises NoSuchVM, BadFile, Failed."""
-    with directory.opened() as fd, Stream(fd) as stream:
+    with directory.opened() as fd, Stream(fd, name) as stream:
         return stream.at(stream.size)
 
 
-def read(directory: VMDirectory, mark: Mark, limit: int, *, earliest: bool = False) -> Chunk:
+def read(
+    directory: VMDirectory, mark: Mark, limit: int, name: str = SERIAL_LOG, *, earliest: bool = False
+) -> Chunk:
     """Return at most `limit` bytes after a place; raises as :func:`end`.
 
     `earliest` is as for :meth:`Stream.find`.
     """
-    with directory.opened() as fd, Stream(fd) as stream:
+    with directory.opened() as fd, Stream(fd, name) as stream:
         found = stream.find(mark, earliest=earliest)
         offset = -stream.older if found is None else found
         data = stream.read(offset, limit)
         return Chunk(data, stream.at(offset + len(data)), found is None)
+
+
+def recent(directory: VMDirectory, start: Mark, limit: int, name: str = SERIAL_LOG) -> Mark:
+    """Return where the last whole lines since a place begin, at most `limit` bytes; raises as :func:`end`."""
+    with directory.opened() as fd, Stream(fd, name) as stream:
+        begin = stream.find(start, earliest=True)
+        begin = -stream.older if begin is None else begin
+        if stream.size - limit <= begin:
+            return stream.at(begin)
+        data = stream.read(stream.size - limit, limit)
+        return stream.at(stream.size - limit + data.find(b"\n") + 1)
 
 
 def last_lines(directory: VMDirectory, start: Mark, stop: Mark | None, count: int) -> list[str]:

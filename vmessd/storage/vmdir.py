@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from vmessd.core import names, records, settings
+from vmessd.core import names, records, serial_ports, settings
 from vmessd.core.errors import (
     BadFile,
     Failed,
@@ -36,14 +36,16 @@ from vmessd.core.wires import INTERFACES_MAX
 from vmessd.storage import log_rotation, plans, safefile
 
 QMP_SOCKET = "qmp.sock"
-SERIAL_SOCKET = "serial.sock"
+SERIAL_SOCKETS = tuple(serial_ports.socket(port) for port in serial_ports.PORTS)
+SERIAL_SOCKET = SERIAL_SOCKETS[0]
 AGENT_SOCKET = "agent.sock"
 TPM_STATE = "tpm"
 TPM_TRIES, TPM_WAIT = 100, 0.02
 """How often a start looks whether an earlier swtpm has ended, and the seconds in between."""
-SERIAL_LOG = "serial.log"
+SERIAL_LOGS = tuple(serial_ports.log(port) for port in serial_ports.PORTS)
+SERIAL_LOG = SERIAL_LOGS[0]
 QEMU_LOG = "qemu.log"
-LOGS = (QEMU_LOG, SERIAL_LOG)
+LOGS = (QEMU_LOG, *SERIAL_LOGS)
 PID_FILE = "qemu.pid"
 RUN_RECORD = "run.json"
 EXIT_RECORD = "exit.json"
@@ -383,7 +385,7 @@ class VMDirectory:
         """
         failure: VmessError | None = None
         with self.opened() as directory:
-            for name in (QMP_SOCKET, SERIAL_SOCKET, AGENT_SOCKET, PID_FILE):
+            for name in (QMP_SOCKET, *SERIAL_SOCKETS, AGENT_SOCKET, PID_FILE):
                 try:
                     if name == PID_FILE:
                         safefile.must_be_plain(directory, name)

@@ -314,6 +314,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord, victims: Counter) 
             when=Moment.now(),
             tries=record.tries,
             serial=record.serial,
+            serials=record.serials,
             # After a boot of the host, AUTOSTART decides which VMs start.
             again=this_boot and not record.stopping and is_restarted(restart_policy(directory), Reason.unseen),
         )

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import names
+from vmessd.core import names, serial_ports
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, Failed, VmessError, failing, quoted, shell_line
 from vmessd.core.hardware import APPEND, BIOS, FIRMWARE, INITRD, KERNEL
@@ -233,14 +233,15 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         argv = command_line.build(dataclasses.replace(spec, display=display), host.qemu)
         undo.callback(sweep_quietly, directory)
         directory.make_pid_file()
-        output, serial_log = (_log(directory, name, ours) for name in (vmdir.QEMU_LOG, vmdir.SERIAL_LOG))
+        output = _log(directory, vmdir.QEMU_LOG, ours)
+        ports = _serial_ports(directory, spec, ours)
         shorten_logs(directory)
-        serial_begin = _serial_begin(directory)
+        marks = {port: _serial_begin(directory, port) for port in _ports(spec)}
         beside: list[Beside] = []
         undo.callback(_end_all, beside)
         inherited = {
             ChildFd.lock: lock,
-            ChildFd.serial_log: serial_log,
+            **ports,
             **_inherited(directory, spec, host, output, beside, ours),
         }
         log_start = _begin_log(directory, output, argv)
@@ -251,7 +252,8 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         victims = host.kills.around(process.pid)
         record = RunRecord(
             *(process.pid, process.ticks, display, spec.accel, argv, Moment.now(), tries),
-            serial=serial_begin,
+            serial=marks[serial_ports.FIRST],
+            serials={str(port): mark for port, mark in marks.items()},
             oom_counter=victims.file,
             oom_kills=victims.count,
             cables=True,
@@ -263,6 +265,20 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         directory.write_run_record(record)
         undo.pop_all()
     return Launched(process, record, log_start, victims, Whereabouts(directory, process.pid), beside)
+
+
+def _ports(spec: Spec) -> Sequence[int]:
+    return serial_ports.PORTS[: spec.values.get(serial_ports.SERIAL, 1)]
+
+
+def _serial_ports(directory: VMDirectory, spec: Spec, ours: contextlib.ExitStack) -> dict[int, int]:
+    """Open the sockets and logs of serial ports for QEMU; raises BadFile, Failed."""
+    found: dict[int, int] = {}
+    for port in _ports(spec):
+        listener, log = command_line.serial_fds(port)
+        found[listener] = ours.enter_context(directory.listen(serial_ports.socket(port))).fileno()
+        found[log] = _log(directory, serial_ports.log(port), ours)
+    return found
 
 
 def _inherited(  # noqa: PLR0913, PLR0917 -- a part of `launch`
@@ -282,7 +298,7 @@ def _inherited(  # noqa: PLR0913, PLR0917 -- a part of `launch`
         BadFile, NotPermitted: a directory cannot be opened, or is not allowed any more.
     """
     found: dict[int, int] = {}
-    sockets = {ChildFd.qmp: vmdir.QMP_SOCKET, ChildFd.serial: vmdir.SERIAL_SOCKET}
+    sockets = {ChildFd.qmp: vmdir.QMP_SOCKET}
     if spec.values.get("AGENT"):
         sockets[ChildFd.agent] = vmdir.AGENT_SOCKET
     for child, name in sockets.items():
@@ -369,10 +385,10 @@ def shorten_logs(directory: VMDirectory) -> None:
             complain(error.message)
 
 
-def _serial_begin(directory: VMDirectory) -> str:
-    """Return the mark in the serial log at which a new run begins; "" if it is not known."""
+def _serial_begin(directory: VMDirectory, port: int) -> str:
+    """Return the mark in the log of a serial port at which a new run begins; "" if it is not known."""
     with contextlib.suppress(VmessError):
-        return str(serial_stream.end(directory))
+        return str(serial_stream.end(directory, serial_ports.log(port)))
     return ""
 
 

@@ -288,6 +288,7 @@ class QemuRun:
             when=Moment.now(),
             tries=self.launched.record.tries,
             serial=self.launched.record.serial,
+            serials=self.launched.record.serials,
         )
 
     def _with_words(self, record: ExitRecord, said: list[str]) -> ExitRecord:

@@ -66,6 +66,7 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("RNG", "on", True, ()),
     ("AGENT", "on", True, ()),
     ("TPM", "on", True, ()),
+    ("SERIAL", "3\n", 3, ()),
     ("AGENT", "off", False, ()),
     ("RNG", "off\n", False, ()),
     ("SMBIOS", "serial=A 1", {"serial": "A 1"}, ("-smbios", "type=1,serial=A 1")),
@@ -152,6 +153,7 @@ BAD: dict[str, list[str]] = {
     "TPM": ["", "2", "swtpm"],
     "AGENT": ["", "yes", "on off"],
     "RNG": ["", "yes", "1", "ON", "on off"],
+    "SERIAL": ["", "0", "4", "on", "1 2", "-1", "1.0"],
     "SMBIOS": [
         *("", ",", "serial", "serial=", "=1", "type=0", "serial=1,type=0", "serial=1,serial=2", "Serial=1"),
         *("uuid=1", "uuid=6c1f2a9e8d5b4f0a9e3c2b7d41c05f68", "serial=a\nb", "serial=\0", "serial=\x1b[31m"),

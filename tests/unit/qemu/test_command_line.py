@@ -484,6 +484,18 @@ def test_uefi_is_flash_memory_that_only_the_variables_of_are_written_to() -> Non
     assert "driver=cfi.pflash01,property=secure,value=on" in argv
 
 
+def test_each_serial_port_has_a_socket_and_a_log_of_its_own() -> None:
+    argv = line(SERIAL=3)
+    found = [after for option, after in itertools.pairwise(argv) if option in ("-add-fd", "-serial")]
+    assert found == [
+        *("fd=6,set=1", "chardev:serial0", "fd=17,set=2", "chardev:serial1", "fd=19,set=3", "chardev:serial2")
+    ]
+    assert "socket,id=serial2,fd=18,server=on,wait=off,logfile=/dev/fdset/3,logappend=on" in argv
+    descriptors = [fd for port in (1, 2, 3) for fd in command_line.serial_fds(port)]
+    others = [fd for fd in command_line.ChildFd if fd.name not in ("serial", "serial_log")]
+    assert len({*descriptors, *others}) == 6 + len(others)
+
+
 def test_display_in_force_and_accelerator_are_the_ones_given() -> None:
     argv = command_line.build(Spec("newvm0", HOME, "tcg", 2812), "/opt/qemu/bin/qemu")
     assert argv[0] == "/opt/qemu/bin/qemu"

@@ -730,7 +730,18 @@ def test_a_record_with_wrong_types_or_fields_is_none(vm: VMDirectory, change: di
 
 
 # Fields that records of earlier versions have not.
-NEW = {"tries", "stopping", "serial", "cables", "oom_counter", "oom_kills", "hardware", "once", "images"}
+NEW = {
+    "tries",
+    "stopping",
+    "serial",
+    "cables",
+    "oom_counter",
+    "oom_kills",
+    "hardware",
+    "once",
+    "images",
+    "serials",
+}
 
 
 def test_a_record_of_an_older_or_newer_version_is_read(vm: VMDirectory) -> None:

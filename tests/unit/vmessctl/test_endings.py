@@ -23,7 +23,7 @@ def verdict(kind: socket.SocketKind, *said: str) -> int:
         for packet in said:
             theirs.send(packet.encode())
         theirs.close()
-        return console._verdict(parse(["newvm", "console"]), "newvm0", ours.fileno())
+        return console.verdict(parse(["newvm", "console"]), "newvm0", ours.fileno())
 
 
 def test_a_console_that_was_taken_over_is_locked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from vmessctl import app, commands
 from vmessctl.cli import helptext, patterns
 from vmessctl.cli.grammar import parse
 from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION, Invocation, meant
+from vmessctl.commands.console_modes import MODES
 from vmessd.api.interface import VmessInterface
 from vmessd.core import names, settings
 from vmessd.core.contract import METHODS, Effect
@@ -61,6 +62,9 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm kernel vmlinuz", "kernel", ("newvm0",), ("vmlinuz",), {}),
     ("newvm initrd initrd.img", "initrd", ("newvm0",), ("initrd.img",), {}),
     ("newvm append console=ttyS0 quiet", "append", ("newvm0",), ("console=ttyS0", "quiet"), {}),
+    ("newvm serial 2", "serial", ("newvm0",), ("2",), {}),
+    ("newvm console 2 --log", "console", ("newvm0",), ("2",), {"--log": ""}),
+    ("console newvm 2", "console", ("newvm0",), ("2",), {}),
     ("newvm tpm on", "tpm", ("newvm0",), ("on",), {}),
     ("newvm agent on", "agent", ("newvm0",), ("on",), {}),
     ("newvm boot-order net", "boot-order", ("newvm0",), ("net",), {}),
@@ -257,6 +261,10 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("--no-daemon newvm start", "start", ("newvm0",), (), {"--no-daemon": ""}),
     ("net vlan bridge1 eth0 --help", "help", (), ("net", "vlan"), {"--help": ""}),
     ("newvm ifadd 1 start --help", "help", (), ("ifadd",), {"--help": ""}),
+    ("newvm capture 0", "capture", ("newvm0",), ("0",), {}),
+    ("newvm leaf capture 0,1 out --count 5", "capture", ("newvm0", "leaf0"), ("0,1", "out"), {"--count": "5"}),
+    ("capture newvm all -", "capture", ("newvm0",), ("all", "-"), {}),
+    ("--all console --listen auto", "console", ("*",), (), {"--all": "", "--listen": "auto"}),
 )
 
 
@@ -444,7 +452,7 @@ def handlers(module: str) -> set[str]:
 
 def test_every_verb_has_a_handler_and_every_handler_a_verb() -> None:
     assert len({each.verb for each in COMMANDS}) == len(COMMANDS)
-    named = {command.handler for command in COMMANDS}
+    named = {command.handler for command in COMMANDS} | {f"{mode.module}.run" for mode in MODES}
     modules = {path.stem for path in Path(commands.__path__[0]).glob("*.py")} - {"__init__"}
     there = {f"{module}.{name}" for module in modules for name in handlers(module)}
     assert named == {name for name in there if "._" not in name}

@@ -1,0 +1,231 @@
+"""Captures without privilege: a guest in the user-mode network sends, and the client writes what it sends."""
+
+import contextlib
+import os
+import pwd
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import Daemon, own, wait_for
+
+from vmessctl.client import Client
+from vmessctl.commands.capture_frames import Frame, Reader
+from vmessd.core import names
+
+A, B = own("c"), own("d")
+FEW_BYTES = """
+import vmessd.devices.captures
+vmessd.devices.captures.UNREAD_MAX = 8192
+from vmessd.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def talking(daemon: Daemon, *vms: str, starts: bool = True) -> None:
+    """Make VMs whose guests send 20 frames a second."""
+    for vm in vms:
+        daemon.make(vm, "talker")
+        daemon.done(vm, "ifadd", "1", "user")
+        if starts:
+            daemon.done(vm, "start")
+
+
+def frames(file: Path) -> list[Frame]:
+    """The frames in a pcap file, which are all whole."""
+    written = file.read_bytes()
+    found = list(Reader(None, 0).frames(written, 0))
+    assert len(written) == 24 + sum(16 + len(frame.data) for frame in found)
+    return found
+
+
+@contextlib.contextmanager
+def capturing(daemon: Daemon, *words: str) -> "Iterator[subprocess.Popen[str]]":
+    """A client that captures; it is gone afterwards."""
+    client = daemon.client(*words)
+    try:
+        yield client
+    finally:
+        client.kill()
+        client.communicate(timeout=10)
+
+
+def memories(daemon: Daemon, vm: str) -> int:
+    """The captures into which a QEMU writes."""
+    place = Path(f"/proc/{daemon.status(vm)['pid']}/fd")
+    links = [os.readlink(place / fd) for fd in os.listdir(place) if (place / fd).is_symlink()]
+    return sum(f"/memfd:{vm}-capture" in link for link in links)
+
+
+def test_frames_go_to_a_file_that_tcpdump_reads_too(daemon: Daemon, tmp_path: Path) -> None:
+    talking(daemon, A)
+    file = tmp_path / "out.pcap"
+    result = daemon.vmessctl(A, "capture", "0", str(file), "--count", "5")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == f"{A}e0: 5 frames, 404 bytes\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    mac = bytes.fromhex(names.mac(A, 0).replace(":", ""))
+    assert [frame.data[:14] for frame in frames(file)] == [b"\xff" * 6 + mac + b"\x88\xb5"] * 5
+    witness = subprocess.run(
+        ["tcpdump", "-n", "-tt", "-r", file], capture_output=True, text=True, check=False, timeout=20
+    )
+    times = [float(line.split()[0]) for line in witness.stdout.splitlines() if not line.startswith("\t")]
+    assert len(times) == 5
+    assert all(abs(time.time() - moment) < 10 for moment in times)
+    again = daemon.vmessctl(A, "capture", "0", str(file))
+    assert again.returncode == 2
+    assert f"'{file}' exists already; a capture overwrites nothing" in again.stderr
+    wait_for(lambda: memories(daemon, A) == 0, what="the end of the filter")
+
+
+def test_frames_go_to_a_pipe_until_its_reader_has_had_enough(daemon: Daemon, tmp_path: Path) -> None:
+    talking(daemon, A)
+    with capturing(daemon, A, "capture", "0") as client:
+        assert client.stdout is not None
+        assert len(client.stdout.buffer.read(24 + 2 * 76)) == 176  # type: ignore[attr-defined]
+        client.stdout.close()
+        assert client.wait(10) == 141
+        client.stdout = None
+    result = daemon.vmess(A, "capture", "0", f"{tmp_path}/out", "--seconds", "0.3", "--filter", "arp")
+    assert (result.returncode, result.stderr) == (0, f"{A}e0: 0 frames, 24 bytes\n")
+
+
+def test_several_interfaces_are_in_one_file_with_their_names(daemon: Daemon, tmp_path: Path) -> None:
+    talking(daemon, A, B)
+    file = tmp_path / "out.pcapng"
+    assert daemon.vmess(A, B, "capture", "all", str(file), "--seconds", "0.5").returncode == 0
+    written = file.read_bytes()
+    assert written.startswith(bytes.fromhex("0a0d0d0a"))
+    assert all(f"{vm}e0".encode() in written for vm in (A, B))
+    macs = [bytes.fromhex(names.mac(vm, 0).replace(":", "")) for vm in (A, B)]
+    assert all(written.count(b"\xff" * 6 + mac + b"\x88\xb5") >= 3 for mac in macs)
+
+
+def test_a_capture_of_a_vm_that_is_off_begins_with_its_first_frame_and_ends_with_its_run(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    talking(daemon, A, starts=False)
+    file = tmp_path / "out.pcap"
+    with capturing(daemon, A, "capture", "0", str(file)) as client:
+        assert client.stderr is not None
+        assert client.stderr.readline() == f"{A}e0: waiting for the start of {A}\n"
+        daemon.done(A, "start")
+        wait_for(lambda: file.exists() and file.stat().st_size > 300, what="frames")
+        daemon.done(A, "stop", "force")
+        assert client.wait(10) == 0
+        assert client.stderr.readline() == f"{A}e0: forced off\n"
+        count = len(frames(file))
+        assert client.stderr.readline().startswith(f"{A}e0: {count} frames, ")
+
+
+def test_wrong_interfaces_and_vms_are_one_line_and_leave_no_file(daemon: Daemon, tmp_path: Path) -> None:
+    talking(daemon, A, starts=False)
+    file = str(tmp_path / "out.pcap")
+    for words, status, why in (
+        ((A, "capture", "3", file), 2, f"{A} has no interface '3'; it has 0"),
+        ((B, "capture", "0", file), 4, ""),
+        ((A, "capture", "0", f"{tmp_path}/nowhere/out.pcap"), 1, "out.pcap cannot be written: no such file"),
+    ):
+        result = daemon.vmess(*words)
+        assert (result.returncode, result.stdout) == (status, ""), words
+        assert why in result.stderr
+    assert not Path(file).exists()
+
+
+def test_c122_a_capture_that_is_not_read_ends_and_the_guest_goes_on(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.stop()
+    daemon.program = ("-c", FEW_BYTES)
+    daemon.start()
+    talking(daemon, A)
+    with capturing(daemon, A, "capture", "0", str(tmp_path / "out.pcap")) as client:
+        assert client.wait(20) == 0
+        assert client.stderr is not None
+        assert client.stderr.readline() == f"{A}e0: more than 8K were not read in time\n"
+    assert daemon.status(A)["state"] == "running"
+    assert memories(daemon, A) == 0
+
+
+def test_c123_neither_a_client_nor_a_daemon_that_is_killed_leaves_a_capture_behind(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    talking(daemon, A)
+    for number, victim in enumerate(("client", "daemon")):
+        file = tmp_path / f"{number}.pcap"
+        with capturing(daemon, A, "capture", "0", str(file)) as client:
+            wait_for(lambda: file.exists() and file.stat().st_size > 200, what="frames")  # noqa: B023
+            assert memories(daemon, A) == 1
+            if victim == "client":
+                client.kill()
+            else:
+                daemon.stop(signal.SIGKILL)
+                assert client.wait(10) == 5
+                assert len(frames(file)) >= 2
+                daemon.start()
+        wait_for(lambda: memories(daemon, A) == 0, what="the end of the filter")
+    assert daemon.vmess(A, "capture", "0", str(tmp_path / "3.pcap"), "--count", "1").returncode == 0
+
+
+def test_many_captures_run_at_once_and_too_many_are_refused(daemon: Daemon) -> None:
+    talking(daemon, A)
+    with contextlib.ExitStack() as stack:
+        begun = [stack.enter_context(_capture(daemon)) for _ in range(64)]
+        assert [step["capturing"] for step, _ in begun] == [True] * 64
+        result = daemon.vmess(A, "capture", "0", "-")
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"vmess: {A} has 64 captures already, and cannot have more\n")
+        wait_for(lambda: all(os.fstat(fd).st_size > 100 for _, fd in begun), what="frames in all of them")
+    wait_for(lambda: memories(daemon, A) == 0, what="the end of the filters")
+
+
+@contextlib.contextmanager
+def _capture(daemon: Daemon) -> Iterator[tuple[dict[str, Any], int]]:
+    """A capture of interface 0: its first step, and its memory."""
+    client = Client([str(daemon.socket)])
+    with contextlib.closing(client):
+        client.send("Capture", {"vm": A, "interface": 0}, more=True)
+        step = client.receive()[0]["capture"]["progress"]
+        (memory,) = client.descriptors(1)
+        try:
+            yield step, memory
+        finally:
+            os.close(memory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
+def test_a_qemu_of_another_account_writes_captures_too() -> None:
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(prefix="vmess-test-") as place:  # below nothing that pytest keeps private
+        os.chmod(place, 0o711)  # noqa: S103
+        daemon = Daemon(Path(place))
+        daemon.root.mkdir()
+        os.chown(daemon.root, 0, nobody.pw_gid)
+        daemon.root.chmod(0o2711)
+        daemon.arguments += ["--qemu-user", "nobody", "--exargs", "yes"]
+        with contextlib.closing(daemon):
+            daemon.start()
+            talking(daemon, A, starts=False)
+            (daemon.directory / "talker.rom").chmod(0o644)
+            daemon.done(A, "start")
+            assert os.stat(f"/proc/{daemon.status(A)['pid']}").st_uid == nobody.pw_uid
+            result = daemon.vmess(A, "capture", "0", f"{place}/out.pcap", "--count", "2")
+            assert (result.returncode, len(frames(Path(place, "out.pcap")))) == (0, 2)
+
+
+def test_who_captures_is_logged(daemon: Daemon) -> None:
+    talking(daemon, A, starts=False)
+    with _waiting(daemon):
+        daemon.wait_log(f"Capture '{A}'")
+
+
+@contextlib.contextmanager
+def _waiting(daemon: Daemon) -> Iterator[None]:
+    client = Client([str(daemon.socket)])
+    with contextlib.closing(client):
+        client.send("Capture", {"vm": A, "interface": 0}, more=True)
+        assert client.receive()[0]["capture"]["progress"]["capturing"] is False
+        yield

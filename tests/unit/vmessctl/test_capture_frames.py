@@ -1,0 +1,141 @@
+"""Frames as QEMU writes them, with and without a virtio header, and the files that readers get."""
+
+import contextlib
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vmessctl.cli.grammar import parse
+from vmessctl.commands import capture
+from vmessctl.commands.capture_filter import Filter
+from vmessctl.commands.capture_frames import Frame, Pcap, Pcapng, Reader
+from vmessd.core.errors import InvalidValue
+
+MAC = "02:11:9b:af:00:00"
+OURS = bytes.fromhex(MAC.replace(":", ""))
+OTHER = bytes.fromhex("020000000001")
+FROM_US = b"\xff" * 6 + OURS + b"\x08\x06" + bytes(46)
+TO_US = OURS + OTHER + b"\x08\x00" + bytes(46)
+STRANGERS = b"\x01\x80\xc2\0\0\x0e" + OTHER + b"\x88\xcc" + bytes(46)
+NOW = 1_700_000_000_000_000
+
+
+def record(frame: bytes, at: int = 0, header: int = 0, length: int | None = None) -> bytes:
+    data = bytes(header) + frame
+    size = len(data) if length is None else length + header
+    return struct.pack("=IIII", at // 1_000_000, at % 1_000_000, len(data), size) + data
+
+
+def dump(*records: bytes) -> bytes:
+    return Pcap().head([]) + b"".join(records)
+
+
+@pytest.mark.parametrize("header", [0, 10, 12])
+@pytest.mark.parametrize("guess", [0, 10, 12])
+@pytest.mark.parametrize("first", [FROM_US, TO_US])
+def test_what_a_virtio_card_puts_in_front_is_taken_off_as_the_mac_tells(
+    header: int, guess: int, first: bytes
+) -> None:
+    reader = Reader(MAC, guess)
+    written = dump(record(first, header=header), record(STRANGERS, header=header))
+    assert [frame.data for frame in reader.frames(written, NOW)] == [first, STRANGERS]
+
+
+def test_without_a_frame_that_tells_the_guess_counts() -> None:
+    reader = Reader(MAC, 12)
+    [frame] = reader.frames(dump(record(STRANGERS, header=12, length=2000)), NOW)
+    assert (frame.data, frame.length) == (STRANGERS, 2000)
+
+
+def test_frames_may_arrive_in_parts() -> None:
+    written = dump(record(FROM_US, 5), record(TO_US, 6))
+    reader = Reader(MAC, 0)
+    found = [frame for byte in written for frame in reader.frames(bytes([byte]), NOW)]
+    assert [frame.data for frame in found] == [FROM_US, TO_US]
+
+
+def test_times_are_those_of_the_host_and_keep_their_distances_unless_the_guest_was_paused() -> None:
+    reader = Reader(MAC, 0)
+    hour = 3_600_000_000
+    first = list(reader.frames(dump(record(FROM_US, hour), record(TO_US, hour + 250)), NOW))
+    assert [frame.at for frame in first] == [NOW - 250, NOW]
+    [second] = reader.frames(record(TO_US, hour + 1_000_250), NOW + 1_000_900)
+    assert second.at == NOW + 1_000_000
+    [third] = reader.frames(record(TO_US, hour + 2_000_000), NOW + hour)
+    assert third.at == NOW + hour
+
+
+def test_readers_know_both_formats(tmp_path: Path) -> None:
+    frames = [Frame(NOW + number, FROM_US, len(FROM_US)) for number in range(3)]
+    for format_, names in ((Pcap(), ["a0e0"]), (Pcapng(), ["a0e0", "leaf0e1"])):
+        file = tmp_path / "frames"
+        file.write_bytes(
+            format_.head(names)
+            + b"".join(format_.frame(frame, number % len(names)) for number, frame in enumerate(frames))
+        )
+        try:
+            done = subprocess.run(
+                ["tcpdump", "-n", "-tt", "-r", file], capture_output=True, text=True, check=True, timeout=10
+            )
+        except FileNotFoundError:
+            pytest.skip("tcpdump is not installed")
+        assert done.stdout.count("1700000000.00000") == 3
+
+
+def test_blocks_of_pcapng_are_whole_words_with_their_length_at_both_ends() -> None:
+    written = Pcapng().head(["a0e0", "leaf-12e1"]) + Pcapng().frame(Frame(NOW, b"x" * 61, 61), 1)
+    kinds, at = [], 0
+    while at < len(written):
+        kind, length = struct.unpack_from("=II", written, at)
+        assert length % 4 == 0
+        assert struct.unpack_from("=I", written, at + length - 4) == (length,)
+        kinds.append(kind)
+        at += length
+    assert kinds == [0x0A0D0D0A, 1, 1, 6]
+
+
+def test_a_filter_is_applied_by_the_kernel() -> None:
+    chosen = filtering("arp and ether src 02:11:9b:af:00:00")
+    with contextlib.closing(chosen):
+        assert [chosen.passes(frame) for frame in (FROM_US, TO_US, FROM_US + bytes(64_000))] == [
+            True,
+            False,
+            True,
+        ]
+
+
+def test_a_filter_that_tcpdump_does_not_understand_is_one_line() -> None:
+    filtering("arp").close()
+    with pytest.raises(InvalidValue, match=r"^tcpdump refuses the filter 'foo bar'$"):
+        Filter("foo bar")
+
+
+def filtering(expression: str) -> Filter:
+    try:
+        return Filter(expression)
+    except Exception as error:
+        if "tcpdump cannot be run" in str(error):
+            pytest.skip("tcpdump is not installed")
+        raise
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("x out.pcap", "'x' is not an interface, several such as 0,2, or all"),
+        ("0,x out.pcap", "'0,x' is not an interface, several such as 0,2, or all"),
+        ("-1 out.pcap", "'-1' is not an interface, several such as 0,2, or all"),
+        ("0, out.pcap", "'0,' is not an interface, several such as 0,2, or all"),
+        ("0 out.pcap --count 0", "--count '0' is not a number of frames, 1 or more"),
+        ("0 out.pcap --count many", "--count 'many' is not a number of frames, 1 or more"),
+        ("0 out.pcap --seconds 0", "--seconds '0' is not a number of seconds above 0"),
+        ("0 out.pcap --size big", "--size 'big' is not a size such as 100M"),
+        ("0 /", "'/' exists already; a capture overwrites nothing"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_captured(words: str, why: str) -> None:
+    with pytest.raises(InvalidValue) as refused:
+        capture.run(parse(["newvm", "capture", *words.split()]))
+    assert refused.value.message == why

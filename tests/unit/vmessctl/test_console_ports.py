@@ -1,0 +1,95 @@
+"""Ports of served consoles: what is typed, which VM gets which, and what is said of a port that is not free."""
+
+import socket
+
+import pytest
+
+from vmessctl.commands import console_ports
+from vmessctl.commands.console_ports import by_name, listen, parse
+from vmessd.core.errors import Failed, InvalidValue
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "port"),
+    [
+        ("5001", "127.0.0.1", 5001),
+        ("auto", "127.0.0.1", None),
+        ("0.0.0.0:23", "0.0.0.0", 23),  # noqa: S104
+        ("0:5001", "0.0.0.0", 5001),  # noqa: S104
+        ("[::1]:5001", "::1", 5001),
+        ("::1:5001", "::1", 5001),
+        ("10.0.0.1:auto", "10.0.0.1", None),
+        ("65535", "127.0.0.1", 65535),
+    ],
+)
+def test_an_endpoint_is_an_address_and_a_port(text: str, address: str, port: int | None) -> None:
+    where = parse(text)
+    assert (where.address, where.port) == (address, port)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "port '' is not a number from 1 to 65535, or auto"),
+        ("0", "port '0' is not a number from 1 to 65535, or auto"),
+        ("65536", "port '65536' is not a number from 1 to 65535, or auto"),
+        ("-1", "port '-1' is not a number from 1 to 65535, or auto"),
+        (
+            "\N{ARABIC-INDIC DIGIT FIVE}",
+            "port '\N{ARABIC-INDIC DIGIT FIVE}' is not a number from 1 to 65535, or auto",
+        ),
+        ("telnet", "port 'telnet' is not a number from 1 to 65535, or auto"),
+        (":5001", "address '' is not an IP address"),
+        ("localhost:5001", "address 'localhost' is not an IP address"),
+        ("10.0.0.256:5001", "address '10.0.0.256' is not an IP address"),
+        ("127.0.0.1:", "port '' is not a number from 1 to 65535, or auto"),
+        ("a\0b:1", r"address 'a\x00b' is not an IP address"),
+    ],
+)
+def test_what_is_no_endpoint_is_said(text: str, why: str) -> None:
+    with pytest.raises(InvalidValue) as refused:
+        parse(text)
+    assert refused.value.message == why
+
+
+def test_only_loopback_is_private() -> None:
+    assert [parse(text).is_private for text in ("1", "127.9.9.9:1", "[::1]:1", "0:1", "10.0.0.1:1")] == [
+        *(True, True, True),
+        *(False, False),
+    ]
+
+
+def test_ports_follow_from_names_and_instances_are_neighbours() -> None:
+    assert by_name(["newvm0"], 20000) == {"newvm0": 22810}
+    assert by_name(["leaf1", "leaf0", "spine0"], 20000) == by_name(["spine0", "leaf0", "leaf1"], 20000)
+    ports = by_name([f"leaf{number}" for number in range(10)], 30000)
+    assert list(ports.values()) == list(range(ports["leaf0"], ports["leaf0"] + 10))
+
+
+def test_two_names_that_share_a_port_get_two() -> None:
+    ports = by_name(["debian0", "leaf0"], 20000)  # they share a VNC display, too
+    assert ports["leaf0"] == ports["debian0"] + 1
+    many = by_name([f"lab-{number}" for number in range(2000)], 20000)
+    assert len(set(many.values())) == 2000
+    assert all(20000 <= port < 30000 for port in many.values())
+
+
+def test_ports_of_several_vms_end_at_the_last_one() -> None:
+    assert by_name(["newvm0"], 55536)
+    with pytest.raises(InvalidValue, match="port 55537 is too high for several VMs"):
+        by_name(["newvm0"], 55537)
+
+
+def test_a_port_that_is_taken_is_an_error_or_the_next_one_is_found() -> None:
+    where = parse("auto")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with pytest.raises(Failed, match=f"^port {taken} on 127.0.0.1 is taken$"):
+            listen(where, taken)
+        with listen(where, taken, frozenset({taken, taken + 1})) as found:
+            assert taken + 1 < found.getsockname()[1] <= taken + console_ports.TRIES
+
+
+def test_an_address_of_another_host_is_one_line() -> None:
+    with pytest.raises(Failed, match=r"^192.0.2.77 is not an address of this host$"):
+        listen(parse("192.0.2.77:5001"), 5001)

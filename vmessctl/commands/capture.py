@@ -1,0 +1,306 @@
+"""The verb capture: frames of interfaces, to a file or to a program that reads them.
+
+QEMU writes the frames into a memfd that the daemon has passed to this process as well, so neither waits for the
+other. This process reads all of it at once, and frees what it has read. What the reader of the output does not
+take is kept up to a limit; then whole frames are dropped, and counted.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+import time
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM
+from vmessctl.client import connect
+from vmessctl.commands.capture_filter import Filter
+from vmessctl.commands.capture_frames import Pcap, Pcapng
+from vmessctl.commands.capture_source import Source
+from vmessctl.commands.start_stop import seconds
+from vmessctl.output.terminal import complain, say
+from vmessd.core.errors import (
+    DONE,
+    INTERRUPTED,
+    InvalidValue,
+    VmessError,
+    counted,
+    failing,
+    printable,
+    quoted,
+    shell_line,
+    worst,
+)
+from vmessd.core.settings import size, size_shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmessctl.cli.verbs import Invocation
+
+STANDARD = "-"
+EVERY = "all"
+UNWRITTEN_MAX = 16 << 20
+"""Bytes kept for a reader that is slow."""
+PIECE = 1 << 16
+LAST_TIME = 1.0
+"""Seconds that a reader may take for the rest."""
+
+
+def run(invocation: Invocation) -> int:
+    """Capture until Ctrl-C, a limit, or the end of the last VM; return the exit status."""
+    interfaces, file = invocation.arguments[0], (*invocation.arguments[1:], STANDARD)[0]
+    limits = _Limits(invocation)
+    _check_output(invocation, file)
+    expression = invocation.options.get(verbs.FILTER.flag)
+    chosen = None if expression is None else Filter(expression)
+    wanted = _interfaces(invocation, interfaces)
+    sources = [Source(invocation, vm, index) for vm, index in wanted]
+    try:
+        with_file = _Output(file)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    return _Capture(sources, with_file, chosen, limits).run()
+
+
+def _check_output(invocation: Invocation, file: str) -> None:
+    """Raise InvalidValue if frames cannot be written there."""
+    vm = invocation.vms[0] if invocation.vms else "newvm"
+    if file == STANDARD and sys.stdout.isatty():
+        words = [PROGRAM.name, vm, "capture", invocation.arguments[0]]
+        raise InvalidValue(
+            "frames are not written to a terminal",
+            hint=f"{shell_line([*words, f'{vm}.pcap'])}; or: {shell_line(words)} | tcpdump -n -r -",
+        )
+    if file != STANDARD and os.path.lexists(file) and not _is_pipe(file):
+        raise InvalidValue(f"{quoted(file, 300)} exists already; a capture overwrites nothing")
+
+
+def _is_pipe(file: str) -> bool:
+    return stat.S_ISFIFO(os.lstat(file).st_mode)
+
+
+def _interfaces(invocation: Invocation, text: str) -> list[tuple[str, int]]:
+    """Return what to capture: VMs and interfaces; raises InvalidValue."""
+    numbers = [] if text == EVERY else [_number(part, text) for part in text.split(",")]
+    if text != EVERY:
+        return [(vm, number) for vm in invocation.vms for number in dict.fromkeys(numbers)]
+    client = connect(invocation)
+    try:
+        found = [(vm, nic["index"]) for vm in invocation.vms for nic in client.call("Nics", vm=vm)["nics"]]
+    finally:
+        client.close()
+    if not found:
+        raise InvalidValue(f"{', '.join(invocation.vms) or 'no VM'}: there is no interface to capture")
+    return found
+
+
+def _number(part: str, text: str) -> int:
+    if not (part.isascii() and part.isdecimal() and len(part) <= 3):
+        raise InvalidValue(
+            f"{quoted(text)} is not an interface, several such as 0,2, or {EVERY}",
+            hint=f"usage: {verbs.BY_VERB['capture'].usage()}",
+        )
+    return int(part)
+
+
+class _Limits:
+    """When a capture ends by itself."""
+
+    def __init__(self, invocation: Invocation) -> None:
+        """Read the options; raises InvalidValue."""
+        options = invocation.options
+        self.frames = _count(options.get(verbs.FRAMES.flag))
+        self.size = _size(options.get(verbs.SIZE.flag))
+        within = seconds(options.get(verbs.SECONDS.flag), verbs.SECONDS)
+        self.end = None if within is None else time.monotonic() + within
+
+
+def _count(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 15 and int(text) > 0):
+        raise InvalidValue(f"{verbs.FRAMES.flag} {quoted(text)} is not a number of frames, 1 or more")
+    return int(text)
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        found = size(text)
+    except ValueError:
+        found = 0
+    if not found:
+        raise InvalidValue(f"{verbs.SIZE.flag} {quoted(text)} is not a size such as 100M")
+    return found
+
+
+class _Output:
+    """The file, or the pipe, that frames go to."""
+
+    def __init__(self, file: str) -> None:
+        """Open it; raises Failed."""
+        self.file = "standard output" if file == STANDARD else printable(file)
+        with failing(f"{self.file} cannot be written"):
+            self._fd = _standard_output() if file == STANDARD else _opened(file)
+        self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self._unwritten = bytearray()
+        self.size = 0
+        """Bytes that were put in."""
+
+    def fileno(self) -> int:
+        """Return the descriptor, for poll(2)."""
+        return self._fd
+
+    @property
+    def waits(self) -> bool:
+        """Something is kept for a reader that is slow."""
+        return bool(self._unwritten)
+
+    def put(self, data: bytes) -> bool:
+        """Take a frame, or tell that there is no room for it; raises Failed, BrokenPipeError."""
+        if len(self._unwritten) + len(data) > UNWRITTEN_MAX:
+            return False
+        self._unwritten += data
+        self.size += len(data)
+        if len(self._unwritten) > PIECE:
+            self.write()
+        return True
+
+    def write(self) -> None:
+        """Write what the reader takes; raises Failed, BrokenPipeError."""
+        while self._unwritten:
+            try:
+                del self._unwritten[: os.write(self._fd, self._unwritten[: 16 * PIECE])]
+            except BlockingIOError:
+                return
+            except BrokenPipeError:
+                raise
+            except OSError:
+                self._cut()
+                with failing(f"{self.file} cannot be written"):
+                    raise
+
+    def _cut(self) -> None:
+        """Cut a file behind its last whole frame, as far as that is known."""
+        if self._is_file:
+            os.ftruncate(self._fd, max(0, self.size - len(self._unwritten)))
+
+    def finish(self) -> None:
+        """Give the reader a moment for the rest."""
+        deadline = time.monotonic() + LAST_TIME
+        while self._unwritten and time.monotonic() < deadline:
+            select.select([], [self._fd], [], LAST_TIME)
+            self.write()
+
+
+def _standard_output() -> int:
+    """Return a descriptor of standard output; of a pipe, one that does not block, and affects nobody else."""
+    fd = sys.stdout.fileno()
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return fd
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return fd
+
+
+def _opened(file: str) -> int:
+    if os.path.lexists(file) and _is_pipe(file):
+        fd = os.open(file, os.O_WRONLY)  # when there is a reader
+        os.set_blocking(fd, False)
+        return fd
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+class _Capture:
+    """A capture of some interfaces."""
+
+    def __init__(
+        self, sources: Sequence[Source], output: _Output, chosen: Filter | None, limits: _Limits
+    ) -> None:
+        self._sources = sources
+        self._output = output
+        self._filter = chosen
+        self._limits = limits
+        self._format = Pcap() if len(sources) == 1 else Pcapng()
+        self._frames = self._dropped = 0
+        self._status = DONE
+
+    def run(self) -> int:
+        """Capture until it ends; return the exit status."""
+        try:
+            self._output.put(self._format.head([source.name for source in self._sources]))
+            self._output.write()
+            while not self._is_over():
+                self._turn()
+        except KeyboardInterrupt:
+            self._status = INTERRUPTED
+            self._turn()  # what has been captured before
+        except VmessError as error:
+            self._status = complain(error)
+        finally:
+            for source in self._sources:
+                source.close()
+            if self._filter is not None:
+                self._filter.close()
+            say(self._account())
+        self._output.finish()
+        return self._status
+
+    def _is_over(self) -> bool:
+        limits = self._limits
+        return (
+            all(source.ended for source in self._sources)
+            or (limits.end is not None and time.monotonic() >= limits.end)
+            or (limits.frames is not None and self._frames >= limits.frames)
+            or (limits.size is not None and self._output.size >= limits.size)
+        )
+
+    def _turn(self) -> None:
+        """Wait for frames, and take them."""
+        self._wait()
+        for number, source in enumerate(self._sources):
+            try:
+                for frame in source.frames():
+                    if self._filter is not None and not self._filter.passes(frame.data):
+                        continue
+                    if self._limits.frames is not None and self._frames >= self._limits.frames:
+                        return
+                    if self._output.put(self._format.frame(frame, number)):
+                        self._frames += 1
+                    else:
+                        self._dropped += 1
+            except VmessError as error:
+                if len(self._sources) == 1:
+                    raise
+                self._status = worst([self._status, complain(error)])
+        self._output.write()
+
+    def _wait(self) -> None:
+        """Wait for a reply, room in the output, or the next look at the frames."""
+        poll = select.poll()
+        for source in self._sources:
+            if not source.ended:
+                poll.register(source.fileno(), select.POLLIN)
+        if self._output.waits:
+            poll.register(self._output.fileno(), select.POLLOUT)
+        pauses = [pause for source in self._sources if (pause := source.pause()) is not None]
+        if self._limits.end is not None:
+            pauses.append(max(0.0, self._limits.end - time.monotonic()))
+        ready = dict(poll.poll(min(pauses) * 1000 if pauses else None))
+        for source in self._sources:
+            source.is_ready = not source.ended and source.fileno() in ready
+
+    def _account(self) -> str:
+        """Return what was captured, in words."""
+        names = ", ".join(source.name for source in self._sources[:3])
+        more = f" and {len(self._sources) - 3} more" if len(self._sources) > 3 else ""
+        lost = f", {counted(self._dropped, 'frame')} dropped, not read in time" if self._dropped else ""
+        return f"{names}{more}: {counted(self._frames, 'frame')}, {size_shown(self._output.size)}{lost}"

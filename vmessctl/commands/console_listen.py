@@ -1,0 +1,121 @@
+"""Serial consoles for other programs: each on a TCP port, by telnet or as plain bytes.
+
+This process listens and copies, with the rights of its user, so it can do nothing that the user could not do
+with `console` itself. The daemon passes the console of a VM when a client connects.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import Invocation
+from vmessctl.client import connect
+from vmessctl.commands import console_port, console_ports
+from vmessctl.commands.console_line import Line
+from vmessctl.output.terminal import emit, hushed, say
+from vmessd.core import serial_ports
+from vmessd.core.errors import INTERRUPTED, counted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import NoReturn
+
+    Listeners = dict[int, tuple[socket.socket, str]]
+    """Listening sockets by number, each with its VM."""
+
+LINES_MAX = 200
+"""Connections at a time; each may have a connection to the daemon, which accepts 240 of a user."""
+PAUSE = 0.05
+"""Seconds without new connections after one could not be accepted."""
+
+
+def run(invocation: Invocation) -> int:
+    """Serve the consoles until Ctrl-C; return the exit status."""
+    where = console_ports.parse(invocation.options[verbs.LISTEN.flag])
+    _check_known(invocation)
+    listeners: Listeners = {}
+    try:
+        for vm, port, others in _ports(invocation, where):
+            listener = console_ports.listen(where, port, others)
+            listeners[listener.fileno()] = (listener, vm)
+            _announce(invocation, vm, where, listener.getsockname()[1])
+        if not where.is_private:
+            say(f"anybody who reaches {where.address} can use {counted(len(listeners), 'console')}")
+        with hushed(verbs.QUIET.flag in invocation.options):
+            _serve(invocation, listeners)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        for listener, _ in listeners.values():
+            listener.close()
+
+
+def _check_known(invocation: Invocation) -> None:
+    """Raise NoSuchVM if a VM does not exist."""
+    client = connect(invocation)
+    try:
+        for vm in invocation.vms:
+            client.call("Status", vm=vm)
+    finally:
+        client.close()
+
+
+def _ports(
+    invocation: Invocation, where: console_ports.Endpoint
+) -> list[tuple[str, int, frozenset[int] | None]]:
+    """Return a port for each VM, and those of the others unless no other one will do; raises InvalidValue."""
+    if len(invocation.vms) == 1 and where.port is not None and verbs.ALL.flag not in invocation.options:
+        return [(invocation.vms[0], where.port, None)]
+    base = console_ports.BASE + console_ports.SPAN * (
+        console_port.number(invocation.arguments) - serial_ports.FIRST
+    )
+    ports = console_ports.by_name(invocation.vms, where.port or base)
+    others = frozenset(ports.values())
+    return [(vm, port, others) for vm, port in ports.items()]
+
+
+def _announce(invocation: Invocation, vm: str, where: console_ports.Endpoint, port: int) -> None:
+    if verbs.JSON.flag in invocation.options:
+        emit(invocation, {"address": where.address, "port": port}, vm)
+    else:
+        print(f"{vm}: {where.shown}:{port}", flush=True)
+
+
+def _serve(invocation: Invocation, listeners: Listeners) -> NoReturn:
+    """Serve connections for ever."""
+    lines: list[Line] = []
+    accepts_at = 0.0
+    while True:
+        poll = select.poll()
+        now = time.monotonic()
+        limits = [limit for line in lines if (limit := line.limit(now)) is not None]
+        if now < accepts_at:
+            limits.append(accepts_at - now)
+        else:
+            for number in listeners:
+                poll.register(number, select.POLLIN)
+        for line in lines:
+            for number, events in line.waits_for().items():
+                poll.register(number, events)
+        ready = dict(poll.poll(min(limits) * 1000 if limits else None))
+        for line in lines:
+            line.turn(ready)
+        lines = [line for line in lines if not line.is_closed]
+        for number in listeners.keys() & ready.keys():
+            try:
+                _accept(invocation, *listeners[number], lines)
+            except OSError:  # the client has left already, or there is no descriptor for it
+                accepts_at = time.monotonic() + PAUSE
+
+
+def _accept(invocation: Invocation, listener: socket.socket, vm: str, lines: list[Line]) -> None:
+    """Accept a connection; raises OSError."""
+    connected, peer = listener.accept()
+    if len(lines) < LINES_MAX:
+        lines.append(Line(invocation, vm, connected, peer))
+    else:
+        connected.close()
+        say(f"{vm}: a connection was refused: {LINES_MAX} are open already")
