@@ -62,7 +62,7 @@ class Clones:
         await self._check_new(target.vm)
         lane = Lane(f"the clone of {machine.vm}", "is its file system there?")
         await lane.aside(target.must_be_new)
-        notes = await self._keep(taker, target.vm) if linked else []
+        kept, notes = await self._keep(taker, target.vm) if linked else (None, [])
         clone = Clone(machine.directory, target, self._host.account, linked=linked)
         stop, percents = threading.Event(), Percents()
 
@@ -82,18 +82,27 @@ class Clones:
             with contextlib.suppress(VmessError):
                 notes += await lane.aside(functools.partial(_remarks, target, machine.vm))
             yield CloneProgress(True, (await self._taker(target.vm)).vm, 100, notes or None)
+        except VmessError as error:
+            if kept is not None:
+                error.hint = (
+                    f"to merge the snapshot that was taken for it: vmess {machine.vm} snapshot delete {kept}"
+                )
+            raise
         finally:
             stop.set()
             await leftovers.clean_up(lane, clone.close, self._left)
 
-    async def _keep(self, taker: Snapshots, name: str) -> list[str]:
-        """Have all disks stand on images that nobody writes to, without much of their own; return remarks."""
+    async def _keep(self, taker: Snapshots, name: str) -> tuple[str | None, list[str]]:
+        """Have all disks stand on images that nobody writes to, without much of their own.
+
+        Return the name of the snapshot that was taken for that, if any, and remarks.
+        """
         machine = taker.machine
         wanted = await machine.change(functools.partial(_wanted, machine.directory, name), stopped=True)
         if wanted is None:
-            return []
+            return None, []
         change = await taker.take(wanted)
-        return [
+        return change.name, [
             f"{machine.vm} has a snapshot {change.name} now, on which both stand",
             *(f"{machine.vm}: {note}" for note in change.notes),
         ]
