@@ -4,7 +4,6 @@ The files are read and written in pure functions; what comes of them is looked a
 monitor, and on real links in network namespaces. A guest's view of its link is the status register of its card.
 """
 
-import contextlib
 import functools
 import json
 import os
@@ -14,7 +13,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,15 @@ from watchers import watching
 from wired_vms import (
     BROKEN_DISK,
     HURRIED,
-    Monitor,
+    cables,
     crash,
     healthy,
     heard,
+    make_seen,
     monitor,
     nics,
     releasing,
+    seen,
     talker,
     watched,
 )
@@ -274,54 +275,6 @@ def test_c60_slots_that_make_no_sense_are_named(wired: WiredDaemon) -> None:
 
 
 # Cables
-
-
-class Cards:
-    """The rtl8139 cards of a VM as its guest sees them: with I/O ports, set up by a second monitor."""
-
-    def __init__(self, qemu: Monitor, *indices: int) -> None:
-        self._qemu = qemu
-        self._ports: dict[int, int] = {}
-        for index in indices:
-            self.found(index)
-
-    def found(self, index: int) -> None:
-        """Give a card its ports, as firmware would."""
-        devices = [device for bus in self._qemu.execute("query-pci") for device in bus["devices"]]
-        [slot] = [device["slot"] for device in devices if device["qdev_id"] == f"nic{index}"]
-        self._ports[index] = 0xC000 + 0x100 * index
-        for register, value in ((0x10, self._ports[index]), (0x04, 1)):
-            self._say(f"o /w 0xcf8 {0x80000000 | slot << 11 | register:#x}")
-            self._say(f"o /w 0xcfc {value:#x}")
-
-    def see_link(self, index: int) -> bool:
-        """Tell whether the link is up: bit 2 of the PHY's basic mode status register."""
-        return bool(int(self._say(f"i /h {self._ports[index] + 0x64:#x}").split("=")[1], 16) & 4)
-
-    def links(self) -> list[bool]:
-        return [self.see_link(index) for index in sorted(self._ports)]
-
-    def _say(self, line: str) -> str:
-        said: str = self._qemu.execute("human-monitor-command", **{"command-line": line})
-        return said
-
-
-@contextlib.contextmanager
-def seen(daemon: WiredDaemon, vm: str, *indices: int) -> Iterator[Cards]:
-    with monitor(daemon, vm) as qemu:
-        yield Cards(qemu, *indices)
-
-
-def cables(daemon: WiredDaemon, vm: str) -> list[bool | None]:
-    found = json.loads(daemon.done(vm, "ifstat", "--json"))["nics"]
-    return [nic["cable"] for nic in found]
-
-
-def make_seen(daemon: WiredDaemon, vm: str, *wires: str, **files: str) -> Path:
-    files["EXARGS"] = f"{files.get('EXARGS', '')} {watched(daemon, vm)}"
-    directory = daemon.make(vm, **({"NIC_MODEL": "rtl8139"} | files))
-    daemon.done(vm, "ifadd", str(len(wires)), *wires)
-    return directory
 
 
 def test_c59_a_pulled_cable_is_remembered(wired: WiredDaemon) -> None:
@@ -709,10 +662,10 @@ SLOW_CONNECT = """
 import logging, time, vmessd.devices.network_interfaces
 connect = vmessd.devices.network_interfaces.NetworkInterfaces._connect
 
-def slowly(self, index, wire):
+def slowly(self, index, wire, known):
     logging.info("it begins")
     time.sleep(1.0)
-    return connect(self, index, wire)
+    return connect(self, index, wire, known)
 
 vmessd.devices.network_interfaces.NetworkInterfaces._connect = slowly
 """

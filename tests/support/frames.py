@@ -57,7 +57,10 @@ class Station:
         os.close(self._device)
 
     def send(self, to: str, ether_type: int, payload: bytes) -> None:
-        os.write(self._device, octets(to) + self.mac + struct.pack(">H", ether_type) + payload)
+        self.send_whole(octets(to) + self.mac + struct.pack(">H", ether_type) + payload)
+
+    def send_whole(self, frame: bytes) -> None:
+        os.write(self._device, frame)
 
     def received(self) -> list[bytes]:
         """Return the frames that came since the last call."""

@@ -150,6 +150,54 @@ def watched(daemon: WiredDaemon, vm: str) -> str:
     return f"-qmp unix:{daemon.directory / f'{vm}.qmp'},server=on,wait=off"
 
 
+class Cards:
+    """The rtl8139 cards of a VM as its guest sees them: with I/O ports, set up by a second monitor."""
+
+    def __init__(self, qemu: Monitor, *indices: int) -> None:
+        self._qemu = qemu
+        self._ports: dict[int, int] = {}
+        for index in indices:
+            self.found(index)
+
+    def found(self, index: int) -> None:
+        """Give a card its ports, as firmware would."""
+        devices = [device for bus in self._qemu.execute("query-pci") for device in bus["devices"]]
+        [slot] = [device["slot"] for device in devices if device["qdev_id"] == f"nic{index}"]
+        self._ports[index] = 0xC000 + 0x100 * index
+        for register, value in ((0x10, self._ports[index]), (0x04, 1)):
+            self._say(f"o /w 0xcf8 {0x80000000 | slot << 11 | register:#x}")
+            self._say(f"o /w 0xcfc {value:#x}")
+
+    def see_link(self, index: int) -> bool:
+        """Tell whether the link is up: bit 2 of the PHY's basic mode status register."""
+        return bool(int(self._say(f"i /h {self._ports[index] + 0x64:#x}").split("=")[1], 16) & 4)
+
+    def links(self) -> list[bool]:
+        return [self.see_link(index) for index in sorted(self._ports)]
+
+    def _say(self, line: str) -> str:
+        said: str = self._qemu.execute("human-monitor-command", **{"command-line": line})
+        return said
+
+
+@contextlib.contextmanager
+def seen(daemon: WiredDaemon, vm: str, *indices: int) -> Iterator[Cards]:
+    with monitor(daemon, vm) as qemu:
+        yield Cards(qemu, *indices)
+
+
+def cables(daemon: WiredDaemon, vm: str) -> list[bool | None]:
+    found = json.loads(daemon.done(vm, "ifstat", "--json"))["nics"]
+    return [nic["cable"] for nic in found]
+
+
+def make_seen(daemon: WiredDaemon, vm: str, *wires: str, **files: str) -> Path:
+    files["EXARGS"] = f"{files.get('EXARGS', '')} {watched(daemon, vm)}"
+    directory = daemon.make(vm, **({"NIC_MODEL": "rtl8139"} | files))
+    daemon.done(vm, "ifadd", str(len(wires)), *wires)
+    return directory
+
+
 # vmessd whose disk fails: no directory reaches it, or, while a file of that name is there, nothing does.
 BROKEN_DISK = """
 import os, stat, sys

@@ -214,7 +214,7 @@ SHORT = {"-h": HELP, "-q": QUIET, "-v": VERBOSE, "-l": USER}
 LITERALS = frozenset(
     {
         *("std", "hd", "net", "ide", "virtio", "scsi", "sata", "nvme", "bios", "uefi", "uefi-secure", "reset"),
-        *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "force"),
+        *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "follow", "force"),
         *("hda", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
         *("status", "stop", "log", "ssh", "delete", "raw", "qcow2"),
@@ -390,6 +390,7 @@ SETTING_SUMMARIES = {
     **dict.fromkeys(("firmware", "kernel", "initrd", "append"), BOOT),
     **dict.fromkeys(("smbios", "agent", "tpm", "serial"), GUEST),
     **dict.fromkeys(("nic-model", "nic-options", "qemu-options"), EXTRAS),
+    "carrier": PLUGS,
     "raw": DRIVE,
 }
 """The places of settings in the help."""
@@ -563,11 +564,11 @@ COMMANDS: tuple[Command, ...] = (
         "ifadd",
         "Give the VM exactly N NICs, and optionally connect them to bridges, which are created if\n"
         'necessary. "-" stands for no bridge, "user" for QEMU\'s user-mode network, which needs no\n'
-        "privilege (user:2222:22,udp:5353:53 forwards ports). On a running VM, missing NICs are\n"
-        "plugged in, and the guest is asked to release the others.",
+        "privilege (user:2222:22,udp:5353:53 forwards ports), spine:1 for a cable to interface 1 of spine.\n"
+        "On a running VM, missing NICs are plugged in, and the guest is asked to release the others.",
         "SetNics",
         "network.ifadd",
-        arguments="<N> [bridge|-|user]...",
+        arguments="<N> [bridge|-|user|vm:ifnum]...",
         many=True,
         reports=True,
         files="NICS",
@@ -591,17 +592,18 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "connect",
         "Connect an interface (<ifnum>, starting from 0) to a bridge, and disconnect it from its current\n"
-        'one. This takes effect at once, even while the VM runs. Changes from or to "user" need a VM\n'
-        "that is off.",
+        "one. spine:1 is a cable to interface 1 of the VM spine, which must be free: every frame passes, and\n"
+        "each end sees when the other goes down. This takes effect at once, even while the VM runs. Changes\n"
+        'from or to "user" need a VM that is off.',
         "Connect",
         "network.connect_interface",
-        arguments="<ifnum> <bridge|-|user>",
+        arguments="<ifnum> <bridge|-|user|vm:ifnum>",
         many=True,
         reports=True,
         files="NICS",
         running=LIVE,
         summary=PLUGS,
-        example="newvm connect 0 br1",
+        example="newvm connect 1 spine:0",
     ),
     Command(
         "ifstat",

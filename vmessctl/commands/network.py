@@ -258,10 +258,17 @@ def segments(reply: Reply) -> str:
     for segment in reply["segments"]:
         if segment["bridge"] is None:
             lines += [shell_line([PROGRAM.name, "net", "add", port]) for port in segment["ports"]]
+            lines += [_cable(cable) for cable in segment.get("cables") or ()]
         else:
             line = shell_line([PROGRAM.name, "net", "vlan", segment["bridge"], *segment["ports"]])
             lines.append(f"{line}{_whose(segment)}")
     return "\n".join(lines)
+
+
+def _cable(cable: Reply) -> str:
+    """Return the command that plugs in a cable between two VMs."""
+    vm, _, interface = cable["one"].partition(":")
+    return shell_line([PROGRAM.name, vm, "connect", interface, cable["other"]])
 
 
 def _whose(segment: Reply) -> str:

@@ -235,10 +235,13 @@ def nic(reply: Reply) -> str:
         wire = f"user network{''.join(map(_forward, filter(None, wire.partition(':')[2].split(','))))}"
     elif wire == "-":
         wire = "in no bridge"
+    elif ":" in wire:
+        wire = f"cable to {wire}"
     remarks = [
         "" if reply["present"] or reply["tap"] is None else ", not created yet",
         ", being unplugged: the guest has not released it yet" if reply["leaving"] else "",
         {True: "", False: ", cable pulled"}.get(reply["cable"], ", cable unknown"),
+        f", no link: {printable(reply['other_end'])}" if reply.get("other_end") else "",
         f" ({reply['mac_later']} from the next start)" if reply.get("mac_later") else "",
     ]
     return f"{name}: {wire}, MAC {reply['mac']}{remarks.pop()}{''.join(remarks)}"

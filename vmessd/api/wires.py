@@ -22,18 +22,23 @@ class Wires(Caller):
     async def SetNics(self, *, vm: str, count: int, wires: list[str]) -> list[Step]:
         """Give a VM exactly `count` interfaces. Returns what was done, in order.
 
-        Each wire is a bridge, which is created if necessary, `-` for none, or `user`
-        (`user:2222:22,udp:5353:53`) for QEMU's user-mode network. Interfaces without a wire are in no bridge.
+        Each wire is a bridge, which is created if necessary, `-` for none, `user` (`user:2222:22,udp:5353:53`)
+        for QEMU's user-mode network, or the other end of a cable (`spine0:1`), which is noted there as well.
+        Interfaces without a wire are in no bridge.
         On a running VM, NICs are hot-plugged; a step `pending` means that the guest has not released a NIC yet.
         """
-        steps = await (await self._supervisor.begun_wires(vm)).arrange(count, wires)
+        steps = await self._supervisor.cabling.arrange(vm, count, wires)
         self._tell(Kind.wires, vm, f"ifadd {count} {printable(' '.join(wires)[:300])}".strip())
         return steps
 
     @varlinkmethod(return_parameter="steps")
     async def Connect(self, *, vm: str, interface: int, wire: str) -> list[Step]:
-        """Connect one interface, counted from 0, to another bridge; `-` disconnects it."""
-        steps = await (await self._supervisor.begun_wires(vm)).connect(interface, wire)
+        """Connect one interface, counted from 0, to another bridge or, by a cable, to another VM.
+
+        The wire is as for SetNics; `-` disconnects the interface. The other end of a cable must be free, and
+        loses it when this end is connected to something else.
+        """
+        steps = await self._supervisor.cabling.connect(vm, interface, wire)
         self._tell(Kind.wires, vm, f"connect {interface} {printable(wire)}")
         return steps
 
@@ -43,7 +48,7 @@ class Wires(Caller):
 
         Returns a remark, for example that this model of NIC has no link state, or null.
         """
-        note = await (await self._supervisor.begun_wires(vm)).cable(interface, on=on)
+        note = await self._supervisor.cabling.cable(vm, interface, on=on)
         self._tell(Kind.wires, vm, f"cable {interface} {'on' if on else 'off'}")
         return note
 

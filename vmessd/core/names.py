@@ -31,7 +31,7 @@ VERBS = frozenset(
         *("nic-model", "nic-options", "qemu-options", "edit"),
         *("machine", "vga", "rng", "smbios", "boot-order", "boot-once"),
         *("disk-bus", "firmware", "kernel", "initrd", "append", "agent", "tpm", "serial"),
-        *("ifadd", "ifdel", "ifstat", "connect", "cable", "mac", "forward", "addr", "capture"),
+        *("ifadd", "ifdel", "ifstat", "connect", "cable", "carrier", "mac", "forward", "addr", "capture"),
         "screenshot",
         *("export", "share", "snapshot", "clone", "cloud-init", "ssh", "scp"),
     }

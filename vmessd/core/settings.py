@@ -29,6 +29,9 @@ DELAY_MAX = 3600
 REMARK_MAX = 200
 CPU = "CPU"
 LOCK = "LOCK"
+CARRIER = "CARRIER"
+ALWAYS = "always"
+"""The value of CARRIER with which a guest sees its links up, whatever is at the other ends of its cables."""
 SHARES = "SHARES"
 QEMU_OPTIONS = "qemu-options"
 MACHINE = "MACHINE"
@@ -546,8 +549,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         file="NICS",
         verb=None,
-        argument="[bridge|-|user ...]",
-        expects="at most 29 words, each a bridge, - or user",
+        argument="[bridge|-|user|vm:ifnum ...]",
+        expects="at most 29 words, each a bridge, -, user, or the other end of a cable such as spine0:1",
         parse=_wires,
         option=_no_option,  # the state of the kernel takes precedence; see links.Nic
         help="What the interfaces are connected to, as set by ifadd and connect.",
@@ -590,6 +593,18 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_of_nics("parse_cables"),
         option=_no_option,
         help="The interfaces whose cable is pulled, as set by cable.",
+    ),
+    Setting(
+        file=CARRIER,
+        verb="carrier",
+        argument="<follow|always|none>",
+        expects="follow or always",
+        parse=_one_of("follow", ALWAYS),
+        option=_no_option,
+        help="Choose what the guest sees of cables to other VMs: the link is down while the other end is off,\n"
+        "paused or pulled (follow, the default), or it is always up (always).",
+        example="always",
+        live=True,
     ),
     Setting(
         file=SHARES,

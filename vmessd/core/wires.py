@@ -2,8 +2,9 @@
 
 The words are the arguments of `ifadd` and the contents of NICS. A word is the name of a bridge, `-` for a TAP
 without a bridge, or `user` for QEMU's user-mode network, with forwarded ports after a colon:
-`user:2222:22,udp:5353:53`. Names of links contain neither colons nor spaces (dev_valid_name() in Linux's
-net/core/dev.c), so the words are unambiguous.
+`user:2222:22,udp:5353:53`. `spine0:1` is a cable to interface 1 of the VM spine0, which has the word for the
+other direction. Names of links contain neither colons nor spaces (dev_valid_name() in Linux's net/core/dev.c),
+and no VM is called `user`, so the words are unambiguous.
 
 The name of a link says its kind, as in the original script; see :func:`kind_by_name`.
 """
@@ -29,6 +30,7 @@ LOCALHOST = "127.0.0.1"
 ANY = "0.0.0.0"  # noqa: S104 -- a word of the command line, not a place to listen
 PROTOCOLS = ("tcp", "udp")
 FORWARD_FORM = "[udp:][address:]<hostport>:<guestport>, such as 2222:22"
+END_FORM = "<vm>:<interface>, such as spine0:1"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,29 @@ def parse_forward(text: str) -> Forward:
 
 
 @dataclass(frozen=True)
+class End:
+    """One end of a cable: an interface of a VM."""
+
+    vm: str
+    interface: int
+
+    def __str__(self) -> str:
+        return f"{self.vm}:{self.interface}"
+
+
+def parse_end(text: str) -> End:
+    """Return the end of a cable from a word such as `spine:1`; raises InvalidValue."""
+    vm, _, number = text.rpartition(":")
+    if ":" in vm or not re.fullmatch(r"[0-9]{1,4}", number):
+        raise InvalidValue(f"cable {quoted(text)} is not {END_FORM}")
+    if int(number) >= INTERFACES_MAX:
+        raise InvalidValue(
+            f"cable {quoted(text)}: no VM has interface {int(number)}; the last one is {INTERFACES_MAX - 1}"
+        )
+    return End(names.parse(vm), int(number))
+
+
+@dataclass(frozen=True)
 class Wire:
     """What one interface is connected to."""
 
@@ -96,8 +121,12 @@ class Wire:
     """It uses QEMU's user-mode network instead of a TAP."""
     forwards: tuple[Forward, ...] = ()
     """The forwarded ports of a user-mode network."""
+    cable: End | None = None
+    """The other end of its cable."""
 
     def __str__(self) -> str:
+        if self.cable is not None:
+            return str(self.cable)
         if not self.user:
             return self.bridge or UNPLUGGED
         forwards = ",".join(map(str, self.forwards))
@@ -226,7 +255,7 @@ def parse_wire(word: str) -> Wire:
     if word == USER:
         return Wire(user=True)
     if not word.startswith(f"{USER}:"):
-        return Wire(bridge=bridge_name(word))
+        return Wire(cable=parse_end(word)) if ":" in word else Wire(bridge=bridge_name(word))
     texts = word.removeprefix(f"{USER}:").split(",")
     if len(texts) > FORWARDS_MAX:
         raise InvalidValue(f"{len(texts)} forwarded ports are too many; at most {FORWARDS_MAX} are allowed")
@@ -266,7 +295,16 @@ def parse_wires(count: int, words: Sequence[str]) -> tuple[Wire, ...]:
         raise InvalidValue(f"number of NICs {quoted(count)} is not from 0 to {INTERFACES_MAX}")
     if len(words) > count:
         raise InvalidValue(f"{quoted(' '.join(words))}: too many bridges for {counted(count, 'NIC')}")
-    return tuple(parse_wire(word) for word in words) + (Wire(),) * (count - len(words))
+    wires = tuple(parse_wire(word) for word in words)
+    ends = [wire.cable for wire in wires if wire.cable is not None]
+    if twice := next((end for end in ends if ends.count(end) > 1), None):
+        raise InvalidValue(f"cable {quoted(twice)} is given twice; a cable has two ends")
+    return wires + (Wire(),) * (count - len(words))
+
+
+def cables(wires: Sequence[Wire]) -> dict[int, End]:
+    """Return the other ends of cables by interface."""
+    return {index: wire.cable for index, wire in enumerate(wires) if wire.cable is not None}
 
 
 def check_interface(vm: str, number: int, there: Collection[int]) -> None:

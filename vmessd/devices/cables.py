@@ -3,6 +3,9 @@
 QEMU has a link state for each card but does not report it (see `hotplug`), so this module remembers it. The
 file is written before a cable is pulled. If a daemon dies in between, the next one pulls the cable.
 
+The card of a VM sees its link up if its cable is in and the other end of the cable is not *dead*: another VM
+may be off, or have pulled it. The supervisor knows that (`vmessd.supervisor.cabling`), and says so here.
+
 A *bounce* pulls a cable for a moment, so that the guest looks for its neighbours again.
 """
 
@@ -11,13 +14,13 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from vmessd.core import nic_hardware
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.nic_hardware import Loose
-from vmessd.core.settings import BY_FILE
+from vmessd.core.settings import ALWAYS, BY_FILE, CARRIER
 from vmessd.devices.hotplug import Cards
 from vmessd.qemu import command_line
 from vmessd.storage.vmdir import VMDirectory
@@ -45,6 +48,10 @@ class Cables:
         self._lock = lock
         self._pid: int | None = None
         self._known: dict[int, bool] = {}
+        self._links: dict[int, bool] = {}
+        """The link states that this daemon has set in the present QEMU."""
+        self._dead: frozenset[int] = frozenset()
+        """The interfaces whose cable has a dead other end."""
         self._bounces: dict[int, asyncio.Task[None]] = {}
         self._hurry = asyncio.Event()
 
@@ -76,6 +83,8 @@ class Cables:
         if pid != self._pid:
             self._pid = pid
             self._known = {}
+            self._links = {}
+            self._dead = frozenset()
         return self._known
 
     async def unseen(self, index: int) -> str | None:
@@ -127,8 +136,10 @@ class Cables:
         if on:
             await self._note(before.put(index, on=True))
 
-    async def enforce(self, present: Collection[int]) -> None:
-        """Apply CABLES to QEMU: pull cables, and end bounces of an earlier daemon.
+    async def enforce(self, present: Collection[int], ends: Mapping[int, str | None]) -> None:
+        """Apply CABLES and the other ends to QEMU, and end bounces of an earlier daemon.
+
+        `ends` as for :meth:`follow`.
 
         Raises:
             BadFile: CABLES cannot be read.
@@ -143,10 +154,35 @@ class Cables:
                 await self._set_link(index, up=True)
         if loose.bounced:
             await self._note(Loose(loose.pulled))
+        await self.follow(ends, present)
+
+    async def follow(self, ends: Mapping[int, str | None], present: Collection[int]) -> None:
+        """Have the guest see for each cable between VMs whether its other end is live.
+
+        `ends` says for each interface with such a cable why the other end is dead, None if it is live.
+
+        Raises:
+            BadFile: CABLES cannot be read.
+            Failed, NotRunning, TimedOut: QEMU did not do it.
+        """
+        self._done()
+        concerned = (ends.keys() | self._dead) & set(present)
+        if not concerned:
+            return
+        directory = self._machine.home
+        follows = await self._machine.files.aside(lambda: directory.read_setting(BY_FILE[CARRIER])) != ALWAYS
+        self._dead = frozenset(index for index, why in ends.items() if why is not None and follows)
+        pulled = (await self.loose()).pulled
+        for index in sorted(concerned - pulled - self._bounces.keys()):
+            up = index not in self._dead
+            if self._links.get(index) is not up:
+                await self._show(index, up=up)
 
     async def replug(self, indices: Collection[int]) -> None:
         """Pull the cables of newly plugged cards if CABLES says so; raises as :meth:`enforce`."""
         self._done().update(dict.fromkeys(indices, True))
+        for index in indices:
+            self._links.pop(index, None)
         for index in (await self.loose()).pulled & set(indices):
             await self._set_link(index, up=False)
 
@@ -160,7 +196,8 @@ class Cables:
         try:
             states, present = await self.states(indices), await self._cards.present()
             plugged = [index for index in indices if index in present and not self._cards.is_leaving(index)]
-            wanted = [index for index in plugged if states[index] and not await self.unseen(index)]
+            shown = [index for index in plugged if states[index] and index not in self._dead]
+            wanted = [index for index in shown if not await self.unseen(index)]
             if not wanted:
                 return
             loose = await self.loose()
@@ -169,7 +206,7 @@ class Cables:
                 self._cancel_bounce(index)
                 self._bounces[index] = asyncio.get_running_loop().create_task(self._end_bounce(index))
             for index in wanted:
-                await self._cards.set_link(index, up=False)
+                await self._show(index, up=False)
         except VmessError as error:
             log.warning("%s: the link of the guest is not bounced: %s", self.vm, error.message)
 
@@ -202,8 +239,13 @@ class Cables:
     async def _set_link(self, index: int, *, up: bool) -> None:
         known = self._done()
         known.pop(index, None)
-        await self._cards.set_link(index, up=up)
+        await self._show(index, up=up and index not in self._dead)
         known[index] = up
+
+    async def _show(self, index: int, *, up: bool) -> None:
+        self._links.pop(index, None)
+        await self._cards.set_link(index, up=up)
+        self._links[index] = up
 
     async def _note(self, loose: Loose) -> None:
         work = functools.partial(self._machine.home.write_setting, CABLES, str(loose) or None)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vmessd.core import names, nic_hardware
@@ -18,8 +18,10 @@ from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import (
     INTERFACES_MAX,
+    End,
     Forward,
     Wire,
+    cables,
     check_interface,
     file_text,
     parse_wire,
@@ -33,7 +35,7 @@ from vmessd.devices.hotplug import Cards
 from vmessd.network.links import Change, Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
-from vmessd.storage import images
+from vmessd.storage import cable_notes, images
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher
 from vmessd.vm.host import Host
@@ -46,15 +48,31 @@ _T = TypeVar("_T")
 NICS, MACS, SLOTS = BY_FILE["NICS"], BY_FILE["MACS"], BY_FILE["SLOTS"]
 
 
+_WITHOUT_GUEST = {
+    **dict.fromkeys(OFF, "off"),
+    State.starting: "starting",
+    State.paused: "paused",
+}
+"""The states in which no guest is at its end of a cable, in words."""
+
+
 class NetworkInterfaces:
     """The network interfaces of one machine."""
 
-    def __init__(self, machine: Machine, host: Host, is_vm: Callable[[str], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        host: Host,
+        is_vm: Callable[[str], Awaitable[bool]],
+        other_ends: Callable[[str], Awaitable[Mapping[int, str | None]]],
+    ) -> None:
+        """`other_ends` returns for each cable of a VM why its other end is dead, None if it is live."""
         self.vm = machine.vm
         self._machine = machine
         self._host = host
         self._network = host.network
         self._is_vm = is_vm
+        self._other_ends = other_ends
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.cards = Cards(machine, self._released)
@@ -75,12 +93,13 @@ class NetworkInterfaces:
         try:
             if not self.cards.macs() and (fresh or not await self._machine.files.aside(self._has_nics_file)):
                 return  # it has no cards
+            ends = await self._other_ends(self.vm)
             if fresh:
-                await self.cables.enforce(self.cards.macs())
+                await self.cables.enforce(self.cards.macs(), ends)
             else:
                 async with self._lock:
                     await self.cards.learn()
-                    await self.cables.enforce(self.cards.macs())
+                    await self.cables.enforce(self.cards.macs(), ends)
         except VmessError as error:
             log.warning("%s: cables may differ from CABLES: %s", self.vm, error.message)
         await self.captures.prepare(fresh=fresh)
@@ -149,8 +168,13 @@ class NetworkInterfaces:
 
     # -- Changes --
 
-    async def arrange(self, count: int, words: Sequence[str]) -> list[Step]:
+    async def arrange(
+        self, count: int, words: Sequence[str], known: Mapping[int, End] | None = None
+    ) -> list[Step]:
         """Give the VM exactly `count` interfaces, plugged into what the words say.
+
+        The other ends of cables are noted already. `known` are the cables that the VM has, for which the caller
+        sees to the other ends.
 
         Raises:
             InvalidValue: a word or the number is invalid.
@@ -158,10 +182,11 @@ class NetworkInterfaces:
         """
         wires = parse_wires(count, words)
         await self._check_bridges(wires)
-        return await self._shielded(self._arrange(wires))
+        return await self._shielded(self._arrange(wires, known or {}))
 
-    async def _arrange(self, wires: Sequence[Wire]) -> list[Step]:
+    async def _arrange(self, wires: Sequence[Wire], known: Mapping[int, End]) -> list[Step]:
         async with self._lock:
+            self._check_known(known, await self.cabled())
             if self._is_off:
                 try:
                     return await self._machine.change(
@@ -172,12 +197,19 @@ class NetworkInterfaces:
                         raise
             return await self._arrange_running(wires)
 
-    async def connect(self, index: int, word: str) -> list[Step]:
-        """Plug one interface into another bridge or into none; raises as :meth:`arrange`."""
+    async def connect(self, index: int, word: str, known: Mapping[int, End] | None = None) -> list[Step]:
+        """Plug one interface into another bridge or into none; parameters and errors as for :meth:`arrange`."""
         wire = parse_wire(word)
         await self._check_bridges([wire])
-        work = functools.partial(self._machine.change, functools.partial(self._connect, index, wire))
-        return await self._shielded(self.rewired(work))
+        connect = functools.partial(self._connect, index, wire, known or {})
+        return await self._shielded(self.rewired(functools.partial(self._machine.change, connect)))
+
+    def _check_known(self, known: Mapping[int, End], now: Mapping[int, End]) -> None:
+        """Raise Failed if the VM has other cables than the caller takes care of."""
+        if known != now:
+            raise Failed(
+                f"the cables of {self.vm} have changed in the meantime; nothing was changed", hint="try again"
+            )
 
     async def rewired(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Run a change of connections under the lock and bounce the links that moved; raises what it raises."""
@@ -196,7 +228,7 @@ class NetworkInterfaces:
     async def _announce_moves(self, before: Mapping[int, Wire]) -> None:
         """Bounce the links of interfaces that are in another bridge now."""
         now = await self._plugged() if before else {}
-        moved = [index for index, wire in before.items() if now.get(index, wire).bridge != wire.bridge]
+        moved = [index for index, wire in before.items() if now.get(index, wire) != wire and not wire.user]
         for index in moved:
             self._host.duplicates.replugged(self.vm, index)
         await self.cables.bounce(moved)
@@ -226,7 +258,7 @@ class NetworkInterfaces:
         notes = self._notes(wires)
         with self._noted(self._network.mark_leaving(self.vm, kept), notes):
             macs = self._configured_macs() if wires else {}
-            change = self._network.wire(self.vm, dict(enumerate(wires)), macs)
+            change = self._network.wire(self.vm, self._honoured(enumerate(wires)), macs)
             try:
                 gone = self._network.unwire(self.vm, keep=kept)
             except BaseException:
@@ -297,8 +329,13 @@ class NetworkInterfaces:
             change.undo()
             raise
 
-    def _connect(self, index: int, wire: Wire) -> list[Step]:
+    def _honoured(self, wires: Iterable[tuple[int, Wire]]) -> dict[int, Wire]:
+        """Return wires by interface, without cables whose other end does not agree; blocks."""
+        return cable_notes.honoured(self._machine.home, dict(wires))
+
+    def _connect(self, index: int, wire: Wire, known: Mapping[int, End]) -> list[Step]:
         nics = {nic.index: nic for nic in self._look()}
+        self._check_known(known, cables([nic.noted or Wire() for nic in nics.values()]))
         if index in nics and nics[index].leaving:
             raise _being_unplugged(self.vm, index)
         nics = {number: nic for number, nic in nics.items() if not nic.leaving}
@@ -308,12 +345,110 @@ class NetworkInterfaces:
             return []  # it keeps its forwarded ports
         if not self._is_off:
             self._check_unchanged(nic, wire)
-        change = self._network.wire(self.vm, {index: wire}, self._configured_macs())
+        change = self._network.wire(self.vm, self._honoured([(index, wire)]), self._configured_macs())
         with self._noted(change, {NICS.file: file_text(_with(nics, index, wire))}):
             gone = self._network.unwire(self.vm, sorted(nics.keys() - {index})) if wire.user else []
         lost = tuple(forward for forward in nic.wire.forwards if forward not in wire.forwards)
         dropped = [Step(StepKind.dropped, str(Wire(user=True, forwards=lost)))] if lost else []
         return change.steps + gone + dropped
+
+    # -- Cables to other VMs --
+
+    async def cabled(self) -> dict[int, End]:
+        """Return the other ends of cables by interface, as NICS says; none if it cannot be read.
+
+        Raises TimedOut.
+        """
+        with contextlib.suppress(NoSuchVM, BadFile):
+            return await self._machine.files.aside(lambda: cable_notes.noted(self._machine.home))
+        return {}
+
+    async def why_dead(self, index: int, end: End) -> str | None:
+        """Return why an end of a cable is dead, which should lead to `end`; None if it is live.
+
+        A QEMU that does not answer, or is being stopped, has a guest that may run. Raises BadFile, TimedOut.
+        """
+        if (await self.cabled()).get(index) != end:
+            return f"{End(self.vm, index)} is not plugged into {end}"
+        if (state := self._machine.state) in _WITHOUT_GUEST:
+            return f"{self.vm} is {_WITHOUT_GUEST[state]}"
+        pulled = (await self.cables.loose()).pulled
+        return f"the cable is pulled at {End(self.vm, index)}" if index in pulled else None
+
+    def has_cards(self) -> bool:
+        """Tell whether the VM has network cards, or had some when it ran."""
+        return bool(self.cards.macs()) or self._is_off
+
+    async def accept(self, index: int, end: End) -> bool:
+        """Note a cable from another VM at an interface that has none; return whether it was not noted before.
+
+        The cable is plugged in by a change of the other VM, to which `end` belongs.
+
+        Raises:
+            InvalidValue: there is no such interface, or it is not free.
+            VmessError: the file cannot be written, or the TAP cannot be created.
+        """
+        async with self._lock:
+            nics = {nic.index: nic for nic in await self.nics() if not nic.leaving}
+            check_interface(self.vm, index, nics)
+            nic, wire = nics[index], Wire(cable=end)
+            if nic.noted == wire:
+                return False
+            if not await self._is_free(nic):
+                raise InvalidValue(
+                    f"interface {index} of {self.vm} is plugged into {nic.wire} already",
+                    hint=f"vmess {self.vm} connect {index} -",
+                )
+            if words := None if self._is_off else self.lost(nic):
+                raise Failed(words, hint=f"vmess {self.vm} stop")
+            await self._machine.change(lambda: self._note_wire(nics, index, wire))
+            return True
+
+    async def _is_free(self, nic: Nic) -> bool:
+        """Tell whether nothing is plugged in; a cable whose other end does not agree is nothing."""
+        if nic.wire.cable is None:
+            return nic.wire == Wire()
+        agrees = functools.partial(cable_notes.agrees, self._machine.home, nic.index, nic.wire.cable)
+        return not await self._machine.files.aside(agrees)
+
+    async def release(self, index: int, end: End, new: End | None = None) -> None:
+        """Note that a cable leads elsewhere now, None for nowhere, if the interface still has it to `end`.
+
+        Raises VmessError.
+        """
+        async with self._lock:
+            nics = {nic.index: nic for nic in await self.nics() if not nic.leaving}
+            if index in nics and nics[index].noted == Wire(cable=end):
+                await self._machine.change(lambda: self._note_wire(nics, index, Wire(cable=new)))
+
+    def _note_wire(self, nics: Mapping[int, Nic], index: int, wire: Wire) -> None:
+        """Note a connection in NICS; make the TAP if there is none, and pull a cable out of it; blocks."""
+        change: Change | None = None
+        if nics[index].link is None or wire == Wire():
+            change = self._network.wire(self.vm, {index: Wire()}, self._configured_macs())
+        try:
+            self._machine.home.note_wires(file_text(_with(nics, index, wire)))
+        except BaseException:
+            if change is not None:
+                change.undo()
+            raise
+
+    async def follow(self) -> None:
+        """Have the guest see whether the other ends of its cables are live; failures are logged."""
+        if self._machine.state not in (State.running, State.paused):
+            return
+        try:
+            ends = await self._other_ends(self.vm)
+            async with self._lock:
+                await self.cables.follow(ends, self.cards.macs())
+        except VmessError as error:
+            log.warning("%s: its links may not follow its cables: %s", self.vm, error.message)
+
+    async def bounce(self, index: int) -> None:
+        """Have the guest look for its neighbours again, because its cable leads elsewhere."""
+        async with self._lock:
+            self._host.duplicates.replugged(self.vm, index)
+            await self.cables.bounce([index])
 
     # -- Changes of a running VM --
 
@@ -383,8 +518,9 @@ class NetworkInterfaces:
         try:
             before = await self._machine.change(lambda: self._write(self._notes(wires, slots)))
             macs = await self._machine.files.aside(self._configured_macs)
-            wire = functools.partial(self._network.wire, self.vm, dict(enumerate(wires)), macs)
-            made = await self._machine.change(wire)
+            made = await self._machine.change(
+                lambda: self._network.wire(self.vm, self._honoured(enumerate(wires)), macs)
+            )
             new = [launcher.card(self.vm, nic, values, slots.get(nic.index)) for nic in planned]
             await self.cards.plug(new, values)
             try:

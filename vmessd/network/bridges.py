@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
-from vmessd.core.models.wires import ForeignPort, Segment, Step, StepKind
+from vmessd.core.models.wires import Cable, ForeignPort, Segment, Step, StepKind
 from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, peer, typed_link_name
 from vmessd.network import rtnetlink
 from vmessd.network.links import Change, Network, attached, deleting, making, restoring, users
@@ -59,13 +59,16 @@ class Segments:
             for link in links
             if link.kind in ("vlan", "veth", "vxlan") and not link.master and access.is_own(link)
         ]
-        return [*segments, Segment(None, True, loose, None, [])] if loose else segments
+        cables = [Cable(str(one), str(other)) for one, other in self._network.cable_ends(links)]
+        if loose or cables:
+            segments.append(Segment(None, True, loose, None, [], cables))
+        return segments
 
     def _segment(self, bridge: Link, ports: Sequence[Link]) -> Segment:
         access = self._network.access
         foreign = [ForeignPort(shown(port), root) for port in ports if (root := access.other_root(port))]
         inside = [shown(port) for port in ports]
-        return Segment(bridge.name, access.is_own(bridge), inside, access.other_root(bridge), foreign)
+        return Segment(bridge.name, access.is_own(bridge), inside, access.other_root(bridge), foreign, [])
 
     def ignored(self) -> list[str]:
         """Return the links that `net` leaves out; raises BadFile."""

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import NoReturn
@@ -21,8 +21,9 @@ from vmessd.core import names, systemd
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason, shell_line
 from vmessd.core.models.wires import Step, StepKind
-from vmessd.core.wires import INTERFACES_MAX, Wire, new_bridge_name
-from vmessd.network import rtnetlink, taps
+from vmessd.core.wires import INTERFACES_MAX, End, Wire, new_bridge_name
+from vmessd.network import cables, rtnetlink, taps
+from vmessd.network.cables import Reversal
 from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import Access, Tap, describe, is_leaving, root_text, shown, tap_of
 from vmessd.network.rtnetlink import Netlink
@@ -36,8 +37,6 @@ MADE_MAX = 1024
 
 VMS_CACHED = 512
 """VMs whose names of TAPs are kept, because a list needs all of them."""
-
-Reversal = Callable[[Netlink], None]
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,23 @@ class Nic:
     """The bridge that the TAP is a port of."""
     taken_by: str | None = None
     """The other VM root that owns a link of this name."""
+    cable: End | None = None
+    """The other end of the cable that is plugged into the TAP."""
 
     @property
     def wire(self) -> Wire:
-        """What it is plugged into: according to the kernel if the TAP exists, else according to NICS."""
-        return Wire(bridge=self.bridge) if self.link else self.noted or Wire()
+        """What it is plugged into: according to the kernel if the TAP exists, else according to NICS.
+
+        A cable counts even if there is nothing at its other end yet.
+        """
+        if self.link is None or (self.waits and not self.bridge):
+            return self.noted or Wire()
+        return Wire(bridge=self.bridge, cable=self.cable)
+
+    @property
+    def waits(self) -> bool:
+        """NICS says that it has a cable, and the kernel has none."""
+        return self.noted is not None and self.noted.cable is not None and self.cable is None
 
     @property
     def leaving(self) -> bool:
@@ -67,8 +78,9 @@ class Nic:
 
     @property
     def is_whole(self) -> bool:
-        """The TAP exists, has an owner, and is up if it is a port."""
-        return self.link is not None and self.link.owner is not None and (self.link.up or not self.bridge)
+        """The TAP exists, has an owner, is up if it is a port, and has its cable."""
+        up = self.link is not None and (self.link.up or not self.bridge)
+        return self.link is not None and self.link.owner is not None and up and not self.waits
 
     def difference(self) -> str | None:
         """Return how the kernel differs from NICS, as a text; None if it does not."""
@@ -82,6 +94,8 @@ class Nic:
             return f"{self.tap.long} does not exist; a start creates it, plugged into {self.noted}"
         if self.wire != self.noted:
             return f"{self.tap.long} is plugged into {self.wire}, but NICS says {self.noted}"
+        if self.waits:
+            return f"{self.tap.long} and the TAP of {self.noted} are not joined; a start joins them"
         return None
 
 
@@ -144,20 +158,45 @@ class Network:
             found = kernel.named(_tap_names(vm)) if has_taps else {}
             masters = {link.master for link in found.values() if link.master}
             bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
-        return self._nics(vm, noted or (), found, bridges)
+            ends = self._ends(kernel, [*found.values()])
+        return self._nics(vm, noted or (), found, bridges, ends)
+
+    def _ends(self, kernel: Netlink, links: Sequence[Link]) -> dict[int, End]:
+        """Return the other ends of the cables of TAPs, by the index of the link."""
+        joined = cables.joined(kernel, links)
+        others = kernel.links_at(joined.values()) if joined else {}
+        taps = {index: tap for index, link in others.items() if (tap := tap_of(link))}
+        own = {index: tap for index, tap in taps.items() if self.is_own_tap(others[index], tap)}
+        return {
+            index: End(own[other].vm, own[other].interface) for index, other in joined.items() if other in own
+        }
+
+    def cable_ends(self, links: Sequence[Link]) -> list[tuple[End, End]]:
+        """Return the cables between TAPs among these links, each with both ends; raises Failed."""
+        taps = {link.index: tap for link in links if (tap := tap_of(link)) and self.is_own_tap(link, tap)}
+        with explained(), Netlink() as kernel:
+            ends = self._ends(kernel, [link for link in links if link.index in taps])
+        found = [(End(taps[index].vm, taps[index].interface), other) for index, other in ends.items()]
+        return [(one, other) for one, other in found if str(one) < str(other)]
 
     def nics_of(self, noted: Mapping[str, Sequence[Wire] | None]) -> dict[str, list[Nic]]:
         """Return the interfaces of several VMs, as :meth:`nics`, with a single dump of all links."""
         with self.kernel() as kernel:
             links = kernel.links() if noted and rtnetlink.any_link(names.is_tap) else []
+            ends = self._ends(kernel, [link for link in links if self.access.is_own(link)])
         found = {link.name: link for link in links}
         bridges = {link.index: link.name for link in links}
-        return {vm: self._nics(vm, wires or (), found, bridges) for vm, wires in noted.items()}
+        return {vm: self._nics(vm, wires or (), found, bridges, ends) for vm, wires in noted.items()}
 
     def _nics(
-        self, vm: str, noted: Sequence[Wire], found: Mapping[str, Link], bridges: Mapping[int, str]
+        self,
+        vm: str,
+        noted: Sequence[Wire],
+        found: Mapping[str, Link],
+        bridges: Mapping[int, str],
+        ends: Mapping[int, End],
     ) -> list[Nic]:
-        """Return the interfaces of a VM; `found` has links by name, `bridges` names by index."""
+        """Return the interfaces of a VM; `found` has links by name, `bridges` and `ends` are by index."""
         nics: list[Nic] = []
         gap = False
         for index, name in enumerate(_tap_names(vm)):
@@ -171,7 +210,8 @@ class Network:
             wire = noted[index] if index < len(noted) else None
             bridge = bridges.get(link.master) if link else None
             taken_by = None if wire and wire.user else taken_by
-            nics.append(Nic(index, Tap.of(vm, index), wire, link, bridge, taken_by))
+            cable = ends.get(link.index) if link else None
+            nics.append(Nic(index, Tap.of(vm, index), wire, link, bridge, taken_by, cable))
         return nics
 
     def has_own_bridge(self, name: str) -> bool:
@@ -214,6 +254,9 @@ class Network:
     ) -> Change:
         """Create missing TAPs and bridges, and plug the TAPs in. User networks need neither.
 
+        A cable is plugged in if the TAP at its other end is there and in no bridge. The caller makes sure that
+        the other end is noted as such. A TAP whose cable cannot be plugged in is down.
+
         `macs` are configured MACs of cards, by interface. For a VM that `starts`, bridges are created no matter
         how many idle ones exist.
 
@@ -225,7 +268,10 @@ class Network:
         own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in (macs or {}).items()}
         with self.change() as (kernel, change):
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
-            found = kernel.named([*(tap.name for tap in plugged), *bridges])
+            others = {
+                tap: Tap.of(wire.cable.vm, wire.cable.interface) for tap, wire in plugged.items() if wire.cable
+            }
+            found = kernel.named([*(tap.name for tap in (*plugged, *others.values())), *bridges])
             for tap in plugged:
                 if self._make_tap(kernel, change, tap, found.get(tap.name)):
                     found.pop(tap.name, None)
@@ -233,8 +279,11 @@ class Network:
             if any(tap.name not in found or not self.is_own_tap(found[tap.name], tap) for tap in plugged):
                 raise OSError(errno.ENODEV, "a TAP vanished right after it was created")
             stations = kernel.addressed() if plugged else ()
+            joined = cables.joined(kernel, [found[tap.name] for tap in others])
             for tap, wire in plugged.items():
                 link = found[tap.name]
+                other = self._other_end(others.get(tap), found)
+                cabled = other is not None and joined.get(link.index) == other.index
                 change.steps.append(owned := Step(StepKind.persistent, tap.long, link.owner))
                 master = 0
                 if wire.bridge is not None:
@@ -243,8 +292,18 @@ class Network:
                     found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
                     master = found[wire.bridge].index
                     change.steps += [Step(StepKind.preparing, tap.long), owned]
-                self.plug(kernel, change, link, master, stations, own.get(tap.name))
+                link = self.plug(kernel, change, link, master, stations, own.get(tap.name), cabled=cabled)
+                if other is not None and not cabled:
+                    other = self.plug(kernel, change, other, 0, stations, other.mac)
+                    change.reversals.append(cables.join(kernel, link, other))
         return change
+
+    def _other_end(self, tap: Tap | None, found: Mapping[str, Link]) -> Link | None:
+        """Return the TAP at the other end of a cable if a cable can be plugged into it now, else None."""
+        link = found.get(tap.name) if tap is not None else None
+        if link is None or tap is None or not self.is_own_tap(link, tap):
+            return None
+        return None if link.master or is_leaving(link) else link
 
     def plug(  # noqa: PLR0913, PLR0917 -- all properties of a port
         self,
@@ -254,14 +313,19 @@ class Network:
         master: int,
         stations: Collection[int],
         own: str | None = None,
-    ) -> None:
-        """Make a link of ours a port of the bridge `master` (0: of none) and mark it.
+        *,
+        cabled: bool = False,
+    ) -> Link:
+        """Make a link of ours a port of the bridge `master` (0: of none) and mark it; return it as it is then.
 
         A link in no bridge is set down, because its frames would otherwise reach the network stack of the host.
         It stays up if it is one of the `stations`: links on which the host has a configured address. `own` is
-        the MAC of the link if that does not follow from its name.
+        the MAC of the link if that does not follow from its name. A cable is pulled, unless it stays: `cabled`.
         """
-        up = master != 0 or (link.up and link.index in stations)
+        if link.tap and not link.master and not cabled and (undo := cables.cut(kernel, link.index)):
+            change.reversals.append(undo)
+            link = replace(link, up=False, mtu=cables.MTU_DEFAULT)
+        up = cabled or master != 0 or (link.up and link.index in stations)
         if link.kind == "vlan" and (base := kernel.link_at(link.parent)) and not base.up:
             change.steps.append(Step(StepKind.waiting, base.name))
             up = False  # the kernel sets it up together with its lower link
@@ -271,10 +335,11 @@ class Network:
         elif link.tap and (link.master, link.up) != (master, True) and (tap := tap_of(link)):
             mac = names.tap_mac(names.mac(tap.vm, tap.interface))
         if (link.master, link.up, link.alias, link.mac) == (master, up, mark, mac):
-            return
+            return link
         change.reversals.append(restoring(link, master))
         requests = _moved(link, master, up=up, mac=None if mac == link.mac else mac, alias=mark)
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
+        return replace(link, master=master, up=up, alias=mark, mac=mac)
 
     def settle(self, vm: str, macs: Mapping[int, str]) -> Change:
         """Update a VM's TAPs and our bridges that contain them to the settings of this version.
@@ -295,13 +360,15 @@ class Network:
         mark = self.access.mark()
         taps = [(tap, link) for tap, link in self._own_taps(kernel, vm) if not is_leaving(link)]
         stations = kernel.addressed() if taps else set()
+        joined = cables.joined(kernel, [link for _, link in taps])
         for tap, link in taps:
             self._give_long_name(kernel, tap, link)
             if link.alias != mark:
                 kernel.do([rtnetlink.change(link.index, alias=mark)])
                 change.reversals.append(restoring(link, link.master))
             known = replace(link, alias=mark)
-            self.plug(kernel, change, known, link.master, stations, own.get(link.name))
+            cabled = link.index in joined
+            self.plug(kernel, change, known, link.master, stations, own.get(link.name), cabled=cabled)
         for index in {link.master for _, link in taps if link.master}:
             bridge = kernel.link_at(index)
             if bridge is not None and self.access.is_own(bridge):

@@ -2,7 +2,8 @@
 
 pyroute2 would decode every attribute: 83 MiB and 0.4 s for 800 links. These parsers read only what vmess uses.
 
-Sources: rtnetlink(7), netlink(7), and Linux's include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour}.h.
+Sources: rtnetlink(7), netlink(7), and Linux's include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour}.h,
+pkt_cls.h and tc_act/tc_mirred.h there.
 """
 
 import ipaddress
@@ -30,6 +31,11 @@ _KIND, _DATA = 1, 2  # IFLA_INFO_*
 _TUN_OWNER, _TUN_TYPE, _TUN_TAP, _TUN_MULTI_QUEUE = 1, 3, 2, 7
 _NEIGHBOUR_IP, _NEIGHBOUR_MAC, _NEIGHBOUR_MASTER = 1, 2, 9  # NDA_*
 _PERMANENT, _FAILED = 0x80, 0x20  # NUD_*
+_FILTER_BODY = struct.Struct("=BxxxiIII")
+_FILTER_KIND, _FILTER_OPTIONS, _U32_ACTIONS = 1, 2, 7  # TCA_*
+_ACTION_KIND, _ACTION_OPTIONS, _MIRRED_PARAMETERS = 1, 2, 2  # TCA_ACT_*, TCA_MIRRED_PARMS
+_MIRRED = struct.Struct("=20xiI")  # struct tc_mirred: tc_gen, eaction, ifindex
+_TO_EGRESS = 1  # TCA_EGRESS_REDIR
 _ADDRESS_ORIGIN = 11  # IFA_PROTO: 1 to 3 for addresses that the kernel formed, else absent; Linux >= 5.18
 
 
@@ -151,6 +157,21 @@ def parse_address(body: bytes) -> tuple[int, int, bool]:
     """Return the link's index and the scope of an IP address, and whether it says that the kernel formed it."""
     _, _, _, scope, index = _ADDRESS_BODY.unpack_from(body)
     return index, scope, _ADDRESS_ORIGIN in dict(attributes(body, _ADDRESS_BODY.size))
+
+
+def parse_redirection(body: bytes) -> int | None:
+    """Return the target of the redirection in the body of RTM_NEWTFILTER; None for another filter."""
+    found = dict(attributes(body, _FILTER_BODY.size))
+    actions = dict(attributes(dict(attributes(found.get(_FILTER_OPTIONS, b""))).get(_U32_ACTIONS, b"")))
+    if found.get(_FILTER_KIND) != b"u32\0" or len(actions) != 1:
+        return None
+    (only,) = actions.values()
+    action = dict(attributes(only))
+    parameters = dict(attributes(action.get(_ACTION_OPTIONS, b""))).get(_MIRRED_PARAMETERS, b"")
+    if action.get(_ACTION_KIND) != b"mirred\0" or len(parameters) < _MIRRED.size:
+        return None
+    effect, target = _MIRRED.unpack_from(parameters)
+    return target if effect == _TO_EGRESS else None
 
 
 def group_detector(group: int) -> Callable[[bytes], bool]:

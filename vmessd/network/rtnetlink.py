@@ -33,6 +33,7 @@ from vmessd.network.netlink_replies import (
     parse_address,
     parse_link,
     parse_neighbour,
+    parse_redirection,
     parse_traffic,
 )
 
@@ -79,6 +80,14 @@ class Request(NamedTuple):
     changed: int = 0
     """The mask of flags to change."""
     family: int = 0
+    info: int = 0
+    """Priority and protocol of a filter. A message of tc has handle and parent in place of flags and mask."""
+
+
+class Fields(tuple[tuple[str, Any], ...]):
+    """The value of an attribute that has fields, as pairs of name and value, and no attributes within."""
+
+    __slots__ = ()
 
 
 class Refused(OSError):
@@ -204,6 +213,38 @@ def deletion(index: int) -> Request:
     return Request("del", link=index)
 
 
+# -- Redirections: what comes out of a link goes into another one --
+
+_INGRESS, _INGRESS_PARENT = 0xFFFF0000, 0xFFFFFFF1  # the handle of the ingress qdisc, and TC_H_INGRESS
+_FIRST_FILTER = 0x80000800  # the handle of the first u32 filter
+_EVERYTHING = 1 << 16 | socket.htons(0x0003)  # priority 1, ETH_P_ALL
+_TO_EGRESS, _STOLEN = 1, 4  # TCA_EGRESS_REDIR, TC_ACT_STOLEN
+_EVERY_FRAME = Fields((("keys", ("0x0/0x0+0",)),))
+
+
+def redirection(index: int, target: int) -> list[Request]:
+    """Return requests after which every frame that comes out of a link goes into another one, unchanged.
+
+    Frames do not reach the network stack of the host: a filter takes them off before (tc-u32(8),
+    tc-mirred(8)). They are dropped while the target is down, and after its deletion. Whatever the link had at
+    its ingress is removed. Send them with `tolerate=ENOENT`: mostly there is nothing to remove.
+    """
+    parameters = Fields((("action", _STOLEN), ("eaction", _TO_EGRESS), ("ifindex", target)))
+    action = (("TCA_ACT_KIND", "mirred"), ("TCA_ACT_OPTIONS", (("TCA_MIRRED_PARMS", parameters),)))
+    options = (("TCA_U32_SEL", _EVERY_FRAME), ("TCA_U32_ACT", (("TCA_ACT_PRIO_1", action),)))
+    attributes = (("TCA_KIND", "u32"), ("TCA_OPTIONS", options))
+    return [
+        no_redirection(index),
+        Request("add qdisc", (("TCA_KIND", "ingress"),), index, flags=_INGRESS, changed=_INGRESS_PARENT),
+        Request("add filter", attributes, index, changed=_INGRESS, info=_EVERYTHING),
+    ]
+
+
+def no_redirection(index: int) -> Request:
+    """Return a request that ends the redirection of a link. Without one, the kernel says ENOENT."""
+    return Request("del qdisc", (), index, changed=_INGRESS_PARENT)  # with a handle, it may say EINVAL
+
+
 _MASK = ("IFLA_EXT_MASK", _SKIP_STATISTICS)
 
 
@@ -225,18 +266,24 @@ def _pyroute2() -> _Pyroute2:
     from pyroute2.netlink import rtnl  # noqa: PLC0415
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # noqa: PLC0415
     from pyroute2.netlink.rtnl.ndmsg import ndmsg  # noqa: PLC0415
+    from pyroute2.netlink.rtnl.tcmsg import tcmsg  # noqa: PLC0415
 
     link = _link_message()
     do, dump = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
+    create = do | netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     verbs = {
-        "add": (link, rtnl.RTM_NEWLINK, do | netlink.NLM_F_CREATE | netlink.NLM_F_EXCL),
+        "add": (link, rtnl.RTM_NEWLINK, create),
         "set": (link, rtnl.RTM_NEWLINK, do),
         "del": (link, rtnl.RTM_DELLINK, do),
-        "name": (link, rtnl.RTM_NEWLINKPROP, do | netlink.NLM_F_CREATE | netlink.NLM_F_EXCL),
+        "name": (link, rtnl.RTM_NEWLINKPROP, create),
         "get": (link, rtnl.RTM_GETLINK, netlink.NLM_F_REQUEST),
         "links": (link, rtnl.RTM_GETLINK, dump),
         "addresses": (ifaddrmsg, rtnl.RTM_GETADDR, dump),
         "neighbours": (ndmsg, rtnl.RTM_GETNEIGH, dump),
+        "add qdisc": (tcmsg, rtnl.RTM_NEWQDISC, create),
+        "del qdisc": (tcmsg, rtnl.RTM_DELQDISC, do),
+        "add filter": (tcmsg, rtnl.RTM_NEWTFILTER, create),
+        "get filter": (tcmsg, rtnl.RTM_GETTFILTER, netlink.NLM_F_REQUEST),
     }
     return _Pyroute2(IPRSocket, verbs)
 
@@ -296,8 +343,13 @@ def _encoded(verb: str, attributes: tuple[tuple[str, Any], ...], name_length: in
 
 def _nested(attributes: tuple[tuple[str, Any], ...]) -> dict[str, list[tuple[str, Any]]]:
     """Return attributes in the form that pyroute2 expects."""
-    pairs = [(name, _nested(value) if isinstance(value, tuple) else value) for name, value in attributes]
-    return {"attrs": pairs}
+    return {"attrs": [(name, _value(value)) for name, value in attributes]}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Fields):
+        return dict(value)
+    return _nested(value) if isinstance(value, tuple) else value
 
 
 def any_link(matches: Callable[[str], object]) -> bool:
@@ -371,6 +423,8 @@ class _Socket:
             if request.link or request.changed:
                 body = (request.family, 0, request.link, request.flags, request.changed)
                 LINK_BODY.pack_into(packets, start + _HEADER.size, *body)
+            if request.info:
+                _U32.pack_into(packets, start + _HEADER.size + LINK_BODY.size, request.info)
         self._kernel.marshal.seq_map = dict.fromkeys(numbers, parser)
         self._socket.send(packets)
         return numbers
@@ -440,6 +494,32 @@ class Netlink:
     def link_at(self, index: int) -> Link | None:
         """Return the link with an index; None if there is none."""
         return self._query([Request("get", (_MASK,), index)])[0] if index else None
+
+    def links_at(self, indices: Iterable[int]) -> dict[int, Link]:
+        """Return the links with these indices, by index. Missing links are left out."""
+        found = self._query([Request("get", (_MASK,), index) for index in dict.fromkeys(indices)])
+        return {link.index: link for link in found if link}
+
+    def redirections(self, indices: Iterable[int]) -> dict[int, int]:
+        """Return the targets of redirections by the indices of links; 0 for a target that was deleted.
+
+        Links without a redirection, as :func:`redirection` makes it, are left out.
+        """
+        asked = list(dict.fromkeys(indices))
+        found: dict[int, int] = {}
+        for start in range(0, len(asked), _BATCH):
+            batch = asked[start : start + _BATCH]
+            requests = [
+                Request("get filter", (), index, b"", _FIRST_FILTER, _INGRESS, info=_EVERYTHING)
+                for index in batch
+            ]
+            for index, message in zip(batch, self._answers(requests, parse_redirection), strict=True):
+                error = _refusal(message)
+                if error is not None and error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+                    raise error
+                if error is None and message["found"] is not None:
+                    found[index] = message["found"]
+        return found
 
     def links(self) -> list[Link]:
         """Return all links."""

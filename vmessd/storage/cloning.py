@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from vmessd.core import cloud_init, hardware, names, settings
+from vmessd.core import cloud_init, hardware, names, settings, wires
 from vmessd.core.cloud_init import META_DATA
 from vmessd.core.errors import BadFile, Failed, failing, reason
 from vmessd.storage import cloud_init as seeds
@@ -87,6 +87,8 @@ class Clone:
                 self.notes.append(OF_ITS_OWN[file])
             elif file in contents.BOOT_FILES:
                 self._copy_boot_file(source, target, file)
+            elif file == "NICS":
+                self._copy_wires(target)
             elif contents.is_setting(file) or file in contents.VARIABLES:
                 self._copy_file(source, target, file)
             elif file in cloud_init.ON_MEDIUM and file != META_DATA:
@@ -103,6 +105,16 @@ class Clone:
         if own := contents.own_file(str(self._vm.path), path):
             self._copy_image(source, own, target, copy, lambda _fraction: None)
         safefile.write(target, file, f"{copy if own else path}\n".encode())
+
+    def _copy_wires(self, target: int) -> None:
+        """Copy NICS without cables to other VMs, which only the source has; raises BadFile if it is invalid."""
+        setting = settings.BY_FILE["NICS"]
+        noted = self._vm.read_setting(setting) or ()
+        if ends := wires.cables(noted):
+            shown = ", ".join(map(str, ends.values()))
+            self.notes.append(f"its cables are not plugged into {shown}, where {self._vm.vm} is")
+        kept = [wires.Wire() if wire.cable else wire for wire in noted]
+        safefile.write(target, setting.file, f"{wires.file_text(kept)}\n".encode())
 
     def _copy_file(self, source: int, target: int, file: str) -> None:
         limit = VALUE_LIMIT if contents.is_setting(file) else 128 * 2**20
@@ -205,6 +217,6 @@ class Clone:
 
 def forwards(vm: VMDirectory) -> list[str]:
     """Return a remark if both VMs forward the same ports of the host; raises BadFile."""
-    wires = vm.read_setting(settings.BY_FILE["NICS"]) or ()
-    ports = [forward.port for wire in wires for forward in wire.forwards]
+    noted = vm.read_setting(settings.BY_FILE["NICS"]) or ()
+    ports = [forward.port for wire in noted for forward in wire.forwards]
     return [f"it forwards the same ports of the host: {', '.join(ports)}"] if ports else []

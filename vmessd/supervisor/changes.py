@@ -8,7 +8,7 @@ from vmessd.core import names, settings
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.hardware import FIRMWARE
 from vmessd.core.lifecycle import OFF
-from vmessd.core.settings import DRIVES, SETTINGS, Setting
+from vmessd.core.settings import CARRIER, DRIVES, SETTINGS, Setting
 from vmessd.core.shares import Share
 from vmessd.devices import cd_drive, shares
 from vmessd.devices.disks import Disks
@@ -37,7 +37,10 @@ class Changes:
         machine: Callable[[str], Awaitable[Machine]],
         disks: Callable[[str], Awaitable[Disks]],
         host: Host,
+        recabled: Callable[[str], None],
     ) -> None:
+        """`recabled` hears of VMs whose guests are to see their cables differently."""
+        self._recabled = recabled
         self._machine = machine
         self._disks = disks
         self._host = host
@@ -61,6 +64,8 @@ class Changes:
             return None
         change = self._change(machine.directory, setting, value)
         done = await machine.change(change.work, stopped=change.stopped)
+        if setting == CARRIER:
+            self._recabled(machine.vm)
         if not change.live and machine.state not in OFF:
             return f"{machine.vm}: {setting} takes effect at its next start"
         return done

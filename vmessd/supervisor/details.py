@@ -140,7 +140,12 @@ class Details:
         macs = await wires.macs(files)
         cables = await wires.cables.states([nic.index for nic in nics], files)
         remark = functools.partial(self._supervisor.host.duplicates.remark, wires.vm)
-        return [_nic(nic, wires, macs(nic.index), cables[nic.index], remark(nic.index)) for nic in nics]
+        is_cabled = any(nic.noted is not None and nic.noted.cable is not None for nic in nics)
+        ends = await self._supervisor.cabling.other_ends(wires.vm) if is_cabled else {}
+        return [
+            _nic(nic, wires, macs(nic.index), cables[nic.index], remark(nic.index), ends.get(nic.index))
+            for nic in nics
+        ]
 
     async def tables(self) -> Tables:
         """Return the neighbour and forwarding tables of the host; raises Failed."""
@@ -204,10 +209,16 @@ async def _interfaces(wires: NetworkInterfaces, wiring: Wiring) -> list[Nic]:
     return await wires.nics(wiring.files) if wiring.nics is None else wiring.nics
 
 
-def _nic(
-    nic: Nic, wires: NetworkInterfaces, macs: tuple[str, str], cable: bool | None, duplicate: str | None
+def _nic(  # noqa: PLR0913, PLR0917 -- what is known about one interface
+    nic: Nic,
+    wires: NetworkInterfaces,
+    macs: tuple[str, str],
+    cable: bool | None,
+    duplicate: str | None,
+    other_end: str | None,
 ) -> VMNic:
     mac, later = macs
+    has_no_end = nic.waits and other_end is not None  # then it is no news that the TAPs are not joined
     return VMNic(
         index=nic.index,
         tap=None if nic.wire.user else nic.tap.long,
@@ -216,9 +227,10 @@ def _nic(
         present=nic.link is not None,
         leaving=nic.leaving,
         cable=cable,
-        difference=wires.lost(nic) or nic.difference(),
+        difference=wires.lost(nic) or (None if has_no_end else nic.difference()),
         duplicate=duplicate,
         mac_later=later if later != mac else None,
+        other_end=other_end,
     )
 
 

@@ -47,6 +47,7 @@ from vmessd.storage import backing, blocking, root_lock, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
+from vmessd.supervisor.cabling import Cabling
 from vmessd.supervisor.changes import Changes
 from vmessd.supervisor.clones import Clones
 from vmessd.supervisor.housekeeping import Housekeeping
@@ -103,7 +104,8 @@ class Supervisor:
         self._leftovers = Leftovers(root, host.network)
         self.images = Images(root, host)
         self.locks = Locks(self.machine)
-        self.changes = Changes(self.machine, self.disks, host)
+        self.cabling = Cabling(self.wires, self.begun_wires, self.locks.check_unlocked)
+        self.changes = Changes(self.machine, self.disks, host, self.cabling.changed)
         self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
         self.clones = Clones(root, host, self.snapshots, self._check_new, self._leftovers.remember)
         self._removing: set[str] = set()
@@ -145,10 +147,10 @@ class Supervisor:
             self._housekeeping.cancel()
             await asyncio.wait({self._housekeeping})
         changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
-        if changes:  # nobody could undo half a change
-            await asyncio.wait(changes, timeout=FINISH_TIME)
-            for change in changes:
-                change.cancel()
+        changes.append(asyncio.create_task(self.cabling.finished()))
+        await asyncio.wait(changes, timeout=FINISH_TIME)  # nobody could undo half a change
+        for change in changes:
+            change.cancel()
         self.host.duplicates.close()
         self.relays.close()
         self.consoles.close()
@@ -187,11 +189,17 @@ class Supervisor:
     def _add(self, vm: str) -> Machine:
         machine = Machine(VMDirectory(self.root, vm), self.host, self._timing)
         self._machines[vm] = machine
-        self._wires[vm] = NetworkInterfaces(machine, self.host, self._is_vm)
+        self._wires[vm] = NetworkInterfaces(machine, self.host, self._is_vm, self.cabling.other_ends)
+        machine.moved = functools.partial(self._moved, vm)
         self._disks[vm] = Disks(machine, self.host)
         self._snapshots[vm] = Snapshots(machine, self.host)
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
+
+    def _moved(self, vm: str) -> None:
+        """Let other guests see the new state of a VM, if it has or had network cards."""
+        if vm in self._wires and self._wires[vm].has_cards():
+            self.cabling.changed(vm)
 
     async def _drop(self, machine: Machine) -> None:
         """Forget a VM that is gone, unless that has happened meanwhile."""
@@ -201,6 +209,7 @@ class Supervisor:
         self._machines.pop(vm).close()
         del self._wires[vm], self._disks[vm], self._snapshots[vm]
         self.locks.forget(vm)
+        self.cabling.forget(vm)
         await asyncio.wait({self._tasks.pop(vm)})
 
     async def machine(self, name: str) -> Machine:
@@ -415,12 +424,17 @@ class Supervisor:
             NoSuchVM: there is no such VM.
             BadFile: the disk of another VM stands on one of its files.
             Failed: a file cannot be deleted. The VM is gone, and the deletion is tried again later.
+            Locked: a VM at the other end of one of its cables is locked.
         """
         machine = await self.machine(name)
         remove = functools.partial(self._remove, machine.directory)
+
+        async def work() -> str | None:
+            return await machine.change(remove, stopped=_takes_off("Remove"), patience=leftovers.PATIENCE)
+
         self._removing.add(machine.vm)
         try:
-            note = await machine.change(remove, stopped=_takes_off("Remove"), patience=leftovers.PATIENCE)
+            note = await self.cabling.remove(machine.vm, work)
             if not await self._is_there(machine.directory):
                 await self._drop(machine)
         finally:
@@ -449,9 +463,13 @@ class Supervisor:
         if there is not None and _counts(there):
             raise AlreadyRunning(f"there is a VM {target}, which is running", hint=f"vmess {target} status")
         rename = functools.partial(self._rename, machine.directory, target)
+
+        async def work() -> str | None:
+            return await machine.change(rename, stopped=_takes_off("Rename"), patience=leftovers.PATIENCE)
+
         self._removing |= {machine.vm, target}
         try:
-            note = await machine.change(rename, stopped=_takes_off("Rename"), patience=leftovers.PATIENCE)
+            note = await self.cabling.rename(machine.vm, target, work)
             await self._drop(machine)
         finally:
             self._removing -= {machine.vm, target}

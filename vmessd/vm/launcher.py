@@ -28,6 +28,7 @@ from vmessd.qemu.process import Process
 from vmessd.qemu.shared_directories import FIRST_FD
 from vmessd.storage import (
     backing,
+    cable_notes,
     cloud_init,
     firmware,
     images,
@@ -201,6 +202,7 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     if wires:
         taps.check_device()
     missing = {nic.index: nic.wire for nic in nics if not _will_do(nic, macs.get(nic.index))}
+    missing = cable_notes.honoured(directory, missing)
     undo.callback(host.network.wire(directory.vm, missing, macs, starts=True).undo)
     undo.callback(host.network.settle(directory.vm, macs).undo)
 

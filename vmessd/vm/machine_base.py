@@ -57,6 +57,8 @@ class MachineBase(abc.ABC):
         """Called with the id of a device that the guest has released (DEVICE_DELETED)."""
         self.tray_opened: Callable[[], None] = lambda: None
         """Called when the tray of a CD drive has opened (DEVICE_TRAY_MOVED)."""
+        self.moved: Callable[[], None] = lambda: None
+        """Called when the state has changed."""
         self.files = Lane(f"the files of {directory.vm}", f"vmess {directory.vm} stop force works all the same")
         """All work on the files of the VM: a file system may hang."""
         self._host = host
@@ -77,11 +79,14 @@ class MachineBase(abc.ABC):
 
     def _pass(self, event: Event) -> Action:
         """Change the state as the table says, and return the action. Nothing else sets the state."""
-        self._state, action = transition(self._state, event)
+        before = self._state
+        self._state, action = transition(before, event)
         if self._state is State.starting:
             self._begun.clear()
         else:
             self._begun.set()
+        if self._state is not before:
+            self.moved()
         return action
 
     async def begun(self, patience: float = BEGIN_TIME) -> None:

@@ -11,7 +11,7 @@ from vmessd.core import names, settings
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.settings import BY_FILE, DRIVES, SETTINGS, Setting
 from vmessd.core.shares import Share
-from vmessd.core.wires import Forward, Wire
+from vmessd.core.wires import End, Forward, Wire
 
 K, M, G, T = 2**10, 2**20, 2**30, 2**40
 MEBIBYTE_OF_DIGITS = "1" * M
@@ -50,6 +50,9 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("NICS", "\n bridge1\t-  user\n", (Wire("bridge1"), Wire(), Wire(user=True)), ()),
     ("NICS", "user:2222:22,8080:80\n", (Wire(user=True, forwards=(Forward(2222, 22), Forward(8080, 80))),), ()),
     ("NICS", "- " * 29, (Wire(),) * 29, ()),
+    ("NICS", "spine:0 leaf12:28\n", (Wire(cable=End("spine0", 0)), Wire(cable=End("leaf12", 28))), ()),
+    ("CARRIER", "follow", "follow", ()),
+    ("CARRIER", "always\n", "always", ()),
     ("SHARES", "src '/a b' ro\n", (Share("src", "/a b", True),), ()),
     ("RAW", "hda\n", ("hda",), ()),
     ("RAW", " hdb\ncdrom ", ("hdb", "cdrom"), ()),
@@ -129,7 +132,7 @@ BAD: dict[str, list[str]] = {
     "RAW": ["", "hd0", "hda,hdb", "HDA", "yes", "a0-hda.img"],
     "STOP": ["", "-1", "86401", "1.5", "5s", "inf", "nan"],
     "NICS": [
-        *("- " * 30, "br/0", "br:0", "x" * 16, "newvm0e0", "-x", "user:", "user:22", "user:0:22"),
+        *("- " * 30, "br/0", "br:x", "br0:29", "x" * 16, "newvm0e0", "-x", "user:", "user:22", "user:0:22"),
         *("a user:1:65536", "user:1:2,1:3", "br%d", "\x1b[31m", "bridge1,bridge2\0", MEBIBYTE_OF_DIGITS),
     ],
     "NIC_MODEL": [
@@ -152,6 +155,7 @@ BAD: dict[str, list[str]] = {
     "VGA": ["", "help", "std,x", "-S", "st d", "\x1b"],
     "TPM": ["", "2", "swtpm"],
     "AGENT": ["", "yes", "on off"],
+    "CARRIER": ["", "on", "never"],
     "RNG": ["", "yes", "1", "ON", "on off"],
     "SERIAL": ["", "0", "4", "on", "1 2", "-1", "1.0"],
     "SMBIOS": [

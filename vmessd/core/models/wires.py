@@ -17,7 +17,8 @@ class VMNic:
     """Name of its TAP, which may be the alternative name of the link; None for QEMU's user-mode network."""
     mac: str
     wire: str
-    """What it is connected to, in the words of `ifadd`: a bridge, `-`, or `user` with forwarded ports."""
+    """What it is connected to, in the words of `ifadd`: a bridge, `-`, `user` with forwarded ports, or the
+    other end of a cable."""
     present: bool
     """The TAP exists."""
     leaving: bool
@@ -30,6 +31,8 @@ class VMNic:
     """Where else in its bridge its MAC was seen, in words."""
     mac_later: str | None
     """Its MAC after the next start of the VM, if that differs."""
+    other_end: str | None = None
+    """Why the other end of its cable is dead, in words; null if it is not, or if there is no cable."""
 
 
 class StepKind(enum.StrEnum):
@@ -105,6 +108,14 @@ class ForeignPort:
 
 
 @dataclass(frozen=True)
+class Cable:
+    """A cable between two interfaces of VMs, each in the words of `ifadd`: `leaf0:1` and `spine0:0`."""
+
+    one: str
+    other: str
+
+
+@dataclass(frozen=True)
 class Segment:
     """A bridge and its ports; without a bridge, the links of vmess that are in no bridge."""
 
@@ -116,3 +127,5 @@ class Segment:
     """The other VM root that the bridge belongs to."""
     foreign: list[ForeignPort]
     """The ports that belong to other VM roots."""
+    cables: list[Cable] | None = None
+    """The cables between VMs, in the segment without a bridge."""

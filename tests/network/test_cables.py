@@ -1,0 +1,272 @@
+"""Cables between VMs: which frames pass, what is noted at both ends, and what happens to it."""
+
+import json
+import os
+import signal
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from daemons import WiredDaemon, lines_of, refused, wait_for
+from frames import BROADCAST, Capture, Station, octets
+from wired_vms import crash, healthy, make_seen, nics, seen
+
+LEAF, SPINE = "leaf0e1", "spine0e0"
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.fixture
+def lab(wired: WiredDaemon) -> WiredDaemon:
+    """Two VMs that are off, with a cable between leaf0:1 and spine0:0."""
+    for vm in ("leaf0", "spine0", "oak0"):
+        wired.make(vm)
+    wired.done("leaf", "ifadd", "2", "lab")
+    wired.done("spine", "oak", "ifadd", "1")
+    wired.done("leaf", "connect", "1", "spine:0")
+    return wired
+
+
+def redirected(daemon: WiredDaemon, tap: str) -> bool:
+    return "mirred" in daemon.namespace.run("tc", "filter", "show", "dev", tap, "ingress").stdout
+
+
+def is_up(daemon: WiredDaemon, tap: str) -> bool:
+    return "UP" in daemon.links()[tap]["flags"]
+
+
+@contextmanager
+def stations(daemon: WiredDaemon, one: str = LEAF, other: str = SPINE) -> Iterator[tuple[Station, Station]]:
+    name = daemon.namespace.name
+    with Station(name, one, "02:00:00:00:0a:01") as near, Station(name, other, "02:00:00:00:0b:01") as far:
+        yield near, far
+
+
+def received(station: Station, count: int) -> list[bytes]:
+    """Return what a station receives until it is so many frames."""
+    frames: list[bytes] = []
+
+    def there() -> bool:
+        frames.extend(station.received())
+        return len(frames) >= count
+
+    wait_for(there, what=f"{count} frames")
+    return frames
+
+
+# Destination and what follows the addresses: a type, or a length and an LLC header, then a mark.
+EVERY_KIND = {
+    **{f"reserved {last:02x}": (f"01:80:c2:00:00:{last:02x}", b"\x90\x00") for last in range(0x30)},
+    "STP": ("01:80:c2:00:00:00", b"\0\x26\x42\x42\x03"),
+    "PAUSE": ("01:80:c2:00:00:01", b"\x88\x08\0\1\xff\xff"),
+    "LACP": ("01:80:c2:00:00:02", b"\x88\x09"),
+    "802.1X": ("01:80:c2:00:00:03", b"\x88\x8e"),
+    "LLDP": ("01:80:c2:00:00:0e", b"\x88\xcc"),
+    "CDP": ("01:00:0c:cc:cc:cc", b"\0\x40\xaa\xaa\x03"),
+    "PVST+": ("01:00:0c:cc:cc:cd", b"\0\x40\xaa\xaa\x03"),
+    "IS-IS": ("01:80:c2:00:00:14", b"\0\x40\xfe\xfe\x03"),
+    "tagged": (BROADCAST, b"\x81\x00\0\x64\x08\x06"),
+    "priority tag": (BROADCAST, b"\x81\x00\0\0\x08\x06"),
+    "double tagged": (BROADCAST, b"\x88\xa8\0\x0a\x81\x00\0\x64\x08\x06"),
+    "four tags": (BROADCAST, b"\x88\xa8\0\x0a" + 2 * b"\x81\x00\0\x64" + b"\x81\x00\0\x65\x08\x06"),
+    "MPLS": ("02:00:00:00:0b:01", b"\x88\x47"),
+    "unknown unicast": ("02:00:00:00:0b:02", b"\x90\x00"),
+    "malformed IPv4": ("02:00:00:00:0b:02", b"\x08\x00"),
+    "PPPoE": (BROADCAST, b"\x88\x63"),
+    "MACsec": (BROADCAST, b"\x88\xe5"),
+    "OSPF": ("01:00:5e:00:00:05", b"\x08\x00\x45\xc0"),
+    "neighbour discovery": ("33:33:ff:00:00:77", b"\x86\xdd\x60\0"),
+    "to the MAC of the TAP": ("fe:00:00:00:00:01", b"\x90\x00"),
+}
+
+
+def test_c110_every_frame_passes_both_ways_and_unchanged(lab: WiredDaemon) -> None:
+    with stations(lab) as ends, Capture(lab.namespace.name) as capture:
+        for sender, receiver in (ends, ends[::-1]):
+            sent = [
+                octets(to) + sender.mac + what + struct.pack(">Q", number) + bytes(50)
+                for number, (to, what) in enumerate(EVERY_KIND.values())
+            ]
+            sent += [
+                octets(BROADCAST) + sender.mac + b"\x88\xb5" + bytes(size) for size in (1500, 1508, 9216, 64000)
+            ]
+            for frame in sent:
+                sender.send_whole(frame)
+            assert received(receiver, len(sent)) == sent
+        seen = capture.seen()
+    # The host itself says nothing on a cable, and sees nothing of it on any other link.
+    assert {one.link for one in seen} <= {LEAF, SPINE}
+    assert all(one.frame[6:12] in {end.mac for end in ends} for one in seen)
+    assert lab.links()[LEAF]["mtu"] == lab.links()[SPINE]["mtu"] == 65000
+
+
+def test_a_cable_is_noted_and_shown_at_both_ends(lab: WiredDaemon) -> None:
+    assert (lab.noted("leaf0"), lab.noted("spine0")) == ("lab spine0:0", "leaf0:1")
+    assert lab.done("spine", "ifstat") == "vmess spine0 ifadd 1 leaf0:1\n"
+    assert "vmess leaf0 connect 1 spine0:0" in lab.done("net").splitlines()
+    assert any("leaf0e1: cable to spine0:0" in line for line in lines_of(lab, "leaf", "info"))
+    [nic] = json.loads(lab.done("spine", "ifstat", "--json"))["nics"]
+    assert (nic["wire"], nic["other_end"], nic["difference"]) == ("leaf0:1", "leaf0 is off", None)
+    lab.done("leaf", "connect", "1", "spine:0")  # once more changes nothing
+    lab.done("spine", "connect", "0", "leaf:1")
+    assert redirected(lab, LEAF)
+    assert redirected(lab, SPINE)
+
+
+def test_a_cable_is_pulled_from_either_end(lab: WiredDaemon) -> None:
+    for line, leaf, spine in (
+        ("leaf connect 1 -", "lab -", "-"),
+        ("spine connect 0 lab", "lab -", "lab"),
+        ("leaf connect 1 oak:0", "lab oak0:0", "-"),
+        ("leaf ifadd 1 lab", "lab", "-"),
+        ("leaf ifdel", None, "-"),
+        ("spine rm --yes", "lab -", None),
+    ):
+        lab.done(*line.split())
+        assert (lab.noted("leaf0"), lab.noted("spine0")) == (leaf, spine), line
+        there = lab.links()
+        for tap, word in ((LEAF, (leaf or "").split()[1:2]), (SPINE, (spine or "").split())):
+            if tap in there and word == ["-"]:
+                assert not redirected(lab, tap), line
+                assert not is_up(lab, tap), line
+        if spine is not None:
+            lab.done("spine", "connect", "0", "-", "ifadd", "1")
+            lab.done("leaf", "ifadd", "2", "lab", "spine:0")
+            assert redirected(lab, LEAF), line
+            assert redirected(lab, SPINE), line
+            assert not redirected(lab, "oak0e0"), line
+
+
+NO_CABLE = {
+    "leaf connect 1 leaf:0": (2, "cable 'leaf0:0' of leaf0 leads to leaf0 itself; it needs another VM"),
+    "leaf connect 1 elm:0": (4, "elm0"),
+    "leaf connect 1 spine:7": (2, "spine0 has no interface '7'; it has 0"),
+    "leaf connect 0 spine:29": (2, "no VM has interface 29; the last one is 28"),
+    "leaf connect 1 spine:x": (2, "cable 'spine:x' is not <vm>:<interface>, such as spine0:1"),
+    "leaf connect 1 spine:0:0": (2, "cable 'spine:0:0' is not"),
+    "leaf connect 1 :0": (2, "VM name ''"),
+    "leaf connect 7 oak:0": (2, "leaf0 has no interface '7'"),
+    "oak connect 0 spine:0": (2, "interface 0 of spine0 is plugged into leaf0:1 already"),
+    "oak connect 0 leaf:0": (2, "interface 0 of leaf0 is plugged into lab already"),
+    "oak ifadd 2 leaf:1 leaf:1": (2, "cable 'leaf0:1' is given twice; a cable has two ends"),
+    "oak ifadd 2 ash:0 leaf:0": (2, "interface 0 of leaf0 is plugged into lab already"),
+    "oak connect 0 user:0": (2, "forwarded port '0' is not"),
+    "oak connect 0 locked:0": (7, "VM locked0 is locked"),
+}
+
+
+def test_a_cable_that_cannot_be_is_refused_in_one_line(lab: WiredDaemon) -> None:
+    for vm in ("ash0", "locked0"):
+        lab.make(vm)
+    lab.done("ash", "locked", "ifadd", "1")
+    lab.done("locked", "lock")
+    before = {vm: lab.noted(vm) for vm in ("leaf0", "spine0", "oak0", "ash0")}
+    for line, (status, why) in NO_CABLE.items():
+        assert why in refused(lab, status, *line.split()), line
+        assert {vm: lab.noted(vm) for vm in before} == before, line
+    assert redirected(lab, LEAF)
+
+
+def test_a_locked_vm_keeps_its_end_of_a_cable(lab: WiredDaemon) -> None:
+    lab.done("spine", "lock", "in use")
+    for line in ("leaf connect 1 -", "leaf rm --yes", "leaf rename elm", "leaf ifdel"):
+        assert "VM spine0 is locked: in use" in refused(lab, 7, *line.split())
+        assert (lab.noted("leaf0"), lab.noted("spine0")) == ("lab spine0:0", "leaf0:1")
+    assert redirected(lab, LEAF)
+
+
+def test_a_cable_goes_along_when_its_vm_is_renamed_and_not_when_it_is_cloned(lab: WiredDaemon) -> None:
+    lab.done("leaf", "rename", "elm")
+    assert (lab.noted("elm0"), lab.noted("spine0")) == ("lab spine0:0", "elm0:1")
+    assert redirected(lab, "elm0e1")
+    assert redirected(lab, SPINE)
+    cloned = lab.vmess("elm", "clone", "fir")
+    assert "its cables are not plugged into spine0:0, where elm0 is" in cloned.stdout + cloned.stderr
+    assert lab.noted("fir0") == "lab -"
+    lab.done("spine", "export", str(lab.directory / "spine.vmess"), "rm", "--yes")
+    assert lab.noted("elm0") == "lab -"
+
+
+def test_c111_a_cable_comes_back_after_a_crash_and_after_a_reboot(lab: WiredDaemon) -> None:
+    crash(lab)
+    assert lab.done("leaf", "ifstat") == "vmess leaf0 ifadd 2 lab spine0:0\n"
+    lab.stop()
+    lab.ip(f"link delete {LEAF}", f"link delete {SPINE}")
+    lab.start()
+    assert "leaf0e1 does not exist; a start creates it" in lab.done("leaf", "info")
+    lab.done("leaf", "start")
+    assert not is_up(lab, LEAF)
+    assert not redirected(lab, LEAF)
+    lab.done("spine", "start")
+    assert redirected(lab, LEAF)
+    assert redirected(lab, SPINE)
+    lab.done("leaf", "spine", "stop", "force")
+    with stations(lab) as (near, far):
+        near.send(BROADCAST, 0x88B5, bytes(60))
+        wait_for(far.received, what="the frame")
+
+
+def test_a_cable_noted_at_one_end_only_is_none(lab: WiredDaemon) -> None:
+    (lab.root / "spine0" / "NICS").write_text("oak0:0\n")
+    lab.ip(f"link delete {LEAF}")
+    lab.done("leaf", "oak", "start")
+    assert not redirected(lab, LEAF)
+    assert not redirected(lab, "oak0e0")
+    [_, nic] = nics(lab, "leaf0")
+    assert nic["other_end"] == "spine0:0 is not plugged into leaf0:1"
+    lab.done("spine", "connect", "0", "leaf:1")
+    assert redirected(lab, LEAF)
+
+
+def test_of_two_clients_that_plug_into_one_end_at_once_one_is_refused(lab: WiredDaemon) -> None:
+    lab.done("leaf", "connect", "1", "-")
+    for _ in range(3):
+        clients = [lab.client(vm, "connect", number, "spine:0") for vm, number in (("leaf", "1"), ("oak", "0"))]
+        said = [client.communicate()[1] for client in clients]
+        assert sorted(client.returncode for client in clients) == [0, 2], said
+        assert sorted(bool(line) for line in said) == [False, True]
+        assert (lab.noted("leaf0") == "lab spine0:0") is (lab.noted("spine0") == "leaf0:1")
+        assert (lab.noted("oak0") == "spine0:0") is (lab.noted("spine0") == "oak0:0")
+        lab.done("spine", "connect", "0", "-")
+
+
+def test_c112_the_link_follows_the_other_end(wired: WiredDaemon) -> None:
+    for vm in ("leaf0", "spine0"):
+        make_seen(wired, vm, "-")
+    wired.done("leaf", "connect", "0", "spine:0")
+    wired.done("leaf", "start")
+    with seen(wired, "leaf0", 0) as leaf:
+
+        def sees(up: bool) -> None:
+            wait_for(lambda: leaf.links() == [up], what=f"the link {'up' if up else 'down'}")
+
+        assert leaf.links() == [False]
+        assert "no link: spine0 is off" in wired.done("leaf", "info")
+        for line, up in (
+            ("spine start", True),
+            ("spine suspend", False),
+            ("spine resume", True),
+            ("spine cable 0 off", False),
+            ("spine stop force", False),
+            ("spine start", False),
+            ("spine cable 0 on", True),
+            ("leaf cable 0 off", False),
+            ("leaf cable 0 on", True),
+            ("spine connect 0 -", True),
+        ):
+            wired.done(*line.split())
+            sees(up)
+        wired.done("spine", "connect", "0", "leaf:0")
+        wired.done("spine", "suspend")
+        crash(wired)
+        sees(False)
+        wired.done("leaf", "carrier", "always")
+        sees(True)
+        wired.done("leaf", "carrier", "none")
+        sees(False)
+        wired.done("spine", "resume")
+        sees(True)
+        os.kill(wired.status("spine0")["pid"], signal.SIGKILL)
+        sees(False)
+    assert healthy(wired)
