@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from daemons import WiredDaemon, lines_of, refused, wait_for
-from frames import BROADCAST, Capture, Station, octets
+from frames import BROADCAST, EVERY_KIND, Capture, Station, octets, received, with_mark
 from wired_vms import crash, healthy, make_seen, nics, seen
 
 LEAF, SPINE = "leaf0e1", "spine0e0"
@@ -43,51 +42,10 @@ def stations(daemon: WiredDaemon, one: str = LEAF, other: str = SPINE) -> Iterat
         yield near, far
 
 
-def received(station: Station, count: int) -> list[bytes]:
-    """Return what a station receives until it is so many frames."""
-    frames: list[bytes] = []
-
-    def there() -> bool:
-        frames.extend(station.received())
-        return len(frames) >= count
-
-    wait_for(there, what=f"{count} frames")
-    return frames
-
-
-# Destination and what follows the addresses: a type, or a length and an LLC header, then a mark.
-EVERY_KIND = {
-    **{f"reserved {last:02x}": (f"01:80:c2:00:00:{last:02x}", b"\x90\x00") for last in range(0x30)},
-    "STP": ("01:80:c2:00:00:00", b"\0\x26\x42\x42\x03"),
-    "PAUSE": ("01:80:c2:00:00:01", b"\x88\x08\0\1\xff\xff"),
-    "LACP": ("01:80:c2:00:00:02", b"\x88\x09"),
-    "802.1X": ("01:80:c2:00:00:03", b"\x88\x8e"),
-    "LLDP": ("01:80:c2:00:00:0e", b"\x88\xcc"),
-    "CDP": ("01:00:0c:cc:cc:cc", b"\0\x40\xaa\xaa\x03"),
-    "PVST+": ("01:00:0c:cc:cc:cd", b"\0\x40\xaa\xaa\x03"),
-    "IS-IS": ("01:80:c2:00:00:14", b"\0\x40\xfe\xfe\x03"),
-    "tagged": (BROADCAST, b"\x81\x00\0\x64\x08\x06"),
-    "priority tag": (BROADCAST, b"\x81\x00\0\0\x08\x06"),
-    "double tagged": (BROADCAST, b"\x88\xa8\0\x0a\x81\x00\0\x64\x08\x06"),
-    "four tags": (BROADCAST, b"\x88\xa8\0\x0a" + 2 * b"\x81\x00\0\x64" + b"\x81\x00\0\x65\x08\x06"),
-    "MPLS": ("02:00:00:00:0b:01", b"\x88\x47"),
-    "unknown unicast": ("02:00:00:00:0b:02", b"\x90\x00"),
-    "malformed IPv4": ("02:00:00:00:0b:02", b"\x08\x00"),
-    "PPPoE": (BROADCAST, b"\x88\x63"),
-    "MACsec": (BROADCAST, b"\x88\xe5"),
-    "OSPF": ("01:00:5e:00:00:05", b"\x08\x00\x45\xc0"),
-    "neighbour discovery": ("33:33:ff:00:00:77", b"\x86\xdd\x60\0"),
-    "to the MAC of the TAP": ("fe:00:00:00:00:01", b"\x90\x00"),
-}
-
-
 def test_c110_every_frame_passes_both_ways_and_unchanged(lab: WiredDaemon) -> None:
     with stations(lab) as ends, Capture(lab.namespace.name) as capture:
         for sender, receiver in (ends, ends[::-1]):
-            sent = [
-                octets(to) + sender.mac + what + struct.pack(">Q", number) + bytes(50)
-                for number, (to, what) in enumerate(EVERY_KIND.values())
-            ]
+            sent = [with_mark(sender, kind, number) for number, kind in enumerate(EVERY_KIND)]
             sent += [
                 octets(BROADCAST) + sender.mac + b"\x88\xb5" + bytes(size) for size in (1500, 1508, 9216, 64000)
             ]

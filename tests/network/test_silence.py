@@ -415,7 +415,8 @@ def test_c41_a_vlan_waits_until_what_it_lives_on_is_plugged_in(*, carries: bool)
     kernel = Recorded(base)
     network = Network(Access(0))
     change = Change(network)
-    network.plug(kernel, change, vlan, 3, ())  # type: ignore[arg-type]
+    bridge = Link(**PLAIN, index=3, name="lab", kind="bridge", parent=0, up=True)
+    network.plug(kernel, change, vlan, bridge, ())  # type: ignore[arg-type]
     is_set_up = (
         rtnetlink.change(8, up=True) in kernel.requests
     )  # which the kernel refuses over one that is down

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple, Self, TypeVar
 
+from daemons import wait_for
+
 T = TypeVar("T")
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
@@ -151,3 +153,47 @@ def router_advertisement() -> tuple[str, int, bytes]:
     said = with_checksum(said, 2, source + target + struct.pack(">II", len(said), 58))
     head = struct.pack(">IHBB", 0x60000000, len(said), 58, 255)
     return "33:33:00:00:00:01", 0x86DD, head + source + target + said
+
+
+def received(station: Station, count: int) -> list[bytes]:
+    """Return what a station receives until it is so many frames."""
+    frames: list[bytes] = []
+
+    def there() -> bool:
+        frames.extend(station.received())
+        return len(frames) >= count
+
+    wait_for(there, what=f"{count} frames")
+    return frames
+
+
+# Destination and what follows the addresses: a type, or a length and an LLC header, then a mark.
+EVERY_KIND = {
+    **{f"reserved {last:02x}": (f"01:80:c2:00:00:{last:02x}", b"\x90\x00") for last in range(0x30)},
+    "STP": ("01:80:c2:00:00:00", b"\0\x26\x42\x42\x03"),
+    "PAUSE": ("01:80:c2:00:00:01", b"\x88\x08\0\1\xff\xff"),
+    "LACP": ("01:80:c2:00:00:02", b"\x88\x09"),
+    "802.1X": ("01:80:c2:00:00:03", b"\x88\x8e"),
+    "LLDP": ("01:80:c2:00:00:0e", b"\x88\xcc"),
+    "CDP": ("01:00:0c:cc:cc:cc", b"\0\x40\xaa\xaa\x03"),
+    "PVST+": ("01:00:0c:cc:cc:cd", b"\0\x40\xaa\xaa\x03"),
+    "IS-IS": ("01:80:c2:00:00:14", b"\0\x40\xfe\xfe\x03"),
+    "tagged": (BROADCAST, b"\x81\x00\0\x64\x08\x06"),
+    "priority tag": (BROADCAST, b"\x81\x00\0\0\x08\x06"),
+    "double tagged": (BROADCAST, b"\x88\xa8\0\x0a\x81\x00\0\x64\x08\x06"),
+    "four tags": (BROADCAST, b"\x88\xa8\0\x0a" + 2 * b"\x81\x00\0\x64" + b"\x81\x00\0\x65\x08\x06"),
+    "MPLS": ("02:00:00:00:0b:01", b"\x88\x47"),
+    "unknown unicast": ("02:00:00:00:0b:02", b"\x90\x00"),
+    "malformed IPv4": ("02:00:00:00:0b:02", b"\x08\x00"),
+    "PPPoE": (BROADCAST, b"\x88\x63"),
+    "MACsec": (BROADCAST, b"\x88\xe5"),
+    "to OSPF's group": ("01:00:5e:00:00:05", b"\x90\x00"),
+    "to a group of neighbours": ("33:33:ff:00:00:77", b"\x90\x00"),
+    "to the MAC of the TAP": ("fe:00:00:00:00:01", b"\x90\x00"),
+}
+
+
+def with_mark(station: Station, kind: str, number: int, size: int = 50) -> bytes:
+    """Return a frame of one of these kinds by a station, with a number in it."""
+    to, what = EVERY_KIND[kind]
+    return octets(to) + station.mac + what + struct.pack(">Q", number) + bytes(size)

@@ -141,6 +141,9 @@ ON_HOST = Option(
 JSON = Option("--json", "Print the daemon's replies as JSON: sizes in bytes, times in seconds.")
 ALL = Option("--all", "All VMs, in place of names.")
 VERBOSE = Option("--verbose", "With start and info, also print QEMU's command line. Also -v.")
+HUB = Option("--hub", "Make the bridge a hub.")
+SWITCH = Option("--switch", "Make the bridge learn addresses again, which is the default.")
+MTU = Option("--mtu", "Set the MTU of the segment, 576 to 65000 bytes; guests with virtio learn it.", "BYTES")
 COMMAND = Option("--command", "Print only QEMU's command line, quoted for a shell.")
 NO_HEADER = Option("--no-header", "Leave out the line of titles.")
 COLUMNS = Option("-o", "Print these columns of the table, in this order: name,state,address.", "COLUMNS")
@@ -205,7 +208,7 @@ OPTIONS = {
         *(BIND, STEAL, READ_ONLY, ESCAPE, LISTEN, PLAIN, SEND, EXPECT, RATE),
         *(FILTER, FRAMES, SECONDS, SIZE),
         *(LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
-        *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE),
+        *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE, HUB, SWITCH, MTU),
         *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, IDENTITY, FORGET),
     )
 }
@@ -1069,10 +1072,12 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "net vlan",
         "Add interfaces to a bridge. Bridge and interfaces are created if necessary: newvm0e0 is a TAP,\n"
-        "eth0.100 a VLAN, vethA0 and vethB0 are a veth pair, vxlan7 is a VXLAN.",
+        "eth0.100 a VLAN, vethA0 and vethB0 are a veth pair, vxlan7 is a VXLAN. As a hub, the bridge sends\n"
+        "each frame to all ports, and learns no addresses.",
         "NetVlan",
         "network.net_vlan",
         arguments="<bridge> [intf]...",
+        options=(HUB, SWITCH, MTU),
         reports=True,
         summary=LINKS,
         example="net vlan br0 newvm0e0",

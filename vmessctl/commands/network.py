@@ -249,6 +249,9 @@ def net_show(invocation: Invocation) -> int:
         say(phrase("segments"))
         sys.stderr.flush()
     show(invocation, reply, segments)
+    if verbs.JSON.flag not in invocation.options:
+        for remark in dict.fromkeys(filter(None, (segment.get("remark") for segment in reply["segments"]))):
+            say(printable(remark))
     return DONE
 
 
@@ -260,7 +263,10 @@ def segments(reply: Reply) -> str:
             lines += [shell_line([PROGRAM.name, "net", "add", port]) for port in segment["ports"]]
             lines += [_cable(cable) for cable in segment.get("cables") or ()]
         else:
-            line = shell_line([PROGRAM.name, "net", "vlan", segment["bridge"], *segment["ports"]])
+            shape = [verbs.HUB.flag] if segment.get("hub") else []
+            shape += [verbs.MTU.flag, str(segment["mtu"])] if segment.get("mtu") else []
+            words = [segment["bridge"], *shape, *segment["ports"]]
+            line = shell_line([PROGRAM.name, "net", "vlan", *words])
             lines.append(f"{line}{_whose(segment)}")
     return "\n".join(lines)
 
@@ -312,10 +318,23 @@ def _net(invocation: Invocation, **parameters: object) -> int:
 def net_vlan(invocation: Invocation) -> int:
     """Add interfaces to a bridge."""
     bridge, *interfaces = invocation.arguments
-    status = _net(invocation, bridge=bridge, interfaces=interfaces)
+    status = _net(invocation, bridge=bridge, interfaces=interfaces, **_shape(invocation))
     ports = ", ".join(map(printable, interfaces))
     tell(phrase("net vlan" if interfaces else "net vlan alone", bridge=printable(bridge), ports=ports))
     return status
+
+
+def _shape(invocation: Invocation) -> dict[str, object]:
+    """Return the parameters for hub and MTU that were given; an older vmessd does not know them."""
+    said: dict[str, object] = {}
+    flags = [flag for flag in (verbs.HUB.flag, verbs.SWITCH.flag) if flag in invocation.options]
+    if len(flags) > 1:
+        raise InvalidValue(f"{flags[0]} and {flags[1]} exclude each other")
+    if flags:
+        said["hub"] = flags[0] == verbs.HUB.flag
+    if verbs.MTU.flag in invocation.options:
+        said["mtu"] = _number(invocation, invocation.options[verbs.MTU.flag], "MTU")
+    return said
 
 
 def net_ignore(invocation: Invocation) -> int:

@@ -101,9 +101,15 @@ class Wires(Caller):
         return await blocking.call(self._supervisor.segments.show)
 
     @varlinkmethod(return_parameter="steps")
-    async def NetVlan(self, *, bridge: str, interfaces: list[str]) -> list[Step]:
-        """Put interfaces into a bridge, creating all of them if necessary. Returns what was done, in order."""
-        return await self._supervisor.vlan(bridge, interfaces)
+    async def NetVlan(
+        self, *, bridge: str, interfaces: list[str], hub: bool | None, mtu: int | None
+    ) -> list[Step]:
+        """Put interfaces into a bridge, creating all of them if necessary. Returns what was done, in order.
+
+        With `hub`, each frame goes to all ports; false ends that. `mtu` is the MTU of the segment in bytes,
+        which its ports get, and guests with virtio at their next start. Null leaves both as they are.
+        """
+        return await self._supervisor.vlan(bridge, interfaces, hub=hub, mtu=mtu)
 
     @varlinkmethod(return_parameter="steps")
     async def NetAdd(self, *, interface: str) -> list[Step]:

@@ -5,8 +5,11 @@ As in the original, the name of a link says its kind: `newvm0e0` is a TAP, `eth0
 must exist already.
 """
 
+import contextlib
+import errno
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vmessd.core import names
@@ -14,9 +17,10 @@ from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quot
 from vmessd.core.models.wires import Cable, ForeignPort, Segment, Step, StepKind
 from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, peer, typed_link_name
 from vmessd.network import rtnetlink
+from vmessd.network.cables import MTU
 from vmessd.network.links import Change, Network, attached, deleting, making, restoring, users
 from vmessd.network.netlink_replies import Link
-from vmessd.network.policy import Tap, describe, shown, tap_of
+from vmessd.network.policy import Tap, describe, segment_mtu, shown, tap_of
 from vmessd.network.rtnetlink import Netlink
 from vmessd.storage import safefile
 
@@ -29,7 +33,34 @@ TOGETHER_MAX = 64
 VXLAN_PORT = 4789  # assigned by IANA
 VXLAN_MAX = 2**24 - 1
 VLAN_MAX = 4094
+MTU_MIN = 576  # what every IPv4 host must be able to receive (RFC 791)
 _DEPTH_MAX = 4  # a VLAN on a VLAN on a VXLAN makes sense; more is a mistake
+
+
+def _typed(interfaces: Sequence[str]) -> list[str]:
+    """Return the names of links that were typed, each once; raises InvalidValue."""
+    interfaces = list(dict.fromkeys(interfaces))
+    if len(interfaces) > TOGETHER_MAX:
+        raise InvalidValue(f"{len(interfaces)} interfaces are more than {TOGETHER_MAX} at once")
+    for name in interfaces:
+        typed_link_name(name)
+    return interfaces
+
+
+def _remark() -> str | None:
+    """Return what the host does to frames on all bridges, in words; None for nothing.
+
+    A bridge cannot be excepted. Source: Linux's net/bridge/br_netfilter_hooks.c.
+    """
+    for name in ("iptables", "ip6tables", "arptables"):
+        with contextlib.suppress(OSError):
+            setting = f"bridge-nf-call-{name}"
+            if Path(f"/proc/sys/net/bridge/{setting}").read_text(encoding="ascii").strip() == "1":
+                return (
+                    f"{setting} is 1: the host's firewall sees what passes a bridge, and may drop it, but not "
+                    f"what passes a cable; to end that, as root: sysctl net.bridge.{setting}=0"
+                )
+    return None
 
 
 class Segments:
@@ -49,8 +80,9 @@ class Segments:
         with self._network.kernel() as kernel:
             links = [link for link in kernel.links() if ignored.isdisjoint((link.name, shown(link)))]
         links.sort(key=lambda link: names.natural(shown(link)))
+        remark = _remark()
         segments = [
-            self._segment(bridge, [port for port in links if port.master == bridge.index])
+            self._segment(bridge, [port for port in links if port.master == bridge.index], remark)
             for bridge in links
             if bridge.kind == "bridge"
         ]
@@ -64,11 +96,13 @@ class Segments:
             segments.append(Segment(None, True, loose, None, [], cables))
         return segments
 
-    def _segment(self, bridge: Link, ports: Sequence[Link]) -> Segment:
+    def _segment(self, bridge: Link, ports: Sequence[Link], remark: str | None) -> Segment:
         access = self._network.access
         foreign = [ForeignPort(shown(port), root) for port in ports if (root := access.other_root(port))]
         inside = [shown(port) for port in ports]
-        return Segment(bridge.name, access.is_own(bridge), inside, access.other_root(bridge), foreign, [])
+        own, root = access.is_own(bridge), access.other_root(bridge)
+        hub, mtu = own and bridge.hub, segment_mtu(bridge) if own else None
+        return Segment(bridge.name, own, inside, root, foreign, [], hub, mtu, remark if own else None)
 
     def ignored(self) -> list[str]:
         """Return the links that `net` leaves out; raises BadFile."""
@@ -97,8 +131,15 @@ class Segments:
         with safefile.opened(self._root) as root:
             safefile.write(root, IGNORED, "".join(f"{link}\n" for link in links).encode())
 
-    def vlan(
-        self, bridge: str, interfaces: Sequence[str], macs: Mapping[str, str], vms: Collection[str] = ()
+    def vlan(  # noqa: PLR0913 -- all that can be said about a segment
+        self,
+        bridge: str,
+        interfaces: Sequence[str],
+        macs: Mapping[str, str],
+        vms: Collection[str] = (),
+        *,
+        hub: bool | None = None,
+        mtu: int | None = None,
     ) -> list[Step]:
         """Put interfaces into a bridge; create the bridge and the interfaces if necessary.
 
@@ -107,47 +148,81 @@ class Segments:
             interfaces: names of links; a TAP may have its long name.
             macs: the MACs of TAPs, by name in the kernel, for TAPs whose MAC does not follow from the name.
             vms: VMs that there are, as for :meth:`_tap_meant`.
+            hub: whether the bridge sends each frame to all ports; None leaves it as it is.
+            mtu: the MTU of the segment in bytes, from MTU_MIN to cables.MTU; None leaves it as it is.
 
         Raises:
-            InvalidValue: a name is not valid for a bridge or link.
+            InvalidValue: a name is not valid for a bridge or link, or the MTU is out of bounds.
             NotPermitted: a link is neither vmess's own nor allowed.
             VmessError: the change failed and was undone.
         """
         bridge_name(bridge)
-        interfaces = list(dict.fromkeys(interfaces))
-        if len(interfaces) > TOGETHER_MAX:
-            raise InvalidValue(f"{len(interfaces)} interfaces are more than {TOGETHER_MAX} at once")
-        for name in interfaces:
-            typed_link_name(name)
+        if mtu is not None and not MTU_MIN <= mtu <= MTU:
+            raise InvalidValue(f"MTU {quoted(mtu)} is not a number of bytes from {MTU_MIN} to {MTU}")
+        interfaces = _typed(interfaces)
         with self._network.change() as (kernel, change):
             stations = kernel.addressed()
             found = kernel.link(bridge)
             if found is None:
                 self._network.check_idle(kernel)
             master = self._network.make_bridge(kernel, change, bridge, found, deliberate=True)
+            if hub is not None or mtu is not None:
+                master = self._shaped(kernel, change, master, hub, mtu)
             taps = {name: self._tap_meant(kernel, name, vms) for name in interfaces}
             if not self._network.access.is_own(master) and not all(taps.values()):
                 # TAPs of VMs may join it, other links may not.
                 self._network.access.check_change(master, bridge)
-            for name, tap in taps.items():
-                link = self._prepare(kernel, change, name, tap)
-                if link.index in stations and not self._network.access.is_allowed(link):
-                    raise NotPermitted(
-                        f"{name} has an IP address of the host, which would be unreachable in a bridge",
-                        hint=f"remove the address first, or allow it: vmessd --allow-links {name}",
-                    )
-                other = kernel.link(peer(name)) if peer(name) else None
-                if other is not None and other.master == master.index:
-                    raise Failed(
-                        f"{name} and {other.name} are the ends of a pair; in one bridge they form a loop"
-                    )
-                self._plug(kernel, change, link, master, macs.get(link.name))
+            with self._network.tuning(kernel, change, stations) as touched:
+                touched[master.index] = master
+                for name, tap in taps.items():
+                    link = self._prepare(kernel, change, name, tap)
+                    self._check_port(kernel, name, link, master, stations)
+                    touched.update(self._network.moving(kernel, link, master))
+                    self._plug(kernel, change, link, master, macs.get(link.name))
         return change.steps
+
+    def _check_port(
+        self, kernel: Netlink, name: str, link: Link, master: Link, stations: Collection[int]
+    ) -> None:
+        """Raise if a link would take an address of the host into a bridge, or form a loop."""
+        if link.index in stations and not self._network.access.is_allowed(link):
+            raise NotPermitted(
+                f"{name} has an IP address of the host, which would be unreachable in a bridge",
+                hint=f"remove the address first, or allow it: vmessd --allow-links {name}",
+            )
+        other = kernel.link(peer(name)) if peer(name) else None
+        if other is not None and other.master == master.index:
+            raise Failed(f"{name} and {other.name} are the ends of a pair; in one bridge they form a loop")
+
+    def _shaped(self, kernel: Netlink, change: Change, bridge: Link, hub: bool | None, mtu: int | None) -> Link:
+        """Make a bridge of ours a hub or a switch, and set the MTU of its segment; raises NotPermitted."""
+        access = self._network.access
+        if not access.is_own(bridge):
+            raise NotPermitted(
+                f"bridge {bridge.name} is not vmess's own, so neither its MTU nor its learning is changed"
+            )
+        new = segment_mtu(bridge) if mtu is None else mtu if mtu != MTU else None
+        alias = access.mark(mtu=new)
+        wanted = replace(bridge, hub=bridge.hub if hub is None else hub, alias=alias)
+        ports = [port for port in kernel.ports(bridge.index) if access.is_own(port)]
+
+        def requests(bridge: Link, mtus: Mapping[int, int]) -> list[rtnetlink.Request]:
+            return [
+                rtnetlink.ageing(bridge.index, 0 if bridge.hub else rtnetlink.AGEING),
+                rtnetlink.change(bridge.index, alias=bridge.alias),
+                *(rtnetlink.change(index, mtu=mtu) for index, mtu in mtus.items()),
+            ]
+
+        before = {port.index: port.mtu for port in ports}
+        change.reversals.append(lambda kernel: kernel.do(requests(bridge, before), tolerate=errno.ENODEV))
+        after = {port.index: self._network.mtu(port, wanted) for port in ports}
+        kernel.do(requests(wanted, after))
+        return wanted
 
     def _plug(self, kernel: Netlink, change: Change, link: Link, master: Link, mac: str | None) -> None:
         """Make a link a port of a bridge. Nothing else changes for a link that is not vmess's own."""
         if self._network.access.is_own(link):
-            self._network.plug(kernel, change, link, master.index, (), mac)
+            self._network.plug(kernel, change, link, master, (), mac)
         elif link.master != master.index:
             change.reversals.append(restoring(link, master.index, own=False))
             kernel.do([rtnetlink.change(link.index, master=master.index)])

@@ -15,8 +15,7 @@ from vmessd.network.netlink_replies import Link
 from vmessd.network.rtnetlink import Netlink
 
 MTU = 65000
-"""Of a TAP with a cable. The most that the kernel allows a TAP is 65521 (tun_net_init())."""
-MTU_DEFAULT = 1500
+"""Of TAPs: a frame that is longer vanishes. The most that the kernel allows is 65521 (tun_net_init())."""
 
 Reversal = Callable[[Netlink], None]
 
@@ -65,7 +64,7 @@ def cut(kernel: Netlink, index: int) -> Reversal | None:
         return None
     other = there[index]
     ends = [index, other] if other and kernel.redirections([other]).get(other) == index else [index]
-    kernel.do([rtnetlink.change(end, up=False, mtu=MTU_DEFAULT) for end in ends])
+    kernel.do([rtnetlink.change(end, up=False) for end in ends])
     kernel.do([rtnetlink.no_redirection(end) for end in ends], tolerate=errno.ENOENT)
 
     def undo(kernel: Netlink) -> None:

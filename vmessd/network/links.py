@@ -25,7 +25,17 @@ from vmessd.core.wires import INTERFACES_MAX, End, Wire, new_bridge_name
 from vmessd.network import cables, rtnetlink, taps
 from vmessd.network.cables import Reversal
 from vmessd.network.netlink_replies import Link
-from vmessd.network.policy import Access, Tap, describe, is_leaving, root_text, shown, tap_of
+from vmessd.network.policy import (
+    Access,
+    Tap,
+    describe,
+    is_leaving,
+    is_made_by_vmess,
+    root_text,
+    segment_mtu,
+    shown,
+    tap_of,
+)
 from vmessd.network.rtnetlink import Netlink
 
 log = logging.getLogger(__name__)
@@ -55,6 +65,8 @@ class Nic:
     """The other VM root that owns a link of this name."""
     cable: End | None = None
     """The other end of the cable that is plugged into the TAP."""
+    mtu: int | None = None
+    """The MTU of the segment that it is in, if that has one."""
 
     @property
     def wire(self) -> Wire:
@@ -157,7 +169,7 @@ class Network:
             has_taps = any(not wire.user for wire in noted or ()) or _any_tap(vm)
             found = kernel.named(_tap_names(vm)) if has_taps else {}
             masters = {link.master for link in found.values() if link.master}
-            bridges = {index: link.name for index in masters if (link := kernel.link_at(index))}
+            bridges = kernel.links_at(masters) if masters else {}
             ends = self._ends(kernel, [*found.values()])
         return self._nics(vm, noted or (), found, bridges, ends)
 
@@ -185,7 +197,7 @@ class Network:
             links = kernel.links() if noted and rtnetlink.any_link(names.is_tap) else []
             ends = self._ends(kernel, [link for link in links if self.access.is_own(link)])
         found = {link.name: link for link in links}
-        bridges = {link.index: link.name for link in links}
+        bridges = {link.index: link for link in links}
         return {vm: self._nics(vm, wires or (), found, bridges, ends) for vm, wires in noted.items()}
 
     def _nics(
@@ -193,7 +205,7 @@ class Network:
         vm: str,
         noted: Sequence[Wire],
         found: Mapping[str, Link],
-        bridges: Mapping[int, str],
+        bridges: Mapping[int, Link],
         ends: Mapping[int, End],
     ) -> list[Nic]:
         """Return the interfaces of a VM; `found` has links by name, `bridges` and `ends` are by index."""
@@ -209,9 +221,11 @@ class Network:
                 continue
             wire = noted[index] if index < len(noted) else None
             bridge = bridges.get(link.master) if link else None
+            mtu = segment_mtu(bridge) if bridge else None
             taken_by = None if wire and wire.user else taken_by
             cable = ends.get(link.index) if link else None
-            nics.append(Nic(index, Tap.of(vm, index), wire, link, bridge, taken_by, cable))
+            where = bridge.name if bridge else None
+            nics.append(Nic(index, Tap.of(vm, index), wire, link, where, taken_by, cable, mtu))
         return nics
 
     def has_own_bridge(self, name: str) -> bool:
@@ -266,37 +280,89 @@ class Network:
         """
         plugged = {Tap.of(vm, index): wire for index, wire in sorted(wires.items()) if not wire.user}
         own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in (macs or {}).items()}
+        others = {
+            tap: Tap.of(wire.cable.vm, wire.cable.interface) for tap, wire in plugged.items() if wire.cable
+        }
         with self.change() as (kernel, change):
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
-            others = {
-                tap: Tap.of(wire.cable.vm, wire.cable.interface) for tap, wire in plugged.items() if wire.cable
-            }
             found = kernel.named([*(tap.name for tap in (*plugged, *others.values())), *bridges])
-            for tap in plugged:
-                if self._make_tap(kernel, change, tap, found.get(tap.name)):
-                    found.pop(tap.name, None)
-            found |= kernel.named(tap.name for tap in plugged if tap.name not in found)
-            if any(tap.name not in found or not self.is_own_tap(found[tap.name], tap) for tap in plugged):
-                raise OSError(errno.ENODEV, "a TAP vanished right after it was created")
-            stations = kernel.addressed() if plugged else ()
+            self._make_taps(kernel, change, plugged, found)
+            stations = kernel.addressed() if plugged else set()
             joined = cables.joined(kernel, [found[tap.name] for tap in others])
-            for tap, wire in plugged.items():
-                link = found[tap.name]
-                other = self._other_end(others.get(tap), found)
-                cabled = other is not None and joined.get(link.index) == other.index
-                change.steps.append(owned := Step(StepKind.persistent, tap.long, link.owner))
-                master = 0
-                if wire.bridge is not None:
-                    if found.get(wire.bridge) is None and not starts:
-                        self.check_idle(kernel)
-                    found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
-                    master = found[wire.bridge].index
-                    change.steps += [Step(StepKind.preparing, tap.long), owned]
-                link = self.plug(kernel, change, link, master, stations, own.get(tap.name), cabled=cabled)
-                if other is not None and not cabled:
-                    other = self.plug(kernel, change, other, 0, stations, other.mac)
-                    change.reversals.append(cables.join(kernel, link, other))
+            with self.tuning(kernel, change, stations) as touched:
+                for tap, wire in plugged.items():
+                    link, other = found[tap.name], self._other_end(others.get(tap), found)
+                    cabled = other is not None and joined.get(link.index) == other.index
+                    change.steps.append(Step(StepKind.persistent, tap.long, link.owner))
+                    master = self._master(kernel, change, tap, wire, found, starts=starts)
+                    touched.update(self.moving(kernel, link, master))
+                    link = self.plug(kernel, change, link, master, stations, own.get(tap.name), cabled=cabled)
+                    if other is not None and not cabled:
+                        other = self.plug(kernel, change, other, None, stations, other.mac)
+                        change.reversals.append(cables.join(kernel, link, other))
         return change
+
+    def _make_taps(
+        self, kernel: Netlink, change: Change, wanted: Collection[Tap], found: dict[str, Link]
+    ) -> None:
+        """Create missing TAPs, and have all of them in `found`, which has links by name."""
+        for tap in wanted:
+            if self._make_tap(kernel, change, tap, found.get(tap.name)):
+                found.pop(tap.name, None)
+        found |= kernel.named(tap.name for tap in wanted if tap.name not in found)
+        if any(tap.name not in found or not self.is_own_tap(found[tap.name], tap) for tap in wanted):
+            raise OSError(errno.ENODEV, "a TAP vanished right after it was created")
+
+    def _master(  # noqa: PLR0913 -- a part of `wire`
+        self, kernel: Netlink, change: Change, tap: Tap, wire: Wire, found: dict[str, Link], *, starts: bool
+    ) -> Link | None:
+        """Return the bridge of a wire, created if necessary; None without one."""
+        if wire.bridge is None:
+            return None
+        if found.get(wire.bridge) is None and not starts:
+            self.check_idle(kernel)
+        found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
+        owned = Step(StepKind.persistent, tap.long, found[tap.name].owner)
+        change.steps += [Step(StepKind.preparing, tap.long), owned]
+        return found[wire.bridge]
+
+    @contextlib.contextmanager
+    def tuning(self, kernel: Netlink, change: Change, stations: Collection[int]) -> Iterator[dict[int, Link]]:
+        """Yield a place for bridges whose ports change in the body of the `with`; :meth:`tune` them then."""
+        touched: dict[int, Link] = {}
+        change.reversals.append(lambda kernel: self.tune(kernel, touched, stations))
+        yield touched
+        self.tune(kernel, touched, stations)
+
+    def moving(self, kernel: Netlink, link: Link, master: Link | None) -> dict[int, Link]:
+        """Return the bridges that a link leaves and joins, by index; none if it stays where it is."""
+        there = master.index if master is not None else 0
+        if link.master == there:
+            return {}
+        left = kernel.links_at([link.master]) if link.master else {}
+        return left | ({there: master} if master is not None else {})
+
+    def tune(self, kernel: Netlink, bridges: Mapping[int, Link], stations: Collection[int]) -> None:
+        """Have the ports of our bridges pass what they can, and learn what there is to learn.
+
+        Two TAPs and nothing else are nearly a cable: a guest may be a switch, and a station move from one side
+        to the other without a word. With learning, nobody would reach it for 300 s.
+        """
+        for bridge in bridges.values():
+            if not self.access.is_own(bridge):
+                continue
+            ports = kernel.ports(bridge.index)
+            alone = len(ports) == 2 and all(port.tap for port in ports) and bridge.index not in stations
+            kernel.do(
+                [
+                    *(rtnetlink.passing(port.index) for port in ports if self._should_pass(port)),
+                    *(rtnetlink.learning(port.index, on=not alone) for port in ports if port.learns is alone),
+                ]
+            )
+
+    def _should_pass(self, port: Link) -> bool:
+        """Tell whether a port is ours and has not been told to forward frames to reserved addresses."""
+        return not port.passes and self.access.is_own(port)
 
     def _other_end(self, tap: Tap | None, found: Mapping[str, Link]) -> Link | None:
         """Return the TAP at the other end of a cable if a cable can be plugged into it now, else None."""
@@ -310,13 +376,13 @@ class Network:
         kernel: Netlink,
         change: Change,
         link: Link,
-        master: int,
+        master: Link | None,
         stations: Collection[int],
         own: str | None = None,
         *,
         cabled: bool = False,
     ) -> Link:
-        """Make a link of ours a port of the bridge `master` (0: of none) and mark it; return it as it is then.
+        """Make a link of ours a port of the bridge `master` (or of none) and mark it; return it as it is then.
 
         A link in no bridge is set down, because its frames would otherwise reach the network stack of the host.
         It stays up if it is one of the `stations`: links on which the host has a configured address. `own` is
@@ -324,22 +390,37 @@ class Network:
         """
         if link.tap and not link.master and not cabled and (undo := cables.cut(kernel, link.index)):
             change.reversals.append(undo)
-            link = replace(link, up=False, mtu=cables.MTU_DEFAULT)
-        up = cabled or master != 0 or (link.up and link.index in stations)
+            link = replace(link, up=False)
+        up = cabled or master is not None or (link.up and link.index in stations)
         if link.kind == "vlan" and (base := kernel.link_at(link.parent)) and not base.up:
             change.steps.append(Step(StepKind.waiting, base.name))
             up = False  # the kernel sets it up together with its lower link
-        mark, mac = self.access.mark(), link.mac
+        mark, mac, mtu = self.access.mark(), link.mac, self.mtu(link, master)
+        there = master.index if master is not None else 0
         if own is not None:
             mac = own
-        elif link.tap and (link.master, link.up) != (master, True) and (tap := tap_of(link)):
+        elif link.tap and (link.master, link.up) != (there, True) and (tap := tap_of(link)):
             mac = names.tap_mac(names.mac(tap.vm, tap.interface))
-        if (link.master, link.up, link.alias, link.mac) == (master, up, mark, mac):
+        now = replace(link, master=there, up=up, alias=mark, mac=mac, mtu=mtu)
+        if now == link:
             return link
-        change.reversals.append(restoring(link, master))
-        requests = _moved(link, master, up=up, mac=None if mac == link.mac else mac, alias=mark)
+        change.reversals.append(restoring(link, there))
+        new = None if mtu == link.mtu else mtu
+        requests = _moved(link, there, up=up, mac=None if mac == link.mac else mac, alias=mark, mtu=new)
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
-        return replace(link, master=master, up=up, alias=mark, mac=mac)
+        return now
+
+    def mtu(self, link: Link, master: Link | None) -> int:
+        """Return the MTU that a link gets as a port of a bridge, or without one.
+
+        A frame that is longer than the MTU of a port vanishes. A bridge that vmess did not make has the MTU of
+        its smallest port, and the host may use it.
+        """
+        if not link.tap and link.kind != "veth":
+            return link.mtu
+        if master is not None and not is_made_by_vmess(master):
+            return master.mtu
+        return (segment_mtu(master) if master is not None else None) or cables.MTU
 
     def settle(self, vm: str, macs: Mapping[int, str]) -> Change:
         """Update a VM's TAPs and our bridges that contain them to the settings of this version.
@@ -361,6 +442,7 @@ class Network:
         taps = [(tap, link) for tap, link in self._own_taps(kernel, vm) if not is_leaving(link)]
         stations = kernel.addressed() if taps else set()
         joined = cables.joined(kernel, [link for _, link in taps])
+        bridges = kernel.links_at(link.master for _, link in taps if link.master)
         for tap, link in taps:
             self._give_long_name(kernel, tap, link)
             if link.alias != mark:
@@ -368,18 +450,20 @@ class Network:
                 change.reversals.append(restoring(link, link.master))
             known = replace(link, alias=mark)
             cabled = link.index in joined
-            self.plug(kernel, change, known, link.master, stations, own.get(link.name), cabled=cabled)
-        for index in {link.master for _, link in taps if link.master}:
-            bridge = kernel.link_at(index)
-            if bridge is not None and self.access.is_own(bridge):
+            master = bridges.get(link.master)
+            self.plug(kernel, change, known, master, stations, own.get(link.name), cabled=cabled)
+        for bridge in bridges.values():
+            if self.access.is_own(bridge):
                 self._settle_bridge(kernel, bridge, stations)
+        self.tune(kernel, bridges, stations)
 
     def _settle_bridge(self, kernel: Netlink, bridge: Link, stations: Collection[int]) -> None:
         """Keep the host off a bridge of ours unless it has a configured address there."""
         if bridge.index not in stations:
             kernel.do(rtnetlink.silence(bridge.index))
-        if bridge.alias != self.access.mark():
-            kernel.do([rtnetlink.change(bridge.index, alias=self.access.mark())])
+        mark = self.access.mark(mtu=segment_mtu(bridge))
+        if bridge.alias != mark:
+            kernel.do([rtnetlink.change(bridge.index, alias=mark)])
 
     def make_tap(self, kernel: Netlink, change: Change, tap: Tap) -> Link:
         """Return this TAP, created if necessary; raises as :meth:`wire`."""
@@ -526,7 +610,9 @@ class Network:
             held = [tap.long for tap, link in links.items() if link.attached]
             if held:
                 raise attached(", ".join(held))
+            bridges = kernel.links_at(link.master for link in links.values() if link.master)
             kernel.delete([*links.values()])
+            self.tune(kernel, bridges, kernel.addressed() if bridges else ())
         return [Step(StepKind.nonpersistent, tap.long) for tap in links]
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[tuple[Tap, Link]]:
@@ -552,8 +638,12 @@ class Network:
         """Remove a VM's TAPs, except those to `keep`, from their bridges and mark them as leaving."""
         with self.change() as (kernel, change):
             taps = [link for tap, link in self._own_taps(kernel, vm) if tap.interface not in keep]
+            stations = kernel.addressed() if taps else set()
+            bridges = kernel.links_at(link.master for link in taps if link.master)
+            change.reversals.append(lambda kernel: self.tune(kernel, bridges, stations))
             change.reversals += [restoring(link, 0) for link in taps]
             kernel.do(request for link in taps for request in self._leaving(link))
+            self.tune(kernel, bridges, stations)
         return change
 
     def sweep(self, vm: str) -> list[Step]:
@@ -651,8 +741,14 @@ def root_name(root: Path) -> str:
     return root_text(os.fsencode(root.resolve()), hashlib.sha256(f"vmess {seed}".encode()).hexdigest()[:8])
 
 
-def _moved(
-    link: Link, master: int, *, up: bool, mac: str | None = None, alias: str | None = None
+def _moved(  # noqa: PLR0913 -- the kernel takes them all at once
+    link: Link,
+    master: int,
+    *,
+    up: bool,
+    mac: str | None = None,
+    alias: str | None = None,
+    mtu: int | None = None,
 ) -> list[rtnetlink.Request]:
     """Return requests that plug a link into another bridge (0: into none).
 
@@ -666,7 +762,7 @@ def _moved(
         # Out of its bridge first, whose MTU may follow that of its ports.
         requests += [rtnetlink.change(link.index, master=0)] if link.master else []
         requests += rtnetlink.without_host_traffic(link)
-    requests.append(rtnetlink.change(link.index, master=master, mac=mac, alias=alias))
+    requests.append(rtnetlink.change(link.index, master=master, mac=mac, alias=alias, mtu=mtu))
     return requests + ([rtnetlink.change(link.index, up=True)] if up and down else [])
 
 
@@ -704,7 +800,7 @@ def restoring(link: Link, master: int, *, own: bool = True) -> Reversal:
         if now is not None and now.name == link.name:
             back = link.master if now.master == master else now.master
             if own:
-                requests = _moved(now, back, up=link.up, mac=mac, alias=link.alias)
+                requests = _moved(now, back, up=link.up, mac=mac, alias=link.alias, mtu=link.mtu)
             else:
                 requests = [rtnetlink.change(link.index, up=link.up, master=back)]
             kernel.do(requests, tolerate=errno.EAFNOSUPPORT)

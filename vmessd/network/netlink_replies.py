@@ -27,7 +27,10 @@ AF_BRIDGE = 7
 
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _ALIAS, _GROUP = 1, 3, 4, 5, 10, 18, 20, 27  # IFLA_*
 _STATS64, _CARRIER, _PROPERTIES, _ALTERNATIVE_NAME = 23, 33, 52, 53
-_KIND, _DATA = 1, 2  # IFLA_INFO_*
+_KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_*
+_BRIDGE_AGEING, _PORT_LEARNING, _PORT_PASSES = 4, 8, 31  # IFLA_BR_AGEING_TIME, IFLA_BRPORT_*
+PORT_PASSES = 0xFFFD
+"""The reserved addresses 01:80:c2:00:00:0x whose frames a port may forward (br_private.h): all but PAUSE."""
 _TUN_OWNER, _TUN_TYPE, _TUN_TAP, _TUN_MULTI_QUEUE = 1, 3, 2, 7
 _NEIGHBOUR_IP, _NEIGHBOUR_MAC, _NEIGHBOUR_MASTER = 1, 2, 9  # NDA_*
 _PERMANENT, _FAILED = 0x80, 0x20  # NUD_*
@@ -69,6 +72,12 @@ class Link:
     """IFF_MULTICAST: the host may join multicast groups on it."""
     other_names: tuple[str, ...] = ()
     """Its alternative names."""
+    hub: bool = False
+    """It is a bridge that remembers no stations."""
+    learns: bool = True
+    """If it is a port of a bridge: it learns which stations are behind it."""
+    passes: bool = False
+    """If it is a port of a bridge: it forwards frames to reserved addresses."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,9 @@ def parse_link(body: bytes) -> Link:
     found = dict(attributes(body, LINK_BODY.size))
     info = dict(attributes(found.get(_LINKINFO, b"")))
     kind = info.get(_KIND, b"").rstrip(b"\0").decode(errors="replace")
-    tun = dict(attributes(info.get(_DATA, b""))) if kind == "tun" else {}
+    data = dict(attributes(info.get(_DATA, b""))) if kind in ("tun", "bridge") else {}
+    tun, bridge = (data if kind == "tun" else {}), (data if kind == "bridge" else {})
+    port = dict(attributes(info.get(_SLAVE_DATA, b""))) if info.get(_SLAVE_KIND) == b"bridge\0" else {}
     properties = attributes(found.get(_PROPERTIES, b""))
     return Link(
         index=index,
@@ -127,6 +138,9 @@ def parse_link(body: bytes) -> Link:
         other_names=tuple(
             os.fsdecode(payload.rstrip(b"\0")) for kind, payload in properties if kind == _ALTERNATIVE_NAME
         ),
+        hub=_BRIDGE_AGEING in bridge and _number(bridge[_BRIDGE_AGEING]) == 0,
+        passes=_number(port.get(_PORT_PASSES, b"")) == PORT_PASSES,
+        learns=_PORT_LEARNING not in port or bool(_number(port[_PORT_LEARNING])),
     )
 
 

@@ -24,7 +24,11 @@ MARK = "vmess"
 MARK_MAX = 255  # IFALIASZ - 1, in bytes
 _LEAVING = ", being unplugged"
 """The mark of a TAP that is to be deleted as soon as its QEMU detaches."""
-_MARKED = re.compile(f"{MARK}(?P<leaving>{_LEAVING})?(?:: (?P<root>.+))?", re.DOTALL)
+_MTU = ", MTU "
+"""In the mark of a bridge: the MTU of its segment."""
+_MARKED = re.compile(
+    f"{MARK}(?P<leaving>{_LEAVING})?(?:{_MTU}(?P<mtu>[0-9]{{3,5}}))?(?:: (?P<root>.+))?", re.DOTALL
+)
 _ROOT_MAX = MARK_MAX - len(f"{MARK}{_LEAVING}: ")
 
 _KINDS = {"": "a network card", "tun": "a TAP or TUN", "vlan": "a VLAN sub-interface", "veth": "a veth"}
@@ -88,6 +92,17 @@ def is_leaving(link: Link) -> bool:
     return marked is not None and marked["leaving"] is not None
 
 
+def is_made_by_vmess(link: Link) -> bool:
+    """Tell whether a link has the mark of any VM root."""
+    return _MARKED.fullmatch(link.alias) is not None
+
+
+def segment_mtu(bridge: Link) -> int | None:
+    """Return the MTU of the segment of a bridge; None if none was set."""
+    marked = _MARKED.fullmatch(bridge.alias)
+    return int(marked["mtu"]) if marked is not None and marked["mtu"] is not None else None
+
+
 @dataclass(frozen=True)
 class Access:
     """What the administrator allows, as shell patterns over link names; a leading `!` denies.
@@ -104,10 +119,10 @@ class Access:
     root: str = ""
     """The VM root, as returned by :func:`root_text`."""
 
-    def mark(self, *, leaving: bool = False) -> str:
-        """Return the ifalias of a link of ours."""
+    def mark(self, *, leaving: bool = False, mtu: int | None = None) -> str:
+        """Return the ifalias of a link of ours; `mtu` is that of the segment of a bridge, if it has one."""
         root = f": {self.root}" if self.root else ""
-        return f"{MARK}{_LEAVING if leaving else ''}{root}"
+        return f"{MARK}{_LEAVING if leaving else ''}{'' if mtu is None else f'{_MTU}{mtu}'}{root}"
 
     def other_root(self, link: Link) -> str | None:
         """Return the VM root in the mark of a link if it is not ours, else None."""

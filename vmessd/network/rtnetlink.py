@@ -26,6 +26,7 @@ from vmessd.network.netlink_replies import (
     ATTRIBUTE,
     LINK_BODY,
     MULTICAST,
+    PORT_PASSES,
     UP,
     Link,
     Neighbour,
@@ -161,12 +162,14 @@ def silence(index: int) -> list[Request]:
     - ARP: no replies for other addresses of the host (arp_ignore 1), no requests from them (arp_announce 2).
     - Multicast: no groups joined, because snooping is off. Multicast therefore reaches every port.
 
+    Bridges of earlier versions also get the setting of :func:`new_bridge` that they lack.
+
     Source: Linux's Documentation/networking/ip-sysctl.rst; measured on 6.18.
     """
     conf = (("rp_filter", 2), ("arp_announce", 2), ("arp_ignore", 1))
     settings = ("IFLA_AF_SPEC", (("AF_INET", (("IFLA_INET_CONF", conf),)),))
-    snooping = _linkinfo("bridge", (("IFLA_BR_MCAST_SNOOPING", 0),))
-    return [Request("set", (("IFLA_MTU", IPV6_MTU_MIN - 1), settings, snooping), index)]
+    passing = _linkinfo("bridge", (("IFLA_BR_MCAST_SNOOPING", 0), ("IFLA_BR_GROUP_FWD_MASK", _OF_BRIDGE)))
+    return [Request("set", (("IFLA_MTU", IPV6_MTU_MIN - 1), settings, passing), index)]
 
 
 def set_alias(name: str, alias: str) -> Request:
@@ -188,9 +191,49 @@ def _creation(name: str, kind: str, data: tuple[tuple[str, Any], ...], *more: tu
 
 
 def new_bridge(name: str, mac: str) -> Request:
-    """Return a request for a bridge without spanning tree, forward delay and multicast snooping."""
-    data = (("IFLA_BR_FORWARD_DELAY", 0), ("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0))
+    """Return a request for a bridge without spanning tree, forward delay and multicast snooping.
+
+    It forwards frames to all reserved addresses that the kernel allows; see :func:`passing`.
+    """
+    data = (
+        ("IFLA_BR_FORWARD_DELAY", 0),
+        ("IFLA_BR_STP_STATE", 0),
+        ("IFLA_BR_MCAST_SNOOPING", 0),
+        ("IFLA_BR_GROUP_FWD_MASK", _OF_BRIDGE),
+    )
     return _creation(name, "bridge", data, ("IFLA_ADDRESS", mac))
+
+
+_OF_BRIDGE = 0xFFF8
+"""The reserved addresses 01:80:c2:00:00:0x whose frames a bridge, and a port, may forward (br_private.h).
+
+Only a port can have LACP forwarded (2), and nothing has PAUSE (1). Frames of spanning tree (0) pass without it.
+"""
+AGEING = 30000
+"""The time in hundredths of a second for which a bridge remembers where a station is, by default."""
+
+
+def passing(index: int) -> Request:
+    """Return a request that has a port of a bridge forward frames to reserved addresses.
+
+    A port forgets that when it moves to another bridge.
+    """
+    return _port(index, (("IFLA_BRPORT_GROUP_FWD_MASK", PORT_PASSES),))
+
+
+def learning(index: int, *, on: bool) -> Request:
+    """Return a request that has a port forget which stations are behind it, and learn that again or not."""
+    return _port(index, (("IFLA_BRPORT_LEARNING", int(on)), ("IFLA_BRPORT_FLUSH", None)))
+
+
+def _port(index: int, data: tuple[tuple[str, Any], ...]) -> Request:
+    info = (("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", data))
+    return Request("set", (("IFLA_LINKINFO", info),), index)
+
+
+def ageing(index: int, hundredths: int) -> Request:
+    """Return a request for how long a bridge remembers stations; 0 makes it a hub, which remembers none."""
+    return Request("set", (_linkinfo("bridge", (("IFLA_BR_AGEING_TIME", hundredths),)),), index)
 
 
 def new_vlan(name: str, parent: int, tag: int) -> Request:
@@ -524,6 +567,10 @@ class Netlink:
     def links(self) -> list[Link]:
         """Return all links."""
         return self._dump(Request("links", (_MASK,)), parse_link)
+
+    def ports(self, bridge: int) -> list[Link]:
+        """Return the ports of a bridge, by its index."""
+        return self._dump(Request("links", (_MASK, ("IFLA_MASTER", bridge))), parse_link)
 
     def traffic(self) -> list[tuple[Link, int, int]]:
         """Return all links with the bytes that the host has received and sent on each since its creation."""

@@ -61,6 +61,10 @@ BEST_CPU = {"kvm": "host", "tcg": "max"}
 """The CPU model with all features, by accelerator (QEMU, docs/system/cpu-models-x86); TCG has no `host`."""
 
 
+SPEED = {"speed": 10000, "duplex": "full"}
+"""What a virtio card says of its link, in Mb/s. By default it says nothing, and LACP needs to know."""
+
+
 @dataclass(frozen=True)
 class Card:
     """A network card of the guest and its backend."""
@@ -74,6 +78,8 @@ class Card:
     """The forwarded ports of a user-mode network."""
     slot: int | None = None
     """Its PCI slot; None if QEMU chooses, or the card is not a PCI device."""
+    mtu: int | None = None
+    """The MTU of its segment, which a virtio card tells its guest; None for the guest's default."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +282,8 @@ def device(card: Card, values: Mapping[str, Any], bootindex: int | None = None) 
     arguments |= {"mac": card.mac, "id": card_id(card.index)}
     if bootindex is not None:
         arguments["bootindex"] = bootindex
+    if arguments["driver"].startswith("virtio-net"):
+        arguments |= SPEED | ({} if card.mtu is None else {"host_mtu": card.mtu})
     return arguments | _more(values)
 
 
@@ -377,7 +385,7 @@ def same_cards(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return a command line without our network cards, and these cards by id, without slot and boot order."""
+    """Return a command line without our network cards, and these by id, without slot, boot order and MTU."""
     rest, found = [], {}
     words = iter(argv)
     for option in words:
@@ -387,7 +395,7 @@ def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             rest += [option, value]
         elif option == "-device":
             value = re.sub("^([^,]+,netdev=net[0-9]+),addr=0x[0-9a-f]+", r"\1", value)
-            found[identifier[1]] = re.sub(",bootindex=[0-9]+", "", value)
+            found[identifier[1]] = re.sub(",(bootindex|host_mtu)=[0-9]+", "", value)
     return rest, found
 
 

@@ -377,7 +377,9 @@ class Supervisor:
         if is_bridge:
             raise InvalidValue(f"VM name {quoted(vm)} is the name of a bridge that vmess made")
 
-    async def vlan(self, bridge: str, interfaces: Sequence[str]) -> list[Step]:
+    async def vlan(
+        self, bridge: str, interfaces: Sequence[str], *, hub: bool | None = None, mtu: int | None = None
+    ) -> list[Step]:
         """Connect interfaces to a bridge; raises as Segments.vlan, and InvalidValue for the name of a VM."""
         if await self._is_vm(bridge):
             raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
@@ -386,7 +388,7 @@ class Supervisor:
         for wires in concerned:
             macs |= await wires.tap_macs()
         vms = [wires.vm for wires in concerned]
-        put_in = functools.partial(self.segments.vlan, bridge, interfaces, macs, vms)
+        put_in = functools.partial(self.segments.vlan, bridge, interfaces, macs, vms, hub=hub, mtu=mtu)
         work: Callable[[], Coroutine[Any, Any, list[Step]]] = functools.partial(blocking.call, put_in)
         for wires in concerned:
             work = functools.partial(wires.rewired, work)

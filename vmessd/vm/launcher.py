@@ -97,7 +97,8 @@ def mac(vm: str, index: int, values: Mapping[str, Any]) -> str:
 def card(vm: str, nic: Nic, values: Mapping[str, Any], slot: int | None) -> Card:
     """Return the network card of an interface."""
     wire = nic.wire
-    return Card(nic.index, mac(vm, nic.index, values), None if wire.user else nic.tap.name, wire.forwards, slot)
+    tap = None if wire.user else nic.tap.name
+    return Card(nic.index, mac(vm, nic.index, values), tap, wire.forwards, slot, nic.mtu)
 
 
 def specify(

@@ -185,7 +185,7 @@ CARDS: dict[str, tuple[dict[str, Any], list[Card], list[str]]] = {
         [TAP],
         words("""
 -netdev tap,id=net0,ifname=newvm0e0,script=no,downscript=no
--device virtio-net-pci,netdev=net0,mac=02:11:9b:af:00:00,id=nic0
+-device virtio-net-pci,netdev=net0,mac=02:11:9b:af:00:00,id=nic0,speed=10000,duplex=full
 """),
     ),
     "more properties": (

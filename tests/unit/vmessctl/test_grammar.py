@@ -237,6 +237,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("net --json", "net show", (), (), {"--json": ""}),
     ("--json net show", "net show", (), (), {"--json": ""}),
     ("net vlan bridge1", "net vlan", (), ("bridge1",), {}),
+    ("net vlan br0 --hub --mtu 9000", "net vlan", (), ("br0",), {"--hub": "", "--mtu": "9000"}),
     (
         "net vlan bridge1 eth1.100 newvm0e0 start",
         "net vlan",
@@ -393,7 +394,11 @@ REFUSED = (
         "--yes is not an option of connect",
         "usage: vmess <vmname> connect <ifnum> <bridge|-|user|vm:ifnum>",
     ),
-    ("net vlan", "net vlan needs <bridge> [intf]...", "usage: vmess net vlan <bridge> [intf]..."),
+    (
+        "net vlan",
+        "net vlan needs <bridge> [intf]...",
+        "usage: vmess net vlan <bridge> [intf]... [--hub] [--switch] [--mtu BYTES]",
+    ),
     ("net show bridge1", "net show takes no argument, not 'bridge1'", "usage: vmess net show [--json]"),
     ("net add a b", "net add takes <intf>, not 'a b'", "usage: vmess net add <intf>"),
     ("net delete", "net delete needs <intf>", "usage: vmess net delete <intf>"),

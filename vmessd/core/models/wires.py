@@ -129,3 +129,9 @@ class Segment:
     """The ports that belong to other VM roots."""
     cables: list[Cable] | None = None
     """The cables between VMs, in the segment without a bridge."""
+    hub: bool | None = None
+    """The bridge is one of vmess, and sends each frame to all its ports."""
+    mtu: int | None = None
+    """The MTU that was set for the segment, in bytes."""
+    remark: str | None = None
+    """What of the host's settings affects frames on a bridge of vmess, in words."""

@@ -1,0 +1,114 @@
+"""Bridges of vmess as network segments: what they let pass, what they learn, and how long frames may be."""
+
+from collections.abc import Iterator
+
+import pytest
+from daemons import WiredDaemon, refused, wait_for
+from frames import BROADCAST, EVERY_KIND, Station, octets, received, with_mark
+
+LEAF, SPINE = "02:00:00:00:0a:01", "02:00:00:00:0b:01"
+NOT_BY_A_BRIDGE = {"PAUSE", "reserved 01"}
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.fixture
+def lab(wired: WiredDaemon) -> Iterator[tuple[WiredDaemon, Station, Station]]:
+    """A segment with two TAPs, and who is there."""
+    wired.done("net", "vlan", "lab", "leaf0e0", "spine0e0")
+    name = wired.namespace.name
+    with Station(name, "leaf0e0", LEAF) as leaf, Station(name, "spine0e0", SPINE) as spine:
+        until_heard(leaf, spine)
+        yield wired, leaf, spine
+
+
+def until_heard(one: Station, other: Station) -> None:
+    """Wait until ports are forwarding, which takes a moment (linkwatch)."""
+
+    def passes() -> bool:
+        one.send(BROADCAST, 0x88B5, b"are you there?")
+        return bool(other.received())
+
+    wait_for(passes, what="a frame at the other end")
+    while other.received():
+        pass
+
+
+def port(daemon: WiredDaemon, name: str) -> dict[str, object]:
+    found: dict[str, object] = daemon.links()[name]["linkinfo"]["info_slave_data"]
+    return found
+
+
+def test_c113_a_bridge_forwards_what_linux_lets_it_forward(lab: tuple[WiredDaemon, Station, Station]) -> None:
+    wired, leaf, spine = lab
+    firewall = wired.namespace.run("cat", "/proc/sys/net/bridge/bridge-nf-call-iptables", check=False).stdout
+    dropped = NOT_BY_A_BRIDGE | ({"malformed IPv4"} if firewall.strip() == "1" else set())
+    assert ("bridge-nf-call-iptables is 1" in wired.vmess("net").stderr) is (firewall.strip() == "1")
+    for bridge in ("lab", "core"):  # a port forgets what it was told when it moves
+        wired.done("net", "vlan", bridge, "leaf0e0", "spine0e0")
+        until_heard(leaf, spine)
+        sent = {kind: with_mark(leaf, kind, number) for number, kind in enumerate(EVERY_KIND)}
+        for size in (1500, 1508, 9216, 64000):
+            sent[f"{size} bytes"] = with_mark(leaf, "PPPoE", size, size - 8)
+        for frame in sent.values():
+            leaf.send_whole(frame)
+        got = received(spine, len(sent) - len(dropped))
+        assert {kind for kind, frame in sent.items() if frame not in got} == dropped
+
+
+def test_c114_a_station_that_moved_without_a_word_is_reached(lab: tuple[WiredDaemon, Station, Station]) -> None:
+    wired, leaf, spine = lab
+    moved = octets("02:00:00:00:0c:01")
+    leaf.send_whole(octets(BROADCAST) + moved + b"\x88\xb5I was here" + bytes(40))
+    received(spine, 1)
+    leaf.send_whole(moved + leaf.mac + b"\x88\xb5where are you?" + bytes(40))
+    assert received(spine, 1)[0].startswith(moved)
+    # With a third port there is something to learn; when it is gone, there is not.
+    wired.make("oak0")
+    wired.done("oak", "ifadd", "1", "lab")
+    assert [port(wired, tap)["learning"] for tap in ("leaf0e0", "spine0e0", "oak0e0")] == [True] * 3
+    wired.done("oak", "ifdel")
+    assert [port(wired, tap)["learning"] for tap in ("leaf0e0", "spine0e0")] == [False] * 2
+    wired.done("net", "vlan", "lab", "vethA0")
+    assert port(wired, "leaf0e0")["learning"] is True
+    assert port(wired, "vethA0")["group_fwd_mask"] == "0xfffd"
+
+
+def test_a_hub_and_the_mtu_of_a_segment(lab: tuple[WiredDaemon, Station, Station]) -> None:
+    wired, *_ = lab
+    wired.done("net", "vlan", "lab", "--hub", "--mtu", "9000", "vethA0")
+    links = wired.links()
+    assert links["lab"]["linkinfo"]["info_data"]["ageing_time"] == 0
+    assert {links[name]["mtu"] for name in ("leaf0e0", "spine0e0", "vethA0")} == {9000}
+    assert "vmess net vlan lab --hub --mtu 9000 leaf0e0 spine0e0 vethA0" in wired.done("net").splitlines()
+    wired.make("oak0")
+    wired.done("oak", "ifadd", "1", "lab")
+    assert wired.links()["oak0e0"]["mtu"] == 9000
+    wired.done("net", "vlan", "lab", "--switch", "--mtu", "65000")
+    assert "vmess net vlan lab leaf0e0 oak0e0 spine0e0 vethA0" in wired.done("net").splitlines()
+    assert wired.links()["oak0e0"]["mtu"] == 65000
+    for line, why in (
+        ("net vlan lab --mtu 575", "MTU '575' is not a number of bytes from 576 to 65000"),
+        ("net vlan lab --mtu 65001", "MTU '65001' is not"),
+        ("net vlan lab --mtu many", "MTU 'many' is not a whole number"),
+        ("net vlan lab --hub --switch", "--hub and --switch exclude each other"),
+    ):
+        assert why in refused(wired, 2, *line.split())
+
+
+def test_a_bridge_of_somebody_else_is_left_as_it_is(wired: WiredDaemon) -> None:
+    wired.ip("link add theirs mtu 1400 type bridge", "link set theirs up")
+    before = wired.links()["theirs"]
+    wired.make("oak0")
+    wired.done("oak", "ifadd", "1", "theirs")
+    assert wired.links()["oak0e0"]["mtu"] == wired.links()["theirs"]["mtu"] == 1400
+    assert port(wired, "oak0e0")["group_fwd_mask"] == "0"
+    assert "theirs is not vmess's own" in refused(wired, 1, "net", "vlan", "theirs", "--hub")
+    after = wired.links()["theirs"]
+    for settings in (before["linkinfo"]["info_data"], after["linkinfo"]["info_data"]):
+        timers = ("hello_timer", "gc_timer", "tcn_timer", "topology_change_timer")
+        for changing in (*timers, "bridge_id", "root_id"):
+            settings.pop(changing)
+    assert {key for key in before if before[key] != after[key]} <= {"flags", "operstate", "address"}
+    wired.done("oak", "connect", "0", "lab")
+    assert wired.links()["oak0e0"]["mtu"] == 65000
