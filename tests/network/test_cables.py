@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from daemons import WiredDaemon, lines_of, refused, wait_for
 from frames import BROADCAST, EVERY_KIND, Capture, Station, octets, received, with_mark
-from wired_vms import crash, healthy, make_seen, nics, seen
+from wired_vms import crash, healthy, heard, make_seen, nics, seen
 
 LEAF, SPINE = "leaf0e1", "spine0e0"
 
@@ -227,4 +227,33 @@ def test_c112_the_link_follows_the_other_end(wired: WiredDaemon) -> None:
         sees(True)
         os.kill(wired.status("spine0")["pid"], signal.SIGKILL)
         sees(False)
+    assert healthy(wired)
+
+
+def test_c115_without_privileges_a_cable_is_a_socket(make_wired: Callable[..., WiredDaemon]) -> None:
+    wired = make_wired()
+    wired.wrapper = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    wired.start()
+    vms = ("leaf1", "spine2", "oak3")  # whose frames are b0, c0 and d0
+    for vm in vms:
+        wired.make(vm, "talker")
+        wired.done(vm, "ifadd", "1")
+    wired.done("leaf1", "connect", "0", "spine2:0")
+    wired.done(*vms, "start")
+    assert heard(wired, *vms) == [{b"c0"}, {b"b0"}, set()]
+    wired.done("leaf1", "connect", "0", "-")
+    wired.done("oak3", "connect", "0", "spine2:0")
+    assert heard(wired, *vms) == [set(), {b"d0"}, {b"c0"}]
+    crash(wired)
+    wired.done("spine2", "cable", "0", "off")
+    assert heard(wired, *vms) == [set(), set(), set()]
+    wired.done("spine2", "cable", "0", "on", "stop", "force", "start")
+    wired.wait_guest("spine2")
+    assert heard(wired, *vms) == [set(), {b"d0"}, {b"c0"}]
+    assert "has no TAP, so it cannot be plugged into a bridge now" in refused(
+        wired, 2, "oak3", "connect", "0", "lab"
+    )
+    wired.done(*vms, "stop", "force")
+    assert [file.name for vm in vms for file in (wired.root / vm).glob("cable*")] == []
+    assert wired.links() == {}
     assert healthy(wired)

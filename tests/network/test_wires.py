@@ -899,6 +899,7 @@ def test_without_the_capability_a_line_names_it_and_user_networks_work(
     assert "CAP_NET_ADMIN" in refused(wired, 1, "net", "vlan", "bridge1")
     assert "CAP_NET_ADMIN" in refused(wired, 1, "net", "add", "newvm0e0")
     assert wired.links() == {}
+    assert "CAP_NET_ADMIN" in wired.vmess("newvm", "ifadd", "2", "-", "bridge1").stderr
     wired.done("newvm", "ifadd", "1", "user:2222:22")
     wired.done("newvm", "start")
     assert listening(wired) == {2222}

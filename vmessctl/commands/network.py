@@ -79,9 +79,9 @@ def ifadd(invocation: Invocation) -> int:
 
 
 def _without_bridges(count: int, wires: Sequence[str]) -> list[str]:
-    """Return what interfaces could be connected to without a privilege."""
+    """Return what interfaces could be connected to without a privilege: anything but a bridge."""
     given = [*wires, *["-"] * (count - len(wires))]
-    return [wire if wire.partition(":")[0] == USER else USER for wire in given]
+    return [wire if ":" in wire or wire in (USER, "-") else USER for wire in given]
 
 
 class without_root:  # noqa: N801 -- it reads as a statement: with without_root(...)

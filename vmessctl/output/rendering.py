@@ -231,7 +231,7 @@ def _setting(file: str, value: Reply | None, change: Reply | None, vm: Reply) ->
 def nic(reply: Reply) -> str:
     """Return an interface of a VM and what it is connected to."""
     name, wire = interface_name(reply["tap"], reply["index"]), printable(reply["wire"])
-    if reply["tap"] is None:
+    if wire.partition(":")[0] == USER:
         wire = f"user network{''.join(map(_forward, filter(None, wire.partition(':')[2].split(','))))}"
     elif wire == "-":
         wire = "in no bridge"
@@ -250,6 +250,10 @@ def nic(reply: Reply) -> str:
 def interface_name(tap: str | None, index: int) -> str:
     """Return what an interface is called: by its TAP, which one in the user network does not have."""
     return tap or f"interface {index}"
+
+
+USER = "user"
+"""The word for QEMU's user-mode network."""
 
 
 def _forward(word: str) -> str:

@@ -145,6 +145,7 @@ class Cables:
             BadFile: CABLES cannot be read.
             Failed, NotRunning, TimedOut: QEMU did not do it.
         """
+        await self.follow(ends, present)
         loose = await self.loose()
         now = loose.among(present)
         for index in now.pulled:
@@ -154,7 +155,6 @@ class Cables:
                 await self._set_link(index, up=True)
         if loose.bounced:
             await self._note(Loose(loose.pulled))
-        await self.follow(ends, present)
 
     async def follow(self, ends: Mapping[int, str | None], present: Collection[int]) -> None:
         """Have the guest see for each cable between VMs whether its other end is live.

@@ -35,7 +35,7 @@ from vmessd.devices.hotplug import Cards
 from vmessd.network.links import Change, Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
-from vmessd.storage import cable_notes, images
+from vmessd.storage import cable_notes, cable_sockets, images
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher
 from vmessd.vm.host import Host
@@ -257,6 +257,7 @@ class NetworkInterfaces:
         kept = _with_taps(wires)
         notes = self._notes(wires)
         with self._noted(self._network.mark_leaving(self.vm, kept), notes):
+            self._plug_sockets(dict(enumerate(wires)))
             macs = self._configured_macs() if wires else {}
             change = self._network.wire(self.vm, self._honoured(enumerate(wires)), macs)
             try:
@@ -347,6 +348,7 @@ class NetworkInterfaces:
             self._check_unchanged(nic, wire)
         change = self._network.wire(self.vm, self._honoured([(index, wire)]), self._configured_macs())
         with self._noted(change, {NICS.file: file_text(_with(nics, index, wire))}):
+            self._plug_sockets({index: wire})
             gone = self._network.unwire(self.vm, sorted(nics.keys() - {index})) if wire.user else []
         lost = tuple(forward for forward in nic.wire.forwards if forward not in wire.forwards)
         dropped = [Step(StepKind.dropped, str(Wire(user=True, forwards=lost)))] if lost else []
@@ -424,14 +426,28 @@ class NetworkInterfaces:
     def _note_wire(self, nics: Mapping[int, Nic], index: int, wire: Wire) -> None:
         """Note a connection in NICS; make the TAP if there is none, and pull a cable out of it; blocks."""
         change: Change | None = None
-        if nics[index].link is None or wire == Wire():
+        if not nics[index].by_qemu and (nics[index].link is None or wire == Wire()):
             change = self._network.wire(self.vm, {index: Wire()}, self._configured_macs())
         try:
             self._machine.home.note_wires(file_text(_with(nics, index, wire)))
+            self._plug_sockets({index: wire}, agreed=True)
         except BaseException:
             if change is not None:
                 change.undo()
             raise
+
+    def _plug_sockets(self, wires: Mapping[int, Wire], *, agreed: bool = False) -> None:
+        """Plug cables of a running VM in where QEMU carries its frames; blocks.
+
+        `agreed`: the other end is about to name this one.
+        """
+        by_qemu = {nic.index for nic in self._look() if nic.by_qemu and not nic.wire.user}
+        concerned = {index: wire for index, wire in wires.items() if index in by_qemu}
+        if self._is_off or not concerned:
+            return  # a start does it
+        with self._machine.home.opened() as directory:
+            for index, wire in (concerned if agreed else self._honoured(concerned.items())).items():
+                cable_sockets.plug(directory, index, wire.cable)
 
     async def follow(self) -> None:
         """Have the guest see whether the other ends of its cables are live; failures are logged."""
@@ -483,7 +499,7 @@ class NetworkInterfaces:
     def lost(self, nic: Nic) -> str | None:
         """Return a warning if the TAP of a running QEMU was deleted, else None."""
         running = self._machine.state in (State.running, State.paused)
-        if running and not nic.wire.user and (nic.link is None or not nic.link.attached):
+        if running and not nic.by_qemu and (nic.link is None or not nic.link.attached):
             return f"QEMU has lost {nic.tap.long}: the VM must be stopped and started"
         return None
 
@@ -492,6 +508,11 @@ class NetworkInterfaces:
         if nic.wire.user is not wire.user:
             raise InvalidValue(
                 f"interface {nic.index} of {self.vm} cannot change between bridge and user network now",
+                hint=f"vmess {self.vm} stop",
+            )
+        if nic.by_qemu and wire.bridge is not None:
+            raise InvalidValue(
+                f"interface {nic.index} of {self.vm} has no TAP, so it cannot be plugged into a bridge now",
                 hint=f"vmess {self.vm} stop",
             )
         if nic.wire.forwards != wire.forwards:
@@ -509,7 +530,7 @@ class NetworkInterfaces:
         """
         files, directory = self._machine.files, self._machine.home
         values = await files.aside(functools.partial(self._host.settings, directory))
-        planned = [Nic(index, Tap.of(self.vm, index), wires[index], None, None) for index in missing]
+        planned = [self._planned(index, wires[index]) for index in missing]
         slots = await self._free_slots(len(wires), missing, values)
         made: Change | None = None
         before: dict[str, str | None] = {}
@@ -521,6 +542,7 @@ class NetworkInterfaces:
             made = await self._machine.change(
                 lambda: self._network.wire(self.vm, self._honoured(enumerate(wires)), macs)
             )
+            await self._machine.change(lambda: self._plug_sockets(dict(enumerate(wires))))
             new = [launcher.card(self.vm, nic, values, slots.get(nic.index)) for nic in planned]
             await self.cards.plug(new, values)
             try:
@@ -535,6 +557,10 @@ class NetworkInterfaces:
             await self._machine.change(marked.undo)
             raise
         return made.steps
+
+    def _planned(self, index: int, wire: Wire) -> Nic:
+        by_qemu = not self._network.needs_tap(wire)
+        return Nic(index, Tap.of(self.vm, index), wire, None, None, by_qemu=by_qemu)
 
     async def _free_slots(
         self, count: int, missing: Sequence[int], values: Mapping[str, Any]

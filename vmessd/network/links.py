@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -67,6 +68,8 @@ class Nic:
     """The other end of the cable that is plugged into the TAP."""
     mtu: int | None = None
     """The MTU of the segment that it is in, if that has one."""
+    by_qemu: bool = False
+    """It has no TAP: QEMU itself carries its frames, in a user-mode network or to another QEMU."""
 
     @property
     def wire(self) -> Wire:
@@ -100,7 +103,7 @@ class Nic:
             return f"{self.tap.long} belongs to the VM root {self.taken_by}"
         if self.link is not None and self.bridge and not self.link.up:
             return f"{self.tap.long} is down and passes no frames: ip link set {self.tap.long} up"
-        if self.noted is None or self.leaving or (self.link is None and self.noted.user):
+        if self.noted is None or self.leaving or self.by_qemu:
             return None
         if self.link is None:
             return f"{self.tap.long} does not exist; a start creates it, plugged into {self.noted}"
@@ -183,6 +186,19 @@ class Network:
             index: End(own[other].vm, own[other].interface) for index, other in joined.items() if other in own
         }
 
+    @functools.cached_property
+    def may_make_taps(self) -> bool:
+        """This process has CAP_NET_ADMIN, and can make a TAP where there is none."""
+        with contextlib.suppress(OSError):
+            status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+            if found := re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE):
+                return bool(int(found[1], 16) >> _NET_ADMIN & 1)
+        return True
+
+    def needs_tap(self, wire: Wire) -> bool:
+        """Tell whether an interface without a TAP gets one for this wire; if not, QEMU carries its frames."""
+        return not wire.user and (self.may_make_taps or wire.bridge is not None)
+
     def cable_ends(self, links: Sequence[Link]) -> list[tuple[End, End]]:
         """Return the cables between TAPs among these links, each with both ends; raises Failed."""
         taps = {link.index: tap for link in links if (tap := tap_of(link)) and self.is_own_tap(link, tap)}
@@ -225,7 +241,8 @@ class Network:
             taken_by = None if wire and wire.user else taken_by
             cable = ends.get(link.index) if link else None
             where = bridge.name if bridge else None
-            nics.append(Nic(index, Tap.of(vm, index), wire, link, where, taken_by, cable, mtu))
+            by_qemu = link is None and wire is not None and not self.needs_tap(wire)
+            nics.append(Nic(index, Tap.of(vm, index), wire, link, where, taken_by, cable, mtu, by_qemu))
         return nics
 
     def has_own_bridge(self, name: str) -> bool:
@@ -286,9 +303,10 @@ class Network:
         with self.change() as (kernel, change):
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
             found = kernel.named([*(tap.name for tap in (*plugged, *others.values())), *bridges])
+            plugged = {tap: wire for tap, wire in plugged.items() if self.needs_tap(wire) or tap.name in found}
             self._make_taps(kernel, change, plugged, found)
             stations = kernel.addressed() if plugged else set()
-            joined = cables.joined(kernel, [found[tap.name] for tap in others])
+            joined = cables.joined(kernel, [found[tap.name] for tap in others if tap in plugged])
             with self.tuning(kernel, change, stations) as touched:
                 for tap, wire in plugged.items():
                     link, other = found[tap.name], self._other_end(others.get(tap), found)
@@ -676,6 +694,7 @@ def _recreation(name: str) -> str:
     return f"as root: ip link delete {name}; vmessd then creates a new one"
 
 
+_NET_ADMIN = 12  # include/uapi/linux/capability.h
 CAPABILITY = "CAP_NET_ADMIN"
 """What the kernel requires of whoever changes links, capabilities(7)."""
 

@@ -23,6 +23,7 @@ from vmessd.core.wires import Forward
 from vmessd.qemu import block_devices, cloud_init_drive, disk_devices, shared_directories
 from vmessd.qemu.machine_types import is_i440fx, is_q35, machine
 from vmessd.qemu.shared_directories import MEMORY_DEFAULT
+from vmessd.storage import cable_sockets
 from vmessd.storage.firmware import Firmware
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import PID_FILE
@@ -44,6 +45,9 @@ class ChildFd(enum.IntEnum):
     tpm = 8
     """The control socket of swtpm, if there is a TPM."""
 
+
+_DIRECTORY = f"/proc/self/fd/{ChildFd.lock.value}"
+"""The VM's directory for QEMU: a path of any length would not do for a socket, which has 107 bytes."""
 
 MORE_SERIAL = 16
 """The first descriptor of the second serial port; those of the third one follow."""
@@ -80,6 +84,8 @@ class Card:
     """Its PCI slot; None if QEMU chooses, or the card is not a PCI device."""
     mtu: int | None = None
     """The MTU of its segment, which a virtio card tells its guest; None for the guest's default."""
+    cable: bool = False
+    """Without a TAP: its backend is the socket of a cable."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +269,10 @@ def netdev(card: Card) -> dict[str, Any]:
             "script": "no",
             "downscript": "no",
         }
+    if card.cable:
+        ends = {"local": cable_sockets.socket_file(card.index), "remote": cable_sockets.peer_file(card.index)}
+        paths = {end: {"type": "unix", "path": f"{_DIRECTORY}/{file}"} for end, file in ends.items()}
+        return {"type": "dgram", "id": netdev_id(card.index), **paths}
     arguments: dict[str, Any] = {"type": "user", "id": netdev_id(card.index)}
     if card.forwards:
         arguments["hostfwd"] = [{"str": hostfwd(forward)} for forward in card.forwards]
@@ -328,7 +338,12 @@ def _options(arguments: Mapping[str, Any]) -> str:
     (_, first), *rest = arguments.items()
     words = [str(first)]
     for key, value in rest:
-        words += [f"{key}={item['str']}" for item in value] if isinstance(value, list) else [f"{key}={value}"]
+        if isinstance(value, list):
+            words += [f"{key}={item['str']}" for item in value]
+        elif isinstance(value, dict):
+            words += [f"{key}.{name}={item}" for name, item in value.items()]
+        else:
+            words.append(f"{key}={value}")
     return ",".join(word.replace(",", ",,") for word in words)
 
 

@@ -88,7 +88,7 @@ class Clone:
             elif file in contents.BOOT_FILES:
                 self._copy_boot_file(source, target, file)
             elif file == "NICS":
-                self._copy_wires(target)
+                self._copy_wires(source, target)
             elif contents.is_setting(file) or file in contents.VARIABLES:
                 self._copy_file(source, target, file)
             elif file in cloud_init.ON_MEDIUM and file != META_DATA:
@@ -106,10 +106,14 @@ class Clone:
             self._copy_image(source, own, target, copy, lambda _fraction: None)
         safefile.write(target, file, f"{copy if own else path}\n".encode())
 
-    def _copy_wires(self, target: int) -> None:
-        """Copy NICS without cables to other VMs, which only the source has; raises BadFile if it is invalid."""
+    def _copy_wires(self, source: int, target: int) -> None:
+        """Copy NICS without cables to other VMs, which only the source has; as it is if it is invalid."""
         setting = settings.BY_FILE["NICS"]
-        noted = self._vm.read_setting(setting) or ()
+        try:
+            noted = self._vm.read_setting(setting) or ()
+        except BadFile:
+            self._copy_file(source, target, setting.file)
+            return
         if ends := wires.cables(noted):
             shown = ", ".join(map(str, ends.values()))
             self.notes.append(f"its cables are not plugged into {shown}, where {self._vm.vm} is")

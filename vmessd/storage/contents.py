@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vmessd.core import cloud_init, names, settings
 from vmessd.core.hardware import INITRD, KERNEL, UEFI, UEFI_SECURE
-from vmessd.storage import backing, firmware, plans, vmdir
+from vmessd.storage import backing, cable_sockets, firmware, plans, vmdir
 
 STAYS = frozenset({settings.LOCK, settings.SHARES})
 """Settings that say something about the VM on this host, and not about what it is."""
@@ -92,6 +92,8 @@ def name_in(file: str, vm: str, new: str) -> str | None:
 def stays_unsaid(file: str, vm: str) -> bool:
     """Tell whether a file belongs to a process of the VM or to this host, or is a link below a disk."""
     if file in (*STAYS, cloud_init.medium_file(vm)) or file.startswith((".", *_OF_PROCESS)):
+        return True
+    if cable_sockets.is_one(file):
         return True
     if names.snapshot_of(file):
         return True  # the image of a snapshot goes with the disk that stands on it

@@ -33,7 +33,7 @@ from vmessd.core.errors import (
 )
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.core.wires import INTERFACES_MAX
-from vmessd.storage import log_rotation, plans, safefile
+from vmessd.storage import cable_sockets, log_rotation, plans, safefile
 
 QMP_SOCKET = "qmp.sock"
 SERIAL_SOCKETS = tuple(serial_ports.socket(port) for port in serial_ports.PORTS)
@@ -377,7 +377,7 @@ class VMDirectory:
         )
 
     def sweep(self) -> None:
-        """Remove what a dead QEMU leaves: its sockets and its pid file.
+        """Remove what a dead QEMU leaves: its sockets, its pid file and its ends of cables.
 
         Raises:
             BadFile: one of the names belongs to something else.
@@ -394,6 +394,7 @@ class VMDirectory:
                         safefile.remove_socket(directory, name)
                 except VmessError as error:
                     failure = failure or error
+            cable_sockets.sweep(directory)
         if failure is not None:
             raise failure
 

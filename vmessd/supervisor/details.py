@@ -173,11 +173,11 @@ class Details:
         machine = await self._supervisor.machine(name)
         runs = machine.state not in OFF
         found = _with_those_of_agent(found, with_macs, await machine.agent_addresses())
-        taps = {nic.index: nic.tap.long for nic in nics if not nic.wire.user}
+        taps = {nic.index: nic.tap.long for nic in nics if not nic.by_qemu}
         addresses = [
             dataclasses.replace(one, known=one.known and runs, tap=taps.get(one.interface)) for one in found
         ]
-        return Reach(addresses=addresses, only_user=not taps if nics else None)
+        return Reach(addresses=addresses, only_user=all(nic.wire.user for nic in nics) if nics else None)
 
     def _seen(self, directory: VMDirectory, record: RunRecord | None, nics: Sequence[Nic] | None) -> _Seen:
         """Read the files of a VM, and build the command line of a start or the error of one; blocks."""
@@ -221,7 +221,7 @@ def _nic(  # noqa: PLR0913, PLR0917 -- what is known about one interface
     has_no_end = nic.waits and other_end is not None  # then it is no news that the TAPs are not joined
     return VMNic(
         index=nic.index,
-        tap=None if nic.wire.user else nic.tap.long,
+        tap=None if nic.by_qemu else nic.tap.long,
         mac=mac,
         wire=str(nic.wire),
         present=nic.link is not None,

@@ -29,6 +29,7 @@ from vmessd.qemu.shared_directories import FIRST_FD
 from vmessd.storage import (
     backing,
     cable_notes,
+    cable_sockets,
     cloud_init,
     firmware,
     images,
@@ -97,8 +98,9 @@ def mac(vm: str, index: int, values: Mapping[str, Any]) -> str:
 def card(vm: str, nic: Nic, values: Mapping[str, Any], slot: int | None) -> Card:
     """Return the network card of an interface."""
     wire = nic.wire
-    tap = None if wire.user else nic.tap.name
-    return Card(nic.index, mac(vm, nic.index, values), tap, wire.forwards, slot, nic.mtu)
+    tap = None if nic.by_qemu else nic.tap.name
+    cable = nic.by_qemu and not wire.user
+    return Card(nic.index, mac(vm, nic.index, values), tap, wire.forwards, slot, nic.mtu, cable)
 
 
 def specify(
@@ -199,13 +201,16 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     host.network.sweep(directory.vm)
     nics = host.network.nics(directory.vm, directory.read_setting(BY_FILE["NICS"]))
     macs = directory.read_setting(BY_FILE["MACS"]) or {}
-    wires = {nic.index: nic.wire for nic in nics if not nic.wire.user}
-    if wires:
+    if any(not nic.by_qemu for nic in nics):
         taps.check_device()
     missing = {nic.index: nic.wire for nic in nics if not _will_do(nic, macs.get(nic.index))}
     missing = cable_notes.honoured(directory, missing)
     undo.callback(host.network.wire(directory.vm, missing, macs, starts=True).undo)
     undo.callback(host.network.settle(directory.vm, macs).undo)
+    by_qemu = {nic.index: nic.wire for nic in nics if nic.by_qemu and not nic.wire.user}
+    with directory.opened() as place:
+        for index, wire in cable_notes.honoured(directory, by_qemu).items():
+            cable_sockets.plug(place, index, wire.cable)
 
 
 def _will_do(nic: Nic, mac: str | None) -> bool:

@@ -14,7 +14,8 @@ class VMNic:
     index: int
     """Counted from 0."""
     tap: str | None
-    """Name of its TAP, which may be the alternative name of the link; None for QEMU's user-mode network."""
+    """Name of its TAP, which may be the alternative name of the link; None if QEMU itself carries
+    its frames, in a user-mode network or to another QEMU."""
     mac: str
     wire: str
     """What it is connected to, in the words of `ifadd`: a bridge, `-`, `user` with forwarded ports, or the
