@@ -84,6 +84,29 @@ def test_any_bytes_are_a_neighbour_or_a_plain_error(head: bytes, rest: bytes) ->
     assert bytes.fromhex(found.mac.replace(":", "")) in head + rest
 
 
+@given(st.binary(min_size=20, max_size=20), ATTRIBUTES | st.binary(max_size=120))
+def test_any_bytes_are_a_redirection_or_none(head: bytes, rest: bytes) -> None:
+    assert netlink_replies.parse_redirection(head + rest) is None or packed(1, b"u32\0") in rest
+
+
+@pytest.mark.parametrize(
+    ("filter_kind", "action", "effect", "target"),
+    [
+        (b"u32\0", b"mirred\0", 1, 7),
+        (b"u32\0", b"mirred\0", 2, None),
+        (b"bpf\0", b"mirred\0", 1, None),
+        (b"u32\0", b"gact\0", 1, None),
+    ],
+)
+def test_a_redirection_is_one_action_of_a_u32_filter(
+    filter_kind: bytes, action: bytes, effect: int, target: int | None
+) -> None:
+    parameters = packed(2, struct.pack("=20xiI", effect, 7))
+    actions = packed(7, packed(1, packed(1, action) + packed(2, parameters)))
+    body = bytes(20) + packed(1, filter_kind) + packed(2, actions)
+    assert netlink_replies.parse_redirection(body) == target
+
+
 # What the kernel does at its own time, so that it cannot be asked for
 
 

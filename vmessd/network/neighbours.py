@@ -34,6 +34,8 @@ class Tables:
     neighbours: Sequence[Neighbour]
     names: Mapping[int, str]
     """The names of links, by index."""
+    spoken: frozenset[int] = frozenset()
+    """The TAPs on which frames were heard, without a note of whose they were (Netlink.spoken)."""
 
 
 def behind(port: int, mac: str, forwarding: Sequence[Neighbour]) -> list[str]:
@@ -56,6 +58,7 @@ def of_interface(interface: int, mac: str, port: int, tables: Tables) -> list[VM
     """Return the addresses behind a TAP; `port` is its index, `mac` the MAC of the network card."""
     stations = behind(port, mac, tables.forwarding)
     heard = {entry.mac for entry in tables.forwarding if entry.index == port and not entry.permanent}
+    heard |= {mac} if port in tables.spoken else set()
     known: dict[str, dict[str, int]] = {station: {} for station in stations}
     for entry in tables.neighbours:
         if entry.mac in known and entry.ip:

@@ -568,6 +568,20 @@ class Netlink:
         """Return all links."""
         return self._dump(Request("links", (_MASK,)), parse_link)
 
+    def spoken(self, links: Iterable[Link]) -> frozenset[int]:
+        """Return those TAPs whose guest has sent frames and whose MACs no bridge learns, by index.
+
+        These are TAPs with a cable, and those on a segment of two.
+        """
+        quiet = [link.index for link in links if link.tap and link.up and not (link.master and link.learns)]
+        heard: set[int] = set()
+        for start in range(0, len(quiet), _BATCH):
+            batch = quiet[start : start + _BATCH]
+            answers = self._answers([Request("get", (), index) for index in batch], parse_traffic)
+            found = [message["found"] for message in answers if _refusal(message) is None]
+            heard |= {link.index for link, received, _ in filter(None, found) if received}
+        return frozenset(heard)
+
     def ports(self, bridge: int) -> list[Link]:
         """Return the ports of a bridge, by its index."""
         return self._dump(Request("links", (_MASK, ("IFLA_MASTER", bridge))), parse_link)

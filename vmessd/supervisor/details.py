@@ -152,8 +152,9 @@ class Details:
 
         def read() -> Tables:
             with self._supervisor.host.network.kernel() as kernel:
-                links = {link.index: link.name for link in kernel.links()}
-                return Tables(kernel.forwarding(), kernel.neighbours(), links)
+                links = kernel.links()
+                shown = {link.index: link.name for link in links}
+                return Tables(kernel.forwarding(), kernel.neighbours(), shown, kernel.spoken(links))
 
         return await blocking.call(read)
 

@@ -14,6 +14,7 @@ from vmessd.core.lifecycle import OFF
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.wires import VMAddress
 from vmessd.network.neighbours import Tables, best, of_interface
+from vmessd.network.netlink_replies import Link
 from vmessd.storage import blocking
 from vmessd.supervisor.readings import Plan, Readings, Subject, hardware
 from vmessd.vm import launcher
@@ -75,7 +76,8 @@ class Overviews:
         except VmessError:
             nics = {}
         taps = {vm: [nic for nic in own if nic.link] for vm, own in nics.items()}
-        tables = self._tables() if any(taps.values()) else None
+        links = [nic.link for own in taps.values() for nic in own if nic.link]
+        tables = self._tables(links) if links else None
         found: dict[str, list[str]] = {}
         for vm, own in taps.items():
             seen: list[VMAddress] = []
@@ -86,11 +88,11 @@ class Overviews:
             found[vm] = best(seen)
         self._addresses = found
 
-    def _tables(self) -> Tables | None:
+    def _tables(self, taps: Sequence[Link]) -> Tables | None:
         """Return the neighbour and forwarding tables of the host; None if the kernel does not give them."""
         try:
             with self._host.network.kernel() as kernel:
-                return Tables(kernel.forwarding(), kernel.neighbours(), {})
+                return Tables(kernel.forwarding(), kernel.neighbours(), {}, kernel.spoken(taps))
         except VmessError:
             return None
 
