@@ -197,7 +197,7 @@ def test_c112_the_link_follows_the_other_end(wired: WiredDaemon) -> None:
     with seen(wired, "leaf0", 0) as leaf:
 
         def sees(up: bool) -> None:
-            wait_for(lambda: leaf.links() == [up], what=f"the link {'up' if up else 'down'}")
+            wait_for(lambda: leaf.links()[0] is up, what=f"the link {'up' if up else 'down'}")
 
         assert leaf.links() == [False]
         assert "no link: spine0 is off" in wired.done("leaf", "info")
@@ -216,6 +216,15 @@ def test_c112_the_link_follows_the_other_end(wired: WiredDaemon) -> None:
             wired.done(*line.split())
             sees(up)
         wired.done("spine", "connect", "0", "leaf:0")
+        wired.make("oak0")
+        wired.done("oak", "ifadd", "1")
+        wired.done("leaf", "ifadd", "2", "spine:0", "oak:0")  # while it runs
+        leaf.found(1)
+        assert redirected(wired, "oak0e0")
+        wait_for(lambda: leaf.links() == [True, False], what="the link of the new card")
+        wired.done("oak", "start")
+        wait_for(lambda: leaf.links() == [True, True], what="the link of the new card")
+        wired.done("oak", "stop", "force")
         wired.done("spine", "suspend")
         crash(wired)
         sees(False)

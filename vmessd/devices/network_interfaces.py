@@ -93,13 +93,12 @@ class NetworkInterfaces:
         try:
             if not self.cards.macs() and (fresh or not await self._machine.files.aside(self._has_nics_file)):
                 return  # it has no cards
-            ends = await self._other_ends(self.vm)
             if fresh:
-                await self.cables.enforce(self.cards.macs(), ends)
+                await self.cables.enforce(self.cards.macs(), await self._other_ends(self.vm))
             else:
                 async with self._lock:
                     await self.cards.learn()
-                    await self.cables.enforce(self.cards.macs(), ends)
+                    await self.cables.enforce(self.cards.macs(), await self._other_ends(self.vm))
         except VmessError as error:
             log.warning("%s: cables may differ from CABLES: %s", self.vm, error.message)
         await self.captures.prepare(fresh=fresh)
@@ -454,8 +453,8 @@ class NetworkInterfaces:
         if self._machine.state not in (State.running, State.paused):
             return
         try:
-            ends = await self._other_ends(self.vm)
-            async with self._lock:
+            async with self._lock:  # so that what is found first is also applied first
+                ends = await self._other_ends(self.vm)
                 await self.cables.follow(ends, self.cards.macs())
         except VmessError as error:
             log.warning("%s: its links may not follow its cables: %s", self.vm, error.message)
