@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from daemons import WiredDaemon, lines_of, refused, wait_for
-from frames import BROADCAST, EVERY_KIND, Capture, Station, octets, received, with_mark
+from frames import BROADCAST, EVERY_KIND, Capture, Station, octets, received, until_heard, with_mark
 from wired_vms import crash, healthy, heard, make_seen, nics, seen
 
 LEAF, SPINE = "leaf0e1", "spine0e0"
@@ -39,6 +39,8 @@ def is_up(daemon: WiredDaemon, tap: str) -> bool:
 def stations(daemon: WiredDaemon, one: str = LEAF, other: str = SPINE) -> Iterator[tuple[Station, Station]]:
     name = daemon.namespace.name
     with Station(name, one, "02:00:00:00:0a:01") as near, Station(name, other, "02:00:00:00:0b:01") as far:
+        until_heard(near, far)
+        until_heard(far, near)
         yield near, far
 
 

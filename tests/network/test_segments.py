@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from daemons import WiredDaemon, refused, wait_for
-from frames import BROADCAST, EVERY_KIND, Station, octets, received, with_mark
+from daemons import WiredDaemon, refused
+from frames import BROADCAST, EVERY_KIND, Station, octets, received, until_heard, with_mark
 
 LEAF, SPINE = "02:00:00:00:0a:01", "02:00:00:00:0b:01"
 NOT_BY_A_BRIDGE = {"PAUSE", "reserved 01"}
@@ -20,18 +20,6 @@ def lab(wired: WiredDaemon) -> Iterator[tuple[WiredDaemon, Station, Station]]:
     with Station(name, "leaf0e0", LEAF) as leaf, Station(name, "spine0e0", SPINE) as spine:
         until_heard(leaf, spine)
         yield wired, leaf, spine
-
-
-def until_heard(one: Station, other: Station) -> None:
-    """Wait until ports are forwarding, which takes a moment (linkwatch)."""
-
-    def passes() -> bool:
-        one.send(BROADCAST, 0x88B5, b"are you there?")
-        return bool(other.received())
-
-    wait_for(passes, what="a frame at the other end")
-    while other.received():
-        pass
 
 
 def port(daemon: WiredDaemon, name: str) -> dict[str, object]:

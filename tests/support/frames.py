@@ -155,6 +155,18 @@ def router_advertisement() -> tuple[str, int, bytes]:
     return "33:33:00:00:00:01", 0x86DD, head + source + target + said
 
 
+def until_heard(one: Station, other: Station) -> None:
+    """Wait until ports are forwarding, which takes a moment (linkwatch)."""
+
+    def passes() -> bool:
+        one.send(BROADCAST, 0x88B5, b"are you there?")
+        return bool(other.received())
+
+    wait_for(passes, what="a frame at the other end")
+    while other.received():
+        pass
+
+
 def received(station: Station, count: int) -> list[bytes]:
     """Return what a station receives until it is so many frames."""
     frames: list[bytes] = []

@@ -64,7 +64,7 @@ class Changes:
             return None
         change = self._change(machine.directory, setting, value)
         done = await machine.change(change.work, stopped=change.stopped)
-        if setting == CARRIER:
+        if (row := settings.by_name(setting)) is not None and row.file == CARRIER:
             self._recabled(machine.vm)
         if not change.live and machine.state not in OFF:
             return f"{machine.vm}: {setting} takes effect at its next start"

@@ -219,7 +219,8 @@ def _nic(  # noqa: PLR0913, PLR0917 -- what is known about one interface
     other_end: str | None,
 ) -> VMNic:
     mac, later = macs
-    has_no_end = nic.waits and other_end is not None  # then it is no news that the TAPs are not joined
+    # That the TAPs are not joined is no news if there is nobody at the other end.
+    has_no_end = nic.link is not None and nic.waits and other_end is not None
     return VMNic(
         index=nic.index,
         tap=None if nic.by_qemu else nic.tap.long,
