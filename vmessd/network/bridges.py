@@ -93,7 +93,7 @@ class Segments:
         ]
         cables = [Cable(str(one), str(other)) for one, other in self._network.cable_ends(links)]
         if loose or cables:
-            segments.append(Segment(None, True, loose, None, [], cables))
+            segments.append(Segment(None, True, loose, None, [], cables or None))
         return segments
 
     def _segment(self, bridge: Link, ports: Sequence[Link], remark: str | None) -> Segment:
@@ -101,8 +101,10 @@ class Segments:
         foreign = [ForeignPort(shown(port), root) for port in ports if (root := access.other_root(port))]
         inside = [shown(port) for port in ports]
         own, root = access.is_own(bridge), access.other_root(bridge)
-        hub, mtu = own and bridge.hub, segment_mtu(bridge) if own else None
-        return Segment(bridge.name, own, inside, root, foreign, [], hub, mtu, remark if own else None)
+        if not own:
+            return Segment(bridge.name, own, inside, root, foreign)
+        hub, mtu = bridge.hub or None, segment_mtu(bridge)
+        return Segment(bridge.name, own, inside, root, foreign, hub=hub, mtu=mtu, remark=remark)
 
     def ignored(self) -> list[str]:
         """Return the links that `net` leaves out; raises BadFile."""
@@ -167,7 +169,7 @@ class Segments:
                 self._network.check_idle(kernel)
             master = self._network.make_bridge(kernel, change, bridge, found, deliberate=True)
             if hub is not None or mtu is not None:
-                master = self._shaped(kernel, change, master, hub, mtu)
+                master = self._shaped(kernel, change, master, stations, hub, mtu)
             taps = {name: self._tap_meant(kernel, name, vms) for name in interfaces}
             if not self._network.access.is_own(master) and not all(taps.values()):
                 # TAPs of VMs may join it, other links may not.
@@ -178,7 +180,7 @@ class Segments:
                     link = self._prepare(kernel, change, name, tap)
                     self._check_port(kernel, name, link, master, stations)
                     touched.update(self._network.moving(kernel, link, master))
-                    self._plug(kernel, change, link, master, macs.get(link.name))
+                    self._plug(kernel, change, link, master, stations, macs.get(link.name))
         return change.steps
 
     def _check_port(
@@ -194,7 +196,15 @@ class Segments:
         if other is not None and other.master == master.index:
             raise Failed(f"{name} and {other.name} are the ends of a pair; in one bridge they form a loop")
 
-    def _shaped(self, kernel: Netlink, change: Change, bridge: Link, hub: bool | None, mtu: int | None) -> Link:
+    def _shaped(  # noqa: PLR0913, PLR0917 -- a part of `vlan`
+        self,
+        kernel: Netlink,
+        change: Change,
+        bridge: Link,
+        stations: Collection[int],
+        hub: bool | None,
+        mtu: int | None,
+    ) -> Link:
         """Make a bridge of ours a hub or a switch, and set the MTU of its segment; raises NotPermitted."""
         access = self._network.access
         if not access.is_own(bridge):
@@ -215,14 +225,22 @@ class Segments:
 
         before = {port.index: port.mtu for port in ports}
         change.reversals.append(lambda kernel: kernel.do(requests(bridge, before), tolerate=errno.ENODEV))
-        after = {port.index: self._network.mtu(port, wanted) for port in ports}
+        after = {port.index: self._network.mtu(port, wanted, stations) for port in ports}
         kernel.do(requests(wanted, after))
         return wanted
 
-    def _plug(self, kernel: Netlink, change: Change, link: Link, master: Link, mac: str | None) -> None:
+    def _plug(  # noqa: PLR0913, PLR0917 -- all properties of a port
+        self,
+        kernel: Netlink,
+        change: Change,
+        link: Link,
+        master: Link,
+        stations: Collection[int],
+        mac: str | None,
+    ) -> None:
         """Make a link a port of a bridge. Nothing else changes for a link that is not vmess's own."""
         if self._network.access.is_own(link):
-            self._network.plug(kernel, change, link, master, (), mac)
+            self._network.plug(kernel, change, link, master, stations, mac)
         elif link.master != master.index:
             change.reversals.append(restoring(link, master.index, own=False))
             kernel.do([rtnetlink.change(link.index, master=master.index)])

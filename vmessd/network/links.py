@@ -46,6 +46,8 @@ IDLE_MAX = 256
 MADE_MAX = 1024
 """Links of ours that are neither bridges nor TAPs: VLANs, both ends of pairs, VXLANs."""
 
+MTU_DEFAULT = 1500
+"""Of a TAP as the kernel makes it (ETH_DATA_LEN)."""
 VMS_CACHED = 512
 """VMs whose names of TAPs are kept, because a list needs all of them."""
 
@@ -413,7 +415,7 @@ class Network:
         if link.kind == "vlan" and (base := kernel.link_at(link.parent)) and not base.up:
             change.steps.append(Step(StepKind.waiting, base.name))
             up = False  # the kernel sets it up together with its lower link
-        mark, mac, mtu = self.access.mark(), link.mac, self.mtu(link, master)
+        mark, mac, mtu = self.access.mark(), link.mac, self.mtu(link, master, stations)
         there = master.index if master is not None else 0
         if own is not None:
             mac = own
@@ -428,17 +430,19 @@ class Network:
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
         return now
 
-    def mtu(self, link: Link, master: Link | None) -> int:
-        """Return the MTU that a link gets as a port of a bridge, or without one.
+    def mtu(self, link: Link, master: Link | None, stations: Collection[int]) -> int:
+        """Return the MTU that a link gets in a bridge, or without one; `stations` as for :meth:`plug`.
 
-        A frame that is longer than the MTU of a port vanishes. A bridge that vmess did not make has the MTU of
-        its smallest port, and the host may use it.
+        A frame that is longer than the MTU of a port vanishes. The host sends no longer frames on a bridge than
+        its smallest port takes, so where it is a station or the bridge is not vmess's, ports are as before.
         """
         if not link.tap and link.kind != "veth":
             return link.mtu
-        if master is not None and not is_made_by_vmess(master):
+        if master is None:
+            return cables.MTU
+        if not is_made_by_vmess(master):
             return master.mtu
-        return (segment_mtu(master) if master is not None else None) or cables.MTU
+        return segment_mtu(master) or (max(master.mtu, MTU_DEFAULT) if master.index in stations else cables.MTU)
 
     def settle(self, vm: str, macs: Mapping[int, str]) -> Change:
         """Update a VM's TAPs and our bridges that contain them to the settings of this version.
