@@ -117,6 +117,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             "c0",
             "cable",
             "capture",
+            "carrier",
             "clone",
             "cloud-init",
             "cdrom",
@@ -202,9 +203,11 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 and o not in ("-i", "--forget")
                 and o not in ("--read-only", "--escape", "--listen", "--plain", "--send", "--expect", "--rate")
                 and o not in ("--filter", "--count", "--seconds", "--size")
+                and o not in ("--hub", "--switch", "--mtu")
             ),
         },
     ),
+    ("a carrier |", {"follow", "always", "none"}),
     ("a cable 0 |", {"on", "off"}),
     ("a mac |", {"0", "1"}),
     ("a mac 0 |", {"none"}),

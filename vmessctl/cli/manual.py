@@ -123,6 +123,7 @@ RECORDS = (
     ("qmp.sock, serial.sock", "QEMU's monitor and the guest's serial port, while the VM runs."),
     ("serial2.sock, serial3.sock", "Further serial ports, if there are any. Verb: serial."),
     ("agent.sock", "The guest agent, while the VM runs."),
+    ("cable0.sock, cable0.peer", "An end of a cable without a TAP and a link to the other, while the VM runs."),
     ("uefi.vars, uefi-secure.vars", "The variables of UEFI firmware."),
     ("tpm", "The directory with the state of the TPM."),
     ("serial.log, qemu.log", "The output of the guest's serial port, and of QEMU itself."),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
-from vmessd.core.models.wires import Cable, ForeignPort, Segment, Step, StepKind
+from vmessd.core.models.wires import CableEnds, ForeignPort, Segment, Step, StepKind
 from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, peer, typed_link_name
 from vmessd.network import rtnetlink
 from vmessd.network.cables import MTU
@@ -91,7 +91,7 @@ class Segments:
             for link in links
             if link.kind in ("vlan", "veth", "vxlan") and not link.master and access.is_own(link)
         ]
-        cables = [Cable(str(one), str(other)) for one, other in self._network.cable_ends(links)]
+        cables = [CableEnds(str(one), str(other)) for one, other in self._network.cable_ends(links)]
         if loose or cables:
             segments.append(Segment(None, True, loose, None, [], cables or None))
         return segments
@@ -209,7 +209,8 @@ class Segments:
         access = self._network.access
         if not access.is_own(bridge):
             raise NotPermitted(
-                f"bridge {bridge.name} is not vmess's own, so neither its MTU nor its learning is changed"
+                f"bridge {bridge.name} is not vmess's own, so neither its MTU nor its learning is changed",
+                hint="make one: vmess net vlan <bridge>",
             )
         new = segment_mtu(bridge) if mtu is None else mtu if mtu != MTU else None
         alias = access.mark(mtu=new)

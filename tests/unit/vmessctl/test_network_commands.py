@@ -434,7 +434,7 @@ def test_what_the_daemon_refuses_is_passed_on(
     ("line", "instead"),
     [
         ("leaf ifadd 1 br0", "vmess leaf0 ifadd 1 user"),
-        ("leaf ifadd 3 br0 user:2222:22", "vmess leaf0 ifadd 3 user user:2222:22 user"),
+        ("leaf ifadd 3 br0 user:2222:22", "vmess leaf0 ifadd 3 user user:2222:22 -"),
         ("leaf connect 1 br0", "vmess leaf0 connect 1 user"),
     ],
 )

@@ -109,7 +109,7 @@ class ForeignPort:
 
 
 @dataclass(frozen=True)
-class Cable:
+class CableEnds:
     """A cable between two interfaces of VMs, each in the words of `ifadd`: `leaf0:1` and `spine0:0`."""
 
     one: str
@@ -128,7 +128,7 @@ class Segment:
     """The other VM root that the bridge belongs to."""
     foreign: list[ForeignPort]
     """The ports that belong to other VM roots."""
-    cables: list[Cable] | None = None
+    cables: list[CableEnds] | None = None
     """The cables between VMs, in the segment without a bridge."""
     hub: bool | None = None
     """The bridge is one of vmess, and sends each frame to all its ports."""
