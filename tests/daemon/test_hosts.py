@@ -54,14 +54,11 @@ def peers(tmp_path: Path) -> Iterator[Lab]:
         lab.close()
 
 
-def clients_of(lab: Lab, word: str) -> list[str]:
-    """The command lines of clients over there that have a word."""
-    listed = subprocess.run(
-        ["pgrep", "-fa", f"bin/vmessctl.*{word}"], capture_output=True, text=True, check=False
-    )
-    return [
-        line for line in listed.stdout.splitlines() if "--host" not in line and str(os.getpid()) not in line
-    ]
+def clients_of(lab: Lab, verb: str) -> list[str]:
+    """The command lines of clients over there that carry out a verb."""
+    pattern = f"{re.escape(str(lab.bin))}/vmessctl {verb}"
+    listed = subprocess.run(["pgrep", "-fa", pattern], capture_output=True, text=True, check=False)
+    return listed.stdout.splitlines()
 
 
 # -- One host --
@@ -204,7 +201,7 @@ def test_a_command_starts_a_new_master_when_the_old_one_is_dead(lab: Lab) -> Non
 
 
 def test_commands_at_once_are_all_carried_out(lab: Lab, is_long: bool) -> None:
-    number = 30 if is_long else 10
+    number = 30 if is_long else 9
     before = lab.hosts["lab1"].connections()
     running = [lab.start("--host", "lab1", "web", "status") for _ in range(number)]
     said = [(*process.communicate(timeout=60 * UNIT), process.returncode) for process in running]
@@ -228,6 +225,32 @@ def test_thirty_in_a_row_take_one_connection_and_little_time(lab: Lab) -> None:
     here = statistics.median(seconds("--socket", str(socket_path), "web", "status") for _ in range(9))
     assert lab.hosts["lab1"].connections() == before
     assert there - here <= 0.1 * UNIT
+
+
+def test_a_signal_ends_a_session_on_a_terminal(lab: Lab) -> None:
+    typist = Typist(lab.command("--host", "lab1", "top"), (60, 10), env=lab.environment(TERM="xterm"))
+    try:
+        typist.see("web0")
+        typist.process.terminate()
+        assert typist.end() == 143
+        wait_for(lambda: not clients_of(lab, "top"), what="the end of the command over there")
+    finally:
+        typist.close()
+
+
+def test_ctrl_c_ends_a_login(peers: Lab) -> None:
+    peers.pretend("exit 1")
+    put_script(
+        peers.bin / "ssh", '#!/bin/sh\ncase " $* " in *" -N "*) echo "password:"; exec sleep 60 ;; esac\n'
+    )
+    typist = Typist(peers.command("--host", "lab1", "list"), (60, 10), env=peers.environment(TERM="xterm"))
+    try:
+        typist.see("password:")
+        typist.interrupt()
+        assert typist.end() == 130
+        assert "cannot be reached" not in typist.said
+    finally:
+        typist.close()
 
 
 # -- Several hosts --
@@ -376,7 +399,7 @@ def test_ports_over_there_come_with_a_way_to_them(peers: Lab) -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_thousand_vms_on_twenty_hosts_are_listed_in_two_seconds(peers: Lab) -> None:
     nothing = dict.fromkeys(("disk", "uptime", "autostart", "runstate", "problem", "pid"))
     vm: dict[str, object] = {

@@ -59,7 +59,7 @@ class SSHHost:
         self.home = self.directory / "home"
         self.home.mkdir(parents=True)
         self.log = self.directory / "sshd.log"
-        self._variables = {"PATH": f"{os.path.dirname(sys.executable)}:/usr/bin:/bin", **variables}
+        self._variables = {"PATH": f"{lab.bin}:/usr/bin:/bin", **variables}
         self._key = lab.key
         self.make_key()
         (self.directory / "passwd").write_text(f"root:x:0:0:root:{self.home}:{shell}\n{PRIVILEGE_SEPARATION}\n")
@@ -123,6 +123,14 @@ def make_key(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True, timeout=20 * UNIT)
 
 
+PROGRAM = f"""\
+#!{sys.executable} -IS
+import sys
+sys.path.extend({[str(TESTS.parent), *(path for path in sys.path if path.endswith("site-packages"))]!r})
+from vmessctl.__main__ import program
+program()
+"""
+"""The client as contrib/install installs it."""
 PEER = """\
 #!/bin/sh
 case " $* " in
@@ -148,6 +156,7 @@ class Lab:
         self.hosts_file = directory / "config/vmess/hosts"
         self.key = directory / "key"
         make_key(self.key)
+        put_script(self.bin / "vmessctl", PROGRAM)
         self.over_there = directory / "over_there"
         self.over_there.mkdir()
         put_script(self.bin / "ssh", f'#!/bin/sh\nexec {SSH} -F {self.ssh_config} "$@"\n')
@@ -176,18 +185,17 @@ class Lab:
         self.ssh_config.write_text(f"{self.more}{hosts}{common}")
 
     def environment(self, **more: str) -> dict[str, str]:
-        path = f"{self.bin}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        path = f"{self.bin}:{os.environ['PATH']}"
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("VMESS_")},
             "PATH": path,
             "XDG_RUNTIME_DIR": str(self.runtime),
             "XDG_CONFIG_HOME": str(self.directory / "config"),
-            "PYTHONPATH": str(TESTS.parent),
             **more,
         }
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "vmessctl", *words]
+        return [str(self.bin / "vmessctl"), *words]
 
     def run(
         self, *words: str, env: dict[str, str] | None = None, **options: Any

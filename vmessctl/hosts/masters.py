@@ -12,6 +12,7 @@ import os
 import struct
 
 from vmessctl.environment import variable
+from vmessctl.hosts import signals
 from vmessctl.output import foreground
 from vmessd.core import places
 from vmessd.core.errors import Failed, Unreachable, failing, printable, quoted, reason
@@ -120,6 +121,8 @@ def _start(seat: Seat, *, may_ask: bool) -> None:
         status, said = foreground.run(argv), ""
     else:
         status, said = foreground.heard(argv, seconds + LOGIN_TIME)
+    if status == -signals.INTERRUPT:
+        raise KeyboardInterrupt
     if status:
         raise refusal(seat.host, said)
 

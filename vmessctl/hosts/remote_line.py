@@ -43,6 +43,10 @@ def remote_line(words: Sequence[str], called: str, mark: str = "") -> str:
     return " ".join(map(quoted, ("exec", "sh", "-c", script, mark or "sh", called, *words)))
 
 
+GREETING_MAX = 1 << 16
+"""Bytes kept of a greeting, more than a mark and a line."""
+
+
 class Opening(PlainRecord):
     """What a session says before the output of the command: a greeting of the login shell, and the mark."""
 
@@ -68,4 +72,5 @@ class Opening(PlainRecord):
                 self.pid = int(pid) if pid.isdigit() else 0
                 return output
             start = self.greeting.find(self._mark, end)  # a shell may show the line that it was given
+        self.greeting = self.greeting[-GREETING_MAX:]
         return b""

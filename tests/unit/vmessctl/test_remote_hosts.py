@@ -185,6 +185,13 @@ def test_the_output_begins_behind_the_mark() -> None:
         assert (opening.pid, opening.is_over) == (123, True)
 
 
+def test_of_a_greeting_without_end_little_is_kept() -> None:
+    opening = Opening("mark")
+    assert b"".join(opening.read(b"x" * 50_000) for _ in range(20)) == b""
+    assert len(opening.greeting) == 1 << 16
+    assert opening.read(b"mark -\nx") == b"x"
+
+
 # -- Refusals --
 
 CHANGED = """\
