@@ -1,9 +1,11 @@
 """Exports, imports and shares with the installed service: what members of the group may do."""
 
 import json
+from pathlib import Path
 
 import pytest
 from booted import ROOT, Container
+from ovas import appliance, disk, qemu_img
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +23,21 @@ def test_a_member_exports_a_vm_and_imports_it(host: Container) -> None:
     host.start("beta0")
     assert host.run("vmess", "alpha", "export", "-", user="outsider").returncode == 5
     host.done("rm", "/tmp/alpha.tar")
+
+
+def test_a_member_imports_an_ova_and_qemu_s_user_converts_it(host: Container, tmp_path: Path) -> None:
+    raw = disk(tmp_path / "disk.raw")
+    host.path("/tmp/router.ova").write_bytes(appliance(tmp_path / "router.ova", raw).read_bytes())
+    host.make("alpha0", start=False)
+    host.done("vmess", "import", "/tmp/router.ova", "beta0", user="member")
+    stat = ["stat", "--format=%U %G %a"]
+    image = f"{ROOT}/beta0/beta0-hda.qcow2"
+    assert host.done(*stat, image) == host.done(*stat, f"{ROOT}/alpha0/alpha0-hda.img")
+    assert host.done(*stat, f"{ROOT}/beta0") == host.done(*stat, f"{ROOT}/alpha0")
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, host.path(image))
+    host.done("vmess", "beta", "ifadd", "0", "start", user="member")
+    assert len(host.qemus()) == 1
+    host.done("rm", "/tmp/router.ova")
 
 
 def test_an_image_that_only_the_daemon_may_read_is_not_exported(host: Container) -> None:
