@@ -48,6 +48,8 @@ MADE_MAX = 1024
 
 MTU_DEFAULT = 1500
 """Of a TAP as the kernel makes it (ETH_DATA_LEN)."""
+CROWD = 3
+"""A bridge with more ports is not looked at for whether it has two."""
 VMS_CACHED = 512
 """VMs whose names of TAPs are kept, because a list needs all of them."""
 
@@ -140,6 +142,8 @@ class Network:
     def __init__(self, access: Access) -> None:
         self.access = access
         self._lock = threading.Lock()
+        self._ports: dict[int, int] = {}
+        """How many ports bridges have, as far as known: a hint that saves looking at all links."""
 
     @contextlib.contextmanager
     def kernel(self) -> Iterator[Netlink]:
@@ -350,17 +354,29 @@ class Network:
     def tuning(self, kernel: Netlink, change: Change, stations: Collection[int]) -> Iterator[dict[int, Link]]:
         """Yield a place for bridges whose ports change in the body of the `with`; :meth:`tune` them then."""
         touched: dict[int, Link] = {}
-        change.reversals.append(lambda kernel: self.tune(kernel, touched, stations))
+        change.reversals.append(lambda kernel: self._retune(kernel, touched, stations))
         yield touched
         self.tune(kernel, touched, stations)
+
+    def _retune(self, kernel: Netlink, bridges: Mapping[int, Link], stations: Collection[int]) -> None:
+        """Tune bridges whose number of ports is not known any more."""
+        for index in bridges:
+            self._ports.pop(index, None)
+        self.tune(kernel, bridges, stations)
 
     def moving(self, kernel: Netlink, link: Link, master: Link | None) -> dict[int, Link]:
         """Return the bridges that a link leaves and joins, by index; none if it stays where it is."""
         there = master.index if master is not None else 0
         if link.master == there:
             return {}
+        self._count(link.master, -1)
+        self._count(there, 1)
         left = kernel.links_at([link.master]) if link.master else {}
         return left | ({there: master} if master is not None else {})
+
+    def _count(self, bridge: int, more: int) -> None:
+        if bridge in self._ports:
+            self._ports[bridge] += more
 
     def tune(self, kernel: Netlink, bridges: Mapping[int, Link], stations: Collection[int]) -> None:
         """Have the ports of our bridges pass what they can, and learn what there is to learn.
@@ -369,9 +385,10 @@ class Network:
         to the other without a word. With learning, nobody would reach it for 300 s.
         """
         for bridge in bridges.values():
-            if not self.access.is_own(bridge):
+            if not self.access.is_own(bridge) or self._ports.get(bridge.index, 0) > CROWD:
                 continue
             ports = kernel.ports(bridge.index)
+            self._ports[bridge.index] = len(ports)
             alone = len(ports) == 2 and all(port.tap for port in ports) and bridge.index not in stations
             kernel.do(
                 [
@@ -408,7 +425,10 @@ class Network:
         It stays up if it is one of the `stations`: links on which the host has a configured address. `own` is
         the MAC of the link if that does not follow from its name. A cable is pulled, unless it stays: `cabled`.
         """
-        if link.tap and not link.master and not cabled and (undo := cables.cut(kernel, link.index)):
+        may_be_cabled = (
+            link.tap and not link.master and link.mtu == cables.MTU
+        )  # a TAP that was just made has not
+        if may_be_cabled and not cabled and (undo := cables.cut(kernel, link.index)):
             change.reversals.append(undo)
             link = replace(link, up=False)
         up = cabled or master is not None or (link.up and link.index in stations)
@@ -427,6 +447,8 @@ class Network:
         change.reversals.append(restoring(link, there))
         new = None if mtu == link.mtu else mtu
         requests = _moved(link, there, up=up, mac=None if mac == link.mac else mac, alias=mark, mtu=new)
+        if master is not None and link.master != there and self.access.is_own(master):
+            requests.append(rtnetlink.passing(link.index))
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
         return now
 
@@ -634,6 +656,8 @@ class Network:
                 raise attached(", ".join(held))
             bridges = kernel.links_at(link.master for link in links.values() if link.master)
             kernel.delete([*links.values()])
+            for link in links.values():
+                self._count(link.master, -1)
             self.tune(kernel, bridges, kernel.addressed() if bridges else ())
         return [Step(StepKind.nonpersistent, tap.long) for tap in links]
 
@@ -662,9 +686,11 @@ class Network:
             taps = [link for tap, link in self._own_taps(kernel, vm) if tap.interface not in keep]
             stations = kernel.addressed() if taps else set()
             bridges = kernel.links_at(link.master for link in taps if link.master)
-            change.reversals.append(lambda kernel: self.tune(kernel, bridges, stations))
+            change.reversals.append(lambda kernel: self._retune(kernel, bridges, stations))
             change.reversals += [restoring(link, 0) for link in taps]
             kernel.do(request for link in taps for request in self._leaving(link))
+            for link in taps:
+                self._count(link.master, -1)
             self.tune(kernel, bridges, stations)
         return change
 
