@@ -123,6 +123,19 @@ def test_a_capture_of_a_vm_that_is_off_begins_with_its_first_frame_and_ends_with
         assert client.stderr.readline().startswith(f"{A}e0: {count} frames, ")
 
 
+def test_ctrl_c_ends_a_capture_and_a_wait_for_one(daemon: Daemon, tmp_path: Path) -> None:
+    talking(daemon, A, starts=False)
+    for number, state in enumerate(("off", "on")):
+        file = tmp_path / f"{number}.pcap"
+        with capturing(daemon, A, "capture", "0", str(file)) as client:
+            wait_for(lambda: file.exists() and file.stat().st_size >= (176 if number else 24), what=state)  # noqa: B023
+            client.send_signal(signal.SIGINT)
+            assert client.wait(10) == 130
+            assert len(frames(file)) >= 2 * number
+        if state == "off":
+            daemon.done(A, "start")
+
+
 def test_wrong_interfaces_and_vms_are_one_line_and_leave_no_file(daemon: Daemon, tmp_path: Path) -> None:
     talking(daemon, A, starts=False)
     file = str(tmp_path / "out.pcap")
@@ -182,12 +195,27 @@ def test_many_captures_run_at_once_and_too_many_are_refused(daemon: Daemon) -> N
     wait_for(lambda: memories(daemon, A) == 0, what="the end of the filters")
 
 
+@pytest.mark.long
+def test_two_hundred_captures_run_at_once(daemon: Daemon) -> None:
+    vms = [own("c"), own("d"), own("e"), own("f")]
+    talking(daemon, *vms)
+    with contextlib.ExitStack() as stack:
+        begun = [stack.enter_context(_capture(daemon, vm)) for vm in vms for _ in range(50)]
+        before = [os.fstat(fd).st_size for _, fd in begun]
+        wait_for(
+            lambda: all(os.fstat(fd).st_size > size for size, (_, fd) in zip(before, begun, strict=True)),
+            what="frames in all of them",
+        )
+        assert all(daemon.status(vm)["state"] == "running" for vm in vms)
+    wait_for(lambda: not any(memories(daemon, vm) for vm in vms), what="the end of the filters")
+
+
 @contextlib.contextmanager
-def _capture(daemon: Daemon) -> Iterator[tuple[dict[str, Any], int]]:
+def _capture(daemon: Daemon, vm: str = A) -> Iterator[tuple[dict[str, Any], int]]:
     """A capture of interface 0: its first step, and its memory."""
     client = Client([str(daemon.socket)])
     with contextlib.closing(client):
-        client.send("Capture", {"vm": A, "interface": 0}, more=True)
+        client.send("Capture", {"vm": vm, "interface": 0}, more=True)
         step = client.receive()[0]["capture"]["progress"]
         (memory,) = client.descriptors(1)
         try:

@@ -151,6 +151,8 @@ class _Output:
             self._fd = _standard_output() if file == STANDARD else _opened(file)
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._unwritten = bytearray()
+        self._ends = [0]
+        """Where frames end in a file: the last one that is written, and those after it."""
         self.size = 0
         """Bytes that were put in."""
 
@@ -169,6 +171,8 @@ class _Output:
             return False
         self._unwritten += data
         self.size += len(data)
+        if self._is_file:
+            self._ends.append(self.size)
         if len(self._unwritten) > PIECE:
             self.write()
         return True
@@ -186,11 +190,15 @@ class _Output:
                 self._cut()
                 with failing(f"{self.file} cannot be written"):
                     raise
+        self._ends = self._ends[-1:]
 
     def _cut(self) -> None:
-        """Cut a file behind its last whole frame, as far as that is known."""
+        """Cut a file behind its last whole frame."""
         if self._is_file:
-            os.ftruncate(self._fd, max(0, self.size - len(self._unwritten)))
+            written = self.size - len(self._unwritten)
+            self.size = max(end for end in self._ends if end <= written)
+            os.ftruncate(self._fd, self.size)
+            self._unwritten.clear()
 
     def finish(self) -> None:
         """Give the reader a moment for the rest."""
@@ -239,10 +247,11 @@ class _Capture:
             self._output.put(self._format.head([source.name for source in self._sources]))
             self._output.write()
             while not self._is_over():
-                self._turn()
+                self._wait()
+                self._take()
         except KeyboardInterrupt:
             self._status = INTERRUPTED
-            self._turn()  # what has been captured before
+            self._take()  # what has been captured before
         except VmessError as error:
             self._status = complain(error)
         finally:
@@ -263,9 +272,8 @@ class _Capture:
             or (limits.size is not None and self._output.size >= limits.size)
         )
 
-    def _turn(self) -> None:
-        """Wait for frames, and take them."""
-        self._wait()
+    def _take(self) -> None:
+        """Take the frames that have come."""
         for number, source in enumerate(self._sources):
             try:
                 for frame in source.frames():

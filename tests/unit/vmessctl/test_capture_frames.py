@@ -1,6 +1,8 @@
 """Frames as QEMU writes them, with and without a virtio header, and the files that readers get."""
 
 import contextlib
+import errno
+import os
 import struct
 import subprocess
 from pathlib import Path
@@ -11,7 +13,7 @@ from vmessctl.cli.grammar import parse
 from vmessctl.commands import capture
 from vmessctl.commands.capture_filter import Filter
 from vmessctl.commands.capture_frames import Frame, Pcap, Pcapng, Reader
-from vmessd.core.errors import InvalidValue
+from vmessd.core.errors import Failed, InvalidValue
 
 MAC = "02:11:9b:af:00:00"
 OURS = bytes.fromhex(MAC.replace(":", ""))
@@ -119,6 +121,43 @@ def filtering(expression: str) -> Filter:
         if "tcpdump cannot be run" in str(error):
             pytest.skip("tcpdump is not installed")
         raise
+
+
+def test_a_full_disk_is_one_line_and_the_file_ends_with_a_whole_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = capture._Output(str(tmp_path / "out"))
+    put = [output.put(bytes([number]) * 100) for number in range(3)]
+    output.write()
+    really, room = os.write, [250]
+
+    def write(fd: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        count = really(fd, data[: room[0]])
+        room[0] -= count
+        return count
+
+    monkeypatch.setattr(os, "write", write)
+    put += [output.put(bytes([number]) * 100) for number in range(3, 9)]
+    with pytest.raises(Failed, match=r"out cannot be written: no space left on device$"):
+        output.write()
+    os.close(output.fileno())
+    assert all(put)
+    assert (tmp_path / "out").read_bytes() == b"".join(bytes([number]) * 100 for number in range(5))
+
+
+def test_a_reader_that_is_slow_misses_whole_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "UNWRITTEN_MAX", 300_000)
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    monkeypatch.setattr(capture, "_standard_output", lambda: theirs)
+    output = capture._Output("-")
+    taken = [output.put(bytes(1000)) for _ in range(1000)]
+    os.close(ours)
+    os.close(theirs)
+    assert 300 <= taken.count(True) < 600
+    assert output.size == 1000 * taken.count(True)
 
 
 @pytest.mark.parametrize(
