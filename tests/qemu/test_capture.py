@@ -91,6 +91,12 @@ def test_frames_go_to_a_pipe_until_its_reader_has_had_enough(daemon: Daemon, tmp
         client.stdout.close()
         assert client.wait(10) == 141
         client.stdout = None
+    with capturing(daemon, A, "capture", "0", "--filter", "arp") as client:
+        assert client.stdout is not None
+        client.stdout.buffer.read(24)  # type: ignore[attr-defined]
+        client.stdout.close()
+        assert client.wait(10) == 141
+        client.stdout = None
     result = daemon.vmess(A, "capture", "0", f"{tmp_path}/out", "--seconds", "0.3", "--filter", "arp")
     assert (result.returncode, result.stderr) == (0, f"{A}e0: 0 frames, 24 bytes\n")
 

@@ -264,12 +264,14 @@ class _Capture:
         return self._status
 
     def _is_over(self) -> bool:
-        limits = self._limits
-        return (
-            all(source.ended for source in self._sources)
-            or (limits.end is not None and time.monotonic() >= limits.end)
-            or (limits.frames is not None and self._frames >= limits.frames)
-            or (limits.size is not None and self._output.size >= limits.size)
+        late = self._limits.end is not None and time.monotonic() >= self._limits.end
+        return late or self._is_full() or all(source.ended for source in self._sources)
+
+    def _is_full(self) -> bool:
+        """Tell whether as much was captured as is wanted."""
+        frames, size = self._limits.frames, self._limits.size
+        return (frames is not None and self._frames >= frames) or (
+            size is not None and self._output.size >= size
         )
 
     def _take(self) -> None:
@@ -279,7 +281,7 @@ class _Capture:
                 for frame in source.frames():
                     if self._filter is not None and not self._filter.passes(frame.data):
                         continue
-                    if self._limits.frames is not None and self._frames >= self._limits.frames:
+                    if self._is_full():
                         return
                     if self._output.put(self._format.frame(frame, number)):
                         self._frames += 1
@@ -292,17 +294,18 @@ class _Capture:
         self._output.write()
 
     def _wait(self) -> None:
-        """Wait for a reply, room in the output, or the next look at the frames."""
+        """Wait for a reply, room in the output, or the next look; raises BrokenPipeError if nobody reads it."""
         poll = select.poll()
         for source in self._sources:
             if not source.ended:
                 poll.register(source.fileno(), select.POLLIN)
-        if self._output.waits:
-            poll.register(self._output.fileno(), select.POLLOUT)
+        poll.register(self._output.fileno(), select.POLLOUT if self._output.waits else 0)
         pauses = [pause for source in self._sources if (pause := source.pause()) is not None]
         if self._limits.end is not None:
             pauses.append(max(0.0, self._limits.end - time.monotonic()))
         ready = dict(poll.poll(min(pauses) * 1000 if pauses else None))
+        if ready.get(self._output.fileno(), 0) & select.POLLERR:
+            raise BrokenPipeError
         for source in self._sources:
             source.is_ready = not source.ended and source.fileno() in ready
 
