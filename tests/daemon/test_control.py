@@ -311,18 +311,20 @@ def test_c25_ten_thousand_fuzzed_messages(shared: Daemon, interface: varlink.Int
     calls.append({"method": f"{SERVICE}.GetInterfaceDescription", "parameters": {"interface": INTERFACE}})
     answered = closed = 0
     wire = Wire(shared.socket)
-    for _ in range(10_000):
-        data = dice.choice([misunderstood, garbled])(dice.choice(calls), dice)
-        wire.send(data + b"\0")
-        if silent(data):
-            wire.begin(f"{SERVICE}.GetInfo")
-        if wire.last() is None:
-            closed += 1
-            wire.sock.close()
-            wire = Wire(shared.socket)
-        else:
-            answered += 1
-    wire.sock.close()
+    try:
+        for _ in range(10_000):
+            data = dice.choice([misunderstood, garbled])(dice.choice(calls), dice)
+            wire.send(data + b"\0")
+            if silent(data):
+                wire.begin(f"{SERVICE}.GetInfo")
+            if wire.last() is None:
+                closed += 1
+                wire.sock.close()
+                wire = Wire(shared.socket)
+            else:
+                answered += 1
+    finally:
+        wire.sock.close()
     assert min(answered, closed) > 1000
     assert shared.vmess("nosuch", "status").returncode == 4
 
