@@ -51,7 +51,12 @@ def test_images_are_added_listed_used_and_deleted(daemon: Daemon) -> None:
     told = daemon.vmess("images", "rm", "debian12", "--yes")
     assert told.returncode == 1
     assert f"image debian12 is the base of {A}, {B}, whose disk would be lost" in told.stderr
-    daemon.done(A, B, "stop", "force", "rm", "--yes")
+    daemon.done(A, B, "stop", "force")
+    daemon.done(A, "rm", "--yes")
+    daemon.done(B, "hdb", "none")
+    told = daemon.vmess("images", "rm", "debian12", "--yes")
+    assert f"image debian12 is the base of {B}, whose disk would be lost" in told.stderr, "it is put aside"
+    daemon.done(B, "rm", "--yes")
     assert daemon.done("images", "rm", "debian12", "--yes") == "image debian12: deleted\n"
     assert [*listed(daemon)] == ["debian-12"]
 

@@ -15,6 +15,8 @@ from daemons import Daemon, own, wait_for
 from test_chains import qemu_img
 
 from vmessd.core import names
+from vmessd.storage import snapshots
+from vmessd.storage.vmdir import VMDirectory
 
 pytestmark = pytest.mark.qemu
 
@@ -119,6 +121,19 @@ def test_c98_a_snapshot_is_taken_reverted_to_and_deleted(daemon: Daemon, form: s
     same(daemon, third)
     assert images(daemon) == before
     daemon.done(A, "start", "stop", "force")
+
+
+def test_c98_who_is_not_root_may_delete_any_snapshot(daemon: Daemon) -> None:
+    made(daemon)
+    for name in ("one", "two"):
+        daemon.done(A, "snapshot", "take", name)
+    third = kept(daemon, "third")
+    snapshots.begin_merge(VMDirectory(daemon.root, A), "one")
+    written = [daemon.root / A / file for file in ("snap-hda-one.img", "snap-hda-two.qcow2")]
+    assert [file.stat().st_mode & 0o220 for file in written] == [0o220, 0o220], "qemu-img opens both to write"
+    daemon.done(A, "snapshot", "delete", "one")
+    assert listed(daemon) == ["two"]
+    same(daemon, third)
 
 
 def test_c98_a_revert_to_an_older_one_removes_newer_ones_and_says_so(daemon: Daemon) -> None:

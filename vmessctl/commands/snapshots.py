@@ -18,15 +18,29 @@ from vmessd.core.settings import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from vmessctl.client import Client, Reply
 
+
+def _bases(snapshot: Mapping[str, Any]) -> str:
+    """Return what its disks are based on: other snapshots, and images by the names of their files."""
+    return ", ".join(dict.fromkeys(printable(base.rpartition("/")[2]) for base in snapshot["on"])) or "-"
+
+
 COLUMNS = (
-    Column("NAME", lambda one: str(one["name"]), 0, left=True),
-    Column("TAKEN", lambda one: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["taken"])), 0, left=True),
-    Column("SIZE", lambda one: size_shown(one["size"]), 0),
-    Column("DISKS", lambda one: ",".join(one["disks"]), 0, left=True),
-    Column("ON", lambda one: printable(", ".join(one["on"])) or "-", 0, left=True),
-    Column("NOTE", lambda one: "half deleted" if one["merging"] else "-", 0, left=True),
+    Column("NAME", lambda one: str(one["name"]), 6, left=True),
+    Column(
+        "TAKEN",
+        lambda one: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["taken"])),
+        4,
+        left=True,
+    ),
+    Column("SIZE", lambda one: size_shown(one["size"]), 3),
+    Column("DISKS", lambda one: ",".join(one["disks"]), 1, left=True),
+    Column("ON", _bases, 2, left=True),
+    Column("NOTE", lambda one: "half deleted" if one["merging"] else "-", 5, left=True),
 )
 
 

@@ -58,4 +58,4 @@ def _fitting(widths: Sequence[tuple[Column, int]], width: int | None) -> tuple[d
             if width is None or taken + len(gap) * (len(fitted) - 1) <= width or len(fitted) == 1:
                 return {column.title: wide for column, wide in fitted}, gap
         lowest = min(column.importance for column, _ in fitted)
-        fitted = [(column, wide) for column, wide in fitted if column.importance > lowest]
+        fitted = [(column, wide) for column, wide in fitted if column.importance > lowest] or fitted[:1]

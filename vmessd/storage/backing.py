@@ -9,6 +9,7 @@ in a file, and the next one compares them.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,8 @@ RECORD = "bases.json"
 RECORD_LIMIT = 256 * 1024
 FORMATS = {".img": "raw", ".raw": "raw", ".qcow2": "qcow2"}
 """The format of a base by the end of its name."""
+DETACHED = ".detached"
+"""The end of the name of a directory with a disk that was put aside; a number may follow."""
 _SHOWN = 300
 _IMAGE = re.compile(r"[a-z][a-z0-9-]*-hd[a-z]\.(?:img|qcow2)")
 _LINK = re.compile(r"[a-z][a-z0-9-]*-hd[a-z]\.base(?:\.[2-9])?")
@@ -200,15 +203,29 @@ def _entries(root: Path, pattern: re.Pattern[str], vms: Iterable[str]) -> Iterat
                         yield _Entry(vm, entry.name, Identity.of(os.stat(entry.path)))
 
 
+def _put_aside(root: Path, vms: Iterable[str]) -> Iterator[_Entry]:
+    """Yield the links of disks that were put aside, with the bases to which they lead once they are back."""
+    for vm in vms:
+        with contextlib.suppress(OSError):
+            for link in (root / vm).glob(f"*{DETACHED}*/*"):
+                if _LINK.fullmatch(link.name):
+                    with contextlib.suppress(OSError):
+                        yield _Entry(vm, link.name, Identity.of(os.stat(root / vm / link.readlink())))
+
+
 def users(root: Path, identity: Identity) -> list[str]:
     """Return the VMs of a root that have an image among their bases; raises Failed."""
     return all_users(root).get(identity, [])
 
 
 def all_users(root: Path) -> dict[Identity, list[str]]:
-    """Return the VMs of a root that have images among their bases, by image; raises Failed."""
+    """Return the VMs of a root that have images among their bases, by image; raises Failed.
+
+    The disks that were put aside count, too.
+    """
     found: dict[Identity, set[str]] = {}
-    for entry in _entries(root, _LINK, vmdir.listing(root).vms):
+    vms = vmdir.listing(root).vms
+    for entry in itertools.chain(_entries(root, _LINK, vms), _put_aside(root, vms)):
         found.setdefault(entry.identity, set()).add(entry.vm)
     return {identity: sorted(vms, key=names.natural) for identity, vms in found.items()}
 

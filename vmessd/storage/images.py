@@ -423,7 +423,7 @@ def detach(vm: VMDirectory, slot: str) -> str | None:
         if name is None:
             return None
         bases = _base_links(vm, directory, slot)
-        place = _new_directory(directory, f"{vm.vm}-{slot}.detached")
+        place = _new_directory(directory, f"{vm.vm}-{slot}{backing.DETACHED}")
         with (
             failing(f"{safefile.place(directory, name)} cannot be moved"),
             safefile.opened(vm.path / place) as aside,

@@ -299,7 +299,9 @@ def begin_merge(vm: VMDirectory, name: str) -> list[Merge]:
         safefile.write(directory, plans.MERGING, f"{name}\n".encode())
         safefile.remove(directory, backing.RECORD)  # it has the time of the image that changes now
         for merge in merges:
-            _make_writable(directory, merge.disk.bases[merge.depth].target)
+            # qemu-img opens the image above for writing as well.
+            for base in merge.disk.bases[max(0, merge.depth - 1) : merge.depth + 1]:
+                _make_writable(directory, base.target)
     return merges
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from vmessctl.output import list_table
+from vmessctl.output.table import Column, grid
 from vmessd.core.errors import InvalidValue
 
 
@@ -93,3 +94,9 @@ def test_a_wrong_column_is_refused(text: str) -> None:
 )
 def test_what_needs_attention_stands_out(one: dict[str, Any], colour: str) -> None:
     assert list_table.colour(one) == colour
+
+
+@pytest.mark.parametrize("width", [1, 5, 20, 40, 80])
+def test_a_table_that_is_too_wide_keeps_its_names(width: int) -> None:
+    columns = [Column(title, lambda _: "x" * 60, 0, left=True) for title in ("NAME", "ON")]
+    assert grid(columns, [{}], width) == ["NAME"[:width], "x" * min(60, width)]
