@@ -35,7 +35,7 @@ def test_an_ova_of_a_vendor_is_imported(daemon: Daemon, tmp_path: Path, raw: Pat
     assert texts == {"CPU": "best", "SMP": "2", "RAM": "64M", "NICS": "- -", "NIC_MODEL": "vmxnet3"}
     info = json.loads(daemon.done("router-1", "info", "--json"))["info"]
     assert [nic["wire"] for nic in info["nics"]] == ["-", "-"]
-    assert "OVA is imported as a whole" in daemon.vmessctl("router-1", "hdc", archive).stderr
+    assert "if it is an OVA, import takes it as a whole" in daemon.vmessctl("router-1", "hdc", archive).stderr
 
 
 def test_another_name_and_standard_input(daemon: Daemon, tmp_path: Path, raw: Path) -> None:
@@ -43,8 +43,8 @@ def test_another_name_and_standard_input(daemon: Daemon, tmp_path: Path, raw: Pa
     said = daemon.vmessctl("import", archive)
     assert said.returncode == 1
     wrong, hint = said.stderr.splitlines()
-    assert "its machine is called 'Router (7.1)', which is not the name of a VM; give it one" in wrong
-    assert hint == "  hint: the name behind the file, such as router-7-1"
+    assert "its machine is called 'Router (7.1)', which is not the name of a VM" in wrong
+    assert hint == "  hint: name the VM: vmessctl import FILE router-7-1"
     with archive.open("rb") as source:
         assert daemon.vmessctl("import", "-", "web-1", stdin=source).returncode == 0
     steps = json.loads(daemon.vmessctl("import", archive, "web-2", "--json").stdout)["progress"]

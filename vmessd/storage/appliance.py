@@ -235,6 +235,6 @@ def _named(text: str) -> str:
     except InvalidValue:
         like = names.like(text)
         raise refused(
-            f"its machine is called {quoted(text)}, which is not the name of a VM; give it one",
-            hint=f"the name behind the file, such as {like[0] if like else 'newvm'}",
+            f"its machine is called {quoted(text)}, which is not the name of a VM",
+            hint=f"name the VM: vmess import FILE {like[0] if like else 'newvm'}",
         ) from None

@@ -55,6 +55,23 @@ def _qcow(head: bytes) -> Format | None:
     return Format(name, name, leads=backing or data_file)
 
 
+_OTHERS = {
+    b"\x1f\x8b": "is compressed by gzip; unpack it first",
+    b"\xfd7zXZ\0": "is compressed by xz; unpack it first",
+    b"(\xb5/\xfd": "is compressed by zstd; unpack it first",
+    b"BZh": "is compressed by bzip2; unpack it first",
+    b"PK\3\4": "is a zip archive; unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it first",
+    b"<?xml": "is a text in XML, and not an image",
+}
+"""What people take for images, by its first bytes, and what is to be said of it."""
+
+
+def other(head: bytes) -> str | None:
+    """Return what a file that begins like this is, in words, if it is certainly not a disk."""
+    return next((what for mark, what in _OTHERS.items() if head.startswith(mark)), None)
+
+
 SHOWN = {"raw": "raw", "qcow2": "qcow2", "vmdk": "VMDK", "vdi": "VDI", "vhdx": "VHDX", "vpc": "VHD"}
 """The formats that can be brought, by their names for `qemu-img`, as they are shown."""
 _SECTOR = 512
@@ -82,7 +99,9 @@ def examine(fd: int, size: int) -> Source:
     head = os.pread(fd, qcow2.HEAD, 0)
     found = recognise(head[:HEAD], os.pread(fd, TAIL, max(0, size - TAIL)))
     if found is None and head[257:262] == b"ustar":
-        raise Refused("is a tar archive; an OVA is imported as a whole, by vmess import")
+        raise Refused("is a tar archive; if it is an OVA, import takes it as a whole")
+    if found is None and (what := other(head)) is not None:
+        raise Refused(what)
     if found is None:
         return Source("raw", size)
     if found.name not in SHOWN:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from vmessd.core import settings
 from vmessd.core.errors import Failed, quoted
+from vmessd.storage import image_formats
 from vmessd.storage.archive_format import BLOCK, Segment
 
 _T = TypeVar("_T")
@@ -170,12 +171,24 @@ def _fields(block: bytes) -> tuple[str, int, bytes]:
     """Return name, size and type of a member from its header (pax(1), "ustar Interchange Format")."""
     summed = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
     if block[257:262] != b"ustar" or _octal(block[148:156]) != summed:
-        raise refused("it is not a tar, or damaged")
+        raise _no_tar(block)
     name, prefix = (
         block[at : at + size].split(b"\0")[0].decode("latin-1") for at, size in ((0, 100), (345, 155))
     )
     size = int.from_bytes(block[125:136]) if block[124] == 0x80 else _octal(block[124:136])
     return f"{prefix}/{name}" if prefix else name, number(str(size)), block[156:157]
+
+
+def _no_tar(block: bytes) -> Failed:
+    """Return the error for a file that does not begin like a tar, with what it looks like."""
+    if (image := image_formats.recognise(block, b"")) is not None:
+        return refused(f"it is a {image.shown} image, one disk", hint="vmess newvm make hda FILE")
+    if (what := image_formats.other(block)) is None:
+        return refused("it is not a tar, or damaged")
+    hint = "it must be an export or an OVA"
+    if block.startswith(b"<?xml"):
+        hint = "of a descriptor and its disks, an OVA is made by: tar cf FILE.ova FILE.ovf DISK..."
+    return refused(f"it {what}", hint=hint)
 
 
 def _octal(field: bytes) -> int:

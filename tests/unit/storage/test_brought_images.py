@@ -94,6 +94,12 @@ LIES = {
 }
 
 
+@pytest.mark.parametrize("head", [b"\x1f\x8b\x08", b"\xfd7zXZ\0", b"(\xb5/\xfd", b"BZh9", b"PK\3\4", b"<?xml "])
+def test_what_only_contains_an_image_is_no_raw_disk(tmp_path: Path, head: bytes) -> None:
+    with pytest.raises(Refused, match=r"^is (compressed by|a zip archive|a text in XML)"):
+        examine(tmp_path / "a", head.ljust(4096, b"\0"))
+
+
 @pytest.mark.parametrize("name", LIES)
 def test_what_names_other_files_or_lies_is_refused(tmp_path: Path, name: str) -> None:
     data, why = LIES[name]

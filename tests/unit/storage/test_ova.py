@@ -420,7 +420,7 @@ def test_the_first_member_is_found_behind_an_extended_header() -> None:
 
 def test_an_ova_is_not_taken_for_a_raw_disk(tmp_path: Path) -> None:
     (tmp_path / "x.ova").write_bytes(WHOLE)
-    with (tmp_path / "x.ova").open("rb") as file, pytest.raises(Refused, match="an OVA is imported as a whole"):
+    with (tmp_path / "x.ova").open("rb") as file, pytest.raises(Refused, match="import takes it as a whole"):
         examine(file.fileno(), len(WHOLE))
 
 
