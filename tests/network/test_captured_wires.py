@@ -27,6 +27,16 @@ def test_both_directions_are_captured_as_a_packet_socket_sees_them(wired: WiredD
     assert set(found) <= seen
 
 
+def test_both_directions_of_a_cable_are_captured(wired: WiredDaemon, tmp_path: Path) -> None:
+    for vm in ("newvm0", "newvm1"):
+        talker(wired, vm, "-")
+    wired.done("newvm0", "connect", "0", "newvm1:0")
+    file = tmp_path / "out.pcap"
+    assert wired.vmess("newvm", "capture", "0", str(file), "--count", "10").returncode == 0
+    senders = {frame.data[6:12] for frame in Reader(None, 0).frames(file.read_bytes(), 0)}
+    assert senders == {bytes.fromhex(names.mac(vm, 0).replace(":", "")) for vm in ("newvm0", "newvm1")}
+
+
 def test_c124_an_interface_that_is_unplugged_ends_its_capture_and_no_other(
     wired: WiredDaemon, tmp_path: Path
 ) -> None:
