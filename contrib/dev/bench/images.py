@@ -97,13 +97,14 @@ class Images:
 
     def contests(self) -> list[Contest]:
         """Return what is measured beside others."""
-        copy = f"cp --sparse=always --reflink=auto {self.raw} $out"
+        copy = "cp --sparse=always --reflink=auto {0} $out"
         convert = "qemu-img convert -O qcow2 -f {1} {0} $out/disk"
         unpack = f"tar --extract --sparse --file {self.archive} --directory $out"
         detach, remove = (NEW, "hda", "delete", "--yes"), (CLONE, "rm", "--yes")
         raw, qcow2, archive = map(str, (self.raw, self.qcow2, self.archive))
+        disk = self.daemon.root / SOURCE / f"{SOURCE}-hda.img"
         return [
-            Contest("import of a raw image", (NEW, "hda", raw), detach, copy, COPY_BOUND),
+            Contest("import of a raw image", (NEW, "hda", raw), detach, copy.format(raw), COPY_BOUND),
             Contest(
                 "import of a raw image as qcow2",
                 (NEW, "hda", raw, "--format", "qcow2"),
@@ -118,7 +119,7 @@ class Images:
                 convert.format(qcow2, "qcow2"),
                 COPY_BOUND,
             ),
-            Contest("clone", (SOURCE, "clone", CLONE), remove, copy, COPY_BOUND),
+            Contest("clone", (SOURCE, "clone", CLONE), remove, copy.format(disk), COPY_BOUND),
             Contest("import of a VM, with checksums", ("import", archive, CLONE), remove, unpack, None),
         ]
 
