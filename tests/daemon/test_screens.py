@@ -51,6 +51,7 @@ VARYING = (
     (r"\b\d+(\.\d+)? (s|min)\b", "5 s"),
     (r"\bPID \d+", "PID 4711"),
     (r"/\S+/idle\.rom", "idle.rom"),
+    (r"display: 3186\d \(port 3776\d", "display: 31862 (port 37762"),  # the next ones, if that is taken
 )
 # In `top`, all numbers and the gaps that depend on them.
 OF_TOP = ((r"(?<![a-z-])\b[0-9][0-9.:%]*[KMG]?\b%?", "0"), (r" +", " "))
