@@ -138,4 +138,6 @@ def _delete(invocation: Invocation, client: Client, name: str | None) -> int:
     progress = follow(client, lambda _now: f"{vm} snapshot {name}: merging")
     emit(invocation, {"progress": progress}, vm)
     tell(about(vm, phrase("snapshot delete", name=name), several=False))
+    for note in progress["notes"] or ():
+        say(command(f"{vm}: {printable(note)}"))
     return DONE

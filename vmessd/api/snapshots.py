@@ -43,10 +43,10 @@ class Snapshots(Caller):
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def DeleteSnapshot(self, *, vm: str, name: str) -> AsyncIterator[MergeProgress]:
-        """Delete a snapshot of a stopped VM, whose disks stay as they are. Requires `more`.
+        """Delete a snapshot of a VM, whose disks stay as they are. Requires `more`.
 
-        Its images are merged with those above. If the caller leaves, the disks work as before, and the call can
-        be repeated.
+        Its images are merged with those above. If the caller leaves, a snapshot of a running VM is as before;
+        of a VM that is off, the disks work as before, and the call can be repeated.
         """
         found = await self._supervisor.snapshots(vm)
         async with contextlib.aclosing(found.delete(name)) as steps:

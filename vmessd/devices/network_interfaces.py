@@ -78,7 +78,7 @@ class NetworkInterfaces:
         self.cards = Cards(machine, self._released)
         self.cables = Cables(machine, self.cards, self._lock)
         self.captures = Captures(machine, self.cards)
-        machine.prepare = self._prepare
+        machine.prepare.append(self._prepare)
         machine.over = lambda: host.duplicates.watch(self.vm, {})
 
     async def finished(self) -> None:

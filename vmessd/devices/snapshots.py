@@ -5,17 +5,19 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from typing import TypeVar
 
 from vmessd.core import names
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import AlreadyRunning, Failed, TimedOut, VmessError
-from vmessd.core.lifecycle import OFF
+from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.snapshots import MergeProgress, Snapshot, SnapshotChange
+from vmessd.devices import block_jobs, live_copy, live_merge
+from vmessd.devices.block_jobs import QMP_TIME
 from vmessd.devices.image_work import Percents
+from vmessd.devices.live_merge import LiveMerge
 from vmessd.qemu import block_devices, qemu_img
 from vmessd.qemu.monitor import CommandRefused
-from vmessd.storage import plans, snapshots
+from vmessd.storage import snapshots
 from vmessd.storage.blocking import Lane
 from vmessd.storage.plans import Plan
 from vmessd.storage.snapshots import Merge, Overlay
@@ -23,13 +25,9 @@ from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.holding import held
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
-from vmessd.vm.qemu_run import QemuRun
+from vmessd.vm.qemu_run import QemuRun, failures_logged
 
-_T = TypeVar("_T")
-
-QMP_TIME = 20.0
-"""Seconds that QEMU may take for a command that waits for writes of the guest."""
-CRASH_CONSISTENT = "the disks are as after a power failure, because the guest was not asked to write everything"
+ENDED = "the VM ended meanwhile; they are as it left them"
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,33 @@ class Snapshots:
         self._account = host.account
         self._lane = Lane(f"the images of {machine.vm}", "is their file system there?")
         self._busy = False
+        self._settling = asyncio.Lock()
+        """Held while it is settled what an earlier daemon has left; others wait for that."""
+        machine.prepare.append(self._look_after)
+
+    async def _look_after(self) -> None:
+        """Settle what an earlier daemon has left in a QEMU that it had started."""
+        if self.machine.state is State.starting or self._busy:
+            return
+        async with self._settling:
+            with failures_logged(self.vm), self.alone(), contextlib.suppress(CommandRefused):
+                run = self.machine.live()
+                if run.agent is not None:
+                    run.start_task("thaw", run.agent.thawed_again())
+                await self._settled()
+                await live_copy.end_left(run)
+
+    async def _looked_after(self) -> None:
+        """Wait until it is settled what an earlier daemon has left."""
+        async with self._settling:
+            pass
 
     async def all(self) -> list[Snapshot]:
         """Return the snapshots, the oldest one first; raises BadFile, Failed."""
-        await self._settled()
+        async with self._settling:
+            if not self._busy:
+                with self.alone(), contextlib.suppress(VmessError):  # the directory says what there is
+                    await self._settled()
         return await self._lane.aside(functools.partial(snapshots.listing, self.machine.home))
 
     async def newer(self, name: str) -> list[str]:
@@ -72,7 +93,8 @@ class Snapshots:
         """
         if name is not None:
             names.snapshot(name)
-        with self._alone():
+        await self._looked_after()
+        with self.alone():
             await self._settled()
             if self.machine.state in OFF:
                 return await self._take_off(name)
@@ -87,27 +109,48 @@ class Snapshots:
         return _taken(found, overlays)
 
     async def _take_live(self, name: str | None) -> SnapshotChange:
-        await self.machine.begun()
-        run, vm = self.machine.live(), self.machine.home
+        run, vm = await self.running(), self.machine.home
         slots = set(run.launched.record.hardware or {})
         found, overlays = await self._lane.aside(functools.partial(snapshots.prepare, vm, name, slots))
         async with self._overlays(vm, overlays):
             nodes = {one.disk.slot: await run.node_of(one.disk.slot) for one in overlays}
+            there = await run.nodes(QMP_TIME)
+            for node in nodes.values():
+                live_merge.must_be_open_for_good(run, node, there)
             new = {slot: block_devices.live_node(slot, node) for slot, node in nodes.items()}
             steps, undo = await self._lane.aside(
                 functools.partial(snapshots.taking, vm, found, overlays, time.time())
             )
             of = (run.pid, run.launched.process.ticks)
             live = _Live(run, vm, Plan(vm.vm, tuple(steps), tuple(undo), of, new))
-            await self._lane.finish(functools.partial(_in_directory, vm, plans.carry_out, live.plan))
-            still = await self._agree(live, nodes)
-        notes = (
-            [CRASH_CONSISTENT] if still is not None else ["the VM ended meanwhile; they are as it left them"]
-        )
+            async with live_copy.frozen(run) as count:
+                await self._lane.finish(functools.partial(vm.carry_out, live.plan))
+                still = await self._agree(live, nodes)
+        notes = [live_copy.consistency(count)] if still is not None else [ENDED]
         with contextlib.suppress(VmessError):  # it is the truth only for what is shown
             disks = await self._lane.aside(functools.partial(snapshots.remember, vm))
             await self.machine.note_images(disks)
         return _taken(found, overlays, notes, still)
+
+    async def run_to_copy(self) -> QemuRun | None:
+        """Return the run of QEMU if the VM is to be copied while it runs, None if it is off; as `running`."""
+        if self.machine.state in OFF:
+            return None
+        await self._looked_after()
+        with self.alone():
+            await self._settled()
+            return await self.running()
+
+    async def running(self) -> QemuRun:
+        """Return the run of QEMU, when it has no part in an earlier change; raises as Machine.live, Failed."""
+        await self.machine.begun()
+        run = self.machine.live()
+        if await self._lane.aside(self.machine.home.pending_plan) is not None:
+            raise Failed(
+                f"QEMU of {self.vm} has not done its part in the last change of snapshots",
+                hint=f"vmess {self.vm} stop start",
+            )
+        return run
 
     async def _agree(self, live: _Live, nodes: dict[str, str]) -> float | None:
         """Have QEMU write to the new images from now on; return the seconds that took, None if it has ended.
@@ -121,8 +164,8 @@ class Snapshots:
         try:
             for slot, node in new.items():
                 path = f"{live.directory.path}/{names.disk_file(self.vm, slot, 'qcow2')}"
-                await live.run.execute("blockdev-add", block_devices.overlay(node, path), QMP_TIME)
                 added.append(node)
+                await block_jobs.open_image(live.run, node, path, "qcow2")
             actions = [
                 {"type": "blockdev-snapshot", "data": {"node": nodes[slot], "overlay": node}}
                 for slot, node in new.items()
@@ -132,19 +175,18 @@ class Snapshots:
             still = time.monotonic() - begin
         except CommandRefused as refusal:
             await self._take_back(live, added)
-            raise Failed(f"QEMU of {self.vm} refused the snapshot: {str(refusal)[:300]}") from None
+            raise block_jobs.error_of(live.run, refusal, "the snapshot") from None
         except TimedOut:
             if not live.run.launched.process.has_ended():
                 raise
             still = None
-        await self._lane.finish(functools.partial(_in_directory, live.directory, _settle, live.plan))
+        await self._lane.finish(live.directory.forget_plan)
         return still
 
     async def _take_back(self, live: _Live, added: Sequence[str]) -> None:
-        for node in added:
-            with contextlib.suppress(CommandRefused, TimedOut):
-                await live.run.execute("blockdev-del", {"node-name": node}, QMP_TIME)
-        await self._lane.finish(functools.partial(_in_directory, live.directory, plans.take_back, live.plan))
+        with contextlib.suppress(TimedOut):
+            await block_jobs.close_images(live.run, added)
+        await self._lane.finish(functools.partial(live.directory.take_back, live.plan))
 
     async def _settled(self) -> None:
         """Find out what became of a snapshot that an earlier daemon, or a silent QEMU, left unsettled.
@@ -152,7 +194,7 @@ class Snapshots:
         If the QEMU that was to write to the new images does not, they are removed again.
         """
         vm = self.machine.home
-        plan = await self._lane.aside(functools.partial(_pending, vm))
+        plan = await self._lane.aside(vm.pending_plan)
         if plan is None:
             await self._correct_headers(vm)
             return
@@ -162,10 +204,13 @@ class Snapshots:
                 await self.machine.change(vm.settle_plan, stopped=True)
             return
         run = self.machine.live()
+        if plan.merges:
+            await live_merge.settle(self.machine, run, self._lane, plan)
+            return
         now = {slot: await run.node_of(slot) for slot in plan.nodes or {}}
         live = _Live(run, vm, plan)
         if now == plan.nodes:
-            await self._lane.finish(functools.partial(_in_directory, vm, _settle, plan))
+            await self._lane.finish(vm.forget_plan)
             with contextlib.suppress(VmessError):
                 disks = await self._lane.aside(functools.partial(snapshots.remember, vm))
                 await self.machine.note_images(disks)
@@ -183,7 +228,8 @@ class Snapshots:
             Failed: the VM is as before.
         """
         vm = self.machine.directory
-        with self._alone():
+        await self._looked_after()
+        with self.alone():
             await self._settled()
             async with held(self.machine, "going back to a snapshot"):
                 gone = await self._lane.aside(functools.partial(snapshots.newer, vm, name))
@@ -196,29 +242,47 @@ class Snapshots:
         return SnapshotChange(name, [one.disk.slot for one in overlays], notes)
 
     async def delete(self, name: str) -> AsyncGenerator[MergeProgress, None]:
-        """Delete a snapshot: what was written since goes into its images, which take the place of those above.
+        """Delete a snapshot; the disks stay as they are.
 
-        If it is cut short, the VM works as before, and the deletion can be repeated.
+        If the VM is off, what was written since goes into the images of the snapshot, which take the place of
+        those above. If it runs, QEMU copies the images of the snapshot into those above.
 
         Raises:
             InvalidValue: there is no such snapshot.
-            AlreadyRunning: the VM is not off.
-            BadFile: another VM stands on it, too.
+            BadFile: another VM stands on an image that must change.
             Failed: it cannot be merged.
         """
-        vm = self.machine.directory
-        with self._alone():
+        await self._looked_after()
+        with self.alone():
             await self._settled()
-            async with held(self.machine, "having a snapshot deleted"):
-                yield MergeProgress(False, 0)  # a client that leaves ends it only from now on
-                merges = await self._lane.aside(functools.partial(snapshots.begin_merge, vm, name))
-                for number, merge in enumerate(merges):
-                    percents = Percents()
-                    async for percent in percents.during(self._merge(merge, percents.set)):
-                        yield MergeProgress(False, (100 * number + percent) // len(merges))
-                await self._lane.finish(functools.partial(_merge_files, vm, merges))
-                await self._name_bases(vm)
-        yield MergeProgress(True, 100, [merge.disk.slot for merge in merges])
+            merge = self._delete_off if self.machine.state in OFF else self._delete_live
+            disks = await self._lane.aside(functools.partial(_with, self.machine.home, name))
+            notes: list[str] = []
+            async with contextlib.aclosing(merge(name, notes)) as percents:
+                async for percent in percents:
+                    yield MergeProgress(False, percent)
+        yield MergeProgress(True, 100, disks, notes or None)
+
+    async def _delete_live(self, name: str, notes: list[str]) -> AsyncGenerator[int, None]:
+        merge = LiveMerge(self.machine, await self.running(), self._lane)
+        yield 0  # a client that leaves ends it only from now on
+        async with contextlib.aclosing(merge.merge(name)) as percents:
+            async for percent in percents:
+                yield percent
+        notes += merge.notes
+
+    async def _delete_off(self, name: str, _notes: list[str]) -> AsyncGenerator[int, None]:
+        """If it is cut short, the VM works as before, and the deletion can be repeated."""
+        vm = self.machine.directory
+        async with held(self.machine, "having a snapshot deleted"):
+            yield 0  # a client that leaves ends it only from now on
+            merges = await self._lane.aside(functools.partial(snapshots.begin_merge, vm, name))
+            for number, merge in enumerate(merges):
+                percents = Percents()
+                async for percent in percents.during(self._merge(merge, percents.set)):
+                    yield (100 * number + percent) // len(merges)
+            await self._lane.finish(functools.partial(_merge_files, vm, merges))
+            await self._name_bases(vm)
 
     async def _merge(self, merge: Merge, report: Callable[[int], None]) -> None:
         await qemu_img.commit(self._account, merge.chain, report)
@@ -241,10 +305,12 @@ class Snapshots:
     # -- Both --
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Refuse a second change of the snapshots of the VM."""
+    def alone(self) -> Iterator[None]:
+        """Refuse a second change of the snapshots of the VM, and a copy of its images meanwhile."""
         if self._busy:
-            raise AlreadyRunning(f"a snapshot of {self.vm} is being changed", hint="wait until that is done")
+            raise AlreadyRunning(
+                f"the images of {self.vm} are being copied or changed", hint="wait until that is done"
+            )
         self._busy = True
         try:
             yield
@@ -264,20 +330,6 @@ class Snapshots:
                 await asyncio.shield(self._lane.see_to(functools.partial(snapshots.clear, vm, overlays)))
 
 
-def _in_directory(vm: VMDirectory, work: Callable[[int, Plan], _T], plan: Plan) -> _T:
-    with vm.opened() as directory:
-        return work(directory, plan)
-
-
-def _settle(directory: int, _plan: Plan) -> None:
-    plans.settle(directory)
-
-
-def _pending(vm: VMDirectory) -> Plan | None:
-    with vm.opened() as directory:
-        return plans.pending(directory, vm.vm)
-
-
 def _take_files(vm: VMDirectory, name: str, overlays: Sequence[Overlay]) -> None:
     snapshots.name_bases(vm, [one.disk for one in overlays])
     steps, _ = snapshots.taking(vm, name, overlays, time.time())
@@ -293,10 +345,16 @@ def _merge_files(vm: VMDirectory, merges: Sequence[Merge]) -> None:
 
 
 def _carry_out(vm: VMDirectory, plan: Plan) -> None:
-    with vm.opened() as directory:
-        plans.carry_out(directory, plan)
+    vm.carry_out(plan)
     with contextlib.suppress(VmessError):  # a start remembers them, too
         snapshots.remember(vm)
+
+
+def _with(vm: VMDirectory, name: str) -> list[str]:
+    """Return the disks that a snapshot contains; raises InvalidValue if there is none of this name."""
+    disks = snapshots.hard_disks(vm)
+    snapshots.must_be_there(vm, disks, name)
+    return [disk.slot for disk in disks if name in snapshots.of_disk(disk)]
 
 
 def _without(vm: VMDirectory, name: str) -> list[str]:

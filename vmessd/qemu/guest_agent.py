@@ -11,11 +11,14 @@ import contextlib
 import ipaddress
 import itertools
 import json
+import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from vmessd.core.errors import Failed, VmessError
+
+log = logging.getLogger(__name__)
 
 PING_TIME = 1.0
 """Seconds after which an agent that does not answer counts as absent."""
@@ -23,6 +26,7 @@ ANSWER_TIME = 3.0
 """Seconds for a question that takes the guest a moment."""
 FREEZE_TIME = 30.0
 """Seconds that the guest may take to write back its file systems."""
+THAW_TRIES = 3
 ANSWER_MAX = 256 * 1024
 STALE_MAX = 16
 """Answers to earlier calls that are passed over; more would keep the daemon busy."""
@@ -75,6 +79,40 @@ class Agent:
     async def thaw(self) -> int:
         """Let the file systems of the guest be written to again; return how many. Raises Failed."""
         return _count(await self._ask("guest-fsfreeze-thaw", {}, FREEZE_TIME))
+
+    @contextlib.asynccontextmanager
+    async def frozen(self) -> AsyncIterator[int | None]:
+        """Have the file systems of the guest written back and frozen for a `with` block; yield how many.
+
+        None if the agent does not answer, or cannot freeze them. In the end they are thawed in any case: an
+        agent that answers late may have frozen them.
+        """
+        if not await self.answers():
+            yield None
+            return
+        try:
+            count: int | None = None
+            with contextlib.suppress(Failed):
+                count = await self.freeze()
+            yield count
+        finally:
+            await asyncio.shield(asyncio.ensure_future(self.thawed()))
+
+    async def thawed(self) -> None:
+        """Have the file systems of the guest thawed, if the agent answers; a failure is logged."""
+        for attempt in range(1, THAW_TRIES + 1):
+            try:
+                await self.thaw()
+            except Failed as error:
+                if attempt == THAW_TRIES:
+                    log.warning("%s: its file systems may be frozen: %s", self._vm, error.message)
+            else:
+                return
+
+    async def thawed_again(self) -> None:
+        """Have file systems thawed that an earlier daemon had frozen, if there is an agent."""
+        if await self.answers():
+            await self.thawed()
 
     async def _ask(
         self, command: str, arguments: dict[str, object], patience: float, *, silent: bool = False

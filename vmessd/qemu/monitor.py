@@ -113,6 +113,11 @@ def _shown(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+def _records(reply: object) -> list[Mapping[str, object]]:
+    """Return the records in a list from QEMU; anything else in it is ignored."""
+    return [one for one in reply if isinstance(one, Mapping)] if isinstance(reply, list) else []
+
+
 class Image(NamedTuple):
     """A drive with a medium, as QEMU reports it."""
 
@@ -123,6 +128,19 @@ class Image(NamedTuple):
     """The path that QEMU opened; None if there is none, as for a network block device."""
     starved: bool
     """The first error that paused the guest was a lack of space. QEMU 7.2 does not reset this at `cont`."""
+
+
+class Job(NamedTuple):
+    """A job of QEMU on its images."""
+
+    identifier: str
+    status: str
+    """One of JobStatus: `running`, `pending` when its result can be used, `concluded` in the end."""
+    done: int
+    total: int
+    """What there is to do, in the unit of `done`; it may change."""
+    error: str | None
+    """Why it has failed."""
 
 
 def _text_of(error: Exception) -> str:
@@ -264,6 +282,22 @@ class Monitor:
                         )
                     )
         return result
+
+    async def nodes(self) -> list[str]:
+        """Return the names of all nodes (`query-named-block-nodes`); raises as :meth:`execute`."""
+        reply = await self.execute("query-named-block-nodes", {"flat": True})
+        found = [words(entry.get("node-name")) for entry in _records(reply)]
+        return [name for name in found if name is not None]
+
+    async def jobs(self) -> list[Job]:
+        """Return the jobs (`query-jobs`); raises as :meth:`execute`."""
+        found = []
+        for entry in _records(await self.execute("query-jobs")):
+            identifier, status = words(entry.get("id")), words(entry.get("status"))
+            done, total = (counter(entry.get(f"{key}-progress")) or 0 for key in ("current", "total"))
+            if identifier is not None and status is not None:
+                found.append(Job(identifier, status, done, total, words(entry.get("error"))))
+        return found
 
     async def closed(self) -> None:
         """Return when the connection has ended and all its events have been passed on."""

@@ -93,6 +93,11 @@ async def create_overlay(account: Account, path: str, base: tuple[str, str], siz
     await _do(account, words)
 
 
+async def create(account: Account, path: str, size: int) -> None:
+    """Make an empty file a qcow2 image that stands on nothing; raises Failed."""
+    await _do(account, ["create", "-q", "-f", "qcow2", path, str(size)])
+
+
 async def commit(account: Account, chain: Sequence[tuple[str, str]], report: Callable[[int], None]) -> None:
     """Write what the first image of a chain contains into the second; both are a path and a format.
 

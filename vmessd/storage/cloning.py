@@ -1,8 +1,9 @@
-"""The copy of a VM that is off, in a directory that becomes that of the new VM at the very end.
+"""The copy of a VM, in a directory that becomes that of the new VM at the very end.
 
 Settings and images are copied, images with shared blocks where the file system can, else without their holes.
 A linked clone has the images below its disks in common with its source, by hard links: neither VM writes to
-them, and either may be renamed or deleted. What tells one machine from another is not copied. Everything here
+them, and either may be renamed or deleted. What tells one machine from another is not copied. If the source
+runs, empty images are made in place of the disks that its guest writes to, and QEMU fills them. Everything here
 blocks.
 """
 
@@ -10,7 +11,8 @@ import contextlib
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from vmessd.core import cloud_init, hardware, names, settings, wires
 from vmessd.core.cloud_init import META_DATA
@@ -29,17 +31,39 @@ OF_ITS_OWN = {
 """Files that only the source has, and what that means."""
 
 
+class Target(NamedTuple):
+    """An empty file for the copy of a disk whose guest runs."""
+
+    disk: Disk
+    """The disk that is copied."""
+    path: str
+    base: tuple[str, str] | None
+    """The name of its base for its header, and the format of that; None if it stands on nothing."""
+
+
 class Clone:
     """One clone. It belongs to one thread at a time; :meth:`close` removes what did not become a VM."""
 
-    def __init__(self, vm: VMDirectory, new: VMDirectory, reader: Reader, *, linked: bool) -> None:
+    def __init__(
+        self,
+        vm: VMDirectory,
+        new: VMDirectory,
+        reader: Reader,
+        *,
+        linked: bool,
+        live: Collection[str] = (),
+    ) -> None:
+        """`live` are the drives that a running QEMU has; a linked clone of them is empty on top."""
         self._vm = vm
         self._new = new
         self._reader = reader
-        self._linked = linked
+        self.linked = linked
+        self._live = frozenset(live) - {names.CDROM}
         self._directory: NewDirectory | None = None
         self.notes: list[str] = []
         """What differs, and what is not there."""
+        self.targets: list[Target] = []
+        """What is to be filled, once settings and all other images are copied."""
 
     def copy(self, report: Callable[[int], None]) -> None:
         """Copy settings and images into the new directory; `report` gets percents, and may raise.
@@ -54,7 +78,8 @@ class Clone:
             self._copy_settings(source, target)
             sizes = [self._weight(disk) for disk in disks]
             if not self._shares_blocks(source, target, disks):
-                copying.check_room(target, sum(sizes), str(self._new))
+                what = "while the VM runs, the copy takes up to" if self._live else "the image takes"
+                copying.check_room(target, sum(sizes), str(self._new), what)
             done, total = 0, max(1, sum(sizes))
             for disk, size in zip(disks, sizes, strict=True):
                 begin = done
@@ -64,13 +89,16 @@ class Clone:
 
                 self._copy_disk(source, target, disk, told)
                 done += size
-            with failing(f"{self._new} cannot be written"):
-                renaming.name_bases(target, self._new.vm)
-                os.fsync(target)
 
     def finish(self) -> None:
         """Make the directory that of the VM; raises Failed."""
         assert self._directory is not None  # noqa: S101 -- it was copied before
+        with safefile.opened(self._directory.path) as target, failing(f"{self._new} cannot be written"):
+            for one in self.targets:
+                if one.disk.format == "raw":
+                    _trim(one.path, one.disk.size)
+            renaming.name_bases(target, self._new.vm)
+            os.fsync(target)
         self._directory.finish()
         with safefile.opened(self._new.path.parent) as root, contextlib.suppress(OSError):
             os.fsync(root)
@@ -149,7 +177,11 @@ class Clone:
         """Return how many bytes the copy of a drive takes at most."""
         if disk.slot == names.CDROM and disk.target is not None:
             return 0
-        below = [] if self._linked else [f"{self._vm.path}/{name}" for name in self._own_bases(disk)]
+        if disk.slot in self._live and disk.format == "raw":  # QEMU writes zeros for its holes
+            return disk.size
+        if disk.slot in self._live and self.linked:
+            return 0
+        below = [] if self.linked else [f"{self._vm.path}/{name}" for name in self._own_bases(disk)]
         return sum(
             disk.size if stat.S_ISBLK((found := os.stat(path)).st_mode) else copying.allocated(found)
             for path in [disk.path, *below]
@@ -158,7 +190,7 @@ class Clone:
     def _shares_blocks(self, source: int, target: int, disks: list[Disk]) -> bool:
         """Tell whether the copies will take no space of their own."""
         plain = [os.path.basename(disk.path) for disk in disks if disk.target is None]
-        return bool(plain) and copying.can_share(source, plain[0], target)
+        return bool(plain) and not self._live and copying.can_share(source, plain[0], target)
 
     def _copy_disk(self, source: int, target: int, disk: Disk, told: Callable[[float], None]) -> None:
         new = self._name(disk)
@@ -168,11 +200,30 @@ class Clone:
         for depth, base in enumerate(disk.bases, 1):
             os.symlink(base.target, names.base_file(self._new.vm, disk.slot, depth), dir_fd=target)
         for name in self._own_bases(disk):
-            if self._linked:
+            if self.linked:
                 self._link(source, target, name)
             else:
                 self._copy_image(source, name, target, name, lambda _fraction: told(0.0))
-        self._copy_image(source, os.path.basename(disk.path), target, new, told)
+        if disk.slot in self._live:
+            self._create_target(target, disk, new)
+        else:
+            self._copy_image(source, os.path.basename(disk.path), target, new, told)
+
+    def _create_target(self, target: int, disk: Disk, new: str) -> None:
+        with failing(f"{safefile.place(target, new)} cannot be created"):
+            fd = safefile.create(target, new)
+            try:
+                if disk.format == "raw":
+                    os.ftruncate(fd, disk.size)
+            finally:
+                os.close(fd)
+        assert self._directory is not None  # noqa: S101 -- `target` is this directory
+        base = None
+        if disk.bases:
+            name = disk.bases[0].target
+            link = names.base_file(self._new.vm, disk.slot, 1)
+            base = (name if names.snapshot_of(name) else link, disk.bases[0].format)
+        self.targets.append(Target(disk, f"{self._directory.path}/{new}", base))
 
     def _name(self, disk: Disk) -> str:
         if disk.slot == names.CDROM:
@@ -217,6 +268,16 @@ class Clone:
         copying.copy(image, io.FileIO(copied, "w"), size, report, durable=True)
         if is_snapshot:
             os.utime(new, (mode.st_mtime, mode.st_mtime), dir_fd=target)
+
+
+def _trim(path: str, size: int) -> None:
+    """Give a raw image that QEMU has written its size in bytes again, and its holes; raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)  # QEMU writes whole sectors
+        copying.dig_holes(fd, size)
+    finally:
+        os.close(fd)
 
 
 def forwards(vm: VMDirectory) -> list[str]:

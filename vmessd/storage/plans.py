@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Self
 
 from vmessd.core import names
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import VmessError, failing
-from vmessd.storage import safefile
+from vmessd.core.errors import BadFile, VmessError, failing
+from vmessd.storage import qcow2, safefile
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class Steps:
     moves: tuple[Move, ...]
     links: tuple[str, ...]
     """The targets of the links to its bases, the nearest one first."""
+    lowest: str = ""
+    """The image that stands on nothing any more. Its QEMU says so in its header; if that has ended, we do."""
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Self:
@@ -63,7 +65,8 @@ class Steps:
         links = tuple(str(link) for link in data["links"])
         if data["slot"] not in names.DISKS or len(links) > names.BASES_MAX:
             raise ValueError(data["slot"])
-        return cls(str(data["slot"]), drops, moves, links)
+        lowest = data.get("lowest", "")
+        return cls(str(data["slot"]), drops, moves, links, _entry(lowest) if lowest else "")
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,14 @@ class Plan:
     vm: str
     steps: tuple[Steps, ...]
     undo: tuple[Steps, ...] = ()
-    """What takes it back. While a QEMU must still agree, the plan stays after its steps are done."""
+    """What takes it back."""
     run: tuple[int, int] | None = None
-    """The PID and the start time of this QEMU."""
+    """The PID and the start time of a QEMU that must do its part. Until it has, the plan stays."""
     nodes: dict[str, str] | None = None
-    """The topmost nodes of its drives when it has agreed, by slot."""
+    """The topmost nodes of its drives when it has agreed, by slot; or those that a merge takes out."""
+    merges: bool = False
+    """Jobs of the QEMU copy the images of a snapshot into those above. With `undo`, it is not certain that they
+    have copied everything."""
 
 
 def _entry(name: str) -> str:
@@ -95,23 +101,28 @@ def pending(directory: int, vm: str) -> Plan | None:
         steps, undo = (tuple(map(Steps.of, data[key])) for key in ("steps", "undo"))
         run, nodes = data["run"], data["nodes"]
         known = {str(slot): str(node) for slot, node in nodes.items()} if nodes else None
-        return Plan(vm, steps, undo, (int(run[0]), int(run[1])) if run else None, known)
+        of = (int(run[0]), int(run[1])) if run else None
+        return Plan(vm, steps, undo, of, known, merges=data.get("merges") is True)
     except (VmessError, LookupError, TypeError, ValueError, RecursionError, AttributeError):
         log.warning("%s is not a plan of vmessd, and is ignored", safefile.place(directory, FILE))
         return None
 
 
+def text(plan: Plan) -> bytes:
+    """Return what is written down of a plan."""
+    return json.dumps(dataclasses.asdict(plan)).encode() + b"\n"
+
+
 def carry_out(directory: int, plan: Plan) -> None:
-    """Write a plan down and carry it out. It stays if it can be undone, until :func:`settle`.
+    """Write a plan down and carry it out. It stays if a QEMU must do its part, until :func:`settle`.
 
     Raises:
         Failed, BadFile: it cannot be written, and nothing has changed; or a step fails, and it is tried again
             before the next start, or by the next daemon.
     """
-    data = json.dumps(dataclasses.asdict(plan)).encode()
-    safefile.write(directory, FILE, data + b"\n")
+    safefile.write(directory, FILE, text(plan))
     _do(directory, plan.vm, plan.steps)
-    if not plan.undo:
+    if plan.run is None:
         settle(directory)
 
 
@@ -125,16 +136,41 @@ def take_back(directory: int, plan: Plan) -> None:
     carry_out(directory, Plan(plan.vm, plan.undo))
 
 
-def resume(directory: int, vm: str) -> None:
-    """Complete a plan that a crash cut short; one that a QEMU must agree to stays; raises Failed, BadFile."""
+def resume(directory: int, vm: str, *, alone: bool = False) -> None:
+    """Complete a plan that a crash cut short; raises Failed, BadFile.
+
+    One in which a QEMU has a part stays, unless it is `alone`: this QEMU has ended.
+    """
     if safefile.status(directory, FILE) is None:
         return
     plan = pending(directory, vm)
     if plan is not None:
+        if alone:
+            for steps in plan.steps:
+                _put_on_nothing(directory, steps.lowest)
         _do(directory, vm, plan.steps)
-        if plan.undo:
+        if plan.run is not None and not alone:
             return
     settle(directory)
+
+
+def _put_on_nothing(directory: int, name: str) -> None:
+    """Have the header of an image, if there is one, say that it has no base; raises Failed, BadFile."""
+    found = safefile.status(directory, name) if name else None
+    if found is None:
+        return
+    where = safefile.place(directory, name)
+    with failing(f"{where} cannot be written"):
+        os.chmod(name, stat.S_IMODE(found.st_mode) | stat.S_IWUSR, dir_fd=directory)
+        fd = safefile.open_plain(directory, name, os.O_RDWR)
+        try:
+            if qcow2.parse(os.pread(fd, qcow2.HEAD, 0)).backing is not None:
+                os.pwrite(fd, qcow2.NO_BACKING, qcow2.BACKING_PLACE)
+                os.fsync(fd)
+        except qcow2.Refused as refused:
+            raise BadFile(f"{where} {refused}", hint="bring another image in its place") from None
+        finally:
+            os.close(fd)
 
 
 def _do(directory: int, vm: str, plan: tuple[Steps, ...]) -> None:

@@ -96,6 +96,10 @@ def with_backing(head: bytes, header: Header, name: str) -> bytes:
     return bytes(fresh)
 
 
+BACKING_PLACE, NO_BACKING = 8, bytes(12)
+"""Where a header says where the name of its backing file is, and how long; and that there is none."""
+
+
 def _number(head: bytes, place: int, count: int) -> int:
     return int.from_bytes(head[place : place + count], "big")
 

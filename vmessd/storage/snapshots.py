@@ -287,11 +287,7 @@ def begin_merge(vm: VMDirectory, name: str) -> list[Merge]:
     """
     disks = hard_disks(vm)
     must_be_there(vm, disks, name)
-    broken = merging(vm)
-    if broken in known(disks) and broken != name:
-        raise BadFile(
-            f"snapshot {broken} of {vm.vm} is half deleted", hint=f"vmess {vm.vm} snapshot delete {broken}"
-        )
+    check_no_other_merge(vm, disks, name)
     merges = [Merge(disk, of_disk(disk).index(name)) for disk in disks if name in of_disk(disk)]
     for merge in merges:
         _check_merge(vm, merge, name)
@@ -301,8 +297,17 @@ def begin_merge(vm: VMDirectory, name: str) -> list[Merge]:
         for merge in merges:
             # qemu-img opens the image above for writing as well.
             for base in merge.disk.bases[max(0, merge.depth - 1) : merge.depth + 1]:
-                _make_writable(directory, base.target)
+                make_writable(directory, base.target)
     return merges
+
+
+def check_no_other_merge(vm: VMDirectory, disks: Iterable[Disk], name: str) -> None:
+    """Raise BadFile if the deletion of another snapshot has begun."""
+    broken = merging(vm)
+    if broken in known(disks) and broken != name:
+        raise BadFile(
+            f"snapshot {broken} of {vm.vm} is half deleted", hint=f"vmess {vm.vm} snapshot delete {broken}"
+        )
 
 
 def _check_merge(vm: VMDirectory, merge: Merge, name: str) -> None:
@@ -324,7 +329,8 @@ def _check_merge(vm: VMDirectory, merge: Merge, name: str) -> None:
             copying.check_room(directory, wanted, str(vm), f"merging snapshot {name} takes up to")
 
 
-def _make_writable(directory: int, name: str) -> None:
+def make_writable(directory: int, name: str) -> None:
+    """Let the user of QEMU write to an image of the directory; raises Failed."""
     found = safefile.status(directory, name) if "/" not in name else None
     if found is not None and stat.S_ISREG(found.st_mode):
         with failing(f"{safefile.place(directory, name)} cannot be made writable"):
@@ -380,7 +386,7 @@ def writable(vm: VMDirectory, name: str) -> Iterator[None]:
     """Make an image writable for a `with` block; its time stays as it is."""
     with vm.opened() as directory:
         found = safefile.status(directory, name)
-        _make_writable(directory, name)
+        make_writable(directory, name)
         try:
             yield
         finally:

@@ -407,9 +407,27 @@ class VMDirectory:
     def settle_plan(self) -> None:
         """Complete a change of files for good, because no QEMU runs; raises NoSuchVM, BadFile, Failed."""
         with self.opened() as directory:
-            if safefile.status(directory, plans.FILE) is not None:
-                plans.resume(directory, self.vm)
-                plans.settle(directory)
+            plans.resume(directory, self.vm, alone=True)
+
+    def pending_plan(self) -> plans.Plan | None:
+        """Return the change of files that is not settled; None if there is none; raises NoSuchVM."""
+        with self.opened() as directory:
+            return plans.pending(directory, self.vm)
+
+    def carry_out(self, plan: plans.Plan) -> None:
+        """Change files; raises NoSuchVM, and as :func:`plans.carry_out`."""
+        with self.opened() as directory:
+            plans.carry_out(directory, plan)
+
+    def take_back(self, plan: plans.Plan) -> None:
+        """Undo a change of files; raises as :meth:`carry_out`."""
+        with self.opened() as directory:
+            plans.take_back(directory, plan)
+
+    def forget_plan(self) -> None:
+        """Forget a change of files, in which a QEMU has done its part; raises NoSuchVM, Failed."""
+        with self.opened() as directory:
+            plans.settle(directory)
 
     # -- Records --
 

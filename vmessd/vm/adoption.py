@@ -54,9 +54,21 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
     launched = _find(directory, record, host)
     if launched is not None:
         host.displays.hold(directory.vm, launched.record.display)
-    elif record is not None:
-        _record_unseen(directory, record, host.kills.around(os.getpid()))
+    else:
+        if record is not None:
+            _record_unseen(directory, record, host.kills.around(os.getpid()))
+        _settle_plan(directory)
     return launched
+
+
+def _settle_plan(directory: VMDirectory) -> None:
+    """Complete a change of images in which a QEMU had a part that has ended; the next start does it, too."""
+    try:
+        directory.settle_plan()
+    except NoSuchVM:
+        pass
+    except VmessError as error:
+        log.warning("%s: %s", directory.vm, error.message)
 
 
 def spot(directory: VMDirectory, host: Host) -> Launched | None:

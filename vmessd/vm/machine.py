@@ -55,7 +55,7 @@ class Machine(FailureRecovery):
 
     def __init__(self, directory: VMDirectory, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
         super().__init__(directory, host, timing)
-        self.prepare: Callable[[], Coroutine[Any, Any, None]] = _nothing
+        self.prepare: list[Callable[[], Coroutine[Any, Any, None]]] = []
         """Called before a guest runs its first instruction, and when the QEMU of an earlier daemon answers."""
         self.over: Callable[[], None] = lambda: None
         """Called when a QEMU has ended."""
@@ -293,7 +293,8 @@ class Machine(FailureRecovery):
             self._run.start_task("prepare", self._prepare(self._run))
 
     async def _prepare(self, run: QemuRun) -> None:
-        await self.prepare()
+        for prepare in self.prepare:
+            await prepare()
         if once := run.launched.record.once:
             await boot_once.restore_order(run)
             with failures_logged(self.vm):
@@ -553,10 +554,6 @@ class Machine(FailureRecovery):
 
     async def _say_stopped(self, message: EventMessage) -> None:
         tell([message.asker()], refusals.stopped(self.vm, self.last_exit.text if self.last_exit else None))
-
-
-async def _nothing() -> None:
-    """Do nothing."""
 
 
 def _progress(record: RunRecord, *, done: bool) -> StartProgress:

@@ -7,8 +7,8 @@ import functools
 import json
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from typing import Any, TypeVar
 
 from vmessd.core import refusals
 from vmessd.core.dataclass import dataclass
@@ -19,7 +19,7 @@ from vmessd.core.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.core.words import Runstate
 from vmessd.qemu import block_devices
 from vmessd.qemu.guest_agent import Agent
-from vmessd.qemu.monitor import CommandRefused, MonitorLost
+from vmessd.qemu.monitor import CommandRefused, Job, Monitor, MonitorLost
 from vmessd.qemu.session import Session
 from vmessd.storage import vmdir
 from vmessd.storage.blocking import Lane
@@ -32,6 +32,8 @@ from vmessd.vm.stop import READ_TIME, StepTaken, Stop
 from vmessd.vm.whereabouts import Displacement
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 ASLEEP = Runstate.suspended
 """The runstate of a guest in S3; only `system_wakeup` ends it."""
@@ -212,14 +214,29 @@ class QemuRun:
 
     async def node_of(self, slot: str, patience: float = 5.0) -> str:
         """Return the topmost node of a drive, which is another one after each snapshot; raises as `execute`."""
+        found = await self._asked(lambda monitor: monitor.images(), patience)
+        nodes = (image.node for image in found if block_devices.slot_of(image.node) == slot)
+        return next(nodes, slot)
+
+    async def nodes(self, patience: float = 5.0) -> list[str]:
+        """Return the names of the nodes of all images and their files; raises as `execute`."""
+        return await self._asked(lambda monitor: monitor.nodes(), patience)
+
+    async def jobs(self, patience: float = 5.0) -> list[Job]:
+        """Return the jobs of QEMU; none from one that knows no jobs; raises TimedOut."""
+        try:
+            return await self._asked(lambda monitor: monitor.jobs(), patience)
+        except CommandRefused:
+            return []
+
+    async def _asked(self, ask: Callable[[Monitor], Awaitable[_T]], patience: float) -> _T:
+        """Ask QEMU, when it is connected; raises as `execute`."""
         try:
             async with asyncio.timeout(patience):
                 await self.session.settled()
-                found = await self.session.monitor().images()
+                return await ask(self.session.monitor())
         except (MonitorLost, TimeoutError):
             raise refusals.silent(self.vm, self.pid) from None
-        nodes = (image.node for image in found if block_devices.slot_of(image.node) == slot)
-        return next(nodes, slot)
 
     async def transferred(self, patience: float | None = 1.0) -> dict[str, tuple[int, int]]:
         """Return the bytes read and written by drive; empty if QEMU does not answer in `patience` seconds.

@@ -73,7 +73,8 @@ qemu-system-x86_64
 -add-fd fd=6,set=1
 -chardev socket,id=serial0,fd=5,server=on,wait=off,logfile=/dev/fdset/1,logappend=on
 -serial chardev:serial0
--blockdev {"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img","discard":"unmap"}}
+-blockdev {"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img","node-name":"hda-file","read-only":false,"discard":"unmap"}
+-blockdev {"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":"hda-file"}
 -device ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0
 -blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
 -device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0
@@ -81,32 +82,39 @@ qemu-system-x86_64
 """)  # noqa: E501 -- an argument is one word, however long
 
 FOUR_DISKS = BARE + words("""
--blockdev {"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img","discard":"unmap"}}
+-blockdev {"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img","node-name":"hda-file","read-only":false,"discard":"unmap"}
+-blockdev {"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":"hda-file"}
 -device ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0
--blockdev {"driver":"raw","node-name":"hdb","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdb.img","discard":"unmap"}}
+-blockdev {"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdb.img","node-name":"hdb-file","read-only":false,"discard":"unmap"}
+-blockdev {"driver":"raw","node-name":"hdb","read-only":false,"discard":"unmap","file":"hdb-file"}
 -device ide-hd,id=hdb-drive,drive=hdb,bus=ide.0,unit=1
--blockdev {"driver":"raw","node-name":"hdc","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img","discard":"unmap"}}
+-blockdev {"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img","node-name":"hdc-file","read-only":false,"discard":"unmap"}
+-blockdev {"driver":"raw","node-name":"hdc","read-only":false,"discard":"unmap","file":"hdc-file"}
 -device ide-hd,id=hdc-drive,drive=hdc,bus=ide.1,unit=0
--blockdev {"driver":"raw","node-name":"hdd","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img","discard":"unmap"}}
+-blockdev {"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img","node-name":"hdd-file","read-only":false,"discard":"unmap"}
+-blockdev {"driver":"raw","node-name":"hdd","read-only":false,"discard":"unmap","file":"hdd-file"}
 -device ide-hd,id=hdd-drive,drive=hdd,bus=ide.1,unit=1
 """)  # noqa: E501
 
 CDROM_BESIDE_HDC = BARE + words("""
--blockdev {"driver":"raw","node-name":"hdc","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img","discard":"unmap"}}
+-blockdev {"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdc.img","node-name":"hdc-file","read-only":false,"discard":"unmap"}
+-blockdev {"driver":"raw","node-name":"hdc","read-only":false,"discard":"unmap","file":"hdc-file"}
 -device ide-hd,id=hdc-drive,drive=hdc,bus=ide.1,unit=0
 -blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
 -device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=1
 """)  # noqa: E501
 
 CDROM_BESIDE_HDD = BARE + words("""
--blockdev {"driver":"raw","node-name":"hdd","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img","discard":"unmap"}}
+-blockdev {"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-hdd.img","node-name":"hdd-file","read-only":false,"discard":"unmap"}
+-blockdev {"driver":"raw","node-name":"hdd","read-only":false,"discard":"unmap","file":"hdd-file"}
 -device ide-hd,id=hdd-drive,drive=hdd,bus=ide.1,unit=1
 -blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"file","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
 -device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0
 """)  # noqa: E501
 
 BLOCK_DEVICES = BARE + words("""
--blockdev {"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":{"driver":"host_device","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img","discard":"unmap"}}
+-blockdev {"driver":"host_device","filename":"/home/ayourtch/vms/newvm0/newvm0-hda.img","node-name":"hda-file","read-only":false,"discard":"unmap"}
+-blockdev {"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":"hda-file"}
 -device ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0
 -blockdev {"driver":"raw","node-name":"cdrom","read-only":true,"file":{"driver":"host_device","filename":"/home/ayourtch/vms/newvm0/newvm0-cdrom.iso"}}
 -device ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0
@@ -544,13 +552,15 @@ def test_any_path_arrives_in_blockdev_as_it_is_and_nowhere_else(path: str) -> No
     argv = command_line.build(Spec("newvm0", HOME, "kvm", 2811, disks=[drive]), "qemu")
     node = json.loads(argv[argv.index("-blockdev") + 1])
     assert node == {
-        "driver": "raw",
-        "node-name": "hda",
+        "driver": "file",
+        "filename": path,
+        "node-name": "hda-file",
         "read-only": False,
         "discard": "unmap",
-        "file": {"driver": "file", "filename": path, "discard": "unmap"},
     }
     assert argv[argv.index("-blockdev") + 2 :] == [
+        "-blockdev",
+        '{"driver":"raw","node-name":"hda","read-only":false,"discard":"unmap","file":"hda-file"}',
         "-device",
         "ide-hd,id=hda-drive,drive=hda,bus=ide.0,unit=0",
     ]

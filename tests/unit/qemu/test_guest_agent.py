@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vmessd.core.errors import Failed
+from vmessd.core.errors import Failed, InvalidValue
 from vmessd.qemu import guest_agent
 from vmessd.qemu.guest_agent import Address, Agent, addresses_in
 
@@ -104,6 +104,57 @@ def test_an_agent_answers() -> None:
 
 def test_what_an_earlier_call_left_is_not_an_answer() -> None:
     assert with_agent(answering(5, b'{"return": 1}\n\xff{"return": 99}\n'), Agent.freeze) == 5
+
+
+def noting(said: list[str], refused: str = "") -> Behave:
+    """An agent that answers, except one command, and notes the commands."""
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            request = json.loads(line.lstrip(b"\xff"))
+            if request["execute"] == "guest-sync-delimited":
+                writer.write(b"\xff" + json.dumps({"return": request["arguments"]["id"]}).encode() + b"\n")
+                continue
+            said.append(request["execute"].removeprefix("guest-").removeprefix("fsfreeze-"))
+            writer.write(b'{"error": {}}\n' if said[-1] == refused else b'{"return": 2}\n')
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("refused", "count", "said"),
+    [
+        ("", 2, ["ping", "freeze", "within", "thaw"]),
+        ("ping", None, ["ping", "within"]),
+        ("freeze", None, ["ping", "freeze", "within", "thaw"]),
+        ("thaw", 2, ["ping", "freeze", "within", "thaw", "thaw", "thaw"]),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_frozen_is_thawed_whatever_happens(
+    refused: str, count: int | None, said: list[str], *, fails: bool
+) -> None:
+    heard: list[str] = []
+
+    async def use(agent: Agent) -> int | None:
+        async with agent.frozen() as frozen:
+            heard.append("within")
+            if fails:
+                raise InvalidValue("a copy that fails")
+        return frozen
+
+    if fails:
+        with pytest.raises(InvalidValue):
+            with_agent(noting(heard, refused), use)
+    else:
+        assert with_agent(noting(heard, refused), use) == count
+    assert heard == said
+
+
+def test_what_an_earlier_daemon_has_frozen_is_thawed() -> None:
+    heard: list[str] = []
+    with_agent(noting(heard), Agent.thawed_again)
+    assert heard == ["ping", "thaw"]
 
 
 @pytest.mark.parametrize(

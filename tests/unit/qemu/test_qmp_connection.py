@@ -3,10 +3,12 @@
 import asyncio
 import json
 import socket
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
-from vmessd.qemu.monitor import Monitor, MonitorLost
+from vmessd.qemu.monitor import Job, Monitor, MonitorLost
 
 VERSION = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}
 EVENTS = 500
@@ -57,3 +59,44 @@ def test_a_command_to_a_qemu_that_has_ended_loses_no_event(unread: bool) -> None
 
     asyncio.run(run())
     assert seen == ["STOP"] * EVENTS
+
+
+@pytest.mark.parametrize(
+    ("reply", "jobs", "nodes"),
+    [
+        (None, [], []),
+        ({"id": "x"}, [], []),
+        ([None, 5, {}, {"id": 7, "status": "running"}, {"node-name": ["hda"]}], [], []),
+        ([{"node-name": "hda"}, {"node-name": "#block1"}], [], ["hda", "#block1"]),
+        (
+            [{"id": "copy-hda", "status": "running", "current-progress": 5, "total-progress": 9}],
+            [Job("copy-hda", "running", 5, 9, None)],
+            [],
+        ),
+        (
+            [{"id": "j", "status": "concluded", "current-progress": -1, "total-progress": "9", "error": "no"}],
+            [Job("j", "concluded", 0, 0, "no")],
+            [],
+        ),
+    ],
+)
+def test_jobs_and_nodes_of_a_qemu_that_says_anything(reply: object, jobs: list[Job], nodes: list[str]) -> None:
+    async def run() -> tuple[list[Job], list[str]]:
+        ours, peer = socket.socketpair()
+        peer.setblocking(False)
+        monitor = Monitor(lambda _name, _data: None)
+        await asyncio.gather(monitor.open(ours), negotiated(peer))
+
+        async def answered(asked: Coroutine[Any, Any, Any]) -> Any:
+            task = asyncio.create_task(asked)
+            identifier = json.loads(await asyncio.get_running_loop().sock_recv(peer, 4096))["id"]
+            await asyncio.get_running_loop().sock_sendall(peer, lines({"return": reply, "id": identifier}))
+            return await task
+
+        try:
+            return await answered(monitor.jobs()), await answered(monitor.nodes())
+        finally:
+            peer.close()
+            await monitor.close()
+
+    assert asyncio.run(run()) == (jobs, nodes)

@@ -106,3 +106,20 @@ def test_too_little_room_is_told_before(tmp_path: Path) -> None:
             copying.check_room(fd, 2**60, "here")
     finally:
         os.close(fd)
+
+
+def test_zeros_that_nobody_wrote_take_no_space(tmp_path: Path) -> None:
+    place = image(tmp_path / "a", 8 * M, (2 * M, b"x" * M))
+    with place.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, 8 * M)
+        assert place.stat().st_blocks * 512 >= 8 * M
+        copying.dig_holes(file.fileno(), 8 * M)
+    assert place.stat().st_blocks * 512 <= 2 * M
+    assert place.read_bytes() == bytes(2 * M) + b"x" * M + bytes(5 * M)
+
+
+def test_a_file_without_holes_stays_as_it_is() -> None:
+    reading, writing = os.pipe()
+    copying.dig_holes(writing, M)
+    os.close(reading)
+    os.close(writing)

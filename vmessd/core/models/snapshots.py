@@ -40,6 +40,8 @@ class MergeProgress:
     percent: int | None = None
     disks: list[str] | None = None
     """In the last step: the disks whose images were merged."""
+    notes: list[str] | None = None
+    """Remarks on what differs from before."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""A snapshot that goes while its VM runs, as changes of files: decided or not, with its QEMU or without."""
+
+import os
+from pathlib import Path
+
+import pytest
+from test_qcow2 import image
+
+from vmessd.core.errors import BadFile, InvalidValue
+from vmessd.storage import plans, pulling, qcow2, safefile, snapshots
+from vmessd.storage.plans import Plan
+from vmessd.storage.vmdir import VMDirectory
+
+VM = "newvm0"
+TAKEN = 1_700_000_000.0
+
+
+@pytest.fixture
+def vm(tmp_path: Path) -> VMDirectory:
+    """A VM whose hda stands on the snapshots two and one; one is raw, and stands on nothing."""
+    found = VMDirectory(tmp_path / "vms", VM)
+    found.path.mkdir(parents=True)
+    (found.path / "snap-hda-one.img").write_bytes(bytes(2**20))
+    (found.path / "snap-hda-two.qcow2").write_bytes(image(backing="snap-hda-one.img"))
+    (found.path / f"{VM}-hda.qcow2").write_bytes(image(backing="snap-hda-two.qcow2"))
+    for depth, name in enumerate(("snap-hda-two.qcow2", "snap-hda-one.img"), 1):
+        (found.path / name).chmod(0o440)
+        os.utime(found.path / name, (TAKEN - depth, TAKEN - depth))
+        (found.path / (f"{VM}-hda.base" if depth == 1 else f"{VM}-hda.base.{depth}")).symlink_to(name)
+    return found
+
+
+def begun(vm: VMDirectory, name: str) -> tuple[Plan, Plan]:
+    """Have a QEMU begin to copy a snapshot; return the plans before and after this is certain."""
+    pulls = pulling.prepare(vm, name, {"hda"})
+    without, as_before = pulling.steps(vm, pulls)
+    undecided = Plan(VM, as_before, as_before, (1, 2), merges=True)
+    vm.carry_out(undecided)
+    pulling.begin(vm, pulls)
+    for pull in pulls:
+        with (vm.path / pull.above).open("ab") as file:
+            file.write(b"copied")
+    return undecided, Plan(VM, without, (), (1, 2), merges=True)
+
+
+def backing_of(vm: VMDirectory, name: str) -> str | None:
+    return qcow2.parse((vm.path / name).read_bytes()[: qcow2.HEAD]).backing
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_a_merge_that_is_not_decided_leaves_everything_when_its_qemu_has_ended(
+    vm: VMDirectory, name: str
+) -> None:
+    before = {path.name: (path.stat().st_mode, path.lstat().st_mtime) for path in vm.path.glob("snap-*")}
+    begun(vm, name)
+    vm.sweep_temporaries()
+    assert vm.pending_plan() is not None
+    vm.settle_plan()
+    after = {path.name: (path.stat().st_mode, path.lstat().st_mtime) for path in vm.path.glob("snap-*")}
+    assert after == before
+    assert vm.pending_plan() is None
+    assert snapshots.known(snapshots.hard_disks(vm)) == ["two", "one"]
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+@pytest.mark.parametrize("written", [True, False])
+def test_a_merge_that_is_decided_is_completed_without_its_qemu(
+    vm: VMDirectory, name: str, *, written: bool
+) -> None:
+    _, decided = begun(vm, name)
+    if written:
+        vm.carry_out(decided)
+    else:  # killed between plan and files
+        with vm.opened() as directory:
+            safefile.write(directory, plans.FILE, plans.text(decided))
+    vm.settle_plan()
+    [left] = {"one", "two"} - {name}
+    [disk] = snapshots.hard_disks(vm)
+    assert snapshots.known([disk]) == [left]
+    assert backing_of(vm, f"{VM}-hda.qcow2") == "snap-hda-two.qcow2"
+    assert not list(vm.path.glob(f"snap-hda-{name}.*"))
+    if name == "one":
+        assert backing_of(vm, "snap-hda-two.qcow2") is None
+        found = (vm.path / "snap-hda-two.qcow2").stat()
+        assert (found.st_mode & 0o222, found.st_mtime) == (0, TAKEN - 1)
+
+
+def test_the_plan_of_a_merge_stays_while_its_qemu_may_have_a_part(vm: VMDirectory) -> None:
+    undecided, decided = begun(vm, "two")
+    assert vm.pending_plan() == undecided
+    vm.carry_out(decided)
+    assert vm.pending_plan() == decided
+    vm.sweep_temporaries()
+    assert vm.pending_plan() == decided
+    vm.forget_plan()
+    assert vm.pending_plan() is None
+
+
+def test_a_snapshot_is_not_copied_where_that_would_change_something_else(vm: VMDirectory) -> None:
+    with pytest.raises(InvalidValue, match="has no snapshot 'three'"):
+        pulling.prepare(vm, "three", {"hda"})
+    with pytest.raises(BadFile, match="runs without hda"):
+        pulling.prepare(vm, "one", {"hdb"})
+    other = vm.path.parent / "other0"
+    other.mkdir()
+    os.link(vm.path / "snap-hda-two.qcow2", other / "snap-hda-two.qcow2")
+    with pytest.raises(BadFile, match="snapshot two of newvm0 is a base of another VM, too"):
+        pulling.prepare(vm, "one", {"hda"})
+    (other / "other0-hda.base").symlink_to("snap-hda-two.qcow2")
+    with pytest.raises(BadFile, match="snapshot two of newvm0 is a base of other0, too"):
+        pulling.prepare(vm, "one", {"hda"})
+    [pull] = pulling.prepare(vm, "two", {"hda"})  # which only goes here
+    assert (pull.above, pull.depth) == (f"{VM}-hda.qcow2", 0)
+    (vm.path / plans.MERGING).write_text("one\n")
+    with pytest.raises(BadFile, match="snapshot one of newvm0 is half deleted"):
+        pulling.prepare(vm, "two", {"hda"})
