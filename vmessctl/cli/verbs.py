@@ -989,16 +989,15 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "clone",
-        "Make a new VM that is a copy of this one, which must be off: settings and disks. Its MAC addresses\n"
-        "and its VNC display are its own. With --linked, the images below the disks of both are the same,\n"
-        "so that it takes no time and no space; a snapshot with the name of the new VM is made for that.",
+        "Make a new VM that is a copy of this one, which may run: settings and disks. Its MAC addresses and\n"
+        "its VNC display are its own. With --linked, the images below the disks of both are the same, so\n"
+        "that it takes no time and no space; a snapshot with the name of the new VM is made for that.",
         "Clone",
         "snapshots.clone",
         arguments="<newvm>",
         options=(LINKED,),
         reports=True,
-        wants="off",
-        running=REFUSED,
+        running="it goes on; the copy is of one moment",
         summary=ARCHIVE,
         example="newvm clone web-1",
     ),
@@ -1006,15 +1005,15 @@ COMMANDS: tuple[Command, ...] = (
         "snapshot",
         "Keep the disks as they are now, and go back to that later. take keeps them under a name, by default\n"
         "the date: the VM may run. list shows the snapshots. revert goes back to one: what was written\n"
-        "since, and newer snapshots, are lost. delete merges one with what was written since. revert and\n"
-        "delete need a VM that is off.",
+        "since, and newer snapshots, are lost. delete merges one with what was written since. revert needs\n"
+        "a VM that is off.",
         "TakeSnapshot",
         "snapshots.snapshot",
         arguments="<take|list|revert|delete> [snapshot]",
         options=(YES,),
         reports=True,
         files="snap-hda-NAME.img, snap-hda-NAME.qcow2",
-        running="take and list work; anything else is refused",
+        running="take, list and delete work; revert is refused",
         summary=ARCHIVE,
         example="newvm snapshot take before-upgrade",
     ),

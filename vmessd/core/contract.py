@@ -130,7 +130,7 @@ METHODS: Mapping[str, Method] = {
     "PutOnImage": _vm(),
     "DeleteDisk": _vm(Effect.ends),
     "Share": _vm(),
-    "Clone": _vm(cost=Cost.follow, needs=Needs.off),
+    "Clone": _vm(cost=Cost.follow),
     "Snapshots": _look("vm"),
     "NewerSnapshots": _look("vm"),
     "TakeSnapshot": _vm(),
