@@ -121,7 +121,7 @@ class AnswersSSH(Condition):
         self._client: Client | None = None
         self._route: Route | None = None
         self._greeting: Greeting | None = None
-        self._ran = False
+        self._ran = self._is_off = False
 
     def parameters(self) -> Mapping[str, object]:
         """Return the parameters of the call."""
@@ -132,9 +132,10 @@ class AnswersSSH(Condition):
         if reply["status"]["state"] in OFF:
             if self._ran:
                 raise NotRunning(f"VM {self.vm} ended during the wait", hint=f"{PROGRAM} {self.vm} why")
+            self._is_off = True
             return None
-        self._ran = True
-        route = self._where()
+        self._ran, self._is_off = True, False
+        route = self._where(reply["status"])
         if route is None:
             return None
         self._greeting = self._greeting or Greeting(route)
@@ -144,9 +145,10 @@ class AnswersSSH(Condition):
             self._greeting = self._route = None  # the address may be another one now
         return {"text": f"SSH at {route}", "address": route.host, "port": route.port} if heard else None
 
-    def _where(self) -> Route | None:
+    def _where(self, status: Reply) -> Route | None:
         from vmessctl.commands import ssh_route  # noqa: PLC0415 -- other waits do without
 
+        ssh_route.must_not_be_stuck(status)
         if self._route is None:
             if self._client is None or self._client.is_lost:
                 self._client = connect(self._invocation)
@@ -157,7 +159,7 @@ class AnswersSSH(Condition):
         """Return what is still missing, for a message that begins with the VM."""
         if self._route is not None:
             return f"does not answer as an SSH server at {self._route}"
-        return "has no address known to the host" if self._ran else "is not running"
+        return "is not running" if self._is_off else "has no address known to the host"
 
     def close(self) -> None:
         """Close the connections."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 BROKEN = 255
 """The exit status of ssh(1) and scp(1) if the connection fails."""
+BANNER_TIME = 30
+"""Seconds that a server may be silent: QEMU's user network accepts a connection before the guest does."""
 
 
 class Guest(PlainRecord):
@@ -69,6 +71,7 @@ def _guest(invocation: Invocation) -> Guest:
         info = client.call("Info", vm=vm)["info"]
         if info["status"]["state"] in OFF:
             raise NotRunning(f"VM {vm} is not running", hint=f"{PROGRAM} {vm} start wait ssh ssh")
+        ssh_route.must_not_be_stuck(info["status"])
         route = ssh_route.find(client, vm)
         if route is None:
             raise Failed(f"the host knows no address of VM {vm} yet", hint=f"{PROGRAM} {vm} wait ssh ssh")
@@ -93,6 +96,7 @@ def _options(invocation: Invocation, guest: Guest) -> list[str]:
         "HostKeyAlias": guest.vm,
         "UserKnownHostsFile": f'"{_value(guest.keys)}"',
         "GlobalKnownHostsFile": "/dev/null",
+        "ConnectTimeout": str(BANNER_TIME),
         "StrictHostKeyChecking": "accept-new",
         "HashKnownHosts": "no",
         "UpdateHostKeys": "no",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output.terminal import say
 from vmessd.core import names
-from vmessd.core.errors import Failed
+from vmessd.core.errors import Failed, NotRunning
 from vmessd.core.plainrecord import PlainRecord
+from vmessd.core.words import Runstate, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ LOCALHOST = "127.0.0.1"
 ANY = "0.0.0.0"  # noqa: S104 -- a word of `forward`, not a place to listen
 FIRST_PORT, PORTS = 20000, 10000
 """Ports to forward: below those that Linux gives to connections (ip_local_port_range, from 32768)."""
+STUCK = (Runstate.io_error, Runstate.internal_error, Runstate.guest_panicked)
 TRIES = 5
 """Ports to try if other processes take them meanwhile."""
 
@@ -33,6 +35,13 @@ class Route(PlainRecord):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def must_not_be_stuck(status: Reply) -> None:
+    """Raise NotRunning for a VM whose guest stands still because of an error: it answers nobody."""
+    if status["state"] == State.paused and status["runstate"] in STUCK:
+        vm = status["name"]
+        raise NotRunning(f"VM {vm} is paused ({status['runstate']})", hint=f"{PROGRAM} {vm} why")
 
 
 def find(client: Client, vm: str) -> Route | None:

@@ -49,6 +49,7 @@ class hushed:  # noqa: N801 -- it reads as a statement: with hushed(...)
 def tell(text: str) -> None:
     """Report what was done, on standard output; an empty text is nothing to report."""
     if text and not hushed.now:
+        status_lines.clear()
         print(text, flush=True)
 
 
@@ -61,6 +62,7 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Print to standard error; if that fails, only the exit status remains."""
     try:
+        status_lines.clear()
         print(text, file=sys.stderr)
     except OSError:
         stdio.give_up(2)
