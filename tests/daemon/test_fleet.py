@@ -120,7 +120,7 @@ def test_shutdown_goes_the_other_way_with_each_vm_s_own_grace(daemon: Daemon) ->
     assert said.returncode == 8  # B had to be forced
     out = said.stdout.splitlines()
     assert steps(out, "Stopping") == [B, C, A]
-    assert f"{B}: did not power down within 1 s; now QMP quit" in out
+    assert f"{B}: did not power down within 1 s; now by force" in out
     assert f"{B}: forced off" in out
     assert f"{A}: powered down as asked" in out
     assert lines(daemon, "shutdown") == ["nothing to stop: no VM is running"]
@@ -265,7 +265,7 @@ def test_c62_each_grace_that_is_cut_is_said(daemon: Daemon) -> None:
     assert done.returncode == 8
     cut = "grace period cut from 60 s to 5 s: all VMs have 10 s"
     assert len([line for line in done.stdout.splitlines() if line.endswith(f"; {cut}")]) == 2
-    assert f"{A}: did not power down within 5 s; now QMP quit" in done.stdout
+    assert f"{A}: did not power down within 5 s; now by force" in done.stdout
     assert f"{B}: powered down as asked" in done.stdout
     assert daemon.log.read_text().count(cut) == 2
 

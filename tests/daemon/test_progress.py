@@ -232,7 +232,7 @@ def test_twenty_columns_are_enough(daemon: Daemon) -> None:
     assert status == 8
     assert f"{A}: power button"[:17] in said
     for vm in (A, B):
-        assert f"{vm}:stopped,hadtouseforce:QMPquit" in page.replace(" ", "")
+        assert f"{vm}:stoppedbyforce" in page.replace(" ", "")
     assert shown("help", "start")[0] == 0
 
 

@@ -92,7 +92,7 @@ def test_force_is_said_in_one_line(daemon: Daemon) -> None:
     daemon.wait_guest(A)
     result = daemon.vmessctl(A, "stop")
     assert (result.returncode, result.stdout) == (8, "")
-    assert result.stderr.splitlines()[-1].startswith(f"{A}: stopped, had to use force: ")
+    assert result.stderr.splitlines()[-1] == f"{A}: stopped by force"
 
 
 def test_errors_and_hints_name_the_program_that_was_called(daemon: Daemon) -> None:

@@ -48,7 +48,7 @@ def test_a_guest_that_qemu_gave_up(fake_daemon: Daemon) -> None:
     status = fake_daemon.status(A) | {"state": "paused", "runstate": "internal-error"}  # of a KVM that fails
     end = {"status": status, "end": None, "policy": "no", "autostart": False}
     first, following, *_ = why.text({"why": end}).splitlines()
-    assert first == f"VM is running, PID: {status['pid']} (paused: internal-error; vmess {A} why)"
+    assert first == f"VM is running, PID: {status['pid']} (paused: internal-error)"
     assert following.startswith(f"Next: nothing: QEMU gave up on the guest; vmess {A} log says more")
     assert following.endswith(f"vmess {A} accel tcg stop force start")
 
@@ -62,7 +62,7 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     first = daemon.done(A, "why").splitlines()
     assert first == [
         f"VM is running, PID: {pid}",
-        "Next: it stays off if it ends: its restart policy is no; it starts with your own service",
+        "Next: stays off if it ends (restart policy: no); it starts with your own service",
         "No run has ended yet",
     ]
     daemon.done(A, "stop")
@@ -82,7 +82,7 @@ def test_one_that_was_stopped_and_one_that_runs_again(daemon: Daemon) -> None:
     assert lines[-2:] == ["  Ready. Press my power button.", "  Good night."], "of that run, not of this one"
     assert said["When"].partition(",")[0] in lines[3]
     policy, boot = told(daemon)["Next"].split("; ")
-    assert policy == "it is started again if it ends unasked: its restart policy is always"
+    assert policy == "starts again if it ends unasked (restart policy: always)"
     assert boot == "it starts with your own service"
 
 

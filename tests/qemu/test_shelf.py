@@ -25,9 +25,9 @@ def test_images_are_added_listed_used_and_deleted(daemon: Daemon) -> None:
     assert daemon.vmess("images").stderr.startswith("no images yet; add one: vmess images add ")
     image = raw(daemon.directory / "debian-12.raw")
     assert daemon.done("images", "add", converted(image, "vmdk"), "debian12") == (
-        "image debian12: 16M (converted from VMDK)\n"
+        "image debian12: added, 16M (converted from VMDK)\n"
     )
-    assert daemon.done("images", "add", image) == "image debian-12: 16M\n"
+    assert daemon.done("images", "add", image) == "image debian-12: added, 16M\n"
     shelf = daemon.root / "images"
     assert {file.name: file.stat().st_mode & 0o777 for file in shelf.iterdir()} == {
         "debian12.qcow2": 0o440,

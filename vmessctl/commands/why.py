@@ -34,7 +34,7 @@ def text(reply: Reply) -> str:
     why = reply["why"]
     status, last, end = why["status"], why["status"]["last_exit"], why["end"]
     off = rendering.is_off(status)
-    lines = [rendering.status({"status": status}), f"Next: {_next(why)}"]
+    lines = [rendering.status({"status": status}, may_ask_why=False), f"Next: {_next(why)}"]
     if last is None or end is None:
         lines.append("No run has ended yet" if not off else "No run is on record")
     else:
@@ -97,8 +97,8 @@ def _next(why: Reply) -> str:
         return "it is left alone, and checked again until its directory is free or its QEMU is found"
     if status["state"] != State.stopped:
         if policy == Policy.no:
-            return f"it stays off if it ends: its restart policy is no{boot}"
-        return f"it is started again if it ends unasked: its restart policy is {policy}{boot}"
+            return f"stays off if it ends (restart policy: no){boot}"
+        return f"starts again if it ends unasked (restart policy: {policy}){boot}"
     note = f"{printable(last['note'])}: " if last and last["note"] else ""
     return f"{note}nothing until somebody starts it{boot}"
 

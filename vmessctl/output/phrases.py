@@ -59,7 +59,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "stopped": ("", "stopped"),
     "stopped live": ("{text}", "stopped"),
     "already off": ("{text}", "already stopped"),
-    "forced": ("had to use force{how}", "stopped, had to use force{how}"),
+    "forced": ("had to use force{how}", "stopped by force"),
     "fleet starting": ("Starting VM", ""),
     "fleet running": ("VM is running, PID: {pid}", "started (PID {pid})"),
     "fleet stopping": ("Stopping VM PID {pid}{remark}", "{note}"),
@@ -72,7 +72,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "prune nothing": 2 * ("nothing to delete: neither a TAP without a VM nor an empty bridge",),
     # -- What was done by other verbs, under their names --
     "set": ("", "{verb} {value}"),
-    "image added": 2 * ("image {name}: {size}{how}",),
+    "image added": 2 * ("image {name}: added, {size}{how}",),
     "image removed": 2 * ("image {name}: deleted",),
     "brought": 2 * ("{slot}: {shown}{how}",),
     "disk deleted": 2 * ("{note}",),

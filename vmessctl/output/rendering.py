@@ -53,7 +53,7 @@ def _off(status: Reply) -> str:
     return f" ({'; '.join(words)})" if words else ""
 
 
-def _condition(status: Reply) -> str:
+def _condition(status: Reply, *, may_ask_why: bool = True) -> str:
     """Return what is unusual about a running VM, in brackets; empty if nothing is."""
     problem = phrases.command(printable(status.get("problem") or ""))
     words = {
@@ -62,7 +62,8 @@ def _condition(status: Reply) -> str:
         State.unresponsive: "unresponsive: QEMU does not answer",
         State.paused: _paused(status["runstate"]),
     }.get(status["state"])
-    more = f"; {PROGRAM} {status['name']} why" if status["runstate"] == Runstate.internal_error else ""
+    unexplained = may_ask_why and status["runstate"] == Runstate.internal_error
+    more = f"; {PROGRAM} {status['name']} why" if unexplained else ""
     waits = "changes at next start" if status.get("pending") else ""
     locked = "locked" if status.get("locked") else ""
     remarks = dict.fromkeys((f"{words}{more}" if words else "", locked, waits, problem))
@@ -77,8 +78,8 @@ def _paused(runstate: str | None) -> str:
     return "paused" if runstate == Runstate.paused else f"paused: {printable(str(runstate))}"
 
 
-def status(reply: Reply) -> str:
-    """Return the status of a VM in one line."""
+def status(reply: Reply, *, may_ask_why: bool = True) -> str:
+    """Return the status of a VM in one line; `may_ask_why`: it may refer to the verb why."""
     vm = reply["status"]
     if is_off(vm):
         return phrase("off", aside=_off(vm))
@@ -87,7 +88,9 @@ def status(reply: Reply) -> str:
     if vm["state"] == State.held:
         return phrase("held", aside=_condition(vm))
     up = duration(vm.get("uptime") or 0)
-    return phrase("running", state=vm["state"], pid=vm["pid"], up=up, aside=_condition(vm))
+    return phrase(
+        "running", state=vm["state"], pid=vm["pid"], up=up, aside=_condition(vm, may_ask_why=may_ask_why)
+    )
 
 
 def status_line(reply: Reply, vm: str) -> str:
@@ -298,11 +301,20 @@ def _transferred(drive: Reply) -> str:
     return f", {counted(drive['read'], 'byte')} read, {counted(drive['written'], 'byte')} written"
 
 
+STEPS = {
+    Rung.powerdown: "with the power button",
+    Rung.quit: "by force",
+    Rung.term: "by SIGTERM",
+    Rung.kill: "by SIGKILL",
+}
+"""How a stop goes on."""
+
+
 def rung(progress: Reply, elapsed: float) -> str:
     """Return the step of a stop that is in progress, and its duration."""
     if progress["rung"] == Rung.powerdown:
         return f"power button pressed, {elapsed:.0f} s of {progress['grace']:.0f} s"
-    return f"{progress['rung']}, {elapsed:.0f} s"
+    return f"stopping {STEPS[progress['rung']]}, {elapsed:.0f} s"
 
 
 def rung_colour(progress: Reply) -> str:
@@ -323,8 +335,8 @@ def accelerator(progress: Reply) -> str:
 def escalation(progress: Reply) -> str:
     """Return why a stop escalated to its present step."""
     if progress["rung"] == Rung.quit:
-        return f"did not power down within {progress['grace']:.0f} s; now {progress['rung']}"
-    return f"is still running; now {progress['rung']}"
+        return f"did not power down within {progress['grace']:.0f} s; now {STEPS[Rung.quit]}"
+    return f"is still running; now {STEPS[progress['rung']]}"
 
 
 def fleet_step(progress: Reply) -> str:
