@@ -14,6 +14,7 @@ from vmessd.core.errors import (
     DONE,
     FORCED,
     INTERRUPTED,
+    Failed,
     InvalidValue,
     Locked,
     NoSuchVM,
@@ -126,4 +127,5 @@ def _continuation(step: Invocation, status: int) -> Invocation | None:
     """Return the part of a line that is left to do; None if that is nothing, or would fail in the same way."""
     if status == NotRunning.status and not complaints:  # the verb was status, which succeeded
         return step.then
-    return None if any(isinstance(error, FAILS_AGAIN) for error in complaints) else step
+    again = (*FAILS_AGAIN, Failed) if step.command.verb == "make" else FAILS_AGAIN  # what exists is not made
+    return None if any(isinstance(error, again) for error in complaints) else step

@@ -133,6 +133,7 @@ class VMDirectory:
         Raises:
             Failed: it could not be created, or exists already.
         """
+        self.must_be_new("leave out make")
         new = NewDirectory(self)
         try:
             with safefile.opened(new.path) as directory, failing(f"{self} cannot be created"):
@@ -143,14 +144,17 @@ class VMDirectory:
             if name := new.close():
                 left(name)
 
-    def must_be_new(self) -> None:
-        """Raise Failed where the name exists, and BadFile where it is not that of a VM."""
+    def must_be_new(self, instead: str = "choose another name") -> None:
+        """Raise Failed where the name exists, and BadFile where it is not that of a VM.
+
+        `instead` is what the hint proposes.
+        """
         if os.path.lexists(self.path):
             with self.opened():
                 pass  # raises BadFile for anything other than a directory
             raise Failed(
                 f"VM {self.vm} exists already: {self}",
-                hint=f"leave out make; to see its settings: vmess {self.vm} info",
+                hint=f"{instead}; to see its settings: vmess {self.vm} info",
             )
 
     def part(self) -> str:

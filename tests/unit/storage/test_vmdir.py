@@ -305,7 +305,7 @@ def test_c75_a_vm_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     with writes_limited_to(0), pytest.raises(Failed, match="CPU cannot be written"):
         vm.make({"CPU": "best"})
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(vm, "must_be_new", lambda: None)  # as if another was made just then
+    monkeypatch.setattr(vm, "must_be_new", lambda *_: None)  # as if another was made just then
     vm.make({"CPU": "best"})
     with pytest.raises(Failed, match="newvm0 cannot be created: directory not empty"):
         vm.make({"CPU": "max"})
