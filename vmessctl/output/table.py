@@ -46,7 +46,13 @@ def grid(columns: Sequence[Column], vms: Sequence[VM], width: int | None = None)
         for column, texts in cells
         if (wide := fitted.get(column.title)) is not None
     ]
-    return [gap.join(line).rstrip()[:width] for line in zip(*padded, strict=True)]
+    end = "…" if len(fitted) > 1 else ""  # of a name alone, as much as fits
+    return [_cut(gap.join(line).rstrip(), width, end) for line in zip(*padded, strict=True)]
+
+
+def _cut(line: str, width: int | None, end: str) -> str:
+    """Return a line of at most `width` characters, with another end if it was longer."""
+    return line if width is None or len(line) <= width else line[: width - len(end)] + end
 
 
 def _fitting(widths: Sequence[tuple[Column, int]], width: int | None) -> tuple[dict[str, int], str]:
