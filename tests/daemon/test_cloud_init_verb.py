@@ -111,7 +111,7 @@ def test_a_password_is_asked_for_on_the_terminal_and_shown_nowhere(daemon: Daemo
     with on_terminal(daemon, "newvm", "cloud-init", "--user", "you", "--password", program=AS_VMESSCTL) as tty:
         tty.expect("Password for you in the guest: ")
         tty.type("sesame-7\r")
-        tty.expect("The same again: ")
+        tty.expect("Retype password: ")
         tty.type("sesame-7\r")
         assert tty.end() == 0
         shown = tty.said
@@ -126,7 +126,7 @@ def test_two_passwords_that_differ_change_nothing(daemon: Daemon) -> None:
     with on_terminal(daemon, "newvm", "cloud-init", "--user", "you", "--password", program=AS_VMESSCTL) as tty:
         tty.expect("Password for you in the guest: ")
         tty.type("one\r")
-        tty.expect("The same again: ")
+        tty.expect("Retype password: ")
         tty.type("two\r")
         assert tty.end() == 2
         assert "the two passwords differ; nothing was changed" in tty.said

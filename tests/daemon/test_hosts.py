@@ -323,7 +323,7 @@ def test_a_host_key_that_has_changed_is_one_line(lab: Lab) -> None:
         lab.configure("")
     assert (done.returncode, done.stdout) == (5, "")
     message, hint = done.stderr.splitlines()
-    assert message == "vmessctl: the host key of lab1 is another than before: it may be an impostor"
+    assert message == "vmessctl: the host key of lab1 has changed: it may be an impostor"
     assert re.fullmatch(r"  hint: if you know why it has changed: ssh-keygen -f .*/known. -R .impostor.", hint)
 
 
@@ -340,7 +340,8 @@ def test_a_host_without_the_program(peers: Lab) -> None:
     done = peers.run("--host", "bare", "list")
     assert (done.returncode, done.stdout) == (5, "")
     assert (
-        done.stderr.splitlines()[0] == "vmessctl: bare has no vmessctl, or not in the PATH of its login shell"
+        done.stderr.splitlines()[0]
+        == "vmessctl: bare has no vmessctl, or it is not in the PATH of its login shell"
     )
 
 

@@ -135,8 +135,8 @@ def test_what_cannot_be_is_refused_in_a_line(daemon: Daemon, tmp_path: Path) -> 
     archive = tmp_path / "newvm.tar"
     archive.write_bytes(b"mine")
     for file, why in (
-        (archive, "exists already; an export overwrites nothing"),
-        (tmp_path, "exists already; an export overwrites nothing"),
+        (archive, "exists already; an export never overwrites a file"),
+        (tmp_path, "exists already; an export never overwrites a file"),
     ):
         assert why in refusal(daemon, "newvm", "export", file, status=2)
     assert archive.read_bytes() == b"mine"

@@ -226,7 +226,7 @@ def test_a_tap_moved_by_hand_is_shown_where_it_is(wired: WiredDaemon) -> None:
     wired.ip("link set newvm0e0 master red", "link set newvm0e1 nomaster")
     assert [line for line in lines_of(wired, "newvm", "info") if line.startswith("Note: newvm0")] == [
         "Note: newvm0e0 is plugged into red, but NICS says blue",
-        "Note: newvm0e1 is plugged into -, but NICS says green",
+        "Note: newvm0e1 is connected to nothing, but NICS says green",
     ]
     assert lines_of(wired, "newvm", "ifstat") == ["vmess newvm0 ifadd 2 red -"]
     wired.done("newvm", "stop")

@@ -79,7 +79,7 @@ def test_frames_go_to_a_file_that_tcpdump_reads_too(daemon: Daemon, tmp_path: Pa
     assert all(abs(time.time() - moment) < 10 for moment in times)
     again = daemon.vmessctl(A, "capture", "0", str(file))
     assert again.returncode == 2
-    assert f"'{file}' exists already; a capture overwrites nothing" in again.stderr
+    assert f"'{file}' exists already; a capture never overwrites a file" in again.stderr
     wait_for(lambda: memories(daemon, A) == 0, what="the end of the filter")
 
 

@@ -161,7 +161,7 @@ def test_more_than_four_disks_start_on_all_buses(daemon: Daemon) -> None:
     write_sector(directory / "newvm0-hde.img", say(b"E") + RESET)
     refused = daemon.vmess("newvm", "start")
     assert refused.stderr.splitlines() == [
-        "vmess: hde has no place on ide, which has four, for hda, hdb, hdc, hdd",
+        "vmess: hde has no slot: IDE has only four, hda, hdb, hdc, hdd",
         "  hint: vmess newvm0 disk-bus hde=sata",
     ]
     daemon.done("newvm", "disk-bus", "virtio,hda=ide,hdf=scsi,hdg=sata,hdh=nvme", "boot-order", "hde", "start")

@@ -150,7 +150,7 @@ COLUMNS = Option("-o", "Print these columns of the table, in this order: name,st
 QUIET = Option("--quiet", "Print only what was asked for, not what was done. Also -q.")
 LINKED = Option(
     "--linked",
-    "Put the disk on top of the image, which must not change any more; for clone, of those of the VM.",
+    "Copy nothing: the disk is based on the image; a clone, on the disks of its VM. They must not change.",
 )
 IMAGE = Option("--image", "Put the disk hda on this image of the shelf; see images.", "IMAGE")
 FORMAT = Option("--format", "Convert the image to this format.", "raw|qcow2")

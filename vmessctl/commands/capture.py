@@ -78,7 +78,7 @@ def _check_output(invocation: Invocation, file: str) -> None:
             hint=f"{shell_line([*words, f'{vm}.pcap'])}; or: {shell_line(words)} | tcpdump -n -r -",
         )
     if file != STANDARD and os.path.lexists(file) and not _is_pipe(file):
-        raise InvalidValue(f"{quoted(file, 300)} exists already; a capture overwrites nothing")
+        raise InvalidValue(f"{quoted(file, 300)} exists already; a capture never overwrites a file")
 
 
 def _is_pipe(file: str) -> bool:

@@ -23,6 +23,7 @@ ORDER = (USER_DATA, META_DATA, NETWORK_CONFIG)
 USUAL = (verbs.USER, verbs.KEY, verbs.PASSWORD, verbs.PASSWORD_FILE)
 """The options from which user-data is made."""
 STANDARD_INPUT = "-"
+NEW_KEY = "to make a key: ssh-keygen -t ed25519"
 
 
 def run(invocation: Invocation) -> int:
@@ -130,7 +131,7 @@ def _usual(invocation: Invocation) -> bytes:
     keys = []
     if verbs.KEY.flag in options:
         path = options[verbs.KEY.flag]
-        keys = cloud_init.public_keys(path, _read(path).decode(errors="replace"))
+        keys = cloud_init.public_keys(path, _read(path, hint=NEW_KEY).decode(errors="replace"))
     if not keys and not _asked(invocation, verbs.PASSWORD, verbs.PASSWORD_FILE):
         raise InvalidValue(
             f"user {user} could not log in: give a public key, or a password",
@@ -172,7 +173,7 @@ def _password(invocation: Invocation) -> str | None:
     user = options.get(verbs.USER.flag) or login_name()
     try:
         password = cloud_init.password(getpass.getpass(f"Password for {user} in the guest: "))
-        again = getpass.getpass("The same again: ")
+        again = getpass.getpass("Retype password: ")
     except EOFError:
         raise InvalidValue("no password was typed") from None
     if again != password:
@@ -198,10 +199,10 @@ def hashed(password: str) -> str:
     return text.strip()
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, hint: str | None = None) -> bytes:
     """Return the content of a file of this person, or of standard input for `-`; raises InvalidValue.
 
-    A file that is too large is not read to its end.
+    A file that is too large is not read to its end. `hint` is for one that cannot be read.
     """
     if not path:
         raise InvalidValue("'' is not the path of a file")
@@ -212,7 +213,7 @@ def _read(path: str) -> bytes:
             with open(os.path.expanduser(path), "rb") as file:
                 data = file.read(cloud_init.LIMIT + 1)
     except OSError as error:
-        raise InvalidValue(f"{quoted(path, 300)} cannot be read: {reason(error)}") from None
+        raise InvalidValue(f"{quoted(path, 300)} cannot be read: {reason(error)}", hint=hint) from None
     except ValueError:  # a NUL byte
         raise InvalidValue(f"{quoted(path, 300)} is not the path of a file") from None
     if len(data) > cloud_init.LIMIT:

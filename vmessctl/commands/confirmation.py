@@ -6,6 +6,7 @@ import sys
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM
+from vmessctl.environment import variable
 from vmessctl.output.terminal import answer, warn
 from vmessd.core.errors import InvalidValue, shell_line
 
@@ -34,7 +35,16 @@ def is_given(invocation: Invocation, loses: str, *words: str) -> bool:
 
 def is_asked(question: str, otherwise: str) -> bool:
     """Ask a question on the terminal; tell whether the answer is yes, and say `otherwise` if it is not."""
+    host = _host()
+    if host:
+        question = f"{question.removesuffix('?')} on {host}?"
     if answer(f"{question} [y/N]").lower() in ("y", "yes"):
         return True
     warn(otherwise)
     return False
+
+
+def _host() -> str:
+    """Return the host that this is for another one, as it was called there; empty at home."""
+    host = (variable("VMESS_CALLED") or "").partition(f" {verbs.ON_HOST.flag} ")[2]
+    return host if host.isprintable() else ""

@@ -8,7 +8,7 @@ import time
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
-from vmessctl.client import Client, candidates, connect, named
+from vmessctl.client import Client, candidates, named
 from vmessctl.commands import logs
 from vmessctl.environment import variable
 from vmessctl.output import rendering
@@ -48,7 +48,14 @@ def run(invocation: Invocation) -> int:
 
 def _client(invocation: Invocation) -> Client:
     """Connect without starting a daemon; raises Unreachable."""
-    return connect(invocation, may_start=False)
+    absent: list[bool] = []
+    option = invocation.options.get(verbs.SOCKET.flag)
+    try:
+        return Client(candidates(option), otherwise=lambda: absent.append(True))
+    except Unreachable as error:
+        if not absent or named(option) or variable("VMESS_NO_DAEMON"):
+            raise
+        raise Unreachable("no vmessd runs; the next command starts one", hint=PROGRAM.name) from error
 
 
 def _status(invocation: Invocation) -> int:

@@ -19,7 +19,6 @@ from vmessd.core.words import State
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
-    from vmessd.core.errors import VmessError
 
 
 def change(invocation: Invocation) -> int:
@@ -110,8 +109,8 @@ def remove(invocation: Invocation) -> int:
         info = client.call("Info", vm=vm)["info"]
         locked = any(value["name"] == LOCK for value in info["settings"])
         refused_by_daemon = locked or info["status"]["state"] == State.held
-        if not rendering.is_off(info["status"]) and not refused_by_daemon:
-            raise _not_off(info["status"])
+        if not refused_by_daemon:
+            must_be_off(info["status"])
         if not sure and not locked and not _is_asked(vm, info):
             return 1
         reply = client.call("Remove", vm=vm)
@@ -131,13 +130,15 @@ def _forget_host_keys(directory: str, vm: str) -> None:
     known_hosts.forget_deleted(directory, names.parse(vm))
 
 
-def _not_off(status: Reply) -> VmessError:
-    """Return the error for a change that needs a stopped VM."""
+def must_be_off(status: Reply) -> None:
+    """Raise AlreadyRunning for a change that needs a stopped VM, before anybody is asked about it."""
+    if rendering.is_off(status):
+        return
     from vmessd.core import refusals  # noqa: PLC0415 -- slow to import, rarely needed
 
     if status["state"] == State.stopping:
-        return refusals.stopping(status["name"], status.get("left"))
-    return refusals.in_the_way(status["name"])
+        raise refusals.stopping(status["name"], status.get("left"))
+    raise refusals.in_the_way(status["name"])
 
 
 def rename(invocation: Invocation) -> int:

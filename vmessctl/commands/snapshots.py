@@ -7,7 +7,7 @@ import time
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
-from vmessctl.commands import confirmation
+from vmessctl.commands import confirmation, files
 from vmessctl.commands.progress import PATIENCE, follow
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.table import Column, grid
@@ -89,7 +89,7 @@ def _take(invocation: Invocation, client: Client, name: str | None) -> int:
     (vm,) = invocation.vms
     change = client.call("TakeSnapshot", vm=vm, name=name)["change"]
     still = change["stood_still"]
-    shown = "" if still is None else f"; the guest stood still for {max(1, round(still * 1000))} ms at most"
+    shown = "" if still is None else f"; the guest was paused for at most {max(1, round(still * 1000))} ms"
     _report(invocation, vm, change, phrase("snapshot", name=change["name"], disks=_disks(change), still=shown))
     return DONE
 
@@ -120,10 +120,12 @@ def _list(invocation: Invocation, client: Client, _name: str | None) -> int:
 
 def _revert(invocation: Invocation, client: Client, name: str | None) -> int:
     (vm,) = invocation.vms
+    files.must_be_off(client.call("Status", vm=vm)["status"])
     loses = "snapshot revert loses what was written since"
     if not confirmation.is_given(invocation, loses, vm, "snapshot", "revert", name or ""):
         newer = client.call("NewerSnapshots", vm=vm, name=name)["names"]
-        more = f", and the newer snapshots {', '.join(newer)}" if newer else ""
+        plural = "s" if len(newer) > 1 else ""
+        more = f", and the newer snapshot{plural} {', '.join(newer)}" if newer else ""
         question = f"Go back to snapshot {name} of {vm}, and lose what was written since{more}?"
         if not confirmation.is_asked(question, f"{vm} is unchanged"):
             return 1

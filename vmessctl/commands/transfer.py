@@ -138,7 +138,10 @@ def _report(invocation: Invocation, vm: str, verb: str, file: str, last: Reply) 
 
 def _must_be_new(file: str) -> None:
     if file != STANDARD and os.path.lexists(file):
-        raise InvalidValue(f"{quoted(file, 300)} exists already; an export overwrites nothing")
+        raise InvalidValue(
+            f"{quoted(file, 300)} exists already; an export never overwrites a file",
+            hint="choose another name, or delete the file",
+        )
 
 
 class _Output:

@@ -171,8 +171,8 @@ def _explained(invocation: Invocation, status: int, seat: Seat) -> int:
     if status == NOT_THERE and not is_foreign:
         return complain(
             Unreachable(
-                f"{host} has no {PROGRAM}, or not in the PATH of its login shell",
-                hint=f"look there: ssh {host} 'echo $PATH'",
+                f"{host} has no {PROGRAM}, or it is not in the PATH of its login shell",
+                hint=f"after pipx: ssh -t {host} 'sudo ln -s ~/.local/bin/{PROGRAM} /usr/local/bin/'",
             )
         )
     if status == InvalidValue.status:

@@ -37,7 +37,7 @@ NAME_MAX = 40
 CHANGED = "REMOTE HOST IDENTIFICATION HAS CHANGED"
 UNKNOWN = "Host key verification failed"
 DENIED = "Permission denied"
-"""What ssh(1) says if a host key is another than before or was never seen, and if a login is refused. It has
+"""What ssh(1) says if a host key has changed or was never seen, and if a login is refused. It has
 nothing but sentences, which are the same in all languages."""
 
 
@@ -154,10 +154,10 @@ def refusal(host: str, said: str) -> Unreachable:
     if CHANGED in said:
         remedy = next((line for line in lines if line.startswith("ssh-keygen ")), f"ssh-keygen -R {host}")
         return Unreachable(
-            f"the host key of {host} is another than before: it may be an impostor",
+            f"the host key of {host} has changed: it may be an impostor",
             hint=f"if you know why it has changed: {remedy}",
         )
-    last = lines[-1] if lines else "ssh could not log in"
+    last = lines[-1] if lines else "ssh has said why"
     if last.startswith(UNKNOWN):
         last, hint = "its host key is not known yet", f"look at it, and accept it: ssh {host}"
     elif DENIED in last:

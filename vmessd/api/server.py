@@ -165,7 +165,7 @@ class Control:
                 pass  # its queue is full, or it belongs to another user
         raise Locked(
             f"another vmessd serves the control socket {printable(str(self.path))}",
-            hint="choose another socket with --socket",
+            hint="choose another socket with --socket; or end your own: vmess daemon stop",
         )
 
     def _widen(self, directory: int) -> tuple[int, int]:

@@ -110,12 +110,17 @@ class Nic:
         if self.noted is None or self.leaving or self.by_qemu:
             return None
         if self.link is None:
-            return f"{self.tap.long} does not exist; a start creates it, plugged into {self.noted}"
+            return f"{self.tap.long} does not exist; a start creates it, {_connected(self.noted)}"
         if self.wire != self.noted:
-            return f"{self.tap.long} is plugged into {self.wire}, but NICS says {self.noted}"
+            return f"{self.tap.long} is {_connected(self.wire)}, but NICS says {self.noted}"
         if self.waits:
             return f"{self.tap.long} and the TAP of {self.noted} are not joined; a start joins them"
         return None
+
+
+def _connected(wire: Wire) -> str:
+    """Return where an interface is, in words."""
+    return "connected to nothing" if wire == Wire() else f"plugged into {wire}"
 
 
 @dataclass

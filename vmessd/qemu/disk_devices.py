@@ -115,7 +115,7 @@ def _unit(disk: Disk, disks: Sequence[Disk], values: Mapping[str, Any]) -> str:
     if disk.slot in MORE:
         vm = disk.path.split("/")[-2]
         raise Failed(
-            f"{disk.slot} has no place on ide, which has four, for {', '.join(IDE_PLACES)}",
+            f"{disk.slot} has no slot: IDE has only four, {', '.join(IDE_PLACES)}",
             hint=f"vmess {vm} disk-bus {disk_bus_text({**values.get(DISK_BUS, {}), disk.slot: SATA})}",
         )
     if disk.slot != CDROM:

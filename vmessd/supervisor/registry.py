@@ -173,7 +173,8 @@ class Supervisor:
                 os.close(lock)
                 raise Locked(
                     f"another vmessd serves the VM root {where}",
-                    hint="there is one daemon per VM root; choose another one with --vmdir",
+                    hint="there is one daemon per VM root; choose another one with --vmdir, "
+                    "or end your own: vmess daemon stop",
                 )
         return lock
 

@@ -450,9 +450,7 @@ def test_disks_behind_the_fourth_have_places_in_order(bus: str, machine: str) ->
 )
 def test_a_fifth_disk_on_ide_is_refused(buses: dict[str, str], hint: str) -> None:
     spec = Spec("newvm0", HOME, "tcg", 1, {"DISK_BUS": buses}, [disk("hda"), disk("hde")])
-    with pytest.raises(
-        Failed, match="hde has no place on ide, which has four, for hda, hdb, hdc, hdd"
-    ) as raised:
+    with pytest.raises(Failed, match="hde has no slot: IDE has only four, hda, hdb, hdc, hdd") as raised:
         command_line.build(spec, "qemu")
     assert raised.value.hint == f"vmess newvm0 disk-bus {hint}"
     assert hardware.disk_bus(hint)["hde"] == "sata"

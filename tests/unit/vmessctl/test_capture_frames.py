@@ -171,7 +171,7 @@ def test_a_reader_that_is_slow_misses_whole_frames(monkeypatch: pytest.MonkeyPat
         ("0 out.pcap --count many", "--count 'many' is not a number of frames, 1 or more"),
         ("0 out.pcap --seconds 0", "--seconds '0' is not a number of seconds above 0"),
         ("0 out.pcap --size big", "--size 'big' is not a size such as 100M"),
-        ("0 /", "'/' exists already; a capture overwrites nothing"),
+        ("0 /", "'/' exists already; a capture never overwrites a file"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_captured(words: str, why: str) -> None:

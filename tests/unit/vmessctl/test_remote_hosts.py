@@ -210,7 +210,7 @@ Host key verification failed.
     [
         (
             CHANGED,
-            "the host key of lab1 is another than before: it may be an impostor",
+            "the host key of lab1 has changed: it may be an impostor",
             'if you know why it has changed: ssh-keygen -f "/x" -R "lab1"',
         ),
         (
@@ -230,7 +230,7 @@ Host key verification failed.
         ),
         (
             "",
-            "lab1 cannot be reached: ssh could not log in",
+            "lab1 cannot be reached: ssh has said why",
             "what works here is what works with ssh: ssh lab1",
         ),
     ],
