@@ -312,3 +312,8 @@ def test_a_rung_of_the_ladder_is_told_with_its_time() -> None:
     pressed = {"rung": "power button", "grace": 60.0}
     assert rendering.rung(pressed, 3.4) == "power button pressed, 3 s of 60 s"
     assert rendering.rung({"rung": "SIGTERM", "grace": 60.0}, 61.6) == "stopping by SIGTERM, 62 s"
+    assert rendering.escalation(pressed) == "is still running; now with the power button"  # a shutdown cut it
+    assert (
+        rendering.escalation({"rung": "QMP quit", "grace": 60.0})
+        == "did not power down within 60 s; now by force"
+    )

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from vmessctl.cli.grammar import parse
-from vmessctl.commands import known_hosts, ssh, ssh_route
+from vmessctl.commands import confirmation, known_hosts, ssh, ssh_route
 from vmessctl.commands.condition import Greeting
 from vmessctl.commands.ssh import Guest, path_for_scp
 from vmessctl.commands.ssh_route import Route
 from vmessctl.output import foreground
-from vmessd.core.errors import Failed, InvalidValue
+from vmessd.core.errors import Failed, InvalidValue, NotRunning
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKm8"
 
@@ -31,6 +31,33 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKm8"
 )
 def test_forwarded_ports_of_a_wire(wire: str, found: list[tuple[str, int, int]]) -> None:
     assert list(ssh_route.forwards(wire)) == found
+
+
+def test_a_guest_that_stands_still_because_of_an_error_is_not_waited_for() -> None:
+    ssh_route.must_not_be_stuck({"name": "web0", "state": "paused", "runstate": "paused"})
+    with pytest.raises(NotRunning, match=r"VM web0 is paused \(internal-error\)"):
+        ssh_route.must_not_be_stuck({"name": "web0", "state": "paused", "runstate": "internal-error"})
+
+
+@pytest.mark.parametrize(
+    ("called", "asked"),
+    [
+        ("", "Delete web0? [y/N]"),
+        ("vmessctl --host root@lab1", "Delete web0 on root@lab1? [y/N]"),
+        ("vmessctl --host lab\x1b1", "Delete web0? [y/N]"),
+    ],
+)
+def test_a_question_names_the_other_host(called: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions: list[str] = []
+    monkeypatch.setenv("VMESS_CALLED", called)
+
+    def answer(question: str) -> str:
+        questions.append(question)
+        return "n"
+
+    monkeypatch.setattr(confirmation, "answer", answer)
+    assert not confirmation.is_asked("Delete web0?", "web0 is unchanged")
+    assert questions == [asked]
 
 
 class Daemon:
