@@ -136,6 +136,22 @@ def test_a_locked_vm_keeps_its_end_of_a_cable(lab: WiredDaemon) -> None:
     assert redirected(lab, LEAF)
 
 
+def test_a_lock_refuses_only_what_changes_the_end_that_is_locked(lab: WiredDaemon) -> None:
+    lab.done("spine", "lock")
+    for line in ("leaf connect 0 oak:0", "leaf connect 1 spine:0", "leaf ifadd 3 - spine:0 lab"):
+        lab.done(*line.split())
+    assert (lab.noted("leaf0"), lab.noted("spine0"), lab.noted("oak0")) == ("- spine0:0 lab", "leaf0:1", "-")
+
+
+def test_what_else_is_in_the_file_is_not_plugged_in(lab: WiredDaemon) -> None:
+    (lab.root / "oak0/NICS").write_text("- nosuch0:0 spine0:0\n")
+    lab.done("leaf", "connect", "1", "-")
+    lab.done("oak", "connect", "0", "lab")
+    assert (lab.noted("oak0"), lab.noted("spine0")) == ("lab nosuch0:0 spine0:0", "-")
+    lab.done("oak", "connect", "1", "-")
+    assert lab.noted("oak0") == "lab - spine0:0"
+
+
 def test_a_cable_goes_along_when_its_vm_is_renamed_and_not_when_it_is_cloned(lab: WiredDaemon) -> None:
     lab.done("leaf", "rename", "elm")
     assert (lab.noted("elm0"), lab.noted("spine0")) == ("lab spine0:0", "elm0:1")

@@ -295,11 +295,16 @@ def parse_wires(count: int, words: Sequence[str]) -> tuple[Wire, ...]:
         raise InvalidValue(f"number of NICs {quoted(count)} is not from 0 to {INTERFACES_MAX}")
     if len(words) > count:
         raise InvalidValue(f"{quoted(' '.join(words))}: too many bridges for {counted(count, 'NIC')}")
-    wires = tuple(parse_wire(word) for word in words)
-    ends = [wire.cable for wire in wires if wire.cable is not None]
+    return _parsed(words) + (Wire(),) * (count - len(words))
+
+
+def _parsed(words: Sequence[str]) -> tuple[Wire, ...]:
+    """Return the wires for words; raises InvalidValue, also for a cable that is there twice."""
+    wires = tuple(map(parse_wire, words))
+    ends = [*cables(wires).values()]
     if twice := next((end for end in ends if ends.count(end) > 1), None):
         raise InvalidValue(f"cable {quoted(twice)} is given twice; a cable has two ends")
-    return wires + (Wire(),) * (count - len(words))
+    return wires
 
 
 def cables(wires: Sequence[Wire]) -> dict[int, End]:
@@ -322,7 +327,7 @@ def parse_file(text: str) -> tuple[Wire, ...]:
     words = text.split()
     if len(words) > INTERFACES_MAX:
         raise ValueError(text)
-    return tuple(parse_wire(word) for word in words)
+    return _parsed(words)
 
 
 def file_text(wires: Sequence[Wire]) -> str:

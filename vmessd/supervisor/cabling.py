@@ -7,6 +7,7 @@ names the other in vain, `info` says so, and the same command completes the chan
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import (
@@ -19,7 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vmessd.core.errors import InvalidValue, NoSuchVM, VmessError, quoted
 from vmessd.core.models.wires import Step
@@ -31,6 +32,21 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 Find = Callable[[str], Awaitable[NetworkInterfaces]]
+Ends = Mapping[int, End]
+"""The other ends of the cables of a VM, by interface."""
+
+
+class _Note(NamedTuple):
+    """What the VM at the other end of a cable says of it."""
+
+    wires: NetworkInterfaces
+    interface: int
+    end: End
+    """This end, which the note names."""
+
+    async def is_there(self) -> bool:
+        """Tell whether it is noted."""
+        return (await self.wires.cabled()).get(self.interface) == self.end
 
 
 class Cabling:
@@ -63,24 +79,30 @@ class Cabling:
     async def connect(self, name: str, index: int, word: str) -> list[Step]:
         """Plug an interface into something else; raises as NetworkInterfaces.connect and :meth:`_replug`."""
         wire, wires = parse_wire(word), await self._begun(name)
-        before = await wires.cabled()
-        if wire.cable is None and index not in before:
-            return await wires.connect(index, word, before)
-        after = {number: end for number, end in before.items() if number != index}
-        after |= {index: wire.cable} if wire.cable else {}
-        return await self._shielded(
-            self._replug(wires, before, after, lambda: wires.connect(index, word, before))
-        )
+        cabled = await wires.cabled()
+        if wire.cable is None and index not in cabled:
+            return await wires.connect(index, word, cabled)
+
+        def wanted(before: Ends) -> Ends:
+            kept = {number: end for number, end in before.items() if number != index}
+            return {**kept, index: wire.cable} if wire.cable else kept
+
+        def work(before: Ends) -> Awaitable[list[Step]]:
+            return wires.connect(index, word, before)
+
+        return await self._shielded(self._replug(wires, {index}, wanted, work))
 
     async def arrange(self, name: str, count: int, words: Sequence[str]) -> list[Step]:
         """Give a VM exactly these interfaces; raises as NetworkInterfaces.arrange and :meth:`_replug`."""
         after, wires = cables(parse_wires(count, words)), await self._begun(name)
-        before = await wires.cabled()
-        if not before and not after:
-            return await wires.arrange(count, words, before)
-        return await self._shielded(
-            self._replug(wires, before, after, lambda: wires.arrange(count, words, before))
-        )
+        cabled = await wires.cabled()
+        if not cabled and not after:
+            return await wires.arrange(count, words, cabled)
+
+        def work(before: Ends) -> Awaitable[list[Step]]:
+            return wires.arrange(count, words, before)
+
+        return await self._shielded(self._replug(wires, after.keys(), lambda _before: after, work))
 
     async def cable(self, name: str, index: int, *, on: bool) -> str | None:
         """Plug in or pull the cable of an interface, as NetworkInterfaces.cable; the other end sees it."""
@@ -96,8 +118,9 @@ class Cabling:
             Locked: one of the other VMs is locked.
         """
         wires = await self._find(name)
-        before = await wires.cabled()
-        return await self._shielded(self._replug(wires, before, {}, work)) if before else await work()
+        if not await wires.cabled():
+            return await work()
+        return await self._shielded(self._replug(wires, (), lambda _before: {}, lambda _before: work()))
 
     async def rename(self, name: str, new: str, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Do the work that renames a VM, and note the new name at other ends; raises as :meth:`remove`."""
@@ -108,73 +131,86 @@ class Cabling:
     async def _rename(
         self, wires: NetworkInterfaces, new: str, before: Mapping[int, End], work: Callable[[], Awaitable[_T]]
     ) -> _T:
-        others = await self._others(wires.vm, before)
-        async with self._in_turn({wires.vm, new, *(other.vm for other in others.values())}):
+        async with self._in_turn({wires.vm, new, *(end.vm for end in before.values())}):
+            notes = await self._notes(wires.vm, before)
             done = await work()
-            for index, other in others.items():
-                await self._quietly(
-                    other.release(before[index].interface, End(wires.vm, index), End(new, index))
-                )
-        await self._follow([new, *(other.vm for other in others.values())])
+            for note in notes:
+                renamed = End(new, note.end.interface)
+                await self._quietly(note.wires.release(note.interface, note.end, renamed))
+        await self._follow([new, *(note.wires.vm for note in notes)])
         return done
 
     async def _replug(
         self,
         wires: NetworkInterfaces,
-        before: Mapping[int, End],
-        after: Mapping[int, End],
-        work: Callable[[], Awaitable[_T]],
+        asked: Collection[int],
+        wanted: Callable[[Ends], Ends],
+        work: Callable[[Ends], Awaitable[_T]],
     ) -> _T:
         """Do the work that changes the connections of a VM, and note its cables at their other ends.
+
+        `wanted` returns the cables afterwards for those before, and `work` gets these. Only at the interfaces
+        that were `asked` for is a cable plugged in that the other end does not know.
 
         Raises:
             InvalidValue: a cable would lead to its own VM, or to an interface that is not free.
             NoSuchVM: there is no VM at its other end.
-            Locked: the VM at the other end of a cable, new or old, is locked.
+            Locked: a VM is locked in which a cable would have to be noted, or not any longer.
             VmessError: raised by the work, or the other end cannot be changed. Nothing was changed.
         """
         vm = wires.vm
-        lost = {index: end for index, end in before.items() if after.get(index) != end}
-        old, new = await self._others(vm, lost), await self._wanted(vm, after)
-        vms = {vm, *(other.vm for other in (*old.values(), *new.values()))}
-        noted: list[tuple[NetworkInterfaces, int, End]] = []
-        async with self._in_turn(vms):
-            try:
-                for index, other in new.items():
-                    here, there = End(vm, index), after[index].interface
-                    if await other.accept(there, here):
-                        noted.append((other, there, here))
-                done = await work()
-            except BaseException:
-                for other, there, here in noted:
-                    await self._quietly(other.release(there, here))
-                raise
-            for index, other in old.items():
-                await self._quietly(other.release(lost[index].interface, End(vm, index)))
-        await self._follow(vms)
-        for other, there, _ in noted:
-            await other.bounce(there)
+        while True:
+            before = await wires.cabled()
+            after = wanted(before)
+            vms = {vm, *(end.vm for end in (*before.values(), *after.values()))}
+            async with self._in_turn(vms):
+                if await wires.cabled() != before:  # somebody else had the turn
+                    continue
+                new = await self._missing(vm, {index: after[index] for index in asked if index in after})
+                lost = {index: end for index, end in before.items() if after.get(index) != end}
+                done = await self._plug(new, await self._notes(vm, lost), functools.partial(work, before))
+            await self._follow(vms)
+            for note in new:
+                await note.wires.bounce(note.interface)
+            return done
+
+    async def _plug(self, new: Sequence[_Note], old: Sequence[_Note], work: Callable[[], Awaitable[_T]]) -> _T:
+        """Do the work after new notes were made and before old ones are removed; raises as :meth:`_replug`."""
+        made: list[_Note] = []
+        try:
+            for note in new:
+                if await note.wires.accept(note.interface, note.end):
+                    made.append(note)  # noqa: PERF401 -- those before one that fails count
+            done = await work()
+        except BaseException:
+            for note in made:
+                await self._quietly(note.wires.release(note.interface, note.end))
+            raise
+        for note in old:
+            await self._quietly(note.wires.release(note.interface, note.end))
         return done
 
-    async def _wanted(self, vm: str, after: Mapping[int, End]) -> dict[int, NetworkInterfaces]:
-        """Return the interfaces of the VMs at the other ends of cables, by interface; raises as _replug."""
-        found: dict[int, NetworkInterfaces] = {}
-        for index, end in after.items():
+    async def _missing(self, vm: str, ends: Mapping[int, End]) -> list[_Note]:
+        """Return the notes that cables of a VM lack at their other ends; raises as :meth:`_replug`."""
+        found: list[_Note] = []
+        for index, end in ends.items():
             if end.vm == vm:
                 raise InvalidValue(f"cable {quoted(end)} of {vm} leads to {vm} itself; it needs another VM")
-            found[index] = await self._begun(end.vm)
-            await self._check_unlocked(end.vm)
+            note = _Note(await self._begun(end.vm), end.interface, End(vm, index))
+            if not await note.is_there():
+                await self._check_unlocked(end.vm)
+                found.append(note)
         return found
 
-    async def _others(self, vm: str, ends: Mapping[int, End]) -> dict[int, NetworkInterfaces]:
-        """Return the interfaces of the VMs at the other ends that agree; raises Locked."""
-        found: dict[int, NetworkInterfaces] = {}
+    async def _notes(self, vm: str, ends: Mapping[int, End]) -> list[_Note]:
+        """Return the notes that cables of a VM have at their other ends; raises Locked."""
+        found: list[_Note] = []
         for index, end in ends.items():
             with contextlib.suppress(NoSuchVM):
-                other = await self._begun(end.vm)
-                if (await other.cabled()).get(end.interface) == End(vm, index):
+                note = _Note(await self._begun(end.vm), end.interface, End(vm, index))
+                if await note.is_there():
                     await self._check_unlocked(end.vm)
-                    found[index] = other
+                    found.append(note)
         return found
 
     @contextlib.asynccontextmanager

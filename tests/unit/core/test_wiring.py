@@ -18,6 +18,7 @@ from vmessd.core.wires import (
     Forward,
     Wire,
     bridge_name,
+    cables,
     check_interface,
     file_text,
     link_name,
@@ -376,7 +377,17 @@ def test_a_file_is_read_as_it_was_written(wires: list[Wire], gap: str) -> None:
     assert BY_FILE["NICS"].value(f"{text}\n") == tuple(wires)
 
 
+def each_alone(words: list[str]) -> tuple[Wire, ...]:
+    """Wires of single words; together, they may not be one cable twice."""
+    wires = tuple(map(parse_wire, words))
+    ends = [*cables(wires).values()]
+    if len(set(ends)) < len(ends):
+        raise InvalidValue("one of them is there twice")
+    return wires
+
+
 @given(st.lists((ANY_TEXT | NEARLY_WORDS).filter(lambda text: text.split() == [text]), max_size=4))
+@example(["A:0", "A:0"])
 @example(["br/0"])
 @example(["user:1:2", "user:1:2,1:3"])
 @example(["\ud800"])
@@ -387,7 +398,7 @@ def test_ifadd_and_nics_have_one_grammar(words: list[str]) -> None:
         outcome(parse_wires, len(words), words),
         outcome(parse_file, file),
         outcome(BY_FILE["NICS"].value, file),
-        outcome(lambda: tuple(map(parse_wire, words))),
+        outcome(each_alone, words),
     ]
     if any(isinstance(found, InvalidValue) for found in outcomes):
         assert all(isinstance(found, InvalidValue) for found in outcomes)
