@@ -165,7 +165,7 @@ def said(step: Invocation | None) -> list[Any]:
     return [] if step is None else [vars(step) | {"then": None, "word": ""}, *said(step.then)]
 
 
-NO_TEXT = {"screenshot", "ssh", "scp"}
+NO_TEXT = {"screenshot", "ssh", "scp", "capture"}
 """What these verbs hand over is no answer in words."""
 
 
