@@ -23,7 +23,8 @@ from vmessctl import app
 from vmessctl.cli import grammar
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.commands import start_stop, waiting
-from vmessctl.commands.waiting import Alarm, Says
+from vmessctl.commands.expression import Alarm
+from vmessctl.commands.waiting import Says
 from vmessctl.stream import Stream
 from vmessd.api import budgets
 from vmessd.core.contract import Cost

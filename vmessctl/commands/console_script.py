@@ -16,7 +16,7 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
 from vmessctl.commands import console, console_port, logs
 from vmessctl.commands.console_delivery import Delivery
-from vmessctl.commands.expression import compiled
+from vmessctl.commands.expression import Alarm, DeadlinePassed, compiled
 from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import complain
 from vmessd.core.errors import (
@@ -153,9 +153,19 @@ class _Talk:
     def expect(self, prompt: re.Pattern[str]) -> None:
         """Wait for a prompt; raises TimedOut, _Ended."""
         deadline = self._deadline()
-        while not prompt.search(self._escapes.sub("", self._heard.decode(errors="backslashreplace"))):
-            self._in_time(deadline, f"the guest has not printed {quoted(prompt.pattern)}")
-            self._listen(0.1)
+        missing = f"the guest has not printed {quoted(prompt.pattern)}"
+        try:
+            while not self._shows(prompt, Alarm(deadline)):
+                self._in_time(deadline, missing)
+                self._listen(0.1)
+        except DeadlinePassed:
+            raise self._late(missing) from None
+
+    def _shows(self, prompt: re.Pattern[str], alarm: Alarm) -> bool:
+        """Tell whether a prompt is in the output; raises DeadlinePassed."""
+        text = self._escapes.sub("", self._heard.decode(errors="backslashreplace"))
+        with alarm:
+            return prompt.search(text) is not None
 
     def type(self, line: bytes) -> None:
         """Type a line, as fast as the rate allows and the guest takes it; raises TimedOut, _Ended."""
@@ -182,11 +192,14 @@ class _Talk:
     def _deadline(self) -> float | None:
         return None if self._timeout is None else time.monotonic() + self._timeout
 
-    def _in_time(self, deadline: float | None, late: str) -> None:
+    def _in_time(self, deadline: float | None, missing: str) -> None:
         if deadline is not None and time.monotonic() > deadline:
-            raise TimedOut(
-                f"{late} within {self._timeout:g} s", hint="is the guest paused, or waiting for something else?"
-            )
+            raise self._late(missing)
+
+    def _late(self, missing: str) -> TimedOut:
+        return TimedOut(
+            f"{missing} within {self._timeout:g} s", hint="is the guest paused, or waiting for something else?"
+        )
 
     def _listen(self, wait: float) -> bool:
         """Print and remember what the guest prints within a time; tell whether it was anything."""

@@ -14,7 +14,7 @@ import time
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands.condition import ASK_EVERY, AnswersSSH, Condition
-from vmessctl.commands.expression import compiled
+from vmessctl.commands.expression import Alarm, DeadlinePassed, compiled
 from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import complain, emit, say, status_lines
 from vmessctl.stream import Stream
@@ -55,34 +55,6 @@ LINK_LOCAL_TIME = 3.0
 
 # ECMA-48: control sequences, operating system commands, other escapes. Consoles use colours.
 ESCAPES = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])"
-
-
-class _DeadlinePassed(Exception):
-    """The deadline passed, possibly in the middle of a match."""
-
-
-class Alarm:
-    """Interrupts a match at the deadline with _DeadlinePassed. Use as a context manager."""
-
-    def __init__(self, deadline: float | None) -> None:
-        self._deadline = deadline
-
-    def __enter__(self) -> None:
-        if self._deadline is not None:
-            import signal  # noqa: PLC0415 -- slow to import, rarely needed
-
-            signal.signal(signal.SIGALRM, _late)
-            signal.setitimer(signal.ITIMER_REAL, max(1e-6, self._deadline - time.monotonic()))
-
-    def __exit__(self, *_: object) -> None:
-        if self._deadline is not None:
-            import signal  # noqa: PLC0415 -- as above
-
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _late(_number: int, _frame: object) -> None:
-    raise _DeadlinePassed
 
 
 class StateIs(Condition):
@@ -296,7 +268,7 @@ def run(invocation: Invocation) -> int:
     try:
         while pending:
             pending = _go_round(pending, deadline)
-    except _DeadlinePassed:
+    except DeadlinePassed:
         status_lines.clear()
     except KeyboardInterrupt:
         status_lines.leave()
@@ -320,7 +292,7 @@ def _go_round(pending: list[_Wait], deadline: float | None) -> list[_Wait]:
     ):
         _turn(asked, [*asked, *others], [moment for moment in (deadline, end) if moment is not None])
         if deadline is not None and time.monotonic() >= deadline:
-            raise _DeadlinePassed
+            raise DeadlinePassed
     if not others:
         return asked
     rested = [wait for wait in asked if wait.rest()]

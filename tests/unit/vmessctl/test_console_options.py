@@ -1,10 +1,14 @@
 """Which options of a console go together, its escape key, and the values of a script."""
 
+import base64
+import socket
+
 import pytest
 
 from vmessctl.cli.grammar import parse
 from vmessctl.commands import console_modes, console_script, escape_key
-from vmessd.core.errors import InvalidValue
+from vmessctl.commands.expression import compiled
+from vmessd.core.errors import InvalidValue, TimedOut
 
 
 @pytest.mark.parametrize(
@@ -89,3 +93,13 @@ def test_any_other_escape_key_is_refused(text: str) -> None:
 def test_a_rate_is_a_number_of_bits_per_second(text: str) -> None:
     with pytest.raises(InvalidValue, match="is not a number of bits per second from 50 to 1000000"):
         console_script.run(parse(["newvm", "console", "--send=/dev/null/x", f"--rate={text}"]))
+
+
+def test_a_prompt_that_takes_for_ever_to_look_for_ends_in_time() -> None:
+    ours, guests = socket.socketpair()
+    history = base64.b64encode(b"a" * 100).decode()
+    talk = console_script._Talk(parse(["newvm", "console"]), ours.detach(), history, None, 0.1)
+    prompt = compiled("(.|..)*Q", "(.|..)*Q")
+    with guests, pytest.raises(TimedOut, match=r"^the guest has not printed '\(\.\|\.\.\)\*Q' within 0\.1 s$"):
+        talk.expect(prompt)
+    talk.close()
