@@ -81,7 +81,7 @@ def _is_table(invocation: Invocation) -> bool:
 
 
 def _list(invocation: Invocation, hosts: Sequence[str]) -> int:
-    """Print one table of the VMs of all hosts."""
+    """Print one table of the VMs of all hosts that answer."""
     inspect.columns(invocation)  # before anything is asked
     replies: dict[str, Reply] = {}
 
@@ -100,6 +100,8 @@ def _list(invocation: Invocation, hosts: Sequence[str]) -> int:
     asked = Invocation(BY_VERB["list"], (), (), options | {verbs.JSON.flag: ""})
     status = _status(_Hosts(hosts, grammar.written(asked), take).run())
     known = [(host, replies[host]) for host in hosts if host in replies]
+    if not known:
+        return status
     with failing_to_understand(known):
         inspect.print_table(invocation, [vm for _, reply in known for vm in reply["vms"]], hosted=True)
     for host, reply in known:

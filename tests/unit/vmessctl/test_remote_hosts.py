@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmessctl.cli import grammar, verbs
-from vmessctl.hosts import choice, masters
+from vmessctl.hosts import choice, masters, several
 from vmessctl.hosts.remote_line import Opening, quoted, remote_line
 from vmessd.core.errors import InvalidValue, Unreachable
 
@@ -239,3 +239,12 @@ def test_a_refusal_of_ssh_is_one_line(said: str, message: str, hint: str) -> Non
     error = masters.refusal("lab1", said)
     assert isinstance(error, Unreachable)
     assert (error.message, error.hint) == (message, hint)
+
+
+def test_where_no_host_answers_there_is_no_table_and_no_advice_to_make_a_vm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(several._Hosts, "run", lambda _hosts: [Unreachable.status, Unreachable.status])
+    asked = grammar.parse(["list", "--no-header"])
+    assert several.run(asked, ["list"], ["dead", "mute"]) == Unreachable.status
+    assert capsys.readouterr() == ("", "")
