@@ -25,6 +25,7 @@ from vmessd.core.errors import (
     DONE,
     INTERRUPTED,
     InvalidValue,
+    Unreachable,
     VmessError,
     counted,
     failing,
@@ -37,9 +38,10 @@ from vmessd.core.settings import size, size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vmessctl.cli.verbs import Invocation
+    from vmessctl.commands.capture_frames import Frame
 
 STANDARD = "-"
 EVERY = "all"
@@ -77,12 +79,14 @@ def _check_output(invocation: Invocation, file: str) -> None:
             "frames are not written to a terminal",
             hint=f"{shell_line([*words, f'{vm}.pcap'])}; or: {shell_line(words)} | tcpdump -n -r -",
         )
-    if file != STANDARD and os.path.lexists(file) and not _is_pipe(file):
+    if file != STANDARD and os.path.lexists(file) and not _is_stream(file):
         raise InvalidValue(f"{quoted(file, 300)} exists already; a capture never overwrites a file")
 
 
-def _is_pipe(file: str) -> bool:
-    return stat.S_ISFIFO(os.lstat(file).st_mode)
+def _is_stream(file: str) -> bool:
+    """Tell whether a file that exists is written to: a FIFO, or a character device such as /dev/null."""
+    mode = os.lstat(file).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def _interfaces(invocation: Invocation, text: str) -> list[tuple[str, int]]:
@@ -187,18 +191,18 @@ class _Output:
             except BrokenPipeError:
                 raise
             except OSError:
-                self._cut()
+                self._give_up()
                 with failing(f"{self.file} cannot be written"):
                     raise
         self._ends = self._ends[-1:]
 
-    def _cut(self) -> None:
-        """Cut a file behind its last whole frame."""
+    def _give_up(self) -> None:
+        """Drop what is not written, and cut a file behind its last whole frame."""
+        self.size -= len(self._unwritten)
+        self._unwritten.clear()
         if self._is_file:
-            written = self.size - len(self._unwritten)
-            self.size = max(end for end in self._ends if end <= written)
+            self.size = max(end for end in self._ends if end <= self.size)
             os.ftruncate(self._fd, self.size)
-            self._unwritten.clear()
 
     def finish(self) -> None:
         """Give the reader a moment for the rest."""
@@ -220,8 +224,8 @@ def _standard_output() -> int:
 
 
 def _opened(file: str) -> int:
-    if os.path.lexists(file) and _is_pipe(file):
-        fd = os.open(file, os.O_WRONLY)  # when there is a reader
+    if os.path.lexists(file) and _is_stream(file):
+        fd = os.open(file, os.O_WRONLY | os.O_NOCTTY)  # a FIFO when there is a reader
         os.set_blocking(fd, False)
         return fd
     return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -253,7 +257,7 @@ class _Capture:
             self._status = INTERRUPTED
             self._take()  # what has been captured before
         except VmessError as error:
-            self._status = complain(error)
+            self._status = worst([self._status, complain(error)])
         finally:
             for source in self._sources:
                 source.close()
@@ -277,21 +281,32 @@ class _Capture:
     def _take(self) -> None:
         """Take the frames that have come."""
         for number, source in enumerate(self._sources):
-            try:
-                for frame in source.frames():
-                    if self._filter is not None and not self._filter.passes(frame.data):
-                        continue
-                    if self._is_full():
-                        return
-                    if self._output.put(self._format.frame(frame, number)):
-                        self._frames += 1
-                    else:
-                        self._dropped += 1
-            except VmessError as error:
-                if len(self._sources) == 1:
-                    raise
-                self._status = worst([self._status, complain(error)])
+            for frame in self._frames_of(source):
+                if self._filter is not None and not self._filter.passes(frame.data):
+                    continue
+                if self._is_full():
+                    return
+                if self._output.put(self._format.frame(frame, number)):
+                    self._frames += 1
+                else:
+                    self._dropped += 1
         self._output.write()
+
+    def _frames_of(self, source: Source) -> Iterator[Frame]:
+        """Yield the frames that have come; an error of one interface is not the end of the others.
+
+        Raises:
+            Unreachable: there is no daemon, which is the end of all.
+            VmessError: an error of the only interface.
+        """
+        try:
+            yield from source.frames()
+        except Unreachable:
+            raise
+        except VmessError as error:
+            if len(self._sources) == 1:
+                raise
+            self._status = worst([self._status, complain(error)])
 
     def _wait(self) -> None:
         """Wait for a reply, room in the output, or the next look; raises BrokenPipeError if nobody reads it."""

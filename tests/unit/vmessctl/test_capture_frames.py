@@ -3,9 +3,12 @@
 import contextlib
 import errno
 import os
+import socket
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn, cast
 
 import pytest
 
@@ -13,7 +16,8 @@ from vmessctl.cli.grammar import parse
 from vmessctl.commands import capture
 from vmessctl.commands.capture_filter import Filter
 from vmessctl.commands.capture_frames import Frame, Pcap, Pcapng, Reader
-from vmessd.core.errors import Failed, InvalidValue
+from vmessctl.commands.capture_source import Source
+from vmessd.core.errors import Failed, InvalidValue, Unreachable, VmessError
 
 MAC = "02:11:9b:af:00:00"
 OURS = bytes.fromhex(MAC.replace(":", ""))
@@ -158,6 +162,71 @@ def test_a_reader_that_is_slow_misses_whole_frames(monkeypatch: pytest.MonkeyPat
     os.close(theirs)
     assert 300 <= taken.count(True) < 600
     assert output.size == 1000 * taken.count(True)
+
+
+class Breaking:
+    """An interface whose capture fails at the first look."""
+
+    ended = is_ready = False
+
+    def __init__(self, name: str, error: VmessError) -> None:
+        self.name = name
+        self._error = error
+        self._ours, self._daemons = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def pause(self) -> float | None:
+        return 0.0
+
+    def frames(self) -> NoReturn:
+        self.ended = True
+        raise self._error
+
+    def close(self) -> None:
+        self._ours.close()
+        self._daemons.close()
+
+
+def captured(file: str, *errors: VmessError) -> int:
+    """The exit status of a capture of interfaces that fail."""
+    sources = [Breaking(f"newvm0e{number}", error) for number, error in enumerate(errors)]
+    output, limits = capture._Output(file), capture._Limits(parse(["newvm", "capture", "all"]))
+    try:
+        return capture._Capture(cast("Sequence[Source]", sources), output, None, limits).run()
+    finally:
+        os.close(output.fileno())
+
+
+def test_a_daemon_that_is_gone_is_said_once_for_all_interfaces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = [Unreachable("vmessd hung up") for _ in range(3)]
+    assert captured(str(tmp_path / "out"), *gone) == Unreachable.status
+    said = capsys.readouterr().err
+    assert said.count("vmessd hung up") == 1
+
+
+def test_every_interface_that_cannot_be_captured_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = [Failed("the first"), Failed("the second")]
+    assert captured(str(tmp_path / "out"), *wrong) == Failed.status
+    said = capsys.readouterr().err
+    assert [said.count(error.message) for error in wrong] == [1, 1]
+
+
+def test_an_output_that_is_full_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert captured("/dev/full", Failed("never looked at")) == Failed.status
+    said = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["/dev/full cannot be written: no space left on device", "0 frames, 0 bytes"]
+
+
+def test_a_character_device_is_written_to(capsys: pytest.CaptureFixture[str]) -> None:
+    capture._check_output(parse(["newvm", "capture", "0", os.devnull]), os.devnull)
+    assert captured(os.devnull, Failed("the end")) == Failed.status
+    assert "24 bytes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
