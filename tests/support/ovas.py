@@ -58,10 +58,12 @@ def descriptor(
     ).encode()
 
 
-def ova(*members: tuple[str, bytes] | tarfile.TarInfo, end: bool = True) -> bytes:
+def ova(
+    *members: tuple[str, bytes] | tarfile.TarInfo, end: bool = True, form: int = tarfile.USTAR_FORMAT
+) -> bytes:
     """Return a tar of files, or of headers alone; without its end if that is wanted."""
     made = io.BytesIO()
-    archive = tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+    archive = tarfile.open(fileobj=made, mode="w", format=form, encoding="utf-8")  # noqa: SIM115
     for member in members:
         if isinstance(member, tarfile.TarInfo):
             archive.addfile(member)

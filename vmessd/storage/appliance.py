@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 from vmessd.core import names, settings
 from vmessd.core.errors import InvalidValue, failing, printable, quoted
-from vmessd.storage import copying, ovf, safefile
+from vmessd.core.settings import size_text
+from vmessd.storage import backing, copying, ovf, safefile
+from vmessd.storage.image_formats import SHOWN as FORMATS
+from vmessd.storage.image_formats import Source
 from vmessd.storage.ova_reader import Reader
 from vmessd.storage.ovf import Machine
 from vmessd.storage.tar_reader import Begin, Data, Event, refused
@@ -34,6 +37,7 @@ class Part(NamedTuple):
     """Its name in the OVA."""
     file: str
     """Its temporary name."""
+    disk: ovf.Disk
 
 
 class _Unpacked:
@@ -91,7 +95,7 @@ class ApplianceImport:
         self._disks: dict[str, tuple[str, ovf.Disk]] = {}
         """Slot and disk, by the name of the file in the OVA."""
         self._writing: _Unpacked | None = None
-        self._unwritten = 0
+        self._notes: list[str] = []
 
     @property
     def home(self) -> VMDirectory:
@@ -117,9 +121,14 @@ class ApplianceImport:
         self._reader.end()
 
     def keep(self, part: Part, file: str, form: str) -> None:
-        """Make an image of a format, under its temporary name, the disk of the VM; raises Failed."""
+        """Make an image of a format, under its temporary name, the disk of the VM.
+
+        Raises:
+            Failed: it is raw and ends before its disk does; it cannot be renamed.
+        """
         with failing(f"{self._target()} cannot be created"):
             name = names.disk_file(self._target().vm, part.slot, form)
+            self._compare(part, self._size(file, form), form)
             os.rename(file, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def finish(self) -> VMDirectory:
@@ -140,7 +149,7 @@ class ApplianceImport:
 
     def notes(self) -> list[str]:
         """Return remarks on what differs from what the OVA says."""
-        machine, found = self._machine(), []
+        machine, found = self._machine(), [*self._notes]
         if machine.networks:
             shown = printable(", ".join(machine.networks))[:SHOWN]
             count = len(machine.networks)
@@ -202,7 +211,7 @@ class ApplianceImport:
         slot, disk = self._disks[event.file]
         self._check_room(event.size)
         name = safefile.create_temporary(self._directory, f"{self.vm}-{slot}")
-        self.parts.append(Part(slot, event.file, name))
+        self.parts.append(Part(slot, event.file, name, disk))
         with failing(f"VM {self.vm} cannot be written"):
             fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         self._writing = _Unpacked(fd, disk)
@@ -219,6 +228,19 @@ class ApplianceImport:
         os.close(self._writing.fd)
         self._writing = None
 
+    def _size(self, file: str, form: str) -> int:
+        if form == "qcow2":
+            return backing.header_of(self._directory, file).size
+        return os.stat(file, dir_fd=self._directory).st_size
+
+    def _compare(self, part: Part, size: int, form: str) -> None:
+        """Compare the virtual size of an image with the descriptor, which some vendors round."""
+        sizes = f"has {size_text(size)}, and its descriptor says {size_text(part.disk.capacity)}"
+        if form == "raw" and size < part.disk.capacity:  # any other image says itself where it ends
+            raise refused(f"{quoted(part.name)} {sizes}")
+        if size != part.disk.capacity:
+            self._notes.append(f"its disk {part.slot} {sizes}")
+
     def _make_empty(self, name: str, size: int) -> None:
         with failing(f"{self._target()} cannot be created"):
             fd = safefile.create(self._directory, name)
@@ -226,6 +248,21 @@ class ApplianceImport:
                 os.ftruncate(fd, size)
             finally:
                 os.close(fd)
+
+
+def must_be_as_said(part: Part, source: Source) -> None:
+    """Raise Failed unless an image has the format that its name or the descriptor says.
+
+    What has none that is known counts as raw only where one of them says so: it may be a damaged image.
+    """
+    said = part.disk.formats
+    if source.format in said or (source.format != "raw" and (not said or "raw" in said)):
+        return
+    name = quoted(part.name)
+    if not said:
+        raise refused(f"{name} is no image of a known format; the name of a raw one ends in .img or .raw", None)
+    wanted = " or ".join(sorted(FORMATS[form] for form in said))
+    raise refused(f"{name} is not the {wanted} image that its name or the descriptor says")
 
 
 def _named(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from vmessd.core.errors import quoted
 from vmessd.storage import ovf
 from vmessd.storage.archive_format import Segment
-from vmessd.storage.tar_reader import Begin, Header, Steps, Tar, Whole, refused
+from vmessd.storage.tar_reader import Begin, Header, Steps, Tar, Whole, decoded, refused
 
 DESCRIPTOR, CHECKSUMS, CERTIFICATE = ".ovf", ".mf", ".cert"
 """The ends of the names of what is not a disk."""
@@ -22,9 +22,13 @@ _ALGORITHMS = ("sha1", "sha256", "sha512")
 _LINE = re.compile(r"(SHA1|SHA256|SHA512)\s*\((.+)\)\s*=\s*([0-9a-f]+)", re.ASCII | re.IGNORECASE)
 
 
+def _ends(name: str, *ends: str) -> bool:
+    return name.lower().endswith(ends)
+
+
 def is_ova(first: str) -> bool:
     """Tell whether an archive is meant as an OVA, by its first member; an export begins with a directory."""
-    return bool(first) and ("/" not in first or first.endswith(DESCRIPTOR))
+    return bool(first) and ("/" not in first or _ends(first, DESCRIPTOR))
 
 
 class Reader(Tar):
@@ -47,9 +51,9 @@ class Reader(Tar):
     def _read(self) -> Steps[None]:
         while (header := (yield from self._header())) is not None:
             self._check(header)
-            if header.name.endswith(DESCRIPTOR):
+            if _ends(header.name, DESCRIPTOR):
                 yield from self._descriptor(header)
-            elif header.name.endswith(CHECKSUMS):
+            elif _ends(header.name, CHECKSUMS):
                 yield from self._manifest(header)
             else:
                 yield from self._file(header)
@@ -58,8 +62,9 @@ class Reader(Tar):
 
     def _check(self, header: Header) -> None:
         name = header.name
-        if not name or "/" in name or name in (".", ".."):
-            raise refused(f"{quoted(name)} is a path; an OVA contains files without a directory")
+        if not ovf.is_file_name(name):
+            why = "is a path or has control characters; an OVA contains files without a directory"
+            raise refused(f"{quoted(name)} {why}", hint=None)
         header.must_be_plain(name)
         if name in self._sums:
             raise refused(f"it contains {quoted(name)} twice")
@@ -75,7 +80,7 @@ class Reader(Tar):
             if name not in self._sums:
                 raise refused(f"{quoted(name)}, a disk, is missing")
         if self._said is not None:
-            needed = [name for name in self._sums if name in self._wanted or name.endswith(DESCRIPTOR)]
+            needed = [name for name in self._sums if name in self._wanted or _ends(name, DESCRIPTOR)]
             if unnamed := [name for name in needed if name not in self._said]:
                 raise refused(f"its manifest has no checksum of {quoted(unnamed[0])}")
 
@@ -92,9 +97,10 @@ class Reader(Tar):
         files = [disk.file for disk in self.machine.disks if disk.file is not None]
         self._wanted = {file.name: file for file in files}
         if len(self._wanted) < len(files):
-            raise refused("two disks of it are the same file")
-        if wrong := [name for name in self._wanted if name.endswith((DESCRIPTOR, CHECKSUMS))]:
-            raise refused(f"a disk of it is called {quoted(wrong[0])}, which cannot be the name of an image")
+            raise refused("two disks of it are the same file", hint=None)
+        if wrong := [name for name in self._wanted if _ends(name, DESCRIPTOR, CHECKSUMS)]:
+            why = f"a disk of it is called {quoted(wrong[0])}, which cannot be the name of an image"
+            raise refused(why, hint=None)
         self._summed(header.name, sums)
 
     def _manifest(self, header: Header) -> Steps[None]:
@@ -103,7 +109,7 @@ class Reader(Tar):
         self._sums[header.name] = {}
         text = yield from self._text(header, hashlib.sha256())
         self._said = {}
-        for line in text.decode("latin-1").splitlines():
+        for line in decoded(text).splitlines():
             match = _LINE.fullmatch(line.strip())
             if match is None and line.strip():
                 raise refused(f"its manifest contains {quoted(line)}, which is not a checksum")
@@ -131,7 +137,7 @@ class Reader(Tar):
         yield from self._skip_padding(header.stored)
         if file is not None:
             self._events.append(Whole())
-        elif not header.name.endswith(CERTIFICATE):
+        elif not _ends(header.name, CERTIFICATE):
             self.left_out.append(header.name)
         self._summed(header.name, sums)
 

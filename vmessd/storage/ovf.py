@@ -6,6 +6,7 @@ namespaces. What no VM here has is passed over; what contradicts itself is refus
 """
 
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
@@ -13,10 +14,11 @@ from xml.etree.ElementTree import Element
 
 from vmessd.core import names
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core.errors import Failed, InvalidValue, quoted
 from vmessd.core.hardware import IDE_PLACES, NVME, SATA, SCSI, UEFI
 from vmessd.core.settings import BY_FILE, DISK_MAX, UNITS, size_text
 from vmessd.core.wires import INTERFACES_MAX
+from vmessd.storage import backing
 from vmessd.storage.tar_reader import refused
 
 DESCRIPTOR_MAX = 2 * 2**20
@@ -28,12 +30,22 @@ _BUSES = {"20": SATA, "6": SCSI}
 _ITEMS = ("Item", "StorageItem", "EthernetPortItem")
 _LIMITS = ("min", "max", "normal")
 """Values of `bound`, which mark items that say a range, and not what the machine gets."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UNIT = re.compile(r"bytes?\s*(?:\*\s*(2|10)\s*\^\s*([0-9]{1,2}))?", re.ASCII | re.IGNORECASE)
 _OLD_UNITS = {"kilobytes": "K", "megabytes": "M", "gigabytes": "G", "kb": "K", "mb": "M", "gb": "G"}
 """Units of descriptors before OVF 1.1, in lower case."""
 _MODELS = {"vmxnet3": "vmxnet3", "e1000e": "e1000e", "pcnet": "pcnet", "pcnet32": "pcnet"}
 """QEMU's models of network cards that an OVA may want in place of e1000, by the subtype in lower case."""
 _VIRTIO = "virtio-net-pci"
+_ENDS = backing.FORMATS | {".qcow": "qcow2", ".vmdk": "vmdk", ".vdi": "vdi", ".vhd": "vpc", ".vhdx": "vhdx"}
+"""Formats of images, by the end of the name of a file in lower case."""
+_ADDRESSES = {
+    "vmdk.html": "vmdk",
+    "qcow-image-format": "qcow2",
+    "linkid=137171": "vpc",
+    "wiki/byte": "raw",
+}
+"""Formats of images, by a part of their addresses in lower case, as VMware, VirtualBox and oVirt write them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,15 @@ class Disk:
     capacity: int
     file: File | None
     """Its image; None for an empty disk."""
+    address: str = ""
+    """The format of the image: an address on the web where it is described."""
+
+    @property
+    def formats(self) -> set[str]:
+        """The formats that its name and its address say, as `qemu-img` names them; the two may differ."""
+        name = "" if self.file is None else self.file.name.lower().removesuffix(".gz")
+        by_name = {form for end, form in _ENDS.items() if name.endswith(end)}
+        return by_name | {form for part, form in _ADDRESSES.items() if part in self.address.lower()}
 
 
 @dataclass(frozen=True)
@@ -83,21 +104,21 @@ def parse(text: bytes) -> Machine:
     """Return what a descriptor says; raises Failed."""
     xml = text.decode("utf-8-sig", errors="replace")  # as all known writers of OVF make it
     if "<!DOCTYPE" in xml:  # where entities would be that explode; Python's parser cannot be stopped there
-        raise refused("its descriptor has a document type, which OVF has not")
+        raise _unfit("its descriptor has a document type, which OVF has not")
     try:
         root = ET.fromstring(xml)  # noqa: S314 -- it has no document type
     except (ET.ParseError, ValueError) as error:
         raise refused(f"its descriptor is not XML: {error}") from None
     if _local(root.tag) != "Envelope":
-        raise refused("its descriptor is not one of OVF")
+        raise _unfit("its descriptor is not one of OVF")
     system = _system(root)
     hardware = _child(system, "VirtualHardwareSection")
     if hardware is None:
-        raise refused("its descriptor does not say what hardware the machine has")
+        raise _unfit("its descriptor does not say what hardware the machine has")
     items = list(_items(hardware, _configuration(root)))
     cards = [item for item in items if item.kind == CARD]
     if len(cards) > INTERFACES_MAX:
-        raise refused(f"it has {len(cards)} network cards; a VM has at most {INTERFACES_MAX}")
+        raise _unfit(f"it has {len(cards)} network cards; a VM has at most {INTERFACES_MAX}")
     disks = _disks(root, items)
     bus, controller = _bus(items, len(disks))
     said = {
@@ -111,6 +132,16 @@ def parse(text: bytes) -> Machine:
     networks = tuple(card.fields.get("Connection", "?") for card in cards)
     found = {file: value for file, value in said.items() if value}
     return Machine(_name(system), found, disks, networks, controller)
+
+
+def is_file_name(text: str) -> bool:
+    """Tell whether a text can be the name of a file in an OVA: no path, and no control characters."""
+    return text not in ("", ".", "..") and "/" not in text and not _CONTROL.search(text)
+
+
+def _unfit(why: str) -> Failed:
+    """Return the error for a descriptor that asks for what cannot be; another copy of it would say the same."""
+    return refused(why, hint=None)
 
 
 # -- The tree --
@@ -142,7 +173,7 @@ def _system(root: Element) -> Element:
     for collection in _children(root, "VirtualSystemCollection"):
         several += _children(collection, "VirtualSystem")
     if len(several) != 1:
-        raise refused(f"it contains {len(several) or 'no'} machines; one can be imported")
+        raise _unfit(f"it contains {len(several) or 'no'} machines; one can be imported")
     return several[0]
 
 
@@ -179,9 +210,9 @@ def _quantity(text: str, unit: str, what: str) -> int:
     old = _OLD_UNITS.get(unit.lower())
     match = _UNIT.fullmatch(unit)
     if not old and not match:
-        raise refused(f"{what} is in {quoted(unit)}; a unit is such as 'byte * 2^20'")
+        raise _unfit(f"{what} is in {quoted(unit)}; a unit is such as 'byte * 2^20'")
     if not (text.isascii() and text.isdecimal() and len(text) <= 20):
-        raise refused(f"{what} is {quoted(text)}; it must be a number")
+        raise _unfit(f"{what} is {quoted(text)}; it must be a number")
     factor = UNITS[old] if old else int(match[1] or 1) ** int(match[2] or 0) if match else 1
     return int(text) * factor
 
@@ -191,7 +222,7 @@ def _checked(file: str, text: str) -> str:
     try:
         BY_FILE[file].value(text)
     except InvalidValue as error:
-        raise refused(f"its {error.message}") from None
+        raise _unfit(f"its {error.message}") from None
     return text
 
 
@@ -221,10 +252,10 @@ def _disks(root: Element, items: list[_Item]) -> tuple[Disk, ...]:
         place = item.fields.get("HostResource", "").removeprefix("ovf:")
         element = there.pop(place.removeprefix("/disk/"), None)
         if element is None:
-            raise refused(f"a disk of the machine is {quoted(place)}, which its descriptor does not have")
+            raise _unfit(f"a disk of the machine is {quoted(place)}, which its descriptor does not have")
         found.append(_disk(element, files))
     if len(found) > len(names.DISKS):
-        raise refused(f"it has {len(found)} disks; a VM has at most {len(names.DISKS)}")
+        raise _unfit(f"it has {len(found)} disks; a VM has at most {len(names.DISKS)}")
     return tuple(found)
 
 
@@ -238,19 +269,19 @@ def _disk(element: Element, files: dict[str, File]) -> Disk:
     what = f"the capacity of disk {quoted(_attribute(element, 'diskId'))}"
     text = _attribute(element, "capacity")
     if text is None:
-        raise refused(f"{what} is missing")
+        raise _unfit(f"{what} is missing")
     capacity = _quantity(text, _attribute(element, "capacityAllocationUnits") or "byte", what)
     if not 0 < capacity <= DISK_MAX:
-        raise refused(f"{what} is {capacity} bytes; a disk has 1 byte to 64T")
+        raise _unfit(f"{what} is {capacity} bytes; a disk has 1 byte to 64T")
     if _attribute(element, "parentRef"):
-        raise refused("a disk of it stands on another one, its parent; each must be one image of its own")
+        raise _unfit("a disk of it stands on another one, its parent; each must be one image of its own")
     reference = _attribute(element, "fileRef")
     if reference is None:
         return Disk(capacity, None)
     file = files.pop(reference, None)
     if file is None:
-        raise refused(f"a disk is in file {quoted(reference)}, which its descriptor does not name once")
-    return Disk(capacity, file)
+        raise _unfit(f"a disk is in file {quoted(reference)}, which its descriptor does not name once")
+    return Disk(capacity, file, _attribute(element, "format") or "")
 
 
 def _files(root: Element) -> dict[str, File]:
@@ -263,14 +294,14 @@ def _files(root: Element) -> dict[str, File]:
 
 
 def _file(element: Element) -> File:
-    name = _attribute(element, "href") or ""
-    if not name or "/" in name or name in (".", ".."):
-        raise refused(f"it names the file {quoted(name)}; it must be a file of the archive, without a path")
+    name = urllib.parse.unquote(_attribute(element, "href") or "", errors="surrogateescape")
+    if not is_file_name(name):
+        raise _unfit(f"it names the file {quoted(name)}; it must be a file of the archive, without a path")
     if _attribute(element, "chunkSize"):
-        raise refused(f"{quoted(name)} is cut into pieces; it must be one file")
+        raise _unfit(f"{quoted(name)} is cut into pieces; it must be one file")
     packing = _attribute(element, "compression") or "identity"
     if packing not in ("identity", "gzip"):
-        raise refused(f"{quoted(name)} is compressed by {quoted(packing)}; gzip is understood")
+        raise _unfit(f"{quoted(name)} is compressed by {quoted(packing)}; gzip is understood")
     size = _attribute(element, "size")
     said = None if size is None else _quantity(size, "byte", f"the size of {quoted(name)}")
     return File(name, said, packing == "gzip")

@@ -71,9 +71,14 @@ class Header(NamedTuple):
             raise refused(f"{quoted(name)} is {_KINDS.get(self.kind, 'neither a file nor a directory')}")
 
 
-def refused(why: str, hint: str = "copy it once more from where it was made") -> Failed:
-    """Return the error for an archive that is not taken."""
+def refused(why: str, hint: str | None = "copy it once more from where it was made") -> Failed:
+    """Return the error for an archive that is not taken; `hint` is None where another copy says the same."""
     return Failed(f"the archive is refused: {why}; nothing was imported", hint=hint)
+
+
+def decoded(text: bytes) -> str:
+    """Return a name in an archive: UTF-8 as everybody writes it now, and any other bytes as surrogates."""
+    return text.decode(errors="surrogateescape")
 
 
 class Tar:
@@ -134,7 +139,8 @@ class Tar:
                 return None
             name, size, kind = _fields(block)
             if kind != b"x":
-                return Header(name, number(extended.get("size", str(size))), kind, extended)
+                size = number(extended.get("size", str(size)))
+                return Header(extended.get("path", name), size, kind, extended)
             if extended or size > TEXT_MAX:
                 raise refused("it has an extended header that is too long, or two for one member")
             extended = _records((yield from self._take(size)))
@@ -172,9 +178,7 @@ def _fields(block: bytes) -> tuple[str, int, bytes]:
     summed = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
     if block[257:262] != b"ustar" or _octal(block[148:156]) != summed:
         raise _no_tar(block)
-    name, prefix = (
-        block[at : at + size].split(b"\0")[0].decode("latin-1") for at, size in ((0, 100), (345, 155))
-    )
+    name, prefix = (decoded(block[at : at + size].split(b"\0")[0]) for at, size in ((0, 100), (345, 155)))
     size = int.from_bytes(block[125:136]) if block[124] == 0x80 else _octal(block[124:136])
     return f"{prefix}/{name}" if prefix else name, number(str(size)), block[156:157]
 
@@ -215,7 +219,7 @@ def _records(data: bytes) -> dict[str, str]:
         key, equals, value = record[len(length) + 1 :].partition(b"=")
         if not size or len(record) < size or not equals or not value.endswith(b"\n"):
             raise refused("an extended header in it is damaged")
-        found[key.decode("latin-1")] = value[:-1].decode("latin-1")
+        found[decoded(key)] = decoded(value[:-1])
     version = (found.get("GNU.sparse.major"), found.get("GNU.sparse.minor"))
     if any(key.startswith("GNU.sparse.") for key in found) and version != ("1", "0"):
         raise refused("it contains a sparse file in an old format of GNU tar")

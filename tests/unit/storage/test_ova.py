@@ -1,6 +1,7 @@
 """An OVA becomes the directory of a VM, and what is wrong with one is a line that leaves nothing."""
 
 import gzip
+import hashlib
 import random
 import shutil
 import tarfile
@@ -12,8 +13,8 @@ from ovas import CPUS, DISK, ON_DISK, descriptor, file, item, manifest, memory, 
 from vmessd.core import settings
 from vmessd.core.errors import Failed
 from vmessd.storage import ovf
-from vmessd.storage.appliance import ApplianceImport
-from vmessd.storage.image_formats import examine
+from vmessd.storage.appliance import ApplianceImport, Part, must_be_as_said
+from vmessd.storage.image_formats import Source, examine
 from vmessd.storage.ova_reader import FILES_MAX, Reader, is_ova
 from vmessd.storage.ovf import DESCRIPTOR_MAX
 from vmessd.storage.qcow2 import Refused
@@ -93,6 +94,89 @@ def test_an_empty_disk_is_made(tmp_path: Path) -> None:
     made, _ = taken(tmp_path, ova(("x.ovf", text), IMAGE))
     assert (made / "router-1-hda.img").stat().st_size == 2 << 30
     assert (made / "router-1-hdb.img").read_bytes() == RAW
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT], ids=["ustar", "pax"])
+@pytest.mark.parametrize(
+    ("href", "name"),
+    [
+        ("Röuter-磁盘.vmdk", "Röuter-磁盘.vmdk"),
+        ("R%C3%B6uter%201.vmdk", "Röuter 1.vmdk"),
+        ("R%F6uter.vmdk", "R\udcf6uter.vmdk"),
+        ("100%.vmdk", "100%.vmdk"),
+    ],
+)
+def test_a_disk_may_have_any_name(tmp_path: Path, href: str, name: str, form: int) -> None:
+    text, image = ("RÖUTER.OVF", descriptor(files=file(href))), (name, RAW)
+    sums = "".join(
+        f"SHA256({each})= {hashlib.sha256(data).hexdigest()}\n" for each, data in (text, image)
+    ).encode(errors="surrogateescape")
+    made, notes = taken(tmp_path, ova(text, ("RÖUTER.MF", sums), image, form=form))
+    assert (notes, (made / "router-1-hda.img").read_bytes()) == ([], RAW)
+
+
+BYTE, SPARSE = "http://en.wikipedia.org/wiki/Byte", "http://www.vmware.com/specifications/vmdk.html#sparse"
+
+
+def part(name: str, address: str = "") -> Part:
+    return Part("hda", name, "x", ovf.Disk(1, ovf.File(name, None, is_packed=False), address))
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "form"),
+    [
+        ("d.vmdk", "", "vmdk"),
+        ("D.VMDK.gz", SPARSE, "vmdk"),
+        ("d.qcow2", SPARSE, "qcow2"),
+        ("d", "", "vdi"),
+        ("d.img", "", "qcow2"),
+        ("d.img", SPARSE, "raw"),
+        ("d", BYTE, "raw"),
+        ("d.RAW", "", "raw"),
+    ],
+)
+def test_an_image_is_what_its_name_or_the_descriptor_says(name: str, address: str, form: str) -> None:
+    must_be_as_said(part(name, address), Source(form, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "form", "why"),
+    [
+        ("d.vmdk", "", "raw", "'d.vmdk' is not the VMDK image that its name or the descriptor says"),
+        ("d.vhd.gz", "", "raw", "'d.vhd.gz' is not the VHD image"),
+        ("d.vmdk", "", "qcow2", "is not the VMDK image"),
+        ("d", SPARSE, "raw", "'d' is not the VMDK image"),
+        ("d.vdi", SPARSE, "raw", "is not the VDI or VMDK image"),
+        ("d", "", "raw", "'d' is no image of a known format; the name of a raw one ends in .img or .raw"),
+        ("d.img.bak", "", "raw", "is no image of a known format"),
+    ],
+)
+def test_an_image_that_is_something_else_is_refused(name: str, address: str, form: str, why: str) -> None:
+    with pytest.raises(Failed) as raised:
+        must_be_as_said(part(name, address), Source(form, 1))
+    assert why in raised.value.message
+
+
+@pytest.mark.parametrize(("capacity", "notes"), [("1", 0), ("0.5", 1), ("2", None)])
+def test_the_size_of_an_image_is_compared_with_its_capacity(
+    tmp_path: Path, capacity: str, notes: int | None
+) -> None:
+    size = int(float(capacity) * len(RAW))
+    archive = text(disk(f"ovf:capacity='{size}'"))
+    sizes = f"has 1M, and its descriptor says {settings.size_text(size)}"
+    if notes is None:
+        with pytest.raises(Failed, match=f"'router-disk1.vmdk' {sizes}"):
+            taken(tmp_path, archive)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert taken(tmp_path, archive)[1] == [f"its disk hda {sizes}"] * notes
+
+
+def test_another_copy_is_no_remedy_for_what_a_descriptor_says(tmp_path: Path) -> None:
+    for archive, hint in ((text(disk("")), None), (text(b"<a>"), "copy it once more from where it was made")):
+        with pytest.raises(Failed) as raised:
+            taken(tmp_path, archive)
+        assert raised.value.hint == hint
 
 
 # -- What a descriptor says --
@@ -310,6 +394,13 @@ BAD: dict[str, tuple[bytes, str]] = {
         text(descriptor(files=file("../../etc/shadow"))),
         "it names the file '../../etc/shadow'",
     ),
+    "a file upwards in hexadecimal": (
+        text(descriptor(files=file("..%2F..%2fetc/shadow"))),
+        "it names the file '../../etc/shadow'",
+    ),
+    "two dots in hexadecimal": (text(descriptor(files=file("%2e%2E"))), "it names the file '..'"),
+    "a NUL in hexadecimal": (text(descriptor(files=file("x%00"))), "it names the file 'x\\x00'"),
+    "a control character": (ova(TEXT, ("a\x1bb", RAW)), "'a\\x1bb' is a path or has control characters"),
     "a file on the web": (
         text(descriptor(files=file("http://example.com/x"))),
         "must be a file of the archive",
@@ -435,7 +526,8 @@ def test_a_reader_holds_little() -> None:
 
 def test_c104_an_ova_with_a_few_wrong_bytes_is_refused_or_whole(tmp_path: Path) -> None:
     small = ("router-disk1.vmdk", b"router" * 100)
-    good = ova(("x.ovf", descriptor()), manifest((("x.ovf", descriptor()), small)), small)
+    exact = disk("ovf:capacity='600'")
+    good = ova(("x.ovf", exact), manifest((("x.ovf", exact), small)), small)
     refused = 0
     for seed in range(300):
         dice, bad = random.Random(seed), bytearray(good)
