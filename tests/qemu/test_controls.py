@@ -128,7 +128,7 @@ def test_a_picture_of_the_screen_is_a_png(daemon: Daemon, tmp_path: Path) -> Non
     named = daemon.vmess(A, "screenshot", cwd=tmp_path).stdout.strip()
     assert (tmp_path / named).read_bytes()[1:4] == b"PNG"
     assert named.startswith(f"{A}-")
-    assert daemon.descriptors() <= before + 1
+    wait_for(lambda: daemon.descriptors() <= before + 1, what="the descriptors' return")
     assert [f.name for f in (daemon.root / A).iterdir() if "png" in f.name or "tmp" in f.name] == []
 
 
