@@ -136,7 +136,9 @@ def test_a_server_of_virtiofs_that_dies_is_reported(daemon: Daemon, tmp_path: Pa
     daemon.make("newvm0", RAM="17000K", SHARES=f"src {tmp_path} virtiofs\n")
     daemon.done("newvm", "start")
     daemon.wait_guest("newvm0")
-    with daemon.client("watch", "newvm") as watch:
+    with daemon.client("watch", "newvm", "--json") as watch:
+        assert watch.stdout is not None
+        assert json.loads(watch.stdout.readline())["event"] == "watching"
         for pid in servers(tmp_path):
             os.kill(pid, signal.SIGKILL)
         failed = "share src (virtiofsd) has failed, status -9; see qemu.log"
