@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 from daemons import Daemon, own, wait_for
-from test_snapshots import M, child_of, image, images, kept, listed, made, same, top_of, write
+from test_disks import child_of
+from test_snapshots import M, image, images, kept, listed, made, same, top_of, write
 
 from vmessd.core import names
 

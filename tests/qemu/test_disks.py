@@ -9,12 +9,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from daemons import Daemon, own, wait_for
+from daemons import UNIT, Daemon, own, wait_for
 from test_chains import qemu_img
 from test_full_disk import Cramped, cramped
 
@@ -247,13 +248,21 @@ def child_of(daemon: Daemon) -> psutil.Process | None:
     return None
 
 
+def caught(daemon: Daemon) -> psutil.Process:
+    """Stop the qemu-img of the daemon as soon as there is one. It may be quick, so this looks all the time."""
+    deadline = time.monotonic() + 10 * UNIT
+    while (child := child_of(daemon)) is None:
+        assert time.monotonic() < deadline, "qemu-img was not seen"
+    child.suspend()
+    return child
+
+
 def test_c83_a_client_that_leaves_takes_its_half_made_disk_with_it(daemon: Daemon) -> None:
     daemon.make(A)
     big = daemon.directory / "big.raw"
     big.write_bytes(random.Random(3).randbytes(96 * M))
     client = daemon.client(A, "hda", str(big), "--format", "qcow2")
-    child = wait_for(lambda: child_of(daemon), what="qemu-img")
-    child.suspend()
+    child = caught(daemon)
     assert any(name.startswith(".vmess-tmp-") for name in files_of(daemon))
     client.send_signal(signal.SIGINT)
     client.communicate(timeout=20)

@@ -9,7 +9,7 @@ import signal
 import pytest
 from daemons import Daemon, own, wait_for
 from test_chains import qemu_img
-from test_disks import child_of, converted, handed, raw
+from test_disks import caught, converted, handed, raw
 
 pytestmark = pytest.mark.qemu
 
@@ -100,11 +100,11 @@ def test_what_else_is_in_the_directory_is_no_image(daemon: Daemon) -> None:
 
 def test_a_half_made_image_goes_with_its_client_and_with_the_daemon(daemon: Daemon) -> None:
     big = daemon.directory / "big.raw"
-    big.write_bytes(random.Random(5).randbytes(64 * M))
+    big.write_bytes(random.Random(5).randbytes(128 * M))
     brought = converted(big, "vmdk")
 
     def begun() -> None:
-        wait_for(lambda: child_of(daemon), what="qemu-img").suspend()
+        caught(daemon)
         assert any(name.startswith(".vmess-tmp-") for name in os.listdir(daemon.root / "images"))
 
     client = daemon.client("images", "add", str(brought), "big")

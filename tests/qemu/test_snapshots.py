@@ -13,6 +13,7 @@ import psutil
 import pytest
 from daemons import Daemon, own, wait_for
 from test_chains import qemu_img
+from test_disks import caught, child_of
 
 from vmessd.core import names
 from vmessd.storage import snapshots
@@ -224,15 +225,6 @@ def test_c99_a_running_guest_has_all_disks_kept_at_one_moment(daemon: Daemon) ->
     assert images(daemon) == {f"{A}-hda.img", f"{A}-hdb.img"}
 
 
-def child_of(daemon: Daemon) -> psutil.Process | None:
-    """The qemu-img that the daemon runs."""
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(daemon.pid).children():
-            if child.name() == "qemu-img":
-                return child
-    return None
-
-
 def test_c100_killed_at_any_moment_the_disk_contains_what_it_did(
     daemon: Daemon, seed: int, is_long: bool
 ) -> None:
@@ -319,8 +311,7 @@ def test_c100_a_client_that_leaves_ends_a_merge_which_can_be_repeated(daemon: Da
     subprocess.run(lots, check=True, capture_output=True, timeout=30)
     content = kept(daemon, "now")
     client = daemon.client(A, "snapshot", "delete", "one")
-    child = wait_for(lambda: child_of(daemon), what="qemu-img")
-    child.suspend()
+    child = caught(daemon)
     assert "is having a snapshot deleted" in daemon.vmess(A, "start").stderr
     client.send_signal(signal.SIGINT)
     client.communicate(timeout=20)
