@@ -46,7 +46,7 @@ UNREAD_TIME = 5.0
 def _plain(value: object) -> object:
     """Return what a record or the member of an enumeration is in JSON: its fields, or its name.
 
-    The library would check each type, as mypy has, which takes ten times as long as all else.
+    The library would check each type, which takes ten times as long as all else: mypy has, and the tests do.
     """
     return value.name if isinstance(value, enum.Enum) else vars(value)
 
