@@ -62,7 +62,7 @@ def test_another_name_and_standard_input(daemon: Daemon, tmp_path: Path, raw: Pa
         ),
         (struct.pack(">4sIQIIQ600x", b"QFI\xfb", 2, 72, 4, 16, 2**20), "must be one image of its own"),
         (b"QED\0" + bytes(600), "is a QED image"),
-        (b"", "is not the VMDK image"),
+        (b"", "is not the VMDK image that it should be"),
         (b"x", "is not the VMDK image"),
         (b"# made by hand\n# Disk DescriptorFile\nversion=1\n", "is not the VMDK image"),
         (b"KDMV" + (1).to_bytes(4, "little") + bytes(4) + (9).to_bytes(8, "little") + bytes(600), "qemu-img"),

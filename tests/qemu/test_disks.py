@@ -153,6 +153,7 @@ def forged(daemon: Daemon) -> dict[str, tuple[Path, str]]:
     loop[table : table + 8] = (table | 1 << 63).to_bytes(8, "big")
     (place / "loop.qcow2").write_bytes(loop)
     (place / "cut.qcow2").write_bytes(loop[: table + 4096])
+    shutil.copy(secret, place / "overwritten.vmdk")
     (place / "cut.vmdk").write_bytes(converted(secret, "vmdk").read_bytes()[: 80 * 1024])
     return {
         "backed": (place / "backed.qcow2", "stands on another image, its backing file"),
@@ -161,6 +162,7 @@ def forged(daemon: Daemon) -> dict[str, tuple[Path, str]]:
         "child": (place / "child.vmdk", "stands on another image, its parent"),
         "loop": (place / "loop.qcow2", "damaged"),
         "cut": (place / "cut.qcow2", "damaged"),
+        "overwritten": (place / "overwritten.vmdk", "is not the VMDK image that it should be"),
     }
 
 

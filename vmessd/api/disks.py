@@ -20,9 +20,10 @@ class Disks(Caller):
     ) -> AsyncIterator[BringProgress]:
         """Copy an image to a new disk (`hda` to `hdz`) of a stopped VM: a reply for each step. Requires `more`.
 
-        `image` is a descriptor for reading, passed with the call; `name` is for messages. `into` is `raw`,
-        `qcow2`, or null, which keeps a raw image raw and makes qcow2 of qcow2, VMDK, VDI, VHD and VHDX. Nothing
-        is left if it fails, or the caller leaves.
+        `image` is a descriptor for reading, passed with the call. `name` is for messages; if its end says a
+        format, such as `.vmdk`, an image in no known format is refused, and otherwise it is raw. `into` is
+        `raw`, `qcow2`, or null, which keeps a raw image raw and makes qcow2 of qcow2, VMDK, VDI, VHD and VHDX.
+        Nothing is left if it fails, or the caller leaves.
         """
         disks = await self._supervisor.disks(vm)
         async for progress in disks.bring(slot, image.fileno(), name, into):

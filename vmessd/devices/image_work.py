@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from typing import Any, NamedTuple, Self
 
 from vmessd.core import settings
@@ -35,6 +35,8 @@ class Image(NamedTuple):
     found: os.stat_result
     size: int
     """Bytes of the file."""
+    formats: Collection[str] | None = None
+    """The formats that are said of it; None if nobody says one."""
 
     @property
     def shown(self) -> str:
@@ -66,13 +68,15 @@ class Work:
             await asyncio.shield(lane.see_to(work.clear))
 
     @classmethod
-    def of_file(cls, home: VMDirectory, file: str, lane: Lane, name: str) -> Self:
+    def of_file(cls, home: VMDirectory, file: str, lane: Lane, name: str, formats: Collection[str]) -> Self:
         """Return the work on an image that is there already, under a temporary name; blocks; raises OSError.
 
-        `name` is for messages. Whoever made the file removes what has not got its name.
+        `name` is for messages, and `formats` are said of it. Whoever made the file removes what has not got
+        its name.
         """
         found = os.stat(f"{home.path}/{file}", follow_symlinks=False)
-        work = cls(home, file.removeprefix(safefile.TEMPORARY), lane, Image(-1, name, found, found.st_size))
+        image = Image(-1, name, found, found.st_size, formats)
+        work = cls(home, file.removeprefix(safefile.TEMPORARY), lane, image)
         work._files.append(file)
         return work
 
@@ -293,13 +297,13 @@ def opened(fd: int, name: str) -> Image:
         raise InvalidValue(f"image {shown} cannot be read: {reason(error)}") from None
     if not settings.DISK_MAX >= size > 0:
         raise InvalidValue(f"image {shown} has {size} bytes; it must have 1 byte to 64T")
-    return Image(fd, name, found, size)
+    return Image(fd, name, found, size, image_formats.by_name(name) or None)
 
 
 def examined(image: Image) -> Source:
     """Return the format of an image; raises InvalidValue if it is not taken."""
     try:
-        return image_formats.examine(image.fd, image.size)
+        return image_formats.examine(image.fd, image.size, image.formats)
     except qcow2.Refused as refused:
         raise InvalidValue(f"image {image.shown} {refused}") from None
     except OSError as error:

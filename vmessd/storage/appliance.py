@@ -15,8 +15,6 @@ from vmessd.core import names, settings
 from vmessd.core.errors import InvalidValue, failing, printable, quoted
 from vmessd.core.settings import size_text
 from vmessd.storage import backing, copying, ovf, safefile
-from vmessd.storage.image_formats import SHOWN as FORMATS
-from vmessd.storage.image_formats import Source
 from vmessd.storage.ova_reader import Reader
 from vmessd.storage.ovf import Machine
 from vmessd.storage.tar_reader import Begin, Data, Event, refused
@@ -248,21 +246,6 @@ class ApplianceImport:
                 os.ftruncate(fd, size)
             finally:
                 os.close(fd)
-
-
-def must_be_as_said(part: Part, source: Source) -> None:
-    """Raise Failed unless an image has the format that its name or the descriptor says.
-
-    What has none that is known counts as raw only where one of them says so: it may be a damaged image.
-    """
-    said = part.disk.formats
-    if source.format in said or (source.format != "raw" and (not said or "raw" in said)):
-        return
-    name = quoted(part.name)
-    if not said:
-        raise refused(f"{name} is no image of a known format; the name of a raw one ends in .img or .raw", None)
-    wanted = " or ".join(sorted(FORMATS[form] for form in said))
-    raise refused(f"{name} is not the {wanted} image that its name or the descriptor says")
 
 
 def _named(text: str) -> str:

@@ -6,6 +6,7 @@ such a header to its raw disk. An image that somebody brings is converted only i
 """
 
 import os
+from collections.abc import Collection
 from typing import NamedTuple
 
 from vmessd.storage import qcow2
@@ -74,6 +75,18 @@ def other(head: bytes) -> str | None:
 
 SHOWN = {"raw": "raw", "qcow2": "qcow2", "vmdk": "VMDK", "vdi": "VDI", "vhdx": "VHDX", "vpc": "VHD"}
 """The formats that can be brought, by their names for `qemu-img`, as they are shown."""
+_ENDS = {
+    ".img": "raw",
+    ".raw": "raw",
+    "-flat.vmdk": "raw",
+    ".qcow": "qcow2",
+    ".qcow2": "qcow2",
+    ".vmdk": "vmdk",
+    ".vdi": "vdi",
+    ".vhd": "vpc",
+    ".vhdx": "vhdx",
+}
+"""Formats by the end of the name of a file in lower case; VMware keeps raw data beside a small `.vmdk`."""
 _SECTOR = 512
 _DESCRIPTOR, _DESCRIPTOR_MAX = 512, 64 * 1024
 """Where QEMU looks for the parent in the descriptor of a VMDK, whatever its header says; its size in bytes."""
@@ -89,8 +102,16 @@ class Source(NamedTuple):
     """Virtual size in bytes; None if only QEMU knows it."""
 
 
-def examine(fd: int, size: int) -> Source:
+def by_name(name: str) -> set[str]:
+    """Return the formats that the end of a name says: none, one, or two where it may be either."""
+    return {form for end, form in _ENDS.items() if name.lower().endswith(end)}
+
+
+def examine(fd: int, size: int, said: Collection[str] | None = None) -> Source:
     """Return the format of an image of `size` bytes, after a look at what its header refers to; blocks.
+
+    What has no known header may be a damaged image. It counts as raw if that is one of the formats that are
+    `said` of it; None is nothing against it.
 
     Raises:
         Refused: it refers to other files, exceeds a limit, or has a format that is not brought.
@@ -103,6 +124,7 @@ def examine(fd: int, size: int) -> Source:
     if found is None and (what := other(head)) is not None:
         raise Refused(what)
     if found is None:
+        _check_raw(said)
         return Source("raw", size)
     if found.name not in SHOWN:
         raise Refused(f"is a {found.shown} image; it must be {', '.join(SHOWN.values())}")
@@ -112,6 +134,13 @@ def examine(fd: int, size: int) -> Source:
             raise Refused("stands on another image, its backing file; it must be one image of its own")
         return Source("qcow2", header.size)
     return Source(found.name, _limited(_SIZES[found.name](fd, head)))
+
+
+def _check_raw(said: Collection[str] | None) -> None:
+    if said is not None and "raw" not in said:
+        wanted = " or ".join(sorted(SHOWN[form] for form in said))
+        what = f"the {wanted} image that it should be" if said else "an image of a known format"
+        raise Refused(f"is not {what}; the name of a raw one ends in .img or .raw")
 
 
 def _limited(size: int | None) -> int | None:

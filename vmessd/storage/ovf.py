@@ -18,7 +18,7 @@ from vmessd.core.errors import Failed, InvalidValue, quoted
 from vmessd.core.hardware import IDE_PLACES, NVME, SATA, SCSI, UEFI
 from vmessd.core.settings import BY_FILE, DISK_MAX, UNITS, size_text
 from vmessd.core.wires import INTERFACES_MAX
-from vmessd.storage import backing
+from vmessd.storage import image_formats
 from vmessd.storage.tar_reader import refused
 
 DESCRIPTOR_MAX = 2 * 2**20
@@ -37,8 +37,6 @@ _OLD_UNITS = {"kilobytes": "K", "megabytes": "M", "gigabytes": "G", "kb": "K", "
 _MODELS = {"vmxnet3": "vmxnet3", "e1000e": "e1000e", "pcnet": "pcnet", "pcnet32": "pcnet"}
 """QEMU's models of network cards that an OVA may want in place of e1000, by the subtype in lower case."""
 _VIRTIO = "virtio-net-pci"
-_ENDS = backing.FORMATS | {".qcow": "qcow2", ".vmdk": "vmdk", ".vdi": "vdi", ".vhd": "vpc", ".vhdx": "vhdx"}
-"""Formats of images, by the end of the name of a file in lower case."""
 _ADDRESSES = {
     "vmdk.html": "vmdk",
     "qcow-image-format": "qcow2",
@@ -72,9 +70,9 @@ class Disk:
     @property
     def formats(self) -> set[str]:
         """The formats that its name and its address say, as `qemu-img` names them; the two may differ."""
-        name = "" if self.file is None else self.file.name.lower().removesuffix(".gz")
-        by_name = {form for end, form in _ENDS.items() if name.endswith(end)}
-        return by_name | {form for part, form in _ADDRESSES.items() if part in self.address.lower()}
+        name = "" if self.file is None else re.sub(r"\.gz$", "", self.file.name, flags=re.IGNORECASE)
+        by_address = {form for part, form in _ADDRESSES.items() if part in self.address.lower()}
+        return image_formats.by_name(name) | by_address
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from vmessd.core.errors import Failed, InvalidValue, quoted
 from vmessd.core.models.transfers import TransferProgress
 from vmessd.devices.image_work import Work, kept
 from vmessd.qemu.credentials import Account
-from vmessd.storage.appliance import ApplianceImport, Part, must_be_as_said
+from vmessd.storage.appliance import ApplianceImport, Part
 from vmessd.storage.blocking import Lane
 from vmessd.storage.tar_reader import refused
 
@@ -22,11 +22,10 @@ async def convert(
         Failed: an image refers to other files, is damaged, or is not as the descriptor says; there is no room.
     """
     for part in incoming.parts:
-        begun = functools.partial(Work.of_file, incoming.home, part.file, lane, part.name)
+        begun = functools.partial(Work.of_file, incoming.home, part.file, lane, part.name, part.disk.formats)
         work = await lane.aside(begun)
         with _examining():
             source = await lane.aside(work.examine)
-        must_be_as_said(part, source)
         form = kept(source)
         with _naming(part):
             async for step in work.completed(account, source, form):

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,11 @@ def vhd(kind: int = 3, size: int = M) -> bytes:
     return bytes(footer)
 
 
-def examine(place: Path, data: bytes) -> Source:
+def examine(place: Path, data: bytes, said: Collection[str] | None = None) -> Source:
     place.write_bytes(data)
     fd = os.open(place, os.O_RDONLY)
     try:
-        return image_formats.examine(fd, len(data))
+        return image_formats.examine(fd, len(data), said)
     finally:
         os.close(fd)
 
@@ -67,6 +68,41 @@ def examine(place: Path, data: bytes) -> Source:
 )
 def test_a_format_and_a_size_are_found(tmp_path: Path, data: bytes, found: Source) -> None:
     assert examine(tmp_path / "a", data) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("d.vmdk", "^is not the VMDK image that it should be; the name of a raw one ends in .img or .raw$"),
+        ("D.VHD", "^is not the VHD image"),
+        ("d.qcow2", "^is not the qcow2 image"),
+    ],
+)
+def test_a_damaged_image_is_not_taken_for_a_raw_one(tmp_path: Path, name: str, why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        examine(tmp_path / "a", bytes(M), image_formats.by_name(name))
+
+
+@pytest.mark.parametrize("said", [None, {"raw"}, {"raw", "vmdk"}])
+def test_what_may_be_raw_is(tmp_path: Path, said: set[str] | None) -> None:
+    assert examine(tmp_path / "a", bytes(M), said) == Source("raw", M)
+
+
+def test_what_nobody_calls_raw_is_not(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="the name of a raw one ends in"):
+        examine(tmp_path / "a", bytes(M), ())
+
+
+def test_an_image_is_what_it_contains_whatever_its_name_says(tmp_path: Path) -> None:
+    assert examine(tmp_path / "a", vdi(), {"vmdk"}) == Source("vdi", M)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("d", set()), ("d.bin", set()), ("/a.vmdk/D.IMG", {"raw"}), ("d-flat.vmdk", {"raw", "vmdk"})],
+)
+def test_the_end_of_a_name_says_a_format(name: str, said: set[str]) -> None:
+    assert image_formats.by_name(name) == said
 
 
 LIES = {

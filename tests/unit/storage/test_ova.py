@@ -13,8 +13,8 @@ from ovas import CPUS, DISK, ON_DISK, descriptor, file, item, manifest, memory, 
 from vmessd.core import settings
 from vmessd.core.errors import Failed
 from vmessd.storage import ovf
-from vmessd.storage.appliance import ApplianceImport, Part, must_be_as_said
-from vmessd.storage.image_formats import Source, examine
+from vmessd.storage.appliance import ApplianceImport
+from vmessd.storage.image_formats import examine
 from vmessd.storage.ova_reader import FILES_MAX, Reader, is_ova
 from vmessd.storage.ovf import DESCRIPTOR_MAX
 from vmessd.storage.qcow2 import Refused
@@ -118,43 +118,26 @@ def test_a_disk_may_have_any_name(tmp_path: Path, href: str, name: str, form: in
 BYTE, SPARSE = "http://en.wikipedia.org/wiki/Byte", "http://www.vmware.com/specifications/vmdk.html#sparse"
 
 
-def part(name: str, address: str = "") -> Part:
-    return Part("hda", name, "x", ovf.Disk(1, ovf.File(name, None, is_packed=False), address))
+def disk_of(name: str, address: str = "") -> ovf.Disk:
+    return ovf.Disk(1, ovf.File(name, None, is_packed=False), address)
 
 
 @pytest.mark.parametrize(
-    ("name", "address", "form"),
+    ("name", "address", "formats"),
     [
-        ("d.vmdk", "", "vmdk"),
-        ("D.VMDK.gz", SPARSE, "vmdk"),
-        ("d.qcow2", SPARSE, "qcow2"),
-        ("d", "", "vdi"),
-        ("d.img", "", "qcow2"),
-        ("d.img", SPARSE, "raw"),
-        ("d", BYTE, "raw"),
-        ("d.RAW", "", "raw"),
+        ("d.vmdk", "", {"vmdk"}),
+        ("D.VMDK.GZ", SPARSE, {"vmdk"}),
+        ("d.qcow2", SPARSE, {"qcow2", "vmdk"}),
+        ("d", "", set()),
+        ("d.img", SPARSE, {"raw", "vmdk"}),
+        ("d", BYTE, {"raw"}),
+        ("d.RAW", "", {"raw"}),
     ],
 )
-def test_an_image_is_what_its_name_or_the_descriptor_says(name: str, address: str, form: str) -> None:
-    must_be_as_said(part(name, address), Source(form, 1))
-
-
-@pytest.mark.parametrize(
-    ("name", "address", "form", "why"),
-    [
-        ("d.vmdk", "", "raw", "'d.vmdk' is not the VMDK image that its name or the descriptor says"),
-        ("d.vhd.gz", "", "raw", "'d.vhd.gz' is not the VHD image"),
-        ("d.vmdk", "", "qcow2", "is not the VMDK image"),
-        ("d", SPARSE, "raw", "'d' is not the VMDK image"),
-        ("d.vdi", SPARSE, "raw", "is not the VDI or VMDK image"),
-        ("d", "", "raw", "'d' is no image of a known format; the name of a raw one ends in .img or .raw"),
-        ("d.img.bak", "", "raw", "is no image of a known format"),
-    ],
-)
-def test_an_image_that_is_something_else_is_refused(name: str, address: str, form: str, why: str) -> None:
-    with pytest.raises(Failed) as raised:
-        must_be_as_said(part(name, address), Source(form, 1))
-    assert why in raised.value.message
+def test_the_name_of_an_image_and_the_descriptor_say_its_format(
+    name: str, address: str, formats: set[str]
+) -> None:
+    assert disk_of(name, address).formats == formats
 
 
 @pytest.mark.parametrize(("capacity", "notes"), [("1", 0), ("0.5", 1), ("2", None)])
