@@ -9,7 +9,6 @@ in a file, and the next one compares them.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -187,30 +186,28 @@ def _base(vm: VMDirectory, directory: int, name: str) -> Base:
 # -- Bases and the disks of others --
 
 
-class _Entry(NamedTuple):
-    vm: str
-    file: str
-    identity: Identity
+def _paths(place: str, pattern: re.Pattern[str], *, aside: bool) -> Iterator[str]:
+    """Yield the paths of files of a VM whose names match; what cannot be read is left out.
+
+    With `aside`, the files of disks that were put aside count, too.
+    """
+    with contextlib.suppress(OSError), os.scandir(place) as found:
+        for entry in found:
+            if pattern.fullmatch(entry.name):
+                yield entry.path
+            elif aside and DETACHED in entry.name and entry.is_dir(follow_symlinks=False):
+                yield from _paths(entry.path, pattern, aside=False)
 
 
-def _entries(root: Path, pattern: re.Pattern[str], vms: Iterable[str]) -> Iterator[_Entry]:
-    """Yield the files of VMs whose names match; what cannot be read is left out."""
+def _links(root: Path, vms: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield VMs, each with a path to which a link of it to a base leads.
+
+    The links of a disk that was put aside lead from the VM directory, where they belong.
+    """
     for vm in vms:
-        with contextlib.suppress(OSError), os.scandir(root / vm) as found:
-            for entry in found:
-                if pattern.fullmatch(entry.name):
-                    with contextlib.suppress(OSError):
-                        yield _Entry(vm, entry.name, Identity.of(os.stat(entry.path)))
-
-
-def _put_aside(root: Path, vms: Iterable[str]) -> Iterator[_Entry]:
-    """Yield the links of disks that were put aside, with the bases to which they lead once they are back."""
-    for vm in vms:
-        with contextlib.suppress(OSError):
-            for link in (root / vm).glob(f"*{DETACHED}*/*"):
-                if _LINK.fullmatch(link.name):
-                    with contextlib.suppress(OSError):
-                        yield _Entry(vm, link.name, Identity.of(os.stat(root / vm / link.readlink())))
+        for link in _paths(str(root / vm), _LINK, aside=True):
+            with contextlib.suppress(OSError):
+                yield vm, os.path.join(root, vm, os.readlink(link))
 
 
 def users(root: Path, identity: Identity) -> list[str]:
@@ -219,21 +216,23 @@ def users(root: Path, identity: Identity) -> list[str]:
 
 
 def all_users(root: Path) -> dict[Identity, list[str]]:
-    """Return the VMs of a root that have images among their bases, by image; raises Failed.
-
-    The disks that were put aside count, too.
-    """
+    """Return the VMs of a root that have images among their bases, by image; raises Failed."""
     found: dict[Identity, set[str]] = {}
-    vms = vmdir.listing(root).vms
-    for entry in itertools.chain(_entries(root, _LINK, vms), _put_aside(root, vms)):
-        found.setdefault(entry.identity, set()).add(entry.vm)
+    for vm, path in _links(root, vmdir.listing(root).vms):
+        with contextlib.suppress(OSError):
+            found.setdefault(Identity.of(os.stat(path)), set()).add(vm)
     return {identity: sorted(vms, key=names.natural) for identity, vms in found.items()}
 
 
 def writers(root: Path, identities: Collection[Identity], but: str = "") -> list[tuple[str, str]]:
     """Return the VMs, except one, whose disk is one of these images, each with its file; raises Failed."""
-    found = _entries(root, _IMAGE, (vm for vm in vmdir.listing(root).vms if vm != but))
-    return [(entry.vm, entry.file) for entry in found if entry.identity in identities]
+    found = []
+    for vm in (one for one in vmdir.listing(root).vms if one != but):
+        for path in _paths(str(root / vm), _IMAGE, aside=False):
+            with contextlib.suppress(OSError):
+                if Identity.of(os.stat(path)) in identities:
+                    found.append((vm, os.path.basename(path)))
+    return found
 
 
 def check_not_written(vm: VMDirectory, slots: Mapping[str, tuple[Base, ...]]) -> None:
@@ -285,16 +284,13 @@ def check_stands_alone(vm: VMDirectory, what: str) -> None:
 
     `what` is what must not be done: `deleted`. What two VMs have in common by a hard link is a file of both.
     """
-    place = f"{os.path.realpath(vm.path)}/"
-    for other in vmdir.listing(vm.path.parent).vms:
-        with contextlib.suppress(OSError), os.scandir(vm.path.parent / other) as found:
-            links = [entry.path for entry in found if _LINK.fullmatch(entry.name)] if other != vm.vm else []
-            for target in map(os.path.realpath, links):
-                if target.startswith(place):
-                    raise BadFile(
-                        f"a disk of VM {other} stands on {printable(target)}, so {vm.vm} was not {what}",
-                        hint=f"to see it: vmess {other} info",
-                    )
+    root, place = vm.path.parent, f"{os.path.realpath(vm.path)}/"
+    for other, path in _links(root, (one for one in vmdir.listing(root).vms if one != vm.vm)):
+        if (target := os.path.realpath(path)).startswith(place):
+            raise BadFile(
+                f"a disk of VM {other} stands on {printable(target)}, so {vm.vm} was not {what}",
+                hint=f"to see it: vmess {other} info",
+            )
 
 
 # -- Bases that have changed --

@@ -8,6 +8,7 @@ from test_qcow2 import image
 
 from vmessd.core.errors import BadFile
 from vmessd.storage import backing, images
+from vmessd.storage.backing import Identity
 from vmessd.storage.images import disks
 from vmessd.storage.vmdir import VMDirectory
 
@@ -153,6 +154,20 @@ def test_a_base_may_not_be_the_disk_of_another_vm(chained: VMDirectory, shelf: P
     with pytest.raises(BadFile, match=r"is the disk of VM other1, which may write to it: other1-hdc\.img"):
         backing.check_not_written(chained, {"hda": disk.bases})
     assert backing.users(chained.path.parent, disk.bases[1].identity) == ["newvm0"]
+
+
+def test_a_base_of_a_disk_that_was_put_aside_is_in_use(chained: VMDirectory) -> None:
+    root, owner = chained.path.parent, VMDirectory(chained.path.parent, "owner1")
+    owner.path.mkdir()
+    base = owner.path / "base.img"
+    base.write_bytes(bytes(2**20))
+    (chained.path / "newvm0-hda.base.2").unlink()
+    (chained.path / "newvm0-hda.base.2").symlink_to(f"../{owner.vm}/{base.name}")
+    assert images.detach(chained, "hda") is not None
+    assert backing.users(root, Identity.of(base.stat())) == [chained.vm]
+    with pytest.raises(BadFile, match=f"a disk of VM {chained.vm} stands on {base}, so owner1 was not deleted"):
+        backing.check_stands_alone(owner, "deleted")
+    backing.check_stands_alone(chained, "deleted")
 
 
 def test_a_base_that_has_changed_is_refused_until_that_is_accepted(chained: VMDirectory, shelf: Path) -> None:
