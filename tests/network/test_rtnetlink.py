@@ -28,6 +28,19 @@ from hypothesis import strategies as st
 from vmessd.network import netlink_replies, rtnetlink, taps
 from vmessd.network.fdb_events import FDBEvents
 from vmessd.network.netlink_replies import Link, Neighbour, attributes
+from vmessd.network.netlink_requests import (
+    IPV6_MTU_MIN,
+    change,
+    deletion,
+    new_bridge,
+    new_veth,
+    new_vlan,
+    new_vxlan,
+    set_alias,
+    silence,
+    without_host_traffic,
+    without_link_local,
+)
 from vmessd.network.rtnetlink import Netlink, Refused
 
 MakeWired = Callable[..., WiredDaemon]
@@ -323,23 +336,23 @@ def refused(number: int, words: str = "") -> Iterator[None]:
 def test_a_bridge_is_made_as_asked_for() -> None:
     with Netlink() as kernel:
         assert kernel.link("bridge1") is None
-        kernel.do([rtnetlink.new_bridge("bridge1", MAC)])
+        kernel.do([new_bridge("bridge1", MAC)])
         made = there(kernel, "bridge1")
         assert (made.kind, made.mac, made.master, made.up, made.alias) == ("bridge", MAC, 0, False, "")
         assert (made.group, made.tap, made.owner, made.loopback) == (0, False, None, False)
         details = shown("bridge1")["linkinfo"]["info_data"]
         assert (details["forward_delay"], details["stp_state"]) == (0, 0)
-        kernel.do([rtnetlink.change(made.index, up=True, alias="vmess, \u00fc")])
+        kernel.do([change(made.index, up=True, alias="vmess, \u00fc")])
         now = there(kernel, "bridge1")
         assert (now.up, now.alias, now.index) == (True, "vmess, \u00fc", made.index)
         assert kernel.link_at(made.index) == now
         assert kernel.link_at(made.index + 1000) is None
         time.sleep(0.05)
         assert kernel.addressed() == set(), "it gave itself no IPv6 address"
-        kernel.do([rtnetlink.change(made.index, up=False, alias="", mac="02:00:00:00:00:07", group=9)])
+        kernel.do([change(made.index, up=False, alias="", mac="02:00:00:00:00:07", group=9)])
         last = there(kernel, "bridge1")
         assert (last.up, last.alias, last.mac, last.group) == (False, "", "02:00:00:00:00:07", 9)
-        kernel.do([rtnetlink.deletion(made.index)])
+        kernel.do([deletion(made.index)])
         assert kernel.link("bridge1") is None
         assert kernel.link_at(made.index) is None
 
@@ -347,24 +360,22 @@ def test_a_bridge_is_made_as_asked_for() -> None:
 @in_namespace
 def test_links_of_each_kind_are_made_and_read_back() -> None:
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_bridge("bridge1", MAC), rtnetlink.new_veth("vethA0", "vethB0")])
+        kernel.do([new_bridge("bridge1", MAC), new_veth("vethA0", "vethB0")])
         bridge, one, other = (there(kernel, name) for name in ("bridge1", "vethA0", "vethB0"))
         assert (one.kind, other.kind) == ("veth", "veth")
         assert (one.parent, other.parent) == (other.index, one.index)
-        kernel.do(
-            [rtnetlink.change(one.index, up=True, master=bridge.index), rtnetlink.change(other.index, up=True)]
-        )
+        kernel.do([change(one.index, up=True, master=bridge.index), change(other.index, up=True)])
         assert there(kernel, "vethA0").master == bridge.index
         assert there(kernel, "vethA0").attached
-        kernel.do([rtnetlink.change(one.index, master=0)])
+        kernel.do([change(one.index, master=0)])
         assert there(kernel, "vethA0").master == 0
         if knows("link add link vethB0 name vethB0.1 type vlan id 1"):
-            kernel.do([rtnetlink.new_vlan("vethA0.100", one.index, 100)])
+            kernel.do([new_vlan("vethA0.100", one.index, 100)])
             vlan = there(kernel, "vethA0.100")
             assert (vlan.kind, vlan.parent) == ("vlan", one.index)
             assert shown("vethA0.100")["linkinfo"]["info_data"]["id"] == 100
         name = os.fsdecode(b"br\xff\xc3")
-        kernel.do([rtnetlink.new_bridge(name, MAC)])
+        kernel.do([new_bridge(name, MAC)])
         assert there(kernel, name).name == name
         assert name in indices(kernel)
 
@@ -374,25 +385,25 @@ def test_a_vxlan_learns_and_has_its_port() -> None:
     if not knows("link add vxlan1 type vxlan id 1 dstport 4790"):
         return
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_vxlan("vxlan7", 7, 4789)])
+        kernel.do([new_vxlan("vxlan7", 7, 4789)])
         assert there(kernel, "vxlan7").kind == "vxlan"
         details = shown("vxlan7")["linkinfo"]["info_data"]
         assert (details["id"], details["port"], details["learning"]) == (7, 4789, True)
         with refused(errno.EEXIST):
-            kernel.do([rtnetlink.new_vxlan("vxlan8", 7, 4789)])
+            kernel.do([new_vxlan("vxlan8", 7, 4789)])
 
 
 @in_namespace
 def test_a_link_answers_to_its_other_names() -> None:
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_bridge("bridge1", MAC)])
+        kernel.do([new_bridge("bridge1", MAC)])
         ip("link property add dev bridge1 altname uplink altname the-uplink-of-the-whole-laboratory")
         link = there(kernel, "uplink")
         assert link.name == "bridge1"
         assert kernel.link("bridge1") == link
         assert link in kernel.links()
         with refused(errno.EEXIST):
-            kernel.do([rtnetlink.new_bridge("uplink", MAC)])
+            kernel.do([new_bridge("uplink", MAC)])
 
 
 @in_namespace
@@ -416,17 +427,17 @@ def test_a_tap_is_known_with_its_owner() -> None:
         }
         with taps.made(4711) as name:
             index = there(kernel, name).index
-            kernel.do([rtnetlink.change(index, alias="vmess"), rtnetlink.change(index, name="newvm0e0")])
+            kernel.do([change(index, alias="vmess"), change(index, name="newvm0e0")])
         made = there(kernel, "newvm0e0")
         assert (made.index, made.alias) == (index, "vmess")
         assert (made.tap, made.owner, made.attached, made.multi_queue) == (True, 4711, False, False)
         with refused(errno.EEXIST), taps.made(4712) as name:
-            kernel.do([rtnetlink.change(there(kernel, name).index, name="newvm0e0")])
+            kernel.do([change(there(kernel, name).index, name="newvm0e0")])
         assert there(kernel, "newvm0e0").owner == 4711, "somebody else's TAP was taken"
         assert len(kernel.links()) == 6, "what got no name is gone"
         taps.claim("x2", 1000)
         assert there(kernel, "x2").owner == 1000
-        kernel.do([rtnetlink.change(made.index, up=True)])
+        kernel.do([change(made.index, up=True)])
         with taps._attached("newvm0e0"):
             assert there(kernel, "newvm0e0").attached
         assert not there(kernel, "newvm0e0").attached
@@ -435,11 +446,11 @@ def test_a_tap_is_known_with_its_owner() -> None:
 @in_namespace
 def test_a_dump_of_300_links_tells_what_each_of_them_tells_alone() -> None:
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_bridge("bridge1", MAC)])
-        kernel.do(rtnetlink.new_veth(f"vethA{number}", f"vethB{number}") for number in range(150))
+        kernel.do([new_bridge("bridge1", MAC)])
+        kernel.do(new_veth(f"vethA{number}", f"vethB{number}") for number in range(150))
         bridge = there(kernel, "bridge1").index
         kernel.do(
-            rtnetlink.change(index, up=True, master=bridge, alias=name)
+            change(index, up=True, master=bridge, alias=name)
             for name, index in indices(kernel).items()
             if name.startswith("vethB")
         )
@@ -453,11 +464,11 @@ def test_a_dump_of_300_links_tells_what_each_of_them_tells_alone() -> None:
 @in_namespace
 def test_several_links_are_deleted_in_one_step_and_no_others() -> None:
     with Netlink() as kernel:
-        kernel.do(rtnetlink.new_bridge(f"br{number}", MAC) for number in range(100))
-        kernel.do([rtnetlink.new_veth("vethA0", "vethB0"), rtnetlink.new_veth("vethA1", "vethB1")])
+        kernel.do(new_bridge(f"br{number}", MAC) for number in range(100))
+        kernel.do([new_veth("vethA0", "vethB0"), new_veth("vethA1", "vethB1")])
         ip("link set br99 group 77", "link set vethA1 group 77")
         before = indices(kernel)
-        kernel.do([rtnetlink.change(before["vethA0"], master=before["br0"])])
+        kernel.do([change(before["vethA0"], master=before["br0"])])
         kernel.delete([])
         assert indices(kernel) == before
         kernel.delete([there(kernel, "br98")])
@@ -476,9 +487,9 @@ def test_several_links_are_deleted_in_one_step_and_no_others() -> None:
 @in_namespace
 def test_where_one_link_is_gone_already_the_others_are_deleted_and_no_more() -> None:
     with Netlink() as kernel:
-        kernel.do(rtnetlink.new_bridge(f"br{number}", MAC) for number in range(4))
+        kernel.do(new_bridge(f"br{number}", MAC) for number in range(4))
         gone, *rest = (there(kernel, f"br{number}") for number in range(3))
-        kernel.do([rtnetlink.deletion(gone.index)])
+        kernel.do([deletion(gone.index)])
         kernel.delete([gone, *rest])
         assert {"lo", "br3"} <= set(indices(kernel))
         assert set(indices(kernel)) - {"lo", "br3"} <= {
@@ -494,32 +505,32 @@ def test_where_one_link_is_gone_already_the_others_are_deleted_and_no_more() -> 
 @in_namespace
 def test_a_refusal_carries_its_number_and_the_kernel_s_words() -> None:
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_bridge("br0", MAC), rtnetlink.new_bridge("br1", MAC)])
+        kernel.do([new_bridge("br0", MAC), new_bridge("br1", MAC)])
         one, other = there(kernel, "br0"), there(kernel, "br1")
         with refused(errno.EEXIST, "File exists"):
-            kernel.do([rtnetlink.new_bridge("br0", MAC)])
+            kernel.do([new_bridge("br0", MAC)])
         with refused(errno.ENODEV, "No such device"):
-            kernel.do([rtnetlink.change(one.index + 1000, up=True)])
+            kernel.do([change(one.index + 1000, up=True)])
         with refused(errno.ENODEV):
-            kernel.do([rtnetlink.deletion(one.index + 1000)])
+            kernel.do([deletion(one.index + 1000)])
         with refused(errno.ELOOP, "Can not enslave a bridge to a bridge"):
-            kernel.do([rtnetlink.change(one.index, master=other.index)])
+            kernel.do([change(one.index, master=other.index)])
         with refused(errno.EADDRNOTAVAIL):
-            kernel.do([rtnetlink.new_bridge("br2", "01:00:00:00:00:00")])
+            kernel.do([new_bridge("br2", "01:00:00:00:00:00")])
         with refused(errno.EOPNOTSUPP):
-            kernel.do([rtnetlink.deletion(there(kernel, "lo").index)])
+            kernel.do([deletion(there(kernel, "lo").index)])
         for name in ("x" * 16, "a/b", "", "."):
             try:
-                kernel.do([rtnetlink.new_bridge(name, MAC)])
+                kernel.do([new_bridge(name, MAC)])
             except Refused:
                 continue
             assert name == "", "the kernel finds a name for itself"
         with refused(errno.EEXIST):  # what was sent together with it is carried out all the same
             kernel.do(
                 [
-                    rtnetlink.new_bridge("a", MAC),
-                    rtnetlink.new_bridge("br0", MAC),
-                    rtnetlink.new_bridge("b", MAC),
+                    new_bridge("a", MAC),
+                    new_bridge("br0", MAC),
+                    new_bridge("b", MAC),
                 ]
             )
         assert {"a", "b"} <= set(indices(kernel))
@@ -538,7 +549,7 @@ def test_who_may_not_is_refused() -> None:
             with Netlink() as kernel:
                 assert there(kernel, "lo").loopback, "whoever may look"
                 with refused(errno.EPERM):
-                    kernel.do([rtnetlink.new_bridge("br0", MAC)])
+                    kernel.do([new_bridge("br0", MAC)])
                 status = 0
         os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
@@ -547,18 +558,16 @@ def test_who_may_not_is_refused() -> None:
 @in_namespace
 def test_what_the_host_has_heard_is_read() -> None:
     with Netlink() as kernel:
-        kernel.do(
-            [rtnetlink.new_bridge("bridge1", "02:00:00:00:00:01"), rtnetlink.new_veth("vethA0", "vethB0")]
-        )
+        kernel.do([new_bridge("bridge1", "02:00:00:00:00:01"), new_veth("vethA0", "vethB0")])
         bridge, port, end = (there(kernel, name) for name in ("bridge1", "vethA0", "vethB0"))
         kernel.do(
             [
-                *(rtnetlink.without_link_local(link.index) for link in (bridge, port, end)),
-                rtnetlink.change(bridge.index, up=True),
-                rtnetlink.change(end.index, up=True),
+                *(without_link_local(link.index) for link in (bridge, port, end)),
+                change(bridge.index, up=True),
+                change(end.index, up=True),
             ]
         )
-        kernel.do([rtnetlink.change(port.index, up=True, master=bridge.index)])
+        kernel.do([change(port.index, up=True, master=bridge.index)])
         assert kernel.addressed() == set()
         ip("address add 192.0.2.1/24 dev bridge1", "address add 2001:db8::1/64 dev bridge1 nodad")
         assert kernel.addressed() == {bridge.index}
@@ -588,7 +597,7 @@ from vmessd.network import rtnetlink
 with rtnetlink.Netlink() as kernel:
     print("ready", flush=True)
     for number in range(100_000):
-        kernel.do([rtnetlink.new_bridge(f"churn{number % 10}", "02:00:00:00:00:01")])
+        kernel.do([new_bridge(f"churn{number % 10}", "02:00:00:00:00:01")])
         time.sleep(0.02)
         kernel.delete([kernel.link(f"churn{number % 10}")])
 """
@@ -599,7 +608,7 @@ def test_while_others_change_links_a_dump_is_still_whole() -> None:
     """What was there all the time is told once each time, what comes and goes at most once."""
     with Netlink() as kernel:
         # With as many bridges, the end of the namespace has the kernel's one lock on links for 5 s.
-        kernel.do(rtnetlink.new_veth(f"vethA{number}", f"vethB{number}") for number in range(150))
+        kernel.do(new_veth(f"vethA{number}", f"vethB{number}") for number in range(150))
         steady = indices(kernel)
         interrupted = 0
         used = kernel._kernel()
@@ -634,9 +643,9 @@ def test_what_is_read_of_links_is_what_pyroute2_reads_of_them() -> None:
     from pyroute2 import IPRoute
 
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_bridge("bridge1", MAC), rtnetlink.new_veth("vethA0", "vethB0")])
-        kernel.do([rtnetlink.change(there(kernel, "bridge1").index, up=True, alias="vmess", group=5)])
-        kernel.do([rtnetlink.change(there(kernel, "vethA0").index, master=there(kernel, "bridge1").index)])
+        kernel.do([new_bridge("bridge1", MAC), new_veth("vethA0", "vethB0")])
+        kernel.do([change(there(kernel, "bridge1").index, up=True, alias="vmess", group=5)])
+        kernel.do([change(there(kernel, "vethA0").index, master=there(kernel, "bridge1").index)])
         if os.path.exists(taps.DEVICE):
             ip("tuntap add x1 mode tap user 1000 multi_queue")
         with IPRoute() as other:
@@ -667,13 +676,13 @@ def setting(name: str) -> str:
 @in_namespace
 def test_the_host_has_nothing_to_say_on_a_bridge_that_is_silenced() -> None:
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_bridge("bridge1", MAC)])
+        kernel.do([new_bridge("bridge1", MAC)])
         ip("link set bridge1 type bridge mcast_snooping 1")
         made = there(kernel, "bridge1")
-        kernel.do(rtnetlink.silence(made.index))
+        kernel.do(silence(made.index))
         conf = [setting(f"ipv4/conf/bridge1/{name}") for name in ("rp_filter", "arp_announce", "arp_ignore")]
         assert conf == ["2", "2", "1"]
-        assert there(kernel, "bridge1").mtu == rtnetlink.IPV6_MTU_MIN - 1
+        assert there(kernel, "bridge1").mtu == IPV6_MTU_MIN - 1
         assert shown("bridge1")["linkinfo"]["info_data"]["mcast_snooping"] == 0
         assert not os.path.exists("/proc/sys/net/ipv6/conf/bridge1")
         others = ("proxy_arp", "forwarding", "accept_local")
@@ -683,10 +692,10 @@ def test_the_host_has_nothing_to_say_on_a_bridge_that_is_silenced() -> None:
 @in_namespace
 def test_what_is_forgotten_on_a_link_is_that_and_no_more() -> None:
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_veth("vethA0", "vethB0")])
+        kernel.do([new_veth("vethA0", "vethB0")])
         before = there(kernel, "vethA0")
         assert before.multicast
-        kernel.do(rtnetlink.without_host_traffic(before), tolerate=errno.EAFNOSUPPORT)
+        kernel.do(without_host_traffic(before), tolerate=errno.EAFNOSUPPORT)
         now = there(kernel, "vethA0")
         assert (now.multicast, now.mtu, now.mac, now.up) == (False, before.mtu, before.mac, False)
         if os.path.exists("/proc/sys/net/ipv6"):
@@ -697,24 +706,20 @@ def test_what_is_forgotten_on_a_link_is_that_and_no_more() -> None:
 @in_namespace
 def test_an_alias_may_have_all_the_room_there_is() -> None:
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_veth("vethA0", "vethB0"), rtnetlink.set_alias("vethB0", "x" * 255)])
+        kernel.do([new_veth("vethA0", "vethB0"), set_alias("vethB0", "x" * 255)])
         assert (there(kernel, "vethA0").alias, there(kernel, "vethB0").alias) == ("", "x" * 255)
         with refused(errno.ERANGE):
-            kernel.do([rtnetlink.set_alias("vethA0", "x" * 256)])
-        kernel.do([rtnetlink.set_alias("vethB0", "")])
+            kernel.do([set_alias("vethA0", "x" * 256)])
+        kernel.do([set_alias("vethB0", "")])
         assert there(kernel, "vethB0").alias == ""
 
 
 @in_namespace
 def test_what_carried_bytes_is_told_with_them() -> None:
     with Netlink() as kernel:
-        kernel.do([rtnetlink.new_veth("vethA0", "vethB0")])
+        kernel.do([new_veth("vethA0", "vethB0")])
         ends = [there(kernel, name).index for name in ("vethA0", "vethB0")]
-        kernel.do(
-            request
-            for index in ends
-            for request in (rtnetlink.without_link_local(index), rtnetlink.change(index, up=True))
-        )
+        kernel.do(request for index in ends for request in (without_link_local(index), change(index, up=True)))
         before = {link.name: counts for link, *counts in kernel.traffic()}
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
             sender.bind(("vethB0", 0))
@@ -729,12 +734,10 @@ def test_what_carried_bytes_is_told_with_them() -> None:
 def test_what_a_bridge_learns_of_the_macs_asked_for_is_told_and_nothing_else() -> None:
     other = "02:00:00:00:00:99"
     with Netlink() as kernel:
-        kernel.do(
-            [rtnetlink.new_bridge("bridge1", "02:00:00:00:00:01"), rtnetlink.new_veth("vethA0", "vethB0")]
-        )
+        kernel.do([new_bridge("bridge1", "02:00:00:00:00:01"), new_veth("vethA0", "vethB0")])
         bridge, port, end = (there(kernel, name) for name in ("bridge1", "vethA0", "vethB0"))
-        kernel.do([rtnetlink.change(bridge.index, up=True), rtnetlink.change(end.index, up=True)])
-        kernel.do([rtnetlink.change(port.index, up=True, master=bridge.index)])
+        kernel.do([change(bridge.index, up=True), change(end.index, up=True)])
+        kernel.do([change(port.index, up=True, master=bridge.index)])
     learned = FDBEvents()
     with contextlib.closing(learned), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
         learned.listen([MAC])
@@ -773,7 +776,7 @@ def test_a_socket_is_used_again_and_after_a_failure_is_not() -> None:
     assert sockets() <= 2
     for _ in range(5):
         with contextlib.suppress(Refused), Netlink() as kernel:
-            kernel.do([rtnetlink.deletion(4711)])
+            kernel.do([deletion(4711)])
     assert sockets() <= 2
     with Netlink() as kernel:
         assert kernel.link("lo")

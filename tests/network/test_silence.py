@@ -29,7 +29,7 @@ from frames import (
 )
 
 from vmessd.core.models.wires import Step, StepKind
-from vmessd.network import rtnetlink
+from vmessd.network import netlink_requests
 from vmessd.network.links import Change, Network
 from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import Access
@@ -396,13 +396,13 @@ class Recorded:
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.requests: list[rtnetlink.Request] = []
+        self.requests: list[netlink_requests.Request] = []
 
     def link_at(self, index: int) -> Link:
         assert index == self.link.index
         return self.link
 
-    def do(self, requests: Iterable[rtnetlink.Request], *, tolerate: int = 0) -> None:
+    def do(self, requests: Iterable[netlink_requests.Request], *, tolerate: int = 0) -> None:
         self.requests += requests
 
 
@@ -416,7 +416,7 @@ def test_c41_a_vlan_waits_until_what_it_lives_on_is_plugged_in(*, carries: bool)
     bridge = Link(**PLAIN, index=3, name="lab", kind="bridge", parent=0, up=True)
     network.plug(kernel, change, vlan, bridge, ())  # type: ignore[arg-type]
     is_set_up = (
-        rtnetlink.change(8, up=True) in kernel.requests
+        netlink_requests.change(8, up=True) in kernel.requests
     )  # which the kernel refuses over one that is down
     assert is_set_up is carries
     assert change.steps == ([] if carries else [Step(StepKind.waiting, "vethA0")])

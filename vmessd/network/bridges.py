@@ -16,7 +16,7 @@ from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
 from vmessd.core.models.wires import CableEnds, ForeignPort, Segment, Step, StepKind
 from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, peer, typed_link_name
-from vmessd.network import rtnetlink
+from vmessd.network import netlink_requests
 from vmessd.network.cables import MTU
 from vmessd.network.links import Change, Network, attached, deleting, making, restoring, users
 from vmessd.network.netlink_replies import Link
@@ -217,11 +217,11 @@ class Segments:
         wanted = replace(bridge, hub=bridge.hub if hub is None else hub, alias=alias)
         ports = [port for port in kernel.ports(bridge.index) if access.is_own(port)]
 
-        def requests(bridge: Link, mtus: Mapping[int, int]) -> list[rtnetlink.Request]:
+        def requests(bridge: Link, mtus: Mapping[int, int]) -> list[netlink_requests.Request]:
             return [
-                rtnetlink.ageing(bridge.index, 0 if bridge.hub else rtnetlink.AGEING),
-                rtnetlink.change(bridge.index, alias=bridge.alias),
-                *(rtnetlink.change(index, mtu=mtu) for index, mtu in mtus.items()),
+                netlink_requests.ageing(bridge.index, 0 if bridge.hub else netlink_requests.AGEING),
+                netlink_requests.change(bridge.index, alias=bridge.alias),
+                *(netlink_requests.change(index, mtu=mtu) for index, mtu in mtus.items()),
             ]
 
         before = {port.index: port.mtu for port in ports}
@@ -244,7 +244,7 @@ class Segments:
             self._network.plug(kernel, change, link, master, stations, mac)
         elif link.master != master.index:
             change.reversals.append(restoring(link, master.index, own=False))
-            kernel.do([rtnetlink.change(link.index, master=master.index)])
+            kernel.do([netlink_requests.change(link.index, master=master.index)])
 
     def add(self, name: str, vms: Collection[str] = ()) -> list[Step]:
         """Create a link in no bridge, and therefore down if it is ours. `net` no longer leaves it out.
@@ -363,7 +363,7 @@ class Segments:
         change.steps.append(Step(StepKind.existing, name))
         if not found.up and not self._network.access.is_own(found):
             change.reversals.append(restoring(found, found.master, own=False))
-            kernel.do([rtnetlink.change(found.index, up=True)])
+            kernel.do([netlink_requests.change(found.index, up=True)])
         return found
 
     def _make(self, kernel: Netlink, change: Change, name: str, depth: int) -> Link:
@@ -373,7 +373,7 @@ class Segments:
         ends = [name, peer(name)] if peer(name) else [name]
         mark = self._network.access.mark()
         with making(name):
-            kernel.do([request, *(rtnetlink.set_alias(end, mark) for end in ends)])
+            kernel.do([request, *(netlink_requests.set_alias(end, mark) for end in ends)])
         made = [kernel.present(end) for end in ends]
         if any(
             link.name != end or not link.kind or link.alias != mark
@@ -383,7 +383,7 @@ class Segments:
         change.reversals.append(deleting(made[0]))
         return made[0]
 
-    def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> rtnetlink.Request:
+    def _creation(self, kernel: Netlink, change: Change, name: str, depth: int) -> netlink_requests.Request:
         kind = kind_by_name(name)
         parent, _, tag = name.rpartition(".")
         if kind is NamedKind.vlan:
@@ -391,7 +391,7 @@ class Segments:
                 raise InvalidValue(f"VLAN {quoted(tag)} of {quoted(name)} is not between 1 and {VLAN_MAX}")
             base = self._prepare(kernel, change, parent, self._tap_meant(kernel, parent), depth + 1)
             change.steps.append(Step(StepKind.subinterface, name))
-            return rtnetlink.new_vlan(name, base.index, int(tag))
+            return netlink_requests.new_vlan(name, base.index, int(tag))
         if kind is NamedKind.pair:
             if kernel.link(peer(name)):
                 raise Failed(
@@ -399,13 +399,13 @@ class Segments:
                     hint=f"vmess net delete {peer(name)}",
                 )
             change.steps.append(Step(StepKind.pair, name))
-            return rtnetlink.new_veth(name, peer(name))
+            return netlink_requests.new_veth(name, peer(name))
         if kind is NamedKind.vxlan:
             number = int(name.removeprefix("vxlan"))
             if not 1 <= number <= VXLAN_MAX:
                 raise InvalidValue(f"VXLAN '{number}' of {quoted(name)} is not between 1 and {VXLAN_MAX}")
             change.steps.append(Step(StepKind.vxlan, name))
-            return rtnetlink.new_vxlan(name, number, VXLAN_PORT)
+            return netlink_requests.new_vxlan(name, number, VXLAN_PORT)
         raise InvalidValue(
             f"there is no link {quoted(name)}, and its name does not say what to create",
             hint="newvm0e0 is a TAP, eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN; "

@@ -10,7 +10,7 @@ Sources: tc-u32(8), tc-mirred(8), and Linux's net/sched/act_mirred.c.
 import errno
 from collections.abc import Callable, Iterable
 
-from vmessd.network import rtnetlink
+from vmessd.network import netlink_requests
 from vmessd.network.netlink_replies import Link
 from vmessd.network.rtnetlink import Netlink
 
@@ -35,8 +35,8 @@ def join(kernel: Netlink, one: Link, other: Link) -> Reversal:
         request
         for link in (one, other)
         for request in (
-            *([rtnetlink.change(link.index, up=False)] if link.up else []),
-            *rtnetlink.without_host_traffic(link),
+            *([netlink_requests.change(link.index, up=False)] if link.up else []),
+            *netlink_requests.without_host_traffic(link),
         )
     ]
     kernel.do(quiet, tolerate=errno.EAFNOSUPPORT)
@@ -49,8 +49,8 @@ def join(kernel: Netlink, one: Link, other: Link) -> Reversal:
 
 
 def _redirect(kernel: Netlink, one: int, other: int) -> None:
-    requests = [*rtnetlink.redirection(one, other), *rtnetlink.redirection(other, one)]
-    ups = [rtnetlink.change(index, up=True, mtu=MTU) for index in (one, other)]
+    requests = [*netlink_requests.redirection(one, other), *netlink_requests.redirection(other, one)]
+    ups = [netlink_requests.change(index, up=True, mtu=MTU) for index in (one, other)]
     kernel.do([*requests, *ups], tolerate=errno.ENOENT)
 
 
@@ -64,8 +64,8 @@ def cut(kernel: Netlink, index: int) -> Reversal | None:
         return None
     other = there[index]
     ends = [index, other] if other and kernel.redirections([other]).get(other) == index else [index]
-    kernel.do([rtnetlink.change(end, up=False) for end in ends])
-    kernel.do([rtnetlink.no_redirection(end) for end in ends], tolerate=errno.ENOENT)
+    kernel.do([netlink_requests.change(end, up=False) for end in ends])
+    kernel.do([netlink_requests.no_redirection(end) for end in ends], tolerate=errno.ENOENT)
 
     def undo(kernel: Netlink) -> None:
         now = kernel.links_at(ends)

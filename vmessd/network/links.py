@@ -23,7 +23,7 @@ from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason, shell_line
 from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.wires import INTERFACES_MAX, End, Wire, new_bridge_name
-from vmessd.network import cables, rtnetlink, taps
+from vmessd.network import cables, netlink_requests, rtnetlink, taps
 from vmessd.network.cables import Reversal
 from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import (
@@ -397,8 +397,12 @@ class Network:
             alone = len(ports) == 2 and all(port.tap for port in ports) and bridge.index not in stations
             kernel.do(
                 [
-                    *(rtnetlink.passing(port.index) for port in ports if self._should_pass(port)),
-                    *(rtnetlink.learning(port.index, on=not alone) for port in ports if port.learns is alone),
+                    *(netlink_requests.passing(port.index) for port in ports if self._should_pass(port)),
+                    *(
+                        netlink_requests.learning(port.index, on=not alone)
+                        for port in ports
+                        if port.learns is alone
+                    ),
                 ]
             )
 
@@ -453,7 +457,7 @@ class Network:
         new = None if mtu == link.mtu else mtu
         requests = _moved(link, there, up=up, mac=None if mac == link.mac else mac, alias=mark, mtu=new)
         if master is not None and link.master != there and self.access.is_own(master):
-            requests.append(rtnetlink.passing(link.index))
+            requests.append(netlink_requests.passing(link.index))
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
         return now
 
@@ -495,7 +499,7 @@ class Network:
         for tap, link in taps:
             self._give_long_name(kernel, tap, link)
             if link.alias != mark:
-                kernel.do([rtnetlink.change(link.index, alias=mark)])
+                kernel.do([netlink_requests.change(link.index, alias=mark)])
                 change.reversals.append(restoring(link, link.master))
             known = replace(link, alias=mark)
             cabled = link.index in joined
@@ -509,10 +513,10 @@ class Network:
     def _settle_bridge(self, kernel: Netlink, bridge: Link, stations: Collection[int]) -> None:
         """Keep the host off a bridge of ours unless it has a configured address there."""
         if bridge.index not in stations:
-            kernel.do(rtnetlink.silence(bridge.index))
+            kernel.do(netlink_requests.silence(bridge.index))
         mark = self.access.mark(mtu=segment_mtu(bridge))
         if bridge.alias != mark:
-            kernel.do([rtnetlink.change(bridge.index, alias=mark)])
+            kernel.do([netlink_requests.change(bridge.index, alias=mark)])
 
     def make_tap(self, kernel: Netlink, change: Change, tap: Tap) -> Link:
         """Return this TAP, created if necessary; raises as :meth:`wire`."""
@@ -531,9 +535,9 @@ class Network:
                 with taps.made(self.access.owner) as first_name:
                     index = kernel.present(first_name).index
                     # Mark it before it has the name: other daemons would take it for their own.
-                    requests = [rtnetlink.change(index, alias=self.access.mark())]
-                    requests += [rtnetlink.add_name(index, tap.long)] if tap.long != tap.name else []
-                    kernel.do([*requests, rtnetlink.change(index, name=tap.name)])
+                    requests = [netlink_requests.change(index, alias=self.access.mark())]
+                    requests += [netlink_requests.add_name(index, tap.long)] if tap.long != tap.name else []
+                    kernel.do([*requests, netlink_requests.change(index, name=tap.name)])
             except OSError as error:
                 if error.errno != errno.EEXIST or (link := kernel.link(tap.name)) is None:
                     raise  # else another process has just created one
@@ -560,7 +564,7 @@ class Network:
         """Give a TAP of ours its long name if it lacks it; return whether it did."""
         lacks = tap.long not in (link.name, *link.other_names)
         if lacks:
-            kernel.do([rtnetlink.add_name(link.index, tap.long)])
+            kernel.do([netlink_requests.add_name(link.index, tap.long)])
         return lacks
 
     def _check_tap(self, link: Link, tap: Tap) -> None:
@@ -609,7 +613,7 @@ class Network:
                 self._settle_bridge(kernel, link, kernel.addressed())
                 if not link.up:
                     change.reversals.append(restoring(link, link.master))
-                    kernel.do([rtnetlink.change(link.index, up=True)])
+                    kernel.do([netlink_requests.change(link.index, up=True)])
             elif not link.up:
                 change.steps.append(Step(StepKind.down, name))
             return link
@@ -617,13 +621,16 @@ class Network:
         change.steps.append(Step(StepKind.making, name))
         with making(name):
             kernel.do(
-                [rtnetlink.new_bridge(name, bridge_mac(name)), rtnetlink.set_alias(name, self.access.mark())]
+                [
+                    netlink_requests.new_bridge(name, bridge_mac(name)),
+                    netlink_requests.set_alias(name, self.access.mark()),
+                ]
             )
         made = kernel.present(name)
         if made.name != name or made.kind != "bridge" or not self.access.is_own(made):
             raise OSError(errno.ENODEV, f"{name} vanished right after it was created")
         change.reversals.append(deleting(made))
-        kernel.do([*rtnetlink.silence(made.index), rtnetlink.change(made.index, up=True)])
+        kernel.do([*netlink_requests.silence(made.index), netlink_requests.change(made.index, up=True)])
         return replace(made, up=True)
 
     def check_idle(self, kernel: Netlink) -> None:
@@ -679,9 +686,9 @@ class Network:
         """Delete a TAP; if a process is attached, mark it for later deletion instead."""
         link = kernel.link(tap.name)
         if link is not None and self.is_own_tap(link, tap):
-            kernel.do(self._leaving(link) if link.attached else [rtnetlink.deletion(link.index)])
+            kernel.do(self._leaving(link) if link.attached else [netlink_requests.deletion(link.index)])
 
-    def _leaving(self, link: Link) -> list[rtnetlink.Request]:
+    def _leaving(self, link: Link) -> list[netlink_requests.Request]:
         """Return requests that remove a TAP from its bridge and mark it as leaving."""
         return _moved(link, 0, up=False, alias=self.access.mark(leaving=True))
 
@@ -803,21 +810,21 @@ def _moved(  # noqa: PLR0913 -- the kernel takes them all at once
     mac: str | None = None,
     alias: str | None = None,
     mtu: int | None = None,
-) -> list[rtnetlink.Request]:
+) -> list[netlink_requests.Request]:
     """Return requests that plug a link into another bridge (0: into none).
 
     The link is never up without a bridge: frames of the guest would reach the network stack of the host. Send
     them with `tolerate=EAFNOSUPPORT`.
     """
     aside = link.up and (link.master != master or not up)
-    requests = [rtnetlink.change(link.index, up=False)] if aside else []
+    requests = [netlink_requests.change(link.index, up=False)] if aside else []
     down = aside or not link.up
     if down and master:
         # Out of its bridge first, whose MTU may follow that of its ports.
-        requests += [rtnetlink.change(link.index, master=0)] if link.master else []
-        requests += rtnetlink.without_host_traffic(link)
-    requests.append(rtnetlink.change(link.index, master=master, mac=mac, alias=alias, mtu=mtu))
-    return requests + ([rtnetlink.change(link.index, up=True)] if up and down else [])
+        requests += [netlink_requests.change(link.index, master=0)] if link.master else []
+        requests += netlink_requests.without_host_traffic(link)
+    requests.append(netlink_requests.change(link.index, master=master, mac=mac, alias=alias, mtu=mtu))
+    return requests + ([netlink_requests.change(link.index, up=True)] if up and down else [])
 
 
 def deleting(made: Link) -> Reversal:
@@ -826,7 +833,7 @@ def deleting(made: Link) -> Reversal:
     def undo(kernel: Netlink) -> None:
         link = kernel.link_at(made.index)
         if link is not None and (link.name, link.kind) == (made.name, made.kind) and not users(kernel, link):
-            kernel.do([rtnetlink.deletion(link.index)])
+            kernel.do([netlink_requests.deletion(link.index)])
 
     return undo
 
@@ -856,7 +863,7 @@ def restoring(link: Link, master: int, *, own: bool = True) -> Reversal:
             if own:
                 requests = _moved(now, back, up=link.up, mac=mac, alias=link.alias, mtu=link.mtu)
             else:
-                requests = [rtnetlink.change(link.index, up=link.up, master=back)]
+                requests = [netlink_requests.change(link.index, up=link.up, master=back)]
             kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
 
     return undo

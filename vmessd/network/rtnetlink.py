@@ -1,8 +1,8 @@
 """rtnetlink: reading the host's links and changing them.
 
 pyroute2 provides the sockets, encodes requests and decodes refusals. It is imported on first use, in the thread
-of the caller: the import takes 0.15 s and 10 MiB, which a daemon without wires never spends. Replies are parsed
-by :mod:`vmessd.network.netlink_replies`.
+of the caller: the import takes 0.15 s and 10 MiB, which a daemon without wires never spends. Requests are made
+by :mod:`vmessd.network.netlink_requests`, and replies parsed by :mod:`vmessd.network.netlink_replies`.
 
 Everything here blocks, a request for as long as another process holds the kernel's lock on links, so call it
 from a thread. Nothing is cached: the kernel is asked each time. A message of :class:`Subscription` is only a
@@ -21,13 +21,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 from vmessd.core.names import LINK_NAME_MAX
+from vmessd.network import netlink_requests
 from vmessd.network.netlink_replies import (
     AF_BRIDGE,
     ATTRIBUTE,
     LINK_BODY,
-    MULTICAST,
-    PORT_PASSES,
-    UP,
     Link,
     Neighbour,
     group_detector,
@@ -37,6 +35,7 @@ from vmessd.network.netlink_replies import (
     parse_redirection,
     parse_traffic,
 )
+from vmessd.network.netlink_requests import Fields, Request, change, deletion
 
 _T = TypeVar("_T")
 
@@ -46,7 +45,6 @@ _HAS_MESSAGE = 0x200  # NLM_F_ACK_TLVS: the kernel explains its error in words
 _SCOPE_LINK = 253
 
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS
-_GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE: no automatic link-local address
 _NEIGHBOUR_GROUP = 1 << 2  # RTNLGRP_NEIGH, 3, as a bit
 
 _HEADER = struct.Struct("=IHHII")
@@ -62,230 +60,9 @@ _ENCODED_MAX = 4096  # messages of some 400 bytes each
 _NUMBERS_MAX = 1 << 31  # sequence numbers have 32 bits
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
 
-IPV6_MTU_MIN = 1280
-"""Below this MTU, a link has no IPv6 (RFC 8200, section 5; addrconf_notify() in Linux)."""
-
-
-class Request(NamedTuple):
-    """A request to the kernel, in the terms of pyroute2."""
-
-    verb: str
-    """A key of :attr:`_Pyroute2.verbs`."""
-    attributes: tuple[tuple[str, Any], ...] = ()
-    """Names and values; the value of a nested attribute is such a tuple."""
-    link: int = 0
-    """The index of the link; 0 if `name` identifies it."""
-    name: bytes = b""
-    """The name of the link, if that identifies it."""
-    flags: int = 0
-    changed: int = 0
-    """The mask of flags to change."""
-    family: int = 0
-    info: int = 0
-    """Priority and protocol of a filter. A message of tc has handle and parent in place of flags and mask."""
-
-
-class Fields(tuple[tuple[str, Any], ...]):
-    """The value of an attribute that has fields, as pairs of name and value, and no attributes within."""
-
-    __slots__ = ()
-
 
 class Refused(OSError):
     """The kernel refused a request; `strerror` includes its explanation if it gave one."""
-
-
-def _flags(flag: int, wanted: bool | None) -> tuple[int, int]:
-    return (0, 0) if wanted is None else (flag * wanted, flag)
-
-
-def change(  # noqa: PLR0913 -- the kernel takes them all at once
-    index: int,
-    *,
-    name: str | None = None,
-    up: bool | None = None,
-    master: int | None = None,
-    mac: str | None = None,
-    alias: str | None = None,
-    group: int | None = None,
-    mtu: int | None = None,
-    multicast: bool | None = None,
-) -> Request:
-    """Return a request that makes all these changes to a link in one operation."""
-    (up_flag, up_mask), (group_flag, group_mask) = _flags(UP, up), _flags(MULTICAST, multicast)
-    asked = (
-        ("IFLA_IFNAME", None if name is None else os.fsencode(name)),
-        ("IFLA_MTU", mtu),
-        ("IFLA_ADDRESS", mac),
-        ("IFLA_MASTER", master),
-        ("IFLA_IFALIAS", None if alias is None else os.fsencode(alias)),
-        ("IFLA_GROUP", group),
-    )
-    attributes = tuple((key, value) for key, value in asked if value is not None)
-    return Request("set", attributes, index, flags=up_flag | group_flag, changed=up_mask | group_mask)
-
-
-def without_link_local(index: int) -> Request:
-    """Return a request that prevents automatic IPv6 addresses of the host on a link.
-
-    A kernel without IPv6 refuses it with EAFNOSUPPORT, which is harmless.
-    """
-    mode = (("IFLA_INET6_ADDR_GEN_MODE", _GEN_MODE_NONE),)
-    return Request("set", (("IFLA_AF_SPEC", (("AF_INET6", mode),)),), index)
-
-
-def without_host_traffic(link: Link) -> list[Request]:
-    """Return requests after which the host itself sends nothing on a link. The link must be down.
-
-    They prevent automatic IPv6 addresses. They also make the host leave its multicast groups: a host that
-    forwards IPv6 has joined the routers' groups on every link, and reports them when the link comes up (MLD).
-    It leaves them when the MTU becomes too small for IPv6, and does not join again on a link without
-    IFF_MULTICAST, a flag that affects only the groups of the host itself.
-    """
-    requests = [without_link_local(link.index)]
-    if link.multicast and link.mtu >= IPV6_MTU_MIN:
-        requests = [
-            change(link.index, multicast=False),
-            change(link.index, mtu=IPV6_MTU_MIN - 1),
-            change(link.index, mtu=link.mtu),
-            *requests,
-        ]
-    return requests
-
-
-def silence(index: int) -> list[Request]:
-    """Return requests that keep the host off a bridge until it is given an address there.
-
-    - IPv6: the MTU of the bridge itself is too small. Frames between ports are limited by the ports' MTU only.
-    - IPv4: without an address, rp_filter 2 drops every packet. With an address, it accepts every source that
-      the host has a route to.
-    - ARP: no replies for other addresses of the host (arp_ignore 1), no requests from them (arp_announce 2).
-    - Multicast: no groups joined, because snooping is off. Multicast therefore reaches every port.
-
-    Bridges of earlier versions also get the setting of :func:`new_bridge` that they lack.
-
-    Source: Linux's Documentation/networking/ip-sysctl.rst; measured on 6.18.
-    """
-    conf = (("rp_filter", 2), ("arp_announce", 2), ("arp_ignore", 1))
-    settings = ("IFLA_AF_SPEC", (("AF_INET", (("IFLA_INET_CONF", conf),)),))
-    passing = _linkinfo("bridge", (("IFLA_BR_MCAST_SNOOPING", 0), ("IFLA_BR_GROUP_FWD_MASK", _OF_BRIDGE)))
-    return [Request("set", (("IFLA_MTU", IPV6_MTU_MIN - 1), settings, passing), index)]
-
-
-def set_alias(name: str, alias: str) -> Request:
-    """Return a request that sets the alias of a link by its name; send it together with the link's creation."""
-    return Request("set", (("IFLA_IFALIAS", os.fsencode(alias)),), name=os.fsencode(name))
-
-
-def add_name(index: int, name: str) -> Request:
-    """Return a request that gives a link an alternative name, of up to 127 bytes (ALTIFNAMSIZ)."""
-    return Request("name", (("IFLA_PROP_LIST", (("IFLA_ALT_IFNAME", os.fsencode(name)),)),), index)
-
-
-def _linkinfo(kind: str, data: tuple[tuple[str, Any], ...]) -> tuple[str, Any]:
-    return "IFLA_LINKINFO", (("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data))
-
-
-def _creation(name: str, kind: str, data: tuple[tuple[str, Any], ...], *more: tuple[str, Any]) -> Request:
-    return Request("add", (("IFLA_IFNAME", os.fsencode(name)), *more, _linkinfo(kind, data)))
-
-
-def new_bridge(name: str, mac: str) -> Request:
-    """Return a request for a bridge without spanning tree, forward delay and multicast snooping.
-
-    It forwards frames to all reserved addresses that the kernel allows; see :func:`passing`.
-    """
-    data = (
-        ("IFLA_BR_FORWARD_DELAY", 0),
-        ("IFLA_BR_STP_STATE", 0),
-        ("IFLA_BR_MCAST_SNOOPING", 0),
-        ("IFLA_BR_GROUP_FWD_MASK", _OF_BRIDGE),
-    )
-    return _creation(name, "bridge", data, ("IFLA_ADDRESS", mac))
-
-
-_OF_BRIDGE = 0xFFF8
-"""The reserved addresses 01:80:c2:00:00:0x whose frames a bridge, and a port, may forward (br_private.h).
-
-Only a port can have LACP forwarded (2), and nothing has PAUSE (1). Frames of spanning tree (0) pass without it.
-"""
-AGEING = 30000
-"""The time in hundredths of a second for which a bridge remembers where a station is, by default."""
-
-
-def passing(index: int) -> Request:
-    """Return a request that has a port of a bridge forward frames to reserved addresses.
-
-    A port forgets that when it moves to another bridge.
-    """
-    return _port(index, (("IFLA_BRPORT_GROUP_FWD_MASK", PORT_PASSES),))
-
-
-def learning(index: int, *, on: bool) -> Request:
-    """Return a request that has a port forget which stations are behind it, and learn that again or not."""
-    return _port(index, (("IFLA_BRPORT_LEARNING", int(on)), ("IFLA_BRPORT_FLUSH", None)))
-
-
-def _port(index: int, data: tuple[tuple[str, Any], ...]) -> Request:
-    info = (("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", data))
-    return Request("set", (("IFLA_LINKINFO", info),), index)
-
-
-def ageing(index: int, hundredths: int) -> Request:
-    """Return a request for how long a bridge remembers stations; 0 makes it a hub, which remembers none."""
-    return Request("set", (_linkinfo("bridge", (("IFLA_BR_AGEING_TIME", hundredths),)),), index)
-
-
-def new_vlan(name: str, parent: int, tag: int) -> Request:
-    """Return a request for a VLAN sub-interface of another link."""
-    return _creation(name, "vlan", (("IFLA_VLAN_ID", tag),), ("IFLA_LINK", parent))
-
-
-def new_veth(name: str, peer: str) -> Request:
-    """Return a request for a pair of links: what goes into one comes out of the other."""
-    return _creation(name, "veth", (("VETH_INFO_PEER", (("IFLA_IFNAME", os.fsencode(peer)),)),))
-
-
-def new_vxlan(name: str, identifier: int, port: int) -> Request:
-    """Return a request for a VXLAN endpoint that learns; its first remote addresses come from `bridge fdb`."""
-    return _creation(name, "vxlan", (("IFLA_VXLAN_ID", identifier), ("IFLA_VXLAN_PORT", port)))
-
-
-def deletion(index: int) -> Request:
-    """Return a request that deletes a link."""
-    return Request("del", link=index)
-
-
-# -- Redirections: what comes out of a link goes into another one --
-
-_INGRESS, _INGRESS_PARENT = 0xFFFF0000, 0xFFFFFFF1  # the handle of the ingress qdisc, and TC_H_INGRESS
-_FIRST_FILTER = 0x80000800  # the handle of the first u32 filter
-_EVERYTHING = 1 << 16 | socket.htons(0x0003)  # priority 1, ETH_P_ALL
-_TO_EGRESS, _STOLEN = 1, 4  # TCA_EGRESS_REDIR, TC_ACT_STOLEN
-_EVERY_FRAME = Fields((("keys", ("0x0/0x0+0",)),))
-
-
-def redirection(index: int, target: int) -> list[Request]:
-    """Return requests after which every frame that comes out of a link goes into another one, unchanged.
-
-    Frames do not reach the network stack of the host: a filter takes them off before (tc-u32(8),
-    tc-mirred(8)). They are dropped while the target is down, and after its deletion. Whatever the link had at
-    its ingress is removed. Send them with `tolerate=ENOENT`: mostly there is nothing to remove.
-    """
-    parameters = Fields((("action", _STOLEN), ("eaction", _TO_EGRESS), ("ifindex", target)))
-    action = (("TCA_ACT_KIND", "mirred"), ("TCA_ACT_OPTIONS", (("TCA_MIRRED_PARMS", parameters),)))
-    options = (("TCA_U32_SEL", _EVERY_FRAME), ("TCA_U32_ACT", (("TCA_ACT_PRIO_1", action),)))
-    attributes = (("TCA_KIND", "u32"), ("TCA_OPTIONS", options))
-    return [
-        no_redirection(index),
-        Request("add qdisc", (("TCA_KIND", "ingress"),), index, flags=_INGRESS, changed=_INGRESS_PARENT),
-        Request("add filter", attributes, index, changed=_INGRESS, info=_EVERYTHING),
-    ]
-
-
-def no_redirection(index: int) -> Request:
-    """Return a request that ends the redirection of a link. Without one, the kernel says ENOENT."""
-    return Request("del qdisc", (), index, changed=_INGRESS_PARENT)  # with a handle, it may say EINVAL
 
 
 _MASK = ("IFLA_EXT_MASK", _SKIP_STATISTICS)
@@ -546,17 +323,14 @@ class Netlink:
     def redirections(self, indices: Iterable[int]) -> dict[int, int]:
         """Return the targets of redirections by the indices of links; 0 for a target that was deleted.
 
-        Links without a redirection, as :func:`redirection` makes it, are left out.
+        Links without a redirection, as :func:`netlink_requests.redirection` makes it, are left out.
         """
         asked = list(dict.fromkeys(indices))
         found: dict[int, int] = {}
         for start in range(0, len(asked), _BATCH):
             batch = asked[start : start + _BATCH]
-            requests = [
-                Request("get filter", (), index, b"", _FIRST_FILTER, _INGRESS, info=_EVERYTHING)
-                for index in batch
-            ]
-            for index, message in zip(batch, self._answers(requests, parse_redirection), strict=True):
+            requests = map(netlink_requests.redirection_of, batch)
+            for index, message in zip(batch, self._answers([*requests], parse_redirection), strict=True):
                 error = _refusal(message)
                 if error is not None and error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
                     raise error
