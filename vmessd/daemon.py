@@ -21,6 +21,7 @@ from vmessd.network.links import Network
 from vmessd.network.policy import Access
 from vmessd.qemu import credentials, process
 from vmessd.qemu.credentials import Account
+from vmessd.qemu.process import Capability
 from vmessd.storage import blocking
 from vmessd.supervisor import fleet
 from vmessd.supervisor.fleet import Fleet
@@ -38,7 +39,8 @@ UNUSED_EVERY = 30.0
 
 
 def _host(config: Config, runs_as: Account, log_path: str | None) -> Host:
-    network = Network(Access(runs_as.uid, config.allow_links, config.allow_bridges))
+    access = Access(runs_as.uid, config.allow_links, config.allow_bridges)
+    network = Network(access, may_make_taps=Capability.NET_ADMIN in process.capabilities()[0])
     qemu = find_qemu(config.qemu)
     residence = Residence(str(config.socket), log_path, config.idle_time, config.kind(systemd.is_heard()))
     return Host(

@@ -593,8 +593,9 @@ def test_what_the_host_has_heard_is_read() -> None:
 
 CHURN = """
 import time
-from vmessd.network import rtnetlink
-with rtnetlink.Netlink() as kernel:
+from vmessd.network.netlink_requests import new_bridge
+from vmessd.network.rtnetlink import Netlink
+with Netlink() as kernel:
     print("ready", flush=True)
     for number in range(100_000):
         kernel.do([new_bridge(f"churn{number % 10}", "02:00:00:00:00:01")])

@@ -32,7 +32,8 @@ from vmessd.core.wires import (
 from vmessd.devices.cables import CABLES, Cables
 from vmessd.devices.captures import Captures
 from vmessd.devices.hotplug import Cards
-from vmessd.network.links import Change, Nic
+from vmessd.network.links import Change
+from vmessd.network.nics import Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
 from vmessd.storage import cable_notes, cable_sockets, images

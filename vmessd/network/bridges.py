@@ -18,9 +18,12 @@ from vmessd.core.models.wires import CableEnds, ForeignPort, Segment, Step, Step
 from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, peer, typed_link_name
 from vmessd.network import netlink_requests
 from vmessd.network.cables import MTU
-from vmessd.network.links import Change, Network, attached, deleting, making, restoring, users
+from vmessd.network.kernel_errors import making
+from vmessd.network.links import Change, Network, attached
 from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import Tap, describe, segment_mtu, shown, tap_of
+from vmessd.network.ports import mtu_of
+from vmessd.network.reversals import deleting, restoring, users
 from vmessd.network.rtnetlink import Netlink
 from vmessd.storage import safefile
 
@@ -174,12 +177,12 @@ class Segments:
             if not self._network.access.is_own(master) and not all(taps.values()):
                 # TAPs of VMs may join it, other links may not.
                 self._network.access.check_change(master, bridge)
-            with self._network.tuning(kernel, change, stations) as touched:
+            with self._network.ports.tuning(kernel, change.reversals, stations) as touched:
                 touched[master.index] = master
                 for name, tap in taps.items():
                     link = self._prepare(kernel, change, name, tap)
                     self._check_port(kernel, name, link, master, stations)
-                    touched.update(self._network.moving(kernel, link, master))
+                    touched.update(self._network.ports.moving(kernel, link, master))
                     self._plug(kernel, change, link, master, stations, macs.get(link.name))
         return change.steps
 
@@ -226,7 +229,7 @@ class Segments:
 
         before = {port.index: port.mtu for port in ports}
         change.reversals.append(lambda kernel: kernel.do(requests(bridge, before), tolerate=errno.ENODEV))
-        after = {port.index: self._network.mtu(port, wanted, stations) for port in ports}
+        after = {port.index: mtu_of(port, wanted, stations) for port in ports}
         kernel.do(requests(wanted, after))
         return wanted
 

@@ -8,24 +8,23 @@ Sources: tc-u32(8), tc-mirred(8), and Linux's net/sched/act_mirred.c.
 """
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from vmessd.network import netlink_requests
 from vmessd.network.netlink_replies import Link
+from vmessd.network.reversals import Reversal
 from vmessd.network.rtnetlink import Netlink
 
 MTU = 65000
 """Of TAPs: a frame that is longer vanishes. The most that the kernel allows is 65521 (tun_net_init())."""
 
-Reversal = Callable[[Netlink], None]
-
 
 def joined(kernel: Netlink, links: Iterable[Link]) -> dict[int, int]:
     """Return the other ends of cables by the indices of links; links without a whole cable are left out."""
     loose = [link.index for link in links if link.tap and link.up and not link.master]
-    there = kernel.redirections(loose) if loose else {}
+    there = kernel.redirections(loose)
     targets = {target for target in there.values() if target}
-    back = there | (kernel.redirections(targets - there.keys()) if targets - there.keys() else {})
+    back = there | kernel.redirections(targets - there.keys())
     return {index: target for index, target in there.items() if back.get(target) == index}
 
 

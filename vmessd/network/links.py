@@ -10,33 +10,24 @@ import functools
 import hashlib
 import logging
 import os
-import re
-import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from vmessd.core import names, systemd
+from vmessd.core import names
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason, shell_line
+from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason
 from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.wires import INTERFACES_MAX, End, Wire, new_bridge_name
 from vmessd.network import cables, netlink_requests, rtnetlink, taps
-from vmessd.network.cables import Reversal
+from vmessd.network.kernel_errors import explained, making
 from vmessd.network.netlink_replies import Link
-from vmessd.network.policy import (
-    Access,
-    Tap,
-    describe,
-    is_leaving,
-    is_made_by_vmess,
-    root_text,
-    segment_mtu,
-    shown,
-    tap_of,
-)
+from vmessd.network.nics import Nic
+from vmessd.network.policy import Access, Tap, describe, is_leaving, root_text, segment_mtu, shown, tap_of
+from vmessd.network.ports import Ports, mtu_of
+from vmessd.network.reversals import Reversal, deleting, restoring
 from vmessd.network.rtnetlink import Netlink
 
 log = logging.getLogger(__name__)
@@ -46,81 +37,8 @@ IDLE_MAX = 256
 MADE_MAX = 1024
 """Links of ours that are neither bridges nor TAPs: VLANs, both ends of pairs, VXLANs."""
 
-MTU_DEFAULT = 1500
-"""Of a TAP as the kernel makes it (ETH_DATA_LEN)."""
-CROWD = 3
-"""A bridge with more ports is not looked at for whether it has two."""
 VMS_CACHED = 512
 """VMs whose names of TAPs are kept, because a list needs all of them."""
-
-
-@dataclass(frozen=True)
-class Nic:
-    """One interface of a VM: what NICS says and what the kernel has."""
-
-    index: int
-    tap: Tap
-    noted: Wire | None
-    """The connection according to NICS."""
-    link: Link | None
-    """The TAP, if it exists."""
-    bridge: str | None
-    """The bridge that the TAP is a port of."""
-    taken_by: str | None = None
-    """The other VM root that owns a link of this name."""
-    cable: End | None = None
-    """The other end of the cable that is plugged into the TAP."""
-    mtu: int | None = None
-    """The MTU of the segment that it is in, if that has one."""
-    by_qemu: bool = False
-    """It has no TAP: QEMU itself carries its frames, in a user-mode network or to another QEMU."""
-
-    @property
-    def wire(self) -> Wire:
-        """What it is plugged into: according to the kernel if the TAP exists, else according to NICS.
-
-        A cable counts even if there is nothing at its other end yet.
-        """
-        if self.link is None or (self.waits and not self.bridge):
-            return self.noted or Wire()
-        return Wire(bridge=self.bridge, cable=self.cable)
-
-    @property
-    def waits(self) -> bool:
-        """NICS says that it has a cable, and the kernel has none."""
-        return self.noted is not None and self.noted.cable is not None and self.cable is None
-
-    @property
-    def leaving(self) -> bool:
-        """The guest was asked to release its card and has not done so yet."""
-        return self.link is not None and is_leaving(self.link)
-
-    @property
-    def is_whole(self) -> bool:
-        """The TAP exists, has an owner, is up if it is a port, and has its cable."""
-        up = self.link is not None and (self.link.up or not self.bridge)
-        return self.link is not None and self.link.owner is not None and up and not self.waits
-
-    def difference(self) -> str | None:
-        """Return how the kernel differs from NICS, as a text; None if it does not."""
-        if self.taken_by is not None:
-            return f"{self.tap.long} belongs to the VM root {self.taken_by}"
-        if self.link is not None and self.bridge and not self.link.up:
-            return f"{self.tap.long} is down and passes no frames: ip link set {self.tap.long} up"
-        if self.noted is None or self.leaving or self.by_qemu:
-            return None
-        if self.link is None:
-            return f"{self.tap.long} does not exist; a start creates it, {_connected(self.noted)}"
-        if self.wire != self.noted:
-            return f"{self.tap.long} is {_connected(self.wire)}, but NICS says {self.noted}"
-        if self.waits:
-            return f"{self.tap.long} and the TAP of {self.noted} are not joined; a start joins them"
-        return None
-
-
-def _connected(wire: Wire) -> str:
-    """Return where an interface is, in words."""
-    return "connected to nothing" if wire == Wire() else f"plugged into {wire}"
 
 
 @dataclass
@@ -144,11 +62,12 @@ class Change:
 class Network:
     """The links of the host that VMs use."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, *, may_make_taps: bool = True) -> None:
+        """`may_make_taps`: this process has CAP_NET_ADMIN, and can make a TAP where there is none."""
         self.access = access
+        self.may_make_taps = may_make_taps
         self._lock = threading.Lock()
-        self._ports: dict[int, int] = {}
-        """How many ports bridges have, as far as known: a hint that saves looking at all links."""
+        self.ports = Ports(lambda link: self.access.is_own(link))  # noqa: PLW0108 -- the root is known later
 
     @contextlib.contextmanager
     def kernel(self) -> Iterator[Netlink]:
@@ -183,28 +102,19 @@ class Network:
             has_taps = any(not wire.user for wire in noted or ()) or _any_tap(vm)
             found = kernel.named(_tap_names(vm)) if has_taps else {}
             masters = {link.master for link in found.values() if link.master}
-            bridges = kernel.links_at(masters) if masters else {}
+            bridges = kernel.links_at(masters)
             ends = self._ends(kernel, [*found.values()])
         return self._nics(vm, noted or (), found, bridges, ends)
 
     def _ends(self, kernel: Netlink, links: Sequence[Link]) -> dict[int, End]:
         """Return the other ends of the cables of TAPs, by the index of the link."""
         joined = cables.joined(kernel, links)
-        others = kernel.links_at(joined.values()) if joined else {}
+        others = kernel.links_at(joined.values())
         taps = {index: tap for index, link in others.items() if (tap := tap_of(link))}
         own = {index: tap for index, tap in taps.items() if self.is_own_tap(others[index], tap)}
         return {
             index: End(own[other].vm, own[other].interface) for index, other in joined.items() if other in own
         }
-
-    @functools.cached_property
-    def may_make_taps(self) -> bool:
-        """This process has CAP_NET_ADMIN, and can make a TAP where there is none."""
-        with contextlib.suppress(OSError):
-            status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-            if found := re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE):
-                return bool(int(found[1], 16) >> _NET_ADMIN & 1)
-        return True
 
     def needs_tap(self, wire: Wire) -> bool:
         """Tell whether an interface without a TAP gets one for this wire; if not, QEMU carries its frames."""
@@ -318,13 +228,13 @@ class Network:
             self._make_taps(kernel, change, plugged, found)
             stations = kernel.addressed() if plugged else set()
             joined = cables.joined(kernel, [found[tap.name] for tap in others if tap in plugged])
-            with self.tuning(kernel, change, stations) as touched:
+            with self.ports.tuning(kernel, change.reversals, stations) as touched:
                 for tap, wire in plugged.items():
                     link, other = found[tap.name], self._other_end(others.get(tap), found)
                     cabled = other is not None and joined.get(link.index) == other.index
                     change.steps.append(Step(StepKind.persistent, tap.long, link.owner))
                     master = self._master(kernel, change, tap, wire, found, starts=starts)
-                    touched.update(self.moving(kernel, link, master))
+                    touched.update(self.ports.moving(kernel, link, master))
                     link = self.plug(kernel, change, link, master, stations, own.get(tap.name), cabled=cabled)
                     if other is not None and not cabled:
                         other = self.plug(kernel, change, other, None, stations, other.mac)
@@ -354,61 +264,6 @@ class Network:
         owned = Step(StepKind.persistent, tap.long, found[tap.name].owner)
         change.steps += [Step(StepKind.preparing, tap.long), owned]
         return found[wire.bridge]
-
-    @contextlib.contextmanager
-    def tuning(self, kernel: Netlink, change: Change, stations: Collection[int]) -> Iterator[dict[int, Link]]:
-        """Yield a place for bridges whose ports change in the body of the `with`; :meth:`tune` them then."""
-        touched: dict[int, Link] = {}
-        change.reversals.append(lambda kernel: self._retune(kernel, touched, stations))
-        yield touched
-        self.tune(kernel, touched, stations)
-
-    def _retune(self, kernel: Netlink, bridges: Mapping[int, Link], stations: Collection[int]) -> None:
-        """Tune bridges whose number of ports is not known any more."""
-        for index in bridges:
-            self._ports.pop(index, None)
-        self.tune(kernel, bridges, stations)
-
-    def moving(self, kernel: Netlink, link: Link, master: Link | None) -> dict[int, Link]:
-        """Return the bridges that a link leaves and joins, by index; none if it stays where it is."""
-        there = master.index if master is not None else 0
-        if link.master == there:
-            return {}
-        self._count(link.master, -1)
-        self._count(there, 1)
-        left = kernel.links_at([link.master]) if link.master else {}
-        return left | ({there: master} if master is not None else {})
-
-    def _count(self, bridge: int, more: int) -> None:
-        if bridge in self._ports:
-            self._ports[bridge] += more
-
-    def tune(self, kernel: Netlink, bridges: Mapping[int, Link], stations: Collection[int]) -> None:
-        """Have the ports of our bridges pass what they can, and learn what there is to learn.
-
-        Two TAPs and nothing else are nearly a cable: a guest may be a switch, and a station move from one side
-        to the other without a word. With learning, nobody would reach it for 300 s.
-        """
-        for bridge in bridges.values():
-            if not self.access.is_own(bridge) or self._ports.get(bridge.index, 0) > CROWD:
-                continue
-            ports = kernel.ports(bridge.index)
-            self._ports[bridge.index] = len(ports)
-            alone = len(ports) == 2 and all(port.tap for port in ports) and bridge.index not in stations
-            kernel.do(
-                [
-                    *(netlink_requests.passing(port.index) for port in ports if self._should_pass(port)),
-                    *(
-                        netlink_requests.learning(port.index, on=not alone)
-                        for port in ports
-                        if port.learns is alone
-                    ),
-                ]
-            )
-
-    def _should_pass(self, port: Link) -> bool:
-        """Tell whether a port is ours and has not been told to forward frames to reserved addresses."""
-        return not port.passes and self.access.is_own(port)
 
     def _other_end(self, tap: Tap | None, found: Mapping[str, Link]) -> Link | None:
         """Return the TAP at the other end of a cable if a cable can be plugged into it now, else None."""
@@ -444,7 +299,7 @@ class Network:
         if link.kind == "vlan" and (base := kernel.link_at(link.parent)) and not base.up:
             change.steps.append(Step(StepKind.waiting, base.name))
             up = False  # the kernel sets it up together with its lower link
-        mark, mac, mtu = self.access.mark(), link.mac, self.mtu(link, master, stations)
+        mark, mac, mtu = self.access.mark(), link.mac, mtu_of(link, master, stations)
         there = master.index if master is not None else 0
         if own is not None:
             mac = own
@@ -455,25 +310,12 @@ class Network:
             return link
         change.reversals.append(restoring(link, there))
         new = None if mtu == link.mtu else mtu
-        requests = _moved(link, there, up=up, mac=None if mac == link.mac else mac, alias=mark, mtu=new)
+        address = None if mac == link.mac else mac
+        requests = netlink_requests.move(link, there, up=up, mac=address, alias=mark, mtu=new)
         if master is not None and link.master != there and self.access.is_own(master):
             requests.append(netlink_requests.passing(link.index))
         kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
         return now
-
-    def mtu(self, link: Link, master: Link | None, stations: Collection[int]) -> int:
-        """Return the MTU that a link gets in a bridge, or without one; `stations` as for :meth:`plug`.
-
-        A frame that is longer than the MTU of a port vanishes. The host sends no longer frames on a bridge than
-        its smallest port takes, so where it is a station or the bridge is not vmess's, ports are as before.
-        """
-        if not link.tap and link.kind != "veth":
-            return link.mtu
-        if master is None:
-            return cables.MTU
-        if not is_made_by_vmess(master):
-            return master.mtu
-        return segment_mtu(master) or (max(master.mtu, MTU_DEFAULT) if master.index in stations else cables.MTU)
 
     def settle(self, vm: str, macs: Mapping[int, str]) -> Change:
         """Update a VM's TAPs and our bridges that contain them to the settings of this version.
@@ -508,7 +350,7 @@ class Network:
         for bridge in bridges.values():
             if self.access.is_own(bridge):
                 self._settle_bridge(kernel, bridge, stations)
-        self.tune(kernel, bridges, stations)
+        self.ports.tune(kernel, bridges, stations)
 
     def _settle_bridge(self, kernel: Netlink, bridge: Link, stations: Collection[int]) -> None:
         """Keep the host off a bridge of ours unless it has a configured address there."""
@@ -666,11 +508,8 @@ class Network:
             held = [tap.long for tap, link in links.items() if link.attached]
             if held:
                 raise attached(", ".join(held))
-            bridges = kernel.links_at(link.master for link in links.values() if link.master)
             kernel.delete([*links.values()])
-            for link in links.values():
-                self._count(link.master, -1)
-            self.tune(kernel, bridges, kernel.addressed() if bridges else ())
+            self.ports.left(kernel, links.values())
         return [Step(StepKind.nonpersistent, tap.long) for tap in links]
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[tuple[Tap, Link]]:
@@ -690,20 +529,17 @@ class Network:
 
     def _leaving(self, link: Link) -> list[netlink_requests.Request]:
         """Return requests that remove a TAP from its bridge and mark it as leaving."""
-        return _moved(link, 0, up=False, alias=self.access.mark(leaving=True))
+        return netlink_requests.move(link, 0, up=False, alias=self.access.mark(leaving=True))
 
     def mark_leaving(self, vm: str, keep: Sequence[int]) -> Change:
         """Remove a VM's TAPs, except those to `keep`, from their bridges and mark them as leaving."""
         with self.change() as (kernel, change):
             taps = [link for tap, link in self._own_taps(kernel, vm) if tap.interface not in keep]
-            stations = kernel.addressed() if taps else set()
-            bridges = kernel.links_at(link.master for link in taps if link.master)
-            change.reversals.append(lambda kernel: self._retune(kernel, bridges, stations))
-            change.reversals += [restoring(link, 0) for link in taps]
-            kernel.do(request for link in taps for request in self._leaving(link))
-            for link in taps:
-                self._count(link.master, -1)
-            self.tune(kernel, bridges, stations)
+            with self.ports.tuning(kernel, change.reversals, kernel.addressed() if taps else ()) as touched:
+                for link in taps:
+                    touched.update(self.ports.moving(kernel, link, None))
+                change.reversals += [restoring(link, 0) for link in taps]
+                kernel.do(request for link in taps for request in self._leaving(link))
         return change
 
     def sweep(self, vm: str) -> list[Step]:
@@ -736,50 +572,6 @@ def _recreation(name: str) -> str:
     return f"as root: ip link delete {name}; vmessd then creates a new one"
 
 
-_NET_ADMIN = 12  # include/uapi/linux/capability.h
-CAPABILITY = "CAP_NET_ADMIN"
-"""What the kernel requires of whoever changes links, capabilities(7)."""
-
-
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Convert errors of the kernel into errors for the user."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.EACCES):
-            raise missing_capability() from None
-        if error.errno == errno.ENODEV:
-            raise Failed("a link vanished in the meantime; nothing was changed", hint="try again") from None
-        words = error.strerror or str(error)
-        raise Failed(f"the kernel refused to change links: {words[:1].lower()}{words[1:]}") from None
-
-
-@contextlib.contextmanager
-def making(name: str) -> Iterator[None]:
-    """Name the link in an error of its creation, unless a privilege is missing."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.EACCES):
-            raise
-        raise Failed(f"{name} cannot be created: {reason(error)}") from None
-
-
-def missing_capability() -> NotPermitted:
-    """Return the error for a daemon that may not change links, with a command that replaces the daemon."""
-    uid = os.geteuid()
-    program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else "vmessd"
-    stop = "systemctl --user stop vmessd" if systemd.is_heard() else "vmess daemon stop"
-    return NotPermitted(
-        f"vmessd, uid {uid}, lacks {CAPABILITY}, which TAPs and bridges need: run it as root, or as "
-        f"yourself with only that capability",
-        hint=f"{stop}; sudo -E setpriv --reuid {uid} --regid {os.getegid()} --init-groups "
-        f"--inh-caps +net_admin --ambient-caps +net_admin {shell_line([program, *sys.argv[1:]])}",
-        capability=CAPABILITY,
-    )
-
-
 def _machine_id() -> str:
     with contextlib.suppress(OSError):
         return Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
@@ -800,70 +592,3 @@ def root_name(root: Path) -> str:
     """
     seed = _machine_id() or str(root.stat().st_ino)
     return root_text(os.fsencode(root.resolve()), hashlib.sha256(f"vmess {seed}".encode()).hexdigest()[:8])
-
-
-def _moved(  # noqa: PLR0913 -- the kernel takes them all at once
-    link: Link,
-    master: int,
-    *,
-    up: bool,
-    mac: str | None = None,
-    alias: str | None = None,
-    mtu: int | None = None,
-) -> list[netlink_requests.Request]:
-    """Return requests that plug a link into another bridge (0: into none).
-
-    The link is never up without a bridge: frames of the guest would reach the network stack of the host. Send
-    them with `tolerate=EAFNOSUPPORT`.
-    """
-    aside = link.up and (link.master != master or not up)
-    requests = [netlink_requests.change(link.index, up=False)] if aside else []
-    down = aside or not link.up
-    if down and master:
-        # Out of its bridge first, whose MTU may follow that of its ports.
-        requests += [netlink_requests.change(link.index, master=0)] if link.master else []
-        requests += netlink_requests.without_host_traffic(link)
-    requests.append(netlink_requests.change(link.index, master=master, mac=mac, alias=alias, mtu=mtu))
-    return requests + ([netlink_requests.change(link.index, up=True)] if up and down else [])
-
-
-def deleting(made: Link) -> Reversal:
-    """Return a reversal that deletes a new link unless it is in use by then."""
-
-    def undo(kernel: Netlink) -> None:
-        link = kernel.link_at(made.index)
-        if link is not None and (link.name, link.kind) == (made.name, made.kind) and not users(kernel, link):
-            kernel.do([netlink_requests.deletion(link.index)])
-
-    return undo
-
-
-def users(kernel: Netlink, link: Link) -> list[str]:
-    """Return the users of a link: its ports, its upper links, and the host if it has an address there."""
-    others = [shown(other) for other in kernel.links() if link.index in (other.master, _base(other))]
-    return others + (["an IP address of the host"] if link.index in kernel.addressed() else [])
-
-
-def _base(link: Link) -> int:
-    """Return the index of a link's lower link, 0 for none; the peer of a veth is not one."""
-    return 0 if link.kind == "veth" else link.parent
-
-
-def restoring(link: Link, master: int, *, own: bool = True) -> Reversal:
-    """Return a reversal that restores a link. It stays in its bridge if that is no longer `master`, our choice.
-
-    A link that is not our own is not set down in between: it may be a network card.
-    """
-    mac = link.mac if link.tap else None  # only TAPs get another MAC, and some cards refuse a change
-
-    def undo(kernel: Netlink) -> None:
-        now = kernel.link_at(link.index)
-        if now is not None and now.name == link.name:
-            back = link.master if now.master == master else now.master
-            if own:
-                requests = _moved(now, back, up=link.up, mac=mac, alias=link.alias, mtu=link.mtu)
-            else:
-                requests = [netlink_requests.change(link.index, up=link.up, master=back)]
-            kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
-
-    return undo

@@ -203,6 +203,31 @@ def deletion(index: int) -> Request:
     return Request("del", link=index)
 
 
+def move(  # noqa: PLR0913 -- the kernel takes them all at once
+    link: Link,
+    master: int,
+    *,
+    up: bool,
+    mac: str | None = None,
+    alias: str | None = None,
+    mtu: int | None = None,
+) -> list[Request]:
+    """Return requests that plug a link into another bridge (0: into none).
+
+    The link is never up without a bridge: frames of the guest would reach the network stack of the host. Send
+    them with `tolerate=EAFNOSUPPORT`.
+    """
+    aside = link.up and (link.master != master or not up)
+    requests = [change(link.index, up=False)] if aside else []
+    down = aside or not link.up
+    if down and master:
+        # Out of its bridge first, whose MTU may follow that of its ports.
+        requests += [change(link.index, master=0)] if link.master else []
+        requests += without_host_traffic(link)
+    requests.append(change(link.index, master=master, mac=mac, alias=alias, mtu=mtu))
+    return requests + ([change(link.index, up=True)] if up and down else [])
+
+
 # -- Redirections: what comes out of a link goes into another one --
 
 _INGRESS, _INGRESS_PARENT = 0xFFFF0000, 0xFFFFFFF1  # the handle of the ingress qdisc, and TC_H_INGRESS

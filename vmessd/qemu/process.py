@@ -34,6 +34,7 @@ class Capability(enum.IntEnum):
     KILL = 5
     SETGID = 6
     SETUID = 7
+    NET_ADMIN = 12
 
 
 class Process:

@@ -18,8 +18,8 @@ from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, LOCK, SHARES, Setting
 from vmessd.core.wires import Wire
 from vmessd.devices.network_interfaces import NetworkInterfaces
-from vmessd.network.links import Nic
 from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
+from vmessd.network.nics import Nic
 from vmessd.qemu import command_line
 from vmessd.qemu.guest_agent import Address
 from vmessd.storage import backing, blocking, cloud_init, images, vmdir

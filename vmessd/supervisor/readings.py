@@ -16,7 +16,7 @@ from vmessd.core.errors import VmessError
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, LOCK, UNITS
 from vmessd.core.wires import Wire
-from vmessd.network.links import Nic
+from vmessd.network.nics import Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
 from vmessd.storage import cloud_init, images

@@ -20,7 +20,8 @@ from vmessd.core.lifecycle import Policy
 from vmessd.core.records import Moment, RunRecord
 from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, SHARES
 from vmessd.network import taps
-from vmessd.network.links import Network, Nic
+from vmessd.network.links import Network
+from vmessd.network.nics import Nic
 from vmessd.qemu import command_line, machine_types, tpm, virtiofsd
 from vmessd.qemu.command_line import Card, ChildFd, Spec
 from vmessd.qemu.oom import Counter
