@@ -16,7 +16,8 @@ from test_chains import qemu_img
 from test_disks import caught, child_of
 
 from vmessd.core import names
-from vmessd.storage import snapshots
+from vmessd.storage import plans, pulling, safefile, snapshots
+from vmessd.storage.plans import Plan
 from vmessd.storage.vmdir import VMDirectory
 
 pytestmark = pytest.mark.qemu
@@ -346,3 +347,40 @@ def test_a_disk_with_snapshots_is_neither_put_aside_nor_deleted(daemon: Daemon) 
     assert kept(daemon, "after").read_bytes() == before
     daemon.done(A, "snapshot", "delete", "one")
     daemon.done(A, "hda", "delete", "--yes")
+
+
+@pytest.mark.parametrize("there", [["one"], ["one", "two"]], ids=["on an image", "on a snapshot"])
+def test_c161_a_header_is_corrected_once_a_deletion_is_completed_without_its_qemu(
+    daemon: Daemon, there: list[str]
+) -> None:
+    daemon.make(A)
+    daemon.done(A, "hda", image(daemon.directory / "image.img"), "--linked")
+    for number, name in enumerate(there):
+        write(daemon, number, at=(5 + number) * M)
+        daemon.done(A, "snapshot", "take", name)
+    write(daemon, 9)
+    content, top, vm = kept(daemon, "content"), top_of(daemon), VMDirectory(daemon.root, A)
+    pulls = pulling.prepare(vm, there[-1], {"hda"})
+    gone, below = pulls[0].snapshot.target, pulls[0].below
+    assert below is not None
+    qemu_img("rebase", "-f", "qcow2", "-b", below.target, "-F", below.format, top)  # as QEMU, which was killed
+    qemu_img("rebase", "-u", "-f", "qcow2", "-b", gone, "-F", "qcow2", top)  # before it did this
+    steps, _ = pulling.steps(vm, pulls)
+    with vm.opened() as directory:
+        plan = Plan(A, steps, run=(1, 1), nodes={"hda": "hda-base1"}, merges=True)
+        safefile.write(directory, plans.FILE, plans.text(plan))
+    assert listed(daemon) == there[:-1]
+    assert not images(daemon) & {gone, "plan.json"}
+    same(daemon, content)
+
+
+def test_a_header_names_the_base_of_a_snapshot_that_was_taken_of_a_running_vm(daemon: Daemon) -> None:
+    daemon.make(A)
+    place = image(daemon.directory / "image.img")
+    daemon.done(A, "hda", place, "--linked", "start", "snapshot", "take", "one", "stop", "force")
+    assert listed(daemon) == ["one"]
+    same(daemon, place)
+    daemon.done(A, "start", "stop", "force", "clone", B, "--linked")
+    assert listed(daemon, B) == ["one"]
+    same(daemon, place, B)
+    daemon.done(A, "start", "stop", "force")

@@ -202,6 +202,7 @@ class Snapshots:
         if record is None or (record.pid, record.ticks) != plan.run:
             if self.machine.state in OFF:
                 await self.machine.change(vm.settle_plan, stopped=True)
+                await self._correct_headers(vm)
             return
         run = self.machine.live()
         if plan.merges:

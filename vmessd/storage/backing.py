@@ -30,9 +30,10 @@ FORMATS = {".img": "raw", ".raw": "raw", ".qcow2": "qcow2"}
 """The format of a base by the end of its name."""
 DETACHED = ".detached"
 """The end of the name of a directory with a disk that was put aside; a number may follow."""
+LINK = re.compile(r"[a-z][a-z0-9-]*-hd[a-z]\.base(?:\.[2-9])?")
+"""The names of links to bases, of any VM."""
 _SHOWN = 300
 _IMAGE = re.compile(r"[a-z][a-z0-9-]*-hd[a-z]\.(?:img|qcow2)")
-_LINK = re.compile(r"[a-z][a-z0-9-]*-hd[a-z]\.base(?:\.[2-9])?")
 
 
 class Identity(NamedTuple):
@@ -205,7 +206,7 @@ def _links(root: Path, vms: Iterable[str]) -> Iterator[tuple[str, str]]:
     The links of a disk that was put aside lead from the VM directory, where they belong.
     """
     for vm in vms:
-        for link in _paths(str(root / vm), _LINK, aside=True):
+        for link in _paths(str(root / vm), LINK, aside=True):
             with contextlib.suppress(OSError):
                 yield vm, os.path.join(root, vm, os.readlink(link))
 

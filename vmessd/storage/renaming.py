@@ -21,7 +21,6 @@ from vmessd.storage.vmdir import RENAMING, VMDirectory
 log = logging.getLogger(__name__)
 
 _PAIR = re.compile(re.escape(RENAMING) + "([^~]+)~([^~]+)")
-_BASE = re.compile(r"[a-z][a-z0-9-]*-hd[a-z]\.base")
 SLOTS = (*names.DISKS, names.CDROM)
 
 
@@ -138,7 +137,7 @@ def name_bases(directory: int, vm: str) -> None:
         link = names.base_file(vm, slot, 1)
         if safefile.status(directory, link) is not None:
             disk = names.disk_file(vm, slot, "qcow2")
-            backing.name_base(directory, disk, lambda said: _BASE.fullmatch(said) is not None, link)
+            backing.name_base(directory, disk, lambda said: backing.LINK.fullmatch(said) is not None, link)
 
 
 def _redirect_links(directory: int, vm: str, old: str, new: str) -> None:

@@ -17,6 +17,7 @@ from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, InvalidValue, counted, failing, quoted
 from vmessd.core.models.snapshots import Snapshot
 from vmessd.storage import backing, copying, images, plans, safefile
+from vmessd.storage.backing import Base, Identity
 from vmessd.storage.images import Disk
 from vmessd.storage.plans import Drop, Move, Steps
 from vmessd.storage.vmdir import VMDirectory
@@ -364,26 +365,41 @@ def merged(vm: VMDirectory, merges: Iterable[Merge]) -> list[Steps]:
 
 
 def misnamed(vm: VMDirectory) -> list[tuple[str, tuple[str, str]]]:
-    """Return the images whose header names a snapshot in another way than it is called, with name and format.
+    """Return the images whose header names another base than they have, with its name and format.
 
     QEMU gets every base by its link; the names in headers are for `qemu-img`.
     """
     found: list[tuple[str, tuple[str, str]]] = []
-    for disk in hard_disks(vm):
-        above, form = os.path.basename(disk.path), disk.format
-        for base in disk.bases:
-            if names.snapshot_of(base.target) and form == "qcow2" and "/" not in above:
-                with vm.opened() as directory:
-                    header = backing.header_of(directory, above)
-                if (header.backing, header.backing_format) != (base.target, base.format):
+    with vm.opened() as directory:
+        for disk in hard_disks(vm):
+            above, form = os.path.basename(disk.path), disk.format
+            for base in disk.bases:
+                if form == "qcow2" and "/" not in above and _names_another(directory, above, base):
                     found.append((above, (base.target, base.format)))
-            above, form = base.target, base.format
+                above, form = base.target, base.format
     return found
+
+
+def _names_another(directory: int, image: str, base: Base) -> bool:
+    """Tell whether the header of an image names a base that is not there, or another one.
+
+    A base that is no snapshot may be named as whoever brought the image likes.
+    """
+    header = backing.header_of(directory, image)
+    name = header.backing or ""
+    if names.snapshot_of(base.target):
+        return (name, header.backing_format) != (base.target, base.format)
+    if not names.snapshot_of(name) and not backing.LINK.fullmatch(name):
+        return False
+    try:
+        return Identity.of(os.stat(name, dir_fd=directory)) != base.identity
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager
 def writable(vm: VMDirectory, name: str) -> Iterator[None]:
-    """Make an image writable for a `with` block; its time stays as it is."""
+    """Make an image writable for a `with` block; its time stays as it is, which every VM on it has noted."""
     with vm.opened() as directory:
         found = safefile.status(directory, name)
         make_writable(directory, name)
@@ -391,7 +407,9 @@ def writable(vm: VMDirectory, name: str) -> Iterator[None]:
             yield
         finally:
             if found is not None:
-                plans.mark(directory, Move(name, name, found.st_ino, found.st_mtime))
+                plans.mark(directory, Move(name, name, found.st_ino))
+                with contextlib.suppress(OSError):
+                    os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=directory)
 
 
 def name_bases(vm: VMDirectory, disks: Iterable[Disk]) -> None:
