@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from backdoor import Backdoor, failures, words
-from daemons import Daemon, own, wait_for
+from daemons import UNIT, Daemon, own, wait_for
 from test_chains import qemu_img
 from test_snapshots import M, image, images, listed, same, top_of
 
@@ -144,6 +144,7 @@ def test_what_a_running_vm_does_not_delete_is_one_line(daemon: Daemon) -> None:
     model.check()
 
 
+@pytest.mark.timeout(600 * UNIT)  # the long one
 def test_c161_killed_at_any_moment_a_snapshot_is_as_it_was_or_gone(
     daemon: Daemon, seed: int, is_long: bool
 ) -> None:
