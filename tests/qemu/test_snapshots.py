@@ -374,6 +374,14 @@ def test_c161_a_header_is_corrected_once_a_deletion_is_completed_without_its_qem
     same(daemon, content)
 
 
+def test_c100_a_daemon_killed_while_it_corrects_a_header_keeps_no_vm_from_starting(daemon: Daemon) -> None:
+    made(daemon)
+    daemon.done(A, "snapshot", "take", "one", "snapshot", "take", "two", "start", "stop", "force")
+    with snapshots.writable(VMDirectory(daemon.root, A), "snap-hda-two.qcow2"):
+        os.utime(daemon.root / A / "snap-hda-two.qcow2")
+        daemon.done(A, "start", "stop", "force")
+
+
 def test_a_header_names_the_base_of_a_snapshot_that_was_taken_of_a_running_vm(daemon: Daemon) -> None:
     daemon.make(A)
     place = image(daemon.directory / "image.img")

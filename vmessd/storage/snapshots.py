@@ -402,6 +402,7 @@ def writable(vm: VMDirectory, name: str) -> Iterator[None]:
     """Make an image writable for a `with` block; its time stays as it is, which every VM on it has noted."""
     with vm.opened() as directory:
         found = safefile.status(directory, name)
+        safefile.remove(directory, backing.RECORD)  # a crash leaves another time
         make_writable(directory, name)
         try:
             yield
