@@ -81,7 +81,7 @@ def _carry_out(invocation: Invocation) -> int:
 
 def _handler(command: Command) -> Handler:
     """Return the handler of a verb; this imports its module only."""
-    module, _, function = command.handler.partition(".")
+    module, _, function = command.handler.rpartition(".")
     handler: Handler = getattr(__import__(f"vmessctl.commands.{module}", fromlist=[function]), function)
     return handler
 

@@ -9,7 +9,7 @@ from daemons import WiredDaemon, wait_for
 from frames import Capture
 from wired_vms import releasing, talker
 
-from vmessctl.commands.capture_frames import Reader
+from vmessctl.commands.capture.frames import Reader
 from vmessd.core import names
 
 

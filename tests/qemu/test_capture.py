@@ -15,7 +15,7 @@ import pytest
 from daemons import Daemon, own, wait_for
 
 from vmessctl.client import Client
-from vmessctl.commands.capture_frames import Frame, Reader
+from vmessctl.commands.capture.frames import Frame, Reader
 from vmessd.core import names
 
 A, B = own("c"), own("d")

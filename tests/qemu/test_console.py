@@ -22,8 +22,8 @@ import pytest
 from daemons import CLIENT, TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
 
 from vmessctl.client import Client
-from vmessctl.commands.console import MODES_END, SCREEN_END
-from vmessctl.commands.console_delivery import Delivery
+from vmessctl.commands.console.attached import MODES_END, SCREEN_END
+from vmessctl.commands.console.delivery import Delivery
 
 A = own("c")
 ESCAPE = "\x1d"
@@ -505,8 +505,8 @@ def told(text: bytes) -> str:
 
 INPUT = b"more than a serial port takes when nobody reads it"
 IMPATIENT = (
-    "import sys; from vmessctl import __main__; from vmessctl.commands import console; "
-    "console.REMARK_TIME = 0.3; sys.exit(__main__.main())"
+    "import sys; from vmessctl import __main__; from vmessctl.commands.console import attached; "
+    "attached.REMARK_TIME = 0.3; sys.exit(__main__.main())"
 )
 
 

@@ -171,8 +171,8 @@ def test_a_port_that_is_taken_or_privileged_is_one_line(daemon: Daemon) -> None:
 def test_a_privileged_port_is_one_line(daemon: Daemon) -> None:
     daemon.make(A)
     code = (
-        "import os, sys; from vmessctl import __main__; from vmessctl.commands import console_listen;"
-        "console_listen._check_known = lambda invocation: None; os.setuid(65534); sys.exit(__main__.main())"
+        "import os, sys; from vmessctl import __main__; from vmessctl.commands.console import listen;"
+        "listen._check_known = lambda invocation: None; os.setuid(65534); sys.exit(__main__.main())"
     )
     with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:
         if int(file.read()) <= 23:

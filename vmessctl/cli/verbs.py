@@ -677,7 +677,7 @@ COMMANDS: tuple[Command, ...] = (
         "several. If the VM is off, the capture begins with its next start. The file must not exist; - writes\n"
         "to standard output, as for wireshark -k -i -. One interface makes a pcap file, several a pcapng.",
         "Capture",
-        "capture.run",
+        "capture.capturing.run",
         arguments="<ifnum|all> [file|-]",
         options=(FILTER, FRAMES, SECONDS, SIZE),
         many=True,
@@ -796,7 +796,7 @@ COMMANDS: tuple[Command, ...] = (
         "has printed since its last start, even if the VM is off. With --listen, other programs reach the\n"
         "consoles of VMs over TCP: that of one VM on the port, those of several on ports above it.",
         "Console",
-        "console_modes.run",
+        "console.modes.run",
         arguments="[1|2|3]",
         options=(
             *(STEAL, TIMEOUT, ESCAPE, READ_ONLY, LISTEN, PLAIN, SEND, EXPECT, RATE),

@@ -14,7 +14,7 @@ from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import Client, connect
-from vmessctl.commands import console_port
+from vmessctl.commands.console import serial_port
 from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import PLAIN, say
 from vmessd.core import serial_ports
@@ -69,7 +69,7 @@ def run(invocation: Invocation) -> int:
 
 def _name(invocation: Invocation) -> str:
     """Return what the daemon calls the log of a serial port."""
-    port = console_port.number(invocation.arguments)
+    port = serial_port.number(invocation.arguments)
     return "serial" if port == serial_ports.FIRST else f"serial{port}"
 
 

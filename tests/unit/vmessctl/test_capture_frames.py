@@ -13,10 +13,10 @@ from typing import NoReturn, cast
 import pytest
 
 from vmessctl.cli.grammar import parse
-from vmessctl.commands import capture
-from vmessctl.commands.capture_filter import Filter
-from vmessctl.commands.capture_frames import Frame, Pcap, Pcapng, Reader
-from vmessctl.commands.capture_source import Source
+from vmessctl.commands.capture import capturing
+from vmessctl.commands.capture.filter import Filter
+from vmessctl.commands.capture.frames import Frame, Pcap, Pcapng, Reader
+from vmessctl.commands.capture.source import Source
 from vmessd.core.errors import Failed, InvalidValue, Unreachable, VmessError
 
 MAC = "02:11:9b:af:00:00"
@@ -130,7 +130,7 @@ def filtering(expression: str) -> Filter:
 def test_a_full_disk_is_one_line_and_the_file_ends_with_a_whole_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = capture._Output(str(tmp_path / "out"))
+    output = capturing._Output(str(tmp_path / "out"))
     put = [output.put(bytes([number]) * 100) for number in range(3)]
     output.write()
     really, room = os.write, [250]
@@ -152,11 +152,11 @@ def test_a_full_disk_is_one_line_and_the_file_ends_with_a_whole_frame(
 
 
 def test_a_reader_that_is_slow_misses_whole_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "UNWRITTEN_MAX", 300_000)
+    monkeypatch.setattr(capturing, "UNWRITTEN_MAX", 300_000)
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
-    monkeypatch.setattr(capture, "_standard_output", lambda: theirs)
-    output = capture._Output("-")
+    monkeypatch.setattr(capturing, "_standard_output", lambda: theirs)
+    output = capturing._Output("-")
     taken = [output.put(bytes(1000)) for _ in range(1000)]
     os.close(ours)
     os.close(theirs)
@@ -192,9 +192,9 @@ class Breaking:
 def captured(file: str, *errors: VmessError) -> int:
     """The exit status of a capture of interfaces that fail."""
     sources = [Breaking(f"newvm0e{number}", error) for number, error in enumerate(errors)]
-    output, limits = capture._Output(file), capture._Limits(parse(["newvm", "capture", "all"]))
+    output, limits = capturing._Output(file), capturing._Limits(parse(["newvm", "capture", "all"]))
     try:
-        return capture._Capture(cast("Sequence[Source]", sources), output, None, limits).run()
+        return capturing._Capture(cast("Sequence[Source]", sources), output, None, limits).run()
     finally:
         os.close(output.fileno())
 
@@ -224,7 +224,7 @@ def test_an_output_that_is_full_is_said_once(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_character_device_is_written_to(capsys: pytest.CaptureFixture[str]) -> None:
-    capture._check_output(parse(["newvm", "capture", "0", os.devnull]), os.devnull)
+    capturing._check_output(parse(["newvm", "capture", "0", os.devnull]), os.devnull)
     assert captured(os.devnull, Failed("the end")) == Failed.status
     assert "24 bytes" in capsys.readouterr().err
 
@@ -245,5 +245,5 @@ def test_a_character_device_is_written_to(capsys: pytest.CaptureFixture[str]) ->
 )
 def test_what_is_wrong_is_said_before_anything_is_captured(words: str, why: str) -> None:
     with pytest.raises(InvalidValue) as refused:
-        capture.run(parse(["newvm", "capture", *words.split()]))
+        capturing.run(parse(["newvm", "capture", *words.split()]))
     assert refused.value.message == why

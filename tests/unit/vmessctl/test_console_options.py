@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from vmessctl.cli.grammar import parse
-from vmessctl.commands import console_modes, console_script, escape_key
+from vmessctl.commands.console import escape_key, modes, script
 from vmessctl.commands.expression import compiled
 from vmessd.core.errors import InvalidValue, TimedOut
 
@@ -14,17 +14,17 @@ from vmessd.core.errors import InvalidValue, TimedOut
 @pytest.mark.parametrize(
     ("options", "module"),
     [
-        ("", "console"),
-        ("--steal --timeout 5 --escape ctrl-a", "console"),
+        ("", "console.attached"),
+        ("--steal --timeout 5 --escape ctrl-a", "console.attached"),
         ("--log -f --json", "logs"),
-        ("--listen 5001 --plain --read-only --steal --json", "console_listen"),
-        ("--send config --expect # --rate 9600 --steal --timeout 5", "console_script"),
-        ("--expect login:", "console_script"),
-        ("--read-only", "console_watch"),
+        ("--listen 5001 --plain --read-only --steal --json", "console.listen"),
+        ("--send config --expect # --rate 9600 --steal --timeout 5", "console.script"),
+        ("--expect login:", "console.script"),
+        ("--read-only", "console.watch"),
     ],
 )
 def test_an_option_chooses_the_use_of_a_console(options: str, module: str) -> None:
-    assert console_modes.chosen(parse(["newvm", "console", *options.split()])).module == module
+    assert modes.chosen(parse(["newvm", "console", *options.split()])).module == module
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_an_option_chooses_the_use_of_a_console(options: str, module: str) -> No
 )
 def test_options_that_exclude_each_other_are_said(options: str, why: str) -> None:
     with pytest.raises(InvalidValue) as refused:
-        console_modes.chosen(parse(["newvm", "console", *options.split()]))
+        modes.chosen(parse(["newvm", "console", *options.split()]))
     assert refused.value.message == why
     assert str(refused.value.hint).startswith("usage: ")
 
@@ -54,7 +54,7 @@ def test_options_that_exclude_each_other_are_said(options: str, why: str) -> Non
 @pytest.mark.parametrize("options", ["", "--log", "--read-only", "--expect x"])
 def test_only_a_listener_takes_several_vms(options: str) -> None:
     with pytest.raises(InvalidValue, match=r"^console takes one VM, not 2$"):
-        console_modes.run(parse(["leaf", "spine", "console", *options.split()]))
+        modes.run(parse(["leaf", "spine", "console", *options.split()]))
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ def test_any_other_escape_key_is_refused(text: str) -> None:
 )
 def test_a_rate_is_a_number_of_bits_per_second(text: str) -> None:
     with pytest.raises(InvalidValue, match="is not a number of bits per second from 50 to 1000000"):
-        console_script.run(parse(["newvm", "console", "--send=/dev/null/x", f"--rate={text}"]))
+        script.run(parse(["newvm", "console", "--send=/dev/null/x", f"--rate={text}"]))
 
 
 def test_a_prompt_that_takes_for_ever_to_look_for_ends_in_time() -> None:
     ours, guests = socket.socketpair()
     history = base64.b64encode(b"a" * 100).decode()
-    talk = console_script._Talk(parse(["newvm", "console"]), ours.detach(), history, None, 0.1)
+    talk = script._Talk(parse(["newvm", "console"]), ours.detach(), history, None, 0.1)
     prompt = compiled("(.|..)*Q", "(.|..)*Q")
     with guests, pytest.raises(TimedOut, match=r"^the guest has not printed '\(\.\|\.\.\)\*Q' within 0\.1 s$"):
         talk.expect(prompt)

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from vmessctl.commands import console_ports
-from vmessctl.commands.console_ports import by_name, listen, parse
+from vmessctl.commands.console import tcp_ports
+from vmessctl.commands.console.tcp_ports import by_name, listen, parse
 from vmessd.core.errors import Failed, InvalidValue
 
 
@@ -87,7 +87,7 @@ def test_a_port_that_is_taken_is_an_error_or_the_next_one_is_found() -> None:
         with pytest.raises(Failed, match=f"^port {taken} on 127.0.0.1 is taken$"):
             listen(where, taken)
         with listen(where, taken, frozenset({taken, taken + 1})) as found:
-            assert taken + 1 < found.getsockname()[1] <= taken + console_ports.TRIES
+            assert taken + 1 < found.getsockname()[1] <= taken + tcp_ports.TRIES
 
 
 def test_an_address_of_another_host_is_one_line() -> None:

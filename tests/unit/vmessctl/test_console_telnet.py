@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from vmessctl.commands.console_telnet import BINARY, DO, DONT, ECHO, IAC, SB, SE, WILL, WONT, Plain, Telnet
+from vmessctl.commands.console.telnet import BINARY, DO, DONT, ECHO, IAC, SB, SE, WILL, WONT, Plain, Telnet
 
 NAWS, TERMINAL_TYPE = 31, 24
 

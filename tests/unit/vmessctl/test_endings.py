@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from vmessctl.cli.grammar import parse
-from vmessctl.commands import console, watching
+from vmessctl.commands import watching
+from vmessctl.commands.console import seat
 from vmessctl.output import rendering
 from vmessd.core.errors import Failed, Locked
 from vmessd.core.lifecycle import Reason
@@ -23,7 +24,7 @@ def verdict(kind: socket.SocketKind, *said: str) -> int:
         for packet in said:
             theirs.send(packet.encode())
         theirs.close()
-        return console.verdict(parse(["newvm", "console"]), "newvm0", ours.fileno())
+        return seat.verdict(parse(["newvm", "console"]), "newvm0", ours.fileno())
 
 
 def test_a_console_that_was_taken_over_is_locked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from vmessctl import app, commands
 from vmessctl.cli import helptext, patterns
 from vmessctl.cli.grammar import parse
 from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION, Invocation, meant
-from vmessctl.commands.console_modes import MODES
+from vmessctl.commands.console.modes import MODES
 from vmessd.api.interface import VmessInterface
 from vmessd.core import names, settings
 from vmessd.core.contract import METHODS, Effect
@@ -464,7 +464,9 @@ def handlers(module: str) -> set[str]:
 def test_every_verb_has_a_handler_and_every_handler_a_verb() -> None:
     assert len({each.verb for each in COMMANDS}) == len(COMMANDS)
     named = {command.handler for command in COMMANDS} | {f"{mode.module}.run" for mode in MODES}
-    modules = {path.stem for path in Path(commands.__path__[0]).glob("*.py")} - {"__init__"}
+    place = Path(commands.__path__[0])
+    files = [path for path in place.rglob("*.py") if path.stem != "__init__"]
+    modules = {".".join(path.relative_to(place).with_suffix("").parts) for path in files}
     there = {f"{module}.{name}" for module in modules for name in handlers(module)}
     assert named == {name for name in there if "._" not in name}
 

@@ -27,18 +27,18 @@ class Mode(PlainRecord):
         """It takes several VMs."""
 
 
-ATTACHED = Mode(None, "console", (verbs.STEAL, verbs.TIMEOUT, verbs.ESCAPE))
+ATTACHED = Mode(None, "console.attached", (verbs.STEAL, verbs.TIMEOUT, verbs.ESCAPE))
 MODES = (
     Mode(verbs.LOG, "logs", (verbs.FOLLOW, verbs.JSON)),
     Mode(
         verbs.LISTEN,
-        "console_listen",
+        "console.listen",
         (verbs.PLAIN, verbs.READ_ONLY, verbs.STEAL, verbs.JSON),
         many=True,
     ),
-    Mode(verbs.SEND, "console_script", (verbs.EXPECT, verbs.RATE, verbs.STEAL, verbs.TIMEOUT)),
-    Mode(verbs.EXPECT, "console_script", (verbs.STEAL, verbs.TIMEOUT)),
-    Mode(verbs.READ_ONLY, "console_watch", ()),
+    Mode(verbs.SEND, "console.script", (verbs.EXPECT, verbs.RATE, verbs.STEAL, verbs.TIMEOUT)),
+    Mode(verbs.EXPECT, "console.script", (verbs.STEAL, verbs.TIMEOUT)),
+    Mode(verbs.READ_ONLY, "console.watch", ()),
     ATTACHED,
 )
 """The first one whose option is given counts."""

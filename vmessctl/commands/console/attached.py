@@ -12,15 +12,13 @@ import os
 import select
 import stat
 import sys
-import termios
 import time
-import tty
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
-from vmessctl.client import connect
-from vmessctl.commands import console_port, escape_key
-from vmessctl.commands.console_delivery import Delivery
+from vmessctl.commands.console import escape_key, seat
+from vmessctl.commands.console.delivery import Delivery
+from vmessctl.commands.console.raw_mode import Raw
 from vmessctl.commands.start_stop import seconds
 from vmessctl.environment import variable
 from vmessctl.output.phrases import phrase
@@ -29,23 +27,15 @@ from vmessd.core.errors import (
     DONE,
     Failed,
     InvalidValue,
-    Locked,
     TimedOut,
-    Unreachable,
-    VmessError,
     counted,
-    printable,
 )
 from vmessd.core.settings import size_shown
-from vmessd.core.words import Ending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-    from typing import Any
-
-    from vmessctl.commands.escape_key import EscapeKey
+    from vmessctl.client import Reply
+    from vmessctl.commands.console.escape_key import EscapeKey
 
 PIECE = 1 << 16
 CHUNK = 512
@@ -72,8 +62,6 @@ MODES_END = (
 insert mode, wrapping, cursor; mouse, focus, paste)."""
 SCREEN_END = f"\x1b[r\x1b[?1049l{MODES_END}\x1b[999;1H\r\n"
 """Also leaves a full screen drawn by a guest: scroll region, alternate screen, cursor to the last line."""
-VERDICT_TIME = 3.0
-"""Seconds to wait for the daemon to say why a console ended."""
 
 
 def run(invocation: Invocation) -> int:
@@ -81,18 +69,12 @@ def run(invocation: Invocation) -> int:
     key = _escape_key(invocation)
     timeout = _timeout(invocation)
     (vm,) = invocation.vms
-    client = connect(invocation)
-    steal = verbs.STEAL.flag in invocation.options
-    seat = client.call("Console", vm=vm, steal=steal, **console_port.parameters(invocation))["console"]
-    handed = client.descriptors(2)
-    client.close()
-    console, leash = handed[seat["console"]], handed[seat["leash"]]
-    os.set_blocking(console, False)
+    said, console, leash = seat.take(invocation)
     session = _Session(vm, console, timeout, key)
     on_terminal = sys.stdin.isatty()
-    with _Raw(sys.stdin.fileno(), session.leave, on=on_terminal):
+    with Raw(sys.stdin.fileno(), session.leave, on=on_terminal):
         if session.is_seen:
-            _show_history(vm, session, seat)
+            _show_history(vm, session, said)
         try:
             why = session.run()
         except (KeyboardInterrupt, BrokenPipeError):
@@ -101,8 +83,8 @@ def run(invocation: Invocation) -> int:
             raise
         finally:
             session.leave()
-    end = verdict(invocation, vm, leash) if why == "ended" else DONE
-    if not (seat["printed"] or session.heard_anything or session.is_seen):
+    end = seat.verdict(invocation, vm, leash) if why == "ended" else DONE
+    if not (said["printed"] or session.heard_anything or session.is_seen):
         say(f"{vm}: {phrase('serial silent', vm=vm)}")
     untaken = DONE if on_terminal else session.account(why)
     unshown = complain(_left_out(vm, session.unshown)) if session.unshown else DONE
@@ -126,69 +108,13 @@ def _timeout(invocation: Invocation) -> float | None:
     return seconds(invocation.options.get(flag))
 
 
-class _Raw:
-    """A terminal in raw mode, restored however this ends."""
-
-    def __init__(self, fd: int, leave: Callable[[], None], *, on: bool) -> None:
-        self._fd = fd
-        self._leave = leave
-        self._on = on
-        self._saved: list[Any] = []
-
-    def __enter__(self) -> None:
-        if not self._on:
-            return
-        import signal  # noqa: PLC0415 -- slow to import: it makes enums of its constants
-
-        self._saved = termios.tcgetattr(self._fd)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, self._ended)
-        signal.signal(signal.SIGTSTP, self._stopped)
-        self._switch()
-
-    def _switch(self) -> None:
-        tty.setraw(self._fd, termios.TCSANOW)  # TCSANOW: the other actions would block on a stuck terminal
-
-    def _restore(self) -> None:
-        import contextlib  # noqa: PLC0415 -- as signal
-
-        with contextlib.suppress(termios.error):  # the terminal is gone
-            termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
-
-    def _ended(self, number: int, _frame: object) -> None:
-        """End by a signal as without a handler, but restore the terminal first."""
-        import signal  # noqa: PLC0415
-
-        self._leave()
-        self._restore()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    def _stopped(self, number: int, _frame: object) -> None:
-        """Stop as without a handler; continue in raw mode."""
-        import signal  # noqa: PLC0415
-
-        self._leave()
-        self._restore()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        signal.signal(number, self._stopped)
-        self._switch()
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._on:
-            self._restore()
-
-
-def _show_history(vm: str, session: _Session, seat: dict[str, Any]) -> None:
+def _show_history(vm: str, session: _Session, said: Reply) -> None:
     """Show the last earlier output, and mark its end."""
     import base64  # noqa: PLC0415
 
     from vmessctl.commands import logs  # noqa: PLC0415 -- as above
 
-    history, printed = base64.b64decode(seat["history"]), seat["printed"]
+    history, printed = base64.b64decode(said["history"]), said["printed"]
     if not printed:
         sys.stderr.write(f"[{vm}: {phrase('serial silent', vm=vm)}. {session.key.how}.]\r\n")
         sys.stderr.flush()
@@ -438,40 +364,3 @@ def _left_out(vm: str, count: int) -> Failed:
         f"{counted(count, 'byte')} dropped: the guest printed faster than the output took it",
         hint=f"to see them: {PROGRAM} {vm} console --log",
     )
-
-
-def _taken_over(vm: str, how: str) -> Locked:
-    return Locked(f"{vm}: the console is no longer yours: {how}", hint=f"{PROGRAM} {vm} console --steal")
-
-
-def _ending(leash: int, poll: select.poll) -> str:
-    """Return how a console ended, in the contract's word; empty from an older vmessd."""
-    return os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
-
-
-def verdict(invocation: Invocation, vm: str, leash: int) -> int:
-    """Report why the console ended; return the exit status."""
-    deadline = time.monotonic() + VERDICT_TIME
-    poll = select.poll()
-    poll.register(leash, select.POLLIN)
-    why = os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
-    if why and _ending(leash, poll) == Ending.taken_over:
-        return complain(_taken_over(vm, printable(why)))
-    if why:
-        again = f"{PROGRAM} {vm} console"
-        return complain(Failed(f"{vm}: the console ended: {printable(why)}", hint=again))
-    try:
-        while True:
-            status = connect(invocation).call("Status", vm=vm)["status"]
-            if status["pid"] is None:
-                last = status["last_exit"]
-                say(f"{vm}: {printable(last['text']) if last else 'VM not running'}")
-                return DONE
-            if time.monotonic() > deadline:
-                return complain(_taken_over(vm, "it was taken over"))
-            time.sleep(0.05)
-    except Unreachable:
-        say(f"{vm}: the console ended, and no vmessd is running to say why")
-        return Failed.status
-    except VmessError as error:
-        return complain(error)

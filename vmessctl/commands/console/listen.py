@@ -12,8 +12,8 @@ import time
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import connect
-from vmessctl.commands import console_port, console_ports
-from vmessctl.commands.console_line import Line
+from vmessctl.commands.console import serial_port, tcp_ports
+from vmessctl.commands.console.line import Line
 from vmessctl.output.terminal import emit, hushed, say
 from vmessd.core import serial_ports
 from vmessd.core.errors import INTERRUPTED, counted
@@ -34,12 +34,12 @@ PAUSE = 0.05
 
 def run(invocation: Invocation) -> int:
     """Serve the consoles until Ctrl-C; return the exit status."""
-    where = console_ports.parse(invocation.options[verbs.LISTEN.flag])
+    where = tcp_ports.parse(invocation.options[verbs.LISTEN.flag])
     _check_known(invocation)
     listeners: Listeners = {}
     try:
         for vm, port, others in _ports(invocation, where):
-            listener = console_ports.listen(where, port, others)
+            listener = tcp_ports.listen(where, port, others)
             listeners[listener.fileno()] = (listener, vm)
             _announce(invocation, vm, where, listener.getsockname()[1])
         if not where.is_private:
@@ -63,21 +63,17 @@ def _check_known(invocation: Invocation) -> None:
         client.close()
 
 
-def _ports(
-    invocation: Invocation, where: console_ports.Endpoint
-) -> list[tuple[str, int, frozenset[int] | None]]:
+def _ports(invocation: Invocation, where: tcp_ports.Endpoint) -> list[tuple[str, int, frozenset[int] | None]]:
     """Return a port for each VM, and those of the others unless no other one will do; raises InvalidValue."""
     if len(invocation.vms) == 1 and where.port is not None and verbs.ALL.flag not in invocation.options:
         return [(invocation.vms[0], where.port, None)]
-    base = console_ports.BASE + console_ports.SPAN * (
-        console_port.number(invocation.arguments) - serial_ports.FIRST
-    )
-    ports = console_ports.by_name(invocation.vms, where.port or base)
+    base = tcp_ports.BASE + tcp_ports.SPAN * (serial_port.number(invocation.arguments) - serial_ports.FIRST)
+    ports = tcp_ports.by_name(invocation.vms, where.port or base)
     others = frozenset(ports.values())
     return [(vm, port, others) for vm, port in ports.items()]
 
 
-def _announce(invocation: Invocation, vm: str, where: console_ports.Endpoint, port: int) -> None:
+def _announce(invocation: Invocation, vm: str, where: tcp_ports.Endpoint, port: int) -> None:
     if verbs.JSON.flag in invocation.options:
         emit(invocation, {"address": where.address, "port": port}, vm)
     else:

@@ -16,9 +16,9 @@ import time
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
-from vmessctl.commands.capture_filter import Filter
-from vmessctl.commands.capture_frames import Pcap, Pcapng
-from vmessctl.commands.capture_source import Source
+from vmessctl.commands.capture.filter import Filter
+from vmessctl.commands.capture.frames import Pcap, Pcapng
+from vmessctl.commands.capture.source import Source
 from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import complain, say
 from vmessd.core.errors import (
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmessctl.cli.verbs import Invocation
-    from vmessctl.commands.capture_frames import Frame
+    from vmessctl.commands.capture.frames import Frame
 
 STANDARD = "-"
 EVERY = "all"

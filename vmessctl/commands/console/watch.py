@@ -5,7 +5,8 @@ from __future__ import annotations
 import binascii
 import select
 
-from vmessctl.commands import console_port, logs
+from vmessctl.commands import logs
+from vmessctl.commands.console import serial_port
 from vmessctl.output.terminal import say
 from vmessctl.stream import Stream
 from vmessd.core.errors import DONE, INTERRUPTED, printable
@@ -26,7 +27,7 @@ class Feed:
         self._since = "recent"
         self.ended = ""
         """How the run has ended; empty before."""
-        port = console_port.parameters(invocation)
+        port = serial_port.parameters(invocation)
         self._stream = Stream(invocation, "Serial", lambda: {"vm": vm, "since": self._since, **port}, more=True)
 
     def fileno(self) -> int | None:

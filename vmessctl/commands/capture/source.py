@@ -7,7 +7,7 @@ import os
 import time
 
 from vmessctl.client import connect
-from vmessctl.commands.capture_frames import Reader
+from vmessctl.commands.capture.frames import Reader
 from vmessctl.output.terminal import say
 from vmessd.core import names
 from vmessd.core.errors import VmessError, printable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vmessctl.cli.verbs import Invocation
     from vmessctl.client import Reply
-    from vmessctl.commands.capture_frames import Frame
+    from vmessctl.commands.capture.frames import Frame
 
 PIECE = 1 << 20
 BUSY, IDLE = 0.004, 0.05

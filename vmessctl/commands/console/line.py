@@ -13,10 +13,10 @@ import time
 
 from vmessctl.cli import verbs
 from vmessctl.client import Client, candidates
-from vmessctl.commands import console_port
-from vmessctl.commands.console_delivery import Delivery
-from vmessctl.commands.console_telnet import Plain, Telnet
-from vmessctl.commands.console_watch import Feed
+from vmessctl.commands.console import seat
+from vmessctl.commands.console.delivery import Delivery
+from vmessctl.commands.console.telnet import Plain, Telnet
+from vmessctl.commands.console.watch import Feed
 from vmessctl.output.terminal import say
 from vmessd.core.errors import VmessError, counted, printable
 
@@ -56,8 +56,7 @@ class Seat:
         """Ask the daemon for it; raises Unreachable."""
         self._vm = vm
         self._client: Client | None = Client(candidates(invocation.options.get(verbs.SOCKET.flag)))
-        steal = verbs.STEAL.flag in invocation.options
-        self._client.send("Console", {"vm": vm, "steal": steal, **console_port.parameters(invocation)})
+        self._client.send("Console", seat.parameters(invocation, vm))
         self._console = self._leash = -1
         self._early = b""
         """Input before the daemon has answered."""
@@ -122,12 +121,9 @@ class Seat:
 
     def _take(self, client: Client) -> None:
         """Take the daemon's answer."""
-        seat = client.receive()[0]["console"]
-        handed = client.descriptors(2)
-        client.close()
+        said = client.receive()[0]["console"]
+        self._console, self._leash = seat.handed(client, said)
         self._client = None
-        self._console, self._leash = handed[seat["console"]], handed[seat["leash"]]
-        os.set_blocking(self._console, False)
         self._delivery = Delivery(self._console)
         self.put(self._early)
 

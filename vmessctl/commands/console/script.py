@@ -13,9 +13,9 @@ import time
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM
-from vmessctl.client import connect
-from vmessctl.commands import console, console_port, logs
-from vmessctl.commands.console_delivery import Delivery
+from vmessctl.commands import logs
+from vmessctl.commands.console import seat
+from vmessctl.commands.console.delivery import Delivery
 from vmessctl.commands.expression import Alarm, DeadlinePassed, compiled
 from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import complain
@@ -24,7 +24,6 @@ from vmessd.core.errors import (
     Failed,
     InvalidValue,
     TimedOut,
-    VmessError,
     counted,
     failing,
     printable,
@@ -63,12 +62,8 @@ def run(invocation: Invocation) -> int:
     timeout = seconds(options.get(verbs.TIMEOUT.flag))
     lines = _lines(options[verbs.SEND.flag]) if verbs.SEND.flag in options else []
     (vm,) = invocation.vms
-    client = connect(invocation)
-    steal = verbs.STEAL.flag in options
-    seat = client.call("Console", vm=vm, steal=steal, **console_port.parameters(invocation))["console"]
-    handed = client.descriptors(2)
-    client.close()
-    talk = _Talk(invocation, handed[seat["console"]], seat["history"], rate, timeout)
+    said, console, leash = seat.take(invocation)
+    talk = _Talk(invocation, console, said["history"], rate, timeout)
     typed = 0
     try:
         for line in lines:
@@ -78,18 +73,20 @@ def run(invocation: Invocation) -> int:
             typed += 1
         talk.expect(prompt) if prompt is not None else talk.settle()
     except _Ended:
-        verdict = console.verdict(invocation, vm, handed[seat["leash"]])
-        return worst([verdict, complain(_cut(vm, "the console has ended", typed, lines))])
+        verdict = seat.verdict(invocation, vm, leash)
+        hint = f"the guest's output: {PROGRAM} {vm} console --log"
+        ended = Failed(f"{vm}: the console has ended{_done(typed, lines)}", hint=hint)
+        return worst([verdict, complain(ended)])
     except TimedOut as error:
-        return complain(TimedOut(_cut(vm, error.message, typed, lines).message, error.hint))
+        return complain(TimedOut(f"{vm}: {error.message}{_done(typed, lines)}", hint=error.hint))
     finally:
         talk.close()
     return DONE
 
 
-def _cut(vm: str, why: str, typed: int, lines: list[bytes]) -> VmessError:
-    done = f"; {typed} of {counted(len(lines), 'line')} typed" if lines else ""
-    return Failed(f"{vm}: {why}{done}", hint=f"the guest's output: {PROGRAM} {vm} console --log")
+def _done(typed: int, lines: list[bytes]) -> str:
+    """Return how much was typed, for the end of a message."""
+    return f"; {typed} of {counted(len(lines), 'line')} typed" if lines else ""
 
 
 def _lines(file: str) -> list[bytes]:
@@ -133,7 +130,6 @@ class _Talk:
 
         from vmessctl.commands.waiting import ESCAPES  # noqa: PLC0415 -- as above
 
-        os.set_blocking(fd, False)
         self._fd = fd
         self._rate = rate
         self._timeout = timeout
