@@ -97,6 +97,7 @@ def test_c98_a_snapshot_is_taken_reverted_to_and_deleted(daemon: Daemon, form: s
     before = images(daemon)
     first = kept(daemon, "first")
     assert daemon.done(A, "snapshot", "take", "one") == "snapshot one of hda\n"
+    assert daemon.done(A, "snapshot").splitlines()[1].startswith("one ")
     base = f"snap-hda-one.{names.IMAGE_ENDINGS[form]}"
     assert images(daemon) == {f"{A}-hda.qcow2", f"{A}-hda.base", base}
     assert (daemon.root / A / base).stat().st_mode & 0o222 == 0
@@ -165,7 +166,7 @@ def test_names_and_states_that_are_refused_get_one_line(daemon: Daemon) -> None:
         (("delete", "x"), 2, f"VM {A} has no snapshot 'x'"),
         (("delete",), 2, "needs the name of a snapshot"),
         (("revert",), 2, "needs the name of a snapshot"),
-        (("stop", "x"), 2, "is none of take, list, revert, delete"),
+        (("mine", "x"), 2, "is none of take, list, revert, delete"),
     ):
         result = daemon.vmess(A, "snapshot", *words)
         assert (result.returncode, told in result.stderr) == (status, True), result

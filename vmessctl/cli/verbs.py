@@ -1004,12 +1004,12 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "snapshot",
         "Keep the disks as they are now, and go back to that later. take keeps them under a name, by default\n"
-        "the date: the VM may run. list shows the snapshots. revert goes back to one: what was written\n"
-        "since, and newer snapshots, are lost. delete merges one with what was written since. revert needs\n"
-        "a VM that is off.",
+        "the date: the VM may run. list, or no word, shows the snapshots. revert goes back to one: what was\n"
+        "written since, and newer snapshots, are lost. delete merges one with what was written since. revert\n"
+        "needs a VM that is off.",
         "TakeSnapshot",
         "snapshots.snapshot",
-        arguments="<take|list|revert|delete> [snapshot]",
+        arguments="[take|list|revert|delete] [snapshot]",
         options=(YES,),
         reports=True,
         files="snap-hda-NAME.img, snap-hda-NAME.qcow2",

@@ -61,8 +61,8 @@ def clone(invocation: Invocation) -> int:
 
 
 def snapshot(invocation: Invocation) -> int:
-    """Take, list, revert to or delete a snapshot; return the exit status."""
-    word, *rest = invocation.arguments
+    """Take, list, revert to or delete a snapshot, or list them if nothing is said; return the exit status."""
+    word, *rest = invocation.arguments or ("list",)
     does = {"take": _take, "list": _list, "revert": _revert, "delete": _delete}.get(word)
     if does is None:
         raise InvalidValue(
