@@ -370,6 +370,12 @@ def test_another_version_over_there_is_told(peers: Lab) -> None:
     assert re.search(r"hint: this is vmessctl .*, but lab1 has '0\.0\.9'", done.stderr)
 
 
+def test_hosts_without_vms_are_named_and_nothing_is_advised(peers: Lab) -> None:
+    peers.pretend('exec sh -c "$line"', """echo '{"vms": []}'""")
+    done = peers.run("--host", "lab1,lab2", "list")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no VMs on lab1, lab2\n")
+
+
 def test_a_list_that_is_not_understood(peers: Lab) -> None:
     peers.pretend('exec sh -c "$line"', """echo '{"vms": [{"id": 1}]}'""")
     done = peers.run("--host", "lab1,lab2", "list")

@@ -8,7 +8,7 @@ import time
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, WITHIN, Invocation
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
-from vmessctl.commands.start_stop import seconds
+from vmessctl.commands.quantities import seconds
 from vmessctl.output import rendering
 from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import emit, is_live, status_lines, tell, warn

@@ -10,6 +10,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
 from vmessctl.commands import confirmation
+from vmessctl.output.descriptors import write_all
 from vmessctl.output.phrases import about, phrase
 from vmessctl.output.terminal import emit, for_each, say, tell
 from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted
@@ -99,8 +100,7 @@ def _created(file: str) -> int:
 
 def _copy(source: int, target: int) -> None:
     while data := os.read(source, 1 << 16):
-        while data:
-            data = data[os.write(target, data) :]
+        write_all(target, data)
 
 
 def lock(invocation: Invocation) -> int:

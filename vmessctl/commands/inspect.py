@@ -31,6 +31,8 @@ def list_vms(invocation: Invocation) -> int:
     client.close()
     if as_json:
         emit(invocation, reply)
+    elif as_table and not reply["vms"]:
+        say(f"no VMs yet; make one: {PROGRAM} newvm make")
     elif as_table:
         print_table(invocation, reply["vms"])
     else:
@@ -51,21 +53,18 @@ def columns(invocation: Invocation) -> Sequence[Column] | None:
 
 
 def print_table(invocation: Invocation, vms: Sequence[Reply], *, hosted: bool = False) -> None:
-    """Print all VMs as a table, which fits into the terminal unless its columns were picked."""
+    """Print some VMs as a table, which fits into the terminal unless its columns were picked."""
     from vmessctl.output import list_table  # noqa: PLC0415 -- status and info do not need it
 
     picked = columns(invocation)
     shown = picked or (list_table.HOSTED if hosted else list_table.COLUMNS)
-    if vms:
-        terminal, header = output_width(), verbs.NO_HEADER.flag not in invocation.options
-        ordered = list_table.in_order(vms)
-        lines = list_table.lines(ordered, shown, terminal if picked is None else None, header=header)
-        if terminal is not None:
-            colours = [*(["1"] if header else []), *map(list_table.colour, ordered)]
-            lines = [painted(line, colour) for line, colour in zip(lines, colours, strict=True)]
-        print("\n".join(lines))
-    else:
-        say(f"no VMs yet; make one: {PROGRAM} newvm make")
+    terminal, header = output_width(), verbs.NO_HEADER.flag not in invocation.options
+    ordered = list_table.in_order(vms)
+    lines = list_table.lines(ordered, shown, terminal if picked is None else None, header=header)
+    if terminal is not None:
+        colours = [*(["1"] if header else []), *map(list_table.colour, ordered)]
+        lines = [painted(line, colour) for line, colour in zip(lines, colours, strict=True)]
+    print("\n".join(lines))
 
 
 def status(invocation: Invocation) -> int:

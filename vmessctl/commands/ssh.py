@@ -122,7 +122,7 @@ def _carried_out(argv: Sequence[str], guest: Guest) -> int:
     if status == BROKEN and known_hosts.has_changed(guest.keys, guest.vm, guest.route.host, guest.route.port):
         warn(f"{PROGRAM}: {guest.vm} has another host key than before, as with another disk")
         advise(f"if that is so: {PROGRAM} {guest.vm} ssh --forget")
-    return foreground.KILLED - status if status < 0 else status
+    return foreground.as_shell(status)
 
 
 def _forget(invocation: Invocation) -> int:

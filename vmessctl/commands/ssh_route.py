@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmessctl.cli.verbs import PROGRAM
+from vmessctl.output.addresses import bracketed
 from vmessctl.output.terminal import say
 from vmessd.core import names
 from vmessd.core.errors import Failed, NotRunning
@@ -34,7 +35,7 @@ class Route(PlainRecord):
         self.port = port
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
 
 
 def must_not_be_stuck(status: Reply) -> None:

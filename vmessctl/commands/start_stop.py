@@ -8,6 +8,7 @@ import time
 from vmessctl import client as wire
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.commands.quantities import seconds
 from vmessctl.output import rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import advise, can_redraw, complain, emit, is_live, say, status_lines, tell, warn
@@ -23,7 +24,6 @@ from vmessd.core.errors import (
     TimedOut,
     VmessError,
     printable,
-    quoted,
     shell_line,
     worst,
 )
@@ -433,21 +433,3 @@ def _overdue(vm: str, progress: Reply | None, timeout: float | None) -> TimedOut
 
 def _unasked(vm: str, timeout: float | None) -> TimedOut:
     return TimedOut(f"VM {vm} was not asked to stop within {timeout:g} s", hint=f"{PROGRAM} {vm} stop")
-
-
-def seconds(text: str | None, option: verbs.Option = verbs.TIMEOUT, least: float | None = None) -> float | None:
-    """Return the value of an option in seconds, at least `least` or above 0; None if it is not given.
-
-    Raises:
-        InvalidValue: it is not a number of seconds.
-    """
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1e9 or (value == 0 and least is None):
-        bound = "above 0" if least is None else f"from {least:g} on"
-        raise InvalidValue(f"{option.flag} {quoted(text)} is not a number of seconds {bound}")
-    return value

@@ -15,7 +15,9 @@ from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import ANSWER_TIME, Client, connect, silence
+from vmessctl.commands import quantities
 from vmessctl.output import top_table
+from vmessctl.output.descriptors import write_all
 from vmessctl.output.terminal import can_redraw, painted
 from vmessd.core.errors import DONE, InvalidValue, Unreachable, quoted
 from vmessd.core.words import State
@@ -56,7 +58,7 @@ KEYS_END = {b"\x1b[H": 0, b"\x1bOH": 0, b"\x1b[1~": 0, b"\x1b[F": 1, b"\x1bOF": 
 def run(invocation: Invocation) -> int:
     """Show a number of samples, or samples without end; return the exit status."""
     interval = _interval(invocation.options.get(verbs.DELAY.flag))
-    count = _count(invocation.options.get(verbs.COUNT.flag))
+    count = quantities.count(invocation.options.get(verbs.COUNT.flag), verbs.COUNT, "samples")
     view = top_table.View(_sort(invocation.options.get(verbs.SORT.flag)))
     if verbs.JSON.flag in invocation.options:
         return _print_json(invocation, interval, count)
@@ -76,14 +78,6 @@ def _interval(text: str | None) -> float:
             f"from {INTERVAL_MIN:g} to {INTERVAL_MAX:g}"
         )
     return seconds
-
-
-def _count(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or len(text) > 9 or int(text) == 0:
-        raise InvalidValue(f"{verbs.COUNT.flag} {quoted(text)} is not a number of samples, 1 or more")
-    return int(text)
 
 
 def _sort(word: str | None) -> top_table.Sort:
@@ -256,9 +250,7 @@ class Screen:
 
 def _write(text: str) -> None:
     """Write to the terminal; also after a write that a signal ended, which a text stream may refuse."""
-    data = text.encode(sys.stdout.encoding, sys.stdout.errors or "strict")
-    while data:
-        data = data[os.write(sys.stdout.fileno(), data) :]
+    write_all(sys.stdout.fileno(), text.encode(sys.stdout.encoding, sys.stdout.errors or "strict"))
 
 
 class _LiveTable:

@@ -14,6 +14,7 @@ import time
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import VERSIONS, connect
 from vmessctl.commands.progress import bar, follow
+from vmessctl.output.descriptors import write_all
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
 from vmessd.core import names
@@ -208,9 +209,7 @@ def _drain(channel: int, output: int, file: str, bar: _Bar) -> int:
         if not data:
             return size
         with failing(f"{'standard output' if file == STANDARD else printable(file)} cannot be written"):
-            left = memoryview(data)
-            while left:
-                left = left[os.write(output, left) :]
+            write_all(output, data)
         size += len(data)
         bar.show(size)
 
@@ -233,10 +232,8 @@ def _fill(source: int, channel: int, file: str, bar: _Bar) -> None:
             data = os.read(source, PIECE)
         if not data:
             return
-        left = memoryview(data)
         try:
-            while left:
-                left = left[os.write(channel, left) :]
+            write_all(channel, data)
         except OSError:
             return
         size += len(data)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.client import connect
-from vmessctl.commands.start_stop import seconds
+from vmessctl.commands.quantities import seconds
+from vmessctl.output.addresses import bracketed, is_loopback
 from vmessctl.output.phrases import about, phrase
 from vmessctl.output.terminal import show
 from vmessd.core.errors import DONE, InvalidValue, quoted
@@ -33,9 +34,8 @@ def run(invocation: Invocation) -> int:
 def invitation(reply: Reply) -> str:
     """Return where a viewer can connect; the original names the port alone for a loopback address."""
     address, port = reply["relay"]["address"], reply["relay"]["port"]
-    whole = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    is_loopback = address.startswith("127.") or address == "::1"
-    where = port if is_loopback else whole
+    whole = f"{bracketed(address)}:{port}"
+    where = port if is_loopback(address) else whole
     return phrase("vnc", where=where, whole=whole, seconds=reply["relay"]["timeout"])
 
 

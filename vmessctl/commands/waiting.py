@@ -15,7 +15,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands.condition import ASK_EVERY, AnswersSSH, Condition
 from vmessctl.commands.expression import Alarm, DeadlinePassed, compiled
-from vmessctl.commands.start_stop import seconds
+from vmessctl.commands.quantities import seconds
 from vmessctl.output.terminal import complain, emit, say, status_lines
 from vmessctl.stream import Stream
 from vmessd.core.errors import (

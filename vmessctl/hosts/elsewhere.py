@@ -11,6 +11,7 @@ from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands import ssh_route, vnc
 from vmessctl.hosts import choice, masters, session, several
 from vmessctl.hosts.remote_line import NOT_THERE
+from vmessctl.output.addresses import bracketed, is_loopback
 from vmessctl.output.phrases import about
 from vmessctl.output.terminal import advise, complain, say, tell
 from vmessd import __version__
@@ -125,7 +126,7 @@ def _vnc(invocation: Invocation, words: Sequence[str], seat: Seat) -> int:
         tell(about(invocation.vms[0], vnc.invitation(reply), several=False))
     except (ValueError, TypeError, KeyError):
         raise Failed(f"the answer of {seat.host} is not understood", hint=_its_help(seat.host)) from None
-    if _is_loopback(address):
+    if is_loopback(address):
         _say_tunnel(seat.host, address, port)
     return DONE
 
@@ -142,17 +143,12 @@ def _say_tunnels(invocation: Invocation, host: str) -> None:
             except ValueError:  # a word such as none
                 continue
             for address, port, _ in ports:
-                if _is_loopback(address):
+                if is_loopback(address):
                     _say_tunnel(host, address, port)
 
 
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
-
-
 def _say_tunnel(host: str, address: str, port: int) -> None:
-    shown = f"[{address}]" if ":" in address else address
-    line = shell_line(["ssh", "-N", "-L", f"{port}:{shown}:{port}", host])
+    line = shell_line(["ssh", "-N", "-L", f"{port}:{bracketed(address)}:{port}", host])
     say(f"port {port} is one of {host}; to have it on this host as well: {line}")
 
 

@@ -12,6 +12,7 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.hosts import masters, signals
 from vmessctl.hosts.remote_line import Opening, remote_line
 from vmessctl.output import foreground
+from vmessctl.output.descriptors import write_all
 from vmessd.core.errors import Unreachable, quoted, reason
 from vmessd.core.plainrecord import PlainRecord
 
@@ -43,8 +44,7 @@ def on_terminal(seat: Seat, words: Sequence[str]) -> int:
     """Run a command over there with a terminal like ours; return its exit status."""
     argv = [*seat.argv("-q", "-t", "-e", "none"), remote_line(words, _called(seat))]
     with signals.heard_by(_end):  # Ctrl-C is a key for the terminal over there
-        status = foreground.run(argv, descriptors=[seat.descriptor])
-    return foreground.KILLED - status if status < 0 else status
+        return foreground.as_shell(foreground.run(argv, descriptors=[seat.descriptor]))
 
 
 def _end(number: int) -> None:
@@ -90,7 +90,7 @@ class _Relay(PlainRecord):
             return foreground.KILLED + self._signal
         if not self._opening.is_over:
             raise self._silence()
-        return foreground.KILLED - status if status < 0 else status
+        return foreground.as_shell(status)
 
     def _copy(self) -> None:
         if (source := self._process.stdout) is None:
@@ -133,5 +133,4 @@ class _Relay(PlainRecord):
 
 def to_output(data: bytes) -> None:
     """Write to standard output; raises OSError."""
-    while data:
-        data = data[os.write(sys.stdout.fileno(), data) :]
+    write_all(sys.stdout.fileno(), data)

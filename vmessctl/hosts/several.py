@@ -12,6 +12,7 @@ from vmessctl.cli.verbs import BY_VERB, PROGRAM, Invocation
 from vmessctl.commands import inspect
 from vmessctl.hosts import signals
 from vmessctl.output import foreground, rendering
+from vmessctl.output.descriptors import write_all
 from vmessctl.output.terminal import say
 from vmessd.core.errors import SEVERITY, Failed, failing, worst
 from vmessd.core.plainrecord import PlainRecord
@@ -68,9 +69,7 @@ def _put_json(host: Host, line: bytes) -> None:
 
 
 def _write(stream: IO[str], line: bytes) -> None:
-    data = line + b"\n"
-    while data:
-        data = data[os.write(stream.fileno(), data) :]
+    write_all(stream.fileno(), line + b"\n")
 
 
 # -- The list --
@@ -102,30 +101,22 @@ def _list(invocation: Invocation, hosts: Sequence[str]) -> int:
     known = [(host, replies[host]) for host in hosts if host in replies]
     if not known:
         return status
-    with failing_to_understand(known):
-        inspect.print_table(invocation, [vm for _, reply in known for vm in reply["vms"]], hosted=True)
+    names = ", ".join(host for host, _ in known)
+    if vms := [vm for _, reply in known for vm in reply["vms"]]:
+        try:
+            inspect.print_table(invocation, vms, hosted=True)
+        except (KeyError, TypeError, AttributeError):
+            raise Failed(
+                f"the list of one of {names} is not understood",
+                hint=f"do they have another version? {PROGRAM} --host {names.replace(' ', '')} --version",
+            ) from None
+    else:
+        say(f"no VMs on {names}")
     for host, reply in known:
         for remark, name in ((rendering.not_vms, "others"), (rendering.unread, "unread")):
             if reply.get(name):
                 say(f"{host}: {remark(reply[name])}")
     return status
-
-
-class failing_to_understand:  # noqa: N801 -- it reads as a statement
-    """Turn a list without an expected member into an error that names the hosts. Use as a context manager."""
-
-    def __init__(self, known: Sequence[tuple[str, Reply]]) -> None:
-        self._hosts = ", ".join(host for host, _ in known)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, (KeyError, TypeError, AttributeError)):
-            raise Failed(
-                f"the list of one of {self._hosts} is not understood",
-                hint=f"do they have another version? {PROGRAM} --host {self._hosts.replace(' ', '')} --version",
-            ) from None
 
 
 # -- The clients --
@@ -173,7 +164,7 @@ class _Hosts:
                 with failing("a client cannot be started"):
                     self._start()
                 self._copy()
-                return [_as_shell(host.process.wait()) for host in self._hosts]
+                return [foreground.as_shell(host.process.wait()) for host in self._hosts]
             finally:
                 self._tell(signals.TERMINATE)
 
@@ -216,7 +207,3 @@ class _Hosts:
 
 def _put_error(host: Host, line: bytes) -> None:
     _write(sys.stderr, f"{host.name}: ".encode() + line)
-
-
-def _as_shell(status: int) -> int:
-    return foreground.KILLED - status if status < 0 else status

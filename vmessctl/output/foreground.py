@@ -43,6 +43,11 @@ def run(command: Sequence[str], text: str | None = None, descriptors: Sequence[i
     return status
 
 
+def as_shell(status: int) -> int:
+    """Return an exit status of Python's subprocess as that of a shell: a signal is not negative there."""
+    return KILLED - status if status < 0 else status
+
+
 def answer(command: Sequence[str], text: str = "", seconds: float = 30.0) -> tuple[int, str]:
     """Run a program that needs no terminal, with a text as its input; return its exit status and its output.
 

@@ -14,6 +14,7 @@ import pytest
 
 from vmessctl.cli.grammar import parse
 from vmessctl.commands.capture import capturing
+from vmessctl.commands.capture import output as outputs
 from vmessctl.commands.capture.filter import Filter
 from vmessctl.commands.capture.frames import Frame, Pcap, Pcapng, Reader
 from vmessctl.commands.capture.source import Source
@@ -127,10 +128,16 @@ def filtering(expression: str) -> Filter:
         raise
 
 
+@pytest.mark.parametrize("before", [None, b"", b"x" * 30])
 def test_a_full_disk_is_one_line_and_the_file_ends_with_a_whole_frame(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
 ) -> None:
-    output = capturing._Output(str(tmp_path / "out"))
+    file = tmp_path / "out"
+    if before is not None:  # as of `>> out`
+        file.write_bytes(before)
+        appended = os.open(file, os.O_WRONLY | os.O_APPEND)
+        monkeypatch.setattr(outputs, "_standard_output", lambda: appended)
+    output = outputs.Output(str(file) if before is None else "-")
     put = [output.put(bytes([number]) * 100) for number in range(3)]
     output.write()
     really, room = os.write, [250]
@@ -144,19 +151,40 @@ def test_a_full_disk_is_one_line_and_the_file_ends_with_a_whole_frame(
 
     monkeypatch.setattr(os, "write", write)
     put += [output.put(bytes([number]) * 100) for number in range(3, 9)]
-    with pytest.raises(Failed, match=r"out cannot be written: no space left on device$"):
+    with pytest.raises(Failed, match=r"out(put)? cannot be written: no space left on device$"):
         output.write()
     os.close(output.fileno())
     assert all(put)
-    assert (tmp_path / "out").read_bytes() == b"".join(bytes([number]) * 100 for number in range(5))
+    assert output.size == 500
+    assert file.read_bytes() == (before or b"") + b"".join(bytes([number]) * 100 for number in range(5))
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_a_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "out"
+    file.write_bytes(b"before")
+    appended = os.open(file, os.O_WRONLY | os.O_APPEND)
+    monkeypatch.setattr(outputs, "_standard_output", lambda: appended)
+    output = outputs.Output("-")
+    output.put(bytes(100))
+
+    def write(_fd: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(Failed):
+        output.write()
+    os.close(output.fileno())
+    assert file.read_bytes() == b"before"
 
 
 def test_a_reader_that_is_slow_misses_whole_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capturing, "UNWRITTEN_MAX", 300_000)
+    monkeypatch.setattr(outputs, "UNWRITTEN_MAX", 300_000)
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
-    monkeypatch.setattr(capturing, "_standard_output", lambda: theirs)
-    output = capturing._Output("-")
+    monkeypatch.setattr(outputs, "_standard_output", lambda: theirs)
+    output = outputs.Output("-")
     taken = [output.put(bytes(1000)) for _ in range(1000)]
     os.close(ours)
     os.close(theirs)
@@ -192,7 +220,7 @@ class Breaking:
 def captured(file: str, *errors: VmessError) -> int:
     """The exit status of a capture of interfaces that fail."""
     sources = [Breaking(f"newvm0e{number}", error) for number, error in enumerate(errors)]
-    output, limits = capturing._Output(file), capturing._Limits(parse(["newvm", "capture", "all"]))
+    output, limits = outputs.Output(file), capturing._Limits(parse(["newvm", "capture", "all"]))
     try:
         return capturing._Capture(cast("Sequence[Source]", sources), output, None, limits).run()
     finally:

@@ -52,13 +52,6 @@ def test_what_is_no_endpoint_is_said(text: str, why: str) -> None:
     assert refused.value.message == why
 
 
-def test_only_loopback_is_private() -> None:
-    assert [parse(text).is_private for text in ("1", "127.9.9.9:1", "[::1]:1", "0:1", "10.0.0.1:1")] == [
-        *(True, True, True),
-        *(False, False),
-    ]
-
-
 def test_ports_follow_from_names_and_instances_are_neighbours() -> None:
     assert by_name(["newvm0"], 20000) == {"newvm0": 22810}
     assert by_name(["leaf1", "leaf0", "spine0"], 20000) == by_name(["spine0", "leaf0", "leaf1"], 20000)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 import select
-import stat
 import sys
 import time
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
+from vmessctl.commands import quantities
 from vmessctl.commands.capture.filter import Filter
 from vmessctl.commands.capture.frames import Pcap, Pcapng
+from vmessctl.commands.capture.output import STANDARD, Output, is_stream
 from vmessctl.commands.capture.source import Source
-from vmessctl.commands.start_stop import seconds
 from vmessctl.output.terminal import complain, say
 from vmessd.core.errors import (
     DONE,
@@ -28,13 +28,11 @@ from vmessd.core.errors import (
     Unreachable,
     VmessError,
     counted,
-    failing,
-    printable,
     quoted,
     shell_line,
     worst,
 )
-from vmessd.core.settings import size, size_shown
+from vmessd.core.settings import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,13 +41,7 @@ if TYPE_CHECKING:
     from vmessctl.cli.verbs import Invocation
     from vmessctl.commands.capture.frames import Frame
 
-STANDARD = "-"
 EVERY = "all"
-UNWRITTEN_MAX = 16 << 20
-"""Bytes kept for a reader that is slow."""
-PIECE = 1 << 16
-LAST_TIME = 1.0
-"""Seconds that a reader may take for the rest."""
 
 
 def run(invocation: Invocation) -> int:
@@ -62,12 +54,12 @@ def run(invocation: Invocation) -> int:
     wanted = _interfaces(invocation, interfaces)
     sources = [Source(invocation, vm, index) for vm, index in wanted]
     try:
-        with_file = _Output(file)
+        output = Output(file)
     except BaseException:
         for source in sources:
             source.close()
         raise
-    return _Capture(sources, with_file, chosen, limits).run()
+    return _Capture(sources, output, chosen, limits).run()
 
 
 def _check_output(invocation: Invocation, file: str) -> None:
@@ -79,14 +71,8 @@ def _check_output(invocation: Invocation, file: str) -> None:
             "frames are not written to a terminal",
             hint=f"{shell_line([*words, f'{vm}.pcap'])}; or: {shell_line(words)} | tcpdump -n -r -",
         )
-    if file != STANDARD and os.path.lexists(file) and not _is_stream(file):
+    if file != STANDARD and os.path.lexists(file) and not is_stream(file):
         raise InvalidValue(f"{quoted(file, 300)} exists already; a capture never overwrites a file")
-
-
-def _is_stream(file: str) -> bool:
-    """Tell whether a file that exists is written to: a FIFO, or a character device such as /dev/null."""
-    mode = os.lstat(file).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def _interfaces(invocation: Invocation, text: str) -> list[tuple[str, int]]:
@@ -119,123 +105,17 @@ class _Limits:
     def __init__(self, invocation: Invocation) -> None:
         """Read the options; raises InvalidValue."""
         options = invocation.options
-        self.frames = _count(options.get(verbs.FRAMES.flag))
-        self.size = _size(options.get(verbs.SIZE.flag))
-        within = seconds(options.get(verbs.SECONDS.flag), verbs.SECONDS)
+        self.frames = quantities.count(options.get(verbs.FRAMES.flag), verbs.FRAMES, "frames")
+        self.size = quantities.size(options.get(verbs.SIZE.flag), verbs.SIZE)
+        within = quantities.seconds(options.get(verbs.SECONDS.flag), verbs.SECONDS)
         self.end = None if within is None else time.monotonic() + within
-
-
-def _count(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= 15 and int(text) > 0):
-        raise InvalidValue(f"{verbs.FRAMES.flag} {quoted(text)} is not a number of frames, 1 or more")
-    return int(text)
-
-
-def _size(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        found = size(text)
-    except ValueError:
-        found = 0
-    if not found:
-        raise InvalidValue(f"{verbs.SIZE.flag} {quoted(text)} is not a size such as 100M")
-    return found
-
-
-class _Output:
-    """The file, or the pipe, that frames go to."""
-
-    def __init__(self, file: str) -> None:
-        """Open it; raises Failed."""
-        self.file = "standard output" if file == STANDARD else printable(file)
-        with failing(f"{self.file} cannot be written"):
-            self._fd = _standard_output() if file == STANDARD else _opened(file)
-        self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
-        self._unwritten = bytearray()
-        self._ends = [0]
-        """Where frames end in a file: the last one that is written, and those after it."""
-        self.size = 0
-        """Bytes that were put in."""
-
-    def fileno(self) -> int:
-        """Return the descriptor, for poll(2)."""
-        return self._fd
-
-    @property
-    def waits(self) -> bool:
-        """Something is kept for a reader that is slow."""
-        return bool(self._unwritten)
-
-    def put(self, data: bytes) -> bool:
-        """Take a frame, or tell that there is no room for it; raises Failed, BrokenPipeError."""
-        if len(self._unwritten) + len(data) > UNWRITTEN_MAX:
-            return False
-        self._unwritten += data
-        self.size += len(data)
-        if self._is_file:
-            self._ends.append(self.size)
-        if len(self._unwritten) > PIECE:
-            self.write()
-        return True
-
-    def write(self) -> None:
-        """Write what the reader takes; raises Failed, BrokenPipeError."""
-        while self._unwritten:
-            try:
-                del self._unwritten[: os.write(self._fd, self._unwritten[: 16 * PIECE])]
-            except BlockingIOError:
-                return
-            except BrokenPipeError:
-                raise
-            except OSError:
-                self._give_up()
-                with failing(f"{self.file} cannot be written"):
-                    raise
-        self._ends = self._ends[-1:]
-
-    def _give_up(self) -> None:
-        """Drop what is not written, and cut a file behind its last whole frame."""
-        self.size -= len(self._unwritten)
-        self._unwritten.clear()
-        if self._is_file:
-            self.size = max(end for end in self._ends if end <= self.size)
-            os.ftruncate(self._fd, self.size)
-
-    def finish(self) -> None:
-        """Give the reader a moment for the rest."""
-        deadline = time.monotonic() + LAST_TIME
-        while self._unwritten and time.monotonic() < deadline:
-            select.select([], [self._fd], [], LAST_TIME)
-            self.write()
-
-
-def _standard_output() -> int:
-    """Return a descriptor of standard output; of a pipe, one that does not block, and affects nobody else."""
-    fd = sys.stdout.fileno()
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
-        return fd
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return fd
-
-
-def _opened(file: str) -> int:
-    if os.path.lexists(file) and _is_stream(file):
-        fd = os.open(file, os.O_WRONLY | os.O_NOCTTY)  # a FIFO when there is a reader
-        os.set_blocking(fd, False)
-        return fd
-    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 
 class _Capture:
     """A capture of some interfaces."""
 
     def __init__(
-        self, sources: Sequence[Source], output: _Output, chosen: Filter | None, limits: _Limits
+        self, sources: Sequence[Source], output: Output, chosen: Filter | None, limits: _Limits
     ) -> None:
         self._sources = sources
         self._output = output

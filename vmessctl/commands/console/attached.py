@@ -19,8 +19,9 @@ from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands.console import escape_key, seat
 from vmessctl.commands.console.delivery import Delivery
 from vmessctl.commands.console.raw_mode import Raw
-from vmessctl.commands.start_stop import seconds
+from vmessctl.commands.quantities import seconds
 from vmessctl.environment import variable
+from vmessctl.output.descriptors import unblocked
 from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import PLAIN, complain, say, warn
 from vmessd.core.errors import (
@@ -343,20 +344,9 @@ def _draws(data: bytes) -> bool:
 
 
 def _output() -> tuple[int, bool]:
-    """Return a descriptor for the output, and whether a write to it may block.
-
-    A terminal or a pipe is reopened, so that O_NONBLOCK does not affect others that share the old descriptor.
-    """
-    fd = sys.stdout.fileno()
-    kind = os.fstat(fd).st_mode
-    if stat.S_ISFIFO(kind) or os.isatty(fd):
-        try:
-            return os.open(
-                f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            ), False
-        except OSError:
-            pass
-    return fd, not stat.S_ISREG(kind)
+    """Return a descriptor for the output, and whether a write to it may block."""
+    fd = unblocked(sys.stdout.fileno())
+    return fd, os.get_blocking(fd) and not stat.S_ISREG(os.fstat(fd).st_mode)
 
 
 def _left_out(vm: str, count: int) -> Failed:

@@ -120,7 +120,10 @@ class Seat:
         return data
 
     def _take(self, client: Client) -> None:
-        """Take the daemon's answer."""
+        """Take the daemon's answer, once all of it is there."""
+        client.fill()
+        if not client.pending():
+            return
         said = client.receive()[0]["console"]
         self._console, self._leash = seat.handed(client, said)
         self._client = None

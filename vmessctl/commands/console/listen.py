@@ -14,6 +14,7 @@ from vmessctl.cli.verbs import Invocation
 from vmessctl.client import connect
 from vmessctl.commands.console import serial_port, tcp_ports
 from vmessctl.commands.console.line import Line
+from vmessctl.output.addresses import bracketed, is_loopback
 from vmessctl.output.terminal import emit, hushed, say
 from vmessd.core import serial_ports
 from vmessd.core.errors import INTERRUPTED, counted
@@ -42,7 +43,7 @@ def run(invocation: Invocation) -> int:
             listener = tcp_ports.listen(where, port, others)
             listeners[listener.fileno()] = (listener, vm)
             _announce(invocation, vm, where, listener.getsockname()[1])
-        if not where.is_private:
+        if not is_loopback(where.address):
             say(f"anybody who reaches {where.address} can use {counted(len(listeners), 'console')}")
         with hushed(verbs.QUIET.flag in invocation.options):
             _serve(invocation, listeners)
@@ -77,7 +78,7 @@ def _announce(invocation: Invocation, vm: str, where: tcp_ports.Endpoint, port: 
     if verbs.JSON.flag in invocation.options:
         emit(invocation, {"address": where.address, "port": port}, vm)
     else:
-        print(f"{vm}: {where.shown}:{port}", flush=True)
+        print(f"{vm}: {bracketed(where.address)}:{port}", flush=True)
 
 
 def _serve(invocation: Invocation, listeners: Listeners) -> NoReturn:

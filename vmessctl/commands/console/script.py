@@ -17,7 +17,7 @@ from vmessctl.commands import logs
 from vmessctl.commands.console import seat
 from vmessctl.commands.console.delivery import Delivery
 from vmessctl.commands.expression import Alarm, DeadlinePassed, compiled
-from vmessctl.commands.start_stop import seconds
+from vmessctl.commands.quantities import seconds
 from vmessctl.output.terminal import complain
 from vmessd.core.errors import (
     DONE,

@@ -38,16 +38,6 @@ class Endpoint(PlainRecord):
         self.place = place
         """The socket address in the form of its family, with port 0."""
 
-    @property
-    def is_private(self) -> bool:
-        """Only users of this host reach it."""
-        return self.address.startswith("127.") or self.address == "::1"
-
-    @property
-    def shown(self) -> str:
-        """The address as it stands before a port."""
-        return f"[{self.address}]" if self.family == _socket.AF_INET6 else self.address
-
 
 def parse(text: str) -> Endpoint:
     """Return what `[ADDRESS:]PORT` means; raises InvalidValue."""

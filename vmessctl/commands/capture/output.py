@@ -1,0 +1,106 @@
+"""Where the frames of a capture go: a new file, or a reader that may be slow."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+import time
+
+from vmessctl.output.descriptors import unblocked
+from vmessd.core.errors import failing, printable
+
+STANDARD = "-"
+UNWRITTEN_MAX = 16 << 20
+"""Bytes kept for a reader that is slow."""
+PIECE = 1 << 16
+LAST_TIME = 1.0
+"""Seconds that a reader may take for the rest."""
+
+
+def is_stream(file: str) -> bool:
+    """Tell whether a file that exists is written to: a FIFO, or a character device such as /dev/null."""
+    mode = os.lstat(file).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+class Output:
+    """The file, or the pipe, that frames go to."""
+
+    def __init__(self, file: str) -> None:
+        """Open it; raises Failed."""
+        self.file = "standard output" if file == STANDARD else printable(file)
+        with failing(f"{self.file} cannot be written"):
+            self._fd = _standard_output() if file == STANDARD else _opened(file)
+        self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self._unwritten = bytearray()
+        self._ends = [0]
+        """Where frames end in a file: the last one that is written, and those after it."""
+        self.size = 0
+        """Bytes that were put in."""
+
+    def fileno(self) -> int:
+        """Return the descriptor, for poll(2)."""
+        return self._fd
+
+    @property
+    def waits(self) -> bool:
+        """Something is kept for a reader that is slow."""
+        return bool(self._unwritten)
+
+    def put(self, data: bytes) -> bool:
+        """Take a frame, or tell that there is no room for it; raises Failed, BrokenPipeError."""
+        if len(self._unwritten) + len(data) > UNWRITTEN_MAX:
+            return False
+        self._unwritten += data
+        self.size += len(data)
+        if self._is_file:
+            self._ends.append(self.size)
+        if len(self._unwritten) > PIECE:
+            self.write()
+        return True
+
+    def write(self) -> None:
+        """Write what the reader takes; raises Failed, BrokenPipeError."""
+        while self._unwritten:
+            try:
+                del self._unwritten[: os.write(self._fd, self._unwritten[: 16 * PIECE])]
+            except BlockingIOError:
+                return
+            except BrokenPipeError:
+                raise
+            except OSError:
+                self._give_up()
+                with failing(f"{self.file} cannot be written"):
+                    raise
+        self._ends = self._ends[-1:]
+
+    def _give_up(self) -> None:
+        """Drop what is not written, and cut a file behind its last whole frame."""
+        self.size -= len(self._unwritten)
+        self._unwritten.clear()
+        if self._is_file:
+            whole = max(end for end in self._ends if end <= self.size)
+            part, self.size = self.size - whole, whole
+            if part:  # counted from where we are: a shell may have opened a file with something in it
+                os.ftruncate(self._fd, os.lseek(self._fd, 0, os.SEEK_CUR) - part)
+
+    def finish(self) -> None:
+        """Give the reader a moment for the rest."""
+        deadline = time.monotonic() + LAST_TIME
+        while self._unwritten and time.monotonic() < deadline:
+            select.select([], [self._fd], [], LAST_TIME)
+            self.write()
+
+
+def _standard_output() -> int:
+    return unblocked(sys.stdout.fileno())
+
+
+def _opened(file: str) -> int:
+    if os.path.lexists(file) and is_stream(file):
+        fd = os.open(file, os.O_WRONLY | os.O_NOCTTY)  # a FIFO when there is a reader
+        os.set_blocking(fd, False)
+        return fd
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
