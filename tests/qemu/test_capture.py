@@ -2,16 +2,15 @@
 
 import contextlib
 import os
-import pwd
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accounts import NOBODY, of_nobody
 from daemons import Daemon, own, wait_for
 
 from vmessctl.client import Client
@@ -232,22 +231,14 @@ def _capture(daemon: Daemon, vm: str = A) -> Iterator[tuple[dict[str, Any], int]
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
 def test_a_qemu_of_another_account_writes_captures_too() -> None:
-    nobody = pwd.getpwnam("nobody")
-    with tempfile.TemporaryDirectory(prefix="vmess-test-") as place:  # below nothing that pytest keeps private
-        os.chmod(place, 0o711)  # noqa: S103
-        daemon = Daemon(Path(place))
-        daemon.root.mkdir()
-        os.chown(daemon.root, 0, nobody.pw_gid)
-        daemon.root.chmod(0o2711)
-        daemon.arguments += ["--qemu-user", "nobody", "--exargs", "yes"]
-        with contextlib.closing(daemon):
-            daemon.start()
-            talking(daemon, A, starts=False)
-            (daemon.directory / "talker.rom").chmod(0o644)
-            daemon.done(A, "start")
-            assert os.stat(f"/proc/{daemon.status(A)['pid']}").st_uid == nobody.pw_uid
-            result = daemon.vmess(A, "capture", "0", f"{place}/out.pcap", "--count", "2")
-            assert (result.returncode, len(frames(Path(place, "out.pcap")))) == (0, 2)
+    with of_nobody("--exargs", "yes") as daemon:
+        talking(daemon, A, starts=False)
+        (daemon.directory / "talker.rom").chmod(0o644)
+        daemon.done(A, "start")
+        assert os.stat(f"/proc/{daemon.status(A)['pid']}").st_uid == NOBODY.pw_uid
+        file = daemon.directory / "out.pcap"
+        result = daemon.vmess(A, "capture", "0", str(file), "--count", "2")
+        assert (result.returncode, len(frames(file))) == (0, 2)
 
 
 def test_who_captures_is_logged(daemon: Daemon) -> None:

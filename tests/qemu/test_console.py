@@ -2,14 +2,12 @@
 
 import contextlib
 import os
-import pwd
 import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -19,27 +17,17 @@ from typing import Any
 import guests
 import pexpect
 import pytest
-from daemons import CLIENT, TESTS, Daemon, a_qemu_that_hangs_is_told, own, wait_for
+from accounts import NOBODY, of_nobody
+from consoles import VM as A
+from consoles import running
+from daemons import CLIENT, TESTS, Daemon, a_qemu_that_hangs_is_told, wait_for
 
 from vmessctl.client import Client
 from vmessctl.commands.console.attached import MODES_END, SCREEN_END
 from vmessctl.commands.console.delivery import Delivery
 
-A = own("c")
 ESCAPE = "\x1d"
 HERE = "Ctrl-] detaches.]"
-
-
-def running(daemon: Daemon, guest: str = "echo", vm: str = A) -> Path:
-    """Start a VM and return its serial log."""
-    directory = daemon.make(vm, guest)
-    daemon.done(vm, "start")
-    daemon.wait_guest(vm)
-    return directory / "serial.log"
-
-
-def environment(daemon: Daemon) -> dict[str, str]:
-    return {**os.environ, "VMESS_SOCKET": str(daemon.socket), "PYTHONPATH": str(TESTS.parent)}
 
 
 @contextlib.contextmanager
@@ -49,7 +37,7 @@ def attached(daemon: Daemon, *words: str, wrapper: str = "exec") -> Iterator[Any
     child = pexpect.spawn(
         "/bin/bash",
         ["-c", f"read -r; {wrapper} {command}"],
-        env=environment(daemon),
+        env=daemon.environment(),
         cwd=str(TESTS.parent),
         timeout=10,
         dimensions=(24, 200),
@@ -87,7 +75,7 @@ def piped(
     """The client without a terminal."""
     client = subprocess.Popen(
         [sys.executable, *program, A, "console", *words],
-        env=environment(daemon),
+        env=daemon.environment(),
         cwd=TESTS.parent,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -160,7 +148,7 @@ def test_c69_what_the_guest_switched_on_is_switched_off_by_a_signal_too(
 def test_c69_a_pipe_leaves_a_terminal_as_it_was_and_sends_nothing_of_its_own_elsewhere(daemon: Daemon) -> None:
     running(daemon)
     command = f"printf '\\033[31mred' | {shlex.join([sys.executable, '-m', 'vmessctl', A, 'console'])}"
-    shown = pexpect.run(f"sh -c {shlex.quote(command)}", env=environment(daemon), cwd=str(TESTS.parent))
+    shown = pexpect.run(f"sh -c {shlex.quote(command)}", env=daemon.environment(), cwd=str(TESTS.parent))
     assert shown.decode() == f"\x1b[31mred{MODES_END}"
     with piped(daemon) as client:
         out, _ = client.communicate(b"\x1b[31mred", timeout=10)
@@ -371,25 +359,6 @@ def test_everything_is_logged_whoever_has_the_console(daemon: Daemon) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
-@contextlib.contextmanager
-def of_nobody() -> Iterator[Daemon]:
-    """A daemon whose QEMU runs as nobody, who has to get to its files."""
-    nobody = pwd.getpwnam("nobody")
-    with tempfile.TemporaryDirectory(prefix="vmess-test-") as place:  # below nothing that pytest keeps private
-        os.chmod(place, 0o711)  # noqa: S103
-        daemon = Daemon(Path(place))
-        daemon.root.mkdir()
-        os.chown(daemon.root, 0, nobody.pw_gid)
-        daemon.root.chmod(0o2711)
-        daemon.arguments += ["--qemu-user", "nobody"]
-        try:
-            yield daemon.start()
-        finally:
-            daemon.close()
-
-
-@pytest.mark.qemu
 @pytest.mark.xdist_group("relays")
 @pytest.mark.skipif(os.geteuid() != 0, reason="another account is entered as root")
 def test_a_qemu_of_another_account_gives_its_console_and_screen_away_too() -> None:
@@ -399,7 +368,7 @@ def test_a_qemu_of_another_account_gives_its_console_and_screen_away_too() -> No
         (daemon.root / A / "EXARGS").write_text(f"-m 16M -bios {daemon.directory}/echo.rom")
         daemon.done(A, "start")
         daemon.wait_guest(A)
-        assert os.stat(f"/proc/{daemon.status(A)['pid']}").st_uid == pwd.getpwnam("nobody").pw_uid
+        assert os.stat(f"/proc/{daemon.status(A)['pid']}").st_uid == NOBODY.pw_uid
         for _ in range(2):
             with attached(daemon) as first, attached(daemon, "--steal") as thief:
                 assert ended(first, "it was taken over") == 7
@@ -636,7 +605,7 @@ def test_c58_all_is_delivered_where_the_output_was_closed(daemon: Daemon) -> Non
     done = subprocess.run(
         ["sh", "-c", command],
         input=INPUT,
-        env=environment(daemon),
+        env=daemon.environment(),
         cwd=TESTS.parent,
         capture_output=True,
         check=False,
@@ -705,7 +674,7 @@ def test_a_time_limit_is_for_pipes(daemon: Daemon) -> None:
         assert (result.returncode, result.stdout) == (2, "")
         assert result.stderr.startswith(f"vmess: {said}\n")
     command = shlex.join([*CLIENT, A, "console", "--timeout", "1"])
-    shown, status = pexpect.run(command, env=environment(daemon), cwd=str(TESTS.parent), withexitstatus=True)
+    shown, status = pexpect.run(command, env=daemon.environment(), cwd=str(TESTS.parent), withexitstatus=True)
     assert status == 2
     assert b"--timeout is for input from a pipe or a file" in shown
 

@@ -13,22 +13,12 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from consoles import VM as A
+from consoles import running
 from daemons import CLIENT, TESTS, Daemon, own, wait_for
 
-A, B = own("c"), own("d")
+B = own("d")
 GREETING = b"\xff\xfb\x01\xff\xfb\x03\xff\xfb\x00\xff\xfd\x00"
-
-
-def running(daemon: Daemon, guest: str = "echo", vm: str = A) -> Path:
-    """Start a VM and return its serial log."""
-    directory = daemon.make(vm, guest)
-    daemon.done(vm, "start")
-    daemon.wait_guest(vm)
-    return directory / "serial.log"
-
-
-def environment(daemon: Daemon) -> dict[str, str]:
-    return {**os.environ, "VMESS_SOCKET": str(daemon.socket), "PYTHONPATH": str(TESTS.parent)}
 
 
 @contextlib.contextmanager
@@ -303,7 +293,7 @@ def test_a_script_that_is_wrong_types_nothing(
 def test_another_key_detaches_and_the_usual_one_is_the_guests(daemon: Daemon, by: str) -> None:
     running(daemon)
     flags = ["--escape", "^a"] if by == "option" else []
-    variables = {**environment(daemon), **({"VMESS_ESCAPE": "ctrl-a"} if by == "environment" else {})}
+    variables = {**daemon.environment(), **({"VMESS_ESCAPE": "ctrl-a"} if by == "environment" else {})}
     child = pexpect.spawn(
         CLIENT[0], [*CLIENT[1:], A, "console", *flags], env=variables, cwd=str(TESTS.parent), timeout=10
     )

@@ -206,12 +206,16 @@ class Daemon:
         self.process = None
         return status
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables of a client."""
+        return {**os.environ, "VMESS_SOCKET": str(self.socket), "PYTHONPATH": str(TESTS.parent)}
+
     def vmess(
         self, *words: str | os.PathLike[str], program: tuple[str, ...] = CLIENT, **run: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run the client and return what it said."""
         options: dict[str, Any] = {"timeout": 90 * UNIT, "cwd": TESTS.parent, **run}
-        environment = {**os.environ, "VMESS_SOCKET": str(self.socket), "PYTHONPATH": str(TESTS.parent)}
+        environment = self.environment()
         *_, namespace = self.inside or (None,)
         if (
             self.forks
