@@ -98,6 +98,13 @@ def test_a_cable_is_pulled_from_either_end(lab: WiredDaemon) -> None:
             assert not redirected(lab, "oak0e0"), line
 
 
+def test_a_cable_is_pulled_whatever_the_mtu_is_now(lab: WiredDaemon) -> None:
+    lab.ip(f"link set {LEAF} mtu 9000", f"link set {SPINE} mtu 9000")
+    lab.done("leaf", "connect", "1", "lab")
+    assert not redirected(lab, LEAF)
+    assert not redirected(lab, SPINE)
+
+
 NO_CABLE = {
     "leaf connect 1 leaf:0": (2, "cable 'leaf0:0' of leaf0 leads to leaf0 itself; it needs another VM"),
     "leaf connect 1 elm:0": (4, "elm0"),

@@ -60,6 +60,8 @@ def test_c114_a_station_that_moved_without_a_word_is_reached(lab: tuple[WiredDae
     wired.done("net", "vlan", "lab", "vethA0")
     assert port(wired, "leaf0e0")["learning"] is True
     assert port(wired, "vethA0")["group_fwd_mask"] == "0xfffd"
+    wired.done("net", "delete", "vethA0")
+    assert [port(wired, tap)["learning"] for tap in ("leaf0e0", "spine0e0")] == [False] * 2
 
 
 def test_a_hub_and_the_mtu_of_a_segment(lab: tuple[WiredDaemon, Station, Station]) -> None:

@@ -303,6 +303,7 @@ class Segments:
                     hint=f"as root: ip link delete {name}",
                 )
             kernel.delete([link])
+            self._network.ports.left(kernel, [link, other] if other else [link])
         return [Step(StepKind.nonpersistent if link.tap else StepKind.deleted, shown(link))]
 
     def prune(self, is_gone: Callable[[str], bool] = lambda _vm: False) -> list[Step]:
@@ -313,6 +314,7 @@ class Segments:
         with self._network.kernel() as kernel:
             taps = [link for link in kernel.links() if self._is_left_behind(link, is_gone)]
             kernel.delete(taps)
+            self._network.ports.left(kernel, taps)
             links, addressed = kernel.links(), kernel.addressed()
             used = {link.master for link in links} | {link.parent for link in links} | addressed
             empty = [

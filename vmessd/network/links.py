@@ -289,9 +289,7 @@ class Network:
         It stays up if it is one of the `stations`: links on which the host has a configured address. `own` is
         the MAC of the link if that does not follow from its name. A cable is pulled, unless it stays: `cabled`.
         """
-        may_be_cabled = (
-            link.tap and not link.master and link.mtu == cables.MTU
-        )  # a TAP that was just made has not
+        may_be_cabled = link.tap and not link.master
         if may_be_cabled and not cabled and (undo := cables.cut(kernel, link.index)):
             change.reversals.append(undo)
             link = replace(link, up=False)

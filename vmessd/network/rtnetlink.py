@@ -59,6 +59,7 @@ _DATAGRAM = 8192
 _ENCODED_MAX = 4096  # messages of some 400 bytes each
 _NUMBERS_MAX = 1 << 31  # sequence numbers have 32 bits
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
+_NO_FILTER = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP)  # the last: a kernel without tc
 
 
 class Refused(OSError):
@@ -332,7 +333,7 @@ class Netlink:
             requests = map(netlink_requests.redirection_of, batch)
             for index, message in zip(batch, self._answers([*requests], parse_redirection), strict=True):
                 error = _refusal(message)
-                if error is not None and error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+                if error is not None and error.errno not in _NO_FILTER:
                     raise error
                 if error is None and message["found"] is not None:
                     found[index] = message["found"]
