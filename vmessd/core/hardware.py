@@ -1,8 +1,9 @@
-"""Values of settings that choose the guest's hardware: firmware's tables, boot order, models of cards. Pure.
+"""Values of settings that choose the guest's hardware, and what else QEMU gets: the parsers. Pure.
 
-Each function is the parser of a setting: it returns a value, or raises ValueError.
+Each function is the parser of a setting: it returns a value, or raises ValueError, or InvalidValue to say why.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def is_word(text: str) -> bool:
     return text[:1].isalnum() and text.isascii() and text.translate(_MARKS).isalnum()
 
 
-_MARKS = str.maketrans("", "", "-_.")
+_MARKS, _CPU_MARKS = str.maketrans("", "", "-_."), str.maketrans("", "", "-_.+")
 
 
 def word(text: str) -> str:
@@ -55,6 +56,50 @@ def graphics_card(text: str) -> str:
 def models(text: str) -> tuple[str, ...]:
     """Return models of network cards, from a list with commas; `virtio` is short for virtio-net-pci."""
     return tuple("virtio-net-pci" if name == "virtio" else word(name) for name in text.split(","))
+
+
+def cpu(text: str) -> str:
+    """Return a CPU model and its features; refuses other options and `help`."""
+    model, *features = text.split(",")
+    if text.isdecimal() and text != "486":
+        raise InvalidValue("the number of processors is set by smp")
+    names = [model]
+    for feature in features:
+        name, equals, value = feature.partition("=")
+        if name[:1] not in ("+", "-") and (equals, value) not in (("=", "on"), ("=", "off")):
+            raise ValueError(text)
+        names.append(name if equals else name[1:])
+    for name in names:
+        if not name[:1].isalnum() or not name.isascii() or not name.translate(_CPU_MARKS).isalnum():
+            raise ValueError(text)
+    if model == "help":
+        raise ValueError(text)
+    return text
+
+
+def properties(text: str) -> str:
+    """Return more properties of each network card, as QEMU takes them."""
+    text = text.strip(",")
+    printable = text.isascii() and text.isprintable() and " " not in text
+    keys = [pair.partition("=")[0] for pair in text.split(",") if "=" in pair]
+    if not printable or not all(keys) or len(keys) <= text.count(","):
+        raise ValueError(text)
+    if taken := [key for key in keys if key in ("driver", "id", "netdev", "mac")]:
+        raise InvalidValue(f"{taken[0]} follows from the VM's name")
+    return text
+
+
+def arguments(text: str) -> tuple[str, ...]:
+    """Return more arguments of QEMU, split as by a shell."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise InvalidValue(str(error).lower()) from None
+    if "\0" in text:
+        raise InvalidValue("it contains a NUL byte")
+    if any(word in ("-daemonize", "--daemonize") for word in words):
+        raise InvalidValue("vmessd cannot supervise a QEMU with -daemonize")
+    return words
 
 
 def smbios(text: str) -> dict[str, str]:

@@ -86,10 +86,6 @@ def size_shown(count: int) -> str:
     return counted(count, "byte")
 
 
-class _Objection(ValueError):
-    """Why a value is wrong, where that is not obvious."""
-
-
 def _number(text: str, digits: int) -> int:
     """Return a number of at most `digits` digits 0-9; refuses signs and other forms that int() accepts."""
     if not (text.isascii() and text.isdecimal() and len(text) <= digits):
@@ -140,20 +136,6 @@ def _autostart(text: str) -> Autostart | None:
     return Autostart(_integer(order, 0, ORDER_MAX), _integer(delay, 0, DELAY_MAX))
 
 
-def _words(text: str) -> tuple[str, ...]:
-    import shlex  # noqa: PLC0415 -- the client never splits arguments
-
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as error:
-        raise _Objection(str(error).lower()) from None
-    if "\0" in text:
-        raise _Objection("it contains a NUL byte")
-    if any(word in ("-daemonize", "--daemonize") for word in words):
-        raise _Objection("vmessd cannot supervise a QEMU with -daemonize")
-    return words
-
-
 def _drives(text: str) -> tuple[str, ...]:
     words = text.split()
     if not words or not set(words) <= {*DISKS, CDROM}:
@@ -161,56 +143,23 @@ def _drives(text: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _cpu(text: str) -> str:
-    """Return a CPU model and its features; refuses other options and `help`."""
-    model, *features = text.split(",")
-    if text.isdecimal() and text != "486":
-        raise _Objection("the number of processors is set by smp")
-    names = [model]
-    for feature in features:
-        name, equals, value = feature.partition("=")
-        if name[:1] not in ("+", "-") and (equals, value) not in (("=", "on"), ("=", "off")):
-            raise ValueError(text)
-        names.append(name if equals else name[1:])
-    for name in names:
-        if not name[:1].isalnum() or not name.isascii() or not name.translate(_CPU_MARKS).isalnum():
-            raise ValueError(text)
-    if model == "help":
-        raise ValueError(text)
-    return text
-
-
-_CPU_MARKS = str.maketrans("", "", "-_.+")
-
-
-def _properties(text: str) -> str:
-    text = text.strip(",")
-    printable = text.isascii() and text.isprintable() and " " not in text
-    keys = [pair.partition("=")[0] for pair in text.split(",") if "=" in pair]
-    if not printable or not all(keys) or len(keys) <= text.count(","):
-        raise ValueError(text)
-    if taken := [key for key in keys if key in ("driver", "id", "netdev", "mac")]:
-        raise _Objection(f"{taken[0]} follows from the VM's name")
-    return text
-
-
 def _wires(text: str) -> Any:
     from vmessd.core import wires  # noqa: PLC0415 -- the client never parses NICS
 
-    try:
-        return wires.parse_file(text)
-    except InvalidValue as error:
-        raise _Objection(error.message) from None
+    return wires.parse_file(text)
+
+
+def _shares(text: str) -> Any:
+    from vmessd.core import shares  # noqa: PLC0415 -- as above
+
+    return shares.parse(text)
 
 
 def _of_nics(parser: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         from vmessd.core import nic_hardware  # noqa: PLC0415 -- as above
 
-        try:
-            return getattr(nic_hardware, parser)(text)
-        except InvalidValue as error:
-            raise _Objection(error.message) from None
+        return getattr(nic_hardware, parser)(text)
 
     return parse
 
@@ -219,21 +168,9 @@ def _of_hardware(parser: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         from vmessd.core import hardware  # noqa: PLC0415 -- as above
 
-        try:
-            return getattr(hardware, parser)(text)
-        except InvalidValue as error:
-            raise _Objection(error.message) from None
+        return getattr(hardware, parser)(text)
 
     return parse
-
-
-def _shares(text: str) -> Any:
-    from vmessd.core import shares  # noqa: PLC0415 -- the client never parses shares
-
-    try:
-        return shares.parse(text)
-    except InvalidValue as error:
-        raise _Objection(error.message) from None
 
 
 def _remark(text: str) -> str:
@@ -267,7 +204,7 @@ class Setting(PlainRecord):
         self.expects = expects
         """What would be right, for messages: `RAM 'x' is not <expects>`."""
         self.parse = parse
-        """Converts text to a value; raises ValueError."""
+        """Converts text to a value; raises ValueError, or InvalidValue to say why."""
         self.option = option
         """Converts a value to QEMU arguments."""
         self.help = help
@@ -286,11 +223,14 @@ class Setting(PlainRecord):
         Raises:
             InvalidValue: the text is invalid; names the file, the text and what would be right.
         """
+        why = ""
         try:
             return self.parse(text.strip())
-        except ValueError as error:
-            why = f" ({error})" if isinstance(error, _Objection) else ""
-            raise InvalidValue(f"{self.file} {quoted(text.strip())} is not {self.expects}{why}") from None
+        except InvalidValue as error:
+            why = f" ({error.message})"
+        except ValueError:
+            pass
+        raise InvalidValue(f"{self.file} {quoted(text.strip())} is not {self.expects}{why}")
 
 
 def _option_list(pairs: Mapping[str, str]) -> str:
@@ -329,7 +269,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="cpu",
         argument="<best|model|none>",
         expects="best, or a CPU model of QEMU such as qemu64, optionally with features: qemu64,+aes,-svm",
-        parse=_cpu,
+        parse=_of_hardware("cpu"),
         option=_no_option,  # what is best depends on the accelerator; see command_line.cpu
         help="Choose the guest's CPU: a model of QEMU (qemu-system-x86_64 -cpu help), or the best one:\n"
         "the CPU of the host under KVM, otherwise everything that TCG supports. New VMs have the best.\n"
@@ -633,7 +573,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="nic-options",
         argument="<properties|none>",
         expects="properties of a QEMU device such as romfile=,bootindex=1",
-        parse=_properties,
+        parse=_of_hardware("properties"),
         option=_no_option,
         help="Give each NIC more properties, such as romfile=,bootindex=1. $VM and $DIR work as in EXARGS.",
         example="romfile=",
@@ -644,7 +584,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=QEMU_OPTIONS,
         argument="<arguments|none>...",
         expects="QEMU arguments quoted as for a shell",
-        parse=_words,
+        parse=_of_hardware("arguments"),
         option=lambda words: words,
         help="Give QEMU more arguments, split into words as by a shell. Then $VM is replaced by the name of\n"
         "the VM, $DIR by the path of its directory, and $$ by a dollar sign. Several arguments after -- are\n"
