@@ -17,6 +17,7 @@ from varlink_wire import Wire, nothing_unforeseen
 
 from vmessd.core.errors import Failed
 from vmessd.storage import log_rotation, vmdir
+from vmessd.storage.new_directory import make
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import housekeeping
 from vmessd.vm.machine import Machine
@@ -280,7 +281,7 @@ async def test_a_hundred_vms_cost_next_to_nothing(tmp_path: Path) -> None:
     class Running:
         def __init__(self, vm: str) -> None:
             self.home = VMDirectory(tmp_path, vm)
-            self.home.make()
+            make(self.home)
             for name in vmdir.LOGS:
                 (self.home.path / name).write_bytes(LOUD)
 

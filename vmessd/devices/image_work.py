@@ -219,7 +219,7 @@ class Work:
             BadFile, Failed: it cannot be used, or renamed.
         """
         with failing(f"{safefile.place(directory, name)} cannot be created"):
-            size = _made(directory, self._files[-1], form)
+            size = backing.virtual_size(directory, self._files[-1], form)
             os.rename(self._files[-1], name, src_dir_fd=directory, dst_dir_fd=directory)
             os.fsync(directory)
         return size
@@ -308,10 +308,3 @@ def examined(image: Image) -> Source:
         raise InvalidValue(f"image {image.shown} {refused}") from None
     except OSError as error:
         raise InvalidValue(f"image {image.shown} cannot be read: {reason(error)}") from None
-
-
-def _made(directory: int, name: str, form: str) -> int:
-    """Return the virtual size of a new image; raises Failed if it cannot be used, OSError."""
-    if form == "qcow2":
-        return backing.header_of(directory, name).size
-    return os.stat(name, dir_fd=directory).st_size

@@ -93,6 +93,11 @@ def header_of(directory: int, name: str) -> Header:
         os.close(fd)
 
 
+def virtual_size(directory: int, name: str, form: str) -> int:
+    """Return the size of an image of a format, as a guest sees it; raises BadFile, OSError."""
+    return header_of(directory, name).size if form == "qcow2" else os.stat(name, dir_fd=directory).st_size
+
+
 def bases(vm: VMDirectory, directory: int, slot: str, header: Header | None, top: Identity) -> tuple[Base, ...]:
     """Return the bases of a disk, the nearest one first.
 

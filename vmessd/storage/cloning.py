@@ -7,7 +7,6 @@ runs, empty images are made in place of the disks that its guest writes to, and 
 blocks.
 """
 
-import contextlib
 import io
 import os
 import stat
@@ -21,7 +20,8 @@ from vmessd.storage import cloud_init as seeds
 from vmessd.storage import contents, copying, images, renaming, safefile
 from vmessd.storage.exporting import Reader
 from vmessd.storage.images import Disk
-from vmessd.storage.vmdir import TPM_STATE, VALUE_LIMIT, NewDirectory, VMDirectory
+from vmessd.storage.new_directory import NewDirectory
+from vmessd.storage.vmdir import TPM_STATE, VALUE_LIMIT, VMDirectory
 
 OF_ITS_OWN = {
     "MACS": "its MACs follow from its name (no MACS)",
@@ -74,7 +74,8 @@ class Clone:
         """
         disks = images.disks(self._vm)
         self._directory = NewDirectory(self._new)
-        with self._vm.opened() as source, safefile.opened(self._directory.path) as target:
+        target = self._directory.fd
+        with self._vm.opened() as source:
             self._copy_settings(source, target)
             sizes = [self._weight(disk) for disk in disks]
             if not self._shares_blocks(source, target, disks):
@@ -93,15 +94,12 @@ class Clone:
     def finish(self) -> None:
         """Make the directory that of the VM; raises Failed."""
         assert self._directory is not None  # noqa: S101 -- it was copied before
-        with safefile.opened(self._directory.path) as target, failing(f"{self._new} cannot be written"):
+        with failing(f"{self._new} cannot be written"):
             for one in self.targets:
                 if one.disk.format == "raw":
                     _trim(one.path, one.disk.size)
-            renaming.name_bases(target, self._new.vm)
-            os.fsync(target)
+            renaming.name_bases(self._directory.fd, self._new.vm)
         self._directory.finish()
-        with safefile.opened(self._new.path.parent) as root, contextlib.suppress(OSError):
-            os.fsync(root)
 
     def close(self) -> str | None:
         """Remove what did not become a VM; return the name of the directory if that is impossible."""
@@ -211,12 +209,7 @@ class Clone:
 
     def _create_target(self, target: int, disk: Disk, new: str) -> None:
         with failing(f"{safefile.place(target, new)} cannot be created"):
-            fd = safefile.create(target, new)
-            try:
-                if disk.format == "raw":
-                    os.ftruncate(fd, disk.size)
-            finally:
-                os.close(fd)
+            safefile.create_empty(target, new, disk.size if disk.format == "raw" else 0)
         assert self._directory is not None  # noqa: S101 -- `target` is this directory
         base = None
         if disk.bases:

@@ -160,14 +160,7 @@ def _create_disk(vm: VMDirectory, directory: int, slot: str, size: int) -> None:
     name = names.disk_file(vm.vm, slot)
     clear_bases(vm, directory, slot)
     with failing(f"{safefile.place(directory, name)} cannot be created"):
-        fd = safefile.create(directory, name)
-        try:
-            os.ftruncate(fd, size)
-        except OSError:
-            os.unlink(name, dir_fd=directory)
-            raise
-        finally:
-            os.close(fd)
+        safefile.create_empty(directory, name, size)
 
 
 def set_cdrom(vm: VMDirectory, path: str | None, reader: Reader) -> None:

@@ -135,6 +135,18 @@ def create(directory: int, name: str, mode: int = 0o660) -> int:
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
 
 
+def create_empty(directory: int, name: str, size: int = 0, mode: int = 0o660) -> None:
+    """Create a file of so many bytes, all of them in one hole; it must not be there. Raises OSError."""
+    fd = create(directory, name, mode)
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.unlink(name, dir_fd=directory)
+        raise
+    finally:
+        os.close(fd)
+
+
 def create_temporary(directory: int, name: str) -> str:
     """Create an empty file that will become `name`, for the user of QEMU to write to; return its name.
 
@@ -143,7 +155,7 @@ def create_temporary(directory: int, name: str) -> str:
     """
     temporary = temporary_name(name)
     with failing(f"{place(directory, temporary)} cannot be created"):
-        os.close(create(directory, temporary))
+        create_empty(directory, temporary)
     return temporary
 
 

@@ -14,9 +14,8 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from vmessd.core import names, records, serial_ports, settings
@@ -120,29 +119,6 @@ class VMDirectory:
         if self.purpose:
             return Locked(f"VM {self.vm} is {self.purpose}", hint="wait until that is done")
         return Locked(f"VM {self.vm} is held {how}", hint=hint or f"to see which: fuser -v {self}")
-
-    def make(
-        self,
-        files: Mapping[str, str] = MappingProxyType({}),
-        left: Callable[[str], None] = lambda _name: None,
-    ) -> None:
-        """Create the directory atomically, with settings by file name.
-
-        If the temporary directory cannot be removed after an error, `left` is called with its name in the root.
-
-        Raises:
-            Failed: it could not be created, or exists already.
-        """
-        self.must_be_new("leave out make")
-        new = NewDirectory(self)
-        try:
-            with safefile.opened(new.path) as directory, failing(f"{self} cannot be created"):
-                for file, text in files.items():
-                    safefile.write(directory, file, f"{text}\n".encode())
-            new.finish()
-        finally:
-            if name := new.close():
-                left(name)
 
     def must_be_new(self, instead: str = "choose another name") -> None:
         """Raise Failed where the name exists, and BadFile where it is not that of a VM.
@@ -345,7 +321,7 @@ class VMDirectory:
     def make_pid_file(self) -> None:
         """Create an empty pid file for a QEMU that may not create files in the directory."""
         with self.opened() as directory, failing(f"{self}/{PID_FILE} cannot be created"):
-            os.close(safefile.create(directory, PID_FILE))
+            safefile.create_empty(directory, PID_FILE)
 
     def has_long_log(self) -> bool:
         """Tell whether :meth:`shorten_log` has work to do."""
@@ -528,52 +504,6 @@ class Hold:
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
-
-
-class NewDirectory:
-    """A directory that becomes that of a VM at the very end. Its name says until then that it is being made.
-
-    So nobody takes it for a VM, and the next daemon removes it after a crash.
-    """
-
-    def __init__(self, vm: VMDirectory) -> None:
-        """Create it; raises Failed, BadFile."""
-        vm.must_be_new()
-        self._vm = vm
-        self._is_there = False
-        self.path = vm.path.with_name(f"{MAKING}{vm.vm}-{os.urandom(4).hex()}")
-        with failing(f"{vm} cannot be created"):
-            # Others must not open it, because then they could lock it. The group may be QEMU's, and only
-            # passes.
-            self.path.mkdir(mode=0o710)
-        self._is_there = True
-
-    def finish(self) -> None:
-        """Make it that of the VM.
-
-        Raises:
-            Failed, BadFile: another process was faster, or it cannot be renamed.
-        """
-        self._vm.must_be_new()
-        with failing(f"{self._vm} cannot be created"):
-            try:
-                self.path.rename(self._vm.path)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    self._vm.must_be_new()
-                raise
-        self._is_there = False
-
-    def close(self) -> str | None:
-        """Remove what did not become a VM; return its name in the root if that is impossible."""
-        if self._is_there:
-            try:
-                safefile.empty(self.path)
-                self.path.rmdir()
-            except OSError:
-                return self.path.name
-            self._is_there = False
-        return None
 
 
 def listing(root: Path) -> Listing:

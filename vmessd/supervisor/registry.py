@@ -43,7 +43,7 @@ from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
-from vmessd.storage import backing, blocking, root_lock, vmdir
+from vmessd.storage import backing, blocking, new_directory, root_lock, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
@@ -363,7 +363,8 @@ class Supervisor:
         """Create a VM and return its path; raises InvalidValue, Failed."""
         directory = VMDirectory(self.root, names.parse(name))
         await self._check_new(directory.vm)
-        await self._files.do(functools.partial(directory.make, OF_NEW_VM, self._leftovers.remember))
+        make = functools.partial(new_directory.make, directory, OF_NEW_VM, self._leftovers.remember)
+        await self._files.do(make)
         return str(directory.path)
 
     async def _check_new(self, vm: str) -> None:

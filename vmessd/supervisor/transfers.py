@@ -19,6 +19,7 @@ from vmessd.storage.appliance import ApplianceImport
 from vmessd.storage.blocking import Lane
 from vmessd.storage.exporting import Export
 from vmessd.storage.importing import Import
+from vmessd.storage.incoming import Incoming
 from vmessd.storage.ova_reader import is_ova
 from vmessd.storage.tar_reader import First
 from vmessd.storage.vmdir import VMDirectory
@@ -106,8 +107,8 @@ class Transfers:
                 begun, first = await _begun(ours, vm or "a VM")
                 incoming = self._begin(first, vm)
                 size = await self._feed(incoming, begun, ours, lane, is_checked=vm is not None)
+            incoming.end()
             if isinstance(incoming, ApplianceImport):
-                incoming.end()
                 async with contextlib.aclosing(convert(incoming, self._host.account, lane)) as steps:
                     async for step in steps:
                         yield Transfer(step)
@@ -126,7 +127,7 @@ class Transfers:
 
     async def _feed(
         self,
-        incoming: Import | ApplianceImport,
+        incoming: Incoming,
         begun: bytes,
         ours: socket.socket,
         lane: Lane,

@@ -19,6 +19,7 @@ from vmessd.core.records import Moment, RunRecord
 from vmessd.qemu import credentials, process
 from vmessd.qemu.credentials import Account
 from vmessd.qemu.process import Capability, Process
+from vmessd.storage.new_directory import make
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import adoption
 from vmessd.vm.host import Host
@@ -184,7 +185,7 @@ def test_a_qemu_that_overwrote_its_arguments_is_held_all_the_same(
 ) -> None:
     nobody = credentials.find("nobody")
     directory = VMDirectory(tmp_path, A)
-    directory.make()
+    make(directory)
     log = os.open(os.devnull, os.O_WRONLY)
     child = Process.spawn(["/bin/sh", "-c", "sleep 60; :", *words], log, {}, nobody.entry)
     os.close(log)

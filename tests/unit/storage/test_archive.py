@@ -72,6 +72,7 @@ def imported(root: Path, archive: bytes, name: str | None = None, piece: int = 6
     try:
         for at in range(0, len(archive), piece):
             taken.feed(archive[at : at + piece])
+        taken.end()
         return taken.finish()
     finally:
         assert taken.close() is None

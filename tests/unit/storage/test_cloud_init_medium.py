@@ -13,7 +13,7 @@ import yaml
 
 from vmessd.core import cloud_init as documents
 from vmessd.core.errors import BadFile, Failed, InvalidValue
-from vmessd.storage import cloud_init, nocloud, renaming, safefile
+from vmessd.storage import cloud_init, new_directory, nocloud, renaming, safefile
 from vmessd.storage.vmdir import VMDirectory
 
 USER = b"#cloud-config\npackages: [x]\n"
@@ -22,7 +22,7 @@ USER = b"#cloud-config\npackages: [x]\n"
 @pytest.fixture
 def vm(tmp_path: Path) -> VMDirectory:
     directory = VMDirectory(tmp_path, "newvm0")
-    directory.make()
+    new_directory.make(directory)
     return directory
 
 

@@ -22,6 +22,7 @@ from daemons import TESTS
 
 from vmessd.core.errors import BadFile, Failed
 from vmessd.storage import log_rotation
+from vmessd.storage.new_directory import make
 from vmessd.storage.vmdir import VMDirectory
 
 K = 1024
@@ -51,7 +52,7 @@ class Place:
 
     def __init__(self, path: Path) -> None:
         self.vm = VMDirectory(path, "newvm0")
-        self.vm.make()
+        make(self.vm)
         self.log, self.older = self.vm.path / NAME, self.vm.path / OLDER
         self.complaints: list[str] = []
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vmessd.core.errors import BadFile, Failed, Locked
-from vmessd.storage import renaming, vmdir
+from vmessd.storage import new_directory, renaming, vmdir
 from vmessd.storage.vmdir import VMDirectory
 
 DRIVES = ("hda.img", "hdb.img", "cdrom.iso")
@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 def make(root: Path) -> VMDirectory:
     vm = VMDirectory(root, "leaf0")
-    vm.make({"RAM": "64M"})
+    new_directory.make(vm, {"RAM": "64M"})
     (vm.path / "leaf0-hda.img").write_bytes(b"a")
     (vm.path / "leaf0-hdb.img").write_bytes(b"b")
     (vm.path / "own.iso").write_bytes(b"c")

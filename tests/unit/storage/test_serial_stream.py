@@ -10,6 +10,7 @@ import pytest
 
 from vmessd.core.errors import BadFile, InvalidValue, NoSuchVM
 from vmessd.storage import serial_stream
+from vmessd.storage.new_directory import make
 from vmessd.storage.serial_stream import BEFORE, WINDOW, Mark
 from vmessd.storage.vmdir import VMDirectory
 
@@ -19,7 +20,7 @@ BEGINNING = Mark(0, b"")
 @pytest.fixture
 def vm(tmp_path: Path) -> VMDirectory:
     directory = VMDirectory(tmp_path, "newvm0")
-    directory.make()
+    make(directory)
     return directory
 
 

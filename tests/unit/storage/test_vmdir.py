@@ -23,6 +23,7 @@ from vmessd.core.settings import BY_FILE
 from vmessd.qemu.credentials import own
 from vmessd.storage import safefile, vmdir
 from vmessd.storage.images import disks, set_cdrom, set_disk
+from vmessd.storage.new_directory import make
 from vmessd.storage.safefile import TEMPORARY
 from vmessd.storage.vmdir import VMDirectory
 
@@ -35,7 +36,7 @@ NOBODY = 65534
 @pytest.fixture
 def vm(tmp_path: Path) -> VMDirectory:
     directory = VMDirectory(tmp_path, "newvm0")
-    directory.make()
+    make(directory)
     return directory
 
 
@@ -78,11 +79,11 @@ def writes_limited_to(size: int) -> Iterator[None]:
 def test_make_creates_once_and_says_so_the_second_time(tmp_path: Path) -> None:
     directory = VMDirectory(tmp_path, "newvm0")
     assert not directory.exists()
-    directory.make()
+    make(directory)
     assert directory.exists()
     assert list(directory.path.iterdir()) == []
     with pytest.raises(Failed, match="exists already"):
-        directory.make()
+        make(directory)
 
 
 def test_what_is_not_there_is_no_such_vm_in_the_words_of_the_seed(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_what_is_no_directory_of_its_own_is_no_vm(tmp_path: Path, kind: str) -> 
     with pytest.raises(BadFile):
         directory.part()
     with pytest.raises(BadFile, match="not a directory of its own"):
-        directory.make()
+        make(directory)
     assert list(elsewhere.iterdir()) == []
 
 
@@ -121,7 +122,7 @@ def unsearchable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VM
     """A VM directory that may be listed and not entered, for an ordinary user."""
     directory = VMDirectory(Path(), "newvm0")
     monkeypatch.chdir(tmp_path)
-    directory.make()
+    make(directory)
     tmp_path.chmod(0o755)
     directory.path.chmod(0o644)
     root = os.geteuid() == 0
@@ -303,15 +304,15 @@ def test_c18_on_a_full_disk_the_old_value_stays_whole(vm: VMDirectory, room: int
 def test_c75_a_vm_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = VMDirectory(tmp_path, "newvm0")
     with writes_limited_to(0), pytest.raises(Failed, match="CPU cannot be written"):
-        vm.make({"CPU": "best"})
+        make(vm, {"CPU": "best"})
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(vm, "must_be_new", lambda *_: None)  # as if another was made just then
-    vm.make({"CPU": "best"})
+    make(vm, {"CPU": "best"})
     with pytest.raises(Failed, match="newvm0 cannot be created: directory not empty"):
-        vm.make({"CPU": "max"})
+        make(vm, {"CPU": "max"})
     monkeypatch.undo()
     with pytest.raises(Failed, match="exists already"):
-        vm.make({"CPU": "max"})
+        make(vm, {"CPU": "max"})
     assert [file.name for file in tmp_path.iterdir()] == ["newvm0"]
     assert (vm.path / "CPU").read_text() == "best\n"
     assert stat.S_IMODE(vm.path.stat().st_mode) == 0o710
@@ -319,7 +320,8 @@ def test_c75_a_vm_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(("call", "times"), [("mkdir", 1), ("fsync", 1), ("rename", 1), ("rename", 2)])
 def test_c75_killed_in_a_make_leaves_no_vm(tmp_path: Path, call: str, times: int) -> None:
-    code = DYING.replace('write_setting(BY_FILE["RAM"], "2G")', 'make({"CPU": "best"})')
+    change = 'VMDirectory(root, "newvm0").write_setting(BY_FILE["RAM"], "2G")'
+    code = DYING.replace(change, 'make(VMDirectory(root, "newvm0"), {"CPU": "best"})')
     argv = [sys.executable, "-c", code, call, str(times), str(tmp_path)]
     assert subprocess.run(argv, check=False, timeout=10).returncode == 77
     assert vmdir.listing(tmp_path).vms == []
@@ -334,6 +336,7 @@ DYING = """
 import os, sys
 from pathlib import Path
 from vmessd.core.settings import BY_FILE
+from vmessd.storage.new_directory import make
 from vmessd.storage.vmdir import VMDirectory
 
 call, countdown, root = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
@@ -870,7 +873,7 @@ def test_c20_a_socket_path_over_107_bytes_works(tmp_path: Path) -> None:
     root = tmp_path / ("d" * 100) / ("e" * 100) / ("f" * 250)
     root.mkdir(parents=True)
     vm = VMDirectory(root, "newvm0")
-    vm.make()
+    make(vm)
     with vm.listen(vmdir.QMP_SOCKET) as listener, vm.connect(vmdir.QMP_SOCKET) as client:
         peer, _ = listener.accept()
         with peer:
@@ -973,7 +976,7 @@ def test_a_log_that_was_truncated_meanwhile_is_told_from_its_beginning(vm: VMDir
 
 def test_listing_ignores_what_is_no_vm(tmp_path: Path) -> None:
     for name in ("b1", "newvm0", "leaf12", "leaf2", "web-1", "a9"):
-        VMDirectory(tmp_path, name).make()
+        make(VMDirectory(tmp_path, name))
     for name in ("Upper0", "nodigit", "b1e0", "ends-", "b" * 31, f"{vmdir.REMOVED}b0-00000000", ".hidden0"):
         (tmp_path / name).mkdir()
     (tmp_path / "file0").touch()
@@ -1001,14 +1004,14 @@ def test_a_vm_and_the_tap_of_another_with_one_name_are_found(
     tmp_path: Path, there: str, new: str, pair: tuple[str, str] | None
 ) -> None:
     assert vmdir.namesakes(tmp_path, new) is None
-    VMDirectory(tmp_path, there).make()
+    make(VMDirectory(tmp_path, there))
     assert vmdir.namesakes(tmp_path, new) == pair
 
 
 @pytest.mark.parametrize("name", ["newvm0", "web-1", "a-b-c"])
 def test_a_directory_that_is_being_removed_names_its_vm(tmp_path: Path, name: str) -> None:
     directory = VMDirectory(tmp_path, name)
-    directory.make()
+    make(directory)
     assert vmdir.removed(directory.part()) == name
 
 
@@ -1047,7 +1050,7 @@ def test_every_error_of_a_hostile_path_is_printable(tmp_path: Path) -> None:
     assert str(vm).isprintable()
     with pytest.raises(VmessError) as missing:
         vm.read_settings()
-    vm.make()
+    make(vm)
     (vm.path / "RAM").write_bytes(b"\x1b[2J\n\0")
     with pytest.raises(VmessError) as bad:
         vm.read_settings()

@@ -15,6 +15,7 @@ from labs import Lab
 from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotPermitted, VmessError
 from vmessd.network.links import Network
 from vmessd.storage import safefile, vmdir
+from vmessd.storage.new_directory import make
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import housekeeping, leftovers, registry
 from vmessd.supervisor.leftovers import Leftovers
@@ -62,7 +63,7 @@ def names_in(root: Path) -> list[str]:
 
 def test_a_removal_takes_the_vm_and_nothing_its_links_lead_to(tmp_path: Path, links: Links) -> None:
     vm = VMDirectory(tmp_path, "newvm0")
-    vm.make({"RAM": "2G"})
+    make(vm, {"RAM": "2G"})
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").touch()
@@ -79,7 +80,7 @@ def test_a_removal_takes_the_vm_and_nothing_its_links_lead_to(tmp_path: Path, li
 
 async def test_an_interrupted_removal_is_finished_and_nothing_else_is(tmp_path: Path, links: Links) -> None:
     vm = VMDirectory(tmp_path, "newvm0")
-    vm.make()
+    make(vm)
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").touch()
@@ -104,7 +105,7 @@ async def test_what_fails_is_said_once_and_tried_until_it_works(
     tmp_path: Path, links: Links, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     vm = VMDirectory(tmp_path, "newvm0")
-    vm.make()
+    make(vm)
     left = Leftovers(tmp_path, links)
     monkeypatch.setattr(safefile, "empty", failing(3))
     name = vm.part()
@@ -123,7 +124,7 @@ async def test_taps_that_stay_are_told_and_a_later_daemon_knows_of_those_it_may_
     tmp_path: Path, links: Links, error: type[VmessError], again: bool
 ) -> None:
     vm = VMDirectory(tmp_path, "newvm0")
-    vm.make({"RAM": "2G"})
+    make(vm, {"RAM": "2G"})
     links.errors.append(error("it is so"))
     note = Leftovers(tmp_path, links).clear(vm.part())
     assert note == f"newvm0 is deleted, but its TAPs stay{' for now' if again else ''}: it is so"
