@@ -54,15 +54,18 @@ class Snapshots:
 
     async def _look_after(self) -> None:
         """Settle what an earlier daemon has left in a QEMU that it had started."""
-        if self.machine.state is State.starting or self._busy:
+        if self.machine.state is State.starting:
             return
-        async with self._settling:
-            with failures_logged(self.vm), self.alone(), contextlib.suppress(CommandRefused):
-                run = self.machine.live()
-                if run.agent is not None:
-                    run.start_task("thaw", run.agent.thawed_again())
-                await self._settled()
-                await live_copy.end_left(run)
+        with failures_logged(self.vm):
+            run = self.machine.live()
+            if run.agent is not None:
+                run.start_task("thaw", run.agent.thawed_again())
+            if self._busy:
+                return
+            async with self._settling:
+                with self.alone(), contextlib.suppress(CommandRefused):
+                    await self._settled()
+                    await live_copy.end_left(run)
 
     async def _looked_after(self) -> None:
         """Wait until it is settled what an earlier daemon has left."""

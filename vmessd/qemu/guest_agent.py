@@ -27,6 +27,8 @@ ANSWER_TIME = 3.0
 FREEZE_TIME = 30.0
 """Seconds that the guest may take to write back its file systems."""
 THAW_TRIES = 3
+LATE_TRIES, LATE_PAUSE = 30, 1.0
+"""How often an agent is asked that may still be freezing for an earlier daemon, and seconds between."""
 ANSWER_MAX = 256 * 1024
 STALE_MAX = 16
 """Answers to earlier calls that are passed over; more would keep the daemon busy."""
@@ -50,6 +52,8 @@ class Agent:
         self._vm = vm
         self._connect = connect
         self._lock = asyncio.Lock()
+        self._freezing = asyncio.Lock()
+        """Held from a freeze to its thaw."""
         self._numbers = itertools.count(1)
 
     async def answers(self) -> bool:
@@ -87,16 +91,17 @@ class Agent:
         None if the agent does not answer, or cannot freeze them. In the end they are thawed in any case: an
         agent that answers late may have frozen them.
         """
-        if not await self.answers():
-            yield None
-            return
-        try:
-            count: int | None = None
-            with contextlib.suppress(Failed):
-                count = await self.freeze()
-            yield count
-        finally:
-            await asyncio.shield(asyncio.ensure_future(self.thawed()))
+        async with self._freezing:
+            if not await self.answers():
+                yield None
+                return
+            try:
+                count: int | None = None
+                with contextlib.suppress(Failed):
+                    count = await self.freeze()
+                yield count
+            finally:
+                await asyncio.shield(asyncio.ensure_future(self.thawed()))
 
     async def thawed(self) -> None:
         """Have the file systems of the guest thawed, if the agent answers; a failure is logged."""
@@ -110,9 +115,16 @@ class Agent:
                 return
 
     async def thawed_again(self) -> None:
-        """Have file systems thawed that an earlier daemon had frozen, if there is an agent."""
-        if await self.answers():
-            await self.thawed()
+        """Have file systems thawed that an earlier daemon had frozen, if there is an agent.
+
+        One that is still freezing them does not answer yet.
+        """
+        for _ in range(LATE_TRIES):
+            async with self._freezing:
+                if await self.answers():
+                    await self.thawed()
+                    return
+            await asyncio.sleep(LATE_PAUSE)
 
     async def _ask(
         self, command: str, arguments: dict[str, object], patience: float, *, silent: bool = False

@@ -1,6 +1,7 @@
 """The guest agent, which is a program of the guest: good answers, bad ones, endless ones, and none."""
 
 import asyncio
+import itertools
 import json
 import socket
 import time
@@ -155,6 +156,35 @@ def test_what_an_earlier_daemon_has_frozen_is_thawed() -> None:
     heard: list[str] = []
     with_agent(noting(heard), Agent.thawed_again)
     assert heard == ["ping", "thaw"]
+
+
+def test_what_an_agent_is_still_freezing_for_an_earlier_daemon_is_thawed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guest_agent, "PING_TIME", 0.1)
+    monkeypatch.setattr(guest_agent, "LATE_PAUSE", 0.01)
+    heard: list[str] = []
+    calls = itertools.count()
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await (silent if next(calls) < 2 else noting(heard))(reader, writer)
+
+    with_agent(late, Agent.thawed_again)
+    assert heard == ["ping", "thaw"]
+
+
+def test_what_is_frozen_now_is_not_thawed_for_an_earlier_daemon() -> None:
+    heard: list[str] = []
+
+    async def use(agent: Agent) -> None:
+        async with agent.frozen():
+            task = asyncio.create_task(agent.thawed_again())
+            await agent.answers()  # it could have thawed them meanwhile
+            heard.append("within")
+        await task
+
+    with_agent(noting(heard), use)
+    assert heard == ["ping", "freeze", "ping", "within", "thaw", "ping", "thaw"]
 
 
 @pytest.mark.parametrize(
