@@ -19,9 +19,9 @@ END_TIME = 60.0
 """Seconds that a job which is called off may take to end."""
 PAUSE, PAUSE_MAX = 0.01, 0.5
 """Seconds between two looks: the first ones, and at most."""
+FLUSH_TIME = 600.0
+"""Seconds that QEMU may take to write back what is in its caches."""
 PENDING, CONCLUDED = "pending", "concluded"
-MERGE, COPY = "merge-", "copy-"
-"""Beginnings of the names of our jobs, which end with a drive."""
 WORDS = 300
 """Characters of a message of QEMU in an error."""
 
@@ -102,6 +102,12 @@ async def open_image(run: QemuRun, node: str, path: str, form: str) -> None:
     """Open an image for writing; raises CommandRefused, TimedOut."""
     for one in block_devices.written(node, path, form):
         await run.execute("blockdev-add", one, QMP_TIME)
+
+
+async def reopen(run: QemuRun, node: str, form: str, below: str | None, *, is_written: bool) -> None:
+    """Make an image writable or read-only; its caches are written back. Raises CommandRefused, TimedOut."""
+    options = block_devices.on_file(node, form, below, is_written=is_written)
+    await run.execute("blockdev-reopen", {"options": [options]}, FLUSH_TIME)
 
 
 async def close_images(run: QemuRun, nodes: Iterable[str]) -> None:

@@ -11,14 +11,13 @@ from collections.abc import AsyncGenerator, Sequence
 from vmessd.core import names
 from vmessd.core.errors import VmessError
 from vmessd.devices import block_jobs
-from vmessd.devices.block_jobs import CONCLUDED, COPY, QMP_TIME, BlockJobs
-from vmessd.qemu import block_devices
+from vmessd.devices.block_jobs import CONCLUDED, QMP_TIME, BlockJobs
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage.cloning import Target
 from vmessd.vm.qemu_run import QemuRun
 
-FLUSH_TIME = 600.0
-"""Seconds that QEMU may take to write back what is in its caches."""
+COPY = "copy-"
+"""The beginning of the names of its jobs, which end with a drive."""
 CRASH_CONSISTENT = "the disks are as after a power failure, because the guest was not asked to write everything"
 FROZEN = "the guest has written everything back for that: its agent had frozen its file systems for a moment"
 
@@ -61,9 +60,8 @@ class LiveCopy:
             await self._begin()
             async for percent in self._jobs.reached(CONCLUDED):
                 yield percent
-            for slot, target in self._targets.items():  # write back what is in the caches
-                options = block_devices.on_file(_node(slot), target.disk.format, None, is_written=True)
-                await self._run.execute("blockdev-reopen", {"options": [options]}, FLUSH_TIME)
+            for slot, target in self._targets.items():  # to write back what is in the caches
+                await block_jobs.reopen(self._run, _node(slot), target.disk.format, None, is_written=True)
         except (CommandRefused, VmessError) as error:
             raise block_jobs.error_of(self._run, error, "the copy") from None
         finally:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from vmessd.core.errors import Failed, TimedOut, VmessError
 from vmessd.devices import block_jobs
-from vmessd.devices.block_jobs import MERGE, PENDING, QMP_TIME, BlockJobs
+from vmessd.devices.block_jobs import PENDING, QMP_TIME, BlockJobs
 from vmessd.qemu import block_devices
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import plans, pulling, snapshots
@@ -24,8 +24,8 @@ from vmessd.storage.pulling import Pull
 from vmessd.vm.machine import Machine
 from vmessd.vm.qemu_run import QemuRun
 
-FLUSH_TIME = 600.0
-"""Seconds that QEMU may take to write back what is in its caches."""
+MERGE = "merge-"
+"""The beginning of the names of its jobs, which end with a drive."""
 
 
 class _Nodes(NamedTuple):
@@ -115,8 +115,7 @@ class LiveMerge:
 
     async def _reopen(self, pull: Pull, *, is_written: bool) -> None:
         nodes = self._nodes[pull.disk.slot]
-        options = block_devices.on_file(nodes.above, "qcow2", nodes.snapshot, is_written=is_written)
-        await self._run.execute("blockdev-reopen", {"options": [options]}, FLUSH_TIME)
+        await block_jobs.reopen(self._run, nodes.above, "qcow2", nodes.snapshot, is_written=is_written)
 
     @contextlib.asynccontextmanager
     async def _or_as_before(self, jobs: BlockJobs, plan: Plan) -> AsyncIterator[None]:

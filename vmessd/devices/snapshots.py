@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
 from vmessd.core import names
 from vmessd.core.dataclass import dataclass
@@ -259,10 +259,11 @@ class Snapshots:
         await self._looked_after()
         with self.alone():
             await self._settled()
-            merge = self._delete_off if self.machine.state in OFF else self._delete_live
+            is_off = self.machine.state in OFF
             disks = await self._lane.aside(functools.partial(_with, self.machine.home, name))
             notes: list[str] = []
-            async with contextlib.aclosing(merge(name, notes)) as percents:
+            merge = self._delete_off(name) if is_off else self._delete_live(name, notes)
+            async with contextlib.aclosing(merge) as percents:
                 async for percent in percents:
                     yield MergeProgress(False, percent)
         yield MergeProgress(True, 100, disks, notes or None)
@@ -275,7 +276,7 @@ class Snapshots:
                 yield percent
         notes += merge.notes
 
-    async def _delete_off(self, name: str, _notes: list[str]) -> AsyncGenerator[int, None]:
+    async def _delete_off(self, name: str) -> AsyncGenerator[int, None]:
         """If it is cut short, the VM works as before, and the deletion can be repeated."""
         vm = self.machine.directory
         async with held(self.machine, "having a snapshot deleted"):
@@ -283,13 +284,11 @@ class Snapshots:
             merges = await self._lane.aside(functools.partial(snapshots.begin_merge, vm, name))
             for number, merge in enumerate(merges):
                 percents = Percents()
-                async for percent in percents.during(self._merge(merge, percents.set)):
+                work = qemu_img.commit(self._account, merge.chain, percents.set)
+                async for percent in percents.during(work):
                     yield (100 * number + percent) // len(merges)
             await self._lane.finish(functools.partial(_merge_files, vm, merges))
             await self._name_bases(vm)
-
-    async def _merge(self, merge: Merge, report: Callable[[int], None]) -> None:
-        await qemu_img.commit(self._account, merge.chain, report)
 
     async def _correct_headers(self, vm: VMDirectory) -> None:
         """Correct what a daemon that died did not, if the VM is off."""

@@ -113,6 +113,12 @@ def text(plan: Plan) -> bytes:
     return json.dumps(dataclasses.asdict(plan)).encode() + b"\n"
 
 
+def unmarked(directory: int) -> tuple[Drop, ...]:
+    """Return what removes the mark of a deletion that has begun; raises BadFile."""
+    inode = _inode(directory, MERGING)
+    return () if inode is None else (Drop(MERGING, inode),)
+
+
 def carry_out(directory: int, plan: Plan) -> None:
     """Write a plan down and carry it out. It stays if a QEMU must do its part, until :func:`settle`.
 

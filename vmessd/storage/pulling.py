@@ -9,7 +9,6 @@ import os
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from vmessd.core import names
 from vmessd.core.errors import BadFile
 from vmessd.storage import backing, copying, plans, safefile, snapshots
 from vmessd.storage.backing import Base
@@ -70,21 +69,9 @@ def _check(vm: VMDirectory, pull: Pull, name: str, slots: Collection[str]) -> No
             f"{vm.vm} runs without {pull.disk.slot}, so snapshot {name} was not deleted",
             hint=f"vmess {vm.vm} stop snapshot delete {name}",
         )
-    if not pull.depth:
-        return
-    above = pull.disk.bases[pull.depth - 1]
-    if names.snapshot_of(above.target) is None:
-        raise BadFile(
-            f"{pull.snapshot.path} is below an image that is not a snapshot of {vm.vm}",
-            hint=f"vmess {vm.vm} info",
-        )
-    others = [one for one in backing.users(vm.path.parent, above.identity) if one != vm.vm]
-    if others or os.stat(above.path).st_nlink > 1:
-        raise BadFile(
-            f"snapshot {names.snapshot_of(above.target)} of {vm.vm} is a base of "
-            f"{', '.join(others[:10]) or 'another VM'}, too, and must not change",
-            hint=f"see it: vmess {others[0]} snapshot list" if others else None,
-        )
+    snapshots.check_above(vm, pull.disk, pull.depth)
+    if pull.depth:
+        snapshots.check_unshared(vm, pull.disk.bases[pull.depth - 1])
 
 
 def steps(vm: VMDirectory, pulls: Iterable[Pull]) -> tuple[tuple[Steps, ...], tuple[Steps, ...]]:
@@ -94,8 +81,7 @@ def steps(vm: VMDirectory, pulls: Iterable[Pull]) -> tuple[tuple[Steps, ...], tu
     """
     without, as_before = [], []
     with vm.opened() as directory:
-        mark = safefile.status(directory, plans.MERGING)
-        marks = (Drop(plans.MERGING, mark.st_ino),) if mark is not None else ()
+        marks = plans.unmarked(directory)
         for pull in pulls:
             links = tuple(base.target for base in pull.disk.bases)
             above = safefile.status(directory, pull.above)

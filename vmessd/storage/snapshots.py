@@ -313,21 +313,32 @@ def check_no_other_merge(vm: VMDirectory, disks: Iterable[Disk], name: str) -> N
 
 def _check_merge(vm: VMDirectory, merge: Merge, name: str) -> None:
     base = merge.disk.bases[merge.depth]
-    others = [one for one in backing.users(vm.path.parent, base.identity) if one != vm.vm]
-    if others or os.stat(base.path).st_nlink > 1:
-        shown = ", ".join(others[:10]) or "another VM"
-        raise BadFile(
-            f"snapshot {name} of {vm.vm} is a base of {shown}, too, and must not change",
-            hint=f"see it: vmess {others[0]} snapshot list" if others else None,
-        )
-    if merge.depth and names.snapshot_of(merge.disk.bases[merge.depth - 1].target) is None:
-        raise BadFile(
-            f"{base.path} is below an image that is not a snapshot of {vm.vm}", hint=f"vmess {vm.vm} info"
-        )
+    check_unshared(vm, base)
+    check_above(vm, merge.disk, merge.depth)
     if base.format == "raw" or not base.block_device:
         with vm.opened() as directory:
             wanted = max(0, min(merge.weight, merge.disk.size - os.stat(base.path).st_blocks * 512))
             copying.check_room(directory, wanted, str(vm), f"merging snapshot {name} takes up to")
+
+
+def check_unshared(vm: VMDirectory, base: Base) -> None:
+    """Raise BadFile if another VM stands on a snapshot, too, which must not change for that."""
+    others = [one for one in backing.users(vm.path.parent, base.identity) if one != vm.vm]
+    if others or os.stat(base.path).st_nlink > 1:
+        name, shown = names.snapshot_of(base.target), ", ".join(others[:10]) or "another VM"
+        raise BadFile(
+            f"snapshot {name} of {vm.vm} is a base of {shown}, too, and must not change",
+            hint=f"see it: vmess {others[0]} snapshot list" if others else None,
+        )
+
+
+def check_above(vm: VMDirectory, disk: Disk, depth: int) -> None:
+    """Raise BadFile if a base of a disk is below another base, which is no snapshot of the VM."""
+    if depth and names.snapshot_of(disk.bases[depth - 1].target) is None:
+        raise BadFile(
+            f"{disk.bases[depth].path} is below an image that is not a snapshot of {vm.vm}",
+            hint=f"vmess {vm.vm} info",
+        )
 
 
 def make_writable(directory: int, name: str) -> None:
@@ -342,8 +353,7 @@ def merged(vm: VMDirectory, merges: Iterable[Merge]) -> list[Steps]:
     """Return the steps after what was above a snapshot was written into it: it takes the place of that."""
     steps = []
     with vm.opened() as directory:
-        mark = safefile.status(directory, plans.MERGING)
-        marks = (Drop(plans.MERGING, mark.st_ino),) if mark is not None else ()
+        marks = plans.unmarked(directory)
         for merge in merges:
             disk, at = merge.disk, merge.depth
             targets = [base.target for base in disk.bases]
