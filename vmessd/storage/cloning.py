@@ -18,8 +18,7 @@ from vmessd.core.cloud_init import META_DATA
 from vmessd.core.errors import BadFile, Failed, failing, reason
 from vmessd.storage import cloud_init as seeds
 from vmessd.storage import contents, copying, images, renaming, safefile
-from vmessd.storage.exporting import Reader
-from vmessd.storage.images import Disk
+from vmessd.storage.images import Disk, Reader
 from vmessd.storage.new_directory import NewDirectory
 from vmessd.storage.vmdir import TPM_STATE, VALUE_LIMIT, VMDirectory
 
@@ -112,7 +111,7 @@ class Clone:
             if file in OF_ITS_OWN:
                 self.notes.append(OF_ITS_OWN[file])
             elif file in contents.BOOT_FILES:
-                self._copy_boot_file(source, target, file)
+                self._copy_boot_file(target, file)
             elif file == "NICS":
                 self._copy_wires(source, target)
             elif contents.is_setting(file) or file in contents.VARIABLES:
@@ -125,11 +124,11 @@ class Clone:
             safefile.write(target, META_DATA, seeds.renewed(meta, f"iid-{os.urandom(8).hex()}"))
             self.notes.append(f"cloud-init runs again, because {META_DATA} has another instance-id")
 
-    def _copy_boot_file(self, source: int, target: int, file: str) -> None:
+    def _copy_boot_file(self, target: int, file: str) -> None:
         """Copy the setting, and what is booted directly, if it is in the VM directory."""
         path, copy = self._vm.setting_text(file) or "", contents.BOOT_FILES[file]
         if own := contents.own_file(str(self._vm.path), path):
-            self._copy_image(source, own, target, copy, lambda _fraction: None)
+            self._copy_image(own, target, copy, lambda _fraction: None)
         safefile.write(target, file, f"{copy if own else path}\n".encode())
 
     def _copy_wires(self, source: int, target: int) -> None:
@@ -201,11 +200,11 @@ class Clone:
             if self.linked:
                 self._link(source, target, name)
             else:
-                self._copy_image(source, name, target, name, lambda _fraction: told(0.0))
+                self._copy_image(name, target, name, lambda _fraction: told(0.0))
         if disk.slot in self._live:
             self._create_target(target, disk, new)
         else:
-            self._copy_image(source, os.path.basename(disk.path), target, new, told)
+            self._copy_image(os.path.basename(disk.path), target, new, told)
 
     def _create_target(self, target: int, disk: Disk, new: str) -> None:
         with failing(f"{safefile.place(target, new)} cannot be created"):
@@ -233,34 +232,19 @@ class Clone:
                 hint=f"copy it: vmess {self._vm.vm} clone {self._new.vm}",
             ) from None
 
-    def _copy_image(self, source: int, name: str, target: int, new: str, told: Callable[[float], None]) -> None:
-        where = safefile.place(source, name)
-        try:
-            found = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
-        except OSError as error:
-            raise BadFile(f"{where} cannot be read: {reason(error)}") from None
-        image = io.FileIO(found, "r")
-        try:
-            mode = os.fstat(found)
-            if not stat.S_ISREG(mode.st_mode) and not stat.S_ISBLK(mode.st_mode):
-                raise BadFile(f"{where} is {safefile.kind(mode.st_mode)}; it must be an image")
-            path = f"{self._vm.path}/{name}"
-            if os.path.islink(path) and not self._reader.may_read(path):
-                raise BadFile(f"{where} is a link; its target must be readable for the user of QEMU")
-            size = os.lseek(found, 0, os.SEEK_END)
+    def _copy_image(self, name: str, target: int, new: str, told: Callable[[float], None]) -> None:
+        with io.FileIO(images.open_source(f"{self._vm.path}/{name}", self._reader), "r") as image:
+            found, size = os.fstat(image.fileno()), image.seek(0, os.SEEK_END)
+            is_snapshot = names.snapshot_of(name) is not None
             with failing(f"{safefile.place(target, new)} cannot be created"):
-                is_snapshot = names.snapshot_of(name) is not None
                 copied = safefile.create(target, new, 0o440 if is_snapshot else 0o660)
-        except BaseException:
-            image.close()
-            raise
 
-        def report(done: int) -> None:
-            told(done / max(1, size))
+            def report(done: int) -> None:
+                told(done / max(1, size))
 
-        copying.copy(image, io.FileIO(copied, "w"), size, report, durable=True)
+            copying.copy(image, io.FileIO(copied, "w"), size, report, durable=True)
         if is_snapshot:
-            os.utime(new, (mode.st_mtime, mode.st_mtime), dir_fd=target)
+            os.utime(new, (found.st_mtime, found.st_mtime), dir_fd=target)
 
 
 def _trim(path: str, size: int) -> None:

@@ -7,26 +7,19 @@ exported with the content of their targets. Everything here blocks, each piece w
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from vmessd.core import names
-from vmessd.core.errors import BadFile, Failed, printable, reason
+from vmessd.core.errors import Failed, printable, reason
 from vmessd.storage import archive_format, backing, contents, images, safefile
 from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment, Segments
 from vmessd.storage.contents import StoredBase
+from vmessd.storage.images import Reader
 from vmessd.storage.vmdir import TPM_STATE, Hold, VMDirectory
 
 PIECE = 1 << 20
 """Bytes that are read at a time."""
-
-
-class Reader(Protocol):
-    """The user whose right to read decides about the target of a link."""
-
-    def may_read(self, path: str) -> bool:
-        """Tell whether the user may read the file at `path`."""
 
 
 class _Source(NamedTuple):
@@ -168,22 +161,13 @@ class Export:
             self._add_image(contents.TPM_FILE, f"/proc/self/fd/{state}/{contents.TPM_FILE}", reader)
 
     def _add_image(self, file: str, path: str, reader: Reader) -> None:
-        where = printable(path)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise BadFile(f"{where} cannot be read: {reason(error)}") from None
+        fd = images.open_source(path, reader)
         self._files.append(fd)
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
-            raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it must be an image or a block device")
-        if os.path.islink(path) and not reader.may_read(path):
-            raise BadFile(f"{where} is a link; its target must be readable for the user of QEMU")
         size = os.lseek(fd, 0, os.SEEK_END)
         segments = _segments(fd, size)
         is_full = [*segments[:2]] == [Segment(0, size)]
         entry = Entry(file, size, None if is_full or not size else archive_format.merged(segments))
-        self._sources.append(_Source(entry, where, fd=fd))
+        self._sources.append(_Source(entry, printable(path), fd=fd))
 
 
 def _segments(fd: int, size: int) -> Segments:

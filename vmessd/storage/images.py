@@ -402,6 +402,29 @@ def _check_image(
         raise InvalidValue(f"{verb} {shown} is not readable for {reader.name}, the user of QEMU", hint=hint)
 
 
+def open_source(path: str, reader: Reader) -> int:
+    """Open an image for a copy, and return its descriptor; of a link, `reader` must be able to read the target.
+
+    Raises:
+        BadFile: it cannot be read, or is not an image.
+    """
+    where = printable(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise BadFile(f"{where} cannot be read: {reason(error)}") from None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+            raise BadFile(f"{where} is {safefile.kind(found.st_mode)}; it must be an image or a block device")
+        if os.path.islink(path) and not reader.may_read(path):
+            raise BadFile(f"{where} is a link; its target must be readable for the user of QEMU")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def detach(vm: VMDirectory, slot: str) -> str | None:
     """Put the image of a disk aside, with the links to its bases; return what was done; None if there is none.
 

@@ -27,6 +27,8 @@ MIB = 1 << 20
 
 
 class Everybody:
+    name = "everybody"
+
     def may_read(self, _path: str) -> bool:
         return True
 
@@ -208,6 +210,8 @@ def test_a_disk_on_bases_stands_by_itself_after_an_import(vm: VMDirectory, tmp_p
 
 
 class Nobody:
+    name = "nobody"
+
     def may_read(self, _path: str) -> bool:
         return False
 

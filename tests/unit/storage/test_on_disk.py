@@ -11,6 +11,8 @@ from vmessd.storage.vmdir import VMDirectory
 
 
 class Everybody:
+    name = "everybody"
+
     def may_read(self, _path: str) -> bool:
         return True
 
