@@ -16,6 +16,7 @@ import pytest
 from consoles import VM as A
 from consoles import running
 from daemons import CLIENT, TESTS, Daemon, own, wait_for
+from sockets import received
 
 B = own("d")
 GREETING = b"\xff\xfb\x01\xff\xfb\x03\xff\xfb\x00\xff\xfd\x00"
@@ -42,21 +43,13 @@ def connected(port: int, *, plain: bool = False) -> Iterator[socket.socket]:
     """A client over TCP, past the greeting."""
     with socket.create_connection(("127.0.0.1", port), 10) as sock:
         if not plain:
-            assert heard(sock, len(GREETING)) == GREETING
+            assert received(sock, len(GREETING)) == GREETING
         yield sock
-
-
-def heard(sock: socket.socket, count: int) -> bytes:
-    """As many bytes, or those until the end."""
-    data = b""
-    while len(data) < count and (more := sock.recv(count - len(data))):
-        data += more
-    return data
 
 
 def rest(sock: socket.socket) -> bytes:
     """All that comes until the end."""
-    return heard(sock, 1 << 20)
+    return received(sock, 1 << 20)
 
 
 # -- Over TCP --
@@ -69,7 +62,7 @@ def test_a_console_is_served_by_telnet_and_the_next_client_has_it_after_the_firs
         for text in (b"one\r\n", b"two\r\0"):
             with connected(port) as sock:
                 sock.sendall(b"\xff\xfd\x01" + text)
-                assert heard(sock, 4) == text[:4]
+                assert received(sock, 4) == text[:4]
                 with connected(port) as second:
                     refusal = rest(second).decode()
                     assert refusal.startswith(f"\r\nthe console of {A} is in use by uid {os.getuid()}, PID ")
@@ -95,7 +88,7 @@ def test_all_vms_have_stable_ports_and_one_that_is_off_says_so(daemon: Daemon) -
     daemon.make(B)
     with listening(daemon, "--all", "--json") as (ports, _), connected(ports[0]) as sock:
         sock.sendall(b"x")
-        assert heard(sock, 1) == b"x"
+        assert received(sock, 1) == b"x"
         with connected(ports[1]) as other:
             assert rest(other).startswith(f"\r\nVM not running: {B}".encode())
         daemon.done(A, "stop", "force")
@@ -112,12 +105,12 @@ def test_any_number_may_watch_a_console_that_somebody_has(daemon: Daemon) -> Non
         contextlib.ExitStack() as stack,
     ):
         watchers = [stack.enter_context(connected(port)) for _ in range(3)]
-        assert [heard(watcher, 1) for watcher in watchers] == [b"R"] * 3
+        assert [received(watcher, 1) for watcher in watchers] == [b"R"] * 3
         watchers[0].sendall(b"not this")
         assert user.stdin is not None
         user.stdin.write("hello")
         user.stdin.close()
-        assert [heard(watcher, 5) for watcher in watchers] == [b"hello"] * 3
+        assert [received(watcher, 5) for watcher in watchers] == [b"hello"] * 3
         daemon.done(A, "stop", "force")
         assert rest(watchers[0]) == b"\r\nforced off\r\n"
 
@@ -143,7 +136,7 @@ def test_c120_clients_that_misbehave_harm_neither_guest_nor_others(daemon: Daemo
 
 def _some_output(port: int) -> bytes:
     with connected(port) as sock:
-        return heard(sock, 200)
+        return received(sock, 200)
 
 
 def test_a_port_that_is_taken_or_privileged_is_one_line(daemon: Daemon) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from daemons import Daemon, WiredDaemon, a_qemu_that_hangs_is_told, own, refused, wait_for
+from sockets import free_port, received
 
 from vmessctl.client import Client
 from vmessd.core import names
@@ -28,12 +29,6 @@ A = own("v")
 pytestmark = pytest.mark.xdist_group("relays")
 NONE = 1
 """RFB's security type without authentication (RFC 6143)."""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def relay(daemon: Daemon, vm: str, *options: str) -> int:
@@ -56,31 +51,24 @@ def running(daemon: Daemon, vm: str = A, guest: str = "idle") -> int:
 def viewer(port: int) -> Iterator[socket.socket]:
     """A viewer that got as far as being told how to authenticate."""
     with socket.create_connection(("127.0.0.1", port), 5) as connected:
-        version = read(connected, 12)
+        version = received(connected, 12)
         assert version.startswith(b"RFB ")
         connected.sendall(version)
         yield connected
 
 
-def read(connected: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count and (piece := connected.recv(count - len(data))):
-        data += piece
-    return data
-
-
 def security(connected: socket.socket) -> list[int]:
-    return list(read(connected, read(connected, 1)[0]))
+    return list(received(connected, received(connected, 1)[0]))
 
 
 def let_in(connected: socket.socket) -> str:
     """Go on to the end of the handshake and return the desktop's name."""
     assert security(connected) == [NONE]
     connected.sendall(bytes([NONE]))
-    assert struct.unpack(">I", read(connected, 4)) == (0,)
+    assert struct.unpack(">I", received(connected, 4)) == (0,)
     connected.sendall(b"\x01")
-    length = struct.unpack(">I", read(connected, 24)[20:])[0]
-    return read(connected, length).decode()
+    length = struct.unpack(">I", received(connected, 24)[20:])[0]
+    return received(connected, length).decode()
 
 
 def is_open(port: int) -> bool:
@@ -164,7 +152,7 @@ def test_a_connected_viewer_does_not_notice_the_daemon_s_end(daemon: Daemon) -> 
         assert A in let_in(connected)
         daemon.start()
         connected.sendall(struct.pack(">BBHHHH", 3, 0, 0, 0, 1, 1))  # wants a pixel
-        assert read(connected, 1) == b"\0"
+        assert received(connected, 1) == b"\0"
         assert daemon.status(A)["state"] == "running"
 
 
@@ -229,7 +217,7 @@ def test_viewers_of_one_vm_that_come_at_once_are_all_let_in(daemon: Daemon) -> N
         with contextlib.closing(Client([str(daemon.socket)])) as client:
             port = client.call("Vnc", vm=A, port=None, address=None, timeout=5.0)["relay"]["port"]
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connected:
-            return read(connected, 4).decode()
+            return received(connected, 4).decode()
         return ""  # another one's relay took the place of this one
 
     with concurrent.futures.ThreadPoolExecutor(6) as pool:

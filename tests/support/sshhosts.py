@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from daemons import TESTS, UNIT, wait_for
+from sockets import free_port
 
 SSHD = "/usr/sbin/sshd"
 SSH = "/usr/bin/ssh"
@@ -35,13 +35,6 @@ def need_sshd() -> None:
         pytest.skip("an sshd with a user database of its own needs root")
     if not os.path.exists(SSHD) or not os.path.exists(SSH):
         pytest.skip("there is no OpenSSH: install openssh-server and openssh-client")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def put_script(path: Path, text: str) -> None:

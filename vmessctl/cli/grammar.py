@@ -15,7 +15,6 @@ from __future__ import annotations
 from vmessctl.cli.verbs import (
     ALL,
     BY_VERB,
-    ELSEWHERE,
     EVERYWHERE,
     FREE_TEXT,
     HELP,
@@ -28,10 +27,6 @@ from vmessctl.cli.verbs import (
     Command,
     Invocation,
     Option,
-    meant,
-    no_verb,
-    no_vm_or_verb,
-    resembles_verb,
     spoken,
 )
 from vmessd.core import names
@@ -238,9 +233,10 @@ class Line:
             flag, equals, value = word[:2], "=", word[2:]
         option = SHORT.get(word) or OPTIONS.get(flag)
         if option is None:
-            raise InvalidValue(
-                f"{quoted(word)} is not an option{meant(flag, OPTIONS, 0.75)}", hint=f"{PROGRAM} help"
-            )
+            from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
+            suggestion = mistyped.meant(flag, OPTIONS, 0.75)
+            raise InvalidValue(f"{quoted(word)} is not an option{suggestion}", hint=f"{PROGRAM} help")
         if equals and not option.metavar:
             raise InvalidValue(f"{flag} takes no value, but was given {quoted(value)}")
         if option.metavar and not equals:
@@ -310,7 +306,9 @@ class Line:
         There is no harm in `newvm help`.
         """
         if command.is_global and self.vms and not command.many and command.verb != "help":
-            other = ELSEWHERE.get(command.verb, "").split()
+            from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
+            other = mistyped.ELSEWHERE.get(command.verb, "").split()
             right = shell_line([PROGRAM.name, *self.vms, *other]) if other else f"usage: {command.usage()}"
             self.problem = InvalidValue(f"{command.verb} takes no VM", hint=right)
 
@@ -367,23 +365,11 @@ class Line:
             return BY_VERB["net show"]
         if not self.vms:
             return BY_VERB["status" if ALL.flag in self.options else "list"]
-        if self.vms[0] in names.RESERVED:
-            raise no_verb(self.vms[0])
-        if len(self.vms) > 1:
-            raise self._no_verb_among_vms()
+        if self.vms[0] in names.RESERVED or len(self.vms) > 1:
+            from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
+            raise mistyped.no_verb_among(self.vms)
         return BY_VERB["status"]
-
-    def _no_verb_among_vms(self) -> InvalidValue:
-        """Return the error for several words of which none is a verb.
-
-        The verb is most likely the second word, as in the original script, or the first that resembles one.
-        """
-        words = [word for word in (*self.vms[1:], self.vms[0]) if word not in LITERALS]
-        wrong = next(filter(resembles_verb, words), self.vms[1])
-        if wrong is not self.vms[0]:
-            return no_verb(wrong)
-        unknown = no_vm_or_verb(wrong, meant(wrong, BY_VERB))
-        return InvalidValue(unknown.message, hint=unknown.hint)
 
     def _vms(self, command: Command) -> tuple[str, ...]:
         """Return the VMs of the line without duplicates: full names, and patterns; raises InvalidValue."""
@@ -391,9 +377,11 @@ class Line:
         if command.is_global and not command.many:
             return ()
         if ALL.flag in self.options:
-            if self.vms and not self.steps and resembles_verb(self.vms[0]):
-                raise no_verb(self.vms[0])
             if self.vms:
+                from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
+                if not self.steps and mistyped.resembles_verb(self.vms[0]):
+                    raise mistyped.no_verb(self.vms[0])
                 raise InvalidValue(f"{ALL.flag} stands for all VMs; do not name any as well", hint=usage)
             return () if command.is_global else (EVERY,)  # also those that are not made yet
         if not self.vms and not command.is_global:
@@ -424,8 +412,10 @@ def _check(step: Step, vms: tuple[str, ...]) -> None:
             quoted_line = shell_line([PROGRAM.name, *vms, command.verb, " ".join(said)])
             wrong = f"{command.verb} takes one text, not {len(said)} words: put quotes around them"
             raise InvalidValue(wrong, hint=quoted_line)
+        from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
         over = len(said) > command.needs and not command.is_global
-        question = meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""
+        question = mistyped.meant(said[len(command.arguments.split())], VERBS, 0.75) if over else ""
         wrong = f"{command.verb} takes {command.arguments or 'no argument'}, not {quoted(' '.join(said))}"
         raise InvalidValue(f"{wrong}{question}", hint=usage)
     if command.arguments == "[force]" and said not in ([], ["force"]):

@@ -13,7 +13,6 @@ from vmessctl.cli.verbs import (
     OPTIONS,
     PROGRAM,
     SUMMARIES,
-    no_verb,
     of_group,
 )
 
@@ -106,7 +105,9 @@ def help_text(words: str = "", style: Style = str) -> str:
     verb = ALIASES[words][0].verb if words in ALIASES else words
     found = [command for command in BY_VERB.values() if f"{command.verb} ".startswith(f"{verb} ")]
     if not found:
-        raise no_verb(words, [*GROUPS, *TOPICS])
+        from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
+        raise mistyped.no_verb(words, [*GROUPS, *TOPICS])
     if len(found) == 1:
         return _verb(found[0], style)
     known = [option for option in OPTIONS.values() if any(option in each.own_options() for each in found)]

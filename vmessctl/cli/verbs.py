@@ -7,13 +7,8 @@ from the tables in :mod:`vmessd.core.settings`. :mod:`vmessd.core.names` lists t
 from __future__ import annotations
 
 from vmessd.core import names
-from vmessd.core.errors import InvalidValue, NoSuchVM, quoted
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.settings import AT_ONCE_MAX, DRIVES, SETTINGS
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 ORIGINAL, TERSE = "vmess", "vmessctl"
 """The two names of the program. By the first, it answers in the words of the original."""
@@ -1197,65 +1192,3 @@ class Invocation(PlainRecord):
 
     capitals: tuple[str, ...] = ()
     """The words for VMs that were typed with capitals, which are taken as lower case."""
-
-
-ELSEWHERE = {
-    **dict.fromkeys(("remove", "undefine"), "rm"),
-    **dict.fromkeys(("define", "new"), "make"),
-    "destroy": "stop force",
-    **dict.fromkeys(("poweroff", "powerdown", "shutdown", "halt"), "stop"),
-    **dict.fromkeys(("boot", "run", "up"), "start"),
-    "mem": "ram",
-    **dict.fromkeys(("cpus", "vcpus"), "smp"),
-    **dict.fromkeys(("iso", "cd"), "cdrom"),
-    **dict.fromkeys(("ip", "domifaddr"), "addr"),
-    "pause": "suspend",
-    "unpause": "resume",
-    "events": "watch",
-    "logs": "log",
-}
-"""Names that other programs give to verbs, such as virsh(1), qm(1) and vmctl(8), which are not understood but
-answered with ours: a VM may have such a name, or they mean something else here."""
-
-
-def no_verb(word: str, more: Collection[str] = ()) -> InvalidValue:
-    """Return the error for a word that is not a verb, and none of `more`."""
-    suggestion = meant(word, [*BY_VERB, *more])
-    return InvalidValue(f"no command {quoted(word)}{suggestion}", hint=f"{PROGRAM} help")
-
-
-def no_vm_or_verb(word: str, suggestion: str) -> NoSuchVM:
-    """Return the error for a word that is neither a VM nor a verb; `suggestion` is from :func:`meant`."""
-    return NoSuchVM(f"no VM or command {quoted(word)}{suggestion}", hint=f"{PROGRAM} list, or {PROGRAM} help")
-
-
-def resembles_verb(word: str) -> bool:
-    """Tell whether a word is close to a verb or to what other programs call one. No verb ends with a digit."""
-    import difflib  # noqa: PLC0415 -- only a typo needs it
-
-    if word in ELSEWHERE:
-        return True
-    return not word[-1:].isdecimal() and bool(difflib.get_close_matches(word, BY_VERB, n=1, cutoff=LIKENESS))
-
-
-LIKENESS = 0.6
-"""How similar a word must be to a verb to be taken for it, mistyped (difflib, 0 to 1)."""
-
-
-def meant(word: str, words: Collection[str], cutoff: float = LIKENESS) -> str:
-    """Return "; did you mean ...?" to append to a message; empty if no known word is close.
-
-    A verb that destroys something is not suggested for similar letters, and no other verb in its place. No verb
-    is suggested for a word with a digit at its end, which no verb has.
-    """
-    import difflib  # noqa: PLC0415 -- only a typo needs it
-
-    if ELSEWHERE.get(word, "").partition(" ")[0] in words:
-        return f"; did you mean {ELSEWHERE[word]}?"
-    if word[-1:].isdecimal():
-        words = [each for each in words if each not in BY_VERB]
-    begun = [each for each in words if each.startswith(word)]
-    near = begun if len(begun) == 1 else difflib.get_close_matches(word, words, n=1, cutoff=cutoff)
-    if not near or (near[0] in BY_VERB and BY_VERB[near[0]].destroys):
-        return ""
-    return f"; did you mean {near[0]}?"

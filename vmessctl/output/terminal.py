@@ -114,12 +114,14 @@ def _unknown(client: Client, word: str, error: NoSuchVM) -> VmessError:
 
     As `vmess`, a word that resembles nothing gets the sentence of the original, which is that of the daemon.
     """
+    from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
     try:
         known = [vm["name"] for vm in client.call("List")["vms"]]
     except VmessError:
         return error
-    suggestion = verbs.meant(word, [*verbs.BY_VERB, *known])
-    return error if PROGRAM.is_original and not suggestion else verbs.no_vm_or_verb(word, suggestion)
+    suggestion = mistyped.meant(word, [*verbs.BY_VERB, *known])
+    return error if PROGRAM.is_original and not suggestion else mistyped.no_vm_or_verb(word, suggestion)
 
 
 def show_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> int:

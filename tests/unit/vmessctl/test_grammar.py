@@ -9,7 +9,8 @@ import pytest
 from vmessctl import app, commands
 from vmessctl.cli import helptext, patterns
 from vmessctl.cli.grammar import parse
-from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION, Invocation, meant
+from vmessctl.cli.mistyped import meant
+from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION, Invocation
 from vmessctl.commands.console.modes import MODES
 from vmessd.api.interface import VmessInterface
 from vmessd.core import names, settings
