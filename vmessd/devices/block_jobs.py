@@ -5,25 +5,19 @@ QEMU tells of no progress, so it is asked as long as a client follows it. Source
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from vmessd.core import refusals
-from vmessd.core.errors import Failed, TimedOut, VmessError, printable
-from vmessd.qemu import block_devices
+from vmessd.core.errors import Failed, printable
+from vmessd.devices.live_images import QMP_TIME, WORDS
 from vmessd.qemu.monitor import CommandRefused, Job
 from vmessd.vm.qemu_run import QemuRun
 
-QMP_TIME = 20.0
-"""Seconds that QEMU may take for a command that waits for writes of the guest."""
 END_TIME = 60.0
 """Seconds that a job which is called off may take to end."""
 PAUSE, PAUSE_MAX = 0.01, 0.5
 """Seconds between two looks: the first ones, and at most."""
-FLUSH_TIME = 600.0
-"""Seconds that QEMU may take to write back what is in its caches."""
 PENDING, CONCLUDED = "pending", "concluded"
-WORDS = 300
-"""Characters of a message of QEMU in an error."""
 
 
 class BlockJobs:
@@ -96,32 +90,3 @@ async def left(run: QemuRun, beginning: str) -> BlockJobs | None:
     """Return those jobs of a QEMU whose names begin like this; None if there are none; raises TimedOut."""
     found = [job.identifier for job in await run.jobs(QMP_TIME) if job.identifier.startswith(beginning)]
     return BlockJobs(run, found) if found else None
-
-
-async def open_image(run: QemuRun, node: str, path: str, form: str) -> None:
-    """Open an image for writing; raises CommandRefused, TimedOut."""
-    for one in block_devices.written(node, path, form):
-        await run.execute("blockdev-add", one, QMP_TIME)
-
-
-async def reopen(run: QemuRun, node: str, form: str, below: str | None, *, is_written: bool) -> None:
-    """Make an image writable or read-only; its caches are written back. Raises CommandRefused, TimedOut."""
-    options = block_devices.on_file(node, form, below, is_written=is_written)
-    await run.execute("blockdev-reopen", {"options": [options]}, FLUSH_TIME)
-
-
-async def close_images(run: QemuRun, nodes: Iterable[str]) -> None:
-    """Close images, as far as they are open and unused, and their files; raises TimedOut."""
-    for node in nodes:
-        for one in (node, block_devices.file_node(node)):
-            with contextlib.suppress(CommandRefused):
-                await run.execute("blockdev-del", {"node-name": one}, QMP_TIME)
-
-
-def error_of(run: QemuRun, error: CommandRefused | VmessError, what: str) -> VmessError:
-    """Return the error for `what`, which QEMU refused, did not answer to, or did not live to complete."""
-    if isinstance(error, CommandRefused):
-        return Failed(f"QEMU of {run.vm} refused {what}: {printable(str(error)[:WORDS])}")
-    if isinstance(error, TimedOut) and run.launched.process.has_ended():
-        return Failed(f"VM {run.vm} ended meanwhile, which ended {what}", hint="repeat it")
-    return error

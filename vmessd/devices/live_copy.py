@@ -10,8 +10,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 from vmessd.core import names
 from vmessd.core.errors import VmessError
-from vmessd.devices import block_jobs
-from vmessd.devices.block_jobs import CONCLUDED, QMP_TIME, BlockJobs
+from vmessd.devices import block_jobs, live_images
+from vmessd.devices.block_jobs import CONCLUDED, BlockJobs
+from vmessd.devices.live_images import QMP_TIME
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage.cloning import Target
 from vmessd.vm.qemu_run import QemuRun
@@ -56,14 +57,14 @@ class LiveCopy:
         await end_left(self._run)
         try:
             for slot, target in self._targets.items():
-                await block_jobs.open_image(self._run, _node(slot), target.path, target.disk.format)
+                await live_images.open_image(self._run, _node(slot), target.path, target.disk.format)
             await self._begin()
             async for percent in self._jobs.reached(CONCLUDED):
                 yield percent
             for slot, target in self._targets.items():  # to write back what is in the caches
-                await block_jobs.reopen(self._run, _node(slot), target.disk.format, None, is_written=True)
+                await live_images.reopen(self._run, _node(slot), target.disk.format, None, is_written=True)
         except (CommandRefused, VmessError) as error:
-            raise block_jobs.error_of(self._run, error, "the copy") from None
+            raise live_images.error_of(self._run, error, "the copy") from None
         finally:
             with contextlib.suppress(VmessError):
                 await asyncio.shield(asyncio.ensure_future(self._end()))
@@ -90,7 +91,7 @@ class LiveCopy:
 
     async def _end(self) -> None:
         await self._jobs.end()
-        await block_jobs.close_images(self._run, map(_node, self._targets))
+        await live_images.close_images(self._run, map(_node, self._targets))
 
 
 def _node(slot: str) -> str:
@@ -103,4 +104,4 @@ async def end_left(run: QemuRun) -> None:
     if jobs is not None:
         await jobs.end()
     there = set(await run.nodes(QMP_TIME))
-    await block_jobs.close_images(run, there.intersection(map(_node, names.DISKS)))
+    await live_images.close_images(run, there.intersection(map(_node, names.DISKS)))

@@ -9,15 +9,16 @@ by the daemon, the next daemon, or the next start of the VM. What has been decid
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import NamedTuple
 
 from vmessd.core.errors import Failed, TimedOut, VmessError
-from vmessd.devices import block_jobs
-from vmessd.devices.block_jobs import PENDING, QMP_TIME, BlockJobs
+from vmessd.devices import block_jobs, live_images
+from vmessd.devices.block_jobs import PENDING, BlockJobs
+from vmessd.devices.live_images import QMP_TIME
 from vmessd.qemu import block_devices
 from vmessd.qemu.monitor import CommandRefused
-from vmessd.storage import plans, pulling, snapshots
+from vmessd.storage import plans, pulling
 from vmessd.storage.blocking import Lane
 from vmessd.storage.plans import Plan
 from vmessd.storage.pulling import Pull
@@ -91,7 +92,7 @@ class LiveMerge:
                 f"and there are {1 + len(pull.disk.bases)}",
                 hint=f"vmess {self._machine.vm} stop start",
             )
-        must_be_open_for_good(self._run, chain[0], there)
+        live_images.must_be_open_for_good(self._run, chain[0], there)
         rest = chain[pull.depth + 2 :]
         return _Nodes(chain[pull.depth], chain[pull.depth + 1], rest[0] if rest else None)
 
@@ -115,7 +116,7 @@ class LiveMerge:
 
     async def _reopen(self, pull: Pull, *, is_written: bool) -> None:
         nodes = self._nodes[pull.disk.slot]
-        await block_jobs.reopen(self._run, nodes.above, "qcow2", nodes.snapshot, is_written=is_written)
+        await live_images.reopen(self._run, nodes.above, "qcow2", nodes.snapshot, is_written=is_written)
 
     @contextlib.asynccontextmanager
     async def _or_as_before(self, jobs: BlockJobs, plan: Plan) -> AsyncIterator[None]:
@@ -127,7 +128,7 @@ class LiveMerge:
             with contextlib.suppress(VmessError):
                 await asyncio.shield(asyncio.ensure_future(self._give_up(jobs)))
             if isinstance(error, CommandRefused | VmessError):
-                raise block_jobs.error_of(self._run, error, "the deletion of the snapshot") from None
+                raise live_images.error_of(self._run, error, "the deletion of the snapshot") from None
             raise
 
     async def _give_up(self, jobs: BlockJobs) -> None:
@@ -145,15 +146,6 @@ class LiveMerge:
                 await settled_without(self._machine, self._run)
             return
         await self._lane.finish(functools.partial(self._directory.take_back, plan))
-
-
-def must_be_open_for_good(run: QemuRun, node: str, there: Collection[str]) -> None:
-    """Raise Failed if the file of a disk may be opened again by its name, as by a QEMU of an older vmessd."""
-    if block_devices.file_node(node) not in there:
-        raise Failed(
-            f"QEMU of {run.vm} was started by an older vmessd, and would take one image for another",
-            hint=f"vmess {run.vm} stop start",
-        )
 
 
 async def settle(machine: Machine, run: QemuRun, lane: Lane, plan: Plan) -> None:
@@ -185,8 +177,7 @@ async def complete(machine: Machine, run: QemuRun, lane: Lane) -> None:
         await settled_without(machine, run)
         return
     await lane.finish(machine.home.settle_plan)
-    with contextlib.suppress(VmessError):  # it is the truth only for what is shown
-        await machine.note_images(await lane.aside(functools.partial(snapshots.remember, machine.home)))
+    await live_images.note(machine, lane)
 
 
 async def _let_go(run: QemuRun, plan: Plan) -> None:
@@ -197,7 +188,7 @@ async def _let_go(run: QemuRun, plan: Plan) -> None:
         finally:
             await jobs.end()
     nodes = list((plan.nodes or {}).values())
-    await block_jobs.close_images(run, nodes)
+    await live_images.close_images(run, nodes)
     if still := set(nodes).intersection(await run.nodes(QMP_TIME)):
         raise Failed(
             f"QEMU of {run.vm} still has a deleted snapshot open ({', '.join(sorted(still))})",

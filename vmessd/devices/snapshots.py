@@ -7,15 +7,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
 from vmessd.core import names
-from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import AlreadyRunning, Failed, TimedOut, VmessError
+from vmessd.core.errors import AlreadyRunning, Failed, VmessError
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.snapshots import MergeProgress, Snapshot, SnapshotChange
-from vmessd.devices import block_jobs, live_copy, live_merge
-from vmessd.devices.block_jobs import QMP_TIME
+from vmessd.devices import live_copy, live_merge, live_take
 from vmessd.devices.image_work import Percents
 from vmessd.devices.live_merge import LiveMerge
-from vmessd.qemu import block_devices, qemu_img
+from vmessd.qemu import qemu_img
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import snapshots
 from vmessd.storage.blocking import Lane
@@ -26,17 +24,6 @@ from vmessd.vm.holding import held
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 from vmessd.vm.qemu_run import QemuRun, failures_logged
-
-ENDED = "the VM ended meanwhile; they are as it left them"
-
-
-@dataclass(frozen=True)
-class _Live:
-    """A snapshot of a running VM in the making."""
-
-    run: QemuRun
-    directory: VMDirectory
-    plan: Plan
 
 
 class Snapshots:
@@ -116,24 +103,8 @@ class Snapshots:
         slots = set(run.launched.record.hardware or {})
         found, overlays = await self._lane.aside(functools.partial(snapshots.prepare, vm, name, slots))
         async with self._overlays(vm, overlays):
-            nodes = {one.disk.slot: await run.node_of(one.disk.slot) for one in overlays}
-            there = await run.nodes(QMP_TIME)
-            for node in nodes.values():
-                live_merge.must_be_open_for_good(run, node, there)
-            new = {slot: block_devices.live_node(slot, node) for slot, node in nodes.items()}
-            steps, undo = await self._lane.aside(
-                functools.partial(snapshots.taking, vm, found, overlays, time.time())
-            )
-            of = (run.pid, run.launched.process.ticks)
-            live = _Live(run, vm, Plan(vm.vm, tuple(steps), tuple(undo), of, new))
-            async with live_copy.frozen(run) as count:
-                await self._lane.finish(functools.partial(vm.carry_out, live.plan))
-                still = await self._agree(live, nodes)
-        notes = [live_copy.consistency(count)] if still is not None else [ENDED]
-        with contextlib.suppress(VmessError):  # it is the truth only for what is shown
-            disks = await self._lane.aside(functools.partial(snapshots.remember, vm))
-            await self.machine.note_images(disks)
-        return _taken(found, overlays, notes, still)
+            still, note = await live_take.take(self.machine, run, self._lane, found, overlays)
+        return _taken(found, overlays, [note], still)
 
     async def run_to_copy(self) -> QemuRun | None:
         """Return the run of QEMU if the VM is to be copied while it runs, None if it is off; as `running`."""
@@ -155,42 +126,6 @@ class Snapshots:
             )
         return run
 
-    async def _agree(self, live: _Live, nodes: dict[str, str]) -> float | None:
-        """Have QEMU write to the new images from now on; return the seconds that took, None if it has ended.
-
-        Raises:
-            Failed: it refuses, and everything is as before.
-            TimedOut: it does not answer; this is settled later.
-        """
-        new = live.plan.nodes or {}
-        added: list[str] = []
-        try:
-            for slot, node in new.items():
-                path = f"{live.directory.path}/{names.disk_file(self.vm, slot, 'qcow2')}"
-                added.append(node)
-                await block_jobs.open_image(live.run, node, path, "qcow2")
-            actions = [
-                {"type": "blockdev-snapshot", "data": {"node": nodes[slot], "overlay": node}}
-                for slot, node in new.items()
-            ]
-            begin = time.monotonic()
-            await live.run.execute("transaction", {"actions": actions}, QMP_TIME)
-            still = time.monotonic() - begin
-        except CommandRefused as refusal:
-            await self._take_back(live, added)
-            raise block_jobs.error_of(live.run, refusal, "the snapshot") from None
-        except TimedOut:
-            if not live.run.launched.process.has_ended():
-                raise
-            still = None
-        await self._lane.finish(live.directory.forget_plan)
-        return still
-
-    async def _take_back(self, live: _Live, added: Sequence[str]) -> None:
-        with contextlib.suppress(TimedOut):
-            await block_jobs.close_images(live.run, added)
-        await self._lane.finish(functools.partial(live.directory.take_back, live.plan))
-
     async def _settled(self) -> None:
         """Find out what became of a snapshot that an earlier daemon, or a silent QEMU, left unsettled.
 
@@ -208,18 +143,8 @@ class Snapshots:
                 await self._correct_headers(vm)
             return
         run = self.machine.live()
-        if plan.merges:
-            await live_merge.settle(self.machine, run, self._lane, plan)
-            return
-        now = {slot: await run.node_of(slot) for slot in plan.nodes or {}}
-        live = _Live(run, vm, plan)
-        if now == plan.nodes:
-            await self._lane.finish(vm.forget_plan)
-            with contextlib.suppress(VmessError):
-                disks = await self._lane.aside(functools.partial(snapshots.remember, vm))
-                await self.machine.note_images(disks)
-        else:
-            await self._take_back(live, list((plan.nodes or {}).values()))
+        settle = live_merge.settle if plan.merges else live_take.settle
+        await settle(self.machine, run, self._lane, plan)
 
     # -- Back, and away --
 
