@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def list_vms(invocation: Invocation) -> int:
     """List all VMs: in the words of the original, or as a table; count the directories that are not VMs."""
+    columns(invocation)  # before anything is asked
     client = connect(invocation)
     as_table = not PROGRAM.is_original or {verbs.COLUMNS.flag, verbs.NO_HEADER.flag} & set(invocation.options)
     as_json = verbs.JSON.flag in invocation.options
@@ -46,10 +47,12 @@ def list_vms(invocation: Invocation) -> int:
 
 def columns(invocation: Invocation) -> Sequence[Column] | None:
     """Return the columns that were picked; None for the usual ones; raises InvalidValue."""
-    from vmessctl.output import list_table  # noqa: PLC0415 -- status and info do not need it
-
     picked = invocation.options.get(verbs.COLUMNS.flag)
-    return None if picked is None else list_table.chosen(picked)
+    if picked is None:
+        return None
+    from vmessctl.output import list_table  # noqa: PLC0415 -- few lines pick columns
+
+    return list_table.chosen(picked)
 
 
 def print_table(invocation: Invocation, vms: Sequence[Reply], *, hosted: bool = False) -> None:
