@@ -67,9 +67,13 @@ def _elsewhere(invocation: Invocation, words: list[str]) -> int | None:
     file = places.hosts_file(variable)
     if named == places.HERE or (named is None and not exists(file)) or invocation.command.verb in AT_HOME:
         return None
+    from vmessctl import host_choice  # noqa: PLC0415 -- few people have such a file
+
+    if (choice := host_choice.of_line(named, file)) is None:
+        return None
     from vmessctl.hosts import elsewhere  # noqa: PLC0415 -- few lines are for other hosts
 
-    return elsewhere.run(invocation, words, named, file)
+    return elsewhere.run(invocation, words, choice)
 
 
 def _carry_out(invocation: Invocation) -> int:
@@ -90,8 +94,7 @@ def _in_turn(line: Invocation) -> int:
     """Carry out several verbs until one fails; return the exit status."""
     statuses: list[int] = []
     done: list[str] = []
-    step: Invocation | None = line
-    while step is not None:
+    for step in line.steps():
         complaints.clear()
         try:
             status = _carry_out(step)
@@ -105,16 +108,12 @@ def _in_turn(line: Invocation) -> int:
             return status
         statuses.append(status)
         done.append(step.command.verb)
-        step = step.then
     return worst(statuses)
 
 
 def _report_failure(step: Invocation, done: list[str], status: int) -> None:
     """Say which of several verbs failed, what was done before, and how to continue."""
-    rest, left = step.then, []
-    while rest is not None:
-        left.append(rest.command.verb)
-        rest = rest.then
+    left = [each.command.verb for each in step.steps()[1:]]
     texts = [f"{step.command.verb} {'was interrupted' if status == INTERRUPTED else 'failed'}"]
     texts += [f"done: {', '.join(done)}"] if done else []
     texts += [f"not done: {', '.join(left)}"] if left else []

@@ -29,12 +29,7 @@ A, B, C = own("a"), own("b"), own("c")
 
 def steps(line: str) -> list[tuple[str, ...]]:
     """The verbs of a line in turn, each with its arguments."""
-    found = []
-    step: Invocation | None = parse(shlex.split(line))
-    while step is not None:
-        found.append((step.command.verb, *step.arguments))
-        step = step.then
-    return found
+    return [(step.command.verb, *step.arguments) for step in parse(shlex.split(line)).steps()]
 
 
 # Several verbs
@@ -106,12 +101,7 @@ OPTIONS = (
 
 @pytest.mark.parametrize(("line", "options"), OPTIONS, ids=[line for line, _ in OPTIONS])
 def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list[dict[str, str]]) -> None:
-    found = []
-    step: Invocation | None = parse(line.split())
-    while step is not None:
-        found.append(step.options)
-        step = step.then
-    assert found == options
+    assert [step.options for step in parse(line.split()).steps()] == options
 
 
 @pytest.mark.parametrize(

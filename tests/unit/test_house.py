@@ -26,6 +26,7 @@ FLOORS = {
     "vmessctl": (
         "cli",
         "environment",
+        "host_choice",
         "light_json",
         "private_daemon",
         "vm_root",

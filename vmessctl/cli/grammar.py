@@ -463,9 +463,8 @@ def written(invocation: Invocation) -> list[str]:
     """Return the words of a command line for an invocation and the ones that follow it."""
     shared = {flag: value for flag, value in invocation.options.items() if OPTIONS[flag] in (*EVERYWHERE, ALL)}
     words = [*_flags(shared), *(() if ALL.flag in shared else invocation.vms)]
-    step: Invocation | None = invocation
     end: list[str] = []
-    while step is not None:
+    for step in invocation.steps():
         own = {flag: value for flag, value in step.options.items() if flag not in shared}
         needs = step.command.needs
         plain = not any(
@@ -473,7 +472,6 @@ def written(invocation: Invocation) -> list[str]:
         )
         words += [*end, step.command.verb, *_flags(own), *(() if plain else ("--",)), *step.arguments]
         end = [] if plain else ["--"]
-        step = step.then
     return words
 
 

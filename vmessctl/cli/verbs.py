@@ -1192,3 +1192,10 @@ class Invocation(PlainRecord):
 
     capitals: tuple[str, ...] = ()
     """The words for VMs that were typed with capitals, which are taken as lower case."""
+
+    def steps(self) -> list[Invocation]:
+        """Return this one and those that follow."""
+        found = [self]
+        while (then := found[-1].then) is not None:
+            found.append(then)
+        return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from vmessctl import client as wire
+from vmessctl import host_choice
 from vmessctl.cli import completion
 from vmessctl.cli.completion import candidates
 from vmessctl.cli.shells import SHELLS
@@ -29,8 +30,7 @@ class World(completion.World):
         super().__init__(line)
         self._socket = line.options.get(SOCKET.flag)
         self._client: Client | None = None
-        host = line.options.get(ON_HOST.flag) or variable("VMESS_HOST") or places.HERE
-        self._is_here = host == places.HERE
+        self._is_here = _is_here(line)
         """The line is for this host, whose daemon can be asked."""
 
     def _ask(self, method: str, **parameters: object) -> Reply:
@@ -41,6 +41,14 @@ class World(completion.World):
             return self._client.call(method, **parameters)
         except (VmessError, ValueError):
             return {}
+
+
+def _is_here(line: Line) -> bool:
+    named = line.options.get(ON_HOST.flag, variable("VMESS_HOST") or None)
+    try:
+        return host_choice.of_line(named, places.hosts_file(variable)) is None
+    except VmessError:
+        return False
 
 
 def run(invocation: Invocation) -> int:

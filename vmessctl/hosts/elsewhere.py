@@ -9,19 +9,19 @@ from vmessctl import light_json
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands import ssh_route, vnc
-from vmessctl.hosts import choice, masters, session, several
+from vmessctl.hosts import masters, session, several
 from vmessctl.hosts.remote_line import NOT_THERE
 from vmessctl.output.addresses import bracketed, is_loopback
 from vmessctl.output.phrases import about
 from vmessctl.output.terminal import advise, complain, say, tell
 from vmessd import __version__
-from vmessd.core import places
 from vmessd.core.errors import DONE, Failed, InvalidValue, Unreachable, quoted, shell_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    from vmessctl.host_choice import Choice
     from vmessctl.hosts.masters import Seat
 
 STANDARD = "-"
@@ -32,46 +32,28 @@ ALONE = frozenset({"console", "edit"})
 """Verbs that are for one person at one terminal."""
 
 
-def run(invocation: Invocation, words: list[str], text: str | None, path: str) -> int | None:
-    """Carry out a command line on the hosts that a text names, or the file; None if it is for this host.
-
-    Args:
-        invocation: the parsed line.
-        words: the line.
-        text: the value of `--host` or VMESS_HOST; None if neither is there.
-        path: the file with groups of hosts.
+def run(invocation: Invocation, words: list[str], choice: Choice) -> int:
+    """Carry out a command line, whose words these are, on other hosts; return the exit status.
 
     Raises:
-        InvalidValue: there is no such host, or not for such a verb.
+        InvalidValue: it is for one host, and there are several.
         Unreachable: a single host cannot be reached.
     """
-    groups = choice.read(path)
-    named = groups.get(choice.DEFAULT) if text is None else text
-    if named is None:
-        return None
-    chosen = choice.chosen(named, groups)
     rest = grammar.without(verbs.ON_HOST, words)
-    if chosen.several:
+    if choice.several:
         _check_for_several(invocation)
-        return several.run(invocation, rest, chosen.hosts)
-    (host,) = chosen.hosts
-    return None if host == places.HERE else _run(invocation, rest, host)
+        return several.run(invocation, rest, choice.hosts)
+    (host,) = choice.hosts
+    return _run(invocation, rest, host)
 
 
 def _check_for_several(invocation: Invocation) -> None:
-    for step in _steps(invocation):
+    for step in invocation.steps():
         if step.command.verb in ALONE or (step.command.verb == "ssh" and not step.arguments):
             raise InvalidValue(
                 f"{step.command.verb} takes one host",
                 hint=f"usage: {PROGRAM} --host HOST {step.command.example}",
             )
-
-
-def _steps(invocation: Invocation) -> Iterator[Invocation]:
-    step: Invocation | None = invocation
-    while step is not None:
-        yield step
-        step = step.then
 
 
 def _run(invocation: Invocation, words: Sequence[str], host: str) -> int:
@@ -93,7 +75,7 @@ def _pass(invocation: Invocation, words: Sequence[str], seat: Seat) -> int:
     command = [PROGRAM.name, *words]
     if session.has_terminal():
         return session.on_terminal(seat, command)
-    with_input = any(map(_reads_input, _steps(invocation)))
+    with_input = any(map(_reads_input, invocation.steps()))
     return session.piped(seat, command, session.to_output, with_input=with_input)
 
 
@@ -135,7 +117,7 @@ def _say_tunnels(invocation: Invocation, host: str) -> None:
     """Say how to reach the ports that `forward` has opened over there."""
     if verbs.QUIET.flag in invocation.options:
         return
-    for step in _steps(invocation):
+    for step in invocation.steps():
         wires = step.arguments[1:] if step.command.verb == "forward" else ()
         for wire in wires:
             try:
@@ -157,7 +139,7 @@ def _say_tunnel(host: str, address: str, port: int) -> None:
 
 def _explained(invocation: Invocation, status: int, seat: Seat) -> int:
     """Say what the client over there could not know of a failure; return the exit status."""
-    steps = list(_steps(invocation))
+    steps = invocation.steps()
     host = seat.host
     is_foreign = any(step.command.verb in FOREIGN for step in steps)
     if status == session.BROKEN and not is_foreign:

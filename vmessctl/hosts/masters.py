@@ -75,7 +75,7 @@ def take(host: str, *, may_ask: bool) -> Seat:
     """Return a place among the sessions of a host, whose master is there.
 
     Args:
-        host: as :mod:`vmessctl.hosts.choice` has it.
+        host: as :mod:`vmessctl.host_choice` has it.
         may_ask: ssh may ask for passwords on the terminal, and speaks for itself there.
 
     Raises:

@@ -10,7 +10,7 @@ from vmessctl import app, commands
 from vmessctl.cli import helptext, patterns
 from vmessctl.cli.grammar import parse
 from vmessctl.cli.mistyped import meant
-from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION, Invocation
+from vmessctl.cli.verbs import ALIASES, BY_VERB, COMMANDS, FREE_TEXT, LITERALS, VERSION
 from vmessctl.commands.console.modes import MODES
 from vmessd.api.interface import VmessInterface
 from vmessd.core import names, settings
@@ -575,11 +575,9 @@ def test_every_word_of_an_argument_has_one_meaning() -> None:
 def test_a_vm_with_cloud_init_and_ssh_is_one_line() -> None:
     line = "web make ram 1G cloud-init --key k.pub hda debian.qcow2 ifadd 1 user start wait ssh"
     said = []
-    step: Invocation | None = parse([*line.split(), "ssh", "uptime", "-p", "--", "stop"])
-    while step is not None:
+    for step in parse([*line.split(), "ssh", "uptime", "-p", "--", "stop"]).steps():
         assert step.vms == ("web0",)
         said.append((step.command.verb, *step.arguments, *step.options))
-        step = step.then
     assert said == [
         ("make",),
         ("ram", "1G"),

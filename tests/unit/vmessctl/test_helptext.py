@@ -25,7 +25,6 @@ from vmessctl.cli.verbs import (
     TERSE,
     WAITS,
     Command,
-    Invocation,
     of_group,
 )
 from vmessd.core import names, places, settings
@@ -44,11 +43,6 @@ def _called(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def said(text: str) -> str:
     """A text without its lay-out."""
     return " ".join(text.split())
-
-
-def steps(invocation: Invocation | None) -> list[Invocation]:
-    """The verbs of a line."""
-    return [invocation, *steps(invocation.then)] if invocation is not None else []
 
 
 # One screen
@@ -94,7 +88,7 @@ def test_the_screen_names_each_topic_and_an_example_that_parses() -> None:
     head = helptext.help_text().splitlines()[:3]
     assert [line.split()[0] for line in head] == ["Usage", "Example", "More"]
     assert head[2].split("|")[2:] == list(helptext.TOPICS)
-    assert [each.command.verb for each in steps(parse(helptext.EXAMPLE.split()))][-1] == "start"
+    assert [each.command.verb for each in parse(helptext.EXAMPLE.split()).steps()][-1] == "start"
     for title in ("More", *(group.title for group in GROUPS.values())):
         assert title in helptext.help_text("", lambda text: f"*{text}*").replace("*", "").split()
 

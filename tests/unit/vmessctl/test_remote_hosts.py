@@ -2,13 +2,17 @@
 
 import shutil
 import subprocess
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmessctl import host_choice as choice
 from vmessctl.cli import grammar, verbs
-from vmessctl.hosts import choice, masters, several
+from vmessctl.commands import completion
+from vmessctl.hosts import masters, several
 from vmessctl.hosts.remote_line import Opening, quoted, remote_line
 from vmessd.core.errors import InvalidValue, Unreachable
 
@@ -116,6 +120,47 @@ def test_the_file_of_groups() -> None:
 def test_a_wrong_line_in_the_file_of_groups_is_named(line: str) -> None:
     with pytest.raises(InvalidValue, match=r"^/x/hosts, line 2: '.*' is not a group$"):
         choice.parsed(f"a = b\n{line}\n", "/x/hosts")
+
+
+def test_which_lines_are_for_this_host(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    assert [choice.of_line(named, str(file)) for named in (None, "local")] == [None, None]
+    file.write_text("host = lab1\nhere = local\n")
+    found = [choice.of_line(named, str(file)) for named in (None, "lab2", "here", "local,lab1")]
+    assert [each and each.hosts for each in found] == [
+        ("lab1",),
+        ("lab2",),
+        ("local",),
+        ("local", "lab1"),
+    ]
+    assert choice.of_line("local", str(file)) is None
+
+
+@pytest.mark.parametrize("words", [[], ["--host=lab2"], ["--host=-x"]])
+def test_after_tab_no_daemon_is_asked_for_a_line_that_is_for_another_host(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "vmess").mkdir()
+    (tmp_path / "vmess/hosts").write_text("host = lab1\n")
+    asked: list[object] = []
+
+    def client(paths: list[str], _patience: float) -> NoReturn:
+        asked.append(paths)
+        raise Unreachable("there is none")
+
+    monkeypatch.setattr("vmessctl.client.Client", client)
+
+    def world(*typed: str) -> completion.World:
+        line = grammar.Line()
+        for word in typed:
+            line.read(word)
+        return completion.World(line)
+
+    assert world(*words)._ask("List") == {}
+    assert asked == []
+    assert world("--host=local")._ask("List") == {}
+    assert len(asked) == 1
 
 
 def test_a_wrong_host_in_a_group_is_refused() -> None:

@@ -132,12 +132,9 @@ class Seat:
 
     def _listen(self) -> bytes:
         """Read the console; at its end, wait for the word of the daemon."""
-        try:
-            data = os.read(self._console, PIECE)
-        except BlockingIOError:
+        data = seat.heard(self._console)
+        if data is None:
             return b""
-        except ConnectionResetError:
-            data = b""
         if not data:
             os.close(self._console)
             self._console, self._delivery = -1, None

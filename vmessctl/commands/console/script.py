@@ -202,12 +202,9 @@ class _Talk:
         ready, _, _ = select.select([self._fd], [], [], wait)
         if not ready:
             return False
-        try:
-            data = os.read(self._fd, 1 << 16)
-        except BlockingIOError:
+        data = seat.heard(self._fd)
+        if data is None:
             return False
-        except ConnectionResetError:
-            data = b""
         if not data:
             raise _Ended
         self._print(data)

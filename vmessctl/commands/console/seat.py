@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
 
+PIECE = 1 << 16
+"""Bytes read at once."""
 VERDICT_TIME = 3.0
 """Seconds to wait for the daemon to say why a console ended."""
 
@@ -58,6 +60,16 @@ def _taken_over(vm: str, how: str) -> Locked:
 def _ending(leash: int, poll: select.poll) -> str:
     """Return how a console ended, in the contract's word; empty from an older vmessd."""
     return os.read(leash, 4096).decode(errors="replace") if poll.poll(VERDICT_TIME * 1000) else ""
+
+
+def heard(console: int) -> bytes | None:
+    """Return what the guest has printed: empty if the console has ended, None if there is nothing yet."""
+    try:
+        return os.read(console, PIECE)
+    except BlockingIOError:
+        return None
+    except ConnectionResetError:
+        return b""
 
 
 def verdict(invocation: Invocation, vm: str, leash: int) -> int:

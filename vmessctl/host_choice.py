@@ -1,6 +1,7 @@
 """Which hosts a command line is for: names, groups of names, and the file that has them.
 
-Every command reads the file if there is one, so this imports nothing that is slow.
+Every command reads the file if there is one, so this imports nothing that is slow. :mod:`vmessctl.hosts` is for
+the lines that another host carries out.
 """
 
 from __future__ import annotations
@@ -31,6 +32,24 @@ class Choice(PlainRecord):
         self.hosts = hosts
         self.several = several
         """A list or a group was named, which may have one host: what comes back says from where it is."""
+
+
+def of_line(named: str | None, path: str) -> Choice | None:
+    """Return the hosts of a command line that names these, or none; None if it is for this host alone.
+
+    Args:
+        named: the value of `--host` or VMESS_HOST; None if neither is there.
+        path: the file.
+
+    Raises:
+        Failed, InvalidValue: there is no such host, or the file is wrong.
+    """
+    groups = read(path)
+    named = groups.get(DEFAULT) if named is None else named
+    if named is None:
+        return None
+    choice = chosen(named, groups)
+    return choice if choice.several or choice.hosts != (places.HERE,) else None
 
 
 def chosen(text: str, groups: Mapping[str, str]) -> Choice:
