@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from daemons import Daemon
-from ovas import appliance, descriptor, disk, ova, qemu_img
+from disk_images import qemu_img
+from ovas import appliance, descriptor, disk, ova
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import random
 import re
 import resource
 import shlex
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import guests
 import pytest
-from daemons import UNIT, Daemon, own
+from daemons import Daemon, own
+from disk_images import qemu_img
 from small import MIB, SmallDaemon, small_daemon
 
 pytestmark = pytest.mark.qemu
@@ -88,10 +88,6 @@ def small(tmp_path: Path) -> Iterator[SmallDaemon]:
         yield daemon
     finally:
         daemon.close()
-
-
-def qemu_img(*words: str | Path) -> None:
-    subprocess.run(["qemu-img", *words], check=True, timeout=60 * UNIT)
 
 
 def raw(path: Path, data: int, seed: int) -> Path:

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from daemons import UNIT, Daemon
-from ovas import appliance, disk, qemu_img
+from disk_images import qemu_img
+from ovas import appliance, disk
 
 ROUNDS, SHORT_ROUNDS, SHORT_SEED = 100, 3, 5
 LATEST_KILL = 1.0

@@ -3,25 +3,16 @@
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import guests
 import pytest
 from daemons import Daemon, own, wait_for
+from disk_images import qemu_img
 
 A, B = own("a"), own("b")
 M = 2**20
-
-
-def qemu_img(*words: str | Path, cwd: Path | None = None) -> str:
-    """Run qemu-img and return what it says."""
-    done = subprocess.run(
-        ["qemu-img", *words], capture_output=True, text=True, timeout=60, cwd=cwd, check=False
-    )
-    assert done.returncode == 0, (words, done.stderr)
-    return done.stdout
 
 
 def opened(daemon: Daemon, vm: str) -> dict[str, bool]:

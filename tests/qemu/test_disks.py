@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from daemons import UNIT, Daemon, own, wait_for
-from test_chains import qemu_img
+from disk_images import qemu_img
 from test_full_disk import Cramped, cramped
 
 from vmessctl.client import Client

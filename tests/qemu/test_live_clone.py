@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from backdoor import Backdoor, failures, words
 from daemons import UNIT, Daemon, own, wait_for
-from test_chains import qemu_img
+from disk_images import qemu_img
 from test_clone import files, hidden, whole_or_absent
 from test_snapshots import M, image, images, listed, top_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import debs
 import pytest
 from daemons import UNIT, Daemon, own, wait_for
-from test_chains import qemu_img
+from disk_images import qemu_img
 
 pytestmark = [pytest.mark.qemu, pytest.mark.long]
 

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 from daemons import Daemon, own, wait_for
-from test_chains import qemu_img
+from disk_images import qemu_img
 from test_disks import caught, converted, handed, raw
 
 pytestmark = pytest.mark.qemu

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from daemons import Daemon, own, wait_for
-from test_chains import qemu_img
+from disk_images import qemu_img
 from test_disks import caught, child_of
 
 from vmessd.core import names

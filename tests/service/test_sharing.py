@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from booted import ROOT, Container
-from ovas import appliance, disk, qemu_img
+from disk_images import qemu_img
+from ovas import appliance, disk
 
 pytestmark = pytest.mark.slow
 

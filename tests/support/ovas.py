@@ -4,10 +4,11 @@ import gzip
 import hashlib
 import io
 import random
-import subprocess
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from disk_images import qemu_img
 
 MIB = 1 << 20
 
@@ -97,11 +98,6 @@ def sized(name: str, size: int) -> tarfile.TarInfo:
 
 
 # -- Real disks --
-
-
-def qemu_img(*words: str | Path) -> None:
-    """Run qemu-img, which must succeed."""
-    subprocess.run(["qemu-img", *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def disk(image: Path) -> Path:
