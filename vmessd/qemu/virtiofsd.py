@@ -1,8 +1,8 @@
 """virtiofsd, the server of a directory that is shared by virtiofs: that of QEMU 7 in qemu-system-common.
 
 It serves one connection, over which it has the guest's memory, and ends with it, also without a daemon. It
-confines itself to the directory by namespaces; for these, everybody except root needs a
-user namespace. It opens the directory by its path, so it only serves where all directories may be shared.
+confines itself to the directory by namespaces; for these, everybody except root needs a user namespace. It
+opens the directory by its path, so it only serves where all directories may be shared.
 """
 
 import contextlib

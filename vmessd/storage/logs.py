@@ -88,19 +88,19 @@ def open_log(directory: VMDirectory, name: LogName, record: RunRecord | ExitReco
             )
         if name is not LogName.qemu:
             mark = serial_mark(record, vmdir.SERIAL_LOGS.index(name.value) + serial_ports.FIRST)
-            begin = stream.find(serial_stream.place(mark), earliest=True)
+            begin = stream.since(serial_stream.place(mark))
         else:
             begin = _last_command(stream, directory.vm)
-        return OpenLog(stream.log, stream, -stream.older if begin is None else begin)
+        return OpenLog(stream.log, stream, begin)
     except BaseException:
         stream.close()
         raise
 
 
-def _last_command(stream: Stream, vm: str) -> int | None:
-    """Return the place of the last command line that the daemon wrote; None where there is none."""
+def _last_command(stream: Stream, vm: str) -> int:
+    """Return the place of the last command line that the daemon wrote; the beginning where there is none."""
     at = stream.search(f" -name {vm} -nodefaults -no-user-config -S ".encode(), earliest=False)
     if at is None:
-        return None
+        return -stream.older
     begin = max(-stream.older, at - LINE)
     return begin + stream.read(begin, at - begin).rfind(b"\n") + 1

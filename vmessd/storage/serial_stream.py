@@ -142,6 +142,11 @@ class Stream:
         found = self.search(mark.before, earliest=earliest)
         return None if found is None else found + len(mark.before)
 
+    def since(self, mark: Mark) -> int:
+        """Return the present offset of a place, the first one like it; the beginning if it no longer exists."""
+        found = self.find(mark, earliest=True)
+        return -self.older if found is None else found
+
     def search(self, needle: bytes, *, earliest: bool) -> int | None:
         """Return the offset of some bytes in the last SEARCH bytes of the log; None where they are not there.
 
@@ -191,8 +196,7 @@ def read(
 def recent(directory: VMDirectory, start: Mark, limit: int, name: str = SERIAL_LOG) -> Mark:
     """Return where the last whole lines since a place begin, at most `limit` bytes; raises as :func:`end`."""
     with directory.opened() as fd, Stream(fd, name) as stream:
-        begin = stream.find(start, earliest=True)
-        begin = -stream.older if begin is None else begin
+        begin = stream.since(start)
         if stream.size - limit <= begin:
             return stream.at(begin)
         data = stream.read(stream.size - limit, limit)
@@ -202,10 +206,9 @@ def recent(directory: VMDirectory, start: Mark, limit: int, name: str = SERIAL_L
 def last_lines(directory: VMDirectory, start: Mark, stop: Mark | None, count: int) -> list[str]:
     """Return the last `count` lines between two places as plain text; `stop` None is the end of the stream."""
     with directory.opened() as fd, Stream(fd) as stream:
-        begin = stream.find(start, earliest=True)
         until = stream.size if stop is None else stream.find(stop, earliest=False)
         if until is None:
             return []
-        begin = max(-stream.older if begin is None else begin, until - TAIL)
+        begin = max(stream.since(start), until - TAIL)
         text = stream.read(begin, max(0, until - begin)).decode(errors="backslashreplace")
     return [line[:LINE_LIMIT] for line in plain_lines(text)][-count:]
