@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Collection, Sequence
 
 from vmessd.core import refusals
 from vmessd.core.errors import Failed, printable
-from vmessd.devices.live_images import QMP_TIME, WORDS
-from vmessd.qemu.monitor import CommandRefused, Job
+from vmessd.devices.live_images import QMP_TIME
+from vmessd.qemu.monitor import REFUSAL_MAX, CommandRefused, Job
 from vmessd.vm.qemu_run import QemuRun
 
 END_TIME = 60.0
@@ -40,7 +40,7 @@ class BlockJobs:
             for job in jobs:
                 if job.status == CONCLUDED and job.error:
                     raise Failed(
-                        f"QEMU of {self._run.vm}: {printable(job.error[:WORDS])}",
+                        f"QEMU of {self._run.vm}: {printable(job.error[:REFUSAL_MAX])}",
                         hint=f"to see the images: vmess {self._run.vm} info",
                     )
             if len(jobs) < len(self._identifiers):

@@ -231,4 +231,4 @@ async def _execute(run: QemuRun, command: str, arguments: dict[str, object], fd:
     try:
         return await run.execute(command, arguments, descriptor=fd)
     except CommandRefused as refusal:
-        raise Failed(f"QEMU of {run.vm} refused {command}: {str(refusal)[:300]}") from None
+        raise refusal.failed(run.vm, command) from None

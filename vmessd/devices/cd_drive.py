@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 TRAY_TIME = 3.0
 """Seconds that a guest may take to release the tray: udev of Linux polls the drive every 2 s."""
-WORDS = 300
-"""Maximum characters of an error of QEMU in a message."""
 DRIVE = f"{CDROM}{disk_devices.SUFFIX}"
 
 _locks: weakref.WeakKeyDictionary[Machine, asyncio.Lock] = weakref.WeakKeyDictionary()
@@ -161,7 +159,7 @@ async def _execute(machine: Machine, command: str, arguments: dict[str, Any]) ->
     try:
         await machine.live().execute(command, arguments)
     except CommandRefused as refusal:
-        raise Failed(f"QEMU of {machine.vm} refused {command}: {str(refusal)[:WORDS]}") from None
+        raise refusal.failed(machine.vm, command) from None
 
 
 def _ignore() -> None:

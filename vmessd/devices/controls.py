@@ -18,8 +18,6 @@ from vmessd.qemu.monitor import CommandRefused, counter
 from vmessd.vm.machine import Machine
 from vmessd.vm.qemu_run import ASLEEP
 
-WORDS = 300
-"""Maximum characters of an error of QEMU in a message."""
 HOLD = STROKE_TIME / 2
 """Seconds a key is down."""
 WAKE_TIME = 5.0
@@ -147,7 +145,7 @@ class Controls:
         try:
             return await run.execute(command, arguments or {}, patience, descriptor=descriptor)
         except CommandRefused as refusal:
-            raise Failed(f"QEMU of {self.vm} refused {command}: {str(refusal)[:WORDS]}") from None
+            raise refusal.failed(self.vm, command) from None
 
     async def _in_turn(self) -> None:
         """Wait until the machine has handled the event that QEMU sent together with its reply."""

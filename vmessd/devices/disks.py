@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from vmessd.core import names, refusals, settings
-from vmessd.core.errors import BadFile, Failed, InvalidValue, VmessError, printable, quoted
+from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable, quoted
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.progress import BringProgress, BringStep
 from vmessd.devices.image_work import WORDS, Image, Work, examined, kept, opened
@@ -184,7 +184,7 @@ class Disks:
                 resize: dict[str, object] = {"node-name": node, "size": size}
                 await self._machine.live().execute("block_resize", resize, RESIZE_TIME)
             except CommandRefused as refusal:
-                raise Failed(f"QEMU of {self.vm} refused block_resize: {str(refusal)[:WORDS]}") from None
+                raise refusal.failed(self.vm, "block_resize") from None
             drive = pending.drive_text(dataclasses.replace(disk, size=size))
             await self._machine.note_drive(slot, drive)
         return _grown(disk, text, changed=changed)

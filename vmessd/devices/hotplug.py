@@ -121,7 +121,7 @@ class Cards:
                     f"the machine type of {self.vm} takes no network cards while it runs",
                     hint=f"vmess {self.vm} stop",
                 ) from None
-            raise Failed(f"QEMU of {self.vm} refused {command}: {str(refusal)[:WORDS]}") from None
+            raise refusal.failed(self.vm, command) from None
 
     async def plug(self, cards: Sequence[Card], values: Mapping[str, Any]) -> None:
         """Plug cards, all or none. Backends come first, because their removal does not depend on the guest.

@@ -7,7 +7,7 @@ import contextlib
 import functools
 from collections.abc import Collection, Iterable
 
-from vmessd.core.errors import Failed, TimedOut, VmessError, printable
+from vmessd.core.errors import Failed, TimedOut, VmessError
 from vmessd.qemu import block_devices
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import snapshots
@@ -19,8 +19,6 @@ QMP_TIME = 20.0
 """Seconds that QEMU may take for a command that waits for writes of the guest."""
 FLUSH_TIME = 600.0
 """Seconds that QEMU may take to write back what is in its caches."""
-WORDS = 300
-"""Characters of a message of QEMU in an error."""
 
 
 async def open_image(run: QemuRun, node: str, path: str, form: str) -> None:
@@ -46,7 +44,7 @@ async def close_images(run: QemuRun, nodes: Iterable[str]) -> None:
 def error_of(run: QemuRun, error: CommandRefused | VmessError, what: str) -> VmessError:
     """Return the error for `what`, which QEMU refused, did not answer to, or did not live to complete."""
     if isinstance(error, CommandRefused):
-        return Failed(f"QEMU of {run.vm} refused {what}: {printable(str(error)[:WORDS])}")
+        return error.failed(run.vm, what)
     if isinstance(error, TimedOut) and run.launched.process.has_ended():
         return Failed(f"VM {run.vm} ended meanwhile, which ended {what}", hint="repeat it")
     return error

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, Runstate
 
-from vmessd.core.errors import quoted
+from vmessd.core.errors import Failed, printable, quoted
 from vmessd.qemu import block_devices
 
 LINE_LIMIT = 1024 * 1024
 COUNTER_MAX = 2**63 - 1
 TEXT_LIMIT = 4096
 """Maximum characters of a text from QEMU: that of a path (PATH_MAX)."""
+REFUSAL_MAX = 300
+"""Characters of an error of QEMU in a message."""
 RUNSTATE_LIMIT = 40
 UNKNOWN = "unknown"
 """The runstate if QEMU reports an invalid one."""
@@ -46,6 +48,10 @@ class CommandRefused(Exception):
     def is_no_hotplug(self) -> bool:
         """The bus or device cannot be hot-plugged (7.2: `Bus 'pci.0' does not support hotplugging`)."""
         return "hotplug" in str(self)
+
+    def failed(self, vm: str, what: str) -> Failed:
+        """Return the error for the user: what the QEMU of a VM refused, and its words, cut."""
+        return Failed(f"QEMU of {vm} refused {what}: {printable(str(self)[:REFUSAL_MAX])}")
 
 
 EventHandler = Callable[[str, Mapping[str, Any]], None]
