@@ -425,16 +425,11 @@ class NetworkInterfaces:
 
     def _note_wire(self, nics: Mapping[int, Nic], index: int, wire: Wire) -> None:
         """Note a connection in NICS; make the TAP if there is none, and pull a cable out of it; blocks."""
-        change: Change | None = None
+        change = Change(self._network)
         if not nics[index].by_qemu and (nics[index].link is None or wire == Wire()):
             change = self._network.wire(self.vm, {index: Wire()}, self._configured_macs())
-        try:
-            self._machine.home.note_wires(file_text(_with(nics, index, wire)))
+        with self._noted(change, {NICS.file: file_text(_with(nics, index, wire))}):
             self._plug_sockets({index: wire}, agreed=True)
-        except BaseException:
-            if change is not None:
-                change.undo()
-            raise
 
     def _plug_sockets(self, wires: Mapping[int, Wire], *, agreed: bool = False) -> None:
         """Plug cables of a running VM in where QEMU carries its frames; blocks.
