@@ -58,7 +58,7 @@ class Wires(Caller):
 
         Returns a remark, or null.
         """
-        note = await (await self._supervisor.begun_wires(vm)).mac(interface, mac)
+        note = await (await self._supervisor.begun_wires(vm)).macs.set(interface, mac)
         self._tell(Kind.wires, vm, f"mac {interface} {'none' if mac is None else quoted(mac, 300)}")
         return note
 

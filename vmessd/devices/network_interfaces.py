@@ -8,16 +8,14 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vmessd.core import names, nic_hardware
 from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NoSuchVM, VmessError, quoted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.wires import Step, StepKind
-from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import (
-    INTERFACES_MAX,
     End,
     Forward,
     Wire,
@@ -29,9 +27,11 @@ from vmessd.core.wires import (
     with_forward,
     without_forward,
 )
-from vmessd.devices.cables import CABLES, Cables
+from vmessd.devices.cables import Cables
 from vmessd.devices.captures import Captures
 from vmessd.devices.hotplug import Cards
+from vmessd.devices.macs import Macs
+from vmessd.devices.nic_files import NICS, SLOTS, NicFiles
 from vmessd.network.links import Change
 from vmessd.network.nics import Nic
 from vmessd.network.policy import Tap
@@ -45,9 +45,6 @@ from vmessd.vm.machine import Machine
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-NICS, MACS, SLOTS = BY_FILE["NICS"], BY_FILE["MACS"], BY_FILE["SLOTS"]
-
 
 _WITHOUT_GUEST = {
     **dict.fromkeys(OFF, "off"),
@@ -79,6 +76,8 @@ class NetworkInterfaces:
         self.cards = Cards(machine, self._released)
         self.cables = Cables(machine, self.cards, self._lock)
         self.captures = Captures(machine, self.cards)
+        self.macs = Macs(machine, host, self.cards, self._look, self._lock)
+        self._files = NicFiles(machine)
         machine.prepare.append(self._prepare)
         machine.over = lambda: host.duplicates.watch(self.vm, {})
 
@@ -103,26 +102,11 @@ class NetworkInterfaces:
         except VmessError as error:
             log.warning("%s: cables may differ from CABLES: %s", self.vm, error.message)
         await self.captures.prepare(fresh=fresh)
-        self._in_background(self._watch_macs())  # this may wait for the lock on links; the guest need not
+        self._in_background(self.macs.watch())  # this may wait for the lock on links; the guest need not
 
     def _has_nics_file(self) -> bool:
         """Tell whether NICS has any text; blocks. Raises BadFile."""
         return bool(self._machine.home.setting_text(NICS.file))
-
-    async def tap_macs(self) -> dict[str, str]:
-        """Return the MACs of TAPs, by name, for TAPs whose MAC may not follow from the name; raises BadFile."""
-        macs: dict[int, str] = {}
-        with contextlib.suppress(NoSuchVM):  # it may run without a directory
-            macs = await self._machine.files.aside(self._configured_macs)
-        return {names.tap(self.vm, index): names.tap_mac(mac) for index, mac in macs.items()}
-
-    async def _watch_macs(self) -> None:
-        """Detect duplicates of the MACs of the present QEMU."""
-        with contextlib.suppress(VmessError):
-            taps = {nic.index: nic.tap for nic in await self.nics() if nic.link and not nic.leaving}
-            macs = {} if self._is_off else self.cards.macs()
-            ports = {index: (mac, taps[index]) for index, mac in macs.items() if index in taps}
-            self._host.duplicates.watch(self.vm, ports)
 
     # -- Queries --
 
@@ -136,31 +120,6 @@ class NetworkInterfaces:
     def _look(self, files: VMDirectory | None = None) -> list[Nic]:
         directory = files or self._machine.home
         return self._network.nics(self.vm, directory.read_setting(NICS))
-
-    async def macs(self, files: VMDirectory | None = None) -> Callable[[int], tuple[str, str]]:
-        """Return a function from an interface to its MAC now and its MAC after the next start; raises BadFile.
-
-        `files` as for :meth:`nics`.
-        """
-        directory = files or self._machine.home
-        noted = await self._machine.files.aside(functools.partial(directory.read_setting, MACS))
-        values = {MACS.file: noted or {}}
-        now = {} if self._is_off else self.cards.macs()
-
-        def macs_of(index: int) -> tuple[str, str]:
-            later = launcher.mac(self.vm, index, values)
-            return now.get(index, later), later
-
-        return macs_of
-
-    def known_macs(self) -> Mapping[int, str]:
-        """Return the MACs of the cards of the running QEMU, as far as they are known."""
-        return {} if self._is_off else dict(self.cards.macs())
-
-    def _configured_macs(self) -> dict[int, str]:
-        """Return the MACs of cards, by MACS and by the running QEMU; blocks. Raises BadFile."""
-        noted: dict[int, str] = self._machine.home.read_setting(MACS) or {}
-        return {**noted, **({} if self._is_off else self.cards.macs())}
 
     @property
     def _is_off(self) -> bool:
@@ -255,10 +214,10 @@ class NetworkInterfaces:
         first, and TAPs to create are recorded first.
         """
         kept = _with_taps(wires)
-        notes = self._notes(wires)
-        with self._noted(self._network.mark_leaving(self.vm, kept), notes):
+        notes = self._files.texts(wires)
+        with self._files.written(self._network.mark_leaving(self.vm, kept), notes):
             self._plug_sockets(dict(enumerate(wires)))
-            macs = self._configured_macs() if wires else {}
+            macs = self.macs.configured() if wires else {}
             change = self._network.wire(self.vm, self._honoured(enumerate(wires)), macs)
             try:
                 gone = self._network.unwire(self.vm, keep=kept)
@@ -266,69 +225,6 @@ class NetworkInterfaces:
                 change.undo()
                 raise
         return gone + change.steps
-
-    def _notes(self, wires: Sequence[Wire], slots: Mapping[int, int] | None = None) -> dict[str, str]:
-        """Return the contents of files for exactly these interfaces, `slots` being new ones; blocks.
-
-        Files that are invalid now are left out: the next start reports them.
-        """
-        directory, there = self._machine.home, range(len(wires))
-        notes = {NICS.file: file_text(wires)}
-        with contextlib.suppress(BadFile):
-            known = {**(directory.read_setting(SLOTS) or {}), **(slots or {})}
-            notes[SLOTS.file] = nic_hardware.file_text(
-                {index: known[index] for index in known if index in there}
-            )
-        with contextlib.suppress(BadFile):
-            notes[CABLES.file] = str((directory.read_setting(CABLES) or nic_hardware.Loose()).among(there))
-        return notes
-
-    def _write(self, notes: Mapping[str, str | None]) -> dict[str, str | None]:
-        """Write all files or none; return their previous contents. Blocks."""
-        directory = self._machine.home
-        before: dict[str, str | None] = {}
-        try:
-            for file, text in notes.items():
-                said = None
-                with contextlib.suppress(BadFile):
-                    said = directory.setting_text(file)
-                if file == NICS.file or (said or "") != (text or ""):
-                    before[file] = said
-                    self._write_one(file, text)
-        except BaseException:
-            before.pop(file, None)
-            self._write_back(before)
-            raise
-        return before
-
-    def _write_back(self, before: Mapping[str, str | None]) -> None:
-        """Restore files. Failures are logged; `info` shows where the kernel differs."""
-        for file, text in before.items():
-            try:
-                self._write_one(file, text)
-            except VmessError as error:
-                log.warning("%s: %s; %s still describes the undone change", self.vm, error.message, file)
-
-    def _write_one(self, file: str, text: str | None) -> None:
-        directory = self._machine.home
-        if file == NICS.file:
-            directory.note_wires(text or "")
-        else:
-            directory.write_setting(BY_FILE[file], text or None)
-
-    @contextlib.contextmanager
-    def _noted(self, change: Change, notes: Mapping[str, str | None]) -> Iterator[None]:
-        """Write files; undo that and the change if the body of the `with` fails."""
-        try:
-            before = self._write(notes)
-            try:
-                yield
-            except BaseException:
-                self._write_back(before)
-                raise
-        except BaseException:
-            change.undo()
-            raise
 
     def _honoured(self, wires: Iterable[tuple[int, Wire]]) -> dict[int, Wire]:
         """Return wires by interface, without cables whose other end does not agree; blocks."""
@@ -346,8 +242,8 @@ class NetworkInterfaces:
             return []  # it keeps its forwarded ports
         if not self._is_off:
             self._check_unchanged(nic, wire)
-        change = self._network.wire(self.vm, self._honoured([(index, wire)]), self._configured_macs())
-        with self._noted(change, {NICS.file: file_text(_with(nics, index, wire))}):
+        change = self._network.wire(self.vm, self._honoured([(index, wire)]), self.macs.configured())
+        with self._files.written(change, {NICS.file: file_text(_with(nics, index, wire))}):
             self._plug_sockets({index: wire})
             gone = self._network.unwire(self.vm, sorted(nics.keys() - {index})) if wire.user else []
         lost = tuple(forward for forward in nic.wire.forwards if forward not in wire.forwards)
@@ -427,8 +323,8 @@ class NetworkInterfaces:
         """Note a connection in NICS; make the TAP if there is none, and pull a cable out of it; blocks."""
         change = Change(self._network)
         if not nics[index].by_qemu and (nics[index].link is None or wire == Wire()):
-            change = self._network.wire(self.vm, {index: Wire()}, self._configured_macs())
-        with self._noted(change, {NICS.file: file_text(_with(nics, index, wire))}):
+            change = self._network.wire(self.vm, {index: Wire()}, self.macs.configured())
+        with self._files.written(change, {NICS.file: file_text(_with(nics, index, wire))}):
             self._plug_sockets({index: wire}, agreed=True)
 
     def _plug_sockets(self, wires: Mapping[int, Wire], *, agreed: bool = False) -> None:
@@ -479,7 +375,7 @@ class NetworkInterfaces:
         leaving = sorted(have - set(range(len(wires))))
         pending = await self.cards.unplug(leaving)
         gone = await self._machine.change(functools.partial(self._network.sweep, self.vm))
-        await self._watch_macs()
+        await self.macs.watch()
         taps = {index for index, nic in nics.items() if nic.link}
         steps = [
             Step(
@@ -532,8 +428,8 @@ class NetworkInterfaces:
         mark = functools.partial(self._network.mark_leaving, self.vm, _with_taps(wires))
         marked = await self._machine.change(mark)
         try:
-            before = await self._machine.change(lambda: self._write(self._notes(wires, slots)))
-            macs = await self._machine.files.aside(self._configured_macs)
+            before = await self._machine.change(lambda: self._files.write(self._files.texts(wires, slots)))
+            macs = await self._machine.files.aside(self.macs.configured)
             made = await self._machine.change(
                 lambda: self._network.wire(self.vm, self._honoured(enumerate(wires)), macs)
             )
@@ -548,7 +444,7 @@ class NetworkInterfaces:
         except BaseException:
             if made is not None:
                 await self._machine.change(made.undo)
-            await self._machine.change(functools.partial(self._write_back, before))
+            await self._machine.change(functools.partial(self._files.restore, before))
             await self._machine.change(marked.undo)
             raise
         return made.steps
@@ -608,46 +504,6 @@ class NetworkInterfaces:
                 raise _being_unplugged(self.vm, index)
             await self.cables.put(index, on=on)
             return await self.cables.unseen(index)
-
-    async def mac(self, index: int, address: str | None) -> str | None:
-        """Set the MAC of an interface from the next start; None restores the one derived from the VM's name.
-
-        Returns a remark or None. Raises InvalidValue, BadFile, Failed.
-        """
-        if not 0 <= index < INTERFACES_MAX:
-            raise InvalidValue(
-                f"{self.vm} cannot have interface {quoted(index)}; the last one is {INTERFACES_MAX - 1}"
-            )
-        text = None if address is None else nic_hardware.mac(address)
-        async with self._lock:
-            await self._machine.change(functools.partial(self._set_mac, index, text))
-            now, later = (await self.macs())(index)
-            nics = [nic.index for nic in await self.nics() if not nic.leaving]
-        if index not in nics:
-            with_it = ", with this MAC" if text is not None else ""
-            return f"{self.vm} has no interface {index} yet; ifadd adds one{with_it}"
-        if now != later:
-            return f"{self.vm}: interface {index} is {now} until its next start"
-        return None
-
-    def _set_mac(self, index: int, text: str | None) -> None:
-        noted: dict[int, str] = dict(self._machine.home.read_setting(MACS) or {})
-        noted.pop(index, None)
-        if text is not None:
-            noted[index] = text
-        self._check_mac(index, noted)
-        self._machine.home.write_setting(MACS, nic_hardware.file_text(noted) or None)
-
-    def _check_mac(self, index: int, noted: Mapping[int, str]) -> None:
-        """Raise InvalidValue if another card of the VM, or its bridge, has the MAC; blocks."""
-        values = {MACS.file: noted}
-        mac = launcher.mac(self.vm, index, values)
-        for other in range(INTERFACES_MAX):
-            if other != index and launcher.mac(self.vm, other, values) == mac:
-                raise InvalidValue(f"MAC {mac} belongs to interface {other} of {self.vm} already")
-        bridge = next((nic.wire.bridge for nic in self._look() if nic.index == index), None)
-        if bridge is not None and self._network.mac_of(bridge) == mac:
-            raise InvalidValue(f"MAC {mac} belongs to {bridge}, the bridge of this interface")
 
     async def forward(self, index: int, forward: Forward, *, on: bool) -> bool:
         """Add or remove the forwarding of a host port to the guest, recorded in NICS; tell whether it is new.

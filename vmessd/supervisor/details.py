@@ -137,7 +137,7 @@ class Details:
         return await self._nics(wires, await _interfaces(wires, wiring), wiring.files)
 
     async def _nics(self, wires: NetworkInterfaces, nics: Sequence[Nic], files: VMDirectory) -> list[VMNic]:
-        macs = await wires.macs(files)
+        macs = await wires.macs.now_and_later(files)
         cables = await wires.cables.states([nic.index for nic in nics], files)
         remark = functools.partial(self._supervisor.host.duplicates.remark, wires.vm)
         is_cabled = any(nic.noted is not None and nic.noted.cable is not None for nic in nics)
@@ -168,7 +168,7 @@ class Details:
         """Return how the host reaches the guest of a VM; raises BadFile, Failed. `wiring` as for info."""
         wires = await self._supervisor.wires(name)
         wiring = wiring or Wiring(Glance((await self._supervisor.machine(name)).home))
-        nics, macs = await _interfaces(wires, wiring), await wires.macs(wiring.files)
+        nics, macs = await _interfaces(wires, wiring), await wires.macs.now_and_later(wiring.files)
         with_macs = [(nic, macs(nic.index)[0]) for nic in nics]
         found = await blocking.call(_addresses, with_macs, tables or await self.tables())
         machine = await self._supervisor.machine(name)

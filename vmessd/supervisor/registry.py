@@ -355,7 +355,7 @@ class Supervisor:
 
     def _macs(self, vm: str) -> Mapping[int, str]:
         wires = self._wires.get(vm)
-        return wires.known_macs() if wires else {}
+        return wires.macs.present() if wires else {}
 
     # -- Changes --
 
@@ -388,7 +388,7 @@ class Supervisor:
         concerned = [await self.wires(vm) for vm in await self._owners(interfaces)]
         macs: dict[str, str] = {}
         for wires in concerned:
-            macs |= await wires.tap_macs()
+            macs |= await wires.macs.of_taps()
         vms = [wires.vm for wires in concerned]
         put_in = functools.partial(self.segments.vlan, bridge, interfaces, macs, vms, hub=hub, mtu=mtu)
         work: Callable[[], Coroutine[Any, Any, list[Step]]] = functools.partial(blocking.call, put_in)
