@@ -180,7 +180,8 @@ class Daemon:
             _, program, *words = self.program  # -m vmessd or -c CODE
             code = None if self.program == PROGRAM else program
             name = "vmessd" if code is None else "-c"
-            return forkserver.server("vmessd").start(
+            server = "vmessd, wired" if self.inside and code is None else "vmessd"
+            return forkserver.server(server).start(
                 (name, *words, *arguments), environment, (log, log), namespace=namespace, code=code
             )
         return subprocess.Popen(

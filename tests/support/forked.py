@@ -1,4 +1,4 @@
-"""The process that daemons or clients are forked from: it has imported one of the two programs.
+"""The process that daemons or clients are forked from: it has imported one of the programs.
 
 It is asked by :mod:`forkserver`. It imports little before the program, since a client has all of it.
 """
@@ -101,6 +101,14 @@ def vmessd() -> Callable[[], object]:
     return lambda: sys.exit(__main__.main())
 
 
+def vmessd_wired() -> Callable[[], object]:
+    """Import the daemon, and pyroute2 as the first change of a link does, and return its main function."""
+    from vmessd.network import rtnetlink
+
+    rtnetlink._pyroute2()
+    return vmessd()
+
+
 def vmessctl() -> Callable[[], object]:
     """Import the client with the modules of its verbs, and return its main function."""
     from vmessctl import __main__
@@ -115,7 +123,7 @@ def vmessctl() -> Callable[[], object]:
 def run() -> None:
     """Import the program that is named, fork what is asked for, and there run it."""
     sys.path.insert(0, str(CHECKOUT))
-    main = {"vmessd": vmessd, "vmessctl": vmessctl}[sys.argv[1]]()
+    main = {"vmessd": vmessd, "vmessd, wired": vmessd_wired, "vmessctl": vmessctl}[sys.argv[1]]()
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=os.dup(0)) as channel:

@@ -3,7 +3,8 @@
 A run of all tests starts nine hundred daemons, for a quarter of a second each, and some thousand clients, for
 25 ms. What differs from `python -m vmessd` is the command line in /proc, and that pages are shared; with
 `--long`, each is a program of its own. A daemon that a test changes by a program of its own (`python -c`) is
-forked, too: it changes modules that are there already.
+forked, too: it changes modules that are there already. A daemon in a network namespace is as one that has
+changed a link before: it has pyroute2, whose import would take three times as long as all else it does.
 """
 
 import atexit
@@ -146,7 +147,7 @@ def settings_of_python(environment: Mapping[str, str]) -> dict[str, str]:
 
 @functools.cache
 def server(program: str) -> ForkServer:
-    """Return the fork server of this process for `vmessd` or `vmessctl`, there from the first call on."""
+    """Return the fork server of this process for a program of `forked.py`, there from the first call on."""
     made = ForkServer(program)
     atexit.register(made.close)
     return made
