@@ -269,10 +269,9 @@ def test_c33_a_flood_of_events_delays_nobody_and_hides_nothing(fake_daemon: Daem
     daemon.make_fake("flood0", "flood,rate=80000,seconds=2")
     daemon.make_fake("calm0", "good")
     daemon.done("flood", "calm", "start")
-    with Wire(daemon.socket) as wire:
-        slowest = slowest_answer(
-            wire, ["flood0", "calm0"], lambda status: bool(status["state"] == "stopped"), seconds=60
-        )
+    slowest = slowest_answer(
+        daemon, ["flood0", "calm0"], lambda status: bool(status["state"] == "stopped"), seconds=60
+    )
     assert slowest < 0.5
     exited = daemon.status("flood")["last_exit"]
     assert (exited["reason"], exited["asked_by"]) == ("powered_off", None), "SHUTDOWN was not lost"
@@ -295,8 +294,7 @@ def test_c32_a_hundred_megabytes_on_stderr_delay_nobody_and_are_cut(fake_daemon:
 
     try:
         daemon.done("calm", "loud", "start")
-        with Wire(daemon.socket) as wire:
-            slowest = slowest_answer(wire, ["loud0", "calm0"], over, seconds=30)
+        slowest = slowest_answer(daemon, ["loud0", "calm0"], over, seconds=30)
         print(f"status {slowest * 1000:.0f} ms, log at most {max(sizes) / 1e6:.1f} MB")
         assert slowest < 0.1
         assert older.stat().st_size <= CAP

@@ -381,10 +381,9 @@ def test_c33_watchers_of_a_flood_are_told_of_it_once_a_second(fake_daemon: Daemo
     daemon.done("calm", "start")
     with watching(daemon, "watch", "--json") as reader, watching(daemon, "flood", "watch") as other:
         daemon.done("flood", "start")
-        with Wire(daemon.socket) as wire:
-            slowest = slowest_answer(
-                wire, ["flood0", "calm0"], lambda status: bool(status["state"] == "stopped"), seconds=60
-            )
+        slowest = slowest_answer(
+            daemon, ["flood0", "calm0"], lambda status: bool(status["state"] == "stopped"), seconds=60
+        )
         reader.expect("-> stopped: the process has ended")
         other.expect("-> stopped: the process has ended")
         events = reader.events()

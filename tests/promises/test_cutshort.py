@@ -35,12 +35,19 @@ def dies(wired: WiredDaemon, where: str, *words: str, after: bool = True) -> Non
     module, kind, name = where.rsplit(".", 2)
     whole = wired.program
     wired.program = ("-c", MORTAL.format(module=module, kind=kind, name=name, after=after))
-    wired.start()
+    started(wired, words[0])
     assert wired.vmess(*words).returncode == 5
     assert wired.process is not None
     wired.process.wait(10)
     wired.program = whole
+    started(wired, words[0])
+
+
+def started(wired: WiredDaemon, vm: str) -> None:
+    """Start a daemon, and wait until it has reached the QEMU of a VM."""
     wired.start()
+    if (wired.root / f"{vm}0").is_dir():
+        wait_for(lambda: wired.status(vm)["state"] != "unresponsive", what="the QEMU to answer")
 
 
 def entries(wired: WiredDaemon, vm: str = "leaf0") -> set[str]:
