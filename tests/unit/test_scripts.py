@@ -73,7 +73,7 @@ def call(
         (
             "check",
             ("tests/test_names.py",),
-            "ruff ran\nmypy ran\ncodespell ran\nshellcheck ran\n.*pytest ran\n",
+            "ruff ran\ncodespell ran\nshellcheck ran\n.*mypy ran\npytest ran\n",
         ),
         ("dev/draw", (), "contrib/pictures: picture\npicture\n"),
         ("bench", ("--help",), "usage: bench "),
@@ -129,7 +129,8 @@ def test_check_runs_tests_under_each_python_there_is_and_says_which(
     marked = {str(file.relative_to(CHECKOUT)) for file in files if re.search("mark[.]alone", file.read_text())}
     assert set(alone.split()[4:]) == marked
     assert erased == "coverage erase"
-    assert re.fullmatch(r"pytest -q -n [0-9]+ --dist loadgroup tests/unit --cov --cov-report=", units)
+    distributed = "--dist loadfile tests/unit --no-loadscope-reorder"
+    assert re.fullmatch(f"pytest -q -n [0-9]+ {distributed} --cov --cov-report=", units)
     assert re.fullmatch(r"pytest -q -n [0-9]+ --dist loadgroup -m not alone --ignore=tests/unit", rest)
     missing = ", ".join(f"python{version}" for version in absent)
     assert pythons == f"Tests ran under Python {ours}, {there}. Not in PATH and not tested: {missing}"
