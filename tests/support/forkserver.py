@@ -160,19 +160,16 @@ def ran(
     cwd: str | os.PathLike[str],
     timeout: float,
     namespace: str | None = None,
-    program: str = "vmessctl",
-    code: str | None = None,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a program to its end, as `subprocess.run` does; raises subprocess.TimeoutExpired."""
+    """Run a client to its end, as `subprocess.run` does; raises subprocess.TimeoutExpired."""
     out, err = (os.memfd_create(name) for name in ("stdout", "stderr"))
     with open(out, encoding="utf-8") as stdout, open(err, encoding="utf-8") as stderr:
-        options: dict[str, Any] = {"directory": cwd, "namespace": namespace, "code": code}
-        forked = server(program).start(words, environment, (out, err), **options)
+        client = server("vmessctl").start(words, environment, (out, err), directory=cwd, namespace=namespace)
         try:
-            status = forked.wait(timeout)
+            status = client.wait(timeout)
         except subprocess.TimeoutExpired:
-            forked.kill()
-            forked.wait()
+            client.kill()
+            client.wait()
             raise
         for stream in (stdout, stderr):
             stream.seek(0)

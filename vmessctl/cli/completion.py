@@ -89,11 +89,23 @@ def _second_words() -> list[Candidate]:
     return [(verb[4:], _about(command)) for verb, command in BY_VERB.items() if verb.startswith("net ")]
 
 
+IMPAIRMENTS = {
+    "delay": "20ms",
+    "jitter": "5ms",
+    "loss": "1%",
+    "rate": "10M",
+    "duplicate": "0.1%",
+    "reorder": "1%",
+    "corrupt": "0.1%",
+}
+"""What may be wrong with a cable, each with an example."""
+
 ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     "bridge": World.bridges,
     "intf": lambda world: [*world.links(), *world.bridges()],
     "link": World.links,
     "ifnum": World.interfaces,
+    "impairment": lambda _world: [*IMPAIRMENTS.items()],
     "verb": lambda _world: _first_words(),
     "group": lambda _world: [(group.name, group.about) for group in GROUPS.values()],
     "topic": lambda _world: [(name, about) for name, (about, _) in helptext.TOPICS.items()],

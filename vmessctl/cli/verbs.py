@@ -138,6 +138,8 @@ ALL = Option("--all", "All VMs, in place of names.")
 VERBOSE = Option("--verbose", "With start and info, also print QEMU's command line. Also -v.")
 HUB = Option("--hub", "Make the bridge a hub.")
 SWITCH = Option("--switch", "Make the bridge learn addresses again, which is the default.")
+INCOMING = Option("--in", "Only frames to the guest.")
+OUTGOING = Option("--out", "Only frames from the guest.")
 MTU = Option("--mtu", "Set the MTU of the segment, 576 to 65000 bytes; guests with virtio learn it.", "BYTES")
 COMMAND = Option("--command", "Print only QEMU's command line, quoted for a shell.")
 NO_HEADER = Option("--no-header", "Leave out the line of titles.")
@@ -203,7 +205,7 @@ OPTIONS = {
         *(BIND, STEAL, READ_ONLY, ESCAPE, LISTEN, PLAIN, SEND, EXPECT, RATE),
         *(FILTER, FRAMES, SECONDS, SIZE),
         *(LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
-        *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE, HUB, SWITCH, MTU),
+        *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE, HUB, SWITCH, MTU, INCOMING, OUTGOING),
         *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, IDENTITY, FORGET),
     )
 }
@@ -218,6 +220,7 @@ LITERALS = frozenset(
         *("status", "stop", "log", "ssh", "delete", "raw", "qcow2"),
         *("add", "rm", "del", "ro", "virtiofs"),
         *("take", "list", "revert"),
+        *("good", "flap"),
         *("all", "1", "2", "3"),
     }
 )
@@ -239,6 +242,7 @@ FREE_TEXT = frozenset(
             "tag",
             "directory",
         ),
+        "impairment",
         *("command", "path", "user-data", "meta-data", "network-config"),
     }
 )
@@ -616,17 +620,21 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "cable",
-        "Plug in or pull the cable of an interface, as the guest sees it. This takes effect at once and\n"
-        "at every start.",
+        "Plug in or pull the cable of an interface, as the guest sees it; or impair it: delay 20ms, jitter\n"
+        "5ms, loss 1%, rate 10M (bits per second), duplicate 0.1%, reorder 1%, corrupt 0.1%, several of them\n"
+        "one after the other. They replace what was said before, in one direction or in both; good ends\n"
+        "all. flap 5s/1s plugs it in for 5 s and pulls it for 1 s, in turn, while the VM runs. This takes\n"
+        "effect at once and, except for flap, at every start.",
         "Cable",
         "network.cable",
-        arguments="<ifnum> <on|off>",
+        arguments="<ifnum> <on|off|good|flap|impairment> [impairment]...",
+        options=(INCOMING, OUTGOING),
         many=True,
         reports=True,
-        files="CABLES",
+        files="CABLES, IMPAIRMENTS",
         running=LIVE,
         summary=PLUGS,
-        example="newvm cable 0 off",
+        example="newvm cable 0 delay 20ms loss 1%",
     ),
     Command(
         "mac",

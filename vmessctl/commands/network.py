@@ -10,7 +10,7 @@ from vmessctl.client import connect
 from vmessctl.output import phrases, rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, for_each, say, show, show_each, tell, warn
-from vmessd.core import names
+from vmessd.core import impairment_words, names
 from vmessd.core.errors import DONE, InvalidValue, NotPermitted, TimedOut, printable, quoted, shell_line
 from vmessd.core.words import StepKind
 
@@ -127,21 +127,50 @@ def ifstat(invocation: Invocation) -> int:
 
 
 def wiring(vm: str, reply: Reply) -> str:
-    """Return the ifadd command that recreates the connections of a VM."""
-    wires = [nic["wire"] for nic in reply["nics"] if not nic["leaving"]]
-    return shell_line([PROGRAM.name, vm, "ifadd", str(len(wires)), *wires])
+    """Return the ifadd command that recreates the connections of a VM, and what impairs its cables."""
+    nics = [nic for nic in reply["nics"] if not nic["leaving"]]
+    wires = [nic["wire"] for nic in nics]
+    lines = [[PROGRAM.name, vm, "ifadd", str(len(wires)), *wires]]
+    for nic in nics:
+        lines += [[PROGRAM.name, vm, "cable", str(nic["index"]), *words] for words in impaired(nic)]
+    return "\n".join(map(shell_line, lines))
+
+
+def impaired(nic: Reply) -> list[list[str]]:
+    """Return the words of the cable commands that impair the cable of an interface as it is."""
+    incoming, outgoing, flap = nic.get("incoming"), nic.get("outgoing"), nic.get("flap")
+    lines = []
+    if incoming == outgoing:
+        lines += [rendering.impairment(incoming).split()] if incoming else []
+    else:
+        lines += [[*rendering.impairment(incoming).split(), verbs.INCOMING.flag]] if incoming else []
+        lines += [[*rendering.impairment(outgoing).split(), verbs.OUTGOING.flag]] if outgoing else []
+    return [*lines, ["flap", rendering.flap(flap)]] if flap else lines
 
 
 def cable(invocation: Invocation) -> int:
-    """Plug in or pull the cable of an interface."""
-    number, word = invocation.arguments
+    """Plug in or pull the cable of an interface, or impair it."""
+    number, word, *more = invocation.arguments
     interface = _interface(invocation, number)
-    if word not in ("on", "off"):
-        raise InvalidValue(f"cable {quoted(word)} is neither on nor off")
+    ways = [flag for flag in (verbs.INCOMING.flag, verbs.OUTGOING.flag) if flag in invocation.options]
+    if word in ("on", "off"):
+        if more or ways:
+            raise InvalidValue(f"cable {word} takes nothing more, but {quoted((more or ways)[0])} was given")
+        parameters: dict[str, object] = {"on": word == "on"}
+        said = "plugged in" if word == "on" else "pulled"
+    else:
+        if word not in ("good", "flap", *impairment_words.WORDS):
+            raise InvalidValue(
+                f"cable {quoted(word)} is none of on, off, good, flap, {', '.join(impairment_words.WORDS)}"
+            )
+        parameters = {"words": [word, *more]} | ({"way": ways[0].strip("-")} if len(ways) == 1 else {})
+        direction = {verbs.INCOMING.flag: " towards the guest", verbs.OUTGOING.flag: " from the guest"}
+        said = f"{printable(' '.join([word, *more]))}{direction[ways[0]] if len(ways) == 1 else ''}"
 
     def work(client: Client, vm: str) -> int:
-        _note(invocation, client.call("Cable", vm=vm, interface=interface, on=word == "on"), vm)
-        _tell_done(invocation, vm, number=interface, word="plugged in" if word == "on" else "pulled")
+        method = "Impair" if "words" in parameters else "Cable"
+        _note(invocation, client.call(method, vm=vm, interface=interface, **parameters), vm)
+        _tell_done(invocation, vm, number=interface, word=said)
         return DONE
 
     return for_each(invocation, work)

@@ -244,10 +244,38 @@ def nic(reply: Reply) -> str:
         "" if reply["present"] or reply["tap"] is None else ", not created yet",
         ", being unplugged: the guest has not released it yet" if reply["leaving"] else "",
         {True: "", False: ", cable pulled"}.get(reply["cable"], ", cable unknown"),
+        _impaired(reply),
         f", no link: {printable(reply['other_end'])}" if reply.get("other_end") else "",
         f" ({reply['mac_later']} from the next start)" if reply.get("mac_later") else "",
     ]
     return f"{name}: {wire}, MAC {reply['mac']}{remarks.pop()}{''.join(remarks)}"
+
+
+def _impaired(nic: Reply) -> str:
+    """Return how the cable of an interface is impaired, in words that follow others."""
+    incoming, outgoing = nic.get("incoming"), nic.get("outgoing")
+    said = ""
+    if incoming and incoming == outgoing:
+        said = f", {impairment(incoming)}"
+    else:
+        said += f", to the guest: {impairment(incoming)}" if incoming else ""
+        said += f", from the guest: {impairment(outgoing)}" if outgoing else ""
+    said += f" (not now: {printable(nic['unimpaired'])})" if nic.get("unimpaired") else ""
+    return said + (f", flaps {flap(nic['flap'])}" if nic.get("flap") else "")
+
+
+def impairment(fields: Reply) -> str:
+    """Return the words of the verb cable for an impairment."""
+    from vmessd.core import impairment_words  # noqa: PLC0415 -- few cables are impaired
+
+    return impairment_words.words(fields)
+
+
+def flap(fields: Reply) -> str:
+    """Return the words of the verb cable for the times of a flapping cable."""
+    from vmessd.core import impairment_words  # noqa: PLC0415 -- as above
+
+    return impairment_words.flap(fields["up"], fields["down"])
 
 
 def interface_name(tap: str | None, index: int) -> str:

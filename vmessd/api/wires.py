@@ -53,6 +53,22 @@ class Wires(Caller):
         return note
 
     @varlinkmethod(return_parameter="note")
+    async def Impair(self, *, vm: str, interface: int, words: list[str], way: str | None = None) -> str | None:
+        """Impair the cable of an interface: delay and lose its frames, now and at all later starts.
+
+        The words are those of the verb `cable`, and replace what was said before: `delay 20ms jitter 5ms
+        loss 1% rate 10M duplicate 0.1% reorder 1% corrupt 0.1%`, or `good` for none of it. `way` is `in`
+        for frames to the guest, `out` for those from it, or null for both. `flap 5s/1s` plugs the cable in for
+        5 seconds and pulls it for 1, in turn, until `good`, another change of the cable, or the end of the VM.
+
+        Returns a remark, as Cable, or null.
+        """
+        note = await self._supervisor.cabling.impair(vm, interface, way, words)
+        said = printable(" ".join(words)[:300])
+        self._tell(Kind.wires, vm, f"cable {interface} {f'{way} ' if way else ''}{said}")
+        return note
+
+    @varlinkmethod(return_parameter="note")
     async def Mac(self, *, vm: str, interface: int, mac: str | None) -> str | None:
         """Give an interface a MAC from the next start; null means the default, derived from the VM's name.
 

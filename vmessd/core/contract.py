@@ -164,6 +164,7 @@ METHODS: Mapping[str, Method] = {
     "SetNics": _vm(Effect.ends),
     "Connect": _vm(),
     "Cable": _vm(),
+    "Impair": _vm(),
     "Mac": _vm(),
     "Forward": _vm(),
     "Capture": Method(Effect.changes, Cost.follow, "vm", descriptors=1),

@@ -37,6 +37,7 @@ QEMU_OPTIONS = "qemu-options"
 MACHINE = "MACHINE"
 PATHS = (CDROM, "kernel", "initrd")
 """Verbs whose argument is the path of a file, relative to the directory of the user."""
+IMPAIRMENTS = "IMPAIRMENTS"
 BOOT_ORDER, BOOT_ONCE = "BOOT_ORDER", "BOOT_ONCE"
 RESTARTS = (Policy.no, Policy.on_crash, Policy.always)
 STROKE_TIME = 0.06
@@ -162,6 +163,12 @@ def _of_nics(parser: str) -> Callable[[str], Any]:
         return getattr(nic_hardware, parser)(text)
 
     return parse
+
+
+def _impairments(text: str) -> Any:
+    from vmessd.core import impairments  # noqa: PLC0415 -- as above
+
+    return impairments.parse_file(text)
 
 
 def _of_hardware(parser: str) -> Callable[[str], Any]:
@@ -533,6 +540,16 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_of_nics("parse_cables"),
         option=_no_option,
         help="The interfaces whose cable is pulled, as set by cable.",
+    ),
+    Setting(
+        file=IMPAIRMENTS,
+        verb=None,
+        argument="[ifnum in|out|flap word...]...",
+        expects="lines such as 0 in delay 20ms loss 1%, 0 out rate 10M or 0 flap 5s/1s",
+        parse=_impairments,
+        option=_no_option,
+        help="How the cables of interfaces are impaired, towards the guest (in) and from it (out), and which\n"
+        "flap, as set by cable.",
     ),
     Setting(
         file=CARRIER,

@@ -52,6 +52,8 @@ class Cables:
         """The link states that this daemon has set in the present QEMU."""
         self._dead: frozenset[int] = frozenset()
         """The interfaces whose cable has a dead other end."""
+        self.sagging: set[int] = set()
+        """The interfaces whose cable is out because it flaps."""
         self._bounces: dict[int, asyncio.Task[None]] = {}
         self._hurry = asyncio.Event()
 
@@ -85,6 +87,7 @@ class Cables:
             self._known = {}
             self._links = {}
             self._dead = frozenset()
+            self.sagging.clear()
         return self._known
 
     async def unseen(self, index: int) -> str | None:
@@ -174,7 +177,7 @@ class Cables:
         self._dead = frozenset(index for index, why in ends.items() if why is not None and follows)
         pulled = (await self.loose()).pulled
         for index in sorted(concerned - pulled - self._bounces.keys()):
-            up = index not in self._dead
+            up = index not in self._dead | self.sagging
             if self._links.get(index) is not up:
                 await self._show(index, up=up)
 
@@ -196,7 +199,7 @@ class Cables:
         try:
             states, present = await self.states(indices), await self._cards.present()
             plugged = [index for index in indices if index in present and not self._cards.is_leaving(index)]
-            shown = [index for index in plugged if states[index] and index not in self._dead]
+            shown = [index for index in plugged if states[index] and index not in self._dead | self.sagging]
             wanted = [index for index in shown if not await self.unseen(index)]
             if not wanted:
                 return
@@ -239,8 +242,15 @@ class Cables:
     async def _set_link(self, index: int, *, up: bool) -> None:
         known = self._done()
         known.pop(index, None)
-        await self._show(index, up=up and index not in self._dead)
+        await self._show(index, up=up and index not in self._dead | self.sagging)
         known[index] = up
+
+    async def sag(self, index: int, *, down: bool) -> None:
+        """Pull a cable for a while, or plug it in again; raises Failed, NotRunning, TimedOut."""
+        self._done()
+        (self.sagging.add if down else self.sagging.discard)(index)
+        if index not in self._bounces:  # else its end shows it
+            await self._show(index, up=not down and index not in self._dead)
 
     async def _show(self, index: int, *, up: bool) -> None:
         self._links.pop(index, None)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vmessd.core import names, nic_hardware
+from vmessd.core import impairments, names, nic_hardware
 from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NoSuchVM, VmessError, quoted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.wires import Step, StepKind
@@ -30,6 +30,7 @@ from vmessd.core.wires import (
 from vmessd.devices.cables import Cables
 from vmessd.devices.captures import Captures
 from vmessd.devices.hotplug import Cards
+from vmessd.devices.impairments import ImpairedCables
 from vmessd.devices.macs import Macs
 from vmessd.devices.nic_files import NICS, SLOTS, NicFiles
 from vmessd.network.links import Change
@@ -75,6 +76,7 @@ class NetworkInterfaces:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.cards = Cards(machine, self._released)
         self.cables = Cables(machine, self.cards, self._lock)
+        self.impairments = ImpairedCables(machine, self._network, self.cables, self._lock)
         self.captures = Captures(machine, self.cards)
         self.macs = Macs(machine, host, self.cards, self._look, self._lock)
         self._files = NicFiles(machine)
@@ -84,7 +86,7 @@ class NetworkInterfaces:
     async def finished(self) -> None:
         """Return when no change and no bounce is in progress."""
         async with self._lock:
-            pass
+            self.impairments.finish()
         await self.cables.finished()
 
     async def _prepare(self) -> None:
@@ -101,8 +103,20 @@ class NetworkInterfaces:
                     await self.cables.enforce(self.cards.macs(), await self._other_ends(self.vm))
         except VmessError as error:
             log.warning("%s: cables may differ from CABLES: %s", self.vm, error.message)
+        await self._prepare_impairments(fresh=fresh)
         await self.captures.prepare(fresh=fresh)
         self._in_background(self.macs.watch())  # this may wait for the lock on links; the guest need not
+
+    async def _prepare_impairments(self, *, fresh: bool) -> None:
+        """Go on with the impairments of an earlier daemon, or forget what has ended with an earlier QEMU."""
+        try:
+            if not await self.impairments.noted():
+                return
+            await self.impairments.go_on(self.cards.macs(), fresh=fresh)
+            if not fresh:  # a start has done so
+                await self._machine.files.aside(functools.partial(self._network.impair_all, self.vm))
+        except VmessError as error:
+            log.warning("%s: cables may differ from IMPAIRMENTS: %s", self.vm, error.message)
 
     def _has_nics_file(self) -> bool:
         """Tell whether NICS has any text; blocks. Raises BadFile."""
@@ -270,8 +284,8 @@ class NetworkInterfaces:
             return f"{End(self.vm, index)} is not plugged into {end}"
         if (state := self._machine.state) in _WITHOUT_GUEST:
             return f"{self.vm} is {_WITHOUT_GUEST[state]}"
-        pulled = (await self.cables.loose()).pulled
-        return f"the cable is pulled at {End(self.vm, index)}" if index in pulled else None
+        out = (await self.cables.loose()).pulled | self.cables.sagging
+        return f"the cable is pulled at {End(self.vm, index)}" if index in out else None
 
     def has_cards(self) -> bool:
         """Tell whether the VM has network cards, or had some when it ran."""
@@ -502,7 +516,31 @@ class NetworkInterfaces:
             check_interface(self.vm, index, await self.cards.present())
             if self.cards.is_leaving(index):
                 raise _being_unplugged(self.vm, index)
+            await self.impairments.end_flap(index)
             await self.cables.put(index, on=on)
+            return await self.cables.unseen(index)
+
+    async def impair(self, index: int, way: str | None, words: Sequence[str]) -> str | None:
+        """Impair the cable of an interface, or let it flap; return a warning or None.
+
+        `way` and `words` are as for ImpairedCables.set; `flap 5s/1s` is for its begin_flap.
+
+        Raises:
+            InvalidValue: there is no such interface, or the words are invalid.
+            VmessError: as these raise it.
+        """
+        return await self._shielded(self._impair(index, way, words))
+
+    async def _impair(self, index: int, way: str | None, words: Sequence[str]) -> str | None:
+        async with self._lock:
+            nics = {nic.index: nic for nic in await self.nics() if not nic.leaving}
+            check_interface(self.vm, index, nics)
+            if list(words[:1]) != [impairments.FLAP]:
+                await self.impairments.set(nics[index], way, words)
+                return None
+            if way is not None or len(words) != 2:
+                raise InvalidValue("flap takes two times such as 5s/1s, and no direction: both ends see it")
+            await self.impairments.begin_flap(index, words[1])
             return await self.cables.unseen(index)
 
     async def forward(self, index: int, forward: Forward, *, on: bool) -> bool:

@@ -1,10 +1,10 @@
-"""The files that say which interfaces a VM has, NICS, SLOTS and CABLES: all are written, or none. It blocks."""
+"""The files that say which interfaces a VM has, and those about them: all are written, or none. It blocks."""
 
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-from vmessd.core import nic_hardware
+from vmessd.core import impairments, nic_hardware
 from vmessd.core.errors import BadFile, VmessError
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import Wire, file_text
@@ -15,6 +15,7 @@ from vmessd.vm.machine import Machine
 log = logging.getLogger(__name__)
 
 NICS, SLOTS = BY_FILE["NICS"], BY_FILE["SLOTS"]
+IMPAIRMENTS = BY_FILE["IMPAIRMENTS"]
 
 
 class NicFiles:
@@ -38,6 +39,9 @@ class NicFiles:
             )
         with contextlib.suppress(BadFile):
             notes[CABLES.file] = str((directory.read_setting(CABLES) or nic_hardware.Loose()).among(there))
+        with contextlib.suppress(BadFile):
+            impaired = directory.read_setting(IMPAIRMENTS) or {}
+            notes[IMPAIRMENTS.file] = impairments.file_text(impairments.among(impaired, there))
         return notes
 
     def write(self, notes: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -165,6 +165,8 @@ class Segments:
         if mtu is not None and not MTU_MIN <= mtu <= MTU:
             raise InvalidValue(f"MTU {quoted(mtu)} is not a number of bytes from {MTU_MIN} to {MTU}")
         interfaces = _typed(interfaces)
+        for vm in vms:
+            self._network.impairments.look(vm)
         with self._network.change() as (kernel, change):
             stations = kernel.addressed()
             found = kernel.link(bridge)
@@ -184,6 +186,7 @@ class Segments:
                     self._check_port(kernel, name, link, master, stations)
                     touched.update(self._network.ports.moving(kernel, link, master))
                     self._plug(kernel, change, link, master, stations, macs.get(link.name))
+            self._network.impairments.settle_quietly(kernel, filter(None, taps.values()))
         return change.steps
 
     def _check_port(
@@ -302,7 +305,7 @@ class Segments:
                     f"{other.name}, its other end, is in {bridge.name}, so {name} is not deleted",
                     hint=f"as root: ip link delete {name}",
                 )
-            kernel.delete([link])
+            kernel.delete([link, *self._network.impairments.ways_out(kernel, [link])])
             self._network.ports.left(kernel, [link, other] if other else [link])
         return [Step(StepKind.nonpersistent if link.tap else StepKind.deleted, shown(link))]
 
@@ -312,8 +315,10 @@ class Segments:
         Only TAPs with our mark that no process is attached to are deleted. Raises Failed.
         """
         with self._network.kernel() as kernel:
-            taps = [link for link in kernel.links() if self._is_left_behind(link, is_gone)]
-            kernel.delete(taps)
+            links = kernel.links()
+            taps = [link for link in links if self._is_left_behind(link, is_gone)]
+            kept = [link for link in links if link not in taps]
+            kernel.delete([*taps, *self._network.impairments.strays(kept)])
             self._network.ports.left(kernel, taps)
             links, addressed = kernel.links(), kernel.addressed()
             used = {link.master for link in links} | {link.parent for link in links} | addressed

@@ -22,6 +22,7 @@ from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason
 from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.wires import INTERFACES_MAX, End, Wire, new_bridge_name
 from vmessd.network import cables, netlink_requests, rtnetlink, taps
+from vmessd.network.impairments import Impairments
 from vmessd.network.kernel_errors import explained, making
 from vmessd.network.netlink_replies import Link
 from vmessd.network.nics import Nic
@@ -68,6 +69,7 @@ class Network:
         self.may_make_taps = may_make_taps
         self._lock = threading.Lock()
         self.ports = Ports(lambda link: self.access.is_own(link))  # noqa: PLW0108 -- the root is known later
+        self.impairments = Impairments(lambda link: self.access.is_own(link), lambda: self.access.mark())  # noqa: PLW0108
 
     @contextlib.contextmanager
     def kernel(self) -> Iterator[Netlink]:
@@ -221,7 +223,10 @@ class Network:
         others = {
             tap: Tap.of(wire.cable.vm, wire.cable.interface) for tap, wire in plugged.items() if wire.cable
         }
+        self.impairments.look(vm)
         with self.change() as (kernel, change):
+            concerned = [*plugged]
+            change.reversals.append(lambda kernel: self.impairments.settle_quietly(kernel, concerned))
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
             found = kernel.named([*(tap.name for tap in (*plugged, *others.values())), *bridges])
             plugged = {tap: wire for tap, wire in plugged.items() if self.needs_tap(wire) or tap.name in found}
@@ -239,6 +244,8 @@ class Network:
                     if other is not None and not cabled:
                         other = self.plug(kernel, change, other, None, stations, other.mac)
                         change.reversals.append(cables.join(kernel, link, other))
+            if not starts:  # else `settle` sees to it
+                self.impairments.settle_quietly(kernel, concerned)
         return change
 
     def _make_taps(
@@ -289,6 +296,8 @@ class Network:
         It stays up if it is one of the `stations`: links on which the host has a configured address. `own` is
         the MAC of the link if that does not follow from its name. A cable is pulled, unless it stays: `cabled`.
         """
+        if link.tap and link.master and (master is None or master.index != link.master):
+            self.impairments.empty(kernel, link)
         may_be_cabled = link.tap and not link.master
         if may_be_cabled and not cabled and (undo := cables.cut(kernel, link.index)):
             change.reversals.append(undo)
@@ -322,6 +331,7 @@ class Network:
         they are. `macs` are configured MACs of cards, by interface.
         """
         own = {names.tap(vm, index): names.tap_mac(mac) for index, mac in macs.items()}
+        self.impairments.look(vm)
         with self.change() as (kernel, change):
             try:
                 self._settle(kernel, change, vm, own)
@@ -349,6 +359,24 @@ class Network:
             if self.access.is_own(bridge):
                 self._settle_bridge(kernel, bridge, stations)
         self.ports.tune(kernel, bridges, stations)
+        self.impairments.settle_quietly(kernel, [tap for tap, _ in taps])
+
+    def impair(self, vm: str, interface: int) -> None:
+        """Have the cable of an interface impaired as it is noted, if it has a TAP.
+
+        Raises:
+            NotPermitted: CAP_NET_ADMIN is missing.
+            Failed: the kernel cannot do it.
+        """
+        self.impairments.look(vm)
+        with self.kernel() as kernel:
+            self.impairments.settle(kernel, [Tap.of(vm, interface)])
+
+    def impair_all(self, vm: str) -> None:
+        """Have all cables of a VM impaired as it is noted; failures are logged. Raises as :meth:`kernel`."""
+        self.impairments.look(vm)
+        with self.kernel() as kernel:
+            self.impairments.settle_quietly(kernel, [tap for tap, _ in self._own_taps(kernel, vm)])
 
     def _settle_bridge(self, kernel: Netlink, bridge: Link, stations: Collection[int]) -> None:
         """Keep the host off a bridge of ours unless it has a configured address there."""
@@ -488,7 +516,7 @@ class Network:
     def check_made(self, kernel: Netlink) -> None:
         """Raise Failed if there are MADE_MAX links of ours that are neither bridges nor TAPs."""
         own = [link for link in kernel.links() if self.access.is_own(link)]
-        made = sum(link.kind != "bridge" and not link.tap for link in own)
+        made = sum(link.kind not in ("bridge", "ifb") and not link.tap for link in own)
         if made >= MADE_MAX:
             raise Failed(
                 f"there are {made} VLANs, pairs and VXLANs created by vmess; the limit is {MADE_MAX}",
@@ -506,7 +534,7 @@ class Network:
             held = [tap.long for tap, link in links.items() if link.attached]
             if held:
                 raise attached(", ".join(held))
-            kernel.delete([*links.values()])
+            kernel.delete([*links.values(), *self.impairments.ways_out(kernel, links.values())])
             self.ports.left(kernel, links.values())
         return [Step(StepKind.nonpersistent, tap.long) for tap in links]
 
@@ -523,6 +551,7 @@ class Network:
         """Delete a TAP; if a process is attached, mark it for later deletion instead."""
         link = kernel.link(tap.name)
         if link is not None and self.is_own_tap(link, tap):
+            self.impairments.empty(kernel, link)
             kernel.do(self._leaving(link) if link.attached else [netlink_requests.deletion(link.index)])
 
     def _leaving(self, link: Link) -> list[netlink_requests.Request]:
@@ -536,7 +565,12 @@ class Network:
             with self.ports.tuning(kernel, change.reversals, kernel.addressed() if taps else ()) as touched:
                 for link in taps:
                     touched.update(self.ports.moving(kernel, link, None))
+                change.reversals.append(
+                    lambda kernel: self.impairments.settle_quietly(kernel, filter(None, map(tap_of, taps)))
+                )
                 change.reversals += [restoring(link, 0) for link in taps]
+                for link in taps:
+                    self.impairments.empty(kernel, link)
                 kernel.do(request for link in taps for request in self._leaving(link))
         return change
 
@@ -545,7 +579,7 @@ class Network:
         with self.kernel() as kernel:
             taps = self._own_taps(kernel, vm)
             gone = {tap: link for tap, link in taps if is_leaving(link) and not link.attached}
-            kernel.delete([*gone.values()])
+            kernel.delete([*gone.values(), *self.impairments.ways_out(kernel, gone.values())])
         return [Step(StepKind.nonpersistent, tap.long) for tap in gone]
 
 

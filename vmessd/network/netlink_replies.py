@@ -26,6 +26,7 @@ AF_BRIDGE = 7
 """The family of the forwarding tables of bridges; Python's socket module lacks it."""
 
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _ALIAS, _GROUP = 1, 3, 4, 5, 10, 18, 20, 27  # IFLA_*
+_QDISC = 6  # IFLA_QDISC, the kind of its queue
 _STATS64, _CARRIER, _PROPERTIES, _ALTERNATIVE_NAME = 23, 33, 52, 53
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_*
 _BRIDGE_AGEING, _PORT_LEARNING, _PORT_PASSES = 4, 8, 31  # IFLA_BR_AGEING_TIME, IFLA_BRPORT_*
@@ -78,6 +79,8 @@ class Link:
     """If it is a port of a bridge: it learns which stations are behind it."""
     passes: bool = False
     """If it is a port of a bridge: it forwards frames to reserved addresses."""
+    impaired: bool = False
+    """What it sends is delayed or lost on purpose, by netem."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def parse_link(body: bytes) -> Link:
             os.fsdecode(payload.rstrip(b"\0")) for kind, payload in properties if kind == _ALTERNATIVE_NAME
         ),
         hub=_BRIDGE_AGEING in bridge and _number(bridge[_BRIDGE_AGEING]) == 0,
+        impaired=found.get(_QDISC) == b"netem\0",
         passes=_number(port.get(_PORT_PASSES, b"")) == PORT_PASSES,
         learns=_PORT_LEARNING not in port or bool(_number(port[_PORT_LEARNING])),
     )

@@ -2,13 +2,15 @@
 
 :mod:`vmessd.network.rtnetlink` carries them out, also many at once.
 
-Sources: rtnetlink(7), Linux's include/uapi/linux/{if_link,ip,pkt_sched}.h, tc-u32(8) and tc-mirred(8).
+Sources: rtnetlink(7), Linux's include/uapi/linux/{if_link,ip,pkt_sched}.h, tc-u32(8),
+tc-mirred(8) and tc-netem(8).
 """
 
 import os
 import socket
 from typing import Any, NamedTuple
 
+from vmessd.core.models.wires import Impairment
 from vmessd.network.netlink_replies import MULTICAST, PORT_PASSES, UP, Link
 
 _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE: no automatic link-local address
@@ -198,6 +200,12 @@ def new_vxlan(name: str, identifier: int, port: int) -> Request:
     return _creation(name, "vxlan", (("IFLA_VXLAN_ID", identifier), ("IFLA_VXLAN_PORT", port)))
 
 
+def new_ifb(name: str) -> Request:
+    """Return a request for a link to which frames can be redirected, and which hands them back (ifb)."""
+    kind = ("IFLA_LINKINFO", (("IFLA_INFO_KIND", "ifb"),))
+    return Request("add", (("IFLA_IFNAME", os.fsencode(name)), kind))
+
+
 def deletion(index: int) -> Request:
     """Return a request that deletes a link."""
     return Request("del", link=index)
@@ -263,3 +271,54 @@ def no_redirection(index: int) -> Request:
 def redirection_of(index: int) -> Request:
     """Return a request for the filter that :func:`redirection` gives a link."""
     return Request("get filter", (), index, flags=_FIRST_FILTER, changed=_INGRESS, info=_EVERYTHING)
+
+
+# -- Impairments: netem, where frames leave a link --
+
+_ROOT = 0xFFFFFFFF  # TC_H_ROOT
+_NETEM = 0x7665 << 16  # the handle of ours, 7665: as tc shows it, "ve" in ASCII
+FRAMES_MAX = 1000
+"""Frames that netem holds at a time, its own default: a guest must not fill the memory of the host."""
+_TICK = 64e-9  # seconds, of which netem counts delays (PSCHED_SHIFT)
+_ALL = 0xFFFFFFFF  # the chance of a certain event
+
+
+def netem(index: int, impairment: Impairment) -> Request:
+    """Return a request that has what leaves a link impaired like this, from now on.
+
+    Frames that are already delayed stay so. A part that is left out would stay as it was (netem_change() in
+    Linux), so all are there.
+    """
+    fields = Fields(
+        (
+            ("delay", round(impairment.delay / _TICK)),
+            ("limit", FRAMES_MAX),
+            ("loss", _chance(impairment.loss)),
+            ("gap", int(impairment.reorder > 0)),
+            ("duplicate", _chance(impairment.duplicate)),
+            ("jitter", round(impairment.jitter / _TICK)),
+            ("attrs", _netem_attributes(impairment)),
+        )
+    )
+    attributes = (("TCA_KIND", "netem"), ("TCA_OPTIONS", fields))
+    return Request("replace qdisc", attributes, index, flags=_NETEM, changed=_ROOT)
+
+
+def _netem_attributes(impairment: Impairment) -> tuple[tuple[str, Any], ...]:
+    none = (("delay_corr", 0), ("loss_corr", 0), ("dup_corr", 0))
+    rate = (("rate", impairment.rate // 8), ("packet_overhead", 0), ("cell_size", 0), ("cell_overhead", 0))
+    return (
+        ("TCA_NETEM_CORR", Fields(none)),
+        ("TCA_NETEM_REORDER", Fields((("prob_reorder", _chance(impairment.reorder)), ("corr_reorder", 0)))),
+        ("TCA_NETEM_CORRUPT", Fields((("prob_corrupt", _chance(impairment.corrupt)), ("corr_corrupt", 0)))),
+        ("TCA_NETEM_RATE", Fields(rate)),
+    )
+
+
+def _chance(fraction: float) -> int:
+    return round(fraction * _ALL)
+
+
+def no_netem(index: int) -> Request:
+    """Return a request that ends :func:`netem`. If the link has another queue, the kernel says EINVAL."""
+    return Request("del qdisc", (), index, flags=_NETEM, changed=_ROOT)

@@ -92,6 +92,7 @@ def _pyroute2() -> _Pyroute2:
     link = _link_message()
     do, dump = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
     create = do | netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+    replace = do | netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
     verbs = {
         "add": (link, rtnl.RTM_NEWLINK, create),
         "set": (link, rtnl.RTM_NEWLINK, do),
@@ -102,6 +103,7 @@ def _pyroute2() -> _Pyroute2:
         "addresses": (ifaddrmsg, rtnl.RTM_GETADDR, dump),
         "neighbours": (ndmsg, rtnl.RTM_GETNEIGH, dump),
         "add qdisc": (tcmsg, rtnl.RTM_NEWQDISC, create),
+        "replace qdisc": (tcmsg, rtnl.RTM_NEWQDISC, replace),
         "del qdisc": (tcmsg, rtnl.RTM_DELQDISC, do),
         "add filter": (tcmsg, rtnl.RTM_NEWTFILTER, create),
         "get filter": (tcmsg, rtnl.RTM_GETTFILTER, netlink.NLM_F_REQUEST),
@@ -164,13 +166,18 @@ def _encoded(verb: str, attributes: tuple[tuple[str, Any], ...], name_length: in
 
 def _nested(attributes: tuple[tuple[str, Any], ...]) -> dict[str, list[tuple[str, Any]]]:
     """Return attributes in the form that pyroute2 expects."""
-    return {"attrs": [(name, _value(value)) for name, value in attributes]}
+    return {"attrs": [*map(_pair, attributes)]}
 
 
 def _value(value: Any) -> Any:
     if isinstance(value, Fields):
-        return dict(value)
+        return {name: [*map(_pair, part)] if name == "attrs" else part for name, part in value}
     return _nested(value) if isinstance(value, tuple) else value
+
+
+def _pair(attribute: tuple[str, Any]) -> tuple[str, Any]:
+    name, value = attribute
+    return name, _value(value)
 
 
 def any_link(matches: Callable[[str], object]) -> bool:

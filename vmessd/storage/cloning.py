@@ -25,6 +25,7 @@ from vmessd.storage.vmdir import TPM_STATE, VALUE_LIMIT, VMDirectory
 OF_ITS_OWN = {
     "MACS": "its MACs follow from its name (no MACS)",
     "CABLES": "its cables are plugged in (no CABLES)",
+    "IMPAIRMENTS": "its cables are good (no IMPAIRMENTS)",
     TPM_STATE: "it has a new TPM, which knows no secret of the old one",
 }
 """Files that only the source has, and what that means."""

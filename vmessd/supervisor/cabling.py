@@ -111,6 +111,13 @@ class Cabling:
         await self._follow(end.vm for end in (await wires.cabled()).values())
         return note
 
+    async def impair(self, name: str, index: int, way: str | None, words: Sequence[str]) -> str | None:
+        """Impair the cable of an interface, as NetworkInterfaces.impair; a cable has two ends, so in turn."""
+        wires = await self._begun(name)
+        note = await wires.impair(index, way, words)
+        await self._follow(end.vm for end in (await wires.cabled()).values())
+        return note
+
     async def remove(self, name: str, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Do the work that removes a VM, and pull its cables out of other VMs; raises what the work raises.
 

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from vmessd.core import names
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable
+from vmessd.core.impairments import PERFECT, Impaired
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.vms import Drive, Pending, Value, VMInfo
 from vmessd.core.models.wires import Reach, VMAddress, VMNic
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import BY_FILE, LOCK, SHARES, Setting
+from vmessd.core.settings import BY_FILE, IMPAIRMENTS, LOCK, SHARES, Setting
 from vmessd.core.wires import Wire
 from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
@@ -139,11 +140,22 @@ class Details:
     async def _nics(self, wires: NetworkInterfaces, nics: Sequence[Nic], files: VMDirectory) -> list[VMNic]:
         macs = await wires.macs.now_and_later(files)
         cables = await wires.cables.states([nic.index for nic in nics], files)
+        impaired: Mapping[int, Impaired] = {}
+        with contextlib.suppress(VmessError):  # `problem` has it
+            impaired = await wires.impairments.noted(files)
         remark = functools.partial(self._supervisor.host.duplicates.remark, wires.vm)
         is_cabled = any(nic.noted is not None and nic.noted.cable is not None for nic in nics)
         ends = await self._supervisor.cabling.other_ends(wires.vm) if is_cabled else {}
         return [
-            _nic(nic, wires, macs(nic.index), cables[nic.index], remark(nic.index), ends.get(nic.index))
+            _nic(
+                nic,
+                wires,
+                macs(nic.index),
+                cables[nic.index],
+                remark(nic.index),
+                ends.get(nic.index),
+                impaired.get(nic.index, PERFECT),
+            )
             for nic in nics
         ]
 
@@ -217,6 +229,7 @@ def _nic(  # noqa: PLR0913, PLR0917 -- what is known about one interface
     cable: bool | None,
     duplicate: str | None,
     other_end: str | None,
+    impaired: Impaired,
 ) -> VMNic:
     mac, later = macs
     # That the TAPs are not joined is no news if there is nobody at the other end.
@@ -233,6 +246,10 @@ def _nic(  # noqa: PLR0913, PLR0917 -- what is known about one interface
         duplicate=duplicate,
         mac_later=later if later != mac else None,
         other_end=other_end,
+        incoming=impaired.incoming,
+        outgoing=impaired.outgoing,
+        flap=wires.impairments.flap(nic.index),
+        unimpaired=wires.impairments.unmet(nic, impaired),
     )
 
 
@@ -280,7 +297,7 @@ def _settings(directory: VMDirectory) -> list[Value]:
                 values.append(Value(file, why if file == LOCK else "", why))
             continue
         if text is not None:
-            shown = "; ".join(text.splitlines()) if file == SHARES else text
+            shown = "; ".join(text.splitlines()) if file in (SHARES, IMPAIRMENTS) else text
             values.append(Value(file, printable(shown), _objection(BY_FILE[file], text)))
     return values
 

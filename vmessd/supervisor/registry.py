@@ -43,7 +43,7 @@ from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
-from vmessd.storage import backing, blocking, new_directory, root_lock, vmdir
+from vmessd.storage import backing, blocking, impairment_notes, new_directory, root_lock, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
@@ -82,6 +82,8 @@ class Supervisor:
 
     def __init__(self, root: Path, host: Host, timing: Timing = Timing()) -> None:  # noqa: B008
         self.root = root
+        host.network.impairments.read = functools.partial(impairment_notes.noted, root)
+        host.network.impairments.neighbours = functools.partial(impairment_notes.neighbours, root)
         self.segments = Segments(host.network, root)
         self.sampler = Sampler(self.everyone, host.network)
         self.readings = Readings(host)
@@ -211,6 +213,7 @@ class Supervisor:
         del self._wires[vm], self._disks[vm], self._snapshots[vm]
         self.locks.forget(vm)
         self.cabling.forget(vm)
+        self.host.network.impairments.forget(vm)
         await asyncio.wait({self._tasks.pop(vm)})
 
     async def machine(self, name: str) -> Machine:

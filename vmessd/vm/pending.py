@@ -20,7 +20,7 @@ from vmessd.storage.backing import Identity
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import VMDirectory
 
-OF_WIRES = ("NICS", "MACS", "SLOTS", "CABLES")
+OF_WIRES = ("NICS", "MACS", "SLOTS", "CABLES", "IMPAIRMENTS")
 AT_START = tuple(setting.file for setting in SETTINGS if not setting.live and setting.file not in OF_WIRES)
 """The settings on which QEMU depends from its start to its end."""
 

@@ -309,6 +309,7 @@ def test_every_file_is_written_by_a_verb() -> None:
         "MACS",
         "SLOTS",
         "CABLES",
+        "IMPAIRMENTS",
         "SHARES",
     }
 

@@ -206,6 +206,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm ifstat", "ifstat", ("newvm0",), (), {}),
     ("a b ifstat --json", "ifstat", ("a0", "b0"), (), {"--json": ""}),
     ("newvm cable 0 off", "cable", ("newvm0",), ("0", "off"), {}),
+    ("cable leaf 0 loss 1% --in", "cable", ("leaf0",), ("0", "loss", "1%"), {"--in": ""}),
     ("leaf connect 1 spine:0", "connect", ("leaf0",), ("1", "spine:0"), {}),
     ("leaf carrier always", "carrier", ("leaf0",), ("always",), {}),
     ("newvm mac 0 none", "mac", ("newvm0",), ("0", "none"), {}),
@@ -381,8 +382,8 @@ REFUSED = (
     ),
     (
         "newvm cable 0",
-        "cable needs <ifnum> <on|off>, not only '0'",
-        "usage: vmess <vmname> cable <ifnum> <on|off>",
+        "cable needs <ifnum> <on|off|good|flap|impairment> [impairment]..., not only '0'",
+        "usage: vmess <vmname> cable <ifnum> <on|off|good|flap|impairment> [impairment]... [--in] [--out]",
     ),
     ("a b mac 0 none", "mac takes one VM, not 2", "usage: vmess <vmname> mac <ifnum> <address|none>"),
     (
@@ -480,6 +481,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
     assert {command.method for command in COMMANDS if command.method} == methods - {
         *("NetIgnored", "Look", "Overview", "CloudInit"),
         *("Bring", "PutOn", "PutOnImage", "DeleteDisk", "AddImage", "RemoveImage"),  # hda has several
+        "Impair",  # cable has two
         *("Snapshots", "NewerSnapshots", "RevertSnapshot", "DeleteSnapshot"),  # snapshot has several
     }
 

@@ -156,6 +156,15 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
         [],
         [],
     ),
+    (
+        "newvm cable 0 delay 20ms loss 1% --out",
+        [("Impair", {"vm": "newvm0", "interface": 0, "words": ["delay", "20ms", "loss", "1%"], "way": "out"})],
+        {"note": None},
+        0,
+        [],
+        [],
+    ),
+    ("newvm cable 1 good", [("Impair", {"vm": "newvm0", "interface": 1, "words": ["good"]})], {}, 0, [], []),
     ("newvm cable 28 on", [("Cable", {"vm": "newvm0", "interface": 28, "on": True})], {}, 0, [], []),
     (
         "newvm cable 0 off",
@@ -378,8 +387,14 @@ def test_every_step_of_the_daemon_is_among_those_told() -> None:
         ("newvm connect bridge1 0", "interface 'bridge1' is not a whole number"),
         ("newvm cable x on", "interface 'x' is not a whole number"),
         ("newvm mac x none", "interface 'x' is not a whole number"),
-        ("newvm cable 0 of", "cable 'of' is neither on nor off"),
-        ("newvm cable 0 ON", "cable 'ON' is neither on nor off"),
+        (
+            "newvm cable 0 of",
+            "cable 'of' is none of on, off, good, flap, delay, jitter, loss, rate, duplicate, reorder, corrupt",
+        ),
+        (
+            "newvm cable 0 ON",
+            "cable 'ON' is none of on, off, good, flap, delay, jitter, loss, rate, duplicate, reorder, corrupt",
+        ),
         (
             "newvm forward 0 2222",
             f"forward '2222' is not {FORWARD_FORM}",

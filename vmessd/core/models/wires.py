@@ -8,6 +8,36 @@ from vmessd.core.dataclass import dataclass
 
 
 @dataclass(frozen=True)
+class Impairment:
+    """What happens to the frames that pass in one direction of a cable; 0 is nothing."""
+
+    delay: float = 0.0
+    """Seconds that each frame takes longer."""
+    jitter: float = 0.0
+    """Seconds by which the delay of a frame is at most longer or shorter."""
+    loss: float = 0.0
+    """The fraction of the frames that are lost, as all others from 0 to 1."""
+    duplicate: float = 0.0
+    """The fraction that arrives twice."""
+    reorder: float = 0.0
+    """The fraction that is not delayed, and so overtakes the others."""
+    corrupt: float = 0.0
+    """The fraction in which one bit is wrong."""
+    rate: int = 0
+    """Bits per second that pass at most; 0 for no limit."""
+
+
+@dataclass(frozen=True)
+class Flap:
+    """A cable that is plugged in and pulled again and again."""
+
+    up: float
+    """Seconds for which it is in each time."""
+    down: float
+    """Seconds for which it is out."""
+
+
+@dataclass(frozen=True)
 class VMNic:
     """One interface of a VM."""
 
@@ -34,6 +64,14 @@ class VMNic:
     """Its MAC after the next start of the VM, if that differs."""
     other_end: str | None = None
     """Why the other end of its cable is dead, in words; null if it is not, or if there is no cable."""
+    incoming: Impairment | None = None
+    """How its cable is impaired towards the guest; null if it is good."""
+    outgoing: Impairment | None = None
+    """How its cable is impaired from the guest; null if it is good."""
+    flap: Flap | None = None
+    """How its cable is plugged in and pulled in turn; null if it is not."""
+    unimpaired: str | None = None
+    """Why its cable is not impaired as it should be, in words."""
 
 
 class StepKind(enum.StrEnum):
