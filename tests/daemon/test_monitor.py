@@ -266,7 +266,7 @@ def test_c36_last_words_of_several_lines_become_one_escaped_line(fake_daemon: Da
 @pytest.mark.alone
 def test_c33_a_flood_of_events_delays_nobody_and_hides_nothing(fake_daemon: Daemon) -> None:
     daemon = fake_daemon
-    daemon.make_fake("flood0", "flood,rate=80000,seconds=2")
+    daemon.make_fake("flood0", "flood,rate=80000,seconds=1")
     daemon.make_fake("calm0", "good")
     daemon.done("flood", "calm", "start")
     slowest = slowest_answer(
