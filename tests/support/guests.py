@@ -165,6 +165,23 @@ _ECHO = _code("""
     eb e2                ; jmp -30                to the first line
 """)
 
+_COUNT = _code("""
+    ba fd 03             ; mov dx, 0x3fd          line status of COM1
+    ec                   ; in al, dx
+    a8 01                ; test al, 1             is there something to read
+    74 0e                ; jz +14                 past this listing
+    ba f8 03             ; mov dx, 0x3f8
+    ec                   ; in al, dx
+    fe 06 00 06          ; inc byte [0x600]
+    a0 00 06             ; mov al, [0x600]
+    ee                   ; out dx, al
+    eb ea                ; jmp -22                to the first line
+""")
+
+_BEFORE_A = _code("""
+    c6 06 00 06 60       ; mov byte [0x600], 'a' - 1
+""")
+
 _PROMPT = _code("""
     ba fd 03             ; mov dx, 0x3fd          line status of COM1
     ec                   ; in al, dx
@@ -437,7 +454,9 @@ GUESTS = {
     "instant": _POWER_OFF + _HALT,
     # Prints what it reads on its first serial port.
     "echo": _asleep(4, _ENABLE_COM1 + _PRINT_R, _ECHO + _RETURN),
-    # The same on its second port, where it prints another `R`.
+    # Prints the next letter, from `a` on, for each byte that it reads: it knows in its memory which one.
+    "counter": _asleep(4, _ENABLE_COM1 + _PRINT_R + _BEFORE_A, _COUNT + _RETURN),
+    # As `echo`, on its second port, where it prints another `R`.
     "echo2": _asleep(3, _PRINT_R + _on_second_port(_ENABLE_COM1 + _PRINT_R), _on_second_port(_ECHO) + _RETURN),
     # Prints what it reads on its first one, and a prompt after each return.
     "prompt": _asleep(4, _ENABLE_COM1 + _PRINT_R, _PROMPT + _RETURN),
@@ -468,7 +487,7 @@ GUESTS = {
     "chatter": _PRINT_R + _CHATTER,
 }
 
-ASLEEP = {"idle", "listener", "echo", "echo2", "prompt", "reset", "keyboard"}
+ASLEEP = {"idle", "listener", "echo", "echo2", "counter", "prompt", "reset", "keyboard"}
 """Guests that sleep until they are interrupted."""
 
 

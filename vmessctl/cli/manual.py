@@ -109,7 +109,7 @@ IMAGES = (
         "Symbolic links to the images below a qcow2 image, whose names end in .img, .raw or .qcow2.",
     ),
     (
-        "snap-hda-NAME.img, snap-hda-NAME.qcow2 ...",
+        "snap-hda-NAME.img, snap-hda-NAME.qcow2, snap-NAME.memory ...",
         "The images of snapshots, read-only, below the disks. Verbs: snapshot, clone.",
     ),
     ("newvm0-cdrom.iso", "A symbolic link to an ISO image or a CD drive. Verb: cdrom."),

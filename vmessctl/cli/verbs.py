@@ -152,6 +152,8 @@ LINKED = Option(
 IMAGE = Option("--image", "Put the disk hda on this image of the shelf; see images.", "IMAGE")
 FORMAT = Option("--format", "Convert the image to this format.", "raw|qcow2")
 FORCE = Option("--force", "Open the drive even if the guest has locked it.")
+MEMORY = Option("--memory", "Keep what is in the memory of the running guest as well.")
+NO_MEMORY = Option("--no-memory", "Go back to the disks alone, even if the memory was kept.")
 YES = Option("--yes", "Do not ask for confirmation.")
 TIMEOUT = Option(
     "--timeout", "Wait at most this long (then exit status 6); what was begun continues.", "SECONDS"
@@ -206,6 +208,7 @@ OPTIONS = {
         *(FILTER, FRAMES, SECONDS, SIZE),
         *(LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
         *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE, HUB, SWITCH, MTU, INCOMING, OUTGOING),
+        *(MEMORY, NO_MEMORY),
         *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, IDENTITY, FORGET),
     )
 }
@@ -1009,13 +1012,14 @@ COMMANDS: tuple[Command, ...] = (
         "Keep the disks as they are now, and go back to that later. take keeps them under a name, by default\n"
         "the date: the VM may run. list, or no word, shows the snapshots. revert goes back to one: what was\n"
         "written since, and newer snapshots, are lost. delete merges one with what was written since. revert\n"
-        "needs a VM that is off.",
+        "needs a VM that is off. take --memory also keeps what is in the memory of the running guest: after\n"
+        "revert, it goes on from there.",
         "TakeSnapshot",
         "snapshots.snapshot",
         arguments="[take|list|revert|delete] [snapshot]",
-        options=(YES,),
+        options=(MEMORY, NO_MEMORY, YES),
         reports=True,
-        files="snap-hda-NAME.img, snap-hda-NAME.qcow2",
+        files="snap-hda-NAME.img, snap-hda-NAME.qcow2, snap-NAME.memory",
         running="take, list and delete work; revert is refused",
         summary=ARCHIVE,
         example="newvm snapshot take before-upgrade",

@@ -29,6 +29,13 @@ def _bases(snapshot: Mapping[str, Any]) -> str:
     return ", ".join(dict.fromkeys(printable(base.rpartition("/")[2]) for base in snapshot["on"])) or "-"
 
 
+def _note(snapshot: Mapping[str, Any]) -> str:
+    notes = ["half deleted"] if snapshot["merging"] else []
+    if (size := snapshot.get("memory")) is not None:
+        notes.append(f"with memory, {size_shown(size)}")
+    return ", ".join(notes) or "-"
+
+
 COLUMNS = (
     Column("NAME", lambda one: str(one["name"]), 6, left=True),
     Column(
@@ -40,7 +47,7 @@ COLUMNS = (
     Column("SIZE", lambda one: size_shown(one["size"]), 3),
     Column("DISKS", lambda one: ",".join(one["disks"]), 1, left=True),
     Column("ON", _bases, 2, left=True),
-    Column("NOTE", lambda one: "half deleted" if one["merging"] else "-", 5, left=True),
+    Column("NOTE", _note, 5, left=True),
 )
 
 
@@ -78,6 +85,9 @@ def snapshot(invocation: Invocation) -> int:
         )
     if verbs.YES.flag in invocation.options and word != "revert":
         raise InvalidValue(f"--yes is for snapshot revert, which asks; snapshot {word} does not")
+    for flag, of in ((verbs.MEMORY.flag, "take"), (verbs.NO_MEMORY.flag, "revert")):
+        if flag in invocation.options and word != of:
+            raise InvalidValue(f"{flag} is for snapshot {of}, and not for snapshot {word}")
     client = connect(invocation)
     client.wait_longer(PATIENCE)
     status = does(invocation, client, name)
@@ -87,10 +97,16 @@ def snapshot(invocation: Invocation) -> int:
 
 def _take(invocation: Invocation, client: Client, name: str | None) -> int:
     (vm,) = invocation.vms
-    change = client.call("TakeSnapshot", vm=vm, name=name)["change"]
+    parameters: dict[str, object] = {"vm": vm, "name": name}
+    if verbs.MEMORY.flag in invocation.options:
+        parameters["memory"] = True
+    change = client.call("TakeSnapshot", **parameters)["change"]
     still = change["stood_still"]
     shown = "" if still is None else f"; the guest was paused for at most {max(1, round(still * 1000))} ms"
-    _report(invocation, vm, change, phrase("snapshot", name=change["name"], disks=_disks(change), still=shown))
+    size = change.get("memory")
+    memory = "" if size is None else f" and its memory, {size_shown(size)}"
+    text = phrase("snapshot", name=change["name"], disks=_disks(change), memory=memory, still=shown)
+    _report(invocation, vm, change, text)
     return DONE
 
 
@@ -129,8 +145,12 @@ def _revert(invocation: Invocation, client: Client, name: str | None) -> int:
         question = f"Go back to snapshot {name} of {vm}, and lose what was written since{more}?"
         if not confirmation.is_asked(question, f"{vm} is unchanged"):
             return 1
-    change = client.call("RevertSnapshot", vm=vm, name=name)["change"]
-    _report(invocation, vm, change, phrase("snapshot revert", name=name))
+    with_memory = verbs.NO_MEMORY.flag not in invocation.options
+    change = client.call("RevertSnapshot", vm=vm, name=name, **({"memory": True} if with_memory else {}))[
+        "change"
+    ]
+    key = "snapshot revert memory" if change.get("runs") else "snapshot revert"
+    _report(invocation, vm, change, phrase(key, name=name))
     return DONE
 
 

@@ -25,19 +25,24 @@ class Snapshots(Caller):
         return await (await self._supervisor.snapshots(vm)).newer(name)
 
     @varlinkmethod(return_parameter="change")
-    async def TakeSnapshot(self, *, vm: str, name: str | None) -> SnapshotChange:
+    async def TakeSnapshot(self, *, vm: str, name: str | None, memory: bool = False) -> SnapshotChange:
         """Take a snapshot of all disks of a VM, which may be running; null means a name by the date.
 
         The image of each disk is kept as it is, and the disk is a new qcow2 image on top of it from now on.
+        With `memory`, the memory and the devices of the running guest are kept as well, of the same instant.
         """
-        done = await (await self._supervisor.snapshots(vm)).take(name)
+        done = await (await self._supervisor.snapshots(vm)).take(name, with_memory=memory)
         self._tell(Kind.setting, vm, printable(f"snapshot {done.name} taken"))
         return done
 
     @varlinkmethod(return_parameter="change")
-    async def RevertSnapshot(self, *, vm: str, name: str) -> SnapshotChange:
-        """Put the disks of a stopped VM back to a snapshot. What was written since is lost, and newer ones."""
-        done = await (await self._supervisor.snapshots(vm)).revert(name)
+    async def RevertSnapshot(self, *, vm: str, name: str, memory: bool = False) -> SnapshotChange:
+        """Put the disks of a stopped VM back to a snapshot. What was written since is lost, and newer ones.
+
+        With `memory`, the guest then goes on from its memory, if the snapshot has it; `runs` says whether.
+        """
+        found = await self._supervisor.snapshots(vm)
+        done = await found.revert(name, self._peer.uid, with_memory=memory)
         self._tell(Kind.setting, vm, printable(f"back to snapshot {done.name}"))
         return done
 

@@ -295,8 +295,23 @@ def snapshot_of(file: str) -> str | None:
     name, _, ending = rest.partition(".")
     if kind != "snap" or slot not in DISKS or ending not in IMAGE_ENDINGS.values():
         return None
-    is_name = (_LOWER | _DIGITS).issuperset(name[:1]) and _NAME.issuperset(name) and 0 < len(name) <= NAME_MAX
-    return name if is_name else None
+    return name if _is_snapshot(name) else None
+
+
+def memory_file(name: str) -> str:
+    """Return the name of the file with the memory of a snapshot: `snap-before-upgrade.memory`."""
+    return f"snap-{name}.memory"
+
+
+def memory_of(file: str) -> str | None:
+    """Return the snapshot whose memory is in a file of this name; None for any other name."""
+    name = file.removeprefix("snap-").removesuffix(".memory")
+    return name if _is_snapshot(name) and file == memory_file(name) else None
+
+
+def _is_snapshot(name: str) -> bool:
+    starts = (_LOWER | _DIGITS).issuperset(name[:1])
+    return starts and _NAME.issuperset(name) and 0 < len(name) <= NAME_MAX
 
 
 def cdrom_file(vm: str) -> str:

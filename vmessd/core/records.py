@@ -76,6 +76,8 @@ class RunRecord:
     """The files of the drives it was started with, by slot: device and inode; None from an older version."""
     serials: dict[str, str] | None = None
     """The same as `serial` for each serial port, by its number; None from an older version."""
+    memory: str = ""
+    """The snapshot from whose memory the guest goes on; empty if it boots."""
 
 
 @dataclass(frozen=True)

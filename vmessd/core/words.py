@@ -26,6 +26,8 @@ class Runstate:
     """The runstates of QEMU that are used here (RunState in qapi/run-state.json)."""
 
     prelaunch = "prelaunch"
+    inmigrate = "inmigrate"
+    postmigrate = "postmigrate"
     running = "running"
     paused = "paused"
     suspended = "suspended"

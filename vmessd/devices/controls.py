@@ -36,6 +36,7 @@ class Controls:
 
     async def suspend(self) -> None:
         """Pause the guest; does nothing if it is paused already."""
+        self._must_be_its_own()
         await self._execute("stop")
         await self._in_turn()
 
@@ -45,6 +46,7 @@ class Controls:
         Raises:
             Failed: the guest does not wake up.
         """
+        self._must_be_its_own()
         if await self._runstate() == ASLEEP:
             await self._execute("system_wakeup")  # takes effect after the reply
             if await self._waking() == ASLEEP:
@@ -64,6 +66,14 @@ class Controls:
             await self._waking()
             await self._execute("cont")
             await self._in_turn()
+
+    def _must_be_its_own(self) -> None:
+        """Raise Failed while the memory of the guest is kept, which decides when it runs; raises NotRunning."""
+        if self._machine.live().keeps:
+            raise Failed(
+                f"the memory of {self.vm} is being kept; then, its guest goes on by itself",
+                hint=f"wait for it: vmess {self.vm} snapshot list",
+            )
 
     async def _runstate(self) -> object:
         """Return the present runstate."""

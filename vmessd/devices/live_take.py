@@ -11,24 +11,29 @@ from collections.abc import Mapping, Sequence
 
 from vmessd.core import names
 from vmessd.core.errors import TimedOut
-from vmessd.devices import live_copy, live_images
+from vmessd.devices import live_copy, live_images, live_memory
 from vmessd.devices.live_images import QMP_TIME
+from vmessd.devices.live_memory import Still
 from vmessd.qemu import block_devices
 from vmessd.qemu.monitor import CommandRefused
-from vmessd.storage import snapshots
+from vmessd.storage import memory, snapshots
 from vmessd.storage.blocking import Lane
+from vmessd.storage.memory import Draft
 from vmessd.storage.plans import Plan
 from vmessd.storage.snapshots import Overlay
 from vmessd.vm.machine import Machine
 from vmessd.vm.qemu_run import QemuRun
 
 ENDED = "the VM ended meanwhile; they are as it left them"
+WITH_MEMORY = "the disks and the memory are those of the same instant"
 
 
-async def take(
-    machine: Machine, run: QemuRun, lane: Lane, name: str, overlays: Sequence[Overlay]
+async def take(  # noqa: PLR0913, PLR0917
+    machine: Machine, run: QemuRun, lane: Lane, name: str, overlays: Sequence[Overlay], draft: Draft | None
 ) -> tuple[float | None, str]:
     """Put overlays on the disks; return the seconds that took, None if QEMU has ended, and a remark.
+
+    With a draft, the memory of the guest is kept in it first, and is part of the snapshot.
 
     Raises:
         Failed: QEMU refuses, and everything is as before.
@@ -40,9 +45,12 @@ async def take(
     for node in nodes.values():
         live_images.must_be_open_for_good(run, node, there)
     new = {slot: block_devices.live_node(slot, node) for slot, node in nodes.items()}
-    steps, undo = await lane.aside(functools.partial(snapshots.taking, vm, name, overlays, time.time()))
+    when = time.time()
+    steps, undo = await lane.aside(functools.partial(snapshots.taking, vm, name, overlays, when))
+    if draft is not None:
+        steps, undo = memory.with_memory((steps, undo), name, draft, when)
     plan = Plan(vm.vm, tuple(steps), tuple(undo), (run.pid, run.launched.process.ticks), new)
-    async with live_copy.frozen(run) as count:
+    async with _still(run, lane, draft) as how:
         await lane.finish(functools.partial(vm.carry_out, plan))
         try:
             still = await _agree(machine, run, nodes, new)
@@ -55,7 +63,18 @@ async def take(
             still = None
         await lane.finish(vm.forget_plan)
     await live_images.note(machine, lane)
-    return still, ENDED if still is None else live_copy.consistency(count)
+    if still is None:
+        return None, ENDED
+    if isinstance(how, Still):
+        return how.seconds, WITH_MEMORY
+    return still, live_copy.consistency(how)
+
+
+def _still(
+    run: QemuRun, lane: Lane, draft: Draft | None
+) -> contextlib.AbstractAsyncContextManager[Still | int | None]:
+    """Return what prepares the guest: its memory is kept, or its agent has everything written back."""
+    return live_copy.frozen(run) if draft is None else live_memory.kept(run, lane, draft.fd)
 
 
 async def _agree(machine: Machine, run: QemuRun, nodes: Mapping[str, str], new: Mapping[str, str]) -> float:

@@ -2,24 +2,28 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
 from vmessd.core import names
-from vmessd.core.errors import AlreadyRunning, Failed, VmessError
+from vmessd.core.errors import AlreadyRunning, Failed, NotRunning, VmessError
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.snapshots import MergeProgress, Snapshot, SnapshotChange
-from vmessd.devices import live_copy, live_merge, live_take
+from vmessd.devices import live_copy, live_memory, live_merge, live_take
 from vmessd.devices.image_work import Percents
 from vmessd.devices.live_merge import LiveMerge
 from vmessd.qemu import qemu_img
 from vmessd.qemu.monitor import CommandRefused
-from vmessd.storage import snapshots
+from vmessd.storage import memory, snapshots
 from vmessd.storage.blocking import Lane
+from vmessd.storage.memory import Draft
 from vmessd.storage.plans import Plan
 from vmessd.storage.snapshots import Merge, Overlay
 from vmessd.storage.vmdir import VMDirectory
+from vmessd.vm import same_machine
 from vmessd.vm.holding import held
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -32,6 +36,7 @@ class Snapshots:
     def __init__(self, machine: Machine, host: Host) -> None:
         self.vm = machine.vm
         self.machine = machine
+        self._host = host
         self._account = host.account
         self._lane = Lane(f"the images of {machine.vm}", "is their file system there?")
         self._busy = False
@@ -51,6 +56,7 @@ class Snapshots:
                 return
             async with self._settling:
                 with self.alone(), contextlib.suppress(CommandRefused):
+                    await live_memory.end_left(run)
                     await self._settled()
                     await live_copy.end_left(run)
 
@@ -73,10 +79,13 @@ class Snapshots:
 
     # -- Take --
 
-    async def take(self, name: str | None) -> SnapshotChange:
+    async def take(self, name: str | None, *, with_memory: bool = False) -> SnapshotChange:
         """Take a snapshot of all disks at the same moment, by default named by the date.
 
+        With its memory, a guest can go on from there later.
+
         Raises:
+            NotRunning: there is no memory, because the VM is off.
             InvalidValue: the name is not one, or is taken.
             BadFile: there is no disk, or one stands on too many images.
             Failed: QEMU refuses, or ends meanwhile; the VM is as before, or the snapshot is complete.
@@ -86,9 +95,13 @@ class Snapshots:
         await self._looked_after()
         with self.alone():
             await self._settled()
+            if self.machine.state in OFF and with_memory:
+                raise NotRunning(
+                    f"VM {self.vm} is off, and has no memory to keep", hint=f"vmess {self.vm} snapshot take"
+                )
             if self.machine.state in OFF:
                 return await self._take_off(name)
-            return await self._take_live(name)
+            return await self._take_live(name, with_memory=with_memory)
 
     async def _take_off(self, name: str | None) -> SnapshotChange:
         vm = self.machine.directory
@@ -98,13 +111,40 @@ class Snapshots:
                 await self._lane.finish(functools.partial(_take_files, vm, found, overlays))
         return _taken(found, overlays)
 
-    async def _take_live(self, name: str | None) -> SnapshotChange:
+    async def _take_live(self, name: str | None, *, with_memory: bool) -> SnapshotChange:
         run, vm = await self.running(), self.machine.home
         slots = set(run.launched.record.hardware or {})
         found, overlays = await self._lane.aside(functools.partial(snapshots.prepare, vm, name, slots))
-        async with self._overlays(vm, overlays):
-            still, note = await live_take.take(self.machine, run, self._lane, found, overlays)
-        return _taken(found, overlays, [note], still)
+        async with self._overlays(vm, overlays), self._draft(run, with_memory=with_memory) as draft:
+            still, note = await live_take.take(self.machine, run, self._lane, found, overlays, draft)
+            size = None if draft is None else draft.size
+        return dataclasses.replace(_taken(found, overlays, [note], still), memory=size)
+
+    @contextlib.asynccontextmanager
+    async def _draft(self, run: QemuRun, *, with_memory: bool) -> AsyncIterator[Draft | None]:
+        """Create a file for the memory of a guest, if it is to be kept; remove it if it got no place.
+
+        Raises:
+            Failed: the guest does not run, its memory would not fit into it later, or there is no space.
+            TimedOut: QEMU does not answer.
+        """
+        if not with_memory:
+            yield None
+            return
+        if self.machine.state is not State.running:
+            raise Failed(
+                f"{self.vm} is {self.machine.state.value}, and only the memory of a running guest can be kept",
+                hint=f"vmess {self.vm} resume",
+            )
+        vm, record = self.machine.home, run.launched.record
+        origin = await self._lane.aside(functools.partial(same_machine.origin, vm, self._host, record))
+        room = await live_memory.room_of(run)
+        draft = await self._lane.finish(functools.partial(memory.create, vm, origin, room))
+        try:
+            yield draft
+        finally:
+            with contextlib.suppress(VmessError):
+                await asyncio.shield(self._lane.see_to(functools.partial(memory.discard, vm, draft)))
 
     async def run_to_copy(self) -> QemuRun | None:
         """Return the run of QEMU if the VM is to be copied while it runs, None if it is off; as `running`."""
@@ -148,27 +188,46 @@ class Snapshots:
 
     # -- Back, and away --
 
-    async def revert(self, name: str) -> SnapshotChange:
+    async def revert(self, name: str, uid: int | None, *, with_memory: bool = False) -> SnapshotChange:
         """Go back to a snapshot; what was written since, and newer snapshots, are lost.
+
+        With its memory, if it has one, the guest goes on from there.
 
         Raises:
             InvalidValue: there is no such snapshot.
             AlreadyRunning: the VM is not off.
-            Failed: the VM is as before.
+            Failed: the VM is as before; or the disks are back, and the guest does not go on.
         """
         vm = self.machine.directory
         await self._looked_after()
         with self.alone():
             await self._settled()
             async with held(self.machine, "going back to a snapshot"):
+                size = await self._lane.aside(functools.partial(memory.size, vm, name)) if with_memory else None
+                if size is not None:
+                    await self._lane.aside(functools.partial(_check_memory, vm, self._host, name))
                 gone = await self._lane.aside(functools.partial(snapshots.newer, vm, name))
                 others = await self._lane.aside(functools.partial(_without, vm, name))
                 overlays = await self._lane.aside(functools.partial(snapshots.prepare_revert, vm, name))
                 async with self._overlays(vm, overlays):
                     await self._lane.finish(functools.partial(_revert_files, vm, name, overlays))
+            if size is not None:
+                await self._go_on(name, uid)
         notes = [f"newer snapshots are gone: {', '.join(gone)}"] if gone else []
         notes += [f"{', '.join(others)} was not in the snapshot, and stays as it is"] if others else []
-        return SnapshotChange(name, [one.disk.slot for one in overlays], notes)
+        disks = [one.disk.slot for one in overlays]
+        return SnapshotChange(name, disks, notes, memory=size, runs=size is not None)
+
+    async def _go_on(self, name: str, uid: int | None) -> None:
+        """Start the VM from the memory of a snapshot, to which its disks have gone back; raises Failed."""
+        try:
+            async for _ in self.machine.start(uid, name):
+                pass
+        except VmessError as error:
+            raise Failed(
+                f"the disks of {self.vm} are back at {name}, but its guest does not go on: {error.message}",
+                hint=f"to boot it from there: vmess {self.vm} start",
+            ) from None
 
     async def delete(self, name: str) -> AsyncGenerator[MergeProgress, None]:
         """Delete a snapshot; the disks stay as they are.
@@ -288,6 +347,13 @@ def _with(vm: VMDirectory, name: str) -> list[str]:
 def _without(vm: VMDirectory, name: str) -> list[str]:
     """Return the disks that a snapshot does not contain."""
     return [disk.slot for disk in snapshots.hard_disks(vm) if name not in snapshots.of_disk(disk)]
+
+
+def _check_memory(vm: VMDirectory, host: Host, name: str) -> None:
+    """Raise Failed if the memory of a snapshot does not fit any more; raises as memory.opened."""
+    origin, fd = memory.opened(vm, name)
+    os.close(fd)
+    same_machine.check(vm, host, name, origin)
 
 
 def _taken(

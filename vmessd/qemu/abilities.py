@@ -8,6 +8,7 @@ An answer is kept until the executable changes.
 import contextlib
 import difflib
 import os
+import re
 import shutil
 import signal
 import threading
@@ -126,6 +127,14 @@ def _features_of(cpu: str) -> list[str]:
     """Return the features in a value of CPU, in QEMU's spelling (target/i386/cpu.c, feat2prop)."""
     features = [part.partition("=")[0].lstrip("+-") for part in cpu.split(",")[1:]]
     return [name.replace("_", "-") for name in features]
+
+
+def version(qemu: str, entry: Sequence[str] = ()) -> str:
+    """Return the version of a QEMU without its last number, `7.2`; empty if it does not answer."""
+    with contextlib.suppress(VmessError, OSError):
+        if found := re.search(r"version ([0-9]+\.[0-9]+)", _said([qemu, "--version"], entry)):
+            return found[1]
+    return ""
 
 
 def _question(option: str) -> list[str]:

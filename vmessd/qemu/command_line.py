@@ -107,6 +107,8 @@ class Spec:
     """None for a BIOS."""
     cloud_init: str | None = None
     """Path of the medium for cloud-init; None without one."""
+    waits: bool = False
+    """QEMU waits for a memory from which its guest goes on."""
 
 
 def build(spec: Spec, qemu: str) -> list[str]:
@@ -153,7 +155,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
     for setting in SETTINGS:
         if setting.file in values:
             argv += setting.option(values[setting.file])
-    return argv
+    return [*argv, "-incoming", "defer"] if spec.waits else argv
 
 
 def _boot_indices(spec: Spec) -> dict[str, int]:

@@ -49,6 +49,11 @@ class CommandRefused(Exception):
         """The bus or device cannot be hot-plugged (7.2: `Bus 'pci.0' does not support hotplugging`)."""
         return "hotplug" in str(self)
 
+    @property
+    def is_loading(self) -> bool:
+        """QEMU loads a memory already (7.2: `The incoming migration has already been started`)."""
+        return "already been started" in str(self)
+
     def failed(self, vm: str, what: str) -> Failed:
         """Return the error for the user: what the QEMU of a VM refused, and its words, cut."""
         return Failed(f"QEMU of {vm} refused {what}: {printable(str(self)[:REFUSAL_MAX])}")

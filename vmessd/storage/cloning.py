@@ -109,7 +109,9 @@ class Clone:
 
     def _copy_settings(self, source: int, target: int) -> None:
         for file in sorted(os.listdir(source)):
-            if file in OF_ITS_OWN:
+            if snapshot := names.memory_of(file):
+                self.notes.append(f"the memory of snapshot {snapshot} is not copied: {self._vm.vm} has it")
+            elif file in OF_ITS_OWN:
                 self.notes.append(OF_ITS_OWN[file])
             elif file in contents.BOOT_FILES:
                 self._copy_boot_file(target, file)

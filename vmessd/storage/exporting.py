@@ -140,7 +140,8 @@ class Export:
         elif file in (MANIFEST, CHECKSUMS) or contents.stays_unsaid(file, self._vm):
             pass
         elif contents.name_in(file, self._vm, self._vm) is None:
-            self.left_out.append(f"{printable(file)} (not a file of a VM)")
+            what = "the memory of a snapshot" if names.memory_of(file) else "not a file of a VM"
+            self.left_out.append(f"{printable(file)} ({what})")
 
     def _add_boot_file(self, vm: VMDirectory, file: str, own: str | None, path: str, reader: Reader) -> None:
         """Add what is booted directly, if it is in the VM directory, and the setting that names it."""

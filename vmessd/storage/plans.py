@@ -206,7 +206,7 @@ def _inode(directory: int, name: str) -> int | None:
 
 
 def mark(directory: int, move: Move) -> None:
-    """Make an image read-only that is a snapshot now, and writable if it is a disk; set its time.
+    """Make a file read-only that belongs to a snapshot now, and writable if it is a disk; set its time.
 
     It only protects from mistakes, so a file of somebody else stays as it is.
     """
@@ -216,7 +216,7 @@ def mark(directory: int, move: Move) -> None:
             found = os.fstat(fd)
             if stat.S_ISREG(found.st_mode) and found.st_ino == move.inode:
                 mode = stat.S_IMODE(found.st_mode)
-                is_snapshot = names.snapshot_of(move.target) is not None
+                is_snapshot = (names.snapshot_of(move.target) or names.memory_of(move.target)) is not None
                 os.fchmod(fd, mode & ~0o222 if is_snapshot else mode | 0o220)
                 if move.when is not None:
                     os.utime(fd, (move.when, move.when))

@@ -9,8 +9,9 @@ import os
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from vmessd.core import names
 from vmessd.core.errors import BadFile
-from vmessd.storage import backing, copying, plans, safefile, snapshots
+from vmessd.storage import backing, copying, memory, plans, safefile, snapshots
 from vmessd.storage.backing import Base
 from vmessd.storage.images import Disk
 from vmessd.storage.plans import Drop, Move, Steps
@@ -88,7 +89,8 @@ def steps(vm: VMDirectory, pulls: Iterable[Pull]) -> tuple[tuple[Steps, ...], tu
             kept: tuple[Move, ...] = ()
             if pull.depth and above is not None:
                 kept = (Move(pull.above, pull.above, above.st_ino, above.st_mtime),)
-            gone = (Drop(pull.snapshot.target, pull.snapshot.identity.inode), *marks)
+            kept_memory = memory.drops(directory, [names.snapshot_of(pull.snapshot.target)])
+            gone = (Drop(pull.snapshot.target, pull.snapshot.identity.inode), *marks, *kept_memory)
             rest = (*links[: pull.depth], *links[pull.depth + 1 :])
             lowest = "" if pull.below else pull.above
             without.append(Steps(pull.disk.slot, gone, kept, rest, lowest))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, InvalidValue, counted, failing, quoted
 from vmessd.core.models.snapshots import Snapshot
-from vmessd.storage import backing, copying, images, plans, safefile
+from vmessd.storage import backing, copying, images, memory, plans, safefile
 from vmessd.storage.backing import Base, Identity
 from vmessd.storage.images import Disk
 from vmessd.storage.plans import Drop, Move, Steps
@@ -94,6 +94,7 @@ def listing(vm: VMDirectory) -> list[Snapshot]:
             disks=list(bases),
             on=[names.snapshot_of(target) or target for target in dict.fromkeys(below) if target],
             merging=name == broken,
+            memory=memory.size(vm, name),
         )
     return sorted(found.values(), key=lambda one: (one.taken, -list(found).index(one.name)))
 
@@ -132,10 +133,11 @@ def prepare(vm: VMDirectory, name: str | None, slots: Iterable[str] | None = Non
                 hint=f"to see which could be deleted: vmess {vm.vm} snapshot list",
             )
         with vm.opened() as directory:
-            for form in names.IMAGE_ENDINGS:
-                if safefile.status(directory, file := names.snapshot_file(disk.slot, name, form)):
+            files = [names.snapshot_file(disk.slot, name, form) for form in names.IMAGE_ENDINGS]
+            for file in (*files, names.memory_file(name)):
+                if safefile.status(directory, file):
                     raise BadFile(
-                        f"{safefile.place(directory, file)} is there, but below no disk of {vm.vm}",
+                        f"{safefile.place(directory, file)} is there, but is no snapshot of {vm.vm}",
                         hint="move it away, or choose another name",
                     )
     return name, [_overlay(vm, disk, names.snapshot_file(disk.slot, name, disk.format)) for disk in disks]
@@ -262,6 +264,7 @@ def reverting(vm: VMDirectory, name: str, overlays: Sequence[Overlay]) -> list[S
             top = names.disk_file(vm.vm, disk.slot, "qcow2")
             gone = [top, *(base.target for base in disk.bases[:at] if names.snapshot_of(base.target))]
             drops = tuple(Drop(file, _inode(directory, file)) for file in gone)
+            drops += memory.drops(directory, [names.snapshot_of(file) for file in gone])
             move = Move(overlay.temporary, top, _settled(directory, overlay))
             links = tuple(base.target for base in disk.bases[at:])
             steps.append(Steps(disk.slot, drops, (move,), links))
@@ -367,7 +370,8 @@ def merged(vm: VMDirectory, merges: Iterable[Merge]) -> list[Steps]:
             )
             found = safefile.status(directory, above)
             when = found.st_mtime if found is not None and upper else None
-            drops = (Drop(above, _inode(directory, above)), *marks)
+            kept = memory.drops(directory, [names.snapshot_of(targets[at])])
+            drops = (Drop(above, _inode(directory, above)), *marks, *kept)
             move = Move(targets[at], new, _inode(directory, targets[at]), when)
             links = [*targets[: at - 1], new, *targets[at + 1 :]] if at else targets[1:]
             steps.append(Steps(disk.slot, drops, (move,), tuple(links)))

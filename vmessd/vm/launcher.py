@@ -219,10 +219,13 @@ def _will_do(nic: Nic, mac: str | None) -> bool:
     return nic.is_whole and (mac is None or nic.link is None or nic.link.mac == names.tap_mac(mac))
 
 
-def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = lambda: None) -> Launched:
+def launch(
+    directory: VMDirectory, host: Host, tries: int = 0, check: Check = lambda: None, memory: str = ""
+) -> Launched:
     """Start the QEMU of a VM; its guest does not run yet. A failure leaves nothing behind.
 
-    `tries` is the number of consecutive restarts; `check` raises an error if the start was cancelled.
+    `tries` is the number of consecutive restarts; `check` raises an error if the start was cancelled. With
+    the name of a snapshot as `memory`, QEMU waits for the memory of that.
 
     Raises:
         Locked: another process has locked the directory.
@@ -239,7 +242,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         spec = specify(files, host, display=0)  # without the interfaces that `_wire` has removed
         undo.callback(host.displays.release, directory.vm)
         display = host.displays.claim(directory.vm, names.display(directory.vm))
-        argv = command_line.build(dataclasses.replace(spec, display=display), host.qemu)
+        argv = command_line.build(dataclasses.replace(spec, display=display, waits=bool(memory)), host.qemu)
         undo.callback(sweep_quietly, directory)
         directory.make_pid_file()
         output = _log(directory, vmdir.QEMU_LOG, ours)
@@ -248,11 +251,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
         marks = {port: _serial_begin(directory, port) for port in _ports(spec)}
         beside: list[Beside] = []
         undo.callback(_end_all, beside)
-        inherited = {
-            ChildFd.lock: lock,
-            **ports,
-            **_inherited(directory, spec, host, output, beside, ours),
-        }
+        inherited = {ChildFd.lock: lock, **ports, **_inherited(directory, spec, host, output, beside, ours)}
         log_start = _begin_log(directory, output, argv)
         check()
         _start_tpm(directory, spec, host, inherited, beside, ours)
@@ -269,6 +268,7 @@ def launch(directory: VMDirectory, host: Host, tries: int = 0, check: Check = la
             hardware=pending.hardware(files, spec.disks),
             once=once * (BOOT_ONCE in spec.values),
             images=pending.images(spec.disks),
+            memory=memory,
         )
         backing.remember(directory, {disk.slot: (disk.identity, disk.bases) for disk in spec.disks})
         directory.write_run_record(record)

@@ -23,7 +23,7 @@ from vmessd.network import displays
 from vmessd.qemu import monitor
 from vmessd.qemu.guest_agent import Address
 from vmessd.qemu.session import Timing
-from vmessd.storage import blocking
+from vmessd.storage import blocking, memory
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import boot_once, launcher, pending, restart
@@ -60,6 +60,8 @@ class Machine(FailureRecovery):
         self.over: Callable[[], None] = lambda: None
         """Called when a QEMU has ended."""
         self._tries = 0
+        self._memory = ""
+        """The snapshot from whose memory the start in progress lets the guest go on."""
         self._lost_displays = 0
         """Starts in a row that found their VNC port taken."""
         self._actions: dict[Action, Callable[[EventMessage], Coroutine[Any, Any, None]]] = {
@@ -114,13 +116,15 @@ class Machine(FailureRecovery):
         """End the task. The VM keeps running."""
         self._inbox.close()
 
-    async def start(self, uid: int | None) -> AsyncIterator[StartProgress]:
+    async def start(self, uid: int | None, from_memory: str = "") -> AsyncIterator[StartProgress]:
         """Start the VM; yield the command line, then the running process.
+
+        With `from_memory`, the guest goes on from the memory of this snapshot.
 
         Raises:
             AlreadyRunning, StartFailed, Locked, BadFile, NoSuchVM, TimedOut: this call did not start it.
         """
-        async for progress in self._inbox.ask(Event.start, uid):
+        async for progress in self._inbox.ask(Event.start, uid, memory=from_memory):
             assert isinstance(progress, StartProgress)  # noqa: S101 -- starters get nothing else
             yield progress
 
@@ -275,6 +279,8 @@ class Machine(FailureRecovery):
             return
         if self._run is not None and message.runstate is not None:
             self._run.learn(message.runstate)
+        if self._run is not None and self._run.loads and message.event is Event.silent:
+            return  # QEMU does nothing else meanwhile, which takes a second for each few GiB
         action = self._pass(message.event)
         self._journal.state(self.state, message)
         if self._run is not None:
@@ -321,11 +327,11 @@ class Machine(FailureRecovery):
         self._starters.append(message.asker())
         pending = self._wait_no_longer()
         if pending is not None and message.event is Event.again:
-            self._tries = pending.attempt
+            self._tries, self._memory = pending.attempt, ""
         elif message.request is not None:  # otherwise it is the same start with another display
-            self._tries = 0
+            self._tries, self._memory = 0, message.request.memory
         self._attempt = StartAttempt(self.vm, self._inbox.post)
-        self._attempt.begin(self.directory, self._host, self._tries, self.files)
+        self._attempt.begin(self.directory, self._host, self._tries, self.files, self._memory)
 
     async def _take_on(self, message: EventMessage) -> None:
         if self._run is not None:
@@ -351,7 +357,14 @@ class Machine(FailureRecovery):
 
     async def _let_it_run(self, run: QemuRun) -> None:
         await self._prepare(run)
+        if run.launched.record.memory and run.runstate == Runstate.inmigrate:
+            await run.go_on(self.files.aside(functools.partial(self._opened_memory, run)))
+            return
         await run.let_it_run(lambda: self._inbox.post(Event.runs, Runstate.running, of=run))
+
+    def _opened_memory(self, run: QemuRun) -> int:
+        _, fd = memory.opened(self.find_home(), run.launched.record.memory)
+        return fd
 
     async def _started(self, _message: EventMessage) -> None:
         if self._run is None:

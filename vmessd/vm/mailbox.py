@@ -24,6 +24,8 @@ class Request:
     """Limit of the grace period of a stop, in seconds."""
     grace: float | None = None
     """The grace period of a stop in seconds, in place of the setting."""
+    memory: str = ""
+    """The snapshot from whose memory a start lets the guest go on; empty if it boots."""
     news: asyncio.Queue[News] = dataclasses.field(default_factory=asyncio.Queue)
 
 
@@ -100,10 +102,15 @@ class Inbox:
             message.launched.process.close()
 
     async def ask(
-        self, event: Event, uid: int | None, within: float | None = None, grace: float | None = None
+        self,
+        event: Event,
+        uid: int | None,
+        within: float | None = None,
+        grace: float | None = None,
+        memory: str = "",
     ) -> AsyncIterator[StartProgress | StopProgress]:
         """Put a request and yield its progress to the last; raises the error that it ends with."""
-        request = Request(uid, within, grace)
+        request = Request(uid, within, grace, memory)
         self._put(EventMessage(event, request))
         while True:
             news = await request.news.get()

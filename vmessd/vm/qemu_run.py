@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import json
 import logging
+import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
 from vmessd.core import refusals
@@ -34,6 +37,8 @@ from vmessd.vm.whereabouts import Displacement
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_ALONE: contextvars.ContextVar[asyncio.Event | None] = contextvars.ContextVar("alone", default=None)
+"""Of the task that is alone with a QEMU, and its children: see :meth:`QemuRun.alone`."""
 
 ASLEEP = Runstate.suspended
 """The runstate of a guest in S3; only `system_wakeup` ends it."""
@@ -48,6 +53,8 @@ _GUEST_EVENTS = {
     "STOP": (Event.halts, Runstate.paused),
     "SUSPEND": (Event.halts, ASLEEP),
 }
+MEMORY = "memory"
+"""The name of a descriptor that QEMU is given, of the memory of a snapshot."""
 NOTE_TIME = 2.0
 """Seconds that writing the request for a stop into the run record may take."""
 BURY_TIME = 3.0
@@ -75,6 +82,12 @@ class QemuRun:
     """The log says that QEMU does not answer."""
     doubted: bool = False
     """The log says that QEMU reports impossible values."""
+    loads: bool = False
+    """It loads the memory of a snapshot, from which its guest goes on."""
+    halted: float = 0.0
+    """When the guest stood still last, on the monotonic clock."""
+    keeps: bool = False
+    """Its memory is being kept for a snapshot; then, the guest goes on by itself."""
     stop: Stop | None = None
     agent: Agent | None = None
     """The guest agent, if QEMU has a port for it."""
@@ -89,6 +102,8 @@ class QemuRun:
     _heard: bool = False
     """A QMP event has reported whether the guest runs."""
     _tasks: dict[str, asyncio.Task[None]] = dataclasses.field(default_factory=dict)
+    _free: asyncio.Event | None = None
+    """Set at the end of :meth:`alone`, during which others wait; None at other times."""
 
     def __post_init__(self) -> None:
         self.enospc = EnospcRecovery(self.vm, self.session)
@@ -134,7 +149,9 @@ class QemuRun:
             self.start_task("end", self._see_it_end())
         elif name in _GUEST_EVENTS:
             self._heard = True
+            self.loads = self.loads and name != "RESUME"
             if name == "STOP":
+                self.halted = time.monotonic()
                 self.session.probe()  # for the runstate: paused, io-error, watchdog ...
             return _GUEST_EVENTS[name]
         return None
@@ -181,6 +198,51 @@ class QemuRun:
             if not self._heard:  # otherwise the guest may have stopped before the reply arrived
                 runs()
 
+    async def go_on(self, opened: Awaitable[int]) -> None:
+        """Have the guest go on from a memory that is `opened`; kill a QEMU that refuses.
+
+        `cont` comes first, so that the guest runs once all is loaded, even without a daemon. If it cannot be
+        loaded, QEMU ends.
+        """
+        self.loads = True
+        try:
+            descriptor = await opened
+            try:
+                await self.session.execute("getfd", {"fdname": MEMORY}, descriptor)
+                await self.session.execute("cont")
+                await self.session.execute("migrate-incoming", {"uri": f"fd:{MEMORY}"})
+            finally:
+                os.close(descriptor)
+        except CommandRefused as refusal:
+            if not refusal.is_loading:  # an earlier daemon has begun it
+                self._give_up(f"QEMU refused the memory of {self.vm}: {refusal}")
+        except VmessError as error:
+            self._give_up(f"{self.vm} has no memory to go on from: {error}")
+
+    def _give_up(self, why: str) -> None:
+        """Kill a QEMU whose guest cannot go on from its memory."""
+        again = f"vmess {self.vm} snapshot revert {self.launched.record.memory} --no-memory"
+        self.error = StartFailed(why, hint=f"to boot from the disks: {again}")
+        self.launched.process.signal(signal.SIGKILL)
+
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncGenerator[None, None]:
+        """Have the commands of others wait during a `with` block, as long as they are patient."""
+        self._free = free = asyncio.Event()
+        token = _ALONE.set(free)
+        try:
+            yield
+        finally:
+            _ALONE.reset(token)
+            self._free = None
+            free.set()
+
+    async def _settled(self) -> None:
+        """Wait for the connection to QEMU, and for who is alone with it."""
+        while self._free is not None and _ALONE.get() is not self._free:
+            await self._free.wait()
+        await self.session.settled()
+
     def learn(self, runstate: str) -> None:
         """Note the runstate; check for free space if the guest is paused by a full disk."""
         if runstate == Runstate.internal_error != self.runstate:
@@ -207,7 +269,7 @@ class QemuRun:
         """
         try:
             async with asyncio.timeout(patience):
-                await self.session.settled()
+                await self._settled()
                 return await self.session.execute(command, arguments, descriptor)
         except (MonitorLost, TimeoutError):
             raise refusals.silent(self.vm, self.pid) from None
@@ -233,7 +295,7 @@ class QemuRun:
         """Ask QEMU, when it is connected; raises as `execute`."""
         try:
             async with asyncio.timeout(patience):
-                await self.session.settled()
+                await self._settled()
                 return await ask(self.session.monitor())
         except (MonitorLost, TimeoutError):
             raise refusals.silent(self.vm, self.pid) from None
@@ -252,7 +314,7 @@ class QemuRun:
         said = directory.log_tail(vmdir.QEMU_LOG, self.launched.log_start)[-LAST_LINES:]
         record = restart.judge(
             self._with_words(known, said),
-            Policy.no if self.stop is not None or self.launched.record.stopping else restart_policy(directory),
+            Policy.no if self._is_final else restart_policy(directory),
             lasted=known.when.uptime - self.launched.record.since.uptime,
             ran=self.ran,
         )
@@ -262,6 +324,12 @@ class QemuRun:
             directory.sweep()
         shorten_logs(directory)
         return record
+
+    @property
+    def _is_final(self) -> bool:
+        """Its end is not followed by a restart: it was stopped, or a memory could not be loaded."""
+        record = self.launched.record
+        return self.stop is not None or record.stopping or (bool(record.memory) and not self.ran)
 
     async def recorded(
         self,

@@ -44,8 +44,11 @@ class StartAttempt:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
-        """Start QEMU in the background and post the outcome; post `late` when this takes long."""
+    def begin(self, directory: VMDirectory, host: Host, tries: int, files: Lane, memory: str) -> None:
+        """Start QEMU in the background and post the outcome; post `late` when this takes long.
+
+        `memory` is the snapshot from whose memory the guest goes on, empty if it boots.
+        """
 
         def done(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -54,13 +57,13 @@ class StartAttempt:
 
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(LAUNCH_TIME, self._post, Event.late)
-        self._task = loop.create_task(self._launch(directory, host, tries, files))
+        self._task = loop.create_task(self._launch(directory, host, tries, files, memory))
         self._task.add_done_callback(done)
 
-    async def _launch(self, directory: VMDirectory, host: Host, tries: int, files: Lane) -> None:
+    async def _launch(self, directory: VMDirectory, host: Host, tries: int, files: Lane, memory: str) -> None:
         """Start QEMU; if the directory is locked, look for a QEMU of the VM that was not known."""
         try:
-            start = functools.partial(launcher.launch, directory, host, tries, self._check)
+            start = functools.partial(launcher.launch, directory, host, tries, self._check, memory)
             self._post(Event.spawned, launched=await files.finish(start, LAUNCH_TIME))
         except Locked as error:
             await self._find(directory, host, files, error)

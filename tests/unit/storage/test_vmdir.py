@@ -737,6 +737,7 @@ NEW = {
     "tries",
     "stopping",
     "serial",
+    "memory",
     "cables",
     "oom_counter",
     "oom_kills",

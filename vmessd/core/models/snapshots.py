@@ -5,7 +5,7 @@ from vmessd.core.dataclass import dataclass
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot of the disks of a VM."""
+    """A snapshot of the disks of a VM, and of its memory where that was asked for."""
 
     name: str
     taken: float
@@ -18,6 +18,8 @@ class Snapshot:
     """What its images stand on: an older snapshot, or the target of a link; empty for whole images."""
     merging: bool = False
     """Its deletion has begun, and is completed by repeating it."""
+    memory: int | None = None
+    """Bytes that the memory of the guest takes; null if it was not kept."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class SnapshotChange:
     """Remarks."""
     stood_still: float | None = None
     """Seconds that a running guest stood still at most; null if the VM was off."""
+    memory: int | None = None
+    """Bytes that the memory of the guest takes; null if it was not kept."""
+    runs: bool = False
+    """The guest goes on from the memory that was kept."""
 
 
 @dataclass(frozen=True)
