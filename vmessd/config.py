@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from vmessd import __version__
-from vmessd.core import places, shutdown_time
+from vmessd.core import nat, places, shutdown_time
 from vmessd.core.errors import PATH_SHOWN, InvalidValue, printable, quoted, reason
 from vmessd.core.models.daemon import DaemonKind
 from vmessd.qemu import credentials
@@ -53,7 +53,7 @@ class Option(NamedTuple):
 
 
 ANY = "*"
-"""Any directory may be shared."""
+"""Any directory may be shared, or any range used."""
 OWN_USER = "none"
 OWN_SOCKET = "$XDG_RUNTIME_DIR/vmess/control.sock"
 IDLE_TIME = 600
@@ -154,6 +154,16 @@ OPTIONS = (
         many=True,
         live=True,
     ),
+    Option(
+        "allow-nat",
+        "RANGE,...",
+        "ranges of IPv4 addresses such as 10.99.0.0/16 within which bridges may have NAT, DHCP and DNS; "
+        "* for all",
+        ANY,
+        "",
+        many=True,
+        live=True,
+    ),
 )
 
 
@@ -188,6 +198,8 @@ class Config(NamedTuple):
     """It has the defaults of the host's service."""
     allow_shares: tuple[str, ...] | None = None
     """Absolute paths; None: all directories."""
+    allow_nat: tuple[str, ...] | None = None
+    """Ranges of IPv4 addresses; None: all."""
 
     def kind(self, is_managed: bool) -> DaemonKind:
         """Return who runs the daemon; `is_managed`: a service manager listens to it."""
@@ -211,6 +223,7 @@ class Config(NamedTuple):
             "shutdown-time": "auto" if self.shutdown_time is None else f"{self.shutdown_time:g}",
             "idle-time": "never" if self.idle_time is None else f"{self.idle_time:g}",
             "allow-shares": ANY if self.allow_shares is None else _listed(self.allow_shares),
+            "allow-nat": ANY if self.allow_nat is None else _listed(self.allow_nat),
         }
 
 
@@ -289,6 +302,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
         allow_links=_patterns(chosen["allow-links"]),
         allow_bridges=_patterns(chosen["allow-bridges"]),
         allow_shares=_directories(here, chosen["allow-shares"]),
+        allow_nat=_ranges(chosen["allow-nat"]),
         qemu_user=None if chosen["qemu-user"] == OWN_USER else chosen["qemu-user"],
         exargs=chosen["exargs"] == "yes",
         shutdown_time=None if chosen["shutdown-time"] == "auto" else float(chosen["shutdown-time"]),
@@ -347,6 +361,8 @@ def _check_value(option: Option, source: str, value: str, here: str) -> None:
         _path(here, option.key, value)
     if option.key == "allow-shares":
         _directories(here, value)
+    if option.key == "allow-nat":
+        _ranges(value)
 
 
 def _file(path: Path, complain: Complain) -> dict[str, str]:
@@ -413,6 +429,12 @@ def _directories(here: str, text: str) -> tuple[str, ...] | None:
     """Return the absolute paths of directories; None if any may be meant."""
     listed = _patterns(text)
     return None if ANY in listed else tuple(str(_path(here, "allow-shares", one)) for one in listed)
+
+
+def _ranges(text: str) -> tuple[str, ...] | None:
+    """Return ranges of addresses; None if any may be meant; raises InvalidValue."""
+    listed = _patterns(text)
+    return None if ANY in listed else tuple(str(nat.parse_allowed(one)) for one in listed)
 
 
 def _listed(words: Sequence[str]) -> str:

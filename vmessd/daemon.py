@@ -45,6 +45,7 @@ def _host(config: Config, runs_as: Account, log_path: str | None) -> Host:
     residence = Residence(str(config.socket), log_path, config.idle_time, config.kind(systemd.is_heard()))
     return Host(
         *(qemu, config.accel, runs_as, config.exargs, config.shutdown_time, config.allow_shares),
+        allow_nat=config.allow_nat,
         network=network,
         residence=residence,
     )
@@ -154,7 +155,7 @@ class Reload:
             log.info("the settings are unchanged")
         host = self._host
         host.accel, host.exargs, host.shutdown_time = config.accel, config.exargs, config.shutdown_time
-        host.allow_shares = config.allow_shares
+        host.allow_shares, host.allow_nat = config.allow_shares, config.allow_nat
         host.network.access = dataclasses.replace(
             host.network.access, links=config.allow_links, bridges=config.allow_bridges
         )

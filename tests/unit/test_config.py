@@ -305,6 +305,7 @@ def test_check_says_what_is_in_force_and_changes_nothing(tmp_path: Path) -> None
         "shutdown-time = auto\n"
         "idle-time = never\n"
         "allow-shares = *\n"
+        "allow-nat = *\n"
     )
     allowed = vmessd("--check", *paths, "--qemu", sys.executable, "--allow-links", "eth1,!la\nb*")
     assert allowed.stdout.splitlines()[4:6] == ["allow-links = eth1, !la\\nb*", "allow-bridges = *"]

@@ -35,7 +35,7 @@ FREE = frozenset(
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm", "snapshot"),
         *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses", "tag"),
         *("command", "NAME", "image-name", "IMAGE", "HOST", "KEY", "PORT", "REGEX", "BITS"),
-        *("EXPRESSION", "FRAMES", "SIZE", "vm:ifnum", "BYTES"),
+        *("EXPRESSION", "FRAMES", "SIZE", "vm:ifnum", "BYTES", "range"),
     }
 )
 """Placeholders of arguments without candidates."""

@@ -90,25 +90,25 @@ HOST = Group("host", "bridges and links of the host; this program")
 GROUPS = {group.name: group for group in (LIFE, LOOK, HARDWARE, DISKS, WIRES, MANY, HOST)}
 """In the order of the help."""
 
-MAKE = Summary(LIFE, "Make, set up, rename, delete")
+MAKE = Summary(LIFE, "Make, edit, rename, delete")
 ARCHIVE = Summary(LIFE, "Copies of VMs and disks")
-START = Summary(LIFE, "Power up, power down, or both")
-PAUSE = Summary(LIFE, "Pause, reset; refuse changes")
-UNATTENDED = Summary(LIFE, "Grace period; start by itself")
-STATE = Summary(LOOK, "State, details, log, last end")
-SCREEN = Summary(LOOK, "Screen, serial console, SSH")
-KEYS = Summary(LOOK, "Press keys; wait for output")
-MACHINE = Summary(HARDWARE, "CPUs, memory, type of machine")
-DEVICES = Summary(HARDWARE, "Devices, and what boots first")
+START = Summary(LIFE, "Power up, down, or both")
+PAUSE = Summary(LIFE, "Pause, reset; lock")
+UNATTENDED = Summary(LIFE, "Grace period; autostart")
+STATE = Summary(LOOK, "State, log, last end")
+SCREEN = Summary(LOOK, "Screen, console, SSH")
+KEYS = Summary(LOOK, "Press keys, await output")
+MACHINE = Summary(HARDWARE, "CPUs, memory, machine type")
+DEVICES = Summary(HARDWARE, "Devices; what boots first")
 BOOT = Summary(HARDWARE, "UEFI, or a kernel")
 GUEST = Summary(HARDWARE, "Agent, TPM, serial ports")
-EXTRAS = Summary(HARDWARE, "Model of NICs, more for QEMU")
-DRIVE = Summary(DISKS, "Disks, CD; shared directories")
-NICS = Summary(WIRES, "Interfaces, ports, addresses")
+EXTRAS = Summary(HARDWARE, "NICs, more for QEMU")
+DRIVE = Summary(DISKS, "Disks, CD, shares")
+NICS = Summary(WIRES, "Interfaces and addresses")
 PLUGS = Summary(WIRES, "Bridge, cable, MAC; frames")
-FLEET = Summary(MANY, "Show, start and stop all VMs")
-LINKS = Summary(HOST, "Bridges and links of the host")
-TOOL = Summary(HOST, "This program; shelf of images")
+FLEET = Summary(MANY, "Show, start, stop all VMs")
+LINKS = Summary(HOST, "Bridges and links")
+TOOL = Summary(HOST, "This program; the images")
 SUMMARIES = (
     *(MAKE, ARCHIVE, START, PAUSE, UNATTENDED),
     *(STATE, SCREEN, KEYS),
@@ -1087,6 +1087,17 @@ COMMANDS: tuple[Command, ...] = (
         reports=True,
         summary=LINKS,
         example="net vlan br0 newvm0e0",
+    ),
+    Command(
+        "net nat",
+        "Give a bridge a range of IPv4 addresses: the host gets the first, routes with NAT, and serves DHCP\n"
+        "and DNS to guests. off ends that. The bridge is created if necessary.",
+        "NetNat",
+        "network.net_nat",
+        arguments="<bridge> <range>|off",
+        reports=True,
+        summary=LINKS,
+        example="net nat lab0 10.99.0.0/24",
     ),
     Command(
         "net add",

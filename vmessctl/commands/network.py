@@ -24,6 +24,8 @@ ASIDES = (StepKind.exists, StepKind.down, StepKind.waiting, StepKind.dropped, St
 """Steps with a remark, on standard error."""
 USER = "user"
 """QEMU's user-mode network, which needs no privilege."""
+SHOWN_LEASES = 4
+"""Leases of a bridge that `net` names; `--json` has all."""
 QUIETLY = (StepKind.persistent, StepKind.preparing, StepKind.exists)
 """Steps that are not reported when one interface moves to another bridge."""
 
@@ -279,7 +281,9 @@ def net_show(invocation: Invocation) -> int:
         sys.stderr.flush()
     show(invocation, reply, segments)
     if verbs.JSON.flag not in invocation.options:
-        for remark in dict.fromkeys(filter(None, (segment.get("remark") for segment in reply["segments"]))):
+        remarks = [segment.get("remark") for segment in reply["segments"]]
+        remarks += [(segment.get("nat") or {}).get("remark") for segment in reply["segments"]]
+        for remark in dict.fromkeys(filter(None, remarks)):
             say(printable(remark))
     return DONE
 
@@ -297,6 +301,9 @@ def segments(reply: Reply) -> str:
             words = [segment["bridge"], *shape, *segment["ports"]]
             line = shell_line([PROGRAM.name, "net", "vlan", *words])
             lines.append(f"{line}{_whose(segment)}")
+            if nat := segment.get("nat"):
+                line = shell_line([PROGRAM.name, "net", "nat", segment["bridge"], nat["range"]])
+                lines.append(f"{line}{_leases(nat)}")
     return "\n".join(lines)
 
 
@@ -304,6 +311,14 @@ def _cable(cable: Reply) -> str:
     """Return the command that plugs in a cable between two VMs."""
     vm, _, interface = cable["one"].partition(":")
     return shell_line([PROGRAM.name, vm, "connect", interface, cable["other"]])
+
+
+def _leases(nat: Reply) -> str:
+    """Return a shell comment on a bridge with NAT: who has which address, and what does not work."""
+    said = [f"{lease['address']} {lease['vm'] or lease['mac']}" for lease in nat["leases"]]
+    shown = [*said[:SHOWN_LEASES], *([f"{len(said) - SHOWN_LEASES} more"] if len(said) > SHOWN_LEASES else [])]
+    words = [nat["problem"]] if nat["problem"] else []
+    return printable(f"  # {'; '.join([*words, ', '.join(shown)])}") if words or shown else ""
 
 
 def _whose(segment: Reply) -> str:
@@ -351,6 +366,25 @@ def net_vlan(invocation: Invocation) -> int:
     ports = ", ".join(map(printable, interfaces))
     tell(phrase("net vlan" if interfaces else "net vlan alone", bridge=printable(bridge), ports=ports))
     return status
+
+
+def net_nat(invocation: Invocation) -> int:
+    """Give a bridge NAT, or end that."""
+    bridge, word = invocation.arguments
+    client = connect(invocation)
+    with without_root("newvm", ["ifadd", "1", USER]):
+        reply = client.call("NetNat", bridge=bridge, range=None if word == "off" else word)
+    client.close()
+    emit(invocation, reply)
+    nat = reply["nat"]
+    if nat is None:
+        tell(phrase("net nat off", bridge=printable(bridge)))
+    else:
+        words = ("range", "address", "first", "last")
+        tell(phrase("net nat", bridge=printable(bridge), **{word: printable(nat[word]) for word in words}))
+        if nat["remark"]:
+            say(printable(nat["remark"]))
+    return DONE
 
 
 def _shape(invocation: Invocation) -> dict[str, object]:

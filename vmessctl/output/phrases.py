@@ -108,6 +108,8 @@ PHRASES: dict[str, tuple[str, str]] = {
     "forward none": ("", "port {word} is no longer forwarded on interface {number}"),
     "net vlan": ("", "connected to bridge {bridge}: {ports}"),
     "net vlan alone": ("", ""),
+    "net nat": 2 * ("{bridge}: NAT for {range}; the host is {address}, guests get {first} to {last}",),
+    "net nat off": 2 * ("{bridge}: no NAT any more; the bridge stays",),
     "net add": ("", "created interface {interface}"),
     "net ignore": ("", "{name} is hidden from net show"),
     # -- Links: the steps of a change --

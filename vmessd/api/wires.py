@@ -5,7 +5,7 @@ from asyncvarlink import varlinkmethod
 from vmessd.api.caller import Caller
 from vmessd.core.errors import printable, quoted
 from vmessd.core.models.events import Kind
-from vmessd.core.models.wires import Reach, Segment, Step, VMNic
+from vmessd.core.models.wires import BridgeNat, Reach, Segment, Step, VMNic
 from vmessd.core.wires import checked_forward
 from vmessd.storage import blocking
 
@@ -28,6 +28,7 @@ class Wires(Caller):
         On a running VM, NICs are hot-plugged; a step `pending` means that the guest has not released a NIC yet.
         """
         steps = await self._supervisor.cabling.arrange(vm, count, wires)
+        self._supervisor.nats.look()
         self._tell(Kind.wires, vm, f"ifadd {count} {printable(' '.join(wires)[:300])}".strip())
         return steps
 
@@ -39,6 +40,7 @@ class Wires(Caller):
         loses it when this end is connected to something else.
         """
         steps = await self._supervisor.cabling.connect(vm, interface, wire)
+        self._supervisor.nats.look()
         self._tell(Kind.wires, vm, f"connect {interface} {printable(wire)}")
         return steps
 
@@ -114,7 +116,7 @@ class Wires(Caller):
     @varlinkmethod(return_parameter="segments")
     async def NetShow(self) -> list[Segment]:
         """Return the bridges of the host with their ports, except ignored ones."""
-        return await blocking.call(self._supervisor.segments.show)
+        return await self._supervisor.segments_shown()
 
     @varlinkmethod(return_parameter="steps")
     async def NetVlan(
@@ -126,6 +128,16 @@ class Wires(Caller):
         which its ports get, and guests with virtio at their next start. Null leaves both as they are.
         """
         return await self._supervisor.vlan(bridge, interfaces, hub=hub, mtu=mtu)
+
+    @varlinkmethod(return_parameter="nat")
+    async def NetNat(self, *, bridge: str, range: str | None) -> BridgeNat | None:  # noqa: A002 -- its name
+        """Give a bridge of vmess, which is created if necessary, a range of IPv4 addresses: 10.99.0.0/24.
+
+        The host gets the first address of the range, and is router, DHCP and DNS server of the guests. What
+        they send to other networks leaves with the address of the host (NAT). A call for the same range repairs
+        what is missing. Null as `range` ends all of this; the bridge stays.
+        """
+        return await self._supervisor.nat(bridge, range)
 
     @varlinkmethod(return_parameter="steps")
     async def NetAdd(self, *, interface: str) -> list[Step]:

@@ -171,6 +171,7 @@ METHODS: Mapping[str, Method] = {
     "NetShow": _look(),
     "NetIgnored": _look(),
     "NetVlan": _net("bridge", links="interfaces"),
+    "NetNat": _net("bridge"),
     "NetAdd": _net("interface", links="interface"),
     "NetDelete": _net("interface", Effect.ends, links="interface", needs=Needs.off),
     "NetIgnore": _net("name"),

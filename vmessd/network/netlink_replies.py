@@ -16,7 +16,7 @@ from vmessd.core.dataclass import dataclass
 
 ATTRIBUTE = struct.Struct("=HH")
 LINK_BODY = struct.Struct("=BxHiII")
-_ADDRESS_BODY = struct.Struct("=BBBBI")
+ADDRESS_BODY = struct.Struct("=BBBBI")
 _NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
 _STATISTICS = struct.Struct("=QQQQ")  # the beginning of rtnl_link_stats64: packets, then bytes
 
@@ -40,6 +40,12 @@ _FILTER_KIND, _FILTER_OPTIONS, _U32_ACTIONS = 1, 2, 7  # TCA_*
 _ACTION_KIND, _ACTION_OPTIONS, _MIRRED_PARAMETERS = 1, 2, 2  # TCA_ACT_*, TCA_MIRRED_PARMS
 _MIRRED = struct.Struct("=20xiI")  # struct tc_mirred: tc_gen, eaction, ifindex
 _TO_EGRESS = 1  # TCA_EGRESS_REDIR
+_ROUTE_BODY = struct.Struct("=BBBBBBBBI")
+_ROUTE_TO, _ROUTE_LINK, _ROUTE_TABLE, _ROUTE_HOPS = 1, 4, 15, 9  # RTA_*
+_UNICAST, _MAIN = 1, 254  # RTN_UNICAST, RT_TABLE_MAIN
+_NEXT_HOP = struct.Struct("=HBBi")
+_ADDRESS_OF, _ADDRESS_LOCAL = 1, 2  # IFA_*
+_PEER_NAMESPACE = 37  # IFLA_LINK_NETNSID: the lower link, or the other end, is in another network namespace
 _ADDRESS_ORIGIN = 11  # IFA_PROTO: 1 to 3 for addresses that the kernel formed, else absent; Linux >= 5.18
 
 
@@ -55,7 +61,7 @@ class Link:
     master: int
     """Index of the bridge (or bond) it is a port of; 0 for none."""
     parent: int
-    """Index of its lower link or its veth peer; 0 for none."""
+    """Index of its lower link or its veth peer; 0 for none, and for one in another network namespace."""
     up: bool
     attached: bool
     """It has a carrier: in the case of a TAP, a process is attached to it."""
@@ -81,6 +87,26 @@ class Link:
     """If it is a port of a bridge: it forwards frames to reserved addresses."""
     impaired: bool = False
     """What it sends is delayed or lost on purpose, by netem."""
+
+
+@dataclass(frozen=True)
+class IPAddress:
+    """An IP address of the host."""
+
+    index: int
+    """Its link."""
+    address: ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route of the host to other stations."""
+
+    to: ipaddress.IPv4Network
+    indices: tuple[int, ...]
+    """The links that it leads out of."""
+    is_main: bool
+    """It is in the main table."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +152,7 @@ def parse_link(body: bytes) -> Link:
         name=os.fsdecode(found.get(_IFNAME, b"").rstrip(b"\0")),
         kind=kind,
         master=_number(found.get(_MASTER, b"")),
-        parent=_number(found.get(_LINK, b"")),
+        parent=0 if _PEER_NAMESPACE in found else _number(found.get(_LINK, b"")),
         up=bool(flags & UP),
         attached=bool(_number(found.get(_CARRIER, b""))) or bool(flags & _LOWER_UP),
         loopback=bool(flags & _LOOPBACK),
@@ -173,8 +199,38 @@ def parse_traffic(body: bytes) -> tuple[Link, int, int] | None:
 
 def parse_address(body: bytes) -> tuple[int, int, bool]:
     """Return the link's index and the scope of an IP address, and whether it says that the kernel formed it."""
-    _, _, _, scope, index = _ADDRESS_BODY.unpack_from(body)
-    return index, scope, _ADDRESS_ORIGIN in dict(attributes(body, _ADDRESS_BODY.size))
+    _, _, _, scope, index = ADDRESS_BODY.unpack_from(body)
+    return index, scope, _ADDRESS_ORIGIN in dict(attributes(body, ADDRESS_BODY.size))
+
+
+def parse_ip_address(body: bytes) -> IPAddress:
+    """Return the IP address in the body of an RTM_NEWADDR message."""
+    _, prefix, _, _, index = ADDRESS_BODY.unpack_from(body)
+    found = dict(attributes(body, ADDRESS_BODY.size))
+    payload = found.get(_ADDRESS_LOCAL) or found[_ADDRESS_OF]
+    return IPAddress(index, ipaddress.ip_interface((payload, prefix)))
+
+
+def parse_route(body: bytes) -> Route | None:
+    """Return the IPv4 route in the body of an RTM_NEWROUTE message; None if it leads to no other station."""
+    _, prefix, _, _, table, _, _, kind, _ = _ROUTE_BODY.unpack_from(body)
+    if kind != _UNICAST:
+        return None
+    found = dict(attributes(body, _ROUTE_BODY.size))
+    to = ipaddress.IPv4Network((found.get(_ROUTE_TO, bytes(4)), prefix))
+    links = (
+        [_number(found[_ROUTE_LINK])] if _ROUTE_LINK in found else [*_next_hops(found.get(_ROUTE_HOPS, b""))]
+    )
+    return Route(to, tuple(links), (_number(found.get(_ROUTE_TABLE, b"")) or table) == _MAIN)
+
+
+def _next_hops(payload: bytes) -> Iterator[int]:
+    """Yield the links of a route with several next hops (struct rtnexthop)."""
+    offset = 0
+    while offset + _NEXT_HOP.size <= len(payload):
+        length, _, _, index = _NEXT_HOP.unpack_from(payload, offset)
+        yield index
+        offset += max(length + (-length % 4), _NEXT_HOP.size)
 
 
 def parse_redirection(body: bytes) -> int | None:

@@ -6,6 +6,7 @@ Sources: rtnetlink(7), Linux's include/uapi/linux/{if_link,ip,pkt_sched}.h, tc-u
 tc-mirred(8) and tc-netem(8).
 """
 
+import ipaddress
 import os
 import socket
 from typing import Any, NamedTuple
@@ -35,7 +36,8 @@ class Request(NamedTuple):
     """The mask of flags to change."""
     family: int = 0
     info: int = 0
-    """Priority and protocol of a filter. A message of tc has handle and parent in place of flags and mask."""
+    """Priority and protocol of a filter; the length of the prefix of an address. A message of tc has handle and
+    parent in place of flags and mask."""
 
 
 class Fields(tuple[tuple[str, Any], ...]):
@@ -119,6 +121,28 @@ def silence(index: int) -> list[Request]:
     settings = ("IFLA_AF_SPEC", (("AF_INET", (("IFLA_INET_CONF", conf),)),))
     passing = _linkinfo("bridge", (("IFLA_BR_MCAST_SNOOPING", 0), ("IFLA_BR_GROUP_FWD_MASK", _OF_BRIDGE)))
     return [Request("set", (("IFLA_MTU", IPV6_MTU_MIN - 1), settings, passing), index)]
+
+
+def forwarding(index: int, *, on: bool) -> Request:
+    """Return a request that has the host forward what it receives on a link, or not.
+
+    The sysctl net.ipv4.conf.LINK.forwarding is the same, but only root can write it.
+    """
+    settings = (("AF_INET", (("IFLA_INET_CONF", (("forwarding", int(on)),)),)),)
+    return Request("set", (("IFLA_AF_SPEC", settings),), index)
+
+
+def address(address: ipaddress.IPv4Interface | ipaddress.IPv6Interface, index: int, *, gone: bool) -> Request:
+    """Return a request that gives the host an IP address on a link, or takes it away.
+
+    The kernel says EEXIST where it is there, and EADDRNOTAVAIL where it is not.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    here = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
+    if address.version == 4 and not gone:
+        here.append(("IFA_BROADCAST", str(address.network.broadcast_address)))
+    verb = "del address" if gone else "add address"
+    return Request(verb, tuple(here), index, family=family, info=address.network.prefixlen)
 
 
 def set_alias(name: str, alias: str) -> Request:

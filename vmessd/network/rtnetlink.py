@@ -23,16 +23,21 @@ from typing import Any, NamedTuple, Self, TypeVar
 from vmessd.core.names import LINK_NAME_MAX
 from vmessd.network import netlink_requests
 from vmessd.network.netlink_replies import (
+    ADDRESS_BODY,
     AF_BRIDGE,
     ATTRIBUTE,
     LINK_BODY,
+    IPAddress,
     Link,
     Neighbour,
+    Route,
     group_detector,
     parse_address,
+    parse_ip_address,
     parse_link,
     parse_neighbour,
     parse_redirection,
+    parse_route,
     parse_traffic,
 )
 from vmessd.network.netlink_requests import Fields, Request, change, deletion
@@ -46,6 +51,8 @@ _SCOPE_LINK = 253
 
 _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS
 _NEIGHBOUR_GROUP = 1 << 2  # RTNLGRP_NEIGH, 3, as a bit
+ROUTE_GROUP = 1 << 6
+"""Notifications about IPv4 routes: RTNLGRP_IPV4_ROUTE, 7, as a bit."""
 
 _HEADER = struct.Struct("=IHHII")
 _CODE = struct.Struct("=i")
@@ -59,6 +66,7 @@ _DATAGRAM = 8192
 _ENCODED_MAX = 4096  # messages of some 400 bytes each
 _NUMBERS_MAX = 1 << 31  # sequence numbers have 32 bits
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
+_ABOUT_ADDRESSES = ("add address", "del address")
 _NO_FILTER = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP)  # the last: a kernel without tc
 
 
@@ -87,6 +95,7 @@ def _pyroute2() -> _Pyroute2:
     from pyroute2.netlink import rtnl  # noqa: PLC0415
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # noqa: PLC0415
     from pyroute2.netlink.rtnl.ndmsg import ndmsg  # noqa: PLC0415
+    from pyroute2.netlink.rtnl.rtmsg import rtmsg  # noqa: PLC0415
     from pyroute2.netlink.rtnl.tcmsg import tcmsg  # noqa: PLC0415
 
     link = _link_message()
@@ -101,6 +110,9 @@ def _pyroute2() -> _Pyroute2:
         "get": (link, rtnl.RTM_GETLINK, netlink.NLM_F_REQUEST),
         "links": (link, rtnl.RTM_GETLINK, dump),
         "addresses": (ifaddrmsg, rtnl.RTM_GETADDR, dump),
+        "add address": (ifaddrmsg, rtnl.RTM_NEWADDR, create),
+        "del address": (ifaddrmsg, rtnl.RTM_DELADDR, do),
+        "routes": (rtmsg, rtnl.RTM_GETROUTE, dump),
         "neighbours": (ndmsg, rtnl.RTM_GETNEIGH, dump),
         "add qdisc": (tcmsg, rtnl.RTM_NEWQDISC, create),
         "replace qdisc": (tcmsg, rtnl.RTM_NEWQDISC, replace),
@@ -124,7 +136,12 @@ def _link_message() -> Any:
         nla_flags = NLA_F_NESTED
 
     class Settings(Nested):
-        nla_map = ((8, "rp_filter", "uint32"), (18, "arp_announce", "uint32"), (19, "arp_ignore", "uint32"))
+        nla_map = (
+            (1, "forwarding", "uint32"),
+            (8, "rp_filter", "uint32"),
+            (18, "arp_announce", "uint32"),
+            (19, "arp_ignore", "uint32"),
+        )
 
     class Inet(Nested):
         nla_map = ((1, "IFLA_INET_CONF", "settings"),)
@@ -248,10 +265,13 @@ class _Socket:
             packets[start + _HEADER.size] = request.family
             if request.name:
                 packets[start + _NAME_AT : start + _NAME_AT + len(request.name)] = request.name
-            if request.link or request.changed:
+            if request.verb in _ABOUT_ADDRESSES:
+                body = (request.family, request.info, 0, 0, request.link)
+                ADDRESS_BODY.pack_into(packets, start + _HEADER.size, *body)
+            elif request.link or request.changed:
                 body = (request.family, 0, request.link, request.flags, request.changed)
                 LINK_BODY.pack_into(packets, start + _HEADER.size, *body)
-            if request.info:
+            if request.info and request.verb not in _ABOUT_ADDRESSES:
                 _U32.pack_into(packets, start + _HEADER.size + LINK_BODY.size, request.info)
         self._kernel.marshal.seq_map = dict.fromkeys(numbers, parser)
         self._socket.send(packets)
@@ -382,6 +402,15 @@ class Netlink:
             return {index for index, scope, _ in found if scope != _SCOPE_LINK}
         return {index for index, _, formed in found if not formed}
 
+    def addresses(self, family: int) -> list[IPAddress]:
+        """Return the IP addresses of the host; the family is AF_INET or AF_INET6."""
+        return self._dump(Request("addresses", family=family), parse_ip_address)
+
+    def routes(self) -> list[Route]:
+        """Return the IPv4 routes of the host to other stations, of all tables."""
+        found = self._dump(Request("routes", family=socket.AF_INET), parse_route)
+        return [route for route in found if route is not None]
+
     def forwarding(self) -> list[Neighbour]:
         """Return the forwarding tables of all bridges."""
         return self._dump(Request("neighbours", family=AF_BRIDGE), parse_neighbour)
@@ -476,14 +505,14 @@ class Netlink:
 
 
 class Subscription:
-    """Non-blocking notifications of the kernel about neighbours (RTNLGRP_NEIGH). Close it after use.
+    """Non-blocking notifications of the kernel, about neighbours unless others are wanted. Close it after use.
 
     Create it in a thread unless pyroute2 is imported already.
     """
 
-    def __init__(self, buffer_size: int) -> None:
+    def __init__(self, buffer_size: int, groups: int = _NEIGHBOUR_GROUP) -> None:
         """Create the socket, not yet subscribed, with a receive buffer of `buffer_size` bytes."""
-        self._kernel = _pyroute2().socket(groups=_NEIGHBOUR_GROUP, rcvbuf=buffer_size)
+        self._kernel = _pyroute2().socket(groups=groups, rcvbuf=buffer_size)
         self._kernel.marshal.seq_map[0] = _parser(self._kernel.marshal, parse_neighbour)
         self.socket: socket.socket = self._kernel.socket
         self.socket.setblocking(False)
@@ -495,6 +524,17 @@ class Subscription:
             self._kernel.bind()
         except KeyError:  # pyroute2 has tried all its addresses
             raise OSError(errno.EADDRINUSE, "no netlink address is available") from None
+
+    def drain(self) -> None:
+        """Read all that is there, without a look at it; raises OSError."""
+        while True:
+            try:
+                self.socket.recv(_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # some were lost
+                    raise
 
     def receive(self) -> list[Neighbour]:
         """Return the entries of one datagram; raises BlockingIOError if there is none, and OSError."""

@@ -16,16 +16,19 @@ import os
 import select
 import signal
 import struct
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core.errors import LIMITS, Failed, StartFailed, failing, quoted, reason
+from vmessd.core.errors import LIMITS, Failed, NotPermitted, StartFailed, failing, quoted, reason
 
 # QEMU gets nothing of our environment, which contains NOTIFY_SOCKET, WATCHDOG_* and variables of the user.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 _ABOVE_CHILD_FDS = 32
 _CAPABILITY_VERSION, _LOW = 0x20080522, 0xFFFFFFFF  # capset(2): two 32-bit words per set
+_AMBIENT, _RAISE = 47, 2  # PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE; prctl(2)
+_OUTPUT_MAX = 4 * 1024 * 1024
 
 
 class Capability(enum.IntEnum):
@@ -34,6 +37,7 @@ class Capability(enum.IntEnum):
     KILL = 5
     SETGID = 6
     SETUID = 7
+    NET_BIND_SERVICE = 10
     NET_ADMIN = 12
 
 
@@ -289,7 +293,7 @@ def capabilities() -> tuple[set[int], set[int]]:
 
 
 def _capability_sets() -> dict[str, int]:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
         fields = dict(line.split(":", 1) for line in file if line.startswith("Cap"))
     return {name: int(text, 16) for name, text in fields.items()}
 
@@ -306,11 +310,89 @@ def restrict_inheritance(hand_on: Collection[int] = ()) -> None:
             with contextlib.suppress(OSError):
                 os.set_inheritable(int(entry), False)
     sets = _capability_sets()
-    inheritable = sets["CapInh"] & sum(1 << number for number in hand_on)
-    if sets["CapInh"] != inheritable:
-        import ctypes  # noqa: PLC0415 -- rarely needed, and slow to import
+    inheritable = sets["CapInh"] & _mask(hand_on)
+    if sets["CapInh"] != inheritable and not _make_inheritable(inheritable):
+        raise Failed("inheritable capabilities cannot be kept from QEMU")
 
-        words = [sets["CapEff"], sets["CapPrm"], inheritable]
-        data = struct.pack("=6I", *(word & _LOW for word in words), *(word >> 32 for word in words))
-        if ctypes.CDLL(None).capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), data):
-            raise Failed("inheritable capabilities cannot be kept from QEMU")
+
+def _mask(capabilities: Collection[int]) -> int:
+    return sum(1 << number for number in capabilities)
+
+
+def _make_inheritable(mask: int) -> bool:
+    """Set the inheritable capabilities of this thread, for its children; tell whether that worked."""
+    import ctypes  # noqa: PLC0415 -- rarely needed, and slow to import
+
+    sets = _capability_sets()
+    words = [sets["CapEff"], sets["CapPrm"], mask]
+    data = struct.pack("=6I", *(word & _LOW for word in words), *(word >> 32 for word in words))
+    return bool(ctypes.CDLL(None).capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), data) == 0)
+
+
+@contextlib.contextmanager
+def handing_on(capabilities: Collection[Capability]) -> Iterator[None]:
+    """Have what this thread starts in the `with` inherit these capabilities; nothing else ever does.
+
+    Capabilities belong to a thread (capabilities(7)), and a child has those of the thread that starts it.
+
+    Raises:
+        NotPermitted: this process does not have one of them.
+    """
+    import ctypes  # noqa: PLC0415 -- as above
+
+    sets = _capability_sets()
+    if missing := [one for one in capabilities if not sets["CapPrm"] >> one & 1]:
+        name = f"CAP_{missing[0].name}"
+        hint = f"for the service: systemctl edit vmessd, [Service], AmbientCapabilities={name}"
+        raise NotPermitted(f"vmessd lacks {name}, which a program needs", hint=hint, capability=name)
+    before = sets["CapInh"]
+    if not _make_inheritable(before | _mask(capabilities)):
+        raise Failed("capabilities cannot be handed on to a program", hint=LIMITS)
+    try:
+        for one in capabilities:
+            ctypes.CDLL(None).prctl(_AMBIENT, _RAISE, int(one), 0, 0)
+        yield
+    finally:
+        _make_inheritable(before)
+
+
+def output_of(
+    argv: Sequence[str], said: bytes = b"", hand_on: Collection[Capability] = (), seconds: float = 10.0
+) -> tuple[int | None, str]:
+    """Run a program to its end, with `said` as its standard input; return exit status and output; blocks.
+
+    The input must fit into a pipe (64 KiB, pipe(7)). After so many seconds, the program is killed.
+
+    Raises:
+        StartFailed, Failed: it cannot be executed.
+        NotPermitted: this process lacks a capability to hand on.
+    """
+    with contextlib.ExitStack() as stack:
+        with failing(f"{argv[0]} cannot be run"):
+            theirs, ours = os.pipe()
+            stack.callback(os.close, theirs)
+            with open(ours, "wb", 0) as file:
+                file.write(said)
+            reading, writing = os.pipe()
+            reader = stack.enter_context(open(reading, "rb", 0))
+        with open(writing, "wb", 0), handing_on(hand_on):
+            process = Process.spawn(argv, writing, {0: theirs})
+        stack.callback(process.close)
+        text = until_closed(reader.fileno(), seconds)
+        if not process.wait(1.0 if text is not None else 0.0):
+            process.signal(signal.SIGKILL)
+            process.wait(1.0)
+        return process.reap(), (text or b"").decode(errors="replace")
+
+
+def until_closed(fd: int, seconds: float) -> bytes | None:
+    """Return what comes out of a pipe until nobody can write to it; None if that takes longer; blocks."""
+    end, found = time.monotonic() + seconds, b""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while len(found) < _OUTPUT_MAX and poll.poll(max(0.0, end - time.monotonic()) * 1000):
+        data = os.read(fd, 64 * 1024)
+        if not data:
+            return found
+        found += data
+    return None

@@ -30,7 +30,7 @@ from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
-from vmessd.core.models.wires import Step
+from vmessd.core.models.wires import BridgeNat, Segment, Step
 from vmessd.core.settings import BY_FILE, OF_NEW_VM
 from vmessd.core.wires import file_text, tap_below
 from vmessd.devices.console import Consoles
@@ -55,6 +55,7 @@ from vmessd.supervisor.images import Images
 from vmessd.supervisor.leftovers import Leftovers
 from vmessd.supervisor.locks import Locks
 from vmessd.supervisor.mentions import mentions
+from vmessd.supervisor.nats import Nats
 from vmessd.supervisor.overview import Overviews
 from vmessd.supervisor.readings import Readings
 from vmessd.supervisor.sampler import Sampler
@@ -110,6 +111,7 @@ class Supervisor:
         self.changes = Changes(self.machine, self.disks, host, self.cabling.changed)
         self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
         self.clones = Clones(root, host, self.snapshots, self._check_new, self._leftovers.remember)
+        self.nats = Nats(root, host, self._hosts_on)
         self._removing: set[str] = set()
         """VMs that are being removed, which may take some time."""
         self._others: list[str] = []
@@ -130,6 +132,7 @@ class Supervisor:
             await self._leftovers.retry(FIND_TIME)
             for vm in sorted({*await self._listing(), *await self._running()}, key=names.natural):
                 self._add(vm)
+            await self.nats.restore()
         except VmessError:
             await self.__aexit__()
             raise
@@ -153,6 +156,7 @@ class Supervisor:
         await asyncio.wait(changes, timeout=FINISH_TIME)  # nobody could undo half a change
         for change in changes:
             change.cancel()
+        await self.nats.close()
         self.host.duplicates.close()
         self.relays.close()
         self.consoles.close()
@@ -203,6 +207,7 @@ class Supervisor:
         """Let other guests see the new state of a VM, if it has or had network cards."""
         if vm in self._wires and self._wires[vm].has_cards():
             self.cabling.changed(vm)
+            self.nats.look()
 
     async def _drop(self, machine: Machine) -> None:
         """Forget a VM that is gone, unless that has happened meanwhile."""
@@ -403,6 +408,35 @@ class Supervisor:
         """Create a link; raises as Segments.add."""
         return await blocking.call(functools.partial(self.segments.add, name, await self._owners([name])))
 
+    async def segments_shown(self) -> list[Segment]:
+        """Return the bridges with their ports and their NAT; raises Failed."""
+        found, nats = await blocking.call(lambda: (self.segments.show(), self.nats.reports()))
+        shown = [dataclasses.replace(one, nat=nats.pop(one.bridge or "", None)) for one in found]
+        return [*shown, *(Segment(bridge, True, [], None, [], nat=nat) for bridge, nat in nats.items())]
+
+    async def nat(self, bridge: str, addresses: str | None) -> BridgeNat | None:
+        """Give a bridge NAT for a range, or end that (None); raises as Nats, InvalidValue for a VM's name."""
+        if addresses is None:
+            await self.nats.off(bridge)
+            return None
+        if await self._is_vm(bridge):
+            raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
+        return await self.nats.on(bridge, addresses)
+
+    def _hosts_on(self, bridge: str) -> list[tuple[str, str]]:
+        """Return the MACs of VMs on a bridge, each with its VM, of which the first interface there counts."""
+        noted = {}
+        for vm, machine in [*self._machines.items()]:
+            with contextlib.suppress(VmessError):
+                noted[vm] = machine.directory.read_setting(BY_FILE["NICS"])
+        found = []
+        for vm, nics in self.host.network.nics_of(noted).items():
+            there = [nic.index for nic in nics if nic.bridge == bridge and not nic.leaving]
+            with contextlib.suppress(VmessError):
+                own = self._machines[vm].directory.read_setting(BY_FILE["MACS"]) or {} if there else {}
+                found += [(own.get(index) or names.mac(vm, index), vm) for index in there[:1]]
+        return sorted(found)
+
     async def prune(self) -> list[Step]:
         """Delete TAPs of VMs that are gone, and unused bridges; raises as Segments.prune, and TimedOut."""
         await self._listing()  # if it cannot be read, no VM is gone
@@ -417,6 +451,7 @@ class Supervisor:
         Raises:
             AlreadyRunning: the VM that the link belongs to is not stopped.
         """
+        self.nats.check_without(name)
         work = functools.partial(self.segments.delete, name)
         vm = await self._owner(name)
         if vm is not None and tap_below(name) == name:

@@ -47,6 +47,8 @@ class Host:
     """Seconds for the shutdown of all VMs; None for the default, shutdown_time.default."""
     allow_shares: tuple[str, ...] | None = None
     """The directories that VMs may share, with all below them; None for all."""
+    allow_nat: tuple[str, ...] | None = None
+    """The ranges of IPv4 addresses that bridges with NAT may have; None for all."""
     displays: Displays = dataclasses.field(default_factory=Displays)
     events: Events = dataclasses.field(default_factory=Events)
     census: Census = dataclasses.field(default_factory=Census)

@@ -98,6 +98,7 @@ def test_capabilities_have_the_numbers_of_the_kernel() -> None:
         "KILL=5",
         "SETGID=6",
         "SETUID=7",
+        "NET_BIND_SERVICE=10",
         "NET_ADMIN=12",
     ]
     assert process.capabilities()[1] <= process.capabilities()[0] | process.capabilities()[1]

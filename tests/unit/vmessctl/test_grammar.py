@@ -247,6 +247,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
         ("bridge1", "eth1.100", "newvm0e0", "start"),
         {},
     ),
+    ("net nat lab0 10.99.0.0/24", "net nat", (), ("lab0", "10.99.0.0/24"), {}),
     ("net add vethA0 --socket /s", "net add", (), ("vethA0",), {"--socket": "/s"}),
     ("net delete vxlan7", "net delete", (), ("vxlan7",), {}),
     ("net ignore", "net ignore", (), (), {}),
@@ -413,7 +414,7 @@ REFUSED = (
         f"usage: {BY_VERB['wait'].usage()}",
     ),
     ("newvm why not", "why takes no argument, not 'not'", "usage: vmess <vmname> why [--json]"),
-    ("net prnue", "net takes show, vlan, add, delete, ignore, prune, not 'prnue'", "vmess help net"),
+    ("net prnue", "net takes show, vlan, nat, add, delete, ignore, prune, not 'prnue'", "vmess help net"),
     ("newvm net show", "net takes no VM", "vmess help net"),
 )
 

@@ -223,7 +223,7 @@ def test_help_can_be_asked_for_in_many_ways(line: str, words: str, capsys: pytes
 
 def test_help_for_net_is_that_of_all_that_begins_so() -> None:
     nets = [command.verb for command in COMMANDS if command.verb.startswith("net ")]
-    assert len(nets) == 6
+    assert len(nets) == 7
     said = helptext.help_text("net")
     for verb in nets:
         assert helptext.help_text(verb).partition("\n\nOptions\n")[0] in said

@@ -73,6 +73,16 @@ NET_LINES += ["vmess net vlan theirs  # from another VM root: /srv/b"]
 NET_LINES += ["vmess net add vethA0", "vmess net add vxlan7"]
 
 Calls = list[tuple[str, dict[str, Any]]]
+NAT: dict[str, Any] = {
+    "range": "10.99.0.0/24",
+    "address": "10.99.0.1",
+    "first": "10.99.0.2",
+    "last": "10.99.0.254",
+    "leases": [],
+    "problem": None,
+    "remark": "the firewall drops",
+}
+
 # The line, the calls it makes, the answer to each, and then: exit status, standard output, standard error.
 TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] = (
     (
@@ -289,6 +299,22 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
             "bridge bridge1 is down and passes no frames: ip link set bridge1 up",
             "no longer forwarded: user:1:2",
         ],
+    ),
+    (
+        "net nat lab0 10.99.0.0/24",
+        [("NetNat", {"bridge": "lab0", "range": "10.99.0.0/24"})],
+        {"nat": NAT},
+        0,
+        ["lab0: NAT for 10.99.0.0/24; the host is 10.99.0.1, guests get 10.99.0.2 to 10.99.0.254"],
+        ["the firewall drops"],
+    ),
+    (
+        "net nat lab0 off",
+        [("NetNat", {"bridge": "lab0", "range": None})],
+        {"nat": None},
+        0,
+        ["lab0: no NAT any more; the bridge stays"],
+        [],
     ),
     (
         "net add vxlan7",

@@ -155,6 +155,36 @@ class CableEnds:
 
 
 @dataclass(frozen=True)
+class NatLease:
+    """An address that a guest got by DHCP."""
+
+    address: str
+    mac: str
+    vm: str | None
+    """The VM that has this MAC on the bridge; null if none of this VM root has it."""
+    expires: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class BridgeNat:
+    """The NAT of a bridge, with DHCP and DNS."""
+
+    range: str
+    """As in `10.99.0.0/24`."""
+    address: str
+    """The host's, which is router and DNS server of the guests."""
+    first: str
+    """The first address for guests."""
+    last: str
+    leases: list[NatLease]
+    problem: str | None = None
+    """What does not work, in words."""
+    remark: str | None = None
+    """What of the host's settings affects it, in words."""
+
+
+@dataclass(frozen=True)
 class Segment:
     """A bridge and its ports; without a bridge, the links of vmess that are in no bridge."""
 
@@ -174,3 +204,4 @@ class Segment:
     """The MTU that was set for the segment, in bytes."""
     remark: str | None = None
     """What of the host's settings affects frames on a bridge of vmess, in words."""
+    nat: BridgeNat | None = None

@@ -1,0 +1,56 @@
+"""nft(8), which loads the rules of bridges with NAT. It gets CAP_NET_ADMIN, and nothing else does."""
+
+import shutil
+from collections.abc import Mapping
+
+from vmessd.core.errors import Failed, printable
+from vmessd.network import nat_rules
+from vmessd.qemu import process
+from vmessd.qemu.process import ENVIRONMENT, Capability
+
+_LIST = "as root: nft list ruleset"
+_SAID = 200
+"""Characters of its message in an error."""
+
+
+def executable() -> str:
+    """Return the path of nft; raises Failed."""
+    found = shutil.which("nft", path=ENVIRONMENT["PATH"])
+    if found is None:
+        raise Failed("NAT needs the program nft, which is not installed", hint="apt-get install nftables")
+    return found
+
+
+def load(commands: str) -> None:
+    """Carry out commands of nft, all or none of them; blocks; raises Failed, NotPermitted."""
+    _run("-f", "-", said=commands)
+
+
+def opened_links() -> Mapping[str, frozenset[str]]:
+    """Return the links that forward only because vmess had them do so, by table; raises as :func:`load`."""
+    listing = _run(*nat_rules.LIST_SETS)
+    try:
+        return nat_rules.opened_links(listing)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Failed(
+            f"nft does not list its sets as expected: {printable(listing[:_SAID])}", hint=_LIST
+        ) from None
+
+
+def dropping() -> str | None:
+    """Return which chain of the host drops what is forwarded, as nat_rules.dropping; raises as :func:`load`."""
+    listing = _run(*nat_rules.LIST_CHAINS)
+    try:
+        return nat_rules.dropping(listing)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Failed(
+            f"nft does not list its chains as expected: {printable(listing[:_SAID])}", hint=_LIST
+        ) from None
+
+
+def _run(*arguments: str, said: str = "") -> str:
+    status, text = process.output_of([executable(), *arguments], said.encode(), (Capability.NET_ADMIN,))
+    if status != 0:
+        words = printable(" ".join(text.split())[:_SAID]) or f"exit status {status}"
+        raise Failed(f"nft refused the rules of NAT: {words}", hint="does this kernel have nf_tables?")
+    return text
