@@ -146,7 +146,9 @@ def test_what_all_show_as_json_is_what_they_show_as_text(wired: WiredDaemon) -> 
     result = wired.vmess("net", "show", "--json")
     assert result.stderr == ""
     segments = json.loads(result.stdout)["segments"]
-    assert [{key: value for key, value in segment.items() if key not in ("remark", "nat")} for segment in segments] == [
+    assert [
+        {key: value for key, value in segment.items() if key not in ("remark", "nat")} for segment in segments
+    ] == [
         {"bridge": "foreign", "own": False, "ports": [], "root": None, "foreign": [], **PLAIN},
         {"bridge": "lab", "own": True, "ports": ["newvm0e0"], "root": None, "foreign": [], **PLAIN},
     ]
