@@ -294,6 +294,7 @@ def test_what_becomes_an_uplink_later_and_new_vms_are_noticed(site: Site) -> Non
     site.daemon.done("web0", "ifadd", "1", "lab0")
     wait_for(lambda: site.servers() not in ([], [server]), what="a dnsmasq that knows the VM")
     assert site.lease() == before
+    assert not site.daemon.mentions("has ended")
     # The administrator has the host forward: vmess leaves it so.
     host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
     site.daemon.done("net", "nat", "lab0", "off")

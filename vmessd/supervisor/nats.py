@@ -50,7 +50,9 @@ class Served:
 
     nat: Nat
     process: Process | None = None
-    """Its dnsmasq."""
+    """Its dnsmasq, while it is watched."""
+    pid: int = 0
+    """That of the dnsmasq that was watched last."""
     since: float = 0.0
     tries: int = 0
     problem: str | None = None
@@ -226,10 +228,10 @@ class Nats:
 
     def _watch(self, served: Served, up: Up) -> None:
         """Watch the dnsmasq of a bridge that is served."""
-        before = served.process.pid if served.process is not None else None
         self._forget(served)
         served.process, served.remark, served.problem = up.process, up.remark, None
-        if up.process.pid != before:
+        if up.process.pid != served.pid:
+            served.pid = up.process.pid
             served.since = asyncio.get_running_loop().time()
         up.process.watch(functools.partial(self._ended, served))
 
@@ -237,6 +239,7 @@ class Nats:
         async with self._turn:
             if self._served.get(served.nat.bridge) is not served:
                 return
+            self._forget(served)  # it may be replaced, and has not ended by itself then
             try:
                 self._watch(served, await blocking.call(functools.partial(self._mend, served.nat)))
             except VmessError as error:
