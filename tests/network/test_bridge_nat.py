@@ -176,6 +176,8 @@ def test_c145_guests_have_nat_dhcp_and_dns_and_the_end_leaves_no_trace(site: Sit
     site.daemon.done("net", "nat", "lab0", "off")
     assert site.state() == before
     assert refused(site.daemon, 1, "net", "nat", "lab0", "off") == "vmess: lab0 has no NAT"
+    site.daemon.done("net", "delete", "vethA0")
+    assert "eth0" not in site.guest.links(), "the other end of the pair"
 
 
 def test_c146_what_cannot_be_is_one_line_and_nothing_changes(site: Site, tmp_path: Path) -> None:
