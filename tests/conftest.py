@@ -86,8 +86,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is long; mark what starts a daemon, so that `-m 'not qemu'` is the quick part.
 
-    Tests in containers are for one worker, so that the service is installed once. They come first: they take
-    that worker as long as the others take for all the rest.
+    Tests in containers are for two workers, one of which has a container that they share. They come first: they
+    take these workers as long as the others take for all the rest.
     """
     long = [item for item in items if item.get_closest_marker("long")]
     if long and not config.option.long:
@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "shared_wired", "stage"} & asked_for:
             item.add_marker("qemu")
         if "stage" in asked_for:
-            item.add_marker(pytest.mark.xdist_group("booted"))
+            item.add_marker(pytest.mark.xdist_group("booted" if "host" in asked_for else "machines"))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from booted import ROOT, Container
+from booted import ROOT, SETTINGS, Container
 from disk_images import qemu_img
 from ovas import appliance, disk
 
@@ -61,7 +61,7 @@ def test_a_member_shares_what_the_administrator_lists(host: Container) -> None:
     said = host.vmess("alpha", "share", "add", "src", "/srv/share/src", user="member")
     assert said.returncode == 1
     assert "allowed are: none" in said.stderr
-    host.tree.write("/etc/vmess/vmessd.toml", 'allow-shares = ["/srv/share"]\n')
+    host.tree.write("/etc/vmess/vmessd.toml", f'{SETTINGS}allow-shares = ["/srv/share"]\n')
     host.systemctl("reload", "vmessd.service")
     try:
         assert (
@@ -82,7 +82,7 @@ def test_a_member_shares_what_the_administrator_lists(host: Container) -> None:
         settings = json.loads(host.done("vmess", "alpha", "info", "--json"))["info"]["settings"]
         assert [each["value"] for each in settings if each["name"] == "SHARES"] == ["src /srv/share/src"]
     finally:
-        host.tree.remove("/etc/vmess/vmessd.toml")
+        host.tree.write("/etc/vmess/vmessd.toml", SETTINGS)
         host.systemctl("reload", "vmessd.service")
     host.done("vmess", "alpha", "stop", "force")
     assert "may not be shared" in host.vmess("alpha", "start").stderr

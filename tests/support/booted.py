@@ -7,6 +7,7 @@ that process ends, however it ends. None of the host's services run in it, its n
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import itertools
@@ -379,9 +380,7 @@ class Container:
 
     def make(self, vm: str, guest: str = "idle", *, start: bool = True, **files: str) -> None:
         """Make a VM whose disk holds a guest; `files` are settings such as STOP="1"."""
-        self.done("vmess", vm, "make")
-        self.done("vmess", vm, "ram", "16M")
-        self.done("vmess", vm, "hda", "1M")
+        self.done("vmess", vm, "make", "ram", "16M", "hda", "1M")
         with self.path(ROOT / vm / f"{vm}-hda.img").open("r+b") as image:
             image.write(guests.boot_sector(guest))
         for name, text in files.items():
@@ -445,8 +444,9 @@ class Container:
 
     def tidy(self) -> None:
         """Have the service run as installed, without VMs."""
-        self.tree.remove("/etc/systemd/system/vmess*.d")
-        self.systemctl("daemon-reload")
+        if list(self.tree.path("/etc/systemd/system").glob("vmess*.d")):
+            self.tree.remove("/etc/systemd/system/vmess*.d")
+            self.systemctl("daemon-reload")
         self.systemctl("stop", "vmessd.service")
         for pid in self.qemus().values():
             self.run("kill", "-KILL", str(pid))
@@ -512,15 +512,37 @@ def bare(stage: Stage) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def installed(stage: Stage, bare: list[Path]) -> list[Path]:
-    """The layers of a machine on which contrib/install has run, and one user may use the service."""
+def installed(stage: Stage, bare: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The layers of a machine on which contrib/install has run, and one user may use the service.
+
+    Where processes share a run, the first installs, and the others have an archive of its layer.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return [_installed(stage, bare), *bare]
+    shared = tmp_path_factory.getbasetemp().parent
+    archive, unfinished = shared / "installed.tar", shared / "installed.tar.new"
+    tar = ("tar", "--xattrs", "--xattrs-include=*", "--file")
+    with (shared / "installed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if archive.exists():
+            layer = stage.place / "installed"
+            stage.do("mkdir", str(layer))
+            stage.do(*tar, str(archive), "--extract", "--directory", str(layer))
+        else:
+            layer = _installed(stage, bare)
+            stage.do(*tar, str(unfinished), "--create", "--directory", str(layer), ".")
+            unfinished.rename(archive)
+    return [layer, *bare]
+
+
+def _installed(stage: Stage, bare: list[Path]) -> Path:
     with machine(stage, bare) as container:
         container.tree.write("/etc/vmess/vmessd.toml", SETTINGS)
         container.boot()
         container.done("/src/contrib/install", env=OFFLINE)
         container.done("usermod", "--append", "--groups", "vmess", "member")
         container.power_off()
-        return [container.tree.changes, *bare]
+        return container.tree.changes
 
 
 @contextlib.contextmanager
