@@ -18,7 +18,7 @@ from shells import LEFT, Shell
 from vmessctl.cli import completion, helptext
 from vmessctl.cli import shells as scripts
 from vmessctl.cli.grammar import Line
-from vmessctl.cli.verbs import BY_VERB, COMMANDS, GROUPS, LITERALS, OPTIONS, alternatives
+from vmessctl.cli.verbs import BY_VERB, COMMANDS, EVERY_OPTION, GROUPS, LITERALS, OPTIONS, alternatives
 from vmessctl.commands import completion as asking
 from vmessd.core import names
 
@@ -322,7 +322,7 @@ def test_every_verb_and_every_option_is_offered() -> None:
 
 def test_every_word_of_an_argument_is_known_for_what_it_is() -> None:
     words = {word for c in COMMANDS for each in c.arguments.split() for word in alternatives(each)}
-    metavars = [option.metavar for option in OPTIONS.values() if option.metavar]
+    metavars = [option.metavar for option in EVERY_OPTION if option.metavar]
     words |= {word for each in metavars for word in alternatives(each)}
     assert words - completion.ASKED.keys() - completion.FREE == LITERALS
     assert completion.ASKED.keys() | completion.FREE <= words

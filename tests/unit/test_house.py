@@ -33,6 +33,7 @@ FLOORS = {
         "client",
         "output",
         "stream",
+        "formats",
         "commands",
         "hosts",
     ),
@@ -73,7 +74,7 @@ WRAPPED = {
         *(f"vmessd.api.{group}" for group in GROUPS),
     },
     "pycdlib": {"vmessd.storage.nocloud"},
-    "xml": {"vmessd.storage.ovf"},
+    "xml": {"vmessd.core.plain_xml", "vmessd.storage.ovf"},
     "sdnotify": {"vmessd.core.systemd"},
     "subprocess": {"vmessd.qemu.process", "vmessctl.output.foreground"},
 }

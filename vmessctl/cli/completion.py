@@ -170,7 +170,8 @@ def _next(line: Line, current: str, after: list[str], world: World) -> list[Cand
         return _values(line.awaiting.metavar or "", world)
     flag, equals, _ = current.partition("=")
     if line.takes_options and equals and flag in OPTIONS:
-        return [(f"{flag}={value}", about) for value, about in _values(OPTIONS[flag].metavar or "", world)]
+        option = line.own(OPTIONS[flag])
+        return [(f"{flag}={value}", about) for value, about in _values(option.metavar or "", world)]
     found = _words(line, after, world)
     if line.takes_options and current.startswith("-"):
         return [*_options(line), *(each for each in found if each[0].startswith("-"))]
@@ -207,7 +208,7 @@ def _options(line: Line) -> list[Candidate]:
     commands = [line.step.command] if line.step else VERBS.values() if line.vms else COMMANDS
     known = [option for option in OPTIONS.values() if any(command.knows(option) for command in commands)]
     return [
-        (option.flag, option.help)
+        (option.flag, line.own(option).help)
         for option in known
         if option.flag not in line.options and not (option is ALL and _has_vms(line))
     ]

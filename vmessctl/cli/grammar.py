@@ -175,6 +175,10 @@ class Line:
         """The last verb read."""
         return self.steps[-1] if self.steps else None
 
+    def own(self, option: Option) -> Option:
+        """Return an option as it is for the last verb read."""
+        return option if self.step is None else self.step.command.own(option)
+
     @property
     def is_net(self) -> bool:
         """The last word was `net`, and its second word comes next."""
@@ -240,7 +244,7 @@ class Line:
         if equals and not option.metavar:
             raise InvalidValue(f"{flag} takes no value, but was given {quoted(value)}")
         if option.metavar and not equals:
-            self.awaiting = option
+            self.awaiting = self.own(option)
         else:
             self._set(option, value)
 

@@ -9,8 +9,8 @@ from vmessctl.cli.verbs import (
     ALIASES,
     BY_VERB,
     COMMANDS,
+    EVERY_OPTION,
     GROUPS,
-    OPTIONS,
     PROGRAM,
     SUMMARIES,
     of_group,
@@ -110,7 +110,7 @@ def help_text(words: str = "", style: Style = str) -> str:
         raise mistyped.no_verb(words, [*GROUPS, *TOPICS])
     if len(found) == 1:
         return _verb(found[0], style)
-    known = [option for option in OPTIONS.values() if any(option in each.own_options() for each in found)]
+    known = [option for option in EVERY_OPTION if any(option in each.own_options() for each in found)]
     return "\n\n".join([*(_verb(each, style, options=False) for each in found), _known(known, style)])
 
 
@@ -217,7 +217,7 @@ def _syntax(style: Style) -> str:
 
 
 def _all_options(style: Style) -> str:
-    return _known(OPTIONS.values(), style)
+    return _known(EVERY_OPTION, style)
 
 
 def _statuses(style: Style) -> str:

@@ -6,7 +6,7 @@ The language is man(7): a dot at the start of a line begins a request, and a bac
 from __future__ import annotations
 
 from vmessctl.cli import helptext, verbs
-from vmessctl.cli.verbs import GROUPS, OPTIONS, PROGRAM, TERSE
+from vmessctl.cli.verbs import EVERY_OPTION, GROUPS, PROGRAM, TERSE
 from vmessd import __version__
 from vmessd.core.errors import INTERFACE
 from vmessd.core.settings import SETTINGS
@@ -183,7 +183,7 @@ def _lines(lines: Iterable[str]) -> str:
 
 def vmessctl() -> str:
     """Return the manual page of the client."""
-    options = ((f"{each.flag} {each.metavar or ''}".strip(), each.help) for each in OPTIONS.values())
+    options = ((f"{each.flag} {each.metavar or ''}".strip(), each.help) for each in EVERY_OPTION)
     return _page(
         "vmessctl, vmess",
         1,

@@ -151,6 +151,12 @@ LINKED = Option(
 )
 IMAGE = Option("--image", "Put the disk hda on this image of the shelf; see images.", "IMAGE")
 FORMAT = Option("--format", "Convert the image to this format.", "raw|qcow2")
+FOREIGN = Option(
+    FORMAT.flag,
+    "Write the VM as another program describes it, in place of an archive: a text, without its disks.",
+    "libvirt|proxmox|kubevirt",
+)
+OF_LIBVIRT = Option(FORMAT.flag, "The file is the XML of a domain of libvirt.", "libvirt")
 FORCE = Option("--force", "Open the drive even if the guest has locked it.")
 MEMORY = Option("--memory", "Keep what is in the memory of the running guest as well.")
 NO_MEMORY = Option("--no-memory", "Go back to the disks alone, even if the memory was kept.")
@@ -212,6 +218,10 @@ OPTIONS = {
         *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, IDENTITY, FORGET),
     )
 }
+EVERY_OPTION = [
+    each for option in OPTIONS.values() for each in (option, *(FOREIGN, OF_LIBVIRT) * (option is FORMAT))
+]
+"""All options, also those that mean something else for one verb than for the others."""
 SHORT = {"-h": HELP, "-q": QUIET, "-v": VERBOSE, "-l": USER}
 
 LITERALS = frozenset(
@@ -220,7 +230,7 @@ LITERALS = frozenset(
         *("none", "best", "auto", "kvm", "tcg", "on", "off", "no", "on-crash", "always", "follow", "force"),
         *("hda", "cdrom", "-", "user", "bash", "zsh", "fish", "words"),
         *("cpu", "rss", "disk", "net", "up", "name", "running", "stopped", "paused", "addr"),
-        *("status", "stop", "log", "ssh", "delete", "raw", "qcow2"),
+        *("status", "stop", "log", "ssh", "delete", "raw", "qcow2", "libvirt", "proxmox", "kubevirt"),
         *("add", "rm", "del", "ro", "virtiofs"),
         *("take", "list", "revert"),
         *("good", "flap"),
@@ -368,11 +378,16 @@ class Command(PlainRecord):
         """Tell whether it accepts an option."""
         if option is ALL:
             return self.many
-        return option in (*self.options, *EVERYWHERE) or (option is JSON and self.reports)
+        return self.own(option) in (*self.options, *EVERYWHERE) or (option is JSON and self.reports)
+
+    def own(self, option: Option) -> Option:
+        """Return the option as it is for this verb, which may have one of its own with the same flag."""
+        return next((own for own in self.options if own.flag == option.flag), option)
 
     def own_options(self) -> list[Option]:
         """Return the options that it accepts and that not all verbs accept."""
-        return [option for option in OPTIONS.values() if option not in EVERYWHERE and self.knows(option)]
+        known = [option for option in OPTIONS.values() if option not in EVERYWHERE and self.knows(option)]
+        return [self.own(option) for option in known]
 
 
 def alternatives(argument: str) -> list[str]:
@@ -1028,10 +1043,12 @@ COMMANDS: tuple[Command, ...] = (
         "export",
         "Write the whole VM, its settings and disks, into a file: a tar archive with checksums. On this\n"
         "host or another one, import makes a VM of it. The VM must be off. The holes of disks take no\n"
-        "space. The file must not exist; - writes to standard output.",
+        "space. The file must not exist; - writes to standard output. With --format, write what libvirt,\n"
+        "Proxmox or KubeVirt needs to know to run it, and say what is different there.",
         "Export",
         "transfer.export",
         arguments="<file|->",
+        options=(FOREIGN,),
         reports=True,
         wants="off",
         running=REFUSED,
@@ -1043,10 +1060,11 @@ COMMANDS: tuple[Command, ...] = (
         "Make a VM of a file that export has written, or of an OVA, under the name in it or another one. MAC\n"
         "addresses and the VNC display follow from the name, except those set by mac. An OVA says the number\n"
         "of processors and interfaces, the size of the memory, and which disks there are. - reads standard\n"
-        "input.",
+        "input. With --format libvirt, make a VM of the XML of a domain, and copies of its disks.",
         "Import",
         "transfer.take",
         arguments="<file|-> [newvm]",
+        options=(OF_LIBVIRT,),
         reports=True,
         summary=ARCHIVE,
         example="import newvm.tar web-1",

@@ -11,14 +11,16 @@ import stat
 import sys
 import time
 
+from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import VERSIONS, connect
 from vmessctl.commands.progress import bar, follow
 from vmessctl.output.descriptors import write_all
+from vmessctl.output.new_file import STANDARD, NewFile, must_be_new
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
 from vmessd.core import names
-from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, quoted, shell_line
+from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, shell_line
 from vmessd.core.settings import size_shown
 
 TYPE_CHECKING = False
@@ -31,7 +33,6 @@ BEGIN_TIME = 300.0
 """Seconds that the daemon may take to look through the disks before an export, in addition."""
 REDRAW = 0.2
 """Seconds between two states of the bar."""
-STANDARD = "-"
 
 
 class _Bar:
@@ -56,15 +57,19 @@ class _Bar:
 
 def export(invocation: Invocation) -> int:
     """Write a VM into a file; return the exit status."""
+    if (form := invocation.options.get(verbs.FORMAT.flag)) is not None:
+        from vmessctl.commands import foreign  # noqa: PLC0415 -- an archive does not need it
+
+        return foreign.export(invocation, form)
     (vm,), (file,) = invocation.vms, invocation.arguments
     if file == STANDARD and sys.stdout.isatty():
         raise InvalidValue(
             "an export is not written to a terminal",
             hint=f"name a file: {shell_line([PROGRAM.name, vm, 'export', f'{vm}.tar'])}",
         )
-    _must_be_new(file)
+    must_be_new(file)
     client = connect(invocation)
-    with _Output(file) as output:
+    with NewFile(file) as output:
         last = _export(client, vm, file, output)
     _report(invocation, last["vm"], "export", file, last)
     client.close()
@@ -93,6 +98,10 @@ def _export(client: Client, vm: str, file: str, output: int) -> Reply:
 
 def take(invocation: Invocation) -> int:
     """Make a VM of a file; return the exit status."""
+    if (form := invocation.options.get(verbs.FORMAT.flag)) is not None:
+        from vmessctl.commands import foreign  # noqa: PLC0415 -- as above
+
+        return foreign.take(invocation, form)
     file, *more = invocation.arguments
     name = names.parse(more[0]) if more else None
     if file == STANDARD and sys.stdin.isatty():
@@ -134,62 +143,7 @@ def _report(invocation: Invocation, vm: str, verb: str, file: str, last: Reply) 
         say(command(f"{vm}: {printable(note)}"))
 
 
-# -- The file of an export --
-
-
-def _must_be_new(file: str) -> None:
-    if file != STANDARD and os.path.lexists(file):
-        raise InvalidValue(
-            f"{quoted(file, 300)} exists already; an export never overwrites a file",
-            hint="choose another name, or delete the file",
-        )
-
-
-class _Output:
-    """A file to write to. It has its name after the `with` block, unless that fails."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-        self._parent = os.path.dirname(file) or "."
-        self._temporary: str | None = None
-        """Its name until it is whole, where the file system has no files without a name."""
-        self._fd = -1
-
-    def __enter__(self) -> int:
-        if self._file == STANDARD:
-            return sys.stdout.fileno()
-        with failing(f"{printable(self._file)} cannot be created"):
-            try:
-                self._fd = os.open(self._parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
-            except OSError:
-                name = os.path.join(self._parent, f".{os.path.basename(self._file)}.{os.getpid()}")
-                self._fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-                self._temporary = name
-        return self._fd
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if self._file == STANDARD:
-            return
-        try:
-            if error is None:
-                with failing(f"{printable(self._file)} cannot be written"):
-                    os.fsync(self._fd)
-                    self._give_name()
-        finally:
-            os.close(self._fd)
-            if self._temporary is not None:
-                os.unlink(self._temporary)
-
-    def _give_name(self) -> None:
-        """Link the file to its name, which must be free; raises OSError."""
-        directory = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            # With a descriptor, this is linkat(2), which follows the link in /proc (open(2), O_TMPFILE).
-            source = self._temporary or f"/proc/self/fd/{self._fd}"
-            os.link(source, self._file, src_dir_fd=directory if self._temporary is None else None)
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+# -- The bytes --
 
 
 def _check_space(file: str, output: int, wanted: int) -> None:

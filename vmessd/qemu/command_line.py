@@ -17,11 +17,11 @@ from typing import Any
 from vmessd.core import hardware, nic_hardware, serial_ports
 from vmessd.core.dataclass import dataclass
 from vmessd.core.hardware import APPEND, INITRD, KERNEL
+from vmessd.core.machine_types import is_i440fx, is_q35, machine
 from vmessd.core.serial_ports import SERIAL
 from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, SETTINGS, SHARES
 from vmessd.core.wires import Forward
 from vmessd.qemu import block_devices, cloud_init_drive, disk_devices, shared_directories
-from vmessd.qemu.machine_types import is_i440fx, is_q35, machine
 from vmessd.qemu.shared_directories import MEMORY_DEFAULT
 from vmessd.storage import cable_sockets
 from vmessd.storage.firmware import Firmware

@@ -9,8 +9,8 @@ from typing import Any
 from vmessd.core import names
 from vmessd.core.errors import Failed
 from vmessd.core.hardware import DISK_BUS, IDE, IDE_PLACES, NVME, SATA, SCSI, VIRTIO, bus_of, disk_bus_text
+from vmessd.core.machine_types import is_q35
 from vmessd.core.names import CDROM
-from vmessd.qemu.machine_types import is_q35
 from vmessd.storage.images import Disk
 
 SUFFIX = "-drive"

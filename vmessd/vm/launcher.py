@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import names, serial_ports
+from vmessd.core import machine_types, names, serial_ports
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, Failed, VmessError, failing, quoted, shell_line
 from vmessd.core.hardware import APPEND, BIOS, FIRMWARE, INITRD, KERNEL
@@ -22,7 +22,7 @@ from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, SHARES
 from vmessd.network import taps
 from vmessd.network.links import Network
 from vmessd.network.nics import Nic
-from vmessd.qemu import command_line, machine_types, tpm, virtiofsd
+from vmessd.qemu import command_line, tpm, virtiofsd
 from vmessd.qemu.command_line import Card, ChildFd, Spec
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process

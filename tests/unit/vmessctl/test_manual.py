@@ -12,7 +12,7 @@ from daemons import TESTS, generated
 from vmessctl import generate
 from vmessctl.cli import helptext, manual
 from vmessctl.cli.grammar import parse
-from vmessctl.cli.verbs import BY_VERB, COMMANDS, GROUPS, OPTIONS
+from vmessctl.cli.verbs import BY_VERB, COMMANDS, EVERY_OPTION, GROUPS
 from vmessd import config
 from vmessd.core import errors, settings
 from vmessd.core.errors import Failed, InvalidValue
@@ -38,7 +38,7 @@ def test_every_verb_and_option_is_in_the_page_of_the_client() -> None:
         says(page, *(f"{label}: {about}" for label, about in helptext.facts(command)))
     headings = re.findall(r"^\.SS (.*)$", page, flags=re.MULTILINE)
     assert headings == [group.title for group in GROUPS.values()]
-    for option in OPTIONS.values():
+    for option in EVERY_OPTION:
         says(page, option.flag, option.help)
     says(page, helptext.VMS, helptext.VERBS, *(f"{name} {about}" for name, about in helptext.ENVIRONMENT))
 

@@ -1,9 +1,13 @@
 """What follows from the machine type of a VM. Pure; `values` are settings by file name."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from vmessd.core.settings import MACHINE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 
 def machine(values: Mapping[str, Any]) -> str:
