@@ -45,6 +45,7 @@ def run(words: list[str]) -> int:
     invocation = grammar.parse(words)
     if (status := _elsewhere(invocation, words)) is not None:
         return status
+    _check_for_here(invocation)
     if verbs.VERSION.flag in invocation.options:
         print(f"{PROGRAM} {__version__}")
         return DONE
@@ -74,6 +75,14 @@ def _elsewhere(invocation: Invocation, words: list[str]) -> int | None:
     from vmessctl.hosts import elsewhere  # noqa: PLC0415 -- few lines are for other hosts
 
     return elsewhere.run(invocation, words, choice)
+
+
+def _check_for_here(invocation: Invocation) -> None:
+    """Raise InvalidValue for an option that is about another host."""
+    for step in invocation.steps():
+        for option in (verbs.UPLOAD, verbs.TUNNEL):
+            if option.flag in step.options:
+                raise InvalidValue(f"{option.flag} is for another host, which --host names")
 
 
 def _carry_out(invocation: Invocation) -> int:

@@ -1,5 +1,6 @@
 """`--host`: command lines on other hosts, by a real sshd, and with peers that misbehave in place of one."""
 
+import filecmp
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from daemons import UNIT, Daemon, wait_for
+from sockets import free_port
 from sshhosts import Lab, need_sshd, put_script
 from terminals import Typist
 
@@ -36,7 +38,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             directory.mkdir()
             daemons.append(Daemon(directory).start())
             daemons[-1].done("web" if name == "lab1" else "db", "make")
-            lab.add(name, shell=shell, VMESS_SOCKET=str(daemons[-1].socket))
+            uploads = lab.directory / f"uploads-{name}"
+            uploads.mkdir()
+            lab.add(name, shell=shell, VMESS_SOCKET=str(daemons[-1].socket), TMPDIR=str(uploads))
         yield lab
     finally:
         lab.close()
@@ -133,6 +137,88 @@ def test_a_signal_ends_the_command_over_there(lab: Lab, number: signal.Signals) 
     process.communicate(timeout=20 * UNIT)
     assert process.returncode == 128 + number
     wait_for(lambda: not clients_of(lab, "watch"), what="the end of the command over there")
+
+
+def test_c202_a_client_that_is_killed_ends_the_command_over_there(lab: Lab) -> None:
+    process = lab.start("--host", "lab1", "watch")
+    wait_for(lambda: clients_of(lab, "watch"), what="the command over there")
+    process.kill()
+    process.communicate(timeout=20 * UNIT)
+    wait_for(lambda: not clients_of(lab, "watch"), what="the end of the command over there")
+    sessions = ["pgrep", "-f", f"{lab.runtime}/vmess/ssh-lab1-[0-9]* .* vmessctl watch"]
+    assert subprocess.run(sessions, capture_output=True, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("host", ["lab1", "lab2"])
+def test_a_file_of_this_host_is_brought_there_for_a_disk(lab: Lab, host: str) -> None:
+    """With its holes, whatever is in its name, and also past a greeting of the login shell."""
+    image = lab.directory / "it's -a \\ $(disk).img"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+        file.seek(1 << 20)
+        file.write(b"x" * 4096)
+    vm = "web0" if host == "lab1" else "db0"
+    done = lab.run("--host", host, vm, "hda", str(image), "--upload")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{vm}: hda: {vm}-hda.img, 64M\n", "")
+    disk = lab.directory / f"daemon-{host}" / "vms" / vm / f"{vm}-hda.img"
+    assert filecmp.cmp(image, disk, shallow=False)
+    assert disk.stat().st_blocks * 512 < 1 << 20
+    assert os.listdir(lab.directory / f"uploads-{host}") == []
+    lab.run("--host", host, vm, "hda", "delete", "--yes")
+
+
+def test_a_medium_that_is_brought_there_stays(lab: Lab) -> None:
+    image = lab.directory / "a b.iso"
+    image.write_bytes(b"i" * 2048)
+    done = lab.run("--host", "lab1", "web", "cdrom", str(image), "--upload")
+    place = done.stderr.strip().removeprefix("the medium stays on lab1: ")
+    assert done.stdout == f"web0: cdrom {place}/a b.iso\n"
+    assert Path(place, "a b.iso").read_bytes() == image.read_bytes()
+    assert Path(place).stat().st_mode & 0o777 == 0o700
+    lab.run("--host", "lab1", "web", "cdrom", "none")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_c203_nothing_stays_of_a_file_whose_client_ends_on_the_way(lab: Lab, number: signal.Signals) -> None:
+    """In place of tar, the file is read by a program that never comes to its end."""
+    image, uploads = lab.directory / "endless.img", lab.directory / "uploads-lab1"
+    image.write_bytes(os.urandom(1 << 20))
+    put_script(
+        lab.bin / "tar", '#!/bin/sh\ncase $1 in --create) cat /dev/zero ;; *) exec /usr/bin/tar "$@" ;; esac\n'
+    )
+    try:
+        process = lab.start("--host", "lab1", "web", "hdb", str(image), "--upload")
+        wait_for(lambda: os.listdir(uploads), what="the directory over there")
+        process.send_signal(number)
+        process.communicate(timeout=20 * UNIT)
+        assert process.returncode == {signal.SIGINT: 130}.get(number, -number)
+        wait_for(lambda: not os.listdir(uploads), what="the end of the directory over there")
+    finally:
+        (lab.bin / "tar").unlink()
+
+
+def test_a_port_over_there_is_one_of_this_host_until_ctrl_c(lab: Lab) -> None:
+    lab.run("--host", "lab1", "web", "ifadd", "1", "user")
+    port = str(free_port())
+    process = lab.start("--host", "lab1", "web", "forward", "0", f"{port}:22", "--tunnel")
+    try:
+        wait_for(lambda: is_open(port), what="the port")
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20 * UNIT)
+    finally:
+        process.kill()
+    assert said == (
+        f"web0: forward on interface 0: {port}:22\n",
+        f"127.0.0.1:{port} on this host is port {port} of lab1; Ctrl-C ends that\n",
+    )
+    assert process.returncode == 0
+    assert not is_open(port)
+    lab.run("--host", "lab1", "web", "ifadd", "0")
+
+
+def is_open(port: str) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 def test_output_that_is_not_read_ends_the_command_over_there(lab: Lab) -> None:
@@ -391,7 +477,13 @@ def test_a_file_of_this_host_is_told_from_one_over_there(peers: Lab) -> None:
     done = peers.run("--host", "lab1", "web", "cdrom", str(image))
     assert done.returncode == 1
     assert done.stderr.endswith(
-        f"  hint: files are those of lab1; to copy this one there: scp -- {image} lab1:\n"
+        f"  hint: files are those of lab1; to copy this one there: --upload, or scp -- {image} lab1:\n"
+    )
+    for line, why in (("web cdrom x.iso", "not a file of this host"), ("web hda", "not a file of this host")):
+        done = peers.run("--host", "lab1", *line.split(), "--upload")
+        assert (done.returncode, why in done.stderr) == (2, True)
+    assert peers.run("web", "hda", str(image), "--upload").stderr == (
+        "vmessctl: --upload is for another host, which --host names\n"
     )
 
 

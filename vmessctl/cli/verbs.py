@@ -160,6 +160,8 @@ OF_LIBVIRT = Option(FORMAT.flag, "The file is the XML of a domain of libvirt.", 
 FORCE = Option("--force", "Open the drive even if the guest has locked it.")
 MEMORY = Option("--memory", "Keep what is in the memory of the running guest as well.")
 NO_MEMORY = Option("--no-memory", "Go back to the disks alone, even if the memory was kept.")
+UPLOAD = Option("--upload", "With --host: copy the file to that host first; there it is deleted afterwards.")
+TUNNEL = Option("--tunnel", "With --host: have the port on this host as well, until Ctrl-C.")
 YES = Option("--yes", "Do not ask for confirmation.")
 TIMEOUT = Option(
     "--timeout", "Wait at most this long (then exit status 6); what was begun continues.", "SECONDS"
@@ -215,6 +217,8 @@ OPTIONS = {
         *(LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
         *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE, HUB, SWITCH, MTU, INCOMING, OUTGOING),
         *(MEMORY, NO_MEMORY),
+        *(UPLOAD, TUNNEL),
+        *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE, HUB, SWITCH, MTU),
         *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, IDENTITY, FORGET),
     )
 }
@@ -492,7 +496,7 @@ COMMANDS: tuple[Command, ...] = (
         "Images",
         "images.run",
         arguments="[add|rm] [image] [image-name]",
-        options=(YES,),
+        options=(YES, UPLOAD),
         reports=True,
         summary=TOOL,
         example="images add debian-12-genericcloud-amd64.qcow2 debian12",
@@ -504,7 +508,7 @@ COMMANDS: tuple[Command, ...] = (
             "Set",
             "disks.change",
             arguments=_optional(disk.argument),
-            options=(LINKED, FORMAT, YES),
+            options=(LINKED, FORMAT, YES, UPLOAD),
             many=True,
             reports=True,
             files=names.disk_file("newvm0", disk.verb),
@@ -526,7 +530,7 @@ COMMANDS: tuple[Command, ...] = (
             many=True,
             reports=True,
             files=names.cdrom_file("newvm0"),
-            options=(FORCE,),
+            options=(FORCE, UPLOAD),
             running=LIVE,
             summary=DRIVE,
             example=f"newvm {drive.verb} {drive.example}",
@@ -676,6 +680,7 @@ COMMANDS: tuple[Command, ...] = (
         "Forward",
         "network.forward",
         arguments="<ifnum> <hostport>:<guestport|none>",
+        options=(TUNNEL,),
         reports=True,
         files="NICS",
         running=LIVE,
@@ -804,7 +809,7 @@ COMMANDS: tuple[Command, ...] = (
         "Vnc",
         "vnc.run",
         arguments="[port]",
-        options=(BIND, TIMEOUT, JSON),
+        options=(BIND, TIMEOUT, TUNNEL, JSON),
         wants="on",
         summary=SCREEN,
         example="newvm vnc",
@@ -1064,7 +1069,7 @@ COMMANDS: tuple[Command, ...] = (
         "Import",
         "transfer.take",
         arguments="<file|-> [newvm]",
-        options=(OF_LIBVIRT,),
+        options=(OF_LIBVIRT, UPLOAD),
         reports=True,
         summary=ARCHIVE,
         example="import newvm.tar web-1",

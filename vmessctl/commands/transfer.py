@@ -35,7 +35,7 @@ REDRAW = 0.2
 """Seconds between two states of the bar."""
 
 
-class _Bar:
+class Bar:
     """The line that shows how far a transfer is."""
 
     def __init__(self, doing: str, size: int | None) -> None:
@@ -86,7 +86,7 @@ def _export(client: Client, vm: str, file: str, output: int) -> Reply:
     try:
         if file != STANDARD:
             _check_space(file, output, begun["size"])
-        size = _drain(channel, output, file, _Bar(f"{begun['vm']}: exporting", begun["size"]))
+        size = _drain(channel, output, file, Bar(f"{begun['vm']}: exporting", begun["size"]))
     finally:
         os.close(channel)
         status_lines.clear()
@@ -117,7 +117,7 @@ def take(invocation: Invocation) -> int:
         found = os.fstat(source)
         size = found.st_size if stat.S_ISREG(found.st_mode) else None
         try:
-            _fill(source, channel, file, _Bar(f"{name or printable(file)}: importing", size))
+            _fill(source, channel, file, Bar(f"{name or printable(file)}: importing", size))
         finally:
             os.close(channel)
             status_lines.clear()
@@ -154,7 +154,7 @@ def _check_space(file: str, output: int, wanted: int) -> None:
         raise Failed(f"there is no space for {printable(file)}: {sizes}", hint=hint)
 
 
-def _drain(channel: int, output: int, file: str, bar: _Bar) -> int:
+def _drain(channel: int, output: int, file: str, bar: Bar) -> int:
     """Copy an archive from the daemon; return its size."""
     size = 0
     while True:
@@ -178,7 +178,7 @@ def _open(file: str) -> int:
         return os.open(file, os.O_RDONLY)
 
 
-def _fill(source: int, channel: int, file: str, bar: _Bar) -> None:
+def _fill(source: int, channel: int, file: str, bar: Bar) -> None:
     """Copy an archive to the daemon, which may refuse it at any moment, and then says why."""
     size = 0
     while True:

@@ -9,7 +9,7 @@ from vmessctl import light_json
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands import ssh_route, vnc
-from vmessctl.hosts import masters, session, several
+from vmessctl.hosts import masters, session, several, tunnel, upload
 from vmessctl.hosts.remote_line import NOT_THERE
 from vmessctl.output.addresses import bracketed, is_loopback
 from vmessctl.output.phrases import about
@@ -49,6 +49,8 @@ def run(invocation: Invocation, words: list[str], choice: Choice) -> int:
 
 def _check_for_several(invocation: Invocation) -> None:
     for step in invocation.steps():
+        if verbs.TUNNEL.flag in step.options:
+            raise InvalidValue(f"{verbs.TUNNEL.flag} takes one host")
         if step.command.verb in ALONE or (step.command.verb == "ssh" and not step.arguments):
             raise InvalidValue(
                 f"{step.command.verb} takes one host",
@@ -58,17 +60,46 @@ def _check_for_several(invocation: Invocation) -> None:
 
 def _run(invocation: Invocation, words: Sequence[str], host: str) -> int:
     """Carry out a command line on one other host; return the exit status."""
+    upload.check(invocation)
     seat = masters.take(host, may_ask=sys.stderr.isatty())
     try:
-        status = (
-            _vnc(invocation, words, seat) if _only_asks_for_vnc(invocation) else _pass(invocation, words, seat)
-        )
-        if status == DONE:
-            _say_tunnels(invocation, host)
-            return status
-        return _explained(invocation, status, seat)
+        ports: list[tuple[str, int]] = []
+        with upload.Uploads(seat) as uploads:
+            differs, line = _for_there(words)
+            uploads.bring(line)
+            there = grammar.written(line) if differs else words
+            if _only_asks_for_vnc(invocation):
+                status = _vnc(invocation, there, seat, ports)
+            else:
+                status = _pass(invocation, there, seat)
+            if status == DONE:
+                uploads.keep()
+        if status != DONE:
+            return _explained(invocation, status, seat)
+        return _lead_to(seat, ports + _forwarded(invocation), invocation)
     finally:
         seat.close()
+
+
+def _for_there(words: Sequence[str]) -> tuple[bool, Invocation]:
+    """Return the line for the client over there, which is not told of this host, and whether it differs."""
+    line = grammar.parse([*words])
+    ours = {verbs.UPLOAD.flag, verbs.TUNNEL.flag}
+    differs = any(not ours.isdisjoint(step.options) for step in line.steps())
+    for step in line.steps():
+        step.options.pop(verbs.TUNNEL.flag, None)
+    return differs, line
+
+
+def _lead_to(seat: Seat, ports: list[tuple[str, int]], invocation: Invocation) -> int:
+    """Say how to reach ports over there, or hold a way to them; return the exit status."""
+    if any(verbs.TUNNEL.flag in step.options for step in invocation.steps()):
+        return tunnel.hold(seat, ports) if ports else DONE
+    if verbs.QUIET.flag not in invocation.options:
+        for address, port in ports:
+            line = shell_line(["ssh", "-N", "-L", f"{port}:{bracketed(address)}:{port}", seat.host])
+            say(f"port {port} is one of {seat.host}; to have it on this host as well: {line}")
+    return DONE
 
 
 def _pass(invocation: Invocation, words: Sequence[str], seat: Seat) -> int:
@@ -95,8 +126,8 @@ def _only_asks_for_vnc(invocation: Invocation) -> bool:
     return invocation.command.verb == "vnc" and invocation.then is None and plain
 
 
-def _vnc(invocation: Invocation, words: Sequence[str], seat: Seat) -> int:
-    """Have a viewer admitted over there, and say how it comes to the port."""
+def _vnc(invocation: Invocation, words: Sequence[str], seat: Seat, ports: list[tuple[str, int]]) -> int:
+    """Have a viewer admitted over there; add the port to which this host needs a way."""
     said: list[bytes] = []
     command = [PROGRAM.name, verbs.JSON.flag, *words]
     status = session.piped(seat, command, said.append, with_input=False)
@@ -109,14 +140,13 @@ def _vnc(invocation: Invocation, words: Sequence[str], seat: Seat) -> int:
     except (ValueError, TypeError, KeyError):
         raise Failed(f"the answer of {seat.host} is not understood", hint=_its_help(seat.host)) from None
     if is_loopback(address):
-        _say_tunnel(seat.host, address, port)
+        ports.append((address, port))
     return DONE
 
 
-def _say_tunnels(invocation: Invocation, host: str) -> None:
-    """Say how to reach the ports that `forward` has opened over there."""
-    if verbs.QUIET.flag in invocation.options:
-        return
+def _forwarded(invocation: Invocation) -> list[tuple[str, int]]:
+    """Return the addresses and ports of the other host that `forward` has opened for it alone."""
+    found = []
     for step in invocation.steps():
         wires = step.arguments[1:] if step.command.verb == "forward" else ()
         for wire in wires:
@@ -124,14 +154,8 @@ def _say_tunnels(invocation: Invocation, host: str) -> None:
                 ports = list(ssh_route.forwards(f"user:{wire}"))
             except ValueError:  # a word such as none
                 continue
-            for address, port, _ in ports:
-                if is_loopback(address):
-                    _say_tunnel(host, address, port)
-
-
-def _say_tunnel(host: str, address: str, port: int) -> None:
-    line = shell_line(["ssh", "-N", "-L", f"{port}:{bracketed(address)}:{port}", host])
-    say(f"port {port} is one of {host}; to have it on this host as well: {line}")
+            found += [(address, port) for address, port, _ in ports if is_loopback(address)]
+    return found
 
 
 # -- What went wrong --
@@ -179,8 +203,10 @@ def _its_help(host: str) -> str:
 
 def _say_whose_files(steps: Sequence[Invocation], host: str) -> None:
     """Say that files are those of the other host if a word of the line is a file of this one."""
-    for word in (word for step in steps for word in step.arguments):
+    unsent = [step for step in steps if verbs.UPLOAD.flag not in step.options]
+    for verb, word in ((step.command, word) for step in unsent for word in step.arguments):
         if os.path.isfile(word):
             line = shell_line(["scp", "--", word, f"{host}:"])
-            advise(f"files are those of {host}; to copy this one there: {line}")
+            way = f"{verbs.UPLOAD.flag}, or {line}" if verb.knows(verbs.UPLOAD) else line
+            advise(f"files are those of {host}; to copy this one there: {way}")
             return

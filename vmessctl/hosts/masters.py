@@ -52,7 +52,7 @@ class Seat(PlainRecord):
 
     def argv(self, *options: str) -> list[str]:
         """Return the words of ssh for a session, before the command."""
-        return ["ssh", "-S", _escaped(self.path), "-a", "-x", *_settings(SESSION), *options, "--", self.host]
+        return ["ssh", "-S", escaped(self.path), "-a", "-x", *_settings(SESSION), *options, "--", self.host]
 
     def close(self) -> None:
         """Give the place back."""
@@ -116,7 +116,7 @@ def _start(seat: Seat, *, may_ask: bool) -> None:
     """Log in to a host; raises Unreachable."""
     settings, seconds = _unset(seat.host)
     options = _settings({**MASTER, **settings, **({} if may_ask else {"BatchMode": "yes"})})
-    argv = ["ssh", "-N", "-f", "-S", _escaped(seat.path), "-a", "-x", *options, "--", seat.host]
+    argv = ["ssh", "-N", "-f", "-S", escaped(seat.path), "-a", "-x", *options, "--", seat.host]
     if may_ask:
         status, said = foreground.run(argv), ""
     else:
@@ -204,7 +204,7 @@ def _answers(path: str) -> bool:
     return True
 
 
-def _escaped(path: str) -> str:
+def escaped(path: str) -> str:
     """Return a path in which ssh expands nothing."""
     return path.replace("%", "%%")
 

@@ -22,6 +22,11 @@ PROLOGUE = f"{_LOOK}exit 127; {_GO}"
 of its own."""
 MARKED_PROLOGUE = _LOOK + '{ echo "$0 -"; exit 127; }; echo "$0 $$"; ' + _GO
 """The same, but a line comes first: the mark, and the PID that the command is about to have, or `-`."""
+WATCHED_PROLOGUE = MARKED_PROLOGUE.replace(
+    'exec "$@"', 'exec 3<&0; (cat <&3; kill $$) >/dev/null 2>&1 & exec "$@" </dev/null 3<&-'
+)
+"""The same for a command without input: it is killed when the input of the session ends, because the client
+here is dead, or the connection. sshd(8) would not say so, and the command would go on until it writes."""
 
 
 def quoted(word: str) -> str:
@@ -34,12 +39,13 @@ def quoted(word: str) -> str:
     return "'" + "".join(f"'\\{char}'" if char in BARE else char for char in word) + "'"
 
 
-def remote_line(words: Sequence[str], called: str, mark: str = "") -> str:
+def remote_line(words: Sequence[str], called: str, mark: str = "", *, watched: bool = False) -> str:
     """Return the line that runs a command over there; with a mark, its output begins with it.
 
-    `called` is how hints of the command name the program.
+    `called` is how hints of the command name the program. A command that is `watched` has no input, and ends
+    when that of the session does.
     """
-    script = MARKED_PROLOGUE if mark else PROLOGUE
+    script = WATCHED_PROLOGUE if mark and watched else MARKED_PROLOGUE if mark else PROLOGUE
     return " ".join(map(quoted, ("exec", "sh", "-c", script, mark or "sh", called, *words)))
 
 

@@ -42,7 +42,7 @@ def has_terminal() -> bool:
 
 def on_terminal(seat: Seat, words: Sequence[str]) -> int:
     """Run a command over there with a terminal like ours; return its exit status."""
-    argv = [*seat.argv("-q", "-t", "-e", "none"), remote_line(words, _called(seat))]
+    argv = [*seat.argv("-q", "-t", "-e", "none"), remote_line(words, called(seat))]
     with signals.heard_by(_end):  # Ctrl-C is a key for the terminal over there
         return foreground.as_shell(foreground.run(argv, descriptors=[seat.descriptor]))
 
@@ -51,7 +51,8 @@ def _end(number: int) -> None:
     raise Ended(foreground.KILLED + number)
 
 
-def _called(seat: Seat) -> str:
+def called(seat: Seat) -> str:
+    """Return how hints of a command over there name the program."""
     return f"{PROGRAM} --host {seat.host}"
 
 
@@ -61,13 +62,39 @@ def piped(seat: Seat, words: Sequence[str], put: Sink, *, with_input: bool) -> i
     Raises:
         Unreachable: the connection broke, or the login shell did not run the command.
     """
-    mark = f"vmess-{os.urandom(8).hex()}"
-    argv = [*seat.argv("-T"), remote_line(words, _called(seat), mark)]
+    mark = new_mark()
+    line = remote_line(words, called(seat), mark, watched=not with_input)
+    if with_input:
+        return _Relay(seat, begun(seat, line), Opening(mark), put).run()
+    source, life = os.pipe()  # which ends with this process, however that ends
     try:
-        process = foreground.beside(argv, with_input=with_input, descriptors=[seat.descriptor])
+        return _Relay(seat, begun(seat, line, source), Opening(mark), put).run()
+    finally:
+        os.close(life)
+
+
+def new_mark() -> str:
+    """Return a word that nothing else prints."""
+    return f"vmess-{os.urandom(8).hex()}"
+
+
+def begun(seat: Seat, line: str, source: int | None = None) -> Child:
+    """Start a session in which the login shell over there gets this line, with our input or that descriptor.
+
+    The descriptor is closed here. Raises Unreachable.
+    """
+    try:
+        return foreground.beside(
+            [*seat.argv("-T"), line],
+            source=source,
+            with_input=source is None,
+            descriptors=[seat.descriptor],
+        )
     except OSError as error:
         raise Unreachable(f"ssh cannot be run: {reason(error)}", hint="install openssh-client") from None
-    return _Relay(seat, process, Opening(mark), put).run()
+    finally:
+        if source is not None:
+            os.close(source)
 
 
 class _Relay(PlainRecord):

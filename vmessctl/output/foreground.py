@@ -103,17 +103,29 @@ def heard(command: Sequence[str], seconds: float) -> tuple[int, str]:
         os.close(errors)
 
 
+def ends_within(process: Child, seconds: float) -> bool:
+    """Wait for the end of a program, at most for so many seconds; tell whether it has ended."""
+    import subprocess  # noqa: PLC0415 -- few verbs need it
+
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def beside(
     command: Sequence[str],
     *,
+    source: int | None = None,
     with_input: bool = False,
     with_errors: bool = False,
     descriptors: Sequence[int] = (),
 ) -> Child:
     """Start a program whose output is read here; signals of the terminal, such as Ctrl-C, do not reach it.
 
-    It has our standard input or none, and our standard error, unless that is read here, too. It inherits the
-    descriptors.
+    Its input is `source`, our standard input or none, and it has our standard error, unless that is read here,
+    too. It inherits the descriptors.
 
     Raises:
         OSError: it cannot be started.
@@ -123,7 +135,7 @@ def beside(
     return subprocess.Popen(
         command,
         bufsize=0,
-        stdin=None if with_input else subprocess.DEVNULL,
+        stdin=None if with_input else subprocess.DEVNULL if source is None else source,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if with_errors else None,
         start_new_session=True,

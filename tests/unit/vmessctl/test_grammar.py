@@ -314,7 +314,11 @@ REFUSED = (
     ("start", "start needs a VM", "usage: vmess <vmname> start [--at-once N]"),
     ("ram 2G", "ram needs a VM", "usage: vmess <vmname> ram [size|none]"),
     ("kill", "stop needs a VM", f"usage: {BY_VERB['stop'].usage()}"),
-    ("cdrom debian.iso", "cdrom needs a VM", "usage: vmess <vmname> cdrom [path-to-iso|none] [--force]"),
+    (
+        "cdrom debian.iso",
+        "cdrom needs a VM",
+        "usage: vmess <vmname> cdrom [path-to-iso|none] [--force] [--upload]",
+    ),
     ("stop start newvm", "stop needs a VM", f"usage: {BY_VERB['stop'].usage()}"),
     ("start leaf stop spine", "stop takes force or nothing, not 'spine'", f"usage: {BY_VERB['stop'].usage()}"),
     (
@@ -390,7 +394,7 @@ REFUSED = (
     (
         "a b forward 0 2222:22",
         "forward takes one VM, not 2",
-        "usage: vmess <vmname> forward <ifnum> <hostport>:<guestport|none>",
+        "usage: vmess <vmname> forward <ifnum> <hostport>:<guestport|none> [--tunnel]",
     ),
     (
         "newvm connect 0 br0 --yes",
