@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, TERSE, Invocation
@@ -13,6 +14,7 @@ from vmessctl.commands.progress import follow
 from vmessctl.formats import domain, kubevirt, libvirt, machine, proxmox
 from vmessctl.output import rendering
 from vmessctl.output.descriptors import write_all
+from vmessctl.output.foreground import KILLED
 from vmessctl.output.new_file import STANDARD, NewFile, must_be_new
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, tell
@@ -91,6 +93,7 @@ def take(invocation: Invocation, form: str) -> int:
         raise InvalidValue(f"--format {quoted(form)} is not libvirt; for an archive or an OVA, leave it out")
     wanted = domain.read(_text(file))
     vm = _named(wanted.name, more)
+    _end_by_exception()
     with _Sources(wanted) as sources:
         client = connect(invocation)
         try:
@@ -103,6 +106,7 @@ def take(invocation: Invocation, form: str) -> int:
                 _bring(client, vm, slot, source, sources.opened[slot])
             remarks += _connect(client, vm, wanted)  # last, as it may create bridges
         except BaseException:
+            client.close()  # which ends what the daemon does for it
             _undo(invocation, vm)
             raise
         client.close()
@@ -113,6 +117,14 @@ def take(invocation: Invocation, form: str) -> int:
     for remark in remarks:
         say(command(f"{vm}: {printable(remark)}"))
     return DONE
+
+
+def _end_by_exception() -> None:
+    """Have signals that end this program raise SystemExit, so that what is half made goes."""
+    import signal  # noqa: PLC0415 -- slow to import
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(KILLED + number))
 
 
 def _text(file: str) -> bytes:

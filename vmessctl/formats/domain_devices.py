@@ -143,8 +143,10 @@ def _interface(found: Domain, tree: Tree, element: Element, number: int) -> None
     mac, model, link = (tree.within(element, tag) for tag in ("mac", "model", "link"))
     tree.within(element, "target")
     wire = "-"
-    if kind == "bridge" and source is not None:
-        wire = source.get("bridge", "-")
+    if kind == "bridge":
+        wire = "" if source is None else source.get("bridge", "")
+        if not wire or ":" in wire or wire in ("-", "user"):  # words of ifadd that mean something else
+            raise InvalidValue(f"interface {number}: {quoted(wire)} is not the name of a bridge")
     elif kind == "user":
         wire = "user"
     elif kind not in ("ethernet", "null"):

@@ -6,8 +6,6 @@ understood here is not lost in silence: it becomes a remark.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from vmessctl import light_json
 from vmessd.core.cloud_init import MEDIUM
 from vmessd.core.errors import BadFile, InvalidValue, shell_line
@@ -18,7 +16,7 @@ from vmessd.core.settings import BOOT_ONCE, CARRIER, MACHINE, SHARES, UNITS, siz
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
 MEMORY_DEFAULT = 128 * UNITS["M"]
@@ -193,11 +191,10 @@ def _own_words(machine: Machine, argv: list[str]) -> list[str]:
 
 
 def _read(machine: Machine, argv: Sequence[str], nics: Sequence[Mapping[str, Any]]) -> None:
-    words = [word for word in argv if word not in _PLAIN]
     nodes: dict[str, dict[str, Any]] = {}
     devices: list[dict[str, str]] = []
     wires = {f"net{nic['index']}": nic for nic in nics}
-    for option, value in [*pairwise(words)][::2]:
+    for option, value in _options(argv):
         if option == "-blockdev":
             node = light_json.loads(value)
             nodes[node["node-name"]] = node
@@ -213,6 +210,14 @@ def _read(machine: Machine, argv: Sequence[str], nics: Sequence[Mapping[str, Any
         machine.firmware = (_path(nodes, "firmware"), _path(nodes, "variables"))
     for device in devices:
         _add(machine, device, nodes, wires)
+
+
+def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the options that have a value."""
+    words = iter(argv)
+    for word in words:
+        if word not in _PLAIN:
+            yield word, next(words, "")
 
 
 def _machine_type(machine: Machine, value: str) -> None:

@@ -205,7 +205,7 @@ def test_nothing_is_said_of_a_vm_that_would_not_start_or_starts_differently_once
 
 
 def test_what_is_not_understood_on_the_command_line_is_said() -> None:
-    command = [*SMALL["command"], "-device", "new-card,id=x", "-newoption", "a b"]
+    command = [*SMALL["command"], "-append", "-S", "-device", "new-card,id=x", "-newoption", "a b"]
     lost = machine.of({**SMALL, "command": command}).lost
     assert lost == ["not carried over: -newoption 'a b'", "not carried over: device new-card"]
 
@@ -264,6 +264,10 @@ BAD = {
     "no file": (xml(devices=image("")), "has no file"),
     "luks": (xml(devices=image("<source file='/a'><encryption format='luks'/></source>")), "encrypted"),
     "vmdk": (xml(devices=image().replace("qcow2", "vmdk")), "raw or qcow2"),
+    "a bridge that is a word of ifadd": (
+        xml(devices="<interface type='bridge'><source bridge='user:0.0.0.0:22:22'/></interface>"),
+        "is not the name of a bridge",
+    ),
     "27 disks": (xml(devices=image() * 27), "27 disks"),
 }
 
