@@ -12,7 +12,7 @@ from vmessd.core.errors import BadFile, InvalidValue, shell_line
 from vmessd.core.machine_types import is_i440fx, is_q35
 from vmessd.core.names import CDROM, DISKS
 from vmessd.core.plainrecord import PlainRecord
-from vmessd.core.settings import BOOT_ONCE, CARRIER, MACHINE, SHARES, UNITS, size
+from vmessd.core.settings import BOOT_ONCE, BY_FILE, MACHINE, SHARES, UNITS, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ _CONTROLLERS = {"ahci", "virtio-scsi-pci", "pci-bridge", "virtio-serial-pci", "v
 _SHARED = {"virtio-9p-pci", "vhost-user-fs-pci"}
 _CARD = {"driver", "netdev", "addr", "mac", "id", "bootindex", "speed", "duplex", "host_mtu"}
 """Properties of a network card that vmess gives it; others come from NIC_EXARGS."""
+_CARRIED = {
+    *("SMP", "RAM", "CPU", "ACCEL", "MACHINE", "VGA", "RNG", "AGENT", "SERIAL", "TPM", "SMBIOS", "BOOT_ORDER"),
+    *("DISK_BUS", "FIRMWARE", "KERNEL", "INITRD", "APPEND", "NICS", "MACS", "SLOTS", "CABLES", "NIC_MODEL"),
+    *("STOP", "AUTOSTART", "RESTART", "LOCK", "RAW", "EXARGS", "NIC_EXARGS", "SHARES"),
+}
+"""Settings that go along, or of which something else is said here or by the formats."""
 
 
 class Image(PlainRecord):
@@ -344,8 +350,11 @@ def _left_behind(machine: Machine) -> list[str]:
     if SHARES in settings:
         tags = ", ".join(line.split()[0] for line in settings[SHARES].splitlines() if line.strip())
         found.append(f"not carried over: shares, which are directories of this host: {tags}")
-    if CARRIER in settings:
-        found.append(f"not carried over: carrier {settings[CARRIER]}")
+    found += [
+        f"not carried over: {BY_FILE[file].verb or file} {text}"
+        for file, text in settings.items()
+        if file in BY_FILE and file not in _CARRIED
+    ]
     if any(disk.slot in DISKS[4:] and disk.bus in (VIRTIO, NVME, SATA) for disk in machine.disks):
         found.append("disks behind hdd have other places on the PCI bus, so a guest may call them differently")
     return found
