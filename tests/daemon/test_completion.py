@@ -204,6 +204,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 and o not in ("--read-only", "--escape", "--listen", "--plain", "--send", "--expect", "--rate")
                 and o not in ("--filter", "--count", "--seconds", "--size")
                 and o not in ("--hub", "--switch", "--mtu")
+                and o not in ("--in", "--out", "--memory", "--no-memory", "--upload", "--tunnel")
             ),
         },
     ),

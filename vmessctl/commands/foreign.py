@@ -113,7 +113,8 @@ def take(invocation: Invocation, form: str) -> int:
     remarks += wanted.remarks
     emit(invocation, {"remarks": remarks}, vm)
     shown = "standard input" if file == STANDARD else printable(file)
-    tell(about(vm, f"imported from {shown}, disks: {' '.join(wanted.disks) or 'none'}", several=False))
+    done = phrase("import domain", file=shown, disks=" ".join(wanted.disks) or "none")
+    tell(about(vm, done, several=False))
     for remark in remarks:
         say(command(f"{vm}: {printable(remark)}"))
     return DONE
@@ -213,7 +214,10 @@ def _bring(client: Client, vm: str, slot: str, source: Source, fd: int) -> None:
     progress = follow(client, lambda now: f"{vm} {slot}: {now['step']}")
     if progress["source"] != source.form:
         differs = f"looks like {printable(progress['source'])}, and the XML says {source.form}"
-        raise Failed(f"{slot} {quoted(source.path, 300)} {differs}; nothing was imported")
+        raise Failed(
+            f"{slot} {quoted(source.path, 300)} {differs}; nothing was imported",
+            hint=f"what it is: {shell_line(['qemu-img', 'info', source.path])}",
+        )
 
 
 def _undo(invocation: Invocation, vm: str) -> None:

@@ -174,7 +174,10 @@ def of(info: Mapping[str, Any]) -> Machine:
     vm = info["status"]["name"]
     found = Machine(vm, {value["name"]: value["value"] for value in info["settings"]})
     if not info["command"]:
-        raise BadFile(f"{vm} cannot be started, so nothing can be said of it: {info['problem']}")
+        raise BadFile(
+            f"{vm} cannot be started, so nothing can be said of it: {info['problem']}",
+            hint=f"vmess {vm} start",
+        )
     if BOOT_ONCE in found.settings:
         raise InvalidValue(
             f"{vm} boots {found.settings[BOOT_ONCE]} at its next start only, which no other format knows",

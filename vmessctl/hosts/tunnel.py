@@ -10,6 +10,7 @@ from vmessctl.output import foreground
 from vmessctl.output.addresses import bracketed
 from vmessctl.output.terminal import say
 from vmessd.core.errors import DONE, Failed, Unreachable
+from vmessd.core.plainrecord import PlainRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,20 +30,65 @@ def hold(seat: Seat, ports: Sequence[tuple[str, int]]) -> int:
         Failed: a port is taken here.
         Unreachable: the connection broke.
     """
-    forwards = [f"{HERE}:{port}:{bracketed(address)}:{port}" for address, port in ports]
-    opened: list[str] = []
-    try:
-        for forward, (_, port) in zip(forwards, ports, strict=True):
-            status, said = _ask(seat, "forward", forward)
-            if status:
+    return _Tunnel(seat, ports).hold()
+
+
+class _Tunnel(PlainRecord):
+    """Forwarded ports, and the session beside them."""
+
+    def __init__(self, seat: Seat, ports: Sequence[tuple[str, int]]) -> None:
+        self._seat = seat
+        self._ports = ports
+        self._begun: list[str] = []
+        self._process: foreground.Child | None = None
+        self._signal = 0
+        """The first signal that came; 0 for none."""
+
+    def hold(self) -> int:
+        """Forward the ports until a signal comes; return the exit status."""
+        try:
+            with signals.heard_by(self._hear):
+                self._forward()
+                if not self._signal:
+                    self._wait()
+        finally:
+            for forward in self._begun:
+                _ask(self._seat, "cancel", forward)
+        return DONE if self._signal == signals.INTERRUPT else foreground.KILLED + self._signal
+
+    def _hear(self, number: int) -> None:
+        self._signal = self._signal or number
+        if self._process is not None:
+            self._process.terminate()
+
+    def _forward(self) -> None:
+        host = self._seat.host
+        for address, port in self._ports:
+            forward = f"{HERE}:{port}:{bracketed(address)}:{port}"
+            self._begun.append(forward)
+            status, said = _ask(self._seat, "forward", forward)
+            if status and not self._signal:
                 why = (said.strip().splitlines() or ["ssh does not say why"])[-1]
-                raise Failed(f"port {port} of this host cannot lead to {seat.host}: {why}")
-            opened.append(forward)
-            say(f"{HERE}:{port} on this host is port {port} of {seat.host}; Ctrl-C ends that")
-        return _until_signal(seat)
-    finally:
-        for forward in opened:
-            _ask(seat, "cancel", forward)
+                raise Failed(
+                    f"port {port} of this host cannot lead to {host}: {why}",
+                    hint=f"who has it: ss -ltnp | grep :{port}",
+                )
+            say(f"{HERE}:{port} on this host is port {port} of {host}; Ctrl-C ends that")
+
+    def _wait(self) -> None:
+        """Hold a session until a signal ends it."""
+        source, life = os.pipe()
+        self._process = session.begun(self._seat, remote_line(["cat"], session.called(self._seat)), source)
+        try:
+            if self._signal:  # it came between the two
+                self._process.terminate()
+            self._process.wait()
+        finally:
+            os.close(life)
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+        if not self._signal:
+            raise Unreachable(f"the connection to {self._seat.host} broke", hint="repeat the command")
 
 
 def _ask(seat: Seat, what: str, forward: str) -> tuple[int, str]:
@@ -50,25 +96,3 @@ def _ask(seat: Seat, what: str, forward: str) -> tuple[int, str]:
     path = masters.escaped(seat.path)
     argv = ["ssh", "-F", "/dev/null", "-S", path, "-O", what, "-L", forward, "--", seat.host]
     return foreground.heard(argv, masters.CONNECT_TIME)
-
-
-def _until_signal(seat: Seat) -> int:
-    """Hold a session until a signal ends it; Ctrl-C is the usual end."""
-    source, life = os.pipe()
-    process = session.begun(seat, remote_line(["cat"], session.called(seat)), source)
-    heard: list[int] = []
-
-    def end(number: int) -> None:
-        heard.append(number)
-        process.terminate()
-
-    try:
-        with signals.heard_by(end):
-            process.wait()
-    finally:
-        os.close(life)
-        if process.stdout is not None:
-            process.stdout.close()
-    if not heard:
-        raise Unreachable(f"the connection to {seat.host} broke")
-    return DONE if heard[0] == signals.INTERRUPT else foreground.KILLED + heard[0]

@@ -137,7 +137,9 @@ class _Keeper:
         while not output.endswith(b"\n"):
             data = os.read(self._process.stdout.fileno(), PIECE)
             if not data:
-                raise Failed(f"no directory can be made on {self._host}")
+                raise Failed(
+                    f"no directory can be made on {self._host}", hint=f"look there: ssh {self._host} df -h"
+                )
             output += opening.read(data)
         return output.decode("utf-8", "surrogateescape").rstrip("\n")
 
@@ -187,9 +189,11 @@ def _copy(seat: Seat, path: str, found: os.stat_result, directory: str) -> None:
     if there.stdout is not None:
         there.stdout.close()
     if written:
-        raise Failed(f"{quoted(path, 300)} cannot be copied to {seat.host}")
+        raise Failed(
+            f"{quoted(path, 300)} cannot be copied to {seat.host}", hint=f"look there: ssh {seat.host} df -h"
+        )
     if read:
-        raise Failed(f"{quoted(path, 300)} cannot be read")
+        raise Failed(f"{quoted(path, 300)} cannot be read whole", hint="leave it alone, and repeat the command")
 
 
 def _pump(tar: foreground.Child, sink: int, bar: Bar) -> None:

@@ -83,6 +83,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "unshared": ("", "{tag} is no longer shared"),
     "export": ("", "exported to {file}, {size}"),
     "import": ("", "imported from {file}, {size}"),
+    "import domain": ("", "imported from {file}, disks: {disks}"),
     "clone": ("", "cloned as {name}"),
     "snapshot": 2 * ("snapshot {name} of {disks}{memory}{still}",),
     "snapshot revert": 2 * ("back to snapshot {name}",),
