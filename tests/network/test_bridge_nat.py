@@ -173,6 +173,8 @@ def test_c145_guests_have_nat_dhcp_and_dns_and_the_end_leaves_no_trace(site: Sit
     assert [lease["address"] for lease in segment["nat"]["leases"]] == [address]
     assert f"net nat lab0 {RANGE}  # {address} web0\n" in site.daemon.done("net")
     assert "has NAT for" in refused(site.daemon, 1, "net", "delete", "lab0")
+    site.daemon.ip("neighbour flush dev lab0")
+    assert f"{address:<25} (DHCP, lab0)" in site.daemon.done("web0", "addr")
     site.daemon.done("net", "nat", "lab0", "off")
     assert site.state() == before
     assert refused(site.daemon, 1, "net", "nat", "lab0", "off") == "vmess: lab0 has no NAT"

@@ -1,12 +1,14 @@
 """The addresses of a guest, as far as the host can tell without asking the guest. Pure.
 
 The forwarding table of a bridge has the MACs behind a TAP. The neighbour tables of the host (ARP, NDP) have the
-IP addresses that the host has talked to. A link-local address follows from the MAC (RFC 4291, appendix A) if
-the guest forms it that way, as Linux does without NetworkManager or privacy extensions.
+IP addresses that the host has talked to, and dnsmasq notes what it gave guests by DHCP. A link-local address
+follows from the MAC (RFC 4291, appendix A) if the guest forms it that way, as Linux does without NetworkManager
+or privacy extensions.
 """
 
 import ipaddress
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from vmessd.core.dataclass import dataclass
 from vmessd.core.models.wires import VMAddress
@@ -25,6 +27,14 @@ def link_local(mac: str) -> str:
     return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + octets[:3] + b"\xff\xfe" + octets[3:]))
 
 
+class Leased(NamedTuple):
+    """An address that a guest got by DHCP from the host, and that is valid now."""
+
+    mac: str
+    ip: str
+    bridge: str
+
+
 @dataclass(frozen=True)
 class Tables:
     """The tables of the host."""
@@ -36,6 +46,8 @@ class Tables:
     """The names of links, by index."""
     spoken: frozenset[int] = frozenset()
     """The TAPs on which frames were heard, without a note of whose they were (Netlink.spoken)."""
+    leases: Sequence[Leased] = ()
+    """What guests got on bridges with NAT."""
 
 
 def behind(port: int, mac: str, forwarding: Sequence[Neighbour]) -> list[str]:
@@ -68,6 +80,10 @@ def of_interface(interface: int, mac: str, port: int, tables: Tables) -> list[VM
         for ip, index in known[station].items():
             source = f"neighbour table, {tables.names.get(index, index)}"
             found.append(VMAddress(interface, station, ip, seen=True, source=source, known=True))
+        for lease in tables.leases:
+            if lease.mac == station and lease.ip not in known[station]:
+                source = f"DHCP, {lease.bridge}"
+                found.append(VMAddress(interface, station, lease.ip, seen=True, source=source, known=True))
         if link_local(station) not in known[station]:
             source = f"EUI-64 of the MAC, {'which was' if station in heard else 'not'} heard"
             own = link_local(station)

@@ -163,10 +163,11 @@ class Details:
         """Return the neighbour and forwarding tables of the host; raises Failed."""
 
         def read() -> Tables:
+            leases = self._supervisor.host.leases()
             with self._supervisor.host.network.kernel() as kernel:
                 links = kernel.links()
                 shown = {link.index: link.name for link in links}
-                return Tables(kernel.forwarding(), kernel.neighbours(), shown, kernel.spoken(links))
+                return Tables(kernel.forwarding(), kernel.neighbours(), shown, kernel.spoken(links), leases)
 
         return await blocking.call(read)
 

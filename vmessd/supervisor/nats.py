@@ -10,6 +10,7 @@ import functools
 import ipaddress
 import logging
 import os
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from vmessd.core.nat import Nat
 from vmessd.network import nat_links, nat_rules
 from vmessd.network.kernel_errors import missing_capability
 from vmessd.network.links import Change
+from vmessd.network.neighbours import Leased
 from vmessd.network.rtnetlink import ROUTE_GROUP, Subscription
 from vmessd.qemu import dnsmasq, nft
 from vmessd.qemu.process import Process
@@ -384,14 +386,26 @@ class Nats:
         """Return all bridges with NAT and their leases, by name; blocks; raises Failed."""
         return {bridge: self._report(served) for bridge, served in [*self._served.items()]}
 
+    def leases(self) -> list[Leased]:
+        """Return what guests have by DHCP now, on all bridges; what cannot be read is left out; blocks."""
+        found: list[Leased] = []
+        for nat in [served.nat for served in [*self._served.values()]]:
+            with contextlib.suppress(VmessError):
+                valid = [lease for lease in self._leases(nat) if lease.expires > time.time()]
+                found += [Leased(lease.mac, str(lease.address), nat.bridge) for lease in valid]
+        return found
+
+    def _leases(self, nat: Nat) -> list[dnsmasq.Lease]:
+        with safefile.opened(self._root) as root:
+            data = safefile.read(root, _leases(nat), _LEASES_LIMIT) or b""
+        return dnsmasq.parse_leases(data.decode(errors="replace"), nat)
+
     def _report(self, served: Served) -> BridgeNat:
         nat = served.nat
         vms = dict(self._hosts(nat.bridge))
-        with safefile.opened(self._root) as root:
-            data = safefile.read(root, _leases(nat), _LEASES_LIMIT) or b""
         leases = [
             NatLease(str(lease.address), lease.mac, vms.get(lease.mac), float(lease.expires))
-            for lease in dnsmasq.parse_leases(data.decode(errors="replace"), nat)
+            for lease in self._leases(nat)
         ]
         first, last = str(nat.first), str(nat.last)
         return BridgeNat(

@@ -91,8 +91,9 @@ class Overviews:
     def _tables(self, taps: Sequence[Link]) -> Tables | None:
         """Return the neighbour and forwarding tables of the host; None if the kernel does not give them."""
         try:
+            leases = self._host.leases()
             with self._host.network.kernel() as kernel:
-                return Tables(kernel.forwarding(), kernel.neighbours(), {}, kernel.spoken(taps))
+                return Tables(kernel.forwarding(), kernel.neighbours(), {}, kernel.spoken(taps), leases)
         except VmessError:
             return None
 

@@ -112,6 +112,7 @@ class Supervisor:
         self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
         self.clones = Clones(root, host, self.snapshots, self._check_new, self._leftovers.remember)
         self.nats = Nats(root, host, self._hosts_on)
+        host.leases = self.nats.leases
         self._removing: set[str] = set()
         """VMs that are being removed, which may take some time."""
         self._others: list[str] = []

@@ -5,6 +5,7 @@ Checks of the host at the start of the daemon are in :func:`vmessd.config.check`
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vmessd.core.dataclass import dataclass
@@ -17,6 +18,7 @@ from vmessd.core.settings import SETTINGS, Setting
 from vmessd.network.displays import Displays
 from vmessd.network.duplicate_macs import Duplicates
 from vmessd.network.links import Network
+from vmessd.network.neighbours import Leased
 from vmessd.network.policy import Access
 from vmessd.qemu import command_line, credentials
 from vmessd.qemu.abilities import Abilities
@@ -55,6 +57,8 @@ class Host:
     network: Network = dataclasses.field(default_factory=lambda: Network(Access(os.geteuid())))
     residence: Residence = dataclasses.field(default_factory=Residence)
     """Where the daemon has its files."""
+    leases: Callable[[], Sequence[Leased]] = tuple
+    """Returns what guests got by DHCP on bridges with NAT; blocks; raises VmessError."""
     kills: Kills = dataclasses.field(default_factory=Kills)
     """OOM kills in the cgroups of the QEMUs."""
     kvm: Kvm = dataclasses.field(default_factory=Kvm)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vmessd.core import names
 from vmessd.core.models.wires import VMAddress
-from vmessd.network.neighbours import Tables, behind, link_local, of_interface
+from vmessd.network.neighbours import Leased, Tables, behind, link_local, of_interface
 from vmessd.network.netlink_replies import Neighbour
 
 MAC = names.mac("newvm0", 0)
@@ -177,3 +177,11 @@ def test_whatever_was_heard_every_station_is_told_and_nothing_twice(
         assert (mac, link_local(mac)) in told
     for one in found:
         assert one.seen is any(entry.mac == one.mac and entry.ip == one.address for entry in neighbours)
+
+
+def test_what_a_guest_got_by_dhcp_is_known_before_it_was_heard() -> None:
+    leases = [Leased(MAC, "10.99.0.7", "lab0"), Leased("02:00:00:00:00:99", "10.99.0.8", "lab0")]
+    found = of_interface(0, MAC, PORT, Tables([], [], LINKS, leases=leases))
+    assert [(one.address, one.source) for one in found if one.known] == [("10.99.0.7", "DHCP, lab0")]
+    both = of_interface(0, MAC, PORT, Tables([], [neighbour(MAC, "10.99.0.7")], LINKS, leases=leases))
+    assert [one.source.partition(",")[0] for one in both if one.known] == ["neighbour table"]
