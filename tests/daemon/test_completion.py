@@ -97,14 +97,15 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             "screenshot",
             "smbios",
             "snapshot",
+            "startup",
         },
     ),
-    ("b0 st|", {"start", "status"}),
-    ("c0 st|", {"start", "stop", "status"}),
-    ("a b st|", {"start", "stop", "status"}),
+    ("b0 st|", {"start", "startup", "status"}),
+    ("c0 st|", {"start", "startup", "stop", "status"}),
+    ("a b st|", {"start", "startup", "stop", "status"}),
     ("newvm | ", {"make", "a0", "b0", "c0"}),
-    ("'*' st|", {"start", "stop", "status"}),
-    ("--all st|", {"start", "stop", "status"}),
+    ("'*' st|", {"start", "startup", "stop", "status"}),
+    ("--all st|", {"start", "startup", "stop", "status"}),
     ("a|", {"a0", "accel", "addr", "agent", "append", "autostart"}),
     # VMs behind a verb that stands first
     ("start |", {"b0", "c0"}),
@@ -146,6 +147,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             "screenshot",
             "smbios",
             "snapshot",
+            "startup",
         },
     ),
     ("cdrom a |", {":files", "none"}),
@@ -200,7 +202,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                 and o not in ("-b", "-n", "-d", "--sort", "-o", "--no-header", "--command")
                 and o not in ("--linked", "--format", "--image")
                 and o not in ("--user", "--key", "--password", "--password-file", "--hostname", "--raw")
-                and o not in ("-i", "--forget")
+                and o not in ("-i", "--forget", "--as")
                 and o not in ("--read-only", "--escape", "--listen", "--plain", "--send", "--expect", "--rate")
                 and o not in ("--filter", "--count", "--seconds", "--size")
                 and o not in ("--hub", "--switch", "--mtu")
@@ -233,6 +235,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             "screenshot",
             "smbios",
             "snapshot",
+            "startup",
         },
     ),
     (
@@ -251,6 +254,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             "screenshot",
             "smbios",
             "snapshot",
+            "startup",
         },
     ),
     ("a ifadd -- 1 s|", set()),
@@ -273,9 +277,9 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("net ignore a|", {"a0e0"}),
     ("daemon |", {"status", "stop", "log"}),
     ("completion |", {"bash", "zsh", "fish", "words"}),
-    ("help st|", {"start", "stop", "status"}),
+    ("help st|", {"start", "startup", "stop", "status"}),
     ("help |", {*GLOBAL, *VERBS, *GROUPS, *helptext.TOPICS}),
-    ("newvm help sta|", {"start", "status"}),
+    ("newvm help sta|", {"start", "startup", "status"}),
     ("help net v|", {"vlan"}),
     ("net help v|", {"vlan"}),
     ("help start |", set()),
@@ -285,8 +289,8 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a stop --timeout |", set()),
     ("--socket |", {":files"}),
     ("--socket=|", {"--socket=:files"}),
-    ("--a|", {"--all", "--at-once"}),
-    ("a --a|", {"--at-once"}),
+    ("--a|", {"--all", "--as", "--at-once"}),
+    ("a --a|", {"--as", "--at-once"}),
     ("list --j|", {"--json"}),
     ("--json --j|", set()),
     # what makes no sense is not completed
@@ -433,9 +437,10 @@ TYPED = (
     ("vmessctl start {b}", "vmessctl start {B}"),
     ("vmessctl stop {a}", "vmessctl stop {A}"),
     ("vmess {a}", "vmess {A}"),
-    ("vmess {B} star", "vmess {B} start"),
+    ("vmess {B} rena", "vmess {B} rename"),
     ("vmess {A} sto", "vmess {A} stop"),
-    ("vmess {A} star", "vmess {A} star"),  # it runs
+    ("vmess {A} star", "vmess {A} startup"),
+    ("vmess {A} rena", "vmess {A} rena"),  # it runs
     ("vmess {A} cdrom iso", "vmess {A} cdrom isos/"),
 )
 
@@ -449,7 +454,7 @@ def test_a_shell_completes_a_line(shell: Shell, program: str) -> None:
         if program == "fish":
             # It finds the letters also in the middle of words, and has those that begin so come first.
             found, last = shell.fish(typed), wanted.split()[-1]
-            assert "start" not in found if typed == wanted else found[0] == last, (typed, found)
+            assert "rename" not in found if typed == wanted else found[0] == last, (typed, found)
         else:
             assert shell.type(program, typed) == wanted
 

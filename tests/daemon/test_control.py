@@ -73,7 +73,7 @@ def interface(common: Daemon) -> varlink.Interface:
 
 
 VALUES = {"vm": "leaf0", "setting": "ram", "value": "16M", "force": False, "interval": 0.5, "aspect": "status"}
-VALUES |= {"image": 0, "files": 0}
+VALUES |= {"image": 0, "files": 0, "configuration": 0}
 ENDLESS = {"Top", "Watch", "Serial"}
 """Methods whose replies have no last one."""
 
@@ -721,6 +721,7 @@ READING = {"Daemon", "List", "Status", "Info", "Look", "Top", "Watch", "Serial",
         "Overview",
         "Images",
         "CloudInit",
+        "Startup",
         "Snapshots",
         "NewerSnapshots",
     ),

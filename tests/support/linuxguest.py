@@ -96,40 +96,66 @@ def boot_files(*, agent: bool = False) -> tuple[Path, Path]:
     """Return kernel and initramfs, kept with the Python that runs the tests; skips the test without them."""
     if lacking := missing():
         pytest.skip(f"a guest with Linux needs {' and '.join(lacking)}")
-    tree = debs.unpacked(debs.needed_by("linux-image-cloud-amd64", r"linux-image-\S+"))
     programs = {"bin/dropbear": str(shutil.which(DROPBEAR, path="/usr/sbin:/usr/bin"))}
     if has_sftp():
         programs["usr/lib/sftp-server"] = SFTP
     if agent:
         programs["bin/qemu-ga"] = str(debs.unpacked("qemu-guest-agent") / "usr/sbin/qemu-ga")
-    modules = (*MODULES, *(AGENT_MODULES if agent else ()))
+    return built(INIT, programs, (*MODULES, *(AGENT_MODULES if agent else ())))
+
+
+def built(
+    init: str, programs: Mapping[str, str], modules: Sequence[str], libraries: Sequence[Path] = ()
+) -> tuple[Path, Path]:
+    """Return kernel and initramfs of a guest with a script as init, kept with the Python that runs the tests.
+
+    `programs` are files of the host by their place in the guest; `libraries` are directories with the shared
+    libraries that the host has not installed.
+    """
+    if "busybox-static" in missing():
+        pytest.skip("a guest with Linux needs busybox-static")
+    tree = debs.unpacked(debs.needed_by("linux-image-cloud-amd64", r"linux-image-\S+"))
     place = Path(sys.prefix, "linux-guest")
     place.mkdir(exist_ok=True)
     with (place / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         [kernel] = (tree / "boot").glob("vmlinuz-*")
-        digest = hashlib.sha256(f"{INIT} {programs} {modules} {kernel}".encode()).hexdigest()[:12]
+        digest = hashlib.sha256(f"{init} {programs} {modules} {kernel}".encode()).hexdigest()[:12]
         initrd = place / f"initrd-{digest}.gz"
         if not initrd.exists():
-            initrd.write_bytes(gzip.compress(b"".join(_archive(tree, programs, modules)), 1))
+            files = {"init": (0o755, init.encode()), **_programs(programs, libraries)}
+            initrd.write_bytes(gzip.compress(b"".join(_archive(tree, files, modules)), 1))
     return kernel, initrd
 
 
-def options(*, agent: bool = False) -> str:
-    """Return the EXARGS of a VM with this guest."""
-    kernel, initrd = boot_files(agent=agent)
+def options(*, agent: bool = False, files: tuple[Path, Path] | None = None) -> str:
+    """Return the EXARGS of a VM with this guest, or with another one whose kernel and initramfs are `files`."""
+    kernel, initrd = files or boot_files(agent=agent)
     return shlex.join(["-kernel", str(kernel), "-initrd", str(initrd), "-append", COMMAND_LINE, "-no-reboot"])
 
 
-def _archive(tree: Path, programs: Mapping[str, str], modules: Sequence[str]) -> Iterator[bytes]:
-    """Yield an initramfs as cpio in the format newc (Linux, Documentation/driver-api/early-userspace)."""
-    files: dict[str, tuple[int, bytes]] = {"init": (0o755, INIT.encode()), "bin/busybox": _file(Path(BUSYBOX))}
-    files["sbin/shutdown"] = (0o755, SHUTDOWN.encode())
+def _programs(programs: Mapping[str, str], libraries: Sequence[Path]) -> dict[str, tuple[int, bytes]]:
+    """Return modes and contents of busybox, of these programs, and of the libraries that they load."""
+    files = {"bin/busybox": _file(Path(BUSYBOX)), "sbin/shutdown": (0o755, SHUTDOWN.encode())}
+    environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(map(str, libraries))}
     for name, program in programs.items():
         files[name] = _file(Path(program))
-        shown = subprocess.run(["ldd", program], capture_output=True, text=True, check=True, timeout=30 * UNIT)
+        if not files[name][1].startswith(b"\x7fELF"):
+            continue
+        words = ["ldd", program]
+        shown = subprocess.run(
+            words, env=environment, capture_output=True, text=True, check=True, timeout=30 * UNIT
+        )
+        if lacking := re.findall(r"(\S+) => not found", shown.stdout):
+            pytest.skip(f"{name} needs {' and '.join(lacking)}")
         for library in re.findall(r"(/\S+) \(", shown.stdout):
-            files[library.lstrip("/")] = _file(Path(library))
+            own = any(Path(library).is_relative_to(place) for place in libraries)
+            files[f"lib/{Path(library).name}" if own else library.lstrip("/")] = _file(Path(library))
+    return files
+
+
+def _archive(tree: Path, files: dict[str, tuple[int, bytes]], modules: Sequence[str]) -> Iterator[bytes]:
+    """Yield an initramfs as cpio in the format newc (Linux, Documentation/driver-api/early-userspace)."""
     order = []
     for module in _with_depended(tree, modules):
         files[f"modules/{module.name}"] = (0o644, module.read_bytes())

@@ -73,7 +73,7 @@ WRAPPED = {
         *(f"vmessd.api.{module}" for module in ("wire_errors", "interface", "connection", "server")),
         *(f"vmessd.api.{group}" for group in GROUPS),
     },
-    "pycdlib": {"vmessd.storage.nocloud"},
+    "pycdlib": {"vmessd.storage.iso9660"},
     "xml": {"vmessd.core.plain_xml", "vmessd.storage.ovf"},
     "sdnotify": {"vmessd.core.systemd"},
     "subprocess": {"vmessd.qemu.process", "vmessctl.output.foreground"},

@@ -116,6 +116,7 @@ ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     **dict.fromkeys(("FILE", "user-data", "meta-data", "network-config"), lambda _world: [FILES]),
     "path": lambda _world: [FILES],
     "PATH": lambda _world: [FILES],
+    "WAY": lambda _world: [(way, "") for way in ("cd", "disk", "fw_cfg:opt/", "smbios", "console")],
     "size": lambda _world: [(size, "") for size in SIZES],
     "N": lambda _world: [(number, "") for number in NUMBERS],
 }

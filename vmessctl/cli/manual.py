@@ -117,6 +117,10 @@ IMAGES = (
         "newvm0-cloud-init.iso",
         "The medium for cloud-init, made of USER_DATA, META_DATA and NETWORK_CONFIG. Verb: cloud-init.",
     ),
+    (
+        "newvm0-startup.iso, startup-disk",
+        "The CD, or the directory that QEMU shows as a FAT disk, made of STARTUP_CONFIG. Verb: startup.",
+    ),
 )
 
 RECORDS = (
@@ -130,6 +134,7 @@ RECORDS = (
     ("serial2.log, serial3.log", "The output of further serial ports."),
     ("serial.log.1, qemu.log.1", "The older part of a long log."),
     ("qemu.pid, run.json", "The running QEMU."),
+    ("startup.json", "What became of the startup configuration that was typed on the console."),
     ("exit.json", "How the last run ended."),
     ("plan.json, merging", "A change of snapshots that is in progress, or was cut short."),
     ("bases.json", "Size and time of the images below the disks, at the last start."),

@@ -101,7 +101,7 @@ KEYS = Summary(LOOK, "Press keys, await output")
 MACHINE = Summary(HARDWARE, "CPUs, memory, machine type")
 DEVICES = Summary(HARDWARE, "Devices; what boots first")
 BOOT = Summary(HARDWARE, "UEFI, or a kernel")
-GUEST = Summary(HARDWARE, "Agent, TPM, serial ports")
+GUEST = Summary(HARDWARE, "Agent, TPM, startup file")
 EXTRAS = Summary(HARDWARE, "NICs, more for QEMU")
 DRIVE = Summary(DISKS, "Disks, CD, shares")
 NICS = Summary(WIRES, "Interfaces and addresses")
@@ -202,6 +202,9 @@ PASSWORD_FILE = Option(
 )
 HOSTNAME = Option("--hostname", "Name of the guest; by default that of the VM.", "NAME")
 RAW = Option("--raw", "Accept user-data that cloud-init would ignore.")
+AS = Option(
+    "--as", "Hand it over as cd[:NAME], disk[:NAME], fw_cfg:opt/NAME or smbios, or type it: console.", "WAY"
+)
 IDENTITY = Option("-i", "Log in with this private key.", "FILE")
 FORGET = Option("--forget", "Forget the host key of the guest, for example because its disk is another.")
 HELP = Option("--help", "Show help for the verb, or for all verbs. Also -h.")
@@ -218,7 +221,7 @@ OPTIONS = {
         *(COMMAND, NO_HEADER, COLUMNS, LINKED, FORMAT, IMAGE, HUB, SWITCH, MTU, INCOMING, OUTGOING),
         *(MEMORY, NO_MEMORY),
         *(UPLOAD, TUNNEL),
-        *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, IDENTITY, FORGET),
+        *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, AS, IDENTITY, FORGET),
     )
 }
 EVERY_OPTION = [
@@ -582,6 +585,23 @@ COMMANDS: tuple[Command, ...] = (
         running=WAITS,
         summary=MAKE,
         example="newvm cloud-init --key id_ed25519.pub",
+    ),
+    Command(
+        "startup",
+        "Give the guest this configuration at its start, as its kind reads it: on a CD, the default, or a\n"
+        "FAT disk, as a file of its own or another name; in fw_cfg; as a string of SMBIOS (type 11); or\n"
+        "typed on the console, once, each line after the prompt of --expect. The VM keeps a copy of the\n"
+        "file. none removes it.",
+        "SetStartup",
+        "startup.run",
+        arguments="[file|none]",
+        options=(AS, EXPECT, RATE),
+        many=True,
+        reports=True,
+        files="STARTUP, STARTUP_CONFIG, newvm0-startup.iso, startup-disk, startup.json",
+        running=WAITS,
+        summary=GUEST,
+        example="newvm startup r1.cfg --as cd:iosxe_config.txt",
     ),
     Command(
         "ifadd",

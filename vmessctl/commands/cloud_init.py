@@ -7,6 +7,7 @@ import sys
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.commands import passed_files
 from vmessctl.output.phrases import about, phrase
 from vmessctl.output.terminal import emit, for_each, say, tell
 from vmessd.core import cloud_init
@@ -22,7 +23,6 @@ ORDER = (USER_DATA, META_DATA, NETWORK_CONFIG)
 """The files in the order of the arguments."""
 USUAL = (verbs.USER, verbs.KEY, verbs.PASSWORD, verbs.PASSWORD_FILE)
 """The options from which user-data is made."""
-STANDARD_INPUT = "-"
 NEW_KEY = "to make a key: ssh-keygen -t ed25519"
 
 
@@ -36,7 +36,7 @@ def run(invocation: Invocation) -> int:
     sizes = {names[name]: len(data) for name, data in files.items()}
 
     def work(client: Client, vm: str) -> int:
-        passed = _sealed(b"".join(files[name] for name in ORDER if name in files))
+        passed = passed_files.sealed(b"".join(files[name] for name in ORDER if name in files))
         try:
             client.send("SetCloudInit", {"vm": vm, "files": 0, "raw": raw, **sizes}, descriptor=passed)
         finally:
@@ -200,36 +200,5 @@ def hashed(password: str) -> str:
 
 
 def _read(path: str, hint: str | None = None) -> bytes:
-    """Return the content of a file of this person, or of standard input for `-`; raises InvalidValue.
-
-    A file that is too large is not read to its end. `hint` is for one that cannot be read.
-    """
-    if not path:
-        raise InvalidValue("'' is not the path of a file")
-    try:
-        if path == STANDARD_INPUT:
-            data = sys.stdin.buffer.read(cloud_init.LIMIT + 1)
-        else:
-            with open(os.path.expanduser(path), "rb") as file:
-                data = file.read(cloud_init.LIMIT + 1)
-    except OSError as error:
-        raise InvalidValue(f"{quoted(path, 300)} cannot be read: {reason(error)}", hint=hint) from None
-    except ValueError:  # a NUL byte
-        raise InvalidValue(f"{quoted(path, 300)} is not the path of a file") from None
-    if len(data) > cloud_init.LIMIT:
-        raise cloud_init.too_large(quoted(path, 300))
-    return data
-
-
-def _sealed(data: bytes) -> int:
-    """Return a descriptor of a memfd with this content that nobody can change any more; raises Failed."""
-    import fcntl  # noqa: PLC0415 -- only this needs it
-
-    try:
-        descriptor = os.memfd_create("cloud-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(data)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    except OSError as error:
-        raise Failed(f"no memory for the files: {reason(error)}") from None
-    return descriptor
+    """Return the content of a file, or of standard input for `-`; raises InvalidValue."""
+    return passed_files.read(path, cloud_init.LIMIT, cloud_init.too_large, hint)

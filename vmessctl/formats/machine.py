@@ -7,6 +7,7 @@ understood here is not lost in silence: it becomes a remark.
 from __future__ import annotations
 
 from vmessctl import light_json
+from vmessd.core import startup
 from vmessd.core.cloud_init import MEDIUM
 from vmessd.core.errors import BadFile, InvalidValue, shell_line
 from vmessd.core.machine_types import is_i440fx, is_q35
@@ -28,7 +29,7 @@ _PLAIN = {"-nodefaults", "-no-user-config", "-S"}
 """Options without a value."""
 _OF_VMESS = {
     *("-name", "-sandbox", "-pidfile", "-chardev", "-mon", "-vnc", "-add-fd", "-tpmdev", "-object", "-global"),
-    *("-netdev", "-fsdev"),
+    *("-netdev", "-fsdev", "-fw_cfg"),
 }
 """Options that say nothing of the guest, or only together with others that do."""
 _CONTROLLERS = {"ahci", "virtio-scsi-pci", "pci-bridge", "virtio-serial-pci", "virtserialport", "tpm-crb"}
@@ -250,7 +251,9 @@ def _processors(machine: Machine, value: str) -> None:
 
 
 def _smbios(machine: Machine, value: str) -> None:
-    machine.smbios = {key: text for key, text in _pairs(value, "").items() if key != "type"}
+    pairs = _pairs(value, "")
+    if pairs.pop("type", "") == "1":  # type 11 has the startup configuration
+        machine.smbios = pairs
 
 
 _SIMPLE = {
@@ -295,7 +298,7 @@ def _add(
         machine.agent = place
     elif driver == "tpm-crb":
         machine.tpm = True
-    elif device.get("drive") != MEDIUM and driver not in _CONTROLLERS | _SHARED:
+    elif device.get("drive") not in (MEDIUM, startup.MEDIUM) and driver not in _CONTROLLERS | _SHARED:
         machine.lost.append(f"not carried over: device {driver}")
 
 

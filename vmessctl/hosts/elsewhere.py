@@ -115,7 +115,7 @@ def _reads_input(step: Invocation) -> bool:
     if step.command.verb in {"ssh", "console"}:
         return True
     named = (*step.arguments, *step.options.values())
-    return step.command.verb in {"import", "cloud-init"} and STANDARD in named
+    return step.command.verb in {"import", "cloud-init", "startup"} and STANDARD in named
 
 
 # -- Ports over there --

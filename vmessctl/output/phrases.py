@@ -104,6 +104,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "cable": ("", "cable of interface {number} {word}"),
     "mac": ("", "MAC of interface {number}: {word}"),
     "cloud-init": ("", "cloud-init: {what}"),
+    "startup": ("", "startup: {what}"),
     "ssh forget": ("", "SSH host key forgotten"),
     "forward": ("", "forward on interface {number}: {word}"),
     "forward none": ("", "port {word} is no longer forwarded on interface {number}"),

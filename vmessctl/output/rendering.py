@@ -9,6 +9,7 @@ from vmessd.core.cloud_init import MEDIUM
 from vmessd.core.errors import counted, printable, shell_line
 from vmessd.core.names import CDROM, DISKS, VNC_PORT
 from vmessd.core.settings import BY_FILE, CPU, size_shown, size_text
+from vmessd.core.startup import CONFIGURATION
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
 
 TYPE_CHECKING = False
@@ -203,16 +204,17 @@ def _hardware(vm: Reply) -> list[str]:
     values = {value["name"]: value for value in vm["settings"]}
     lines = [_drive(drives.get(slot), waiting.get(slot)) for slot in (*DISKS, CDROM)]
     lines += [_setting(file, values.get(file), waiting.get(file), vm) for file in BY_FILE]
-    lines.append(_cloud_init(vm.get("cloud_init"), waiting.get(MEDIUM)))
+    lines.append(_told(MEDIUM, vm.get("cloud_init"), waiting.get(MEDIUM)))
+    lines.append(_told(CONFIGURATION, vm.get("startup"), waiting.get(CONFIGURATION)))
     return [*filter(None, lines)]
 
 
-def _cloud_init(found: str | None, change: Reply | None) -> str:
-    """Return what cloud-init finds; empty if that is nothing."""
+def _told(name: str, found: str | None, change: Reply | None) -> str:
+    """Return what the guest is told in one way; empty if that is nothing."""
     if change is None:
-        return f"{MEDIUM}: {printable(found)}" if found else ""
+        return f"{name}: {printable(found)}" if found else ""
     now, later = (printable(said or "none") for said in (change["now"], change["later"]))
-    return f"{MEDIUM}: {now} (after restart: {later})"
+    return f"{name}: {now} (after restart: {later})"
 
 
 def _setting(file: str, value: Reply | None, change: Reply | None, vm: Reply) -> str:

@@ -2,7 +2,7 @@
 
 A method belongs in its group: `inspection` (queries), `life` (files, start and stop), `disks` (images), `guest`
 (actions on a running guest), `looking` (passed descriptors), `transferring` (export and import), `watching`
-(streams), `wires` (networks) or `provisioning` (cloud-init). Its row is in :mod:`vmessd.core.contract`. The
-records that it takes and returns are in :mod:`vmessd.core.models`; those that carry descriptors are in its
-group.
+(streams), `wires` (networks) or `provisioning` (cloud-init, startup). Its row is in
+:mod:`vmessd.core.contract`. The records that it takes and returns are in :mod:`vmessd.core.models`; those that
+carry descriptors are in its group.
 """

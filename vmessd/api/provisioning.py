@@ -1,4 +1,4 @@
-"""What the system in a guest is told at its first start, by cloud-init."""
+"""What the system in a guest is told at its start: by cloud-init, or as a startup configuration."""
 
 import fcntl
 import os
@@ -12,13 +12,15 @@ from vmessd.core.cloud_init import LIMIT, META_DATA, NETWORK_CONFIG, ON_MEDIUM, 
 from vmessd.core.errors import InvalidValue, failing
 from vmessd.core.models.cloud_init import CloudInitSeed
 from vmessd.core.models.events import Kind
+from vmessd.core.models.startup import StartupConfiguration
+from vmessd.core.startup import CONFIGURATION
 from vmessd.supervisor import provisioning
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class Provisioning(Caller):
-    """Methods for cloud-init."""
+    """Methods for cloud-init and the startup configuration."""
 
     @varlinkmethod(return_parameter="cloud_init")
     async def CloudInit(self, *, vm: str) -> CloudInitSeed | None:
@@ -48,6 +50,25 @@ class Provisioning(Caller):
         self._tell(Kind.setting, vm, "cloud-init" if given else "cloud-init none")
         return found
 
+    @varlinkmethod(return_parameter="startup")
+    async def Startup(self, *, vm: str) -> StartupConfiguration | None:
+        """Return how the guest of a VM gets its startup configuration; null if none was set."""
+        return await provisioning.startup(self._supervisor, vm)
+
+    @varlinkmethod(return_parameter="startup")
+    async def SetStartup(
+        self, *, vm: str, configuration: FileDescriptor, size: int, value: str | None
+    ) -> StartupConfiguration | None:
+        """Set the startup configuration of a VM, from its next start on; without a value, remove it.
+
+        `configuration` is passed with the call: a sealed memfd, as for `SetCloudInit`, with so many bytes.
+        `value` is the content of the file STARTUP, such as `cd startup-config`.
+        """
+        data = _contents(configuration.fileno(), {CONFIGURATION: size})[CONFIGURATION]
+        found = await provisioning.set_startup(self._supervisor, vm, value, data)
+        self._tell(Kind.setting, vm, "startup none" if found is None else f"startup {found.value}")
+        return found
+
 
 def _contents(passed: int, sizes: Mapping[str, int | None]) -> dict[str, bytes]:
     """Return files in a passed descriptor by name. A sealed memfd neither changes nor blocks.
@@ -64,8 +85,8 @@ def _contents(passed: int, sizes: Mapping[str, int | None]) -> dict[str, bytes]:
     wanted = {name: size for name, size in sizes.items() if size is not None}
     for name, size in wanted.items():
         if not 0 <= size <= LIMIT:
-            raise cloud_init.too_large(ON_MEDIUM[name])
-    with failing("the files for cloud-init cannot be read"):
+            raise cloud_init.too_large(ON_MEDIUM.get(name, "the startup configuration"))
+    with failing("the passed files cannot be read"):
         if os.fstat(passed).st_size != sum(wanted.values()):
             raise InvalidValue(
                 f"the sizes of the files must be together that of the memfd, {sum(wanted.values())}"

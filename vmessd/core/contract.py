@@ -158,6 +158,8 @@ METHODS: Mapping[str, Method] = {
     # The system in the guest
     "CloudInit": _look("vm"),
     "SetCloudInit": _vm(takes="files"),
+    "Startup": _look("vm"),
+    "SetStartup": _vm(takes="configuration"),
     # Wires
     "Nics": _look("vm"),
     "Addresses": _look("vm"),

@@ -33,7 +33,7 @@ VERBS = frozenset(
         *("disk-bus", "firmware", "kernel", "initrd", "append", "agent", "tpm", "serial"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "carrier", "mac", "forward", "addr", "capture"),
         "screenshot",
-        *("export", "share", "snapshot", "clone", "cloud-init", "ssh", "scp"),
+        *("export", "share", "snapshot", "clone", "cloud-init", "startup", "ssh", "scp"),
     }
 )
 ALIASES = frozenset({"ls", "ps", "create", "delete", "reboot", "kill", "memory", "version"})

@@ -180,6 +180,12 @@ def _of_hardware(parser: str) -> Callable[[str], Any]:
     return parse
 
 
+def _startup(text: str) -> Any:
+    from vmessd.core import startup  # noqa: PLC0415 -- as above
+
+    return startup.parse(text)
+
+
 def _remark(text: str) -> str:
     if len(text) > REMARK_MAX or not text.isprintable():
         raise ValueError(text)
@@ -445,6 +451,17 @@ SETTINGS: tuple[Setting, ...] = (
         option=_no_option,
         help="Give the kernel these arguments, its command line.",
         example="console=ttyS0",
+    ),
+    Setting(
+        file="STARTUP",
+        verb=None,
+        argument="<cd|disk|fw_cfg|smbios|console> [name]",
+        expects="cd or disk and a file name, fw_cfg and a name below opt/, smbios, or console and a rate "
+        "(or -) and a prompt",
+        parse=_startup,
+        option=_no_option,  # it needs the directory of the VM; see startup_media
+        help="The way in which the guest gets its startup configuration, the file STARTUP_CONFIG, as set by\n"
+        "startup.",
     ),
     Setting(
         file="STOP",

@@ -20,8 +20,9 @@ from vmessd.core.hardware import APPEND, INITRD, KERNEL
 from vmessd.core.machine_types import is_i440fx, is_q35, machine
 from vmessd.core.serial_ports import SERIAL
 from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, SETTINGS, SHARES
+from vmessd.core.startup import STARTUP
 from vmessd.core.wires import Forward
-from vmessd.qemu import block_devices, cloud_init_drive, disk_devices, shared_directories
+from vmessd.qemu import block_devices, disk_devices, media, shared_directories
 from vmessd.qemu.shared_directories import MEMORY_DEFAULT
 from vmessd.storage import cable_sockets
 from vmessd.storage.firmware import Firmware
@@ -142,10 +143,13 @@ def build(spec: Spec, qemu: str) -> list[str]:
         argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, values, place))]
     if values.get("RNG"):
         argv += ["-object", "rng-builtin,id=rng0", "-device", f"virtio-rng-pci,rng=rng0,addr={RNG_SLOT:#x}"]
-    if spec.cloud_init is not None:
-        argv += cloud_init_drive.options(
-            spec.cloud_init, disk_devices.free_unit(spec.disks, values), _taken_slots(spec)
-        )
+    argv += media.options(
+        spec.cloud_init,
+        values.get(STARTUP),
+        (spec.vm, spec.directory),
+        disk_devices.free_units(spec.disks, values),
+        _taken_slots(spec),
+    )
     argv += shared_directories.arguments(values.get(SHARES, ()), values.get("RAM", MEMORY_DEFAULT))
     if values.get("AGENT"):
         argv += _agent()
@@ -207,7 +211,7 @@ def _serial(port: int) -> list[str]:
 
 
 def _taken_slots(spec: Spec) -> set[int]:
-    """Return the PCI slots that are not for the medium of cloud-init."""
+    """Return the PCI slots that are not for media."""
     cards = {card.slot for card in spec.cards if card.slot is not None}
     claimed = nic_hardware.claims(spec.values.get("EXARGS", ())).slots
     return cards | claimed | slots_of_devices(spec.values, spec.disks)

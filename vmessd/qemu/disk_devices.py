@@ -93,13 +93,12 @@ def _needs_bridge(disks: Sequence[Disk], values: Mapping[str, Any]) -> bool:
     return any(_bus(disk.slot, values) in (VIRTIO, NVME, SATA) for disk in disks if disk.slot in MORE)
 
 
-def free_unit(disks: Sequence[Disk], values: Mapping[str, Any]) -> tuple[str, int] | None:
-    """Return the bus and unit of the last IDE place that is free, for one more CD drive; None without one."""
+def free_units(disks: Sequence[Disk], values: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the buses and units of the IDE places that are free for more CD drives, the last one first."""
     if is_q35(values):
-        return (f"ide.{len(PORTS)}", 0)
+        return [(f"ide.{len(PORTS)}", 0)]
     taken = {_unit(disk, disks, values) for disk in disks if _bus(disk.slot, values) == IDE}
-    free = [place for slot, place in IDE_UNITS.items() if slot not in taken]
-    return free[-1] if free else None
+    return [place for slot, place in reversed(IDE_UNITS.items()) if slot not in taken]
 
 
 def _bus(slot: str, values: Mapping[str, Any]) -> str:

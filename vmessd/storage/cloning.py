@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from vmessd.core import cloud_init, hardware, names, settings, wires
+from vmessd.core import cloud_init, hardware, names, settings, startup, wires
 from vmessd.core.cloud_init import META_DATA
 from vmessd.core.errors import BadFile, Failed, failing, reason
 from vmessd.storage import cloud_init as seeds
@@ -122,6 +122,8 @@ class Clone:
             elif file in cloud_init.ON_MEDIUM and file != META_DATA:
                 data = safefile.read(source, file, cloud_init.LIMIT)
                 safefile.write(target, file, data or b"")
+            elif file == startup.CONFIGURATION:
+                safefile.write(target, file, safefile.read(source, file, startup.LIMIT) or b"")
         if any(safefile.status(source, file) for file in cloud_init.ON_MEDIUM):
             meta = safefile.read(source, META_DATA, cloud_init.LIMIT) or b""
             safefile.write(target, META_DATA, seeds.renewed(meta, f"iid-{os.urandom(8).hex()}"))

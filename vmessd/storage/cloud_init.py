@@ -8,7 +8,6 @@ half done.
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import NamedTuple
 
 from vmessd.core import cloud_init
 from vmessd.core.cloud_init import LIMIT, META_DATA, NETWORK_CONFIG, ON_MEDIUM, USER_DATA
-from vmessd.core.errors import failing
-from vmessd.storage import nocloud, safefile
+from vmessd.storage import iso9660, safefile
 from vmessd.storage.vmdir import VMDirectory
 
 SOURCES = tuple(ON_MEDIUM)
+LABEL = "cidata"
+"""The label by which NoCloud finds its medium."""
 _MARK = "vmess-1-"
 """The prefix of the marks of our media, with the version of what :func:`_on_medium` makes."""
 _EMPTY = cloud_init.cloud_config({})
@@ -186,21 +186,7 @@ def prepare(vm: VMDirectory) -> None:
     name = cloud_init.medium_file(vm.vm)
     with vm.opened() as directory:
         seed = _read(vm, directory)
-        if seed is not None:
-            if _mark(directory, name) != seed.mark:
-                safefile.write(directory, name, nocloud.image(seed.on_medium(), seed.mark))
-        elif safefile.status(directory, name) is not None and (_mark(directory, name) or "").startswith(_MARK):
-            safefile.remove(directory, name, durable=True)
-
-
-def _mark(directory: int, name: str) -> str | None:
-    """Return the mark of a medium; None if there is no such medium; raises BadFile."""
-    try:
-        fd = safefile.open_plain(directory, name, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        with failing(f"{safefile.place(directory, name)} cannot be read"):
-            return nocloud.mark(os.pread(fd, nocloud.DESCRIPTOR_SIZE, nocloud.DESCRIPTOR_AT))
-    finally:
-        os.close(fd)
+        if seed is None:
+            iso9660.drop(directory, name, _MARK)
+        else:
+            iso9660.keep(directory, name, seed.mark, lambda: iso9660.image(seed.on_medium(), LABEL, seed.mark))

@@ -4,7 +4,7 @@ import os
 import re
 from typing import NamedTuple
 
-from vmessd.core import cloud_init, names, settings
+from vmessd.core import cloud_init, names, settings, startup
 from vmessd.core.hardware import INITRD, KERNEL, UEFI, UEFI_SECURE
 from vmessd.storage import backing, cable_sockets, firmware, plans, vmdir
 
@@ -19,7 +19,7 @@ TPM_FILE = "tpm2-00.permall"
 TPM_MAX = 2**20
 _OF_PROCESS = (
     *(*vmdir.LOGS, vmdir.QMP_SOCKET, *vmdir.SERIAL_SOCKETS, vmdir.PID_FILE),
-    *(vmdir.RUN_RECORD, vmdir.EXIT_RECORD, backing.RECORD, plans.FILE, plans.MERGING),
+    *(vmdir.RUN_RECORD, vmdir.EXIT_RECORD, backing.RECORD, plans.FILE, plans.MERGING, startup.NOTE),
 )
 _BASE = re.compile(rf"base-({'|'.join(names.DISKS)})-([1-{names.BASES_MAX}])\.(img|qcow2)", re.ASCII)
 
@@ -58,6 +58,8 @@ def text_limit(file: str) -> int | None:
     """Return the maximum bytes of a file that people write; None for any other, such as an image."""
     if is_setting(file):
         return vmdir.VALUE_LIMIT
+    if file == startup.CONFIGURATION:
+        return startup.LIMIT
     return cloud_init.LIMIT if file in cloud_init.ON_MEDIUM else None
 
 
@@ -91,7 +93,8 @@ def name_in(file: str, vm: str, new: str) -> str | None:
 
 def stays_unsaid(file: str, vm: str) -> bool:
     """Tell whether a file belongs to a process of the VM or to this host, or is a link below a disk."""
-    if file in (*STAYS, cloud_init.medium_file(vm)) or file.startswith((".", *_OF_PROCESS)):
+    made = (cloud_init.medium_file(vm), startup.cd_file(vm), startup.DIRECTORY)
+    if file in (*STAYS, *made) or file.startswith((".", *_OF_PROCESS)):
         return True
     if cable_sockets.is_one(file):
         return True

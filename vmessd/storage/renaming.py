@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmessd.core import cloud_init, names
+from vmessd.core import cloud_init, names, startup
 from vmessd.core.errors import BadFile, Failed, VmessError, failing, reason
 from vmessd.storage import backing, safefile
 from vmessd.storage.vmdir import RENAMING, VMDirectory
@@ -110,7 +110,8 @@ def _rename(root: Path, name: str, old: str, new: str) -> None:
             for old_file, new_file in _pairs(old, new, slot):
                 _rename_drive(directory, old_file, new_file)
         name_bases(directory, new)
-        _rename_drive(directory, cloud_init.medium_file(old), cloud_init.medium_file(new))
+        for medium in (cloud_init.medium_file, startup.cd_file):
+            _rename_drive(directory, medium(old), medium(new))
         _redirect_links(directory, new, str(root / old), str(root / new))
         with contextlib.suppress(VmessError):  # a start does it otherwise
             safefile.sweep(directory)

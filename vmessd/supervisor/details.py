@@ -23,12 +23,14 @@ from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
 from vmessd.network.nics import Nic
 from vmessd.qemu import command_line
 from vmessd.qemu.guest_agent import Address
-from vmessd.storage import backing, blocking, cloud_init, images, vmdir
+from vmessd.storage import backing, blocking, cloud_init, images, startup, vmdir
 from vmessd.storage.images import Disk
+from vmessd.storage.startup import Given
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.supervisor.overview import subject
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm import launcher, pending
+from vmessd.vm.machine import Machine
 
 
 class Wiring(NamedTuple):
@@ -54,6 +56,7 @@ class _Seen(NamedTuple):
     pending: list[Pending] | None
     """What was changed since the start."""
     cloud_init: str | None
+    startup: Given | None
     """What identifies that which cloud-init finds."""
 
 
@@ -129,7 +132,17 @@ class Details:
             kvm=seen.kvm,
             pending=seen.pending,
             cloud_init=seen.cloud_init,
+            startup=await self._startup(machine, seen.startup),
         )
+
+    async def _startup(self, machine: Machine, given: Given | None) -> str | None:
+        """Return the startup configuration in words, and what became of it if it is typed."""
+        if given is None:
+            return None
+        said = None
+        with contextlib.suppress(VmessError):  # the note cannot be read
+            said = await self._supervisor.startup_typing.said(machine, given)
+        return given.summary if said is None else f"{given.summary}, {said}"
 
     async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
         """Return the interfaces of a VM; raises BadFile if NICS is malformed, Failed. `wiring` as for info."""
@@ -213,7 +226,16 @@ class Details:
         if record is not None and record.hardware is not None:
             others = pending.replaced(record, disks)
             changes = pending.changes(record.hardware, pending.hardware(directory, disks), others)
-        return _Seen(planned, problem, _settings(directory), disks, kvm, changes, _cloud_init(directory))
+        return _Seen(
+            planned,
+            problem,
+            _settings(directory),
+            disks,
+            kvm,
+            changes,
+            _cloud_init(directory),
+            _startup(directory),
+        )
 
 
 async def _interfaces(wires: NetworkInterfaces, wiring: Wiring) -> list[Nic]:
@@ -332,6 +354,13 @@ def _cloud_init(directory: VMDirectory) -> str | None:
     except VmessError:  # `problem` has it
         return None
     return None if seed is None else seed.summary
+
+
+def _startup(directory: VMDirectory) -> Given | None:
+    try:
+        return startup.read(directory)
+    except VmessError:  # as above
+        return None
 
 
 def _drive(disk: Disk, transferred: dict[str, tuple[int, int]]) -> Drive:

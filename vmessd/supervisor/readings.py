@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import names, refusals, settings
+from vmessd.core import names, refusals, settings, startup
 from vmessd.core.errors import VmessError
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, LOCK, UNITS
@@ -29,7 +29,7 @@ SETTLED = 2.0
 RAM_DEFAULT = 128 * UNITS["M"]
 """QEMU's memory without `-m` (QEMU, `default_ram_size`)."""
 
-TEXTS = frozenset({*BY_FILE, *cloud_init.SOURCES})
+TEXTS = frozenset({*BY_FILE, *cloud_init.SOURCES, startup.CONFIGURATION})
 """The files that people write."""
 
 Stamp = tuple[int, int, int]

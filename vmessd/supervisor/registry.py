@@ -38,6 +38,7 @@ from vmessd.devices.controls import Controls
 from vmessd.devices.disks import Disks
 from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.devices.snapshots import Snapshots
+from vmessd.devices.startup_typing import StartupTyping
 from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
@@ -92,6 +93,7 @@ class Supervisor:
         self.overviews = Overviews(self.everyone, host, self.readings)
         self.events = host.events
         self.consoles = Consoles(host.events)
+        self.startup_typing = StartupTyping(self.consoles, host.events)
         self.relays = Relays(host.events)
         self.host = host
         self._timing = timing
@@ -201,6 +203,7 @@ class Supervisor:
         machine.moved = functools.partial(self._moved, vm)
         self._disks[vm] = Disks(machine, self.host)
         self._snapshots[vm] = Snapshots(machine, self.host)
+        machine.prepare.append(functools.partial(self.startup_typing.begin, machine))
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
 

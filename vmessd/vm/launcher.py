@@ -37,6 +37,7 @@ from vmessd.storage import (
     safefile,
     serial_stream,
     shared_directories,
+    startup,
     vmdir,
 )
 from vmessd.storage.firmware import Firmware
@@ -130,6 +131,7 @@ def specify(
     accel = host.accelerator(values.get("ACCEL"), running)
     host.check_cpu(directory.vm, values.get(CPU), accel)
     _check_kernel(directory, values)
+    startup.read(directory)
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),
@@ -188,9 +190,10 @@ def _own(directory: VMDirectory, ours: contextlib.ExitStack) -> int:
 
 
 def _tidy(directory: VMDirectory) -> None:
-    """Remove what a dead QEMU has left, and make the medium for cloud-init again if it is out of date."""
+    """Remove what a dead QEMU has left, and make the media again that are out of date."""
     directory.sweep()
     cloud_init.prepare(directory)
+    startup.prepare(directory)
 
 
 def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> None:

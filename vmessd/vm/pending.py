@@ -14,8 +14,9 @@ from vmessd.core.models.vms import Pending
 from vmessd.core.names import CDROM
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BOOT_ONCE, BY_FILE, SETTINGS, size_text
+from vmessd.core.startup import CONFIGURATION
 from vmessd.qemu import command_line
-from vmessd.storage import cloud_init
+from vmessd.storage import cloud_init, startup
 from vmessd.storage.backing import Identity
 from vmessd.storage.images import Disk
 from vmessd.storage.vmdir import VMDirectory
@@ -39,6 +40,9 @@ def hardware(directory: VMDirectory, disks: Sequence[Disk]) -> dict[str, str]:
     with contextlib.suppress(BadFile):
         if (seed := cloud_init.read(directory)) is not None:
             found[MEDIUM] = seed.summary
+    with contextlib.suppress(BadFile):
+        if (given := startup.read(directory)) is not None:
+            found[CONFIGURATION] = given.summary
     return found
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from vmessd.core import cloud_init as documents
 from vmessd.core.errors import BadFile, Failed, InvalidValue
-from vmessd.storage import cloud_init, new_directory, nocloud, renaming, safefile
+from vmessd.storage import cloud_init, iso9660, new_directory, renaming, safefile
 from vmessd.storage.vmdir import VMDirectory
 
 USER = b"#cloud-config\npackages: [x]\n"
@@ -272,8 +272,8 @@ def test_a_medium_of_any_size(vm: VMDirectory, size: int) -> None:
 
 
 def test_a_mark_is_read_from_an_image_alone() -> None:
-    assert nocloud.mark(b"") is None
-    assert nocloud.mark(b"\0" * 2048) is None
-    image = nocloud.image({"user-data": b""}, "some mark")
-    at = nocloud.DESCRIPTOR_AT
-    assert nocloud.mark(image[at : at + nocloud.DESCRIPTOR_SIZE]) == "some mark"
+    assert iso9660.mark(b"") is None
+    assert iso9660.mark(b"\0" * 2048) is None
+    image = iso9660.image({"user-data": b""}, "cidata", "some mark")
+    at = iso9660.DESCRIPTOR_AT
+    assert iso9660.mark(image[at : at + iso9660.DESCRIPTOR_SIZE]) == "some mark"

@@ -106,6 +106,14 @@ def test_libvirt_takes_the_xml(vm: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("way", ["cd r1.cfg", "disk r1.cfg", "fw_cfg opt/x", "smbios", "console - [>#] ?$"])
+def test_a_startup_configuration_stays_here_and_is_said_once(way: str) -> None:
+    found = machine.of(info({"STARTUP": way, "SMBIOS": "serial=A1"}, disk("hda")))
+    assert found.smbios == {"serial": "A1"}
+    assert [one.slot for one in found.disks] == ["hda"]
+    assert [line for line in found.lost if "carried" in line] == [f"not carried over: STARTUP {way}"]
+
+
 def test_what_libvirt_gets_is_what_qemu_gets() -> None:
     text, remarks = libvirt.rendered(machine.of(RICH))
     root = ET.fromstring(text)  # noqa: S314 -- it is ours

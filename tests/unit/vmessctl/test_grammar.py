@@ -165,6 +165,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm scp a.txt b :", "scp", ("newvm0",), ("a.txt", "b", ":"), {}),
     ("scp newvm :/etc/hosts .", "scp", ("newvm0",), (":/etc/hosts", "."), {}),
     ("newvm scp -l root start stop", "scp", ("newvm0",), ("start", "stop"), {"--user": "root"}),
+    ("newvm startup", "startup", ("newvm0",), (), {}),
+    ("newvm startup r1.cfg --as disk:cfg", "startup", ("newvm0",), ("r1.cfg",), {"--as": "disk:cfg"}),
     # cloud-init
     ("newvm cloud-init", "cloud-init", ("newvm0",), (), {}),
     ("newvm cloud-init none", "cloud-init", ("newvm0",), ("none",), {}),
@@ -484,7 +486,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
             assert callable(getattr(VmessInterface, command.method)), command.verb
     methods = {name for name in dir(VmessInterface) if name[0].isupper()}
     assert {command.method for command in COMMANDS if command.method} == methods - {
-        *("NetIgnored", "Look", "Overview", "CloudInit"),
+        *("NetIgnored", "Look", "Overview", "CloudInit", "Startup"),
         *("Bring", "PutOn", "PutOnImage", "DeleteDisk", "AddImage", "RemoveImage"),  # hda has several
         "Impair",  # cable has two
         *("Snapshots", "NewerSnapshots", "RevertSnapshot", "DeleteSnapshot"),  # snapshot has several

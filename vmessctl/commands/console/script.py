@@ -1,8 +1,4 @@
-"""A console that a file types on: line by line, each after a prompt, and no faster than the guest reads.
-
-The prompt that a line waits for is looked for behind the line break that answers the line before, so that the
-echo of a line is never taken for a prompt.
-"""
+"""A console that a file types on: line by line, each after a prompt, and no faster than the guest reads."""
 
 from __future__ import annotations
 
@@ -19,6 +15,7 @@ from vmessctl.commands.console.delivery import Delivery
 from vmessctl.commands.expression import Alarm, DeadlinePassed, compiled
 from vmessctl.commands.quantities import seconds
 from vmessctl.output.terminal import complain
+from vmessd.core.dialogue import Heard
 from vmessd.core.errors import (
     DONE,
     Failed,
@@ -126,20 +123,13 @@ class _Talk:
         self, invocation: Invocation, fd: int, history: str, rate: int | None, timeout: float | None
     ) -> None:
         import base64  # noqa: PLC0415 -- slow to import
-        import re  # noqa: PLC0415 -- as above
-
-        from vmessctl.commands.waiting import ESCAPES  # noqa: PLC0415 -- as above
 
         self._fd = fd
         self._rate = rate
         self._timeout = timeout
         self._delivery = Delivery(fd)
         self._print = logs.printer(invocation, logs.plain)
-        self._escapes = re.compile(ESCAPES)
-        self._heard = base64.b64decode(history).rpartition(b"\n")[2]
-        """Output in which the next prompt may be; at first the line where the cursor is."""
-        self._echoes = False
-        """The line that was typed is still being echoed."""
+        self._heard = Heard(base64.b64decode(history), SEARCHED_MAX)
 
     def close(self) -> None:
         """Leave the console."""
@@ -159,13 +149,13 @@ class _Talk:
 
     def _shows(self, prompt: re.Pattern[str], alarm: Alarm) -> bool:
         """Tell whether a prompt is in the output; raises DeadlinePassed."""
-        text = self._escapes.sub("", self._heard.decode(errors="backslashreplace"))
+        text = self._heard.text()
         with alarm:
             return prompt.search(text) is not None
 
     def type(self, line: bytes) -> None:
         """Type a line, as fast as the rate allows and the guest takes it; raises TimedOut, _Ended."""
-        self._heard, self._echoes = b"", True
+        self._heard.typed()
         began, deadline = time.monotonic(), self._deadline()
         put = 0
         while put < len(line) or self._delivery.left:
@@ -208,8 +198,5 @@ class _Talk:
         if not data:
             raise _Ended
         self._print(data)
-        if self._echoes:
-            _, ends, data = data.partition(b"\n")
-            self._echoes = not ends
-        self._heard = (self._heard + data)[-SEARCHED_MAX:]
+        self._heard.take(data)
         return True

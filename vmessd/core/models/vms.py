@@ -163,6 +163,8 @@ class VMInfo:
     """What was changed since the start; null if it is off, or an older vmessd has started it."""
     cloud_init: str | None = None
     """The id of what cloud-init finds at the next start; null if that is nothing."""
+    startup: str | None = None
+    """The startup configuration in words: its size, a digest, and what became of it if it is typed; or null."""
 
 
 @dataclass(frozen=True)
