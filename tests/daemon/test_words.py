@@ -155,7 +155,7 @@ def said(step: Invocation | None) -> list[Any]:
     return [] if step is None else [vars(step) | {"then": None, "word": ""}, *said(step.then)]
 
 
-NO_TEXT = {"screenshot", "ssh", "scp", "capture"}
+NO_TEXT = {"screenshot", "ssh", "scp", "capture", "receive"}
 """What these verbs hand over is no answer in words."""
 
 

@@ -202,11 +202,11 @@ class Lab:
             **{"capture_output": True, "stdin": subprocess.DEVNULL, "timeout": 60 * UNIT, **options},
         )
 
-    def start(self, *words: str, **popen: Any) -> "subprocess.Popen[str]":
+    def start(self, *words: str, env: dict[str, str] | None = None, **popen: Any) -> "subprocess.Popen[str]":
         """Start the client."""
         return subprocess.Popen(
             self.command(*words),
-            env=self.environment(),
+            env=self.environment(**(env or {})),
             text=True,
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen},
         )

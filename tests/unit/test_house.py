@@ -34,6 +34,7 @@ FLOORS = {
         "output",
         "stream",
         "formats",
+        "ssh",
         "commands",
         "hosts",
     ),
@@ -62,6 +63,7 @@ GROUPS = (
     "snapshots",
     "cloning",
     "capturing",
+    "moving",
 )
 
 # Each wrapped library and the rooms that may import it.

@@ -32,6 +32,7 @@ LIKE = frozenset(verb for command in COMMANDS for verb in command.likes)
 FREE = frozenset(
     {
         *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
+        *("host", "RATE", "BRIDGES"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm", "snapshot"),
         *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses", "tag"),
         *("command", "NAME", "image-name", "IMAGE", "HOST", "KEY", "PORT", "REGEX", "BITS"),

@@ -136,6 +136,7 @@ RECORDS = (
     ("qemu.pid, run.json", "The running QEMU."),
     ("startup.json", "What became of the startup configuration that was typed on the console."),
     ("exit.json", "How the last run ended."),
+    ("move.json", "A move to another host or from one, until both know how it ended. Verb: move."),
     ("plan.json, merging", "A change of snapshots that is in progress, or was cut short."),
     ("bases.json", "Size and time of the images below the disks, at the last start."),
 )

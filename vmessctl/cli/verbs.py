@@ -207,6 +207,12 @@ AS = Option(
 )
 IDENTITY = Option("-i", "Log in with this private key.", "FILE")
 FORGET = Option("--forget", "Forget the host key of the guest, for example because its disk is another.")
+SHARED = Option("--shared", "Disks that are links lead to the same files on the other host: copy none of them.")
+OFFLINE = Option("--offline", "Power the VM down before, and start it over there.")
+BANDWIDTH = Option("--bandwidth", "Send at most so many bytes in a second, such as 10M.", "RATE")
+MAP = Option("--map", "Other names of bridges over there: br0=br1,br2=br3.", "BRIDGES")
+TAKE = Option("--take", "The VM is here, and on no other host for certain: end a doubt, and allow it to start.")
+DROP = Option("--drop", "The VM is on the other host for certain: end a doubt, and delete what is here.")
 HELP = Option("--help", "Show help for the verb, or for all verbs. Also -h.")
 VERSION = Option("--version", "Show the version.", alias="version")
 
@@ -222,6 +228,7 @@ OPTIONS = {
         *(MEMORY, NO_MEMORY),
         *(UPLOAD, TUNNEL),
         *(USER, KEY, PASSWORD, PASSWORD_FILE, HOSTNAME, RAW, AS, IDENTITY, FORGET),
+        *(SHARED, OFFLINE, BANDWIDTH, MAP, TAKE, DROP),
     )
 }
 EVERY_OPTION = [
@@ -246,7 +253,18 @@ LITERALS = frozenset(
 """Words of arguments that stand for themselves; the others are placeholders."""
 FREE_TEXT = frozenset(
     {
-        *("bridge", "path-to-iso", "model", "device", "properties", "arguments", "key", "text", "remark"),
+        *(
+            "host",
+            "bridge",
+            "path-to-iso",
+            "model",
+            "device",
+            "properties",
+            "arguments",
+            "key",
+            "text",
+            "remark",
+        ),
         *(
             "file",
             "image",
@@ -1092,6 +1110,32 @@ COMMANDS: tuple[Command, ...] = (
         reports=True,
         summary=ARCHIVE,
         example="import newvm.tar web-1",
+    ),
+    Command(
+        "move",
+        "Move the VM to another host by ssh, with its settings, disks and MAC addresses. The VM must be off;\n"
+        "with --offline, it is powered down before and started over there. It is deleted here when it is on\n"
+        "the disk over there, and stays as it is if anything fails before. If the connection breaks in the\n"
+        "very last step, nobody knows whether it has arrived: it runs nowhere then, and the same command\n"
+        "asks again. After --timeout, a move that is not in this step is given up, and nothing has changed.",
+        "Move",
+        "move.run",
+        arguments="[host]",
+        options=(SHARED, OFFLINE, BANDWIDTH, TIMEOUT, MAP, TAKE, DROP, YES),
+        reports=True,
+        files="move.json",
+        destroys=True,
+        running="refused; with --offline, it is powered down before",
+        summary=ARCHIVE,
+        example="newvm move lab2",
+    ),
+    Command(
+        "receive",
+        "Take a VM that another host sends; move starts this over there, and nobody else needs it.",
+        "Receive",
+        "move.receive",
+        summary=TOOL,
+        example="receive",
     ),
     Command(
         "rm",

@@ -1,1 +1,1 @@
-"""Command lines that are carried out on other hosts: the way there by ssh, and what comes back from several."""
+"""Command lines that are carried out on other hosts: what comes back, also from several."""

@@ -9,11 +9,12 @@ from vmessctl import light_json
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands import ssh_route, vnc
-from vmessctl.hosts import masters, session, several, tunnel, upload
-from vmessctl.hosts.remote_line import NOT_THERE
+from vmessctl.hosts import session, several, tunnel, upload
 from vmessctl.output.addresses import bracketed, is_loopback
 from vmessctl.output.phrases import about
 from vmessctl.output.terminal import advise, complain, say, tell
+from vmessctl.ssh import masters
+from vmessctl.ssh.remote_line import NOT_THERE
 from vmessd import __version__
 from vmessd.core.errors import DONE, Failed, InvalidValue, Unreachable, quoted, shell_line
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmessctl.host_choice import Choice
-    from vmessctl.hosts.masters import Seat
+    from vmessctl.ssh.masters import Seat
 
 STANDARD = "-"
 """The word for standard input in place of a file."""

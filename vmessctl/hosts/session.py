@@ -9,10 +9,10 @@ import os
 import sys
 
 from vmessctl.cli.verbs import PROGRAM
-from vmessctl.hosts import masters, signals
-from vmessctl.hosts.remote_line import Opening, remote_line
 from vmessctl.output import foreground
 from vmessctl.output.descriptors import write_all
+from vmessctl.ssh import masters, signals
+from vmessctl.ssh.remote_line import Opening, remote_line
 from vmessd.core.errors import Unreachable, quoted, reason
 from vmessd.core.plainrecord import PlainRecord
 
@@ -20,8 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vmessctl.hosts.masters import Seat
     from vmessctl.output.foreground import Child
+    from vmessctl.ssh.masters import Seat
 
     Sink = Callable[[bytes], None]
 

@@ -10,10 +10,10 @@ from vmessctl import light_json
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import BY_VERB, PROGRAM, Invocation
 from vmessctl.commands import inspect
-from vmessctl.hosts import signals
 from vmessctl.output import foreground, rendering
 from vmessctl.output.descriptors import write_all
 from vmessctl.output.terminal import say
+from vmessctl.ssh import signals
 from vmessd.core.errors import SEVERITY, Failed, failing, worst
 from vmessd.core.plainrecord import PlainRecord
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from vmessctl.hosts import masters, session, signals
-from vmessctl.hosts.remote_line import remote_line
+from vmessctl.hosts import session
 from vmessctl.output import foreground
 from vmessctl.output.addresses import bracketed
 from vmessctl.output.terminal import say
+from vmessctl.ssh import masters, signals
+from vmessctl.ssh.remote_line import remote_line
 from vmessd.core.errors import DONE, Failed, Unreachable
 from vmessd.core.plainrecord import PlainRecord
 
@@ -16,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmessctl.hosts.masters import Seat
+    from vmessctl.ssh.masters import Seat
 
 HERE = "127.0.0.1"
 

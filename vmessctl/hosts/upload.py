@@ -13,11 +13,12 @@ import sys
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.commands.transfer import PIECE, Bar
-from vmessctl.hosts import masters, session
-from vmessctl.hosts.remote_line import Opening, remote_line
+from vmessctl.hosts import session
 from vmessctl.output import foreground
 from vmessctl.output.descriptors import write_all
 from vmessctl.output.terminal import say, status_lines
+from vmessctl.ssh import masters
+from vmessctl.ssh.remote_line import Opening, remote_line
 from vmessd.core import names
 from vmessd.core.errors import Failed, InvalidValue, Unreachable, failing, printable, quoted
 
@@ -25,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-    from vmessctl.hosts.masters import Seat
+    from vmessctl.ssh.masters import Seat
 
 TEMPORARY = "${TMPDIR:-/var/tmp}"
 STAYS = "${XDG_DATA_HOME:-$HOME/.local/share}/vmess"

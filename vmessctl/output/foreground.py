@@ -114,18 +114,19 @@ def ends_within(process: Child, seconds: float) -> bool:
     return True
 
 
-def beside(
+def beside(  # noqa: PLR0913 -- all that a program has
     command: Sequence[str],
     *,
     source: int | None = None,
     with_input: bool = False,
     with_errors: bool = False,
+    sink: int | None = None,
     descriptors: Sequence[int] = (),
 ) -> Child:
     """Start a program whose output is read here; signals of the terminal, such as Ctrl-C, do not reach it.
 
     Its input is `source`, our standard input or none, and it has our standard error, unless that is read here,
-    too. It inherits the descriptors.
+    too. Its output is not read here, but goes to `sink`, if there is one. It inherits the descriptors.
 
     Raises:
         OSError: it cannot be started.
@@ -136,7 +137,7 @@ def beside(
         command,
         bufsize=0,
         stdin=None if with_input else subprocess.DEVNULL if source is None else source,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.PIPE if sink is None else sink,
         stderr=subprocess.PIPE if with_errors else None,
         start_new_session=True,
         pass_fds=descriptors,

@@ -13,6 +13,7 @@ from vmessd.api.guest import Guest
 from vmessd.api.inspection import Inspection
 from vmessd.api.life import Life
 from vmessd.api.looking import Looking
+from vmessd.api.moving import Moving
 from vmessd.api.provisioning import Provisioning
 from vmessd.api.snapshots import Snapshots
 from vmessd.api.transferring import Transferring
@@ -30,6 +31,7 @@ class VmessInterface(
     Snapshots,
     Cloning,
     Transferring,
+    Moving,
     Watching,
     Wires,
     Capturing,

@@ -18,7 +18,20 @@ LINK_NAME_MAX = 15  # IFNAMSIZ - 1, in bytes
 
 # Words of the command line. They are not VM names without a digit; with one they may be ("start0").
 GLOBAL_WORDS = frozenset(
-    {"help", "list", "net", "top", "watch", "completion", "daemon", "boot", "shutdown", "import", "images"}
+    {
+        "help",
+        "list",
+        "net",
+        "top",
+        "watch",
+        "completion",
+        "daemon",
+        "boot",
+        "shutdown",
+        "import",
+        "images",
+        "receive",
+    }
 )
 DISKS = tuple(f"hd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
 VERBS = frozenset(
@@ -33,7 +46,7 @@ VERBS = frozenset(
         *("disk-bus", "firmware", "kernel", "initrd", "append", "agent", "tpm", "serial"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "carrier", "mac", "forward", "addr", "capture"),
         "screenshot",
-        *("export", "share", "snapshot", "clone", "cloud-init", "startup", "ssh", "scp"),
+        *("export", "share", "snapshot", "clone", "move", "cloud-init", "startup", "ssh", "scp"),
     }
 )
 ALIASES = frozenset({"ls", "ps", "create", "delete", "reboot", "kill", "memory", "version"})

@@ -120,9 +120,11 @@ def _fits(value: Any, kind: Any) -> bool:
     """Tell whether a decoded JSON value has the annotated type of a field."""
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind == list[str] | None:
+        return value is None or _fits(value, list[str])
     if kind == dict[str, str] | None:
         return value is None or (
-            isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+            isinstance(value, dict) and all(isinstance(item, str) for pair in value.items() for item in pair)
         )
     if isinstance(value, int | float) and not -NUMBER_LIMIT < value < NUMBER_LIMIT:  # also refuses NaN
         return False

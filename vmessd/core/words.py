@@ -119,6 +119,16 @@ class BringStep:
     done = "done"
 
 
+class MoveStep:
+    """A step of a move: :class:`vmessd.core.models.moves.MoveStep`."""
+
+    asking = "asking"
+    copying = "copying"
+    writing = "writing to disk"
+    handing_over = "handing over"
+    done = "done"
+
+
 class Ending:
     """Why a console was taken away: :class:`vmessd.core.models.consoles.Ending`."""
 

@@ -23,7 +23,7 @@ from vmessd.core.models.wires import Step, StepKind
 from vmessd.core.wires import INTERFACES_MAX, End, Wire, new_bridge_name
 from vmessd.network import cables, netlink_requests, rtnetlink, taps
 from vmessd.network.impairments import Impairments
-from vmessd.network.kernel_errors import explained, making
+from vmessd.network.kernel_errors import explained, making, missing_capability
 from vmessd.network.netlink_replies import Link
 from vmessd.network.nics import Nic
 from vmessd.network.policy import Access, Tap, describe, is_leaving, root_text, segment_mtu, shown, tap_of
@@ -175,6 +175,26 @@ class Network:
         with explained(), Netlink() as kernel:
             link = kernel.link(name)
         return link is not None and link.name == name and link.kind == "bridge" and self.access.is_own(link)
+
+    def check_bridges(self, wanted: Collection[str]) -> None:
+        """Raise unless interfaces of a new VM can be in these bridges, which are made where they are missing.
+
+        Raises:
+            InvalidValue: one is missing, and its name says that it is something else.
+            NotPermitted: CAP_NET_ADMIN is missing, or a bridge is not allowed.
+            Failed: one is another kind of link; the kernel refused to tell.
+        """
+        if not wanted:
+            return
+        if not self.may_make_taps:
+            raise missing_capability()
+        with self.kernel() as kernel:
+            found = kernel.named(list(wanted))
+        for name in wanted:
+            if name in found:
+                self.access.check_bridge(found[name], name)
+            else:
+                new_bridge_name(name)
 
     def mac_of(self, name: str) -> str | None:
         """Return the MAC of a link, None if it does not exist; raises Failed."""

@@ -19,7 +19,15 @@ TPM_FILE = "tpm2-00.permall"
 TPM_MAX = 2**20
 _OF_PROCESS = (
     *(*vmdir.LOGS, vmdir.QMP_SOCKET, *vmdir.SERIAL_SOCKETS, vmdir.PID_FILE),
-    *(vmdir.RUN_RECORD, vmdir.EXIT_RECORD, backing.RECORD, plans.FILE, plans.MERGING, startup.NOTE),
+    *(
+        vmdir.RUN_RECORD,
+        vmdir.EXIT_RECORD,
+        vmdir.MOVE_RECORD,
+        backing.RECORD,
+        plans.FILE,
+        plans.MERGING,
+        startup.NOTE,
+    ),
 )
 _BASE = re.compile(rf"base-({'|'.join(names.DISKS)})-([1-{names.BASES_MAX}])\.(img|qcow2)", re.ASCII)
 

@@ -15,7 +15,7 @@ from vmessd.core.errors import Failed, printable, reason
 from vmessd.storage import archive_format, backing, contents, images, safefile
 from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment, Segments
 from vmessd.storage.contents import StoredBase
-from vmessd.storage.images import Reader
+from vmessd.storage.images import Disk, Reader
 from vmessd.storage.vmdir import TPM_STATE, Hold, VMDirectory
 
 PIECE = 1 << 20
@@ -36,8 +36,12 @@ class _Source(NamedTuple):
 class Export:
     """One export. The VM must not be started before :meth:`close`; the object holds its lock until then."""
 
-    def __init__(self, vm: VMDirectory, reader: Reader) -> None:
-        """Lock the VM and open its files.
+    def __init__(
+        self, vm: VMDirectory, reader: Reader, purpose: str = "being exported", *, keeps_links: bool = False
+    ) -> None:
+        """Lock the VM for a purpose, in words, and open its files.
+
+        `keeps_links`: disks that are links stay behind, because the other host has their targets.
 
         Raises:
             Locked: another process has locked it.
@@ -45,9 +49,18 @@ class Export:
         """
         self.left_out: list[str] = []
         """The files that stay behind and that nobody may expect to, each with the reason."""
+        self.links: dict[str, str] = {}
+        """Those of them that are links, with their targets."""
+        self.elsewhere: list[str] = []
+        """Those of them that are not in the VM directory, and that its settings name."""
+        self.foreign: list[str] = []
+        """Those of them that are in the VM directory, and in no export; each with the reason."""
+        self.snapshots: dict[str, str] = {}
+        """The images of snapshots, by their names in the archive."""
         self._vm = vm.vm
+        self._keeps_links = keeps_links
         self._sources: list[_Source] = []
-        self._hold = Hold(vm, "being exported")
+        self._hold = Hold(vm, purpose)
         self._files: list[int] = []
         try:
             self._collect(vm, reader)
@@ -122,12 +135,21 @@ class Export:
                 elif file not in own.values():
                     self._add(directory, file, reader)
             for disk in disks:
-                if disk.slot == names.CDROM and disk.target is not None:
+                if self._stays_link(disk):
+                    self.links[os.path.basename(disk.path)] = disk.target or ""
                     self.left_out.append(f"{os.path.basename(disk.path)} (a link)")
                     continue
                 self._add_image(os.path.basename(disk.path), disk.path, reader)
                 for depth, base in enumerate(disk.bases, 1):
-                    self._add_image(StoredBase(disk.slot, depth, base.format).file, base.path, reader)
+                    stored = StoredBase(disk.slot, depth, base.format).file
+                    self._add_image(stored, base.path, reader)
+                    own_name = contents.own_file(str(vm.path), base.target)
+                    if own_name is not None and names.snapshot_of(own_name):
+                        self.snapshots[stored] = own_name
+
+    def _stays_link(self, disk: Disk) -> bool:
+        """Tell whether a drive is exported as a link, if at all."""
+        return disk.target is not None and (disk.slot == names.CDROM or self._keeps_links)
 
     def _add(self, directory: int, file: str, reader: Reader) -> None:
         if (limit := contents.text_limit(file)) is not None:
@@ -141,12 +163,14 @@ class Export:
             pass
         elif contents.name_in(file, self._vm, self._vm) is None:
             what = "the memory of a snapshot" if names.memory_of(file) else "not a file of a VM"
-            self.left_out.append(f"{printable(file)} ({what})")
+            self.foreign.append(f"{printable(file)} ({what})")
+            self.left_out.append(self.foreign[-1])
 
     def _add_boot_file(self, vm: VMDirectory, file: str, own: str | None, path: str, reader: Reader) -> None:
         """Add what is booted directly, if it is in the VM directory, and the setting that names it."""
         copy = contents.BOOT_FILES[file]
         if own is None:
+            self.elsewhere.append(path)
             self.left_out.append(f"{printable(path)} ({file}, which is elsewhere)")
         else:
             self._add_image(copy, f"{vm.path}/{own}", reader)

@@ -30,6 +30,7 @@ from vmessd.core.errors import (
     printable,
     reason,
 )
+from vmessd.core.moves import MoveRecord
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.core.wires import INTERFACES_MAX
 from vmessd.storage import cable_sockets, log_rotation, plans, safefile
@@ -48,6 +49,7 @@ LOGS = (QEMU_LOG, *SERIAL_LOGS)
 PID_FILE = "qemu.pid"
 RUN_RECORD = "run.json"
 EXIT_RECORD = "exit.json"
+MOVE_RECORD = "move.json"
 MAKING = ".vmess-new-"  # prefix of a VM directory that is being made; we remove it after a crash
 RENAMING = ".vmess-rename-"  # prefix of a VM directory that is being renamed; see `renaming`
 REMOVED = ".vmess-removed-"  # prefix of a VM directory that is being removed; we remove it after a crash
@@ -69,6 +71,8 @@ class VMDirectory:
         self.path = path or root / vm
         self.purpose = ""
         """What this daemon has locked the directory for, in words: `being exported`."""
+        self.move: MoveRecord | None = None
+        """Its move to another host or from one, as this daemon knows it; see :mod:`vmessd.storage.moves`."""
 
     def __str__(self) -> str:
         return printable(str(self.path))

@@ -5,7 +5,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 
-from vmessd.core import refusals
+from vmessd.core import moves, refusals
 from vmessd.core.errors import BadFile, NoSuchVM, TimedOut, VmessError, is_broken
 from vmessd.core.lifecycle import OFF
 from vmessd.core.settings import BY_FILE, LOCK
@@ -40,12 +40,17 @@ class Locks:
         self._remarks[machine.vm] = await machine.change(functools.partial(_write_remark, machine, text))
 
     async def check_unlocked(self, name: str, stops: bool = False) -> str | None:
-        """Raise Locked if a VM is locked, and BadFile or TimedOut if its LOCK file cannot be read.
+        """Raise Locked if a VM is locked or in a move, and BadFile or TimedOut if its LOCK file cannot be read.
 
         For a call that `stops` the VM, an unreadable LOCK file is not an error: the remark that was read last
         decides, and a VM without one is not locked. Returns a note about the file in this case.
         """
         machine = await self._machine(name)
+        moves.check_settled(machine.vm, machine.directory.move)
+        return await self.check_remark(machine, stops)
+
+    async def check_remark(self, machine: Machine, stops: bool = False) -> str | None:
+        """As :meth:`check_unlocked`, whether a VM is in a move or not."""
         read = functools.partial(_remark, machine)
         note = None
         try:

@@ -31,6 +31,7 @@ from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.models.wires import BridgeNat, Segment, Step
+from vmessd.core.moves import untold
 from vmessd.core.settings import BY_FILE, OF_NEW_VM
 from vmessd.core.wires import file_text, tap_below
 from vmessd.devices.console import Consoles
@@ -48,9 +49,11 @@ from vmessd.storage import backing, blocking, impairment_notes, new_directory, r
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
+from vmessd.supervisor.arrivals import Arrivals
 from vmessd.supervisor.cabling import Cabling
 from vmessd.supervisor.changes import Changes
 from vmessd.supervisor.clones import Clones
+from vmessd.supervisor.departures import Departures
 from vmessd.supervisor.housekeeping import Housekeeping
 from vmessd.supervisor.images import Images
 from vmessd.supervisor.leftovers import Leftovers
@@ -112,6 +115,8 @@ class Supervisor:
         self.cabling = Cabling(self.wires, self.begun_wires, self.locks.check_unlocked)
         self.changes = Changes(self.machine, self.disks, host, self.cabling.changed)
         self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
+        self.departures = Departures(host, self.machine, self.locks.check_remark, self._depart)
+        self.arrivals = Arrivals(root, host, self.machine, self._check_new, self._leftovers.remember)
         self.clones = Clones(root, host, self.snapshots, self._check_new, self._leftovers.remember)
         self.nats = Nats(root, host, self._hosts_on)
         host.leases = self.nats.leases
@@ -156,6 +161,7 @@ class Supervisor:
             await asyncio.wait({self._housekeeping})
         changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
         changes.append(asyncio.create_task(self.cabling.finished()))
+        changes.append(asyncio.create_task(self.departures.finished()))
         await asyncio.wait(changes, timeout=FINISH_TIME)  # nobody could undo half a change
         for change in changes:
             change.cancel()
@@ -473,6 +479,12 @@ class Supervisor:
             Locked: a VM at the other end of one of its cables is locked.
         """
         machine = await self.machine(name)
+        if (move := machine.directory.move) is not None:
+            raise untold(machine.vm, move.host, "deleted")
+        return await self._depart(machine)
+
+    async def _depart(self, machine: Machine) -> str | None:
+        """Delete a VM, which may be on another host by now; return a note; raises as :meth:`remove`."""
         remove = functools.partial(self._remove, machine.directory)
 
         async def work() -> str | None:
@@ -505,6 +517,8 @@ class Supervisor:
         there = self._machines.get(target)
         if target == machine.vm:
             raise InvalidValue(f"VM {target} has this name already")
+        if (move := machine.directory.move) is not None:
+            raise untold(machine.vm, move.host, "renamed")
         await self._check_new(target)
         if there is not None and _counts(there):
             raise AlreadyRunning(f"there is a VM {target}, which is running", hint=f"vmess {target} status")

@@ -25,7 +25,7 @@ from vmessd.qemu.census import Sighting, under
 from vmessd.qemu.command_line import ChildFd
 from vmessd.qemu.oom import Counter
 from vmessd.qemu.process import Process, arguments
-from vmessd.storage import vmdir
+from vmessd.storage import moves, vmdir
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import whereabouts
 from vmessd.vm.host import Host
@@ -50,6 +50,7 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
         pass
     except VmessError as error:
         log.warning("%s: %s", directory.vm, error.message)
+    _settle_move(directory)
     record = _run_record(directory)
     launched = _find(directory, record, host)
     if launched is not None:
@@ -59,6 +60,16 @@ def recover(directory: VMDirectory, host: Host) -> Launched | None:
             _record_unseen(directory, record, host.kills.around(os.getpid()))
         _settle_plan(directory)
     return launched
+
+
+def _settle_move(directory: VMDirectory) -> None:
+    """Forget a move that had decided nothing. If the note cannot be read, no start is possible."""
+    try:
+        moves.settle(directory)
+    except NoSuchVM:
+        pass
+    except VmessError as error:
+        log.warning("%s: %s", directory.vm, error.message)
 
 
 def _settle_plan(directory: VMDirectory) -> None:

@@ -34,6 +34,7 @@ from vmessd.storage import (
     cloud_init,
     firmware,
     images,
+    moves,
     safefile,
     serial_stream,
     shared_directories,
@@ -186,6 +187,7 @@ def _own(directory: VMDirectory, ours: contextlib.ExitStack) -> int:
     if lock is None:
         raise directory.held("by another process, so it is not started a second time")
     ours.callback(os.close, lock)
+    moves.check_here(directory)
     return lock
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vmessd.core import refusals
+from vmessd.core import moves, refusals
 from vmessd.core.errors import StartFailed, VmessError
 from vmessd.core.lifecycle import OFF, Action, Event, Policy, State, by_force, ladder
 from vmessd.core.models.progress import StartProgress, StopProgress
@@ -157,6 +157,7 @@ class Machine(FailureRecovery):
     def status(self) -> VMStatus:
         """Return the present status of the VM."""
         run, held = self._run, self._in_the_way()
+        problem = run.launched.whereabouts.location.problem if run else (held.message if held else None)
         return VMStatus(
             name=self.vm,
             state=self.state,
@@ -165,7 +166,7 @@ class Machine(FailureRecovery):
             runstate=run.runstate if run else None,
             last_exit=Exit.of(self.last_exit) if self.last_exit else None,
             restart=self._pending.report() if self._pending else None,
-            problem=run.launched.whereabouts.location.problem if run else (held.message if held else None),
+            problem=problem or moves.told(self.vm, self.directory.move),
             left=self.left(),
         )
 

@@ -7,7 +7,7 @@ import pytest
 from vmessctl.commands import network
 from vmessctl.output.phrases import PHRASES
 from vmessd.core import lifecycle, settings, words
-from vmessd.core.models import consoles, daemon, events, progress, wires
+from vmessd.core.models import consoles, daemon, events, moves, progress, wires
 
 ENUMERATIONS: tuple[tuple[type[enum.Enum], type], ...] = (
     (lifecycle.State, words.State),
@@ -19,6 +19,7 @@ ENUMERATIONS: tuple[tuple[type[enum.Enum], type], ...] = (
     (daemon.DaemonKind, words.DaemonKind),
     (progress.BringStep, words.BringStep),
     (consoles.Ending, words.Ending),
+    (moves.MoveStep, words.MoveStep),
     (events.Kind, words.Kind),
 )
 

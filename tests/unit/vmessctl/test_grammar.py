@@ -269,6 +269,9 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("--no-daemon newvm start", "start", ("newvm0",), (), {"--no-daemon": ""}),
     ("net vlan bridge1 eth0 --help", "help", (), ("net", "vlan"), {"--help": ""}),
     ("newvm ifadd 1 start --help", "help", (), ("ifadd",), {"--help": ""}),
+    ("move newvm lab2 --map br0=br1", "move", ("newvm0",), ("lab2",), {"--map": "br0=br1"}),
+    ("newvm move --take", "move", ("newvm0",), (), {"--take": ""}),
+    ("receive", "receive", (), (), {}),
     ("newvm capture 0", "capture", ("newvm0",), ("0",), {}),
     ("newvm leaf capture 0,1 out --count 5", "capture", ("newvm0", "leaf0"), ("0,1", "out"), {"--count": "5"}),
     ("capture newvm all -", "capture", ("newvm0",), ("all", "-"), {}),
@@ -489,6 +492,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
         *("NetIgnored", "Look", "Overview", "CloudInit", "Startup"),
         *("Bring", "PutOn", "PutOnImage", "DeleteDisk", "AddImage", "RemoveImage"),  # hda has several
         "Impair",  # cable has two
+        "DecideMove",  # move has two
         *("Snapshots", "NewerSnapshots", "RevertSnapshot", "DeleteSnapshot"),  # snapshot has several
     }
 
@@ -500,7 +504,19 @@ def test_no_verb_can_be_taken_for_a_vm() -> None:
     nets = {verb for verb in BY_VERB if verb.startswith("net ")}
     assert (
         alone
-        == {"list", "help", "top", "boot", "shutdown", "watch", "completion", "daemon", "import", "images"}
+        == {
+            "list",
+            "help",
+            "top",
+            "boot",
+            "shutdown",
+            "watch",
+            "completion",
+            "daemon",
+            "import",
+            "images",
+            "receive",
+        }
         | nets
     )
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from vmessctl import host_choice as choice
 from vmessctl.cli import grammar, verbs
 from vmessctl.commands import completion
-from vmessctl.hosts import masters, several
-from vmessctl.hosts.remote_line import Opening, quoted, remote_line
+from vmessctl.hosts import several
+from vmessctl.ssh import masters
+from vmessctl.ssh.remote_line import Opening, quoted, remote_line
 from vmessd.core.errors import InvalidValue, Unreachable
 
 NASTY = [

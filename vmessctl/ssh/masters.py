@@ -12,8 +12,8 @@ import os
 import struct
 
 from vmessctl.environment import variable
-from vmessctl.hosts import signals
 from vmessctl.output import foreground
+from vmessctl.ssh import signals
 from vmessd.core import places
 from vmessd.core.errors import Failed, Unreachable, failing, printable, quoted, reason
 from vmessd.core.plainrecord import PlainRecord

@@ -1,0 +1,288 @@
+"""`move`: a VM that is off goes to another host by a real sshd, and is on one of the hosts whatever fails."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from daemons import UNIT, Daemon, wait_for
+from sshhosts import Lab, need_sshd
+
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("hosts")]
+
+MIB = 1 << 20
+ROUNDS = 200
+
+
+class Hosts(NamedTuple):
+    """Two hosts: this one, and lab2."""
+
+    lab: Lab
+    here: Daemon
+    there: Daemon
+
+    def move(self, *words: str, status: int = 0) -> "subprocess.CompletedProcess[str]":
+        done = self.lab.run("newvm", "move", *words, env={"VMESS_SOCKET": str(self.here.socket)})
+        assert done.returncode == status, done
+        return done
+
+    def refusal(self, *words: str, status: int = 1) -> str:
+        """Have a move refused by one line, and perhaps one of a hint; return them without the program."""
+        said = self.move(*words, status=status).stderr
+        assert len(said.splitlines()) <= 2, said
+        assert said.startswith("vmessctl: "), said
+        return said.removeprefix("vmessctl: ")
+
+    def empty(self) -> None:
+        """Delete all VMs."""
+        for daemon in (self.here, self.there):
+            for vm in os.listdir(daemon.root):
+                daemon.vmess(vm, "kill")
+                daemon.done(vm, "rm", "--yes")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    need_sshd()
+    lab = Lab(tmp_path_factory.mktemp("move"))
+    daemons: list[Daemon] = []
+    try:
+        for name in ("here", "there"):
+            (lab.directory / name).mkdir()
+            daemons.append(Daemon(lab.directory / name).start())
+        lab.add("lab2", VMESS_SOCKET=str(daemons[1].socket))
+        yield Hosts(lab, *daemons)
+    finally:
+        lab.close()
+        for daemon in daemons:
+            daemon.close()
+
+
+@pytest.fixture
+def hosts(pair: Hosts) -> Iterator[Hosts]:
+    """The hosts, without a VM."""
+    try:
+        yield pair
+    finally:
+        pair.empty()
+
+
+def disk(path: Path, seed: int = 1, size: int = 16 * MIB, data: int = MIB) -> None:
+    with path.open("wb") as image:
+        image.truncate(size)
+        image.seek(size // 3)
+        image.write(random.Random(seed).randbytes(data))
+
+
+def made(hosts: Hosts, **files: str) -> Path:
+    directory = hosts.here.make("newvm0", **files)
+    disk(directory / "newvm0-hda.img")
+    return directory
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_c186_a_vm_moves_with_all_that_it_is(hosts: Hosts, tmp_path: Path) -> None:
+    directory = made(hosts, SMP="2", MACS="02:00:00:00:00:07", NICS="-")
+    (tmp_path / "debian.iso").write_bytes(b"iso")
+    hosts.here.done("newvm", "cdrom", str(tmp_path / "debian.iso"))
+    hosts.here.done("newvm", "snapshot", "take", "before")
+    before = content(directory)
+    assert hosts.move("lab2").stdout == "newvm0: moved to lab2\n"
+    assert os.listdir(hosts.here.root) == []
+    after = hosts.there.root / "newvm0"
+    assert content(after) == before
+    assert os.readlink(after / "newvm0-cdrom.iso") == str(tmp_path / "debian.iso")
+    assert os.listdir(hosts.there.root) == ["newvm0"]
+    assert "before" in hosts.there.done("newvm", "snapshot", "list")
+    assert (after / "snap-hda-before.img").stat().st_blocks * 512 < 2 * MIB, "its holes take no space"
+    hosts.there.done("newvm", "rm", "--yes")
+
+
+def test_a_vm_that_runs_is_powered_down_and_started_over_there(hosts: Hosts) -> None:
+    made(hosts)
+    hosts.here.done("newvm", "start")
+    hosts.here.wait_guest("newvm0")
+    said = hosts.refusal("lab2")
+    assert "--offline" in said
+    assert hosts.here.status("newvm")["state"] == "running"
+    hosts.move("lab2", "--offline")
+    assert os.listdir(hosts.here.root) == []
+    assert hosts.there.status("newvm")["state"] == "running"
+    assert not (hosts.there.root / "newvm0/move.json").exists()
+
+
+def test_a_vm_that_was_powered_down_for_a_move_that_fails_is_started_again(hosts: Hosts) -> None:
+    made(hosts)
+    hosts.there.make("newvm0")
+    hosts.here.done("newvm", "start")
+    hosts.here.wait_guest("newvm0")
+    said = hosts.move("lab2", "--offline", status=1).stderr
+    assert "lab2: VM newvm0 exists already" in said
+    assert "newvm0: started here again" in said
+    assert hosts.here.status("newvm")["state"] == "running"
+
+
+def test_c187_what_cannot_be_moved_is_one_line_and_stays(hosts: Hosts, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    for host in (f"-oProxyCommand=touch {mark}", f"-oProxyCommand=touch${{IFS}}{mark}", "two words", "", "a;b"):
+        assert "is not a host" in hosts.refusal("--", host, status=2), host
+    for words in (("local",), ("lab2,lab3",)):
+        assert "is not one other host" in hosts.refusal(*words, status=2)
+    assert "move needs a host" in hosts.refusal(status=2)
+    assert "--map 'br0' is not a pair of bridges" in hosts.refusal("lab2", "--map", "br0", status=2)
+    assert "--take stands alone" in hosts.refusal("lab2", "--take", status=2)
+    assert not mark.exists()
+    assert "newvm0" in hosts.refusal("lab2", status=4)
+    directory = made(hosts)
+    before = content(directory)
+    assert "there is nothing to decide" in hosts.refusal("--take")
+    assert "has no interface in bridge 'br0'" in hosts.refusal("lab2", "--map", "br0=br1", status=2)
+    (directory / "notes.txt").write_text("mine")
+    assert "has files that do not go along, and would be lost: notes.txt (not a file of a VM)" in hosts.refusal(
+        "lab2"
+    )
+    (directory / "notes.txt").unlink()
+    (directory / "KERNEL").write_text("/no/vmlinuz")
+    assert "lab2: '/no/vmlinuz', which newvm0 needs, is not on this host" in hosts.refusal("lab2")
+    (directory / "KERNEL").unlink()
+    hosts.here.done("newvm", "lock", "mine")
+    assert "VM newvm0 is locked: mine" in hosts.refusal("lab2", status=7)
+    hosts.here.done("newvm", "unlock")
+    (directory / "newvm0-hdb.qcow2").symlink_to("/no/base")
+    assert "newvm0-hdb.qcow2 is a link to '/no/base'" in hosts.refusal("lab2")
+    (directory / "newvm0-hdb.qcow2").unlink()
+    hosts.there.make("newvm0")
+    assert "lab2: VM newvm0 exists already" in hosts.refusal("lab2")
+    assert content(directory) == before
+    assert hosts.here.status("newvm")["problem"] is None
+
+
+def test_a_move_has_a_limit_of_bandwidth_and_of_time(hosts: Hosts) -> None:
+    directory = made(hosts)
+    before = content(directory)
+    said = hosts.refusal("lab2", "--bandwidth", "4M", "--timeout", "0.1", status=6)
+    assert said.startswith("newvm0 was not on lab2 within 0.1 s; it is here as before")
+    assert content(directory) == before
+    for limit in ("--bandwidth", "--timeout"):
+        assert f"{limit} '0'" in hosts.refusal("lab2", limit, "0", status=2)
+    began = time.monotonic()
+    hosts.move("lab2", "--bandwidth", "4M", "--timeout", "60")
+    assert time.monotonic() - began > 0.2, "it has a mebibyte of data"
+
+
+def test_receive_is_not_for_people(hosts: Hosts) -> None:
+    environment = hosts.there.environment()
+    done = subprocess.run(
+        hosts.lab.command("receive"),
+        input="hello\n",
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["said"] == "refused"
+    assert done.stderr.startswith("vmessctl: what came is not a line of a move: 'hello'")
+
+
+# -- Deaths --
+
+
+def pids(lab: Lab, verb: str) -> list[int]:
+    """Return the clients that carry out a verb."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                words = Path("/proc", entry, "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if f"{lab.bin}/vmessctl".encode() in words and verb.encode() in words:
+                found.append(int(entry))
+    return found
+
+
+def killed(hosts: Hosts, dice: random.Random, mover: "subprocess.Popen[str]") -> str:
+    """Kill something of a move; return what it was."""
+    what = dice.choice(["here", "there", "both", "client", "receive", "ssh"])
+    if what in ("here", "both"):
+        hosts.here.stop(signal.SIGKILL)
+    if what in ("there", "both"):
+        hosts.there.stop(signal.SIGKILL)
+    if what == "client":
+        mover.kill()
+    for pid in {"receive": pids(hosts.lab, "receive"), "ssh": hosts.lab.masters()}.get(what, ()):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return what
+
+
+def owners(hosts: Hosts) -> list[str]:
+    """Return who has the VM and may start it."""
+    found = []
+    for name, daemon in (("here", hosts.here), ("there", hosts.there)):
+        note = daemon.root / "newvm0/move.json"
+        if (daemon.root / "newvm0").exists() and not (note.exists() and "handed-over" in note.read_text()):
+            found.append(name)
+    return found
+
+
+@pytest.mark.long
+def test_c188_whatever_dies_one_host_has_the_vm_or_it_says_who_has_to_be_asked(hosts: Hosts, seed: int) -> None:
+    dice = random.Random(seed)
+    counts: dict[str, int] = {}
+    for number in range(ROUNDS):
+        directory = made(hosts)
+        disk(directory / "newvm0-hda.img", dice.randrange(1000), data=8 * MIB)
+        before = content(directory)
+        mover = hosts.lab.start("newvm", "move", "lab2", env={"VMESS_SOCKET": str(hosts.here.socket)})
+        time.sleep(dice.uniform(0, 0.8) * UNIT)  # the moment is what the dice say
+        where = f"--seed {seed}, round {number}, {(what := killed(hosts, dice, mover))}"
+        _, said = mover.communicate(timeout=60 * UNIT)
+        for daemon in (hosts.here, hosts.there):
+            if daemon.process is None:
+                daemon.start()
+        wait_for(lambda: not pids(hosts.lab, "receive"), 20, f"the end of receive, {where}")
+        wait_for(lambda: "is being moved" not in str(problem(hosts.here)), 20, f"the end of the move, {where}")
+        has = owners(hosts)
+        doubtful = "handed over" in str(problem(hosts.here))
+        assert len(has) <= 1, where
+        assert doubtful or has, f"{where}: {said}"
+        if doubtful:
+            refused = hosts.here.vmessctl("newvm", "start")
+            assert (refused.returncode, "to ask again" in refused.stderr) == (7, True), where
+            hosts.move("lab2")
+            before_asked, has = has, owners(hosts)
+            assert len(has) == 1, where
+            assert before_asked in ([], has), where
+        outcome = f"{what}: {has[0]}{', in doubt before' if doubtful else ''}"
+        counts[outcome] = counts.get(outcome, 0) + 1
+        if number % 20 == 19:
+            print(f"{number + 1} rounds: {counts}")
+        wait_for(lambda: not leftovers(hosts), what=f"nothing left, {where}")
+        owner = hosts.here if has == ["here"] else hosts.there
+        found = content(owner.root / "newvm0")
+        if found.pop("move.json", None):  # the source has deleted the VM, and the destination does not know it
+            owner.done("newvm", "move", "--take")
+        assert found == before, where
+        hosts.empty()
+
+
+def leftovers(hosts: Hosts) -> list[str]:
+    roots = (hosts.here.root, hosts.there.root)
+    return [name for root in roots for name in os.listdir(root) if name.startswith(".")]
+
+
+def problem(daemon: Daemon) -> object:
+    return daemon.status("newvm")["problem"] if (daemon.root / "newvm0").exists() else None

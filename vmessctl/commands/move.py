@@ -1,0 +1,248 @@
+"""The verbs move and receive: a VM goes to another host, through a session of ssh(1) between two daemons.
+
+`move` starts `receive` over there, and gives the daemon here its end of the session. The daemons do the rest;
+these two processes show how far it is, and end it when they end.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import sys
+
+from vmessctl import host_choice
+from vmessctl.cli import verbs
+from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.client import connect
+from vmessctl.commands import confirmation
+from vmessctl.commands.progress import bar
+from vmessctl.commands.quantities import seconds, size
+from vmessctl.environment import variable
+from vmessctl.output.descriptors import write_all
+from vmessctl.output.phrases import about, command, phrase
+from vmessctl.output.terminal import emit, say, status_lines, tell
+from vmessd.core import places
+from vmessd.core.errors import DONE, AlreadyRunning, InvalidValue, VmessError, printable, quoted
+from vmessd.core.settings import size_shown
+from vmessd.core.words import MoveStep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.client import Client, Reply
+
+PIECE = 1 << 18
+"""Bytes that are copied at a time."""
+PATIENCE = 900.0
+"""Seconds that a step may take, in addition: the other host writes to its disk what is in memory."""
+OFF = frozenset({"stopped", "waiting"})
+
+
+def run(invocation: Invocation) -> int:
+    """Move a VM, or end a doubt about one; return the exit status."""
+    (vm,) = invocation.vms
+    decisions = [option for option in (verbs.TAKE, verbs.DROP) if option.flag in invocation.options]
+    if decisions:
+        return _decide(invocation, vm, decisions)
+    host = _host(invocation)
+    maps = _bridges(invocation.options.get(verbs.MAP.flag))
+    limits: Reply = {
+        "bandwidth": size(invocation.options.get(verbs.BANDWIDTH.flag), verbs.BANDWIDTH),
+        "timeout": seconds(invocation.options.get(verbs.TIMEOUT.flag)),
+    }
+    client = connect(invocation)
+    starts = _power_down(client, invocation, vm)
+    try:
+        order = {"vm": vm, "shared": verbs.SHARED.flag in invocation.options, "start": starts, "bridges": maps}
+        last = _moved(client, host, order | limits)
+    except BaseException:
+        if starts:
+            _start_again(invocation, vm)
+        raise
+    emit(invocation, {"progress": last}, vm)
+    tell(about(vm, phrase("stayed" if last["stayed"] else "move", host=printable(host)), several=False))
+    for note in last["notes"] or ():
+        say(command(f"{vm}: {printable(note)}"))
+    return DONE
+
+
+def _host(invocation: Invocation) -> str:
+    """Return the other host; raises InvalidValue."""
+    if not invocation.arguments:
+        raise InvalidValue("move needs a host", hint=f"usage: {invocation.command.usage()}")
+    choice = host_choice.chosen(invocation.arguments[0], {})
+    if choice.several or choice.hosts == (places.HERE,):
+        raise InvalidValue(
+            f"{quoted(invocation.arguments[0])} is not one other host",
+            hint=f"usage: {invocation.command.usage()}",
+        )
+    return choice.hosts[0]
+
+
+def _bridges(text: str | None) -> dict[str, str]:
+    """Return names of bridges over there by those here; raises InvalidValue."""
+    found: dict[str, str] = {}
+    for pair in (text or "").split(",") if text is not None else ():
+        here, equals, there = pair.partition("=")
+        if not (here and equals and there) or here in found:
+            raise InvalidValue(f"{verbs.MAP.flag} {quoted(pair)} is not a pair of bridges such as br0=br1")
+        found[here] = there
+    return found
+
+
+def _moved(client: Client, host: str, order: Reply) -> Reply:
+    """Have a VM moved; return the last progress."""
+    from vmessctl.ssh import connection, masters  # noqa: PLC0415 -- they need more than other verbs
+
+    seat = masters.take(host, may_ask=sys.stderr.isatty())
+    try:
+        way = connection.Connection(seat, [PROGRAM.name, "receive"])
+        try:
+            parameters = order | {"host": host, "channel": 0}
+            client.send("Move", parameters, more=True, descriptor=way.socket.fileno())
+            way.socket.close()
+            return _follow(client)
+        finally:
+            status_lines.clear()
+            client.close()  # which ends what is not done, and with it the session
+            way.close()
+    finally:
+        seat.close()
+
+
+def _follow(client: Client) -> Reply:
+    """Show how far a move is, and return the last progress."""
+    while True:
+        client.wait_longer(PATIENCE)
+        reply, more = client.receive()
+        progress: Reply = reply["progress"]
+        if not more:
+            return progress
+        status_lines.draw(_shown(progress))
+
+
+def _shown(progress: Reply) -> str:
+    doing = f"{progress['vm']} to {progress['host']}: {progress['step']}"
+    whole, sent = progress["size"], progress["sent"]
+    if progress["step"] != MoveStep.copying or not whole:
+        return doing
+    return f"{bar(doing, min(100, 100 * sent // whole))}, {size_shown(sent)} of {size_shown(whole)}"
+
+
+# -- A VM that runs --
+
+
+def _power_down(client: Client, invocation: Invocation, vm: str) -> bool:
+    """Power a VM down that runs, if that is allowed; tell whether it ran."""
+    status = client.call("Status", vm=vm)["status"]
+    if status["state"] in OFF:
+        return False
+    if verbs.OFFLINE.flag not in invocation.options:
+        raise AlreadyRunning(
+            f"VM {vm} is running; it must be off for this",
+            hint=f"to power it down and start it there: {PROGRAM} {vm} move HOST {verbs.OFFLINE.flag}",
+        )
+    client.send("Stop", {"vm": vm, "force": False}, more=True)
+    try:
+        while True:
+            client.wait_longer(PATIENCE)
+            reply, more = client.receive()
+            if not more:
+                return True
+            status_lines.draw(f"{vm}: powering down, {reply['progress']['rung']}")
+    finally:
+        status_lines.clear()
+
+
+def _start_again(invocation: Invocation, vm: str) -> None:
+    """Start a VM that was powered down for a move which has failed, unless it has left."""
+    try:
+        client = connect(invocation)
+        client.send("Start", {"vm": vm}, more=True)
+        while client.receive()[1]:
+            pass
+        client.close()
+        say(command(f"{vm}: started here again"))
+    except VmessError as error:
+        say(command(f"{vm}: not started here again: {error.message}"))
+
+
+# -- A doubt --
+
+
+def _decide(invocation: Invocation, vm: str, decisions: list[verbs.Option]) -> int:
+    """Say where a VM is that was handed over without an answer."""
+    if len(decisions) > 1 or invocation.arguments:
+        raise InvalidValue(f"{decisions[0].flag} stands alone", hint=f"{PROGRAM} {vm} move {decisions[0].flag}")
+    here = decisions[0] is verbs.TAKE
+    if not here:
+        flag = verbs.DROP.flag
+        sure = confirmation.is_given(invocation, f"move {flag} deletes what is here of a VM", vm, "move", flag)
+        if not sure and not confirmation.is_asked(
+            f"Is {vm} on the other host for certain?", f"{vm} is unchanged"
+        ):
+            return 1
+    client = connect(invocation)
+    reply = client.call("DecideMove", vm=vm, here=here)
+    client.close()
+    emit(invocation, reply, vm)
+    tell(about(vm, phrase("move here" if here else "move there"), several=False))
+    if reply["note"]:
+        say(command(f"{vm}: {printable(reply['note'])}"))
+    return DONE
+
+
+# -- The other side --
+
+
+def receive(invocation: Invocation) -> int:
+    """Connect the session of another host's `move` with the daemon here; return the exit status."""
+    if sys.stdin.isatty() or sys.stdout.isatty():
+        raise InvalidValue(
+            "receive is not for a terminal: move on another host begins it",
+            hint=f"on the other host: {PROGRAM} newvm move THIS-HOST",
+        )
+    client = connect(invocation)
+    client.send("Receive", {}, more=True)
+    client.receive()
+    channel = _socket.socket(fileno=client.descriptors(1)[0])
+    channel.setblocking(True)
+    _pump(channel)
+    try:
+        client.wait_longer(PATIENCE)
+        client.receive()
+    except VmessError as error:
+        if variable("VMESS_CALLED"):  # the other side has been told, and says so
+            return error.status
+        raise
+    finally:
+        client.close()
+    return DONE
+
+
+def _pump(channel: _socket.socket) -> None:
+    """Copy standard input to the daemon, and what it says to standard output, until it has ended.
+
+    Blocking writes do: what one of them says is little while the other sends much.
+    """
+    poll = select.poll()
+    source = sys.stdin.fileno()
+    poll.register(source, select.POLLIN)
+    poll.register(channel, select.POLLIN)
+    try:
+        while True:
+            for descriptor, _ in poll.poll():
+                data = os.read(descriptor, PIECE)
+                if descriptor == source and data:
+                    write_all(channel.fileno(), data)
+                elif descriptor == source:
+                    poll.unregister(source)
+                    channel.shutdown(_socket.SHUT_WR)
+                elif data:
+                    write_all(sys.stdout.fileno(), data)
+                else:
+                    return
+    except OSError:  # one of them is gone, which the other one sees
+        return
+    finally:
+        channel.close()

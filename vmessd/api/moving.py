@@ -1,0 +1,113 @@
+"""VMs that move to another host or come from one; two clients and ssh(1) connect the daemons."""
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+
+from asyncvarlink import FileDescriptor, LastResult, varlinkmethod
+
+from vmessd.api.caller import Caller
+from vmessd.core.dataclass import dataclass
+from vmessd.core.errors import InvalidValue, failing, printable, quoted
+from vmessd.core.models.events import Kind
+from vmessd.core.models.moves import Arrival, MoveProgress
+from vmessd.core.moves import HOST_MAX
+from vmessd.core.wires import bridge_name
+from vmessd.supervisor.arrivals import Receipt
+from vmessd.supervisor.departures import Order
+
+
+@dataclass(frozen=True)
+class VMReceipt:
+    """A step of an arrival."""
+
+    arrival: Arrival
+    channel: FileDescriptor | None
+    """In the first step, a stream socket: what the source sends goes into it, and answers come out of it."""
+
+
+class Moving(Caller):
+    """Methods that move VMs between hosts."""
+
+    @varlinkmethod(return_parameter="progress", delay_generator=False)
+    async def Move(  # noqa: PLR0913 -- all that can be said about a move
+        self,
+        *,
+        vm: str,
+        host: str,
+        channel: FileDescriptor,
+        shared: bool,
+        start: bool,
+        bridges: dict[str, str],
+        bandwidth: int | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 -- another process's
+    ) -> AsyncIterator[MoveProgress]:
+        """Move a VM that is off to another host. Requires `more`.
+
+        `channel` is passed with the call: a stream socket to the one that Receive has returned over there.
+        `host` is what messages call the other host. `shared`: disks that are links are on the other host, too.
+        `start` starts the VM over there. `bridges` are other names of bridges over there, by those here.
+        `bandwidth` limits the bytes sent in a second, and `timeout` the seconds before the VM is handed over.
+
+        Until the last step the VM is here, as it was, if it fails or the caller leaves. The error Locked says
+        that nobody knows whether it has arrived: it runs nowhere then. The same call asks again.
+        """
+        if (bandwidth is not None and bandwidth <= 0) or (timeout is not None and not timeout > 0):
+            raise InvalidValue("bandwidth and timeout must be above 0")
+        order = Order(_host(host), shared, start, _bridges(bridges), bandwidth, timeout)
+        with failing("the descriptor is not a socket"):
+            passed = socket.socket(fileno=os.dup(channel.fileno()))
+        async with contextlib.aclosing(self._supervisor.departures.move(vm, order, passed)) as steps:
+            async for step in steps:
+                if step.done:
+                    if not step.stayed:
+                        self._tell(Kind.removed, step.vm, f"moved to {order.host}")
+                    raise LastResult(step)
+                yield step
+
+    @varlinkmethod(return_parameter="receipt", delay_generator=False)
+    async def Receive(self) -> AsyncIterator[VMReceipt]:
+        """Take what another host sends: a VM that moves here, or the question whether one has. Requires `more`.
+
+        A reply with the socket, and the last one when the VM is here. If the connection ends before, nothing of
+        it stays.
+        """
+        async with contextlib.aclosing(self._supervisor.arrivals.receive(self._peer.uid)) as steps:
+            async for step in steps:
+                if step.arrival.done:
+                    if step.arrival.vm is not None:
+                        self._tell(Kind.made, step.arrival.vm, "moved here from another host")
+                    raise LastResult(_told(step))
+                yield _told(step)
+
+    @varlinkmethod(return_parameter="note")
+    async def DecideMove(self, *, vm: str, here: bool) -> str | None:
+        """Say where a VM is that was handed over to another host without an answer. Returns a remark, or null.
+
+        If it is `here`, it can start again. Otherwise it is deleted here.
+        """
+        note = await self._supervisor.departures.decide(vm, here=here)
+        if here:
+            self._tell(Kind.setting, vm, "it is here, and not on the host that it was to move to")
+        else:
+            self._tell(Kind.removed, vm, "it is on the host that it was moved to")
+        return note
+
+
+def _told(step: Receipt) -> VMReceipt:
+    """Return a step as it is sent; the reply closes the descriptor when it was sent."""
+    channel = None if step.channel is None else FileDescriptor(step.channel, should_close=True)
+    return VMReceipt(step.arrival, channel)
+
+
+def _host(text: str) -> str:
+    """Return the name of a host for messages; raises InvalidValue."""
+    if not text or len(text) > HOST_MAX or printable(text) != text:
+        raise InvalidValue(f"host {quoted(text)} is not a name of 1 to {HOST_MAX} printable characters")
+    return text
+
+
+def _bridges(bridges: dict[str, str]) -> dict[str, str]:
+    """Return names of bridges; raises InvalidValue."""
+    return {bridge_name(here): bridge_name(there) for here, there in bridges.items()}

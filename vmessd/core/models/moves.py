@@ -1,0 +1,47 @@
+"""Moves of VMs to other hosts. Pure. Sizes are in bytes."""
+
+import enum
+
+from vmessd.core import words
+from vmessd.core.dataclass import dataclass
+
+
+class MoveStep(enum.StrEnum):
+    """A step of a move."""
+
+    asking = words.MoveStep.asking
+    """The other host looks whether the VM can come."""
+    copying = words.MoveStep.copying
+    writing = words.MoveStep.writing
+    """The other host writes to its disk what is in memory."""
+    handing_over = words.MoveStep.handing_over
+    """The other host takes over."""
+    done = words.MoveStep.done
+
+
+@dataclass(frozen=True)
+class MoveProgress:
+    """A step of a move; in the last step, the VM is on one of the hosts and on no other."""
+
+    done: bool
+    vm: str
+    host: str
+    """The other host."""
+    step: MoveStep
+    sent: int = 0
+    """Of the archive."""
+    size: int = 0
+    """The size of the archive; 0 before it is known."""
+    stayed: bool = False
+    """In the last step: the VM is here, since the other host has said for certain that it did not arrive."""
+    notes: list[str] | None = None
+    """Remarks on what to mind; null if there are none."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """The beginning or the end of a VM that comes from another host."""
+
+    done: bool
+    vm: str | None
+    """In the last step, the VM; null if none has arrived."""
