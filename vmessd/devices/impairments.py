@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from vmessd.core import impairments
 from vmessd.core.errors import Failed, InvalidValue, NotRunning, VmessError, quoted
 from vmessd.core.impairments import PERFECT, Impaired
 from vmessd.core.lifecycle import OFF
-from vmessd.core.models.wires import Flap
+from vmessd.core.models.wires import Flap, Impairment
 from vmessd.devices.cables import Cables
 from vmessd.devices.nic_files import IMPAIRMENTS
 from vmessd.network.links import Network
@@ -95,13 +95,15 @@ class ImpairedCables:
             )
         if impairment is None and way is None:
             await self.end_flap(nic.index)
-        change = functools.partial(Impaired.with_way, way=way, impairment=impairment)
-        await self._machine.change(functools.partial(self._set, nic.index, change))
+        await self._machine.change(functools.partial(self._set, nic.index, way, impairment))
 
-    def _set(self, index: int, change: Callable[[Impaired], Impaired]) -> None:
+    def _set(self, index: int, way: str | None, impairment: Impairment | None) -> None:
         """Change what is noted for an interface, and apply it; blocks."""
         before = self._read(self._machine.home)
-        self._write({**before, index: change(before.get(index, PERFECT))})
+        after = before.get(index, PERFECT).with_way(way, impairment)
+        if impairment is None and way is None:  # a flap may be noted that has ended with its VM
+            after = PERFECT
+        self._write({**before, index: after})
         try:
             self._network.impair(self.vm, index)
         except BaseException:
