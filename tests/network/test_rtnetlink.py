@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import pytest
-from daemons import SUPPORT, TESTS, UNIT, WiredDaemon
+from daemons import TESTS, UNIT, Namespace, WiredDaemon, need_wires
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -253,43 +254,25 @@ def test_a_daemon_without_wires_never_loads_pyroute2_and_one_with_wires_in_a_thr
 
 # The real kernel
 
-INSIDE = "VMESS_TEST_INSIDE"
-
-
-@functools.cache
-def obstacle() -> str:
-    """Why no network namespace can be had; empty where one can."""
-    if os.geteuid() != 0:
-        return "only root may make a network namespace"
-    made = subprocess.run(
-        ["unshare", "--net", "ip", "link"], capture_output=True, text=True, check=False, timeout=20
-    )
-    return "" if made.returncode == 0 else f"no network namespace can be made here: {made.stderr.strip()}"
-
 
 def in_namespace(check: Callable[[], None]) -> Callable[[], None]:
     """Make a test of a function that is called in a network namespace, in a process of its own."""
 
+    @pytest.mark.xdist_group("rtnetlink")  # so that they are forked from one process
     @functools.wraps(check)
     def run() -> None:
-        if os.environ.get(INSIDE) == check.__name__:
-            check()
-            return
-        if obstacle():
-            pytest.skip(obstacle())
-        code = f"import test_rtnetlink; test_rtnetlink.{check.__name__}()"
-        done = subprocess.run(
-            ["unshare", "--net", sys.executable, "-c", code],
-            env={
-                **os.environ,
-                "PYTHONPATH": ":".join(map(str, (TESTS / "network", SUPPORT, TESTS, TESTS.parent))),
-                INSIDE: check.__name__,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        need_wires()
+        code = f"import test_rtnetlink; test_rtnetlink.{check.__name__}.__wrapped__()"
+        with contextlib.closing(Namespace(loopback=False)) as namespace:
+            done = forkserver.ran(
+                ["-c"],
+                os.environ,
+                cwd=TESTS.parent,
+                timeout=60 * UNIT,
+                namespace=namespace.name,
+                program="rtnetlink checks",
+                code=code,
+            )
         assert done.returncode == 0, done.stderr[-3000:]
 
     return run

@@ -338,13 +338,14 @@ class Namespace:
 
     _numbers = itertools.count()
 
-    def __init__(self) -> None:
+    def __init__(self, *, loopback: bool = True) -> None:
         self.name = f"vmesstest-{os.getpid()}-{next(self._numbers)}"
         self.inside = inside(self.name)
         made = subprocess.run(["ip", "netns", "add", self.name], capture_output=True, text=True, check=False)
         if made.returncode:
             pytest.skip(f"no network namespace can be made here: {made.stderr.strip()}")
-        self.ip("link set lo up")
+        if loopback:
+            self.ip("link set lo up")
 
     def run(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run a command in the namespace to its end."""

@@ -1,4 +1,4 @@
-"""The process that daemons or clients are forked from: it has imported one of the programs.
+"""The process that daemons, clients or checks are forked from: it has imported one of the programs.
 
 It is asked by :mod:`forkserver`. It imports little before the program, since a client has all of it.
 """
@@ -120,10 +120,25 @@ def vmessctl() -> Callable[[], object]:
     return __main__.program
 
 
+def rtnetlink_checks() -> Callable[[], object]:
+    """Import the tests of rtnetlink, each of which is then called by a program of its own."""
+    sys.path.insert(0, str(CHECKOUT / "tests/network"))
+    __import__("test_rtnetlink")
+    return lambda: None
+
+
+PROGRAMS = {
+    "vmessd": vmessd,
+    "vmessd, wired": vmessd_wired,
+    "vmessctl": vmessctl,
+    "rtnetlink checks": rtnetlink_checks,
+}
+
+
 def run() -> None:
     """Import the program that is named, fork what is asked for, and there run it."""
     sys.path.insert(0, str(CHECKOUT))
-    main = {"vmessd": vmessd, "vmessd, wired": vmessd_wired, "vmessctl": vmessctl}[sys.argv[1]]()
+    main = PROGRAMS[sys.argv[1]]()
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=os.dup(0)) as channel:

@@ -160,16 +160,19 @@ def ran(
     cwd: str | os.PathLike[str],
     timeout: float,
     namespace: str | None = None,
+    program: str = "vmessctl",
+    code: str | None = None,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a client to its end, as `subprocess.run` does; raises subprocess.TimeoutExpired."""
+    """Run a program to its end, as `subprocess.run` does; raises subprocess.TimeoutExpired."""
     out, err = (os.memfd_create(name) for name in ("stdout", "stderr"))
     with open(out, encoding="utf-8") as stdout, open(err, encoding="utf-8") as stderr:
-        client = server("vmessctl").start(words, environment, (out, err), directory=cwd, namespace=namespace)
+        options: dict[str, Any] = {"directory": cwd, "namespace": namespace, "code": code}
+        forked = server(program).start(words, environment, (out, err), **options)
         try:
-            status = client.wait(timeout)
+            status = forked.wait(timeout)
         except subprocess.TimeoutExpired:
-            client.kill()
-            client.wait()
+            forked.kill()
+            forked.wait()
             raise
         for stream in (stdout, stderr):
             stream.seek(0)

@@ -24,7 +24,7 @@ bind -x '"\\C-x\\C-d": printf "%s" "$READLINE_LINE" >line.new; mv line.new line'
 """
 ZSH = f"""
 PS1=; PS2=; RPS1=; unsetopt zle_bracketed_paste prompt_cr prompt_sp beep
-autoload -Uz compinit && compinit -u -D
+autoload -Uz compinit && compinit -u
 source completion.zsh
 dump() {{ print -rn -- "$BUFFER" >line.new; mv line.new line }}
 zle -N dump
