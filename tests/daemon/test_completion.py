@@ -68,7 +68,20 @@ def offered(line: str, world: Callable[[Line], completion.World] = Host) -> set[
 
 
 VERBS = {command.verb: command for command in COMMANDS if not command.is_global}
-GLOBAL = {"list", "help", "top", "boot", "shutdown", "net", "completion", "daemon", "watch", "import", "images"}
+GLOBAL = {
+    "list",
+    "help",
+    "top",
+    "boot",
+    "shutdown",
+    "net",
+    "completion",
+    "daemon",
+    "watch",
+    "import",
+    "images",
+    "receive",
+}
 OFFERED: tuple[tuple[str, set[str]], ...] = (
     # VMs, by what the verb behind the cursor needs
     ("|", {"a0", "b0", "c0"} | GLOBAL | set(VERBS)),

@@ -160,7 +160,7 @@ class Departures:
             await leaving.note_handing_over()
             await channel.say(Decision(Word.commit, leaving.record.key))
             said = await channel.hear(Answer, COMMIT_TIME)
-        except VmessError:
+        except (ConnectionBroke, VmessError):
             if leaving.record.stage == Stage.handed_over:
                 leaving.export.close()
                 raise moves.doubtful(leaving.vm, leaving.order.host) from None

@@ -22,8 +22,12 @@ STALL_TIME = 600.0
 """Seconds that the other side may take for a step: fsync(2) writes all that is in memory."""
 
 
-class ConnectionBroke(Failed):
+class ConnectionBroke(Exception):
     """The other side is gone, or does not answer; what it has done last is not known."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 class MoveChannel:
