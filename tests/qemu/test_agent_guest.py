@@ -1,12 +1,17 @@
 """The guest agent that Debian builds, in a guest whose power button has no effect."""
 
 import json
+import signal
+import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import linuxguest
 import pytest
-from daemons import UNIT, Daemon, own
+from daemons import UNIT, Daemon, own, wait_for
+
+from vmessd.storage.vmdir import AGENT_SOCKET
 
 pytestmark = [pytest.mark.qemu, pytest.mark.long, pytest.mark.xdist_group("linux-guest")]
 
@@ -38,3 +43,26 @@ def test_the_agent_says_the_addresses_and_shuts_the_guest_down(daemon: Daemon, v
     daemon.done(vm, "stop")
     assert daemon.status(vm)["last_exit"]["reason"] == "powered_down"
     assert b"shut down by the agent" in (daemon.root / vm / "serial.log").read_bytes()
+
+
+def asked(daemon: Daemon, vm: str, command: str) -> Any:
+    """Ask the agent, as a daemon does, and return its answer."""
+    with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rb") as lines:
+        connection.settimeout(20 * UNIT)
+        connection.connect(str(daemon.root / vm / AGENT_SOCKET))
+        connection.sendall(json.dumps({"execute": f"guest-fsfreeze-{command}"}).encode() + b"\n")
+        return json.loads(lines.readline())["return"]
+
+
+def test_file_systems_are_frozen_for_a_snapshot_and_a_copy_and_thawed(daemon: Daemon, vm: str) -> None:
+    for words in (("snapshot", "take", "one"), ("clone", own("r"))):
+        result = daemon.vmess(vm, *words)
+        assert (result.returncode, "its agent had frozen its file systems" in result.stderr) == (0, True), (
+            result
+        )
+        assert asked(daemon, vm, "status") == "thawed"
+    daemon.stop(signal.SIGKILL)
+    assert asked(daemon, vm, "freeze") > 0
+    assert asked(daemon, vm, "status") == "frozen"
+    daemon.start()
+    wait_for(lambda: asked(daemon, vm, "status") == "thawed", what="a thaw by the next daemon")
