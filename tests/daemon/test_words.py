@@ -496,6 +496,9 @@ def test_as_vmessctl_numbers_without_a_unit_are_mib_and_it_is_said(daemon: Daemo
     assert result.stderr.splitlines()[:2] == ["RAM 32 taken as 32M", "hda 2 taken as 2M"]
     assert (daemon.root / A / "RAM").read_text() == "32M\n"
     assert (daemon.root / A / f"{A}-hda.img").stat().st_size == 2 * 2**20
+    daemon.done("make", B)
+    both = daemon.vmessctl(A, B, "ram", "48").stderr.splitlines()
+    assert both == [f"{A}: RAM 48 taken as 48M", f"{B}: RAM 48 taken as 48M"]
     assert daemon.vmessctl(A, "ram", "0").returncode == 2
     assert daemon.vmessctl(A, "smp", "2").stderr == ""
 

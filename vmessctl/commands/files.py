@@ -34,7 +34,8 @@ def change(invocation: Invocation) -> int:
         more = {"force": True} if verbs.FORCE.flag in invocation.options else {}
         reply = client.call("Set", vm=vm, setting=verb, value=value, **more)
         emit(invocation, reply, vm)
-        report_set(vm, verb, value, remark, reply["note"], not_at_boot(client, vm, verb, value))
+        taken = f"{vm}: {remark}" if remark and len(invocation.vms) > 1 else remark
+        report_set(vm, verb, value, taken, reply["note"], not_at_boot(client, vm, verb, value))
         return DONE
 
     return for_each(invocation, work)
