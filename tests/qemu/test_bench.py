@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from booted import CHECKOUT
+from daemons import UNIT
 
 pytestmark = [
     pytest.mark.qemu,
@@ -82,11 +83,12 @@ def test_without_qemu_there_is_nothing_to_measure(path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.alone
+@pytest.mark.timeout(900 * UNIT)  # it copies some 40 GiB, and boots Linux six times
 def test_images_are_as_fast_as_without_vmess() -> None:
     """Only what does not depend on the load of the machine."""
     result = bench(Path(os.environ["PATH"]), "--runs", "3", "--json", what="--images")
     rows = {row["what"]: row for row in json.loads(result.stdout)["rows"]}
-    assert {row["bound"] for row in rows.values()} >= {1.1, 60.0, 100.0}
+    assert {row["bound"] for row in rows.values()} >= {1.05, 1.1, 60.0, 100.0}
     for what in ("space that it takes", "stand-still for a snapshot, the longest"):
         assert rows[what]["holds"], rows[what]
     assert result.stderr == ""

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 
-from bench import lives
+from bench import first_boot, lives
 from bench.before import beside
 from bench.daemon import PROGRAMS, Daemon
 from bench.images import measure_images
@@ -60,8 +60,10 @@ def check_programs(arguments: argparse.Namespace) -> None:
             raise SystemExit(f"bench: not installed: {program} (Debian: {package})")
 
 
-def enter_namespaces(script: str) -> None:
+def enter_namespaces(script: str, arguments: argparse.Namespace) -> None:
     """Execute the bench again in new namespaces, whose end kills remaining processes."""
+    if arguments.images:
+        first_boot.files()  # there is no network behind this
     os.environ["VMESS_BENCH"] = "1"
     unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command = [*unshare, "sh", "-c", INSIDE, "sh", script, *sys.argv[1:]]
@@ -81,7 +83,7 @@ def main(script: str, about: str) -> None:
         raise SystemExit(f"bench: {PROGRAMS}/vmessd does not exist: contrib/check or contrib/try creates it")
     check_programs(arguments)
     if "VMESS_BENCH" not in os.environ:
-        enter_namespaces(script)
+        enter_namespaces(script, arguments)
     with tempfile.TemporaryDirectory(prefix="vmess-bench.") as directory:
         scratch = pathlib.Path(directory)
         if arguments.before:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bench.daemon import CHECKOUT, PROGRAMS, Daemon, installed
+from bench.first_boot import BOUND as BOOT_BOUND
+from bench.first_boot import FirstBoot
 from bench.measuring import in_words, quietly, seconds, spread
 
 GIB = 1 << 30
@@ -78,6 +80,7 @@ class Images:
         self.linked(runs)
         self.still(runs)
         self.many(runs)
+        self.first_boot(max(2, runs // 3))
 
     def prepare(self) -> None:
         """Make the disk, and a VM that has it."""
@@ -224,6 +227,16 @@ class Images:
             figures[f"{what} snapshots"] = taken[1:]
         without, there = map(statistics.median, figures.values())
         self.note(f"list of {LISTED} VMs with snapshots", there / without, "x", LIST_BOUND, figures)
+
+    def first_boot(self, runs: int) -> None:
+        """Measure from nothing to a system that serves logins; load only adds, so the best of each count."""
+        small = self.scratch / "small.raw"
+        with small.open("wb") as disk:
+            disk.truncate(GIB)
+            disk.write(os.urandom(64 << 20))
+        figures = FirstBoot(self.do, self.daemon.root, self.scratch, small).measure(runs)
+        ours, theirs = map(min, figures.values())
+        self.note("make until logins are served", ours / theirs, "x", BOOT_BOUND, figures)
 
     def note(
         self, what: str, outcome: float, unit: str, bound: float | None, figures: Mapping[str, list[float]]
