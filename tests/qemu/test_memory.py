@@ -148,6 +148,32 @@ def test_c172_a_memory_that_cannot_be_kept_or_loaded_leaves_the_guest_or_the_dis
     assert not leftovers(daemon)
 
 
+@pytest.mark.parametrize("complete", [False, True], ids=["under way", "complete"])
+def test_c174_what_a_daemon_that_was_killed_has_left_is_ended_and_the_guest_runs(
+    daemon: Daemon, complete: bool
+) -> None:
+    made(daemon)
+    started(daemon)
+    daemon.stop(signal.SIGKILL)
+    with socket.socket(socket.AF_UNIX) as listener, Backdoor(daemon, A) as door:
+        listener.bind(str(daemon.directory / "memory.sock"))
+        listener.listen(1)
+        door.execute("migrate-set-parameters", **{"max-bandwidth": 2**30 if complete else 1})
+        door.execute("migrate", uri=f"unix:{daemon.directory}/memory.sock")
+        with listener.accept()[0] as connection:
+            connection.settimeout(10 * UNIT)
+            while complete and connection.recv(2**20):
+                pass
+            wanted = "completed" if complete else "active"
+            wait_for(lambda: door.execute("query-migrate").get("status") == wanted, what=wanted)
+            assert complete == (door.execute("query-status")["status"] == "postmigrate")
+            daemon.start()
+            wait_for(lambda: daemon.status(A)["state"] == "running", what="its guest")
+            ended = "completed" if complete else "cancelled"
+            wait_for(lambda: door.execute("query-migrate")["status"] == ended, what=ended)
+    assert letter(daemon) == "a"
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900 * UNIT)
 @pytest.mark.parametrize("does", ["take", "revert"])

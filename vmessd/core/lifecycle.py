@@ -200,7 +200,6 @@ def transition(state: State, event: Event) -> tuple[State, Action]:
 # QEMU's RunState (qapi/run-state.json); all others mean that the guest does not run.
 _RUNSTATE_EVENT = {
     words.Runstate.prelaunch: Event.born,
-    words.Runstate.inmigrate: Event.born,
     words.Runstate.running: Event.runs,
 }
 

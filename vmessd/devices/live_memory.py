@@ -13,11 +13,11 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from vmessd.core.errors import Failed, TimedOut, VmessError, failing, printable
+from vmessd.core.errors import TimedOut, VmessError, failing
 from vmessd.core.words import Runstate
 from vmessd.devices import live_images
 from vmessd.devices.live_images import QMP_TIME
-from vmessd.qemu.monitor import REFUSAL_MAX, CommandRefused, counter, words
+from vmessd.qemu.monitor import CommandRefused, counter, words
 from vmessd.storage.blocking import Lane
 from vmessd.vm.qemu_run import MEMORY, QemuRun
 
@@ -66,7 +66,9 @@ async def kept(run: QemuRun, lane: Lane, fd: int) -> AsyncGenerator[Still, None]
             await _write(run, lane, fd)
         except (CommandRefused, VmessError) as error:
             await _given_up(run)
-            raise live_images.error_of(run, error, "to keep the memory") from None
+            found = live_images.error_of(run, error, "to keep the memory")
+            found.hint = found.hint or f"to keep the disks alone: vmess {run.vm} snapshot take"
+            raise found from None
         except BaseException:
             await _given_up(run)
             raise
@@ -91,10 +93,7 @@ async def _write(run: QemuRun, lane: Lane, fd: int) -> None:
     while (status := (found := await _progress(run)).get("status")) != "completed":
         if status not in _UNDER_WAY:
             why = words(found.get("error-desc")) or "it has given it up"
-            raise Failed(
-                f"QEMU of {run.vm} could not keep the memory: {printable(why[:REFUSAL_MAX])}",
-                hint=f"to keep the disks alone: vmess {run.vm} snapshot take",
-            )
+            raise CommandRefused(why)
         rounds = found["ram"].get("dirty-sync-count") if isinstance(found.get("ram"), Mapping) else None
         if not hurried and (counter(rounds) or 0) > ROUNDS_MAX:
             await run.execute("migrate-set-parameters", {"downtime-limit": AT_ONCE}, QMP_TIME)

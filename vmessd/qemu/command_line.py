@@ -122,6 +122,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
     """
     values, bootindex = spec.values, _boot_indices(spec)
     argv = [qemu, "-name", spec.vm, "-nodefaults", "-no-user-config", "-S"]
+    argv += ["-incoming", "defer"] if spec.waits else []
     flash = f",pflash0={FLASH[0]},pflash1={FLASH[1]}" if spec.firmware else ""
     smm = ",smm=on" if spec.firmware and spec.firmware.needs_smm else ""
     argv += ["-machine", f"{machine(values)}{smm}{flash}", "-accel", spec.accel]
@@ -159,7 +160,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
     for setting in SETTINGS:
         if setting.file in values:
             argv += setting.option(values[setting.file])
-    return [*argv, "-incoming", "defer"] if spec.waits else argv
+    return argv
 
 
 def _boot_indices(spec: Spec) -> dict[str, int]:
@@ -437,6 +438,11 @@ def cards_of(argv: Sequence[str]) -> dict[int, tuple[str, str | None]]:
 def accel_of(argv: Sequence[str]) -> str:
     """Return the accelerator on a command line from :func:`build`: `kvm` or `tcg`."""
     return "kvm" if ("-accel", "kvm") in itertools.pairwise(argv) else "tcg"
+
+
+def waits(argv: Sequence[str]) -> bool:
+    """Tell whether a QEMU with this command line waits for a memory; EXARGS cannot have these words there."""
+    return ("-S", "-incoming") in itertools.pairwise(argv)
 
 
 def cpu_of(argv: Sequence[str]) -> str | None:

@@ -8,6 +8,7 @@ when it migrates a guest. It gets its name together with the images of the snaps
 import dataclasses
 import json
 import os
+import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -81,8 +82,14 @@ def discard(vm: VMDirectory, draft: Draft) -> None:
 def size(vm: VMDirectory, name: str) -> int | None:
     """Return the bytes that the memory of a snapshot takes; None if it has none; raises NoSuchVM."""
     with vm.opened() as directory:
-        found = safefile.status(directory, names.memory_file(name))
+        found = _status(directory, name)
     return None if found is None else found.st_blocks * 512
+
+
+def _status(directory: int, name: str) -> os.stat_result | None:
+    """Return the status of the memory of a snapshot; None if it has none: only a plain file is one."""
+    found = safefile.status(directory, names.memory_file(name))
+    return found if found is not None and stat.S_ISREG(found.st_mode) else None
 
 
 def opened(vm: VMDirectory, name: str) -> tuple[Origin, int]:
@@ -94,7 +101,7 @@ def opened(vm: VMDirectory, name: str) -> tuple[Origin, int]:
     """
     with vm.opened() as directory:
         file = names.memory_file(name)
-        if safefile.status(directory, file) is None:
+        if _status(directory, name) is None:
             raise InvalidValue(
                 f"snapshot {name} of {vm.vm} has no memory", hint=f"vmess {vm.vm} snapshot revert {name}"
             )
@@ -130,6 +137,5 @@ def with_memory(
 
 def drops(directory: int, snapshots: Sequence[str | None]) -> tuple[Drop, ...]:
     """Return what removes the memories of snapshots."""
-    files = [names.memory_file(name) for name in snapshots if name]
-    there = [(file, safefile.status(directory, file)) for file in files]
-    return tuple(Drop(file, found.st_ino) for file, found in there if found is not None)
+    there = [(name, _status(directory, name)) for name in snapshots if name]
+    return tuple(Drop(names.memory_file(name), found.st_ino) for name, found in there if found is not None)

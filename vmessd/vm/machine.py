@@ -278,10 +278,8 @@ class Machine(FailureRecovery):
             return
         if message.launched is not None and not self._take_in(message, message.launched):
             return
-        if self._run is not None and message.runstate is not None:
-            self._run.learn(message.runstate)
-        if self._run is not None and self._run.loads and message.event is Event.silent:
-            return  # QEMU does nothing else meanwhile, which takes a second for each few GiB
+        if self._run is not None:
+            message.event = self._run.meaning(message.event, message.runstate)
         action = self._pass(message.event)
         self._journal.state(self.state, message)
         if self._run is not None:
@@ -352,13 +350,13 @@ class Machine(FailureRecovery):
         self._run.session.begin()
 
     async def _cont(self, _message: EventMessage) -> None:
-        if self._run is not None:
+        if self._run is not None and not self._run.loads:
             self._run.prepared = True
             self._run.start_task("cont", self._let_it_run(self._run))
 
     async def _let_it_run(self, run: QemuRun) -> None:
         await self._prepare(run)
-        if run.launched.record.memory and run.runstate == Runstate.inmigrate:
+        if run.waits:
             await run.go_on(self.files.aside(functools.partial(self._opened_memory, run)))
             return
         await run.let_it_run(lambda: self._inbox.post(Event.runs, Runstate.running, of=run))

@@ -20,7 +20,7 @@ from vmessd.core.lifecycle import Ending, Event, Policy, Reason, Rung, State, cl
 from vmessd.core.models.progress import StopProgress
 from vmessd.core.records import TEXT_LIMIT, ExitRecord, Moment
 from vmessd.core.words import Runstate
-from vmessd.qemu import block_devices
+from vmessd.qemu import block_devices, command_line
 from vmessd.qemu.guest_agent import Agent
 from vmessd.qemu.monitor import CommandRefused, Job, Monitor, MonitorLost
 from vmessd.qemu.session import Session
@@ -113,6 +113,11 @@ class QemuRun:
     def pid(self) -> int:
         """The PID of the process."""
         return self.launched.process.pid
+
+    @property
+    def waits(self) -> bool:
+        """It waits for the memory of a snapshot, or loads it."""
+        return self.runstate == Runstate.inmigrate and command_line.waits(self.launched.record.argv)
 
     @property
     def is_out_of_reach(self) -> bool:
@@ -243,6 +248,17 @@ class QemuRun:
             await self._free.wait()
         await self.session.settled()
 
+    def meaning(self, event: Event, runstate: str | None) -> Event:
+        """Note the runstate, and return what an event means for a guest that goes on from a memory.
+
+        QEMU does nothing else while it loads that, a second for each few GiB: its silence means nothing new.
+        """
+        if runstate is not None:
+            self.learn(runstate)
+        if (event is Event.halts and self.waits) or (event is Event.silent and self.loads):
+            return Event.born
+        return event
+
     def learn(self, runstate: str) -> None:
         """Note the runstate; check for free space if the guest is paused by a full disk."""
         if runstate == Runstate.internal_error != self.runstate:
@@ -329,7 +345,8 @@ class QemuRun:
     def _is_final(self) -> bool:
         """Its end is not followed by a restart: it was stopped, or a memory could not be loaded."""
         record = self.launched.record
-        return self.stop is not None or record.stopping or (bool(record.memory) and not self.ran)
+        in_vain = command_line.waits(record.argv) and not self.ran
+        return self.stop is not None or record.stopping or in_vain
 
     async def recorded(
         self,
