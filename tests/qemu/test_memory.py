@@ -158,7 +158,7 @@ def test_c174_what_a_daemon_that_was_killed_has_left_is_ended_and_the_guest_runs
     with socket.socket(socket.AF_UNIX) as listener, Backdoor(daemon, A) as door:
         listener.bind(str(daemon.directory / "memory.sock"))
         listener.listen(1)
-        door.execute("migrate-set-parameters", **{"max-bandwidth": 2**30 if complete else 1})
+        door.execute("migrate-set-parameters", **{"max-bandwidth": 2**30 if complete else 10_000})
         door.execute("migrate", uri=f"unix:{daemon.directory}/memory.sock")
         with listener.accept()[0] as connection:
             connection.settimeout(10 * UNIT)
