@@ -240,6 +240,7 @@ def owners(hosts: Hosts) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_c188_whatever_dies_one_host_has_the_vm_or_it_says_who_has_to_be_asked(hosts: Hosts, seed: int) -> None:
     dice = random.Random(seed)
     counts: dict[str, int] = {}
