@@ -139,14 +139,15 @@ def test_a_signal_ends_the_command_over_there(lab: Lab, number: signal.Signals) 
     wait_for(lambda: not clients_of(lab, "watch"), what="the end of the command over there")
 
 
-def test_c202_a_client_that_is_killed_ends_the_command_over_there(lab: Lab) -> None:
-    process = lab.start("--host", "lab1", "watch")
+@pytest.mark.parametrize("hosts", ["lab1", "lab1,lab2"])
+def test_c202_a_client_that_is_killed_ends_the_command_over_there(lab: Lab, hosts: str) -> None:
+    process = lab.start("--host", hosts, "watch")
     wait_for(lambda: clients_of(lab, "watch"), what="the command over there")
     process.kill()
     process.communicate(timeout=20 * UNIT)
     wait_for(lambda: not clients_of(lab, "watch"), what="the end of the command over there")
-    sessions = ["pgrep", "-f", f"{lab.runtime}/vmess/ssh-lab1-[0-9]* .* vmessctl watch"]
-    assert subprocess.run(sessions, capture_output=True, check=False).returncode == 1
+    sessions = ["pgrep", "-f", f"{lab.runtime}/vmess/ssh-lab[12]-[0-9]* .* vmessctl watch"]
+    wait_for(lambda: subprocess.run(sessions, capture_output=True, check=False).returncode == 1, what="its ssh")
 
 
 @pytest.mark.parametrize("host", ["lab1", "lab2"])

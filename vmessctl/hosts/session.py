@@ -9,6 +9,7 @@ import os
 import sys
 
 from vmessctl.cli.verbs import PROGRAM
+from vmessctl.environment import variable
 from vmessctl.output import foreground
 from vmessctl.output.descriptors import write_all
 from vmessctl.ssh import masters, signals
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 16
 """Bytes read at once."""
+LIFE = "VMESS_LIFE"
+"""The variable that says that standard input is a pipe which ends with the client of several hosts."""
 BROKEN = 255
 """The exit status of ssh(1) if the connection fails, or if the command over there was killed."""
 
@@ -66,6 +69,8 @@ def piped(seat: Seat, words: Sequence[str], put: Sink, *, with_input: bool) -> i
     line = remote_line(words, called(seat), mark, watched=not with_input)
     if with_input:
         return _Relay(seat, begun(seat, line), Opening(mark), put).run()
+    if variable(LIFE):
+        return _Relay(seat, begun(seat, line, os.dup(sys.stdin.fileno())), Opening(mark), put).run()
     source, life = os.pipe()  # which ends with this process, however that ends
     try:
         return _Relay(seat, begun(seat, line, source), Opening(mark), put).run()

@@ -10,6 +10,7 @@ from vmessctl import light_json
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import BY_VERB, PROGRAM, Invocation
 from vmessctl.commands import inspect
+from vmessctl.hosts import session
 from vmessctl.output import foreground, rendering
 from vmessctl.output.descriptors import write_all
 from vmessctl.output.terminal import say
@@ -125,9 +126,10 @@ def _list(invocation: Invocation, hosts: Sequence[str]) -> int:
 class Host(PlainRecord):
     """A host, and the client that carries out the line there."""
 
-    def __init__(self, name: str, words: Sequence[str]) -> None:
+    def __init__(self, name: str, words: Sequence[str], life: int) -> None:
         self.name = name
-        self.process = foreground.beside([*_program(), "--host", name, *words], with_errors=True)
+        argv = [*_program(), "--host", name, *words]
+        self.process = foreground.beside(argv, source=life, with_errors=True)
         self.is_told = False
         """A signal was sent to it."""
 
@@ -153,6 +155,8 @@ class _Hosts:
         self._put = put
         self._hosts: list[Host] = []
         self._sources: dict[int, tuple[Host, Sink]] = {}
+        self._life = -1
+        """The end of a pipe that ends with this process; all clients, and what they do there, end with it."""
         self._begun: dict[int, bytes] = {}
         """By descriptor, the beginning of a line."""
 
@@ -169,12 +173,15 @@ class _Hosts:
                 self._tell(signals.TERMINATE)
 
     def _start(self) -> None:
+        life, self._life = os.pipe()
+        os.environ[session.LIFE] = "1"
         for name in self._names:
-            host = Host(name, self._words)
+            host = Host(name, self._words, life)
             self._hosts.append(host)
             for stream, put in ((host.process.stdout, self._put), (host.process.stderr, _put_error)):
                 if stream is not None:
                     self._sources[stream.fileno()] = (host, put)
+        os.close(life)
 
     def _tell(self, number: int) -> None:
         for host in self._hosts:
