@@ -164,6 +164,15 @@ OPTIONS = (
         many=True,
         live=True,
     ),
+    Option(
+        "vhost",
+        "yes|no",
+        "whether VMs may have vhost on; the kernel of the host then reads and writes the memory of guests",
+        "yes",
+        "no",
+        choices=("yes", "no"),
+        live=True,
+    ),
 )
 
 
@@ -200,6 +209,7 @@ class Config(NamedTuple):
     """Absolute paths; None: all directories."""
     allow_nat: tuple[str, ...] | None = None
     """Ranges of IPv4 addresses; None: all."""
+    vhost: bool = True
 
     def kind(self, is_managed: bool) -> DaemonKind:
         """Return who runs the daemon; `is_managed`: a service manager listens to it."""
@@ -224,6 +234,7 @@ class Config(NamedTuple):
             "idle-time": "never" if self.idle_time is None else f"{self.idle_time:g}",
             "allow-shares": ANY if self.allow_shares is None else _listed(self.allow_shares),
             "allow-nat": ANY if self.allow_nat is None else _listed(self.allow_nat),
+            "vhost": "yes" if self.vhost else "no",
         }
 
 
@@ -305,6 +316,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
         allow_nat=_ranges(chosen["allow-nat"]),
         qemu_user=None if chosen["qemu-user"] == OWN_USER else chosen["qemu-user"],
         exargs=chosen["exargs"] == "yes",
+        vhost=chosen["vhost"] == "yes",
         shutdown_time=None if chosen["shutdown-time"] == "auto" else float(chosen["shutdown-time"]),
         check=given["check"],
         shutdown=given["shutdown"],

@@ -48,6 +48,7 @@ def _host(config: Config, runs_as: Account, log_path: str | None) -> Host:
         allow_nat=config.allow_nat,
         network=network,
         residence=residence,
+        vhost=config.vhost,
     )
 
 
@@ -156,6 +157,7 @@ class Reload:
         host = self._host
         host.accel, host.exargs, host.shutdown_time = config.accel, config.exargs, config.shutdown_time
         host.allow_shares, host.allow_nat = config.allow_shares, config.allow_nat
+        host.vhost = config.vhost
         host.network.access = dataclasses.replace(
             host.network.access, links=config.allow_links, bridges=config.allow_bridges
         )

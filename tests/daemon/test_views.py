@@ -158,7 +158,7 @@ def test_c71_what_is_wrong_with_one_vm_is_told_of_that_one(wired: WiredDaemon) -
     assert result.stdout.splitlines() == [f"vmess {vm} ifadd 2 br0 br1" for vm in (first, last)]
     wrong = [line for line in result.stderr.splitlines() if not line.startswith("  hint: ")]
     assert len(wrong) == 2
-    assert wrong[0].startswith(f"vmess: {wired.root}/{bad}/NICS 'a/b' is not at most 29 words")
+    assert wrong[0].startswith(f"vmess: {wired.root}/{bad}/NICS 'a/b' is not at most 64 words")
     assert wrong[1].startswith(f"vmess: You need to create directory {wired.root}/nosuch0 ")
     assert result.returncode == 1
     lines = wired.vmess("lab*", "nosuch", "--json", "ifstat").stdout.splitlines()

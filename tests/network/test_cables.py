@@ -109,7 +109,7 @@ NO_CABLE = {
     "leaf connect 1 leaf:0": (2, "cable 'leaf0:0' of leaf0 leads to leaf0 itself; it needs another VM"),
     "leaf connect 1 elm:0": (4, "elm0"),
     "leaf connect 1 spine:7": (2, "spine0 has no interface '7'; it has 0"),
-    "leaf connect 0 spine:29": (2, "no VM has interface 29; the last one is 28"),
+    "leaf connect 0 spine:64": (2, "no VM has interface 64; the last one is 63"),
     "leaf connect 1 spine:x": (2, "cable 'spine:x' is not <vm>:<interface>, such as spine0:1"),
     "leaf connect 1 spine:0:0": (2, "cable 'spine:0:0' is not"),
     "leaf connect 1 :0": (2, "VM name ''"),

@@ -58,10 +58,14 @@ raise SystemExit(main())
 """
 
 
+SLOTS = (*range(3, 32), *range(33, 64), *range(65, 96))
+"""The PCI slots of cards: those of the first bus, and those behind two bridges."""
+
+
 # What the files say
 
 
-@given(st.dictionaries(st.integers(0, 28), st.integers(3, 31)))
+@given(st.dictionaries(st.integers(0, 63), st.sampled_from(SLOTS)))
 def test_what_is_noted_of_slots_is_read_back(noted: dict[int, int]) -> None:
     text = nic_hardware.file_text(noted)
     if len(set(noted.values())) == len(noted):
@@ -71,7 +75,7 @@ def test_what_is_noted_of_slots_is_read_back(noted: dict[int, int]) -> None:
             nic_hardware.parse_slots(text)
 
 
-@given(st.sets(st.integers(0, 28)), st.sets(st.integers(0, 28)))
+@given(st.sets(st.integers(0, 63)), st.sets(st.integers(0, 63)))
 def test_what_is_noted_of_cables_is_read_back(pulled: set[int], bounced: set[int]) -> None:
     loose = Loose(frozenset(pulled - bounced), frozenset(bounced))
     assert nic_hardware.parse_cables(str(loose)) == loose
@@ -80,13 +84,13 @@ def test_what_is_noted_of_cables_is_read_back(pulled: set[int], bounced: set[int
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        *(("SLOTS", text) for text in ("2", "32", "x", "3 3", "-1", "3.0", "1e1", "- " * 30, "٣")),
-        *(("CABLES", text) for text in ("29", "-1", "x", "0,1", "~", "0~~", "0 " * 30, "²")),
-        *(("MACS", text) for text in ("x", "02:11:9b:af:00", "ff:ff:ff:ff:ff:ff", "- " * 30)),
+        *(("SLOTS", text) for text in ("2", "32", "64", "96", "x", "3 3", "-1", "3.0", "1e1", "- " * 65, "٣")),
+        *(("CABLES", text) for text in ("64", "-1", "x", "0,1", "~", "0~~", "0 " * 65, "²")),
+        *(("MACS", text) for text in ("x", "02:11:9b:af:00", "ff:ff:ff:ff:ff:ff", "- " * 65)),
     ],
 )
 def test_what_makes_no_sense_is_refused(file: str, text: str) -> None:
-    with pytest.raises(InvalidValue, match=f"^{file} '.*' is not "):
+    with pytest.raises(InvalidValue, match=f"^{file} '.*' (\\([0-9]+ characters\\) )?is not "):
         BY_FILE[file].value(text)
 
 
@@ -121,19 +125,58 @@ def test_c60_cards_without_a_note_sit_where_they_always_did() -> None:
 
 
 @given(
-    st.integers(0, 29),
-    st.dictionaries(st.integers(0, 28), st.integers(3, 31)),
+    st.integers(0, 64),
+    st.dictionaries(st.integers(0, 63), st.sampled_from(SLOTS)),
     st.frozensets(st.integers(0, 31)),
+    st.booleans(),
     st.booleans(),
 )
 def test_c60_no_two_cards_share_a_slot(
-    count: int, noted: dict[int, int], claimed: frozenset[int], usual: bool
+    count: int, noted: dict[int, int], claimed: frozenset[int], usual: bool, shared: bool
 ) -> None:
-    slots = nic_hardware.assign(range(count), noted, Claims(claimed, usual))
+    slots = nic_hardware.assign(range(count), noted, Claims(claimed, usual), shared=shared)
     assert len(set(slots.values())) == len(slots)
-    assert set(slots.values()) <= set(range(3, 32)) - claimed
+    assert set(slots.values()) <= set(SLOTS) - claimed
+    bridged = any(slot > 31 for slot in slots.values())
+    if bridged and not shared:
+        assert nic_hardware.BRIDGE_SLOT not in slots.values()
+    noted = {
+        index: slot for index, slot in noted.items() if index < count and (slot < 31 or (bridged and slot > 31))
+    }
     if len(set(noted.values())) == len(noted) and not claimed & set(noted.values()):
-        assert all(slots[index] == noted[index] for index in noted if index < count)
+        assert usual is False or all(slots[index] == noted[index] for index in noted)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("claimed", [frozenset(), frozenset({5, *range(0x16, 0x1F)})])
+def test_c140_cards_without_a_slot_are_behind_bridges_in_order(claimed: frozenset[int], shared: bool) -> None:
+    before = 31 - 2 - len(claimed)
+    for count in range(65):
+        slots = nic_hardware.assign(range(count), {}, Claims(claimed), shared=shared)
+        assert list(slots) == [*range(count)]
+        assert sorted(slots.values()) == [*slots.values()]
+        assert (max(slots.values(), default=0) > 31) is (count > before)
+
+
+def test_c140_where_exargs_pushes_cards_only_those_that_never_fitted_have_bridges() -> None:
+    assert nic_hardware.assign(range(29), {}, Claims(usual=False)) == {}
+    slots = nic_hardware.assign(range(64), {2: 9}, Claims(usual=False))
+    assert slots == {2: 9} | {index: 33 + index - 16 for index in range(16, 47)} | {
+        index: 65 + index - 47 for index in range(47, 64)
+    }
+
+
+def test_c140_a_card_is_plugged_behind_those_before_it() -> None:
+    def choose(indices: list[int], others: dict[int, int], taken: set[int], *bridges: int) -> dict[int, int]:
+        possible = nic_hardware.pluggable(bridges, first_bus=True)
+        return nic_hardware.choose(indices, {}, others, taken, possible)
+
+    assert choose([1, 2], {0: 7}, {7}) == {1: 8, 2: 9}
+    assert choose([28, 29], {}, {*range(30)}) == {28: 31, 29: 30}
+    assert choose([28, 29, 30], {27: 33}, {*range(32), 33, 35}, 1, 2) == {28: 34, 29: 36, 30: 37}
+    assert choose([62, 63], {61: 63}, {*range(32), *range(33, 64)}, 1, 2) == {62: 65, 63: 66}
+    assert choose([29], {}, {*range(32)}) == {}
+    assert nic_hardware.pluggable((1,), first_bus=False) == tuple(range(33, 64))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +310,9 @@ def test_c60_where_exargs_pushes_cards_they_stay_where_that_had_them(wired: Wire
 def test_c60_slots_that_make_no_sense_are_named(wired: WiredDaemon) -> None:
     directory = wired.make("newvm0", SLOTS="4 4")
     wired.done("newvm", "ifadd", "1", "-")
-    assert "SLOTS '4 4' is not at most 29 words, each a PCI slot" in refused(wired, 1, "newvm", "start")
+    assert "SLOTS '4 4' is not at most 64 words, each - or another PCI slot" in refused(
+        wired, 1, "newvm", "start"
+    )
     (directory / "SLOTS").unlink()
     os.symlink("/etc/passwd", directory / "SLOTS")
     assert "SLOTS" in refused(wired, 1, "newvm", "start")

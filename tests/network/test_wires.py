@@ -807,7 +807,7 @@ def test_c74_calls_and_files_that_know_less_are_as_they_were(wired: WiredDaemon)
 def test_c74_nics_that_would_be_too_long_to_be_read_are_refused(wired: WiredDaemon) -> None:
     wired.make("newvm0")
     word = "user:" + ",".join(f"udp:255.255.255.{100 + port}:{20000 + port}:1" for port in range(32))
-    message = refused(wired, 2, "newvm", "ifadd", "29", *[word] * 29)
+    message = refused(wired, 2, "newvm", "ifadd", "64", *[word] * 64)
     assert "NICS would have" in message
     assert wired.noted("newvm0") is None
 
@@ -1038,7 +1038,7 @@ def test_a_tun_device_that_is_missing_or_no_device_is_named(make_wired: MakeWire
 
 
 SENSELESS: list[tuple[int, str, list[str]]] = [
-    (2, "'30'", ["abcdefghijkl", "ifadd", "30"]),
+    (2, "'65'", ["abcdefghijkl", "ifadd", "65"]),
     (2, "'a/b'", ["newvm", "ifadd", "1", "a/b"]),
     (2, "'br%d'", ["newvm", "ifadd", "1", "br%d"]),
     (2, "''", ["newvm", "ifadd", "1", ""]),
@@ -1055,7 +1055,7 @@ SENSELESS: list[tuple[int, str, list[str]]] = [
     (2, "'newvm0'", ["newvm", "connect", "0", "newvm0"]),
     (2, "'-1'", ["newvm", "ifadd", "-1"]),
     (2, "'1000'", ["newvm", "ifadd", "1000"]),
-    (2, "'30'", ["newvm", "ifadd", "30"]),
+    (2, "'65'", ["newvm", "ifadd", "65"]),
     (2, "'99999999999999999999'", ["newvm", "ifadd", "99999999999999999999"]),
     (2, "'x'", ["newvm", "ifadd", "x"]),
     (2, "''", ["newvm", "ifadd", ""]),
@@ -1073,7 +1073,7 @@ SENSELESS: list[tuple[int, str, list[str]]] = [
     (2, "'0'", ["leaf", "connect", "0", "bridge1"]),
     (2, "'maybe'", ["newvm", "cable", "0", "maybe"]),
     (2, "'5'", ["newvm", "cable", "5", "off"]),
-    (2, "'29'", ["newvm", "mac", "29", "02:00:00:00:00:01"]),
+    (2, "'64'", ["newvm", "mac", "64", "02:00:00:00:00:01"]),
     (2, "'x'", ["newvm", "mac", "x", "02:00:00:00:00:01"]),
     (2, "'01:00:5e:00:00:01'", ["newvm", "mac", "0", "01:00:5e:00:00:01"]),
     (2, "'00:00:00:00:00:00'", ["newvm", "mac", "0", "00:00:00:00:00:00"]),
@@ -1152,7 +1152,7 @@ NONSENSE: dict[str, bytes | None] = {
     "a pattern": b"br%d",
     "binary": bytes(range(256)),
     "no UTF-8": b"\xff\xfe",
-    "too many": b"bridge1 " * 30,
+    "too many": b"bridge1 " * 65,
     "huge": b"b" * 10_000_000,
     "a FIFO": None,
 }

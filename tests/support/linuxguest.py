@@ -4,8 +4,11 @@ Its kernel is that of Debian's clouds, taken from the package without installing
 initramfs: busybox, dropbear, and a script as init. It looks for the medium by its label, prints what is on it,
 makes the user that user-data name, and lets the keys in there log in. Where it is asked for, QEMU's guest agent
 runs, as Debian builds it; the power button has no effect, and /dev/vda is mounted.
+
+A guest that is for a script does nothing of this: it runs the script, which the kernel's command line holds.
 """
 
+import base64
 import fcntl
 import functools
 import gzip
@@ -37,6 +40,12 @@ INIT = """#!/bin/busybox sh
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null
 mkdir -p /dev/pts; mount -t devpts pts /dev/pts
 for module in $(cat /modules/order); do insmod /modules/$module; done
+script=$(sed -n 's/.* script=//p' /proc/cmdline)
+if [ -n "$script" ]; then
+    echo "$script" | base64 -d >/run/script
+    sh /run/script
+    poweroff -f
+fi
 ip link set lo up; ip link set eth0 up 2>/dev/null && ip addr add 10.0.2.15/24 dev eth0
 tries=0 device=
 while [ -z "$device" ] && [ $tries -lt 50 ]; do  # the label of ISO 9660 is 40 bytes into its 17th sector
@@ -128,10 +137,18 @@ def built(
     return kernel, initrd
 
 
-def options(*, agent: bool = False, files: tuple[Path, Path] | None = None) -> str:
-    """Return the EXARGS of a VM with this guest, or with another one whose kernel and initramfs are `files`."""
+def options(
+    *, agent: bool = False, files: tuple[Path, Path] | None = None, script: str | None = None
+) -> str:
+    """Return the EXARGS of a VM with this guest, or with another one whose kernel and initramfs are `files`.
+
+    This guest may run a script, and then powers off.
+    """
     kernel, initrd = files or boot_files(agent=agent)
-    return shlex.join(["-kernel", str(kernel), "-initrd", str(initrd), "-append", COMMAND_LINE, "-no-reboot"])
+    line = COMMAND_LINE
+    if script is not None:
+        line += f" script={base64.b64encode(script.encode()).decode()}"
+    return shlex.join(["-kernel", str(kernel), "-initrd", str(initrd), "-append", line, "-no-reboot"])
 
 
 def _programs(programs: Mapping[str, str], libraries: Sequence[Path]) -> dict[str, tuple[int, bytes]]:

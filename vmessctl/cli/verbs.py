@@ -98,11 +98,11 @@ UNATTENDED = Summary(LIFE, "Grace period; autostart")
 STATE = Summary(LOOK, "State, log, last end")
 SCREEN = Summary(LOOK, "Screen, console, SSH")
 KEYS = Summary(LOOK, "Press keys, await output")
-MACHINE = Summary(HARDWARE, "CPUs, memory, machine type")
+MACHINE = Summary(HARDWARE, "CPUs, memory, machine, TPM")
 DEVICES = Summary(HARDWARE, "Devices; what boots first")
-BOOT = Summary(HARDWARE, "UEFI, or a kernel")
-GUEST = Summary(HARDWARE, "Agent, TPM, startup file")
-EXTRAS = Summary(HARDWARE, "NICs, more for QEMU")
+BOOT = Summary(HARDWARE, "UEFI, a kernel, SMBIOS")
+GUEST = Summary(HARDWARE, "Agent, ports, startup file")
+CARDS = Summary(HARDWARE, "Models, queues of NICs")
 DRIVE = Summary(DISKS, "Disks, CD, shares")
 NICS = Summary(WIRES, "Interfaces and addresses")
 PLUGS = Summary(WIRES, "Bridge, cable, MAC; frames")
@@ -112,7 +112,7 @@ TOOL = Summary(HOST, "This program; the images")
 SUMMARIES = (
     *(MAKE, ARCHIVE, START, PAUSE, UNATTENDED),
     *(STATE, SCREEN, KEYS),
-    *(MACHINE, DEVICES, BOOT, GUEST, EXTRAS),
+    *(MACHINE, DEVICES, BOOT, GUEST, CARDS),
     DRIVE,
     *(NICS, PLUGS),
     FLEET,
@@ -429,11 +429,11 @@ SETTING_ALIASES = {"ram": ("memory",)}
 """Aliases of settings."""
 SETTING_SUMMARIES = {
     **dict.fromkeys(("grace", "autostart", "restart-policy"), UNATTENDED),
-    **dict.fromkeys(("smp", "ram", "cpu", "accel", "machine", "vga"), MACHINE),
+    **dict.fromkeys(("smp", "ram", "cpu", "accel", "machine", "vga", "tpm"), MACHINE),
     **dict.fromkeys(("boot-order", "boot-once", "disk-bus", "rng"), DEVICES),
-    **dict.fromkeys(("firmware", "kernel", "initrd", "append"), BOOT),
-    **dict.fromkeys(("smbios", "agent", "tpm", "serial"), GUEST),
-    **dict.fromkeys(("nic-model", "nic-options", "qemu-options"), EXTRAS),
+    **dict.fromkeys(("firmware", "kernel", "initrd", "append", "smbios"), BOOT),
+    **dict.fromkeys(("agent", "serial", "qemu-options"), GUEST),
+    **dict.fromkeys(("nic-model", "queues", "vhost", "nic-options"), CARDS),
     "carrier": PLUGS,
     "raw": DRIVE,
 }

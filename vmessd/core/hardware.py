@@ -9,6 +9,7 @@ from typing import Any
 
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.names import CDROM, DISKS
+from vmessd.core.wires import INTERFACES_MAX
 
 SMBIOS_KEYS = ("manufacturer", "product", "version", "serial", "uuid", "sku", "family")
 """What firmware tells a guest about its machine (SMBIOS, type 1; qemu-system-x86_64(1), -smbios)."""
@@ -54,8 +55,11 @@ def graphics_card(text: str) -> str:
 
 
 def models(text: str) -> tuple[str, ...]:
-    """Return models of network cards, from a list with commas; `virtio` is short for virtio-net-pci."""
-    return tuple("virtio-net-pci" if name == "virtio" else word(name) for name in text.split(","))
+    """Return models of network cards, with spaces or commas between; `virtio` is short for virtio-net-pci."""
+    names = words if len(words := text.split()) > 1 else text.split(",")
+    if len(names) > INTERFACES_MAX:
+        raise InvalidValue(f"it names {len(names)} models; a VM has at most {INTERFACES_MAX} interfaces")
+    return tuple("virtio-net-pci" if name == "virtio" else word(name) for name in names)
 
 
 def cpu(text: str) -> str:

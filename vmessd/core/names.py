@@ -41,7 +41,7 @@ VERBS = frozenset(
         *("make", "rm", "start", "stop", "status", "info", "vnc", "console", "log", "wait", "restart"),
         *("smp", "ram", "cpu", "accel", "cdrom", "raw"),
         *("autostart", "restart-policy", "grace", "rename", "reset", "resume"),
-        *("nic-model", "nic-options", "qemu-options", "edit"),
+        *("nic-model", "nic-options", "queues", "vhost", "qemu-options", "edit"),
         *("machine", "vga", "rng", "smbios", "boot-order", "boot-once"),
         *("disk-bus", "firmware", "kernel", "initrd", "append", "agent", "tpm", "serial"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "carrier", "mac", "forward", "addr", "capture"),

@@ -1,7 +1,8 @@
 """The guest's side of network interfaces: MACs, PCI slots and cables, as MACS, SLOTS and CABLES say. Pure.
 
 By default a NIC has the MAC that follows from the VM's name, the PCI slot that QEMU itself would give it
-(3 for the first, 4 for the next), and its cable plugged in.
+(3 for the first, 4 for the next), and its cable plugged in. NICs for which the PCI bus has no slot are behind
+two PCI bridges.
 """
 
 import contextlib
@@ -21,6 +22,17 @@ BOUNCED = "~"
 """The suffix in CABLES of an interface whose cable is pulled for a moment only."""
 SLOT_FIRST, SLOT_LAST = 3, 31
 """Of machine `pc`: host bridge, PIIX and VGA have the slots below."""
+EACH_BUS = 32
+"""Slots of a bus. Those behind the first bridge are counted on from here, behind the second from twice that."""
+BRIDGES = {1: "nics1", 2: "nics2"}
+"""The bridges of NICs: for their slots divided by EACH_BUS, the ids, which are the names of their buses."""
+BRIDGE_SLOT = 0x1F
+"""The slot of both bridges, which share it as two functions: on machine `pc` the last one that a NIC would get,
+on `q35` that of the chipset. Linux numbers the NICs of a bus before those behind its bridges."""
+BEHIND_BRIDGES = tuple(EACH_BUS * bus + slot for bus in BRIDGES for slot in range(1, EACH_BUS))
+"""The slots behind bridges; a bridge may have slot 0 for itself (QEMU, hw/pci-bridge/pci_bridge_dev.c)."""
+UNBRIDGED_MAX = 29
+"""NICs that a VM can have without bridges."""
 
 NO_PCI = frozenset({"ne2k_isa", "usb-net", "virtio-net-device"})
 """Models without a PCI slot (`-device help` of QEMU 7.2)."""
@@ -61,8 +73,8 @@ def parse_macs(text: str) -> dict[int, str]:
 
 def parse_slots(text: str) -> dict[int, int]:
     """Return the PCI slots in a SLOTS file by interface; raises ValueError."""
-    slots = {index: _number(word, SLOT_FIRST, SLOT_LAST) for index, word in _noted(text)}
-    if len(set(slots.values())) < len(slots):
+    slots = {index: _number(word, SLOT_FIRST, BEHIND_BRIDGES[-1]) for index, word in _noted(text)}
+    if len(set(slots.values())) < len(slots) or not set(slots.values()) <= {*_SLOTS, *BEHIND_BRIDGES}:
         raise ValueError(text)
     return slots
 
@@ -177,41 +189,92 @@ def _claimed(value: str) -> set[int]:
     return {int(found[1], 16)} if found else set()
 
 
-def assign(indices: Collection[int], noted: Mapping[int, int], claimed: Claims) -> dict[int, int]:
+_SLOTS = range(SLOT_FIRST, SLOT_LAST + 1)
+
+
+def assign(
+    indices: Collection[int], noted: Mapping[int, int], claimed: Claims, *, shared: bool = False
+) -> dict[int, int]:
     """Return the PCI slots of NICs by interface: as noted in SLOTS, else where QEMU would put them by default.
 
-    Slots that EXARGS claims are left free. QEMU places a NIC that is missing in the result: every one that is
-    not noted, where EXARGS changes the order of devices.
+    Slots that EXARGS claims are left free. NICs for which there is no slot left are behind bridges. QEMU places
+    a NIC that is missing in the result: every one that is not noted, where EXARGS changes the order of devices.
+    `shared`: the chipset has the slot of the bridges, so that no NIC has to leave it to them.
     """
+    known = [index for index in indices if claimed.usual or index in noted]
+    slots = _placed(known, noted, claimed.slots, _SLOTS)
+    if len(slots) == len(indices) or (not claimed.usual and len(indices) <= UNBRIDGED_MAX):
+        return slots
+    taken = claimed.slots | (set() if shared else {BRIDGE_SLOT})
+    if claimed.usual:
+        return _placed(indices, noted, taken, (*_SLOTS, *BEHIND_BRIDGES))
+    slots = _placed(known, noted, taken, _SLOTS)
+    others = [index for index in sorted(indices)[_LEFT_TO_QEMU:] if index not in slots]
+    return slots | _placed(others, noted, {*slots.values()}, BEHIND_BRIDGES)
+
+
+_LEFT_TO_QEMU = 16
+"""NICs that have no slot of ours beside bridges, where EXARGS changes the order of devices."""
+
+
+def _placed(
+    indices: Collection[int], noted: Mapping[int, int], claimed: Collection[int], possible: Sequence[int]
+) -> dict[int, int]:
+    """Return possible slots of NICs by interface, as noted or near those of QEMU, as far as there are any."""
     slots: dict[int, int] = {}
-    taken = set(claimed.slots)
+    taken = set(claimed)
     for index in sorted(indices):
-        if noted.get(index, 0) not in {0, *taken}:
-            slots[index] = noted[index]
-            taken.add(noted[index])
-    for index in sorted(set(indices) - slots.keys()) if claimed.usual else ():
-        slot = free(SLOT_FIRST + index, taken)
+        slot = noted.get(index)
+        if slot is not None and slot in possible and slot not in taken:
+            slots[index] = slot
+            taken.add(slot)
+    for index in sorted(set(indices) - slots.keys()):
+        slot = free(SLOT_FIRST + index, taken, possible)
         if slot is not None:
             slots[index] = slot
             taken.add(slot)
     return slots
 
 
-def choose(indices: Sequence[int], noted: Mapping[int, int], taken: Collection[int]) -> dict[int, int]:
+def choose(
+    indices: Sequence[int],
+    noted: Mapping[int, int],
+    others: Mapping[int, int],
+    taken: Collection[int],
+    possible: Sequence[int],
+) -> dict[int, int]:
     """Return free slots for NICs to hot-plug, by interface: the slot that a start would use, or the next one.
 
-    A device of EXARGS in that slot stays there at the next start, since QEMU gives those the lowest free slots.
-    A NIC without a free slot is missing in the result.
+    It is above those of the interfaces before it, so that guests number it behind them after a start. A device
+    of EXARGS in that slot stays there at the next start, since QEMU gives those the lowest free slots. A NIC
+    without a free slot is missing in the result.
+
+    Args:
+        indices: the interfaces, in ascending order.
+        noted: the slots in SLOTS, by interface.
+        others: the slots of the other NICs, by interface.
+        taken: the slots in use.
+        possible: the slots that this machine can plug a NIC into, in ascending order.
     """
     slots: dict[int, int] = {}
     for index in indices:
-        slot = free(noted.get(index, SLOT_FIRST + index), {*taken, *slots.values()})
+        before = [slot for other, slot in {**others, **slots}.items() if other < index]
+        wanted = noted.get(index) or max([SLOT_FIRST + index, *(slot + 1 for slot in before)])
+        slot = free(wanted, {*taken, *slots.values()}, possible)
         if slot is not None:
             slots[index] = slot
     return slots
 
 
-def free(wanted: int, taken: Collection[int]) -> int | None:
+def free(wanted: int, taken: Collection[int], possible: Sequence[int]) -> int | None:
     """Return a free slot: the wanted one, else the next one above, else any; None where all are taken."""
-    order = (*range(wanted, SLOT_LAST + 1), *range(SLOT_FIRST, wanted))
+    order = sorted(possible, key=lambda slot: (slot < wanted, slot))
     return next((slot for slot in order if slot not in taken), None)
+
+
+def pluggable(bridges: Collection[int], *, first_bus: bool) -> tuple[int, ...]:
+    """Return the slots that a running machine may plug NICs into, in ascending order.
+
+    `bridges` are the keys of those BRIDGES that it has; `first_bus` tells whether its first bus takes any.
+    """
+    return (*(_SLOTS if first_bus else ()), *(slot for slot in BEHIND_BRIDGES if slot // EACH_BUS in bridges))

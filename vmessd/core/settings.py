@@ -30,6 +30,8 @@ REMARK_MAX = 200
 CPU = "CPU"
 LOCK = "LOCK"
 CARRIER = "CARRIER"
+QUEUES, QUEUES_MAX = "QUEUES", 32
+VHOST = "VHOST"
 ALWAYS = "always"
 """The value of CARRIER with which a guest sees its links up, whatever is at the other ends of its cables."""
 SHARES = "SHARES"
@@ -514,7 +516,7 @@ SETTINGS: tuple[Setting, ...] = (
         file="NICS",
         verb=None,
         argument="[bridge|-|user|vm:ifnum ...]",
-        expects="at most 29 words, each a bridge, -, user, or the other end of a cable such as spine0:1",
+        expects="at most 64 words, each a bridge, -, user, or the other end of a cable such as spine0:1",
         parse=_wires,
         option=_no_option,  # the state of the kernel takes precedence; see links.Nic
         help="What the interfaces are connected to, as set by ifadd and connect.",
@@ -534,7 +536,7 @@ SETTINGS: tuple[Setting, ...] = (
         file="MACS",
         verb=None,
         argument="[address|-]...",
-        expects="at most 29 words, each a MAC such as 02:11:9b:af:00:00, or -",
+        expects="at most 64 words, each a MAC such as 02:11:9b:af:00:00, or -",
         parse=_of_nics("parse_macs"),
         option=_no_option,
         help="The MACs of the interfaces, as set by mac; - stands for the default MAC.",
@@ -543,7 +545,7 @@ SETTINGS: tuple[Setting, ...] = (
         file="SLOTS",
         verb=None,
         argument="[slot|-]...",
-        expects="at most 29 words, each a PCI slot from 3 to 31, none of them twice, or -",
+        expects="at most 64 words, each - or another PCI slot (3 to 31; behind bridges 33 to 63 and 65 to 95)",
         parse=_of_nics("parse_slots"),
         option=_no_option,
         help="The PCI slots of NICs that were plugged in while the VM was running, so that they keep them;\n"
@@ -553,7 +555,7 @@ SETTINGS: tuple[Setting, ...] = (
         file="CABLES",
         verb=None,
         argument="[ifnum]...",
-        expects="numbers of interfaces from 0 to 28",
+        expects="numbers of interfaces from 0 to 63",
         parse=_of_nics("parse_cables"),
         option=_no_option,
         help="The interfaces whose cable is pulled, as set by cable.",
@@ -592,15 +594,38 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         file="NIC_MODEL",
         verb="nic-model",
-        argument="<device|none>",
-        expects="a network device of QEMU such as e1000 or virtio-net-pci, or several with commas between them",
+        argument="<device|none>...",
+        expects="a network device of QEMU such as e1000 or virtio-net-pci, or one for each interface in turn",
         parse=_of_hardware("models"),
         option=_no_option,
         help="Choose the model of the NICs: a network device of QEMU such as virtio-net-pci, or virtio for\n"
-        "short. The default is e1000. With several, each interface has its own: e1000,virtio; the last one\n"
-        "also counts for the interfaces after it.",
-        example="virtio",
+        "short. The default is e1000. With several, each interface has its own: e1000 virtio virtio; the last\n"
+        "one also counts for the interfaces after it.",
+        example="e1000 virtio virtio",
         listed_by="-device",
+    ),
+    Setting(
+        file=QUEUES,
+        verb="queues",
+        argument="<N|none>",
+        expects=f"a number of queues from 1 to {QUEUES_MAX}",
+        parse=lambda text: _integer(text, 1, QUEUES_MAX),
+        option=_no_option,  # it belongs to NICs and TAPs; see command_line.queues
+        help="Give each virtio NIC with a TAP so many pairs of queues, so that several CPUs of the guest can\n"
+        "share its work; at most as many as smp are of use. QEMU cannot capture a NIC with more than one.",
+        example="2",
+    ),
+    Setting(
+        file=VHOST,
+        verb="vhost",
+        argument="<on|off|none>",
+        expects="on or off",
+        parse=_on_off,
+        option=_no_option,  # it belongs to TAPs; see command_line.netdev
+        help="Let the kernel of the host carry the frames of virtio NICs with a TAP (vhost-net), which takes\n"
+        "less time than QEMU. A VM with it starts only where there is /dev/vhost-net, and QEMU cannot\n"
+        "capture these NICs. The service must allow it: vhost in its configuration file.",
+        example="on",
     ),
     Setting(
         file="NIC_EXARGS",

@@ -21,9 +21,9 @@ from vmessd.core.errors import InvalidValue, counted, quoted
 NOTHING = "none"
 UNPLUGGED = "-"
 USER = "user"
-INTERFACES_MAX = 29  # PCI slots 3 to 31 of machine `pc`: host bridge, PIIX and VGA have the first three
+INTERFACES_MAX = 64  # they have PCI slots; see nic_hardware
 PORT_MAX = 65535
-FORWARDS_MAX = 32  # for one interface; in their short form, those of all interfaces fit into NICS
+FORWARDS_MAX = 32  # for one interface; in their short form, those of 29 interfaces fit into NICS
 
 
 LOCALHOST = "127.0.0.1"

@@ -231,4 +231,9 @@ async def _execute(run: QemuRun, command: str, arguments: dict[str, object], fd:
     try:
         return await run.execute(command, arguments, descriptor=fd)
     except CommandRefused as refusal:
+        if refusal.is_no_filter:
+            raise Failed(
+                f"QEMU of {run.vm} cannot capture a NIC with several queues or vhost",
+                hint=f"vmess {run.vm} queues none vhost none stop start",
+            ) from None
         raise refusal.failed(run.vm, command) from None

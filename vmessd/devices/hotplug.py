@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
+from vmessd.core import nic_hardware
+from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, NotRunning, VmessError
 from vmessd.core.lifecycle import State
 from vmessd.core.wires import INTERFACES_MAX, Forward
@@ -31,6 +33,15 @@ WORDS = 300
 """Maximum characters of an error of QEMU in a message."""
 
 Released = Callable[[int], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class Pci:
+    """The PCI bus of a running QEMU, with slots as nic_hardware counts them."""
+
+    taken: frozenset[int]
+    bridges: frozenset[int]
+    """The keys of those nic_hardware.BRIDGES that it has."""
 
 
 class Cards:
@@ -77,15 +88,25 @@ class Cards:
             return value if isinstance(value, str) and len(value) <= WORDS else None
         return None
 
-    async def taken_slots(self) -> set[int] | None:
-        """Return the PCI slots in use on the first bus (qapi/pci.json); None if there are none."""
+    async def pci(self) -> "Pci | None":
+        """Return the PCI slots in use and the bridges of cards (qapi/pci.json); None if QEMU reports none.
+
+        Slots behind a bridge are missing in it as long as the guest has given the bus no number.
+        """
         try:
             buses = await self._execute("query-pci", {})
         except Failed:
             return None
         first = [bus for bus in _records(buses) if bus.get("bus") == 0]
         devices = [device for bus in first for device in _records(bus.get("devices"))]
-        return {slot for device in devices if isinstance(slot := device.get("slot"), int)} or None
+        taken = set(_slots(devices))
+        numbers = {name: number for number, name in nic_hardware.BRIDGES.items()}
+        there = {number: each for each in devices if (number := numbers.get(str(each.get("qdev_id"))))}
+        for number, bridge in there.items():
+            behind = bridge.get("pci_bridge")
+            used = _records(behind.get("devices")) if isinstance(behind, Mapping) else []
+            taken |= {nic_hardware.EACH_BUS * number + slot for slot in _slots(used)}
+        return Pci(frozenset(taken), frozenset(there)) if taken else None
 
     async def present(self) -> set[int]:
         """Return the cards of QEMU; raises Failed, NotRunning, TimedOut."""
@@ -230,6 +251,10 @@ class Cards:
 def _records(value: Any) -> list[Mapping[str, Any]]:
     """Return the objects in a list that QEMU returned; none if it is not a list."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _slots(devices: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [slot for device in devices if isinstance(slot := device.get("slot"), int)]
 
 
 async def _while_it_lives(run: QemuRun, work: Coroutine[Any, Any, None]) -> None:

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from vmessd.core import impairments, names, nic_hardware
 from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NoSuchVM, VmessError, quoted
 from vmessd.core.lifecycle import OFF, State
+from vmessd.core.machine_types import is_q35
 from vmessd.core.models.wires import Step, StepKind
+from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import (
     End,
     Forward,
@@ -27,7 +29,7 @@ from vmessd.core.wires import (
     with_forward,
     without_forward,
 )
-from vmessd.devices.cables import Cables
+from vmessd.devices.cables import NIC_MODEL, Cables
 from vmessd.devices.captures import Captures
 from vmessd.devices.hotplug import Cards
 from vmessd.devices.impairments import ImpairedCables
@@ -46,6 +48,8 @@ from vmessd.vm.machine import Machine
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+QUEUES = BY_FILE["QUEUES"]
 
 _WITHOUT_GUEST = {
     **dict.fromkeys(OFF, "off"),
@@ -232,13 +236,22 @@ class NetworkInterfaces:
         with self._files.written(self._network.mark_leaving(self.vm, kept), notes):
             self._plug_sockets(dict(enumerate(wires)))
             macs = self.macs.configured() if wires else {}
-            change = self._network.wire(self.vm, self._honoured(enumerate(wires)), macs)
+            honoured = self._honoured(enumerate(wires))
+            change = self._network.wire(self.vm, honoured, macs, queued=self._queued())
             try:
                 gone = self._network.unwire(self.vm, keep=kept)
             except BaseException:
                 change.undo()
                 raise
         return gone + change.steps
+
+    def _queued(self) -> list[int] | None:
+        """Return the interfaces whose card has several queues; None if a setting is wrong; blocks."""
+        home = self._machine.home
+        with contextlib.suppress(VmessError):  # a start complains
+            found = {setting.file: home.read_setting(setting) for setting in (QUEUES, NIC_MODEL)}
+            return launcher.queued({file: value for file, value in found.items() if value is not None})
+        return None
 
     def _honoured(self, wires: Iterable[tuple[int, Wire]]) -> dict[int, Wire]:
         """Return wires by interface, without cables whose other end does not agree; blocks."""
@@ -445,7 +458,9 @@ class NetworkInterfaces:
             before = await self._machine.change(lambda: self._files.write(self._files.texts(wires, slots)))
             macs = await self._machine.files.aside(self.macs.configured)
             made = await self._machine.change(
-                lambda: self._network.wire(self.vm, self._honoured(enumerate(wires)), macs)
+                lambda: self._network.wire(
+                    self.vm, self._honoured(enumerate(wires)), macs, queued=launcher.queued(values)
+                )
             )
             await self._machine.change(lambda: self._plug_sockets(dict(enumerate(wires))))
             new = [launcher.card(self.vm, nic, values, slots.get(nic.index)) for nic in planned]
@@ -470,17 +485,24 @@ class NetworkInterfaces:
     async def _free_slots(
         self, count: int, missing: Sequence[int], values: Mapping[str, Any]
     ) -> dict[int, int]:
-        """Return PCI slots for new cards, by interface; empty if QEMU is to choose."""
+        """Return PCI slots for new cards; empty if QEMU is to choose. Raises Failed if one has none."""
         missing = command_line.slotted(missing, values)
-        taken = await self.cards.taken_slots() if missing else None
-        if taken is None:
+        pci = await self.cards.pci() if missing else None
+        if pci is None:
             return {}
         disks: Sequence[images.Disk] = ()
         with contextlib.suppress(VmessError):  # a start would complain
             disks = await self._machine.files.aside(functools.partial(images.disks, self._machine.home))
         others = command_line.slots([index for index in range(count) if index not in missing], values, disks)
-        later = command_line.slots_of_devices(values, disks) | set(others.values())
-        return nic_hardware.choose(missing, values.get(SLOTS.file, {}), taken | later)
+        taken = pci.taken | command_line.slots_of_devices(values, disks) | set(others.values())
+        possible = nic_hardware.pluggable(pci.bridges, first_bus=not (pci.bridges and is_q35(values)))
+        slots = nic_hardware.choose(missing, values.get(SLOTS.file, {}), others, taken, possible)
+        if without := [index for index in missing if index not in slots]:
+            raise Failed(
+                f"{self.vm} has no PCI slot for interface {without[0]} while it runs; a start makes room",
+                hint=f"vmess {self.vm} stop",
+            )
+        return slots
 
     async def _released(self, index: int) -> None:
         """Remove the backend of a card that is gone: QEMU's netdev first, then the TAP."""

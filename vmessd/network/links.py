@@ -40,6 +40,8 @@ MADE_MAX = 1024
 
 VMS_CACHED = 512
 """VMs whose names of TAPs are kept, because a list needs all of them."""
+FEW = 16
+"""TAPs of a VM that are asked for each time; to ask for more takes long, and most VMs have no more."""
 
 
 @dataclass
@@ -68,6 +70,8 @@ class Network:
         self.access = access
         self.may_make_taps = may_make_taps
         self._lock = threading.Lock()
+        self._with_few: set[str] = set()
+        """VMs that have no TAP behind the first FEW: as seen once, and unless one was made since."""
         self.ports = Ports(lambda link: self.access.is_own(link))  # noqa: PLW0108 -- the root is known later
         self.impairments = Impairments(lambda link: self.access.is_own(link), lambda: self.access.mark())  # noqa: PLW0108
 
@@ -102,11 +106,24 @@ class Network:
         """
         with self.kernel() as kernel:
             has_taps = any(not wire.user for wire in noted or ()) or _any_tap(vm)
-            found = kernel.named(_tap_names(vm)) if has_taps else {}
+            found = self._taps_of(kernel, vm, len(noted or ())) if has_taps else {}
             masters = {link.master for link in found.values() if link.master}
             bridges = kernel.links_at(masters)
             ends = self._ends(kernel, [*found.values()])
         return self._nics(vm, noted or (), found, bridges, ends)
+
+    def _taps_of(self, kernel: Netlink, vm: str, noted: int = 0) -> dict[str, Link]:
+        """Return the links with the names of a VM's TAPs, by name; `noted` is the number of its interfaces."""
+        names_of_vm, few = _tap_names(vm), vm in self._with_few and noted <= FEW
+        found = kernel.named(names_of_vm[:FEW] if few else names_of_vm)
+        if few and names_of_vm[FEW - 1] in found:  # somebody else may have made more
+            found |= kernel.named(names_of_vm[FEW:])
+        if len(self._with_few) >= VMS_CACHED:
+            self._with_few.clear()
+        self._with_few.add(vm)
+        if not found.keys().isdisjoint(names_of_vm[FEW:]):
+            self._with_few.remove(vm)
+        return found
 
     def _ends(self, kernel: Netlink, links: Sequence[Link]) -> dict[int, End]:
         """Return the other ends of the cables of TAPs, by the index of the link."""
@@ -225,6 +242,7 @@ class Network:
         macs: Mapping[int, str] | None = None,
         *,
         starts: bool = False,
+        queued: Collection[int] | None = None,
     ) -> Change:
         """Create missing TAPs and bridges, and plug the TAPs in. User networks need neither.
 
@@ -232,7 +250,8 @@ class Network:
         the other end is noted as such. A TAP whose cable cannot be plugged in is down.
 
         `macs` are configured MACs of cards, by interface. For a VM that `starts`, bridges are created no matter
-        how many idle ones exist.
+        how many idle ones exist. `queued` are the interfaces whose card has several queues: a TAP of the other
+        kind is replaced if no process is attached to it. By default, the kind of a TAP is left alone.
 
         Raises:
             NotPermitted: CAP_NET_ADMIN is missing, a TAP belongs to another user, or a bridge is not allowed.
@@ -250,7 +269,7 @@ class Network:
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
             found = kernel.named([*(tap.name for tap in (*plugged, *others.values())), *bridges])
             plugged = {tap: wire for tap, wire in plugged.items() if self.needs_tap(wire) or tap.name in found}
-            self._make_taps(kernel, change, plugged, found)
+            self._make_taps(kernel, change, plugged, found, queued)
             stations = kernel.addressed() if plugged else set()
             joined = cables.joined(kernel, [found[tap.name] for tap in others if tap in plugged])
             with self.ports.tuning(kernel, change.reversals, stations) as touched:
@@ -269,11 +288,17 @@ class Network:
         return change
 
     def _make_taps(
-        self, kernel: Netlink, change: Change, wanted: Collection[Tap], found: dict[str, Link]
+        self,
+        kernel: Netlink,
+        change: Change,
+        wanted: Collection[Tap],
+        found: dict[str, Link],
+        queued: Collection[int] | None,
     ) -> None:
         """Create missing TAPs, and have all of them in `found`, which has links by name."""
         for tap in wanted:
-            if self._make_tap(kernel, change, tap, found.get(tap.name)):
+            many = None if queued is None else tap.interface in queued
+            if self._make_tap(kernel, change, tap, found.get(tap.name), many):
                 found.pop(tap.name, None)
         found |= kernel.named(tap.name for tap in wanted if tap.name not in found)
         if any(tap.name not in found or not self.is_own_tap(found[tap.name], tap) for tap in wanted):
@@ -415,27 +440,38 @@ class Network:
         change.steps.append(Step(StepKind.persistent, tap.long, made.owner))
         return made
 
-    def _make_tap(self, kernel: Netlink, change: Change, tap: Tap, link: Link | None) -> bool:
-        """Create a missing TAP, or check an existing one; return whether anything changed."""
+    def _make_tap(
+        self, kernel: Netlink, change: Change, tap: Tap, link: Link | None, queued: bool | None = None
+    ) -> bool:
+        """Create a missing TAP, or check an existing one; return whether anything changed.
+
+        `queued`: it is to have several queues, or not; None leaves an existing one as it is.
+        """
         self._check_long_name(kernel, tap)
-        if link is None:
+        if tap.interface >= FEW:
+            self._with_few.discard(tap.vm)
+        if link is not None:
+            self._check_tap(link, tap)
+        wrong = link is not None and queued is not None and link.multi_queue is not queued and not link.attached
+        if link is None or wrong:
             try:
-                with taps.made(self.access.owner) as first_name:
+                with taps.made(self.access.owner, queued=bool(queued)) as first_name:
                     index = kernel.present(first_name).index
                     # Mark it before it has the name: other daemons would take it for their own.
                     requests = [netlink_requests.change(index, alias=self.access.mark())]
+                    requests += [netlink_requests.deletion(link.index)] if link is not None else []
                     requests += [netlink_requests.add_name(index, tap.long)] if tap.long != tap.name else []
                     kernel.do([*requests, netlink_requests.change(index, name=tap.name)])
             except OSError as error:
-                if error.errno != errno.EEXIST or (link := kernel.link(tap.name)) is None:
+                if wrong or error.errno != errno.EEXIST or (link := kernel.link(tap.name)) is None:
                     raise  # else another process has just created one
+                self._check_tap(link, tap)
             else:
                 change.reversals.append(lambda kernel: self._remove_tap(kernel, tap))
                 return True
-        self._check_tap(link, tap)
         changed = self._give_long_name(kernel, tap, link)
         if link.owner is None and not link.attached:  # the owner of an attached TAP cannot be changed
-            taps.claim(tap.name, self.access.owner)
+            taps.claim(tap.name, self.access.owner, queued=link.multi_queue)
             return True
         return changed
 
@@ -469,11 +505,6 @@ class Network:
             )
         if not self.access.is_own(link):
             self._refuse_tap(link, tap)
-        if link.multi_queue:
-            raise Failed(
-                f"TAP {tap.long} is multi-queue; QEMU as started by vmess cannot attach to it",
-                hint=_recreation(tap.long),
-            )
         if is_leaving(link) and link.attached:
             raise AlreadyRunning(
                 f"{tap.long} is still being unplugged: the guest has not released it",
@@ -559,7 +590,7 @@ class Network:
         return [Step(StepKind.nonpersistent, tap.long) for tap in links]
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[tuple[Tap, Link]]:
-        found = kernel.named(_tap_names(vm)) if _any_tap(vm) else {}
+        found = self._taps_of(kernel, vm) if _any_tap(vm) else {}
         pairs = [(Tap.of(vm, index), found.get(name)) for index, name in enumerate(_tap_names(vm))]
         return [(tap, link) for tap, link in pairs if link is not None and self.is_own_tap(link, tap)]
 

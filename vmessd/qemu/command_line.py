@@ -19,10 +19,10 @@ from vmessd.core.dataclass import dataclass
 from vmessd.core.hardware import APPEND, INITRD, KERNEL
 from vmessd.core.machine_types import is_i440fx, is_q35, machine
 from vmessd.core.serial_ports import SERIAL
-from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, SETTINGS, SHARES
+from vmessd.core.settings import BOOT_ONCE, BOOT_ORDER, CPU, QUEUES, SETTINGS, SHARES, VHOST
 from vmessd.core.startup import STARTUP
 from vmessd.core.wires import Forward
-from vmessd.qemu import block_devices, disk_devices, media, shared_directories
+from vmessd.qemu import block_devices, disk_devices, media, nic_bridges, shared_directories
 from vmessd.qemu.shared_directories import MEMORY_DEFAULT
 from vmessd.storage import cable_sockets
 from vmessd.storage.firmware import Firmware
@@ -87,6 +87,10 @@ class Card:
     """The MTU of its segment, which a virtio card tells its guest; None for the guest's default."""
     cable: bool = False
     """Without a TAP: its backend is the socket of a cable."""
+    queues: int = 1
+    """Pairs of queues of a virtio card, and descriptors of its TAP."""
+    vhost: bool = False
+    """The kernel of the host carries its frames."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
     argv += disk_devices.options(spec.disks, values)
     for disk in spec.disks:
         argv += _drive(disk, spec, bootindex.get(disk.slot))
+    argv += nic_bridges.options([card.slot for card in spec.cards], values)
     for card in sorted(spec.cards, key=lambda card: card.slot is None):  # before QEMU assigns slots itself
         place = bootindex.get(f"{hardware.NET}{card.index}")
         argv += ["-netdev", _options(netdev(card)), "-device", _options(device(card, values, place))]
@@ -275,6 +280,8 @@ def netdev(card: Card) -> dict[str, Any]:
             "ifname": card.tap,
             "script": "no",
             "downscript": "no",
+            **({"queues": card.queues} if card.queues > 1 else {}),
+            **({"vhost": True} if card.vhost else {}),
         }
     if card.cable:
         ends = {"local": cable_sockets.socket_file(card.index), "remote": cable_sockets.peer_file(card.index)}
@@ -295,13 +302,33 @@ def device(card: Card, values: Mapping[str, Any], bootindex: int | None = None) 
     """Return a card as arguments of QMP's `device_add`; `values` are settings by file name."""
     arguments: dict[str, Any] = {"driver": model(values, card.index), "netdev": netdev_id(card.index)}
     if card.slot is not None:
-        arguments["addr"] = f"{card.slot:#x}"
+        arguments |= nic_bridges.place(card.slot)
     arguments |= {"mac": card.mac, "id": card_id(card.index)}
     if bootindex is not None:
         arguments["bootindex"] = bootindex
     if arguments["driver"].startswith("virtio-net"):
         arguments |= SPEED | ({} if card.mtu is None else {"host_mtu": card.mtu})
+    if card.queues > 1:
+        arguments |= {"mq": True, "vectors": 2 * card.queues + _OTHER_VECTORS}
     return arguments | _more(values)
+
+
+_OTHER_VECTORS = 2
+"""Interrupts of a virtio card beside those of its queues: configuration, and the queue for control."""
+
+
+def queues(values: Mapping[str, Any], index: int) -> int:
+    """Return how many pairs of queues a network card with a TAP has."""
+    return int(values.get(QUEUES, 1)) if _is_virtio(values, index) else 1
+
+
+def vhost(values: Mapping[str, Any], index: int) -> bool:
+    """Tell whether the kernel of the host is to carry the frames of a network card with a TAP."""
+    return bool(values.get(VHOST)) and _is_virtio(values, index)
+
+
+def _is_virtio(values: Mapping[str, Any], index: int) -> bool:
+    return model(values, index).startswith("virtio-net-pci")
 
 
 def model(values: Mapping[str, Any], index: int) -> str:
@@ -328,7 +355,8 @@ def slots(indices: Collection[int], values: Mapping[str, Any], disks: Sequence[D
     claimed = nic_hardware.claims(values.get("EXARGS", ()))
     ours = slots_of_devices(values, disks)
     claimed = dataclasses.replace(claimed, slots=claimed.slots | ours)
-    return nic_hardware.assign(slotted(indices, values), values.get("SLOTS", {}), claimed)
+    noted = values.get("SLOTS", {})
+    return nic_hardware.assign(slotted(indices, values), noted, claimed, shared=is_q35(values))
 
 
 def slots_of_devices(values: Mapping[str, Any], disks: Sequence[Disk] = ()) -> frozenset[int]:
@@ -350,7 +378,7 @@ def _options(arguments: Mapping[str, Any]) -> str:
         elif isinstance(value, dict):
             words += [f"{key}.{name}={item}" for name, item in value.items()]
         else:
-            words.append(f"{key}={value}")
+            words.append(f"{key}={('off', 'on')[value] if isinstance(value, bool) else value}")
     return ",".join(word.replace(",", ",,") for word in words)
 
 
@@ -413,10 +441,10 @@ def _split_cards(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     for option in words:
         value = next(words, "") if option in ("-netdev", "-device") else ""
         identifier = re.search(r",id=((?:net|nic)[0-9]+)(?:,|$)", value)
-        if identifier is None:
+        if identifier is None and not nic_bridges.is_one(option, value):
             rest += [option, value]
-        elif option == "-device":
-            value = re.sub("^([^,]+,netdev=net[0-9]+),addr=0x[0-9a-f]+", r"\1", value)
+        elif identifier and option == "-device":
+            value = re.sub("^([^,]+,netdev=net[0-9]+)(,bus=nics[0-9])?,addr=0x[0-9a-f]+", r"\1", value)
             found[identifier[1]] = re.sub(",(bootindex|host_mtu)=[0-9]+", "", value)
     return rest, found
 

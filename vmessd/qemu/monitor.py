@@ -54,6 +54,11 @@ class CommandRefused(Exception):
         """QEMU loads a memory already (7.2: `The incoming migration has already been started`)."""
         return "already been started" in str(self)
 
+    @property
+    def is_no_filter(self) -> bool:
+        """The netdev takes no filter (7.2: `multiqueue is not supported`, `Vhost is not supported`)."""
+        return any(word in str(self) for word in ("multiqueue is not", "Vhost is not"))
+
     def failed(self, vm: str, what: str) -> Failed:
         """Return the error for the user: what the QEMU of a VM refused, and its words, cut."""
         return Failed(f"QEMU of {vm} refused {what}: {printable(str(self)[:REFUSAL_MAX])}")

@@ -14,7 +14,7 @@ from vmessd.core.models.daemon import Residence
 from vmessd.core.models.events import Kind
 from vmessd.core.models.progress import WithoutKvm
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import SETTINGS, Setting
+from vmessd.core.settings import SETTINGS, VHOST, Setting
 from vmessd.network.displays import Displays
 from vmessd.network.duplicate_macs import Duplicates
 from vmessd.network.links import Network
@@ -51,6 +51,8 @@ class Host:
     """The directories that VMs may share, with all below them; None for all."""
     allow_nat: tuple[str, ...] | None = None
     """The ranges of IPv4 addresses that bridges with NAT may have; None for all."""
+    vhost: bool = True
+    """VHOST is honoured: the kernel of the host may carry the frames of guests."""
     displays: Displays = dataclasses.field(default_factory=Displays)
     events: Events = dataclasses.field(default_factory=Events)
     census: Census = dataclasses.field(default_factory=Census)
@@ -102,12 +104,18 @@ class Host:
 
         Raises:
             NoSuchVM, BadFile: as VMDirectory.read_settings.
-            NotPermitted: a setting passes arguments to QEMU, and this daemon does not allow that.
+            NotPermitted: this daemon does not allow a setting that passes arguments to QEMU, or vhost.
         """
         values = directory.read_settings()
         for setting in SETTINGS:
             if setting.file in values:
                 self.check_words(setting, directory)
+        if values.get(VHOST) and not self.vhost:
+            raise NotPermitted(
+                f"{directory}/{VHOST} has the host's kernel carry frames, which this vmessd does not allow",
+                hint=f'vmess {directory.vm} vhost none; or the administrator sets vhost = "yes" in the '
+                "configuration file",
+            )
         return command_line.expanded(values, directory.vm, str(directory.path))
 
     def check_known(self, setting: Setting, text: str) -> None:

@@ -18,8 +18,9 @@ from vmessd.core.errors import BadFile, Failed, VmessError, failing, quoted, she
 from vmessd.core.hardware import APPEND, BIOS, FIRMWARE, INITRD, KERNEL
 from vmessd.core.lifecycle import Policy
 from vmessd.core.records import Moment, RunRecord
-from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, SHARES
-from vmessd.network import taps
+from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, QUEUES, SHARES, VHOST
+from vmessd.core.wires import INTERFACES_MAX
+from vmessd.network import taps, vhost
 from vmessd.network.links import Network
 from vmessd.network.nics import Nic
 from vmessd.qemu import command_line, tpm, virtiofsd
@@ -103,7 +104,13 @@ def card(vm: str, nic: Nic, values: Mapping[str, Any], slot: int | None) -> Card
     wire = nic.wire
     tap = None if nic.by_qemu else nic.tap.name
     cable = nic.by_qemu and not wire.user
-    return Card(nic.index, mac(vm, nic.index, values), tap, wire.forwards, slot, nic.mtu, cable)
+    of_tap = (command_line.queues(values, nic.index), command_line.vhost(values, nic.index)) if tap else ()
+    return Card(nic.index, mac(vm, nic.index, values), tap, wire.forwards, slot, nic.mtu, cable, *of_tap)
+
+
+def queued(values: Mapping[str, Any]) -> list[int]:
+    """Return the interfaces whose card has several queues if it has a TAP; `values` are as for :func:`mac`."""
+    return [index for index in range(INTERFACES_MAX) if command_line.queues(values, index) > 1]
 
 
 def specify(
@@ -133,6 +140,8 @@ def specify(
     host.check_cpu(directory.vm, values.get(CPU), accel)
     _check_kernel(directory, values)
     startup.read(directory)
+    cards = [card(directory.vm, nic, values, slots.get(nic.index)) for nic in nics]
+    _check_virtio(directory, values, cards)
     return Spec(
         vm=directory.vm,
         directory=str(directory.path),
@@ -140,7 +149,7 @@ def specify(
         display=display,
         values=values,
         disks=disks,
-        cards=[card(directory.vm, nic, values, slots.get(nic.index)) for nic in nics],
+        cards=cards,
         firmware=_firmware(directory, values),
         cloud_init=str(cloud_init.medium(directory)) if cloud_init.read(directory) else None,
     )
@@ -169,16 +178,34 @@ def _check_kernel(directory: VMDirectory, values: Mapping[str, Any]) -> None:
             )
 
 
-def _make_sure(directory: VMDirectory, host: Host) -> None:
+def _check_virtio(directory: VMDirectory, values: Mapping[str, Any], cards: Sequence[Card]) -> None:
+    """Raise BadFile if a setting is for virtio cards with a TAP, and no card with a TAP is one."""
+    tapped = [each for each in cards if each.tap is not None]
+    models = dict.fromkeys(command_line.model(values, each.index) for each in tapped)
+    for file, useless in (
+        (QUEUES, values.get(QUEUES, 1) > 1 and all(each.queues == 1 for each in tapped)),
+        (VHOST, values.get(VHOST) and not any(each.vhost for each in tapped)),
+    ):
+        if tapped and useless:
+            raise BadFile(
+                f"{directory}/{file} needs a virtio NIC, and the NICs are {quoted(', '.join(models))}",
+                hint=f"vmess {directory.vm} nic-model virtio, or vmess {directory.vm} {file.lower()} none",
+            )
+
+
+def _make_sure(directory: VMDirectory, host: Host) -> Mapping[str, Any]:
     """Report a bad value before anything is changed, and find out whether KVM works; raises as `specify`.
 
-    A VM that starts with UEFI for the first time gets its variables.
+    A VM that starts with UEFI for the first time gets its variables. Returns the settings by file name.
     """
     spec = specify(directory, host, display=0)
     backing.check_not_written(directory, {disk.slot: disk.bases for disk in spec.disks})
     host.probe_kvm(spec.values.get("ACCEL"))
+    if any(each.vhost for each in spec.cards):
+        vhost.check_device(directory.vm)
     if spec.firmware is not None:
         firmware.provide_variables(directory, spec.firmware)
+    return spec.values
 
 
 def _own(directory: VMDirectory, ours: contextlib.ExitStack) -> int:
@@ -198,8 +225,10 @@ def _tidy(directory: VMDirectory) -> None:
     startup.prepare(directory)
 
 
-def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> None:
+def _wire(directory: VMDirectory, host: Host, values: Mapping[str, Any], undo: contextlib.ExitStack) -> None:
     """Create the missing TAPs of a VM; existing ones stay connected as they are.
+
+    A TAP is replaced if it has several queues and its card has one, or the other way round.
 
     Raises:
         NotPermitted, Failed: a missing TAP cannot be created.
@@ -209,9 +238,10 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
     macs = directory.read_setting(BY_FILE["MACS"]) or {}
     if any(not nic.by_qemu for nic in nics):
         taps.check_device()
-    missing = {nic.index: nic.wire for nic in nics if not _will_do(nic, macs.get(nic.index))}
+    many = queued(values)
+    missing = {nic.index: nic.wire for nic in nics if not _will_do(nic, macs.get(nic.index), nic.index in many)}
     missing = cable_notes.honoured(directory, missing)
-    undo.callback(host.network.wire(directory.vm, missing, macs, starts=True).undo)
+    undo.callback(host.network.wire(directory.vm, missing, macs, starts=True, queued=many).undo)
     undo.callback(host.network.settle(directory.vm, macs).undo)
     by_qemu = {nic.index: nic.wire for nic in nics if nic.by_qemu and not nic.wire.user}
     with directory.opened() as place:
@@ -219,9 +249,11 @@ def _wire(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> Non
             cable_sockets.plug(place, index, wire.cable)
 
 
-def _will_do(nic: Nic, mac: str | None) -> bool:
+def _will_do(nic: Nic, mac: str | None, queued: bool) -> bool:
     """Tell whether the TAP of an interface can stay as it is; `mac` is the setting of its card."""
-    return nic.is_whole and (mac is None or nic.link is None or nic.link.mac == names.tap_mac(mac))
+    if nic.link is None or nic.link.multi_queue is not queued:
+        return False
+    return nic.is_whole and (mac is None or nic.link.mac == names.tap_mac(mac))
 
 
 def launch(
@@ -239,10 +271,10 @@ def launch(
     _check_policy(directory, tries)
     directory.settle_plan()
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
-        _make_sure(directory, host)
+        values = _make_sure(directory, host)
         lock = _own(directory, ours)
         _tidy(directory)
-        _wire(directory, host, undo)
+        _wire(directory, host, values, undo)
         files, once = Glance(directory), directory.version(BOOT_ONCE)
         spec = specify(files, host, display=0)  # without the interfaces that `_wire` has removed
         undo.callback(host.displays.release, directory.vm)

@@ -98,7 +98,7 @@ def test_a_file_says_what_was_written(noted: dict[int, tuple[Impairment, Impairm
 
 @pytest.mark.parametrize(
     "text",
-    ["x", "0", "29 in loss 1%", "-1 in loss 1%", "0 up loss 1%", "0 flap", "0 in loss 200%", "0 in", "0\n\n1"],
+    ["x", "0", "64 in loss 1%", "-1 in loss 1%", "0 up loss 1%", "0 flap", "0 in loss 200%", "0 in", "0\n\n1"],
 )
 def test_a_file_that_says_something_else_is_refused(text: str) -> None:
     with pytest.raises((ValueError, InvalidValue)):

@@ -200,7 +200,7 @@ BAD: tuple[tuple[str, str, str], ...] = (
     ("br0:", "br0:", END),
     ("br0:0:1", "br0:0:1", END),
     ("br0:-1", "br0:-1", END),
-    ("br0:29", "br0:29", "no VM has interface 29; the last one is 28"),
+    ("br0:64", "br0:64", "no VM has interface 64; the last one is 63"),
     ("br/0:1", "br/0", "is not"),
     (":", ":", END),
     (":1", "", "is not"),
@@ -281,7 +281,7 @@ def test_a_link_may_be_typed_by_its_long_name(name: str) -> None:
 
 
 def test_a_typed_link_that_cannot_be_is_told() -> None:
-    refused(wires.typed_link_name, "newvm0e29", says="no VM can have TAP 'newvm0e29'; the last interface is 28")
+    refused(wires.typed_link_name, "newvm0e64", says="no VM can have TAP 'newvm0e64'; the last interface is 63")
     for name in ("kubernetes-node-12e0.7", "kubernetes-node-e99", "kubernetes-nodes"):
         refused(wires.typed_link_name, name, says=f"link name '{name}' has {len(name)} bytes; at most 15")
 
@@ -290,8 +290,8 @@ def test_a_typed_link_that_cannot_be_is_told() -> None:
 
 
 def test_there_is_room_for_what_pci_takes() -> None:
-    assert len(parse_wires(INTERFACES_MAX, [])) == INTERFACES_MAX == 29
-    refused(parse_wires, 30, [], says="number of NICs '30' is not from 0 to 29")
+    assert len(parse_wires(INTERFACES_MAX, [])) == INTERFACES_MAX == 64
+    refused(parse_wires, 65, [], says="number of NICs '65' is not from 0 to 64")
 
 
 def test_interfaces_without_a_word_are_unplugged() -> None:
@@ -301,9 +301,9 @@ def test_interfaces_without_a_word_are_unplugged() -> None:
     assert parse_wires(2, ["br0", "br0"]) == (Wire("br0"), Wire("br0"))
 
 
-@pytest.mark.parametrize("count", [-1, 30, 2**63, -(2**63), 10**70])
+@pytest.mark.parametrize("count", [-1, 65, 2**63, -(2**63), 10**70])
 def test_a_number_that_is_none_is_refused_by_name(count: int) -> None:
-    refused(parse_wires, count, [], says=f"number of NICs '{count}' is not from 0 to 29")
+    refused(parse_wires, count, [], says=f"number of NICs '{count}' is not from 0 to 64")
 
 
 def test_more_words_than_interfaces_are_refused() -> None:
@@ -363,7 +363,7 @@ def test_a_file_is_words(text: str, wires: tuple[Wire, ...]) -> None:
     assert file_text(wires) == " ".join(text.split())
 
 
-@pytest.mark.parametrize("text", ["- " * 30, "br0 " * 1000, "- " * 500_000])
+@pytest.mark.parametrize("text", ["- " * 65, "br0 " * 1000, "- " * 500_000])
 def test_a_file_of_too_many_words_is_refused(text: str) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 -- what it says is the text
         parse_file(text)
@@ -420,7 +420,7 @@ def test_any_file_is_wires_or_refused_in_one_line(text: str) -> None:
 
 
 def test_the_bounds_are_those_of_the_kernel_and_the_machine() -> None:
-    assert (names.LINK_NAME_MAX, INTERFACES_MAX, wires.PORT_MAX) == (15, 29, 65535)
+    assert (names.LINK_NAME_MAX, INTERFACES_MAX, wires.PORT_MAX) == (15, 64, 65535)
 
 
 CARDS = [

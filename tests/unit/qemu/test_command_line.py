@@ -371,7 +371,7 @@ def test_on_q35_each_drive_has_a_port_and_the_cards_have_slots() -> None:
         f"ide.{port},unit=0" for port in range(5)
     ]
     everything = command_line.slots(range(29), {"MACHINE": "q35", "RNG": True})
-    assert set(everything.values()) == {*range(3, 31)} - {0x16}
+    assert set(everything.values()) == {*range(3, 31), 33, 34} - {0x16}
     assert command_line.slots([0], {"MACHINE": "microvm"}) == {}
     assert command_line.slots([0, 1], {"NIC_MODEL": ("ne2k_isa", "e1000")}) == {1: 4}
 
@@ -418,6 +418,48 @@ def test_each_disk_has_a_bus(case: str) -> None:
     cards = command_line.slots(range(29), values)
     assert not ours & set(cards.values())
     assert [cards[index] for index in range(19)] == list(range(3, 22))
+
+
+@pytest.mark.parametrize(
+    ("machine", "bridges"),
+    [
+        ("pc", ["nics1,chassis_nr=2,addr=0x1f.0,multifunction=on", "nics2,chassis_nr=3,addr=0x1f.1"]),
+        ("q35", ["nics1,chassis_nr=2,addr=0x1f.4", "nics2,chassis_nr=3,addr=0x1f.5"]),
+    ],
+)
+def test_c140_many_cards_are_behind_bridges(machine: str, bridges: list[str]) -> None:
+    def devices(count: int) -> list[str]:
+        slots = command_line.slots(range(count), values)
+        cards = [
+            Card(index, "02:00:00:00:00:00", f"newvm0e{index}", slot=slots[index]) for index in range(count)
+        ]
+        argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, cards=cards), "qemu")
+        lines[count] = argv
+        return [value for option, value in itertools.pairwise(argv) if option == "-device"]
+
+    lines: dict[int, list[str]] = {}
+    values = {"MACHINE": machine}
+    assert len(devices(28)) == 28
+    assert devices(64)[:2] == [f"pci-bridge,id={bridge}" for bridge in bridges]
+    assert [device.partition("bus=")[2].partition(",mac")[0] for device in devices(64)[-6:]] == [
+        "nics1,addr=0x1f",
+        *(f"nics2,addr={slot:#x}" for slot in range(1, 6)),
+    ]
+    assert command_line.same_but_for_wires(lines[28], lines[64])
+    assert command_line.same_cards(lines[28], lines[64])
+
+
+@pytest.mark.parametrize("model", ["virtio-net-pci", "e1000"])
+def test_c141_queues_are_those_of_virtio_cards(model: str) -> None:
+    values = {"QUEUES": 4, "VHOST": True, "NIC_MODEL": (model, "virtio-net-pci")}
+    of_card = (command_line.queues(values, 0), command_line.vhost(values, 0))
+    assert of_card == ((4, True) if model != "e1000" else (1, False))
+    card = Card(0, "02:11:9b:af:00:00", "newvm0e0", queues=of_card[0], vhost=of_card[1])
+    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, cards=[card]), "qemu")
+    [netdev] = [word for word in argv if word.startswith("tap,")]
+    [device] = [word for word in argv if word.startswith(f"{model},")]
+    assert netdev.endswith("downscript=no,queues=4,vhost=on" if model != "e1000" else "downscript=no")
+    assert device.endswith(",duplex=full,mq=on,vectors=10" if model != "e1000" else ",id=nic0")
 
 
 MORE = names.DISKS[4:]

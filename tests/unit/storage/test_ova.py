@@ -243,7 +243,7 @@ def test_the_bus_follows_from_the_controller(controller: str, bus: str | None, s
 
 
 def test_every_value_is_one_that_a_start_takes() -> None:
-    cards = [item(10, n, ResourceSubType="virtio" if n else "VmxNet3") for n in range(29)]
+    cards = [item(10, n, ResourceSubType="virtio" if n else "VmxNet3") for n in range(64)]
     for name, value in said(CPUS, memory(), *cards).settings.items():
         settings.BY_FILE[name].value(value)
 
@@ -425,9 +425,9 @@ BAD: dict[str, tuple[bytes, str]] = {
         text(descriptor(item(3, VirtualQuantity=10**6))),
         "its SMP '1000000' is not a number",
     ),
-    "thirty cards": (
-        text(descriptor(*(item(10, n) for n in range(30)))),
-        "has 30 network cards; a VM has at most 29",
+    "65 cards": (
+        text(descriptor(*(item(10, n) for n in range(65)))),
+        "has 65 network cards; a VM has at most 64",
     ),
     "a name that is none": (
         text(descriptor(name="Router (1.4)")),

@@ -53,6 +53,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm raw hda hdb hdz", "raw", ("newvm0",), ("hda", "hdb", "hdz"), {}),
     ("newvm hdz 8G", "hdz", ("newvm0",), ("8G",), {}),
     ("newvm grace 30", "grace", ("newvm0",), ("30",), {}),
+    ("newvm queues 2", "queues", ("newvm0",), ("2",), {}),
+    ("newvm vhost on", "vhost", ("newvm0",), ("on",), {}),
     ("newvm nic-model virtio", "nic-model", ("newvm0",), ("virtio",), {}),
     ("newvm machine q35", "machine", ("newvm0",), ("q35",), {}),
     ("newvm vga off", "vga", ("newvm0",), ("off",), {}),
