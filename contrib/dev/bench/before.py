@@ -13,6 +13,7 @@ from bench.wiring import VMS, unwire_all, wire_all
 BOUNDS: dict[str, tuple[str, float | None]] = {
     "ifadd of one NIC, whole command": ("x", 1.25),
     "ifadd of one NIC, open connection": ("x", None),
+    "connect of a running VM, open connection": ("x", 1.25),
     "800 TAPs in 8 bridges": ("x", 1.5),
     "list beside 800 links": ("x", 1.5),
     "info of all VMs beside 800 links": ("x", None),
@@ -22,6 +23,8 @@ BOUNDS: dict[str, tuple[str, float | None]] = {
     "memory with 800 links": ("MiB", 24),
 }
 """The measurements and their bounds: ratio to the other checkout (x), milliseconds now, or additional MiB."""
+RUNNING = {"before": "a1", "now": "a2"}
+"""The VMs that run while an interface is connected elsewhere: their TAPs are in the same namespace."""
 NOISE = 1  # MiB that two runs of the same daemon may differ by
 
 
@@ -65,6 +68,24 @@ class Comparison:
         self.time("ifadd of one NIC, open connection", which, lambda: daemon.call("SetNics", None, **call))
         daemon.call("SetNics", vm="a0", count=0, wires=[])
 
+    def started(self) -> None:
+        """Start a VM of each daemon, with one interface; its guest is the firmware."""
+        for which, daemon in self.daemons.items():
+            (daemon.root / RUNNING[which] / "RAM").write_text("16M\n")
+            daemon.call("SetNics", vm=RUNNING[which], count=1, wires=[f"bench{which}"])
+            quietly(daemon.programs / "vmess", RUNNING[which], "accel", "tcg", "start", env=daemon.environment)
+
+    def stopped(self) -> None:
+        for which, daemon in self.daemons.items():
+            quietly(daemon.programs / "vmess", RUNNING[which], "stop", "force", env=daemon.environment)
+            daemon.call("SetNics", vm=RUNNING[which], count=0, wires=[])
+
+    def connect(self, which: str, daemon: Daemon) -> None:
+        for wire in (f"other{which}", f"bench{which}"):
+            call = {"vm": RUNNING[which], "interface": 0, "wire": wire}
+            work = lambda: daemon.call("Connect", None, **call)  # noqa: B023, E731 -- at once
+            self.time("connect of a running VM, open connection", which, work)
+
     def many(self, which: str, daemon: Daemon) -> None:
         self.time("800 TAPs in 8 bridges", which, lambda: wire_all(daemon))
         for _ in range(10):
@@ -90,6 +111,15 @@ class Comparison:
         return rows
 
 
+def in_turn(daemons: dict[str, Daemon], measure: Callable[[str, Daemon], None], rounds: int) -> None:
+    """Measure something of each daemon, so many times in turn."""
+    for _ in range(rounds):
+        for which, daemon in daemons.items():
+            daemon.link.close()
+            daemon.link = daemon.connect()  # the daemon hangs up on a client that is idle for a minute
+            measure(which, daemon)
+
+
 def beside(scratch: pathlib.Path, before: pathlib.Path, runs: int, as_json: bool) -> None:
     """Compare this checkout with another, and print the outcome."""
     daemons: dict[str, Daemon] = {}
@@ -99,10 +129,11 @@ def beside(scratch: pathlib.Path, before: pathlib.Path, runs: int, as_json: bool
             (scratch / which).mkdir()
             daemons[which] = Daemon(scratch / which, programs)
         comparison.first_link()
-        for measure, rounds in ((comparison.one_nic, runs), (comparison.many, 5)):
-            for _ in range(rounds):
-                for which, daemon in daemons.items():
-                    measure(which, daemon)
+        comparison.started()
+        in_turn(daemons, comparison.connect, runs)
+        comparison.stopped()
+        in_turn(daemons, comparison.one_nic, runs)
+        in_turn(daemons, comparison.many, 5)
     finally:
         for daemon in daemons.values():
             daemon.close()
