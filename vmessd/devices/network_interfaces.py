@@ -6,6 +6,7 @@ carries a mark. It is deleted when the guest releases the card or QEMU ends, eve
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -463,6 +464,8 @@ class NetworkInterfaces:
                 )
             )
             await self._machine.change(lambda: self._plug_sockets(dict(enumerate(wires))))
+            segments = {nic.index: nic.mtu for nic in await self.nics()}
+            planned = [dataclasses.replace(nic, mtu=segments.get(nic.index)) for nic in planned]
             new = [launcher.card(self.vm, nic, values, slots.get(nic.index)) for nic in planned]
             await self.cards.plug(new, values)
             try:
