@@ -137,9 +137,7 @@ def built(
     return kernel, initrd
 
 
-def options(
-    *, agent: bool = False, files: tuple[Path, Path] | None = None, script: str | None = None
-) -> str:
+def options(*, agent: bool = False, files: tuple[Path, Path] | None = None, script: str | None = None) -> str:
     """Return the EXARGS of a VM with this guest, or with another one whose kernel and initramfs are `files`.
 
     This guest may run a script, and then powers off.
