@@ -375,7 +375,8 @@ class _Leaving:
                 self.export.close()
 
         with contextlib.suppress(VmessError):
-            await asyncio.shield(self._lane.see_to(forget))
+            # After the work that has noted it, which goes on if its caller was cancelled.
+            await asyncio.shield(self.machine.files.see_to(forget))
 
 
 def _check_free(directory: VMDirectory) -> None:
