@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 
-from vmessd.core.errors import failing
+from vmessd.core.errors import BadFile, failing
 from vmessd.storage import safefile
 
 DESCRIPTOR_AT, DESCRIPTOR_SIZE = 16 * 2048, 2048
@@ -69,8 +69,12 @@ def keep(directory: int, name: str, mark: str, made: Callable[[], bytes]) -> Non
 
 
 def drop(directory: int, name: str, prefix: str) -> None:
-    """Remove an image whose mark begins with this prefix, and no other; raises as :func:`keep`."""
-    if safefile.status(directory, name) is not None and (_mark_of(directory, name) or "").startswith(prefix):
+    """Remove an image whose mark begins with this prefix, and no other; raises Failed."""
+    try:
+        found = _mark_of(directory, name)
+    except BadFile:  # not a plain file, so it is not ours
+        return
+    if found is not None and found.startswith(prefix):
         safefile.remove(directory, name, durable=True)
 
 

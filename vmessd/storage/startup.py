@@ -118,13 +118,18 @@ def write(vm: VMDirectory, given: Given | None) -> None:
 
     Raises:
         InvalidValue: the configuration cannot be handed over in this way; nothing is changed.
-        BadFile, Failed: as safefile.write.
+        BadFile: a file or a medium is something else; nothing is changed.
+        Failed: as safefile.write.
     """
     if given is not None:
         given.startup.check("the configuration", given.data)
     with vm.opened() as directory:
         for name in (STARTUP, CONFIGURATION, NOTE):
             safefile.must_be_plain(directory, name)
+        if given is not None and given.startup.way == CD:
+            safefile.must_be_plain(directory, startup.cd_file(vm.vm))
+        if given is not None and given.startup.way == DISK:
+            _check_disk(directory, given.startup.name)
         if given is None:  # a configuration alone is not used
             safefile.remove(directory, STARTUP, durable=True)
             safefile.remove(directory, CONFIGURATION, durable=True)
@@ -156,43 +161,80 @@ def prepare(vm: VMDirectory) -> None:
             iso9660.keep(directory, name, given.mark, lambda: iso9660.image(files, LABEL, given.mark))
         else:
             iso9660.drop(directory, name, _MARK)
-        _fill(directory, given if way == DISK else None)
+        if given is not None and way == DISK:
+            _fill(directory, given)
+        else:
+            _empty(directory)
 
 
-def _fill(directory: int, given: Given | None) -> None:
-    """Have the directory of the disk contain the configuration and nothing else; None removes it."""
+def _check_disk(directory: int, name: str) -> bool:
+    """Tell whether there is a directory of the disk for a configuration of this name.
+
+    Raises BadFile if it is something else, or has what is not ours.
+    """
     found = safefile.status(directory, DIRECTORY)
     if found is None:
-        if given is None:
-            return
-        with failing(f"{safefile.place(directory, DIRECTORY)} cannot be made"):
-            os.mkdir(DIRECTORY, 0o750, dir_fd=directory)
-    elif not stat.S_ISDIR(found.st_mode):
-        if given is None:
-            return
+        return False
+    if not stat.S_ISDIR(found.st_mode):
         raise BadFile(
             f"{safefile.place(directory, DIRECTORY)} is {safefile.kind(found.st_mode)}, not a directory",
             hint="move it away",
         )
     with _opened(directory) as place:
-        for name in sorted(os.listdir(place)):
-            if given is not None and name == given.startup.name:
-                continue
-            entry = safefile.status(place, name)
-            if entry is not None and stat.S_ISDIR(entry.st_mode):
-                raise BadFile(
-                    f"{safefile.place(place, name)} is a directory, and would be on the disk: {quoted(name)}",
-                    hint="move it away",
-                )
+        present = _names(place)
+        others = [one for one in present if one != name]
+        if others and (name in present or not _is_earlier(place, others)):
+            raise BadFile(
+                f"{safefile.place(directory, DIRECTORY)} contains {quoted(others[0])}, "
+                "which would be on the disk as well",
+                hint="move it away",
+            )
+    return True
+
+
+def _names(place: int) -> list[str]:
+    """Return what is in the directory of the disk, except what we were writing when we were killed."""
+    safefile.sweep(place)
+    with failing(f"{safefile.place(place, '.')} cannot be read"):
+        return sorted(os.listdir(place))
+
+
+def _is_earlier(place: int, names: list[str]) -> bool:
+    """Tell whether this can be an earlier configuration: one plain file, and nothing else."""
+    found = safefile.status(place, names[0])
+    return len(names) == 1 and found is not None and stat.S_ISREG(found.st_mode)
+
+
+def _fill(directory: int, given: Given) -> None:
+    """Have the directory of the disk contain the configuration and nothing else."""
+    name = given.startup.name
+    if not _check_disk(directory, name):
+        with failing(f"{safefile.place(directory, DIRECTORY)} cannot be made"):
+            os.mkdir(DIRECTORY, 0o750, dir_fd=directory)
+    with _opened(directory) as place:
+        for earlier in _names(place):
+            if earlier != name:
+                safefile.remove(place, earlier)
+        if safefile.read(place, name, given.startup.limit) != given.data:
+            safefile.write(place, name, given.data)
+
+
+def _empty(directory: int) -> None:
+    """Remove the directory of the disk, unless it has what is not ours."""
+    found = safefile.status(directory, DIRECTORY)
+    if found is None or not stat.S_ISDIR(found.st_mode):
+        return
+    with _opened(directory) as place:
+        names = _names(place)
+        if names and not _is_earlier(place, names):
+            return
+        for name in names:
             safefile.remove(place, name)
-        if given is not None and safefile.read(place, given.startup.name, given.startup.limit) != given.data:
-            safefile.write(place, given.startup.name, given.data)
-    if given is None:
-        with (
-            failing(f"{safefile.place(directory, DIRECTORY)} cannot be removed"),
-            contextlib.suppress(FileNotFoundError),
-        ):
-            os.rmdir(DIRECTORY, dir_fd=directory)
+    with (
+        failing(f"{safefile.place(directory, DIRECTORY)} cannot be removed"),
+        contextlib.suppress(FileNotFoundError),
+    ):
+        os.rmdir(DIRECTORY, dir_fd=directory)
 
 
 @contextlib.contextmanager

@@ -120,14 +120,39 @@ def test_a_directory_that_is_something_else_is_left_alone(vm: VMDirectory, tmp_p
     (vm.path / "startup-disk").unlink()
     startup.write(vm, Given(DISK, DATA))
     (vm.path / "startup-disk/secrets").mkdir()
-    with pytest.raises(BadFile, match="is a directory, and would be on the disk"):
+    with pytest.raises(BadFile, match="startup-disk contains 'secrets', which would be on the disk as well"):
         startup.prepare(vm)
 
 
-def test_a_cd_of_somebody_else_is_left_alone(vm: VMDirectory) -> None:
+@pytest.mark.parametrize("names", [("notes", "startup-config"), ("notes", "plans"), ("folder/notes",)])
+def test_files_of_somebody_else_in_the_directory_of_a_disk_are_not_removed(
+    vm: VMDirectory, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        path = vm.path / "startup-disk" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+    (vm.path / "startup-disk/.vmess-tmp-x").touch()  # of a daemon that was killed
+    before = names_in(vm.path / "startup-disk")[1:]
+    startup.prepare(vm)
+    startup.write(vm, None)
+    with pytest.raises(BadFile, match="which would be on the disk as well"):
+        startup.write(vm, Given(DISK, DATA))
+    assert names_in(vm.path) == ["startup-disk"]
+    assert names_in(vm.path / "startup-disk") == before
+
+
+def test_a_cd_of_somebody_else_is_left_alone(vm: VMDirectory, tmp_path: Path) -> None:
     startup.cd(vm).write_bytes(bytes(2**16))
     startup.write(vm, None)
     assert startup.cd(vm).exists()
+    startup.cd(vm).rename(tmp_path / "elsewhere")
+    startup.cd(vm).symlink_to(tmp_path / "elsewhere")
+    startup.prepare(vm)
+    startup.write(vm, None)
+    with pytest.raises(BadFile, match=r"newvm0-startup.iso is a symbolic link"):
+        startup.write(vm, Given(CD, DATA))
+    assert names_in(vm.path) == ["newvm0-startup.iso"]
 
 
 @pytest.mark.parametrize(
