@@ -5,6 +5,7 @@ Most tests need netem. `contrib/check --long` runs them in a guest with Debian's
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from typing import Self
@@ -167,6 +168,15 @@ def test_c131_a_cable_flaps_at_both_ends_until_it_is_told_otherwise(lab: WiredDa
         lab.done("elm", "cable", "0", "good")
         wait_for(lambda: here.links() == there.links() == [True], what="links that are up")
         assert (nics(lab, "elm0")[0]["flap"], note(lab, "elm0")) == (None, None)
+        # An end that cannot be noted is an end all the same, and leaves no cable pulled.
+        lab.done("elm", "cable", "0", "flap", "100ms/1000s")
+        wait_for(lambda: here.links() == there.links() == [False], what="links that are down")
+        file = lab.root / "elm0/IMPAIRMENTS"
+        file.unlink()
+        os.mkfifo(file)
+        assert "is a FIFO" in refused(lab, 1, "elm", "cable", "0", "good")
+        wait_for(lambda: here.links() == there.links() == [True], what="links that are up again")
+        file.unlink()
         lab.done("elm", "cable", "0", "flap", "300ms/300ms")
     lab.done("elm", "stop", "force")
     assert nics(lab, "elm0")[0]["flap"] is None

@@ -141,11 +141,11 @@ class ImpairedCables:
         self._start(index, flap)
 
     async def end_flap(self, index: int) -> None:
-        """End the flapping of a cable, if it does; it stays as it is now. The caller holds the lock."""
+        """End the flapping of a cable, if it does; it is plugged in. The caller holds the lock."""
         if index in self._flaps:
             self._flaps.pop(index).task.cancel()
+            await self._sag(index, down=False)  # first: the file may be something else, or the disk full
             await self._note_flap(index, None)
-            await self._sag(index, down=False)
 
     async def go_on(self, present: Collection[int], *, fresh: bool) -> None:
         """Let cables flap as under an earlier daemon, or after a start, forget that. Raises VmessError."""
