@@ -35,6 +35,13 @@ pytestmark = [
 ]
 
 
+def read_proc(pid: int, name: str) -> str:
+    """Return a file of a process; nothing if that has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/{name}").read_text()
+    return ""
+
+
 @dataclass
 class Site:
     """A host with an uplink, and what is at its ends."""
@@ -70,12 +77,15 @@ class Site:
         listed = subprocess.run(
             ["ip", "netns", "pids", self.daemon.namespace.name], capture_output=True, text=True, check=True
         )
-        pids = map(int, listed.stdout.split())
-        return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "dnsmasq\n"]
+        return [pid for pid in map(int, listed.stdout.split()) if read_proc(pid, "comm") == "dnsmasq\n"]
 
     def server(self) -> int:
         (pid,) = self.servers()
         return pid
+
+    def serves_with(self, word: str) -> bool:
+        """Tell whether there is a dnsmasq with this argument."""
+        return any(word in read_proc(pid, "cmdline").split("\0") for pid in self.servers())
 
     def lease(self) -> str:
         """Have the guest ask for an address, and return it."""
@@ -211,6 +221,8 @@ def test_c146_what_cannot_be_is_one_line_and_nothing_changes(site: Site, tmp_pat
         other.kill()
     assert "dnsmasq does not serve: failed to create listening socket for 10.99.0.1" in said
     assert site.state() == before
+    (daemon.root / "NET_NAT").write_text("lab0 what\n")
+    assert "NET_NAT: range 'what' is not" in refused(daemon, 1, "net", "nat", "lab0", "off")
 
 
 @pytest.mark.long
@@ -298,7 +310,16 @@ def test_what_becomes_an_uplink_later_and_new_vms_are_noticed(site: Site) -> Non
     site.daemon.done("web0", "ifadd", "1", "lab0")
     wait_for(lambda: site.servers() not in ([], [server]), what="a dnsmasq that knows the VM")
     assert site.lease() == before
+    site.daemon.done("net", "vlan", "lab0", "--mtu", "1400")
+    wait_for(lambda: site.serves_with("--dhcp-option=option:mtu,1400"), what="a dnsmasq that knows the MTU")
     assert not site.daemon.mentions("has ended")
+    # What became of the file of leases is said at its bridge, and the rest is shown.
+    leases = site.daemon.root / "NET_LEASES.lab0"
+    leases.unlink()
+    os.mkfifo(leases)
+    shown = site.daemon.done("net")
+    assert "net vlan lab0" in shown
+    assert "NET_LEASES.lab0 is a FIFO; it must be a plain file" in shown
     # The administrator has the host forward: vmess leaves it so.
     host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
     site.daemon.done("net", "nat", "lab0", "off")

@@ -317,8 +317,8 @@ def _leases(nat: Reply) -> str:
     """Return a shell comment on a bridge with NAT: who has which address, and what does not work."""
     said = [f"{lease['address']} {lease['vm'] or lease['mac']}" for lease in nat["leases"]]
     shown = [*said[:SHOWN_LEASES], *([f"{len(said) - SHOWN_LEASES} more"] if len(said) > SHOWN_LEASES else [])]
-    words = [nat["problem"]] if nat["problem"] else []
-    return printable(f"  # {'; '.join([*words, ', '.join(shown)])}") if words or shown else ""
+    words = [word for word in (nat["problem"], ", ".join(shown)) if word]
+    return printable(f"  # {'; '.join(words)}") if words else ""
 
 
 def _whose(segment: Reply) -> str:

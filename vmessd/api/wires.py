@@ -127,7 +127,9 @@ class Wires(Caller):
         With `hub`, each frame goes to all ports; false ends that. `mtu` is the MTU of the segment in bytes,
         which its ports get, and guests with virtio at their next start. Null leaves both as they are.
         """
-        return await self._supervisor.vlan(bridge, interfaces, hub=hub, mtu=mtu)
+        steps = await self._supervisor.vlan(bridge, interfaces, hub=hub, mtu=mtu)
+        self._supervisor.nats.look()
+        return steps
 
     @varlinkmethod(return_parameter="nat")
     async def NetNat(self, *, bridge: str, range: str | None) -> BridgeNat | None:  # noqa: A002 -- its name

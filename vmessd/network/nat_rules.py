@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vmessd.core.nat import Nat
 
@@ -79,6 +80,24 @@ def rules(nat: Nat, opened: Sequence[str]) -> str:
 
 LIST_SETS = ("-j", "list", "sets", "inet")
 """The arguments of nft for what :func:`opened_links` reads."""
+NAME_SETS = ("-j", "-t", "list", "sets", "inet")
+"""The same for what :func:`tables` reads: without the elements, of which sets of others may have a million."""
+
+
+def list_set(table: str) -> tuple[str, ...]:
+    """Return the arguments of nft for what :func:`opened_links` reads of one table."""
+    return ("-j", "list", "set", "inet", table, OPENED)
+
+
+def tables(listing: str) -> tuple[list[str], bool]:
+    """Return the tables with such a set, and whether there are sets of others, too; raises ValueError."""
+    sets = [entry["set"] for entry in json.loads(listing)["nftables"] if "set" in entry]
+    ours = [str(one["table"]) for one in sets if _is_note(one)]
+    return ours, len(ours) < len(sets)
+
+
+def _is_note(one: Mapping[str, Any]) -> bool:
+    return one.get("name") == OPENED and str(one.get("table", "")).startswith(_PREFIX)
 
 
 def opened_links(listing: str) -> Mapping[str, frozenset[str]]:
@@ -86,7 +105,7 @@ def opened_links(listing: str) -> Mapping[str, frozenset[str]]:
     found = {}
     for entry in json.loads(listing)["nftables"]:
         one = entry.get("set", {})
-        if one.get("name") == OPENED and str(one.get("table", "")).startswith(_PREFIX):
+        if _is_note(one):
             found[one["table"]] = frozenset(map(str, one.get("elem", ())))
     return found
 

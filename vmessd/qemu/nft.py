@@ -1,7 +1,8 @@
 """nft(8), which loads the rules of bridges with NAT. It gets CAP_NET_ADMIN, and nothing else does."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from vmessd.core.errors import Failed, printable
 from vmessd.network import nat_rules
@@ -9,6 +10,7 @@ from vmessd.qemu import process
 from vmessd.qemu.process import ENVIRONMENT, Capability
 
 _LIST = "as root: nft list ruleset"
+_T = TypeVar("_T")
 _SAID = 200
 """Characters of its message in an error."""
 
@@ -28,23 +30,27 @@ def load(commands: str) -> None:
 
 def opened_links() -> Mapping[str, frozenset[str]]:
     """Return the links that forward only because vmess had them do so, by table; raises as :func:`load`."""
-    listing = _run(*nat_rules.LIST_SETS)
-    try:
-        return nat_rules.opened_links(listing)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise Failed(
-            f"nft does not list its sets as expected: {printable(listing[:_SAID])}", hint=_LIST
-        ) from None
+    ours, others = _read(nat_rules.NAME_SETS, "sets", nat_rules.tables)
+    wanted = [nat_rules.list_set(table) for table in ours] if others else [nat_rules.LIST_SETS] if ours else []
+    found: dict[str, frozenset[str]] = {}
+    for arguments in wanted:
+        found |= _read(arguments, "sets", nat_rules.opened_links)
+    return found
 
 
 def dropping() -> str | None:
     """Return which chain of the host drops what is forwarded, as nat_rules.dropping; raises as :func:`load`."""
-    listing = _run(*nat_rules.LIST_CHAINS)
+    return _read(nat_rules.LIST_CHAINS, "chains", nat_rules.dropping)
+
+
+def _read(arguments: Sequence[str], what: str, reader: Callable[[str], _T]) -> _T:
+    """Return what a reader makes of a listing."""
+    listing = _run(*arguments)
     try:
-        return nat_rules.dropping(listing)
+        return reader(listing)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Failed(
-            f"nft does not list its chains as expected: {printable(listing[:_SAID])}", hint=_LIST
+            f"nft does not list its {what} as expected: {printable(listing[:_SAID])}", hint=_LIST
         ) from None
 
 

@@ -144,6 +144,7 @@ class Nats:
                 self._watch(there, await blocking.call(functools.partial(self._make, nat)))
                 self._served[bridge] = there
                 await self._subscribe()
+                self.look()  # a VM may have started meanwhile
             else:
                 self._forget(there)
                 try:
@@ -154,10 +155,14 @@ class Nats:
         return await blocking.call(functools.partial(self._report, there))
 
     async def off(self, bridge: str) -> None:
-        """Take back the NAT of a bridge without a trace; the bridge stays; raises Failed, NotPermitted."""
+        """Take back the NAT of a bridge without a trace; the bridge stays.
+
+        Raises Failed, NotPermitted, BadFile.
+        """
         async with self._turn:
             served = self._served.get(bridge)
             if served is None:
+                await blocking.call(self._read)  # nobody knows what there is if the file is not readable
                 raise Failed(f"{printable(bridge)} has no NAT", hint="vmess net show")
             self._forget(served)
             try:
@@ -185,7 +190,7 @@ class Nats:
     async def _look(self) -> None:
         self._delay = None
         for served in [*self._served.values()]:
-            if served.process is not None:
+            if served.timer is None:  # else it is tried again anyway
                 await self._again(served)
 
     async def _subscribe(self) -> None:
@@ -403,14 +408,18 @@ class Nats:
     def _report(self, served: Served) -> BridgeNat:
         nat = served.nat
         vms = dict(self._hosts(nat.bridge))
+        problem, found = served.problem, list[dnsmasq.Lease]()
+        try:
+            found = self._leases(nat)
+        except VmessError as error:  # the rest of what is shown does not depend on this file
+            problem = problem or error.message
         leases = [
-            NatLease(str(lease.address), lease.mac, vms.get(lease.mac), float(lease.expires))
-            for lease in self._leases(nat)
+            NatLease(str(lease.address), lease.mac, vms.get(lease.mac), float(lease.expires)) for lease in found
         ]
         first, last = str(nat.first), str(nat.last)
         return BridgeNat(
             *(str(nat.network), str(nat.address), first, last, leases),
-            problem=served.problem,
+            problem=problem,
             remark=served.remark,
         )
 

@@ -8,6 +8,7 @@ import pytest
 
 from vmessd.core import nat
 from vmessd.network import nat_rules
+from vmessd.qemu import nft
 
 LAB = nat.parse("lab-0", "10.99.0.0/24")
 
@@ -49,6 +50,31 @@ def test_which_links_were_opened() -> None:
     ]
     found = nat_rules.opened_links(json.dumps({"nftables": sets}))
     assert found == {"vmess_lab0": {"eth0"}, "vmess_lab1": set()}
+
+
+def test_large_sets_of_others_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {("vmess_lab0", "opened"): ["eth0"], ("vmess_lab1", "opened"): []}
+    asked = []
+
+    def listed(*arguments: str) -> str:
+        asked.append(arguments)
+        shown = [one for one in sets if "set" not in arguments or one == arguments[-2:]]
+        terse = "-t" in arguments
+        entries = [
+            {"set": {"table": table, "name": name} | ({} if terse else {"elem": sets[table, name]})}
+            for table, name in shown
+        ]
+        return json.dumps({"nftables": entries})
+
+    monkeypatch.setattr(nft, "_run", listed)
+    expected = {"vmess_lab0": {"eth0"}, "vmess_lab1": set()}
+    assert nft.opened_links() == expected
+    assert asked == [nat_rules.NAME_SETS, nat_rules.LIST_SETS]
+    asked.clear()
+    sets["blocked", "countries"] = ["192.0.2.1"] * 9
+    assert nft.opened_links() == expected
+    assert asked[0] == nat_rules.NAME_SETS
+    assert [words[-2:] for words in asked[1:]] == [("vmess_lab0", "opened"), ("vmess_lab1", "opened")]
 
 
 def test_which_chain_drops_what_is_forwarded() -> None:

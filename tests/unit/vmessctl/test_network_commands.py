@@ -65,11 +65,18 @@ SEGMENTS = [
         "foreign": [{"link": "a0e0", "root": "/b\n"}],
     },
     {"bridge": "theirs", "own": False, "ports": [], "root": "/srv/b", "foreign": []},
+    {
+        "bridge": "nat",
+        "own": True,
+        "ports": [],
+        "nat": {"range": "10.99.0.0/24", "leases": [], "problem": "bad"},
+    },
     {"bridge": None, "own": True, "ports": ["vethA0", "vxlan7"]},
 ]
 NET_LINES = ["vmess net vlan bridge1 newvm0e0 eth1.100", "vmess net vlan 'br$(id)'"]
 NET_LINES += ["vmess net vlan lab a0e0  # from another VM root: a0e0: /b\\n"]
 NET_LINES += ["vmess net vlan theirs  # from another VM root: /srv/b"]
+NET_LINES += ["vmess net vlan nat", "vmess net nat nat 10.99.0.0/24  # bad"]
 NET_LINES += ["vmess net add vethA0", "vmess net add vxlan7"]
 
 Calls = list[tuple[str, dict[str, Any]]]
