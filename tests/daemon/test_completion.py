@@ -20,7 +20,7 @@ from vmessctl.cli import shells as scripts
 from vmessctl.cli.grammar import Line
 from vmessctl.cli.verbs import BY_VERB, COMMANDS, EVERY_OPTION, GROUPS, LITERALS, OPTIONS, alternatives
 from vmessctl.commands import completion as asking
-from vmessd.core import names
+from vmessd.core import impairment_words, names
 
 A, B = own("a"), own("b")
 
@@ -212,6 +212,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                     "--since-start",
                 )
                 and o not in ("--bind", "--steal", "--log", "-f")
+                and o not in ("--shared", "--offline", "--bandwidth", "--map", "--take", "--drop")
                 and o not in ("-b", "-n", "-d", "--sort", "-o", "--no-header", "--command")
                 and o not in ("--linked", "--format", "--image")
                 and o not in ("--user", "--key", "--password", "--password-file", "--hostname", "--raw")
@@ -224,7 +225,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
         },
     ),
     ("a carrier |", {"follow", "always", "none"}),
-    ("a cable 0 |", {"on", "off"}),
+    ("a cable 0 |", {"on", "off", "good", "flap", *impairment_words.WORDS}),
     ("a mac |", {"0", "1"}),
     ("a mac 0 |", {"none"}),
     ("a forward 0 |", set()),
@@ -279,11 +280,11 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
     ("a wait |", {"running", "stopped", "paused", "addr", "ssh"}),
     ("a wait --s|", {"--since-start", "--socket"}),
     ("a stop force f|", {"firmware", "forward"}),
-    ("a make m|", {"mac", "machine"}),
+    ("a make m|", {"mac", "machine", "move"}),
     ("a make h|", {"hda"}),
     ("a make hd|", set(names.DISKS)),
     ("a raw hdb hdy|", {"hdy"}),
-    ("net |", {"show", "vlan", "add", "delete", "ignore", "prune"}),
+    ("net |", {"show", "vlan", "nat", "add", "delete", "ignore", "prune"}),
     ("net vlan |", {"br0", "br1"}),
     ("net vlan br0 |", {"a0e0", "vxlan7", "br0", "br1"}),
     ("net vlan br0 a0e0 v|", {"vxlan7"}),

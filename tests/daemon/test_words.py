@@ -116,7 +116,11 @@ def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list
         ("newvm make strat", "make takes no argument, not 'strat'; did you mean start?", None),
         ("newvm make ram 2G smpp 2", "ram takes [size|none], not '2G smpp 2'; did you mean smp?", None),
         ("newvm make list", "make takes no argument, not 'list'", "usage: vmess <vmname> make [--image IMAGE]"),
-        ("newvm make cable 0", "cable needs <ifnum> <on|off>, not only '0'", None),
+        (
+            "newvm make cable 0",
+            "cable needs <ifnum> <on|off|good|flap|impairment> [impairment]..., not only '0'",
+            None,
+        ),
         ("a b make forward 0 2:2", "forward takes one VM, not 2", None),
         ("newvm stop --jsno", "'--jsno' is not an option; did you mean --json?", "vmess help"),
         ("newvm --all stop", "--all stands for all VMs; do not name any as well", None),
@@ -127,7 +131,7 @@ def test_an_option_belongs_to_the_verb_it_stands_behind(line: str, options: list
         ),
         ("--all net", "--all is not an option of net show", None),
         ("'lab*' newvm", "no command 'newvm'", "vmess help"),
-        ("net 'lab*' x", "net takes show, vlan, add, delete, ignore, prune, not 'lab*'", "vmess help net"),
+        ("net 'lab*' x", "net takes show, vlan, nat, add, delete, ignore, prune, not 'lab*'", "vmess help net"),
     ],
 )
 def test_a_line_of_several_verbs_is_refused_as_a_whole(line: str, message: str, hint: str | None) -> None:

@@ -1180,7 +1180,7 @@ COMMANDS: tuple[Command, ...] = (
         "and DNS to guests. off ends that. The bridge is created if necessary.",
         "NetNat",
         "network.net_nat",
-        arguments="<bridge> <range>|off",
+        arguments="<bridge> <range|off>",
         reports=True,
         summary=LINKS,
         example="net nat lab0 10.99.0.0/24",
