@@ -5,11 +5,13 @@ import os
 import pty
 import resource
 import signal
+import socket
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import backdoor
 import pytest
 from daemons import CLIENT, TESTS, Daemon, own, wait_for
 
@@ -101,6 +103,29 @@ def test_a_guest_is_paused_and_runs_on(daemon: Daemon) -> None:
     daemon.done(A, "suspend")
     daemon.done(A, "stop")  # a press is felt by a guest that runs only
     assert daemon.status(A)["last_exit"]["reason"] == "powered_down"
+
+
+def test_a_guest_that_was_sent_away_does_not_run_here(daemon: Daemon) -> None:
+    daemon.make(A, "idle", EXARGS=backdoor.words(daemon, A))
+    daemon.done(A, "start")
+    daemon.wait_guest(A)
+    with socket.socket(socket.AF_UNIX) as listener, backdoor.Backdoor(daemon, A) as door:
+        listener.bind(str(daemon.directory / "memory.sock"))
+        listener.listen(1)
+        door.execute("migrate", uri=f"unix:{daemon.directory}/memory.sock")
+        with listener.accept()[0] as connection:
+            while connection.recv(2**20):
+                pass
+        wait_for(lambda: door.execute("query-status")["status"] == "postmigrate", what="postmigrate")
+        for word in ("resume", "reset"):
+            refused = daemon.vmess(A, word)
+            assert refused.returncode == 1
+            complaint, hint = refused.stderr.splitlines()
+            assert complaint.startswith(f"vmess: QEMU of {A} has sent its guest away (postmigrate), so it must")
+            assert hint == f"  hint: if it runs nowhere: vmess {A} stop force start"
+        assert door.execute("query-status")["status"] == "postmigrate"
+    daemon.done(A, "stop", "force", "start")
+    assert daemon.status(A)["state"] == "running"
 
 
 def test_reset_begins_the_guest_anew(daemon: Daemon) -> None:

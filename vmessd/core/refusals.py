@@ -102,6 +102,14 @@ def silent(vm: str, pid: int) -> TimedOut:
     )
 
 
+def sent_away(vm: str) -> Failed:
+    """Return the error for letting a guest run whose QEMU has sent all of it to another one."""
+    return Failed(
+        f"QEMU of {vm} has sent its guest away (postmigrate), so it must not run here: it may run elsewhere",
+        hint=f"if it runs nowhere: vmess {vm} stop force start",
+    )
+
+
 def hanging(vm: str, pid: int) -> TimedOut:
     """Return the error of a start whose QEMU does not answer."""
     return TimedOut(

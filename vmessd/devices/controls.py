@@ -13,6 +13,7 @@ from vmessd.core import refusals
 from vmessd.core.errors import Failed, failing
 from vmessd.core.lifecycle import State
 from vmessd.core.settings import STROKE_TIME
+from vmessd.core.words import Runstate
 from vmessd.devices import keyboard
 from vmessd.qemu.monitor import CommandRefused, counter
 from vmessd.vm.machine import Machine
@@ -44,10 +45,10 @@ class Controls:
         """Resume a paused guest or wake a suspended one; does nothing if it runs.
 
         Raises:
-            Failed: the guest does not wake up.
+            Failed: the guest does not wake up, or was sent to another QEMU.
         """
         self._must_be_its_own()
-        if await self._runstate() == ASLEEP:
+        if await self._runstate_of_ours() == ASLEEP:
             await self._execute("system_wakeup")  # takes effect after the reply
             if await self._waking() == ASLEEP:
                 raise Failed(f"{self.vm} is asleep and does not wake up", hint=f"vmess {self.vm} reset")
@@ -59,8 +60,9 @@ class Controls:
         """Press the reset button: the guest loses data that it has not written.
 
         QEMU 7.2 leaves a suspended guest stopped before its first instruction (measured); this resumes it.
+        Raises Failed for a guest that was sent to another QEMU: it would begin anew beside itself.
         """
-        asleep = await self._runstate() == ASLEEP
+        asleep = await self._runstate_of_ours() == ASLEEP
         await self._execute("system_reset")
         if asleep:
             await self._waking()
@@ -79,6 +81,15 @@ class Controls:
         """Return the present runstate."""
         reply = await self._execute("query-status")
         return reply.get("status") if isinstance(reply, Mapping) else None
+
+    async def _runstate_of_ours(self) -> object:
+        """Return the present runstate; raises Failed if QEMU has sent the guest away, and it may run there.
+
+        QEMU itself refuses nothing: it accepts `cont` while the guest runs elsewhere (measured with 7.2).
+        """
+        if (runstate := await self._runstate()) == Runstate.postmigrate:
+            raise refusals.sent_away(self.vm)
+        return runstate
 
     async def _waking(self) -> object:
         """Wait at most :data:`WAKE_TIME` until the guest is not suspended; return its runstate."""
