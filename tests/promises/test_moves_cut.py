@@ -5,14 +5,16 @@ import json
 import os
 import random
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemons import Daemon, wait_for
+from faults import open_files
 from movers import Call, Peer, arriving, leaving, offer
 
-from vmessd.core.errors import Failed, Locked, VmessError
+from vmessd.core.errors import Failed, InvalidValue, Locked, VmessError
 
 KEY = "0123456789abcdef"
 MIB = 1 << 20
@@ -183,6 +185,24 @@ def test_c182_a_person_ends_the_doubt(daemon: Daemon) -> None:
     assert os.listdir(daemon.root) == []
 
 
+def test_nobody_decides_while_the_other_side_has_time_to_answer(daemon: Daemon) -> None:
+    made(daemon)
+    with leaving(daemon) as (there, call):
+        first = there.hear()
+        there.say(said="ready", who="lab2's root")
+        there.take(first["size"])
+        there.say(said="whole")
+        assert there.hear()["word"] == "commit"
+        for words in (("--take",), ("--drop", "--yes")):
+            said = refused(daemon, "newvm", "move", *words)
+            assert "VM newvm0 is being handed over, and the other host has still time to answer" in said
+        there.say(said="done")
+        there.hear()
+        there.say(said="forgotten")
+        call.last()
+    assert os.listdir(daemon.root) == []
+
+
 def test_a_note_that_cannot_be_read_keeps_the_vm_from_starting(daemon: Daemon) -> None:
     made(daemon)
     (daemon.root / "newvm0/move.json").write_text("{}")
@@ -214,7 +234,8 @@ def test_c183_before_it_is_told_to_the_destination_has_nothing(daemon: Daemon, t
         with arriving(daemon) as (there, call):
             there.say(**offer(KEY, archive))
             if step != "offer":
-                assert there.hear()["said"] == "ready"
+                first = there.hear()
+                assert first["said"] == "ready", first
             if step in ("archive", "whole", "all"):
                 there.socket.sendall(archive[: -1 if step == "archive" else None])
             if step in ("whole", "all"):
@@ -287,6 +308,11 @@ BAD = {
     json.dumps(offer(KEY, links={"newvm0-hda.img": "x"})).encode() + b"\n": "can be a link to 'x'",
     json.dumps(offer(KEY, links={"newvm0-cdrom.iso": "/no/such.iso"})).encode() + b"\n": "not on this host",
     json.dumps(offer(KEY, needs=["/no/vmlinuz"])).encode() + b"\n": "'/no/vmlinuz', which newvm0 needs",
+    json.dumps(offer(KEY, bridges={"br0": "\ud800"})).encode()
+    + b"\n": "contains a character that is not allowed in it",
+    json.dumps(offer(KEY, bridges={"br0": ""})).encode() + b"\n": "bridge name ''",
+    json.dumps(offer(KEY) | {"host": "x" * 300}).encode() + b"\n": "the other host calls itself 'xxx",
+    json.dumps(offer(KEY) | {"host": "a\nb"}).encode() + b"\n": "the other host calls itself 'a\\nb'",
     json.dumps(offer(KEY)).encode() + b"\n": "the archive is refused: it is empty",
 }
 
@@ -327,6 +353,65 @@ def test_c185_archives_and_words_that_are_wrong_leave_nothing(daemon: Daemon, tm
                 answer = there.hear()
             assert answer["said"] == "refused", answer
         wait_for(lambda: os.listdir(daemon.root) == [], what="nothing")
+
+
+def test_what_is_said_after_the_vm_has_arrived_does_not_make_it_fail(daemon: Daemon, tmp_path: Path) -> None:
+    archive, _ = exported(daemon, tmp_path)
+    with arriving(daemon) as (there, call):
+        there.say(**offer(KEY, archive, start=True))
+        there.hear()
+        there.socket.sendall(archive)
+        there.hear()
+        there.say(word="commit", key=KEY)
+        assert there.hear()["said"] == "done"
+        there.socket.sendall(b"garbage\n")
+        answer = there.hear()
+        assert answer["said"] == "forgotten"
+        assert "the note that it came from lab1 is still there: what came is not" in answer["notes"][0]
+        assert call.last()["receipt"]["arrival"] == {"done": True, "vm": "newvm0"}
+    assert daemon.status("newvm")["state"] != "stopped"
+
+
+def test_two_vms_cannot_come_by_one_move(daemon: Daemon, tmp_path: Path) -> None:
+    archive, _ = exported(daemon, tmp_path)
+    with arriving(daemon) as (there, call), arriving(daemon) as (other, _):
+        there.say(**offer(KEY, archive))
+        there.hear()
+        other.say(**offer(KEY, archive, vm="web-1"))
+        assert "already on its way here" in other.hear()["message"]
+        there.socket.sendall(archive)
+        assert there.hear()["said"] == "whole"
+        there.say(word="commit", key=KEY)
+        assert there.hear()["said"] == "done"
+        there.say(word="forget", key=KEY)
+        call.last()
+
+
+def test_a_descriptor_that_is_no_stream_is_refused_and_closed(daemon: Daemon) -> None:
+    made(daemon)
+    null = os.open("/dev/null", os.O_RDWR)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    before = open_files(daemon.pid)
+    try:
+        for descriptor, wrong in ((null, "not a socket"), (theirs.fileno(), "another kind of socket")):
+            call = Call(daemon)
+            order = {
+                "vm": "newvm0",
+                "host": "lab2",
+                "shared": False,
+                "start": False,
+                "bridges": {},
+                "channel": 0,
+            }
+            call.client.send("Move", order, more=True, descriptor=descriptor)
+            with pytest.raises(InvalidValue, match=wrong):
+                call.last()
+            call.client.close()
+        wait_for(lambda: open_files(daemon.pid) <= before, what="the descriptors closed")
+    finally:
+        os.close(null)
+        ours.close()
+        theirs.close()
 
 
 def test_two_moves_of_one_vm_at_once(daemon: Daemon, tmp_path: Path) -> None:

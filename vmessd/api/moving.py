@@ -9,10 +9,10 @@ from asyncvarlink import FileDescriptor, LastResult, varlinkmethod
 
 from vmessd.api.caller import Caller
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import InvalidValue, failing, printable, quoted
+from vmessd.core.errors import InvalidValue, failing, quoted
 from vmessd.core.models.events import Kind
 from vmessd.core.models.moves import Arrival, MoveProgress
-from vmessd.core.moves import HOST_MAX
+from vmessd.core.moves import HOST_MAX, is_host
 from vmessd.core.wires import bridge_name
 from vmessd.supervisor.arrivals import Receipt
 from vmessd.supervisor.departures import Order
@@ -56,8 +56,7 @@ class Moving(Caller):
         if (bandwidth is not None and bandwidth <= 0) or (timeout is not None and not timeout > 0):
             raise InvalidValue("bandwidth and timeout must be above 0")
         order = Order(_host(host), shared, start, _bridges(bridges), bandwidth, timeout)
-        with failing("the descriptor is not a socket"):
-            passed = socket.socket(fileno=os.dup(channel.fileno()))
+        passed = _stream(channel.fileno())
         async with contextlib.aclosing(self._supervisor.departures.move(vm, order, passed)) as steps:
             async for step in steps:
                 if step.done:
@@ -101,9 +100,24 @@ def _told(step: Receipt) -> VMReceipt:
     return VMReceipt(step.arrival, channel)
 
 
+def _stream(descriptor: int) -> socket.socket:
+    """Return a copy of a descriptor as a stream socket; raises InvalidValue, Failed."""
+    with failing("the descriptor cannot be used"):
+        copy = os.dup(descriptor)
+    try:
+        passed = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise InvalidValue("the descriptor is not a socket; it must be a stream socket") from None
+    if passed.type != socket.SOCK_STREAM:
+        passed.close()
+        raise InvalidValue("the descriptor is another kind of socket; it must be a stream socket")
+    return passed
+
+
 def _host(text: str) -> str:
     """Return the name of a host for messages; raises InvalidValue."""
-    if not text or len(text) > HOST_MAX or printable(text) != text:
+    if not is_host(text):
         raise InvalidValue(f"host {quoted(text)} is not a name of 1 to {HOST_MAX} printable characters")
     return text
 

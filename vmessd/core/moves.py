@@ -143,6 +143,11 @@ class Decision:
     key: str
 
 
+def is_host(text: str) -> bool:
+    """Tell whether a text can be what messages call a host."""
+    return 0 < len(text) <= HOST_MAX and printable(text) == text
+
+
 def line(record: Offer | Answer | Decision) -> bytes:
     """Return a record as a line."""
     return json.dumps(dataclasses.asdict(record)).encode() + b"\n"

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 
-from vmessd.core.errors import BadFile, Locked
+from vmessd.core.errors import BadFile, Locked, failing
 from vmessd.core.moves import MoveRecord, Stage, check_settled, unread
 from vmessd.core.records import Moment, load
 from vmessd.storage import safefile
@@ -29,7 +29,8 @@ def write(directory: int, record: MoveRecord) -> None:
     """Note a move in an open directory, also for a power cut that follows; raises BadFile, Failed."""
     data = json.dumps(dataclasses.asdict(record), indent=1).encode()
     safefile.write(directory, MOVE_RECORD, data + b"\n")
-    os.fsync(directory)
+    with failing(f"{safefile.place(directory, MOVE_RECORD)} cannot be written to disk"):
+        os.fsync(directory)
 
 
 def note(vm: VMDirectory, record: MoveRecord) -> None:

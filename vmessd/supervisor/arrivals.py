@@ -31,7 +31,7 @@ from vmessd.core.models.moves import Arrival
 from vmessd.core.moves import Answer, Ask, Decision, MoveRecord, Offer, Said, Stage, Word
 from vmessd.core.records import Moment
 from vmessd.core.settings import BY_FILE
-from vmessd.core.wires import Wire, file_text
+from vmessd.core.wires import Wire, bridge_name, file_text
 from vmessd.storage import contents, images, safefile
 from vmessd.storage import moves as notes
 from vmessd.storage.blocking import Lane
@@ -49,6 +49,8 @@ SAME = "install the same version on both hosts"
 REPEAT = "the VM is where it was; repeat the move there"
 OFFER_TIME = 30.0
 """Seconds in which a source has to say what it wants."""
+GIVING_UP_TIME = 10.0
+"""Seconds that a new move waits for the end of one that was given up."""
 PATIENCE = 300.0
 """Seconds that a piece may take on the disk."""
 
@@ -165,9 +167,10 @@ class Arrivals:
 
     async def _take(self, channel: MoveChannel, offer: Offer, uid: int | None) -> str:
         vm = names.parse(offer.vm)
-        if any(one.vm == vm for one in self._coming.values()):
-            raise Failed(f"a VM {vm} is already on its way here", hint="wait until it is there")
         await self._check_new(vm)
+        await self._given_up(vm)
+        if offer.key in self._coming or any(one.vm == vm for one in self._coming.values()):
+            raise Failed(f"a VM {vm} is already on its way here", hint="wait until it is there")
         coming = self._coming[offer.key] = _Coming(vm)
         lane = Lane(f"VM root {printable(str(self._root))}")
         incoming = Import(self._root, vm, words_for_qemu=self._host.exargs)
@@ -189,6 +192,13 @@ class Arrivals:
             coming.over.set()
         return await self._settle(channel, offer, record, uid)
 
+    async def _given_up(self, vm: str) -> None:
+        """Wait a little while a VM of this name is being removed whose source knows that it does not arrive."""
+        over = [one.over.wait() for one in self._coming.values() if one.vm == vm and one.void]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GIVING_UP_TIME):
+                await asyncio.gather(*over)
+
     async def _settle(self, channel: MoveChannel, offer: Offer, record: MoveRecord, uid: int | None) -> str:
         """Tell the source that the VM is here, and start it if it ran there."""
         machine = await self._machine(offer.vm)
@@ -199,6 +209,11 @@ class Arrivals:
             await self._forget(channel, offer)
         except ConnectionBroke as error:
             log.warning("%s has arrived, but %s may not know it: %s", machine.vm, offer.host, error.message)
+        except VmessError as error:  # it is here all the same
+            said.append(f"the note that it came from {offer.host} is still there: {error.message}")
+            log.warning(
+                "%s has arrived, and is noted as coming from %s: %s", machine.vm, offer.host, error.message
+            )
         if offer.start:
             try:
                 async for _ in machine.start(uid):
@@ -223,7 +238,7 @@ class Arrivals:
                 )
         for file, target in (offer.links or {}).items():
             _check_link(directory.vm, file, target, self._host.allow_shares)
-        self._host.network.check_bridges(list((offer.bridges or {}).values()))
+        self._host.network.check_bridges([bridge_name(name) for name in (offer.bridges or {}).values()])
 
     def _complete(self, incoming: Import, offer: Offer, record: MoveRecord) -> None:
         """Put what an archive does not contain into the directory of a VM that has come whole."""
@@ -257,6 +272,10 @@ def _check(offer: Offer) -> None:
         )
     if offer.ask not in {*Ask} or not 0 < len(offer.key) <= 64 or not offer.key.isalnum() or offer.size < 0:
         raise Failed("the other host offers what does not make sense", hint=SAME)
+    if offer.ask == Ask.take and not moves.is_host(offer.host):
+        raise Failed(
+            f"the other host calls itself {quoted(offer.host)}", hint="there: hostnamectl hostname NAME"
+        )
 
 
 def _check_link(vm: str, file: str, target: str, allowed: Sequence[str] | None) -> None:

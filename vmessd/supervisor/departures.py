@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from typing import Any, NamedTuple
 
 from vmessd.core import moves
-from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError, printable, quoted
+from vmessd.core.errors import Failed, InvalidValue, Locked, TimedOut, VmessError, printable, quoted
 from vmessd.core.models.moves import MoveProgress, MoveStep
 from vmessd.core.moves import Answer, Ask, Decision, MoveRecord, Offer, Said, Stage, Word
 from vmessd.core.records import Moment
@@ -105,7 +105,7 @@ class Departures:
             except BaseException:
                 await leaving.undo()
                 raise
-            yield await self._finished(self._hand_over(leaving))
+            yield await self._finished(machine.vm, self._hand_over(leaving))
         except ConnectionBroke as error:
             raise Failed(
                 error.message, hint="the VM is here as before; repeat the move when the connection works"
@@ -117,9 +117,15 @@ class Departures:
         """End a doubt as a person says: a VM is `here`, or the other host has it, so that it is removed here.
 
         Raises:
+            Locked: the other host is asked at this moment.
             Failed: there is no doubt.
         """
         machine = await self._machine(name)
+        if any(task.get_name() == machine.vm for task in self._last_steps):
+            raise Locked(
+                f"VM {machine.vm} is being handed over, and the other host has still time to answer",
+                hint=f"wait {COMMIT_TIME:g} s at most, and look: vmess {machine.vm} status",
+            )
         directory, move = machine.directory, machine.directory.move
         stage = move.stage if move is not None else None
         if here and stage in (Stage.handed_over, Stage.arrived, Stage.unknown):
@@ -132,9 +138,9 @@ class Departures:
             hint=f"vmess {machine.vm} status",
         )
 
-    async def _finished(self, work: Coroutine[Any, Any, MoveProgress]) -> MoveProgress:
+    async def _finished(self, vm: str, work: Coroutine[Any, Any, MoveProgress]) -> MoveProgress:
         """Return the result of a last step, which is carried out even if the client leaves."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, name=vm)
         self._last_steps.add(task)
         task.add_done_callback(self._last_steps.discard)
         return await asyncio.shield(task)
@@ -206,7 +212,7 @@ class Departures:
             )
         last = MoveProgress(True, vm, order.host, MoveStep.done)
         if answer.said == Said.done:
-            return await self._finished(self._tidied(machine, record, channel.kept(), last))
+            return await self._finished(vm, self._tidied(machine, record, channel.kept(), last))
         if answer.said != Said.absent:
             raise moves.doubtful(vm, record.host)
         await machine.change(functools.partial(notes.forget, machine.directory))
