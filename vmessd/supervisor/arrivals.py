@@ -187,9 +187,11 @@ class Arrivals:
             coming.committing = True
             await lane.finish(incoming.finish, PATIENCE)
         finally:
-            await leftovers.clean_up(lane, incoming.close, self._left)
-            del self._coming[offer.key]
-            coming.over.set()
+            try:
+                await leftovers.clean_up(lane, incoming.close, self._left)
+            finally:  # the client may leave during that
+                del self._coming[offer.key]
+                coming.over.set()
         return await self._settle(channel, offer, record, uid)
 
     async def _given_up(self, vm: str) -> None:
