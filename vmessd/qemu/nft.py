@@ -1,6 +1,7 @@
 """nft(8), which loads the rules of bridges with NAT. It gets CAP_NET_ADMIN, and nothing else does."""
 
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -11,6 +12,8 @@ from vmessd.qemu.process import ENVIRONMENT, Capability
 
 _LIST = "as root: nft list ruleset"
 _T = TypeVar("_T")
+TIME = 10.0
+"""Seconds in which it must end."""
 _SAID = 200
 """Characters of its message in an error."""
 
@@ -55,7 +58,10 @@ def _read(arguments: Sequence[str], what: str, reader: Callable[[str], _T]) -> _
 
 
 def _run(*arguments: str, said: str = "") -> str:
-    status, text = process.output_of([executable(), *arguments], said.encode(), (Capability.NET_ADMIN,))
+    command = [executable(), *arguments]
+    status, text = process.output_of(command, said.encode(), (Capability.NET_ADMIN,), TIME)
+    if status == -signal.SIGKILL:
+        raise Failed(f"nft did not end within {TIME:g} s, so it was killed", hint=_LIST)
     if status != 0:
         words = printable(" ".join(text.split())[:_SAID]) or f"exit status {status}"
         raise Failed(f"nft refused the rules of NAT: {words}", hint="does this kernel have nf_tables?")

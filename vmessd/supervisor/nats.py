@@ -36,6 +36,8 @@ _LIMIT = 64 * 1024
 _LEASES_LIMIT = 1024 * 1024
 PAUSE, PAUSE_MAX = 1.0, 60.0
 """Seconds until what has failed is tried again: doubled each time, up to the second."""
+RESTORE_TIME = 5.0
+"""Seconds for which the start of the daemon waits for the bridges."""
 LOOK_AFTER = 0.5
 """Seconds from a change of routes or VMs until it is looked at: mostly there are several."""
 _BUFFER = 256 * 1024
@@ -85,25 +87,31 @@ class Nats:
     # -- The daemon starts and ends --
 
     async def restore(self) -> None:
-        """Make what the file says; what fails is logged, and tried again."""
+        """Make what the file says; what fails is logged, and tried again. What takes long goes on later."""
         try:
             nats = await blocking.call(self._read)
         except VmessError as error:
             log.warning("%s; no bridge has its NAT restored", error.message)
             return
-        if nats:
-            await self._subscribe()
+        if not nats:
+            return
+        await self._subscribe()
         for nat in nats:
-            served = self._served[nat.bridge] = Served(nat)
+            served = self._served[nat.bridge] = Served(nat, problem="it is being restored")
             try:
                 self._check_allowed(nat)
             except NotPermitted as error:
                 served.problem = error.message
                 log.warning("%s: %s; its NAT is taken back", nat.bridge, error.message)
-                with contextlib.suppress(VmessError):
-                    await blocking.call(functools.partial(self._lift, nat))
+                self._spawn(self._take_back(nat))
             else:
-                await self._again(served)
+                self._spawn(self._again(served))
+        await asyncio.wait(self._tasks, timeout=RESTORE_TIME)  # VMs and clients do not wait for nft
+
+    async def _take_back(self, nat: Nat) -> None:
+        async with self._turn:
+            with contextlib.suppress(VmessError):
+                await blocking.call(functools.partial(self._lift, nat))
 
     async def close(self) -> None:
         """Watch nothing any more; what is served stays."""

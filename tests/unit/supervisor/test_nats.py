@@ -1,0 +1,49 @@
+"""Bridges with NAT whose nft or dnsmasq takes long."""
+
+import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from daemons import UNIT, until
+
+from vmessd.core.nat import Nat
+from vmessd.supervisor import nats
+from vmessd.supervisor.nats import Nats, Up
+
+
+class Slow(Nats):
+    """Bridges that need a word until they are made."""
+
+    def __init__(self, root: Path) -> None:
+        host: Any = SimpleNamespace(allow_nat=None)
+        super().__init__(root, host, lambda _bridge: [])
+        self.word = threading.Event()
+        self.made: list[str] = []
+
+    def _mend(self, nat: Nat) -> Up:
+        self.made.append(nat.bridge)
+        assert self.word.wait(60 * UNIT)
+        process: Any = SimpleNamespace(
+            pid=1, watch=lambda _ended: None, has_ended=lambda: False, close=lambda: None
+        )
+        return Up(process, None)
+
+
+async def test_the_daemon_does_not_wait_for_nft_and_nothing_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats, "RESTORE_TIME", 0.01)
+    monkeypatch.setattr(nats, "LOOK_AFTER", 0.01)
+    (tmp_path / "NET_NAT").write_text("lab0 10.99.0.0/24\nlab1 10.98.0.0/24\n")
+    slow = Slow(tmp_path)
+    await slow.restore()
+    assert [one.problem for one in slow.reports().values()] == ["it is being restored"] * 2
+    slow.look()  # a VM starts
+    await asyncio.sleep(0.1)
+    slow.word.set()
+    await until(lambda: slow.made == ["lab0", "lab1"] * 2)
+    await until(lambda: [one.problem for one in slow.reports().values()] == [None] * 2)
+    await slow.close()
