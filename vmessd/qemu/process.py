@@ -149,6 +149,10 @@ class Process:
 
         loop.add_reader(self._pidfd, report)
 
+    def unwatch(self) -> None:
+        """Do not call what :meth:`watch` was told to call."""
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal; does nothing if the process has ended. Raises Failed."""
         with (

@@ -154,7 +154,7 @@ class Nats:
                 await self._subscribe()
                 self.look()  # a VM may have started meanwhile
             else:
-                self._forget(there)
+                self._pause(there)
                 try:
                     self._watch(there, await blocking.call(functools.partial(self._mend, nat)))
                 except VmessError as error:
@@ -172,12 +172,13 @@ class Nats:
             if served is None:
                 await blocking.call(self._read)  # nobody knows what there is if the file is not readable
                 raise Failed(f"{printable(bridge)} has no NAT", hint="vmess net show")
-            self._forget(served)
+            self._pause(served)
             try:
                 await blocking.call(functools.partial(self._end, served.nat))
             except VmessError as error:
                 self._retry(served, error.message)
                 raise
+            self._forget(served)
             del self._served[bridge]
             if not self._served:
                 self._unsubscribe()
@@ -254,7 +255,7 @@ class Nats:
         async with self._turn:
             if self._served.get(served.nat.bridge) is not served:
                 return
-            self._forget(served)  # it may be replaced, and has not ended by itself then
+            self._pause(served)  # its dnsmasq may be replaced, and has not ended by itself then
             try:
                 self._watch(served, await blocking.call(functools.partial(self._mend, served.nat)))
             except VmessError as error:
@@ -279,15 +280,22 @@ class Nats:
         loop = asyncio.get_running_loop()
         served.timer = loop.call_later(pause, lambda: self._spawn(self._again(served)))
 
-    def _forget(self, served: Served) -> None:
-        """Neither watch its dnsmasq nor start it again."""
+    def _pause(self, served: Served) -> None:
+        """Neither watch its dnsmasq nor start it again; the descriptor stays, to reap it."""
         if served.timer is not None:
             served.timer.cancel()
+            served.timer = None
+        if served.process is not None:
+            served.process.unwatch()
+
+    def _forget(self, served: Served) -> None:
+        """Neither watch its dnsmasq nor start it again."""
+        self._pause(served)
         if served.process is not None:
             if served.process.has_ended():
                 served.process.reap()
             served.process.close()
-        served.timer = served.process = None
+        served.process = None
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

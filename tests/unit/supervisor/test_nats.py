@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from daemons import UNIT, until
@@ -22,14 +23,13 @@ class Slow(Nats):
         super().__init__(root, host, lambda _bridge: [])
         self.word = threading.Event()
         self.made: list[str] = []
+        self.processes: list[Mock] = []
 
     def _mend(self, nat: Nat) -> Up:
         self.made.append(nat.bridge)
         assert self.word.wait(60 * UNIT)
-        process: Any = SimpleNamespace(
-            pid=1, watch=lambda _ended: None, has_ended=lambda: False, close=lambda: None
-        )
-        return Up(process, None)
+        self.processes.append(Mock(pid=len(self.made)))
+        return Up(self.processes[-1], None)
 
 
 async def test_the_daemon_does_not_wait_for_nft_and_nothing_is_missed(
@@ -46,4 +46,15 @@ async def test_the_daemon_does_not_wait_for_nft_and_nothing_is_missed(
     slow.word.set()
     await until(lambda: slow.made == ["lab0", "lab1"] * 2)
     await until(lambda: [one.problem for one in slow.reports().values()] == [None] * 2)
+    # A dnsmasq that ends while it is looked at is reaped, and nothing of it stays open.
+    slow.word.clear()
+    slow.look()
+    await until(lambda: len(slow.made) == 5)
+    ended = slow.processes[2]
+    assert not ended.close.called
+    ended.has_ended.return_value = True
+    slow.word.set()
+    await until(lambda: ended.close.called)
+    assert ended.reap.called
     await slow.close()
+    assert all(process.close.call_count == 1 for process in slow.processes)
