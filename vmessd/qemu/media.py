@@ -47,6 +47,13 @@ def options(
     return found
 
 
+def reserved(given: Startup | None, taken: Collection[int]) -> set[int]:
+    """Return the PCI slot of a FAT disk, which network cards must leave free; `taken` are those of others."""
+    if given is None or given.way != DISK:
+        return set()
+    return {next(slot for slot in range(SLOT_LAST, 0, -1) if slot not in taken)}
+
+
 def _file(path: str) -> dict[str, Any]:
     return {"driver": "file", "filename": path}
 

@@ -16,6 +16,7 @@ from vmessd.core import hardware, names
 from vmessd.core.errors import Failed, shell_line
 from vmessd.core.hardware import IDE_PLACES
 from vmessd.core.settings import BY_FILE
+from vmessd.core.startup import Startup
 from vmessd.core.wires import Forward
 from vmessd.qemu import command_line
 from vmessd.qemu.command_line import Card, Spec
@@ -715,3 +716,11 @@ def test_c75_the_best_cpu_is_the_hosts_or_all_that_tcg_knows(value: str, kvm: st
         assert command_line.cpu_of([*argv, "-cpu", "486"]) == "486"  # from EXARGS, and QEMU takes the last
     bare = command_line.build(Spec("newvm0", HOME, "kvm", 2811), "qemu-system-x86_64")
     assert ("-cpu" in bare, command_line.cpu_of(bare)) == (False, None)
+
+
+def test_network_cards_leave_a_slot_to_the_disk_with_the_startup_configuration() -> None:
+    for count in (1, 27, 28, 64):
+        places = command_line.slots(range(count), {"STARTUP": Startup("disk", "r1.cfg")})
+        assert len({*places.values()}) == count
+        assert 30 not in places.values()
+    assert 30 in command_line.slots(range(28), {}).values()
