@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def test_c180_until_the_handing_over_the_vm_stays_as_it_was(daemon: Daemon) -> N
             assert "VM newvm0 is being moved to lab2" in refused(daemon, "newvm", *words)
     wait_for(lambda: daemon.status("newvm")["problem"] is None, what="the end of the move")
     daemon.done("newvm", "smp", "4")
+
+
+def test_a_client_that_leaves_at_once_leaves_no_lock(daemon: Daemon) -> None:
+    made(daemon)
+    for number in range(40):
+        with leaving(daemon) as (_, call):
+            time.sleep(number / 5000)  # as long as a VM takes to be locked
+            call.client.close()
+        wait_for(lambda: daemon.status("newvm")["problem"] is None, what="the end of the move")
+    wait_for(lambda: daemon.vmessctl("newvm", "rename", "web-1").returncode == 0, what="the VM unlocked")
 
 
 def test_c180_what_the_other_side_refuses_is_said_and_changes_nothing(daemon: Daemon) -> None:

@@ -246,8 +246,7 @@ class _Leaving:
         """Lock the VM, and offer it; raises as :meth:`Departures.move`."""
         directory = self.machine.directory
         make = functools.partial(self._opened, directory)
-        self.export = await self.machine.change(make, stopped=True, patience=PATIENCE)
-        self._has_begun = True
+        await self.machine.change(make, stopped=True, patience=PATIENCE)
         bridges = await self._lane.do(functools.partial(_bridges, directory))
         if unknown := self.order.bridges.keys() - bridges:
             raise InvalidValue(
@@ -273,7 +272,7 @@ class _Leaving:
             await asyncio.wait({answer})
         self.record = dataclasses.replace(self.record, who=ready.who)
 
-    def _opened(self, directory: VMDirectory) -> Export:
+    def _opened(self, directory: VMDirectory) -> None:
         """Note the move and the interfaces of a VM, and open its files; blocks."""
         notes.read(directory)  # what cannot be read is not overwritten
         backing.check_stands_alone(directory, "moved")
@@ -300,7 +299,7 @@ class _Leaving:
         except BaseException:
             export.close()
             raise
-        return export
+        self.export, self._has_begun = export, True  # here: the caller may be gone, and `undo` comes after this
 
     async def send(self) -> AsyncGenerator[MoveProgress, None]:
         """Send the archive until the other side has all of it on its disk; raises as Departures.move."""
