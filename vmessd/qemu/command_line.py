@@ -354,7 +354,7 @@ def slots(indices: Collection[int], values: Mapping[str, Any], disks: Sequence[D
     """Return the PCI slots that a start assigns to network cards, by interface; QEMU places the others."""
     claimed = nic_hardware.claims(values.get("EXARGS", ()))
     ours = slots_of_devices(values, disks)
-    ours |= media.reserved(values.get(STARTUP), ours | claimed.slots)
+    ours |= media.reserved(values.get(STARTUP), disk_devices.free_units(disks, values), ours | claimed.slots)
     claimed = dataclasses.replace(claimed, slots=claimed.slots | ours)
     noted = values.get("SLOTS", {})
     return nic_hardware.assign(slotted(indices, values), noted, claimed, shared=is_q35(values))

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from vmessd.core import cloud_init, startup
-from vmessd.core.startup import CD, CONFIGURATION, DIRECTORY, DISK, FW_CFG, LABEL, SMBIOS, Startup
+from vmessd.core.startup import CD, CONFIGURATION, DIRECTORY, DISK, FW_CFG, LABEL, NAMED, SMBIOS, Startup
 
 SLOT_LAST = 30  # 31 is that of the chipset on machine q35
 
@@ -47,9 +47,12 @@ def options(
     return found
 
 
-def reserved(given: Startup | None, taken: Collection[int]) -> set[int]:
-    """Return the PCI slot of a FAT disk, which network cards must leave free; `taken` are those of others."""
-    if given is None or given.way != DISK:
+def reserved(given: Startup | None, units: Sequence[tuple[str, int]], taken: Collection[int]) -> set[int]:
+    """Return the PCI slot of a medium, if it needs one, which network cards must leave free.
+
+    `units` are as for :func:`options`, and `taken` the slots of others.
+    """
+    if given is None or given.way not in NAMED or (given.way == CD and units):
         return set()
     return {next(slot for slot in range(SLOT_LAST, 0, -1) if slot not in taken)}
 

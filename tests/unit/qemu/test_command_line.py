@@ -718,9 +718,11 @@ def test_c75_the_best_cpu_is_the_hosts_or_all_that_tcg_knows(value: str, kvm: st
     assert ("-cpu" in bare, command_line.cpu_of(bare)) == (False, None)
 
 
-def test_network_cards_leave_a_slot_to_the_disk_with_the_startup_configuration() -> None:
-    for count in (1, 27, 28, 64):
-        places = command_line.slots(range(count), {"STARTUP": Startup("disk", "r1.cfg")})
-        assert len({*places.values()}) == count
-        assert 30 not in places.values()
-    assert 30 in command_line.slots(range(28), {}).values()
+def test_network_cards_leave_a_slot_to_the_medium_with_the_startup_configuration() -> None:
+    full = [Disk(slot, f"{HOME}/{slot}", block_device=False, size=0) for slot in IDE_PLACES]
+    for way, disks in (("disk", []), ("cd", full)):
+        for count in (1, 27, 28, 64):
+            places = command_line.slots(range(count), {"STARTUP": Startup(way, "r1.cfg")}, disks)
+            assert len({*places.values()}) == count
+            assert 30 not in places.values()
+    assert 30 in command_line.slots(range(28), {"STARTUP": Startup("cd", "r1.cfg")}).values()
