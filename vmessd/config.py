@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from vmessd import __version__
-from vmessd.core import nat, places, shutdown_time
+from vmessd.core import nat, places, shutdown_time, vxlan
 from vmessd.core.errors import PATH_SHOWN, InvalidValue, printable, quoted, reason
 from vmessd.core.models.daemon import DaemonKind
 from vmessd.qemu import credentials
@@ -165,6 +165,15 @@ OPTIONS = (
         live=True,
     ),
     Option(
+        "allow-peers",
+        "RANGE,...",
+        "ranges of addresses such as 192.0.2.0/24 to which VXLANs may lead; * for all",
+        ANY,
+        "",
+        many=True,
+        live=True,
+    ),
+    Option(
         "vhost",
         "yes|no",
         "whether VMs may have vhost on; the kernel of the host then reads and writes the memory of guests",
@@ -209,6 +218,8 @@ class Config(NamedTuple):
     """Absolute paths; None: all directories."""
     allow_nat: tuple[str, ...] | None = None
     """Ranges of IPv4 addresses; None: all."""
+    allow_peers: tuple[str, ...] | None = None
+    """Ranges of addresses; None: all."""
     vhost: bool = True
 
     def kind(self, is_managed: bool) -> DaemonKind:
@@ -234,6 +245,7 @@ class Config(NamedTuple):
             "idle-time": "never" if self.idle_time is None else f"{self.idle_time:g}",
             "allow-shares": ANY if self.allow_shares is None else _listed(self.allow_shares),
             "allow-nat": ANY if self.allow_nat is None else _listed(self.allow_nat),
+            "allow-peers": ANY if self.allow_peers is None else _listed(self.allow_peers),
             "vhost": "yes" if self.vhost else "no",
         }
 
@@ -314,6 +326,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
         allow_bridges=_patterns(chosen["allow-bridges"]),
         allow_shares=_directories(here, chosen["allow-shares"]),
         allow_nat=_ranges(chosen["allow-nat"]),
+        allow_peers=_peers(chosen["allow-peers"]),
         qemu_user=None if chosen["qemu-user"] == OWN_USER else chosen["qemu-user"],
         exargs=chosen["exargs"] == "yes",
         vhost=chosen["vhost"] == "yes",
@@ -375,6 +388,8 @@ def _check_value(option: Option, source: str, value: str, here: str) -> None:
         _directories(here, value)
     if option.key == "allow-nat":
         _ranges(value)
+    if option.key == "allow-peers":
+        _peers(value)
 
 
 def _file(path: Path, complain: Complain) -> dict[str, str]:
@@ -447,6 +462,12 @@ def _ranges(text: str) -> tuple[str, ...] | None:
     """Return ranges of addresses; None if any may be meant; raises InvalidValue."""
     listed = _patterns(text)
     return None if ANY in listed else tuple(str(nat.parse_allowed(one)) for one in listed)
+
+
+def _peers(text: str) -> tuple[str, ...] | None:
+    """Return ranges of addresses for peers; None if any may be meant; raises InvalidValue."""
+    listed = _patterns(text)
+    return None if ANY in listed else tuple(str(vxlan.parse_allowed(one)) for one in listed)
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -46,6 +46,7 @@ def _host(config: Config, runs_as: Account, log_path: str | None) -> Host:
     return Host(
         *(qemu, config.accel, runs_as, config.exargs, config.shutdown_time, config.allow_shares),
         allow_nat=config.allow_nat,
+        allow_peers=config.allow_peers,
         network=network,
         residence=residence,
         vhost=config.vhost,
@@ -157,7 +158,7 @@ class Reload:
         host = self._host
         host.accel, host.exargs, host.shutdown_time = config.accel, config.exargs, config.shutdown_time
         host.allow_shares, host.allow_nat = config.allow_shares, config.allow_nat
-        host.vhost = config.vhost
+        host.allow_peers, host.vhost = config.allow_peers, config.vhost
         host.network.access = dataclasses.replace(
             host.network.access, links=config.allow_links, bridges=config.allow_bridges
         )

@@ -306,6 +306,7 @@ def test_check_says_what_is_in_force_and_changes_nothing(tmp_path: Path) -> None
         "idle-time = never\n"
         "allow-shares = *\n"
         "allow-nat = *\n"
+        "allow-peers = *\n"
         "vhost = yes\n"
     )
     allowed = vmessd("--check", *paths, "--qemu", sys.executable, "--allow-links", "eth1,!la\nb*")

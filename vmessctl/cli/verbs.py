@@ -1165,7 +1165,8 @@ COMMANDS: tuple[Command, ...] = (
         "net vlan",
         "Add interfaces to a bridge. Bridge and interfaces are created if necessary: newvm0e0 is a TAP,\n"
         "eth0.100 a VLAN, vethA0 and vethB0 are a veth pair, vxlan7 is a VXLAN. As a hub, the bridge sends\n"
-        "each frame to all ports, and learns no addresses.",
+        "each frame to all ports, and learns no addresses. After a VXLAN, peer HOST... says the hosts to\n"
+        "which it leads, all of them; peer none ends that. Each of these hosts has to name the others.",
         "NetVlan",
         "network.net_vlan",
         arguments="<bridge> [intf]...",

@@ -7,6 +7,7 @@ import sys
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
+from vmessctl.commands import peers
 from vmessctl.output import phrases, rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, for_each, say, show, show_each, tell, warn
@@ -298,9 +299,14 @@ def segments(reply: Reply) -> str:
         else:
             shape = [verbs.HUB.flag] if segment.get("hub") else []
             shape += [verbs.MTU.flag, str(segment["mtu"])] if segment.get("mtu") else []
-            words = [segment["bridge"], *shape, *segment["ports"]]
+            vxlans = segment.get("vxlans") or ()
+            led = [vxlan["link"] for vxlan in vxlans]
+            words = [segment["bridge"], *shape, *(port for port in segment["ports"] if port not in led)]
             line = shell_line([PROGRAM.name, "net", "vlan", *words])
             lines.append(f"{line}{_whose(segment)}")
+            for vxlan in vxlans:
+                words = [segment["bridge"], vxlan["link"], peers.WORD, *vxlan["peers"]]
+                lines.append(shell_line([PROGRAM.name, "net", "vlan", *words]))
             if nat := segment.get("nat"):
                 line = shell_line([PROGRAM.name, "net", "nat", segment["bridge"], nat["range"]])
                 lines.append(f"{line}{_leases(nat)}")
@@ -362,9 +368,26 @@ def _net(invocation: Invocation, **parameters: object) -> int:
 def net_vlan(invocation: Invocation) -> int:
     """Add interfaces to a bridge."""
     bridge, *interfaces = invocation.arguments
+    if led := peers.split(interfaces):
+        return _peer(invocation, bridge, *led)
     status = _net(invocation, bridge=bridge, interfaces=interfaces, **_shape(invocation))
     ports = ", ".join(map(printable, interfaces))
     tell(phrase("net vlan" if interfaces else "net vlan alone", bridge=printable(bridge), ports=ports))
+    return status
+
+
+def _peer(invocation: Invocation, bridge: str, link: str, hosts: Sequence[str]) -> int:
+    """Have a VXLAN in a bridge lead to other hosts."""
+    flags = (verbs.HUB.flag, verbs.SWITCH.flag, verbs.MTU.flag)
+    if given := [flag for flag in flags if flag in invocation.options]:
+        raise InvalidValue(f"{given[0]} does not go with {peers.WORD}; give it in a command of its own")
+    found = peers.addresses(hosts)
+    client = connect(invocation)
+    reply = client.call("NetPeers", bridge=bridge, interface=link, peers=found)
+    client.close()
+    status = _tell(invocation, reply)
+    for line in peers.said(bridge, link, hosts, reply, PROGRAM.name):
+        tell(line)
     return status
 
 

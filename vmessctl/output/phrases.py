@@ -116,6 +116,8 @@ PHRASES: dict[str, tuple[str, str]] = {
     "net vlan alone": ("", ""),
     "net nat": 2 * ("{bridge}: NAT for {range}; the host is {address}, guests get {first} to {last}",),
     "net nat off": 2 * ("{bridge}: no NAT any more; the bridge stays",),
+    "net peer": 2 * ("{link} in {bridge}: peers {peers}; MTU {mtu}, which is what the underlay leaves",),
+    "net peer none": 2 * ("{link} in {bridge}: no peers any more",),
     "net add": ("", "created interface {interface}"),
     "net ignore": ("", "{name} is hidden from net show"),
     # -- Links: the steps of a change --

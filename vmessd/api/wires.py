@@ -5,7 +5,7 @@ from asyncvarlink import varlinkmethod
 from vmessd.api.caller import Caller
 from vmessd.core.errors import printable, quoted
 from vmessd.core.models.events import Kind
-from vmessd.core.models.wires import BridgeNat, Reach, Segment, Step, VMNic
+from vmessd.core.models.wires import BridgeNat, Peered, Reach, Segment, Step, VMNic
 from vmessd.core.wires import checked_forward
 from vmessd.storage import blocking
 
@@ -140,6 +140,16 @@ class Wires(Caller):
         what is missing. Null as `range` ends all of this; the bridge stays.
         """
         return await self._supervisor.nat(bridge, range)
+
+    @varlinkmethod
+    async def NetPeers(self, *, bridge: str, interface: str, peers: list[str]) -> Peered:
+        """Have a VXLAN in a bridge lead to these addresses of other hosts and no others; `[]` ends that.
+
+        Bridge and VXLAN are created if necessary. The MTU of the segment becomes what the routes to the peers
+        leave for it, unless somebody has set a smaller one. All peers are of IPv4, or all of IPv6. Each of them
+        has to name this host as well, and the others.
+        """
+        return await self._supervisor.peers(bridge, interface, peers)
 
     @varlinkmethod(return_parameter="steps")
     async def NetAdd(self, *, interface: str) -> list[Step]:

@@ -177,6 +177,7 @@ METHODS: Mapping[str, Method] = {
     "NetIgnored": _look(),
     "NetVlan": _net("bridge", links="interfaces"),
     "NetNat": _net("bridge"),
+    "NetPeers": _net("bridge", links="interface"),
     "NetAdd": _net("interface", links="interface"),
     "NetDelete": _net("interface", Effect.ends, links="interface", needs=Needs.off),
     "NetIgnore": _net("name"),

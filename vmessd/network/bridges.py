@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vmessd.core import names
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
-from vmessd.core.models.wires import CableEnds, ForeignPort, Segment, Step, StepKind
+from vmessd.core.models.wires import CableEnds, ForeignPort, Segment, Step, StepKind, VxlanPeers
 from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, peer, typed_link_name
 from vmessd.network import netlink_requests
 from vmessd.network.cables import MTU
@@ -66,6 +66,14 @@ def _remark() -> str | None:
     return None
 
 
+def _new_vxlan(change: Change, name: str, *, ipv6: bool = False) -> netlink_requests.Request:
+    number = int(name.removeprefix("vxlan"))
+    if not 1 <= number <= VXLAN_MAX:
+        raise InvalidValue(f"VXLAN '{number}' of {quoted(name)} is not between 1 and {VXLAN_MAX}")
+    change.steps.append(Step(StepKind.vxlan, name))
+    return netlink_requests.new_vxlan(name, number, VXLAN_PORT, ipv6=ipv6)
+
+
 class Segments:
     """The bridges of the host."""
 
@@ -82,10 +90,16 @@ class Segments:
         access = self._network.access
         with self._network.kernel() as kernel:
             links = [link for link in kernel.links() if ignored.isdisjoint((link.name, shown(link)))]
+            flooding = kernel.flooding() if any(link.kind == "vxlan" for link in links) else {}
         links.sort(key=lambda link: names.natural(shown(link)))
         remark = _remark()
+        led = {
+            link.index: sorted(flooding[link.index], key=lambda one: (one.version, one.packed))
+            for link in links
+            if link.index in flooding
+        }
         segments = [
-            self._segment(bridge, [port for port in links if port.master == bridge.index], remark)
+            self._segment(bridge, [port for port in links if port.master == bridge.index], led, remark)
             for bridge in links
             if bridge.kind == "bridge"
         ]
@@ -99,7 +113,9 @@ class Segments:
             segments.append(Segment(None, True, loose, None, [], cables or None))
         return segments
 
-    def _segment(self, bridge: Link, ports: Sequence[Link], remark: str | None) -> Segment:
+    def _segment(
+        self, bridge: Link, ports: Sequence[Link], led: Mapping[int, Sequence[object]], remark: str | None
+    ) -> Segment:
         access = self._network.access
         foreign = [ForeignPort(shown(port), root) for port in ports if (root := access.other_root(port))]
         inside = [shown(port) for port in ports]
@@ -107,7 +123,9 @@ class Segments:
         if not own:
             return Segment(bridge.name, own, inside, root, foreign)
         hub, mtu = bridge.hub or None, segment_mtu(bridge)
-        return Segment(bridge.name, own, inside, root, foreign, hub=hub, mtu=mtu, remark=remark)
+        vxlans = [port for port in ports if port.index in led and access.is_own(port)]
+        peers = [VxlanPeers(port.name, [*map(str, led[port.index])]) for port in vxlans] or None
+        return Segment(bridge.name, own, inside, root, foreign, hub=hub, mtu=mtu, remark=remark, vxlans=peers)
 
     def ignored(self) -> list[str]:
         """Return the links that `net` leaves out; raises BadFile."""
@@ -145,6 +163,7 @@ class Segments:
         *,
         hub: bool | None = None,
         mtu: int | None = None,
+        first: Callable[[Netlink, Change], None] = lambda _kernel, _change: None,
     ) -> list[Step]:
         """Put interfaces into a bridge; create the bridge and the interfaces if necessary.
 
@@ -155,6 +174,7 @@ class Segments:
             vms: VMs that there are, as for :meth:`_tap_meant`.
             hub: whether the bridge sends each frame to all ports; None leaves it as it is.
             mtu: the MTU of the segment in bytes, from MTU_MIN to cables.MTU; None leaves it as it is.
+            first: is done before the interfaces are looked at, and undone with the rest.
 
         Raises:
             InvalidValue: a name is not valid for a bridge or link, or the MTU is out of bounds.
@@ -175,6 +195,7 @@ class Segments:
             master = self._network.make_bridge(kernel, change, bridge, found, deliberate=True)
             if hub is not None or mtu is not None:
                 master = self._shaped(kernel, change, master, stations, hub, mtu)
+            first(kernel, change)
             taps = {name: self._tap_meant(kernel, name, vms) for name in interfaces}
             if not self._network.access.is_own(master) and not all(taps.values()):
                 # TAPs of VMs may join it, other links may not.
@@ -379,7 +400,14 @@ class Segments:
     def _make(self, kernel: Netlink, change: Change, name: str, depth: int) -> Link:
         """Create a link of the kind that its name implies; it is down until it is plugged in."""
         self._network.check_made(kernel)
-        request = self._creation(kernel, change, name, depth)
+        return self._made(kernel, change, name, self._creation(kernel, change, name, depth))
+
+    def make_vxlan(self, kernel: Netlink, change: Change, name: str, *, ipv6: bool) -> Link:
+        """Create a VXLAN for peers of IPv4 or IPv6; it is down until it is plugged in."""
+        self._network.check_made(kernel)
+        return self._made(kernel, change, name, _new_vxlan(change, name, ipv6=ipv6))
+
+    def _made(self, kernel: Netlink, change: Change, name: str, request: netlink_requests.Request) -> Link:
         ends = [name, peer(name)] if peer(name) else [name]
         mark = self._network.access.mark()
         with making(name):
@@ -411,11 +439,7 @@ class Segments:
             change.steps.append(Step(StepKind.pair, name))
             return netlink_requests.new_veth(name, peer(name))
         if kind is NamedKind.vxlan:
-            number = int(name.removeprefix("vxlan"))
-            if not 1 <= number <= VXLAN_MAX:
-                raise InvalidValue(f"VXLAN '{number}' of {quoted(name)} is not between 1 and {VXLAN_MAX}")
-            change.steps.append(Step(StepKind.vxlan, name))
-            return netlink_requests.new_vxlan(name, number, VXLAN_PORT)
+            return _new_vxlan(change, name)
         raise InvalidValue(
             f"there is no link {quoted(name)}, and its name does not say what to create",
             hint="newvm0e0 is a TAP, eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN; "

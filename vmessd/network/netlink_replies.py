@@ -17,7 +17,7 @@ from vmessd.core.dataclass import dataclass
 ATTRIBUTE = struct.Struct("=HH")
 LINK_BODY = struct.Struct("=BxHiII")
 ADDRESS_BODY = struct.Struct("=BBBBI")
-_NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
+NEIGHBOUR_BODY = struct.Struct("=BxxxiHBB")
 _STATISTICS = struct.Struct("=QQQQ")  # the beginning of rtnl_link_stats64: packets, then bytes
 
 UP, MULTICAST = 0x1, 0x1000  # IFF_UP, IFF_MULTICAST
@@ -42,7 +42,10 @@ _MIRRED = struct.Struct("=20xiI")  # struct tc_mirred: tc_gen, eaction, ifindex
 _TO_EGRESS = 1  # TCA_EGRESS_REDIR
 _ROUTE_BODY = struct.Struct("=BBBBBBBBI")
 _ROUTE_TO, _ROUTE_LINK, _ROUTE_TABLE, _ROUTE_HOPS = 1, 4, 15, 9  # RTA_*
-_UNICAST, _MAIN = 1, 254  # RTN_UNICAST, RT_TABLE_MAIN
+_ROUTE_SOURCE, _ROUTE_METRICS, _ROUTE_MTU = 7, 8, 2  # RTA_PREFSRC, RTA_METRICS, RTAX_MTU
+_UNICAST, _LOCAL, _BROADCAST, _MAIN = 1, 2, 3, 254  # RTN_*, RT_TABLE_MAIN
+NO_MAC = "00:00:00:00:00:00"
+"""In the forwarding table of a VXLAN: all stations that are not known."""
 _NEXT_HOP = struct.Struct("=HBBi")
 _ADDRESS_OF, _ADDRESS_LOCAL = 1, 2  # IFA_*
 _PEER_NAMESPACE = 37  # IFLA_LINK_NETNSID: the lower link, or the other end, is in another network namespace
@@ -107,6 +110,21 @@ class Route:
     """The links that it leads out of."""
     is_main: bool
     """It is in the main table."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a packet to an address leaves."""
+
+    index: int = 0
+    """The link; 0 if no route leads to another station."""
+    source: str | None = None
+    """The address of the host that it has as its source."""
+    mtu: int = 0
+    """That of the route in bytes, 0 if it has none of its own."""
+    is_local: bool = False
+    """The address is one of the host."""
+    is_broadcast: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,8 +194,8 @@ def parse_link(body: bytes) -> Link:
 
 def parse_neighbour(body: bytes) -> Neighbour:
     """Return the entry in the body of an RTM_NEWNEIGH message."""
-    family, index, state, _, _ = _NEIGHBOUR_BODY.unpack_from(body)
-    found = dict(attributes(body, _NEIGHBOUR_BODY.size))
+    family, index, state, _, _ = NEIGHBOUR_BODY.unpack_from(body)
+    found = dict(attributes(body, NEIGHBOUR_BODY.size))
     address = found.get(_NEIGHBOUR_IP)
     return Neighbour(
         index=index,
@@ -222,6 +240,32 @@ def parse_route(body: bytes) -> Route | None:
         [_number(found[_ROUTE_LINK])] if _ROUTE_LINK in found else [*_next_hops(found.get(_ROUTE_HOPS, b""))]
     )
     return Route(to, tuple(links), (_number(found.get(_ROUTE_TABLE, b"")) or table) == _MAIN)
+
+
+def parse_way(body: bytes) -> Way:
+    """Return the route in the answer to the question how a packet leaves."""
+    _, _, _, _, _, _, _, kind, _ = _ROUTE_BODY.unpack_from(body)
+    found = dict(attributes(body, _ROUTE_BODY.size))
+    source = found.get(_ROUTE_SOURCE)
+    metrics = dict(attributes(found.get(_ROUTE_METRICS, b"")))
+    hops = [*_next_hops(found.get(_ROUTE_HOPS, b""))] or [0]
+    index = _number(found[_ROUTE_LINK]) if _ROUTE_LINK in found else hops[0]
+    return Way(
+        index if kind == _UNICAST else 0,
+        str(ipaddress.ip_address(source)) if source else None,
+        _number(metrics.get(_ROUTE_MTU, b"")),
+        kind == _LOCAL,
+        kind == _BROADCAST,
+    )
+
+
+def parse_flooding(body: bytes) -> tuple[int, ipaddress.IPv4Address | ipaddress.IPv6Address] | None:
+    """Return a VXLAN's index and an address to which it floods; None for another entry."""
+    _, index, _, _, _ = NEIGHBOUR_BODY.unpack_from(body)
+    found = dict(attributes(body, NEIGHBOUR_BODY.size))
+    if _NEIGHBOUR_IP not in found or any(found.get(_NEIGHBOUR_MAC, b"1")):
+        return None
+    return index, ipaddress.ip_address(found[_NEIGHBOUR_IP])
 
 
 def _next_hops(payload: bytes) -> Iterator[int]:

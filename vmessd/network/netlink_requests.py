@@ -12,7 +12,7 @@ import socket
 from typing import Any, NamedTuple
 
 from vmessd.core.models.wires import Impairment
-from vmessd.network.netlink_replies import MULTICAST, PORT_PASSES, UP, Link
+from vmessd.network.netlink_replies import AF_BRIDGE, MULTICAST, NO_MAC, PORT_PASSES, UP, Link
 
 _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE: no automatic link-local address
 
@@ -219,9 +219,34 @@ def new_veth(name: str, peer: str) -> Request:
     return _creation(name, "veth", (("VETH_INFO_PEER", (("IFLA_IFNAME", os.fsencode(peer)),)),))
 
 
-def new_vxlan(name: str, identifier: int, port: int) -> Request:
-    """Return a request for a VXLAN endpoint that learns; its first remote addresses come from `bridge fdb`."""
-    return _creation(name, "vxlan", (("IFLA_VXLAN_ID", identifier), ("IFLA_VXLAN_PORT", port)))
+def new_vxlan(name: str, identifier: int, port: int, *, ipv6: bool = False) -> Request:
+    """Return a request for a VXLAN endpoint that learns, without a peer; see :func:`flooding`.
+
+    It is for peers of IPv4 unless it has a local address of IPv6, of which :: is any (vxlan_core.c).
+    """
+    local = (("IFLA_VXLAN_LOCAL6", "::"),) if ipv6 else ()
+    return _creation(name, "vxlan", (("IFLA_VXLAN_ID", identifier), ("IFLA_VXLAN_PORT", port), *local))
+
+
+_NOARP_PERMANENT = 0x40 | 0x80  # NUD_NOARP, NUD_PERMANENT: it does not age
+_SELF = 0x02  # NTF_SELF: of the VXLAN, not of the bridge whose port it is
+
+
+def flooding(index: int, address: ipaddress.IPv4Address | ipaddress.IPv6Address, *, gone: bool) -> Request:
+    """Return a request that has a VXLAN send frames for unknown stations to an address, or not any more.
+
+    `bridge fdb append 00:00:00:00:00:00 dev vxlan7 dst ADDRESS` is the same. The kernel accepts an entry that
+    is there, says ENOENT where there is none, and EAFNOSUPPORT for an address of the other family.
+    """
+    attributes = (("NDA_DST", str(address)), ("NDA_LLADDR", NO_MAC))
+    verb = "del neighbour" if gone else "append neighbour"
+    return Request(verb, attributes, index, flags=_SELF, family=AF_BRIDGE, info=_NOARP_PERMANENT)
+
+
+def way(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Request:
+    """Return a request for the route by which a packet to an address leaves."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    return Request("way", (("RTA_DST", str(address)),), family=family, info=address.max_prefixlen)
 
 
 def new_ifb(name: str) -> Request:

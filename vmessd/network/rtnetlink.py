@@ -13,6 +13,7 @@ Sources: rtnetlink(7), netlink(7), and Linux's include/uapi/linux/{rtnetlink,if_
 
 import errno
 import functools
+import ipaddress
 import os
 import socket
 import struct
@@ -27,18 +28,22 @@ from vmessd.network.netlink_replies import (
     AF_BRIDGE,
     ATTRIBUTE,
     LINK_BODY,
+    NEIGHBOUR_BODY,
     IPAddress,
     Link,
     Neighbour,
     Route,
+    Way,
     group_detector,
     parse_address,
+    parse_flooding,
     parse_ip_address,
     parse_link,
     parse_neighbour,
     parse_redirection,
     parse_route,
     parse_traffic,
+    parse_way,
 )
 from vmessd.network.netlink_requests import Fields, Request, change, deletion
 
@@ -66,7 +71,8 @@ _DATAGRAM = 8192
 _ENCODED_MAX = 4096  # messages of some 400 bytes each
 _NUMBERS_MAX = 1 << 31  # sequence numbers have 32 bits
 _DUMPS_MAX = 20  # attempts at a dump that others keep changing
-_ABOUT_ADDRESSES = ("add address", "del address")
+_WITH_PREFIX = ("add address", "del address", "way")
+_ABOUT_NEIGHBOURS = ("append neighbour", "del neighbour")
 _NO_FILTER = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP)  # the last: a kernel without tc
 
 
@@ -101,6 +107,7 @@ def _pyroute2() -> _Pyroute2:
     link = _link_message()
     do, dump = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
     create = do | netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+    append = do | netlink.NLM_F_CREATE | netlink.NLM_F_APPEND
     replace = do | netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
     verbs = {
         "add": (link, rtnl.RTM_NEWLINK, create),
@@ -113,6 +120,9 @@ def _pyroute2() -> _Pyroute2:
         "add address": (ifaddrmsg, rtnl.RTM_NEWADDR, create),
         "del address": (ifaddrmsg, rtnl.RTM_DELADDR, do),
         "routes": (rtmsg, rtnl.RTM_GETROUTE, dump),
+        "way": (rtmsg, rtnl.RTM_GETROUTE, netlink.NLM_F_REQUEST),
+        "append neighbour": (ndmsg, rtnl.RTM_NEWNEIGH, append),
+        "del neighbour": (ndmsg, rtnl.RTM_DELNEIGH, do),
         "neighbours": (ndmsg, rtnl.RTM_GETNEIGH, dump),
         "add qdisc": (tcmsg, rtnl.RTM_NEWQDISC, create),
         "replace qdisc": (tcmsg, rtnl.RTM_NEWQDISC, replace),
@@ -165,7 +175,7 @@ def _link_message() -> Any:
 
 
 @functools.lru_cache(_ENCODED_MAX)
-def _encoded(verb: str, attributes: tuple[tuple[str, Any], ...], name_length: int) -> bytes:
+def _encoded(verb: str, attributes: tuple[tuple[str, Any], ...], name_length: int, family: int) -> bytes:
     """Return a message encoded by pyroute2, without the link it refers to.
 
     Encoding takes up to 0.1 ms, and most messages are the same for each link.
@@ -175,6 +185,7 @@ def _encoded(verb: str, attributes: tuple[tuple[str, Any], ...], name_length: in
         attributes = ((key, b"?" * name_length), *attributes)
     message_class, kind, flags = _pyroute2().verbs[verb]
     message = message_class()
+    message["family"] = family  # by which pyroute2 encodes the addresses of routes
     message["attrs"] = _nested(attributes)["attrs"]
     message["header"] = {"type": kind, "flags": flags}
     message.encode()
@@ -260,18 +271,21 @@ class _Socket:
         packets = bytearray()
         for number, request in zip(numbers, requests, strict=True):
             start = len(packets)
-            packets += _encoded(request.verb, request.attributes, len(request.name))
+            packets += _encoded(request.verb, request.attributes, len(request.name), request.family)
             _U32.pack_into(packets, start + _SEQUENCE_AT, number)
             packets[start + _HEADER.size] = request.family
             if request.name:
                 packets[start + _NAME_AT : start + _NAME_AT + len(request.name)] = request.name
-            if request.verb in _ABOUT_ADDRESSES:
+            if request.verb in _WITH_PREFIX:
                 body = (request.family, request.info, 0, 0, request.link)
                 ADDRESS_BODY.pack_into(packets, start + _HEADER.size, *body)
+            elif request.verb in _ABOUT_NEIGHBOURS:
+                body = (request.family, request.link, request.info, request.flags, 0)
+                NEIGHBOUR_BODY.pack_into(packets, start + _HEADER.size, *body)
             elif request.link or request.changed:
                 body = (request.family, 0, request.link, request.flags, request.changed)
                 LINK_BODY.pack_into(packets, start + _HEADER.size, *body)
-            if request.info and request.verb not in _ABOUT_ADDRESSES:
+            if request.info and request.verb not in (*_WITH_PREFIX, *_ABOUT_NEIGHBOURS):
                 _U32.pack_into(packets, start + _HEADER.size + LINK_BODY.size, request.info)
         self._kernel.marshal.seq_map = dict.fromkeys(numbers, parser)
         self._socket.send(packets)
@@ -414,6 +428,22 @@ class Netlink:
     def forwarding(self) -> list[Neighbour]:
         """Return the forwarding tables of all bridges."""
         return self._dump(Request("neighbours", family=AF_BRIDGE), parse_neighbour)
+
+    def flooding(self) -> dict[int, list[ipaddress.IPv4Address | ipaddress.IPv6Address]]:
+        """Return the addresses to which VXLANs send frames for unknown stations, by the index of the link."""
+        found: dict[int, list[ipaddress.IPv4Address | ipaddress.IPv6Address]] = {}
+        for entry in self._dump(Request("neighbours", family=AF_BRIDGE), parse_flooding):
+            if entry is not None:
+                found.setdefault(entry[0], []).append(entry[1])
+        return found
+
+    def way(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Way:
+        """Return how a packet to an address leaves; raises Refused, mostly ENETUNREACH."""
+        (message,) = self._answers([netlink_requests.way(address)], parse_way)
+        if (error := _refusal(message)) is not None:
+            raise error
+        found: Way = message["found"]
+        return found
 
     def neighbours(self) -> list[Neighbour]:
         """Return the neighbour tables of IPv4 (ARP) and IPv6 (NDP)."""

@@ -30,7 +30,7 @@ from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
-from vmessd.core.models.wires import BridgeNat, Segment, Step
+from vmessd.core.models.wires import BridgeNat, Peered, Segment, Step
 from vmessd.core.moves import untold
 from vmessd.core.settings import BY_FILE, OF_NEW_VM
 from vmessd.core.wires import file_text, tap_below
@@ -61,6 +61,7 @@ from vmessd.supervisor.locks import Locks
 from vmessd.supervisor.mentions import mentions
 from vmessd.supervisor.nats import Nats
 from vmessd.supervisor.overview import Overviews
+from vmessd.supervisor.peerings import Peerings
 from vmessd.supervisor.readings import Readings
 from vmessd.supervisor.sampler import Sampler
 from vmessd.supervisor.statuses import Statuses
@@ -120,6 +121,7 @@ class Supervisor:
         self.clones = Clones(root, host, self.snapshots, self._check_new, self._leftovers.remember)
         self.nats = Nats(root, host, self._hosts_on)
         host.leases = self.nats.leases
+        self.peerings = Peerings(root, host, self.segments)
         self._removing: set[str] = set()
         """VMs that are being removed, which may take some time."""
         self._others: list[str] = []
@@ -141,6 +143,7 @@ class Supervisor:
             for vm in sorted({*await self._listing(), *await self._running()}, key=names.natural):
                 self._add(vm)
             await self.nats.restore()
+            await self.peerings.restore()
         except VmessError:
             await self.__aexit__()
             raise
@@ -412,7 +415,15 @@ class Supervisor:
         work: Callable[[], Coroutine[Any, Any, list[Step]]] = functools.partial(blocking.call, put_in)
         for wires in concerned:
             work = functools.partial(wires.rewired, work)
-        return await work()
+        steps = await work()
+        await self.peerings.follow(bridge, interfaces)
+        return steps
+
+    async def peers(self, bridge: str, link: str, peers: Sequence[str]) -> Peered:
+        """Have a VXLAN lead to peers; raises as Peerings.set, and InvalidValue for the name of a VM."""
+        if await self._is_vm(bridge):
+            raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
+        return await self.peerings.set(bridge, link, peers)
 
     async def add_link(self, name: str) -> list[Step]:
         """Create a link; raises as Segments.add."""
@@ -466,7 +477,9 @@ class Supervisor:
         vm = await self._owner(name)
         if vm is not None and tap_below(name) == name:
             return await (await self.machine(vm)).change(work, stopped=_takes_off("NetDelete"))
-        return await blocking.call(work)
+        steps = await blocking.call(work)
+        await self.peerings.forget(name)
+        return steps
 
     async def remove(self, name: str) -> str | None:
         """Delete a VM with all its files and TAPs; return a note for the user, if there is one.

@@ -51,6 +51,8 @@ class Host:
     """The directories that VMs may share, with all below them; None for all."""
     allow_nat: tuple[str, ...] | None = None
     """The ranges of IPv4 addresses that bridges with NAT may have; None for all."""
+    allow_peers: tuple[str, ...] | None = None
+    """The ranges of addresses that peers of VXLANs may have; None for all."""
     vhost: bool = True
     """VHOST is honoured: the kernel of the host may carry the frames of guests."""
     displays: Displays = dataclasses.field(default_factory=Displays)

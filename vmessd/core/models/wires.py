@@ -185,6 +185,33 @@ class BridgeNat:
 
 
 @dataclass(frozen=True)
+class VxlanPeers:
+    """A VXLAN, and the hosts to which it leads."""
+
+    link: str
+    peers: list[str]
+    """Their addresses."""
+
+
+@dataclass(frozen=True)
+class VxlanPeer:
+    """A host to which a VXLAN leads."""
+
+    address: str
+    local: str
+    """The address of this host that it sees, by the route to it; empty if the route says none."""
+
+
+class Peered(TypedDict):
+    """What was done for the peers of a VXLAN."""
+
+    steps: list[Step]
+    peers: list[VxlanPeer]
+    mtu: int | None
+    """What the underlay leaves for the VXLAN, in bytes; null without peers."""
+
+
+@dataclass(frozen=True)
 class Segment:
     """A bridge and its ports; without a bridge, the links of vmess that are in no bridge."""
 
@@ -205,3 +232,5 @@ class Segment:
     remark: str | None = None
     """What of the host's settings affects frames on a bridge of vmess, in words."""
     nat: BridgeNat | None = None
+    vxlans: list[VxlanPeers] | None = None
+    """The VXLANs of vmess among its ports that have peers."""
