@@ -137,7 +137,7 @@ def test_names_that_shells_and_terminals_would_obey_are_shown_harmless(wired: Wi
     assert {"a;b", "a$b", "a'b"} < set(words)
 
 
-PLAIN = {"cables": None, "hub": None, "mtu": None}
+PLAIN = {"cables": None, "hub": None, "mtu": None, "vxlans": None}
 
 
 def test_what_all_show_as_json_is_what_they_show_as_text(wired: WiredDaemon) -> None:
