@@ -27,7 +27,14 @@ _CONTROLLERS = {"ide", "sata", "pci", "virtio-serial", "fdc"}
 def read(found: Domain, tree: Tree) -> None:
     """Read all devices; raises InvalidValue."""
     _disks(found, tree)
-    for number, element in enumerate(tree.at("devices/interface")):
+    from vmessd.core.wires import INTERFACES_MAX  # noqa: PLC0415 -- slow to import
+
+    elements = tree.at("devices/interface")
+    if len(elements) > INTERFACES_MAX:
+        raise InvalidValue(
+            f"the domain has {len(elements)} interfaces; a VM has at most {INTERFACES_MAX} interfaces"
+        )
+    for number, element in enumerate(elements):
         _interface(found, tree, element, number)
     models = [interface.model for interface in found.interfaces]
     if set(models) - {"e1000"}:

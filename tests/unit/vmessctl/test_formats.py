@@ -276,6 +276,10 @@ BAD = {
         xml(devices="<interface type='bridge'><source bridge='user:0.0.0.0:22:22'/></interface>"),
         "is not the name of a bridge",
     ),
+    "9000 interfaces": (
+        xml(devices="<interface type='user'/>" * 9000),
+        "has 9000 interfaces; a VM has at most",
+    ),
     "27 disks": (xml(devices=image() * 27), "27 disks"),
 }
 
