@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmessctl.formats.wanted import Interface, Source
 from vmessd.core.errors import InvalidValue, quoted
-from vmessd.core.names import DISKS
+from vmessd.core.names import DISKS, INTERFACES_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +27,9 @@ _CONTROLLERS = {"ide", "sata", "pci", "virtio-serial", "fdc"}
 def read(found: Domain, tree: Tree) -> None:
     """Read all devices; raises InvalidValue."""
     _disks(found, tree)
-    from vmessd.core.wires import INTERFACES_MAX  # noqa: PLC0415 -- slow to import
-
     elements = tree.at("devices/interface")
     if len(elements) > INTERFACES_MAX:
-        raise InvalidValue(
-            f"the domain has {len(elements)} interfaces; a VM has at most {INTERFACES_MAX} interfaces"
-        )
+        raise InvalidValue(f"the domain has {len(elements)} interfaces; a VM has at most {INTERFACES_MAX}")
     for number, element in enumerate(elements):
         _interface(found, tree, element, number)
     models = [interface.model for interface in found.interfaces]

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmessd.core.errors import InvalidValue, quoted
-from vmessd.core.names import CDROM, DISKS
-from vmessd.core.wires import INTERFACES_MAX
+from vmessd.core.names import CDROM, DISKS, INTERFACES_MAX
 
 SMBIOS_KEYS = ("manufacturer", "product", "version", "serial", "uuid", "sku", "family")
 """What firmware tells a guest about its machine (SMBIOS, type 1; qemu-system-x86_64(1), -smbios)."""

@@ -15,7 +15,7 @@ from vmessd.core.impairment_words import RATES, TIMES, WORDS, percent
 from vmessd.core.impairment_words import rate as rate_text
 from vmessd.core.impairment_words import time as time_text
 from vmessd.core.models.wires import Flap, Impairment
-from vmessd.core.wires import INTERFACES_MAX
+from vmessd.core.names import INTERFACES_MAX
 
 DELAY_MAX = 60.0
 """Seconds: no path on Earth takes longer, and netem keeps every frame that is under way in memory."""

@@ -33,6 +33,7 @@ GLOBAL_WORDS = frozenset(
         "receive",
     }
 )
+INTERFACES_MAX = 64  # they have PCI slots; see nic_hardware
 DISKS = tuple(f"hd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
 VERBS = frozenset(
     {

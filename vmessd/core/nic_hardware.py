@@ -14,7 +14,7 @@ from typing import Any
 
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import InvalidValue, quoted
-from vmessd.core.wires import INTERFACES_MAX
+from vmessd.core.names import INTERFACES_MAX
 
 DEFAULT = "-"
 """The word of MACS and SLOTS for an interface that has its default."""

@@ -17,11 +17,11 @@ from collections.abc import Collection, Sequence
 from vmessd.core import names
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import InvalidValue, counted, quoted
+from vmessd.core.names import INTERFACES_MAX
 
 NOTHING = "none"
 UNPLUGGED = "-"
 USER = "user"
-INTERFACES_MAX = 64  # they have PCI slots; see nic_hardware
 PORT_MAX = 65535
 FORWARDS_MAX = 32  # for one interface; in their short form, those of 29 interfaces fit into NICS
 

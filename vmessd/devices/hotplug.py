@@ -17,7 +17,8 @@ from vmessd.core import nic_hardware
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, NotRunning, VmessError
 from vmessd.core.lifecycle import State
-from vmessd.core.wires import INTERFACES_MAX, Forward
+from vmessd.core.names import INTERFACES_MAX
+from vmessd.core.wires import Forward
 from vmessd.qemu import command_line
 from vmessd.qemu.command_line import Card
 from vmessd.qemu.monitor import CommandRefused, says_forwarded, says_not_forwarded, words

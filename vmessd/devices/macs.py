@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from vmessd.core import names, nic_hardware
 from vmessd.core.errors import InvalidValue, NoSuchVM, VmessError, quoted
 from vmessd.core.lifecycle import OFF
+from vmessd.core.names import INTERFACES_MAX
 from vmessd.core.settings import BY_FILE
-from vmessd.core.wires import INTERFACES_MAX
 from vmessd.devices.hotplug import Cards
 from vmessd.network.nics import Nic
 from vmessd.storage.vmdir import VMDirectory

@@ -20,7 +20,8 @@ from vmessd.core import names
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason
 from vmessd.core.models.wires import Step, StepKind
-from vmessd.core.wires import INTERFACES_MAX, End, Wire, new_bridge_name
+from vmessd.core.names import INTERFACES_MAX
+from vmessd.core.wires import End, Wire, new_bridge_name
 from vmessd.network import cables, netlink_requests, rtnetlink, taps
 from vmessd.network.impairments import Impairments
 from vmessd.network.kernel_errors import explained, making, missing_capability

@@ -31,8 +31,8 @@ from vmessd.core.errors import (
     reason,
 )
 from vmessd.core.moves import MoveRecord
+from vmessd.core.names import INTERFACES_MAX
 from vmessd.core.records import ExitRecord, RunRecord
-from vmessd.core.wires import INTERFACES_MAX
 from vmessd.storage import cable_sockets, log_rotation, plans, safefile
 
 QMP_SOCKET = "qmp.sock"

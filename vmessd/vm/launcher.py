@@ -17,9 +17,9 @@ from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, Failed, VmessError, failing, quoted, shell_line
 from vmessd.core.hardware import APPEND, BIOS, FIRMWARE, INITRD, KERNEL
 from vmessd.core.lifecycle import Policy
+from vmessd.core.names import INTERFACES_MAX
 from vmessd.core.records import Moment, RunRecord
 from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, QUEUES, SHARES, VHOST
-from vmessd.core.wires import INTERFACES_MAX
 from vmessd.network import taps, vhost
 from vmessd.network.links import Network
 from vmessd.network.nics import Nic

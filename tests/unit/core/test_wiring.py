@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from vmessd.core import names, wires
 from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core.names import INTERFACES_MAX
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import (
     ANY,
-    INTERFACES_MAX,
     LOCALHOST,
     End,
     Forward,

@@ -996,7 +996,7 @@ def test_listing_ignores_what_is_no_vm(tmp_path: Path) -> None:
     [
         ("lab-bridg", "lab-bridge1", ("lab-bridg", "lab-bridge1")),
         ("lab-bridge1", "lab-bridg", ("lab-bridg", "lab-bridge1")),
-        ("lab-bridge30", "lab-bridg", None),
+        ("lab-bridge64", "lab-bridg", None),
         ("lab-bridg", "lab-bridge", None),
         ("web-1", "web-2", None),
     ],
