@@ -211,8 +211,8 @@ SHARED = Option("--shared", "Disks that are links lead to the same files on the 
 OFFLINE = Option("--offline", "Power the VM down before, and start it over there.")
 BANDWIDTH = Option("--bandwidth", "Send at most so many bytes in a second, such as 10M.", "RATE")
 MAP = Option("--map", "Other names of bridges over there: br0=br1,br2=br3.", "BRIDGES")
-TAKE = Option("--take", "The VM is here, and on no other host for certain: end a doubt, and allow it to start.")
-DROP = Option("--drop", "The VM is on the other host for certain: end a doubt, and delete what is here.")
+TAKE = Option("--take", "Keep the VM here and allow it to start: you are certain that no other host has it.")
+DROP = Option("--drop", "Delete the VM here: you are certain that the other host has it.")
 HELP = Option("--help", "Show help for the verb, or for all verbs. Also -h.")
 VERSION = Option("--version", "Show the version.", alias="version")
 
@@ -606,10 +606,10 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "startup",
-        "Give the guest this configuration at its start, as its kind reads it: on a CD, the default, or a\n"
-        "FAT disk, as a file of its own or another name; in fw_cfg; as a string of SMBIOS (type 11); or\n"
-        "typed on the console, once, each line after the prompt of --expect. The VM keeps a copy of the\n"
-        "file. none removes it.",
+        "Give the guest this configuration at its start, in the way that it reads: as a file on a CD (the\n"
+        "default) or a FAT disk, under its own name or another one; in fw_cfg; as a string of SMBIOS (type\n"
+        "11); or typed on the console, once, each line after the prompt of --expect. The VM keeps a copy\n"
+        "of the file. none removes it.",
         "SetStartup",
         "startup.run",
         arguments="[file|none]",
@@ -1114,10 +1114,10 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "move",
         "Move the VM to another host by ssh, with its settings, disks and MAC addresses. The VM must be off;\n"
-        "with --offline, it is powered down before and started over there. It is deleted here when it is on\n"
-        "the disk over there, and stays as it is if anything fails before. If the connection breaks in the\n"
-        "very last step, nobody knows whether it has arrived: it runs nowhere then, and the same command\n"
-        "asks again. After --timeout, a move that is not in this step is given up, and nothing has changed.",
+        "with --offline, it is powered down before and started over there. It is deleted here once its copy\n"
+        "over there is complete; if anything fails before, it stays here, unchanged. If the connection\n"
+        "breaks in the very last step, nobody knows whether it has arrived: it runs nowhere then, and the\n"
+        "same command asks again. After --timeout, the move is cancelled, except in this last step.",
         "Move",
         "move.run",
         arguments="[host]",

@@ -124,7 +124,8 @@ def prepare(vm: VMDirectory, name: str | None, slots: Iterable[str] | None = Non
     name = name or default_name(disks)
     if name in known(disks):
         raise InvalidValue(
-            f"VM {vm.vm} has a snapshot {name} already", hint=f"vmess {vm.vm} snapshot delete {name}"
+            f"VM {vm.vm} has a snapshot {name} already",
+            hint=f"take it under another name; to see all: vmess {vm.vm} snapshot list",
         )
     for disk in disks:
         if len(disk.bases) >= names.BASES_MAX:
