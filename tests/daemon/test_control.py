@@ -73,7 +73,7 @@ def interface(common: Daemon) -> varlink.Interface:
 
 
 VALUES = {"vm": "leaf0", "setting": "ram", "value": "16M", "force": False, "interval": 0.5, "aspect": "status"}
-VALUES |= {"image": 0, "files": 0, "configuration": 0}
+VALUES |= {"image": 0, "files": 0, "configuration": 0, "channel": 0}
 ENDLESS = {"Top", "Watch", "Serial"}
 """Methods whose replies have no last one."""
 
@@ -84,6 +84,8 @@ def type_of(example: object) -> tuple[type, ...]:
         return (*type_of(example.element_type), type(None))  # type: ignore[attr-defined]
     if type(example).__name__ == "_Array":
         return (list,)
+    if type(example).__name__ == "_Dict":
+        return (dict,)
     if type(example).__name__ == "_CustomType":  # the only one in a call is an enumeration
         return (enum.Enum,)
     return (int, float) if isinstance(example, float) else (type(example),)
@@ -103,7 +105,7 @@ def parameters_of(interface: varlink.Interface) -> dict[str, Fields]:
 
 def valid(fields: Fields) -> dict[str, Any]:
     """Return parameters that are of the right types."""
-    by_type: dict[type, object] = {str: "x", bool: False, int: 1, list: ["x"], type(None): None}
+    by_type: dict[type, object] = {str: "x", bool: False, int: 1, list: ["x"], dict: {}, type(None): None}
     return {name: VALUES.get(name, by_type.get(kinds[-1])) for name, kinds in fields.items()}
 
 

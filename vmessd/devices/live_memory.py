@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import os
-import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -78,7 +77,7 @@ async def kept(run: QemuRun, lane: Lane, fd: int) -> AsyncGenerator[Still, None]
                 yield still
             finally:
                 await asyncio.shield(asyncio.ensure_future(_go_on(run)))
-            still.seconds = time.monotonic() - run.halted
+            still.seconds = asyncio.get_running_loop().time() - run.halted
     finally:
         run.keeps = False
 

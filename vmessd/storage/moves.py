@@ -53,7 +53,7 @@ def settle(vm: VMDirectory) -> None:
     Raises:
         NoSuchVM, BadFile, Locked: the note cannot be read. Nothing is known then, and the VM is not to start.
     """
-    if vm.move is not None:  # this daemon carries it out, or knows already
+    if vm.move is not None and vm.move.stage != Stage.unknown:  # this daemon carries it out, or knows already
         return
     try:
         vm.move = read(vm)

@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 from vmessd.core import moves, refusals
 from vmessd.core.errors import BadFile, NoSuchVM, TimedOut, VmessError, is_broken
 from vmessd.core.lifecycle import OFF
+from vmessd.core.moves import Stage
 from vmessd.core.settings import BY_FILE, LOCK
 from vmessd.storage import blocking
+from vmessd.storage import moves as notes
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
@@ -46,8 +48,17 @@ class Locks:
         decides, and a VM without one is not locked. Returns a note about the file in this case.
         """
         machine = await self._machine(name)
-        moves.check_settled(machine.vm, machine.directory.move)
+        await self._check_settled(machine, stops)
         return await self.check_remark(machine, stops)
+
+    async def _check_settled(self, machine: Machine, stops: bool) -> None:
+        """Raise Locked for a VM in a move. What could not be read is read again, and prevents no stop."""
+        if _is_unknown(machine):
+            with contextlib.suppress(VmessError):
+                await machine.files.aside(functools.partial(_settle, machine))
+            if stops and _is_unknown(machine):
+                return
+        moves.check_settled(machine.vm, machine.directory.move)
 
     async def check_remark(self, machine: Machine, stops: bool = False) -> str | None:
         """As :meth:`check_unlocked`, whether a VM is in a move or not."""
@@ -78,6 +89,18 @@ def _remark(machine: Machine) -> str | None:
         if machine.state in OFF:
             raise
         return None
+
+
+def _is_unknown(machine: Machine) -> bool:
+    """Tell whether the note of a move could not be read."""
+    return machine.directory.move is not None and machine.directory.move.stage == Stage.unknown
+
+
+def _settle(machine: Machine) -> None:
+    """Find out about a move of a VM from where its directory is; raises as :func:`notes.settle`; blocks."""
+    home = machine.find_home()
+    notes.settle(home)
+    machine.directory.move = home.move
 
 
 def _write_remark(machine: Machine, text: str | None) -> str | None:

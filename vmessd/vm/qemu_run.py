@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import signal
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -156,7 +155,7 @@ class QemuRun:
             self._heard = True
             self.loads = self.loads and name != "RESUME"
             if name == "STOP":
-                self.halted = time.monotonic()
+                self.halted = asyncio.get_running_loop().time()
                 self.session.probe()  # for the runstate: paused, io-error, watchdog ...
             return _GUEST_EVENTS[name]
         return None
