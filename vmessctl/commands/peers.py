@@ -63,7 +63,10 @@ def _addresses(host: str) -> dict[int, str]:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not a name of a host"
-        raise Failed(f"host {quoted(host)} has no address: {printable(why)}") from None
+        raise Failed(
+            f"host {quoted(host)} has no address: {printable(why)}",
+            hint="give the address in place of the name",
+        ) from None
     by_family: dict[int, str] = {}
     for family, _, _, _, address in found:
         by_family.setdefault(family, str(address[0]))

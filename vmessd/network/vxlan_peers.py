@@ -39,10 +39,16 @@ def carried(network: Network, bridge: str, link: str, peers: Sequence[Address]) 
             if out is None:
                 raise Failed(f"there is no route to the peer {peer}", hint=f"ip route get {peer}")
             if out.index in inside:
-                raise Failed(f"the route to the peer {peer} leads out of {out.name}, into the segment itself")
+                raise Failed(
+                    f"the route to the peer {peer} leads out of {out.name}, into the segment itself",
+                    hint=f"choose an address that the host reaches without it: ip route get {peer}",
+                )
             leaves = min(out.mtu, way.mtu or out.mtu) - overhead(peer)
             if leaves < MTU_MIN:
-                raise Failed(f"the route to the peer {peer} leaves an MTU of {leaves}; {MTU_MIN} is the least")
+                raise Failed(
+                    f"the route to the peer {peer} leaves an MTU of {leaves}; {MTU_MIN} is the least",
+                    hint=f"give the link or the route a greater one: ip link show {out.name}",
+                )
             mtu = min(mtu, leaves)
             found.append(VxlanPeer(str(peer), way.source or ""))
     return mtu, found
