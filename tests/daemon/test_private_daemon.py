@@ -565,12 +565,19 @@ def test_the_first_command_takes_a_quarter_of_a_second_more_than_the_next(person
         assert person.run(BIN / "vmessctl").returncode == 0
         return time.monotonic() - began
 
-    def more() -> float:
+    def bound() -> float:
+        """250 ms where a bare Python starts in 8.4 ms, measured on a quiet machine; elsewhere in proportion."""
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-IS", "-c", "pass"], check=True)
+        return max(0.25, 0.25 * (time.monotonic() - began) / 0.0084)
+
+    def is_quick() -> bool:
+        most = bound()
         took = seconds() - seconds()
         person.done("daemon", "stop")
-        return took
+        return took <= most * UNIT
 
-    assert any(more() <= 0.25 * UNIT for _ in range(20))  # one undisturbed try is enough
+    assert any(is_quick() for _ in range(20))  # one undisturbed try is enough
 
 
 # A vmessd to which the lock of a daemon that was killed is held for a moment, by a child that is no QEMU yet.
