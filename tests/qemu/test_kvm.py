@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemons import FAKE, Daemon, end_processes_of, own, processes_of
+from daemons import FAKE, Daemon, end_processes_of, own, processes_of, wait_for
 
 from vmessd.core.errors import StartFailed
 from vmessd.core.models.progress import WithoutKvm
@@ -265,8 +265,7 @@ def test_a_start_is_cancelled_while_kvm_hangs(auto: Callable[..., Daemon]) -> No
 def test_a_guest_that_qemu_gave_up_is_stopped_at_once(fake_daemon: Daemon) -> None:
     fake_daemon.make_fake(A, "givenup")
     fake_daemon.done(A, "start")
-    fake_daemon.wait_state(A, "paused")
-    assert fake_daemon.status(A)["runstate"] == "internal-error"
+    wait_for(lambda: fake_daemon.status(A)["runstate"] == "internal-error", what="QEMU to give its guest up")
     begun = time.monotonic()
     result = fake_daemon.vmess(A, "stop")
     assert time.monotonic() - begun < 20  # the grace period is a minute
