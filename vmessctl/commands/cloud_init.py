@@ -9,7 +9,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands import passed_files
 from vmessctl.output.phrases import about, phrase
-from vmessctl.output.terminal import emit, for_each, say, tell
+from vmessctl.output.terminal import emit, for_each, say, show, tell
 from vmessd.core import cloud_init
 from vmessd.core.cloud_init import META_DATA, NETWORK_CONFIG, USER_DATA
 from vmessd.core.errors import DONE, Failed, InvalidValue, counted, printable, quoted, reason, shell_line
@@ -68,11 +68,7 @@ def _show(invocation: Invocation) -> int:
     """Show what cloud-init finds in VMs."""
 
     def work(client: Client, vm: str) -> int:
-        reply = client.call("CloudInit", vm=vm)
-        emit(invocation, reply, vm)
-        if verbs.JSON.flag not in invocation.options:
-            prefix = f"{vm}: " if len(invocation.vms) > 1 else ""
-            print("\n".join(f"{prefix}{line}" for line in lines(reply)))
+        show(invocation, client.call("CloudInit", vm=vm), lambda reply: "\n".join(lines(reply)), vm)
         return DONE
 
     return for_each(invocation, work)

@@ -9,7 +9,7 @@ from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.commands import passed_files
 from vmessctl.commands.passed_files import STANDARD_INPUT
 from vmessctl.output.phrases import about, phrase
-from vmessctl.output.terminal import emit, for_each, say, tell
+from vmessctl.output.terminal import emit, for_each, say, show, tell
 from vmessd.core import startup
 from vmessd.core.errors import DONE, InvalidValue, counted, printable, quoted, shell_line
 from vmessd.core.startup import CD, CONSOLE, Startup
@@ -88,11 +88,7 @@ def _show(invocation: Invocation) -> int:
     """Show the startup configuration of VMs."""
 
     def work(client: Client, vm: str) -> int:
-        reply = client.call("Startup", vm=vm)
-        emit(invocation, reply, vm)
-        if verbs.JSON.flag not in invocation.options:
-            prefix = f"{vm}: " if len(invocation.vms) > 1 else ""
-            print("\n".join(f"{prefix}{line}" for line in lines(reply)))
+        show(invocation, client.call("Startup", vm=vm), lambda reply: "\n".join(lines(reply)), vm)
         return DONE
 
     return for_each(invocation, work)

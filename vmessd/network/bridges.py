@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmessd.core import names
-from vmessd.core.errors import BadFile, Failed, InvalidValue, NotPermitted, quoted
+from vmessd.core.errors import Failed, InvalidValue, NotPermitted, quoted
 from vmessd.core.models.wires import CableEnds, ForeignPort, Segment, Step, StepKind, VxlanPeers
 from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, peer, typed_link_name
 from vmessd.network import netlink_requests
@@ -25,7 +25,7 @@ from vmessd.network.policy import Tap, describe, segment_mtu, shown, tap_of
 from vmessd.network.ports import mtu_of
 from vmessd.network.reversals import deleting, restoring, users
 from vmessd.network.rtnetlink import Netlink
-from vmessd.storage import safefile
+from vmessd.storage.root_files import RootFile
 
 IGNORED = "NET_IGNORE"
 """File in the VM root: links that `net` leaves out, one name per line."""
@@ -79,7 +79,7 @@ class Segments:
 
     def __init__(self, network: Network, root: Path) -> None:
         self._network = network
-        self._root = root
+        self._ignored_file = RootFile(root, IGNORED, IGNORED_LIMIT, "names of links")
         self._ignoring = threading.Lock()
 
     # -- Queries --
@@ -129,14 +129,8 @@ class Segments:
 
     def ignored(self) -> list[str]:
         """Return the links that `net` leaves out; raises BadFile."""
-        with safefile.opened(self._root) as root:
-            data = safefile.read(root, IGNORED, IGNORED_LIMIT)
-            try:
-                return (data or b"").decode().split()
-            except UnicodeDecodeError:
-                raise BadFile(
-                    f"{safefile.place(root, IGNORED)} is not text; it must contain names of links"
-                ) from None
+        text, _ = self._ignored_file.read()
+        return text.split()
 
     # -- Changes --
 
@@ -151,8 +145,7 @@ class Segments:
                 self._write_ignored([*ignored, name])
 
     def _write_ignored(self, links: Sequence[str]) -> None:
-        with safefile.opened(self._root) as root:
-            safefile.write(root, IGNORED, "".join(f"{link}\n" for link in links).encode())
+        self._ignored_file.write("".join(f"{link}\n" for link in links))
 
     def vlan(  # noqa: PLR0913 -- all that can be said about a segment
         self,

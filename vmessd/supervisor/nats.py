@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from vmessd.core import nat as core_nat
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import BadFile, Failed, NotPermitted, VmessError, printable
+from vmessd.core.errors import Failed, NotPermitted, VmessError, printable
 from vmessd.core.models.wires import BridgeNat, NatLease
 from vmessd.core.nat import Nat
 from vmessd.network import nat_links, nat_rules
@@ -28,6 +28,7 @@ from vmessd.network.rtnetlink import ROUTE_GROUP, Subscription
 from vmessd.qemu import dnsmasq, nft
 from vmessd.qemu.process import Process
 from vmessd.storage import blocking, safefile
+from vmessd.storage.root_files import RootFile
 from vmessd.vm.host import Host
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Nats:
 
     def __init__(self, root: Path, host: Host, hosts: Hosts) -> None:
         self._root = root
+        self._file = RootFile(root, core_nat.FILE, _LIMIT, "bridges and ranges")
         self._host = host
         self._hosts = hosts
         self._served: dict[str, Served] = {}
@@ -386,20 +388,10 @@ class Nats:
 
     def _read(self) -> list[Nat]:
         """Return what the file says; raises BadFile."""
-        with safefile.opened(self._root) as root:
-            data = safefile.read(root, core_nat.FILE, _LIMIT) or b""
-            where = safefile.place(root, core_nat.FILE)
-        try:
-            return core_nat.parse_file(data.decode(), where)
-        except UnicodeDecodeError:
-            raise BadFile(f"{where} is not text; it must contain bridges and ranges") from None
+        return core_nat.parse_file(*self._file.read())
 
     def _write(self, nats: Sequence[Nat]) -> None:
-        with safefile.opened(self._root) as root:
-            if nats:
-                safefile.write(root, core_nat.FILE, core_nat.file_text(nats).encode())
-            else:
-                safefile.remove(root, core_nat.FILE, durable=True)
+        self._file.write(core_nat.file_text(nats) if nats else "")
 
     # -- Queries --
 

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmessd.core import vxlan
-from vmessd.core.errors import BadFile, Failed, NotPermitted, VmessError
+from vmessd.core.errors import Failed, NotPermitted, VmessError
 from vmessd.core.models.wires import Peered, Step
 from vmessd.core.vxlan import Peering
 from vmessd.core.wires import bridge_name
 from vmessd.network import vxlan_peers
 from vmessd.network.bridges import Segments
-from vmessd.storage import blocking, safefile
+from vmessd.storage import blocking
+from vmessd.storage.root_files import RootFile
 from vmessd.vm.host import Host
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Peerings:
     """The VXLANs with peers. They stay when the daemon ends."""
 
     def __init__(self, root: Path, host: Host, segments: Segments) -> None:
-        self._root = root
+        self._file = RootFile(root, vxlan.FILE, _LIMIT, "VXLANs and their peers")
         self._host = host
         self._segments = segments
         self._turn = asyncio.Lock()
@@ -135,19 +136,8 @@ class Peerings:
 
     def _read(self) -> list[Peering]:
         """Return what the file says; raises BadFile."""
-        with safefile.opened(self._root) as root:
-            data = safefile.read(root, vxlan.FILE, _LIMIT) or b""
-            where = safefile.place(root, vxlan.FILE)
-        try:
-            return vxlan.parse_file(data.decode(), where)
-        except UnicodeDecodeError:
-            raise BadFile(f"{where} is not text; it must contain VXLANs and their peers") from None
+        return vxlan.parse_file(*self._file.read())
 
     def _write(self, peerings: Sequence[Peering]) -> None:
-        if peerings == self._read():
-            return
-        with safefile.opened(self._root) as root:
-            if peerings:
-                safefile.write(root, vxlan.FILE, vxlan.file_text(sorted(peerings)).encode())
-            else:
-                safefile.remove(root, vxlan.FILE, durable=True)
+        if peerings != self._read():
+            self._file.write(vxlan.file_text(sorted(peerings)) if peerings else "")
