@@ -91,11 +91,18 @@ class Clones:
             raise
         finally:
             stop.set()
-            await leftovers.clean_up(lane, clone.close, self._left)
-            if kept and not done:
-                is_gone = await asyncio.shield(asyncio.ensure_future(_unkept(taker, kept.name)))
-                if failure is not None and not is_gone:
-                    failure.hint = _way_back(machine.vm, kept.name)
+            snapshot = kept.name if kept and not done else None
+            undone = asyncio.ensure_future(self._undone(lane, clone, taker, snapshot))
+            if not await asyncio.shield(undone) and failure is not None and snapshot is not None:
+                failure.hint = _way_back(machine.vm, snapshot)
+
+    async def _undone(self, lane: Lane, clone: Clone, taker: Snapshots, snapshot: str | None) -> bool:
+        """Remove what did not become a VM, then the snapshot taken for it; tell whether that is gone.
+
+        A client that leaves does not end it.
+        """
+        await leftovers.clean_up(lane, clone.close, self._left)
+        return snapshot is None or await _unkept(taker, snapshot)
 
     async def _copied(
         self, clone: Clone, lane: Lane, stop: threading.Event, run: QemuRun | None
