@@ -143,6 +143,10 @@ def test_what_makes_no_sense_is_named_and_changes_nothing(lab: WiredDaemon) -> N
     ):
         assert named in refused(lab, status, *line.split())
     assert [note(lab, vm) for vm in ("leaf0", "oak0")] == [None, None]
+    lab.done("leaf", "cable", "0", "off")
+    assert lab.vmess("leaf", "cable", "0", "good").stderr == (
+        "this cable is pulled; to plug it in: vmess leaf0 cable 0 on\n"
+    )
     (lab.root / "leaf0/IMPAIRMENTS").write_text("0 in loss 1% \x1b[2J\n")
     assert "IMPAIRMENTS" in refused(lab, 1, "leaf", "cable", "0", "loss", "1%")
     assert "\x1b" not in lab.done("leaf", "info")

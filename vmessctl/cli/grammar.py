@@ -295,8 +295,11 @@ class Line:
         elif word == "help":
             self._begin(Step(BY_VERB[word], ["net"], {}))
         else:
-            known = ", ".join(verb.partition(" ")[2] for verb in BY_VERB if verb.startswith("net "))
-            wrong = f"net takes {known}, not {quoted(word)}"
+            from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
+            known = [verb.partition(" ")[2] for verb in BY_VERB if verb.startswith("net ")]
+            harmless = [second for second in known if not BY_VERB[f"net {second}"].destroys]
+            wrong = f"net takes {', '.join(known)}, not {quoted(word)}{mistyped.meant(word, harmless)}"
             self.problem = self.problem or InvalidValue(wrong, hint=f"{PROGRAM} help net")
 
     def _begin(self, step: Step) -> None:

@@ -98,10 +98,11 @@ def help_text(words: str = "", style: Style = str) -> str:
     """
     if not words:
         return overview(style)
-    if words in GROUPS:
-        return _group(GROUPS[words], style)
-    if words in TOPICS:
-        return TOPICS[words][1](style)
+    lower = words.lower()  # the first screen has groups in title case
+    if lower in GROUPS:
+        return _group(GROUPS[lower], style)
+    if lower in TOPICS:
+        return TOPICS[lower][1](style)
     verb = ALIASES[words][0].verb if words in ALIASES else words
     found = [command for command in BY_VERB.values() if f"{command.verb} ".startswith(f"{verb} ")]
     if not found:

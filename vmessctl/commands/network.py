@@ -58,6 +58,14 @@ def _interface(invocation: Invocation, text: str) -> int:
     interface = names.interface_of(invocation.vms[0], text) if len(invocation.vms) == 1 else None
     if interface is not None:
         return interface
+    several = text.split(",")
+    if len(several) > 1 and all(map(str.isdecimal, several)):
+        verb, more = invocation.command.verb, invocation.arguments[1:]
+        words = [word for number in several for word in (verb, number, *more)]
+        raise InvalidValue(
+            f"{verb} takes one interface, not {quoted(text)}",
+            hint=shell_line([PROGRAM.name, *invocation.vms, *words]),
+        )
     return _number(invocation, text, "interface")
 
 
@@ -162,10 +170,9 @@ def cable(invocation: Invocation) -> int:
         parameters: dict[str, object] = {"on": word == "on"}
         said = "plugged in" if word == "on" else "pulled"
     else:
-        if word not in ("good", "flap", *impairment_words.WORDS):
-            raise InvalidValue(
-                f"cable {quoted(word)} is none of on, off, good, flap, {', '.join(impairment_words.WORDS)}"
-            )
+        _check_known(f"cable {quoted(word)}", word, ("on", "off", "good", "flap", *impairment_words.WORDS))
+        for pair in more[1::2] if word in impairment_words.WORDS else ():
+            _check_known(quoted(pair), pair, tuple(impairment_words.WORDS))
         parameters = {"words": [word, *more]} | ({"way": ways[0].strip("-")} if len(ways) == 1 else {})
         direction = {verbs.INCOMING.flag: " towards the guest", verbs.OUTGOING.flag: " from the guest"}
         said = f"{printable(' '.join([word, *more]))}{direction[ways[0]] if len(ways) == 1 else ''}"
@@ -177,6 +184,14 @@ def cable(invocation: Invocation) -> int:
         return DONE
 
     return for_each(invocation, work)
+
+
+def _check_known(said: str, word: str, known: Sequence[str]) -> None:
+    """Raise InvalidValue for a word that is none of those known, with the one that was probably meant."""
+    if word not in known:
+        from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
+        raise InvalidValue(f"{said} is none of {', '.join(known)}{mistyped.meant(word, known)}")
 
 
 def mac(invocation: Invocation) -> int:

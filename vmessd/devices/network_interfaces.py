@@ -562,11 +562,17 @@ class NetworkInterfaces:
             check_interface(self.vm, index, nics)
             if list(words[:1]) != [impairments.FLAP]:
                 await self.impairments.set(nics[index], way, words)
-                return None
+                return await self._pulled(index)
             if way is not None or len(words) != 2:
                 raise InvalidValue("flap takes two times such as 5s/1s, and no direction: both ends see it")
             await self.impairments.begin_flap(index, words[1])
             return await self.cables.unseen(index)
+
+    async def _pulled(self, index: int) -> str | None:
+        """Return a remark if a cable is pulled, which no impairment changes."""
+        if index not in (await self.cables.loose()).pulled:
+            return None
+        return f"this cable is pulled; to plug it in: vmess {self.vm} cable {index} on"
 
     async def forward(self, index: int, forward: Forward, *, on: bool) -> bool:
         """Add or remove the forwarding of a host port to the guest, recorded in NICS; tell whether it is new.

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from daemons import until
 
 from vmessd.core.errors import Failed
 from vmessd.supervisor import clones, leftovers
@@ -66,7 +67,5 @@ async def test_a_client_that_leaves_during_the_cleaning_up_leaves_no_snapshot(
     with pytest.raises(asyncio.CancelledError):
         await task
     go_on.set()
-    async with asyncio.timeout(5):
-        while len(done) < 2:
-            await asyncio.sleep(0)
+    await until(lambda: len(done) == 2)
     assert done == ["the new directory", "snapshot web0"]

@@ -426,6 +426,11 @@ REFUSED = (
     ),
     ("newvm why not", "why takes no argument, not 'not'", "usage: vmess <vmname> why [--json]"),
     ("net prnue", "net takes show, vlan, nat, add, delete, ignore, prune, not 'prnue'", "vmess help net"),
+    (
+        "net vlna br0",
+        "net takes show, vlan, nat, add, delete, ignore, prune, not 'vlna'; did you mean vlan?",
+        "vmess help net",
+    ),
     ("newvm net show", "net takes no VM", "vmess help net"),
 )
 

@@ -114,6 +114,8 @@ def test_a_style_changes_headings_and_nothing_else(words: str) -> None:
 def test_a_group_and_a_topic_are_never_named_like_a_verb() -> None:
     assert len({*GROUPS, *helptext.TOPICS}) == len(GROUPS) + len(helptext.TOPICS)
     assert names.RESERVED.isdisjoint({*GROUPS, *helptext.TOPICS})
+    for name in (*GROUPS, *helptext.TOPICS):  # the first screen has groups in title case
+        assert helptext.help_text(name.title()) == helptext.help_text(name.upper()) == helptext.help_text(name)
 
 
 def test_all_is_all() -> None:

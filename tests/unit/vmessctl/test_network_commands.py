@@ -422,8 +422,17 @@ def test_every_step_of_the_daemon_is_among_those_told() -> None:
         ("newvm mac x none", "interface 'x' is not a whole number"),
         (
             "newvm cable 0 of",
-            "cable 'of' is none of on, off, good, flap, delay, jitter, loss, rate, duplicate, reorder, corrupt",
+            (
+                "cable 'of' is none of on, off, good, flap, delay, jitter, loss, rate, duplicate, reorder, "
+                "corrupt; did you mean off?"
+            ),
         ),
+        (
+            "newvm cable 0 delay 20ms los 1%",
+            "'los' is none of delay, jitter, loss, rate, duplicate, reorder, corrupt; did you mean loss?",
+        ),
+        ("newvm cable 0,1 off", "cable takes one interface, not '0,1'"),
+        ("newvm cable 0, off", "interface '0,' is not a whole number"),
         (
             "newvm cable 0 ON",
             "cable 'ON' is none of on, off, good, flap, delay, jitter, loss, rate, duplicate, reorder, corrupt",
