@@ -300,7 +300,7 @@ def net_show(invocation: Invocation) -> int:
         remarks = [segment.get("remark") for segment in reply["segments"]]
         remarks += [(segment.get("nat") or {}).get("remark") for segment in reply["segments"]]
         for remark in dict.fromkeys(filter(None, remarks)):
-            say(printable(remark))
+            say(command(printable(remark)))
     return DONE
 
 

@@ -5,7 +5,7 @@ blocks.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from vmessd.core.errors import VmessError
 from vmessd.core.settings import BY_FILE
@@ -24,6 +24,15 @@ def agrees(directory: VMDirectory, index: int, end: End) -> bool:
     with contextlib.suppress(VmessError):
         return noted(other).get(end.interface) == End(directory.vm, index)
     return False
+
+
+def number_among(directories: Iterable[VMDirectory]) -> int:
+    """Return how many cables there are between these VMs; files that cannot be read name none."""
+    ends = dict[End, End]()
+    for directory in directories:
+        with contextlib.suppress(VmessError):
+            ends |= {End(directory.vm, index): end for index, end in noted(directory).items()}
+    return sum(ends.get(there) == here for here, there in ends.items()) // 2
 
 
 def honoured(directory: VMDirectory, wires: Mapping[int, Wire]) -> dict[int, Wire]:

@@ -21,6 +21,7 @@ from vmessd.core.errors import (
     NotRunning,
     TimedOut,
     VmessError,
+    counted,
     failing,
     printable,
     quoted,
@@ -45,7 +46,7 @@ from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
-from vmessd.storage import backing, blocking, impairment_notes, new_directory, root_lock, vmdir
+from vmessd.storage import backing, blocking, cable_notes, impairment_notes, new_directory, root_lock, vmdir
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
@@ -431,9 +432,21 @@ class Supervisor:
 
     async def segments_shown(self) -> list[Segment]:
         """Return the bridges with their ports and their NAT; raises Failed."""
-        found, nats = await blocking.call(lambda: (self.segments.show(), self.nats.reports()))
+        vms = [] if self.host.network.may_make_taps else [one.directory for one in await self.everyone()]
+        found, nats = await blocking.call(lambda: (self._segments_seen(vms), self.nats.reports()))
         shown = [dataclasses.replace(one, nat=nats.pop(one.bridge or "", None)) for one in found]
         return [*shown, *(Segment(bridge, True, [], None, [], nat=nat) for bridge, nat in nats.items())]
+
+    def _segments_seen(self, vms: Iterable[VMDirectory]) -> list[Segment]:
+        """Return what there is in the kernel, and how many cables of VMs are not; blocks; raises Failed."""
+        found = self.segments.show()
+        if number := cable_notes.number_among(vms):
+            remark = (
+                f"{counted(number, 'cable')} between VMs cannot be seen on the host: without CAP_NET_ADMIN, "
+                f"QEMU carries the frames; to list them: vmess --all ifstat"
+            )
+            found.append(Segment(None, True, [], None, [], remark=remark))
+        return found
 
     async def nat(self, bridge: str, addresses: str | None) -> BridgeNat | None:
         """Give a bridge NAT for a range, or end that (None); raises as Nats, InvalidValue for a VM's name."""

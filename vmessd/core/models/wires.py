@@ -230,7 +230,8 @@ class Segment:
     mtu: int | None = None
     """The MTU that was set for the segment, in bytes."""
     remark: str | None = None
-    """What of the host's settings affects frames on a bridge of vmess, in words."""
+    """What of the host's settings affects frames on a bridge of vmess, in words; without a bridge, which cables
+    are not listed."""
     nat: BridgeNat | None = None
     vxlans: list[VxlanPeers] | None = None
     """The VXLANs of vmess among its ports that have peers."""
