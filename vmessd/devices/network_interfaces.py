@@ -40,7 +40,7 @@ from vmessd.network.links import Change
 from vmessd.network.nics import Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
-from vmessd.storage import cable_notes, cable_sockets, images
+from vmessd.storage import cable_notes, cable_sockets, cloud_init, images
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm import launcher
 from vmessd.vm.host import Host
@@ -494,9 +494,12 @@ class NetworkInterfaces:
         if pci is None:
             return {}
         disks: Sequence[images.Disk] = ()
+        seed, home = None, self._machine.home
         with contextlib.suppress(VmessError):  # a start would complain
-            disks = await self._machine.files.aside(functools.partial(images.disks, self._machine.home))
-        others = command_line.slots([index for index in range(count) if index not in missing], values, disks)
+            disks = await self._machine.files.aside(functools.partial(images.disks, home))
+            seed = await self._machine.files.aside(functools.partial(cloud_init.read, home))
+        kept = [index for index in range(count) if index not in missing]
+        others = command_line.slots(kept, values, disks, cloud_init=seed is not None)
         taken = pci.taken | command_line.slots_of_devices(values, disks) | set(others.values())
         possible = nic_hardware.pluggable(pci.bridges, first_bus=not (pci.bridges and is_q35(values)))
         slots = nic_hardware.choose(missing, values.get(SLOTS.file, {}), others, taken, possible)

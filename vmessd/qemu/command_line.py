@@ -350,11 +350,21 @@ def slotted(indices: Collection[int], values: Mapping[str, Any]) -> list[int]:
     return [index for index in indices if model(values, index) not in nic_hardware.NO_PCI]
 
 
-def slots(indices: Collection[int], values: Mapping[str, Any], disks: Sequence[Disk] = ()) -> dict[int, int]:
-    """Return the PCI slots that a start assigns to network cards, by interface; QEMU places the others."""
+def slots(
+    indices: Collection[int],
+    values: Mapping[str, Any],
+    disks: Sequence[Disk] = (),
+    *,
+    cloud_init: bool = False,
+) -> dict[int, int]:
+    """Return the PCI slots that a start assigns to network cards, by interface; QEMU places the others.
+
+    `cloud_init`: there is a medium of that. Raises Failed if a medium gets no slot.
+    """
     claimed = nic_hardware.claims(values.get("EXARGS", ()))
     ours = slots_of_devices(values, disks)
-    ours |= media.reserved(values.get(STARTUP), disk_devices.free_units(disks, values), ours | claimed.slots)
+    free = disk_devices.free_units(disks, values)
+    ours |= media.reserved(values.get(STARTUP), free, ours | claimed.slots, medium=cloud_init)
     claimed = dataclasses.replace(claimed, slots=claimed.slots | ours)
     noted = values.get("SLOTS", {})
     return nic_hardware.assign(slotted(indices, values), noted, claimed, shared=is_q35(values))

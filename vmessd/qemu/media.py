@@ -10,8 +10,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from vmessd.core import cloud_init, startup
+from vmessd.core.errors import Failed
 from vmessd.core.startup import CD, CONFIGURATION, DIRECTORY, DISK, FW_CFG, LABEL, NAMED, SMBIOS, Startup
 
+SLOT_FIRST = 3  # those below have the chipset and the graphics card
 SLOT_LAST = 30  # 31 is that of the chipset on machine q35
 
 
@@ -25,7 +27,7 @@ def options(
     """Return the options for the medium of cloud-init, and for the startup configuration.
 
     `medium` is a path, None if there is none; `home` are the VM and its directory, `units` the free places of
-    IDE, and `slots` the PCI slots that are taken.
+    IDE, and `slots` the PCI slots that are taken. Raises Failed if there is no place for one.
     """
     vm, directory = home
     places, taken = list(units), set(slots)
@@ -47,14 +49,20 @@ def options(
     return found
 
 
-def reserved(given: Startup | None, units: Sequence[tuple[str, int]], taken: Collection[int]) -> set[int]:
-    """Return the PCI slot of a medium, if it needs one, which network cards must leave free.
+def reserved(
+    given: Startup | None, units: Sequence[tuple[str, int]], taken: Collection[int], *, medium: bool
+) -> set[int]:
+    """Return the PCI slots of media, as far as they need some, which network cards must leave free.
 
-    `units` are as for :func:`options`, and `taken` the slots of others.
+    `medium`: there is one of cloud-init. `units` are as for :func:`options`, and `taken` the slots of others.
+    Raises Failed if there are none.
     """
-    if given is None or given.way not in NAMED or (given.way == CD and units):
-        return set()
-    return {next(slot for slot in range(SLOT_LAST, 0, -1) if slot not in taken)}
+    places, now = list(units), set(taken)
+    if medium:
+        _place(places, now)
+    if given is not None and given.way in NAMED:
+        _place(places if given.way == CD else [], now)
+    return now.difference(taken)
 
 
 def _file(path: str) -> dict[str, Any]:
@@ -62,11 +70,13 @@ def _file(path: str) -> dict[str, Any]:
 
 
 def _place(units: list[tuple[str, int]], slots: set[int]) -> str:
-    """Return the device and the place of one more drive, and take the place."""
+    """Return the device and the place of one more drive, and take the place; raises Failed without one."""
     if units:
         bus, unit = units.pop(0)
         return f"ide-cd,{{}},bus={bus},unit={unit}"
-    slot = next(slot for slot in range(SLOT_LAST, 0, -1) if slot not in slots)
+    slot = next((slot for slot in range(SLOT_LAST, SLOT_FIRST - 1, -1) if slot not in slots), None)
+    if slot is None:
+        raise Failed("no PCI slot is left for a medium of cloud-init or startup: EXARGS claims them")
     slots.add(slot)
     return f"virtio-blk-pci,{{}},addr={slot:#x}"
 

@@ -135,7 +135,8 @@ def specify(
     images.check(directory, disks, values.get("RAW", ()))
     nics = host.network.nics(directory.vm, values.get("NICS")) if looked is None else looked
     nics = [nic for nic in nics if not nic.leaving]
-    slots = command_line.slots([nic.index for nic in nics], values, disks)
+    seed = cloud_init.read(directory)
+    slots = command_line.slots([nic.index for nic in nics], values, disks, cloud_init=seed is not None)
     accel = host.accelerator(values.get("ACCEL"), running)
     host.check_cpu(directory.vm, values.get(CPU), accel)
     _check_kernel(directory, values)
@@ -151,7 +152,7 @@ def specify(
         disks=disks,
         cards=cards,
         firmware=_firmware(directory, values),
-        cloud_init=str(cloud_init.medium(directory)) if cloud_init.read(directory) else None,
+        cloud_init=str(cloud_init.medium(directory)) if seed else None,
     )
 
 

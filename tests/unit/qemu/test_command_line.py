@@ -726,3 +726,24 @@ def test_network_cards_leave_a_slot_to_the_medium_with_the_startup_configuration
             assert len({*places.values()}) == count
             assert 30 not in places.values()
     assert 30 in command_line.slots(range(28), {"STARTUP": Startup("cd", "r1.cfg")}).values()
+
+
+def test_network_cards_leave_a_slot_to_the_medium_of_cloud_init() -> None:
+    full = [Disk(slot, f"{HOME}/{slot}", block_device=False, size=0) for slot in IDE_PLACES]
+    values = {"STARTUP": Startup("cd", "r1.cfg")}
+    for count in (1, 27, 28, 64):
+        places = command_line.slots(range(count), values, full, cloud_init=True)
+        assert len({*places.values()} - {29, 30}) == count
+        cards = [Card(index, "02:00:00:00:00:01", None, slot=places[index]) for index in places]
+        spec = Spec("newvm0", HOME, "tcg", 2811, values, full, cards, cloud_init=f"{HOME}/seed.iso")
+        words = command_line.build(spec, "qemu-system-x86_64")
+        media = [word for word in words if word.startswith("virtio-blk-pci")]
+        assert [word.rpartition(",")[2] for word in media] == ["addr=0x1e", "addr=0x1d"]
+    assert 30 in command_line.slots(range(28), {}, full[:-1], cloud_init=True).values()
+
+
+def test_a_medium_without_any_slot_is_refused_in_words() -> None:
+    full = [Disk(slot, f"{HOME}/{slot}", block_device=False, size=0) for slot in IDE_PLACES]
+    claims = tuple(word for slot in range(3, 32) for word in ("-device", f"virtio-rng-pci,addr={slot:#x}"))
+    with pytest.raises(Failed, match="no PCI slot is left for a medium"):
+        command_line.slots([0], {"EXARGS": claims}, full, cloud_init=True)
