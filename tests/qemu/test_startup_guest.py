@@ -128,7 +128,9 @@ def test_c126_who_takes_the_console_over_ends_the_typing(daemon: Daemon) -> None
             "the next start types it again",
             said,
         )
-        assert f"STARTUP: console - R|login: $: {said}" in daemon.done(A, "info")
+        info = daemon.done(A, "info")
+        assert f"STARTUP: console - R|login: $: {said}" in info
+        assert info.count("given up") == 1
         daemon.done(A, "stop", "force")
 
 
@@ -140,6 +142,17 @@ def test_a_vm_that_ends_meanwhile_is_typed_on_again(daemon: Daemon) -> None:
         becomes(daemon, "waits for 'R'; 1 of 3 lines typed")
         daemon.done(A, "stop", "force")
         wait_for(lambda: "again" in shown(daemon)[-1], what="the end of the typing")
+
+
+def test_another_configuration_or_none_ends_the_typing(daemon: Daemon) -> None:
+    directory = daemon.make(A, "prompt")
+    daemon.done(A, "startup", str(configuration(daemon)), "--as", "console", "--expect", "R")
+    daemon.done(A, "start")
+    becomes(daemon, "waits for 'R'; 1 of 3 lines typed")
+    daemon.done(A, "startup", "none")
+    assert "startup: ended after 1 of 3 lines: it was set to something else" in daemon.log.read_text()
+    wait_for(lambda: "left by vmessd" in daemon.log.read_text(), what="a free console")
+    assert not (directory / "startup.json").exists()
 
 
 def test_c125_a_daemon_that_is_killed_while_it_waits_for_a_prompt_is_followed_by_one_that_waits(

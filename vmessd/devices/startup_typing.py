@@ -57,6 +57,10 @@ class _GivenUpError(Exception):
     """The rest is not typed; says why."""
 
 
+class _CancelledError(Exception):
+    """The rest is not typed, because it is not the configuration any more."""
+
+
 class StartupTyping:
     """Types the startup configurations of a daemon's VMs."""
 
@@ -76,10 +80,16 @@ class StartupTyping:
         """Return what became of the typing, in words; None if nothing did yet. Raises BadFile, NoSuchVM."""
         if given.startup.way != CONSOLE:
             return None
-        if talk := self._talks.get(machine.vm):
+        if (talk := self._talks.get(machine.vm)) and talk.digest == given.digest:
             return talk.said
         note = await machine.files.aside(functools.partial(files.read_note, machine.home))
         return None if note is None or note.digest != given.digest else _said(note)
+
+    async def changed(self, machine: Machine, given: Given | None) -> None:
+        """End the typing of a configuration that is not the VM's any more; return when the console is free."""
+        talk = self._talks.get(machine.vm)
+        if talk is not None and (given is None or talk.digest != given.digest):
+            await talk.cancel()
 
     async def _see_to(self, machine: Machine, run: QemuRun) -> None:
         try:
@@ -115,6 +125,10 @@ class StartupTyping:
             await talk.expect(None)
             await note(TYPING)
             await talk.type_all()
+        except _CancelledError:
+            typed = f"{talk.typed} of {counted(len(talk.lines), 'line')}"
+            self._report(machine, run, f"ended after {typed}: it was set to something else")
+            return
         except _GivenUpError as why:
             made = await note(FAILED, str(why))
         else:
@@ -161,6 +175,9 @@ class _Talk:
     def __init__(self, machine: Machine, given: Given, attached: Attached) -> None:
         self._machine = machine
         self._startup = given.startup
+        self.digest = given.digest
+        self._is_cancelled = False
+        self._over = asyncio.Event()
         self._prompt = startup.compiled(given.startup.prompt)
         self._console, self._leash = attached.console, attached.leash
         self._console.setblocking(False)
@@ -179,11 +196,17 @@ class _Talk:
 
     def close(self) -> None:
         """Read no more."""
+        self._over.set()
         if self._reading is not None:
             self._reading.cancel()
 
+    async def cancel(self) -> None:
+        """Type no more; return when that is so."""
+        self._is_cancelled = True
+        await self._over.wait()
+
     async def type_all(self) -> None:
-        """Type all lines, the first one at once; raises _GivenUpError."""
+        """Type all lines, the first one at once; raises _GivenUpError, _CancelledError."""
         for line in self.lines:
             if self.typed:
                 await self.expect(LINE_TIME)
@@ -193,7 +216,7 @@ class _Talk:
             await self.expect(END_TIME)
 
     async def expect(self, patience: float | None) -> None:
-        """Wait for the prompt, at most `patience` seconds in which the guest runs; raises _GivenUpError."""
+        """Wait for the prompt, at most `patience` seconds in which the guest runs; raises as type_all."""
         spent = 0.0
         while True:
             began = time.monotonic()
@@ -207,7 +230,7 @@ class _Talk:
                 spent += time.monotonic() - began
 
     async def _type(self, line: bytes) -> None:
-        """Type a line, as fast as the rate allows and the guest takes it; raises _GivenUpError."""
+        """Type a line, as fast as the rate allows and the guest takes it; raises as type_all."""
         self._heard.typed()
         began, put = time.monotonic(), 0
         while put < len(line):
@@ -224,7 +247,12 @@ class _Talk:
                 await self._listen(LOOK)
 
     async def _listen(self, wait: float) -> None:
-        """Remember what the guest prints within a time; raises _GivenUpError if the console has ended."""
+        """Remember what the guest prints within a time; raises _GivenUpError if the console has ended.
+
+        Raises _CancelledError if nothing more is to be typed.
+        """
+        if self._is_cancelled:
+            raise _CancelledError
         loop = asyncio.get_running_loop()
         if self._reading is None:
             self._reading = asyncio.ensure_future(loop.sock_recv(self._console, PIECE))

@@ -17,6 +17,7 @@ from vmessd.core.models.vms import Drive, Pending, Value, VMInfo
 from vmessd.core.models.wires import Reach, VMAddress, VMNic
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, IMPAIRMENTS, LOCK, SHARES, Setting
+from vmessd.core.startup import STARTUP
 from vmessd.core.wires import Wire
 from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
@@ -142,7 +143,8 @@ class Details:
         said = None
         with contextlib.suppress(VmessError):  # the note cannot be read
             said = await self._supervisor.startup_typing.said(machine, given)
-        return given.summary if said is None else f"{given.summary}, {said}"
+        is_said = said is None or said == machine.failed().get(STARTUP)  # with the setting
+        return given.summary if is_said else f"{given.summary}, {said}"
 
     async def nics(self, name: str, wiring: Wiring | None = None) -> list[VMNic]:
         """Return the interfaces of a VM; raises BadFile if NICS is malformed, Failed. `wiring` as for info."""

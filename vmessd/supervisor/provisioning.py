@@ -64,4 +64,5 @@ async def set_startup(
     given = None if value is None else Given(BY_FILE[STARTUP].value(value), data)
     machine = await supervisor.machine(name)
     await machine.change(functools.partial(startups.write, machine.directory, given))
+    await supervisor.startup_typing.changed(machine, given)
     return await startup(supervisor, name)
