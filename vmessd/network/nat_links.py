@@ -15,15 +15,13 @@ from vmessd.core.errors import Failed, NotPermitted
 from vmessd.core.nat import Nat, is_plain
 from vmessd.network import netlink_requests
 from vmessd.network.links import Change, Network
-from vmessd.network.netlink_replies import Link
+from vmessd.network.netlink_replies import DEFAULTS_MAX, Link
 from vmessd.network.policy import is_made_by_vmess, segment_mtu, shown
 from vmessd.network.ports import MTU_DEFAULT, mtu_of
 from vmessd.network.rtnetlink import Netlink
 
 MTU_MIN = 576  # what every IPv4 host must be able to receive (RFC 791)
 _CONF = Path("/proc/sys/net/ipv4/conf")
-_DEFAULTS_MAX = 1
-"""Routes to networks of this length, such as 0.0.0.0/1, are parts of a default route."""
 
 Load = Callable[[Sequence[str]], None]
 """Loads the rules of a bridge; gets the links that vmess has forward from now on."""
@@ -83,7 +81,7 @@ def _check_range(kernel: Netlink, nat: Nat, bridge: Link | None) -> None:
             raise _taken(nat, f"{where} has the address {one.address}")
     for route in kernel.routes():
         others = [index for index in route.indices if index != own]
-        if others and route.to.prefixlen > _DEFAULTS_MAX and route.to.overlaps(nat.network):
+        if others and route.to.prefixlen > DEFAULTS_MAX and route.to.overlaps(nat.network):
             raise _taken(nat, f"a route to {route.to} leads out of {names.get(others[0], 'a link')}")
 
 

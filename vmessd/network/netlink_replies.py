@@ -44,6 +44,9 @@ _ROUTE_BODY = struct.Struct("=BBBBBBBBI")
 _ROUTE_TO, _ROUTE_LINK, _ROUTE_TABLE, _ROUTE_HOPS = 1, 4, 15, 9  # RTA_*
 _ROUTE_SOURCE, _ROUTE_METRICS, _ROUTE_MTU = 7, 8, 2  # RTA_PREFSRC, RTA_METRICS, RTAX_MTU
 _UNICAST, _LOCAL, _BROADCAST, _MAIN = 1, 2, 3, 254  # RTN_*, RT_TABLE_MAIN
+_STATIC, _DHCP = 4, 16  # RTPROT_*; those below are the kernel and ip(8)
+DEFAULTS_MAX = 1
+"""Routes to networks of this length, such as 0.0.0.0/1, are parts of a default route."""
 NO_MAC = "00:00:00:00:00:00"
 """In the forwarding table of a VXLAN: all stations that are not known."""
 _NEXT_HOP = struct.Struct("=HBBi")
@@ -240,6 +243,18 @@ def parse_route(body: bytes) -> Route | None:
         [_number(found[_ROUTE_LINK])] if _ROUTE_LINK in found else [*_next_hops(found.get(_ROUTE_HOPS, b""))]
     )
     return Route(to, tuple(links), (_number(found.get(_ROUTE_TABLE, b"")) or table) == _MAIN)
+
+
+def concerns_uplinks(body: bytes) -> bool:
+    """Tell whether a message about an IPv4 route may change by which links the host reaches others.
+
+    Daemons for BGP or OSPF change routes by the thousand. These leave by links that have a route of the kernel
+    to their own network, so only default routes of daemons count, and all routes of people and of DHCP.
+    """
+    prefix: int
+    _, prefix, _, _, table, protocol, _, kind, _ = _ROUTE_BODY.unpack_from(body)
+    is_ours = prefix <= DEFAULTS_MAX or protocol <= _STATIC or protocol == _DHCP
+    return kind == _UNICAST and table == _MAIN and is_ours
 
 
 def parse_way(body: bytes) -> Way:

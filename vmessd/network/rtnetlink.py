@@ -303,13 +303,16 @@ class _Socket:
 
 def _ends(datagram: bytes, number: int) -> bool:
     """Tell whether a datagram contains the end of the reply to the request with this sequence number."""
+    return any(sequence == number and kind in (_ERROR, _DONE) for _, kind, sequence in _messages(datagram))
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield where the bodies of the messages of a datagram begin, and the kinds and numbers of the messages."""
     offset = 0
-    while offset + _HEADER.size <= len(datagram):
+    while (body := offset + _HEADER.size) <= len(datagram):
         length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
-        if sequence == number and kind in (_ERROR, _DONE):
-            return True
-        offset += max(length + (-length % 4), _HEADER.size)
-    return False
+        yield body, kind, sequence
+        offset = max(offset + length + (-length % 4), body)
 
 
 _SPARE: list[_Socket] = []
@@ -555,16 +558,23 @@ class Subscription:
         except KeyError:  # pyroute2 has tried all its addresses
             raise OSError(errno.EADDRINUSE, "no netlink address is available") from None
 
-    def drain(self) -> None:
-        """Read all that is there, without a look at it; raises OSError."""
+    def drain(self, matters: Callable[[bytes], bool]) -> bool:
+        """Read all that is there; tell whether the body of a message matters, or some were lost.
+
+        Raises OSError.
+        """
+        found = False
         while True:
             try:
-                self.socket.recv(_DATAGRAM)
+                data = self.socket.recv(_DATAGRAM)
             except BlockingIOError:
-                return
+                return found
             except OSError as error:
-                if error.errno != errno.ENOBUFS:  # some were lost
+                if error.errno != errno.ENOBUFS:
                     raise
+                found = True
+            else:
+                found = found or any(matters(data[body:]) for body, _, _ in _messages(data))
 
     def receive(self) -> list[Neighbour]:
         """Return the entries of one datagram; raises BlockingIOError if there is none, and OSError."""

@@ -24,6 +24,7 @@ from vmessd.network import nat_links, nat_rules
 from vmessd.network.kernel_errors import missing_capability
 from vmessd.network.links import Change
 from vmessd.network.neighbours import Leased
+from vmessd.network.netlink_replies import concerns_uplinks
 from vmessd.network.rtnetlink import ROUTE_GROUP, Subscription
 from vmessd.qemu import dnsmasq, nft
 from vmessd.qemu.process import Process
@@ -41,6 +42,8 @@ RESTORE_TIME = 5.0
 """Seconds for which the start of the daemon waits for the bridges."""
 LOOK_AFTER = 0.5
 """Seconds from a change of routes or VMs until it is looked at: mostly there are several."""
+LOOK_EVERY = 2.0
+"""Seconds between two looks, at least: each runs nft several times."""
 _BUFFER = 256 * 1024
 STEADY = 60.0
 """Seconds after which a dnsmasq has served well, and the next pause is the first one again."""
@@ -84,6 +87,8 @@ class Nats:
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._delay: asyncio.TimerHandle | None = None
+        self._looked = -LOOK_EVERY
+        """When the last look began, by the clock of the loop."""
         self._routes: Subscription | None = None
 
     # -- The daemon starts and ends --
@@ -196,16 +201,19 @@ class Nats:
     def look(self) -> None:
         """Look again soon whether all is there, and whether dnsmasq knows the names of all VMs."""
         if self._served and self._delay is None:
-            self._delay = asyncio.get_running_loop().call_later(LOOK_AFTER, lambda: self._spawn(self._look()))
+            loop = asyncio.get_running_loop()
+            due = max(loop.time() + LOOK_AFTER, self._looked + LOOK_EVERY)
+            self._delay = loop.call_at(due, lambda: self._spawn(self._look()))
 
     async def _look(self) -> None:
         self._delay = None
+        self._looked = asyncio.get_running_loop().time()
         for served in [*self._served.values()]:
             if served.timer is None:  # else it is tried again anyway
                 await self._again(served)
 
     async def _subscribe(self) -> None:
-        """Look again whenever a route of the host changes: another link may be an uplink then."""
+        """Look again when routes of the host change by which another link may be an uplink."""
         if self._routes is not None:
             return
         try:
@@ -219,12 +227,12 @@ class Nats:
 
     def _changed(self) -> None:
         try:
-            if self._routes is not None:
-                self._routes.drain()
+            if self._routes is not None and self._routes.drain(concerns_uplinks):
+                self.look()
         except OSError as error:
             log.warning("changes of routes are not noticed any more: %s", error)
             self._unsubscribe()
-        self.look()
+            self.look()
 
     def _unsubscribe(self) -> None:
         if self._routes is not None:

@@ -37,6 +37,7 @@ async def test_the_daemon_does_not_wait_for_nft_and_nothing_is_missed(
 ) -> None:
     monkeypatch.setattr(nats, "RESTORE_TIME", 0.01)
     monkeypatch.setattr(nats, "LOOK_AFTER", 0.01)
+    monkeypatch.setattr(nats, "LOOK_EVERY", 0.01)
     (tmp_path / "NET_NAT").write_text("lab0 10.99.0.0/24\nlab1 10.98.0.0/24\n")
     slow = Slow(tmp_path)
     await slow.restore()
@@ -58,3 +59,20 @@ async def test_the_daemon_does_not_wait_for_nft_and_nothing_is_missed(
     assert ended.reap.called
     await slow.close()
     assert all(process.close.call_count == 1 for process in slow.processes)
+
+
+async def test_however_often_routes_change_there_are_pauses_between_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats, "LOOK_AFTER", 0.001)
+    monkeypatch.setattr(nats, "LOOK_EVERY", 0.2)
+    (tmp_path / "NET_NAT").write_text("lab0 10.99.0.0/24\n")
+    quick = Slow(tmp_path)
+    quick.word.set()
+    await quick.restore()
+    began, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()
+    while loop.time() < began + 0.5:
+        quick.look()
+        await asyncio.sleep(0.005)
+    await quick.close()
+    assert 2 <= len(quick.made) <= 4  # with the first one, when it was restored
