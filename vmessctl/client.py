@@ -9,7 +9,7 @@ import sys
 from vmessctl import light_json
 from vmessctl.cli import verbs
 from vmessctl.environment import variable
-from vmessd.core import places
+from vmessd.core import ownership, places
 from vmessd.core.errors import (
     BY_WIRE_NAME,
     INTERFACE,
@@ -65,7 +65,7 @@ def connect(invocation: verbs.Invocation, *, may_start: bool = True) -> Client:
     option = invocation.options.get(verbs.SOCKET.flag)
     paths = candidates(option)
     if named(option) or not may_start:
-        return Client(paths)
+        return _acting(Client(paths))
 
     def start() -> None:
         from vmessctl import private_daemon  # noqa: PLC0415 -- only the first command needs it
@@ -78,6 +78,13 @@ def connect(invocation: verbs.Invocation, *, may_start: bool = True) -> Client:
         from vmessctl import vm_root  # noqa: PLC0415 -- it needs `os`
 
         vm_root.verify(root, client.peer(), client.call)
+    return _acting(client)
+
+
+def _acting(client: Client) -> Client:
+    """Return a client that acts for the owner of VMs that the environment names, if it names one."""
+    if owner := variable(ownership.VARIABLE):
+        client.call("ActFor", owner=owner)
     return client
 
 

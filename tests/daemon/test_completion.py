@@ -133,6 +133,7 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
             "capture",
             "carrier",
             "clone",
+            "cluster",
             "cloud-init",
             "cdrom",
             "connect",
@@ -208,6 +209,8 @@ OFFERED: tuple[tuple[str, set[str]], ...] = (
                     "--grace",
                     "--within",
                     "--no-wait",
+                    "--monitor",
+                    "--by-lock",
                     "--at-once",
                     "--since-start",
                 )

@@ -714,7 +714,20 @@ def test_a_signal_ends_the_daemon_and_no_vm(fake_daemon: Daemon, number: signal.
 
 # -- Who it was --
 
-READING = {"Daemon", "List", "Status", "Info", "Look", "Top", "Watch", "Serial", "Why", "Screenshot", "Log"} | {
+READING = {
+    "Daemon",
+    "ActFor",
+    "List",
+    "Status",
+    "Info",
+    "Look",
+    "Top",
+    "Watch",
+    "Serial",
+    "Why",
+    "Screenshot",
+    "Log",
+} | {
     *(
         "Nics",
         "Addresses",

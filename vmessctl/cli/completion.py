@@ -31,7 +31,17 @@ LIKE = frozenset(verb for command in COMMANDS for verb in command.likes)
 """The verbs that are like another one: candidates only for a word that begins as they do."""
 FREE = frozenset(
     {
-        *("hostport>:<guestport|none", "order", "delay", "word", "key", "text", "remark", "serial:REGEX"),
+        *(
+            "hostport>:<guestport|none",
+            "order",
+            "delay",
+            "word",
+            "key",
+            "text",
+            "remark",
+            "resource",
+            "serial:REGEX",
+        ),
         *("host", "RATE", "BRIDGES"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm", "snapshot"),
         *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses", "tag"),

@@ -63,6 +63,8 @@ STATUSES = (
     ("6", "timed out"),
     ("7", "locked"),
     ("8", "stopped, but only by force: the guest did not power down in time"),
+    ("9", "status --monitor: QEMU runs and does not answer"),
+    ("10", "status --monitor: QEMU runs, and its guest stands still after an error"),
     ("130", "interrupted by Ctrl-C"),
     ("141", "the output was not read to its end, as with head"),
 )

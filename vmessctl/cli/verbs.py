@@ -94,7 +94,7 @@ MAKE = Summary(LIFE, "Make, edit, rename, delete")
 ARCHIVE = Summary(LIFE, "Copies of VMs and disks")
 START = Summary(LIFE, "Power up, down, or both")
 PAUSE = Summary(LIFE, "Pause, reset; lock")
-UNATTENDED = Summary(LIFE, "Grace period; autostart")
+UNATTENDED = Summary(LIFE, "Grace, autostart; cluster")
 STATE = Summary(LOOK, "State, log, last end")
 SCREEN = Summary(LOOK, "Screen, console, SSH")
 KEYS = Summary(LOOK, "Press keys, await output")
@@ -169,6 +169,12 @@ TIMEOUT = Option(
 WITHIN = Option(
     "--within", "Stop all VMs within this time, 10 or more; grace periods are cut to fit.", "SECONDS"
 )
+MONITOR = Option(
+    "--monitor",
+    "For monitors: exit status 9 if QEMU does not answer, 10 if the guest stands still after an error. If no "
+    "vmessd answers, go by the lock that QEMU holds.",
+)
+BY_LOCK = Option("--by-lock", "If no vmessd answers, end the process that holds the lock of the VM.")
 NO_WAIT = Option("--no-wait", "Begin the stop and do not wait for its end.")
 GRACE = Option("--grace", "Use this grace period, once, in place of the setting of the VM.", "SECONDS")
 AT_ONCE = Option("--at-once", f"Start at most N VMs at a time, 1 to {AT_ONCE_MAX}.", "N")
@@ -220,7 +226,8 @@ EVERYWHERE = (ON_HOST, SOCKET, NO_DAEMON, QUIET, VERBOSE, HELP, VERSION)
 OPTIONS = {
     option.flag: option
     for option in (
-        *(*EVERYWHERE, ALL, JSON, YES, FORCE, TIMEOUT, WITHIN, GRACE, NO_WAIT, AT_ONCE, SINCE_START),
+        *(*EVERYWHERE, ALL, JSON, YES, FORCE, MONITOR),
+        *(TIMEOUT, WITHIN, GRACE, NO_WAIT, BY_LOCK, AT_ONCE, SINCE_START),
         *(BIND, STEAL, READ_ONLY, ESCAPE, LISTEN, PLAIN, SEND, EXPECT, RATE),
         *(FILTER, FRAMES, SECONDS, SIZE),
         *(LOG, FOLLOW, BATCH, COUNT, DELAY, SORT),
@@ -248,6 +255,7 @@ LITERALS = frozenset(
         *("take", "list", "revert"),
         *("good", "flap"),
         *("all", "1", "2", "3"),
+        *("pcs", "crmsh", "check"),
     }
 )
 """Words of arguments that stand for themselves; the others are placeholders."""
@@ -791,7 +799,7 @@ COMMANDS: tuple[Command, ...] = (
         "Stop",
         "start_stop.stop",
         arguments="[force]",
-        options=(TIMEOUT, GRACE, NO_WAIT),
+        options=(TIMEOUT, GRACE, NO_WAIT, BY_LOCK),
         many=True,
         reports=True,
         wants="on",
@@ -824,7 +832,7 @@ COMMANDS: tuple[Command, ...] = (
         "Show whether the VM is running. The default without a verb.",
         "Status",
         "inspect.status",
-        options=(JSON,),
+        options=(MONITOR, JSON),
         many=True,
         summary=STATE,
         example="newvm status",
@@ -1021,6 +1029,21 @@ COMMANDS: tuple[Command, ...] = (
         files="LOCK",
         summary=PAUSE,
         example="newvm unlock",
+    ),
+    Command(
+        "cluster",
+        "Print the lines that make the VM a resource of Pacemaker, for pcs or for crmsh. on says that the\n"
+        "cluster decides about the VM: people can look at it and use it, and everything that changes it ends\n"
+        "with status 7 and the line of pcs to type instead. A resource with another name than the VM comes\n"
+        "after on. off gives it back to people. check says whether this node is ready. Who sets VMESS_OWNER\n"
+        "to pacemaker in the environment acts for the cluster, as its agent does.",
+        "Own",
+        "cluster.run",
+        arguments="[pcs|crmsh|on|off|check] [resource]",
+        options=(JSON,),
+        files="OWNER",
+        summary=UNATTENDED,
+        example="newvm cluster",
     ),
     Command(
         "rename",

@@ -72,6 +72,10 @@ def print_table(invocation: Invocation, vms: Sequence[Reply], *, hosted: bool = 
 
 def status(invocation: Invocation) -> int:
     """Show whether VMs run; the exit status says so as well."""
+    if verbs.MONITOR.flag in invocation.options:
+        from vmessctl.commands import monitor  # noqa: PLC0415 -- people do without
+
+        return monitor.show_state(invocation, invocation.vms)
 
     def work(reply: Reply, vm: str) -> int:
         several = len(invocation.vms) > 1

@@ -302,6 +302,11 @@ def _say_without_kvm(vm: str, why: Reply) -> None:
 
 def stop(invocation: Invocation) -> int:
     """Stop VMs and wait until they are off; return the exit status."""
+    if verbs.BY_LOCK.flag in invocation.options:
+        from vmessctl.commands import monitor  # noqa: PLC0415 -- people do without
+
+        if not monitor.answers(invocation):
+            return monitor.end(invocation, invocation.vms)
     return _stop(invocation)[0]
 
 

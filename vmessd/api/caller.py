@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 from collections.abc import Callable
+from typing import NamedTuple
 
 from vmessd.api.audit import Peer
 from vmessd.core import names
@@ -16,6 +17,17 @@ lock_note: contextvars.ContextVar[str | None] = contextvars.ContextVar("lock_not
 """A note of the gate for the call of this task: why the LOCK file of the VM to stop could not be read."""
 
 
+class Line(NamedTuple):
+    """The connection of a client, as its methods use it."""
+
+    hang_up: Callable[[], None]
+    """Closes it."""
+    act_for: Callable[[str], None]
+    """Notes for which owner of VMs the client acts."""
+    begin: Begin = asyncio.create_task
+    """Starts a task on the client's account."""
+
+
 class Caller:
     """A client, and the parts of the daemon that serve it. The groups of methods are subclasses.
 
@@ -27,16 +39,16 @@ class Caller:
         supervisor: Supervisor,
         fleet: Fleet,
         peer: Peer,
-        hang_up: Callable[[], None],
-        begin: Begin = asyncio.create_task,
+        line: Line,
     ) -> None:
-        """Serve a peer. `hang_up` closes the connection; `begin` starts a task on the peer's account."""
+        """Serve a peer on its connection."""
         self._supervisor = supervisor
         self._details = Details(supervisor)
         self._fleet = fleet
         self._peer = peer
-        self._hang_up = hang_up
-        self._begin = begin
+        self._hang_up = line.hang_up
+        self._act_for = line.act_for
+        self._begin = line.begin
 
     def _tell(self, kind: Kind, vm: str, text: str) -> None:
         """Publish an event for a change that this client made."""

@@ -57,8 +57,9 @@ _encode = json.JSONEncoder(separators=(",", ":"), default=_plain).encode
 class Gate(NamedTuple):
     """The checks before a call runs, and the log."""
 
-    check_unlocked: Callable[[str, bool], Coroutine[Any, Any, str | None]]
-    """Raises Locked if a VM is locked. The second argument says that the call stops it; returns a note then."""
+    check_allowed: Callable[[str, Method, str], Coroutine[Any, Any, str | None]]
+    """Raises Locked if a VM is locked, or has an owner for whom the caller does not act; the third argument is
+    the one for whom the caller acts. For a call that stops the VM, it returns a note."""
     check_links: Callable[[Sequence[str]], Coroutine[Any, Any, None]]
     """Raises Locked if one of these links belongs to a locked VM."""
     check_needs: Callable[[str, Method], Coroutine[Any, Any, None]]
@@ -118,6 +119,8 @@ class Connection(VarlinkServerProtocol):
         """When it connected, by the clock of the loop."""
         self.under_way: set[asyncio.Future[None]] = set()
         """Calls whose last reply has not been read yet."""
+        self.acts_for = ""
+        """The owner of VMs for whom the client acts; empty for people."""
         self.idle_since: float | None = self.since
         """When the last call ended, by the clock of the loop; None while one is in progress."""
         self.gone = False
@@ -156,6 +159,10 @@ class Connection(VarlinkServerProtocol):
         with contextlib.suppress(OSError):  # closing is not enough while descriptors are in transit
             self._socket.shutdown(socket.SHUT_RDWR)
         self._ended(self)
+
+    def act_for(self, owner: str) -> None:
+        """Note for which owner of VMs the client acts from now on."""
+        self.acts_for = owner
 
     def left(self) -> None:
         """Note that the client has left, and cancel what is done only for it."""
@@ -360,7 +367,8 @@ class Connection(VarlinkServerProtocol):
         parameters = _converted(signature, call.parameters, passed)
         note, name = None, call.method_name
         if row.is_noted:
-            note = Note(self._gate.audit, self._peer, name, words(name, row, parameters))
+            text = words(name, row, parameters) + (f", for {self.acts_for}" if self.acts_for else "")
+            note = Note(self._gate.audit, self._peer, name, text)
         try:
             async with self.account.place(row, self._socket, lambda: self.gone) as place:
                 if not row.ends_with_client:
@@ -377,16 +385,16 @@ class Connection(VarlinkServerProtocol):
             raise
 
     async def _check(self, row: Method, parameters: Mapping[str, Any]) -> None:
-        """Raise Locked if the VM, or the VM of a link, is locked, or an error if it is in the wrong state.
+        """Raise Locked if the VM, or that of a link, is locked or not the caller's to change.
 
-        Raises InvalidValue if a descriptor is missing, too.
+        Raises an error of its own for a VM in the wrong state, and InvalidValue if a descriptor is missing.
         """
         if row.takes is not None and not parameters[row.takes]:
             raise InvalidValue(
                 f"{row.takes} must be a descriptor that is passed along with the call, and only one"
             )
-        if row.locks and row.about is not None:
-            lock_note.set(await self._gate.check_unlocked(parameters[row.about], row.stops))
+        if (row.locks or row.owned) and row.about is not None:
+            lock_note.set(await self._gate.check_allowed(parameters[row.about], row, self.acts_for))
         if row.links is not None:
             links = parameters[row.links]
             await self._gate.check_links([links] if isinstance(links, str) else links)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from asyncvarlink import LastResult, varlinkmethod
 
 from vmessd.api.caller import Caller, lock_note
-from vmessd.core import names, settings
+from vmessd.core import names, ownership, settings
 from vmessd.core.errors import printable, quoted
 from vmessd.core.models.events import Kind
 from vmessd.core.models.progress import FleetProgress, StartProgress, StopProgress
@@ -80,6 +80,24 @@ class Life(Caller):
         """Unlock a VM, so that it can be changed again."""
         await self._supervisor.locks.set(vm, None)
         self._tell(Kind.lock, vm, "unlocked")
+
+    @varlinkmethod
+    async def ActFor(self, *, owner: str) -> None:
+        """Act for the owner of VMs, such as pacemaker, in all later calls of this connection.
+
+        Only such calls may change a VM that has this owner, and only such a VM may be started by them.
+        """
+        self._act_for(ownership.known(owner))
+
+    @varlinkmethod
+    async def Own(self, *, vm: str, owner: str | None) -> None:
+        """Give a VM an owner: `pacemaker`, or `pacemaker RESOURCE`; or give it back to people with null.
+
+        It must have no autostart and no restart policy.
+        """
+        await self._supervisor.locks.own(vm, owner)
+        told = f"belongs to {quoted(owner)}" if owner is not None else "belongs to nobody"
+        self._tell(Kind.setting, vm, told)
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def Start(self, *, vm: str) -> AsyncIterator[StartProgress]:

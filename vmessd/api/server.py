@@ -23,6 +23,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from vmessd import __version__
 from vmessd.api.audit import Audit, Peer
 from vmessd.api.budgets import OWN, Account, Budget, beside
+from vmessd.api.caller import Line
 from vmessd.api.connection import Connection, Gate, Hangups
 from vmessd.api.interface import VmessInterface
 from vmessd.core import places
@@ -92,7 +93,7 @@ class Control:
         self._clients: set[Connection] = set()
         self._budget = Budget(frozenset({0, os.geteuid()}))
         self._gate = Gate(
-            supervisor.locks.check_unlocked, supervisor.check_links, supervisor.check_needs, Audit()
+            supervisor.locks.check_allowed, supervisor.check_links, supervisor.check_needs, Audit()
         )
         self._hangups: Hangups | None = None
         self._arriving: dict[Account, collections.deque[tuple[socket.socket, Peer]]] = {}
@@ -331,7 +332,9 @@ class Control:
         """Return the interfaces that a client may call."""
         registry = VarlinkInterfaceRegistry()
         begin = functools.partial(beside, client.account.share)
-        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, client.abort, begin))
+        registry.register_interface(
+            VmessInterface(self._supervisor, self._fleet, peer, Line(client.abort, client.act_for, begin))
+        )
         registry.register_interface(
             VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
         )

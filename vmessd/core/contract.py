@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmessd.core.dataclass import dataclass
+from vmessd.core.ownership import OTHERWISE
 
 
 class Effect(enum.Enum):
@@ -56,6 +57,11 @@ class Method:
     """The hint of the refusal: a command that works in this state; `{vm}` stands for the VM."""
     stops: bool = False
     """It ends a run, so it does not wait for files on a file system that hangs, not even for LOCK."""
+    owned: str = ""
+    """Only the owner of a VM may call it, if the VM has one. This is the hint for others: what to type instead,
+    with `{vm}` and `{resource}`. Empty: everybody may."""
+    despite_lock: bool = False
+    """The owner of a VM may call the method although the VM is locked: a lock is between people."""
     links: str | None = None
     """The parameter that names one or several links; the method is refused if one belongs to a locked VM."""
     descriptors: int = 0
@@ -85,11 +91,16 @@ def _look(
 def _vm(
     effect: Effect = Effect.changes, cost: Cost = Cost.change, needs: Needs | None = None, **more: Any
 ) -> Method:
-    return Method(effect, cost, "vm", locks=True, needs=needs, **more)
+    return Method(effect, cost, "vm", locks=True, needs=needs, **{"owned": OTHERWISE, **more})
 
 
 def _guest(effect: Effect = Effect.changes, **more: Any) -> Method:
     return _vm(effect, needs=Needs.on, **more)
+
+
+def _used(effect: Effect = Effect.changes, **more: Any) -> Method:
+    """A guest that is used as by somebody who sits before it, which no owner minds."""
+    return _guest(effect, owned="", **more)
 
 
 def _net(
@@ -101,12 +112,15 @@ def _net(
     return Method(effect, Cost.change, about, links=links, needs=needs)
 
 
+_TAKE_OUT = "take it out of the cluster first: pcs resource delete {resource}; vmess {vm} cluster off"
+
 SERVICE = _look()
 """Any method of org.varlink.service."""
 
 METHODS: Mapping[str, Method] = {
     # The daemon
     "Daemon": _look(),
+    "ActFor": _look(),
     # All VMs
     "List": _look(),
     "Overview": _look(),
@@ -136,26 +150,33 @@ METHODS: Mapping[str, Method] = {
     "TakeSnapshot": _vm(),
     "RevertSnapshot": _vm(Effect.ends),
     "DeleteSnapshot": _vm(Effect.ends, cost=Cost.follow),
-    "Remove": _vm(Effect.ends, needs=Needs.off),
-    "Rename": _vm(Effect.ends, needs=Needs.off),
+    "Remove": _vm(Effect.ends, needs=Needs.off, owned=_TAKE_OUT),
+    "Rename": _vm(Effect.ends, needs=Needs.off, owned=_TAKE_OUT),
     "Export": Method(Effect.changes, Cost.follow, "vm", needs=Needs.off, descriptors=1),
     "Import": Method(Effect.changes, Cost.follow, "name", descriptors=1),
-    "Move": Method(Effect.ends, Cost.follow, "vm", takes="channel"),
+    "Move": Method(Effect.ends, Cost.follow, "vm", takes="channel", owned="pcs resource move {resource} NODE"),
     "Receive": Method(Effect.changes, Cost.follow, descriptors=1),
     "DecideMove": Method(Effect.ends, Cost.change, "vm"),
-    "Start": _vm(cost=Cost.follow),
-    "Stop": Method(Effect.ends, Cost.follow, "vm", locks=True, stops=True),
+    "Start": _vm(cost=Cost.follow, owned="pcs resource enable {resource}", despite_lock=True),
+    "Stop": _vm(
+        Effect.ends,
+        Cost.follow,
+        stops=True,
+        owned="pcs resource disable {resource}, or pcs resource restart {resource}",
+        despite_lock=True,
+    ),
     "Lock": Method(Effect.changes, Cost.change, "vm"),
     "Unlock": Method(Effect.changes, Cost.change, "vm"),
+    "Own": _vm(owned=""),
     # A guest that runs
     "Suspend": _guest(),
     "Resume": _guest(),
-    "Reset": _guest(Effect.ends),
-    "SendKeys": _guest(checks_values=True),
-    "Type": _guest(secret=frozenset({"text"}), checks_values=True),
+    "Reset": _guest(Effect.ends, owned="pcs resource restart {resource}"),
+    "SendKeys": _used(checks_values=True),
+    "Type": _used(secret=frozenset({"text"}), checks_values=True),
     "Screenshot": _look("vm", descriptors=1, needs=Needs.on),
-    "Vnc": _guest(checks_values=True),
-    "Console": _guest(descriptors=2, instead="to see what it printed: vmess {vm} console --log"),
+    "Vnc": _used(checks_values=True),
+    "Console": _used(descriptors=2, instead="to see what it printed: vmess {vm} console --log"),
     "Log": _look("vm", descriptors=2),
     "Serial": _look("vm", Cost.endless),
     # The system in the guest

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 DONE = 0
 FORCED = 8
+UNRESPONSIVE = 9
+HALTED = 10
 INTERRUPTED = 130  # 128 + SIGINT, as shells report a command ended by Ctrl-C
 UNREAD = 141  # 128 + SIGPIPE: the reader of the output has closed its end
 
@@ -224,7 +226,7 @@ ERRORS: tuple[type[VmessError], ...] = (
 BY_WIRE_NAME = {error.wire_name(): error for error in ERRORS}
 
 # From best to worst: a command for several VMs returns the worst status.
-SEVERITY = (DONE, FORCED, 3, 6, 7, 4, 1, 2, 5, INTERRUPTED, UNREAD)
+SEVERITY = (DONE, FORCED, 3, HALTED, UNRESPONSIVE, 6, 7, 4, 1, 2, 5, INTERRUPTED, UNREAD)
 
 
 def worst(statuses: list[int]) -> int:

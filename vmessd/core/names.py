@@ -47,7 +47,7 @@ VERBS = frozenset(
         *("disk-bus", "firmware", "kernel", "initrd", "append", "agent", "tpm", "serial"),
         *("ifadd", "ifdel", "ifstat", "connect", "cable", "carrier", "mac", "forward", "addr", "capture"),
         "screenshot",
-        *("export", "share", "snapshot", "clone", "move", "cloud-init", "startup", "ssh", "scp"),
+        *("export", "share", "snapshot", "clone", "move", "cloud-init", "startup", "ssh", "scp", "cluster"),
     }
 )
 ALIASES = frozenset({"ls", "ps", "create", "delete", "reboot", "kill", "memory", "version"})

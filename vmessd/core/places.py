@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SERVICE_DIRECTORY = "/run/vmess"
 """Exists while the host's service runs or restarts (RuntimeDirectory= of its unit)."""
+SERVICE_ROOT = "/var/lib/vmess"
+"""The VM root of the host's service, unless its settings say otherwise."""
 SERVICE_UNITS = tuple(
     f"{place}/systemd/system/vmessd.service" for place in ("/etc", "/usr/local/lib", "/usr/lib", "/lib")
 )

@@ -29,6 +29,8 @@ DELAY_MAX = 3600
 REMARK_MAX = 200
 CPU = "CPU"
 LOCK = "LOCK"
+OWNER = "OWNER"
+AUTOSTART, RESTART = "AUTOSTART", "RESTART"
 CARRIER = "CARRIER"
 QUEUES, QUEUES_MAX = "QUEUES", 32
 VHOST = "VHOST"
@@ -186,6 +188,12 @@ def _startup(text: str) -> Any:
     from vmessd.core import startup  # noqa: PLC0415 -- as above
 
     return startup.parse(text)
+
+
+def _owner(text: str) -> Any:
+    from vmessd.core import ownership  # noqa: PLC0415 -- as above
+
+    return ownership.parse(text)
 
 
 def _remark(text: str) -> str:
@@ -478,7 +486,7 @@ SETTINGS: tuple[Setting, ...] = (
         live=True,
     ),
     Setting(
-        file="AUTOSTART",
+        file=AUTOSTART,
         verb="autostart",
         argument="<on|off|none> [order] [delay]",
         expects=f"off, or on with an optional order (0 to {ORDER_MAX}) and delay (0 to {DELAY_MAX} seconds)",
@@ -491,7 +499,7 @@ SETTINGS: tuple[Setting, ...] = (
         live=True,
     ),
     Setting(
-        file="RESTART",
+        file=RESTART,
         verb="restart-policy",
         argument="<no|on-crash|always|none>",
         expects="no, on-crash or always",
@@ -510,6 +518,17 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_remark,
         option=_no_option,
         help="If the file exists, the VM refuses all changes. lock creates it, and unlock removes it.",
+        live=True,
+    ),
+    Setting(
+        file=OWNER,
+        verb=None,
+        argument="<pacemaker> [resource]",
+        expects="pacemaker, and the name of its resource if that is not the name of the VM",
+        parse=_owner,
+        option=_no_option,
+        help="Who decides about the VM in place of people, as set by cluster: they can look at it and use it,\n"
+        "but not change it.",
         live=True,
     ),
     Setting(

@@ -38,6 +38,10 @@ class Runstate:
     watchdog = "watchdog"
 
 
+HALTS = (Runstate.io_error, Runstate.internal_error, Runstate.guest_panicked, Runstate.postmigrate)
+"""The runstates of a guest that stands still though nobody has paused it."""
+
+
 class Reason:
     """Why a QEMU ended: :class:`vmessd.core.lifecycle.Reason`."""
 

@@ -8,7 +8,7 @@ from vmessd.core import cloud_init, names, settings, startup
 from vmessd.core.hardware import INITRD, KERNEL, UEFI, UEFI_SECURE
 from vmessd.storage import backing, cable_sockets, firmware, plans, vmdir
 
-STAYS = frozenset({settings.LOCK, settings.SHARES})
+STAYS = frozenset({settings.LOCK, settings.OWNER, settings.SHARES})
 """Settings that say something about the VM on this host, and not about what it is."""
 VARIABLES = tuple(firmware.variables_file(kind) for kind in (UEFI, UEFI_SECURE))
 """The files with the variables of UEFI firmware."""

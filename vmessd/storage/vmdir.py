@@ -12,13 +12,12 @@ import json
 import os
 import socket
 import stat
-import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from vmessd.core import names, records, serial_ports, settings
+from vmessd.core import names, pid_file, records, serial_ports, settings
 from vmessd.core.errors import (
     BadFile,
     Failed,
@@ -46,7 +45,7 @@ SERIAL_LOGS = tuple(serial_ports.log(port) for port in serial_ports.PORTS)
 SERIAL_LOG = SERIAL_LOGS[0]
 QEMU_LOG = "qemu.log"
 LOGS = (QEMU_LOG, *SERIAL_LOGS)
-PID_FILE = "qemu.pid"
+PID_FILE = pid_file.NAME
 RUN_RECORD = "run.json"
 EXIT_RECORD = "exit.json"
 MOVE_RECORD = "move.json"
@@ -57,7 +56,6 @@ REMOVED = ".vmess-removed-"  # prefix of a VM directory that is being removed; w
 VALUE_LIMIT = 16 * 1024
 RECORD_LIMIT = 1024 * 1024
 LINE_LIMIT = 2000  # characters; QEMU's messages begin with the option in question, which may contain a path
-_FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, pid
 
 
 _T = TypeVar("_T")
@@ -271,17 +269,15 @@ class VMDirectory:
         QEMU keeps this lock until it ends, so it identifies the QEMU of this directory even after a rename. 0
         means a process in another PID namespace (fcntl(2), F_GETLK).
         """
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         try:
             with self.opened() as directory:
                 fd = safefile.open_plain(directory, PID_FILE, os.O_RDONLY)
             try:
-                kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+                return pid_file.holder(fd)
             finally:
                 os.close(fd)
         except (OSError, VmessError):
             return None
-        return None if kind == fcntl.F_UNLCK else int(pid)
 
     def listen(self, name: str) -> socket.socket:
         """Return a listening 0600 socket in the directory, replacing a stale one."""

@@ -4,15 +4,15 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from vmessd.core import names, settings
+from vmessd.core import names, ownership, settings
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.hardware import FIRMWARE
-from vmessd.core.lifecycle import OFF
-from vmessd.core.settings import CARRIER, DRIVES, SETTINGS, Setting
+from vmessd.core.lifecycle import OFF, Policy
+from vmessd.core.settings import AUTOSTART, CARRIER, DRIVES, RESTART, SETTINGS, Setting
 from vmessd.core.shares import Share
 from vmessd.devices import cd_drive, shares
 from vmessd.devices.disks import Disks
-from vmessd.storage import contents, firmware, images
+from vmessd.storage import contents, firmware, images, owner
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -105,8 +105,16 @@ class Changes:
     def _write(self, directory: VMDirectory, row: Setting, value: str | None) -> None:
         """Change a setting; raises InvalidValue, BadFile, Failed; blocks."""
         if value is not None:
+            if row.file in (AUTOSTART, RESTART) and row.value(value) not in (None, Policy.no):
+                _check_own_master(directory, row)
             self._host.check_known(row, value)
             if row.verb in settings.PATHS:
                 images.check_boot_file(directory, row.verb, value, self._host.account)
                 value = contents.own_file(str(directory.path), value) or value  # it may move with the VM
         directory.write_setting(row, value)
+
+
+def _check_own_master(directory: VMDirectory, row: Setting) -> None:
+    """Raise Failed if a cluster decides when the VM starts, so that a setting must not; blocks."""
+    if owner.decides(directory):
+        raise ownership.second_master(directory.vm, str(row.verb))

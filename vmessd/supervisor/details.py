@@ -9,14 +9,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vmessd.core import names
+from vmessd.core import names, ownership
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable
 from vmessd.core.impairments import PERFECT, Impaired
-from vmessd.core.lifecycle import OFF
+from vmessd.core.lifecycle import OFF, Policy
 from vmessd.core.models.vms import Drive, Pending, Value, VMInfo
 from vmessd.core.models.wires import Reach, VMAddress, VMNic
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import BY_FILE, IMPAIRMENTS, LOCK, SHARES, Setting
+from vmessd.core.settings import AUTOSTART, BY_FILE, IMPAIRMENTS, LOCK, RESTART, SHARES, Setting
 from vmessd.core.startup import STARTUP
 from vmessd.core.wires import Wire
 from vmessd.devices.network_interfaces import NetworkInterfaces
@@ -24,7 +24,7 @@ from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
 from vmessd.network.nics import Nic
 from vmessd.qemu import command_line
 from vmessd.qemu.guest_agent import Address
-from vmessd.storage import backing, blocking, cloud_init, images, startup, vmdir
+from vmessd.storage import backing, blocking, cloud_init, images, owner, startup, vmdir
 from vmessd.storage.images import Disk
 from vmessd.storage.startup import Given
 from vmessd.storage.vmdir import Glance, VMDirectory
@@ -323,7 +323,7 @@ def _settings(directory: VMDirectory) -> list[Value]:
             continue
         if text is not None:
             shown = "; ".join(text.splitlines()) if file in (SHARES, IMPAIRMENTS) else text
-            values.append(Value(file, printable(shown), _objection(BY_FILE[file], text)))
+            values.append(Value(file, printable(shown), _objection(directory, BY_FILE[file], text)))
     return values
 
 
@@ -334,12 +334,15 @@ def _with_failure(value: Value, failed: Mapping[str, str]) -> Value:
     return Value(value.name, value.value, f"{value.value}: {failed[value.name]}")
 
 
-def _objection(setting: Setting, text: str) -> str | None:
-    """Return why a text is no value of a setting; None if it is one."""
+def _objection(directory: VMDirectory, setting: Setting, text: str) -> str | None:
+    """Return why a text is no value of a setting, or has no effect; None if neither is so."""
     try:
-        setting.value(text)
+        value = setting.value(text)
     except InvalidValue as error:
         return error.message
+    starts = setting.file in (AUTOSTART, RESTART) and value not in (None, Policy.no)
+    if starts and (decides := owner.decides(directory)):
+        return ownership.idle(decides, f"{setting.file} {text}")
     return None
 
 

@@ -8,12 +8,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import names, refusals, settings, shutdown_time
+from vmessd.core import names, ownership, refusals, settings, shutdown_time
 from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError, counted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.progress import FleetProgress, FleetStep, StopProgress
 from vmessd.core.settings import Autostart
-from vmessd.storage import blocking
+from vmessd.storage import blocking, owner
 from vmessd.supervisor.registry import Supervisor
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -299,9 +299,16 @@ async def _plan(machine: Machine) -> _Plan:
 
 
 async def _autostart(machine: Machine, patience: float = blocking.LOOK) -> Autostart | None:
-    """Return the AUTOSTART setting of a VM, None if it has none; raises VmessError."""
-    read = functools.partial(_read, machine, "AUTOSTART")
-    value: Autostart | None = await machine.files.aside(read, patience)
+    """Return the AUTOSTART setting of a VM, None if it has none or an owner; raises VmessError."""
+    value: Autostart | None = await machine.files.aside(functools.partial(_read_autostart, machine), patience)
+    return value
+
+
+def _read_autostart(machine: Machine) -> Autostart | None:
+    value: Autostart | None = _read(machine, settings.AUTOSTART)
+    if value is not None and (decides := owner.decides(machine.find_home())):
+        log.warning("%s: %s", machine.vm, ownership.idle(decides, settings.AUTOSTART))
+        return None
     return value
 
 

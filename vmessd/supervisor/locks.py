@@ -1,16 +1,21 @@
-"""The locks of VMs: the LOCK file, whose text is a remark, refuses what changes or ends a VM."""
+"""Who may change a VM: the LOCK file refuses it to all, the OWNER file to all except the owner.
+
+The text of LOCK is a remark; that of OWNER is in :mod:`vmessd.core.ownership`.
+"""
 
 import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable
 
-from vmessd.core import moves, refusals
+from vmessd.core import moves, ownership, refusals
+from vmessd.core.contract import Method
 from vmessd.core.errors import BadFile, NoSuchVM, TimedOut, VmessError, is_broken
-from vmessd.core.lifecycle import OFF
+from vmessd.core.lifecycle import OFF, Policy
 from vmessd.core.moves import Stage
-from vmessd.core.settings import BY_FILE, LOCK
-from vmessd.storage import blocking
+from vmessd.core.ownership import Owner
+from vmessd.core.settings import AUTOSTART, BY_FILE, LOCK, OWNER, RESTART
+from vmessd.storage import blocking, owner
 from vmessd.storage import moves as notes
 from vmessd.vm.machine import Machine
 
@@ -27,10 +32,13 @@ class Locks:
         self._machine = machine
         self._remarks: dict[str, str | None] = {}
         """The remarks in the LOCK files as they were read last; None for a VM that was not locked."""
+        self._owners: dict[str, Owner | None] = {}
+        """The owners of VMs as they were read last."""
 
     def forget(self, vm: str) -> None:
         """Forget a VM that is gone."""
         self._remarks.pop(vm, None)
+        self._owners.pop(vm, None)
 
     async def set(self, name: str, remark: str | None) -> None:
         """Lock a VM with a remark, or unlock it with None; raises InvalidValue, BadFile, Failed.
@@ -40,6 +48,51 @@ class Locks:
         machine = await self._machine(name)
         text = remark if remark is None else remark.strip()
         self._remarks[machine.vm] = await machine.change(functools.partial(_write_remark, machine, text))
+
+    async def own(self, name: str, text: str | None) -> None:
+        """Give a VM an owner, or none.
+
+        Raises:
+            InvalidValue: `text` names none.
+            Failed: it has AUTOSTART or RESTART, and cannot have two masters; or the file cannot be written.
+        """
+        machine = await self._machine(name)
+        await machine.change(functools.partial(_write_owner, machine, text))
+
+    async def check_allowed(self, name: str, method: Method, actor: str) -> str | None:
+        """Raise as :meth:`check_unlocked`; and Locked for a VM with an owner for whom the caller does not act.
+
+        Nobody may start a VM for an owner that it does not have. What is the owner's to do is also done if the
+        VM is locked. Returns a note as :meth:`check_unlocked`.
+        """
+        machine = await self._machine(name)
+        is_owner = bool(method.owned) and await self._check_owner(machine, method, actor)
+        if not method.locks:
+            return None
+        await self._check_settled(machine, method.stops)
+        if is_owner and method.despite_lock:
+            return None
+        return await self.check_remark(machine, method.stops)
+
+    async def _check_owner(self, machine: Machine, method: Method, actor: str) -> bool:
+        """Tell whether the caller acts for the owner of a VM.
+
+        To stop a VM, it does not matter whether OWNER can be read: as :meth:`check_unlocked`.
+        """
+        read = functools.partial(_owner, machine)
+        try:
+            found = await machine.files.aside(read, LOCK_TIME if method.stops else blocking.LOOK)
+            self._owners[machine.vm] = found
+        except (TimedOut, BadFile) as error:
+            if not method.stops:
+                raise
+            log.warning("%s: %s", machine.vm, error.message)
+            found = self._owners.get(machine.vm)
+        if found is None and actor and not method.stops and method.despite_lock:
+            raise ownership.missing(machine.vm, actor)
+        if found is not None and found.kind != actor:
+            raise ownership.refused(machine.vm, found, method.owned)
+        return bool(actor)
 
     async def check_unlocked(self, name: str, stops: bool = False) -> str | None:
         """Raise Locked if a VM is locked or in a move, and BadFile or TimedOut if its LOCK file cannot be read.
@@ -89,6 +142,28 @@ def _remark(machine: Machine) -> str | None:
         if machine.state in OFF:
             raise
         return None
+
+
+def _owner(machine: Machine) -> Owner | None:
+    """Return the owner of a VM; None for one that people own, or that runs without a directory; blocks."""
+    try:
+        return owner.read(machine.find_home())
+    except NoSuchVM:
+        if machine.state in OFF:
+            raise
+        return None
+
+
+def _write_owner(machine: Machine, text: str | None) -> None:
+    """Give a VM an owner, or none, even if the OWNER file is malformed; raises as :meth:`Locks.own`; blocks."""
+    home = machine.find_home()
+    if text is None:
+        home.clear_setting(BY_FILE[OWNER])
+        return
+    for file in (AUTOSTART, RESTART):
+        if home.read_setting(BY_FILE[file]) not in (None, Policy.no):
+            raise ownership.second_master(machine.vm, str(BY_FILE[file].verb))
+    home.write_setting(BY_FILE[OWNER], text)
 
 
 def _is_unknown(machine: Machine) -> bool:

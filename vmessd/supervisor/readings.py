@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from vmessd.core import names, refusals, settings, startup
 from vmessd.core.errors import VmessError
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import BY_FILE, LOCK, UNITS
+from vmessd.core.settings import BY_FILE, LOCK, OWNER, UNITS
 from vmessd.core.wires import Wire
 from vmessd.network.nics import Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
-from vmessd.storage import cloud_init, images
+from vmessd.storage import cloud_init, images, owner
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import launcher, pending
 from vmessd.vm.host import Host
@@ -55,6 +55,8 @@ class Facts(NamedTuple):
     wires: Sequence[Wire] | None = None
     macs: Mapping[int, str] = {}
     locked: bool = False
+    owner: str = ""
+    """Who decides about it in place of people; empty for nobody."""
     autostart: bool = False
     disk: int | None = None
     problem: str | None = None
@@ -206,6 +208,7 @@ def read_facts(files: VMDirectory, *, runs: bool) -> Facts:
         wires=values.get("NICS"),
         macs=values.get("MACS") or {},
         locked=LOCK in stamps,
+        owner=owner.decides(files) if OWNER in stamps else "",
         autostart=values.get("AUTOSTART") is not None,
         disk=disk,
         problem=next(iter(problems), None),

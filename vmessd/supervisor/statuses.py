@@ -42,7 +42,10 @@ class Statuses:
             return status
         pending = reading.plan.pending and reading.plan.pid == status.pid
         problem = status.problem or reading.problem
-        return dataclasses.replace(status, pending=pending, problem=problem, locked=reading.facts.locked)
+        facts = reading.facts
+        return dataclasses.replace(
+            status, pending=pending, problem=problem, locked=facts.locked, owner=facts.owner or None
+        )
 
     async def explain(self, name: str) -> Explanation:
         """Return why a VM is in its state; raises as Supervisor.machine."""

@@ -12,14 +12,14 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import machine_types, names, serial_ports
+from vmessd.core import machine_types, names, ownership, serial_ports
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, Failed, VmessError, failing, quoted, shell_line
 from vmessd.core.hardware import APPEND, BIOS, FIRMWARE, INITRD, KERNEL
 from vmessd.core.lifecycle import Policy
 from vmessd.core.names import INTERFACES_MAX
 from vmessd.core.records import Moment, RunRecord
-from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, QUEUES, SHARES, VHOST
+from vmessd.core.settings import BOOT_ONCE, BY_FILE, CPU, QUEUES, RESTART, SHARES, VHOST
 from vmessd.network import taps, vhost
 from vmessd.network.links import Network
 from vmessd.network.nics import Nic
@@ -36,6 +36,7 @@ from vmessd.storage import (
     firmware,
     images,
     moves,
+    owner,
     safefile,
     serial_stream,
     shared_directories,
@@ -454,9 +455,13 @@ def sweep_quietly(directory: VMDirectory) -> None:
 
 
 def restart_policy(directory: VMDirectory) -> Policy:
-    """Return the policy in the RESTART file; `no` if it is malformed, which is logged."""
+    """Return the policy in the RESTART file; `no` if it is malformed or the VM has an owner; that is logged."""
     try:
-        return Policy(directory.read_setting(BY_FILE["RESTART"]) or Policy.no)
+        policy = Policy(directory.read_setting(BY_FILE[RESTART]) or Policy.no)
     except VmessError as error:
         log.warning("%s: %s; it is not restarted", directory.vm, error.message)
         return Policy.no
+    if policy is not Policy.no and (decides := owner.decides(directory)):
+        log.warning("%s: %s", directory.vm, ownership.idle(decides, RESTART))
+        return Policy.no
+    return policy

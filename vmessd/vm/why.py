@@ -9,8 +9,8 @@ from vmessd.core.lifecycle import Policy
 from vmessd.core.models.daemon import DaemonKind
 from vmessd.core.models.vms import End, Explanation
 from vmessd.core.records import ExitRecord, RunRecord
-from vmessd.core.settings import BY_FILE
-from vmessd.storage import serial_stream
+from vmessd.core.settings import AUTOSTART, BY_FILE, RESTART
+from vmessd.storage import owner, serial_stream
 from vmessd.vm.machine import Machine
 
 CONSOLE_LINES = 10
@@ -28,10 +28,11 @@ async def explain(machine: Machine, daemon: DaemonKind) -> Explanation:
 def _read(machine: Machine, record: ExitRecord | None) -> tuple[End | None, Policy, bool]:
     """Return how a run ended, the restart policy, and whether its AUTOSTART is on; blocks."""
     autostart, policy = None, Policy.no
+    decides = owner.decides(machine.directory)
     with contextlib.suppress(VmessError):
-        autostart = machine.directory.read_setting(BY_FILE["AUTOSTART"])
+        autostart = machine.directory.read_setting(BY_FILE[AUTOSTART]) if not decides else None
     with contextlib.suppress(VmessError):  # a malformed file is logged when it is used
-        policy = Policy(machine.directory.read_setting(BY_FILE["RESTART"]) or policy)
+        policy = Policy((not decides and machine.directory.read_setting(BY_FILE[RESTART])) or policy)
     end = _end(machine, record, machine.record()) if record is not None else None
     return end, policy, autostart is not None
 

@@ -22,6 +22,7 @@ from vmessctl.client import Client
 from vmessd.api import connection
 from vmessd.api.audit import Audit, Peer
 from vmessd.api.budgets import MEMBER, Account
+from vmessd.api.caller import Line
 from vmessd.api.connection import Connection, Gate, Hangups
 from vmessd.api.interface import VmessInterface
 from vmessd.core.contract import METHODS, Method
@@ -68,6 +69,9 @@ class Supervisor:
             raise Locked(f"{vm} is locked")
         return None
 
+    async def check_allowed(self, vm: str, _method: Method, _actor: str) -> str | None:
+        return await self.check_unlocked(vm, False)
+
     async def check_links(self, links: Sequence[str]) -> None:
         for link in links:
             await self.check_unlocked(link, False)
@@ -102,7 +106,7 @@ class Bench:
         self.hangups = Hangups()
         self.ended = asyncio.Event()
         gate = Gate(
-            self.supervisor.check_unlocked, self.supervisor.check_links, self.supervisor.check_needs, Audit()
+            self.supervisor.check_allowed, self.supervisor.check_links, self.supervisor.check_needs, Audit()
         )
         self.connection = Connection(ours, PEER, self.account, gate=gate, ended=self._ended)
         self.connection.interfaces = self._interfaces
@@ -116,7 +120,8 @@ class Bench:
 
     def _interfaces(self) -> VarlinkInterfaceRegistry:
         registry = VarlinkInterfaceRegistry()
-        interface = VmessInterface(self.supervisor, None, PEER, self.connection.abort)  # type: ignore[arg-type]
+        line = Line(self.connection.abort, self.connection.act_for)
+        interface = VmessInterface(self.supervisor, None, PEER, line)  # type: ignore[arg-type]
         registry.register_interface(interface)
         return registry
 

@@ -70,7 +70,7 @@ def test_wire_names_lead_back_to_their_errors() -> None:
 
 
 def test_severity_ranks_every_status_once() -> None:
-    assert sorted(SEVERITY) == [*range(9), INTERRUPTED, UNREAD]
+    assert sorted(SEVERITY) == [*range(11), INTERRUPTED, UNREAD]
     assert {error.status for error in ERRORS} < set(SEVERITY)
 
 

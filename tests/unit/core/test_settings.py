@@ -315,6 +315,7 @@ def test_every_file_is_written_by_a_verb() -> None:
         "MACS",
         "SLOTS",
         "CABLES",
+        "OWNER",
         "IMPAIRMENTS",
         "SHARES",
         "STARTUP",

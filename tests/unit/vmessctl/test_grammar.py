@@ -120,6 +120,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("rm start0 --yes", "rm", ("start0",), (), {"--yes": ""}),
     ("a b1 a0 c start", "start", ("a0", "b1", "c0"), (), {}),
     ("newvm stop", "stop", ("newvm0",), (), {}),
+    ("newvm cluster on web", "cluster", ("newvm0",), ("on", "web"), {}),
     ("newvm stop force --no-wait", "stop", ("newvm0",), ("force",), {"--no-wait": ""}),
     ("newvm --timeout 5 stop", "stop", ("newvm0",), (), {"--timeout": "5"}),
     ("newvm stop --timeout=-1", "stop", ("newvm0",), (), {"--timeout": "-1"}),
@@ -353,7 +354,7 @@ REFUSED = (
     (
         "newvm stop force now",
         "stop takes [force], not 'force now'",
-        "usage: vmess <vmname> stop [force] [--timeout SECONDS] [--grace SECONDS] [--no-wait]",
+        "usage: vmess <vmname> stop [force] [--timeout SECONDS] [--grace SECONDS] [--no-wait] [--by-lock]",
     ),
     ("newvm start --yes", "--yes is not an option of start", "usage: vmess <vmname> start [--at-once N]"),
     ("help --json", "--json is not an option of help", "usage: vmess help [verb|group|topic]..."),
@@ -501,6 +502,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
         "Impair",  # cable has two
         "NetPeers",  # net vlan has two
         "DecideMove",  # move has two
+        "ActFor",  # the environment has it
         *("Snapshots", "NewerSnapshots", "RevertSnapshot", "DeleteSnapshot"),  # snapshot has several
     }
 

@@ -45,7 +45,7 @@ def test_every_verb_and_option_is_in_the_page_of_the_client() -> None:
 
 def test_every_exit_status_is_in_the_page_of_the_client() -> None:
     statuses = {int(status) for status, _ in helptext.STATUSES}
-    others = {errors.DONE, errors.FORCED, errors.INTERRUPTED, errors.UNREAD}
+    others = {errors.DONE, errors.FORCED, errors.INTERRUPTED, errors.UNREAD, errors.HALTED, errors.UNRESPONSIVE}
     used = {kind.status for kind in errors.ERRORS} | others
     assert statuses == used == set(errors.SEVERITY)
     for status, meaning in helptext.STATUSES:

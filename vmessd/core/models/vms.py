@@ -76,6 +76,8 @@ class VMStatus:
     """Settings were changed since the start; they take effect at the next start. null: not known."""
     locked: bool | None = None
     """It is locked against changes. null: not known."""
+    owner: str | None = None
+    """Who decides about it in place of people, such as pacemaker. null: nobody does, or not known."""
     left: float | None = None
     """In state `stopping`: seconds until QEMU is killed, if it does not end before. null: it was killed."""
 

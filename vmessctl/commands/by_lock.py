@@ -1,0 +1,158 @@
+"""The QEMU of a VM without a daemon: it is the process that holds the lock of the pid file in the VM directory.
+
+A cluster has to know whether a VM runs, and to stop it, also where no vmessd answers. This does
+without `socket`, `signal` and `contextlib`, which are slow to load.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+
+from vmessctl.commands import power_button
+from vmessctl.environment import variable
+from vmessd.core import pid_file, places, settings
+from vmessd.core.errors import Failed, NoSuchVM, TimedOut, failing, printable, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+HINT = "start the daemon: systemctl start vmessd; for another VM root than the usual one, set VMESS_VMDIR"
+SIGKILL, SIGTERM = 9, 15  # signal(7): the same on every Linux
+TERM_TIME = 5.0
+"""Seconds that a QEMU has after SIGTERM, on which it writes what it has cached and ends."""
+PRESS_EVERY = 5.0
+"""Seconds between presses of the power button: a guest that is booting misses the first ones."""
+POLL = 0.1
+"""Seconds between looks at the lock, which the kernel releases a moment after the process has ended."""
+
+
+def root() -> str:
+    """Return the VM root: VMESS_VMDIR, or that of the service for root, or that of a person."""
+    if named := variable("VMESS_VMDIR"):
+        return os.path.expanduser(named)
+    return places.SERVICE_ROOT if os.geteuid() == 0 else os.path.expanduser("~/vms")
+
+
+class LockedVM:
+    """A VM, by its directory and the lock in it. It keeps the directory open: use it as a context manager."""
+
+    def __init__(self, vm: str) -> None:
+        """Open the directory; raises NoSuchVM where there is none, and Failed where that is not known."""
+        self._vm = vm
+        path = f"{root()}/{vm}"
+        try:
+            self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoSuchVM(
+                f"no VM {vm}: {printable(path)} does not exist, and no vmessd answers", HINT, path
+            ) from None
+        except OSError as error:
+            why = f"{printable(path)} cannot be read, and no vmessd answers: {reason(error)}"
+            raise Failed(why, hint=HINT) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._directory)
+
+    def pid(self) -> int | None:
+        """Return the PID of the QEMU; None if none runs, 0 if it is in another PID namespace; raises Failed."""
+        with failing(f"whether {self._vm} runs is not known: its {pid_file.NAME}"):
+            try:
+                file = self._open(pid_file.NAME)
+            except FileNotFoundError:
+                return None
+            try:
+                return pid_file.holder(file)
+            finally:
+                os.close(file)
+
+    def _open(self, name: str) -> int:
+        """Open a plain file of the directory, whose files others may have made; raises OSError, Failed."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = os.open(name, flags, dir_fd=self._directory)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise Failed(f"{name} of {self._vm} must be a plain file")
+        return file
+
+    def _grace(self) -> float:
+        """Return the grace period of the VM in seconds; the default if its file says nothing useful."""
+        row = settings.BY_FILE["STOP"]
+        try:
+            file = self._open(row.file)
+            with open(file, "rb") as text:
+                return float(row.parse(text.read(64).decode().strip()))
+        except (OSError, Failed, ValueError):
+            return float(settings.GRACE_DEFAULT)
+
+    def end(self, deadline: float, *, force: bool) -> bool:
+        """End the QEMU, gently unless by `force`; tell whether it took SIGKILL although that was not asked for.
+
+        The deadline is by the monotonic clock. The gentle steps leave time for the next ones.
+
+        Raises:
+            TimedOut: it has not ended by the deadline.
+            Failed: it cannot be signalled.
+        """
+        process = self._process()
+        if process is None:
+            return False
+        try:
+            if not force and self._ended_gently(process, deadline):
+                return False
+            self._signal(process, SIGKILL)
+            if not self._is_gone(process, deadline):
+                raise TimedOut(
+                    f"QEMU of {self._vm} does not end after SIGKILL: it is blocked in the kernel",
+                    hint="it ends when its disk or file server answers",
+                )
+            return not force
+        finally:
+            os.close(process)
+
+    def _process(self) -> int | None:
+        """Return a pidfd of the QEMU; None if none runs. It holds the lock after the pidfd was opened."""
+        while (pid := self.pid()) is not None:
+            if pid == 0:
+                raise Failed(f"QEMU of {self._vm} is in another PID namespace, from which it has to be stopped")
+            try:
+                process = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            if self.pid() == pid:
+                return process
+            os.close(process)
+        return None
+
+    def _ended_gently(self, process: int, deadline: float) -> bool:
+        """Press the power button for the grace period, then send SIGTERM; tell whether QEMU has ended."""
+        grace = min(time.monotonic() + self._grace(), deadline - 2 * TERM_TIME)
+        while time.monotonic() < grace and power_button.press(self._directory):
+            if self._is_gone(process, min(grace, time.monotonic() + PRESS_EVERY)):
+                return True
+        self._signal(process, SIGTERM)
+        return self._is_gone(process, min(time.monotonic() + TERM_TIME, deadline - TERM_TIME))
+
+    def _signal(self, process: int, number: int) -> None:
+        import signal  # noqa: PLC0415 -- slow to load, and a status needs none
+
+        with failing(f"QEMU of {self._vm} cannot be signalled"):
+            try:
+                signal.pidfd_send_signal(process, number)
+            except ProcessLookupError:
+                return
+
+    def _is_gone(self, process: int, deadline: float) -> bool:
+        """Wait until a process has ended and the lock is free; tell whether both are so at the deadline."""
+        ended = bool(select.select([process], [], [], max(0.0, deadline - time.monotonic()))[0])
+        while ended and self.pid() is not None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL)
+        return ended
