@@ -325,6 +325,13 @@ def test_what_becomes_an_uplink_later_and_new_vms_are_noticed(site: Site) -> Non
     site.daemon.done("net", "nat", "lab0", "off")
     assert forwards("up0")
     assert forwards("up1")
+    # Somebody deletes the note: the next look takes the rest back.
+    site.daemon.done("net", "nat", "lab0", RANGE)
+    (site.daemon.root / "NET_NAT").unlink()
+    site.daemon.done("net", "vlan", "lab0")
+    wait_for(lambda: "vmess_lab0" not in host.run("nft", "list", "ruleset").stdout, what="no rules")
+    assert not site.servers()
+    assert "net nat" not in site.daemon.done("net")
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmessd.core.errors import BadFile, failing, printable, reason
+from vmessd.core.errors import BadFile, failing, printable, reason, shell_line
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,14 @@ def must_be_plain(directory: int, name: str) -> None:
     """Raise BadFile where the name belongs to anything other than a plain file."""
     found = status(directory, name)
     if found is not None and not stat.S_ISREG(found.st_mode):
-        raise BadFile(f"{place(directory, name)} is {kind(found.st_mode)}; it must be a plain file")
+        wrong = f"{place(directory, name)} is {kind(found.st_mode)}; it must be a plain file"
+        raise BadFile(wrong, hint=_away(directory, name))
+
+
+def _away(directory: int, name: str) -> str:
+    """Return the hint how to move away what has the name of a file of ours."""
+    path = place(directory, name)
+    return f"to move it away: {shell_line(['mv', '--', path, f'{path}.away'])}"
 
 
 def open_plain(directory: int, name: str, flags: int, mode: int = 0o640) -> int:
@@ -100,7 +107,8 @@ def open_plain(directory: int, name: str, flags: int, mode: int = 0o640) -> int:
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(fd)
         what = "a hard link to another file" if stat.S_ISREG(found.st_mode) else kind(found.st_mode)
-        raise BadFile(f"{place(directory, name)} is {what}; it must be a plain file of its own")
+        wrong = f"{place(directory, name)} is {what}; it must be a plain file of its own"
+        raise BadFile(wrong, hint=_away(directory, name))
     return fd
 
 

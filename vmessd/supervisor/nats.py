@@ -104,16 +104,17 @@ class Nats:
             return
         await self._subscribe()
         for nat in nats:
-            served = self._served[nat.bridge] = Served(nat, problem="it is being restored")
-            try:
-                self._check_allowed(nat)
-            except NotPermitted as error:
-                served.problem = error.message
-                log.warning("%s: %s; its NAT is taken back", nat.bridge, error.message)
-                self._spawn(self._take_back(nat))
-            else:
-                self._spawn(self._again(served))
+            self._begin(nat)
         await asyncio.wait(self._tasks, timeout=RESTORE_TIME)  # VMs and clients do not wait for nft
+
+    def _begin(self, nat: Nat) -> None:
+        """Make a bridge with NAT of which the file says that it should be there, in the background."""
+        served = self._served[nat.bridge] = Served(nat, problem="it is being restored")
+        if self._is_allowed(served):
+            self._spawn(self._again(served))
+        else:
+            log.warning("%s: %s; its NAT is taken back", nat.bridge, served.problem)
+            self._spawn(self._take_back(nat))
 
     async def _take_back(self, nat: Nat) -> None:
         async with self._turn:
@@ -211,6 +212,12 @@ class Nats:
         for served in [*self._served.values()]:
             if served.timer is None:  # else it is tried again anyway
                 await self._again(served)
+        with contextlib.suppress(VmessError):
+            for nat in await blocking.call(self._read):
+                if nat.bridge not in self._served:  # the file was edited
+                    self._begin(nat)
+        if not self._served:
+            self._unsubscribe()
 
     async def _subscribe(self) -> None:
         """Look again when routes of the host change by which another link may be an uplink."""
@@ -252,6 +259,15 @@ class Nats:
             hint=f'the administrator allows it in the file of vmessd --config: allow-nat = ["{nat.network}"]',
         )
 
+    def _is_allowed(self, served: Served) -> bool:
+        """Tell whether the administrator allows a bridge its range, which is its problem if not."""
+        try:
+            self._check_allowed(served.nat)
+        except NotPermitted as error:
+            served.problem = error.message
+            return False
+        return True
+
     def _watch(self, served: Served, up: Up) -> None:
         """Watch the dnsmasq of a bridge that is served."""
         self._forget(served)
@@ -267,6 +283,14 @@ class Nats:
                 return
             self._pause(served)  # its dnsmasq may be replaced, and has not ended by itself then
             try:
+                if not await blocking.call(functools.partial(self._is_noted, served.nat)):
+                    await blocking.call(functools.partial(self._clear, served.nat))
+                    log.warning("%s is not in the file any more; its NAT is taken back", served.nat.bridge)
+                    self._forget(served)
+                    del self._served[served.nat.bridge]
+                    return
+                if not self._is_allowed(served):
+                    return
                 self._watch(served, await blocking.call(functools.partial(self._mend, served.nat)))
             except VmessError as error:
                 log.warning("%s: its NAT does not work: %s", served.nat.bridge, error.message)
@@ -389,10 +413,21 @@ class Nats:
     def _end(self, nat: Nat) -> None:
         """Take back a bridge with NAT, its leases and its note."""
         others = [one for one in self._read() if one.bridge != nat.bridge]
+        self._clear(nat)
+        self._write(others)
+
+    def _clear(self, nat: Nat) -> None:
+        """Take back a bridge with NAT, and its leases."""
         self._lift(nat)
         with safefile.opened(self._root) as root:
             safefile.remove(root, _leases(nat))
-        self._write(others)
+
+    def _is_noted(self, nat: Nat) -> bool:
+        """Tell whether the file says that there should be this bridge with NAT, or cannot be read."""
+        try:
+            return nat in self._read()
+        except VmessError:
+            return True
 
     def _read(self) -> list[Nat]:
         """Return what the file says; raises BadFile."""
