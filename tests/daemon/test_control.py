@@ -6,6 +6,7 @@ hangs up within a second, and others do not notice.
 
 import array
 import contextlib
+import copy
 import enum
 import json
 import os
@@ -266,7 +267,7 @@ def misunderstood(message: Message, dice: random.Random) -> bytes:
             case 0:
                 place.pop(key, None)
             case 1:
-                place[key] = dice.choice(ODD)
+                place[key] = copy.deepcopy(dice.choice(ODD))  # which may become a place itself
             case _:
                 place[str(dice.choice(ODD))] = place.pop(key, None)
     return json.dumps(call).encode()

@@ -282,6 +282,66 @@ _FILL_DISK = (
 """)
 )
 
+# Counts in its memory, and writes each number into a sector of the first IDE disk: that of the number modulo
+# LEDGER. A dot on COM1 for every 256.
+_WRITE_LEDGER = (
+    _code("""
+    31 c0                ; xor ax, ax
+    8e d8                ; mov ds, ax
+    fc                   ; cld
+    ba d1 04             ; mov dx, 0x4d1
+    b0 40 ee             ; mov al, 0x40; out dx, al          IRQ 14 by level
+    66 ff 06 00 06       ; inc dword [0x600]      the number, 0 in a new memory
+    8b 1e 00 06          ; mov bx, [0x600]
+    80 e7 03             ; and bh, 3              the sector
+    ba f2 01             ; mov dx, 0x1f2
+    b0 01 ee             ; mov al, 1; out dx, al             one sector
+    42 88 d8 ee          ; inc dx; mov al, bl; out dx, al
+    42 88 f8 ee          ; inc dx; mov al, bh; out dx, al
+    42 b0 00 ee          ; inc dx; mov al, 0; out dx, al
+    42 b0 e0 ee          ; inc dx; mov al, 0xe0; out dx, al  first drive, by sector
+    42 b0 30 ee          ; inc dx; mov al, 0x30; out dx, al  WRITE SECTORS
+""")
+    + _AWAIT_DATA
+    + _code("""
+    be 00 06             ; mov si, 0x600
+    b9 00 01             ; mov cx, 256
+    f3 6f                ; rep outsw
+    e4 a0                ; in al, 0xa0            what the second PIC is asked for
+    a8 40                ; test al, IRQ 14
+    74 fa                ; jz -6                  to the in
+    ba f7 01             ; mov dx, 0x1f7
+    ec                   ; in al, dx              status; takes the interrupt back
+    a8 21                ; test al, DF or ERR
+    75 0f                ; jnz +15                to what prints `!`
+    a0 00 06             ; mov al, [0x600]
+    84 c0                ; test al, al
+    75 06                ; jnz +6                 past the dot
+    ba f8 03             ; mov dx, 0x3f8
+    b0 2e ee             ; mov al, '.'; out dx, al
+    eb a9                ; jmp -87                to the inc
+    ba f8 03             ; mov dx, 0x3f8
+    b0 21 ee             ; mov al, '!'; out dx, al
+    fa f4 eb fd          ; cli; hlt; jmp -3       to the hlt
+""")
+)
+
+LEDGER = 1024
+"""Sectors that `ledger` writes to, in turn."""
+
+
+def ledger(image: bytes) -> int:
+    """Return the last number that `ledger` has written to its disk; no sector may have an older one."""
+    numbers = [int.from_bytes(image[at : at + 4], "little") for at in range(0, LEDGER * 512, 512)]
+    last = max(numbers)
+    for sector, number in enumerate(numbers):
+        wanted = last - (last - sector) % LEDGER
+        assert number == max(wanted, 0), (
+            f"sector {sector} has {number} in place of {wanted}: something was lost"
+        )
+    return last
+
+
 FILLED = 3072 * 512
 """Bytes that `filler` writes."""
 
@@ -446,6 +506,8 @@ GUESTS = {
     ),
     # Fills the first `FILLED` bytes of its disk, prints `E`, and then is as `polite`.
     "filler": _PRINT_R + _FILL_DISK + _ENABLE_BUTTON + _say("E") + _AWAIT_PRESS + _POWER_OFF + _HALT,
+    # Writes numbers to its disk for ever.
+    "ledger": _PRINT_R + _WRITE_LEDGER,
     # Discards the first `TRIMMED` bytes of its disk, prints `T`, and then is as `polite`.
     "trimmer": _PRINT_R + _TRIM + _ENABLE_BUTTON + _AWAIT_PRESS + _POWER_OFF + _HALT,
     # Powers off by itself 0.3 s after its `R`.

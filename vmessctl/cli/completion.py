@@ -42,7 +42,7 @@ FREE = frozenset(
             "resource",
             "serial:REGEX",
         ),
-        *("host", "RATE", "BRIDGES"),
+        *("host", "channel", "RATE", "BRIDGES"),
         *("SECONDS", "ADDRESS", "COLUMNS", "port", "model", "address", "newvm", "snapshot"),
         *("seconds", "device", "properties", "arguments", "type", "card", "pairs", "devices", "buses", "tag"),
         *("command", "NAME", "image-name", "IMAGE", "HOST", "KEY", "PORT", "REGEX", "BITS"),

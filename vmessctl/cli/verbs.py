@@ -263,6 +263,7 @@ FREE_TEXT = frozenset(
     {
         *(
             "host",
+            "channel",
             "bridge",
             "path-to-iso",
             "model",
@@ -1136,11 +1137,11 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "move",
-        "Move the VM to another host by ssh, with its settings, disks and MAC addresses. The VM must be off;\n"
-        "with --offline, it is powered down before and started over there. It is deleted here once its copy\n"
-        "over there is complete; if anything fails before, it stays here, unchanged. If the connection\n"
-        "breaks in the very last step, nobody knows whether it has arrived: it runs nowhere then, and the\n"
-        "same command asks again. After --timeout, the move is cancelled, except in this last step.",
+        "Move the VM to another host by ssh, with its settings, disks and MAC addresses. A guest that runs\n"
+        "goes on there; with --offline, it is powered down before and started there. The VM is deleted here\n"
+        "once its copy over there is complete; if anything fails before, it stays here, unchanged. If the\n"
+        "connection breaks in the very last step, nobody knows whether it has arrived: it runs nowhere then,\n"
+        "and the same command asks again. After --timeout, the move is cancelled, except in this last step.",
         "Move",
         "move.run",
         arguments="[host]",
@@ -1148,7 +1149,7 @@ COMMANDS: tuple[Command, ...] = (
         reports=True,
         files="move.json",
         destroys=True,
-        running="refused; with --offline, it is powered down before",
+        running="its guest goes on over there",
         summary=ARCHIVE,
         example="newvm move lab2",
     ),
@@ -1157,6 +1158,7 @@ COMMANDS: tuple[Command, ...] = (
         "Take a VM that another host sends; move starts this over there, and nobody else needs it.",
         "Receive",
         "move.receive",
+        arguments="[channel]",
         summary=TOOL,
         example="receive",
     ),

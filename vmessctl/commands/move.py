@@ -23,13 +23,14 @@ from vmessctl.output.descriptors import write_all
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
 from vmessd.core import places
-from vmessd.core.errors import DONE, AlreadyRunning, InvalidValue, VmessError, printable, quoted
+from vmessd.core.errors import DONE, InvalidValue, VmessError, printable, quoted
 from vmessd.core.settings import size_shown
 from vmessd.core.words import MoveStep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmessctl.client import Client, Reply
+    from vmessctl.ssh.ways import Ways
 
 PIECE = 1 << 18
 """Bytes that are copied at a time."""
@@ -51,16 +52,21 @@ def run(invocation: Invocation) -> int:
         "timeout": seconds(invocation.options.get(verbs.TIMEOUT.flag)),
     }
     client = connect(invocation)
-    starts = _power_down(client, invocation, vm)
+    live, starts = _is_live(client, invocation, vm), False
+    if not live:
+        starts = _power_down(client, vm)
     try:
         order = {"vm": vm, "shared": verbs.SHARED.flag in invocation.options, "start": starts, "bridges": maps}
-        last = _moved(client, host, order | limits)
+        order["live"] = live
+        last = _moved(invocation, client, host, order | limits)
     except BaseException:
         if starts:
             _start_again(invocation, vm)
         raise
     emit(invocation, {"progress": last}, vm)
     tell(about(vm, phrase("stayed" if last["stayed"] else "move", host=printable(host)), several=False))
+    if last["stood_still"] is not None:
+        say(f"{vm}: the guest stood still for {1000 * last['stood_still']:.0f} ms")
     for note in last["notes"] or ():
         say(command(f"{vm}: {printable(note)}"))
     return DONE
@@ -90,58 +96,66 @@ def _bridges(text: str | None) -> dict[str, str]:
     return found
 
 
-def _moved(client: Client, host: str, order: Reply) -> Reply:
+def _moved(invocation: Invocation, client: Client, host: str, order: Reply) -> Reply:
     """Have a VM moved; return the last progress."""
-    from vmessctl.ssh import connection, masters  # noqa: PLC0415 -- they need more than other verbs
+    from vmessctl.ssh import ways as ways_to  # noqa: PLC0415 -- it needs more than other verbs
 
-    seat = masters.take(host, may_ask=sys.stderr.isatty())
-    try:
-        way = connection.Connection(seat, [PROGRAM.name, "receive"])
+    with ways_to.Ways(host) as ways:
         try:
+            way = ways.to([PROGRAM.name, "receive"])
             parameters = order | {"host": host, "channel": 0}
-            client.send("Move", parameters, more=True, descriptor=way.socket.fileno())
-            way.socket.close()
-            return _follow(client)
+            client.send("Move", parameters, more=True, descriptor=way.fileno())
+            way.close()
+            while True:
+                client.wait_longer(PATIENCE)
+                reply, more = client.receive()
+                progress: Reply = reply["progress"]
+                if not more:
+                    return progress
+                status_lines.draw(_shown(progress))
+                for name in progress["wants"] or ():
+                    _join(invocation, order["vm"], name, ways)
         finally:
             status_lines.clear()
-            client.close()  # which ends what is not done, and with it the session
-            way.close()
-    finally:
-        seat.close()
+            client.close()  # which ends what is not done, and with it the sessions
 
 
-def _follow(client: Client) -> Reply:
-    """Show how far a move is, and return the last progress."""
-    while True:
-        client.wait_longer(PATIENCE)
-        reply, more = client.receive()
-        progress: Reply = reply["progress"]
-        if not more:
-            return progress
-        status_lines.draw(_shown(progress))
+def _join(invocation: Invocation, vm: str, name: str, ways: Ways) -> None:
+    """Bring a connection that a move wants."""
+    way = ways.to([PROGRAM.name, "receive", name])
+    client = connect(invocation)
+    parameters = {"vm": vm, "name": name.rpartition(":")[2], "channel": 0}
+    client.send("JoinMove", parameters, descriptor=way.fileno())
+    way.close()
+    client.receive()
+    client.close()
 
 
 def _shown(progress: Reply) -> str:
     doing = f"{progress['vm']} to {progress['host']}: {progress['step']}"
     whole, sent = progress["size"], progress["sent"]
-    if progress["step"] != MoveStep.copying or not whole:
+    if progress["step"] not in (MoveStep.copying, MoveStep.mirroring, MoveStep.memory) or not whole:
         return doing
+    if progress["dirtied"] is not None:
+        rates = f"{size_shown(progress['speed'])}/s sent, {size_shown(progress['dirtied'])}/s changed"
+        return f"{doing}: {size_shown(whole - sent)} left, {rates}"
     return f"{bar(doing, min(100, 100 * sent // whole))}, {size_shown(sent)} of {size_shown(whole)}"
 
 
 # -- A VM that runs --
 
 
-def _power_down(client: Client, invocation: Invocation, vm: str) -> bool:
+def _is_live(client: Client, invocation: Invocation, vm: str) -> bool:
+    """Tell whether a VM runs and is to go on over there."""
+    runs = client.call("Status", vm=vm)["status"]["state"] not in OFF
+    return runs and verbs.OFFLINE.flag not in invocation.options
+
+
+def _power_down(client: Client, vm: str) -> bool:
     """Power a VM down that runs, if that is allowed; tell whether it ran."""
     status = client.call("Status", vm=vm)["status"]
     if status["state"] in OFF:
         return False
-    if verbs.OFFLINE.flag not in invocation.options:
-        raise AlreadyRunning(
-            f"VM {vm} is running; it must be off for this",
-            hint=f"to power it down and start it there: {PROGRAM} {vm} move HOST {verbs.OFFLINE.flag}",
-        )
     client.send("Stop", {"vm": vm, "force": False}, more=True)
     try:
         while True:
@@ -203,11 +217,20 @@ def receive(invocation: Invocation) -> int:
             hint=f"on the other host: {PROGRAM} newvm move THIS-HOST",
         )
     client = connect(invocation)
-    client.send("Receive", {}, more=True)
-    client.receive()
+    name = invocation.arguments[0] if invocation.arguments else None
+    client.send("Receive", {"connection": name}, more=True)
+    try:
+        more = client.receive()[1]
+    except VmessError as error:
+        if name is not None and variable("VMESS_CALLED"):  # the move has ended, and says why
+            return error.status
+        raise
     channel = _socket.socket(fileno=client.descriptors(1)[0])
     channel.setblocking(True)
     _pump(channel)
+    if not more:
+        client.close()
+        return DONE
     try:
         client.wait_longer(PATIENCE)
         client.receive()

@@ -47,7 +47,7 @@ class Peer(NamedTuple):
 
 def words(name: str, method: Method, parameters: Mapping[str, Any]) -> str:
     """Return a call in words: its name and subject, then the other parameters."""
-    about = quoted((parameters[method.about] if method.about is not None else None) or "", LENGTH)
+    about = quoted((method.about and parameters.get(method.about)) or "", LENGTH)
     others = [
         _switched(value) if key == SWITCH else f"{key} {_shown(value, secret=key in method.secret)}"
         for key, value in parameters.items()

@@ -15,7 +15,7 @@ from vmessd.core.models.moves import Arrival, MoveProgress
 from vmessd.core.moves import HOST_MAX, is_host
 from vmessd.core.wires import bridge_name
 from vmessd.supervisor.arrivals import Receipt
-from vmessd.supervisor.departures import Order
+from vmessd.supervisor.leaving import Order
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,24 @@ class Moving(Caller):
         bridges: dict[str, str],
         bandwidth: int | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 -- another process's
+        live: bool = False,
     ) -> AsyncIterator[MoveProgress]:
-        """Move a VM that is off to another host. Requires `more`.
+        """Move a VM to another host. It is off, or its guest runs and goes on there (`live`). Requires `more`.
 
         `channel` is passed with the call: a stream socket to the one that Receive has returned over there.
         `host` is what messages call the other host. `shared`: disks that are links are on the other host, too.
         `start` starts the VM over there. `bridges` are other names of bridges over there, by those here.
         `bandwidth` limits the bytes sent in a second, and `timeout` the seconds before the VM is handed over.
 
+        For a guest that runs, a step has the names of connections that it `wants`, each for JoinMove.
+
         Until the last step the VM is here, as it was, if it fails or the caller leaves. The error Locked says
         that nobody knows whether it has arrived: it runs nowhere then. The same call asks again.
         """
         if (bandwidth is not None and bandwidth <= 0) or (timeout is not None and not timeout > 0):
             raise InvalidValue("bandwidth and timeout must be above 0")
-        order = Order(_host(host), shared, start, _bridges(bridges), bandwidth, timeout)
+        uid = self._peer.uid
+        order = Order(_host(host), shared, start, _bridges(bridges), bandwidth, timeout, live, uid)
         passed = _stream(channel.fileno())
         async with contextlib.aclosing(self._supervisor.departures.move(vm, order, passed)) as steps:
             async for step in steps:
@@ -66,12 +70,16 @@ class Moving(Caller):
                 yield step
 
     @varlinkmethod(return_parameter="receipt", delay_generator=False)
-    async def Receive(self) -> AsyncIterator[VMReceipt]:
+    async def Receive(self, *, connection: str | None = None) -> AsyncIterator[VMReceipt]:
         """Take what another host sends: a VM that moves here, or the question whether one has. Requires `more`.
 
         A reply with the socket, and the last one when the VM is here. If the connection ends before, nothing of
-        it stays.
+        it stays. With the name of a `connection`, the socket leads to a QEMU here that waits for a guest.
         """
+        if connection is not None:
+            raise LastResult(
+                _told(Receipt(Arrival(True, None), self._supervisor.arrivals.connection(connection)))
+            )
         async with contextlib.aclosing(self._supervisor.arrivals.receive(self._peer.uid)) as steps:
             async for step in steps:
                 if step.arrival.done:
@@ -79,6 +87,11 @@ class Moving(Caller):
                         self._tell(Kind.made, step.arrival.vm, "moved here from another host")
                     raise LastResult(_told(step))
                 yield _told(step)
+
+    @varlinkmethod
+    async def JoinMove(self, *, vm: str, name: str, channel: FileDescriptor) -> None:
+        """Bring a connection that a move wants: a stream socket to what Receive has returned for it."""
+        self._supervisor.departures.join(vm, name, _stream(channel.fileno()))
 
     @varlinkmethod(return_parameter="note")
     async def DecideMove(self, *, vm: str, here: bool) -> str | None:

@@ -155,7 +155,8 @@ METHODS: Mapping[str, Method] = {
     "Export": Method(Effect.changes, Cost.follow, "vm", needs=Needs.off, descriptors=1),
     "Import": Method(Effect.changes, Cost.follow, "name", descriptors=1),
     "Move": Method(Effect.ends, Cost.follow, "vm", takes="channel", owned="pcs resource move {resource} NODE"),
-    "Receive": Method(Effect.changes, Cost.follow, descriptors=1),
+    "Receive": Method(Effect.changes, Cost.follow, "connection", descriptors=1),
+    "JoinMove": Method(Effect.changes, Cost.change, "vm", takes="channel"),
     "DecideMove": Method(Effect.ends, Cost.change, "vm"),
     "Start": _vm(cost=Cost.follow, owned="pcs resource enable {resource}", despite_lock=True),
     "Stop": _vm(

@@ -33,6 +33,8 @@ class Stage(enum.StrEnum):
     """At the source: nothing is decided. Whoever finds it without its daemon forgets it."""
     handed_over = "handed-over"
     """At the source: the other side was asked to take over, and may have done so."""
+    arriving = "arriving"
+    """At the destination: a guest that runs is on its way here. Whoever finds it later deletes it."""
     arrived = "arrived"
     """At the destination: the VM is here, and the source may not know it yet."""
     unknown = "unknown"
@@ -50,6 +52,8 @@ class MoveRecord:
     host: str
     """The other side: the host as the person has called it, or where it came from."""
     when: Moment
+    paused: bool = False
+    """At the destination: its guest does not run yet, which it has to. At the source: its guest stood still."""
     who: str = ""
     """What the other side calls itself; only this one is believed that the VM has not arrived."""
 
@@ -89,6 +93,18 @@ class Offer:
     """Other files of the host that it names, such as a kernel."""
     start: bool = False
     """It ran, and is to be started here."""
+    live: bool = False
+    """Its guest runs, and goes on here."""
+    runs: bool = False
+    """It does not stand still there."""
+    disks: list[str] | None = None
+    """Of a guest that runs, the disks whose contents are mirrored."""
+    qemu: str = ""
+    """The version of its QEMU."""
+    argv: list[str] | None = None
+    """The command line that gives the guest its hardware."""
+    directory: str = ""
+    """The directory of the VM in that command line."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +120,8 @@ class Answer:
     """The last part of its name on the wire."""
     who: str = ""
     """What a VM root calls itself: it tells hosts apart that a person calls by one name, at different times."""
+    channels: list[str] | None = None
+    """With `whole`, of a guest that runs: the connections that are missing."""
     notes: list[str] | None = None
     """Remarks; they are for the person."""
 
@@ -115,6 +133,10 @@ class Said(enum.StrEnum):
     """The archive may come."""
     whole = "whole"
     """All of it is on disk, and nothing but the word is missing."""
+    closed = "closed"
+    """The disks of a guest are no longer open to the source."""
+    loaded = "loaded"
+    """All of a guest is here; it stands still."""
     done = "done"
     """The VM is here now."""
     absent = "absent"
@@ -128,6 +150,10 @@ class Said(enum.StrEnum):
 class Word(enum.StrEnum):
     """What the source says later."""
 
+    close = "close"
+    """All of the disks was sent, and the guest stands still."""
+    load = "load"
+    """All of the memory was sent."""
     commit = "commit"
     """Take over."""
     forget = "forget"
@@ -185,6 +211,8 @@ def told(vm: str, move: MoveRecord | None) -> str | None:
     """Return in words what is to be known of a VM in a move; None if that is nothing."""
     if move is None or move.stage == Stage.arrived:
         return None
+    if move.stage == Stage.arriving:
+        return f"is on its way from {move.host}"
     if move.stage == Stage.leaving:
         return f"is being moved to {move.host}"
     if move.stage == Stage.unknown:
@@ -199,6 +227,8 @@ def check_settled(vm: str, move: MoveRecord | None) -> None:
         return
     if move.stage == Stage.leaving:
         raise leaving(vm, move.host)
+    if move.stage == Stage.arriving:
+        raise Locked(f"VM {vm} is on its way here from {move.host}", hint="wait until it is there")
     raise unread(vm) if move.stage == Stage.unknown else doubtful(vm, move.host)
 
 

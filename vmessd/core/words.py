@@ -128,6 +128,9 @@ class MoveStep:
 
     asking = "asking"
     copying = "copying"
+    connecting = "connecting"
+    mirroring = "disks"
+    memory = "memory"
     writing = "writing to disk"
     handing_over = "handing over"
     done = "done"

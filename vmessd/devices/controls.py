@@ -87,7 +87,8 @@ class Controls:
 
         QEMU itself refuses nothing: it accepts `cont` while the guest runs elsewhere (measured with 7.2).
         """
-        if (runstate := await self._runstate()) == Runstate.postmigrate:
+        runstate = await self._runstate()
+        if runstate == Runstate.postmigrate and not self._machine.live().stays:
             raise refusals.sent_away(self.vm)
         return runstate
 

@@ -28,7 +28,8 @@ BRIEF, AT_ONCE = 300, 2_000_000
 """Milliseconds that the guest may stand still for the rest, as QEMU estimates: at first, and if it must end."""
 ROUNDS_MAX = 5
 """How often QEMU goes through the memory before the guest has to stand still."""
-CANCEL_TIME = 60.0
+CANCEL_TIME, SWITCH_TIME = 60.0, 5.0
+"""Seconds until a migration has ended that is cancelled, and that its last part may take before."""
 _UNDER_WAY = ("setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug")
 
 
@@ -122,23 +123,39 @@ async def _given_up(run: QemuRun) -> None:
 
 
 async def end_left(run: QemuRun) -> None:
-    """End the work that an earlier daemon, or a call that failed, has left; the guest goes on.
+    """End the work that an earlier daemon, or a call that failed, has left; a guest that ran goes on.
 
     Raises TimedOut, CommandRefused.
     """
     with contextlib.suppress(CommandRefused):
         await run.execute("closefd", {"fdname": MEMORY}, QMP_TIME)
-    found = await _progress(run)
-    if found.get("status") in _UNDER_WAY:
-        with contextlib.suppress(CommandRefused):
-            await run.execute("migrate_cancel", {}, QMP_TIME)
-        for _ in range(int(CANCEL_TIME / PAUSE)):
-            if (await _progress(run)).get("status") not in _UNDER_WAY:
-                break
-            await asyncio.sleep(PAUSE)
+    ended = await called_off(run)
     status = await run.execute("query-status", {}, QMP_TIME)
-    if isinstance(status, Mapping) and status.get("status") == Runstate.postmigrate:
+    if not isinstance(status, Mapping) or status.get("status") != Runstate.postmigrate:
+        return
+    # QEMU itself lets a guest go on that ran before a migration which did not end.
+    run.stays = run.stays or ended != "completed"
+    if not run.stays:
         await run.execute("cont", {}, QMP_TIME)
+
+
+async def called_off(run: QemuRun) -> object:
+    """Cancel a migration that is under way; return its last status; raises TimedOut, CommandRefused.
+
+    It is not cancelled while it sends its last part, if that ends soon: the guest would go on with images that
+    QEMU has given up (7.2's migration.c).
+    """
+    cancelled = False
+    for look in range(int(CANCEL_TIME / PAUSE)):
+        found = (await _progress(run)).get("status")
+        if found not in _UNDER_WAY:
+            break
+        if not cancelled and (found != "device" or look * PAUSE > SWITCH_TIME):
+            cancelled = True
+            with contextlib.suppress(CommandRefused):
+                await run.execute("migrate_cancel", {}, QMP_TIME)
+        await asyncio.sleep(PAUSE)
+    return found
 
 
 async def _go_on(run: QemuRun) -> None:

@@ -37,11 +37,18 @@ class Export:
     """One export. The VM must not be started before :meth:`close`; the object holds its lock until then."""
 
     def __init__(
-        self, vm: VMDirectory, reader: Reader, purpose: str = "being exported", *, keeps_links: bool = False
+        self,
+        vm: VMDirectory,
+        reader: Reader,
+        purpose: str = "being exported",
+        *,
+        keeps_links: bool = False,
+        live: bool = False,
     ) -> None:
         """Lock the VM for a purpose, in words, and open its files.
 
-        `keeps_links`: disks that are links stay behind, because the other host has their targets.
+        `keeps_links`: disks that are links stay behind, because the other host has their targets. `live`: the
+        VM runs, so that it is not locked, and its disks go without their contents.
 
         Raises:
             Locked: another process has locked it.
@@ -60,7 +67,10 @@ class Export:
         self._vm = vm.vm
         self._keeps_links = keeps_links
         self._sources: list[_Source] = []
-        self._hold = Hold(vm, purpose)
+        self._is_live = live
+        self.blank: list[str] = []
+        """The disks that go without their contents."""
+        self._hold = None if live else Hold(vm, purpose)
         self._files: list[int] = []
         try:
             self._collect(vm, reader)
@@ -75,7 +85,8 @@ class Export:
         """Close all files and release the lock."""
         while self._files:
             os.close(self._files.pop())
-        self._hold.close()
+        if self._hold is not None:
+            self._hold.close()
 
     def _archive_size(self) -> int:
         sums = dict.fromkeys([MANIFEST, *(source.entry.file for source in self._sources)], 64 * "0")
@@ -125,7 +136,8 @@ class Export:
         }
         disks = images.disks(vm)
         images.check(vm, disks, values.get("RAW", ()))
-        backing.check_not_written(vm, {disk.slot: disk.bases for disk in disks})
+        if not self._is_live:
+            backing.check_not_written(vm, {disk.slot: disk.bases for disk in disks})
         with vm.opened() as directory:
             for file in sorted(os.listdir(directory)):
                 if file in own:
@@ -135,17 +147,23 @@ class Export:
                 elif file not in own.values():
                     self._add(directory, file, reader)
             for disk in disks:
-                if self._stays_link(disk):
-                    self.links[os.path.basename(disk.path)] = disk.target or ""
-                    self.left_out.append(f"{os.path.basename(disk.path)} (a link)")
-                    continue
-                self._add_image(os.path.basename(disk.path), disk.path, reader)
-                for depth, base in enumerate(disk.bases, 1):
-                    stored = StoredBase(disk.slot, depth, base.format).file
-                    self._add_image(stored, base.path, reader)
-                    own_name = contents.own_file(str(vm.path), base.target)
-                    if own_name is not None and names.snapshot_of(own_name):
-                        self.snapshots[stored] = own_name
+                self._add_disk(vm, disk, reader)
+
+    def _add_disk(self, vm: VMDirectory, disk: Disk, reader: Reader) -> None:
+        if self._stays_link(disk):
+            self.links[os.path.basename(disk.path)] = disk.target or ""
+            self.left_out.append(f"{os.path.basename(disk.path)} (a link)")
+            return
+        if self._is_live and disk.slot != names.CDROM:
+            self._add_blank(disk)
+            return
+        self._add_image(os.path.basename(disk.path), disk.path, reader)
+        for depth, base in enumerate(disk.bases, 1):
+            stored = StoredBase(disk.slot, depth, base.format).file
+            self._add_image(stored, base.path, reader)
+            own_name = contents.own_file(str(vm.path), base.target)
+            if own_name is not None and names.snapshot_of(own_name):
+                self.snapshots[stored] = own_name
 
     def _stays_link(self, disk: Disk) -> bool:
         """Tell whether a drive is exported as a link, if at all."""
@@ -184,6 +202,19 @@ class Export:
         if safefile.status(state, contents.TPM_FILE) is not None:
             safefile.must_be_plain(state, contents.TPM_FILE)
             self._add_image(contents.TPM_FILE, f"/proc/self/fd/{state}/{contents.TPM_FILE}", reader)
+
+    def _add_blank(self, disk: Disk) -> None:
+        """Add a disk of a guest that runs, as one hole; raises Failed if it is not to be mirrored like this."""
+        if disk.format != "raw" or disk.bases or disk.block_device:
+            raise Failed(
+                f"{disk.slot} of {self._vm} is not a raw image alone, so it does not move while its guest runs",
+                hint=f"to power it down for that: vmess {self._vm} move HOST --offline",
+            )
+        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._files.append(fd)
+        entry = Entry(os.path.basename(disk.path), disk.size, Segments())
+        self._sources.append(_Source(entry, printable(disk.path), fd=fd))
+        self.blank.append(disk.slot)
 
     def _add_image(self, file: str, path: str, reader: Reader) -> None:
         fd = images.open_source(path, reader)

@@ -60,12 +60,20 @@ def settle(vm: VMDirectory) -> None:
     except (BadFile, Locked):
         vm.move = MoveRecord(Stage.unknown, "", "", Moment.now())
         raise
+    if vm.move is not None and vm.move.stage in (Stage.leaving, Stage.handed_over):
+        vm.stood_still = vm.move.paused
     if vm.move is not None and vm.move.stage == Stage.leaving:
         forget(vm)
 
 
-def check_here(vm: VMDirectory) -> None:
-    """Raise Locked unless a VM may start here; its lock is held. Raises NoSuchVM, BadFile, too."""
+def check_here(vm: VMDirectory) -> bool:
+    """Raise Locked unless a VM may start here; its lock is held. Raises NoSuchVM, BadFile, too.
+
+    Tells whether QEMU is to wait for a guest that arrives.
+    """
     record = read(vm)
+    if record is not None and record.stage == Stage.arriving and record.key == vm.admits:
+        return True
     if record is not None and record.stage != Stage.leaving:  # which this daemon does, or nobody
         check_settled(vm.vm, record)
+    return False

@@ -71,6 +71,10 @@ class VMDirectory:
         """What this daemon has locked the directory for, in words: `being exported`."""
         self.move: MoveRecord | None = None
         """Its move to another host or from one, as this daemon knows it; see :mod:`vmessd.storage.moves`."""
+        self.admits = ""
+        """The key of the move by which a guest arrives, for which a QEMU may start and wait."""
+        self.stood_still = False
+        """Its guest did so when an earlier daemon began to move it, and is to do so again."""
 
     def __str__(self) -> str:
         return printable(str(self.path))

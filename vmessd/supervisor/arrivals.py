@@ -32,13 +32,16 @@ from vmessd.core.moves import Answer, Ask, Decision, MoveRecord, Offer, Said, St
 from vmessd.core.records import Moment
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import Wire, bridge_name, file_text
+from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import contents, images, safefile
 from vmessd.storage import moves as notes
 from vmessd.storage.blocking import Lane
 from vmessd.storage.importing import Import
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
+from vmessd.supervisor.live_arrival import LiveArrival
 from vmessd.supervisor.move_channel import PIECE, ConnectionBroke, MoveChannel
+from vmessd.vm import same_machine
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
@@ -76,20 +79,28 @@ class Receipt(NamedTuple):
 class Arrivals:
     """The VMs that come to one VM root."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- what becomes of a VM is for others
         self,
         root: Path,
         host: Host,
         machine: Callable[[str], Coroutine[Any, Any, Machine]],
         check_new: Callable[[str], Coroutine[Any, Any, None]],
         left: Callable[[str], None],
+        remove: Callable[[Machine], Coroutine[Any, Any, str | None]],
     ) -> None:
-        """`check_new` raises for a name that no VM can get; `left` hears of directories to remove later."""
+        """`check_new` raises for a name that no VM can get; `left` hears of directories to remove later.
+
+        `remove` removes a VM.
+        """
         self._root = root
+        self._remove = remove
+        self._connections: dict[str, socket.socket] = {}
+        """To QEMUs that wait for a guest, by the name that the source was told."""
         self._host = host
         self._machine = machine
         self._check_new = check_new
         self._left = left
+        self._last_steps: set[asyncio.Task[str]] = set()
         self._coming: dict[str, _Coming] = {}
         """By the keys of their moves."""
 
@@ -140,6 +151,9 @@ class Arrivals:
             if coming.committing:
                 await coming.over.wait()
         record = await self._record(names.parse(offer.vm))
+        if record is not None and record.key == offer.key and record.stage == Stage.arriving:
+            await self.drop(await self._machine(offer.vm))
+            record = None
         if record is None or record.key != offer.key:
             await channel.say(Answer(Said.absent, who=self._who()))
             return None
@@ -154,7 +168,7 @@ class Arrivals:
         except NoSuchVM:
             return None
         record = await machine.change(functools.partial(notes.read, machine.directory))
-        return record if record is not None and record.stage == Stage.arrived else None
+        return record if record is not None and record.stage in (Stage.arrived, Stage.arriving) else None
 
     async def _forget(self, channel: MoveChannel, offer: Offer) -> None:
         """Wait until nothing of the VM is left at the source, and no longer note where it came from."""
@@ -174,24 +188,34 @@ class Arrivals:
         coming = self._coming[offer.key] = _Coming(vm)
         lane = Lane(f"VM root {printable(str(self._root))}")
         incoming = Import(self._root, vm, words_for_qemu=self._host.exargs)
+        stage = Stage.arriving if offer.live else Stage.arrived
+        record = MoveRecord(stage, offer.key, offer.host, Moment.now())
+        last: asyncio.Task[str] | None = None
         try:
             await lane.do(functools.partial(self._check_host, offer))
             await channel.say(Answer(Said.ready, who=self._who()))
             await _fed(incoming, channel, offer, lane)
-            record = MoveRecord(Stage.arrived, offer.key, offer.host, Moment.now())
             await lane.do(functools.partial(self._complete, incoming, offer, record), PATIENCE)
-            await channel.say(Answer(Said.whole))
-            decision = await channel.hear(Decision)
-            if coming.void or (decision.word, decision.key) != (Word.commit, offer.key):
-                raise Failed(f"{vm} was not taken over: this move was given up", hint=REPEAT)
-            coming.committing = True
-            await lane.finish(incoming.finish, PATIENCE)
+            if offer.live:
+                try:
+                    await lane.finish(incoming.finish, PATIENCE)
+                    last = await self._take_guest(channel, offer, record, coming, uid)
+                except BaseException:
+                    await asyncio.shield(asyncio.ensure_future(self._drop_what_came(lane, offer)))
+                    raise
+            else:
+                await channel.say(Answer(Said.whole))
+                _check_word(coming, offer, await channel.hear(Decision))
+                coming.committing = True
+                await lane.finish(incoming.finish, PATIENCE)
         finally:
             try:
                 await leftovers.clean_up(lane, incoming.close, self._left)
             finally:  # the client may leave during that
                 del self._coming[offer.key]
                 coming.over.set()
+        if last is not None:
+            return await asyncio.shield(last)
         return await self._settle(channel, offer, record, uid)
 
     async def _given_up(self, vm: str) -> None:
@@ -201,11 +225,107 @@ class Arrivals:
             async with asyncio.timeout(GIVING_UP_TIME):
                 await asyncio.gather(*over)
 
+    async def _take_guest(
+        self, channel: MoveChannel, offer: Offer, record: MoveRecord, coming: _Coming, uid: int | None
+    ) -> "asyncio.Task[str]":
+        """Have a QEMU wait for a guest until it is here, and take over when the source says so.
+
+        Whatever fails before that, its caller deletes the VM: its guest runs at the source. What follows is
+        done in the task that is returned, also if the client leaves: the guest runs nowhere else.
+        """
+        machine = await self._machine(offer.vm)
+        machine.directory.move = record
+        arriving = LiveArrival(machine, offer, self._host, channel)
+        connections = await arriving.begin(uid)
+        self._connections |= connections
+        try:
+            await channel.say(Answer(Said.whole, channels=list(connections)))
+            await arriving.loaded()
+            _check_word(coming, offer, await arriving.heard())
+        finally:
+            for name in connections:
+                if (left := self._connections.pop(name, None)) is not None:
+                    left.close()
+        coming.committing = True
+        arrived = dataclasses.replace(record, stage=Stage.arrived, paused=offer.runs)
+        task = asyncio.get_running_loop().create_task(
+            self._take_over(machine, channel.kept(), offer, arrived, uid)
+        )
+        self._last_steps.add(task)
+        task.add_done_callback(self._last_steps.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its client may have left
+        return task
+
+    async def _take_over(
+        self, machine: Machine, channel: MoveChannel, offer: Offer, arrived: MoveRecord, uid: int | None
+    ) -> str:
+        """Note that a guest has arrived, and do all that follows; raises ConnectionBroke."""
+        try:
+            await machine.files.finish(functools.partial(notes.note, machine.directory, arrived))
+            return await self._settle(channel, offer, arrived, uid)
+        except VmessError as error:  # it may be on disk all the same: the source has to ask
+            raise ConnectionBroke(f"{machine.vm}: {error.message}") from None
+        finally:
+            channel.close()
+
+    async def finished(self) -> None:
+        """Return when no guest is being taken over."""
+        if self._last_steps:
+            await asyncio.wait(self._last_steps)
+
+    def connection(self, name: str) -> socket.socket:
+        """Return a connection to a QEMU that waits for a guest, once; raises Failed."""
+        found = self._connections.pop(name, None)
+        if found is None:
+            raise Failed(
+                "there is no such connection: nothing waits for it, or somebody has it", hint="repeat the move"
+            )
+        return found
+
+    async def _drop_what_came(self, lane: Lane, offer: Offer) -> None:
+        """Delete a VM whose guest does not arrive, if it has its name already."""
+        try:
+            await lane.do(
+                lambda: None, PATIENCE
+            )  # after the work that gives it, if the client left during that
+            record = await self._record(names.parse(offer.vm))
+            if record is not None and (record.key, record.stage) == (offer.key, Stage.arriving):
+                await self.drop(await self._machine(offer.vm))
+        except VmessError as error:
+            log.warning("%s: what came of it is not deleted: %s", offer.vm, error.message)
+
+    async def drop(self, machine: Machine) -> None:
+        """Delete a VM whose guest was on its way here, and runs at the source."""
+        machine.directory.admits = ""
+        with contextlib.suppress(VmessError):
+            async for _ in machine.stop(None, force=True):
+                pass
+        try:
+            await self._remove(machine)
+        except VmessError as error:
+            log.warning("%s: what came of it is not deleted: %s", machine.vm, error.message)
+
+    async def settle(self, machine: Machine) -> None:
+        """Delete what an earlier daemon has left of an arrival; let a guest run that has arrived."""
+        move = machine.directory.move
+        if move is None:
+            return
+        if move.stage == Stage.arriving:
+            log.warning("%s: its arrival from %s was cut short; it is there", machine.vm, move.host)
+            await self.drop(machine)
+        elif move.stage == Stage.arrived and move.paused:
+            with contextlib.suppress(VmessError, CommandRefused):
+                await LiveArrival.resumed(machine, move)
+
     async def _settle(self, channel: MoveChannel, offer: Offer, record: MoveRecord, uid: int | None) -> str:
         """Tell the source that the VM is here, and start it if it ran there."""
         machine = await self._machine(offer.vm)
         machine.directory.move = record
         said: list[str] = []
+        try:
+            await LiveArrival.resumed(machine, record)
+        except (CommandRefused, VmessError) as error:
+            said.append(f"it stands still there: {error}")
         try:
             await channel.say(Answer(Said.done))
             await self._forget(channel, offer)
@@ -240,6 +360,8 @@ class Arrivals:
                 )
         for file, target in (offer.links or {}).items():
             _check_link(directory.vm, file, target, self._host.allow_shares)
+        if offer.live:
+            same_machine.check_version(self._host, offer.qemu)
         self._host.network.check_bridges([bridge_name(name) for name in (offer.bridges or {}).values()])
 
     def _complete(self, incoming: Import, offer: Offer, record: MoveRecord) -> None:
@@ -262,6 +384,12 @@ class Arrivals:
         if list(wires) != renamed:
             coming.note_wires(file_text(renamed))
         notes.write(fd, record)
+
+
+def _check_word(coming: _Coming, offer: Offer, decision: Decision) -> None:
+    """Raise Failed unless the source says that this side takes over."""
+    if coming.void or (decision.word, decision.key) != (Word.commit, offer.key):
+        raise Failed(f"{coming.vm} was not taken over: this move was given up", hint=REPEAT)
 
 
 def _check(offer: Offer) -> None:

@@ -27,14 +27,15 @@ from vmessd.core.errors import (
     quoted,
     shell_line,
 )
-from vmessd.core.lifecycle import OFF
+from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.models.wires import BridgeNat, Peered, Segment, Step
-from vmessd.core.moves import untold
+from vmessd.core.moves import Stage, untold
 from vmessd.core.settings import BY_FILE, OF_NEW_VM
 from vmessd.core.wires import file_text, tap_below
+from vmessd.devices import live_memory, live_move
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.disks import Disks
@@ -45,8 +46,18 @@ from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
+from vmessd.qemu.monitor import CommandRefused
 from vmessd.qemu.session import Timing
-from vmessd.storage import backing, blocking, cable_notes, impairment_notes, new_directory, root_lock, vmdir
+from vmessd.storage import (
+    backing,
+    blocking,
+    cable_notes,
+    impairment_notes,
+    moves,
+    new_directory,
+    root_lock,
+    vmdir,
+)
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import leftovers
@@ -108,6 +119,7 @@ class Supervisor:
         self._snapshots: dict[str, Snapshots] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._housekeeping: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._lock = -1
         self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
         """Work on the VM root itself."""
@@ -118,7 +130,9 @@ class Supervisor:
         self.changes = Changes(self.machine, self.disks, host, self.cabling.changed)
         self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
         self.departures = Departures(host, self.machine, self.locks.check_remark, self._depart)
-        self.arrivals = Arrivals(root, host, self.machine, self._check_new, self._leftovers.remember)
+        self.arrivals = Arrivals(
+            root, host, self.machine, self._check_new, self._leftovers.remember, self._depart
+        )
         self.clones = Clones(root, host, self.snapshots, self._check_new, self._leftovers.remember)
         self.nats = Nats(root, host, self._hosts_on)
         host.leases = self.nats.leases
@@ -150,6 +164,8 @@ class Supervisor:
             raise
         housekeeping = Housekeeping(self._machines, self.host.kills.look, self._leftovers.retry)
         self._housekeeping = asyncio.create_task(housekeeping.run(), name="housekeeping")
+        settling = self._settle_arrivals([*self._machines.values()])
+        self._settling = asyncio.create_task(settling, name="arrivals of an earlier daemon")
         # Wait for the adoption of QEMUs, but not for a VM that hangs: only requests for that VM wait.
         waits = [asyncio.create_task(machine.found.wait()) for machine in self._machines.values()]
         if waits:
@@ -160,12 +176,15 @@ class Supervisor:
 
     async def __aexit__(self, *_: object) -> None:
         await self.sampler.close()
+        if self._settling is not None:
+            self._settling.cancel()
         if self._housekeeping is not None:
             self._housekeeping.cancel()
             await asyncio.wait({self._housekeeping})
         changes = [asyncio.create_task(wires.finished()) for wires in self._wires.values()]
         changes.append(asyncio.create_task(self.cabling.finished()))
         changes.append(asyncio.create_task(self.departures.finished()))
+        changes.append(asyncio.create_task(self.arrivals.finished()))
         await asyncio.wait(changes, timeout=FINISH_TIME)  # nobody could undo half a change
         for change in changes:
             change.cancel()
@@ -210,12 +229,37 @@ class Supervisor:
         machine = Machine(VMDirectory(self.root, vm), self.host, self._timing)
         self._machines[vm] = machine
         self._wires[vm] = NetworkInterfaces(machine, self.host, self._is_vm, self.cabling.other_ends)
+        machine.prepare.append(functools.partial(self._settle_move, machine))
         machine.moved = functools.partial(self._moved, vm)
         self._disks[vm] = Disks(machine, self.host)
         self._snapshots[vm] = Snapshots(machine, self.host)
         machine.prepare.append(functools.partial(self.startup_typing.begin, machine))
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
+
+    async def _settle_move(self, machine: Machine) -> None:
+        """End what an earlier daemon has left of a move in a QEMU that was adopted."""
+        if machine.state is State.starting:
+            return
+        move = machine.directory.move
+        try:
+            run = machine.live()
+            run.stays = machine.directory.stood_still
+            await live_move.end_left(run)
+            if move is not None and move.stage == Stage.handed_over:  # the other side was not asked: QEMU lives
+                await live_memory.end_left(run)
+                await machine.files.do(functools.partial(moves.forget, machine.directory))
+        except (VmessError, CommandRefused) as error:
+            log.warning("%s: what is left of its move: %s", machine.vm, error)
+
+    async def _settle_arrivals(self, machines: Sequence[Machine]) -> None:
+        """Delete what an earlier daemon has left of VMs that were on their way here."""
+
+        async def settle(machine: Machine) -> None:
+            await machine.settled.wait()  # for ever, if its files hang: others do not wait for it
+            await self.arrivals.settle(machine)
+
+        await asyncio.gather(*map(settle, machines), return_exceptions=True)
 
     def _moved(self, vm: str) -> None:
         """Let other guests see the new state of a VM, if it has or had network cards."""

@@ -210,14 +210,19 @@ def _make_sure(directory: VMDirectory, host: Host) -> Mapping[str, Any]:
     return spec.values
 
 
-def _own(directory: VMDirectory, ours: contextlib.ExitStack) -> int:
-    """Take the lock of a VM and return its descriptor, which `ours` closes; raises Locked."""
+def _own(directory: VMDirectory, ours: contextlib.ExitStack) -> tuple[int, bool]:
+    """Take the lock of a VM, which `ours` closes; raises Locked. Also tell whether a guest is to arrive."""
     lock = directory.lock()
     if lock is None:
         raise directory.held("by another process, so it is not started a second time")
     ours.callback(os.close, lock)
-    moves.check_here(directory)
-    return lock
+    return lock, moves.check_here(directory)
+
+
+def _display(directory: VMDirectory, host: Host, undo: contextlib.ExitStack) -> int:
+    """Claim and return a VNC display."""
+    undo.callback(host.displays.release, directory.vm)
+    return host.displays.claim(directory.vm, names.display(directory.vm))
 
 
 def _tidy(directory: VMDirectory) -> None:
@@ -274,14 +279,14 @@ def launch(
     directory.settle_plan()
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as ours:
         values = _make_sure(directory, host)
-        lock = _own(directory, ours)
+        lock, arrives = _own(directory, ours)
         _tidy(directory)
         _wire(directory, host, values, undo)
         files, once = Glance(directory), directory.version(BOOT_ONCE)
         spec = specify(files, host, display=0)  # without the interfaces that `_wire` has removed
-        undo.callback(host.displays.release, directory.vm)
-        display = host.displays.claim(directory.vm, names.display(directory.vm))
-        argv = command_line.build(dataclasses.replace(spec, display=display, waits=bool(memory)), host.qemu)
+        display = _display(directory, host, undo)
+        spec = dataclasses.replace(spec, display=display, waits=bool(memory) or arrives)
+        argv = command_line.build(spec, host.qemu)
         undo.callback(sweep_quietly, directory)
         directory.make_pid_file()
         output = _log(directory, vmdir.QEMU_LOG, ours)

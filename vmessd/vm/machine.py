@@ -16,6 +16,7 @@ from vmessd.core.errors import StartFailed, VmessError
 from vmessd.core.lifecycle import OFF, Action, Event, Policy, State, by_force, ladder
 from vmessd.core.models.progress import StartProgress, StopProgress
 from vmessd.core.models.vms import Exit, VMStatus
+from vmessd.core.moves import Stage
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.core.settings import BOOT_ONCE
 from vmessd.core.words import Runstate
@@ -356,6 +357,11 @@ class Machine(FailureRecovery):
 
     async def _let_it_run(self, run: QemuRun) -> None:
         await self._prepare(run)
+        move = self.directory.move
+        if move is not None and move.stage in (Stage.arriving, Stage.unknown):  # its source lets it run
+            run.arrives = True
+            self._inbox.post(Event.halts, Runstate.inmigrate, of=run)
+            return
         if run.waits:
             await run.go_on(self.files.aside(functools.partial(self._opened_memory, run)))
             return
@@ -393,6 +399,8 @@ class Machine(FailureRecovery):
                 note = GIVEN_UP
         if within is not None:
             grace = min(grace, within)
+        if self.directory.move is not None and self.directory.move.stage == Stage.arriving:
+            grace = 0.0  # the guest runs elsewhere, and must not run here
         return Stop(ladder(grace), grace, uid, gentle=True, note=note)
 
     async def _begin_force(self, message: EventMessage) -> None:

@@ -87,6 +87,10 @@ class QemuRun:
     """When the guest stood still last, on the monotonic clock."""
     keeps: bool = False
     """Its memory is being kept for a snapshot; then, the guest goes on by itself."""
+    arrives: bool = False
+    """It waits for a guest from another host, and is not to run it by itself."""
+    stays: bool = False
+    """Its guest did not leave in the end, which QEMU calls `postmigrate` if it stood still before."""
     stop: Stop | None = None
     agent: Agent | None = None
     """The guest agent, if QEMU has a port for it."""
@@ -116,7 +120,9 @@ class QemuRun:
     @property
     def waits(self) -> bool:
         """It waits for the memory of a snapshot, or loads it."""
-        return self.runstate == Runstate.inmigrate and command_line.waits(self.launched.record.argv)
+        if self.arrives or self.runstate != Runstate.inmigrate:
+            return False
+        return command_line.waits(self.launched.record.argv)
 
     @property
     def is_out_of_reach(self) -> bool:

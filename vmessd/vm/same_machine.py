@@ -49,6 +49,26 @@ def check(vm: VMDirectory, host: Host, name: str, then: Origin) -> None:
         )
 
 
+def check_version(host: Host, then: str) -> None:
+    """Raise Failed if a guest comes from another version of QEMU."""
+    if (now := abilities.version(host.qemu, host.account.entry)) != then:
+        raise Failed(
+            f"its guest runs in QEMU {then or 'unknown'}, and this host has QEMU {now or 'unknown'}",
+            hint="move it while it is off: --offline",
+        )
+
+
+def check_arrival(vm: VMDirectory, host: Host, then: Origin) -> None:
+    """Raise Failed if a guest that arrives does not fit into what a start would be here."""
+    now = _present(vm, host)
+    was, is_now = (guest_hardware.visible(one.argv, one.directory) for one in (then, now))
+    if what := guest_hardware.difference(was, is_now):
+        raise Failed(
+            f"the guest of {vm.vm} does not fit: {what}",
+            hint="move it while it is off: --offline",
+        )
+
+
 def _present(vm: VMDirectory, host: Host, running: str | None = None) -> Origin:
     spec = launcher.specify(vm, host, display=0, running=running)
     return Origin(

@@ -275,6 +275,7 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("move newvm lab2 --map br0=br1", "move", ("newvm0",), ("lab2",), {"--map": "br0=br1"}),
     ("newvm move --take", "move", ("newvm0",), (), {"--take": ""}),
     ("receive", "receive", (), (), {}),
+    ("receive abc:ram", "receive", (), ("abc:ram",), {}),
     ("newvm capture 0", "capture", ("newvm0",), ("0",), {}),
     ("newvm leaf capture 0,1 out --count 5", "capture", ("newvm0", "leaf0"), ("0,1", "out"), {"--count": "5"}),
     ("capture newvm all -", "capture", ("newvm0",), ("all", "-"), {}),
@@ -501,7 +502,7 @@ def test_every_method_of_the_table_is_in_the_interface() -> None:
         *("Bring", "PutOn", "PutOnImage", "DeleteDisk", "AddImage", "RemoveImage"),  # hda has several
         "Impair",  # cable has two
         "NetPeers",  # net vlan has two
-        "DecideMove",  # move has two
+        *("JoinMove", "DecideMove"),  # move has several
         "ActFor",  # the environment has it
         *("Snapshots", "NewerSnapshots", "RevertSnapshot", "DeleteSnapshot"),  # snapshot has several
     }

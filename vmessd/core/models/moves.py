@@ -12,6 +12,10 @@ class MoveStep(enum.StrEnum):
     asking = words.MoveStep.asking
     """The other host looks whether the VM can come."""
     copying = words.MoveStep.copying
+    connecting = words.MoveStep.connecting
+    """The client brings the connections for a guest that runs."""
+    mirroring = words.MoveStep.mirroring
+    memory = words.MoveStep.memory
     writing = words.MoveStep.writing
     """The other host writes to its disk what is in memory."""
     handing_over = words.MoveStep.handing_over
@@ -36,6 +40,14 @@ class MoveProgress:
     """In the last step: the VM is here, since the other host has said for certain that it did not arrive."""
     notes: list[str] | None = None
     """Remarks on what to mind; null if there are none."""
+    wants: list[str] | None = None
+    """While connecting: the connections to bring by Join, each by Receive with its name over there."""
+    dirtied: int | None = None
+    """Bytes of memory that the guest changes in a second; it moves when this is less than `speed`."""
+    speed: int | None = None
+    """Bytes that are sent in a second."""
+    stood_still: float | None = None
+    """In the last step, the seconds that the guest stood still, up to the word that it runs."""
 
 
 @dataclass(frozen=True)
