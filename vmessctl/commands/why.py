@@ -95,6 +95,8 @@ def _next(why: Reply) -> str:
         return "left alone until QEMU answers; stop force ends it"
     if status["state"] == State.held:
         return "it is left alone, and checked again until its directory is free or its QEMU is found"
+    if status.get("owner"):
+        return f"{printable(status['owner'])} decides about it"
     if status["state"] != State.stopped:
         if policy == Policy.no:
             return f"stays off if it ends (restart policy: no){boot}"

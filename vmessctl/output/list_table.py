@@ -35,6 +35,7 @@ def note(vm: VM) -> str:
     unusual = vm["state"] == State.paused and vm["runstate"] not in (None, Runstate.paused)
     words = [
         "locked" if vm["locked"] else "",
+        printable(vm.get("owner") or ""),
         "changes at next start" if vm["pending"] else "",
         "autostart" if vm["autostart"] else "",
         printable(vm["runstate"]) if unusual else "",

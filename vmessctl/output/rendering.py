@@ -49,6 +49,8 @@ def _off(status: Reply) -> str:
         words.append(f"restart {restart['attempt']} of {restart['limit']} in {duration(restart['due'])}")
     if status.get("locked"):
         words.append("locked")
+    if status.get("owner"):
+        words.append(printable(status["owner"]))
     if status.get("problem"):
         words.append(phrases.command(printable(status["problem"])))
     return f" ({'; '.join(words)})" if words else ""
@@ -67,7 +69,8 @@ def _condition(status: Reply, *, may_ask_why: bool = True) -> str:
     more = f"; {PROGRAM} {status['name']} why" if unexplained else ""
     waits = "changes at next start" if status.get("pending") else ""
     locked = "locked" if status.get("locked") else ""
-    remarks = dict.fromkeys((f"{words}{more}" if words else "", locked, waits, problem))
+    owner = printable(status.get("owner") or "")
+    remarks = dict.fromkeys((f"{words}{more}" if words else "", locked, owner, waits, problem))
     text = "; ".join(filter(None, remarks))
     return f" ({text})" if text else ""
 

@@ -119,6 +119,7 @@ class Overviews:
             autostart=facts.autostart if facts else None,
             pending=plan.pending,
             problem=status.problem or (reading.problem if reading else None),
+            owner=(facts.owner or None) if facts else None,
         )
 
 

@@ -204,12 +204,13 @@ def read_facts(files: VMDirectory, *, runs: bool) -> Facts:
         disk = sum(one.size for one in images.disks(files) if one.slot != names.CDROM)
     except VmessError as error:
         problems.append(_within(files, error))
+    owned_by = owner.decides(files) if OWNER in stamps else ""
     return facts._replace(
         wires=values.get("NICS"),
         macs=values.get("MACS") or {},
         locked=LOCK in stamps,
-        owner=owner.decides(files) if OWNER in stamps else "",
-        autostart=values.get("AUTOSTART") is not None,
+        owner=owned_by,
+        autostart=values.get("AUTOSTART") is not None and not owned_by,
         disk=disk,
         problem=next(iter(problems), None),
     )

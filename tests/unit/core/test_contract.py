@@ -47,6 +47,21 @@ def test_what_the_client_offers_for_a_state_is_what_methods_take() -> None:
     assert offered == in_the_table | {"Start": "off", "Stop": "on"}, "these the table of transitions answers"
 
 
+HARMLESS = {"Vnc", "Console", "SendKeys", "Type", "Capture", "Export", "Make", "Lock", "Unlock", "Own"}
+"""What may be done to a VM although a cluster decides about it: its guest is used, or nothing of it changes."""
+SETTLING = {"DecideMove", "JoinMove"}
+"""What only a person knows, and a part of a move that has begun."""
+
+
+def test_c218_whatever_changes_a_vm_is_refused_unless_its_owner_asks_or_it_is_harmless() -> None:
+    changing = {name for name, row in METHODS.items() if row.about == "vm" and row.effect is not Effect.looks}
+    assert {name for name, row in METHODS.items() if row.owned} == changing - HARMLESS - SETTLING
+
+
+def test_a_lock_does_not_stop_a_cluster() -> None:
+    assert {name for name, row in METHODS.items() if row.despite_lock} == {"Start", "Stop"}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_counts_the_descriptors_of_a_reply(name: str) -> None:
     kinds = SIGNATURES[name].return_type.traverse()

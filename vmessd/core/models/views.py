@@ -77,6 +77,8 @@ class VMOverview:
     """Settings were changed since the start; they take effect at the next start."""
     problem: str | None
     """What is wrong with it, or why a start would be refused."""
+    owner: str | None = None
+    """As in VMStatus."""
 
 
 @dataclass(frozen=True)
