@@ -12,7 +12,16 @@ from vmessctl.output import phrases, rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, for_each, say, show, show_each, tell, warn
 from vmessd.core import impairment_words, names
-from vmessd.core.errors import DONE, InvalidValue, NotPermitted, TimedOut, printable, quoted, shell_line
+from vmessd.core.errors import (
+    DONE,
+    InvalidValue,
+    NotPermitted,
+    TimedOut,
+    VmessError,
+    printable,
+    quoted,
+    shell_line,
+)
 from vmessd.core.words import StepKind
 
 TYPE_CHECKING = False
@@ -44,6 +53,19 @@ def _tell(invocation: Invocation, reply: Reply, vm: str = "", leave_out: Sequenc
         if kind in ASIDES:
             (warn if kind == StepKind.pending else say)(phrase(f"aside {kind}", link=link))
     return TimedOut.status if any(step["step"] == StepKind.pending for step in steps) else DONE
+
+
+def _tell_bridges_like_vms(client: Client, reply: Reply) -> None:
+    """Say that a bridge is new which has the short name of a VM: a cable to the VM may have been meant."""
+    for step in reply["steps"]:
+        bridge = printable(step["link"])
+        try:
+            vm = names.parse(bridge) if step["step"] == StepKind.making else bridge
+            if vm != bridge:
+                client.call("Status", vm=vm)
+                say(phrase("aside like a VM", bridge=bridge, vm=vm))
+        except VmessError:
+            pass  # most bridges have no name of a VM
 
 
 def _number(invocation: Invocation, text: str, what: str) -> int:
@@ -82,6 +104,7 @@ def ifadd(invocation: Invocation) -> int:
         with without_root(vm, line):
             reply = client.call("SetNics", vm=vm, count=count, wires=list(wires))
         status = _tell(invocation, reply, vm)
+        _tell_bridges_like_vms(client, reply)
         shown = ", ".join(map(printable, [*wires, *["-"] * (count - len(wires))]))
         tell(about(vm, phrase("ifadd" if count else "ifdel", wires=shown), several=False))
         return status
@@ -118,6 +141,7 @@ def connect_interface(invocation: Invocation) -> int:
         with without_root(vm, ["connect", str(interface), USER] if wire != "-" else []):
             reply = client.call("Connect", vm=vm, interface=interface, wire=wire)
         status = _tell(invocation, reply, vm, QUIETLY)
+        _tell_bridges_like_vms(client, reply)
         _tell_done(invocation, vm, number=interface, wire=printable(wire))
         return status
 

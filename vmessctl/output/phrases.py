@@ -139,6 +139,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "aside down": 2 * ("bridge {link} is down and passes no frames: ip link set {link} up",),
     "aside waiting": 2
     * ("{link} is in no bridge, so its VLANs carry no frames: {program} net vlan BRIDGE {link}",),
+    "aside like a VM": 2 * ("{bridge} is a new bridge; a cable to VM {vm} would be {vm}:0",),
     "aside dropped": 2 * ("no longer forwarded: {link}",),
     "aside pending": 2
     * ("{link}: pending: the guest has not released it; it goes when the guest does so or the VM stops",),

@@ -10,7 +10,7 @@ from vmessctl.cli.grammar import parse
 from vmessctl.cli.verbs import COMMANDS
 from vmessctl.commands import network
 from vmessctl.output import terminal
-from vmessd.core.errors import Failed, InvalidValue, NotPermitted, VmessError
+from vmessd.core.errors import Failed, InvalidValue, NoSuchVM, NotPermitted, VmessError
 from vmessd.core.models.wires import StepKind
 from vmessd.core.wires import FORWARD_FORM
 
@@ -468,6 +468,52 @@ def test_an_argument_that_makes_no_sense_is_refused_before_any_call(
         app.run(line.split())
     assert caught.value.message == message
     assert client.calls == []
+
+
+@pytest.mark.parametrize(
+    ("line", "made", "known", "calls", "aside"),
+    [
+        (
+            "leaf connect 0 spine",
+            "spine",
+            True,
+            2,
+            "spine is a new bridge; a cable to VM spine0 would be spine0:0\n",
+        ),
+        (
+            "leaf ifadd 1 spine",
+            "spine",
+            True,
+            2,
+            "spine is a new bridge; a cable to VM spine0 would be spine0:0\n",
+        ),
+        ("leaf connect 0 spine", "spine", False, 2, ""),
+        ("leaf connect 0 br9", "br9", True, 1, ""),
+        ("leaf connect 0 lan.1", "lan.1", True, 1, ""),
+    ],
+)
+def test_a_new_bridge_with_the_short_name_of_a_vm_is_remarked_on(  # noqa: PLR0917 -- a table
+    line: str,
+    made: str,
+    calls: int,
+    aside: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    known: bool,
+) -> None:
+    client = answering(monkeypatch, {"steps": [step("making", made)]})
+
+    def call(method: str, **parameters: object) -> dict[str, Any]:
+        if method == "Status" and not known:
+            client.calls.append((method, parameters))
+            raise NoSuchVM("no VM spine0")
+        return Answering.call(client, method, **parameters)
+
+    monkeypatch.setattr(client, "call", call)
+    assert app.run(line.split()) == 0
+    assert len(client.calls) == calls
+    assert capsys.readouterr().err == aside
 
 
 @pytest.mark.parametrize("line", [case[0] for case in TOLD])
