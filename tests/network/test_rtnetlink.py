@@ -16,7 +16,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ from daemons import TESTS, UNIT, Namespace, WiredDaemon, need_wires
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from vmessd.core.wires import Wire
 from vmessd.network import netlink_replies, rtnetlink, taps
 from vmessd.network.fdb_events import FDBEvents
+from vmessd.network.links import Network
 from vmessd.network.netlink_replies import Link, Neighbour, attributes
 from vmessd.network.netlink_requests import (
     IPV6_MTU_MIN,
+    Request,
+    baptism,
     change,
     deletion,
     new_bridge,
@@ -42,6 +47,7 @@ from vmessd.network.netlink_requests import (
     without_host_traffic,
     without_link_local,
 )
+from vmessd.network.policy import Access
 from vmessd.network.rtnetlink import Netlink, Refused
 
 MakeWired = Callable[..., WiredDaemon]
@@ -685,6 +691,64 @@ def test_what_is_forgotten_on_a_link_is_that_and_no_more() -> None:
         if os.path.exists("/proc/sys/net/ipv6"):
             assert setting("ipv6/conf/vethA0/addr_gen_mode") == "1"
             assert setting("ipv6/conf/vethB0/addr_gen_mode") == "0"
+
+
+@in_namespace
+def test_a_link_gets_its_name_with_nothing_to_say_for_the_host() -> None:
+    with Netlink() as kernel:
+        kernel.do([new_veth("vethA0", "vethB0")])
+        ends = [there(kernel, name).index for name in ("vethA0", "vethB0")]
+        other = change(ends[1], alias="meanwhile")
+        kernel.do(baptism(ends[0], "leaf0e0", "vmess", 65000, other), tolerate=errno.EAFNOSUPPORT)
+        now = there(kernel, "leaf0e0")
+        assert (now.index, now.alias, now.multicast, now.mtu, now.up) == (ends[0], "vmess", False, 65000, False)
+        assert there(kernel, "vethB0").alias == "meanwhile"
+        if os.path.exists("/proc/sys/net/ipv6"):
+            assert setting("ipv6/conf/leaf0e0/addr_gen_mode") == "1"
+
+
+@in_namespace
+def test_what_each_link_has_of_its_own_is_put_into_a_message_made_for_another() -> None:
+    names, macs = ("bridge1", "leaf0", "longername0"), ("02:00:00:00:00:07", MAC, "02:00:00:00:00:09")
+    with Netlink() as kernel:
+        for name, mac in zip(names, macs, strict=True):
+            kernel.do([new_bridge(name, mac), set_alias(name, name)])
+        masters = dict(zip(names, map(functools.partial(there, kernel), names), strict=True))
+        for _ in range(2):
+            for number, (name, mac) in enumerate(zip(names, reversed(macs), strict=True)):
+                kernel.do([new_veth(f"v{number}", f"w{number}")])
+                index, master = there(kernel, f"v{number}").index, masters[name].index
+                kernel.do([change(index, name=f"{name}x", mac=mac, master=master, mtu=1400 + number)])
+                now = there(kernel, f"{name}x")
+                assert (now.index, now.mac, now.master, now.mtu) == (index, mac, master, 1400 + number)
+                assert [port.index for port in kernel.ports(master)] == [index]
+                kernel.do([deletion(index)])
+        assert {name: (link.mac, link.alias) for name, link in masters.items()} == {
+            name: (mac, name) for name, mac in zip(names, macs, strict=True)
+        }
+
+
+@in_namespace
+def test_interfaces_on_bridges_take_a_few_messages_and_none_is_asked_for_twice() -> None:
+    asked: list[Request] = []
+    send = rtnetlink._Socket.send
+
+    def counted(self: Any, requests: Sequence[Request], read: Any) -> range:
+        asked.extend(requests)
+        return send(self, requests, read)
+
+    rtnetlink._Socket.send = counted  # type: ignore[method-assign]
+    network, wires = Network(Access(0)), {index: Wire(bridge=f"bridge{index}") for index in range(4)}
+    for vm in ("a0", "b0", "c0", "d0"):
+        network.wire(vm, wires)  # the bridges have a crowd of ports then
+    for vm, most in (("e0", 60), ("e0", 25)):  # those of a new VM, and the same once more
+        asked.clear()
+        network.wire(vm, wires)
+        counts = Counter(request.verb for request in asked)
+        assert (len(asked) <= most, counts["addresses"], counts["links"]) == (True, 1, 0), counts
+    asked.clear()
+    assert network.mark_leaving("e0", [*wires]).leaving == []
+    assert {request.verb for request in asked} == {"get"}, "nothing is changed"
 
 
 @in_namespace

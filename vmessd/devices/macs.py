@@ -61,9 +61,12 @@ class Macs:
         """Return the MACs of the cards of the running QEMU, as far as they are known."""
         return {} if self._machine.state in OFF else dict(self._cards.macs())
 
-    def configured(self) -> dict[int, str]:
-        """Return the MACs of cards, by MACS and by the running QEMU; blocks. Raises BadFile."""
-        noted: dict[int, str] = self._machine.home.read_setting(MACS) or {}
+    def configured(self, files: VMDirectory | None = None) -> dict[int, str]:
+        """Return the MACs of cards, by MACS and by the running QEMU; blocks. Raises BadFile.
+
+        `files` as for NetworkInterfaces.nics.
+        """
+        noted: dict[int, str] = (files or self._machine.home).read_setting(MACS) or {}
         return {**noted, **self.present()}
 
     async def watch(self) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vmessd.core import impairments, names, nic_hardware
@@ -41,7 +41,7 @@ from vmessd.network.nics import Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
 from vmessd.storage import cable_notes, cable_sockets, cloud_init, images
-from vmessd.storage.vmdir import VMDirectory
+from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import launcher
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -67,15 +67,18 @@ class NetworkInterfaces:
         self,
         machine: Machine,
         host: Host,
-        is_vm: Callable[[str], Awaitable[bool]],
+        vms_among: Callable[[Collection[str]], Awaitable[Collection[str]]],
         other_ends: Callable[[str], Awaitable[Mapping[int, str | None]]],
     ) -> None:
-        """`other_ends` returns for each cable of a VM why its other end is dead, None if it is live."""
+        """`vms_among` returns which of these names are those of VMs.
+
+        `other_ends` returns for each cable of a VM why its other end is dead, None if it is live.
+        """
         self.vm = machine.vm
         self._machine = machine
         self._host = host
         self._network = host.network
-        self._is_vm = is_vm
+        self._vms_among = vms_among
         self._other_ends = other_ends
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -164,15 +167,15 @@ class NetworkInterfaces:
 
     async def _arrange(self, wires: Sequence[Wire], known: Mapping[int, End]) -> list[Step]:
         async with self._lock:
-            self._check_known(known, await self.cabled())
             if self._is_off:
                 try:
                     return await self._machine.change(
-                        functools.partial(self._arrange_stopped, wires), stopped=True
+                        functools.partial(self._arrange_stopped, wires, known), stopped=True
                     )
                 except AlreadyRunning:
                     if self._is_off:
                         raise
+            self._check_known(known, await self.cabled())
             return await self._arrange_running(wires)
 
     async def connect(self, index: int, word: str, known: Mapping[int, End] | None = None) -> list[Step]:
@@ -222,33 +225,35 @@ class NetworkInterfaces:
         return task
 
     async def _check_bridges(self, wires: Sequence[Wire]) -> None:
-        for wire in wires:
-            if wire.bridge is not None and await self._is_vm(wire.bridge):
-                raise InvalidValue(f"bridge name '{wire.bridge}' is the name of a VM")
+        bridges = {wire.bridge for wire in wires if wire.bridge is not None}
+        if taken := await self._vms_among(bridges):
+            first = next(wire.bridge for wire in wires if wire.bridge in taken)
+            raise InvalidValue(f"bridge name '{first}' is the name of a VM")
 
-    def _arrange_stopped(self, wires: Sequence[Wire]) -> list[Step]:
+    def _arrange_stopped(self, wires: Sequence[Wire], known: Mapping[int, End]) -> list[Step]:
         """Change the interfaces of a VM that is off.
 
         The order ensures that no stray TAP is left if this process dies in between: TAPs to delete are marked
         first, and TAPs to create are recorded first.
         """
-        kept = _with_taps(wires)
-        notes = self._files.texts(wires)
-        with self._files.written(self._network.mark_leaving(self.vm, kept), notes):
+        files, kept = Glance(self._machine.home), _with_taps(wires)
+        self._check_known(known, _cabled(files))
+        notes = self._files.texts(wires, files=files)
+        marked = self._network.mark_leaving(self.vm, kept)
+        with self._files.written(marked, notes, files):
             self._plug_sockets(dict(enumerate(wires)))
-            macs = self.macs.configured() if wires else {}
+            macs = self.macs.configured(files) if wires else {}
             honoured = self._honoured(enumerate(wires))
-            change = self._network.wire(self.vm, honoured, macs, queued=self._queued())
+            change = self._network.wire(self.vm, honoured, macs, queued=self._queued(files))
             try:
-                gone = self._network.unwire(self.vm, keep=kept)
+                gone = self._network.unwire(self.vm, keep=kept) if marked.leaving else []
             except BaseException:
                 change.undo()
                 raise
         return gone + change.steps
 
-    def _queued(self) -> list[int] | None:
+    def _queued(self, home: VMDirectory) -> list[int] | None:
         """Return the interfaces whose card has several queues; None if a setting is wrong; blocks."""
-        home = self._machine.home
         with contextlib.suppress(VmessError):  # a start complains
             found = {setting.file: home.read_setting(setting) for setting in (QUEUES, NIC_MODEL)}
             return launcher.queued({file: value for file, value in found.items() if value is not None})
@@ -285,9 +290,7 @@ class NetworkInterfaces:
 
         Raises TimedOut.
         """
-        with contextlib.suppress(NoSuchVM, BadFile):
-            return await self._machine.files.aside(lambda: cable_notes.noted(self._machine.home))
-        return {}
+        return await self._machine.files.aside(lambda: _cabled(self._machine.home))
 
     async def why_dead(self, index: int, end: End) -> str | None:
         """Return why an end of a cable is dead, which should lead to `end`; None if it is live.
@@ -360,10 +363,12 @@ class NetworkInterfaces:
 
         `agreed`: the other end is about to name this one.
         """
+        if self._is_off:
+            return  # a start does it
         by_qemu = {nic.index for nic in self._look() if nic.by_qemu and not nic.wire.user}
         concerned = {index: wire for index, wire in wires.items() if index in by_qemu}
-        if self._is_off or not concerned:
-            return  # a start does it
+        if not concerned:
+            return
         with self._machine.home.opened() as directory:
             for index, wire in (concerned if agreed else self._honoured(concerned.items())).items():
                 cable_sockets.plug(directory, index, wire.cable)
@@ -619,6 +624,13 @@ def _with(nics: Mapping[int, Nic], index: int, wire: Wire) -> list[Wire]:
     """Return the connections for NICS with one interface changed and the others as they are noted."""
     said = {number: nic.noted or nic.wire for number, nic in nics.items()} | {index: wire}
     return [said.get(number, Wire()) for number in range(max(said) + 1)]
+
+
+def _cabled(files: VMDirectory) -> dict[int, End]:
+    """Return the other ends of cables by interface, as NICS says; none if it cannot be read; blocks."""
+    with contextlib.suppress(NoSuchVM, BadFile):
+        return cable_notes.noted(files)
+    return {}
 
 
 def _with_taps(wires: Sequence[Wire]) -> list[int]:

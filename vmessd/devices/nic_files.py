@@ -10,6 +10,7 @@ from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import Wire, file_text
 from vmessd.devices.cables import CABLES
 from vmessd.network.links import Change
+from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,18 @@ class NicFiles:
         self.vm = machine.vm
         self._machine = machine
 
-    def texts(self, wires: Sequence[Wire], slots: Mapping[int, int] | None = None) -> dict[str, str]:
+    def texts(
+        self,
+        wires: Sequence[Wire],
+        slots: Mapping[int, int] | None = None,
+        files: VMDirectory | None = None,
+    ) -> dict[str, str]:
         """Return the contents of files for exactly these interfaces, `slots` being new ones; blocks.
 
-        Files that are invalid now are left out: the next start reports them.
+        Files that are invalid now are left out: the next start reports them. `files` is the VM's directory, if
+        it has been read already.
         """
-        directory, there = self._machine.home, range(len(wires))
+        directory, there = files or self._machine.home, range(len(wires))
         notes = {NICS.file: file_text(wires)}
         with contextlib.suppress(BadFile):
             known = {**(directory.read_setting(SLOTS) or {}), **(slots or {})}
@@ -44,9 +51,9 @@ class NicFiles:
             notes[IMPAIRMENTS.file] = impairments.file_text(impairments.among(impaired, there))
         return notes
 
-    def write(self, notes: Mapping[str, str | None]) -> dict[str, str | None]:
-        """Write all files or none; return their previous contents. Blocks."""
-        directory = self._machine.home
+    def write(self, notes: Mapping[str, str | None], files: VMDirectory | None = None) -> dict[str, str | None]:
+        """Write all files or none; return their previous contents. Blocks. `files` as for :meth:`texts`."""
+        directory = files or self._machine.home
         before: dict[str, str | None] = {}
         try:
             for file, text in notes.items():
@@ -78,10 +85,12 @@ class NicFiles:
             directory.write_setting(BY_FILE[file], text or None)
 
     @contextlib.contextmanager
-    def written(self, change: Change, notes: Mapping[str, str | None]) -> Iterator[None]:
-        """Write files; undo that and the change if the body of the `with` fails."""
+    def written(
+        self, change: Change, notes: Mapping[str, str | None], files: VMDirectory | None = None
+    ) -> Iterator[None]:
+        """Write files as :meth:`write`; undo that and the change if the body of the `with` fails."""
         try:
-            before = self.write(notes)
+            before = self.write(notes, files)
             try:
                 yield
             except BaseException:

@@ -73,6 +73,10 @@ class Impairments:
         """Return why a TAP is not impaired as it should be, in words; None if it is, as far as is known."""
         return self._unmet.get(tap.name)
 
+    def wants(self, tap: Tap) -> bool:
+        """Tell whether an impairment of the cable of a TAP was noted when this was looked at last."""
+        return self._of(tap) != PERFECT
+
     def look(self, vm: str) -> None:
         """Read what is noted for a VM, before the links of the host are locked; blocks."""
         self._noted[vm] = self.read(vm)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field, replace
@@ -52,6 +53,12 @@ class Change:
     network: "Network"
     steps: list[Step] = field(default_factory=list)
     reversals: list[Reversal] = field(default_factory=list)
+    made: set[str] = field(default_factory=set)
+    """The names of TAPs that it made: nothing is plugged into them yet."""
+    leaving: list[Link] = field(default_factory=list)
+    """The TAPs that it marked as leaving."""
+    settled: set[int] = field(default_factory=set)
+    """Bridges of ours, by index, that have the settings of this version."""
 
     def undo(self) -> None:
         """Undo everything in reverse order; links that vanished in the meantime are ignored."""
@@ -278,14 +285,16 @@ class Network:
                     link, other = found[tap.name], self._other_end(others.get(tap), found)
                     cabled = other is not None and joined.get(link.index) == other.index
                     change.steps.append(Step(StepKind.persistent, tap.long, link.owner))
-                    master = self._master(kernel, change, tap, wire, found, starts=starts)
+                    master = self._master(kernel, change, tap, wire, found, stations, starts=starts)
                     touched.update(self.ports.moving(kernel, link, master))
                     link = self.plug(kernel, change, link, master, stations, own.get(tap.name), cabled=cabled)
                     if other is not None and not cabled:
                         other = self.plug(kernel, change, other, None, stations, other.mac)
                         change.reversals.append(cables.join(kernel, link, other))
             if not starts:  # else `settle` sees to it
-                self.impairments.settle_quietly(kernel, concerned)
+                plain = [tap for tap, wire in plugged.items() if tap.name in change.made and wire.cable is None]
+                asked = [tap for tap in concerned if tap not in plain or self.impairments.wants(tap)]
+                self.impairments.settle_quietly(kernel, asked)
         return change
 
     def _make_taps(
@@ -305,15 +314,24 @@ class Network:
         if any(tap.name not in found or not self.is_own_tap(found[tap.name], tap) for tap in wanted):
             raise OSError(errno.ENODEV, "a TAP vanished right after it was created")
 
-    def _master(  # noqa: PLR0913 -- a part of `wire`
-        self, kernel: Netlink, change: Change, tap: Tap, wire: Wire, found: dict[str, Link], *, starts: bool
+    def _master(  # noqa: PLR0913, PLR0917 -- a part of `wire`
+        self,
+        kernel: Netlink,
+        change: Change,
+        tap: Tap,
+        wire: Wire,
+        found: dict[str, Link],
+        stations: Collection[int],
+        *,
+        starts: bool,
     ) -> Link | None:
         """Return the bridge of a wire, created if necessary; None without one."""
         if wire.bridge is None:
             return None
         if found.get(wire.bridge) is None and not starts:
             self.check_idle(kernel)
-        found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, found.get(wire.bridge))
+        bridge = found.get(wire.bridge)
+        found[wire.bridge] = self.make_bridge(kernel, change, wire.bridge, bridge, stations)
         owned = Step(StepKind.persistent, tap.long, found[tap.name].owner)
         change.steps += [Step(StepKind.preparing, tap.long), owned]
         return found[wire.bridge]
@@ -344,7 +362,7 @@ class Network:
         """
         if link.tap and link.master and (master is None or master.index != link.master):
             self.impairments.empty(kernel, link)
-        may_be_cabled = link.tap and not link.master
+        may_be_cabled = link.tap and not link.master and link.name not in change.made
         if may_be_cabled and not cabled and (undo := cables.cut(kernel, link.index)):
             change.reversals.append(undo)
             link = replace(link, up=False)
@@ -457,18 +475,20 @@ class Network:
         if link is None or wrong:
             try:
                 with taps.made(self.access.owner, queued=bool(queued)) as first_name:
-                    index = kernel.present(first_name).index
+                    index = socket.if_nametoindex(first_name)
                     # Mark it before it has the name: other daemons would take it for their own.
-                    requests = [netlink_requests.change(index, alias=self.access.mark())]
-                    requests += [netlink_requests.deletion(link.index)] if link is not None else []
-                    requests += [netlink_requests.add_name(index, tap.long)] if tap.long != tap.name else []
-                    kernel.do([*requests, netlink_requests.change(index, name=tap.name)])
+                    between = [netlink_requests.deletion(link.index)] if link is not None else []
+                    between += [netlink_requests.add_name(index, tap.long)] if tap.long != tap.name else []
+                    mark = self.access.mark()
+                    requests = netlink_requests.baptism(index, tap.name, mark, cables.MTU, *between)
+                    kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
             except OSError as error:
                 if wrong or error.errno != errno.EEXIST or (link := kernel.link(tap.name)) is None:
                     raise  # else another process has just created one
                 self._check_tap(link, tap)
             else:
                 change.reversals.append(lambda kernel: self._remove_tap(kernel, tap))
+                change.made.add(tap.name)
                 return True
         changed = self._give_long_name(kernel, tap, link)
         if link.owner is None and not link.attached:  # the owner of an attached TAP cannot be changed
@@ -519,18 +539,28 @@ class Network:
             why = f"belongs to uid {link.owner}, not to uid {self.access.owner}"
         raise NotPermitted(f"TAP {tap.long} {why}", hint=_recreation(tap.long))
 
-    def make_bridge(
-        self, kernel: Netlink, change: Change, name: str, link: Link | None, *, deliberate: bool = False
+    def make_bridge(  # noqa: PLR0913 -- the last two have defaults
+        self,
+        kernel: Netlink,
+        change: Change,
+        name: str,
+        link: Link | None,
+        stations: Collection[int] | None = None,
+        *,
+        deliberate: bool = False,
     ) -> Link:
         """Return the bridge of this name, created if `link` is None; raises as :meth:`wire`.
 
-        `deliberate`: the user asked for a bridge of this name, not for the connection of a VM.
+        `stations` are links on which the host has a configured address, if they are known. `deliberate`: the
+        user asked for a bridge of this name, not for the connection of a VM.
         """
         if link is not None:
             self.access.check_bridge(link, name)
             change.steps.append(Step(StepKind.exists, name))
             if self.access.is_own(link):
-                self._settle_bridge(kernel, link, kernel.addressed())
+                if link.index not in change.settled:
+                    change.settled.add(link.index)
+                    self._settle_bridge(kernel, link, kernel.addressed() if stations is None else stations)
                 if not link.up:
                     change.reversals.append(restoring(link, link.master))
                     kernel.do([netlink_requests.change(link.index, up=True)])
@@ -550,6 +580,7 @@ class Network:
         if made.name != name or made.kind != "bridge" or not self.access.is_own(made):
             raise OSError(errno.ENODEV, f"{name} vanished right after it was created")
         change.reversals.append(deleting(made))
+        change.settled.add(made.index)
         kernel.do([*netlink_requests.silence(made.index), netlink_requests.change(made.index, up=True)])
         return replace(made, up=True)
 
@@ -592,8 +623,8 @@ class Network:
 
     def _own_taps(self, kernel: Netlink, vm: str) -> list[tuple[Tap, Link]]:
         found = self._taps_of(kernel, vm) if _any_tap(vm) else {}
-        pairs = [(Tap.of(vm, index), found.get(name)) for index, name in enumerate(_tap_names(vm))]
-        return [(tap, link) for tap, link in pairs if link is not None and self.is_own_tap(link, tap)]
+        pairs = [(Tap.of(vm, index), found[name]) for index, name in enumerate(_tap_names(vm)) if name in found]
+        return [(tap, link) for tap, link in pairs if self.is_own_tap(link, tap)]
 
     def is_own_tap(self, link: Link, tap: Tap) -> bool:
         """Tell whether a link is this TAP and ours; it may lack its long name."""
@@ -614,6 +645,7 @@ class Network:
         """Remove a VM's TAPs, except those to `keep`, from their bridges and mark them as leaving."""
         with self.change() as (kernel, change):
             taps = [link for tap, link in self._own_taps(kernel, vm) if tap.interface not in keep]
+            change.leaving += taps
             with self.ports.tuning(kernel, change.reversals, kernel.addressed() if taps else ()) as touched:
                 for link in taps:
                     touched.update(self.ports.moving(kernel, link, None))

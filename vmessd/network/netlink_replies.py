@@ -27,12 +27,18 @@ AF_BRIDGE = 7
 
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _ALIAS, _GROUP = 1, 3, 4, 5, 10, 18, 20, 27  # IFLA_*
 _QDISC = 6  # IFLA_QDISC, the kind of its queue
+_PEER_NAMESPACE = 37  # IFLA_LINK_NETNSID: the lower link, or the other end, is in another network namespace
 _STATS64, _CARRIER, _PROPERTIES, _ALTERNATIVE_NAME = 23, 33, 52, 53
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_*
 _BRIDGE_AGEING, _PORT_LEARNING, _PORT_PASSES = 4, 8, 31  # IFLA_BR_AGEING_TIME, IFLA_BRPORT_*
 PORT_PASSES = 0xFFFD
 """The reserved addresses 01:80:c2:00:00:0x whose frames a port may forward (br_private.h): all but PAUSE."""
 _TUN_OWNER, _TUN_TYPE, _TUN_TAP, _TUN_MULTI_QUEUE = 1, 3, 2, 7
+_NAMES = (_IFNAME, _ALIAS, _PROPERTIES)
+_OTHERS = (_ADDRESS, _MTU, _LINK, _MASTER, _LINKINFO, _GROUP, _QDISC, _CARRIER, _PEER_NAMESPACE)
+_OF_LINK = frozenset((*_NAMES, *_OTHERS))
+_OF_KIND = {"bridge": frozenset((_BRIDGE_AGEING,)), "tun": frozenset((_TUN_OWNER, _TUN_TYPE, _TUN_MULTI_QUEUE))}
+_OF_PORT = frozenset((_PORT_LEARNING, _PORT_PASSES))
 _NEIGHBOUR_IP, _NEIGHBOUR_MAC, _NEIGHBOUR_MASTER = 1, 2, 9  # NDA_*
 _PERMANENT, _FAILED = 0x80, 0x20  # NUD_*
 _FILTER_BODY = struct.Struct("=BxxxiIII")
@@ -51,7 +57,6 @@ NO_MAC = "00:00:00:00:00:00"
 """In the forwarding table of a VXLAN: all stations that are not known."""
 _NEXT_HOP = struct.Struct("=HBBi")
 _ADDRESS_OF, _ADDRESS_LOCAL = 1, 2  # IFA_*
-_PEER_NAMESPACE = 37  # IFLA_LINK_NETNSID: the lower link, or the other end, is in another network namespace
 _ADDRESS_ORIGIN = 11  # IFA_PROTO: 1 to 3 for addresses that the kernel formed, else absent; Linux >= 5.18
 
 
@@ -154,6 +159,20 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
         offset += length + (-length % 4)
 
 
+def _selected(data: bytes, offset: int, wanted: frozenset[int]) -> dict[int, bytes]:
+    """Return the attributes of the kinds `wanted` in `data` from `offset` on; most are of no interest."""
+    found: dict[int, bytes] = {}
+    end, unpack = len(data), ATTRIBUTE.unpack_from
+    while offset + 4 <= end:
+        length, kind = unpack(data, offset)
+        if length < 4:
+            break
+        if kind & 0x3FFF in wanted:
+            found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
 def _number(payload: bytes) -> int:
     return int.from_bytes(payload, sys.byteorder)
 
@@ -161,12 +180,13 @@ def _number(payload: bytes) -> int:
 def parse_link(body: bytes) -> Link:
     """Return the link in the body of an RTM_NEWLINK message."""
     _, _, index, flags, _ = LINK_BODY.unpack_from(body)
-    found = dict(attributes(body, LINK_BODY.size))
+    found = _selected(body, LINK_BODY.size, _OF_LINK)
     info = dict(attributes(found.get(_LINKINFO, b"")))
     kind = info.get(_KIND, b"").rstrip(b"\0").decode(errors="replace")
-    data = dict(attributes(info.get(_DATA, b""))) if kind in ("tun", "bridge") else {}
+    data = _selected(info.get(_DATA, b""), 0, _OF_KIND[kind]) if kind in _OF_KIND else {}
     tun, bridge = (data if kind == "tun" else {}), (data if kind == "bridge" else {})
-    port = dict(attributes(info.get(_SLAVE_DATA, b""))) if info.get(_SLAVE_KIND) == b"bridge\0" else {}
+    is_port = info.get(_SLAVE_KIND) == b"bridge\0"
+    port = _selected(info.get(_SLAVE_DATA, b""), 0, _OF_PORT) if is_port else {}
     properties = attributes(found.get(_PROPERTIES, b""))
     return Link(
         index=index,

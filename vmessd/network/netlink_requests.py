@@ -104,6 +104,21 @@ def without_host_traffic(link: Link) -> list[Request]:
     return requests
 
 
+def baptism(index: int, name: str, alias: str, mtu: int, *between: Request) -> list[Request]:
+    """Return requests that mark and then name a new link, on which the host itself sends nothing.
+
+    They do what :func:`without_host_traffic` does, but rename the link while it has no IPv6: the kernel would
+    register its settings of IPv6 again under the new name. `between` is carried out before the name is given.
+    """
+    return [
+        change(index, alias=alias, mtu=IPV6_MTU_MIN - 1, multicast=False),
+        *between,
+        change(index, name=name),
+        change(index, mtu=mtu),
+        without_link_local(index),
+    ]
+
+
 def silence(index: int) -> list[Request]:
     """Return requests that keep the host off a bridge until it is given an address there.
 

@@ -174,11 +174,48 @@ def _link_message() -> Any:
     return Message
 
 
-@functools.lru_cache(_ENCODED_MAX)
-def _encoded(verb: str, attributes: tuple[tuple[str, Any], ...], name_length: int, family: int) -> bytes:
-    """Return a message encoded by pyroute2, without the link it refers to.
+_OF_ONE_LINK: Mapping[str, tuple[Any, Callable[[Any], bytes]]] = {
+    "IFLA_ADDRESS": ("00:00:00:00:00:00", lambda mac: bytes.fromhex(mac.replace(":", ""))),
+    "IFLA_MASTER": (0, _U32.pack),
+}
+"""Attributes that differ from link to link: a value in place of any, and a function that encodes one."""
 
-    Encoding takes up to 0.1 ms, and most messages are the same for each link.
+
+def _encoded(request: Request) -> bytearray:
+    """Return a message encoded by pyroute2, without the link it refers to."""
+    shapes, own = [], []
+    for place, (name, value) in enumerate(request.attributes, start=bool(request.name)):
+        if name == "IFLA_IFNAME":
+            shapes.append((name, b"?" * len(value)))
+            own.append((place, value))
+        elif name in _OF_ONE_LINK:
+            blank, encode = _OF_ONE_LINK[name]
+            shapes.append((name, blank))
+            own.append((place, encode(value)))
+        else:
+            shapes.append((name, value))
+    message = bytearray(_template(request.verb, tuple(shapes), len(request.name), request.family))
+    places = _places(message) if own else ()
+    for place, value in own:
+        message[places[place] : places[place] + len(value)] = value
+    return message
+
+
+def _places(message: bytearray) -> list[int]:
+    """Return where the values of the attributes of a link message are, in order."""
+    found, offset = [], _HEADER.size + LINK_BODY.size
+    while offset + ATTRIBUTE.size <= len(message):
+        length, _ = ATTRIBUTE.unpack_from(message, offset)
+        found.append(offset + ATTRIBUTE.size)
+        offset += length + (-length % 4)
+    return found
+
+
+@functools.lru_cache(_ENCODED_MAX)
+def _template(verb: str, attributes: tuple[tuple[str, Any], ...], name_length: int, family: int) -> bytes:
+    """Return a message encoded by pyroute2, without the link it refers to, and what is that link's own.
+
+    Encoding takes up to 0.2 ms, and most messages are the same for each link.
     """
     if name_length:
         key = "IFLA_IFNAME" if name_length <= LINK_NAME_MAX else "IFLA_ALT_IFNAME"
@@ -271,7 +308,7 @@ class _Socket:
         packets = bytearray()
         for number, request in zip(numbers, requests, strict=True):
             start = len(packets)
-            packets += _encoded(request.verb, request.attributes, len(request.name), request.family)
+            packets += _encoded(request)
             _U32.pack_into(packets, start + _SEQUENCE_AT, number)
             packets[start + _HEADER.size] = request.family
             if request.name:

@@ -7,7 +7,7 @@ import difflib
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -228,7 +228,7 @@ class Supervisor:
     def _add(self, vm: str) -> Machine:
         machine = Machine(VMDirectory(self.root, vm), self.host, self._timing)
         self._machines[vm] = machine
-        self._wires[vm] = NetworkInterfaces(machine, self.host, self._is_vm, self.cabling.other_ends)
+        self._wires[vm] = NetworkInterfaces(machine, self.host, self._vms_among, self.cabling.other_ends)
         machine.prepare.append(functools.partial(self._settle_move, machine))
         machine.moved = functools.partial(self._moved, vm)
         self._disks[vm] = Disks(machine, self.host)
@@ -358,10 +358,19 @@ class Supervisor:
         """As :meth:`wires`, when no start is in progress; raises TimedOut, too."""
         machine = await self.machine(name)
         await machine.begun()
+        if self._machines.get(machine.vm) is machine:
+            return self._wires[machine.vm]
         return await self.wires(machine.vm)
 
+    async def _vms_among(self, asked: Collection[str]) -> list[str]:
+        """Return which of these names are those of VMs."""
+        vms = [VMDirectory(self.root, name) for name in asked if names.is_full(name)]
+        if not vms:
+            return []
+        return await self._files.aside(lambda: [directory.vm for directory in vms if directory.exists()])
+
     async def _is_vm(self, name: str) -> bool:
-        return names.is_full(name) and await self._files.aside(VMDirectory(self.root, name).exists)
+        return bool(await self._vms_among([name]))
 
     # -- Queries --
 

@@ -91,6 +91,8 @@ class MachineBase(abc.ABC):
 
     async def begun(self, patience: float = BEGIN_TIME) -> None:
         """Wait until no start is in progress; raises TimedOut after `patience` seconds."""
+        if self._begun.is_set():
+            return
         try:
             await asyncio.wait_for(self._begun.wait(), patience)
         except TimeoutError:
