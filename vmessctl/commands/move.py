@@ -23,7 +23,7 @@ from vmessctl.output.descriptors import write_all
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
 from vmessd.core import places
-from vmessd.core.errors import DONE, InvalidValue, VmessError, printable, quoted
+from vmessd.core.errors import DONE, InvalidValue, Locked, VmessError, printable, quoted
 from vmessd.core.settings import size_shown
 from vmessd.core.words import MoveStep
 
@@ -52,17 +52,10 @@ def run(invocation: Invocation) -> int:
         "timeout": seconds(invocation.options.get(verbs.TIMEOUT.flag)),
     }
     client = connect(invocation)
-    live, starts = _is_live(client, invocation, vm), False
-    if not live:
-        starts = _power_down(client, vm)
-    try:
-        order = {"vm": vm, "shared": verbs.SHARED.flag in invocation.options, "start": starts, "bridges": maps}
-        order["live"] = live
-        last = _moved(invocation, client, host, order | limits)
-    except BaseException:
-        if starts:
-            _start_again(invocation, vm)
-        raise
+    runs, offline = _runs(client, vm), verbs.OFFLINE.flag in invocation.options
+    order = {"vm": vm, "shared": verbs.SHARED.flag in invocation.options, "start": False, "bridges": maps}
+    order |= {"live": runs and not offline, "offline": runs and offline}
+    last = _moved(invocation, client, host, order | limits)
     emit(invocation, {"progress": last}, vm)
     tell(about(vm, phrase("stayed" if last["stayed"] else "move", host=printable(host)), several=False))
     if last["stood_still"] is not None:
@@ -100,6 +93,7 @@ def _moved(invocation: Invocation, client: Client, host: str, order: Reply) -> R
     """Have a VM moved; return the last progress."""
     from vmessctl.ssh import ways as ways_to  # noqa: PLC0415 -- it needs more than other verbs
 
+    was_powered_down = False
     with ways_to.Ways(host) as ways:
         try:
             way = ways.to([PROGRAM.name, "receive"])
@@ -112,9 +106,15 @@ def _moved(invocation: Invocation, client: Client, host: str, order: Reply) -> R
                 progress: Reply = reply["progress"]
                 if not more:
                     return progress
+                was_powered_down |= progress["step"] == MoveStep.powering_down
                 status_lines.draw(_shown(progress))
                 for name in progress["wants"] or ():
                     _join(invocation, order["vm"], name, ways)
+        except VmessError as error:
+            if was_powered_down and not isinstance(error, Locked):  # nobody knows where it is
+                status_lines.clear()
+                _tell_that_it_runs_again(invocation, order["vm"])
+            raise
         finally:
             status_lines.clear()
             client.close()  # which ends what is not done, and with it the sessions
@@ -145,40 +145,19 @@ def _shown(progress: Reply) -> str:
 # -- A VM that runs --
 
 
-def _is_live(client: Client, invocation: Invocation, vm: str) -> bool:
-    """Tell whether a VM runs and is to go on over there."""
-    runs = client.call("Status", vm=vm)["status"]["state"] not in OFF
-    return runs and verbs.OFFLINE.flag not in invocation.options
+def _runs(client: Client, vm: str) -> bool:
+    return client.call("Status", vm=vm)["status"]["state"] not in OFF
 
 
-def _power_down(client: Client, vm: str) -> bool:
-    """Power a VM down that runs, if that is allowed; tell whether it ran."""
-    status = client.call("Status", vm=vm)["status"]
-    if status["state"] in OFF:
-        return False
-    client.send("Stop", {"vm": vm, "force": False}, more=True)
-    try:
-        while True:
-            client.wait_longer(PATIENCE)
-            reply, more = client.receive()
-            if not more:
-                return True
-            status_lines.draw(f"{vm}: powering down, {reply['progress']['rung']}")
-    finally:
-        status_lines.clear()
-
-
-def _start_again(invocation: Invocation, vm: str) -> None:
-    """Start a VM that was powered down for a move which has failed, unless it has left."""
+def _tell_that_it_runs_again(invocation: Invocation, vm: str) -> None:
+    """Tell whether a VM was started again that was powered down for a move which has failed."""
     try:
         client = connect(invocation)
-        client.send("Start", {"vm": vm}, more=True)
-        while client.receive()[1]:
-            pass
+        runs = _runs(client, vm)
         client.close()
-        say(command(f"{vm}: started here again"))
-    except VmessError as error:
-        say(command(f"{vm}: not started here again: {error.message}"))
+    except VmessError:
+        return
+    say(command(f"{vm}: started here again" if runs else f"{vm}: not started here again: {PROGRAM} {vm} why"))
 
 
 # -- A doubt --

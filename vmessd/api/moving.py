@@ -43,12 +43,14 @@ class Moving(Caller):
         bandwidth: int | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 -- another process's
         live: bool = False,
+        offline: bool = False,
     ) -> AsyncIterator[MoveProgress]:
-        """Move a VM to another host. It is off, or its guest runs and goes on there (`live`). Requires `more`.
+        """Move a VM to another host. It is off, or its guest goes on there (`live`). Requires `more`.
 
         `channel` is passed with the call: a stream socket to the one that Receive has returned over there.
         `host` is what messages call the other host. `shared`: disks that are links are on the other host, too.
-        `start` starts the VM over there. `bridges` are other names of bridges over there, by those here.
+        `start` starts the VM over there. `offline` powers a VM down that runs, and starts it over there, or
+        here if it does not leave. `bridges` are other names of bridges over there, by those here.
         `bandwidth` limits the bytes sent in a second, and `timeout` the seconds before the VM is handed over.
 
         For a guest that runs, a step has the names of connections that it `wants`, each for JoinMove.
@@ -59,7 +61,7 @@ class Moving(Caller):
         if (bandwidth is not None and bandwidth <= 0) or (timeout is not None and not timeout > 0):
             raise InvalidValue("bandwidth and timeout must be above 0")
         uid = self._peer.uid
-        order = Order(_host(host), shared, start, _bridges(bridges), bandwidth, timeout, live, uid)
+        order = Order(_host(host), shared, start, _bridges(bridges), bandwidth, timeout, live, offline, uid)
         passed = _stream(channel.fileno())
         async with contextlib.aclosing(self._supervisor.departures.move(vm, order, passed)) as steps:
             async for step in steps:

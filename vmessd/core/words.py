@@ -126,6 +126,7 @@ class BringStep:
 class MoveStep:
     """A step of a move: :class:`vmessd.core.models.moves.MoveStep`."""
 
+    powering_down = "powering down"
     asking = "asking"
     copying = "copying"
     connecting = "connecting"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vmessd.core import names
 from vmessd.core.errors import Failed, printable, reason
-from vmessd.storage import archive_format, backing, contents, images, safefile
+from vmessd.storage import archive_format, backing, contents, images, qcow2, safefile
 from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment, Segments
 from vmessd.storage.contents import StoredBase
 from vmessd.storage.images import Disk, Reader
@@ -204,17 +204,24 @@ class Export:
             self._add_image(contents.TPM_FILE, f"/proc/self/fd/{state}/{contents.TPM_FILE}", reader)
 
     def _add_blank(self, disk: Disk) -> None:
-        """Add a disk of a guest that runs, as one hole; raises Failed if it is not to be mirrored like this."""
-        if disk.format != "raw" or disk.bases or disk.block_device:
+        """Add a disk of a guest that runs, without its data; raises Failed if it cannot be mirrored."""
+        if disk.bases or disk.block_device:
+            what = "has other images below it" if disk.bases else "is a block device"
             raise Failed(
-                f"{disk.slot} of {self._vm} is not a raw image alone, so it does not move while its guest runs",
+                f"{disk.slot} of {self._vm} {what}, so it does not move while its guest runs",
                 hint=f"to power it down for that: vmess {self._vm} move HOST --offline",
             )
+        self.blank.append(disk.slot)
+        if disk.format == "qcow2":
+            image = qcow2.empty(disk.size)
+            self._sources.append(
+                _Source(Entry(os.path.basename(disk.path), len(image)), printable(disk.path), image)
+            )
+            return
         fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._files.append(fd)
         entry = Entry(os.path.basename(disk.path), disk.size, Segments())
         self._sources.append(_Source(entry, printable(disk.path), fd=fd))
-        self.blank.append(disk.slot)
 
     def _add_image(self, file: str, path: str, reader: Reader) -> None:
         fd = images.open_source(path, reader)

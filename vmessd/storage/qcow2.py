@@ -23,6 +23,8 @@ _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in 
 _KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
 _BACKING_FORMAT, _DATA_FILE_NAME = 0xE2792ACA, 0x44415441
 _V2_LENGTH, _V3_LENGTH = 72, 104
+_CLUSTER_BITS, _CLUSTER, _REFCOUNT_ORDER = 16, 2**16, 4
+"""What `qemu-img create` takes: clusters of 64 KiB, and reference counts of 2^4 bits."""
 
 
 class Header(NamedTuple):
@@ -76,6 +78,21 @@ def parse(head: bytes) -> Header:
     return Header(
         version, _number(head, 24, 8), 1 << bits, backing, place, None if said is None else _text(said)
     )
+
+
+def empty(size: int) -> bytes:
+    """Return an image of a virtual size without data: a header, reference counts, and an empty L1 table."""
+    table = 8 * -(-size // (_CLUSTER * _CLUSTER // 8))  # an entry for each table of as many clusters
+    clusters = 3 + -(-table // _CLUSTER)  # header, table of reference counts, block of them
+    head = (
+        MAGIC + (3).to_bytes(4, "big") + bytes(12) + _CLUSTER_BITS.to_bytes(4, "big") + size.to_bytes(8, "big")
+    )
+    head += bytes(4) + (table // 8).to_bytes(4, "big") + (3 * _CLUSTER).to_bytes(8, "big")
+    head += _CLUSTER.to_bytes(8, "big") + (1).to_bytes(4, "big") + bytes(36)
+    head += _REFCOUNT_ORDER.to_bytes(4, "big") + _V3_LENGTH.to_bytes(4, "big")
+    counts = clusters * (1).to_bytes(2, "big")
+    parts = (head, (2 * _CLUSTER).to_bytes(8, "big"), counts)
+    return b"".join(part.ljust(_CLUSTER, b"\0") for part in parts) + bytes((clusters - 3) * _CLUSTER)
 
 
 def with_backing(head: bytes, header: Header, name: str) -> bytes:

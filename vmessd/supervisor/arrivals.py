@@ -9,9 +9,8 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,36 +18,27 @@ from vmessd.core import moves, names
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import (
     Failed,
-    InvalidValue,
     NoSuchVM,
-    NotPermitted,
     VmessError,
     failing,
     printable,
-    quoted,
 )
 from vmessd.core.models.moves import Arrival
 from vmessd.core.moves import Answer, Ask, Decision, MoveRecord, Offer, Said, Stage, Word
 from vmessd.core.records import Moment
-from vmessd.core.settings import BY_FILE
-from vmessd.core.wires import Wire, bridge_name, file_text
 from vmessd.qemu.monitor import CommandRefused
-from vmessd.storage import contents, images, safefile
 from vmessd.storage import moves as notes
 from vmessd.storage.blocking import Lane
 from vmessd.storage.importing import Import
-from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor import leftovers
+from vmessd.supervisor import leftovers, offers
 from vmessd.supervisor.live_arrival import LiveArrival
 from vmessd.supervisor.move_channel import PIECE, ConnectionBroke, MoveChannel
-from vmessd.vm import same_machine
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
 
 SOURCE = "the other host"
-SAME = "install the same version on both hosts"
 REPEAT = "the VM is where it was; repeat the move there"
 OFFER_TIME = 30.0
 """Seconds in which a source has to say what it wants."""
@@ -126,7 +116,7 @@ class Arrivals:
         """Do what the source asks for, and tell it what is refused; return the VM that has arrived."""
         try:
             offer = await channel.hear(Offer, OFFER_TIME)
-            _check(offer)
+            offers.check(offer)
             if offer.ask == Ask.whether:
                 return await self._tell_whether(channel, offer)
             return await self._take(channel, offer, uid)
@@ -192,10 +182,12 @@ class Arrivals:
         record = MoveRecord(stage, offer.key, offer.host, Moment.now())
         last: asyncio.Task[str] | None = None
         try:
-            await lane.do(functools.partial(self._check_host, offer))
+            await lane.do(functools.partial(offers.check_host, offer, self._root, self._host))
             await channel.say(Answer(Said.ready, who=self._who()))
             await _fed(incoming, channel, offer, lane)
-            await lane.do(functools.partial(self._complete, incoming, offer, record), PATIENCE)
+            await lane.do(
+                functools.partial(offers.complete, incoming, offer, record, self._root, self._host), PATIENCE
+            )
             if offer.live:
                 try:
                     await lane.finish(incoming.finish, PATIENCE)
@@ -207,16 +199,48 @@ class Arrivals:
                 await channel.say(Answer(Said.whole))
                 _check_word(coming, offer, await channel.hear(Decision))
                 coming.committing = True
-                await lane.finish(incoming.finish, PATIENCE)
+                last = self._seen_to(self._finish(channel.kept(), offer, record, (lane, incoming), uid))
         finally:
+            if last is None or offer.live:
+                await self._cleaned_up(lane, incoming, offer.key)
+        return await asyncio.shield(last)
+
+    async def _cleaned_up(self, lane: Lane, incoming: Import, key: str) -> None:
+        """Remove what is left of an archive; its VM is not on its way any more."""
+        try:
+            await leftovers.clean_up(lane, incoming.close, self._left)
+        finally:  # the client may leave during that
+            self._coming.pop(key).over.set()
+
+    async def _finish(
+        self,
+        channel: MoveChannel,
+        offer: Offer,
+        record: MoveRecord,
+        come: tuple[Lane, Import],
+        uid: int | None,
+    ) -> str:
+        """Give a VM its name that has come whole, and do all that follows; raises ConnectionBroke."""
+        lane, incoming = come
+        try:
             try:
-                await leftovers.clean_up(lane, incoming.close, self._left)
-            finally:  # the client may leave during that
-                del self._coming[offer.key]
-                coming.over.set()
-        if last is not None:
-            return await asyncio.shield(last)
-        return await self._settle(channel, offer, record, uid)
+                await lane.finish(incoming.finish, PATIENCE)
+            finally:
+                await self._cleaned_up(lane, incoming, offer.key)
+            return await self._settle(channel, offer, record, uid)
+        except VmessError as error:
+            await channel.say(moves.refusal(error))
+            raise ConnectionBroke(error.message) from None
+        finally:
+            channel.close()
+
+    def _seen_to(self, work: Coroutine[Any, Any, str]) -> "asyncio.Task[str]":
+        """Have work done that goes on if the client leaves."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._last_steps.add(task)
+        task.add_done_callback(self._last_steps.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
 
     async def _given_up(self, vm: str) -> None:
         """Wait a little while a VM of this name is being removed whose source knows that it does not arrive."""
@@ -248,13 +272,7 @@ class Arrivals:
                     left.close()
         coming.committing = True
         arrived = dataclasses.replace(record, stage=Stage.arrived, paused=offer.runs)
-        task = asyncio.get_running_loop().create_task(
-            self._take_over(machine, channel.kept(), offer, arrived, uid)
-        )
-        self._last_steps.add(task)
-        task.add_done_callback(self._last_steps.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its client may have left
-        return task
+        return self._seen_to(self._take_over(machine, channel.kept(), offer, arrived, uid))
 
     async def _take_over(
         self, machine: Machine, channel: MoveChannel, offer: Offer, arrived: MoveRecord, uid: int | None
@@ -346,99 +364,11 @@ class Arrivals:
             await channel.say(Answer(Said.forgotten, notes=said))
         return machine.vm
 
-    # -- What is needed here; blocks --
-
-    def _check_host(self, offer: Offer) -> None:
-        """Refuse a VM before anything is copied, if this host lacks something that it needs."""
-        directory = VMDirectory(self._root, names.parse(offer.vm))
-        directory.must_be_new("rename or delete it, or the one that is to come")
-        for path in offer.needs or ():
-            if not os.path.isfile(path):
-                raise Failed(
-                    f"{quoted(path, 300)}, which {directory.vm} needs, is not on this host",
-                    hint=f"copy it here: scp -- {path} ...",
-                )
-        for file, target in (offer.links or {}).items():
-            _check_link(directory.vm, file, target, self._host.allow_shares)
-        if offer.live:
-            same_machine.check_version(self._host, offer.qemu)
-        self._host.network.check_bridges([bridge_name(name) for name in (offer.bridges or {}).values()])
-
-    def _complete(self, incoming: Import, offer: Offer, record: MoveRecord) -> None:
-        """Put what an archive does not contain into the directory of a VM that has come whole."""
-        incoming.end()
-        vm, fd = names.parse(offer.vm), incoming.directory.fd
-        coming = VMDirectory(self._root, vm, incoming.directory.path)
-        for file, target in (offer.links or {}).items():
-            if names.drive_of(vm, file) == names.CDROM:
-                images.set_cdrom(coming, target, self._host.account)
-            else:
-                safefile.link(fd, file, target)
-        for file, own_name in (offer.snapshots or {}).items():
-            _name_snapshot(fd, vm, file, own_name)
-        wires: tuple[Wire, ...] = coming.read_setting(BY_FILE["NICS"]) or ()
-        bridges = offer.bridges or {}
-        renamed = [
-            dataclasses.replace(wire, bridge=bridges.get(wire.bridge or "", wire.bridge)) for wire in wires
-        ]
-        if list(wires) != renamed:
-            coming.note_wires(file_text(renamed))
-        notes.write(fd, record)
-
 
 def _check_word(coming: _Coming, offer: Offer, decision: Decision) -> None:
     """Raise Failed unless the source says that this side takes over."""
     if coming.void or (decision.word, decision.key) != (Word.commit, offer.key):
         raise Failed(f"{coming.vm} was not taken over: this move was given up", hint=REPEAT)
-
-
-def _check(offer: Offer) -> None:
-    """Raise for an offer that does not make sense."""
-    names.parse(offer.vm)
-    if offer.vmess_move != moves.VERSION:
-        raise Failed(
-            f"the other host moves VMs by version {offer.vmess_move}, and this one by version {moves.VERSION}",
-            hint=SAME,
-        )
-    if offer.ask not in {*Ask} or not 0 < len(offer.key) <= 64 or not offer.key.isalnum() or offer.size < 0:
-        raise Failed("the other host offers what does not make sense", hint=SAME)
-    if offer.ask == Ask.take and not moves.is_host(offer.host):
-        raise Failed(
-            f"the other host calls itself {quoted(offer.host)}", hint="there: hostnamectl hostname NAME"
-        )
-
-
-def _check_link(vm: str, file: str, target: str, allowed: Sequence[str] | None) -> None:
-    """Refuse a drive whose target is not on this host, or, for a disk, not in a directory that is allowed."""
-    slot = names.drive_of(vm, file)
-    if slot is None or not os.path.isabs(target) or "\0" in target:
-        raise InvalidValue(f"{quoted(file)} is not a drive of {vm} that can be a link to {quoted(target, 300)}")
-    if not os.path.exists(target):
-        raise Failed(
-            f"{file} is a link to {quoted(target, 300)}, which is not on this host",
-            hint=f"copy it here, or, where {vm} is now: vmess {vm} cdrom none"
-            if slot == names.CDROM
-            else "without --shared, its content is copied",
-        )
-    if slot != names.CDROM and allowed is not None:
-        real = os.path.realpath(target)
-        if not any(
-            os.path.commonpath([real, os.path.realpath(one)]) == os.path.realpath(one) for one in allowed
-        ):
-            raise NotPermitted(
-                f"{file} is a link to {quoted(target, 300)}, which is in no directory that VMs may share",
-                hint="an administrator can allow it there: allow-shares in /etc/vmess/vmessd.toml",
-            )
-
-
-def _name_snapshot(directory: int, vm: str, file: str, own_name: str) -> None:
-    """Give an image below a disk the name that it has as that of a snapshot; raises Failed."""
-    base = contents.stored_base(file)
-    if base is None or names.snapshot_of(own_name) is None or safefile.status(directory, own_name) is not None:
-        raise Failed(f"{quoted(file)} cannot be the image {quoted(own_name)} of a snapshot", hint=SAME)
-    with failing(f"{own_name} cannot be made"):
-        os.rename(file, own_name, src_dir_fd=directory, dst_dir_fd=directory)
-    safefile.link(directory, base.link(vm), own_name)
 
 
 async def _fed(incoming: Import, channel: MoveChannel, offer: Offer, lane: Lane) -> None:

@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import logging
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from vmessd.core import moves, names
-from vmessd.core.errors import Failed, Locked, VmessError, quoted
+from vmessd.core.errors import Failed, Locked, NoSuchVM, NotRunning, VmessError, quoted
+from vmessd.core.lifecycle import OFF
 from vmessd.core.models.moves import MoveProgress, MoveStep
 from vmessd.core.moves import Answer, Ask, Decision, MoveRecord, Offer, Said, Stage, Word
 from vmessd.storage import moves as notes
@@ -23,6 +25,8 @@ from vmessd.supervisor.live_departure import LiveDeparture
 from vmessd.supervisor.move_channel import ConnectionBroke, MoveChannel
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 300.0
 """Seconds that a piece may take on the disk."""
@@ -54,13 +58,13 @@ class Departures:
         self._undoing: set[asyncio.Task[None]] = set()
 
     async def move(self, name: str, order: Order, passed: socket.socket) -> AsyncGenerator[MoveProgress, None]:
-        """Move a VM that is off through a connection to the other host; takes over the socket.
+        """Move a VM through a connection to the other host; takes over the socket.
 
         For a VM that was handed over without an answer, ask the other host instead.
 
         Raises:
             Locked: it is locked, or being moved; or nobody knows whether it has arrived.
-            AlreadyRunning: it is not off.
+            AlreadyRunning: it is in another state than `order` says.
             BadFile, Failed, TimedOut: it cannot go. It is here, unless Locked is raised.
             VmessError: the other host has refused it.
         """
@@ -73,27 +77,62 @@ class Departures:
             if machine.directory.move is not None:
                 yield await self._asked_again(machine, order, channel)
                 return
-            leaving = (LiveDeparture if order.live else Leaving)(machine, order, channel, self._host)
-            self._leaving[machine.vm] = leaving
+            ran = order.offline and machine.state not in OFF
             try:
-                await leaving.begin()
-                async with contextlib.aclosing(leaving.send()) as steps:
+                async with contextlib.aclosing(self._leave(machine, order, channel)) as steps:
                     async for step in steps:
                         yield step
-                if not leaving.is_live:  # whose guest stands still
-                    yield leaving.step(MoveStep.handing_over)
             except BaseException:
-                await self._undone(leaving)
+                if ran:
+                    await self._seen_to(self._start_again(machine.vm, order.uid))
                 raise
-            finally:
-                del self._leaving[machine.vm]
-            yield await self._finished(machine.vm, self._hand_over(leaving))
         except ConnectionBroke as error:
             raise Failed(
                 error.message, hint="the VM is here as before; repeat the move when the connection works"
             ) from None
         finally:
             channel.close()
+
+    async def _leave(
+        self, machine: Machine, order: Order, channel: MoveChannel
+    ) -> AsyncGenerator[MoveProgress, None]:
+        if order.offline and machine.state not in OFF:
+            with contextlib.suppress(NotRunning):  # it has ended meanwhile
+                async for _ in machine.stop(order.uid, force=False):
+                    yield MoveProgress(False, machine.vm, order.host, MoveStep.powering_down)
+            order = order._replace(start=True)
+        leaving = (LiveDeparture if order.live else Leaving)(machine, order, channel, self._host)
+        self._leaving[machine.vm] = leaving
+        try:
+            await leaving.begin()
+            async with contextlib.aclosing(leaving.send()) as steps:
+                async for step in steps:
+                    yield step
+            if not leaving.is_live:  # whose guest stands still
+                yield leaving.step(MoveStep.handing_over)
+        except BaseException:
+            await self._seen_to(leaving.undo())
+            raise
+        finally:
+            del self._leaving[machine.vm]
+        yield await self._finished(machine.vm, self._hand_over(leaving))
+
+    async def _start_again(self, vm: str, uid: int | None) -> None:
+        """Start a VM that was powered down to leave, unless it has left, or nobody knows."""
+        if handed_over := [task for task in self._last_steps if task.get_name() == vm]:
+            await asyncio.wait(handed_over)
+        try:
+            machine = await self._machine(vm)
+            with contextlib.suppress(NotRunning):
+                async for _ in machine.stop(uid, force=False):  # it may not be off yet
+                    pass
+            if machine.directory.move is None:
+                async for _ in machine.start(uid):
+                    pass
+        except NoSuchVM:
+            return
+        except VmessError as error:
+            log.warning("%s: it did not leave, and is not started again: %s", vm, error.message)
 
     def join(self, name: str, connection: str, passed: socket.socket) -> None:
         """Take a connection for a guest that is being moved; raises Failed if there is none."""
@@ -128,9 +167,9 @@ class Departures:
             hint=f"vmess {machine.vm} status",
         )
 
-    async def _undone(self, leaving: Leaving) -> None:
-        """Let a VM be as it was, which goes on if the caller leaves."""
-        task = asyncio.get_running_loop().create_task(leaving.undo())
+    async def _seen_to(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do work by which a VM is as before, which goes on if the caller leaves."""
+        task = asyncio.get_running_loop().create_task(work)
         self._undoing.add(task)
         task.add_done_callback(self._undoing.discard)
         await asyncio.shield(task)

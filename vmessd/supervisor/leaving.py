@@ -51,6 +51,8 @@ class Order(NamedTuple):
     """Seconds until it is given up, unless it is being handed over by then."""
     live: bool = False
     """Its guest goes on over there."""
+    offline: bool = False
+    """Power it down before, if it runs, and start it over there."""
     uid: int | None = None
     """Who wants it."""
 

@@ -1,6 +1,9 @@
 """The header of a qcow2 image, read with limits: what QEMU would follow is refused."""
 
 import contextlib
+import json
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -47,6 +50,20 @@ def test_a_plain_image_has_a_size_and_no_base(version: int) -> None:
 def test_a_base_has_a_name_and_a_format(version: int) -> None:
     found = qcow2.parse(image(version, backing="debian.img", extensions=extension(0xE2792ACA, b"raw")))
     assert (found.backing, found.backing_format) == ("debian.img", "raw")
+
+
+@pytest.mark.parametrize("size", [512, 2**29, 2**29 + 512, 2**40 + 2**20])
+def test_an_empty_image_is_one_for_qemu_img(tmp_path: Path, size: int) -> None:
+    data = qcow2.empty(size)
+    assert qcow2.parse(data[: qcow2.HEAD]) == Header(3, size, 65536, None, 0, None)
+    (tmp_path / "x.qcow2").write_bytes(data)
+    info, check = (
+        json.loads(subprocess.check_output(["qemu-img", verb, "--output=json", tmp_path / "x.qcow2"]))
+        for verb in ("info", "check")
+    )
+    assert (info["format"], info["virtual-size"], check["check-errors"]) == ("qcow2", size, 0)
+    assert "leaks" not in check
+    assert check["image-end-offset"] == len(data)
 
 
 REFUSED = {

@@ -9,6 +9,7 @@ from vmessd.core.dataclass import dataclass
 class MoveStep(enum.StrEnum):
     """A step of a move."""
 
+    powering_down = words.MoveStep.powering_down
     asking = words.MoveStep.asking
     """The other host looks whether the VM can come."""
     copying = words.MoveStep.copying

@@ -1,0 +1,256 @@
+"""The move of a guest that runs, cut short at each line that the two daemons say to each other.
+
+The test stands in the place of ssh(1) and of both clients: it carries each line over by itself.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemons import Daemon, has_ended, processes_of, wait_for
+from movers import (
+    Call,
+    Line,
+    Peer,
+    arriving,
+    counting,
+    goes_on,
+    is_as_before,
+    leaving,
+    numbers,
+    offer,
+    settled,
+)
+
+from vmessd.core.errors import Failed, Locked, VmessError
+
+pytestmark = pytest.mark.qemu
+
+KEY = "0123456789abcdef"
+SAID = ("ready", "whole", "closed", "loaded", "done", "forgotten")
+"""What the destination says, in turn."""
+STEPS = (
+    *("offer", "ready", "archive", "whole", "joined", "close", "closed", "load", "loaded", "commit", "done"),
+    *("forget", "forgotten"),
+)
+"""The lines of a move in turn, and what goes between them."""
+
+
+class Ride:
+    """One move of newvm0 between two daemons."""
+
+    def __init__(self, here: tuple[Peer, Call], there: tuple[Peer, Call]) -> None:
+        self.here, self.moving = here
+        self.there, self.receiving = there
+        self.offered: Line = {}
+        self.said: Line = {}
+        self.line: Line = {}
+        self.connections: list[socket.socket] = []
+
+    def hear(self, step: str) -> None:
+        """Wait for what comes next."""
+        if step in ("archive", "joined"):
+            return
+        self.line = (self.there if step in SAID else self.here).hear()
+        got = self.line.get("said") or self.line.get("word") or ("offer" if "ask" in self.line else "")
+        assert got == step, f"{self.line} in place of {step}"
+        if step == "offer":
+            self.offered = self.line
+        if step == "whole":
+            self.said = self.line
+
+    def deliver(self, step: str, daemon: Daemon) -> None:
+        """Carry it over."""
+        if step == "archive":
+            self.there.socket.sendall(self.here.take(self.offered["size"]))
+        elif step == "joined":
+            for name in self.said["channels"]:
+                self.join(name, daemon)
+        else:
+            (self.here if step in SAID else self.there).say(**self.line)
+
+    def join(self, name: str, daemon: Daemon) -> None:
+        """Bring a connection from a QEMU that waits."""
+        call = Call(self.receiving.daemon)
+        call.client.send("Receive", {"connection": name}, more=True)
+        call.client.receive()
+        connected = socket.socket(fileno=call.client.descriptors(1)[0])
+        call.client.close()
+        self.connections.append(connected)
+        call = Call(daemon)
+        order = {"vm": "newvm0", "name": name.rpartition(":")[2], "channel": 0}
+        call.client.send("JoinMove", order, descriptor=connected.fileno())
+        call.client.receive()
+        call.client.close()
+
+    def cut(self) -> None:
+        """End all connections."""
+        for one in (self.here.socket, self.there.socket, *self.connections):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self.connections.clear()
+
+    def leave(self) -> None:
+        """End the clients, and with them the connections."""
+        self.moving.client.close()
+        self.receiving.client.close()
+        self.cut()
+
+
+@contextlib.contextmanager
+def riding(here: Daemon, there: Daemon) -> Iterator[Ride]:
+    with arriving(there) as arrives, leaving(here, live=True) as leaves:
+        ride = Ride(leaves, arrives)
+        try:
+            yield ride
+        finally:
+            ride.leave()
+
+
+def ride_until(ride: Ride, here: Daemon, last: str, *, delivered: bool = True) -> None:
+    for step in STEPS:
+        ride.hear(step)
+        if step != last or delivered:
+            ride.deliver(step, here)
+        if step == last:
+            return
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Daemon, Daemon]]:
+    daemons: list[Daemon] = []
+    try:
+        for name in ("here", "there"):
+            (tmp_path / name).mkdir()
+            daemons.append(Daemon(tmp_path / name).start())
+        yield daemons[0], daemons[1]
+    finally:
+        for daemon in daemons:
+            daemon.close()
+
+
+def die(ride: Ride, what: str, here: Daemon, there: Daemon) -> None:
+    """Have something end in the middle of a move."""
+    if what == "client":
+        ride.leave()
+    elif what == "link":
+        ride.cut()
+    elif what.startswith("QEMU"):
+        for pid in processes_of((here if what == "QEMU here" else there).root):
+            os.kill(pid, signal.SIGKILL)
+            wait_for(functools.partial(has_ended, pid), what="the end of a QEMU")
+    for name, daemon in (("here", here), ("there", there)):
+        if what in (name, "both"):
+            daemon.stop(signal.SIGKILL)
+    ride.cut()
+    for daemon in (here, there):
+        if daemon.process is None:
+            daemon.start()
+
+
+def asked_again(here: Daemon, there: Daemon) -> bool:
+    """Repeat a move that has ended in doubt; tell whether the VM is there."""
+    with arriving(there) as (source, _), leaving(here) as (other, moving):
+        source.say(**other.hear())
+        other.say(**(answer := source.hear()))
+        if answer["said"] == "done":
+            source.say(**other.hear())
+            other.say(**source.hear())
+        return not moving.last()["progress"]["stayed"]
+
+
+def note(daemon: Daemon) -> str:
+    """Return the note of a move, and whether the VM is there."""
+    with contextlib.suppress(FileNotFoundError):
+        return (daemon.root / "newvm0/move.json").read_text()
+    return "here" if (daemon.root / "newvm0").exists() else ""
+
+
+def is_empty(daemon: Daemon) -> bool:
+    return os.listdir(daemon.root) == []
+
+
+def in_transit(daemon: Daemon) -> bool:
+    return '"leaving"' in (found := note(daemon)) or '"arriving"' in found
+
+
+BEFORE = [step for step in STEPS[2:] if STEPS.index(step) < STEPS.index("commit")]
+CUTS = [(step, what, "here") for step in BEFORE for what in ("link", "client", "here", "there", "both")]
+CUTS += [(step, "QEMU there", "here") for step in BEFORE[1:]] + [(step, "QEMU here", "off") for step in BEFORE]
+CUTS += [("commit lost", what, "doubt") for what in ("link", "client", "here", "there", "both")]
+CUTS += [("commit", what, "there") for what in ("link", "client", "here")]
+CUTS += [("done lost", what, "there") for what in ("link", "client", "here", "there", "both")]
+CUTS += [("done", what, "there") for what in ("link", "client", "here", "there", "both")]
+"""Up to which line a move goes, what dies then, and where the guest runs afterwards."""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_c190_a_guest_is_where_each_line_says(pair: tuple[Daemon, Daemon]) -> None:
+    here, there = pair
+    for last, what, where in CUTS:
+        case = f"{last}, {what}"
+        counting(here)
+        with riding(here, there) as ride:
+            ride_until(ride, here, last.removesuffix(" lost"), delivered=not last.endswith(" lost"))
+            die(ride, what, here, there)
+            wait_for(lambda: not (in_transit(here) or in_transit(there)), 20, f"the end of it, {case}")
+        doubtful = "handed-over" in note(here)
+        assert doubtful or where != "doubt", case
+        if doubtful:
+            assert asked_again(here, there) == (where == "there"), case
+        wait_for(lambda: bool(note(here)) != bool(note(there)), 20, f"one VM, {case}")
+        owner = here if note(here) else there
+        assert owner is (there if where == "there" else here), case
+        state = settled(owner, case, "running")
+        lives = where == "there" or (where == "here" and not doubtful)
+        assert state == ("running" if lives else "stopped"), case
+        assert lives or last in {"loaded", "commit lost"} or what == "QEMU here", case
+        assert len(processes_of(here.root) + processes_of(there.root)) == (state == "running"), case
+        if state == "running":
+            is_as_before(owner, case, adopted=True)
+            goes_on(owner, case)
+            owner.done("newvm", "kill")
+        numbers(owner.root / "newvm0")
+        if "arrived" in note(owner):
+            owner.done("newvm", "move", "--take")
+        owner.done("newvm", "rm", "--yes")
+        for daemon in (here, there):
+            wait_for(functools.partial(is_empty, daemon), what=f"nothing left, {case}")
+
+
+def test_c189_what_a_live_move_does_not_understand_leaves_nothing(pair: tuple[Daemon, Daemon]) -> None:
+    here, there = pair
+    counting(here)
+    with riding(here, there) as ride:
+        ride_until(ride, here, "whole")
+        for wrong in ("ram", "0:ram", ride.offered["key"]):
+            call = Call(there)
+            call.client.send("Receive", {"connection": wrong}, more=True)
+            with pytest.raises(Failed, match="there is no such connection"):
+                call.last()
+            call.client.close()
+        with leaving(here, live=True) as (_, second), pytest.raises(Locked, match="is being moved to lab2"):
+            second.last()
+        with arriving(there) as (other, _):
+            other.say(**offer("other"))
+            assert "newvm0" in other.hear()["message"]
+        ride.deliver("joined", here)
+        ride.hear("close")
+        ride.there.say(word="commit", key=ride.offered["key"])
+        refused = ride.there.hear()
+        assert "this move was given up" in refused["message"]
+        ride.here.say(**refused)
+        with pytest.raises(VmessError, match="lab2: newvm0 was not taken over"):
+            ride.moving.last()
+    wait_for(lambda: os.listdir(there.root) == [], what="nothing there")
+    assert not processes_of(there.root)
+    is_as_before(here, "given up", adopted=False)
+    for daemon in pair:
+        assert "Traceback" not in daemon.log.read_text()
