@@ -1,5 +1,6 @@
 """A VM that belongs to a cluster: its agent, who may change it, and what is true without a daemon."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -109,6 +110,10 @@ def test_c215_without_a_daemon_the_lock_of_qemu_is_the_truth(resource: Resource)
         assert [resource.do(action) for action in ("monitor", "stop")] == ["not running", "success"]
         assert other.poll() is None, "what the file says means nothing"
         other.kill()
+    held = os.open(place, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert resource.do("monitor") == "failed", "a QEMU that was just started has no other lock"
+    os.close(held)
     shutil.move(place, place.with_name("elsewhere"))
     assert [resource.do(action) for action in ("monitor", "stop")] == ["not running", "success"]
     place.symlink_to("elsewhere")

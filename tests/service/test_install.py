@@ -31,9 +31,8 @@ def current(host: Container) -> str:
 
 def footprint(tree: Tree) -> set[str]:
     """Return all that is where an installation makes something, with the version's name taken out."""
-    found = tree.sh(
-        "cd / && find usr/local etc/vmess etc/systemd var/lib/vmess -printf '%p %M %u:%g %l\\n' 2>&1 || true"
-    )
+    places = "usr/local usr/lib/ocf etc/vmess etc/systemd var/lib/vmess"
+    found = tree.sh(f"cd / && find {places} -printf '%p %M %u:%g %l\\n' 2>&1 || true")
     lines = re.sub(r"\b0\.1\.[0-9]-[0-9]+-\w+", "VERSION", found).splitlines()
     return {line for line in lines if "/VERSION/" not in line and not line.startswith("find:")}
 
@@ -113,12 +112,28 @@ def test_an_upgrade_that_fails_leaves_all_as_it_was(stage: Stage, installed: lis
         assert host.status("alpha0")["state"] == "running"
 
 
+def a_node_has_the_agent_and_stops_its_cluster_first(host: Container) -> None:
+    before = footprint(host.tree)
+    for _ in range(2):
+        host.done("/src/contrib/cluster/install")
+    placed = {line.split()[0] for line in footprint(host.tree) - before if " -" in line}
+    assert placed == {
+        "usr/lib/ocf/resource.d/emptystack/vmess",
+        "etc/systemd/system/resource-agents-deps.target.d/vmess.conf",
+    }
+    assert "vmessd.service" in host.show("resource-agents-deps.target", "After")
+    host.done("/src/contrib/cluster/install", "--remove")
+    assert footprint(host.tree) == before
+    host.done("/src/contrib/cluster/install")
+
+
 @slow
 def test_an_uninstallation_leaves_the_vms(stage: Stage, bare: list[Path], installed: list[Path]) -> None:
     with machine(stage, installed) as host:
         host.boot()
         host.make("alpha0")
         daemon = host.daemon()
+        a_node_has_the_agent_and_stops_its_cluster_first(host)
         refused = host.run("/src/contrib/uninstall")
         assert refused.returncode == 1
         pid = host.qemus()["alpha0"]

@@ -81,6 +81,7 @@ def call(
         ("dev/lock", (), "No matching distribution found for pip-tools"),
         ("install", ("x",), "usage: contrib/install"),
         ("uninstall", ("x",), "usage: contrib/uninstall"),
+        ("cluster/install", ("x",), "usage: contrib/cluster/install"),
     ],
 )
 def test_c64_a_script_runs_nothing_of_the_directory_it_is_called_in(

@@ -6,6 +6,7 @@ without `socket`, `signal` and `contextlib`, which are slow to load.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import stat
@@ -26,6 +27,8 @@ TERM_TIME = 5.0
 """Seconds that a QEMU has after SIGTERM, on which it writes what it has cached and ends."""
 PRESS_EVERY = 5.0
 """Seconds between presses of the power button: a guest that is booting misses the first ones."""
+SETTLING = 2.0
+"""Seconds that a QEMU has from the lock of its directory to that of its pid file."""
 POLL = 0.1
 """Seconds between looks at the lock, which the kernel releases a moment after the process has ended."""
 
@@ -71,6 +74,34 @@ class LockedVM:
                 return pid_file.holder(file)
             finally:
                 os.close(file)
+
+    def settled(self) -> int | None:
+        """Return what :meth:`pid` returns, when it is certain: a QEMU that was just started has no lock yet.
+
+        It has inherited one of the directory, which is released with its last descriptor. Raises Failed where
+        that one stays alone: nobody knows whose it is.
+        """
+        due = time.monotonic() + SETTLING
+        while (pid := self.pid()) is None and not self._is_free():
+            if time.monotonic() > due:
+                who = f"fuser -v {printable(f'{root()}/{self._vm}')}"
+                raise Failed(
+                    f"whether {self._vm} runs is not known: another process holds its directory",
+                    hint=f"to see which one: {who}",
+                )
+            time.sleep(POLL)
+        return pid
+
+    def _is_free(self) -> bool:
+        """Tell whether nobody holds the lock of the directory, by taking it for a moment; raises Failed."""
+        try:
+            fcntl.flock(self._directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise Failed(f"whether {self._vm} runs is not known: {reason(error)}", hint=HINT) from None
+        fcntl.flock(self._directory, fcntl.LOCK_UN)
+        return True
 
     def _open(self, name: str) -> int:
         """Open a plain file of the directory, whose files others may have made; raises OSError, Failed."""
@@ -118,7 +149,7 @@ class LockedVM:
 
     def _process(self) -> int | None:
         """Return a pidfd of the QEMU; None if none runs. It holds the lock after the pidfd was opened."""
-        while (pid := self.pid()) is not None:
+        while (pid := self.settled()) is not None:
             if pid == 0:
                 raise Failed(f"QEMU of {self._vm} is in another PID namespace, from which it has to be stopped")
             try:

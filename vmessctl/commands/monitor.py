@@ -61,7 +61,7 @@ def _monitor(invocation: Invocation, vm: str) -> int:
         reply = _asked(invocation, vm)
     except (Unreachable, TimedOut) as error:
         with LockedVM(vm) as directory:
-            pid = directory.pid()
+            pid = directory.settled()
         emit(invocation, {"status": None, "pid": pid, "no daemon": error.message}, vm)
         if verbs.JSON.flag not in invocation.options:
             what = "not running" if pid is None else f"running, PID {pid}" if pid else "running"
