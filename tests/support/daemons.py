@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -88,13 +89,13 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 def processes_of(root: Path) -> list[int]:
     """Return the pids of all QEMUs, real and fake, whose VM is in a root."""
-    marker = f"{root}/".encode()
+    word = re.compile(rb"(?:^|\0)" + re.escape(os.fsencode(root)) + rb"/[^\0]*/qemu[.]pid(?:\0|$)")
     found = []
     for entry in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError):
-            words = Path("/proc", str(int(entry)), "cmdline").read_bytes().split(b"\0")
-            if any(word.startswith(marker) and word.endswith(b"/qemu.pid") for word in words):
-                found.append(int(entry))
+        if entry.isdecimal():
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb", 0) as words:
+                if word.search(words.read()):
+                    found.append(int(entry))
     return found
 
 
@@ -107,12 +108,13 @@ def has_ended(pid: int) -> bool:
 
 def end_processes_of(root: Path) -> None:
     """Kill every QEMU of a root and wait until it is gone."""
-    for pid in processes_of(root):
-        with contextlib.suppress(OSError):
-            fd = os.pidfd_open(pid)
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-            os.close(fd)
-    wait_for(lambda: not processes_of(root), what="the end of all QEMUs")
+    while pids := processes_of(root):
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                fd = os.pidfd_open(pid)
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                os.close(fd)
+        wait_for(lambda: not processes_of(root), what="the end of all QEMUs")
 
 
 def generated(kind: str, place: Path) -> list[str]:
