@@ -22,6 +22,7 @@ TOOLS = ("ruff", "mypy", "codespell", "coverage", "pytest", "shellcheck", "vmess
 TOOL = (
     f"#!{sys.executable}\nimport argparse, json, os, re, subprocess\nprint(os.path.basename(__file__), 'ran')\n"
 )
+UNITS = "--dist loadfile tests/unit --no-loadscope-reorder"
 SCENES = "import json, os\nprint(os.environ.get('VMESS_DRAW', 'picture'))\n"
 
 
@@ -112,7 +113,7 @@ def test_check_runs_tests_under_each_python_there_is_and_says_which(
     there, *absent = [version for version in named if version != ours]
     other = checkout / f".venv-python{there}"
     shutil.copytree(checkout / ".venv", other, symlinks=True)
-    put_in(checkout / ".venv/bin", pytest='echo "pytest $*"', coverage='echo "coverage $*"')
+    put_in(checkout / ".venv/bin", pytest='echo "pytest $*"')
     put_in(other / "bin", pytest='echo "other pytest $*"')
     tools = checkout.parent / "tools"
     put_in(tools, **{f"python{there}": f"echo {there}"})
@@ -120,7 +121,9 @@ def test_check_runs_tests_under_each_python_there_is_and_says_which(
 
     result = call(str(checkout / "contrib/check"), hostile=hostile, tools=tools)
     assert (result.returncode, result.stderr) == (0, ""), result
-    [heading, others, alone, erased, units, rest, pythons, coverage] = result.stdout.splitlines()[-8:]
+    *first, heading, others, alone, rest, pythons = result.stdout.splitlines()
+    assert "mypy ran" in first[-2:]
+    assert re.search(f"^pytest -q -n [0-9]+ {UNITS}$", "\n".join(first[-2:]), re.MULTILINE)
     assert heading == f"Tests under Python {there}:"
     assert re.fullmatch(
         r"other pytest -q -n [0-9]+ --dist loadgroup -m not alone and \(every_python or .*\)", others
@@ -129,14 +132,36 @@ def test_check_runs_tests_under_each_python_there_is_and_says_which(
     files = (CHECKOUT / "tests").rglob("test_*.py")
     marked = {str(file.relative_to(CHECKOUT)) for file in files if re.search("mark[.]alone", file.read_text())}
     assert set(alone.split()[4:]) == marked
-    assert erased == "coverage erase"
-    distributed = "--dist loadfile tests/unit --no-loadscope-reorder"
-    assert re.fullmatch(f"pytest -q -n [0-9]+ {distributed} --cov --cov-report=", units)
     assert re.fullmatch(r"pytest -q -n [0-9]+ --dist loadgroup -m not alone --ignore=tests/unit", rest)
     missing = ", ".join(f"python{version}" for version in absent)
     assert pythons == f"Tests ran under Python {ours}, {there}. Not in PATH and not tested: {missing}"
-    assert coverage.startswith("Coverage: coverage report --format=total % of lines and branches")
     assert hostile.marks() == []
+
+
+@pytest.mark.parametrize("failing", ["mypy", "pytest"])
+def test_check_fails_where_types_or_units_do_when_both_were_looked_at(
+    checkout: Path, hostile: HostileDirectory, failing: str
+) -> None:
+    put_in(checkout / ".venv/bin", mypy='echo "mypy $*"', pytest='echo "pytest $*"')
+    put_in(checkout / ".venv/bin", **{failing: f'echo "{failing} $*"; exit 3'})
+    result = call(str(checkout / "contrib/check"), hostile=hostile, tools=checkout.parent / "tools")
+    assert (result.returncode, result.stderr) == (3, ""), result
+    one, other = sorted(result.stdout.splitlines()[-2:])
+    assert one == "mypy "
+    assert re.fullmatch(f"pytest -q -n [0-9]+ {UNITS}", other)
+
+
+def test_check_measures_coverage_where_it_takes_long(checkout: Path, hostile: HostileDirectory) -> None:
+    put_in(checkout / ".venv/bin", pytest='echo "pytest $*"', coverage='echo "coverage $*"')
+    tools = checkout.parent / "tools"
+    put_in(tools, **{f"python3.{minor}": "exit 127" for minor in range(11, 15)})
+    result = call(str(checkout / "contrib/check"), "--long", hostile=hostile, tools=tools)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    said = result.stdout
+    units = said.index(f"{UNITS} --cov --cov-report= --long\n")
+    assert said.index("coverage erase\n") < units
+    assert said.splitlines()[-1].startswith("Coverage: coverage report --format=total % of lines and branches")
+    assert said.count("--cov") == 2
 
 
 def locked(file: Path) -> dict[str, tuple[Version, int]]:
