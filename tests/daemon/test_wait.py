@@ -140,6 +140,11 @@ def test_paused_is_a_state(fake_daemon: Daemon) -> None:
     with wait(fake_daemon, A, "wait", "paused") as waiter:
         fake_daemon.done(A, "start")
         assert waiter.end() == (0, "paused\n", "")
+    for condition in ("running", "serial:login:"):
+        result = fake_daemon.vmess(A, "wait", condition, "--timeout", "0.1")
+        assert result.returncode == 6
+        said = result.stderr.splitlines()[0]
+        assert said == f"{A} is paused, so this waits until it is resumed: vmess {A} resume"
 
 
 def test_a_vm_that_is_about_to_be_started_again_is_not_stopped(daemon: Daemon) -> None:

@@ -13,11 +13,13 @@ import time
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
+from vmessctl.client import connect
 from vmessctl.commands.condition import ASK_EVERY, AnswersSSH, Condition
 from vmessctl.commands.expression import Alarm, DeadlinePassed, compiled
 from vmessctl.commands.quantities import seconds
 from vmessctl.output.terminal import complain, emit, say, status_lines
 from vmessctl.stream import Stream
+from vmessd.core import names
 from vmessd.core.errors import (
     DONE,
     INTERRUPTED,
@@ -29,6 +31,7 @@ from vmessd.core.errors import (
     VmessError,
     printable,
     quoted,
+    shell_line,
     worst,
 )
 from vmessd.core.words import Kind, State
@@ -50,6 +53,8 @@ WAITS_MAX = 40
 """VMs waited for at a time, each over its own connection; a user may have 48 such calls."""
 ROUND = 0.25
 """Seconds after which other VMs get their turn, if there are more."""
+PAUSED_TIME = 1.0
+"""Seconds in which vmessd may say which VMs are paused."""
 LINK_LOCAL_TIME = 3.0
 """Seconds to wait for a better address than a link-local one."""
 
@@ -266,6 +271,10 @@ def run(invocation: Invocation) -> int:
     waits = [_Wait(invocation, condition) for condition in conditions]
     pending = list(waits)
     try:
+        if invocation.arguments[0] not in (State.stopped, State.paused):
+            for wait in waits[:WAITS_MAX]:
+                wait.begin()  # before anything else, so as to miss nothing
+            _say_which_are_paused(invocation, min(PAUSED_TIME, timeout or PAUSED_TIME))
         while pending:
             pending = _go_round(pending, deadline)
     except DeadlinePassed:
@@ -279,6 +288,24 @@ def run(invocation: Invocation) -> int:
             words = f"timed out after {timeout:g} s: VM {vm} {wait.condition.missing()}"
             wait.end(complain(TimedOut(words, hint=f"{PROGRAM} {vm} {wait.condition.look}")))
     return worst([wait.status or DONE for wait in waits])
+
+
+def _say_which_are_paused(invocation: Invocation, limit: float) -> None:
+    """Say which VMs do nothing until somebody resumes them, if vmessd knows that within this many seconds."""
+    known: dict[str, str] = {}
+    try:
+        client = connect(invocation)
+        client.send("List", {})
+        if select.select([client.fileno()], [], [], limit)[0]:
+            known = {vm["name"]: vm["state"] for vm in client.receive()[0]["vms"]}
+        client.close()
+    except VmessError:
+        return  # the waits say it
+    for vm in map(names.parse, invocation.vms):
+        if known.get(vm) == State.paused:
+            say(
+                f"{vm} is paused, so this waits until it is resumed: {shell_line([PROGRAM.name, vm, 'resume'])}"
+            )
 
 
 def _go_round(pending: list[_Wait], deadline: float | None) -> list[_Wait]:
