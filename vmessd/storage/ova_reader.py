@@ -14,6 +14,8 @@ from vmessd.storage import ovf
 from vmessd.storage.archive_format import Segment
 from vmessd.storage.tar_reader import Begin, Header, Steps, Tar, Whole, decoded, refused
 
+HERE = "./"
+"""Precedes names if an archive was made of `./x.ovf` and `./x.vmdk`."""
 DESCRIPTOR, CHECKSUMS, CERTIFICATE = ".ovf", ".mf", ".cert"
 """The ends of the names of what is not a disk."""
 FILES_MAX = 64
@@ -28,6 +30,7 @@ def _ends(name: str, *ends: str) -> bool:
 
 def is_ova(first: str) -> bool:
     """Tell whether an archive is meant as an OVA, by its first member; an export begins with a directory."""
+    first = first.removeprefix(HERE)
     return bool(first) and ("/" not in first or _ends(first, DESCRIPTOR))
 
 
@@ -50,6 +53,7 @@ class Reader(Tar):
 
     def _read(self) -> Steps[None]:
         while (header := (yield from self._header())) is not None:
+            header = header._replace(name=header.name.removeprefix(HERE))
             self._check(header)
             if _ends(header.name, DESCRIPTOR):
                 yield from self._descriptor(header)
@@ -114,7 +118,7 @@ class Reader(Tar):
             if match is None and line.strip():
                 raise refused(f"its manifest contains {quoted(line)}, which is not a checksum")
             if match is not None:
-                self._said[match[2]] = (match[1].lower(), match[3].lower())
+                self._said[match[2].removeprefix(HERE)] = (match[1].lower(), match[3].lower())
         for name in self._sums:
             self._compare(name)
 

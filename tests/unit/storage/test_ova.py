@@ -53,6 +53,16 @@ def test_an_ova_becomes_a_vm(tmp_path: Path, piece: int) -> None:
     assert (made / "router-1-hda.img").stat().st_blocks * 512 < len(RAW) // 4  # its zeros are a hole
 
 
+def test_names_may_begin_with_the_present_directory(tmp_path: Path) -> None:
+    members = [(f"./{name}", data) for name, data in (TEXT, IMAGE)]
+    sums = "".join(f"SHA256({name})= {hashlib.sha256(data).hexdigest()}\n" for name, data in members)
+    made, notes = taken(tmp_path, ova(*members, ("./router.mf", sums.encode())))
+    assert (made / "router-1-hda.img").read_bytes() == RAW
+    assert notes == []
+    with pytest.raises(Failed, match=r"'router\.ovf' twice"):
+        taken(tmp_path, ova(TEXT, ("./router.ovf", TEXT[1]), IMAGE), "web0")
+
+
 def test_another_name_counts(tmp_path: Path) -> None:
     made, _ = taken(tmp_path, WHOLE, "web0")
     assert (made / "web0-hda.img").read_bytes() == RAW
