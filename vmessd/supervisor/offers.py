@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmessd.core import moves, names
-from vmessd.core.errors import Failed, InvalidValue, NotPermitted, failing, quoted
+from vmessd.core.errors import Failed, InvalidValue, NotPermitted, failing, quoted, shell_line
 from vmessd.core.moves import Ask, MoveRecord, Offer
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import Wire, bridge_name, file_text
@@ -77,7 +77,7 @@ def check_host(offer: Offer, root: Path, host: Host) -> None:
         if not os.path.isfile(path):
             raise Failed(
                 f"{quoted(path, 300)}, which {directory.vm} needs, is not on this host",
-                hint=f"copy it here: scp -- {path} ...",
+                hint=f"copy it here: {shell_line(['scp', '--', path])} ...",
             )
     for file, target in (offer.links or {}).items():
         _check_link(directory.vm, file, target, host.allow_shares)
