@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from vmessd.core import names
 from vmessd.core.plainrecord import PlainRecord
-from vmessd.core.settings import AT_ONCE_MAX, DRIVES, SETTINGS
+from vmessd.core.quantities import AT_ONCE_MAX
+from vmessd.core.settings import DRIVES, SETTINGS
 
 ORIGINAL, TERSE = "vmess", "vmessctl"
 """The two names of the program. By the first, it answers in the words of the original."""

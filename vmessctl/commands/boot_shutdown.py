@@ -12,7 +12,7 @@ from vmessctl.commands.quantities import seconds
 from vmessctl.output import rendering
 from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import emit, is_live, status_lines, tell, warn
-from vmessd.core import settings, systemd
+from vmessd.core import quantities, systemd
 from vmessd.core.errors import DONE, FORCED, INTERRUPTED, Unreachable, printable, worst
 from vmessd.core.words import FleetStep
 
@@ -45,7 +45,7 @@ class _Progress:
         within = seconds(invocation.options.get(WITHIN.flag), WITHIN)
         self._parameters: dict[str, object] = {} if within is None else {"within": within}
         if at_once is not None:
-            self._parameters["at_once"] = settings.at_once(at_once)
+            self._parameters["at_once"] = quantities.at_once(at_once)
         self._live = is_live(invocation)
         self._statuses: list[int] = []
         self._going: dict[str, tuple[Reply, float]] = {}

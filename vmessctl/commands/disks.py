@@ -12,7 +12,7 @@ from vmessctl.commands.progress import follow
 from vmessctl.output import rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, for_each, say, tell
-from vmessd.core import settings
+from vmessd.core import quantities
 from vmessd.core.errors import DONE, InvalidValue, printable, quoted, reason
 
 TYPE_CHECKING = False
@@ -57,7 +57,7 @@ def is_image(word: str) -> bool:
     A word with a dot is meant as one even if there is no such file, unless it begins like a size: 1.5G.
     """
     try:
-        settings.size(word)
+        quantities.size(word)
     except ValueError:
         pass
     else:
@@ -75,7 +75,7 @@ def put_on_image(invocation: Invocation, client: Client, vm: str, name: str) -> 
     slot = invocation.command.verb if invocation.command.is_setting else FIRST
     progress: Reply = client.call("PutOnImage", vm=vm, slot=slot, name=name)["progress"]
     emit(invocation, {"progress": progress}, vm)
-    shown = f"{progress['file']}, {settings.size_shown(progress['size'])}"
+    shown = f"{progress['file']}, {quantities.size_shown(progress['size'])}"
     tell(
         about(vm, phrase("brought", slot=slot, shown=shown, how=f", on image {printable(name)}"), several=False)
     )
@@ -123,7 +123,7 @@ def _bring(invocation: Invocation, path: str) -> int:
             posix.close(fd)
         progress = follow(client, lambda now: f"{vm} {slot}: {now['step']}")
         emit(invocation, {"progress": progress}, vm)
-        shown = f"{progress['file']}, {settings.size_shown(progress['size'])}"
+        shown = f"{progress['file']}, {quantities.size_shown(progress['size'])}"
         how = "" if linked else from_which(progress)
         tell(about(vm, phrase("brought", slot=slot, shown=shown, how=how), several=False))
         say(command(printable(progress["note"] or "")))

@@ -10,7 +10,7 @@ from vmessctl.commands import confirmation
 from vmessctl.output import rendering
 from vmessctl.output.phrases import NOT_AT_BOOT, about, at_boot, command, lower_case, phrase
 from vmessctl.output.terminal import emit, for_each, say, tell
-from vmessd.core import names, settings
+from vmessd.core import names, quantities, settings
 from vmessd.core.errors import DONE, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
 from vmessd.core.settings import BY_FILE, LOCK, PATHS, QEMU_OPTIONS
@@ -67,7 +67,7 @@ def typed_value(verb: str, text: str) -> tuple[str | None, str]:
     if verb in PATHS:
         return absolute(verb, text), ""
     takes_size = "size" in verbs.BY_VERB[verb].alternatives()[0]
-    if takes_size and settings.is_bare(text) and not PROGRAM.is_original:
+    if takes_size and quantities.is_bare(text) and not PROGRAM.is_original:
         row = settings.by_name(verb)
         return f"{text}M", f"{row.file if row else verb} {text} taken as {text}M"
     return text, ""

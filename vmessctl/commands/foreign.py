@@ -31,7 +31,8 @@ from vmessd.core.errors import (
     shell_line,
 )
 from vmessd.core.names import CDROM
-from vmessd.core.settings import PATHS, size_shown
+from vmessd.core.quantities import size_shown
+from vmessd.core.settings import PATHS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
 from vmessd.core import places
 from vmessd.core.errors import DONE, InvalidValue, Locked, VmessError, printable, quoted
-from vmessd.core.settings import size_shown
+from vmessd.core.quantities import size_shown
 from vmessd.core.words import MoveStep
 
 TYPE_CHECKING = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmessctl.cli import verbs
 from vmessd.core.errors import InvalidValue, quoted
-from vmessd.core.settings import size as bytes_of
+from vmessd.core.quantities import size as bytes_of
 
 
 def seconds(text: str | None, option: verbs.Option = verbs.TIMEOUT, least: float | None = None) -> float | None:

@@ -14,7 +14,7 @@ from vmessctl.output.table import Column, grid
 from vmessctl.output.terminal import emit, output_width, say, tell
 from vmessd.core import names
 from vmessd.core.errors import DONE, InvalidValue, printable, quoted
-from vmessd.core.settings import size_shown
+from vmessd.core.quantities import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from vmessctl.commands.quantities import seconds
 from vmessctl.output import rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import advise, can_redraw, complain, emit, is_live, say, status_lines, tell, warn
-from vmessd.core import settings
+from vmessd.core import quantities
 from vmessd.core.errors import (
     DONE,
     FORCED,
@@ -264,7 +264,7 @@ def _start(invocation: Invocation, *, several: bool) -> int:
     live = is_live(invocation)
     begun = "begun verbosely" if verbs.VERBOSE.flag in invocation.options else "begun"
     started = "started live" if live else "started"
-    at_once = settings.at_once(invocation.options.get(verbs.AT_ONCE.flag, str(settings.AT_ONCE_MAX)))
+    at_once = quantities.at_once(invocation.options.get(verbs.AT_ONCE.flag, str(quantities.AT_ONCE_MAX)))
 
     def show(watch: _Watch, progress: Reply) -> int | None:
         emit(invocation, {"progress": progress}, watch.vm)

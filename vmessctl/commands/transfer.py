@@ -21,7 +21,7 @@ from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
 from vmessd.core import names
 from vmessd.core.errors import DONE, Failed, InvalidValue, failing, printable, shell_line
-from vmessd.core.settings import size_shown
+from vmessd.core.quantities import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from vmessctl.formats.domain_tree import Tree
 from vmessctl.formats.wanted import Domain
 from vmessd.core import plain_xml
 from vmessd.core.errors import InvalidValue, quoted
-from vmessd.core.settings import UNITS, size_text
+from vmessd.core.quantities import UNITS, size_text
 
 XML_MAX = 1 << 20
 """Bytes of the XML of a domain."""

@@ -13,7 +13,8 @@ from vmessd.core.errors import BadFile, InvalidValue, shell_line
 from vmessd.core.machine_types import is_i440fx, is_q35
 from vmessd.core.names import CDROM, DISKS
 from vmessd.core.plainrecord import PlainRecord
-from vmessd.core.settings import BOOT_ONCE, BY_FILE, MACHINE, SHARES, UNITS, size
+from vmessd.core.quantities import UNITS, size
+from vmessd.core.settings import BOOT_ONCE, BY_FILE, MACHINE, SHARES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

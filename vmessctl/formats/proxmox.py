@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vmessctl.formats.machine import IDE, NVME, SATA, SCSI, VIRTIO
 from vmessd.core.errors import InvalidValue, shell_line
-from vmessd.core.settings import UNITS
+from vmessd.core.quantities import UNITS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

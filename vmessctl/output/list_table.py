@@ -7,7 +7,7 @@ from vmessctl.output.rendering import duration, is_off
 from vmessctl.output.table import Column, grid
 from vmessd.core import places
 from vmessd.core.errors import InvalidValue, printable, quoted
-from vmessd.core.settings import size_shown
+from vmessd.core.quantities import size_shown
 from vmessd.core.words import Runstate, State
 
 TYPE_CHECKING = False

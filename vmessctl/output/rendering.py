@@ -8,7 +8,8 @@ from vmessctl.output.phrases import phrase
 from vmessd.core.cloud_init import MEDIUM
 from vmessd.core.errors import counted, printable, shell_line
 from vmessd.core.names import CDROM, DISKS, VNC_PORT
-from vmessd.core.settings import BY_FILE, CPU, size_shown, size_text
+from vmessd.core.quantities import size_shown, size_text
+from vmessd.core.settings import BY_FILE, CPU
 from vmessd.core.startup import CONFIGURATION
 from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
 

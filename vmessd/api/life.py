@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from asyncvarlink import LastResult, varlinkmethod
 
 from vmessd.api.caller import Caller, lock_note
-from vmessd.core import names, ownership, settings
+from vmessd.core import names, ownership, quantities
 from vmessd.core.errors import printable, quoted
 from vmessd.core.models.events import Kind
 from vmessd.core.models.progress import FleetProgress, StartProgress, StopProgress
@@ -118,7 +118,7 @@ class Life(Caller):
         stop in seconds (0 to 86400); null means that of the VM.
         """
         if grace is not None:
-            settings.check_grace(grace)
+            quantities.check_grace(grace)
         machine = await self._supervisor.machine(vm)
         note = lock_note.get()
         async for progress in machine.stop(self._peer.uid, force=force, grace=grace):
@@ -136,7 +136,7 @@ class Life(Caller):
         A reply for each step of each VM, and a last one. It continues if the caller leaves. At most `at_once`
         VMs (1 to 64; null means 64) are starting at the same time.
         """
-        places = settings.AT_ONCE_MAX if at_once is None else settings.at_once(str(at_once))
+        places = quantities.AT_ONCE_MAX if at_once is None else quantities.at_once(str(at_once))
         async for progress in self._fleet.boot(self._peer.uid, places):
             if progress.done:
                 raise LastResult(progress)

@@ -6,9 +6,10 @@ module imports little, because the client imports it at every start. A second ta
 
 from __future__ import annotations
 
-from vmessd.core.errors import InvalidValue, counted, quoted
+from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.names import CDROM, DISKS
 from vmessd.core.plainrecord import PlainRecord
+from vmessd.core.quantities import GRACE_MAX, UNITS, integer, size, size_text, within
 from vmessd.core.words import Policy
 
 TYPE_CHECKING = False
@@ -16,13 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 RAM_MAX = 16 * UNITS["T"]
-DISK_MIN = UNITS["M"]
-DISK_MAX = 64 * UNITS["T"]
 SMP_MAX = 255  # of machine type `pc` (QEMU, "smp_cpus > max_cpus")
 GRACE_DEFAULT = 60
-GRACE_MAX = 86400
 ORDER_DEFAULT = 50
 ORDER_MAX = 99
 DELAY_MAX = 3600
@@ -47,65 +44,6 @@ RESTARTS = (Policy.no, Policy.on_crash, Policy.always)
 STROKE_TIME = 0.06
 """Seconds between keystrokes sent to a guest: QEMU's keyboards queue 16 bytes, and firmware reads them within
 milliseconds."""
-AT_ONCE_MAX = 64  # threads of vmessd for the files of VMs; more starts would wait for each other
-
-
-def size(text: str, bare: int = 1) -> int:
-    """Return a size in bytes: `8G`, `8GB` and `8GiB` are 8 x 1024^3, in letters of either case.
-
-    A number without a unit is in units of `bare` bytes.
-
-    Raises:
-        ValueError: the text is not a size.
-    """
-    number = text
-    for ending in ("ib", "b"):
-        if text[-len(ending) :].lower() == ending and text[: -len(ending)][-1:].upper() in UNITS:
-            number = text[: -len(ending)]
-            break
-    unit = UNITS.get(number[-1:].upper())
-    return _number(number[:-1], 15) * unit if unit else _number(number, 15) * bare
-
-
-def is_bare(text: str) -> bool:
-    """Tell whether the text of a size is a number without a unit."""
-    return text.isascii() and text.isdecimal()
-
-
-def size_text(count: int) -> str:
-    """Return the shortest exact text of a size: `8G` for 8589934592."""
-    for unit, factor in reversed(UNITS.items()):
-        if count and count % factor == 0:
-            return f"{count // factor}{unit}"
-    return str(count)
-
-
-def size_shown(count: int) -> str:
-    """Return a size for people: exact where a unit fits, else with one decimal; small sizes in bytes."""
-    exact = size_text(count)
-    if not exact.isdecimal():
-        return exact
-    for unit, factor in reversed(UNITS.items()):
-        if count >= factor:
-            return f"{count / factor:.1f}{unit}"
-    return counted(count, "byte")
-
-
-def _number(text: str, digits: int) -> int:
-    """Return a number of at most `digits` digits 0-9; refuses signs and other forms that int() accepts."""
-    if not (text.isascii() and text.isdecimal() and len(text) <= digits):
-        raise ValueError(text)
-    return int(text)
-
-
-def _within(low: int, number: int, high: int) -> int:
-    if not low <= number <= high:
-        raise ValueError(number)
-    return number
-
-
-def _integer(text: str, low: int, high: int) -> int:
-    return _within(low, _number(text, 9), high)
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -138,7 +76,7 @@ def _autostart(text: str) -> Autostart | None:
     if word != "on" or len(numbers) > 2:
         raise ValueError(text)
     order, delay = [*numbers, *(str(ORDER_DEFAULT), "0")[len(numbers) :]]
-    return Autostart(_integer(order, 0, ORDER_MAX), _integer(delay, 0, DELAY_MAX))
+    return Autostart(integer(order, 0, ORDER_MAX), integer(delay, 0, DELAY_MAX))
 
 
 def _drives(text: str) -> tuple[str, ...]:
@@ -271,7 +209,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="smp",
         argument="<N|none>",
         expects=f"a number of processors from 1 to {SMP_MAX}",
-        parse=lambda text: _integer(text, 1, SMP_MAX),
+        parse=lambda text: integer(text, 1, SMP_MAX),
         option=lambda count: ("-smp", str(count)),
         help="Set the number of virtual CPUs (QEMU's -smp), stored in the VM directory.",
         example="2",
@@ -282,7 +220,7 @@ SETTINGS: tuple[Setting, ...] = (
         argument="<size|none>",
         expects="a size from 1M to 16T such as 512M or 2G",
         # A bare number is in MiB, as for QEMU's -m and in files of the original script.
-        parse=lambda text: _within(UNITS["M"], size(text, bare=UNITS["M"]), RAM_MAX),
+        parse=lambda text: within(UNITS["M"], size(text, bare=UNITS["M"]), RAM_MAX),
         option=lambda count: ("-m", size_text(count)),
         help="Set the size of the VM's memory (QEMU's -m), stored in the VM directory.",
         example="2G",
@@ -361,7 +299,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="serial",
         argument="<1|2|3|none>",
         expects="a number of serial ports from 1 to 3",
-        parse=lambda text: _integer(text, 1, 3),
+        parse=lambda text: integer(text, 1, 3),
         option=_no_option,  # each has a socket and a log; see command_line
         help="Choose how many serial ports the guest has, 1 by default. Each has a console (console 2) and a\n"
         "log, serial2.log and serial3.log.",
@@ -478,7 +416,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="grace",
         argument="<seconds|none>",
         expects=f"a whole number of seconds from 0 to {GRACE_MAX}",
-        parse=lambda text: _integer(text, 0, GRACE_MAX),
+        parse=lambda text: integer(text, 0, GRACE_MAX),
         option=_no_option,
         help="Set the grace period: how many seconds a guest may take to power down before force is used.\n"
         f"The default is {GRACE_DEFAULT}.",
@@ -628,7 +566,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="queues",
         argument="<N|none>",
         expects=f"a number of queues from 1 to {QUEUES_MAX}",
-        parse=lambda text: _integer(text, 1, QUEUES_MAX),
+        parse=lambda text: integer(text, 1, QUEUES_MAX),
         option=_no_option,  # it belongs to NICs and TAPs; see command_line.queues
         help="Give each virtio NIC with a TAP so many pairs of queues, so that several CPUs of the guest can\n"
         "share its work; at most as many as smp are of use. QEMU cannot capture a NIC with more than one.",
@@ -718,32 +656,3 @@ DRIVES: tuple[Drive, ...] = (
         example="debian.iso",
     ),
 )
-
-
-def at_once(text: str) -> int:
-    """Return the maximum number of concurrent starts; raises InvalidValue."""
-    try:
-        return _integer(text.strip(), 1, AT_ONCE_MAX)
-    except ValueError:
-        raise InvalidValue(f"at-once {quoted(text.strip())} is not a number from 1 to {AT_ONCE_MAX}") from None
-
-
-def check_grace(seconds: float) -> None:
-    """Raise InvalidValue unless a grace period is within its limits; seconds."""
-    if not 0 <= seconds <= GRACE_MAX:
-        raise InvalidValue(f"grace period {seconds:g} is not a number of seconds from 0 to {GRACE_MAX}")
-
-
-def disk_size(text: str) -> int:
-    """Return the size of a disk in bytes.
-
-    Raises:
-        InvalidValue: not a size, or out of range (a bare `8` is probably a slip, and does not mean 8 bytes).
-    """
-    try:
-        return _within(DISK_MIN, size(text.strip()), DISK_MAX)
-    except ValueError:
-        unit = " (without a unit: bytes)" if is_bare(text) else ""
-        raise InvalidValue(
-            f"disk size {quoted(text.strip())} is not a size from 1M to 64T such as 8G{unit}"
-        ) from None

@@ -20,7 +20,7 @@ from typing import Any
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, VmessError, counted, failing
 from vmessd.core.lifecycle import OFF
-from vmessd.core.settings import size_shown
+from vmessd.core.quantities import size_shown
 from vmessd.devices.hotplug import Cards
 from vmessd.qemu import command_line
 from vmessd.qemu.monitor import CommandRefused, counter

@@ -13,7 +13,7 @@ import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from vmessd.core import names, refusals, settings
+from vmessd.core import names, quantities, refusals, settings
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable, quoted
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.progress import BringProgress, BringStep
@@ -147,7 +147,7 @@ class Disks:
             AlreadyRunning: the VM runs without this disk.
             BadFile, Failed: as images.set_disk; or QEMU refuses.
         """
-        settings.disk_size(text)
+        quantities.disk_size(text)
         record = self._machine.record()
         if self._machine.state not in OFF and record is not None and slot in (record.hardware or {}):
             return await self._grow_live(slot, text)
@@ -161,7 +161,7 @@ class Disks:
         disk, lock = found
         try:
             if lock is not None:
-                wanted = settings.disk_size(text)
+                wanted = quantities.disk_size(text)
                 await qemu_img.resize(self._host.account, disk.path, disk.format, wanted)
         finally:
             if lock is not None:
@@ -178,7 +178,7 @@ class Disks:
         changed = images.grows(self.vm, slot, os.path.basename(disk.path), disk.size, text)
         if changed:
             await self._machine.begun()
-            size = settings.disk_size(text)
+            size = quantities.disk_size(text)
             try:
                 node = await self._machine.live().node_of(slot)
                 resize: dict[str, object] = {"node-name": node, "size": size}
@@ -277,7 +277,7 @@ def _growing_qcow2(vm: VMDirectory, slot: str, text: str) -> tuple[Disk, int | N
 
 
 def _grown(disk: Disk, text: str, *, changed: bool) -> str:
-    wanted, name = settings.size_text(settings.disk_size(text)), os.path.basename(disk.path)
+    wanted, name = quantities.size_text(quantities.disk_size(text)), os.path.basename(disk.path)
     if not changed:
         return f"{name}: already has {wanted}, unchanged"
-    return f"{name}: {wanted} now, was {settings.size_shown(disk.size)}"
+    return f"{name}: {wanted} now, was {quantities.size_shown(disk.size)}"

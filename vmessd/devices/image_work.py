@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Collection, Coroutine
 from typing import Any, NamedTuple, Self
 
-from vmessd.core import settings
+from vmessd.core import quantities
 from vmessd.core.errors import InvalidValue, VmessError, failing, quoted, reason
 from vmessd.core.models.progress import BringProgress, BringStep
 from vmessd.qemu import qemu_img
@@ -295,7 +295,7 @@ def opened(fd: int, name: str) -> Image:
         os.pread(fd, 1, 0)
     except OSError as error:
         raise InvalidValue(f"image {shown} cannot be read: {reason(error)}") from None
-    if not settings.DISK_MAX >= size > 0:
+    if not quantities.DISK_MAX >= size > 0:
         raise InvalidValue(f"image {shown} has {size} bytes; it must have 1 byte to 64T")
     return Image(fd, name, found, size, image_formats.by_name(name) or None)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vmessd.core import names, settings
 from vmessd.core.errors import InvalidValue, failing, printable, quoted
-from vmessd.core.settings import size_text
+from vmessd.core.quantities import size_text
 from vmessd.storage import backing, copying, ovf, safefile
 from vmessd.storage.incoming import Incoming
 from vmessd.storage.ova_reader import Reader

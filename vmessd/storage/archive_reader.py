@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import names, settings
+from vmessd.core import names, quantities
 from vmessd.core.errors import quoted
 from vmessd.storage import contents
 from vmessd.storage.archive_format import BLOCK, CHECKSUMS, FORMAT, MANIFEST, SEGMENTS_MAX, Segment, Segments
@@ -143,7 +143,7 @@ class Reader(Tar):
                 raise refused(f"the map of {file} is not one of numbers")
             if len(lines) > wanted >= 0:
                 raise refused(f"the map of {file} is followed by something else")
-            numbers.extend(number(line.decode("latin-1"), settings.DISK_MAX) for line in lines)
+            numbers.extend(number(line.decode("latin-1"), quantities.DISK_MAX) for line in lines)
             wanted -= len(lines)
         if begun.strip(b"\0"):
             raise refused(f"the map of {file} is followed by something else")

@@ -4,7 +4,7 @@ import os
 import re
 from typing import NamedTuple
 
-from vmessd.core import cloud_init, names, settings, startup
+from vmessd.core import cloud_init, names, quantities, settings, startup
 from vmessd.core.hardware import INITRD, KERNEL, UEFI, UEFI_SECURE
 from vmessd.storage import backing, cable_sockets, firmware, plans, vmdir
 
@@ -77,7 +77,7 @@ def size_limit(file: str) -> int:
         return limit
     if file in VARIABLES:
         return firmware.VARIABLES_MAX
-    return TPM_MAX if file == TPM_FILE else settings.DISK_MAX
+    return TPM_MAX if file == TPM_FILE else quantities.DISK_MAX
 
 
 def own_file(directory: str, path: str) -> str | None:

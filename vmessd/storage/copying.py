@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from vmessd.core.errors import Failed, reason
-from vmessd.core.settings import size_shown
+from vmessd.core.quantities import size_shown
 
 FICLONE = 0x40049409
 FS_IOC_UNRESVSP64, _SPACE = 0x4030582B, "hh4xqq24x"

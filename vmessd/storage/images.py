@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vmessd.core import names, settings
+from vmessd.core import names, quantities, settings
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, InvalidValue, failing, printable, quoted, reason, shell_line
 from vmessd.storage import backing, image_formats, safefile
@@ -67,14 +67,14 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
         BadFile: the name belongs to something that is not a plain file, or to an image that is not raw.
         Failed: there is no space, or the file system does not support files of this size.
     """
-    wanted = settings.disk_size(text)
+    wanted = quantities.disk_size(text)
     name = names.disk_file(vm.vm, slot)
     with vm.opened() as directory:
         found = safefile.status(directory, name)
         if found is None:
             must_be_free(vm, directory, slot)
             _create_disk(vm, directory, slot, wanted)
-            return f"{name}: created, {settings.size_text(wanted)}, sparse"
+            return f"{name}: created, {quantities.size_text(wanted)}, sparse"
         if stat.S_ISLNK(found.st_mode):
             target = quoted(safefile.link_target(directory, name), 300)
             raise BadFile(
@@ -83,7 +83,7 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
             )
         safefile.must_be_plain(directory, name)
         if not grows(vm.vm, slot, name, found.st_size, text):
-            return f"{name}: already has {settings.size_text(wanted)}, unchanged"
+            return f"{name}: already has {quantities.size_text(wanted)}, unchanged"
         _check_format(Disk(slot, f"{vm.path}/{name}", False, found.st_size), vm.read_setting(RAW) or ())
         fd = safefile.open_plain(directory, name, os.O_WRONLY)
         try:
@@ -91,7 +91,7 @@ def set_disk(vm: VMDirectory, slot: str, text: str) -> str:
                 os.ftruncate(fd, wanted)
         finally:
             os.close(fd)
-        return f"{name}: {settings.size_text(wanted)} now, was {settings.size_shown(found.st_size)}"
+        return f"{name}: {quantities.size_text(wanted)} now, was {quantities.size_shown(found.st_size)}"
 
 
 def grows(vm: str, slot: str, name: str, size: int, text: str) -> bool:
@@ -100,14 +100,14 @@ def grows(vm: str, slot: str, name: str, size: int, text: str) -> bool:
     Raises:
         InvalidValue: it is smaller.
     """
-    wanted = settings.disk_size(text)
+    wanted = quantities.disk_size(text)
     # The original script wrote one byte at offset <size>, so its images are one byte longer.
     if size in (wanted, wanted + 1):
         return False
     if size > wanted:
         raise InvalidValue(
-            f"disk size {quoted(text)} is less than {settings.size_shown(size)}, the size of {name}; an image "
-            "is never made smaller",
+            f"disk size {quoted(text)} is less than {quantities.size_shown(size)}, the size of {name}; an "
+            "image is never made smaller",
             hint=f"to start over: vmess {vm} {slot} delete",
         )
     return True

@@ -16,7 +16,8 @@ from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, InvalidValue, quoted
 from vmessd.core.hardware import IDE_PLACES, NVME, SATA, SCSI, UEFI
 from vmessd.core.names import INTERFACES_MAX
-from vmessd.core.settings import BY_FILE, DISK_MAX, UNITS, size_text
+from vmessd.core.quantities import DISK_MAX, UNITS, size_text
+from vmessd.core.settings import BY_FILE
 from vmessd.storage import image_formats
 from vmessd.storage.tar_reader import refused
 

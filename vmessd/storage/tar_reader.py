@@ -7,7 +7,7 @@ an end that comes too early. Sizes and offsets are in bytes.
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from vmessd.core import settings
+from vmessd.core import quantities
 from vmessd.core.errors import Failed, quoted
 from vmessd.storage import image_formats
 from vmessd.storage.archive_format import BLOCK, Segment
@@ -202,7 +202,7 @@ def _octal(field: bytes) -> int:
     return int(digits, 8)
 
 
-def number(text: str, most: int = settings.DISK_MAX * 2) -> int:
+def number(text: str, most: int = quantities.DISK_MAX * 2) -> int:
     """Return a size that stands in the archive; raises Failed if it exceeds `most`."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 20) or int(text) > most:
         raise refused(f"{quoted(text)} stands in it where a size should be")

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import names, ownership, refusals, settings, shutdown_time
+from vmessd.core import names, ownership, quantities, refusals, settings, shutdown_time
 from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError, counted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.progress import FleetProgress, FleetStep, StopProgress
@@ -63,7 +63,7 @@ class Fleet:
         for task in self._tasks:
             task.cancel()
 
-    def boot(self, uid: int | None, at_once: int = settings.AT_ONCE_MAX) -> AsyncIterator[FleetProgress]:
+    def boot(self, uid: int | None, at_once: int = quantities.AT_ONCE_MAX) -> AsyncIterator[FleetProgress]:
         """Start the VMs that start with the host; yield each step, the last one is done.
 
         At most `at_once` VMs start at any moment.

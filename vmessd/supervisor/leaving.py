@@ -14,9 +14,10 @@ from vmessd.core import moves
 from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError, printable, quoted
 from vmessd.core.models.moves import MoveProgress, MoveStep
 from vmessd.core.moves import Answer, Ask, MoveRecord, Offer, Stage
+from vmessd.core.quantities import size_shown
 from vmessd.core.records import Moment
 from vmessd.core.refusals import SHOWN_MAX
-from vmessd.core.settings import BY_FILE, SHARES, size_shown
+from vmessd.core.settings import BY_FILE, SHARES
 from vmessd.core.wires import file_text
 from vmessd.storage import backing
 from vmessd.storage import moves as notes

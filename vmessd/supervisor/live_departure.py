@@ -17,7 +17,8 @@ from vmessd.core.errors import AlreadyRunning, Failed, TimedOut, VmessError
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.moves import MoveProgress, MoveStep
 from vmessd.core.moves import Answer, Decision, Said, Word
-from vmessd.core.settings import BY_FILE, size_shown
+from vmessd.core.quantities import size_shown
+from vmessd.core.settings import BY_FILE
 from vmessd.core.words import Runstate
 from vmessd.devices.live_images import error_of
 from vmessd.devices.live_move import RAM, Outgoing, Standing

@@ -11,10 +11,11 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import names, refusals, settings, startup
+from vmessd.core import names, quantities, refusals, startup
 from vmessd.core.errors import VmessError
+from vmessd.core.quantities import UNITS
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import BY_FILE, LOCK, OWNER, UNITS
+from vmessd.core.settings import BY_FILE, LOCK, OWNER
 from vmessd.core.wires import Wire
 from vmessd.network.nics import Nic
 from vmessd.network.policy import Tap
@@ -248,6 +249,6 @@ def memory(argv: Sequence[str]) -> int | None:
     """Return the memory in bytes of a command line of QEMU; None if EXARGS hides it."""
     value = _value(argv, "-m", "size")
     try:
-        return RAM_DEFAULT if value is None else settings.size(value, bare=UNITS["M"])
+        return RAM_DEFAULT if value is None else quantities.size(value, bare=UNITS["M"])
     except ValueError:
         return None

@@ -12,8 +12,9 @@ from vmessd.core.cloud_init import MEDIUM
 from vmessd.core.errors import BadFile, InvalidValue, printable
 from vmessd.core.models.vms import Pending
 from vmessd.core.names import CDROM
+from vmessd.core.quantities import size_text
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import BOOT_ONCE, BY_FILE, SETTINGS, size_text
+from vmessd.core.settings import BOOT_ONCE, BY_FILE, SETTINGS
 from vmessd.core.startup import CONFIGURATION
 from vmessd.qemu import command_line
 from vmessd.storage import cloud_init, startup

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vmessd.core import names, settings
+from vmessd.core import names, quantities, settings
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.settings import BY_FILE, DRIVES, SETTINGS, Setting
 from vmessd.core.shares import Share
@@ -203,12 +203,12 @@ UTF8_TEXT = st.text()
     ],
 )
 def test_sizes_are_powers_of_1024(text: str, count: int) -> None:
-    assert settings.size(text) == count
+    assert quantities.size(text) == count
 
 
 def test_a_bare_number_counts_what_the_setting_says() -> None:
-    assert settings.size("512", bare=M) == 512 * M
-    assert settings.size("512K", bare=M) == 512 * K
+    assert quantities.size("512", bare=M) == 512 * M
+    assert quantities.size("512K", bare=M) == 512 * K
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_bare_number_counts_what_the_setting_says() -> None:
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 -- what it says is part of the text
-        settings.size(text)
+        quantities.size(text)
     assert str(refused.value) in text
 
 
@@ -237,7 +237,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
     ],
 )
 def test_sizes_are_written_as_short_as_is_exact(count: int, text: str) -> None:
-    assert settings.size_text(count) == text
+    assert quantities.size_text(count) == text
 
 
 @given(
@@ -245,7 +245,7 @@ def test_sizes_are_written_as_short_as_is_exact(count: int, text: str) -> None:
     | st.builds(lambda number, unit: number * unit, st.integers(0, 9999), st.sampled_from([K, M, G, T]))
 )
 def test_size_text_is_read_back_as_the_same_size(count: int) -> None:
-    assert settings.size(settings.size_text(count)) == count
+    assert quantities.size(quantities.size_text(count)) == count
 
 
 @pytest.mark.parametrize(("file", "text", "value", "option"), GOOD)
@@ -291,7 +291,7 @@ def test_ram_reaches_qemu_as_the_exact_size(text: str) -> None:
     assert option == "-m"
     # QEMU takes a number without a unit for MiB, so there has to be one.
     assert told[-1] in "KMGT"
-    assert settings.size(told) == ram.value(text) == settings.size(text, bare=M)
+    assert quantities.size(told) == ram.value(text) == quantities.size(text, bare=M)
 
 
 OTHER_VERBS = {
@@ -368,12 +368,12 @@ def test_each_drive_has_a_verb_and_help() -> None:
     ("text", "count"), [("8G", 8 * G), ("1M", M), (" 64T\n", 64 * T), ("1048576", M), ("8GiB", 8 * G)]
 )
 def test_good_disk_sizes(text: str, count: int) -> None:
-    assert settings.disk_size(text) == count
+    assert quantities.disk_size(text) == count
 
 
 @pytest.mark.parametrize("text", ["8", "0", "-8G", "65T", "8BG", "", "1M,preallocation=full", "x" * 300])
 def test_bad_disk_sizes_are_refused_by_name(text: str) -> None:
     with pytest.raises(InvalidValue) as caught:
-        settings.disk_size(text)
+        quantities.disk_size(text)
     assert quoted(text) in caught.value.message
     assert caught.value.message.isprintable()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ovas import CPUS, DISK, ON_DISK, descriptor, file, item, manifest, memory, ova, sized, special
 
-from vmessd.core import settings
+from vmessd.core import quantities, settings
 from vmessd.core.errors import Failed
 from vmessd.storage import ovf
 from vmessd.storage.appliance import ApplianceImport
@@ -156,7 +156,7 @@ def test_the_size_of_an_image_is_compared_with_its_capacity(
 ) -> None:
     size = int(float(capacity) * len(RAW))
     archive = text(disk(f"ovf:capacity='{size}'"))
-    sizes = f"has 1M, and its descriptor says {settings.size_text(size)}"
+    sizes = f"has 1M, and its descriptor says {quantities.size_text(size)}"
     if notes is None:
         with pytest.raises(Failed, match=f"'router-disk1.vmdk' {sizes}"):
             taken(tmp_path, archive)

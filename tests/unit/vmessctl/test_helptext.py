@@ -27,7 +27,7 @@ from vmessctl.cli.verbs import (
     Command,
     of_group,
 )
-from vmessd.core import names, places, settings
+from vmessd.core import names, places, quantities, settings
 from vmessd.core.contract import METHODS, Needs
 from vmessd.core.errors import InvalidValue
 
@@ -169,7 +169,7 @@ def test_the_examples_of_settings_have_good_values() -> None:
         arguments = parse(shlex.split(BY_VERB[row.verb or ""].example)).arguments
         assert arguments
         row.value(" ".join(arguments))
-    assert settings.disk_size(BY_VERB["hda"].example.split()[-1])
+    assert quantities.disk_size(BY_VERB["hda"].example.split()[-1])
 
 
 def test_help_says_what_a_running_vm_makes_of_a_change() -> None:

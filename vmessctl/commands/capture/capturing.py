@@ -32,7 +32,7 @@ from vmessd.core.errors import (
     shell_line,
     worst,
 )
-from vmessd.core.settings import size_shown
+from vmessd.core.quantities import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

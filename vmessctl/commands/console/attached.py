@@ -31,7 +31,7 @@ from vmessd.core.errors import (
     TimedOut,
     counted,
 )
-from vmessd.core.settings import size_shown
+from vmessd.core.quantities import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
