@@ -76,7 +76,10 @@ def _place(units: list[tuple[str, int]], slots: set[int]) -> str:
         return f"ide-cd,{{}},bus={bus},unit={unit}"
     slot = next((slot for slot in range(SLOT_LAST, SLOT_FIRST - 1, -1) if slot not in slots), None)
     if slot is None:
-        raise Failed("no PCI slot is left for a medium of cloud-init or startup: EXARGS claims them")
+        raise Failed(
+            "no PCI slot is left for a medium of cloud-init or startup: EXARGS claims them",
+            hint=f"leave one of the slots {SLOT_FIRST} to {SLOT_LAST} free in qemu-options",
+        )
     slots.add(slot)
     return f"virtio-blk-pci,{{}},addr={slot:#x}"
 

@@ -11,7 +11,7 @@ MAGIC = b"QFI\xfb"
 HEAD = 64 * 1024
 """Bytes of the beginning that are read: the default size of a cluster, in which the header must end."""
 SIZE_MAX = 2**46
-"""Virtual size in bytes: 64 TiB, as for :data:`vmessd.core.settings.DISK_MAX`."""
+"""Virtual size in bytes: 64 TiB, as for :data:`vmessd.core.quantities.DISK_MAX`."""
 TABLE_MAX = 32 * 2**20
 """Bytes of the active L1 table (QEMU, `QCOW_MAX_L1_SIZE`)."""
 REFCOUNTS_MAX = 8 * 2**20
