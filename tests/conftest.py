@@ -6,11 +6,12 @@ in a network namespace of its own, so that no link of the machine is touched.
 """
 
 import contextlib
+import gc
 import os
 import posix
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     option, reporter = session.config.option, session.config.pluginmanager.get_plugin("terminalreporter")
     if option.long and reporter is not None:
         reporter.write_line(f"long tests: --seed {option.seed}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage among thousands of tests, neither now, a fifth of the time, nor while they run."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
