@@ -239,7 +239,7 @@ def test_json_is_a_line_for_each_sample(daemon: Daemon) -> None:
 
 
 def test_off_a_terminal_tables_are_plain_lines(daemon: Daemon) -> None:
-    daemon.make(A, "polite")
+    daemon.make(A)
     daemon.make(B)
     up(daemon, A)
     for words in (("top", "-n", "2", "-d", "0.2"), ("top", "-b", "-n", "2", "-d", "0.2", "--sort", "name")):

@@ -305,8 +305,8 @@ def test_a_lock_without_a_remark_keeps_the_one_there_is(daemon: Daemon) -> None:
 
 
 def test_a_restart_is_a_stop_and_a_start(daemon: Daemon) -> None:
-    daemon.make(A, "polite")
-    daemon.make(B, "polite")
+    daemon.make(A)
+    daemon.make(B)
     daemon.done(A, "start")
     daemon.wait_guest(A)
     pid = daemon.status(A)["pid"]
@@ -338,7 +338,7 @@ def test_whom_it_takes_force_to_restart_runs_again_and_the_status_says_so(daemon
 
 def test_a_restart_does_not_stop_whom_a_start_would_refuse(daemon: Daemon) -> None:
     for vm in (A, B):
-        daemon.make(vm, "polite")
+        daemon.make(vm)
         daemon.done(vm, "start")
         daemon.wait_guest(vm)
     before = {vm: daemon.status(vm)["pid"] for vm in (A, B)}
