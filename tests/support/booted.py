@@ -140,6 +140,12 @@ class Cgroup:
         for directory in self.directories:
             (directory / "cgroup.procs").write_text("0")
 
+    @staticmethod
+    def unified(name: str) -> Path:
+        """Return where a control group is in the hierarchy of version 2."""
+        [hierarchy] = [hierarchy for hierarchy in _hierarchies() if hierarchy.kind == "cgroup2"]
+        return Path(hierarchy.path, name)
+
     def close(self) -> None:
         for directory in self.directories:
             for below, _, _ in os.walk(directory, topdown=False):
@@ -225,10 +231,11 @@ class Tree:
         place.write_text(text)
         place.chmod(mode)
 
-    def sh(self, script: str) -> str:
+    def sh(self, script: str, seconds: float = 30.0) -> str:
         """Run a script with the tree as its root, in no container, and return its standard output."""
         words = [*self.stage.enter(), "chroot", str(self.root), "sh", "-c", script]
-        return subprocess.run(words, check=True, timeout=30 * UNIT, stdout=subprocess.PIPE, text=True).stdout
+        done = subprocess.run(words, check=True, timeout=seconds * UNIT, stdout=subprocess.PIPE, text=True)
+        return done.stdout
 
     def remove(self, *inside: str) -> None:
         """Remove what is at absolute paths, which may be patterns."""
@@ -249,10 +256,11 @@ class Tree:
 
 
 class Container:
-    """A machine with systemd as its PID 1."""
+    """A machine with systemd as its PID 1; `options` are more options of systemd-nspawn."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, *options: str) -> None:
         self.tree = tree
+        self.options = options
         self.process: subprocess.Popen[bytes] | None = None
         self.console = Path(tree.stage.place).with_name(f"{tree.name}.console")
         self.leader = 0
@@ -295,6 +303,7 @@ class Container:
                 *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network"),
                 *("--directory", str(self.tree.root), "--machine", self.tree.name),
                 *("--resolv-conf=off", "--timezone=off", "--link-journal=no"),
+                *self.options,
                 *words,
             ],
             stdin=subprocess.DEVNULL,

@@ -242,6 +242,7 @@ _AWAIT_DATA = _code("""
 # busy does not tell, since QEMU 7.2 takes BSY away from a write that failed some time before it pauses.
 _FILL_DISK = (
     _code("""
+    fa                   ; cli                    the BIOS would take the interrupts
     8c c8                ; mov ax, cs
     8e d8                ; mov ds, ax
     fc                   ; cld
@@ -435,6 +436,26 @@ _RETURN = _code("""
     cf                   ; iret
 """)
 
+# Every 5 ms: the first timer counts down from 5966 at 1.193182 MHz (mode 2).
+_ENABLE_TIMER = _code("""
+    b0 34 e6 43          ; mov al, 0x34; out 0x43, al
+    b0 4e e6 40          ; mov al, 0x4e; out 0x40, al
+    b0 17 e6 40          ; mov al, 0x17; out 0x40, al
+""")
+
+_DOT_OR_OFF = (
+    _code("""
+    ba f8 03             ; mov dx, 0x3f8
+    b0 2e ee             ; mov al, '.'; out dx, al
+    ba 00 06             ; mov dx, 0x600
+    ed                   ; in ax, dx
+    f6 c4 01             ; test ah, 1             has the button been pressed?
+    74 0b                ; jz +11                 past the next two
+""")
+    + _POWER_OFF
+    + _HALT
+)
+
 _SLEEP = _code("""
     fb                   ; sti
     f4                   ; hlt
@@ -545,11 +566,13 @@ GUESTS = {
     "keyboard": _asleep(1, _PRINT_R, _ECHO_KEYS + _RETURN),
     # Reads the first sector of its disk for ever.
     "reader": _PRINT_R + _READ_DISK,
+    # Prints a dot every 5 ms, and powers off when the button is pressed.
+    "ticker": _asleep(0, _ENABLE_TIMER + _ENABLE_BUTTON + _PRINT_R, _DOT_OR_OFF + _RETURN),
     # Prints lines of 95 characters for ever.
     "chatter": _PRINT_R + _CHATTER,
 }
 
-ASLEEP = {"idle", "listener", "echo", "echo2", "counter", "prompt", "reset", "keyboard"}
+ASLEEP = {"idle", "listener", "echo", "echo2", "counter", "prompt", "reset", "keyboard", "ticker"}
 """Guests that sleep until they are interrupted."""
 
 

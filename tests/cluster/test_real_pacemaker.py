@@ -1,0 +1,265 @@
+"""Pacemaker and Corosync decide where VMs run: real ones, in three machines, with the agent as installed.
+
+During each case all QEMUs are watched from outside, once a millisecond: never does a VM have two.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import guests
+import pytest
+from booted import Stage
+from clusters import AGENT, MONITOR, NODES, SMALL, Cluster, clustered
+from daemons import UNIT, wait_for
+from lives import Life, ran_together, together
+
+pytestmark = [pytest.mark.long, pytest.mark.alone, pytest.mark.timeout(300 * UNIT)]
+
+VM = "newvm0"
+DEGRADED = 190
+"""Exit status of a monitor (OCF): it runs, and is not well."""
+AS_PACEMAKER = {"VMESS_OWNER": "pacemaker"}
+
+
+@pytest.fixture(scope="module")
+def figures() -> Iterator[dict[str, float]]:
+    """What was measured, in seconds; printed at the end."""
+    measured: dict[str, float] = {}
+    yield measured
+    print("\n" + "\n".join(f"{seconds:7.3f} s  {what}" for what, seconds in measured.items()))
+
+
+@pytest.fixture(scope="module")
+def machines(
+    stage: Stage, installed: list[Path], tmp_path_factory: pytest.TempPathFactory, figures: dict[str, float]
+) -> Iterator[Cluster]:
+    """Three machines with the VM, which is in the CIB; no Pacemaker runs yet."""
+    begin = time.monotonic()
+    layers = clustered(stage, installed, VM)
+    figures["packages and agent in a layer"] = time.monotonic() - begin
+    with contextlib.closing(Cluster(stage, layers, tmp_path_factory.mktemp("cluster"))) as cluster:
+        begin = time.monotonic()
+        cluster.boot(*NODES)
+        figures["boot of three machines"] = time.monotonic() - begin
+        cluster.make(VM)
+        yield cluster
+
+
+@pytest.fixture
+def watched(machines: Cluster, figures: dict[str, float]) -> Iterator[Cluster]:
+    """The machines; two QEMUs of one VM during the test fail it."""
+    begin = time.monotonic()
+    machines.watcher.look(again=True)
+    try:
+        yield machines
+    finally:
+        machines.tell()
+    seen = machines.watcher.look()
+    during = [life for life in seen.lives if life.last >= begin]
+    assert not ran_together(during)
+    assert machines.may_meet or not together(during)
+    assert seen.is_close(), f"{seen.worst} s without a look"
+    worst = "longest time between two looks at all QEMUs"
+    figures[worst] = max(seen.worst, figures.get(worst, 0))
+
+
+@pytest.fixture
+def cluster(machines: Cluster, request: pytest.FixtureRequest) -> Cluster:
+    """The cluster with all its machines and the VM on one of them; it is watched."""
+    machines.settle(VM)
+    watched: Cluster = request.getfixturevalue("watched")
+    return watched
+
+
+@pytest.fixture
+def holder(cluster: Cluster) -> Life:
+    """The QEMU that runs the VM."""
+    return cluster.runs(VM)
+
+
+@pytest.fixture
+def other_vm(cluster: Cluster) -> Iterator[str]:
+    """A VM that is in all machines and not in the CIB."""
+    vm = "leaf0"
+    try:
+        cluster.make(vm)
+        yield vm
+    finally:
+        cluster.remove(vm)
+
+
+def others(*nodes: str) -> list[str]:
+    return [node for node in NODES if node not in nodes]
+
+
+# -- The bounds --
+
+
+def test_a_cluster_that_starts_runs_its_vm(watched: Cluster, figures: dict[str, float]) -> None:
+    begin = time.monotonic()
+    watched.join(*NODES)
+    life = watched.wait_runs(VM, begin, 60)
+    figures["start of Pacemaker, VM runs"] = life.first_ran - begin
+    assert not watched.fenced()
+
+
+def test_a_vm_whose_qemu_is_killed_is_back(cluster: Cluster, holder: Life, figures: dict[str, float]) -> None:
+    begin = time.monotonic()
+    os.kill(holder.pid, signal.SIGKILL)
+    back = cluster.wait_runs(VM, begin, 10)
+    figures["QEMU killed, VM back"] = back.first_ran - begin
+    assert VM in cluster.failures()
+    assert not cluster.fenced()
+
+
+def test_a_vm_moves_cold_by_the_word_of_an_administrator(
+    cluster: Cluster, holder: Life, figures: dict[str, float]
+) -> None:
+    target = others(holder.node)[0]
+    begin = time.monotonic()
+    cluster.ask("crm_resource", "--move", "-r", VM, "-N", target)
+    moved = cluster.wait_runs(VM, begin, 20, [target])
+    figures["crm_resource --move, VM elsewhere"] = moved.first_ran - begin
+    cluster.ask("crm_resource", "--clear", "-r", VM)
+    assert "powered down" in cluster.nodes[holder.node].done("vmessctl", VM, "why")
+
+
+def test_a_node_in_standby_is_drained(cluster: Cluster, holder: Life, figures: dict[str, float]) -> None:
+    begin = time.monotonic()
+    cluster.ask("pcs", "node", "standby", holder.node)
+    moved = cluster.wait_runs(VM, begin, 20, others(holder.node))
+    figures["pcs node standby, VM elsewhere"] = moved.first_ran - begin
+    cluster.ask("pcs", "node", "unstandby", holder.node)
+    assert not cluster.fenced()
+
+
+def test_a_host_that_is_powered_off_hands_its_vm_over(
+    cluster: Cluster, holder: Life, figures: dict[str, float]
+) -> None:
+    begin = time.monotonic()
+    cluster.nodes[holder.node].power_off()
+    figures["systemctl poweroff, host off"] = time.monotonic() - begin
+    moved = cluster.wait_runs(VM, begin, 5, others(holder.node))
+    figures["systemctl poweroff, VM elsewhere"] = moved.first_ran - begin
+    assert moved.first_ran - begin < 5 * UNIT
+    assert not cluster.fenced()
+
+
+def test_a_node_whose_link_is_cut_is_killed_before_its_vm_runs_elsewhere(
+    cluster: Cluster, holder: Life, figures: dict[str, float]
+) -> None:
+    begin = time.monotonic()
+    cluster.cut(holder.node)
+    moved = cluster.wait_runs(VM, begin, 20, others(holder.node))
+    figures["link cut, VM elsewhere"] = moved.first_ran - begin
+    assert cluster.fenced() == [holder.node]
+    assert not cluster.nodes[holder.node].is_up()
+
+
+# -- People and the cluster --
+
+
+def test_people_are_refused_and_told_the_line_of_pcs(cluster: Cluster, holder: Life) -> None:
+    said = cluster.nodes[holder.node].run("vmessctl", VM, "stop")
+    line = f"pcs resource disable {VM}"
+    assert said.returncode == 7
+    assert said.stderr.splitlines()[-1].strip().startswith(f"hint: {line}")
+    assert cluster.runs(VM).pid == holder.pid
+    cluster.ask(*line.split())
+    cluster.wait_ended(VM)
+    begin = time.monotonic()
+    cluster.ask("pcs", "resource", "enable", VM)
+    cluster.wait_runs(VM, begin, 20)
+
+
+def test_a_second_node_does_not_start_it(cluster: Cluster, holder: Life) -> None:
+    other = cluster.nodes[others(holder.node)[0]]
+    before = len(cluster.lives(VM))
+    assert other.run("vmessctl", VM, "start").returncode == 7
+    assert len(cluster.lives(VM)) == before
+    cluster.may_meet = True  # a second QEMU begins, and does not get as far as its guest
+    said = other.run("vmessctl", VM, "start", env=AS_PACEMAKER)
+    assert said.returncode == 1
+    assert 'Failed to get "write" lock' in said.stderr
+    assert cluster.runs(VM).pid == holder.pid
+
+
+def test_without_its_daemon_a_vm_goes_on(cluster: Cluster, holder: Life) -> None:
+    node = cluster.nodes[holder.node]
+    node.systemctl("stop", "vmessd")
+    assert cluster.monitor_by_hand(node, VM)[0] == 0
+    time.sleep(MONITOR + 1)  # nothing is to happen
+    assert cluster.runs(VM).pid == holder.pid
+    assert VM not in cluster.failures()
+    node.systemctl("start", "vmessd")
+    assert f"PID: {node.qemus()[VM]}" in node.done("vmess", VM, "status")
+
+
+def test_a_vm_that_is_locked_moves(cluster: Cluster, holder: Life) -> None:
+    node = cluster.nodes[holder.node]
+    node.done("vmessctl", VM, "lock", "do not touch")
+    try:
+        begin = time.monotonic()
+        cluster.ask("pcs", "node", "standby", holder.node)
+        cluster.wait_runs(VM, begin, 20, others(holder.node))
+    finally:
+        cluster.ask("pcs", "node", "unstandby", holder.node)
+        node.done("vmessctl", VM, "unlock")
+    assert not cluster.fenced()
+
+
+# -- The agent --
+
+
+def test_ocf_tester_passes(cluster: Cluster, other_vm: str) -> None:
+    said = cluster.ask("ocf-tester", "-n", other_vm, "-o", f"name={other_vm}", AGENT)
+    assert said.splitlines()[-1] == f"{AGENT} passed all tests"
+
+
+@pytest.mark.parametrize("shell", ["pcs", "crmsh"])
+def test_the_lines_that_cluster_prints_are_accepted(cluster: Cluster, other_vm: str, shell: str) -> None:
+    lines = cluster.ask("vmessctl", other_vm, "cluster", shell)
+    begin = time.monotonic()
+    said = cluster.any().run("sh", "-e", "-c", lines)
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    cluster.wait_runs(other_vm, begin, 20)
+
+
+def test_a_frozen_qemu_is_replaced_within_the_time_of_a_stop(
+    cluster: Cluster, other_vm: str, figures: dict[str, float]
+) -> None:
+    begin = time.monotonic()
+    cluster.create(other_vm, "unresponsive=restart", stop=15)
+    frozen = cluster.wait_runs(other_vm, begin, 20)
+    begin = time.monotonic()
+    os.kill(frozen.pid, signal.SIGSTOP)
+    back = cluster.wait_runs(other_vm, begin, 40)
+    figures["QEMU frozen, VM back (a stop may take 15 s)"] = back.first_ran - begin
+    assert not cluster.fenced()
+
+
+def test_a_guest_that_stands_still_after_an_error_is_reported(cluster: Cluster) -> None:
+    vm, ballast = "full0", SMALL / "ballast"
+    try:
+        cluster.make(vm, "filler", size=guests.FILLED, place=SMALL)
+        cluster.ask("dd", "if=/dev/zero", f"of={ballast}", "bs=1M", "count=1")
+        begin = time.monotonic()
+        cluster.create(vm)
+        life = cluster.wait_runs(vm, begin, 20)
+        node = cluster.nodes[life.node]
+        wait_for(lambda: cluster.monitor_by_hand(node, vm)[0] == DEGRADED, 20, "the report")
+        assert "stands still after an error" in cluster.monitor_by_hand(node, vm)[1]
+        shown = "'OCF_DEGRADED' (full0 stands still after an error)"
+        wait_for(lambda: shown in cluster.failures(), 20, "what Pacemaker shows")
+        assert cluster.runs(vm).pid == life.pid
+        cluster.ask("rm", ballast)
+        wait_for(lambda: cluster.monitor_by_hand(node, vm)[0] == 0, 20, "the end of the error")
+        assert cluster.runs(vm).pid == life.pid
+        assert not cluster.fenced()
+    finally:
+        cluster.ask("rm", "-f", ballast)
+        cluster.remove(vm)
