@@ -182,12 +182,15 @@ def in_transit(daemon: Daemon) -> bool:
 
 BEFORE = [step for step in STEPS[2:] if STEPS.index(step) < STEPS.index("commit")]
 CUTS = [(step, what, "here") for step in BEFORE for what in ("link", "client", "here", "there", "both")]
-CUTS += [(step, "QEMU there", "here") for step in BEFORE[1:]] + [(step, "QEMU here", "off") for step in BEFORE]
+CUTS += [(step, "QEMU there", "here") for step in BEFORE[1:]] + [(step, "QEMU here", "here") for step in BEFORE]
 CUTS += [("commit lost", what, "doubt") for what in ("link", "client", "here", "there", "both")]
-CUTS += [("commit", what, "there") for what in ("link", "client", "here")]
+CUTS += [("commit", what, "there") for what in ("link", "client", "here", "there", "both")]
 CUTS += [("done lost", what, "there") for what in ("link", "client", "here", "there", "both")]
 CUTS += [("done", what, "there") for what in ("link", "client", "here", "there", "both")]
-"""Up to which line a move goes, what dies then, and where the guest runs afterwards."""
+"""Up to which line a move goes, what dies then, and where the VM is afterwards.
+
+What dies just after "loaded" or "commit" may be faster than the line, so that nobody knows for a while.
+"""
 
 
 @pytest.mark.long
@@ -203,15 +206,16 @@ def test_c190_a_guest_is_where_each_line_says(pair: tuple[Daemon, Daemon]) -> No
             wait_for(lambda: not (in_transit(here) or in_transit(there)), 20, f"the end of it, {case}")
         doubtful = "handed-over" in note(here)
         assert doubtful or where != "doubt", case
-        if doubtful:
-            assert asked_again(here, there) == (where == "there"), case
+        lives = where in {"here", "there"} and what != "QEMU here"
+        is_there = where == "there"
+        if doubtful and not asked_again(here, there):
+            assert last in {"loaded", "commit lost", "commit"}, case
+            is_there = lives = False  # as by a power failure
         wait_for(lambda: bool(note(here)) != bool(note(there)), 20, f"one VM, {case}")
         owner = here if note(here) else there
-        assert owner is (there if where == "there" else here), case
+        assert owner is (there if is_there else here), case
         state = settled(owner, case, "running")
-        lives = where == "there" or (where == "here" and not doubtful)
         assert state == ("running" if lives else "stopped"), case
-        assert lives or last in {"loaded", "commit lost"} or what == "QEMU here", case
         assert len(processes_of(here.root) + processes_of(there.root)) == (state == "running"), case
         if state == "running":
             is_as_before(owner, case, adopted=True)
@@ -254,3 +258,22 @@ def test_c189_what_a_live_move_does_not_understand_leaves_nothing(pair: tuple[Da
     is_as_before(here, "given up", adopted=False)
     for daemon in pair:
         assert "Traceback" not in daemon.log.read_text()
+
+
+def test_c189_a_guest_does_not_go_where_its_cpu_would_lack_something(pair: tuple[Daemon, Daemon]) -> None:
+    here, there = pair
+    here.make("newvm0")
+    here.done("newvm", "start")
+    here.wait_guest("newvm0")
+    with riding(here, there) as ride:
+        ride_until(ride, here, "offer", delivered=False)
+        word = next(name for name, bits in ride.line["cpu"].items() if bits == "0")
+        ride.line["cpu"][word] = "80000001"
+        ride.deliver("offer", here)
+        for step in ("ready", "archive"):
+            ride.hear(step)
+            ride.deliver(step, here)
+        refused = ride.there.hear()
+        assert f"features that this host lacks ({word}, bit 31)" in refused["message"], refused
+        assert "--offline" in refused["hint"]
+    wait_for(functools.partial(is_empty, there), what="nothing there")

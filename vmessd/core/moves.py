@@ -105,6 +105,8 @@ class Offer:
     """The command line that gives the guest its hardware."""
     directory: str = ""
     """The directory of the VM in that command line."""
+    cpu: dict[str, str] | None = None
+    """The features of its CPU, as :mod:`vmessd.devices.cpu_features` has them."""
 
 
 @dataclass(frozen=True)

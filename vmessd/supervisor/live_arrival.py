@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from vmessd.core.errors import Failed, NotRunning, printable
 from vmessd.core.moves import Answer, Decision, MoveRecord, Offer, Said, Word
+from vmessd.devices import cpu_features
 from vmessd.devices.live_move import Incoming
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import moves as notes
@@ -49,6 +50,7 @@ class LiveArrival:
                 pass
         finally:
             machine.directory.admits = ""
+        await self._check_cpu()
         self._incoming = Incoming(machine.live(), offer.disks or [])
         try:
             with safefile.opened(machine.directory.path) as place:
@@ -56,6 +58,15 @@ class LiveArrival:
         except CommandRefused as refusal:
             raise refusal.failed(machine.vm, "to wait for a guest") from None
         return {f"{offer.key}:{name}": one for name, one in found.items()}
+
+    async def _check_cpu(self) -> None:
+        """Raise Failed if the guest would miss features of its CPU, which it may use at any moment."""
+        found = await cpu_features.of(self._machine.live())
+        if missing := cpu_features.lacking(self._offer.cpu or {}, found):
+            raise Failed(
+                f"the CPU of the guest of {self._machine.vm} has features that this host lacks ({missing})",
+                hint="give it a model that both hosts have, with `cpu`, or move it while it is off: --offline",
+            )
 
     async def loaded(self) -> None:
         """Do what the source says until all of the guest is here; raises Failed, ConnectionBroke, TimedOut."""

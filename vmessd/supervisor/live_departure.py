@@ -20,6 +20,7 @@ from vmessd.core.moves import Answer, Decision, Said, Word
 from vmessd.core.quantities import size_shown
 from vmessd.core.settings import BY_FILE
 from vmessd.core.words import Runstate
+from vmessd.devices import cpu_features
 from vmessd.devices.live_images import error_of
 from vmessd.devices.live_move import RAM, Outgoing, Standing
 from vmessd.qemu.monitor import CommandRefused
@@ -50,6 +51,7 @@ class LiveDeparture(Leaving):
         self._joined = asyncio.Event()
         self._standing: Standing | None = None
         self._guest: dict[str, Any] = {}
+        self._cpu: dict[str, str] = {}
         self._over: asyncio.Task[Any] = self._loop.create_task(asyncio.sleep(0))
         """Done when the QEMU has ended."""
 
@@ -76,6 +78,7 @@ class LiveDeparture(Leaving):
             "qemu": origin.qemu,
             "argv": origin.argv,
             "directory": origin.directory,
+            "cpu": self._cpu,
         }
 
     async def begin(self) -> None:
@@ -92,6 +95,7 @@ class LiveDeparture(Leaving):
                 hint=f"vmess {self.vm} resume; or: vmess {self.vm} move HOST --offline",
             )
         self._over = self._loop.create_task(self._run.over.wait())
+        self._cpu = await cpu_features.of(self._run)
         await super().begin()
 
     def join(self, name: str, connected: socket.socket) -> None:
