@@ -7,119 +7,19 @@ import contextlib
 import functools
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from daemons import Daemon, has_ended, processes_of, wait_for
-from movers import (
-    Call,
-    Line,
-    Peer,
-    arriving,
-    counting,
-    goes_on,
-    is_as_before,
-    leaving,
-    numbers,
-    offer,
-    settled,
-)
+from movers import Call, arriving, counting, goes_on, is_as_before, leaving, numbers, offer, settled
+from rides import STEPS, Ride, ride_until, riding
 
-from vmessd.core.errors import Failed, Locked, VmessError
+from vmessd.core.errors import Failed, Locked, NoSuchVM, VmessError
 
 pytestmark = pytest.mark.qemu
 
 KEY = "0123456789abcdef"
-SAID = ("ready", "whole", "closed", "loaded", "done", "forgotten")
-"""What the destination says, in turn."""
-STEPS = (
-    *("offer", "ready", "archive", "whole", "joined", "close", "closed", "load", "loaded", "commit", "done"),
-    *("forget", "forgotten"),
-)
-"""The lines of a move in turn, and what goes between them."""
-
-
-class Ride:
-    """One move of newvm0 between two daemons."""
-
-    def __init__(self, here: tuple[Peer, Call], there: tuple[Peer, Call]) -> None:
-        self.here, self.moving = here
-        self.there, self.receiving = there
-        self.offered: Line = {}
-        self.said: Line = {}
-        self.line: Line = {}
-        self.connections: list[socket.socket] = []
-
-    def hear(self, step: str) -> None:
-        """Wait for what comes next."""
-        if step in ("archive", "joined"):
-            return
-        self.line = (self.there if step in SAID else self.here).hear()
-        got = self.line.get("said") or self.line.get("word") or ("offer" if "ask" in self.line else "")
-        assert got == step, f"{self.line} in place of {step}"
-        if step == "offer":
-            self.offered = self.line
-        if step == "whole":
-            self.said = self.line
-
-    def deliver(self, step: str, daemon: Daemon) -> None:
-        """Carry it over."""
-        if step == "archive":
-            self.there.socket.sendall(self.here.take(self.offered["size"]))
-        elif step == "joined":
-            for name in self.said["channels"]:
-                self.join(name, daemon)
-        else:
-            (self.here if step in SAID else self.there).say(**self.line)
-
-    def join(self, name: str, daemon: Daemon) -> None:
-        """Bring a connection from a QEMU that waits."""
-        call = Call(self.receiving.daemon)
-        call.client.send("Receive", {"connection": name}, more=True)
-        call.client.receive()
-        connected = socket.socket(fileno=call.client.descriptors(1)[0])
-        call.client.close()
-        self.connections.append(connected)
-        call = Call(daemon)
-        order = {"vm": "newvm0", "name": name.rpartition(":")[2], "channel": 0}
-        call.client.send("JoinMove", order, descriptor=connected.fileno())
-        call.client.receive()
-        call.client.close()
-
-    def cut(self) -> None:
-        """End all connections."""
-        for one in (self.here.socket, self.there.socket, *self.connections):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        self.connections.clear()
-
-    def leave(self) -> None:
-        """End the clients, and with them the connections."""
-        self.moving.client.close()
-        self.receiving.client.close()
-        self.cut()
-
-
-@contextlib.contextmanager
-def riding(here: Daemon, there: Daemon) -> Iterator[Ride]:
-    with arriving(there) as arrives, leaving(here, live=True) as leaves:
-        ride = Ride(leaves, arrives)
-        try:
-            yield ride
-        finally:
-            ride.leave()
-
-
-def ride_until(ride: Ride, here: Daemon, last: str, *, delivered: bool = True) -> None:
-    for step in STEPS:
-        ride.hear(step)
-        if step != last or delivered:
-            ride.deliver(step, here)
-        if step == last:
-            return
 
 
 @pytest.fixture
@@ -157,7 +57,11 @@ def die(ride: Ride, what: str, here: Daemon, there: Daemon) -> None:
 def asked_again(here: Daemon, there: Daemon) -> bool:
     """Repeat a move that has ended in doubt; tell whether the VM is there."""
     with arriving(there) as (source, _), leaving(here) as (other, moving):
-        source.say(**other.hear())
+        if not (question := other.hear()):  # it has just been deleted, because it is there
+            with pytest.raises(NoSuchVM):
+                moving.last()
+            return True
+        source.say(**question)
         other.say(**(answer := source.hear()))
         if answer["said"] == "done":
             source.say(**other.hear())

@@ -9,7 +9,7 @@ import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import guests
 from daemons import UNIT, Daemon, has_ended, processes_of, wait_for
@@ -18,6 +18,14 @@ from vmessctl.client import Client
 
 Line = dict[str, Any]
 MIB = 1 << 20
+
+
+class Door(Protocol):
+    """A daemon, as its clients know it."""
+
+    @property
+    def socket(self) -> Path:
+        """Its control socket."""
 
 
 class Peer:
@@ -56,7 +64,7 @@ class Peer:
 class Call:
     """A call of Move or Receive whose replies a test reads when it likes."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Door) -> None:
         self.daemon = daemon
         self.client = Client([str(daemon.socket)], patience=30 * UNIT)
 
@@ -69,9 +77,7 @@ class Call:
 
 
 @contextlib.contextmanager
-def leaving(
-    daemon: Daemon, vm: str = "newvm0", host: str = "lab2", **order: Any
-) -> Iterator[tuple[Peer, Call]]:
+def leaving(daemon: Door, vm: str = "newvm0", host: str = "lab2", **order: Any) -> Iterator[tuple[Peer, Call]]:
     """Have a daemon move a VM to the test."""
     ours, theirs = socket.socketpair()
     call = Call(daemon)
@@ -86,7 +92,7 @@ def leaving(
 
 
 @contextlib.contextmanager
-def arriving(daemon: Daemon) -> Iterator[tuple[Peer, Call]]:
+def arriving(daemon: Door) -> Iterator[tuple[Peer, Call]]:
     """Have a daemon receive what the test sends."""
     call = Call(daemon)
     call.client.send("Receive", {}, more=True)
