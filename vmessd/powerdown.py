@@ -29,6 +29,7 @@ from vmessd.core.errors import (
     printable,
     worst,
 )
+from vmessd.core.ownership import PACEMAKER
 from vmessd.core.words import FleetStep
 from vmessd.network.links import Network
 from vmessd.network.policy import Access
@@ -204,6 +205,10 @@ async def _replies(path: Path, within: float | None) -> AsyncGenerator[Step, Non
     connected = await blocking.call(_connected, path)
     reader, writer = await asyncio.open_unix_connection(sock=connected, limit=REPLY_LIMIT)
     try:
+        # The host goes down, whoever decides about its VMs. An older daemon knows neither this call nor owners.
+        acting = {"method": f"{INTERFACE}.ActFor", "parameters": {"owner": PACEMAKER}}
+        writer.write(json.dumps(acting).encode() + b"\0")
+        await reader.readuntil(b"\0")
         parameters = {} if within is None else {"within": within}
         call = {"method": f"{INTERFACE}.Shutdown", "parameters": parameters, "more": True}
         writer.write(json.dumps(call).encode() + b"\0")

@@ -6,12 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import ocf
 import pytest
-from daemons import UNIT, Daemon, has_ended, wait_for
+from daemons import TESTS, UNIT, Daemon, has_ended, wait_for
 from ocf import AGENT, Resource
 
 VM = "newvm0"
@@ -155,7 +156,21 @@ def test_c216_people_are_refused_what_is_the_clusters_to_do(resource: Resource) 
     assert resource.do("start") == "success"
     daemon.done(VM, "console", "--log")
     assert daemon.status(VM)["owner"] == "pacemaker"
+    daemon.make_fake("other0", "good")
+    daemon.done("other", "start")
+    left = daemon.vmessctl("shutdown")
+    assert (left.returncode, left.stderr) == (
+        7,
+        f"vmessctl: {VM}: VM {VM} belongs to pacemaker, which decides about it\n",
+    )
+    assert (daemon.status(VM)["state"], daemon.status("other")["state"]) == ("running", "stopped")
     daemon.wait_log(f"Start '{VM}', for pacemaker")
+    line = [sys.executable, "-m", "vmessd", "--shutdown", "--vmdir", daemon.root, "--socket", daemon.socket]
+    done = subprocess.run(
+        list(map(str, line)), check=False, timeout=60 * UNIT, cwd=TESTS.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done, daemon.log.read_text())
+    assert daemon.status(VM)["state"] == "stopped", "the host goes down, whoever decides"
 
 
 def test_c217_a_vm_has_one_master(fake_daemon: Daemon) -> None:

@@ -496,7 +496,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "shutdown",
         "Stop all VMs gracefully, higher orders first. Each VM has its own grace period, which is cut\n"
-        "if there is too little time in total. The service does this when the host shuts down.",
+        "if there is too little time in total. The service does this when the host shuts down. VMs that\n"
+        "belong to a cluster are left alone, except by the service.",
         "Shutdown",
         "boot_shutdown.run",
         options=(WITHIN,),

@@ -24,6 +24,8 @@ class Line(NamedTuple):
     """Closes it."""
     act_for: Callable[[str], None]
     """Notes for which owner of VMs the client acts."""
+    actor: Callable[[], str]
+    """Returns that; empty for people."""
     begin: Begin = asyncio.create_task
     """Starts a task on the client's account."""
 
@@ -48,6 +50,7 @@ class Caller:
         self._peer = peer
         self._hang_up = line.hang_up
         self._act_for = line.act_for
+        self._actor = line.actor
         self._begin = line.begin
 
     def _tell(self, kind: Kind, vm: str, text: str) -> None:

@@ -164,6 +164,10 @@ class Connection(VarlinkServerProtocol):
         """Note for which owner of VMs the client acts from now on."""
         self.acts_for = owner
 
+    def actor(self) -> str:
+        """Return that owner; empty for people."""
+        return self.acts_for
+
     def left(self) -> None:
         """Note that the client has left, and cancel what is done only for it."""
         self.gone = True

@@ -147,9 +147,9 @@ class Life(Caller):
         """Stop all VMs gracefully, higher orders first. Requires `more`; replies as for Boot.
 
         All VMs should be off `within` so many seconds (10 to 86400), and grace periods are shortened to fit.
-        null means the daemon's setting.
+        null means the daemon's setting. VMs that have an owner for whom the caller does not act are left alone.
         """
-        async for progress in self._fleet.shutdown(self._peer.uid, within):
+        async for progress in self._fleet.shutdown(self._peer.uid, within, self._actor()):
             if progress.done:
                 raise LastResult(progress)
             yield progress

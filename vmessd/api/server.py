@@ -332,9 +332,8 @@ class Control:
         """Return the interfaces that a client may call."""
         registry = VarlinkInterfaceRegistry()
         begin = functools.partial(beside, client.account.share)
-        registry.register_interface(
-            VmessInterface(self._supervisor, self._fleet, peer, Line(client.abort, client.act_for, begin))
-        )
+        line = Line(client.abort, client.act_for, client.actor, begin)
+        registry.register_interface(VmessInterface(self._supervisor, self._fleet, peer, line))
         registry.register_interface(
             VarlinkServiceInterface("emptystack", "vmessd", __version__, f"interface:{INTERFACE}", registry)
         )

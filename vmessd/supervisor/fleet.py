@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from typing import Any, NamedTuple
 
 from vmessd.core import names, ownership, quantities, refusals, settings, shutdown_time
+from vmessd.core.contract import METHODS
 from vmessd.core.errors import Failed, InvalidValue, TimedOut, VmessError, counted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.progress import FleetProgress, FleetStep, StopProgress
+from vmessd.core.ownership import Owner
 from vmessd.core.settings import Autostart
 from vmessd.storage import blocking, owner
 from vmessd.supervisor.registry import Supervisor
@@ -73,10 +75,14 @@ class Fleet:
         """
         return self._told(lambda tell: self._boot(uid, tell, at_once), self._boot_tasks)
 
-    def shutdown(self, uid: int | None, within: float | None = None) -> AsyncIterator[FleetProgress]:
+    def shutdown(
+        self, uid: int | None, within: float | None = None, actor: str | None = None
+    ) -> AsyncIterator[FleetProgress]:
         """Stop all VMs, gracefully and in reverse order; yield each step, the last one is done.
 
-        `within` is the time limit for all VMs, in seconds; None for the setting of the daemon.
+        `within` is the time limit for all VMs, in seconds; None for the setting of the daemon. `actor` is the
+        owner of VMs for whom it is done, empty for people: VMs of others are left alone. None is for the host
+        itself, which goes down whosever they are.
 
         Raises:
             InvalidValue: `within` is out of bounds.
@@ -84,7 +90,7 @@ class Fleet:
         if within is not None and not shutdown_time.SHORTEST <= within <= shutdown_time.LONGEST:
             bounds = f"from {shutdown_time.SHORTEST} to {shutdown_time.LONGEST}"
             raise InvalidValue(f"the time limit {within:g} is not a number of seconds {bounds}")
-        return self._told(lambda tell: self._shutdown(uid, within, tell), self._shutdown_tasks)
+        return self._told(lambda tell: self._shutdown(uid, within, actor, tell), self._shutdown_tasks)
 
     def left(self) -> float | None:
         """Return the seconds that are left of a shutdown; None if none is in progress."""
@@ -141,23 +147,22 @@ class Fleet:
 
     # -- Down --
 
-    async def _shutdown(self, uid: int | None, within: float | None, tell: Tell) -> None:
+    async def _shutdown(self, uid: int | None, within: float | None, actor: str | None, tell: Tell) -> None:
         boots = list(self._boot_tasks)
         for task in boots:
             task.cancel()
         await asyncio.gather(*boots, return_exceptions=True)
-        shutdown = _Shutdown(uid, tell)
+        shutdown = _Shutdown(uid, actor, tell)
         try:
             for _ in range(ROUNDS):
                 machines = await self._everyone()
-                going = [
-                    one for one in machines if one.state is not State.stopped and one.vm not in shutdown.late
-                ]
+                left = [one for one in machines if one.state is not State.stopped]
+                plans = await _plans([one for one in left if one.vm not in shutdown.late])
+                going = shutdown.allowed(left, plans)
                 if not going:
                     break
-                plans = await _plans(going)
                 if shutdown not in self._shutdowns:
-                    graces = [plan.grace for plan in plans.values()]
+                    graces = [plans[one.vm].grace for one in going]
                     shutdown.begin(within or self._host.shutdown_time or shutdown_time.default(graces))
                     self._shutdowns.add(shutdown)
                 shutdown.failed.clear()
@@ -189,17 +194,19 @@ class Fleet:
 
 
 class _Plan(NamedTuple):
-    """The order and the grace period of a VM in a shutdown."""
+    """The order and the grace period of a VM in a shutdown, and who else may decide about it."""
 
     order: int = settings.ORDER_DEFAULT
     grace: float = float(settings.GRACE_DEFAULT)
+    owner: Owner | None = None
 
 
 class _Shutdown:
     """A shutdown of all VMs within a budget of time."""
 
-    def __init__(self, uid: int | None, tell: Tell) -> None:
+    def __init__(self, uid: int | None, actor: str | None, tell: Tell) -> None:
         self._uid = uid
+        self._actor = actor
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._whole = 0.0
@@ -208,6 +215,8 @@ class _Shutdown:
         """The VMs that could not be stopped at the last attempt."""
         self.late: dict[str, asyncio.Task[None]] = {}
         """The VMs that were not off in time. They do not delay others, and are waited for at the end."""
+        self._spared: set[str] = set()
+        """The VMs that are left to their owners, which was said."""
 
     def begin(self, whole: float) -> None:
         """Begin the budget: all VMs are to be off in `whole` seconds from now."""
@@ -217,6 +226,19 @@ class _Shutdown:
     def left(self) -> float:
         """Return the remaining seconds of the budget, negative if it is exceeded."""
         return self._deadline - self._loop.time()
+
+    def allowed(self, machines: Sequence[Machine], plans: Mapping[str, _Plan]) -> list[Machine]:
+        """Return those of the planned VMs that may be stopped; say once which are left to their owners."""
+        found = []
+        for one in machines:
+            if (plan := plans.get(one.vm)) is None:
+                continue
+            if plan.owner is None or self._actor in (None, plan.owner.kind):
+                found.append(one)
+            elif one.vm not in self._spared:
+                self._spared.add(one.vm)
+                self._say(_failure(one.vm, ownership.refused(one.vm, plan.owner, METHODS["Stop"].owned)))
+        return found
 
     async def stop_all(self, machines: Sequence[Machine], plans: Mapping[str, _Plan]) -> None:
         """Stop VMs, higher orders first; return when they are off, failed or late."""
@@ -280,6 +302,8 @@ class _Shutdown:
 async def _plans(machines: Sequence[Machine]) -> dict[str, _Plan]:
     """Return the plans of VMs by name; the default for a VM whose files do not answer."""
     reads = {one.vm: asyncio.create_task(_plan(one)) for one in machines}
+    if not reads:
+        return {}
     done, slow = await asyncio.wait(reads.values(), timeout=READ_TIME)
     for task in slow:
         task.cancel()
@@ -295,6 +319,9 @@ async def _plan(machine: Machine) -> _Plan:
         read = functools.partial(_read, machine, "STOP")
         if (grace := await machine.files.aside(read, READ_TIME)) is not None:
             plan = plan._replace(grace=float(grace))
+    with contextlib.suppress(VmessError):
+        found = await machine.files.aside(lambda: owner.read(machine.find_home()), READ_TIME)
+        plan = plan._replace(owner=found)
     return plan
 
 

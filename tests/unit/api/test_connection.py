@@ -120,7 +120,7 @@ class Bench:
 
     def _interfaces(self) -> VarlinkInterfaceRegistry:
         registry = VarlinkInterfaceRegistry()
-        line = Line(self.connection.abort, self.connection.act_for)
+        line = Line(self.connection.abort, self.connection.act_for, self.connection.actor)
         interface = VmessInterface(self.supervisor, None, PEER, line)  # type: ignore[arg-type]
         registry.register_interface(interface)
         return registry
