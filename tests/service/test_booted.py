@@ -519,6 +519,7 @@ def test_a_member_takes_over_a_console(host: Container) -> None:
     assert "the console is no longer yours: it was taken over by uid" in said
     assert "ended with 7" in said
     host.restart()
+    wait_for(lambda: host.status("alpha0")["state"] == "running", what="an answer of its QEMU")
     assert host.sh("echo third | vmess alpha console", user="member").strip() == "third"
 
 
