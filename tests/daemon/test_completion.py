@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon, WiredDaemon, generated, own
+from daemons import Daemon, WiredDaemon, generated, own, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 from shells import LEFT, Shell
@@ -373,13 +373,18 @@ def test_names_come_from_the_daemon(wired: WiredDaemon) -> None:
     wired.make(A)
     wired.make(B)
     wired.done(A, "ifadd", "1", "br7", "start")
-    assert answer(0, "", "start", daemon=wired) == [B]
-    assert answer(0, "", "stop", daemon=wired) == [A]
-    assert "start" not in answer(1, A, daemon=wired)
-    assert "stop" not in answer(1, B, daemon=wired)
-    assert answer(3, B, "connect", "0", daemon=wired)[0] == "br7"
-    assert answer(2, A, "connect", daemon=wired) == ["0"]
-    assert answer(2, "net", "vlan", daemon=wired) == ["br7"]
+
+    def told(holds: Callable[[list[str]], bool], place: int, *words: str) -> None:
+        """The daemon has half a second for an answer, which may be too short while other tests run."""
+        wait_for(lambda: holds(answer(place, *words, daemon=wired)), what=f"the completion of {words}")
+
+    told(lambda found: found == [B], 0, "", "start")
+    told(lambda found: found == [A], 0, "", "stop")
+    told(lambda found: "start" not in found, 1, A)
+    told(lambda found: "stop" not in found, 1, B)
+    told(lambda found: found[0] == "br7", 3, B, "connect", "0")
+    told(lambda found: found == ["0"], 2, A, "connect")
+    told(lambda found: found == ["br7"], 2, "net", "vlan")
 
 
 def test_without_a_daemon_no_name_and_no_complaint(tmp_path: Path) -> None:
