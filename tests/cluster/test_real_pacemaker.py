@@ -12,7 +12,7 @@ from pathlib import Path
 
 import guests
 import pytest
-from booted import Stage
+from booted import ROOT, Stage
 from clusters import AGENT, MONITOR, NODES, SMALL, Cluster, clustered
 from daemons import UNIT, wait_for
 from lives import Life, ran_together, together
@@ -221,12 +221,37 @@ def test_ocf_tester_passes(cluster: Cluster, other_vm: str) -> None:
 
 
 @pytest.mark.parametrize("shell", ["pcs", "crmsh"])
-def test_the_lines_that_cluster_prints_are_accepted(cluster: Cluster, other_vm: str, shell: str) -> None:
+def test_the_lines_that_cluster_prints_are_accepted(
+    cluster: Cluster, other_vm: str, shell: str, figures: dict[str, float]
+) -> None:
     lines = cluster.ask("vmessctl", other_vm, "cluster", shell)
     begin = time.monotonic()
     said = cluster.any().run("sh", "-e", "-c", lines)
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
-    cluster.wait_runs(other_vm, begin, 20)
+    life = cluster.wait_runs(other_vm, begin, 20)
+    figures[f"lines for {shell}, VM runs"] = life.first_ran - begin
+    begin = time.monotonic()
+    os.kill(life.pid, signal.SIGKILL)
+    back = cluster.wait_runs(other_vm, begin, 10)
+    figures[f"QEMU of a VM by the lines for {shell} killed, VM back"] = back.first_ran - begin
+
+
+def test_nodes_that_would_start_it_by_themselves_are_left_out(cluster: Cluster, other_vm: str) -> None:
+    masters = {"n1": "AUTOSTART", "n2": "RESTART", "n3": "AUTOSTART"}
+    files = {node: cluster.nodes[node].path(ROOT / other_vm / file) for node, file in masters.items()}
+    for file in files.values():
+        file.write_text("on\n" if file.name == "AUTOSTART" else "always\n")
+    cluster.create(other_vm)
+    for node, name in masters.items():
+        refused = (
+            f"{other_vm} start on {node} returned 'not installed' (VM {other_vm}: {name} and a cluster must"
+        )
+        cluster.wait_failure(refused)
+    assert not [life for life in cluster.lives(other_vm) if not life.ended]
+    files["n3"].unlink()
+    begin = time.monotonic()
+    cluster.ask("pcs", "resource", "cleanup", other_vm)
+    cluster.wait_runs(other_vm, begin, 20, ["n3"])
 
 
 def test_a_frozen_qemu_is_replaced_within_the_time_of_a_stop(
@@ -253,8 +278,7 @@ def test_a_guest_that_stands_still_after_an_error_is_reported(cluster: Cluster) 
         node = cluster.nodes[life.node]
         wait_for(lambda: cluster.monitor_by_hand(node, vm)[0] == DEGRADED, 20, "the report")
         assert "stands still after an error" in cluster.monitor_by_hand(node, vm)[1]
-        shown = "'OCF_DEGRADED' (full0 stands still after an error)"
-        wait_for(lambda: shown in cluster.failures(), 20, "what Pacemaker shows")
+        cluster.wait_failure(f"'OCF_DEGRADED' ({vm} stands still after an error)")
         assert cluster.runs(vm).pid == life.pid
         cluster.ask("rm", ballast)
         wait_for(lambda: cluster.monitor_by_hand(node, vm)[0] == 0, 20, "the end of the error")

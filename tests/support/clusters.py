@@ -261,6 +261,10 @@ class Cluster:
         """Return what crm_mon shows of operations that failed."""
         return self.ask("crm_mon", "-1", "--exclude=all", "--include=failures")
 
+    def wait_failure(self, text: str, seconds: float = 20) -> None:
+        """Wait until crm_mon shows a failed operation, in these words."""
+        wait_for(lambda: text in self.failures(), seconds, text)
+
     def wait_idle(self, seconds: float = 40) -> None:
         """Wait until Pacemaker has done all that was to be done."""
         state = 'crmadmin --quiet --status "$(crmadmin --quiet --dc_lookup)"'

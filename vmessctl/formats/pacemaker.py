@@ -15,8 +15,8 @@ STOP_MORE = 20
 """Seconds that a stop may take beyond the grace period: 5 for quit, SIGTERM and SIGKILL (lifecycle.ladder), and
 the rest for a busy host and for the agent, which uses force in the last 10 seconds."""
 START_TIME = 60
-MONITOR_EVERY, MONITOR_TIME = 10, 30
-"""The agent asks a daemon for 5 seconds, and a QEMU for 3 more."""
+MONITOR_EVERY, MONITOR_TIME = 5, 30
+"""A VM whose QEMU died is back in 10 seconds. The agent asks a daemon for 5 seconds, and a QEMU for 3 more."""
 STICKINESS = 100
 """Keeps a VM where it is when a better node comes back: a move is a power cycle of the guest."""
 

@@ -36,7 +36,7 @@ def test_cables_keep_vms_together() -> None:
 def test_both_shells_are_told_the_same(shell: str) -> None:
     [create] = typed(shell, Resource("newvm0", "newvm0", 60, []))
     operations = " ".join(create)
-    assert "op start timeout=60s op stop timeout=80s op monitor interval=10s timeout=30s" in operations
+    assert "op start timeout=60s op stop timeout=80s op monitor interval=5s timeout=30s" in operations
     assert operations.endswith("meta resource-stickiness=100")
     assert pacemaker.lines(shell, Resource("a0", "web", 1, []))[0].endswith("vmessctl a0 cluster on web")
 
