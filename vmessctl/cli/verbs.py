@@ -1043,7 +1043,7 @@ COMMANDS: tuple[Command, ...] = (
         "Own",
         "cluster.run",
         arguments="[pcs|crmsh|on|off|check] [resource]",
-        options=(JSON,),
+        reports=True,
         files="OWNER",
         summary=UNATTENDED,
         example="newvm cluster",

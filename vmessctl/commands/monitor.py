@@ -40,7 +40,7 @@ PATIENCE = 5.0
 """Seconds that the daemon has to answer a monitor."""
 SETTLING = 3.0
 """Seconds after which a QEMU that does not answer is reported: one that was just found does not at first."""
-LOOK_EVERY = 0.2
+LOOK_EVERY = 0.5
 STOP_TIME = 90.0
 """Seconds in which a VM is stopped without a daemon, if no time-out is given."""
 
@@ -67,7 +67,8 @@ def _monitor(invocation: Invocation, vm: str) -> int:
             what = "not running" if pid is None else f"running, PID {pid}" if pid else "running"
             print(f"{vm}: {what}, by its lock; no vmessd answers")
         return NotRunning.status if pid is None else DONE
-    show(invocation, reply, lambda it: rendering.status_line(it, vm), vm)
+    several = len(invocation.vms) > 1
+    show(invocation, reply, rendering.status if several else lambda it: rendering.status_line(it, vm), vm)
     return verdict(reply["status"])
 
 
@@ -106,18 +107,20 @@ def answers(invocation: Invocation) -> bool:
     return True
 
 
-def end(invocation: Invocation, vms: Sequence[str]) -> int:
-    """Stop VMs without a daemon, one after the other; return the exit status."""
+def end(invocation: Invocation, began: float) -> int:
+    """Stop VMs without a daemon, one after the other; return the exit status.
+
+    The time-out is over all of them, and counts from `began`, by the monotonic clock.
+    """
     if verbs.NO_WAIT.flag in invocation.options or verbs.GRACE.flag in invocation.options:
         raise InvalidValue("without vmessd, a stop is waited for, with the grace period of the VM")
     timeout = seconds(invocation.options.get(verbs.TIMEOUT.flag)) or STOP_TIME
-    deadline = time.monotonic() + timeout
     statuses = []
-    for vm in vms:
+    for vm in invocation.vms:
         try:
             with LockedVM(vm) as directory:
                 pid = directory.pid()
-                forced = directory.end(deadline, force=bool(invocation.arguments))
+                forced = directory.end(began + timeout, force=bool(invocation.arguments))
         except VmessError as error:
             statuses.append(complain(error))
             continue

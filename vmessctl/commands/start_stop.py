@@ -305,8 +305,9 @@ def stop(invocation: Invocation) -> int:
     if verbs.BY_LOCK.flag in invocation.options:
         from vmessctl.commands import monitor  # noqa: PLC0415 -- people do without
 
+        began = time.monotonic()
         if not monitor.answers(invocation):
-            return monitor.end(invocation, invocation.vms)
+            return monitor.end(invocation, began)
     return _stop(invocation)[0]
 
 

@@ -36,7 +36,7 @@ def test_an_owner_is_a_cluster_and_maybe_a_resource(text: str, kind: str, resour
     ],
 )
 def test_anything_else_names_no_owner(text: str) -> None:
-    with pytest.raises(InvalidValue, match="is not pacemaker, and the name of its resource"):
+    with pytest.raises(InvalidValue, match="is not pacemaker, or pacemaker and the id of a resource"):
         BY_FILE["OWNER"].value(text)
 
 
