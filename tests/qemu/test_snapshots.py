@@ -179,6 +179,7 @@ def test_names_and_states_that_are_refused_get_one_line(daemon: Daemon) -> None:
         (("delete",), 2, "needs the name of a snapshot"),
         (("revert",), 2, "needs the name of a snapshot"),
         (("mine", "x"), 2, "is none of take, list, revert, delete"),
+        (("lisst",), 2, "is none of take, list, revert, delete; did you mean list?"),
     ):
         result = daemon.vmess(A, "snapshot", *words)
         assert (result.returncode, told in result.stderr) == (status, True), result

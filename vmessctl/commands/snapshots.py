@@ -72,8 +72,12 @@ def snapshot(invocation: Invocation) -> int:
     word, *rest = invocation.arguments or ("list",)
     does = {"take": _take, "list": _list, "revert": _revert, "delete": _delete}.get(word)
     if does is None:
+        from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
+
         raise InvalidValue(
-            f"snapshot {quoted(word)} is none of take, list, revert, delete", hint=f"{PROGRAM} help snapshot"
+            f"snapshot {quoted(word)} is none of take, list, revert, delete"
+            f"{mistyped.meant(word, ('take', 'list'))}",
+            hint=f"{PROGRAM} help snapshot",
         )
     name = names.snapshot(rest[0]) if rest else None
     if word == "list" and name is not None:

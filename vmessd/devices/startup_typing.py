@@ -106,7 +106,13 @@ class StartupTyping:
         with attached.console, attached.leash:
             talk = self._talks[machine.vm] = _Talk(machine, given, attached)
             try:
-                await self._type(machine, run, given, talk)
+                now = await machine.files.aside(functools.partial(files.read, machine.home))
+                if (
+                    now is not None and now.digest == given.digest
+                ):  # else it was changed before there was a talk
+                    await self._type(machine, run, given, talk)
+            except VmessError as error:
+                self._report(machine, run, f"not typed: {error.message}", failed=True)
             finally:
                 del self._talks[machine.vm]
                 talk.close()
