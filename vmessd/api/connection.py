@@ -34,6 +34,7 @@ from vmessd.api.caller import lock_note
 from vmessd.core import contract, refusals
 from vmessd.core.contract import Cost, Method
 from vmessd.core.errors import INTERFACE, Failed, InvalidValue, VmessError, reason
+from vmessd.supervisor.locks import acting
 
 log = logging.getLogger(__name__)
 
@@ -397,6 +398,7 @@ class Connection(VarlinkServerProtocol):
             raise InvalidValue(
                 f"{row.takes} must be a descriptor that is passed along with the call, and only one"
             )
+        acting.set(self.acts_for)
         if (row.locks or row.owned) and row.about is not None:
             lock_note.set(await self._gate.check_allowed(parameters[row.about], row, self.acts_for))
         if row.links is not None:

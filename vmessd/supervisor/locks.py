@@ -4,12 +4,13 @@ The text of LOCK is a remark; that of OWNER is in :mod:`vmessd.core.ownership`.
 """
 
 import contextlib
+import contextvars
 import functools
 import logging
 from collections.abc import Awaitable, Callable
 
 from vmessd.core import moves, ownership, refusals
-from vmessd.core.contract import Method
+from vmessd.core.contract import METHODS, Method
 from vmessd.core.errors import BadFile, NoSuchVM, TimedOut, VmessError, is_broken
 from vmessd.core.lifecycle import OFF, Policy
 from vmessd.core.moves import Stage
@@ -21,6 +22,8 @@ from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
 
+acting: contextvars.ContextVar[str] = contextvars.ContextVar("acting", default="")
+"""The owner of VMs for whom the caller of this task acts; empty for people."""
 LOCK_TIME = 1.0
 """Seconds that a stop waits for the LOCK file."""
 
@@ -99,8 +102,11 @@ class Locks:
 
         For a call that `stops` the VM, an unreadable LOCK file is not an error: the remark that was read last
         decides, and a VM without one is not locked. Returns a note about the file in this case.
+
+        This is for the VMs at the other ends of cables and links, whose owners mind such a change as well.
         """
         machine = await self._machine(name)
+        await self._check_owner(machine, METHODS["Connect"], acting.get())
         await self._check_settled(machine, stops)
         return await self.check_remark(machine, stops)
 
