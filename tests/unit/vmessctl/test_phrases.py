@@ -106,7 +106,18 @@ def test_a_row_has_two_phrases_and_one_of_them_says_something(name: str) -> None
 
 def test_every_verb_that_reports_says_in_one_line_what_it_did() -> None:
     """The others are told step by step, or their phrases have names of their own."""
-    elsewhere = {"start", "stop", "restart", "boot", "shutdown", "make", "net delete", "net prune", "images"}
+    elsewhere = {
+        "start",
+        "stop",
+        "restart",
+        "boot",
+        "shutdown",
+        "make",
+        "net delete",
+        "net prune",
+        "images",
+        "cluster",
+    }
     reporting = {command.verb for command in COMMANDS if command.reports and command.method != "Set"}
     assert {verb for verb in reporting if not phrases.PHRASES.get(verb, ("", ""))[1]} == elsewhere
 
