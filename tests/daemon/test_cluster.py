@@ -156,7 +156,7 @@ def test_c216_people_are_refused_what_is_the_clusters_to_do(resource: Resource) 
     assert sorted(path.name for path in (daemon.root / VM).iterdir()) == before
     assert resource.as_owner("ram", "64M").returncode == 0
     daemon.make_fake("other0", "good")
-    daemon.done("other", "ifadd", "1", "-")
+    daemon.done("other", "ifadd", "1", "user")
     refused = daemon.vmessctl("other", "connect", "0", f"{VM}:0")
     assert (refused.returncode, VM in refused.stderr) == (7, True), "the other end of a cable is changed, too"
     assert resource.do("start") == "success"
