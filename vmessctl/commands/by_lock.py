@@ -29,6 +29,7 @@ PRESS_EVERY = 5.0
 """Seconds between presses of the power button: a guest that is booting misses the first ones."""
 SETTLING = 2.0
 """Seconds that a QEMU has from the lock of its directory to that of its pid file."""
+LOOKS_MAX = 20
 POLL = 0.1
 """Seconds between looks at the lock, which the kernel releases a moment after the process has ended."""
 
@@ -64,16 +65,31 @@ class LockedVM:
         os.close(self._directory)
 
     def pid(self) -> int | None:
-        """Return the PID of the QEMU; None if none runs, 0 if it is in another PID namespace; raises Failed."""
+        """Return the PID of the QEMU; None if none runs, 0 if it is in another PID namespace; raises Failed.
+
+        Who holds the lock has to be a QEMU of the owner of the files: whoever may write to the directory may
+        give the name to another file, which a process of somebody else has locked.
+        """
         with failing(f"whether {self._vm} runs is not known: its {pid_file.NAME}"):
             try:
                 file = self._open(pid_file.NAME)
             except FileNotFoundError:
                 return None
             try:
-                return pid_file.holder(file)
+                pid = pid_file.holder(file)
+                owners = {os.fstat(each).st_uid for each in (file, self._directory)}
             finally:
                 os.close(file)
+            if os.fstat(self._directory).st_uid:
+                owners.discard(0)
+            if pid and not _is_qemu(pid, owners):
+                who = f"process {pid}" if pid > 0 else "something"
+                raise Failed(
+                    f"whether {self._vm} runs is not known: {who} holds the lock of its {pid_file.NAME}, and is "
+                    "not its QEMU",
+                    hint=f"to see what has it open: fuser -v -- {printable(root())}/{self._vm}/{pid_file.NAME}",
+                )
+            return pid
 
     def settled(self) -> int | None:
         """Return what :meth:`pid` returns, when it is certain: a QEMU that was just started has no lock yet.
@@ -149,12 +165,19 @@ class LockedVM:
 
     def _process(self) -> int | None:
         """Return a pidfd of the QEMU; None if none runs. It holds the lock after the pidfd was opened."""
+        looks = 0
         while (pid := self.settled()) is not None:
+            looks += 1
+            if looks > LOOKS_MAX:
+                raise Failed(
+                    f"QEMU of {self._vm} cannot be found: the lock says process {pid}, which is not on this host"
+                )
             if pid == 0:
                 raise Failed(f"QEMU of {self._vm} is in another PID namespace, from which it has to be stopped")
             try:
                 process = os.pidfd_open(pid)
-            except ProcessLookupError:
+            except ProcessLookupError:  # just ended, or on another host that has locked the file, too
+                time.sleep(POLL)
                 continue
             if self.pid() == pid:
                 return process
@@ -164,7 +187,7 @@ class LockedVM:
     def _ended_gently(self, process: int, deadline: float) -> bool:
         """Press the power button for the grace period, then send SIGTERM; tell whether QEMU has ended."""
         grace = min(time.monotonic() + self._grace(), deadline - 2 * TERM_TIME)
-        while time.monotonic() < grace and power_button.press(self._directory):
+        while time.monotonic() < grace and power_button.press(self._directory, grace):
             if self._is_gone(process, min(grace, time.monotonic() + PRESS_EVERY)):
                 return True
         self._signal(process, SIGTERM)
@@ -187,3 +210,18 @@ class LockedVM:
                 return False
             time.sleep(POLL)
         return ended
+
+
+def _is_qemu(pid: int, owners: set[int]) -> bool:
+    """Tell whether a process runs as one of some users, with the arguments of a QEMU of vmessd; raises OSError.
+
+    One that has just ended is one: the next look at the lock says so.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            uid = int(file.read().partition(b"\nUid:")[2].split()[0])
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return pid > 0
+    return uid in owners and (b"-pidfile" in words or words == [b""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import time
 
 from vmessctl import light_json
 
@@ -18,13 +19,15 @@ REPLIES_MAX = 100
 REPLY_MAX = 65536
 
 
-def press(directory: int) -> bool:
+def press(directory: int, deadline: float) -> bool:
     """Press the power button of the guest whose VM directory is open, if it runs; tell whether that was done.
+
+    The deadline is by the monotonic clock; QEMU has :data:`ANSWER_TIME` in any case.
 
     A guest that is paused does not see it, and one that has moved away must not run again.
     """
     try:
-        qmp = _Qmp(directory)
+        qmp = _Qmp(directory, max(deadline, time.monotonic() + ANSWER_TIME))
     except OSError:
         return False
     try:
@@ -32,7 +35,7 @@ def press(directory: int) -> bool:
         is_running = qmp.execute("query-status").get("status") == "running"
         if is_running:
             qmp.execute("system_powerdown")
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return False
     else:
         return is_running
@@ -43,9 +46,10 @@ def press(directory: int) -> bool:
 class _Qmp:
     """A connection to QEMU (QEMU Machine Protocol specification)."""
 
-    def __init__(self, directory: int) -> None:
+    def __init__(self, directory: int, deadline: float) -> None:
         """Connect; raises OSError."""
         self._heard = b""
+        self._deadline = deadline
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         self._socket.settimeout(ANSWER_TIME)
         try:
@@ -71,7 +75,7 @@ class _Qmp:
     def _line(self) -> bytes:
         while b"\n" not in self._heard:
             data = self._socket.recv(REPLY_MAX)
-            if not data or len(self._heard) > REPLY_MAX:
+            if not data or len(self._heard) > REPLY_MAX or time.monotonic() > self._deadline:
                 raise ValueError(self._heard)
             self._heard += data
         line, _, self._heard = self._heard.partition(b"\n")
