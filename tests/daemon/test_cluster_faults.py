@@ -147,3 +147,19 @@ def test_without_the_program_the_lock_of_qemu_is_the_truth(resource: Resource, t
     assert resource.said == f"{gone} is not here, and {VM} runs"
     assert resource.do("stop") == "success"
     assert resource.do("stop", program=gone) == "success"
+
+
+def test_an_owner_that_cannot_be_read_is_told_once(resource: Resource) -> None:
+    place, do = resource.daemon.root / VM, resource.daemon.vmessctl
+    (place / "AUTOSTART").write_text("on\n")
+    for text in ("nobody\n", "", "pacemaker\u2028web\n", "pacemaker \x1b[31m\n"):
+        (place / "OWNER").write_text(text)
+        shown = do(VM, "status").stdout
+        assert shown.count("OWNER ") == 1, shown
+        assert "; OWNER" not in shown
+        checked = do(VM, "cluster", "check")
+        assert checked.returncode == 1
+        assert checked.stderr.startswith(f"vmessctl: VM {VM}: ")
+        assert "is not pacemaker" in checked.stderr
+        assert resource.do("start") == "failed"
+        assert "nothing to start" in do("boot").stdout

@@ -85,8 +85,8 @@ class LockedVM:
             if pid and not _is_qemu(pid, owners):
                 who = f"process {pid}" if pid > 0 else "something"
                 raise Failed(
-                    f"whether {self._vm} runs is not known: {who} holds the lock of its {pid_file.NAME}, and is "
-                    "not its QEMU",
+                    f"whether {self._vm} runs is not known: {who} holds the lock of its {pid_file.NAME}, "
+                    "and is not its QEMU",
                     hint=f"to see what has it open: fuser -v -- {printable(root())}/{self._vm}/{pid_file.NAME}",
                 )
             return pid
@@ -169,9 +169,7 @@ class LockedVM:
         while (pid := self.settled()) is not None:
             looks += 1
             if looks > LOOKS_MAX:
-                raise Failed(
-                    f"QEMU of {self._vm} cannot be found: the lock says process {pid}, which is not on this host"
-                )
+                raise Failed(f"QEMU of {self._vm} is process {pid} by its lock, and there is none on this host")
             if pid == 0:
                 raise Failed(f"QEMU of {self._vm} is in another PID namespace, from which it has to be stopped")
             try:

@@ -12,7 +12,7 @@ from vmessctl.output import rendering
 from vmessctl.output.phrases import about, phrase
 from vmessctl.output.terminal import emit, say, tell
 from vmessd.core import names, ownership, settings
-from vmessd.core.errors import DONE, InvalidValue, Locked, printable, quoted
+from vmessd.core.errors import DONE, Failed, InvalidValue, Locked, printable, quoted
 from vmessd.core.settings import AUTOSTART, BY_FILE, OWNER, RESTART
 
 TYPE_CHECKING = False
@@ -65,6 +65,10 @@ def _check(invocation: Invocation, info: Reply) -> int:
     masters = [file for file in (AUTOSTART, RESTART) if _value(info, file, None) not in (None, "no")]
     remarks = _alone(info)
     emit(invocation, {"owned": _owner(info) is not None, "masters": masters, "remarks": remarks}, vm)
+    if wrong := next((value["problem"] for value in info["settings"] if value["name"] == OWNER), None):
+        raise Failed(
+            f"VM {vm}: {printable(wrong)}", hint=f"{PROGRAM} {vm} cluster off; {PROGRAM} {vm} cluster on"
+        )
     if _owner(info) is None:
         raise ownership.missing(vm, ownership.PACEMAKER)
     if masters:

@@ -12,8 +12,14 @@ VARIABLE = "VMESS_OWNER"
 RESOURCE_MAX = 64
 _FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _LATER = _FIRST | frozenset("0123456789-.")
-OTHERWISE = f"on each node, with {VARIABLE}={PACEMAKER} before the same command; the cluster goes on unasked"
+OTHERWISE = (
+    f"to do it all the same: the same command with {VARIABLE}={PACEMAKER} before it; the cluster is not asked"
+)
 """The hint for what a cluster does not do itself."""
+
+
+UNREAD = "the owner in OWNER, which cannot be read,"
+"""Stands for an owner of whom only that is known that there is one."""
 
 
 class Owner(PlainRecord):
@@ -33,7 +39,7 @@ def parse(text: str) -> Owner:
     Raises:
         ValueError: the text names none.
     """
-    kind, *more = text.split()
+    kind, *more = text.split() if text.isascii() and text.isprintable() else [""]
     if kind not in OWNERS or len(more) > 1 or not all(map(_is_resource, more)):
         raise ValueError(text)
     return Owner(kind, *more)

@@ -1,5 +1,6 @@
 """The OWNER file of a VM: the cluster that decides about it in place of people."""
 
+from vmessd.core import ownership
 from vmessd.core.errors import BadFile, InvalidValue, VmessError
 from vmessd.core.ownership import Owner
 from vmessd.core.settings import BY_FILE, OWNER
@@ -25,6 +26,6 @@ def decides(directory: VMDirectory) -> str:
     """
     try:
         owner = read(directory)
-    except VmessError as error:
-        return f"the owner, which cannot be read ({error.message}),"
+    except VmessError:
+        return ownership.UNREAD
     return owner.kind if owner is not None else ""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core import names, quantities, refusals, startup
+from vmessd.core import names, ownership, quantities, refusals, startup
 from vmessd.core.errors import VmessError
 from vmessd.core.quantities import UNITS
 from vmessd.core.records import RunRecord
@@ -57,7 +57,7 @@ class Facts(NamedTuple):
     macs: Mapping[int, str] = {}
     locked: bool = False
     owner: str = ""
-    """Who decides about it in place of people; empty for nobody."""
+    """Who decides about it in place of people; empty for nobody, and for one that cannot be read."""
     autostart: bool = False
     disk: int | None = None
     problem: str | None = None
@@ -210,7 +210,7 @@ def read_facts(files: VMDirectory, *, runs: bool) -> Facts:
         wires=values.get("NICS"),
         macs=values.get("MACS") or {},
         locked=LOCK in stamps,
-        owner=owned_by,
+        owner=owned_by if owned_by != ownership.UNREAD else "",
         autostart=values.get("AUTOSTART") is not None and not owned_by,
         disk=disk,
         problem=next(iter(problems), None),
