@@ -12,6 +12,7 @@ from bench.before import beside
 from bench.daemon import PROGRAMS, Daemon
 from bench.images import measure_images
 from bench.lives import beside_peers
+from bench.throughput import guests, measure_wires
 from bench.wiring import many, one_nic
 
 # If libvirt can open /dev/kvm but QEMU cannot use it, libvirt probes QEMU again for every command. So /dev/kvm
@@ -37,11 +38,12 @@ def read_arguments(about: str) -> argparse.Namespace:
     )
     others.add_argument("--peers", action="store_true", help="compare VMs with virsh and raw QEMU")
     others.add_argument("--images", action="store_true", help="compare images with qemu-img and cp")
+    others.add_argument("--wires", action="store_true", help="compare what wires carry with links by hand")
     parser.add_argument(
         "--vms", metavar="N", type=int, default=lives.MANY, help="with --peers: number of defined VMs"
     )
     parser.add_argument(
-        "--json", action="store_true", help="with --before, --peers, --images: the figures as JSON"
+        "--json", action="store_true", help="with --before, --peers, --images, --wires: as JSON"
     )
     arguments = parser.parse_args()
     if arguments.runs < 1:
@@ -53,7 +55,8 @@ def read_arguments(about: str) -> argparse.Namespace:
 
 def check_programs(arguments: argparse.Namespace) -> None:
     """Exit if there is nothing to measure without a program that is missing."""
-    needed = {"qemu-system-x86_64": "qemu-system-x86"} if arguments.peers or arguments.images else {}
+    with_qemu = arguments.peers or arguments.images or arguments.wires
+    needed = {"qemu-system-x86_64": "qemu-system-x86"} if with_qemu else {}
     needed |= {"qemu-img": "qemu-utils"} if arguments.images else {}
     for program, package in needed.items():
         if not shutil.which(program):
@@ -83,19 +86,28 @@ def main(script: str, about: str) -> None:
         raise SystemExit(f"bench: {PROGRAMS}/vmessd does not exist: contrib/check or contrib/try creates it")
     check_programs(arguments)
     if "VMESS_BENCH" not in os.environ:
+        if arguments.wires:
+            guests()  # while there is a network to fetch their packages from
         enter_namespaces(script, arguments)
     with tempfile.TemporaryDirectory(prefix="vmess-bench.") as directory:
         scratch = pathlib.Path(directory)
-        if arguments.before:
-            beside(scratch, pathlib.Path(arguments.before) / ".venv" / "bin", arguments.runs, arguments.json)
-        elif arguments.peers:
-            if not beside_peers(scratch, arguments.runs, arguments.vms, arguments.json):
-                raise SystemExit(1)
-        elif arguments.images:
-            if not measure_images(scratch, arguments.runs, arguments.json):
-                raise SystemExit(1)
-        else:
-            measure_wiring(scratch, arguments.runs, arguments.original)
+        if not measure(arguments, scratch):
+            raise SystemExit(1)
+
+
+def measure(arguments: argparse.Namespace, scratch: pathlib.Path) -> bool:
+    """Run the selected benchmark; return whether all bounds hold, as far as they decide on the exit status."""
+    if arguments.peers:
+        return beside_peers(scratch, arguments.runs, arguments.vms, arguments.json)
+    if arguments.images:
+        return measure_images(scratch, arguments.runs, arguments.json)
+    if arguments.wires:
+        return measure_wires(scratch, guests(), arguments.runs, arguments.json)
+    if arguments.before:
+        beside(scratch, pathlib.Path(arguments.before) / ".venv" / "bin", arguments.runs, arguments.json)
+    else:
+        measure_wiring(scratch, arguments.runs, arguments.original)
+    return True
 
 
 def measure_wiring(scratch: pathlib.Path, runs: int, original: str | None) -> None:
