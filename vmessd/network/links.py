@@ -275,7 +275,8 @@ class Network:
             concerned = [*plugged]
             change.reversals.append(lambda kernel: self.impairments.settle_quietly(kernel, concerned))
             bridges = [wire.bridge for wire in plugged.values() if wire.bridge is not None]
-            found = kernel.named([*(tap.name for tap in (*plugged, *others.values())), *bridges])
+            taps_of = [*plugged, *others.values()]
+            found = kernel.named([*(name for tap in taps_of for name in (tap.name, tap.long)), *bridges])
             plugged = {tap: wire for tap, wire in plugged.items() if self.needs_tap(wire) or tap.name in found}
             self._make_taps(kernel, change, plugged, found, queued)
             stations = kernel.addressed() if plugged else set()
@@ -307,6 +308,7 @@ class Network:
     ) -> None:
         """Create missing TAPs, and have all of them in `found`, which has links by name."""
         for tap in wanted:
+            self._check_long_name(tap, found.get(tap.long))
             many = None if queued is None else tap.interface in queued
             if self._make_tap(kernel, change, tap, found.get(tap.name), many):
                 found.pop(tap.name, None)
@@ -452,7 +454,9 @@ class Network:
 
     def make_tap(self, kernel: Netlink, change: Change, tap: Tap) -> Link:
         """Return this TAP, created if necessary; raises as :meth:`wire`."""
-        self._make_tap(kernel, change, tap, kernel.link(tap.name))
+        found = kernel.named([tap.name, tap.long])
+        self._check_long_name(tap, found.get(tap.long))
+        self._make_tap(kernel, change, tap, found.get(tap.name))
         made = kernel.present(tap.name)
         if not self.is_own_tap(made, tap):
             raise OSError(errno.ENODEV, f"{tap.long} vanished right after it was created")
@@ -466,7 +470,6 @@ class Network:
 
         `queued`: it is to have several queues, or not; None leaves an existing one as it is.
         """
-        self._check_long_name(kernel, tap)
         if tap.interface >= FEW:
             self._with_few.discard(tap.vm)
         if link is not None:
@@ -496,10 +499,9 @@ class Network:
             return True
         return changed
 
-    def _check_long_name(self, kernel: Netlink, tap: Tap) -> None:
-        """Raise Failed if the long name of a TAP belongs to another link."""
-        other = kernel.link(tap.long) if tap.long != tap.name else None
-        if other is not None and other.name != tap.name:
+    def _check_long_name(self, tap: Tap, other: Link | None) -> None:
+        """Raise Failed if the long name of a TAP belongs to an `other` link, that of this name."""
+        if other is not None and tap.name not in (tap.long, other.name):
             raise Failed(
                 f"the name {tap.long} is taken by {describe(other)}, {other.name}; a TAP needs it",
                 hint=f"rename or delete it: ip link show {tap.long}",
