@@ -143,7 +143,8 @@ async def called_off(run: QemuRun) -> object:
     """Cancel a migration that is under way; return its last status; raises TimedOut, CommandRefused.
 
     It is not cancelled while it sends its last part, if that ends soon: the guest would go on with images that
-    QEMU has given up (7.2's migration.c).
+    QEMU has given up (7.2's migration.c). One that is cancelled while it stops the guest waits for ever to be
+    continued, with the guest stopped (the same file, `migration_maybe_pause`).
     """
     cancelled = False
     for look in range(int(CANCEL_TIME / PAUSE)):
@@ -154,6 +155,9 @@ async def called_off(run: QemuRun) -> object:
             cancelled = True
             with contextlib.suppress(CommandRefused):
                 await run.execute("migrate_cancel", {}, QMP_TIME)
+        elif found == "cancelling":
+            with contextlib.suppress(CommandRefused):  # it has ended just now
+                await run.execute("migrate-continue", {"state": found}, QMP_TIME)
         await asyncio.sleep(PAUSE)
     return found
 
