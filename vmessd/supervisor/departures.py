@@ -101,6 +101,8 @@ class Departures:
                 async for _ in machine.stop(order.uid, force=False):
                     yield MoveProgress(False, machine.vm, order.host, MoveStep.powering_down)
             order = order._replace(start=True)
+            if machine.directory.move is not None:  # somebody else moves it meanwhile
+                raise moves.leaving(machine.vm, machine.directory.move.host)
         leaving = (LiveDeparture if order.live else Leaving)(machine, order, channel, self._host)
         self._leaving[machine.vm] = leaving
         try:

@@ -9,11 +9,11 @@ import contextlib
 import dataclasses
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from vmessd.core import refusals
-from vmessd.core.errors import AlreadyRunning, Failed, TimedOut, VmessError
+from vmessd.core.errors import AlreadyRunning, Failed, TimedOut, VmessError, quoted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.moves import MoveProgress, MoveStep
 from vmessd.core.moves import Answer, Decision, Said, Word
@@ -27,6 +27,7 @@ from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor.leaving import Leaving, Order
 from vmessd.supervisor.move_channel import STALL_TIME, ConnectionBroke, MoveChannel
+from vmessd.supervisor.offers import SAME
 from vmessd.vm import same_machine
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -48,6 +49,8 @@ class LiveDeparture(Leaving):
         super().__init__(machine, order, channel, host)
         self._outgoing: Outgoing | None = None
         self._connections: dict[str, socket.socket] = {}
+        self._wanted: frozenset[str] = frozenset()
+        """The names of the connections that it waits for."""
         self._joined = asyncio.Event()
         self._standing: Standing | None = None
         self._guest: dict[str, Any] = {}
@@ -99,9 +102,10 @@ class LiveDeparture(Leaving):
         await super().begin()
 
     def join(self, name: str, connected: socket.socket) -> None:
-        """Take a connection to the QEMU over there."""
-        if before := self._connections.pop(name, None):
-            before.close()
+        """Take a connection to the QEMU over there; raises Failed if it is not wanted."""
+        if name not in self._wanted or name in self._connections:
+            connected.close()
+            raise Failed(f"the move of VM {self.vm} wants no connection {quoted(name)}", hint="repeat the move")
         self._connections[name] = connected
         self._joined.set()
 
@@ -111,12 +115,16 @@ class LiveDeparture(Leaving):
             async for step in steps:
                 yield step
         channels = [one.rpartition(":")[2] for one in self._last_answer.channels or []]
+        if sorted(channels) != sorted([*self.export.blank, RAM]):
+            raise Failed(f"{self.order.host}: it wants other connections than this move has", hint=SAME)
+        self._wanted = frozenset(channels)
         answer = self._listen()
         try:
             yield dataclasses.replace(self.step(MoveStep.connecting), wants=self._last_answer.channels)
-            await self._unless(answer, self._have(channels), CONNECT_TIME)
+            await self._unless(answer, self._have(), CONNECT_TIME)
             outgoing = self._outgoing = Outgoing(self._run, self.export.blank, self.order.bandwidth)
-            await self._unless(answer, outgoing.begin_mirror(self._connections))
+            with self._freed():
+                await self._unless(answer, outgoing.begin_mirror(self._connections))
             async for done, size in self._while(answer, outgoing.mirrored()):
                 yield self._at(MoveStep.mirroring, done, size)
             await self._unless(answer, outgoing.begin_memory(self._connections[RAM]))
@@ -154,8 +162,19 @@ class LiveDeparture(Leaving):
     def _listen(self) -> "asyncio.Task[Answer]":
         return self._loop.create_task(self.channel.answer(None))
 
-    async def _have(self, names: list[str]) -> None:
-        while not set(names) <= self._connections.keys():
+    @contextlib.contextmanager
+    def _freed(self) -> Iterator[None]:
+        """Cut the connections on an error: QEMU stands still until the disks over there have greeted it."""
+        try:
+            yield
+        except BaseException:
+            for one in self._connections.values():
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+            raise
+
+    async def _have(self) -> None:
+        while not self._wanted <= self._connections.keys():
             self._joined.clear()
             await self._joined.wait()
 

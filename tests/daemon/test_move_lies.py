@@ -1,0 +1,80 @@
+"""The other side of a live move lies: what it wants is checked, and its silence does not hold a guest up."""
+
+import socket
+import time
+from typing import Any
+
+import pytest
+from daemons import UNIT, Daemon
+from movers import Call, Peer, counting, goes_on, leaving
+
+from vmessctl.client import Client
+from vmessd.core.errors import Failed, TimedOut
+
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("hosts")]
+
+
+def offered(peer: Peer, **answer: Any) -> None:
+    """Take a VM as a destination does, and say that it is whole."""
+    size = peer.hear()["size"]
+    peer.say(said="ready", who="lab2")
+    peer.take(size)
+    peer.say(said="whole", **answer)
+
+
+def wanted(call: Call) -> list[str]:
+    """Return the connections that a move wants, when it does."""
+    while not (found := call.client.receive()[0]["progress"]["wants"]):
+        pass
+    assert isinstance(found, list)
+    return found
+
+
+def joined(daemon: Daemon, name: str) -> socket.socket:
+    """Bring a connection to a move; return its other end."""
+    ours, theirs = socket.socketpair()
+    client = Client([str(daemon.socket)])
+    try:
+        with theirs:
+            parameters = {"vm": "newvm0", "name": name, "channel": 0}
+            client.send("JoinMove", parameters, descriptor=theirs.fileno())
+        client.receive()
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        client.close()
+    return ours
+
+
+def test_a_destination_that_wants_other_connections_is_refused(daemon: Daemon) -> None:
+    counting(daemon)
+    for answer in ({}, {"channels": ["k:ram"]}, {"channels": [f"k:{number}" for number in range(5000)]}):
+        with leaving(daemon, live=True) as (peer, call):
+            offered(peer, **answer)
+            with pytest.raises(Failed, match="lab2: it wants other connections than this move has"):
+                call.last()
+    with leaving(daemon, live=True) as (peer, call):
+        offered(peer, channels=["k:hda", "k:ram"])
+        assert wanted(call) == ["k:hda", "k:ram"]
+        with joined(daemon, "hda"):
+            before = daemon.descriptors()
+            for name in ("hda", "hdb", "x" * 1000, ""):
+                with pytest.raises(Failed, match="wants no connection"):
+                    joined(daemon, name).close()
+            assert daemon.descriptors() <= before
+    goes_on(daemon, "after a lie")
+
+
+def test_a_disk_that_does_not_greet_holds_the_guest_up_for_no_longer_than_the_move(daemon: Daemon) -> None:
+    counting(daemon)
+    with leaving(daemon, live=True, timeout=3.0) as (peer, call):
+        offered(peer, channels=["k:hda", "k:ram"])
+        wanted(call)
+        begun = time.monotonic()
+        with joined(daemon, "hda"), joined(daemon, "ram"):
+            with pytest.raises(TimedOut, match="newvm0 was not on lab2 within 3 s; it is here as before"):
+                call.last()
+            assert time.monotonic() - begun < 10 * UNIT
+            assert daemon.status("newvm0")["state"] == "running"
+            goes_on(daemon, "after a silence")
