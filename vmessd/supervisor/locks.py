@@ -202,6 +202,6 @@ def _write_remark(machine: Machine, text: str | None) -> str | None:
 
 def _with_way_out(error: VmessError, vm: str) -> VmessError:
     """Return the error of an unreadable LOCK file; if it is malformed, with a hint how to remove it."""
-    if isinstance(error, BadFile) and error.hint is None and not is_broken(error):
+    if isinstance(error, BadFile) and not is_broken(error):
         return BadFile(error.message, hint=f"vmess {vm} unlock removes it")
     return error
