@@ -169,7 +169,7 @@ class LockedVM:
         while (pid := self.settled()) is not None:
             looks += 1
             if looks > LOOKS_MAX:
-                raise Failed(f"QEMU of {self._vm} is process {pid} by its lock, and there is none on this host")
+                raise Failed(f"QEMU of {self._vm} is process {pid} of another host, where it has to be stopped")
             if pid == 0:
                 raise Failed(f"QEMU of {self._vm} is in another PID namespace, from which it has to be stopped")
             try:
