@@ -194,7 +194,7 @@ class Client:
             data, ancillary, _, _ = self._socket.recvmsg(65536, 256, _socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
             self.is_lost = True
-            raise silence() from None
+            raise silence(self._patience) from None
         except OSError as error:
             self.is_lost = True
             raise _hung_up(f": {reason(error)}") from None
@@ -225,10 +225,10 @@ class Client:
         return handed
 
 
-def silence() -> TimedOut:
-    """Return the error for a daemon that does not answer."""
+def silence(patience: float | None = None) -> TimedOut:
+    """Return the error for a daemon that does not answer, within :data:`ANSWER_TIME` or another time."""
     return TimedOut(
-        f"vmessd did not answer within {ANSWER_TIME:g} s",
+        f"vmessd did not answer within {ANSWER_TIME if patience is None else patience:g} s",
         hint="restart it, VMs keep running: systemctl restart vmessd; or kill your own and start it again",
     )
 

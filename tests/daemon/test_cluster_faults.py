@@ -1,6 +1,7 @@
 """A node of a cluster on which something is amiss: nobody else is killed, and no stop fails that need not."""
 
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -121,6 +122,8 @@ def test_a_stop_ends_in_time_although_vmessd_hangs_meanwhile(resource: Resource)
         assert resource.do("stop", CRM_meta_timeout=14_000) == "success"
         assert time.monotonic() - begun < 14
         wait_for(lambda: has_ended(pid))
+        shown = resource.as_owner("status", "--monitor", "--json").stdout
+        assert json.loads(shown)["no daemon"] == "vmessd did not answer within 5 s"
     finally:
         thread.join()
         os.kill(daemon, signal.SIGCONT)
