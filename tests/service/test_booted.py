@@ -75,6 +75,7 @@ def test_c04_stopped_and_started_the_daemon_adopts_its_vms(host: Container) -> N
     assert host.qemus() == {}
 
 
+@pytest.mark.long
 def test_c40_ten_manual_restarts_in_a_minute(host: Container) -> None:
     host.make("alpha0")
     running = host.qemus()
@@ -208,7 +209,7 @@ def test_c05_the_host_goes_down_while_vms_are_still_coming_up(stage: Stage, inst
         assert host.serial("second0") == ""
 
 
-@pytest.mark.parametrize("how", ["killed meanwhile", "stopped before"])
+@pytest.mark.parametrize("how", ["killed meanwhile", pytest.param("stopped before", marks=pytest.mark.long)])
 def test_c05_vms_go_down_with_the_host_also_where_the_daemon_does_not_live(
     stage: Stage, installed: list[Path], how: str
 ) -> None:
@@ -237,7 +238,14 @@ this is no TOML
 """
 
 
-@pytest.mark.parametrize("how", ["a daemon that does not start", "a user that is gone", "another socket"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("a daemon that does not start", marks=pytest.mark.long),
+        "a user that is gone",
+        "another socket",
+    ],
+)
 def test_c52_a_mistake_in_the_settings_takes_the_button_from_no_guest(
     stage: Stage, installed: list[Path], how: str
 ) -> None:

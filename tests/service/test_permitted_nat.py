@@ -1,12 +1,11 @@
 """NAT with the installed service: only what the administrator allows, and with no right more than it takes."""
 
 import pytest
-from booted import Container
+from booted import CONFIG, SETTINGS, Container
 
 pytestmark = pytest.mark.slow
 
 RANGE = "10.99.0.0/24"
-SETTINGS = "/etc/vmess/vmessd.toml"
 CAPABILITY = "CAP_NET_BIND_SERVICE"
 
 
@@ -19,7 +18,7 @@ def dnsmasq(host: Container) -> str:
 def test_a_member_gives_nat_within_what_the_administrator_allows(host: Container) -> None:
     nat = ("net", "nat", "lab0")
     assert "allowed are: none" in host.vmess(*nat, RANGE, user="member").stderr
-    host.tree.write(SETTINGS, 'allow-nat = ["10.99.0.0/16"]\n')
+    host.tree.write(CONFIG, f'{SETTINGS}allow-nat = ["10.99.0.0/16"]\n')
     host.systemctl("reload", "vmessd.service")
     try:
         assert "NAT for 10.98.0.0/24 is not allowed" in host.vmess(*nat, "10.98.0.0/24", user="member").stderr
@@ -44,4 +43,4 @@ def test_a_member_gives_nat_within_what_the_administrator_allows(host: Container
         assert host.run("pgrep", "-x", "dnsmasq").returncode == 1
         host.done("vmess", "net", "delete", "lab0")
     finally:
-        host.tree.remove(SETTINGS)
+        host.tree.write(CONFIG, SETTINGS)
