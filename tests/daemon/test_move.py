@@ -22,6 +22,7 @@ from vmessd.core.errors import Failed, NoSuchVM
 pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("hosts")]
 
 MIB = 1 << 20
+MOVE = ("move", "lab2", "--shared")
 ROUNDS = int(os.environ.get("ROUNDS", "200"))
 
 
@@ -494,3 +495,103 @@ def test_c190_whatever_dies_one_guest_runs_or_none(hosts: Hosts, seed: int) -> N
         hosts.empty()
         if number % 10 == 9:
             print(f"{number + 1} rounds: {counts}")
+
+
+# -- Guests that a cluster moves --
+
+
+@contextlib.contextmanager
+def twins(hosts: Hosts, tmp_path: Path) -> Iterator[list[Path]]:
+    """The directories of a VM that a cluster has on both hosts; its guest runs on the first one."""
+    disk(tmp_path / "shared.img")
+    homes = [hosts.here.make("newvm0", "ledger", RAM="32M"), hosts.there.make("newvm0", "ledger", RAM="32M")]
+    (homes[1] / "EXARGS").write_bytes((homes[0] / "EXARGS").read_bytes())  # it names the firmware
+    try:
+        for home, daemon in zip(homes, (hosts.here, hosts.there), strict=True):
+            (home / "newvm0-hda.img").symlink_to(tmp_path / "shared.img")
+            daemon.done("newvm", "cluster", "on", "web")
+        assert as_owner(hosts, "start").returncode == 0
+        hosts.here.wait_guest("newvm0", b"R.")
+        yield homes
+    finally:
+        for daemon in (hosts.here, hosts.there):
+            daemon.vmess("newvm", "cluster", "off")
+
+
+def as_owner(hosts: Hosts, *words: str) -> "subprocess.CompletedProcess[str]":
+    return hosts.lab.run(
+        "newvm", *words, env={"VMESS_SOCKET": str(hosts.here.socket), "VMESS_OWNER": "pacemaker"}
+    )
+
+
+@pytest.fixture
+def homes(hosts: Hosts, tmp_path: Path) -> Iterator[list[Path]]:
+    with twins(hosts, tmp_path) as found:
+        yield found
+
+
+def test_c189_a_cluster_moves_a_guest_into_the_directory_that_is_there(hosts: Hosts, homes: list[Path]) -> None:
+    here, there = homes
+    (there / "GRACE").write_text("7\n")
+    before = {name: data for name, data in content(there).items() if name.isupper()}
+    assert hosts.refusal("lab9", "--shared", status=7).startswith("VM newvm0 belongs to pacemaker,")
+    (there / "OWNER").write_text("pacemaker db\n")
+    assert "as resource db of pacemaker, and not as web of pacemaker" in as_owner(hosts, *MOVE).stderr
+    (there / "OWNER").write_bytes(before["OWNER"])
+    (there / "NICS").write_text("-\n-\n")
+    refused = as_owner(hosts, *MOVE)
+    assert (refused.returncode, "the guest of newvm0 does not fit" in refused.stderr) == (1, True), refused
+    (there / "NICS").unlink()
+    assert not (there / "move.json").exists()
+    goes_on(hosts.here, "refused")
+    moved = as_owner(hosts, *MOVE)
+    assert moved.returncode == 0, moved
+    hosts.there.wait_guest("newvm0", b"..")
+    assert b"R" not in (there / "serial.log").read_bytes(), "it did not start again"
+    assert hosts.here.status("newvm")["state"] == "stopped"
+    assert not any((home / "move.json").exists() for home in homes)
+    assert os.readlink(here / "newvm0-hda.img") == os.readlink(there / "newvm0-hda.img")
+    assert {name: content(there)[name] for name in before} == before
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_whatever_dies_a_cluster_has_one_guest_or_none_and_both_directories(
+    hosts: Hosts, tmp_path: Path, seed: int
+) -> None:
+    dice = random.Random(seed)
+    counts: dict[str, int] = {}
+    for number in range(ROUNDS):
+        with twins(hosts, tmp_path) as homes:
+            before = [sorted(name for name in os.listdir(home) if "." not in name) for home in homes]
+            cluster = {"VMESS_SOCKET": str(hosts.here.socket), "VMESS_OWNER": "pacemaker"}
+            mover = hosts.lab.start("newvm", *MOVE, env=cluster)
+            time.sleep(dice.uniform(0, 2.0) * UNIT)  # the moment is what the dice say
+            where = f"--seed {seed}, round {number}, {(what := killed_live(hosts, dice, mover))}"
+            _, said = mover.communicate(timeout=90 * UNIT)
+            for daemon in (hosts.here, hosts.there):
+                if daemon.process is None:
+                    daemon.start()
+            wait_for(lambda: not pids(hosts.lab, "receive"), 30, f"the end of receive, {where}")
+            wait_for(lambda: "being moved" not in str(problem(hosts.here)), 30, f"the end of the move, {where}")
+            wait_for(lambda: "on its way" not in str(problem(hosts.there)), 30, f"the end of the move, {where}")
+            if doubtful := "handed over" in str(problem(hosts.here)):
+                assert as_owner(hosts, *MOVE).returncode == 0, where
+            assert not (homes[0] / "move.json").exists(), where
+            assert before == [sorted(n for n in os.listdir(home) if "." not in n) for home in homes], where
+            assert all(os.readlink(home / "newvm0-hda.img") for home in homes), where
+            runs = [
+                name
+                for name, daemon in (("here", hosts.here), ("there", hosts.there))
+                if settled(daemon, where, "running") == "running"
+            ]
+            assert len(runs) <= 1, f"{where}: {said}"
+            for name in runs:
+                goes_on(getattr(hosts, name), where)
+            outcome = f"{what}: {runs or 'off'}{', in doubt before' if doubtful else ''}"
+            counts[outcome] = counts.get(outcome, 0) + 1
+            if (homes[1] / "move.json").exists():
+                hosts.there.done("newvm", "move", "--take")
+            wait_for(lambda: not leftovers(hosts), what=f"nothing left, {where}")
+        hosts.empty()
+    print(f"{ROUNDS} rounds: {counts}")

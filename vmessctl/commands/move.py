@@ -19,12 +19,14 @@ from vmessctl.commands import confirmation
 from vmessctl.commands.progress import bar
 from vmessctl.commands.quantities import seconds, size
 from vmessctl.environment import variable
+from vmessctl.output import rendering
 from vmessctl.output.descriptors import write_all
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
-from vmessd.core import places
+from vmessd.core import ownership, places
 from vmessd.core.errors import DONE, InvalidValue, Locked, VmessError, printable, quoted
 from vmessd.core.quantities import size_shown
+from vmessd.core.settings import BY_FILE, OWNER
 from vmessd.core.words import MoveStep
 
 TYPE_CHECKING = False
@@ -52,6 +54,7 @@ def run(invocation: Invocation) -> int:
         "timeout": seconds(invocation.options.get(verbs.TIMEOUT.flag)),
     }
     client = connect(invocation)
+    _check_owner(client, vm)
     runs, offline = _runs(client, vm), verbs.OFFLINE.flag in invocation.options
     order = {"vm": vm, "shared": verbs.SHARED.flag in invocation.options, "start": False, "bridges": maps}
     order |= {"live": runs and not offline, "offline": runs and offline}
@@ -76,6 +79,17 @@ def _host(invocation: Invocation) -> str:
             hint=f"usage: {invocation.command.usage()}",
         )
     return choice.hosts[0]
+
+
+def _check_owner(client: Client, vm: str) -> None:
+    """Raise Locked for a VM that its owner moves and not people, before anybody logs in to another host."""
+    info = client.call("Info", vm=vm)["info"]
+    try:
+        owner = BY_FILE[OWNER].value(rendering.setting_value(info, OWNER) or "")
+    except InvalidValue:  # it has none, or vmessd says what is wrong with it
+        return
+    if owner.kind != variable(ownership.VARIABLE):
+        raise ownership.refused(info["status"]["name"], owner, ownership.MOVE)
 
 
 def _bridges(text: str | None) -> dict[str, str]:

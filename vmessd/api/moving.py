@@ -16,6 +16,7 @@ from vmessd.core.moves import HOST_MAX, is_host
 from vmessd.core.wires import bridge_name
 from vmessd.supervisor.arrivals import Receipt
 from vmessd.supervisor.leaving import Order
+from vmessd.supervisor.locks import acting
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Moving(Caller):
 
         For a guest that runs, a step has the names of connections that it `wants`, each for JoinMove.
 
+        If the owner of a VM moves its guest with `shared`, and has given it a directory over there as well, the
+        guest goes on in that one, and the one here stays, off.
+
         Until the last step the VM is here, as it was, if it fails or the caller leaves. The error Locked says
         that nobody knows whether it has arrived: it runs nowhere then. The same call asks again.
         """
@@ -62,11 +66,12 @@ class Moving(Caller):
             raise InvalidValue("bandwidth and timeout must be above 0")
         uid = self._peer.uid
         order = Order(_host(host), shared, start, _bridges(bridges), bandwidth, timeout, live, offline, uid)
+        order = order._replace(acts_for=acting.get())
         passed = _stream(channel.fileno())
         async with contextlib.aclosing(self._supervisor.departures.move(vm, order, passed)) as steps:
             async for step in steps:
                 if step.done:
-                    if not step.stayed:
+                    if not (step.stayed or step.kept):
                         self._tell(Kind.removed, step.vm, f"moved to {order.host}")
                     raise LastResult(step)
                 yield step
@@ -99,7 +104,8 @@ class Moving(Caller):
     async def DecideMove(self, *, vm: str, here: bool) -> str | None:
         """Say where a VM is that was handed over to another host without an answer. Returns a remark, or null.
 
-        If it is `here`, it can start again. Otherwise it is deleted here.
+        If it is `here`, it can start again. Otherwise it is deleted here, which is refused if both hosts have a
+        directory of it.
         """
         note = await self._supervisor.departures.decide(vm, here=here)
         if here:

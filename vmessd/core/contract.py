@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmessd.core.dataclass import dataclass
-from vmessd.core.ownership import OTHERWISE
+from vmessd.core.ownership import MOVE, OTHERWISE
 
 
 class Effect(enum.Enum):
@@ -154,7 +154,7 @@ METHODS: Mapping[str, Method] = {
     "Rename": _vm(Effect.ends, needs=Needs.off, owned=_TAKE_OUT),
     "Export": Method(Effect.changes, Cost.follow, "vm", needs=Needs.off, descriptors=1),
     "Import": Method(Effect.changes, Cost.follow, "name", descriptors=1),
-    "Move": Method(Effect.ends, Cost.follow, "vm", takes="channel", owned="pcs resource move {resource} NODE"),
+    "Move": Method(Effect.ends, Cost.follow, "vm", takes="channel", owned=MOVE),
     "Receive": Method(Effect.changes, Cost.follow, "connection", descriptors=1),
     "JoinMove": Method(Effect.changes, Cost.change, "vm", takes="channel"),
     "DecideMove": Method(Effect.ends, Cost.change, "vm"),

@@ -5,7 +5,8 @@ asked the other side to take over, and has heard nothing since. Then the VM runs
 side was asked again, or a person has decided.
 
 The two daemons exchange lines of JSON, one record each, through the session of ssh(1) between two clients.
-After `Offer` and the first `Answer`, the archive of the VM follows, without a frame: both know its size.
+After `Offer` and the first `Answer`, the archive of the VM follows, without a frame: both know its size. None
+follows where the VM has a directory on both hosts, by its owner: its guest goes from the one to the other.
 """
 
 import dataclasses
@@ -56,6 +57,8 @@ class MoveRecord:
     """At the destination: its guest does not run yet, which it has to. At the source: its guest stood still."""
     who: str = ""
     """What the other side calls itself; only this one is believed that the VM has not arrived."""
+    twin: bool = False
+    """Both hosts have a directory of the VM, which stays there whatever becomes of the move."""
 
 
 class Ask(enum.StrEnum):
@@ -107,6 +110,8 @@ class Offer:
     """The directory of the VM in that command line."""
     cpu: dict[str, str] | None = None
     """The features of its CPU, as :mod:`vmessd.devices.cpu_features` has them."""
+    owner: str = ""
+    """Of a guest that its owner moves: what OWNER says. The guest may go on in a directory that is there."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,8 @@ class Answer:
     """With `whole`, of a guest that runs: the connections that are missing."""
     notes: list[str] | None = None
     """Remarks; they are for the person."""
+    twin: bool = False
+    """With `ready`: the guest goes on in a directory that is there, so no archive is to come."""
 
 
 class Said(enum.StrEnum):

@@ -17,7 +17,8 @@ OTHERWISE = (
 )
 """The hint for what a cluster does not do itself."""
 
-
+MOVE = "pcs resource move {resource} NODE"
+"""The same for a move, which the client refuses before it logs in to the other host."""
 UNREAD = "the owner in OWNER, which cannot be read,"
 """Stands for an owner of whom only that is known that there is one."""
 
@@ -43,6 +44,16 @@ def parse(text: str) -> Owner:
     if kind not in OWNERS or len(more) > 1 or not all(map(_is_resource, more)):
         raise ValueError(text)
     return Owner(kind, *more)
+
+
+def same(vm: str, one: Owner, other: Owner) -> bool:
+    """Tell whether two hosts have the same VM of one owner."""
+    return (one.kind, one.resource or vm) == (other.kind, other.resource or vm)
+
+
+def shown(owner: Owner) -> str:
+    """Return an owner as OWNER has it."""
+    return " ".join(filter(None, (owner.kind, owner.resource)))
 
 
 def known(kind: str) -> str:

@@ -30,7 +30,7 @@ from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import moves as notes
 from vmessd.storage.blocking import Lane
 from vmessd.storage.importing import Import
-from vmessd.supervisor import leftovers, offers
+from vmessd.supervisor import leftovers, offers, twins
 from vmessd.supervisor.live_arrival import LiveArrival
 from vmessd.supervisor.move_channel import PIECE, ConnectionBroke, MoveChannel
 from vmessd.vm.host import Host
@@ -171,11 +171,15 @@ class Arrivals:
 
     async def _take(self, channel: MoveChannel, offer: Offer, uid: int | None) -> str:
         vm = names.parse(offer.vm)
-        await self._check_new(vm)
+        twin = await self._twin(offer)
+        if twin is None:
+            await self._check_new(vm)
         await self._given_up(vm)
         if offer.key in self._coming or any(one.vm == vm for one in self._coming.values()):
             raise Failed(f"a VM {vm} is already on its way here", hint="wait until it is there")
         coming = self._coming[offer.key] = _Coming(vm)
+        if twin is not None:
+            return await self._take_into(twin, channel, offer, coming, uid)
         lane = Lane(f"VM root {printable(str(self._root))}")
         incoming = Import(self._root, vm, words_for_qemu=self._host.exargs)
         stage = Stage.arriving if offer.live else Stage.arrived
@@ -204,6 +208,48 @@ class Arrivals:
             if last is None or offer.live:
                 await self._cleaned_up(lane, incoming, offer.key)
         return await asyncio.shield(last)
+
+    async def _twin(self, offer: Offer) -> Machine | None:
+        """Return the VM here in which a guest may go on that its owner moves; None if there is none yet."""
+        if not (offer.owner and offer.live):
+            return None
+        with contextlib.suppress(NoSuchVM):
+            return await self._machine(offer.vm)
+        return None
+
+    async def _take_into(
+        self, machine: Machine, channel: MoveChannel, offer: Offer, coming: _Coming, uid: int | None
+    ) -> str:
+        """Take a guest into the directory that its owner has given it here; it is off again if that fails."""
+        record = MoveRecord(Stage.arriving, offer.key, offer.host, Moment.now(), twin=True)
+        last: asyncio.Task[str] | None = None
+        try:
+            twins.check_free(machine.directory)
+            machine.directory.move = record  # at once: nothing else is to begin
+            try:
+                admit = functools.partial(twins.admit, machine.directory, offer, record, self._host)
+                await machine.change(admit, stopped=True)
+                await channel.say(Answer(Said.ready, who=self._who(), twin=True))
+                last = await self._take_guest(channel, offer, record, coming, uid)
+            except BaseException:
+                await asyncio.shield(asyncio.ensure_future(self._let_be(machine, record)))
+                raise
+        finally:
+            self._coming.pop(offer.key).over.set()
+        return await asyncio.shield(last)
+
+    async def _let_be(self, machine: Machine, record: MoveRecord) -> None:
+        """Let a VM be off whose guest does not arrive; one that did not admit it is as it was."""
+        try:
+            noted = await self._record(
+                machine.vm
+            )  # after the work that notes it, if the client left during that
+            if noted is not None and (noted.key, noted.stage) == (record.key, Stage.arriving):
+                await self.drop(machine)
+            elif machine.directory.move is record:
+                machine.directory.move = None
+        except VmessError as error:
+            log.warning("%s: what came of it is still there: %s", machine.vm, error.message)
 
     async def _cleaned_up(self, lane: Lane, incoming: Import, key: str) -> None:
         """Remove what is left of an archive; its VM is not on its way any more."""
@@ -313,13 +359,16 @@ class Arrivals:
             log.warning("%s: what came of it is not deleted: %s", offer.vm, error.message)
 
     async def drop(self, machine: Machine) -> None:
-        """Delete a VM whose guest was on its way here, and runs at the source."""
+        """Delete a VM whose guest was on its way here, and runs at the source. A twin stays, and is off."""
         machine.directory.admits = ""
         with contextlib.suppress(VmessError):
             async for _ in machine.stop(None, force=True):
                 pass
         try:
-            await self._remove(machine)
+            if machine.directory.move is not None and machine.directory.move.twin:
+                await machine.change(functools.partial(notes.forget, machine.directory), stopped=True)
+            else:
+                await self._remove(machine)
         except VmessError as error:
             log.warning("%s: what came of it is not deleted: %s", machine.vm, error.message)
 

@@ -162,6 +162,11 @@ class Departures:
         if here and stage in (Stage.handed_over, Stage.arrived, Stage.unknown):
             await machine.change(functools.partial(notes.forget, directory))
             return None
+        if not here and move is not None and move.twin:
+            raise Failed(
+                f"VM {machine.vm} has a directory on both hosts, and the one here is not deleted by that",
+                hint=f"vmess {machine.vm} move --take lets {machine.vm} start here again",
+            )
         if not here and stage == Stage.handed_over:
             return await self._remove(machine)
         raise Failed(
@@ -224,10 +229,15 @@ class Departures:
     async def _tidied(
         self, machine: Machine, record: MoveRecord, channel: MoveChannel, last: MoveProgress
     ) -> MoveProgress:
-        """Remove a VM that the other side has, and tell it so; return the last step with remarks."""
+        """Remove a VM that the other side has, and tell it so; return the last step with remarks.
+
+        Its twin stays: nothing of the move is left in it, and its owner may start it.
+        """
         said: list[str] = []
         try:
-            if note := await self._remove(machine):
+            if record.twin:
+                await machine.change(functools.partial(notes.forget, machine.directory), stopped=True)
+            elif note := await self._remove(machine):
                 said.append(note)
             await channel.say(Decision(Word.forget, record.key))
             if (answer := await channel.hear(Answer)).notes:
@@ -235,7 +245,8 @@ class Departures:
         except ConnectionBroke as error:
             said.append(f"{record.host} may still note that it came from here: {error.message}")
         except VmessError as error:
-            said.append(f"it is on {record.host}, but what was here is not deleted: {error.message}")
+            what = "the note of the move" if record.twin else "what was here"
+            said.append(f"it is on {record.host}, but {what} is not deleted: {error.message}")
         return dataclasses.replace(last, done=True, notes=said or None)
 
     async def _asked_again(self, machine: Machine, order: Order, channel: MoveChannel) -> MoveProgress:
@@ -252,13 +263,13 @@ class Departures:
                 f"not {quoted(record.who)}",
                 hint=moves.way_out(vm, record.host),
             )
-        last = MoveProgress(True, vm, order.host, MoveStep.done)
+        last = MoveProgress(True, vm, order.host, MoveStep.done, kept=record.twin)
         if answer.said == Said.done:
             return await self._finished(vm, self._tidied(machine, record, channel.kept(), last))
         if answer.said != Said.absent:
             raise moves.doubtful(vm, record.host)
         await machine.change(functools.partial(notes.forget, machine.directory))
-        return dataclasses.replace(last, stayed=True)
+        return dataclasses.replace(last, stayed=True, kept=False)
 
 
 def _check_free(directory: VMDirectory) -> None:

@@ -56,6 +56,8 @@ class Order(NamedTuple):
     """Power it down before, if it runs, and start it over there."""
     uid: int | None = None
     """Who wants it."""
+    acts_for: str = ""
+    """The owner of VMs for whom that one acts; empty for people."""
 
 
 class Leaving:
@@ -114,7 +116,11 @@ class Leaving:
         finally:
             answer.cancel()
             await asyncio.wait({answer})
-        self.record = dataclasses.replace(self.record, who=ready.who)
+        self.record = dataclasses.replace(self.record, who=ready.who, twin=ready.twin and self._has_twin())
+
+    def _has_twin(self) -> bool:
+        """Tell whether the other side may have a directory of the VM, in which its guest goes on."""
+        return False
 
     def _more(self) -> dict[str, Any]:
         """Return what else an offer says."""
@@ -160,6 +166,8 @@ class Leaving:
     async def _send_archive(self) -> AsyncGenerator[MoveProgress, None]:
         """Send the archive until the other side has all of it on its disk; raises as Departures.move."""
         pieces, told, begun = self.export.pieces(), 0.0, self._loop.time()
+        if self.record.twin:
+            pieces = iter(())
         answer = self._loop.create_task(self.channel.answer(None))
         try:
             while (piece := await self._lane.do(lambda: next(pieces, None), PATIENCE)) is not None:
@@ -229,7 +237,7 @@ class Leaving:
 
     def last(self) -> MoveProgress:
         """Return the last step, when the other side has the VM."""
-        return self.step(MoveStep.done)
+        return dataclasses.replace(self.step(MoveStep.done), kept=self.record.twin)
 
     async def end_here(self, uid: int | None) -> None:
         """End the QEMU here, when all of its guest is over there."""

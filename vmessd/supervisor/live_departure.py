@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from vmessd.core import refusals
+from vmessd.core import ownership, refusals
 from vmessd.core.errors import AlreadyRunning, Failed, TimedOut, VmessError, quoted
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.moves import MoveProgress, MoveStep
@@ -24,6 +24,7 @@ from vmessd.devices import cpu_features
 from vmessd.devices.live_images import error_of
 from vmessd.devices.live_move import RAM, Outgoing, Standing
 from vmessd.qemu.monitor import CommandRefused
+from vmessd.storage import owner
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor.leaving import Leaving, Order
 from vmessd.supervisor.move_channel import STALL_TIME, ConnectionBroke, MoveChannel
@@ -55,12 +56,17 @@ class LiveDeparture(Leaving):
         self._standing: Standing | None = None
         self._guest: dict[str, Any] = {}
         self._cpu: dict[str, str] = {}
+        self._owner = ""
+        """What OWNER says, if it is the owner who moves the VM."""
         self._over: asyncio.Task[Any] = self._loop.create_task(asyncio.sleep(0))
         """Done when the QEMU has ended."""
 
     def _more(self) -> dict[str, Any]:
         """Return what an offer says of a guest that runs."""
         return self._guest
+
+    def _has_twin(self) -> bool:
+        return bool(self._owner)
 
     def _opened(self, directory: VMDirectory) -> None:
         record = self.machine.record()
@@ -74,6 +80,9 @@ class LiveDeparture(Leaving):
             )
         self.record = dataclasses.replace(self.record, paused=self.machine.state is not State.running)
         super()._opened(directory)
+        if self.order.acts_for and self.order.shared and not self.order.bridges:
+            found = owner.read(directory)
+            self._owner = ownership.shown(found) if found is not None else ""
         self._guest = {
             "live": True,
             "runs": self.machine.state is State.running,
@@ -82,6 +91,7 @@ class LiveDeparture(Leaving):
             "argv": origin.argv,
             "directory": origin.directory,
             "cpu": self._cpu,
+            "owner": self._owner,
         }
 
     async def begin(self) -> None:
@@ -232,7 +242,7 @@ class LiveDeparture(Leaving):
     def last(self) -> MoveProgress:
         """Return the last step: the guest runs over there by now."""
         self._over.cancel()
-        return dataclasses.replace(self.step(MoveStep.done), stood_still=time.monotonic() - self._run.halted)
+        return dataclasses.replace(super().last(), stood_still=time.monotonic() - self._run.halted)
 
     async def undo(self) -> None:
         """Let the VM be as it was: the guest goes on here."""

@@ -39,6 +39,8 @@ class MoveProgress:
     """The size of the archive; 0 before it is known."""
     stayed: bool = False
     """In the last step: the VM is here, since the other host has said for certain that it did not arrive."""
+    kept: bool = False
+    """In the last step: its directory is still here, off, because its owner has one on each host."""
     notes: list[str] | None = None
     """Remarks on what to mind; null if there are none."""
     wants: list[str] | None = None
