@@ -287,3 +287,40 @@ def test_a_guest_that_stands_still_after_an_error_is_reported(cluster: Cluster) 
     finally:
         cluster.ask("rm", "-f", ballast)
         cluster.remove(vm)
+
+
+# -- Live moves --
+
+
+def test_a_guest_goes_on_where_pacemaker_moves_it(cluster: Cluster, figures: dict[str, float]) -> None:
+    vm = "spine0"
+    try:
+        cluster.make(vm)
+        cluster.create(vm, more="meta allow-migrate=true --disabled")
+        cluster.ask("pcs", "constraint", "location", vm, "prefers", "n1=50")
+        begin = time.monotonic()
+        cluster.ask("pcs", "resource", "enable", vm)
+        source = cluster.wait_runs(vm, begin, 20, ["n1"])
+        cluster.may_meet = True
+        begin = time.monotonic()
+        cluster.ask("crm_resource", "--move", "-r", vm, "-N", "n2")
+        target = cluster.wait_runs(vm, begin, 20, ["n2"])
+        cluster.wait_idle()
+        figures["live move, from the command to the guest elsewhere"] = target.first_ran - begin
+        [source] = [life for life in cluster.lives(vm) if life.pid == source.pid]
+        figures["live move, between the dots of the guest"] = target.first_ran - source.last_ran
+        assert "R" not in cluster.nodes["n2"].serial(vm), "it did not start again"
+        assert vm not in cluster.failures()
+        assert cluster.runs(vm).pid == target.pid
+        for name in ("n1", "n2"):
+            assert not cluster.nodes[name].path(ROOT / vm / "move.json").exists()
+        begin = time.monotonic()
+        cluster.ask("crm_resource", "--move", "-r", vm, "-N", "n1")
+        back = cluster.wait_runs(vm, begin, 20, ["n1"])
+        cluster.wait_idle()
+        assert cluster.nodes["n1"].serial(vm).count("R") <= 1, "it did not start again there"
+        assert cluster.runs(vm).pid == back.pid
+        assert vm not in cluster.failures()
+        assert not cluster.fenced()
+    finally:
+        cluster.remove(vm)

@@ -22,7 +22,7 @@ from booted import ROOT, Cgroup, Container, Stage, Tree
 from daemons import Namespace, wait_for
 from lives import Life, Watcher
 
-PACKAGES = "pacemaker corosync resource-agents pacemaker-cli-utils pcs crmsh libxml2-utils"
+PACKAGES = "pacemaker corosync resource-agents pacemaker-cli-utils pcs crmsh libxml2-utils openssh-server"
 AGENT = "/usr/lib/ocf/resource.d/emptystack/vmess"
 NODES = {name: f"10.77.0.{number}" for number, name in enumerate(("n1", "n2", "n3"), 1)}
 SHARED = Path("/srv/shared")
@@ -50,7 +50,19 @@ PREPARE = """
     chmod 600 /seed.xml
     mv /seed.xml /var/lib/pacemaker/cib/cib.xml
     systemctl --quiet disable corosync pacemaker pcsd 2>&1
+    systemctl --quiet enable ssh 2>&1
 """
+KEYS = """
+    rm -rf /root/.ssh /root/.bashrc /root/.profile /etc/ssh/sshd_config.d
+    mkdir -m 700 /root/.ssh
+    ssh-keygen -q -t ed25519 -N "" -f /root/.ssh/id_ed25519
+    cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
+    ssh-keygen -A
+    while read -r address name; do
+        echo "$name $(cat /etc/ssh/ssh_host_ed25519_key.pub)" >>/root/.ssh/known_hosts
+    done </etc/hosts
+"""
+"""Root may log in to each machine from each other one. It needs /dev."""
 COROSYNC = """\
 totem {{
     version: 2
@@ -125,6 +137,7 @@ def clustered(stage: Stage, installed: Sequence[Path], vm: str) -> list[Path]:
     In the CIB before the first start are the power switch and one VM.
     """
     with contextlib.closing(Tree(stage, installed)) as tree:
+        tree.write("/etc/hosts", "".join(f"{address} {name}\n" for name, address in NODES.items()))
         _install(tree)
         tree.sh("/src/contrib/cluster/install")
         tree.write(f"/usr/sbin/{fencing.NAME}", fencing.AGENT.replace("SWITCH", str(SWITCH)), 0o755)
@@ -154,6 +167,7 @@ def _install(tree: Tree) -> None:
         except subprocess.CalledProcessError:
             said = tree.path("/install.log").read_text()
             pytest.skip(f"apt-get cannot install a cluster here: {said[-1000:]}")
+        tree.sh(KEYS)
     tree.remove("/usr/sbin/policy-rc.d", "/install.log")
 
 
@@ -276,7 +290,7 @@ class Cluster:
         self._lost = True
         off = [name for name in NODES if name not in self.up()]
         self.boot(*off)
-        self.join(*off)
+        self.join(*NODES)
         for node in self.nodes.values():
             node.systemctl("start", "vmessd")
         wait_for(lambda: self.online() == set(NODES), 40, "all nodes being online")
@@ -295,7 +309,14 @@ class Cluster:
 
     # -- VMs --
 
-    def make(self, vm: str, guest: str = "ticker", *, size: int = 1 << 20, place: Path = SHARED) -> None:
+    def make(
+        self,
+        vm: str,
+        guest: str = "ticker",
+        *,
+        size: int = 1 << 20,
+        place: Path = SHARED,
+    ) -> None:
         """Make a VM in all machines, whose disk is one image that they share, and give it to the cluster."""
         image = place / f"{vm}-hda.img"
         with (self._seen / image.relative_to(SHARED)).open("wb") as file:
@@ -307,11 +328,11 @@ class Cluster:
             node.done("vmessctl", vm, "cluster", "on")
         self.ask("sh", "-c", f"chgrp vmess-qemu {image}; chmod 660 {image}")
 
-    def create(self, vm: str, *parameters: str, stop: int = 30) -> None:
+    def create(self, vm: str, *parameters: str, stop: int = 30, more: str = "") -> None:
         """Make a VM a resource; `stop` is the time-out of a stop, in seconds."""
         words = f"name={vm} {' '.join(parameters)} op monitor interval={MONITOR}s timeout=20s"
         times = f"start timeout=60s stop timeout={stop}s"
-        self.ask("sh", "-c", f"pcs resource create {vm} ocf:emptystack:vmess {words} {times}")
+        self.ask("sh", "-c", f"pcs resource create {vm} ocf:emptystack:vmess {words} {times} {more}")
 
     def remove(self, vm: str) -> None:
         """Remove a resource, if there is one, and its VM."""
