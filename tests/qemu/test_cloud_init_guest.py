@@ -38,7 +38,7 @@ def known_hosts(home: Path) -> Path:
 
 def made(daemon: Daemon, vm: str, *more: str) -> None:
     """Make a VM with a guest that serves SSH."""
-    daemon.make(vm, guest=None, RAM="192M", EXARGS=linuxguest.options(), NIC_MODEL="virtio-net-pci", SMP="2")
+    daemon.make(vm, guest=None, RAM="192M", EXARGS=linuxguest.options(), NIC_MODEL="virtio-net-pci")
     if more:
         daemon.done(vm, *more)
 
