@@ -291,9 +291,10 @@ def test_who_is_not_root_is_told_so_in_one_line(host: Container, script: str) ->
 def test_an_installation_that_fails_leaves_nothing(stage: Stage, bare: list[Path]) -> None:
     with machine(stage, bare) as host:
         before = footprint(host.tree)
-        result = host.once("--setenv=PIP_NO_INDEX=1", "/src/contrib/install")
+        host.tree.remove("/usr/lib/python3*/ensurepip")  # without pip, when half of the environment is there
+        result = host.once("/src/contrib/install")
         assert result.returncode == 1
-        assert result.stderr.endswith("install: pip could not install the packages of contrib/dev/locked\n")
+        assert "install: cannot create a virtual environment in /usr/local/lib/vmess/" in result.stderr
         assert footprint(host.tree) == before
         assert host.once("/src/contrib/uninstall").returncode == 0  # nothing to do is fine
 
