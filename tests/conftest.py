@@ -111,8 +111,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("qemu")
         if "stage" in asked_for:
             item.add_marker(pytest.mark.xdist_group("booted" if "host" in asked_for else "machines"))
-        if item.get_closest_marker("alone") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("alone"))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 

@@ -34,9 +34,6 @@ FRAMES_BYTES = 20 * 60  # what the guest of `netguests` sends in a second
 
 Sample = dict[str, Any]
 
-samples = pytest.mark.xdist_group("samples")
-"""Of tests that measure, but mostly wait: they run beside the others that are `alone`."""
-
 
 # From counters to rates
 
@@ -179,7 +176,6 @@ async def test_watchers_are_told_when_the_daemon_ends() -> None:
         await asyncio.wait_for(waiting, 1)
 
 
-@samples
 @pytest.mark.alone
 async def test_a_pace_is_kept_without_drift() -> None:
     watching = Counted().sampler.watch(0.2)
@@ -231,7 +227,6 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
-@samples
 @pytest.mark.alone
 def test_a_guest_that_polls_takes_a_processor_and_one_that_sleeps_none(daemon: Daemon) -> None:
     daemon.make(A, "polite")
@@ -305,7 +300,6 @@ def test_a_guest_that_writes_has_a_rate_while_it_does(daemon: Daemon) -> None:
     assert told > 0
 
 
-@samples
 @pytest.mark.alone
 def test_guests_that_exchange_frames_have_rates_as_they_see_them(wired: WiredDaemon) -> None:
     for vm in (A, B, C):
@@ -348,7 +342,6 @@ def hanging(daemon: Daemon) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-@samples
 @pytest.mark.alone
 def test_a_qemu_that_hangs_does_not_delay_the_others(daemon: Daemon) -> None:
     with hanging(daemon), watched(daemon, 0.2) as following:
