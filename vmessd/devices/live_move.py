@@ -17,7 +17,7 @@ from vmessd.core.words import Runstate
 from vmessd.devices import live_memory
 from vmessd.devices.block_jobs import CONCLUDED
 from vmessd.devices.live_images import QMP_TIME
-from vmessd.qemu.monitor import REFUSAL_MAX, CommandRefused, counter
+from vmessd.qemu.monitor import REFUSAL_MAX, CommandRefused, Job, counter
 from vmessd.storage import safefile
 from vmessd.vm.qemu_run import QemuRun
 
@@ -100,6 +100,9 @@ class Outgoing:
     async def _execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
         return await self.run.execute(command, arguments or {}, QMP_TIME)
 
+    async def _jobs(self) -> list[Job]:
+        return [job for job in await self.run.jobs(QMP_TIME) if job.identifier.startswith(JOB)]
+
     async def begin_mirror(self, connections: Mapping[str, socket.socket]) -> None:
         """Begin to mirror the disks through connections by their names; raises CommandRefused, TimedOut."""
         await _prepared(self.run, self._bandwidth, SLOWS)
@@ -125,7 +128,7 @@ class Outgoing:
     async def mirrored(self) -> AsyncIterator[tuple[int, int]]:
         """Yield bytes that are done, and all, until the mirrors are complete; raises Failed, TimedOut."""
         while self.slots:
-            jobs = [job for job in await self.run.jobs(QMP_TIME) if job.identifier.startswith(JOB)]
+            jobs = await self._jobs()
             if failed := next((job for job in jobs if job.error or job.status == CONCLUDED), None):
                 slot = failed.identifier.removeprefix(JOB)
                 raise Failed(
@@ -166,7 +169,7 @@ class Outgoing:
             await self._execute("block-job-cancel", {"device": f"{JOB}{slot}"})
         async with asyncio.timeout(END_TIME):
             while True:
-                jobs = [job for job in await self.run.jobs(QMP_TIME) if job.identifier.startswith(JOB)]
+                jobs = await self._jobs()
                 if failed := next((job for job in jobs if job.error), None):
                     raise Failed(
                         f"{failed.identifier} of {self.run.vm} failed at last: {printable(failed.error or '')}",
@@ -196,7 +199,7 @@ class Outgoing:
         instances: list[dict[str, object]] = [
             {"type": "block-node", "node-name": _out(slot)} for slot in self.slots
         ]
-        for job in [job for job in await self.run.jobs(QMP_TIME) if job.identifier.startswith(JOB)]:
+        for job in await self._jobs():
             if job.status not in (READY, CONCLUDED):
                 await self._quietly("yank", {"instances": instances})
             await self._quietly("block-job-cancel", {"device": job.identifier, "force": True})
@@ -214,7 +217,7 @@ class Outgoing:
     async def _end_jobs(self, instances: list[dict[str, object]]) -> None:
         """Dismiss the jobs; a write of the guest may hold one up until its connection is cut."""
         for look in range(10_000):
-            jobs = [job for job in await self.run.jobs(QMP_TIME) if job.identifier.startswith(JOB)]
+            jobs = await self._jobs()
             if not jobs:
                 return
             for job in jobs:
@@ -298,7 +301,7 @@ class Incoming:
 
     async def loaded(self) -> None:
         """Wait until all of the guest is here; raises Failed, CommandRefused, TimedOut."""
-        with failing_in_time(self.run.vm):
+        try:
             async with asyncio.timeout(LOAD_TIME):
                 while (now := await standing(self.run)).status != "completed":
                     if now.status in ("failed", "cancelled"):
@@ -307,6 +310,8 @@ class Incoming:
                             hint=REPEAT,
                         )
                     await asyncio.sleep(LOOK_FAST)
+        except TimeoutError:
+            raise Failed(f"the memory of {self.run.vm} did not arrive in time", hint=REPEAT) from None
         found = await self.run.execute("query-status", {}, QMP_TIME)
         if not isinstance(found, Mapping) or found.get("status") not in ("paused", "inmigrate"):
             raise Failed(f"QEMU of {self.run.vm} is not ready to go on", hint=REPEAT)
@@ -317,20 +322,6 @@ class Incoming:
         announcement: dict[str, object] = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
         with contextlib.suppress(CommandRefused, VmessError):
             await self.run.execute("announce-self", announcement, QMP_TIME)
-
-
-class failing_in_time:  # noqa: N801 -- it reads as a statement
-    """Turn a TimeoutError into Failed."""
-
-    def __init__(self, vm: str) -> None:
-        self._vm = vm
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, TimeoutError):
-            raise Failed(f"the memory of {self._vm} did not arrive in time", hint=REPEAT) from None
 
 
 def _out(slot: str) -> str:

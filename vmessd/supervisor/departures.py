@@ -15,9 +15,11 @@ from typing import Any
 
 from vmessd.core import moves, names
 from vmessd.core.errors import Failed, Locked, NoSuchVM, NotRunning, VmessError, quoted
-from vmessd.core.lifecycle import OFF
+from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.moves import MoveProgress, MoveStep
 from vmessd.core.moves import Answer, Ask, Decision, MoveRecord, Offer, Said, Stage, Word
+from vmessd.devices import live_memory, live_move
+from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import moves as notes
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor.leaving import Leaving, Order
@@ -28,14 +30,8 @@ from vmessd.vm.machine import Machine
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 300.0
-"""Seconds that a piece may take on the disk."""
-TELL_EVERY = 0.2
-"""Seconds between two reports of progress."""
 COMMIT_TIME = 120.0
 """Seconds in which the other side has to say that it has the VM; it has written everything by then."""
-REASON_TIME = 2.0
-"""Seconds in which the other side says why it has ended the connection."""
 
 
 class Departures:
@@ -173,6 +169,21 @@ class Departures:
             f"there is nothing to decide: VM {machine.vm} is here, and on no other host as far as vmessd knows",
             hint=f"vmess {machine.vm} status",
         )
+
+    async def settle(self, machine: Machine) -> None:
+        """End what an earlier daemon has left of a move in a QEMU that was adopted."""
+        if machine.state is State.starting:
+            return
+        move = machine.directory.move
+        try:
+            run = machine.live()
+            run.stays = machine.directory.stood_still
+            await live_move.end_left(run)
+            if move is not None and move.stage == Stage.handed_over:  # the other side was not asked: QEMU lives
+                await live_memory.end_left(run)
+                await machine.files.do(functools.partial(notes.forget, machine.directory))
+        except (VmessError, CommandRefused) as error:
+            log.warning("%s: what is left of its move: %s", machine.vm, error)
 
     async def _seen_to(self, work: Coroutine[Any, Any, None]) -> None:
         """Do work by which a VM is as before, which goes on if the caller leaves."""

@@ -27,15 +27,14 @@ from vmessd.core.errors import (
     quoted,
     shell_line,
 )
-from vmessd.core.lifecycle import OFF, State
+from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.models.wires import BridgeNat, Peered, Segment, Step
-from vmessd.core.moves import Stage, untold
+from vmessd.core.moves import untold
 from vmessd.core.settings import BY_FILE, OF_NEW_VM
 from vmessd.core.wires import file_text, tap_below
-from vmessd.devices import live_memory, live_move
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.disks import Disks
@@ -46,14 +45,12 @@ from vmessd.devices.vnc import Relays
 from vmessd.network.bridges import TOGETHER_MAX, Segments
 from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
-from vmessd.qemu.monitor import CommandRefused
 from vmessd.qemu.session import Timing
 from vmessd.storage import (
     backing,
     blocking,
     cable_notes,
     impairment_notes,
-    moves,
     new_directory,
     root_lock,
     vmdir,
@@ -229,28 +226,13 @@ class Supervisor:
         machine = Machine(VMDirectory(self.root, vm), self.host, self._timing)
         self._machines[vm] = machine
         self._wires[vm] = NetworkInterfaces(machine, self.host, self._vms_among, self.cabling.other_ends)
-        machine.prepare.append(functools.partial(self._settle_move, machine))
+        machine.prepare.append(functools.partial(self.departures.settle, machine))
         machine.moved = functools.partial(self._moved, vm)
         self._disks[vm] = Disks(machine, self.host)
         self._snapshots[vm] = Snapshots(machine, self.host)
         machine.prepare.append(functools.partial(self.startup_typing.begin, machine))
         self._tasks[vm] = asyncio.create_task(machine.run(), name=f"vm {vm}")
         return machine
-
-    async def _settle_move(self, machine: Machine) -> None:
-        """End what an earlier daemon has left of a move in a QEMU that was adopted."""
-        if machine.state is State.starting:
-            return
-        move = machine.directory.move
-        try:
-            run = machine.live()
-            run.stays = machine.directory.stood_still
-            await live_move.end_left(run)
-            if move is not None and move.stage == Stage.handed_over:  # the other side was not asked: QEMU lives
-                await live_memory.end_left(run)
-                await machine.files.do(functools.partial(moves.forget, machine.directory))
-        except (VmessError, CommandRefused) as error:
-            log.warning("%s: what is left of its move: %s", machine.vm, error)
 
     async def _settle_arrivals(self, machines: Sequence[Machine]) -> None:
         """Delete what an earlier daemon has left of VMs that were on their way here."""
