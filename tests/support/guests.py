@@ -236,7 +236,18 @@ _AWAIT_DATA = _code("""
     ba f0 01             ; mov dx, 0x1f0          data
 """)
 
-# Sector after sector of the first IDE disk, by programmed I/O (ATA: WRITE SECTORS, 28 bits of address):
+# Has the first IDE disk take the sector whose number is in BX (ATA: WRITE SECTORS, 28 bits of address).
+_BEGIN_WRITE = _code("""
+    ba f2 01             ; mov dx, 0x1f2
+    b0 01 ee             ; mov al, 1; out dx, al             one sector
+    42 88 d8 ee          ; inc dx; mov al, bl; out dx, al
+    42 88 f8 ee          ; inc dx; mov al, bh; out dx, al
+    42 b0 00 ee          ; inc dx; mov al, 0; out dx, al
+    42 b0 e0 ee          ; inc dx; mov al, 0xe0; out dx, al  first drive, by sector
+    42 b0 30 ee          ; inc dx; mov al, 0x30; out dx, al  WRITE SECTORS
+""")
+
+# Sector after sector of the first IDE disk, by programmed I/O:
 # each gets the first 512 bytes of this ROM. A dot on COM1 for every 256; `!` if the disk reports an error.
 # A sector is written when the disk says so by its interrupt, as for an operating system: that it is not
 # busy does not tell, since QEMU 7.2 takes BSY away from a write that failed some time before it pauses.
@@ -249,14 +260,8 @@ _FILL_DISK = (
     ba d1 04             ; mov dx, 0x4d1
     b0 40 ee             ; mov al, 0x40; out dx, al          IRQ 14 by level
     31 db                ; xor bx, bx             the sector
-    ba f2 01             ; mov dx, 0x1f2
-    b0 01 ee             ; mov al, 1; out dx, al             one sector
-    42 88 d8 ee          ; inc dx; mov al, bl; out dx, al
-    42 88 f8 ee          ; inc dx; mov al, bh; out dx, al
-    42 b0 00 ee          ; inc dx; mov al, 0; out dx, al
-    42 b0 e0 ee          ; inc dx; mov al, 0xe0; out dx, al  first drive, by sector
-    42 b0 30 ee          ; inc dx; mov al, 0x30; out dx, al  WRITE SECTORS
 """)
+    + _BEGIN_WRITE
     + _AWAIT_DATA
     + _code("""
     31 f6                ; xor si, si
@@ -295,14 +300,8 @@ _WRITE_LEDGER = (
     66 ff 06 00 06       ; inc dword [0x600]      the number, 0 in a new memory
     8b 1e 00 06          ; mov bx, [0x600]
     80 e7 03             ; and bh, 3              the sector
-    ba f2 01             ; mov dx, 0x1f2
-    b0 01 ee             ; mov al, 1; out dx, al             one sector
-    42 88 d8 ee          ; inc dx; mov al, bl; out dx, al
-    42 88 f8 ee          ; inc dx; mov al, bh; out dx, al
-    42 b0 00 ee          ; inc dx; mov al, 0; out dx, al
-    42 b0 e0 ee          ; inc dx; mov al, 0xe0; out dx, al  first drive, by sector
-    42 b0 30 ee          ; inc dx; mov al, 0x30; out dx, al  WRITE SECTORS
 """)
+    + _BEGIN_WRITE
     + _AWAIT_DATA
     + _code("""
     be 00 06             ; mov si, 0x600
