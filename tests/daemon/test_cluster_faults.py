@@ -83,7 +83,7 @@ def test_a_qemu_that_answers_letter_by_letter_is_ended_in_time(
     resource.daemon.stop(signal.SIGKILL)
     (place / "STOP").write_text("1\n")
     (place / "qmp.sock").unlink(missing_ok=True)
-    qemu = held(holders, place / "qemu.pid", "-pidfile")
+    qemu = held(holders, place / "qemu.pid", "-pidfile", str(place / "qemu.pid"))
 
     def drip() -> None:
         connected, _ = listener.accept()

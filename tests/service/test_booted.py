@@ -75,6 +75,22 @@ def test_c04_stopped_and_started_the_daemon_adopts_its_vms(host: Container) -> N
     assert host.qemus() == {}
 
 
+def test_c215_without_the_service_its_vm_is_seen_and_stopped_by_the_lock(host: Container) -> None:
+    host.make("alpha0")
+    [pid] = host.qemus().values()
+    host.systemctl("stop", "vmessd.service")
+    shown = host.vmess("alpha", "status", "--monitor")
+    assert (shown.returncode, shown.stdout) == (
+        0,
+        f"alpha0: running, PID {pid}, by its lock; no vmessd answers\n",
+    )
+    assert host.vmess("alpha", "stop", "force", "--by-lock").returncode == 0
+    assert host.qemus() == {}
+    assert host.vmess("alpha", "status", "--monitor").returncode == 3
+    host.systemctl("start", "vmessd.service")
+    assert host.status("alpha0")["state"] == "stopped"
+
+
 @pytest.mark.long
 def test_c40_ten_manual_restarts_in_a_minute(host: Container) -> None:
     host.make("alpha0")

@@ -67,8 +67,9 @@ class LockedVM:
     def pid(self) -> int | None:
         """Return the PID of the QEMU; None if none runs, 0 if it is in another PID namespace; raises Failed.
 
-        Who holds the lock has to be a QEMU of the owner of the files: whoever may write to the directory may
-        give the name to another file, which a process of somebody else has locked.
+        Who holds the lock has to be a QEMU that was started with this pid file: whoever may write to the
+        directory may give the name to another file, which a process of somebody else has locked. Its user
+        says nothing: in the service, QEMU runs as another one than vmessd.
         """
         with failing(f"whether {self._vm} runs is not known: its {pid_file.NAME}"):
             try:
@@ -77,12 +78,9 @@ class LockedVM:
                 return None
             try:
                 pid = pid_file.holder(file)
-                owners = {os.fstat(each).st_uid for each in (file, self._directory)}
             finally:
                 os.close(file)
-            if os.fstat(self._directory).st_uid:
-                owners.discard(0)
-            if pid and not _is_qemu(pid, owners):
+            if pid and not self._is_qemu(pid):
                 who = f"process {pid}" if pid > 0 else "something"
                 raise Failed(
                     f"whether {self._vm} runs is not known: {who} holds the lock of its {pid_file.NAME}, "
@@ -90,6 +88,26 @@ class LockedVM:
                     hint=f"to see what has it open: fuser -v -- {printable(root())}/{self._vm}/{pid_file.NAME}",
                 )
             return pid
+
+    def _is_qemu(self, pid: int) -> bool:
+        """Tell whether a process has the arguments of a QEMU of vmessd in this directory; raises OSError.
+
+        One that has just ended is one: the next look at the lock says so.
+        """
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return pid > 0
+        if b"-pidfile" not in words:
+            return words == [b""]
+        place, _, name = words[words.index(b"-pidfile") + 1].rpartition(b"/")
+        try:
+            return name == pid_file.NAME.encode() and os.path.samestat(
+                os.stat(place), os.fstat(self._directory)
+            )
+        except (OSError, ValueError):
+            return False
 
     def settled(self) -> int | None:
         """Return what :meth:`pid` returns, when it is certain: a QEMU that was just started has no lock yet.
@@ -208,18 +226,3 @@ class LockedVM:
                 return False
             time.sleep(POLL)
         return ended
-
-
-def _is_qemu(pid: int, owners: set[int]) -> bool:
-    """Tell whether a process runs as one of some users, with the arguments of a QEMU of vmessd; raises OSError.
-
-    One that has just ended is one: the next look at the lock says so.
-    """
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            uid = int(file.read().partition(b"\nUid:")[2].split()[0])
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return pid > 0
-    return uid in owners and (b"-pidfile" in words or words == [b""])
