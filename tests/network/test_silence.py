@@ -30,7 +30,8 @@ from frames import (
 
 from vmessd.core.models.wires import Step, StepKind
 from vmessd.network import netlink_requests
-from vmessd.network.links import Change, Network
+from vmessd.network.changes import Change
+from vmessd.network.links import Network
 from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import Access
 
@@ -412,7 +413,7 @@ def test_c41_a_vlan_waits_until_what_it_lives_on_is_plugged_in(*, carries: bool)
     vlan = Link(**PLAIN, index=8, name="vethA0.5", kind="vlan", parent=7, up=False, mtu=1500)
     kernel = Recorded(base)
     network = Network(Access(0))
-    change = Change(network)
+    change = Change(network.kernel)
     bridge = Link(**PLAIN, index=3, name="lab", kind="bridge", parent=0, up=True)
     network.plug(kernel, change, vlan, bridge, ())  # type: ignore[arg-type]
     is_set_up = (

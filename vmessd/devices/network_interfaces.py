@@ -36,7 +36,7 @@ from vmessd.devices.hotplug import Cards
 from vmessd.devices.impairments import ImpairedCables
 from vmessd.devices.macs import Macs
 from vmessd.devices.nic_files import NICS, SLOTS, NicFiles
-from vmessd.network.links import Change
+from vmessd.network.changes import Change
 from vmessd.network.nics import Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
@@ -352,7 +352,7 @@ class NetworkInterfaces:
 
     def _note_wire(self, nics: Mapping[int, Nic], index: int, wire: Wire) -> None:
         """Note a connection in NICS; make the TAP if there is none, and pull a cable out of it; blocks."""
-        change = Change(self._network)
+        change = Change(self._network.kernel)
         if not nics[index].by_qemu and (nics[index].link is None or wire == Wire()):
             change = self._network.wire(self.vm, {index: Wire()}, self.macs.configured())
         with self._files.written(change, {NICS.file: file_text(_with(nics, index, wire))}):

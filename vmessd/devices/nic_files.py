@@ -9,7 +9,7 @@ from vmessd.core.errors import BadFile, VmessError
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import Wire, file_text
 from vmessd.devices.cables import CABLES
-from vmessd.network.links import Change
+from vmessd.network.changes import Change
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.machine import Machine
 

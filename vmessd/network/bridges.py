@@ -13,18 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmessd.core import names
-from vmessd.core.errors import Failed, InvalidValue, NotPermitted, quoted
+from vmessd.core.errors import Failed, InvalidValue, NotPermitted, counted, quoted
 from vmessd.core.models.wires import CableEnds, ForeignPort, Segment, Step, StepKind, VxlanPeers
 from vmessd.core.wires import NamedKind, bridge_name, kind_by_name, peer, typed_link_name
 from vmessd.network import netlink_requests
 from vmessd.network.cables import MTU
+from vmessd.network.changes import Change
 from vmessd.network.kernel_errors import making
-from vmessd.network.links import Change, Network, attached
+from vmessd.network.links import Network
 from vmessd.network.netlink_replies import Link
 from vmessd.network.policy import Tap, describe, segment_mtu, shown, tap_of
 from vmessd.network.ports import mtu_of
 from vmessd.network.reversals import deleting, restoring, users
 from vmessd.network.rtnetlink import Netlink
+from vmessd.network.vm_taps import attached
 from vmessd.storage.root_files import RootFile
 
 IGNORED = "NET_IGNORE"
@@ -48,6 +50,13 @@ def _typed(interfaces: Sequence[str]) -> list[str]:
     for name in interfaces:
         typed_link_name(name)
     return interfaces
+
+
+def _unseen(cables: int) -> str:
+    return (
+        f"{counted(cables, 'cable')} between VMs cannot be seen on the host: without CAP_NET_ADMIN, "
+        f"QEMU carries the frames; to list them: vmess --all ifstat"
+    )
 
 
 def _remark() -> str | None:
@@ -84,8 +93,11 @@ class Segments:
 
     # -- Queries --
 
-    def show(self) -> list[Segment]:
-        """Return all bridges with their ports, by name; raises Failed."""
+    def show(self, unseen: int = 0) -> list[Segment]:
+        """Return all bridges with their ports, by name; raises Failed.
+
+        `unseen` is the number of cables that QEMU carries, about which the kernel knows nothing.
+        """
         ignored = frozenset(self.ignored())
         access = self._network.access
         with self._network.kernel() as kernel:
@@ -111,6 +123,8 @@ class Segments:
         cables = [CableEnds(str(one), str(other)) for one, other in self._network.cable_ends(links)]
         if loose or cables:
             segments.append(Segment(None, True, loose, None, [], cables or None))
+        if unseen:
+            segments.append(Segment(None, True, [], None, [], remark=_unseen(unseen)))
         return segments
 
     def _segment(
@@ -377,7 +391,7 @@ class Segments:
         """Return a link by its name, created if necessary; a link that is not our own is set up."""
         if tap is not None:
             change.steps.append(Step(StepKind.preparing, tap.long))
-            return self._network.make_tap(kernel, change, tap)
+            return self._network.taps.make(kernel, change, tap)
         found = kernel.link(name)
         if found is None:
             return self._make(kernel, change, name, depth)

@@ -6,68 +6,33 @@ blocks, so call it from a thread. A lock serializes the callers.
 
 import contextlib
 import errno
-import functools
 import hashlib
-import logging
 import os
-import socket
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from vmessd.core import names
-from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, reason
+from vmessd.core.errors import Failed
 from vmessd.core.models.wires import Step, StepKind
-from vmessd.core.names import INTERFACES_MAX
 from vmessd.core.wires import End, Wire, new_bridge_name
-from vmessd.network import cables, netlink_requests, rtnetlink, taps
+from vmessd.network import cables, netlink_requests, rtnetlink
+from vmessd.network.changes import Change
 from vmessd.network.impairments import Impairments
 from vmessd.network.kernel_errors import explained, making, missing_capability
 from vmessd.network.netlink_replies import Link
 from vmessd.network.nics import Nic
-from vmessd.network.policy import Access, Tap, describe, is_leaving, root_text, segment_mtu, shown, tap_of
+from vmessd.network.policy import Access, Tap, is_leaving, root_text, segment_mtu, tap_of
 from vmessd.network.ports import Ports, mtu_of
-from vmessd.network.reversals import Reversal, deleting, restoring
+from vmessd.network.reversals import deleting, restoring
 from vmessd.network.rtnetlink import Netlink
-
-log = logging.getLogger(__name__)
+from vmessd.network.vm_taps import VMTaps, any_tap, attached, tap_names
 
 IDLE_MAX = 256
 """Bridges of ours that may be without a port; `net prune` deletes them."""
 MADE_MAX = 1024
 """Links of ours that are neither bridges nor TAPs: VLANs, both ends of pairs, VXLANs."""
-
-VMS_CACHED = 512
-"""VMs whose names of TAPs are kept, because a list needs all of them."""
-FEW = 16
-"""TAPs of a VM that are asked for each time; to ask for more takes long, and most VMs have no more."""
-
-
-@dataclass
-class Change:
-    """What was done to the links of the host, and how to undo it."""
-
-    network: "Network"
-    steps: list[Step] = field(default_factory=list)
-    reversals: list[Reversal] = field(default_factory=list)
-    made: set[str] = field(default_factory=set)
-    """The names of TAPs that it made: nothing is plugged into them yet."""
-    leaving: list[Link] = field(default_factory=list)
-    """The TAPs that it marked as leaving."""
-    settled: set[int] = field(default_factory=set)
-    """Bridges of ours, by index, that have the settings of this version."""
-
-    def undo(self) -> None:
-        """Undo everything in reverse order; links that vanished in the meantime are ignored."""
-        with self.network.kernel() as kernel:
-            while self.reversals:
-                try:
-                    self.reversals.pop()(kernel)
-                except OSError as error:
-                    log.warning("a change of links could not be undone completely: %s", reason(error))
 
 
 class Network:
@@ -78,10 +43,9 @@ class Network:
         self.access = access
         self.may_make_taps = may_make_taps
         self._lock = threading.Lock()
-        self._with_few: set[str] = set()
-        """VMs that have no TAP behind the first FEW: as seen once, and unless one was made since."""
         self.ports = Ports(lambda link: self.access.is_own(link))  # noqa: PLW0108 -- the root is known later
         self.impairments = Impairments(lambda link: self.access.is_own(link), lambda: self.access.mark())  # noqa: PLW0108
+        self.taps = VMTaps(lambda: self.access, self.impairments.empty)
 
     @contextlib.contextmanager
     def kernel(self) -> Iterator[Netlink]:
@@ -97,7 +61,7 @@ class Network:
     @contextlib.contextmanager
     def change(self) -> Iterator[tuple[Netlink, Change]]:
         """Change links; undo all changes if the body of the `with` fails."""
-        change = Change(self)
+        change = Change(self.kernel)
         try:
             with self.kernel() as kernel:
                 yield kernel, change
@@ -113,32 +77,19 @@ class Network:
         An interface that is being unplugged (:attr:`Nic.leaving`) may follow a gap.
         """
         with self.kernel() as kernel:
-            has_taps = any(not wire.user for wire in noted or ()) or _any_tap(vm)
-            found = self._taps_of(kernel, vm, len(noted or ())) if has_taps else {}
+            has_taps = any(not wire.user for wire in noted or ()) or any_tap(vm)
+            found = self.taps.named(kernel, vm, len(noted or ())) if has_taps else {}
             masters = {link.master for link in found.values() if link.master}
             bridges = kernel.links_at(masters)
             ends = self._ends(kernel, [*found.values()])
         return self._nics(vm, noted or (), found, bridges, ends)
-
-    def _taps_of(self, kernel: Netlink, vm: str, noted: int = 0) -> dict[str, Link]:
-        """Return the links with the names of a VM's TAPs, by name; `noted` is the number of its interfaces."""
-        names_of_vm, few = _tap_names(vm), vm in self._with_few and noted <= FEW
-        found = kernel.named(names_of_vm[:FEW] if few else names_of_vm)
-        if few and names_of_vm[FEW - 1] in found:  # somebody else may have made more
-            found |= kernel.named(names_of_vm[FEW:])
-        if len(self._with_few) >= VMS_CACHED:
-            self._with_few.clear()
-        self._with_few.add(vm)
-        if not found.keys().isdisjoint(names_of_vm[FEW:]):
-            self._with_few.remove(vm)
-        return found
 
     def _ends(self, kernel: Netlink, links: Sequence[Link]) -> dict[int, End]:
         """Return the other ends of the cables of TAPs, by the index of the link."""
         joined = cables.joined(kernel, links)
         others = kernel.links_at(joined.values())
         taps = {index: tap for index, link in others.items() if (tap := tap_of(link))}
-        own = {index: tap for index, tap in taps.items() if self.is_own_tap(others[index], tap)}
+        own = {index: tap for index, tap in taps.items() if self.taps.is_own(others[index], tap)}
         return {
             index: End(own[other].vm, own[other].interface) for index, other in joined.items() if other in own
         }
@@ -149,7 +100,7 @@ class Network:
 
     def cable_ends(self, links: Sequence[Link]) -> list[tuple[End, End]]:
         """Return the cables between TAPs among these links, each with both ends; raises Failed."""
-        taps = {link.index: tap for link in links if (tap := tap_of(link)) and self.is_own_tap(link, tap)}
+        taps = {link.index: tap for link in links if (tap := tap_of(link)) and self.taps.is_own(link, tap)}
         with explained(), Netlink() as kernel:
             ends = self._ends(kernel, [link for link in links if link.index in taps])
         found = [(End(taps[index].vm, taps[index].interface), other) for index, other in ends.items()]
@@ -175,10 +126,10 @@ class Network:
         """Return the interfaces of a VM; `found` has links by name, `bridges` and `ends` are by index."""
         nics: list[Nic] = []
         gap = False
-        for index, name in enumerate(_tap_names(vm)):
+        for index, name in enumerate(tap_names(vm)):
             link = found.get(name)
             taken_by = self.access.other_root(link) if link is not None else None
-            if link is not None and not self.is_own_tap(link, Tap.of(vm, index)):
+            if link is not None and not self.taps.is_own(link, Tap.of(vm, index)):
                 link = None  # it is foreign; an attempt to use the name will say so
             gap = gap or (link is None and index >= len(noted))
             if gap and (link is None or not is_leaving(link)):
@@ -236,7 +187,7 @@ class Network:
         with explained(), Netlink() as kernel:
             for link, received, sent in kernel.traffic() if rtnetlink.any_link(names.is_tap) else ():
                 tap = tap_of(link)
-                if tap and link.attached and self.is_own_tap(link, tap):
+                if tap and link.attached and self.taps.is_own(link, tap):
                     # The TAP sends what its guest receives. A new TAP of the same name has another index.
                     found.setdefault(tap.vm, {})[f"{link.name} {link.index}"] = (sent, received)
         return found
@@ -278,7 +229,7 @@ class Network:
             taps_of = [*plugged, *others.values()]
             found = kernel.named([*(name for tap in taps_of for name in (tap.name, tap.long)), *bridges])
             plugged = {tap: wire for tap, wire in plugged.items() if self.needs_tap(wire) or tap.name in found}
-            self._make_taps(kernel, change, plugged, found, queued)
+            self.taps.make_all(kernel, change, plugged, found, queued)
             stations = kernel.addressed() if plugged else set()
             joined = cables.joined(kernel, [found[tap.name] for tap in others if tap in plugged])
             with self.ports.tuning(kernel, change.reversals, stations) as touched:
@@ -297,24 +248,6 @@ class Network:
                 asked = [tap for tap in concerned if tap not in plain or self.impairments.wants(tap)]
                 self.impairments.settle_quietly(kernel, asked)
         return change
-
-    def _make_taps(
-        self,
-        kernel: Netlink,
-        change: Change,
-        wanted: Collection[Tap],
-        found: dict[str, Link],
-        queued: Collection[int] | None,
-    ) -> None:
-        """Create missing TAPs, and have all of them in `found`, which has links by name."""
-        for tap in wanted:
-            self._check_long_name(tap, found.get(tap.long))
-            many = None if queued is None else tap.interface in queued
-            if self._make_tap(kernel, change, tap, found.get(tap.name), many):
-                found.pop(tap.name, None)
-        found |= kernel.named(tap.name for tap in wanted if tap.name not in found)
-        if any(tap.name not in found or not self.is_own_tap(found[tap.name], tap) for tap in wanted):
-            raise OSError(errno.ENODEV, "a TAP vanished right after it was created")
 
     def _master(  # noqa: PLR0913, PLR0917 -- a part of `wire`
         self,
@@ -341,7 +274,7 @@ class Network:
     def _other_end(self, tap: Tap | None, found: Mapping[str, Link]) -> Link | None:
         """Return the TAP at the other end of a cable if a cable can be plugged into it now, else None."""
         link = found.get(tap.name) if tap is not None else None
-        if link is None or tap is None or not self.is_own_tap(link, tap):
+        if link is None or tap is None or not self.taps.is_own(link, tap):
             return None
         return None if link.master or is_leaving(link) else link
 
@@ -408,12 +341,12 @@ class Network:
 
     def _settle(self, kernel: Netlink, change: Change, vm: str, own: Mapping[str, str]) -> None:
         mark = self.access.mark()
-        taps = [(tap, link) for tap, link in self._own_taps(kernel, vm) if not is_leaving(link)]
+        taps = [(tap, link) for tap, link in self.taps.of(kernel, vm) if not is_leaving(link)]
         stations = kernel.addressed() if taps else set()
         joined = cables.joined(kernel, [link for _, link in taps])
         bridges = kernel.links_at(link.master for _, link in taps if link.master)
         for tap, link in taps:
-            self._give_long_name(kernel, tap, link)
+            self.taps.give_long_name(kernel, tap, link)
             if link.alias != mark:
                 kernel.do([netlink_requests.change(link.index, alias=mark)])
                 change.reversals.append(restoring(link, link.master))
@@ -442,7 +375,7 @@ class Network:
         """Have all cables of a VM impaired as it is noted; failures are logged. Raises as :meth:`kernel`."""
         self.impairments.look(vm)
         with self.kernel() as kernel:
-            self.impairments.settle_quietly(kernel, [tap for tap, _ in self._own_taps(kernel, vm)])
+            self.impairments.settle_quietly(kernel, [tap for tap, _ in self.taps.of(kernel, vm)])
 
     def _settle_bridge(self, kernel: Netlink, bridge: Link, stations: Collection[int]) -> None:
         """Keep the host off a bridge of ours unless it has a configured address there."""
@@ -451,95 +384,6 @@ class Network:
         mark = self.access.mark(mtu=segment_mtu(bridge))
         if bridge.alias != mark:
             kernel.do([netlink_requests.change(bridge.index, alias=mark)])
-
-    def make_tap(self, kernel: Netlink, change: Change, tap: Tap) -> Link:
-        """Return this TAP, created if necessary; raises as :meth:`wire`."""
-        found = kernel.named([tap.name, tap.long])
-        self._check_long_name(tap, found.get(tap.long))
-        self._make_tap(kernel, change, tap, found.get(tap.name))
-        made = kernel.present(tap.name)
-        if not self.is_own_tap(made, tap):
-            raise OSError(errno.ENODEV, f"{tap.long} vanished right after it was created")
-        change.steps.append(Step(StepKind.persistent, tap.long, made.owner))
-        return made
-
-    def _make_tap(
-        self, kernel: Netlink, change: Change, tap: Tap, link: Link | None, queued: bool | None = None
-    ) -> bool:
-        """Create a missing TAP, or check an existing one; return whether anything changed.
-
-        `queued`: it is to have several queues, or not; None leaves an existing one as it is.
-        """
-        if tap.interface >= FEW:
-            self._with_few.discard(tap.vm)
-        if link is not None:
-            self._check_tap(link, tap)
-        wrong = link is not None and queued is not None and link.multi_queue is not queued and not link.attached
-        if link is None or wrong:
-            try:
-                with taps.made(self.access.owner, queued=bool(queued)) as first_name:
-                    index = socket.if_nametoindex(first_name)
-                    # Mark it before it has the name: other daemons would take it for their own.
-                    between = [netlink_requests.deletion(link.index)] if link is not None else []
-                    between += [netlink_requests.add_name(index, tap.long)] if tap.long != tap.name else []
-                    mark = self.access.mark()
-                    requests = netlink_requests.baptism(index, tap.name, mark, cables.MTU, *between)
-                    kernel.do(requests, tolerate=errno.EAFNOSUPPORT)
-            except OSError as error:
-                if wrong or error.errno != errno.EEXIST or (link := kernel.link(tap.name)) is None:
-                    raise  # else another process has just created one
-                self._check_tap(link, tap)
-            else:
-                change.reversals.append(lambda kernel: self._remove_tap(kernel, tap))
-                change.made.add(tap.name)
-                return True
-        changed = self._give_long_name(kernel, tap, link)
-        if link.owner is None and not link.attached:  # the owner of an attached TAP cannot be changed
-            taps.claim(tap.name, self.access.owner, queued=link.multi_queue)
-            return True
-        return changed
-
-    def _check_long_name(self, tap: Tap, other: Link | None) -> None:
-        """Raise Failed if the long name of a TAP belongs to an `other` link, that of this name."""
-        if other is not None and tap.name not in (tap.long, other.name):
-            raise Failed(
-                f"the name {tap.long} is taken by {describe(other)}, {other.name}; a TAP needs it",
-                hint=f"rename or delete it: ip link show {tap.long}",
-            )
-
-    def _give_long_name(self, kernel: Netlink, tap: Tap, link: Link) -> bool:
-        """Give a TAP of ours its long name if it lacks it; return whether it did."""
-        lacks = tap.long not in (link.name, *link.other_names)
-        if lacks:
-            kernel.do([netlink_requests.add_name(link.index, tap.long)])
-        return lacks
-
-    def _check_tap(self, link: Link, tap: Tap) -> None:
-        if link.name != tap.name or not link.tap:
-            raise Failed(
-                f"the name {tap.name} is taken by {describe(link)}, {link.name}; a TAP of this name is needed",
-                hint=f"rename or delete it: ip link show {tap.name}",
-            )
-        self.access.check_root(link)
-        if tap_of(link) not in (None, tap):
-            raise Failed(
-                f"the hash {tap.name}, which names TAP {tap.long}, is that of TAP {shown(link)}, too",
-                hint=f"rename one of the VMs: vmess {tap.vm} rename <newvm>",
-            )
-        if not self.access.is_own(link):
-            self._refuse_tap(link, tap)
-        if is_leaving(link) and link.attached:
-            raise AlreadyRunning(
-                f"{tap.long} is still being unplugged: the guest has not released it",
-                hint="it goes away when the guest releases it, or when the VM ends",
-            )
-
-    def _refuse_tap(self, link: Link, tap: Tap) -> NoReturn:
-        if link.owner in (None, self.access.owner) or self.access.owner == 0:
-            why = "was not made by vmessd, so it is left alone"
-        else:
-            why = f"belongs to uid {link.owner}, not to uid {self.access.owner}"
-        raise NotPermitted(f"TAP {tap.long} {why}", hint=_recreation(tap.long))
 
     def make_bridge(  # noqa: PLR0913 -- the last two have defaults
         self,
@@ -615,7 +459,7 @@ class Network:
             AlreadyRunning: a process is attached to one; none was deleted.
         """
         with self.kernel() as kernel:
-            links = {tap: link for tap, link in self._own_taps(kernel, vm) if tap.interface not in keep}
+            links = {tap: link for tap, link in self.taps.of(kernel, vm) if tap.interface not in keep}
             held = [tap.long for tap, link in links.items() if link.attached]
             if held:
                 raise attached(", ".join(held))
@@ -623,30 +467,10 @@ class Network:
             self.ports.left(kernel, links.values())
         return [Step(StepKind.nonpersistent, tap.long) for tap in links]
 
-    def _own_taps(self, kernel: Netlink, vm: str) -> list[tuple[Tap, Link]]:
-        found = self._taps_of(kernel, vm) if _any_tap(vm) else {}
-        pairs = [(Tap.of(vm, index), found[name]) for index, name in enumerate(_tap_names(vm)) if name in found]
-        return [(tap, link) for tap, link in pairs if self.is_own_tap(link, tap)]
-
-    def is_own_tap(self, link: Link, tap: Tap) -> bool:
-        """Tell whether a link is this TAP and ours; it may lack its long name."""
-        return link.name == tap.name and link.tap and self.access.is_own(link) and tap_of(link) in (None, tap)
-
-    def _remove_tap(self, kernel: Netlink, tap: Tap) -> None:
-        """Delete a TAP; if a process is attached, mark it for later deletion instead."""
-        link = kernel.link(tap.name)
-        if link is not None and self.is_own_tap(link, tap):
-            self.impairments.empty(kernel, link)
-            kernel.do(self._leaving(link) if link.attached else [netlink_requests.deletion(link.index)])
-
-    def _leaving(self, link: Link) -> list[netlink_requests.Request]:
-        """Return requests that remove a TAP from its bridge and mark it as leaving."""
-        return netlink_requests.move(link, 0, up=False, alias=self.access.mark(leaving=True))
-
     def mark_leaving(self, vm: str, keep: Sequence[int]) -> Change:
         """Remove a VM's TAPs, except those to `keep`, from their bridges and mark them as leaving."""
         with self.change() as (kernel, change):
-            taps = [link for tap, link in self._own_taps(kernel, vm) if tap.interface not in keep]
+            taps = [link for tap, link in self.taps.of(kernel, vm) if tap.interface not in keep]
             change.leaving += taps
             with self.ports.tuning(kernel, change.reversals, kernel.addressed() if taps else ()) as touched:
                 for link in taps:
@@ -657,37 +481,16 @@ class Network:
                 change.reversals += [restoring(link, 0) for link in taps]
                 for link in taps:
                     self.impairments.empty(kernel, link)
-                kernel.do(request for link in taps for request in self._leaving(link))
+                kernel.do(request for link in taps for request in self.taps.leaving(link))
         return change
 
     def sweep(self, vm: str) -> list[Step]:
         """Delete the VM's leaving TAPs that no process is attached to any more."""
         with self.kernel() as kernel:
-            taps = self._own_taps(kernel, vm)
+            taps = self.taps.of(kernel, vm)
             gone = {tap: link for tap, link in taps if is_leaving(link) and not link.attached}
             kernel.delete([*gone.values(), *self.impairments.ways_out(kernel, gone.values())])
         return [Step(StepKind.nonpersistent, tap.long) for tap in gone]
-
-
-@functools.lru_cache(VMS_CACHED)
-def _tap_names(vm: str) -> tuple[str, ...]:
-    """Return the names that TAPs of a VM can have in the kernel, by interface."""
-    return tuple(names.tap(vm, index) for index in range(INTERFACES_MAX))
-
-
-def _any_tap(vm: str) -> bool:
-    return rtnetlink.any_link(_tap_names(vm).__contains__)
-
-
-def attached(name: str) -> AlreadyRunning:
-    """Return the error for a TAP that cannot be deleted now."""
-    return AlreadyRunning(
-        f"{name}: a process is attached, so it is not deleted", hint="to see which: fuser -v /dev/net/tun"
-    )
-
-
-def _recreation(name: str) -> str:
-    return f"as root: ip link delete {name}; vmessd then creates a new one"
 
 
 def _machine_id() -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from vmessd.core.errors import Failed, NotPermitted
 from vmessd.core.nat import Nat, is_plain
 from vmessd.network import netlink_requests
-from vmessd.network.links import Change, Network
+from vmessd.network.changes import Change
+from vmessd.network.links import Network
 from vmessd.network.netlink_replies import DEFAULTS_MAX, Link
 from vmessd.network.policy import is_made_by_vmess, segment_mtu, shown
 from vmessd.network.ports import MTU_DEFAULT, mtu_of

@@ -14,7 +14,8 @@ from vmessd.core.vxlan import Address, Peering, overhead
 from vmessd.network import netlink_requests
 from vmessd.network.bridges import MTU_MIN, Segments
 from vmessd.network.cables import MTU
-from vmessd.network.links import Change, Network
+from vmessd.network.changes import Change
+from vmessd.network.links import Network
 from vmessd.network.netlink_replies import Link, Way
 from vmessd.network.policy import describe, segment_mtu
 from vmessd.network.rtnetlink import Netlink

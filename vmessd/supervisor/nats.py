@@ -21,8 +21,8 @@ from vmessd.core.errors import Failed, NotPermitted, VmessError, printable
 from vmessd.core.models.wires import BridgeNat, NatLease
 from vmessd.core.nat import Nat
 from vmessd.network import nat_links, nat_rules
+from vmessd.network.changes import Change
 from vmessd.network.kernel_errors import missing_capability
-from vmessd.network.links import Change
 from vmessd.network.neighbours import Leased
 from vmessd.network.netlink_replies import concerns_uplinks
 from vmessd.network.rtnetlink import ROUTE_GROUP, Subscription
