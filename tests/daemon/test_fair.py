@@ -257,7 +257,7 @@ class Busy:
 
 
 async def test_root_gets_in_where_each_of_many_uids_has_one_busy_client(tmp_path: Path) -> None:
-    nobody: Any = SimpleNamespace(locks=SimpleNamespace(check_allowed=None), check_links=None, check_needs=None)
+    nobody: Any = SimpleNamespace(locks=SimpleNamespace(check_allowed=None), check_needs=None)
     control = Control(tmp_path / "socket", nobody, nobody)
     gone: list[float] = []
     for number in range(CLIENTS_MAX):

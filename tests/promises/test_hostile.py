@@ -236,7 +236,7 @@ async def test_a_vm_that_goes_while_others_look_at_it_is_let_go_of_once(tmp_path
                 await supervisor.wires(VM)
 
         for _ in range(20):
-            await supervisor.make(VM)
+            await supervisor.new_vms.make(VM)
             works = [supervisor.remove(VM), supervisor.remove(VM), look(), look(), look()]
             told = await asyncio.gather(*works, return_exceptions=True)
             assert told.count(None) == 1

@@ -10,6 +10,7 @@ from vmessd.core import names
 from vmessd.core.models.events import Kind
 from vmessd.supervisor.details import Details
 from vmessd.supervisor.fleet import Fleet
+from vmessd.supervisor.host_links import HostLinks
 from vmessd.supervisor.registry import Supervisor
 from vmessd.supervisor.views import Begin
 
@@ -46,6 +47,7 @@ class Caller:
         """Serve a peer on its connection."""
         self._supervisor = supervisor
         self._details = Details(supervisor)
+        self._links = HostLinks(supervisor)
         self._fleet = fleet
         self._peer = peer
         self._hang_up = line.hang_up

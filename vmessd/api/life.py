@@ -18,7 +18,7 @@ class Life(Caller):
     @varlinkmethod(return_parameter="path")
     async def Make(self, *, vm: str) -> str:
         """Create the directory of a VM and return its path."""
-        path = await self._supervisor.make(vm)
+        path = await self._supervisor.new_vms.make(vm)
         self._tell(Kind.made, vm, printable(path))
         return path
 

@@ -30,6 +30,7 @@ from vmessd.core import places
 from vmessd.core.errors import INTERFACE, Locked, VmessError, failing, printable, reason
 from vmessd.storage import safefile
 from vmessd.supervisor.fleet import Fleet
+from vmessd.supervisor.host_links import HostLinks
 from vmessd.supervisor.registry import Supervisor
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,10 @@ class Control:
         self._clients: set[Connection] = set()
         self._budget = Budget(frozenset({0, os.geteuid()}))
         self._gate = Gate(
-            supervisor.locks.check_allowed, supervisor.check_links, supervisor.check_needs, Audit()
+            supervisor.locks.check_allowed,
+            HostLinks(supervisor).check_unlocked,
+            supervisor.check_needs,
+            Audit(),
         )
         self._hangups: Hangups | None = None
         self._arriving: dict[Account, collections.deque[tuple[socket.socket, Peer]]] = {}

@@ -116,7 +116,7 @@ class Wires(Caller):
     @varlinkmethod(return_parameter="segments")
     async def NetShow(self) -> list[Segment]:
         """Return the bridges of the host with their ports, except ignored ones."""
-        return await self._supervisor.segments_shown()
+        return await self._links.shown()
 
     @varlinkmethod(return_parameter="steps")
     async def NetVlan(
@@ -127,9 +127,7 @@ class Wires(Caller):
         With `hub`, each frame goes to all ports; false ends that. `mtu` is the MTU of the segment in bytes,
         which its ports get, and guests with virtio at their next start. Null leaves both as they are.
         """
-        steps = await self._supervisor.vlan(bridge, interfaces, hub=hub, mtu=mtu)
-        self._supervisor.nats.look()
-        return steps
+        return await self._links.vlan(bridge, interfaces, hub=hub, mtu=mtu)
 
     @varlinkmethod(return_parameter="nat")
     async def NetNat(self, *, bridge: str, range: str | None) -> BridgeNat | None:  # noqa: A002 -- its name
@@ -139,7 +137,7 @@ class Wires(Caller):
         they send to other networks leaves with the address of the host (NAT). A call for the same range repairs
         what is missing. Null as `range` ends all of this; the bridge stays.
         """
-        return await self._supervisor.nat(bridge, range)
+        return await self._links.nat(bridge, range)
 
     @varlinkmethod
     async def NetPeers(self, *, bridge: str, interface: str, peers: list[str]) -> Peered:
@@ -149,17 +147,17 @@ class Wires(Caller):
         leave for it, unless somebody has set a smaller one. All peers are of IPv4, or all of IPv6. Each of them
         has to name this host as well, and the others.
         """
-        return await self._supervisor.peers(bridge, interface, peers)
+        return await self._links.peers(bridge, interface, peers)
 
     @varlinkmethod(return_parameter="steps")
     async def NetAdd(self, *, interface: str) -> list[Step]:
         """Create a link without a bridge and set it up. It is no longer ignored."""
-        return await self._supervisor.add_link(interface)
+        return await self._links.add(interface)
 
     @varlinkmethod(return_parameter="steps")
     async def NetDelete(self, *, interface: str) -> list[Step]:
         """Delete a link of vmess that is not in use."""
-        return await self._supervisor.delete_link(interface)
+        return await self._links.delete(interface)
 
     @varlinkmethod
     async def NetIgnore(self, *, name: str) -> None:
@@ -174,4 +172,4 @@ class Wires(Caller):
     @varlinkmethod(return_parameter="steps")
     async def NetPrune(self) -> list[Step]:
         """Delete the TAPs of VMs that are gone, and the bridges of vmess without ports and addresses."""
-        return await self._supervisor.prune()
+        return await self._links.prune()

@@ -30,9 +30,10 @@ from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import moves as notes
 from vmessd.storage.blocking import Lane
 from vmessd.storage.importing import Import
-from vmessd.supervisor import leftovers, offers, twins
+from vmessd.supervisor import offers, twins
 from vmessd.supervisor.live_arrival import LiveArrival
 from vmessd.supervisor.move_channel import PIECE, ConnectionBroke, MoveChannel
+from vmessd.supervisor.new_vms import NewVMs
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
@@ -69,27 +70,22 @@ class Receipt(NamedTuple):
 class Arrivals:
     """The VMs that come to one VM root."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- what becomes of a VM is for others
+    def __init__(
         self,
         root: Path,
         host: Host,
         machine: Callable[[str], Coroutine[Any, Any, Machine]],
-        check_new: Callable[[str], Coroutine[Any, Any, None]],
-        left: Callable[[str], None],
+        new_vms: NewVMs,
         remove: Callable[[Machine], Coroutine[Any, Any, str | None]],
     ) -> None:
-        """`check_new` raises for a name that no VM can get; `left` hears of directories to remove later.
-
-        `remove` removes a VM.
-        """
+        """`remove` removes a VM."""
         self._root = root
         self._remove = remove
         self._connections: dict[str, socket.socket] = {}
         """To QEMUs that wait for a guest, by the name that the source was told."""
         self._host = host
         self._machine = machine
-        self._check_new = check_new
-        self._left = left
+        self._new_vms = new_vms
         self._last_steps: set[asyncio.Task[str]] = set()
         self._coming: dict[str, _Coming] = {}
         """By the keys of their moves."""
@@ -173,7 +169,7 @@ class Arrivals:
         vm = names.parse(offer.vm)
         twin = await self._twin(offer)
         if twin is None:
-            await self._check_new(vm)
+            await self._new_vms.check_name(vm)
         await self._given_up(vm)
         if offer.key in self._coming or any(one.vm == vm for one in self._coming.values()):
             raise Failed(f"a VM {vm} is already on its way here", hint="wait until it is there")
@@ -254,7 +250,7 @@ class Arrivals:
     async def _cleaned_up(self, lane: Lane, incoming: Import, key: str) -> None:
         """Remove what is left of an archive; its VM is not on its way any more."""
         try:
-            await leftovers.clean_up(lane, incoming.close, self._left)
+            await self._new_vms.clean_up(lane, incoming.close)
         finally:  # the client may leave during that
             self._coming.pop(key).over.set()
 

@@ -21,8 +21,8 @@ from vmessd.storage import cloning, copying, snapshots
 from vmessd.storage.blocking import Lane
 from vmessd.storage.cloning import Clone, Target
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor import leftovers
 from vmessd.supervisor.mentions import mentions
+from vmessd.supervisor.new_vms import NewVMs
 from vmessd.vm.holding import held
 from vmessd.vm.host import Host
 from vmessd.vm.qemu_run import QemuRun
@@ -41,15 +41,12 @@ class Clones:
         root: Path,
         host: Host,
         taker: Callable[[str], Coroutine[Any, Any, Snapshots]],
-        check_new: Callable[[str], Coroutine[Any, Any, None]],
-        left: Callable[[str], None],
+        new_vms: NewVMs,
     ) -> None:
-        """`check_new` raises for a name that no VM can get; `left` hears of directories to remove later."""
         self._root = root
         self._host = host
         self._taker = taker
-        self._check_new = check_new
-        self._left = left
+        self._new_vms = new_vms
 
     async def clone(self, name: str, new: str, *, linked: bool) -> AsyncGenerator[CloneProgress, None]:
         """Make a VM that is like another one. If that is off, it cannot be started meanwhile.
@@ -66,7 +63,7 @@ class Clones:
         machine = taker.machine
         if target.vm == machine.vm:
             raise InvalidValue(f"VM {target.vm} cannot be a clone of itself")
-        await self._check_new(target.vm)
+        await self._new_vms.check_name(target.vm)
         lane = Lane(f"the clone of {machine.vm}", "is its file system there?")
         await lane.aside(target.must_be_new)
         run = await taker.run_to_copy()
@@ -101,7 +98,7 @@ class Clones:
 
         A client that leaves does not end it.
         """
-        await leftovers.clean_up(lane, clone.close, self._left)
+        await self._new_vms.clean_up(lane, clone.close)
         return snapshot is None or await _unkept(taker, snapshot)
 
     async def _copied(

@@ -6,14 +6,11 @@ it. This daemon tries again after a pause that grows. A directory in the middle 
 completed in the same way.
 """
 
-import asyncio
-import contextlib
 import functools
 import logging
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from vmessd.core.dataclass import dataclass
@@ -188,17 +185,3 @@ class Leftovers:
         else:
             if name not in self._left and renaming.pair(name) is None:
                 log.info("%s is removed now", printable(str(self._root / name)))
-
-
-async def clean_up(lane: Lane, close: Callable[[], str | None], left: Callable[[str], None]) -> None:
-    """Remove what did not become a VM. `close` returns its name if that is impossible, and `left` hears of it.
-
-    A later attempt, or the next daemon, removes it then.
-    """
-
-    def remove() -> None:
-        if name := close():
-            left(name)
-
-    with contextlib.suppress(VmessError):
-        await asyncio.shield(lane.see_to(remove))

@@ -7,9 +7,9 @@ import difflib
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from vmessd.core import names
 from vmessd.core.contract import METHODS, Method, Needs
@@ -21,20 +21,17 @@ from vmessd.core.errors import (
     NotRunning,
     TimedOut,
     VmessError,
-    counted,
     failing,
     printable,
-    quoted,
     shell_line,
 )
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.events import Kind
 from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
-from vmessd.core.models.wires import BridgeNat, Peered, Segment, Step
 from vmessd.core.moves import untold
-from vmessd.core.settings import BY_FILE, OF_NEW_VM
-from vmessd.core.wires import file_text, tap_below
+from vmessd.core.settings import BY_FILE
+from vmessd.core.wires import file_text
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.disks import Disks
@@ -42,16 +39,14 @@ from vmessd.devices.network_interfaces import NetworkInterfaces
 from vmessd.devices.snapshots import Snapshots
 from vmessd.devices.startup_typing import StartupTyping
 from vmessd.devices.vnc import Relays
-from vmessd.network.bridges import TOGETHER_MAX, Segments
+from vmessd.network.bridges import Segments
 from vmessd.network.links import root_name
 from vmessd.qemu.census import Sighting
 from vmessd.qemu.session import Timing
 from vmessd.storage import (
     backing,
     blocking,
-    cable_notes,
     impairment_notes,
-    new_directory,
     root_lock,
     vmdir,
 )
@@ -69,6 +64,7 @@ from vmessd.supervisor.leftovers import Leftovers
 from vmessd.supervisor.locks import Locks
 from vmessd.supervisor.mentions import mentions
 from vmessd.supervisor.nats import Nats
+from vmessd.supervisor.new_vms import NewVMs
 from vmessd.supervisor.overview import Overviews
 from vmessd.supervisor.peerings import Peerings
 from vmessd.supervisor.readings import Readings
@@ -121,16 +117,15 @@ class Supervisor:
         self._files = Lane(f"VM root {printable(str(root))}", "is its file system there? journalctl -k tells")
         """Work on the VM root itself."""
         self._leftovers = Leftovers(root, host.network)
+        self.new_vms = NewVMs(root, host, self._files, self._leftovers.remember)
         self.images = Images(root, host)
         self.locks = Locks(self.machine)
         self.cabling = Cabling(self.wires, self.begun_wires, self.locks.check_unlocked)
         self.changes = Changes(self.machine, self.disks, host, self.cabling.changed)
-        self.transfers = Transfers(root, host, self.machine, self._check_new, self._leftovers.remember)
+        self.transfers = Transfers(root, host, self.machine, self.new_vms)
         self.departures = Departures(host, self.machine, self.locks.check_remark, self._depart)
-        self.arrivals = Arrivals(
-            root, host, self.machine, self._check_new, self._leftovers.remember, self._depart
-        )
-        self.clones = Clones(root, host, self.snapshots, self._check_new, self._leftovers.remember)
+        self.arrivals = Arrivals(root, host, self.machine, self.new_vms, self._depart)
+        self.clones = Clones(root, host, self.snapshots, self.new_vms)
         self.nats = Nats(root, host, self._hosts_on)
         host.leases = self.nats.leases
         self.peerings = Peerings(root, host, self.segments)
@@ -351,8 +346,25 @@ class Supervisor:
             return []
         return await self._files.aside(lambda: [directory.vm for directory in vms if directory.exists()])
 
-    async def _is_vm(self, name: str) -> bool:
+    async def is_vm(self, name: str) -> bool:
+        """Tell whether there is a VM directory of this name; raises TimedOut."""
         return bool(await self._vms_among([name]))
+
+    async def exists(self, name: str) -> bool:
+        """Tell whether there is a VM of this name: a directory, or a QEMU, or maybe one; raises TimedOut."""
+        known = self._machines.get(name)
+        return (known is not None and _counts(known)) or await self.is_vm(name)
+
+    async def names_found(self) -> set[str]:
+        """Return the names of the VMs that have a directory, and of those that were found before."""
+        return {*await self._listing(), *self._machines}
+
+    async def gone(self) -> Callable[[str], bool]:
+        """Return what tells, at any time, whether a VM is gone. Raises TimedOut: nobody can know."""
+        await self._listing()
+        await self.everyone()
+        known = self._machines
+        return lambda vm: vm not in known and vm not in self._removing
 
     # -- Queries --
 
@@ -416,82 +428,6 @@ class Supervisor:
 
     # -- Changes --
 
-    async def make(self, name: str) -> str:
-        """Create a VM and return its path; raises InvalidValue, Failed."""
-        directory = VMDirectory(self.root, names.parse(name))
-        await self._check_new(directory.vm)
-        make = functools.partial(new_directory.make, directory, OF_NEW_VM, self._leftovers.remember)
-        await self._files.do(make)
-        return str(directory.path)
-
-    async def _check_new(self, vm: str) -> None:
-        """Raise InvalidValue if a new VM would have the name of a bridge of ours, or of another VM's TAP."""
-        pair = await self._files.aside(functools.partial(vmdir.namesakes, self.root, vm))
-        if pair is not None:
-            other, tap = pair
-            raise InvalidValue(f"VM name {quoted(vm)} is not free: {tap} would be a VM and a TAP of VM {other}")
-        is_bridge = False
-        with contextlib.suppress(VmessError):  # a daemon that cannot look at links has made none
-            is_bridge = await blocking.call(functools.partial(self.host.network.has_own_bridge, vm))
-        if is_bridge:
-            raise InvalidValue(f"VM name {quoted(vm)} is the name of a bridge that vmess made")
-
-    async def vlan(
-        self, bridge: str, interfaces: Sequence[str], *, hub: bool | None = None, mtu: int | None = None
-    ) -> list[Step]:
-        """Connect interfaces to a bridge; raises as Segments.vlan, and InvalidValue for the name of a VM."""
-        if await self._is_vm(bridge):
-            raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        concerned = [await self.wires(vm) for vm in await self._owners(interfaces)]
-        macs: dict[str, str] = {}
-        for wires in concerned:
-            macs |= await wires.macs.of_taps()
-        vms = [wires.vm for wires in concerned]
-        put_in = functools.partial(self.segments.vlan, bridge, interfaces, macs, vms, hub=hub, mtu=mtu)
-        work: Callable[[], Coroutine[Any, Any, list[Step]]] = functools.partial(blocking.call, put_in)
-        for wires in concerned:
-            work = functools.partial(wires.rewired, work)
-        steps = await work()
-        await self.peerings.follow(bridge, interfaces)
-        return steps
-
-    async def peers(self, bridge: str, link: str, peers: Sequence[str]) -> Peered:
-        """Have a VXLAN lead to peers; raises as Peerings.set, and InvalidValue for the name of a VM."""
-        if await self._is_vm(bridge):
-            raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        return await self.peerings.set(bridge, link, peers)
-
-    async def add_link(self, name: str) -> list[Step]:
-        """Create a link; raises as Segments.add."""
-        return await blocking.call(functools.partial(self.segments.add, name, await self._owners([name])))
-
-    async def segments_shown(self) -> list[Segment]:
-        """Return the bridges with their ports and their NAT; raises Failed."""
-        vms = [] if self.host.network.may_make_taps else [one.directory for one in await self.everyone()]
-        found, nats = await blocking.call(lambda: (self._segments_seen(vms), self.nats.reports()))
-        shown = [dataclasses.replace(one, nat=nats.pop(one.bridge or "", None)) for one in found]
-        return [*shown, *(Segment(bridge, True, [], None, [], nat=nat) for bridge, nat in nats.items())]
-
-    def _segments_seen(self, vms: Iterable[VMDirectory]) -> list[Segment]:
-        """Return what there is in the kernel, and how many cables of VMs are not; blocks; raises Failed."""
-        found = self.segments.show()
-        if number := cable_notes.number_among(vms):
-            remark = (
-                f"{counted(number, 'cable')} between VMs cannot be seen on the host: without CAP_NET_ADMIN, "
-                f"QEMU carries the frames; to list them: vmess --all ifstat"
-            )
-            found.append(Segment(None, True, [], None, [], remark=remark))
-        return found
-
-    async def nat(self, bridge: str, addresses: str | None) -> BridgeNat | None:
-        """Give a bridge NAT for a range, or end that (None); raises as Nats, InvalidValue for a VM's name."""
-        if addresses is None:
-            await self.nats.off(bridge)
-            return None
-        if await self._is_vm(bridge):
-            raise InvalidValue(f"bridge name {quoted(bridge)} is the name of a VM")
-        return await self.nats.on(bridge, addresses)
-
     def _hosts_on(self, bridge: str) -> list[tuple[str, str]]:
         """Return the MACs of VMs on a bridge, each with its VM, of which the first interface there counts."""
         noted = {}
@@ -505,29 +441,6 @@ class Supervisor:
                 own = self._machines[vm].directory.read_setting(BY_FILE["MACS"]) or {} if there else {}
                 found += [(own.get(index) or names.mac(vm, index), vm) for index in there[:1]]
         return sorted(found)
-
-    async def prune(self) -> list[Step]:
-        """Delete TAPs of VMs that are gone, and unused bridges; raises as Segments.prune, and TimedOut."""
-        await self._listing()  # if it cannot be read, no VM is gone
-        await self.everyone()
-        known = self._machines
-        prune = functools.partial(self.segments.prune, lambda vm: vm not in known and vm not in self._removing)
-        return await blocking.call(prune)
-
-    async def delete_link(self, name: str) -> list[Step]:
-        """Delete a link; raises as Segments.delete. A link of a VM is deleted in order with its messages.
-
-        Raises:
-            AlreadyRunning: the VM that the link belongs to is not stopped.
-        """
-        self.nats.check_without(name)
-        work = functools.partial(self.segments.delete, name)
-        vm = await self._owner(name)
-        if vm is not None and tap_below(name) == name:
-            return await (await self.machine(vm)).change(work, stopped=_takes_off("NetDelete"))
-        steps = await blocking.call(work)
-        await self.peerings.forget(name)
-        return steps
 
     async def remove(self, name: str) -> str | None:
         """Delete a VM with all its files and TAPs; return a note for the user, if there is one.
@@ -549,7 +462,9 @@ class Supervisor:
         remove = functools.partial(self._remove, machine.directory)
 
         async def work() -> str | None:
-            return await machine.change(remove, stopped=_takes_off("Remove"), patience=leftovers.PATIENCE)
+            return await machine.change(
+                remove, stopped=METHODS["Remove"].needs is Needs.off, patience=leftovers.PATIENCE
+            )
 
         self._removing.add(machine.vm)
         try:
@@ -580,13 +495,15 @@ class Supervisor:
             raise InvalidValue(f"VM {target} has this name already")
         if (move := machine.directory.move) is not None:
             raise untold(machine.vm, move.host, "renamed")
-        await self._check_new(target)
+        await self.new_vms.check_name(target)
         if there is not None and _counts(there):
             raise AlreadyRunning(f"there is a VM {target}, which is running", hint=f"vmess {target} status")
         rename = functools.partial(self._rename, machine.directory, target)
 
         async def work() -> str | None:
-            return await machine.change(rename, stopped=_takes_off("Rename"), patience=leftovers.PATIENCE)
+            return await machine.change(
+                rename, stopped=METHODS["Rename"].needs is Needs.off, patience=leftovers.PATIENCE
+            )
 
         self._removing |= {machine.vm, target}
         try:
@@ -633,33 +550,6 @@ class Supervisor:
             except NotRunning as error:
                 hints = (error.hint, method.instead.format(vm=machine.vm))
                 raise NotRunning(error.message, hint="; ".join(hint for hint in hints if hint)) from None
-
-    async def check_links(self, links: Sequence[str]) -> None:
-        """Raise as Locks.check_unlocked for the VMs that these links belong to."""
-        for vm in await self._owners(links):
-            await self.locks.check_unlocked(vm)
-
-    async def _owners(self, links: Sequence[str]) -> list[str]:
-        """Return the VMs that links belong to by their names. Links beyond TOGETHER_MAX are ignored."""
-        owners = {await self._owner(link) for link in dict.fromkeys(links[:TOGETHER_MAX])}
-        return sorted(vm for vm in owners if vm is not None)
-
-    async def _owner(self, link: str) -> str | None:
-        """Return the VM that there is whose TAP, or a VLAN on it, has this name; None if there is none."""
-        name = tap_below(link)
-        if names.hashed_tap(name) is not None:
-            vms = {*await self._listing(), *self._machines}
-            return next((vm for vm in vms if names.interface_of(vm, name) is not None), None)
-        parts = names.tap_parts(name, loosely=True)
-        if parts is None:
-            return None
-        running = parts[0] in self._machines and _counts(self._machines[parts[0]])
-        return parts[0] if running or await self._is_vm(parts[0]) else None
-
-
-def _takes_off(method: str) -> bool:
-    """Tell whether the contract says that a method needs a VM that is off."""
-    return METHODS[method].needs is Needs.off
 
 
 def _counts(machine: Machine) -> bool:

@@ -23,9 +23,9 @@ from vmessd.storage.incoming import Incoming
 from vmessd.storage.ova_reader import is_ova
 from vmessd.storage.tar_reader import First
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor import leftovers
 from vmessd.supervisor.appliances import convert
 from vmessd.supervisor.mentions import mentions
+from vmessd.supervisor.new_vms import NewVMs
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
@@ -54,15 +54,12 @@ class Transfers:
         root: Path,
         host: Host,
         machine: Callable[[str], Coroutine[Any, Any, Machine]],
-        check_new: Callable[[str], Coroutine[Any, Any, None]],
-        left: Callable[[str], None],
+        new_vms: NewVMs,
     ) -> None:
-        """`check_new` raises for a name that no VM can get; `left` hears of directories to remove later."""
         self._root = root
         self._host = host
         self._machine = machine
-        self._check_new = check_new
-        self._left = left
+        self._new_vms = new_vms
 
     async def export(self, name: str) -> AsyncGenerator[Transfer, None]:
         """Export a VM that is off, which cannot be started meanwhile.
@@ -97,7 +94,7 @@ class Transfers:
         """
         vm = None if name is None else names.parse(name)
         if vm is not None:
-            await self._check_new(vm)
+            await self._new_vms.check_name(vm)
         incoming: Import | ApplianceImport | None = None
         lane = Lane(f"VM root {printable(str(self._root))}")
         try:
@@ -118,7 +115,7 @@ class Transfers:
             yield Transfer(TransferProgress(done=True, vm=machine.vm, size=size, notes=notes or None))
         finally:
             if incoming is not None:
-                await leftovers.clean_up(lane, incoming.close, self._left)
+                await self._new_vms.clean_up(lane, incoming.close)
 
     def _begin(self, first: str, vm: str | None) -> Import | ApplianceImport:
         if is_ova(first):
@@ -139,7 +136,7 @@ class Transfers:
         while data:
             await lane.do(functools.partial(incoming.feed, data), PATIENCE)
             if not is_checked and incoming.vm is not None:
-                await self._check_new(incoming.vm)
+                await self._new_vms.check_name(incoming.vm)
                 is_checked = True
             size += len(data)
             data = await _in_time(asyncio.get_running_loop().sock_recv(ours, PIECE), who)

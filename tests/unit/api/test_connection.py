@@ -43,6 +43,7 @@ class Supervisor:
         self.seen: list[str] = []
         self.go_on = asyncio.Event()
         self.reply = ""
+        self.new_vms = self
 
     def not_vms(self) -> None:
         return None

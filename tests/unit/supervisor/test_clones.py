@@ -11,7 +11,7 @@ import pytest
 from daemons import until
 
 from vmessd.core.errors import Failed
-from vmessd.supervisor import clones, leftovers
+from vmessd.supervisor import clones
 from vmessd.supervisor.clones import Clones
 
 
@@ -44,7 +44,6 @@ async def test_a_client_that_leaves_during_the_cleaning_up_leaves_no_snapshot(
     def fails(*_arguments: object) -> None:
         raise Failed("no room")
 
-    monkeypatch.setattr(leftovers, "clean_up", cleaned)
     monkeypatch.setattr(clones, "held", _free)
     monkeypatch.setattr(clones, "_kept", kept)
     monkeypatch.setattr(clones, "_unkept", unkept)
@@ -55,7 +54,8 @@ async def test_a_client_that_leaves_during_the_cleaning_up_leaves_no_snapshot(
     async def taker_of(_vm: str) -> Any:
         return taker
 
-    cloning = Clones(tmp_path, SimpleNamespace(account=None), taker_of, _nothing, print)  # type: ignore[arg-type]
+    new_vms: Any = SimpleNamespace(check_name=_nothing, clean_up=cleaned)
+    cloning = Clones(tmp_path, SimpleNamespace(account=None), taker_of, new_vms)  # type: ignore[arg-type]
 
     async def client() -> None:
         async for _ in cloning.clone("leaf0", "web0", linked=True):

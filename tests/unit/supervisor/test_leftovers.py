@@ -150,7 +150,7 @@ async def test_a_removal_on_a_disk_that_errs_is_finished_by_the_upkeep(
     monkeypatch.setattr(housekeeping, "EVERY", 0.02)
     monkeypatch.setattr(leftovers, "PAUSE", 0.02)
     async with lab.supervisor() as all_vms:
-        await all_vms.make("newvm")
+        await all_vms.new_vms.make("newvm")
         monkeypatch.setattr(safefile, "empty", failing(1))
         with pytest.raises(Failed, match="cannot be removed"):
             await all_vms.remove("newvm")
@@ -171,7 +171,7 @@ async def test_a_vm_that_was_not_made_leaves_nothing(lab: Lab, monkeypatch: pyte
             patch.setattr(safefile, "write", full)
             patch.setattr(safefile, "empty", failing(1))
             with pytest.raises(Failed, match="no space"):
-                await all_vms.make("newvm")
+                await all_vms.new_vms.make("newvm")
             assert [name.startswith(vmdir.MAKING) for name in names_in(lab.root)] == [True]
         await until(lambda: names_in(lab.root) == [])
 

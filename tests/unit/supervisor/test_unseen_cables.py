@@ -2,6 +2,8 @@
 
 from labs import Lab
 
+from vmessd.supervisor.host_links import HostLinks
+
 REMARK = (
     "2 cables between VMs cannot be seen on the host: without CAP_NET_ADMIN, QEMU carries the frames; to list "
     "them: vmess --all ifstat"
@@ -19,5 +21,5 @@ async def test_net_says_how_many_cables_it_cannot_list(lab: Lab) -> None:
             (False, [REMARK]),
         ):
             network.may_make_taps = may_make_taps
-            shown = await supervisor.segments_shown()
+            shown = await HostLinks(supervisor).shown()
             assert [one.remark for one in shown if one.bridge is None and one.remark] == said
