@@ -5,6 +5,7 @@ During each case all QEMUs are watched from outside, once a millisecond: never d
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import guests
 import pytest
-from booted import ROOT, Stage
+from booted import CHECKOUT, ROOT, Stage
 from clusters import AGENT, MONITOR, NODES, SMALL, Cluster, clustered
 from daemons import UNIT, wait_for
 from lives import Life, ran_together, together
@@ -287,6 +288,107 @@ def test_a_guest_that_stands_still_after_an_error_is_reported(cluster: Cluster) 
     finally:
         cluster.ask("rm", "-f", ballast)
         cluster.remove(vm)
+
+
+# -- The how-to text --
+
+
+def of_the_book(vm: str) -> dict[str, list[str]]:
+    """Return the commands that docs/howto/cluster.md gives for a VM, by what they are for."""
+    text = (CHECKOUT / "docs" / "howto" / "cluster.md").read_text()
+    text = re.sub(r"\bnewvm(?=0?\b)0?", vm, text)
+    table = re.findall(r"^\| ([a-z][a-z -]+) \| (.*`.*) \|$", text, re.MULTILINE)
+    drbd = text[text.index("For DRBD,") : text.index("## Who decides")]
+    return {what: re.findall("`([^`]+)`", line) for what, line in [*table, ("drbd", drbd)]}
+
+
+def test_what_the_book_says_to_people_works(cluster: Cluster, other_vm: str) -> None:
+    book, every = of_the_book(other_vm), list(cluster.nodes.values())
+    begin = time.monotonic()
+    cluster.any().sh(cluster.ask("vmessctl", other_vm, "cluster"))
+    first = cluster.wait_runs(other_vm, begin, 20)
+
+    [move], begin = book["move it"], time.monotonic()
+    target = others(first.node)[0]
+    cluster.any().sh(move.replace("NODE", target))
+    cluster.wait_runs(other_vm, begin, 20, [target])
+
+    [cycle], begin = book["power-cycle it"], time.monotonic()
+    cluster.any().sh(cycle)
+    cluster.wait_runs(other_vm, begin, 20)
+
+    (change, again), begin = book["change a setting"], time.monotonic()
+    for node in every:
+        node.sh(change.replace("4G", "24M"))
+    cluster.any().sh(again)
+    assert "-m 24M" in cluster.nodes[cluster.wait_runs(other_vm, begin, 20).node].sh(f"vmess {other_vm} info")
+
+    leave, act, back = book["work on it undisturbed"]
+    cluster.any().sh(leave)
+    holder = cluster.nodes[cluster.runs(other_vm).node]
+    holder.sh(act.replace("...", f"{other_vm} stop force"))
+    time.sleep(2 * MONITOR)  # nothing is to start it
+    assert not [life for life in cluster.lives(other_vm) if not life.ended]
+    begin = time.monotonic()
+    holder.sh(act.replace("...", f"{other_vm} start"))
+    mine = cluster.wait_runs(other_vm, begin, 20)
+    cluster.any().sh(back)
+    time.sleep(2 * MONITOR)
+    assert cluster.runs(other_vm).pid == mine.pid
+
+    disable, enable = book["start or stop it"][::-1]
+    cluster.any().sh(disable)
+    cluster.wait_ended(other_vm)
+    begin = time.monotonic()
+    cluster.any().sh(enable)
+    cluster.wait_runs(other_vm, begin, 20)
+
+    out, off = book["take it out"]
+    cluster.any().sh(out)
+    cluster.wait_ended(other_vm)
+    for node in every:
+        node.sh(off)
+    assert every[0].run("vmessctl", other_vm, "start").returncode == 0
+    every[0].done("vmessctl", other_vm, "stop", "force")
+    assert not cluster.fenced()
+
+
+@pytest.mark.parametrize("shell", ["pcs", "crmsh"])
+def test_a_vm_follows_its_storage(cluster: Cluster, other_vm: str, shell: str) -> None:
+    storage = "STORAGE-clone"
+    try:
+        cluster.ask("pcs", "resource", "create", "STORAGE", "ocf:pacemaker:Dummy", "clone")
+        lines = cluster.ask("vmessctl", other_vm, "cluster", shell)
+        begin = time.monotonic()
+        cluster.any().sh(re.sub("^# (pcs|crm) ", r"\1 ", lines, flags=re.MULTILINE))
+        cluster.wait_runs(other_vm, begin, 20)
+        cluster.ask("pcs", "resource", "disable", storage)
+        cluster.wait_ended(other_vm)
+        begin = time.monotonic()
+        cluster.ask("pcs", "resource", "enable", storage)
+        cluster.wait_runs(other_vm, begin, 20)
+    finally:
+        cluster.any().run("pcs", "resource", "delete", storage, "--force")
+
+
+def test_a_vm_follows_the_promoted_instance(cluster: Cluster, other_vm: str) -> None:
+    storage = f"{other_vm}-drbd"
+    try:
+        cluster.ask("pcs", "resource", "create", storage, "ocf:pacemaker:Stateful", "promotable")
+        cluster.create(other_vm, more="--disabled")
+        for line in of_the_book(other_vm)["drbd"]:
+            cluster.any().sh(line)
+        begin = time.monotonic()
+        cluster.ask("pcs", "resource", "enable", other_vm)
+        first = cluster.wait_runs(other_vm, begin, 20)
+        begin = time.monotonic()
+        cluster.ask("pcs", "node", "standby", first.node)
+        second = cluster.wait_runs(other_vm, begin, 20, others(first.node))
+        shown = cluster.ask("crm_mon", "-1", "-r")
+        assert f"Promoted: [ {second.node} ]" in shown
+    finally:
+        cluster.ask("pcs", "node", "unstandby", "--all")
+        cluster.any().run("pcs", "resource", "delete", f"{storage}-clone", "--force")
 
 
 # -- Live moves --
