@@ -424,7 +424,7 @@ def test_c189_a_disk_is_mirrored_as_fast_as_qemu_img_copies_it(hosts: Hosts, tmp
 
 
 def test_c189_a_guest_that_stands_still_does_so_over_there(hosts: Hosts) -> None:
-    counting(hosts.here)
+    counting(hosts.here, AGENT="on", RNG="on", VGA="virtio")
     hosts.here.done("newvm", "suspend")
     hosts.move("lab2")
     assert hosts.there.status("newvm")["state"] == "paused"
@@ -432,6 +432,17 @@ def test_c189_a_guest_that_stands_still_does_so_over_there(hosts: Hosts) -> None
     hosts.there.wait_guest("newvm0", b"..")
     hosts.there.done("newvm", "kill")
     numbers(hosts.there.root / "newvm0")
+
+
+def test_c187_a_guest_does_not_move_with_hardware_that_qemu_cannot_send(hosts: Hosts) -> None:
+    directory = made(hosts, DISK_BUS="nvme")
+    hosts.here.done("newvm", "start")
+    before = content(directory)
+    said = hosts.refusal("lab2")
+    assert said.startswith("newvm0 does not move while its guest runs; QEMU says: non-migratable device")
+    assert said.endswith("hint: to power it down for that: vmessctl newvm0 move HOST --offline\n")
+    assert content(directory) == before
+    assert hosts.here.status("newvm")["state"] == "running"
 
 
 def killed_live(hosts: Hosts, dice: random.Random, mover: "subprocess.Popen[str]") -> str:
@@ -548,7 +559,8 @@ def test_c189_a_cluster_moves_a_guest_into_the_directory_that_is_there(hosts: Ho
     assert moved.returncode == 0, moved
     hosts.there.wait_guest("newvm0", b"..")
     assert b"R" not in (there / "serial.log").read_bytes(), "it did not start again"
-    assert hosts.here.status("newvm")["state"] == "stopped"
+    left = hosts.here.status("newvm")
+    assert (left["state"], left["last_exit"]["text"]) == ("stopped", "moved to lab2")
     assert not any((home / "move.json").exists() for home in homes)
     assert os.readlink(here / "newvm0-hda.img") == os.readlink(there / "newvm0-hda.img")
     assert {name: content(there)[name] for name in before} == before

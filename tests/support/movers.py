@@ -121,9 +121,9 @@ def disk(path: Path, seed: int = 1, size: int = 16 * MIB, data: int = MIB) -> No
         image.write(random.Random(seed).randbytes(data))
 
 
-def counting(daemon: Daemon) -> Path:
-    """Start a guest that writes numbers to its disk all the time."""
-    directory = daemon.make("newvm0", "ledger", RAM="64M")
+def counting(daemon: Daemon, **files: str) -> Path:
+    """Start a guest that writes numbers to its disk all the time; `files` are settings."""
+    directory = daemon.make("newvm0", "ledger", RAM="64M", **files)
     disk(directory / "newvm0-hda.img", size=64 * MIB)
     daemon.done("newvm", "start")
     daemon.wait_guest("newvm0", b"R.")

@@ -263,6 +263,7 @@ class Reason(enum.StrEnum):
     panicked = words.Reason.panicked
     quit = words.Reason.quit
     forced = words.Reason.forced
+    moved = words.Reason.moved
     signalled = words.Reason.signalled
     failed = words.Reason.failed
     refused = words.Reason.refused
@@ -282,6 +283,7 @@ IN_WORDS: Mapping[Reason, str] = {
     Reason.panicked: "guest panicked",
     Reason.quit: "QEMU was told to quit",
     Reason.forced: "forced off",
+    Reason.moved: "moved to another host",
     Reason.signalled: "killed by signal",
     Reason.failed: "QEMU failed",
     Reason.refused: "QEMU did not start",

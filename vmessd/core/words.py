@@ -51,6 +51,7 @@ class Reason:
     panicked = "panicked"
     quit = "quit"
     forced = "forced"
+    moved = "moved"
     signalled = "signalled"
     failed = "failed"
     refused = "refused"

@@ -81,6 +81,13 @@ async def standing(run: QemuRun) -> Standing:
     )
 
 
+async def blocked(run: QemuRun) -> str | None:
+    """Return in QEMU's words why it cannot send its guest; None if it can; raises CommandRefused, TimedOut."""
+    found = await run.execute("query-migrate", {}, QMP_TIME)
+    reasons = found.get("blocked-reasons") if isinstance(found, Mapping) else None
+    return printable(str(reasons[0])[:REFUSAL_MAX]) if isinstance(reasons, list) and reasons else None
+
+
 async def _prepared(run: QemuRun, bandwidth: int | None, *more: str) -> None:
     capabilities = [{"capability": name, "state": True} for name in (*CAPABILITIES, *more)]
     await run.execute("migrate-set-capabilities", {"capabilities": capabilities}, QMP_TIME)

@@ -18,7 +18,7 @@ TPM_FILE = "tpm2-00.permall"
 """The state of a TPM (swtpm(8)): a file in the directory `tpm` of the VM, in an export beside the others."""
 TPM_MAX = 2**20
 _OF_PROCESS = (
-    *(*vmdir.LOGS, vmdir.QMP_SOCKET, *vmdir.SERIAL_SOCKETS, vmdir.PID_FILE),
+    *(*vmdir.LOGS, *vmdir.SOCKETS, vmdir.PID_FILE),
     *(
         vmdir.RUN_RECORD,
         vmdir.EXIT_RECORD,

@@ -38,6 +38,8 @@ QMP_SOCKET = "qmp.sock"
 SERIAL_SOCKETS = tuple(serial_ports.socket(port) for port in serial_ports.PORTS)
 SERIAL_SOCKET = SERIAL_SOCKETS[0]
 AGENT_SOCKET = "agent.sock"
+SOCKETS = (QMP_SOCKET, *SERIAL_SOCKETS, AGENT_SOCKET)
+"""The sockets on which QEMU listens."""
 TPM_STATE = "tpm"
 TPM_TRIES, TPM_WAIT = 100, 0.02
 """How often a start looks whether an earlier swtpm has ended, and the seconds in between."""
@@ -369,7 +371,7 @@ class VMDirectory:
         """
         failure: VmessError | None = None
         with self.opened() as directory:
-            for name in (QMP_SOCKET, *SERIAL_SOCKETS, AGENT_SOCKET, PID_FILE):
+            for name in (*SOCKETS, PID_FILE):
                 try:
                     if name == PID_FILE:
                         safefile.must_be_plain(directory, name)

@@ -20,7 +20,7 @@ from vmessd.core.moves import Answer, Decision, Said, Word
 from vmessd.core.quantities import size_shown
 from vmessd.core.settings import BY_FILE
 from vmessd.core.words import Runstate
-from vmessd.devices import cpu_features
+from vmessd.devices import cpu_features, live_move
 from vmessd.devices.live_images import error_of
 from vmessd.devices.live_move import RAM, Outgoing, Standing
 from vmessd.qemu.monitor import CommandRefused
@@ -76,7 +76,7 @@ class LiveDeparture(Leaving):
         if directory.read_setting(BY_FILE["TPM"]):
             raise Failed(
                 f"{self.vm} has a TPM, whose state does not go along while it runs",
-                hint=f"to power it down for that: vmess {self.vm} move HOST --offline",
+                hint=self._powered_down(),
             )
         self.record = dataclasses.replace(self.record, paused=self.machine.state is not State.running)
         super()._opened(directory)
@@ -94,6 +94,9 @@ class LiveDeparture(Leaving):
             "owner": self._owner,
         }
 
+    def _powered_down(self) -> str:
+        return f"to power it down for that: vmess {self.vm} move HOST --offline"
+
     async def begin(self) -> None:
         """Offer the VM; raises as Departures.move."""
         if self.machine.state not in (State.running, State.paused):
@@ -106,6 +109,10 @@ class LiveDeparture(Leaving):
             raise Failed(
                 f"{self.vm} was suspended when a move failed, and moves again after it has run",
                 hint=f"vmess {self.vm} resume; or: vmess {self.vm} move HOST --offline",
+            )
+        if why := await live_move.blocked(self._run):
+            raise Failed(
+                f"{self.vm} does not move while its guest runs; QEMU says: {why}", hint=self._powered_down()
             )
         self._over = self._loop.create_task(self._run.over.wait())
         self._cpu = await cpu_features.of(self._run)
@@ -234,6 +241,7 @@ class LiveDeparture(Leaving):
 
     async def end_here(self, uid: int | None) -> None:
         """End the QEMU here, whose guest stands still and is over there; raises Failed if it does not end."""
+        self._run.moved_to = self.order.host
         async for _ in self.machine.stop(uid, force=True):
             pass
         if self.machine.state not in OFF:

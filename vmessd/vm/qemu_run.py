@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from vmessd.core import refusals
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import StartFailed, TimedOut, VmessError
+from vmessd.core.errors import StartFailed, TimedOut, VmessError, printable
 from vmessd.core.lifecycle import Ending, Event, Policy, Reason, Rung, State, classify
 from vmessd.core.models.progress import StopProgress
 from vmessd.core.records import TEXT_LIMIT, ExitRecord, Moment
@@ -91,6 +91,8 @@ class QemuRun:
     """It waits for a guest from another host, and is not to run it by itself."""
     stays: bool = False
     """Its guest did not leave in the end, which QEMU calls `postmigrate` if it stood still before."""
+    moved_to: str = ""
+    """The host that its guest is on, when this QEMU is ended for that."""
     stop: Stop | None = None
     agent: Agent | None = None
     """The guest agent, if QEMU has a port for it."""
@@ -384,6 +386,8 @@ class QemuRun:
             text += self.launched.victims.killed()
         elif reason is Reason.unknown and status is None:
             text += self.launched.victims.vanished()
+        elif reason is Reason.forced and self.moved_to:
+            reason, text = Reason.moved, f"moved to {printable(self.moved_to)}"
         return ExitRecord(
             pid=self.pid,
             ticks=self.launched.process.ticks,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vmessd.core.errors import BadFile, Failed, Locked
-from vmessd.storage import archive_format, contents, images
+from vmessd.storage import archive_format, contents, images, vmdir
 from vmessd.storage.archive_format import CHECKSUMS, END, MANIFEST, Entry, Segment, Segments, header, padding
 from vmessd.storage.archive_reader import FILES_MAX, Reader
 from vmessd.storage.cloning import Clone
@@ -561,3 +561,15 @@ def test_a_directory_of_a_tpm_that_is_a_link_is_not_followed(vm: VMDirectory, tm
 )
 def test_a_file_in_the_directory_is_known_by_its_path(path: str, name: str | None) -> None:
     assert contents.own_file("/v/a0", path) == name
+
+
+def test_what_belongs_to_a_process_is_no_file_that_a_move_would_lose() -> None:
+    for file in (
+        *vmdir.SOCKETS,
+        *vmdir.LOGS,
+        "qemu.log.1",
+        vmdir.RUN_RECORD,
+        vmdir.PID_FILE,
+        vmdir.MOVE_RECORD,
+    ):
+        assert contents.stays_unsaid(file, "newvm0"), file
