@@ -162,7 +162,7 @@ def test_more_than_four_disks_start_on_all_buses(daemon: Daemon) -> None:
     refused = daemon.vmess("newvm", "start")
     assert refused.stderr.splitlines() == [
         "vmess: hde has no slot: IDE has only four, hda, hdb, hdc, hdd",
-        "  hint: vmess newvm0 disk-bus hde=sata",
+        "  hint: vmess newvm0 disk-bus hde=sata,hdf=sata,hdg=sata,hdh=sata",
     ]
     daemon.done("newvm", "disk-bus", "virtio,hda=ide,hdf=scsi,hdg=sata,hdh=nvme", "boot-order", "hde", "start")
     daemon.wait_guest("newvm0", b"E", seconds=20)

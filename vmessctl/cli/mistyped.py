@@ -24,6 +24,13 @@ ELSEWHERE = {
     "unpause": "resume",
     "events": "watch",
     "logs": "log",
+    **dict.fromkeys(("copy", "cp"), "clone"),
+    "migrate": "move",
+    "resize": "hda",
+    "backup": "export",
+    "restore": "import",
+    **dict.fromkeys(("nic", "nics"), "ifadd"),
+    **dict.fromkeys(("shell", "login"), "ssh"),
 }
 """Names that other programs give to verbs, such as virsh(1), qm(1) and vmctl(8), which are not understood but
 answered with ours: a VM may have such a name, or they mean something else here."""

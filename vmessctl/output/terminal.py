@@ -152,7 +152,8 @@ def show(invocation: Invocation, reply: Reply, text: Callable[[Reply], str], vm:
         emit(invocation, reply, vm)
     elif shown := text(reply):
         prefix = f"{vm}: " if len(invocation.vms) > 1 else ""
-        print("\n".join(f"{prefix}{line}" for line in shown.splitlines()))
+        lines = [f"{prefix}{line}" for line in shown.splitlines()]
+        print("\n".join(lines), flush=True)  # before any line on standard error
 
 
 def emit(invocation: Invocation, reply: Reply, vm: str = "") -> None:

@@ -113,9 +113,11 @@ def _unit(disk: Disk, disks: Sequence[Disk], values: Mapping[str, Any]) -> str:
     """Return the drive whose IDE unit on machine `pc` a drive gets."""
     if disk.slot in MORE:
         vm = disk.path.split("/")[-2]
+        homeless = [each.slot for each in disks if each.slot in MORE and _bus(each.slot, values) == IDE]
+        buses = {**values.get(DISK_BUS, {}), **dict.fromkeys(homeless, SATA)}
         raise Failed(
             f"{disk.slot} has no slot: IDE has only four, {', '.join(IDE_PLACES)}",
-            hint=f"vmess {vm} disk-bus {disk_bus_text({**values.get(DISK_BUS, {}), disk.slot: SATA})}",
+            hint=f"vmess {vm} disk-bus {disk_bus_text(buses)}",
         )
     if disk.slot != CDROM:
         return disk.slot

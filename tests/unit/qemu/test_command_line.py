@@ -499,6 +499,15 @@ def test_a_fifth_disk_on_ide_is_refused(buses: dict[str, str], hint: str) -> Non
     assert hardware.disk_bus(hint)["hde"] == "sata"
 
 
+def test_the_hint_for_several_disks_without_a_place_on_ide_has_a_bus_for_each() -> None:
+    disks = [disk(slot) for slot in ("hda", "hde", "hdf", "hdg")]
+    with pytest.raises(Failed, match="hde has no slot") as raised:
+        command_line.build(Spec("newvm0", HOME, "tcg", 1, {"DISK_BUS": {"hdg": "virtio"}}, disks), "qemu")
+    assert raised.value.hint == "vmess newvm0 disk-bus hdg=virtio,hde=sata,hdf=sata"
+    buses = hardware.disk_bus(str(raised.value.hint).rpartition(" ")[2])
+    command_line.build(Spec("newvm0", HOME, "tcg", 1, {"DISK_BUS": buses}, disks), "qemu")
+
+
 def test_a_fifth_disk_on_q35_has_a_controller_of_its_own() -> None:
     spec = Spec("newvm0", HOME, "tcg", 1, {"MACHINE": "q35"}, [disk("hda"), disk("hde"), disk("cdrom")])
     argv = command_line.build(spec, "qemu")
