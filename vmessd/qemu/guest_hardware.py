@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 
 _BEHIND = ("-name", "-pidfile", "-vnc", "-netdev", "-incoming")
+_BOOTED = ("-kernel", "-initrd")
+"""Their files have other names in an export, and so on another host, if they are in the directory of the VM."""
 _HARD_DISK = re.compile("hd[a-z]")
 _PLACE = re.compile(r",(?:bootindex|host_mtu)=[0-9]+")
 _CARD = re.compile(r",id=nic([0-9]{1,3})(?:,|$)")
@@ -20,7 +22,9 @@ def visible(argv: Sequence[str], directory: str) -> tuple[list[str], dict[int, s
     cards: dict[int, str] = {}
     words = iter(argv[1:])
     for option in words:
-        value = next(words, "") if option in ("-device", "-blockdev", *_BEHIND) else ""
+        value = next(words, "") if option in ("-device", "-blockdev", *_BOOTED, *_BEHIND) else ""
+        if option in _BOOTED and value.startswith(f"{directory}/"):
+            value = "$DIR"
         card = _CARD.search(value) if option == "-device" else None
         if card is not None:
             cards[int(card[1])] = _PLACE.sub("", value)

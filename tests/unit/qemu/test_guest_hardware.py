@@ -28,6 +28,7 @@ def changed(before: str, after: str, directory: str = "/vms/a0") -> str | None:
         (",bootindex=100", ""),
         ('"raw","node-name":"hda"', '"qcow2","node-name":"hda-base1"'),
         ("/usr/bin/qemu", "/opt/qemu"),
+        ("/vms/a0/vmlinuz", "/vms/a0/boot-kernel"),
     ],
 )
 def test_what_is_behind_the_devices_may_differ(before: str, after: str) -> None:
@@ -45,6 +46,7 @@ def test_a_vm_that_was_renamed_has_the_same_devices() -> None:
         ("nic0", "nic1", "interface 0 has nothing, and had e1000,netdev=net0"),
         (":01,", ":02,", "interface 0 has e1000,netdev=net0,addr=0x3,mac=02:00:00:00:00:02,id=nic0, and had"),
         ('"firmware"', '"other"', "the command line of QEMU has"),
+        ("/vms/a0/vmlinuz", "/boot/vmlinuz", "the command line of QEMU has /boot/vmlinuz, and had $DIR"),
     ],
 )
 def test_what_the_guest_sees_is_named(before: str, after: str, says: str) -> None:
