@@ -78,3 +78,5 @@ def test_a_disk_that_does_not_greet_holds_the_guest_up_for_no_longer_than_the_mo
             assert time.monotonic() - begun < 10 * UNIT
             assert daemon.status("newvm0")["state"] == "running"
             goes_on(daemon, "after a silence")
+    daemon.done("newvm0", "snapshot", "take", "one", "--memory")
+    goes_on(daemon, "after its memory was kept")

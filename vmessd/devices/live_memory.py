@@ -30,6 +30,9 @@ ROUNDS_MAX = 5
 """How often QEMU goes through the memory before the guest has to stand still."""
 CANCEL_TIME, SWITCH_TIME = 60.0, 5.0
 """Seconds until a migration has ended that is cancelled, and that its last part may take before."""
+PAUSES, SLOWS, TELLS = "pause-before-switchover", "auto-converge", "events"
+"""Capabilities of a migration: QEMU stops before the last part until it is told to go on; a guest that changes
+its memory faster than it is sent gets less of the processor; there are events."""
 _UNDER_WAY = ("setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug")
 
 
@@ -47,6 +50,18 @@ async def room_of(run: QemuRun) -> int:
         raise refusal.failed(run.vm, "to tell how much memory it has") from None
     parts = [counter(found.get(f"{part}-memory")) or 0 for part in ("base", "plugged")]
     return sum(parts) if isinstance(found, Mapping) else 0
+
+
+async def prepared(run: QemuRun, bandwidth: int, downtime: int, *capabilities: str) -> None:
+    """Say how QEMU is to migrate its guest: those of the capabilities are on, and all others off.
+
+    QEMU keeps what it was told last: a move that failed, or by which the guest came, is no longer meant.
+    `bandwidth` is in bytes per second, `downtime` in milliseconds. Raises CommandRefused, TimedOut.
+    """
+    states = [{"capability": one, "state": one in capabilities} for one in (PAUSES, SLOWS, TELLS)]
+    await run.execute("migrate-set-capabilities", {"capabilities": states}, QMP_TIME)
+    limits: dict[str, object] = {"max-bandwidth": bandwidth, "downtime-limit": downtime}
+    await run.execute("migrate-set-parameters", limits, QMP_TIME)
 
 
 @contextlib.asynccontextmanager
@@ -85,8 +100,7 @@ async def kept(run: QemuRun, lane: Lane, fd: int) -> AsyncGenerator[Still, None]
 
 async def _write(run: QemuRun, lane: Lane, fd: int) -> None:
     """Have QEMU write the memory, and return when the guest stands still; raises as `kept`, CommandRefused."""
-    limits: dict[str, object] = {"max-bandwidth": BANDWIDTH, "downtime-limit": BRIEF}
-    await run.execute("migrate-set-parameters", limits, QMP_TIME)
+    await prepared(run, BANDWIDTH, BRIEF)
     await run.execute("getfd", {"fdname": MEMORY}, QMP_TIME, descriptor=fd)
     await run.execute("migrate", {"uri": f"fd:{MEMORY}"}, QMP_TIME)
     hurried, syncing = False, asyncio.ensure_future(_write_back(lane, fd))

@@ -17,6 +17,7 @@ from vmessd.core.words import Runstate
 from vmessd.devices import live_memory
 from vmessd.devices.block_jobs import CONCLUDED
 from vmessd.devices.live_images import QMP_TIME
+from vmessd.devices.live_memory import PAUSES, SLOWS, TELLS
 from vmessd.qemu.monitor import REFUSAL_MAX, CommandRefused, Job, counter
 from vmessd.storage import safefile
 from vmessd.vm.qemu_run import QemuRun
@@ -26,9 +27,6 @@ RAM = "ram"
 JOB = "move-"
 """The beginning of the names of its jobs, which end with a drive."""
 LISTENER = "nbd"
-CAPABILITIES = ("events", "pause-before-switchover")
-SLOWS = "auto-converge"
-"""The capability by which a guest that changes its memory faster than it is sent gets less of the processor."""
 DOWNTIME = 100
 """Milliseconds that a guest may stand still for the last of its memory (downtime-limit)."""
 BANDWIDTH = 2**40
@@ -88,13 +86,6 @@ async def blocked(run: QemuRun) -> str | None:
     return printable(str(reasons[0])[:REFUSAL_MAX]) if isinstance(reasons, list) and reasons else None
 
 
-async def _prepared(run: QemuRun, bandwidth: int | None, *more: str) -> None:
-    capabilities = [{"capability": name, "state": True} for name in (*CAPABILITIES, *more)]
-    await run.execute("migrate-set-capabilities", {"capabilities": capabilities}, QMP_TIME)
-    limits: dict[str, object] = {"max-bandwidth": bandwidth or BANDWIDTH, "downtime-limit": DOWNTIME}
-    await run.execute("migrate-set-parameters", limits, QMP_TIME)
-
-
 class Outgoing:
     """The QEMU of the source; nothing of it stays after :meth:`undo`."""
 
@@ -112,7 +103,7 @@ class Outgoing:
 
     async def begin_mirror(self, connections: Mapping[str, socket.socket]) -> None:
         """Begin to mirror the disks through connections by their names; raises CommandRefused, TimedOut."""
-        await _prepared(self.run, self._bandwidth, SLOWS)
+        await live_memory.prepared(self.run, self._bandwidth or BANDWIDTH, DOWNTIME, PAUSES, SLOWS, TELLS)
         for slot in self.slots:
             name = f"{JOB}{slot}"
             await self.run.execute("getfd", {"fdname": name}, QMP_TIME, descriptor=connections[slot].fileno())
@@ -264,7 +255,7 @@ class Incoming:
             CommandRefused, TimedOut: QEMU refuses, or does not answer.
             Failed: a socket cannot be made.
         """
-        await _prepared(self.run, None)
+        await live_memory.prepared(self.run, BANDWIDTH, DOWNTIME, PAUSES, TELLS)
         found: dict[str, socket.socket] = {}
         try:
             if self._slots:
