@@ -1,15 +1,19 @@
 """The other side of a live move lies: what it wants is checked, and its silence does not hold a guest up."""
 
+import contextlib
+import os
+import signal
 import socket
+import threading
 import time
 from typing import Any
 
 import pytest
-from daemons import UNIT, Daemon
+from daemons import UNIT, Daemon, wait_for
 from movers import Call, Peer, counting, goes_on, leaving
 
 from vmessctl.client import Client
-from vmessd.core.errors import Failed, TimedOut
+from vmessd.core.errors import AlreadyRunning, Failed, TimedOut
 
 pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("hosts")]
 
@@ -80,3 +84,55 @@ def test_a_disk_that_does_not_greet_holds_the_guest_up_for_no_longer_than_the_mo
             goes_on(daemon, "after a silence")
     daemon.done("newvm0", "snapshot", "take", "one", "--memory")
     goes_on(daemon, "after its memory was kept")
+
+
+def swallow(connection: socket.socket) -> None:
+    """Take the memory of a guest."""
+    with contextlib.suppress(OSError):
+        while connection.recv(1 << 20):
+            pass
+
+
+def test_c190_a_guest_that_begins_anew_here_at_the_last_moment_does_not_go_on_over_there(
+    daemon: Daemon,
+) -> None:
+    daemon.make("newvm0", "ticker", RESTART="always")
+    daemon.done("newvm0", "start")
+    daemon.wait_guest("newvm0", b"R.")
+    with leaving(daemon, live=True) as (peer, call):
+        offered(peer, channels=["k:ram"])
+        wanted(call)
+        with joined(daemon, "ram") as memory:
+            taking = threading.Thread(target=swallow, args=(memory,))
+            taking.start()
+            assert peer.hear()["word"] == "close"
+            peer.say(said="closed")
+            assert peer.hear()["word"] == "load"
+            first = daemon.status("newvm0")["pid"]
+            os.kill(first, signal.SIGKILL)
+            wait_for(lambda: daemon.status("newvm0")["pid"] not in (None, first), what="a restart")
+            peer.say(said="loaded")
+            with pytest.raises(Failed, match="VM newvm0 has ended meanwhile, which ended the move"):
+                call.last()
+            taking.join()
+        assert peer.hear() == {}, "no word to take over"
+    assert daemon.wait_state("newvm0", "running")["problem"] is None
+
+
+def test_a_guest_does_not_move_while_its_images_are_changed(daemon: Daemon) -> None:
+    directory = counting(daemon)
+    qemu = daemon.status("newvm0")["pid"]
+    os.kill(qemu, signal.SIGSTOP)  # so that a snapshot takes long
+    taking = daemon.client("newvm0", "snapshot", "take")
+    try:
+        wait_for(lambda: [*directory.glob(".vmess-tmp-*")], what="a snapshot")
+        with (
+            leaving(daemon, live=True) as (_, call),
+            pytest.raises(AlreadyRunning, match="are being copied or"),
+        ):
+            call.last()
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+        taking.communicate()
+    assert taking.returncode == 0
+    assert daemon.status("newvm0")["problem"] is None

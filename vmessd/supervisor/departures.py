@@ -19,6 +19,7 @@ from vmessd.core.lifecycle import OFF, State
 from vmessd.core.models.moves import MoveProgress, MoveStep
 from vmessd.core.moves import Answer, Ask, Decision, MoveRecord, Offer, Said, Stage, Word
 from vmessd.devices import live_memory, live_move
+from vmessd.devices.snapshots import Snapshots
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import moves as notes
 from vmessd.storage.vmdir import VMDirectory
@@ -41,12 +42,14 @@ class Departures:
         self,
         host: Host,
         machine: Callable[[str], Coroutine[Any, Any, Machine]],
+        snapshots: Callable[[str], Coroutine[Any, Any, Snapshots]],
         check_remark: Callable[[Machine], Awaitable[object]],
         remove: Callable[[Machine], Coroutine[Any, Any, str | None]],
     ) -> None:
         """`check_remark` raises for a VM that is locked; `remove` removes one that is on another host."""
         self._host = host
         self._machine = machine
+        self._snapshots = snapshots
         self._check_remark = check_remark
         self._remove = remove
         self._leaving: dict[str, Leaving] = {}
@@ -60,13 +63,14 @@ class Departures:
 
         Raises:
             Locked: it is locked, or being moved; or nobody knows whether it has arrived.
-            AlreadyRunning: it is in another state than `order` says.
+            AlreadyRunning: it is in another state than `order` says, or its images are in use.
             BadFile, Failed, TimedOut: it cannot go. It is here, unless Locked is raised.
             VmessError: the other host has refused it.
         """
         channel = MoveChannel(passed, order.host)
         try:
-            machine = await self._machine(name)
+            snapshots = await self._snapshots(name)
+            machine = snapshots.machine
             await self._check_remark(machine)
             yield MoveProgress(False, machine.vm, order.host, MoveStep.asking)
             _check_free(machine.directory)
@@ -75,7 +79,7 @@ class Departures:
                 return
             ran = order.offline and machine.state not in OFF
             try:
-                async with contextlib.aclosing(self._leave(machine, order, channel)) as steps:
+                async with contextlib.aclosing(self._leave(snapshots, order, channel)) as steps:
                     async for step in steps:
                         yield step
             except BaseException:
@@ -90,8 +94,9 @@ class Departures:
             channel.close()
 
     async def _leave(
-        self, machine: Machine, order: Order, channel: MoveChannel
+        self, snapshots: Snapshots, order: Order, channel: MoveChannel
     ) -> AsyncGenerator[MoveProgress, None]:
+        machine = snapshots.machine
         if order.offline and machine.state not in OFF:
             with contextlib.suppress(NotRunning):  # it has ended meanwhile
                 async for _ in machine.stop(order.uid, force=False):
@@ -99,21 +104,25 @@ class Departures:
             order = order._replace(start=True)
             if machine.directory.move is not None:  # somebody else moves it meanwhile
                 raise moves.leaving(machine.vm, machine.directory.move.host)
-        leaving = (LiveDeparture if order.live else Leaving)(machine, order, channel, self._host)
-        self._leaving[machine.vm] = leaving
-        try:
-            await leaving.begin()
-            async with contextlib.aclosing(leaving.send()) as steps:
-                async for step in steps:
-                    yield step
-            if not leaving.is_live:  # whose guest stands still
-                yield leaving.step(MoveStep.handing_over)
-        except BaseException:
-            await self._seen_to(leaving.undo())
-            raise
-        finally:
-            del self._leaving[machine.vm]
-        yield await self._finished(machine.vm, self._hand_over(leaving))
+        with contextlib.ExitStack() as images:
+            if order.live:  # what becomes a snapshot meanwhile would not go along, and be deleted here
+                images.enter_context(snapshots.alone())
+            leaving = (LiveDeparture if order.live else Leaving)(machine, order, channel, self._host)
+            self._leaving[machine.vm] = leaving
+            try:
+                await leaving.begin()
+                async with contextlib.aclosing(leaving.send()) as steps:
+                    async for step in steps:
+                        yield step
+                if not leaving.is_live:  # whose guest stands still
+                    yield leaving.step(MoveStep.handing_over)
+            except BaseException:
+                await self._seen_to(leaving.undo())
+                raise
+            finally:
+                del self._leaving[machine.vm]
+            last = self._hand_over(leaving, images.pop_all())
+        yield await self._finished(machine.vm, last)
 
     async def _start_again(self, vm: str, uid: int | None) -> None:
         """Start a VM that was powered down to leave, unless it has left, or nobody knows."""
@@ -204,16 +213,17 @@ class Departures:
         if work := self._last_steps | self._undoing:
             await asyncio.wait(work)
 
-    async def _hand_over(self, leaving: Leaving) -> MoveProgress:
-        """Have the other side take over, and remove the VM here when it has done so."""
+    async def _hand_over(self, leaving: Leaving, images: contextlib.ExitStack) -> MoveProgress:
+        """Have the other side take over, and remove the VM here when it has done so.
+
+        The images of a guest are free again in the end.
+        """
         channel = leaving.channel.kept()
-        try:
+        with images, contextlib.closing(channel):
             await self._taken_over(leaving, channel)
             last = leaving.last()
             leaving.export.close()
             return await self._tidied(leaving.machine, leaving.record, channel, last)
-        finally:
-            channel.close()
 
     async def _taken_over(self, leaving: Leaving, channel: MoveChannel) -> None:
         """Ask the other side to take over; raises what it answers, or Locked if it does not answer."""

@@ -212,16 +212,18 @@ class LiveDeparture(Leaving):
             left = max(0.0, min(patience, self._deadline - self._loop.time()))
             await asyncio.wait({task, answer, self._over}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             await self._wait_unless(answer, 0.0)
-            if self._over.done():
-                raise Failed(
-                    f"VM {self.vm} has ended meanwhile, which ended the move", hint=f"vmess {self.vm} why"
-                )
+            self._check_alive()
             if not task.done():
                 raise ConnectionBroke(f"{self.order.host}: nothing moved for {patience:g} s")
             return await task
         finally:
             task.cancel()
             await asyncio.wait({task})
+
+    def _check_alive(self) -> None:
+        """Raise Failed if the QEMU that has the guest has ended; another one may have been started since."""
+        if self._run.over.is_set():
+            raise Failed(f"VM {self.vm} has ended meanwhile, which ended the move", hint=f"vmess {self.vm} why")
 
     async def _while(self, answer: "asyncio.Task[Answer]", steps: AsyncIterator[_T]) -> AsyncIterator[_T]:
         """Yield steps of long work, as :meth:`_unless`."""
@@ -240,7 +242,12 @@ class LiveDeparture(Leaving):
         return dataclasses.replace(self.step(step), sent=sent, size=size)
 
     async def end_here(self, uid: int | None) -> None:
-        """End the QEMU here, whose guest stands still and is over there; raises Failed if it does not end."""
+        """End the QEMU here, whose guest stands still and is over there.
+
+        Nothing starts here any more, because the move is noted as handed over. Raises Failed if QEMU does not
+        end, or had ended before: then the guest may have begun anew, on disks that both hosts share.
+        """
+        self._check_alive()
         self._run.moved_to = self.order.host
         async for _ in self.machine.stop(uid, force=True):
             pass
