@@ -434,6 +434,24 @@ def test_c189_a_guest_that_stands_still_does_so_over_there(hosts: Hosts) -> None
     numbers(hosts.there.root / "newvm0")
 
 
+def test_c189_a_guest_that_sleeps_is_woken_and_one_that_has_panicked_is_still_seen_to_have(
+    hosts: Hosts,
+) -> None:
+    hosts.here.make("newvm0", "sleeper")
+    hosts.here.done("newvm", "start")
+    assert hosts.here.wait_state("newvm0", "paused")["runstate"] == "suspended"
+    assert (
+        "newvm0: it was asleep, and is awake now: QEMU wakes a guest that it sends" in hosts.move("lab2").stderr
+    )
+    hosts.there.wait_guest("newvm0", b"W")
+    hosts.empty()
+    hosts.here.make("newvm0", "panic", EXARGS="-device pvpanic -action panic=pause")
+    hosts.here.done("newvm", "start")
+    hosts.here.wait_state("newvm0", "paused")
+    hosts.move("lab2")
+    wait_for(lambda: hosts.there.status("newvm")["runstate"] == "guest-panicked", what="its runstate")
+
+
 def test_c187_a_guest_does_not_move_with_hardware_that_qemu_cannot_send(hosts: Hosts) -> None:
     directory = made(hosts, DISK_BUS="nvme")
     hosts.here.done("newvm", "start")

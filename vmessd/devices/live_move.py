@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from vmessd.core.errors import Failed, VmessError, failing, printable
 from vmessd.core.names import DISKS
-from vmessd.core.words import Runstate
+from vmessd.core.words import HALTS, Runstate
 from vmessd.devices import live_memory
 from vmessd.devices.block_jobs import CONCLUDED
 from vmessd.devices.live_images import QMP_TIME
@@ -35,6 +35,8 @@ LOOK, LOOK_FAST = 0.05, 0.003
 """Seconds between two looks at a migration: in general, and while the guest stands still."""
 REPEAT = "the guest goes on where it was; repeat the move"
 READY = "ready"
+STANDS_STILL = frozenset({*HALTS, Runstate.inmigrate, Runstate.paused, Runstate.shutdown, Runstate.watchdog})
+"""The runstates of a guest that has arrived: QEMU waits to let it run, or it stood still before."""
 FINISHING = "finish-migrate"
 """The runstate of a guest that stands still for the last of its memory."""
 END_TIME = 20.0
@@ -298,7 +300,7 @@ class Incoming:
             await self.run.execute("nbd-server-stop", {}, QMP_TIME)
 
     async def loaded(self) -> None:
-        """Wait until all of the guest is here; raises Failed, CommandRefused, TimedOut."""
+        """Wait until all of the guest is here, and stands still; raises Failed, CommandRefused, TimedOut."""
         try:
             async with asyncio.timeout(LOAD_TIME):
                 while (now := await standing(self.run)).status != "completed":
@@ -311,8 +313,9 @@ class Incoming:
         except TimeoutError:
             raise Failed(f"the memory of {self.run.vm} did not arrive in time", hint=REPEAT) from None
         found = await self.run.execute("query-status", {}, QMP_TIME)
-        if not isinstance(found, Mapping) or found.get("status") not in ("paused", "inmigrate"):
+        if not isinstance(found, Mapping) or found.get("status") not in STANDS_STILL:
             raise Failed(f"QEMU of {self.run.vm} is not ready to go on", hint=REPEAT)
+        self.run.session.probe()  # for the runstate
 
     async def go_on(self) -> None:
         """Let the guest run here, and have the switches learn it; raises CommandRefused, TimedOut."""

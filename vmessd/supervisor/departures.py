@@ -268,7 +268,7 @@ class Departures:
         except VmessError as error:
             what = "the note of the move" if record.twin else "what was here"
             said.append(f"it is on {record.host}, but {what} is not deleted: {error.message}")
-        return dataclasses.replace(last, done=True, notes=said or None)
+        return dataclasses.replace(last, done=True, notes=[*(last.notes or ()), *said] or None)
 
     async def _asked_again(self, machine: Machine, order: Order, channel: MoveChannel) -> MoveProgress:
         """Ask the other host whether a VM has arrived that was handed over; end the doubt accordingly."""

@@ -32,6 +32,7 @@ from vmessd.supervisor.offers import SAME
 from vmessd.vm import same_machine
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
+from vmessd.vm.qemu_run import ASLEEP
 
 _T = TypeVar("_T")
 
@@ -56,6 +57,7 @@ class LiveDeparture(Leaving):
         self._standing: Standing | None = None
         self._guest: dict[str, Any] = {}
         self._cpu: dict[str, str] = {}
+        self._runs = self._was_asleep = False
         self._owner = ""
         """What OWNER says, if it is the owner who moves the VM."""
         self._over: asyncio.Task[Any] = self._loop.create_task(asyncio.sleep(0))
@@ -72,20 +74,23 @@ class LiveDeparture(Leaving):
         record = self.machine.record()
         if record is None:
             raise Failed(f"VM {self.vm} has ended just now", hint="repeat the move")
-        origin = same_machine.origin(directory, self._host, record)
+        try:
+            origin = same_machine.origin(directory, self._host, record)
+        except Failed as error:
+            raise Failed(error.message, hint=self._powered_down()) from None
         if directory.read_setting(BY_FILE["TPM"]):
             raise Failed(
                 f"{self.vm} has a TPM, whose state does not go along while it runs",
                 hint=self._powered_down(),
             )
-        self.record = dataclasses.replace(self.record, paused=self.machine.state is not State.running)
+        self.record = dataclasses.replace(self.record, paused=not self._runs)
         super()._opened(directory)
         if self.order.acts_for and self.order.shared and not self.order.bridges:
             found = owner.read(directory)
             self._owner = ownership.shown(found) if found is not None else ""
         self._guest = {
             "live": True,
-            "runs": self.machine.state is State.running,
+            "runs": self._runs,
             "disks": self.export.blank,
             "qemu": origin.qemu,
             "argv": origin.argv,
@@ -105,6 +110,8 @@ class LiveDeparture(Leaving):
                 hint=f"vmess {self.vm} status",
             )
         self._run = self.machine.live()
+        self._was_asleep = self._run.runstate == ASLEEP
+        self._runs = self._was_asleep or self.machine.state is State.running
         if self._run.runstate == Runstate.postmigrate:  # QEMU refuses it after all disks were mirrored
             raise Failed(
                 f"{self.vm} was suspended when a move failed, and moves again after it has run",
@@ -257,12 +264,15 @@ class LiveDeparture(Leaving):
     def last(self) -> MoveProgress:
         """Return the last step: the guest runs over there by now."""
         self._over.cancel()
-        return dataclasses.replace(super().last(), stood_still=time.monotonic() - self._run.halted)
+        notes = (
+            ["it was asleep, and is awake now: QEMU wakes a guest that it sends"] if self._was_asleep else None
+        )
+        return dataclasses.replace(super().last(), stood_still=time.monotonic() - self._run.halted, notes=notes)
 
     async def undo(self) -> None:
         """Let the VM be as it was: the guest goes on here."""
         if self._outgoing is not None:
-            undoing = self._loop.create_task(self._outgoing.undo(runs=bool(self._guest["runs"])))
+            undoing = self._loop.create_task(self._outgoing.undo(runs=self._runs))
             await asyncio.shield(asyncio.wait({undoing, self._over}, return_when=asyncio.FIRST_COMPLETED))
             undoing.cancel()
             with contextlib.suppress(VmessError, CommandRefused, asyncio.CancelledError):
