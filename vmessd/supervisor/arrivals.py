@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 SOURCE = "the other host"
 REPEAT = "the VM is where it was; repeat the move there"
-OFFER_TIME = 30.0
-"""Seconds in which a source has to say what it wants."""
 GIVING_UP_TIME = 10.0
 """Seconds that a new move waits for the end of one that was given up."""
 PATIENCE = 300.0
@@ -111,7 +109,7 @@ class Arrivals:
     async def _served(self, channel: MoveChannel, uid: int | None) -> str | None:
         """Do what the source asks for, and tell it what is refused; return the VM that has arrived."""
         try:
-            offer = await channel.hear(Offer, OFFER_TIME)
+            offer = await channel.hear(Offer, None)  # before that, it may power the guest down: minutes
             offers.check(offer)
             if offer.ask == Ask.whether:
                 return await self._tell_whether(channel, offer)
