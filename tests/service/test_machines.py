@@ -62,6 +62,11 @@ def test_a_member_has_a_tpm_and_what_cloud_init_finds(host: Container) -> None:
     host.restart()
     host.done("vmess", "alpha", "stop", "force", "clone", "beta", user="member")
     host.start("beta0")
+    archive = HOME / "alpha.tar"
+    host.done("vmess", "alpha", "export", archive, user="member")  # what swtpm wrote is not the daemon's
+    host.done("vmess", "import", archive, "gamma", user="member")
+    host.start("gamma0")
+    host.done("rm", archive)
 
 
 @pytest.mark.long

@@ -59,11 +59,13 @@ class Account(NamedTuple):
 
         Raises:
             InvalidValue: the root is not setgid, or its group is not that of QEMU.
+            Failed: this process may not join that group.
         """
         if not self.entry:
             return
         # QEMU opens images through their group. Other files are at most readable for the group.
         os.umask(0o007)
+        self._join_group()
         with failing(f"VM root {printable(str(root))} cannot be examined"):
             found = root.stat()
         if found.st_gid != self.gid or not found.st_mode & stat.S_ISGID or not found.st_mode & stat.S_IXGRP:
@@ -72,6 +74,15 @@ class Account(NamedTuple):
                 f"VM root {where} is not shared with {self.name}, the user of QEMU",
                 hint=f"as root: chgrp {_group(self.gid)} {where}; chmod 2711 {where}",
             )
+
+    def _join_group(self) -> None:
+        """Join the group of QEMU: what swtpm writes belongs to QEMU's user, and we read it for an export.
+
+        Who may switch to that user gains nothing by this, and what we start chooses its groups itself.
+        """
+        if os.geteuid() and self.gid not in (groups := os.getgroups()):
+            with failing(f"vmessd cannot join group {_group(self.gid)}, that of QEMU"):
+                os.setgroups([*groups, self.gid])
 
 
 def own() -> Account:

@@ -143,9 +143,9 @@ class Export:
                 if file in own:
                     self._add_boot_file(vm, file, own[file], values[file], reader)
                 elif file == TPM_STATE:
-                    self._add_tpm(vm, reader)
+                    self._add_tpm(vm)
                 elif file not in own.values():
-                    self._add(directory, file, reader)
+                    self._add(directory, file)
             for disk in disks:
                 self._add_disk(vm, disk, reader)
 
@@ -169,14 +169,13 @@ class Export:
         """Tell whether a drive is exported as a link, if at all."""
         return disk.target is not None and (disk.slot == names.CDROM or self._keeps_links)
 
-    def _add(self, directory: int, file: str, reader: Reader) -> None:
+    def _add(self, directory: int, file: str) -> None:
         if (limit := contents.text_limit(file)) is not None:
             data = safefile.read(directory, file, limit)
             if data is not None:
                 self._sources.append(_Source(Entry(file, len(data)), safefile.place(directory, file), data))
         elif file in contents.VARIABLES:
-            safefile.must_be_plain(directory, file)
-            self._add_image(file, f"/proc/self/fd/{directory}/{file}", reader)
+            self._add_plain(directory, file)
         elif file in (MANIFEST, CHECKSUMS) or contents.stays_unsaid(file, self._vm):
             pass
         elif contents.name_in(file, self._vm, self._vm) is None:
@@ -195,13 +194,12 @@ class Export:
         data = f"{path if own is None else copy}\n".encode()
         self._sources.append(_Source(Entry(file, len(data)), f"{vm}/{file}", data))
 
-    def _add_tpm(self, vm: VMDirectory, reader: Reader) -> None:
+    def _add_tpm(self, vm: VMDirectory) -> None:
         """Add the state of the TPM, which no swtpm changes meanwhile."""
         state = vm.open_tpm_state()
         self._files.append(state)
         if safefile.status(state, contents.TPM_FILE) is not None:
-            safefile.must_be_plain(state, contents.TPM_FILE)
-            self._add_image(contents.TPM_FILE, f"/proc/self/fd/{state}/{contents.TPM_FILE}", reader)
+            self._add_plain(state, contents.TPM_FILE)
 
     def _add_blank(self, disk: Disk) -> None:
         """Add a disk of a guest that runs, without its data; raises Failed if it cannot be mirrored."""
@@ -223,14 +221,21 @@ class Export:
         entry = Entry(os.path.basename(disk.path), disk.size, Segments())
         self._sources.append(_Source(entry, printable(disk.path), fd=fd))
 
+    def _add_plain(self, directory: int, file: str) -> None:
+        """Add a file that QEMU or swtpm may replace; raises BadFile unless it is a plain one."""
+        where = safefile.place(directory, file)
+        self._add_opened(file, safefile.open_plain(directory, file, os.O_RDONLY), where)
+
     def _add_image(self, file: str, path: str, reader: Reader) -> None:
-        fd = images.open_source(path, reader)
+        self._add_opened(file, images.open_source(path, reader), printable(path))
+
+    def _add_opened(self, file: str, fd: int, where: str) -> None:
         self._files.append(fd)
         size = os.lseek(fd, 0, os.SEEK_END)
         segments = _segments(fd, size)
         is_full = [*segments[:2]] == [Segment(0, size)]
         entry = Entry(file, size, None if is_full or not size else archive_format.merged(segments))
-        self._sources.append(_Source(entry, printable(path), fd=fd))
+        self._sources.append(_Source(entry, where, fd=fd))
 
 
 def _segments(fd: int, size: int) -> Segments:

@@ -381,12 +381,13 @@ def _start_tpm(  # noqa: PLR0913, PLR0917 -- a part of `launch`
     """Start swtpm if the VM has a TPM, and add its control socket to what QEMU inherits.
 
     Raises:
-        Failed, StartFailed: there is no swtpm, or no place for its state.
+        Failed, StartFailed: there is no swtpm, or no place for its state; or it cannot have the state.
     """
     if not spec.values.get("TPM"):
         return
     state = directory.open_tpm_state()
     ours.callback(os.close, state)
+    tpm.hand_over(directory.path / vmdir.TPM_STATE, state, host.account)
     log = directory.open_log(vmdir.QEMU_LOG)
     ours.callback(os.close, log)
     process, control = tpm.spawn(state, log, host.account.entry)

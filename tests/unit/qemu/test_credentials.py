@@ -144,6 +144,36 @@ def public() -> Iterator[Path]:
 
 
 @ROOT_ONLY
+def test_a_daemon_without_privileges_reads_what_qemus_user_writes(public: Path) -> None:
+    root = shared_root(public, credentials.find("nobody"))
+    state = root / "tpm2-00.permall"
+    state.write_text("state")
+    os.chown(state, NOBODY.pw_uid, NOBODY.pw_gid)
+    state.chmod(0o660)
+    daemon = pwd.getpwnam("daemon")
+    capabilities = "+kill,+setgid,+setuid"
+    code = (
+        "import os, pathlib, sys\nfrom vmessd.qemu import credentials\n"
+        "account, root = credentials.find('nobody'), pathlib.Path(sys.argv[1])\n"
+        "file = root / 'tpm2-00.permall'\nassert not os.access(file, os.R_OK)\n"
+        "account.prepare(root)\naccount.prepare(root)\nprint(file.read_text(), os.getgroups())"
+    )
+    done = subprocess.run(
+        [
+            *("setpriv", f"--reuid={daemon.pw_uid}", f"--regid={daemon.pw_gid}", f"--groups={daemon.pw_gid}"),
+            *(f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"),
+            *(sys.executable, "-c", code, str(root)),
+        ],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout == f"state {[daemon.pw_gid, NOBODY.pw_gid]}\n", done.stderr
+
+
+@ROOT_ONLY
 @pytest.mark.qemu
 def test_a_vm_of_a_root_that_is_shared_runs_as_qemus_user_who_owns_nothing(public: Path) -> None:
     root = shared_root(public, credentials.find("nobody"))
