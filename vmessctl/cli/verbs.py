@@ -194,7 +194,7 @@ RATE = Option("--rate", "Type this fast, in bits per second: a character has 10.
 FILTER = Option("--filter", "Only frames that match this filter of tcpdump; see pcap-filter(7).", "EXPRESSION")
 FRAMES = Option("--count", "End after so many frames.", "FRAMES")
 SECONDS = Option("--seconds", "End after so many seconds.", "SECONDS")
-SIZE = Option("--size", "End when so much was written, as 100M.", "SIZE")
+SIZE = Option("--size", "End when so much was written, such as 100M.", "SIZE")
 LOG = Option("--log", "Show what was printed since the last start.")
 FOLLOW = Option("-f", "Follow the output until Ctrl-C.")
 BATCH = Option("-b", "Print one table after another, as without a terminal.")
@@ -213,7 +213,7 @@ AS = Option(
     "--as", "Hand it over as cd[:NAME], disk[:NAME], fw_cfg:opt/NAME or smbios, or type it: console.", "WAY"
 )
 IDENTITY = Option("-i", "Log in with this private key.", "FILE")
-FORGET = Option("--forget", "Forget the host key of the guest, for example because its disk is another.")
+FORGET = Option("--forget", "Forget the host key of the guest, for example because it has a new disk.")
 SHARED = Option("--shared", "Disks that are links lead to the same files on the other host: copy none of them.")
 OFFLINE = Option("--offline", "Power the VM down before, and start it over there.")
 BANDWIDTH = Option("--bandwidth", "Send at most so many bytes in a second, such as 10M.", "RATE")
@@ -1038,8 +1038,8 @@ COMMANDS: tuple[Command, ...] = (
         "Print the lines that make the VM a resource of Pacemaker, for pcs or for crmsh. on says that the\n"
         "cluster decides about the VM: people can look at it and use it, and everything that changes it ends\n"
         "with status 7 and the line of pcs to type instead. A resource with another name than the VM comes\n"
-        "after on. off gives it back to people. check says whether this node is ready. Who sets VMESS_OWNER\n"
-        "to pacemaker in the environment acts for the cluster, as its agent does.",
+        "after on. off gives it back to people. check says whether this node is ready. Anybody who sets\n"
+        "VMESS_OWNER to pacemaker in the environment acts for the cluster, as its agent does.",
         "Own",
         "cluster.run",
         arguments="[pcs|crmsh|on|off|check] [resource]",

@@ -334,7 +334,7 @@ SETTINGS: tuple[Setting, ...] = (
         parse=_of_hardware("boot_order"),
         option=_no_option,  # a property of each device; see hardware.boot_indices
         help="Choose from what the guest boots: hd (all disks), cdrom, net (all NICs) or hda to hdz, in this\n"
-        "order; then comes all else. Without it, the firmware decides. (boot starts VMs, as at boot.)",
+        "order; then comes everything else. Without it, the firmware decides. (boot starts VMs, as at boot.)",
         example="cdrom,hd",
     ),
     Setting(
