@@ -226,7 +226,7 @@ def mac(invocation: Invocation) -> int:
 
     def work(client: Client, vm: str) -> int:
         _note(invocation, client.call("Mac", vm=vm, interface=interface, mac=mac), vm)
-        _tell_done(invocation, vm, number=interface, word=printable(address))
+        _tell_done(invocation, vm, number=interface, word=printable(mac or "the default"))
         return DONE
 
     return for_each(invocation, work)
