@@ -19,7 +19,7 @@ from vmessctl.output.descriptors import write_all
 from vmessctl.output.terminal import say, status_lines
 from vmessctl.ssh import masters
 from vmessctl.ssh.remote_line import Opening, remote_line
-from vmessd.core import names
+from vmessd.core import names, places
 from vmessd.core.errors import Failed, InvalidValue, Unreachable, failing, printable, quoted
 
 TYPE_CHECKING = False
@@ -28,15 +28,19 @@ if TYPE_CHECKING:
 
     from vmessctl.ssh.masters import Seat
 
-TEMPORARY = "${TMPDIR:-/var/tmp}"
-STAYS = "${XDG_DATA_HOME:-$HOME/.local/share}/vmess"
+TEMPORARY = "mode=700 base=${TMPDIR:-/var/tmp}"
+STAYS = (
+    f'mode=711 base={places.SERVICE_ISOS}; [ -z "$VMESS_SOCKET" ] && [ -w "$base" ] || '
+    "mode=700 base=${XDG_DATA_HOME:-$HOME/.local/share}/vmess"
+)
+"""Where a medium stays: with the service, vmessd and QEMU see no home directory."""
 KEEP = b"keep\n"
 _KEEPER = (
-    'umask 077; mkdir -p -- "{base}" && d=$(mktemp -d "{base}/upload-XXXXXX") || exit 1; '
+    'umask 077; mkdir -p -- "$base" && d=$(mktemp -d "$base/upload-XXXXXX") && chmod $mode "$d" || exit 1; '
     "trap 'rm -rf -- \"$d\"' EXIT; trap 'exit 1' HUP INT TERM; "
     """printf '%s\\n' "$d"; read -r word; [ "$word" = keep ] && trap - EXIT; exit 0"""
 )
-"""For sh(1): prints the directory, and deletes it at the end of its input, unless it is told to keep it."""
+"""For sh(1), behind one of the above: prints the directory; deletes it at the end, unless told to keep it."""
 END_TIME = 10.0
 """Seconds that a keeper may take to delete its directory before it is left alone with that."""
 _FILES = {**dict.fromkeys(names.DISKS, 0), names.CDROM: 0, "import": 0, "images": 1}
@@ -96,7 +100,7 @@ class Uploads:
             path, found = _opened(step)
             keeper = _Keeper(self._seat.host, stays=step.command.verb == names.CDROM)
             self._keepers.append(keeper)
-            _copy(self._seat, path, found, keeper.begin())
+            _copy(self._seat, path, found, keeper)
             arguments = list(step.arguments)
             arguments[_FILES[step.command.verb]] = f"{keeper.directory}/{os.path.basename(path)}"
             step.arguments = tuple(arguments)
@@ -125,7 +129,7 @@ class _Keeper:
         """Make the directory, and return its path; raises Failed, Unreachable."""
         self._seat = masters.take(self._host, may_ask=False)
         mark = session.new_mark()
-        script = _KEEPER.format(base=STAYS if self.stays else TEMPORARY)
+        script = f"{STAYS if self.stays else TEMPORARY}; {_KEEPER}"
         line = remote_line(["sh", "-c", script], session.called(self._seat), mark)
         source, self._life = os.pipe()
         self._process = session.begun(self._seat, line, source)
@@ -163,13 +167,15 @@ class _Keeper:
             self._seat.close()
 
 
-def _copy(seat: Seat, path: str, found: os.stat_result, directory: str) -> None:
-    """Copy a file into a directory over there; raises Failed, Unreachable."""
+def _copy(seat: Seat, path: str, found: os.stat_result, keeper: _Keeper) -> None:
+    """Copy a file into the directory of a keeper, which is begun; raises Failed, Unreachable."""
+    directory = keeper.begin()
     parent, name = os.path.split(path)
-    words = ["--create", "--sparse", "--dereference", "--mode=u=rw", "--file=-"]
+    mode = "--mode=u=rw,go=r" if keeper.stays else "--mode=u=rw,go="  # the user of QEMU reads what stays
+    words = ["--create", "--sparse", "--dereference", mode, "--file=-"]
     with failing("tar cannot be run"):
         tar = foreground.beside(["tar", *words, f"--directory={parent or '.'}", f"./{name}"])
-    line = remote_line(["tar", "-x", "-o", "-f", "-", "-C", directory], session.called(seat))
+    line = remote_line(["tar", "-x", "-p", "-o", "-f", "-", "-C", directory], session.called(seat))
     source, sink = os.pipe()
     try:
         there = session.begun(seat, line, source)

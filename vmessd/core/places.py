@@ -21,6 +21,9 @@ SERVICE_DIRECTORY = "/run/vmess"
 """Exists while the host's service runs or restarts (RuntimeDirectory= of its unit)."""
 SERVICE_ROOT = "/var/lib/vmess"
 """The VM root of the host's service, unless its settings say otherwise."""
+SHARED_ISOS = "iso"
+"""The directory for ISO images in the VM root of the service; not the full name of a VM: that has a digit."""
+SERVICE_ISOS = f"{SERVICE_ROOT}/{SHARED_ISOS}"
 SERVICE_UNITS = tuple(
     f"{place}/systemd/system/vmessd.service" for place in ("/etc", "/usr/local/lib", "/usr/lib", "/lib")
 )

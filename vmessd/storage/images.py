@@ -16,10 +16,11 @@ from typing import Protocol
 from vmessd.core import names, quantities, settings
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, InvalidValue, failing, printable, quoted, reason, shell_line
+from vmessd.core.places import SHARED_ISOS
 from vmessd.storage import backing, image_formats, safefile
 from vmessd.storage.backing import Base, Identity
 from vmessd.storage.image_formats import Format
-from vmessd.storage.vmdir import SHARED_ISOS, VMDirectory
+from vmessd.storage.vmdir import VMDirectory
 
 RAW = settings.BY_FILE["RAW"]
 _DRIVE_FILE = re.compile(
@@ -425,10 +426,11 @@ def open_source(path: str, reader: Reader) -> int:
     return fd
 
 
-def detach(vm: VMDirectory, slot: str) -> str | None:
+def detach(vm: VMDirectory, slot: str, *, as_root: bool = False) -> str | None:
     """Put the image of a disk aside, with the links to its bases; return what was done; None if there is none.
 
-    The image moves in one step into a new directory beside it, which has the links already.
+    The image moves in one step into a new directory beside it, which has the links already. `as_root` says that
+    who asks cannot move it back, as with the service.
 
     Raises:
         BadFile: it has snapshots.
@@ -450,7 +452,7 @@ def detach(vm: VMDirectory, slot: str) -> str | None:
             os.fsync(aside)
         clear_bases(vm, directory, slot)
         back = shell_line(["mv", *(f"{vm.path}/{place}/{file}" for file in (name, *bases)), f"{vm.path}/"])
-        return f"{name} is kept in {place}; to have it back: {back}"
+        return f"{name} is kept in {place}; to have it back{', as root' * as_root}: {back}"
 
 
 def _new_directory(directory: int, name: str) -> str:

@@ -31,6 +31,7 @@ from vmessd.core.errors import (
 )
 from vmessd.core.moves import MoveRecord
 from vmessd.core.names import INTERFACES_MAX
+from vmessd.core.places import SHARED_ISOS
 from vmessd.core.records import ExitRecord, RunRecord
 from vmessd.storage import cable_sockets, log_rotation, plans, safefile
 
@@ -486,10 +487,8 @@ class Listing(NamedTuple):
     """Names of directories that are not VMs, sorted; without hidden ones, and those that have a use."""
 
 
-SHARED_ISOS = "iso"
-"""The directory for ISO images in the VM root of the service; not the full name of a VM: that has a digit."""
 SHELF = "images"
-"""The directory for images that disks stand on, in the VM root; as above, not the full name of a VM."""
+"""The directory for images that disks stand on, in the VM root; not the full name of a VM: that has a digit."""
 _NOT_MEANT = (SHARED_ISOS, SHELF, "lost+found")
 
 

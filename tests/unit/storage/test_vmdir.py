@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NoSuchVM, VmessError
+from vmessd.core.places import SHARED_ISOS
 from vmessd.core.records import ExitRecord, Moment, RunRecord
 from vmessd.core.settings import BY_FILE
 from vmessd.qemu.credentials import own
@@ -984,7 +985,7 @@ def test_listing_ignores_what_is_no_vm(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo0")
     (tmp_path / "link0").symlink_to(tmp_path / "b1")
     (tmp_path / os.fsdecode(b"latin\xe90")).mkdir()
-    for name in (vmdir.SHARED_ISOS, "lost+found", f"{vmdir.RENAMING}a0~b0"):
+    for name in (SHARED_ISOS, "lost+found", f"{vmdir.RENAMING}a0~b0"):
         (tmp_path / name).mkdir()
     found = vmdir.listing(tmp_path)
     assert found.vms == ["a9", "b1", "leaf2", "leaf12", "newvm0", "web-1"]
