@@ -305,9 +305,9 @@ def _how_to_get_access(path: str) -> str:
     own = "; or start your own: vmessd --background" if path == places.SERVICE_SOCKET else ""
     if gid == 0:
         return f"only its owner and members of its group may use it: ls -l {printable(path)}{own}"
-    return (
-        f"only members of group {group} may use it; as root: usermod -aG {group} {user}, then log in again{own}"
-    )
+    # The group has the name of the program, which a hint may not have as a word: it would be replaced.
+    join = shell_line(["usermod", "--append", f"--groups={group}", user])
+    return f"only members of its group may use it; as root: {join}; then log in again{own}"
 
 
 def _set_connect_timeout(sock: _socket.socket, seconds: float) -> None:

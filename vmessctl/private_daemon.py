@@ -43,7 +43,7 @@ def start(answers: Callable[[], bool], *, silent: bool) -> None:
         Unreachable: it does not start, or another one should serve.
         TimedOut: it takes longer than :data:`START_TIME`.
     """
-    _leave_to_service()
+    leave_to_service()
     deadline = time.monotonic() + START_TIME
     lock = _lock_file()
     try:
@@ -67,7 +67,7 @@ def start(answers: Callable[[], bool], *, silent: bool) -> None:
         _tell(f"{PROGRAM}: started a private vmessd, which ends by itself when unused; see: {PROGRAM} daemon")
 
 
-def _leave_to_service() -> None:
+def leave_to_service() -> None:
     """Raise Unreachable where a service manager looks after the daemon that this person should use."""
     if os.path.isdir(places.SERVICE_DIRECTORY):
         raise Unreachable(

@@ -211,6 +211,9 @@ def test_c82_a_caller_brings_what_it_can_read_and_nothing_else(daemon: Daemon) -
         assert several["parameters"] == lacking["parameters"]
         wrong = handed(daemon, "PutOn", [fd], **common, path=str(other))
         assert "is not the absolute path of the image that was passed along" in wrong["parameters"]["message"]
+        unseen = handed(daemon, "PutOn", [fd], **common, path=f"{mine}.elsewhere")["parameters"]
+        assert "cannot be seen by vmessd: no such file or directory" in unseen["message"]
+        assert "vmess images add" in unseen["hint"]
         done = handed(daemon, "Bring", [fd], **common, name=str(other), into=None)
         assert done["parameters"]["progress"]["done"] is True
     blind = os.open(other, os.O_PATH)

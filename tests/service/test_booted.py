@@ -84,6 +84,9 @@ def test_c215_without_the_service_its_vm_is_seen_and_stopped_by_the_lock(host: C
         0,
         f"alpha0: running, PID {pid}, by its lock; no vmessd answers\n",
     )
+    for words in (("status", "--monitor"), ("stop", "force", "--by-lock")):  # 4 would say that it is gone
+        assert host.vmess("alpha", *words, user="member").returncode == 5
+    assert host.qemus() == {"alpha0": pid}
     assert host.vmess("alpha", "stop", "force", "--by-lock").returncode == 0
     assert host.qemus() == {}
     assert host.vmess("alpha", "status", "--monitor").returncode == 3

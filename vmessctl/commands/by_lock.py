@@ -15,7 +15,7 @@ import time
 from vmessctl.commands import power_button
 from vmessctl.environment import variable
 from vmessd.core import pid_file, places, settings
-from vmessd.core.errors import Failed, NoSuchVM, TimedOut, failing, printable, reason
+from vmessd.core.errors import Failed, NoSuchVM, TimedOut, Unreachable, failing, printable, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,20 +34,28 @@ POLL = 0.1
 """Seconds between looks at the lock, which the kernel releases a moment after the process has ended."""
 
 
-def root() -> str:
-    """Return the VM root: VMESS_VMDIR, or that of the service for root, or that of a person."""
+def root(vm: str) -> str:
+    """Return the VM root: VMESS_VMDIR, or that of a person if the VM is there, or else that of the service."""
     if named := variable("VMESS_VMDIR"):
         return os.path.expanduser(named)
-    return places.SERVICE_ROOT if os.geteuid() == 0 else os.path.expanduser("~/vms")
+    own = os.path.expanduser("~/vms")
+    is_elsewhere = os.path.isdir(places.SERVICE_ROOT) and not os.path.lexists(f"{own}/{vm}")
+    return places.SERVICE_ROOT if os.geteuid() == 0 or is_elsewhere else own
 
 
 class LockedVM:
     """A VM, by its directory and the lock in it. It keeps the directory open: use it as a context manager."""
 
     def __init__(self, vm: str) -> None:
-        """Open the directory; raises NoSuchVM where there is none, and Failed where that is not known."""
+        """Open the directory.
+
+        Raises:
+            NoSuchVM: there is none.
+            Unreachable: only somebody else may look, as with the VMs of the service.
+            Failed: it is not known whether there is one.
+        """
         self._vm = vm
-        path = f"{root()}/{vm}"
+        self._path = path = f"{root(vm)}/{vm}"
         try:
             self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
@@ -56,6 +64,10 @@ class LockedVM:
             ) from None
         except OSError as error:
             why = f"{printable(path)} cannot be read, and no vmessd answers: {reason(error)}"
+            if isinstance(error, PermissionError):
+                raise Unreachable(
+                    why, hint="do it as root, or start the daemon: systemctl start vmessd"
+                ) from None
             raise Failed(why, hint=HINT) from None
 
     def __enter__(self) -> Self:
@@ -85,7 +97,7 @@ class LockedVM:
                 raise Failed(
                     f"whether {self._vm} runs is not known: {who} holds the lock of its {pid_file.NAME}, "
                     "and is not its QEMU",
-                    hint=f"to see what has it open: fuser -v -- {printable(root())}/{self._vm}/{pid_file.NAME}",
+                    hint=f"to see what has it open: fuser -v -- {printable(self._path)}/{pid_file.NAME}",
                 )
             return pid
 
@@ -118,7 +130,7 @@ class LockedVM:
         due = time.monotonic() + SETTLING
         while (pid := self.pid()) is None and not self._is_free():
             if time.monotonic() > due:
-                who = f"fuser -v {printable(f'{root()}/{self._vm}')}"
+                who = f"fuser -v {printable(self._path)}"
                 raise Failed(
                     f"whether {self._vm} runs is not known: another process holds its directory",
                     hint=f"to see which one: {who}",

@@ -6,6 +6,7 @@ import os
 import select
 import time
 
+from vmessctl import private_daemon
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import Client, candidates, named
@@ -55,6 +56,7 @@ def _client(invocation: Invocation) -> Client:
     except Unreachable as error:
         if not absent or named(option) or variable("VMESS_NO_DAEMON"):
             raise
+        private_daemon.leave_to_service()
         raise Unreachable("no vmessd runs; the next command starts one", hint=PROGRAM.name) from error
 
 

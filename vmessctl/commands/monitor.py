@@ -60,7 +60,11 @@ def _monitor(invocation: Invocation, vm: str) -> int:
     try:
         reply = _asked(invocation, vm)
     except (Unreachable, TimedOut) as error:
-        with LockedVM(vm) as directory:
+        try:
+            locked = LockedVM(vm)
+        except Unreachable:  # only root may look: what is wrong with the daemon tells more
+            raise error from None
+        with locked as directory:
             pid = directory.settled()
         emit(invocation, {"status": None, "pid": pid, "no daemon": error.message}, vm)
         if verbs.JSON.flag not in invocation.options:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import phrases
 from vmessctl.output.phrases import phrase
+from vmessd.core import places
 from vmessd.core.cloud_init import MEDIUM
 from vmessd.core.errors import counted, printable, shell_line
 from vmessd.core.names import CDROM, DISKS, VNC_PORT
@@ -413,11 +414,12 @@ def daemon(reply: Reply) -> str:
     if it["idle_time"] is not None:
         end = f"{duration(it['idle_time'])} after the last running VM and client"
     count = f"{it['vms']} VM{'' if it['vms'] == 1 else 's'}, {it['running']} running"
+    where = "journalctl -u vmessd" if it["socket"] == places.SERVICE_SOCKET else "standard error"
     lines = [
         f"vmessd {printable(it['version'])} runs, PID {it['pid']}",
         f"VM root: {printable(it['vmdir'])} ({count})",
         f"control socket: {printable(it['socket'])}",
-        f"log: {printable(it['log'] or 'standard error')}",
+        f"log: {printable(it['log'] or where)}",
         f"ends: {end}",
     ]
     return "\n".join(lines)

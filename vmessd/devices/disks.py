@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from vmessd.core import names, quantities, refusals, settings
-from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable, quoted
+from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable, quoted, reason
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.progress import BringProgress, BringStep
 from vmessd.devices.image_work import WORDS, Image, Work, examined, kept, opened
@@ -30,6 +30,7 @@ from vmessd.vm import pending
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
+_SHELF = "put it on the shelf with vmess images add, and name the image there; or bring it without --linked"
 RESIZE_TIME = 20.0
 """Seconds that QEMU may take to enlarge an image."""
 
@@ -192,7 +193,10 @@ class Disks:
     async def detach(self, slot: str) -> str | None:
         """Put the image of a disk aside; return what was done; raises AlreadyRunning, Failed."""
         return await self._machine.change(
-            functools.partial(images.detach, self._machine.directory, slot), stopped=True
+            functools.partial(
+                images.detach, self._machine.directory, slot, as_root=bool(self._host.account.entry)
+            ),
+            stopped=True,
         )
 
     async def delete(self, slot: str) -> str | None:
@@ -220,6 +224,10 @@ def _check_base(image: Image, source: Source, root: Path, host: Host) -> None:
     """Check that an image can be a base: by its path, its name, and who writes to it; blocks."""
     try:
         found = os.stat(image.name)
+    except (PermissionError, FileNotFoundError) as error:  # the service sees no home directory, for example
+        raise InvalidValue(
+            f"base {image.shown} cannot be seen by vmessd: {reason(error)}", hint=_SHELF
+        ) from None
     except (OSError, ValueError):
         found = None
     if not os.path.isabs(image.name) or found is None or Identity.of(found) != Identity.of(image.found):
@@ -232,7 +240,9 @@ def _check_base(image: Image, source: Source, root: Path, host: Host) -> None:
             hint=f"rename it to end in {endings}" if endings else "bring it without --linked",
         )
     if not host.account.may_read(image.name):
-        raise InvalidValue(f"base {image.shown} is not readable for {host.account.name}, the user of QEMU")
+        raise InvalidValue(
+            f"base {image.shown} is not readable for {host.account.name}, the user of QEMU", hint=_SHELF
+        )
     for vm, file in backing.writers(root, [Identity.of(image.found)]):
         raise BadFile(
             f"base {image.shown} is the disk of VM {vm}, which may write to it: {file}",

@@ -1,11 +1,19 @@
 """The start of a private daemon: whose complaint is told, and when it is left to a service."""
 
+import grp
 import os
+import posix
+import pwd
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vmessctl import client, private_daemon
+from vmessctl.cli import grammar
+from vmessctl.cli.verbs import PROGRAM, TERSE
+from vmessctl.commands import daemon
+from vmessctl.output import phrases
 from vmessd.core import places
 from vmessd.core.errors import BadFile, Unreachable
 
@@ -51,6 +59,12 @@ def test_a_service_that_is_installed_and_stopped_is_not_replaced(
     with pytest.raises(Unreachable, match="is installed and does not run") as refusal:
         private_daemon.start(lambda: False, silent=False)
     assert str(refusal.value.hint).startswith("systemctl start vmessd; ")
+    # The next command would not start one, so `daemon` does not say so.
+    monkeypatch.setattr(daemon, "candidates", lambda _: [str(tmp_path / "none.sock")])
+    monkeypatch.setattr(daemon, "named", lambda _: None)
+    monkeypatch.setattr(daemon, "variable", {}.get)
+    with pytest.raises(Unreachable, match="is installed and does not run"):
+        daemon.run(grammar.parse(["daemon"]))
 
 
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])
@@ -74,6 +88,18 @@ def test_what_is_said_if_the_service_may_not_be_used() -> None:
     assert "vmessd --background" in str(error.hint)
     named = client._unreachable({"/srv/vmess.sock": denied})
     assert "--background" not in str(named.hint)
+
+
+def test_the_group_of_the_service_is_not_taken_for_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PROGRAM, "name", TERSE)
+    monkeypatch.setattr(posix, "stat", lambda _: SimpleNamespace(st_gid=995))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: SimpleNamespace(gr_name="vmess"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: SimpleNamespace(pw_name="ann"))
+    error = client._unreachable({places.SERVICE_SOCKET: PermissionError(13, "Permission denied")})
+    assert phrases.command(str(error.hint)) == (
+        "only members of its group may use it; as root: usermod --append --groups=vmess ann; "
+        "then log in again; or start your own: vmessd --background"
+    )
 
 
 def test_nothing_is_started_where_somebody_may_not_connect(
