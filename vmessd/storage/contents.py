@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vmessd.core import cloud_init, names, quantities, settings, startup
 from vmessd.core.hardware import INITRD, KERNEL, UEFI, UEFI_SECURE
-from vmessd.storage import backing, cable_sockets, firmware, plans, vmdir
+from vmessd.storage import backing, cable_sockets, firmware, log_rotation, plans, safefile, vmdir
 
 STAYS = frozenset({settings.LOCK, settings.OWNER, settings.SHARES})
 """Settings that say something about the VM on this host, and not about what it is."""
@@ -17,18 +17,16 @@ BOOT_FILES = {KERNEL: "boot-kernel", INITRD: "boot-initrd"}
 TPM_FILE = "tpm2-00.permall"
 """The state of a TPM (swtpm(8)): a file in the directory `tpm` of the VM, in an export beside the others."""
 TPM_MAX = 2**20
-_OF_PROCESS = (
-    *(*vmdir.LOGS, *vmdir.SOCKETS, vmdir.PID_FILE),
-    *(
-        vmdir.RUN_RECORD,
-        vmdir.EXIT_RECORD,
-        vmdir.MOVE_RECORD,
-        backing.RECORD,
-        plans.FILE,
-        plans.MERGING,
-        startup.NOTE,
-    ),
+_OF_PROCESS = frozenset(
+    {
+        *(*vmdir.LOGS, *(f"{log}{log_rotation.OLDER}" for log in vmdir.LOGS)),
+        *(*vmdir.SOCKETS, vmdir.PID_FILE),
+        *(vmdir.RUN_RECORD, vmdir.EXIT_RECORD, vmdir.MOVE_RECORD),
+        *(backing.RECORD, plans.FILE, plans.MERGING, startup.NOTE),
+    }
 )
+_PASSING = (safefile.TEMPORARY, ".nfs")
+"""With which files begin that are soon gone: ours, and those that NFS keeps while a process has them open."""
 _BASE = re.compile(rf"base-({'|'.join(names.DISKS)})-([1-{names.BASES_MAX}])\.(img|qcow2)", re.ASCII)
 
 
@@ -102,10 +100,8 @@ def name_in(file: str, vm: str, new: str) -> str | None:
 def stays_unsaid(file: str, vm: str) -> bool:
     """Tell whether a file belongs to a process of the VM or to this host, or is a link below a disk."""
     made = (cloud_init.medium_file(vm), startup.cd_file(vm), startup.DIRECTORY)
-    if file in (*STAYS, *made) or file.startswith((".", *_OF_PROCESS)):
+    if file in (*STAYS, *made) or file in _OF_PROCESS or file.startswith(_PASSING):
         return True
     if cable_sockets.is_one(file):
         return True
-    if names.snapshot_of(file):
-        return True  # the image of a snapshot goes with the disk that stands on it
     return names.drive_of(vm, file) not in (None, names.CDROM)

@@ -144,6 +144,8 @@ class Export:
                     self._add_boot_file(vm, file, own[file], values[file], reader)
                 elif file == TPM_STATE:
                     self._add_tpm(vm)
+                elif names.snapshot_of(file):
+                    self._must_be_below(file, disks)
                 elif file not in own.values():
                     self._add(directory, file)
             for disk in disks:
@@ -153,6 +155,8 @@ class Export:
         if self._stays_link(disk):
             self.links[os.path.basename(disk.path)] = disk.target or ""
             self.left_out.append(f"{os.path.basename(disk.path)} (a link)")
+            if disk.slot != names.CDROM:  # whoever has its image finds those below it there, too
+                self.links |= {os.path.basename(base.path): base.target for base in disk.bases}
             return
         if self._is_live and disk.slot != names.CDROM:
             self._add_blank(disk)
@@ -164,6 +168,15 @@ class Export:
             own_name = contents.own_file(str(vm.path), base.target)
             if own_name is not None and names.snapshot_of(own_name):
                 self.snapshots[stored] = own_name
+
+    def _must_be_below(self, file: str, disks: Iterable[Disk]) -> None:
+        """Note the image of a snapshot as foreign if no disk stands on it: otherwise it goes with that."""
+        if not any(file == base.target for disk in disks for base in disk.bases):
+            self._leave(f"{printable(file)} (no disk stands on it)")
+
+    def _leave(self, what: str) -> None:
+        self.foreign.append(what)
+        self.left_out.append(what)
 
     def _stays_link(self, disk: Disk) -> bool:
         """Tell whether a drive is exported as a link, if at all."""
@@ -180,8 +193,7 @@ class Export:
             pass
         elif contents.name_in(file, self._vm, self._vm) is None:
             what = "the memory of a snapshot" if names.memory_of(file) else "not a file of a VM"
-            self.foreign.append(f"{printable(file)} ({what})")
-            self.left_out.append(self.foreign[-1])
+            self._leave(f"{printable(file)} ({what})")
 
     def _add_boot_file(self, vm: VMDirectory, file: str, own: str | None, path: str, reader: Reader) -> None:
         """Add what is booted directly, if it is in the VM directory, and the setting that names it."""

@@ -43,7 +43,9 @@ def admit(vm: VMDirectory, offer: Offer, record: MoveRecord, host: Host) -> None
         raise Failed(
             f"VM {vm.vm} has a note of another move, from or to {noted.host}", hint="there: restart vmessd"
         )
-    own = {os.path.basename(disk.path): disk.target for disk in images.disks(vm)}
+    disks = images.disks(vm)
+    own = {os.path.basename(disk.path): disk.target for disk in disks}
+    own |= {os.path.basename(base.path): base.target for disk in disks for base in disk.bases}
     check_drives(vm.vm, own, offer)
     same_machine.check_version(host, offer.qemu)
     notes.note(vm, record)

@@ -571,5 +571,36 @@ def test_what_belongs_to_a_process_is_no_file_that_a_move_would_lose() -> None:
         vmdir.RUN_RECORD,
         vmdir.PID_FILE,
         vmdir.MOVE_RECORD,
+        ".vmess-tmp-newvm0-hda.1a2b3c4d",
+        ".nfs00000000018e2a0300000001",
     ):
         assert contents.stays_unsaid(file, "newvm0"), file
+
+
+def test_an_image_that_stays_a_link_has_links_to_those_below_it_on_the_other_host(
+    vm: VMDirectory, tmp_path: Path
+) -> None:
+    base, image = tmp_path / "base.img", tmp_path / "web.qcow2"
+    base.write_bytes(bytes(4096))
+    words = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(image)]
+    subprocess.run(words, check=True)
+    links = {"newvm0-hdd.qcow2": str(image), "newvm0-hdd.base": str(base)}
+    for file, target in links.items():
+        (vm.path / file).symlink_to(target)
+    export = Export(vm, Everybody(), keeps_links=True)
+    export.close()
+    assert {file: export.links.get(file) for file in links} == links
+
+
+def test_a_snapshot_on_which_no_disk_stands_is_said_before_a_move_loses_it(
+    vm: VMDirectory,
+) -> None:
+    (vm.path / "snap-hdd-old.img").write_bytes(b"old")
+    export = Export(vm, Everybody())
+    export.close()
+    assert "snap-hdd-old.img (no disk stands on it)" in export.foreign
+
+
+def test_what_people_have_beside_it_is_said_before_a_move_loses_it() -> None:
+    for file in (".notes", ".git", "qemu.log-kept", "run.json.old", "qemu.pid2", "merging-notes"):
+        assert not contents.stays_unsaid(file, "newvm0"), file
