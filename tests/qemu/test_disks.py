@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from daemons import UNIT, Daemon, own, wait_for
 from disk_images import qemu_img
+from movers import leaving
 from test_full_disk import Cramped, cramped
 
 from vmessctl.client import Client
@@ -482,7 +484,24 @@ def test_a_locked_vm_keeps_its_disks(daemon: Daemon) -> None:
         assert "is locked" in refusal(daemon, A, "hda", *words, status=7)
 
 
-def test_a_vm_that_is_locked_while_an_image_comes_does_not_get_it(daemon: Daemon) -> None:
+def locked(daemon: Daemon) -> contextlib.AbstractContextManager[object]:
+    (daemon.root / A / "LOCK").write_text("mine\n")
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def being_moved(daemon: Daemon) -> Iterator[None]:
+    with leaving(daemon, A) as (peer, _):
+        peer.hear()
+        yield
+
+
+@pytest.mark.parametrize(
+    ("taken", "says"), [(locked, f"VM {A} is locked: mine"), (being_moved, f"VM {A} is being moved to lab2")]
+)
+def test_a_vm_that_is_taken_while_an_image_comes_does_not_get_it(
+    daemon: Daemon, taken: Callable[[Daemon], contextlib.AbstractContextManager[object]], says: str
+) -> None:
     daemon.make(A)
     image = daemon.directory / "large.img"
     image.write_bytes(random.Random(3).randbytes(64 * M))
@@ -493,10 +512,10 @@ def test_a_vm_that_is_locked_while_an_image_comes_does_not_get_it(daemon: Daemon
         connected.connect(str(daemon.socket))
         socket.send_fds(connected, [json.dumps(message).encode() + b"\0"], [file.fileno()])
         heard = connected.recv(65536)
-        (daemon.root / A / "LOCK").write_text("mine\n")
-        while b"error" not in heard:
-            heard = connected.recv(65536)
-    assert f"VM {A} is locked: mine" in heard.decode()
+        with taken(daemon):
+            while b"error" not in heard:
+                heard = connected.recv(65536)
+    assert says in heard.decode()
     assert files_of(daemon) == set()
 
 

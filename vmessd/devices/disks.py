@@ -17,6 +17,7 @@ from vmessd.core import names, quantities, refusals, settings
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable, quoted, reason
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.progress import BringProgress, BringStep
+from vmessd.core.moves import check_settled
 from vmessd.devices.image_work import WORDS, Image, Work, examined, kept, opened
 from vmessd.qemu import qemu_img
 from vmessd.qemu.monitor import CommandRefused
@@ -83,9 +84,11 @@ class Disks:
         """Make an image a disk, on top of `base`; return its name and virtual size; blocks.
 
         Links of a disk that is gone are removed first. A link without its disk is ignored, so that the last
-        renaming is what counts. A VM that was locked meanwhile does not get it; raises Locked.
+        renaming is what counts. A VM that was locked meanwhile, or is being moved, does not get it; raises
+        Locked.
         """
         vm, name = self._machine.directory, names.disk_file(self.vm, slot, form)
+        check_settled(self.vm, vm.move)
         if (remark := vm.setting_text(settings.LOCK)) is not None:
             raise refusals.locked(self.vm, remark)
         with vm.opened() as directory:
