@@ -126,6 +126,10 @@ def test_c211_the_list_is_all_of_them_and_outlives_the_daemon(hosts: tuple[Wired
     left.done("net", "vlan", "lab2", "vxlan7", "peer", "192.0.2.2")
     left.done("net", "delete", "vxlan7")
     assert not (left.root / "NET_PEERS").exists()
+    left.done("net", "vlan", "lab2", "vxlan7", "peer", "192.0.2.2")
+    left.ip("link delete vxlan7")
+    left.done("net", "vlan", "lab2", "vxlan7", "peer", "none")  # else the next daemon makes it again
+    assert not (left.root / "NET_PEERS").exists()
 
 
 def test_ipv6_carries_a_segment(hosts: tuple[WiredDaemon, WiredDaemon]) -> None:

@@ -110,10 +110,12 @@ def lay(network: Network, segments: Segments, peering: Peering) -> list[Step]:
     return segments.vlan(peering.bridge, [peering.link], {}, mtu=mtu, first=first)
 
 
-def clear(network: Network, name: str) -> None:
+def clear(network: Network, name: str, *, may_be_gone: bool = False) -> None:
     """Have a VXLAN lead nowhere; it stays where it is. Raises NotPermitted, Failed."""
     with network.change() as (kernel, change):
         link = kernel.link(name)
+        if link is None and may_be_gone:
+            return
         if link is None:
             raise Failed(f"there is no link {name}", hint="vmess net show")
         _check(network, link)

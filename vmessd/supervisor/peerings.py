@@ -57,8 +57,9 @@ class Peerings:
         try:
             self._check_allowed(peering.peers)
         except NotPermitted:
-            with contextlib.suppress(Failed):  # there is no such link
-                await blocking.call(functools.partial(vxlan_peers.clear, self._host.network, peering.link))
+            clear = functools.partial(vxlan_peers.clear, self._host.network, peering.link, may_be_gone=True)
+            with contextlib.suppress(Failed):  # the link is not ours
+                await blocking.call(clear)
             raise
         await blocking.call(functools.partial(self._lay, peering))
 
@@ -108,7 +109,7 @@ class Peerings:
         before = self._read()
         others = [one for one in before if one.link != link]
         if not peers:
-            vxlan_peers.clear(self._host.network, link)
+            vxlan_peers.clear(self._host.network, link, may_be_gone=others != before)
             self._write(others)
             return {"steps": [], "peers": [], "mtu": None}
         mtu, found = vxlan_peers.carried(self._host.network, bridge, link, peers)
