@@ -5,6 +5,7 @@ What is behind the devices may differ: files, sockets, the VNC port, the order o
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ def visible(argv: Sequence[str], directory: str) -> tuple[list[str], dict[int, s
     rest: list[str] = []
     cards: dict[int, str] = {}
     words = iter(argv[1:])
+    own = f"{directory}/{os.path.basename(directory)}-"  # files that are called as the VM is, such as its CD
     for option in words:
         value = next(words, "") if option in ("-device", "-blockdev", *_BOOTED, *_BEHIND) else ""
         if option in _BOOTED and value.startswith(f"{directory}/"):
@@ -29,7 +31,8 @@ def visible(argv: Sequence[str], directory: str) -> tuple[list[str], dict[int, s
         if card is not None:
             cards[int(card[1])] = _PLACE.sub("", value)
         elif option not in _BEHIND and not (option == "-blockdev" and _is_hard_disk(value)):
-            rest += [word.replace(directory, "$DIR") for word in (option, _PLACE.sub("", value)) if word]
+            shown = [word.replace(own, "$DIR/$VM-") for word in (option, _PLACE.sub("", value)) if word]
+            rest += [word.replace(directory, "$DIR") for word in shown]
     return rest, cards
 
 

@@ -37,6 +37,13 @@ def test_what_is_behind_the_devices_may_differ(before: str, after: str) -> None:
 
 def test_a_vm_that_was_renamed_has_the_same_devices() -> None:
     assert changed("/vms/a0", "/vms/b0", "/vms/b0") is None
+    then, now = (
+        guest_hardware.visible(
+            ["qemu", "-blockdev", f'{{"filename":"/vms/{vm}/{vm}-cdrom.iso"}}'], f"/vms/{vm}"
+        )
+        for vm in ("a0", "b0")
+    )
+    assert guest_hardware.difference(then, now) is None
 
 
 @pytest.mark.parametrize(
