@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from typing import Any
@@ -136,3 +137,23 @@ def test_a_guest_does_not_move_while_its_images_are_changed(daemon: Daemon) -> N
         taking.communicate()
     assert taking.returncode == 0
     assert daemon.status("newvm0")["problem"] is None
+
+
+def test_a_stop_waits_until_a_move_is_taken_back_whose_client_has_left(daemon: Daemon) -> None:
+    daemon.make("newvm0")
+    daemon.done("newvm0", "start")
+    qemu = daemon.status("newvm0")["pid"]
+    with leaving(daemon, live=True) as (peer, call):
+        offered(peer, channels=["k:ram"])
+        wanted(call)
+        with joined(daemon, "ram"):
+            assert peer.hear()["word"] == "close"  # its memory is under way
+            os.kill(qemu, signal.SIGSTOP)
+            call.client.close()
+            kill = daemon.client("newvm0", "kill")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                kill.wait(1)
+            os.kill(qemu, signal.SIGCONT)
+    assert kill.communicate(timeout=30 * UNIT)[1] == ""
+    assert kill.returncode == 0
+    assert daemon.status("newvm0")["state"] == "stopped"

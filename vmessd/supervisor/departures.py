@@ -84,7 +84,7 @@ class Departures:
                         yield step
             except BaseException:
                 if ran:
-                    await self._seen_to(self._start_again(machine.vm, order.uid))
+                    await self._seen_to(self._start_again(machine.vm, order.uid), "")
                 raise
         except ConnectionBroke as error:
             raise Failed(
@@ -117,7 +117,7 @@ class Departures:
                 if not leaving.is_live:  # whose guest stands still
                     yield leaving.step(MoveStep.handing_over)
             except BaseException:
-                await self._seen_to(leaving.undo())
+                await self._seen_to(leaving.undo(), machine.vm)
                 raise
             finally:
                 del self._leaving[machine.vm]
@@ -194,9 +194,14 @@ class Departures:
         except (VmessError, CommandRefused) as error:
             log.warning("%s: what is left of its move: %s", machine.vm, error)
 
-    async def _seen_to(self, work: Coroutine[Any, Any, None]) -> None:
+    async def undone(self, vm: str) -> None:
+        """Return when no move of a VM is being taken back."""
+        if work := [task for task in self._undoing if task.get_name() == vm]:
+            await asyncio.wait(work)
+
+    async def _seen_to(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do work by which a VM is as before, which goes on if the caller leaves."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._undoing.add(task)
         task.add_done_callback(self._undoing.discard)
         await asyncio.shield(task)

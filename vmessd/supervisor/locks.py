@@ -31,8 +31,12 @@ LOCK_TIME = 1.0
 class Locks:
     """The locks of all VMs."""
 
-    def __init__(self, machine: Callable[[str], Awaitable[Machine]]) -> None:
+    def __init__(
+        self, machine: Callable[[str], Awaitable[Machine]], undone: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """`undone` waits while a move that was given up is being taken back."""
         self._machine = machine
+        self._undone = undone
         self._remarks: dict[str, str | None] = {}
         """The remarks in the LOCK files as they were read last; None for a VM that was not locked."""
         self._owners: dict[str, Owner | None] = {}
@@ -111,7 +115,12 @@ class Locks:
         return await self.check_remark(machine, stops)
 
     async def _check_settled(self, machine: Machine, stops: bool) -> None:
-        """Raise Locked for a VM in a move. What could not be read is read again, and prevents no stop."""
+        """Raise Locked for a VM in a move. What could not be read is read again, and prevents no stop.
+
+        A stop waits for the end of a move that was given up: a cluster stops a VM whose move took too long.
+        """
+        if stops:
+            await self._undone(machine.vm)
         if _is_unknown(machine):
             with contextlib.suppress(VmessError):
                 await machine.files.aside(functools.partial(_settle, machine))

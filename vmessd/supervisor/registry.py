@@ -119,7 +119,7 @@ class Supervisor:
         self._leftovers = Leftovers(root, host.network)
         self.new_vms = NewVMs(root, host, self._files, self._leftovers.remember)
         self.images = Images(root, host)
-        self.locks = Locks(self.machine)
+        self.locks = Locks(self.machine, self._undone)
         self.cabling = Cabling(self.wires, self.begun_wires, self.locks.check_unlocked)
         self.changes = Changes(self.machine, self.disks, host, self.cabling.changed)
         self.transfers = Transfers(root, host, self.machine, self.new_vms)
@@ -314,6 +314,9 @@ class Supervisor:
     def known(self) -> list[Machine]:
         """Return the VMs that were found so far, by name."""
         return [self._machines[vm] for vm in sorted(self._machines, key=names.natural)]
+
+    async def _undone(self, vm: str) -> None:
+        await self.departures.undone(vm)
 
     async def controls(self, name: str) -> Controls:
         """Return the controls of the VM of this name; raises as :meth:`machine`."""
