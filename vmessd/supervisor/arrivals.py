@@ -85,6 +85,7 @@ class Arrivals:
         self._machine = machine
         self._new_vms = new_vms
         self._last_steps: set[asyncio.Task[str]] = set()
+        self._undoing: set[asyncio.Task[None]] = set()
         self._coming: dict[str, _Coming] = {}
         """By the keys of their moves."""
 
@@ -191,7 +192,7 @@ class Arrivals:
                     await lane.finish(incoming.finish, PATIENCE)
                     last = await self._take_guest(channel, offer, record, coming, uid)
                 except BaseException:
-                    await asyncio.shield(asyncio.ensure_future(self._drop_what_came(lane, offer)))
+                    await self._taken_back(vm, self._drop_what_came(lane, offer))
                     raise
             else:
                 await channel.say(Answer(Said.whole))
@@ -226,11 +227,23 @@ class Arrivals:
                 await channel.say(Answer(Said.ready, who=self._who(), twin=True))
                 last = await self._take_guest(channel, offer, record, coming, uid)
             except BaseException:
-                await asyncio.shield(asyncio.ensure_future(self._let_be(machine, record)))
+                await self._taken_back(machine.vm, self._let_be(machine, record))
                 raise
         finally:
             self._coming.pop(offer.key).over.set()
         return await asyncio.shield(last)
+
+    async def undone(self, vm: str) -> None:
+        """Return when no arrival of a VM is being taken back."""
+        if work := [task for task in self._undoing if task.get_name() == vm]:
+            await asyncio.wait(work)
+
+    async def _taken_back(self, vm: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do work by which nothing of an arrival is left, which goes on if the client leaves."""
+        task = asyncio.get_running_loop().create_task(work, name=vm)
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+        await asyncio.shield(task)
 
     async def _let_be(self, machine: Machine, record: MoveRecord) -> None:
         """Let a VM be off whose guest does not arrive; one that did not admit it is as it was."""
@@ -327,9 +340,9 @@ class Arrivals:
             channel.close()
 
     async def finished(self) -> None:
-        """Return when no guest is being taken over."""
-        if self._last_steps:
-            await asyncio.wait(self._last_steps)
+        """Return when no guest is being taken over, and nothing is taken back."""
+        if work := self._last_steps | self._undoing:
+            await asyncio.wait(work)
 
     def connection(self, name: str) -> socket.socket:
         """Return a connection to a QEMU that waits for a guest, once; raises Failed."""

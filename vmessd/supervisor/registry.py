@@ -317,6 +317,7 @@ class Supervisor:
 
     async def _undone(self, vm: str) -> None:
         await self.departures.undone(vm)
+        await self.arrivals.undone(vm)
 
     async def controls(self, name: str) -> Controls:
         """Return the controls of the VM of this name; raises as :meth:`machine`."""
