@@ -444,7 +444,10 @@ def test_arguments_for_qemu_are_refused_where_the_daemon_does_not_use_them(tmp_p
         for words in (["qemu-options", "--", "-S"], ["nic-options", "romfile="]):
             result = daemon.vmess(A, *words)
             assert result.returncode == 1
-            assert "passes arguments to QEMU, which this vmessd does not allow" in result.stderr
+            assert result.stderr.splitlines() == [
+                f"vmess: {words[0]} passes arguments to QEMU, which this vmessd does not allow",
+                '  hint: the administrator sets exargs = "yes" in the configuration file',
+            ]
         (daemon.root / A / "EXARGS").write_text("-S")
         assert daemon.done(A, "qemu-options") == "-S\n"
         daemon.done(A, "qemu-options", "none", "nic-model", "virtio", "grace", "3")

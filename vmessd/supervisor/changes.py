@@ -95,7 +95,7 @@ class Changes:
             return _Change(functools.partial(firmware.reset_variables, directory), stopped=True)
         if row is not None and row.verb is not None:
             if value is not None:
-                self._host.check_words(row, directory)
+                self._host.check_words(row, directory, written=False)
             return _Change(functools.partial(self._write, directory, row, value), live=row.live)
         if setting == names.CDROM:
             return _Change(lambda: images.set_cdrom(directory, value, self._host.account))

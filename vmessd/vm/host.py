@@ -111,7 +111,7 @@ class Host:
         values = directory.read_settings()
         for setting in SETTINGS:
             if setting.file in values:
-                self.check_words(setting, directory)
+                self.check_words(setting, directory, written=True)
         if values.get(VHOST) and not self.vhost:
             raise NotPermitted(
                 f"{directory}/{VHOST} has the host's kernel carry frames, which this vmessd does not allow",
@@ -131,11 +131,15 @@ class Host:
             why = self.kvm.trouble() or "ACCEL says tcg"
             raise Failed(f"CPU host needs KVM, and {vm} runs under TCG ({why})", hint=f"vmess {vm} cpu best")
 
-    def check_words(self, setting: Setting, directory: VMDirectory) -> None:
-        """Raise NotPermitted if a setting passes arguments to QEMU, and this daemon does not allow that."""
+    def check_words(self, setting: Setting, directory: VMDirectory, *, written: bool) -> None:
+        """Raise NotPermitted if a setting passes arguments to QEMU, and this daemon does not allow that.
+
+        `written` says whether its file is there already, or the setting is only asked for.
+        """
         if setting.words_for_qemu and not self.exargs:
+            what = f"{directory}/{setting.file}" if written else setting.verb
+            remove = f"remove the file: vmess {directory.vm} {setting.verb} none; or " if written else ""
             raise NotPermitted(
-                f"{directory}/{setting.file} passes arguments to QEMU, which this vmessd does not allow",
-                hint=f"remove the file: vmess {directory.vm} {setting.verb} none; or the administrator sets "
-                'exargs = "yes" in the configuration file',
+                f"{what} passes arguments to QEMU, which this vmessd does not allow",
+                hint=f'{remove}the administrator sets exargs = "yes" in the configuration file',
             )
