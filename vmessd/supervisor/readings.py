@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vmessd.core import names, ownership, quantities, refusals, startup
-from vmessd.core.errors import VmessError
+from vmessd.core.errors import NoSuchVM, VmessError
 from vmessd.core.quantities import UNITS
 from vmessd.core.records import RunRecord
 from vmessd.core.settings import BY_FILE, LOCK, OWNER
@@ -218,7 +218,12 @@ def read_facts(files: VMDirectory, *, runs: bool) -> Facts:
 
 
 def _within(home: VMDirectory, error: VmessError) -> str:
-    """Return the message of an error; a file of the VM at its beginning is named without its directory."""
+    """Return the message of an error; a file of the VM at its beginning is named without its directory.
+
+    Of a VM that runs, the directory may be gone: nobody is told to make one.
+    """
+    if isinstance(error, NoSuchVM):
+        return f"its directory {home} does not exist"
     return error.message.removeprefix(f"{home}/")
 
 

@@ -66,6 +66,11 @@ def test_files_are_read_again_when_one_has_changed(home: VMDirectory, *, runs: b
     assert changed()
 
 
+def test_a_directory_that_is_gone_is_a_problem_in_plain_words(home: VMDirectory) -> None:
+    home.path.rename(home.path.with_name("b0"))
+    assert readings.read_facts(home, runs=True).problem == f"its directory {home.path} does not exist"
+
+
 @pytest.mark.parametrize("runs", [False, True])
 def test_a_guest_that_writes_to_its_disk_changes_nothing(home: VMDirectory, *, runs: bool) -> None:
     facts = readings.read_facts(home, runs=runs)
