@@ -22,7 +22,6 @@ QEMU = "qemu-system-x86_64"
 ACCELERATORS = ("auto", "kvm", "tcg")
 
 
-SERVICE_CONFIG = "/etc/vmess/vmessd.toml"
 """The file that the service reads, if it exists."""
 
 
@@ -273,7 +272,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--service",
         action="store_true",
-        help=f"use the defaults of the service, and {SERVICE_CONFIG} if it exists and --config is not given",
+        help=f"use the defaults of the service, and {places.SERVICE_CONFIG} "
+        "if it exists and --config is not given",
     )
     result.add_argument(
         "--shutdown",
@@ -309,8 +309,8 @@ def read(arguments: Sequence[str], environment: Mapping[str, str], here: str = "
     given = vars(parser().parse_args(arguments))
     if given["service"] and given["background"]:
         raise InvalidValue("--background is not for the service", hint="systemctl start vmessd")
-    if given["config"] is None and given["service"] and os.path.lexists(SERVICE_CONFIG):
-        given["config"] = SERVICE_CONFIG
+    if given["config"] is None and given["service"] and os.path.lexists(places.SERVICE_CONFIG):
+        given["config"] = places.SERVICE_CONFIG
     passed_over: list[str] = []
     complain = (lambda error: passed_over.append(error.message)) if given["shutdown"] else _refuse
     file = _file(Path(here, given["config"]), complain) if given["config"] is not None else {}

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from vmessctl.cli import helptext, manual, verbs  # noqa: E402 -- from this checkout
 from vmessd import config  # noqa: E402
 from vmessd.api.interface import VmessInterface  # noqa: E402
-from vmessd.core import contract, errors, settings  # noqa: E402
+from vmessd.core import contract, errors, places, settings  # noqa: E402
 
 PROGRAM = "vmessctl"
 MARK = re.compile(r"(<!-- begin (\S+): [^>]* -->\n).*?(<!-- end \2 -->)", re.DOTALL)
@@ -154,7 +154,7 @@ def daemon_settings() -> str:
         live = "yes" if each.live else "no"
         rows.append([names, code(each.metavar), f"{prose(about)}.", default, service, live])
     about = "TOML file with the same names as keys."
-    service = f"{code(config.SERVICE_CONFIG)}, if it exists"
+    service = f"{code(places.SERVICE_CONFIG)}, if it exists"
     rows.append([code("--config"), code("FILE"), about, "no file", service, "no"])
     return table(["setting", "value", "what it does", "default", "with `--service`", "reload"], rows)
 

@@ -161,6 +161,7 @@ def test_an_end_that_nobody_watched_is_told_as_one(daemon: Daemon) -> None:
     assert result.stdout.startswith("VM not running (ended while no vmessd was watching ")
     exited = daemon.status(A)["last_exit"]
     assert (exited["reason"], exited["status"], exited["asked_by"]) == ("unseen", None, None)
+    assert exited["log"] == [], "a command line is no last word"
     directory = daemon.root / A
     assert not {"run.json", "qmp.sock", "serial.sock", "qemu.pid"} & set(os.listdir(directory))
     noted = (directory / "exit.json").read_bytes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vmessctl.cli import helptext, verbs
 from vmessctl.cli.verbs import EVERY_OPTION, GROUPS, PROGRAM, TERSE
 from vmessd import __version__
+from vmessd.core import places
 from vmessd.core.errors import INTERFACE
 from vmessd.core.settings import SETTINGS
 
@@ -220,7 +221,7 @@ def vmessd() -> str:
 
     more = (
         ("--config FILE", CONFIG),
-        ("--service", SERVICE.format(config=config.SERVICE_CONFIG)),
+        ("--service", SERVICE.format(config=places.SERVICE_CONFIG)),
         (
             "--shutdown",
             SHUTDOWN,
@@ -230,7 +231,7 @@ def vmessd() -> str:
         ("--help, --version", "Show help, or the version."),
     )
     files = (
-        (config.SERVICE_CONFIG, "Settings of the host's service."),
+        (places.SERVICE_CONFIG, "Settings of the host's service."),
         *((option.service, "VM root of the service.") for option in config.OPTIONS if option.key == "vmdir"),
         *(
             (option.default, "VM root of your own daemon.")

@@ -14,15 +14,28 @@ from vmessd.core.errors import (
     Stopping,
     TimedOut,
 )
+from vmessd.core.places import SERVICE_CONFIG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from vmessd.core.records import ExitRecord
 
 SIGABRT = 6  # signal(7): the same on every Linux
 LOG = "journalctl -u vmessd for the service; a daemon of your own logs to its standard error"
+
+
+def by_administrator(setting: str) -> str:
+    """Return a hint for what the settings of the daemon do not permit, with the line that permits it."""
+    file = f"the configuration file, {SERVICE_CONFIG} for the service"
+    return f"the administrator can allow it in {file}: {setting}"
+
+
+def among(key: str, allowed: Iterable[object], wanted: object) -> str:
+    """Return the same for a setting that is a list, which then has one value more."""
+    values = ", ".join(f'"{value}"' for value in (*allowed, wanted))
+    return by_administrator(f"{key} = [{values}]")
 
 
 def running(vm: str, pid: int | None) -> AlreadyRunning:

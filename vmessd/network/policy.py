@@ -14,7 +14,7 @@ import hashlib
 import re
 from typing import NamedTuple, Self
 
-from vmessd.core import names
+from vmessd.core import names, refusals
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, NotPermitted
 from vmessd.network.netlink_replies import Link
@@ -200,8 +200,7 @@ def _permission(key: str, patterns: tuple[str, ...], name: str) -> str:
     denial = next((p for p in patterns if p[:1] == "!" and fnmatch.fnmatchcase(name, p[1:])), None)
     if denial is not None:
         return f"{key} denies it with {denial!r}"
-    now = ", ".join(f'"{pattern}"' for pattern in (*patterns, name))
-    return f"the administrator can allow it in the file of vmessd --config: {key} = [{now}]"
+    return refusals.among(key, patterns, name)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Sequence
 
+from vmessd.core import refusals
 from vmessd.core.errors import BadFile, NotPermitted, printable, reason, shell_line
 from vmessd.core.shares import Share
 
@@ -32,7 +33,7 @@ def opened(share: Share, allowed: Sequence[str] | None, vm: str) -> int:
         listed = ", ".join(map(printable, allowed)) or "none"
         raise NotPermitted(
             f"directory {printable(share.path)} may not be shared; allowed are: {listed}",
-            hint="the administrator lists directories in allow-shares in the configuration file",
+            hint=refusals.among("allow-shares", allowed, printable(share.path)),
         )
     directory = _open(share, top, _FLAGS, None, vm)
     for part in share.path[len(top) :].strip("/").split("/"):

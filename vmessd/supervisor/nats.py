@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmessd.core import nat as core_nat
+from vmessd.core import refusals
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, NotPermitted, VmessError, printable
 from vmessd.core.models.wires import BridgeNat, NatLease
@@ -256,7 +257,7 @@ class Nats:
         listed = ", ".join(allowed) or "none"
         raise NotPermitted(
             f"NAT for {nat.network} is not allowed; allowed are: {listed}",
-            hint=f'the administrator allows it in the file of vmessd --config: allow-nat = ["{nat.network}"]',
+            hint=refusals.among("allow-nat", allowed, nat.network),
         )
 
     def _is_allowed(self, served: Served) -> bool:

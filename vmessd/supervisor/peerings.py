@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmessd.core import vxlan
+from vmessd.core import refusals, vxlan
 from vmessd.core.errors import Failed, NotPermitted, VmessError
 from vmessd.core.models.wires import Peered, Step
 from vmessd.core.vxlan import Peering
@@ -102,7 +102,7 @@ class Peerings:
             if not any(peer in one for one in ranges):
                 raise NotPermitted(
                     f"the peer {peer} is not allowed; allowed are: {', '.join(allowed) or 'none'}",
-                    hint=f'the administrator can allow it in vmessd --config: allow-peers = ["{peer}"]',
+                    hint=refusals.among("allow-peers", allowed, peer),
                 )
 
     def _set(self, bridge: str, link: str, peers: tuple[vxlan.Address, ...]) -> Peered:

@@ -16,7 +16,7 @@ import logging
 import os
 from pathlib import Path
 
-from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError
+from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError, shell_line
 from vmessd.core.lifecycle import IN_WORDS, Reason, is_restarted
 from vmessd.core.records import ExitRecord, Moment, RunRecord, boot_id
 from vmessd.core.settings import BOOT_ONCE
@@ -319,6 +319,13 @@ def _log_size(directory: VMDirectory) -> int:
     return 0
 
 
+def _last_lines(directory: VMDirectory, record: RunRecord) -> list[str]:
+    """Return the last lines of QEMU, without the command lines before them, which QEMU did not print."""
+    lines, command = directory.log_tail(vmdir.QEMU_LOG, 0), f"{shell_line(record.argv[:3])} "
+    begins = [number for number, line in enumerate(lines) if line.startswith(command)]
+    return lines[begins[-1] + 1 if begins else 0 :][-LAST_LINES:]
+
+
 def _record_unseen(directory: VMDirectory, record: RunRecord, victims: Counter) -> None:
     last = None
     with contextlib.suppress(BadFile):
@@ -333,7 +340,7 @@ def _record_unseen(directory: VMDirectory, record: RunRecord, victims: Counter) 
             text=IN_WORDS[Reason.unseen] + killer,
             status=None,
             asked_by=None,
-            log=directory.log_tail(vmdir.QEMU_LOG, 0)[-LAST_LINES:],
+            log=_last_lines(directory, record),
             when=Moment.now(),
             tries=record.tries,
             serial=record.serial,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vmessd.core import refusals
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, NotPermitted
 from vmessd.core.models.daemon import Residence
@@ -113,10 +114,10 @@ class Host:
             if setting.file in values:
                 self.check_words(setting, directory, written=True)
         if values.get(VHOST) and not self.vhost:
+            permit = refusals.by_administrator('vhost = "yes"')
             raise NotPermitted(
                 f"{directory}/{VHOST} has the host's kernel carry frames, which this vmessd does not allow",
-                hint=f'vmess {directory.vm} vhost none; or the administrator sets vhost = "yes" in the '
-                "configuration file",
+                hint=f"vmess {directory.vm} vhost none; or {permit}",
             )
         return command_line.expanded(values, directory.vm, str(directory.path))
 
@@ -139,7 +140,7 @@ class Host:
         if setting.words_for_qemu and not self.exargs:
             what = f"{directory}/{setting.file}" if written else setting.verb
             remove = f"remove the file: vmess {directory.vm} {setting.verb} none; or " if written else ""
+            permit = refusals.by_administrator('exargs = "yes"')
             raise NotPermitted(
-                f"{what} passes arguments to QEMU, which this vmessd does not allow",
-                hint=f'{remove}the administrator sets exargs = "yes" in the configuration file',
+                f"{what} passes arguments to QEMU, which this vmessd does not allow", hint=f"{remove}{permit}"
             )

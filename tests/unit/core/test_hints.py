@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vmessd.core import refusals
 from vmessd.core.errors import ERRORS, InvalidValue
 from vmessd.core.names import GLOBAL_WORDS, VERBS
 
@@ -119,3 +120,10 @@ def test_what_has_no_way_out_is_still_said(found: list[tuple[str, str, str, bool
 
 def test_the_walk_finds_the_errors(found: list[tuple[str, str, str, bool]]) -> None:
     assert {kind for _, kind, *_ in found} == HINTED
+
+
+def test_the_line_that_permits_keeps_what_is_permitted_already() -> None:
+    assert refusals.among("allow-nat", ("10.1.0.0/16",), "10.2.0.0/24") == (
+        "the administrator can allow it in the configuration file, /etc/vmess/vmessd.toml for the service: "
+        'allow-nat = ["10.1.0.0/16", "10.2.0.0/24"]'
+    )
