@@ -96,6 +96,11 @@ def test_an_address_in_a_user_network_is_not_waited_for(daemon: Daemon) -> None:
         f"vmess: timed out after 0.2 s: VM {B} has no address known to the host",
         f"  hint: vmess {B} addr",
     ]
+    off = daemon.vmess(B, "wait", "ssh", "--timeout", "0.2")
+    assert off.stderr.splitlines() == [
+        f"vmess: timed out after 0.2 s: VM {B} is not running",
+        f"  hint: vmess {B} start",
+    ]
     (daemon.root / B / "NICS").unlink()
     without = daemon.vmessctl(B, "wait", "addr")
     assert without.stderr.splitlines() == [

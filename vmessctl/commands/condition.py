@@ -36,7 +36,7 @@ class Condition:
     pause: float | None = None
     """Seconds between an answer and the next query; None for a stream."""
     look = "status"
-    """The verb that shows the present state."""
+    """The verb that shows the present state, or changes it, for the hint of a time-out."""
 
     def __init__(self, vm: str) -> None:
         self.vm = vm
@@ -132,9 +132,9 @@ class AnswersSSH(Condition):
         if reply["status"]["state"] in OFF:
             if self._ran:
                 raise NotRunning(f"VM {self.vm} ended during the wait", hint=f"{PROGRAM} {self.vm} why")
-            self._is_off = True
+            self._is_off, self.look = True, "start"
             return None
-        self._ran, self._is_off = True, False
+        self._ran, self._is_off, self.look = True, False, AnswersSSH.look
         route = self._where(reply["status"])
         if route is None:
             return None
