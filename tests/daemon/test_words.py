@@ -20,6 +20,7 @@ from vmessctl.cli.verbs import BY_VERB, COMMANDS, JSON, Invocation
 from vmessctl.client import Client
 from vmessctl.commands import make
 from vmessctl.output import terminal
+from vmessd.core import refusals
 from vmessd.core.errors import InvalidValue, NoSuchVM, VmessError
 
 OF_LIST = "usage: vmess list [-o COLUMNS] [--no-header] [--json]"
@@ -438,6 +439,7 @@ def test_a_file_of_the_directory_has_a_verb(daemon: Daemon, words: list[str], fi
 def test_arguments_for_qemu_are_refused_where_the_daemon_does_not_use_them(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     daemon.arguments += ["--exargs", "no"]
+    hint = refusals.by_administrator('exargs = "yes"')
     try:
         daemon.start()
         daemon.done("make", A)
@@ -446,7 +448,7 @@ def test_arguments_for_qemu_are_refused_where_the_daemon_does_not_use_them(tmp_p
             assert result.returncode == 1
             assert result.stderr.splitlines() == [
                 f"vmess: {words[0]} passes arguments to QEMU, which this vmessd does not allow",
-                '  hint: the administrator sets exargs = "yes" in the configuration file',
+                f"  hint: {hint}",
             ]
         (daemon.root / A / "EXARGS").write_text("-S")
         assert daemon.done(A, "qemu-options") == "-S\n"
