@@ -291,3 +291,12 @@ def test_c115_without_privileges_a_cable_is_a_socket(make_wired: Callable[..., W
     assert [file.name for vm in vms for file in (wired.root / vm).glob("cable*")] == []
     assert wired.links() == {}
     assert healthy(wired)
+
+
+def test_a_guest_that_goes_on_from_its_memory_sees_its_cables_as_they_are_now(wired: WiredDaemon) -> None:
+    make_seen(wired, "leaf0", "-")
+    wired.done("leaf", "hda", "1M", "start", "cable", "0", "off")
+    wired.done("leaf", "snapshot", "take", "one", "--memory")
+    wired.done("leaf", "cable", "0", "on", "stop", "force", "snapshot", "revert", "one", "--yes")
+    with seen(wired, "leaf0", 0) as leaf:
+        wait_for(lambda: leaf.links() == [True], what="the link of a cable that is in")

@@ -181,6 +181,16 @@ class Cables:
             if self._links.get(index) is not up:
                 await self._show(index, up=up)
 
+    async def show(self, present: Collection[int], ends: Mapping[int, str | None]) -> None:
+        """Have QEMU show all cables as they are: the state of a card that was loaded has a link of its own.
+
+        `ends` as for :meth:`follow`; raises as that.
+        """
+        await self.follow(ends, present)
+        pulled = (await self.loose()).pulled
+        for index in sorted(set(present) - self._bounces.keys()):
+            await self._set_link(index, up=index not in pulled)
+
     async def replug(self, indices: Collection[int]) -> None:
         """Pull the cables of newly plugged cards if CABLES says so; raises as :meth:`enforce`."""
         self._done().update(dict.fromkeys(indices, True))

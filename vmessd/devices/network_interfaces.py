@@ -89,6 +89,7 @@ class NetworkInterfaces:
         self.macs = Macs(machine, host, self.cards, self._look, self._lock)
         self._files = NicFiles(machine)
         machine.prepare.append(self._prepare)
+        machine.went_on = self._went_on
         machine.over = lambda: host.duplicates.watch(self.vm, {})
 
     async def finished(self) -> None:
@@ -114,6 +115,17 @@ class NetworkInterfaces:
         await self._prepare_impairments(fresh=fresh)
         await self.captures.prepare(fresh=fresh)
         self._in_background(self.macs.watch())  # this may wait for the lock on links; the guest need not
+
+    def _went_on(self) -> None:
+        self._in_background(self._show_cables())
+
+    async def _show_cables(self) -> None:
+        """Have a guest that was loaded see its cables as they are here, and now."""
+        try:
+            async with self._lock:
+                await self.cables.show(self.cards.macs(), await self._other_ends(self.vm))
+        except VmessError as error:
+            log.warning("%s: its guest may not see its cables as they are: %s", self.vm, error.message)
 
     async def _prepare_impairments(self, *, fresh: bool) -> None:
         """Go on with the impairments of an earlier daemon, or forget what has ended with an earlier QEMU."""

@@ -57,6 +57,8 @@ class MachineBase(abc.ABC):
         """Called with the id of a device that the guest has released (DEVICE_DELETED)."""
         self.tray_opened: Callable[[], None] = lambda: None
         """Called when the tray of a CD drive has opened (DEVICE_TRAY_MOVED)."""
+        self.went_on: Callable[[], None] = lambda: None
+        """Called when a guest goes on that QEMU has loaded: its devices are as they were when it was sent."""
         self.moved: Callable[[], None] = lambda: None
         """Called when the state has changed."""
         self.files = Lane(f"the files of {directory.vm}", f"vmess {directory.vm} stop force works all the same")
@@ -237,6 +239,8 @@ class MachineBase(abc.ABC):
         if run is not self._run:
             return
         self._journal.qmp(run.pid, name, data)
+        if name == "RESUME" and (run.loads or run.arrives):
+            self.went_on()
         heard = run.hear(name, data)
         if heard is not None:
             self._inbox.post(*heard, of=run)

@@ -161,7 +161,7 @@ class QemuRun:
             self.start_task("end", self._see_it_end())
         elif name in _GUEST_EVENTS:
             self._heard = True
-            self.loads = self.loads and name != "RESUME"
+            self.loads, self.arrives = (one and name != "RESUME" for one in (self.loads, self.arrives))
             if name == "STOP":
                 self.halted = asyncio.get_running_loop().time()
                 self.session.probe()  # for the runstate: paused, io-error, watchdog ...
