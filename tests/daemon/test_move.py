@@ -455,6 +455,7 @@ def test_c189_a_guest_that_sleeps_is_woken_and_one_that_has_panicked_is_still_se
 def test_c187_a_guest_does_not_move_with_hardware_that_qemu_cannot_send(hosts: Hosts) -> None:
     directory = made(hosts, DISK_BUS="nvme")
     hosts.here.done("newvm", "start")
+    hosts.here.wait_guest("newvm0")
     before = content(directory)
     said = hosts.refusal("lab2")
     assert said.startswith("newvm0 does not move while its guest runs; QEMU says: non-migratable device")
