@@ -27,6 +27,7 @@ from vmessd.core.models.moves import Arrival
 from vmessd.core.moves import Answer, Ask, Decision, MoveRecord, Offer, Said, Stage, Word
 from vmessd.core.records import Moment
 from vmessd.qemu.monitor import CommandRefused
+from vmessd.storage import blocking
 from vmessd.storage import moves as notes
 from vmessd.storage.blocking import Lane
 from vmessd.storage.importing import Import
@@ -122,9 +123,11 @@ class Arrivals:
                 await channel.say(moves.refusal(error))
             raise
 
-    def _who(self) -> str:
-        """Return what this VM root calls itself."""
-        return f"{self._host.network.access.root} {self._root.stat().st_ino}"
+    async def _who(self) -> str:
+        """Return what this VM root calls itself; raises Failed."""
+        with failing(f"{printable(str(self._root))} cannot be read"):
+            found = await blocking.call(self._root.stat)
+        return f"{self._host.network.access.root} {found.st_ino}"
 
     # -- A question --
 
@@ -140,9 +143,9 @@ class Arrivals:
             await self.drop(await self._machine(offer.vm))
             record = None
         if record is None or record.key != offer.key:
-            await channel.say(Answer(Said.absent, who=self._who()))
+            await channel.say(Answer(Said.absent, who=await self._who()))
             return None
-        await channel.say(Answer(Said.done, who=self._who()))
+        await channel.say(Answer(Said.done, who=await self._who()))
         await self._forget(channel, offer)
         return offer.vm
 
@@ -182,7 +185,7 @@ class Arrivals:
         last: asyncio.Task[str] | None = None
         try:
             await lane.do(functools.partial(offers.check_host, offer, self._root, self._host))
-            await channel.say(Answer(Said.ready, who=self._who()))
+            await channel.say(Answer(Said.ready, who=await self._who()))
             await _fed(incoming, channel, offer, lane)
             await lane.do(
                 functools.partial(offers.complete, incoming, offer, record, self._root, self._host), PATIENCE
@@ -224,7 +227,7 @@ class Arrivals:
             try:
                 admit = functools.partial(twins.admit, machine.directory, offer, record, self._host)
                 await machine.change(admit, stopped=True)
-                await channel.say(Answer(Said.ready, who=self._who(), twin=True))
+                await channel.say(Answer(Said.ready, who=await self._who(), twin=True))
                 last = await self._take_guest(channel, offer, record, coming, uid)
             except BaseException:
                 await self._taken_back(machine.vm, self._let_be(machine, record))
