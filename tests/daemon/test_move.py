@@ -574,7 +574,9 @@ def test_c189_a_cluster_moves_a_guest_into_the_directory_that_is_there(hosts: Ho
     (there / "NICS").unlink()
     assert not (there / "move.json").exists()
     goes_on(hosts.here, "refused")
+    hosts.here.done("newvm", "lock", "mine")  # which is between people
     moved = as_owner(hosts, *MOVE)
+    hosts.here.done("newvm", "unlock")
     assert moved.returncode == 0, moved
     hosts.there.wait_guest("newvm0", b"..")
     assert b"R" not in (there / "serial.log").read_bytes(), "it did not start again"

@@ -43,10 +43,13 @@ class Departures:
         host: Host,
         machine: Callable[[str], Coroutine[Any, Any, Machine]],
         snapshots: Callable[[str], Coroutine[Any, Any, Snapshots]],
-        check_remark: Callable[[Machine], Awaitable[object]],
+        check_remark: Callable[[Machine, str], Awaitable[object]],
         remove: Callable[[Machine], Coroutine[Any, Any, str | None]],
     ) -> None:
-        """`check_remark` raises for a VM that is locked; `remove` removes one that is on another host."""
+        """`check_remark` raises for a VM that is locked, unless its owner moves it.
+
+        `remove` removes one that is on another host.
+        """
         self._host = host
         self._machine = machine
         self._snapshots = snapshots
@@ -71,7 +74,7 @@ class Departures:
         try:
             snapshots = await self._snapshots(name)
             machine = snapshots.machine
-            await self._check_remark(machine)
+            await self._check_remark(machine, order.acts_for)
             yield MoveProgress(False, machine.vm, order.host, MoveStep.asking)
             _check_free(machine.directory)
             if machine.directory.move is not None:

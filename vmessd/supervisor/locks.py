@@ -128,6 +128,12 @@ class Locks:
                 return
         moves.check_settled(machine.vm, machine.directory.move)
 
+    async def check_movable(self, machine: Machine, actor: str) -> None:
+        """As :meth:`check_remark`, for a move after :meth:`check_allowed`: the owner may move a locked VM."""
+        found = self._owners.get(machine.vm)
+        if not actor or found is None or found.kind != actor:
+            await self.check_remark(machine)
+
     async def check_remark(self, machine: Machine, stops: bool = False) -> str | None:
         """As :meth:`check_unlocked`, whether a VM is in a move or not."""
         read = functools.partial(_remark, machine)

@@ -123,7 +123,7 @@ class Supervisor:
         self.cabling = Cabling(self.wires, self.begun_wires, self.locks.check_unlocked)
         self.changes = Changes(self.machine, self.disks, host, self.cabling.changed)
         self.transfers = Transfers(root, host, self.machine, self.new_vms)
-        self.departures = Departures(host, self.machine, self.snapshots, self.locks.check_remark, self._depart)
+        self.departures = Departures(host, self.machine, self.snapshots, self.locks.check_movable, self._depart)
         self.arrivals = Arrivals(root, host, self.machine, self.new_vms, self._depart)
         self.clones = Clones(root, host, self.snapshots, self.new_vms)
         self.nats = Nats(root, host, self._hosts_on)
