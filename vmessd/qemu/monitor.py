@@ -223,7 +223,9 @@ class Monitor:
         Raises:
             MonitorLost: the peer hung up or does not speak QMP.
         """
-        self._socket = _Patient(fileno=connected.detach())
+        # Without these, Python asks the kernel for them; if that fails, the descriptor is lost and stays open.
+        kind = (connected.family, connected.type, connected.proto)
+        self._socket = _Patient(*kind, connected.detach())
         try:
             await self._client.connect(self._socket)
         except Exception as error:  # noqa: BLE001 -- a peer can provoke any error in the library
