@@ -14,15 +14,12 @@ from typing import Any, NamedTuple, NoReturn
 
 from vmessd import __version__
 from vmessd.core import nat, places, shutdown_time, vxlan
-from vmessd.core.errors import PATH_SHOWN, InvalidValue, printable, quoted, reason
+from vmessd.core.errors import PATH_SHOWN, InvalidValue, printable, quoted, reason, shell_line
 from vmessd.core.models.daemon import DaemonKind
 from vmessd.qemu import credentials
 
 QEMU = "qemu-system-x86_64"
 ACCELERATORS = ("auto", "kvm", "tcg")
-
-
-"""The file that the service reads, if it exists."""
 
 
 class Option(NamedTuple):
@@ -551,7 +548,7 @@ def check(config: Config) -> list[str]:
     qemu = find_qemu(config.qemu)
     if config.qemu_user is not None:
         credentials.find(config.qemu_user)
-    _check_directory("vmdir", config.vmdir)
+    _check_directory("vmdir", config.vmdir, _shared_root(config) if config.service else "")
     if config.own_socket:
         with contextlib.suppress(FileNotFoundError):
             os.close(places.opened(str(config.socket.parent)))
@@ -570,8 +567,11 @@ def _shown(path: object) -> str:
     return quoted(path, PATH_SHOWN)
 
 
-def _check_directory(key: str, path: Path) -> None:
-    """Raise InvalidValue unless `path` is a writable directory, or one can be created there."""
+def _check_directory(key: str, path: Path, hint: str = "") -> None:
+    """Raise InvalidValue unless `path` is a writable directory, or one can be created there.
+
+    `hint` is for one that is not writable.
+    """
     existing = path
     while not os.path.lexists(existing):
         existing = existing.parent
@@ -580,7 +580,16 @@ def _check_directory(key: str, path: Path) -> None:
     if not existing.is_dir():
         raise InvalidValue(f"{what} {shown} is not a directory", hint=_other_place(key))
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InvalidValue(f"{what} {shown} is not writable for uid {os.geteuid()}", hint=_other_place(key))
+        why = f"{what} {shown} is not writable for uid {os.geteuid()}"
+        raise InvalidValue(why, hint=hint or _other_place(key))
+
+
+def _shared_root(config: Config) -> str:
+    """Return a hint on how the service gets another VM root: its unit sees the rest of the host read-only."""
+    daemon = credentials.own().name
+    owners = ["-o", daemon, "-g", config.qemu_user or daemon]
+    make = shell_line(["install", "-d", "-m", "2711", *owners, str(config.vmdir)])
+    return f"as root: {make}; systemctl edit vmessd, [Service], ReadWritePaths={printable(str(config.vmdir))}"
 
 
 def _other_place(key: str) -> str:

@@ -360,11 +360,19 @@ def test_check_as_somebody_who_may_not_write() -> None:
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "try: config._check_directory('vmdir', config.Path('/etc/vms'))\n"
         "except errors.VmessError as error: print(error.message)\n"
+        "of_service = config.read(['--service', '--vmdir', '/etc/vms'], {})\n"
+        "try: config._check_directory('vmdir', of_service.vmdir, config._shared_root(of_service))\n"
+        "except errors.VmessError as error: print(error.hint)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TESTS.parent, timeout=20
     )
-    assert done.stdout == "vmdir: '/etc/vms' cannot be created: '/etc' is not writable for uid 65534\n"
+    said, of_service = done.stdout.splitlines()
+    assert said == "vmdir: '/etc/vms' cannot be created: '/etc' is not writable for uid 65534"
+    assert of_service == (
+        "as root: install -d -m 2711 -o nobody -g vmess-qemu /etc/vms; "
+        "systemctl edit vmessd, [Service], ReadWritePaths=/etc/vms"
+    )
 
 
 # What runs the guests' code
