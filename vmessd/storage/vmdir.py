@@ -496,10 +496,22 @@ class Hold:
     """The lock of a VM directory, with what it is for."""
 
     def __init__(self, vm: VMDirectory, purpose: str) -> None:
-        """Lock it for a `purpose`, in words: `being cloned`; raises Locked; blocks."""
+        """Lock it for a `purpose`, in words: `being cloned`; blocks.
+
+        A change of its images that its QEMU has not lived to see is completed first.
+
+        Raises:
+            Locked: another process has locked it.
+            BadFile, Failed: that change cannot be completed.
+        """
         lock = vm.lock()
         if lock is None:
             raise vm.held("by another process")
+        try:
+            vm.settle_plan()
+        except BaseException:
+            os.close(lock)
+            raise
         self._lock, self._vm = lock, vm
         vm.purpose = purpose
 

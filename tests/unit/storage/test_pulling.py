@@ -9,7 +9,7 @@ from test_qcow2 import image
 from vmessd.core.errors import BadFile, InvalidValue
 from vmessd.storage import plans, pulling, qcow2, safefile, snapshots
 from vmessd.storage.plans import Plan
-from vmessd.storage.vmdir import VMDirectory
+from vmessd.storage.vmdir import Hold, VMDirectory
 
 VM = "newvm0"
 TAKEN = 1_700_000_000.0
@@ -70,10 +70,11 @@ def test_a_merge_that_is_decided_is_completed_without_its_qemu(
     _, decided = begun(vm, name)
     if written:
         vm.carry_out(decided)
+        Hold(vm, "being moved").close()  # as a clone and an export begin, too
     else:  # killed between plan and files
         with vm.opened() as directory:
             safefile.write(directory, plans.FILE, plans.text(decided))
-    vm.settle_plan()
+        vm.settle_plan()
     [left] = {"one", "two"} - {name}
     [disk] = snapshots.hard_disks(vm)
     assert snapshots.known([disk]) == [left]
