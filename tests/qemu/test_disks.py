@@ -497,7 +497,9 @@ def being_moved(daemon: Daemon) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("taken", "says"), [(locked, f"VM {A} is locked: mine"), (being_moved, f"VM {A} is being moved to lab2")]
+    ("taken", "says"),
+    [(locked, f"VM {A} is locked: mine"), (being_moved, f"VM {A} is being moved to lab2")],
+    ids=["locked", "being moved"],  # A has the number of the process, which parallel runs must not see
 )
 def test_a_vm_that_is_taken_while_an_image_comes_does_not_get_it(
     daemon: Daemon, taken: Callable[[Daemon], contextlib.AbstractContextManager[object]], says: str
