@@ -94,6 +94,10 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+LONG_TIME = 3600
+"""Seconds that a test may take which repeats more with `--long`: it starts a daemon hundreds of times."""
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is long; mark what starts a daemon, so that `-m 'not qemu'` is the quick part.
@@ -109,6 +113,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         asked_for = set(getattr(item, "fixturenames", ()))
         if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "shared_wired", "stage"} & asked_for:
             item.add_marker("qemu")
+        if config.option.long and "is_long" in asked_for and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LONG_TIME))
         if "stage" in asked_for:
             item.add_marker(pytest.mark.xdist_group("booted" if "host" in asked_for else "machines"))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
