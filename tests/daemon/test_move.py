@@ -434,9 +434,7 @@ def test_c189_a_guest_that_stands_still_does_so_over_there(hosts: Hosts) -> None
     numbers(hosts.there.root / "newvm0")
 
 
-def test_c189_a_guest_that_sleeps_is_woken_and_one_that_has_panicked_is_still_seen_to_have(
-    hosts: Hosts,
-) -> None:
+def test_c189_a_guest_that_sleeps_is_woken(hosts: Hosts) -> None:
     hosts.here.make("newvm0", "sleeper")
     hosts.here.done("newvm", "start")
     assert hosts.here.wait_state("newvm0", "paused")["runstate"] == "suspended"
@@ -444,7 +442,10 @@ def test_c189_a_guest_that_sleeps_is_woken_and_one_that_has_panicked_is_still_se
         "newvm0: it was asleep, and is awake now: QEMU wakes a guest that it sends" in hosts.move("lab2").stderr
     )
     hosts.there.wait_guest("newvm0", b"W")
-    hosts.empty()
+
+
+@pytest.mark.long
+def test_c189_a_guest_that_has_panicked_is_still_seen_to_have(hosts: Hosts) -> None:
     hosts.here.make("newvm0", "panic", EXARGS="-device pvpanic -action panic=pause")
     hosts.here.done("newvm", "start")
     hosts.here.wait_state("newvm0", "paused")

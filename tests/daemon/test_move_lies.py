@@ -157,3 +157,27 @@ def test_a_stop_waits_until_a_move_is_taken_back_whose_client_has_left(daemon: D
     assert kill.communicate(timeout=30 * UNIT)[1] == ""
     assert kill.returncode == 0
     assert daemon.status("newvm0")["state"] == "stopped"
+
+
+@pytest.mark.long
+def test_who_lists_snapshots_keeps_no_guest_from_moving(daemon: Daemon) -> None:
+    counting(daemon)
+    over = threading.Event()
+
+    def look() -> None:
+        with contextlib.closing(Client([str(daemon.socket)])) as client:
+            while not over.is_set():
+                client.call("Snapshots", vm="newvm0")
+
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(50):
+            with leaving(daemon, live=True) as (peer, _):
+                assert peer.hear(), "it is offered"
+            wait_for(lambda: daemon.status("newvm0")["problem"] is None, what="the end of the move")
+    finally:
+        over.set()
+        for looker in lookers:
+            looker.join()

@@ -60,8 +60,8 @@ class Snapshots:
                     await self._settled()
                     await live_copy.end_left(run)
 
-    async def _looked_after(self) -> None:
-        """Wait until it is settled what an earlier daemon has left."""
+    async def looked_after(self) -> None:
+        """Wait until it is settled what an earlier daemon has left, which a listing does, too."""
         async with self._settling:
             pass
 
@@ -92,7 +92,7 @@ class Snapshots:
         """
         if name is not None:
             names.snapshot(name)
-        await self._looked_after()
+        await self.looked_after()
         with self.alone():
             await self._settled()
             if self.machine.state in OFF and with_memory:
@@ -150,7 +150,7 @@ class Snapshots:
         """Return the run of QEMU if the VM is to be copied while it runs, None if it is off; as `running`."""
         if self.machine.state in OFF:
             return None
-        await self._looked_after()
+        await self.looked_after()
         with self.alone():
             await self._settled()
             return await self.running()
@@ -199,7 +199,7 @@ class Snapshots:
             Failed: the VM is as before; or the disks are back, and the guest does not go on.
         """
         vm = self.machine.directory
-        await self._looked_after()
+        await self.looked_after()
         with self.alone():
             await self._settled()
             async with held(self.machine, "going back to a snapshot"):
@@ -240,7 +240,7 @@ class Snapshots:
             BadFile: another VM stands on an image that must change.
             Failed: it cannot be merged.
         """
-        await self._looked_after()
+        await self.looked_after()
         with self.alone():
             await self._settled()
             is_off = self.machine.state in OFF

@@ -140,6 +140,7 @@ async def _unchanged(taker: Snapshots, run: QemuRun | None) -> AsyncIterator[Non
         async with held(taker.machine, "being cloned"):
             yield
     else:
+        await taker.looked_after()
         with taker.alone():
             yield
 

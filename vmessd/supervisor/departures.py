@@ -105,8 +105,10 @@ class Departures:
                 async for _ in machine.stop(order.uid, force=False):
                     yield MoveProgress(False, machine.vm, order.host, MoveStep.powering_down)
             order = order._replace(start=True)
-            if machine.directory.move is not None:  # somebody else moves it meanwhile
-                raise moves.leaving(machine.vm, machine.directory.move.host)
+        if order.live:
+            await snapshots.looked_after()  # which takes a moment after each start of vmessd, and in a listing
+        if machine.directory.move is not None:  # somebody else moves it meanwhile
+            raise moves.leaving(machine.vm, machine.directory.move.host)
         with contextlib.ExitStack() as images:
             if order.live:  # what becomes a snapshot meanwhile would not go along, and be deleted here
                 images.enter_context(snapshots.alone())
