@@ -69,6 +69,12 @@ def test_the_command_line_of_qemu_is_shown_where_it_is_asked_for(daemon: Daemon)
     assert f"Command: {command}" in daemon.vmessctl(A, "info", "-v").stdout.splitlines()
     assert f"  {command}" in daemon.done(A, "info").splitlines()
     assert daemon.done(A, "info", "--command") == f"{command}\n"
+    daemon.done(A, "stop", "force")
+    (daemon.root / A / "RAM").write_text("banana\n")
+    said = daemon.vmessctl(A, "info", "--command")
+    assert (said.returncode, said.stdout) == (1, "")
+    assert f"QEMU of {A} has no command line, since its start would fail: " in said.stderr
+    assert "RAM 'banana' is not a size" in said.stderr
 
 
 @qemu

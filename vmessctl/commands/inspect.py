@@ -7,7 +7,7 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
 from vmessctl.output import rendering
 from vmessctl.output.terminal import emit, output_width, painted, say, show, show_each
-from vmessd.core.errors import DONE, NotRunning
+from vmessd.core.errors import DONE, Failed, NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +94,12 @@ def info(invocation: Invocation) -> int:
         return rendering.info(reply, verbose=verbose)
 
     def work(reply: Reply, vm: str) -> int:
+        found = reply["info"]
+        if only_command and not found["command"] and verbs.JSON.flag not in invocation.options:
+            raise Failed(
+                f"QEMU of {vm} has no command line, since its start would fail: {found['problem']}",
+                hint=f"vmess {vm} info",
+            )
         show(invocation, reply, rendering.command if only_command else full, vm)
         return DONE
 
