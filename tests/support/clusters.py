@@ -336,8 +336,9 @@ class Cluster:
 
     def remove(self, vm: str) -> None:
         """Remove a resource, if there is one, and its VM."""
-        self.any().run("pcs", "resource", "delete", vm, "--force")
+        self.any().run("pcs", "resource", "disable", vm)  # one that is deleted while it moves stays where it is
         self.wait_ended(vm)
+        self.any().run("pcs", "resource", "delete", vm, "--force")
         for name in self.up():
             self.nodes[name].done("rm", "-rf", ROOT / vm)
 
