@@ -299,7 +299,9 @@ def of_the_book(vm: str) -> dict[str, list[str]]:
     text = re.sub(r"\bnewvm(?=0?\b)0?", vm, text)
     table = re.findall(r"^\| ([a-z][a-z -]+) \| (.*`.*) \|$", text, re.MULTILINE)
     drbd = text[text.index("For DRBD,") : text.index("## Who decides")]
-    return {what: re.findall("`([^`]+)`", line) for what, line in [*table, ("drbd", drbd)]}
+    book = {what: re.findall("`([^`]+)`", line) for what, line in [*table, ("drbd", drbd)]}
+    by_hand = text[text.index("manage the VM:\n\n") :].split("\n\n")[1]
+    return {**book, "move by hand": [line.strip() for line in by_hand.splitlines()]}
 
 
 def test_what_the_book_says_to_people_works(cluster: Cluster, other_vm: str) -> None:
@@ -422,6 +424,29 @@ def test_a_guest_goes_on_where_pacemaker_moves_it(cluster: Cluster, figures: dic
         cluster.wait_idle()
         assert cluster.nodes["n1"].serial(vm).count("R") <= 1, "it did not start again there"
         assert cluster.runs(vm).pid == back.pid
+        assert vm not in cluster.failures()
+        assert not cluster.fenced()
+    finally:
+        cluster.remove(vm)
+
+
+def test_a_guest_that_was_moved_by_hand_is_found_where_it_is(cluster: Cluster) -> None:
+    vm = "spine0"
+    try:
+        cluster.make(vm)
+        begin = time.monotonic()
+        cluster.any().sh(cluster.ask("vmessctl", vm, "cluster"))
+        source = cluster.wait_runs(vm, begin, 20)
+        target = others(source.node)[0]
+        cluster.may_meet = True
+        begin = time.monotonic()
+        for line in of_the_book(vm)["move by hand"]:
+            cluster.nodes[source.node].sh(line.replace("NODE", target))
+        there = cluster.wait_runs(vm, begin, 20, [target])
+        cluster.wait_idle()
+        time.sleep(2 * MONITOR)
+        assert cluster.runs(vm).pid == there.pid
+        assert "R" not in cluster.nodes[target].serial(vm), "it did not start again"
         assert vm not in cluster.failures()
         assert not cluster.fenced()
     finally:
