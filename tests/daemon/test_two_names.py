@@ -130,6 +130,8 @@ WIRES = (
     ("leaf ifstat", ["vmessctl leaf0 ifadd 2 lab core"]),
     ("net", ["vmessctl net vlan core leaf0e1", "vmessctl net vlan lab leaf0e0 spine0e0"]),
     ("net vlan core vethA0", ["connected to bridge core: vethA0"]),
+    ("net vlan core --hub --mtu 1400", ["core: a hub, MTU 1400"]),
+    ("net vlan core --switch", ["core: a switch"]),
     ("net delete vethA0", ["deleted vethA0"]),
     ("leaf ifdel", ["deleted TAP leaf0e0", "deleted TAP leaf0e1", "leaf0: no interfaces"]),
     ("net prune", ["deleted core"]),

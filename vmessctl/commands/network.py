@@ -409,9 +409,14 @@ def net_vlan(invocation: Invocation) -> int:
     bridge, *interfaces = invocation.arguments
     if led := peers.split(interfaces):
         return _peer(invocation, bridge, *led)
-    status = _net(invocation, bridge=bridge, interfaces=interfaces, **_shape(invocation))
+    shape = _shape(invocation)
+    status = _net(invocation, bridge=bridge, interfaces=interfaces, **shape)
     ports = ", ".join(map(printable, interfaces))
     tell(phrase("net vlan" if interfaces else "net vlan alone", bridge=printable(bridge), ports=ports))
+    said = [] if shape.get("hub") is None else ["a hub" if shape["hub"] else "a switch"]
+    said += [f"MTU {shape['mtu']}"] if "mtu" in shape else []
+    if said:
+        tell(phrase("net vlan shape", bridge=printable(bridge), shape=", ".join(said)))
     return status
 
 

@@ -117,6 +117,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "forward none": ("", "port {word} is no longer forwarded on interface {number}"),
     "net vlan": ("", "connected to bridge {bridge}: {ports}"),
     "net vlan alone": ("", ""),
+    "net vlan shape": ("", "{bridge}: {shape}"),
     "net nat": 2 * ("{bridge}: NAT for {range}; the host is {address}, guests get {first} to {last}",),
     "net nat off": 2 * ("{bridge}: no NAT any more; the bridge stays",),
     "net peer": 2 * ("{link} in {bridge}: peers {peers}; MTU {mtu}, which is what the underlay leaves",),
