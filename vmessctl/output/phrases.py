@@ -64,6 +64,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "fleet running": ("VM is running, PID: {pid}", "started (PID {pid})"),
     "fleet stopping": ("Stopping VM PID {pid}{remark}", "{note}"),
     "fleet off": ("{text}", "stopped"),
+    "fleet forced": ("{text}", "stopped by force"),
     "at boot": 2 * ("it starts with the host",),
     "at boot of mine": 2 * ("it starts with your own service",),
     NOT_AT_BOOT: 2 * ("no service starts it when the host boots; {program} boot does",),

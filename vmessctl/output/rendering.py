@@ -379,7 +379,7 @@ def fleet_step(progress: Reply) -> str:
     text, step = printable(str(progress["text"] or "")), progress["step"]
     if step == FleetStep.failed:
         return text
-    name = f"fleet {step}"
+    name = "fleet forced" if progress["forced"] else f"fleet {step}"
     remark = f"; {text}" if text else ""
     return phrase(name, pid=progress["pid"], remark=remark, note=text, text=text or phrase("off", aside=""))
 

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from vmessctl.cli.grammar import parse
+from vmessctl.cli.verbs import PROGRAM, TERSE
 from vmessctl.commands import watching
 from vmessctl.commands.console import seat
 from vmessctl.output import rendering
 from vmessd.core.errors import Failed, Locked
 from vmessd.core.lifecycle import Reason
 from vmessd.core.models.consoles import Ending
+from vmessd.core.words import FleetStep
 
 TAKEN, UNREAD = "it was taken over by uid 7, PID 8", "it was not read"
 
@@ -71,3 +73,10 @@ def test_an_end_is_told_with_its_age(reason: Reason) -> None:
 )
 def test_a_guest_that_stands_still_is_told_by_its_runstate(runstate: str | None, words: str) -> None:
     assert rendering._paused(runstate) == words
+
+
+@pytest.mark.parametrize(("forced", "said"), [(False, "stopped"), (True, "stopped by force")])
+def test_a_shutdown_says_which_vms_took_force(monkeypatch: pytest.MonkeyPatch, forced: bool, said: str) -> None:
+    monkeypatch.setattr(PROGRAM, "name", TERSE)
+    step = {"step": FleetStep.off, "forced": forced, "text": "as QEMU ended", "pid": None}
+    assert rendering.fleet_step(step) == said
