@@ -43,6 +43,8 @@ class Ride:
         if step == "archive":
             self.there.socket.sendall(self.here.take(self.offered["size"]))
         elif step == "joined":
+            while not self.moving.client.receive()[0]["progress"].get("wants"):
+                pass
             for name in self.said["channels"]:
                 self.join(name, daemon)
         else:
