@@ -479,6 +479,17 @@ def killed_live(hosts: Hosts, dice: random.Random, mover: "subprocess.Popen[str]
     return name
 
 
+def is_in_doubt_afterwards(hosts: Hosts, where: str) -> bool:
+    """Start the daemons that died, and wait until nothing moves; tell whether nobody knows where the VM is."""
+    for daemon in (hosts.here, hosts.there):
+        if daemon.process is None:
+            daemon.start()
+    wait_for(lambda: not pids(hosts.lab, "receive"), 30, f"the end of receive, {where}")
+    wait_for(lambda: "being moved" not in str(problem(hosts.here)), 30, f"the end of the move, {where}")
+    wait_for(lambda: "on its way" not in str(problem(hosts.there)), 30, f"the end of the move, {where}")
+    return "handed over" in str(problem(hosts.here))
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_c190_whatever_dies_one_guest_runs_or_none(hosts: Hosts, seed: int) -> None:
@@ -492,13 +503,7 @@ def test_c190_whatever_dies_one_guest_runs_or_none(hosts: Hosts, seed: int) -> N
         time.sleep(dice.uniform(0, 2.5) * UNIT)  # the moment is what the dice say
         where = f"--seed {seed}, round {number}, {(what := killed_live(hosts, dice, mover))}"
         _, said = mover.communicate(timeout=90 * UNIT)
-        for daemon in (hosts.here, hosts.there):
-            if daemon.process is None:
-                daemon.start()
-        wait_for(lambda: not pids(hosts.lab, "receive"), 30, f"the end of receive, {where}")
-        wait_for(lambda: "being moved" not in str(problem(hosts.here)), 30, f"the end of the move, {where}")
-        wait_for(lambda: "on its way" not in str(problem(hosts.there)), 30, f"the end of the move, {where}")
-        doubtful = "handed over" in str(problem(hosts.here))
+        doubtful = is_in_doubt_afterwards(hosts, where)
         has = owners(hosts)
         assert len(has) <= 1, f"{where}: {has} {said}"
         assert len(processes_of(hosts.here.root) + processes_of(hosts.there.root)) <= 1, where
@@ -603,13 +608,7 @@ def test_whatever_dies_a_cluster_has_one_guest_or_none_and_both_directories(
             time.sleep(dice.uniform(0, 2.0) * UNIT)  # the moment is what the dice say
             where = f"--seed {seed}, round {number}, {(what := killed_live(hosts, dice, mover))}"
             _, said = mover.communicate(timeout=90 * UNIT)
-            for daemon in (hosts.here, hosts.there):
-                if daemon.process is None:
-                    daemon.start()
-            wait_for(lambda: not pids(hosts.lab, "receive"), 30, f"the end of receive, {where}")
-            wait_for(lambda: "being moved" not in str(problem(hosts.here)), 30, f"the end of the move, {where}")
-            wait_for(lambda: "on its way" not in str(problem(hosts.there)), 30, f"the end of the move, {where}")
-            if doubtful := "handed over" in str(problem(hosts.here)):
+            if doubtful := is_in_doubt_afterwards(hosts, where):
                 assert as_owner(hosts, *MOVE).returncode == 0, where
             assert not (homes[0] / "move.json").exists(), where
             assert before == [sorted(n for n in os.listdir(home) if "." not in n) for home in homes], where

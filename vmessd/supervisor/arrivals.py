@@ -35,6 +35,7 @@ from vmessd.supervisor import offers, twins
 from vmessd.supervisor.live_arrival import LiveArrival
 from vmessd.supervisor.move_channel import PIECE, ConnectionBroke, MoveChannel
 from vmessd.supervisor.new_vms import NewVMs
+from vmessd.supervisor.taking_back import TakingBack
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
@@ -69,12 +70,13 @@ class Receipt(NamedTuple):
 class Arrivals:
     """The VMs that come to one VM root."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- what becomes of a VM is for others
         self,
         root: Path,
         host: Host,
         machine: Callable[[str], Coroutine[Any, Any, Machine]],
         new_vms: NewVMs,
+        taking_back: TakingBack,
         remove: Callable[[Machine], Coroutine[Any, Any, str | None]],
     ) -> None:
         """`remove` removes a VM."""
@@ -85,8 +87,8 @@ class Arrivals:
         self._host = host
         self._machine = machine
         self._new_vms = new_vms
+        self._taking_back = taking_back
         self._last_steps: set[asyncio.Task[str]] = set()
-        self._undoing: set[asyncio.Task[None]] = set()
         self._coming: dict[str, _Coming] = {}
         """By the keys of their moves."""
 
@@ -195,7 +197,7 @@ class Arrivals:
                     await lane.finish(incoming.finish, PATIENCE)
                     last = await self._take_guest(channel, offer, record, coming, uid)
                 except BaseException:
-                    await self._taken_back(vm, self._drop_what_came(lane, offer))
+                    await self._taking_back.see_to(vm, self._drop_what_came(lane, offer))
                     raise
             else:
                 await channel.say(Answer(Said.whole))
@@ -230,23 +232,11 @@ class Arrivals:
                 await channel.say(Answer(Said.ready, who=await self._who(), twin=True))
                 last = await self._take_guest(channel, offer, record, coming, uid)
             except BaseException:
-                await self._taken_back(machine.vm, self._let_be(machine, record))
+                await self._taking_back.see_to(machine.vm, self._let_be(machine, record))
                 raise
         finally:
             self._coming.pop(offer.key).over.set()
         return await asyncio.shield(last)
-
-    async def undone(self, vm: str) -> None:
-        """Return when no arrival of a VM is being taken back."""
-        if work := [task for task in self._undoing if task.get_name() == vm]:
-            await asyncio.wait(work)
-
-    async def _taken_back(self, vm: str, work: Coroutine[Any, Any, None]) -> None:
-        """Do work by which nothing of an arrival is left, which goes on if the client leaves."""
-        task = asyncio.get_running_loop().create_task(work, name=vm)
-        self._undoing.add(task)
-        task.add_done_callback(self._undoing.discard)
-        await asyncio.shield(task)
 
     async def _let_be(self, machine: Machine, record: MoveRecord) -> None:
         """Let a VM be off whose guest does not arrive; one that did not admit it is as it was."""
@@ -344,7 +334,7 @@ class Arrivals:
 
     async def finished(self) -> None:
         """Return when no guest is being taken over, and nothing is taken back."""
-        if work := self._last_steps | self._undoing:
+        if work := self._last_steps | self._taking_back.tasks:
             await asyncio.wait(work)
 
     def connection(self, name: str) -> socket.socket:

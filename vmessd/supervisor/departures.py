@@ -26,6 +26,7 @@ from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor.leaving import Leaving, Order
 from vmessd.supervisor.live_departure import LiveDeparture
 from vmessd.supervisor.move_channel import ConnectionBroke, MoveChannel
+from vmessd.supervisor.taking_back import TakingBack
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
@@ -38,12 +39,13 @@ COMMIT_TIME = 120.0
 class Departures:
     """The VMs that leave one VM root."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- what becomes of a VM is for others
         self,
         host: Host,
         machine: Callable[[str], Coroutine[Any, Any, Machine]],
         snapshots: Callable[[str], Coroutine[Any, Any, Snapshots]],
         check_remark: Callable[[Machine, str], Awaitable[object]],
+        taking_back: TakingBack,
         remove: Callable[[Machine], Coroutine[Any, Any, str | None]],
     ) -> None:
         """`check_remark` raises for a VM that is locked, unless its owner moves it.
@@ -53,11 +55,11 @@ class Departures:
         self._host = host
         self._machine = machine
         self._snapshots = snapshots
+        self._taking_back = taking_back
         self._check_remark = check_remark
         self._remove = remove
         self._leaving: dict[str, Leaving] = {}
         self._last_steps: set[asyncio.Task[MoveProgress]] = set()
-        self._undoing: set[asyncio.Task[None]] = set()
 
     async def move(self, name: str, order: Order, passed: socket.socket) -> AsyncGenerator[MoveProgress, None]:
         """Move a VM through a connection to the other host; takes over the socket.
@@ -87,7 +89,7 @@ class Departures:
                         yield step
             except BaseException:
                 if ran:
-                    await self._seen_to(self._start_again(machine.vm, order.uid), "")
+                    await self._taking_back.see_to("", self._start_again(machine.vm, order.uid))
                 raise
         except ConnectionBroke as error:
             raise Failed(
@@ -122,7 +124,7 @@ class Departures:
                 if not leaving.is_live:  # whose guest stands still
                     yield leaving.step(MoveStep.handing_over)
             except BaseException:
-                await self._seen_to(leaving.undo(), machine.vm)
+                await self._taking_back.see_to(machine.vm, leaving.undo())
                 raise
             finally:
                 del self._leaving[machine.vm]
@@ -199,18 +201,6 @@ class Departures:
         except (VmessError, CommandRefused) as error:
             log.warning("%s: what is left of its move: %s", machine.vm, error)
 
-    async def undone(self, vm: str) -> None:
-        """Return when no move of a VM is being taken back."""
-        if work := [task for task in self._undoing if task.get_name() == vm]:
-            await asyncio.wait(work)
-
-    async def _seen_to(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Do work by which a VM is as before, which goes on if the caller leaves."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._undoing.add(task)
-        task.add_done_callback(self._undoing.discard)
-        await asyncio.shield(task)
-
     async def _finished(self, vm: str, work: Coroutine[Any, Any, MoveProgress]) -> MoveProgress:
         """Return the result of a last step, which is carried out even if the client leaves."""
         task = asyncio.get_running_loop().create_task(work, name=vm)
@@ -220,7 +210,7 @@ class Departures:
 
     async def finished(self) -> None:
         """Return when no VM is being handed over, or let be as it was."""
-        if work := self._last_steps | self._undoing:
+        if work := self._last_steps | self._taking_back.tasks:
             await asyncio.wait(work)
 
     async def _hand_over(self, leaving: Leaving, images: contextlib.ExitStack) -> MoveProgress:

@@ -70,6 +70,7 @@ from vmessd.supervisor.peerings import Peerings
 from vmessd.supervisor.readings import Readings
 from vmessd.supervisor.sampler import Sampler
 from vmessd.supervisor.statuses import Statuses
+from vmessd.supervisor.taking_back import TakingBack
 from vmessd.supervisor.transfers import Transfers
 from vmessd.vm import adoption
 from vmessd.vm.host import Host
@@ -119,12 +120,15 @@ class Supervisor:
         self._leftovers = Leftovers(root, host.network)
         self.new_vms = NewVMs(root, host, self._files, self._leftovers.remember)
         self.images = Images(root, host)
-        self.locks = Locks(self.machine, self._undone)
+        taking_back = TakingBack()
+        self.locks = Locks(self.machine, taking_back.ended)
         self.cabling = Cabling(self.wires, self.begun_wires, self.locks.check_unlocked)
         self.changes = Changes(self.machine, self.disks, host, self.cabling.changed)
         self.transfers = Transfers(root, host, self.machine, self.new_vms)
-        self.departures = Departures(host, self.machine, self.snapshots, self.locks.check_movable, self._depart)
-        self.arrivals = Arrivals(root, host, self.machine, self.new_vms, self._depart)
+        self.departures = Departures(
+            host, self.machine, self.snapshots, self.locks.check_movable, taking_back, self._depart
+        )
+        self.arrivals = Arrivals(root, host, self.machine, self.new_vms, taking_back, self._depart)
         self.clones = Clones(root, host, self.snapshots, self.new_vms)
         self.nats = Nats(root, host, self._hosts_on)
         host.leases = self.nats.leases
@@ -314,10 +318,6 @@ class Supervisor:
     def known(self) -> list[Machine]:
         """Return the VMs that were found so far, by name."""
         return [self._machines[vm] for vm in sorted(self._machines, key=names.natural)]
-
-    async def _undone(self, vm: str) -> None:
-        await self.departures.undone(vm)
-        await self.arrivals.undone(vm)
 
     async def controls(self, name: str) -> Controls:
         """Return the controls of the VM of this name; raises as :meth:`machine`."""
