@@ -612,7 +612,7 @@ def test_c44_nobody_listens_where_no_vm_with_a_tap_runs(wired: WiredDaemon) -> N
     wired.done("newvm", "ifadd", "1", "lan")
     assert sockets() == 0
     wired.done("newvm", "start")
-    assert sockets() == 1
+    wait_for(lambda: sockets() == 1, what="the listening, which a start does not wait for")
     crash(wired)
     wait_for(lambda: sockets() == 1, what="the next daemon's listening")
     wired.done("newvm", "stop", "force")
