@@ -53,6 +53,7 @@ def between(text: str, name: str) -> str:
     return match[1]
 
 
+@pytest.mark.long
 def test_a_vm_is_made_and_logged_into_in_one_line(daemon: Daemon, home: Path) -> None:
     vm, timeout = own("w"), str(BOOT_TIME)
     made(daemon, vm)
