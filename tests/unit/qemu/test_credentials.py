@@ -3,6 +3,7 @@
 import grp
 import os
 import pwd
+import shutil
 import signal
 import stat
 import subprocess
@@ -47,8 +48,8 @@ def test_who_does_not_exist_is_refused_by_name(name: str) -> None:
 
 def test_who_lacks_the_capabilities_is_told_which() -> None:
     code = (
-        "import os; os.setgid(65534); os.setuid(65534)\n"
-        "from vmessd.qemu import credentials\ncredentials.find('daemon')"
+        "import os\nfrom vmessd.qemu import credentials  # while this may be read\n"
+        "os.setgid(65534)\nos.setuid(65534)\ncredentials.find('daemon')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, timeout=30, check=False
@@ -151,6 +152,8 @@ def test_a_daemon_without_privileges_reads_what_qemus_user_writes(public: Path) 
     os.chown(state, NOBODY.pw_uid, NOBODY.pw_gid)
     state.chmod(0o660)
     daemon = pwd.getpwnam("daemon")
+    public.chmod(0o755)  # Python lists where it imports from; others may not read all checkouts
+    shutil.copytree(TESTS.parent / "vmessd", public / "vmessd", ignore=shutil.ignore_patterns("__pycache__"))
     capabilities = "+kill,+setgid,+setuid"
     code = (
         "import os, pathlib, sys\nfrom vmessd.qemu import credentials\n"
@@ -162,9 +165,9 @@ def test_a_daemon_without_privileges_reads_what_qemus_user_writes(public: Path) 
         [
             *("setpriv", f"--reuid={daemon.pw_uid}", f"--regid={daemon.pw_gid}", f"--groups={daemon.pw_gid}"),
             *(f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"),
-            *(sys.executable, "-c", code, str(root)),
+            *(Path(sys.executable).resolve(), "-B", "-c", code, root),
         ],
-        cwd=TESTS.parent,
+        cwd=public,
         capture_output=True,
         text=True,
         timeout=30,
