@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from daemons import WiredDaemon, lines_of
+from daemons import WiredDaemon, lines_of, wait_for
+from wired_vms import fdb_listeners
 
 from vmessctl import app
 from vmessctl.client import Client
@@ -92,6 +93,7 @@ def test_c71_a_setting_is_read_once_for_all_that_a_look_tells_of_it(make_wired: 
     vms = lab(wired, 3)
     (wired.root / vms[2] / "CABLES").write_text("0 x")  # which makes no sense
     wired.done(vms[0], "start")
+    wait_for(lambda: fdb_listeners(wired) == 1, what="the reading, which a start does not wait for")
     for words in ([vms[0], verb], [vms[2], verb], ["--all", verb]):
         before = len(wired.log.read_text())
         assert wired.vmess(*words).returncode == 0

@@ -27,6 +27,7 @@ from wired_vms import (
     HURRIED,
     cables,
     crash,
+    fdb_listeners,
     healthy,
     heard,
     make_seen,
@@ -605,20 +606,17 @@ def test_c44_a_flood_of_macs_costs_nothing_and_hides_nothing(wired: WiredDaemon)
 
 
 def test_c44_nobody_listens_where_no_vm_with_a_tap_runs(wired: WiredDaemon) -> None:
-    def sockets() -> int:
-        return wired.namespace.run("cat", "/proc/net/netlink").stdout.count(" 00000004 ")
-
     wired.make("newvm0")
     wired.done("newvm", "ifadd", "1", "lan")
-    assert sockets() == 0
+    assert fdb_listeners(wired) == 0
     wired.done("newvm", "start")
-    wait_for(lambda: sockets() == 1, what="the listening, which a start does not wait for")
+    wait_for(lambda: fdb_listeners(wired) == 1, what="the listening, which a start does not wait for")
     crash(wired)
-    wait_for(lambda: sockets() == 1, what="the next daemon's listening")
+    wait_for(lambda: fdb_listeners(wired) == 1, what="the next daemon's listening")
     wired.done("newvm", "stop", "force")
-    assert sockets() == 0
+    assert fdb_listeners(wired) == 0
     wired.done("newvm", "ifadd", "1", "user", "start")
-    assert sockets() == 0
+    assert fdb_listeners(wired) == 0
 
 
 def test_c44_the_filter_lets_pass_what_is_learned_of_the_macs_asked_for() -> None:

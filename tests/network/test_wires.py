@@ -24,6 +24,7 @@ from typing import Any
 import guests
 import pytest
 from daemons import FAKE, TESTS, Namespace, WiredDaemon, held_by, lines_of, refused, wait_for
+from packages import need_public_checkout
 from wired_vms import BROKEN_DISK, HURRIED, crash, healthy, heard, monitor, nics, releasing, talker, watched
 
 from vmessctl.client import Client
@@ -856,7 +857,8 @@ def test_a_port_that_is_taken_is_told_and_not_noted(wired: WiredDaemon) -> None:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A directory that another user may use."""
+    """A directory that another user may use, who may read this checkout, too."""
+    need_public_checkout()
     directory = Path(tempfile.mkdtemp(prefix="vmess-test-"))
     os.chown(directory, NOBODY, NOBODY)
     directory.chmod(0o755)

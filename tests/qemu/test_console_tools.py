@@ -154,7 +154,7 @@ def test_a_port_that_is_taken_or_privileged_is_one_line(daemon: Daemon) -> None:
 def test_a_privileged_port_is_one_line(daemon: Daemon) -> None:
     daemon.make(A)
     code = (
-        "import os, sys; from vmessctl import __main__; from vmessctl.commands.console import listen;"
+        "import os, sys; from vmessctl import __main__; from vmessctl.commands.console import listen, modes;"
         "listen._check_known = lambda invocation: None; os.setuid(65534); sys.exit(__main__.main())"
     )
     with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:

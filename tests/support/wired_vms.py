@@ -83,6 +83,11 @@ def crash(daemon: WiredDaemon) -> None:
     daemon.start()
 
 
+def fdb_listeners(daemon: WiredDaemon) -> int:
+    """Return how many sockets of rtnetlink listen for what bridges learn, in the namespace of a daemon."""
+    return daemon.namespace.run("cat", "/proc/net/netlink").stdout.count(" 00000004 ")
+
+
 def said(daemon: WiredDaemon, vm: str) -> bytes:
     file = daemon.root / vm / "serial.log"
     return file.read_bytes() if file.exists() else b""
