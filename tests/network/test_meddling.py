@@ -1,10 +1,15 @@
 """What others do to the host's links meanwhile, and what members of the socket's group may not do to them."""
 
 import concurrent.futures
+import contextlib
 import os
 from collections.abc import Callable
 
+import pytest
 from daemons import FAKE, WiredDaemon, refused, wait_for
+
+from vmessctl.client import Client
+from vmessd.core.errors import Locked
 
 MakeWired = Callable[..., WiredDaemon]
 
@@ -169,6 +174,9 @@ def test_links_of_a_locked_vm_stay_as_they_are(wired: WiredDaemon) -> None:
         assert (result.returncode, words) == (7, words), result
         assert result.stderr == "vmess: VM leaf0 is locked: for the demo\n  hint: vmess leaf0 unlock\n"
         assert (wired.wiring(), links_of(wired)) == before, words
+    with contextlib.closing(Client([str(wired.socket)])) as client, pytest.raises(Locked):  # behind many others
+        client.call("NetVlan", bridge="other", interfaces=[*["spine0e0"] * 64, "leaf0e0"])
+    assert (wired.wiring(), links_of(wired)) == before
     wired.done("net", "vlan", "lab")
     wired.done("net", "vlan", "other", "spine0e0", "nosuch0e0")
     wired.done("net", "delete", "nosuch0e0")

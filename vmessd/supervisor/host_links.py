@@ -20,14 +20,16 @@ class HostLinks:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._looks = blocking.Lane("a look at the bridges of this host")
 
     async def shown(self) -> list[Segment]:
         """Return the bridges with their ports and their NAT; raises Failed."""
         supervisor = self._supervisor
         unseen = [] if supervisor.host.network.may_make_taps else await supervisor.everyone()
         vms = [machine.directory for machine in unseen]
-        found, nats = await blocking.call(
-            lambda: (self._supervisor.segments.show(cable_notes.number_among(vms)), supervisor.nats.reports())
+        found, nats = await self._looks.aside(
+            lambda: (supervisor.segments.show(cable_notes.number_among(vms)), supervisor.nats.reports()),
+            blocking.PATIENCE,
         )
         shown = [dataclasses.replace(one, nat=nats.pop(one.bridge or "", None)) for one in found]
         return [*shown, *(Segment(bridge, True, [], None, [], nat=nat) for bridge, nat in nats.items())]
@@ -106,7 +108,7 @@ class HostLinks:
 
     async def _owners(self, links: Sequence[str]) -> list[str]:
         """Return the VMs that links belong to by their names. Links beyond TOGETHER_MAX are ignored."""
-        owners = {await self._owner(link) for link in dict.fromkeys(links[:TOGETHER_MAX])}
+        owners = {await self._owner(link) for link in [*dict.fromkeys(links)][:TOGETHER_MAX]}
         return sorted(vm for vm in owners if vm is not None)
 
     async def _owner(self, link: str) -> str | None:
