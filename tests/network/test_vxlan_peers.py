@@ -191,3 +191,17 @@ def test_c213_only_peers_that_the_administrator_allows(
     complaint = refused(daemon, 1, "net", "vlan", "lab1", "vxlan7", "peer", "192.0.2.2")
     assert "the peer 192.0.2.2 is not allowed; allowed are: 198.51.100.0/24" in complaint
     assert daemon.links() == {}
+
+
+def test_c213_a_peer_that_is_not_allowed_any_more_is_not_reached_through_another_bridge(
+    make_wired: Callable[..., WiredDaemon],
+) -> None:
+    daemon = make_wired("--allow-peers", "198.51.100.0/24")
+    daemon.ip("link add up0 type veth peer name out0", "address add 192.0.2.1/24 dev up0", "link set up0 up")
+    daemon.root.mkdir()
+    (daemon.root / "NET_PEERS").write_text("lab1 vxlan7 1450 192.0.2.2\n")
+    daemon.start()
+    daemon.done("net", "vlan", "lab2", "vxlan7")
+    assert (daemon.root / "NET_PEERS").read_text() == "lab2 vxlan7 1450 192.0.2.2\n"
+    assert "192.0.2.2" not in daemon.namespace.run("bridge", "fdb", "show").stdout
+    assert "vxlan7: the peer 192.0.2.2 is not allowed" in daemon.log.read_text()

@@ -133,6 +133,11 @@ class Peerings:
         now = [] if bridge is None else [one._replace(bridge=bridge) for one in noted]
         self._write([*(one for one in before if one not in noted), *now])
         for one in now:
+            try:
+                self._check_allowed(one.peers)
+            except NotPermitted as error:  # it was noted when it was allowed, or by somebody else
+                log.warning("%s: %s; it leads nowhere", one.link, error.message)
+                continue
             self._lay(one)
 
     def _read(self) -> list[Peering]:
