@@ -16,6 +16,7 @@ from daemons import Daemon, own, wait_for
 from vmessctl.client import Client
 from vmessctl.commands.capture.frames import Frame, Reader
 from vmessd.core import names
+from vmessd.core.errors import VmessError
 
 A, B = own("c"), own("d")
 FEW_BYTES = """
@@ -54,11 +55,16 @@ def capturing(daemon: Daemon, *words: str) -> "Iterator[subprocess.Popen[str]]":
         client.communicate(timeout=10)
 
 
-def memories(daemon: Daemon, vm: str) -> int:
-    """The captures into which a QEMU writes."""
-    place = Path(f"/proc/{daemon.status(vm)['pid']}/fd")
-    links = [os.readlink(place / fd) for fd in os.listdir(place) if (place / fd).is_symlink()]
-    return sum(f"/memfd:{vm}-capture" in link for link in links)
+def memories(daemon: Daemon, vm: str, *, writing: bool = False) -> int:
+    """The memories of captures that a QEMU has, or those that its filters write into."""
+    place = Path(f"/proc/{daemon.status(vm)['pid']}")
+    found = 0
+    for fd in os.listdir(place / "fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if f"/memfd:{vm}-capture" in os.readlink(place / "fd" / fd):
+                flags = int((place / "fdinfo" / fd).read_text().split()[3], 8)
+                found += not writing or flags & os.O_ACCMODE == os.O_WRONLY
+    return found
 
 
 def test_frames_go_to_a_file_that_tcpdump_reads_too(daemon: Daemon, tmp_path: Path) -> None:
@@ -198,6 +204,34 @@ def test_many_captures_run_at_once_and_too_many_are_refused(daemon: Daemon) -> N
         assert result.stderr.startswith(f"vmess: {A} has 64 captures already, and cannot have more\n")
         wait_for(lambda: all(os.fstat(fd).st_size > 100 for _, fd in begun), what="frames in all of them")
     wait_for(lambda: memories(daemon, A) == 0, what="the end of the filters")
+
+
+def test_captures_that_are_left_while_a_start_begins_them_are_not_begun(daemon: Daemon) -> None:
+    talking(daemon, A, starts=False)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(contextlib.closing(Client([str(daemon.socket)]))) for _ in range(30)]
+        for client in clients:
+            client.send("Capture", {"vm": A, "interface": 0}, more=True)
+            client.receive()  # it waits for a start
+        start = daemon.client(A, "start")
+        with contextlib.suppress(VmessError):  # one may be too late, and sees the end of what it waits for
+            clients[0].receive()
+    assert start.wait(30) == 0
+    start.communicate()
+    wait_for(lambda: memories(daemon, A, writing=True) == 0, what="the end of the filters")
+    time.sleep(0.5)
+    assert memories(daemon, A, writing=True) == 0
+
+
+def test_of_a_capture_that_waited_for_a_start_no_memory_stays(daemon: Daemon, tmp_path: Path) -> None:
+    talking(daemon, A, starts=False)
+    file = tmp_path / "out.pcap"
+    with capturing(daemon, A, "capture", "0", str(file)) as client:
+        assert client.stderr is not None
+        client.stderr.readline()
+        daemon.done(A, "start")
+        wait_for(lambda: file.exists() and file.stat().st_size > 300, what="frames")
+    wait_for(lambda: memories(daemon, A) == 0, what="the end of its memory in QEMU")
 
 
 @pytest.mark.long

@@ -56,6 +56,8 @@ class Capture:
     """The id of the filter in QEMU."""
     run: QemuRun | None = None
     """The QEMU that writes."""
+    fdset: int | None = None
+    """Where QEMU got the memfd. What is removed from there stays until the guest runs (QEMU, monitor/fds.c)."""
     is_writing: bool = False
     error: VmessError | None = None
     """Why the start of the VM could not begin it."""
@@ -77,6 +79,7 @@ class Captures:
         self._machine = machine
         self._cards = cards
         self._all: set[Capture] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -137,14 +140,24 @@ class Captures:
         return None
 
     async def close(self, capture: Capture) -> None:
-        """End a capture, whatever state it is in."""
+        """End a capture, whatever state it is in; it ends also if the caller is cancelled meanwhile."""
         self._all.discard(capture)
-        if capture.run is not None and not capture.run.over.is_set():
-            with contextlib.suppress(CommandRefused, VmessError):  # unplugged, or QEMU has ended
-                await capture.run.execute("object-del", {"id": capture.name})
-        if capture.frames >= 0:
-            os.close(capture.frames)
-            capture.frames = -1
+        task = asyncio.get_running_loop().create_task(self._end(capture))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.shield(task)
+
+    async def _end(self, capture: Capture) -> None:
+        async with self._lock:  # it may be about to begin
+            if capture.run is not None and not capture.run.over.is_set():
+                with contextlib.suppress(CommandRefused, VmessError):  # unplugged, or QEMU has ended
+                    await capture.run.execute("object-del", {"id": capture.name})
+                if capture.fdset is not None:
+                    with contextlib.suppress(CommandRefused, VmessError):  # mostly it is gone
+                        await capture.run.execute("remove-fd", {"fdset-id": capture.fdset})
+            if capture.frames >= 0:
+                os.close(capture.frames)
+                capture.frames = -1
 
     # -- For the machine --
 
@@ -178,9 +191,9 @@ class Captures:
                 await _execute(run, "object-del", {"id": name})
 
     async def _attach(self, capture: Capture) -> None:
-        """Let QEMU write the frames, unless it does; raises Failed, NotRunning, TimedOut."""
+        """Have QEMU write the frames that are still wanted; raises Failed, NotRunning, TimedOut."""
         async with self._lock:
-            if capture.run is not None:
+            if capture.run is not None or capture not in self._all:
                 return
             with failing("no memory for a capture"):
                 capture.frames = os.memfd_create(f"{self.vm}-capture", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -201,6 +214,7 @@ class Captures:
             raise Failed(
                 f"QEMU of {self.vm} did not accept a descriptor for the capture", hint=f"vmess {self.vm} log"
             )
+        capture.fdset = fdset
         try:
             await _execute(
                 run,
