@@ -240,6 +240,37 @@ def test_c146_a_missing_program_is_one_line_and_nothing_changes(site: Site, miss
     assert site.state() == before
 
 
+@pytest.mark.parametrize("fails", ["sets", "chains"])
+def test_c146_an_nft_that_cannot_list_leaves_nothing_half_made(site: Site, tmp_path: Path, fails: str) -> None:
+    before = site.state()
+    hidden = shutil.which("nft") or ""
+    copy, broken = tmp_path / "nft", tmp_path / "broken"
+    shutil.copy(hidden, copy)
+    broken.write_text(
+        f'#!/bin/sh\ncase "$*" in *{fails}*) echo no such list; exit 1;; esac\nexec {copy} "$@"\n'
+    )
+    for file in (copy, broken):
+        file.chmod(0o755)
+    site.daemon.stop()
+    mount = f"mount --bind {broken} {hidden} && exec "
+    site.daemon.inside = (
+        *site.daemon.namespace.inside,
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'{mount} "$@"',
+        "sh",
+    )
+    site.daemon.start()
+    if fails == "sets":
+        assert "no such list" in refused(site.daemon, 1, "net", "nat", "lab9", RANGE)
+    else:  # only a remark depends on it
+        site.daemon.done("net", "nat", "lab0", RANGE)
+        site.daemon.done("net", "nat", "lab0", "off")
+    assert site.state() == before
+
+
 @pytest.mark.long
 def test_c147_nat_outlives_a_daemon_that_is_killed(site: Site) -> None:
     site.daemon.done("net", "nat", "lab0", RANGE)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import field
 
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import reason
+from vmessd.core.errors import VmessError, reason
 from vmessd.core.models.wires import Step
 from vmessd.network.netlink_replies import Link
 from vmessd.network.reversals import Reversal
@@ -36,5 +36,6 @@ class Change:
             while self.reversals:
                 try:
                     self.reversals.pop()(kernel)
-                except OSError as error:
-                    log.warning("a change of links could not be undone completely: %s", reason(error))
+                except (OSError, VmessError) as error:
+                    why = reason(error) if isinstance(error, OSError) else error.message
+                    log.warning("a change of links could not be undone completely: %s", why)

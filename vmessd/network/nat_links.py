@@ -120,6 +120,8 @@ def give(network: Network, nat: Nat, opened: Collection[str], load: Load, unload
         found = kernel.link(nat.bridge)
         _check_bridge(network, kernel, nat, found)
         _check_range(kernel, nat, found)
+        if found is None:
+            network.check_idle(kernel)
         bridge = network.make_bridge(kernel, change, nat.bridge, found, deliberate=True)
         is_new = bridge.index not in {one.index for one in kernel.addresses(socket.AF_INET)}
         uplinks = [link for link in _uplinks(kernel) if _is_ours_to_open(link.name, opened)]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from vmessd.core.errors import BadFile
+from vmessd.core.errors import BadFile, Failed
 from vmessd.storage import safefile
 
 
@@ -28,8 +28,13 @@ class RootFile(NamedTuple):
             raise BadFile(f"{where} is not text; it must contain {self.contains}") from None
 
     def write(self, text: str) -> None:
-        """Have it say something; without a text, it is removed. Raises BadFile, Failed."""
+        """Have it say something that fits into it; without a text, it is removed. Raises BadFile, Failed."""
         with safefile.opened(self.root) as root:
+            if len(text.encode()) > self.limit:
+                where = safefile.place(root, self.name)
+                raise Failed(
+                    f"{where} would be longer than {self.limit} bytes", hint=f"delete lines of {where}"
+                )
             if text:
                 safefile.write(root, self.name, text.encode())
             else:

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _LIMIT = 64 * 1024
 _LEASES_LIMIT = 1024 * 1024
+NATS_MAX = 64
+"""Bridges with NAT: each has a dnsmasq, and a part of each look."""
 PAUSE, PAUSE_MAX = 1.0, 60.0
 """Seconds until what has failed is tried again: doubled each time, up to the second."""
 RESTORE_TIME = 5.0
@@ -347,20 +349,28 @@ class Nats:
         dnsmasq.check_capabilities()
         nft.executable()
         dnsmasq.executable()
+        nft.opened_links()  # which nft cannot tell on each kernel
         nat_links.free(network, nat)
 
     def _make(self, nat: Nat) -> Up:
         """Note and make a bridge with NAT, completely or not at all."""
-        self._write([*(one for one in self._read() if one.bridge != nat.bridge), nat])
+        before = self._read()
+        if len(before) >= NATS_MAX:
+            raise Failed(
+                f"there are {len(before)} bridges with NAT already; more are refused",
+                hint="vmess net show",
+            )
+        self._write([*(one for one in before if one.bridge != nat.bridge), nat])
         change = None
         try:
             change = self._lay(nat)
             return self._start(nat)
         except BaseException:
-            try:
-                self._end(nat)
-            except VmessError as error:
-                log.warning("%s: not undone: %s", nat.bridge, error.message)
+            for undo in (functools.partial(self._clear, nat), functools.partial(self._write, before)):
+                try:
+                    undo()
+                except VmessError as error:
+                    log.warning("%s: not undone: %s", nat.bridge, error.message)
             if change is not None:
                 change.undo()
             raise
@@ -395,7 +405,11 @@ class Nats:
                 right = dnsmasq.spawn(words, leases)
             finally:
                 os.close(leases)
-        where = nft.dropping()
+        try:
+            where = nft.dropping()
+        except VmessError as error:  # it serves all the same
+            log.warning("%s: what the host's firewall drops is not known: %s", nat.bridge, error.message)
+            where = None
         remark = (
             f"the chain {where} of the host's firewall drops what it does not accept itself" if where else None
         )
