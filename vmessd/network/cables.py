@@ -8,8 +8,9 @@ Sources: tc-u32(8), tc-mirred(8), and Linux's net/sched/act_mirred.c.
 """
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from vmessd.core.errors import Failed
 from vmessd.network import netlink_requests
 from vmessd.network.netlink_replies import Link
 from vmessd.network.reversals import Reversal
@@ -17,6 +18,8 @@ from vmessd.network.rtnetlink import Netlink
 
 MTU = 65000
 """Of TAPs: a frame that is longer vanishes. The most that the kernel allows is 65521 (tun_net_init())."""
+UNKNOWN_KIND = (errno.ENOENT, errno.EOPNOTSUPP)
+"""What the kernel says of a kind of queue, filter or link that it does not have."""
 
 
 def joined(kernel: Netlink, links: Iterable[Link]) -> dict[int, int]:
@@ -48,9 +51,30 @@ def join(kernel: Netlink, one: Link, other: Link) -> Reversal:
 
 
 def _redirect(kernel: Netlink, one: int, other: int) -> None:
-    requests = [*netlink_requests.redirection(one, other), *netlink_requests.redirection(other, one)]
-    ups = [netlink_requests.change(index, up=True, mtu=MTU) for index in (one, other)]
-    kernel.do([*requests, *ups], tolerate=errno.ENOENT)
+    redirect(kernel, {one: other, other: one})
+    kernel.do(netlink_requests.change(index, up=True, mtu=MTU) for index in (one, other))
+
+
+def redirect(kernel: Netlink, targets: Mapping[int, int]) -> None:
+    """Have every frame that comes out of a link go into another one: from index to index, all or none.
+
+    Raises:
+        Failed: this kernel has no u32 or mirred.
+        OSError: it refuses.
+    """
+    gone = [netlink_requests.no_redirection(index) for index in targets]
+    kernel.do(gone, tolerate=errno.ENOENT)
+    try:
+        for index, target in targets.items():
+            kernel.do(netlink_requests.redirection(index, target))
+    except OSError as error:
+        kernel.do(gone, tolerate=errno.ENOENT)
+        if error.errno not in UNKNOWN_KIND:
+            raise
+        raise Failed(
+            "this kernel has no u32 or mirred, which carry the frames of a cable",
+            hint="as root, if the modules are installed: modprobe -a cls_u32 act_mirred",
+        ) from None
 
 
 def cut(kernel: Netlink, index: int) -> Reversal | None:

@@ -28,9 +28,6 @@ from vmessd.network.rtnetlink import Netlink
 
 log = logging.getLogger(__name__)
 
-_UNKNOWN_KIND = (errno.ENOENT, errno.EOPNOTSUPP)
-"""How a kernel refuses a kind of queue or link that it does not have."""
-
 
 Noted = Mapping[int, Impaired]
 """How the cables of a VM are to be impaired, by interface."""
@@ -160,7 +157,7 @@ class Impairments:
 
     def _lacking(self, error: OSError, what: str, module: str) -> OSError | Failed:
         """Return the error for what the kernel may lack."""
-        if error.errno not in _UNKNOWN_KIND:
+        if error.errno not in cables.UNKNOWN_KIND:
             return error
         return Failed(
             f"this kernel has no {what}, which impairs cables; flap, on and off work without it",
@@ -185,7 +182,7 @@ class Impairments:
         try:
             self._impair(kernel, made, found.way_out)
             if found.leads != made.index:
-                kernel.do(netlink_requests.redirection(found.link.index, made.index), tolerate=errno.ENOENT)
+                cables.redirect(kernel, {found.link.index: made.index})
         except BaseException:
             self._close(kernel, found._replace(leads=made.index))
             raise

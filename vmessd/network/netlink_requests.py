@@ -313,15 +313,14 @@ def redirection(index: int, target: int) -> list[Request]:
     """Return requests after which every frame that comes out of a link goes into another one, unchanged.
 
     Frames do not reach the network stack of the host: a filter takes them off before (tc-u32(8),
-    tc-mirred(8)). They are dropped while the target is down, and after its deletion. Whatever the link had at
-    its ingress is removed. Send them with `tolerate=ENOENT`: mostly there is nothing to remove.
+    tc-mirred(8)). They are dropped while the target is down, and after its deletion. The link must have nothing
+    at its ingress: :func:`no_redirection`.
     """
     parameters = Fields((("action", _STOLEN), ("eaction", _TO_EGRESS), ("ifindex", target)))
     action = (("TCA_ACT_KIND", "mirred"), ("TCA_ACT_OPTIONS", (("TCA_MIRRED_PARMS", parameters),)))
     options = (("TCA_U32_SEL", _EVERY_FRAME), ("TCA_U32_ACT", (("TCA_ACT_PRIO_1", action),)))
     attributes = (("TCA_KIND", "u32"), ("TCA_OPTIONS", options))
     return [
-        no_redirection(index),
         Request("add qdisc", (("TCA_KIND", "ingress"),), index, flags=_INGRESS, changed=_INGRESS_PARENT),
         Request("add filter", attributes, index, changed=_INGRESS, info=_EVERYTHING),
     ]
