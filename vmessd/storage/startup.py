@@ -74,7 +74,7 @@ def read_note(vm: VMDirectory) -> Note | None:
     try:
         found = json.loads(data or b"null")
         note = Note(*(kind(found[key]) for key, kind in Note.__annotations__.items()))
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
     return note if note.outcome in OUTCOMES else None
 

@@ -198,7 +198,10 @@ def test_a_new_configuration_is_typed_again(vm: VMDirectory) -> None:
     assert startup.read_note(vm) is None
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"digest": 1}', "{", "[" * 3000, "\x00"])
+ENDLESS = '{"digest": "x", "outcome": "typed", "typed": 1e999, "lines": 1, "pid": 1}'
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"digest": 1}', "{", "[" * 3000, "\x00", ENDLESS])
 def test_a_note_that_makes_no_sense_is_none(vm: VMDirectory, text: str) -> None:
     (vm.path / "startup.json").write_text(text)
     assert startup.read_note(vm) is None
