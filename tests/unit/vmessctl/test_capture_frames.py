@@ -192,6 +192,34 @@ def test_a_reader_that_is_slow_misses_whole_frames(monkeypatch: pytest.MonkeyPat
     assert output.size == 1000 * taken.count(True)
 
 
+def test_a_reader_that_is_slow_at_the_end_gets_whole_frames_and_the_rest_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outputs, "LAST_TIME", 0.2)
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    monkeypatch.setattr(outputs, "_standard_output", lambda: theirs)
+    output, room = outputs.Output("-"), 2**16
+    for number in range(200):
+        assert output.put(bytes([number]) * 1000)
+    read: list[bytes] = []
+
+    def pause(*_: object) -> None:  # the reader takes what there is when the first moment is over
+        monkeypatch.setattr(output, "_write_for_a_moment", really)
+        really()
+        read.append(os.read(ours, room))
+
+    really = output._write_for_a_moment
+    monkeypatch.setattr(output, "_write_for_a_moment", pause)
+    lost = output.finish()
+    os.close(theirs)
+    with open(ours, "rb") as pipe:
+        got = b"".join(read) + pipe.read()
+    assert lost == 200 - 66  # the pipe held 65 and a part of one
+    assert got == b"".join(bytes([number]) * 1000 for number in range(66))
+    assert output.size == len(got)
+
+
 class Breaking:
     """An interface whose capture fails at the first look."""
 

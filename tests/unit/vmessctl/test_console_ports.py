@@ -1,10 +1,14 @@
 """Ports of served consoles: what is typed, which VM gets which, and what is said of a port that is not free."""
 
 import socket
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from vmessctl.commands.console import tcp_ports
+from vmessctl.commands.console.line import Seat
 from vmessctl.commands.console.tcp_ports import by_name, listen, parse
 from vmessd.core.errors import Failed, InvalidValue
 
@@ -86,3 +90,15 @@ def test_a_port_that_is_taken_is_an_error_or_the_next_one_is_found() -> None:
 def test_an_address_of_another_host_is_one_line() -> None:
     with pytest.raises(Failed, match=r"^192.0.2.77 is not an address of this host$"):
         listen(parse("192.0.2.77:5001"), 5001)
+
+
+def test_a_connection_that_is_half_closed_before_the_daemon_answers_ends() -> None:
+    waiting: Any = SimpleNamespace(fileno=lambda: 7)
+    seat = Seat.__new__(Seat)
+    seat._client, seat._delivery, seat.ended = waiting, None, None
+    seat.finish()
+    assert seat.turn({}) == b""
+    assert seat.ended is None
+    seat._ends_at = time.monotonic()
+    seat.turn({})
+    assert seat.ended == ""

@@ -128,6 +128,16 @@ class _Capture:
     def run(self) -> int:
         """Capture until it ends; return the exit status."""
         try:
+            self._capture()
+            lost = self._output.finish()
+            self._frames, self._dropped = self._frames - lost, self._dropped + lost
+        finally:
+            say(self._account())
+        return self._status
+
+    def _capture(self) -> None:
+        """Take frames until Ctrl-C, a limit, an error, or the end of the sources, which are closed then."""
+        try:
             self._output.put(self._format.head([source.name for source in self._sources]))
             self._output.write()
             while not self._is_over():
@@ -143,9 +153,6 @@ class _Capture:
                 source.close()
             if self._filter is not None:
                 self._filter.close()
-            say(self._account())
-        self._output.finish()
-        return self._status
 
     def _is_over(self) -> bool:
         late = self._limits.end is not None and time.monotonic() >= self._limits.end

@@ -36,7 +36,7 @@ class Output:
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._unwritten = bytearray()
         self._ends = [0]
-        """Where frames end in a file: the last one that is written, and those after it."""
+        """Where frames end: the last one that is written, and those after it."""
         self.size = 0
         """Bytes that were put in."""
 
@@ -55,8 +55,7 @@ class Output:
             return False
         self._unwritten += data
         self.size += len(data)
-        if self._is_file:
-            self._ends.append(self.size)
+        self._ends.append(self.size)
         if len(self._unwritten) > PIECE:
             self.write()
         return True
@@ -67,14 +66,15 @@ class Output:
             try:
                 del self._unwritten[: os.write(self._fd, self._unwritten[: 16 * PIECE])]
             except BlockingIOError:
-                return
+                break
             except BrokenPipeError:
                 raise
             except OSError:
                 self._give_up()
                 with failing(f"{self.file} cannot be written"):
                     raise
-        self._ends = self._ends[-1:]
+        written = self.size - len(self._unwritten)
+        del self._ends[: next((at for at, end in enumerate(self._ends) if end > written), len(self._ends)) - 1]
 
     def _give_up(self) -> None:
         """Drop what is not written, and cut a file behind its last whole frame."""
@@ -85,9 +85,25 @@ class Output:
             part, self.size = self.size - whole, whole
             if part:  # counted from where we are: a shell may have opened a file with something in it
                 os.ftruncate(self._fd, os.lseek(self._fd, 0, os.SEEK_CUR) - part)
+        self._ends = [self.size]
 
-    def finish(self) -> None:
-        """Give the reader a moment for the rest."""
+    def finish(self) -> int:
+        """Give the reader a moment for the rest; return the number of frames that it does not take.
+
+        It gets another moment for the rest of the frame that it has begun. Raises Failed, BrokenPipeError.
+        """
+        self._write_for_a_moment()
+        written, lost = self.size - len(self._unwritten), 0
+        begun = next((end for end in self._ends if end >= written), written)
+        while self._ends[-1] > begun:
+            self._ends.pop()
+            lost += 1
+        del self._unwritten[begun - written :]
+        self.size = begun
+        self._write_for_a_moment()
+        return lost
+
+    def _write_for_a_moment(self) -> None:
         deadline = time.monotonic() + LAST_TIME
         while self._unwritten and time.monotonic() < deadline:
             select.select([], [self._fd], [], LAST_TIME)

@@ -104,6 +104,8 @@ class Seat:
         if self._client is not None:
             if self._client.fileno() in ready:
                 self._take(self._client)
+            elif self._ends_at is not None and time.monotonic() >= self._ends_at:
+                self.ended = ""
             return b""
         data = b""
         if self._console in ready:
