@@ -15,7 +15,7 @@ import time
 
 import pytest
 import varlink
-from daemons import TESTS, Daemon, own, wait_for
+from daemons import TESTS, UNIT, Daemon, own, wait_for
 from labs import slowest_answer
 from varlink_wire import Wire, nothing_unforeseen, rss
 from watchers import is_waiting, watching
@@ -346,7 +346,7 @@ def test_c27_a_watcher_that_was_dropped_and_reads_on_is_told_so(daemon: Daemon) 
         while not dropped(daemon):
             many_events(daemon, A, 100)
         numbers = []
-        while (reply := slow.receive()) is not None and "error" not in reply:
+        while (reply := slow.receive(10 * UNIT)) is not None and "error" not in reply:
             numbers.append(reply["parameters"]["event"]["number"])
         assert reply is not None
         assert reply["error"] == f"{INTERFACE}.Failed"

@@ -579,10 +579,11 @@ def test_a_second_card_that_is_refused_takes_the_first_with_it(hurried: WiredDae
     assert [name for name in hurried.links() if name.startswith("newvm")] == []
 
 
-def fake(make_wired: MakeWired, mode: str) -> WiredDaemon:
+def fake(make_wired: MakeWired, mode: str, *, hurried: bool = True) -> WiredDaemon:
     """Start a daemon with a fake QEMU that has network cards, and a VM with one."""
     wired = make_wired("--qemu", str(FAKE))
-    wired.program = ("-c", HURRIED)
+    if hurried:
+        wired.program = ("-c", HURRIED)
     wired.start()
     wired.make_fake("newvm0", mode, NICS="bridge1")
     wired.done("newvm", "start")
@@ -592,7 +593,7 @@ def fake(make_wired: MakeWired, mode: str) -> WiredDaemon:
 
 
 def test_a_card_that_is_let_go_in_time_is_gone(make_wired: MakeWired) -> None:
-    wired = fake(make_wired, "cards,letgo=0.3")
+    wired = fake(make_wired, "cards,letgo=0.3", hurried=False)
     wired.done("newvm", "ifadd", "2", "bridge1", "bridge2")
     assert wired.wiring()["newvm0e1"] == "bridge2"
     assert lines_of(wired, "newvm", "ifdel") == ["Set 'newvm0e0' nonpersistent", "Set 'newvm0e1' nonpersistent"]

@@ -406,6 +406,7 @@ def test_c02_killed_while_starting_stopping_and_rewiring(make_wired: MakeWired) 
 
 
 @pytest.mark.long
+@pytest.mark.alone  # each start is in time, which a disk that others write to can delay
 @pytest.mark.timeout(3600)
 def test_c02_killed_hundreds_of_times(make_wired: MakeWired, seed: int) -> None:
     fault_run(make_wired(), seed, ROUNDS)
