@@ -40,13 +40,17 @@ FLOORS = {
     ),
 }
 
-# What in `core` is not pure: the client shares it, and needs word to systemd and its standard streams.
-EDGES = {"vmessd.core.systemd", "vmessd.core.stdio", "vmessd.core.records"}
+# What in `core` is not pure: the client shares it. They speak to systemd, and find standard streams, sockets,
+# processes and the time.
+EDGES = {f"vmessd.core.{name}" for name in ("systemd", "stdio", "places", "pid_file", "records")}
 IMPURE = {
     "asyncio",
+    "fcntl",
     "logging",
     "os",
     "pathlib",
+    "posix",
+    "pwd",
     "select",
     "signal",
     "socket",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILES = (":files", "")
 SIZES = ("512M", "1G", "2G", "4G", "8G", "16G", "32G")
-NUMBERS = ("1", "2", "3", "4")
+COUNTS = ("1", "2", "3", "4")
 AFTER_VMS = {verb: command for verb, command in BY_VERB.items() if command.many or not command.is_global}
 """The verbs that may follow names of VMs."""
 LIKE = frozenset(verb for command in COMMANDS for verb in command.likes)
@@ -129,7 +129,7 @@ ASKED: dict[str, Callable[[World], Iterable[Candidate]]] = {
     "PATH": lambda _world: [FILES],
     "WAY": lambda _world: [(way, "") for way in ("cd", "disk", "fw_cfg:opt/", "smbios", "console")],
     "size": lambda _world: [(size, "") for size in SIZES],
-    "N": lambda _world: [(number, "") for number in NUMBERS],
+    "N": lambda _world: [(number, "") for number in COUNTS],
 }
 """Candidates by placeholder. A word that is neither here nor in FREE stands for itself."""
 

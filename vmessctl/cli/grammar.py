@@ -18,8 +18,8 @@ from vmessctl.cli.verbs import (
     EVERYWHERE,
     FREE_TEXT,
     HELP,
+    IF_NUMBER,
     LITERALS,
-    NUMBERS,
     OPTIONS,
     PROGRAM,
     SHORT,
@@ -353,8 +353,8 @@ class Line:
 
     def _meant(self, step: Step, vms: tuple[str, ...], following: Invocation | None) -> Invocation:
         command, said = step.command, tuple(step.arguments)
-        if command.verb in NUMBERS and len(said) == 1 and said[0].isdecimal() and said[0] != "486":
-            command = BY_VERB[NUMBERS[command.verb]]  # 486 is the only model that looks like a number
+        if command.verb in IF_NUMBER and len(said) == 1 and said[0].isdecimal() and said[0] != "486":
+            command = BY_VERB[IF_NUMBER[command.verb]]  # 486 is the only model that looks like a number
         known = {flag: value for flag, value in self.options.items() if command.knows(OPTIONS[flag])}
         word = self.vms[0] if not self.steps and len(self.vms) == 1 else ""
         return Invocation(command, vms, said, known | step.options, following, word)

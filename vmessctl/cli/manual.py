@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vmessd.core.settings import Setting
 
 INTROSPECTION = (
-    f"varlinkctl introspect /run/vmess/control.sock {INTERFACE}",
-    f"python -m varlink.cli help unix:/run/vmess/control.sock/{INTERFACE}",
+    f"varlinkctl introspect {places.SERVICE_SOCKET} {INTERFACE}",
+    f"python -m varlink.cli help unix:{places.SERVICE_SOCKET}/{INTERFACE}",
 )
 
 # -- vmessctl(1) --
@@ -40,7 +40,7 @@ about a VM begins with the members "vm" and "verb"; the schema of the rest is th
 SOCKETS = (
     ("$XDG_RUNTIME_DIR/vmess/control.sock", "Control socket of your own daemon; tried first."),
     ("/tmp/vmess-UID/control.sock", "The same without XDG_RUNTIME_DIR."),  # noqa: S108 -- text only
-    ("/run/vmess/control.sock", "Control socket of the host's service."),
+    (places.SERVICE_SOCKET, "Control socket of the host's service."),
 )
 
 LOG = ("$XDG_STATE_HOME/vmess/vmessd.log", "Log of a daemon in the background; by default in ~/.local/state.")

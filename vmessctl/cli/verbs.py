@@ -1288,7 +1288,7 @@ ALIASES: dict[str, tuple[Command, tuple[str, ...]]] = {
     for alias in command.aliases
 }
 """Aliases, each with its verb and the arguments that it adds."""
-NUMBERS = {"cpu": "smp"}
+IF_NUMBER = {"cpu": "smp"}
 """A verb, and the one that it means if its argument is a number: `cpu 4` sets the number of CPUs."""
 
 

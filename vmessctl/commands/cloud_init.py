@@ -52,7 +52,7 @@ def _report(invocation: Invocation, client: Client, vm: str, reply: Reply) -> No
     """Report what was set, and when it takes effect."""
     emit(invocation, reply, vm)
     found = reply.get("cloud_init")
-    tell(about(vm, phrase("cloud-init", what=_what(found) if found else "none"), several=False))
+    tell(about(vm, phrase("cloud-init", what=_what(found) if found else "none")))
     if client.call("Status", vm=vm)["status"]["state"] not in OFF:
         say(f"{vm} is running; cloud-init takes effect at its next start")
 

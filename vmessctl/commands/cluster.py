@@ -37,7 +37,7 @@ def run(invocation: Invocation) -> int:
         if word in (ON, OFF):
             owner = " ".join([ownership.PACEMAKER, *more]) if word == ON else None
             emit(invocation, client.call("Own", vm=vm, owner=owner), vm)
-            tell(about(vm, phrase(f"cluster {word}"), several=False))
+            tell(about(vm, phrase(f"cluster {word}")))
             return DONE
         info = client.call("Info", vm=vm)["info"]
     finally:
@@ -79,7 +79,7 @@ def _check(invocation: Invocation, info: Reply) -> int:
         )
     for remark in remarks:
         say(f"{vm}: {remark}")
-    tell(about(vm, phrase("cluster check"), several=False))
+    tell(about(vm, phrase("cluster check")))
     return DONE
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def is_given(invocation: Invocation, loses: str, *words: str) -> bool:
-    """Tell whether the command line has `--yes`; otherwise :func:`is_asked` is next.
+    """Tell whether the command line has `--yes`; otherwise :func:`agrees` is next.
 
     `loses` says what is at stake: `rm deletes all files of a VM`; `words` are the command line without `--yes`.
 
@@ -33,7 +33,7 @@ def is_given(invocation: Invocation, loses: str, *words: str) -> bool:
     return False
 
 
-def is_asked(question: str, otherwise: str) -> bool:
+def agrees(question: str, otherwise: str) -> bool:
     """Ask a question on the terminal; tell whether the answer is yes, and say `otherwise` if it is not."""
     host = _host()
     if host:

@@ -36,7 +36,7 @@ def _call(invocation: Invocation, extra_time: float = 0.0, **parameters: object)
     def work(client: Client, vm: str) -> int:
         client.wait_longer(extra_time)
         emit(invocation, client.call(invocation.command.method, vm=vm, **parameters), vm)
-        tell(about(vm, phrase(invocation.command.verb), several=False))
+        tell(about(vm, phrase(invocation.command.verb)))
         return DONE
 
     return for_each(invocation, work)
@@ -119,10 +119,10 @@ def unlock(invocation: Invocation) -> int:
             say(f"{vm} is not locked")
             return DONE
         question = f"Unlock {vm}{f' ({printable(remark)})' if remark else ''}?"
-        if not sure and not confirmation.is_asked(question, f"{vm} remains locked"):
+        if not sure and not confirmation.agrees(question, f"{vm} remains locked"):
             return Failed.status
         emit(invocation, client.call("Unlock", vm=vm), vm)
-        tell(about(vm, phrase("unlock"), several=False))
+        tell(about(vm, phrase("unlock")))
         return DONE
 
     return for_each(invocation, work)

@@ -13,7 +13,7 @@ from vmessctl.output import rendering
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, for_each, say, tell
 from vmessd.core import quantities
-from vmessd.core.errors import DONE, InvalidValue, printable, quoted, reason
+from vmessd.core.errors import DONE, Failed, InvalidValue, printable, quoted, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def put_on_image(invocation: Invocation, client: Client, vm: str, name: str) -> 
     progress: Reply = client.call("PutOnImage", vm=vm, slot=slot, name=name)["progress"]
     emit(invocation, {"progress": progress}, vm)
     shown = f"{progress['file']}, {quantities.size_shown(progress['size'])}"
-    tell(
-        about(vm, phrase("brought", slot=slot, shown=shown, how=f", on image {printable(name)}"), several=False)
-    )
+    tell(about(vm, phrase("brought", slot=slot, shown=shown, how=f", on image {printable(name)}")))
     return DONE
 
 
@@ -125,7 +123,7 @@ def _bring(invocation: Invocation, path: str) -> int:
         emit(invocation, {"progress": progress}, vm)
         shown = f"{progress['file']}, {quantities.size_shown(progress['size'])}"
         how = "" if linked else from_which(progress)
-        tell(about(vm, phrase("brought", slot=slot, shown=shown, how=how), several=False))
+        tell(about(vm, phrase("brought", slot=slot, shown=shown, how=how)))
         say(command(printable(progress["note"] or "")))
         return DONE
 
@@ -144,13 +142,13 @@ def _delete(invocation: Invocation) -> int:
     sure = confirmation.is_given(invocation, f"{slot} {DELETE} deletes a disk", *invocation.vms, slot, DELETE)
 
     def work(client: Client, vm: str) -> int:
-        if not sure and not confirmation.is_asked(
+        if not sure and not confirmation.agrees(
             f"Delete {slot} of {vm} with all its data?", f"{vm} is unchanged"
         ):
-            return 1
+            return Failed.status
         note = client.call("DeleteDisk", vm=vm, slot=slot)["note"]
         emit(invocation, {"note": note}, vm)
-        tell(about(vm, phrase("disk deleted", note=printable(note or f"has no {slot}")), several=False))
+        tell(about(vm, phrase("disk deleted", note=printable(note or f"has no {slot}"))))
         return DONE
 
     return for_each(invocation, work)

@@ -79,7 +79,7 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, s
 def _set(invocation: Invocation, vm: str, changes: Mapping[str, str | None]) -> int:
     """Set what has changed; return the exit status."""
     if not changes:
-        tell(about(vm, phrase("edit"), several=False))
+        tell(about(vm, phrase("edit")))
         return DONE
     client = connect(invocation)
     statuses = []

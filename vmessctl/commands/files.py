@@ -1,4 +1,4 @@
-"""The verbs that create a VM directory, change its settings and drives, rename and delete it."""
+"""The verbs that change the settings and drives of a VM, rename it, and delete it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vmessctl.output import rendering
 from vmessctl.output.phrases import NOT_AT_BOOT, about, at_boot, command, lower_case, phrase
 from vmessctl.output.terminal import emit, for_each, say, tell
 from vmessd.core import names, quantities, settings
-from vmessd.core.errors import DONE, InvalidValue, printable, quoted, shell_line
+from vmessd.core.errors import DONE, Failed, InvalidValue, printable, quoted, shell_line
 from vmessd.core.names import CDROM
 from vmessd.core.settings import BY_FILE, LOCK, PATHS, QEMU_OPTIONS
 from vmessd.core.words import State
@@ -44,7 +44,7 @@ def change(invocation: Invocation) -> int:
 def report_set(vm: str, verb: str, value: str | None, *remarks: str | None) -> None:
     """Report a setting or a drive that was changed, and remarks on it."""
     done = phrase("set", verb=verb, value=printable("none" if value is None else value))
-    tell(about(vm, done, several=False))
+    tell(about(vm, done))
     for remark in filter(None, remarks):
         say(command(printable(remark)))
 
@@ -112,12 +112,12 @@ def remove(invocation: Invocation) -> int:
         refused_by_daemon = locked or info["status"]["state"] == State.held
         if not refused_by_daemon:
             must_be_off(info["status"])
-        if not sure and not locked and not _is_asked(vm, info):
-            return 1
+        if not sure and not locked and not _agrees(vm, info):
+            return Failed.status
         reply = client.call("Remove", vm=vm)
         emit(invocation, reply, vm)
         _forget_host_keys(info["directory"], vm)
-        tell(about(vm, phrase("rm"), several=False))
+        tell(about(vm, phrase("rm")))
         if reply["note"]:
             say(command(printable(reply["note"])))
         return DONE
@@ -150,7 +150,7 @@ def rename(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         reply = client.call("Rename", vm=vm, name=new)
         emit(invocation, reply, vm)
-        tell(about(vm, phrase("rename", name=new), several=False))
+        tell(about(vm, phrase("rename", name=new)))
         if reply["note"]:
             say(command(f"{new}: {printable(reply['note'])}"))
         return DONE
@@ -158,8 +158,8 @@ def rename(invocation: Invocation) -> int:
     return for_each(invocation, work)
 
 
-def _is_asked(vm: str, info: Reply) -> bool:
+def _agrees(vm: str, info: Reply) -> bool:
     images = [drive["slot"] for drive in info["drives"] if drive["slot"] != CDROM]
     disks = f", including {', '.join(images)}" if images else ""
     question = f"Delete {vm} and all files in {printable(info['directory'])}{disks}?"
-    return confirmation.is_asked(question, f"{vm} is unchanged")
+    return confirmation.agrees(question, f"{vm} is unchanged")

@@ -72,7 +72,7 @@ def export(invocation: Invocation, form: str) -> int:
     emit(invocation, {"remarks": remarks}, name)
     if file != STANDARD:
         done = phrase("export", file=printable(file), size=size_shown(len(data)))
-        tell(about(name, done, several=False))
+        tell(about(name, done))
     for remark in remarks:
         say(command(f"{name}: {printable(remark)}"))
     return DONE
@@ -115,7 +115,7 @@ def take(invocation: Invocation, form: str) -> int:
     emit(invocation, {"remarks": remarks}, vm)
     shown = "standard input" if file == STANDARD else printable(file)
     done = phrase("import domain", file=shown, disks=" ".join(wanted.disks) or "none")
-    tell(about(vm, done, several=False))
+    tell(about(vm, done))
     for remark in remarks:
         say(command(f"{vm}: {printable(remark)}"))
     return DONE

@@ -12,7 +12,7 @@ from vmessctl.commands.progress import follow
 from vmessctl.output.phrases import phrase
 from vmessctl.output.table import Column, grid
 from vmessctl.output.terminal import emit, output_width, say, tell
-from vmessd.core.errors import DONE, InvalidValue, printable
+from vmessd.core.errors import DONE, Failed, InvalidValue, printable
 from vmessd.core.quantities import size_shown
 
 TYPE_CHECKING = False
@@ -76,8 +76,8 @@ def _add(invocation: Invocation, path: str, name: str = "") -> int:
 def _remove(invocation: Invocation, name: str) -> int:
     sure = confirmation.is_given(invocation, f"images {REMOVE} deletes an image", "images", REMOVE, name)
     shown = printable(name)
-    if not sure and not confirmation.is_asked(f"Delete image {shown}?", f"image {shown} is unchanged"):
-        return 1
+    if not sure and not confirmation.agrees(f"Delete image {shown}?", f"image {shown} is unchanged"):
+        return Failed.status
     client = connect(invocation)
     client.call("RemoveImage", name=name)
     client.close()

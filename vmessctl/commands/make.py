@@ -21,7 +21,7 @@ def make(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         reply = client.call("Make", vm=vm)
         emit(invocation, reply, vm)
-        tell(about(vm, phrase("made", path=printable(reply["path"])), several=False))
+        tell(about(vm, phrase("made", path=printable(reply["path"]))))
         return DONE if image is None else _with_image(invocation, client, vm, image)
 
     return for_each(invocation, work)

@@ -130,9 +130,9 @@ def end(invocation: Invocation, began: float) -> int:
             continue
         emit(invocation, {"pid": pid, "forced": forced}, vm)
         if forced:
-            say(about(vm, phrase("forced", how=": SIGKILL"), several=False))
+            say(about(vm, phrase("forced", how=": SIGKILL")))
         else:
             text = "VM not running" if pid is None else "stopped"
-            tell(about(vm, phrase("already off" if pid is None else "stopped live", text=text), several=False))
+            tell(about(vm, phrase("already off" if pid is None else "stopped live", text=text)))
         statuses.append(FORCED if forced else DONE)
     return worst(statuses)

@@ -24,10 +24,10 @@ from vmessctl.output.descriptors import write_all
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, status_lines, tell
 from vmessd.core import ownership, places
-from vmessd.core.errors import DONE, InvalidValue, Locked, VmessError, printable, quoted
+from vmessd.core.errors import DONE, Failed, InvalidValue, Locked, VmessError, printable, quoted
 from vmessd.core.quantities import size_shown
 from vmessd.core.settings import BY_FILE, OWNER
-from vmessd.core.words import MoveStep
+from vmessd.core.words import OFF, MoveStep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ PIECE = 1 << 18
 """Bytes that are copied at a time."""
 PATIENCE = 900.0
 """Seconds that a step may take, in addition: the other host writes to its disk what is in memory."""
-OFF = frozenset({"stopped", "waiting"})
 
 
 def run(invocation: Invocation) -> int:
@@ -60,7 +59,7 @@ def run(invocation: Invocation) -> int:
     order |= {"live": runs and not offline, "offline": runs and offline}
     last = _moved(invocation, client, host, order | limits)
     emit(invocation, {"progress": last}, vm)
-    tell(about(vm, phrase("stayed" if last["stayed"] else "move", host=printable(host)), several=False))
+    tell(about(vm, phrase("stayed" if last["stayed"] else "move", host=printable(host))))
     if last["stood_still"] is not None:
         say(f"{vm}: the guest stood still for {1000 * last['stood_still']:.0f} ms")
     for note in last["notes"] or ():
@@ -185,15 +184,15 @@ def _decide(invocation: Invocation, vm: str, decisions: list[verbs.Option]) -> i
     if not here:
         flag = verbs.DROP.flag
         sure = confirmation.is_given(invocation, f"move {flag} deletes what is here of a VM", vm, "move", flag)
-        if not sure and not confirmation.is_asked(
+        if not sure and not confirmation.agrees(
             f"Is {vm} on the other host for certain?", f"{vm} is unchanged"
         ):
-            return 1
+            return Failed.status
     client = connect(invocation)
     reply = client.call("DecideMove", vm=vm, here=here)
     client.close()
     emit(invocation, reply, vm)
-    tell(about(vm, phrase("move here" if here else "move there"), several=False))
+    tell(about(vm, phrase("move here" if here else "move there")))
     if reply["note"]:
         say(command(f"{vm}: {printable(reply['note'])}"))
     return DONE

@@ -106,7 +106,7 @@ def ifadd(invocation: Invocation) -> int:
         status = _tell(invocation, reply, vm)
         _tell_bridges_like_vms(client, reply)
         shown = ", ".join(map(printable, [*wires, *["-"] * (count - len(wires))]))
-        tell(about(vm, phrase("ifadd" if count else "ifdel", wires=shown), several=False))
+        tell(about(vm, phrase("ifadd" if count else "ifdel", wires=shown)))
         return status
 
     return for_each(invocation, work)
@@ -234,7 +234,7 @@ def mac(invocation: Invocation) -> int:
 
 def _tell_done(invocation: Invocation, vm: str, **values: object) -> None:
     """Report what a verb did to a VM."""
-    tell(about(vm, phrase(invocation.command.verb, **values), several=False))
+    tell(about(vm, phrase(invocation.command.verb, **values)))
 
 
 def _note(invocation: Invocation, reply: Reply, vm: str) -> None:
@@ -254,11 +254,11 @@ def forward(invocation: Invocation) -> int:
         reply = client.call("Forward", vm=vm, interface=interface, **ports)
         emit(invocation, reply, vm)
         if note := reply.get("note"):
-            tell(about(vm, printable(note), several=False))
+            tell(about(vm, printable(note)))
         else:
             name = "forward" if ports["guest"] else "forward none"
             word = printable(text.removesuffix(":none"))
-            tell(about(vm, phrase(name, number=interface, word=word), several=False))
+            tell(about(vm, phrase(name, number=interface, word=word)))
         return DONE
 
     return for_each(invocation, work)

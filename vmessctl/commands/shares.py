@@ -65,12 +65,12 @@ def _change(invocation: Invocation, tag: str, path: str | None, more: list[str])
         )
         emit(invocation, reply, vm)
         if path is None:
-            tell(about(vm, phrase("unshared", tag=printable(tag)), several=False))
+            tell(about(vm, phrase("unshared", tag=printable(tag))))
         else:
             kind = VIRTIOFS if VIRTIOFS in more else "9p -o trans=virtio,version=9p2000.L,msize=262144"
             remark = ", read-only" if READ_ONLY in more else ""
             shared = phrase("shared", path=printable(path), tag=tag, remark=remark)
-            tell(about(vm, shared, several=False))
+            tell(about(vm, shared))
             say(f"in the guest: mount -t {kind} {tag} /mnt")
         if reply["note"]:
             say(command(printable(reply["note"])))

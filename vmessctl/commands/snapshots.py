@@ -13,7 +13,7 @@ from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.table import Column, grid
 from vmessctl.output.terminal import emit, output_width, say, tell
 from vmessd.core import names
-from vmessd.core.errors import DONE, InvalidValue, printable, quoted
+from vmessd.core.errors import DONE, Failed, InvalidValue, printable, quoted
 from vmessd.core.quantities import size_shown
 
 TYPE_CHECKING = False
@@ -61,7 +61,7 @@ def clone(invocation: Invocation) -> int:
     progress = follow(client, lambda _now: f"{vm}: cloning")
     client.close()
     emit(invocation, {"progress": progress}, vm)
-    tell(about(vm, phrase("clone", name=new), several=False))
+    tell(about(vm, phrase("clone", name=new)))
     for note in progress["notes"] or ():
         say(command(f"{new}: {printable(note)}"))
     return DONE
@@ -120,7 +120,7 @@ def _disks(change: Reply) -> str:
 
 def _report(invocation: Invocation, vm: str, change: Reply, text: str) -> None:
     emit(invocation, {"change": change}, vm)
-    tell(about(vm, text, several=False))
+    tell(about(vm, text))
     for note in change["notes"]:
         say(command(f"{vm}: {printable(note)}"))
 
@@ -147,8 +147,8 @@ def _revert(invocation: Invocation, client: Client, name: str | None) -> int:
         plural = "s" if len(newer) > 1 else ""
         more = f", and the newer snapshot{plural} {', '.join(newer)}" if newer else ""
         question = f"Go back to snapshot {name} of {vm}, and lose what was written since{more}?"
-        if not confirmation.is_asked(question, f"{vm} is unchanged"):
-            return 1
+        if not confirmation.agrees(question, f"{vm} is unchanged"):
+            return Failed.status
     with_memory = verbs.NO_MEMORY.flag not in invocation.options
     change = client.call("RevertSnapshot", vm=vm, name=name, **({"memory": True} if with_memory else {}))[
         "change"
@@ -163,7 +163,7 @@ def _delete(invocation: Invocation, client: Client, name: str | None) -> int:
     client.send("DeleteSnapshot", {"vm": vm, "name": name}, more=True)
     progress = follow(client, lambda _now: f"{vm} snapshot {name}: merging")
     emit(invocation, {"progress": progress}, vm)
-    tell(about(vm, phrase("snapshot delete", name=name), several=False))
+    tell(about(vm, phrase("snapshot delete", name=name)))
     for note in progress["notes"] or ():
         say(command(f"{vm}: {printable(note)}"))
     return DONE

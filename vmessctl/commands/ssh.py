@@ -135,7 +135,7 @@ def _forget(invocation: Invocation) -> int:
     finally:
         client.close()
     if known_hosts.forget(known_hosts.file_of(root), vm):
-        tell(about(vm, phrase("ssh forget"), several=False))
+        tell(about(vm, phrase("ssh forget")))
     else:
         say(f"no host key of {vm} is known")
     return DONE

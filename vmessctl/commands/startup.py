@@ -78,7 +78,7 @@ def _set(invocation: Invocation, client: Client, vm: str, value: str | None, dat
     reply = client.receive()[0]
     emit(invocation, reply, vm)
     what = "none" if value is None else f"{counted(len(data), 'byte')}, {value}"
-    tell(about(vm, phrase("startup", what=printable(what)), several=False))
+    tell(about(vm, phrase("startup", what=printable(what))))
     if client.call("Status", vm=vm)["status"]["state"] not in OFF:
         say(f"{vm} is running; startup takes effect at its next start")
     return DONE

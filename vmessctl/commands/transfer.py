@@ -138,7 +138,7 @@ def _report(invocation: Invocation, vm: str, verb: str, file: str, last: Reply) 
     emit(invocation, {"progress": last}, vm)
     if file != STANDARD or verb == "import":
         shown = "standard input" if file == STANDARD else printable(file)
-        tell(about(vm, phrase(verb, file=shown, size=size_shown(last["size"])), several=False))
+        tell(about(vm, phrase(verb, file=shown, size=size_shown(last["size"]))))
     for note in last["notes"] or ():
         say(command(f"{vm}: {printable(note)}"))
 

@@ -27,7 +27,7 @@ def run(invocation: Invocation) -> int:
     client = connect(invocation)
     reply = client.call("Vnc", vm=vm, **parameters)
     client.close()
-    show(invocation, reply, lambda reply: about(vm, invitation(reply), several=False), vm)
+    show(invocation, reply, lambda reply: about(vm, invitation(reply)), vm)
     return DONE
 
 

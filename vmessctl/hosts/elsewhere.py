@@ -137,7 +137,7 @@ def _vnc(invocation: Invocation, words: Sequence[str], seat: Seat, ports: list[t
     try:
         reply = light_json.loads(b"".join(said).decode())
         address, port = str(reply["relay"]["address"]), int(reply["relay"]["port"])
-        tell(about(invocation.vms[0], vnc.invitation(reply), several=False))
+        tell(about(invocation.vms[0], vnc.invitation(reply)))
     except (ValueError, TypeError, KeyError):
         raise Failed(f"the answer of {seat.host} is not understood", hint=_its_help(seat.host)) from None
     if is_loopback(address):

@@ -155,7 +155,7 @@ def phrase(name: str, /, **values: object) -> str:
     return text.format_map({"program": PROGRAM, **values})
 
 
-def about(vm: str, text: str, *, several: bool) -> str:
+def about(vm: str, text: str, *, several: bool = False) -> str:
     """Return a line about a VM, with its name where the vocabulary or the number of VMs requires that."""
     prefix = f"{vm}: " if several else phrase("prefix", vm=vm)
     return f"{prefix}{text}" if text else ""

@@ -101,7 +101,7 @@ def status(reply: Reply, *, may_ask_why: bool = True) -> str:
 
 def status_line(reply: Reply, vm: str) -> str:
     """Return the status of a VM in a line of its own."""
-    return phrases.about(vm, status(reply), several=False)
+    return phrases.about(vm, status(reply))
 
 
 def is_already(vm: Reply) -> str:

@@ -25,7 +25,7 @@ HOST_NAME_MAX = 63  # of a label (RFC 1035)
 KEYS_MAX = 100
 PASSWORD_MAX = 200  # openssl-passwd(1) cuts passwords off after 256 bytes
 
-_HEADERS = (*("#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"),)
+_HEADERS = ("#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja")
 _CLOUD_CONFIG = _HEADERS[0]
 _GZIP = b"\x1f\x8b"
 _MIME = b"mime-version:"

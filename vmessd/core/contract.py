@@ -99,7 +99,7 @@ def _guest(effect: Effect = Effect.changes, **more: Any) -> Method:
 
 
 def _used(effect: Effect = Effect.changes, **more: Any) -> Method:
-    """A guest that is used as by somebody who sits before it, which no owner minds."""
+    """A method that uses a guest as a person at its keyboard would, to which no owner objects."""
     return _guest(effect, owned="", **more)
 
 

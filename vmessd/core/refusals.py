@@ -56,7 +56,7 @@ def foreign_drives(vm: str, files: Sequence[str]) -> str:
 
 
 def locked(vm: str, remark: str) -> Locked:
-    """A change of a VM that is locked, with a remark that may be empty."""
+    """Return the error for a change of a locked VM; `remark` may be empty."""
     return Locked(f"VM {vm} is locked{f': {remark}' if remark else ''}", hint=f"vmess {vm} unlock")
 
 

@@ -17,7 +17,7 @@ FILE_MODE, DIRECTORY_MODE = 0o660, 0o770
 
 
 MEMORY_DEFAULT = 128 * 2**20
-"""What QEMU gives a machine without `-m`."""
+"""The bytes that QEMU gives a machine without `-m` (`default_ram_size`)."""
 _GRAIN = 8192
 """QEMU rounds the size of the memory up to a multiple of this (softmmu/vl.c)."""
 

@@ -249,7 +249,7 @@ class Arrivals:
             elif machine.directory.move is record:
                 machine.directory.move = None
         except VmessError as error:
-            log.warning("%s: what came of it is still there: %s", machine.vm, error.message)
+            log.warning("%s: what has arrived of it is still there: %s", machine.vm, error.message)
 
     async def _cleaned_up(self, lane: Lane, incoming: Import, key: str) -> None:
         """Remove what is left of an archive; its VM is not on its way any more."""
@@ -356,7 +356,7 @@ class Arrivals:
             if record is not None and (record.key, record.stage) == (offer.key, Stage.arriving):
                 await self.drop(await self._machine(offer.vm))
         except VmessError as error:
-            log.warning("%s: what came of it is not deleted: %s", offer.vm, error.message)
+            log.warning("%s: what has arrived of it is not deleted: %s", offer.vm, error.message)
 
     async def drop(self, machine: Machine) -> None:
         """Delete a VM whose guest was on its way here, and runs at the source. A twin stays, and is off."""
@@ -370,7 +370,7 @@ class Arrivals:
             else:
                 await self._remove(machine)
         except VmessError as error:
-            log.warning("%s: what came of it is not deleted: %s", machine.vm, error.message)
+            log.warning("%s: what has arrived of it is not deleted: %s", machine.vm, error.message)
 
     async def settle(self, machine: Machine) -> None:
         """Delete what an earlier daemon has left of an arrival; let a guest run that has arrived."""

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections import defaultdict
+import weakref
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -57,8 +57,8 @@ class Cabling:
         self._find = find
         self._begun = begun
         self._check_unlocked = check_unlocked
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """One change of the cables of a VM at a time."""
+        self._turns = weakref.WeakValueDictionary[str, asyncio.Lock]()
+        """One change of the cables of a VM at a time; a name may be that of no VM."""
         self._changes: set[asyncio.Task[Any]] = set()
         self._followers: set[asyncio.Task[None]] = set()
 
@@ -68,11 +68,6 @@ class Cabling:
             follower.cancel()
         if self._changes:
             await asyncio.wait(self._changes)
-
-    def forget(self, vm: str) -> None:
-        """Forget a VM that is gone."""
-        if vm in self._turns and not self._turns[vm].locked():
-            del self._turns[vm]
 
     # -- Changes --
 
@@ -225,7 +220,7 @@ class Cabling:
         """Let nobody else change the cables of these VMs for the duration of a `with`."""
         async with contextlib.AsyncExitStack() as turns:
             for vm in sorted(vms):
-                await turns.enter_async_context(self._turns[vm])
+                await turns.enter_async_context(self._turns.setdefault(vm, asyncio.Lock()))
             yield
 
     async def _quietly(self, work: Awaitable[None]) -> None:

@@ -44,11 +44,11 @@ class Departures:
         host: Host,
         machine: Callable[[str], Coroutine[Any, Any, Machine]],
         snapshots: Callable[[str], Coroutine[Any, Any, Snapshots]],
-        check_remark: Callable[[Machine, str], Awaitable[object]],
+        check_movable: Callable[[Machine, str], Awaitable[object]],
         taking_back: TakingBack,
         remove: Callable[[Machine], Coroutine[Any, Any, str | None]],
     ) -> None:
-        """`check_remark` raises for a VM that is locked, unless its owner moves it.
+        """`check_movable` raises for a VM that is locked, unless its owner moves it.
 
         `remove` removes one that is on another host.
         """
@@ -56,7 +56,7 @@ class Departures:
         self._machine = machine
         self._snapshots = snapshots
         self._taking_back = taking_back
-        self._check_remark = check_remark
+        self._check_movable = check_movable
         self._remove = remove
         self._leaving: dict[str, Leaving] = {}
         self._last_steps: set[asyncio.Task[MoveProgress]] = set()
@@ -76,7 +76,7 @@ class Departures:
         try:
             snapshots = await self._snapshots(name)
             machine = snapshots.machine
-            await self._check_remark(machine, order.acts_for)
+            await self._check_movable(machine, order.acts_for)
             yield MoveProgress(False, machine.vm, order.host, MoveStep.asking)
             _check_free(machine.directory)
             if machine.directory.move is not None:

@@ -57,8 +57,9 @@ class _Seen(NamedTuple):
     pending: list[Pending] | None
     """What was changed since the start."""
     cloud_init: str | None
-    startup: Given | None
     """What identifies that which cloud-init finds."""
+    startup: Given | None
+    """The startup configuration."""
 
 
 class Details:
@@ -133,10 +134,10 @@ class Details:
             kvm=seen.kvm,
             pending=seen.pending,
             cloud_init=seen.cloud_init,
-            startup=await self._startup(machine, seen.startup),
+            startup=await self._startup_in_words(machine, seen.startup),
         )
 
-    async def _startup(self, machine: Machine, given: Given | None) -> str | None:
+    async def _startup_in_words(self, machine: Machine, given: Given | None) -> str | None:
         """Return the startup configuration in words, and what became of it if it is typed."""
         if given is None:
             return None
@@ -236,7 +237,7 @@ class Details:
             kvm,
             changes,
             _cloud_init(directory),
-            _startup(directory),
+            _given_startup(directory),
         )
 
 
@@ -361,7 +362,7 @@ def _cloud_init(directory: VMDirectory) -> str | None:
     return None if seed is None else seed.summary
 
 
-def _startup(directory: VMDirectory) -> Given | None:
+def _given_startup(directory: VMDirectory) -> Given | None:
     try:
         return startup.read(directory)
     except VmessError:  # as above

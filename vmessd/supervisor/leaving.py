@@ -18,12 +18,12 @@ from vmessd.core.quantities import size_shown
 from vmessd.core.records import Moment
 from vmessd.core.refusals import SHOWN_MAX
 from vmessd.core.settings import BY_FILE, SHARES
-from vmessd.core.wires import file_text
 from vmessd.storage import backing
 from vmessd.storage import moves as notes
 from vmessd.storage.blocking import Lane
 from vmessd.storage.exporting import Export
 from vmessd.storage.vmdir import VMDirectory
+from vmessd.supervisor import noted_wires
 from vmessd.supervisor.move_channel import STALL_TIME, ConnectionBroke, MoveChannel
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -135,10 +135,7 @@ class Leaving:
                 f"{self.vm} shares directories of this host, which do not go along",
                 hint=f"vmess {self.vm} share; vmess {self.vm} share del TAG",
             )
-        nics = self._host.network.nics(self.vm, directory.read_setting(BY_FILE["NICS"]))
-        nics = [nic for nic in nics if not nic.leaving]
-        if any(nic.noted != nic.wire for nic in nics):
-            directory.note_wires(file_text([nic.wire for nic in nics]))
+        noted_wires.update(self._host.network, directory)
         export = Export(
             directory, self._host.account, "being moved", keeps_links=self.order.shared, live=self.is_live
         )

@@ -26,7 +26,7 @@ from vmessd.devices.live_move import RAM, Outgoing, Standing
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import owner
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor.leaving import Leaving, Order
+from vmessd.supervisor.leaving import TELL_EVERY, Leaving, Order
 from vmessd.supervisor.move_channel import STALL_TIME, ConnectionBroke, MoveChannel
 from vmessd.supervisor.offers import SAME
 from vmessd.vm import same_machine
@@ -155,7 +155,7 @@ class LiveDeparture(Leaving):
             told = 0.0
             async for now in self._while(answer, outgoing.sent()):
                 self._standing = now
-                if now.status == "active" and time.monotonic() - told > 0.2:
+                if now.status == "active" and time.monotonic() - told >= TELL_EVERY:
                     told = time.monotonic()
                     yield dataclasses.replace(
                         self._at(MoveStep.memory, now.sent, now.sent + now.left),

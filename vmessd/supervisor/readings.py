@@ -20,6 +20,7 @@ from vmessd.core.wires import Wire
 from vmessd.network.nics import Nic
 from vmessd.network.policy import Tap
 from vmessd.qemu import command_line
+from vmessd.qemu.shared_directories import MEMORY_DEFAULT
 from vmessd.storage import cloud_init, images, owner
 from vmessd.storage.vmdir import Glance, VMDirectory
 from vmessd.vm import launcher, pending
@@ -27,8 +28,6 @@ from vmessd.vm.host import Host
 
 SETTLED = 2.0
 """Seconds after which a file system gives a new time to a changed file; what is younger is read again."""
-RAM_DEFAULT = 128 * UNITS["M"]
-"""QEMU's memory without `-m` (QEMU, `default_ram_size`)."""
 
 TEXTS = frozenset({*BY_FILE, *cloud_init.SOURCES, startup.CONFIGURATION})
 """The files that people write."""
@@ -254,6 +253,6 @@ def memory(argv: Sequence[str]) -> int | None:
     """Return the memory in bytes of a command line of QEMU; None if EXARGS hides it."""
     value = _value(argv, "-m", "size")
     try:
-        return RAM_DEFAULT if value is None else quantities.size(value, bare=UNITS["M"])
+        return MEMORY_DEFAULT if value is None else quantities.size(value, bare=UNITS["M"])
     except ValueError:
         return None

@@ -31,7 +31,6 @@ from vmessd.core.models.views import VMOverview
 from vmessd.core.models.vms import NotVMs, VMStatus
 from vmessd.core.moves import untold
 from vmessd.core.settings import BY_FILE
-from vmessd.core.wires import file_text
 from vmessd.devices.console import Consoles
 from vmessd.devices.controls import Controls
 from vmessd.devices.disks import Disks
@@ -52,7 +51,7 @@ from vmessd.storage import (
 )
 from vmessd.storage.blocking import Lane
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor import leftovers
+from vmessd.supervisor import leftovers, noted_wires
 from vmessd.supervisor.arrivals import Arrivals
 from vmessd.supervisor.cabling import Cabling
 from vmessd.supervisor.changes import Changes
@@ -256,7 +255,6 @@ class Supervisor:
         self._machines.pop(vm).close()
         del self._wires[vm], self._disks[vm], self._snapshots[vm]
         self.locks.forget(vm)
-        self.cabling.forget(vm)
         self.host.network.impairments.forget(vm)
         await asyncio.wait({self._tasks.pop(vm)})
 
@@ -434,15 +432,16 @@ class Supervisor:
 
     def _hosts_on(self, bridge: str) -> list[tuple[str, str]]:
         """Return the MACs of VMs on a bridge, each with its VM, of which the first interface there counts."""
-        noted = {}
-        for vm, machine in [*self._machines.items()]:
+        noted, machines = {}, {**self._machines}  # VMs may be forgotten meanwhile
+        for vm, machine in machines.items():
             with contextlib.suppress(VmessError):
+                machine.files.check()
                 noted[vm] = machine.directory.read_setting(BY_FILE["NICS"])
         found = []
         for vm, nics in self.host.network.nics_of(noted).items():
             there = [nic.index for nic in nics if nic.bridge == bridge and not nic.leaving]
             with contextlib.suppress(VmessError):
-                own = self._machines[vm].directory.read_setting(BY_FILE["MACS"]) or {} if there else {}
+                own = machines[vm].directory.read_setting(BY_FILE["MACS"]) or {} if there else {}
                 found += [(own.get(index) or names.mac(vm, index), vm) for index in there[:1]]
         return sorted(found)
 
@@ -522,10 +521,7 @@ class Supervisor:
         """Rename a VM that is off: note its interfaces, rename its files, replace its TAPs; blocks."""
         backing.check_stands_alone(directory, "renamed")
         network, renamed = self.host.network, VMDirectory(directory.path.parent, target)
-        nics = network.nics(directory.vm, directory.read_setting(BY_FILE["NICS"]))
-        nics = [nic for nic in nics if not nic.leaving]
-        if any(nic.noted != nic.wire for nic in nics):
-            directory.note_wires(file_text([nic.wire for nic in nics]))
+        nics = noted_wires.update(network, directory)
         notes = [self._leftovers.rename(directory, target)]
         try:
             wires = {nic.index: nic.wire for nic in nics if nic.link is not None}

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from vmessd.core.errors import Failed, VmessError, quoted, reason
 from vmessd.core.models.views import Aspect, Refusal, VMView
-from vmessd.core.models.vms import Explanation, VMStatus
 from vmessd.supervisor.details import Details
 from vmessd.supervisor.registry import Supervisor
 
@@ -55,17 +54,9 @@ async def _view(vm: str, aspect: Aspect, ask: Callable[[str], Awaitable[Any]]) -
 async def _asker(supervisor: Supervisor, vms: Sequence[str], aspect: Aspect) -> Callable[[str], Awaitable[Any]]:
     """Look at what all VMs share, and return a function that gives the view of one; it raises VmessError."""
     if aspect is Aspect.status:
-
-        async def status(vm: str) -> VMStatus:
-            return await supervisor.condition.status(vm)
-
-        return status
+        return supervisor.condition.status
     if aspect is Aspect.why:
-
-        async def why(vm: str) -> Explanation:
-            return await supervisor.condition.explain(vm)
-
-        return why
+        return supervisor.condition.explain
     details = Details(supervisor)
     wirings = await details.wirings(vms)
     if aspect is Aspect.info:

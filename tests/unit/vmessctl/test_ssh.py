@@ -56,7 +56,7 @@ def test_a_question_names_the_other_host(called: str, asked: str, monkeypatch: p
         return "n"
 
     monkeypatch.setattr(confirmation, "answer", answer)
-    assert not confirmation.is_asked("Delete web0?", "web0 is unchanged")
+    assert not confirmation.agrees("Delete web0?", "web0 is unchanged")
     assert questions == [asked]
 
 
