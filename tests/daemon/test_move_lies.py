@@ -67,7 +67,7 @@ def test_a_destination_that_wants_other_connections_is_refused(daemon: Daemon) -
             for name in ("hda", "hdb", "x" * 1000, ""):
                 with pytest.raises(Failed, match="wants no connection"):
                     joined(daemon, name).close()
-            assert daemon.descriptors() <= before
+            wait_for(lambda: daemon.descriptors() <= before, what="the end of those connections")
     goes_on(daemon, "after a lie")
 
 
