@@ -65,8 +65,7 @@ def redirect(kernel: Netlink, targets: Mapping[int, int]) -> None:
     gone = [netlink_requests.no_redirection(index) for index in targets]
     kernel.do(gone, tolerate=errno.ENOENT)
     try:
-        for index, target in targets.items():
-            kernel.do(netlink_requests.redirection(index, target))
+        kernel.do(request for pair in targets.items() for request in netlink_requests.redirection(*pair))
     except OSError as error:
         kernel.do(gone, tolerate=errno.ENOENT)
         if error.errno not in UNKNOWN_KIND:
