@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmessd.core import names, settings
-from vmessd.core.errors import InvalidValue, failing, printable, quoted
+from vmessd.core.errors import Failed, InvalidValue, failing, printable, quoted
 from vmessd.core.quantities import size_text
 from vmessd.storage import backing, copying, ovf, safefile
 from vmessd.storage.incoming import Incoming
@@ -60,6 +60,8 @@ class _Unpacked:
             yield data
             return
         while data:
+            if self._unpacking.eof:  # zlib would gather in memory what follows
+                raise self._ends_early()
             try:
                 piece = self._unpacking.decompress(data, PIECE)
             except zlib.error:
@@ -72,8 +74,11 @@ class _Unpacked:
     def finish(self) -> None:
         """End it with its last hole; raises Failed, OSError."""
         if self._unpacking is not None and (not self._unpacking.eof or self._unpacking.unused_data):
-            raise refused(f"{quoted(self._name)} is damaged: gzip does not end where the file ends")
+            raise self._ends_early()
         os.ftruncate(self._fd, self._size)
+
+    def _ends_early(self) -> Failed:
+        return refused(f"{quoted(self._name)} is damaged: gzip does not end where the file ends")
 
 
 class ApplianceImport(Incoming):

@@ -59,10 +59,10 @@ class Steps:
         """Return the steps that were written; raises LookupError, TypeError, ValueError."""
         drops = tuple(Drop(_entry(name), int(inode)) for name, inode in data["drops"])
         moves = tuple(
-            Move(_entry(source), _entry(target), int(inode), None if when is None else float(when))
+            Move(_entry(source), _entry(target), int(inode), None if when is None else _time(when))
             for source, target, inode, when in data["moves"]
         )
-        links = tuple(str(link) for link in data["links"])
+        links = tuple(map(_text, data["links"]))
         if data["slot"] not in names.DISKS or len(links) > names.BASES_MAX:
             raise ValueError(data["slot"])
         lowest = data.get("lowest", "")
@@ -89,7 +89,20 @@ class Plan:
 def _entry(name: str) -> str:
     if "/" in name or name in {"", ".", ".."}:
         raise ValueError(name)
+    return _text(name)
+
+
+def _text(name: str) -> str:
+    if "\0" in name:
+        raise ValueError(name)
+    os.fsencode(name)  # so that the kernel takes it
     return str(name)
+
+
+def _time(when: float) -> float:
+    if not 0 <= float(when) < 2**40:  # also NaN
+        raise ValueError(when)
+    return float(when)
 
 
 def pending(directory: int, vm: str) -> Plan | None:
@@ -103,7 +116,7 @@ def pending(directory: int, vm: str) -> Plan | None:
         known = {str(slot): str(node) for slot, node in nodes.items()} if nodes else None
         of = (int(run[0]), int(run[1])) if run else None
         return Plan(vm, steps, undo, of, known, merges=data.get("merges") is True)
-    except (VmessError, LookupError, TypeError, ValueError, RecursionError, AttributeError):
+    except (VmessError, LookupError, TypeError, ValueError, OverflowError, RecursionError, AttributeError):
         log.warning("%s is not a plan of vmessd, and is ignored", safefile.place(directory, FILE))
         return None
 
