@@ -1,13 +1,19 @@
-"""`vmessctl`, also called `vmess`."""
+"""`vmessctl`, also called `vmess`.
+
+All other modules are imported where Ctrl-C is caught: a start is short, but people are quick.
+"""
 
 import posix
 import sys
 
-from vmessctl import app
-from vmessctl.cli.verbs import PROGRAM
-from vmessctl.output.terminal import complain
-from vmessd.core import stdio
-from vmessd.core.errors import INTERRUPTED, UNREAD, Failed, VmessError, reason
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as :mod:`vmessd.core.errors` has it."""
+SOON = 0.001
+"""Seconds until an interrupt that Python dropped is raised again."""
 
 
 def program() -> None:
@@ -20,29 +26,23 @@ def program() -> None:
 
 def main() -> int:
     """Run the command line and return its exit status; standard output is flushed."""
-    PROGRAM.be_called(sys.argv[0])
-    stdio.fill_gaps()
-    stdio.say_all()
+    sys.unraisablehook = _raise_again
     try:
-        status = _carry_out(sys.argv[1:])
-        sys.stdout.flush()
+        from vmessctl import app  # noqa: PLC0415 -- see above
+
+        return app.main()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError as error:
-        stdio.give_up(1)
-        if isinstance(error, BrokenPipeError):
-            return UNREAD
-        return complain(Failed(f"the output cannot be written: {reason(error)}"))
-    return status
 
 
-def _carry_out(words: list[str]) -> int:
-    try:
-        return app.run(words)
-    except VmessError as error:
-        return complain(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+def _raise_again(dropped: "Any") -> None:
+    """Raise an interrupt again that came where no exception leads anywhere, as in a callback of an import."""
+    if dropped.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(dropped)
+        return
+    signal = __import__("_signal")  # without the enumerations of `signal`, which may be what is being imported
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, SOON)
 
 
 if __name__ == "__main__":

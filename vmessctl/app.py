@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from vmessctl.cli import grammar, verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
@@ -9,17 +11,19 @@ from vmessctl.environment import exists, variable
 from vmessctl.output.phrases import lower_case
 from vmessctl.output.terminal import advise, complain, complaints, hushed, say, warn
 from vmessd import __version__
-from vmessd.core import places
+from vmessd.core import places, stdio
 from vmessd.core.errors import (
     DONE,
     FORCED,
     INTERRUPTED,
+    UNREAD,
     Failed,
     InvalidValue,
     Locked,
     NoSuchVM,
     NotRunning,
     VmessError,
+    reason,
     shell_line,
     worst,
 )
@@ -38,6 +42,31 @@ FAILS_AGAIN = (InvalidValue, NoSuchVM, Locked, NotRunning)
 
 AT_HOME = ("help", "completion")
 """Verbs that are the same everywhere."""
+
+
+def main() -> int:
+    """Carry out the command line of this process, and return its exit status; standard output is flushed."""
+    PROGRAM.be_called(sys.argv[0])
+    stdio.fill_gaps()
+    stdio.say_all()
+    try:
+        status = _attempt(sys.argv[1:])
+        sys.stdout.flush()
+    except OSError as error:
+        stdio.give_up(1)
+        if isinstance(error, BrokenPipeError):
+            return UNREAD
+        return complain(Failed(f"the output cannot be written: {reason(error)}"))
+    return status
+
+
+def _attempt(words: list[str]) -> int:
+    try:
+        return run(words)
+    except VmessError as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def run(words: list[str]) -> int:

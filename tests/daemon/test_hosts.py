@@ -26,7 +26,7 @@ GREETING = "#!/bin/sh\necho 'Welcome to lab2!'\nprintf '{\"vms\": []}'\nexec /bi
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Two hosts, each with a daemon and a VM: lab1, and lab2, whose login shell greets."""
     need_sshd()
     lab = Lab(tmp_path_factory.mktemp("hosts"))
@@ -46,6 +46,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         lab.close()
         for daemon in daemons:
             daemon.close()
+
+
+@pytest.fixture
+def lab(two_hosts: Lab) -> Iterator[Lab]:
+    """The two hosts; no command outlives its test."""
+    yield two_hosts
+    two_hosts.end_commands()
 
 
 @pytest.fixture
@@ -280,9 +287,7 @@ def test_the_persons_configuration_holds_except_where_it_is_about_commands(lab: 
 def test_a_command_starts_a_new_master_when_the_old_one_is_dead(lab: Lab) -> None:
     assert lab.run("--host", "lab1", "web", "status").returncode == 3
     before = lab.hosts["lab1"].connections()
-    for pid in lab.masters():
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not lab.masters(), what="the end of the masters")
+    lab.end_masters()
     assert lab.run("--host", "lab1", "web", "status").returncode == 3
     assert lab.hosts["lab1"].connections() == before + 1
 

@@ -154,6 +154,7 @@ class Lab:
         self.over_there.mkdir()
         put_script(self.bin / "ssh", f'#!/bin/sh\nexec {SSH} -F {self.ssh_config} "$@"\n')
         self.hosts: dict[str, SSHHost] = {}
+        self._commands: list[subprocess.Popen[str]] = []
         self.more = ""
         """More lines of ssh_config(5), which come first."""
         self.configure()
@@ -204,12 +205,22 @@ class Lab:
 
     def start(self, *words: str, env: dict[str, str] | None = None, **popen: Any) -> "subprocess.Popen[str]":
         """Start the client."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*words),
             env=self.environment(**(env or {})),
             text=True,
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen},
         )
+        self._commands.append(process)
+        return process
+
+    def end_commands(self) -> None:
+        """End the clients that were started and still run, as after a test that failed."""
+        for process in self._commands:
+            process.kill()
+            with process:
+                pass
+        self._commands.clear()
 
     def masters(self) -> list[int]:
         """Return the PIDs of the control masters."""
@@ -221,12 +232,17 @@ class Lab:
                     found.append(int(entry))
         return found
 
-    def close(self) -> None:
-        """End all masters and hosts."""
+    def end_masters(self) -> None:
+        """Kill the control masters."""
         for pid in self.masters():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not self.masters(), what="the end of all masters")
+
+    def close(self) -> None:
+        """End all commands, masters and hosts."""
+        self.end_commands()
+        self.end_masters()
         for host in self.hosts.values():
             host.close()
-        wait_for(lambda: not self.masters(), what="the end of all masters")
         shutil.rmtree(self.runtime)

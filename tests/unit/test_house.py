@@ -282,7 +282,7 @@ def test_a_status_imports_next_to_nothing() -> None:
     code = f"""if True:
         import sys
         sys.path.append({str(ROOT)!r})
-        import vmessctl.__main__, vmessctl.commands.inspect
+        import vmessctl.app, vmessctl.__main__, vmessctl.commands.inspect
         print(*sys.modules)"""
     done = subprocess.run(
         [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True, timeout=30
