@@ -121,10 +121,9 @@ def test_the_original_s_words_are_said(daemon: Daemon) -> None:
 READS_KEYS = bytes.fromhex("fa ba f803 b052 ee  e464 a801 74fa e460 baf803 ee ebf2")
 
 
+@pytest.mark.long
 def test_a_real_viewer_takes_a_picture_of_the_bios_and_types_a_key(daemon: Daemon) -> None:
     vncdo = Path(sys.executable).with_name("vncdo")
-    if not vncdo.exists():
-        pytest.skip("vncdotool is not installed")
     directory = daemon.make(A, None)
     disk = READS_KEYS.ljust(510, b"\0") + b"\x55\xaa"
     (directory / names.disk_file(A, "hda")).write_bytes(disk.ljust(1 << 20, b"\0"))

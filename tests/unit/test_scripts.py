@@ -41,7 +41,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in TOOLS:
         (programs / name).write_text(TOOL)
         (programs / name).chmod(0o755)
-    for name in ("run", "test", "pictures"):
+    for name in ("run", *PROJECT["dependency-groups"]):
         locks = [place / f"contrib/dev/locked/{lock}.txt" for lock in ("build", name)]
         content = b"".join(file.read_bytes() for file in (place / "pyproject.toml", *locks))
         (place / f".venv/stamp-{name}").write_text(f"{hashlib.sha256(content).hexdigest()}  -\n")
