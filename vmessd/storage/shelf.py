@@ -6,6 +6,7 @@ They are read-only. The name of an image is that of its file without the end, wh
 import contextlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,17 +48,19 @@ class Shelf:
             self.home.path.mkdir(mode=0o750)
 
     def images(self) -> list[Shelved]:
-        """Return the images by name; raises BadFile, Failed."""
+        """Return the first images by name; raises BadFile, Failed."""
         if not self.home.exists():
             return []
-        users = backing.all_users(self._root)
         with self.home.opened() as directory, failing(f"{self.home} cannot be read"):
-            found = [
-                self._shelved(directory, name, users) for name in sorted(os.listdir(directory))[:IMAGES_MAX]
-            ]
+            return self._shelved(directory, sorted(os.listdir(directory))[:IMAGES_MAX])
+
+    def _shelved(self, directory: int, files: Iterable[str]) -> list[Shelved]:
+        """Return those of these files that are images."""
+        users = backing.all_users(self._root)
+        found = [self._image(directory, file, users) for file in files]
         return [image for image in found if image is not None]
 
-    def _shelved(self, directory: int, file: str, users: dict[Identity, list[str]]) -> Shelved | None:
+    def _image(self, directory: int, file: str, users: dict[Identity, list[str]]) -> Shelved | None:
         name, end = os.path.splitext(file)
         form = backing.FORMATS.get(end)
         found = safefile.status(directory, file)
@@ -74,7 +77,10 @@ class Shelf:
     def find(self, name: str) -> Shelved:
         """Return the image of a name; raises InvalidValue if there is none, or several."""
         check_name(name)
-        found = [image for image in self.images() if image.name == name]
+        found: list[Shelved] = []
+        if self.home.exists():
+            with self.home.opened() as directory:
+                found = self._shelved(directory, _files(name))
         if not found:
             raise InvalidValue(f"there is no image {quoted(name)} on the shelf", hint="vmess images")
         if len(found) > 1:
@@ -83,13 +89,16 @@ class Shelf:
         return found[0]
 
     def must_be_free(self, name: str) -> None:
-        """Raise BadFile if there is an image of this name; InvalidValue."""
+        """Raise BadFile if there is an image of this name, or anything in its place; InvalidValue."""
         check_name(name)
-        if any(image.name == name for image in self.images()):
-            raise BadFile(
-                f"there is an image {quoted(name)} on the shelf already",
-                hint=f"choose another name, or delete it: vmess images rm {name}",
-            )
+        with self.home.opened() as directory:
+            for file in _files(name):
+                safefile.must_be_plain(directory, file)
+                if safefile.status(directory, file) is not None:
+                    raise BadFile(
+                        f"there is an image {quoted(name)} on the shelf already",
+                        hint=f"choose another name, or delete it: vmess images rm {name}",
+                    )
 
     def remove(self, name: str) -> None:
         """Delete an image.
@@ -123,6 +132,11 @@ def check_name(name: str) -> None:
 
 
 _MARKS = str.maketrans("", "", "._-")
+
+
+def _files(name: str) -> list[str]:
+    """Return the names that the file of an image may have."""
+    return [f"{name}{end}" for end in backing.FORMATS]
 
 
 def file_name(name: str, form: str) -> str:
