@@ -436,6 +436,34 @@ def test_a_file_of_the_directory_has_a_verb(daemon: Daemon, words: list[str], fi
     assert not (daemon.root / A / file).exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["-name \udcff"], r"\udcff"),
+        (["--", "-name", "\udcff"], r"\udcff"),
+        (["--", "-name", "a\nb"], r"a\nb"),
+    ],
+    ids=repr,
+)
+def test_arguments_for_qemu_are_printable(daemon: Daemon, words: list[str], wrong: str) -> None:
+    daemon.done("make", A)
+    result = daemon.vmess(A, "qemu-options", *words)
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert line.endswith(f" is not QEMU arguments quoted as for a shell ('{wrong}' is not printable)")
+    assert not (daemon.root / A / "EXARGS").exists()
+
+
+def test_a_file_of_arguments_for_qemu_that_are_not_printable_is_told(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    for data, why in ((b"-name a\x1bb", r"('a\x1bb' is not printable)"), (b"-name \xff", "EXARGS is not text")):
+        (daemon.root / A / "EXARGS").write_bytes(data)
+        assert why in daemon.done(A, "info")
+        result = daemon.vmess(A, "start")
+        assert result.returncode == 1
+        assert why in result.stderr.splitlines()[0]
+
+
 def test_arguments_for_qemu_are_refused_where_the_daemon_does_not_use_them(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     daemon.arguments += ["--exargs", "no"]

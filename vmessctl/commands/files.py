@@ -11,7 +11,7 @@ from vmessctl.output import rendering
 from vmessctl.output.phrases import NOT_AT_BOOT, about, at_boot, command, lower_case, phrase
 from vmessctl.output.terminal import emit, for_each, say, tell
 from vmessd.core import names, quantities, settings
-from vmessd.core.errors import DONE, Failed, InvalidValue, printable, quoted, shell_line
+from vmessd.core.errors import DONE, Failed, InvalidValue, printable, quoted
 from vmessd.core.names import CDROM
 from vmessd.core.settings import BY_FILE, LOCK, PATHS, QEMU_OPTIONS
 from vmessd.core.words import State
@@ -27,7 +27,11 @@ def change(invocation: Invocation) -> int:
         return _show_value(invocation)
     verb = invocation.command.verb
     words = invocation.arguments
-    text = shell_line(words) if len(words) > 1 and verb == QEMU_OPTIONS else " ".join(words)
+    text = " ".join(words)
+    if len(words) > 1 and verb == QEMU_OPTIONS:
+        import shlex  # noqa: PLC0415 -- slow to import
+
+        text = shlex.join(words)  # as they are: the daemon refuses what is not printable
     value, remark = typed_value(verb, text)
 
     def work(client: Client, vm: str) -> int:

@@ -93,13 +93,13 @@ def properties(text: str) -> str:
 
 
 def arguments(text: str) -> tuple[str, ...]:
-    """Return more arguments of QEMU, split as by a shell."""
+    """Return more arguments of QEMU, split as by a shell: a file may have several lines."""
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
         raise InvalidValue(str(error).lower()) from None
-    if "\0" in text:
-        raise InvalidValue("it contains a NUL byte")
+    if wrong := next((word for word in words if not word.isprintable()), None):
+        raise InvalidValue(f"{quoted(wrong)} is not printable")
     if any(word in ("-daemonize", "--daemonize") for word in words):
         raise InvalidValue("vmessd cannot supervise a QEMU with -daemonize")
     return words

@@ -96,6 +96,7 @@ GOOD: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("NIC_EXARGS", "a=b=c,", "a=b=c", ()),
     ("EXARGS", "", (), ()),
     ("EXARGS", "-cpu max\n", ("-cpu", "max"), ("-cpu", "max")),
+    ("EXARGS", "-cpu max\n\t-S\r\n", ("-cpu", "max", "-S"), ("-cpu", "max", "-S")),
     ("EXARGS", "-append 'a b' \"c,d\"", ("-append", "a b", "c,d"), ("-append", "a b", "c,d")),
 ]
 
@@ -186,7 +187,7 @@ BAD: dict[str, list[str]] = {
     "APPEND": ["", "a\nb", "a\0b", "\x07", "x" * 2048],
     "BOOT_ONCE": ["", "d", "cdrom,cdrom"],
     "NIC_EXARGS": ["", ",", "romfile", "a=b,,c=d", "a=b c=d", "a=b\nc=d", "a=é", "a=b,c", "a=\0", "a=\x1b"],
-    "EXARGS": ["'", '"open', "-daemonize", "-S --daemonize", "'-daemonize'", "\\", "-name a\0b"],
+    "EXARGS": ["'", '"open', "-daemonize", "-S --daemonize", "'-daemonize'", "\\", "-m a\0b", "\x1b", "'\n'"],
 }
 
 # Fault 15.
