@@ -131,7 +131,7 @@ class Clone:
 
     def _copy_boot_file(self, target: int, file: str) -> None:
         """Copy the setting, and what is booted directly, if it is in the VM directory."""
-        path, copy = self._vm.setting_text(file) or "", contents.BOOT_FILES[file]
+        path, copy = self._vm.read_setting(settings.BY_FILE[file]) or "", contents.BOOT_FILES[file]
         if own := contents.own_file(str(self._vm.path), path):
             self._copy_image(own, target, copy, lambda _fraction: None)
         safefile.write(target, file, f"{copy if own else path}\n".encode())

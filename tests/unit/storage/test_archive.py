@@ -527,6 +527,15 @@ def test_a_clone_has_the_kernel_and_a_tpm_of_its_own(vm: VMDirectory) -> None:
     assert clone.notes == ["it has a new TPM, which knows no secret of the old one"]
 
 
+@pytest.mark.parametrize("path", ["vm\0linuz", "vm\x1blinuz", ""])
+def test_a_clone_of_a_vm_whose_kernel_has_no_path_is_refused(vm: VMDirectory, path: str) -> None:
+    with_kernel(vm, path)
+    clone = Clone(vm, VMDirectory(vm.path.parent, "web-1"), Everybody(), linked=False)
+    with pytest.raises(BadFile, match=r"KERNEL '.*' is not the path of a kernel"):
+        clone.copy(lambda _percent: None)
+    assert clone.close() is None
+
+
 @pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
 def test_a_kernel_that_is_not_a_file_is_not_read(vm: VMDirectory, kind: str) -> None:
     with_kernel(vm, "vmlinuz")
