@@ -434,7 +434,7 @@ def detach(vm: VMDirectory, slot: str, *, as_root: bool = False) -> str | None:
 
     Raises:
         BadFile: it has snapshots.
-        Failed: it cannot be moved.
+        Failed: it cannot be moved; nothing is changed.
     """
     with vm.opened() as directory:
         name = there(vm, directory, slot)
@@ -444,12 +444,17 @@ def detach(vm: VMDirectory, slot: str, *, as_root: bool = False) -> str | None:
         place = _new_directory(directory, f"{vm.vm}-{slot}{backing.DETACHED}")
         with (
             failing(f"{safefile.place(directory, name)} cannot be moved"),
-            safefile.opened(vm.path / place) as aside,
+            contextlib.ExitStack() as undo,
         ):
+            undo.callback(os.rmdir, place, dir_fd=directory)
             for base, target in bases.items():
-                os.symlink(target, base, dir_fd=aside)
-            os.rename(name, name, src_dir_fd=directory, dst_dir_fd=aside)
-            os.fsync(aside)
+                os.symlink(target, f"{place}/{base}", dir_fd=directory)
+                undo.callback(os.unlink, f"{place}/{base}", dir_fd=directory)
+            os.rename(name, f"{place}/{name}", src_dir_fd=directory, dst_dir_fd=directory)
+            undo.callback(os.rename, f"{place}/{name}", name, src_dir_fd=directory, dst_dir_fd=directory)
+            with safefile.opened(vm.path / place) as aside:
+                os.fsync(aside)
+            undo.pop_all()
         clear_bases(vm, directory, slot)
         back = shell_line(["mv", *(f"{vm.path}/{place}/{file}" for file in (name, *bases)), f"{vm.path}/"])
         return f"{name} is kept in {place}; to have it back{', as root' * as_root}: {back}"

@@ -1,12 +1,14 @@
 """Disks that stand on other images: links in the VM directory, and nothing else, say which."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_qcow2 import image
 
-from vmessd.core.errors import BadFile
+from vmessd.core.errors import BadFile, Failed
 from vmessd.storage import backing, images
 from vmessd.storage.backing import Identity
 from vmessd.storage.images import disks
@@ -168,6 +170,27 @@ def test_a_base_of_a_disk_that_was_put_aside_is_in_use(chained: VMDirectory) -> 
     with pytest.raises(BadFile, match=f"a disk of VM {chained.vm} stands on {base}, so owner1 was not deleted"):
         backing.check_stands_alone(owner, "deleted")
     backing.check_stands_alone(chained, "deleted")
+
+
+@pytest.mark.parametrize(("call", "number"), [("symlink", 1), ("symlink", 2), ("rename", 1), ("fsync", 1)])
+def test_a_disk_that_cannot_be_put_aside_stays_and_leaves_nothing(
+    chained: VMDirectory, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    before = sorted(os.listdir(chained.path))
+    real, left = getattr(os, call), number
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*arguments, **options)
+
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(Failed, match=r"newvm0-hda\.qcow2 cannot be moved: no space left on device$"):
+        images.detach(chained, "hda")
+    assert sorted(os.listdir(chained.path)) == before
+    assert images.detach(chained, "hda") is not None
 
 
 def test_a_base_that_has_changed_is_refused_until_that_is_accepted(chained: VMDirectory, shelf: Path) -> None:
