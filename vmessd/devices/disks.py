@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 from vmessd.core import names, quantities, refusals, settings
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable, quoted, reason
@@ -26,7 +27,7 @@ from vmessd.storage.backing import Identity
 from vmessd.storage.blocking import Lane
 from vmessd.storage.image_formats import Source
 from vmessd.storage.images import Disk
-from vmessd.storage.vmdir import VMDirectory
+from vmessd.storage.vmdir import Hold, VMDirectory
 from vmessd.vm import pending
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
@@ -162,15 +163,12 @@ class Disks:
             return await self._machine.change(
                 functools.partial(images.set_disk, directory, slot, text), stopped=True
             )
-        disk, lock = found
-        try:
-            if lock is not None:
+        disk, hold = found
+        with contextlib.closing(found):
+            if hold is not None:
                 wanted = quantities.disk_size(text)
                 await qemu_img.resize(self._host.account, disk.path, disk.format, wanted)
-        finally:
-            if lock is not None:
-                os.close(lock)
-        return _grown(disk, text, changed=lock is not None)
+        return _grown(disk, text, changed=hold is not None)
 
     async def _grow_live(self, slot: str, text: str) -> str:
         """Have QEMU enlarge an image. Its guest sees the new size at once, or when it looks again."""
@@ -275,18 +273,27 @@ def _check_own(disk: Disk) -> None:
         )
 
 
-def _growing_qcow2(vm: VMDirectory, slot: str, text: str) -> tuple[Disk, int | None] | None:
-    """Return a qcow2 disk, and the lock of its VM if it is to grow; None if there is no such disk; blocks."""
+class _Growing(NamedTuple):
+    """A qcow2 disk, and what keeps its VM from being started; None if the disk has the wanted size."""
+
+    disk: Disk
+    hold: Hold | None
+
+    def close(self) -> None:
+        """Let the VM go."""
+        if self.hold is not None:
+            self.hold.close()
+
+
+def _growing_qcow2(vm: VMDirectory, slot: str, text: str) -> _Growing | None:
+    """Return a qcow2 disk, with its VM held if it is to grow; None if there is no such disk; blocks."""
     disk = next((disk for disk in images.disks(vm) if disk.slot == slot and disk.format == "qcow2"), None)
     if disk is None:
         return None
     _check_own(disk)
     if not images.grows(vm.vm, slot, os.path.basename(disk.path), disk.size, text):
-        return disk, None
-    lock = vm.lock()
-    if lock is None:
-        raise vm.held("by another process, so its disk was not enlarged")
-    return disk, lock
+        return _Growing(disk, None)
+    return _Growing(disk, Hold(vm, "having a disk enlarged"))
 
 
 def _grown(disk: Disk, text: str, *, changed: bool) -> str:

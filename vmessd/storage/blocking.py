@@ -49,7 +49,7 @@ class _Job(Generic[_T]):
         self.begun = self.over = self.hangs = False
         """Written under the pool's lock."""
         self.timer: asyncio.TimerHandle | None = None
-        self.late: Callable[[_T], None] = _put_away
+        self.late: Callable[[_T], None] = put_away
         """Called with a result that comes after the deadline."""
         self._work = work
         self._lane = lane
@@ -87,7 +87,7 @@ class _Job(Generic[_T]):
             self.timer.cancel()
 
 
-def _put_away(result: object) -> None:
+def put_away(result: object) -> None:
     """Close a result that its caller no longer waits for."""
     close = getattr(result, "close", None)
     if close is not None:

@@ -9,6 +9,7 @@ from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import NoSuchVM, VmessError
 from vmessd.core.lifecycle import Event
 from vmessd.core.models.progress import StartProgress, StopProgress
+from vmessd.storage import blocking
 from vmessd.vm.launcher import Launched
 
 _T = TypeVar("_T")
@@ -69,8 +70,9 @@ class Job:
         self.settle(None if error else answer.result(), error)
 
     def settle(self, result: object = None, error: BaseException | None = None) -> None:
-        """Pass a result or an error to the caller, if the caller still waits."""
+        """Pass a result or an error to the caller; close a result for which the caller no longer waits."""
         if self.done.done():
+            blocking.put_away(result)
             return
         if error is None:
             self.done.set_result(result)
