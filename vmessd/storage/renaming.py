@@ -35,18 +35,20 @@ def pair(name: str) -> tuple[str, str] | None:
 def begun(vm: VMDirectory, new: str) -> Iterator[str]:
     """Give the directory of a VM the name of one that is being renamed to `new`; yield this name.
 
-    The VM is locked for the `with` block, which should call :func:`complete`.
+    The VM is locked for the `with` block, which should call :func:`complete`. A change of its images that its
+    QEMU has not lived to see is completed first.
 
     Raises:
         Locked: a running process has locked the VM.
         Failed: there is something of the new name already, or it cannot be renamed.
-        BadFile: there is a drive of the new name already.
+        BadFile: there is a drive of the new name already, or that change cannot be completed.
     """
     lock = vm.lock()
     if lock is None:
         raise vm.held("by another process, so it was not renamed")
     try:
         _must_be_free(vm, new)
+        vm.settle_plan()  # it names the VM and its files as they are now
         hidden = f"{RENAMING}{vm.vm}~{new}"
         with failing(f"{vm} cannot be renamed"):
             vm.path.rename(vm.path.with_name(hidden))

@@ -7,7 +7,7 @@ import pytest
 from test_qcow2 import image
 
 from vmessd.core.errors import BadFile, InvalidValue
-from vmessd.storage import plans, pulling, qcow2, safefile, snapshots
+from vmessd.storage import plans, pulling, qcow2, renaming, safefile, snapshots
 from vmessd.storage.plans import Plan
 from vmessd.storage.vmdir import Hold, VMDirectory
 
@@ -84,6 +84,16 @@ def test_a_merge_that_is_decided_is_completed_without_its_qemu(
         assert backing_of(vm, "snap-hda-two.qcow2") is None
         found = (vm.path / "snap-hda-two.qcow2").stat()
         assert (found.st_mode & 0o222, found.st_mtime) == (0, TAKEN - 1)
+
+
+def test_a_merge_that_is_decided_is_completed_before_its_vm_gets_another_name(vm: VMDirectory) -> None:
+    _, decided = begun(vm, "one")
+    vm.carry_out(decided)
+    with renaming.begun(vm, "leaf0") as hidden:
+        renaming.complete(vm.path.parent, hidden)
+    renamed = VMDirectory(vm.path.parent, "leaf0")
+    assert snapshots.known(snapshots.hard_disks(renamed)) == ["two"]
+    assert backing_of(renamed, "snap-hda-two.qcow2") is None
 
 
 def test_the_plan_of_a_merge_stays_while_its_qemu_may_have_a_part(vm: VMDirectory) -> None:
