@@ -15,7 +15,7 @@ from typing import Protocol
 
 from vmessd.core import names, quantities, settings
 from vmessd.core.dataclass import dataclass
-from vmessd.core.errors import BadFile, InvalidValue, failing, printable, quoted, reason, shell_line
+from vmessd.core.errors import BadFile, InvalidValue, VmessError, failing, printable, quoted, reason, shell_line
 from vmessd.core.places import SHARED_ISOS
 from vmessd.storage import backing, image_formats, safefile
 from vmessd.storage.backing import Base, Identity
@@ -426,6 +426,12 @@ def open_source(path: str, reader: Reader) -> int:
     return fd
 
 
+def _settle_plan(vm: VMDirectory) -> None:
+    """Complete a change of images while they are there: later, it must not meet others of the same names."""
+    with contextlib.suppress(VmessError):  # an image for which it fails may go all the same
+        vm.settle_plan()
+
+
 def detach(vm: VMDirectory, slot: str, *, as_root: bool = False) -> str | None:
     """Put the image of a disk aside, with the links to its bases; return what was done; None if there is none.
 
@@ -436,6 +442,7 @@ def detach(vm: VMDirectory, slot: str, *, as_root: bool = False) -> str | None:
         BadFile: it has snapshots.
         Failed: it cannot be moved; nothing is changed.
     """
+    _settle_plan(vm)
     with vm.opened() as directory:
         name = there(vm, directory, slot)
         if name is None:
@@ -478,6 +485,7 @@ def delete(vm: VMDirectory, slot: str) -> str | None:
         BadFile: another VM stands on it, or it has snapshots.
         Failed: it cannot be deleted.
     """
+    _settle_plan(vm)
     with vm.opened() as directory:
         name = there(vm, directory, slot)
         if name is None:

@@ -1,13 +1,14 @@
 """A snapshot that goes while its VM runs, as changes of files: decided or not, with its QEMU or without."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from test_qcow2 import image
 
 from vmessd.core.errors import BadFile, InvalidValue
-from vmessd.storage import plans, pulling, qcow2, renaming, safefile, snapshots
+from vmessd.storage import images, plans, pulling, qcow2, renaming, safefile, snapshots
 from vmessd.storage.plans import Plan
 from vmessd.storage.vmdir import Hold, VMDirectory
 
@@ -94,6 +95,20 @@ def test_a_merge_that_is_decided_is_completed_before_its_vm_gets_another_name(vm
     renamed = VMDirectory(vm.path.parent, "leaf0")
     assert snapshots.known(snapshots.hard_disks(renamed)) == ["two"]
     assert backing_of(renamed, "snap-hda-two.qcow2") is None
+
+
+@pytest.mark.parametrize("way", [images.detach, images.delete])
+def test_a_merge_that_is_decided_is_completed_before_its_disk_goes(
+    vm: VMDirectory, way: Callable[[VMDirectory, str], str | None]
+) -> None:
+    for name in ("two", "one"):
+        vm.settle_plan()
+        _, decided = begun(vm, name)
+        vm.carry_out(decided)
+    with (vm.path / f"{VM}-hda.qcow2").open("rb") as disk:
+        assert way(vm, "hda") is not None
+        assert qcow2.parse(disk.read(qcow2.HEAD)).backing is None
+    assert vm.pending_plan() is None
 
 
 def test_the_plan_of_a_merge_stays_while_its_qemu_may_have_a_part(vm: VMDirectory) -> None:
