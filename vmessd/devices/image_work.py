@@ -62,7 +62,7 @@ class Work:
         """Yield it with an empty file; in the end, remove what has not got its name."""
         work = cls(home, stem, lane, image)
         try:
-            await lane.aside(work.create)
+            await lane.do(work.create)  # in turn, so that what clears comes behind it
             yield work
         finally:
             await asyncio.shield(lane.see_to(work.clear))
@@ -142,7 +142,7 @@ class Work:
     async def convert(self, account: Account, form: str, target: str) -> AsyncIterator[int]:
         """Convert the copy to one more file; yield percents."""
         before = self.path
-        await self._lane.aside(self._room_for_one_more)
+        await self._lane.do(self._room_for_one_more)  # in turn, as the first
         percents = Percents()
         conversion = qemu_img.convert(account, (before, form), (self.path, target), percents.set)
         async for percent in percents.during(conversion):
