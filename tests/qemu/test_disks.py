@@ -127,7 +127,7 @@ def test_a_file_that_is_no_image_is_refused(daemon: Daemon) -> None:
         str(daemon.directory / "none.qcow2"): "cannot be opened: no such file or directory",
     }.items():
         assert refusal(daemon, A, "hda", file).endswith(f" '{file}' {why}")
-    assert refusal(daemon, A, "hda", "banana") == "there is no image 'banana' on the shelf"
+    assert refusal(daemon, A, "hda", "banana") == "there is no image 'banana' in the image store"
     for words in (
         ("8G", "--linked"),
         ("delete", "--linked"),

@@ -64,7 +64,7 @@ def test_images_are_added_listed_used_and_deleted(daemon: Daemon) -> None:
 def test_a_wrong_image_is_told_and_makes_no_vm(daemon: Daemon) -> None:
     result = daemon.vmess(A, "make", "--image", "nosuch")
     assert (result.returncode, (daemon.root / A).exists()) == (2, False)
-    assert "there is no image 'nosuch' on the shelf" in result.stderr
+    assert "there is no image 'nosuch' in the image store" in result.stderr
     image = raw(daemon.directory / "image.raw")
     for name in ("-x", ".x", "../x", "x/y", "x.", "9x", "x" * 65, "é"):
         told = (
@@ -74,7 +74,7 @@ def test_a_wrong_image_is_told_and_makes_no_vm(daemon: Daemon) -> None:
         )
         assert f"image name '{name}' is not made of" in told, told
     daemon.done("images", "add", image, "one")
-    assert "there is an image 'one' on the shelf already" in daemon.vmess("images", "add", image, "one").stderr
+    assert "there is an image 'one' in the image store" in daemon.vmess("images", "add", image, "one").stderr
     assert "there is no image 'two'" in daemon.vmess("images", "rm", "two", "--yes").stderr
     assert "no terminal on which to ask" in daemon.vmess("images", "rm", "one").stderr
     for words in (("add",), ("rm",), ("rm", "one", "two"), ("show",), ("add", image, "--yes")):

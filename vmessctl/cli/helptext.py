@@ -64,7 +64,7 @@ STATUSES = (
     ("7", "locked"),
     ("8", "stopped, but only by force: the guest did not power down in time"),
     ("9", "status --monitor: QEMU runs and does not answer"),
-    ("10", "status --monitor: QEMU runs, and its guest stands still after an error"),
+    ("10", "status --monitor: QEMU runs, and an error has paused its guest"),
     ("130", "interrupted by Ctrl-C"),
     ("141", "the output was not read to its end, as with head"),
 )

@@ -104,7 +104,7 @@ IMAGES = (
         "newvm0-hda.img ... newvm0-hdz.img",
         "The disks: raw images, or symbolic links to images or block devices. Verbs: hda ... hdz.",
     ),
-    ("newvm0-hda.qcow2 ...", "The same as a qcow2 image: the end of the name says the format."),
+    ("newvm0-hda.qcow2 ...", "The same as a qcow2 image: the extension says the format."),
     (
         "newvm0-hda.base, newvm0-hda.base.2 ...",
         "Symbolic links to the images below a qcow2 image, whose names end in .img, .raw or .qcow2.",

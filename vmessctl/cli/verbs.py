@@ -150,7 +150,7 @@ LINKED = Option(
     "--linked",
     "Copy nothing: the disk is based on the image; a clone, on the disks of its VM. They must not change.",
 )
-IMAGE = Option("--image", "Put the disk hda on this image of the shelf; see images.", "IMAGE")
+IMAGE = Option("--image", "Base the disk hda on this image of the image store; see images.", "IMAGE")
 FORMAT = Option("--format", "Convert the image to this format.", "raw|qcow2")
 FOREIGN = Option(
     FORMAT.flag,
@@ -172,7 +172,7 @@ WITHIN = Option(
 )
 MONITOR = Option(
     "--monitor",
-    "For monitors: exit status 9 if QEMU does not answer, 10 if the guest stands still after an error. If no "
+    "For monitors: exit status 9 if QEMU does not answer, 10 if an error has paused the guest. If no "
     "vmessd answers, go by the lock that QEMU holds.",
 )
 BY_LOCK = Option("--by-lock", "If no vmessd answers, end the process that holds the lock of the VM.")
@@ -215,9 +215,9 @@ AS = Option(
 IDENTITY = Option("-i", "Log in with this private key.", "FILE")
 FORGET = Option("--forget", "Forget the host key of the guest, for example because it has a new disk.")
 SHARED = Option("--shared", "Disks that are links lead to the same files on the other host: copy none of them.")
-OFFLINE = Option("--offline", "Power the VM down before, and start it over there.")
+OFFLINE = Option("--offline", "Power the VM down first, and start it on the other host.")
 BANDWIDTH = Option("--bandwidth", "Send at most so many bytes in a second, such as 10M.", "RATE")
-MAP = Option("--map", "Other names of bridges over there: br0=br1,br2=br3.", "BRIDGES")
+MAP = Option("--map", "Other names of bridges on the other host: br0=br1,br2=br3.", "BRIDGES")
 TAKE = Option("--take", "Keep the VM here and allow it to start: you are certain that no other host has it.")
 DROP = Option("--drop", "Delete the VM here: you are certain that the other host has it.")
 HELP = Option("--help", "Show help for the verb, or for all verbs. Also -h.")
@@ -521,9 +521,9 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "images",
-        "List the images on the shelf, the directory images of the VM root, and the VMs whose disks stand on\n"
-        "them; add one from a file (as for hda; without a name, that of the file counts), or delete one on\n"
-        "which no disk stands. make --image and hda put a disk on an image.",
+        "List the images in the image store, the directory images of the VM root, and the VMs whose disks are\n"
+        "based on them; add one from a file (as for hda; without a name, that of the file counts), or delete\n"
+        "one on which no disk is based. make --image and hda make a disk that is based on an image.",
         "Images",
         "images.run",
         arguments="[add|rm] [image] [image-name]",
@@ -1086,7 +1086,7 @@ COMMANDS: tuple[Command, ...] = (
         arguments="<newvm>",
         options=(LINKED,),
         reports=True,
-        running="it goes on; the copy is of one moment",
+        running="it continues; the copy is of one moment",
         summary=ARCHIVE,
         example="newvm clone web-1",
     ),
@@ -1096,7 +1096,7 @@ COMMANDS: tuple[Command, ...] = (
         "the date: the VM may run. list, or no word, shows the snapshots. revert goes back to one: what was\n"
         "written since, and newer snapshots, are lost. delete merges one with what was written since. revert\n"
         "needs a VM that is off. take --memory also keeps what is in the memory of the running guest: after\n"
-        "revert, it goes on from there.",
+        "revert, it continues from there.",
         "TakeSnapshot",
         "snapshots.snapshot",
         arguments="[take|list|revert|delete] [snapshot]",
@@ -1140,8 +1140,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "move",
         "Move the VM to another host by ssh, with its settings, disks and MAC addresses. A guest that runs\n"
-        "goes on there; with --offline, it is powered down before and started there. The VM is deleted here\n"
-        "once its copy over there is complete; if anything fails before, it stays here, unchanged. If the\n"
+        "moves live; with --offline, it is powered down first, and started there. The VM is deleted here once\n"
+        "its copy on the other host is complete; if anything fails before, it stays here, unchanged. If the\n"
         "connection breaks in the very last step, nobody knows whether it has arrived: it runs nowhere then,\n"
         "and the same command asks again. After --timeout, the move is cancelled, except in this last step.",
         "Move",
@@ -1151,13 +1151,13 @@ COMMANDS: tuple[Command, ...] = (
         reports=True,
         files="move.json",
         destroys=True,
-        running="its guest goes on over there",
+        running="its guest continues on the other host",
         summary=ARCHIVE,
         example="newvm move lab2",
     ),
     Command(
         "receive",
-        "Take a VM that another host sends; move starts this over there, and nobody else needs it.",
+        "Take a VM that another host sends; move starts this on the other host, and nobody else needs it.",
         "Receive",
         "move.receive",
         arguments="[channel]",

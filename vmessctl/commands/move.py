@@ -61,7 +61,7 @@ def run(invocation: Invocation) -> int:
     emit(invocation, {"progress": last}, vm)
     tell(about(vm, phrase("stayed" if last["stayed"] else "move", host=printable(host))))
     if last["stood_still"] is not None:
-        say(f"{vm}: the guest stood still for {1000 * last['stood_still']:.0f} ms")
+        say(f"{vm}: the guest was paused for {1000 * last['stood_still']:.0f} ms")
     for note in last["notes"] or ():
         say(command(f"{vm}: {printable(note)}"))
     return DONE

@@ -34,10 +34,10 @@ class Disks(Caller):
 
     @varlinkmethod(return_parameter="progress")
     async def PutOn(self, *, vm: str, slot: str, image: FileDescriptor, path: str) -> BringProgress:
-        """Make a new disk of a stopped VM that stands on an image, which must not change from now on.
+        """Make a new disk of a stopped VM that is based on an image, which must not change from now on.
 
         `path` is the absolute path of the image, and `image` a descriptor of it, passed with the call, which
-        shows that the caller may read it. The end of its name must say its format: .img, .raw or .qcow2.
+        shows that the caller may read it. Its extension must say its format: .img, .raw or .qcow2.
         """
         done = await (await self._supervisor.disks(vm)).put_on(slot, image.fileno(), path)
         self._tell(Kind.setting, vm, f"{slot} on {quoted(path, 300)}")
@@ -45,7 +45,7 @@ class Disks(Caller):
 
     @varlinkmethod(return_parameter="progress")
     async def PutOnImage(self, *, vm: str, slot: str, name: str) -> BringProgress:
-        """Make a new disk of a stopped VM that stands on an image of the shelf."""
+        """Make a new disk of a stopped VM that is based on an image of the image store."""
         disks = await self._supervisor.disks(vm)
         done = await self._supervisor.images.put_on(disks, slot, name)
         self._tell(Kind.setting, vm, f"{slot} on image {quoted(name, 300)}")
@@ -53,12 +53,12 @@ class Disks(Caller):
 
     @varlinkmethod(return_parameter="images")
     async def Images(self) -> list[ShelfImage]:
-        """Return the images on the shelf, sorted by name, with the VMs whose disks stand on them."""
+        """Return the images in the image store, sorted by name, with the VMs whose disks are based on them."""
         return await self._supervisor.images.all()
 
     @varlinkmethod(return_parameter="progress", delay_generator=False)
     async def AddImage(self, *, name: str, image: FileDescriptor, file: str) -> AsyncIterator[BringProgress]:
-        """Copy an image to the shelf: a reply for each step. Requires `more`; otherwise as Bring.
+        """Copy an image to the image store: a reply for each step. Requires `more`; otherwise as Bring.
 
         `file` is what the image is called in messages.
         """
@@ -69,7 +69,7 @@ class Disks(Caller):
 
     @varlinkmethod
     async def RemoveImage(self, *, name: str) -> None:
-        """Delete an image from the shelf. It is refused while a disk stands on it."""
+        """Delete an image from the image store. It is refused while a disk is based on it."""
         await self._supervisor.images.remove(name)
 
     @varlinkmethod(return_parameter="note")

@@ -46,18 +46,18 @@ class Moving(Caller):
         live: bool = False,
         offline: bool = False,
     ) -> AsyncIterator[MoveProgress]:
-        """Move a VM to another host. It is off, or its guest goes on there (`live`). Requires `more`.
+        """Move a VM to another host. It is off, or its guest continues there (`live`). Requires `more`.
 
-        `channel` is passed with the call: a stream socket to the one that Receive has returned over there.
+        `channel` is passed with the call: a stream socket to the one that Receive has returned there.
         `host` is what messages call the other host. `shared`: disks that are links are on the other host, too.
-        `start` starts the VM over there. `offline` powers a VM down that runs, and starts it over there, or
-        here if it does not leave. `bridges` are other names of bridges over there, by those here.
+        `start` starts the VM there. `offline` powers a VM down that runs, and starts it there, or here if it
+        does not leave. `bridges` are other names of bridges there, by those here.
         `bandwidth` limits the bytes sent in a second, and `timeout` the seconds before the VM is handed over.
 
         For a guest that runs, a step has the names of connections that it `wants`, each for JoinMove.
 
-        If the owner of a VM moves its guest with `shared`, and has given it a directory over there as well, the
-        guest goes on in that one, and the one here stays, off.
+        If the owner of a VM moves its guest with `shared`, and has given it a directory there as well, the
+        guest continues in that one, and the one here stays, off.
 
         Until the last step the VM is here, as it was, if it fails or the caller leaves. The error Locked says
         that nobody knows whether it has arrived: it runs nowhere then. The same call asks again.

@@ -39,7 +39,7 @@ class Snapshots(Caller):
     async def RevertSnapshot(self, *, vm: str, name: str, memory: bool = False) -> SnapshotChange:
         """Put the disks of a stopped VM back to a snapshot. What was written since is lost, and newer ones.
 
-        With `memory`, the guest then goes on from its memory, if the snapshot has it; `runs` says whether.
+        With `memory`, the guest then continues from its memory, if the snapshot has it; `runs` says whether.
         """
         found = await self._supervisor.snapshots(vm)
         done = await found.revert(name, self._peer.uid, with_memory=memory)

@@ -34,7 +34,7 @@ class Cost(enum.Enum):
     look = "a query, answered at once"
     change = "a change, answered when it is done"
     follow = "progress of one VM; ends with what it reports, or with the client"
-    fleet = "progress of all VMs; the work goes on without the client, and the call counts until it is done"
+    fleet = "progress of all VMs; the work continues without the client, and the call counts until it is done"
     endless = "replies until the client leaves"
 
 

@@ -643,7 +643,7 @@ DRIVES: tuple[Drive, ...] = (
         argument="<size|image|none|delete>",
         help="Create a sparse file for the first disk, or make it larger, also while the VM runs; hdb is the\n"
         "second disk, and so on to hdz. IDE has places for hda to hdd; see disk-bus for more. An image (raw,\n"
-        "qcow2, VMDK, VDI, VHD, VHDX) is copied to a new disk, or with --linked, the disk stands on the\n"
+        "qcow2, VMDK, VDI, VHD, VHDX) is copied to a new disk, or with --linked, it is based on the\n"
         "image. none puts the disk aside, delete deletes it. The data in an existing image stays as it is;\n"
         "an image is never made smaller.",
         example="8G",

@@ -32,7 +32,7 @@ from vmessd.vm import pending
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
-_SHELF = "put it on the shelf with vmess images add, and name the image there; or bring it without --linked"
+_SHELF = "put it into the image store with vmess images add, and name that image; or bring it without --linked"
 RESIZE_TIME = 20.0
 """Seconds that QEMU may take to enlarge an image."""
 

@@ -257,7 +257,7 @@ def _check_base(base: Base) -> None:
     if found is not None:
         raise BadFile(
             f"{printable(base.path)} is a link to {quoted(base.target, 300)}, which is a {found.shown} image",
-            hint="the end of its name must say its format: .img for raw, .qcow2 for qcow2",
+            hint="its extension must say its format: .img for raw, .qcow2 for qcow2",
         )
 
 

@@ -1,6 +1,7 @@
 """The shelf: images in the VM root that disks of VMs stand on, `images/debian12.qcow2`.
 
-They are read-only. The name of an image is that of its file without the end, which says its format.
+Messages and pages call it the image store. The images are read-only. The name of an image is that of its file
+without the end, which says its format.
 """
 
 import contextlib
@@ -82,7 +83,7 @@ class Shelf:
             with self.home.opened() as directory:
                 found = self._shelved(directory, _files(name))
         if not found:
-            raise InvalidValue(f"there is no image {quoted(name)} on the shelf", hint="vmess images")
+            raise InvalidValue(f"there is no image {quoted(name)} in the image store", hint="vmess images")
         if len(found) > 1:
             files = " and ".join(os.path.basename(image.path) for image in found)
             raise InvalidValue(f"{self.home} contains both {files}", hint="move one of them away")
@@ -96,7 +97,7 @@ class Shelf:
                 safefile.must_be_plain(directory, file)
                 if safefile.status(directory, file) is not None:
                     raise BadFile(
-                        f"there is an image {quoted(name)} on the shelf already",
+                        f"there is an image {quoted(name)} in the image store already",
                         hint=f"choose another name, or delete it: vmess images rm {name}",
                     )
 
