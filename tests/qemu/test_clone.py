@@ -243,8 +243,8 @@ def test_what_is_done_with_images_is_said_as_json_in_raw_units(daemon: Daemon) -
     assert told(A, "snapshot", "revert", "one", "--yes")["change"]["name"] == "one"
     assert told(A, "snapshot", "delete", "one")["progress"]["done"] is True
     assert told("images", "add", str(daemon.directory / "image"), "debian")["progress"]["size"] == 16 * M
-    [shelved] = told("images")["images"]
-    assert (shelved["name"], shelved["size"]) == ("debian", 16 * M)
+    [stored] = told("images")["images"]
+    assert (stored["name"], stored["size"]) == ("debian", 16 * M)
     assert told(A, "export", str(daemon.directory / "a.tar"))["progress"]["size"] > M
     assert told("import", str(daemon.directory / "a.tar"), C)["progress"]["vm"] == C
     assert told(C, "hda", "delete", "--yes")["verb"] == "hda"

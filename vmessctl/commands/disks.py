@@ -33,7 +33,7 @@ def change(invocation: Invocation) -> int:
     if word and word != "none" and is_image(word):
         _check_options(invocation, verbs.LINKED, verbs.FORMAT)
         return _bring(invocation, word)
-    if word and word != "none" and is_shelved(word):
+    if word and word != "none" and is_stored(word):
         _check_options(invocation, verbs.LINKED)
         return for_each(invocation, lambda client, vm: put_on_image(invocation, client, vm, word))
     _check_options(invocation)
@@ -65,13 +65,13 @@ def is_image(word: str) -> bool:
     return "/" in word or ("." in word and not word[:1].isdecimal()) or _is_there(word)
 
 
-def is_shelved(word: str) -> bool:
-    """Tell whether a word can only be meant as the name of an image on the shelf."""
+def is_stored(word: str) -> bool:
+    """Tell whether a word can only be meant as the name of an image in the image store."""
     return word[:1].isalpha() and word.isascii() and word not in ("none", DELETE)
 
 
 def put_on_image(invocation: Invocation, client: Client, vm: str, name: str) -> int:
-    """Put a new disk of a VM on top of an image of the shelf."""
+    """Put a new disk of a VM on top of an image of the image store."""
     slot = invocation.command.verb if invocation.command.is_setting else FIRST
     progress: Reply = client.call("PutOnImage", vm=vm, slot=slot, name=name)["progress"]
     emit(invocation, {"progress": progress}, vm)

@@ -7,7 +7,7 @@ from asyncvarlink import FileDescriptor, LastResult, varlinkmethod
 from vmessd.api.caller import Caller
 from vmessd.core.errors import quoted
 from vmessd.core.models.events import Kind
-from vmessd.core.models.images import ShelfImage
+from vmessd.core.models.images import StoredImage
 from vmessd.core.models.progress import BringProgress
 
 
@@ -52,7 +52,7 @@ class Disks(Caller):
         return done
 
     @varlinkmethod(return_parameter="images")
-    async def Images(self) -> list[ShelfImage]:
+    async def Images(self) -> list[StoredImage]:
         """Return the images in the image store, sorted by name, with the VMs whose disks are based on them."""
         return await self._supervisor.images.all()
 

@@ -129,7 +129,7 @@ METHODS: Mapping[str, Method] = {
     "Shutdown": Method(Effect.ends, Cost.fleet),
     "Top": _look(cost=Cost.endless),
     "Watch": _look(cost=Cost.endless),
-    # The shelf
+    # The image store
     "Images": _look(),
     "AddImage": Method(Effect.changes, Cost.follow, "name", takes="image"),
     "RemoveImage": Method(Effect.ends, Cost.change, "name"),

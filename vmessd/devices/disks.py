@@ -32,7 +32,7 @@ from vmessd.vm import pending
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
-_SHELF = "put it into the image store with vmess images add, and name that image; or bring it without --linked"
+_TO_STORE = "add it to the image store with vmess images add, and name it; or bring it without --linked"
 RESIZE_TIME = 20.0
 """Seconds that QEMU may take to enlarge an image."""
 
@@ -227,7 +227,7 @@ def _check_base(image: Image, source: Source, root: Path, host: Host) -> None:
         found = os.stat(image.name)
     except (PermissionError, FileNotFoundError) as error:  # the service sees no home directory, for example
         raise InvalidValue(
-            f"base {image.shown} cannot be seen by vmessd: {reason(error)}", hint=_SHELF
+            f"base {image.shown} cannot be seen by vmessd: {reason(error)}", hint=_TO_STORE
         ) from None
     except (OSError, ValueError):
         found = None
@@ -242,7 +242,7 @@ def _check_base(image: Image, source: Source, root: Path, host: Host) -> None:
         )
     if not host.account.may_read(image.name):
         raise InvalidValue(
-            f"base {image.shown} is not readable for {host.account.name}, the user of QEMU", hint=_SHELF
+            f"base {image.shown} is not readable for {host.account.name}, the user of QEMU", hint=_TO_STORE
         )
     for vm, file in backing.writers(root, [Identity.of(image.found)]):
         raise BadFile(

@@ -487,9 +487,9 @@ class Listing(NamedTuple):
     """Names of directories that are not VMs, sorted; without hidden ones, and those that have a use."""
 
 
-SHELF = "images"
+IMAGE_STORE = "images"
 """The directory for images that disks stand on, in the VM root; not the full name of a VM: that has a digit."""
-_NOT_MEANT = (SHARED_ISOS, SHELF, "lost+found")
+_NOT_MEANT = (SHARED_ISOS, IMAGE_STORE, "lost+found")
 
 
 class Hold:
@@ -563,7 +563,7 @@ def leftovers(root: Path) -> list[str]:
     """
     with failing(f"VM root {printable(str(root))} cannot be read"), os.scandir(root) as entries:
         found = [entry.name for entry in entries if entry.name.startswith((REMOVED, MAKING, RENAMING))]
-    for place in (root, root / SHELF):
+    for place in (root, root / IMAGE_STORE):
         with contextlib.suppress(VmessError), safefile.opened(place) as directory:
             safefile.sweep(directory)
     return sorted(found)

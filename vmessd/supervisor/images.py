@@ -1,4 +1,4 @@
-"""The images on the shelf of a VM root: brought, listed, deleted; disks are put on top of them."""
+"""The images in the image store of a VM root: brought, listed, deleted; disks are put on top of them."""
 
 import contextlib
 import functools
@@ -7,52 +7,52 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from vmessd.core.errors import BadFile, failing
-from vmessd.core.models.images import ShelfImage
+from vmessd.core.models.images import StoredImage
 from vmessd.core.models.progress import BringProgress, BringStep
 from vmessd.devices.disks import Disks
 from vmessd.devices.image_work import Work, examined, kept, opened
-from vmessd.storage import shelf
+from vmessd.storage import image_store
 from vmessd.storage.blocking import Lane
-from vmessd.storage.shelf import Shelf
+from vmessd.storage.image_store import ImageStore
 from vmessd.vm.host import Host
 
 MODE = 0o440
-"""Of an image on the shelf: read-only, for the daemon and the group, which may be that of QEMU."""
+"""Of an image in the image store: read-only, for the daemon and the group, which may be that of QEMU."""
 
 
 class Images:
-    """The shelf of one VM root."""
+    """The image store of one VM root."""
 
     def __init__(self, root: Path, host: Host) -> None:
-        self._shelf = Shelf(root)
+        self._store = ImageStore(root)
         self._host = host
-        self._files = Lane(f"the images in {self._shelf.home}", "is its file system there?")
+        self._files = Lane(f"the images in {self._store.home}", "is its file system there?")
         self._busy: set[str] = set()
         """The names of images that are being brought."""
 
-    async def all(self) -> list[ShelfImage]:
+    async def all(self) -> list[StoredImage]:
         """Return all images by name; raises BadFile, Failed."""
-        found = await self._files.aside(self._shelf.images)
+        found = await self._files.aside(self._store.images)
         return [
-            ShelfImage(image.name, image.path, image.format, image.size, image.stored, image.users)
+            StoredImage(image.name, image.path, image.format, image.size, image.stored, image.users)
             for image in found
         ]
 
     async def add(self, name: str, fd: int, called: str) -> AsyncIterator[BringProgress]:
-        """Bring an image to the shelf; as Disks.bring, but for the name of the image."""
-        shelf.check_name(name)
+        """Bring an image to the image store; as Disks.bring, but for the name of the image."""
+        image_store.check_name(name)
         if name in self._busy:
             raise BadFile(f"image {name} is being brought", hint="wait until it is there")
         self._busy.add(name)
         try:
             yield BringProgress(False, BringStep.copying)
             lane = Lane(f"the image {name}", "is its file system there?")
-            await lane.aside(self._shelf.make)
-            await lane.aside(functools.partial(self._shelf.must_be_free, name))
+            await lane.aside(self._store.make)
+            await lane.aside(functools.partial(self._store.must_be_free, name))
             image = await lane.aside(functools.partial(opened, fd, called))
             source = await lane.aside(functools.partial(examined, image))
             form = kept(source)
-            async with Work.begun(self._shelf.home, name, lane, image) as work:
+            async with Work.begun(self._store.home, name, lane, image) as work:
                 async for progress in work.made(self._host.account, source, form):
                     yield progress
                 file, size = await lane.aside(functools.partial(self._finish, work, name, form))
@@ -61,20 +61,20 @@ class Images:
             self._busy.discard(name)
 
     def _finish(self, work: Work, name: str, form: str) -> tuple[str, int]:
-        self._shelf.must_be_free(name)
-        file = shelf.file_name(name, form)
-        with self._shelf.home.opened() as directory:
-            with failing(f"{self._shelf.home}/{file} cannot be protected"):
+        self._store.must_be_free(name)
+        file = image_store.file_name(name, form)
+        with self._store.home.opened() as directory:
+            with failing(f"{self._store.home}/{file} cannot be protected"):
                 os.chmod(work.path, MODE)
             return file, work.take(directory, file, form)
 
     async def remove(self, name: str) -> None:
         """Delete an image; raises InvalidValue, BadFile, Failed."""
-        await self._files.do(functools.partial(self._shelf.remove, name))
+        await self._files.do(functools.partial(self._store.remove, name))
 
     async def put_on(self, disks: Disks, slot: str, name: str) -> BringProgress:
         """Make a new disk of a VM that stands on an image; raises as Disks.put_on, InvalidValue."""
-        image = await self._files.aside(functools.partial(self._shelf.find, name))
+        image = await self._files.aside(functools.partial(self._store.find, name))
         with contextlib.ExitStack() as stack:
             fd = await self._files.aside(functools.partial(_open, image.path))
             stack.callback(os.close, fd)

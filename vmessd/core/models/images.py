@@ -1,10 +1,10 @@
-"""Images on the shelf, as seen from outside. Pure. Sizes are in bytes."""
+"""Images in the image store, as seen from outside. Pure. Sizes are in bytes."""
 
 from vmessd.core.dataclass import dataclass
 
 
 @dataclass(frozen=True)
-class ShelfImage:
+class StoredImage:
     """An image that disks can stand on."""
 
     name: str

@@ -1,4 +1,4 @@
-"""The shelf: images that disks of several VMs stand on."""
+"""The image store: images that disks of several VMs stand on."""
 
 import json
 import os
@@ -28,8 +28,8 @@ def test_images_are_added_listed_used_and_deleted(daemon: Daemon) -> None:
         "image debian12: added, 16M (converted from VMDK)\n"
     )
     assert daemon.done("images", "add", image) == "image debian-12: added, 16M\n"
-    shelf = daemon.root / "images"
-    assert {file.name: file.stat().st_mode & 0o777 for file in shelf.iterdir()} == {
+    store = daemon.root / "images"
+    assert {file.name: file.stat().st_mode & 0o777 for file in store.iterdir()} == {
         "debian12.qcow2": 0o440,
         "debian-12.img": 0o440,
     }

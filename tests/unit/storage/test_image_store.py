@@ -5,25 +5,25 @@ from pathlib import Path
 import pytest
 
 from vmessd.core.errors import BadFile, InvalidValue
-from vmessd.storage import shelf
-from vmessd.storage.shelf import Shelf
+from vmessd.storage import image_store
+from vmessd.storage.image_store import ImageStore
 
 
 @pytest.fixture
-def full(tmp_path: Path) -> Shelf:
-    """A shelf with more images than are listed; the last one is `z`."""
-    found = Shelf(tmp_path)
+def full(tmp_path: Path) -> ImageStore:
+    """An image store with more images than are listed; the last one is `z`."""
+    found = ImageStore(tmp_path)
     found.make()
-    for number in range(shelf.IMAGES_MAX):
+    for number in range(image_store.IMAGES_MAX):
         (found.home.path / f"a{number}.img").touch()
     (found.home.path / "z.img").write_bytes(bytes(512))
     return found
 
 
-def test_an_image_beyond_the_listing_is_found_and_its_name_is_taken(full: Shelf) -> None:
+def test_an_image_beyond_the_listing_is_found_and_its_name_is_taken(full: ImageStore) -> None:
     assert "z" not in [image.name for image in full.images()]
     assert full.find("z").size == 512
-    with pytest.raises(BadFile, match="there is an image 'z' on the shelf already"):
+    with pytest.raises(BadFile, match="there is an image 'z' in the image store already"):
         full.must_be_free("z")
     full.must_be_free("y")
     (full.home.path / "z.qcow2").touch()
@@ -33,7 +33,7 @@ def test_an_image_beyond_the_listing_is_found_and_its_name_is_taken(full: Shelf)
 
 @pytest.mark.parametrize("end", [".img", ".raw", ".qcow2"])
 def test_a_name_is_taken_in_any_format_and_by_anything(tmp_path: Path, end: str) -> None:
-    found = Shelf(tmp_path)
+    found = ImageStore(tmp_path)
     found.make()
     place = found.home.path / f"x{end}"
     place.symlink_to("/nowhere")
@@ -44,6 +44,6 @@ def test_a_name_is_taken_in_any_format_and_by_anything(tmp_path: Path, end: str)
 
 
 def test_without_a_directory_there_is_no_image(tmp_path: Path) -> None:
-    assert Shelf(tmp_path).images() == []
-    with pytest.raises(InvalidValue, match="there is no image 'x' on the shelf"):
-        Shelf(tmp_path).find("x")
+    assert ImageStore(tmp_path).images() == []
+    with pytest.raises(InvalidValue, match="there is no image 'x' in the image store"):
+        ImageStore(tmp_path).find("x")

@@ -1,7 +1,6 @@
-"""The shelf: images in the VM root that disks of VMs stand on, `images/debian12.qcow2`.
+"""The image store: images in the VM root that disks of VMs stand on, `images/debian12.qcow2`.
 
-Messages and pages call it the image store. The images are read-only. The name of an image is that of its file
-without the end, which says its format.
+They are read-only. The name of an image is that of its file without the extension, which says its format.
 """
 
 import contextlib
@@ -15,15 +14,15 @@ from vmessd.core import names
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, failing, quoted
 from vmessd.storage import backing, safefile
 from vmessd.storage.backing import Identity
-from vmessd.storage.vmdir import SHELF, VMDirectory
+from vmessd.storage.vmdir import IMAGE_STORE, VMDirectory
 
 NAME_MAX = 64
 IMAGES_MAX = 1000
 """Images that are listed."""
 
 
-class Shelved(NamedTuple):
-    """An image on the shelf."""
+class Stored(NamedTuple):
+    """An image in the image store."""
 
     name: str
     path: str
@@ -36,11 +35,11 @@ class Shelved(NamedTuple):
     """The VMs whose disks stand on it."""
 
 
-class Shelf:
+class ImageStore:
     """The images of a VM root. Everything here blocks."""
 
     def __init__(self, root: Path) -> None:
-        self.home = VMDirectory(root, SHELF)
+        self.home = VMDirectory(root, IMAGE_STORE)
         self._root = root
 
     def make(self) -> None:
@@ -48,20 +47,20 @@ class Shelf:
         with failing(f"{self.home} cannot be created"), contextlib.suppress(FileExistsError):
             self.home.path.mkdir(mode=0o750)
 
-    def images(self) -> list[Shelved]:
+    def images(self) -> list[Stored]:
         """Return the first images by name; raises BadFile, Failed."""
         if not self.home.exists():
             return []
         with self.home.opened() as directory, failing(f"{self.home} cannot be read"):
-            return self._shelved(directory, sorted(os.listdir(directory))[:IMAGES_MAX])
+            return self._stored(directory, sorted(os.listdir(directory))[:IMAGES_MAX])
 
-    def _shelved(self, directory: int, files: Iterable[str]) -> list[Shelved]:
+    def _stored(self, directory: int, files: Iterable[str]) -> list[Stored]:
         """Return those of these files that are images."""
         users = backing.all_users(self._root)
         found = [self._image(directory, file, users) for file in files]
         return [image for image in found if image is not None]
 
-    def _image(self, directory: int, file: str, users: dict[Identity, list[str]]) -> Shelved | None:
+    def _image(self, directory: int, file: str, users: dict[Identity, list[str]]) -> Stored | None:
         name, end = os.path.splitext(file)
         form = backing.FORMATS.get(end)
         found = safefile.status(directory, file)
@@ -73,15 +72,15 @@ class Shelf:
             with contextlib.suppress(VmessError):
                 size = backing.header_of(directory, file).size
         stands = users.get(Identity.of(found), [])
-        return Shelved(name, str(self.home.path / file), form, size, found.st_blocks * 512, stands)
+        return Stored(name, str(self.home.path / file), form, size, found.st_blocks * 512, stands)
 
-    def find(self, name: str) -> Shelved:
+    def find(self, name: str) -> Stored:
         """Return the image of a name; raises InvalidValue if there is none, or several."""
         check_name(name)
-        found: list[Shelved] = []
+        found: list[Stored] = []
         if self.home.exists():
             with self.home.opened() as directory:
-                found = self._shelved(directory, _files(name))
+                found = self._stored(directory, _files(name))
         if not found:
             raise InvalidValue(f"there is no image {quoted(name)} in the image store", hint="vmess images")
         if len(found) > 1:
