@@ -474,10 +474,10 @@ def test_a_time_limit_ends_the_waiting_and_not_the_stop(daemon: Daemon) -> None:
 def test_rm_asks_on_a_terminal_and_obeys(daemon: Daemon) -> None:
     directory = daemon.make(A)
     daemon.done(A, "hda", "1M")
-    for answer in ("n\n", "\n", "yess\n", "\x04"):
-        with on_terminal(daemon, A, "rm") as screen:
+    for answer in (b"n\n", b"\n", b"yess\n", b"y\xff\n", b"\x04"):
+        with on_terminal(daemon, A, "rm", LC_ALL="C.UTF-8") as screen:
             screen.expect(f"Delete {A} and all files in {directory}, including hda? [y/N] ")
-            screen.type(answer)
+            os.write(screen.master, answer)
             assert screen.end() == 1
             assert f"{A} is unchanged" in screen.said
         assert (directory / f"{A}-hda.img").exists()

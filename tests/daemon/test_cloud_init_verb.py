@@ -121,6 +121,28 @@ def test_a_password_is_asked_for_on_the_terminal_and_shown_nowhere(daemon: Daemo
     assert "SetCloudInit 'newvm0', user_data '" in daemon.log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ([b"\xe9"], "the password must be text in UTF-8, of 1 to 200 bytes, without control characters"),
+        ([b"e", b"\xe9"], "the two passwords differ; nothing was changed"),
+    ],
+)
+def test_a_password_that_is_not_utf8_changes_nothing(daemon: Daemon, typed: list[bytes], message: str) -> None:
+    daemon.make("newvm0")
+    with on_terminal(
+        *(daemon, "newvm", "cloud-init", "--user", "you", "--password"), program=AS_VMESSCTL, LC_ALL="C.UTF-8"
+    ) as tty:
+        for prompt, line in zip(("Password for you in the guest: ", "Retype password: "), typed, strict=False):
+            tty.expect(prompt)
+            os.write(tty.master, line + b"\r")
+        assert tty.end() == 2
+        assert "Traceback" not in tty.said
+        assert message in tty.said
+        assert tty.is_as_before()
+    assert files(daemon) == set()
+
+
 def test_two_passwords_that_differ_change_nothing(daemon: Daemon) -> None:
     daemon.make("newvm0")
     with on_terminal(daemon, "newvm", "cloud-init", "--user", "you", "--password", program=AS_VMESSCTL) as tty:
@@ -160,7 +182,10 @@ def test_the_user_is_oneself_by_default(daemon: Daemon, tmp_path: Path) -> None:
         ("cloud-init {yaml}", "user-data that begins with 'packages: [x]' is ignored by cloud-init"),
         ("cloud-init {u} {binary}", "meta-data is not text"),
         ("cloud-init --user you --password", "--password asks for the password, and there is no terminal"),
-        ("cloud-init --user you --password-file /dev/null", "the password must have 1 to 200 bytes"),
+        (
+            "cloud-init --user you --password-file /dev/null",
+            "the password must be text in UTF-8, of 1 to 200 bytes",
+        ),
         ("cloud-init --user you --password --password-file {u}", "exclude each other"),
     ],
 )

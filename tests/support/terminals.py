@@ -153,7 +153,7 @@ class Typist:
         """Take in what it wrote; tell whether there was something."""
         if not select.select([self.master], [], [], seconds)[0]:
             return False
-        data = os.read(self.master, 65536).decode()
+        data = os.read(self.master, 65536).decode(errors="replace")
         self.said += data
         self.page.feed(data)
         return True

@@ -164,17 +164,23 @@ def _password(invocation: Invocation) -> str | None:
             f"{verbs.PASSWORD.flag} asks for the password, and there is no terminal",
             hint=f"put it into a file: {verbs.PASSWORD_FILE.flag} FILE, or - for standard input",
         )
-    import getpass  # noqa: PLC0415 -- only this needs it
-
     user = options.get(verbs.USER.flag) or login_name()
-    try:
-        password = cloud_init.password(getpass.getpass(f"Password for {user} in the guest: "))
-        again = getpass.getpass("Retype password: ")
-    except EOFError:
-        raise InvalidValue("no password was typed") from None
-    if again != password:
+    password = cloud_init.password(_typed(f"Password for {user} in the guest: "))
+    if _typed("Retype password: ") != password:
         raise InvalidValue("the two passwords differ; nothing was changed")
     return password
+
+
+def _typed(prompt: str) -> str:
+    """Return what is typed, unseen, with surrogates for what is not text; raises InvalidValue."""
+    import getpass  # noqa: PLC0415 -- only this needs it
+
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        raise InvalidValue("no password was typed") from None
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="surrogateescape")
 
 
 def hashed(password: str) -> str:

@@ -164,11 +164,11 @@ def emit(invocation: Invocation, reply: Reply, vm: str = "") -> None:
 
 
 def answer(question: str) -> str:
-    """Ask a question on the terminal, and return the answer; Ctrl-D is `quit`."""
+    """Ask a question on the terminal, and return the answer, whatever bytes it has; Ctrl-D is `quit`."""
     try:
         sys.stderr.write(f"{question} ")
         sys.stderr.flush()
-        line = sys.stdin.readline()
+        line = sys.stdin.buffer.readline().decode(errors="replace")
     except KeyboardInterrupt:
         warn("")
         raise

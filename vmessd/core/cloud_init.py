@@ -141,7 +141,9 @@ def public_keys(file: str, text: str) -> list[str]:
 def password(text: str) -> str:
     """Return a valid password; raises InvalidValue, which does not show it."""
     if not 0 < len(text.encode(errors="surrogateescape")) <= PASSWORD_MAX or not text.isprintable():
-        raise InvalidValue(f"the password must have 1 to {PASSWORD_MAX} bytes, without control characters")
+        raise InvalidValue(
+            f"the password must be text in UTF-8, of 1 to {PASSWORD_MAX} bytes, without control characters"
+        )
     return text
 
 

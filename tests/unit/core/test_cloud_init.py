@@ -109,9 +109,9 @@ def test_no_public_keys(text: str, message: str) -> None:
         cloud_init.public_keys("/k", text)
 
 
-@pytest.mark.parametrize("text", ["", "a\n", "a\x1b", "ä" * 101])
+@pytest.mark.parametrize("text", ["", "a\n", "a\x1b", "ä" * 101, "l\udce9"])
 def test_no_password(text: str) -> None:
-    with pytest.raises(InvalidValue, match="the password must have 1 to 200 bytes") as said:
+    with pytest.raises(InvalidValue, match="the password must be text in UTF-8, of 1 to 200 bytes") as said:
         cloud_init.password(text)
     assert not text or text not in said.value.message
 
