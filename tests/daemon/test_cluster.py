@@ -76,7 +76,9 @@ def test_c214_the_agent_says_what_is_missing(resource: Resource, tmp_path: Path)
     assert [gone.do(action) for action in ("monitor", "start", "stop")] == [
         *("not running", "not installed", "success")
     ]
-    assert resource.do("monitor", name="New VM") == "misconfigured"
+    for name in ("New VM", "cloud-init"):
+        done = [resource.do(action, name=name) for action in ("monitor", "start", "stop")]
+        assert done == ["misconfigured", "misconfigured", "success"]
     assert resource.do("start", error="kill") == "misconfigured"
     assert resource.do("monitor", program=tmp_path / "no") == "not installed"
     assert subprocess.run([AGENT, "promote"], check=False, capture_output=True).returncode == 3

@@ -1,6 +1,7 @@
 """The scripts of contrib, wherever they are called; `install` and `uninstall` are in test_install."""
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from hostile import HostileDirectory
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from vmessd.core import names
 
 LOCKS = CHECKOUT / "contrib/dev/locked"
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
@@ -94,6 +97,21 @@ def test_c64_a_script_runs_nothing_of_the_directory_it_is_called_in(
     result = call(place, *words, hostile=hostile, tools=checkout.parent / "tools")
     assert re.search(says, result.stdout + result.stderr, re.DOTALL), result
     assert hostile.marks() == []
+
+
+def test_the_agent_knows_the_names_of_vms() -> None:
+    """A word of the command line is none: vmessctl would take it for a verb without a VM."""
+    text = (CHECKOUT / "contrib/cluster/vmess").read_text()
+    [function] = re.findall(r"^is_vm\(\) \{\n.*?^\}$", text, re.DOTALL | re.MULTILINE)
+    short = ("".join(chars) for size in range(1, 7) for chars in itertools.product("a1e-", repeat=size))
+    others = ("", "Web1", "web_1", "ä1", "web1\n", "*", "web1e0e5", f"{29 * 'a'}1", f"{30 * 'a'}1")
+    # The agent gives a digit to what has letters only.
+    given = [name for name in [*short, *names.RESERVED, *others] if not name.isalpha()]
+    loop = f'{function}\nfor name; do is_vm && echo "$name"; done; true'
+    said = subprocess.run(
+        ["sh", "-c", loop, "sh", *given], env={"LC_ALL": "C"}, capture_output=True, text=True, check=True
+    ).stdout
+    assert said.splitlines() == [name for name in given if names.is_full(name)]
 
 
 def put_in(place: Path, **programs: str) -> None:
