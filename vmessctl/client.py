@@ -112,7 +112,7 @@ class Client:
         self._buffer = b""
         self._descriptors: list[int] = []
         self.is_lost = False
-        """Unusable: the daemon hung up, or a late reply may still arrive."""
+        """Unusable: it is closed, the daemon hung up, or a late reply may still arrive."""
         self._patience = ANSWER_TIME if patience is None else patience
         self._socket = _connect(paths, self._patience, otherwise)
 
@@ -127,6 +127,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection."""
+        self.is_lost = True
         self._socket.close()
 
     def wait_longer(self, seconds: float) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, TERSE, Invocation
 from vmessctl.client import connect
 from vmessctl.commands import disks
 from vmessctl.commands.progress import follow
+from vmessctl.commands.unfinished import Unfinished
 from vmessctl.formats import domain, kubevirt, libvirt, machine, proxmox
 from vmessctl.output import rendering
 from vmessctl.output.descriptors import write_all
-from vmessctl.output.foreground import KILLED
 from vmessctl.output.new_file import STANDARD, NewFile, must_be_new
 from vmessctl.output.phrases import about, command, phrase
 from vmessctl.output.terminal import emit, say, tell
@@ -94,22 +93,19 @@ def take(invocation: Invocation, form: str) -> int:
         raise InvalidValue(f"--format {quoted(form)} is not libvirt; for an archive or an OVA, leave it out")
     wanted = domain.read(_text(file))
     vm = _named(wanted.name, more)
-    _end_by_exception()
     with _Sources(wanted) as sources:
         client = connect(invocation)
-        try:
-            client.call("Make", vm=vm)
-        except Failed as error:
-            raise Failed(error.message, hint=f"another name: {shell_line([*_LINE, file, 'web-1'])}") from None
-        try:
+        with Unfinished(invocation, client, vm) as new:
+            try:
+                new.make()
+            except Failed as error:
+                raise Failed(
+                    error.message, hint=f"another name: {shell_line([*_LINE, file, 'web-1'])}"
+                ) from None
             remarks = _settle(client, vm, wanted)
             for slot, source in wanted.disks.items():
                 _bring(client, vm, slot, source, sources.opened[slot])
             remarks += _connect(client, vm, wanted)  # last, as it may create bridges
-        except BaseException:
-            client.close()  # which ends what the daemon does for it
-            _undo(invocation, vm)
-            raise
         client.close()
     remarks += wanted.remarks
     emit(invocation, {"remarks": remarks}, vm)
@@ -119,14 +115,6 @@ def take(invocation: Invocation, form: str) -> int:
     for remark in remarks:
         say(command(f"{vm}: {printable(remark)}"))
     return DONE
-
-
-def _end_by_exception() -> None:
-    """Have signals that end this program raise SystemExit, so that what is half made goes."""
-    import signal  # noqa: PLC0415 -- slow to import
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _frame: sys.exit(KILLED + number))
 
 
 def _text(file: str) -> bytes:
@@ -219,13 +207,3 @@ def _bring(client: Client, vm: str, slot: str, source: Source, fd: int) -> None:
             f"{slot} {quoted(source.path, 300)} {differs}; nothing was imported",
             hint=f"what it is: {shell_line(['qemu-img', 'info', source.path])}",
         )
-
-
-def _undo(invocation: Invocation, vm: str) -> None:
-    """Delete a VM that has not become whole; say so if that fails as well."""
-    try:
-        client = connect(invocation)
-        client.call("Remove", vm=vm)
-        client.close()
-    except VmessError as error:
-        say(f"{vm} is left as it is, and incomplete ({error.message}): {PROGRAM} {vm} rm")

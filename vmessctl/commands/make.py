@@ -6,12 +6,12 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import Invocation
 from vmessctl.commands import disks
 from vmessctl.output.phrases import about, phrase
-from vmessctl.output.terminal import emit, for_each, say, tell
-from vmessd.core.errors import DONE, VmessError, printable
+from vmessctl.output.terminal import emit, for_each, tell
+from vmessd.core.errors import DONE, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmessctl.client import Client
+    from vmessctl.client import Client, Reply
 
 
 def make(invocation: Invocation) -> int:
@@ -19,19 +19,18 @@ def make(invocation: Invocation) -> int:
     image = invocation.options.get(verbs.IMAGE.flag)
 
     def work(client: Client, vm: str) -> int:
-        reply = client.call("Make", vm=vm)
-        emit(invocation, reply, vm)
-        tell(about(vm, phrase("made", path=printable(reply["path"]))))
-        return DONE if image is None else _with_image(invocation, client, vm, image)
+        if image is None:
+            _report(invocation, vm, client.call("Make", vm=vm))
+            return DONE
+        from vmessctl.commands.unfinished import Unfinished  # noqa: PLC0415 -- slow to import
+
+        with Unfinished(invocation, client, vm) as new:
+            _report(invocation, vm, new.make())
+            return disks.put_on_image(invocation, client, vm, image)
 
     return for_each(invocation, work)
 
 
-def _with_image(invocation: Invocation, client: Client, vm: str, image: str) -> int:
-    """Put the first disk of a new VM on an image; if that fails, the VM is deleted again."""
-    try:
-        return disks.put_on_image(invocation, client, vm, image)
-    except VmessError:
-        client.call("Remove", vm=vm)
-        say(f"{vm} is deleted again")
-        raise
+def _report(invocation: Invocation, vm: str, reply: Reply) -> None:
+    emit(invocation, reply, vm)
+    tell(about(vm, phrase("made", path=printable(reply["path"]))))
