@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import subprocess
 import time
@@ -462,6 +463,13 @@ def test_a_file_of_arguments_for_qemu_that_are_not_printable_is_told(daemon: Dae
         result = daemon.vmess(A, "start")
         assert result.returncode == 1
         assert why in result.stderr.splitlines()[0]
+
+
+def test_arguments_for_qemu_keep_their_tabs(daemon: Daemon) -> None:
+    daemon.done("make", A)
+    daemon.done(A, "qemu-options", "--", "-append", "a\tb 'c'")
+    file = daemon.root / A / "EXARGS"
+    assert shlex.split(file.read_text()) == ["-append", "a\tb 'c'"]
 
 
 def test_arguments_for_qemu_are_refused_where_the_daemon_does_not_use_them(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def arguments(text: str) -> tuple[str, ...]:
         words = tuple(shlex.split(text))
     except ValueError as error:
         raise InvalidValue(str(error).lower()) from None
-    if wrong := next((word for word in words if not word.isprintable()), None):
+    if wrong := next((word for word in words if not word.replace("\t", " ").isprintable()), None):
         raise InvalidValue(f"{quoted(wrong)} is not printable")
     if any(word in ("-daemonize", "--daemonize") for word in words):
         raise InvalidValue("vmessd cannot supervise a QEMU with -daemonize")

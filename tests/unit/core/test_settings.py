@@ -260,6 +260,11 @@ def test_bad_values_are_refused_by_name(file: str, text: str) -> None:
     refused(BY_FILE[file], text)
 
 
+@pytest.mark.parametrize(("file", "text"), [(file, text.strip()) for file, text, *_ in GOOD])
+def test_what_no_file_of_text_can_hold_is_refused(file: str, text: str) -> None:
+    refused(BY_FILE[file], f"{text}\udcff")
+
+
 @pytest.mark.parametrize("file", ["RAM", "SMP"])
 @pytest.mark.parametrize("text", IMPOSSIBLE, ids=lambda text: quoted(text, 12))
 def test_c15_impossible_ram_and_smp_are_refused_by_name(file: str, text: str) -> None:

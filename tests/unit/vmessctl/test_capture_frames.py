@@ -115,8 +115,10 @@ def test_a_filter_is_applied_by_the_kernel() -> None:
 
 def test_a_filter_that_tcpdump_does_not_understand_is_one_line() -> None:
     filtering("arp").close()
-    with pytest.raises(InvalidValue, match=r"^tcpdump refuses the filter 'foo bar'$"):
-        Filter("foo bar")
+    with pytest.raises(InvalidValue, match=r"^tcpdump refuses the filter 'foo\\udcff bar'$") as caught:
+        Filter("foo\udcff bar")
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith("; try: tcpdump -d -y EN10MB -- $'foo\\xff bar'")
 
 
 def filtering(expression: str) -> Filter:

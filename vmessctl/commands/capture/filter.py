@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _socket  # as in `client`
 
-from vmessd.core.errors import Failed, InvalidValue, printable, quoted, reason
+from vmessd.core.errors import Failed, InvalidValue, quoted, reason, shell_line
 
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 DATA_MAX = 1 << 18
@@ -72,9 +72,10 @@ def _compiled(expression: str) -> list[tuple[int, ...]]:
             f"tcpdump cannot be run, which compiles the filter: {reason(error)}", hint="install tcpdump"
         ) from None
     if status:
+        tried = shell_line(["tcpdump", "-d", "-y", "EN10MB", "--", expression])
         raise InvalidValue(
             f"tcpdump refuses the filter {quoted(expression)}",
-            hint=f"its words are those of pcap-filter(7); try: tcpdump -d -y EN10MB {printable(expression)!r}",
+            hint=f"its words are those of pcap-filter(7); try: {tried}",
         )
     _, *lines = text.split("\n")
     return [tuple(map(int, line.split())) for line in lines if line][:INSTRUCTIONS_MAX]
