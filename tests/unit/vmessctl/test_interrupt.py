@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from daemons import TESTS
 
 from vmessctl.__main__ import INTERRUPTED
 from vmessd.core import errors
@@ -21,10 +22,10 @@ def main():
 """
 """An object's end is, like a callback of an import, a place that no exception leaves."""
 AT_ONCE = """
-import os, signal, sys
+import os, runpy, signal, sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "vmessctl.app":
+        if name == "{module}":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder())
 """
@@ -33,11 +34,20 @@ sys.meta_path.insert(0, Finder())
 PRETENDED = "sys.modules['vmessctl.app'] = vmessctl.app = types.SimpleNamespace(main=main)"
 
 
+CALL = "\nfrom vmessctl import __main__\nsys.exit(__main__.main())"
+INSTALLED = f"runpy.run_path({str(TESTS.parent / 'contrib/bin/vmess')!r}, run_name='__main__')"
+
+
 @pytest.mark.parametrize(
-    "code", [f"{DROPPED}import vmessctl\n{PRETENDED}", AT_ONCE], ids=["dropped", "while the client is imported"]
+    "code",
+    [
+        f"{DROPPED}import vmessctl\n{PRETENDED}{CALL}",
+        f"{AT_ONCE.format(module='vmessctl.app')}{CALL}",
+        f"{AT_ONCE.format(module='vmessctl.__main__')}{INSTALLED}",
+    ],
+    ids=["dropped", "while the client is imported", "before"],
 )
 def test_an_interrupt_is_never_lost(code: str) -> None:
-    code += "\nfrom vmessctl import __main__\nsys.exit(__main__.main())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=15)
     assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")
 
