@@ -50,6 +50,7 @@ def edit(host: Container, file: str, before: str, after: str) -> None:
 
 
 @slow
+@pytest.mark.long
 def test_an_upgrade_leaves_running_vms_alone_and_nothing_else_changes(
     stage: Stage, installed: list[Path]
 ) -> None:

@@ -1,17 +1,22 @@
-"""A wheel of this checkout, installed by pip into an environment with nothing else in it."""
+"""A wheel of this checkout: what is in it, and that it runs VMs where pip has installed it without root."""
 
 import json
 import os
 import re
 import shutil
+import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from booted import CHECKOUT
-from packages import build, install, run
+from daemons import end_processes_of, own
+from packages import build, install, run, run_as
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
 SYSTEMD = CHECKOUT / "contrib/systemd"
 
@@ -21,23 +26,74 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("wheel"))
 
 
+class Newcomer(NamedTuple):
+    """A person with a home directory, and the virtual environment that pip has made there, as pipx does."""
+
+    home: Path
+    uid: int | None
+    """None for oneself, without root."""
+    prefix: Path
+
+    def vmessctl(self, *words: str) -> list[str]:
+        """Run what is installed, expect success, and return the lines of its output."""
+        programs, runtime = self.home / ".local/bin", self.home / "run"
+        mine = {
+            "HOME": str(self.home),
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "XDG_RUNTIME_DIR": str(runtime),
+        }
+        return run_as(self.uid, "vmessctl", *words, **mine).splitlines()
+
+
 @pytest.fixture(scope="module")
-def prefix(wheel: Path) -> Path:
-    """A virtual environment that pip has installed the wheel in."""
-    place = wheel.with_name("environment")
-    install(wheel, place)
-    return place
+def newcomer(wheel: Path) -> Iterator[Newcomer]:
+    uid = None if os.geteuid() else 700_000 + os.getpid()
+    with tempfile.TemporaryDirectory(prefix="vmess-test-") as place:
+        home = Path(place, "home")
+        home.mkdir()
+        if uid is not None:
+            Path(place).chmod(0o755)
+            shutil.chown(home, uid, uid)
+            try:
+                run_as(uid, sys.executable, "-I", "-c", "import pip")
+            except (PermissionError, AssertionError):
+                pytest.skip("other users may not run this Python")
+        for file in wheel.parent.glob("*.whl"):  # where others can read them
+            shutil.copy(file, place)
+        programs, prefix = home / ".local/bin", home / ".local/share/pipx/venvs/emptystack"
+        run_as(uid, "mkdir", "-p", "-m", "0700", home / "run", programs, prefix.parent)
+        install(Path(place, wheel.name), prefix, uid)
+        for name in ("vmess", "vmessctl", "vmessd"):
+            run_as(uid, "ln", "-s", prefix / "bin" / name, programs)
+        try:
+            yield Newcomer(home, uid, prefix)
+        finally:
+            end_processes_of(home / "vms")
 
 
-def test_the_installed_client_starts_the_installed_daemon(prefix: Path, tmp_path: Path) -> None:
-    own = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
-    client = prefix / "bin/vmessctl"
+@pytest.fixture(scope="module")
+def prefix(newcomer: Newcomer) -> Path:
+    return newcomer.prefix
+
+
+def test_a_person_without_root_has_a_vm_after_pip(newcomer: Newcomer) -> None:
+    vm = own("p")
+    vmessctl, uid = newcomer.vmessctl, newcomer.uid
     try:
-        run(client, "-q", "newvm", "make", **own)
-        pid = json.loads(run(client, "daemon", "--json", **own))["daemon"]["pid"]
-        assert os.fsencode(prefix / "bin/vmessd") in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        assert vmessctl("-q", vm, "make", "hda", "1M") == []
+        pid = json.loads("".join(vmessctl("daemon", "--json")))["daemon"]["pid"]
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        assert os.fsencode(newcomer.prefix / "bin/vmessd") in words
+        done = vmessctl(vm, "ram", "64M", "accel", "tcg", "ifadd", "1", "user", "start")
+        assert done[-2] == f"{vm}: interfaces: user"
+        started = re.fullmatch(rf"{vm}: started \(PID ([0-9]+).*\)", done[-1])
+        assert started
+        assert Path("/proc", started[1]).stat().st_uid == (os.getuid() if uid is None else uid)
+        assert vmessctl("list", "-o", "name,state", "--no-header") == [f"{vm}  running"]
+        assert vmessctl(vm, "addr")[0].split()[3] == "10.0.2.15"
+        assert vmessctl(vm, "stop", "force") == [f"{vm}: stopped"]
     finally:
-        run(client, "daemon", "stop", **own)
+        vmessctl("daemon", "stop")
 
 
 def files(place: Path) -> set[str]:
