@@ -86,7 +86,7 @@ class Hangups:
         self._epoll.register(fd, select.EPOLLET)
 
     def forget(self, fd: int) -> None:
-        """Stop watching a descriptor. This must be done before it is closed."""
+        """Stop watching a descriptor, if it is watched. This must be done before it is closed."""
         if self._told.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -96,7 +96,8 @@ class Hangups:
                 gone()
 
     def close(self) -> None:
-        """Stop watching all descriptors."""
+        """Stop watching all descriptors. Clients may be told of their end afterwards, and be forgotten then."""
+        self._told.clear()
         asyncio.get_running_loop().remove_reader(self._epoll)
         self._epoll.close()
 

@@ -171,6 +171,14 @@ async def test_c47_a_look_ends_when_its_client_leaves() -> None:
         await asyncio.wait_for(made.ended.wait(), 5)
 
 
+async def test_a_client_may_be_told_of_its_end_after_the_servers() -> None:
+    hangups, (ours, theirs) = Hangups(), socket.socketpair()
+    with ours, theirs:
+        hangups.watch(ours.fileno(), lambda: None)
+        hangups.close()
+        hangups.forget(ours.fileno())
+
+
 async def test_c47_a_change_is_carried_through_when_its_client_leaves(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "vmessd.api.audit")
     async with bench() as made:
