@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import os
 import re
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from vmessd.core.errors import InvalidValue, VmessError, quoted
 from vmessd.core.settings import CPU, Setting
-from vmessd.qemu.process import ENVIRONMENT, Process
+from vmessd.qemu.process import Process, installed
 
 FEATURES = "-device max-x86_64-cpu,help"
 """The options by which QEMU lists the features of CPUs; it does with those that a model has, and more."""
@@ -144,7 +143,7 @@ def _question(option: str) -> list[str]:
 
 def _said(words: list[str], entry: Sequence[str]) -> str:
     """Return what a program prints; empty if it fails or takes too long."""
-    if timeout := shutil.which("timeout", path=ENVIRONMENT["PATH"]):
+    if timeout := installed("timeout"):
         words = [timeout, "--signal=KILL", f"{DEADLINE:g}", *words]
     with contextlib.ExitStack() as stack:
         output = os.memfd_create("vmess-qemu-help", os.MFD_CLOEXEC)

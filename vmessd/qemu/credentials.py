@@ -9,14 +9,13 @@ import contextlib
 import grp
 import os
 import pwd
-import shutil
 import stat
 from pathlib import Path
 from typing import NamedTuple
 
 from vmessd.core.errors import Failed, InvalidValue, failing, printable, quoted
 from vmessd.qemu import process
-from vmessd.qemu.process import Capability
+from vmessd.qemu.process import Capability, installed
 
 NEEDED = (Capability.KILL, Capability.SETGID, Capability.SETUID)
 HANDED_ON = (Capability.SETGID, Capability.SETUID)
@@ -129,7 +128,7 @@ def find(name: str) -> Account:
             f"vmessd, uid {os.geteuid()}, needs {wanted} to run QEMU as qemu-user {quoted(name)}",
             hint="they must be in its ambient set; vmessd.service puts them there",
         )
-    setpriv = shutil.which("setpriv", path=process.ENVIRONMENT["PATH"])
+    setpriv = installed("setpriv")
     if setpriv is None:
         raise Failed("there is no setpriv(1), which runs QEMU as another user; install the package util-linux")
     return Account(name, entry.pw_uid, entry.pw_gid, (setpriv, *_options(entry), "--"))

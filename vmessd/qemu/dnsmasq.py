@@ -11,7 +11,6 @@ import ipaddress
 import os
 import pwd
 import re
-import shutil
 import signal
 import struct
 from collections.abc import Collection, Sequence
@@ -20,7 +19,7 @@ from typing import NamedTuple
 from vmessd.core.errors import Failed, NotPermitted, VmessError, failing, printable, shell_line
 from vmessd.core.nat import Nat
 from vmessd.qemu import process
-from vmessd.qemu.process import ENVIRONMENT, Capability, Process
+from vmessd.qemu.process import Capability, Process, installed
 
 CAPABILITIES = (Capability.NET_ADMIN, Capability.NET_BIND_SERVICE)
 USERS = ("dnsmasq", "nobody")
@@ -78,7 +77,7 @@ class Account(NamedTuple):
 
 def executable() -> str:
     """Return the path of dnsmasq; raises Failed."""
-    found = shutil.which("dnsmasq", path=ENVIRONMENT["PATH"])
+    found = installed("dnsmasq")
     if found is None:
         raise Failed(
             "DHCP and DNS need the program dnsmasq, which is not installed", hint="apt-get install dnsmasq-base"
@@ -102,7 +101,7 @@ def account() -> Account:
     """Return the user that dnsmasq runs as: one without rights if this process may switch, else its own."""
     effective, ambient = process.capabilities()
     is_root = os.geteuid() == 0
-    setpriv = shutil.which("setpriv", path=ENVIRONMENT["PATH"])
+    setpriv = installed("setpriv")
     if setpriv is None or not (set(_SWITCHING) <= effective and (is_root or set(_SWITCHING[:2]) <= ambient)):
         return Account(os.geteuid(), ())
     for name in USERS:

@@ -9,7 +9,6 @@ Sources: Intel SDM volume 3, section 9.8.5; QEMU's hw/misc/debugexit.c: the exit
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from vmessd.core.errors import StartFailed, VmessError, printable, quoted, reason
 from vmessd.core.models.progress import WithoutKvm
 from vmessd.qemu.command_line import BEST_CPU, SANDBOX
-from vmessd.qemu.process import ENVIRONMENT, Process
+from vmessd.qemu.process import Process, installed
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def run_guest(
         StartFailed, Failed: QEMU cannot be executed, which does not depend on KVM.
     """
     words = command(qemu, accel)
-    if timeout := shutil.which("timeout", path=ENVIRONMENT["PATH"]):
+    if timeout := installed("timeout"):
         words = [timeout, "--signal=KILL", f"{deadline:g}", *words]
     with contextlib.ExitStack() as stack:
         firmware, output = (_memory(stack, name) for name in ("vmess-kvm-rom", "vmess-kvm-log"))

@@ -1,6 +1,5 @@
 """nft(8), which loads the rules of bridges with NAT. It gets CAP_NET_ADMIN, and nothing else does."""
 
-import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -8,7 +7,7 @@ from typing import TypeVar
 from vmessd.core.errors import Failed, printable
 from vmessd.network import nat_rules
 from vmessd.qemu import process
-from vmessd.qemu.process import ENVIRONMENT, Capability
+from vmessd.qemu.process import Capability, installed
 
 _LIST = "as root: nft list ruleset"
 _T = TypeVar("_T")
@@ -20,7 +19,7 @@ _SAID = 200
 
 def executable() -> str:
     """Return the path of nft; raises Failed."""
-    found = shutil.which("nft", path=ENVIRONMENT["PATH"])
+    found = installed("nft")
     if found is None:
         raise Failed("NAT needs the program nft, which is not installed", hint="apt-get install nftables")
     return found

@@ -1,4 +1,4 @@
-"""The only module that spawns, finds, signals and reaps QEMU.
+"""The only module that spawns, finds, signals and reaps QEMU and the programs beside it.
 
 A process is identified by its pidfd (pidfd_open(2)). It cannot be confused with a later process of the same
 pid, it becomes readable when the process ends, no matter who the parent is, and it accepts signals.
@@ -14,13 +14,14 @@ import fcntl
 import itertools
 import os
 import select
+import shutil
 import signal
 import struct
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vmessd.core.errors import LIMITS, Failed, NotPermitted, StartFailed, failing, quoted, reason
+from vmessd.core.errors import LIMITS, Failed, NotPermitted, StartFailed, failing, quoted, reason, shell_line
 
 # QEMU gets nothing of our environment, which contains NOTIFY_SOCKET, WATCHDOG_* and variables of the user.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -29,6 +30,11 @@ _ABOVE_CHILD_FDS = 32
 _CAPABILITY_VERSION, _LOW = 0x20080522, 0xFFFFFFFF  # capset(2): two 32-bit words per set
 _AMBIENT, _RAISE = 47, 2  # PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE; prctl(2)
 _OUTPUT_MAX = 4 * 1024 * 1024
+
+
+def installed(program: str) -> str | None:
+    """Return the path of a program by its name, as children find it; None if it is not installed."""
+    return shutil.which(program, path=ENVIRONMENT["PATH"])
 
 
 class Capability(enum.IntEnum):
@@ -42,7 +48,7 @@ class Capability(enum.IntEnum):
 
 
 class Process:
-    """A QEMU process, either spawned or found."""
+    """A process that was spawned, or a QEMU that was found."""
 
     def __init__(self, pid: int, ticks: int, pidfd: int) -> None:
         self.pid = pid
@@ -83,20 +89,18 @@ class Process:
                     setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP),
                 )
             except OSError as error:
-                hint = "to choose another: vmessd --qemu"
+                hint = f"look at it: {shell_line(['ls', '-lL', command[0]])}"
                 if error.errno == errno.EAGAIN:  # RLIMIT_NPROC (setrlimit(2)), or pids.max of a cgroup
                     hint = LIMITS
-                elif not isinstance(error, FileNotFoundError | PermissionError):
-                    hint = ""
                 raise StartFailed(
-                    f"QEMU {quoted(command[0])} cannot be executed: {reason(error)}", hint=hint or None
+                    f"{quoted(command[0])} cannot be executed: {reason(error)}", hint=hint
                 ) from None
         try:
             return cls(pid, _ticks(pid), os.pidfd_open(pid))
         except OSError as error:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            raise Failed(f"QEMU cannot be watched, so it was killed: {error.strerror}") from None
+            raise Failed(f"{quoted(argv[0])} cannot be watched, so it was killed: {error.strerror}") from None
 
     @classmethod
     def find(

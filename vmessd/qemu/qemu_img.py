@@ -11,15 +11,13 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from vmessd.core.errors import Failed, printable
-from vmessd.qemu import process
 from vmessd.qemu.credentials import Account
-from vmessd.qemu.process import Process
+from vmessd.qemu.process import Process, installed
 
 MEMORY = 4 * 2**30
 """Limit of its address space; it maps large caches and libraries, and uses a fraction."""
@@ -146,7 +144,7 @@ async def _run(
     descriptors: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[int | None, bytes]:
     """Run it; return its exit status, and the end of what it said. A caller who is cancelled kills it."""
-    program = shutil.which("qemu-img", path=process.ENVIRONMENT["PATH"])
+    program = installed("qemu-img")
     if program is None:
         raise Failed("there is no qemu-img on this host", hint="as root: apt-get install qemu-utils")
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -174,8 +172,7 @@ async def _run(
 
 def _entry(account: Account) -> list[str]:
     """Return the command that sets limits, has the child die with this process, and changes the user."""
-    path = process.ENVIRONMENT["PATH"]
-    prlimit, setpriv = (shutil.which(name, path=path) for name in ("prlimit", "setpriv"))
+    prlimit, setpriv = installed("prlimit"), installed("setpriv")
     if prlimit is None or setpriv is None:
         raise Failed("there is no prlimit(1) or setpriv(1)", hint="as root: apt-get install util-linux")
     limits = {"as": (resource.RLIMIT_AS, MEMORY), "cpu": (resource.RLIMIT_CPU, CPU_TIME)}

@@ -5,7 +5,6 @@ for. swtpm ends when QEMU closes its end (`--terminate`), also after a crash and
 swtpm(8), QEMU's docs/specs/tpm.rst.
 """
 
-import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from vmessd.core.errors import Failed, failing, printable
 from vmessd.qemu import process
 from vmessd.qemu.credentials import Account
-from vmessd.qemu.process import ENVIRONMENT, Process
+from vmessd.qemu.process import Process, installed
 from vmessd.storage import safefile
 from vmessd.storage.contents import TPM_FILE
 
@@ -23,7 +22,7 @@ _COPY = 'umask 007; cp -- "$1" "$1.new" && sync -- "$1.new" && mv -f -- "$1.new"
 
 def executable() -> str:
     """Return the path of swtpm; raises Failed."""
-    found = shutil.which("swtpm", path=ENVIRONMENT["PATH"])
+    found = installed("swtpm")
     if found is None:
         raise Failed("a TPM needs the program swtpm, which is not installed", hint="apt-get install swtpm")
     return found
