@@ -30,6 +30,8 @@ SPARE = 4
 """Threads that exist from the beginning, in case others cannot be started later."""
 PATIENCE = 30.0
 """Default deadline of work, in seconds."""
+WRITING_PATIENCE = 300.0
+"""The same for a piece of a VM that comes or goes: fsync(2) writes all that is in memory."""
 LOOK = 8.0
 """Deadline for reading a few files, in seconds."""
 CALM = 10.0

@@ -29,7 +29,7 @@ from vmessd.core.records import Moment
 from vmessd.qemu.monitor import CommandRefused
 from vmessd.storage import blocking
 from vmessd.storage import moves as notes
-from vmessd.storage.blocking import Lane
+from vmessd.storage.blocking import WRITING_PATIENCE, Lane
 from vmessd.storage.importing import Import
 from vmessd.supervisor import offers, twins
 from vmessd.supervisor.live_arrival import LiveArrival
@@ -45,8 +45,6 @@ SOURCE = "the other host"
 REPEAT = "the VM is where it was; repeat the move there"
 GIVING_UP_TIME = 10.0
 """Seconds that a new move waits for the end of one that was given up."""
-PATIENCE = 300.0
-"""Seconds that a piece may take on the disk."""
 
 
 @dataclass
@@ -190,11 +188,12 @@ class Arrivals:
             await channel.say(Answer(Said.ready, who=await self._who()))
             await _fed(incoming, channel, offer, lane)
             await lane.do(
-                functools.partial(offers.complete, incoming, offer, record, self._root, self._host), PATIENCE
+                functools.partial(offers.complete, incoming, offer, record, self._root, self._host),
+                WRITING_PATIENCE,
             )
             if offer.live:
                 try:
-                    await lane.finish(incoming.finish, PATIENCE)
+                    await lane.finish(incoming.finish, WRITING_PATIENCE)
                     last = await self._take_guest(channel, offer, record, coming, uid)
                 except BaseException:
                     await self._taking_back.see_to(vm, self._drop_what_came(lane, offer))
@@ -270,7 +269,7 @@ class Arrivals:
         lane, incoming = come
         try:
             try:
-                await lane.finish(incoming.finish, PATIENCE)
+                await lane.finish(incoming.finish, WRITING_PATIENCE)
             finally:
                 await self._cleaned_up(lane, incoming, offer.key)
             return await self._settle(channel, offer, record, uid)
@@ -350,7 +349,7 @@ class Arrivals:
         """Delete a VM whose guest does not arrive, if it has its name already."""
         try:
             await lane.do(
-                lambda: None, PATIENCE
+                lambda: None, WRITING_PATIENCE
             )  # after the work that gives it, if the client left during that
             record = await self._record(names.parse(offer.vm))
             if record is not None and (record.key, record.stage) == (offer.key, Stage.arriving):
@@ -426,4 +425,4 @@ async def _fed(incoming: Import, channel: MoveChannel, offer: Offer, lane: Lane)
     while left:
         data = await channel.take(min(left, PIECE))
         left -= len(data)
-        await lane.do(functools.partial(incoming.feed, data), PATIENCE)
+        await lane.do(functools.partial(incoming.feed, data), WRITING_PATIENCE)

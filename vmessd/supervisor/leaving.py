@@ -20,7 +20,7 @@ from vmessd.core.refusals import SHOWN_MAX
 from vmessd.core.settings import BY_FILE, SHARES
 from vmessd.storage import backing
 from vmessd.storage import moves as notes
-from vmessd.storage.blocking import Lane
+from vmessd.storage.blocking import WRITING_PATIENCE, Lane
 from vmessd.storage.exporting import Export
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.supervisor import noted_wires
@@ -28,8 +28,6 @@ from vmessd.supervisor.move_channel import STALL_TIME, ConnectionBroke, MoveChan
 from vmessd.vm.host import Host
 from vmessd.vm.machine import Machine
 
-PATIENCE = 300.0
-"""Seconds that a piece may take on the disk."""
 TELL_EVERY = 0.2
 """Seconds between two reports of progress."""
 REASON_TIME = 2.0
@@ -91,7 +89,7 @@ class Leaving:
         """Lock the VM, and offer it; raises as :meth:`Departures.move`."""
         directory = self.machine.directory
         make = functools.partial(self._opened, directory)
-        await self.machine.change(make, stopped=not self.is_live, patience=PATIENCE)
+        await self.machine.change(make, stopped=not self.is_live, patience=WRITING_PATIENCE)
         bridges = await self._lane.do(functools.partial(_bridges, directory))
         if unknown := self.order.bridges.keys() - bridges:
             raise InvalidValue(
@@ -167,7 +165,7 @@ class Leaving:
             pieces = iter(())
         answer = self._loop.create_task(self.channel.answer(None))
         try:
-            while (piece := await self._lane.do(lambda: next(pieces, None), PATIENCE)) is not None:
+            while (piece := await self._lane.do(lambda: next(pieces, None), WRITING_PATIENCE)) is not None:
                 await self._send_unless(answer, piece)
                 self._sent += len(piece)
                 if time.monotonic() - told >= TELL_EVERY:
@@ -229,7 +227,7 @@ class Leaving:
     async def note_handing_over(self) -> None:
         """Note on disk that the VM is not to be touched here any more; raises BadFile, Failed."""
         handed = dataclasses.replace(self.record, stage=Stage.handed_over)
-        await self._lane.finish(functools.partial(notes.note, self.machine.directory, handed), PATIENCE)
+        await self._lane.finish(functools.partial(notes.note, self.machine.directory, handed), WRITING_PATIENCE)
         self.record = handed
 
     def last(self) -> MoveProgress:

@@ -16,7 +16,7 @@ from vmessd.core import names
 from vmessd.core.errors import Failed, failing, printable
 from vmessd.core.models.transfers import TransferProgress
 from vmessd.storage.appliance import ApplianceImport
-from vmessd.storage.blocking import Lane
+from vmessd.storage.blocking import WRITING_PATIENCE, Lane
 from vmessd.storage.exporting import Export
 from vmessd.storage.importing import Import
 from vmessd.storage.incoming import Incoming
@@ -33,8 +33,6 @@ _T = TypeVar("_T")
 
 PIECE = 1 << 18
 """Bytes that are taken from a client at a time."""
-PATIENCE = 300.0
-"""Seconds that a piece may take on the disk; fsync(2) writes all that is in memory."""
 STALL_TIME = 600.0
 """Seconds that a client may neither take nor send anything."""
 
@@ -70,7 +68,7 @@ class Transfers:
         """
         machine = await self._machine(name)
         make = functools.partial(Export, machine.directory, self._host.account)
-        export = await machine.change(make, stopped=True, patience=PATIENCE)
+        export = await machine.change(make, stopped=True, patience=WRITING_PATIENCE)
         lane = Lane(f"the file system of {printable(str(machine.directory))}")
         try:
             notes = [f"not exported: {', '.join(export.left_out)}"] if export.left_out else None
@@ -79,7 +77,7 @@ class Transfers:
             with ours:
                 yield Transfer(begun, theirs)
                 pieces = export.pieces()
-                while (piece := await lane.do(lambda: next(pieces, None), PATIENCE)) is not None:
+                while (piece := await lane.do(lambda: next(pieces, None), WRITING_PATIENCE)) is not None:
                     await _in_time(asyncio.get_running_loop().sock_sendall(ours, piece), machine.vm)
             yield Transfer(TransferProgress(done=True, vm=machine.vm, size=export.size, notes=notes))
         finally:
@@ -109,7 +107,7 @@ class Transfers:
                 async with contextlib.aclosing(convert(incoming, self._host.account, lane)) as steps:
                     async for step in steps:
                         yield Transfer(step)
-            directory = await lane.finish(incoming.finish, PATIENCE)
+            directory = await lane.finish(incoming.finish, WRITING_PATIENCE)
             machine = await self._machine(directory.vm)
             notes = await self._notes(incoming, directory, lane)
             yield Transfer(TransferProgress(done=True, vm=machine.vm, size=size, notes=notes or None))
@@ -134,7 +132,7 @@ class Transfers:
         """Pass an archive on as it comes, after its first bytes; return its size."""
         size, who, data = 0, incoming.vm or "a VM", begun
         while data:
-            await lane.do(functools.partial(incoming.feed, data), PATIENCE)
+            await lane.do(functools.partial(incoming.feed, data), WRITING_PATIENCE)
             if not is_checked and incoming.vm is not None:
                 await self._new_vms.check_name(incoming.vm)
                 is_checked = True
