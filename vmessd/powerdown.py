@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vmessd.config import OPTIONS, Config
-from vmessd.core import names, places, systemd
+from vmessd.core import names, pid_file, places, systemd
 from vmessd.core.errors import (
     DONE,
     FORCED,
@@ -42,8 +42,6 @@ from vmessd.vm.host import Host
 
 log = logging.getLogger(__name__)
 
-PID_FILE = "-pidfile"
-"""The option of a QEMU that shows its VM directory."""
 ANSWER_TIME = 10.0
 """Seconds that a daemon may take for its next reply, beyond the time that its VMs have."""
 QUEUE_TIME = 8
@@ -68,7 +66,7 @@ def run(config: Config) -> int:
 
 
 async def _power_down(config: Config) -> int:
-    seen = process.with_option(PID_FILE)
+    seen = process.with_option(pid_file.OPTION)
     root = await _looked_at(config.vmdir)
     runs_as = _account(config, seen, root)
     host = Host(config.qemu, config.accel, runs_as, shutdown_time=config.shutdown_time)

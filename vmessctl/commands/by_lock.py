@@ -111,9 +111,9 @@ class LockedVM:
                 words = file.read().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
             return pid > 0
-        if b"-pidfile" not in words:
+        if (option := pid_file.OPTION.encode()) not in words:
             return words == [b""]
-        place, _, name = words[words.index(b"-pidfile") + 1].rpartition(b"/")
+        place, _, name = words[words.index(option) + 1].rpartition(b"/")
         try:
             return name == pid_file.NAME.encode() and os.path.samestat(
                 os.stat(place), os.fstat(self._directory)

@@ -9,6 +9,8 @@ import fcntl
 import struct
 
 NAME = "qemu.pid"
+OPTION = "-pidfile"
+"""The option of QEMU that names it; its path shows the VM directory."""
 _FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, pid
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vmessd.core import pid_file
 from vmessd.qemu import command_line, process
 
 FRESH = 1.0
@@ -61,7 +62,7 @@ class Census:
 
 def _look() -> dict[str, list[Sighting]]:
     found: dict[str, list[Sighting]] = {}
-    for pid, argv in process.with_argument("-pidfile"):
+    for pid, argv in process.with_argument(pid_file.OPTION):
         named = command_line.named_in(argv)
         if named is not None:
             found.setdefault(named[0], []).append(Sighting(pid, *named))

@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vmessd.core import hardware, nic_hardware, serial_ports
+from vmessd.core import hardware, nic_hardware, pid_file, serial_ports
 from vmessd.core.dataclass import dataclass
 from vmessd.core.hardware import APPEND, INITRD, KERNEL
 from vmessd.core.machine_types import is_i440fx, is_q35, machine
@@ -133,7 +133,7 @@ def build(spec: Spec, qemu: str) -> list[str]:
     if CPU in values:
         argv += ["-cpu", cpu(values[CPU], spec.accel)]
     argv += ["-sandbox", SANDBOX]
-    argv += ["-pidfile", f"{spec.directory}/{PID_FILE}"]
+    argv += [pid_file.OPTION, f"{spec.directory}/{PID_FILE}"]
     argv += ["-chardev", f"socket,id=qmp,fd={ChildFd.qmp:d},server=on,wait=off"]
     argv += ["-mon", "chardev=qmp,mode=control"]
     screen = f"127.0.0.1:{spec.display}" if spec.display else "none"
@@ -503,5 +503,5 @@ def named_in(argv: Sequence[str]) -> tuple[str, str] | None:
     options: dict[str, str] = {}
     for option, value in itertools.pairwise(argv):
         options.setdefault(option, value)
-    vm, directory = options.get("-name", ""), options.get("-pidfile", "").removesuffix(f"/{PID_FILE}")
+    vm, directory = options.get("-name", ""), options.get(pid_file.OPTION, "").removesuffix(f"/{PID_FILE}")
     return (vm, directory) if vm and os.path.basename(directory) == vm else None

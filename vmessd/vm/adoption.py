@@ -16,6 +16,7 @@ import logging
 import os
 from pathlib import Path
 
+from vmessd.core import pid_file
 from vmessd.core.errors import BadFile, Failed, Locked, NoSuchVM, VmessError, shell_line
 from vmessd.core.lifecycle import IN_WORDS, Reason, is_restarted
 from vmessd.core.records import ExitRecord, Moment, RunRecord, boot_id
@@ -269,7 +270,7 @@ def _disguised(record: RunRecord | None, host: Host) -> Process | None:
     if record is None or record.since.boot != boot_id() or not host.account.entry:
         return None
     process = Process.find(record.pid, record.ticks, None, {host.account.uid})
-    if process is not None and "-pidfile" in _arguments(process):
+    if process is not None and pid_file.OPTION in _arguments(process):
         process.close()
         return None
     return process
