@@ -256,7 +256,6 @@ def test_a_guest_that_polls_takes_a_processor_and_one_that_sleeps_none(daemon: D
     assert {off[name] for name in off if name not in ("name", "state")} == {None}
 
 
-@pytest.mark.alone
 def test_a_guest_that_reads_its_disk_has_a_rate(daemon: Daemon) -> None:
     daemon.make(A, "reader")
     daemon.make(B, "idle")
@@ -309,7 +308,7 @@ def test_guests_that_exchange_frames_have_rates_as_they_see_them(wired: WiredDae
     wired.done(C, "ifadd", "1", "br1")
     wired.done(D, "ifadd", "1", "user")
     up(wired, A, B, C, D)
-    with watched(wired, 1.0) as following:
+    with watched(wired, 0.5) as following:
         following()
         sample = following()
     for vm in (A, B):
@@ -319,7 +318,7 @@ def test_guests_that_exchange_frames_have_rates_as_they_see_them(wired: WiredDae
     assert alone["sent"] == pytest.approx(FRAMES_BYTES, rel=0.3)
     assert alone["received"] < FRAMES_BYTES / 4
     assert (sample[D]["received"], sample[D]["sent"]) == (None, None)
-    with watched(wired, 0.5) as following:  # what it carried before it came back is no jump
+    with watched(wired, 0.3) as following:  # what it carried before it came back is no jump
         wired.done(B, "connect", "0", "-")
         wait_for(lambda: (following()[A]["received"] or 0) < FRAMES_BYTES / 4, what="silence")
         wired.done(B, "connect", "0", "br0")
@@ -348,7 +347,7 @@ def test_a_qemu_that_hangs_does_not_delay_the_others(daemon: Daemon) -> None:
         following()
         times = [time.monotonic()]
         answered = 0
-        for _ in range(15):
+        for _ in range(10):
             sample = following()
             times.append(time.monotonic())
             answered += sample[B]["read"] == 0
@@ -356,9 +355,9 @@ def test_a_qemu_that_hangs_does_not_delay_the_others(daemon: Daemon) -> None:
             assert sample[A]["read"] is None
             assert sample[A]["rss"] > 0
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        assert times[-1] - times[0] < 15 * 0.2 + 0.5
+        assert times[-1] - times[0] < 10 * 0.2 + 0.5
         assert max(gaps) < 0.7
-        assert answered > 10  # where the host is busy, one may be late now and then
+        assert answered > 6  # where the host is busy, one may be late now and then
 
 
 def test_a_qemu_that_hangs_is_seen_to_and_its_drives_are_read_again_when_it_answers(daemon: Daemon) -> None:
