@@ -46,7 +46,7 @@ WITHOUT: dict[str, str] = {
     "{} cannot be locked: ": SYSTEM,
     "{} cannot be accessed: ": SYSTEM,
     "process {} cannot be ": SYSTEM,
-    "QEMU cannot be watched, so it was killed: ": SYSTEM,
+    "{} cannot be watched, so it was killed: ": SYSTEM,
     "QEMU cannot be started: ": SYSTEM,
     "inheritable capabilities cannot be kept from QEMU": SYSTEM,
     "the kernel refused to change links: ": SYSTEM,
