@@ -30,9 +30,15 @@ qemu = pytest.mark.qemu
 @qemu
 def test_vmessctl_prints_one_line_for_each_thing_done(daemon: Daemon) -> None:
     made = daemon.vmessctl(A, "make", "ram", "16M", "hda", "1M", "autostart", "on")
-    assert (made.returncode, made.stdout.splitlines()) == (
+    assert (made.returncode, made.stdout.splitlines(), made.stderr) == (
         0,
-        [f"{A}: made ({daemon.root}/{A})", f"{A}: ram 16M", f"{A}: hda 1M", f"{A}: autostart on"],
+        [
+            f"{A}: made ({daemon.root}/{A})",
+            f"{A}: ram 16M",
+            f"{A}: hda: {A}-hda.img: created, 1M, sparse",
+            f"{A}: autostart on",
+        ],
+        "",
     )
     started = daemon.vmessctl(A, "start")
     pid = daemon.status(A)["pid"]
@@ -56,6 +62,26 @@ def test_vmessctl_prints_one_line_for_each_thing_done(daemon: Daemon) -> None:
     assert daemon.vmessctl(A, "rename", B).stdout == f"{A}: renamed to {B}\n"
     gone = daemon.vmessctl(B, "rm", "--yes")
     assert (gone.stdout, gone.stderr) == (f"{B}: deleted\n", "")
+
+
+def test_what_was_done_to_a_disk_is_told_as_other_things_that_were_done(daemon: Daemon) -> None:
+    daemon.make(A)
+    daemon.make(B)
+    for value, done in (
+        ("1M", "created, 1M, sparse"),
+        ("1M", "already has 1M, unchanged"),
+        ("2M", "2M now, was 1M"),
+    ):
+        told = daemon.vmessctl(A, B, "hda", value)
+        assert told.stdout.splitlines() == [f"{vm}: hda: {vm}-hda.img: {done}" for vm in (A, B)]
+        assert told.stderr == ""
+    aside = daemon.vmessctl(A, "hda", "none")
+    assert aside.stdout.startswith(f"{A}: hda: {A}-hda.img is kept in {A}-hda.detached; to have it back")
+    assert (aside.stderr, len(aside.stdout.splitlines())) == ("", 1)
+    nothing = daemon.vmessctl(A, "hda", "none")
+    assert (nothing.stdout, nothing.stderr) == (f"{A}: hda none\n", "")
+    original = daemon.vmess(A, "hda", "1M")
+    assert (original.stdout, original.stderr) == ("", f"{A}-hda.img: created, 1M, sparse\n")
 
 
 @qemu

@@ -536,8 +536,11 @@ def test_numbers_without_a_unit_mean_what_they_did_to_the_original(daemon: Daemo
 def test_as_vmessctl_numbers_without_a_unit_are_mib_and_it_is_said(daemon: Daemon) -> None:
     daemon.done("make", A)
     result = daemon.vmessctl(A, "ram", "32", "hda", "2")
-    assert (result.returncode, result.stdout) == (0, f"{A}: ram 32M\n{A}: hda 2M\n")
-    assert result.stderr.splitlines()[:2] == ["RAM 32 taken as 32M", "hda 2 taken as 2M"]
+    assert (result.returncode, result.stdout) == (
+        0,
+        f"{A}: ram 32M\n{A}: hda: {A}-hda.img: created, 2M, sparse\n",
+    )
+    assert result.stderr.splitlines() == ["RAM 32 taken as 32M", "hda 2 taken as 2M"]
     assert (daemon.root / A / "RAM").read_text() == "32M\n"
     assert (daemon.root / A / f"{A}-hda.img").stat().st_size == 2 * 2**20
     daemon.done("make", B)

@@ -39,7 +39,12 @@ def change(invocation: Invocation) -> int:
         reply = client.call("Set", vm=vm, setting=verb, value=value, **more)
         emit(invocation, reply, vm)
         taken = f"{vm}: {remark}" if remark and len(invocation.vms) > 1 else remark
-        report_set(vm, verb, value, taken, reply["note"], not_at_boot(client, vm, verb, value))
+        note = reply["note"]
+        if note and verb in names.DISKS and (done := phrase("disk set", slot=verb, note=printable(note))):
+            tell(about(vm, command(done)))
+            say(taken)
+        else:
+            report_set(vm, verb, value, taken, note, not_at_boot(client, vm, verb, value))
         return DONE
 
     return for_each(invocation, work)

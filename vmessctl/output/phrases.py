@@ -73,6 +73,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "prune nothing": 2 * ("nothing to delete: neither a TAP without a VM nor an empty bridge",),
     # -- What was done by other verbs, under their names --
     "set": ("", "{verb} {value}"),
+    "disk set": ("", "{slot}: {note}"),
     "image added": 2 * ("image {name}: added, {size}{how}",),
     "image removed": 2 * ("image {name}: deleted",),
     "brought": 2 * ("{slot}: {shown}{how}",),

@@ -37,6 +37,7 @@ TERSE_LINES = {
     "command": "",
     "made": "made (/home/ayourtch/vms/newvm0)",
     "set": "ram 2G",
+    "disk set": "hda: newvm0-hda.img: created, 8G, sparse",
     "edit": "nothing was changed",
     "rename": "renamed to router0",
     "already running": "already running, PID 5748",
@@ -58,6 +59,8 @@ VALUES = {
     "vm": "newvm0",
     "verb": "ram",
     "value": "2G",
+    "slot": "hda",
+    "note": "newvm0-hda.img: created, 8G, sparse",
     "name": "router0",
     "text": "VM not running: newvm0 (powered down as asked)",
 }
@@ -65,6 +68,7 @@ VALUES = {
 
 LATER = {
     "set": "",
+    "disk set": "",
     "edit": "nothing was changed",
     "rename": "",
     "already running": "VM newvm0 is already running, PID: 5748",
