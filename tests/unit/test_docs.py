@@ -93,6 +93,12 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_bytes()) <= 8000
 
 
+def test_the_readme_installs_by_pip_and_by_pipx() -> None:
+    section = README.read_text(encoding="utf-8").partition("\n## Install\n")[2].partition("\n## ")[0]
+    assert "    pipx install ./vmess\n" in section
+    assert "`pip install ./vmess`" in section
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     reached, left = {README}, [README]
     while left:
