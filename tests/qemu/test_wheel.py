@@ -1,5 +1,6 @@
-"""A wheel of this checkout: what is in it, and that it runs VMs where pip has installed it without root."""
+"""A wheel of this checkout: what is in it, and that it runs VMs where pip or pipx installs it without root."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from booted import CHECKOUT
+from booted import CHECKOUT, wheels
 from daemons import end_processes_of, own
-from packages import build, install, run, run_as
+from packages import OFFLINE, build, install, run, run_as
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
@@ -27,26 +28,50 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Newcomer(NamedTuple):
-    """A person with a home directory, and the virtual environment that pip has made there, as pipx does."""
+    """A person with a home directory, where programs are installed in the places that pipx has for them."""
 
     home: Path
     uid: int | None
     """None for oneself, without root."""
-    prefix: Path
+
+    @property
+    def programs(self) -> Path:
+        return self.home / ".local/bin"
+
+    @property
+    def pipx_home(self) -> Path:
+        return self.home / ".local/share/pipx"
+
+    @property
+    def prefix(self) -> Path:
+        """The virtual environment."""
+        return self.pipx_home / "venvs/emptystack"
+
+    def pipx(self, *words: str | os.PathLike[str]) -> None:
+        """Run pipx without an index, and expect success. Its progress is on standard error."""
+        mine = {
+            "HOME": str(self.home),
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "PIPX_HOME": str(self.pipx_home),
+            "PIPX_BIN_DIR": str(self.programs),
+            "PIPX_DEFAULT_PYTHON": sys.executable,
+            "PIP_FIND_LINKS": str(wheels()),
+        }
+        run_as(self.uid, "sh", "-c", 'exec pipx "$@" 2>&1', "sh", *words, **OFFLINE, **mine)
 
     def vmessctl(self, *words: str) -> list[str]:
         """Run what is installed, expect success, and return the lines of its output."""
-        programs, runtime = self.home / ".local/bin", self.home / "run"
         mine = {
             "HOME": str(self.home),
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "XDG_RUNTIME_DIR": str(runtime),
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "XDG_RUNTIME_DIR": str(self.home / "run"),
         }
         return run_as(self.uid, "vmessctl", *words, **mine).splitlines()
 
 
-@pytest.fixture(scope="module")
-def newcomer(wheel: Path) -> Iterator[Newcomer]:
+@contextlib.contextmanager
+def somebody() -> Iterator[Newcomer]:
+    """Give a person for whom nothing is installed yet; others can read the directory around the home."""
     uid = None if os.geteuid() else 700_000 + os.getpid()
     with tempfile.TemporaryDirectory(prefix="vmess-test-") as place:
         home = Path(place, "home")
@@ -58,17 +83,25 @@ def newcomer(wheel: Path) -> Iterator[Newcomer]:
                 run_as(uid, sys.executable, "-I", "-c", "import pip")
             except (PermissionError, AssertionError):
                 pytest.skip("other users may not run this Python")
-        for file in wheel.parent.glob("*.whl"):  # where others can read them
-            shutil.copy(file, place)
-        programs, prefix = home / ".local/bin", home / ".local/share/pipx/venvs/emptystack"
-        run_as(uid, "mkdir", "-p", "-m", "0700", home / "run", programs, prefix.parent)
-        install(Path(place, wheel.name), prefix, uid)
-        for name in ("vmess", "vmessctl", "vmessd"):
-            run_as(uid, "ln", "-s", prefix / "bin" / name, programs)
+        person = Newcomer(home, uid)
+        run_as(uid, "mkdir", "-p", "-m", "0700", home / "run", person.programs, person.prefix.parent)
         try:
-            yield Newcomer(home, uid, prefix)
+            yield person
         finally:
             end_processes_of(home / "vms")
+
+
+@pytest.fixture(scope="module")
+def newcomer(wheel: Path) -> Iterator[Newcomer]:
+    """For whom pip has installed the wheel, and the programs are linked as pipx does it."""
+    with somebody() as person:
+        place = person.home.parent
+        for file in wheel.parent.glob("*.whl"):
+            shutil.copy(file, place)
+        install(place / wheel.name, person.prefix, person.uid)
+        for name in ("vmess", "vmessctl", "vmessd"):
+            run_as(person.uid, "ln", "-s", person.prefix / "bin" / name, person.programs)
+        yield person
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +110,26 @@ def prefix(newcomer: Newcomer) -> Path:
 
 
 def test_a_person_without_root_has_a_vm_after_pip(newcomer: Newcomer) -> None:
+    has_a_vm(newcomer)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_person_without_root_has_a_vm_after_pipx() -> None:
+    if shutil.which("pipx") is None:
+        pytest.skip("there is no pipx; it is in the package pipx")
+    with somebody() as person:
+        checkout = person.home.parent / "vmess"
+        shutil.copytree(CHECKOUT, checkout, ignore=shutil.ignore_patterns(".*", "__pycache__"), symlinks=True)
+        # With the pip of this Python: pipx would look for a newer one in the index.
+        run_as(person.uid, sys.executable, "-I", "-m", "venv", person.pipx_home / "shared")
+        person.pipx("install", checkout)
+        has_a_vm(person)
+        person.pipx("uninstall", "emptystack")
+        assert list(person.programs.iterdir()) == []
+
+
+def has_a_vm(newcomer: Newcomer) -> None:
     vm = own("p")
     vmessctl, uid = newcomer.vmessctl, newcomer.uid
     try:
