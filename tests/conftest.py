@@ -33,7 +33,7 @@ pytest_plugins = ("booted", "hostile", "labs")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what `contrib/check` takes besides pytest's own options."""
     parser.addoption("--long", action="store_true", help="run the long tests, too")
-    parser.addoption("--redraw", action="store_true", help="write the screens of tests/daemon/screens anew")
+    parser.addoption("--redraw", action="store_true", help="write the screens of tests/daemon/screens again")
     parser.addoption("--seed", type=int, metavar="N", help="of the long tests that draw lots; else a new one")
 
 

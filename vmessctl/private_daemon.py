@@ -29,7 +29,7 @@ SAID_MAX = 65536
 OWN_UNIT = "systemd/user/default.target.wants/vmessd.service"
 """Where `systemctl --user enable` puts the link, below $XDG_CONFIG_HOME."""
 DEFAULT = (1, 2, 3, 13, 15)
-"""SIGHUP, SIGINT, SIGQUIT, SIGPIPE and SIGTERM (signal(7)), which whoever starts a client may ignore.
+"""SIGHUP, SIGINT, SIGQUIT, SIGPIPE and SIGTERM (signal(7)), which the program that starts a client may ignore.
 
 They are numbers because `signal` is slow to import."""
 COMPLAINT, HINT = "vmessd: ", "  hint: "

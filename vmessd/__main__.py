@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-gc.disable()  # modules are no garbage, and looking for some among them takes a sixth of the time of the imports
+gc.disable()  # modules are not garbage; looking for some among them takes a sixth of the time of the imports
 
 from vmessd import background, config, daemon, log, powerdown  # noqa: E402
 from vmessd.config import Config  # noqa: E402

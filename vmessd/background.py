@@ -1,7 +1,7 @@
 """`vmessd --background`: leaves the terminal, and says when the daemon serves, or why it does not.
 
 The process that was started stays until then. The daemon is its child, in a session of its own, and has none
-of the descriptors of whoever started it.
+of the descriptors of the program that started it.
 """
 
 import contextlib

@@ -203,7 +203,7 @@ async def _replies(path: Path, within: float | None) -> AsyncGenerator[Step, Non
     connected = await blocking.call(_connected, path)
     reader, writer = await asyncio.open_unix_connection(sock=connected, limit=REPLY_LIMIT)
     try:
-        # The host goes down, whoever decides about its VMs. An older daemon knows neither this call nor owners.
+        # The host goes down, also if a cluster decides. An older daemon knows neither this call nor owners.
         acting = {"method": f"{INTERFACE}.ActFor", "parameters": {"owner": PACEMAKER}}
         writer.write(json.dumps(acting).encode() + b"\0")
         await reader.readuntil(b"\0")

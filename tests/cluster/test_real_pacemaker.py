@@ -278,8 +278,8 @@ def test_a_guest_that_stands_still_after_an_error_is_reported(cluster: Cluster) 
         life = cluster.wait_runs(vm, begin, 20)
         node = cluster.nodes[life.node]
         wait_for(lambda: cluster.monitor_by_hand(node, vm)[0] == DEGRADED, 20, "the report")
-        assert "stands still after an error" in cluster.monitor_by_hand(node, vm)[1]
-        cluster.wait_failure(f"'OCF_DEGRADED' ({vm} stands still after an error)")
+        assert "is paused after an error" in cluster.monitor_by_hand(node, vm)[1]
+        cluster.wait_failure(f"'OCF_DEGRADED' ({vm} is paused after an error)")
         assert cluster.runs(vm).pid == life.pid
         cluster.ask("rm", ballast)
         wait_for(lambda: cluster.monitor_by_hand(node, vm)[0] == 0, 20, "the end of the error")

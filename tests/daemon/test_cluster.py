@@ -93,7 +93,7 @@ def test_c214_a_guest_that_stands_still_after_an_error_is_told_from_one_that_is_
     assert resource.do("start") == "success"
     fake_daemon.wait_state(VM, "paused")
     assert resource.do("monitor") == "degraded"
-    assert resource.said == f"{VM} stands still after an error"
+    assert resource.said == f"{VM} is paused after an error"
     assert resource.do("monitor", error="restart") == "failed"
     shown = fake_daemon.vmessctl(VM, "status", "--monitor", "--json")
     assert (shown.returncode, json.loads(shown.stdout)["status"]["runstate"]) == (10, "io-error")

@@ -1,6 +1,6 @@
 """The screens that people see most, kept as files: 80 and 132 columns, with and without colour.
 
-`pytest tests/daemon/test_screens.py --redraw` writes the files anew; look at them before they are committed.
+`pytest tests/daemon/test_screens.py --redraw` writes the files again; look at them before they are committed.
 """
 
 import re

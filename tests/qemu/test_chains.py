@@ -100,7 +100,7 @@ def test_c80_a_base_that_is_not_what_it_was_is_named_and_nothing_starts(daemon: 
     with bottom.open("r+b") as file:
         file.write(b"\0")
     os.utime(bottom, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
-    assert f"'{bottom}' has changed since the last start; hda stands on it" in (told := refusal(daemon))
+    assert f"'{bottom}' has changed since the last start; hda is based on it" in (told := refusal(daemon))
     assert f"rm {place}/bases.json" in told
     assert f"'{bottom}' has changed" in daemon.status(A)["problem"]
     os.utime(bottom, ns=(found.st_atime_ns, found.st_mtime_ns))

@@ -77,7 +77,7 @@ def test_c102_a_linked_clone_takes_no_space_and_neither_changes_the_other(daemon
     content = kept(daemon, "source")
     result = daemon.vmess(A, "clone", B, "--linked")
     assert result.returncode == 0, result
-    assert f"{A} has a snapshot {B} now, on which both stand" in result.stderr
+    assert f"{A} has a snapshot {B} now, which both are based on" in result.stderr
     base = f"snap-hda-{B}.{names.IMAGE_ENDINGS[form]}"
     assert images(daemon, B) == {f"{B}-hda.qcow2", f"{B}-hda.base", base}
     assert (daemon.root / A / base).samefile(daemon.root / B / base)

@@ -158,10 +158,10 @@ def forged(daemon: Daemon) -> dict[str, tuple[Path, str]]:
     shutil.copy(secret, place / "overwritten.vmdk")
     (place / "cut.vmdk").write_bytes(converted(secret, "vmdk").read_bytes()[: 80 * 1024])
     return {
-        "backed": (place / "backed.qcow2", "stands on another image, its backing file"),
+        "backed": (place / "backed.qcow2", "is based on another image, its backing file"),
         "data": (place / "data.qcow2", "external data file, which could be any file of the host"),
         "split": (place / "split.vmdk", "names other files, its extents"),
-        "child": (place / "child.vmdk", "stands on another image, its parent"),
+        "child": (place / "child.vmdk", "is based on another image, its parent"),
         "loop": (place / "loop.qcow2", "damaged"),
         "cut": (place / "cut.qcow2", "damaged"),
         "overwritten": (place / "overwritten.vmdk", "is not the VMDK image that it should be"),
@@ -351,7 +351,7 @@ def test_a_disk_on_a_base_which_is_protected(daemon: Daemon) -> None:
     base = converted(image, "qcow2")
     result = daemon.vmess(A, "hda", "--linked", base)
     assert (result.returncode, result.stdout) == (0, f"hda: {A}-hda.qcow2, 16M\n")
-    assert result.stderr == f"{base} is read-only now, because a disk stands on it\n"
+    assert result.stderr == f"{base} is read-only now, because a disk is based on it\n"
     assert base.stat().st_mode & 0o222 == 0
     disk = daemon.root / A / f"{A}-hda.qcow2"
     assert disk.stat().st_size < M
@@ -459,7 +459,7 @@ def test_a_vm_that_others_stand_on_is_neither_deleted_nor_renamed(daemon: Daemon
         result = daemon.vmess(A, *words)
         assert result.returncode == 1
         assert result.stderr.splitlines() == [
-            f"vmess: a disk of VM {B} stands on {base}, so {A} was not {what}",
+            f"vmess: a disk of VM {B} is based on {base}, so {A} was not {what}",
             f"  hint: to see it: vmess {B} info",
         ]
     daemon.done(B, "start", "stop", "force", "rm", "--yes")

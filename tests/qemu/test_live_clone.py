@@ -102,7 +102,7 @@ def test_c162_a_linked_clone_of_a_running_vm_stands_on_a_snapshot(daemon: Daemon
         door.write(1, 5 * M, 65536)
         result = daemon.vmess(A, "clone", B, "--linked")
         assert result.returncode == 0, result
-        assert f"{A} has a snapshot {B} now, on which both stand" in result.stderr
+        assert f"{A} has a snapshot {B} now, which both are based on" in result.stderr
         door.write(2, 5 * M, 65536)
         base = f"snap-hda-{B}.img"
         assert images(daemon, B) == {f"{B}-hda.qcow2", f"{B}-hda.base", base}

@@ -127,7 +127,7 @@ def test_c172_a_memory_that_cannot_be_kept_or_loaded_leaves_the_guest_or_the_dis
     cut = daemon.vmess(A, "snapshot", "revert", "one", "--yes")
     assert (
         cut.returncode,
-        f"the disks of {A} are back at one, but its guest does not go on" in cut.stderr,
+        f"the disks of {A} are back at one, but its guest does not continue" in cut.stderr,
     ) == (1, True)
     assert cut.stderr.count("\n") == 2, cut.stderr
     daemon.wait_state(A, "stopped")

@@ -196,7 +196,7 @@ def test_the_limit_of_a_chain_is_one_line(daemon: Daemon) -> None:
     for number in range(names.BASES_MAX):
         daemon.done(A, "snapshot", "take", f"s{number}")
     result = daemon.vmess(A, "snapshot", "take", "more")
-    assert (result.returncode, f"hda of {A} stands on 8 images, which is the limit" in result.stderr) == (
+    assert (result.returncode, f"hda of {A} is based on 8 images, which is the limit" in result.stderr) == (
         1,
         True,
     )
@@ -355,7 +355,7 @@ def test_a_disk_with_snapshots_is_neither_put_aside_nor_deleted(daemon: Daemon) 
         result = daemon.vmess(A, *words)
         assert (result.returncode, result.stdout) == (1, ""), result
         assert result.stderr.splitlines() == [
-            f"vmess: hda of {A} has snapshots, which stand on no other disk: one",
+            f"vmess: hda of {A} has snapshots, which belong to no other disk: one",
             f"  hint: to merge them into it first: vmess {A} snapshot delete one",
         ]
     assert kept(daemon, "after").read_bytes() == before

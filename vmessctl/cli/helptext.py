@@ -249,7 +249,7 @@ TOPICS: dict[str, tuple[str, Callable[[Style], str]]] = {
     "environment": ("Environment variables", _environment),
     EVERYTHING: ("Everything in one text", _everything),
 }
-"""Topics of the help that are no verbs, with a short description and the text of each."""
+"""Topics of the help that are not verbs, with a short description and the text of each."""
 
 
 # -- Lay-out --

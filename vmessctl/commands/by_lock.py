@@ -79,7 +79,7 @@ class LockedVM:
     def pid(self) -> int | None:
         """Return the PID of the QEMU; None if none runs, 0 if it is in another PID namespace; raises Failed.
 
-        Who holds the lock has to be a QEMU that was started with this pid file: whoever may write to the
+        Who holds the lock has to be a QEMU that was started with this pid file: anybody who may write to the
         directory may give the name to another file, which a process of somebody else has locked. Its user
         says nothing: in the service, QEMU runs as another one than vmessd.
         """

@@ -166,7 +166,7 @@ class _Sources:
 
 
 def _settle(client: Client, vm: str, wanted: Domain) -> list[str]:
-    """Set all but disks and interfaces; return remarks."""
+    """Set everything except disks and interfaces; return remarks."""
     remarks: list[str | None] = []
     paths = {verb: value for verb, value in wanted.settings.items() if verb in PATHS}
     for verb, value in wanted.settings.items():

@@ -1,4 +1,4 @@
-"""The verb `images`: the images in the image store, which disks stand on."""
+"""The verb `images`: the images in the image store, which disks are based on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The verbs move and receive: a VM goes to another host, through a session of ssh(1) between two daemons.
 
-`move` starts `receive` over there, and gives the daemon here its end of the session. The daemons do the rest;
+`move` starts `receive` there, and gives the daemon here its end of the session. The daemons do the rest;
 these two processes show how far it is, and end it when they end.
 """
 
@@ -92,7 +92,7 @@ def _check_owner(client: Client, vm: str) -> None:
 
 
 def _bridges(text: str | None) -> dict[str, str]:
-    """Return names of bridges over there by those here; raises InvalidValue."""
+    """Return names of bridges there, by those here; raises InvalidValue."""
     found: dict[str, str] = {}
     for pair in (text or "").split(",") if text is not None else ():
         here, equals, there = pair.partition("=")

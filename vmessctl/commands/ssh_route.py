@@ -39,7 +39,7 @@ class Route(PlainRecord):
 
 
 def must_not_be_stuck(status: Reply) -> None:
-    """Raise NotRunning for a VM whose guest stands still because of an error: it answers nobody."""
+    """Raise NotRunning for a VM whose guest is paused because of an error: it answers nobody."""
     if status["state"] == State.paused and status["runstate"] in STUCK:
         vm = status["name"]
         raise NotRunning(f"VM {vm} is paused ({status['runstate']})", hint=f"{PROGRAM} {vm} why")

@@ -312,7 +312,7 @@ def stop(invocation: Invocation) -> int:
 
 
 def restart(invocation: Invocation) -> int:
-    """Stop VMs, then start those that are off; return the exit status. One that could not start goes on."""
+    """Stop VMs, then start those that are off; return the exit status. One that cannot start keeps running."""
     refusals = _refusals(invocation)
     able = tuple(vm for vm in invocation.vms if vm not in refusals)
     statuses = [complain(_would_stay_off(vm, problem)) for vm, problem in refusals.items()]

@@ -99,7 +99,7 @@ def _path(tree: Tree, element: Element, name: str) -> str:
     """Return the file of a disk; empty for a drive without a medium.
 
     Raises:
-        InvalidValue: it is no file of this host.
+        InvalidValue: it is not a file of this host.
     """
     source, kind = tree.within(element, "source"), element.get("type", "file")
     if kind != "file":

@@ -68,7 +68,7 @@ class Disk(PlainRecord):
         self.unit = place.get("unit") or 0
         """The place there."""
         self.address = place.get("address")
-        """Its PCI slot; None if it is no PCI device."""
+        """Its PCI slot; None if it is not a PCI device."""
         self.boot = place.get("boot")
         """Its place in the boot order; None for none."""
 

@@ -1,4 +1,4 @@
-"""Carries out a command line on another host: the client over there does the work, and knows its own daemon."""
+"""Carries out a command line on another host: the client there does the work, and knows its own daemon."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _run(invocation: Invocation, words: Sequence[str], host: str) -> int:
 
 
 def _for_there(words: Sequence[str]) -> tuple[bool, Invocation]:
-    """Return the line for the client over there, which is not told of this host, and whether it differs."""
+    """Return the line for the client there, which is not told of this host, and whether it differs."""
     line = grammar.parse([*words])
     ours = {verbs.UPLOAD.flag, verbs.TUNNEL.flag}
     differs = any(not ours.isdisjoint(step.options) for step in line.steps())
@@ -93,7 +93,7 @@ def _for_there(words: Sequence[str]) -> tuple[bool, Invocation]:
 
 
 def _lead_to(seat: Seat, ports: list[tuple[str, int]], invocation: Invocation) -> int:
-    """Say how to reach ports over there, or hold a way to them; return the exit status."""
+    """Say how to reach ports of the other host, or hold a way to them; return the exit status."""
     if any(verbs.TUNNEL.flag in step.options for step in invocation.steps()):
         return tunnel.hold(seat, ports) if ports else DONE
     if verbs.QUIET.flag not in invocation.options:
@@ -119,7 +119,7 @@ def _reads_input(step: Invocation) -> bool:
     return step.command.verb in {"import", "cloud-init", "startup"} and STANDARD in named
 
 
-# -- Ports over there --
+# -- Ports of the other host --
 
 
 def _only_asks_for_vnc(invocation: Invocation) -> bool:
@@ -128,7 +128,7 @@ def _only_asks_for_vnc(invocation: Invocation) -> bool:
 
 
 def _vnc(invocation: Invocation, words: Sequence[str], seat: Seat, ports: list[tuple[str, int]]) -> int:
-    """Have a viewer admitted over there; add the port to which this host needs a way."""
+    """Have a viewer admitted there; add the port to which this host needs a way."""
     said: list[bytes] = []
     command = [PROGRAM.name, verbs.JSON.flag, *words]
     status = session.piped(seat, command, said.append, with_input=False)
@@ -163,7 +163,7 @@ def _forwarded(invocation: Invocation) -> list[tuple[str, int]]:
 
 
 def _explained(invocation: Invocation, status: int, seat: Seat) -> int:
-    """Say what the client over there could not know of a failure; return the exit status."""
+    """Say what the client there could not know of a failure; return the exit status."""
     steps = invocation.steps()
     host = seat.host
     is_foreign = any(step.command.verb in FOREIGN for step in steps)
@@ -186,7 +186,7 @@ def _explained(invocation: Invocation, status: int, seat: Seat) -> int:
 
 
 def _compare_versions(seat: Seat) -> None:
-    """Say so if the client over there has another version: the line was right for this one."""
+    """Say so if the client there has another version: the line was right for this one."""
     said: list[bytes] = []
     try:
         session.piped(seat, [PROGRAM.name, verbs.VERSION.flag], said.append, with_input=False)

@@ -1,6 +1,6 @@
 """One command line on another host: on the terminal if there is one, else through pipes.
 
-Through pipes, the output begins behind what a login shell prints, and a signal goes to the command over there.
+Through pipes, the output begins behind what a login shell prints, and a signal goes to the command there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIECE = 1 << 16
 LIFE = "VMESS_LIFE"
 """The variable that says that standard input is a pipe which ends with the client of several hosts."""
 BROKEN = 255
-"""The exit status of ssh(1) if the connection fails, or if the command over there was killed."""
+"""The exit status of ssh(1) if the connection fails, or if the command there was killed."""
 
 
 class Ended(SystemExit):
@@ -44,9 +44,9 @@ def has_terminal() -> bool:
 
 
 def on_terminal(seat: Seat, words: Sequence[str]) -> int:
-    """Run a command over there with a terminal like ours; return its exit status."""
+    """Run a command on another host with a terminal like ours; return its exit status."""
     argv = [*seat.argv("-q", "-t", "-e", "none"), remote_line(words, called(seat))]
-    with signals.heard_by(_end):  # Ctrl-C is a key for the terminal over there
+    with signals.heard_by(_end):  # Ctrl-C is a key for the terminal there
         return foreground.as_shell(foreground.run(argv, descriptors=[seat.descriptor]))
 
 
@@ -55,12 +55,12 @@ def _end(number: int) -> None:
 
 
 def called(seat: Seat) -> str:
-    """Return how hints of a command over there name the program."""
+    """Return how hints of a command on another host name the program."""
     return f"{PROGRAM} --host {seat.host}"
 
 
 def piped(seat: Seat, words: Sequence[str], put: Sink, *, with_input: bool) -> int:
-    """Run a command over there and hand over what it prints; return its exit status.
+    """Run a command on another host and hand over what it prints; return its exit status.
 
     Raises:
         Unreachable: the connection broke, or the login shell did not run the command.
@@ -84,7 +84,7 @@ def new_mark() -> str:
 
 
 def begun(seat: Seat, line: str, source: int | None = None) -> Child:
-    """Start a session in which the login shell over there gets this line, with our input or that descriptor.
+    """Start a session in which the login shell there gets this line, with our input or that descriptor.
 
     The descriptor is closed here. Raises Unreachable.
     """
@@ -103,7 +103,7 @@ def begun(seat: Seat, line: str, source: int | None = None) -> Child:
 
 
 class _Relay(PlainRecord):
-    """A session whose output is passed on, as are signals, which go to the process over there."""
+    """A session whose output is passed on, as are signals, which go to the process there."""
 
     def __init__(self, seat: Seat, process: Child, opening: Opening, put: Sink) -> None:
         self._seat = seat
@@ -146,7 +146,7 @@ class _Relay(PlainRecord):
             self._process.terminate()
 
     def _pass_on(self, number: int) -> bool:
-        """Send a signal to the command over there; tell whether that was possible."""
+        """Send a signal to the command there; tell whether that was possible."""
         if not self._opening.pid:
             return False
         line = f"kill -s {signals.NAMES[number]} {self._opening.pid}"

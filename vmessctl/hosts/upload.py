@@ -1,7 +1,7 @@
 """Files of this host that a command on another one needs: each is copied there first, into a new directory.
 
-A session over there, the keeper, makes the directory, and deletes it when its input ends: after the command,
-and if this process or the connection is dead. The content goes through tar(1), which leaves holes out.
+A session there, the keeper, makes the directory, and deletes it when its input ends: after the command, and
+if this process or the connection is dead. The content goes through tar(1), which leaves holes out.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def check(invocation: Invocation) -> None:
         if verbs.UPLOAD.flag in step.options:
             if verbs.LINKED.flag in step.options:
                 raise InvalidValue(
-                    "--upload deletes the file afterwards, and a disk with --linked stands on it"
+                    "--upload deletes the file afterwards, and a disk with --linked is based on it"
                 )
             _opened(step)
 
@@ -75,7 +75,7 @@ def _opened(step: Invocation) -> tuple[str, os.stat_result]:
 
 
 class Uploads:
-    """The files of a line, over there until the end of the `with` block."""
+    """The files of a line, on that host until the end of the `with` block."""
 
     def __init__(self, seat: Seat) -> None:
         self._seat = seat
@@ -89,7 +89,7 @@ class Uploads:
             keeper.end()
 
     def bring(self, invocation: Invocation) -> None:
-        """Copy all files of a line, and put their paths over there into its arguments.
+        """Copy all files of a line, and put their paths there into its arguments.
 
         Raises:
             Failed, Unreachable: one cannot be read, or copied.

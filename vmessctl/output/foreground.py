@@ -18,8 +18,8 @@ KILLED = 128
 def run(command: Sequence[str], text: str | None = None, descriptors: Sequence[int] = ()) -> int:
     """Run a program, with a text as its input if there is one; return its exit status as Python's subprocess.
 
-    Ctrl-C is for the program: less(1) and vi(1) go on. One that is killed leaves the terminal as it was before.
-    It inherits the descriptors.
+    Ctrl-C is for the program: less(1) and vi(1) continue. One that is killed leaves the terminal as it was
+    before. It inherits the descriptors.
 
     Raises:
         OSError: it cannot be started.

@@ -342,7 +342,7 @@ STEPS = {
     Rung.term: "by SIGTERM",
     Rung.kill: "by SIGKILL",
 }
-"""How a stop goes on."""
+"""How a stop continues."""
 
 
 def rung(progress: Reply, elapsed: float) -> str:
@@ -426,7 +426,7 @@ def daemon(reply: Reply) -> str:
 
 
 def daemon_ended(it: Reply) -> str:
-    """Return that a daemon was ended, and what goes on without it."""
+    """Return that a daemon was ended, and what continues without it."""
     running = it["running"]
     on = f"; {running} VM{' keeps' if running == 1 else 's keep'} running" if running else ""
     return f"vmessd stopped (PID {it['pid']}){on}"

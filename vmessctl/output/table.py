@@ -38,7 +38,7 @@ class Column(PlainRecord):
 
 
 def grid(columns: Sequence[Column], vms: Sequence[VM], width: int | None = None) -> list[str]:
-    """Return a line of titles and one for each VM, at most `width` long; None is no limit."""
+    """Return a line of titles and one for each VM, at most `width` long; None is unlimited."""
     cells = [(column, [column.title, *map(column.text, vms)]) for column in columns]
     fitted, gap = _fitting([(column, max(column.width, *map(len, texts))) for column, texts in cells], width)
     padded = [

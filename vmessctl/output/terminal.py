@@ -54,7 +54,7 @@ def tell(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a remark on standard error; an empty text is no remark."""
+    """Print a remark on standard error; an empty text is not printed."""
     if text and not hushed.now:
         warn(text)
 
@@ -110,7 +110,7 @@ def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
 
 
 def _unknown(client: Client, word: str, error: NoSuchVM) -> VmessError:
-    """Return the error for a word that stands alone and is no VM: it may be a mistyped verb instead.
+    """Return the error for a word that stands alone and is not a VM: it may be a mistyped verb instead.
 
     As `vmess`, a word that resembles nothing gets the sentence of the original, which is that of the daemon.
     """

@@ -106,7 +106,7 @@ def arranged(vms: Sequence[VM], view: View) -> list[VM]:
 
 
 def grid(vms: Sequence[VM], width: int | None = None) -> list[str]:
-    """Return a line of titles and one for each VM, at most `width` long; None is no limit."""
+    """Return a line of titles and one for each VM, at most `width` long; None is unlimited."""
     return table.grid(COLUMNS, vms, width)
 
 

@@ -30,7 +30,7 @@ class Connection(PlainRecord):
     """A session of ssh whose output has begun; `socket` is our end of its input and output."""
 
     def __init__(self, seat: Seat, words: Sequence[str]) -> None:
-        """Run a command over there, and read up to where its output begins.
+        """Run a command there, and read up to where its output begins.
 
         Raises:
             Unreachable: there is no such command, or the login shell did not run it.

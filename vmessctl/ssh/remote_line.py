@@ -18,7 +18,7 @@ NOT_THERE = 127
 _LOOK = 'command -v "$2" >/dev/null 2>&1 || '
 _GO = 'export VMESS_HOST=local VMESS_CALLED="$1"; shift; exec "$@"'
 PROLOGUE = f"{_LOOK}exit 127; {_GO}"
-"""For sh(1): its arguments are how the program was called here, and the command, which must not go on to a host
+"""For sh(1): its arguments are how the program was called here, and the command, which must not go to a host
 of its own."""
 MARKED_PROLOGUE = _LOOK + '{ echo "$0 -"; exit 127; }; echo "$0 $$"; ' + _GO
 """The same, but a line comes first: the mark, and the PID that the command is about to have, or `-`."""
@@ -26,7 +26,7 @@ WATCHED_PROLOGUE = MARKED_PROLOGUE.replace(
     'exec "$@"', 'exec 3<&0; (cat <&3; kill $$) >/dev/null 2>&1 & exec "$@" </dev/null 3<&-'
 )
 """The same for a command without input: it is killed when the input of the session ends, because the client
-here is dead, or the connection. sshd(8) would not say so, and the command would go on until it writes."""
+here is dead, or the connection. sshd(8) would not say so, and the command would run until it writes."""
 
 
 def quoted(word: str) -> str:
@@ -40,7 +40,7 @@ def quoted(word: str) -> str:
 
 
 def remote_line(words: Sequence[str], called: str, mark: str = "", *, watched: bool = False) -> str:
-    """Return the line that runs a command over there; with a mark, its output begins with it.
+    """Return the line that runs a command there; with a mark, its output begins with it.
 
     `called` is how hints of the command name the program. A command that is `watched` has no input, and ends
     when that of the session does.
@@ -59,7 +59,7 @@ class Opening(PlainRecord):
     def __init__(self, mark: str) -> None:
         self._mark = f"{mark} ".encode()
         self.pid = 0
-        """The PID of the command over there; 0 before the mark was seen, or if there is no such command."""
+        """The PID of the command there; 0 before the mark was seen, or if there is no such command."""
         self.is_over = False
         self.greeting = b""
 

@@ -27,7 +27,7 @@ class Ways(PlainRecord):
         return self
 
     def to(self, words: Sequence[str]) -> _socket.socket:
-        """Run a command over there; return our end of its input and output. Raises Unreachable."""
+        """Run a command there; return our end of its input and output. Raises Unreachable."""
         seat = masters.take(self._host, may_ask=sys.stderr.isatty())
         try:
             connection = Connection(seat, words)

@@ -19,9 +19,9 @@ class Cloning(Caller):
 
         The copy is of one moment of all disks. MACs, VNC display and all else that follows from the name are
         its own; SMBIOS uuid and serial, explicit MACs and the instance-id of cloud-init are not copied. With
-        `linked`, the images below the disks of both are the same, so it takes no space; a disk that stood on
-        none, and each one of a VM that runs, becomes a snapshot of the VM. Nothing of the new VM is left if it
-        fails, or the caller leaves.
+        `linked`, the images below the disks of both are the same, so it takes no space; a disk that was based
+        on none, and each one of a VM that runs, becomes a snapshot of the VM. Nothing of the new VM is left if
+        it fails, or the caller leaves.
         """
         async with contextlib.aclosing(self._supervisor.clones.clone(vm, name, linked=linked)) as steps:
             async for step in steps:

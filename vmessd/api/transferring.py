@@ -19,7 +19,7 @@ class VMTransfer:
     progress: TransferProgress
     channel: FileDescriptor | None
     """In the first step, a stream socket: an export comes out of it until its end; an import goes into it, and
-    ends with shutdown(2). Whoever closes it early ends the transfer, and nothing of it stays."""
+    ends with shutdown(2). Closing it early ends the transfer, and nothing of it stays."""
 
 
 class Transferring(Caller):

@@ -31,11 +31,11 @@ class Stage(enum.StrEnum):
     """How far a move has come, as a VM directory notes it."""
 
     leaving = "leaving"
-    """At the source: nothing is decided. Whoever finds it without its daemon forgets it."""
+    """At the source: nothing is decided. A daemon that finds it later forgets it."""
     handed_over = "handed-over"
     """At the source: the other side was asked to take over, and may have done so."""
     arriving = "arriving"
-    """At the destination: a guest that runs is on its way here. Whoever finds it later deletes it."""
+    """At the destination: a guest that runs is on its way here. A daemon that finds it later deletes it."""
     arrived = "arrived"
     """At the destination: the VM is here, and the source may not know it yet."""
     unknown = "unknown"
@@ -54,7 +54,7 @@ class MoveRecord:
     """The other side: the host as the person has called it, or where it came from."""
     when: Moment
     paused: bool = False
-    """At the destination: its guest does not run yet, which it has to. At the source: its guest stood still."""
+    """At the destination: its guest does not run yet, which it has to. At the source: its guest was paused."""
     who: str = ""
     """What the other side calls itself; only this one is believed that the VM has not arrived."""
     twin: bool = False
@@ -97,9 +97,9 @@ class Offer:
     start: bool = False
     """It ran, and is to be started here."""
     live: bool = False
-    """Its guest runs, and goes on here."""
+    """Its guest runs, and continues here."""
     runs: bool = False
-    """It does not stand still there."""
+    """It is not paused there."""
     disks: list[str] | None = None
     """Of a guest that runs, the disks whose contents are mirrored."""
     qemu: str = ""
@@ -111,7 +111,7 @@ class Offer:
     cpu: dict[str, str] | None = None
     """The features of its CPU, as :mod:`vmessd.devices.cpu_features` has them."""
     owner: str = ""
-    """Of a guest that its owner moves: what OWNER says. The guest may go on in a directory that is there."""
+    """Of a guest that its owner moves: what OWNER says. The guest may continue in a directory that is there."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Answer:
     notes: list[str] | None = None
     """Remarks; they are for the person."""
     twin: bool = False
-    """With `ready`: the guest goes on in a directory that is there, so no archive is to come."""
+    """With `ready`: the guest continues in a directory that is there, so no archive is to come."""
 
 
 class Said(enum.StrEnum):
@@ -145,7 +145,7 @@ class Said(enum.StrEnum):
     closed = "closed"
     """The disks of a guest are no longer open to the source."""
     loaded = "loaded"
-    """All of a guest is here; it stands still."""
+    """All of a guest is here; it is paused."""
     done = "done"
     """The VM is here now."""
     absent = "absent"
@@ -160,7 +160,7 @@ class Word(enum.StrEnum):
     """What the source says later."""
 
     close = "close"
-    """All of the disks was sent, and the guest stands still."""
+    """All of the disks was sent, and the guest is paused."""
     load = "load"
     """All of the memory was sent."""
     commit = "commit"

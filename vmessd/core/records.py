@@ -77,7 +77,7 @@ class RunRecord:
     serials: dict[str, str] | None = None
     """The same as `serial` for each serial port, by its number; None from an older version."""
     memory: str = ""
-    """The snapshot from whose memory the guest goes on; empty if it boots."""
+    """The snapshot from whose memory the guest continues; empty if it boots."""
 
 
 @dataclass(frozen=True)

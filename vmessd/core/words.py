@@ -39,7 +39,7 @@ class Runstate:
 
 
 HALTS = (Runstate.io_error, Runstate.internal_error, Runstate.guest_panicked, Runstate.postmigrate)
-"""The runstates of a guest that stands still though nobody has paused it."""
+"""The runstates of a guest that is halted though nobody has paused it."""
 
 
 class Reason:

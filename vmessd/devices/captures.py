@@ -6,7 +6,7 @@ brought the descriptor. A write to a memfd never waits, so a client that does no
 client frees what it has read, by a hole in the memfd; the daemon looks how much is left, and ends a capture
 that nobody reads.
 
-The memfd contains frames of this interface and nothing else: whoever has it can see no more.
+The memfd contains frames of this interface and nothing else: its owner can see no more.
 """
 
 import asyncio
@@ -124,7 +124,7 @@ class Captures:
         return capture.is_writing
 
     async def ended(self, capture: Capture) -> str | None:
-        """Wait a moment; return why a capture has ended, None if it goes on."""
+        """Wait a moment; return why a capture has ended, None if it continues."""
         run = capture.run
         if run is None:
             return None

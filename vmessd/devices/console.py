@@ -222,7 +222,7 @@ class Consoles:
             # A larger log with as many unread bytes means that the client has read.
             try:
                 size = await machine.files.aside(functools.partial(_log_size, machine.home, place.port))
-            except VmessError:  # unreadable files are no reason to disconnect a client
+            except VmessError:  # unreadable files are not a reason to disconnect a client
                 continue
             now = (client.unread(), size)
             strikes = strikes + 1 if now == before and now[0] else 0

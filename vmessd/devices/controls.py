@@ -60,7 +60,7 @@ class Controls:
         """Press the reset button: the guest loses data that it has not written.
 
         QEMU 7.2 leaves a suspended guest stopped before its first instruction (measured); this resumes it.
-        Raises Failed for a guest that was sent to another QEMU: it would begin anew beside itself.
+        Raises Failed for a guest that was sent to another QEMU: it would run beside itself.
         """
         asleep = await self._runstate_of_ours() == ASLEEP
         await self._execute("system_reset")
@@ -73,7 +73,7 @@ class Controls:
         """Raise Failed while the memory of the guest is kept, which decides when it runs; raises NotRunning."""
         if self._machine.live().keeps:
             raise Failed(
-                f"the memory of {self.vm} is being kept; then, its guest goes on by itself",
+                f"the memory of {self.vm} is being kept; then, its guest continues by itself",
                 hint=f"wait for it: vmess {self.vm} snapshot list",
             )
 

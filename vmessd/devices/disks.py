@@ -259,8 +259,8 @@ def _protect(image: Image) -> str | None:
     if image.found.st_uid == os.geteuid():
         with contextlib.suppress(OSError):
             os.fchmod(image.fd, mode & ~0o222)
-            return f"{printable(image.name)} is read-only now, because a disk stands on it"
-    return f"{printable(image.name)} must not be changed any more, because a disk stands on it"
+            return f"{printable(image.name)} is read-only now, because a disk is based on it"
+    return f"{printable(image.name)} must not be changed any more, because a disk is based on it"
 
 
 def _check_own(disk: Disk) -> None:

@@ -71,8 +71,8 @@ class Work:
     def of_file(cls, home: VMDirectory, file: str, lane: Lane, name: str, formats: Collection[str]) -> Self:
         """Return the work on an image that is there already, under a temporary name; blocks; raises OSError.
 
-        `name` is for messages, and `formats` are said of it. Whoever made the file removes what has not got
-        its name.
+        `name` is for messages, and `formats` are said of it. The caller has made the file, and removes
+        what has not got its name.
         """
         found = os.stat(f"{home.path}/{file}", follow_symlinks=False)
         image = Image(-1, name, found, found.st_size, formats)

@@ -3,7 +3,7 @@
 The file is written first, and restored if the kernel refuses. A start applies it, since TAPs may be new then.
 
 A cable that *flaps* is plugged in and pulled in turn. That ends with the VM: a start forgets it, and a daemon
-that adopts the VM goes on with it.
+that adopts the VM continues with it.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The memory of a running guest, written into a file: QEMU migrates it there.
 
-The guest runs meanwhile, and QEMU writes again what has changed since. Then the guest stands still until
+The guest runs meanwhile, and QEMU writes again what has changed since. Then the guest is paused until
 `cont`, with images that nobody may write to (runstate `postmigrate`): a snapshot of them is of this instant.
 Source: QEMU's qapi/migration.json, migration/migration.c.
 """
@@ -21,23 +21,23 @@ from vmessd.storage.blocking import Lane
 from vmessd.vm.qemu_run import MEMORY, QemuRun
 
 PAUSE = 0.02
-"""Seconds between two looks: the guest may stand still already."""
+"""Seconds between two looks: the guest may be paused already."""
 BANDWIDTH = 2**50
 """Bytes per second that QEMU may write: no limit."""
 BRIEF, AT_ONCE = 300, 2_000_000
-"""Milliseconds that the guest may stand still for the rest, as QEMU estimates: at first, and if it must end."""
+"""Milliseconds that the guest may be paused for the rest, as QEMU estimates: at first, and if it must end."""
 ROUNDS_MAX = 5
-"""How often QEMU goes through the memory before the guest has to stand still."""
+"""How often QEMU goes through the memory before the guest has to be paused."""
 CANCEL_TIME, SWITCH_TIME = 60.0, 5.0
 """Seconds until a migration has ended that is cancelled, and that its last part may take before."""
 PAUSES, SLOWS, TELLS = "pause-before-switchover", "auto-converge", "events"
-"""Capabilities of a migration: QEMU stops before the last part until it is told to go on; a guest that changes
-its memory faster than it is sent gets less of the processor; there are events."""
+"""Capabilities of a migration: QEMU stops before the last part until it is told to continue; a guest that
+changes its memory faster than it is sent gets less of the processor; there are events."""
 _UNDER_WAY = ("setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug")
 
 
 class Still:
-    """The time for which a guest stands still; `seconds` is known in the end."""
+    """The time for which a guest is paused; `seconds` is known in the end."""
 
     seconds: float | None = None
 
@@ -66,12 +66,12 @@ async def prepared(run: QemuRun, bandwidth: int, downtime: int, *capabilities: s
 
 @contextlib.asynccontextmanager
 async def kept(run: QemuRun, lane: Lane, fd: int) -> AsyncGenerator[Still, None]:
-    """Write the memory of a guest to a descriptor; it stands still at that instant for a `with` block.
+    """Write the memory of a guest to a descriptor; it is paused at that instant for a `with` block.
 
-    Others wait with their commands for this time; in the end, the guest goes on.
+    Others wait with their commands for this time; in the end, the guest continues.
 
     Raises:
-        Failed: QEMU cannot write it, or has ended; the guest goes on, if there is one.
+        Failed: QEMU cannot write it, or has ended; the guest continues, if there is one.
         TimedOut: QEMU does not answer.
     """
     still = Still()
@@ -99,7 +99,7 @@ async def kept(run: QemuRun, lane: Lane, fd: int) -> AsyncGenerator[Still, None]
 
 
 async def _write(run: QemuRun, lane: Lane, fd: int) -> None:
-    """Have QEMU write the memory, and return when the guest stands still; raises as `kept`, CommandRefused."""
+    """Have QEMU write the memory, and return when the guest is paused; raises as `kept`, CommandRefused."""
     await prepared(run, BANDWIDTH, BRIEF)
     await run.execute("getfd", {"fdname": MEMORY}, QMP_TIME, descriptor=fd)
     await run.execute("migrate", {"uri": f"fd:{MEMORY}"}, QMP_TIME)
@@ -137,7 +137,7 @@ async def _given_up(run: QemuRun) -> None:
 
 
 async def end_left(run: QemuRun) -> None:
-    """End the work that an earlier daemon, or a call that failed, has left; a guest that ran goes on.
+    """End the work that an earlier daemon, or a call that failed, has left; a guest that ran continues.
 
     Raises TimedOut, CommandRefused.
     """
@@ -147,7 +147,7 @@ async def end_left(run: QemuRun) -> None:
     status = await run.execute("query-status", {}, QMP_TIME)
     if not isinstance(status, Mapping) or status.get("status") != Runstate.postmigrate:
         return
-    # QEMU itself lets a guest go on that ran before a migration which did not end.
+    # QEMU itself lets a guest continue that ran before a migration which did not end.
     run.stays = run.stays or ended != "completed"
     if not run.stays:
         await run.execute("cont", {}, QMP_TIME)
@@ -156,7 +156,7 @@ async def end_left(run: QemuRun) -> None:
 async def called_off(run: QemuRun) -> object:
     """Cancel a migration that is under way; return its last status; raises TimedOut, CommandRefused.
 
-    It is not cancelled while it sends its last part, if that ends soon: the guest would go on with images that
+    It is not cancelled while it sends its last part, if that ends soon: the guest would run with images that
     QEMU has given up (7.2's migration.c). One that is cancelled while it stops the guest waits for ever to be
     continued, with the guest stopped (the same file, `migration_maybe_pause`).
     """
@@ -177,11 +177,11 @@ async def called_off(run: QemuRun) -> object:
 
 
 async def _go_on(run: QemuRun) -> None:
-    """Let the guest go on; raises Failed if QEMU does not, TimedOut if it does not answer but lives."""
+    """Let the guest continue; raises Failed if QEMU does not, TimedOut if it does not answer but lives."""
     try:
         await run.execute("cont", {}, QMP_TIME)
     except CommandRefused as refusal:
-        raise refusal.failed(run.vm, "to let the guest go on") from None
+        raise refusal.failed(run.vm, "to let the guest continue") from None
     except TimedOut:
         if not run.launched.process.has_ended():
             raise

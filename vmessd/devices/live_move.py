@@ -1,6 +1,6 @@
 """The move of a guest that runs: what the QEMU at the source and that at the destination are told.
 
-The source mirrors its disks into the destination (NBD), then sends its memory, and stands still for the last
+The source mirrors its disks into the destination (NBD), then sends its memory, and is paused for the last
 of both. QEMU opens no socket of the network: each connection is a descriptor. Source: QEMU's
 qapi/migration.json and qapi/block-core.json; the order, and what undoes each step, were measured with 7.2.
 """
@@ -28,17 +28,17 @@ JOB = "move-"
 """The beginning of the names of its jobs, which end with a drive."""
 LISTENER = "nbd"
 DOWNTIME = 100
-"""Milliseconds that a guest may stand still for the last of its memory (downtime-limit)."""
+"""Milliseconds that a guest may be paused for the last of its memory (downtime-limit)."""
 BANDWIDTH = 2**40
 """Bytes a second, if nobody wants a limit: that of QEMU is for a network of 1 Gbit/s."""
 LOOK, LOOK_FAST = 0.05, 0.003
-"""Seconds between two looks at a migration: in general, and while the guest stands still."""
-REPEAT = "the guest goes on where it was; repeat the move"
+"""Seconds between two looks at a migration: in general, and while the guest is paused."""
+REPEAT = "the guest continues where it was; repeat the move"
 READY = "ready"
 STANDS_STILL = frozenset({*HALTS, Runstate.inmigrate, Runstate.paused, Runstate.shutdown, Runstate.watchdog})
-"""The runstates of a guest that has arrived: QEMU waits to let it run, or it stood still before."""
+"""The runstates of a guest that has arrived: QEMU waits to let it run, or it was paused before."""
 FINISHING = "finish-migrate"
-"""The runstate of a guest that stands still for the last of its memory."""
+"""The runstate of a guest that is paused for the last of its memory."""
 END_TIME = 20.0
 """Seconds in which a job ends that is called off."""
 LOAD_TIME = 30.0
@@ -148,7 +148,7 @@ class Outgoing:
         await self._execute("migrate", {"uri": f"fd:{RAM}"})
 
     async def sent(self) -> AsyncIterator[Standing]:
-        """Yield how far the memory is, until the guest stands still for the rest; raises Failed, TimedOut."""
+        """Yield how far the memory is, until the guest is paused for the rest; raises Failed, TimedOut."""
         while True:
             now = await self._standing()
             yield now
@@ -164,7 +164,7 @@ class Outgoing:
         return now
 
     async def end_mirror(self) -> None:
-        """End the mirrors, which are complete, because the guest stands still; raises Failed, TimedOut."""
+        """End the mirrors, which are complete, because the guest is paused; raises Failed, TimedOut."""
         for slot in self.slots:
             await self._execute("block-job-cancel", {"device": f"{JOB}{slot}"})
         async with asyncio.timeout(END_TIME):
@@ -184,16 +184,16 @@ class Outgoing:
             await self._execute("blockdev-del", {"node-name": _out(slot)})
 
     async def switch(self) -> None:
-        """Send the last part; the guest stands still until one side goes on. Raises Failed, TimedOut."""
+        """Send the last part; the guest is paused until one side continues. Raises Failed, TimedOut."""
         await self._execute("migrate-continue", {"state": "pre-switchover"})
         async with asyncio.timeout(LOAD_TIME):
             while (await self._standing()).status != "completed":  # noqa: ASYNC110 -- QEMU is asked
                 await asyncio.sleep(LOOK_FAST)
 
     async def undo(self, *, runs: bool) -> None:
-        """Let the guest go on as if nothing had been, if it `runs`; raises TimedOut, CommandRefused.
+        """Let the guest continue as if nothing had been, if it `runs`; raises TimedOut, CommandRefused.
 
-        Allowed as long as the other side was not told to go on.
+        Allowed as long as the other side was not told to continue.
         """
         await live_memory.called_off(self.run)
         instances: list[dict[str, object]] = [
@@ -228,13 +228,13 @@ class Outgoing:
             await asyncio.sleep(LOOK)
 
     async def _go_on(self) -> None:
-        """Let the guest run that stands still for the move, if QEMU has not done so by itself."""
+        """Let the guest run that is paused for the move, if QEMU has not done so by itself."""
         for _ in range(200):
             found = await self._execute("query-status")
             status = found.get("status") if isinstance(found, Mapping) else None
             if status == Runstate.postmigrate:
                 await self._quietly("cont")
-            elif status != FINISHING:  # it runs, or stands still for another reason
+            elif status != FINISHING:  # it runs, or is paused for another reason
                 return
             await asyncio.sleep(LOOK)
 
@@ -300,7 +300,7 @@ class Incoming:
             await self.run.execute("nbd-server-stop", {}, QMP_TIME)
 
     async def loaded(self) -> None:
-        """Wait until all of the guest is here, and stands still; raises Failed, CommandRefused, TimedOut."""
+        """Wait until all of the guest is here, and is paused; raises Failed, CommandRefused, TimedOut."""
         try:
             async with asyncio.timeout(LOAD_TIME):
                 while (now := await standing(self.run)).status != "completed":
@@ -314,7 +314,7 @@ class Incoming:
             raise Failed(f"the memory of {self.run.vm} did not arrive in time", hint=REPEAT) from None
         found = await self.run.execute("query-status", {}, QMP_TIME)
         if not isinstance(found, Mapping) or found.get("status") not in STANDS_STILL:
-            raise Failed(f"QEMU of {self.run.vm} is not ready to go on", hint=REPEAT)
+            raise Failed(f"QEMU of {self.run.vm} is not ready to continue", hint=REPEAT)
         self.run.session.probe()  # for the runstate
 
     async def go_on(self) -> None:

@@ -128,7 +128,7 @@ class NetworkInterfaces:
             log.warning("%s: its guest may not see its cables as they are: %s", self.vm, error.message)
 
     async def _prepare_impairments(self, *, fresh: bool) -> None:
-        """Go on with the impairments of an earlier daemon, or forget what has ended with an earlier QEMU."""
+        """Continue the impairments of an earlier daemon, or forget what has ended with an earlier QEMU."""
         try:
             if not await self.impairments.noted():
                 return

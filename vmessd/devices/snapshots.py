@@ -82,12 +82,12 @@ class Snapshots:
     async def take(self, name: str | None, *, with_memory: bool = False) -> SnapshotChange:
         """Take a snapshot of all disks at the same moment, by default named by the date.
 
-        With its memory, a guest can go on from there later.
+        With its memory, a guest can continue from there later.
 
         Raises:
             NotRunning: there is no memory, because the VM is off.
             InvalidValue: the name is not one, or is taken.
-            BadFile: there is no disk, or one stands on too many images.
+            BadFile: there is no disk, or one is based on too many images.
             Failed: QEMU refuses, or ends meanwhile; the VM is as before, or the snapshot is complete.
         """
         if name is not None:
@@ -191,12 +191,12 @@ class Snapshots:
     async def revert(self, name: str, uid: int | None, *, with_memory: bool = False) -> SnapshotChange:
         """Go back to a snapshot; what was written since, and newer snapshots, are lost.
 
-        With its memory, if it has one, the guest goes on from there.
+        With its memory, if it has one, the guest continues from there.
 
         Raises:
             InvalidValue: there is no such snapshot.
             AlreadyRunning: the VM is not off.
-            Failed: the VM is as before; or the disks are back, and the guest does not go on.
+            Failed: the VM is as before; or the disks are back, and the guest does not continue.
         """
         vm = self.machine.directory
         await self.looked_after()
@@ -225,7 +225,7 @@ class Snapshots:
                 pass
         except VmessError as error:
             raise Failed(
-                f"the disks of {self.vm} are back at {name}, but its guest does not go on: {error.message}",
+                f"the disks of {self.vm} are back at {name}, but its guest does not continue: {error.message}",
                 hint=f"to boot it from there: vmess {self.vm} start",
             ) from None
 
@@ -237,7 +237,7 @@ class Snapshots:
 
         Raises:
             InvalidValue: there is no such snapshot.
-            BadFile: another VM stands on an image that must change.
+            BadFile: another VM is based on an image that must change.
             Failed: it cannot be merged.
         """
         await self.looked_after()

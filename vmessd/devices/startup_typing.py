@@ -275,7 +275,7 @@ class _Talk:
         self._heard.take(data)
 
     async def _ended(self) -> _GivenUpError:
-        """Return why the console has ended: the daemon says it to whoever had it (devices.console)."""
+        """Return why the console has ended: the daemon says it to the client that had it (devices.console)."""
         why = b""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(WHY_TIME):

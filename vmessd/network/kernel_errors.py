@@ -10,7 +10,7 @@ from vmessd.core import systemd
 from vmessd.core.errors import Failed, NotPermitted, reason, shell_line
 
 CAPABILITY = "CAP_NET_ADMIN"
-"""What the kernel requires of whoever changes links, capabilities(7)."""
+"""What the kernel requires of a process that changes links, capabilities(7)."""
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ _STATS64, _CARRIER, _PROPERTIES, _ALTERNATIVE_NAME = 23, 33, 52, 53
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_*
 _BRIDGE_AGEING, _PORT_LEARNING, _PORT_PASSES = 4, 8, 31  # IFLA_BR_AGEING_TIME, IFLA_BRPORT_*
 PORT_PASSES = 0xFFFD
-"""The reserved addresses 01:80:c2:00:00:0x whose frames a port may forward (br_private.h): all but PAUSE."""
+"""The reserved addresses 01:80:c2:00:00:0x whose frames a port may forward (br_private.h): not PAUSE."""
 _TUN_OWNER, _TUN_TYPE, _TUN_TAP, _TUN_MULTI_QUEUE = 1, 3, 2, 7
 _NAMES = (_IFNAME, _ALIAS, _PROPERTIES)
 _OTHERS = (_ADDRESS, _MTU, _LINK, _MASTER, _LINKINFO, _GROUP, _QDISC, _CARRIER, _PEER_NAMESPACE)

@@ -113,7 +113,7 @@ class Spec:
     cloud_init: str | None = None
     """Path of the medium for cloud-init; None without one."""
     waits: bool = False
-    """QEMU waits for a memory from which its guest goes on."""
+    """QEMU waits for a memory from which its guest continues."""
 
 
 def build(spec: Spec, qemu: str) -> list[str]:

@@ -92,7 +92,7 @@ async def create_overlay(account: Account, path: str, base: tuple[str, str], siz
 
 
 async def create(account: Account, path: str, size: int) -> None:
-    """Make an empty file a qcow2 image that stands on nothing; raises Failed."""
+    """Make an empty file a qcow2 image that is based on nothing; raises Failed."""
     await _do(account, ["create", "-q", "-f", "qcow2", path, str(size)])
 
 

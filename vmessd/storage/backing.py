@@ -259,7 +259,7 @@ def check_not_written(vm: VMDirectory, slots: Mapping[str, tuple[Base, ...]]) ->
 
 
 def check_unused(vm: VMDirectory, name: str, identity: Identity) -> None:
-    """Raise BadFile if the disk of another VM stands on this image; blocks."""
+    """Raise BadFile if the disk of another VM is based on this image; blocks."""
     others = users(vm.path.parent, identity)
     if others:
         raise BadFile(
@@ -286,7 +286,7 @@ def name_base(directory: int, name: str, old: Callable[[str], bool], new: str) -
 
 
 def check_stands_alone(vm: VMDirectory, what: str) -> None:
-    """Raise BadFile if the disk of another VM stands on a file in the directory of a VM; blocks.
+    """Raise BadFile if the disk of another VM is based on a file in the directory of a VM; blocks.
 
     `what` is what must not be done: `deleted`. What two VMs have in common by a hard link is a file of both.
     """
@@ -294,7 +294,7 @@ def check_stands_alone(vm: VMDirectory, what: str) -> None:
     for other, path in _links(root, (one for one in vmdir.listing(root).vms if one != vm.vm)):
         if (target := os.path.realpath(path)).startswith(place):
             raise BadFile(
-                f"a disk of VM {other} stands on {printable(target)}, so {vm.vm} was not {what}",
+                f"a disk of VM {other} is based on {printable(target)}, so {vm.vm} was not {what}",
                 hint=f"to see it: vmess {other} info",
             )
 
@@ -341,7 +341,7 @@ def check_unchanged(vm: VMDirectory, slot: str, top: Identity, found: tuple[Base
     pairs = zip(found, now, [*before, *[None] * len(now)], strict=False)
     wrong = next((base for base, new, old in pairs if new != old), found[-1])
     raise BadFile(
-        f"{wrong.path}: {quoted(wrong.target, _SHOWN)} has changed since the last start; {slot} stands on it",
+        f"{wrong.path}: {quoted(wrong.target, _SHOWN)} has changed since the last start; {slot} is based on it",
         hint=f"put it back; or if {slot} fits it as it is now: {shell_line(['rm', f'{vm.path}/{RECORD}'])}",
     )
 

@@ -38,7 +38,7 @@ class Target(NamedTuple):
     """The disk that is copied."""
     path: str
     base: tuple[str, str] | None
-    """The name of its base for its header, and the format of that; None if it stands on nothing."""
+    """The name of its base for its header, and the format of that; None if it is based on nothing."""
 
 
 class Clone:

@@ -155,7 +155,7 @@ class Export:
         if self._stays_link(disk):
             self.links[os.path.basename(disk.path)] = disk.target or ""
             self.left_out.append(f"{os.path.basename(disk.path)} (a link)")
-            if disk.slot != names.CDROM:  # whoever has its image finds those below it there, too
+            if disk.slot != names.CDROM:  # who has its image finds those below it there, too
                 self.links |= {os.path.basename(base.path): base.target for base in disk.bases}
             return
         if self._is_live and disk.slot != names.CDROM:
@@ -170,9 +170,9 @@ class Export:
                 self.snapshots[stored] = own_name
 
     def _must_be_below(self, file: str, disks: Iterable[Disk]) -> None:
-        """Note the image of a snapshot as foreign if no disk stands on it: otherwise it goes with that."""
+        """Note the image of a snapshot as foreign if no disk is based on it: otherwise it goes with that."""
         if not any(file == base.target for disk in disks for base in disk.bases):
-            self._leave(f"{printable(file)} (no disk stands on it)")
+            self._leave(f"{printable(file)} (no disk is based on it)")
 
     def _leave(self, what: str) -> None:
         self.foreign.append(what)

@@ -131,7 +131,7 @@ def examine(fd: int, size: int, said: Collection[str] | None = None) -> Source:
     if found.name == "qcow2":
         header = qcow2.parse(head)
         if header.backing is not None:
-            raise Refused("stands on another image, its backing file; it must be one image of its own")
+            raise Refused("is based on another image, its backing file; it must be one image of its own")
         return Source("qcow2", header.size)
     return Source(found.name, _limited(_SIZES[found.name](fd, head)))
 
@@ -160,13 +160,13 @@ def _vmdk(fd: int, head: bytes) -> int:
         raise Refused("is a VMDK that names other files, its extents; it must be one file (monolithicSparse)")
     for place in (_DESCRIPTOR, min(_little(head, 28, 8) * _SECTOR, 2**62)):
         if b"parentfilenamehint" in os.pread(fd, _DESCRIPTOR_MAX, place).lower():
-            raise Refused("stands on another image, its parent; it must be one image of its own")
+            raise Refused("is based on another image, its parent; it must be one image of its own")
     return capacity * _SECTOR
 
 
 def _vdi(_fd: int, head: bytes) -> int:
     if _little(head, 76, 4) not in _VDI_KINDS:
-        raise Refused("stands on another image, its parent; it must be one image of its own")
+        raise Refused("is based on another image, its parent; it must be one image of its own")
     return _little(head, 368, 8)
 
 
@@ -174,7 +174,7 @@ def _vpc(fd: int, head: bytes) -> int:
     end = os.fstat(fd).st_size
     footer = head[:TAIL] if head.startswith(b"conectix") else os.pread(fd, TAIL, max(0, end - TAIL))
     if int.from_bytes(footer[60:64], "big") not in _VHD_KINDS:
-        raise Refused("stands on another image, its parent; it must be one image of its own")
+        raise Refused("is based on another image, its parent; it must be one image of its own")
     return int.from_bytes(footer[48:56], "big")
 
 

@@ -1,4 +1,4 @@
-"""The image store: images in the VM root that disks of VMs stand on, `images/debian12.qcow2`.
+"""The image store: images in the VM root that disks of VMs are based on, `images/debian12.qcow2`.
 
 They are read-only. The name of an image is that of its file without the extension, which says its format.
 """
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
     stored: int
     """Bytes that it takes on the file system."""
     users: list[str]
-    """The VMs whose disks stand on it."""
+    """The VMs whose disks are based on it."""
 
 
 class ImageStore:
@@ -105,7 +105,7 @@ class ImageStore:
 
         Raises:
             InvalidValue: there is none.
-            BadFile: a disk of a VM stands on it.
+            BadFile: a disk of a VM is based on it.
             Failed: it cannot be deleted.
         """
         image = self.find(name)

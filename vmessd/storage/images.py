@@ -135,7 +135,7 @@ def must_be_free(vm: VMDirectory, directory: int, slot: str) -> None:
 def _base_links(vm: VMDirectory, directory: int, slot: str) -> dict[str, str]:
     """Return the targets of the links to the bases of a disk, by name; raises BadFile if one is a snapshot.
 
-    A snapshot is a file of the VM that no disk would stand on any more.
+    A snapshot is a file of the VM that no disk would be based on any more.
     """
     found = {}
     for depth in range(1, names.BASES_MAX + 1):
@@ -145,7 +145,7 @@ def _base_links(vm: VMDirectory, directory: int, slot: str) -> dict[str, str]:
     taken = [snapshot for target in found.values() if (snapshot := names.snapshot_of(target))]
     if taken:
         raise BadFile(
-            f"{slot} of {vm.vm} has snapshots, which stand on no other disk: {', '.join(taken)}",
+            f"{slot} of {vm.vm} has snapshots, which belong to no other disk: {', '.join(taken)}",
             hint=f"to merge them into it first: vmess {vm.vm} snapshot delete {taken[0]}",
         )
     return found
@@ -482,7 +482,7 @@ def delete(vm: VMDirectory, slot: str) -> str | None:
     """Delete the image of a disk; return what was done; None if there is none. The target of a link stays.
 
     Raises:
-        BadFile: another VM stands on it, or it has snapshots.
+        BadFile: another VM is based on it, or it has snapshots.
         Failed: it cannot be deleted.
     """
     _settle_plan(vm)

@@ -271,7 +271,7 @@ def _disk(element: Element, files: dict[str, File]) -> Disk:
     if not 0 < capacity <= DISK_MAX:
         raise _unfit(f"{what} is {capacity} bytes; a disk has 1 byte to 64T")
     if _attribute(element, "parentRef"):
-        raise _unfit("a disk of it stands on another one, its parent; each must be one image of its own")
+        raise _unfit("a disk of it is based on another one, its parent; each must be one image of its own")
     reference = _attribute(element, "fileRef")
     if reference is None:
         return Disk(capacity, None)

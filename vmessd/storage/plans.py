@@ -1,7 +1,7 @@
 """A change of several files of a VM directory that is completed after a crash.
 
 The change is written to a file before it begins, as names and inodes, so every step can be repeated. Nothing in
-this file is trusted: it names entries of its own directory, which whoever wrote it could rename as well.
+this file is trusted: it names entries of its own directory, which its author could rename as well.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class Steps:
     links: tuple[str, ...]
     """The targets of the links to its bases, the nearest one first."""
     lowest: str = ""
-    """The image that stands on nothing any more. Its QEMU says so in its header; if that has ended, we do."""
+    """The image that is based on nothing any more. Its QEMU says so in its header; if that has ended, we do."""
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Self:

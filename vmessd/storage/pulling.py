@@ -1,8 +1,8 @@
 """The deletion of a snapshot of a running VM, as changes of files.
 
-QEMU copies the images of the snapshot into those above, which then stand on what is below. The images of the
-snapshot are only read, so until everything is copied, it can be called off; then, they are removed. Everything
-here blocks.
+QEMU copies the images of the snapshot into those above, which then are based on what is below. The images of
+the snapshot are only read, so until everything is copied, it can be called off; then, they are removed.
+Everything here blocks.
 """
 
 import os
@@ -37,7 +37,7 @@ class Pull(NamedTuple):
 
     @property
     def below(self) -> Base | None:
-        """What the snapshot stands on; None if that is nothing."""
+        """What the snapshot is based on; None if that is nothing."""
         return self.disk.bases[self.depth + 1] if self.depth + 1 < len(self.disk.bases) else None
 
 
@@ -46,8 +46,8 @@ def prepare(vm: VMDirectory, name: str, slots: Collection[str]) -> list[Pull]:
 
     Raises:
         InvalidValue: there is no such snapshot.
-        BadFile: the VM runs without one of its disks; another VM stands on an image above; or another deletion
-            has begun.
+        BadFile: the VM runs without one of its disks; another VM is based on an image above; or another
+            deletion has begun.
         Failed: there is no space.
     """
     disks = snapshots.hard_disks(vm)

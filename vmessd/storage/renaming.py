@@ -1,7 +1,7 @@
 """The renaming of a VM: its directory, and in it the drives, which carry the name of the VM.
 
-The directory first gets a name that says what is being done, as no single call can rename everything. Whoever
-finds a directory of such a name completes the renaming, so a crash at any moment loses nothing.
+The directory first gets a name that says what is being done, as no single call can rename everything. A
+daemon that finds a directory of such a name completes the renaming, so a crash at any moment loses nothing.
 """
 
 import contextlib

@@ -130,7 +130,7 @@ def prepare(vm: VMDirectory, name: str | None, slots: Iterable[str] | None = Non
     for disk in disks:
         if len(disk.bases) >= names.BASES_MAX:
             raise BadFile(
-                f"{disk.slot} of {vm.vm} stands on {counted(len(disk.bases), 'image')}, which is the limit",
+                f"{disk.slot} of {vm.vm} is based on {counted(len(disk.bases), 'image')}, which is the limit",
                 hint=f"to see which could be deleted: vmess {vm.vm} snapshot list",
             )
         with vm.opened() as directory:
@@ -138,7 +138,7 @@ def prepare(vm: VMDirectory, name: str | None, slots: Iterable[str] | None = Non
             for file in (*files, names.memory_file(name)):
                 if safefile.status(directory, file):
                     raise BadFile(
-                        f"{safefile.place(directory, file)} is there, but is no snapshot of {vm.vm}",
+                        f"{safefile.place(directory, file)} is there, but is not a snapshot of {vm.vm}",
                         hint="move it away, or choose another name",
                     )
     return name, [_overlay(vm, disk, names.snapshot_file(disk.slot, name, disk.format)) for disk in disks]
@@ -287,7 +287,7 @@ def begin_merge(vm: VMDirectory, name: str) -> list[Merge]:
 
     Raises:
         InvalidValue: there is no such snapshot.
-        BadFile: another VM stands on it; or another deletion has begun.
+        BadFile: another VM is based on it; or another deletion has begun.
         Failed: a file cannot be written.
     """
     disks = hard_disks(vm)
@@ -326,7 +326,7 @@ def _check_merge(vm: VMDirectory, merge: Merge, name: str) -> None:
 
 
 def check_unshared(vm: VMDirectory, base: Base) -> None:
-    """Raise BadFile if another VM stands on a snapshot, too, which must not change for that."""
+    """Raise BadFile if another VM is based on a snapshot, too, which must not change for that."""
     others = [one for one in backing.users(vm.path.parent, base.identity) if one != vm.vm]
     if others or os.stat(base.path).st_nlink > 1:
         name, shown = names.snapshot_of(base.target), ", ".join(others[:10]) or "another VM"
@@ -337,7 +337,7 @@ def check_unshared(vm: VMDirectory, base: Base) -> None:
 
 
 def check_above(vm: VMDirectory, disk: Disk, depth: int) -> None:
-    """Raise BadFile if a base of a disk is below another base, which is no snapshot of the VM."""
+    """Raise BadFile if a base of a disk is below another base, which is not a snapshot of the VM."""
     if depth and names.snapshot_of(disk.bases[depth - 1].target) is None:
         raise BadFile(
             f"{disk.bases[depth].path} is below an image that is not a snapshot of {vm.vm}",
@@ -398,7 +398,7 @@ def misnamed(vm: VMDirectory) -> list[tuple[str, tuple[str, str]]]:
 def _names_another(directory: int, image: str, base: Base) -> bool:
     """Tell whether the header of an image names a base that is not there, or another one.
 
-    A base that is no snapshot may be named as whoever brought the image likes.
+    A base that is not a snapshot may have any name that the person who brought the image has given it.
     """
     header = backing.header_of(directory, image)
     name = header.backing or ""

@@ -488,7 +488,7 @@ class Listing(NamedTuple):
 
 
 IMAGE_STORE = "images"
-"""The directory for images that disks stand on, in the VM root; not the full name of a VM: that has a digit."""
+"""The directory for images that disks are based on, in the VM root. It has no digit, so it is not a VM."""
 _NOT_MEANT = (SHARED_ISOS, IMAGE_STORE, "lost+found")
 
 

@@ -209,7 +209,7 @@ class Arrivals:
         return await asyncio.shield(last)
 
     async def _twin(self, offer: Offer) -> Machine | None:
-        """Return the VM here in which a guest may go on that its owner moves; None if there is none yet."""
+        """Return the VM here in which a guest may continue that its owner moves; None if there is none yet."""
         if not (offer.owner and offer.live):
             return None
         with contextlib.suppress(NoSuchVM):
@@ -280,7 +280,7 @@ class Arrivals:
             channel.close()
 
     def _seen_to(self, work: Coroutine[Any, Any, str]) -> "asyncio.Task[str]":
-        """Have work done that goes on if the client leaves."""
+        """Have work done that continues if the client leaves."""
         task = asyncio.get_running_loop().create_task(work)
         self._last_steps.add(task)
         task.add_done_callback(self._last_steps.discard)
@@ -391,7 +391,7 @@ class Arrivals:
         try:
             await LiveArrival.resumed(machine, record)
         except (CommandRefused, VmessError) as error:
-            said.append(f"it stands still there: {error}")
+            said.append(f"it is paused there: {error}")
         try:
             await channel.say(Answer(Said.done))
             await self._forget(channel, offer)

@@ -51,9 +51,9 @@ class Clones:
     async def clone(self, name: str, new: str, *, linked: bool) -> AsyncGenerator[CloneProgress, None]:
         """Make a VM that is like another one. If that is off, it cannot be started meanwhile.
 
-        With `linked`, both stand on the same images from now on: a disk that stands on none, or in which much
-        was written since, and each disk of a VM that runs, is kept as a snapshot of the source, which has the
-        name of the new VM. Nothing of the new VM is left if it fails, or the caller leaves.
+        With `linked`, both are based on the same images from now on: a disk that is based on none, or in which
+        much was written since, and each disk of a VM that runs, is kept as a snapshot of the source, which has
+        the name of the new VM. Nothing of the new VM is left if it fails, or the caller leaves.
 
         Raises:
             InvalidValue: the name is not one of a VM, or is taken by something else.
@@ -146,7 +146,7 @@ async def _unchanged(taker: Snapshots, run: QemuRun | None) -> AsyncIterator[Non
 
 
 async def _kept(taker: Snapshots, name: str, run: QemuRun | None) -> SnapshotChange | None:
-    """Have all disks stand on images that nobody writes to, without much of their own; return what was done."""
+    """Have all disks based on images that nobody writes to, without much of their own; return what was done."""
     vm = taker.machine.home
     if run is None:
         wanted = await taker.machine.change(functools.partial(_wanted, vm, name), stopped=True)
@@ -157,7 +157,7 @@ async def _kept(taker: Snapshots, name: str, run: QemuRun | None) -> SnapshotCha
 
 def _said(vm: str, kept: SnapshotChange) -> list[str]:
     notes = (f"{vm}: {note}" for note in kept.notes)
-    return [f"{vm} has a snapshot {kept.name} now, on which both stand", *notes]
+    return [f"{vm} has a snapshot {kept.name} now, which both are based on", *notes]
 
 
 async def _unkept(taker: Snapshots, name: str) -> bool:
@@ -179,9 +179,9 @@ def _way_back(vm: str, name: str) -> str:
 
 
 def _wanted(vm: VMDirectory, name: str) -> str | None:
-    """Return the name of a snapshot to take, `name` if it is free; None if all disks stand on images already.
+    """Return the name of a snapshot to take, `name` if it is free; None if all disks have bases already.
 
-    A disk with much data of its own gets one more image to stand on, as long as that is possible.
+    A disk with much data of its own gets one more base, as long as that is possible.
     """
     disks = snapshots.hard_disks(vm)
     has_room = all(len(disk.bases) < names.BASES_MAX for disk in disks)

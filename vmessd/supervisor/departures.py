@@ -121,7 +121,7 @@ class Departures:
                 async with contextlib.aclosing(leaving.send()) as steps:
                     async for step in steps:
                         yield step
-                if not leaving.is_live:  # whose guest stands still
+                if not leaving.is_live:  # whose guest is paused
                     yield leaving.step(MoveStep.handing_over)
             except BaseException:
                 await self._taking_back.see_to(machine.vm, leaving.undo())

@@ -258,7 +258,7 @@ def _nic(  # noqa: PLR0913, PLR0917 -- what is known about one interface
     impaired: Impaired,
 ) -> VMNic:
     mac, later = macs
-    # That the TAPs are not joined is no news if there is nobody at the other end.
+    # That the TAPs are not joined is not news if there is nobody at the other end.
     has_no_end = nic.link is not None and nic.waits and other_end is not None
     return VMNic(
         index=nic.index,
@@ -336,7 +336,7 @@ def _with_failure(value: Value, failed: Mapping[str, str]) -> Value:
 
 
 def _objection(directory: VMDirectory, setting: Setting, text: str) -> str | None:
-    """Return why a text is no value of a setting, or has no effect; None if neither is so."""
+    """Return why a text is not a value of a setting, or has no effect; None if neither is so."""
     try:
         value = setting.value(text)
     except InvalidValue as error:

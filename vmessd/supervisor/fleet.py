@@ -1,4 +1,4 @@
-"""Boot and shutdown of all VMs, in order. Both go on if the caller leaves."""
+"""Boot and shutdown of all VMs, in order. Both continue if the caller leaves."""
 
 import asyncio
 import contextlib
@@ -271,7 +271,7 @@ class _Shutdown:
                 self._say(_failure(vm, TimedOut(words, hint=f"vmess {vm} status")))
 
     def leave(self) -> None:
-        """Stop following the late VMs; their stops go on."""
+        """Stop following the late VMs; their stops continue."""
         for task in self.late.values():
             task.cancel()
 

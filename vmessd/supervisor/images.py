@@ -73,7 +73,7 @@ class Images:
         await self._files.do(functools.partial(self._store.remove, name))
 
     async def put_on(self, disks: Disks, slot: str, name: str) -> BringProgress:
-        """Make a new disk of a VM that stands on an image; raises as Disks.put_on, InvalidValue."""
+        """Make a new disk of a VM, based on an image; raises as Disks.put_on, InvalidValue."""
         image = await self._files.aside(functools.partial(self._store.find, name))
         with contextlib.ExitStack() as stack:
             fd = await self._files.aside(functools.partial(_open, image.path))

@@ -41,17 +41,17 @@ class Order(NamedTuple):
     shared: bool
     """Disks that are links are on the other host as well."""
     start: bool
-    """Start it over there."""
+    """Start it there."""
     bridges: Mapping[str, str]
-    """Other names of bridges over there, by those here."""
+    """Other names of bridges there, by those here."""
     bandwidth: int | None
     """Bytes that are sent in a second at most."""
     timeout: float | None
     """Seconds until it is given up, unless it is being handed over by then."""
     live: bool = False
-    """Its guest goes on over there."""
+    """Its guest continues there."""
     offline: bool = False
-    """Power it down before, if it runs, and start it over there."""
+    """Power it down before, if it runs, and start it there."""
     uid: int | None = None
     """Who wants it."""
     acts_for: str = ""
@@ -117,7 +117,7 @@ class Leaving:
         self.record = dataclasses.replace(self.record, who=ready.who, twin=ready.twin and self._has_twin())
 
     def _has_twin(self) -> bool:
-        """Tell whether the other side may have a directory of the VM, in which its guest goes on."""
+        """Tell whether the other side may have a directory of the VM, in which its guest continues."""
         return False
 
     def _more(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class Leaving:
         return dataclasses.replace(self.step(MoveStep.done), kept=self.record.twin)
 
     async def end_here(self, uid: int | None) -> None:
-        """End the QEMU here, when all of its guest is over there."""
+        """End the QEMU here, when all of its guest is on the other host."""
 
     async def undo(self) -> None:
         """Let the VM be as it was."""
@@ -250,7 +250,7 @@ class Leaving:
                 self.export.close()
 
         with contextlib.suppress(VmessError):
-            # After the work that has noted it, which goes on if its caller was cancelled.
+            # After the work that has noted it, which continues if its caller was cancelled.
             await asyncio.shield(self.machine.files.see_to(forget))
 
 

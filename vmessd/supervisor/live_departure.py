@@ -1,7 +1,7 @@
 """A VM that leaves while its guest runs: offered as one that is off, then its disks and its memory go along.
 
-The guest runs here until everything is over there. It stands still from the last part of its memory on, until
-the QEMU here has ended and the other side was told to go on.
+The guest runs here until everything is there. It is paused from the last part of its memory on until
+the QEMU here has ended and the other side was told to continue.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 CONNECT_TIME = 60.0
 """Seconds in which the client has to bring the connections."""
 SWITCH_TIME = 30.0
-"""Seconds in which the other side has to answer while the guest stands still."""
+"""Seconds in which the other side has to answer while the guest is paused."""
 
 
 class LiveDeparture(Leaving):
@@ -126,7 +126,7 @@ class LiveDeparture(Leaving):
         await super().begin()
 
     def join(self, name: str, connected: socket.socket) -> None:
-        """Take a connection to the QEMU over there; raises Failed if it is not wanted."""
+        """Take a connection to the QEMU of the other host; raises Failed if it is not wanted."""
         if name not in self._wanted or name in self._connections:
             connected.close()
             raise Failed(f"the move of VM {self.vm} wants no connection {quoted(name)}", hint="repeat the move")
@@ -134,7 +134,7 @@ class LiveDeparture(Leaving):
         self._joined.set()
 
     async def send(self) -> AsyncGenerator[MoveProgress, None]:
-        """Send everything until the guest stands still and is over there; raises as Departures.move."""
+        """Send everything until the guest is paused and on the other host; raises as Departures.move."""
         async with contextlib.aclosing(self._send_archive()) as steps:
             async for step in steps:
                 yield step
@@ -188,7 +188,7 @@ class LiveDeparture(Leaving):
 
     @contextlib.contextmanager
     def _freed(self) -> Iterator[None]:
-        """Cut the connections on an error: QEMU stands still until the disks over there have greeted it."""
+        """Cut the connections on an error: QEMU waits until the disks there have greeted it."""
         try:
             yield
         except BaseException:
@@ -249,10 +249,10 @@ class LiveDeparture(Leaving):
         return dataclasses.replace(self.step(step), sent=sent, size=size)
 
     async def end_here(self, uid: int | None) -> None:
-        """End the QEMU here, whose guest stands still and is over there.
+        """End the QEMU here, whose guest is paused and on the other host.
 
         Nothing starts here any more, because the move is noted as handed over. Raises Failed if QEMU does not
-        end, or had ended before: then the guest may have begun anew, on disks that both hosts share.
+        end, or had ended before: then the guest may have begun again, on disks that both hosts share.
         """
         self._check_alive()
         self._run.moved_to = self.order.host
@@ -262,7 +262,7 @@ class LiveDeparture(Leaving):
             raise refusals.undying(self.vm, self._run.pid)
 
     def last(self) -> MoveProgress:
-        """Return the last step: the guest runs over there by now."""
+        """Return the last step: the guest runs on the other host by now."""
         self._over.cancel()
         notes = (
             ["it was asleep, and is awake now: QEMU wakes a guest that it sends"] if self._was_asleep else None
@@ -270,7 +270,7 @@ class LiveDeparture(Leaving):
         return dataclasses.replace(super().last(), stood_still=time.monotonic() - self._run.halted, notes=notes)
 
     async def undo(self) -> None:
-        """Let the VM be as it was: the guest goes on here."""
+        """Let the VM be as it was: the guest continues here."""
         if self._outgoing is not None:
             undoing = self._loop.create_task(self._outgoing.undo(runs=self._runs))
             await asyncio.shield(asyncio.wait({undoing, self._over}, return_when=asyncio.FIRST_COMPLETED))

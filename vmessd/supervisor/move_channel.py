@@ -1,7 +1,7 @@
 """The connection between the daemons of two hosts during a move: lines, and bytes without a frame.
 
-It is a socket that a client has passed. Whoever is at its other end is not trusted: a line has a limit, and
-everything has a deadline.
+It is a socket that a client has passed. Its other end is not trusted: a line has a limit, and everything has a
+deadline.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class MoveChannel:
         if self._is_kept:
             return
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # also for whoever else has the descriptor
+            self._socket.shutdown(socket.SHUT_RDWR)  # also for others that have the descriptor
         self._socket.close()
 
     async def say(self, record: Offer | Answer | Decision) -> None:

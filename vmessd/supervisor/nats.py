@@ -97,7 +97,7 @@ class Nats:
     # -- The daemon starts and ends --
 
     async def restore(self) -> None:
-        """Make what the file says; what fails is logged, and tried again. What takes long goes on later."""
+        """Make what the file says; what fails is logged, and tried again. What takes long continues later."""
         try:
             nats = await blocking.call(self._read)
         except VmessError as error:

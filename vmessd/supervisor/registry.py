@@ -451,7 +451,7 @@ class Supervisor:
         Raises:
             AlreadyRunning: the VM is not stopped.
             NoSuchVM: there is no such VM.
-            BadFile: the disk of another VM stands on one of its files.
+            BadFile: the disk of another VM is based on one of its files.
             Failed: a file cannot be deleted. The VM is gone, and the deletion is tried again later.
             Locked: a VM at the other end of one of its cables is locked.
         """

@@ -12,7 +12,7 @@ class TakingBack:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def see_to(self, vm: str, work: Coroutine[Any, Any, None]) -> None:
-        """Do such work for a VM, which goes on if the caller leaves."""
+        """Do such work for a VM, which continues if the caller leaves."""
         task = asyncio.get_running_loop().create_task(work, name=vm)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

@@ -1,4 +1,4 @@
-"""Guests that their owner moves to a host that has a directory of their VM: whether one may go on in it.
+"""Guests that their owner moves to a host that has a directory of their VM: whether one may continue in it.
 
 In a cluster each host has such a directory, and the disks are links to images that all hosts reach. Nothing of
 the source is put into it, and it stays whatever becomes of the move.
@@ -85,7 +85,7 @@ def check_drives(vm: str, own: Mapping[str, str | None], offer: Offer) -> None:
         if file not in own or links.get(file) != own[file] or own[file] is None:
             raise Failed(
                 f"{quoted(file)} is {_shown(own, file)} on this host, and {_shown(links, file)} on the other",
-                hint="the guest would go on with another drive: make both links to one image",
+                hint="the guest would continue with another drive: make both links to one image",
             )
 
 

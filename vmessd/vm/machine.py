@@ -46,7 +46,7 @@ DEAF_RUNSTATES = (
 )  # the guest is gone and cannot react to the power button
 GIVEN_UP = "QEMU has given its guest up (internal-error), so the power button is not pressed"
 NOTE_TIME = 2.0
-"""Seconds to wait until a change of the exit record is written; it then goes on in the background."""
+"""Seconds to wait until a change of the exit record is written; it then continues in the background."""
 END_TIME = 5.0
 """Seconds that the daemon, when it ends, waits for a start in progress."""
 
@@ -62,7 +62,7 @@ class Machine(FailureRecovery):
         """Called when a QEMU has ended."""
         self._tries = 0
         self._memory = ""
-        """The snapshot from whose memory the start in progress lets the guest go on."""
+        """The snapshot from whose memory the start in progress lets the guest continue."""
         self._lost_displays = 0
         """Starts in a row that found their VNC port taken."""
         self._actions: dict[Action, Callable[[EventMessage], Coroutine[Any, Any, None]]] = {
@@ -120,7 +120,7 @@ class Machine(FailureRecovery):
     async def start(self, uid: int | None, from_memory: str = "") -> AsyncIterator[StartProgress]:
         """Start the VM; yield the command line, then the running process.
 
-        With `from_memory`, the guest goes on from the memory of this snapshot.
+        With `from_memory`, the guest continues from the memory of this snapshot.
 
         Raises:
             AlreadyRunning, StartFailed, Locked, BadFile, NoSuchVM, TimedOut: this call did not start it.
@@ -132,7 +132,7 @@ class Machine(FailureRecovery):
     async def stop(
         self, uid: int | None, *, force: bool, within: float | None = None, grace: float | None = None
     ) -> AsyncIterator[StopProgress]:
-        """Stop the VM; yield each rung of the ladder, then how it ended. The stop goes on if the caller leaves.
+        """Stop the VM; yield each rung of the ladder, then how it ended. It continues if the caller leaves.
 
         `within` limits the grace period, in seconds, and `grace` replaces it, also that of a stop in progress.
 
@@ -150,7 +150,7 @@ class Machine(FailureRecovery):
 
         Raises:
             AlreadyRunning: the work requires that the VM is `stopped`, and it is not.
-            TimedOut: the work takes longer than `patience` seconds. It goes on, and the next work waits for it.
+            TimedOut: the work takes longer than `patience` seconds. It continues; the next work waits for it.
             VmessError: raised by the work.
         """
         return await self._inbox.change(work, stopped=stopped, patience=patience)

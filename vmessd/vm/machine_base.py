@@ -58,7 +58,7 @@ class MachineBase(abc.ABC):
         self.tray_opened: Callable[[], None] = lambda: None
         """Called when the tray of a CD drive has opened (DEVICE_TRAY_MOVED)."""
         self.went_on: Callable[[], None] = lambda: None
-        """Called when a guest goes on that QEMU has loaded: its devices are as they were when it was sent."""
+        """Called when a guest continues that QEMU has loaded: its devices are as they were when it was sent."""
         self.moved: Callable[[], None] = lambda: None
         """Called when the state has changed."""
         self.files = Lane(f"the files of {directory.vm}", f"vmess {directory.vm} stop force works all the same")
@@ -216,7 +216,7 @@ class MachineBase(abc.ABC):
         return run
 
     def _beside_ended(self, run: QemuRun, one: Beside) -> None:
-        """Reap a process beside QEMU, which ends with it; report it if QEMU goes on without it."""
+        """Reap a process beside QEMU, which ends with it; report it if QEMU continues without it."""
 
         def complain() -> None:
             if run is self._run and not run.launched.process.has_ended():

@@ -26,7 +26,7 @@ class Request:
     grace: float | None = None
     """The grace period of a stop in seconds, in place of the setting."""
     memory: str = ""
-    """The snapshot from whose memory a start lets the guest go on; empty if it boots."""
+    """The snapshot from whose memory a start lets the guest continue; empty if it boots."""
     news: asyncio.Queue[News] = dataclasses.field(default_factory=asyncio.Queue)
 
 
@@ -56,7 +56,7 @@ class Job:
     work: Callable[[], Any] | None
     """None to wait for the turn only."""
     patience: float
-    """Seconds after which the caller gets TimedOut; work that has begun goes on."""
+    """Seconds after which the caller gets TimedOut; work that has begun continues."""
     stopped: bool
     """The VM must be stopped."""
     done: asyncio.Future[Any]

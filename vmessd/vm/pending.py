@@ -58,7 +58,7 @@ def drive_text(disk: Disk) -> str:
 
 
 def images(disks: Sequence[Disk]) -> dict[str, str]:
-    """Return the files of drives for the record of a run, by slot, with the images that they stand on."""
+    """Return the files of drives for the record of a run, by slot, with the images that they are based on."""
     return {disk.slot: " ".join(f"{one.device}:{one.inode}" for one in _identities(disk)) for disk in disks}
 
 

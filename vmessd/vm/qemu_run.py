@@ -82,15 +82,15 @@ class QemuRun:
     doubted: bool = False
     """The log says that QEMU reports impossible values."""
     loads: bool = False
-    """It loads the memory of a snapshot, from which its guest goes on."""
+    """It loads the memory of a snapshot, from which its guest continues."""
     halted: float = 0.0
-    """When the guest stood still last, on the monotonic clock."""
+    """When the guest was paused last, on the monotonic clock."""
     keeps: bool = False
-    """Its memory is being kept for a snapshot; then, the guest goes on by itself."""
+    """Its memory is being kept for a snapshot; then, the guest continues by itself."""
     arrives: bool = False
     """It waits for a guest from another host, and is not to run it by itself."""
     stays: bool = False
-    """Its guest did not leave in the end, which QEMU calls `postmigrate` if it stood still before."""
+    """Its guest did not leave in the end, which QEMU calls `postmigrate` if it was paused before."""
     moved_to: str = ""
     """The host that its guest is on, when this QEMU is ended for that."""
     stop: Stop | None = None
@@ -211,7 +211,7 @@ class QemuRun:
                 runs()
 
     async def go_on(self, opened: Awaitable[int]) -> None:
-        """Have the guest go on from a memory that is `opened`; kill a QEMU that refuses.
+        """Have the guest continue from a memory that is `opened`; kill a QEMU that refuses.
 
         `cont` comes first, so that the guest runs once all is loaded, even without a daemon. If it cannot be
         loaded, QEMU ends.
@@ -229,10 +229,10 @@ class QemuRun:
             if not refusal.is_loading:  # an earlier daemon has begun it
                 self._give_up(f"QEMU refused the memory of {self.vm}: {refusal}")
         except VmessError as error:
-            self._give_up(f"{self.vm} has no memory to go on from: {error}")
+            self._give_up(f"{self.vm} has no memory to continue from: {error}")
 
     def _give_up(self, why: str) -> None:
-        """Kill a QEMU whose guest cannot go on from its memory."""
+        """Kill a QEMU whose guest cannot continue from its memory."""
         again = f"vmess {self.vm} snapshot revert {self.launched.record.memory} --no-memory"
         self.error = StartFailed(why, hint=f"to boot from the disks: {again}")
         self.launched.process.signal(signal.SIGKILL)
@@ -256,7 +256,7 @@ class QemuRun:
         await self.session.settled()
 
     def meaning(self, event: Event, runstate: str | None) -> Event:
-        """Note the runstate, and return what an event means for a guest that goes on from a memory.
+        """Note the runstate, and return what an event means for a guest that continues from a memory.
 
         QEMU does nothing else while it loads that, a second for each few GiB: its silence means nothing new.
         """

@@ -14,7 +14,7 @@ from vmessd.vm import launcher, pending
 from vmessd.vm.host import Host
 
 _BEHIND = (BOOT_ONCE, BOOT_ORDER)
-"""Settings that a guest which goes on does not see."""
+"""Settings that a guest which continues does not see."""
 
 
 def origin(vm: VMDirectory, host: Host, record: RunRecord) -> Origin:

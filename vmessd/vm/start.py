@@ -47,7 +47,7 @@ class StartAttempt:
     def begin(self, directory: VMDirectory, host: Host, tries: int, files: Lane, memory: str) -> None:
         """Start QEMU in the background and post the outcome; post `late` when this takes long.
 
-        `memory` is the snapshot from whose memory the guest goes on, empty if it boots.
+        `memory` is the snapshot from whose memory the guest continues, empty if it boots.
         """
 
         def done(task: asyncio.Task[None]) -> None:

@@ -112,7 +112,7 @@ class Stop:
 async def grace_of(vm: str, find_home: Callable[[], VMDirectory], files: Lane) -> tuple[float, str | None]:
     """Return the grace period in seconds, and a note if the STOP file could not be read.
 
-    A stop goes on without that file, with the default. `find_home` returns the directory, and may block.
+    A stop continues without that file, with the default. `find_home` returns the directory, and may block.
     """
     try:
         value = await files.aside(lambda: find_home().read_setting(settings.BY_FILE["STOP"]), READ_TIME)

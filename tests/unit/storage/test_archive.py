@@ -607,7 +607,7 @@ def test_a_snapshot_on_which_no_disk_stands_is_said_before_a_move_loses_it(
     (vm.path / "snap-hdd-old.img").write_bytes(b"old")
     export = Export(vm, Everybody())
     export.close()
-    assert "snap-hdd-old.img (no disk stands on it)" in export.foreign
+    assert "snap-hdd-old.img (no disk is based on it)" in export.foreign
 
 
 def test_what_people_have_beside_it_is_said_before_a_move_loses_it() -> None:

@@ -167,7 +167,8 @@ def test_a_base_of_a_disk_that_was_put_aside_is_in_use(chained: VMDirectory) -> 
     (chained.path / "newvm0-hda.base.2").symlink_to(f"../{owner.vm}/{base.name}")
     assert images.detach(chained, "hda") is not None
     assert backing.users(root, Identity.of(base.stat())) == [chained.vm]
-    with pytest.raises(BadFile, match=f"a disk of VM {chained.vm} stands on {base}, so owner1 was not deleted"):
+    refused = f"a disk of VM {chained.vm} is based on {base}, so owner1 was not deleted"
+    with pytest.raises(BadFile, match=refused):
         backing.check_stands_alone(owner, "deleted")
     backing.check_stands_alone(chained, "deleted")
 

@@ -106,7 +106,7 @@ def test_the_end_of_a_name_says_a_format(name: str, said: set[str]) -> None:
 
 
 LIES = {
-    "qcow2 with a backing file": (image(backing="/etc/shadow"), "stands on another image, its backing file"),
+    "qcow2 with a backing file": (image(backing="/etc/shadow"), "is based on another image, its backing file"),
     "qcow2 with a data file": (image(f_8=(72, 4)), "external data file"),
     "qcow2 of 2^62 bytes": (image(size=2**62), "at most 64T"),
     "VMDK in text": (b'# Disk DescriptorFile\nRW 9 FLAT "/etc/shadow" 0\n', "names other files, its extents"),

@@ -362,7 +362,7 @@ BAD: dict[str, tuple[bytes, str]] = {
         text(disk("ovf:capacity='1' ovf:capacityAllocationUnits='furlong'")),
         "the capacity of disk 'd1' is in 'furlong'; a unit is such as 'byte * 2^20'",
     ),
-    "a parent": (text(disk("ovf:capacity='1' ovf:parentRef='d0'")), "stands on another one, its parent"),
+    "a parent": (text(disk("ovf:capacity='1' ovf:parentRef='d0'")), "is based on another one, its parent"),
     "a disk in no file": (
         text(descriptor(files="")),
         "a disk is in file 'f1', which its descriptor does not name",

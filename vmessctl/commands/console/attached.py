@@ -192,7 +192,7 @@ class _Session:
         return "left" if leaves else ""
 
     def _listen(self) -> bool:
-        """Read the console; tell whether it goes on."""
+        """Read the console; tell whether it continues."""
         data = self._read(self._console)
         if data:
             self._heard = time.monotonic()

@@ -1,7 +1,7 @@
 """One connection to a served console, and where its bytes come from: the console itself, or its log.
 
 Nothing here waits, so that one connection never holds up another. What a client does not read is kept up to a
-limit, and then dropped, so that the guest goes on.
+limit, and then dropped, so that the guest continues.
 """
 
 from __future__ import annotations

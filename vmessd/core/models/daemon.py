@@ -14,7 +14,7 @@ class DaemonKind(enum.StrEnum):
     own_service = words.DaemonKind.own_service
     """Another service manager, mostly that of a user."""
     private = words.DaemonKind.private
-    """In the background of whoever needed it first."""
+    """In the background, started by the first client that needed it."""
     by_hand = words.DaemonKind.by_hand
     """In the foreground of a terminal or a program."""
 

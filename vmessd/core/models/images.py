@@ -5,7 +5,7 @@ from vmessd.core.dataclass import dataclass
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image that disks can stand on."""
+    """An image that disks can be based on."""
 
     name: str
     path: str
@@ -16,4 +16,4 @@ class StoredImage:
     stored: int
     """What it takes on the file system."""
     users: list[str]
-    """The VMs whose disks stand on it."""
+    """The VMs whose disks are based on it."""

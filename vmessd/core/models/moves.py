@@ -44,13 +44,13 @@ class MoveProgress:
     notes: list[str] | None = None
     """Remarks on what to mind; null if there are none."""
     wants: list[str] | None = None
-    """While connecting: the connections to bring by Join, each by Receive with its name over there."""
+    """While connecting: the connections to bring by Join, each by Receive with its name there."""
     dirtied: int | None = None
     """Bytes of memory that the guest changes in a second; it moves when this is less than `speed`."""
     speed: int | None = None
     """Bytes that are sent in a second."""
     stood_still: float | None = None
-    """In the last step, the seconds that the guest stood still, up to the word that it runs."""
+    """In the last step, the seconds that the guest was paused, up to the word that it runs."""
 
 
 @dataclass(frozen=True)

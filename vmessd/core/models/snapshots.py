@@ -15,7 +15,7 @@ class Snapshot:
     disks: list[str]
     """The disks that it contains: `hda` to `hdz`."""
     on: list[str]
-    """What its images stand on: an older snapshot, or the target of a link; empty for whole images."""
+    """What its images are based on: an older snapshot, or the target of a link; empty for whole images."""
     merging: bool = False
     """Its deletion has begun, and is completed by repeating it."""
     memory: int | None = None
@@ -31,11 +31,11 @@ class SnapshotChange:
     notes: list[str]
     """Remarks."""
     stood_still: float | None = None
-    """Seconds that a running guest stood still at most; null if the VM was off."""
+    """Seconds that a running guest was paused at most; null if the VM was off."""
     memory: int | None = None
     """Bytes that the memory of the guest takes; null if it was not kept."""
     runs: bool = False
-    """The guest goes on from the memory that was kept."""
+    """The guest continues from the memory that was kept."""
 
 
 @dataclass(frozen=True)
