@@ -13,9 +13,11 @@ from vmessd.core import ownership, places
 from vmessd.core.errors import (
     BY_WIRE_NAME,
     INTERFACE,
+    AlreadyRunning,
     Failed,
     NoSuchVM,
     NotPermitted,
+    NotRunning,
     TimedOut,
     Unreachable,
     VmessError,
@@ -335,15 +337,19 @@ def _connect_to(sock: _socket.socket, path: str) -> None:
         posix.close(directory)
 
 
+MORE_PARAMETERS: dict[type[VmessError], tuple[str, ...]] = {
+    NotRunning: ("vm",),
+    NoSuchVM: ("directory",),
+    AlreadyRunning: ("vm", "pid"),
+    NotPermitted: ("capability",),
+}
+"""The parameters of errors besides message and hint; an older daemon may not send them."""
+
+
 def error_from_wire(name: str, parameters: Mapping[str, Any]) -> VmessError:
     """Return the error for a name on the wire and its parameters."""
     kind = BY_WIRE_NAME.get(name)
     if kind is None:
         return Failed(f"vmessd refused the call: {name} {parameters}", hint=VERSIONS)
-    if kind is NoSuchVM:
-        return NoSuchVM(str(parameters.get("message")), parameters.get("hint"), parameters.get("directory"))
-    if kind is NotPermitted:
-        return NotPermitted(
-            str(parameters.get("message")), parameters.get("hint"), parameters.get("capability")
-        )
-    return kind(str(parameters.get("message")), parameters.get("hint"))
+    more = {name: parameters.get(name) for name in MORE_PARAMETERS.get(kind, ())}
+    return kind(str(parameters.get("message")), parameters.get("hint"), **more)

@@ -909,7 +909,7 @@ def test_the_reference_command_line_works(shared: Daemon) -> None:
     described = varlink_cli("help", f"{address}/{INTERFACE}")
     assert described.returncode == 0, described.stderr
     assert f"interface {INTERFACE}" in described.stdout
-    assert "error NotRunning (hint: ?string, message: string)" in described.stdout.replace(
+    assert "error TimedOut (hint: ?string, message: string)" in described.stdout.replace(
         "(message: string, hint: ?string)", "(hint: ?string, message: string)"
     )
     called = varlink_cli("call", f"{address}/{INTERFACE}.List", "{}")

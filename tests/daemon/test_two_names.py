@@ -135,7 +135,7 @@ def test_errors_and_hints_name_the_program_that_was_called(daemon: Daemon) -> No
     )
     daemon.make(A)
     off = daemon.vmessctl(A, "reset")
-    assert off.stderr == f"vmessctl: VM not running: {A}\n  hint: vmessctl {A} start\n"
+    assert off.stderr == f"vmessctl: VM {A} is not running\n  hint: vmessctl {A} start\n"
     wrong = daemon.vmessctl(A, "start", "--yes")
     assert "\n  hint: usage: vmessctl <vmname> start [--at-once N]\n" in wrong.stderr
     several = daemon.vmessctl(A, "missing", "status")

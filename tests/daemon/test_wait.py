@@ -316,7 +316,7 @@ def test_a_run_that_ends_without_a_word_is_an_error_with_how_it_ended(daemon: Da
     result = daemon.vmess(never, "wait", "serial:x", "--since-start")
     assert (result.returncode, result.stderr.splitlines()) == (
         3,
-        [f"vmess: VM not running: {never}; it has never run", f"  hint: vmess {never} start"],
+        [f"vmess: VM {never} has never run", f"  hint: vmess {never} start"],
     )
 
 

@@ -131,8 +131,9 @@ def end(invocation: Invocation, began: float) -> int:
         emit(invocation, {"pid": pid, "forced": forced}, vm)
         if forced:
             say(about(vm, phrase("forced", how=": SIGKILL")))
+        elif pid is None:
+            tell(about(vm, phrase("already off", text=phrase("off", aside=""))))
         else:
-            text = "VM not running" if pid is None else "stopped"
-            tell(about(vm, phrase("already off" if pid is None else "stopped live", text=text)))
+            tell(about(vm, phrase("stopped by lock")))
         statuses.append(FORCED if forced else DONE)
     return worst(statuses)

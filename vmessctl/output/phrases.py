@@ -7,7 +7,7 @@ done. An empty phrase is not printed. Both phrases of a row may use the same val
 from __future__ import annotations
 
 from vmessctl.cli.verbs import ORIGINAL, PROGRAM
-from vmessd.core.errors import NoSuchVM, printable, quoted
+from vmessd.core.errors import AlreadyRunning, NoSuchVM, NotRunning, printable, quoted
 from vmessd.core.words import DaemonKind, StepKind
 
 TYPE_CHECKING = False
@@ -42,12 +42,16 @@ PHRASES: dict[str, tuple[str, str]] = {
     * ("the guest has written nothing to its serial port yet; its screen: {program} {vm} vnc",),
     "serial was silent": 2 * ("the guest has written nothing to its serial port since its last start",),
     "segments": ("Network connections per-segment:", ""),
+    "list running": ("List of KVMs (with PIDs as in ps-ef):", ""),
+    "list all": ("All VMs:", ""),
     # -- Its life --
     "made": (
         f"{_SERIOUS}\nOh, I see you are serious. Okay, I will proceed.",
         "made ({path})",
     ),
     "no VM": ("{message}", "no VM {vm}: {path} does not exist"),
+    "must run": ("{message}", "VM {vm} is not running"),
+    "runs already": ("{message}", "VM {vm} is already running{pid}"),
     "begun": ("Starting VM: {command}", ""),
     "begun verbosely": ("Starting VM: {command}", "{command}"),
     "started": ("", "started (PID {pid}{accel})"),
@@ -58,6 +62,7 @@ PHRASES: dict[str, tuple[str, str]] = {
     "stop asked": ("Stopping VM PID {pid}", "stopping (PID {pid})"),
     "stopped": ("", "stopped"),
     "stopped live": ("{text}", "stopped"),
+    "stopped by lock": 2 * ("stopped",),
     "already off": ("{text}", "already stopped"),
     "forced": ("had to use force{how}", "stopped by force"),
     "fleet starting": ("Starting VM", ""),
@@ -187,7 +192,13 @@ def lower_case(word: str) -> str:
 
 def message(error: VmessError) -> str:
     """Return the message of an error."""
-    path = error.directory if isinstance(error, NoSuchVM) else None
-    if not path:
-        return error.message
-    return phrase("no VM", message=error.message, vm=printable(path.rpartition("/")[2]), path=printable(path))
+    said = error.message
+    if isinstance(error, NoSuchVM) and error.directory:
+        path = printable(error.directory)
+        return phrase("no VM", message=said, vm=path.rpartition("/")[2], path=path)
+    if isinstance(error, NotRunning) and error.vm:
+        return phrase("must run", message=said, vm=printable(error.vm))
+    if isinstance(error, AlreadyRunning) and error.vm:
+        pid = f", PID {error.pid}" if error.pid else ""
+        return phrase("runs already", message=said, vm=printable(error.vm), pid=pid)
+    return said

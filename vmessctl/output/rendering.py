@@ -112,11 +112,11 @@ def is_already(vm: Reply) -> str:
 def listing(reply: Reply) -> str:
     """Return the running VMs with their PIDs, then all VMs."""
     vms: Sequence[Reply] = reply["vms"]
-    lines = ["List of KVMs (with PIDs as in ps-ef):"]
+    lines = [phrase("list running")]
     lines += [
         f"{vm['name']:<14} {vm['pid'] or '-':>8}  {_up(vm)}{_condition(vm)}" for vm in vms if not is_off(vm)
     ]
-    lines.append("All VMs:")
+    lines.append(phrase("list all"))
     lines += [f"{vm['name']:<14} {status({'status': vm})}" for vm in vms]
     return "\n".join(lines)
 

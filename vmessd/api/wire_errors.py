@@ -4,12 +4,21 @@ from typing import Any, TypedDict
 
 from asyncvarlink import TypedVarlinkErrorReply
 
-from vmessd.core.errors import ERRORS, NoSuchVM, NotPermitted, VmessError
+from vmessd.core.errors import ERRORS, AlreadyRunning, NoSuchVM, NotPermitted, NotRunning, VmessError
 
 
 class _Parameters(TypedDict):
     message: str
     hint: str | None
+
+
+class _OfVMThatIsOff(_Parameters):
+    vm: str | None
+
+
+class _OfVMThatRuns(_Parameters):
+    vm: str | None
+    pid: int | None
 
 
 class _OfMissingVM(_Parameters):
@@ -20,19 +29,20 @@ class _OfPermission(_Parameters):
     capability: str | None
 
 
-MORE: dict[type[VmessError], tuple[type[_Parameters], str]] = {
-    NoSuchVM: (_OfMissingVM, "directory"),
-    NotPermitted: (_OfPermission, "capability"),
+MORE: dict[type[VmessError], type[_Parameters]] = {
+    NotRunning: _OfVMThatIsOff,
+    NoSuchVM: _OfMissingVM,
+    AlreadyRunning: _OfVMThatRuns,
+    NotPermitted: _OfPermission,
 }
-"""Errors with another parameter besides message and hint, and its name, which is that of the attribute."""
+"""The parameters of errors that have others besides message and hint; all are named as the attributes."""
 
 
 def _reply_type(error: type[VmessError]) -> type[TypedVarlinkErrorReply]:
     """Return the type of the wire format of an error."""
-    parameters, _ = MORE.get(error, (_Parameters, ""))
     body: dict[str, Any] = {
         "name": error.wire_name(),
-        "__annotations__": {"parameters": parameters},
+        "__annotations__": {"parameters": MORE.get(error, _Parameters)},
         "__doc__": error.__doc__,
     }
     return type(error.__name__, (TypedVarlinkErrorReply,), body)
@@ -44,6 +54,5 @@ REPLIES = {error: _reply_type(error) for error in ERRORS}
 
 def reply(error: VmessError) -> TypedVarlinkErrorReply:
     """Return an error in its wire format."""
-    _, name = MORE.get(type(error), (_Parameters, ""))
-    more = {name: getattr(error, name)} if name else {}
-    return REPLIES[type(error)](message=error.message, hint=error.hint, **more)
+    names = MORE.get(type(error), _Parameters).__annotations__
+    return REPLIES[type(error)](**{name: getattr(error, name) for name in names})

@@ -132,6 +132,11 @@ class NotRunning(VmessError):
 
     status = 3
 
+    def __init__(self, message: str, hint: str | None = None, vm: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.vm = vm
+        """The VM that is off; None if the message says something else."""
+
 
 class NoSuchVM(VmessError):
     """There is no directory for the VM."""
@@ -168,6 +173,15 @@ class Failed(VmessError):
 
 class AlreadyRunning(Failed):
     """The VM is running, and must be stopped for this."""
+
+    def __init__(
+        self, message: str, hint: str | None = None, vm: str | None = None, pid: int | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.vm = vm
+        """The VM that was to be started; None if the message says something else."""
+        self.pid = pid
+        """The PID of its QEMU, if it is known."""
 
 
 class Stopping(AlreadyRunning):

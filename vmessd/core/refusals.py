@@ -41,7 +41,7 @@ def among(key: str, allowed: Iterable[object], wanted: object) -> str:
 def running(vm: str, pid: int | None) -> AlreadyRunning:
     """Return the error for the start of a running VM."""
     shown = f", PID: {pid}" if pid else ""
-    return AlreadyRunning(f"VM {vm} is already running{shown}", hint=f"vmess {vm} status")
+    return AlreadyRunning(f"VM {vm} is already running{shown}", hint=f"vmess {vm} status", vm=vm, pid=pid)
 
 
 SHOWN_MAX = 4
@@ -88,12 +88,12 @@ def _stopping(vm: str, left: float | None) -> str:
 
 def stopped(vm: str, ended: str | None) -> NotRunning:
     """Return the error for the stop of a VM that is not running; `ended` says how it ended."""
-    return NotRunning(f"VM not running: {vm}{f' ({ended})' if ended else ''}")
+    return NotRunning(f"VM not running: {vm}{f' ({ended})' if ended else ''}", vm=vm)
 
 
-def off(vm: str, why: str = "") -> NotRunning:
-    """Return the error for a request that needs a running VM; `why` adds a reason that is not obvious."""
-    return NotRunning(f"VM not running: {vm}{f'; {why}' if why else ''}", hint=f"vmess {vm} start")
+def off(vm: str) -> NotRunning:
+    """Return the error for a request that needs a running VM."""
+    return NotRunning(f"VM not running: {vm}", hint=f"vmess {vm} start", vm=vm)
 
 
 def stray(vm: str, pid: int) -> Failed:

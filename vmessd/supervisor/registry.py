@@ -549,7 +549,8 @@ class Supervisor:
                 machine.live()
             except NotRunning as error:
                 hints = (error.hint, method.instead.format(vm=machine.vm))
-                raise NotRunning(error.message, hint="; ".join(hint for hint in hints if hint)) from None
+                hint = "; ".join(hint for hint in hints if hint)
+                raise NotRunning(error.message, hint, error.vm) from None
 
 
 def _counts(machine: Machine) -> bool:

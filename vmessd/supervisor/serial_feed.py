@@ -29,7 +29,7 @@ def _begin(machine: Machine, port: int) -> Mark:
     """Return where the present or else the last run begins; raises NotRunning if there was none."""
     record = machine.record() or machine.last_exit
     if record is None:
-        raise NotRunning(f"VM not running: {machine.vm}; it has never run", hint=f"vmess {machine.vm} start")
+        raise NotRunning(f"VM {machine.vm} has never run", hint=f"vmess {machine.vm} start")
     return serial_stream.place(serial_mark(record, port))
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from vmessctl.cli.grammar import parse
-from vmessctl.cli.verbs import PROGRAM, TERSE
+from vmessctl.cli.verbs import ORIGINAL, PROGRAM, TERSE
 from vmessctl.commands import watching
 from vmessctl.commands.console import seat
 from vmessctl.output import rendering
-from vmessd.core.errors import Failed, Locked
+from vmessd.core.errors import DONE, Failed, Locked
 from vmessd.core.lifecycle import Reason
 from vmessd.core.models.consoles import Ending
 from vmessd.core.words import FleetStep
@@ -46,6 +46,20 @@ def test_the_word_counts_not_the_sentence(said: tuple[str, str], capsys: pytest.
 def test_an_older_daemon_says_a_sentence_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert verdict(socket.SOCK_STREAM, TAKEN) == Failed.status
     assert f"the console ended: {TAKEN}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "said"), [(ORIGINAL, "VM not running"), (TERSE, "stopped")])
+def test_a_console_that_ends_with_its_vm_says_so_in_both_vocabularies(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    class Answering:
+        def call(self, method: str, **_parameters: object) -> dict[str, Any]:
+            return {"status": {"pid": None, "last_exit": None}}
+
+    monkeypatch.setattr(PROGRAM, "name", name)
+    monkeypatch.setattr(seat, "connect", lambda _invocation: Answering())
+    assert verdict(socket.SOCK_SEQPACKET) == DONE
+    assert capsys.readouterr().err == f"newvm0: {said}\n"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 
 from vmessctl.cli.verbs import COMMANDS, ORIGINAL, PROGRAM, TERSE
 from vmessctl.output import phrases
-from vmessd.core.errors import Failed, NoSuchVM
+from vmessd.core import refusals
+from vmessd.core.errors import Failed, NoSuchVM, NotRunning, VmessError
 
 SEED = {
     "running": "VM is running, PID: 5748",
@@ -161,6 +162,27 @@ def test_a_vm_that_does_not_exist_is_named_in_both_vocabularies() -> None:
     assert phrases.message(missing) == "no VM newvm0\\n: /vms/newvm0\\n does not exist"
     assert phrases.message(NoSuchVM("VM newvm0 is gone")) == "VM newvm0 is gone"
     assert phrases.message(Failed("no")) == "no"
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize(
+    ("error", "original", "terse"),
+    [
+        (refusals.off("a0"), "VM not running: a0", "VM a0 is not running"),
+        (refusals.stopped("a0", "killed"), "VM not running: a0 (killed)", "VM a0 is not running"),
+        (refusals.running("a0", 7), "VM a0 is already running, PID: 7", "VM a0 is already running, PID 7"),
+        (refusals.running("a0", None), "VM a0 is already running", "VM a0 is already running"),
+        (NotRunning("VM a0 has never run"), "VM a0 has never run", "VM a0 has never run"),
+        (refusals.in_the_way("a0"), *2 * ("VM a0 is running; it must be stopped for this",)),
+        (refusals.stopping("a0", None), *2 * ("VM a0 is stopping",)),
+    ],
+)
+def test_what_the_state_of_a_vm_refuses_is_said_in_both_vocabularies(
+    error: VmessError, original: str, terse: str
+) -> None:
+    assert phrases.message(error) == original
+    PROGRAM.name = TERSE
+    assert phrases.message(error) == terse
 
 
 @pytest.mark.usefixtures("named")

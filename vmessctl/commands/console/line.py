@@ -17,6 +17,7 @@ from vmessctl.commands.console import seat
 from vmessctl.commands.console.delivery import Delivery
 from vmessctl.commands.console.telnet import Plain, Telnet
 from vmessctl.commands.console.watch import Feed
+from vmessctl.output.phrases import message
 from vmessctl.output.terminal import say
 from vmessd.core.errors import VmessError, counted, printable
 
@@ -234,7 +235,7 @@ class Line:
             kind = Log if verbs.READ_ONLY.flag in invocation.options else Seat
             self._source = kind(invocation, vm)
         except VmessError as error:
-            self.leave(error.message)
+            self.leave(message(error))
         else:
             say(f"{vm}: {self._who}: {kind.attached}")
 
@@ -261,7 +262,7 @@ class Line:
                 self._copy(self._source, ready)
             self._write()
         except VmessError as error:
-            self.leave(error.message)
+            self.leave(message(error))
         except OSError:  # the client has gone
             self._close("left")
         if self._leaves_at is not None and (not self._unread or time.monotonic() >= self._leaves_at):

@@ -10,6 +10,7 @@ from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
 from vmessctl.commands.console import serial_port
+from vmessctl.output.phrases import phrase
 from vmessctl.output.terminal import complain, say
 from vmessd.core.errors import DONE, Failed, Locked, Unreachable, VmessError, printable
 from vmessd.core.words import Ending
@@ -88,7 +89,7 @@ def verdict(invocation: Invocation, vm: str, leash: int) -> int:
             status = connect(invocation).call("Status", vm=vm)["status"]
             if status["pid"] is None:
                 last = status["last_exit"]
-                say(f"{vm}: {printable(last['text']) if last else 'VM not running'}")
+                say(f"{vm}: {printable(last['text']) if last else phrase('off', aside='')}")
                 return DONE
             if time.monotonic() > deadline:
                 return complain(_taken_over(vm, "it was taken over"))
