@@ -131,6 +131,21 @@ def test_c130_without_netem_one_line_says_so_and_nothing_is_left(lab: WiredDaemo
     assert healthy(lab)
 
 
+def test_without_netem_the_vm_that_asked_for_it_says_so(lab: WiredDaemon, has_netem: bool) -> None:
+    if has_netem:
+        pytest.skip("this kernel has netem")
+    (lab.root / "leaf0/IMPAIRMENTS").write_text("1 out delay 5ms\n")
+    assert "not now: another program has ended it" in lab.done("leaf", "info")  # nothing has tried yet
+    for vm in ("leaf", "spine"):
+        lab.done(vm, "start")
+        said = [nic["unimpaired"] or "" for vm in ("leaf0", "spine0") for nic in nics(lab, vm)]
+        assert [one.partition(",")[0] for one in said] == ["", "this kernel has no netem", ""]
+    log = lab.log.read_text()
+    assert "leaf0e1 is not impaired as it should be: this kernel has no netem" in log
+    assert "spine0e0 is not impaired" not in log
+    assert healthy(lab)
+
+
 def test_what_makes_no_sense_is_named_and_changes_nothing(lab: WiredDaemon) -> None:
     (lab.root / "oak0/NICS").write_text("user\n")
     lab.namespace.ip("link del oak0e0")
@@ -347,9 +362,20 @@ def test_c135_impairments_follow_an_interface_to_another_place(bad: WiredDaemon)
     assert note(bad, "fir0") is None
 
 
+def test_an_impairment_that_another_program_ends_is_told_where_it_was_asked_for(bad: WiredDaemon) -> None:
+    for link in (SPINE, LEAF):
+        bad.namespace.run("tc", "qdisc", "del", "dev", link, "root")
+        said = [nic["unimpaired"] is not None for nic in nics(bad, "leaf0")]
+        assert said == [False, True], link
+        assert nics(bad, "spine0")[0]["unimpaired"] is None
+        bad.done("leaf", "start")
+        assert nics(bad, "leaf0")[1]["unimpaired"] is None
+        bad.done("leaf", "stop", "force")
+
+
 def test_c136_nothing_is_left_of_an_impairment(bad: WiredDaemon) -> None:
     bad.done("leaf", "connect", "1", "-")
-    assert "netem" not in bad.namespace.run("tc", "qdisc", "show", "dev", SPINE, "ingress").stdout
+    assert SPINE not in impaired(bad)
     bad.done("leaf", "ifadd", "1", "lan")
     assert note(bad, "leaf0") == "0 in delay 1ms\n0 out delay 2ms\n"
     bad.done("leaf", "ifdel")

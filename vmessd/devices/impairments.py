@@ -21,6 +21,7 @@ from vmessd.core.lifecycle import OFF
 from vmessd.core.models.wires import Flap, Impairment
 from vmessd.devices.cables import Cables
 from vmessd.devices.nic_files import IMPAIRMENTS
+from vmessd.network.impairments import way_out_name
 from vmessd.network.links import Network
 from vmessd.network.nics import Nic
 from vmessd.storage.vmdir import VMDirectory
@@ -67,9 +68,11 @@ class ImpairedCables:
             return None
         if nic.by_qemu:
             return "QEMU carries its frames, and impairs none"
-        if nic.link is not None and one.incoming and not nic.link.impaired:
-            return self._network.impairments.unmet(nic.tap) or "another program has ended it, a start renews it"
-        return self._network.impairments.unmet(nic.tap) if nic.link is not None else None
+        unmet = self._network.impairments.unmet
+        for link in (nic.link if one.incoming else None, nic.far if one.outgoing else None):
+            if link is not None and (unmet(link.name) or not link.impaired):
+                return unmet(link.name) or "another program has ended it, a start renews it"
+        return unmet(way_out_name(nic.tap.name)) if nic.link is not None else None
 
     # -- Changes --
 

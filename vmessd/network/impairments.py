@@ -11,7 +11,6 @@ A way out is made with the first impairment, and deleted with the last one or wi
 Sources: tc-netem(8), and Linux's net/sched/{sch_netem,act_mirred}.c and drivers/net/ifb.c.
 """
 
-import contextlib
 import errno
 import hashlib
 import logging
@@ -43,11 +42,17 @@ class _Found(NamedTuple):
     """The index of the link to which the frames from the guest are redirected; 0 if that was deleted."""
     to_guest: Impairment | None
     way_out: Impairment | None
+    other: Tap | None = None
+    """The TAP at the other end of the cable."""
 
 
 def way_out_name(tap: str) -> str:
     """Return the name in the kernel of the way out of a TAP; with an underscore, it cannot be that of a TAP."""
     return f"out_{hashlib.md5(tap.encode(), usedforsecurity=False).hexdigest()[:11]}"
+
+
+def _said(error: OSError | VmessError) -> str:
+    return reason(error) if isinstance(error, OSError) else error.message
 
 
 class Impairments:
@@ -64,11 +69,11 @@ class Impairments:
         self._noted: dict[str, Noted] = {}
         """What was read last, by VM: no file is read, which may take long, while the links are locked."""
         self._unmet: dict[str, str] = {}
-        """Why TAPs are not impaired as they should be, by their name."""
+        """Why links, TAPs and ways out, are not impaired as they should be, by their name."""
 
-    def unmet(self, tap: Tap) -> str | None:
-        """Return why a TAP is not impaired as it should be, in words; None if it is, as far as is known."""
-        return self._unmet.get(tap.name)
+    def unmet(self, link: str) -> str | None:
+        """Return why a link is not impaired as it should be, in words; None if it is, as far as is known."""
+        return self._unmet.get(link)
 
     def wants(self, tap: Tap) -> bool:
         """Tell whether an impairment of the cable of a TAP was noted when this was looked at last."""
@@ -96,26 +101,43 @@ class Impairments:
             Failed: the kernel has no netem, or a name is taken.
             OSError: the kernel refused something else.
         """
-        for tap, found in self._look_at(kernel, taps).items():
-            try:
-                self._impair(kernel, found.link, found.to_guest)
-                self._lead_out(kernel, tap, found)
-            except (OSError, VmessError) as error:
-                self._unmet[tap.name] = reason(error) if isinstance(error, OSError) else error.message
-                raise
-            self._unmet.pop(tap.name, None)
+        for failure in self._settle(kernel, taps).values():
+            raise failure
 
     def settle_quietly(self, kernel: Netlink, taps: Iterable[Tap]) -> None:
         """As :meth:`settle`; a failure is logged, and :meth:`unmet` has it."""
-        taps = list(taps)
-        with contextlib.suppress(OSError, VmessError):
-            self.settle(kernel, taps)
+        try:
+            wrong = self._settle(kernel, taps)
+        except (OSError, VmessError) as error:
+            log.warning("impairments of cables cannot be looked at: %s", _said(error))
             return
-        for tap in taps:
+        for tap, failure in wrong.items():
+            log.warning("%s is not impaired as it should be: %s", tap.long, _said(failure))
+
+    def _settle(self, kernel: Netlink, taps: Iterable[Tap]) -> dict[Tap, OSError | VmessError]:
+        """Do what :meth:`settle` does, as far as it is possible; return what failed, by the TAPs that asked."""
+        wrong: dict[Tap, OSError | VmessError] = {}
+        for tap, found in self._look_at(kernel, taps).items():
             try:
-                self.settle(kernel, [tap])
-            except (OSError, VmessError):
-                log.warning("%s is not impaired as it should be: %s", tap.long, self._unmet.get(tap.name))
+                self._impair(kernel, found.link, found.to_guest)
+                self._unmet.pop(tap.name, None)
+            except (OSError, VmessError) as error:
+                self._unmet[tap.name] = _said(error)
+                for asking in self._asking(tap, found.other):
+                    wrong.setdefault(asking, error)
+            try:
+                self._lead_out(kernel, tap, found)
+                self._unmet.pop(way_out_name(tap.name), None)
+            except (OSError, VmessError) as error:
+                self._unmet[way_out_name(tap.name)] = _said(error)
+                wrong.setdefault(tap, error)
+        return wrong
+
+    def _asking(self, tap: Tap, other: Tap | None) -> list[Tap]:
+        """Return the ends of a cable that have frames to the guest of a TAP impaired; the TAP if none has."""
+        asking = [tap] if self._of(tap).incoming else []
+        asking += [other] if other is not None and self._of(other).outgoing else []
+        return asking or [tap]
 
     def _look_at(self, kernel: Netlink, taps: Iterable[Tap]) -> dict[Tap, _Found]:
         """Return the TAPs that exist and those at the other ends of their cables, with what is to happen."""
@@ -136,7 +158,7 @@ class Impairments:
             to_guest = combined(own.incoming, self._of(other).outgoing if other is not None else None)
             out = named.get(way_out_name(tap.name))
             way_out = own.outgoing if link.master else None
-            found[tap] = _Found(link, out, leads.get(link.index), to_guest, way_out)
+            found[tap] = _Found(link, out, leads.get(link.index), to_guest, way_out, other)
         return found
 
     def _of(self, tap: Tap) -> Impaired:
@@ -231,3 +253,4 @@ class Impairments:
             leads = kernel.redirections([link.index]).get(link.index)
             self._close(kernel, _Found(link, out, leads, None, None))
         self._unmet.pop(link.name, None)
+        self._unmet.pop(way_out_name(link.name), None)

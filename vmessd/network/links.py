@@ -84,14 +84,16 @@ class Network:
             ends = self._ends(kernel, [*found.values()])
         return self._nics(vm, noted or (), found, bridges, ends)
 
-    def _ends(self, kernel: Netlink, links: Sequence[Link]) -> dict[int, End]:
-        """Return the other ends of the cables of TAPs, by the index of the link."""
+    def _ends(self, kernel: Netlink, links: Sequence[Link]) -> dict[int, tuple[End, Link]]:
+        """Return the other ends of the cables of TAPs, and the TAPs there, by the index of the link."""
         joined = cables.joined(kernel, links)
         others = kernel.links_at(joined.values())
         taps = {index: tap for index, link in others.items() if (tap := tap_of(link))}
         own = {index: tap for index, tap in taps.items() if self.taps.is_own(others[index], tap)}
         return {
-            index: End(own[other].vm, own[other].interface) for index, other in joined.items() if other in own
+            index: (End(own[other].vm, own[other].interface), others[other])
+            for index, other in joined.items()
+            if other in own
         }
 
     def needs_tap(self, wire: Wire) -> bool:
@@ -103,7 +105,7 @@ class Network:
         taps = {link.index: tap for link in links if (tap := tap_of(link)) and self.taps.is_own(link, tap)}
         with explained(), Netlink() as kernel:
             ends = self._ends(kernel, [link for link in links if link.index in taps])
-        found = [(End(taps[index].vm, taps[index].interface), other) for index, other in ends.items()]
+        found = [(End(taps[index].vm, taps[index].interface), other) for index, (other, _) in ends.items()]
         return [(one, other) for one, other in found if str(one) < str(other)]
 
     def nics_of(self, noted: Mapping[str, Sequence[Wire] | None]) -> dict[str, list[Nic]]:
@@ -121,7 +123,7 @@ class Network:
         noted: Sequence[Wire],
         found: Mapping[str, Link],
         bridges: Mapping[int, Link],
-        ends: Mapping[int, End],
+        ends: Mapping[int, tuple[End, Link]],
     ) -> list[Nic]:
         """Return the interfaces of a VM; `found` has links by name, `bridges` and `ends` are by index."""
         nics: list[Nic] = []
@@ -138,10 +140,10 @@ class Network:
             bridge = bridges.get(link.master) if link else None
             mtu = segment_mtu(bridge) if bridge else None
             taken_by = None if wire and wire.user else taken_by
-            cable = ends.get(link.index) if link else None
+            cable, far = ends.get(link.index, (None, None)) if link else (None, None)
             where = bridge.name if bridge else None
             by_qemu = link is None and wire is not None and not self.needs_tap(wire)
-            nics.append(Nic(index, Tap.of(vm, index), wire, link, where, taken_by, cable, mtu, by_qemu))
+            nics.append(Nic(index, Tap.of(vm, index), wire, link, where, taken_by, cable, mtu, by_qemu, far))
         return nics
 
     def has_own_bridge(self, name: str) -> bool:

@@ -29,6 +29,8 @@ class Nic:
     """The MTU of the segment that it is in, if that has one."""
     by_qemu: bool = False
     """It has no TAP: QEMU itself carries its frames, in a user-mode network or to another QEMU."""
+    far: Link | None = None
+    """The TAP at the other end of the cable."""
 
     @property
     def wire(self) -> Wire:
