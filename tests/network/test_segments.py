@@ -1,10 +1,11 @@
 """Bridges of vmess as network segments: what they let pass, what they learn, and how long frames may be."""
 
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 
 import pytest
-from daemons import WiredDaemon, refused
-from frames import BROADCAST, EVERY_KIND, Station, octets, received, until_heard, with_mark
+from daemons import WiredDaemon, refused, wait_for
+from frames import BROADCAST, EVERY_KIND, Station, octets, received, until_heard, with_mark, within
 
 LEAF, SPINE = "02:00:00:00:0a:01", "02:00:00:00:0b:01"
 NOT_BY_A_BRIDGE = {"PAUSE", "reserved 01"}
@@ -42,6 +43,36 @@ def test_c113_a_bridge_forwards_what_linux_lets_it_forward(lab: tuple[WiredDaemo
             leaf.send_whole(frame)
         got = received(spine, len(sent) - len(dropped))
         assert {kind for kind, frame in sent.items() if frame not in got} == dropped
+
+
+def test_lacp_passes_between_a_guest_and_a_card_that_is_allowed(make_wired: Callable[..., WiredDaemon]) -> None:
+    wired = make_wired("--allow-links", "card*")
+    wired.ip(
+        "link add card0 type veth peer name outside",
+        "link set outside up",
+        "link add card1 type veth peer name other",
+    )
+    wired.start()
+    wired.done("net", "vlan", "lab", "leaf0e0", "card0")
+    frame = octets("01:80:c2:00:00:02") + octets(SPINE) + b"\x88\x09" + bytes(50)
+    with (
+        Station(wired.namespace.name, "leaf0e0", LEAF) as leaf,
+        within(wired.namespace.name, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as outside,
+    ):
+        outside.bind(("outside", 0))
+
+        def passes() -> bool:
+            outside.send(frame)
+            return frame in leaf.received()
+
+        wait_for(passes, what="LACP from the card")
+    # One that is in the bridge without what it needs, for example since an earlier version, gets it as well.
+    wired.ip("link set card1 master lab")
+    wired.done("net", "vlan", "lab", "vethA0")
+    assert port(wired, "card1")["group_fwd_mask"] == "0xfffd"
+    wired.ip("link add theirs type bridge")
+    wired.ip("link set card0 master theirs")
+    assert port(wired, "card0")["group_fwd_mask"] == "0"
 
 
 def test_c114_a_station_that_moved_without_a_word_is_reached(lab: tuple[WiredDaemon, Station, Station]) -> None:

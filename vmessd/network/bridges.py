@@ -273,12 +273,16 @@ class Segments:
         stations: Collection[int],
         mac: str | None,
     ) -> None:
-        """Make a link a port of a bridge. Nothing else changes for a link that is not vmess's own."""
+        """Make a link a port of a bridge, with the settings of a port of ours if the bridge is.
+
+        Nothing else changes for a link that is not vmess's own.
+        """
         if self._network.access.is_own(link):
             self._network.plug(kernel, change, link, master, stations, mac)
         elif link.master != master.index:
             change.reversals.append(restoring(link, master.index, own=False))
-            kernel.do([netlink_requests.change(link.index, master=master.index)])
+            passing = [netlink_requests.passing(link.index)] if self._network.access.is_own(master) else []
+            kernel.do([netlink_requests.change(link.index, master=master.index), *passing])
 
     def add(self, name: str, vms: Collection[str] = ()) -> list[Step]:
         """Create a link in no bridge, and therefore down if it is ours. `net` no longer leaves it out.

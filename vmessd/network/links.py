@@ -43,7 +43,8 @@ class Network:
         self.access = access
         self.may_make_taps = may_make_taps
         self._lock = threading.Lock()
-        self.ports = Ports(lambda link: self.access.is_own(link))  # noqa: PLW0108 -- the root is known later
+        # Not the methods themselves: the root is known later.
+        self.ports = Ports(lambda link: self.access.is_own(link), lambda link: self.access.may_change(link))  # noqa: PLW0108
         self.impairments = Impairments(lambda link: self.access.is_own(link), lambda: self.access.mark())  # noqa: PLW0108
         self.taps = VMTaps(lambda: self.access, self.impairments.empty)
 

@@ -151,6 +151,10 @@ class Access:
         """Tell whether the administrator allows vmess to enslave, change and delete a link."""
         return _matches(link.name, self.links)
 
+    def may_change(self, link: Link) -> bool:
+        """Tell whether a link is vmess's own, or no other VM root's and allowed."""
+        return self.is_own(link) or (self.is_allowed(link) and self.other_root(link) is None)
+
     def check_change(self, link: Link, asked: str) -> None:
         """Raise NotPermitted unless the link may be changed; `asked` is the name that the user gave."""
         check_name(link, asked)

@@ -18,9 +18,10 @@ CROWD = 3
 class Ports:
     """The ports of the bridges of vmess; `stations` are links on which the host has a configured address."""
 
-    def __init__(self, is_own: Callable[[Link], bool]) -> None:
-        """`is_own` tells whether a link belongs to this VM root."""
+    def __init__(self, is_own: Callable[[Link], bool], may_change: Callable[[Link], bool]) -> None:
+        """`is_own` tells whether a link belongs to this VM root, `may_change` also whether it is allowed."""
         self._is_own = is_own
+        self._may_change = may_change
         self._known: dict[int, int] = {}
         """How many ports bridges have, as far as known: a hint that saves looking at all links."""
 
@@ -65,7 +66,8 @@ class Ports:
         """Have the ports of our bridges pass what they can, and learn what there is to learn.
 
         Two TAPs and nothing else are nearly a cable: a guest may be a switch, and a station move from one side
-        to the other without a word. With learning, nobody would reach it for 300 s.
+        to the other without a word. With learning, nobody would reach it for 300 s. Beyond a port that is not a
+        TAP, there may be a VM with the same MAC as one here, and only what the bridge learns tells that.
         """
         for bridge in bridges.values():
             if not self._is_own(bridge) or self._known.get(bridge.index, 0) > CROWD:
@@ -73,7 +75,7 @@ class Ports:
             ports = kernel.ports(bridge.index)
             self._known[bridge.index] = len(ports)
             alone = len(ports) == 2 and all(port.tap for port in ports) and bridge.index not in stations
-            deaf = [port for port in ports if not port.passes and self._is_own(port)]
+            deaf = [port for port in ports if not port.passes and self._may_change(port)]
             kernel.do(netlink_requests.passing(port.index) for port in deaf)
             wrong = [port for port in ports if port.learns is alone]
             kernel.do(netlink_requests.learning(port.index, on=not alone) for port in wrong)
