@@ -125,7 +125,8 @@ class Wires(Caller):
         """Put interfaces into a bridge, creating all of them if necessary. Returns what was done, in order.
 
         With `hub`, each frame goes to all ports; false ends that. `mtu` is the MTU of the segment in bytes,
-        which its ports get, and guests with virtio at their next start. Null leaves both as they are.
+        which its TAPs and veth ends get, and guests with virtio at their next start. Cards, VLANs and VXLANs
+        keep theirs. Null leaves both as they are.
         """
         return await self._links.vlan(bridge, interfaces, hub=hub, mtu=mtu)
 
