@@ -153,7 +153,7 @@ WIRES = (
     ("leaf cable leaf0e1 off", ["leaf0: cable of interface 1 pulled"]),
     ("leaf mac 0 02:00:00:00:00:07", ["leaf0: MAC of interface 0: 02:00:00:00:00:07"]),
     ("leaf mac 0 none", ["leaf0: MAC of interface 0: the default"]),
-    ("leaf ifstat", ["vmessctl leaf0 ifadd 2 lab core"]),
+    ("leaf ifstat", ["vmessctl leaf0 ifadd 2 lab core", "vmessctl leaf0 cable 1 off"]),
     ("net", ["vmessctl net vlan core leaf0e1", "vmessctl net vlan lab leaf0e0 spine0e0"]),
     ("net vlan core vethA0", ["connected to bridge core: vethA0"]),
     ("net vlan core --hub --mtu 1400", ["core: a hub, MTU 1400"]),

@@ -118,8 +118,9 @@ def test_the_lines_of_show_recreate_what_they_show(wired: WiredDaemon) -> None:
 def test_the_lines_of_ifstat_recreate_what_they_show(wired: WiredDaemon) -> None:
     wired.make("newvm0")
     wired.done("newvm", "ifadd", "4", "lab", "-", "user:2222:22,2223:23", "core")
+    wired.done("newvm", "cable", "3", "off")
     shown = lines_of(wired, "newvm", "ifstat")
-    assert shown == ["vmess newvm0 ifadd 4 lab - user:2222:22,2223:23 core"]
+    assert shown == ["vmess newvm0 ifadd 4 lab - user:2222:22,2223:23 core", "vmess newvm0 cable 3 off"]
     before = wired.wiring()
     wired.done("newvm", "ifdel")
     replay(wired, shown)

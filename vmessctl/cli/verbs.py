@@ -679,7 +679,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "ifstat",
-        "Show the connections of the VM's NICs as the ifadd command that recreates them.",
+        "Show the connections of the VM's NICs as the commands that recreate them.",
         "Nics",
         "network.ifstat",
         options=(JSON,),

@@ -162,12 +162,13 @@ def ifstat(invocation: Invocation) -> int:
 
 
 def wiring(vm: str, reply: Reply) -> str:
-    """Return the ifadd command that recreates the connections of a VM, and what impairs its cables."""
+    """Return the ifadd command that recreates the connections of a VM, and how its cables are otherwise."""
     nics = [nic for nic in reply["nics"] if not nic["leaving"]]
     wires = [nic["wire"] for nic in nics]
     lines = [[PROGRAM.name, vm, "ifadd", str(len(wires)), *wires]]
     for nic in nics:
-        lines += [[PROGRAM.name, vm, "cable", str(nic["index"]), *words] for words in impaired(nic)]
+        told = [*impaired(nic), *([["off"]] if nic["cable"] is False else [])]
+        lines += [[PROGRAM.name, vm, "cable", str(nic["index"]), *words] for words in told]
     return "\n".join(map(shell_line, lines))
 
 
