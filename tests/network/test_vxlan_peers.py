@@ -201,7 +201,11 @@ def test_c213_a_peer_that_is_not_allowed_any_more_is_not_reached_through_another
     daemon.root.mkdir()
     (daemon.root / "NET_PEERS").write_text("lab1 vxlan7 1450 192.0.2.2\n")
     daemon.start()
-    daemon.done("net", "vlan", "lab2", "vxlan7")
+    said = daemon.vmess("net", "vlan", "lab2", "vxlan7")
+    assert (said.returncode, said.stderr) == (
+        0,
+        "vxlan7 leads nowhere: a peer that is noted for it is not among allow-peers any more\n",
+    )
     assert (daemon.root / "NET_PEERS").read_text() == "lab2 vxlan7 1450 192.0.2.2\n"
     assert "192.0.2.2" not in daemon.namespace.run("bridge", "fdb", "show").stdout
     assert "vxlan7: the peer 192.0.2.2 is not allowed" in daemon.log.read_text()

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
     from vmessctl.client import Client, Reply
 
-ASIDES = (StepKind.exists, StepKind.down, StepKind.waiting, StepKind.dropped, StepKind.pending)
+ASIDES = (
+    *(StepKind.exists, StepKind.down, StepKind.waiting),
+    *(StepKind.dropped, StepKind.peerless, StepKind.pending),
+)
 """Steps with a remark, on standard error."""
 USER = "user"
 """QEMU's user-mode network, which needs no privilege."""

@@ -149,6 +149,8 @@ PHRASES: dict[str, tuple[str, str]] = {
     * ("{link} is in no bridge, so its VLANs carry no frames: {program} net vlan BRIDGE {link}",),
     "aside like a VM": 2 * ("{bridge} is a new bridge; a cable to VM {vm} would be {vm}:0",),
     "aside dropped": 2 * ("no longer forwarded: {link}",),
+    "aside peerless": 2
+    * ("{link} leads nowhere: a peer that is noted for it is not among allow-peers any more",),
     "aside pending": 2
     * ("{link}: pending: the guest has not released it; it goes when the guest does so or the VM stops",),
 }

@@ -93,6 +93,7 @@ class StepKind:
     waiting = "waiting"
     deleted = "deleted"
     dropped = "dropped"
+    peerless = "peerless"
 
 
 class FleetStep:

@@ -51,8 +51,7 @@ class HostLinks:
         work: Callable[[], Coroutine[Any, Any, list[Step]]] = functools.partial(blocking.call, put_in)
         for wires in concerned:
             work = functools.partial(wires.rewired, work)
-        steps = await work()
-        await supervisor.peerings.follow(bridge, interfaces)
+        steps = [*await work(), *await supervisor.peerings.follow(bridge, interfaces)]
         supervisor.nats.look()
         return steps
 

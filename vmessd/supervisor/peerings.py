@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vmessd.core import refusals, vxlan
 from vmessd.core.errors import Failed, NotPermitted, VmessError
-from vmessd.core.models.wires import Peered, Step
+from vmessd.core.models.wires import Peered, Step, StepKind
 from vmessd.core.vxlan import Peering
 from vmessd.core.wires import bridge_name
 from vmessd.network import vxlan_peers
@@ -78,18 +78,22 @@ class Peerings:
         async with self._turn:
             return await blocking.call(functools.partial(self._set, bridge, link, peers))
 
-    async def follow(self, bridge: str, links: Sequence[str]) -> None:
-        """Note that links are in this bridge now, and make the peers of those that were missing."""
-        await self._change([link for link in links if link.startswith("vxlan")], bridge)
+    async def follow(self, bridge: str, links: Sequence[str]) -> list[Step]:
+        """Note that links are in this bridge now, and make the peers of those that were missing.
+
+        Returns a step for each that leads nowhere, because one of its peers is not allowed.
+        """
+        return await self._change([link for link in links if link.startswith("vxlan")], bridge)
 
     async def forget(self, link: str) -> None:
         """Note that a link is gone."""
         await self._change([link] if link.startswith("vxlan") else [], None)
 
-    async def _change(self, links: Sequence[str], bridge: str | None) -> None:
-        if links:
-            async with self._turn:
-                await blocking.call(functools.partial(self._rewrite, links, bridge))
+    async def _change(self, links: Sequence[str], bridge: str | None) -> list[Step]:
+        if not links:
+            return []
+        async with self._turn:
+            return await blocking.call(functools.partial(self._rewrite, links, bridge))
 
     # -- What blocks --
 
@@ -125,20 +129,23 @@ class Peerings:
     def _lay(self, peering: Peering) -> list[Step]:
         return vxlan_peers.lay(self._host.network, self._segments, peering)
 
-    def _rewrite(self, links: Sequence[str], bridge: str | None) -> None:
+    def _rewrite(self, links: Sequence[str], bridge: str | None) -> list[Step]:
         before = self._read()
         noted = [one for one in before if one.link in links]
         if not noted:
-            return
+            return []
         now = [] if bridge is None else [one._replace(bridge=bridge) for one in noted]
         self._write([*(one for one in before if one not in noted), *now])
+        steps = []
         for one in now:
             try:
                 self._check_allowed(one.peers)
             except NotPermitted as error:  # it was noted when it was allowed, or by somebody else
                 log.warning("%s: %s; it leads nowhere", one.link, error.message)
+                steps.append(Step(StepKind.peerless, one.link))
                 continue
             self._lay(one)
+        return steps
 
     def _read(self) -> list[Peering]:
         """Return what the file says; raises BadFile."""

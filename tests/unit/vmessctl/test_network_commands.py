@@ -40,6 +40,7 @@ MANY_STEPS = [
         step("waiting", "vethA0"),
         step("down"),
         step("dropped", "user:1:2"),
+        step("peerless", "vxlan8"),
         step("deleted", "br\x1b9"),
         step("nonpersistent", "newvm0e0"),
     ),
@@ -305,6 +306,7 @@ TOLD: tuple[tuple[str, Calls, dict[str, Any], int, list[str], list[str]], ...] =
             "vethA0 is in no bridge, so its VLANs carry no frames: vmess net vlan BRIDGE vethA0",
             "bridge bridge1 is down and passes no frames: ip link set bridge1 up",
             "no longer forwarded: user:1:2",
+            "vxlan8 leads nowhere: a peer that is noted for it is not among allow-peers any more",
         ],
     ),
     (

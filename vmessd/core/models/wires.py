@@ -101,6 +101,8 @@ class StepKind(enum.StrEnum):
     deleted = words.StepKind.deleted
     dropped = words.StepKind.dropped
     """Ports are no longer forwarded; `link` is the wire with them."""
+    peerless = words.StepKind.peerless
+    """A VXLAN leads nowhere, because the administrator does not allow a peer that is noted for it."""
 
 
 @dataclass(frozen=True)
