@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from daemons import WiredDaemon, refused, wait_for
 from frames import BROADCAST, EVERY_KIND, Station, octets, received, until_heard, with_mark, within
+from wired_vms import nics
 
 LEAF, SPINE = "02:00:00:00:0a:01", "02:00:00:00:0b:01"
 NOT_BY_A_BRIDGE = {"PAUSE", "reserved 01"}
@@ -43,6 +44,24 @@ def test_c113_a_bridge_forwards_what_linux_lets_it_forward(lab: tuple[WiredDaemo
             leaf.send_whole(frame)
         got = received(spine, len(sent) - len(dropped))
         assert {kind for kind, frame in sent.items() if frame not in got} == dropped
+
+
+def test_info_says_as_net_does_that_the_firewall_sees_what_passes_a_bridge(wired: WiredDaemon) -> None:
+    wired.make("oak0")
+    wired.ip("link add theirs type bridge", "link set theirs up")
+    wired.done("oak", "ifadd", "4", "lab", "theirs", "-", "core")
+    settings = [
+        f"/proc/sys/net/bridge/bridge-nf-call-{name}" for name in ("iptables", "ip6tables", "arptables")
+    ]
+    if wired.namespace.run("test", "-e", settings[0], check=False).returncode:
+        pytest.skip("the module br_netfilter is not loaded")
+    for value, seen in ((1, True), (0, False)):
+        wired.namespace.run("sh", "-c", f"for file in {' '.join(settings)}; do echo {value} >$file; done")
+        remarks = [nic["remark"] for nic in nics(wired, "oak0")]
+        assert [remark is not None for remark in remarks] == [seen, False, False, seen]
+        said = "Note: bridge-nf-call-iptables is 1: the host's firewall sees what passes a bridge"
+        assert wired.done("oak", "info").count(said) == seen
+        assert (f"{remarks[0]}\n" in wired.vmess("net").stderr) is seen
 
 
 def test_lacp_passes_between_a_guest_and_a_card_that_is_allowed(make_wired: Callable[..., WiredDaemon]) -> None:

@@ -147,7 +147,7 @@ def test_c41_what_is_in_no_bridge_is_down_and_so_its_guest_unheard(wired: WiredD
     wired.done("leaf", "start")
     assert "UP" not in wired.links()["leaf0e0"]["flags"]
     info = lines_of(wired, "leaf", "info")
-    assert not [line for line in info if line.startswith("Note")]
+    assert not [line for line in info if line.startswith("Note: leaf0")]
     assert [line for line in info if line.startswith("leaf0e0: in no bridge, ")]
     wired.done("leaf", "connect", "0", "lab")
     assert "UP" in wired.links()["leaf0e0"]["flags"]
@@ -158,7 +158,7 @@ def test_c41_what_is_in_no_bridge_is_down_and_so_its_guest_unheard(wired: WiredD
     wired.done("leaf", "start")
     assert "UP" not in wired.links()["leaf0e0"]["flags"]
     wired.ip("link set leaf0e1 down")
-    assert [line for line in lines_of(wired, "leaf", "info") if line.startswith("Note")] == [
+    assert [line for line in lines_of(wired, "leaf", "info") if line.startswith("Note: leaf0")] == [
         "Note: leaf0e1 is down and passes no frames: ip link set leaf0e1 up"
     ]
 

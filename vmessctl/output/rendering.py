@@ -157,7 +157,8 @@ def info(reply: Reply, *, verbose: bool = False) -> str:
         lines.append(f"{where}; to connect: {PROGRAM} {vm['status']['name']} vnc")
     lines += [nic(interface) for interface in vm["nics"]]
     lines += _hardware(vm)
-    remarks = [nic[key] for nic in vm["nics"] for key in ("difference", "duplicate") if nic.get(key)]
+    notes = ("difference", "duplicate", "remark")
+    remarks = dict.fromkeys(nic[key] for nic in vm["nics"] for key in notes if nic.get(key))
     lines += [f"Note: {phrases.command(printable(remark))}" for remark in remarks]
     if vm.get("kvm"):
         lines.append(f"Note: without KVM, which is slower: {printable(vm['kvm'])}")

@@ -59,8 +59,8 @@ def _unseen(cables: int) -> str:
     )
 
 
-def _remark() -> str | None:
-    """Return what the host does to frames on all bridges, in words; None for nothing.
+def host_remark() -> str | None:
+    """Return what the host does to frames on all bridges, in words; None for nothing. Blocks.
 
     A bridge cannot be excepted. Source: Linux's net/bridge/br_netfilter_hooks.c.
     """
@@ -104,7 +104,7 @@ class Segments:
             links = [link for link in kernel.links() if ignored.isdisjoint((link.name, shown(link)))]
             flooding = kernel.flooding() if any(link.kind == "vxlan" for link in links) else {}
         links.sort(key=lambda link: names.natural(shown(link)))
-        remark = _remark()
+        remark = host_remark()
         led = {
             link.index: sorted(flooding[link.index], key=lambda one: (one.version, one.packed))
             for link in links

@@ -144,7 +144,8 @@ class Network:
             cable, far = ends.get(link.index, (None, None)) if link else (None, None)
             where = bridge.name if bridge else None
             by_qemu = link is None and wire is not None and not self.needs_tap(wire)
-            nics.append(Nic(index, Tap.of(vm, index), wire, link, where, taken_by, cable, mtu, by_qemu, far))
+            tap, own = Tap.of(vm, index), bridge is not None and self.access.is_own(bridge)
+            nics.append(Nic(index, tap, wire, link, where, taken_by, cable, mtu, by_qemu, far, own))
         return nics
 
     def has_own_bridge(self, name: str) -> bool:

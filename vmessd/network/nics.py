@@ -31,6 +31,8 @@ class Nic:
     """It has no TAP: QEMU itself carries its frames, in a user-mode network or to another QEMU."""
     far: Link | None = None
     """The TAP at the other end of the cable."""
+    is_segment: bool = False
+    """The bridge is vmess's own."""
 
     @property
     def wire(self) -> Wire:

@@ -20,6 +20,7 @@ from vmessd.core.settings import AUTOSTART, BY_FILE, IMPAIRMENTS, LOCK, RESTART,
 from vmessd.core.startup import STARTUP
 from vmessd.core.wires import Wire
 from vmessd.devices.network_interfaces import NetworkInterfaces
+from vmessd.network.bridges import host_remark
 from vmessd.network.neighbours import USER_ADDRESS, Tables, of_interface
 from vmessd.network.nics import Nic
 from vmessd.qemu import command_line
@@ -160,6 +161,8 @@ class Details:
         with contextlib.suppress(VmessError):  # `problem` has it
             impaired = await wires.impairments.noted(files)
         remark = functools.partial(self._supervisor.host.duplicates.remark, wires.vm)
+        is_bridged = any(nic.is_segment for nic in nics)
+        of_host = await blocking.call(host_remark) if is_bridged else None
         is_cabled = any(nic.noted is not None and nic.noted.cable is not None for nic in nics)
         ends = await self._supervisor.cabling.other_ends(wires.vm) if is_cabled else {}
         return [
@@ -171,6 +174,7 @@ class Details:
                 remark(nic.index),
                 ends.get(nic.index),
                 impaired.get(nic.index, PERFECT),
+                of_host if nic.is_segment else None,
             )
             for nic in nics
         ]
@@ -256,6 +260,7 @@ def _nic(  # noqa: PLR0913, PLR0917 -- what is known about one interface
     duplicate: str | None,
     other_end: str | None,
     impaired: Impaired,
+    of_host: str | None,
 ) -> VMNic:
     mac, later = macs
     # That the TAPs are not joined is not news if there is nobody at the other end.
@@ -276,6 +281,7 @@ def _nic(  # noqa: PLR0913, PLR0917 -- what is known about one interface
         outgoing=impaired.outgoing,
         flap=wires.impairments.flap(nic.index),
         unimpaired=wires.impairments.unmet(nic, impaired),
+        remark=of_host,
     )
 
 

@@ -72,6 +72,8 @@ class VMNic:
     """How its cable is plugged in and pulled in turn; null if it is not."""
     unimpaired: str | None = None
     """Why its cable is not impaired as it should be, in words."""
+    remark: str | None = None
+    """What of the host's settings affects frames on its bridge, if that is one of vmess, in words."""
 
 
 class StepKind(enum.StrEnum):
