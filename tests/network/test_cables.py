@@ -214,6 +214,35 @@ def test_of_two_clients_that_plug_into_one_end_at_once_one_is_refused(lab: Wired
         lab.done("spine", "connect", "0", "-")
 
 
+# vmessd that takes half a second to change links, in which another client begins.
+SLOW = """
+import time
+from vmessd.network.links import Network
+wire = Network.wire
+
+def slowly(*arguments, **named):
+    time.sleep(0.5)
+    return wire(*arguments, **named)
+
+Network.wire = slowly
+from vmessd.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def test_both_ends_of_a_cable_are_plugged_into_something_else_at_once(lab: WiredDaemon) -> None:
+    lab.stop()
+    lab.program = ("-c", SLOW)
+    lab.start()
+    clients = [lab.client("leaf", "connect", "1", "oak:0"), lab.client("spine", "connect", "0", "lab")]
+    said = [client.communicate()[1] for client in clients]
+    assert [client.returncode for client in clients] == [0, 0], said
+    assert [lab.noted(vm) for vm in ("leaf0", "oak0", "spine0")] == ["lab oak0:0", "leaf0:1", "lab"]
+    assert [redirected(lab, tap) for tap in (LEAF, "oak0e0", SPINE)] == [True, True, False]
+    assert lab.wiring()[SPINE] == "lab"
+    assert healthy(lab)
+
+
 def test_c112_the_link_follows_the_other_end(wired: WiredDaemon) -> None:
     for vm in ("leaf0", "spine0"):
         make_seen(wired, vm, "-")
