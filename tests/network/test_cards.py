@@ -545,6 +545,23 @@ def test_c44_the_same_vm_on_two_hosts_is_told_and_cured_by_another_mac(
     assert healthy(other)
 
 
+def test_c44_a_bridge_with_one_tap_and_a_way_to_another_host_learns_what_tells_a_duplicate(
+    make_wired: MakeWired, tmp_path: Path
+) -> None:
+    one, other = (make_wired(directory=tmp_path / name) for name in ("one", "other"))
+    for daemon in (one, other):
+        daemon.directory.mkdir()
+        daemon.program = ("-c", TIMED.format(bounce=0.4))
+        daemon.start()
+    joined(one, other)
+    for daemon in (one, other):
+        talker(daemon, "newvm0", "lan")
+    for daemon in (one, other):
+        assert " far in bridge lan, " in wait_for(
+            functools.partial(duplicate, daemon, "newvm0"), what="the remark"
+        )
+
+
 def test_c44_a_vm_that_is_moved_between_joined_bridges_is_no_duplicate(make_wired: MakeWired) -> None:
     wired = make_wired()
     wired.program = ("-c", TIMED.format(bounce=0.4))
