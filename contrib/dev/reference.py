@@ -184,13 +184,13 @@ def methods() -> str:
     """Return one row for each method: its effect on a VM, and the checks before it runs."""
     rows = []
     for name, method in contract.METHODS.items():
-        yes_no = (
-            "yes" if flag else "no" for flag in (method.is_noted, method.locks or method.links is not None)
-        )
+        logged = "yes" if method.is_noted else "no"
+        locked = "yes" if method.locks or method.links is not None else "no"
+        locked += ", except to its owner" if method.despite_lock else ""
         about = inspect.getdoc(getattr(VmessInterface, name)) or ""
         first = prose(about.partition("\n\n")[0])
         needs = method.needs.name if method.needs else ""
-        rows.append([f"`{name}`", first, EFFECTS[method.effect], *yes_no, needs, method.cost.name])
+        rows.append([f"`{name}`", first, EFFECTS[method.effect], logged, locked, needs, method.cost.name])
     heads = ["method", "what it does", "effect", "caller logged", "refused if locked", "VM must be", "cost"]
     return table(heads, rows)
 

@@ -196,6 +196,18 @@ def test_c182_a_person_ends_the_doubt(daemon: Daemon) -> None:
     assert os.listdir(daemon.root) == []
 
 
+def test_a_locked_vm_is_neither_dropped_nor_taken_until_it_is_unlocked(daemon: Daemon) -> None:
+    made(daemon)
+    handed_over(daemon)
+    daemon.done("newvm", "lock", "mine")
+    for words in (("--drop", "--yes"), ("--take",)):
+        assert "VM newvm0 is locked: mine" in refused(daemon, "newvm", "move", *words)
+    assert (daemon.root / "newvm0/move.json").exists()
+    daemon.done("newvm", "unlock")
+    daemon.done("newvm", "move", "--drop", "--yes")
+    assert os.listdir(daemon.root) == []
+
+
 def test_nobody_decides_while_the_other_side_has_time_to_answer(daemon: Daemon) -> None:
     made(daemon)
     with leaving(daemon) as (there, call):

@@ -62,6 +62,8 @@ class Method:
     with `{vm}` and `{resource}`. Empty: everybody may."""
     despite_lock: bool = False
     """The owner of a VM may call the method although the VM is locked: a lock is between people."""
+    in_move: bool = False
+    """It is also for a VM in a move, which other methods with `locks` refuse."""
     links: str | None = None
     """The parameter that names one or several links; the method is refused if one belongs to a locked VM."""
     descriptors: int = 0
@@ -154,10 +156,10 @@ METHODS: Mapping[str, Method] = {
     "Rename": _vm(Effect.ends, needs=Needs.off, owned=_TAKE_OUT),
     "Export": Method(Effect.changes, Cost.follow, "vm", needs=Needs.off, descriptors=1),
     "Import": Method(Effect.changes, Cost.follow, "name", descriptors=1),
-    "Move": Method(Effect.ends, Cost.follow, "vm", takes="channel", owned=MOVE),
+    "Move": _vm(Effect.ends, Cost.follow, takes="channel", owned=MOVE, despite_lock=True, in_move=True),
     "Receive": Method(Effect.changes, Cost.follow, "connection", descriptors=1),
     "JoinMove": Method(Effect.changes, Cost.change, "vm", takes="channel"),
-    "DecideMove": Method(Effect.ends, Cost.change, "vm"),
+    "DecideMove": _vm(Effect.ends, owned="", in_move=True),
     "Start": _vm(cost=Cost.follow, owned="pcs resource enable {resource}", despite_lock=True),
     "Stop": _vm(
         Effect.ends,

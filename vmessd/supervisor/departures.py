@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from vmessd.core import moves, names
@@ -39,24 +39,19 @@ COMMIT_TIME = 120.0
 class Departures:
     """The VMs that leave one VM root."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- what becomes of a VM is for others
+    def __init__(
         self,
         host: Host,
         machine: Callable[[str], Coroutine[Any, Any, Machine]],
         snapshots: Callable[[str], Coroutine[Any, Any, Snapshots]],
-        check_movable: Callable[[Machine, str], Awaitable[object]],
         taking_back: TakingBack,
         remove: Callable[[Machine], Coroutine[Any, Any, str | None]],
     ) -> None:
-        """`check_movable` raises for a VM that is locked, unless its owner moves it.
-
-        `remove` removes one that is on another host.
-        """
+        """`remove` removes a VM that is on another host."""
         self._host = host
         self._machine = machine
         self._snapshots = snapshots
         self._taking_back = taking_back
-        self._check_movable = check_movable
         self._remove = remove
         self._leaving: dict[str, Leaving] = {}
         self._last_steps: set[asyncio.Task[MoveProgress]] = set()
@@ -67,7 +62,7 @@ class Departures:
         For a VM that was handed over without an answer, ask the other host instead.
 
         Raises:
-            Locked: it is locked, or being moved; or nobody knows whether it has arrived.
+            Locked: it is being moved; or nobody knows whether it has arrived.
             AlreadyRunning: it is in another state than `order` says, or its images are in use.
             BadFile, Failed, TimedOut: it cannot go. It is here, unless Locked is raised.
             VmessError: the other host has refused it.
@@ -76,7 +71,6 @@ class Departures:
         try:
             snapshots = await self._snapshots(name)
             machine = snapshots.machine
-            await self._check_movable(machine, order.acts_for)
             yield MoveProgress(False, machine.vm, order.host, MoveStep.asking)
             _check_free(machine.directory)
             if machine.directory.move is not None:

@@ -76,15 +76,16 @@ class Locks:
         is_owner = bool(method.owned) and await self._check_owner(machine, method, actor)
         if not method.locks:
             return None
-        await self._check_settled(machine, method.stops)
+        if not method.in_move:
+            await self._check_settled(machine, method.stops)
         if is_owner and method.despite_lock:
             return None
-        return await self.check_remark(machine, method.stops)
+        return await self._check_remark(machine, method.stops)
 
     async def _check_owner(self, machine: Machine, method: Method, actor: str) -> bool:
         """Tell whether the caller acts for the owner of a VM.
 
-        To stop a VM, it does not matter whether OWNER can be read: as :meth:`check_unlocked`.
+        To stop a VM, it does not matter whether OWNER can be read, or is there: as :meth:`check_unlocked`.
         """
         read = functools.partial(_owner, machine)
         try:
@@ -95,11 +96,11 @@ class Locks:
                 raise
             log.warning("%s: %s", machine.vm, error.message)
             found = self._owners.get(machine.vm)
-        if found is None and actor and not method.stops and method.despite_lock:
+        if found is None and actor and method is METHODS["Start"]:
             raise ownership.missing(machine.vm, actor)
         if found is not None and found.kind != actor:
             raise ownership.refused(machine.vm, found, method.owned)
-        return bool(actor)
+        return bool(actor) and (found is not None or method.stops)
 
     async def check_unlocked(self, name: str, stops: bool = False) -> str | None:
         """Raise Locked if a VM is locked or in a move, and BadFile or TimedOut if its LOCK file cannot be read.
@@ -112,7 +113,7 @@ class Locks:
         machine = await self._machine(name)
         await self._check_owner(machine, METHODS["Connect"], acting.get())
         await self._check_settled(machine, stops)
-        return await self.check_remark(machine, stops)
+        return await self._check_remark(machine, stops)
 
     async def _check_settled(self, machine: Machine, stops: bool) -> None:
         """Raise Locked for a VM in a move. What could not be read is read again, and prevents no stop.
@@ -128,13 +129,7 @@ class Locks:
                 return
         moves.check_settled(machine.vm, machine.directory.move)
 
-    async def check_movable(self, machine: Machine, actor: str) -> None:
-        """As :meth:`check_remark`, for a move after :meth:`check_allowed`: the owner may move a locked VM."""
-        found = self._owners.get(machine.vm)
-        if not actor or found is None or found.kind != actor:
-            await self.check_remark(machine)
-
-    async def check_remark(self, machine: Machine, stops: bool = False) -> str | None:
+    async def _check_remark(self, machine: Machine, stops: bool = False) -> str | None:
         """As :meth:`check_unlocked`, whether a VM is in a move or not."""
         read = functools.partial(_remark, machine)
         note = None

@@ -124,9 +124,7 @@ class Supervisor:
         self.cabling = Cabling(self.wires, self.begun_wires, self.locks.check_unlocked)
         self.changes = Changes(self.machine, self.disks, host, self.cabling.changed)
         self.transfers = Transfers(root, host, self.machine, self.new_vms)
-        self.departures = Departures(
-            host, self.machine, self.snapshots, self.locks.check_movable, taking_back, self._depart
-        )
+        self.departures = Departures(host, self.machine, self.snapshots, taking_back, self._depart)
         self.arrivals = Arrivals(root, host, self.machine, self.new_vms, taking_back, self._depart)
         self.clones = Clones(root, host, self.snapshots, self.new_vms)
         self.nats = Nats(root, host, self._hosts_on)

@@ -58,8 +58,30 @@ def test_c218_whatever_changes_a_vm_is_refused_unless_its_owner_asks_or_it_is_ha
     assert {name for name, row in METHODS.items() if row.owned} == changing - HARMLESS - SETTLING
 
 
+UNLOCKED = {
+    "Make": "there is no VM yet",
+    "Export": "it reads only",
+    "Capture": "it reads only",
+    "Lock": "its remark may be corrected",
+    "Unlock": "it ends the lock",
+    "JoinMove": "it is a part of a move that has begun",
+}
+"""What changes a VM, or something else for it, and works while it is locked; and why."""
+
+
+def test_whatever_changes_a_vm_is_refused_while_it_is_locked_unless_there_is_a_reason() -> None:
+    changing = {name for name, row in METHODS.items() if row.about == "vm" and row.effect is not Effect.looks}
+    assert {name for name, row in METHODS.items() if row.locks} == changing - UNLOCKED.keys()
+
+
 def test_a_lock_does_not_stop_a_cluster() -> None:
-    assert {name for name, row in METHODS.items() if row.despite_lock} == {"Start", "Stop"}
+    exempt = {name for name, row in METHODS.items() if row.despite_lock}
+    assert exempt == {"Start", "Stop", "Move"}
+    assert all(METHODS[name].locks and METHODS[name].owned for name in exempt)
+
+
+def test_only_what_ends_a_move_is_for_a_vm_in_a_move() -> None:
+    assert {name for name, row in METHODS.items() if row.in_move} == {"Move", "DecideMove"}
 
 
 @pytest.mark.parametrize("name", METHODS)
