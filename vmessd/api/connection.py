@@ -405,7 +405,7 @@ class Connection(VarlinkServerProtocol):
         if row.links is not None:
             links = parameters[row.links]
             await self._gate.check_links([links] if isinstance(links, str) else links)
-        elif row.needs is not None and row.about is not None and not row.checks_values:
+        if row.needs is not None and row.about is not None and not row.checks_values:
             await self._gate.check_needs(parameters[row.about], row)
 
     async def _reply(

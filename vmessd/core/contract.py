@@ -52,7 +52,7 @@ class Method:
     """The state that the VM must be in; for a link, the VM whose TAP it is. The server checks it before the
     method runs, and the VM checks it again in its turn, because it may have changed in between."""
     checks_values: bool = False
-    """Wrong values are reported before a wrong state, so only the VM itself checks the state."""
+    """Wrong values are reported before a wrong state, so what carries out the method checks both."""
     instead: str = ""
     """The hint of the refusal: a command that works in this state; `{vm}` stands for the VM."""
     stops: bool = False
@@ -109,9 +109,9 @@ def _net(
     about: str | None,
     effect: Effect = Effect.changes,
     links: str | None = None,
-    needs: Needs | None = None,
+    **more: Any,
 ) -> Method:
-    return Method(effect, Cost.change, about, links=links, needs=needs)
+    return Method(effect, Cost.change, about, links=links, **more)
 
 
 _TAKE_OUT = "take it out of the cluster first: pcs resource delete {resource}; vmess {vm} cluster off"
@@ -141,16 +141,16 @@ METHODS: Mapping[str, Method] = {
     "Why": _look("vm"),
     "Make": Method(Effect.changes, Cost.change, "vm"),
     "Set": _vm(),
-    "Bring": _vm(cost=Cost.follow, takes="image"),
-    "PutOn": _vm(takes="image"),
-    "PutOnImage": _vm(),
-    "DeleteDisk": _vm(Effect.ends),
+    "Bring": _vm(cost=Cost.follow, needs=Needs.off, takes="image"),
+    "PutOn": _vm(needs=Needs.off, takes="image"),
+    "PutOnImage": _vm(needs=Needs.off),
+    "DeleteDisk": _vm(Effect.ends, needs=Needs.off),
     "Share": _vm(),
     "Clone": _vm(cost=Cost.follow),
     "Snapshots": _look("vm"),
     "NewerSnapshots": _look("vm"),
     "TakeSnapshot": _vm(),
-    "RevertSnapshot": _vm(Effect.ends),
+    "RevertSnapshot": _vm(Effect.ends, needs=Needs.off),
     "DeleteSnapshot": _vm(Effect.ends, cost=Cost.follow),
     "Remove": _vm(Effect.ends, needs=Needs.off, owned=_TAKE_OUT),
     "Rename": _vm(Effect.ends, needs=Needs.off, owned=_TAKE_OUT),
@@ -203,7 +203,7 @@ METHODS: Mapping[str, Method] = {
     "NetNat": _net("bridge"),
     "NetPeers": _net("bridge", links="interface"),
     "NetAdd": _net("interface", links="interface"),
-    "NetDelete": _net("interface", Effect.ends, links="interface", needs=Needs.off),
+    "NetDelete": _net("interface", Effect.ends, links="interface", needs=Needs.off, checks_values=True),
     "NetIgnore": _net("name"),
     "NetPrune": _net(None, Effect.ends),
 }

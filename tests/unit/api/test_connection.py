@@ -289,11 +289,20 @@ async def test_a_locked_vm_refuses_before_anything_is_begun() -> None:
         assert made.supervisor.seen == []
 
 
-@pytest.mark.parametrize("name", ["Suspend", "Resume", "Reset", "Screenshot", "Console", "Remove"])
-async def test_a_vm_in_another_state_refuses_before_anything_is_begun(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        *((name, {}) for name in ("Suspend", "Resume", "Reset", "Screenshot", "Remove")),
+        ("Console", {"steal": False}),
+        ("PutOnImage", {"slot": "hda", "name": "debian"}),
+        ("DeleteDisk", {"slot": "hda"}),
+        ("RevertSnapshot", {"name": "before"}),
+    ],
+)
+async def test_a_vm_in_another_state_refuses_before_anything_is_begun(name: str, more: dict[str, Any]) -> None:
     assert METHODS[name].needs is not None
     async with bench() as made:
-        made.send(name, vm="off0", **({"steal": False} if name == "Console" else {}))
+        made.send(name, vm="off0", **more)
         assert (await made.receive())["error"] == f"{INTERFACE}.NotRunning"
         assert made.supervisor.seen == []
 
