@@ -48,6 +48,19 @@ def test_a_directory_is_shared_from_the_next_start(daemon: Daemon, tmp_path: Pat
     assert "fsdev" not in commands(daemon)
 
 
+def test_two_shares_stay_two_whatever_their_directories_are_called(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.make("newvm0")
+    for tag, name in (("src", "a; b"), ("other", "c")):
+        (tmp_path / name).mkdir()
+        daemon.done("newvm", "share", "add", tag, tmp_path / name)
+    lines = [f"src '{tmp_path}/a; b'", f"other {tmp_path}/c"]
+    assert daemon.done("newvm", "share").splitlines() == lines
+    assert json.loads(daemon.done("newvm", "share", "--json"))["shares"] == lines
+    assert f"SHARES: {'; '.join(lines)}\n" in daemon.done("newvm", "info")
+    said = daemon.vmessctl("newvm", "export", "--format", "libvirt", "-")
+    assert "shares, which are directories of this host: src, other" in said.stderr, said
+
+
 def test_what_cannot_be_shared_is_said(daemon: Daemon, tmp_path: Path) -> None:
     directory = daemon.make("newvm0")
     (tmp_path / "src").mkdir()

@@ -48,7 +48,7 @@ def _list(invocation: Invocation) -> int:
     def work(client: Client, vm: str) -> int:
         info = client.call("Info", vm=vm)["info"]
         found = [value for value in info["settings"] if value["name"] == SHARES]
-        lines = [line for value in found for line in value["value"].split("; ") if line]
+        lines = [line for value in found for line in value["value"].splitlines() if line]
         emit(invocation, {"shares": lines}, vm)
         if verbs.JSON.flag not in invocation.options:
             for line in lines or ["none"]:

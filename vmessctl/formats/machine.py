@@ -358,7 +358,7 @@ def _left_behind(machine: Machine) -> list[str]:
         tags = ", ".join(line.split()[0] for line in settings[SHARES].splitlines() if line.strip())
         found.append(f"not carried over: shares, which are directories of this host: {tags}")
     found += [
-        f"not carried over: {BY_FILE[file].verb or file} {text}"
+        f"not carried over: {BY_FILE[file].verb or file} {'; '.join(text.splitlines())}"
         for file, text in settings.items()
         if file in BY_FILE and file not in _CARRIED
     ]

@@ -227,16 +227,21 @@ def _setting(file: str, value: Reply | None, change: Reply | None, vm: Reply) ->
     """Return a setting; empty if it is not set."""
     if value is None and change is None:
         return ""
-    stored = "default" if value is None else printable(value["value"]) or "(empty)"
+    stored = "default" if value is None else _one_line(value["value"])
     if value is not None and value.get("problem"):
         stored = phrases.command(printable(value["problem"])).removeprefix(f"{file} ")
     effective = vm.get("cpu") if file == CPU else None
     if change is None:
         more = f" ({printable(effective)}, {vm['accel']})" if effective and effective != stored else ""
         return f"{file}: {stored}{more}"
-    now = "default" if change["now"] is None else printable(change["now"]) or "(empty)"
+    now = "default" if change["now"] is None else _one_line(change["now"])
     more = f"{printable(effective)}, {vm['accel']}; " if effective and effective != now else ""
     return f"{file}: {now} ({more}after restart: {stored})"
+
+
+def _one_line(value: str) -> str:
+    """Return the value of a setting, which may have several lines."""
+    return "; ".join(map(printable, value.splitlines())) or "(empty)"
 
 
 def nic(reply: Reply) -> str:

@@ -6,7 +6,7 @@ module imports little, because the client imports it at every start. A second ta
 
 from __future__ import annotations
 
-from vmessd.core.errors import InvalidValue, quoted
+from vmessd.core.errors import InvalidValue, printable, quoted
 from vmessd.core.names import CDROM, DISKS
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.quantities import GRACE_MAX, UNITS, integer, size, size_text, within
@@ -613,6 +613,11 @@ SETTINGS: tuple[Setting, ...] = (
 BY_FILE = {setting.file: setting for setting in SETTINGS}
 OF_NEW_VM = {CPU: "best"}
 """Values of a new VM, by file name. Directories that come from elsewhere are not changed."""
+
+
+def as_told(file: str, text: str) -> str:
+    """Return the text of a setting as clients get it: a line for each line of a file that has several."""
+    return "\n".join(map(printable, text.splitlines())) if file in (SHARES, IMPAIRMENTS) else printable(text)
 
 
 def by_name(name: str) -> Setting | None:

@@ -16,7 +16,7 @@ from vmessd.core.lifecycle import OFF, Policy
 from vmessd.core.models.vms import Drive, Pending, Value, VMInfo
 from vmessd.core.models.wires import Reach, VMAddress, VMNic
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import AUTOSTART, BY_FILE, IMPAIRMENTS, LOCK, RESTART, SHARES, Setting
+from vmessd.core.settings import AUTOSTART, BY_FILE, LOCK, RESTART, Setting, as_told
 from vmessd.core.startup import STARTUP
 from vmessd.core.wires import Wire
 from vmessd.devices.network_interfaces import NetworkInterfaces
@@ -329,8 +329,7 @@ def _settings(directory: VMDirectory) -> list[Value]:
                 values.append(Value(file, why if file == LOCK else "", why))
             continue
         if text is not None:
-            shown = "; ".join(text.splitlines()) if file in (SHARES, IMPAIRMENTS) else text
-            values.append(Value(file, printable(shown), _objection(directory, BY_FILE[file], text)))
+            values.append(Value(file, as_told(file, text), _objection(directory, BY_FILE[file], text)))
     return values
 
 
@@ -338,7 +337,8 @@ def _with_failure(value: Value, failed: Mapping[str, str]) -> Value:
     """Return a setting with what has failed since the start, by the file of the setting."""
     if value.problem or value.name not in failed:
         return value
-    return Value(value.name, value.value, f"{value.value}: {failed[value.name]}")
+    shown = "; ".join(value.value.splitlines())
+    return Value(value.name, value.value, f"{shown}: {failed[value.name]}")
 
 
 def _objection(directory: VMDirectory, setting: Setting, text: str) -> str | None:

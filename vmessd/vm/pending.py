@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vmessd.core.cloud_init import MEDIUM
-from vmessd.core.errors import BadFile, InvalidValue, printable
+from vmessd.core.errors import BadFile, InvalidValue
 from vmessd.core.models.vms import Pending
 from vmessd.core.names import CDROM
 from vmessd.core.quantities import size_text
 from vmessd.core.records import RunRecord
-from vmessd.core.settings import BOOT_ONCE, BY_FILE, SETTINGS
+from vmessd.core.settings import BOOT_ONCE, BY_FILE, SETTINGS, as_told
 from vmessd.core.startup import CONFIGURATION
 from vmessd.qemu import command_line
 from vmessd.storage import cloud_init, startup
@@ -88,7 +88,7 @@ def changes(
             if name not in others:
                 continue
             later = f"{later}, another file"
-        found.append(Pending(name, *(None if text is None else printable(text) for text in (now, later))))
+        found.append(Pending(name, *(None if text is None else as_told(name, text) for text in (now, later))))
     return found
 
 

@@ -41,6 +41,7 @@ def test_hardware_is_what_a_start_would_use(tmp_path: Path) -> None:
         ({"RAM": "1G"}, {"RAM": "banana"}, [Pending("RAM", "1G", "banana")]),
         ({"RAM": "1G"}, {}, [Pending("RAM", "1G", None)]),
         ({}, {"EXARGS": "-m\x1b"}, [Pending("EXARGS", None, "-m\\x1b")]),
+        ({}, {"SHARES": "a /\x1b\nb /b"}, [Pending("SHARES", None, "a /\\x1b\nb /b")]),
         (
             {"hda": "1G", "hdb": "1G"},
             {"SMP": "2", "hda": "2G"},

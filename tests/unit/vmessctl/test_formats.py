@@ -114,6 +114,14 @@ def test_a_startup_configuration_stays_here_and_is_said_once(way: str) -> None:
     assert [line for line in found.lost if "carried" in line] == [f"not carried over: STARTUP {way}"]
 
 
+def test_of_several_shares_and_impairments_each_is_said() -> None:
+    found = machine.of(
+        info({"SHARES": "src '/srv/a; b'\nother /srv/c ro", "IMPAIRMENTS": "0 in loss 1%\n1 flap 5s/1s"})
+    )
+    assert "not carried over: shares, which are directories of this host: src, other" in found.lost
+    assert "not carried over: IMPAIRMENTS 0 in loss 1%; 1 flap 5s/1s" in found.lost
+
+
 def test_what_libvirt_gets_is_what_qemu_gets() -> None:
     text, remarks = libvirt.rendered(machine.of(RICH))
     root = ET.fromstring(text)  # noqa: S314 -- it is ours

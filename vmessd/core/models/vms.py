@@ -121,6 +121,7 @@ class Value:
 
     name: str
     value: str
+    """Of shares and impairments, a line for each."""
     problem: str | None = None
     """Why the value is invalid, or what has failed of that which it asks for."""
 
