@@ -120,8 +120,8 @@ def in_turn(daemons: dict[str, Daemon], measure: Callable[[str, Daemon], None], 
             measure(which, daemon)
 
 
-def beside(scratch: pathlib.Path, before: pathlib.Path, runs: int, as_json: bool) -> None:
-    """Compare this checkout with another, and print the outcome."""
+def beside(scratch: pathlib.Path, before: pathlib.Path, runs: int, as_json: bool) -> bool:
+    """Compare this checkout with another, and print the outcome; return whether all bounds hold."""
     daemons: dict[str, Daemon] = {}
     comparison = Comparison(daemons)
     try:
@@ -137,10 +137,22 @@ def beside(scratch: pathlib.Path, before: pathlib.Path, runs: int, as_json: bool
     finally:
         for daemon in daemons.values():
             daemon.close()
+    rows = comparison.judged()
+    show(rows, as_json)
+    return all_hold(rows)
+
+
+def all_hold(rows: list[dict[str, Any]]) -> bool:
+    """Tell whether no bound is exceeded."""
+    return all(row["holds"] is not False for row in rows)
+
+
+def show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print what was judged."""
     if as_json:
-        print(json.dumps(comparison.judged(), indent=1))
+        print(json.dumps(rows, indent=1))
         return
-    for row in comparison.judged():
+    for row in rows:
         figures = [
             f"{row[which]['median']:.1f} ({row[which]['least']:.1f} to {row[which]['most']:.1f})"
             for which in ("before", "now")
