@@ -39,6 +39,9 @@ def program(path: Path, *lines: str) -> str:
 # The guest
 
 
+LATE = kvm.Failure("a test guest did not end within 0.5 s", is_late=True)
+
+
 def test_the_guest_runs_to_its_end_where_the_processor_works() -> None:
     begun = time.monotonic()
     assert kvm.run_guest(QEMU, accel="tcg", deadline=30) is None
@@ -48,7 +51,7 @@ def test_the_guest_runs_to_its_end_where_the_processor_works() -> None:
 
 def test_a_guest_whose_code_is_wrong_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "rom", lambda: b"\xf4" * 0x10000)  # it only halts
-    assert kvm.run_guest(QEMU, accel="tcg", deadline=0.5) == "a test guest did not end within 0.5 s"
+    assert kvm.run_guest(QEMU, accel="tcg", deadline=0.5) == LATE
 
 
 @pytest.mark.parametrize(
@@ -63,8 +66,9 @@ def test_a_guest_whose_code_is_wrong_does_not_pass(monkeypatch: pytest.MonkeyPat
 def test_a_qemu_that_gives_up_is_quoted(lines: list[str], expected: str, tmp_path: Path) -> None:
     said = kvm.run_guest(program(tmp_path / "qemu", *lines))
     assert said is not None
-    assert said.startswith(f"a test guest did not run: {expected}")
-    assert len(said) < 2000
+    assert not said.is_late
+    assert said.why.startswith(f"a test guest did not run: {expected}")
+    assert len(said.why) < 2000
 
 
 @pytest.mark.parametrize("has_timeout", [True, False])
@@ -73,7 +77,7 @@ def test_a_qemu_that_hangs_is_ended(has_timeout: bool, tmp_path: Path, monkeypat
         monkeypatch.setattr(shutil, "which", lambda _program, path: None)
     hanging = program(tmp_path / "qemu", f"echo $$ > {tmp_path}/pid", "trap '' TERM", "exec sleep 60")
     begun = time.monotonic()
-    assert kvm.run_guest(hanging, deadline=0.5) == "a test guest did not end within 0.5 s"
+    assert kvm.run_guest(hanging, deadline=0.5) == LATE
     assert time.monotonic() - begun < 20
     pid = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 10

@@ -400,7 +400,7 @@ def test_what_runs_already_is_the_answer_while_kvm_was_not_tried(monkeypatch: py
     host = Host("qemu")
     assert [host.accelerator("auto", running) for running in ("kvm", "tcg", None)] == ["kvm", "tcg", "kvm"]
     assert host.accelerator("kvm", "tcg") == "kvm"  # this was changed since the start
-    monkeypatch.setattr(kvm, "run_guest", lambda *_, **__: "broken")
+    monkeypatch.setattr(kvm, "run_guest", lambda *_, **__: kvm.Failure("broken"))
     host.probe_kvm("kvm")
     assert host.accelerator("auto", "kvm") == "kvm"  # not tried for a VM that does not ask
     host.probe_kvm(None)

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vmessd.core.errors import StartFailed, VmessError, printable, quoted, reason
 from vmessd.core.models.progress import WithoutKvm
@@ -56,6 +57,14 @@ _ROM_SIZE, _RESET = 0x10000, 0xFFF0
 _ROM_FD = 3
 
 
+class Failure(NamedTuple):
+    """Why the guest did not run to its end."""
+
+    why: str
+    is_late: bool = False
+    """It did not end in time, which may be the fault of a slow disk."""
+
+
 def rom() -> bytes:
     """Return the firmware: the code at its beginning, and a jump there at the reset vector."""
     return (_CODE.ljust(_RESET, b"\xf4") + bytes.fromhex("ea000000f0")).ljust(_ROM_SIZE, b"\0")
@@ -86,7 +95,7 @@ def _is_denied() -> bool:
 
 def run_guest(
     qemu: str, entry: Sequence[str] = (), accel: str = "kvm", deadline: float = DEADLINES[0]
-) -> str | None:
+) -> Failure | None:
     """Run the guest; return why it did not run to its end, or None if it did. Blocks up to `deadline` seconds.
 
     `entry` switches to the user that QEMU runs as. timeout(1) ends a QEMU that hangs, even if this process is
@@ -115,12 +124,8 @@ def run_guest(
                 hint="to choose another: vmessd --qemu",
             )
         if late or status in (-signal.SIGKILL, 128 + signal.SIGKILL):  # timeout(1) sends itself the signal
-            return _late(deadline)
-        return f"a test guest did not run: {_words(output) or f'QEMU ended with status {status}'}"
-
-
-def _late(deadline: float) -> str:
-    return f"a test guest did not end within {deadline:g} s"
+            return Failure(f"a test guest did not end within {deadline:g} s", is_late=True)
+        return Failure(f"a test guest did not run: {_words(output) or f'QEMU ended with status {status}'}")
 
 
 def _memory(stack: contextlib.ExitStack, name: str) -> int:
@@ -175,9 +180,9 @@ class Kvm:
                     failure = None
                     for deadline in DEADLINES:
                         failure = run_guest(qemu, entry, deadline=deadline)
-                        if failure != _late(deadline):
+                        if failure is None or not failure.is_late:
                             break
-                    self._failure = failure and f"{DEVICE} opens, but KVM does not work: {failure}"
+                    self._failure = failure and f"{DEVICE} opens, but KVM does not work: {failure.why}"
                     self._is_probed = True
             trouble = self.trouble()
             if trouble is not None and trouble != self._said:
