@@ -37,8 +37,8 @@ NAME_MAX = 40
 CHANGED = "REMOTE HOST IDENTIFICATION HAS CHANGED"
 UNKNOWN = "Host key verification failed"
 DENIED = "Permission denied"
-"""What ssh(1) says if a host key has changed or was never seen, and if a login is refused. It has
-nothing but sentences, which are the same in all languages."""
+"""What ssh(1) says if a host key has changed or was never seen, and if a login is refused; seen in OpenSSH 9.2.
+It has nothing but sentences, which are the same in all languages."""
 
 
 class Seat(PlainRecord):

@@ -209,7 +209,7 @@ def read_facts(files: VMDirectory, *, runs: bool) -> Facts:
         wires=values.get("NICS"),
         macs=values.get("MACS") or {},
         locked=LOCK in stamps,
-        owner=owned_by if owned_by != ownership.UNREAD else "",
+        owner=owned_by if owned_by in ownership.OWNERS else "",
         autostart=values.get("AUTOSTART") is not None and not owned_by,
         disk=disk,
         problem=next(iter(problems), None),
