@@ -107,7 +107,7 @@ def test_nonsense_in_a_file_is_noted(daemon: Daemon) -> None:
     objection = "'banana\\x1b[2J' is not a size from 1M to 16T"
     assert row(daemon, A, "note").startswith(f"RAM {objection}")
     assert daemon.vmessctl(A, "status").stdout.startswith(f"{A}: stopped (RAM {objection}")
-    assert f"\nRAM: {objection}" in daemon.vmessctl(A, "info").stdout
+    assert f"\nRAM {objection}" in daemon.vmessctl(A, "info").stdout
     (directory / "RAM").write_text("16M")
     (directory / f"{A}-cdrom.iso").symlink_to("/nonexistent.iso")
     assert f"{A}-cdrom.iso" in row(daemon, A, "note")
@@ -125,9 +125,7 @@ def test_a_setting_of_a_megabyte_is_one_clear_line_wherever_it_is_shown(daemon: 
         result = daemon.vmessctl(A, verb)
         said = f"{result.stdout}{result.stderr}"
         assert (result.returncode, len(said) < 2000) == (status, True), verb
-        assert any(f"RAM {objection}" in line or f"RAM: {objection}" in line for line in said.splitlines()), (
-            verb
-        )
+        assert any(f"RAM {objection}" in line for line in said.splitlines()), verb
     assert row(daemon, A, "memory,note") == f"- RAM {objection}"
     assert json.loads(daemon.vmessctl(A, "status", "--json").stdout)["status"]["problem"] == f"RAM {objection}"
     assert daemon.vmessctl(A, "ram", "16M").returncode == 0

@@ -493,9 +493,11 @@ def test_c19_words_that_qemu_would_obey_are_plain_file_names(daemon: Daemon) -> 
             with connected(daemon) as client, pytest.raises(InvalidValue, match="is not an absolute path"):
                 client.call("Set", vm=A, setting="cdrom", value=word)
             assert not os.path.lexists(link)
-            for name in (f"{A}-hda.img", f"{A}-cdrom.iso"):
+            for slot, name in (("hda", f"{A}-hda.img"), ("cdrom", f"{A}-cdrom.iso")):
                 (directory / name).symlink_to(word)
                 assert "is a link to " in refused(daemon, A, "start", status=1)
+                assert f"{name} is a link to " in daemon.vmessctl(A, slot).stderr
+                assert not daemon.vmessctl(A, "hdb").stderr
                 (directory / name).unlink()
         for word in words[:3]:
             named = daemon.directory / word.replace("/", "_")

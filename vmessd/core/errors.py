@@ -191,6 +191,9 @@ class Stopping(AlreadyRunning):
 class BadFile(Failed):
     """A file in a VM directory is not what it should be."""
 
+    slot: str | None = None
+    """The drive that the file belongs to, as far as that is known."""
+
 
 class StartFailed(Failed):
     """QEMU did not start; the message says why."""

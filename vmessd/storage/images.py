@@ -9,7 +9,7 @@ import dataclasses
 import os
 import re
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -202,9 +202,23 @@ def disks(vm: VMDirectory) -> list[Disk]:
     with vm.opened() as directory:
         with failing(f"{vm} cannot be read"):
             there = {names.drive_of(vm.vm, file) for file in os.listdir(directory)}
-        found = [_disk(vm, directory, slot) for slot in names.DISKS if slot in there]
-        found.append(_drive(vm, directory, names.CDROM, names.cdrom_file(vm.vm)))
+        found = []
+        for slot in (slot for slot in names.DISKS if slot in there):
+            with _about(slot):
+                found.append(_disk(vm, directory, slot))
+        with _about(names.CDROM):
+            found.append(_drive(vm, directory, names.CDROM, names.cdrom_file(vm.vm)))
     return [disk for disk in found if disk is not None]
+
+
+@contextlib.contextmanager
+def _about(slot: str) -> Iterator[None]:
+    """Note in a BadFile which drive it is about."""
+    try:
+        yield
+    except BadFile as error:
+        error.slot = slot
+        raise
 
 
 def _disk(vm: VMDirectory, directory: int, slot: str) -> Disk | None:
@@ -238,17 +252,22 @@ def check(vm: VMDirectory, found: Sequence[Disk], raw: Collection[str]) -> None:
     _check_names(vm)
     tops = {disk.identity: disk.slot for disk in found}
     for disk in found:
-        if disk.format == "raw":
-            _check_format(disk, raw)
-        for base in disk.bases:
-            if base.identity in tops:
-                raise BadFile(
-                    f"{printable(base.path)} is a base, and {tops[base.identity]} of the same VM writes to it",
-                    hint="make a copy of it the base",
-                )
-            if base.format == "raw" and disk.slot not in raw:
-                _check_base(base)
-        backing.check_unchanged(vm, disk.slot, disk.identity, disk.bases)
+        with _about(disk.slot):
+            _check_disk(vm, disk, raw, tops)
+
+
+def _check_disk(vm: VMDirectory, disk: Disk, raw: Collection[str], tops: Mapping[Identity, str]) -> None:
+    if disk.format == "raw":
+        _check_format(disk, raw)
+    for base in disk.bases:
+        if base.identity in tops:
+            raise BadFile(
+                f"{printable(base.path)} is a base, and {tops[base.identity]} of the same VM writes to it",
+                hint="make a copy of it the base",
+            )
+        if base.format == "raw" and disk.slot not in raw:
+            _check_base(base)
+    backing.check_unchanged(vm, disk.slot, disk.identity, disk.bases)
 
 
 def _check_base(base: Base) -> None:

@@ -51,6 +51,8 @@ class _Seen(NamedTuple):
     """The command line that a start would use."""
     problem: str | None
     """Why there is none: the error of a start."""
+    problem_drive: str | None
+    """The drive that the error is about."""
     settings: list[Value]
     disks: list[Disk]
     kvm: str | None
@@ -136,6 +138,7 @@ class Details:
             pending=seen.pending,
             cloud_init=seen.cloud_init,
             startup=await self._startup_in_words(machine, seen.startup),
+            problem_drive=seen.problem_drive,
         )
 
     async def _startup_in_words(self, machine: Machine, given: Given | None) -> str | None:
@@ -217,7 +220,7 @@ class Details:
         """Read the files of a VM, and build the command line of a start or the error of one; blocks."""
         host = self._supervisor.host
         planned: list[str] = []
-        problem = kvm = None
+        problem = problem_drive = kvm = None
         try:
             if record is None:
                 display, running = host.displays.would_be(directory.vm, names.display(directory.vm)), None
@@ -228,6 +231,7 @@ class Details:
             planned = command_line.build(spec, host.qemu)
         except VmessError as error:
             problem = error.message
+            problem_drive = error.slot if isinstance(error, BadFile) else None
         disks = _disks(directory)
         changes = None
         if record is not None and record.hardware is not None:
@@ -236,6 +240,7 @@ class Details:
         return _Seen(
             planned,
             problem,
+            problem_drive,
             _settings(directory),
             disks,
             kvm,
@@ -338,7 +343,7 @@ def _with_failure(value: Value, failed: Mapping[str, str]) -> Value:
     if value.problem or value.name not in failed:
         return value
     shown = "; ".join(value.value.splitlines())
-    return Value(value.name, value.value, f"{shown}: {failed[value.name]}")
+    return Value(value.name, value.value, f"{value.name} {shown}: {failed[value.name]}")
 
 
 def _objection(directory: VMDirectory, setting: Setting, text: str) -> str | None:

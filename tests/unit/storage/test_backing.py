@@ -47,6 +47,7 @@ def chained(vm: VMDirectory, shelf: Path) -> VMDirectory:
 def refusal(vm: VMDirectory) -> BadFile:
     with pytest.raises(BadFile) as caught:
         images.check(vm, disks(vm), ())
+    assert caught.value.slot == "hda"
     assert str(vm.path) in caught.value.message or caught.value.message.startswith("a base of")
     return caught.value
 

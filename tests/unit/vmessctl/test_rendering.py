@@ -242,12 +242,12 @@ def value(name: str, text: str, problem: str | None = None) -> dict[str, Any]:
         ([value("RAM", "1G")], [], [change("RAM", "64M", "1G")], ["RAM: 64M (after restart: 1G)"]),
         ([], [], [change("RAM", "64M", None)], ["RAM: 64M (after restart: default)"]),
         ([value("SMP", "2")], [], [change("SMP", None, "2")], ["SMP: default (after restart: 2)"]),
-        ([value("RAM", "b", "RAM 'b' is not a size")], [], [], ["RAM: 'b' is not a size"]),
+        ([value("RAM", "b", "RAM 'b' is not a size")], [], [], ["RAM 'b' is not a size"]),
         (
             [value("RAM", "b", "RAM 'b' is not a size")],
             [],
             [change("RAM", "64M", "b")],
-            ["RAM: 64M (after restart: 'b' is not a size)"],
+            ["RAM: 64M (after restart: RAM 'b' is not a size)"],
         ),
         (
             [value("CPU", "qemu64")],
@@ -278,7 +278,7 @@ def test_info_tells_what_is_in_force_and_what_waits(
     assert any("other settings" in line for line in told) is (not pending)
 
 
-FIFO = "/v/newvm0/newvm0-cdrom.iso is a FIFO\x1b"
+FIFO = {"problem": "/v/newvm0/newvm0-cdrom.iso is a FIFO\x1b", "problem_drive": "cdrom"}
 
 
 @pytest.mark.parametrize(
@@ -288,9 +288,10 @@ FIFO = "/v/newvm0/newvm0-cdrom.iso is a FIFO\x1b"
         ("RAM", {"pending": [change("RAM", "1G", None)]}, ["until its next start, it runs with 1G"]),
         ("hda", {"pending": [change("hda", "1G", None)]}, ["until its next start, it runs with 1G"]),
         ("hda", {"pending": [change("hda", None, "1G")]}, ["until its next start, it runs without it"]),
-        ("cdrom", {"problem": FIFO}, ["/v/newvm0/newvm0-cdrom.iso is a FIFO\\x1b"]),
-        ("hda", {"problem": FIFO}, []),
-        ("RAM", {"problem": FIFO}, []),
+        ("cdrom", FIFO, ["/v/newvm0/newvm0-cdrom.iso is a FIFO\\x1b"]),
+        ("hda", FIFO, []),
+        ("RAM", FIFO, []),
+        ("cdrom", {**FIFO, "problem_drive": None}, []),
     ],
 )
 def test_a_value_is_followed_by_what_is_wrong_and_what_is_in_force(

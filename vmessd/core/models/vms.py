@@ -168,6 +168,8 @@ class VMInfo:
     """The id of what cloud-init finds at the next start; null if that is nothing."""
     startup: str | None = None
     """The startup configuration in words: its size, a digest, and what became of it if it is typed; or null."""
+    problem_drive: str | None = None
+    """The slot of the drive that `problem` is about, if it is about one."""
 
 
 @dataclass(frozen=True)
