@@ -107,7 +107,7 @@ def test_nonsense_in_a_file_is_noted(daemon: Daemon) -> None:
     objection = "'banana\\x1b[2J' is not a size from 1M to 16T"
     assert row(daemon, A, "note").startswith(f"RAM {objection}")
     assert daemon.vmessctl(A, "status").stdout.startswith(f"{A}: stopped (RAM {objection}")
-    assert f"\nRAM {objection}" in daemon.vmessctl(A, "info").stdout
+    assert f"\nRAM: {objection}" in daemon.vmessctl(A, "info").stdout
     (directory / "RAM").write_text("16M")
     (directory / f"{A}-cdrom.iso").symlink_to("/nonexistent.iso")
     assert f"{A}-cdrom.iso" in row(daemon, A, "note")

@@ -67,7 +67,8 @@ def _check(invocation: Invocation, info: Reply) -> int:
     emit(invocation, {"owned": _owner(info) is not None, "masters": masters, "remarks": remarks}, vm)
     if wrong := next((value["problem"] for value in info["settings"] if value["name"] == OWNER), None):
         raise Failed(
-            f"VM {vm}: {printable(wrong)}", hint=f"{PROGRAM} {vm} cluster off; {PROGRAM} {vm} cluster on"
+            f"VM {vm}: {OWNER} {printable(wrong)}",
+            hint=f"{PROGRAM} {vm} cluster off; {PROGRAM} {vm} cluster on",
         )
     if _owner(info) is None:
         raise ownership.missing(vm, ownership.PACEMAKER)

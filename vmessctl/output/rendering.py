@@ -184,7 +184,8 @@ def setting_value(vm: Reply, file: str) -> str | None:
 
 def remarks_on(vm: Reply, name: str) -> list[str]:
     """Return what is wrong with the value of a setting or drive, and what is in force instead."""
-    wrong = [value.get("problem") for value in vm["settings"] if value["name"] == name]
+    problems = {value["name"]: value.get("problem") for value in vm["settings"]}
+    wrong = [f"{name} {problems[name]}" if problems.get(name) else None]
     if name == vm.get("problem_drive"):
         wrong.append(vm["problem"])
     remarks = [phrases.command(printable(problem)) for problem in wrong if problem]
@@ -229,8 +230,6 @@ def _setting(file: str, value: Reply | None, change: Reply | None, vm: Reply) ->
     stored = "default" if value is None else _one_line(value["value"])
     if value is not None and value.get("problem"):
         stored = phrases.command(printable(value["problem"]))
-        if change is None:
-            return stored
     effective = vm.get("cpu") if file == CPU else None
     if change is None:
         more = f" ({printable(effective)}, {vm['accel']})" if effective and effective != stored else ""

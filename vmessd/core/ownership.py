@@ -85,6 +85,6 @@ def second_master(vm: str, verb: str) -> Failed:
     return Failed(f"{verb} and a cluster must not both decide when {vm} starts", hint=f"vmess {vm} {verb} none")
 
 
-def idle(owner: str, file: str) -> str:
+def idle(owner: str, setting: str) -> str:
     """Return what is wrong with a setting that has no effect as long as a VM has an owner."""
-    return f"{file} has no effect: {owner} decides when it starts"
+    return f"{setting} has no effect: {owner} decides when it starts"

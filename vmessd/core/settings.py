@@ -184,6 +184,13 @@ class Setting(PlainRecord):
         Raises:
             InvalidValue: the text is invalid; names the file, the text and what would be right.
         """
+        try:
+            return self.read(text)
+        except InvalidValue as error:
+            raise InvalidValue(f"{self.file} {error.message}") from None
+
+    def read(self, text: str) -> Any:
+        """Return the value of a text; raises InvalidValue, in words that follow the name of the file."""
         why = ""
         try:
             return self.parse(text.strip())
@@ -191,7 +198,7 @@ class Setting(PlainRecord):
             why = f" ({error.message})"
         except ValueError:
             pass
-        raise InvalidValue(f"{self.file} {quoted(text.strip())} is not {self.expects}{why}")
+        raise InvalidValue(f"{quoted(text.strip())} is not {self.expects}{why}")
 
 
 def _option_list(pairs: Mapping[str, str]) -> str:

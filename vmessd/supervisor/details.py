@@ -343,18 +343,18 @@ def _with_failure(value: Value, failed: Mapping[str, str]) -> Value:
     if value.problem or value.name not in failed:
         return value
     shown = "; ".join(value.value.splitlines())
-    return Value(value.name, value.value, f"{value.name} {shown}: {failed[value.name]}")
+    return Value(value.name, value.value, f"{shown}: {failed[value.name]}")
 
 
 def _objection(directory: VMDirectory, setting: Setting, text: str) -> str | None:
-    """Return why a text is not a value of a setting, or has no effect; None if neither is so."""
+    """Return why a text is not a value of a setting, or has no effect, in words that follow its name."""
     try:
-        value = setting.value(text)
+        value = setting.read(text)
     except InvalidValue as error:
         return error.message
     starts = setting.file in (AUTOSTART, RESTART) and value not in (None, Policy.no)
     if starts and (decides := owner.decides(directory)):
-        return ownership.idle(decides, f"{setting.file} {text}")
+        return ownership.idle(decides, text)
     return None
 
 

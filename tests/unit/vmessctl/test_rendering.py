@@ -242,12 +242,12 @@ def value(name: str, text: str, problem: str | None = None) -> dict[str, Any]:
         ([value("RAM", "1G")], [], [change("RAM", "64M", "1G")], ["RAM: 64M (after restart: 1G)"]),
         ([], [], [change("RAM", "64M", None)], ["RAM: 64M (after restart: default)"]),
         ([value("SMP", "2")], [], [change("SMP", None, "2")], ["SMP: default (after restart: 2)"]),
-        ([value("RAM", "b", "RAM 'b' is not a size")], [], [], ["RAM 'b' is not a size"]),
+        ([value("RAM", "b", "'b' is not a size")], [], [], ["RAM: 'b' is not a size"]),
         (
-            [value("RAM", "b", "RAM 'b' is not a size")],
+            [value("RAM", "b", "'b' is not a size")],
             [],
             [change("RAM", "64M", "b")],
-            ["RAM: 64M (after restart: RAM 'b' is not a size)"],
+            ["RAM: 64M (after restart: 'b' is not a size)"],
         ),
         (
             [value("CPU", "qemu64")],

@@ -123,7 +123,7 @@ class Value:
     value: str
     """Of shares and impairments, a line for each."""
     problem: str | None = None
-    """Why the value is invalid, or what has failed of that which it asks for."""
+    """Why the value is invalid, or what has failed of that which it asks for, in words that follow the name."""
 
 
 @dataclass(frozen=True)
