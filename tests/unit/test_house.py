@@ -184,6 +184,13 @@ def test_every_floor_is_there(package: str) -> None:
     assert set(FLOORS[package]) <= there
 
 
+def test_the_folders_of_the_unit_tests_are_packages() -> None:
+    tests = {file.parent.relative_to(ROOT / "tests/unit") for file in (ROOT / "tests/unit").rglob("test_*.py")}
+    rooms = {ROOT / place if place.parts[:1] == ("vmessctl",) else ROOT / "vmessd" / place for place in tests}
+    assert rooms <= set(PACKAGES)
+    assert rooms >= {place for place in PACKAGES if place.parent == ROOT / "vmessctl"}
+
+
 def test_imports_point_one_way() -> None:
     own = [(name, to) for name in MODULES for to in arrows(name) if to.startswith(f"{package_of(name)}.")]
     assert [(name, to) for name, to in own if floor(to) > floor(name)] == []
