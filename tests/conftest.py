@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 SUPPORT = Path(__file__).with_name("support")
 pytest.register_assert_rewrite(*(file.stem for file in SUPPORT.glob("*.py")))  # before they are imported
 
-from daemons import FAKE, UNIT, Daemon, Namespace, WiredDaemon, need_wires  # noqa: E402
+from daemons import FAKE, STARTERS, UNIT, Daemon, Namespace, WiredDaemon, need_wires  # noqa: E402
 
 # A test that draws values may take long beside others.
 settings.register_profile("shared processors", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -111,7 +111,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=long)
     for item in items:
         asked_for = set(getattr(item, "fixturenames", ()))
-        if {"daemon", "fake_daemon", "lab", "wired", "make_wired", "shared_wired", "stage"} & asked_for:
+        if STARTERS & asked_for:
             item.add_marker("qemu")
         if config.option.long and "is_long" in asked_for and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(LONG_TIME))

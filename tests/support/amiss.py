@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 from daemons import until
 
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import OFF, State
+from vmessd.storage import safefile
 from vmessd.vm.machine import Machine
 
 
@@ -29,3 +33,16 @@ async def reach(one: Machine, *, on: bool) -> None:
             await until(lambda: one.state in (State.running, State.paused, *OFF))
     assert not on
     assert one.state in OFF
+
+
+def failing(count: int) -> Callable[[Path], None]:
+    """Return a way to empty a directory that fails so many times."""
+    left = [OSError(errno.EIO, os.strerror(errno.EIO))] * count
+    works = safefile.empty
+
+    def empty(path: Path) -> None:
+        if left:
+            raise left.pop()
+        works(path)
+
+    return empty

@@ -64,6 +64,10 @@ FORKED = {CLIENT: "vmess", AS_VMESSCTL: "vmessctl"}
 """By the command of the client: the name by which it is called."""
 
 
+STARTERS = {"daemon", "fake_daemon", "lab", "wired", "make_wired", "shared_wired", "stage"}
+"""The fixtures that start daemons, or machines with one."""
+
+
 def unit_of(text: str) -> float:
     """Return what VMESS_TEST_UNIT says."""
     with contextlib.suppress(ValueError):

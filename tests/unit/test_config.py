@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import pwd
-import re
 import socket
 import subprocess
 import sys
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import forkserver
 import pytest
-from daemons import TESTS, Daemon
+from daemons import TESTS
 
-from vmessctl.client import Client
 from vmessd import __version__, config, log
 from vmessd.config import ACCELERATORS, OPTIONS, Config, Option, read
-from vmessd.core.errors import InvalidValue, VmessError
+from vmessd.core.errors import InvalidValue
 from vmessd.qemu import kvm
 from vmessd.vm.host import Host
 
@@ -499,32 +497,6 @@ def test_debugging_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
         logging.getLogger("asyncvarlink").setLevel(varlink)
     assert stream.getvalue().endswith(" hello\n")
     assert stream.getvalue().count("\n") == 1
-
-
-@pytest.mark.qemu
-def test_c36_nothing_a_client_or_qemu_says_makes_a_line_of_its_own(daemon: Daemon) -> None:
-    (daemon.root / "newvm0").mkdir()
-    (daemon.root / "newvm0" / "EXARGS").write_text("'-foo\n<0>evil\x1b[31m'\n")
-    client = Client([str(daemon.socket)])
-    for call in (
-        {"method": "Make", "vm": "a\n<0>evil\x1b[31m"},
-        {"method": "Set", "vm": "newvm0", "setting": "x\n<0>evil", "value": "\x1b[31m\n<0>evil"},
-    ):
-        method = call.pop("method")
-        with pytest.raises(VmessError) as caught:
-            client.call(method, **call)
-        assert caught.value.message.isprintable()
-    client.close()
-    result = daemon.vmess("newvm", "start")
-    assert result.returncode == 1
-    complaint, hint = result.stderr.splitlines()
-    assert "evil" in complaint
-    assert hint.startswith("  hint: ")
-    assert "\x1b" not in result.stderr + daemon.vmess("newvm").stdout
-    lines = daemon.log.read_text().split("\n")[:-1]
-    assert [line for line in lines if not re.match("20[0-9: -]{17} ", line) or not line.isprintable()] == []
-    assert len([line for line in lines if "evil" in line]) >= 3
-    assert not [line for line in lines if line.startswith("<0>")]
 
 
 def test_the_reference_has_every_setting_of_the_daemon_with_its_defaults() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
+from daemons import STARTERS
 
 pytestmark = pytest.mark.xdist_group("house")  # so that one process parses the modules
 
@@ -189,6 +190,26 @@ def test_the_folders_of_the_unit_tests_are_packages() -> None:
     rooms = {ROOT / place if place.parts[:1] == ("vmessctl",) else ROOT / "vmessd" / place for place in tests}
     assert rooms <= set(PACKAGES)
     assert rooms >= {place for place in PACKAGES if place.parent == ROOT / "vmessctl"}
+
+
+def asked_for(tree: ast.Module) -> Iterator[str]:
+    """The fixtures that tests and fixtures of a module ask for, and what it imports that starts daemons."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            marks = " ".join(map(ast.unparse, node.decorator_list))
+            if node.name.startswith("test_") or "fixture" in marks:
+                names = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+                yield from (name for name in names if repr(name) not in marks)  # it is parametrised
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".usefixtures"):
+            yield from (str(ast.literal_eval(argument)) for argument in node.args)
+        elif isinstance(node, ast.ImportFrom) and node.module in ("daemons", "labs", "accounts"):
+            yield from (alias.name for alias in node.names)
+
+
+def test_no_unit_test_starts_a_daemon() -> None:
+    starters = STARTERS | {"Daemon", "WiredDaemon", "Lab", "of_nobody"}
+    for file in (ROOT / "tests/unit").rglob("test_*.py"):
+        assert not starters.intersection(asked_for(ast.parse(file.read_text(encoding="utf-8")))), file
 
 
 def test_imports_point_one_way() -> None:

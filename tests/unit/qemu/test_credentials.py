@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemons import SUPPORT, TESTS, Daemon, own, processes_of, wait_for
+from daemons import TESTS, own, wait_for
 
 from vmessd.core.errors import InvalidValue
 from vmessd.core.records import Moment, RunRecord
@@ -174,42 +173,6 @@ def test_a_daemon_without_privileges_reads_what_qemus_user_writes(public: Path) 
         check=False,
     )
     assert done.stdout == f"state {[daemon.pw_gid, NOBODY.pw_gid]}\n", done.stderr
-
-
-@ROOT_ONLY
-@pytest.mark.qemu
-def test_a_vm_of_a_root_that_is_shared_runs_as_qemus_user_who_owns_nothing(public: Path) -> None:
-    root = shared_root(public, credentials.find("nobody"))
-    daemon = Daemon(public, root)
-    daemon.arguments += ["--qemu-user", "nobody", "--exargs", "no"]
-    try:
-        daemon.start()
-        daemon.done(A, "make")
-        daemon.done(A, "ram", "16M")
-        daemon.done(A, "hda", "1M")
-        listener = subprocess.run(
-            [sys.executable, SUPPORT / "guests.py", "listener"], capture_output=True, timeout=30, check=True
-        )
-        image = root / A / f"{A}-hda.img"
-        with image.open("r+b") as file:
-            file.write(listener.stdout)
-        daemon.done(A, "start")
-        daemon.wait_guest(A, b"Ready")
-        [pid] = processes_of(root)
-        assert os.stat(f"/proc/{pid}").st_uid == NOBODY.pw_uid
-        modes = {file.name: stat.S_IMODE(file.lstat().st_mode) for file in (root / A).iterdir()}
-        assert stat.S_IMODE((root / A).stat().st_mode) == 0o2710
-        assert (modes["RAM"], modes["serial.log"], modes["run.json"]) == (0o640, 0o640, 0o640)
-        assert (modes[image.name], modes["qemu.pid"]) == (0o660, 0o660)
-        assert {file.lstat().st_uid for file in (root / A).iterdir()} == {0}
-        daemon.done(A, "stop")
-        assert not {"qemu.pid", "qmp.sock", "serial.sock", "run.json"} & {f.name for f in (root / A).iterdir()}
-        image.chmod(0o640)
-        refused = daemon.vmess(A, "start").stderr.splitlines()
-        assert f"Could not open '{image}': Permission denied" in refused[0], refused
-        assert refused[1].startswith("  hint: QEMU runs as nobody: it needs read and write access to images, ")
-    finally:
-        daemon.close()
 
 
 @ROOT_ONLY

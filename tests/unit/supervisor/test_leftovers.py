@@ -1,23 +1,16 @@
 """What is left of a VM that is gone: TAPs and files that could not be deleted at once."""
 
-import asyncio
-import errno
-import os
-import shutil
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemons import until
-from labs import Lab
+from amiss import failing
 
-from vmessd.core.errors import AlreadyRunning, Failed, NoSuchVM, NotPermitted, VmessError
+from vmessd.core.errors import AlreadyRunning, Failed, NotPermitted, VmessError
 from vmessd.network.links import Network
 from vmessd.storage import safefile, vmdir
 from vmessd.storage.new_directory import make
 from vmessd.storage.vmdir import VMDirectory
-from vmessd.supervisor import housekeeping, leftovers, registry
+from vmessd.supervisor import leftovers
 from vmessd.supervisor.leftovers import Leftovers
 
 
@@ -40,21 +33,6 @@ def links(monkeypatch: pytest.MonkeyPatch) -> Links:
     """What there is of links; and no pause."""
     monkeypatch.setattr(leftovers, "PAUSE", 0.0)
     return Links()
-
-
-def failing(count: int) -> Callable[[Path], None]:
-    """Return a way to empty a directory that fails so many times."""
-    left = [OSError(errno.EIO, os.strerror(errno.EIO))] * count
-
-    def empty(path: Path) -> None:
-        if left:
-            raise left.pop()
-        safefile_empty(path)
-
-    return empty
-
-
-safefile_empty = safefile.empty
 
 
 def names_in(root: Path) -> list[str]:
@@ -141,60 +119,3 @@ async def test_what_somebody_else_removed_is_gone(tmp_path: Path, links: Links) 
     left.remember(f"{vmdir.REMOVED}old0-0badcafe")
     await left.retry()
     assert left._left == {}
-
-
-@pytest.mark.qemu
-async def test_a_removal_on_a_disk_that_errs_is_finished_by_the_upkeep(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(housekeeping, "EVERY", 0.02)
-    monkeypatch.setattr(leftovers, "PAUSE", 0.02)
-    async with lab.supervisor() as all_vms:
-        await all_vms.new_vms.make("newvm")
-        monkeypatch.setattr(safefile, "empty", failing(1))
-        with pytest.raises(Failed, match="cannot be removed"):
-            await all_vms.remove("newvm")
-        with pytest.raises(NoSuchVM):
-            await all_vms.machine("newvm")
-        await until(lambda: names_in(lab.root) == [])
-
-
-@pytest.mark.qemu
-async def test_a_vm_that_was_not_made_leaves_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "EVERY", 0.02)
-
-    def full(*_: object) -> None:
-        raise Failed("no space")
-
-    async with lab.supervisor() as all_vms:
-        with monkeypatch.context() as patch:
-            patch.setattr(safefile, "write", full)
-            patch.setattr(safefile, "empty", failing(1))
-            with pytest.raises(Failed, match="no space"):
-                await all_vms.new_vms.make("newvm")
-            assert [name.startswith(vmdir.MAKING) for name in names_in(lab.root)] == [True]
-        await until(lambda: names_in(lab.root) == [])
-
-
-@pytest.mark.qemu
-async def test_a_daemon_is_ready_although_a_removal_takes_long(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = threading.Event()
-
-    def slow(path: Path) -> None:
-        answers.wait(20)
-        shutil.rmtree(path)
-        path.mkdir()
-
-    monkeypatch.setattr(registry, "FIND_TIME", 0.1)
-    monkeypatch.setattr(safefile, "empty", slow)
-    lab.make_fake("newvm0", "good")
-    (lab.root / f"{vmdir.REMOVED}old0-0badcafe").mkdir()
-    try:
-        async with asyncio.timeout(5), lab.supervisor() as all_vms:
-            assert [one.vm for one in await all_vms.everyone()] == ["newvm0"]
-            answers.set()
-            await until(lambda: names_in(lab.root) == ["newvm0"])
-    finally:
-        answers.set()
