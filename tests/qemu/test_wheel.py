@@ -32,7 +32,7 @@ class Newcomer(NamedTuple):
 
     home: Path
     uid: int | None
-    """None for oneself, without root."""
+    """None for oneself: without root, or where nobody else may run this Python."""
 
     @property
     def programs(self) -> Path:
@@ -69,20 +69,26 @@ class Newcomer(NamedTuple):
         return run_as(self.uid, "vmessctl", *words, **mine).splitlines()
 
 
+def other_user() -> int | None:
+    """Return the uid of another user who may run this Python, None without root or where others may not."""
+    uid = 700_000 + os.getpid()
+    try:
+        run_as(uid, sys.executable, "-I", "-c", "import pip")
+    except (PermissionError, AssertionError):
+        return None
+    return uid
+
+
 @contextlib.contextmanager
 def somebody() -> Iterator[Newcomer]:
     """Give a person for whom nothing is installed yet; others can read the directory around the home."""
-    uid = None if os.geteuid() else 700_000 + os.getpid()
+    uid = other_user()
     with tempfile.TemporaryDirectory(prefix="vmess-test-") as place:
         home = Path(place, "home")
         home.mkdir()
         if uid is not None:
             Path(place).chmod(0o755)
             shutil.chown(home, uid, uid)
-            try:
-                run_as(uid, sys.executable, "-I", "-c", "import pip")
-            except (PermissionError, AssertionError):
-                pytest.skip("other users may not run this Python")
         person = Newcomer(home, uid)
         run_as(uid, "mkdir", "-p", "-m", "0700", home / "run", person.programs, person.prefix.parent)
         try:
@@ -109,7 +115,13 @@ def prefix(newcomer: Newcomer) -> Path:
     return newcomer.prefix
 
 
+def need_no_root(person: Newcomer) -> None:
+    if person.uid is None and os.geteuid() == 0:
+        pytest.skip("other users may not run this Python")
+
+
 def test_a_person_without_root_has_a_vm_after_pip(newcomer: Newcomer) -> None:
+    need_no_root(newcomer)
     has_a_vm(newcomer)
 
 
@@ -119,6 +131,7 @@ def test_a_person_without_root_has_a_vm_after_pipx() -> None:
     if shutil.which("pipx") is None:
         pytest.skip("there is no pipx; it is in the package pipx")
     with somebody() as person:
+        need_no_root(person)
         checkout = person.home.parent / "vmess"
         shutil.copytree(CHECKOUT, checkout, ignore=shutil.ignore_patterns(".*", "__pycache__"), symlinks=True)
         # With the pip of this Python: pipx would look for a newer one in the index.
