@@ -28,7 +28,7 @@ ON_THE_WEB = {
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [README, *DOCS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [README, *DOCS, *(ROOT / f"{page}.md" for page in ("CONTRIBUTING", "CHANGELOG", "SECURITY"))]
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 
 
@@ -188,7 +188,7 @@ JARGON = r"|\bover there\b|\bgo(?:es)? on\b|\b(?:stands?|stood) still\b|\b(?:sta
 """What is said in standard terms by now; the pages about decisions keep the words of their time."""
 
 
-@pytest.mark.parametrize("page", [README, *DOCS, ROOT / "CONTRIBUTING.md"], ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_pages_are_in_plain_english(page: Path) -> None:
     text = re.sub(r'"[^"\n]*"', "", " ".join(by_hand(page).split()))  # but for words that are quoted
     plain = STUMBLES if page.parent.name == "decisions" else STUMBLES + JARGON
@@ -216,6 +216,6 @@ def test_messages_and_docstrings_are_in_plain_english(package: str) -> None:
 AMERICAN = r"\b(?:color|behavior|license[ds]?|neighbor\w*|center|recogniz\w*|initializ\w*|organiz\w*)\b"
 
 
-@pytest.mark.parametrize("page", [README, *DOCS, ROOT / "CONTRIBUTING.md"], ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_pages_are_spelled_the_british_way(page: Path) -> None:
     assert re.findall(AMERICAN, by_hand(page).replace("LICENSE", "")) == []
