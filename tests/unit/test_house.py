@@ -239,6 +239,38 @@ def test_a_package_says_what_lives_there_and_imports_nothing(package: Path) -> N
     assert imports(name) == set()
 
 
+def listed(package: str) -> set[str]:
+    """The names that the docstring of a package has in backticks."""
+    return set(re.findall(r"`(\w+)`", ast.get_docstring(module(package)) or ""))
+
+
+def test_the_docstring_of_a_package_lists_all_that_belongs_there() -> None:
+    beside = {path.stem for path in (ROOT / "vmessd").iterdir() if path.suffix == ".py" or path in PACKAGES}
+    assert listed("vmessd") == beside - {"__init__", "__main__"}
+    assert listed("vmessd.api") == set(GROUPS)
+    assert {f"vmessd.api.{group}" for group in GROUPS} <= arrows("vmessd.api.interface")
+
+
+def test_modules_that_a_docstring_names_are_there() -> None:
+    for name in HOUSE:
+        assert set(re.findall(r":mod:`([\w.]+)`", ast.get_docstring(module(name)) or "")) <= HOUSE.keys(), name
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_the_packages_are_listed_for_who_works_here(package: str) -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = re.findall(rf"^    {package}/ +([\w ]+?) *#", page, re.MULTILINE)
+    floors = [floor for floor in FLOORS[package] if ROOT / package / floor in PACKAGES]
+    assert [line.split() for line in lines] == [floors]
+
+
+def test_the_locks_are_listed_for_who_works_here() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paragraph = next(text for text in page.split("\n\n") if text.startswith("All Python packages are locked"))
+    locks = {path.name for path in (ROOT / "contrib/dev/locked").iterdir()}
+    assert set(re.findall(r"`(\w+\.txt)`", paragraph)) == locks
+
+
 def test_there_is_no_circle() -> None:
     order = list(graphlib.TopologicalSorter({name: arrows(name) for name in MODULES}).static_order())
     assert set(order) >= set(MODULES)
