@@ -21,7 +21,7 @@ from typing import Any
 
 import guests
 import pytest
-from daemons import SUPPORT, Daemon, wait_for
+from daemons import SUPPORT, UNIT, Daemon, wait_for
 from varlink_wire import Wire, encode, nothing_unforeseen, rss
 
 from vmessd.api.budgets import OWN, Account
@@ -113,7 +113,7 @@ class Crowd(Daemon):
     def latencies(self, seconds: float) -> list[float]:
         """Return how long another user waited for each `status`, shortest first."""
         process = self.as_user(OTHER, "status", seconds, self.vms[-1:])
-        said, _ = process.communicate(timeout=seconds + 60)
+        said, _ = process.communicate(timeout=seconds + 60 * UNIT)
         assert process.returncode == 0
         return sorted(json.loads(said))
 

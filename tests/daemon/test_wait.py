@@ -14,7 +14,7 @@ from typing import Self
 
 import psutil
 import pytest
-from daemons import Daemon, WiredDaemon, own, wait_for
+from daemons import UNIT, Daemon, WiredDaemon, own, wait_for
 from terminals import on_terminal
 from varlink_wire import Wire, answers, nothing_unforeseen
 from watchers import is_waiting
@@ -43,7 +43,7 @@ class Waiter:
 
     def end(self, seconds: float = 10.0) -> tuple[int, str, str]:
         """Wait for its end; return exit status, standard output and standard error."""
-        out, error = self.process.communicate(timeout=seconds)
+        out, error = self.process.communicate(timeout=seconds * UNIT)
         return self.process.returncode, out, error
 
 

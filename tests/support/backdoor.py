@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any, Self
 
-from daemons import Daemon
+from daemons import UNIT, Daemon
 
 PATIENCE = 20.0
 
@@ -32,7 +32,7 @@ class Backdoor:
 
     def __init__(self, daemon: Daemon, vm: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(PATIENCE)
+        self._socket.settimeout(PATIENCE * UNIT)
         self._socket.connect(str(place(daemon, vm)))
         self._lines = self._socket.makefile("rb")
         self._lines.readline()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import FAKE, Daemon, end_processes_of, processes_of, wait_for
+from daemons import FAKE, UNIT, Daemon, end_processes_of, processes_of, wait_for
 from varlink_wire import Wire
 
 from vmessd.core.errors import VmessError
@@ -69,8 +69,8 @@ async def stop(supervisor: Supervisor, vm: str, *, force: bool = False) -> tuple
 
 
 async def reach(machine: Machine, state: str, seconds: float = 10.0) -> Any:
-    """Wait until a machine is in a state, and return its status then."""
-    deadline = time.monotonic() + seconds
+    """Wait until a machine is in a state, and return its status then; `seconds` are of UNIT."""
+    deadline = time.monotonic() + seconds * UNIT
     while (status := machine.status()).state.value != state:
         assert time.monotonic() < deadline, f"{machine.vm} is {status.state.value}, not {state}"
         await asyncio.sleep(0.01)
