@@ -21,6 +21,7 @@ from typing import Any
 import forkserver
 import guests
 import netguests
+import pace
 import psutil
 import pytest
 from forkserver import Forked
@@ -68,18 +69,7 @@ STARTERS = {"daemon", "fake_daemon", "lab", "wired", "make_wired", "shared_wired
 """The fixtures that start daemons, or machines with one."""
 
 
-def unit_of(text: str) -> float:
-    """Return what VMESS_TEST_UNIT says."""
-    with contextlib.suppress(ValueError):
-        if 0 < (unit := float(text)) <= 100:
-            return unit
-    raise SystemExit(f"VMESS_TEST_UNIT={text!r} is not a number of seconds above 0 and up to 100")
-
-
-UNIT = unit_of(os.environ.get("VMESS_TEST_UNIT", "1"))
-"""What one second is when tests wait for something: all that the test support waits for has multiples of it.
-
-It is a second; a machine that is slow by half or so takes VMESS_TEST_UNIT=3, and waits three times as long."""
+UNIT = pace.UNIT
 
 
 def own(letter: str) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import CHECKOUT, MESSAGE
+from pace import UNIT
 
 SETTINGS_OF_PYTHON = ("PYTHON", "LC_", "LANG")
 """How the variables begin that Python reads at its start, and a forked process does not."""
@@ -133,7 +134,7 @@ class ForkServer:
     def close(self) -> None:
         """End the process. Daemons stay."""
         self._channel.close()
-        self._process.wait(10)
+        self._process.wait(10 * UNIT)
 
 
 def settings_of_python(environment: Mapping[str, str]) -> dict[str, str]:

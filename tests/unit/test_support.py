@@ -4,7 +4,8 @@ import time
 
 import daemons
 import pytest
-from daemons import unit_of, wait_for
+from daemons import wait_for
+from pace import unit_of
 
 
 @pytest.mark.parametrize(("text", "unit"), [("1", 1), ("3", 3), ("0.5", 0.5), ("100", 100)])
