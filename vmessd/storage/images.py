@@ -24,7 +24,7 @@ from vmessd.storage.vmdir import VMDirectory
 
 RAW = settings.BY_FILE["RAW"]
 _DRIVE_FILE = re.compile(
-    rf"([a-z][a-z0-9-]*)-(?:({'|'.join(names.DISKS)})\.(?:img|qcow2|base(?:\.[2-9])?)|(cdrom)\.iso)"
+    rf"([^.].*)-(?:({'|'.join(names.DISKS)})\.(?:img|qcow2|base(?:\.[2-9])?)|(cdrom)\.iso)"
 )
 
 
@@ -285,15 +285,22 @@ def foreign(vm: VMDirectory) -> list[str]:
 
     The directory was copied or renamed by hand. Raises NoSuchVM, BadFile, Failed.
     """
-    return [match[0] for match in _foreign(vm)]
+    return [printable(match[0]) for match in _foreign(vm)]
 
 
 def _foreign(vm: VMDirectory) -> list[re.Match[str]]:
     with vm.opened() as directory, failing(f"{vm} cannot be read"):
         found = [_DRIVE_FILE.fullmatch(name) for name in sorted(os.listdir(directory))]
-    matches = [match for match in found if match is not None and names.is_full(match[1])]
+    matches = [match for match in found if match is not None and _is_meant(vm.vm, match)]
     filled = {_slot(match) for match in matches if match[1] == vm.vm}
     return [match for match in matches if match[1] != vm.vm and _slot(match) not in filled]
+
+
+def _is_meant(vm: str, match: re.Match[str]) -> bool:
+    """Tell whether a file was named as a drive; many have `cdrom` in the names of their own ISO images."""
+    if names.snapshot_of(match[0]):
+        return False
+    return match[2] is not None or names.is_full(match[1]) or vm in names.like(match[1])
 
 
 def _slot(match: re.Match[str]) -> str:
@@ -309,7 +316,7 @@ def _check_names(vm: VMDirectory) -> None:
         )
         renames.setdefault(match[1], []).append(line)
     if renames:
-        files = ", ".join(match[0] for match in found)
+        files = ", ".join(printable(match[0]) for match in found)
         raise BadFile(
             f"{vm} has drives named after another VM: {files}; they must be named after {vm.vm}",
             hint=", or ".join(" && ".join(lines) for lines in renames.values()),

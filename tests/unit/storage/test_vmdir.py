@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from vmessd.core.errors import BadFile, Failed, InvalidValue, NoSuchVM, VmessError
+from vmessd.core.errors import BadFile, Failed, InvalidValue, NoSuchVM, VmessError, printable
 from vmessd.core.places import SHARED_ISOS
 from vmessd.core.records import ExitRecord, Moment, RunRecord
 from vmessd.core.settings import BY_FILE
 from vmessd.qemu.credentials import own
-from vmessd.storage import safefile, vmdir
+from vmessd.storage import images, safefile, vmdir
 from vmessd.storage.images import disks, set_cdrom, set_disk
 from vmessd.storage.new_directory import make
 from vmessd.storage.safefile import TEMPORARY
@@ -536,6 +536,41 @@ def test_disks_are_listed_in_order_with_the_cdrom_last(vm: VMDirectory, foreign:
         set_disk(vm, slot, "1M")
     set_cdrom(vm, str(foreign), own())
     assert [disk.slot for disk in disks(vm)] == ["hda", "hdb", "hdc", "hdd", "cdrom"]
+
+
+@pytest.mark.parametrize(
+    ("vm_name", "file"),
+    [
+        ("web0", "web-hda.img"),
+        ("web0", "WEB0-hda.img"),
+        ("web-1", "Web_1-hda.img"),
+        ("web0", "web-cdrom.iso"),
+        ("web0", "leaf12-cdrom.iso"),
+        ("web0", "my web\t-hda.img"),
+    ],
+)
+def test_a_drive_named_as_its_directory_was_before_keeps_the_vm_from_starting(
+    tmp_path: Path, vm_name: str, file: str
+) -> None:
+    vm = VMDirectory(tmp_path, vm_name)
+    make(vm)
+    place, name = vm.path / file, vm_name + file[file.rindex("-") :]
+    place.write_bytes(bytes(M))
+    assert images.foreign(vm) == [printable(file)]
+    with pytest.raises(BadFile, match="drives named after another VM") as caught:
+        images.check(vm, disks(vm), ())
+    subprocess.run(["bash", "-c", str(caught.value.hint)], check=True)
+    assert [disk.path for disk in disks(vm)] == [f"{vm.path}/{name}"]
+    images.check(vm, disks(vm), ())
+
+
+@pytest.mark.parametrize(
+    "file", ["debian-cdrom.iso", "hda.img", ".web-hda.img", "snap-hda-before-hdb.img", "web-hda.img.old"]
+)
+def test_other_files_in_the_directory_are_no_drives_of_another_vm(vm: VMDirectory, file: str) -> None:
+    (vm.path / file).write_bytes(bytes(M))
+    assert images.foreign(vm) == []
+    images.check(vm, disks(vm), ())
 
 
 def test_a_disk_may_be_a_link_to_an_image_or_a_block_device(vm: VMDirectory, tmp_path: Path) -> None:
