@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 from daemons import CLIENT, TESTS, UNIT, Daemon, end_processes_of, has_ended, own, wait_for
 
+from vmessctl.client import answers
+from vmessd.core import places
+
 pytestmark = pytest.mark.qemu
 
 STARTED = "vmess: started a private vmessd, which ends by itself when unused; see: vmess daemon\n"
@@ -37,7 +40,6 @@ class Person:
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
             "XDG_RUNTIME_DIR": str(self.runtime),
-            "TMPDIR": str(place),  # whoever runs the tests may have a private daemon
         }
         self.cwd: Path = TESTS.parent
 
@@ -92,9 +94,37 @@ class Person:
 
 @pytest.fixture
 def person(tmp_path: Path) -> Iterator[Person]:
+    elsewhere = places.own_directories(lambda _: None, os.geteuid())
+    if answers([f"{directory}/{places.SOCKET}" for directory in elsewhere]):
+        pytest.skip("the daemon of who runs the tests would answer")
     somebody = Person(tmp_path)
     with contextlib.closing(somebody):
         yield somebody
+
+
+def test_without_a_daemon_the_vms_of_the_next_one_complete_and_none_is_started(person: Person) -> None:
+    for name in ("leaf12", "leaf2", "Web", "start"):
+        (person.root / name).mkdir(parents=True)
+    (person.root / "notes0").touch()
+
+    def offered(*words: str) -> list[str]:
+        return person.done("completion", "words", "--", *words).splitlines()
+
+    assert offered("1", "start") == offered("1", "stop") == ["leaf2\tVM", "leaf12\tVM"]
+    assert offered("0", "", "start") == ["leaf2\tVM", "leaf12\tVM"]
+    verbs = {line.partition("\t")[0] for line in offered("1", "leaf2")}
+    assert {"start", "stop"} <= verbs
+    assert "make" not in verbs
+    assert offered("2", "--no-daemon", "start") == []
+    assert offered("2", f"--socket={person.socket}", "start") == []
+    unit = person.home / ".config/systemd/user/default.target.wants/vmessd.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    assert offered("1", "start") == []  # the service may have another VM root
+    unit.unlink()
+    person.environment["VMESS_VMDIR"] = str(person.home)
+    assert offered("1", "start") == []
+    assert person.starts() == 0
 
 
 def test_the_first_command_starts_a_daemon_and_says_so_once(person: Person) -> None:
@@ -198,7 +228,7 @@ def test_no_daemon_is_started_if_that_is_forbidden(person: Person, forbid: str) 
     assert (result.returncode, result.stdout) == (5, "")
     complaint, hint = result.stderr.splitlines()
     assert complaint.startswith(
-        f"vmess: no vmessd answers ({person.socket}: no such file or directory; {person.home.parent}/vmess-"
+        f"vmess: no vmessd answers ({person.socket}: no such file or directory; /tmp/vmess-"
     )
     assert (
         hint == "  hint: start your own with: vmessd --background; or the host's with: systemctl start vmessd"

@@ -53,7 +53,7 @@ FREE = frozenset(
 
 
 class World:
-    """The candidates that depend on the host; none without a daemon."""
+    """The candidates that depend on the host; none if nothing answers."""
 
     def __init__(self, line: Line) -> None:
         said = [*line.vms, *(line.steps[0].vms() if line.steps else ())]
@@ -64,7 +64,7 @@ class World:
         return {}
 
     def vms(self) -> list[Reply]:
-        """Return the status of every VM."""
+        """Return the status of every VM; its name alone where no daemon knows more."""
         vms: list[Reply] = self._ask("List").get("vms", [])
         return vms
 
@@ -153,10 +153,19 @@ def _about(command: Command) -> str:
     return sentence if len(sentence) <= 70 else f"{sentence[:67]}..."
 
 
+def _about_vm(vm: Reply) -> str:
+    return f"{vm['state']} VM" if "state" in vm else "VM"
+
+
 def fits(command: Command, status: Reply | None) -> bool:
-    """Tell whether a verb makes sense for a VM in this state; None is a VM that does not exist."""
+    """Tell whether a verb makes sense for a VM in this state; None is a VM that does not exist.
+
+    Without a daemon, the state of a VM is not known.
+    """
     if status is None:
         return command.wants == "none"
+    if "state" not in status:
+        return command.wants != "none"
     if command.wants == "off":
         return status["state"] in OFF
     return command.wants == "" or (command.wants == "on" and status["state"] != State.stopped)
@@ -210,7 +219,7 @@ def _after_first_verb(line: Line, step: Step, world: World) -> list[Candidate]:
     """Return VMs that suit a verb which stands first, and that are not there yet."""
     named = {_full_name(vm) for vm in step.vms()}
     return [
-        (vm["name"], f"{vm['state']} VM")
+        (vm["name"], _about_vm(vm))
         for vm in world.vms()
         if vm["name"] not in named and ALL.flag not in line.options and fits(step.command, vm)
     ]
@@ -254,7 +263,7 @@ def _before_verb(line: Line, after: list[str], world: World) -> list[Candidate]:
     verb = next((known[word] for word in after if word in known), None)
     named = {_full_name(vm) for vm in line.vms}
     left = [
-        (name, f"{vm['state']} VM")
+        (name, _about_vm(vm))
         for name, vm in vms.items()
         if name not in named and (verb is None or fits(verb, vm))
     ]

@@ -80,8 +80,10 @@ ENVIRONMENT = (
         "VMESS_VMDIR",
         "The VM root of a private daemon; if the daemon that runs has another one, nothing is done.",
     ),
-    ("XDG_RUNTIME_DIR", "The directory with vmess/control.sock, the socket of your own daemon."),
-    ("TMPDIR", "Without XDG_RUNTIME_DIR: the directory with vmess-UID/control.sock; /tmp by default."),
+    (
+        "XDG_RUNTIME_DIR",
+        "The directory with vmess/control.sock, of your own daemon; without it, /tmp/vmess-UID/control.sock.",
+    ),
     ("XDG_STATE_HOME", "The directory with vmess/vmessd.log; by default ~/.local/state."),
     ("XDG_CONFIG_HOME", "The directory with vmess/hosts, the file of groups of hosts; by default ~/.config."),
     ("VMESS_ESCAPE", "The key that detaches from a console, as --escape names it."),

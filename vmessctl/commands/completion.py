@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import posix
 import sys
 
 from vmessctl import client as wire
-from vmessctl import host_choice
+from vmessctl import host_choice, private_daemon
 from vmessctl.cli import completion
 from vmessctl.cli.completion import candidates
 from vmessctl.cli.shells import SHELLS
-from vmessctl.cli.verbs import ON_HOST, PROGRAM, SOCKET, Invocation
+from vmessctl.cli.verbs import NO_DAEMON, ON_HOST, PROGRAM, SOCKET, Invocation
 from vmessctl.environment import variable
-from vmessd.core import places
+from vmessd.core import names, places
 from vmessd.core.errors import DONE, InvalidValue, VmessError, printable, quoted
 
 TYPE_CHECKING = False
@@ -24,7 +25,7 @@ PATIENCE = 0.5
 
 
 class World(completion.World):
-    """The candidates that the daemon knows, if it answers in time."""
+    """The candidates that the daemon knows, if it answers in time; without one, the VMs of the next one."""
 
     def __init__(self, line: Line) -> None:
         super().__init__(line)
@@ -32,15 +33,35 @@ class World(completion.World):
         self._client: Client | None = None
         self._is_here = _is_here(line)
         """The line is for this host, whose daemon can be asked."""
+        self._starts = NO_DAEMON.flag not in line.options and not variable("VMESS_NO_DAEMON")
+        """The line may start a daemon; its completion never does."""
+        self._is_absent = False
 
     def _ask(self, method: str, **parameters: object) -> Reply:
         if not self._is_here:
             return {}
         try:
-            self._client = self._client or wire.Client(wire.candidates(self._socket), PATIENCE)
+            paths = wire.candidates(self._socket)
+            self._client = self._client or wire.Client(paths, PATIENCE, self._note_absence)
             return self._client.call(method, **parameters)
         except (VmessError, ValueError):
             return {}
+
+    def _note_absence(self) -> None:
+        self._is_absent = True
+
+    def vms(self) -> list[Reply]:
+        """Return the status of every VM; the names in its VM root where the line would start a daemon."""
+        found = super().vms()
+        if not self._is_absent or not self._starts or wire.named(self._socket):
+            return found
+        try:
+            private_daemon.leave_to_service()
+            with posix.scandir(places.own_root(variable)) as entries:
+                there = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except (VmessError, OSError, ValueError):
+            return []
+        return [{"name": name} for name in sorted(filter(names.is_full, there), key=names.natural)]
 
 
 def _is_here(line: Line) -> bool:

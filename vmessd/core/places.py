@@ -21,6 +21,8 @@ SERVICE_DIRECTORY = "/run/vmess"
 """Exists while the host's service runs or restarts (RuntimeDirectory= of its unit)."""
 SERVICE_ROOT = "/var/lib/vmess"
 """The VM root of the host's service, unless its settings say otherwise."""
+OWN_ROOT = "~/vms"
+"""The VM root of any other daemon, unless its settings say otherwise."""
 SERVICE_CONFIG = "/etc/vmess/vmessd.toml"
 """The configuration file of the host's service; another daemon has that of its --config."""
 SHARED_ISOS = "iso"
@@ -45,14 +47,13 @@ OTHERS = 0o077
 def own_directories(variable: Variable, uid: int) -> list[str]:
     """Return the directories in which a person's own daemon may have its socket; a new one uses the first.
 
-    This is `$XDG_RUNTIME_DIR/vmess`, or `/tmp/vmess-UID` if there is no such directory of this user; TMPDIR
-    stands in for /tmp. A daemon that was started in another session is in one of the others.
+    This is `$XDG_RUNTIME_DIR/vmess`, or `/tmp/vmess-UID` if there is no such directory of this user: not below
+    TMPDIR, which differs between shells. A daemon that was started in another session is in one of the others.
     """
-    runtime, shared = variable("XDG_RUNTIME_DIR"), variable("TMPDIR") or ""
+    runtime = variable("XDG_RUNTIME_DIR")
     session = f"/run/user/{uid}"  # pam_systemd(8)
     places = [f"{runtime}/vmess"] if runtime and _is_own(runtime, uid) else []
-    tmp = shared if shared.startswith("/") else "/tmp"  # noqa: S108 -- `opened` verifies what is in it
-    places.append(f"{tmp}/vmess-{uid}")
+    places.append(f"/tmp/vmess-{uid}")  # noqa: S108 -- `opened` verifies what is in it
     if session != runtime and _is_own(session, uid):
         places.append(f"{session}/vmess")
     return places
@@ -142,6 +143,15 @@ def home(variable: Variable) -> str:
         return pwd.getpwuid(posix.getuid()).pw_dir
     except KeyError:
         return ""
+
+
+def own_root(variable: Variable) -> str:
+    """Return the VM root that a private daemon has or would have; empty if there is no home directory."""
+    named = variable("VMESS_VMDIR") or OWN_ROOT
+    if not named.startswith("~/"):
+        return named
+    own = home(variable)
+    return f"{own}{named[1:]}" if own else ""
 
 
 def logs(variable: Variable, uid: int) -> list[str]:

@@ -100,7 +100,7 @@ def test_after_tab_no_daemon_is_asked_for_a_line_that_is_for_another_host(
     (tmp_path / "vmess/hosts").write_text("host = lab1\n")
     asked: list[object] = []
 
-    def client(paths: list[str], _patience: float) -> NoReturn:
+    def client(paths: list[str], *_: object) -> NoReturn:
         asked.append(paths)
         raise Unreachable("there is none")
 
