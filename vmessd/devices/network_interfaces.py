@@ -454,7 +454,7 @@ class NetworkInterfaces:
         if nic.wire.forwards != wire.forwards:
             raise InvalidValue(
                 f"interface {nic.index} of {self.vm} is {quoted(nic.wire)}; use forward to change it now",
-                hint=f"vmess {self.vm} forward {nic.index} <hostport>:<guestport|none>",
+                hint=f"for example: vmess {self.vm} forward {nic.index} 2222:22",
             )
         if words := self.lost(nic):
             raise Failed(words, hint=f"vmess {self.vm} stop")

@@ -244,7 +244,7 @@ class Segments:
         if not access.is_own(bridge):
             raise NotPermitted(
                 f"bridge {bridge.name} is not vmess's own, so neither its MTU nor its learning is changed",
-                hint="make one: vmess net vlan <bridge>",
+                hint="make one, for example: vmess net vlan lab0",
             )
         new = segment_mtu(bridge) if mtu is None else mtu if mtu != MTU else None
         alias = access.mark(mtu=new)
@@ -454,5 +454,5 @@ class Segments:
         raise InvalidValue(
             f"there is no link {quoted(name)}, and its name does not say what to create",
             hint="newvm0e0 is a TAP, eth0.100 a VLAN, vethA0 and vethB0 are a pair, vxlan7 is a VXLAN; "
-            "to create a bridge: vmess net vlan <bridge>",
+            "to create a bridge, for example: vmess net vlan lab0",
         )

@@ -453,7 +453,7 @@ class Network:
         if made >= MADE_MAX:
             raise Failed(
                 f"there are {made} VLANs, pairs and VXLANs created by vmess; the limit is {MADE_MAX}",
-                hint="vmess net show lists them; to delete one: vmess net delete <interface>",
+                hint="to see them: vmess net show; to delete one, see: vmess help net delete",
             )
 
     def unwire(self, vm: str, keep: Sequence[int] = ()) -> list[Step]:

@@ -181,7 +181,7 @@ class VMTaps:
         if tap_of(link) not in (None, tap):
             raise Failed(
                 f"the hash {tap.name}, which names TAP {tap.long}, is that of TAP {shown(link)}, too",
-                hint=f"rename one of the VMs: vmess {tap.vm} rename <newvm>",
+                hint=f"rename one of the VMs: vmess {tap.vm} rename {names.like(tap.vm)[1]}",
             )
         if not self._access().is_own(link):
             self._refuse(link, tap)

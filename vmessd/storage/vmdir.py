@@ -171,7 +171,7 @@ class VMDirectory:
             BadFile: the file is not a plain file, is too long, or is not text.
         """
         row = settings.BY_FILE[file]
-        hint = f"set it again: vmess {self.vm} {row.verb} {row.example}" if row.verb and row.example else None
+        hint = self._again(row)
         with self.opened() as directory:
             data = safefile.read(directory, file, VALUE_LIMIT, hint)
             try:
@@ -179,6 +179,12 @@ class VMDirectory:
             except UnicodeDecodeError:
                 where = safefile.place(directory, file)
                 raise BadFile(f"{where} is not text; it must be {row.expects}", hint=hint) from None
+
+    def _again(self, setting: settings.Setting) -> str | None:
+        """Return a hint that sets a setting again; None for one that no verb sets to a value."""
+        if not setting.verb or not setting.example:
+            return None
+        return f"set it again: vmess {self.vm} {setting.verb} {setting.example}"
 
     def read_setting(self, setting: settings.Setting) -> Any:
         """Return the value of a setting; None where it is not set.
@@ -190,8 +196,7 @@ class VMDirectory:
         try:
             return None if text is None else setting.value(text)
         except InvalidValue as error:
-            way = f"set it again: vmess {self.vm} {setting.verb} {setting.argument}"
-            hint = way if setting.verb else f"correct or remove {self}/{setting.file}"
+            hint = self._again(setting) or f"correct or remove {self}/{setting.file}"
             raise BadFile(f"{self}/{error.message}", hint=hint) from None
 
     def read_settings(self) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _check_kernel(directory: VMDirectory, values: Mapping[str, Any]) -> None:
         if KERNEL not in values:
             raise BadFile(
                 f"{directory}/{file} needs a kernel, and there is none",
-                hint=f"vmess {directory.vm} kernel <file>, or vmess {directory.vm} {file.lower()} none",
+                hint=f"vmess {directory.vm} {file.lower()} none; to give it a kernel, see: vmess help kernel",
             )
         if file != APPEND and not os.path.isfile(path := os.path.join(directory.path, values[file])):
             raise BadFile(

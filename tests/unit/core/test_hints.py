@@ -98,8 +98,8 @@ def test_an_error_says_what_to_do_next(found: list[tuple[str, str, str, bool]]) 
     assert {place: said for place, said in without.items() if not said.startswith(tuple(WITHOUT))} == {}
 
 
-def hints_of_the_daemon() -> Iterator[str]:
-    for path in sorted(ROOT.glob("vmessd/**/*.py")):
+def hints(package: str) -> Iterator[str]:
+    for path in sorted(ROOT.glob(f"{package}/**/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg in ("hint", "instead"):
                 yield text(node.value)
@@ -107,10 +107,15 @@ def hints_of_the_daemon() -> Iterator[str]:
 
 def test_the_daemon_calls_the_program_vmess_in_hints_and_nothing_else() -> None:
     """The client replaces the word by the name by which it was called."""
-    following = [word for hint in hints_of_the_daemon() for word in re.findall(r"\bvmess (\S+)", hint)]
+    following = [word for hint in hints("vmessd") for word in re.findall(r"\bvmess (\S+)", hint)]
     spoken = {*VERBS, *GLOBAL_WORDS, "{}", "{vm}", "newvm", "VM"}
     assert len(following) > 30
     assert {word.rstrip(",") for word in following} <= spoken
+
+
+def test_a_hint_works_as_typed() -> None:
+    """It has no placeholder such as `<size>`, of which a shell makes a redirection."""
+    assert [hint for hint in (*hints("vmessd"), *hints("vmessctl")) if "<" in hint] == []
 
 
 def test_what_has_no_way_out_is_still_said(found: list[tuple[str, str, str, bool]]) -> None:

@@ -792,8 +792,8 @@ def test_a_record_of_an_older_or_newer_version_is_read(vm: VMDirectory) -> None:
         assert vm.run_record() == RUN
 
 
-@pytest.mark.parametrize("data", [b"1" * 20_000, b"\xff"], ids=["too long", "no text"])
-def test_a_setting_that_is_no_short_text_has_a_hint_that_works(vm: VMDirectory, data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"1" * 20_000, b"\xff", b"banana"], ids=["too long", "no text", "no size"])
+def test_a_setting_that_cannot_be_read_has_a_hint_that_works(vm: VMDirectory, data: bytes) -> None:
     (vm.path / "RAM").write_bytes(data)
     with pytest.raises(BadFile) as caught:
         vm.read_settings()
