@@ -33,7 +33,8 @@ ANSWER_TIME = 30.0
 """Seconds that the daemon has to answer a plain call."""
 ABSENT = (FileNotFoundError, ConnectionRefusedError)
 """The errors of connect(2) where no daemon runs; a stale socket refuses."""
-VERSIONS = "do vmessd and vmessctl have different versions? systemctl restart vmessd"
+_reached = [places.SERVICE_SOCKET]
+"""The control socket of the daemon that accepted the last connection."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class Client:
         """
         handed, self._descriptors = self._descriptors, []
         if len(handed) < count:
-            raise Failed(f"vmessd passed {counted(len(handed), 'descriptor')}, not {count}", hint=VERSIONS)
+            raise Failed(f"vmessd passed {counted(len(handed), 'descriptor')}, not {count}", hint=versions())
         return handed
 
 
@@ -232,8 +233,26 @@ def silence(patience: float | None = None) -> TimedOut:
     """Return the error for a daemon that does not answer, within :data:`ANSWER_TIME` or another time."""
     return TimedOut(
         f"vmessd did not answer within {ANSWER_TIME if patience is None else patience:g} s",
-        hint="restart it, VMs keep running: systemctl restart vmessd; or kill your own and start it again",
+        hint=_restart(),
     )
+
+
+def versions() -> str:
+    """Return a hint for a daemon that speaks another language than this client, as after an upgrade."""
+    return f"do vmessd and {verbs.PROGRAM} have different versions? {_restart()}"
+
+
+def _restart() -> str:
+    """Return how to restart the daemon that was reached: the service, a private one, or that of a socket."""
+    path = _reached[-1]
+    if path == places.SERVICE_SOCKET:
+        way = "systemctl restart vmessd"
+    elif path.rpartition("/")[0] in places.own_directories(variable, posix.geteuid()):
+        way = f"{verbs.PROGRAM} daemon stop; the next command starts it again"
+    else:
+        end = shell_line([verbs.PROGRAM.name, "daemon", "stop", verbs.SOCKET.flag, path])
+        way = f"{end}; then {_how_to_start([path])}"
+    return f"restart it, VMs keep running: {way}"
 
 
 def _hung_up(why: str = "") -> Unreachable:
@@ -268,6 +287,7 @@ def _search(paths: list[str], patience: float) -> tuple[_socket.socket | None, d
             if isinstance(error, OSError) or path == paths[0]:
                 failures[path] = error
         else:
+            _reached[:] = [path]
             return sock, failures
     return None, failures
 
@@ -350,6 +370,6 @@ def error_from_wire(name: str, parameters: Mapping[str, Any]) -> VmessError:
     """Return the error for a name on the wire and its parameters."""
     kind = BY_WIRE_NAME.get(name)
     if kind is None:
-        return Failed(f"vmessd refused the call: {name} {parameters}", hint=VERSIONS)
+        return Failed(f"vmessd refused the call: {name} {parameters}", hint=versions())
     more = {name: parameters.get(name) for name in MORE_PARAMETERS.get(kind, ())}
     return kind(str(parameters.get("message")), parameters.get("hint"), **more)

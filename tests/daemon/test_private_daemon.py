@@ -18,6 +18,7 @@ import pytest
 from daemons import CLIENT, TESTS, UNIT, Daemon, end_processes_of, has_ended, own, wait_for
 
 from vmessctl.client import answers
+from vmessctl.commands import daemon as daemon_verb
 from vmessd.core import places
 
 pytestmark = pytest.mark.qemu
@@ -312,6 +313,31 @@ def test_stop_leaves_the_vms_running_and_the_next_daemon_finds_them(person: Pers
     assert person.done("daemon", "stop") == "no private vmessd runs\n"
     again = person.vmess(vm)
     assert (again.stdout, again.stderr) == (before, STARTED)
+    assert "ending" in person.done("daemon", "log")
+
+
+def test_a_daemon_that_hangs_is_killed_and_its_vms_keep_running(person: Person) -> None:
+    vm = own("a")
+    Daemon(person.home, person.root).make(vm, ACCEL="tcg")
+    assert person.vmess(vm, "start").returncode == 0
+    before, pid = person.done(vm), person.daemon()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    expected = f"vmessd (PID {pid}) did not answer and was killed; VMs keep running\n"
+    assert person.done("daemon", "stop") == expected
+    assert has_ended(pid)
+    again = person.vmess(vm)
+    assert (again.stdout, again.stderr) == (before, STARTED)
+
+
+def test_a_daemon_that_answers_late_is_not_killed(person: Person) -> None:
+    person.vmess()
+    pid = person.daemon()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    with person.popen(*CLIENT, "daemon", "stop") as stop:
+        time.sleep(daemon_verb.SILENCE + daemon_verb.KILL_TIME / 2)
+        os.kill(pid, signal.SIGCONT)
+        said, _ = stop.communicate(timeout=30 * UNIT)
+    assert said == f"vmessd (PID {pid}) did not answer and stopped; VMs keep running\n"
     assert "ending" in person.done("daemon", "log")
 
 

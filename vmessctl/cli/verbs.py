@@ -1258,8 +1258,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "daemon",
         "Look after your own vmessd, which the first command starts if no vmessd serves you, and which\n"
-        "ends 10 minutes after its last VM and client. status shows where it has its files, stop ends it\n"
-        "(VMs keep running), log shows what it has logged.",
+        "ends 10 minutes after its last VM and client. status shows where it has its files, stop ends it, by\n"
+        "force if it hangs (VMs keep running), log shows what it has logged.",
         "Daemon",
         "daemon.run",
         summary=TOOL,

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 END_TIME = 30.0
 """Seconds that a daemon may take to end."""
+SILENCE = 5.0
+"""Seconds without an answer after which a daemon that is to end counts as hanging."""
+KILL_TIME = 5.0
+"""Seconds that it has then, before it is killed."""
 PACE = 0.2
 """Seconds between looks whether the log has grown."""
 PIECE = 1 << 16
@@ -72,7 +76,7 @@ def _stop(invocation: Invocation) -> int:
     paths = [path for path in candidates(option) if named(option) or path != places.SERVICE_SOCKET]
     absent: list[bool] = []
     try:
-        client = Client(paths, otherwise=lambda: absent.append(True))
+        client = Client(paths, SILENCE, otherwise=lambda: absent.append(True))
     except Unreachable:
         if not absent:
             raise
@@ -84,28 +88,39 @@ def _stop(invocation: Invocation) -> int:
         process = os.pidfd_open(pid)
     except OSError as error:
         raise Failed(f"vmessd (PID {pid}) cannot be ended: {reason(error)}") from None
-    daemon = client.call("Daemon")["daemon"]  # it answers, so the PID is still its own
+    # The daemon has the connection open, so the PID is still its own, even if it does not answer.
+    try:
+        daemon: Reply | None = client.call("Daemon")["daemon"]
+    except TimedOut:
+        daemon = None
     client.close()
-    if daemon["socket"] == places.SERVICE_SOCKET:
+    if places.SERVICE_SOCKET in ([daemon["socket"]] if daemon else map(os.path.realpath, paths)):
         raise Failed("the host's service is not ended from here", hint="systemctl stop vmessd")
-    _end(process, pid)
+    was_killed = _end(process, pid, answers=daemon is not None)
     emit(invocation, {"pid": pid})
-    tell(rendering.daemon_ended(daemon))
+    tell(rendering.daemon_ended(daemon) if daemon else rendering.daemon_forced(pid, was_killed=was_killed))
     return DONE
 
 
-def _end(process: int, pid: int) -> None:
-    """Send SIGTERM to a daemon and wait for its end; raises Failed, TimedOut."""
-    import signal  # noqa: PLC0415 -- slow to import, needed only here
+def _end(process: int, pid: int, *, answers: bool) -> bool:
+    """End a daemon, and kill one that neither answers nor ends; tell whether it was killed.
 
-    try:
-        signal.pidfd_send_signal(process, signal.SIGTERM)
-    except OSError as error:
-        raise Failed(f"vmessd (PID {pid}) cannot be ended: {reason(error)}") from None
+    Raises:
+        Failed: it cannot be ended.
+        TimedOut: it has not ended in time.
+    """
+    from signal import SIGKILL, SIGTERM, pidfd_send_signal  # noqa: PLC0415 -- slow to import, needed only here
+
     poll = select.poll()
     poll.register(process, select.POLLIN)
-    if not poll.poll(END_TIME * 1000):
-        raise TimedOut(f"vmessd (PID {pid}) has not ended within {END_TIME:g} s", hint=f"{PROGRAM} daemon log")
+    for number, seconds in ((SIGTERM, END_TIME),) if answers else ((SIGTERM, KILL_TIME), (SIGKILL, END_TIME)):
+        try:
+            pidfd_send_signal(process, number)
+        except OSError as error:
+            raise Failed(f"vmessd (PID {pid}) cannot be ended: {reason(error)}") from None
+        if poll.poll(seconds * 1000):
+            return number == SIGKILL
+    raise TimedOut(f"vmessd (PID {pid}) has not ended within {END_TIME:g} s", hint=f"{PROGRAM} daemon log")
 
 
 def _log(invocation: Invocation) -> int:

@@ -13,7 +13,7 @@ import time
 
 from vmessctl.cli import verbs
 from vmessctl.cli.verbs import PROGRAM, Invocation
-from vmessctl.client import VERSIONS, connect
+from vmessctl.client import connect, versions
 from vmessctl.commands.progress import bar, follow
 from vmessctl.output.descriptors import write_all
 from vmessctl.output.new_file import STANDARD, NewFile, must_be_new
@@ -92,7 +92,7 @@ def _export(client: Client, vm: str, file: str, output: int) -> Reply:
         status_lines.clear()
     last: Reply = client.receive()[0]["transfer"]["progress"]
     if size != last["size"]:
-        raise Failed(f"vmessd sent {size} bytes of an archive of {last['size']}", hint=VERSIONS)
+        raise Failed(f"vmessd sent {size} bytes of an archive of {last['size']}", hint=versions())
     return last
 
 

@@ -436,3 +436,9 @@ def daemon_ended(it: Reply) -> str:
     running = it["running"]
     on = f"; {running} VM{' keeps' if running == 1 else 's keep'} running" if running else ""
     return f"vmessd stopped (PID {it['pid']}){on}"
+
+
+def daemon_forced(pid: int, *, was_killed: bool) -> str:
+    """Return that a daemon was ended which did not answer, and how."""
+    how = "was killed" if was_killed else "stopped"
+    return f"vmessd (PID {pid}) did not answer and {how}; VMs keep running"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmessd.core.records import ExitRecord
 
 SIGABRT = 6  # signal(7): the same on every Linux
-LOG = "journalctl -u vmessd for the service; a daemon of your own logs to its standard error"
+LOG = "vmess daemon log; for the service: journalctl -u vmessd"
 
 
 def by_administrator(setting: str) -> str:

@@ -106,7 +106,7 @@ class Leftovers:
         if now != new:
             raise Failed(
                 f"{vm.vm} was not renamed to {new}: a drive could not be renamed, or the name is taken",
-                hint=f"the reason is in the log: {LOG}",
+                hint=f"to see why: {LOG}",
             )
         trouble = self._unwire(vm.vm)
         return f"its old TAPs stay until net prune: {trouble.message}" if trouble else None

@@ -90,6 +90,27 @@ def test_what_is_said_if_the_service_may_not_be_used() -> None:
     assert "--background" not in str(named.hint)
 
 
+@pytest.mark.parametrize(
+    ("path", "way"),
+    [
+        (places.SERVICE_SOCKET, "systemctl restart vmessd"),
+        (f"/tmp/vmess-{os.geteuid()}/control.sock", "vmess daemon stop; the next command starts it again"),
+        (
+            "/srv/x",
+            f"vmess daemon stop --socket /srv/x; then {client._how_to_start(['/srv/x'])}",
+        ),
+    ],
+)
+def test_a_daemon_that_does_not_answer_or_is_another_version_is_restarted_as_it_was_started(
+    monkeypatch: pytest.MonkeyPatch, path: str, way: str
+) -> None:
+    monkeypatch.setattr(client, "_connect_to", lambda *_: None)
+    client.Client([path]).close()
+    assert client.silence().hint == f"restart it, VMs keep running: {way}"
+    asked = "do vmessd and vmess have different versions? restart it, VMs keep running"
+    assert client.error_from_wire("io.new.Error", {}).hint == f"{asked}: {way}"
+
+
 def test_the_group_of_the_service_is_not_taken_for_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PROGRAM, "name", TERSE)
     monkeypatch.setattr(posix, "stat", lambda _: SimpleNamespace(st_gid=995))
