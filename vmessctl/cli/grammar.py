@@ -69,13 +69,20 @@ def may_be_vm(word: str) -> bool:
         return False
 
 
+def _by_number(command: Command, arguments: list[str] | tuple[str, ...]) -> Command:
+    """Return the verb that is meant with these arguments: `smp` for `cpu 4`."""
+    if command.verb not in IF_NUMBER or not arguments or not arguments[0].isdecimal():
+        return command
+    return command if arguments[0] == "486" else BY_VERB[IF_NUMBER[command.verb]]  # 486 is a model
+
+
 def led(command: Command, words: list[str]) -> list[str]:
     """Return which of the words after a verb that stands first are VMs.
 
     If any text may be the first argument of the verb, the first word is the VM. If that is so for a later
     argument, all words before the first that cannot be a VM are VMs. Otherwise, VMs may stand anywhere.
     """
-    places = command.alternatives()
+    places = _by_number(command, words).alternatives()
     if not places:
         return list(words)
     if FREE_TEXT.intersection(places[0]):
@@ -352,9 +359,8 @@ class Line:
             self.vms.append(vm)
 
     def _meant(self, step: Step, vms: tuple[str, ...], following: Invocation | None) -> Invocation:
-        command, said = step.command, tuple(step.arguments)
-        if command.verb in IF_NUMBER and len(said) == 1 and said[0].isdecimal() and said[0] != "486":
-            command = BY_VERB[IF_NUMBER[command.verb]]  # 486 is the only model that looks like a number
+        said = tuple(step.arguments)
+        command = _by_number(step.command, said)
         known = {flag: value for flag, value in self.options.items() if command.knows(OPTIONS[flag])}
         word = self.vms[0] if not self.steps and len(self.vms) == 1 else ""
         return Invocation(command, vms, said, known | step.options, following, word)

@@ -11,6 +11,7 @@ from vmessctl.cli.verbs import (
     COMMANDS,
     EVERY_OPTION,
     GROUPS,
+    IF_NUMBER,
     PROGRAM,
     SUMMARIES,
     of_group,
@@ -107,6 +108,8 @@ def help_text(words: str = "", style: Style = str) -> str:
         return _group(GROUPS[lower], style)
     if lower in TOPICS:
         return TOPICS[lower][1](style)
+    if named := [option for option in EVERY_OPTION if option.alias == words]:
+        return _known(named, style)
     verb = ALIASES[words][0].verb if words in ALIASES else words
     found = [command for command in BY_VERB.values() if f"{command.verb} ".startswith(f"{verb} ")]
     if not found:
@@ -181,6 +184,7 @@ def facts(command: Command) -> list[tuple[str, str]]:
         for alias, (meant, given) in ALIASES.items()
         if meant is command
     ]
+    aliases += [f"{verb} <N>" for verb, meant in IF_NUMBER.items() if meant == command.verb]
     several = "one or several" if command.many else "one"
     rows = (
         ("Value", command.value),

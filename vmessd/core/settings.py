@@ -241,7 +241,8 @@ SETTINGS: tuple[Setting, ...] = (
         option=_no_option,  # what is best depends on the accelerator; see command_line.cpu
         help="Choose the guest's CPU: a model of QEMU (qemu-system-x86_64 -cpu help), or the best one:\n"
         "the CPU of the host under KVM, otherwise everything that TCG supports. New VMs have the best.\n"
-        "With none it is QEMU's default, qemu64, which is too old for current distributions.",
+        "With none it is QEMU's default, qemu64, which is too old for current distributions. A number is\n"
+        "not a model: cpu 4 is smp 4, the number of virtual CPUs.",
         example="best",
         listed_by="-cpu",
     ),

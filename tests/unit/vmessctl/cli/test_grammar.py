@@ -91,6 +91,8 @@ UNDERSTOOD: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], dict[str, st
     ("newvm kill", "stop", ("newvm0",), ("force",), {}),
     ("newvm cpu 4", "smp", ("newvm0",), ("4",), {}),
     ("newvm cpu 486", "cpu", ("newvm0",), ("486",), {}),
+    ("cpu 4 newvm", "smp", ("newvm0",), ("4",), {}),
+    ("cpu newvm 486", "cpu", ("newvm0",), ("486",), {}),
     ("newvm kill --help", "help", (), ("stop",), {"--help": ""}),
     # The verb first
     ("start newvm", "start", ("newvm0",), (), {}),

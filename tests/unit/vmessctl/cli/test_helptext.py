@@ -45,6 +45,14 @@ def said(text: str) -> str:
     return " ".join(text.split())
 
 
+def test_every_word_that_a_line_may_begin_with_has_help() -> None:
+    assert said(helptext.help_text("version")) == "Options --version Show the version."
+    for verb in ("smp", "cpu"):
+        assert "cpu" in said(helptext.help_text(verb))
+    assert "Aliases cpu <N>" in said(helptext.help_text("smp"))
+    assert "cpu 4 is smp 4" in said(helptext.help_text("cpu"))
+
+
 # One screen
 
 
