@@ -366,9 +366,7 @@ def test_several_vms_are_each_reported_and_the_worst_status_wins(daemon: Daemon)
     mixed = daemon.vmess(A, "missing", B, "status")
     assert mixed.returncode == 4
     assert mixed.stdout == "".join(f"{vm}: VM is running, PID: {pids[vm]}\n" for vm in (A, B))
-    assert mixed.stderr.splitlines()[0].endswith(
-        f"create directory {daemon.root}/missing0 if are serious about that VM - use vmess make"
-    )
+    assert mixed.stderr.splitlines()[0] == f"vmess: no VM missing0: {daemon.root}/missing0 does not exist"
     daemon.wait_guest(A)
     daemon.wait_guest(B)
     daemon.done(A, "stop")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import pytest
 from daemons import AS_VMESSCTL, UNIT, Daemon, WiredDaemon, own, wait_for
@@ -152,6 +153,20 @@ def test_as_vmess_it_stays_as_it_was_unless_columns_are_asked_for(daemon: Daemon
     daemon.make(A)
     assert daemon.done("list").splitlines()[0] == "List of KVMs (with PIDs as in ps-ef):"
     assert daemon.done("list", "-o", "name").splitlines() == ["NAME", A]
+
+
+def test_picked_columns_are_cut_to_a_terminal_and_complete_in_a_pipe(daemon: Daemon) -> None:
+    place = daemon.make(A)
+    for slot in "abcd":
+        (place / f"a-long-name-of-another-vm-hd{slot}.img").touch()
+    whole = daemon.vmessctl("list", "-o", "name,note").stdout.splitlines()
+    assert whole[1].endswith("says how to rename them")
+    assert len(whole[1]) > 100
+    options: dict[str, Any] = {"program": AS_VMESSCTL, "size": (60, 24), "NO_COLOR": "1"}
+    with on_terminal(daemon, "list", "-o", "name,note", **options) as screen:
+        assert screen.end() == 0
+        shown = screen.said.replace("\r\n", "\n").splitlines()
+    assert shown == [whole[0], f"{whole[1][:59]}…"]
 
 
 def test_a_wrong_column_is_a_wrong_usage(daemon: Daemon) -> None:

@@ -161,7 +161,7 @@ def test_c71_what_is_wrong_with_one_vm_is_told_of_that_one(wired: WiredDaemon) -
     wrong = [line for line in result.stderr.splitlines() if not line.startswith("  hint: ")]
     assert len(wrong) == 2
     assert wrong[0].startswith(f"vmess: {wired.root}/{bad}/NICS 'a/b' is not at most 64 words")
-    assert wrong[1].startswith(f"vmess: You need to create directory {wired.root}/nosuch0 ")
+    assert wrong[1].startswith(f"vmess: no VM nosuch0: {wired.root}/nosuch0 does not exist")
     assert result.returncode == 1
     lines = wired.vmess("lab*", "nosuch", "--json", "ifstat").stdout.splitlines()
     assert [(line["vm"], line["verb"], len(line["nics"])) for line in map(json.loads, lines)] == [

@@ -518,7 +518,7 @@ def test_a_word_that_is_neither_vm_nor_verb_never_offers_to_become_a_vm(daemon: 
     terse = daemon.vmessctl("laef3", "status").stderr
     assert terse == f"vmessctl: no VM laef3: {daemon.root}/laef3 does not exist\n  hint: did you mean leaf3?\n"
     other = daemon.vmess("laef3", "rm", "--yes")
-    assert (other.returncode, other.stderr.splitlines()[1]) == (4, "  hint: did you mean leaf3?")
+    assert (other.returncode, other.stderr) == (4, terse.replace("vmessctl", "vmess"))
     # What resembles nothing gets the sentence of the original.
     assert daemon.vmess("qqqqq").stderr.startswith(f"vmess: You need to create directory {daemon.root}/qqqqq0")
 
@@ -759,7 +759,7 @@ def test_an_error_is_no_json(daemon: Daemon) -> None:
     result = daemon.vmess("--json", "missing", A, "status")
     assert result.returncode == 4
     assert [each["vm"] for each in objects(result)] == [A]
-    assert result.stderr.startswith("vmess: You need to create directory")
+    assert result.stderr.startswith(f"vmess: no VM missing0: {daemon.root}/missing0 does not exist")
 
 
 def test_silence_ends_with_the_verb() -> None:

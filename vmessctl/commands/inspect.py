@@ -56,14 +56,13 @@ def columns(invocation: Invocation) -> Sequence[Column] | None:
 
 
 def print_table(invocation: Invocation, vms: Sequence[Reply], *, hosted: bool = False) -> None:
-    """Print some VMs as a table, which fits into the terminal unless its columns were picked."""
+    """Print some VMs as a table, which fits into the terminal."""
     from vmessctl.output import list_table  # noqa: PLC0415 -- status and info do not need it
 
-    picked = columns(invocation)
-    shown = picked or (list_table.HOSTED if hosted else list_table.COLUMNS)
+    shown = columns(invocation) or (list_table.HOSTED if hosted else list_table.COLUMNS)
     terminal, header = output_width(), verbs.NO_HEADER.flag not in invocation.options
     ordered = list_table.in_order(vms)
-    lines = list_table.lines(ordered, shown, terminal if picked is None else None, header=header)
+    lines = list_table.lines(ordered, shown, terminal, header=header)
     if terminal is not None:
         colours = [*(["1"] if header else []), *map(list_table.colour, ordered)]
         lines = [painted(line, colour) for line, colour in zip(lines, colours, strict=True)]

@@ -49,7 +49,7 @@ PHRASES: dict[str, tuple[str, str]] = {
         f"{_SERIOUS}\nOh, I see you are serious. Okay, I will proceed.",
         "made ({path})",
     ),
-    "no VM": ("{message}", "no VM {vm}: {path} does not exist"),
+    "no VM": 2 * ("no VM {vm}: {path} does not exist",),
     "must run": ("{message}", "VM {vm} is not running"),
     "runs already": ("{message}", "VM {vm} is already running{pid}"),
     "begun": ("Starting VM: {command}", ""),
@@ -197,7 +197,7 @@ def message(error: VmessError) -> str:
     said = error.message
     if isinstance(error, NoSuchVM) and error.directory:
         path = printable(error.directory)
-        return phrase("no VM", message=said, vm=path.rpartition("/")[2], path=path)
+        return phrase("no VM", vm=path.rpartition("/")[2], path=path)
     if isinstance(error, NotRunning) and error.vm:
         return phrase("must run", message=said, vm=printable(error.vm))
     if isinstance(error, AlreadyRunning) and error.vm:

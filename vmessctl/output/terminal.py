@@ -112,7 +112,8 @@ def for_each(invocation: Invocation, work: Callable[[Client, str], int]) -> int:
 def _unknown(client: Client, word: str, error: NoSuchVM) -> VmessError:
     """Return the error for a word that stands alone and is not a VM: it may be a mistyped verb instead.
 
-    As `vmess`, a word that resembles nothing gets the sentence of the original, which is that of the daemon.
+    As `vmess`, a word that resembles nothing gets the sentence of the original, which is that of the daemon. In
+    a line with a verb, such as `laef3 rm`, the name is more likely mistyped than new.
     """
     from vmessctl.cli import mistyped  # noqa: PLC0415 -- only a wrong line needs it
 
@@ -121,7 +122,9 @@ def _unknown(client: Client, word: str, error: NoSuchVM) -> VmessError:
     except VmessError:
         return error
     suggestion = mistyped.meant(word, [*verbs.BY_VERB, *known])
-    return error if PROGRAM.is_original and not suggestion else mistyped.no_vm_or_verb(word, suggestion)
+    if PROGRAM.is_original and not suggestion:
+        return NoSuchVM(error.message, error.hint)
+    return mistyped.no_vm_or_verb(word, suggestion)
 
 
 def show_each(invocation: Invocation, work: Callable[[Reply, str], int]) -> int:

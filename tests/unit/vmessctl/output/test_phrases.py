@@ -157,9 +157,8 @@ def test_hints_of_the_daemon_name_the_program_that_was_called() -> None:
 @pytest.mark.usefixtures("named")
 def test_a_vm_that_does_not_exist_is_named_in_both_vocabularies() -> None:
     missing = NoSuchVM("You need to create ...", directory="/vms/newvm0\n")
-    assert phrases.message(missing) == "You need to create ..."
-    PROGRAM.name = TERSE
-    assert phrases.message(missing) == "no VM newvm0\\n: /vms/newvm0\\n does not exist"
+    for PROGRAM.name in (ORIGINAL, TERSE):
+        assert phrases.message(missing) == "no VM newvm0\\n: /vms/newvm0\\n does not exist"
     assert phrases.message(NoSuchVM("VM newvm0 is gone")) == "VM newvm0 is gone"
     assert phrases.message(Failed("no")) == "no"
 
