@@ -155,11 +155,11 @@ def router_advertisement() -> tuple[str, int, bytes]:
     return "33:33:00:00:00:01", 0x86DD, head + source + target + said
 
 
-def until_heard(one: Station, other: Station) -> None:
+def until_heard(one: Station, other: Station, *, tag: bytes = b"") -> None:
     """Wait until ports are forwarding, which takes a moment (linkwatch)."""
 
     def passes() -> bool:
-        one.send(BROADCAST, 0x88B5, b"are you there?")
+        one.send_whole(octets(BROADCAST) + one.mac + tag + b"\x88\xb5are you there?")
         return bool(other.received())
 
     wait_for(passes, what="a frame at the other end")
