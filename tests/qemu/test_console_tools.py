@@ -1,6 +1,7 @@
 """Consoles for other programs: over TCP, read-only, and typed on by a script, with real guests."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from consoles import VM as A
 from consoles import running
 from daemons import CLIENT, TESTS, Daemon, own, wait_for
 from sockets import received
+
+from vmessctl.commands.console.tcp_ports import by_name
 
 B = own("d")
 GREETING = b"\xff\xfb\x01\xff\xfb\x03\xff\xfb\x00\xff\xfd\x00"
@@ -58,7 +61,7 @@ def rest(sock: socket.socket) -> bytes:
 def test_a_console_is_served_by_telnet_and_the_next_client_has_it_after_the_first(daemon: Daemon) -> None:
     log = running(daemon)
     with listening(daemon, A) as ((port,), _):
-        assert 20000 <= port < 30000
+        assert 20000 <= port < 32000
         for text in (b"one\r\n", b"two\r\0"):
             with connected(port) as sock:
                 sock.sendall(b"\xff\xfd\x01" + text)
@@ -95,6 +98,29 @@ def test_all_vms_have_stable_ports_and_one_that_is_off_says_so(daemon: Daemon) -
         assert rest(sock) == f"\r\nthe console of {A} has ended\r\n".encode()
     with listening(daemon, "--all") as (again, _):
         assert again == ports
+    daemon.make(own("a"))  # before both by name
+    with listening(daemon, B) as ((alone,), _):
+        assert alone == ports[1]
+
+
+def test_vms_whose_names_lead_to_one_port_are_not_served_there(daemon: Daemon) -> None:
+    port = by_name([A], 20000)[A]
+    twin = next(name for name in map("a{}-a".format, itertools.count()) if by_name([name], 20000)[name] == port)
+    for vm in (A, B, twin):
+        daemon.make(vm)
+    for one, other in ((A, twin), (twin, A)):
+        result = daemon.vmessctl(one, "console", "--listen", "auto")
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr.splitlines() == [
+            f"vmessctl: {one} is not served: its port {port} is that of {other} as well",
+            f"  hint: a port of its own: vmessctl {one} console --listen 5001",
+        ]
+    client = daemon.client("--all", "console", "--listen=auto")
+    assert client.stdout is not None
+    assert client.stdout.readline() == f"{B}: 127.0.0.1:{by_name([B], 20000)[B]}\n"
+    client.send_signal(signal.SIGINT)
+    _, said = client.communicate(timeout=10)
+    assert said.count("is not served") == 2
 
 
 def test_any_number_may_watch_a_console_that_somebody_has(daemon: Daemon) -> None:
@@ -145,7 +171,7 @@ def test_a_port_that_is_taken_or_privileged_is_one_line(daemon: Daemon) -> None:
         port = other.getsockname()[1]
         result = daemon.vmessctl(A, "console", "--listen", str(port))
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.splitlines()[0] == f"vmessctl: port {port} on 127.0.0.1 is taken"
+    assert result.stderr.splitlines()[0] == f"vmessctl: {A} is not served: port {port} on 127.0.0.1 is taken"
     result = daemon.vmessctl(own("nobody"), "console", "--listen", str(port))
     assert result.returncode == 4
 
@@ -155,7 +181,7 @@ def test_a_privileged_port_is_one_line(daemon: Daemon) -> None:
     daemon.make(A)
     code = (
         "import os, sys; from vmessctl import __main__; from vmessctl.commands.console import listen, modes;"
-        "listen._check_known = lambda invocation: None; os.setuid(65534); sys.exit(__main__.main())"
+        "listen._known = lambda invocation: []; os.setuid(65534); sys.exit(__main__.main())"
     )
     with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:
         if int(file.read()) <= 23:

@@ -248,6 +248,16 @@ def display(vm: str) -> int:
     return 1 + int(_hash(vm)[:8], 16) % _DISPLAYS
 
 
+def console(vm: str) -> int:
+    """Return the number that the TCP ports of the VM's consoles are made of.
+
+    Those of `leaf0`, `leaf1` ... `leaf12` follow each other; a zero in front of the number belongs to the word.
+    """
+    digits = vm[len(vm.rstrip("0123456789")) :]
+    number = digits.lstrip("0") or digits[-1:]
+    return int(_hash(vm.removesuffix(number))[:8], 16) + int(number or -1)  # web-a comes before web-a0
+
+
 _DISPLAYS = 10 * 16**3  # as many as the original's convention uses
 VNC_PORT = 5900
 DISPLAY_MAX = 65535 - VNC_PORT

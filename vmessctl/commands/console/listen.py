@@ -15,9 +15,9 @@ from vmessctl.client import connect
 from vmessctl.commands.console import serial_port, tcp_ports
 from vmessctl.commands.console.line import Line
 from vmessctl.output.addresses import bracketed, is_loopback
-from vmessctl.output.terminal import emit, hushed, say
+from vmessctl.output.terminal import complain, emit, hushed, say
 from vmessd.core import serial_ports
-from vmessd.core.errors import INTERRUPTED, counted
+from vmessd.core.errors import DONE, INTERRUPTED, counted, worst
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,13 +36,19 @@ PAUSE = 0.05
 def run(invocation: Invocation) -> int:
     """Serve the consoles until Ctrl-C; return the exit status."""
     where = tcp_ports.parse(invocation.options[verbs.LISTEN.flag])
-    _check_known(invocation)
+    ports, status = _ports(invocation, where), DONE
     listeners: Listeners = {}
     try:
-        for vm, port, others in _ports(invocation, where):
-            listener = tcp_ports.listen(where, port, others)
-            listeners[listener.fileno()] = (listener, vm)
-            _announce(invocation, vm, where, listener.getsockname()[1])
+        for vm in (vm for vm in ports if vm in invocation.vms):
+            others = [other for other, port in ports.items() if port == ports[vm] and other != vm]
+            listener = None if others else tcp_ports.listen(where, ports[vm])
+            if listener is None:
+                status = worst([status, complain(tcp_ports.taken(where, vm, ports[vm], others))])
+            else:
+                listeners[listener.fileno()] = (listener, vm)
+                _announce(invocation, vm, where, ports[vm])
+        if not listeners:
+            return status
         if not is_loopback(where.address):
             say(f"anybody who reaches {where.address} can use {counted(len(listeners), 'console')}")
         with hushed(verbs.QUIET.flag in invocation.options):
@@ -54,24 +60,29 @@ def run(invocation: Invocation) -> int:
             listener.close()
 
 
-def _check_known(invocation: Invocation) -> None:
-    """Raise NoSuchVM if a VM does not exist."""
+def _known(invocation: Invocation) -> list[str]:
+    """Return the names of all VMs; raises NoSuchVM if one that is to be served does not exist."""
     client = connect(invocation)
     try:
         for vm in invocation.vms:
             client.call("Status", vm=vm)
+        return [vm["name"] for vm in client.call("List")["vms"]]
     finally:
         client.close()
 
 
-def _ports(invocation: Invocation, where: tcp_ports.Endpoint) -> list[tuple[str, int, frozenset[int] | None]]:
-    """Return a port for each VM, and those of the others unless no other one will do; raises InvalidValue."""
+def _ports(invocation: Invocation, where: tcp_ports.Endpoint) -> dict[str, int]:
+    """Return the ports of the VMs, and of others that may have the same by their names.
+
+    Raises:
+        InvalidValue: the ports would be above the last one.
+        NoSuchVM: one of the VMs does not exist.
+    """
+    known = _known(invocation)
     if len(invocation.vms) == 1 and where.port is not None and verbs.ALL.flag not in invocation.options:
-        return [(invocation.vms[0], where.port, None)]
+        return {invocation.vms[0]: where.port}
     base = tcp_ports.BASE + tcp_ports.SPAN * (serial_port.number(invocation.arguments) - serial_ports.FIRST)
-    ports = tcp_ports.by_name(invocation.vms, where.port or base)
-    others = frozenset(ports.values())
-    return [(vm, port, others) for vm, port in ports.items()]
+    return tcp_ports.by_name({*invocation.vms, *known}, where.port or base)
 
 
 def _announce(invocation: Invocation, vm: str, where: tcp_ports.Endpoint, port: int) -> None:

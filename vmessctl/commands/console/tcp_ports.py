@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket  # as in `client`
 import errno
 
-from vmessctl.cli.verbs import PROGRAM
+from vmessctl.cli.verbs import LISTEN, PROGRAM
 from vmessd.core import names
 from vmessd.core.errors import Failed, InvalidValue, NotPermitted, VmessError, quoted, reason
 from vmessd.core.plainrecord import PlainRecord
@@ -13,17 +13,15 @@ from vmessd.core.plainrecord import PlainRecord
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from typing import Any
 
 ADDRESS = "127.0.0.1"
 AUTO = "auto"
 BASE = 20000
 """The first port of `auto`."""
-SPAN = 10_000
-"""Ports above the first one that names of VMs lead to."""
-TRIES = 50
-"""Ports that are tried for a VM if its own one is taken."""
+SPAN = 12_000
+"""Ports that names of VMs lead to; from 32768 on Linux gives them to connections (ip_local_port_range)."""
 PORT_MAX = 65535
 
 
@@ -62,9 +60,7 @@ def parse(text: str) -> Endpoint:
 
 
 def by_name(vms: Iterable[str], base: int) -> dict[str, int]:
-    """Return a port for each VM, which follows from its name; two VMs that share one get the next free ones.
-
-    As VNC displays, the instances of one name have ports one after the other.
+    """Return a port for each VM, which follows from its name and from nothing else, so two may have the same.
 
     Raises:
         InvalidValue: the ports would be above the last one.
@@ -74,34 +70,35 @@ def by_name(vms: Iterable[str], base: int) -> dict[str, int]:
             f"port {base} is too high for several VMs: their ports are up to {SPAN - 1} above it",
             hint=f"the highest is {PORT_MAX - SPAN + 1}",
         )
-    found: dict[str, int] = {}
-    taken: set[int] = set()
-    for vm in sorted(vms, key=names.natural):
-        offset = (names.display(vm) - 1) % SPAN
-        while base + offset in taken:
-            offset = (offset + 1) % SPAN
-        found[vm] = base + offset
-        taken.add(base + offset)
-    return found
+    return {vm: base + names.console(vm) % SPAN for vm in sorted(vms, key=names.natural)}
 
 
-def listen(where: Endpoint, port: int, others: frozenset[int] | None = None) -> socket.socket:
-    """Return a listening socket at a port, or, given the ports of others, the next one that is free.
+def taken(where: Endpoint, vm: str, port: int, others: Collection[str]) -> Failed:
+    """Return why a VM is not served at a port: it is that of `others` as well, or a program has it."""
+    own = f"{PROGRAM} {vm} console {LISTEN.flag} 5001"
+    if others:
+        return Failed(
+            f"{vm} is not served: its port {port} is that of {', '.join(others)} as well",
+            hint=f"a port of its own: {own}",
+        )
+    return Failed(
+        f"{vm} is not served: port {port} on {where.address} is taken",
+        hint=f"to see by whom: ss -ltnp sport = {port}; another port: {own}",
+    )
+
+
+def listen(where: Endpoint, port: int) -> socket.socket | None:
+    """Return a listening socket at a port; None if it is taken.
 
     Raises:
-        Failed, NotPermitted: the port is taken or privileged; the address is not one of this host.
+        Failed, NotPermitted: the port is privileged; the address is not one of this host.
     """
-    choices = [port]
-    if others is not None:
-        above = range(port + 1, min(port + TRIES, PORT_MAX) + 1)
-        choices += [choice for choice in above if choice not in others]
-    for choice in choices:
-        try:
-            return _listener(where, choice)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or choice == choices[-1]:
-                raise _refusal(where, choice, error) from None
-    raise AssertionError
+    try:
+        return _listener(where, port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise _refusal(where, port, error) from None
 
 
 def _listener(where: Endpoint, port: int) -> socket.socket:
@@ -122,10 +119,6 @@ def _listener(where: Endpoint, port: int) -> socket.socket:
 
 
 def _refusal(where: Endpoint, port: int, error: OSError) -> VmessError:
-    if error.errno == errno.EADDRINUSE:
-        return Failed(
-            f"port {port} on {where.address} is taken", hint=f"to see by whom: ss -ltnp sport = {port}"
-        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return NotPermitted(f"port {port} is privileged, and {PROGRAM} is not", hint="name one above 1023")
     if error.errno == errno.EADDRNOTAVAIL:
