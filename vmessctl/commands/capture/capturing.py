@@ -7,6 +7,7 @@ take is kept up to a limit; then whole frames are dropped, and counted.
 
 from __future__ import annotations
 
+import heapq
 import os
 import select
 import sys
@@ -19,7 +20,7 @@ from vmessctl.commands import quantities
 from vmessctl.commands.capture.filter import Filter
 from vmessctl.commands.capture.frames import Pcap, Pcapng
 from vmessctl.commands.capture.output import STANDARD, Output, is_stream
-from vmessctl.commands.capture.source import Source
+from vmessctl.commands.capture.source import BUSY, Source
 from vmessctl.output.terminal import complain, say
 from vmessd.core.errors import (
     DONE,
@@ -36,7 +37,7 @@ from vmessd.core.quantities import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from vmessctl.cli.verbs import Invocation
     from vmessctl.commands.capture.frames import Frame
@@ -122,6 +123,10 @@ class _Capture:
         self._filter = chosen
         self._limits = limits
         self._format = Pcap() if len(sources) == 1 else Pcapng()
+        self._held: list[tuple[Frame, int]] = []
+        """Frames that another interface may still precede, each with the number of its interface."""
+        self._lost: VmessError | None = None
+        """Why nothing more comes from any interface."""
         self._frames = self._dropped = 0
         self._status = DONE
 
@@ -143,9 +148,11 @@ class _Capture:
             while not self._is_over():
                 self._wait()
                 self._take()
+            self._write(self._held)
         except KeyboardInterrupt:
             self._status = INTERRUPTED
             self._take()  # what has been captured before
+            self._write(self._held)
         except VmessError as error:
             self._status = worst([self._status, complain(error)])
         finally:
@@ -166,34 +173,46 @@ class _Capture:
         )
 
     def _take(self) -> None:
-        """Take the frames that have come."""
-        for number, source in enumerate(self._sources):
-            for frame in self._frames_of(source):
-                if self._filter is not None and not self._filter.passes(frame.data):
-                    continue
-                if self._is_full():
-                    return
-                if self._output.put(self._format.frame(frame, number)):
-                    self._frames += 1
-                else:
-                    self._dropped += 1
+        """Take the frames that have come; raises VmessError if no more will come."""
+        self._write(self._in_order())
+        if self._lost is not None:
+            self._write(self._held)
+            raise self._lost
+
+    def _write(self, frames: Iterable[tuple[Frame, int]]) -> None:
+        """Write the frames that are wanted, each with the number of its interface."""
+        for frame, number in frames:
+            if self._filter is not None and not self._filter.passes(frame.data):
+                continue
+            if self._is_full():
+                return
+            if self._output.put(self._format.frame(frame, number)):
+                self._frames += 1
+            else:
+                self._dropped += 1
         self._output.write()
 
-    def _frames_of(self, source: Source) -> Iterator[Frame]:
-        """Yield the frames that have come; an error of one interface is not the end of the others.
+    def _in_order(self) -> Iterator[tuple[Frame, int]]:
+        """Yield the frames that have come by their times; those after the look began are for the next one."""
+        held, self._held = self._held, []
+        until = max([time.time_ns() // 1000, *(frame.at for frame, _ in held)])  # nothing is held twice
+        come = [self._frames_of(number, until) for number in range(len(self._sources))]
+        for frame, number in heapq.merge(held, *come, key=lambda pair: pair[0].at):
+            if frame.at > until and len(self._sources) > 1:
+                self._held.append((frame, number))
+            else:
+                yield frame, number
 
-        Raises:
-            Unreachable: there is no daemon, which is the end of all.
-            VmessError: an error of the only interface.
-        """
+    def _frames_of(self, number: int, until: int) -> Iterator[tuple[Frame, int]]:
+        """Yield the frames of an interface; only its own error is not the end of the others."""
         try:
-            yield from source.frames()
-        except Unreachable:
-            raise
+            for frame in self._sources[number].frames(until):
+                yield frame, number
         except VmessError as error:
-            if len(self._sources) == 1:
-                raise
-            self._status = worst([self._status, complain(error)])
+            if isinstance(error, Unreachable) or len(self._sources) == 1:
+                self._lost = error
+            else:
+                self._status = worst([self._status, complain(error)])
 
     def _wait(self) -> None:
         """Wait for a reply, room in the output, or the next look; raises BrokenPipeError if nobody reads it."""
@@ -203,6 +222,8 @@ class _Capture:
                 poll.register(source.fileno(), select.POLLIN)
         poll.register(self._output.fileno(), select.POLLOUT if self._output.waits else 0)
         pauses = [pause for source in self._sources if (pause := source.pause()) is not None]
+        if self._held:
+            pauses.append(BUSY)
         if self._limits.end is not None:
             pauses.append(max(0.0, self._limits.end - time.monotonic()))
         ready = dict(poll.poll(min(pauses) * 1000 if pauses else None))

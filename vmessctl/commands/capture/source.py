@@ -59,8 +59,11 @@ class Source:
             return None
         return IDLE if self._idle > CALM else BUSY
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield the frames that have come; raises VmessError."""
+    def frames(self, until: int) -> Iterator[Frame]:
+        """Yield the frames that have come, and few that are later than `until`, in microseconds since 1970.
+
+        Raises VmessError.
+        """
         try:
             if self.is_ready and not self.ended:
                 self._client.fill()
@@ -72,10 +75,13 @@ class Source:
         if self._reader is None:
             return
         self._idle += 1
-        while data := os.pread(self._memory, PIECE, self._read):
+        last = 0
+        while last <= until and (data := os.pread(self._memory, PIECE, self._read)):
             self._idle = 0
             self._read += len(data)
-            yield from self._reader.frames(data, time.time_ns() // 1000)
+            for frame in self._reader.frames(data, time.time_ns() // 1000):
+                last = frame.at
+                yield frame
             self._free()
 
     def close(self) -> None:

@@ -6,8 +6,9 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn, cast
 
 import pytest
@@ -238,7 +239,7 @@ class Breaking:
     def pause(self) -> float | None:
         return 0.0
 
-    def frames(self) -> NoReturn:
+    def frames(self, until: int) -> NoReturn:
         self.ended = True
         raise self._error
 
@@ -273,6 +274,55 @@ def test_every_interface_that_cannot_be_captured_is_said(
     assert captured(str(tmp_path / "out"), *wrong) == Failed.status
     said = capsys.readouterr().err
     assert [said.count(error.message) for error in wrong] == [1, 1]
+
+
+class Given(Breaking):
+    """An interface that brings frames with these times at each look, and ends after the last one."""
+
+    def __init__(self, name: str, *looks: list[int]) -> None:
+        super().__init__(name, Failed("never"))
+        self._looks = list(looks)
+
+    def frames(self, until: int) -> Iterator[Frame]:  # type: ignore[override]
+        times = self._looks.pop(0)
+        self.ended = not self._looks
+        return (Frame(NOW + time, bytes([self.number]) * 4, 60) for time in times)
+
+    @property
+    def number(self) -> int:
+        return int(self.name[-1])
+
+
+def packets(file: Path) -> list[tuple[int, int]]:
+    """The packets of a pcapng file: interface and time."""
+    data, at, found = file.read_bytes(), 0, []
+    while at < len(data):
+        kind, length = struct.unpack_from("=II", data, at)
+        if kind == 6:
+            number, high, low = struct.unpack_from("=III", data, at + 8)
+            found.append((number, (high << 32 | low) - NOW))
+        at += length
+    return found
+
+
+def test_frames_of_several_interfaces_are_in_the_order_of_their_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([10, 20, 30])
+    monkeypatch.setattr(capturing, "time", SimpleNamespace(time_ns=lambda: (NOW + next(looks)) * 1000))
+    sources = [  # 1 brings frames that came after the look began, when 0 had been read already
+        Given("e0", [1, 4], [11, 13], [21]),
+        Given("e1", [2, 3, 5, 12, 14], [15, 19], [22, 31]),
+        Given("e2", [], [], [16, 40]),  # late: its place has been written already
+    ]
+    file = tmp_path / "out"
+    output, limits = outputs.Output(str(file)), capturing._Limits(parse(["newvm", "capture", "all"]))
+    capture = capturing._Capture(cast("Sequence[Source]", sources), output, None, limits)
+    assert capture.run() == 0
+    os.close(output.fileno())
+    expected = [(0, 1), (1, 2), (1, 3), (0, 4), (1, 5), (0, 11), (1, 12), (0, 13), (1, 14), (1, 15), (1, 19)]
+    expected += [(2, 16), (0, 21), (1, 22), (1, 31), (2, 40)]
+    assert packets(file) == expected
 
 
 def test_an_output_that_is_full_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
