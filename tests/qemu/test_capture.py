@@ -106,6 +106,14 @@ def test_frames_go_to_a_pipe_until_its_reader_has_had_enough(daemon: Daemon, tmp
     assert (result.returncode, result.stderr) == (0, f"{A}e0: 0 frames, 24 bytes\n")
 
 
+def test_a_capture_ends_when_its_file_has_a_size(daemon: Daemon, tmp_path: Path) -> None:
+    talking(daemon, A)
+    file = tmp_path / "out.pcap"
+    result = daemon.vmess(A, "capture", "0", str(file), "--size", "1K")
+    assert (result.returncode, len(frames(file))) == (0, 14)
+    assert 1024 <= file.stat().st_size < 1024 + 76
+
+
 def test_several_interfaces_are_in_one_file_with_their_names(daemon: Daemon, tmp_path: Path) -> None:
     talking(daemon, A, B)
     file = tmp_path / "out.pcapng"

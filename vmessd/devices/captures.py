@@ -35,6 +35,8 @@ FRAME_MAX = 1 << 17
 """Bytes of a frame that are written; a virtio card may send 64 KiB as one."""
 UNREAD_MAX = 64 << 20
 """Bytes that a client may leave unread."""
+SHARED_MAX = 256 << 20
+"""Bytes that all captures of one VM may leave unread, each the same part; a client frees 1 MiB at a time."""
 EACH_MAX = 64
 """Captures of one VM at a time."""
 LOOK = 0.2
@@ -135,8 +137,9 @@ class Captures:
             return last.text if last is not None else "the VM has ended"
         if capture.is_unplugged:
             return f"interface {capture.index} was unplugged"
-        if capture.unread > UNREAD_MAX:
-            return f"more than {size_shown(UNREAD_MAX)} were not read in time"
+        unread_max = min(UNREAD_MAX, SHARED_MAX // max(1, len(self._all)))
+        if capture.unread > unread_max:
+            return f"more than {size_shown(unread_max)} were not read in time"
         return None
 
     async def close(self, capture: Capture) -> None:
