@@ -3,13 +3,20 @@
 import json
 import os
 import signal
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from daemons import WiredDaemon, lines_of, refused, wait_for
 from frames import BROADCAST, EVERY_KIND, Capture, Station, octets, received, until_heard, with_mark
-from wired_vms import crash, healthy, heard, make_seen, nics, seen
+from wired_vms import crash, healthy, heard, make_seen, monitor, nics, seen
+
+from vmessctl.commands.capture.frames import Reader
+from vmessd.core import names
 
 LEAF, SPINE = "leaf0e1", "spine0e0"
 
@@ -293,10 +300,17 @@ def test_c112_the_link_follows_the_other_end(wired: WiredDaemon) -> None:
     assert healthy(wired)
 
 
-def test_c115_without_privileges_a_cable_is_a_socket(make_wired: Callable[..., WiredDaemon]) -> None:
+@pytest.fixture
+def unprivileged(make_wired: Callable[..., WiredDaemon]) -> WiredDaemon:
+    """A running daemon without CAP_NET_ADMIN, so that cables are sockets."""
     wired = make_wired()
     wired.wrapper = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
     wired.start()
+    return wired
+
+
+def test_c115_without_privileges_a_cable_is_a_socket(unprivileged: WiredDaemon) -> None:
+    wired = unprivileged
     vms = ("leaf1", "spine2", "oak3")  # whose frames are b0, c0 and d0
     for vm in vms:
         wired.make(vm, "talker")
@@ -320,6 +334,86 @@ def test_c115_without_privileges_a_cable_is_a_socket(make_wired: Callable[..., W
     assert [file.name for vm in vms for file in (wired.root / vm).glob("cable*")] == []
     assert wired.links() == {}
     assert healthy(wired)
+
+
+def test_the_link_follows_the_other_end_of_a_socket(unprivileged: WiredDaemon) -> None:
+    wired = unprivileged
+    for vm in ("leaf0", "spine0"):
+        make_seen(wired, vm, "-")
+    wired.done("leaf", "connect", "0", "spine:0", "start")
+    with seen(wired, "leaf0", 0) as leaf:
+        assert leaf.links() == [False]
+        assert "no link: spine0 is off" in wired.done("leaf", "info")
+        for line, up in (
+            ("spine start", True),
+            ("spine suspend", False),
+            ("spine resume", True),
+            ("spine cable 0 off", False),
+            ("spine cable 0 on", True),
+            ("spine stop force", False),
+            ("leaf carrier always", True),
+            ("leaf carrier none", False),
+        ):
+            wired.done(*line.split())
+            wait_for(lambda: leaf.links() == [up], what=f"the link {'up' if up else 'down'}: {line}")  # noqa: B023
+        wired.done("spine", "start")
+        crash(wired)
+        wait_for(lambda: leaf.links() == [True], what="the link up")
+        os.kill(wired.status("spine0")["pid"], signal.SIGKILL)
+        wait_for(lambda: leaf.links() == [False], what="the link down")
+    assert wired.links() == {}
+    assert healthy(wired)
+
+
+@contextmanager
+def sending(daemon: WiredDaemon, vm: str) -> Iterator[Callable[[bytes], None]]:
+    """A function that has the first card of a VM made by make_seen send a frame."""
+    place = daemon.directory / f"{vm}.frames"
+    address = {"type": "unix", "data": {"path": str(place)}}
+    with monitor(daemon, vm) as qemu, socket.socket(socket.AF_UNIX) as frames:
+        backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+        qemu.execute("chardev-add", id="frames", backend=backend)
+        card = {"netdev": "net0", "queue": "rx", "indev": "frames"}
+        qemu.execute("object-add", **{"qom-type": "filter-redirector", "id": "sender", **card})
+        frames.connect(str(place))
+        yield lambda frame: frames.sendall(struct.pack(">I", len(frame)) + frame)
+
+
+def test_every_frame_passes_a_socket_unchanged_and_is_captured(unprivileged: WiredDaemon) -> None:
+    wired = unprivileged
+    for vm in ("leaf0", "spine0"):
+        make_seen(wired, vm, "-")
+    wired.done("leaf", "connect", "0", "spine:0")
+    wired.done("leaf", "spine", "start")
+    for sender, receiver in (("leaf0", "spine0"), ("spine0", "leaf0")):
+        station = cast("Station", SimpleNamespace(mac=octets(names.mac(sender, 0))))
+        sent = [with_mark(station, kind, number) for number, kind in enumerate(EVERY_KIND)]
+        sent += [
+            octets(BROADCAST) + station.mac + b"\x88\xb5" + bytes(size - 14) for size in (1514, 9216, 64000)
+        ]
+        file = wired.directory / f"{receiver}.pcap"
+        with (
+            sending(wired, sender) as send,
+            wired.client(receiver, "capture", "0", str(file), f"--count={len(sent)}") as client,
+        ):
+            wait_for(lambda: file.exists() and file.stat().st_size >= 24, what="the capture")  # noqa: B023
+            for frame in sent:
+                send(frame)
+            assert client.wait(20) == 0
+        assert [frame.data for frame in Reader(None, 0).frames(file.read_bytes(), 0)] == sent
+
+
+def test_a_cable_that_is_a_socket_is_not_impaired_and_flaps(unprivileged: WiredDaemon) -> None:
+    for vm in ("leaf1", "spine2"):
+        unprivileged.make(vm)
+        unprivileged.done(vm, "ifadd", "1")
+    unprivileged.done("leaf1", "connect", "0", "spine2:0", "start")
+    for words in (["delay", "20ms"], ["loss", "1%"], ["--in", "rate", "1M"]):
+        said = refused(unprivileged, 1, "leaf1", "cable", "0", *words)
+        assert "interface 0 of leaf1 has no TAP: QEMU itself carries its frames, and can neither delay" in said
+    unprivileged.done("leaf1", "cable", "0", "flap", "5s/1s")
+    assert (unprivileged.root / "leaf1" / "IMPAIRMENTS").read_text() == "0 flap 5s/1s\n"
+    unprivileged.done("leaf1", "cable", "0", "good")
 
 
 def test_a_guest_that_goes_on_from_its_memory_sees_its_cables_as_they_are_now(wired: WiredDaemon) -> None:
