@@ -1,6 +1,7 @@
 """Network cards of which there are many, or with several queues, as the kernel and a Linux guest see them."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,50 @@ def test_c140_a_guest_has_64_cards_in_order_also_those_plugged_live(wired: Wired
     (directory / "serial.log").unlink()
     wired.done("newvm", "start")
     see(directory, 64)
+
+
+INIT = """#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null
+for module in $(cat /modules/order); do insmod /modules/$module; done
+ip link set eth0 up
+while :; do
+    ethtool eth0 >/now
+    if ! cmp -s /now /before; then
+        echo "<ethtool>"; cat /now; echo "</ethtool>"; mv /now /before
+    fi
+    usleep 200000
+done
+"""
+"""Shows what ethtool says of the link whenever it changes."""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("ethtool") is None, reason="ethtool is not installed")
+def test_ethtool_sees_the_link_and_its_speed_on_the_host_and_in_the_guest(wired: WiredDaemon) -> None:
+    program = str(shutil.which("ethtool"))
+    files = linuxguest.built(INIT, {"bin/ethtool": program}, ("virtio_pci", "virtio_net"))
+    settings = {"RAM": "256M", "NIC_MODEL": "virtio", "EXARGS": linuxguest.options(files=files)}
+    directory = wired.make("newvm0", guest=None, **settings)
+    wired.done("newvm", "ifadd", "1", "lab")
+
+    def on_the_host() -> str:
+        return wired.namespace.run(program, "newvm0e0").stdout
+
+    def in_the_guest() -> str:
+        text = (directory / "serial.log").read_text(errors="replace").replace("\r", "")
+        return text.rpartition("<ethtool>")[2] if text.endswith("</ethtool>\n") else ""
+
+    assert "Link detected: no" in on_the_host()
+    wired.done("newvm", "start")
+    wait_for(lambda: "Link detected: yes" in in_the_guest(), BOOT_TIME, "the link in the guest")
+    assert {"Speed: 10000Mb/s", "Duplex: Full"} <= {line.strip() for line in in_the_guest().splitlines()}
+    assert "Link detected: yes" in on_the_host()
+    assert "driver: tun" in wired.namespace.run(program, "-i", "newvm0e0").stdout
+    for word, link in (("off", "no"), ("on", "yes")):
+        wired.done("newvm", "cable", "0", word)
+        wait_for(lambda: f"Link detected: {link}" in in_the_guest(), BOOT_TIME, f"a cable that is {word}")  # noqa: B023
 
 
 @pytest.mark.long

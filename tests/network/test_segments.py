@@ -1,5 +1,6 @@
 """Bridges of vmess as network segments: what they let pass, what they learn, and how long frames may be."""
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 
@@ -92,6 +93,30 @@ def test_lacp_passes_between_a_guest_and_a_card_that_is_allowed(make_wired: Call
     wired.ip("link add theirs type bridge")
     wired.ip("link set card0 master theirs")
     assert port(wired, "card0")["group_fwd_mask"] == "0"
+
+
+@pytest.mark.long
+def test_the_tools_of_the_kernel_see_what_a_bridge_and_its_ports_were_told(wired: WiredDaemon) -> None:
+    def shown(*words: str) -> dict[str, object]:
+        [found] = json.loads(wired.namespace.run(*words).stdout)
+        assert isinstance(found, dict)
+        return found
+
+    def learns(tap: str) -> object:
+        return shown("bridge", "-details", "-json", "link", "show", "dev", tap)["learning"]
+
+    for vm in ("leaf0", "spine0", "oak0"):
+        wired.make(vm)
+    wired.done("leaf", "spine", "ifadd", "1", "lab")
+    assert [learns(tap) for tap in ("leaf0e0", "spine0e0")] == [False, False]
+    wired.done("oak", "ifadd", "1", "lab")
+    assert [learns(tap) for tap in ("leaf0e0", "spine0e0", "oak0e0")] == [True] * 3
+    told = {"mcast_snooping": 0, "group_fwd_mask": "0xfff8", "stp_state": 0, "forward_delay": 0}
+    bridge = wired.links()["lab"]["linkinfo"]["info_data"]
+    assert {key: bridge[key] for key in told} == told
+    assert {port(wired, tap)["group_fwd_mask"] for tap in ("leaf0e0", "spine0e0", "oak0e0")} == {"0xfffd"}
+    wired.done("net", "vlan", "lab", "--hub")
+    assert wired.links()["lab"]["linkinfo"]["info_data"]["ageing_time"] == 0
 
 
 def test_c114_a_station_that_moved_without_a_word_is_reached(lab: tuple[WiredDaemon, Station, Station]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from accounts import NOBODY, of_nobody
-from daemons import Daemon, own, wait_for
+from daemons import UNIT, Daemon, own, wait_for
 
 from vmessctl.client import Client
 from vmessctl.commands.capture.frames import Frame, Reader
@@ -123,6 +124,29 @@ def test_several_interfaces_are_in_one_file_with_their_names(daemon: Daemon, tmp
     assert all(f"{vm}e0".encode() in written for vm in (A, B))
     macs = [bytes.fromhex(names.mac(vm, 0).replace(":", "")) for vm in (A, B)]
     assert all(written.count(b"\xff" * 6 + mac + b"\x88\xb5") >= 3 for mac in macs)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+def test_tshark_reads_both_formats_with_the_names_of_interfaces(daemon: Daemon, tmp_path: Path) -> None:
+    talking(daemon, A, B)
+    one, several = tmp_path / "out.pcap", tmp_path / "out.pcapng"
+    daemon.done(A, "capture", "0", str(one), "--count", "5")
+    daemon.done(A, B, "capture", "all", str(several), "--seconds", "1")
+    macs = {f"{vm}e0": names.mac(vm, 0) for vm in (A, B)}
+    assert fields(one, "eth.src", "eth.type", "frame.len") == [[macs[f"{A}e0"], "0x88b5", "60"]] * 5
+    shown = fields(several, "frame.time_epoch", "frame.interface_name", "eth.src")
+    assert {(name, mac) for _, name, mac in shown} == set(macs.items())
+    moments = [float(moment) for moment, _, _ in shown]
+    assert moments == sorted(moments)
+    assert all(abs(time.time() - moment) < 20 * UNIT for moment in moments)
+
+
+def fields(file: Path, *wanted: str) -> list[list[str]]:
+    """What tshark reads of each frame."""
+    words = ["tshark", "-n", "-r", str(file), "-T", "fields", *(f"-e{field}" for field in wanted)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60 * UNIT)
+    return [line.split("\t") for line in done.stdout.splitlines()]
 
 
 def test_a_capture_of_a_vm_that_is_off_begins_with_its_first_frame_and_ends_with_its_run(

@@ -1,5 +1,6 @@
 """Consoles for other programs: over TCP, read-only, and typed on by a script, with real guests."""
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -16,7 +17,7 @@ import pexpect
 import pytest
 from consoles import VM as A
 from consoles import running
-from daemons import CLIENT, TESTS, Daemon, own, wait_for
+from daemons import CLIENT, TESTS, UNIT, Daemon, own, wait_for
 from sockets import received
 
 from vmessctl.commands.console.tcp_ports import by_name
@@ -215,6 +216,44 @@ def test_expect_of_debian_and_telnet_speak_to_it(daemon: Daemon) -> None:
             check=False,
         )
     assert done.returncode == 7, done.stdout
+
+
+@pytest.mark.long
+def test_scrapli_speaks_to_it(daemon: Daemon) -> None:
+    generic = pytest.importorskip("scrapli.driver.generic", reason="scrapli is not installed")
+    running(daemon, "prompt")
+    with (
+        listening(daemon, A) as ((port,), _),
+        generic.GenericDriver(
+            host="127.0.0.1",
+            port=port,
+            transport="telnet",
+            auth_bypass=True,
+            comms_prompt_pattern=r"^# ?$",
+            comms_return_char="\r",  # the guest knows no other end of a line
+            timeout_ops=20 * UNIT,
+        ) as router,
+    ):
+        assert router.get_prompt() == "#"
+        for line in ("show version", "show interfaces"):
+            reply = router.send_command(line)
+            assert (reply.failed, reply.result) == (False, "")
+    assert b"show version\r\n# show interfaces\r\n# " in Path(daemon.root, A, "serial.log").read_bytes()
+
+
+@pytest.mark.long
+async def test_telnetlib3_speaks_to_it(daemon: Daemon) -> None:
+    telnetlib3 = pytest.importorskip("telnetlib3", reason="telnetlib3 is not installed")
+    running(daemon, "prompt")
+    with listening(daemon, A) as ((port,), _):
+        reader, writer = await telnetlib3.open_connection("127.0.0.1", port, encoding="ascii")
+        async with asyncio.timeout(20 * UNIT):
+            writer.write("show version\r")
+            said = ""
+            while not said.endswith("show version\r\n# "):
+                said += await reader.read(1)
+        writer.close()
+        await writer.wait_closed()
 
 
 def _has(program: str) -> bool:
